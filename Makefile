@@ -1,0 +1,49 @@
+# `make` lists the targets. Every target that needs the environment makes it first.
+
+PYTHON ?= python3
+# Passed on: `make train ARGS="experiment=digits device=cpu"`, `make test ARGS="-k focal"`.
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help train test test-all lint format smoke ci clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+train: $(STAMP) ## train; ARGS are the command's (model=..., optimizer.lr=...)
+	$(BIN)/trainer train $(ARGS)
+
+test: $(STAMP) ## run the tests but the slow ones; ARGS are pytest's
+	$(PYTEST) $(ARGS)
+
+test-all: $(STAMP) ## run the slow tests too
+	$(PYTEST) -m "not gpu" $(ARGS)
+
+lint: $(STAMP) ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(STAMP) ## rewrite the code in the house's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+smoke: $(STAMP) ## one short training run, end to end, on the CPU
+	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && $(BIN)/trainer train debug=smoke device=cpu run.dir="$$dir/run" $(ARGS)
+
+ci: lint smoke test ## all that must pass before a change goes in
+
+clean: ## delete caches and built packages; .venv and runs/ stay
+	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,177 @@
+"""The documentation of the running interpreter: real sources, so what is asserted holds on every supported one."""
+
+import ast
+import inspect
+import json
+import sysconfig
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, concatenate_datasets
+
+from trainer.data.rows import normalized, split_of
+from trainer.data.stdlib_docs import StdlibDocs, documented
+from trainer.errors import DataError
+
+SOURCE = b'''"""About the module."""
+import os
+
+class Outer:
+    """About the class."""
+
+    async def run(self):
+        """About the coroutine.
+
+            Indented.
+        """
+
+        def inner():
+            "About the inner function."
+
+    class Nested:
+        def quiet(self): pass
+
+try:
+    def guarded():
+        """About\\d the guarded function."""
+except ImportError:
+    def guarded():
+        """About the fallback."""
+else:
+    if os:
+        def chosen():
+            """About the chosen one."""
+'''
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, Dataset]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return StdlibDocs().load()
+
+
+@pytest.fixture(scope="module")
+def samples(splits: dict[str, Dataset]) -> Dataset:
+    return concatenate_datasets(list(splits.values()))
+
+
+def test_what_is_documented_comes_in_order_with_names_kinds_and_lines() -> None:
+    assert list(documented(SOURCE)) == [
+        ("", "module", 1, "About the module."),
+        ("Outer", "class", 4, "About the class."),
+        ("Outer.run", "function", 7, "About the coroutine.\n\nIndented."),
+        ("Outer.run.inner", "function", 13, "About the inner function."),
+        ("guarded", "function", 20, "About\\d the guarded function."),
+        ("guarded", "function", 23, "About the fallback."),
+        ("chosen", "function", 27, "About the chosen one."),
+    ]
+
+
+@pytest.mark.parametrize("module", ["turtle", "typing", "_pydecimal", "asyncio/tasks", "tkinter/__init__"])
+def test_nothing_documented_is_missed(module: str) -> None:
+    source = Path(sysconfig.get_path("stdlib"), f"{module}.py").read_bytes()
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+
+    expected = sorted(text for node in nodes if (text := ast.get_docstring(node)))
+
+    assert sorted(sample.text for sample in documented(source)) == expected
+
+
+def test_there_are_thousands_of_samples_in_15_topics(samples: Dataset) -> None:
+    counts = Counter(samples["label"])
+
+    assert 5000 < len(samples) < 7500  # some systems package tkinter apart
+    assert len(counts) == 15
+    assert min(counts, key=counts.__getitem__) == "crypto"
+    assert 60 < counts["crypto"] < 80
+
+
+def test_texts_are_distinct_and_have_four_words(samples: Dataset) -> None:
+    texts = [normalized(text) for text in samples["text"]]
+
+    assert len(set(texts)) == len(texts)
+    assert min(len(text.split()) for text in texts) == 4
+
+
+def test_splits_follow_from_the_text_and_hold_every_topic(splits: dict[str, Dataset]) -> None:
+    total = sum(map(len, splits.values()))
+
+    assert list(splits) == ["train", "validation", "test"]
+    for split, samples in splits.items():
+        assert {split_of(text, {"validation": 0.1, "test": 0.1}) for text in samples["text"]} == {split}
+        assert len(set(samples["label"])) == 15
+        assert len(samples) == pytest.approx(total * (0.8 if split == "train" else 0.1), rel=0.1)
+
+
+def test_known_objects_are_found_under_their_topic_and_no_tests(samples: Dataset) -> None:
+    found = dict(
+        zip(samples["name"], zip(samples["label"], samples["kind"], samples["text"], strict=True), strict=True)
+    )
+
+    assert found["json.decoder.JSONDecoder.decode"] == ("internet", "function", inspect.getdoc(json.JSONDecoder.decode))
+    assert found["json"] == ("internet", "module", inspect.getdoc(json))
+    assert found["cmd.Cmd"][:2] == ("gui", "class")
+    assert not any(name.startswith(("test.", "idlelib.", "pip.")) or ".test." in name for name in found)
+
+
+def test_a_row_says_where_it_came_from(splits: dict[str, Dataset]) -> None:
+    sample = next(sample for sample in splits["train"] if sample["name"] == "json.decoder.JSONDecoder")
+
+    place = StdlibDocs().where("train", sample["row"])
+
+    file, line = place.split(", line ")
+    source = Path(sysconfig.get_path("stdlib"), file).read_text(encoding="utf-8").splitlines()
+    assert file == "json/decoder.py"
+    assert source[int(line) - 1].startswith("class JSONDecoder")
+    assert splits["train"].features["row"].dtype == "int64"
+
+
+def test_tests_duplicates_short_and_unknown_ones_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    many = "\n".join(f"def f{n}():\n    'What the function {n} does'" for n in range(100))
+    for name, source in {
+        "json/__init__.py": many,
+        "json/tests/case.py": "'A test of the package'",
+        "asyncio/tasks.py": "def again():\n    'What  the function\\n 7 does'",
+        "zipfile.py": "'Only three words'",
+        "idlelib/run.py": "'An application, not a library'",
+        "re/_parser.py": "'One of the engine'",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(source)
+
+    splits = StdlibDocs().load()
+
+    samples = concatenate_datasets(list(splits.values()))
+    assert Counter(samples["label"]) == {"internet": 99, "networking": 1, "text": 1}
+    assert set(samples["name"]) == {f"json.f{n}" for n in range(100) if n != 7} | {"asyncio.tasks.again", "re._parser"}
+    assert {split: rows.to_dict() for split, rows in StdlibDocs().load().items()} == {
+        split: rows.to_dict() for split, rows in splits.items()
+    }
+
+
+def test_the_fingerprint_follows_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    (tmp_path / "json").mkdir()
+    file = tmp_path / "json" / "decoder.py"
+    file.write_text("a = 1")
+    first = StdlibDocs().fingerprint
+
+    assert StdlibDocs().fingerprint == first
+    file.write_text("a = 11")
+    assert StdlibDocs().fingerprint != first
+
+
+def test_an_interpreter_without_sources_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "python311.zip"))
+
+    with pytest.raises(DataError, match=r"python311\.zip: does not hold the sources .* data=files"):
+        StdlibDocs().load()
+
+
+def test_a_column_is_named_for_a_message() -> None:
+    assert StdlibDocs().column("label") == "the column label of data=stdlib_docs"

@@ -1,0 +1,57 @@
+"""One exported folder for all tests that look at one: writing ONNX takes seconds."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.export.toy import ToyModel, ToyTask, batches
+from trainer.export.artifacts import Artifact, publish
+
+
+@dataclass(frozen=True)
+class Published:
+    """What `publish` gave for the toy model, and the state of the world before and after."""
+
+    folder: Path
+    artifacts: list[Artifact]
+    model: ToyModel
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+def world(model: torch.nn.Module) -> dict[str, Any]:
+    """All that `publish` must leave as it is."""
+    return {
+        "python": random.getstate(),
+        "numpy": [np.asarray(part).tolist() for part in np.random.get_state()],
+        "torch": torch.get_rng_state().tolist(),
+        "modes": [module.training for module in model.modules()],
+        "weights": {name: value.tolist() for name, value in model.state_dict().items()},
+        "requires_grad": [parameter.requires_grad for parameter in model.parameters()],
+        "grad": torch.is_grad_enabled(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    folder = tmp_path_factory.mktemp("run") / "export"
+    model = ToyModel().train()
+    model.head.eval()
+    before = world(model)
+    artifacts = publish(
+        folder,
+        model,
+        ToyTask(),
+        batches,
+        {"step": 930, "weights": "ema"},
+        formats=["onnx", "torchscript"],
+        tolerance=1e-4,
+        metric_budget=0.0,
+    )
+    return Published(folder, artifacts, model, before, world(model))

@@ -1,0 +1,156 @@
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.export.conftest import Published
+from tests.export.toy import ToyModel, ToyTask, batches
+from trainer.errors import ConfigError, ProofError
+from trainer.export.artifacts import publish
+
+
+def publish_toy(folder: Path, model: nn.Module, **settings: Any) -> list[Any]:
+    settings = {"formats": ["torchscript"], "tolerance": 1e-4, "metric_budget": 0.0, **settings}
+    return publish(folder, model, ToyTask(), batches, {}, **settings)
+
+
+def test_folder_holds_everything_and_nothing_else(published: Published) -> None:
+    assert sorted(path.name for path in published.folder.iterdir()) == [
+        "golden.npz",
+        "labels.json",
+        "manifest.json",
+        "model.onnx",
+        "model.torchscript.pt",
+        "predict.py",
+        "tokenizer.json",
+    ]
+
+
+def test_caller_notices_nothing(published: Published) -> None:
+    assert published.before == published.after
+
+
+def test_artifacts_for_the_table(published: Published) -> None:
+    by_name = {artifact.name: artifact for artifact in published.artifacts}
+    assert list(by_name) == ["onnx", "torchscript"]
+    accuracy = ToyTask().metrics()["accuracy"]
+    model = ToyModel().eval()
+    for batch in batches():
+        accuracy.update(model(**batch.inputs), batch.target)
+    for artifact in by_name.values():
+        assert artifact.path.stat().st_size == artifact.num_bytes
+        assert artifact.largest_difference < 1e-5
+        assert artifact.agreement == 1.0
+        assert artifact.metric == artifact.pytorch_metric == accuracy.compute().item()
+        assert set(artifact.timings[0].milliseconds) == {"pytorch", "onnx", "torchscript"}
+
+
+def test_manifest_describes_every_file(published: Published) -> None:
+    manifest = json.loads((published.folder / "manifest.json").read_text("utf-8"))
+    described = [*manifest["artifacts"].values(), *manifest["files"]]
+    assert {entry["file"] for entry in described} | {"manifest.json"} == {p.name for p in published.folder.iterdir()}
+    for entry in described:
+        content = (published.folder / entry["file"]).read_bytes()
+        assert entry["bytes"] == len(content)
+        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_manifest_says_how_it_was_proved(published: Published) -> None:
+    manifest = json.loads((published.folder / "manifest.json").read_text("utf-8"))
+    assert manifest["formats"] == ["onnx", "torchscript"]
+    assert manifest["provenance"] == {"step": 930, "weights": "ema"}
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["axes"] == {"batch": [1, None], "sequence": [1, 24]}
+    declared = {"dtype": "int64", "shape": ["batch", "sequence"]}
+    assert manifest["inputs"] == {"input_ids": declared, "attention_mask": declared}
+    assert manifest["artifacts"]["onnx"]["output"] == {"name": "output", "shape": ["batch", 3]}
+    assert manifest["artifacts"]["torchscript"]["inputs"] == ["input_ids", "attention_mask"]
+    for artifact in manifest["artifacts"].values():
+        tried = {(row["sizes"]["batch"], row["sizes"]["sequence"], row["padded"]) for row in artifact["shapes"]}
+        assert {(1, 1, False), (1, 24, True), (3, 1, False), (3, 24, False)} <= tried
+        assert artifact["metrics"] == manifest["metrics"]
+        assert artifact["largest_difference"] >= max(row["difference"] for row in artifact["shapes"])
+    assert {row["sizes"]["batch"] for row in manifest["timings"]["rows"]} == {1, 8}
+
+
+def test_golden_outputs_are_those_of_the_model(published: Published) -> None:
+    with np.load(published.folder / "golden.npz", allow_pickle=False) as golden:
+        inputs = {name.removeprefix("input."): golden[name] for name in golden.files if name.startswith("input.")}
+        output = golden["output"]
+    assert output.shape == (4, 3)
+    assert (inputs["attention_mask"] == 0).any()
+    session = onnxruntime.InferenceSession(str(published.folder / "model.onnx"))
+    np.testing.assert_allclose(session.run(None, inputs)[0], output, atol=1e-6, rtol=0)
+
+
+def test_past_the_tolerance_the_file_goes_and_the_proved_one_stays(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "model.onnx").write_text("of an earlier call")
+    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / ".tmp-killed").mkdir()
+    with pytest.raises(ProofError) as caught:  # ONNX Runtime rounds otherwise than torch, TorchScript does not
+        publish_toy(tmp_path, ToyModel(), formats=["onnx", "torchscript"], tolerance=0.0)
+    (message,) = caught.value.messages
+    assert message.startswith("model.onnx: output[")
+    assert "batch=" in message
+    assert "input_ids (" in message
+    assert "within 0, got " in message
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"model.torchscript.pt", "manifest.json", "golden.npz", "labels.json", "tokenizer.json"}
+    assert json.loads((tmp_path / "manifest.json").read_text("utf-8"))["formats"] == ["torchscript"]
+    assert capfd.readouterr() == ("", "")
+    # torch's own trace goes to a file if anywhere: it cannot be disabled and never propagates.
+    assert {record.name for record in caplog.records} <= {"torch.__trace"}
+
+
+class Frozen(ToyModel):
+    """Reads a size as a Python number, which tracing writes down as a constant."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Any = None) -> Tensor:
+        positions = torch.arange(int(input_ids.shape[1]))
+        return super().forward(input_ids, attention_mask, positions)
+
+
+def test_frozen_dimension_in_torchscript(tmp_path: Path) -> None:
+    with pytest.raises(ProofError, match=r"model\.torchscript\.pt: output\[0, \d\] at batch=1, sequence=1, without"):
+        publish_toy(tmp_path, Frozen())
+    assert list(tmp_path.iterdir()) == []
+
+
+class Constant(ToyModel):
+    """Takes one length alone."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Any = None) -> Tensor:
+        if input_ids.shape[1] == 12:
+            return super().forward(input_ids, attention_mask)
+        return super().forward(input_ids, attention_mask) * 2
+
+
+def test_frozen_dimension_in_onnx(tmp_path: Path) -> None:
+    with pytest.raises(ProofError, match=r"model\.onnx: cannot be exported: .*sequence"):
+        publish_toy(tmp_path, Constant(), formats=["onnx"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_branch_taken_by_the_traced_shape_alone(tmp_path: Path) -> None:
+    with pytest.raises(ProofError, match=r"model\.torchscript\.pt: output\[\d, \d\] at batch=1, sequence=1"):
+        publish_toy(tmp_path, Constant())
+
+
+def test_nothing_to_write(tmp_path: Path) -> None:
+    assert publish_toy(tmp_path / "export", ToyModel(), formats=[]) == []
+    assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize("name", ["tolerance", "metric_budget"])
+@pytest.mark.parametrize("value", [-1e-9, float("nan")])
+def test_limits_are_not_negative(tmp_path: Path, name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}: must not be negative"):
+        publish_toy(tmp_path, ToyModel(), **{name: value})

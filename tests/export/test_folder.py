@@ -1,0 +1,62 @@
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer.export.folder import describe, publish_files, staging, write_json
+
+
+def test_stage_is_gone_afterwards_and_so_are_those_of_killed_processes(tmp_path: Path) -> None:
+    (tmp_path / "export" / ".tmp-killed").mkdir(parents=True)
+    with staging(tmp_path / "export") as stage:
+        (stage / "model.onnx").write_text("half")
+        assert list(stage.parent.iterdir()) == [stage]
+    assert list((tmp_path / "export").iterdir()) == []
+
+
+def test_stage_is_gone_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), staging(tmp_path):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_publishing_replaces_and_removes(tmp_path: Path) -> None:
+    for name in ("manifest.json", "model.onnx", "old.bin", "mine.txt"):
+        (tmp_path / name).write_text("old")
+    with staging(tmp_path) as stage:
+        for name in ("manifest.json", "model.onnx", "labels.json"):
+            (stage / name).write_text("new")
+        publish_files(stage, tmp_path, known=["model.onnx", "old.bin"])
+    content = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert content == {"manifest.json": "new", "model.onnx": "new", "labels.json": "new", "mine.txt": "old"}
+
+
+def test_folder_that_was_published_by_half_has_no_manifest(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("old")
+    (tmp_path / "zzz.onnx").mkdir()  # cannot be replaced by a file
+    with staging(tmp_path) as stage:
+        (stage / "manifest.json").write_text("new")
+        (stage / "zzz.onnx").write_text("new")
+        with pytest.raises(IsADirectoryError):
+            publish_files(stage, tmp_path, known=[])
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_json_is_strict(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    write_json(path, {"nan": float("nan"), "rows": [{"inf": (float("-inf"), 0.5)}], "text": "ü", "none": None})
+    text = path.read_text("utf-8")
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "nan": None,
+        "rows": [{"inf": [None, 0.5]}],
+        "text": "ü",
+        "none": None,
+    }
+    assert text.endswith("}\n")
+
+
+def test_description(tmp_path: Path) -> None:
+    path = tmp_path / "labels.json"
+    path.write_bytes(b"abc")
+    assert describe(path) == {"file": "labels.json", "bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}

@@ -1,0 +1,75 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tests.optimizer.reference import gradients, named_parameters
+from trainer.errors import ConfigError
+from trainer.optimizer.adamw import adamw
+
+VALUES = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.3}
+
+
+def by_the_paper(start: torch.Tensor, steps: int, weight_decay: float) -> torch.Tensor:
+    """Algorithm 2 of Loshchilov and Hutter 2019, the decay times the rate as in torch."""
+    (beta1, beta2), value = VALUES["betas"], start.clone()
+    m, v = torch.zeros_like(value), torch.zeros_like(value)
+    for t in range(1, steps + 1):
+        g = gradients(t, value)
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g * g
+        value = value - VALUES["lr"] * weight_decay * value
+        value = value - VALUES["lr"] * (m / (1 - beta1**t)) / ((v / (1 - beta2**t)).sqrt() + VALUES["eps"])
+    return value
+
+
+def test_updates_are_the_papers():
+    parameters = named_parameters()
+    start = {name: parameter.detach().clone() for name, parameter in parameters}
+    optimizer = adamw(parameters, **VALUES, undecayed={"table"})
+    for step in range(1, 11):
+        for _, parameter in parameters:
+            parameter.grad = gradients(step, parameter)
+        optimizer.step()
+    decay = {"weight": 0.3, "table": 0.0, "bias": 0.0}
+    for name, parameter in parameters:
+        assert torch.allclose(parameter, by_the_paper(start[name], 10, decay[name]), rtol=1e-12, atol=1e-13)
+
+
+def test_groups_carry_names_and_values():
+    optimizer = adamw(named_parameters(), **VALUES, undecayed={"table"})
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert [group["param_names"] for group in optimizer.param_groups] == [["weight"], ["table", "bias"]]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["betas"], group["eps"], group["fused"]) == (0.01, (0.9, 0.99), 1e-8, True)
+
+
+def test_torch_chooses_the_kernel_where_none_is_fused():
+    optimizer = adamw([("weight", nn.Parameter(torch.zeros(2, 2, device="meta")))], **VALUES)
+    assert optimizer.param_groups[0]["fused"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", 0.0),
+        ("lr", -1.0),
+        ("lr", math.nan),
+        ("lr", math.inf),
+        ("betas", (0.9, 1.0)),
+        ("betas", (-0.1, 0.9)),
+        ("betas", (0.9,)),
+        ("eps", 0.0),
+        ("weight_decay", -0.1),
+        ("weight_decay", math.nan),
+    ],
+)
+def test_values_out_of_range(name, value):
+    with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
+        adamw(named_parameters(), **{**VALUES, name: value})
+
+
+def test_betas_may_come_as_a_list():
+    assert adamw(named_parameters(), **{**VALUES, "betas": [0.5, 0.6]}).param_groups[0]["betas"] == (0.5, 0.6)

@@ -1,0 +1,63 @@
+"""`trainer export`: a checkpoint's weights as artifacts, each proved equal to the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from trainer.commands.folders import existing_run_folder
+from trainer.config.schema import ExportJob
+from trainer.config.stored import job_from_text
+from trainer.report.console import open_console, table
+
+if TYPE_CHECKING:
+    from trainer.commands.trained import Trained
+    from trainer.export.artifacts import Artifact
+
+
+def run(job: ExportJob, config: dict[str, Any]) -> None:
+    """Writes and proves the artifacts of a run into its `export/` and prints what was proved.
+
+    Args:
+        job: The checked config.
+        config: The same as plain data; not needed.
+    """
+    from trainer.commands.trained import load_trained
+
+    trained = load_trained(
+        existing_run_folder(job.run),
+        lambda text: job_from_text(text, trust=job.trust, overrides=job.stored_overrides),
+        checkpoint=job.checkpoint,
+        weights=job.weights,
+        device="cpu",
+    )
+    show_artifacts(open_console("auto"), export_trained(trained, job.export, job.split))
+
+
+def export_trained(trained: Trained, export: dict[str, Any], split: str) -> list[Artifact]:
+    """The artifacts that the group `export` asks for, proved on a split."""
+    from trainer.build.instantiate import make
+    from trainer.commands.trained import split_batches
+
+    publish = make("export", export)
+    artifacts: list[Artifact] = publish(
+        trained.folder / "export",
+        trained.model.cpu(),
+        trained.task,
+        lambda: split_batches(trained, split, "padded"),
+        trained.provenance | {"split": split},
+    )
+    return artifacts
+
+
+def show_artifacts(console: Console, artifacts: list[Artifact]) -> None:
+    """Two tables: what was proved of each artifact, and how long each takes beside PyTorch."""
+    if not artifacts:
+        return
+    table(
+        console,
+        f"artifacts in {artifacts[0].path.parent}",
+        ["artifact", "bytes", "largest difference", "decisions agree", "metric", "PyTorch's"],
+        [[a.path.name, a.num_bytes, a.largest_difference, a.agreement, a.metric, a.pytorch_metric] for a in artifacts],
+    )

@@ -1,0 +1,76 @@
+"""Run folders: where a new run goes, which one is meant."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+
+from trainer.config.schema import RunSection
+from trainer.errors import CheckpointError, explain
+
+RUNS = Path("runs")
+CHECKPOINTS = "checkpoints"
+
+
+def new_run_folder(run: RunSection) -> Path:
+    """Makes the folder of a new run: `run.dir`, else `runs/<date>_<time>[_name]`, with a number where that is taken.
+
+    Raises:
+        CheckpointError: `run.dir` holds a run already, or cannot be made.
+    """
+    if run.dir is not None:
+        folder = Path(run.dir)
+        if (folder / CHECKPOINTS).is_dir():
+            remedy = f"Go on with resume={folder}, or name another folder"
+            raise CheckpointError(explain("run.dir", "holds a run already", remedy, value=run.dir))
+        return _make("run.dir", folder)
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + (f"_{run.name}" if run.name else "")
+    for number in count(1):
+        folder = RUNS / (stamp if number == 1 else f"{stamp}_{number}")
+        if not folder.exists():
+            return _make("run.name", folder)
+    raise AssertionError("count never ends")
+
+
+def fixed_run_folder(run: RunSection) -> Path:
+    """The folder that `resume=auto` goes on in or starts: `run.dir`, else `runs/<name>`."""
+    assert run.dir is not None or run.name is not None, "the config was checked"
+    return _make("run.name", Path(run.dir) if run.dir is not None else RUNS / str(run.name))
+
+
+def existing_run_folder(path: str | None) -> Path:
+    """The run folder of a path: a run folder itself, or one of its checkpoints; None takes the newest run.
+
+    Raises:
+        CheckpointError: There is no run there.
+    """
+    if path is None:
+        return newest_run()
+    folder = Path(path)
+    for candidate in (folder, folder.parent, folder.parent.parent):
+        if (candidate / CHECKPOINTS).is_dir():
+            return candidate
+    problem = "holds no run" if folder.exists() else "no such folder"
+    raise CheckpointError(explain("run", problem, "Give a run folder or one of its checkpoints", value=path))
+
+
+def newest_run() -> Path:
+    """The run under `runs/` that took the newest checkpoint.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    runs = [folder for folder in RUNS.glob("**/") if (folder / CHECKPOINTS).is_dir()]
+    if not runs:
+        problem = f"there is no run under {RUNS.absolute()}"
+        raise CheckpointError(explain("run", problem, "Train one, or name its folder: run=PATH"))
+    return max(runs, key=lambda folder: (folder / CHECKPOINTS).stat().st_mtime)
+
+
+def _make(key: str, folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(explain(key, f"cannot be made ({error.strerror})", value=str(folder))) from error
+    return folder

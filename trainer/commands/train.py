@@ -1,0 +1,148 @@
+"""`trainer train`: builds, fits, scores the best weights on the test split, and writes the artifacts."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from trainer.commands.folders import CHECKPOINTS, existing_run_folder, fixed_run_folder, new_run_folder
+from trainer.config.policy import resume_config
+from trainer.config.schema import TrainJob
+from trainer.config.stored import config_text, job_from_config, job_from_text, stored_config
+from trainer.errors import Interrupted
+from trainer.report.console import open_console, table
+from trainer.signals import StopSignals
+
+if TYPE_CHECKING:
+    from trainer.build.training import Training
+    from trainer.checkpoint.snapshot import Snapshot
+
+logger = logging.getLogger(__name__)
+
+
+def run(job: TrainJob, config: dict[str, Any]) -> None:
+    """Trains a job to its end.
+
+    Args:
+        job: The checked config.
+        config: The same as plain data, to be stored.
+
+    Raises:
+        TrainerError: Whatever a user can mend or has asked for.
+    """
+    from trainer.checkpoint.lock import run_lock
+
+    with StopSignals() as signals:
+        folder = _folder(job)
+        try:
+            with run_lock(folder):
+                snapshot = _snapshot(job, folder)
+                if snapshot is not None and job.resume == "auto":
+                    job, config = _agree(config, snapshot)
+                _run(job, config, folder, snapshot, signals)
+        except Interrupted as error:
+            raise Interrupted(*error.messages, f"go on with: trainer train resume={folder}") from error
+
+
+def _folder(job: TrainJob) -> Path:
+    if job.resume is None:
+        return new_run_folder(job.run)
+    return fixed_run_folder(job.run) if job.resume == "auto" else existing_run_folder(job.resume)
+
+
+def _snapshot(job: TrainJob, folder: Path) -> Snapshot | None:
+    from trainer.checkpoint.store import Store
+
+    store = Store(folder / CHECKPOINTS, job.checkpoint.keep)
+    if job.resume is None or (job.resume == "auto" and not store.list()):
+        return None
+    named = Path(job.resume).name
+    return store.load(named if named.startswith("step-") else "last")
+
+
+def _agree(config: dict[str, Any], snapshot: Snapshot) -> tuple[TrainJob, dict[str, Any]]:
+    """The config to go on with, where it may differ from the stored one at all."""
+    merged, notes = resume_config(stored_config(snapshot.documents["config.yaml"]), config)
+    for note in notes:
+        logger.info(note)
+    return job_from_config(merged), merged
+
+
+def _run(
+    job: TrainJob, config: dict[str, Any], folder: Path, snapshot: Snapshot | None, signals: StopSignals
+) -> None:
+    from trainer.build.training import Length, build_training
+    from trainer.checkpoint.saver import Saver
+    from trainer.checkpoint.store import Store
+    from trainer.loop import fit
+    from trainer.report.console import screen
+    from trainer.report.jsonl import JsonLines
+    from trainer.report.logs import run_logs
+    from trainer.report.reports import Reports
+    from trainer.report.tensorboard import TensorBoard
+
+    console = open_console(job.logger.console)
+    text = config_text(config)
+    with ExitStack() as stack:
+        stack.enter_context(run_logs(folder / "trainer.log", console, quiet=job.logger.console == "none"))
+        logger.info("run folder: %s", folder)
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
+        saver = Saver(Store(folder / CHECKPOINTS, job.checkpoint.keep))
+        stack.callback(saver.close)
+
+        def open_report(length: Length) -> Reports:
+            return stack.enter_context(
+                Reports(
+                    screen(job.logger.console, console, total_steps=length.total_steps),
+                    JsonLines(folder / "metrics.jsonl"),
+                    TensorBoard(folder / "tensorboard") if job.logger.tensorboard else None,
+                )
+            )
+
+        training = build_training(job, text, saver.submit, open_report, snapshot)
+        _announce(job, training)
+        with signals.deferred():
+            fit(training.run, training.state, signals.stopping)
+        saver.close()
+        signals.raise_if_stopping()
+        _finish(job, folder, training, console)
+
+
+def _announce(job: TrainJob, training: Training) -> None:
+    run, state = training.run, training.state
+    micro_batch = -(-job.train.batch_size // job.train.accumulate)
+    logger.info(
+        "a step is %d samples = %d micro-batch%s of %d; %d steps an epoch, %d in all; %s, %s, %d parameters",
+        *(job.train.batch_size, job.train.accumulate, "" if job.train.accumulate == 1 else "es", micro_batch),
+        *(run.steps_per_epoch, run.total_steps, run.device, job.precision),
+        sum(parameter.numel() for parameter in run.model.parameters()),
+    )
+    event = "resume" if state.step else "start"
+    run.report.log(event, step=state.step, epoch=state.step / run.steps_per_epoch, values={"seed": job.seed})
+
+
+def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -> None:
+    """Evaluates and exports the best checkpoint, just as `eval` and `export` would."""
+    from trainer.commands.export import export_trained, show_artifacts
+    from trainer.commands.trained import evaluate_split, load_trained, result_rows, save_model
+
+    best = load_trained(
+        folder, lambda text: job_from_text(text, trust=None), checkpoint="best", weights="auto", device=job.device
+    )
+    split = "test" if "test" in best.encoded.splits else "validation"
+    values = evaluate_split(best, split, "fp32")
+    run, state = training.run, training.state
+    event = {"split": split, "weights": best.weights, "best_step": best.step, **values}
+    run.report.log("eval", step=state.step, epoch=state.step / run.steps_per_epoch, values=event)
+    save_model(best)
+    artifacts = export_trained(best, job.export, split)
+    run.report.log("end", step=state.step, epoch=state.step / run.steps_per_epoch, values={"formats": [a.name for a in artifacts]})
+    if job.logger.console != "none":
+        columns, rows = result_rows([(split, best, values)])
+        table(console, f"{folder}", columns, rows)
+        show_artifacts(console, artifacts)

@@ -1,0 +1,143 @@
+"""A trained model out of a run folder, with all that evaluating and exporting it needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.build import parts
+from trainer.checkpoint.store import Store
+from trainer.commands.folders import CHECKPOINTS
+from trainer.config.schema import TrainJob
+from trainer.data.encode import Encoded
+from trainer.data.loader import Batches, evaluation_batches
+from trainer.errors import ConfigError, explain, nearest
+from trainer.evaluate import evaluate
+from trainer.precision import Precision, PrecisionName
+from trainer.protocols import Batch, Batching, Loss, Task
+from trainer.resume import chosen_weights, load_weights
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint says, made again.
+
+    Attributes:
+        folder: The run folder.
+        job: The run's config.
+        step: The checkpoint's step.
+        weights: `raw` or `ema`.
+        task, model, loss, encoded: Its parts, the model with the chosen weights, in evaluation mode.
+        device: Where they are.
+        provenance: Where the weights come from, for whoever gets an artifact.
+    """
+
+    folder: Path
+    job: TrainJob
+    step: int
+    weights: str
+    task: Task
+    model: nn.Module
+    loss: Loss
+    encoded: Encoded
+    device: torch.device
+    provenance: dict[str, Any]
+
+
+def load_trained(
+    folder: Path, read_config: Callable[[str], TrainJob], *, checkpoint: str, weights: str, device: str
+) -> Trained:
+    """The model of a checkpoint.
+
+    Args:
+        folder: The run folder.
+        read_config: The stored config's text to a checked job; refuses what it does not trust.
+        checkpoint: `best`, `last` or `step-N`.
+        weights: `raw`, `ema`, or `auto` for those that scored better.
+        device: As in a config.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it is damaged.
+    """
+    snapshot = Store(folder / CHECKPOINTS, keep=2).load(checkpoint)
+    config_text = snapshot.documents["config.yaml"]
+    job = read_config(config_text)
+    where = parts.build_device(device)
+    task = parts.build_task(job, json.loads(snapshot.documents["task.json"]))
+    encoded = parts.build_encoded(job, task, fitted=True)
+    model = parts.build_model(job, task, encoded, where)
+    chosen, tensors = chosen_weights(snapshot, weights)
+    load_weights(model, tensors)
+    loss = parts.build_loss(job, task, where)
+    if isinstance(loss, nn.Module) and "loss" in snapshot.tensors:
+        load_weights(loss, snapshot.tensors["loss"])
+    provenance = {
+        "run": folder.name,
+        "step": snapshot.step,
+        "weights": chosen,
+        "score": json.loads(snapshot.documents["state.json"])["score"],
+        "config_sha256": hashlib.sha256(config_text.encode()).hexdigest(),
+        "data": encoded.fingerprint,
+    }
+    return Trained(folder, job, snapshot.step, chosen, task, model.eval(), loss, encoded, where, provenance)
+
+
+def split_batches(trained: Trained, split: str, batching: Batching) -> Iterable[Batch]:
+    """The batches of a split, in order.
+
+    Raises:
+        ConfigError: There is no such split.
+    """
+    splits = trained.encoded.splits
+    if split not in splits:
+        raise ConfigError(explain("split", "the data has no such split", nearest(split, list(splits)), value=split))
+    batches = Batches(splits[split], trained.task, batching, trained.job.seed)
+    return evaluation_batches(
+        batches, trained.job.loader.eval_batch_size, parts.loader_options(trained.job, trained.device)
+    )
+
+
+def evaluate_split(trained: Trained, split: str, precision: PrecisionName) -> dict[str, float]:
+    """Loss and metrics on a split, also written to `eval/<split>.json` in the run folder."""
+    values = evaluate(
+        trained.model,
+        trained.loss,
+        split_batches(trained, split, trained.job.loader.batching),
+        trained.task.metrics(),
+        precision=Precision(precision, trained.device),
+        device=trained.device,
+    )
+    file = trained.folder / "eval" / f"{split}.json"
+    file.parent.mkdir(exist_ok=True)
+    document = {"split": split, "step": trained.step, "weights": trained.weights, "precision": precision, **values}
+    file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return values
+
+
+def result_rows(splits: Sequence[tuple[str, Trained, dict[str, float]]]) -> tuple[list[str], list[list[Any]]]:
+    """A table of evaluations: its columns and rows."""
+    names = list(splits[0][2])
+    rows = [[split, trained.step, trained.weights, *values.values()] for split, trained, values in splits]
+    return ["split", "step", "weights", *names], rows
+
+
+def save_model(trained: Trained) -> Path:
+    """Writes `model/` in the run folder: the chosen weights, what they are the weights of, and the task's files."""
+    from safetensors.torch import save_file
+
+    folder = trained.folder / "model"
+    folder.mkdir(exist_ok=True)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in trained.model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    config = {"model": trained.job.model, "facts": trained.task.facts(), "provenance": trained.provenance}
+    (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name, text in trained.task.artifact_files().items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder

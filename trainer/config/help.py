@@ -1,0 +1,71 @@
+"""The help of a verb: its keys with their defaults, its groups with their options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from trainer.config import schema
+from trainer.config.catalogue import Catalogue, catalogue, own_folder, working_folder
+
+_HIDDEN = ("_target_", "_partial_", "_convert_", "defaults")
+
+
+def verb_help(verb: str, argv: list[str]) -> str:
+    """The keys of a verb; of each group those of the option that `argv` chooses, else of the default one."""
+    kind = schema.JOBS[verb]
+    folders = catalogue([own_folder(), working_folder()])
+    chosen = dict(text.lstrip("+").split("=", 1) for text in argv if "=" in text)
+    lines = [*_keys(kind), *_groups(verb, kind, folders, chosen), *_stored(kind)]
+    return "\n".join(lines)
+
+
+def _keys(kind: type) -> Iterator[str]:
+    own = {name: value for name, value in schema.defaults(kind).items() if not isinstance(value, Mapping)}
+    yield from ["", "keys"]
+    yield from _table("", own, kind)
+    for name, section in schema.sections(kind).items():
+        yield from ["", f"{name}: {schema.doc(kind, name)}"]
+        yield from _table(f"{name}.", schema.defaults(section), section)
+
+
+def _table(prefix: str, values: Mapping[str, Any], kind: type) -> Iterator[str]:
+    rows = [(f"{prefix}{key}={_shown(value)}", schema.doc(kind, key)) for key, value in values.items()]
+    width = max(len(left) for left, _ in rows)
+    yield from (f"  {left:<{width}}  {doc}" for left, doc in rows)
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
+
+
+def _groups(verb: str, kind: type, folders: Catalogue, chosen: Mapping[str, str]) -> Iterator[str]:
+    defaults = _default_options(verb, folders)
+    for group in schema.groups(kind):
+        option = chosen.get(group, defaults.get(group, ""))
+        yield from ["", f"{group}={option}: {schema.doc(kind, group)}; options: {', '.join(folders.options(group))}"]
+        yield from _option(group, option, folders)
+    for group in schema.BARE_GROUPS if verb == "train" else ():
+        yield from ["", f"{group}: sets several keys at once; options: {', '.join(folders.options(group))}"]
+
+
+def _default_options(verb: str, folders: Catalogue) -> dict[str, str]:
+    listed = folders.defaults(verb)
+    return {str(group): str(option) for item in listed if isinstance(item, Mapping) for group, option in item.items()}
+
+
+def _option(group: str, option: str, folders: Catalogue) -> Iterator[str]:
+    """The lines of an option's file, comments included: it is written to be read."""
+    file = folders.file(group, option)
+    for line in file.read_text(encoding="utf-8").splitlines() if file else ():
+        if not line.startswith((*_HIDDEN, "#")) and line.strip():
+            nested = line.startswith((" ", "-"))
+            yield f"    {line}" if nested else f"  {group}.{line}"
+
+
+def _stored(kind: type) -> Iterator[str]:
+    if sections := schema.stored_sections(kind):
+        names = " and ".join(f"{name}.<key>" for name in sections)
+        yield from ["", f"{names} replace what the run was trained with, e.g. data.test=new.csv or loader.workers=2"]

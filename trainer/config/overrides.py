@@ -1,0 +1,112 @@
+"""The command line after the verb: Hydra's flags and overrides, read by Hydra's own parsers."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override, ValueType
+from hydra.errors import HydraException
+
+from trainer.config.catalogue import Catalogue
+from trainer.errors import ConfigError, explain
+
+
+@dataclass(frozen=True)
+class Command:
+    """What follows the verb.
+
+    Attributes:
+        overrides: `key=value` and its forms, as written.
+        flags: Hydra's flags with their values, as written.
+        options: The same flags, parsed.
+    """
+
+    overrides: tuple[str, ...]
+    flags: tuple[str, ...]
+    options: argparse.Namespace
+
+    @property
+    def multirun(self) -> bool:
+        """Whether it is a sweep."""
+        return bool(self.options.multirun)
+
+    @property
+    def shows(self) -> bool:
+        """Whether Hydra is asked to show something instead of running a job."""
+        given = self.options
+        return bool(given.cfg or given.info or given.hydra_help or given.shell_completion)
+
+
+def split(argv: Sequence[str]) -> tuple[Command, list[str]]:
+    """The flags and overrides of a command line, in any order, and what is wrong with the flags."""
+    parser = get_args_parser()
+    known = sorted(flag for action in parser._actions for flag in action.option_strings)
+
+    def fail(message: str) -> NoReturn:
+        raise ConfigError(f"{message[0].upper()}{message[1:]}.")
+
+    parser.error = fail  # type: ignore[method-assign]  # argparse would print its own usage and exit
+    options, unknown = parser.parse_known_intermixed_args(list(argv))
+    faults = [_unknown_flag(flag, known) for flag in unknown]
+    rest = list(argv)
+    for text in (*options.overrides, *unknown):
+        rest.remove(text)
+    return Command(tuple(options.overrides), tuple(rest), options), faults
+
+
+def _unknown_flag(flag: str, known: Sequence[str]) -> str:
+    near = get_close_matches(flag.partition("=")[0], known, n=1)
+    return explain(flag, "there is no such flag", f"Did you mean {near[0]}" if near else f"Known: {', '.join(known)}")
+
+
+def parse(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
+    """The overrides that can be read, and a message with the spot for each of the others."""
+    parser = OverridesParser.create()
+    read: list[Override] = []
+    faults: list[str] = []
+    for text in texts:
+        try:
+            override = parser.parse_override(text)
+            if not override.key_or_group:
+                raise HydraException
+            read.append(override)
+        except HydraException as error:
+            faults.append(_unreadable(text, error.__cause__))
+    return read, faults
+
+
+def _unreadable(text: str, cause: Any) -> str:
+    if text.find("=") < 1 and not text.startswith("~"):
+        return explain(text, "is neither a verb's key nor a flag", "Overrides are written key=value, without spaces")
+    token = getattr(cause, "offendingToken", None)
+    spot: int = next(
+        (place for place in (getattr(cause, "startIndex", None), getattr(token, "start", None)) if place is not None),
+        len(text),
+    )
+    message = explain(text, "cannot be read at the mark", "Text with special characters is quoted: 'key=\"a, b\"'")
+    return f"{message}\n    {text}\n    {' ' * spot}^"
+
+
+def is_sweep(override: Override) -> bool:
+    """Whether an override gives several values."""
+    return bool(override.is_sweep_override())
+
+
+def variants(override: Override, catalogue: Catalogue) -> list[str]:
+    """An override once for each of its values; empty where the values cannot be listed (ranges, intervals)."""
+    if not is_sweep(override):
+        return [str(override.input_line)]
+    key = override.get_key_element()
+    if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        glob = override.value()
+        assert isinstance(glob, Glob)
+        return [f"{key}={option}" for option in glob.filter(catalogue.options(override.key_or_group))]
+    if override.value_type in (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP):
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return []

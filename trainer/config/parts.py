@@ -1,0 +1,101 @@
+"""Checks of the parts: mappings with a `_target_` and its keyword arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from trainer.config import signature
+from trainer.config.annotations import expected, fits, forms, literals
+from trainer.config.catalogue import Catalogue
+from trainer.config.keys import Keys
+from trainer.errors import explain, nearest
+
+OWN = "trainer."
+HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_", "_args_"})
+
+
+def value_faults(path: str, value: Any, annotation: str) -> list[str]:
+    """What is wrong with a value that `annotation` is to hold."""
+    if value == "???":
+        return [explain(path, "a value is needed", f"Give {path}=<{expected(annotation)}>")]
+    # An interpolation that is still there has been told of already.
+    if "${" in str(value) or fits(value, annotation):
+        return []
+    remedy = forms(annotation)
+    known = literals(annotation)
+    if isinstance(value, str) and nearest(value, known).startswith("Did you mean"):
+        remedy = nearest(value, known)
+    return [explain(path, f"must be {expected(annotation)}", remedy, value=value)]
+
+
+def part_faults(group: str, part: Any, keys: Keys) -> list[str]:
+    """What is wrong with the part of a group: its target, keys and values."""
+    options = f"One of {', '.join(keys.catalogue.options(group))} is needed"
+    if not isinstance(part, Mapping):
+        return [explain(group, "must be the name of an option", options, value=part)]
+    target = part.get("_target_")
+    if not isinstance(target, str) or target == "???":
+        return [explain(f"{group}._target_", "must be the dotted name of a class or function", options, value=target)]
+    if not target.startswith(OWN):
+        return _foreign_faults(group, part, target)
+    try:
+        found = signature.read(target)
+    except LookupError as error:
+        return [explain(f"{group}._target_", "names nothing", str(error), value=target)]
+    if found is None:
+        return []
+    faults = []
+    for key, value in part.items():
+        path = f"{group}.{key}"
+        annotation = "Any" if key in HYDRA_KEYS else found.annotation(str(key))
+        faults += [keys.unknown(path, value)] if annotation is None else value_faults(path, value, annotation)
+    return faults + _left_out(group, part, target, found, keys.catalogue)
+
+
+def _foreign_faults(group: str, part: Mapping[str, Any], target: str) -> list[str]:
+    package = target.partition(".")[0]
+    if not package.isidentifier() or "." not in target:
+        problem = "must be a dotted name of a class or function"
+        return [explain(f"{group}._target_", problem, "Such as my_package.MyLoss", value=target)]
+    missing = [value_faults(f"{group}.{key}", value, "Any") for key, value in part.items() if value == "???"]
+    if find_spec(package) is None:
+        remedy = "Packages are looked for in the working directory and where Python finds them"
+        missing.append([explain(f"{group}._target_", f"there is no package {package}", remedy, value=target)])
+    return [fault for faults in missing for fault in faults]
+
+
+def _left_out(
+    group: str, part: Mapping[str, Any], target: str, found: signature.Signature, catalogue: Catalogue
+) -> list[str]:
+    """Required parameters that the target's own option gives and this part does not."""
+    option = catalogue.option_of(group, target)
+    written = catalogue.content(group, option) if option else {}
+    gone = [key for key in written if key not in part and {key, f"{key}_steps"} & found.required]
+    return [explain(f"{group}.{key}", "is needed", f"{group}={option} gives {written[key]!r}") for key in gone]
+
+
+def without_replaced(
+    config: Mapping[str, Any], choices: Mapping[str, str | None], given: Collection[str], catalogue: Catalogue
+) -> dict[str, Any]:
+    """The configuration without the keys of an option whose `_target_` has been replaced by another.
+
+    Such a key was meant for what the option names. Kept are the keys in `given` (dotted, from the command line), the
+    keys that the chosen experiment and debug options give for the group, and Hydra's own (`_target_`, `_partial_`).
+    """
+    explicit = set(given)
+    for group in ("experiment", "debug"):
+        content = catalogue.content(group, choices.get(group) or "")
+        explicit |= {f"{name}.{key}" for name, part in content.items() if isinstance(part, Mapping) for key in part}
+    kept = dict(config)
+    for group, part in config.items():
+        option = catalogue.content(group, choices.get(group) or "")
+        if not isinstance(part, Mapping) or option.get("_target_") in (None, part.get("_target_")):
+            continue
+        kept[group] = {
+            key: value
+            for key, value in part.items()
+            if key in HYDRA_KEYS or f"{group}.{key}" in explicit or key not in option
+        }
+    return kept

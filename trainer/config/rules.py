@@ -1,0 +1,135 @@
+"""Ranges and combinations: values that have the right type and still cannot be meant."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeGuard
+
+from trainer.config.duration import Duration, parse
+from trainer.errors import explain
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_CHECKPOINT = re.compile(r"best|last|step-\d+")
+_SPLITS = ("train", "validation", "test")
+
+_Bound = tuple[Callable[[float], bool], str]
+
+_POSITIVE: _Bound = (lambda value: 0 < value < math.inf, "must be above 0")
+_NOT_NEGATIVE: _Bound = (lambda value: 0 <= value < math.inf, "must not be negative")
+_AT_LEAST_1: _Bound = (lambda value: value >= 1, "must be at least 1")
+_SHARE: _Bound = (lambda value: 0 <= value < 1, "must be at least 0 and below 1")
+
+BOUNDS: dict[str, _Bound] = {
+    "seed": _NOT_NEGATIVE,
+    "train.batch_size": _AT_LEAST_1,
+    "train.accumulate": _AT_LEAST_1,
+    "train.max_grad_norm": _POSITIVE,
+    "loader.workers": _NOT_NEGATIVE,
+    "loader.prefetch": _AT_LEAST_1,
+    "loader.eval_batch_size": _AT_LEAST_1,
+    "loader.limit": _AT_LEAST_1,
+    "checkpoint.keep": (lambda value: value >= 2, "must be at least 2: one may be damaged"),
+    "ema.decay": _SHARE,
+    "optimizer.lr": _POSITIVE,
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "task.max_length": _AT_LEAST_1,
+    "model.dropout": _SHARE,
+    "loss.label_smoothing": _SHARE,
+    "export.tolerance": _POSITIVE,
+    "export.metric_budget": _NOT_NEGATIVE,
+}
+
+
+def faults(config: Mapping[str, Any]) -> list[str]:
+    """What is out of range or cannot go together; keys that are absent or of the wrong type are passed over."""
+    flat = {f"{top}.{key}": item for top, value in config.items() for key, item in _items(value)} | dict(config)
+    found: list[str] = []
+    for key, (holds, problem) in BOUNDS.items():
+        value = flat.get(key)
+        if _is_number(value) and not holds(value):
+            found.append(explain(key, problem, value=value))
+    return [*found, *_syntax(flat), *_cadences(flat), *_micro_batches(flat), *_warmup(flat), *_shares(config)]
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    return list(value.items()) if isinstance(value, Mapping) else []
+
+
+def _syntax(flat: Mapping[str, Any]) -> Iterator[str]:
+    device = flat.get("device")
+    if isinstance(device, str) and not _DEVICE.fullmatch(device):
+        yield explain("device", "must be auto, cpu, cuda, cuda:N or mps", value=device)
+    checkpoint = flat.get("checkpoint")
+    if isinstance(checkpoint, str) and not _CHECKPOINT.fullmatch(checkpoint):
+        yield explain("checkpoint", "must be best, last or step-N", value=checkpoint)
+    split = flat.get("split")
+    if isinstance(split, str) and split not in _SPLITS:
+        yield explain("split", f"must be one of {', '.join(_SPLITS)}", value=split)
+    name = flat.get("run.name")
+    if isinstance(name, str) and (not name or "/" in name or "\\" in name or name in (".", "..")):
+        yield explain("run.name", "must be the name of a folder", "run.dir takes a path", value=name)
+    if flat.get("resume") == "auto" and "run.name" in flat and flat["run.name"] is None and not flat.get("run.dir"):
+        yield explain("resume", "auto needs a run that has a fixed place", "Give run.name", value="auto")
+
+
+def _cadences(flat: Mapping[str, Any]) -> Iterator[str]:
+    length = parse(flat.get("train.duration"))
+    if length is not None and length.unit == "%":
+        problem = "a percentage has nothing to refer to: this is the length of the run"
+        yield explain("train.duration", problem, "Use st or ep", value=flat["train.duration"])
+    for key in ("train.duration", "train.log_every", "train.eval_every", "checkpoint.every"):
+        duration = parse(flat.get(key))
+        if duration is not None and not duration.amount:
+            yield explain(key, "must not be zero", value=flat[key])
+
+
+def _micro_batches(flat: Mapping[str, Any]) -> Iterator[str]:
+    batch_size, accumulate = flat.get("train.batch_size"), flat.get("train.accumulate")
+    if isinstance(batch_size, int) and isinstance(accumulate, int) and 1 <= batch_size < accumulate:
+        problem = f"must not be larger than train.batch_size ({batch_size}), which it divides into micro-batches"
+        yield explain("train.accumulate", problem, value=accumulate)
+
+
+def _warmup(flat: Mapping[str, Any]) -> Iterator[str]:
+    length = parse(flat.get("train.duration"))
+    phases = {key: parse(flat.get(f"scheduler.{key}")) for key in ("warmup", "decay")}
+    given = {key: phase for key, phase in phases.items() if phase is not None and _comparable(phase, length)}
+    for key, phase in given.items():
+        if _part_of(phase, length) > 1:
+            problem = f"must not be longer than the run (train.duration is {flat['train.duration']})"
+            yield explain(f"scheduler.{key}", problem, value=flat[f"scheduler.{key}"])
+    parts = [_part_of(phase, length) for phase in given.values()]
+    if len(parts) == 2 and sum(parts) > 1 >= max(parts):
+        yield explain("scheduler", "warmup and decay together must not be longer than the run", value=_shown(flat))
+
+
+def _shown(flat: Mapping[str, Any]) -> str:
+    return f"{flat['scheduler.warmup']} and {flat['scheduler.decay']}"
+
+
+def _comparable(phase: Duration, length: Duration | None) -> bool:
+    return phase.unit == "%" or (length is not None and length.unit == phase.unit and length.amount > 0)
+
+
+def _part_of(phase: Duration, length: Duration | None) -> float:
+    if phase.unit == "%":
+        return float(phase.amount) / 100
+    assert length is not None
+    return float(phase.amount / length.amount)
+
+
+def _shares(config: Mapping[str, Any]) -> Iterator[str]:
+    """Shares of the training files that are held out for splits without files of their own."""
+    data = dict(_items(config.get("data")))
+    shares = {name: share for name, share in _items(data.get("split")) if data.get(name) is None and _is_number(share)}
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            yield explain(f"data.split.{name}", _SHARE[1], value=share)
+    if sum(shares.values()) >= 1 and all(0 <= share < 1 for share in shares.values()):
+        yield explain("data.split", "the shares leave nothing to train on", value=data["split"])
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

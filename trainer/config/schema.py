@@ -1,0 +1,191 @@
+"""The keys we own: their types, defaults, units and meaning, in one place.
+
+Parts (the groups) are not described here: their keys are the parameters of what their `_target_` names.
+"""
+
+# ruff: noqa: RUF009  each of these calls makes a dataclasses.field
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, TypeAlias
+
+Duration: TypeAlias = int | str
+"""Optimizer steps, or a number with a unit: `500st`, `3ep`, `0.5ep`, `10%` (of the run)."""
+
+Part: TypeAlias = dict[str, Any]
+"""What `_target_` names and its keyword arguments."""
+
+
+def _key(default: Any, doc: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"doc": doc})
+    return field(default=default, metadata={"doc": doc})
+
+
+def _section(kind: type, doc: str) -> Any:
+    return field(default_factory=kind, metadata={"doc": doc, "section": kind})
+
+
+def _group(doc: str) -> Any:
+    return field(default_factory=dict, metadata={"doc": doc, "group": True})
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """Where a run is kept."""
+
+    name: str | None = _key(None, "added to the folder's name; fixes the folder when resume=auto")
+    dir: str | None = _key(None, "the run folder; null: runs/<date>_<time>[_name], with resume=auto runs/<name>")
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    """How long, in what pieces."""
+
+    duration: Duration = _key("4ep", "length of the run: optimizer steps, or a number with st or ep")
+    batch_size: int = _key(32, "samples of one optimizer step, over all micro-batches and devices")
+    accumulate: int = _key(1, "micro-batches one optimizer step is run in; changes memory, not the result")
+    max_grad_norm: float | None = _key(1.0, "gradients are scaled down to this L2 norm; null: never")
+    log_every: Duration = _key(10, "a line of training metrics")
+    eval_every: Duration = _key("1ep", "an evaluation on the validation split")
+
+
+@dataclass(frozen=True)
+class LoaderSection:
+    """How samples become batches and reach the device."""
+
+    batching: Literal["packed", "padded", "bucketed", "fixed"] = _key("packed", "packed: several samples a row")
+    workers: int = _key(0, "processes that prepare batches; 0: the training process itself")
+    prefetch: int = _key(2, "batches each worker keeps ready")
+    pin_memory: bool | None = _key(None, "page-locked memory for faster copies; null: on CUDA")
+    persistent_workers: bool = _key(True, "workers live through the epochs")
+    eval_batch_size: int = _key(128, "samples of one batch in evaluation")
+    limit: int | None = _key(None, "the first samples of each split only, for trials; null: all")
+
+
+@dataclass(frozen=True)
+class CheckpointSection:
+    """What is kept to go on from."""
+
+    every: Duration = _key("1ep", "a checkpoint")
+    keep: int = _key(2, "newest checkpoints kept, at least 2; the best one is kept besides")
+    monitor: str | None = _key(None, "metric that picks the best checkpoint; null: the task's own")
+
+
+@dataclass(frozen=True)
+class EmaSection:
+    """An exponential moving average of the weights."""
+
+    decay: float | None = _key(0.999, "share of the old average kept at each step, in [0, 1); null: no average")
+
+
+@dataclass(frozen=True)
+class LoggerSection:
+    """What is shown while it runs."""
+
+    console: Literal["auto", "rich", "plain", "none"] = _key("auto", "the screen; auto: rich on a terminal, else plain")
+    tensorboard: bool = _key(True, "event files for TensorBoard")
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """All of a training job."""
+
+    seed: int = _key(0, "fixes order, initial weights and every draw; 0 or more")
+    device: str = _key("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: Literal["fp32", "bf16", "fp16"] = _key("fp32", "of the forward and backward pass; weights stay fp32")
+    compile: bool = _key(False, "torch.compile the model")
+    resume: str | None = _key(None, "null; auto: go on in runs/<run.name> or start it; or a run or checkpoint folder")
+    trust: list[str] = _key([], "packages that the config inside a checkpoint may name")
+    run: RunSection = _section(RunSection, "where the run is kept")
+    train: TrainSection = _section(TrainSection, "how long, in what pieces")
+    loader: LoaderSection = _section(LoaderSection, "how samples become batches")
+    checkpoint: CheckpointSection = _section(CheckpointSection, "what is kept to go on from")
+    ema: EmaSection = _section(EmaSection, "moving average of the weights")
+    logger: LoggerSection = _section(LoggerSection, "what is shown while it runs")
+    task: Part = _group("what is learnt: columns, encoding, metrics")
+    data: Part = _group("where samples come from")
+    model: Part = _group("the network")
+    loss: Part = _group("what is minimized")
+    optimizer: Part = _group("how weights are updated")
+    scheduler: Part = _group("the learning rate over the run")
+    export: Part = _group("artifacts written at the end")
+
+
+@dataclass(frozen=True)
+class EvalJob:
+    """All of an evaluation. `stored_overrides` are changes of the run's own config: full key and value."""
+
+    run: str | None = _key(None, "the run folder; null: the newest run")
+    checkpoint: str = _key("best", "best, last or step-N")
+    split: str = _key("test", "train, validation or test")
+    weights: Literal["auto", "raw", "ema"] = _key("auto", "auto: the ones that scored best")
+    device: str = _key("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: Literal["fp32", "bf16", "fp16"] = _key("fp32", "of the forward pass")
+    trust: list[str] = _key([], "packages that the config inside the checkpoint may name")
+    stored_overrides: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """All of an export. `stored_overrides` are changes of the run's own config: full key and value."""
+
+    run: str | None = _key(None, "the run folder; null: the newest run")
+    checkpoint: str = _key("best", "best, last or step-N")
+    weights: Literal["auto", "raw", "ema"] = _key("auto", "auto: the ones that scored best")
+    split: str = _key("test", "the split that the metric of an artifact is proved on")
+    trust: list[str] = _key([], "packages that the config inside the checkpoint may name")
+    export: Part = _group("the artifacts")
+    stored_overrides: tuple[tuple[str, Any], ...] = ()
+
+
+Job: TypeAlias = TrainJob | EvalJob | ExportJob
+
+JOBS: dict[str, type[TrainJob] | type[EvalJob] | type[ExportJob]] = {
+    "train": TrainJob,
+    "eval": EvalJob,
+    "export": ExportJob,
+}
+"""The verbs that read a configuration."""
+
+STORED_SECTIONS = ("data", "loader")
+"""What of a run's own config `eval` and `export` may change on the command line."""
+
+BARE_GROUPS = ("experiment", "debug")
+"""Groups whose options change other sections and have none of their own."""
+
+
+def keys(kind: type) -> dict[str, str]:
+    """The configurable keys of a job or section, with their annotations."""
+    return {item.name: str(item.type) for item in fields(kind) if "doc" in item.metadata}
+
+
+def doc(kind: type, name: str) -> str:
+    """What a key means."""
+    return next(str(item.metadata["doc"]) for item in fields(kind) if item.name == name)
+
+
+def sections(kind: type) -> dict[str, type]:
+    """The sections of a job that we own, with their schemas."""
+    return {item.name: item.metadata["section"] for item in fields(kind) if "section" in item.metadata}
+
+
+def groups(kind: type) -> tuple[str, ...]:
+    """The groups of a job that make a part."""
+    return tuple(item.name for item in fields(kind) if "group" in item.metadata)
+
+
+def stored_sections(kind: type) -> tuple[str, ...]:
+    """What of a run's own config a job may change."""
+    return STORED_SECTIONS if any(item.name == "stored_overrides" for item in fields(kind)) else ()
+
+
+def defaults(kind: type) -> dict[str, Any]:
+    """The default of every key of a job or section as plain mappings; groups are left to the YAML."""
+    found: dict[str, Any] = {}
+    for item in fields(kind):
+        if "doc" not in item.metadata or "group" in item.metadata:
+            continue
+        value = item.default if item.default_factory is MISSING else item.default_factory()
+        found[item.name] = defaults(type(value)) if is_dataclass(value) else value
+    return found

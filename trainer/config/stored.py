@@ -1,0 +1,103 @@
+"""The configuration that a run and its checkpoints carry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from trainer.config import schema
+from trainer.config.catalogue import Catalogue, own_folder
+from trainer.config.check import checked_job
+from trainer.config.compose import as_written, set_value
+from trainer.config.keys import Keys, is_known
+from trainer.config.trust import trusted
+from trainer.errors import CheckpointError, ConfigError, explain
+
+FILE = "config.yaml"
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """A configuration as the YAML that is stored."""
+    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+
+
+def stored_config(text: str) -> dict[str, Any]:
+    """The configuration of a stored text; it is data, nothing in it is run.
+
+    Raises:
+        CheckpointError: It is not a configuration.
+    """
+    try:
+        config = OmegaConf.create(text)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise CheckpointError(explain(FILE, f"cannot be read ({str(error).splitlines()[0]})")) from error
+    if not isinstance(config, DictConfig) or "model" not in config:
+        raise CheckpointError(explain(FILE, "is not the configuration of a run"))
+    return as_written(config)
+
+
+def load_stored_config(path: str | Path, key: str = "resume") -> dict[str, Any]:
+    """The configuration of a run folder or of a checkpoint folder; `key` is what named it, for messages.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    file = Path(path) / FILE
+    if not file.is_file():
+        problem = "holds no config.yaml" if Path(path).is_dir() else "there is no such folder"
+        raise CheckpointError(explain(key, problem, "Give a run folder or one of its checkpoints", value=str(path)))
+    return stored_config(file.read_text(encoding="utf-8"))
+
+
+def with_overrides(config: Mapping[str, Any], pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A stored configuration with changes by full key.
+
+    Raises:
+        ConfigError: It has no such key.
+    """
+    keys = keys_of(config)
+    if unknown := [keys.unknown(path, value) for path, value in pairs if not is_known(config, path)]:
+        raise ConfigError(*unknown)
+    changed = OmegaConf.create(dict(config))
+    for path, value in pairs:
+        set_value(changed, path, value)
+    return as_written(changed)
+
+
+def keys_of(config: Mapping[str, Any]) -> Keys:
+    """What may be given for a stored configuration."""
+    return Keys(schema.TrainJob, Catalogue((own_folder(),)), config)
+
+
+def job_from_config(config: Mapping[str, Any]) -> schema.TrainJob:
+    """The typed job of a stored configuration.
+
+    Raises:
+        ConfigError: All that is wrong with it.
+    """
+    job = checked_job(config, keys_of(config))
+    assert isinstance(job, schema.TrainJob)
+    return job
+
+
+def job_from_text(text: str, trust: Sequence[str] | None, overrides: Sequence[tuple[str, Any]] = ()) -> schema.TrainJob:
+    """The typed job of a stored text, with changes by full key.
+
+    Args:
+        text: The stored configuration.
+        trust: Packages the user trusts beside our own; None where this process wrote the text itself.
+        overrides: Full keys and values that replace the stored ones.
+
+    Raises:
+        CheckpointError: It names code that is not trusted.
+        ConfigError: It has no such key, or it is wrong.
+    """
+    config = stored_config(text)
+    if trust is not None and (faults := trusted(config, trust)):
+        raise CheckpointError(*faults)
+    return job_from_config(with_overrides(config, overrides))

@@ -1,0 +1,1 @@
+"""Data: sources of raw splits, their encoding, and the plan of batches."""

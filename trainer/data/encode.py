@@ -1,0 +1,150 @@
+"""Encoding runs once: its result is kept on disk, found again by what went into it, and read memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainer.errors import DataError, RowError, explain
+from trainer.protocols import Columns, Source, Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = "1"
+_STATE_FILE = "task.json"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Encoded splits.
+
+    Attributes:
+        splits: By name; column `row` says where each row came from.
+        fingerprint: Changes when the encoded data changes.
+    """
+
+    splits: dict[str, Dataset]
+    fingerprint: str
+
+
+def cache_root() -> Path:
+    """Where encoded data is kept: `$TRAINER_CACHE`, else `trainer` in the user's cache folder."""
+    if root := os.environ.get("TRAINER_CACHE"):
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainer"
+
+
+def encode(source: Source, task: Task, *, limit: int | None, root: Path, fitted: bool) -> Encoded:
+    """The encoded splits of `source`; fits `task` on the training split unless it is `fitted` already.
+
+    Args:
+        source: The raw data.
+        task: What to encode it for; holds its learnt state (labels, tokenizer) afterwards.
+        limit: Rows of each split at most; None takes all.
+        root: The cache's folder.
+        fitted: The task's state came out of a checkpoint and must stay.
+
+    Raises:
+        DataError: The data cannot be used.
+    """
+    parts = [_FORMAT, source.fingerprint, task.fingerprint(), limit]
+    folder = root / "encoded" / _digest(parts)
+    if fitted and _stored_state(folder) != _text(task.state_dict()):
+        folder = root / "encoded" / _digest([*parts, _text(task.state_dict())])
+    if (state := _stored_state(folder)) is None:
+        _write(folder, source, task, limit, fitted)
+    else:
+        task.load_state_dict(json.loads(state))
+        logger.info("encoded data: taken from %s", folder)
+    return Encoded(_read(folder), folder.name)
+
+
+def _write(folder: Path, source: Source, task: Task, limit: int | None, fitted: bool) -> None:
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
+    raw = _load(source, task)
+    if not fitted:
+        # Before the limit: a trial then has the labels and the vocabulary of the whole job.
+        task.fit(raw["train"])
+    if limit is not None:
+        raw = {split: rows.select(_spread(len(rows), limit)) for split, rows in raw.items()}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        for split, rows in raw.items():
+            _encode_split(source, task, split, rows, partial / f"{split}.arrow")
+        (partial / _STATE_FILE).write_text(_text(task.state_dict()), encoding="utf-8")
+        if not folder.exists():
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    logger.info("encoded data: %s, kept in %s", ", ".join(f"{split} {len(rows)}" for split, rows in raw.items()), folder)
+
+
+def _spread(size: int, limit: int) -> np.ndarray:
+    """At most `limit` of `size` positions, evenly spread: neighbouring rows are often alike."""
+    return np.unique(np.linspace(0, size - 1, min(size, limit)).astype(np.int64))
+
+
+def _load(source: Source, task: Task) -> dict[str, Dataset]:
+    raw = source.load()
+    for split, rows in raw.items():
+        missing = [role for role in task.columns() if role not in rows.column_names]
+        if missing:
+            raise DataError(
+                *(explain(source.column(role), f"the task needs it, the {split} split has none") for role in missing)
+            )
+    return raw
+
+
+def _encode_split(source: Source, task: Task, split: str, rows: Dataset, file: Path) -> None:
+    def encode_rows(columns: Columns) -> dict[str, list[Any]]:
+        try:
+            return {**task.encode(columns), "row": list(columns["row"])}
+        except RowError as error:
+            place = source.where(split, columns["row"][error.position])
+            raise DataError(f"{place}, {source.column(error.role)}: {error}") from error
+
+    rows.map(
+        encode_rows,
+        batched=True,
+        remove_columns=rows.column_names,
+        cache_file_name=str(file),
+        load_from_cache_file=False,
+        # Its own fingerprint would pickle the task; ours is the folder's name.
+        new_fingerprint=_digest([file.parent.name, split]),
+    )
+
+
+def _read(folder: Path) -> dict[str, Dataset]:
+    from datasets import Dataset
+
+    order = ("train", "validation", "test")
+    return {split: Dataset.from_file(str(file)) for split in order if (file := folder / f"{split}.arrow").exists()}
+
+
+def _stored_state(folder: Path) -> str | None:
+    file = folder / _STATE_FILE
+    return file.read_text(encoding="utf-8") if file.exists() else None
+
+
+def _text(state: dict[str, Any]) -> str:
+    return json.dumps(state, ensure_ascii=False, sort_keys=True)
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()

@@ -1,0 +1,203 @@
+"""Records of files in CSV, TSV, JSON, JSON Lines, Parquet or Arrow, one by one, with every value as it stands.
+
+Nothing is guessed: a cell of a CSV file is a string, also where it says `None` or `007`. What cannot be read is a
+`DataError` that names the file and the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import DataError, explain, nearest
+
+Records = Iterator[Sequence[Any]]
+
+
+def records(path: Path, columns: Sequence[str], *, separator: str | None, quote: str | None) -> Records:
+    """The values of `columns`, record by record; memory grows with the file only where JSON is one list.
+
+    Args:
+        path: The file; its suffix (`suffix_of`) says how it is read.
+        columns: The columns wanted, in this order.
+        separator: Between the cells of CSV and TSV; None for the comma and the tab.
+        quote: Around cells of CSV and TSV that hold separators or line ends; None where quotes are ordinary signs.
+
+    Raises:
+        DataError: The file is empty, broken, not UTF-8, or lacks a column.
+    """
+    suffix = suffix_of(path)
+    assert suffix is not None
+    try:
+        if path.stat().st_size == 0:
+            raise DataError(explain(str(path), "is empty", "Name another file"))
+        yield from _READERS[suffix](path, columns, separator, quote)
+    except (OSError, EOFError, zlib.error) as error:
+        problem = f"cannot be read: {_first_line(error)}"
+        raise DataError(explain(str(path), problem, "Is it complete, and may you read it?")) from error
+
+
+def suffix_of(path: Path) -> str | None:
+    """The suffix that says how to read it, such as `.csv` or `.jsonl.gz`; None where there is no reader."""
+    suffixes = ("".join(path.suffixes[-2:]).lower(), path.suffix.lower())
+    return next((suffix for suffix in suffixes if suffix in _READERS), None)
+
+
+def suffixes() -> list[str]:
+    """The suffixes that have a reader."""
+    return sorted(_READERS)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines with their ends, without a byte order mark."""
+    offset = 0
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode()
+            except UnicodeDecodeError as error:
+                byte = f"byte {line[error.start]:#04x} at offset {offset + error.start} of the file is not UTF-8"
+                remedy = "Convert it: iconv -f GB18030 -t UTF-8, or from whatever encoding it has"
+                raise DataError(explain(f"{path}, line {number}", byte, remedy)) from None
+            yield text.removeprefix(BOM_UTF8.decode()) if number == 1 else text
+            offset += len(line)
+
+
+def _read_csv(path: Path, columns: Sequence[str], separator: str | None, quote: str | None, *, usual: str) -> Records:
+    csv.field_size_limit(2**31 - 1)  # the default refuses cells beyond 128 KiB
+    reader = csv.reader(
+        _lines(path),
+        delimiter=separator or usual,
+        quotechar=quote,
+        quoting=csv.QUOTE_NONE if quote is None else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
+    header: list[str] = []
+    positions: list[int] = []
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            remedy = "Write a quote inside a quoted cell twice; data.quote=null where quotes are ordinary signs"
+            raise DataError(explain(f"{path}, line {line}", f"broken CSV: {error}", remedy)) from None
+        if cells is None:
+            return
+        if not cells:
+            continue
+        if not header:
+            header = cells
+            positions = [_position(path, header, column) for column in columns]
+        elif len(cells) != len(header):
+            problem = f"expected {len(header)} cells as in the header"
+            remedy = f"Put cells that hold {reader.dialect.delimiter!r} or a line end in quotes"
+            raise DataError(explain(f"{path}, line {line}", problem, remedy, value=len(cells)))
+        else:
+            yield [cells[position] for position in positions]
+
+
+def _read_json(path: Path, columns: Sequence[str], separator: str | None, quote: str | None) -> Records:
+    """One object a line, or one list of objects."""
+    lines = ((number, line) for number, line in enumerate(_lines(path), 1) if line.strip())
+    first = next(lines, None)
+    if first is None:
+        return
+    objects: Iterator[tuple[str, Any]]
+    if first[1].lstrip().startswith("["):
+        items = _parse(path, 0, "".join(_lines(path)))
+        objects = ((f"{path}, item {number}", item) for number, item in enumerate(items, 1))
+    else:
+        objects = ((f"{path}, line {number}", _parse(path, number, line)) for number, line in chain([first], lines))
+    for index, (place, item) in enumerate(objects):
+        if not isinstance(item, dict):
+            problem = f"expected an object with the columns {', '.join(columns)}"
+            raise DataError(explain(place, problem, _JSON_REMEDY, value=type(item).__name__))
+        if index == 0:
+            for column in columns:
+                _position(path, list(item), column)
+        yield [item.get(column) for column in columns]
+
+
+_JSON_REMEDY = 'Write one object a line, {"text": ..., "label": ...}, or one list of such objects'
+
+
+def _parse(path: Path, line: int, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"{path}, line {line or error.lineno}"
+        raise DataError(explain(place, f"broken JSON at column {error.colno}: {error.msg}", _JSON_REMEDY)) from None
+
+
+def _read_binary(path: Path, columns: Sequence[str], separator: str | None, quote: str | None) -> Records:
+    """Parquet and Arrow, batch by batch, only the columns wanted."""
+    import pyarrow
+
+    batches = _parquet_batches if path.suffix.lower() == ".parquet" else _arrow_batches
+    try:
+        for batch in batches(path, columns):
+            yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        remedy = "It is damaged, or it is of another format than its name says"
+        raise DataError(explain(str(path), f"cannot be read: {_first_line(error)}", remedy)) from error
+
+
+def _parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        for column in columns:
+            _position(path, file.schema_arrow.names, column)
+        yield from file.iter_batches(columns=list(columns))
+
+
+def _arrow_batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
+    """Both of Arrow's formats: with a footer (Feather 2) and as a stream (what the library datasets writes)."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as source:
+        with_footer = source.read(6) == b"ARROW1"
+        source.seek(0)
+        file = pyarrow.ipc.open_file(source) if with_footer else pyarrow.ipc.open_stream(source)
+        for column in columns:
+            _position(path, file.schema.names, column)
+        yield from map(file.get_batch, range(file.num_record_batches)) if with_footer else file
+
+
+def _position(path: Path, names: list[str], column: str) -> int:
+    """Where `column` stands among the `names` of a file."""
+    if (count := names.count(column)) != 1:
+        problem = f"has no column {column!r}" if count == 0 else f"has {count} columns {column!r}"
+        remedy = f"It has {', '.join(map(repr, names))}; name them by data.text and data.label"
+        if len(names) == 1 and not set(",;|\t").isdisjoint(names[0]):
+            remedy += ", and what separates them by data.separator"
+        elif (hint := nearest(column, names)).startswith("Did you mean"):
+            remedy = f"{hint}? {remedy}"
+        raise DataError(explain(str(path), problem, remedy))
+    return names.index(column)
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+_READERS: dict[str, Callable[[Path, Sequence[str], str | None, str | None], Records]] = {
+    ".csv": partial(_read_csv, usual=","),
+    ".tsv": partial(_read_csv, usual="\t"),
+    ".json": _read_json,
+    ".jsonl": _read_json,
+    ".parquet": _read_binary,
+    ".arrow": _read_binary,
+    ".feather": _read_binary,
+}
+_READERS |= {f"{suffix}.gz": _READERS[suffix] for suffix in (".csv", ".tsv", ".json", ".jsonl")}

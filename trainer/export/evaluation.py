@@ -1,0 +1,88 @@
+"""PyTorch and the artifacts over the same evaluation batches, in one pass."""
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from trainer.errors import ProofError
+from trainer.export.cases import Forward
+from trainer.export.proof import difference, turned_into_proof_error
+from trainer.protocols import Batch
+
+
+class Comparison:
+    """What one artifact does on real data, beside PyTorch.
+
+    Args:
+        artifact: Its file name.
+        forward: The artifact, loaded.
+        metrics: Fresh metrics.
+        tolerance: As in `proof.difference`.
+
+    Attributes:
+        largest_difference: Of any output.
+        failure: What ended its proof; it is not run any further.
+    """
+
+    def __init__(self, artifact: str, forward: Forward, metrics: MetricCollection, tolerance: float) -> None:
+        self.largest_difference = 0.0
+        self.failure: ProofError | None = None
+        self._artifact = artifact
+        self._forward = forward
+        self._metrics = metrics
+        self._tolerance = tolerance
+        self._decisions = 0
+        self._agreed = 0
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of equal decisions, the largest of C outputs; None where an output decides nothing (C = 1)."""
+        return self._agreed / self._decisions if self._decisions else None
+
+    def update(self, batch: Batch, where: str, expected: Tensor) -> None:
+        """Runs one batch, whose output in PyTorch is `expected` (B, ..., C)."""
+        if self.failure is not None:
+            return
+        try:
+            with turned_into_proof_error(self._artifact, f"fails {where}", "The file is removed"):
+                got = self._forward(batch.inputs)
+            apart = difference(self._artifact, where, batch.inputs, expected, got, self._tolerance)
+        except ProofError as error:
+            self.failure = error
+            return
+        self.largest_difference = max(self.largest_difference, apart)
+        self._metrics.update(got, batch.target)
+        if expected.ndim > 1 and expected.shape[-1] > 1:
+            equal = expected.argmax(-1) == got.argmax(-1)
+            self._decisions += equal.numel()
+            self._agreed += int(equal.sum())
+
+    def values(self) -> dict[str, float]:
+        """The metrics of all batches."""
+        return _computed(self._metrics)
+
+
+def evaluate(
+    batches: Iterable[Batch], pytorch: Forward, metrics: MetricCollection, comparisons: Sequence[Comparison]
+) -> tuple[dict[str, float], Batch]:
+    """Runs PyTorch and every artifact on every batch, padded and with targets.
+
+    Returns:
+        PyTorch's metrics and the first batch.
+    """
+    first: Batch | None = None
+    for number, batch in enumerate(batches):
+        first = first or batch
+        assert batch.target is not None, "a proof needs targets"
+        expected = pytorch(batch.inputs)
+        metrics.update(expected, batch.target)
+        for comparison in comparisons:
+            comparison.update(batch, f"in batch {number} of the evaluation split", expected)
+    assert first is not None, "a proof needs an evaluation split with samples"
+    return _computed(metrics), first
+
+
+def _computed(metrics: MetricCollection) -> dict[str, float]:
+    """The values of metrics as plain numbers, by name."""
+    return {name: value.item() for name, value in metrics.compute().items()}

@@ -1,0 +1,65 @@
+"""The export folder: staged beside itself, published by renames, described by `manifest.json`."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+_STAGE = ".tmp-"
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """An empty folder inside `folder` (the same file system, so that a rename is atomic), gone afterwards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{_STAGE}*"):  # of a process that was killed
+        shutil.rmtree(left)
+    stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=folder))
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage)
+
+
+def publish_files(stage: Path, folder: Path, *, known: Sequence[str]) -> None:
+    """Moves every file of `stage` into `folder`; `manifest.json` goes first and comes last.
+
+    So a folder with a manifest is complete, and one without is not to be used.
+
+    Args:
+        stage: Files, no folders.
+        folder: Where they replace those of the same name.
+        known: Names that an earlier call may have left in `folder` and that are removed.
+    """
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for name in known:
+        (folder / name).unlink(missing_ok=True)
+    for path in sorted(stage.iterdir(), key=lambda path: path.name == MANIFEST):
+        os.replace(path, folder / path.name)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """`file`, `bytes` and `sha256` of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes strict JSON: a number that is not finite, which JSON does not know, becomes null."""
+    path.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

@@ -1,0 +1,79 @@
+"""The model as an ONNX graph: written by torch's exporter, run by ONNX Runtime."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from trainer.export.cases import BATCH, Forward
+from trainer.export.isolation import silence
+
+OUTPUT = "output"
+_PROTOBUF_LIMIT = 2_000_000_000  # bytes in one file; beyond it the weights go to a file of their own
+
+Dimensions = dict[str, list[int | str | None]]
+"""The shape of each input or output of a graph; a string is a symbolic size."""
+
+
+def capture(
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    axes: Mapping[str, Mapping[int, str]],
+    limits: Mapping[str, tuple[int, int]],
+) -> ExportedProgram:
+    """One program for every format that is made of one; `axes` stay symbolic within `limits`."""
+    dims: dict[str, Any] = {BATCH: Dim(BATCH, min=1)}
+    for axis, (low, high) in limits.items():
+        # An axis of one size is no axis, and torch refuses to make a Dim of it.
+        dims[axis] = Dim(axis, min=low, max=high) if low < high else None
+    shapes = {name: {place: dims[axis] for place, axis in axes[name].items()} for name in inputs}
+    with silence():
+        return torch.export.export(model, (), inputs, dynamic_shapes=shapes)
+
+
+def write_onnx(program: ExportedProgram, path: Path, axes: Mapping[str, Mapping[int, str]]) -> int:
+    """Writes the graph with the input names of the model, the axis names of the task and one output, `output`.
+
+    Returns:
+        The version of the operator set.
+    """
+    with silence():
+        # Names instead of Dims: the program has its dimensions already, these only give them readable names.
+        exported = torch.onnx.export(
+            program,
+            (),
+            output_names=[OUTPUT],
+            dynamic_shapes={name: dict(axes[name]) for name in axes},
+            dynamo=True,
+            verbose=False,
+        )
+        assert exported is not None
+        for node in exported.model.graph.all_nodes():
+            node.metadata_props.clear()  # stack traces: paths of this machine, half the size of a small graph
+        weights = sum(tensor.nbytes for tensor in program.state_dict.values())
+        exported.save(str(path), external_data=weights >= _PROTOBUF_LIMIT)
+    return int(exported.model.opset_imports[""])
+
+
+def load_onnx(path: Path) -> tuple[Forward, Dimensions, Dimensions]:
+    """The model in a fresh CPU session with as many threads as torch has, and its inputs' and outputs' dimensions."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # what goes wrong is raised; the runtime would print it, too
+    # Idle threads that spin would take the time of whatever runs next, which spoils timings side by side.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def forward(inputs: Mapping[str, Tensor]) -> Tensor:
+        (output,) = session.run([OUTPUT], {name: value.numpy() for name, value in inputs.items()})
+        return torch.from_numpy(output)
+
+    return forward, _dimensions(session.get_inputs()), _dimensions(session.get_outputs())
+
+
+def _dimensions(nodes: list[Any]) -> Dimensions:
+    return {node.name: list(node.shape) for node in nodes}

@@ -1,0 +1,135 @@
+"""The proof that an artifact computes what PyTorch computes; what it finds wrong is a `ProofError`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.errors import ProofError, TrainerError, explain
+from trainer.export.cases import Case, Forward, Sizes
+
+_SHAPES_REMEDY = "The file is removed: it would be wrong, or refuse to run, at shapes other than those it was made with"
+_TOLERANCE_REMEDY = "The file is removed; export.tolerance is the largest difference allowed"
+_ROUNDING = 1e-6  # of a metric: float32 rounding; one changed decision of a million samples is more
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One shape an artifact agreed at.
+
+    Attributes:
+        sizes: The size of each axis.
+        padded: Whether the inputs had padding, where the shape leaves room for any.
+        difference: Largest absolute difference of an output.
+    """
+
+    sizes: Sizes
+    padded: bool
+    difference: float
+
+
+@contextmanager
+def turned_into_proof_error(artifact: str, problem: str, remedy: str) -> Iterator[None]:
+    """Whatever exporters and runtimes raise (they agree on no type) becomes a `ProofError` that names `artifact`."""
+    try:
+        yield
+    except TrainerError:
+        raise
+    except Exception as error:
+        raise ProofError(explain(artifact, f"{problem}: {_summary(error)}", remedy)) from error
+
+
+def prove_inputs(
+    artifact: str,
+    dimensions: Mapping[str, Sequence[int | str | None]],
+    axes: Mapping[str, Mapping[int, str]],
+    limits: Mapping[str, tuple[int, int]],
+) -> None:
+    """The graph has the task's inputs and no other, and each axis is one symbolic size that it shares with no other."""
+    if set(dimensions) != set(axes):
+        problem = f"must have the inputs {', '.join(axes)}"
+        raise ProofError(explain(artifact, problem, _SHAPES_REMEDY, value=sorted(dimensions)))
+    axis_of: dict[int | str | None, str] = {}
+    for name, places in axes.items():
+        for place, axis in places.items():
+            low, high = limits.get(axis, (1, inf))
+            if low == high:
+                continue
+            size = dimensions[name][place]
+            problem = f"dimension {place} of {name} must be symbolic ({axis})"
+            if not isinstance(size, str):
+                raise ProofError(explain(artifact, problem, _SHAPES_REMEDY, value=size))
+            if axis_of.setdefault(size, axis) != axis:
+                problem += f" and free of the axis {axis_of[size]}"
+                raise ProofError(explain(artifact, problem, _SHAPES_REMEDY, value=size))
+
+
+def prove_output(artifact: str, dimensions: Sequence[int | str | None], cases: Sequence[Case]) -> None:
+    """Every dimension of the output that differs between the cases is symbolic in the graph."""
+    shapes = [tuple(case.expected.shape) for case in cases]
+    if any(len(shape) != len(dimensions) for shape in shapes):
+        problem = f"the output must have {len(shapes[0])} dimensions"
+        raise ProofError(explain(artifact, problem, _SHAPES_REMEDY, value=list(dimensions)))
+    for place, size in enumerate(dimensions):
+        if len({shape[place] for shape in shapes}) > 1 and isinstance(size, int):
+            problem = f"dimension {place} of the output must be symbolic"
+            raise ProofError(explain(artifact, problem, _SHAPES_REMEDY, value=size))
+
+
+def prove_cases(artifact: str, forward: Forward, cases: Sequence[Case], tolerance: float) -> list[Tried]:
+    """The artifact agrees with PyTorch in every case (tolerance as in `difference`)."""
+    tried = []
+    for case in cases:
+        with turned_into_proof_error(artifact, f"fails at {case}", _SHAPES_REMEDY):
+            got = forward(case.inputs)
+        apart = difference(artifact, f"at {case}", case.inputs, case.expected, got, tolerance)
+        tried.append(Tried(case.sizes, case.padded, apart))
+    return tried
+
+
+def difference(
+    artifact: str, where: str, inputs: Mapping[str, Tensor], expected: Tensor, got: Tensor, tolerance: float
+) -> float:
+    """Largest absolute difference between two outputs of the same `inputs`.
+
+    Raises:
+        ProofError: It is above `tolerance`, or the shapes differ.
+    """
+    named = f"{where} ({', '.join(f'{name} {tuple(value.shape)}' for name, value in inputs.items())})"
+    if got.shape != expected.shape:
+        problem = f"the output {named} must have the shape {tuple(expected.shape)}"
+        raise ProofError(explain(artifact, problem, _SHAPES_REMEDY, value=tuple(got.shape)))
+    wanted, found = expected.double(), got.double()
+    # Equal infinities are equal; a NaN on either side is as far apart as can be.
+    apart = torch.where(wanted == found, 0.0, (wanted - found).abs()).nan_to_num(nan=inf, posinf=inf)
+    worst = int(apart.argmax())
+    largest = apart.flatten()[worst].item()
+    if largest > tolerance:
+        place = [int(index) for index in np.unravel_index(worst, tuple(expected.shape))]
+        problem = f"output{place} {named} must be PyTorch's {wanted.flatten()[worst]:.9g} within {tolerance:g}"
+        raise ProofError(explain(artifact, problem, _TOLERANCE_REMEDY, value=found.flatten()[worst].item()))
+    return largest
+
+
+def prove_metric(
+    artifact: str, metric: str, expected: float, got: float, *, higher_is_better: bool | None, budget: float
+) -> None:
+    """The artifact's metric is at most `budget` worse than PyTorch's; further off, where neither side is better."""
+    if np.isnan(expected) and np.isnan(got):
+        return
+    gain = got - expected
+    loss = abs(gain) if higher_is_better is None else -gain if higher_is_better else gain
+    if not loss <= budget + _ROUNDING * max(1.0, abs(expected)):
+        problem = f"{metric} over the evaluation split must be within {budget:g} of PyTorch's {expected:.9g}"
+        remedy = "The file is removed; export.metric_budget is the loss allowed"
+        raise ProofError(explain(artifact, problem, remedy, value=got))
+
+
+def _summary(error: Exception) -> str:
+    """What an error says, in at most a few hundred characters of one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 400 else f"{text[:397]}..."

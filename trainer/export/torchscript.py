@@ -1,0 +1,48 @@
+"""The model as TorchScript, by tracing. It stands alone: torch is giving TorchScript up, its warnings end here."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.export.cases import Forward
+from trainer.export.isolation import silence
+
+
+class Positional(nn.Module):
+    """The model with its inputs in a fixed order: a traced graph has no keywords."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """The model's output."""
+        output: Tensor = self.model(**dict(zip(self.names, inputs, strict=True)))
+        return output
+
+
+def write_torchscript(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
+    """Traces the model at `inputs`; the module it writes takes them in that order, without names."""
+    # A new module is in training mode, and the trace would write that mode down.
+    wrapper = Positional(model, tuple(inputs)).eval()
+    with silence():
+        # What check_trace looks at, one shape in this process, the proof does at many shapes of the loaded file.
+        trace: Any = torch.jit.trace
+        trace(wrapper, tuple(inputs.values()), check_trace=False).save(str(path))
+
+
+def load_torchscript(path: Path, names: tuple[str, ...]) -> Forward:
+    """The module, loaded afresh; `names` in the order it was traced with."""
+    with silence():
+        load: Any = torch.jit.load
+        module = load(str(path), map_location="cpu")
+
+    def forward(inputs: Mapping[str, Tensor]) -> Tensor:
+        output: Tensor = module(*(inputs[name] for name in names))
+        return output
+
+    return forward

@@ -1,0 +1,174 @@
+"""The contracts between the parts. There is nothing to inherit: whatever has these members fits.
+
+Shapes: B samples of a micro-batch, R rows and L columns of a packed or padded micro-batch, C outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+    from torch import Tensor
+    from torchmetrics import MetricCollection
+
+    from trainer.draws import Draws
+
+Batching = Literal["packed", "padded", "bucketed", "fixed"]
+Columns = Mapping[str, Sequence[Any]]
+"""A slice of a table: one sequence for each column, all of the same length."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch.
+
+    Attributes:
+        inputs: The model's keyword arguments.
+        target: What the loss compares the output with; None where the task has no target.
+        num_samples: Samples in it, B.
+        ids: Their positions in the split, so that a message can name them.
+    """
+
+    inputs: dict[str, Tensor]
+    target: Tensor | None
+    num_samples: int
+    ids: tuple[int, ...]
+
+    def to(self, device: Any) -> Batch:
+        """The same batch on `device`; the copy overlaps with the host where the memory is pinned."""
+        return self._apply(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (called by torch's DataLoader)."""
+        return self._apply(lambda tensor: tensor.pin_memory())
+
+    def _apply(self, change: Any) -> Batch:
+        inputs = {name: change(tensor) for name, tensor in self.inputs.items()}
+        target = None if self.target is None else change(self.target)
+        return Batch(inputs, target, self.num_samples, self.ids)
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Anything that changes during a run: what it holds survives a resume."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Loss(Protocol):
+    """A loss is a sum; the loop divides by the number of targets of the whole step."""
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        """The sum over the targets: shape (), float32."""
+        ...
+
+    def num_targets(self, target: Tensor) -> Tensor:
+        """How many terms that sum has: shape (), on the target's device (no host sync)."""
+        ...
+
+
+class Source(Protocol):
+    """Raw data: splits of named columns (the group `data`)."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the data changes; cheap, so that a cached encoding is found without loading."""
+        ...
+
+    def load(self) -> dict[str, Dataset]:
+        """Splits `train`, `validation`, `test` (at least the first two). A column `row` (int64) says where each row came from.
+
+        Raises:
+            DataError: The data cannot be read; file, row and column are named.
+        """
+        ...
+
+    def where(self, split: str, row: int) -> str:
+        """Where a row came from, for a message: `my.csv, row 18`."""
+        ...
+
+    def column(self, role: str) -> str:
+        """How the user names what plays `role` (`text`, `label`), for a message: `data.label=category`."""
+        ...
+
+
+class Task(Stateful, Protocol):
+    """The glue of a kind of job, from columns of raw data to metrics and predictions.
+
+    `state_dict` is JSON: what was learnt from the training split (labels, tokenizer).
+    """
+
+    monitor: str
+    """The metric that picks the best checkpoint unless `checkpoint.monitor` names another."""
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a source that it reads."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes when `fit` or `encode` would give something else for the same data."""
+        ...
+
+    def fit(self, train: Dataset) -> None:
+        """Learns from the training split what encoding needs. Called once, before `encode`."""
+        ...
+
+    def encode(self, rows: Columns) -> dict[str, list[Any]]:
+        """Raw columns to encoded columns, row by row; runs once, its result is cached.
+
+        Raises:
+            RowError: A row cannot be used.
+        """
+        ...
+
+    def check(self, encoded: Mapping[str, Dataset]) -> None:
+        """Logs what a person should know of the encoded splits before they train on them."""
+        ...
+
+    def lengths(self, encoded: Dataset) -> np.ndarray | None:
+        """Tokens of each row, int64 (N,); None where a row has no length."""
+        ...
+
+    def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
+        """Encoded rows to a batch. What is random comes from `draws` alone."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What models and losses may ask for by parameter name: `vocab_size`, `num_outputs`, `class_counts`."""
+        ...
+
+    def metrics(self) -> MetricCollection:
+        """Fresh metrics over (output, target), to be moved to the device."""
+        ...
+
+    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
+        """Outputs (B, C) as what a person reads, one mapping a sample."""
+        ...
+
+    def axes(self) -> dict[str, dict[int, str]]:
+        """The symbolic dimensions of the exported inputs, e.g. `{"input_ids": {0: "batch", 1: "sequence"}}`."""
+        ...
+
+    def axis_limits(self) -> dict[str, tuple[int, int]]:
+        """Smallest and largest size of each axis but `batch`, e.g. `{"sequence": (1, 128)}`."""
+        ...
+
+    def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]:
+        """Random valid padded inputs of the given axis sizes, with padding where the sizes allow any."""
+        ...
+
+    def artifact_files(self) -> dict[str, str]:
+        """Files an artifact needs beside the model, name to text: labels, tokenizer."""
+        ...
+
+
+class Report(Protocol):
+    """Where the events of a run go: one line of `metrics.jsonl`, the screen, TensorBoard."""
+
+    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None: ...

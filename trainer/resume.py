@@ -1,0 +1,100 @@
+"""All that a run is made of, to a checkpoint and back: weights, averages, optimizer, scaler, generators, position."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from torch import Tensor, nn
+
+from trainer.checkpoint.generators import capture_generators, restore_generators
+from trainer.checkpoint.optimizer_state import capture_optimizer, restore_optimizer
+from trainer.checkpoint.snapshot import Snapshot
+from trainer.errors import CheckpointError, explain
+from trainer.loop import Run
+from trainer.state import TrainState
+
+
+def capture(run: Run, state: TrainState, *, documents: Mapping[str, str], data: str) -> Snapshot:
+    """The run between two steps, its tensors still shared with it.
+
+    Args:
+        run: The parts.
+        state: The position and scores.
+        documents: Further text files, by name: the config, the task's state.
+        data: The fingerprint of the encoded data.
+    """
+    optimizer_tensors, optimizer_scalars = capture_optimizer(run.optimizer)
+    tensors: dict[str, Mapping[str, Tensor]] = {"model": run.model.state_dict(), "optimizer": optimizer_tensors}
+    if run.ema is not None:
+        tensors["ema"] = run.ema.module.state_dict()
+    if isinstance(run.loss, nn.Module) and (loss_tensors := run.loss.state_dict()):
+        tensors["loss"] = loss_tensors
+    train = state.state_dict()
+    document = {
+        "score": train["score"],
+        "train": train,
+        "ema": None if run.ema is None else run.ema.state_dict(),
+        "precision": run.precision.state_dict(),
+        "optimizer": optimizer_scalars,
+        "generators": capture_generators(),
+        "data": data,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
+    }
+    return Snapshot(state.step, tensors, {"state.json": json.dumps(document, indent=1) + "\n", **documents})
+
+
+def restore(run: Run, state: TrainState, snapshot: Snapshot, *, data: str) -> None:
+    """Puts the run where `snapshot` was taken; what follows has the same bits as if it had never stopped.
+
+    Raises:
+        CheckpointError: The checkpoint is of another model, optimizer or data.
+    """
+    document = json.loads(snapshot.documents["state.json"])
+    if document["data"] != data:
+        raise CheckpointError(
+            explain("data", "the data has changed since the checkpoint was taken", "Bring it back, or start a new run")
+        )
+    load_weights(run.model, snapshot.tensors["model"])
+    if isinstance(run.loss, nn.Module) and "loss" in snapshot.tensors:
+        load_weights(run.loss, snapshot.tensors["loss"])
+    if run.ema is not None:
+        load_weights(run.ema.module, snapshot.tensors["ema"])
+        run.ema.load_state_dict(document["ema"])
+    restore_optimizer(run.optimizer, snapshot.tensors["optimizer"], document["optimizer"])
+    run.precision.load_state_dict(document["precision"])
+    state.load_state_dict(document["train"])
+    # Last: building and loading may have drawn.
+    restore_generators(document["generators"])
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Loads weights that must fit exactly.
+
+    Raises:
+        CheckpointError: A name or a shape differs; the first of each kind are named.
+    """
+    try:
+        module.load_state_dict(dict(tensors), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"the checkpoint's weights do not fit the model: {error}") from error
+
+
+def chosen_weights(snapshot: Snapshot, weights: str) -> tuple[str, Mapping[str, Tensor]]:
+    """The model's weights in a checkpoint: `raw`, `ema`, or with `auto` those that scored better there.
+
+    Returns:
+        Which they are, and the tensors.
+
+    Raises:
+        CheckpointError: It holds no averaged weights.
+    """
+    score: dict[str, Any] | None = json.loads(snapshot.documents["state.json"])["score"]
+    if weights == "auto":
+        weights = score["weights"] if score else "raw"
+    if weights == "ema" and "ema" not in snapshot.tensors:
+        raise CheckpointError(explain("weights", "the run kept no averaged weights", "Use weights=raw", value="ema"))
+    return weights, snapshot.tensors["ema" if weights == "ema" else "model"]
