@@ -6,7 +6,7 @@ import os
 import sys
 from difflib import get_close_matches
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from trainer.errors import ConfigError, Interrupted, TrainerError
 
@@ -148,29 +148,42 @@ def _through_hydra(plan: Plan) -> None:
 
     from trainer.config.compose import one_line
 
+    failures: list[Exception] = []
+
     def task(config: DictConfig) -> None:
         about = HydraConfig.get()
         swept = about.mode == RunMode.MULTIRUN
-        run_dir = os.path.relpath(about.runtime.output_dir) if swept else None
         if swept:
             print(f"job {about.job.num}: {' '.join(about.overrides.task)}", file=sys.stderr)
         try:
+            run_dir = os.path.relpath(about.runtime.output_dir) if swept else None
             _start(plan.request.verb, *plan.job(config, about.runtime.choices, run_dir))
-        except TrainerError as error:
-            if not swept:
-                raise
-            _tell(error)
-            if isinstance(error, Interrupted):
-                sys.exit(error.exit_code)
-            raise JobFailed(error.exit_code) from error
+        except Exception as error:
+            if swept:
+                _end_job(error)
+            failures.append(error)
 
-    # Hydra then lets every exception through, whole and with its cause.
+    # Hydra then lets every exception of a sweep through, whole and with its cause.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [sys.argv[0], *plan.hydra_argv]
     try:
         hydra.main(version_base="1.3", config_path=str(plan.request.folder), config_name=plan.request.name)(task)()
     except (ConfigCompositionException, MissingConfigException, OverrideParseException) as error:
         raise ConfigError(one_line(error)) from error
+    if failures:
+        # Past Hydra, which would put a line of its own before what is told.
+        raise failures[0]
+
+
+def _end_job(error: Exception) -> NoReturn:
+    """Tells at once what ended a job of a sweep; a signal ends the whole sweep."""
+    told = _user_error(error)
+    if told is None:
+        raise error
+    _tell(told)
+    if isinstance(told, Interrupted):
+        sys.exit(told.exit_code)
+    raise JobFailed(told.exit_code) from error
 
 
 def _complete(arguments: list[str]) -> None:

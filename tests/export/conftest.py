@@ -1,6 +1,7 @@
 """One exported folder for all tests that look at one: writing ONNX takes seconds."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from tests.export.toy import ToyModel, ToyTask, batches
 from trainer.export.artifacts import Artifact, publish
+from trainer.protocols import Batch
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,15 @@ def world(model: torch.nn.Module) -> dict[str, Any]:
     }
 
 
+def drawing_batches() -> Iterator[Batch]:
+    """The evaluation split from a loader that draws from the global generators."""
+    for batch in batches():
+        random.random()
+        np.random.random()
+        torch.rand(())
+        yield batch
+
+
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     folder = tmp_path_factory.mktemp("run") / "export"
@@ -48,7 +59,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
         folder,
         model,
         ToyTask(),
-        batches,
+        drawing_batches,
         {"step": 930, "weights": "ema"},
         formats=["onnx", "torchscript"],
         tolerance=1e-4,

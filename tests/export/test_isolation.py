@@ -1,5 +1,6 @@
 import logging
 import random
+import sys
 import warnings
 
 import numpy as np
@@ -29,12 +30,16 @@ def test_random_states_are_put_back(error: type[Exception] | None) -> None:
         assert draw() == expected
 
 
-def test_silence_ends_with_the_block(caplog: pytest.LogCaptureFixture) -> None:
+def test_silence_ends_with_the_block(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("noisy")
     with silence():
         logger.critical("inside")
         warnings.warn("inside", UserWarning, stacklevel=1)
+        print("inside")
+        print("inside", file=sys.stderr)
     logger.warning("after")
+    print("after")
     assert [record.message for record in caplog.records] == ["after"]
+    assert capsys.readouterr() == ("after\n", "")
     with pytest.warns(UserWarning, match="after"):
         warnings.warn("after", UserWarning, stacklevel=1)

@@ -189,9 +189,9 @@ class TestPace:
 
     def test_the_steps_of_an_earlier_process_do_not_count(self) -> None:
         pace = Pace(total_steps=100)
-        pace.see("resume", 90)
-        pace.see("train", 90)
+        pace.see(90)
         assert pace.left(90) == "?"
+        pace.see(100)
         assert pace.left(100) == "0:00:00"
 
 

@@ -54,7 +54,11 @@ def test_python_warnings_are_kept(tmp_path: Path, console: Console) -> None:
     assert "UserWarning: the scheduler was stepped first" in (tmp_path / "trainer.log").read_text(encoding="utf-8")
 
 
-def test_logging_is_as_before_when_the_run_ends(tmp_path: Path, console: Console) -> None:
+def test_logging_is_as_before_when_the_run_ends(
+    tmp_path: Path, console: Console, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="datasets")
+
     def state() -> tuple[object, ...]:
         loggers = [logging.getLogger(name) for name in (None, *NOISY)]
         return warnings.showwarning, [logger.level for logger in loggers], [*loggers[0].handlers]

@@ -72,10 +72,11 @@ def entries(folder: Path) -> frozenset[Path]:
 
 
 def create_folder(folder: Path) -> None:
-    """A new folder, with those above it where they are missing, or nothing where it exists already."""
+    """Makes a folder, and those above it, where they are missing."""
     with _naming(folder, "created"):
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
+        for path in reversed(missing):
+            path.mkdir()
     for path in missing:
         sync_folder(path.parent)
 

@@ -104,7 +104,7 @@ def _run(
                 )
             )
 
-        training = build_training(job, text, saver.submit, open_report, snapshot)
+        training = build_training(job, text, saver.submit, open_report, snapshot, stack)
         _announce(job, training)
         with signals.deferred():
             fit(training.run, training.state, signals.stopping)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from trainer.checkpoint.store import Store
 from trainer.commands.folders import CHECKPOINTS
 from trainer.config.schema import TrainJob
 from trainer.data.encode import Encoded
-from trainer.data.loader import Batches, evaluation_batches
+from trainer.data.loader import Batches, EvaluationBatches
 from trainer.errors import ConfigError, explain, nearest
 from trainer.evaluate import evaluate
 from trainer.precision import Precision, PrecisionName
@@ -89,8 +90,8 @@ def load_trained(
     return Trained(folder, job, snapshot.step, chosen, task, model.eval(), loss, encoded, where, provenance)
 
 
-def split_batches(trained: Trained, split: str, batching: Batching) -> Iterable[Batch]:
-    """The batches of a split, in order.
+def split_batches(trained: Trained, split: str, batching: Batching) -> Iterator[Batch]:
+    """The batches of a split, in order, once.
 
     Raises:
         ConfigError: There is no such split.
@@ -99,9 +100,9 @@ def split_batches(trained: Trained, split: str, batching: Batching) -> Iterable[
     if split not in splits:
         raise ConfigError(explain("split", "the data has no such split", nearest(split, list(splits)), value=split))
     batches = Batches(splits[split], trained.task, batching, trained.job.seed)
-    return evaluation_batches(
-        batches, trained.job.loader.eval_batch_size, parts.loader_options(trained.job, trained.device)
-    )
+    options = parts.loader_options(trained.job, trained.device)
+    with closing(EvaluationBatches(batches, trained.job.loader.eval_batch_size, options)) as loader:
+        yield from loader
 
 
 def evaluate_split(trained: Trained, split: str, precision: PrecisionName) -> dict[str, float]:

@@ -61,7 +61,7 @@ class Keys:
         parent, _, name = path.rpartition(".")
         above = find(self.tree, parent) if parent else self.tree
         if above is _ABSENT:
-            return self.unknown(parent, value)
+            return self.unknown(parent)
         shown = {} if value is _ABSENT else {"value": value}
         if not isinstance(above, Mapping):
             return explain(path, f"{parent} is a value and has no keys", **shown)
@@ -115,7 +115,9 @@ def group_faults(override: Override, kind: type, catalogue: Catalogue, chosen: S
         value = _read_value(text) if is_sweep(override) else override.value()
         names += value if isinstance(value, list) else [value]
     if is_sweep(override) and not names:
-        return [explain(group, "no option fits", _listed(group, catalogue), value=override.get_value_string())]
+        return [
+            explain(group, "no option fits", f"Known: {_listed(group, catalogue)}", value=override.get_value_string())
+        ]
     return [fault for name in names for fault in _option_faults(group, name, kind, catalogue)]
 
 

@@ -53,11 +53,13 @@ def split(argv: Sequence[str]) -> tuple[Command, list[str]]:
 
     parser.error = fail  # type: ignore[method-assign]  # argparse would print its own usage and exit
     options, unknown = parser.parse_known_intermixed_args(list(argv))
-    faults = [_unknown_flag(flag, known) for flag in unknown]
+    # What follows an unknown flag is left over as well.
+    overrides = [*options.overrides, *(text for text in unknown if not text.startswith("-"))]
     rest = list(argv)
     for text in (*options.overrides, *unknown):
         rest.remove(text)
-    return Command(tuple(options.overrides), tuple(rest), options), faults
+    faults = [_unknown_flag(text, known) for text in unknown if text.startswith("-")]
+    return Command(tuple(overrides), tuple(rest), options), faults
 
 
 def _unknown_flag(flag: str, known: Sequence[str]) -> str:

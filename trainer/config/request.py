@@ -75,8 +75,9 @@ class Request:
         return [*_lines(self.given.hydra), *_search([*([_entry(Path(folder))] if folder else []), *self.searchpath])]
 
     def to_hydra(self) -> list[str]:
-        """The command line for Hydra."""
-        lines = _lines([*self.given.hydra, *self.given.groups, *self.given.values])
+        """The command line for Hydra, in the order it was given: a sweep's jobs follow it."""
+        kept = {*_lines(self.given.hydra), *_lines(self.given.groups), *_lines(self.given.values)}
+        lines = [text for text in self.command.overrides if text in kept]
         return [*lines, *_search(self.searchpath), *self.command.flags]
 
 

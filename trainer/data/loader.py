@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -72,11 +74,26 @@ class TrainLoader:
             yield list(islice(stream, size))
 
 
-def evaluation_batches(batches: Batches, batch_size: int, options: LoaderOptions) -> Iterable[Batch]:
-    """All rows of a split in their order, `batch_size` a batch; can be iterated again and again."""
-    ids = np.arange(len(batches.rows))
-    parts = [MicroBatch(0, tuple(ids[start : start + batch_size].tolist())) for start in range(0, len(ids), batch_size)]
-    return _data_loader(batches, parts, options, persistent=options.persistent_workers)
+class EvaluationBatches:
+    """All rows of a split in their order, `batch_size` a batch; can be iterated again and again until it is closed.
+
+    Workers live from one evaluation to the next where the options say so.
+    """
+
+    def __init__(self, batches: Batches, batch_size: int, options: LoaderOptions) -> None:
+        ids = np.arange(len(batches.rows)).tolist()
+        parts = [MicroBatch(0, tuple(ids[start : start + batch_size])) for start in range(0, len(ids), batch_size)]
+        self._loader: DataLoader[Batch] | None = _data_loader(
+            batches, parts, options, persistent=options.persistent_workers
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        assert self._loader is not None, "closed"
+        return iter(self._loader)
+
+    def close(self) -> None:
+        """Ends the workers. Left to the garbage collector, their queues may go before them, and they are waited for."""
+        self._loader = None
 
 
 def columns(table: pyarrow.Table) -> dict[str, Any]:
@@ -119,5 +136,13 @@ def _ignore_signals(_: int) -> None:
     """A signal to the process group is the main process's to handle: it still needs its workers to end the step."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """Workers that ignore SIGTERM would keep the interpreter waiting for them at its exit; they hold nothing to lose."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 

@@ -1,14 +1,18 @@
 """PyTorch and the artifacts over the same evaluation batches, in one pass."""
 
-from collections.abc import Iterable, Sequence
+from __future__ import annotations
 
-from torch import Tensor
-from torchmetrics import MetricCollection
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from trainer.errors import ProofError
 from trainer.export.cases import Forward
 from trainer.export.proof import difference, turned_into_proof_error
 from trainer.protocols import Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torchmetrics import MetricCollection
 
 
 class Comparison:

@@ -4,7 +4,8 @@ import logging
 import random
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ def random_state_kept() -> Iterator[None]:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """No log record and no warning leaves the block.
+    """No log record, no warning and nothing printed leaves the block.
 
     Meant for calls into the exporters alone, which warn of what their users cannot change: deprecations inside
     torch, translations for packages that are not installed, sizes that tracing could have frozen (the proof
@@ -34,7 +35,7 @@ def silence() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

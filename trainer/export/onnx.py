@@ -64,7 +64,7 @@ def load_onnx(path: Path) -> tuple[Forward, Dimensions, Dimensions]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # what goes wrong is raised; the runtime would print it, too
-    # Idle threads that spin would take the time of whatever runs next, which spoils timings side by side.
+    # Idle threads that spin take the cores from whatever runs next: torch, timed in turn, was five times slower.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 

@@ -1,9 +1,11 @@
 """The proof that an artifact computes what PyTorch computes; what it finds wrong is a `ProofError`."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from trainer.export.cases import Case, Forward, Sizes
 
 _SHAPES_REMEDY = "The file is removed: it would be wrong, or refuse to run, at shapes other than those it was made with"
 _TOLERANCE_REMEDY = "The file is removed; export.tolerance is the largest difference allowed"
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ROUNDING = 1e-6  # of a metric: float32 rounding; one changed decision of a million samples is more
 
 
@@ -129,7 +132,9 @@ def prove_metric(
         raise ProofError(explain(artifact, problem, remedy, value=got))
 
 
-def _summary(error: Exception) -> str:
-    """What an error says, in at most a few hundred characters of one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 400 else f"{text[:397]}..."
+def _summary(error: BaseException) -> str:
+    """What the first cause of an error says, in at most a few hundred characters of one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(_COLOUR.sub("", str(error)).split()) or type(error).__name__
+    return shorten(text, 300, placeholder=" …").rstrip(".")

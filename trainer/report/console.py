@@ -51,7 +51,7 @@ class Lines:
         self._pace = Pace(total_steps)
 
     def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
-        self._pace.see(event, step)
+        self._pace.see(step)
         fields = [f"{event:<10}", f"{self._pace.progress(step)}  epoch {epoch:6.2f}", *_fields(values)]
         if event == "train":
             fields.append(f"left {self._pace.left(step)}")
@@ -84,7 +84,7 @@ class Display:
         self._live = Live(Group(self._progress, self._numbers), console=console, auto_refresh=False)
 
     def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
-        self._pace.see(event, step)
+        self._pace.see(step)
         if not self._live.is_started:
             self._live.start()
         if event == "train":
@@ -109,9 +109,9 @@ class Pace:
         self._total_steps = total_steps
         self._first: tuple[int, float] | None = None
 
-    def see(self, event: str, step: int) -> None:
-        """Counts from the first event, and anew from a `resume`."""
-        if self._first is None or event == "resume":
+    def see(self, step: int) -> None:
+        """Counts from the first step seen: the one a run was resumed at, if it was."""
+        if self._first is None:
             self._first = step, time.monotonic()
 
     def progress(self, step: int) -> str:

@@ -1,0 +1,310 @@
+"""Command lines against the configuration that is shipped."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.config.lint import check_command
+from trainer.config.schema import EvalJob, ExportJob, TrainJob
+from trainer.config.stored import config_text
+from trainer.errors import CheckpointError, ConfigError
+
+Composed = Callable[..., tuple[Any, dict[str, Any]]]
+
+
+def told(verb: str, *argv: str) -> list[str]:
+    """The messages for a command line, which must have a fault."""
+    with pytest.raises(ConfigError) as caught:
+        check_command(verb, argv)
+    return list(caught.value.messages)
+
+
+def test_three_typing_errors_are_told_together() -> None:
+    assert told("train", "lss=focal", "optimizer.lrr=1", "+loss.gama=2") == [
+        "lss: there is no such key, got 'focal'. Did you mean loss.",
+        "optimizer.lrr: there is no such key, got 1. Did you mean optimizer.lr.",
+        "loss.gama: there is no such key, got 2. loss=focal has loss.gamma. "
+        "Known: loss.weight, loss.label_smoothing, loss.ignore_index.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        # keys
+        (["foo.bar=1"], "foo: there is no such key. Known: seed, "),
+        (["sed=1"], "sed: there is no such key, got 1. Did you mean seed."),
+        (["train.bach_size=1"], "train.bach_size: there is no such key, got 1. Did you mean train.batch_size."),
+        (["+train.foo=1"], "train.foo: there is no such key, got 1. Known: train.duration, train.batch_size, "),
+        (["lr=1"], "lr: there is no such key, got 1. Did you mean optimizer.lr."),
+        (["train.lr=1"], "train.lr: there is no such key, got 1. Did you mean optimizer.lr."),
+        (["seed.x=1"], "seed.x: seed is a value and has no keys, got 1."),
+        (["train={batch_siz: 4}"], "train.batch_siz: there is no such key, got 4. Did you mean train.batch_size."),
+        (["loss=focal", "+loss.gama=2"], "loss.gama: there is no such key, got 2. Did you mean loss.gamma."),
+        (["loss=focal", "loss.gama=2"], "loss.gama: there is no such key, got 2. Did you mean loss.gamma."),
+        (["+seed=3"], "seed: is there already. Leave out the +: seed=3."),
+        (["~loss.wight"], "loss.wight: there is no such key. Did you mean loss.weight."),
+        (["~train.duration"], "train.duration: cannot be left out. "),
+        (["~ema"], "ema: cannot be left out. "),
+        (["loss=focal", "~loss.gamma"], "loss.gamma: is needed. loss=focal gives 2.0."),
+        # options
+        (["loss=focall"], "loss: there is no such option, got 'focall'. Did you mean loss=focal."),
+        (["loss=xyz"], "loss: there is no such option, got 'xyz'. Known: cross_entropy, focal"),
+        (["loss=null"], "loss: must be the name of an option, got None. One of cross_entropy, focal"),
+        (["~loss"], "loss: cannot be left out. One of cross_entropy, focal"),
+        (["+loss=focal"], "loss: is there already. Leave out the +: loss=focal."),
+        (
+            ["experiment=stdlib_focl"],
+            "experiment: there is no such option, got 'stdlib_focl'. Did you mean experiment=stdl",
+        ),
+        (["experiment=null"], "experiment: must be the name of an option, got None. ~experiment leaves it out."),
+        # values
+        (["optimizer.lr=abc"], "optimizer.lr: must be a number, got 'abc'."),
+        (["train.batch_size=3.5"], "train.batch_size: must be an integer, got 3.5."),
+        (["train.batch_size=true"], "train.batch_size: must be an integer, got True."),
+        (["compile=1"], "compile: must be true or false, got 1."),
+        (["precision=fp31"], "precision: must be one of fp32, bf16, fp16, got 'fp31'. Did you mean fp32."),
+        (["model.pooling=men"], "model.pooling: must be one of "),
+        (["optimizer.betas=[0.9]"], "optimizer.betas: must be a list of 2: a number, a number, got [0.9]."),
+        (["loss=focal", "loss.alpha=[a]"], "loss.alpha: must be a list of numbers or auto or null, got ['a']."),
+        (["train.duration=3epp"], "train.duration: must be a duration, got '3epp'. An integer (optimizer steps)"),
+        (["scheduler.warmup=x"], "scheduler.warmup: must be a duration, got 'x'."),
+        (["train=5"], "train: must be a section, got 5. Its keys are duration, batch_size"),
+        (["model.dim=???"], "model.dim: a value is needed. Give model.dim=<an integer>."),
+        (["data=files"], "data.train: a value is needed. Give data.train=<"),
+        (["ema.decay=1"], "ema.decay: must be at least 0 and below 1, got 1."),
+        (["run.name=${sed}"], "run.name: the interpolation has no value, got '${sed}'. Interpolation key 'sed' not"),
+        (["optimizer.betas=[${a.b},1]"], "optimizer.betas.0: the interpolation has no value, got '${a.b}'."),
+        # targets
+        (
+            ["loss._target_=trainer.loss.focal.Focl"],
+            "loss._target_: names nothing, got 'trainer.loss.focal.Focl'. there",
+        ),
+        (["loss._target_=no_such_package.Loss"], "loss._target_: there is no package no_such_package, got "),
+        (["loss._target_=Loss"], "loss._target_: must be a dotted name"),
+        (["loss._target_=trainer.loss.focal.Focal"], "loss.gamma: is needed. loss=focal gives 2.0."),
+        # the command line itself
+        (["foo"], "foo: is neither a verb's key nor a flag. "),
+        (["=3"], "=3: is neither a verb's key nor a flag. "),
+        (["--cgf=job"], "--cgf=job: there is no such flag. Did you mean --cfg."),
+        (["--info", "foo"], "Argument --info/-i: invalid choice: 'foo'"),
+        (["--config-dir", "nowhere"], "--config-dir: there is no such folder, got 'nowhere'."),
+        (["loss=focal,cross_entropy"], "loss: several values make a sweep, got 'focal,cross_entropy'. "),
+        (["hydra/launcher=foo"], "In 'hydra/config': Could not find 'hydra/launcher/foo'"),
+    ],
+)
+def test_one_fault(argv: list[str], message: str) -> None:
+    messages = told("train", *argv)
+    assert messages[0].startswith(message)
+    if "._target_=" not in argv[0]:
+        assert len(messages) == 1
+
+
+def test_the_spot_of_what_cannot_be_read_is_marked() -> None:
+    assert told("train", "model.dim=[1", "run.name=a b!c", "seed=(1")[0].splitlines()[1:] == [
+        "    model.dim=[1",
+        "                ^",
+    ]
+
+
+def test_faults_of_every_kind_come_together() -> None:
+    messages = told(
+        "train",
+        *("x=[1", "--cgf", "loss=focall", "modl.dim=3", "~data.foo", "optimizer.lr=abc", "train.accumulate=64"),
+        *("checkpoint.keep=1", "run.name=${sed}", "seed=-1"),
+    )
+    assert {message.split(":")[0] for message in messages} == {
+        *("--cgf", "x=[1", "loss", "modl", "data.foo", "run.name", "optimizer.lr", "seed", "checkpoint.keep"),
+        "train.accumulate",
+    }
+
+
+def test_numbers_in_scientific_notation(composed: Composed) -> None:
+    job, values = composed("train", "optimizer.lr=1e-3", "optimizer.eps=2e-9")
+    assert isinstance(job, TrainJob)
+    assert (job.optimizer["lr"], values["optimizer"]["eps"]) == (0.001, 2e-9)
+
+
+def test_a_job_and_its_plain_values_are_the_same(composed: Composed) -> None:
+    job, values = composed(
+        "train", "train.duration=100", "run.name=${hydra:runtime.choices.loss}", "train.max_grad_norm=2"
+    )
+    assert (job.train.duration, job.run.name, job.train.max_grad_norm) == (100, "cross_entropy", 2)
+    assert list(values) == list(TrainJob.__dataclass_fields__)
+    assert values["run"]["name"] == "cross_entropy"
+
+
+@pytest.mark.parametrize("choice", ["debug=smoke", "experiment=stdlib_focal", "loss=focal", "optimizer=sgd"])
+def test_options_compose(composed: Composed, choice: str) -> None:
+    composed("train", choice)
+    assert check_command("train", [choice]).notes == ()
+
+
+class TestReplacedTarget:
+    """`<group>._target_=...`: the option's other keys were meant for what it names."""
+
+    def test_only_keys_of_the_command_line_are_kept(self, composed: Composed) -> None:
+        job, _ = composed("train", "loss=focal", "loss._target_=json.Loss", "loss.gamma=3", "+loss.mine=4")
+        assert job.loss == {"_target_": "json.Loss", "gamma": 3, "mine": 4}
+        (note,) = check_command("train", ["loss=focal", "loss._target_=json.Loss"]).notes
+        assert note.startswith("loss.gamma, loss.alpha, loss.label_smoothing, loss.ignore_index left out: ")
+
+    def test_keys_of_a_mapping_are_kept(self, composed: Composed) -> None:
+        job, _ = composed("train", "loss={_target_: json.Loss, label_smoothing: 0.5}")
+        assert job.loss == {"_target_": "json.Loss", "label_smoothing": 0.5}
+
+    def test_how_it_is_called_is_kept(self, composed: Composed) -> None:
+        job, _ = composed("train", "scheduler._target_=json.wave")
+        assert job.scheduler == {"_target_": "json.wave", "_partial_": True}
+
+    def test_keys_of_an_experiment_are_kept(self, composed: Composed, elsewhere: Path) -> None:
+        (elsewhere / "conf" / "experiment").mkdir(parents=True)
+        (elsewhere / "conf" / "experiment" / "mine.yaml").write_text(
+            "# @package _global_\nloss:\n  _target_: json.Loss\n  label_smoothing: 0.0\n  mine: 1\n"
+        )
+        job, _ = composed("train", "experiment=mine")
+        assert job.loss == {"_target_": "json.Loss", "label_smoothing": 0.0, "mine": 1}
+
+    def test_the_same_target_replaces_nothing(self, composed: Composed) -> None:
+        job, _ = composed("train", "loss=focal", "loss._target_=trainer.loss.focal.Focal")
+        assert job.loss["gamma"] == 2.0
+
+    def test_new_keys_need_a_plus(self) -> None:
+        (message,) = told("train", "loss._target_=json.Loss", "loss.mine=4")
+        assert message.startswith("loss.mine: there is no such key, got 4.")
+
+
+class TestFolders:
+    """Where options may lie."""
+
+    @pytest.fixture
+    def mine(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "elsewhere" / "loss"
+        folder.mkdir(parents=True)
+        (folder / "mine.yaml").write_text("_target_: json.Loss\nmine: 1\n")
+        return folder.parent
+
+    def test_the_working_directory(self, composed: Composed, mine: Path, elsewhere: Path) -> None:
+        mine.rename(elsewhere / "conf")
+        job, _ = composed("train", "loss=mine", "loss.mine=2")
+        assert job.loss == {"_target_": "json.Loss", "mine": 2}
+        assert told("train", "loss=mne") == ["loss: there is no such option, got 'mne'. Did you mean loss=mine."]
+
+    def test_a_folder_by_flag(self, mine: Path) -> None:
+        assert (
+            check_command("train", ["loss=mine", "--config-dir", str(mine)]).request.catalogue.options("loss")[-1]
+            == "mine"
+        )
+        assert told("train", "loss=mine")[0].startswith("loss: there is no such option, got 'mine'.")
+
+    def test_hydras_search_path(self, composed: Composed, mine: Path, elsewhere: Path) -> None:
+        (elsewhere / "conf" / "loss").mkdir(parents=True)
+        (elsewhere / "conf" / "loss" / "here.yaml").write_text("_target_: json.Here\n")
+        entry = f"hydra.searchpath=['file://{mine}']"
+        assert composed("train", entry, "loss=mine")[0].loss["mine"] == 1
+        assert composed("train", entry, "loss=here")[0].loss == {"_target_": "json.Here"}
+
+
+class TestSweeps:
+    """`--multirun`: each value is checked, with the first of the others."""
+
+    def test_every_value_and_every_option(self) -> None:
+        argv = ["-m", "loss=focal,cross", "optimizer.lr=1e-3,abc,0", "seed=1,2", "model.dim=choice(64,wide)"]
+        assert told("train", *argv) == [
+            "loss: there is no such option, got 'cross'. Known: cross_entropy, focal.",
+            "optimizer.lr: must be a number, got 'abc'.",
+            "optimizer.lr: must be above 0, got 0.",
+            "model.dim: must be an integer, got 'wide'.",
+        ]
+
+    def test_a_key_must_be_one_of_every_option(self) -> None:
+        (message,) = told("train", "-m", "loss=focal,cross_entropy", "loss.gamma=1,2")
+        assert message.startswith("loss.gamma: there is no such key, got '1,2'. loss=focal has loss.gamma.")
+
+    def test_what_cannot_be_listed_is_checked_by_its_key(self) -> None:
+        check_command("train", ["-m", "seed=range(1,4)", "optimizer.lr=interval(0,1)", "optimizer=glob(a*)"])
+        messages = told("train", "-m", "sed=range(1,4)", "model=glob(x*)")
+        assert messages[0].startswith("model: no option fits, got 'glob(x*)'. Known: ")
+        assert messages[1] == "sed: there is no such key, got 'range(1,4)'. Did you mean seed."
+
+
+class TestStoredRuns:
+    """`resume=PATH`, `eval` and `export` start from the configuration of a run."""
+
+    @pytest.fixture
+    def run(self, composed: Composed, elsewhere: Path) -> Path:
+        _, values = composed("train", "data=files", "data.train=a.csv", "loss=focal", "trust=[json]")
+        checkpoint = elsewhere / "runs" / "a" / "checkpoints" / "step-00000003"
+        checkpoint.mkdir(parents=True)
+        for folder in (checkpoint, elsewhere / "runs" / "a"):
+            (folder / "config.yaml").write_text(config_text(values), encoding="utf-8")
+        return checkpoint
+
+    def test_a_resumed_run_needs_nothing_else(self, composed: Composed, run: Path) -> None:
+        for path in ("runs/a", str(run)):
+            job, values = composed("train", f"resume={path}")
+            assert (job.data["train"], job.loss["gamma"], job.resume) == ("a.csv", 2.0, path)
+            assert values["trust"] == []
+
+    def test_safe_changes_and_the_same_choice_go_through(self, composed: Composed, run: Path) -> None:
+        argv = ["resume=runs/a", "train.duration=8ep", "loss=focal", "loader.workers=2"]
+        job, _ = composed("train", *argv)
+        assert (job.train.duration, job.loader.workers) == ("8ep", 2)
+        assert check_command("train", argv).notes[0].startswith("train.duration: '4ep' -> '8ep'; ")
+
+    def test_other_changes_and_faults_come_together(self, run: Path) -> None:
+        messages = told("train", "resume=runs/a", "seed=4", "loss=cross_entropy", "model.dmi=3", "debug=smoke", "-m")
+        assert {message.split(":")[0] for message in messages} == {
+            "seed",
+            "loss._target_",
+            "model.dmi",
+            "debug",
+            "resume",
+        }
+
+    def test_trust_comes_from_the_command_line_alone(self, composed: Composed, run: Path) -> None:
+        file = run / "config.yaml"
+        file.write_text(file.read_text().replace("trainer.loss.focal.Focal", "json.Loss"))
+        for argv in (["train", f"resume={run}"], ["eval", f"run={run}"], ["export", f"run={run}"]):
+            with pytest.raises(CheckpointError, match=r"^loss\._target_: .* trust=\[json\]\.$"):
+                check_command(argv[0], argv[1:])
+            check_command(argv[0], [*argv[1:], "trust=[json]"])
+
+    def test_a_run_that_is_not_there(self) -> None:
+        for verb, key in (("train", "resume"), ("eval", "run"), ("export", "run")):
+            with pytest.raises(CheckpointError, match=f"^{key}: there is no such folder, got 'nowhere'"):
+                check_command(verb, [f"{key}=nowhere"])
+
+    def test_eval_passes_on_what_belongs_to_the_run(self, composed: Composed, run: Path) -> None:
+        job, _ = composed("eval", "run=runs/a", "split=validation", "data.test=b.csv", "loader.workers=2")
+        assert isinstance(job, EvalJob)
+        assert job.stored_overrides == (("data.test", "b.csv"), ("loader.workers", 2))
+        assert job.split == "validation"
+        assert told("eval", "run=runs/a", "data.tests=b.csv") == [
+            "data.tests: there is no such key, got 'b.csv'. Did you mean data.test."
+        ]
+
+    def test_faults_of_eval_and_export(self) -> None:
+        assert told("eval", "lodaer.workers=1", "loader.worker=1", "loader.workers=x", "split=tst", "lr=1") == [
+            "lodaer: there is no such key. Did you mean loader.",
+            "lr: there is no such key, got 1. "
+            "Known: run, checkpoint, split, weights, device, precision, trust, data, loader.",
+            "split: must be one of train, validation, test, got 'tst'.",
+            "loader.worker: there is no such key, got 1. Did you mean loader.workers.",
+            "loader.workers: must be an integer, got 'x'.",
+        ]
+        assert told("export", "export.formts=[onnx]", "loss=focal")[0].startswith(
+            "export.formts: there is no such key, got ['onnx']. Did you mean export.formats."
+        )
+
+    def test_export(self, composed: Composed) -> None:
+        job, _ = composed("export", "export.formats=[onnx]", "checkpoint=step-3")
+        assert isinstance(job, ExportJob)
+        assert (job.export["formats"], job.checkpoint) == (["onnx"], "step-3")
+
+
+def test_a_configuration_is_shown_also_where_values_are_missing() -> None:
+    check_command("train", ["data=files", "--cfg", "job"])
+    assert told("train", "data=files", "lr=1", "--cfg", "job")[0].startswith("lr: there is no such key")

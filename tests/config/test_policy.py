@@ -1,0 +1,98 @@
+import copy
+from typing import Any
+
+import pytest
+
+from trainer.config import schema
+from trainer.config.policy import NOTES, SAFE, resume_config
+from trainer.errors import ConfigError
+
+STORED: dict[str, Any] = schema.defaults(schema.TrainJob) | {
+    "loss": {"_target_": "trainer.loss.focal.Focal", "gamma": 2.0, "betas": [0.9, 0.99]},
+    "model": {"_target_": "trainer.model.text_encoder.TextEncoder", "dim": 128},
+    "export": {"_target_": "trainer.export.artifacts.publish", "formats": ["onnx"]},
+}
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    config = copy.deepcopy(STORED)
+    for path, value in changes.items():
+        *sections, key = path.split("__")
+        target = config
+        for section in sections:
+            target = target[section]
+        target[key] = value
+    return config
+
+
+def test_the_same_configuration_goes_on() -> None:
+    assert resume_config(STORED, copy.deepcopy(STORED)) == (STORED, [])
+    assert resume_config(STORED, changed(loss__gamma=2, loss__betas=(0.9, 0.99)))[1] == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"device": "cuda"},
+        {"resume": "auto", "trust": ["mine"]},
+        {"run": {"name": "x", "dir": None}},
+        {"train__accumulate": 4, "train__log_every": 1, "train__eval_every": "2ep"},
+        {"loader__workers": 4, "loader__prefetch": 8, "loader__pin_memory": True, "loader__eval_batch_size": 1},
+        {"checkpoint": {"every": 1, "keep": 9, "monitor": "loss"}},
+        {"logger": {"console": "none", "tensorboard": False}},
+        {"export__formats": ["torchscript"], "export__tolerance": 1.0},
+    ],
+)
+def test_how_a_run_is_executed_may_change(changes: dict[str, Any]) -> None:
+    current = changed(**changes)
+    assert resume_config(STORED, current) == (current, [])
+
+
+def test_a_new_duration_is_explained() -> None:
+    _, (note,) = resume_config(STORED, changed(train__duration="8ep"))
+    assert note.startswith("train.duration: '4ep' -> '8ep'; ")
+    assert "schedule" in note
+
+
+def test_every_difference_in_what_is_learnt_is_refused_at_once() -> None:
+    current = changed(seed=1, loss__gamma=3.0, model__dim=64, train__batch_size=8, loader__workers=3, ema__decay=None)
+    current["loss"]["extra"] = 1
+    with pytest.raises(ConfigError) as caught:
+        resume_config(STORED, current)
+    assert [message.split(". Leave")[0] for message in caught.value.messages] == [
+        "seed: a resumed run keeps it: 0 -> 1",
+        "train.batch_size: a resumed run keeps it: 32 -> 8",
+        "ema.decay: a resumed run keeps it: 0.999 -> None",
+        "loss.gamma: a resumed run keeps it: 2.0 -> 3.0",
+        "loss.extra: a resumed run keeps it: (absent) -> 1",
+        "model.dim: a resumed run keeps it: 128 -> 64",
+    ]
+
+
+def test_another_part_is_one_difference() -> None:
+    loss = {"_target_": "trainer.loss.cross_entropy.CrossEntropy", "weight": None}
+    with pytest.raises(ConfigError) as caught:
+        resume_config(STORED, changed(loss=loss))
+    (message,) = caught.value.messages
+    assert message.startswith(
+        "loss._target_: a resumed run keeps it: 'trainer.loss.focal.Focal' -> 'trainer.loss.cross"
+    )
+
+
+def test_the_remedy_names_the_weights_where_the_model_takes_them() -> None:
+    stored = changed(model__weights=None)
+    with pytest.raises(ConfigError, match=r"model\.weights=<checkpoint> starts one from the weights"):
+        resume_config(stored, stored | {"seed": 1})
+
+
+def test_false_is_not_zero() -> None:
+    with pytest.raises(ConfigError, match="compile: "):
+        resume_config(STORED, changed(compile=0))
+
+
+def test_the_list_names_keys_that_there_are() -> None:
+    sections = schema.sections(schema.TrainJob)
+    for path in {*SAFE, *NOTES}:
+        section, _, key = path.partition(".")
+        assert section in schema.keys(schema.TrainJob)
+        assert key in ("", "*") or key in schema.keys(sections[section])

@@ -1,0 +1,87 @@
+from typing import Any
+
+import pytest
+
+from trainer.config import schema
+from trainer.config.rules import BOUNDS, faults
+
+
+def config_with(**changes: Any) -> dict[str, Any]:
+    """A sound configuration with changes by key, `section__key` for nested ones."""
+    config: dict[str, Any] = schema.defaults(schema.TrainJob) | {
+        "optimizer": {"lr": 1e-3, "weight_decay": 0.0},
+        "scheduler": {"warmup": "10%", "decay": "20%"},
+        "data": {"validation": None, "test": None, "split": {"validation": 0.1, "test": 0.1}},
+    }
+    for path, value in changes.items():
+        section, _, key = path.partition("__")
+        if key:
+            config[section] = config[section] | {key: value}
+        else:
+            config[section] = value
+    return config
+
+
+def test_a_sound_configuration_has_no_fault() -> None:
+    assert faults(config_with()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"seed": -1}, "seed: must not be negative, got -1"),
+        ({"train__batch_size": 0}, "train.batch_size: must be at least 1, got 0"),
+        ({"train__accumulate": 33}, "train.accumulate: must not be larger than train.batch_size (32)"),
+        ({"train__max_grad_norm": 0.0}, "train.max_grad_norm: must be above 0, got 0.0"),
+        ({"train__max_grad_norm": float("nan")}, "train.max_grad_norm: must be above 0, got nan"),
+        ({"checkpoint__keep": 1}, "checkpoint.keep: must be at least 2"),
+        ({"ema__decay": 1.0}, "ema.decay: must be at least 0 and below 1, got 1.0"),
+        ({"ema__decay": -0.1}, "ema.decay: must be at least 0 and below 1, got -0.1"),
+        ({"optimizer__lr": 0}, "optimizer.lr: must be above 0, got 0"),
+        ({"optimizer__lr": float("inf")}, "optimizer.lr: must be above 0, got inf"),
+        ({"loader__limit": 0}, "loader.limit: must be at least 1, got 0"),
+        ({"device": "cuda0"}, "device: must be auto, cpu, cuda, cuda:N or mps, got 'cuda0'"),
+        ({"train__duration": "50%"}, "train.duration: a percentage has nothing to refer to"),
+        ({"train__duration": 0}, "train.duration: must not be zero, got 0"),
+        ({"train__log_every": "0ep"}, "train.log_every: must not be zero, got '0ep'"),
+        ({"checkpoint__every": 0}, "checkpoint.every: must not be zero"),
+        ({"scheduler__warmup": "5ep"}, "scheduler.warmup: must not be longer than the run (train.duration is 4ep)"),
+        ({"scheduler__warmup": 200, "train__duration": "100st"}, "scheduler.warmup: must not be longer"),
+        ({"scheduler__warmup": "2ep", "scheduler__decay": "60%"}, "scheduler: warmup and decay together"),
+        ({"resume": "auto"}, "resume: auto needs a run that has a fixed place"),
+        ({"run__name": "a/b"}, "run.name: must be the name of a folder, got 'a/b'"),
+        ({"checkpoint": "newest"}, "checkpoint: must be best, last or step-N, got 'newest'"),
+        ({"split": "tst"}, "split: must be one of train, validation, test, got 'tst'"),
+        ({"data": {"split": {"validation": 0.5, "test": 0.5}}}, "data.split: the shares leave nothing"),
+        ({"data": {"split": {"validation": 1.5}}}, "data.split.validation: must be at least 0 and below 1"),
+    ],
+)
+def test_each_fault_alone(changes: dict[str, Any], start: str) -> None:
+    (fault,) = faults(config_with(**changes))
+    assert fault.startswith(start)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train__accumulate": 32},
+        {"train__max_grad_norm": None, "ema__decay": None, "loader__limit": None},
+        {"ema__decay": 0.0},
+        {"scheduler__warmup": "4ep", "scheduler__decay": 0},
+        {"scheduler__warmup": 10**9},  # steps beside epochs: not known before the data is
+        {"resume": "auto", "run__name": "a"},
+        {"resume": "auto", "run__dir": "a/b"},
+        {"device": "cuda:3"},
+        {"data": {"validation": "v.csv", "split": {"validation": 0.9, "test": 0.2}}},
+    ],
+)
+def test_what_is_allowed(changes: dict[str, Any]) -> None:
+    assert faults(config_with(**changes)) == []
+
+
+@pytest.mark.parametrize("key", BOUNDS)
+@pytest.mark.parametrize("value", ["x", None, [], {}, True])
+def test_a_wrong_type_is_left_to_the_check_of_types(key: str, value: Any) -> None:
+    section, _, name = key.partition(".")
+    config = {section: {name: value}} if name else {section: value}
+    assert [fault for fault in faults(config) if fault.startswith(f"{key}:")] == []

@@ -1,0 +1,101 @@
+"""Whole jobs for tests: small real data in files, tiny models, run through the command line in this process."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.cli import main
+
+WORDS = {
+    "fruit": "apple banana cherry grape lemon mango orange peach pear plum".split(),
+    "tool": "axe chisel drill hammer knife lathe pliers saw spanner wrench".split(),
+    "animal": "badger cat dog eagle fox goat horse ibis jackal koala".split(),
+}
+
+TINY = (
+    "model.dim=16",
+    "model.depth=1",
+    "model.heads=2",
+    "model.hidden=16",
+    "task.vocab_size=200",
+    "task.max_length=16",
+    "train.batch_size=8",
+    "train.log_every=1",
+    "export.formats=[]",
+    "logger.console=none",
+    "logger.tensorboard=false",
+    "device=cpu",
+)
+
+
+def rows(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Texts of random length with words of one kind, and a few of another; no two are alike."""
+    random = np.random.default_rng(seed)
+    kinds = list(WORDS)
+    made = []
+    for number in range(count):
+        kind = kinds[random.integers(len(kinds))]
+        words = [*random.choice(WORDS[kind], size=random.integers(2, 9)), *random.choice(WORDS["tool"], size=2)]
+        made.append((f"{' '.join(random.permutation(words))} {number}", kind))
+    return made
+
+
+def write_csv(path: Path, count: int = 61, seed: int = 0) -> Path:
+    """A CSV with the columns `text` and `label`."""
+    lines = [f"{text},{label}" for text, label in rows(count, seed)]
+    path.write_text("\n".join(["text,label", *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+def write_data(folder: Path) -> list[str]:
+    """The overrides of a job on a training file of 61 texts, a validation and a test file."""
+    sizes = {"train": 61, "validation": 20, "test": 20}
+    files = {split: write_csv(folder / f"{split}.csv", size, seed) for seed, (split, size) in enumerate(sizes.items())}
+    return ["data=files", *(f"data.{split}={file}" for split, file in files.items()), f"data.cache_dir={folder}/cache"]
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """The working directory and the encoding cache, for the block."""
+    before, cache = Path.cwd(), os.environ.get("TRAINER_CACHE")
+    os.chdir(folder)
+    os.environ["TRAINER_CACHE"] = str(folder / "encoded-cache")
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        if cache is None:
+            del os.environ["TRAINER_CACHE"]
+        else:
+            os.environ["TRAINER_CACHE"] = cache
+
+
+def train(run_dir: Path, *overrides: str) -> int:
+    """`trainer train` into a run folder; the exit code."""
+    return main(["train", *TINY, f"run.dir={run_dir}", *overrides])
+
+
+def events(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, or those of one kind."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if kind is None or line["event"] == kind]
+
+
+def without_clock(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Events without what depends on the machine's speed."""
+    return [{key: value for key, value in event.items() if key != "samples_per_second"} for event in found]
+
+
+def checkpoint_files(run_dir: Path, step: int) -> dict[str, bytes]:
+    """Every file of a checkpoint but its config and manifest: what is learnt, where the run stands."""
+    folder = run_dir / "checkpoints" / f"step-{step:08d}"
+    return {
+        file.name: file.read_bytes()
+        for file in sorted(folder.iterdir())
+        if file.name not in ("config.yaml", "MANIFEST.json")
+    }

@@ -1,0 +1,196 @@
+"""The command, as far as it goes without torch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer import __version__, cli
+from trainer.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainerError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, and an environment and import path that are put back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["trainer"])
+    return tmp_path
+
+
+class Started:
+    """Stands where a job would start: keeps the jobs, or ends them as it is told."""
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[str, Any, dict[str, Any]]] = []
+        self.errors: dict[int, Exception] = {}
+
+    def __call__(self, verb: str, job: Any, config: dict[str, Any]) -> None:
+        self.jobs.append((verb, job, config))
+        if error := self.errors.get(len(self.jobs) - 1):
+            raise error
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+    """No command is imported."""
+    start = Started()
+    monkeypatch.setattr(cli, "_start", start)
+    return start
+
+
+@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])
+def test_help_names_verbs_and_exit_codes(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) == 0
+    page = capsys.readouterr().out
+    assert [verb for verb in cli.VERBS if f"\n  {verb} " not in page] == []
+    for error in (ConfigError, CheckpointError, DataError, Interrupted):
+        assert f" {error.exit_code} " in page
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_is_a_command(verb: str) -> None:
+    assert (ROOT / "trainer" / "commands" / f"{verb}.py").is_file()
+    assert (ROOT / "conf" / f"{verb}.yaml").is_file()
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"trainer {__version__}\n"
+
+
+def test_help_of_a_verb_shows_the_keys_of_what_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "loss=focal", "--help"]) == 0
+    page = capsys.readouterr().out
+    assert "train.batch_size=32 " in page
+    assert "loss=focal: what is minimized; options: cross_entropy, focal" in page
+    assert "loss.gamma: 2.0 " in page
+    assert "_target_" not in page
+    assert cli.main(["eval", "--help"]) == 0
+    assert "checkpoint=best " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("verb", "remedy"), [("trian", "Did you mean train."), ("xyz", "Known: train, eval, export.")])
+def test_an_unknown_verb(verb: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([verb]) == 2
+    assert capsys.readouterr().err.startswith(f"{verb}: there is no such verb. {remedy}")
+
+
+def test_a_job_starts_and_hydra_leaves_nothing_behind(started: Started, elsewhere: Path) -> None:
+    assert cli.main(["train", "seed=3", "loss=focal"]) == 0
+    ((verb, job, config),) = started.jobs
+    assert (verb, job.seed, config["seed"], job.loss["gamma"]) == ("train", 3, 3, 2.0)
+    assert list(elsewhere.iterdir()) == []
+    assert sys.path[0] == str(elsewhere)
+
+
+@pytest.mark.parametrize("error", [CheckpointError("a", "b"), DataError("a", "b"), Interrupted("a", "b")])
+def test_a_user_error_is_told_plainly(
+    error: TrainerError, started: Started, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started.errors[0] = error
+    assert cli.main(["train"]) == error.exit_code
+    assert capsys.readouterr().err == "a\nb\n"
+
+
+def test_a_user_error_is_found_behind_what_it_caused(started: Started, capsys: pytest.CaptureFixture[str]) -> None:
+    wrapped = RuntimeError("outer")
+    wrapped.__cause__ = DataError("inner")
+    started.errors[0] = wrapped
+    assert cli.main(["train"]) == 6
+    assert capsys.readouterr().err == "inner\n"
+
+
+def test_debug_shows_the_traceback(started: Started) -> None:
+    started.errors[0] = DataError("a")
+    with pytest.raises(DataError):
+        cli.main(["train", "--debug"])
+    with pytest.raises(ConfigError):
+        cli.main(["--debug", "train", "lss=focal"])
+
+
+def test_a_bug_is_no_message(started: Started) -> None:
+    started.errors[0] = ZeroDivisionError("bug")
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train"])
+
+
+def test_a_key_pressed_is_no_traceback(started: Started) -> None:
+    started.errors[0] = KeyboardInterrupt()  # type: ignore[assignment]
+    assert cli.main(["train"]) == 130
+
+
+def test_a_sweep_runs_each_job_in_its_own_folder(started: Started, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "-m", "seed=0,1", "loss=focal,cross_entropy", "hydra.sweep.dir=swept"]) == 0
+    assert [job.run.dir for _, job, _ in started.jobs] == [f"swept{os.sep}{number}" for number in range(4)]
+    assert [job.seed for _, job, _ in started.jobs] == [0, 0, 1, 1]
+    assert "job 1: seed=0 loss=cross_entropy\n" in capsys.readouterr().err
+
+
+def test_a_failed_job_of_a_sweep_does_not_stop_the_others(started: Started, capsys: pytest.CaptureFixture[str]) -> None:
+    started.errors[0] = DataError("no data")
+    assert cli.main(["train", "-m", "seed=0,1"]) == 6
+    assert len(started.jobs) == 2
+    assert "no data\n" in capsys.readouterr().err
+
+
+def test_a_signal_ends_a_sweep(started: Started) -> None:
+    started.errors[0] = Interrupted("stopped")
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", "-m", "seed=0,1"])
+    assert caught.value.code == 75
+    assert len(started.jobs) == 1
+
+
+def test_hydra_shows_the_configuration(started: Started, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "optimizer.lr=3e-4", "--cfg", "job", "--package", "optimizer.lr"]) == 0
+    assert capsys.readouterr().out == "0.0003\n"
+    assert cli.main(["train", "--info", "searchpath"]) == 0
+    assert "Config search path" in capsys.readouterr().out
+    assert started.jobs == []
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("trainer tr", "train"), ("trainer ", "train eval export"), ("trainer train loss=fo", "loss=focal")],
+)
+def test_completion(line: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    assert cli.main(["-sc", "query=bash"]) == 0
+    assert capsys.readouterr().out.split() == words.split()
+
+
+HEAVY = (
+    "import sys; sys.argv[0] = 'trainer'; from trainer.cli import main; code = main(); print(); print(code, *sorted({"
+)
+HEAVY += "'torch', 'transformers', 'datasets', 'hydra', 'numpy'} & set(sys.modules)))"
+
+
+@pytest.mark.parametrize(
+    ("argv", "last"),
+    [
+        (["--help"], "0"),
+        (["train", "--help"], "0"),
+        (["train", "lss=focal", "optimizer.lrr=1", "+loss.gama=2"], "2 hydra"),
+    ],
+)
+def test_what_is_loaded_on_the_way(argv: list[str], last: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, "-c", HEAVY, *argv], capture_output=True, text=True, env=environment, check=True
+    )
+    assert process.stdout.splitlines()[-1] == last
+
+
+def test_nobody_reads_to_the_end() -> None:
+    command = f"{sys.executable} -m trainer train --help | head -1; exit ${{PIPESTATUS[0]}}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=False)
+    assert process.stderr == ""
+    assert process.stdout == "usage: trainer train [key=value ...] [flags]\n"

@@ -1,0 +1,23 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.draws import Draws
+
+numbers = st.integers(0, 2**31)
+
+
+def first(seed: int, epoch: int, sample: int) -> float:
+    return Draws(seed, epoch, (sample,)).generator(0).random()
+
+
+@given(numbers, numbers, st.lists(numbers, min_size=2, max_size=5, unique=True))
+def test_a_sample_draws_the_same_whatever_its_neighbours(seed: int, epoch: int, samples: list[int]) -> None:
+    together = Draws(seed, epoch, tuple(samples))
+
+    assert [together.generator(position).random() for position in range(len(samples))] == [
+        first(seed, epoch, sample) for sample in samples
+    ]
+
+
+def test_seed_epoch_and_sample_each_change_the_draws() -> None:
+    assert len({first(0, 0, 0), first(1, 0, 0), first(0, 1, 0), first(0, 0, 1)}) == 4

@@ -1,0 +1,84 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from trainer.precision import MIN_SCALE, Precision
+
+CPU = torch.device("cpu")
+
+
+def test_fp32_computes_in_float32_and_scales_nothing() -> None:
+    precision = Precision("fp32", CPU)
+    with precision.autocast():
+        output = nn.Linear(2, 2)(torch.ones(1, 2))
+
+    assert output.dtype == torch.float32
+    assert precision.scale == 1
+    assert not precision.can_lower_scale
+    assert precision.state_dict() == {}
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_half_precisions_compute_in_their_type_and_keep_weights_in_float32(name: str, dtype: torch.dtype) -> None:
+    layer = nn.Linear(2, 2)
+    with Precision(name, CPU).autocast():  # type: ignore[arg-type]
+        output = layer(torch.ones(1, 2))
+
+    assert output.dtype == dtype
+    assert layer.weight.dtype == torch.float32
+
+
+def test_fp16_gradients_are_those_of_the_loss_after_unscaling() -> None:
+    layer = nn.Linear(2, 1, bias=False)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    precision = Precision("fp16", CPU)
+    precision.backward(layer(torch.ones(1, 2)).sum())
+    precision.unscale(optimizer)
+
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.tolist() == [[1.0, 1.0]]
+
+
+def test_an_overflow_lowers_the_scale_and_moves_nothing_else() -> None:
+    layer = nn.Linear(2, 1, bias=False)
+    before = layer.weight.clone()
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=1.0, fused=True)
+    precision = Precision("fp16", CPU)
+    scale = precision.scale
+    precision.backward(layer(torch.ones(1, 2)).sum() * float("inf"))
+    precision.unscale(optimizer)
+
+    assert precision.can_lower_scale
+    assert not precision.step(optimizer)
+    assert precision.scale == scale / 2
+    assert torch.equal(layer.weight, before)
+
+
+def test_the_scale_is_not_lowered_for_ever() -> None:
+    precision = Precision("fp16", CPU)
+    precision.load_state_dict(precision.state_dict() | {"scale": MIN_SCALE})
+
+    assert not precision.can_lower_scale
+
+
+def test_the_scaler_goes_on_where_it_stopped() -> None:
+    def run(precision: Precision, layer: nn.Module, steps: int) -> None:
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            precision.backward(layer(torch.ones(1, 2)).sum())
+            precision.unscale(optimizer)
+            precision.step(optimizer)
+
+    layer = nn.Linear(2, 1)
+    whole = Precision("fp16", CPU)
+    run(whole, layer, 5)
+    resumed = Precision("fp16", CPU)
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    run(whole, layer, 3)
+    run(resumed, layer, 3)
+
+    assert resumed.state_dict() == whole.state_dict()
+    assert whole.state_dict()["_growth_tracker"] == 8

@@ -1,0 +1,49 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from trainer.errors import Interrupted
+from trainer.signals import STOPPING, StopSignals
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_deferred_signal_waits(number: signal.Signals) -> None:
+    with StopSignals() as signals:
+        with signals.deferred():
+            assert not signals.stopping()
+            os.kill(os.getpid(), number)
+            assert signals.stopping()
+        with pytest.raises(Interrupted, match=f"stopped by {number.name}"):
+            signals.raise_if_stopping()
+
+
+def test_otherwise_it_raises_where_it_arrives() -> None:
+    with StopSignals(), pytest.raises(Interrupted, match="SIGTERM"):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_handlers_are_as_before_afterwards() -> None:
+    before = [signal.getsignal(number) for number in STOPPING]
+    with StopSignals(), pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert [signal.getsignal(number) for number in STOPPING] == before
+
+
+def test_a_second_signal_ends_the_process() -> None:
+    script = (
+        "import os, signal\n"
+        "from trainer.signals import StopSignals\n"
+        "with StopSignals() as signals, signals.deferred():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('once', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('twice', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    assert done.stdout == "once\n"
+    assert done.returncode == -signal.SIGTERM
