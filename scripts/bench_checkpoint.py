@@ -1,6 +1,7 @@
 """What a verified checkpoint costs beside `torch.save`, and what a save on the background thread costs the training.
 
 Every round runs each way once, in turn, so that a slow moment of the machine falls on all; medians are compared.
+Both ways of saving keep the last two and remove the one before.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.store import Store
 
 _SIDE = 1024
+_WARMUP = 2
 _RATIO = 1.0
 _STALL = 0.35
 
@@ -70,7 +72,7 @@ def state(megabytes: int) -> dict[str, dict[str, Tensor]]:
 
 
 def measure(folder: Path, tensors: dict[str, dict[str, Tensor]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way in each round, after one round that does not count."""
+    """Seconds of each way in each round, after two rounds that do not count."""
     store, background = Store(folder / "blocking", keep=2), Store(folder / "background", keep=2)
     saver = Saver(background)
     documents = {"state.json": "{}"}
@@ -80,6 +82,7 @@ def measure(folder: Path, tensors: dict[str, dict[str, Tensor]], rounds: int) ->
         torch.save({**tensors, "documents": documents}, path)
         with path.open("rb") as file:
             os.fsync(file.fileno())
+        (folder / f"{step - 2}.pt").unlink(missing_ok=True)
 
     ways: dict[str, Callable[[int], object]] = {
         "torch.save + fsync": plain,
@@ -87,14 +90,13 @@ def measure(folder: Path, tensors: dict[str, dict[str, Tensor]], rounds: int) ->
         "background save, stall": lambda step: saver.submit(Snapshot(step, tensors, documents)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for step in range(rounds + 1):
+    for step in range(rounds + _WARMUP):
         for name, way in ways.items():
             os.sync()
             start = time.perf_counter()
             way(step)
-            if step:
+            if step >= _WARMUP:
                 seconds[name].append(time.perf_counter() - start)
-        (folder / f"{step}.pt").unlink()
         while step not in background.list():
             time.sleep(0.01)
     saver.close()

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ import numpy as np
 from trainer.cli import main
 
 WORDS = {
-    "fruit": "apple banana cherry grape lemon mango orange peach pear plum".split(),
-    "tool": "axe chisel drill hammer knife lathe pliers saw spanner wrench".split(),
-    "animal": "badger cat dog eagle fox goat horse ibis jackal koala".split(),
+    "fruit": ["apple", "banana", "cherry", "grape", "lemon", "mango", "orange", "peach", "pear", "plum"],
+    "tool": ["axe", "chisel", "drill", "hammer", "knife", "lathe", "pliers", "saw", "spanner", "wrench"],
+    "animal": ["badger", "cat", "dog", "eagle", "fox", "goat", "horse", "ibis", "jackal", "koala"],
 }
 
 TINY = (
@@ -31,6 +31,16 @@ TINY = (
     "logger.tensorboard=false",
     "device=cpu",
 )
+
+
+class Recorded:
+    """A report that remembers its events."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int, dict[str, Any]]] = []
+
+    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+        self.events.append((event, step, dict(values)))
 
 
 def rows(count: int, seed: int = 0) -> list[tuple[str, str]]:

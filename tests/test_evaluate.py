@@ -91,7 +91,11 @@ def test_modes_come_back_after_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("values", "higher", "winner"),
-    [({"raw": 0.5, "ema": 0.6}, True, "ema"), ({"raw": 0.5, "ema": 0.6}, False, "raw"), ({"raw": 1, "ema": 1}, True, "raw")],
+    [
+        ({"raw": 0.5, "ema": 0.6}, True, "ema"),
+        ({"raw": 0.5, "ema": 0.6}, False, "raw"),
+        ({"raw": 1, "ema": 1}, True, "raw"),
+    ],
 )
 def test_the_better_weights_score_and_all_are_logged(values: dict[str, float], higher: bool, winner: str) -> None:
     models = {name: nn.Identity() for name in values}

@@ -1,4 +1,4 @@
-"""Randomness of single samples: a function of (seed, epoch, sample), so that neither workers nor a resume can move it."""
+"""Randomness of single samples: a function of (seed, epoch, sample), which neither workers nor a resume can move."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ from torch import nn
 class Ema:
     """After each update: average <- d * average + (1 - d) * weights, with d = min(decay, (1 + t) / (10 + t)).
 
-    t counts the updates before this one, so that early averages forget the random start. Floating parameters are averaged;
+    t counts the updates before this one, so that early averages forget the random start. Parameters are averaged;
     buffers, floating or not, are copied: a batch norm's statistics are averages already.
 
     Attributes:
@@ -31,7 +31,8 @@ class Ema:
     def update(self, model: nn.Module) -> None:
         """Takes the weights of `model` into the average."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averages, weights = list(self.module.parameters()), [weight.detach() for weight in model.parameters()]
+        averages = [average.detach() for average in self.module.parameters()]
+        weights = [weight.detach() for weight in model.parameters()]
         torch._foreach_lerp_(averages, weights, 1 - decay)
         for average, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
             average.copy_(buffer)

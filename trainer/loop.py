@@ -132,7 +132,9 @@ def gradients(run: Run, group: list[Batch]) -> tuple[float, float]:
     """
     run.optimizer.zero_grad(set_to_none=True)
     # On the host, before the copy to the device: counting waits for nothing.
-    num_targets = max(1.0, sum(float(run.loss.num_targets(batch.target)) for batch in group if batch.target is not None))
+    num_targets = max(
+        1.0, sum(float(run.loss.num_targets(batch.target)) for batch in group if batch.target is not None)
+    )
     total = torch.zeros((), device=run.device)
     for host_batch in group:
         batch = host_batch.to(run.device)

@@ -1,4 +1,4 @@
-"""Numeric precision of the forward and backward pass: float32, or autocast to bfloat16 or float16 with a loss scaler."""
+"""Numeric precision of the forward and backward pass: float32, or autocast to bfloat16, or to float16 with a scaler."""
 
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -11,7 +11,7 @@ PrecisionName = Literal["fp32", "bf16", "fp16"]
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 MIN_SCALE = 2.0**-14
-"""A scale below it means that gradients overflow whatever the scale: the run has diverged, and does not merely search."""
+"""Gradients that overflow even at this scale overflow at any: the run has diverged, and does not merely search."""
 
 
 class Precision:
@@ -39,7 +39,7 @@ class Precision:
         self._scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Updates the weights; False where the scale was too large for float16: it is lower now, nothing else has moved."""
+        """Updates the weights; False where the scale was too large for float16: only the scale has moved then."""
         before = self.scale
         self._scaler.step(optimizer)
         self._scaler.update()

@@ -82,7 +82,9 @@ class Source(Protocol):
         ...
 
     def load(self) -> dict[str, Dataset]:
-        """Splits `train`, `validation`, `test` (at least the first two). A column `row` (int64) says where each row came from.
+        """Splits `train`, `validation` and, where there is one, `test`.
+
+        A column `row` (int64) says where each row came from.
 
         Raises:
             DataError: The data cannot be read; file, row and column are named.

@@ -136,3 +136,26 @@ def test_an_unreadable_store(base, monkeypatch, make):
     monkeypatch.setattr(os, "listdir", denied)
     with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
         Store(base, keep=2).load("last")
+
+
+@pytest.mark.parametrize("name", ["MANIFEST.json", "state.json"])
+def test_nothing_is_given_up_while_an_old_one_cannot_be_read(base, monkeypatch, make, caplog, name):
+    unreadable = base / "step-00000010" / name
+    really_open = io.open
+
+    def opening(path, *args, **kwargs):
+        if path == unreadable:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return really_open(path, *args, **kwargs)
+
+    store = Store(base, keep=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", opening)
+        store.save(make(40))
+    assert store.list() == (10, 20, 30, 40)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{base}: {name} cannot be read: Input/output error. No older checkpoint is given up."
+    ]
+    store.save(make(50))
+    assert store.list() == (10, 40, 50)
+    assert store.load("best").step == 10

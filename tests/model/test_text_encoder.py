@@ -42,7 +42,9 @@ def test_packed_rows_give_the_gradients_of_padded_ones(pooling: str) -> None:
     for inputs in (packed_inputs(samples(9), pad_id=0), padded_inputs(samples(9), pad_id=0, width=64)):
         model.zero_grad()
         model(**inputs).square().sum().backward()
-        gradients.append({name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None})
+        gradients.append(
+            {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+        )
 
     assert gradients[0].keys() == dict(model.named_parameters()).keys()
     for name, gradient in gradients[0].items():

@@ -22,7 +22,9 @@ def test_rows_are_at_most_eleven_ninths_of_the_fewest(lengths: list[int]) -> Non
     capacity = max(lengths)
     fewest = -(-sum(lengths) // capacity)
 
-    assert len(pack(lengths, capacity)) <= 11 / 9 * max(fewest, sum(2 * length > capacity for length in lengths)) + 1 + (
+    assert len(pack(lengths, capacity)) <= 11 / 9 * max(
+        fewest, sum(2 * length > capacity for length in lengths)
+    ) + 1 + (
         # The bound is against the optimum, which may exceed both lower bounds by what fragmentation costs.
         fewest / 9
     )

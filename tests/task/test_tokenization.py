@@ -7,7 +7,13 @@ import pytest
 from trainer.errors import ConfigError
 from trainer.task.tokenization import SPECIAL_TOKENS, learn_wordpiece, load_tokenizer, pad_id, unknown_id
 
-TEXTS = ["Return the running event loop.", "Run the loop until it is stopped!", "returns a tuple", "北京大学的学生", "大学生活"]
+TEXTS = [
+    "Return the running event loop.",
+    "Run the loop until it is stopped!",
+    "returns a tuple",
+    "北京大学的学生",
+    "大学生活",
+]
 
 
 def test_learns_whole_words_and_pieces() -> None:

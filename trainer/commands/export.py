@@ -61,3 +61,10 @@ def show_artifacts(console: Console, artifacts: list[Artifact]) -> None:
         ["artifact", "bytes", "largest difference", "decisions agree", "metric", "PyTorch's"],
         [[a.path.name, a.num_bytes, a.largest_difference, a.agreement, a.metric, a.pytorch_metric] for a in artifacts],
     )
+    timings = artifacts[0].timings
+    table(
+        console,
+        "milliseconds a call on this CPU, medians",
+        [*timings[0].sizes, *timings[0].milliseconds],
+        [[*timing.sizes.values(), *timing.milliseconds.values()] for timing in timings],
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from contextlib import ExitStack
 from pathlib import Path
@@ -73,9 +72,7 @@ def _agree(config: dict[str, Any], snapshot: Snapshot) -> tuple[TrainJob, dict[s
     return job_from_config(merged), merged
 
 
-def _run(
-    job: TrainJob, config: dict[str, Any], folder: Path, snapshot: Snapshot | None, signals: StopSignals
-) -> None:
+def _run(job: TrainJob, config: dict[str, Any], folder: Path, snapshot: Snapshot | None, signals: StopSignals) -> None:
     from trainer.build.training import Length, build_training
     from trainer.checkpoint.saver import Saver
     from trainer.checkpoint.store import Store
@@ -131,8 +128,9 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
     from trainer.commands.export import export_trained, show_artifacts
     from trainer.commands.trained import evaluate_split, load_trained, result_rows, save_model
 
+    checkpoint = "last" if training.state.best is None else "best"
     best = load_trained(
-        folder, lambda text: job_from_text(text, trust=None), checkpoint="best", weights="auto", device=job.device
+        folder, lambda text: job_from_text(text, trust=None), checkpoint=checkpoint, weights="auto", device=job.device
     )
     split = "test" if "test" in best.encoded.splits else "validation"
     values = evaluate_split(best, split, "fp32")
@@ -141,7 +139,9 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
     run.report.log("eval", step=state.step, epoch=state.step / run.steps_per_epoch, values=event)
     save_model(best)
     artifacts = export_trained(best, job.export, split)
-    run.report.log("end", step=state.step, epoch=state.step / run.steps_per_epoch, values={"formats": [a.name for a in artifacts]})
+    run.report.log(
+        "end", step=state.step, epoch=state.step / run.steps_per_epoch, values={"formats": [a.name for a in artifacts]}
+    )
     if job.logger.console != "none":
         columns, rows = result_rows([(split, best, values)])
         table(console, f"{folder}", columns, rows)

@@ -92,7 +92,9 @@ def _write(folder: Path, source: Source, task: Task, limit: int | None, fitted: 
             partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    logger.info("encoded data: %s, kept in %s", ", ".join(f"{split} {len(rows)}" for split, rows in raw.items()), folder)
+    logger.info(
+        "encoded data: %s, kept in %s", ", ".join(f"{split} {len(rows)}" for split, rows in raw.items()), folder
+    )
 
 
 def _spread(size: int, limit: int) -> np.ndarray:

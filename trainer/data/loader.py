@@ -7,7 +7,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,14 +97,14 @@ class EvaluationBatches:
 
 
 def columns(table: pyarrow.Table) -> dict[str, Any]:
-    """The columns of an Arrow table: numbers as an array (B,), lists as B arrays, all without Python objects between."""
+    """The columns of an Arrow table: numbers as an array (B,), lists as B arrays; no Python object a value."""
     result: dict[str, Any] = {}
     for name in table.column_names:
         column = table[name].combine_chunks()
         if hasattr(column, "flatten") and hasattr(column, "offsets"):
             offsets = column.offsets.to_numpy()
             values = column.values.to_numpy(zero_copy_only=False)
-            result[name] = [values[begin:end] for begin, end in zip(offsets[:-1], offsets[1:], strict=True)]
+            result[name] = [values[begin:end] for begin, end in pairwise(offsets)]
         else:
             result[name] = column.to_numpy(zero_copy_only=False)
     return result
@@ -128,7 +128,7 @@ def _data_loader(
     )
 
 
-def _unchanged(batch: Batch) -> Batch:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
@@ -140,9 +140,7 @@ def _ignore_signals(_: int) -> None:
 
 @atexit.register
 def _kill_workers() -> None:
-    """Workers that ignore SIGTERM would keep the interpreter waiting for them at its exit; they hold nothing to lose."""
+    """Workers that ignore SIGTERM would keep the interpreter waiting at its exit; they hold nothing to lose."""
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
-
-

@@ -37,7 +37,8 @@ class BatchPlan:
     """
 
     def __init__(self, num_samples: int, batch_size: int, seed: int, lengths: np.ndarray | None = None) -> None:
-        assert num_samples > 0 and batch_size > 0
+        assert num_samples > 0
+        assert batch_size > 0
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.seed = seed

@@ -1,13 +1,13 @@
 """A pre-norm transformer encoder over tokens, pooled per sample, with a linear head.
 
-Source: Vaswani et al. 2017, "Attention is all you need"; pre-norm after Xiong et al. 2020, "On layer normalization in the
-transformer architecture".
+Source: Vaswani et al. 2017, "Attention is all you need"; pre-norm after Xiong et al. 2020, "On layer normalization in
+the transformer architecture".
 """
 
 from typing import Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812  the field's name for it
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError, explain
@@ -31,12 +31,11 @@ class Block(nn.Module):
         """Hidden states (R, L, D) to the same shape; `mask` is boolean and broadcasts to (R, heads, L, L)."""
         normed = self.query_key_value(self.attention_norm(hidden))
         # Head size by -1: the exported graph then keeps R and L symbolic and nothing else.
-        query, key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in normed.chunk(3, dim=-1)
-        )
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in normed.chunk(3, dim=-1))
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         hidden = hidden + self.dropout(self.attention_output(attended.transpose(1, 2).flatten(2)))
-        return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
+        output: Tensor = hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
+        return output
 
 
 class TextEncoder(nn.Module):
@@ -96,7 +95,9 @@ class TextEncoder(nn.Module):
     ) -> Tensor:
         """Outputs (B, C), in float32 or autocast's type."""
         if attention_mask is None:
-            assert position_ids is not None and sequence_ids is not None and token_index is not None
+            assert position_ids is not None
+            assert sequence_ids is not None
+            assert token_index is not None
             mask = sequence_ids[:, None, :, None] == sequence_ids[:, None, None, :]
         else:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)

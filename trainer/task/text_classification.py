@@ -46,7 +46,7 @@ class TextClassification:
 
     def __init__(self, *, max_length: int, vocab_size: int, tokenizer: str | None, lowercase: bool) -> None:
         if max_length < 3:
-            raise ConfigError(explain("max_length", "must be at least 3 (two special tokens and one)", value=max_length))
+            raise ConfigError(explain("max_length", "must be at least 3, two of them special tokens", value=max_length))
         if vocab_size < 100:
             raise ConfigError(explain("vocab_size", "must be at least 100", value=vocab_size))
         self.max_length = max_length

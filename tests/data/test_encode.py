@@ -1,0 +1,112 @@
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.jobs import write_csv
+from trainer.data.encode import Encoded, cache_root, encode
+from trainer.data.files import Files
+from trainer.errors import DataError
+from trainer.task.text_classification import TextClassification
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., tuple[Files, TextClassification]]:
+    write_csv(tmp_path / "train.csv", 40)
+    write_csv(tmp_path / "validation.csv", 10, seed=1)
+
+    def made(**changes: Any) -> tuple[Files, TextClassification]:
+        options: dict[str, Any] = {"max_length": 12, "vocab_size": 200, "tokenizer": None, "lowercase": True}
+        source = Files(
+            train=str(tmp_path / "train.csv"),
+            validation=str(tmp_path / "validation.csv"),
+            test=None,
+            text="text",
+            label="label",
+            split={"validation": 0.1, "test": 0.0},
+            separator=None,
+            quote='"',
+            cache_dir=str(tmp_path / "files"),
+        )
+        return source, TextClassification(**(options | changes))
+
+    return made
+
+
+def run(parts: tuple[Files, TextClassification], folder: Path, **changes: Any) -> Encoded:
+    return encode(*parts, **({"limit": None, "root": folder / "cache", "fitted": False} | changes))
+
+
+def test_encoding_runs_once(
+    make: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_parts, second_parts = make(), make()
+    first = run(first_parts, tmp_path)
+    # A second start must need neither the raw data nor the tokenizer's training.
+    monkeypatch.setattr(Files, "load", None)
+    with caplog.at_level(logging.INFO):
+        second = run(second_parts, tmp_path)
+
+    assert [record.message for record in caplog.records] == [
+        f"encoded data: taken from {tmp_path}/cache/encoded/{first.fingerprint}"
+    ]
+    assert second.fingerprint == first.fingerprint
+    assert second_parts[1].state_dict() == first_parts[1].state_dict()
+    assert {split: rows[:] for split, rows in second.splits.items()} == {
+        split: rows[:] for split, rows in first.splits.items()
+    }
+    assert second.splits["train"].cache_files
+
+
+def test_what_goes_in_decides_what_is_found(make: Callable[..., Any], tmp_path: Path) -> None:
+    first = run(make(), tmp_path)
+    longer = run(make(max_length=13), tmp_path)
+    with (tmp_path / "train.csv").open("a", encoding="utf-8") as file:
+        file.write("one more,fruit\n")
+    grown = run(make(), tmp_path)
+
+    assert len({first.fingerprint, longer.fingerprint, grown.fingerprint}) == 3
+    assert len(grown.splits["train"]) == len(first.splits["train"]) + 1
+
+
+def test_a_limit_spreads_over_the_split_and_keeps_all_labels(make: Callable[..., Any], tmp_path: Path) -> None:
+    whole_parts, parts = make(), make()
+    whole, limited = run(whole_parts, tmp_path), run(parts, tmp_path, limit=5)
+
+    assert [len(rows) for rows in limited.splits.values()] == [5, 5]
+    assert parts[1].facts() == whole_parts[1].facts()
+    assert limited.splits["train"]["row"][0] == whole.splits["train"]["row"][0]
+    assert limited.splits["train"]["row"][4] == whole.splits["train"]["row"][39]
+
+
+def test_a_task_from_a_checkpoint_keeps_its_labels_and_vocabulary(make: Callable[..., Any], tmp_path: Path) -> None:
+    source, task = make()
+    first = run((source, task), tmp_path)
+    again, restored = make()
+    restored.load_state_dict(task.state_dict())
+    assert run((again, restored), tmp_path, fitted=True).fingerprint == first.fingerprint
+
+    other, changed = make()
+    changed.load_state_dict(task.state_dict() | {"labels": ["fruit", "tool", "animal"]})
+    relabelled = run((other, changed), tmp_path, fitted=True)
+    assert relabelled.fingerprint != first.fingerprint
+    assert changed.labels == ["fruit", "tool", "animal"]
+
+
+def test_a_bad_row_is_named_and_nothing_is_kept(make: Callable[..., Any], tmp_path: Path) -> None:
+    with (tmp_path / "validation.csv").open("a", encoding="utf-8") as file:
+        file.write("a stone,mineral\n")
+
+    with pytest.raises(DataError, match=r"validation\.csv, row 11, data\.label=label: .*'mineral'"):
+        run(make(), tmp_path)
+    assert not list((tmp_path / "cache" / "encoded").iterdir())
+
+
+def test_the_cache_lies_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    monkeypatch.delenv("TRAINER_CACHE", raising=False)
+    assert cache_root() == Path("/caches/trainer")
+    monkeypatch.setenv("TRAINER_CACHE", str(tmp_path))
+    assert cache_root() == tmp_path

@@ -1,0 +1,92 @@
+"""The README's commands run as they stand there, only shorter."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.jobs import rows, working_in
+from trainer.cli import main
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
+SHORT = ["debug=smoke", "device=cpu", "logger.console=plain"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working directory with what the README speaks of: a data file and a module with a part."""
+    made = tmp_path_factory.mktemp("readme")
+    lines = ["content,category", *(f"{text},{label}" for text, label in rows(200))]
+    (made / "my.csv").write_text("\n".join(lines), encoding="utf-8")
+    for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
+        name = re.match(r"# (\w+\.py)\n", code)
+        assert name is not None, "a Python block names its file in the first line"
+        (made / name[1]).write_text(code, encoding="utf-8")
+    with working_in(made):
+        yield made
+    sys.path[:] = [entry for entry in sys.path if entry != str(made)]
+
+
+def shortened(words: list[str]) -> list[str]:
+    """A `trainer` command's words, as a short job on the CPU."""
+    verb, *rest = [word.replace("device=cuda", "device=cpu") for word in words]
+    if verb != "train" or "--help" in rest or any(word.startswith("resume=runs") for word in rest):
+        return [verb, *rest]
+    short = [word for word in SHORT if word not in rest]
+    return [verb, *rest, *short, *([] if "run.dir=runs/demo" in rest else ["export.formats=[]"])]
+
+
+def in_order() -> list[str]:
+    """All commands, the one that makes `runs/demo` first."""
+    return sorted(dict.fromkeys(COMMANDS), key=lambda command: "run.dir=runs/demo" not in command)
+
+
+def test_every_command_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = 0
+    for command in in_order():
+        program, *words = shlex.split(command)
+        if program == "trainer":
+            assert main(shortened(words)) == 0, (command, capsys.readouterr().err)
+        elif program == "python":
+            subprocess.run([sys.executable, *words], check=True, capture_output=True)
+        else:
+            assert program == "make", command
+            # The others would run the tests from within a test.
+            assert subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True).returncode == 0, command
+        ran += 1
+    assert ran == len(in_order()) >= 15
+
+
+def test_make_train_trains(folder: Path) -> None:
+    arguments = f"{' '.join(SHORT)} export.formats=[] run.dir={folder}/made"
+    # As from a shell: without what the tests say of threads and of a make around them.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(["make", "train", f"ARGS={arguments}"], cwd=ROOT, capture_output=True, env=environment)
+
+    assert done.returncode == 0, done.stderr.decode()
+    assert (folder / "made/eval/test.json").exists()
+
+
+def test_the_example_of_wrong_keys_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    block = re.search(r"```console\n\$ trainer (.*?)\n(.*?)```", TEXT, re.DOTALL)
+    assert block is not None
+
+    assert main(shlex.split(block[1])) == 2
+    assert capsys.readouterr().err == block[2]
+
+
+def test_all_options_are_listed() -> None:
+    table = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", TEXT, re.MULTILINE))
+
+    for group, options in table.items():
+        listed = set(re.findall(r"`(\w+)`", options))
+        assert {file.stem for file in (ROOT / "conf" / group).glob("*.yaml")} <= listed, group
+    groups = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}
+    assert table.keys() == groups - {"experiment", "debug", "hydra"}
