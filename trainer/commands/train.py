@@ -12,7 +12,7 @@ from rich.console import Console
 from trainer.commands.folders import CHECKPOINTS, existing_run_folder, fixed_run_folder, new_run_folder
 from trainer.config.policy import resume_config
 from trainer.config.schema import TrainJob
-from trainer.config.stored import config_text, job_from_config, job_from_text, stored_config
+from trainer.config.stored import config_text, job_from_text, stored_config
 from trainer.errors import Interrupted
 from trainer.report.console import open_console, table
 from trainer.signals import StopSignals
@@ -41,11 +41,12 @@ def run(job: TrainJob, config: dict[str, Any]) -> None:
         try:
             with run_lock(folder):
                 snapshot = _snapshot(job, folder)
+                notes: list[str] = []
                 if snapshot is not None and job.resume == "auto":
-                    job, config = _agree(config, snapshot)
-                _run(job, config, folder, snapshot, signals)
+                    config, notes = resume_config(stored_config(snapshot.documents["config.yaml"]), config)
+                _run(job, config, folder, snapshot, signals, notes)
         except Interrupted as error:
-            raise Interrupted(*error.messages, f"go on with: trainer train resume={folder}") from error
+            raise Interrupted(*error.messages, _way_on(folder)) from error
 
 
 def _folder(job: TrainJob) -> Path:
@@ -64,15 +65,20 @@ def _snapshot(job: TrainJob, folder: Path) -> Snapshot | None:
     return store.load(named if named.startswith("step-") else "last")
 
 
-def _agree(config: dict[str, Any], snapshot: Snapshot) -> tuple[TrainJob, dict[str, Any]]:
-    """The config to go on with, where it may differ from the stored one at all."""
-    merged, notes = resume_config(stored_config(snapshot.documents["config.yaml"]), config)
-    for note in notes:
-        logger.info(note)
-    return job_from_config(merged), merged
+def _way_on(folder: Path) -> str:
+    if any((folder / CHECKPOINTS).glob("step-*")):
+        return f"go on with: trainer train resume={folder}"
+    return "no checkpoint was taken yet: start it again"
 
 
-def _run(job: TrainJob, config: dict[str, Any], folder: Path, snapshot: Snapshot | None, signals: StopSignals) -> None:
+def _run(
+    job: TrainJob,
+    config: dict[str, Any],
+    folder: Path,
+    snapshot: Snapshot | None,
+    signals: StopSignals,
+    notes: list[str],
+) -> None:
     from trainer.build.training import Length, build_training
     from trainer.checkpoint.saver import Saver
     from trainer.checkpoint.store import Store
@@ -84,10 +90,13 @@ def _run(job: TrainJob, config: dict[str, Any], folder: Path, snapshot: Snapshot
     from trainer.report.tensorboard import TensorBoard
 
     console = open_console(job.logger.console)
-    text = config_text(config)
+    text, metrics = config_text(config), folder / "metrics.jsonl"
+    first = not metrics.exists()
     with ExitStack() as stack:
         stack.enter_context(run_logs(folder / "trainer.log", console, quiet=job.logger.console == "none"))
         logger.info("run folder: %s", folder)
+        for note in notes:
+            logger.info(note)
         (folder / "config.yaml").write_text(text, encoding="utf-8")
         saver = Saver(Store(folder / CHECKPOINTS, job.checkpoint.keep))
         stack.callback(saver.close)
@@ -96,13 +105,13 @@ def _run(job: TrainJob, config: dict[str, Any], folder: Path, snapshot: Snapshot
             return stack.enter_context(
                 Reports(
                     screen(job.logger.console, console, total_steps=length.total_steps),
-                    JsonLines(folder / "metrics.jsonl"),
+                    JsonLines(metrics),
                     TensorBoard(folder / "tensorboard") if job.logger.tensorboard else None,
                 )
             )
 
         training = build_training(job, text, saver.submit, open_report, snapshot, stack)
-        _announce(job, training)
+        _announce(job, training, first)
         with signals.deferred():
             fit(training.run, training.state, signals.stopping)
         saver.close()
@@ -110,7 +119,7 @@ def _run(job: TrainJob, config: dict[str, Any], folder: Path, snapshot: Snapshot
         _finish(job, folder, training, console)
 
 
-def _announce(job: TrainJob, training: Training) -> None:
+def _announce(job: TrainJob, training: Training, first: bool) -> None:
     run, state = training.run, training.state
     micro_batch = -(-job.train.batch_size // job.train.accumulate)
     logger.info(
@@ -119,7 +128,8 @@ def _announce(job: TrainJob, training: Training) -> None:
         *(run.steps_per_epoch, run.total_steps, run.device, job.precision),
         sum(parameter.numel() for parameter in run.model.parameters()),
     )
-    event = "resume" if state.step else "start"
+    # Also where an earlier process left events but no checkpoint: a resume takes back what came after its step.
+    event = "start" if first else "resume"
     run.report.log(event, step=state.step, epoch=state.step / run.steps_per_epoch, values={"seed": job.seed})
 
 

@@ -1,0 +1,85 @@
+"""A real process is told to stop in the middle of an epoch, and what it left is resumed."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.jobs import TINY, checkpoint_files, events, train, without_clock, working_in, write_data
+from trainer.cli import main
+
+STEPS = 120
+JOB = [f"train.duration={STEPS}", "train.eval_every=20", "checkpoint.every=1000", "loader.workers=1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    folder = tmp_path_factory.mktemp("interrupt")
+    with working_in(folder):
+        yield write_data(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    assert train(run_dir, *data, *JOB) == 0
+    return run_dir
+
+
+def started(run_dir: Path, data: list[str], after_step: int) -> "subprocess.Popen[str]":
+    """A process that has done some steps."""
+    command = [sys.executable, "-m", "trainer", "train", *TINY, f"run.dir={run_dir}", *data, *JOB]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = run_dir / "metrics.jsonl"
+    while not metrics.exists() or not any(event["step"] >= after_step for event in events(run_dir, "train")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_saves_and_the_resumed_run_ends_in_the_same_bytes(
+    number: signal.Signals, data: list[str], whole: Path, tmp_path: Path
+) -> None:
+    process = started(tmp_path / "run", data, after_step=11)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    stopped = events(tmp_path / "run", "train")[-1]["step"]
+
+    assert process.returncode == 75
+    assert f"stopped after step {stopped} of {STEPS}" in told
+    assert f"go on with: trainer train resume={tmp_path / 'run'}" in told
+    assert "Traceback" not in told
+    assert 11 <= stopped < STEPS
+    assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
+    assert checkpoint_files(tmp_path / "run", STEPS) == checkpoint_files(whole, STEPS)
+    after = [event for event in events(whole) if event["step"] > stopped and event["event"] != "checkpoint"]
+    tail = [event for event in events(tmp_path / "run") if event["event"] not in ("checkpoint", "resume")]
+    assert without_clock(tail[-len(after) :]) == without_clock(after)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(data: list[str], whole: Path, tmp_path: Path) -> None:
+    process = started(tmp_path / "run", data, after_step=45)
+    process.kill()
+    process.communicate(timeout=60)
+
+    assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
+    assert checkpoint_files(tmp_path / "run", STEPS) == checkpoint_files(whole, STEPS)
+
+
+def test_two_processes_cannot_train_in_one_folder(data: list[str], tmp_path: Path) -> None:
+    process = started(tmp_path / "run", data, after_step=1)
+    second = subprocess.run(
+        [sys.executable, "-m", "trainer", "train", *TINY, f"run.dir={tmp_path / 'run'}", "resume=auto", *data, *JOB],
+        capture_output=True,
+        text=True,
+    )
+    process.kill()
+    process.communicate(timeout=60)
+
+    assert second.returncode == 3
+    assert f"in use by process {process.pid}" in second.stderr
