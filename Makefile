@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 train: $(STAMP) ## train; ARGS are the command's (model=..., optimizer.lr=...)
-	$(BIN)/trainer train $(ARGS)
+	$(BIN)/trainer train experiment=stdlib_docs $(ARGS)
 
 test: $(STAMP) ## run the tests but the slow ones; ARGS are pytest's
 	$(PYTEST) $(ARGS)

@@ -42,7 +42,7 @@ def losses(run_dir: Path) -> dict[int, tuple[float, float]]:
         ["logger.tensorboard=true", "logger.console=plain"],
         ["loader.eval_batch_size=3"],
         ["loader.workers=1"],
-        ["loader.workers=3", "loader.prefetch=1", "loader.persistent_workers=false"],
+        ["loader.workers=2", "loader.prefetch=1", "loader.persistent_workers=false"],
         ["checkpoint.monitor=loss"],
         ["export.formats=[torchscript]"],
     ],

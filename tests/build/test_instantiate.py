@@ -1,0 +1,91 @@
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from trainer.build.instantiate import make
+from trainer.errors import ConfigError
+
+
+class Part:
+    """A part as a user would write one."""
+
+    def __init__(self, size: int, num_outputs: int, nested: Any = None) -> None:
+        if size < 0:
+            raise ValueError("size is negative")
+        self.size, self.num_outputs, self.nested = size, num_outputs, nested
+
+
+def scaled(step: int, *, factor: float, total_steps: int) -> float:
+    return factor * step / total_steps
+
+
+HERE = "tests.build.test_instantiate"
+
+
+def test_a_part_gets_its_keys_and_the_facts_it_has_parameters_for() -> None:
+    made = make("model", {"_target_": f"{HERE}.Part", "size": 3}, num_outputs=5, vocab_size=100)
+
+    assert (made.size, made.num_outputs) == (3, 5)
+
+
+def test_a_key_that_is_given_beats_the_fact() -> None:
+    assert make("model", {"_target_": f"{HERE}.Part", "size": 3, "num_outputs": 7}, num_outputs=5).num_outputs == 7
+
+
+def test_facts_stay_the_same_objects() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer = make("optimizer", {"_target_": "torch.optim.SGD", "lr": 0.1}, params=[("p", parameter)])
+
+    assert optimizer.param_groups[0]["params"][0] is parameter
+    assert optimizer.param_groups[0]["param_names"] == ["p"]
+
+
+def test_a_partial_part_is_called_later() -> None:
+    schedule: Callable[[int], float] = make(
+        "scheduler", {"_target_": f"{HERE}.scaled", "_partial_": True, "factor": 2.0}, total_steps=4, warmup_steps=1
+    )
+
+    assert isinstance(schedule, functools.partial)
+    assert schedule(1) == 0.5
+
+
+def test_nested_parts_are_made_and_lists_are_lists() -> None:
+    made = make("model", {"_target_": f"{HERE}.Part", "size": 1, "nested": [{"_target_": "torch.nn.ReLU"}]}, num_outputs=1)
+
+    assert type(made.nested) is list
+    assert isinstance(made.nested[0], torch.nn.ReLU)
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        ({"_target_": "nowhere.Part"}, r"model\._target_: cannot be imported .*No module named 'nowhere'.*got 'nowhere.Part'"),
+        ({"_target_": f"{HERE}.Prat"}, r"model\._target_: cannot be imported .*Prat"),
+        ({"_target_": f"{HERE}.HERE"}, r"model\._target_: .*"),
+        ({"_target_": f"{HERE}.Part"}, "model: .*missing a required argument: 'size'.*It takes size, num_outputs, nested"),
+        ({"_target_": f"{HERE}.Part", "size": 1, "sise": 2}, "model: .*unexpected keyword argument 'sise'"),
+        ({"_target_": f"{HERE}.Part", "size": -1}, r"model: cannot be made \(ValueError: size is negative\)"),
+    ],
+)
+def test_what_cannot_be_made_is_told_with_its_cause(part: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        make("model", part, num_outputs=1)
+
+
+def test_a_parts_own_complaint_gets_the_groups_name() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make(
+            "loss",
+            {
+                "_target_": "trainer.loss.focal.Focal",
+                "gamma": -1.0,
+                "alpha": None,
+                "label_smoothing": 0.0,
+                "ignore_index": -100,
+            },
+        )
+
+    assert caught.value.messages[0].startswith("loss.gamma: ")

@@ -1,0 +1,95 @@
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.jobs import TINY, working_in, write_data
+from tests.test_conf import job_of
+from trainer.build import parts
+from trainer.build.training import run_length
+from trainer.config.schema import TrainJob
+from trainer.data.encode import Encoded
+from trainer.errors import ConfigError
+from trainer.protocols import Task
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Iterator[list[str]]:
+    with working_in(tmp_path):
+        yield write_data(tmp_path)
+
+
+def prepared(data: list[str], *overrides: str) -> tuple[TrainJob, Task, Encoded]:
+    job = job_of(*data, *TINY, *overrides)
+    task = parts.build_task(job)
+    return job, task, parts.build_encoded(job, task, fitted=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match=r"device: is not available on this machine, got 'cuda:1'.*device=cpu"):
+        parts.build_device("cuda:1")
+    assert parts.build_device("auto").type in ("cpu", "mps")
+
+
+def test_a_model_without_a_packed_path_says_what_to_do(data: list[str]) -> None:
+    job, task, encoded = prepared(data)
+    job = replace(job, model={"_target_": "torch.nn.Embedding", "num_embeddings": 9, "embedding_dim": 2})
+
+    with pytest.raises(ConfigError, match=r"loader\.batching: torch\.nn\.Embedding does not take such a batch.*padded"):
+        parts.build_model(job, task, encoded, CPU)
+
+
+def test_decay_spares_biases_norms_and_embeddings(data: list[str]) -> None:
+    job, task, encoded = prepared(data, "optimizer.weight_decay=0.5")
+    model = parts.build_model(job, task, encoded, CPU)
+    optimizer = parts.build_optimizer(job, model, parts.build_loss(job, task, CPU))
+    decay = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["param_names"]}
+
+    assert decay["model.head.weight"] == 0.5
+    assert {decay[f"model.{name}"] for name in ("head.bias", "norm.weight", "token_embedding.weight")} == {0.0}
+    assert decay.keys() == {f"model.{name}" for name, _ in model.named_parameters()}
+    assert all(group["initial_lr"] == 0.001 for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [("10%", 4), ("0.5ep", 4), ("3st", 3), ("6", 6)])
+def test_a_warmup_is_a_duration(warmup: str, steps: int) -> None:
+    schedule = parts.build_schedule(job_of("scheduler=linear", f"scheduler.warmup={warmup}"), 8, 40)
+
+    assert schedule(steps) == 1.0
+    assert schedule(steps - 1) < 1.0
+    assert schedule(40) == 0.0
+
+
+def test_an_unknown_metric_names_the_nearest(data: list[str]) -> None:
+    job, task, _ = prepared(data, "checkpoint.monitor=acuracy")
+
+    with pytest.raises(ConfigError, match=r"checkpoint\.monitor: .*got 'acuracy'. Did you mean accuracy"):
+        parts.build_monitor(job, task)
+    assert parts.build_monitor(job_of("checkpoint.monitor=loss"), task) == ("loss", False)
+    assert parts.build_monitor(job_of(), task) == ("accuracy", True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.duration=3ep", "train.eval_every=0.5ep", "checkpoint.every=50%"], (24, 4, 12)),
+        (["train.duration=10", "train.eval_every=10%", "checkpoint.every=7st"], (10, 1, 7)),
+    ],
+)
+def test_durations_become_steps(overrides: list[str], expected: tuple[int, int, int]) -> None:
+    length = run_length(job_of(*overrides), steps_per_epoch=8)
+
+    assert (length.total_steps, length.cadence.evaluate, length.cadence.save) == expected
+
+
+def test_pinned_memory_follows_the_device_unless_it_is_said() -> None:
+    def pinned(device: str, *overrides: str) -> Any:
+        return parts.loader_options(job_of(*overrides), torch.device(device)).pin_memory
+
+    assert (pinned("cpu"), pinned("cuda"), pinned("cuda", "loader.pin_memory=false")) == (False, True, False)

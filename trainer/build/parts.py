@@ -1,0 +1,160 @@
+"""The parts of a job, one function each."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import shutil
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer.build.instantiate import locate, make, parameters
+from trainer.config.duration import to_steps
+from trainer.config.schema import TrainJob
+from trainer.data.encode import Encoded, cache_root, encode
+from trainer.data.loader import Batches, LoaderOptions
+from trainer.data.plan import MicroBatch
+from trainer.errors import ConfigError, DataError, explain, nearest
+from trainer.evaluate import directions
+from trainer.optimizer.groups import undecayed_names
+from trainer.protocols import Loss, Task
+
+logger = logging.getLogger(__name__)
+
+
+def build_device(name: str) -> torch.device:
+    """The device of a name; `auto` takes CUDA, else MPS, else the CPU.
+
+    Raises:
+        ConfigError: It is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    present = {
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present.get(device.type, True):
+        count = torch.cuda.device_count()
+        remedy = f"This torch sees {count} CUDA device{'' if count == 1 else 's'}; use device=cpu or device=auto"
+        raise ConfigError(explain("device", "is not available on this machine", remedy, value=name))
+    return device
+
+
+def build_task(job: TrainJob, state: dict[str, Any] | None = None) -> Task:
+    """The task, with what it learnt from its training data where a checkpoint holds it."""
+    task: Task = make("task", job.task)
+    if state is not None:
+        task.load_state_dict(state)
+    return task
+
+
+def build_encoded(job: TrainJob, task: Task, *, fitted: bool) -> Encoded:
+    """The encoded splits, from the cache where they are known; the task is fitted afterwards."""
+    encoded = encode(make("data", job.data), task, limit=job.loader.limit, root=cache_root(), fitted=fitted)
+    for split, rows in encoded.splits.items():
+        if not len(rows):
+            raise DataError(f"the {split} split is empty")
+    return encoded
+
+
+def build_model(job: TrainJob, task: Task, encoded: Encoded, device: torch.device) -> nn.Module:
+    """The model on its device, with random weights; it fits the task's batches.
+
+    Raises:
+        ConfigError: Its forward does not take what the batches hold.
+    """
+    model: nn.Module = make("model", job.model, **task.facts())
+    inputs = Batches(encoded.splits["train"], task, job.loader.batching, job.seed)[MicroBatch(0, (0,))].inputs
+    try:
+        inspect.signature(model.forward).bind(**inputs)
+    except TypeError as error:
+        message = explain(
+            "loader.batching",
+            f"{job.model['_target_']} does not take such a batch ({error})",
+            f"A batch holds {', '.join(inputs)}; loader.batching=padded needs no support by the model",
+            value=job.loader.batching,
+        )
+        raise ConfigError(message) from error
+    return model.to(device)
+
+
+def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
+    """The loss, its buffers and parameters on the device."""
+    loss = make("loss", job.loss, **task.facts())
+    if not hasattr(loss, "num_targets"):
+        problem = f"{job.loss['_target_']} has no num_targets: a loss is a sum, and says over how many targets"
+        raise ConfigError(explain("loss", problem))
+    return cast(Loss, loss.to(device) if isinstance(loss, nn.Module) else loss)
+
+
+def build_optimizer(job: TrainJob, model: nn.Module, loss: Loss) -> torch.optim.Optimizer:
+    """The optimizer over the model's parameters and the loss's own; each group carries its `initial_lr`."""
+    modules = nn.ModuleDict({"model": model})
+    if isinstance(loss, nn.Module):
+        modules["loss"] = loss
+    named = list(modules.named_parameters())
+    optimizer: torch.optim.Optimizer = make(
+        "optimizer", job.optimizer, named_parameters=named, params=named, undecayed=undecayed_names(modules)
+    )
+    for group in optimizer.param_groups:
+        group["initial_lr"] = float(group["lr"])
+    return optimizer
+
+
+def build_schedule(job: TrainJob, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
+    """Step to factor. A key `x` of a parameter `x_steps` is a duration and becomes steps here."""
+    names = parameters(locate("scheduler", job.scheduler))
+    part: dict[str, Any] = {}
+    for key, value in job.scheduler.items():
+        if f"{key}_steps" in names:
+            part[f"{key}_steps"] = to_steps(value, steps_per_epoch, total_steps)
+        else:
+            part[key] = value
+    schedule: Callable[[int], float] = make("scheduler", part, total_steps=total_steps)
+    schedule(0)
+    return schedule
+
+
+def build_monitor(job: TrainJob, task: Task) -> tuple[str, bool]:
+    """The metric that picks the best checkpoint, and whether higher is better.
+
+    Raises:
+        ConfigError: The task has no such metric.
+    """
+    known = directions(task.metrics())
+    monitor = job.checkpoint.monitor or task.monitor
+    if monitor not in known:
+        problem = "is not a metric of this task that has a direction"
+        raise ConfigError(explain("checkpoint.monitor", problem, nearest(monitor, list(known)), value=monitor))
+    return monitor, known[monitor]
+
+
+def loader_options(job: TrainJob, device: torch.device, *, workers: int | None = None) -> LoaderOptions:
+    """How the loaders work; memory is pinned for CUDA unless the job says otherwise."""
+    loader = job.loader
+    return LoaderOptions(
+        batching=loader.batching,
+        workers=loader.workers if workers is None else workers,
+        prefetch=loader.prefetch,
+        pin_memory=device.type == "cuda" if loader.pin_memory is None else loader.pin_memory,
+        persistent_workers=loader.persistent_workers,
+    )
+
+
+def plan_lengths(job: TrainJob, task: Task, encoded: Encoded) -> np.ndarray | None:
+    """The lengths that `loader.batching=bucketed` groups by; None shuffles freely."""
+    return task.lengths(encoded.splits["train"]) if job.loader.batching == "bucketed" else None
+
+
+def compile_model(model: nn.Module, device: torch.device) -> None:
+    """Compiles the model's forward in place, so that the names of its weights stay; goes on without a C++ compiler."""
+    if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        logger.warning("compile: no C++ compiler found, which torch.compile needs on the CPU; going on without it")
+        return
+    model.compile(dynamic=True)
