@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.jobs import checkpoint_files, events, train, without_clock, working_in, write_data
+from tests.toys import AUGMENTED
 from trainer.cli import main
 
 # 61 samples in batches of 8: 8 steps an epoch, the last of 5 samples; two epochs and a half.
@@ -47,17 +48,23 @@ OPTIONS = {
     "bucketed": ["loader.batching=bucketed"],
     "sgd": ["optimizer=sgd", "optimizer.momentum=0.9", "scheduler=cosine", "loss=focal", "loss.alpha=auto"],
     "clipping off": ["train.max_grad_norm=null"],
+    "augmented, batch norm": [*AUGMENTED, "train.accumulate=2"],
 }
 
 SLOW = {
-    f"{precision}, {average}, accumulate {accumulate}, workers {workers}": [
+    f"{name}, {precision}, {average}, accumulate {accumulate}, workers {workers}": [
+        *parts,
         f"precision={precision}",
         f"ema.decay={average}",
         f"train.accumulate={accumulate}",
         f"loader.workers={workers}",
     ]
-    for precision, average, accumulate, workers in itertools.product(
-        ("fp32", "bf16", "fp16"), ("null", "0.99"), (1, 3), (0, 2)
+    for (name, parts), precision, average, accumulate, workers in itertools.product(
+        {"plain": (), "augmented, batch norm": AUGMENTED}.items(),
+        ("fp32", "bf16", "fp16"),
+        ("null", "0.99"),
+        (1, 3),
+        (0, 2),
     )
 }
 
@@ -69,7 +76,7 @@ def check(data: list[str], options: list[str], folder: Path, stops: dict[str, in
         resumed = folder / f"resumed-{step}"
         shutil.copytree(folder / "whole", resumed)
         stop_at(resumed, step)
-        assert main(["train", f"resume={resumed}"]) == 0
+        assert main(["train", f"resume={resumed}", "trust=[tests]"]) == 0
         assert_same_run(resumed, folder / "whole", step)
 
 
@@ -82,6 +89,15 @@ def test_resumed_runs_end_in_the_same_bytes(name: str, data: list[str], tmp_path
 @pytest.mark.parametrize("name", SLOW)
 def test_every_combination(name: str, data: list[str], tmp_path: Path) -> None:
     check(data, SLOW[name], tmp_path, STOPS)
+
+
+def test_changed_workers_draw_the_same_augmentations(data: list[str], tmp_path: Path) -> None:
+    assert train(tmp_path / "whole", *data, *AUGMENTED, "checkpoint.keep=20") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    stop_at(tmp_path / "resumed", 5)
+
+    assert main(["train", f"resume={tmp_path / 'resumed'}", "trust=[tests]", "loader.workers=1"]) == 0
+    assert_same_run(tmp_path / "resumed", tmp_path / "whole", 5)
 
 
 def test_a_resume_of_a_resume_of_a_resume(data: list[str], tmp_path: Path) -> None:

@@ -53,7 +53,9 @@ def test_a_partial_part_is_called_later() -> None:
 
 
 def test_nested_parts_are_made_and_lists_are_lists() -> None:
-    made = make("model", {"_target_": f"{HERE}.Part", "size": 1, "nested": [{"_target_": "torch.nn.ReLU"}]}, num_outputs=1)
+    made = make(
+        "model", {"_target_": f"{HERE}.Part", "size": 1, "nested": [{"_target_": "torch.nn.ReLU"}]}, num_outputs=1
+    )
 
     assert type(made.nested) is list
     assert isinstance(made.nested[0], torch.nn.ReLU)
@@ -62,10 +64,16 @@ def test_nested_parts_are_made_and_lists_are_lists() -> None:
 @pytest.mark.parametrize(
     ("part", "told"),
     [
-        ({"_target_": "nowhere.Part"}, r"model\._target_: cannot be imported .*No module named 'nowhere'.*got 'nowhere.Part'"),
+        (
+            {"_target_": "nowhere.Part"},
+            r"model\._target_: cannot be imported .*No module named 'nowhere'.*got 'nowhere.Part'",
+        ),
         ({"_target_": f"{HERE}.Prat"}, r"model\._target_: cannot be imported .*Prat"),
         ({"_target_": f"{HERE}.HERE"}, r"model\._target_: .*"),
-        ({"_target_": f"{HERE}.Part"}, "model: .*missing a required argument: 'size'.*It takes size, num_outputs, nested"),
+        (
+            {"_target_": f"{HERE}.Part"},
+            "model: .*missing a required argument: 'size'.*It takes size, num_outputs, nested",
+        ),
         ({"_target_": f"{HERE}.Part", "size": 1, "sise": 2}, "model: .*unexpected keyword argument 'sise'"),
         ({"_target_": f"{HERE}.Part", "size": -1}, r"model: cannot be made \(ValueError: size is negative\)"),
     ],

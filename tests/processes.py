@@ -1,0 +1,52 @@
+"""Training in processes that tests may kill; a server that has imported everything forks them in milliseconds."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+PRELOADED = [
+    "torch",
+    "datasets",
+    "torchmetrics.classification",
+    "trainer.commands.train",
+    "trainer.commands.trained",
+    "trainer.build.training",
+    "trainer.checkpoint.saver",
+    "trainer.export.artifacts",
+    "trainer.task.text_classification",
+    "trainer.model.text_encoder",
+]
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(PRELOADED)
+
+
+def start(arguments: list[str], output: Path) -> BaseProcess:
+    """`trainer ARGUMENTS` in a process of its own, in this working directory; what it prints goes to `output`."""
+    process = _server.Process(target=_run, args=(arguments, str(Path.cwd()), os.environ["TRAINER_CACHE"], str(output)))
+    process.start()
+    return process
+
+
+def wait_until(ready: Callable[[], bool], process: BaseProcess) -> None:
+    """Returns when `ready()`, or when the process has ended."""
+    while process.is_alive() and not ready():
+        time.sleep(0.002)
+
+
+def _run(arguments: list[str], folder: str, cache: str, output: str) -> None:
+    os.chdir(folder)
+    os.environ["TRAINER_CACHE"] = cache
+    log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    # The server ignores it; a shell's child would not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    from trainer.cli import main
+
+    sys.exit(main(arguments))
