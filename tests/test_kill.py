@@ -146,3 +146,17 @@ def test_a_run_that_is_killed_again_and_again(
     assert learnt(tmp_path / "run") == whole
     steps = [event["step"] for event in events(tmp_path / "run", "train")]
     assert set(steps) == set(range(1, STEPS + 1))
+
+
+def test_two_processes_cannot_train_in_one_folder(data: list[str], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    first = start(["train", f"run.dir={run_dir}", *JOB, *data], tmp_path / "first")
+    wait_until(phases(run_dir)["first step"], first)
+    second = start(["train", f"run.dir={run_dir}", *JOB, *data], tmp_path / "second")
+    second.join()
+
+    assert first.is_alive()
+    first.kill()
+    first.join()
+    assert second.exitcode == 3
+    assert f"in use by process {first.pid}" in (tmp_path / "second").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,6 +16,9 @@ from hydra.errors import HydraException
 
 from trainer.config.catalogue import Catalogue
 from trainer.errors import ConfigError, explain
+
+# What stands between the signs that lists, mappings and sweeps are written with.
+_WORD = re.compile(r"[^\[\]{}:,\s][^\[\]{}:,]*")
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,18 @@ def split(argv: Sequence[str]) -> tuple[Command, list[str]]:
     for text in (*options.overrides, *unknown):
         rest.remove(text)
     faults = [_unknown_flag(text, known) for text in unknown if text.startswith("-")]
-    return Command(tuple(overrides), tuple(rest), options), faults
+    return Command(tuple(map(quoted, overrides)), tuple(rest), options), faults
+
+
+def quoted(text: str) -> str:
+    """An override whose words beyond ASCII are in quotes; Hydra reads no others, and a shell eats a user's own quotes.
+
+    A value that has quotes already stays as it is.
+    """
+    key, equals, value = text.partition("=")
+    if value.isascii() or "'" in value or '"' in value:
+        return text
+    return key + equals + _WORD.sub(lambda word: word[0] if word[0].isascii() else f"'{word[0]}'", value)
 
 
 def _unknown_flag(flag: str, known: Sequence[str]) -> str:

@@ -1,0 +1,37 @@
+"""What holds on the CPU holds on a CUDA device: `pytest -m gpu` on a machine that has one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.jobs import events, train, working_in, write_data
+from tests.test_resume import STEPS, STOPS, check
+
+pytestmark = pytest.mark.gpu
+
+CUDA = ["device=cuda", f"train.duration={STEPS}", "train.eval_every=4", "checkpoint.every=1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    folder = tmp_path_factory.mktemp("gpu")
+    with working_in(folder):
+        yield write_data(folder)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("batching", ["packed", "padded"])
+def test_resumed_runs_end_in_the_same_bytes(precision: str, batching: str, data: list[str], tmp_path: Path) -> None:
+    options = [f"precision={precision}", f"loader.batching={batching}"]
+    check([*data, *CUDA], options, tmp_path, STOPS)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_trains_to_the_cpus_loss(precision: str, data: list[str], tmp_path: Path) -> None:
+    job = [*data, "train.duration=60", "model.dropout=0.0", "loss=focal"]
+    assert train(tmp_path / "cpu", *job) == 0
+    assert train(tmp_path / "cuda", *job, "device=cuda", f"precision={precision}") == 0
+    cpu, cuda = (events(tmp_path / name, "train")[-1]["loss"] for name in ("cpu", "cuda"))
+
+    assert cuda == pytest.approx(cpu, rel=1e-3 if precision == "fp32" else 0.05)
