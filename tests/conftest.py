@@ -1,12 +1,46 @@
 """What holds for every test: no network, one thread for each process, properties without a deadline."""
 
 import os
+from collections import Counter
+from collections.abc import Callable
 
 # Before anything imports torch or transformers, and inherited by the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str, int, int], None]:
+    """Counts towards a figure of the summary: its name, how many trials there were, how many of them held."""
+
+    def count(name: str, trials: int, held: int) -> None:
+        record_property("figure", (name, trials, held))
+
+    return count
+
+
+_figures: Counter[tuple[str, str]] = Counter()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Adds up the figures of all tests, wherever they ran."""
+    for key, value in report.user_properties if report.when == "call" else ():
+        if key == "figure":
+            name, trials, held = value  # type: ignore[misc]  what `figure` recorded
+            _figures[name, "trials"] += trials
+            _figures[name, "held"] += held
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints the figures."""
+    names = sorted({name for name, _ in _figures})
+    if names:
+        terminalreporter.section("figures")
+    for name in names:
+        terminalreporter.write_line(f"{name}: {_figures[name, 'held']} of {_figures[name, 'trials']}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.jobs import events, train, working_in, write_data
-from tests.test_resume import STEPS, STOPS, check
+from tests.test_resume import STEPS, STOPS, Figure, check
 
 pytestmark = pytest.mark.gpu
 
@@ -22,9 +22,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("batching", ["packed", "padded"])
-def test_resumed_runs_end_in_the_same_bytes(precision: str, batching: str, data: list[str], tmp_path: Path) -> None:
+def test_resumed_runs_end_in_the_same_bytes(
+    precision: str, batching: str, data: list[str], tmp_path: Path, figure: Figure
+) -> None:
     options = [f"precision={precision}", f"loader.batching={batching}"]
-    check([*data, *CUDA], options, tmp_path, STOPS)
+    check([*data, *CUDA], options, tmp_path, STOPS, figure)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -1,10 +1,11 @@
 """A real process is told to stop in the middle of an epoch, and what it left is resumed."""
 
+import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.jobs import TINY, checkpoint_files, events, train, without_clock, wor
 from trainer.cli import main
 
 STEPS = 120
-JOB = [f"train.duration={STEPS}", "train.eval_every=20", "checkpoint.every=1000", "loader.workers=1"]
+JOB = [f"train.duration={STEPS}", "train.eval_every=20", "checkpoint.every=5", "loader.workers=1"]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,21 @@ def test_a_signal_saves_and_the_resumed_run_ends_in_the_same_bytes(
     assert 11 <= stopped < STEPS
     assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
     assert checkpoint_files(tmp_path / "run", STEPS) == checkpoint_files(whole, STEPS)
-    after = [event for event in events(whole) if event["step"] > stopped and event["event"] != "checkpoint"]
-    tail = [event for event in events(tmp_path / "run") if event["event"] not in ("checkpoint", "resume")]
+    after = [event for event in events(whole) if event["step"] > stopped]
+    tail = [event for event in events(tmp_path / "run") if event["event"] != "resume"]
     assert without_clock(tail[-len(after) :]) == without_clock(after)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_a_command_killed_at_a_random_moment(
+    seed: int, data: list[str], whole: Path, tmp_path: Path, figure: Callable[[str, int, int], None]
+) -> None:
+    process = started(tmp_path / "run", data, after_step=1)
+    time.sleep(random.Random(seed).uniform(0, 2))
+    process.kill()
+    process.communicate(timeout=60)
+
+    assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
+    assert checkpoint_files(tmp_path / "run", STEPS) == checkpoint_files(whole, STEPS)
+    figure("commands killed at a random moment, ended equal to the byte", 1, 1)

@@ -19,6 +19,7 @@ JOB = [
     "checkpoint.every=4",
     "resume=auto",
 ]
+Figure = Callable[[str, int, int], None]
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -89,7 +90,9 @@ FAST = [
 ]
 
 
-def check_signal(phase: str, number: signal.Signals, data: list[str], whole: dict[str, bytes], folder: Path) -> None:
+def check_signal(
+    phase: str, number: signal.Signals, data: list[str], whole: dict[str, bytes], folder: Path, figure: Figure
+) -> None:
     code = signalled(number, phase, data, folder)
     told = (folder / "log").read_text()
     assert code in (75, 0), told
@@ -98,11 +101,14 @@ def check_signal(phase: str, number: signal.Signals, data: list[str], whole: dic
     assert "Traceback" not in told
     assert go_on(folder / "run", data, folder / "log") == 0, (folder / "log").read_text()
     assert learnt(folder / "run") == whole
+    figure("runs stopped by a signal, resumed equal to the byte", 1, 1)
 
 
 @pytest.mark.parametrize(("phase", "number"), FAST)
-def test_a_signal(phase: str, number: signal.Signals, data: list[str], whole: dict[str, bytes], tmp_path: Path) -> None:
-    check_signal(phase, number, data, whole, tmp_path)
+def test_a_signal(
+    phase: str, number: signal.Signals, data: list[str], whole: dict[str, bytes], tmp_path: Path, figure: Figure
+) -> None:
+    check_signal(phase, number, data, whole, tmp_path, figure)
 
 
 @pytest.mark.slow
@@ -110,9 +116,15 @@ def test_a_signal(phase: str, number: signal.Signals, data: list[str], whole: di
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("phase", PHASES)
 def test_every_signal_in_every_phase(
-    phase: str, number: signal.Signals, repeat: int, data: list[str], whole: dict[str, bytes], tmp_path: Path
+    phase: str,
+    number: signal.Signals,
+    repeat: int,
+    data: list[str],
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    figure: Figure,
 ) -> None:
-    check_signal(phase, number, data, whole, tmp_path)
+    check_signal(phase, number, data, whole, tmp_path, figure)
 
 
 def kill_until_done(seed: int, data: list[str], folder: Path) -> int:
@@ -121,7 +133,7 @@ def kill_until_done(seed: int, data: list[str], folder: Path) -> int:
     run_dir, kills = folder / "run", 0
     while True:
         process = start(["train", f"run.dir={run_dir}", *JOB, *data], folder / "log")
-        if kills >= 6:
+        if kills >= 2:
             process.join()
         elif chance.random() < 0.5:
             wait_until(phases(run_dir)["saving"], process)
@@ -136,9 +148,9 @@ def kill_until_done(seed: int, data: list[str], folder: Path) -> int:
             return kills
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 30))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 100))])
 def test_a_run_that_is_killed_again_and_again(
-    seed: int, data: list[str], whole: dict[str, bytes], tmp_path: Path
+    seed: int, data: list[str], whole: dict[str, bytes], tmp_path: Path, figure: Figure
 ) -> None:
     kills = kill_until_done(seed, data, tmp_path)
 
@@ -146,6 +158,7 @@ def test_a_run_that_is_killed_again_and_again(
     assert learnt(tmp_path / "run") == whole
     steps = [event["step"] for event in events(tmp_path / "run", "train")]
     assert set(steps) == set(range(1, STEPS + 1))
+    figure("runs killed twice at random or inside a save, ended equal to the byte", 1, 1)
 
 
 def test_two_processes_cannot_train_in_one_folder(data: list[str], tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from trainer.cli import main
 
 # 61 samples in batches of 8: 8 steps an epoch, the last of 5 samples; two epochs and a half.
 STEPS = 20
+Figure = Callable[[str, int, int], None]
 STOPS = {"mid-epoch": 3, "before the last batch": 7, "end of the epoch": 8, "just after it": 9}
 
 
@@ -69,7 +70,7 @@ SLOW = {
 }
 
 
-def check(data: list[str], options: list[str], folder: Path, stops: dict[str, int]) -> None:
+def check(data: list[str], options: list[str], folder: Path, stops: dict[str, int], figure: Figure) -> None:
     keep = f"checkpoint.keep={STEPS}"
     assert train(folder / "whole", *data, *options, keep) == 0
     for step in stops.values():
@@ -78,17 +79,18 @@ def check(data: list[str], options: list[str], folder: Path, stops: dict[str, in
         stop_at(resumed, step)
         assert main(["train", f"resume={resumed}", "trust=[tests]"]) == 0
         assert_same_run(resumed, folder / "whole", step)
+    figure("resumed runs equal to the byte", len(stops), len(stops))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_resumed_runs_end_in_the_same_bytes(name: str, data: list[str], tmp_path: Path) -> None:
-    check(data, OPTIONS[name], tmp_path, dict(list(STOPS.items())[:1]) if name == "workers" else STOPS)
+def test_resumed_runs_end_in_the_same_bytes(name: str, data: list[str], tmp_path: Path, figure: Figure) -> None:
+    check(data, OPTIONS[name], tmp_path, dict(list(STOPS.items())[:1]) if name == "workers" else STOPS, figure)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
-def test_every_combination(name: str, data: list[str], tmp_path: Path) -> None:
-    check(data, SLOW[name], tmp_path, STOPS)
+def test_every_combination(name: str, data: list[str], tmp_path: Path, figure: Figure) -> None:
+    check(data, SLOW[name], tmp_path, STOPS, figure)
 
 
 def test_changed_workers_draw_the_same_augmentations(data: list[str], tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def submit_until_killed(folder, make, first, told):
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("saving", [save_until_killed, submit_until_killed])
 @pytest.mark.parametrize("count", [5, pytest.param(100, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(folder, make, same, saving, count):
+def test_killed_at_random_moments(folder, make, same, saving, count, figure):
     generator = random.Random(count)
     newest = 0
     for _ in range(count):
@@ -64,3 +64,4 @@ def test_killed_at_random_moments(folder, make, same, saving, count):
         assert same(found, make(newest, score))
         assert all(verify(store.path(step)) == [] for step in store.list())
         assert len(store.list()) >= min(2, newest)
+    figure("SIGKILLs while saving, newest checkpoint intact", count, count)

@@ -37,7 +37,7 @@ def assert_found(checkpoint, path):
 
 
 @trials(100, 1000)
-def test_a_flipped_bit(checkpoint, count):
+def test_a_flipped_bit(checkpoint, count, figure):
     generator = random.Random(0)
     for _ in range(count):
         path, place = drawn_place(checkpoint, generator)
@@ -47,6 +47,7 @@ def test_a_flipped_bit(checkpoint, count):
         assert_found(checkpoint, path)
         path.write_bytes(data)
     assert verify(checkpoint) == []
+    figure("flipped bits detected", count, count)
 
 
 @pytest.mark.slow
@@ -61,7 +62,7 @@ def test_every_bit_of_the_manifest(checkpoint):
 
 
 @trials(40, 200)
-def test_a_truncated_file(checkpoint, count):
+def test_a_truncated_file(checkpoint, count, figure):
     generator = random.Random(1)
     for _ in range(count):
         path, place = drawn_place(checkpoint, generator)
@@ -70,10 +71,11 @@ def test_a_truncated_file(checkpoint, count):
         assert_found(checkpoint, path)
         path.write_bytes(data)
     assert verify(checkpoint) == []
+    figure("truncated files detected", count, count)
 
 
 @trials(40, 100)
-def test_a_zeroed_block(checkpoint, count):
+def test_a_zeroed_block(checkpoint, count, figure):
     generator = random.Random(2)
     done = 0
     while done < count:
@@ -86,6 +88,7 @@ def test_a_zeroed_block(checkpoint, count):
             path.write_bytes(data)
             done += 1
     assert verify(checkpoint) == []
+    figure("zeroed blocks detected", count, count)
 
 
 def test_bytes_behind_the_end(checkpoint):
