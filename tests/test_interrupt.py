@@ -14,7 +14,7 @@ from tests.jobs import TINY, checkpoint_files, events, train, without_clock, wor
 from trainer.cli import main
 
 STEPS = 120
-JOB = [f"train.duration={STEPS}", "train.eval_every=20", "checkpoint.every=5", "loader.workers=1"]
+JOB = [f"train.duration={STEPS}", "train.eval_every=20", "checkpoint.every=5", "loader.workers=1", "resume=auto"]
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,6 @@ def test_a_command_killed_at_a_random_moment(
     process.kill()
     process.communicate(timeout=60)
 
-    assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
+    assert train(tmp_path / "run", *data, *JOB) == 0
     assert checkpoint_files(tmp_path / "run", STEPS) == checkpoint_files(whole, STEPS)
     figure("commands killed at a random moment, ended equal to the byte", 1, 1)
