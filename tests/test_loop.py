@@ -88,6 +88,7 @@ def a_run(groups: list[list[Batch]], *, dtype: torch.dtype = torch.float32, **ch
         cadence=Cadence(log=1, evaluate=3, save=4),
         score=lambda state: Score("accuracy", 0.0, True, "raw"),
         save=lambda state: None,
+        autopsy=lambda step, loss, grad_norm, group: "",
         report=Recorded(),
     )
     return replace(run, **changes)

@@ -52,6 +52,8 @@ class Run:
         cadence: When to log, evaluate and save.
         score: Evaluates the weights, logs that, and scores the better of raw and averaged ones.
         save: Takes a checkpoint.
+        autopsy: Keeps what is known of a step that diverged, given the step, its loss, its gradient's norm and its
+            micro-batches; says where.
         report: Where events go.
     """
 
@@ -69,6 +71,7 @@ class Run:
     cadence: Cadence
     score: Callable[[TrainState], Score]
     save: Callable[[TrainState], None]
+    autopsy: Callable[[int, float, float, list[Batch]], str]
     report: Report
 
 
@@ -82,7 +85,8 @@ def fit(run: Run, state: TrainState, stopping: Callable[[], bool]) -> None:
 
     Raises:
         Interrupted: The run stopped early, between two steps, with a checkpoint taken.
-        DivergedError: The loss or a gradient is not finite; the weights are those of the step before.
+        DivergedError: The loss or a gradient is not finite; the weights are those of the step before. Or weights that
+            were to be saved are not.
     """
 
     def due(every: int) -> bool:
@@ -119,7 +123,8 @@ def update(run: Run, step: int, group: list[Batch]) -> tuple[float, float]:
     while True:
         loss, grad_norm = gradients(run, group)
         if not isfinite(loss) or not (isfinite(grad_norm) or run.precision.can_lower_scale):
-            raise DivergedError(diverged(step, loss, grad_norm, group))
+            where = run.autopsy(step + 1, loss, grad_norm, group)
+            raise DivergedError(diverged(step, loss, grad_norm, group), where)
         if run.precision.step(run.optimizer):
             return loss, grad_norm
 
@@ -148,7 +153,8 @@ def gradients(run: Run, group: list[Batch]) -> tuple[float, float]:
     parameters = [parameter for entry in run.optimizer.param_groups for parameter in entry["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if run.max_grad_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, run.max_grad_norm, norm)
+        # A norm that is not finite must not spread to the gradients that are: the autopsy tells them apart.
+        nn.utils.clip_grads_with_norm_(parameters, run.max_grad_norm, norm.nan_to_num(0.0, 0.0))
     # The one wait of a step: nothing may be updated before it is known to be finite.
     loss_value, norm_value = torch.stack([total, norm.float()]).tolist()
     return loss_value, norm_value
@@ -174,5 +180,5 @@ def diverged(step: int, loss: float, grad_norm: float, group: list[Batch]) -> st
     return (
         f"step {step + 1}: the run diverged: loss {loss}, gradient norm {grad_norm}; the weights were not updated.\n"
         f"  samples of the step (positions in the training split): {shown}\n"
-        "  Lower optimizer.lr, lengthen scheduler.warmup, or set train.max_grad_norm; then resume the last checkpoint."
+        "  Lower optimizer.lr, lengthen scheduler.warmup or set train.max_grad_norm, and start a new run."
     )

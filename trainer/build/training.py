@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from trainer.autopsy import Findings, examine, not_finite_parameters
 from trainer.build import parts
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.duration import to_steps
@@ -21,10 +22,11 @@ from trainer.data.encode import Encoded
 from trainer.data.loader import Batches, EvaluationBatches, TrainLoader
 from trainer.data.plan import BatchPlan
 from trainer.ema import Ema
+from trainer.errors import DivergedError
 from trainer.evaluate import evaluate, score
 from trainer.loop import Cadence, Run
 from trainer.precision import Precision
-from trainer.protocols import Report, Task
+from trainer.protocols import Batch, Report, Task
 from trainer.resume import capture, restore
 from trainer.state import Score, TrainState
 
@@ -54,6 +56,7 @@ def build_training(
     job: TrainJob,
     config_text: str,
     submit: Callable[[Snapshot], None],
+    keep_findings: Callable[[Findings], str],
     open_report: Callable[[Length], Report],
     snapshot: Snapshot | None,
     closing: ExitStack,
@@ -64,6 +67,7 @@ def build_training(
         job: The checked config.
         config_text: The config as YAML, to go into each checkpoint.
         submit: Takes the checkpoints.
+        keep_findings: Keeps what is known of a step that diverged; says where.
         open_report: The report of a run of known length.
         snapshot: Where to go on from; None starts anew.
         closing: Ends what the run holds open.
@@ -101,7 +105,16 @@ def build_training(
 
         return score(models, monitor, higher_is_better, measure, log)
 
+    def autopsy(step: int, loss: float, grad_norm: float, group: list[Batch]) -> str:
+        return keep_findings(examine(run, step, loss, grad_norm, group))
+
     def save(state: TrainState) -> None:
+        # A checkpoint that nothing can go on from must not take the place of a good one.
+        if names := not_finite_parameters(run):
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            problem = f"step {state.step}: the run diverged: {shown} not finite; no checkpoint was taken."
+            remedy = "  Lower optimizer.lr, lengthen scheduler.warmup or set train.max_grad_norm, and start a new run."
+            raise DivergedError(problem, remedy, keep_findings(examine(run, state.step, None, None, [])))
         submit(capture(run, state, documents=documents, data=encoded.fingerprint))
         values = {"best": state.best_step == state.step}
         report.log("checkpoint", step=state.step, epoch=state.step / plan.steps_per_epoch, values=values)
@@ -124,6 +137,7 @@ def build_training(
         cadence=length.cadence,
         score=score_step,
         save=save,
+        autopsy=autopsy,
         report=report,
     )
     state = TrainState()

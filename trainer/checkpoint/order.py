@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.durable import entries
-from trainer.checkpoint.manifest import FOLDER, Damaged, read_document, read_manifest
+from trainer.checkpoint.manifest import FOLDER, Damaged, read_document, read_manifest, verify
 
 REPLACED = ".old-"
 """A checkpoint's folder bears this prefix while another one of the same step takes its place."""
@@ -65,6 +65,12 @@ def newest_first(root: Path) -> list[Found]:
             fault = damage
         found.append(Found(step, folder, ordinal, score, fault))
     return sorted(found, key=lambda one: (one.ordinal, one.step), reverse=True)
+
+
+def newest_intact(root: Path, *, below: int | None = None) -> Found | None:
+    """The intact checkpoint saved last, of those of a step `below` the given one; None where there is none."""
+    candidates = (one for one in newest_first(root) if below is None or one.step < below)
+    return next((one for one in candidates if not verify(one.folder)), None)
 
 
 def best_first(newest: Sequence[Found]) -> list[Found]:

@@ -11,6 +11,7 @@ from trainer.errors import CheckpointError, explain
 
 RUNS = Path("runs")
 CHECKPOINTS = "checkpoints"
+DIVERGED = "diverged"
 
 
 def new_run_folder(run: RunSection) -> Path:
@@ -49,7 +50,8 @@ def existing_run_folder(path: str | None) -> Path:
         return newest_run()
     folder = Path(path)
     for candidate in (folder, folder.parent, folder.parent.parent):
-        if (candidate / CHECKPOINTS).is_dir():
+        # A run that diverged early has no checkpoint.
+        if (candidate / CHECKPOINTS).is_dir() or (candidate / DIVERGED).is_dir():
             return candidate
     problem = "holds no run" if folder.exists() else "no such folder"
     raise CheckpointError(explain("run", problem, "Give a run folder or one of its checkpoints", value=path))

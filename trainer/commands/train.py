@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from trainer.commands.folders import CHECKPOINTS, existing_run_folder, fixed_run_folder, new_run_folder
+from trainer.commands.folders import CHECKPOINTS, DIVERGED, existing_run_folder, fixed_run_folder, new_run_folder
 from trainer.config.policy import resume_config
 from trainer.config.schema import TrainJob
 from trainer.config.stored import config_text, job_from_text, stored_config
-from trainer.errors import Interrupted
+from trainer.errors import CheckpointError, Interrupted
 from trainer.report.console import open_console, table
 from trainer.signals import StopSignals
 
 if TYPE_CHECKING:
+    from trainer.autopsy import Findings
     from trainer.build.training import Training
+    from trainer.checkpoint.saver import Saver
     from trainer.checkpoint.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -110,13 +112,34 @@ def _run(
                 )
             )
 
-        training = build_training(job, text, saver.submit, open_report, snapshot, stack)
+        def keep_findings(findings: Findings) -> str:
+            return _keep_findings(findings, text, folder, saver)
+
+        training = build_training(job, text, saver.submit, keep_findings, open_report, snapshot, stack)
         _announce(job, training, first)
         with signals.deferred():
             fit(training.run, training.state, signals.stopping)
         saver.close()
         signals.raise_if_stopping()
         _finish(job, folder, training, console)
+
+
+def _keep_findings(findings: Findings, text: str, folder: Path, saver: Saver) -> str:
+    """Writes what is known of a step that diverged into the run folder; the line of the message that says where."""
+    from trainer.autopsy import write_bundle
+    from trainer.checkpoint.order import name_of, newest_intact
+
+    try:
+        saver.close()
+    except CheckpointError as error:
+        logger.error("the last checkpoint was not saved: %s", error)
+    bundle = folder / DIVERGED / name_of(findings.step)
+    try:
+        before = newest_intact(folder / CHECKPOINTS, below=findings.step)
+        write_bundle(bundle, findings, text, None if before is None else f"{CHECKPOINTS}/{before.folder.name}")
+    except (OSError, CheckpointError) as error:
+        return f"  What was found could not be kept: {error}"
+    return f"  What was found: {bundle}. To replay it: trainer verify run={folder}"
 
 
 def _announce(job: TrainJob, training: Training, first: bool) -> None:
