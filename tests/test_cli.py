@@ -76,7 +76,9 @@ def test_help_of_a_verb_shows_the_keys_of_what_is_chosen(capsys: pytest.CaptureF
     assert "checkpoint=best " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("verb", "remedy"), [("trian", "Did you mean train."), ("xyz", "Known: train, eval, export.")])
+@pytest.mark.parametrize(
+    ("verb", "remedy"), [("trian", "Did you mean train."), ("xyz", "Known: train, eval, export, verify.")]
+)
 def test_an_unknown_verb(verb: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb]) == 2
     assert capsys.readouterr().err.startswith(f"{verb}: there is no such verb. {remedy}")
@@ -158,7 +160,7 @@ def test_hydra_shows_the_configuration(started: Started, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize(
     ("line", "words"),
-    [("trainer tr", "train"), ("trainer ", "train eval export"), ("trainer train loss=fo", "loss=focal")],
+    [("trainer tr", "train"), ("trainer ", "train eval export verify"), ("trainer train loss=fo", "loss=focal")],
 )
 def test_completion(line: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COMP_LINE", line)

@@ -21,7 +21,7 @@ CONF = Path(__file__).parent.parent / "conf"
 FILES = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.glob("**/*.yaml"))
 GROUPS = ("task", "data", "model", "loss", "optimizer", "scheduler", "export")
 OPTIONS = [name for name in FILES if "/" in name and name.split("/")[0] in (*GROUPS, *BARE_GROUPS)]
-REST = {"train", "eval", "export", "hydra/output/runs"}
+REST = {"train", "eval", "export", "verify", "hydra/output/runs"}
 NEEDED = {"data/files": ["data.train=train.csv"]}
 
 
@@ -79,7 +79,9 @@ def test_builds_and_trains(option: str, data: list[str]) -> None:
     saved: list[Snapshot] = []
     report = Recorded()
     with ExitStack() as closing:
-        built = build_training(job, config_text({}), saved.append, lambda length: report, None, closing)
+        built = build_training(
+            job, config_text({}), saved.append, lambda findings: "", lambda length: report, None, closing
+        )
         fit(built.run, built.state, lambda: False)
 
     assert built.state.step == 3

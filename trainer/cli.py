@@ -19,6 +19,7 @@ VERBS = {
     "train": "train a model; score the best weights on the test split; write and prove the artifacts",
     "eval": "score a checkpoint of a run on a split",
     "export": "write a checkpoint of a run as artifacts, each proved equal to the model",
+    "verify": "check the checkpoints and artifacts of a run; replay a stretch of it, bit for bit",
 }
 
 HELP = """\
@@ -41,6 +42,7 @@ examples
   trainer train resume=runs/2030-01-31_12-00-00
   trainer eval run=runs/2030-01-31_12-00-00 split=test
   trainer export run=runs/2030-01-31_12-00-00 export.formats=[onnx]
+  trainer verify run=runs/2030-01-31_12-00-00
 
 exit codes
   0 done                      3 a checkpoint or a run cannot be used   6 the data cannot be used

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.export.folder import describe, publish_files, staging, write_json
+from trainer.export.folder import describe, publish_files, staging, verify, write_json
 
 
 def test_stage_is_gone_afterwards_and_so_are_those_of_killed_processes(tmp_path: Path) -> None:
@@ -60,3 +60,34 @@ def test_description(tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
     path.write_bytes(b"abc")
     assert describe(path) == {"file": "labels.json", "bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
+
+
+def test_what_the_manifest_describes_is_verified(tmp_path: Path) -> None:
+    for name in ("model.onnx", "weights.bin", "labels.json"):
+        (tmp_path / name).write_text(name)
+    artifact = {**describe(tmp_path / "model.onnx"), "beside": [describe(tmp_path / "weights.bin")]}
+    content = {"artifacts": {"onnx": artifact}, "files": [describe(tmp_path / "labels.json")]}
+    write_json(tmp_path / "manifest.json", content)
+    assert verify(tmp_path) == {"model.onnx": "", "weights.bin": "", "labels.json": ""}
+
+    (tmp_path / "model.onnx").write_text("model.ONNX")
+    (tmp_path / "weights.bin").write_text("")
+    (tmp_path / "labels.json").unlink()
+    found = verify(tmp_path)
+    assert found["model.onnx"].startswith("has the SHA-256 ")
+    assert found["weights.bin"] == "has 0 bytes instead of 11"
+    assert found["labels.json"] == "is missing"
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "{}", "[]", '{"artifacts": [], "files": []}', '{"artifacts": {}, "files": [{}]}']
+)
+def test_a_manifest_that_is_not_one(text: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    assert verify(tmp_path)["manifest.json"].startswith("is not what was written")
+
+
+def test_no_folder_an_empty_one_and_one_that_is_not_complete(tmp_path: Path) -> None:
+    assert verify(tmp_path / "absent") == verify(tmp_path) == {}
+    (tmp_path / "model.onnx").touch()
+    assert verify(tmp_path) == {"manifest.json": "is missing: the artifacts are not complete"}

@@ -148,7 +148,7 @@ def _stored_faults(request: Request) -> list[str]:
 
 
 def _check_run(request: Request) -> None:
-    """Where `eval` and `export` name a run: whether it can be used as the command line says."""
+    """Where another verb than `train` names a run: whether it can be used as the command line says."""
     if request.kind is schema.TrainJob:
         return
     values = {item.key_or_group: item.value() for item in request.given.values}

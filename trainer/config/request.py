@@ -22,7 +22,7 @@ class Given:
         groups: Choices of options.
         values: Values of keys.
         hydra: Hydra's own configuration, but its search path.
-        stored: Values of keys of a run's own configuration (`eval`, `export`).
+        stored: Values of keys of a run's own configuration (`eval`, `export`, `verify`).
     """
 
     groups: tuple[Override, ...]
@@ -60,7 +60,7 @@ class Request:
     catalogue: Catalogue
 
     @property
-    def kind(self) -> type[schema.TrainJob] | type[schema.EvalJob] | type[schema.ExportJob]:
+    def kind(self) -> schema.JobType:
         """The schema of the verb."""
         return schema.JOBS[self.verb]
 

@@ -12,6 +12,7 @@ from trainer.errors import explain
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _CHECKPOINT = re.compile(r"best|last|step-\d+")
+_START = re.compile(r"step-\d+")
 _SPLITS = ("train", "validation", "test")
 
 _Bound = tuple[Callable[[float], bool], str]
@@ -39,6 +40,7 @@ BOUNDS: dict[str, _Bound] = {
     "loss.label_smoothing": _SHARE,
     "export.tolerance": _POSITIVE,
     "export.metric_budget": _NOT_NEGATIVE,
+    "steps": _AT_LEAST_1,
 }
 
 
@@ -64,6 +66,9 @@ def _syntax(flat: Mapping[str, Any]) -> Iterator[str]:
     checkpoint = flat.get("checkpoint")
     if isinstance(checkpoint, str) and not _CHECKPOINT.fullmatch(checkpoint):
         yield explain("checkpoint", "must be best, last or step-N", value=checkpoint)
+    start = flat.get("start")
+    if isinstance(start, str) and not _START.fullmatch(start):
+        yield explain("start", "must be step-N", value=start)
     split = flat.get("split")
     if isinstance(split, str) and split not in _SPLITS:
         yield explain("split", f"must be one of {', '.join(_SPLITS)}", value=split)

@@ -139,17 +139,32 @@ class ExportJob:
     stored_overrides: tuple[tuple[str, Any], ...] = ()
 
 
-Job: TypeAlias = TrainJob | EvalJob | ExportJob
+@dataclass(frozen=True)
+class VerifyJob:
+    """All of a verification. `stored_overrides` are changes of the run's own config: full key and value."""
 
-JOBS: dict[str, type[TrainJob] | type[EvalJob] | type[ExportJob]] = {
+    run: str | None = _key(None, "the run folder; null: the newest run")
+    start: str | None = _key(None, "step-N: replay from that checkpoint (step-0: the start); null: the last but one")
+    steps: int | None = _key(None, "replay so many steps only and compare what was logged; null: up to the next one")
+    device: str | None = _key(None, "auto, cpu, cuda, cuda:N or mps; null: the run's own")
+    trust: list[str] = _key([], "packages that the config inside a checkpoint may name")
+    stored_overrides: tuple[tuple[str, Any], ...] = ()
+
+
+Job: TypeAlias = TrainJob | EvalJob | ExportJob | VerifyJob
+
+JobType: TypeAlias = type[TrainJob] | type[EvalJob] | type[ExportJob] | type[VerifyJob]
+
+JOBS: dict[str, JobType] = {
     "train": TrainJob,
     "eval": EvalJob,
     "export": ExportJob,
+    "verify": VerifyJob,
 }
 """The verbs that read a configuration."""
 
 STORED_SECTIONS = ("data", "loader")
-"""What of a run's own config `eval` and `export` may change on the command line."""
+"""What of a run's own config `eval`, `export` and `verify` may change on the command line."""
 
 BARE_GROUPS = ("experiment", "debug")
 """Groups whose options change other sections and have none of their own."""

@@ -52,6 +52,38 @@ def describe(path: Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
 
 
+def verify(folder: Path) -> dict[str, str]:
+    """Every file that an export folder's manifest describes, with what is wrong with it; "" where nothing is.
+
+    A folder that is absent or empty has none.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return {}
+    try:
+        content = json.loads((folder / MANIFEST).read_text("utf-8"))
+        artifacts = content["artifacts"].values()
+        entries = [*artifacts, *(each for entry in artifacts for each in entry.get("beside", ())), *content["files"]]
+        return {entry["file"]: _fault(folder, entry) for entry in entries}
+    except FileNotFoundError:
+        return {MANIFEST: "is missing: the artifacts are not complete"}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return {MANIFEST: f"is not what was written ({type(error).__name__}: {error})"}
+
+
+def _fault(folder: Path, written: Mapping[str, Any]) -> str:
+    try:
+        found = describe(folder / written["file"])
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if found["bytes"] != written["bytes"]:
+        return f"has {found['bytes']} bytes instead of {written['bytes']}"
+    if found["sha256"] != written["sha256"]:
+        return f"has the SHA-256 {found['sha256'][:12]}… instead of {written['sha256'][:12]}…"
+    return ""
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes strict JSON: a number that is not finite, which JSON does not know, becomes null."""
     path.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")

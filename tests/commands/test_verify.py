@@ -1,0 +1,212 @@
+"""`trainer verify` sees what was altered, and says where."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.jobs import events, train, working_in, write_data
+from trainer.checkpoint.snapshot import write_snapshot
+from trainer.checkpoint.store import load_folder
+from trainer.cli import main
+
+STEPS = 8
+Told = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    folder = tmp_path_factory.mktemp("verify")
+    with working_in(folder):
+        yield [*write_data(folder), f"train.duration={STEPS}", "train.eval_every=4", "checkpoint.every=2"]
+
+
+@pytest.fixture(scope="module")
+def whole(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert train(folder, *data, "export.formats=[torchscript]", "checkpoint.keep=4", "train.accumulate=2") == 0
+    return folder
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    shutil.copytree(whole, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Told:
+    """Verifies a run in which something does not hold; what is told."""
+
+    def verify(run: Path, *keys: str) -> str:
+        capsys.readouterr()
+        assert main(["verify", f"run={run}", *keys]) == 3
+        return capsys.readouterr().err
+
+    return verify
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def alter_and_seal(folder: Path, file: str, name: str) -> None:
+    """Changes a value of a checkpoint's tensor and writes it with a manifest that fits."""
+    snapshot = load_folder(folder)
+    with torch.no_grad():
+        snapshot.tensors[file][name].view(-1)[-1] += 0.25
+    shutil.rmtree(folder)
+    write_snapshot(folder, snapshot, ordinal=1000)
+
+
+def test_a_good_run_holds_and_is_left_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = content(run)
+    assert main(["verify", f"run={run}"]) == 0
+    page = capsys.readouterr().out
+
+    assert content(run) == before
+    lines = [line.split() for line in page.splitlines()]
+    for step in (2, 4, 6, 8):
+        assert [f"step-{step:08d}", "intact"] in lines
+    assert ["model.torchscript.pt", "intact"] in lines
+    assert ["golden.npz", "intact"] in lines
+    assert "replay of step-00000006 to step-00000008" in page
+    assert "logged steps  2, equal in every bit" in page
+    assert "tensors       90, equal in every bit" in page
+    assert "state         equal" in page
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["precision=fp16"], ["precision=bf16", "ema.decay=null"], ["optimizer=sgd", "loader.workers=1"]],
+    ids=lambda options: " ".join(options),
+)
+def test_every_kind_of_run_holds(options: list[str], data: list[str], tmp_path: Path) -> None:
+    assert train(tmp_path / "run", *data, "train.duration=5", *options) == 0
+    assert main(["verify", f"run={tmp_path / 'run'}"]) == 0
+
+
+def test_a_run_that_was_resumed_holds(data: list[str], tmp_path: Path) -> None:
+    assert train(tmp_path / "run", *data, "train.duration=4") == 0
+    assert main(["train", f"resume={tmp_path / 'run'}", "train.duration=6"]) == 0
+    assert main(["verify", f"run={tmp_path / 'run'}"]) == 0
+
+
+@pytest.mark.parametrize(("start", "stop"), [("step-2", 4), ("step-0", 2)])
+def test_the_stretch_can_be_chosen(start: str, stop: int, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", f"run={run}", f"start={start}"]) == 0
+    page = capsys.readouterr().out
+    assert f"to step-{stop:08d}\n" in page
+    assert "logged steps  2, equal in every bit" in page
+
+
+def test_a_part_of_a_stretch_is_compared_by_what_was_logged(
+    run: Path, told: Told, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", f"run={run}", "steps=1"]) == 0
+    page = capsys.readouterr().out
+    assert "logged steps    1, equal in every bit" in page
+    assert "not compared: the replay ended after step 7, as asked for" in page
+
+    (run / "metrics.jsonl").unlink()
+    assert "none of the replayed steps was logged, so nothing was compared" in told(run, "steps=1")
+
+
+def test_a_flipped_bit_is_reported_and_the_intact_ones_replayed(
+    run: Path, told: Told, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = checkpoint(run, 8) / "model.safetensors"
+    altered = bytearray(weights.read_bytes())
+    altered[-100] ^= 1
+    weights.write_bytes(altered)
+
+    assert main(["verify", f"run={run}"]) == 3
+    page, wrong = capsys.readouterr()
+    assert "replay of step-00000004 to step-00000006" in page
+    assert wrong.startswith(f"{checkpoint(run, 8)}: model.safetensors has the checksum ")
+    assert len(wrong.splitlines()) == 1
+    assert "start: there is no intact checkpoint of this step" in told(run, "start=step-8")
+    assert "start: there is no intact checkpoint after this step" in told(run, "start=step-6")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("model", "blocks.0.query_key_value.weight"),
+        ("ema", "head.bias"),
+        ("optimizer", "model.head.weight/exp_avg"),
+    ],
+)
+def test_a_tensor_that_training_does_not_give_is_named(file: str, name: str, run: Path, told: Told) -> None:
+    alter_and_seal(checkpoint(run, 8), file, name)
+
+    (line,) = told(run).splitlines()
+    assert f"tensors: {file}/{name} differs: 1 of " in line
+    assert line.endswith("values, by 0.25 at most.")
+
+
+def test_an_altered_start_is_seen_in_the_first_step(run: Path, told: Told) -> None:
+    alter_and_seal(checkpoint(run, 6), "model", "head.weight")
+
+    lines = told(run, "start=step-6").splitlines()
+    assert "logged steps: step 7 is the first to differ: loss " in lines[0]
+    assert "more differ" in lines[1]
+
+
+def test_an_altered_state_is_named(run: Path, told: Told) -> None:
+    snapshot = load_folder(checkpoint(run, 8))
+    state = json.loads(snapshot.documents["state.json"])
+    state["train"]["best_step"] = 7
+    documents = {**snapshot.documents, "state.json": json.dumps(state), "task.json": "{}"}
+    shutil.rmtree(checkpoint(run, 8))
+    write_snapshot(checkpoint(run, 8), type(snapshot)(8, snapshot.tensors, documents), ordinal=1000)
+
+    (line,) = told(run).splitlines()
+    assert "state: state.json: train.best_step 7 stored, " in line
+
+
+def test_a_tampered_line_names_its_step(run: Path, told: Told) -> None:
+    lines = [json.dumps(event) for event in events(run)]
+    logged = next(event for event in events(run, "train") if event["step"] == 7)
+    changed = {**logged, "grad_norm": logged["grad_norm"] * (1 + 2**-52)}
+    text = [json.dumps(changed) if line == json.dumps(logged) else line for line in lines]
+    (run / "metrics.jsonl").write_text("\n".join(text) + "\n")
+
+    (line,) = told(run).splitlines()
+    assert f"step 7 is the first to differ: grad_norm {changed['grad_norm']!r} logged, {logged['grad_norm']!r}" in line
+
+
+def test_an_altered_artifact(run: Path, told: Told) -> None:
+    with (run / "export" / "golden.npz").open("r+b") as file:
+        file.write(b"X")
+    (run / "export" / "labels.json").unlink()
+
+    first, second = sorted(told(run).splitlines())
+    assert first.startswith(f"{run}/export/golden.npz: has the SHA-256 ")
+    assert second == f"{run}/export/labels.json: is missing."
+
+
+def test_a_run_with_one_checkpoint_is_not_replayed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (2, 4, 6):
+        shutil.rmtree(checkpoint(run, step))
+    assert main(["verify", f"run={run}"]) == 0
+    assert "not replayed: it takes two intact checkpoints. start=step-0 replays from the start." in (
+        capsys.readouterr().out
+    )
+
+
+def test_the_keys_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "start=last", "steps=0", "device=gpu", "stepz=1"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "stepz: there is no such key, got 1. Did you mean steps.",
+        "steps: must be at least 1, got 0.",
+        "device: must be auto, cpu, cuda, cuda:N or mps, got 'gpu'.",
+        "start: must be step-N, got 'last'.",
+    ]
