@@ -7,6 +7,7 @@ import pytest
 
 from tests.jobs import events, train, working_in, write_data
 from tests.test_resume import STEPS, STOPS, Figure, check
+from trainer.cli import main
 
 pytestmark = pytest.mark.gpu
 
@@ -37,3 +38,9 @@ def test_trains_to_the_cpus_loss(precision: str, data: list[str], tmp_path: Path
     cpu, cuda = (events(tmp_path / name, "train")[-1]["loss"] for name in ("cpu", "cuda"))
 
     assert cuda == pytest.approx(cpu, rel=1e-3 if precision == "fp32" else 0.05)
+
+
+def test_a_replay_of_a_stretch_gives_the_same_bits(data: list[str], tmp_path: Path) -> None:
+    assert train(tmp_path / "run", *data, *CUDA, "precision=bf16") == 0
+
+    assert main(["verify", f"run={tmp_path / 'run'}"]) == 0
