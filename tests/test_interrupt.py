@@ -1,5 +1,6 @@
 """A real process is told to stop in the middle of an epoch, and what it left is resumed."""
 
+import os
 import random
 import signal
 import subprocess
@@ -34,7 +35,7 @@ def whole(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def started(run_dir: Path, data: list[str], after_step: int) -> "subprocess.Popen[str]":
     """A process that has done some steps."""
     command = [sys.executable, "-m", "trainer", "train", *TINY, f"run.dir={run_dir}", *data, *JOB]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     metrics = run_dir / "metrics.jsonl"
     while not metrics.exists() or not any(event["step"] >= after_step for event in events(run_dir, "train")):
         assert process.poll() is None, process.communicate()[1]
@@ -46,7 +47,8 @@ def test_a_signal_saves_and_the_resumed_run_ends_in_the_same_bytes(
     data: list[str], whole: Path, tmp_path: Path
 ) -> None:
     process = started(tmp_path / "run", data, after_step=11)
-    process.send_signal(signal.SIGTERM)
+    # To the whole group, as a scheduler does: the loader's worker must outlive it until the step is done.
+    os.killpg(process.pid, signal.SIGTERM)
     _, told = process.communicate(timeout=60)
     stopped = events(tmp_path / "run", "train")[-1]["step"]
 
