@@ -49,7 +49,7 @@ def checkpoints(job: TrainJob, text: str, folder: Path) -> dict[str, int]:
         store = Store(folder, keep=2)
         for step in steps.values():
             built.state.step = step
-            built.run.save(built.state)
+            built.run.save(built.run, built.state)
             store.save(saved[-1])
     return steps
 

@@ -12,7 +12,7 @@ from tests.test_loop import CPU, a_run, batch, data
 from trainer.autopsy import Findings, examine, not_finite_parameters, read_bundle, write_bundle
 from trainer.ema import Ema
 from trainer.errors import CheckpointError, DivergedError
-from trainer.loop import fit, gradients
+from trainer.loop import Run, fit, gradients
 from trainer.precision import MIN_SCALE, Precision
 from trainer.protocols import Batch
 from trainer.state import TrainState
@@ -29,7 +29,7 @@ def found_of(group: list[Batch]) -> Findings:
     run = a_run([good, good, group])
     found: list[Findings] = []
 
-    def autopsy(step: int, loss: float, grad_norm: float, micro_batches: list[Batch]) -> str:
+    def autopsy(run: Run, step: int, loss: float, grad_norm: float, micro_batches: list[Batch]) -> str:
         found.append(examine(run, step, loss, grad_norm, micro_batches))
         return "what was found"
 
@@ -87,7 +87,7 @@ class Cusp:
 def test_float16_gives_up_at_its_smallest_scale() -> None:
     run = a_run([data([4], [0], torch.float32)], loss=Cusp(), precision=Precision("fp16", CPU))
     found: list[Findings] = []
-    run = replace(run, autopsy=lambda *step: found.append(examine(run, *step)) or "")
+    run = replace(run, autopsy=lambda *step: found.append(examine(*step)) or "")
 
     with pytest.raises(DivergedError, match=r"step 1: the run diverged: loss 0\.0, gradient norm nan"):
         fit(run, TrainState(), lambda: False)

@@ -86,9 +86,9 @@ def a_run(groups: list[list[Batch]], *, dtype: torch.dtype = torch.float32, **ch
         total_steps=6,
         steps_per_epoch=len(groups),
         cadence=Cadence(log=1, evaluate=3, save=4),
-        score=lambda state: Score("accuracy", 0.0, True, "raw"),
-        save=lambda state: None,
-        autopsy=lambda step, loss, grad_norm, group: "",
+        score=lambda run, state: Score("accuracy", 0.0, True, "raw"),
+        save=lambda run, state: None,
+        autopsy=lambda run, step, loss, grad_norm, group: "",
         report=Recorded(),
     )
     return replace(run, **changes)
@@ -151,7 +151,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(bad: float, precision
     run = a_run([[good], [good], [poisoned]], precision=Precision(precision, CPU))
     run = replace(run, ema=Ema(run.model, 0.9))
     states: list[dict[str, Tensor]] = []
-    run = replace(run, save=lambda state: states.append({n: v.clone() for n, v in run.model.state_dict().items()}))
+    run = replace(run, save=lambda run, state: states.append({n: v.clone() for n, v in run.model.state_dict().items()}))
     run = replace(run, cadence=Cadence(log=1, evaluate=100, save=1))
     state = TrainState()
 
@@ -180,14 +180,14 @@ def test_a_gradient_that_overflows_float16_is_tried_again_with_a_smaller_scale()
 def test_what_is_due_when() -> None:
     report, saved, scored = Recorded(), [], []
 
-    def score(state: TrainState) -> Score:
+    def score(run: Run, state: TrainState) -> Score:
         scored.append(state.step)
         return Score("accuracy", {3: 0.5, 6: 0.4}[state.step], True, "raw")
 
     run = a_run(
         [data([4], [0], torch.float32)],
         report=report,
-        save=lambda state: saved.append(state.step),
+        save=lambda run, state: saved.append(state.step),
         score=score,
         cadence=Cadence(log=4, evaluate=3, save=5),
     )
@@ -217,7 +217,7 @@ def test_the_schedule_is_asked_for_the_updates_done() -> None:
 def test_a_request_to_stop_ends_after_the_step_with_a_checkpoint() -> None:
     saved: list[int] = []
     run = a_run(
-        [data([4], [0], torch.float32)], save=lambda state: saved.append(state.step), cadence=Cadence(1, 100, 100)
+        [data([4], [0], torch.float32)], save=lambda run, state: saved.append(state.step), cadence=Cadence(1, 100, 100)
     )
     state = TrainState()
 

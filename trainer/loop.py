@@ -69,9 +69,9 @@ class Run:
     total_steps: int
     steps_per_epoch: int
     cadence: Cadence
-    score: Callable[[TrainState], Score]
-    save: Callable[[TrainState], None]
-    autopsy: Callable[[int, float, float, list[Batch]], str]
+    score: Callable[[Run, TrainState], Score]
+    save: Callable[[Run, TrainState], None]
+    autopsy: Callable[[Run, int, float, float, list[Batch]], str]
     report: Report
 
 
@@ -105,10 +105,10 @@ def fit(run: Run, state: TrainState, stopping: Callable[[], bool]) -> None:
         if due(run.cadence.log):
             rate = samples / (time.perf_counter() - started)
             log_step(run, state, {"loss": loss, "lr": lr, "grad_norm": grad_norm, "samples_per_second": rate})
-        improved = due(run.cadence.evaluate) and state.take(run.score(state))
+        improved = due(run.cadence.evaluate) and state.take(run.score(run, state))
         stop = stopping()
         if improved or stop or due(run.cadence.save):
-            run.save(state)
+            run.save(run, state)
         if stop and state.step < run.total_steps:
             raise Interrupted(f"stopped after step {state.step} of {run.total_steps}")
         if due(run.cadence.log) or due(run.cadence.evaluate):
@@ -123,7 +123,7 @@ def update(run: Run, step: int, group: list[Batch]) -> tuple[float, float]:
     while True:
         loss, grad_norm = gradients(run, group)
         if not isfinite(loss) or not (isfinite(grad_norm) or run.precision.can_lower_scale):
-            where = run.autopsy(step + 1, loss, grad_norm, group)
+            where = run.autopsy(run, step + 1, loss, grad_norm, group)
             raise DivergedError(diverged(step, loss, grad_norm, group), where)
         if run.precision.step(run.optimizer):
             return loss, grad_norm

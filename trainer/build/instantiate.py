@@ -40,8 +40,8 @@ def make(group: str, part: Mapping[str, Any], /, **facts: Any) -> Any:
         raise ConfigError(*(f"{group}.{message}" for message in error.messages)) from error
     except TrainerError:
         raise
-    except InstantiationException as error:
-        cause = error.__cause__ or error
+    except (InstantiationException, ValueError, TypeError, ImportError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         raise ConfigError(explain(group, f"cannot be made ({type(cause).__name__}: {cause})")) from cause
 
 

@@ -6,15 +6,16 @@ import json
 import logging
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from trainer.autopsy import Findings, examine, not_finite_parameters
+from trainer.autopsy import Findings
 from trainer.build import parts
+from trainer.build.milestones import looking, saving, scoring
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.duration import to_steps
 from trainer.config.schema import TrainJob
@@ -22,13 +23,11 @@ from trainer.data.encode import Encoded
 from trainer.data.loader import Batches, EvaluationBatches, TrainLoader
 from trainer.data.plan import BatchPlan
 from trainer.ema import Ema
-from trainer.errors import DivergedError
-from trainer.evaluate import evaluate, score
 from trainer.loop import Cadence, Run
 from trainer.precision import Precision
-from trainer.protocols import Batch, Report, Task
-from trainer.resume import capture, restore
-from trainer.state import Score, TrainState
+from trainer.protocols import Report, Task
+from trainer.resume import restore
+from trainer.state import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -77,68 +76,37 @@ def build_training(
     task = parts.build_task(job, None if snapshot is None else json.loads(snapshot.documents["task.json"]))
     encoded = parts.build_encoded(job, task, fitted=snapshot is not None)
     task.check(encoded.splits)
-    plan = BatchPlan(
-        len(encoded.splits["train"]), job.train.batch_size, job.seed, parts.plan_lengths(job, task, encoded)
+    train, validation = (
+        Batches(encoded.splits[split], task, job.loader.batching, job.seed) for split in ("train", "validation")
     )
+    plan = BatchPlan(len(train.rows), job.train.batch_size, job.seed, parts.plan_lengths(job, task, encoded))
     length = run_length(job, plan.steps_per_epoch)
+    options = parts.loader_options(job, device)
     model = parts.build_model(job, task, encoded, device)
     loss = parts.build_loss(job, task, device)
     ema = None if job.ema.decay is None else Ema(model, job.ema.decay)
     if job.compile:
         parts.compile_model(model, device)
-    precision = Precision(job.precision, device)
-    options = parts.loader_options(job, device)
-    monitor, higher_is_better = parts.build_monitor(job, task)
-    report = open_report(length)
-    validation = EvaluationBatches(
-        Batches(encoded.splits["validation"], task, job.loader.batching, job.seed), job.loader.eval_batch_size, options
-    )
-    closing.callback(validation.close)
-    models = {"raw": model} if ema is None else {"raw": model, "ema": ema.module}
-
-    def measure(measured: torch.nn.Module) -> dict[str, float]:
-        return evaluate(measured, loss, validation, task.metrics(), precision=precision, device=device)
-
-    def score_step(state: TrainState) -> Score:
-        def log(values: Mapping[str, float | str]) -> None:
-            report.log("eval", step=state.step, epoch=state.step / plan.steps_per_epoch, values=values)
-
-        return score(models, monitor, higher_is_better, measure, log)
-
-    def autopsy(step: int, loss: float, grad_norm: float, group: list[Batch]) -> str:
-        return keep_findings(examine(run, step, loss, grad_norm, group))
-
-    def save(state: TrainState) -> None:
-        # A checkpoint that nothing can go on from must not take the place of a good one.
-        if names := not_finite_parameters(run):
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            problem = f"step {state.step}: the run diverged: {shown} not finite; no checkpoint was taken."
-            remedy = "  Lower optimizer.lr, lengthen scheduler.warmup or set train.max_grad_norm, and start a new run."
-            raise DivergedError(problem, remedy, keep_findings(examine(run, state.step, None, None, [])))
-        submit(capture(run, state, documents=documents, data=encoded.fingerprint))
-        values = {"best": state.best_step == state.step}
-        report.log("checkpoint", step=state.step, epoch=state.step / plan.steps_per_epoch, values=values)
-
+    held_out = EvaluationBatches(validation, job.loader.eval_batch_size, options)
+    closing.callback(held_out.close)
     documents = {"config.yaml": config_text, "task.json": json.dumps(task.state_dict(), ensure_ascii=False) + "\n"}
     run = Run(
         model=model,
         loss=loss,
         optimizer=parts.build_optimizer(job, model, loss),
         schedule=parts.build_schedule(job, plan.steps_per_epoch, length.total_steps),
-        precision=precision,
+        precision=Precision(job.precision, device),
         ema=ema,
-        loader=TrainLoader(
-            Batches(encoded.splits["train"], task, job.loader.batching, job.seed), plan, job.train.accumulate, options
-        ),
+        loader=TrainLoader(train, plan, job.train.accumulate, options),
         device=device,
         max_grad_norm=job.train.max_grad_norm,
         total_steps=length.total_steps,
         steps_per_epoch=plan.steps_per_epoch,
         cadence=length.cadence,
-        score=score_step,
-        save=save,
-        autopsy=autopsy,
-        report=report,
+        score=scoring(job, task, held_out),
+        save=saving(submit, keep_findings, documents, encoded.fingerprint),
+        autopsy=looking(keep_findings),
+        report=open_report(length),
     )
     state = TrainState()
     if snapshot is not None:

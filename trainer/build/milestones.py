@@ -1,0 +1,72 @@
+"""What happens at the milestones of a run: its weights are scored, saved, or looked at where they diverged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import nn
+
+from trainer.autopsy import Findings, examine, not_finite_parameters
+from trainer.build import parts
+from trainer.checkpoint.snapshot import Snapshot
+from trainer.config.schema import TrainJob
+from trainer.errors import DivergedError
+from trainer.evaluate import evaluate, score
+from trainer.loop import Run
+from trainer.protocols import Batch, Task
+from trainer.resume import capture
+from trainer.state import Score, TrainState
+
+_SHOWN = 3
+
+
+def scoring(job: TrainJob, task: Task, validation: Iterable[Batch]) -> Callable[[Run, TrainState], Score]:
+    """Evaluates the raw and the averaged weights of a run on the validation split, and logs both."""
+    monitor, higher_is_better = parts.build_monitor(job, task)
+
+    def score_step(run: Run, state: TrainState) -> Score:
+        def measure(model: nn.Module) -> dict[str, float]:
+            return evaluate(model, run.loss, validation, task.metrics(), precision=run.precision, device=run.device)
+
+        def log(values: Mapping[str, float | str]) -> None:
+            run.report.log("eval", step=state.step, epoch=state.step / run.steps_per_epoch, values=values)
+
+        models = {"raw": run.model} | ({} if run.ema is None else {"ema": run.ema.module})
+        return score(models, monitor, higher_is_better, measure, log)
+
+    return score_step
+
+
+def saving(
+    submit: Callable[[Snapshot], None],
+    keep_findings: Callable[[Findings], str],
+    documents: Mapping[str, str],
+    data: str,
+) -> Callable[[Run, TrainState], None]:
+    """Takes checkpoints of a run.
+
+    Args:
+        submit: Writes them.
+        keep_findings: Keeps what is known of weights that cannot be saved; says where.
+        documents: Their further files.
+        data: The fingerprint of the encoded data.
+    """
+
+    def save(run: Run, state: TrainState) -> None:
+        # A checkpoint that nothing can go on from must not take the place of a good one.
+        if names := not_finite_parameters(run):
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            shown = ", ".join(names[:_SHOWN]) + more
+            problem = f"step {state.step}: the run diverged: {shown} not finite; no checkpoint was taken."
+            remedy = "  Lower optimizer.lr, lengthen scheduler.warmup or set train.max_grad_norm, and start a new run."
+            raise DivergedError(problem, remedy, keep_findings(examine(run, state.step, None, None, [])))
+        submit(capture(run, state, documents=documents, data=data))
+        values = {"best": state.best_step == state.step}
+        run.report.log("checkpoint", step=state.step, epoch=state.step / run.steps_per_epoch, values=values)
+
+    return save
+
+
+def looking(keep_findings: Callable[[Findings], str]) -> Callable[[Run, int, float, float, list[Batch]], str]:
+    """Keeps what is known of a step that diverged; says where."""
+    return lambda run, step, loss, grad_norm, group: keep_findings(examine(run, step, loss, grad_norm, group))
