@@ -1,7 +1,7 @@
 # `make` lists the targets. Every target that needs the environment makes it first.
 
 PYTHON ?= python3
-# Passed on: `make train ARGS="experiment=digits device=cpu"`, `make test ARGS="-k focal"`.
+# Passed on: `make train ARGS="loss=focal device=cpu"`, `make test ARGS="-k focal"`.
 ARGS ?=
 
 BIN := .venv/bin

@@ -1,8 +1,9 @@
 """What holds for every test: no network, one thread for each process, properties without a deadline."""
 
+import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 # Before anything imports torch or transformers, and inherited by the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -13,6 +14,19 @@ from hypothesis import settings
 
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Takes back what Hydra's `--info` adds: handlers that write to a test's own, soon closed, output."""
+    loggers = [logging.getLogger(name) for name in (None, "hydra")]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        for handler in logger.handlers[:]:
+            if type(handler) is logging.StreamHandler and handler not in handlers:
+                logger.removeHandler(handler)
 
 
 @pytest.fixture

@@ -174,3 +174,18 @@ def test_changed_data_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
         assert main(["train", f"resume={tmp_path / 'run'}", "train.duration=4"]) == 3
     assert "data: the data has changed since the checkpoint was taken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "{{{"])
+def test_a_run_that_lost_its_config_goes_on_by_its_checkpoints(
+    content: str | None, data: list[str], tmp_path: Path
+) -> None:
+    assert train(tmp_path / "whole", *data, "checkpoint.keep=20") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    stop_at(tmp_path / "resumed", 5)
+    (tmp_path / "resumed" / "config.yaml").unlink()
+    if content is not None:
+        (tmp_path / "resumed" / "config.yaml").write_text(content)
+
+    assert main(["train", f"resume={tmp_path / 'resumed'}"]) == 0
+    assert_same_run(tmp_path / "resumed", tmp_path / "whole", 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
@@ -76,8 +77,10 @@ def main(argv: list[str] | None = None) -> int:
         return failed.exit_code
     except Exception as error:
         told = _user_error(error)
-        if told is None or debug:
+        if told is None:
             raise
+        if debug:
+            traceback.print_exception(error)
         _tell(told)
         return told.exit_code
     return 0

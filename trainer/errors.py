@@ -66,7 +66,8 @@ def explain(key: str, problem: str, remedy: str = "", *, value: Any = _ABSENT) -
         value: What was found, shown by `repr`; left out when not given.
     """
     got = "" if value is _ABSENT else f", got {value!r}"
-    return f"{key}: {problem}{got}." + (f" {remedy}." if remedy else "")
+    stop = "" if remedy.endswith("?") else "."
+    return f"{key}: {problem}{got}." + (f" {remedy}{stop}" if remedy else "")
 
 
 def nearest(name: str, known: "list[str]") -> str:

@@ -132,6 +132,7 @@ def test_a_bundle_that_cannot_be_written_hides_nothing(
 ) -> None:
     run = tmp_path / "run"
     run.mkdir()
+    (run / ".lock").touch()
     (run / "diverged").touch()
     assert train(run, *data, *SGD, "optimizer.lr=1e30") == 5
     wrong = capsys.readouterr().err

@@ -1,10 +1,11 @@
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.jobs import working_in
-from trainer.commands.folders import existing_run_folder, fixed_run_folder, new_run_folder
+from trainer.commands.folders import existing_run_folder, fixed_run_folder, named_checkpoint, new_run_folder
 from trainer.config.schema import RunSection
 from trainer.errors import CheckpointError
 
@@ -20,6 +21,8 @@ def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path) -> None:
 def test_a_folder_that_holds_a_run_is_not_taken_twice(tmp_path: Path) -> None:
     section = RunSection(name=None, dir=str(tmp_path / "run"))
     folder = new_run_folder(section)
+    assert new_run_folder(section) == folder
+    (folder / ".lock").touch()
     assert new_run_folder(section) == folder
     (folder / "checkpoints").mkdir()
 
@@ -60,3 +63,26 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match=r"run\.name: cannot be made|run\.dir: cannot be made"):
         new_run_folder(RunSection(name=None, dir=str(tmp_path / "file" / "run")))
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("mine: 1")
+
+    for take in (new_run_folder, fixed_run_folder):
+        with pytest.raises(CheckpointError, match=r"holds something else than a run.*new or empty"):
+            take(RunSection(name=None, dir=str(tmp_path)))
+    assert (tmp_path / "config.yaml").read_text() == "mine: 1"
+
+
+def test_runs_that_start_together_never_share_a_folder(tmp_path: Path) -> None:
+    with working_in(tmp_path), ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: new_run_folder(RunSection(name=None, dir=None)), range(64)))
+
+    assert len(set(made)) == 64
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"), [(None, "best"), ("runs/a", "best"), ("runs/a/checkpoints/step-00000007", "step-00000007")]
+)
+def test_a_path_of_a_checkpoint_names_it(path: str | None, expected: str) -> None:
+    assert named_checkpoint(path, "best") == expected

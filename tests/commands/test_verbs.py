@@ -91,6 +91,13 @@ def test_eval_of_another_checkpoint_split_weights_and_data(folder: Path) -> None
     assert found["accuracy"] == pytest.approx(expected[0]["accuracy"], abs=0.051)
 
 
+def test_a_checkpoint_named_by_its_path_is_the_one(folder: Path) -> None:
+    first = sorted((folder / "run" / "checkpoints").iterdir())[0]
+
+    assert main(["eval", f"run={first}", "device=cpu", "split=train"]) == 0
+    assert read(folder / "run" / "eval" / "train.json")["step"] == int(first.name.removeprefix("step-"))
+
+
 def test_the_artifact_folder_answers_without_this_tool(folder: Path) -> None:
     script = folder / "run" / "export" / "predict.py"
     done = subprocess.run(
@@ -146,7 +153,7 @@ def test_texts_and_labels_in_chinese(tmp_path: Path) -> None:
         (["data.train=nowhere.csv"], 6, "data.train: no such file, got 'nowhere.csv'"),
         (["data.label=kind"], 6, "'kind'"),
         (["checkpoint.monitor=acc"], 2, "checkpoint.monitor: "),
-        (["model.heads=3"], 2, "model.heads: must divide dim (16), got 3"),
+        (["model.heads=3"], 2, "model.heads: must divide model.dim (16), got 3"),
         (["loss._target_=nowhere.Loss"], 2, "loss._target_: there is no package nowhere"),
         (["resume=nowhere"], 3, "resume: there is no such folder, got 'nowhere'"),
     ],
@@ -161,6 +168,19 @@ def test_what_is_wrong_ends_with_its_code_and_one_message(
     error = capsys.readouterr().err
     assert told in error
     assert "Traceback" not in error
+
+
+def test_rare_labels_and_empty_texts_of_ones_own_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [f"text number {n},{'common' if n % 2 else 'usual'}" for n in range(120)]
+    lines += [f"a rare text {n},rare{n}" for n in range(30)] + [" ,common", ",usual"]
+    (tmp_path / "my.csv").write_text("\n".join(["text,label", *lines]), encoding="utf-8")
+    with working_in(tmp_path):
+        data = ["data=files", "data.train=my.csv", f"data.cache_dir={tmp_path}/cache"]
+        assert train(tmp_path / "run", *data, "train.duration=2") == 0
+
+    told = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert any("rows without a text or a label are left out: 2" in message for message in told)
+    assert any("rows with a label that fell to no training row are left out" in message for message in told)
 
 
 def test_a_run_without_a_test_split_is_scored_on_validation(folder: Path, tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ def test_a_text_that_is_no_configuration(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "problem"), [("there", "holds no config.yaml"), ("not_there", "there is no such folder")]
+    ("name", "problem"),
+    [("there", "holds neither config.yaml nor a checkpoint"), ("not_there", "there is no such folder")],
 )
 def test_a_folder_without_a_configuration(tmp_path: Path, name: str, problem: str) -> None:
     (tmp_path / "there").mkdir()

@@ -110,3 +110,34 @@ def test_the_cache_lies_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp
     assert cache_root() == Path("/caches/trainer")
     monkeypatch.setenv("TRAINER_CACHE", str(tmp_path))
     assert cache_root() == tmp_path
+
+
+@pytest.mark.parametrize("damage", ["emptied", "removed", "no index", "cut"])
+def test_damaged_encoded_data_is_encoded_again(
+    damage: str, make: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = run(make(), tmp_path)
+    expected = {split: rows[:] for split, rows in first.splits.items()}
+    folder = tmp_path / "cache" / "encoded" / first.fingerprint
+    if damage == "emptied":
+        (folder / "train.arrow").write_bytes(b"")
+    elif damage == "removed":
+        (folder / "validation.arrow").unlink()
+    elif damage == "cut":
+        (folder / "train.arrow").write_bytes((folder / "train.arrow").read_bytes()[:-200])
+    else:
+        (folder / "index.json").unlink()
+
+    again = run(make(), tmp_path)
+    assert {split: rows[:] for split, rows in again.splits.items()} == expected
+    assert [record.message for record in caplog.records if "is damaged" in record.message]
+    caplog.clear()
+    run(make(), tmp_path)
+    assert not [record for record in caplog.records if "is damaged" in record.message]
+
+
+def test_a_cache_that_cannot_be_written_is_named(make: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(DataError, match=r"file: cannot hold the encoded data .*TRAINER_CACHE"):
+        run(make(), tmp_path, root=tmp_path / "file")

@@ -137,7 +137,7 @@ def test_rows_without_text_or_label_are_left_out_with_one_warning(times: int, ca
     )
     Path("a.jsonl").write_text(json_lines(first))
     Path("b.jsonl").write_text('{"text": "b", "label": NaN}\n' + json_lines(second))
-    Path("held.csv").write_text("text,label\n,x\na,\n")
+    Path("held.csv").write_text("text,label\n,x\na,\n  ,y\nd,x\n")
     source = files(["a.jsonl", "b.jsonl"], validation="held.csv", split=SHARES | {"test": 0})
 
     for _ in range(times):
@@ -148,12 +148,12 @@ def test_rows_without_text_or_label_are_left_out_with_one_warning(times: int, ca
         ("trainer.data.files", logging.WARNING, f"data.{split}: {text}")
         for split, text in [
             ("train", "rows without a text or a label are left out: 3, the first is b.jsonl, row 1"),
-            ("validation", "rows without a text or a label are left out: 1, the first is held.csv, row 2"),
+            ("validation", "rows without a text or a label are left out: 3, the first is held.csv, row 1"),
         ]
     ]
     assert splits["train"]["text"][:] == ["a", "c"]
     assert [source.where("train", row) for row in splits["train"]["row"]] == ["a.jsonl, row 1", "b.jsonl, row 4"]
-    assert splits["validation"]["text"][:] == [""]
+    assert splits["validation"]["text"][:] == ["d"]
 
 
 def test_the_data_stays_on_disk(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.commands.folders import existing_run_folder
+from trainer.commands.folders import existing_run_folder, named_checkpoint
 from trainer.config.schema import EvalJob
 from trainer.config.stored import job_from_text
 from trainer.report.console import open_console, table
@@ -22,7 +22,7 @@ def run(job: EvalJob, config: dict[str, Any]) -> None:
     trained = load_trained(
         existing_run_folder(job.run),
         lambda text: job_from_text(text, trust=job.trust, overrides=job.stored_overrides),
-        checkpoint=job.checkpoint,
+        checkpoint=named_checkpoint(job.run, job.checkpoint),
         weights=job.weights,
         device=job.device,
     )

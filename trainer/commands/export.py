@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from trainer.commands.folders import existing_run_folder
+from trainer.commands.folders import existing_run_folder, named_checkpoint
 from trainer.config.schema import ExportJob
 from trainer.config.stored import job_from_text
 from trainer.report.console import open_console, table
@@ -28,7 +28,7 @@ def run(job: ExportJob, config: dict[str, Any]) -> None:
     trained = load_trained(
         existing_run_folder(job.run),
         lambda text: job_from_text(text, trust=job.trust, overrides=job.stored_overrides),
-        checkpoint=job.checkpoint,
+        checkpoint=named_checkpoint(job.run, job.checkpoint),
         weights=job.weights,
         device="cpu",
     )

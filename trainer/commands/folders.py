@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -11,6 +12,7 @@ from trainer.errors import CheckpointError, explain
 
 RUNS = Path("runs")
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
 DIVERGED = "diverged"
 
 
@@ -21,23 +23,23 @@ def new_run_folder(run: RunSection) -> Path:
         CheckpointError: `run.dir` holds a run already, or cannot be made.
     """
     if run.dir is not None:
-        folder = Path(run.dir)
+        folder = _own("run.dir", Path(run.dir))
         if (folder / CHECKPOINTS).is_dir():
             remedy = f"Go on with resume={folder}, or name another folder"
             raise CheckpointError(explain("run.dir", "holds a run already", remedy, value=run.dir))
-        return _make("run.dir", folder)
+        return folder
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + (f"_{run.name}" if run.name else "")
     for number in count(1):
         folder = RUNS / (stamp if number == 1 else f"{stamp}_{number}")
-        if not folder.exists():
-            return _make("run.name", folder)
+        with suppress(FileExistsError):  # taken, perhaps by a process that starts in this very moment
+            return _make("run.name", folder, exist_ok=False)
     raise AssertionError("count never ends")
 
 
 def fixed_run_folder(run: RunSection) -> Path:
     """The folder that `resume=auto` goes on in or starts: `run.dir`, else `runs/<name>`."""
     assert run.dir is not None or run.name is not None, "the config was checked"
-    return _make("run.name", Path(run.dir) if run.dir is not None else RUNS / str(run.name))
+    return _own("run.name", Path(run.dir) if run.dir is not None else RUNS / str(run.name))
 
 
 def existing_run_folder(path: str | None) -> Path:
@@ -57,6 +59,12 @@ def existing_run_folder(path: str | None) -> Path:
     raise CheckpointError(explain("run", problem, "Give a run folder or one of its checkpoints", value=path))
 
 
+def named_checkpoint(path: str | None, checkpoint: str) -> str:
+    """Which checkpoint is meant: the one that `path` itself is, else `checkpoint`."""
+    name = "" if path is None else Path(path).name
+    return name if name.startswith("step-") else checkpoint
+
+
 def newest_run() -> Path:
     """The run under `runs/` that took the newest checkpoint.
 
@@ -70,9 +78,20 @@ def newest_run() -> Path:
     return max(runs, key=lambda folder: (folder / CHECKPOINTS).stat().st_mtime)
 
 
-def _make(key: str, folder: Path) -> Path:
+def _own(key: str, folder: Path) -> Path:
+    """Makes a folder; one that is there must be empty or a run's, which has a lock."""
+    _make(key, folder, exist_ok=True)
+    if any(folder.iterdir()) and not (folder / LOCK).exists():
+        problem, remedy = "holds something else than a run", "Name a folder that is new or empty"
+        raise CheckpointError(explain(key, problem, remedy, value=str(folder)))
+    return folder
+
+
+def _make(key: str, folder: Path, *, exist_ok: bool) -> Path:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=exist_ok)
     except OSError as error:
+        if isinstance(error, FileExistsError) and not exist_ok:
+            raise
         raise CheckpointError(explain(key, f"cannot be made ({error.strerror})", value=str(folder))) from error
     return folder

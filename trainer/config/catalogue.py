@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from trainer.errors import ConfigError, explain
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -89,5 +91,8 @@ def _content(file: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def _loaded(file: Path) -> dict[str, Any]:
-    loaded = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    try:
+        loaded = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(explain(str(file), f"cannot be read as YAML ({' '.join(str(error).split())})")) from error
     return loaded if isinstance(loaded, dict) else {}

@@ -13,7 +13,7 @@ Unit = Literal["st", "ep", "%"]
 
 FORMS = "An integer (optimizer steps) or a number with a unit: 500st, 3ep, 0.5ep, 10%"
 
-_PATTERN = re.compile(r"(?P<amount>\d+(?:\.\d+)?)(?P<unit>st|ep|%)")
+_PATTERN = re.compile(r"(?P<amount>[0-9]+(?:\.[0-9]+)?)(?P<unit>st|ep|%)")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ BOUNDS: dict[str, _Bound] = {
     "ema.decay": _SHARE,
     "optimizer.lr": _POSITIVE,
     "optimizer.weight_decay": _NOT_NEGATIVE,
-    "task.max_length": _AT_LEAST_1,
+    "task.max_length": (lambda value: value >= 3, "must be at least 3, two of them special tokens"),
     "model.dropout": _SHARE,
     "loss.label_smoothing": _SHARE,
     "export.tolerance": _POSITIVE,
@@ -52,7 +52,15 @@ def faults(config: Mapping[str, Any]) -> list[str]:
         value = flat.get(key)
         if _is_number(value) and not holds(value):
             found.append(explain(key, problem, value=value))
-    return [*found, *_syntax(flat), *_cadences(flat), *_micro_batches(flat), *_warmup(flat), *_shares(config)]
+    return [
+        *found,
+        *_syntax(flat),
+        *_cadences(flat),
+        *_micro_batches(flat),
+        *_warmup(flat),
+        *_shares(config),
+        *_heads(flat),
+    ]
 
 
 def _items(value: Any) -> list[tuple[str, Any]]:
@@ -123,6 +131,12 @@ def _part_of(phase: Duration, length: Duration | None) -> float:
         return float(phase.amount) / 100
     assert length is not None
     return float(phase.amount / length.amount)
+
+
+def _heads(flat: Mapping[str, Any]) -> Iterator[str]:
+    dim, heads = flat.get("model.dim"), flat.get("model.heads")
+    if isinstance(dim, int) and isinstance(heads, int) and heads >= 1 and dim % heads:
+        yield explain("model.heads", f"must divide model.dim ({dim})", value=heads)
 
 
 def _shares(config: Mapping[str, Any]) -> Iterator[str]:

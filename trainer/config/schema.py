@@ -60,7 +60,7 @@ class LoaderSection:
     pin_memory: bool | None = _key(None, "page-locked memory for faster copies; null: on CUDA")
     persistent_workers: bool = _key(True, "workers live through the epochs")
     eval_batch_size: int = _key(128, "samples of one batch in evaluation")
-    limit: int | None = _key(None, "the first samples of each split only, for trials; null: all")
+    limit: int | None = _key(None, "so many samples of each split, evenly spread, for trials; null: all")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ def config_text(config: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
 
 
-def stored_config(text: str) -> dict[str, Any]:
-    """The configuration of a stored text; it is data, nothing in it is run.
+def stored_config(text: str, name: str = FILE) -> dict[str, Any]:
+    """The configuration of a stored text; it is data, nothing in it is run. `name` is its file's, for messages.
 
     Raises:
         CheckpointError: It is not a configuration.
@@ -35,9 +36,9 @@ def stored_config(text: str) -> dict[str, Any]:
     try:
         config = OmegaConf.create(text)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise CheckpointError(explain(FILE, f"cannot be read ({str(error).splitlines()[0]})")) from error
+        raise CheckpointError(explain(name, f"cannot be read ({str(error).splitlines()[0]})")) from error
     if not isinstance(config, DictConfig) or "model" not in config:
-        raise CheckpointError(explain(FILE, "is not the configuration of a run"))
+        raise CheckpointError(explain(name, "is not the configuration of a run"))
     return as_written(config)
 
 
@@ -47,11 +48,17 @@ def load_stored_config(path: str | Path, key: str = "resume") -> dict[str, Any]:
     Raises:
         CheckpointError: There is none.
     """
-    file = Path(path) / FILE
-    if not file.is_file():
-        problem = "holds no config.yaml" if Path(path).is_dir() else "there is no such folder"
+    folder = Path(path)
+    # A checkpoint carries it too: a run folder that has lost its own can still go on.
+    files = [folder / FILE, *sorted(folder.glob(f"checkpoints/step-*/{FILE}"), reverse=True)]
+    there = [file for file in files if file.is_file()]
+    if not there:
+        problem = "holds neither config.yaml nor a checkpoint" if folder.is_dir() else "there is no such folder"
         raise CheckpointError(explain(key, problem, "Give a run folder or one of its checkpoints", value=str(path)))
-    return stored_config(file.read_text(encoding="utf-8"))
+    for file in there[:-1]:
+        with suppress(CheckpointError, UnicodeDecodeError):
+            return stored_config(file.read_text(encoding="utf-8"), str(file))
+    return stored_config(there[-1].read_text(encoding="utf-8"), str(there[-1]))
 
 
 def with_overrides(config: Mapping[str, Any], pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

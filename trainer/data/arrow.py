@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 import pyarrow
+from pyarrow import compute
 
 _BATCH_CHARACTERS = 4 << 20
 _SCHEMA = pyarrow.schema({"text": pyarrow.string(), "label": pyarrow.string(), "row": pyarrow.int64()})
@@ -49,3 +50,24 @@ class ArrowSplit:
         self._writer.write_batch(pyarrow.record_batch(arrays, schema=_SCHEMA))
         self._rows.clear()
         self._characters = 0
+
+
+def keep_labels(path: Path, labels: set[str]) -> tuple[int, int]:
+    """Removes the rows with any other label from a split; how many they are, and the `row` of the first (-1: none)."""
+    kept = pyarrow.array(sorted(labels), type=pyarrow.string())
+    removed, first = 0, -1
+    new = path.with_suffix(".kept")
+    with (
+        pyarrow.memory_map(str(path)) as file,
+        pyarrow.ipc.open_stream(file) as reader,
+        pyarrow.ipc.new_stream(str(new), _SCHEMA) as writer,
+    ):
+        for batch in reader:
+            keep = compute.is_in(batch["label"], value_set=kept)
+            others = batch.filter(compute.invert(keep))
+            if others.num_rows and not removed:
+                first = others["row"][0].as_py()
+            removed += others.num_rows
+            writer.write_batch(batch.filter(keep))
+    new.replace(path)
+    return removed, first

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = "1"
-_STATE_FILE = "task.json"
+_FORMAT = "2"
+_INDEX = "index.json"
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,26 @@ def encode(source: Source, task: Task, *, limit: int | None, root: Path, fitted:
     """
     parts = [_FORMAT, source.fingerprint, task.fingerprint(), limit]
     folder = root / "encoded" / _digest(parts)
-    if fitted and _stored_state(folder) != _text(task.state_dict()):
-        folder = root / "encoded" / _digest([*parts, _text(task.state_dict())])
-    if (state := _stored_state(folder)) is None:
-        _write(folder, source, task, limit, fitted)
+    cached = _read(folder)
+    if fitted and (cached is None or cached[0] != task.state_dict()):
+        folder = root / "encoded" / _digest([*parts, task.state_dict()])
+        cached = _read(folder)
+    if cached is None:
+        raw = _prepare(source, task, limit, fitted)
+        try:
+            _write(folder, source, task, raw)
+        except OSError as error:
+            remedy = "Name another folder in the environment variable TRAINER_CACHE"
+            raise DataError(explain(str(root), f"cannot hold the encoded data ({error})", remedy)) from error
+        cached = _read(folder)
+        assert cached is not None, "it was written just now"
     else:
-        task.load_state_dict(json.loads(state))
         logger.info("encoded data: taken from %s", folder)
-    return Encoded(_read(folder), folder.name)
+    task.load_state_dict(cached[0])
+    return Encoded(cached[1], folder.name)
 
 
-def _write(folder: Path, source: Source, task: Task, limit: int | None, fitted: bool) -> None:
+def _prepare(source: Source, task: Task, limit: int | None, fitted: bool) -> dict[str, Dataset]:
     from datasets import disable_progress_bars
 
     disable_progress_bars()
@@ -80,6 +90,11 @@ def _write(folder: Path, source: Source, task: Task, limit: int | None, fitted: 
         task.fit(raw["train"])
     if limit is not None:
         raw = {split: rows.select(_spread(len(rows), limit)) for split, rows in raw.items()}
+    return raw
+
+
+def _write(folder: Path, source: Source, task: Task, raw: dict[str, Dataset]) -> None:
+    """Makes `folder`: it appears complete, in place of a damaged one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -87,14 +102,14 @@ def _write(folder: Path, source: Source, task: Task, limit: int | None, fitted: 
     try:
         for split, rows in raw.items():
             _encode_split(source, task, split, rows, partial / f"{split}.arrow")
-        (partial / _STATE_FILE).write_text(_text(task.state_dict()), encoding="utf-8")
-        if not folder.exists():
+        index = {"state": task.state_dict(), "rows": {split: len(rows) for split, rows in raw.items()}}
+        (partial / _INDEX).write_text(json.dumps(index, ensure_ascii=False), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(FileExistsError):  # another process was faster, with the same data
             partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    logger.info(
-        "encoded data: %s, kept in %s", ", ".join(f"{split} {len(rows)}" for split, rows in raw.items()), folder
-    )
+    logger.info("encoded data: %s; kept in %s", ", ".join(f"{name} {len(rows)}" for name, rows in raw.items()), folder)
 
 
 def _spread(size: int, limit: int) -> np.ndarray:
@@ -132,20 +147,21 @@ def _encode_split(source: Source, task: Task, split: str, rows: Dataset, file: P
     )
 
 
-def _read(folder: Path) -> dict[str, Dataset]:
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Dataset]] | None:
+    """The task's state and the splits in a folder of the cache; None where there is none, or a damaged one."""
     from datasets import Dataset
 
-    order = ("train", "validation", "test")
-    return {split: Dataset.from_file(str(file)) for split in order if (file := folder / f"{split}.arrow").exists()}
-
-
-def _stored_state(folder: Path) -> str | None:
-    file = folder / _STATE_FILE
-    return file.read_text(encoding="utf-8") if file.exists() else None
-
-
-def _text(state: dict[str, Any]) -> str:
-    return json.dumps(state, ensure_ascii=False, sort_keys=True)
+    if not folder.exists():
+        return None
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        splits = {split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in index["rows"]}
+        if {split: len(rows) for split, rows in splits.items()} != index["rows"]:
+            raise ValueError("rows are missing")
+        return index["state"], splits
+    except (OSError, ValueError, KeyError) as error:
+        logger.warning("encoded data: %s is damaged (%s); encoding again", folder, " ".join(str(error).split()))
+        return None
 
 
 def _digest(parts: list[Any]) -> str:

@@ -22,7 +22,7 @@ from trainer.errors import ConfigError, DataError, explain
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_VERSION = 1
+_VERSION = 2
 """To be raised when the same files give other splits."""
 
 _LOG = logging.getLogger(__name__)
@@ -111,11 +111,8 @@ class Files:
             except OSError as error:
                 problem = f"cannot hold the splits: {error.strerror or error}"
                 raise DataError(explain("data.cache_dir", problem, "Name another folder", value=str(cache))) from error
-        for name, (dropped, row) in json.loads((folder / "dropped.json").read_text()).items():
-            _LOG.warning(
-                "data.%s: rows without a text or a label are left out: %d, the first is %s",
-                name, dropped, self.where(name, row),
-            )  # fmt: skip
+        for name, why, count, row in json.loads((folder / "dropped.json").read_text()):
+            _LOG.warning("data.%s: %s are left out: %d, the first is %s", name, why, count, self.where(name, row))
         return {name: datasets.Dataset.from_file(str(folder / f"{name}.arrow")) for name in self._names}
 
     def where(self, split: str, row: int) -> str:
@@ -168,18 +165,22 @@ class Files:
         from trainer.data.arrow import ArrowSplit
 
         dropped: dict[str, tuple[int, int]] = {}
+        learnt: set[str] = set()
         kept = dict.fromkeys(self._paths, 0)
         with ExitStack() as stack:
             writers = {name: stack.enter_context(ArrowSplit(folder / f"{name}.arrow")) for name in self._names}
             for origin, paths in self._paths.items():
                 shares = self._shares if origin == "train" else {}
                 for text, label, row in self._rows(origin):
-                    if text is None or not label:
+                    if not text or text.isspace() or not label:
                         count, first = dropped.get(origin, (0, row))
                         dropped[origin] = (count + 1, first)
                         continue
                     kept[origin] += 1
-                    writers[split_of(text, shares) if shares else origin].add(text, label, row)
+                    split = split_of(text, shares) if shares else origin
+                    writers[split].add(text, label, row)
+                    if split == "train":
+                        learnt.add(label)
                 if not kept[origin]:
                     problem = f"no row has both {self.column('text')} and {self.column('label')}"
                     raise DataError(explain(str(paths[0]), problem, "Are these the right columns?"))
@@ -188,7 +189,10 @@ class Files:
                 problem = f"of {kept['train']} rows of data.train none came into this split"
                 remedy = f"Take more rows or other shares in data.split, or name files in data.{name}"
                 raise DataError(explain(f"data.{name}", problem, remedy))
-        (folder / "dropped.json").write_text(json.dumps(dropped))
+        why = "rows without a text or a label"
+        told = [(origin, why, count, row) for origin, (count, row) in dropped.items()]
+        told += _without_unlearnt(folder, [name for name, share in self._shares.items() if share > 0], learnt)
+        (folder / "dropped.json").write_text(json.dumps(told))
 
     def _rows(self, split: str) -> Iterator[tuple[str | None, str | None, int]]:
         names = list(self._columns.values())
@@ -205,6 +209,21 @@ class Files:
                 yield cells[0], cells[1], row_id(index, number)
             if not number:
                 raise DataError(explain(str(path), "holds no rows", "Name another file"))
+
+
+def _without_unlearnt(folder: Path, lent: list[str], learnt: set[str]) -> list[tuple[str, str, int, int]]:
+    """Takes out of the splits that training lent rows to those whose label stayed in no training row.
+
+    A rare label may fall into them altogether. That is the split's doing, not a fault of the user's file.
+    """
+    from trainer.data.arrow import keep_labels
+
+    found = []
+    for name in lent:
+        count, row = keep_labels(folder / f"{name}.arrow", learnt)
+        if count:
+            found.append((name, "rows with a label that fell to no training row", count, row))
+    return found
 
 
 def _located(split: str, pattern: str) -> list[Path]:

@@ -65,7 +65,7 @@ def publish(
 
     Beside the artifacts lie the task's own files, golden inputs and outputs, `predict.py` where they classify
     texts, and `manifest.json`, written last. The caller's model and all global generators stay as they are.
-    Artifacts of an earlier call do not outlive this one.
+    Artifacts of an earlier call do not outlive this one, unless it has no formats and does nothing.
 
     Args:
         folder: Made if need be.
