@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from trainer.config.catalogue import catalogue, own_folder, search_folder, working_folder
+from trainer.errors import ConfigError
 
 
 def write(folder: Path, name: str, text: str) -> None:
@@ -44,3 +45,10 @@ def test_our_own_folder_is_not_joined_twice(elsewhere: Path, monkeypatch: pytest
     assert working_folder() == elsewhere / "conf"
     monkeypatch.chdir(own_folder().parent)
     assert working_folder() is None
+
+
+def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "loss/a.yaml", "{{{")
+
+    with pytest.raises(ConfigError, match=r"loss/a\.yaml: cannot be read as YAML"):
+        catalogue([tmp_path]).content("loss", "a")

@@ -35,7 +35,8 @@ def test_the_nearest_step_is_exact_and_halves_go_up() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [-1, True, 1.5, 3.0, None, "", "3", "3epochs", "ep", "-3ep", "1.5st", "101%", "3 ep", "1e3st", "nanep"]
+    "value",
+    [-1, True, 1.5, 3.0, None, "", "3", "3epochs", "ep", "-3ep", "1.5st", "101%", "3 ep", "1e3st", "nanep", "\u0663ep"],
 )
 def test_what_is_no_duration(value: object) -> None:
     assert parse(value) is None

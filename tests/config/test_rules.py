@@ -38,6 +38,8 @@ def test_a_sound_configuration_has_no_fault() -> None:
         ({"ema__decay": 1.0}, "ema.decay: must be at least 0 and below 1, got 1.0"),
         ({"ema__decay": -0.1}, "ema.decay: must be at least 0 and below 1, got -0.1"),
         ({"optimizer__lr": 0}, "optimizer.lr: must be above 0, got 0"),
+        ({"task": {"max_length": 2}}, "task.max_length: must be at least 3"),
+        ({"model": {"dim": 128, "heads": 3}}, "model.heads: must divide model.dim (128), got 3"),
         ({"optimizer__lr": float("inf")}, "optimizer.lr: must be above 0, got inf"),
         ({"loader__limit": 0}, "loader.limit: must be at least 1, got 0"),
         ({"device": "cuda0"}, "device: must be auto, cpu, cuda, cuda:N or mps, got 'cuda0'"),
