@@ -138,7 +138,12 @@ def _tensors(group: list[Batch]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _not_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
-    return [name for name, tensor in named if not torch.isfinite(tensor.detach()).all()]
+    tensors = dict(named)
+    if not tensors:
+        return []
+    # One wait for the device, not one a tensor: this runs before every save.
+    finite = torch.stack([torch.isfinite(tensor.detach()).all() for tensor in tensors.values()]).tolist()
+    return [name for name, good in zip(tensors, finite, strict=True) if not good]
 
 
 def _plain(value: float | None) -> float | str | None:

@@ -1,4 +1,5 @@
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,3 +142,16 @@ def test_a_cache_that_cannot_be_written_is_named(make: Callable[..., Any], tmp_p
 
     with pytest.raises(DataError, match=r"file: cannot hold the encoded data .*TRAINER_CACHE"):
         run(make(), tmp_path, root=tmp_path / "file")
+
+
+def test_another_process_that_was_faster_is_no_fault(
+    make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def late(self: Path, target: Path) -> Path:
+        shutil.copytree(self, target)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    assert len(run(make(), tmp_path).splits["train"]) == 40

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +72,8 @@ def encode(source: Source, task: Task, *, limit: int | None, root: Path, fitted:
             remedy = "Name another folder in the environment variable TRAINER_CACHE"
             raise DataError(explain(str(root), f"cannot hold the encoded data ({error})", remedy)) from error
         cached = _read(folder)
-        assert cached is not None, "it was written just now"
+        if cached is None:
+            raise DataError(explain(str(folder), "cannot be read back", "Remove this folder of the cache"))
     else:
         logger.info("encoded data: taken from %s", folder)
     task.load_state_dict(cached[0])
@@ -94,7 +94,7 @@ def _prepare(source: Source, task: Task, limit: int | None, fitted: bool) -> dic
 
 
 def _write(folder: Path, source: Source, task: Task, raw: dict[str, Dataset]) -> None:
-    """Makes `folder`: it appears complete, in place of a damaged one."""
+    """Makes `folder`: it appears complete or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -104,9 +104,11 @@ def _write(folder: Path, source: Source, task: Task, raw: dict[str, Dataset]) ->
             _encode_split(source, task, split, rows, partial / f"{split}.arrow")
         index = {"state": task.state_dict(), "rows": {split: len(rows) for split, rows in raw.items()}}
         (partial / _INDEX).write_text(json.dumps(index, ensure_ascii=False), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(FileExistsError):  # another process was faster, with the same data
+        try:
             partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster, with the same data
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     logger.info("encoded data: %s; kept in %s", ", ".join(f"{name} {len(rows)}" for name, rows in raw.items()), folder)
@@ -148,7 +150,10 @@ def _encode_split(source: Source, task: Task, split: str, rows: Dataset, file: P
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Dataset]] | None:
-    """The task's state and the splits in a folder of the cache; None where there is none, or a damaged one."""
+    """The task's state and the splits in a folder of the cache; None where there is none.
+
+    A damaged folder is removed here, where it is noticed: later there may be another process's good one in its place.
+    """
     from datasets import Dataset
 
     if not folder.exists():
@@ -161,6 +166,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Dataset]] | None:
         return index["state"], splits
     except (OSError, ValueError, KeyError) as error:
         logger.warning("encoded data: %s is damaged (%s); encoding again", folder, " ".join(str(error).split()))
+        shutil.rmtree(folder, ignore_errors=True)
         return None
 
 
