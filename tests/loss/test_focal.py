@@ -47,21 +47,24 @@ def test_value_is_the_formulas(gamma, alpha, label_smoothing):
     assert math.isclose(value.item(), expected, rel_tol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("alpha", [None, "auto", ALPHA])
-def test_gamma_zero_is_cross_entropy(alpha, label_smoothing):
-    logits, target = logits_and_targets(dtype=torch.float32)
+@pytest.mark.parametrize("alpha", [None, "auto", "effective_number", ALPHA])
+def test_gamma_zero_is_cross_entropy(alpha, label_smoothing, dtype):
+    logits, target = logits_and_targets(dtype=dtype)
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    weight = None if alpha is None else Focal(0.0, alpha, 0.0, -100, COUNTS).alpha
-
     value = Focal(0.0, alpha, label_smoothing, -100, COUNTS)(ours, target)
-    expected = F.cross_entropy(theirs, target, weight, reduction="sum", label_smoothing=label_smoothing)
+    expected = CrossEntropy(alpha, label_smoothing, -100, COUNTS)(theirs, target)
     value.backward()
     expected.backward()
-
-    assert value.dtype == torch.float32
     assert torch.equal(value, expected)
     assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_one_factor_for_all_classes():
+    logits, target = logits_and_targets()
+    expected = 0.25 * Focal(2.0, None, 0.1, -100)(logits, target)
+    assert math.isclose(Focal(2.0, 0.25, 0.1, -100)(logits, target).item(), expected.item(), rel_tol=1e-14)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
@@ -87,21 +90,6 @@ def test_gradient_in_float64(gamma, alpha, label_smoothing):
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("alpha", [None, "auto"])
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-@pytest.mark.parametrize("rows", [0, 4])
-def test_without_targets_it_is_zero(rows, gamma, alpha, label_smoothing):
-    logits = torch.randn(rows, 5, requires_grad=True)
-    target = torch.full((rows,), -100)
-    loss = Focal(gamma, alpha, label_smoothing, -100, COUNTS)
-    value = loss(logits, target)
-    value.backward()
-    assert value.item() == 0
-    assert torch.equal(logits.grad, torch.zeros_like(logits))
-    assert loss.num_targets(target).item() == 0
-
-
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("gamma", [0.01, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_saturated_logits_stay_finite(dtype, gamma, label_smoothing):
@@ -114,36 +102,12 @@ def test_saturated_logits_stay_finite(dtype, gamma, label_smoothing):
     assert torch.equal(logits.grad[2], torch.zeros(3, dtype=dtype))
 
 
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_mixed_precision_does_not_reach_it(label_smoothing):
-    logits, target = logits_and_targets(rows=512, dtype=torch.bfloat16)
-    loss = Focal(2.0, ALPHA, label_smoothing, -100, COUNTS)
-    expected = loss(logits.float(), target)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(logits, target)
-    assert torch.equal(value, expected)
-
-
 def test_confident_rows_keep_their_digits_in_float32():
     # 1 - p is 1e-4 here: 1 - exp(log p) would be a multiple of 6e-8, off by up to 3 parts in 10,000.
     logits, target = torch.tensor([[9.0, 0.0], [9.1, 0.0], [9.2, 0.0]]), torch.tensor([0, 0, 0])
     value = Focal(1.0, None, 0.0, -100)(logits, target)
     surprise = F.nll_loss(logits.log_softmax(1), target, reduction="none").double()
     assert math.isclose(value.item(), (-torch.expm1(-surprise) * surprise).sum().item(), rel_tol=1e-6)
-
-
-@given(
-    kept=st.lists(st.booleans(), min_size=64, max_size=64),
-    gamma=st.sampled_from([0.0, 0.5, 2.0]),
-    label_smoothing=st.sampled_from([0.0, 0.2]),
-)
-def test_ignoring_rows_is_leaving_them_out(kept, gamma, label_smoothing):
-    logits, target = logits_and_targets()
-    mask = torch.tensor(kept)
-    loss = Focal(gamma, "auto", label_smoothing, -100, COUNTS)
-    ignoring = target.masked_fill(~mask, -100)
-    assert torch.allclose(loss(logits, ignoring), loss(logits[mask], target[mask]), rtol=1e-13, atol=1e-13)
-    assert torch.equal(loss.num_targets(ignoring), loss.num_targets(target[mask]))
 
 
 @given(gamma=st.floats(0, 8), more=st.floats(0, 4))
@@ -153,10 +117,107 @@ def test_a_larger_gamma_never_gives_a_larger_loss(gamma, more):
     assert larger <= smaller * (1 + 1e-12)
 
 
-def test_alpha_follows_the_module_and_stays_out_of_its_state():
-    loss = Focal(2.0, ALPHA, 0.0, -100, COUNTS).to("meta")
-    assert loss.alpha.device.type == "meta"
-    assert loss.state_dict() == {}
+def label_logits_and_targets(rows: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(6)
+    logits = 4 * torch.randn(rows, 5, generator=generator, dtype=torch.float64)
+    target = torch.randint(2, (rows, 5), generator=generator).float()
+    target[::7, 1:3] = -100
+    return logits, target
+
+
+def by_the_label_formula(logits, target, gamma, alpha, label_smoothing):
+    """The definition, entry by entry."""
+    total = 0.0
+    for row, answers in zip(logits.tolist(), target.tolist(), strict=True):
+        for x, y, a in zip(row, answers, alpha, strict=True):
+            if y == -100:
+                continue
+            p = 1 / (1 + math.exp(-x))
+            p_t = p if y == 1 else 1 - p
+            share = y * (1 - label_smoothing) + label_smoothing / 2
+            cross_entropy = -a * share * math.log(p) - (1 - a) * (1 - share) * math.log(1 - p)
+            total += (1 - p_t) ** gamma * cross_entropy
+    return total
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("alpha", [None, 0.75, ALPHA])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
+def test_value_over_labels_is_the_formulas(gamma, alpha, label_smoothing):
+    logits, target = label_logits_and_targets()
+    value = Focal(gamma, alpha, label_smoothing, -100, COUNTS)(logits, target)
+    one_a_label = alpha if isinstance(alpha, list) else [alpha or 0.25] * 5
+    expected = by_the_label_formula(logits, target, gamma, one_a_label, label_smoothing)
+    assert value.shape == ()
+    assert math.isclose(value.item(), expected, rel_tol=1e-11)
+
+
+def test_value_over_labels_of_a_known_example():
+    logits = torch.tensor([[0.3992, 0.2232, 0.6435], [0.3800, 0.3044, 0.3241]])
+    target = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
+    loss = Focal(2.0, 0.25, 0.0, -100)
+    assert loss.num_targets(target).item() == 6
+    assert round((loss(logits, target) / loss.num_targets(target)).item(), 4) == 0.0908
+    assert torch.equal(Focal(2.0, None, 0.0, -100)(logits, target), loss(logits, target))
+
+
+def test_gamma_zero_with_even_alpha_is_half_of_binary_cross_entropy():
+    logits, target = label_logits_and_targets()
+    target = target.clamp_min(0).double()
+    expected = 0.5 * F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
+    assert math.isclose(Focal(0.0, 0.5, 0.0, -100)(logits, target).item(), expected.item(), rel_tol=1e-14)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_a_label_is_a_class_out_of_two(label_smoothing, gamma):
+    logits, target = label_logits_and_targets()
+    labels, classes = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    value = Focal(gamma, 0.25, label_smoothing, -100)(labels, target)
+    two = torch.stack([torch.zeros_like(classes), classes], dim=2)
+    expected = Focal(gamma, [0.75, 0.25], label_smoothing, -100, num_outputs=2)(two, target.long())
+    value.backward()
+    expected.backward()
+    assert math.isclose(value.item(), expected.item(), rel_tol=1e-13)
+    assert torch.allclose(labels.grad, classes.grad, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_gradient_over_labels_in_float64(gamma, label_smoothing):
+    logits, target = label_logits_and_targets(rows=4)
+    loss = Focal(gamma, ALPHA, label_smoothing, -100, COUNTS)
+    assert torch.autograd.gradcheck(lambda scores: loss(scores, target), logits.requires_grad_())
+
+
+def test_auto_over_labels_is_the_share_of_the_negatives():
+    alpha = Focal(2.0, "auto", 0.0, -100, [50, 25, 0, 100, 1], 5, 100).label_alpha
+    assert alpha.tolist() == pytest.approx([0.5, 0.75, 0.5, 0.5, 0.99])
+
+
+def test_auto_over_labels_needs_the_number_of_samples():
+    loss = Focal(2.0, "auto", 0.0, -100, COUNTS)
+    loss.check(torch.tensor([0, 4]))
+    with pytest.raises(ConfigError, match=r"^alpha: the balance of labels needs a task that counts its training "):
+        loss.check(torch.zeros(2, 5))
+
+
+def test_labels_need_an_ignore_index_that_is_no_label():
+    loss = Focal(2.0, None, 0.0, 0, COUNTS)
+    loss.check(torch.tensor([0, 4]))
+    with pytest.raises(ConfigError, match=r"^ignore_index: would leave out every such label, got 0\. Use a value "):
+        loss.check(torch.zeros(2, 5))
+
+
+def test_alpha_of_another_number_of_labels():
+    with pytest.raises(ValueError, match="5 values of alpha for an output of 4 labels"):
+        Focal(2.0, ALPHA, 0.0, -100, COUNTS)(torch.zeros(3, 4), torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("alpha", [0.5, ALPHA, "auto"])
+def test_alpha_follows_the_module(alpha):
+    loss = Focal(2.0, alpha, 0.0, -100, COUNTS, 5, 100).to("meta")
+    assert loss.alpha.device.type == loss.label_alpha.device.type == "meta"
 
 
 @pytest.mark.parametrize("gamma", [-0.5, math.nan, math.inf])
@@ -169,6 +230,8 @@ def test_gamma_out_of_range(gamma):
 def test_alpha_out_of_range(value):
     with pytest.raises(ConfigError, match=r"^alpha: every value must be between 0 and 1, got "):
         Focal(2.0, [1.0, value], 0.0, -100, [3, 4])
+    with pytest.raises(ConfigError, match=r"^alpha: must be between 0 and 1, got "):
+        Focal(2.0, value, 0.0, -100)
 
 
 def test_label_smoothing_out_of_range():

@@ -1,69 +1,107 @@
-"""What the losses over integer class targets share: class weights, label smoothing, ignored targets.
+"""One algebra for the losses over classes: weights, label smoothing, focusing and ignored targets combine.
 
-With class probabilities p (softmax of the logits), class weights w and label smoothing e over C classes, a row
-with target y has the cross entropy
+Notation: C classes, class probabilities p (softmax of a row's logits), class weights w, label smoothing e, a target y.
 
-    (1 - e) * w[y] * -log p[y]  +  e / C * sum_c w[c] * -log p[c]
+    cross entropy   H = (1 - e) * w[y] * -log p[y]  +  e / C * sum_c w[c] * -log p[c]
+    focal           (1 - p[y]) ** gamma * H
+    poly            H  +  epsilon * w[y] * (1 - t)    with t = (1 - e) * p[y] + e / C, the sum of the smoothed target
+                                                      times p
 
-(Szegedy et al. 2016, https://arxiv.org/abs/1512.00567; the weights enter the smoothing term as they do in torch).
-An ignored row has none. Everything is computed in float32, or in float64 where the logits are.
+Smoothing spreads the share e of the target over all classes (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567);
+the weights enter its term as they do in torch. Focusing multiplies what smoothing and weights made, and looks at the
+probability of the target itself. gamma = 0, epsilon = 0 and e = 0 are the plain cross entropy, to the bit.
+
+A target equal to `ignore_index` is left out: its row adds nothing to the value, to the gradient or to the count.
+
+Normalisation: a loss is the sum over the rows, and `num_targets` counts the targets that are not ignored. It is not
+the sum of their weights, by which torch's weighted mean divides, so that a row weighs the same whatever else is in
+its batch. Weights that come from the training data have the mean 1 over the training targets: both divisors then
+agree on average, and the learning rate keeps its meaning.
+
+Weights of a class with n of the N training targets, K classes having any:
+
+    auto               N / (K * n), the inverse class frequency
+    effective_number   proportional to (1 - b) / (1 - b ** n), b = 0.999, the inverse of the number of samples that are
+                       not alike (Cui et al. 2019, https://arxiv.org/abs/1901.05555), scaled to the mean 1
+
+A class that never occurs has the weight 1: it is no target in training, but it takes part in the smoothing term.
+
+Logits (..., C) meet targets (...,): leading axes are flattened. Everything is computed in float32, or in float64
+where the logits are.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from trainer.errors import ConfigError, explain
+from trainer.loss.surprise import surprise_and_spread
+
+Weights = Sequence[float] | Literal["auto", "effective_number"] | None
+_BETA = 0.999
 
 
-def class_weights(
-    name: str, weights: Sequence[float] | Literal["auto"] | None, class_counts: Sequence[int] | None, *, largest: float
-) -> Tensor | None:
-    """The weights of the C classes, float32 (C,); None for none.
+class ClassRows(NamedTuple):
+    """What is known of each row, (B,), 0 where it is ignored.
+
+    Attributes:
+        surprise: -log p[y].
+        weight: w[y].
+        cross_entropy: H, weighted and smoothed.
+    """
+
+    surprise: Tensor
+    weight: Tensor
+    cross_entropy: Tensor
+
+
+def class_rows(
+    output: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float, ignore_index: int
+) -> ClassRows:
+    """The rows of logits (..., C) with targets (...,), flattened.
 
     Args:
-        name: The parameter's name, for a message.
-        weights: One weight a class, or "auto": n / (K * count) for the K classes that occur among the n training
-            targets, so that their mean over those targets is 1. A class that never occurs has the weight 1: it is
-            never a target in training, but it takes part in the smoothing term.
-        class_counts: Training targets of each class (C entries); None where the task does not count classes.
-        largest: The largest weight a user may give.
+        output: Logits (..., C).
+        target: Classes (...,), or `ignore_index`.
+        weight: Class weights (C,), or None.
+        label_smoothing: In [0, 1).
+        ignore_index: The target that is left out.
 
     Raises:
-        ConfigError: There are no class counts, not one weight for each class, or a weight is out of range.
+        ValueError: The shapes do not fit.
     """
-    if weights is None:
-        return None
-    if class_counts is None:
-        problem = "class weights need a task whose classes are counted"
-        raise ConfigError(explain(name, problem, f"Use {name}=null", value=weights))
-    if weights == "auto":
-        return torch.tensor(_balanced(class_counts), dtype=torch.float32)
-    if len(weights) != len(class_counts):
-        problem = f"needs one value for each of the {len(class_counts)} classes"
-        raise ConfigError(explain(name, problem, value=weights))
-    if not all(0 <= weight <= largest and math.isfinite(weight) for weight in weights):
-        allowed = "finite and not negative" if math.isinf(largest) else f"between 0 and {largest:g}"
-        raise ConfigError(explain(name, f"every value must be {allowed}", value=weights))
-    return torch.tensor(weights, dtype=torch.float32)
+    logits, classes = flatten(output, target)
+    num_classes = logits.shape[1]
+    if weight is not None and weight.shape != (num_classes,):
+        raise ValueError(f"{weight.numel()} class weights for an output of {num_classes} classes")
+    ignored = classes == ignore_index
+    classes = classes.masked_fill(ignored, 0)
+    surprise, spread = surprise_and_spread(logits, classes, weight, spread=label_smoothing > 0)
+    surprise = surprise.masked_fill(ignored, 0)
+    of_target = torch.ones_like(surprise) if weight is None else weight.to(surprise.dtype)[classes]
+    of_target = of_target.masked_fill(ignored, 0)
+    cross_entropy = of_target * surprise
+    if spread is not None:
+        share = label_smoothing / num_classes
+        cross_entropy = (1 - label_smoothing) * cross_entropy + share * spread.masked_fill(ignored, 0)
+    return ClassRows(surprise, of_target, cross_entropy)
 
 
-def _balanced(counts: Sequence[int]) -> list[float]:
-    num_targets = sum(counts)
-    num_occurring = sum(count > 0 for count in counts)
-    return [num_targets / (num_occurring * count) if count > 0 else 1.0 for count in counts]
+def flatten(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (..., C) and targets (...,) as (B, C) and (B,).
 
-
-def check_label_smoothing(label_smoothing: float) -> None:
-    """Raises ConfigError unless `label_smoothing` is in [0, 1)."""
-    if not 0 <= label_smoothing < 1:
-        raise ConfigError(explain("label_smoothing", "must be at least 0 and below 1", value=label_smoothing))
+    Raises:
+        ValueError: The target is not the output's shape without its last axis.
+    """
+    if output.ndim == 0 or output.shape[:-1] != target.shape:
+        found = f"an output {tuple(output.shape)} and a target {tuple(target.shape)}"
+        raise ValueError(f"{found} do not fit: an output (..., C) has a score for each class, its target is (...,)")
+    return output.reshape(-1, output.shape[-1]), target.reshape(-1)
 
 
 def at_least_float32(output: Tensor) -> Tensor:
@@ -72,42 +110,82 @@ def at_least_float32(output: Tensor) -> Tensor:
 
 
 def count_targets(target: Tensor, ignore_index: int) -> Tensor:
-    """How many of `target` (B,) are not ignored: int64, shape ()."""
+    """How many entries of `target` are not ignored: int64, shape (), without a host sync."""
     return (target != ignore_index).sum()
 
 
-def cross_entropy_sum(
-    logits: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float, ignore_index: int
-) -> Tensor:
-    """The sum of the rows' cross entropies: logits (B, C), target (B,), weight (C,) to shape ()."""
-    return F.cross_entropy(
-        logits,
-        target,
-        None if weight is None else weight.to(logits.dtype),
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction="sum",
-    )
+def class_weights(weights: Weights, class_counts: Sequence[int] | None) -> Tensor | None:
+    """The weights of the C classes, float32 (C,); None for none. They have passed `weight_faults`."""
+    if weights is None:
+        return None
+    if isinstance(weights, str):
+        assert class_counts is not None, "checked by weight_faults"
+        weights = _inverse(class_counts, weights)
+    return torch.tensor(weights, dtype=torch.float32)
 
 
-def cross_entropy_rows(
-    log_p: Tensor, surprise: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float, ignore_index: int
-) -> Tensor:
-    """Each row's cross entropy, (B,), from what is already known of the row; 0 where it is ignored.
+def _inverse(counts: Sequence[int], rule: str) -> list[float]:
+    raw = [1 / (count if rule == "auto" else effective_number(count)) if count > 0 else 0.0 for count in counts]
+    mass = math.fsum(count * weight for count, weight in zip(counts, raw, strict=True))
+    return [sum(counts) * weight / mass if weight > 0 else 1.0 for weight in raw]
+
+
+def effective_number(count: int) -> float:
+    """(1 - b ** n) / (1 - b) for n samples, b = 0.999: n where n is small, never above 1000."""
+    return math.expm1(count * math.log(_BETA)) / (_BETA - 1)
+
+
+def num_classes_of(class_counts: Sequence[int] | None, num_outputs: int | None) -> int | None:
+    """C, where the running job says it."""
+    return num_outputs if class_counts is None else len(class_counts)
+
+
+def weight_faults(
+    name: str, weights: Weights, class_counts: Sequence[int] | None, num_classes: int | None, *, largest: float
+) -> list[str]:
+    """What is wrong with the weights of the classes.
 
     Args:
-        log_p: Log-probabilities (B, C).
-        surprise: -log p of the target (B,), 0 where it is ignored.
-        target: Classes (B,), or `ignore_index`.
-        weight: Class weights (C,), or None.
-        label_smoothing: In [0, 1).
-        ignore_index: The target that is left out.
+        name: The parameter's name.
+        weights: One weight a class, or the rule that makes them of the counts.
+        class_counts: Training targets of each class (C entries); None where the task does not count them.
+        num_classes: C; None where it is not known.
+        largest: The largest weight a user may give.
     """
-    ignored = target == ignore_index
-    weight = None if weight is None else weight.to(log_p.dtype)
-    rows = surprise if weight is None else surprise * weight[target.masked_fill(ignored, 0)]
-    if label_smoothing == 0:
-        return rows
-    # A sum, divided afterwards: the gradient of a mean over the classes would be one more tensor of (B, C).
-    spread = -(log_p if weight is None else log_p * weight).sum(dim=1).masked_fill(ignored, 0)
-    return (1 - label_smoothing) * rows + label_smoothing / log_p.shape[1] * spread
+    if weights is None:
+        return []
+    if (class_counts if isinstance(weights, str) else num_classes) is None:
+        problem = "class weights need a task whose classes are counted"
+        return [explain(name, problem, f"Use {name}=null", value=weights)]
+    if isinstance(weights, str):
+        rules = ("auto", "effective_number")
+        return [] if weights in rules else [explain(name, f"must be one of {', '.join(rules)}", value=weights)]
+    faults = []
+    if len(weights) != num_classes:
+        faults.append(explain(name, f"needs one value for each of the {num_classes} classes", value=weights))
+    if not all(0 <= weight <= largest and math.isfinite(weight) for weight in weights):
+        allowed = "finite and not negative" if math.isinf(largest) else f"between 0 and {largest:g}"
+        faults.append(explain(name, f"every value must be {allowed}", value=weights))
+    return faults
+
+
+def label_smoothing_faults(label_smoothing: float) -> list[str]:
+    """What is wrong with a label smoothing that is not in [0, 1)."""
+    if 0 <= label_smoothing < 1:
+        return []
+    return [explain("label_smoothing", "must be at least 0 and below 1", value=label_smoothing)]
+
+
+def not_negative_faults(**values: float) -> list[str]:
+    """What is wrong with the values that are not finite or below 0."""
+    return [
+        explain(name, "must be finite and not negative", value=value)
+        for name, value in values.items()
+        if not 0 <= value < math.inf
+    ]
+
+
+def refuse(faults: Sequence[str]) -> None:
+    """Raises ConfigError with all faults, if there are any."""
+    if faults:
+        raise ConfigError(*faults)

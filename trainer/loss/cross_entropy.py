@@ -3,57 +3,71 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from trainer.loss.classification import (
-    at_least_float32,
-    check_label_smoothing,
+    class_rows,
     class_weights,
     count_targets,
-    cross_entropy_sum,
+    label_smoothing_faults,
+    num_classes_of,
+    refuse,
+    weight_faults,
 )
+from trainer.targets import check_classes
 
 
 class CrossEntropy(nn.Module):
-    """Cross entropy of logits (B, C) with integer targets (B,): torch's with `reduction="sum"`.
+    """Cross entropy of logits (..., C) with classes (...,): torch's with `reduction="sum"`.
 
-    The divisor of a step, `num_targets`, counts targets. It is not the sum of their class weights, by which torch's
-    weighted mean divides: so a row weighs the same whatever else is in its batch. "auto" weights have mean 1 over the
-    training targets, so both divisors agree on average.
+    Weights, label smoothing and ignored targets combine as `trainer.loss.classification` says; the divisor of a step,
+    `num_targets`, counts targets and not their weights.
 
     Args:
-        weight: One factor a class; "auto" for n / (K * count); None for none. See `class_weights`.
+        weight: One factor a class; "auto" or "effective_number" for factors of mean 1 from the training counts; None
+            for none.
         label_smoothing: Share of the target spread evenly over the classes, in [0, 1).
         ignore_index: The target that is left out of the sum and of the count.
         class_counts: Training targets of each class, where the task counts them.
+        num_outputs: C, where it is known.
 
     Raises:
         ConfigError: A value is out of range, or `weight` does not fit the classes.
     """
 
+    targets: ClassVar[tuple[str, ...]] = ("class",)
     weight: Tensor | None
 
     def __init__(
         self,
-        weight: list[float] | Literal["auto"] | None,
+        weight: list[float] | Literal["auto", "effective_number"] | None,
         label_smoothing: float,
         ignore_index: int,
         class_counts: list[int] | None = None,
+        num_outputs: int | None = None,
     ) -> None:
         super().__init__()
-        check_label_smoothing(label_smoothing)
-        self.register_buffer(
-            "weight", class_weights("weight", weight, class_counts, largest=math.inf), persistent=False
+        self.num_classes = num_classes_of(class_counts, num_outputs)
+        refuse(
+            [
+                *weight_faults("weight", weight, class_counts, self.num_classes, largest=math.inf),
+                *label_smoothing_faults(label_smoothing),
+            ]
         )
+        self.register_buffer("weight", class_weights(weight, class_counts), persistent=False)
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """The sum over the targets: shape (), float32 (float64 for float64 logits)."""
-        return cross_entropy_sum(at_least_float32(output), target, self.weight, self.label_smoothing, self.ignore_index)
+        return class_rows(output, target, self.weight, self.label_smoothing, self.ignore_index).cross_entropy.sum()
 
     def num_targets(self, target: Tensor) -> Tensor:
-        """How many targets (B,) are not ignored: int64, shape ()."""
+        """How many targets are not ignored: int64, shape ()."""
         return count_targets(target, self.ignore_index)
+
+    def check(self, target: Tensor) -> None:
+        """Raises RowError unless the targets are classes."""
+        check_classes(target, self.num_classes, self.ignore_index)

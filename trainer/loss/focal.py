@@ -1,9 +1,8 @@
-"""Focal loss over classes."""
+"""Focal loss over classes, or over several labels."""
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,66 +10,134 @@ from torch.nn import functional as F
 
 from trainer.errors import ConfigError, explain
 from trainer.loss.classification import (
-    at_least_float32,
-    check_label_smoothing,
+    class_rows,
     class_weights,
     count_targets,
-    cross_entropy_rows,
-    cross_entropy_sum,
+    label_smoothing_faults,
+    not_negative_faults,
+    num_classes_of,
+    refuse,
+    weight_faults,
 )
+from trainer.loss.multilabel import ignore_index_faults, label_entries, positive_shares, smoothed
+from trainer.targets import check_classes, check_multi_hot
+
+_LABEL_ALPHA = 0.25
 
 
 class Focal(nn.Module):
-    """Focal loss of logits (B, C) with integer targets (B,): (1 - p[y]) ** gamma times the row's cross entropy.
+    """Focal loss: (1 - p_t) ** gamma times the cross entropy, where p_t is the probability of the target.
 
-    Lin et al. 2017, https://arxiv.org/abs/1708.02002, eq. 5, over C classes. The cross entropy is the weighted,
-    smoothed one of `CrossEntropy`, so gamma 0 is that loss to the bit; smoothing changes the cross entropy and leaves
-    the factor in front of it alone. The divisor of a step counts targets, as there.
+    Lin et al. 2017, https://arxiv.org/abs/1708.02002, eq. 5. What the target is decides between two forms:
+
+    Classes, logits (..., C) and int64 (...,): p is the softmax, a target is a row. The cross entropy is the weighted,
+    smoothed one of `trainer.loss.classification` with alpha for its weights; gamma 0 is `CrossEntropy` to the bit.
+
+    Several labels, logits (B, C) and float (B, C) of 0 and 1: p is the sigmoid, a target is an entry. The cross
+    entropy is the smoothed one of `trainer.loss.multilabel` with the weights alpha for positives and 1 - alpha for
+    negatives.
+
+    Smoothing changes the cross entropy and leaves the factor in front of it alone. The divisor of a step,
+    `num_targets`, counts targets and not their weights.
 
     Args:
-        gamma: How fast well-classified rows lose weight; at least 0.
-        alpha: One factor a class, in [0, 1]; "auto" for n / (K * count), of mean 1; None for none.
-            See `class_weights`.
-        label_smoothing: Share of the target spread evenly over the classes, in [0, 1).
+        gamma: How fast well-classified targets lose weight; at least 0.
+        alpha: In [0, 1], one factor or one for each class or label; None for none with classes and 0.25 with labels.
+            "auto" balances by the training counts: the inverse class frequency, of mean 1; for a label the negatives'
+            share. "effective_number" is the same with effective numbers for counts.
+        label_smoothing: Share of the target spread evenly over the classes, or over yes and no, in [0, 1).
         ignore_index: The target that is left out of the sum and of the count.
-        class_counts: Training targets of each class, where the task counts them.
+        class_counts: Training targets of each class, or positives of each label, where the task counts them.
+        num_outputs: C, where it is known.
+        num_train: Training samples, where they are known.
 
     Raises:
         ConfigError: A value is out of range, or `alpha` does not fit the classes.
     """
 
+    targets: ClassVar[tuple[str, ...]] = ("class", "multi_hot")
     alpha: Tensor | None
+    label_alpha: Tensor | None
 
     def __init__(
         self,
         gamma: float,
-        alpha: list[float] | Literal["auto"] | None,
+        alpha: float | list[float] | Literal["auto", "effective_number"] | None,
         label_smoothing: float,
         ignore_index: int,
         class_counts: list[int] | None = None,
+        num_outputs: int | None = None,
+        num_train: int | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= gamma < math.inf:
-            raise ConfigError(explain("gamma", "must be finite and not negative", value=gamma))
-        check_label_smoothing(label_smoothing)
-        self.register_buffer("alpha", class_weights("alpha", alpha, class_counts, largest=1.0), persistent=False)
+        self.num_classes = num_classes_of(class_counts, num_outputs)
+        faults = [*not_negative_faults(gamma=gamma), *label_smoothing_faults(label_smoothing)]
+        if isinstance(alpha, int | float):
+            faults += [] if 0 <= alpha <= 1 else [explain("alpha", "must be between 0 and 1", value=alpha)]
+            refuse(faults)
+            self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float32), persistent=False)
+        else:
+            refuse([*faults, *weight_faults("alpha", alpha, class_counts, self.num_classes, largest=1.0)])
+            self.register_buffer("alpha", class_weights(alpha, class_counts), persistent=False)
+        self.register_buffer("label_alpha", self._positive_share(alpha, class_counts, num_train), persistent=False)
         self.gamma = gamma
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
 
+    def _positive_share(
+        self, alpha: float | list[float] | str | None, positives: list[int] | None, num_train: int | None
+    ) -> Tensor | None:
+        """Alpha of the labels, shape () or (C,); None where the training samples were to be known."""
+        if alpha is None:
+            return torch.tensor(_LABEL_ALPHA)
+        if not isinstance(alpha, str):
+            return self.alpha
+        if positives is None or num_train is None:
+            return None
+        return torch.tensor(positive_shares(positives, num_train, effective=alpha == "effective_number"))
+
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """The sum over the targets: shape (), float32 (float64 for float64 logits)."""
-        logits = at_least_float32(output)
-        shared = (target, self.alpha, self.label_smoothing, self.ignore_index)
+        return self._labels(output, target) if target.is_floating_point() else self._classes(output, target)
+
+    def _classes(self, output: Tensor, target: Tensor) -> Tensor:
+        alpha = self.alpha
+        if alpha is not None and alpha.ndim == 0:
+            alpha = alpha.expand(output.shape[-1])
+        rows = class_rows(output, target, alpha, self.label_smoothing, self.ignore_index)
         if self.gamma == 0:
-            return cross_entropy_sum(logits, *shared)
-        log_p = F.log_softmax(logits, dim=1)
-        surprise = F.nll_loss(log_p, target, ignore_index=self.ignore_index, reduction="none")
+            return rows.cross_entropy.sum()
         # expm1 keeps the digits of 1 - p where p is near 1. The floor keeps the slope of x ** gamma finite at 0 for
         # gamma < 1, where inf * 0 would be NaN.
-        miss = (-torch.expm1(-surprise)).clamp_min(torch.finfo(surprise.dtype).tiny)
-        return (miss.pow(self.gamma) * cross_entropy_rows(log_p, surprise, *shared)).sum()
+        miss = (-torch.expm1(-rows.surprise)).clamp_min(torch.finfo(rows.surprise.dtype).tiny)
+        return (miss.pow(self.gamma) * rows.cross_entropy).sum()
+
+    def _labels(self, output: Tensor, target: Tensor) -> Tensor:
+        logits, labels, ignored = label_entries(output, target, self.ignore_index)
+        alpha = self.label_alpha
+        assert alpha is not None, "the number of training samples is not known"
+        if alpha.ndim == 1 and alpha.shape != logits.shape[1:]:
+            raise ValueError(f"{len(alpha)} values of alpha for an output of {logits.shape[1]} labels")
+        alpha = alpha.to(logits.dtype)
+        log_yes, log_no = F.logsigmoid(logits), F.logsigmoid(-logits)
+        share = smoothed(labels, self.label_smoothing)
+        entries = -(alpha * share * log_yes + (1 - alpha) * (1 - share) * log_no)
+        if self.gamma > 0:
+            # As a logarithm 1 - p_t never underflows, so its power has a finite slope for gamma < 1, too.
+            entries = (self.gamma * torch.where(labels > 0, log_no, log_yes)).exp() * entries
+        return entries.masked_fill(ignored, 0).sum()
 
     def num_targets(self, target: Tensor) -> Tensor:
-        """How many targets (B,) are not ignored: int64, shape ()."""
+        """How many targets, rows or entries, are not ignored: int64, shape ()."""
         return count_targets(target, self.ignore_index)
+
+    def check(self, target: Tensor) -> None:
+        """Raises RowError unless the targets are classes or labels, ConfigError where they do not fit the loss."""
+        if not target.is_floating_point():
+            check_classes(target, self.num_classes, self.ignore_index)
+            return
+        refuse(ignore_index_faults(self.ignore_index))
+        if self.label_alpha is None:
+            problem = "the balance of labels needs a task that counts its training samples"
+            raise ConfigError(explain("alpha", problem, "Use alpha=null"))
+        check_multi_hot(target, self.num_classes, self.ignore_index)
