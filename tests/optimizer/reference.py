@@ -1,17 +1,84 @@
-"""The parameters and gradients that the optimizers are compared on."""
+"""What the optimizers are compared on: parameters, gradients, groups, a plain loop, a checkpoint in between."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from trainer.checkpoint.optimizer_state import capture_optimizer, restore_optimizer
+from trainer.checkpoint.tensors import decode, encode
+from trainer.optimizer.groups import parameter_groups
+
+SHAPES = {"weight": (3, 4), "table": (5, 2), "bias": (3,)}
+
+Make = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+Pairs = list[tuple[str, nn.Parameter]]
 
 
-def named_parameters() -> list[tuple[str, nn.Parameter]]:
+def named_parameters(shapes: Mapping[str, tuple[int, ...]] = SHAPES, dtype: torch.dtype = torch.float64) -> Pairs:
     generator = torch.Generator().manual_seed(2)
-    shapes = {"weight": (3, 4), "table": (5, 2), "bias": (3,)}
     return [
-        (name, nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64)))
+        (name, nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)))
         for name, shape in shapes.items()
     ]
 
 
-def gradients(step: int, parameter: torch.Tensor) -> torch.Tensor:
+def gradients(step: int, parameter: Tensor) -> Tensor:
     return torch.sin(torch.arange(parameter.numel(), dtype=torch.float64) + step).reshape(parameter.shape)
+
+
+def groups(parameters: Pairs, lr: float, weight_decay: float, **more: Any) -> list[dict[str, Any]]:
+    """The groups that build makes; `table` is an embedding's."""
+    layers = {name: 0 for name, _ in parameters}
+    facts = {"undecayed": {"table"}, "layers": layers, **more}
+    return parameter_groups(parameters, lr=lr, weight_decay=weight_decay, **facts)
+
+
+def train(optimizer: torch.optim.Optimizer, parameters: Pairs, first: int, last: int) -> None:
+    for step in range(first, last + 1):
+        for _, parameter in parameters:
+            # With the parameter's strides, as autograd makes them.
+            parameter.grad = torch.empty_like(parameter).copy_(gradients(step, parameter))
+        optimizer.step()
+
+
+def trained(make: Make, steps: int, lr: float, weight_decay: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The parameters before and after `steps` updates, in float64."""
+    parameters = named_parameters()
+    start = {name: parameter.detach().clone() for name, parameter in parameters}
+    train(make(groups(parameters, lr, weight_decay)), parameters, 1, steps)
+    return start, {name: parameter.detach() for name, parameter in parameters}
+
+
+def assert_goes_on_bit_for_bit(make: Make, lr: float, weight_decay: float, **more: Any) -> None:
+    """5 updates are 3, a checkpoint into a fresh optimizer, and 2; also for convolutions and single columns."""
+    shapes = {**SHAPES, "kernel": (4, 3, 2, 2), "column": (6, 1), "scale": ()}
+
+    def fresh() -> tuple[Pairs, torch.optim.Optimizer]:
+        parameters = named_parameters(shapes, torch.float32)
+        for name, parameter in parameters:
+            if name == "kernel":
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
+        return parameters, make(groups(parameters, lr, weight_decay, layers=dict.fromkeys(shapes, 0), **more))
+
+    whole, optimizer = fresh()
+    train(optimizer, whole, 1, 5)
+    before, stopped = fresh()
+    train(stopped, before, 1, 3)
+    tensors, document = capture_optimizer(stopped)
+    tensors = decode(b"".join(bytes(chunk) for chunk in encode(tensors)))
+    after, resumed = fresh()
+    for (_, parameter), (_, value) in zip(after, before, strict=True):
+        parameter.data.copy_(value.data)
+    restore_optimizer(resumed, tensors, json.loads(json.dumps(document)))
+    train(resumed, after, 4, 5)
+    for (name, parameter), (_, expected) in zip(after, whole, strict=True):
+        assert torch.equal(parameter, expected), name
+        state, reference = resumed.state[parameter], optimizer.state[expected]
+        assert state.keys() == reference.keys()
+        for key, value in reference.items():
+            assert torch.equal(torch.as_tensor(state[key]), torch.as_tensor(value)), (name, key)
+    options = [{key: value for key, value in group.items() if key != "params"} for group in resumed.param_groups]
+    assert options == [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]

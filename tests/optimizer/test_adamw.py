@@ -4,11 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from tests.optimizer.reference import gradients, named_parameters
+from tests.optimizer.reference import assert_goes_on_bit_for_bit, gradients, groups, named_parameters, trained
 from trainer.errors import ConfigError
 from trainer.optimizer.adamw import adamw
 
 VALUES = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.3}
+
+
+def make(params, **changes):
+    return adamw(params, **{**VALUES, **changes})
 
 
 def by_the_paper(start: torch.Tensor, steps: int, weight_decay: float) -> torch.Tensor:
@@ -25,30 +29,28 @@ def by_the_paper(start: torch.Tensor, steps: int, weight_decay: float) -> torch.
 
 
 def test_updates_are_the_papers():
-    parameters = named_parameters()
-    start = {name: parameter.detach().clone() for name, parameter in parameters}
-    optimizer = adamw(parameters, **VALUES, undecayed={"table"})
-    for step in range(1, 11):
-        for _, parameter in parameters:
-            parameter.grad = gradients(step, parameter)
-        optimizer.step()
+    start, end = trained(make, 10, 0.01, 0.3)
     decay = {"weight": 0.3, "table": 0.0, "bias": 0.0}
-    for name, parameter in parameters:
-        assert torch.allclose(parameter, by_the_paper(start[name], 10, decay[name]), rtol=1e-12, atol=1e-13)
+    for name, value in end.items():
+        assert torch.allclose(value, by_the_paper(start[name], 10, decay[name]), rtol=1e-12, atol=1e-13)
 
 
 def test_groups_carry_names_and_values():
-    optimizer = adamw(named_parameters(), **VALUES, undecayed={"table"})
+    optimizer = make(groups(named_parameters(), 0.02, 0.3))
     assert isinstance(optimizer, torch.optim.AdamW)
     assert [group["param_names"] for group in optimizer.param_groups] == [["weight"], ["table", "bias"]]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
     for group in optimizer.param_groups:
-        assert (group["lr"], group["betas"], group["eps"], group["fused"]) == (0.01, (0.9, 0.99), 1e-8, True)
+        assert (group["lr"], group["betas"], group["eps"], group["fused"]) == (0.02, (0.9, 0.99), 1e-8, True)
 
 
 def test_torch_chooses_the_kernel_where_none_is_fused():
-    optimizer = adamw([("weight", nn.Parameter(torch.zeros(2, 2, device="meta")))], **VALUES)
-    assert optimizer.param_groups[0]["fused"] is None
+    parameters = [("weight", nn.Parameter(torch.zeros(2, 2, device="meta")))]
+    assert make(groups(parameters, 0.01, 0.3)).param_groups[0]["fused"] is None
+
+
+def test_a_run_goes_on_bit_for_bit():
+    assert_goes_on_bit_for_bit(make, 0.01, 0.3)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +70,15 @@ def test_torch_chooses_the_kernel_where_none_is_fused():
 )
 def test_values_out_of_range(name, value):
     with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
-        adamw(named_parameters(), **{**VALUES, name: value})
+        make(groups(named_parameters(), 0.01, 0.3), **{name: value})
+
+
+def test_all_values_out_of_range_are_told_together():
+    with pytest.raises(ConfigError) as caught:
+        make(groups(named_parameters(), 0.01, 0.3), lr=-1.0, betas=(1.0, 1.0), eps=0.0, weight_decay=-1.0)
+    assert [message.split(":")[0] for message in caught.value.messages] == ["lr", "betas", "eps", "weight_decay"]
 
 
 def test_betas_may_come_as_a_list():
-    assert adamw(named_parameters(), **{**VALUES, "betas": [0.5, 0.6]}).param_groups[0]["betas"] == (0.5, 0.6)
+    optimizer = make(groups(named_parameters(), 0.01, 0.3), betas=[0.5, 0.6])
+    assert optimizer.param_groups[0]["betas"] == (0.5, 0.6)

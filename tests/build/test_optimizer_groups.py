@@ -1,0 +1,94 @@
+"""Layers, hidden matrices and rates of the models that a job can name."""
+
+from typing import Any
+
+import pytest
+from torch import nn
+
+from tests.test_conf import job_of
+from trainer.build.instantiate import make
+from trainer.optimizer.groups import hidden_names, layers_of, parameter_groups, undecayed_names
+
+FACTS: dict[str, Any] = {
+    "vocab_size": 30,
+    "num_outputs": 5,
+    "max_length": 16,
+    "image_channels": 3,
+    "image_size": (8, 8),
+}
+NUM_LAYERS = {"text_encoder": 2, "vit": 6, "resnet": 9, "mlp": 2, "convnet": 4}
+TRANSFORMERS = {"text_encoder", "vit"}
+MATRICES = {"query_key_value", "attention_output", "feed_forward.0", "feed_forward.2"}
+
+
+class Centres(nn.Module):
+    """A loss with a vector for each class, in the place of a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.Linear(4, 5).weight.detach().clone())
+
+
+def modules_of(model: str, **facts: Any) -> nn.ModuleDict:
+    made = make("model", job_of(f"model={model}").model, **(FACTS | facts))
+    return nn.ModuleDict({"model": made} if facts.get("num_outputs", 5) else {"model": made, "loss": Centres()})
+
+
+@pytest.mark.parametrize("model", NUM_LAYERS)
+def test_blocks_are_layers_and_the_head_is_above_them(model: str) -> None:
+    layers = layers_of(modules_of(model))
+    blocks = {name.split(".")[2] for name in layers if name.startswith("model.blocks.")}
+
+    assert len(blocks) == NUM_LAYERS[model]
+    for name, layer in layers.items():
+        part, _, rest = name.removeprefix("model.").partition(".")
+        if part == "blocks" and model in TRANSFORMERS | {"resnet"}:
+            assert layer == int(rest.split(".")[0]) + 1
+    assert layers["model.head.weight"] == NUM_LAYERS[model] + 1
+    stem = {"text_encoder": "token_embedding", "vit": "patch_embedding", "resnet": "stem"}.get(model)
+    assert stem is None or layers[f"model.{stem}.weight"] == 0
+
+
+@pytest.mark.parametrize("model", ["vit", "resnet", "mlp", "convnet"])
+def test_without_a_head_the_loss_is_above_the_blocks(model: str) -> None:
+    layers = layers_of(modules_of(model, num_outputs=None))
+    # A norm comes after the blocks of a transformer; elsewhere nothing does.
+    above = NUM_LAYERS[model] + (model in TRANSFORMERS)
+
+    assert layers["loss.weight"] == max(layers.values()) == above
+
+
+@pytest.mark.parametrize(("model", "num_outputs"), [("text_encoder", 5), ("vit", 5), ("vit", None)])
+def test_the_hidden_matrices_of_a_transformer_are_those_of_its_blocks(model: str, num_outputs: int | None) -> None:
+    hidden = hidden_names(modules_of(model, num_outputs=num_outputs))
+    numbers = range(NUM_LAYERS[model])
+
+    assert hidden == {f"model.blocks.{number}.{part}.weight" for number in numbers for part in MATRICES}
+
+
+def test_the_hidden_matrices_of_other_models() -> None:
+    assert hidden_names(modules_of("resnet")) == frozenset()
+    assert len(hidden_names(modules_of("mlp"))) == 2
+    assert len(hidden_names(modules_of("mlp", num_outputs=None))) == 2
+    assert hidden_names(modules_of("linear")) == frozenset()
+
+
+def test_a_transformer_fine_tuned_layer_by_layer() -> None:
+    modules = modules_of("text_encoder")
+    groups = parameter_groups(
+        modules.named_parameters(),
+        lr=0.01,
+        weight_decay=0.1,
+        undecayed=undecayed_names(modules),
+        layers=layers_of(modules),
+        layer_decay=0.5,
+        overrides=[{"match": "head.*", "lr": 0.1}],
+    )
+    values = {name: (group["lr"], group["weight_decay"]) for group in groups for name, _ in group["params"]}
+
+    assert values["model.token_embedding.weight"] == (0.00125, 0.0)
+    assert values["model.blocks.0.query_key_value.weight"] == (0.0025, 0.1)
+    assert values["model.blocks.1.query_key_value.bias"] == (0.005, 0.0)
+    assert values["model.norm.weight"] == (0.01, 0.0)
+    assert values["model.head.weight"] == (0.1, 0.1)
+    assert len(groups) == len(set(values.values())) == 8

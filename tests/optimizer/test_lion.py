@@ -1,0 +1,83 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.optimizer.reference import assert_goes_on_bit_for_bit, gradients, groups, named_parameters, train, trained
+from trainer.errors import ConfigError
+from trainer.optimizer.lion import lion
+
+VALUES = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.3}
+
+
+def make(params, **changes):
+    return lion(params, **{**VALUES, **changes})
+
+
+def by_the_paper(start: torch.Tensor, steps: int, weight_decay: float, betas: tuple[float, float]) -> torch.Tensor:
+    """Algorithm 2 of Chen et al. 2023."""
+    value, m = start.clone(), torch.zeros_like(start)
+    for t in range(1, steps + 1):
+        g = gradients(t, value)
+        c = betas[0] * m + (1 - betas[0]) * g
+        value = value - VALUES["lr"] * (torch.sign(c) + weight_decay * value)
+        m = betas[1] * m + (1 - betas[1]) * g
+    return value
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.99), (0.95, 0.98), (0.0, 0.0)])
+def test_updates_are_the_papers(betas):
+    start, end = trained(lambda params: make(params, betas=betas), 10, 0.01, 0.3)
+    decay = {"weight": 0.3, "table": 0.0, "bias": 0.0}
+    for name, value in end.items():
+        assert torch.allclose(value, by_the_paper(start[name], 10, decay[name], betas), rtol=1e-12, atol=1e-13)
+
+
+@given(st.floats(1e-6, 1e6))
+def test_the_size_of_the_gradient_does_not_matter(scale):
+    ends = []
+    for factor in (1.0, scale):
+        parameters = named_parameters()
+        optimizer = make(groups(parameters, 0.01, 0.0))
+        for _, parameter in parameters:
+            parameter.grad = gradients(1, parameter) * factor
+        optimizer.step()
+        ends.append([parameter.detach() for _, parameter in parameters])
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+def test_a_parameter_without_a_gradient_stays():
+    parameters = named_parameters()
+    optimizer = make(groups(parameters, 0.01, 0.3))
+    before = [parameter.detach().clone() for _, parameter in parameters]
+    optimizer.step()
+    parameters[2][1].grad = torch.ones(3, dtype=torch.float64)
+    optimizer.step()
+    assert torch.equal(parameters[0][1], before[0])
+    assert not torch.equal(parameters[2][1], before[2])
+    assert len(optimizer.state) == 1
+
+
+def test_groups_and_state():
+    parameters = named_parameters()
+    optimizer = make(groups(parameters, 0.02, 0.3), betas=[0.5, 0.6])
+    train(optimizer, parameters, 1, 1)
+    assert [group["param_names"] for group in optimizer.param_groups] == [["weight"], ["table", "bias"]]
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.02, 0.3), (0.02, 0.0)]
+    assert optimizer.param_groups[0]["betas"] == (0.5, 0.6)
+    assert all(optimizer.state[parameter].keys() == {"exp_avg"} for _, parameter in parameters)
+
+
+def test_a_run_goes_on_bit_for_bit():
+    assert_goes_on_bit_for_bit(make, 0.01, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr", 0.0), ("lr", math.inf), ("betas", (0.9, 1.0)), ("betas", (0.9,)), ("weight_decay", -0.1)],
+)
+def test_values_out_of_range(name, value):
+    with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
+        make(groups(named_parameters(), 0.01, 0.3), **{name: value})

@@ -1,0 +1,63 @@
+"""Lion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.optimizer.checks import not_negative, positive, refuse, two_decaying
+
+
+def lion(
+    params: list[dict[str, Any]],
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    """EvoLved sIgn mOmeNtum, with decoupled weight decay (Chen et al. 2023, https://arxiv.org/abs/2302.06675).
+
+    With the momentum m and the gradient g, the parameter moves by -lr * (sign(beta1 m + (1 - beta1) g) + weight_decay *
+    parameter), then m becomes beta2 m + (1 - beta2) g. Every entry moves by the whole rate, so the paper takes one that
+    is 3 to 10 times smaller than AdamW's and a weight decay that is as much larger.
+
+    Args:
+        params: The groups of `parameter_groups`; their own `lr` and `weight_decay` go first.
+        lr: Base learning rate, above 0.
+        betas: Decay of the momentum in the direction of a step, and in what is kept of it; each in [0, 1).
+        weight_decay: At least 0; multiplied by the learning rate.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+    refuse(positive("lr", lr), two_decaying("betas", betas), not_negative("weight_decay", weight_decay))
+    return Lion(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})
+
+
+class Lion(torch.optim.Optimizer):
+    """The state of a parameter is its momentum, `exp_avg`, in its shape."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are never given
+        assert closure is None, "gradients are taken before a step"
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self._update(parameters, **{key: group[key] for key in self.defaults})
+
+    def _update(self, parameters: list[Tensor], lr: float, betas: tuple[float, float], weight_decay: float) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        momenta = [self._momentum(parameter) for parameter in parameters]
+        steps = torch._foreach_lerp(gradients, momenta, betas[0])
+        torch._foreach_sign_(steps)
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+        torch._foreach_add_(parameters, steps, alpha=-lr)
+        torch._foreach_lerp_(momenta, gradients, 1 - betas[1])
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["exp_avg"] = torch.zeros_like(parameter)
+        momentum: Tensor = state["exp_avg"]
+        return momentum

@@ -1,0 +1,87 @@
+"""What a job says of single parameters: their own learning rate and weight decay, by a pattern on their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from trainer.errors import explain, nearest
+from trainer.optimizer.checks import not_negative, positive
+
+_RANGES: Final[Mapping[str, Callable[[str, float], str | None]]] = {"lr": positive, "weight_decay": not_negative}
+_FORM: Final = "An entry is {match: <pattern of names>, lr: ..., weight_decay: ...}, one of the values at least"
+_MODEL: Final = "model."
+_SHOWN: Final = 3
+
+
+def overridden(name: str, overrides: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The `lr` and `weight_decay` that `overrides` give the parameter `name`; key by key the last match holds."""
+    found: dict[str, float] = {}
+    for entry in overrides:
+        if fnmatchcase(_shown(name), entry["match"]):
+            found.update({key: float(entry[key]) for key in _RANGES if key in entry})
+    return found
+
+
+def override_faults(overrides: Sequence[Any], trainable: Mapping[str, bool]) -> list[str]:
+    """What is wrong with the entries, one message each.
+
+    Args:
+        overrides: As the user wrote them.
+        trainable: Every parameter's name, and whether it is not frozen.
+    """
+    shown = {_shown(name): free for name, free in trainable.items()}
+    return [
+        fault
+        for number, entry in enumerate(overrides, start=1)
+        for fault in _entry_faults(f"overrides: entry {number}", entry, shown)
+    ]
+
+
+def _entry_faults(where: str, entry: Any, trainable: Mapping[str, bool]) -> list[str]:
+    if not isinstance(entry, Mapping):
+        return [explain(where, "must be a mapping", _FORM, value=entry)]
+    known = ["match", *_RANGES]
+    faults = [
+        explain(where, "has an unknown key", nearest(str(key), known), value=key) for key in entry if key not in known
+    ]
+    if not faults and not any(key in entry for key in _RANGES):
+        faults.append(explain(where, "sets nothing", _FORM))
+    for key, in_range in _RANGES.items():
+        if key in entry and (fault := _value_fault(f"{where}, {key}", entry[key], in_range)):
+            faults.append(fault)
+    fault = _match_fault(f"{where}, match", entry.get("match"), trainable)
+    return [*faults, fault] if fault else faults
+
+
+def _value_fault(where: str, value: Any, in_range: Callable[[str, float], str | None]) -> str | None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return explain(where, "must be a number", value=value)
+    return in_range(where, value)
+
+
+def _match_fault(where: str, pattern: Any, trainable: Mapping[str, bool]) -> str | None:
+    if not isinstance(pattern, str) or not pattern:
+        return explain(
+            where, "must be a pattern of parameter names", "blocks.0.* or *.bias, for example", value=pattern
+        )
+    matched = [name for name in trainable if fnmatchcase(name, pattern)]
+    if not matched:
+        return explain(where, "fits no parameter", _nearest_names(pattern, list(trainable)), value=pattern)
+    if not any(trainable[name] for name in matched):
+        return explain(where, "fits frozen parameters only", value=pattern)
+    return None
+
+
+def _nearest_names(pattern: str, names: list[str]) -> str:
+    found = get_close_matches(pattern.strip("*"), names, n=_SHOWN, cutoff=0.5)
+    if found:
+        return f"Near it: {', '.join(found)}"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"There are {', '.join(names[:_SHOWN])}{more}"
+
+
+def _shown(name: str) -> str:
+    return name.removeprefix(_MODEL)
