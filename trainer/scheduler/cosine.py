@@ -2,7 +2,7 @@
 
 import math
 
-from trainer.scheduler.checks import check_positive
+from trainer.scheduler.checks import positive, refuse
 from trainer.scheduler.progress import progress
 
 
@@ -21,7 +21,7 @@ def cosine(step: int, *, warmup_steps: int, total_steps: int, num_cycles: float)
     Raises:
         ConfigError: `num_cycles` is out of range.
     """
-    check_positive("num_cycles", num_cycles)
+    refuse(positive("num_cycles", num_cycles))
     if step < warmup_steps:
         return step / warmup_steps
     return 0.5 * (1.0 + math.cos(math.pi * num_cycles * 2.0 * progress(step, warmup_steps, total_steps)))

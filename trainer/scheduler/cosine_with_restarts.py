@@ -2,7 +2,7 @@
 
 import math
 
-from trainer.scheduler.checks import check_positive
+from trainer.scheduler.checks import positive, refuse
 
 
 def cosine_with_restarts(step: int, *, warmup_steps: int, total_steps: int, num_cycles: int) -> float:
@@ -20,7 +20,7 @@ def cosine_with_restarts(step: int, *, warmup_steps: int, total_steps: int, num_
     Raises:
         ConfigError: `num_cycles` is out of range.
     """
-    check_positive("num_cycles", num_cycles)
+    refuse(positive("num_cycles", num_cycles))
     if step < warmup_steps:
         return step / warmup_steps
     decay_steps = max(1, total_steps - warmup_steps)

@@ -2,7 +2,7 @@
 
 import math
 
-from trainer.errors import ConfigError, explain
+from trainer.scheduler.checks import at_least, refuse
 
 _TIMESCALE_WITHOUT_WARMUP = 10_000
 
@@ -25,8 +25,7 @@ def inverse_sqrt(step: int, *, warmup_steps: int, timescale: int | None) -> floa
     """
     if timescale is None:
         timescale = warmup_steps or _TIMESCALE_WITHOUT_WARMUP
-    if timescale < 1:
-        raise ConfigError(explain("timescale", "must be at least 1", value=timescale))
+    refuse(at_least("timescale", timescale, 1))
     if step < warmup_steps:
         return step / warmup_steps
     return 1.0 / math.sqrt((step - warmup_steps + timescale) / timescale)

@@ -2,7 +2,7 @@
 
 import math
 
-from trainer.scheduler.checks import check_positive, check_share
+from trainer.scheduler.checks import positive, refuse, share
 from trainer.scheduler.progress import progress
 
 
@@ -21,8 +21,7 @@ def polynomial(step: int, *, warmup_steps: int, total_steps: int, power: float, 
     Raises:
         ConfigError: `power` or `end_factor` is out of range.
     """
-    check_positive("power", power)
-    check_share("end_factor", end_factor)
+    refuse(positive("power", power), share("end_factor", end_factor))
     if step < warmup_steps:
         return step / warmup_steps
     if step >= total_steps:

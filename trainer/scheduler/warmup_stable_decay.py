@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from trainer.scheduler.checks import check_share
+from trainer.scheduler.checks import refuse, share
 from trainer.scheduler.progress import progress
 
 
@@ -33,7 +33,7 @@ def warmup_stable_decay(
     Raises:
         ConfigError: `min_factor` is out of range.
     """
-    check_share("min_factor", min_factor)
+    refuse(share("min_factor", min_factor))
     decay_start = max(warmup_steps, total_steps - decay_steps)
     if step < warmup_steps:
         height = step / warmup_steps

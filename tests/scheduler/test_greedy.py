@@ -1,0 +1,150 @@
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.optimization import GreedyLR
+
+from tests.scheduler.reference import BASE_LR, check_warmup
+from trainer.errors import ConfigError
+from trainer.scheduler.greedy import Greedy
+
+DEFAULTS = {
+    "warmup_steps": 0,
+    "every_steps": 10,
+    "factor": 0.5,
+    "patience": 1,
+    "threshold": 0.0,
+    "threshold_mode": "abs",
+    "min_factor": 0.01,
+    "max_factor": 4.0,
+    "cooldown": 0,
+    "rise_cooldown": 0,
+    "window": 1,
+    "reset_after": None,
+}
+
+# Multiples of 1/64: GreedyLR adds to its mean and takes away from it, which is only then exact.
+SCORE = st.integers(0, 640).map(lambda number: number / 64)
+SCORES = st.lists(SCORE, max_size=40) | st.lists(SCORE, max_size=40).map(sorted)
+
+
+@st.composite
+def options(draw):
+    return DEFAULTS | {
+        "factor": draw(st.sampled_from([0.3, 0.5, 0.9])),
+        "patience": draw(st.integers(0, 2)),
+        "threshold": draw(st.sampled_from([0.0, 1e-6, 0.01, 0.5])),
+        "threshold_mode": draw(st.sampled_from(["rel", "abs"])),
+        "min_factor": draw(st.sampled_from([0.0, 0.2, 1.0])),
+        "max_factor": draw(st.sampled_from([1.0, 2.0, 10.0])),
+        "cooldown": draw(st.integers(0, 3)),
+        "rise_cooldown": draw(st.integers(0, 3)),
+        "window": draw(st.integers(1, 4)),
+        "reset_after": draw(st.none() | st.integers(1, 4)),
+    }
+
+
+def reference(options, higher_is_better):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=BASE_LR)
+    names = ("factor", "patience", "threshold", "threshold_mode", "cooldown")
+    schedule = GreedyLR(
+        optimizer,
+        mode="max" if higher_is_better else "min",
+        warmup=options["rise_cooldown"],
+        min_lr=options["min_factor"] * BASE_LR,
+        max_lr=options["max_factor"] * BASE_LR,
+        eps=0.0,
+        smooth=options["window"] > 1,
+        window_size=options["window"],
+        reset_start=options["reset_after"] or 1_000_000,
+        **{name: options[name] for name in names},
+    )
+    return schedule, optimizer
+
+
+@given(options=options(), scores=SCORES, higher_is_better=st.booleans())
+def test_equals_transformers(options, scores, higher_is_better):
+    ours = Greedy(**options)
+    theirs, optimizer = reference(options, higher_is_better)
+    for score in scores if higher_is_better else scores[::-1]:
+        ours.observe(score, higher_is_better)
+        theirs.step(score)
+        assert ours(100) == optimizer.param_groups[0]["lr"] / BASE_LR
+
+
+@given(options=options(), scores=SCORES, future=SCORES, higher_is_better=st.booleans())
+def test_its_state_goes_through_json(options, scores, future, higher_is_better):
+    ours, restored = Greedy(**options), Greedy(**options)
+    for score in scores:
+        ours.observe(score / 3, higher_is_better)
+    state = json.dumps(ours.state_dict(), allow_nan=False)
+    restored.load_state_dict(json.loads(state))
+    assert restored.state_dict() == ours.state_dict()
+    for score in future:
+        ours.observe(score / 3, higher_is_better)
+        restored.observe(score / 3, higher_is_better)
+        assert restored(7) == ours(7)
+
+
+def test_warmup():
+    ours = Greedy(**DEFAULTS | {"warmup_steps": 8})
+    check_warmup(ours, 8)
+    assert ours(9) == ours(1000) == 1.0
+
+
+def test_it_rises_and_falls_and_starts_anew():
+    ours = Greedy(**DEFAULTS | {"patience": 0, "min_factor": 0.25, "reset_after": 2})
+    seen = []
+    for score in [5, 4, 3, 3, 3, 3, 3, 3, 3, 3]:
+        ours.observe(score, higher_is_better=False)
+        seen.append(ours(0))
+    # Up to 4, down to 1/4, once more at 1/4: from the start, where the next look is the best so far.
+    assert seen == [2.0, 4.0, 4.0, 2.0, 1.0, 0.5, 0.25, 1.0, 2.0, 1.0]
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_a_score_that_is_not_finite_is_no_improvement(score, higher_is_better):
+    ours = Greedy(**DEFAULTS | {"window": 3})
+    ours.observe(1.0, higher_is_better)
+    for _ in range(2):
+        ours.observe(score, higher_is_better)
+    assert ours(0) == 0.5
+    assert ours.state_dict()["best"] == 1.0
+    assert ours.state_dict()["scores"] == [1.0]
+
+
+def test_values_out_of_range():
+    bad = {
+        "every_steps": 0,
+        "patience": -1,
+        "cooldown": -1,
+        "threshold": -0.5,
+        "factor": 0.0,
+        "min_factor": 1.5,
+        "max_factor": 0.5,
+        "rise_cooldown": -1,
+        "window": 0,
+        "reset_after": 0,
+    }
+    with pytest.raises(ConfigError) as caught:
+        Greedy(**DEFAULTS | bad)
+    assert caught.value.messages == (
+        "every: must be at least 1, got 0.",
+        "patience: must be at least 0, got -1.",
+        "cooldown: must be at least 0, got -1.",
+        "threshold: must be finite and at least 0, got -0.5.",
+        "factor: must be above 0 and below 1, got 0.0.",
+        "min_factor: must be between 0 and 1, got 1.5.",
+        "max_factor: must be finite and at least 1, got 0.5.",
+        "rise_cooldown: must be at least 0, got -1.",
+        "window: must be at least 1, got 0.",
+        "reset_after: must be at least 1, got 0.",
+    )
+
+
+def test_it_says_how_often_it_looks():
+    assert Greedy(**DEFAULTS).every_steps == 10
