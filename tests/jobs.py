@@ -69,6 +69,32 @@ def write_data(folder: Path) -> list[str]:
     return ["data=files", *(f"data.{split}={file}" for split, file in files.items()), f"data.cache_dir={folder}/cache"]
 
 
+def write_roles(folder: Path, count: int = 61) -> list[str]:
+    """The overrides of a job on JSON Lines that play every role of a text task."""
+    files = []
+    for seed, (split, size) in enumerate({"train": count, "validation": 20, "test": 20}.items()):
+        lines = []
+        for number, (text, kind) in enumerate(rows(size, seed)):
+            words = text.split()
+            line = {
+                "text": text,
+                "label": kind,
+                "labels": sorted({kind, *(other for other, known in WORDS.items() if {*known} & {*words})}),
+                "value": float(len(words)),
+                "text_pair": " ".join(WORDS[kind][:3]),
+                "positive": f"{kind} {words[0]}",
+                "negative": f"wrong {words[-1]}",
+                "score": float(number % 2),
+                "words": words,
+                "tags": ["B-tool" if word in WORDS["tool"] else "O" for word in words],
+            }
+            lines.append(json.dumps(line))
+        file = folder / f"{split}.jsonl"
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        files.append(f"data.{split}={file}")
+    return ["data=files", *files, f"data.cache_dir={folder}/cache"]
+
+
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
     """The working directory and the encoding cache, for the block."""

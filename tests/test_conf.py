@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.jobs import TINY, Recorded, working_in, write_data
+from tests.jobs import TINY, Recorded, train, working_in, write_roles
+from tests.sources import write_sources
 from trainer.build.instantiate import locate, make, parameters
 from trainer.build.training import build_training
 from trainer.checkpoint.snapshot import Snapshot
+from trainer.config.catalogue import Catalogue
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.schema import BARE_GROUPS, TrainJob
+from trainer.config.signature import attribute
 from trainer.config.stored import config_text, job_from_config
 from trainer.loop import fit
 
@@ -22,7 +25,62 @@ FILES = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CON
 GROUPS = ("task", "data", "model", "loss", "optimizer", "scheduler", "export")
 OPTIONS = [name for name in FILES if "/" in name and name.split("/")[0] in (*GROUPS, *BARE_GROUPS)]
 REST = {"train", "eval", "export", "verify", "hydra/output/runs"}
-NEEDED = {"data/files": ["data.train=train.csv"]}
+NEEDED = {
+    "data/files": ["data.train=train.jsonl"],
+    "data/lines": ["data.train=lines.txt"],
+    "data/conll": ["data.train=tagged.conll"],
+    "data/idx": ["data.folder=idx"],
+    "data/imagefolder": ["data.root=images"],
+    "data/hub": ["data.path=saved"],
+    "loss/kl_distillation": ["loss.teacher=teacher"],
+    "task/regression": ["data.train=train.jsonl"],
+}
+"""Values that have no default."""
+
+TASK_OF_TARGET = {
+    "class": [],
+    "multi_hot": ["task=multilabel_classification"],
+    "values": ["task=regression"],
+    "views": ["task=sentence_embedding", "task.supervision=pairs"],
+    "similarity": ["task=sentence_embedding", "task.supervision=scored"],
+}
+TASK_OF_INPUTS = {
+    "tokens": [],
+    "features": ["task=tabular_classification"],
+    "images": ["task=image_classification"],
+}
+ROLES = {
+    "stdlib_pairs": ("text", "text_pair", "label"),
+    "stdlib_similar": ("text", "positive"),
+    "stdlib_tokens": ("words", "tags"),
+    "breast_cancer": ("features", "label"),
+    "diabetes": ("features", "value"),
+    "digits": ("image", "label"),
+    "idx": ("image", "label"),
+    "imagefolder": ("image", "label"),
+    "lines": ("text",),
+    "conll": ("words", "tags"),
+}
+SMALL = {
+    "text_encoder": TINY[:4],
+    "decoder": TINY[:4],
+    "vit": ("model.dim=16", "model.depth=1", "model.heads=2", "model.hidden=16", "model.patch=4"),
+    "mlp": (),
+}
+"""What makes a model small; the others are."""
+
+TEXT = ("task.vocab_size=200", "task.max_length=16")
+
+
+def fitting(option: str) -> list[str]:
+    """What goes with an option: values without a default, a task that it serves."""
+    group, name = option.split("/")
+    target = Catalogue((CONF,)).content(group, name).get("_target_", "")
+    fits = {"loss": ("targets", TASK_OF_TARGET), "model": ("inputs", TASK_OF_INPUTS)}
+    if group not in fits:
+        return list(NEEDED.get(option, []))
+    wanted, tasks = fits[group]
+    return [*tasks[attribute(target, wanted)[0]], *NEEDED.get(option, [])]
 
 
 def test_every_file_is_an_option_or_known_otherwise() -> None:
@@ -38,22 +96,25 @@ def job_of(*overrides: str) -> TrainJob:
     return job_from_config(values)
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Iterator[list[str]]:
-    with working_in(tmp_path):
-        yield write_data(tmp_path)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working directory with small data for every source and every role, and a run to learn from."""
+    made = tmp_path_factory.mktemp("conf")
+    with working_in(made):
+        write_sources(made)
+        assert train(made / "teacher", *write_roles(made), "train.duration=2") == 0
+        yield made
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_composes_without_a_fault(option: str) -> None:
-    group, name = option.split("/")
-    assert isinstance(job_of(f"{group}={name}", *NEEDED.get(option, [])), TrainJob)
+    assert isinstance(job_of(option.replace("/", "="), *fitting(option)), TrainJob)
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option.split("/")[0] in GROUPS])
 def test_says_every_parameter_that_a_user_may_set(option: str) -> None:
     group, name = option.split("/")
-    part = getattr(job_of(f"{group}={name}", *NEEDED.get(option, [])), group)
+    part = getattr(job_of(f"{group}={name}", *fitting(option)), group)
     wanted = {
         parameter.name
         for parameter in parameters(locate(group, part)).values()
@@ -63,19 +124,27 @@ def test_says_every_parameter_that_a_user_may_set(option: str) -> None:
     assert {name.removesuffix("_steps") for name in wanted} - {"total"} <= part.keys()
 
 
-@pytest.mark.parametrize("option", [option for option in OPTIONS if option.split("/")[0] in GROUPS])
-def test_builds_and_trains(option: str, data: list[str]) -> None:
-    group, name = option.split("/")
-    source = [] if group == "data" else data
-    job = job_of(*source, *TINY, f"{group}={name}", *NEEDED.get(option, []), "train.duration=3", "train.eval_every=3")
-    if group == "data":
-        made = make("data", job.data)
-        assert made.fingerprint
-        assert {"train", "validation", "test"} == made.load().keys()
-        return
-    if group == "export":
-        assert callable(make("export", job.export))
-        return
+@pytest.mark.parametrize("name", [option.split("/")[1] for option in OPTIONS if option.startswith("data/")])
+def test_a_source_gives_what_it_says(name: str, folder: Path) -> None:
+    roles = ROLES.get(name, ("text", "label"))
+    made = make("data", job_of(f"data={name}", *fitting(f"data/{name}")).data)
+    splits = made.load(roles)
+
+    assert made.fingerprint
+    assert {"train", "validation", "test"} == splits.keys()
+    assert all({*roles, "row"} <= {*rows.column_names} for rows in splits.values())
+    assert made.where("train", splits["train"]["row"][0])
+
+
+def test_an_export_is_a_function_with_its_settings() -> None:
+    assert callable(make("export", job_of().export))
+
+
+@pytest.mark.parametrize(
+    "option", [option for option in OPTIONS if option.split("/")[0] in GROUPS and option[:4] not in ("data", "expo")]
+)
+def test_builds_and_trains(option: str, folder: Path) -> None:
+    job = small_job(option, folder)
     saved: list[Snapshot] = []
     report = Recorded()
     with ExitStack() as closing:
@@ -87,6 +156,21 @@ def test_builds_and_trains(option: str, data: list[str]) -> None:
     assert built.state.step == 3
     assert all(torch.isfinite(parameter).all() for parameter in built.run.model.parameters())
     assert [snapshot.step for snapshot in saved][-1] == 3
+    (first, *_) = [values for event, _, values in report.events if event == "train"]
+    assert first["grad_norm"] > 0
+
+
+def small_job(option: str, folder: Path) -> TrainJob:
+    """A job with an option on small data, of three steps."""
+    chosen = [option.replace("/", "="), *fitting(option)]
+    composed = job_of(*chosen)
+    embedded = "features" in composed.task["_target_"] or "tabular" in composed.task["_target_"]
+    images = "image" in composed.task["_target_"]
+    source = [] if embedded or images else write_roles(folder)
+    text = [] if embedded or images else TEXT
+    model = composed.model["_target_"].split(".")[2]
+    lengths = ["train.duration=3", "train.eval_every=3", "train.batch_size=8", "train.log_every=1", "loader.limit=40"]
+    return job_of(*chosen, *source, *text, *SMALL.get(model, ()), *lengths, "device=cpu")
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option.split("/")[0] in BARE_GROUPS])

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from trainer.ema import Ema
+from trainer.loss.cross_entropy import CrossEntropy
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -82,3 +83,45 @@ def test_small_decays(decay: float) -> None:
 
     # The first update's decay is min(decay, 1 / 10).
     assert ema.module.weight.item() == pytest.approx(7.0 - 6.0 * min(decay, 0.1))
+
+
+class Owning(nn.Module):
+    """A loss with a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (output * self.scale).sum()
+
+    def num_targets(self, target: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(target.numel())
+
+
+def test_the_weights_of_a_loss_are_averaged_with_the_models() -> None:
+    model, loss = nn.Linear(2, 2).double(), Owning()
+    ema = Ema(model, 0.9, loss)
+    expected = 1.0
+    for step in range(20):
+        with torch.no_grad():
+            loss.scale += 1
+            loss.seen += 1
+        ema.update(model, loss)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * loss.scale.item()
+
+    assert isinstance(ema.loss, Owning)
+    assert ema.loss is not loss
+    assert ema.loss.scale.item() == pytest.approx(expected, rel=1e-14)
+    assert ema.loss.seen.item() == 20
+    assert not ema.loss.scale.requires_grad
+
+
+def test_a_loss_without_weights_stays_itself() -> None:
+    model, loss = nn.Linear(2, 2), CrossEntropy(None, 0.0, -100)
+    ema = Ema(model, 0.9, loss)
+    ema.update(model, loss)
+
+    assert ema.loss is loss

@@ -98,10 +98,10 @@ def test_modes_come_back_after_an_error() -> None:
     ],
 )
 def test_the_better_weights_score_and_all_are_logged(values: dict[str, float], higher: bool, winner: str) -> None:
-    models = {name: nn.Identity() for name in values}
-    of = {id(model): values[name] for name, model in models.items()}
+    models = {name: (nn.Identity(), loss()) for name in values}
+    of = {id(model): values[name] for name, (model, _) in models.items()}
     logged: list[dict[str, Any]] = []
-    found = score(models, "m", higher, lambda model: {"m": of[id(model)]}, logged.append)
+    found = score(models, "m", higher, lambda model, _: {"m": of[id(model)]}, logged.append)
 
     assert (found.weights, found.value, found.higher_is_better) == (winner, values[winner], higher)
     assert [entry["weights"] for entry in logged] == ["raw", "ema"]

@@ -86,6 +86,7 @@ def a_run(groups: list[list[Batch]], *, dtype: torch.dtype = torch.float32, **ch
         total_steps=6,
         steps_per_epoch=len(groups),
         cadence=Cadence(log=1, evaluate=3, save=4),
+        thaw=lambda step: None,
         score=lambda run, state: Score("accuracy", 0.0, True, "raw"),
         save=lambda run, state: None,
         autopsy=lambda run, step, loss, grad_norm, group: "",
@@ -199,6 +200,19 @@ def test_what_is_due_when() -> None:
     # 3: the best so far; 5: its turn; 6: the end.
     assert saved == [3, 5, 6]
     assert (state.step, state.best_step) == (6, 3)
+
+
+def test_a_schedule_that_watches_is_evaluated_for_at_its_own_steps() -> None:
+    scored: list[int] = []
+
+    def score(run: Run, state: TrainState) -> Score:
+        scored.append(state.step)
+        return Score("accuracy", 0.5, True, "raw")
+
+    run = a_run([data([4], [0], torch.float32)], score=score, cadence=Cadence(log=9, evaluate=3, save=9, look=2))
+    fit(run, TrainState(), lambda: False)
+
+    assert scored == [2, 3, 4, 6]
 
 
 def test_the_schedule_is_asked_for_the_updates_done() -> None:

@@ -60,7 +60,7 @@ def examine(run: Run, step: int, loss: float | None, grad_norm: float | None, gr
         "step": step,
         "loss": _plain(loss),
         "grad_norm": _plain(grad_norm),
-        "lr": _plain(run.optimizer.param_groups[0]["lr"]),
+        "lr": _plain(max(group["lr"] for group in run.optimizer.param_groups)),
         "precision": run.precision.name,
         "scale": _plain(run.precision.scale),
         "samples": [sample for part in group for sample in part.ids],
@@ -127,6 +127,8 @@ def _modules(run: Run) -> Iterator[tuple[str, nn.Module]]:
         yield "loss", run.loss
     if run.ema is not None:
         yield "ema", run.ema.module
+        if run.ema.loss is not run.loss and isinstance(run.ema.loss, nn.Module):
+            yield "ema_loss", run.ema.loss
 
 
 def _tensors(group: list[Batch]) -> Iterator[tuple[str, Tensor]]:

@@ -14,11 +14,13 @@ class Draws:
         seed: The run's seed.
         epoch: The epoch the samples are drawn in.
         ids: The samples' positions in their split.
+        training: Whether they are drawn to be trained on; augmentation is for those alone.
     """
 
     seed: int
     epoch: int
     ids: Sequence[int]
+    training: bool = False
 
     def generator(self, position: int) -> np.random.Generator:
         """The generator of the sample at `position` of the micro-batch; a fresh one at every call."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from trainer.protocols import Batch, Loss
 from trainer.state import Score
+from trainer.targets import count_targets, loss_of, scores_of
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -32,7 +33,7 @@ def evaluate(
 
     Args:
         model: Called on each batch's inputs, in evaluation mode.
-        loss: Sum and number of targets.
+        loss: Sum and number of targets; where it has `scores`, the metrics see those.
         batches: The split.
         metrics: Fresh ones.
         precision: Autocast as in training.
@@ -40,45 +41,44 @@ def evaluate(
     """
     metrics = metrics.to(device)
     total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-    count = torch.zeros_like(total)
+    count = 0.0
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.inference_mode():
             for host_batch in batches:
+                count += count_targets(loss, host_batch)
                 batch = host_batch.to(device)
-                assert batch.target is not None, "a task without targets cannot be evaluated by a loss"
                 with precision.autocast():
                     output = model(**batch.inputs)
-                total += loss(output, batch.target)
-                count += loss.num_targets(batch.target)
-                metrics.update(output.float(), batch.target)
+                total += loss_of(loss, output, batch)
+                metrics.update(scores_of(loss, output).float(), batch.target)
     finally:
         for module, training in modes.items():
             module.training = training
-    mean = (total / count.clamp(min=1)).item()
+    mean = total.item() / max(1.0, count)
     return {"loss": mean, **{name: value.item() for name, value in metrics.compute().items()}}
 
 
 def score(
-    models: Mapping[str, nn.Module],
+    models: Mapping[str, tuple[nn.Module, Loss]],
     monitor: str,
     higher_is_better: bool,
-    measure: Callable[[nn.Module], dict[str, float]],
+    measure: Callable[[nn.Module, Loss], dict[str, float]],
     log: Callable[[dict[str, float | str]], None],
 ) -> Score:
     """Evaluates each of `models` (`raw`, and `ema` where there is one), logs it, and scores the better one.
 
     Args:
-        models: By the name of their weights; the first wins a tie.
+        models: Model and loss by the name of their weights; the first wins a tie.
         monitor: The metric that decides.
         higher_is_better: Its direction.
         measure: A model's loss and metrics on the validation split.
         log: Takes the values of one evaluation.
     """
     best: Score | None = None
-    for weights, model in models.items():
-        values = measure(model)
+    for weights, (model, loss) in models.items():
+        values = measure(model, loss)
         log({"split": "validation", "weights": weights, **values})
         found = Score(monitor, values[monitor], higher_is_better, weights)
         if best is None or found.beats(best):

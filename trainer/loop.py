@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isfinite
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -14,14 +14,34 @@ from torch import nn
 from trainer.ema import Ema
 from trainer.errors import DivergedError, Interrupted
 from trainer.precision import Precision
-from trainer.protocols import Batch, Loss, Report
+from trainer.protocols import Batch, Loss, Report, Stateful
 from trainer.state import Score, TrainState
+from trainer.targets import count_targets, loss_of
 
 
 class Loader(Protocol):
     """The micro-batches of each optimizer step from `start` to before `stop`."""
 
     def groups(self, start: int, stop: int) -> Iterator[list[Batch]]: ...
+
+
+class Schedule(Protocol):
+    """Step, from 0, to the factor on the base learning rates."""
+
+    def __call__(self, step: int, /) -> float: ...
+
+
+@runtime_checkable
+class Watching(Stateful, Protocol):
+    """A schedule that follows the monitored metric, which it looks at every `every_steps` steps."""
+
+    every_steps: int
+
+    def __call__(self, step: int, /) -> float: ...
+
+    def observe(self, value: float, higher_is_better: bool) -> None:
+        """Takes the score of a look."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,6 +51,8 @@ class Cadence:
     log: int
     evaluate: int
     save: int
+    look: int | None = None
+    """For a schedule that follows the scores: when it is evaluated for that, too."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +63,9 @@ class Run:
         model: What is trained.
         loss: A sum over targets; its own parameters, if any, are the optimizer's too.
         optimizer: Its groups carry `initial_lr`, the base learning rate.
-        schedule: Step, from 0, to the factor on the base learning rates.
+        schedule: Step, from 0, to the factor on the base learning rates; a `Watching` one follows the scores.
         precision: Autocast and loss scaling.
-        ema: The averaged weights; None is off.
+        ema: The averaged weights of the model, and of a loss that has some; None is off.
         loader: The data.
         device: Where model and batches meet.
         max_grad_norm: Gradients of a larger 2-norm are scaled down to it; None never clips.
@@ -51,6 +73,7 @@ class Run:
         steps_per_epoch: Optimizer updates of one pass over the data.
         cadence: When to log, evaluate and save.
         score: Evaluates the weights, logs that, and scores the better of raw and averaged ones.
+        thaw: Makes parameters trainable that are frozen up to a step; told the updates done.
         save: Takes a checkpoint.
         autopsy: Keeps what is known of a step that diverged, given the step, its loss, its gradient's norm and its
             micro-batches; says where.
@@ -60,7 +83,7 @@ class Run:
     model: nn.Module
     loss: Loss
     optimizer: torch.optim.Optimizer
-    schedule: Callable[[int], float]
+    schedule: Schedule
     precision: Precision
     ema: Ema | None
     loader: Loader
@@ -69,6 +92,7 @@ class Run:
     total_steps: int
     steps_per_epoch: int
     cadence: Cadence
+    thaw: Callable[[int], None]
     score: Callable[[Run, TrainState], Score]
     save: Callable[[Run, TrainState], None]
     autopsy: Callable[[Run, int, float, float, list[Batch]], str]
@@ -89,23 +113,24 @@ def fit(run: Run, state: TrainState, stopping: Callable[[], bool]) -> None:
             were to be saved are not.
     """
 
-    def due(every: int) -> bool:
-        return state.step % every == 0 or state.step == run.total_steps
+    def due(every: int | None) -> bool:
+        return every is not None and (state.step % every == 0 or state.step == run.total_steps)
 
     run.model.train()
     started, samples = time.perf_counter(), 0
     for group in run.loader.groups(state.step, run.total_steps):
+        run.thaw(state.step)
         lr = set_learning_rate(run.optimizer, run.schedule(state.step))
         loss, grad_norm = update(run, state.step, group)
         if run.ema is not None:
-            run.ema.update(run.model)
+            run.ema.update(run.model, run.loss)
         state.advance()
 
         samples += sum(batch.num_samples for batch in group)
         if due(run.cadence.log):
             rate = samples / (time.perf_counter() - started)
             log_step(run, state, {"loss": loss, "lr": lr, "grad_norm": grad_norm, "samples_per_second": rate})
-        improved = due(run.cadence.evaluate) and state.take(run.score(run, state))
+        improved = (due(run.cadence.evaluate) or due(run.cadence.look)) and state.take(run.score(run, state))
         stop = stopping()
         if improved or stop or due(run.cadence.save):
             run.save(run, state)
@@ -137,16 +162,13 @@ def gradients(run: Run, group: list[Batch]) -> tuple[float, float]:
     """
     run.optimizer.zero_grad(set_to_none=True)
     # On the host, before the copy to the device: counting waits for nothing.
-    num_targets = max(
-        1.0, sum(float(run.loss.num_targets(batch.target)) for batch in group if batch.target is not None)
-    )
+    num_targets = max(1.0, sum(count_targets(run.loss, batch) for batch in group))
     total = torch.zeros((), device=run.device)
     for host_batch in group:
         batch = host_batch.to(run.device)
-        assert batch.target is not None, "a batch to train on needs a target"
         with run.precision.autocast():
             output = run.model(**batch.inputs)
-        loss = run.loss(output, batch.target) / num_targets
+        loss = loss_of(run.loss, output, batch) / num_targets
         run.precision.backward(loss)
         total += loss.detach()
     run.precision.unscale(run.optimizer)
@@ -161,11 +183,10 @@ def gradients(run: Run, group: list[Batch]) -> tuple[float, float]:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Sets each group's learning rate to `factor` times its base; returns the first group's."""
+    """Sets each group's learning rate to `factor` times its base; returns the largest."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
-    lr: float = optimizer.param_groups[0]["lr"]
-    return lr
+    return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
 def log_step(run: Run, state: TrainState, values: dict[str, float]) -> None:

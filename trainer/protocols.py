@@ -52,6 +52,37 @@ class Batch:
         return Batch(inputs, target, self.num_samples, self.ids)
 
 
+@dataclass(frozen=True)
+class Measure:
+    """A share of a split that a person should know of.
+
+    Attributes:
+        name: What was counted: `truncated`, `duplicates`, ...
+        share: Its share, in [0, 1].
+        limit: Above it a run starts with a warning, or not at all with `data.strict=true`.
+        remedy: What to do then.
+        first: The position of the first row it was found in, where one is to be named.
+    """
+
+    name: str
+    share: float
+    limit: float
+    remedy: str
+    first: int | None = None
+
+    @property
+    def too_high(self) -> bool:
+        return self.share > self.limit
+
+    @property
+    def shown(self) -> str:
+        return f"{100 * self.share:.1f} %"
+
+    def __str__(self) -> str:
+        place = "" if self.first is None else f", the first at position {self.first}"
+        return f"{self.shown} {self.name}{place}; {self.remedy}"
+
+
 @runtime_checkable
 class Stateful(Protocol):
     """Anything that changes during a run: what it holds survives a resume."""
@@ -61,8 +92,39 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+Target = Literal["class", "multi_hot", "values", "views", "similarity"]
+"""What a target is, and the output that it is compared with:
+
+* `class`: int64 (...,), output (..., C);
+* `multi_hot`: 0 or 1, float32 (B, C), output (B, C);
+* `values`: float32 (B, V), output (B, V);
+* `views`: int64 (B, K), the sample's number: the output (B * K, D) has K vectors of each sample, sample by sample, the
+  anchor first, then the positive, then hard negatives;
+* `similarity`: -1 or 1, float32 (B,), output (2 * B, D): the two vectors of each sample, sample by sample.
+"""
+
+
+Inputs = Literal["tokens", "features", "images"]
+"""What a model reads:
+
+* `tokens`: `input_ids` and what belongs to them, padded (`attention_mask`) or packed (`position_ids`, `sequence_ids`,
+  `token_index`); `output_index` of any shape says at which flattened positions outputs are wanted;
+* `features`: `features`, float32 (B, F);
+* `images`: `pixel_values`, float32 (B, channels, H, W).
+"""
+
+
 class Loss(Protocol):
-    """A loss is a sum; the loop divides by the number of targets of the whole step."""
+    """A loss is a sum; the loop divides by the number of targets of the whole step.
+
+    Where it has them, these are used too:
+
+    * `targets`: the kinds of `Target` it takes, a tuple of literals that is read before torch is loaded;
+    * `check(target)`: raises RowError for a target on the host that it cannot take;
+    * `needs_inputs = True`: it is called as `loss(output, target, inputs)`;
+    * `in_features` and `scores(output)`: it has parameters of its own and reads that many features of the model, and
+      `scores` makes of them what metrics, predictions and artifacts see, (..., C).
+    """
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
         """The sum over the targets: shape (), float32."""
@@ -81,10 +143,13 @@ class Source(Protocol):
         """Changes when the data changes; cheap, so that a cached encoding is found without loading."""
         ...
 
-    def load(self) -> dict[str, Dataset]:
+    def load(self, roles: Sequence[str]) -> dict[str, Dataset]:
         """Splits `train`, `validation` and, where there is one, `test`.
 
-        A column `row` (int64) says where each row came from.
+        Their columns are those of `roles` that the source has, perhaps more, and `row` (int64), which says where each
+        row came from. What a role holds: `text`, `text_pair`, `positive`, `negative`, `label`: a string; `labels`,
+        `words`, `tags`: strings; `value`: numbers; `score`: a number; `features`: a number, a string or None by
+        name; `image`: `bytes` or `path` of an image file.
 
         Raises:
             DataError: The data cannot be read; file, row and column are named.
@@ -108,6 +173,12 @@ class Task(Stateful, Protocol):
 
     monitor: str
     """The metric that picks the best checkpoint unless `checkpoint.monitor` names another."""
+
+    target: Target
+    """What the targets of its batches are."""
+
+    inputs: Inputs
+    """What the inputs of its batches are."""
 
     def columns(self) -> tuple[str, ...]:
         """The columns of a source that it reads."""
@@ -142,7 +213,7 @@ class Task(Stateful, Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What models and losses may ask for by parameter name: `vocab_size`, `num_outputs`, `class_counts`."""
+        """What models and losses may ask for by parameter name: `vocab_size`, `num_outputs`, `class_counts`, `num_train`."""
         ...
 
     def metrics(self) -> MetricCollection:

@@ -14,7 +14,7 @@ from trainer.checkpoint.generators import capture_generators, restore_generators
 from trainer.checkpoint.optimizer_state import capture_optimizer, restore_optimizer
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.errors import CheckpointError, explain
-from trainer.loop import Run
+from trainer.loop import Run, Watching
 from trainer.state import TrainState
 
 
@@ -29,15 +29,13 @@ def capture(run: Run, state: TrainState, *, documents: Mapping[str, str], data: 
     """
     optimizer_tensors, optimizer_scalars = capture_optimizer(run.optimizer)
     tensors: dict[str, Mapping[str, Tensor]] = {"model": run.model.state_dict(), "optimizer": optimizer_tensors}
-    if run.ema is not None:
-        tensors["ema"] = run.ema.module.state_dict()
-    if isinstance(run.loss, nn.Module) and (loss_tensors := run.loss.state_dict()):
-        tensors["loss"] = loss_tensors
+    tensors |= {name: module.state_dict() for name, module in _further(run).items()}
     train = state.state_dict()
     document = {
         "score": train["score"],
         "train": train,
         "ema": None if run.ema is None else run.ema.state_dict(),
+        "schedule": run.schedule.state_dict() if isinstance(run.schedule, Watching) else None,
         "precision": run.precision.state_dict(),
         "optimizer": optimizer_scalars,
         "generators": capture_generators(),
@@ -59,16 +57,29 @@ def restore(run: Run, state: TrainState, snapshot: Snapshot, *, data: str) -> No
             explain("data", "the data has changed since the checkpoint was taken", "Bring it back, or start a new run")
         )
     load_weights(run.model, snapshot.tensors["model"])
-    if isinstance(run.loss, nn.Module) and "loss" in snapshot.tensors:
-        load_weights(run.loss, snapshot.tensors["loss"])
+    for name, module in _further(run).items():
+        load_weights(module, snapshot.tensors[name])
     if run.ema is not None:
-        load_weights(run.ema.module, snapshot.tensors["ema"])
         run.ema.load_state_dict(document["ema"])
+    if isinstance(run.schedule, Watching):
+        run.schedule.load_state_dict(document["schedule"])
     restore_optimizer(run.optimizer, snapshot.tensors["optimizer"], document["optimizer"])
     run.precision.load_state_dict(document["precision"])
     state.load_state_dict(document["train"])
     # Last: building and loading may have drawn.
     restore_generators(document["generators"])
+
+
+def _further(run: Run) -> dict[str, nn.Module]:
+    """The modules of a run beside the model whose weights a checkpoint holds, by the names of their files."""
+    modules: dict[str, nn.Module] = {}
+    if isinstance(run.loss, nn.Module) and run.loss.state_dict():
+        modules["loss"] = run.loss
+    if run.ema is not None:
+        modules["ema"] = run.ema.module
+        if isinstance(run.ema.loss, nn.Module) and run.ema.loss is not run.loss:
+            modules["ema_loss"] = run.ema.loss
+    return modules
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -83,11 +94,11 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"the checkpoint's weights do not fit the model: {error}") from error
 
 
-def chosen_weights(snapshot: Snapshot, weights: str) -> tuple[str, Mapping[str, Tensor]]:
-    """The model's weights in a checkpoint: `raw`, `ema`, or with `auto` those that scored better there.
+def chosen_weights(snapshot: Snapshot, weights: str) -> tuple[str, Mapping[str, Tensor], Mapping[str, Tensor] | None]:
+    """The weights in a checkpoint: `raw`, `ema`, or with `auto` those that scored better there.
 
     Returns:
-        Which they are, and the tensors.
+        Which they are, the model's tensors, and the loss's where it has some.
 
     Raises:
         CheckpointError: It holds no averaged weights.
@@ -97,4 +108,8 @@ def chosen_weights(snapshot: Snapshot, weights: str) -> tuple[str, Mapping[str, 
         weights = score["weights"] if score else "raw"
     if weights == "ema" and "ema" not in snapshot.tensors:
         raise CheckpointError(explain("weights", "the run kept no averaged weights", "Use weights=raw", value="ema"))
-    return weights, snapshot.tensors["ema" if weights == "ema" else "model"]
+    averaged = weights == "ema"
+    loss = snapshot.tensors.get("loss")
+    if averaged:
+        loss = snapshot.tensors.get("ema_loss", loss)
+    return weights, snapshot.tensors["ema" if averaged else "model"], loss

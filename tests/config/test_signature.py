@@ -3,7 +3,7 @@ from textwrap import dedent
 
 import pytest
 
-from trainer.config.signature import defines, read
+from trainer.config.signature import attribute, defines, read
 
 
 @pytest.fixture
@@ -101,3 +101,24 @@ def test_defined_here_or_only_imported(package: Path) -> None:
     assert defines("pkg.loss.focal.Focal.of", package)
     for target in ("pkg.loss.focal.system", "pkg.loss.focal.wave", "pkg.loss.focal", "pkg.nothing.X", "other.X"):
         assert not defines(target, package)
+
+
+def test_a_class_attribute_is_read_also_from_a_base(tmp_path: Path) -> None:
+    package = tmp_path / "trainer"
+    package.mkdir()
+    (package / "first.py").write_text('class First:\n    kind: str = "one"\n    made = list()\n    many = ("a", "b")\n')
+    (package / "second.py").write_text(
+        "from trainer.first import First\n\n\nclass Second(First):\n    many = ('c',)\n\n\nclass Third(Second):\n    x = 1\n"
+    )
+
+    def read_attribute(target: str, name: str) -> object:
+        return attribute(target, name, package)
+
+    assert read_attribute("trainer.first.First", "kind") == "one"
+    assert read_attribute("trainer.first.First", "made") is None
+    assert read_attribute("trainer.second.Second", "many") == ("c",)
+    assert read_attribute("trainer.second.Third", "many") == ("c",)
+    assert read_attribute("trainer.second.Third", "kind") == "one"
+    assert read_attribute("trainer.second.Fourth", "kind") is None
+    assert read_attribute("trainer.nowhere.Fourth", "kind") is None
+    assert read_attribute("other.Fourth", "kind") is None

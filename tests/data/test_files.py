@@ -16,6 +16,8 @@ from trainer.data.rows import split_of
 from trainer.errors import ConfigError, DataError
 
 SHARES = {"validation": 0.1, "test": 0.1}
+ROLES = ("text_pair", "positive", "negative", "labels", "value", "score", "words", "tags", "image")
+COLUMNS: dict[str, Any] = {role: role for role in ROLES} | {"features": None}
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +26,19 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def files(train: str | list[str] = "train.csv", **changes: Any) -> Files:
-    arguments = {"validation": None, "test": None, "text": "text", "label": "label", "split": SHARES}
-    signs = {"separator": None, "quote": '"', "cache_dir": "cache"}
+    arguments = {
+        "validation": None,
+        "test": None,
+        "text": "text",
+        "label": "label",
+        "columns": COLUMNS,
+        "split": SHARES,
+    }
+    signs = {"list_separator": "|", "separator": None, "quote": '"', "cache_dir": "cache"}
     return Files(train, **arguments | signs | changes)
+
+
+BOTH = ("text", "label")
 
 
 def json_lines(values: list[dict[str, Any]]) -> str:
@@ -42,7 +54,7 @@ def test_labels_that_are_numbers_become_strings(name: str, value: float) -> None
     else:
         parquet.write_table(pa.table({"text": ["x", "5"], "label": [value, None]}), name)
 
-    train = files(name, validation="other.csv", split=SHARES | {"test": 0}).load()["train"]
+    train = files(name, validation="other.csv", split=SHARES | {"test": 0}).load(BOTH)["train"]
 
     assert train.to_dict() == {"text": ["x"], "label": ["1"], "row": [1]}
 
@@ -54,7 +66,7 @@ def test_a_split_of_each_file() -> None:
 
     source = files(["b.jsonl", "a.csv"], validation="c.csv", test="b.csv")
     Path("b.csv").write_text("text,label\na,b\n")
-    splits = source.load()
+    splits = source.load(BOTH)
 
     train = splits["train"]
     assert {name: feature.dtype for name, feature in train.features.items()} == {
@@ -72,8 +84,8 @@ def test_columns_of_any_name_and_another_separator() -> None:
 
     source = files(text="文本", label="标签", validation="other.csv", split=SHARES | {"test": 0}, separator=";")
 
-    assert source.load()["train"]["text"][:] == ["你好", "再见"]
-    assert list(source.load()) == ["train", "validation"]
+    assert source.load(BOTH)["train"]["text"][:] == ["你好", "再见"]
+    assert list(source.load(BOTH)) == ["train", "validation"]
     assert source.column("label") == "data.label=标签"
 
 
@@ -81,7 +93,7 @@ def test_quotes_may_be_ordinary_signs() -> None:
     Path("train.tsv").write_text('text\tlabel\n"Hello" he said\tx\nan "open one\ty\n')
     Path("other.tsv").write_text("text\tlabel\na\tx\n")
 
-    splits = files("train.tsv", validation="other.tsv", split=SHARES | {"test": 0}, quote=None).load()
+    splits = files("train.tsv", validation="other.tsv", split=SHARES | {"test": 0}, quote=None).load(BOTH)
 
     assert splits["train"]["text"][:] == ['"Hello" he said', 'an "open one']
 
@@ -96,7 +108,7 @@ def test_shares_follow_the_text_and_rows_still_know_their_place() -> None:
     write_many("data/a.csv", range(1200))
     source = files("data/*.csv")
 
-    splits = source.load()
+    splits = source.load(BOTH)
 
     assert sum(map(len, splits.values())) == 2200
     assert len(splits["validation"]) == pytest.approx(220, rel=0.2)
@@ -112,7 +124,7 @@ def test_the_order_of_rows_moves_none_to_another_split() -> None:
     write_many("a.csv", range(300))
     write_many("b.csv", range(299, -1, -1))
 
-    forward, backward = files("a.csv").load(), files("b.csv").load()
+    forward, backward = files("a.csv").load(BOTH), files("b.csv").load(BOTH)
 
     assert {split: sorted(rows["text"]) for split, rows in forward.items()} == {
         split: sorted(rows["text"]) for split, rows in backward.items()
@@ -123,7 +135,7 @@ def test_a_given_file_lends_nothing_and_a_missing_split_takes_its_share() -> Non
     write_many("train.csv", range(300))
     write_many("held.csv", range(20))
 
-    splits = files(validation="held.csv").load()
+    splits = files(validation="held.csv").load(BOTH)
 
     assert [len(splits[split]) for split in ("train", "validation")] == [300 - len(splits["test"]), 20]
     assert {split_of(text, {"test": 0.1}) for text in splits["test"]["text"]} == {"test"}
@@ -142,10 +154,10 @@ def test_rows_without_text_or_label_are_left_out_with_one_warning(times: int, ca
 
     for _ in range(times):
         caplog.clear()
-        splits = source.load()
+        splits = source.load(BOTH)
 
     assert caplog.record_tuples == [
-        ("trainer.data.files", logging.WARNING, f"data.{split}: {text}")
+        ("trainer.data.splits", logging.WARNING, f"data.{split}: {text}")
         for split, text in [
             ("train", "rows without a text or a label are left out: 3, the first is b.jsonl, row 1"),
             ("validation", "rows without a text or a label are left out: 3, the first is held.csv, row 1"),
@@ -161,13 +173,14 @@ def test_the_data_stays_on_disk(tmp_path: Path) -> None:
     Path("train.csv").write_text("text,label\n" + "".join(f"{long} {n},{n % 2}\n" for n in range(30_000)))
     before = pa.total_allocated_bytes()
 
-    train = files().load()["train"]
+    train = files().load(BOTH)["train"]
 
     assert Path(train.cache_files[0]["filename"]).is_relative_to(tmp_path / "cache")
     assert train.data.nbytes > 10_000_000
     assert len(train.data.column("text").chunks) > 1  # written in batches
     assert pa.total_allocated_bytes() - before < 1_000_000
-    assert os.listdir("cache/trainer_files") == [files().fingerprint]
+    (folder,) = os.listdir("cache/trainer_files")
+    assert folder.startswith(f"{files().fingerprint}-")
 
 
 def test_the_fingerprint_follows_content_and_parameters_not_the_place() -> None:
@@ -191,6 +204,176 @@ def test_the_fingerprint_follows_content_and_parameters_not_the_place() -> None:
     write_many("train.csv", range(99))
     assert len({known, files().fingerprint, *(other.fingerprint for other in others[:4])}) == 6
     assert len({known, *(other.fingerprint for other in others)}) == 9
+
+
+def loaded(content: str, roles: tuple[str, ...], name: str = "train.csv", **changes: Any) -> list[dict[str, Any]]:
+    """The rows of a training file beside a validation file of one like row."""
+    Path(name).write_text(content, encoding="utf-8")
+    lines = content.splitlines()
+    head = lines[:2] if name.endswith(".csv") else lines[:1]
+    Path(f"held-{name}").write_text("\n".join(head) + "\n", encoding="utf-8")
+    source = files(name, validation=f"held-{name}", split=SHARES | {"test": 0}, **changes)
+    return [{role: row[role] for role in row if role != "row"} for row in source.load(roles)["train"]]
+
+
+ROLE_CASES: dict[str, tuple[str, tuple[str, ...], dict[str, Any], list[dict[str, Any]]]] = {
+    "pairs": (
+        "text,text_pair,score\na,b,0.5\nc,,1\nd,e,\n",
+        ("text", "text_pair", "score"), {},
+        [{"text": "a", "text_pair": "b", "score": 0.5}],
+    ),
+    "triplets": (
+        "text,positive,negative\na,b,c\n",
+        ("text", "positive", "negative"), {},
+        [{"text": "a", "positive": "b", "negative": "c"}],
+    ),
+    "labels": (
+        "text,labels\na,x|y\nb,\nc,y\n",
+        ("text", "labels"), {},
+        [{"text": "a", "labels": ["x", "y"]}, {"text": "b", "labels": []}, {"text": "c", "labels": ["y"]}],
+    ),
+    "values": (
+        "text,lat,lon\na,1.5,-2\nb,3,x\n".replace(",x", ","),
+        ("text", "value"), {"columns": COLUMNS | {"value": ["lat", "lon"]}},
+        [{"text": "a", "value": [1.5, -2.0]}],
+    ),
+    "words": (
+        "词,tags\n我 爱 北京,O O B-LOC\n",
+        ("words", "tags"), {"list_separator": " ", "columns": COLUMNS | {"words": "词"}},
+        [{"words": ["我", "爱", "北京"], "tags": ["O", "O", "B-LOC"]}],
+    ),
+    "features": (
+        "age,city,label,note\n30,Rom,a,x\n,,b,\n40.5,007,a,y\n",
+        ("features", "label"), {"columns": COLUMNS | {"features": ["age", "city"]}},
+        [
+            {"features": {"age": 30.0, "city": "Rom"}, "label": "a"},
+            {"features": {"age": None, "city": None}, "label": "b"},
+            {"features": {"age": 40.5, "city": "007"}, "label": "a"},
+        ],
+    ),
+    "other features": (
+        "age,value,label\n30,1,a\n,2,b\n",
+        ("features", "value"), {},
+        [
+            {"features": {"age": 30.0, "label": "a"}, "value": [1.0]},
+            {"features": {"age": None, "label": "b"}, "value": [2.0]},
+        ],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ROLE_CASES)
+def test_columns_play_the_roles_asked_for(case: str) -> None:
+    content, roles, changes, rows = ROLE_CASES[case]
+
+    assert loaded(content, roles, **changes) == rows
+
+
+def test_lists_and_numbers_of_json_are_taken_as_they_are() -> None:
+    content = json_lines(
+        [
+            {"words": ["a|b", "c"], "tags": ["O", "B x"], "labels": [], "value": [1, 2.5], "size": 3, "code": "007"},
+            {"words": ["d"], "tags": ["O"], "labels": ["y", "x"], "value": [0, 0], "size": None, "code": None},
+        ]
+    )
+    roles = ("words", "tags", "labels", "value", "features")
+
+    assert loaded(content, roles, "train.jsonl") == [
+        {
+            "words": ["a|b", "c"], "tags": ["O", "B x"], "labels": [], "value": [1.0, 2.5],
+            "features": {"size": 3.0, "code": 7.0},
+        },
+        {
+            "words": ["d"], "tags": ["O"], "labels": ["y", "x"], "value": [0.0, 0.0],
+            "features": {"size": None, "code": None},
+        },
+    ]  # fmt: skip
+
+
+def test_what_is_asked_for_has_a_cache_of_its_own() -> None:
+    Path("train.csv").write_text("text,label,labels\n" + "".join(f"text {n},{n % 2},x|y\n" for n in range(100)))
+    source = files()
+
+    first, second = source.load(BOTH), source.load(("text", "labels"))
+
+    assert first["train"].column_names == ["text", "label", "row"]
+    assert second["train"].column_names == ["text", "labels", "row"]
+    assert first["train"]["row"][:] == second["train"]["row"][:]
+    assert len(os.listdir("cache/trainer_files")) == 2
+    assert [source.column(role) for role in ("text", "labels", "features")] == [
+        "data.text=text", "data.columns.labels=labels", "data.columns.features=null",
+    ]  # fmt: skip
+
+
+def test_a_role_without_a_column_is_absent() -> None:
+    write_many("train.csv", range(100))
+
+    assert files(columns=COLUMNS | {"labels": None}).load(("text", "labels"))["train"].column_names == ["text", "row"]
+    with pytest.raises(
+        DataError, match=r"^train\.csv: has no column 'labels'\. .*by data\.text and data\.columns\.labels"
+    ):
+        files().load(("text", "labels"))
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "roles"),
+    [
+        ("text,text_pair,label", "text {0},pair {0},{1}", ("text", "text_pair", "label")),
+        ("words,tags,label", "a|{0},O|{1},{1}", ("words", "tags")),
+        ("a,b,label", "{0},x{0},{1}", ("features", "label")),
+    ],
+)
+def test_shares_follow_the_inputs_and_not_what_is_learnt(header: str, row: str, roles: tuple[str, ...]) -> None:
+    lines = [row.format(n % 100, n % 3) for n in range(300)]
+    Path("train.csv").write_text("\n".join([header, *lines]) + "\n")
+
+    splits = files().load(roles)
+
+    inputs = [role for role in roles if role not in ("label", "tags")]
+    found = [{repr([one[role] for role in inputs]) for one in rows} for rows in splits.values()]
+    assert sum(map(len, found)) == len(set.union(*found)) == 100
+    assert sum(map(len, splits.values())) == 300
+
+
+def test_images_are_found_beside_their_file_wherever_it_lies() -> None:
+    Path("data").mkdir()
+    for number in range(100):
+        Path(f"data/{number}.png").write_bytes(b"%d" % (number % 50))
+    Path("data/train.csv").write_text("image,label\n" + "".join(f"{n}.png,{n % 2}\n" for n in range(100)))
+    source = files("data/train.csv")
+
+    splits = source.load(("image", "label"))
+
+    assert sum(map(len, splits.values())) == 100
+    contents = [{Path(image["path"]).read_bytes() for image in rows["image"]} for rows in splits.values()]
+    assert sum(map(len, contents)) == len(set.union(*contents)) == 50
+    Path("data").rename("moved")
+    moved = files("moved/train.csv")
+    assert moved.fingerprint == source.fingerprint
+    assert Path(moved.load(("image", "label"))["train"][0]["image"]["path"]).parent == Path("moved").absolute()
+    Path("moved/7.png").write_bytes(b"other")
+    assert files("moved/train.csv").fingerprint != source.fingerprint
+    Path("moved/7.png").unlink()
+    with pytest.raises(DataError, match=r"^moved/train\.csv, row 8, column 'image': the image cannot be read: No such"):
+        files("moved/train.csv").load(("image", "label"))
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        (
+            "a,b,label\nx,1,c\n",
+            "held.csv, row 1, column 'a': expected a number, got 'x', where every row of training has",
+        ),
+        ("a,label\n1,c\n", "held.csv: has no column 'b'. It has 'a', 'label'; name them by data.columns.features and"),
+    ],
+)
+def test_another_split_has_the_features_of_training(held: str, message: str) -> None:
+    Path("train.csv").write_text("a,b,label\n1,x,c\n,y,d\n")
+    Path("held.csv").write_text(held)
+
+    with pytest.raises(DataError, match="^" + re.escape(message)):
+        files(validation="held.csv", split=SHARES | {"test": 0}).load(("features", "label"))
 
 
 UNUSABLE: dict[str, tuple[str, bytes, str]] = {
@@ -221,7 +404,7 @@ def test_what_cannot_be_used_is_one_message_with_its_place(case: str, split: str
     source = files(**{"train": "good.csv"} | {split: name})
 
     with pytest.raises(DataError, match="^.*" + re.escape(message)) as caught:
-        source.load()
+        source.load(BOTH)
 
     assert len(caught.value.messages) == 1
     assert "\n" not in str(caught.value)
@@ -251,14 +434,14 @@ def test_a_path_without_a_file_is_one_message(given: str | list[str], message: s
 def test_a_name_with_brackets_is_a_name() -> None:
     write_many("a[1].csv", range(100))
 
-    assert len(files("a[1].csv").load()["train"]) > 60
+    assert len(files("a[1].csv").load(BOTH)["train"]) > 60
 
 
 def test_one_file_in_two_splits_is_refused(tmp_path: Path) -> None:
     write_many("train.csv", range(100))
 
     with pytest.raises(DataError, match=r"^data\.test: names a file of data\.train too, got "):
-        files(test=str(tmp_path / "train.csv")).load()
+        files(test=str(tmp_path / "train.csv")).load(BOTH)
 
 
 def test_a_split_without_rows_is_one_message() -> None:
@@ -267,7 +450,7 @@ def test_a_split_without_rows_is_one_message() -> None:
     with pytest.raises(
         DataError, match=r"^data\.validation: of 3 rows of data\.train none .* data\.split, or name files"
     ):
-        files().load()
+        files().load(BOTH)
 
 
 def test_a_cache_that_cannot_be_written_is_one_message() -> None:
@@ -275,7 +458,7 @@ def test_a_cache_that_cannot_be_written_is_one_message() -> None:
     Path("cache").touch()
 
     with pytest.raises(DataError, match=r"^data\.cache_dir: cannot hold the splits: .*, got 'cache/trainer_files'\."):
-        files().load()
+        files().load(BOTH)
 
 
 @pytest.mark.parametrize(
@@ -290,6 +473,9 @@ def test_a_cache_that_cannot_be_written_is_one_message() -> None:
         ({"split": {"validation": 0, "test": 0.5}}, "split.validation: a run needs a validation split, got 0."),
         ({"separator": "||"}, "separator: must be one character or null, got '||'."),
         ({"quote": ""}, "quote: must be one character or null, got ''."),
+        ({"list_separator": ""}, "list_separator: must be one or more characters, got ''."),
+        ({"columns": {}}, "columns: must hold text_pair, got {}."),
+        ({"columns": COLUMNS | {"text": "a"}}, "columns.text: is no role of a column, got 'a'."),
     ],
 )
 def test_parameters_out_of_range_are_refused_before_any_file_is_opened(changes: dict[str, Any], message: str) -> None:
@@ -299,4 +485,4 @@ def test_parameters_out_of_range_are_refused_before_any_file_is_opened(changes: 
 
 def test_no_file_at_all_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^train: names no file, got \[\]\."):
-        files([]).load()
+        files([]).load(BOTH)

@@ -32,7 +32,9 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(name: str, quote: str | None = '"') -> list[tuple[Any, ...]]:
-    return [tuple(values) for values in records(Path(name), ["text", "label"], separator=None, quote=quote)]
+    keys = "data.text and data.label"
+    found = records(Path(name), ["text", "label"], separator=None, quote=quote, named_by=keys)
+    return [tuple(values) for values in found]
 
 
 def cells(values: list[tuple[str, str]], separator: str = ",") -> str:

@@ -1,84 +1,33 @@
 """The documentation of the running interpreter: real sources, so what is asserted holds on every supported one."""
 
-import ast
 import inspect
 import json
 import sysconfig
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, List, Value, concatenate_datasets
 
 from trainer.data.rows import normalized, split_of
-from trainer.data.stdlib_docs import StdlibDocs, documented
+from trainer.data.stdlib_docs import StdlibDocs
 from trainer.errors import DataError
 
-SOURCE = b'''"""About the module."""
-import os
-
-class Outer:
-    """About the class."""
-
-    async def run(self):
-        """About the coroutine.
-
-            Indented.
-        """
-
-        def inner():
-            "About the inner function."
-
-    class Nested:
-        def quiet(self): pass
-
-try:
-    def guarded():
-        """About\\d the guarded function."""
-except ImportError:
-    def guarded():
-        """About the fallback."""
-else:
-    if os:
-        def chosen():
-            """About the chosen one."""
-'''
+Library = Callable[[dict[str, str]], None]
 
 
 @pytest.fixture(scope="module")
 def splits() -> dict[str, Dataset]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return StdlibDocs().load()
+        return StdlibDocs().load(("text", "label"))
 
 
 @pytest.fixture(scope="module")
 def samples(splits: dict[str, Dataset]) -> Dataset:
     return concatenate_datasets(list(splits.values()))
-
-
-def test_what_is_documented_comes_in_order_with_names_kinds_and_lines() -> None:
-    assert list(documented(SOURCE)) == [
-        ("", "module", 1, "About the module."),
-        ("Outer", "class", 4, "About the class."),
-        ("Outer.run", "function", 7, "About the coroutine.\n\nIndented."),
-        ("Outer.run.inner", "function", 13, "About the inner function."),
-        ("guarded", "function", 20, "About\\d the guarded function."),
-        ("guarded", "function", 23, "About the fallback."),
-        ("chosen", "function", 27, "About the chosen one."),
-    ]
-
-
-@pytest.mark.parametrize("module", ["turtle", "typing", "_pydecimal", "asyncio/tasks", "tkinter/__init__"])
-def test_nothing_documented_is_missed(module: str) -> None:
-    source = Path(sysconfig.get_path("stdlib"), f"{module}.py").read_bytes()
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
-
-    expected = sorted(text for node in nodes if (text := ast.get_docstring(node)))
-
-    assert sorted(sample.text for sample in documented(source)) == expected
 
 
 def test_there_are_thousands_of_samples_in_15_topics(samples: Dataset) -> None:
@@ -144,14 +93,41 @@ def test_tests_duplicates_short_and_unknown_ones_are_left_out(tmp_path: Path, mo
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(source)
 
-    splits = StdlibDocs().load()
+    splits = StdlibDocs().load(("text", "label"))
 
     samples = concatenate_datasets(list(splits.values()))
     assert Counter(samples["label"]) == {"internet": 99, "networking": 1, "text": 1}
     assert set(samples["name"]) == {f"json.f{n}" for n in range(100) if n != 7} | {"asyncio.tasks.again", "re._parser"}
-    assert {split: rows.to_dict() for split, rows in StdlibDocs().load().items()} == {
+    assert {split: rows.to_dict() for split, rows in StdlibDocs().load(("text", "label")).items()} == {
         split: rows.to_dict() for split, rows in splits.items()
     }
+
+
+def test_the_labels_are_topic_kind_and_access(library: Library) -> None:
+    methods = {"__init__": "What it is made of", "_f": "What it does inside"}
+    lines = ["class C:", "    'What the class is for'"]
+    lines += [line for name, text in methods.items() for line in (f"    def {name}(self):", f"        {text!r}")]
+    library({"json/__init__.py": "\n".join(lines), "_weakrefset.py": "'Of weak references only'"})
+
+    samples = concatenate_datasets(list(StdlibDocs().load(("text", "labels")).values()))
+
+    assert samples.features["labels"] == List(Value("string"))
+    found = dict(zip(samples["name"], samples["labels"], strict=True))
+    assert {name: labels for name, labels in found.items() if "filler" not in name} == {
+        "json.C": ["internet", "class", "public"],
+        "json.C.__init__": ["internet", "method", "public"],
+        "json.C._f": ["internet", "method", "private"],
+        "_weakrefset": ["types", "module", "private"],
+    }
+    assert found["cmd.filler7"] == ["gui", "function", "public"]
+
+
+def test_what_is_asked_for_moves_nothing(splits: dict[str, Dataset], library: Library) -> None:
+    assert list(splits["train"].features) == ["text", "label", "name", "kind", "row"]
+    assert splits["train"]["row"][:] == sorted(splits["train"]["row"][:])
+    library({})
+    some, more = (StdlibDocs().load(roles)["train"] for roles in (("text",), ("labels", "label", "text")))
+    assert more.remove_columns("labels").to_dict() == some.to_dict()
 
 
 def test_the_fingerprint_follows_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +146,7 @@ def test_an_interpreter_without_sources_is_one_message(tmp_path: Path, monkeypat
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "python311.zip"))
 
     with pytest.raises(DataError, match=r"python311\.zip: does not hold the sources .* data=files"):
-        StdlibDocs().load()
+        StdlibDocs().load(("text", "label"))
 
 
 def test_a_column_is_named_for_a_message() -> None:

@@ -1,13 +1,14 @@
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.model.exported import TOKEN_AXES, assert_exports_equal, assert_gradients_reach_everything
+from tests.model.token_batches import exported_batches, of_samples, packed, padded, samples, token_layouts, typed
 from trainer.errors import ConfigError
 from trainer.model.text_encoder import TextEncoder
-from trainer.task.packing import packed_inputs, padded_inputs
 
 SIZES: dict[str, Any] = {"vocab_size": 50, "num_outputs": 5, "max_length": 64}
 SHAPE: dict[str, Any] = {"dim": 32, "depth": 2, "heads": 4, "hidden": 48, "dropout": 0.0, "pooling": "mean"}
@@ -18,28 +19,22 @@ def encoder(**changes: Any) -> TextEncoder:
     return TextEncoder(**(SIZES | SHAPE | changes))
 
 
-def samples(count: int, seed: int = 0) -> list[np.ndarray]:
-    random = np.random.default_rng(seed)
-    return [random.integers(50, size=length) for length in random.integers(1, 65, size=count)]
-
-
-@pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "last"])
 @pytest.mark.parametrize("count", [1, 2, 33])
 def test_packed_rows_give_the_output_of_padded_ones(pooling: str, count: int) -> None:
     model = encoder(pooling=pooling)
-    packed = model(**packed_inputs(samples(count), pad_id=0))
-    padded = model(**padded_inputs(samples(count), pad_id=0, width=64))
+    output = model(**packed(samples(count)))
 
-    assert packed.shape == (count, 5)
+    assert output.shape == (count, 5)
     # Measured 4e-7; the house's limit is 1e-5.
-    torch.testing.assert_close(packed, padded, rtol=0, atol=2e-6)
+    torch.testing.assert_close(output, model(**padded(samples(count))), rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "last"])
 def test_packed_rows_give_the_gradients_of_padded_ones(pooling: str) -> None:
     model = encoder(pooling=pooling).double()
     gradients = []
-    for inputs in (packed_inputs(samples(9), pad_id=0), padded_inputs(samples(9), pad_id=0, width=64)):
+    for inputs in (packed(samples(9)), padded(samples(9))):
         model.zero_grad()
         model(**inputs).square().sum().backward()
         gradients.append(
@@ -53,17 +48,17 @@ def test_packed_rows_give_the_gradients_of_padded_ones(pooling: str) -> None:
 
 def test_a_sample_does_not_see_its_neighbours() -> None:
     model, texts = encoder(), samples(12)
-    together = model(**packed_inputs(texts, pad_id=0))
+    together = model(**packed(texts))
     changed = [*texts[:1], *samples(11, seed=1)]
 
-    torch.testing.assert_close(model(**packed_inputs(changed, pad_id=0))[0], together[0], rtol=0, atol=2e-6)
-    assert not torch.allclose(model(**packed_inputs(changed, pad_id=0))[1], together[1], atol=1e-3)
+    torch.testing.assert_close(model(**packed(changed))[0], together[0], rtol=0, atol=2e-6)
+    assert not torch.allclose(model(**packed(changed))[1], together[1], atol=1e-3)
 
 
 def test_padding_changes_nothing() -> None:
     model, texts = encoder(), samples(4)
-    narrow = padded_inputs(texts, pad_id=0, width=max(map(len, texts)))
-    wide = padded_inputs(texts, pad_id=7, width=64)
+    narrow = padded(texts, width=max(map(len, texts)))
+    wide = padded(texts, pad_id=7)
 
     torch.testing.assert_close(model(**narrow), model(**wide), rtol=0, atol=2e-6)
 
@@ -94,7 +89,7 @@ def test_equals_torchs_own_pre_norm_encoder() -> None:
         elif name.startswith("norm."):
             state[name] = value
     reference.load_state_dict(state)
-    inputs = padded_inputs(samples(6), pad_id=0, width=64)
+    inputs = padded(samples(6))
     mask = inputs["attention_mask"].bool()
     embedded = model.token_embedding(inputs["input_ids"]) + model.position_embedding(torch.arange(64))
     hidden = reference(embedded, src_key_padding_mask=~mask)
@@ -104,7 +99,7 @@ def test_equals_torchs_own_pre_norm_encoder() -> None:
 
 
 def test_dropout_is_on_in_training_alone() -> None:
-    model, inputs = encoder(dropout=0.5), padded_inputs(samples(3), pad_id=0, width=64)
+    model, inputs = encoder(dropout=0.5), padded(samples(3))
 
     assert not torch.equal(model(**inputs), model(**inputs))
     model.eval()
@@ -116,3 +111,116 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         encoder(dim=30, depth=0, dropout=1.0)
 
     assert [message.split(":")[0] for message in caught.value.messages] == ["depth", "heads", "dropout"]
+
+
+def test_the_outputs_of_tokens_are_the_same_in_both_layouts() -> None:
+    model, texts = encoder(output_level="token"), samples(12)
+    outputs = []
+    for layout, inputs in token_layouts(texts):
+        output = model(**inputs)
+        assert output.shape == (*layout.shape, 5)
+        outputs.append(of_samples(layout, output))
+
+    for in_padded, in_packed in zip(*outputs, strict=True):
+        torch.testing.assert_close(in_packed, in_padded, rtol=0, atol=2e-6)
+
+
+def test_the_head_reads_chosen_tokens_alone() -> None:
+    model, texts = encoder(output_level="token"), samples(12)
+    seen: list[torch.Size] = []
+    for layout, inputs in token_layouts(texts):
+        everywhere = model(**inputs)
+        wanted = layout.index([torch.arange(0, len(text), 3).numpy() for text in texts])
+        hook = model.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+        output = model(**inputs, output_index=wanted)
+        hook.remove()
+
+        assert seen[-1] == (*wanted.shape, 32)
+        expected = everywhere.flatten(0, 1)[wanted.clamp(min=0)]
+        torch.testing.assert_close(output, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("layout", [packed, padded])
+def test_token_types(layout: Any) -> None:
+    pairs, one_kind = encoder(num_token_types=2), encoder()
+    inputs = typed(layout, samples(6))
+    both = pairs(**inputs)
+
+    assert dict(pairs.named_parameters())["token_type_embedding.weight"].shape == (2, 32)
+    assert not torch.allclose(pairs(**inputs | {"token_type_ids": 1 - inputs["token_type_ids"]}), both, atol=1e-4)
+    # With both kinds alike, an embedding of kinds is a constant that could as well be added to each position.
+    pairs.load_state_dict(one_kind.state_dict(), strict=False)
+    nn.init.constant_(pairs.token_type_embedding.weight, 0.25)  # type: ignore[union-attr]
+    one_kind.position_embedding.weight.data += 0.25
+    torch.testing.assert_close(pairs(**inputs), one_kind(**inputs), rtol=0, atol=2e-6)
+
+
+def test_token_types_are_the_same_in_both_layouts() -> None:
+    model, texts = encoder(num_token_types=2), samples(9)
+
+    torch.testing.assert_close(model(**typed(packed, texts)), model(**typed(padded, texts)), rtol=0, atol=2e-6)
+
+
+def test_without_a_head_the_features_are_the_output() -> None:
+    model, headed, inputs = encoder(num_outputs=None), encoder(), padded(samples(6))
+    model.load_state_dict({name: value for name, value in headed.state_dict().items() if "head." not in name})
+
+    assert model(**inputs).shape == (6, 32)
+    assert torch.equal(headed.head(model(**inputs)), headed(**inputs))
+    assert encoder(num_outputs=None, output_level="token")(**inputs).shape == (6, 64, 32)
+
+
+def test_the_weights_of_one_kind_of_tokens_on_samples() -> None:
+    block = [
+        f"{part}.{kind}"
+        for part in (
+            "attention_norm",
+            "query_key_value",
+            "attention_output",
+            "feed_forward_norm",
+            "feed_forward.0",
+            "feed_forward.2",
+        )
+        for kind in ("weight", "bias")
+    ]
+    names = ["token_embedding.weight", "position_embedding.weight"]
+    names += [f"blocks.{number}.{name}" for number in range(2) for name in block]
+    names += ["norm.weight", "norm.bias", "head.weight", "head.bias"]
+
+    assert [name for name, _ in encoder().named_parameters()] == list(encoder().state_dict()) == names
+    # Neither the level nor a second kind of tokens moves what the generator gives to anything but what comes after.
+    assert torch.equal(encoder(output_level="token").head.weight, encoder().head.weight)
+
+
+@pytest.mark.parametrize("changes", [{}, {"pooling": "last"}, {"output_level": "token"}, {"num_token_types": 2}])
+@pytest.mark.parametrize("layout", [packed, padded])
+def test_gradients_reach_every_parameter(changes: dict[str, Any], layout: Any) -> None:
+    # 64 tokens: every position is used.
+    texts = [*samples(9), torch.arange(64).remainder(50).numpy()]
+    assert_gradients_reach_everything(encoder(**changes), typed(layout, texts))
+
+
+def test_no_host_waits_for_the_device() -> None:
+    model = encoder(output_level="token").to("meta")
+    for _, inputs in token_layouts(samples(5)):
+        on_meta = {name: value.to("meta") for name, value in inputs.items()}
+        # On the meta device there are no values: whatever would read one on the host fails.
+        assert model(**on_meta, output_index=torch.zeros(3, 4, dtype=torch.int64, device="meta")).shape == (3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"output_level": "token"},
+        pytest.param({"pooling": "last"}, marks=pytest.mark.slow),
+        pytest.param({"num_token_types": 2}, marks=pytest.mark.slow),
+    ],
+)
+def test_artifacts_are_equal(changes: dict[str, Any], tmp_path: Path) -> None:
+    batches, axes = exported_batches(), dict(TOKEN_AXES)
+    if "num_token_types" in changes:
+        axes["token_type_ids"] = {0: "batch", 1: "sequence"}
+        batches = [{**batch, "token_type_ids": (batch["input_ids"] > 25).long()} for batch in batches]
+
+    assert_exports_equal(encoder(**changes), batches[0], batches[1:], axes, {"sequence": (1, 64)}, tmp_path)

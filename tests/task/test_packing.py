@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.task.packing import pack, packed_inputs, padded_inputs, text_inputs
+from trainer.task.packing import lay_out, pack, packed_inputs, padded_inputs, token_inputs
 
 lengths = st.lists(st.integers(1, 30), min_size=1, max_size=60)
 
@@ -69,10 +69,22 @@ def test_padded_rows() -> None:
 
 def test_each_batching_has_its_layout() -> None:
     made = {
-        batching: text_inputs(samples([2, 3]), pad_id=0, max_length=7, batching=batching)
+        batching: token_inputs(samples([2, 3]), lay_out([2, 3], max_length=7, batching=batching), pad_id=0)
         for batching in ("packed", "padded", "bucketed", "fixed")
     }
 
     assert made["padded"]["input_ids"].shape == made["bucketed"]["input_ids"].shape == (2, 3)
     assert made["fixed"]["input_ids"].shape == (2, 7)
     assert "attention_mask" not in made["packed"]
+
+
+@given(lengths, st.data())
+def test_an_index_finds_what_is_wanted(lengths: list[int], data: st.DataObject) -> None:
+    wanted = [np.array(data.draw(st.lists(st.integers(0, length - 1), max_size=4)), dtype=int) for length in lengths]
+    wanted[0] = np.array([lengths[0] - 1])
+    for batching in ("packed", "padded"):
+        layout = lay_out(lengths, max_length=30, batching=batching)  # type: ignore[arg-type]
+        flat = layout.fill(samples(lengths), -7).flatten()
+        for sample, chosen, row in zip(samples(lengths), wanted, layout.index(wanted), strict=True):
+            assert flat[row[row >= 0]].tolist() == sample[chosen].tolist()
+            assert (row >= 0).tolist() == [True] * len(chosen) + [False] * (len(row) - len(chosen))

@@ -39,12 +39,14 @@ def encoded(made: TextClassification, rows: Dataset | None = None) -> Dataset:
 def test_labels_and_their_counts_come_from_training() -> None:
     made = fitted()
 
-    assert made.labels == ["fruit", "tool"]
+    assert made.classes.labels == ["fruit", "tool"]
     assert made.facts() == {
-        "vocab_size": made.tokenizer.get_vocab_size(),
+        "vocab_size": made.texts.tokenizer.get_vocab_size(),
         "num_outputs": 2,
         "max_length": 8,
+        "pad_id": 0,
         "class_counts": [3, 3],
+        "num_train": 6,
     }
 
 
@@ -52,7 +54,7 @@ def test_encoding_is_the_tokenizers_own_and_counts_what_is_lost() -> None:
     made = fitted()
     rows = encoded(made, dataset(["the new hammer and the saw on a table", "a 京 saw"], ["tool", "fruit"]))
 
-    assert rows["input_ids"][0] == made.tokenizer.encode("the new hammer and the saw on a table").ids
+    assert rows["input_ids"][0] == made.texts.tokenizer.encode("the new hammer and the saw on a table").ids
     assert len(rows["input_ids"][0]) == 8
     assert list(rows["truncated"]) == [True, False]
     assert rows["unknown"][1] == 1
@@ -68,7 +70,7 @@ def test_a_label_that_training_never_saw() -> None:
 
 
 def test_one_label_cannot_be_learnt() -> None:
-    with pytest.raises(DataError, match="at least two different labels"):
+    with pytest.raises(DataError, match="at least 2 different labels"):
         task().fit(dataset(["a", "b"], ["same", "same"]))
 
 
@@ -127,7 +129,7 @@ def test_an_example_has_the_sizes_that_are_asked_for() -> None:
     }
     assert inputs["attention_mask"][0].all()
     assert inputs["attention_mask"].sum() < 35
-    assert inputs["input_ids"].max() < made.tokenizer.get_vocab_size()
+    assert inputs["input_ids"].max() < made.texts.tokenizer.get_vocab_size()
 
 
 def test_the_state_is_json_and_gives_the_same_task() -> None:
@@ -151,7 +153,7 @@ def test_artifact_files_read_back() -> None:
 
     assert json.loads(files["labels.json"]) == ["fruit", "tool"]
     text = "the new hammer and the saw on a table"
-    assert Tokenizer.from_str(files["tokenizer.json"]).encode(text).ids == made.tokenizer.encode(text).ids
+    assert Tokenizer.from_str(files["tokenizer.json"]).encode(text).ids == made.texts.tokenizer.encode(text).ids
 
 
 def test_the_fingerprint_follows_what_encoding_depends_on() -> None:

@@ -1,8 +1,10 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from trainer.errors import ConfigError
 from trainer.task.tokenization import SPECIAL_TOKENS, learn_wordpiece, load_tokenizer, pad_id, unknown_id
@@ -75,5 +77,57 @@ def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"tokenizer: not a tokenizer\.json"):
         load_tokenizer(str(tmp_path))
-    with pytest.raises(ConfigError, match="tokenizer: no such file, got 'nowhere'"):
-        load_tokenizer("nowhere")
+    with pytest.raises(ConfigError, match=r"tokenizer: no such file, got 'nowhere/of/such\.json'"):
+        load_tokenizer("nowhere/of/such.json")
+
+
+def test_a_name_without_a_network() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_tokenizer("bert-base-cased")
+
+    assert "no such file, and the hub cannot be reached, got 'bert-base-cased'" in str(caught.value)
+    assert "hf download" in str(caught.value)
+
+
+def test_a_name_in_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "models--owner--name"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text("abc")
+    (model / "snapshots" / "abc").mkdir(parents=True)
+    learn_wordpiece([TEXTS * 5], vocab_size=200, lowercase=True).save(str(model / "snapshots/abc/tokenizer.json"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+    assert load_tokenizer("owner/name").encode("the loop").tokens == ["[CLS]", "the", "loop", "[SEP]"]
+
+
+def test_a_folder_with_a_list_of_words(tmp_path: Path) -> None:
+    words = [*SPECIAL_TOKENS, "the", "loop", "##s"]
+    (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    tokenizer = load_tokenizer(str(tmp_path))
+
+    assert tokenizer.encode("The loops", "the").tokens == ["[CLS]", "the", "loop", "##s", "[SEP]", "the", "[SEP]"]
+    assert tokenizer.encode("The loops", "the").ids == [2, 5, 6, 7, 3, 5, 3]
+    assert tokenizer.get_vocab_size() == len(words)
+
+
+def test_a_folder_with_merges(tmp_path: Path) -> None:
+    learnt = Tokenizer(models.BPE())
+    learnt.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=290, special_tokens=["<|endoftext|>"], show_progress=False)
+    learnt.train_from_iterator([text.lower() for text in TEXTS * 5], trainer)
+    learnt.model.save(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    tokenizer = load_tokenizer(str(tmp_path))
+
+    assert tokenizer.encode("run the loop").tokens == learnt.encode("run the loop").tokens
+    assert unknown_id(tokenizer) is None
+
+
+def test_a_folder_without_a_vocabulary(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tokenizer: no tokenizer\.json in it, and none can be made"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    # The library itself makes one of five special tokens, to which every word is unknown.
+    with pytest.raises(ConfigError, match="tokenizer: there is no vocabulary in it"):
+        load_tokenizer(str(tmp_path))

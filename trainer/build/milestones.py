@@ -12,8 +12,8 @@ from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.schema import TrainJob
 from trainer.errors import DivergedError
 from trainer.evaluate import evaluate, score
-from trainer.loop import Run
-from trainer.protocols import Batch, Task
+from trainer.loop import Run, Watching
+from trainer.protocols import Batch, Loss, Task
 from trainer.resume import capture
 from trainer.state import Score, TrainState
 
@@ -25,14 +25,19 @@ def scoring(job: TrainJob, task: Task, validation: Iterable[Batch]) -> Callable[
     monitor, higher_is_better = parts.build_monitor(job, task)
 
     def score_step(run: Run, state: TrainState) -> Score:
-        def measure(model: nn.Module) -> dict[str, float]:
-            return evaluate(model, run.loss, validation, task.metrics(), precision=run.precision, device=run.device)
+        def measure(model: nn.Module, loss: Loss) -> dict[str, float]:
+            return evaluate(model, loss, validation, task.metrics(), precision=run.precision, device=run.device)
 
         def log(values: Mapping[str, float | str]) -> None:
             run.report.log("eval", step=state.step, epoch=state.step / run.steps_per_epoch, values=values)
 
-        models = {"raw": run.model} | ({} if run.ema is None else {"ema": run.ema.module})
-        return score(models, monitor, higher_is_better, measure, log)
+        models = {"raw": (run.model, run.loss)}
+        if run.ema is not None:
+            models["ema"] = (run.ema.module, run.ema.loss or run.loss)
+        found = score(models, monitor, higher_is_better, measure, log)
+        if isinstance(run.schedule, Watching) and state.step % run.schedule.every_steps == 0:
+            run.schedule.observe(found.value, higher_is_better)
+        return found
 
     return score_step
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import shutil
-from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -13,14 +12,18 @@ import torch
 from torch import nn
 
 from trainer.build.instantiate import locate, make, parameters
+from trainer.build.teacher import load_teacher
 from trainer.config.duration import to_steps
-from trainer.config.schema import TrainJob
+from trainer.config.pairing import unfit_targets
+from trainer.config import schema
+from trainer.config.schema import OptimizerKeys, TrainJob
 from trainer.data.encode import Encoded, cache_root, encode
 from trainer.data.loader import Batches, LoaderOptions
 from trainer.data.plan import MicroBatch
 from trainer.errors import ConfigError, DataError, explain, nearest
 from trainer.evaluate import directions
-from trainer.optimizer.groups import undecayed_names
+from trainer.loop import Schedule
+from trainer.optimizer.groups import hidden_names, layers_of, parameter_groups, undecayed_names
 from trainer.protocols import Loss, Task
 
 logger = logging.getLogger(__name__)
@@ -63,13 +66,23 @@ def build_encoded(job: TrainJob, task: Task, *, fitted: bool) -> Encoded:
     return encoded
 
 
-def build_model(job: TrainJob, task: Task, encoded: Encoded, device: torch.device) -> nn.Module:
+def build_model(
+    job: TrainJob, task: Task, encoded: Encoded, device: torch.device, *, num_outputs: int | None = None
+) -> nn.Module:
     """The model on its device, with random weights; it fits the task's batches.
+
+    Args:
+        job: The checked config.
+        task: Fitted.
+        encoded: The encoded splits.
+        device: Where it will be.
+        num_outputs: The features that the loss reads; None: what the task asks for.
 
     Raises:
         ConfigError: Its forward does not take what the batches hold.
     """
-    model: nn.Module = make("model", job.model, **task.facts())
+    facts = task.facts() if num_outputs is None else task.facts() | {"num_outputs": num_outputs}
+    model: nn.Module = make("model", job.model, **facts)
     inputs = Batches(encoded.splits["train"], task, job.loader.batching, job.seed)[MicroBatch(0, (0,))].inputs
     try:
         inspect.signature(model.forward).bind(**inputs)
@@ -86,7 +99,14 @@ def build_model(job: TrainJob, task: Task, encoded: Encoded, device: torch.devic
 
 def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
     """The loss, its buffers and parameters on the device."""
-    loss = make("loss", job.loss, **task.facts())
+    facts = task.facts()
+    if "teacher_model" in parameters(locate("loss", job.loss)):
+        facts["teacher_model"] = load_teacher(job.loss.get("teacher"), task, device, job.trust)
+    loss = make("loss", job.loss, **facts)
+    kinds = getattr(loss, "targets", None)
+    if kinds is not None and task.target not in kinds:
+        problem = unfit_targets(kinds, task.target)
+        raise ConfigError(explain("loss", problem, value=job.loss["_target_"]))
     if not hasattr(loss, "num_targets"):
         problem = f"{job.loss['_target_']} has no num_targets: a loss is a sum, and says over how many targets"
         raise ConfigError(explain("loss", problem))
@@ -98,16 +118,25 @@ def build_optimizer(job: TrainJob, model: nn.Module, loss: Loss) -> torch.optim.
     modules = nn.ModuleDict({"model": model})
     if isinstance(loss, nn.Module):
         modules["loss"] = loss
-    named = list(modules.named_parameters())
-    optimizer: torch.optim.Optimizer = make(
-        "optimizer", job.optimizer, named_parameters=named, params=named, undecayed=undecayed_names(modules)
-    )
+    part = {key: value for key, value in job.optimizer.items() if key not in schema.keys(OptimizerKeys)}
+    try:
+        groups = parameter_groups(
+            modules.named_parameters(),
+            lr=part.get("lr"),
+            weight_decay=part.get("weight_decay"),
+            undecayed=undecayed_names(modules),
+            layers=layers_of(modules),
+            **{key: job.optimizer[key] for key in schema.keys(OptimizerKeys) if key in job.optimizer},
+        )
+    except ConfigError as error:
+        raise ConfigError(*(f"optimizer.{message}" for message in error.messages)) from error
+    optimizer: torch.optim.Optimizer = make("optimizer", part, params=groups, hidden=hidden_names(modules))
     for group in optimizer.param_groups:
         group["initial_lr"] = float(group["lr"])
     return optimizer
 
 
-def build_schedule(job: TrainJob, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
+def build_schedule(job: TrainJob, steps_per_epoch: int, total_steps: int) -> Schedule:
     """Step to factor. A key `x` of a parameter `x_steps` is a duration and becomes steps here."""
     names = parameters(locate("scheduler", job.scheduler))
     part: dict[str, Any] = {}
@@ -116,8 +145,11 @@ def build_schedule(job: TrainJob, steps_per_epoch: int, total_steps: int) -> Cal
             part[f"{key}_steps"] = to_steps(value, steps_per_epoch, total_steps)
         else:
             part[key] = value
-    schedule: Callable[[int], float] = make("scheduler", part, total_steps=total_steps)
-    schedule(0)
+    schedule: Schedule = make("scheduler", part, total_steps=total_steps)
+    try:
+        schedule(0)
+    except ConfigError as error:
+        raise ConfigError(*(f"scheduler.{message}" for message in error.messages)) from error
     return schedule
 
 

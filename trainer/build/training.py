@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -77,14 +77,16 @@ def build_training(
     encoded = parts.build_encoded(job, task, fitted=snapshot is not None)
     task.check(encoded.splits)
     train, validation = (
-        Batches(encoded.splits[split], task, job.loader.batching, job.seed) for split in ("train", "validation")
+        Batches(encoded.splits[split], task, job.loader.batching, job.seed, training=split == "train")
+        for split in ("train", "validation")
     )
     plan = BatchPlan(len(train.rows), job.train.batch_size, job.seed, parts.plan_lengths(job, task, encoded))
     length = run_length(job, plan.steps_per_epoch)
+    schedule = parts.build_schedule(job, plan.steps_per_epoch, length.total_steps)
     options = parts.loader_options(job, device)
-    model = parts.build_model(job, task, encoded, device)
     loss = parts.build_loss(job, task, device)
-    ema = None if job.ema.decay is None else Ema(model, job.ema.decay)
+    model = parts.build_model(job, task, encoded, device, num_outputs=getattr(loss, "in_features", None))
+    ema = None if job.ema.decay is None else Ema(model, job.ema.decay, loss)
     if job.compile:
         parts.compile_model(model, device)
     held_out = EvaluationBatches(validation, job.loader.eval_batch_size, options)
@@ -94,7 +96,7 @@ def build_training(
         model=model,
         loss=loss,
         optimizer=parts.build_optimizer(job, model, loss),
-        schedule=parts.build_schedule(job, plan.steps_per_epoch, length.total_steps),
+        schedule=schedule,
         precision=Precision(job.precision, device),
         ema=ema,
         loader=TrainLoader(train, plan, job.train.accumulate, options),
@@ -102,7 +104,8 @@ def build_training(
         max_grad_norm=job.train.max_grad_norm,
         total_steps=length.total_steps,
         steps_per_epoch=plan.steps_per_epoch,
-        cadence=length.cadence,
+        cadence=replace(length.cadence, look=getattr(schedule, "every_steps", None)),
+        thaw=lambda step: None,
         score=scoring(job, task, held_out),
         save=saving(submit, keep_findings, documents, encoded.fingerprint),
         autopsy=looking(keep_findings),

@@ -39,11 +39,12 @@ def export_trained(trained: Trained, export: dict[str, Any], split: str) -> list
     """The artifacts that the group `export` asks for, proved on a split."""
     from trainer.build.instantiate import make
     from trainer.commands.trained import split_batches
+    from trainer.targets import scored
 
     publish = make("export", export)
     artifacts: list[Artifact] = publish(
         trained.folder / "export",
-        trained.model.cpu(),
+        scored(trained.model, trained.loss).cpu(),
         trained.task,
         lambda: split_batches(trained, split, "padded"),
         trained.provenance | {"split": split},

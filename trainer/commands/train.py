@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,7 @@ def run(job: TrainJob, config: dict[str, Any]) -> None:
                 notes: list[str] = []
                 if snapshot is not None and job.resume == "auto":
                     config, notes = resume_config(stored_config(snapshot.documents["config.yaml"]), config)
+                    job = replace(job, optimizer=config["optimizer"])
                 _run(job, config, folder, snapshot, signals, notes)
         except Interrupted as error:
             raise Interrupted(*error.messages, _way_on(folder)) from error
@@ -92,13 +95,17 @@ def _run(
     from trainer.report.tensorboard import TensorBoard
 
     console = open_console(job.logger.console)
-    text, metrics = config_text(config), folder / "metrics.jsonl"
+    metrics = folder / "metrics.jsonl"
     first = not metrics.exists()
     with ExitStack() as stack:
         stack.enter_context(run_logs(folder / "trainer.log", console, quiet=job.logger.console == "none"))
         logger.info("run folder: %s", folder)
         for note in notes:
             logger.info(note)
+        if job.optimizer.get("lr") == "auto":
+            found = job.optimizer | {"lr": _find_lr(job, folder)}
+            job, config = replace(job, optimizer=found), config | {"optimizer": found}
+        text = config_text(config)
         (folder / "config.yaml").write_text(text, encoding="utf-8")
         saver = Saver(Store(folder / CHECKPOINTS, job.checkpoint.keep))
         stack.callback(saver.close)
@@ -122,6 +129,18 @@ def _run(
         saver.close()
         signals.raise_if_stopping()
         _finish(job, folder, training, console)
+
+
+def _find_lr(job: TrainJob, folder: Path) -> float:
+    """The learning rate by a range test; its curve is kept in `lr_range.json`."""
+    from trainer.build.range_test import range_test, steepest
+
+    curve = range_test(job)
+    (folder / "lr_range.json").write_text(json.dumps(vars(curve)) + "\n", encoding="utf-8")
+    # Two digits: the rest is noise, and it is to be read in the config.
+    lr = float(f"{steepest(curve):.1e}")
+    logger.info("optimizer.lr=auto: %g, where the loss fell fastest; the curve: %s", lr, folder / "lr_range.json")
+    return lr
 
 
 def _keep_findings(findings: Findings, text: str, folder: Path, saver: Saver) -> str:

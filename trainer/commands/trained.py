@@ -24,6 +24,7 @@ from trainer.evaluate import evaluate
 from trainer.precision import Precision, PrecisionName
 from trainer.protocols import Batch, Batching, Loss, Task
 from trainer.resume import chosen_weights, load_weights
+from trainer.targets import scored
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,13 @@ def load_trained(
     where = parts.build_device(device)
     task = parts.build_task(job, json.loads(snapshot.documents["task.json"]))
     encoded = parts.build_encoded(job, task, fitted=True)
-    model = parts.build_model(job, task, encoded, where)
-    chosen, tensors = chosen_weights(snapshot, weights)
-    load_weights(model, tensors)
+    chosen, tensors, loss_tensors = chosen_weights(snapshot, weights)
     loss = parts.build_loss(job, task, where)
-    if isinstance(loss, nn.Module) and "loss" in snapshot.tensors:
-        load_weights(loss, snapshot.tensors["loss"])
+    if loss_tensors is not None:
+        assert isinstance(loss, nn.Module)
+        load_weights(loss, loss_tensors)
+    model = parts.build_model(job, task, encoded, where, num_outputs=getattr(loss, "in_features", None))
+    load_weights(model, tensors)
     provenance = {
         "run": folder.name,
         "step": snapshot.step,
@@ -135,7 +137,8 @@ def save_model(trained: Trained) -> Path:
 
     folder = trained.folder / "model"
     folder.mkdir(exist_ok=True)
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in trained.model.state_dict().items()}
+    weights = scored(trained.model, trained.loss).state_dict()
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
     save_file(tensors, folder / "model.safetensors")
     config = {"model": trained.job.model, "facts": trained.task.facts(), "provenance": trained.provenance}
     (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

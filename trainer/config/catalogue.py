@@ -66,7 +66,10 @@ class Catalogue:
     def content(self, group: str, option: str) -> dict[str, Any]:
         """The keys of an option, without its defaults list; empty where there is no such option."""
         file = self.file(group, option)
-        return _content(file) if file else {}
+        content = _content(file) if file else {}
+        # An option that also chooses others is written for the whole configuration (`# @package _global_`).
+        own = content.get(group)
+        return own if isinstance(own, dict) and "_target_" in own else content
 
     def defaults(self, name: str) -> list[Any]:
         """The defaults list of a primary configuration."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from trainer.config import rules, schema
+from trainer.config import pairing, rules, schema
 from trainer.config.keys import Keys
 from trainer.config.parts import part_faults, value_faults
 from trainer.errors import ConfigError, explain
@@ -26,7 +26,7 @@ def faults(config: Mapping[str, Any], keys: Keys) -> list[str]:
             found.append(explain(name, "is needed"))
         else:
             found += value_faults(name, value, annotation)
-    return found + rules.faults(config)
+    return [*found, *rules.faults(config), *pairing.faults(config, keys.catalogue)]
 
 
 def _section_faults(name: str, section: Any, kind: type, keys: Keys) -> Iterable[str]:

@@ -47,6 +47,8 @@ def _groups(verb: str, kind: type, folders: Catalogue, chosen: Mapping[str, str]
         option = chosen.get(group, defaults.get(group, ""))
         yield from ["", f"{group}={option}: {schema.doc(kind, group)}; options: {', '.join(folders.options(group))}"]
         yield from _option(group, option, folders)
+        if shared := schema.shared_keys(kind, group):
+            yield from _table(f"{group}.", schema.defaults(shared), shared)
     for group in schema.BARE_GROUPS if verb == "train" else ():
         yield from ["", f"{group}: sets several keys at once; options: {', '.join(folders.options(group))}"]
 

@@ -87,7 +87,10 @@ class Keys:
         if parent in sections:
             return list(schema.keys(sections[parent]))
         option = self.catalogue.option_of(parent, str(above.get("_target_")))
-        return list(self.catalogue.content(parent, option) if option else map(str, above))
+        shared = schema.shared_keys(self.kind, parent)
+        return (list(schema.keys(shared)) if shared else []) + list(
+            self.catalogue.content(parent, option) if option else map(str, above)
+        )
 
     def _other_option(self, group: str, name: str) -> str:
         for option in self.catalogue.options(group) if group in schema.groups(self.kind) else ():

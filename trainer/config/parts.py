@@ -6,13 +6,15 @@ from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from trainer.config import signature
+from trainer.config import schema, signature
 from trainer.config.annotations import expected, fits, forms, literals
 from trainer.config.catalogue import Catalogue
 from trainer.config.keys import Keys
 from trainer.errors import explain, nearest
 
 OWN = "trainer."
+_MEASURED = "optimizer.lr"
+"""It may be `auto`: the optimizer then gets what a range test finds."""
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_", "_args_"})
 
 
@@ -33,8 +35,23 @@ def value_faults(path: str, value: Any, annotation: str) -> list[str]:
 def part_faults(group: str, part: Any, keys: Keys) -> list[str]:
     """What is wrong with the part of a group: its target, keys and values."""
     options = f"One of {', '.join(keys.catalogue.options(group))} is needed"
-    if not isinstance(part, Mapping):
-        return [explain(group, "must be the name of an option", options, value=part)]
+    if isinstance(part, Mapping):
+        shared = _shared(group, keys)
+        faults = [
+            fault for key in shared if key in part for fault in value_faults(f"{group}.{key}", part[key], shared[key])
+        ]
+        return faults + _own_faults(group, {key: value for key, value in part.items() if key not in shared}, keys)
+    return [explain(group, "must be the name of an option", options, value=part)]
+
+
+def _shared(group: str, keys: Keys) -> Mapping[str, str]:
+    """The keys that every option of a group has, with their annotations."""
+    kind = schema.shared_keys(keys.kind, group)
+    return {} if kind is None else schema.keys(kind)
+
+
+def _own_faults(group: str, part: Mapping[str, Any], keys: Keys) -> list[str]:
+    options = f"One of {', '.join(keys.catalogue.options(group))} is needed"
     target = part.get("_target_")
     if not isinstance(target, str) or target == "???":
         return [explain(f"{group}._target_", "must be the dotted name of a class or function", options, value=target)]
@@ -50,6 +67,8 @@ def part_faults(group: str, part: Any, keys: Keys) -> list[str]:
     for key, value in part.items():
         path = f"{group}.{key}"
         annotation = "Any" if key in HYDRA_KEYS else found.annotation(str(key))
+        if path == _MEASURED and annotation is not None:
+            annotation += " | Literal['auto']"
         faults += [keys.unknown(path, value)] if annotation is None else value_faults(path, value, annotation)
     return faults + _left_out(group, part, target, found, keys.catalogue)
 

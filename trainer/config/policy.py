@@ -46,12 +46,21 @@ def resume_config(stored: Mapping[str, Any], current: Mapping[str, Any]) -> tupl
     Raises:
         ConfigError: They differ in what a run keeps; every difference is named, old and new.
     """
+    current = _with_found(stored, current)
     changes = list(differences(stored, current))
     refused = [change for change in changes if not any(fnmatchcase(change[0], safe) for safe in SAFE)]
     if refused:
         raise ConfigError(*(_refusal(*change, stored) for change in refused))
     notes = [f"{key}: {_change(old, new)}; {NOTES[key]}" for key, old, new in changes if key in NOTES]
     return dict(current), notes
+
+
+def _with_found(stored: Mapping[str, Any], current: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A learning rate that was asked to be found has been found."""
+    optimizer = current.get("optimizer")
+    if not isinstance(optimizer, Mapping) or optimizer.get("lr") != "auto" or "lr" not in stored.get("optimizer", {}):
+        return current
+    return {**current, "optimizer": {**optimizer, "lr": stored["optimizer"]["lr"]}}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

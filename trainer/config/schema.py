@@ -26,8 +26,17 @@ def _section(kind: type, doc: str) -> Any:
     return field(default_factory=kind, metadata={"doc": doc, "section": kind})
 
 
-def _group(doc: str) -> Any:
-    return field(default_factory=dict, metadata={"doc": doc, "group": True})
+def _group(doc: str, keys: type | None = None) -> Any:
+    return field(default_factory=dict, metadata={"doc": doc, "group": True, "keys": keys})
+
+
+@dataclass(frozen=True)
+class OptimizerKeys:
+    """Which parameters get which rates, whatever the optimizer."""
+
+    decay: Literal["matrices", "all"] = _key("matrices", "matrices: none of biases, norms and embeddings decays")
+    layer_decay: float | None = _key(None, "factor on the learning rate from each layer to the one below, in (0, 1]")
+    overrides: list[dict[str, Any]] = _key([], "{match: <pattern of names>, lr: ..., weight_decay: ...}; the last wins")
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ class TrainJob:
     data: Part = _group("where samples come from")
     model: Part = _group("the network")
     loss: Part = _group("what is minimized")
-    optimizer: Part = _group("how weights are updated")
+    optimizer: Part = _group("how weights are updated", OptimizerKeys)
     scheduler: Part = _group("the learning rate over the run")
     export: Part = _group("artifacts written at the end")
 
@@ -190,16 +199,25 @@ def groups(kind: type) -> tuple[str, ...]:
     return tuple(item.name for item in fields(kind) if "group" in item.metadata)
 
 
+def shared_keys(kind: type, group: str) -> type | None:
+    """The schema of the keys that every option of a group has, whatever it makes; build itself uses them."""
+    found = next((item for item in fields(kind) if item.name == group), None)
+    return None if found is None else found.metadata.get("keys")
+
+
 def stored_sections(kind: type) -> tuple[str, ...]:
     """What of a run's own config a job may change."""
     return STORED_SECTIONS if any(item.name == "stored_overrides" for item in fields(kind)) else ()
 
 
 def defaults(kind: type) -> dict[str, Any]:
-    """The default of every key of a job or section as plain mappings; groups are left to the YAML."""
+    """The default of every key of a job or section as plain mappings; a group's own keys are left to the YAML."""
     found: dict[str, Any] = {}
     for item in fields(kind):
-        if "doc" not in item.metadata or "group" in item.metadata:
+        if "doc" not in item.metadata:
+            continue
+        if "group" in item.metadata:
+            found |= {item.name: defaults(shared)} if (shared := item.metadata["keys"]) else {}
             continue
         value = item.default if item.default_factory is MISSING else item.default_factory()
         found[item.name] = defaults(type(value)) if is_dataclass(value) else value

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from trainer.errors import nearest
 
@@ -50,6 +51,41 @@ def read(target: str, package: Path = PACKAGE) -> Signature | None:
     """
     path, names = _module(target, package)
     return _of_name(_tree(path), names, target, package)
+
+
+def attribute(target: str, name: str, package: Path = PACKAGE) -> Any:
+    """The literal value of a class attribute of a dotted `target` below `package`; None where there is none to read."""
+    if not target.startswith(f"{package.name}."):
+        return None
+    try:
+        path, names = _module(target, package)
+    except LookupError:
+        return None
+    classes = {item.name: item for item in _tree(path).body if isinstance(item, ast.ClassDef)}
+    while names and names[-1] in classes:
+        found = classes[names[-1]]
+        for item in found.body:
+            value = _assigned(item, name)
+            if value is not None:
+                return value
+        names = [base.id for base in found.bases if isinstance(base, ast.Name)][:1]
+    if names and (source := _imported(_tree(path), names[-1])):
+        return attribute(source, name, package)
+    return None
+
+
+def _assigned(item: ast.stmt, name: str) -> Any:
+    """The literal that a statement gives the attribute `name`."""
+    target = (
+        item.target if isinstance(item, ast.AnnAssign) else item.targets[0] if isinstance(item, ast.Assign) else None
+    )
+    if not isinstance(target, ast.Name) or target.id != name:
+        return None
+    assert isinstance(item, ast.AnnAssign | ast.Assign)
+    try:
+        return None if item.value is None else ast.literal_eval(item.value)
+    except ValueError:
+        return None
 
 
 def defines(target: str, package: Path = PACKAGE) -> bool:

@@ -120,7 +120,7 @@ def _spread(size: int, limit: int) -> np.ndarray:
 
 
 def _load(source: Source, task: Task) -> dict[str, Dataset]:
-    raw = source.load()
+    raw = source.load(task.columns())
     for split, rows in raw.items():
         missing = [role for role in task.columns() if role not in rows.column_names]
         if missing:

@@ -45,15 +45,18 @@ class LoaderOptions:
 class Batches(Dataset[Batch]):
     """A split as a function from a `MicroBatch` to a `Batch`."""
 
-    def __init__(self, rows: datasets.Dataset, task: Task, batching: Batching, seed: int) -> None:
+    def __init__(
+        self, rows: datasets.Dataset, task: Task, batching: Batching, seed: int, *, training: bool = False
+    ) -> None:
         self.rows = rows.with_format("arrow")
         self.task = task
         self.batching = batching
         self.seed = seed
+        self.training = training
 
     def __getitem__(self, part: MicroBatch) -> Batch:
         rows = columns(self.rows[list(part.ids)])
-        return self.task.collate(rows, Draws(self.seed, part.epoch, part.ids), self.batching)
+        return self.task.collate(rows, Draws(self.seed, part.epoch, part.ids, self.training), self.batching)
 
 
 class TrainLoader:

@@ -22,7 +22,11 @@ from trainer.errors import DataError, explain, nearest
 Records = Iterator[Sequence[Any]]
 
 
-def records(path: Path, columns: Sequence[str], *, separator: str | None, quote: str | None) -> Records:
+class _ColumnError(Exception):
+    """A file has none or several columns of a name; the arguments are what is wrong, that name and the file's names."""
+
+
+def records(path: Path, columns: Sequence[str], *, separator: str | None, quote: str | None, named_by: str) -> Records:
     """The values of `columns`, record by record; memory grows with the file only where JSON is one list.
 
     Args:
@@ -30,10 +34,34 @@ def records(path: Path, columns: Sequence[str], *, separator: str | None, quote:
         columns: The columns wanted, in this order.
         separator: Between the cells of CSV and TSV; None for the comma and the tab.
         quote: Around cells of CSV and TSV that hold separators or line ends; None where quotes are ordinary signs.
+        named_by: The keys that name the columns, for a message: `data.text and data.label`.
 
     Raises:
         DataError: The file is empty, broken, not UTF-8, or lacks a column.
     """
+    try:
+        yield from _opened(path, columns, separator, quote)
+    except _ColumnError as error:
+        problem, column, names = error.args
+        remedy = f"It has {', '.join(map(repr, names))}; name them by {named_by}"
+        if len(names) == 1 and not set(",;|\t").isdisjoint(names[0]):
+            remedy += ", and what separates them by data.separator"
+        elif (hint := nearest(column, names)).startswith("Did you mean"):
+            remedy = f"{hint}? {remedy}"
+        raise DataError(explain(str(path), problem, remedy)) from None
+
+
+def column_names(path: Path, *, separator: str | None, quote: str | None) -> list[str]:
+    """The columns of a file: a header, the keys of the first object, a schema; empty where the file has no rows.
+
+    Raises:
+        DataError: The file is empty, broken or not UTF-8.
+    """
+    return list(next(_opened(path, None, separator, quote), []))
+
+
+def _opened(path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None) -> Records:
+    """The values of `columns`, record by record; without `columns` the names of all of them, once."""
     suffix = suffix_of(path)
     assert suffix is not None
     try:
@@ -42,7 +70,7 @@ def records(path: Path, columns: Sequence[str], *, separator: str | None, quote:
         yield from _READERS[suffix](path, columns, separator, quote)
     except (OSError, EOFError, zlib.error) as error:
         problem = f"cannot be read: {_first_line(error)}"
-        raise DataError(explain(str(path), problem, "Is it complete, and may you read it?")) from error
+        raise DataError(explain(str(path), problem, _UNREADABLE)) from error
 
 
 def suffix_of(path: Path) -> str | None:
@@ -54,6 +82,22 @@ def suffix_of(path: Path) -> str | None:
 def suffixes() -> list[str]:
     """The suffixes that have a reader."""
     return sorted(_READERS)
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """Lines of a text file in UTF-8, also as .gz, with their ends and without a byte order mark.
+
+    Raises:
+        DataError: The file cannot be read, or a line is not UTF-8.
+    """
+    try:
+        yield from _lines(path)
+    except (OSError, EOFError, zlib.error) as error:
+        problem = f"cannot be read: {_first_line(error)}"
+        raise DataError(explain(str(path), problem, _UNREADABLE)) from error
+
+
+_UNREADABLE = "Is it complete, and may you read it?"
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -71,7 +115,9 @@ def _lines(path: Path) -> Iterator[str]:
             offset += len(line)
 
 
-def _read_csv(path: Path, columns: Sequence[str], separator: str | None, quote: str | None, *, usual: str) -> Records:
+def _read_csv(
+    path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None, *, usual: str
+) -> Records:
     csv.field_size_limit(2**31 - 1)  # the default refuses cells beyond 128 KiB
     reader = csv.reader(
         _lines(path),
@@ -95,7 +141,10 @@ def _read_csv(path: Path, columns: Sequence[str], separator: str | None, quote: 
             continue
         if not header:
             header = cells
-            positions = [_position(path, header, column) for column in columns]
+            if columns is None:
+                yield header
+                return
+            positions = [_position(header, column) for column in columns]
         elif len(cells) != len(header):
             problem = f"expected {len(header)} cells as in the header"
             remedy = f"Put cells that hold {reader.dialect.delimiter!r} or a line end in quotes"
@@ -104,10 +153,10 @@ def _read_csv(path: Path, columns: Sequence[str], separator: str | None, quote: 
             yield [cells[position] for position in positions]
 
 
-def _read_json(path: Path, columns: Sequence[str], separator: str | None, quote: str | None) -> Records:
+def _read_json(path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None) -> Records:
     """One object a line, or one list of objects."""
-    lines = ((number, line) for number, line in enumerate(_lines(path), 1) if line.strip())
-    first = next(lines, None)
+    filled = ((number, line) for number, line in enumerate(_lines(path), 1) if line.strip())
+    first = next(filled, None)
     if first is None:
         return
     objects: Iterator[tuple[str, Any]]
@@ -115,14 +164,17 @@ def _read_json(path: Path, columns: Sequence[str], separator: str | None, quote:
         items = _parse(path, 0, "".join(_lines(path)))
         objects = ((f"{path}, item {number}", item) for number, item in enumerate(items, 1))
     else:
-        objects = ((f"{path}, line {number}", _parse(path, number, line)) for number, line in chain([first], lines))
+        objects = ((f"{path}, line {number}", _parse(path, number, line)) for number, line in chain([first], filled))
     for index, (place, item) in enumerate(objects):
         if not isinstance(item, dict):
-            problem = f"expected an object with the columns {', '.join(columns)}"
+            problem = "expected an object" + (f" with the columns {', '.join(columns)}" if columns else "")
             raise DataError(explain(place, problem, _JSON_REMEDY, value=type(item).__name__))
+        if columns is None:
+            yield list(item)
+            return
         if index == 0:
             for column in columns:
-                _position(path, list(item), column)
+                _position(list(item), column)
         yield [item.get(column) for column in columns]
 
 
@@ -137,29 +189,35 @@ def _parse(path: Path, line: int, text: str) -> Any:
         raise DataError(explain(place, f"broken JSON at column {error.colno}: {error.msg}", _JSON_REMEDY)) from None
 
 
-def _read_binary(path: Path, columns: Sequence[str], separator: str | None, quote: str | None) -> Records:
+def _read_binary(path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None) -> Records:
     """Parquet and Arrow, batch by batch, only the columns wanted."""
     import pyarrow
 
     batches = _parquet_batches if path.suffix.lower() == ".parquet" else _arrow_batches
     try:
         for batch in batches(path, columns):
+            if columns is None:
+                yield batch
+                return
             yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         remedy = "It is damaged, or it is of another format than its name says"
         raise DataError(explain(str(path), f"cannot be read: {_first_line(error)}", remedy)) from error
 
 
-def _parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
+def _parquet_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
+        if columns is None:
+            yield file.schema_arrow.names
+            return
         for column in columns:
-            _position(path, file.schema_arrow.names, column)
+            _position(file.schema_arrow.names, column)
         yield from file.iter_batches(columns=list(columns))
 
 
-def _arrow_batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
+def _arrow_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
     """Both of Arrow's formats: with a footer (Feather 2) and as a stream (what the library datasets writes)."""
     import pyarrow
 
@@ -167,21 +225,19 @@ def _arrow_batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
         with_footer = source.read(6) == b"ARROW1"
         source.seek(0)
         file = pyarrow.ipc.open_file(source) if with_footer else pyarrow.ipc.open_stream(source)
+        if columns is None:
+            yield file.schema.names
+            return
         for column in columns:
-            _position(path, file.schema.names, column)
+            _position(file.schema.names, column)
         yield from map(file.get_batch, range(file.num_record_batches)) if with_footer else file
 
 
-def _position(path: Path, names: list[str], column: str) -> int:
+def _position(names: list[str], column: str) -> int:
     """Where `column` stands among the `names` of a file."""
     if (count := names.count(column)) != 1:
         problem = f"has no column {column!r}" if count == 0 else f"has {count} columns {column!r}"
-        remedy = f"It has {', '.join(map(repr, names))}; name them by data.text and data.label"
-        if len(names) == 1 and not set(",;|\t").isdisjoint(names[0]):
-            remedy += ", and what separates them by data.separator"
-        elif (hint := nearest(column, names)).startswith("Did you mean"):
-            remedy = f"{hint}? {remedy}"
-        raise DataError(explain(str(path), problem, remedy))
+        raise _ColumnError(problem, column, names)
     return names.index(column)
 
 
@@ -191,7 +247,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
-_READERS: dict[str, Callable[[Path, Sequence[str], str | None, str | None], Records]] = {
+_READERS: dict[str, Callable[[Path, Sequence[str] | None, str | None, str | None], Records]] = {
     ".csv": partial(_read_csv, usual=","),
     ".tsv": partial(_read_csv, usual="\t"),
     ".json": _read_json,

@@ -1,6 +1,7 @@
 """Token rows to a micro-batch: packed without padding, or padded."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,58 +12,107 @@ from trainer.protocols import Batching
 Ids = np.ndarray
 
 
-def text_inputs(samples: Sequence[Ids], *, pad_id: int, max_length: int, batching: Batching) -> dict[str, Tensor]:
-    """The model's inputs for B samples of token ids.
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of B samples lie in R rows of L columns.
+
+    Attributes:
+        shape: R and L.
+        places: The positions of each sample's tokens in the flattened rows, B arrays of its length.
+        numbers: The number of each sample within its row, from 1, (B,).
+        packed: Whether a row may hold several samples.
+    """
+
+    shape: tuple[int, int]
+    places: tuple[Ids, ...]
+    numbers: Ids
+    packed: bool
+
+    def fill(self, samples: Sequence[Ids], fill: int) -> Tensor:
+        """A value for each token of each sample as int64 (R, L), `fill` where there is none."""
+        rows = np.full(self.shape[0] * self.shape[1], fill, dtype=np.int64)
+        rows[np.concatenate(self.places)] = np.concatenate(samples)
+        return torch.from_numpy(rows.reshape(self.shape))
+
+    def index(self, wanted: Sequence[Ids] | None = None) -> Tensor:
+        """The flattened positions of each sample's tokens, or of those `wanted`: int64 (B, W), -1 past its end."""
+        chosen = self.places if wanted is None else [place[at] for place, at in zip(self.places, wanted, strict=True)]
+        index = np.full((len(chosen), max(map(len, chosen))), -1, dtype=np.int64)
+        for row, positions in enumerate(chosen):
+            index[row, : len(positions)] = positions
+        return torch.from_numpy(index)
+
+    def outputs_at(self, wanted: Sequence[Ids], values: Sequence[Ids]) -> tuple[dict[str, Tensor], Tensor]:
+        """What asks a model for outputs at the `wanted` tokens of each sample alone, and their targets, the `values`.
+
+        Packed: `output_index` and targets (B, W). Padded: nothing, and targets (R, L), so that the outputs at all
+        tokens serve. Targets are int64, -100 where there is none.
+        """
+        index = self.index(wanted)
+        some = index >= 0
+        found = torch.from_numpy(np.concatenate(values).astype(np.int64))
+        if self.packed:
+            return {"output_index": index}, torch.full_like(index, -100).masked_scatter_(some, found)
+        target = torch.full(self.shape, -100)
+        target.view(-1)[index[some]] = found
+        return {}, target
+
+
+def lay_out(lengths: Sequence[int], *, max_length: int, batching: Batching) -> Layout:
+    """Places for samples of these lengths.
 
     `packed` fills rows with whole samples (see `pack`); `fixed` pads to `max_length`, `padded` and `bucketed`
     to the longest sample.
     """
     if batching == "packed":
-        return packed_inputs(samples, pad_id=pad_id)
-    width = max_length if batching == "fixed" else max(len(sample) for sample in samples)
-    return padded_inputs(samples, pad_id=pad_id, width=width)
+        return _packed(lengths)
+    return _padded(lengths, max_length if batching == "fixed" else max(lengths))
+
+
+def token_inputs(samples: Sequence[Ids], layout: Layout, *, pad_id: int) -> dict[str, Tensor]:
+    """The ids of a layout and what says which of them belong together, all int64 (R, L).
+
+    Padded: `input_ids` and `attention_mask`. Packed: `input_ids`, `position_ids` (restarting at each sample) and
+    `sequence_ids` (1 for the first sample of a row, 2 for the second, 0 for padding).
+
+    Source: Krell et al. 2021, "Efficient sequence packing without cross-contamination".
+    """
+    inputs = {"input_ids": layout.fill(samples, pad_id)}
+    if not layout.packed:
+        return {**inputs, "attention_mask": layout.fill([np.ones_like(place) for place in layout.places], 0)}
+    inputs["position_ids"] = layout.fill([np.arange(len(place)) for place in layout.places], 0)
+    numbers = [np.full_like(place, number) for place, number in zip(layout.places, layout.numbers, strict=True)]
+    return {**inputs, "sequence_ids": layout.fill(numbers, 0)}
 
 
 def padded_inputs(samples: Sequence[Ids], *, pad_id: int, width: int) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask`, both int64 (B, width), one sample a row."""
-    input_ids = np.full((len(samples), width), pad_id, dtype=np.int64)
-    attention_mask = np.zeros((len(samples), width), dtype=np.int64)
-    for row, sample in enumerate(samples):
-        input_ids[row, : len(sample)] = sample
-        attention_mask[row, : len(sample)] = 1
-    return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}
+    return token_inputs(samples, _padded([len(sample) for sample in samples], width), pad_id=pad_id)
 
 
 def packed_inputs(samples: Sequence[Ids], *, pad_id: int) -> dict[str, Tensor]:
-    """Several samples a row, all int64: `input_ids`, `position_ids` (restarting at each sample) and
-    `sequence_ids` (1 for the first sample of a row, 2 for the second, 0 for padding), each (R, L) with L the
-    longest sample; `token_index` (B, T): where each sample's tokens lie in the flattened rows, -1 past its end.
+    """The packed `token_inputs`, and `token_index` (B, T): where each sample's tokens lie in the flattened rows."""
+    layout = _packed([len(sample) for sample in samples])
+    return {**token_inputs(samples, layout, pad_id=pad_id), "token_index": layout.index()}
 
-    Source: Krell et al. 2021, "Efficient sequence packing without cross-contamination".
-    """
-    lengths = [len(sample) for sample in samples]
+
+def _padded(lengths: Sequence[int], width: int) -> Layout:
+    places = tuple(row * width + np.arange(length) for row, length in enumerate(lengths))
+    return Layout((len(lengths), width), places, np.ones(len(lengths), dtype=np.int64), packed=False)
+
+
+def _packed(lengths: Sequence[int]) -> Layout:
     width = max(lengths)
     rows = pack(lengths, width)
-    input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    position_ids = np.zeros_like(input_ids)
-    sequence_ids = np.zeros_like(input_ids)
-    token_index = np.full((len(samples), width), -1, dtype=np.int64)
+    places: list[Ids] = [np.empty(0, dtype=np.int64)] * len(lengths)
+    numbers = np.zeros(len(lengths), dtype=np.int64)
     for row, members in enumerate(rows):
-        start = 0
+        start = row * width
         for number, member in enumerate(members, start=1):
-            length = lengths[member]
-            here = slice(start, start + length)
-            input_ids[row, here] = samples[member]
-            position_ids[row, here] = np.arange(length)
-            sequence_ids[row, here] = number
-            token_index[member, :length] = row * width + start + np.arange(length)
-            start += length
-    return {
-        "input_ids": torch.from_numpy(input_ids),
-        "position_ids": torch.from_numpy(position_ids),
-        "sequence_ids": torch.from_numpy(sequence_ids),
-        "token_index": torch.from_numpy(token_index),
-    }
+            places[member] = start + np.arange(lengths[member])
+            numbers[member] = number
+            start += lengths[member]
+    return Layout((len(rows), width), tuple(places), numbers, packed=True)
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -1,5 +1,6 @@
 """Tokenizers: a WordPiece vocabulary learnt from texts, or one given as a file."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from trainer.errors import ConfigError, explain
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _PADDING = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def learn_wordpiece(batches: Iterable[list[str]], *, vocab_size: int, lowercase: bool) -> Tokenizer:
@@ -57,22 +59,65 @@ def _wordpiece(vocabulary: dict[str, int], lowercase: bool) -> Tokenizer:
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer of a `tokenizer.json`, or of the folder that holds one.
+    """The tokenizer of a `tokenizer.json`, of the folder that holds one, or of a name on the hub.
+
+    Where there is no such file, transformers makes the tokenizer of what there is (`vocab.txt`, `merges.txt`, ...).
 
     Raises:
         ConfigError: There is no such file, or it is not a tokenizer.
     """
-    file = Path(path).expanduser()
-    if file.is_dir():
-        file = file / "tokenizer.json"
-    if not file.is_file():
-        raise ConfigError(explain("tokenizer", "no such file", "Give a tokenizer.json or its folder", value=path))
+    place = Path(path).expanduser()
+    file: Path | None = place
+    if place.is_dir():
+        file = place / "tokenizer.json" if (place / "tokenizer.json").is_file() else None
+    elif not place.is_file():
+        file = _fetched(path)
     try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
-        raise ConfigError(explain("tokenizer", f"not a tokenizer.json ({error})", value=path)) from error
+        tokenizer = (
+            _converted(path, str(place) if place.is_dir() else path) if file is None else Tokenizer.from_file(str(file))
+        )
+    except ConfigError:
+        raise
+    except Exception as error:  # the libraries raise bare Exception, and whatever a broken file leads to
+        reason = " ".join(str(error).split())
+        what = "not a tokenizer.json" if file else "no tokenizer.json in it, and none can be made of what there is"
+        raise ConfigError(explain("tokenizer", f"{what} ({reason})", value=path)) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    return tokenizer
+
+
+def _fetched(name: str) -> Path | None:
+    """The `tokenizer.json` of a name on the hub, in the hub's own cache; None where the model has none."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if not _HUB_NAME.fullmatch(name) or name.endswith(".json"):
+        raise ConfigError(explain("tokenizer", "no such file", "Give a tokenizer.json or its folder", value=name))
+    try:
+        return Path(hf_hub_download(name, "tokenizer.json"))
+    except EntryNotFoundError as error:
+        if not isinstance(error, LocalEntryNotFoundError):
+            return None
+        reason = "the hub cannot be reached"
+    except Exception as error:  # of the network, of the name, of rights
+        reason = f"the hub does not give it: {str(error).strip().splitlines()[0]}"
+    remedy = (
+        "Give a tokenizer.json or its folder; without a network, fetch it elsewhere (hf download NAME tokenizer.json)"
+    )
+    raise ConfigError(explain("tokenizer", f"no such file, and {reason}", remedy, value=name))
+
+
+def _converted(path: str, place: str) -> Tokenizer:
+    """The tokenizer that transformers makes of a folder or a name."""
+    from transformers import AutoTokenizer
+
+    made = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    tokenizer: Tokenizer | None = getattr(made, "backend_tokenizer", None)
+    # Without its vocabulary the library makes a tokenizer all the same, to which every word is unknown.
+    if tokenizer is None or set(tokenizer.get_vocab()) <= set(made.all_special_tokens):
+        remedy = "Give a folder with tokenizer.json, or with vocab.txt or vocab.json and merges.txt beside config.json"
+        raise ConfigError(explain("tokenizer", "there is no vocabulary in it", remedy, value=path))
     return tokenizer
 
 

@@ -1,0 +1,74 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.jobs import TINY, events, train, working_in, write_data
+from tests.test_conf import job_of
+from trainer.build import parts
+from trainer.build.teacher import load_teacher
+from trainer.commands.trained import load_trained
+from trainer.config.stored import job_from_text
+from trainer.data.loader import Batches
+from trainer.data.plan import MicroBatch
+from trainer.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[str], Path]]:
+    """The overrides of the data, and the folder of a run on it."""
+    folder = tmp_path_factory.mktemp("teacher")
+    with working_in(folder):
+        data = [*write_data(folder), "train.duration=6"]
+        assert train(folder / "teacher", *data, "model.dim=32") == 0
+        yield data, folder / "teacher"
+
+
+def test_the_teacher_is_the_best_checkpoint(taught: tuple[list[str], Path]) -> None:
+    data, folder = taught
+    job = job_of(*data, *TINY)
+    task = parts.build_task(job)
+    encoded = parts.build_encoded(job, task, fitted=False)
+    batch = Batches(encoded.splits["train"], task, "packed", 0)[MicroBatch(0, (0, 1, 2))]
+    teach = load_teacher(str(folder), task, CPU, [])
+    best = load_trained(
+        folder, lambda text: job_from_text(text, trust=None), checkpoint="best", weights="auto", device="cpu"
+    )
+
+    output = teach(batch.inputs)
+    assert torch.equal(output, best.model(**batch.inputs))
+    assert not output.requires_grad
+
+
+def test_a_student_learns_from_it_and_is_evaluated(taught: tuple[list[str], Path], tmp_path: Path) -> None:
+    data, folder = taught
+    run = tmp_path / "student"
+
+    assert train(run, *data, "loss=kl_distillation", f"loss.teacher={folder}") == 0
+    losses = [event["loss"] for event in events(run, "train")]
+    assert len(losses) == 6
+    assert (run / "eval/test.json").exists()
+    # With the whole weight on the labels it is cross entropy, whoever teaches.
+    alone, labels = tmp_path / "alone", tmp_path / "labels"
+    assert train(alone, *data, "loss=kl_distillation", f"loss.teacher={folder}", "loss.weight=0.0") == 0
+    assert train(labels, *data) == 0
+    first = [events(path, "train")[0]["loss"] for path in (alone, labels)]
+    assert first[0] == pytest.approx(first[1], rel=1e-6)
+    assert losses[0] != pytest.approx(first[0], rel=1e-3)
+
+
+def test_a_teacher_of_something_else_is_refused(taught: tuple[list[str], Path], tmp_path: Path) -> None:
+    data, folder = taught
+    job = job_of(*data, *TINY, "task.vocab_size=150")
+    task = parts.build_task(job)
+    parts.build_encoded(job, task, fitted=False)
+
+    with pytest.raises(ConfigError, match=r"loss\.teacher: was trained with another tokenizer, got "):
+        load_teacher(str(folder), task, CPU, [])
+    with pytest.raises(ConfigError, match=r"loss\.teacher: has no checkpoint that can be used, got "):
+        load_teacher(str(tmp_path / "nowhere"), task, CPU, [])
+    with pytest.raises(ConfigError, match=r"loss\.teacher: must be a run folder, got None"):
+        load_teacher(None, task, CPU, [])

@@ -1,0 +1,60 @@
+from trainer.config.catalogue import catalogue, own_folder
+from trainer.config.pairing import faults
+
+OWN = catalogue([own_folder()])
+
+
+def found(loss: str, task: str) -> list[str]:
+    return list(faults({"loss": {"_target_": loss}, "task": {"_target_": task}}, OWN))
+
+
+def test_a_loss_that_fits_is_no_fault() -> None:
+    assert found("trainer.loss.focal.Focal", "trainer.task.text_classification.TextClassification") == []
+
+
+def test_a_loss_for_other_targets_names_those_that_fit() -> None:
+    (fault,) = found("trainer.loss.mse.Mse", "trainer.task.text_classification.TextClassification")
+
+    assert fault.startswith("loss: takes values targets, the task has class, got 'Mse'. These fit: ")
+    fitting = fault.partition("These fit: ")[2].rstrip(".").split(", ")
+    assert {"cross_entropy", "focal"} <= set(fitting)
+    assert not {"mse", "info_nce"} & set(fitting)
+
+
+def test_what_cannot_be_read_is_left_to_the_run() -> None:
+    assert found("my.Loss", "trainer.task.text_classification.TextClassification") == []
+    assert found("trainer.loss.mse.Mse", "my.Task") == []
+    assert list(faults({"loss": None}, OWN)) == []
+
+
+def of_model(model: str, task: str) -> list[str]:
+    return list(faults({"model": {"_target_": model}, "task": {"_target_": task}}, OWN))
+
+
+def test_a_model_of_other_inputs_names_those_that_fit() -> None:
+    (fault,) = of_model("trainer.model.resnet.ResNet", "trainer.task.text_classification.TextClassification")
+
+    assert fault.startswith("model: reads images, the task has tokens, got 'ResNet'. These fit: ")
+    fitting = fault.partition("These fit: ")[2].rstrip(".").split(", ")
+    assert {"text_encoder", "decoder", "linear"} <= set(fitting)
+    assert not {"resnet", "mlp"} & set(fitting)
+
+
+def test_a_language_model_must_not_look_ahead_and_a_masked_one_must() -> None:
+    encoder, decoder = "trainer.model.text_encoder.TextEncoder", "trainer.model.decoder.Decoder"
+    causal, masked = "trainer.task.causal_lm.CausalLm", "trainer.task.masked_lm.MaskedLm"
+
+    assert of_model(decoder, causal) == of_model(encoder, masked) == []
+    assert of_model(encoder, causal) == [
+        "model: sees the tokens that it is to predict, got 'TextEncoder'. Use model=decoder."
+    ]
+    assert of_model(decoder, masked) == [
+        "model: does not see what comes behind a masked token, got 'Decoder'. Use model=text_encoder."
+    ]
+
+
+def test_a_model_that_gives_one_output_a_sample_is_no_tagger() -> None:
+    (fault,) = of_model("trainer.model.linear.Linear", "trainer.task.token_classification.TokenClassification")
+
+    assert fault.startswith("model: gives an output for each sample, the task needs one for each token, got 'Linear'. ")
+    assert {"text_encoder", "decoder"} <= set(fault.partition("These fit: ")[2].rstrip(".").split(", "))

@@ -1,0 +1,134 @@
+"""Words and tags, one a line."""
+
+import gzip
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.data.conll import Conll
+from trainer.data.rows import split_of
+from trainer.errors import ConfigError, DataError
+
+SHARES = {"validation": 0.1, "test": 0.1}
+ROLES = ("words", "tags")
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("held.conll").write_text("held O\n")
+
+
+def conll(train: str | list[str] = "a.conll", **changes: Any) -> Conll:
+    arguments: dict[str, Any] = {"validation": "held.conll", "test": None, "split": SHARES | {"test": 0}}
+    columns: dict[str, Any] = {"word": 0, "tag": -1, "separator": None, "comment": None, "cache_dir": "cache"}
+    return Conll(train, **arguments | columns | changes)
+
+
+def sentences(source: Conll) -> list[tuple[list[str], list[str]]]:
+    train = source.load(ROLES)["train"]
+    return list(zip(train["words"], train["tags"], strict=True))
+
+
+ENGLISH = """-DOCSTART- -X- O O
+
+EU NNP I-NP B-ORG
+rejects VBZ I-VP O
+
+-DOCSTART- -X- O O
+Peter NNP I-NP B-PER\r
+Blackburn\tNNP  I-NP I-PER
+"""
+
+
+@pytest.mark.parametrize("name", ["a.conll", "a.txt.gz"])
+def test_sentences_end_at_blank_lines_and_documents(name: str) -> None:
+    Path(name).write_bytes(gzip.compress(ENGLISH.encode()) if name.endswith("gz") else ENGLISH.encode())
+    Path("held.conll").write_text("held NN O O\n")
+    source = conll(name)
+
+    assert sentences(source) == [(["EU", "rejects"], ["B-ORG", "O"]), (["Peter", "Blackburn"], ["B-PER", "I-PER"])]
+    rows = source.load(ROLES)["train"]["row"][:]
+    assert [source.where("train", row) for row in rows] == [f"{name}, line 3", f"{name}, line 7"]
+    assert sentences(conll(name, tag=1))[0] == (["EU", "rejects"], ["NNP", "VBZ"])
+
+
+def test_chinese_one_sign_a_line() -> None:
+    text = "\n\n".join("\n".join(f"{sign} {tag}" for sign, tag in zip(*pair, strict=True)) for pair in [
+        ("我爱北京", ["O", "O", "B-LOC", "I-LOC"]), ("你好", ["O", "O"]),
+    ])  # fmt: skip
+    Path("a.conll").write_text(text, encoding="utf-8-sig")
+
+    assert sentences(conll()) == [(list("我爱北京"), ["O", "O", "B-LOC", "I-LOC"]), (list("你好"), ["O", "O"])]
+
+
+def test_columns_may_be_separated_by_tabs_and_lines_be_comments() -> None:
+    Path("a.conll").write_text("# text = New York #1\n1\tNew York\tB\n2\t#1\tO\n\n# c\n")
+    Path("held.conll").write_text("1\theld\tO\n")
+
+    assert sentences(conll(separator="\t", word=1, comment="# ")) == [(["New York", "#1"], ["B", "O"])]
+
+
+def test_shares_follow_the_words_alone() -> None:
+    Path("a.conll").write_text("".join(f"number O\n{n % 150} {n % 7}\n\n" for n in range(300)))
+
+    splits = conll(validation=None, split=SHARES).load(ROLES)
+
+    assert sum(map(len, splits.values())) == 300
+    for split, rows in splits.items():
+        assert {split_of(" ".join(words), SHARES) for words in rows["words"]} == {split}
+
+
+def test_words_alone_may_be_asked_for() -> None:
+    Path("a.conll").write_text("a O\n")
+    source = conll()
+
+    assert source.load(("words",))["train"].column_names == ["words", "row"]
+    assert source.load(("tags", "words"))["train"].column_names == ["words", "tags", "row"]
+    assert source.column("tags") == "data.tag=-1"
+    assert source.column("text") == "the column text of data=conll"
+
+
+def test_the_fingerprint_follows_content_and_parameters() -> None:
+    Path("a.conll").write_text("a b O\n")
+    Path("b.conll").write_text("a b O\n")
+
+    assert conll().fingerprint == conll("b.conll").fingerprint
+    others = [conll("held.conll", validation="a.conll"), conll(tag=1), conll(separator=" "), conll(comment="#")]
+    assert len({source.fingerprint for source in [conll(), *others]}) == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "changes", "message"),
+    [
+        ("a O\nb\n", {}, "a.conll, line 2: expected 2 columns as in the lines before, got 1. Is data.separator right"),
+        ("a O\n\nb x O\n", {}, "a.conll, line 3: expected 2 columns as in the lines before, got 3."),
+        ("a O\n", {"tag": 2}, "a.conll, line 1: data.tag=2 is no column of 2."),
+        ("a O\n", {"word": -3}, "a.conll, line 1: data.word=-3 is no column of 2."),
+        ("word\n", {}, "a.conll, line 1: data.word=0 and data.tag=-1 are one column of 1."),
+        ("a\t\n", {"separator": "\t"}, "a.conll, line 1, data.tag=-1: is empty."),
+        ("\n\n", {}, "a.conll: holds no sentence."),
+        ("-DOCSTART- O\n", {}, "a.conll: holds no sentence."),
+    ],
+)
+def test_what_cannot_be_used_is_one_message(content: str, changes: dict[str, Any], message: str) -> None:
+    Path("a.conll").write_text(content)
+
+    with pytest.raises(DataError, match="^" + re.escape(message)):
+        conll(**changes).load(ROLES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tag": 0}, "tag: must be another column than data.word, got 0."),
+        ({"separator": ""}, "separator: must be one or more characters of a line, or null, got ''."),
+        ({"comment": "\n"}, "comment: must be one or more characters of a line, or null, got '\\n'."),
+        ({"split": {}}, "split: must hold validation and test, got {}."),
+    ],
+)
+def test_parameters_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match="^" + re.escape(message)):
+        conll(**changes)

@@ -1,0 +1,196 @@
+"""The files of MNIST, and what may be wrong with them."""
+
+import gzip
+import re
+import struct
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.data.idx import Idx, read_idx
+from trainer.errors import ConfigError, DataError
+
+SHARES = {"validation": 0.1, "test": 0.1}
+ROLES = ("image", "label")
+NONE: dict[str, str | None] = {"images": None, "labels": None}
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mnist").mkdir()
+
+
+def packed(values: np.ndarray, kind: int = 0x08) -> bytes:
+    return bytes((0, 0, kind, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
+
+
+def pixels(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 5, 4), dtype=np.uint8)
+
+
+def write(prefix: str, count: int, sign: str = "-", end: str = "", seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = pixels(count, seed), np.arange(count, dtype=np.uint8) % 10
+    for name, values in {f"images{sign}idx3": images, f"labels{sign}idx1": labels}.items():
+        content = packed(values)
+        Path("mnist", f"{prefix}-{name}-ubyte{end}").write_bytes(gzip.compress(content) if end else content)
+    return images, labels
+
+
+def idx(folder: str | None = "mnist", **changes: Any) -> Idx:
+    arguments = {"train": NONE, "validation": NONE, "test": NONE, "split": SHARES, "cache_dir": "cache"}
+    return Idx(folder, **arguments | changes)
+
+
+@pytest.mark.parametrize(("sign", "end"), [("-", ""), (".", ""), ("-", ".gz")])
+def test_a_folder_with_the_usual_names(sign: str, end: str) -> None:
+    images, labels = write("train", 200, sign, end)
+    held, _ = write("t10k", 30, sign, end, seed=1)
+    source = idx()
+
+    splits = source.load(ROLES)
+
+    assert len(splits["train"]) + len(splits["validation"]) == 200
+    assert len(splits["test"]) == 30
+    for split, rows in splits.items():
+        for row in rows:
+            name, number = source.where(split, row["row"]).split(", image ")
+            assert name == f"mnist/{'t10k' if split == 'test' else 'train'}-images{sign}idx3-ubyte{end}"
+            with Image.open(BytesIO(row["image"]["bytes"])) as image:
+                expected = (held if split == "test" else images)[int(number) - 1]
+                assert np.array_equal(np.asarray(image), expected)
+            assert row["label"] == str(labels[int(number) - 1])
+    assert source.column("label") == "data.train.labels"
+
+
+def test_without_test_files_training_lends_a_share() -> None:
+    write("train", 200)
+
+    splits = idx().load(("image",))
+
+    assert sum(map(len, splits.values())) == 200
+    assert splits["test"].column_names == ["image", "row"]
+
+
+def test_files_of_any_name() -> None:
+    write("train", 200)
+    Path("mnist/train-images-idx3-ubyte").rename("a")
+    Path("mnist/train-labels-idx1-ubyte").rename("b")
+
+    source = idx(None, train={"images": "a", "labels": "b"}, split=SHARES | {"test": 0})
+
+    assert {split: len(rows) for split, rows in source.load(ROLES).items()}.keys() == {"train", "validation"}
+    assert source.where("validation", 7) == "a, image 7"
+
+
+def test_duplicates_meet_in_one_split() -> None:
+    images = np.repeat(pixels(100), 3, axis=0)
+    Path("a").write_bytes(packed(images))
+    Path("b").write_bytes(packed(np.zeros(300, dtype=np.uint8)))
+
+    splits = idx(None, train={"images": "a", "labels": "b"}).load(ROLES)
+
+    found = [{row["image"]["bytes"] for row in rows} for rows in splits.values()]
+    assert sum(map(len, found)) == len(set.union(*found)) == 100
+
+
+def test_the_fingerprint_follows_the_content() -> None:
+    write("train", 20)
+    known = idx().fingerprint
+
+    assert idx().fingerprint == known != idx(split=SHARES | {"test": 0.2}).fingerprint
+    write("train", 20, seed=1)
+    assert idx().fingerprint != known
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(0x09, ">i1"), (0x0B, ">i2"), (0x0C, ">i4")])
+def test_labels_may_be_of_any_integer_type(kind: int, dtype: str) -> None:
+    Path("a").write_bytes(packed(np.array([1, -2, 100], dtype=dtype), kind))
+
+    assert read_idx(Path("a"), dims=1, types=[0x08, kind]).tolist() == [1, -2, 100]
+
+
+IMAGES, LABELS = packed(pixels(3)), packed(np.arange(3, dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (
+            LABELS,
+            LABELS,
+            "a: is no IDX file of 3 dimensions: the magic number must be 00000803, got '00000801'. Are imag",
+        ),
+        (IMAGES, IMAGES, "b: is no IDX file of 1 dimension: the magic number must be 00000801, got '00000803'."),
+        (
+            gzip.compress(IMAGES),
+            LABELS,
+            "a: is no IDX file of 3 dimensions: the magic number must be 00000803, got '1f8b",
+        ),
+        (b"", LABELS, "a: is no IDX file of 3 dimensions: the magic number must be 00000803, got ''."),
+        (IMAGES[:-1], LABELS, "a: must have 76 bytes for 3 x 5 x 4 numbers, got 75. It is cut off or damaged"),
+        (IMAGES + b"0", LABELS, "a: must have 76 bytes for 3 x 5 x 4 numbers, got 77."),
+        (IMAGES[:14], LABELS, "a: must have at least 16 bytes, got 14."),
+        (IMAGES[:7], LABELS, "a: must have at least 16 bytes, got 7."),
+        (IMAGES, LABELS[:-1], "b: must have 11 bytes for 3 numbers, got 10."),
+        (packed(pixels(4)), LABELS, "b: must have a label for each of the 4 images of a, got 3. Do the two belong"),
+        (packed(pixels(0)), packed(np.zeros(0, dtype=np.uint8)), "a: holds no images."),
+        (packed(np.zeros((3, 0, 4), np.uint8)), LABELS, "a: has images without pixels, got (3, 0, 4)."),
+    ],
+)
+def test_what_is_broken_is_one_message(images: bytes, labels: bytes, message: str) -> None:
+    Path("a").write_bytes(images)
+    Path("b").write_bytes(labels)
+
+    with pytest.raises(DataError, match="^" + re.escape(message)) as caught:
+        idx(None, train={"images": "a", "labels": "b"}).load(ROLES)
+
+    assert len(caught.value.messages) == 1
+
+
+@pytest.mark.parametrize("content", [gzip.compress(IMAGES)[:-9], IMAGES])
+def test_a_damaged_gz_is_one_message(content: bytes) -> None:
+    Path("a.gz").write_bytes(content)
+    Path("b").write_bytes(LABELS)
+
+    with pytest.raises(DataError, match=r"^a\.gz: cannot be read: .*Is it complete"):
+        idx(None, train={"images": "a.gz", "labels": "b"}).load(ROLES)
+
+
+def test_a_folder_without_the_files_is_one_message() -> None:
+    with pytest.raises(DataError, match=r"^mnist: has no train-images-idx3-ubyte and no train-labels-idx1-ubyte\."):
+        _ = idx().fingerprint
+    write("train", 20)
+    Path("mnist/t10k-labels-idx1-ubyte").touch()
+    with pytest.raises(DataError, match=r"^mnist: has no t10k-images-idx3-ubyte\. Plain or \.gz"):
+        _ = idx().fingerprint
+    with pytest.raises(DataError, match=r"^data\.folder: no such folder, got 'nowhere'\."):
+        _ = idx("nowhere").fingerprint
+
+
+@pytest.mark.parametrize(
+    ("folder", "changes", "messages"),
+    [
+        (None, {}, ["folder: is needed, or data.train.images and data.train.labels, got None."]),
+        ("a", {"train": {"images": "a", "labels": "b"}}, ["folder: must be null where files are named, got 'a'."]),
+        (
+            None,
+            {"train": {"images": "a", "labels": None}, "test": {"images": None, "labels": "b"}},
+            [
+                "train.labels: is needed beside data.train.images, got None.",
+                "test.images: is needed beside data.test.labels, got None.",
+            ],
+        ),
+        ("a", {"test": {}}, ["test: must hold images and labels, got {}."]),
+        ("a", {"split": SHARES | {"test": 1}}, ["split.test: must be a share in [0, 1), got 1."]),
+    ],
+)
+def test_parameters_out_of_range_are_refused(folder: str | None, changes: dict[str, Any], messages: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        idx(folder, **changes)
+
+    assert list(caught.value.messages) == messages

@@ -1,0 +1,176 @@
+"""Folders of images, with and without splits."""
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from trainer.data.imagefolder import ImageFolder
+from trainer.errors import ConfigError, DataError
+
+SHARES = {"validation": 0.1, "test": 0.1}
+ROLES = ("image", "label")
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def folder(root: str = "root", **changes: Any) -> ImageFolder:
+    return ImageFolder(root, **{"split": SHARES, "cache_dir": "cache"} | changes)
+
+
+def write(*paths: str) -> None:
+    """Files that need not be images: a source does not decode them."""
+    for path in paths:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(path.encode())
+
+
+def names(source: ImageFolder) -> dict[str, list[tuple[str, str]]]:
+    """(path below the root, label) of each row."""
+    root = f"{Path('root').absolute()}/"
+    return {
+        split: [(row["image"]["path"].removeprefix(root), row["label"]) for row in rows]
+        for split, rows in source.load(ROLES).items()
+    }
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "val"])
+def test_a_folder_for_each_split(name: str) -> None:
+    write(
+        "root/train/b/2.PNG",
+        "root/train/b/10.jpg",
+        "root/train/a/x/1.png",
+        "root/test/a/1.webp",
+        f"root/{name}/c/1.gif",
+    )
+    source = folder()
+
+    assert names(source) == {
+        "train": [("train/a/x/1.png", "a"), ("train/b/10.jpg", "b"), ("train/b/2.PNG", "b")],
+        "validation": [(f"{name}/c/1.gif", "c")],
+        "test": [("test/a/1.webp", "a")],
+    }
+    rows = source.load(ROLES)
+    assert [source.where("train", row) for row in rows["train"]["row"]][1] == "root/train/b/10.jpg"
+    assert source.where("test", rows["test"]["row"][0]) == "root/test/a/1.webp"
+    assert {row["image"]["bytes"] for row in rows["train"]} == {None}
+
+
+def test_classes_alone_lend_shares_by_content() -> None:
+    write(*(f"root/类{n % 2}/{n}.png" for n in range(200)))
+    for number in range(0, 200, 2):
+        Path(f"root/类0/copy{number}.png").write_bytes(Path(f"root/类0/{number}.png").read_bytes())
+    source = folder()
+
+    splits = source.load(ROLES)
+
+    assert sum(map(len, splits.values())) == 300
+    contents = [{Path(row["image"]["path"]).read_bytes() for row in rows} for rows in splits.values()]
+    assert sum(map(len, contents)) == len(set.union(*contents)) == 200
+    for split, rows in splits.items():
+        assert all(source.where(split, row["row"]).endswith(row["image"]["path"][-8:]) for row in rows)
+        assert {row["label"] for row in rows} == {"类0", "类1"}
+
+
+def test_classes_may_have_the_names_of_splits() -> None:
+    write(*(f"root/{name}/{number}.png" for name in ("train", "test", "car") for number in range(50)))
+
+    assert {label for rows in names(folder()).values() for _, label in rows} == {"train", "test", "car"}
+
+
+def test_hidden_files_are_passed_over_and_others_told(caplog: pytest.LogCaptureFixture) -> None:
+    write("root/train/a/1.png", "root/train/a/.2.png", "root/train/.b/3.png", "root/train/a/.c/4.png")
+    write(
+        "root/val/a/1.png", "root/.DS_Store", "root/train/a/notes.txt", "root/train/a/x/readme.md", "root/train/z.png"
+    )
+
+    assert names(folder(split=SHARES | {"test": 0})) == {
+        "train": [("train/a/1.png", "a")],
+        "validation": [("val/a/1.png", "a")],
+    }
+    told = "data.root: files in no class, or no images by their names, are left out: 3, the first is root/train/z.png"
+    assert caplog.record_tuples == [("trainer.data.imagefolder", logging.WARNING, told)]
+
+
+def test_links_are_followed_and_circles_end() -> None:
+    write("root/train/a/1.png", "root/val/a/1.png", "far/more/2.png")
+    Path("root/train/a/2.png").symlink_to(Path("far/more/2.png").absolute())
+    Path("root/train/b").symlink_to(Path("far").absolute())
+    Path("far/again").symlink_to(Path("far").absolute())
+
+    assert names(folder(split=SHARES | {"test": 0}))["train"] == [
+        ("train/a/1.png", "a"), ("train/a/2.png", "a"), ("train/b/more/2.png", "b"),
+    ]  # fmt: skip
+
+
+def test_the_fingerprint_follows_contents_and_classes_not_the_place() -> None:
+    write("root/train/a/1.png", "root/val/a/1.png")
+    known = folder().fingerprint
+
+    Path("root").rename("moved")
+    assert folder("moved").fingerprint == known
+    (path,) = [row["image"]["path"] for row in folder("moved", split=SHARES | {"test": 0}).load(ROLES)["train"]]
+    assert path == str(Path("moved/train/a/1.png").absolute())
+    Path("moved/train/a").rename("moved/train/b")
+    assert folder("moved").fingerprint != known
+    Path("moved/train/b").rename("moved/train/a")
+    Path("moved/train/a/1.png").write_bytes(b"root/train/a/2.png")
+    assert folder("moved").fingerprint != known
+
+
+def test_real_images_can_be_decoded_from_their_paths() -> None:
+    for number in range(2):
+        Path(f"root/{('train', 'val')[number]}/a").mkdir(parents=True)
+        Image.new("RGB", (3, 2), (number, 0, 0)).save(f"root/{('train', 'val')[number]}/a/{number}.png")
+
+    (row,) = folder(split=SHARES | {"test": 0}).load(ROLES)["train"]
+
+    with Image.open(row["image"]["path"]) as image:
+        assert image.size == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["other/1.png"], "data.root: no such folder, got 'root'. Paths are relative to /"),
+        (["root/1.png"], "root: has no folder with images: root/<class>/<file>. Images end in .bmp, .gif"),
+        (["root/a/1.txt"], "root: has no folder with images"),
+        (["root/train/a/1.png", "root/test/1.png"], "root/test: has no folder with images: root/test/<class>/<file>."),
+        (
+            ["root/train/a/1.png", "root/tst/a/1.png"],
+            "root: holds train and other folders, got 'tst'. Folders of splits",
+        ),
+        (
+            ["root/train/a/1.png", "root/val/a/1.png", "root/valid/a/1.png"],
+            "root/valid: is the validation split, and so is root/val.",
+        ),
+        (["root/a/1.png"], "data.train: of 1 rows of data.train none came into this split. Take more rows or other sh"),
+    ],
+)
+def test_what_cannot_be_used_is_one_message(paths: list[str], message: str) -> None:
+    write(*paths)
+
+    with pytest.raises(DataError, match="^" + re.escape(message)):
+        folder().load(ROLES)
+
+
+def test_a_link_to_nowhere_is_one_message() -> None:
+    write("root/train/a/1.png", "root/val/a/1.png")
+    Path("root/train/a/2.png").symlink_to("nowhere.png")
+
+    with pytest.raises(DataError, match=r"^root/train/a/2\.png: cannot be read: No such file or directory\."):
+        folder().load(ROLES)
+
+
+def test_parameters_out_of_range_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^root: must be a folder, got ''\."):
+        folder("")
+    with pytest.raises(ConfigError, match=r"^split\.validation: a run needs a validation split"):
+        folder(split=SHARES | {"validation": 0})
+    assert folder().column("image") == "the column image of data=imagefolder"

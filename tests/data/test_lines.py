@@ -1,0 +1,116 @@
+"""Texts of plain files, in any script."""
+
+import gzip
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.data.lines import Lines, texts
+from trainer.data.rows import split_of
+from trainer.errors import ConfigError, DataError
+
+SHARES = {"validation": 0.1, "test": 0.1}
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def lines(train: str | list[str], **changes: Any) -> Lines:
+    arguments: dict[str, Any] = {"validation": None, "test": None, "documents": "line", "split": SHARES}
+    return Lines(train, **arguments | {"cache_dir": "cache"} | changes)
+
+
+CONTENT = "\n第一行 \n  第二行\r\n \n\t\n第三行\n\n"
+
+
+@pytest.mark.parametrize(
+    ("documents", "found"),
+    [
+        ("line", [(2, "第一行 "), (3, "  第二行"), (6, "第三行")]),
+        ("blank", [(2, "第一行 \n  第二行"), (6, "第三行")]),
+        ("file", [(2, "第一行 \n  第二行\n \n\t\n第三行")]),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_a_text_is_a_line_a_block_or_a_file(name: str, documents: str, found: list[tuple[int, str]]) -> None:
+    content = CONTENT.encode("utf-8-sig")
+    Path(name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+
+    assert list(texts(Path(name), documents)) == found
+
+
+def test_the_last_line_needs_no_end() -> None:
+    Path("a.txt").write_text("a\nb")
+
+    assert [list(texts(Path("a.txt"), documents)) for documents in ("line", "blank", "file")] == [
+        [(1, "a"), (2, "b")], [(1, "a\nb")], [(1, "a\nb")],
+    ]  # fmt: skip
+
+
+def test_shares_follow_the_text_and_rows_know_their_place() -> None:
+    Path("a.txt").write_text("".join(f"第 {n} 行\n\n" for n in range(300)), encoding="utf-8")
+    Path("b.txt").write_text("".join(f"第 {n} 行\n" for n in range(200, 400)), encoding="utf-8")
+    source = lines(["a.txt", "b.txt"])
+
+    splits = source.load(("text",))
+
+    assert sum(map(len, splits.values())) == 500
+    assert splits["train"].column_names == ["text", "row"]
+    for split, rows in splits.items():
+        for text, row in zip(rows["text"], rows["row"], strict=True):
+            assert split_of(text, SHARES) == split
+            name, number = source.where(split, row).split(", line ")
+            assert Path(name).read_text(encoding="utf-8").splitlines()[int(number) - 1] == text
+
+
+def test_splits_of_their_own() -> None:
+    Path("a.txt").write_text("a\n")
+    Path("b.txt").write_text("b\nc\n")
+
+    source = lines("a.txt", validation="b.txt", split=SHARES | {"test": 0}, documents="blank")
+
+    assert {split: rows["text"][:] for split, rows in source.load(("text", "label")).items()} == {
+        "train": ["a"], "validation": ["b\nc"],
+    }  # fmt: skip
+    assert source.column("label") == "the column label of data=lines"
+
+
+def test_the_fingerprint_follows_content_and_parameters() -> None:
+    Path("a.txt").write_text("a\n")
+    Path("moved.md").write_text("a\n")
+    Path("b.txt").write_text("b\n")
+
+    assert lines("a.txt").fingerprint == lines("moved.md").fingerprint
+    others = [lines("b.txt"), lines("a.txt", documents="file"), lines("a.txt", validation="b.txt")]
+    assert len({source.fingerprint for source in [lines("a.txt"), *others]}) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "a.txt: holds no text. Name another file."),
+        (b"\n \n", "a.txt: holds no text."),
+        ("你".encode("gb18030"), "a.txt, line 1: byte 0xc4 at offset 0 of the file is not UTF-8."),
+    ],
+)
+def test_what_cannot_be_used_is_one_message(content: bytes, message: str) -> None:
+    Path("a.txt").write_bytes(content)
+
+    with pytest.raises(DataError, match="^" + re.escape(message)):
+        lines("a.txt").load(("text",))
+
+
+def test_a_damaged_gz_is_one_message() -> None:
+    Path("a.gz").write_bytes(gzip.compress(b"a text\n" * 99)[:-9])
+
+    with pytest.raises(DataError, match=r"^a\.gz: cannot be read: .*Is it complete"):
+        lines("a.gz").load(("text",))
+
+
+def test_another_unit_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^documents: must be one of line, blank, file, got 'page'\."):
+        lines("a.txt", documents="page")

@@ -1,0 +1,79 @@
+"""The artifacts of a model: what a trace, a program and an ONNX graph give at sizes they never saw."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from trainer.export.onnx import capture, load_onnx, write_onnx
+from trainer.export.torchscript import load_torchscript, write_torchscript
+
+Axes = Mapping[str, Mapping[int, str]]
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def assert_gradients_reach_everything(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    """Every parameter of the model in training has a finite gradient that is not 0."""
+    model.train().zero_grad()
+    output = model(**inputs)
+    generator = torch.Generator().manual_seed(0)
+    (output * torch.randn(output.shape, generator=generator)).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def assert_exports_equal(
+    model: nn.Module,
+    traced: dict[str, Tensor],
+    others: list[dict[str, Tensor]],
+    axes: Axes,
+    limits: Mapping[str, tuple[int, int]],
+    folder: Path,
+) -> None:
+    """A trace and a program made at `traced` give at `others` what the model gives, within 1e-5."""
+    model.eval()
+    write_torchscript(model, traced, folder / "model.pt")
+    trace = load_torchscript(folder / "model.pt", tuple(traced))
+    program = capture(model, traced, axes, limits).module()
+    with torch.no_grad():
+        for inputs in others:
+            expected = model(**inputs)
+            torch.testing.assert_close(trace(inputs), expected, rtol=0, atol=1e-5)
+            torch.testing.assert_close(program(**inputs), expected, rtol=0, atol=1e-5)
+
+
+def assert_onnx_equal(
+    model: nn.Module,
+    traced: dict[str, Tensor],
+    others: list[dict[str, Tensor]],
+    axes: Axes,
+    limits: Mapping[str, tuple[int, int]],
+    folder: Path,
+) -> None:
+    """An ONNX graph made at `traced` gives at `others` what the model gives, within 1e-5."""
+    model.eval()
+    with torch.no_grad():
+        write_onnx(capture(model, traced, axes, limits), folder / "model.onnx", axes)
+        forward, *_ = load_onnx(folder / "model.onnx")
+        for inputs in others:
+            torch.testing.assert_close(forward(inputs), model(**inputs), rtol=0, atol=1e-5)
+
+
+def images(count: int, channels: int, height: int, width: int, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"pixel_values": torch.randn(count, channels, height, width, generator=generator)}
+
+
+def features(count: int, number: int, seed: int = 0) -> dict[str, Tensor]:
+    return {"features": torch.randn(count, number, generator=torch.Generator().manual_seed(seed))}
+
+
+IMAGE_AXES: Axes = {"pixel_values": {0: "batch"}}
+FEATURE_AXES: Axes = {"features": {0: "batch"}}
+TOKEN_AXES: Axes = {name: {0: "batch", 1: "sequence"} for name in ("input_ids", "attention_mask")}

@@ -1,0 +1,94 @@
+"""Tiny models of transformers with random weights, saved as its own library saves them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.model.token_batches import MAX_LENGTH, VOCAB_SIZE, samples
+from trainer.model.pretrained_loading import quiet
+from trainer.task.packing import lay_out, token_inputs
+from trainer.task.tokenization import learn_wordpiece
+
+_SIZES: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "max_position_embeddings": MAX_LENGTH}
+_BERT = _SIZES | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+_ROBERTA = _BERT | {"max_position_embeddings": MAX_LENGTH + 2, "type_vocab_size": 1}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "bert": _BERT,
+    "camembert": _ROBERTA,
+    "distilbert": _SIZES | {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48},
+    "electra": _BERT | {"embedding_size": 16},
+    "gpt2": {"vocab_size": VOCAB_SIZE, "n_positions": MAX_LENGTH, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    | {"bos_token_id": 0, "eos_token_id": 0},
+    # A window of 8 tokens to either side, so that most samples are longer; full, sliding, sliding, full attention.
+    "modernbert": _BERT
+    | {"num_hidden_layers": 4, "local_attention": 16, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    | {"cls_token_id": 2, "sep_token_id": 3},
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+}
+"""By `model_type`."""
+
+TYPED = ("bert", "electra")
+"""Those with embeddings of two token types."""
+
+
+def language_model(name: str) -> Any:
+    """The class that transformers has for the language model of a family."""
+    import transformers
+
+    return transformers.AutoModelForCausalLM if name == "gpt2" else transformers.AutoModelForMaskedLM
+
+
+def save(name: str, folder: Path, **changes: Any) -> Path:
+    """A tiny language model of a family, with weights that are not at a fixed point, and a tokenizer."""
+    from transformers import AutoConfig
+
+    torch.manual_seed(0)
+    model = language_model(name).from_config(AutoConfig.for_model(name, **(CONFIGS[name] | changes)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    tokenizer = learn_wordpiece([["a few words to learn from"] * 9], vocab_size=VOCAB_SIZE, lowercase=True)
+    with quiet():
+        model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def reference(auto: Any, path: Path, **arguments: Any) -> Any:
+    """What transformers itself makes of a folder, for evaluation."""
+    with quiet():
+        return auto.from_pretrained(path, **arguments).eval()
+
+
+def texts(count: int, seed: int = 0) -> list[Any]:
+    """Samples of 1 to 64 tokens without any of the special ones, by which some models know padding."""
+    return [sample % (VOCAB_SIZE - 5) + 5 for sample in samples(count, seed)]
+
+
+def layouts(count: int, *, pooled: bool = True, typed: bool = False) -> list[dict[str, Tensor]]:
+    """The same samples, padded and packed."""
+    made = texts(count)
+    kinds = [(sample > VOCAB_SIZE // 2).astype("int64") for sample in made]
+    found = []
+    for batching in ("padded", "packed"):
+        layout = lay_out([len(text) for text in made], max_length=MAX_LENGTH, batching=batching)  # type: ignore[arg-type]
+        inputs = token_inputs(made, layout, pad_id=0)
+        if layout.packed and pooled:
+            inputs["token_index"] = layout.index()
+        if typed:
+            inputs["token_type_ids"] = layout.fill(kinds, 0)
+        found.append(inputs)
+    return found
+
+
+def places(count: int) -> tuple[Tensor, Tensor]:
+    """Where every third token of each sample lies in the padded and in the packed rows of `layouts`."""
+    made = texts(count)
+    found = []
+    for batching in ("padded", "packed"):
+        layout = lay_out([len(text) for text in made], max_length=MAX_LENGTH, batching=batching)  # type: ignore[arg-type]
+        found.append(layout.index([torch.arange(0, len(text), 3).numpy() for text in made]))
+    return found[0], found[1]

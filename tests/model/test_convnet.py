@@ -1,0 +1,112 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.model.exported import (
+    IMAGE_AXES,
+    assert_exports_equal,
+    assert_gradients_reach_everything,
+    assert_onnx_equal,
+    images,
+    parameter_count,
+)
+from trainer.errors import ConfigError
+from trainer.model.convnet import ConvNet
+from trainer.optimizer.groups import layers_of
+
+SHAPE: dict[str, Any] = {"channels": (16, 32), "hidden": [128, 64]}
+
+
+def convnet(
+    num_outputs: int | None = 10, channels: int = 1, size: tuple[int, int] = (28, 28), **changes: Any
+) -> ConvNet:
+    torch.manual_seed(0)
+    return ConvNet(num_outputs, channels, size, **(SHAPE | changes))
+
+
+class DigitNet(nn.Module):
+    """The net for 28 x 28 digits written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1), nn.ReLU(), nn.AvgPool2d(2, 2))
+        self.conv2 = nn.Sequential(nn.Conv2d(16, 32, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2, 2))
+        self.fc = nn.Sequential(nn.Linear(32 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU())
+        self.out = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv2(self.conv1(x))
+        output: Tensor = self.out(self.fc(x.view(x.size(0), -1)))
+        return output
+
+
+def test_on_digits_it_is_the_net_written_out() -> None:
+    model, reference = convnet(), DigitNet()
+    reference.load_state_dict(dict(zip(reference.state_dict(), model.state_dict().values(), strict=True)))
+    pixels = images(5, 1, 28, 28)["pixel_values"]
+
+    assert parameter_count(model) == 214_538
+    assert torch.equal(model(pixels), reference(pixels))
+
+
+def test_the_same_seed_gives_the_weights_of_the_net_written_out() -> None:
+    torch.manual_seed(0)
+    for ours, theirs in zip(DigitNet().parameters(), convnet().parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "flat"), [(1, (4, 4), 32), (3, (32, 32), 2048), (2, (9, 31), 448), (1, (8, 8), 128)]
+)
+def test_adapts_to_the_images(channels: int, size: tuple[int, int], flat: int) -> None:
+    model = convnet(3, channels, size)
+    pixels = images(2, channels, *size)["pixel_values"]
+
+    assert model(pixels).shape == (2, 3)
+    assert model.get_parameter("blocks.2.linear.weight").shape == (128, flat)
+    channels_last = model(pixels.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(channels_last, model(pixels), rtol=0, atol=1e-6)
+
+
+def test_without_outputs_it_gives_the_last_hidden_layer() -> None:
+    bare, whole = convnet(None), convnet()
+    bare.load_state_dict({name: value for name, value in whole.state_dict().items() if not name.startswith("head.")})
+    pixels = images(3, 1, 28, 28)["pixel_values"]
+
+    assert bare(pixels).shape == (3, 64)
+    assert torch.equal(whole.head(bare(pixels)), whole(pixels))
+
+
+def test_each_convolution_and_hidden_layer_is_a_layer_of_its_own() -> None:
+    layers = layers_of(nn.ModuleDict({"model": convnet()}))
+    names = [f"model.blocks.{number}.{kind}.weight" for number, kind in enumerate(["convolution"] * 2 + ["linear"] * 2)]
+
+    assert [layers[name] for name in [*names, "model.head.weight"]] == [1, 2, 3, 4, 5]
+
+
+def test_gradients_reach_every_parameter() -> None:
+    assert_gradients_reach_everything(convnet(channels=3, size=(12, 12)), images(8, 3, 12, 12))
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        convnet(size=(28, 3), hidden=[])
+
+    assert [message.split(":")[0] for message in caught.value.messages] == ["hidden", "image_size"]
+    with pytest.raises(ConfigError, match="channels: must be one or more sizes"):
+        ConvNet(10, 1, (28, 28), channels=(0, 32), hidden=[8])
+
+
+INPUTS = [images(count, 3, 13, 10, count) for count in (4, 1, 9)]
+
+
+def test_artifacts_are_equal(tmp_path: Path) -> None:
+    assert_exports_equal(convnet(7, 3, (13, 10)), INPUTS[0], INPUTS[1:], IMAGE_AXES, {}, tmp_path)
+
+
+@pytest.mark.slow
+def test_onnx_is_equal(tmp_path: Path) -> None:
+    assert_onnx_equal(convnet(7, 3, (13, 10)), INPUTS[0], INPUTS[1:], IMAGE_AXES, {}, tmp_path)

@@ -1,0 +1,154 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.model.exported import IMAGE_AXES, assert_exports_equal, assert_gradients_reach_everything, images
+from tests.model.pretrained_folders import reference
+from trainer.errors import ConfigError
+from trainer.model.pretrained_image import PretrainedImage
+from trainer.model.pretrained_loading import quiet
+from trainer.optimizer.groups import layers_of
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "vit": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    | {"image_size": 16, "patch_size": 4, "num_channels": 3},
+    "resnet": {"num_channels": 3, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+    | {"layer_type": "basic"},
+}
+KEYS: dict[str, Any] = {
+    "config": {},
+    "pooling": "mean",
+    "attention": None,
+    "gradient_checkpointing": False,
+    "pretrained": True,
+}
+FACTS: dict[str, Any] = {"num_outputs": 5, "image_channels": 3, "image_size": (16, 16)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny classifier of a family."""
+    made: dict[str, Path] = {}
+
+    def find(name: str) -> Path:
+        if name not in made:
+            from transformers import AutoConfig, AutoModelForImageClassification
+
+            torch.manual_seed(0)
+            model = AutoModelForImageClassification.from_config(AutoConfig.for_model(name, **CONFIGS[name]))
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter += 0.1 * torch.randn_like(parameter)
+            made[name] = tmp_path_factory.mktemp(name)
+            with quiet():
+                model.save_pretrained(made[name])
+        return made[name]
+
+    return find
+
+
+def model_of(path: Path, **changes: Any) -> PretrainedImage:
+    torch.manual_seed(0)
+    return PretrainedImage(**(FACTS | KEYS | {"path": str(path)} | changes)).eval()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_classifier_is_that_of_transformers_with_its_pooling(name: str, folder: Callable[[str], Path]) -> None:
+    from transformers import AutoModelForImageClassification
+
+    own = reference(AutoModelForImageClassification, folder(name), num_labels=2)
+    model = model_of(folder(name), num_outputs=2, pooling="cls" if name == "vit" else "mean")
+    head = own.classifier if name == "vit" else own.classifier[-1]
+    model.head.load_state_dict(head.state_dict())
+    inputs = images(3, 3, 16, 16)
+
+    torch.testing.assert_close(model(**inputs), own(**inputs).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_pooling(name: str, folder: Callable[[str], Path]) -> None:
+    from transformers import AutoModel
+
+    inputs = images(3, 3, 16, 16)
+    hidden = reference(AutoModel, folder(name))(**inputs).last_hidden_state
+    axes = 1 if hidden.ndim == 3 else (2, 3)
+    for pooling, expected in (("mean", hidden.mean(dim=axes)), ("max", hidden.amax(dim=axes))):
+        model = model_of(folder(name), num_outputs=None, pooling=pooling)
+        torch.testing.assert_close(model(**inputs), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_made_again_without_its_folder(name: str, folder: Callable[[str], Path], tmp_path: Path) -> None:
+    model = model_of(folder(name))
+    again = model_of(tmp_path / "nowhere", architecture=json.loads(json.dumps(model.architecture)))
+    again.load_state_dict(model.state_dict())
+
+    assert again.architecture == model.architecture
+    assert torch.equal(again(**images(2, 3, 16, 16)), model(**images(2, 3, 16, 16)))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradients_reach_every_parameter(name: str, folder: Callable[[str], Path]) -> None:
+    assert_gradients_reach_everything(model_of(folder(name)), images(8, 3, 16, 16))
+
+
+def test_the_layers_are_the_models_own(folder: Callable[[str], Path]) -> None:
+    layers = layers_of(nn.ModuleDict({"model": model_of(folder("vit"))}))
+
+    assert layers["model.base.embeddings.cls_token"] == 0
+    assert {layers[f"model.{name}"] for name in ("base.layernorm.weight", "head.weight")} == {3}
+    assert set(layers.values()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_artifacts_are_equal(name: str, folder: Callable[[str], Path], tmp_path: Path) -> None:
+    batches = [images(count, 3, 16, 16, count) for count in (2, 1, 5)]
+    assert_exports_equal(model_of(folder(name)), batches[0], batches[1:], IMAGE_AXES, {}, tmp_path)
+
+
+def test_other_sizes_of_a_network_of_convolutions(folder: Callable[[str], Path]) -> None:
+    assert model_of(folder("resnet"), image_size=(40, 24))(**images(2, 3, 40, 24)).shape == (2, 5)
+
+
+def test_images_that_do_not_fit(folder: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        model_of(folder("vit"), image_channels=1, image_size=(28, 28))
+    assert list(caught.value.messages) == [
+        "path: the model reads images of 3 channels, the task's have 1. Set task.channels=3.",
+        "path: the model reads images of 16 x 16 pixels, the task's have 28 x 28. Set task.size=[16,16].",
+    ]
+    with pytest.raises(ConfigError, match="pooling: a resnet has no token that stands for the image, got 'cls'"):
+        model_of(folder("resnet"), pooling="cls")
+    with pytest.raises(ConfigError, match=r"config: no model can be made of it .*eager"):
+        model_of(folder("resnet"), attention="sdpa")
+
+
+def test_a_changed_config(folder: Callable[[str], Path]) -> None:
+    model = model_of(
+        folder("vit"),
+        config={"image_size": 32, "num_channels": 1},
+        pretrained=False,
+        image_size=(32, 32),
+        image_channels=1,
+    )
+
+    assert model(**images(2, 1, 32, 32)).shape == (2, 5)
+    with pytest.raises(ConfigError, match="Did you mean hidden_size"):
+        model_of(folder("vit"), config={"hiden_size": 2})
+    with pytest.raises(ConfigError, match="path: has weights of other shapes"):
+        model_of(folder("vit"), config={"image_size": 32}, image_size=(32, 32))
+
+
+def test_checkpointed_gradients_are_the_same(folder: Callable[[str], Path]) -> None:
+    found = []
+    for checkpointing in (False, True):
+        model = model_of(folder("vit"), gradient_checkpointing=checkpointing).train()
+        model(**images(3, 3, 16, 16)).square().sum().backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

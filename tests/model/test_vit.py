@@ -1,0 +1,186 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.model.exported import (
+    IMAGE_AXES,
+    assert_exports_equal,
+    assert_gradients_reach_everything,
+    assert_onnx_equal,
+    images,
+    parameter_count,
+)
+from trainer.errors import ConfigError
+from trainer.model.vit import ViT
+from trainer.optimizer.groups import layers_of, undecayed_names
+
+SHAPE: dict[str, Any] = {
+    "patch": 4,
+    "dim": 32,
+    "depth": 2,
+    "heads": 4,
+    "hidden": 48,
+    "dropout": 0.0,
+    "pooling": "mean",
+}
+
+
+def vit(num_outputs: int | None = 10, channels: int = 3, size: tuple[int, int] = (12, 16), **changes: Any) -> ViT:
+    torch.manual_seed(0)
+    return ViT(num_outputs, channels, size, **(SHAPE | changes))
+
+
+def patches(pixels: Tensor, side: int) -> Tensor:
+    """Squares of an image (channels, H, W), row by row, each channel by channel: (T, channels * side * side)."""
+    _, height, width = pixels.shape
+    corners = [(top, left) for top in range(0, height, side) for left in range(0, width, side)]
+    return torch.stack([pixels[:, top : top + side, left : left + side].flatten() for top, left in corners])
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_is_torchs_own_pre_norm_encoder_on_patches(pooling: str) -> None:
+    model = vit(pooling=pooling).double()
+    if pooling == "cls":
+        nn.init.normal_(model.get_parameter("class_token"))
+    reference = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(32, 4, 48, dropout=0.0, activation="gelu", batch_first=True, norm_first=True),
+        num_layers=2,
+        norm=nn.LayerNorm(32),
+        enable_nested_tensor=False,
+    ).double()
+    names = {
+        "attention_norm": "norm1",
+        "query_key_value.weight": "self_attn.in_proj_weight",
+        "query_key_value.bias": "self_attn.in_proj_bias",
+        "attention_output": "self_attn.out_proj",
+        "feed_forward_norm": "norm2",
+        "feed_forward.0": "linear1",
+        "feed_forward.2": "linear2",
+    }
+    state: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        if name.startswith("blocks."):
+            for ours, theirs in names.items():
+                name = name.replace(f".{ours}", f".{theirs}")
+            state[name.replace("blocks.", "layers.")] = value
+        elif name.startswith("norm."):
+            state[name] = value
+    reference.load_state_dict(state)
+    pixels = images(3, 3, 12, 16)["pixel_values"].double()
+    weights = model.state_dict()
+    squares = torch.stack([patches(image, 4) for image in pixels])
+    tokens = squares @ weights["patch_embedding.weight"].flatten(1).T + weights["patch_embedding.bias"]
+    if pooling == "cls":
+        tokens = torch.cat([weights["class_token"].expand(3, 1, 32), tokens], dim=1)
+    hidden = reference(tokens + weights["position_embedding.weight"])
+    pooled = hidden[:, 0] if pooling == "cls" else hidden.mean(1)
+
+    torch.testing.assert_close(model(pixels), model.head(pooled), rtol=0, atol=1e-10)
+
+
+def test_parameters_are_those_of_the_papers_base_model() -> None:
+    """ViT-B/16 at 224 x 224 with 1,000 classes; table 1 gives 86M."""
+    base: dict[str, Any] = {"patch": 16, "dim": 768, "depth": 12, "heads": 12, "hidden": 3072, "pooling": "cls"}
+    with torch.device("meta"):
+        model = ViT(1000, 3, (224, 224), **(SHAPE | base))
+
+    assert parameter_count(model) == 86_567_656
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize(
+    ("channels", "size", "patch"), [(1, (8, 8), 2), (3, (32, 32), 4), (2, (9, 30), 3), (1, (28, 28), 28)]
+)
+def test_adapts_to_the_images(channels: int, size: tuple[int, int], patch: int, pooling: Any) -> None:
+    model = vit(7, channels, size, patch=patch, pooling=pooling)
+    pixels = images(2, channels, *size)["pixel_values"]
+
+    assert model(pixels).shape == (2, 7)
+    assert len(model.position_embedding.weight) == size[0] * size[1] // patch**2 + (pooling == "cls")
+    channels_last = model(pixels.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(channels_last, model(pixels), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_without_outputs_it_gives_the_pooled_vector(pooling: Any) -> None:
+    bare, whole = vit(None, pooling=pooling), vit(pooling=pooling)
+    bare.load_state_dict({name: value for name, value in whole.state_dict().items() if not name.startswith("head.")})
+    pixels = images(3, 3, 12, 16)["pixel_values"]
+
+    assert bare(pixels).shape == (3, 32)
+    assert torch.equal(whole.head(bare(pixels)), whole(pixels))
+
+
+def test_each_block_is_a_layer_of_its_own() -> None:
+    module = nn.ModuleDict({"model": vit(pooling="cls", depth=3)})
+    layers = layers_of(module)
+    below = ("model.class_token", "model.patch_embedding.weight", "model.position_embedding.weight")
+
+    assert [layers[name] for name in below] == [0, 0, 0]
+    assert [layers[f"model.blocks.{number}.query_key_value.weight"] for number in range(3)] == [1, 2, 3]
+    assert layers["model.norm.weight"] == layers["model.head.weight"] == 4
+    assert "model.position_embedding.weight" in undecayed_names(module)
+
+
+@pytest.mark.parametrize(
+    ("alone", "silenced"),
+    [
+        ("dropout", []),
+        ("blocks.1.dropout", ["blocks.1.attention_output"]),
+        ("blocks.1.dropout", ["blocks.1.feed_forward.2"]),
+    ],
+)
+def test_dropout_is_on_everywhere_in_training_alone(alone: str, silenced: list[str]) -> None:
+    model, pixels = vit(dropout=0.5), images(3, 3, 12, 16)["pixel_values"]
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Dropout) and name != alone:
+            part.p = 0.0
+        if name in silenced:
+            for value in part.parameters():
+                nn.init.zeros_(value)
+
+    assert not torch.equal(model(pixels), model(pixels))
+    model.eval()
+    assert torch.equal(model(pixels), model(pixels))
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_gradients_reach_every_parameter(pooling: Any) -> None:
+    assert_gradients_reach_everything(vit(pooling=pooling), images(8, 3, 12, 16))
+
+
+@pytest.mark.parametrize("size", [(12, 18), (18, 12)])
+def test_a_patch_that_does_not_divide_the_images_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        vit(size=size)
+
+    shown = f"{size[0]} x {size[1]}"
+    assert caught.value.messages == (
+        f"patch: must divide height and width of the images ({shown}), got 4. These do: 1, 2, 3, 6.",
+    )
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        vit(patch=5, dim=30, depth=0, dropout=1.0)
+
+    assert [message.split(":")[0] for message in caught.value.messages] == ["depth", "patch", "heads", "dropout"]
+    with pytest.raises(ConfigError, match=r"patch: must be at least 1, got 0\."):
+        vit(patch=0)
+
+
+INPUTS = [images(count, 3, 12, 16, count) for count in (4, 1, 9)]
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_artifacts_are_equal(pooling: Any, tmp_path: Path) -> None:
+    assert_exports_equal(vit(pooling=pooling), INPUTS[0], INPUTS[1:], IMAGE_AXES, {}, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_onnx_is_equal(pooling: Any, tmp_path: Path) -> None:
+    assert_onnx_equal(vit(pooling=pooling), INPUTS[0], INPUTS[1:], IMAGE_AXES, {}, tmp_path)

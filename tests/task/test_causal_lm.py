@@ -1,0 +1,187 @@
+import json
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from tests.task.token_level import LAYOUTS, assert_layouts_agree, batch_of, decoder, fitted, measured
+from trainer.errors import ConfigError
+from trainer.task.causal_lm import CausalLm
+
+TEXTS = [
+    "Return the running event loop",
+    "run the loop until it is stopped",
+    "a tuple",
+    "北京大学的学生 read books",
+    "the event is read and the loop is running and the students read it again",
+]
+
+
+def task(**changes: Any) -> CausalLm:
+    options: dict[str, Any] = {"max_length": 24, "vocab_size": 200, "tokenizer": None, "lowercase": False}
+    return CausalLm(**(options | changes))
+
+
+def made(texts: list[str] = TEXTS, **changes: Any) -> tuple[CausalLm, Dataset]:
+    return fitted(task(**changes), text=texts)
+
+
+def test_a_document_is_its_tokens_and_an_end() -> None:
+    writer, rows = made()
+    tokens = [writer.texts.tokenizer.id_to_token(number) for number in rows["input_ids"][1]]
+
+    assert tokens == ["run", "the", "loop", "until", "it", "is", "stopped", "[SEP]"]
+    assert writer.end_id == writer.texts.tokenizer.token_to_id("[SEP]")
+
+
+def test_a_document_that_does_not_fit_has_no_end(caplog: pytest.LogCaptureFixture) -> None:
+    writer, rows = made(["the loop is running", "the loop is running again and again and again"], max_length=5)
+    tokens = [[writer.texts.tokenizer.id_to_token(number) for number in ids] for ids in rows["input_ids"]]
+    with caplog.at_level(logging.INFO):
+        writer.check({"train": rows})
+
+    assert tokens == [["the", "loop", "is", "running", "[SEP]"], ["the", "loop", "is", "running", "again"]]
+    assert list(rows["cut"]) == [0, 4]
+    assert "train: 4 tokens (28.6 %) lie past the 5 of a sample and are never read" in caplog.text
+
+
+@pytest.mark.parametrize("batching", LAYOUTS)
+def test_the_target_is_the_next_token_of_the_document(batching: Any) -> None:
+    writer, rows = made()
+    batch = batch_of(writer, rows, [4, 2, 0], batching)
+    ids, target = batch.inputs["input_ids"], batch.target
+
+    assert target is not None
+    assert target.shape == ids.shape
+    assert "output_index" not in batch.inputs
+    assert "token_index" not in batch.inputs
+    # Read along the targets from each document's first token, every document comes out.
+    found = []
+    starts = (ids == ids).nonzero().tolist()
+    mask = batch.inputs.get("attention_mask")
+    for row, column in starts:
+        begins = batch.inputs["position_ids"][row, column] == 0 if mask is None else column == 0
+        inside = batch.inputs["sequence_ids"][row, column] > 0 if mask is None else mask[row, column] > 0
+        if begins and inside:
+            document = [ids[row, column].item()]
+            while target[row, column] != -100:
+                document.append(target[row, column].item())
+                column += 1
+                assert ids[row, column] == document[-1]
+            found.append(document)
+    assert sorted(found) == sorted(rows["input_ids"][number] for number in (4, 2, 0))
+    assert int((target != -100).sum()) == sum(len(document) - 1 for document in found)
+
+
+@pytest.mark.parametrize("max_length", [24, 7])
+def test_every_layout_is_the_same_mathematics(max_length: int) -> None:
+    writer, rows = made(max_length=max_length)
+
+    assert_layouts_agree(writer, rows, decoder(writer))
+
+
+def test_documents_of_a_row_do_not_see_each_other() -> None:
+    writer, rows = made()
+    model = decoder(writer)
+    batch = batch_of(writer, rows, [4, 2, 3], "packed")
+    assert (batch.inputs["sequence_ids"] == 2).any()
+    second = batch.inputs["sequence_ids"] == 2
+    before = model(**batch.inputs)
+    changed = torch.where(second, batch.inputs["input_ids"], batch.inputs["input_ids"].roll(1))
+    after = model(**{**batch.inputs, "input_ids": changed})
+
+    assert torch.equal(before[second], after[second])
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("batching", LAYOUTS)
+def test_empty_documents_have_no_target(batching: Any) -> None:
+    writer, _ = made()
+    rows = Dataset.from_dict({"text": ["", "\n"]})
+    rows = rows.map(writer.encode, batched=True, remove_columns=rows.column_names)
+    batch = batch_of(writer, rows, [0, 1], batching)
+
+    assert [list(ids) for ids in rows["input_ids"]] == [[writer.end_id]] * 2
+    assert batch.target is not None
+    assert (batch.target == -100).all()
+
+
+def test_the_perplexity_is_that_of_the_documents_one_by_one() -> None:
+    writer, rows = made()
+    model = decoder(writer)
+    log_p = []
+    for ids in rows["input_ids"]:
+        output = model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.int64))
+        log_p += [output[0, place].log_softmax(0)[ids[place + 1]].item() for place in range(len(ids) - 1)]
+
+    values = measured(writer, model, [batch_of(writer, rows, ids, "packed") for ids in ([0, 1, 2], [3, 4])])
+
+    assert values["perplexity"] == pytest.approx(np.exp(-np.mean(log_p)), rel=1e-4)
+    assert writer.monitor == "perplexity"
+    assert {name: metric.higher_is_better for name, metric in writer.metrics().items()} == {
+        "perplexity": False,
+        "accuracy": True,
+    }
+
+
+def test_predictions_are_the_next_tokens() -> None:
+    writer, _ = made()
+    size = writer.facts()["num_outputs"]
+    output = torch.full((2, 1, size), -1e4)
+    output[0, 0, writer.end_id] = output[1, 0, writer.texts.tokenizer.token_to_id("loop")] = 1e4
+
+    assert writer.predictions(output) == [
+        {"tokens": ["[SEP]"], "probabilities": [1.0]},
+        {"tokens": ["loop"], "probabilities": [1.0]},
+    ]
+
+
+def test_facts_state_and_fingerprint() -> None:
+    writer, rows = made()
+    copy = task()
+    copy.load_state_dict(json.loads(json.dumps(writer.state_dict())))
+
+    assert copy.facts() == writer.facts()
+    assert writer.facts()["num_outputs"] == writer.facts()["vocab_size"]
+    assert writer.facts()["output_level"] == "token"
+    assert [ids.tolist() for ids in copy.encode({"text": TEXTS})["input_ids"]] == list(rows["input_ids"])
+    assert pickle.loads(pickle.dumps(writer)).state_dict() == writer.state_dict()
+    assert writer.lengths(rows).tolist() == [len(ids) for ids in rows["input_ids"]]
+    assert len({other.fingerprint() for other in (task(), task(max_length=9), task(lowercase=True))}) == 3
+
+
+def test_the_artifacts_tokenizer_encodes_a_prompt_as_documents_were() -> None:
+    writer, rows = made()
+    tokenizer = Tokenizer.from_str(writer.artifact_files()["tokenizer.json"])
+
+    for text, ids in zip(TEXTS, rows["input_ids"], strict=True):
+        assert [*tokenizer.encode(text).ids, writer.end_id] == ids
+    assert writer.texts.tokenizer.encode("a").tokens == ["[CLS]", "a", "[SEP]"]
+
+
+def test_examples_fit_the_model() -> None:
+    writer, _ = made()
+    inputs = writer.example({"batch": 2, "sequence": 5}, np.random.default_rng(0))
+
+    assert set(inputs) == set(writer.axes())
+    assert decoder(writer)(**inputs).shape == (2, 5, writer.facts()["vocab_size"])
+
+
+def test_the_end_of_a_given_tokenizer(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    given = Tokenizer(models.WordLevel({"a": 0, "tuple": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    given.pre_tokenizer = pre_tokenizers.Whitespace()
+    given.save(str(file))
+    with pytest.raises(ConfigError, match="tokenizer: has no end-of-text token"):
+        task(tokenizer=str(file))
+
+    given.add_special_tokens(["<s>", "</s>"])
+    given.save(str(file))
+    _, rows = made(tokenizer=str(file))
+    assert rows["input_ids"][2] == [0, 1, given.token_to_id("</s>")]

@@ -1,0 +1,143 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.task.entities import count_entities, has_prefixes, read_scheme
+
+TAGS = ["B-A", "B-B", "I-A", "I-B", "E-A", "E-B", "S-A", "S-B", "O"]
+BIO = ["B-A", "B-B", "I-A", "I-B", "O"]
+Entity = tuple[str, int, int]
+
+
+def begins(before: str, tag: str) -> bool:
+    """`startOfChunk` of conlleval, with S as seqeval has it."""
+    (last, last_type), (kind, type_) = split(before), split(tag)
+    if kind in "BS" or (last in "ES" and kind in "EI") or (last == "O" and kind in "EI"):
+        return True
+    return kind != "O" and last_type != type_
+
+
+def ends(before: str, tag: str) -> bool:
+    """`endOfChunk` of conlleval, with S as seqeval has it."""
+    (last, last_type), (kind, type_) = split(before), split(tag)
+    if last in "ES" or (last in "BI" and kind in "BSO"):
+        return True
+    return last != "O" and last_type != type_
+
+
+def split(tag: str) -> tuple[str, str]:
+    return ("O", "") if tag == "O" else (tag[0], tag[2:])
+
+
+def entities(tags: list[str]) -> set[Entity]:
+    """The entities of a row, tag by tag."""
+    found = set()
+    start, before = 0, "O"
+    for place, tag in enumerate([*tags, "O"]):
+        if ends(before, tag):
+            found.add((split(before)[1], start, place - 1))
+        if begins(before, tag):
+            start = place
+        before = tag
+    return found
+
+
+def counted(predicted: list[list[str]], there: list[list[str]]) -> list[int]:
+    rows = [(entities(one), entities(other)) for one, other in zip(predicted, there, strict=True)]
+    return [
+        sum(map(len, numbers)) for numbers in ([a & b for a, b in rows], [a for a, _ in rows], [b for _, b in rows])
+    ]
+
+
+def tensors(rows: list[list[str]], names: list[str], width: int, fill: int) -> torch.Tensor:
+    filled = [[names.index(tag) for tag in row] + [fill] * (width - len(row)) for row in rows]
+    return torch.tensor(filled, dtype=torch.int64).view(len(rows), width)
+
+
+def pairs(names: list[str]) -> st.SearchStrategy[list[tuple[list[str], list[str]]]]:
+    tag = st.sampled_from(names)
+    row = st.lists(st.tuples(tag, tag, st.booleans()), max_size=9)
+    # Half of the predictions are right, else few entities are found.
+    made = row.map(lambda words: ([b if right else a for a, b, right in words], [b for _, b, _ in words]))
+    return st.lists(made, min_size=1, max_size=6)
+
+
+def check(rows: list[tuple[list[str], list[str]]], names: list[str]) -> None:
+    predicted, there = map(list, zip(*rows, strict=True))
+    width = max(map(len, there))
+    got = count_entities(
+        tensors(predicted, names, width, 0),
+        tensors(there, names, width, -100),
+        read_scheme(names),
+    )
+    assert got.tolist() == counted(predicted, there)
+
+
+@given(pairs(BIO))
+def test_bio_is_read_as_conlleval_reads_it(rows: list[tuple[list[str], list[str]]]) -> None:
+    check(rows, BIO)
+
+
+@given(pairs(TAGS))
+def test_bioes_is_read_as_seqeval_reads_it(rows: list[tuple[list[str], list[str]]]) -> None:
+    check(rows, TAGS)
+
+
+@given(pairs(BIO), st.integers(0, 2**20 - 1))
+def test_places_without_a_word_do_not_part_their_neighbours(
+    rows: list[tuple[list[str], list[str]]], pattern: int
+) -> None:
+    predicted, there = map(list, zip(*rows, strict=True))
+    scheme = read_scheme(BIO)
+    dense, sparse = [], []
+    for number, (one, other) in enumerate(zip(predicted, there, strict=True)):
+        spaced: list[tuple[int, int]] = []
+        for place, (a, b) in enumerate(zip(one, other, strict=True)):
+            spaced += [(0, -100)] * (pattern >> (number + place) % 20 & 1) + [(BIO.index(a), BIO.index(b))]
+        sparse.append(spaced + [(3, -100)] * (20 - len(spaced)))
+        dense.append([(BIO.index(a), BIO.index(b)) for a, b in zip(one, other, strict=True)])
+    wide = torch.tensor(sparse)
+
+    got = count_entities(wide[..., 0], wide[..., 1], scheme)
+
+    assert got.tolist() == counted(predicted, there)
+
+
+def test_by_hand() -> None:
+    there = [["B-PER", "I-PER", "O", "B-LOC"], ["I-LOC", "B-LOC", "I-PER", "O"]]
+    found = [["B-PER", "I-PER", "O", "B-PER"], ["I-LOC", "I-LOC", "I-PER", "O"]]
+    names = ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
+
+    # There: PER 0-1, LOC 3; LOC 0, LOC 1, PER 2. Found: PER 0-1, PER 3; LOC 0-1, PER 2.
+    got = count_entities(tensors(found, names, 4, 0), tensors(there, names, 4, 0), read_scheme(names))
+
+    assert got.tolist() == [2, 4, 5]
+
+
+def test_tags_without_prefix_are_words_alone() -> None:
+    names = ["ADJ", "B-N", "I-N", "N", "O"]
+    there = [["N", "N", "B-N", "N", "O"], ["ADJ", "B-N", "I-N", "O", "O"]]
+
+    got = count_entities(tensors(there, names, 5, 0), tensors(there, names, 5, 0), read_scheme(names))
+
+    assert got.tolist() == [6, 6, 6]
+
+
+def test_bilou_is_bioes() -> None:
+    names, others = ["B-X", "I-X", "L-X", "U-X", "O"], ["B-X", "I-X", "E-X", "S-X", "O"]
+    one, other = read_scheme(names), read_scheme(others)
+
+    assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(one))
+
+
+def test_rows_without_words() -> None:
+    scheme = read_scheme(BIO)
+    for shape in ((3, 0), (0, 4), (0, 0)):
+        empty = torch.zeros(shape, dtype=torch.int64)
+        assert count_entities(empty, empty, scheme).tolist() == [0, 0, 0]
+
+
+def test_prefixes() -> None:
+    assert has_prefixes(["O", "I-PER"])
+    assert has_prefixes(["B-PER"])
+    assert not has_prefixes(["NOUN", "O", "B", "E-X"])

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+
+from trainer.errors import ConfigError
+from trainer.task.language import need_special, num_cut, special_id, special_ids, token_predictions
+from trainer.task.texts import Texts
+from trainer.task.tokenization import learn_wordpiece
+
+
+def learnt() -> Tokenizer:
+    return learn_wordpiece([["a b c d e"] * 9], vocab_size=100, lowercase=True)
+
+
+def test_the_first_name_that_is_known() -> None:
+    assert special_id(learnt(), ("<mask>", "[MASK]", "[SEP]")) == 4
+    assert special_id(learnt(), ("<mask>",)) is None
+
+
+def test_special_and_unknown_tokens() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1, "b": 2}, unk_token="<unk>"))
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.add_tokens(["word"])
+
+    assert special_ids(tokenizer).tolist() == [1, 3]
+    assert special_ids(learnt()).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_learnt_vocabulary_needs_no_check() -> None:
+    need_special(Texts(8, 100, None, True), ("<mask>",), "mask token")
+
+
+def test_a_given_tokenizer_does(tmp_path: object) -> None:
+    learnt().save(f"{tmp_path}/tokenizer.json")
+    texts = Texts(8, 100, f"{tmp_path}/tokenizer.json", True)
+    need_special(texts, ("[MASK]",), "mask token")
+
+    with pytest.raises(ConfigError, match=r"tokenizer: has no mask token \(<mask>\)\. Give another one, or null"):
+        need_special(texts, ("<mask>",), "mask token")
+
+
+@pytest.mark.parametrize("framed", [True, False])
+def test_tokens_that_did_not_fit(framed: bool) -> None:
+    tokenizer = learnt()
+    tokenizer.enable_truncation(4)
+    texts = ["a b", "a b c d e", "", "a b c d e a b c d e"]
+    kept = 2 if framed else 4
+
+    assert num_cut(tokenizer.encode_batch(texts, add_special_tokens=framed)) == [
+        max(0, len(text.split()) - kept) for text in texts
+    ]
+
+
+def test_predictions_of_extreme_and_half_logits() -> None:
+    tokenizer = learnt()
+    output = torch.zeros(1, 3, tokenizer.get_vocab_size())
+    output[0, 0, 5], output[0, 1, 6] = 6e4, 1.0
+    for logits in (output, output.half()):
+        (found,) = token_predictions(logits, tokenizer)
+        assert found["tokens"][:2] == [tokenizer.id_to_token(5), tokenizer.id_to_token(6)]
+        size = tokenizer.get_vocab_size()
+        assert found["probabilities"] == pytest.approx([1.0, np.e / (np.e + size - 1), 1 / size], rel=1e-5)

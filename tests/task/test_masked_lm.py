@@ -1,0 +1,280 @@
+import json
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from tests.task.token_level import LAYOUTS, assert_layouts_agree, batch_of, encoder, fitted, measured
+from trainer.draws import Draws
+from trainer.errors import ConfigError
+from trainer.task.language import special_ids
+from trainer.task.masked_lm import MaskedLm
+from trainer.task.tokenization import learn_wordpiece
+
+TEXTS = [
+    "return the running event loop",
+    "run the loop until it is stopped, or unstoppable!",
+    "a tuple",
+    "北京大学的学生 read unreadable books",
+    "the event is read and the loop is running and the students are studying it again",
+]
+
+
+def task(**changes: Any) -> MaskedLm:
+    options: dict[str, Any] = {"max_length": 20, "vocab_size": 150, "tokenizer": None, "lowercase": True}
+    return MaskedLm(**({**options, "mask_share": 0.15, "whole_words": False} | changes))
+
+
+def made(texts: list[str] = TEXTS, **changes: Any) -> tuple[MaskedLm, Dataset]:
+    return fitted(task(**changes), text=texts)
+
+
+def chosen(masker: MaskedLm, words: list[int], *, seed: int, epoch: int = 0) -> list[int]:
+    generator = Draws(seed, epoch, [0]).generator(0)
+    return masker._choose(np.array(words), generator).tolist()
+
+
+def test_special_and_unknown_tokens_are_of_no_word() -> None:
+    masker, rows = made()
+    columns = masker.encode({"text": ["the loop 龍 [SEP] it"]})
+
+    assert columns["word_ids"][0].tolist() == [-1, 0, 1, -1, -1, 4, -1]
+    assert rows["word_ids"][3][:9].count(-1) == 1  # [CLS]
+
+
+def test_a_word_of_several_tokens_and_a_chinese_character_are_words() -> None:
+    masker, _ = made(["loop pool 大 学"] * 9)
+    encoding = masker.texts.tokenizer.encode("pololo大学")
+    words = masker.encode({"text": ["pololo大学"]})["word_ids"][0].tolist()
+
+    assert encoding.tokens[-3:-1] == ["大", "学"]
+    assert words == [-1, *[0] * (len(words) - 4), 1, 2, -1]
+    assert len(words) > 5
+
+
+@given(
+    st.lists(st.integers(1, 4), max_size=40), st.sampled_from([0.05, 0.15, 0.5, 0.9]), st.booleans(), st.integers(0, 99)
+)
+def test_what_is_chosen(sizes: list[int], share: float, whole_words: bool, seed: int) -> None:
+    masker = task(mask_share=share, whole_words=whole_words)
+    words = [-1, *(number for number, size in enumerate(sizes) for _ in range(size)), -1]
+    found = chosen(masker, words, seed=seed)
+    wanted, largest = share * sum(sizes), max(sizes, default=1) if whole_words else 1
+
+    assert found == sorted(set(found))
+    assert all(words[place] >= 0 for place in found)
+    assert bool(found) == bool(sizes)
+    assert len(found) < wanted + largest or len(found) == largest
+    assert len(found) > wanted - largest
+    if whole_words:
+        numbers = [words[place] for place in found]
+        assert all(numbers.count(number) == sizes[number] for number in numbers)
+    elif sizes:
+        assert len(found) in (max(1, int(wanted)), max(1, int(wanted) + 1))
+
+
+@pytest.mark.parametrize(("sizes", "whole_words"), [([1] * 45, False), ([3, 1, 2, 1, 1, 4, 2, 1] * 6, True)])
+def test_the_share_is_exact_on_average(sizes: list[int], whole_words: bool) -> None:
+    masker = task(whole_words=whole_words)
+    words = [number for number, size in enumerate(sizes) for _ in range(size)]
+    trials = 4000
+    counts = np.zeros(len(words))
+    for seed in range(trials):
+        counts[chosen(masker, words, seed=seed)] += 1
+
+    # The total's spread is below one unit a sample, each token's is that of a coin.
+    assert abs(counts.sum() / trials - 0.15 * len(words)) < 4 * max(sizes) / np.sqrt(trials)
+    assert np.abs(counts / trials - 0.15).max() < (5 if whole_words else 4.5) * np.sqrt(0.15 * 0.85 / trials)
+
+
+def test_eight_of_ten_are_masked_one_is_another_and_one_stays() -> None:
+    masker, rows = made(["the loop is running and read again by it " * 22] * 2, max_length=200)
+    tokenizer = masker.texts.tokenizer
+    special = special_ids(tokenizer)
+    hidden, seen = [], []
+    for epoch in range(150):
+        batch = batch_of(masker, rows, [0, 1], "packed", epoch=epoch)
+        index = batch.inputs["output_index"]
+        assert batch.target is not None
+        kept = index >= 0
+        seen.append(batch.inputs["input_ids"].flatten()[index[kept]].numpy())
+        hidden.append(batch.target[kept].numpy())
+    now, was = np.concatenate(seen), np.concatenate(hidden)
+    masked, same = now == tokenizer.token_to_id("[MASK]"), now == was
+    others = now[~masked & ~same]
+    spread = 4 * np.sqrt(0.8 * 0.2 / len(now))
+
+    assert len(now) > 8000
+    assert abs(masked.mean() - 0.8) < spread
+    # A random token is the old one once in as many as there are.
+    ordinary = tokenizer.get_vocab_size() - len(special)
+    assert abs(same.mean() - 0.1 - 0.1 / ordinary) < spread
+    assert not np.isin(others, special).any()
+    assert len(np.unique(others)) > 0.9 * ordinary
+    assert not np.isin(was, special).any()
+
+
+def test_every_sample_has_a_target_and_the_rest_is_as_it_was() -> None:
+    masker, rows = made(whole_words=True)
+    for epoch in range(50):
+        batch = batch_of(masker, rows, range(5), "padded", epoch=epoch)
+        assert batch.target is not None
+        assert ((batch.target != -100).sum(dim=1) >= 1).all()
+        for number, ids in enumerate(rows["input_ids"]):
+            now, target = batch.inputs["input_ids"][number, : len(ids)], batch.target[number, : len(ids)]
+            assert torch.where(target == -100, now, target).tolist() == ids
+
+
+@pytest.mark.parametrize("batching", LAYOUTS)
+def test_a_samples_mask_follows_from_seed_epoch_and_sample_alone(batching: Any) -> None:
+    masker, rows = made()
+
+    def masks(ids: list[int], **at: int) -> dict[int, list[tuple[int, int]]]:
+        batch = batch_of(masker, rows, ids, batching, **at)
+        assert batch.target is not None
+        index = batch.inputs.get("output_index")
+        if index is None:
+            index = torch.arange(batch.target.numel()).view_as(batch.target).masked_fill(batch.target < 0, -1)
+        found = {}
+        for sample, places, targets in zip(ids, index, batch.target, strict=True):
+            here = batch.inputs["input_ids"].flatten()[places[places >= 0]]
+            found[sample] = list(zip(here.tolist(), targets[targets >= 0].tolist(), strict=True))
+        return found
+
+    whole = masks([0, 1, 2, 3, 4])
+
+    assert whole == masks([4, 3, 2, 1, 0]) == masks([0]) | masks([3, 1]) | masks([2, 4])
+    assert whole == pickle.loads(pickle.dumps(whole))
+    assert whole != masks([0, 1, 2, 3, 4], epoch=1)
+    assert whole != masks([0, 1, 2, 3, 4], seed=1)
+
+
+def test_packed_batches_ask_for_the_chosen_tokens_alone() -> None:
+    masker, rows = made(mask_share=0.5)
+    batch = batch_of(masker, rows, range(5), "packed")
+    index = batch.inputs["output_index"]
+
+    assert batch.target is not None
+    assert index.shape == batch.target.shape
+    assert index.shape[0] == 5
+    assert ((index < 0) == (batch.target == -100)).all()
+    assert "token_index" not in batch.inputs
+
+
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_every_layout_is_the_same_mathematics(whole_words: bool) -> None:
+    masker, rows = made(whole_words=whole_words, mask_share=0.3)
+
+    assert_layouts_agree(masker, rows, encoder(masker))
+
+
+def test_texts_without_a_token_to_find() -> None:
+    masker, _ = made()
+    rows = Dataset.from_dict({"text": ["", "龍 龍"]})
+    rows = rows.map(masker.encode, batched=True, remove_columns=rows.column_names)
+    for batching in LAYOUTS:
+        batch = batch_of(masker, rows, [0, 1], batching)
+        assert batch.target is not None
+        assert (batch.target == -100).all()
+        assert encoder(masker)(**batch.inputs).shape[:-1] == batch.target.shape
+
+
+def test_long_texts_are_cut_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    masker, rows = made(
+        ["the loop is running"] * 3 + ["the loop is running again and again and again " * 3], max_length=8
+    )
+    with caplog.at_level(logging.INFO):
+        masker.check({"train": rows})
+
+    assert list(rows["cut"]) == [0, 0, 0, 27 - 6]
+    assert "25.0 % of texts truncated at 8 tokens" in caplog.text
+    assert "train: 21 tokens (44.7 %) lie past the 8 of a sample and are never read" in caplog.text
+
+
+def test_metrics_and_their_directions() -> None:
+    masker, rows = made()
+    metrics = masker.metrics()
+    values = measured(masker, encoder(masker), [batch_of(masker, rows, range(5), "packed")])
+
+    assert {name: metric.higher_is_better for name, metric in metrics.items()} == {
+        "perplexity": False,
+        "accuracy": True,
+    }
+    assert masker.monitor in values
+    assert values["perplexity"] > 1
+
+
+def test_predictions_are_tokens_with_their_probability() -> None:
+    masker, _ = made()
+    size = masker.facts()["num_outputs"]
+    output = torch.zeros(1, 2, size)
+    output[0, 0, 4] = 3.0
+    (found,) = masker.predictions(output)
+
+    assert found["tokens"][0] == "[MASK]"
+    assert found["probabilities"][0] == pytest.approx(np.exp(3) / (np.exp(3) + size - 1))
+    assert len(found["tokens"]) == len(found["probabilities"]) == 2
+
+
+def test_facts_state_and_fingerprint() -> None:
+    masker, rows = made()
+    copy = task()
+    copy.load_state_dict(json.loads(json.dumps(masker.state_dict())))
+    first, second = (batch_of(each, rows, range(5), "padded") for each in (masker, copy))
+
+    assert copy.facts() == masker.facts()
+    assert masker.facts()["num_outputs"] == masker.facts()["vocab_size"] == masker.texts.tokenizer.get_vocab_size()
+    assert masker.facts()["output_level"] == "token"
+    assert torch.equal(first.inputs["input_ids"], second.inputs["input_ids"])
+    assert pickle.loads(pickle.dumps(masker)).state_dict() == masker.state_dict()
+    # Masking is not encoding: another share finds the same encoded texts.
+    assert task(mask_share=0.4, whole_words=True).fingerprint() == masker.fingerprint()
+    assert task(max_length=21).fingerprint() != masker.fingerprint()
+
+
+def test_examples_fit_the_model() -> None:
+    masker, _ = made()
+    inputs = masker.example({"batch": 2, "sequence": 5}, np.random.default_rng(0))
+
+    assert set(inputs) == set(masker.axes())
+    assert encoder(masker)(**inputs).shape == (2, 5, masker.facts()["vocab_size"])
+    assert list(masker.artifact_files()) == ["tokenizer.json"]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, float("nan")])
+def test_shares_that_cannot_be(share: float) -> None:
+    with pytest.raises(ConfigError, match=r"mask_share: must be in \(0, 1\)"):
+        task(mask_share=share)
+
+
+def test_tokenizers_that_cannot_serve(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    plain = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    plain.save(str(file))
+    with pytest.raises(ConfigError, match=r"tokenizer: has no mask token \(\[MASK\], <mask>\)"):
+        task(tokenizer=str(file))
+
+    plain.add_special_tokens(["<mask>"])
+    plain.pre_tokenizer = None
+    plain.save(str(file))
+    assert task(tokenizer=str(file)).texts.given is not None
+    with pytest.raises(ConfigError, match="whole_words: the tokenizer does not split texts into words"):
+        task(tokenizer=str(file), whole_words=True)
+
+
+def test_a_given_tokenizer_masks_with_its_own_token(tmp_path: Path) -> None:
+    given = learn_wordpiece([TEXTS], vocab_size=150, lowercase=True)
+    given.save(str(tmp_path / "tokenizer.json"))
+    masker, rows = made(tokenizer=str(tmp_path))
+    inputs = batch_of(masker, rows, range(5), "padded").inputs
+
+    assert (inputs["input_ids"] == given.token_to_id("[MASK]")).any()

@@ -1,0 +1,189 @@
+import json
+import logging
+from math import inf, nan
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset, Features, Value
+from sklearn.preprocessing import StandardScaler
+
+from trainer.errors import ConfigError, DataError, RowError
+from trainer.task.table import Table
+
+ROWS: list[dict[str, Any]] = [
+    {"age": 20.0, "income": 1.0, "city": "Ulm", "planet": "Earth", "sick": None},
+    {"age": 40.0, "income": None, "city": "Bonn", "planet": "Earth", "sick": "no"},
+    {"age": 60.0, "income": 2.0, "city": "Ulm", "planet": "Earth", "sick": "yes"},
+    {"age": 40.0, "income": 6.0, "city": "Trier", "planet": "Earth", "sick": "no"},
+]
+TYPES = {"age": "float64", "income": "float64", "city": "string", "planet": "string", "sick": "string"}
+
+
+def dataset(rows: list[dict[str, Any]], types: dict[str, str]) -> Dataset:
+    features = Features({"features": {name: Value(kind) for name, kind in types.items()}})
+    return Dataset.from_dict({"features": rows}, features=features)
+
+
+def learnt(rows: list[dict[str, Any]] = ROWS, types: dict[str, str] = TYPES, max_categories: int = 100) -> Table:
+    table = Table(max_categories)
+    table.learn(dataset(rows, types))
+    return table
+
+
+def encoded(table: Table, **changes: Any) -> dict[str, float]:
+    (row,) = table.encode([ROWS[0] | changes])["features"]
+    return dict(zip(table.features, row.tolist(), strict=True))
+
+
+def test_every_column_by_hand() -> None:
+    table = learnt()
+    columns = table.encode(ROWS)
+
+    assert table.features == [
+        "age",
+        "income",
+        "income is missing",
+        "city=Bonn",
+        "city=Trier",
+        "city=Ulm",
+        "city is other",
+        "sick=no",
+        "sick=yes",
+        "sick is missing",
+        "sick is other",
+    ]
+    matrix = np.stack(columns["features"])
+    assert matrix.dtype == np.float32
+    np.testing.assert_allclose(
+        matrix[:, :2],
+        np.nan_to_num(StandardScaler().fit_transform([[row["age"], row["income"] or nan] for row in ROWS])),
+        rtol=1e-6,
+        atol=1e-7,
+    )
+    assert matrix[:, 2:].tolist() == [
+        [0, 0, 0, 1, 0, 0, 0, 1, 0],
+        [1, 1, 0, 0, 0, 1, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0, 1, 0, 0],
+        [0, 0, 1, 0, 0, 1, 0, 0, 0],
+    ]
+    assert columns["missing"] == [1, 1, 0, 0]
+    assert columns["unknown"] == [0, 0, 0, 0]
+
+
+def test_what_training_never_had() -> None:
+    table = learnt()
+    found = encoded(table, age=None, income=nan, city="Köln", planet="Mars", sick="no")
+
+    assert found == dict.fromkeys(table.features, 0.0) | {"income is missing": 1, "city is other": 1, "sick=no": 1}
+    assert encoded(table, city=None)["city is other"] == 1
+    columns = table.encode([ROWS[0] | {"city": "Köln", "planet": "Mars"}, ROWS[0] | {"city": None, "sick": "no"}])
+    assert columns["unknown"] == [2, 0]
+    assert columns["missing"] == [1, 1]
+
+
+def test_rare_categories_share_a_feature() -> None:
+    table = learnt(max_categories=1)
+
+    # Bonn and Trier are equally frequent in training, less than Ulm.
+    assert [name for name in table.features if name.startswith("city")] == ["city=Ulm", "city is other"]
+    assert encoded(table, city="Bonn")["city is other"] == 1
+
+
+def test_what_is_the_same_in_all_rows_is_no_feature_unless_it_is_missing_in_some() -> None:
+    rows = [{"a": 0.1, "b": 7.0, "c": None, "d": "x", "e": 1.0}] * 3 + [{"a": 0.1, "b": None, "c": None, "e": 2.0}]
+    table = learnt(rows, {"a": "float64", "b": "float64", "c": "string", "d": "string", "e": "float64"})
+
+    assert table.features == ["b is missing", "d=x", "d is missing", "d is other", "e"]
+    assert table.encode([{"a": 99.0, "b": 8.0, "c": "new", "d": "x", "e": 1.5}])["features"][0].shape == (5,)
+
+
+def test_integers_truth_values_and_empty_columns_are_numbers() -> None:
+    types = {"count": "int64", "flag": "bool", "empty": "null"}
+    rows = [{"count": 1, "flag": True, "empty": None}, {"count": 3, "flag": False, "empty": None}]
+    table = learnt(rows, types)
+
+    assert table.features == ["count", "flag"]
+    assert np.stack(table.encode(rows)["features"]).tolist() == [[-1, 1], [1, -1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"age": "old"}, "age: must be a number, as in training, got 'old'"),
+        ({"age": inf}, "age: must be finite, .* got inf"),
+        ({"age": 1e300}, r"age: must be finite, .* got 1e\+300"),
+        ({"city": 7.0}, r"city: must be a text, as in training, got 7\.0"),
+    ],
+)
+def test_a_cell_that_does_not_fit_its_column(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RowError, match=message) as caught:
+        learnt().encode([ROWS[1], ROWS[2] | change, ROWS[3]])
+
+    assert (caught.value.position, caught.value.role) == (1, "features")
+
+
+def test_a_column_that_is_gone_and_one_that_is_new() -> None:
+    table = learnt()
+    with pytest.raises(RowError, match=r"features: lack columns that training has, got \['city'\]"):
+        table.encode([{name: value for name, value in ROWS[0].items() if name != "city"}])
+    assert encoded(table, shoe_size=43.0) == encoded(table)
+
+
+@pytest.mark.parametrize(
+    ("rows", "types", "message"),
+    [
+        ([{"a": 1.0}] * 3, {"a": "float64"}, r"features: every column is the same in all rows .* got \['a'\]"),
+        ([{"a": -1e300}, {"a": 1e300}], {"a": "float64"}, "features: the column 'a' is too large to be standardized"),
+        ([{"a": b"x"}], {"a": "binary"}, "features: the column 'a' must hold numbers or texts, got 'binary'"),
+    ],
+)
+def test_columns_that_cannot_be_used(rows: list[dict[str, Any]], types: dict[str, str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        learnt(rows, types)
+
+
+def test_infinite_numbers_do_not_move_the_mean() -> None:
+    table = learnt([*ROWS, ROWS[0] | {"age": inf}])
+
+    assert encoded(table, age=40.0)["age"] == 0.0
+
+
+def test_a_limit_below_one() -> None:
+    with pytest.raises(ConfigError, match="max_categories: must be at least 1, got 0"):
+        Table(0)
+
+
+def test_the_log_says_what_a_split_lacks(caplog: pytest.LogCaptureFixture) -> None:
+    table = learnt()
+    splits = {
+        "train": Dataset.from_dict(table.encode(ROWS)),
+        "test": Dataset.from_dict(table.encode([ROWS[0] | {"city": "Köln"}, ROWS[1]])),
+    }
+    with caplog.at_level(logging.INFO):
+        table.check(splits)
+
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO", "WARNING"]
+    constant, train, test = caplog.messages
+    assert constant == "features: left out, the same in all rows of training: planet"
+    assert train == ("train: 4 rows, 5 columns as 11 features, 10.0 % of cells missing, 0.0 % of categories unknown")
+    assert "20.0 % of cells missing, 16.7 % of categories unknown; raise task.max_categories" in test
+
+
+def test_the_state_is_json_and_names_every_feature() -> None:
+    table, copy = learnt(), Table(100)
+    copy.load_state_dict(json.loads(json.dumps(table.state_dict())))
+
+    assert copy.columns == table.columns
+    assert json.loads(table.artifact_files()["table.json"]) == {**table.state_dict(), "features": table.features}
+
+
+def test_inputs_and_examples_have_the_width_of_the_features() -> None:
+    table = learnt()
+    inputs = table.inputs(table.encode(ROWS))
+    example = table.example({"batch": 3}, np.random.default_rng(0))
+
+    assert inputs["features"].shape == (4, 11)
+    assert example["features"].shape == (3, 11)
+    assert example["features"].dtype == inputs["features"].dtype
+    assert table.facts() == {"num_features": 11}

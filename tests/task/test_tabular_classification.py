@@ -1,0 +1,135 @@
+import json
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torch import nn
+
+from trainer.data.loader import Batches, columns
+from trainer.data.plan import BatchPlan, MicroBatch
+from trainer.draws import Draws
+from trainer.errors import DataError, RowError
+from trainer.export.cases import forward_of, proof_cases, timed_inputs, traced_inputs
+from trainer.task.tabular_classification import TabularClassification
+
+FEATURES = [
+    {"size": 1.0, "colour": "red"},
+    {"size": 2.0, "colour": None},
+    {"size": None, "colour": "green"},
+    {"size": 9.0, "colour": "red"},
+]
+LABELS = ["fruit", "fruit", "tool", "fruit"]
+
+
+def dataset(labels: list[str] = LABELS) -> Dataset:
+    return Dataset.from_dict({"features": FEATURES, "label": labels, "row": list(range(len(labels)))})
+
+
+def task() -> TabularClassification:
+    return TabularClassification(max_categories=10)
+
+
+def fitted() -> TabularClassification:
+    made = task()
+    made.fit(dataset())
+    return made
+
+
+def encoded(made: TabularClassification) -> Dataset:
+    rows = dataset()
+    return rows.map(made.encode, batched=True, batch_size=3, remove_columns=rows.column_names)
+
+
+def test_facts_are_of_the_training_split() -> None:
+    made = fitted()
+
+    assert made.classes.labels == ["fruit", "tool"]
+    assert made.facts() == {"num_features": 6, "num_outputs": 2, "class_counts": [3, 1], "num_train": 4}
+
+
+def test_encoded_rows_become_a_batch_in_every_layout() -> None:
+    made = fitted()
+    rows = encoded(made)
+    batch = Batches(rows, made, "packed", seed=0)[MicroBatch(0, (2, 0))]
+    padded = made.collate(columns(rows.with_format("arrow")[[2, 0]]), Draws(0, 0, (2, 0)), "padded")
+
+    assert batch.target is not None
+    assert batch.target.tolist() == [1, 0]
+    assert (batch.num_samples, batch.ids) == (2, (2, 0))
+    assert batch.inputs.keys() == {"features"}
+    assert torch.equal(batch.inputs["features"], padded.inputs["features"])
+    expected = made.table.encode([FEATURES[2], FEATURES[0]])["features"]
+    np.testing.assert_array_equal(batch.inputs["features"].numpy(), np.stack(expected))
+
+
+def test_rows_have_no_length_to_group_by() -> None:
+    made = fitted()
+
+    assert made.lengths(encoded(made)) is None
+    assert sorted(BatchPlan(4, 3, 0, None).batch(0).ids) != []
+
+
+def test_labels_and_cells_that_cannot_be_used() -> None:
+    with pytest.raises(DataError, match="at least 2 different labels"):
+        task().fit(dataset(["same"] * 4))
+    with pytest.raises(RowError, match=r"label: was never seen in training, got 'tol'\. Did you mean tool") as caught:
+        fitted().encode({"features": FEATURES[:2], "label": ["fruit", "tol"]})
+    assert (caught.value.position, caught.value.role) == (1, "label")
+    with pytest.raises(RowError, match="size: must be a number") as caught:
+        fitted().encode({"features": [{"size": "big", "colour": None}], "label": ["fruit"]})
+    assert (caught.value.position, caught.value.role) == (0, "features")
+
+
+def test_metrics_and_predictions_are_those_of_classes() -> None:
+    made = fitted()
+    metrics = made.metrics()
+    metrics.update(torch.tensor([[2.0, 1], [2, 1], [2, 1], [1, 2]]), torch.tensor([0, 0, 1, 1]))
+
+    assert {name: value.item() for name, value in metrics.compute().items()} == pytest.approx(
+        {"accuracy": 3 / 4, "macro_f1": (4 / 5 + 2 / 3) / 2}
+    )
+    assert made.predictions(torch.tensor([[-1.0, 1.0]])) == [
+        {"label": "tool", "probability": pytest.approx(1 / (1 + np.exp(-2)))}
+    ]
+
+
+class OnFeatures(nn.Module):
+    def __init__(self, made: TabularClassification) -> None:
+        super().__init__()
+        self.head = nn.Linear(made.facts()["num_features"], made.facts()["num_outputs"])
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.head(features)
+        return output
+
+
+def test_an_export_is_proved_at_several_batch_sizes_without_further_axes() -> None:
+    made = fitted()
+    with torch.no_grad():
+        cases = proof_cases(made, forward_of(OnFeatures(made)))
+
+    assert made.axes() == {"features": {0: "batch"}}
+    assert traced_inputs(made)["features"].shape == (2, 6)
+    assert [case.sizes for case in cases] == [{"batch": 1}, {"batch": 3}, {"batch": 8}]
+    assert not any(case.padded for case in cases)
+    assert [sizes for sizes, _ in timed_inputs(made)] == [{"batch": 1}, {"batch": 8}]
+
+
+def test_the_state_is_json_and_gives_the_same_task() -> None:
+    made, copy = fitted(), task()
+    copy.load_state_dict(json.loads(json.dumps(made.state_dict())))
+    rows: dict[str, Any] = {"features": FEATURES, "label": LABELS}
+
+    assert copy.facts() == made.facts()
+    assert copy.state_dict() == made.state_dict() == pickle.loads(pickle.dumps(made)).state_dict()
+    for mine, other in zip(copy.encode(rows)["features"], made.encode(rows)["features"], strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert made.artifact_files().keys() == {"labels.json", "table.json"}
+
+
+def test_the_fingerprint_follows_what_encoding_depends_on() -> None:
+    assert task().fingerprint() == fitted().fingerprint()
+    assert task().fingerprint() != TabularClassification(max_categories=11).fingerprint()

@@ -1,0 +1,221 @@
+import json
+import logging
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from tests.task.token_level import LAYOUTS, assert_layouts_agree, batch_of, encoder, fitted, measured
+from trainer.errors import DataError, RowError
+from trainer.task.token_classification import TokenClassification
+
+WORDS = [
+    ["John", "Smith", "lives", "in", "New", "York", "."],
+    ["Mary", "don't", "like", "Rome"],
+    ["he", "ran"],
+    ["Paris", "and", "London", "are", "cities", "of", "Europe", "said", "Ann", "Lee"],
+]
+TAGS = [
+    ["B-PER", "I-PER", "O", "O", "B-LOC", "I-LOC", "O"],
+    ["B-PER", "O", "O", "B-LOC"],
+    ["O", "O"],
+    ["B-LOC", "O", "B-LOC", "O", "O", "O", "B-LOC", "O", "B-PER", "I-PER"],
+]
+
+
+def task(**changes: Any) -> TokenClassification:
+    options: dict[str, Any] = {"max_length": 14, "vocab_size": 200, "tokenizer": None, "lowercase": False}
+    return TokenClassification(**(options | changes))
+
+
+def made(**changes: Any) -> tuple[TokenClassification, Dataset]:
+    return fitted(task(**changes), words=WORDS, tags=TAGS)
+
+
+def test_tags_and_their_counts_come_from_training() -> None:
+    tagger, _ = made()
+
+    assert tagger.classes.labels == ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
+    assert tagger.facts()["class_counts"] == [5, 3, 1, 2, 12]
+    assert (tagger.facts()["num_outputs"], tagger.facts()["output_level"]) == (5, "token")
+
+
+def test_the_first_token_of_a_word_carries_its_tag() -> None:
+    tagger, rows = made()
+    tokens = [tagger.texts.tokenizer.id_to_token(number) for number in rows["input_ids"][1]]
+
+    assert tokens == ["[CLS]", "Mary", "don", "'", "t", "like", "Rome", "[SEP]"]
+    assert list(rows["first"][1]) == [1, 2, 5, 6]
+    assert [tagger.classes.labels[number] for number in rows["tags"][1]] == TAGS[1]
+    assert list(rows["cut"]) == [0] * 4
+
+
+def test_pieces_of_a_word_have_no_target() -> None:
+    tagger, _ = fitted(task(), words=[["loop", "pool"]] * 9, tags=[["O", "B-PER"]] * 9)
+    words = ["pololo", "loop", "loppool"]
+    pieces = tagger.texts.tokenizer.encode(words, is_pretokenized=True)
+    encoded = tagger.encode({"words": [words], "tags": [["O", "B-PER", "O"]]})
+
+    assert [pieces.word_ids.count(number) > 1 for number in range(3)] == [True, False, True]
+    assert [pieces.word_ids[place] for place in encoded["first"][0]] == [0, 1, 2]
+    assert all(pieces.word_ids[place - 1] != pieces.word_ids[place] for place in encoded["first"][0])
+
+
+def test_words_that_do_not_fit_have_no_output_and_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    tagger, rows = made(max_length=8)
+    with caplog.at_level(logging.INFO):
+        tagger.check({"train": rows})
+
+    assert list(rows["cut"]) == [1, 0, 0, 4]
+    assert [len(first) for first in rows["first"]] == [len(tags) for tags in rows["tags"]] == [6, 4, 2, 6]
+    assert "train: 5 of 23 words do not fit into 8 tokens and are neither learnt nor scored" in caplog.text
+
+
+def test_a_word_that_the_tokenizer_drops_has_no_output() -> None:
+    tagger, _ = made()
+    encoded = tagger.encode({"words": [["John", "\x00", "Lee"], ["\x00"]], "tags": [["B-PER", "O", "B-PER"], ["O"]]})
+
+    assert [first.tolist() for first in encoded["first"]] == [[1, 2], []]
+    assert [tags.tolist() for tags in encoded["tags"]] == [[1, 1], []]
+    assert encoded["cut"] == [1, 1]
+
+
+@pytest.mark.parametrize("batching", LAYOUTS)
+def test_a_batch_of_words_without_output(batching: Any) -> None:
+    tagger, _ = made()
+    rows = Dataset.from_dict({"words": [["\x00"], ["\x00", "\x00"]], "tags": [["O"], ["O", "O"]]})
+    rows = rows.map(tagger.encode, batched=True, remove_columns=rows.column_names)
+    batch = batch_of(tagger, rows, [0, 1], batching)
+    output = encoder(tagger)(**batch.inputs)
+
+    assert batch.target is not None
+    assert (batch.target == -100).all()
+    assert output.shape[:-1] == batch.target.shape
+
+
+def test_packed_batches_ask_for_the_words_alone() -> None:
+    tagger, rows = made()
+    packed = batch_of(tagger, rows, [2, 1], "packed")
+    padded = batch_of(tagger, rows, [2, 1], "padded")
+
+    assert packed.target is not None
+    assert packed.target.tolist() == [[4, 4, -100, -100], [1, 4, 4, 0]]
+    index = packed.inputs["output_index"]
+    first = packed.inputs["input_ids"].flatten()[index.clamp(min=0)]
+    assert first[0, :2].tolist() == [tagger.texts.tokenizer.token_to_id(word) for word in ("he", "ran")]
+    assert ((index < 0) == (packed.target < 0)).all()
+    assert "token_index" not in packed.inputs
+    assert "output_index" not in padded.inputs
+    assert padded.target is not None
+    assert padded.target.tolist() == [[-100, 4, 4, *[-100] * 5], [-100, 1, 4, -100, -100, 4, 0, -100]]
+    assert packed.num_samples == padded.num_samples == 2
+    assert packed.ids == (2, 1)
+
+
+@pytest.mark.parametrize("max_length", [14, 6])
+def test_every_layout_is_the_same_mathematics(max_length: int) -> None:
+    tagger, rows = made(max_length=max_length)
+
+    assert_layouts_agree(tagger, rows, encoder(tagger))
+
+
+def test_metrics_over_batches_are_those_of_the_split() -> None:
+    tagger, rows = made()
+    model = encoder(tagger)
+    apart = [batch_of(tagger, rows, [number], "packed") for number in range(4)]
+
+    assert measured(tagger, model, apart) == measured(tagger, model, [batch_of(tagger, rows, range(4), "packed")])
+
+
+def test_metrics_by_hand() -> None:
+    tagger, _ = made()
+    target = torch.tensor([[1, 3, 4, 0], [4, 0, -100, -100]])
+    predicted = torch.tensor([[1, 3, 4, 1], [0, 0, 0, 0]])  # PER 0-1 found, LOC 3 as PER, two LOC alone where one is
+    metrics = tagger.metrics()
+    metrics.update(torch.nn.functional.one_hot(predicted, 5).float(), target)
+
+    values = {name: value.item() for name, value in metrics.compute().items()}
+    assert values == pytest.approx(
+        {"accuracy": 4 / 6, "entity_precision": 2 / 4, "entity_recall": 2 / 3, "entity_f1": 4 / 7}
+    )
+
+
+def test_tags_without_prefixes_are_scored_word_by_word() -> None:
+    tagger, rows = fitted(task(), words=WORDS[:2], tags=[list("NNVPNN."), list("NVVN")])
+
+    assert tagger.monitor == "macro_f1"
+    assert set(measured(tagger, encoder(tagger), [batch_of(tagger, rows, [0, 1], "padded")])) == {
+        "accuracy",
+        "macro_f1",
+    }
+
+
+def test_every_metric_has_a_direction_and_the_monitor_is_one() -> None:
+    tagger, _ = made()
+    metrics = tagger.metrics()
+
+    assert all(metric.higher_is_better for metric in metrics.values())
+    assert tagger.monitor in metrics
+
+
+@pytest.mark.parametrize(
+    ("words", "tags", "role", "message"),
+    [
+        (["a", "b"], ["O"], "tags", r"tags: must be one for each of the 2 words, got \['O'\]"),
+        ([], [], "words", r"words: must be at least one, got \[\]"),
+        (["a"], ["B-PRE"], "tags", r"tags: was never seen in training, got 'B-PRE'\. Did you mean B-PER"),
+    ],
+)
+def test_rows_that_cannot_be_used(words: list[str], tags: list[str], role: str, message: str) -> None:
+    tagger, _ = made()
+    with pytest.raises(RowError, match=message) as caught:
+        tagger.encode({"words": [["a"], words], "tags": [["O"], tags]})
+
+    assert (caught.value.position, caught.value.role) == (1, role)
+
+
+def test_one_tag_cannot_be_learnt() -> None:
+    with pytest.raises(DataError, match="tags: needs at least 2 different labels"):
+        task().fit(Dataset.from_dict({"words": [["a", "b"]], "tags": [["O", "O"]]}))
+
+
+def test_predictions_are_tags() -> None:
+    tagger, _ = made()
+    output = torch.nn.functional.one_hot(torch.tensor([[4, 1, 3], [4, 4, 0]]), 5).float()
+
+    assert tagger.predictions(output) == [{"tags": ["O", "B-PER", "I-PER"]}, {"tags": ["O", "O", "B-LOC"]}]
+
+
+def test_the_state_is_json_and_gives_the_same_task() -> None:
+    tagger, _ = fitted(task(), words=WORDS[:2], tags=[list("NNVPNN."), list("NVVN")])
+    copy = task()
+    copy.load_state_dict(json.loads(json.dumps(tagger.state_dict())))
+    rows = {"words": [["John", "ran"]], "tags": [["N", "V"]]}
+
+    assert copy.facts() == tagger.facts()
+    assert copy.monitor == tagger.monitor == "macro_f1"
+    assert json.dumps(copy.encode(rows), default=np.ndarray.tolist) == json.dumps(
+        tagger.encode(rows), default=np.ndarray.tolist
+    )
+    assert pickle.loads(pickle.dumps(tagger)).state_dict() == tagger.state_dict()
+
+
+def test_examples_and_files() -> None:
+    tagger, _ = made()
+    inputs = tagger.example({"batch": 3, "sequence": 7}, np.random.default_rng(0))
+
+    assert set(inputs) == set(tagger.axes())
+    assert encoder(tagger)(**inputs).shape == (3, 7, 5)
+    assert json.loads(tagger.artifact_files()["tags.json"]) == tagger.classes.labels
+    assert "tokenizer.json" in tagger.artifact_files()
+
+
+def test_lengths_and_fingerprint() -> None:
+    tagger, rows = made()
+
+    assert tagger.lengths(rows).tolist() == [len(ids) for ids in rows["input_ids"]]
+    assert len({other.fingerprint() for other in (task(), task(max_length=9), task(lowercase=True))}) == 3
+    assert task().fingerprint() == tagger.fingerprint()

@@ -1,0 +1,152 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainer import targets
+from trainer.errors import DataError, RowError
+from trainer.loss.cross_entropy import CrossEntropy
+from trainer.protocols import Batch
+
+
+def batch(target: Tensor, ids: tuple[int, ...]) -> Batch:
+    return Batch({"x": torch.zeros(len(ids), 2)}, target, len(ids), ids)
+
+
+class Checked(CrossEntropy):
+    def check(self, target: Tensor) -> None:
+        targets.check_classes(target, 3, -100)
+
+
+def checked() -> Checked:
+    return Checked(None, 0.0, -100)
+
+
+def test_targets_are_counted() -> None:
+    assert targets.count_targets(checked(), batch(torch.tensor([0, 2, -100]), (7, 8, 9))) == 2.0
+
+
+def test_a_wrong_target_names_its_sample() -> None:
+    with pytest.raises(
+        DataError, match=r"^sample 8 \(position in its split\): target: must be a class in 0 \.\.\. 2, or"
+    ):
+        targets.count_targets(checked(), batch(torch.tensor([0, 3, 5]), (7, 8, 9)))
+
+
+def test_a_wrong_target_of_no_single_sample_names_all() -> None:
+    with pytest.raises(DataError, match=r"^one of the samples 7, 8 \(positions in their split\): target: "):
+        targets.count_targets(checked(), batch(torch.tensor([0, 3, 5]), (7, 8)))
+
+
+def test_a_loss_without_a_check_is_trusted() -> None:
+    class Trusting:
+        def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+            return output.sum()
+
+        def num_targets(self, target: Tensor) -> Tensor:
+            return torch.tensor(target.numel())
+
+    assert targets.count_targets(Trusting(), batch(torch.tensor([900]), (0,))) == 1.0
+
+
+def test_a_loss_that_needs_the_inputs_gets_them() -> None:
+    class Guided:
+        needs_inputs = True
+
+        def __call__(self, output: Tensor, target: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+            return (output - inputs["x"]).sum()
+
+        def num_targets(self, target: Tensor) -> Tensor:
+            return torch.tensor(target.numel())
+
+    part = batch(torch.tensor([0]), (0,))
+    assert targets.loss_of(Guided(), part.inputs["x"] + 1, part).item() == 2.0  # type: ignore[arg-type]
+
+
+def test_scores_are_the_output_unless_the_loss_has_its_own() -> None:
+    class Own(nn.Module):
+        def scores(self, output: Tensor) -> Tensor:
+            return output + 1
+
+    output = torch.zeros(2)
+    assert targets.scores_of(checked(), output) is output
+    assert torch.equal(targets.scores_of(Own(), output), output + 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("target", "position", "message"),
+    [
+        (torch.tensor([0.0, 1.0]), 0, r"must be classes \(int64\), got 'torch.float32'"),
+        (torch.tensor([[0, 1], [2, -1]]), 1, r"must be a class in 0 \.\.\. 2, or -100 to be left out, got -1"),
+        (torch.tensor([0, 1, 3]), 2, "got 3"),
+    ],
+)
+def test_classes(target: Tensor, position: int, message: str) -> None:
+    with pytest.raises(RowError, match=message) as caught:
+        targets.check_classes(target, 3, -100)
+    assert caught.value.position == position
+
+
+def test_classes_of_an_unknown_number() -> None:
+    targets.check_classes(torch.tensor([900, -100]), None, -100)
+    with pytest.raises(RowError, match="must be a class, 0 or more"):
+        targets.check_classes(torch.tensor([-3]), None, -100)
+
+
+@pytest.mark.parametrize(
+    ("target", "position", "message"),
+    [
+        (torch.tensor([[0, 1]]), 0, r"float \(B, 2\), got 'int64 \(1, 2\)'"),
+        (torch.ones(3), 0, r"float \(B, 2\), got 'float32 \(3,\)'"),
+        (torch.ones(3, 3), 0, r"float \(B, 2\)"),
+        (torch.tensor([[0.0, 1.0], [0.5, 1.0]]), 1, r"must be 0, 1, or -100 to be left out, got 0\.5"),
+    ],
+)
+def test_multi_hot(target: Tensor, position: int, message: str) -> None:
+    targets.check_multi_hot(torch.tensor([[0.0, 1.0], [-100.0, 1.0]]), 2, -100)
+    with pytest.raises(RowError, match=message) as caught:
+        targets.check_multi_hot(target, 2, -100)
+    assert caught.value.position == position
+
+
+def test_values() -> None:
+    targets.check_values(torch.tensor([[1e30]]), None)
+    with pytest.raises(RowError, match="must be finite, got nan") as caught:
+        targets.check_values(torch.tensor([[1.0], [float("nan")]]), 1)
+    assert caught.value.position == 1
+
+
+def test_similarities() -> None:
+    targets.check_similarity(torch.tensor([1.0, -1.0]))
+    with pytest.raises(RowError, match="must be -1 or 1, got 0.0"):
+        targets.check_similarity(torch.tensor([1.0, 0.0]))
+    with pytest.raises(RowError, match=r"must be -1 or 1 for each pair, \(B,\)"):
+        targets.check_similarity(torch.tensor([[1.0]]))
+
+
+def test_views() -> None:
+    targets.check_views(torch.tensor([[4, 4], [5, 5]]))
+    with pytest.raises(RowError, match="at least two views"):
+        targets.check_views(torch.tensor([[4], [5]]))
+
+
+def test_a_scored_model_gives_the_scores_under_its_own_input_names() -> None:
+    class Named(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = nn.Parameter(torch.tensor(3.0))
+
+        def scores(self, output: Tensor) -> Tensor:
+            return output + self.shift
+
+    model, x = Named(), torch.ones(2)
+    made = targets.scored(model, Own())  # type: ignore[arg-type]
+    program = torch.export.export(made, (), {"x": x})
+
+    assert torch.equal(made(x=x), torch.full((2,), 5.0))
+    assert torch.equal(program.module()(x=x), torch.full((2,), 5.0))
+    assert torch.equal(model(x=x), torch.full((2,), 2.0))
+    assert targets.scored(model, checked()) is model

@@ -1,0 +1,61 @@
+"""Parts that must fit each other: what is said of each in its source is compared before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from trainer.config import signature
+from trainer.config.catalogue import Catalogue
+from trainer.errors import explain
+
+
+def unfit_targets(kinds: Collection[str], target: str) -> str:
+    """What is wrong with a loss that takes other kinds of targets than the task has."""
+    return f"takes {' or '.join(kinds)} targets, the task has {target}"
+
+
+def faults(config: Mapping[str, Any], catalogue: Catalogue) -> Iterator[str]:
+    """What does not fit, as far as the sources of our own parts tell."""
+    kinds, target = _attribute(config, "loss", "targets"), _attribute(config, "task", "target")
+    if kinds and target and target not in kinds:
+        fitting = [
+            option for option in catalogue.options("loss") if target in _read(catalogue, option, "targets", "loss")
+        ]
+        yield explain("loss", unfit_targets(kinds, target), f"These fit: {', '.join(fitting)}", value=_named(config))
+    reads, inputs = _attribute(config, "model", "inputs"), _attribute(config, "task", "inputs")
+    if reads and inputs and inputs not in reads:
+        fitting = [option for option in catalogue.options("model") if inputs in _read(catalogue, option, "inputs")]
+        problem = f"reads {' or '.join(reads)}, the task has {inputs}"
+        yield explain("model", problem, f"These fit: {', '.join(fitting)}", value=_named(config, "model"))
+    levels, level = _attribute(config, "model", "levels"), _attribute(config, "task", "level")
+    if levels and level and level not in levels:
+        fitting = [option for option in catalogue.options("model") if level in _read(catalogue, option, "levels")]
+        problem = f"gives an output for each {' or '.join(levels)}, the task needs one for each {level}"
+        yield explain("model", problem, f"These fit: {', '.join(fitting)}", value=_named(config, "model"))
+    yield from _causality(config)
+
+
+def _causality(config: Mapping[str, Any]) -> Iterator[str]:
+    """A language model must not see the token it predicts; a masked one must see what comes behind it."""
+    wanted = _attribute(config, "task", "causal")
+    causal = _attribute(config, "model", "causal")
+    if wanted is None or causal is None or wanted == causal:
+        return
+    problem = "sees the tokens that it is to predict" if wanted else "does not see what comes behind a masked token"
+    remedy = "Use model=decoder" if wanted else "Use model=text_encoder"
+    yield explain("model", problem, remedy, value=_named(config, "model"))
+
+
+def _attribute(config: Mapping[str, Any], group: str, name: str) -> Any:
+    part = config.get(group)
+    target = part.get("_target_") if isinstance(part, Mapping) else None
+    return signature.attribute(target, name) if isinstance(target, str) else None
+
+
+def _read(catalogue: Catalogue, option: str, name: str, group: str = "model") -> Collection[str]:
+    return signature.attribute(str(catalogue.content(group, option).get("_target_")), name) or ()
+
+
+def _named(config: Mapping[str, Any], group: str = "loss") -> str:
+    return str(config[group]["_target_"]).rsplit(".", 1)[-1]

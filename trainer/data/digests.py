@@ -1,0 +1,44 @@
+"""What tells that two rows are the same, without keeping them: a number for the inputs and one for the target."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+from trainer.data.rows import normalized
+from trainer.protocols import Columns
+
+INPUT, TARGET = "input_digest", "target_digest"
+"""Columns of encoded data, int64."""
+
+_TARGETS = frozenset({"label", "labels", "value", "score", "tags"})
+
+
+def digests(rows: Columns, roles: Sequence[str]) -> dict[str, list[int]]:
+    """The columns `input_digest` and `target_digest` of raw rows; white space does not tell texts apart."""
+    inputs = [role for role in roles if role not in _TARGETS]
+    targets = [role for role in roles if role in _TARGETS]
+    return {name: _digests(rows, chosen) for name, chosen in ((INPUT, inputs), (TARGET, targets))}
+
+
+def _digests(rows: Columns, roles: Sequence[str]) -> list[int]:
+    return [_digest(values) for values in zip(*(rows[role] for role in roles), strict=True)] or [0] * len(rows["row"])
+
+
+def _digest(values: Sequence[Any]) -> int:
+    known = blake2b(digest_size=8)
+    for value in values:
+        known.update(_bytes(value))
+        known.update(b"\0")
+    return int.from_bytes(known.digest(), "big", signed=True)
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, str):
+        return normalized(value).encode()
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        content: bytes = value["bytes"]
+        return content
+    return json.dumps(value, sort_keys=True, default=str).encode()

@@ -1,0 +1,210 @@
+"""A text model of transformers, from its folder or the hub, with a head of outputs."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trainer.errors import ConfigError, explain
+from trainer.model.packed_attention import FAMILIES, Family, attention_masks, first_position
+from trainer.model.pooling import pool_samples, take_tokens
+from trainer.model.pretrained_config import read_config
+from trainer.model.pretrained_loading import (
+    Kind,
+    architecture_of,
+    checkpoint_gradients,
+    config_of,
+    linear_head,
+    make_model,
+)
+
+logger = logging.getLogger(__name__)
+
+_OWN_TOKENS = 0.9
+"""Below this share of the model's vocabulary, the task's tokenizer is hardly the model's own."""
+
+
+class Chain(nn.Module):
+    """Named modules, one after the other.
+
+    It is no `nn.Sequential`: the layers of a model are those of its largest list of modules, and the head is not one.
+    """
+
+    def __init__(self, **modules: nn.Module) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for module in self.children():
+            hidden = module(hidden)
+        return hidden
+
+
+class Pretrained(nn.Module):
+    """Token ids to outputs, one row a sample, or one a token, by any text model of transformers.
+
+    Inputs and outputs are those of `TextEncoder`, in both layouts. The outputs are a new linear layer's on the last
+    hidden states (D columns), pooled or token by token; those of a language model, as many as the task's vocabulary has
+    tokens, are its own head's. Only the families in `FAMILIES` take packed rows, which `packed` says.
+
+    Token types (`token_type_ids`) are passed on to models that have embeddings of two or more types.
+
+    Source: Wolf et al. 2020, "Transformers: state-of-the-art natural language processing",
+    https://arxiv.org/abs/1910.03771.
+
+    Args:
+        vocab_size: Token ids are below it.
+        num_outputs: Columns of the output, C; None: the D features before the head are the output.
+        max_length: No sample is longer.
+        output_level: Whether there is an output for each sample or for each token.
+        architecture: The attribute of that name of a model that was made before, such as a checkpoint holds. The model
+            is made of it, without `path` and `config`, with random weights that the checkpoint's are to replace.
+        path: A folder with `config.json` and weights, or a name on the hub.
+        config: Changes of the keys of the model's own config.
+        pooling: How the tokens of a sample become one vector; of no effect on outputs of tokens.
+        attention: Its implementation; None: the one that transformers prefers.
+        gradient_checkpointing: Keep no activations inside the blocks: less memory, a third more time.
+        pretrained: Whether the weights are read, too; otherwise they are random.
+
+    Attributes:
+        architecture: JSON that makes the module again: `{"class": ..., "config": ...}`.
+        packed: Whether packed rows give what padded ones do.
+
+    Raises:
+        ConfigError: There is no such model, its weights are not all there, or it does not fit the task.
+    """
+
+    inputs: ClassVar[tuple[str, ...]] = ("tokens",)
+    levels: ClassVar[tuple[str, ...]] = ("sample", "token")
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_outputs: int | None,
+        max_length: int,
+        output_level: Literal["sample", "token"] = "sample",
+        architecture: dict[str, Any] | None = None,
+        *,
+        path: str,
+        config: dict[str, Any],
+        pooling: Literal["cls", "mean", "max", "last"],
+        attention: Literal["sdpa", "eager"] | None,
+        gradient_checkpointing: bool,
+        pretrained: bool,
+    ) -> None:
+        super().__init__()
+        kind: Kind
+        if architecture is None:
+            own = read_config(path, config)
+            kind = _kind(own) if output_level == "token" and num_outputs == vocab_size else "AutoModel"
+        else:
+            kind, own = config_of(architecture)
+        self.output_level = output_level
+        self.pooling = pooling
+        self.num_outputs = num_outputs
+        whole = make_model(kind, own, path if pretrained and architecture is None else None, attention)
+        self.base: Any = whole.base_model
+        self.family = FAMILIES.get(own.model_type)
+        self.packed = self.family is not None
+        # Of transformers' own making, so that it holds what the model has changed in it.
+        self.config = whole.config
+        _check_fit(
+            self.base, self.config, self.family, vocab_size, max_length, told=pretrained and architecture is None
+        )
+        if kind == "AutoModel":
+            self.head = linear_head(_width(self.config), num_outputs, self.config)
+        else:
+            self.head = _lm_head(whole, self.family)
+        self.architecture = architecture or architecture_of(kind, self.config)
+        self._types = self._takes_types()
+        if gradient_checkpointing:
+            checkpoint_gradients(self.base)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+        token_index: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        output_index: Tensor | None = None,
+    ) -> Tensor:
+        """Outputs in float32 or autocast's type: (B, C) of samples, (R, L, C) or S + (C,) of tokens."""
+        more: dict[str, Any] = {}
+        if self._types and token_type_ids is not None:
+            more["token_type_ids"] = token_type_ids
+        if self.family is None:
+            if attention_mask is None:
+                problem = f"{type(self.base).__name__} is not known to keep the samples of a packed row apart"
+                raise ConfigError(explain("loader.batching", problem, "Set it to padded", value="packed"))
+            more["attention_mask"] = attention_mask
+        else:
+            if position_ids is None:
+                position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
+            more["position_ids"] = position_ids + first_position(self.family, self.config)
+            more["attention_mask"] = attention_masks(
+                self.family, self.config, attention_mask, sequence_ids, self.base.dtype
+            )
+        hidden = self.base(input_ids=input_ids, **more).last_hidden_state
+        if self.output_level == "sample":
+            hidden = pool_samples(hidden, attention_mask, token_index, self.pooling)
+        elif output_index is not None:
+            hidden = take_tokens(hidden, output_index)
+        # A language model's head may have more columns than the vocabulary has tokens.
+        output: Tensor = self.head(hidden)
+        return output if self.num_outputs is None else output[..., : self.num_outputs]
+
+    def _takes_types(self) -> bool:
+        known = "token_type_ids" in inspect.signature(self.base.forward).parameters
+        has_own = self.family is None or self.family.token_types
+        return known and has_own and getattr(self.config, "type_vocab_size", 0) > 1
+
+
+def _kind(config: Any) -> Kind:
+    """The class of a language model with its own head."""
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        problem = f"is a {config.model_type}, whose head of a language model is not known"
+        raise ConfigError(explain("path", problem, f"Known are those of {', '.join(FAMILIES)}"))
+    return "AutoModelForCausalLM" if family.causal or getattr(config, "is_decoder", False) else "AutoModelForMaskedLM"
+
+
+def _lm_head(whole: nn.Module, family: Family | None) -> Chain:
+    assert family is not None, "refused before"
+    return Chain(**{name: getattr(whole, name) for name in family.lm_head})
+
+
+def _width(config: Any) -> int:
+    width = getattr(config, "hidden_size", None)
+    if not isinstance(width, int):
+        problem = f"is a {config.model_type}, whose config does not tell the width of its outputs (hidden_size)"
+        raise ConfigError(explain("path", problem))
+    return width
+
+
+def _check_fit(base: Any, config: Any, family: Family | None, vocab_size: int, max_length: int, *, told: bool) -> None:
+    """Raises for a tokenizer or samples that are too large; logs a vocabulary that is suspiciously small."""
+    faults = []
+    rows = base.get_input_embeddings().num_embeddings
+    if vocab_size > rows:
+        problem = f"the model has embeddings of {rows} tokens, the task's tokenizer has {vocab_size}"
+        faults.append(explain("path", problem, "Give the model's own as task.tokenizer"))
+    elif told and vocab_size < _OWN_TOKENS * rows:
+        message = (
+            "the task's tokenizer has %d tokens, the model was trained with %d: is task.tokenizer the model's own?"
+        )
+        logger.warning(message, vocab_size, rows)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None:
+        positions -= first_position(family, config) if family else 0
+        if max_length > positions:
+            problem = f"the model has {positions} positions, the task's samples have up to {max_length} tokens"
+            faults.append(explain("path", problem, f"Set task.max_length={positions}"))
+    if faults:
+        raise ConfigError(*faults)

@@ -1,0 +1,129 @@
+"""Causal language modelling: each token is predicted from those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainer.protocols import Batch, Batching, Columns, Inputs, Target
+from trainer.task.fingerprint import fingerprint
+from trainer.task.language import check_cut, language_metrics, need_special, num_cut, special_id, token_predictions
+from trainer.task.texts import Texts
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+    from torch import Tensor
+    from torchmetrics import MetricCollection
+
+    from trainer.draws import Draws
+
+_END = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
+
+
+class CausalLm:
+    """Documents in, the next token at each position out.
+
+    A sample is a document: its tokens without special ones, and an end-of-text token, cut at `max_length`. Its last
+    token has no target. Packed rows hold several documents, which do not see each other.
+
+    Source: Radford et al. 2019, "Language models are unsupervised multitask learners" (GPT-2).
+
+    Args:
+        max_length: Tokens of a sample; longer documents are cut.
+        vocab_size: Entries of a vocabulary learnt from the training texts.
+        tokenizer: A `tokenizer.json` or its folder; None learns a WordPiece vocabulary, whose `[SEP]` ends a text.
+        lowercase: Lower case and no accents, in a learnt vocabulary.
+
+    Raises:
+        ConfigError: A value is out of range, or the tokenizer has no end-of-text token.
+    """
+
+    monitor = "perplexity"
+    target: Target = "class"
+    inputs: Inputs = "tokens"
+    level = "token"
+    causal = True
+
+    def __init__(self, *, max_length: int, vocab_size: int, tokenizer: str | None, lowercase: bool) -> None:
+        self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
+        need_special(self.texts, _END, "end-of-text token")
+
+    @property
+    def end_id(self) -> int:
+        """The end-of-text token."""
+        found = special_id(self.texts.tokenizer, _END)
+        assert found is not None, "refused in the constructor"
+        return found
+
+    def columns(self) -> tuple[str, ...]:
+        return ("text",)
+
+    def fingerprint(self) -> str:
+        return fingerprint("causal_lm/1", *self.texts.key())
+
+    def fit(self, train: Dataset) -> None:
+        """Learns the vocabulary from the training texts."""
+        self.texts.learn(batch["text"] for batch in train.select_columns("text").iter(1_000))
+
+    def encode(self, rows: Columns) -> dict[str, list[Any]]:
+        """Columns `input_ids`, `truncated`, `unknown` (tokens outside the vocabulary), `cut` (tokens)."""
+        encodings = self.texts.tokenizer.encode_batch(list(rows["text"]), add_special_tokens=False)
+        columns = self.texts.columns(encodings)
+        end = np.array([self.end_id], dtype=np.int32)
+        columns["input_ids"] = [np.concatenate([ids, end])[: self.texts.max_length] for ids in columns["input_ids"]]
+        return {**columns, "cut": num_cut(encodings)}
+
+    def check(self, encoded: Mapping[str, Dataset]) -> None:
+        """Logs what `Texts.check` does, and how many tokens are cut off."""
+        self.texts.check(encoded)
+        check_cut(encoded, self.texts.max_length)
+
+    def lengths(self, encoded: Dataset) -> np.ndarray:
+        return self.texts.lengths(encoded)
+
+    def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
+        """Outputs and targets at every token, (R, L) in the packed layout, (B, T) in the others."""
+        layout = self.texts.lay_out(rows["input_ids"], batching)
+        target = layout.fill([np.append(ids[1:], -100) for ids in rows["input_ids"]], -100)
+        return Batch(self.texts.inputs(rows, layout), target, len(rows["input_ids"]), tuple(draws.ids))
+
+    def facts(self) -> dict[str, Any]:
+        facts = self.texts.facts()
+        return {**facts, "num_outputs": facts["vocab_size"], "output_level": "token"}
+
+    def metrics(self) -> MetricCollection:
+        """Perplexity and accuracy over the tokens that follow another."""
+        return language_metrics()
+
+    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
+        """For each row of logits (B, T, V): the best next token at each of the T positions, and its probability."""
+        return token_predictions(output, self.texts.tokenizer)
+
+    def axes(self) -> dict[str, dict[int, str]]:
+        return self.texts.axes()
+
+    def axis_limits(self) -> dict[str, tuple[int, int]]:
+        return self.texts.axis_limits()
+
+    def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]:
+        return self.texts.example(sizes, generator)
+
+    def artifact_files(self) -> dict[str, str]:
+        """`tokenizer.json`, which adds no special tokens: it encodes a prompt as the documents were."""
+        return {"tokenizer.json": self._unframed().to_str(pretty=True) + "\n"}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.texts.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.texts.load_state_dict(state)
+
+    def _unframed(self) -> Tokenizer:
+        from tokenizers import Tokenizer
+
+        copy = Tokenizer.from_str(self.texts.tokenizer.to_str())
+        copy.post_processor = None
+        return copy

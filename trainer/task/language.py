@@ -1,0 +1,83 @@
+"""What the language models share: special tokens, what is cut off, metrics, predictions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainer.errors import ConfigError, explain
+from trainer.task.texts import Texts
+from trainer.task.tokenization import unknown_id
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from tokenizers import Encoding, Tokenizer
+    from torch import Tensor
+    from torchmetrics import MetricCollection
+
+logger = logging.getLogger(__name__)
+
+
+def special_id(tokenizer: Tokenizer, names: Sequence[str]) -> int | None:
+    """The id of the first of `names` that the tokenizer has."""
+    ids = (tokenizer.token_to_id(name) for name in names)
+    return next((number for number in ids if number is not None), None)
+
+
+def need_special(texts: Texts, names: Sequence[str], what: str) -> None:
+    """Refuses a given tokenizer without any of the tokens `names`; a learnt vocabulary has one of them.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    if texts.given is not None and special_id(texts.given, names) is None:
+        problem = f"has no {what} ({', '.join(names)})"
+        raise ConfigError(explain("tokenizer", problem, "Give another one, or null to learn a vocabulary"))
+
+
+def special_ids(tokenizer: Tokenizer) -> np.ndarray:
+    """The ids that stand for no text, int64, rising: special tokens, and the one for what is unknown."""
+    special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    unknown = unknown_id(tokenizer)
+    return np.array(sorted(special if unknown is None else special | {unknown}), dtype=np.int64)
+
+
+def num_cut(encodings: Sequence[Encoding]) -> list[int]:
+    """How many tokens of each text did not fit, without those that frame each piece of it."""
+    return [
+        sum(len(piece) - sum(piece.special_tokens_mask) for piece in encoding.overflowing) for encoding in encodings
+    ]
+
+
+def check_cut(encoded: Mapping[str, Dataset], max_length: int) -> None:
+    """Logs how many tokens of each split are never read, since a row is one sample and longer texts are cut."""
+    for split, rows in encoded.items():
+        cut = int(rows.with_format("numpy")["cut"][:].sum())
+        if cut:
+            share = 100 * cut / (cut + Texts.lengths(rows).sum())
+            message = (
+                "%s: %d tokens (%.1f %%) lie past the %d of a sample and are never read; give long texts more rows"
+            )
+            logger.info(message, split, cut, share, max_length)
+
+
+def language_metrics() -> MetricCollection:
+    """Perplexity and accuracy over the tokens that have a target."""
+    from torchmetrics import MetricCollection
+
+    from trainer.task.token_metric import Perplexity, TokenAccuracy
+
+    return MetricCollection({"perplexity": Perplexity(), "accuracy": TokenAccuracy()})
+
+
+def token_predictions(output: Tensor, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """For each row of logits (B, T, V): the best token at each of the T positions, and its probability."""
+    scores, best = output.max(dim=-1)
+    probabilities = (scores.float() - output.float().logsumexp(dim=-1)).exp()
+    return [
+        {"tokens": [tokenizer.id_to_token(number) for number in row], "probabilities": found}
+        for row, found in zip(best.tolist(), probabilities.tolist(), strict=True)
+    ]

@@ -1,0 +1,197 @@
+"""Masked language modelling: tokens that are hidden are to be found again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainer.errors import ConfigError, explain
+from trainer.protocols import Batch, Batching, Columns, Inputs, Target
+from trainer.task.fingerprint import fingerprint
+from trainer.task.language import (
+    check_cut,
+    language_metrics,
+    need_special,
+    num_cut,
+    special_id,
+    special_ids,
+    token_predictions,
+)
+from trainer.task.texts import Texts
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+    from torchmetrics import MetricCollection
+
+    from trainer.draws import Draws
+
+_MASK = ("[MASK]", "<mask>")
+_MASKED, _RANDOM = 0.8, 0.1
+"""Shares of the chosen tokens that become the mask token, and another token; the rest stays as it is."""
+
+
+class MaskedLm:
+    """Texts in, the hidden tokens out (BERT's first task).
+
+    Of each sample a share of the tokens is chosen, anew in every epoch, by the sample's own random generator. Of the
+    chosen ones 80 % become the mask token, 10 % a random token that is not special, 10 % stay; all are targets.
+    Special tokens and unknown ones are never chosen.
+
+    What is chosen are units: tokens, or whole words as the tokenizer's pre-tokenizer splits them (a learnt vocabulary
+    splits as BERT's does: at spaces and punctuation, and each Chinese character is a word of its own). The units of a
+    sample with n tokens to choose from are put in random order and taken while they begin before `mask_share * n`
+    tokens, the one that crosses it with the probability of its part before it: so the expected number of chosen tokens
+    is `mask_share * n`, no sample is more than one unit off it, and the first unit is always taken.
+
+    Source: Devlin et al. 2019, "BERT", https://arxiv.org/abs/1810.04805; whole words: Cui et al. 2021, "Pre-training
+    with whole word masking for Chinese BERT", https://arxiv.org/abs/1906.08101.
+
+    Args:
+        max_length: Tokens of a sample, special ones included; longer texts are cut.
+        vocab_size: Entries of a vocabulary learnt from the training texts.
+        tokenizer: A `tokenizer.json` or its folder; None learns a WordPiece vocabulary.
+        lowercase: Lower case and no accents, in a learnt vocabulary.
+        mask_share: Share of the tokens that are chosen, in (0, 1).
+        whole_words: Choose whole words.
+
+    Raises:
+        ConfigError: A value is out of range, or the tokenizer has no mask token or does not split words.
+    """
+
+    monitor = "perplexity"
+    target: Target = "class"
+    inputs: Inputs = "tokens"
+    level = "token"
+    causal = False
+
+    def __init__(
+        self,
+        *,
+        max_length: int,
+        vocab_size: int,
+        tokenizer: str | None,
+        lowercase: bool,
+        mask_share: float,
+        whole_words: bool,
+    ) -> None:
+        if not 0 < mask_share < 1:
+            raise ConfigError(explain("mask_share", "must be in (0, 1)", value=mask_share))
+        self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
+        need_special(self.texts, _MASK, "mask token")
+        if whole_words and self.texts.given is not None and self.texts.given.pre_tokenizer is None:
+            problem = "the tokenizer does not split texts into words"
+            raise ConfigError(explain("whole_words", problem, "Use whole_words=false", value=whole_words))
+        self.mask_share = mask_share
+        self.whole_words = whole_words
+
+    def columns(self) -> tuple[str, ...]:
+        return ("text",)
+
+    def fingerprint(self) -> str:
+        return fingerprint("masked_lm/1", *self.texts.key())
+
+    def fit(self, train: Dataset) -> None:
+        """Learns the vocabulary from the training texts."""
+        self.texts.learn(batch["text"] for batch in train.select_columns("text").iter(1_000))
+        self._take_ids()
+
+    def encode(self, rows: Columns) -> dict[str, list[Any]]:
+        """Columns `input_ids`, `word_ids` (-1 at what is never masked), `truncated`, `unknown`, `cut` (tokens)."""
+        encodings = self.texts.tokenizer.encode_batch(list(rows["text"]))
+        columns = self.texts.columns(encodings)
+        columns["word_ids"] = []
+        for encoding, ids in zip(encodings, columns["input_ids"], strict=True):
+            words = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int32)
+            words[np.isin(ids, self._special)] = -1
+            columns["word_ids"].append(words)
+        return {**columns, "cut": num_cut(encodings)}
+
+    def check(self, encoded: Mapping[str, Dataset]) -> None:
+        """Logs what `Texts.check` does, and how many tokens are cut off."""
+        self.texts.check(encoded)
+        check_cut(encoded, self.texts.max_length)
+
+    def lengths(self, encoded: Dataset) -> np.ndarray:
+        return self.texts.lengths(encoded)
+
+    def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
+        """Packed: outputs at the chosen tokens alone, targets (B, M). Padded: outputs and targets (B, T)."""
+        masked, wanted, originals = [], [], []
+        for position, (ids, words) in enumerate(zip(rows["input_ids"], rows["word_ids"], strict=True)):
+            generator = draws.generator(position)
+            chosen = self._choose(words, generator)
+            wanted.append(chosen)
+            originals.append(ids[chosen])
+            masked.append(self._hide(ids, chosen, generator))
+        layout = self.texts.lay_out(masked, batching)
+        outputs, target = layout.outputs_at(wanted, originals)
+        inputs = {**self.texts.inputs({"input_ids": masked}, layout), **outputs}
+        return Batch(inputs, target, len(masked), tuple(draws.ids))
+
+    def facts(self) -> dict[str, Any]:
+        facts = self.texts.facts()
+        return {**facts, "num_outputs": facts["vocab_size"], "output_level": "token"}
+
+    def metrics(self) -> MetricCollection:
+        """Perplexity and accuracy over the chosen tokens."""
+        return language_metrics()
+
+    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
+        """For each row of logits (B, T, V): the best token at each of the T positions, and its probability."""
+        return token_predictions(output, self.texts.tokenizer)
+
+    def axes(self) -> dict[str, dict[int, str]]:
+        return self.texts.axes()
+
+    def axis_limits(self) -> dict[str, tuple[int, int]]:
+        return self.texts.axis_limits()
+
+    def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]:
+        return self.texts.example(sizes, generator)
+
+    def artifact_files(self) -> dict[str, str]:
+        return self.texts.artifact_files()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.texts.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.texts.load_state_dict(state)
+        self._take_ids()
+
+    def _take_ids(self) -> None:
+        tokenizer = self.texts.tokenizer
+        mask_id = special_id(tokenizer, _MASK)
+        assert mask_id is not None, "refused in the constructor"
+        self._mask_id = mask_id
+        self._special = special_ids(tokenizer)
+        ids = np.array(sorted(tokenizer.get_vocab().values()), dtype=np.int64)
+        self._ordinary = np.setdiff1d(ids, self._special)
+
+    def _choose(self, words: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """The places of the chosen tokens of a sample, rising."""
+        places = np.flatnonzero(words >= 0)
+        if not len(places):
+            return places
+        units = words[places] if self.whole_words else places
+        _, unit, sizes = np.unique(units, return_inverse=True, return_counts=True)
+        order = generator.permutation(len(sizes))
+        before = np.cumsum(sizes[order]) - sizes[order]
+        taken = self.mask_share * len(places) - before > generator.random() * sizes[order]
+        taken[0] = True
+        chosen = np.zeros(len(sizes), dtype=bool)
+        chosen[order[taken]] = True
+        kept: np.ndarray = places[chosen[unit]]
+        return kept
+
+    def _hide(self, ids: np.ndarray, chosen: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """The ids (T,) as the model sees them."""
+        fate = generator.random(len(chosen))
+        others = self._ordinary[generator.integers(len(self._ordinary), size=len(chosen))]
+        hidden = np.where(fate < _MASKED, self._mask_id, np.where(fate < _MASKED + _RANDOM, others, ids[chosen]))
+        result = ids.copy()
+        result[chosen] = hidden
+        return result

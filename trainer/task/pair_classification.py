@@ -1,0 +1,150 @@
+"""One label for two texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from trainer.errors import ConfigError, explain
+from trainer.protocols import Batch, Batching, Columns, Inputs, Target
+from trainer.task.classes import Classes
+from trainer.task.fingerprint import fingerprint
+from trainer.task.metrics import class_metrics, class_predictions
+from trainer.task.pairs import encode_pairs
+from trainer.task.texts import Texts
+from trainer.task.tokenization import unknown_id
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+    from torchmetrics import MetricCollection
+
+    from trainer.draws import Draws
+
+
+class PairClassification:
+    """Two texts in, one of K classes out: whether the one answers, follows from or means the same as the other.
+
+    Both are one sequence, `[CLS] text [SEP] text_pair [SEP]` or as a given tokenizer frames pairs, with token types
+    that tell them apart where the tokenizer has such. Of a sequence that is too long the longer text is cut, so that
+    the second one is not lost behind a long first one.
+
+    Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805.
+
+    Args:
+        max_length: Tokens of both texts, special ones included.
+        vocab_size: Entries of a vocabulary learnt from the training texts.
+        tokenizer: A `tokenizer.json`, its folder, or a name on the hub; None learns a WordPiece vocabulary.
+        lowercase: Lower case and no accents, in a learnt vocabulary.
+
+    Raises:
+        ConfigError: A value is out of range, or there is no such tokenizer.
+    """
+
+    monitor = "accuracy"
+    target: Target = "class"
+    inputs: Inputs = "tokens"
+
+    def __init__(self, *, max_length: int, vocab_size: int, tokenizer: str | None, lowercase: bool) -> None:
+        if max_length < 5:
+            problem = "must be at least 5, three of them special tokens"
+            raise ConfigError(explain("max_length", problem, value=max_length))
+        self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
+        self.classes = Classes()
+
+    def columns(self) -> tuple[str, ...]:
+        return ("text", "text_pair", "label")
+
+    def fingerprint(self) -> str:
+        return fingerprint("pair_classification/1", *self.texts.key())
+
+    def fit(self, train: Dataset) -> None:
+        """Takes the labels and their counts from the training split, and learns the vocabulary from both its texts.
+
+        Raises:
+            DataError: There are fewer than two labels.
+        """
+        labels = train.select_columns("label").iter(10_000)
+        self.classes.learn((label for batch in labels for label in batch["label"]), at_least=2)
+        texts = train.select_columns(["text", "text_pair"]).iter(1_000)
+        self.texts.learn(chain.from_iterable((batch["text"], batch["text_pair"]) for batch in texts))
+
+    @property
+    def num_token_types(self) -> int:
+        """2 where the tokenizer tells the texts of a pair apart by token types, 1 where it does not."""
+        return max(self.texts.tokenizer.encode("a", "b").type_ids) + 1
+
+    def encode(self, rows: Columns) -> dict[str, list[Any]]:
+        """Columns `input_ids`, `token_type_ids` where there are two types, `label` (class), `truncated`, `unknown`.
+
+        Raises:
+            RowError: A label was never seen in training.
+        """
+        classes = [self.classes.index(label, position) for position, label in enumerate(rows["label"])]
+        tokenizer = self.texts.tokenizer
+        unknown = unknown_id(tokenizer)
+        encoded = encode_pairs(tokenizer, rows["text"], rows["text_pair"], self.texts.max_length)
+        columns: dict[str, list[Any]] = {
+            "input_ids": [ids for ids, _, _ in encoded],
+            "truncated": [truncated for _, _, truncated in encoded],
+            "unknown": [0 if unknown is None else int((ids == unknown).sum()) for ids, _, _ in encoded],
+            "label": classes,
+        }
+        if self.num_token_types > 1:
+            columns["token_type_ids"] = [types for _, types, _ in encoded]
+        return columns
+
+    def check(self, encoded: Mapping[str, Dataset]) -> None:
+        self.texts.check(encoded)
+
+    def lengths(self, encoded: Dataset) -> np.ndarray:
+        return self.texts.lengths(encoded)
+
+    def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
+        target = torch.from_numpy(np.array(rows["label"], dtype=np.int64))
+        return Batch(self.texts.pooled_inputs(rows, batching), target, len(target), tuple(draws.ids))
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            **self.texts.facts(),
+            **self.classes.facts(),
+            "num_token_types": self.num_token_types,
+            "num_train": sum(self.classes.counts),
+        }
+
+    def metrics(self) -> MetricCollection:
+        """Accuracy, and F1 averaged over the classes so that rare ones count as much as frequent ones."""
+        return class_metrics(len(self.classes.labels))
+
+    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
+        """For each row of logits (B, C): the label and its probability."""
+        return class_predictions(output, self.classes.labels)
+
+    def axes(self) -> dict[str, dict[int, str]]:
+        return self.texts.axes(*["token_type_ids"] * (self.num_token_types > 1))
+
+    def axis_limits(self) -> dict[str, tuple[int, int]]:
+        return self.texts.axis_limits()
+
+    def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]:
+        """Random token ids, padded; where there are two token types, the second begins anywhere in a sample."""
+        inputs = self.texts.example(sizes, generator)
+        if self.num_token_types > 1:
+            begins = torch.from_numpy(generator.integers(sizes["sequence"], size=(sizes["batch"], 1), endpoint=True))
+            second = torch.arange(sizes["sequence"]) >= begins
+            inputs["token_type_ids"] = second.long() * inputs["attention_mask"]
+        return inputs
+
+    def artifact_files(self) -> dict[str, str]:
+        return {**self.classes.artifact_files(), **self.texts.artifact_files()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.classes.state_dict(), **self.texts.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.classes.load_state_dict(state)
+        self.texts.load_state_dict(state)

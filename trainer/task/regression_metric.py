@@ -1,0 +1,116 @@
+"""Metrics of predicted numbers, exact over a whole split.
+
+torchmetrics' own accumulate in float32, have no direction for the correlations, refuse a split of one sample, and rank
+in int32, which overflows where tens of thousands of targets are equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.utilities import dim_zero_cat
+
+
+class Statistic(Metric):
+    """A statistic of all outputs and targets (N, V) of a split, in float64, as the mean over the V values.
+
+    It keeps them until the end, 8 * V bytes a sample; metrics in one collection share them.
+
+    Args:
+        statistic: Outputs and targets (N, V), float64 on the host, to one number a value, (V,).
+        scale: What standardized outputs and targets are multiplied with, V numbers. Their means need not be added:
+            no statistic changes where both are shifted.
+    """
+
+    full_state_update = False
+    outputs: list[Tensor]
+    targets: list[Tensor]
+
+    def __init__(self, statistic: Callable[[Tensor, Tensor], Tensor], scale: Sequence[float], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.statistic = statistic
+        self.scale = list(scale)
+        self.add_state("outputs", default=[], dist_reduce_fx="cat")
+        self.add_state("targets", default=[], dist_reduce_fx="cat")
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Takes outputs and targets (B, V)."""
+        self.outputs.append(output.detach())
+        self.targets.append(target)
+
+    def compute(self) -> Tensor:
+        """The mean over the values: shape (), float64."""
+        scale = torch.tensor(self.scale, dtype=torch.float64)
+        output, target = (dim_zero_cat(rows).cpu().double() * scale for rows in (self.outputs, self.targets))
+        return self.statistic(output, target).mean()
+
+
+class Score(Statistic):
+    """A statistic of which more is better."""
+
+    higher_is_better = True
+
+
+class Error(Statistic):
+    """A statistic of which less is better."""
+
+    higher_is_better = False
+
+
+def regression_metrics(scale: Sequence[float]) -> MetricCollection:
+    """The metrics of standardized outputs and targets (B, V), in units of which one standard deviation is `scale`."""
+    return MetricCollection(
+        {
+            "r2": Score(r2, scale),
+            "mae": Error(mean_absolute_error, scale),
+            "rmse": Error(root_mean_squared_error, scale),
+            "pearson": Score(pearson, scale),
+            "spearman": Score(spearman, scale),
+        }
+    )
+
+
+def r2(output: Tensor, target: Tensor) -> Tensor:
+    """1 - sum((target - output)^2) / sum((target - mean)^2), (N, V) to (V,): the share of the variance explained.
+
+    Where all targets are equal there is nothing to explain: 1 where the outputs equal them, else 0, as in scikit-learn.
+    """
+    residual = (target - output).square().sum(0)
+    total = (target - target.mean(0)).square().sum(0)
+    constant = target.amin(0) == target.amax(0)
+    return torch.where(constant, (residual == 0).double(), 1 - residual / total)
+
+
+def mean_absolute_error(output: Tensor, target: Tensor) -> Tensor:
+    """mean(|output - target|), (N, V) to (V,)."""
+    return (output - target).abs().mean(0)
+
+
+def root_mean_squared_error(output: Tensor, target: Tensor) -> Tensor:
+    """sqrt(mean((output - target)^2)), (N, V) to (V,)."""
+    return (output - target).square().mean(0).sqrt()
+
+
+def pearson(output: Tensor, target: Tensor) -> Tensor:
+    """Pearson's correlation, (N, V) to (V,); NaN where all outputs or all targets are equal: there is none."""
+    varied = (output.amin(0) < output.amax(0)) & (target.amin(0) < target.amax(0))
+    output, target = (values - values.mean(0) for values in (output, target))
+    correlation = (output * target).sum(0) / (output.norm(dim=0) * target.norm(dim=0))
+    return torch.where(varied, correlation.clamp(-1, 1), torch.nan)
+
+
+def spearman(output: Tensor, target: Tensor) -> Tensor:
+    """Spearman's correlation, that of the ranks, (N, V) to (V,); equal numbers share the mean of their ranks."""
+    return pearson(_ranks(output), _ranks(target))
+
+
+def _ranks(values: Tensor) -> Tensor:
+    ranks = []
+    for column in values.T:
+        _, places, counts = column.unique(return_inverse=True, return_counts=True)
+        ranks.append((counts.cumsum(0) - (counts - 1) / 2)[places])
+    return torch.stack(ranks, dim=1).double()

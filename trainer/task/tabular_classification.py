@@ -1,0 +1,103 @@
+"""One label for one row of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from trainer.protocols import Batch, Batching, Columns, Inputs, Target
+from trainer.task.classes import Classes
+from trainer.task.fingerprint import fingerprint
+from trainer.task.metrics import class_metrics, class_predictions
+from trainer.task.table import Table
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+    from torchmetrics import MetricCollection
+
+    from trainer.draws import Draws
+
+
+class TabularClassification:
+    """Columns of numbers and categories in, one of K classes out.
+
+    Args:
+        max_categories: Categories of a column that get a feature of their own, the most frequent ones.
+    """
+
+    monitor = "accuracy"
+    target: Target = "class"
+    inputs: Inputs = "features"
+
+    def __init__(self, *, max_categories: int) -> None:
+        self.table = Table(max_categories)
+        self.classes = Classes()
+
+    def columns(self) -> tuple[str, ...]:
+        return ("features", "label")
+
+    def fingerprint(self) -> str:
+        return fingerprint("tabular_classification/1", *self.table.key())
+
+    def fit(self, train: Dataset) -> None:
+        """Takes the labels and their counts, and what the columns hold, from the training split.
+
+        Raises:
+            DataError: There are fewer than two labels, or the columns cannot be used.
+        """
+        labels = train.select_columns("label").iter(10_000)
+        self.classes.learn((label for batch in labels for label in batch["label"]), at_least=2)
+        self.table.learn(train)
+
+    def encode(self, rows: Columns) -> dict[str, list[Any]]:
+        """Columns `features`, `label` (class), `missing`, `unknown` (see `Table.encode`).
+
+        Raises:
+            RowError: A label was never seen in training, or a cell does not fit its column.
+        """
+        classes = [self.classes.index(label, position) for position, label in enumerate(rows["label"])]
+        return {**self.table.encode(rows["features"]), "label": classes}
+
+    def check(self, encoded: Mapping[str, Dataset]) -> None:
+        self.table.check(encoded)
+
+    def lengths(self, encoded: Dataset) -> None:
+        return None
+
+    def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
+        target = torch.from_numpy(np.array(rows["label"], dtype=np.int64))
+        return Batch(self.table.inputs(rows), target, len(target), tuple(draws.ids))
+
+    def facts(self) -> dict[str, Any]:
+        return {**self.table.facts(), **self.classes.facts(), "num_train": sum(self.classes.counts)}
+
+    def metrics(self) -> MetricCollection:
+        """Accuracy, and F1 averaged over the classes so that rare ones count as much as frequent ones."""
+        return class_metrics(len(self.classes.labels))
+
+    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
+        """For each row of logits (B, C): the label and its probability."""
+        return class_predictions(output, self.classes.labels)
+
+    def axes(self) -> dict[str, dict[int, str]]:
+        return self.table.axes()
+
+    def axis_limits(self) -> dict[str, tuple[int, int]]:
+        return self.table.axis_limits()
+
+    def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]:
+        return self.table.example(sizes, generator)
+
+    def artifact_files(self) -> dict[str, str]:
+        return {**self.classes.artifact_files(), **self.table.artifact_files()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.classes.state_dict(), **self.table.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.classes.load_state_dict(state)
+        self.table.load_state_dict(state)

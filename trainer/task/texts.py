@@ -1,0 +1,174 @@
+"""What the tasks over texts share: the tokenizer, the encoded columns, the layout of a micro-batch, exported inputs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainer.errors import ConfigError, explain
+from trainer.protocols import Batching, Columns
+from trainer.task.packing import Layout, lay_out, padded_inputs, token_inputs
+from trainer.task.tokenization import learn_wordpiece, load_tokenizer, pad_id, unknown_id
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from tokenizers import Encoding, Tokenizer
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+_MANY_UNKNOWN = 0.05
+_MANY_TRUNCATED = 0.2
+"""Above these shares of tokens and of texts, a run starts with a warning."""
+
+
+class Texts:
+    """Texts, or pairs of them, as tokens.
+
+    Args:
+        max_length: Tokens of a sample, special ones included; longer texts are cut.
+        vocab_size: Entries of a vocabulary learnt from the training texts.
+        tokenizer: A `tokenizer.json`, its folder, or a name on the hub; None learns a WordPiece vocabulary.
+        lowercase: Lower case and no accents, in a learnt vocabulary.
+
+    Raises:
+        ConfigError: A value is out of range, or there is no such tokenizer.
+    """
+
+    def __init__(self, max_length: int, vocab_size: int, tokenizer: str | None, lowercase: bool) -> None:
+        messages = []
+        if max_length < 3:
+            problem = "must be at least 3, two of them special tokens"
+            messages.append(explain("max_length", problem, value=max_length))
+        if vocab_size < 100:
+            messages.append(explain("vocab_size", "must be at least 100", value=vocab_size))
+        if messages:
+            raise ConfigError(*messages)
+        self.max_length = max_length
+        self.vocab_size = vocab_size
+        self.lowercase = lowercase
+        self._given = None if tokenizer is None else load_tokenizer(tokenizer)
+        self._tokenizer: Tokenizer | None = None
+
+    def key(self) -> tuple[Any, ...]:
+        """What `learn` and `encode` depend on beside the data; JSON."""
+        return (self.max_length, self.vocab_size, self.lowercase, self._given and self._given.to_str())
+
+    def learn(self, batches: Iterable[list[str]]) -> None:
+        """Learns the vocabulary from batches of texts, unless a tokenizer was given."""
+        self._tokenizer = self._given or learn_wordpiece(batches, vocab_size=self.vocab_size, lowercase=self.lowercase)
+        self._tokenizer.enable_truncation(self.max_length)
+
+    @property
+    def given(self) -> Tokenizer | None:
+        """The tokenizer that the user named; None: a vocabulary is learnt."""
+        return self._given
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, truncating at `max_length`; there is one after `learn` or `load_state_dict`."""
+        assert self._tokenizer is not None, "neither fitted nor loaded"
+        return self._tokenizer
+
+    @property
+    def pad_id(self) -> int:
+        return pad_id(self.tokenizer)
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> dict[str, list[Any]]:
+        """Columns `input_ids`, `truncated`, `unknown` (tokens outside the vocabulary), for pairs `token_type_ids`, too."""
+        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        encodings = self.tokenizer.encode_batch(inputs)
+        columns = self.columns(encodings)
+        if pairs is not None:
+            columns["token_type_ids"] = [np.array(encoding.type_ids, dtype=np.int8) for encoding in encodings]
+        return columns
+
+    def columns(self, encodings: Sequence[Encoding]) -> dict[str, list[Any]]:
+        """The columns of texts that are encoded already."""
+        unknown = unknown_id(self.tokenizer)
+        ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return {
+            "input_ids": ids,
+            "truncated": [bool(encoding.overflowing) for encoding in encodings],
+            "unknown": [0 if unknown is None else int((row == unknown).sum()) for row in ids],
+        }
+
+    def check(self, encoded: Mapping[str, Dataset]) -> None:
+        """Logs the shares of unknown tokens and truncated texts of each split, as a warning where they are high."""
+        for split, rows in encoded.items():
+            columns = rows.with_format("numpy")
+            unknown = columns["unknown"][:].sum() / max(1, self.lengths(rows).sum())
+            truncated = columns["truncated"][:].mean()
+            high = [
+                remedy
+                for share, limit, remedy in (
+                    (unknown, _MANY_UNKNOWN, "give a task.tokenizer that knows these texts, or raise task.vocab_size"),
+                    (truncated, _MANY_TRUNCATED, "raise task.max_length"),
+                )
+                if share > limit
+            ]
+            logger.log(
+                logging.WARNING if high else logging.INFO,
+                "%s: %d texts, %.1f %% of tokens unknown, %.1f %% of texts truncated at %d tokens%s",
+                *(split, len(rows), 100 * unknown, 100 * truncated, self.max_length),
+                "".join(f"; {remedy}" for remedy in high),
+            )
+
+    @staticmethod
+    def lengths(encoded: Dataset, column: str = "input_ids") -> np.ndarray:
+        """Tokens of each row of an encoded split, int64 (N,)."""
+        rows = encoded.with_format("arrow").select_columns(column)
+        return np.concatenate([batch[column].combine_chunks().value_lengths() for batch in rows.iter(10_000)])
+
+    def lay_out(self, samples: Sequence[np.ndarray], batching: Batching) -> Layout:
+        """Where the tokens of B samples lie."""
+        return lay_out([len(sample) for sample in samples], max_length=self.max_length, batching=batching)
+
+    def inputs(self, rows: Columns, layout: Layout) -> dict[str, Tensor]:
+        """The model's inputs for encoded rows, without what says where its outputs are wanted."""
+        inputs = token_inputs(rows["input_ids"], layout, pad_id=self.pad_id)
+        if "token_type_ids" in rows:
+            inputs["token_type_ids"] = layout.fill(rows["token_type_ids"], 0)
+        return inputs
+
+    def pooled_inputs(self, rows: Columns, batching: Batching) -> dict[str, Tensor]:
+        """The model's inputs for encoded rows with one output a sample."""
+        layout = self.lay_out(rows["input_ids"], batching)
+        inputs = self.inputs(rows, layout)
+        return {**inputs, "token_index": layout.index()} if layout.packed else inputs
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "vocab_size": self.tokenizer.get_vocab_size(),
+            "max_length": self.max_length,
+            "pad_id": self.pad_id,
+        }
+
+    def axes(self, *more: str) -> dict[str, dict[int, str]]:
+        """The symbolic dimensions of the exported inputs: ids, mask, and `more` of their shape."""
+        return {name: {0: "batch", 1: "sequence"} for name in ("input_ids", "attention_mask", *more)}
+
+    def axis_limits(self) -> dict[str, tuple[int, int]]:
+        return {"sequence": (1, self.max_length)}
+
+    def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]:
+        """Random token ids, padded; the first sample fills the row, the others have random lengths."""
+        batch, width = sizes["batch"], sizes["sequence"]
+        lengths = [width, *generator.integers(1, width, size=batch - 1, endpoint=True)]
+        samples = [generator.integers(self.tokenizer.get_vocab_size(), size=length) for length in lengths]
+        return padded_inputs(samples, pad_id=self.pad_id, width=width)
+
+    def artifact_files(self) -> dict[str, str]:
+        return {"tokenizer.json": self.tokenizer.to_str(pretty=True) + "\n"}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tokenizer": self.tokenizer.to_str()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_str(state["tokenizer"])
+        self._tokenizer.enable_truncation(self.max_length)
