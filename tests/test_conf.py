@@ -40,7 +40,7 @@ NEEDED = {
 TASK_OF_TARGET = {
     "class": [],
     "multi_hot": ["task=multilabel_classification"],
-    "values": ["task=regression"],
+    "values": ["task=regression", "data.train=train.jsonl"],
     "views": ["task=sentence_embedding", "task.supervision=pairs"],
     "similarity": ["task=sentence_embedding", "task.supervision=scored"],
 }

@@ -52,37 +52,6 @@ class Batch:
         return Batch(inputs, target, self.num_samples, self.ids)
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A share of a split that a person should know of.
-
-    Attributes:
-        name: What was counted: `truncated`, `duplicates`, ...
-        share: Its share, in [0, 1].
-        limit: Above it a run starts with a warning, or not at all with `data.strict=true`.
-        remedy: What to do then.
-        first: The position of the first row it was found in, where one is to be named.
-    """
-
-    name: str
-    share: float
-    limit: float
-    remedy: str
-    first: int | None = None
-
-    @property
-    def too_high(self) -> bool:
-        return self.share > self.limit
-
-    @property
-    def shown(self) -> str:
-        return f"{100 * self.share:.1f} %"
-
-    def __str__(self) -> str:
-        place = "" if self.first is None else f", the first at position {self.first}"
-        return f"{self.shown} {self.name}{place}; {self.remedy}"
-
-
 @runtime_checkable
 class Stateful(Protocol):
     """Anything that changes during a run: what it holds survives a resume."""
@@ -200,8 +169,8 @@ class Task(Stateful, Protocol):
         """
         ...
 
-    def check(self, encoded: Mapping[str, Dataset]) -> None:
-        """Logs what a person should know of the encoded splits before they train on them."""
+    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+        """Logs what a person should know of the encoded splits before they train on them; returns what is wrong."""
         ...
 
     def lengths(self, encoded: Dataset) -> np.ndarray | None:

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data.checks import check
-from trainer.data.digests import INPUT, TARGET
-from trainer.protocols import Measure
+from trainer.data.digests import INPUT, TARGET, digests
 
 pairs = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), min_size=1, max_size=30)
 
@@ -16,8 +15,7 @@ def split(rows: list[tuple[int, int]]) -> Dataset:
 
 
 def shares(splits: dict[str, list[tuple[int, int]]]) -> dict[str, dict[str, float]]:
-    checked = check({name: split(rows) for name, rows in splits.items()}, {})
-    return {name: {each.name: each.share for each in found} for name, found in checked.measures.items()}
+    return check({name: split(rows) for name, rows in splits.items()}).shares
 
 
 @given(pairs, pairs)
@@ -35,18 +33,36 @@ def test_measures_are_the_counts_by_hand(train: list[tuple[int, int]], test: lis
 
 
 def test_a_leak_names_its_first_row() -> None:
-    checked = check({"train": split([(1, 0), (2, 0)]), "validation": split([(3, 0), (2, 0)])}, {})
+    checked = check({"train": split([(1, 0), (2, 0)]), "validation": split([(3, 0), (2, 0)])})
 
     assert checked.warnings() == [
-        "validation: 50.0 % leaked, the first at position 1; they are known from another split: take them out of one"
+        "validation: 50.0 % leaked, the first at position 1; the same inputs as in another split: take them out of one"
     ]
 
 
-def test_the_table_holds_what_the_task_measured_too() -> None:
-    checked = check({"train": split([(1, 0)])}, {"train": [Measure("truncated", 0.25, 0.2, "raise task.max_length")]})
+def test_the_second_of_two_equal_rows_is_the_duplicate() -> None:
+    checked = check({"train": split([(1, 0), (2, 0), (1, 1)])})
 
-    assert checked.table() == (
-        ["split", "rows", "duplicates", "conflicting", "truncated"],
-        [["train", "1", "0.0 %", "0.0 %", "25.0 %"]],
+    assert checked.first == {("train", "duplicates"): 2, ("train", "conflicting"): 2}
+
+
+def test_empty_texts_are_found() -> None:
+    (blank,) = digests({"text": ["  "], "row": [1]}, ("text",))[INPUT]
+    checked = check({"train": split([(1, 0), (blank, 0)])})
+
+    assert checked.shares["train"]["empty"] == 0.5
+    assert checked.warnings() == [
+        "train: 50.0 % empty, the first at position 1; nothing but white space: leave them out"
+    ]
+
+
+def test_the_table_has_a_split_a_row() -> None:
+    rows = split([(1, 0), (2, 0)]).add_column("truncated", [True, False])
+
+    assert check({"train": rows, "test": rows.select([1])}).table() == (
+        ["split", "rows", "duplicates", "conflicting", "empty", "truncated", "leaked"],
+        [
+            ["train", "2", "0.0 %", "0.0 %", "0.0 %", "50.0 %", "-"],
+            ["test", "1", "0.0 %", "0.0 %", "0.0 %", "0.0 %", "100.0 %"],
+        ],
     )
-    assert checked.warnings() == ["train: 25.0 % truncated; raise task.max_length"]

@@ -12,6 +12,8 @@ from trainer.data.files import Files
 from trainer.errors import DataError
 from trainer.task.text_classification import TextClassification
 
+ROLES = "text_pair positive negative labels value score words tags features image".split()
+
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., tuple[Files, TextClassification]]:
@@ -26,6 +28,8 @@ def make(tmp_path: Path) -> Callable[..., tuple[Files, TextClassification]]:
             test=None,
             text="text",
             label="label",
+            columns=dict.fromkeys(ROLES),
+            list_separator="|",
             split={"validation": 0.1, "test": 0.0},
             separator=None,
             quote='"',

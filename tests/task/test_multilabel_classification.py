@@ -105,7 +105,7 @@ def test_the_log_says_how_many_labels_there_are(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.INFO):
         made.check({"train": encoded(made)})
 
-    assert caplog.messages[-1] == "train: 3 labels, 1.00 a text, 16.7 % of texts without any"
+    assert caplog.messages[0] == "train: 3 labels, 1.00 a text, 16.7 % of texts without any"
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, float("nan")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import shutil
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +17,7 @@ from trainer.build.teacher import load_teacher
 from trainer.config.duration import to_steps
 from trainer.config.pairing import unfit_targets
 from trainer.config import schema
-from trainer.config.schema import OptimizerKeys, TrainJob
+from trainer.config.schema import DataKeys, OptimizerKeys, TrainJob
 from trainer.data.encode import Encoded, cache_root, encode
 from trainer.data.loader import Batches, LoaderOptions
 from trainer.data.plan import MicroBatch
@@ -57,9 +58,15 @@ def build_task(job: TrainJob, state: dict[str, Any] | None = None) -> Task:
     return task
 
 
+def own_keys(part: Mapping[str, Any], shared: type) -> dict[str, Any]:
+    """The keys of a part without those that every option of its group has, which build uses itself."""
+    return {key: value for key, value in part.items() if key not in schema.keys(shared)}
+
+
 def build_encoded(job: TrainJob, task: Task, *, fitted: bool) -> Encoded:
     """The encoded splits, from the cache where they are known; the task is fitted afterwards."""
-    encoded = encode(make("data", job.data), task, limit=job.loader.limit, root=cache_root(), fitted=fitted)
+    source = make("data", own_keys(job.data, DataKeys))
+    encoded = encode(source, task, limit=job.loader.limit, root=cache_root(), fitted=fitted)
     for split, rows in encoded.splits.items():
         if not len(rows):
             raise DataError(f"the {split} split is empty")
@@ -118,7 +125,7 @@ def build_optimizer(job: TrainJob, model: nn.Module, loss: Loss) -> torch.optim.
     modules = nn.ModuleDict({"model": model})
     if isinstance(loss, nn.Module):
         modules["loss"] = loss
-    part = {key: value for key, value in job.optimizer.items() if key not in schema.keys(OptimizerKeys)}
+    part = own_keys(job.optimizer, OptimizerKeys)
     try:
         groups = parameter_groups(
             modules.named_parameters(),

@@ -49,7 +49,9 @@ def load_teacher(
         remedy = "Train both on the same data with the same task"
         problem = f"was trained with another {' and another '.join(other)}"
         raise ConfigError(explain("loss.teacher", problem, remedy, value=path))
-    model: nn.Module = make("model", job.model, **task.facts())
+    # Whoever teaches, the student starts from the same weights.
+    with torch.random.fork_rng(devices=[]):
+        model: nn.Module = make("model", job.model, **task.facts())
     load_weights(model, chosen_weights(snapshot, "auto")[1])
     model = model.to(device).eval().requires_grad_(False)
 

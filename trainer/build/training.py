@@ -19,10 +19,12 @@ from trainer.build.milestones import looking, saving, scoring
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.duration import to_steps
 from trainer.config.schema import TrainJob
+from trainer.data.checks import Checked, check
 from trainer.data.encode import Encoded
 from trainer.data.loader import Batches, EvaluationBatches, TrainLoader
 from trainer.data.plan import BatchPlan
 from trainer.ema import Ema
+from trainer.errors import DataError
 from trainer.loop import Cadence, Run
 from trainer.precision import Precision
 from trainer.protocols import Report, Task
@@ -40,6 +42,7 @@ class Training:
     state: TrainState
     task: Task
     encoded: Encoded
+    checked: Checked
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def build_training(
     seed_generators(job.seed, device)
     task = parts.build_task(job, None if snapshot is None else json.loads(snapshot.documents["task.json"]))
     encoded = parts.build_encoded(job, task, fitted=snapshot is not None)
-    task.check(encoded.splits)
+    checked = check_data(job, task, encoded)
     train, validation = (
         Batches(encoded.splits[split], task, job.loader.batching, job.seed, training=split == "train")
         for split in ("train", "validation")
@@ -114,7 +117,22 @@ def build_training(
     state = TrainState()
     if snapshot is not None:
         restore(run, state, snapshot, data=encoded.fingerprint)
-    return Training(run, state, task, encoded)
+    return Training(run, state, task, encoded, checked)
+
+
+def check_data(job: TrainJob, task: Task, encoded: Encoded) -> Checked:
+    """Looks at the encoded splits and warns of what is wrong with them.
+
+    Raises:
+        DataError: Something is, and the job is strict.
+    """
+    checked = check(encoded.splits)
+    warnings = [*task.check(encoded.splits), *checked.warnings()]
+    if warnings and job.data.get("strict"):
+        raise DataError(*(f"data.strict: {warning}" for warning in warnings))
+    for warning in warnings:
+        logger.warning(warning)
+    return checked
 
 
 def run_length(job: TrainJob, steps_per_epoch: int) -> Length:

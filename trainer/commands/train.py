@@ -124,6 +124,8 @@ def _run(
 
         training = build_training(job, text, saver.submit, keep_findings, open_report, snapshot, stack)
         _announce(job, training, first)
+        if job.logger.console != "none":
+            table(console, "data", *training.checked.table())
         with signals.deferred():
             fit(training.run, training.state, signals.stopping)
         saver.close()

@@ -31,6 +31,13 @@ def _group(doc: str, keys: type | None = None) -> Any:
 
 
 @dataclass(frozen=True)
+class DataKeys:
+    """What is done about data, wherever it comes from."""
+
+    strict: bool = _key(False, "what is wrong with the data ends the run; false: it is told")
+
+
+@dataclass(frozen=True)
 class OptimizerKeys:
     """Which parameters get which rates, whatever the optimizer."""
 
@@ -113,7 +120,7 @@ class TrainJob:
     ema: EmaSection = _section(EmaSection, "moving average of the weights")
     logger: LoggerSection = _section(LoggerSection, "what is shown while it runs")
     task: Part = _group("what is learnt: columns, encoding, metrics")
-    data: Part = _group("where samples come from")
+    data: Part = _group("where samples come from", DataKeys)
     model: Part = _group("the network")
     loss: Part = _group("what is minimized")
     optimizer: Part = _group("how weights are updated", OptimizerKeys)

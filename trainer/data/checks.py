@@ -1,81 +1,96 @@
-"""What a person should know of the data before training on it: measures of each split, and which are too high."""
+"""What a person should know of the data before training on it: shares of each split, and which are too high."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainer.data.digests import INPUT, TARGET
-from trainer.protocols import Measure
+from trainer.data.digests import INPUT, TARGET, empty_digests
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_MANY_DUPLICATES = 0.05
-_MANY_LEAKS = 0.01
-_MANY_CONFLICTS = 0.01
-"""Above these shares of a split's rows, a run starts with a warning."""
+
+@dataclass(frozen=True)
+class Limit:
+    """The share of a split's rows above which something is wrong, and what to do then."""
+
+    share: float
+    remedy: str
+
+
+LIMITS = {
+    "duplicates": Limit(0.05, "the same inputs again: leave them out, or weigh them knowingly"),
+    "leaked": Limit(0.01, "the same inputs as in another split: take them out of one"),
+    "conflicting": Limit(0.01, "equal inputs with other targets: one of the labels is wrong"),
+    "empty": Limit(0.0, "nothing but white space: leave them out"),
+}
 
 
 @dataclass(frozen=True)
 class Checked:
-    """The measures of the splits.
+    """What was found in the splits.
 
     Attributes:
         rows: The number of rows of each split.
-        measures: The measures of each split.
+        shares: What was counted in each split, by name, as a share of its rows.
+        first: Where each was found first: split and name to the position of a row.
     """
 
     rows: dict[str, int]
-    measures: dict[str, list[Measure]]
+    shares: dict[str, dict[str, float]]
+    first: dict[tuple[str, str], int]
 
     def warnings(self) -> list[str]:
-        """A line for each measure that is too high."""
+        """A line for each share that is too high."""
         return [
-            f"{split}: {measure}" for split, found in self.measures.items() for measure in found if measure.too_high
+            f"{split}: {100 * share:.1f} % {name}, the first at position {self.first[split, name]}; "
+            f"{LIMITS[name].remedy}"
+            for split, found in self.shares.items()
+            for name, share in found.items()
+            if name in LIMITS and share > LIMITS[name].share
         ]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Columns and rows: a split a row, a measure a column."""
-        names = list(dict.fromkeys(measure.name for found in self.measures.values() for measure in found))
-        lines = []
-        for split, found in self.measures.items():
-            shown = {measure.name: measure.shown for measure in found}
-            lines.append([split, str(self.rows[split]), *(shown.get(name, "") for name in names)])
+        """Columns and rows: a split a row."""
+        names = list(dict.fromkeys(name for found in self.shares.values() for name in found))
+        lines = [
+            [split, str(self.rows[split]), *(f"{100 * found[name]:.1f} %" if name in found else "-" for name in names)]
+            for split, found in self.shares.items()
+        ]
         return ["split", "rows", *names], lines
 
 
-def check(encoded: Mapping[str, Dataset], of_task: Mapping[str, list[Measure]]) -> Checked:
-    """Measures encoded splits: duplicates, rows that stand in an earlier split, equal inputs with other targets.
-
-    Args:
-        encoded: The splits, `train` first.
-        of_task: What the task measured of each.
-    """
+def check(encoded: Mapping[str, Dataset]) -> Checked:
+    """Looks at encoded splits, `train` first: repeated rows, rows of an earlier split, contradictions, empty texts."""
     seen = np.empty(0, dtype=np.int64)
-    measures = {}
+    shares: dict[str, dict[str, float]] = {}
+    first: dict[tuple[str, str], int] = {}
     for split, rows in encoded.items():
         columns = rows.with_format("numpy")
         inputs, targets = np.asarray(columns[INPUT][:]), np.asarray(columns[TARGET][:])
-        measures[split] = [*_repeated(split, inputs, targets, seen), *of_task.get(split, [])]
+        found = _repeated(inputs, targets)
+        if split != "train":
+            found["leaked"] = np.isin(inputs, seen)
+        found["empty"] = np.isin(inputs, list(empty_digests()))
+        if "truncated" in rows.column_names:
+            found["truncated"] = np.asarray(columns["truncated"][:])
+        shares[split] = {name: float(where.mean()) for name, where in found.items()}
+        first |= {(split, name): int(where.argmax()) for name, where in found.items() if where.any()}
         seen = np.union1d(seen, inputs)
-    return Checked({split: len(rows) for split, rows in encoded.items()}, measures)
+    return Checked({split: len(rows) for split, rows in encoded.items()}, shares, first)
 
 
-def _repeated(split: str, inputs: np.ndarray, targets: np.ndarray, seen: np.ndarray) -> Iterator[Measure]:
-    number = max(1, len(inputs))
-    order = np.lexsort((targets, inputs))
-    same = inputs[order][1:] == inputs[order][:-1]
-    conflicting = same & (targets[order][1:] != targets[order][:-1])
-    first = int(np.sort(order[1:][same])[0]) if same.any() else None
-    yield Measure("duplicates", same.sum() / number, _MANY_DUPLICATES, "leave them out, or weigh them knowingly", first)
-    if split != "train":
-        leaked = np.isin(inputs, seen)
-        where = int(leaked.argmax()) if leaked.any() else None
-        remedy = "they are known from another split: take them out of one"
-        yield Measure("leaked", leaked.mean() if len(leaked) else 0.0, _MANY_LEAKS, remedy, where)
-    place = int(np.sort(order[1:][conflicting])[0]) if conflicting.any() else None
-    yield Measure("conflicting", conflicting.sum() / number, _MANY_CONFLICTS, "equal inputs have other targets", place)
+def _repeated(inputs: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+    """Which rows repeat the inputs of another one, and which of these have another target than the one before."""
+    order = np.lexsort((np.arange(len(inputs)), targets, inputs))
+    same = np.zeros(len(inputs), dtype=bool)
+    same[1:] = inputs[order][1:] == inputs[order][:-1]
+    other = np.zeros(len(inputs), dtype=bool)
+    other[1:] = targets[order][1:] != targets[order][:-1]
+    duplicates, conflicting = np.zeros_like(same), np.zeros_like(same)
+    duplicates[order], conflicting[order] = same, same & other
+    return {"duplicates": duplicates, "conflicting": conflicting}

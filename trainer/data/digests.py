@@ -23,6 +23,11 @@ def digests(rows: Columns, roles: Sequence[str]) -> dict[str, list[int]]:
     return {name: _digests(rows, chosen) for name, chosen in ((INPUT, inputs), (TARGET, targets))}
 
 
+def empty_digests() -> frozenset[int]:
+    """The `input_digest` of rows of which no text has anything in it."""
+    return frozenset(_digest([""] * number) for number in range(1, 4))
+
+
 def _digests(rows: Columns, roles: Sequence[str]) -> list[int]:
     return [_digest(values) for values in zip(*(rows[role] for role in roles), strict=True)] or [0] * len(rows["row"])
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainer.data.digests import digests
 from trainer.errors import DataError, RowError, explain
 from trainer.protocols import Columns, Source, Task
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = "2"
+_FORMAT = "3"
 _INDEX = "index.json"
 
 
@@ -133,7 +134,7 @@ def _load(source: Source, task: Task) -> dict[str, Dataset]:
 def _encode_split(source: Source, task: Task, split: str, rows: Dataset, file: Path) -> None:
     def encode_rows(columns: Columns) -> dict[str, list[Any]]:
         try:
-            return {**task.encode(columns), "row": list(columns["row"])}
+            return {**task.encode(columns), **digests(columns, task.columns()), "row": list(columns["row"])}
         except RowError as error:
             place = source.where(split, columns["row"][error.position])
             raise DataError(f"{place}, {source.column(error.role)}: {error}") from error

@@ -38,9 +38,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
         ConfigError: A pattern fits nothing.
     """
     fitting = [_fitting(model, pattern) for pattern in patterns]
-    faults = [
-        _no_fit(model, pattern) for pattern, parameters in zip(patterns, fitting, strict=True) if not parameters
-    ]
+    faults = [_no_fit(model, pattern) for pattern, parameters in zip(patterns, fitting, strict=True) if not parameters]
     if faults:
         raise ConfigError(*faults)
     frozen = {id(parameter) for parameters in fitting for parameter in parameters}
@@ -111,23 +109,20 @@ class _Held:
 
 
 @cache
-def _held_class(norm: type[nn.Module]) -> type[nn.Module]:
+def _held_class(norm: type[Any]) -> type[Any]:
     # Under the norm's own name: what tells modules apart by it, or prints them, sees what it saw.
     return type(norm.__name__, (_Held, norm), {"__module__": norm.__module__, "__doc__": norm.__doc__})
 
 
 def _hold_norms(model: nn.Module) -> None:
     for norm, frozen in _norms(model, frozen=False):
-        held = isinstance(norm, _Held)
-        if not held and not frozen:
+        if frozen == getattr(norm, "held", False):
             continue
-        if not held:
-            # No hook is called by `train`, and a method of the instance would be bound to it also in a copy.
-            norm.__class__ = _held_class(type(norm))
-        before: Any = getattr(norm, "held", None)
-        setattr(norm, "held", frozen)  # noqa: B010  the attribute is declared by the class that was just given
-        if before != frozen:
-            norm.train(model.training)
+        if not isinstance(norm, _Held):
+            # No hook is called by `train`, and a method set on the instance is what copies and traces trip over.
+            norm.__class__ = _held_class(cast(Any, type(norm)))
+        cast(_Held, norm).held = frozen
+        norm.train(model.training)
 
 
 def _norms(module: nn.Module, *, frozen: bool) -> Iterator[tuple[nn.Module, bool]]:
@@ -142,15 +137,13 @@ def _norms(module: nn.Module, *, frozen: bool) -> Iterator[tuple[nn.Module, bool
 
 
 def _fitting(model: nn.Module, pattern: str) -> list[nn.Parameter]:
-    found = [parameter for name, parameter in model.named_parameters(remove_duplicate=False) if _fits(name, pattern)]
+    found = [
+        parameter for name, parameter in model.named_parameters(remove_duplicate=False) if fnmatchcase(name, pattern)
+    ]
     for name, module in model.named_modules(remove_duplicate=False):
-        if name and _fits(name, pattern):
+        if name and fnmatchcase(name, pattern):
             found += module.parameters()
     return list(dict.fromkeys(found))
-
-
-def _fits(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern)
 
 
 def _no_fit(model: nn.Module, pattern: str) -> str:

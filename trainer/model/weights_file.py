@@ -75,7 +75,7 @@ def _of_index(place: Path) -> dict[str, Tensor]:
         raise _fault("is no index of weights: it has no weight_map", "", str(place)) from error
     tensors: dict[str, Tensor] = {}
     for name in names:
-        file = place.with_name(str(name))
+        file = place.parent / str(name)
         if file.name != name or not file.is_file():
             raise _fault(f"names {name!r}, which is not beside it", "Fetch all files of the model", str(place))
         tensors |= _of_file(file)
@@ -120,22 +120,33 @@ def _of_torch(place: Path) -> dict[str, Tensor]:
         with zipfile.ZipFile(place) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 convert = f"torch.save(torch.jit.load({str(place)!r}).state_dict(), 'weights.pth')"
-                raise _fault("is a TorchScript program", f"If you trust it, convert it in Python: {convert}", str(place))
+                raise _fault(
+                    "is a TorchScript program", f"If you trust it, convert it in Python: {convert}", str(place)
+                )
     try:
         with warnings.catch_warnings():
             # About protocols of pickle; what cannot be loaded is raised.
             warnings.simplefilter("ignore")
             content = torch.load(place, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if code is None:
-            raise _fault("is damaged", "Fetch it again", str(place)) from error
-        convert = f"c = torch.load({str(place)!r}, weights_only=False), which runs its code"
-        remedy = f"If you trust it, convert it in Python: {convert}, then torch.save(<its weights>, 'weights.pth')"
-        raise _fault(f"holds code ({code[1]}) beside tensors, which is not run here", remedy, str(place)) from error
+        raise _refused(str(error), place) from error
     except Exception as error:  # what is cut anywhere fails anyhow
         raise _fault("is truncated or damaged", "Fetch it again", str(place)) from error
     return _weights_in(content, place)
+
+
+def _refused(reason: str, place: Path) -> ConfigError:
+    # Cut within a name, it ends with a dot.
+    code = re.search(r"GLOBAL ([\w.]*\w)(?![\w.])", reason)
+    if code is not None:
+        problem = f"holds code ({code[1]}) beside tensors, which is not run here"
+    elif "Unsupported operand" in reason:
+        problem = "is of a protocol of pickle that is not read without running code"
+    else:
+        return _fault("is truncated or damaged", "Fetch it again", str(place))
+    convert = f"c = torch.load({str(place)!r}, weights_only=False), which runs its code"
+    remedy = f"If you trust it, convert it in Python: {convert}, then torch.save(<its weights>, 'weights.pth')"
+    return _fault(problem, remedy, str(place))
 
 
 def _weights_in(content: Any, place: Path) -> dict[str, Tensor]:

@@ -76,10 +76,10 @@ class CausalLm:
         columns["input_ids"] = [np.concatenate([ids, end])[: self.texts.max_length] for ids in columns["input_ids"]]
         return {**columns, "cut": num_cut(encodings)}
 
-    def check(self, encoded: Mapping[str, Dataset]) -> None:
+    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
         """Logs what `Texts.check` does, and how many tokens are cut off."""
-        self.texts.check(encoded)
         check_cut(encoded, self.texts.max_length)
+        return self.texts.check(encoded)
 
     def lengths(self, encoded: Dataset) -> np.ndarray:
         return self.texts.lengths(encoded)

@@ -109,10 +109,10 @@ class MaskedLm:
             columns["word_ids"].append(words)
         return {**columns, "cut": num_cut(encodings)}
 
-    def check(self, encoded: Mapping[str, Dataset]) -> None:
+    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
         """Logs what `Texts.check` does, and how many tokens are cut off."""
-        self.texts.check(encoded)
         check_cut(encoded, self.texts.max_length)
+        return self.texts.check(encoded)
 
     def lengths(self, encoded: Dataset) -> np.ndarray:
         return self.texts.lengths(encoded)

@@ -86,13 +86,13 @@ class MultilabelClassification:
         ]
         return {**self.texts.encode(rows["text"]), "labels": indices}
 
-    def check(self, encoded: Mapping[str, Dataset]) -> None:
+    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
         """Logs, beside what holds for all texts, how many labels those of each split have."""
-        self.texts.check(encoded)
         for split, rows in encoded.items():
             counts = self.texts.lengths(rows, "labels")
             told = "%s: %d labels, %.2f a text, %.1f %% of texts without any"
             logger.info(told, split, len(self.classes.labels), counts.mean(), 100 * (counts == 0).mean())
+        return self.texts.check(encoded)
 
     def lengths(self, encoded: Dataset) -> np.ndarray:
         return self.texts.lengths(encoded)

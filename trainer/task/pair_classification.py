@@ -98,8 +98,8 @@ class PairClassification:
             columns["token_type_ids"] = [types for _, types, _ in encoded]
         return columns
 
-    def check(self, encoded: Mapping[str, Dataset]) -> None:
-        self.texts.check(encoded)
+    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+        return self.texts.check(encoded)
 
     def lengths(self, encoded: Dataset) -> np.ndarray:
         return self.texts.lengths(encoded)

@@ -64,8 +64,8 @@ class Regression:
         """
         return {**self.texts.encode(rows["text"]), "value": self.values.encode(rows["value"])}
 
-    def check(self, encoded: Mapping[str, Dataset]) -> None:
-        self.texts.check(encoded)
+    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+        return self.texts.check(encoded)
 
     def lengths(self, encoded: Dataset) -> np.ndarray:
         return self.texts.lengths(encoded)

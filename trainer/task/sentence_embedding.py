@@ -145,16 +145,20 @@ class SentenceEmbedding:
             columns["similarity"] = self._similarities(rows["score"])
         return columns
 
-    def check(self, encoded: Mapping[str, Dataset]) -> None:
+    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
         """Logs what `Texts.check` does for each role, and where similarities are not -1 and 1 alone."""
+        warnings = []
         for split, rows in encoded.items():
             for role in self.roles:
                 names = _columns(role)
-                self.texts.check({f"{split}, {role}": rows.select_columns(list(names)).rename_columns(names)})
+                warnings += self.texts.check(
+                    {f"{split}, {role}": rows.select_columns(list(names)).rename_columns(names)}
+                )
         if self.supervision == "scored" and (np.abs(encoded["train"]["similarity"]) != 1).any():
             assert self.score_range is not None
             told = "scores of %g to %g become similarities of -1 to 1; for a loss of -1 and 1 alone set task.threshold"
             logger.info(told, *self.score_range)
+        return warnings
 
     def lengths(self, encoded: Dataset) -> np.ndarray:
         """Tokens of all views of each row in training."""

@@ -183,8 +183,9 @@ class Table:
             "unknown": np.array([unknown for _, unknown in blocks]).sum(axis=0).tolist(),
         }
 
-    def check(self, encoded: Mapping[str, Dataset]) -> None:
-        """Logs the size of each split and what it lacks, as a warning where many of its categories are unknown."""
+    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+        """Logs the size of each split and what it lacks; returns a warning where many of its categories are unknown."""
+        warnings = []
         constant = [column.name for column in self.columns if not column.features()]
         if constant:
             logger.info("features: left out, the same in all rows of training: %s", ", ".join(constant))
@@ -193,13 +194,15 @@ class Table:
             columns = rows.with_format("numpy")
             missing = columns["missing"][:].sum() / (len(rows) * len(self.columns))
             unknown = columns["unknown"][:].sum() / max(1, len(rows) * num_categories)
-            high = unknown > _MANY_UNKNOWN
-            logger.log(
-                logging.WARNING if high else logging.INFO,
-                "%s: %d rows, %d columns as %d features, %.1f %% of cells missing, %.1f %% of categories unknown%s",
-                *(split, len(rows), len(self.columns), len(self.features), 100 * missing, 100 * unknown),
-                "; raise task.max_categories, or leave such columns out" if high else "",
+            told = (
+                f"{split}: {len(rows)} rows, {len(self.columns)} columns as {len(self.features)} features, "
+                f"{100 * missing:.1f} % of cells missing, {100 * unknown:.1f} % of categories unknown"
             )
+            if unknown > _MANY_UNKNOWN:
+                warnings.append(f"{told}; raise task.max_categories, or leave such columns out")
+            else:
+                logger.info(told)
+        return warnings
 
     @staticmethod
     def inputs(rows: Columns) -> dict[str, Tensor]:

@@ -62,8 +62,8 @@ class TabularClassification:
         classes = [self.classes.index(label, position) for position, label in enumerate(rows["label"])]
         return {**self.table.encode(rows["features"]), "label": classes}
 
-    def check(self, encoded: Mapping[str, Dataset]) -> None:
-        self.table.check(encoded)
+    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+        return self.table.check(encoded)
 
     def lengths(self, encoded: Dataset) -> None:
         return None

@@ -61,8 +61,8 @@ class TabularRegression:
         """
         return {**self.table.encode(rows["features"]), "value": self.values.encode(rows["value"])}
 
-    def check(self, encoded: Mapping[str, Dataset]) -> None:
-        self.table.check(encoded)
+    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+        return self.table.check(encoded)
 
     def lengths(self, encoded: Dataset) -> None:
         return None

@@ -65,8 +65,8 @@ class TextClassification:
         classes = [self.classes.index(label, position) for position, label in enumerate(rows["label"])]
         return {**self.texts.encode(rows["text"]), "label": classes}
 
-    def check(self, encoded: Mapping[str, Dataset]) -> None:
-        self.texts.check(encoded)
+    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+        return self.texts.check(encoded)
 
     def lengths(self, encoded: Dataset) -> np.ndarray:
         return self.texts.lengths(encoded)

@@ -78,7 +78,7 @@ class Texts:
         return pad_id(self.tokenizer)
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> dict[str, list[Any]]:
-        """Columns `input_ids`, `truncated`, `unknown` (tokens outside the vocabulary), for pairs `token_type_ids`, too."""
+        """Columns `input_ids`, `truncated`, `unknown` (tokens outside the vocabulary); of pairs `token_type_ids`, too."""
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         encodings = self.tokenizer.encode_batch(inputs)
         columns = self.columns(encodings)
@@ -96,8 +96,9 @@ class Texts:
             "unknown": [0 if unknown is None else int((row == unknown).sum()) for row in ids],
         }
 
-    def check(self, encoded: Mapping[str, Dataset]) -> None:
-        """Logs the shares of unknown tokens and truncated texts of each split, as a warning where they are high."""
+    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+        """Logs the shares of unknown tokens and truncated texts of each split; returns a warning where they are high."""
+        warnings = []
         for split, rows in encoded.items():
             columns = rows.with_format("numpy")
             unknown = columns["unknown"][:].sum() / max(1, self.lengths(rows).sum())
@@ -110,12 +111,15 @@ class Texts:
                 )
                 if share > limit
             ]
-            logger.log(
-                logging.WARNING if high else logging.INFO,
-                "%s: %d texts, %.1f %% of tokens unknown, %.1f %% of texts truncated at %d tokens%s",
-                *(split, len(rows), 100 * unknown, 100 * truncated, self.max_length),
-                "".join(f"; {remedy}" for remedy in high),
+            told = (
+                f"{split}: {len(rows)} texts, {100 * unknown:.1f} % of tokens unknown, "
+                f"{100 * truncated:.1f} % of texts truncated at {self.max_length} tokens"
             )
+            if high:
+                warnings.append("; ".join([told, *high]))
+            else:
+                logger.info(told)
+        return warnings
 
     @staticmethod
     def lengths(encoded: Dataset, column: str = "input_ids") -> np.ndarray:

@@ -1,0 +1,47 @@
+"""Data that is wrong: told, and with `data.strict=true` refused."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.jobs import rows, train, working_in
+from trainer.cli import main
+
+
+def write_wrong(folder: Path) -> list[str]:
+    """A training file with every tenth text twice under two labels, and a validation file that repeats some of it."""
+    made = rows(80)
+    twice = [(text, "other") for text, _ in made[::10]]
+    for name, lines in (("train", made + twice), ("validation", made[:10] + rows(20, seed=1)), ("test", rows(20, seed=2))):
+        content = "\n".join(["text,label", *(f"{text},{label}" for text, label in lines)])
+        (folder / f"{name}.csv").write_text(content, encoding="utf-8")
+    files = [f"data.{name}={folder}/{name}.csv" for name in ("train", "validation", "test")]
+    return ["data=files", *files, f"data.cache_dir={folder}/cache", "train.duration=2"]
+
+
+def test_wrong_data_is_told_and_trained_on(tmp_path: Path) -> None:
+    with working_in(tmp_path):
+        assert train(tmp_path / "run", *write_wrong(tmp_path)) == 0
+    log = (tmp_path / "run/trainer.log").read_text(encoding="utf-8")
+
+    assert "train: 9.1 % duplicates, the first at position " in log
+    assert "train: 9.1 % conflicting, the first at position " in log
+    assert "validation: 33.3 % leaked, the first at position 0; the same inputs as in another split" in log
+
+
+def test_strict_refuses_it_with_all_that_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with working_in(tmp_path):
+        assert train(tmp_path / "run", *write_wrong(tmp_path), "data.strict=true") == 6
+    told = capsys.readouterr().err.splitlines()
+
+    assert [line.split(",")[0] for line in told] == [
+        "data.strict: train: 9.1 % duplicates",
+        "data.strict: train: 9.1 % conflicting",
+        "data.strict: validation: 33.3 % leaked",
+    ]
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+
+
+def test_strict_is_true_or_false(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "data.strict=maybe"]) == 2
+    assert capsys.readouterr().err == "data.strict: must be true or false, got 'maybe'.\n"

@@ -1,0 +1,161 @@
+import json
+import pickle
+from io import BytesIO
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from trainer.data.loader import Batches
+from trainer.data.plan import MicroBatch
+from trainer.errors import DataError, RowError
+from trainer.evaluate import directions
+from trainer.export.cases import forward_of, proof_cases, traced_inputs
+from trainer.model.convnet import ConvNet
+from trainer.protocols import Batching
+from trainer.task.image_classification import ImageClassification
+
+LABELS = ["cat", "dog", "cat", "owl", "cat"]
+
+
+def png(seed: int) -> dict[str, Any]:
+    data = BytesIO()
+    pixels = np.random.default_rng(seed).integers(256, size=(8, 6), dtype=np.uint8)
+    Image.fromarray(pixels).save(data, format="PNG")
+    return {"bytes": data.getvalue(), "path": None}
+
+
+def dataset(labels: list[str] = LABELS) -> Dataset:
+    return Dataset.from_dict({"image": [png(seed) for seed in range(len(labels))], "label": labels})
+
+
+def task(**changes: Any) -> ImageClassification:
+    shape: dict[str, Any] = {"size": "auto", "channels": "auto", "resize": "stretch", "mean": "auto", "std": "auto"}
+    return ImageClassification(**(shape | {"augment": {}} | changes))
+
+
+def fitted(labels: list[str] = LABELS, **changes: Any) -> ImageClassification:
+    made = task(**changes)
+    made.fit(dataset(labels))
+    return made
+
+
+def batches(made: ImageClassification, batching: Batching = "padded", *, training: bool = False) -> Batches:
+    rows = dataset()
+    encoded = rows.map(made.encode, batched=True, batch_size=2, remove_columns=rows.column_names)
+    return Batches(encoded, made, batching, seed=0, training=training)
+
+
+def test_encoded_rows_become_a_batch_in_every_layout() -> None:
+    made = fitted()
+    for batching in get_args(Batching):
+        batch = batches(made, batching)[MicroBatch(0, (3, 0))]
+        assert batch.target is not None
+        assert batch.target.tolist() == [2, 0]
+        assert (batch.num_samples, batch.ids) == (2, (3, 0))
+        shades = [np.asarray(Image.open(BytesIO(png(seed)["bytes"]))) for seed in (3, 0)]
+        expected = (np.stack(shades)[:, None] / 255 - made.images.mean) / made.images.std
+        np.testing.assert_allclose(batch.inputs["pixel_values"].numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_facts_are_of_the_training_split() -> None:
+    made = fitted()
+
+    assert made.facts() == {
+        "image_channels": 1,
+        "image_size": (8, 6),
+        "num_outputs": 3,
+        "class_counts": [3, 1, 1],
+        "num_train": 5,
+    }
+    assert made.lengths(dataset()) is None
+
+
+def test_a_sample_is_augmented_alike_in_any_batch_and_not_in_evaluation() -> None:
+    made = fitted(augment={"crop": 2, "flip": 0.5, "rotate": 20.0, "cutout": 3})
+    trained, evaluated, plain = batches(made, training=True), batches(made), batches(fitted(), training=True)
+
+    def pixels(of: Batches, epoch: int, *ids: int) -> torch.Tensor:
+        return of[MicroBatch(epoch, ids)].inputs["pixel_values"]
+
+    together = pixels(trained, 1, 0, 1, 2, 3, 4)
+    assert torch.equal(together[3], pixels(trained, 1, 4, 3)[1])
+    assert not torch.equal(together, pixels(trained, 2, 0, 1, 2, 3, 4))
+    assert torch.equal(pixels(evaluated, 1, 0, 1), pixels(plain, 0, 0, 1))
+    assert not torch.equal(together[:2], pixels(plain, 0, 0, 1))
+
+
+def test_rows_that_cannot_be_used() -> None:
+    with pytest.raises(DataError, match="at least 2 different labels"):
+        task().fit(dataset(["cat"] * 3))
+    with pytest.raises(RowError, match=r"label: was never seen in training, got 'dgo'\. Did you mean dog") as caught:
+        fitted().encode({"image": [png(0), png(1)], "label": ["cat", "dgo"]})
+    assert (caught.value.position, caught.value.role) == (1, "label")
+    with pytest.raises(RowError, match="image: cannot be decoded") as caught:
+        fitted().encode({"image": [{"bytes": b"", "path": None}], "label": ["cat"]})
+    assert (caught.value.position, caught.value.role) == (0, "image")
+
+
+def test_metrics_of_few_classes_and_predictions() -> None:
+    made = fitted()
+    metrics = made.metrics()
+    metrics.update(torch.tensor([[2.0, 1, 0], [2, 1, 0], [1, 2, 0]]), torch.tensor([0, 1, 1]))
+
+    assert set(metrics) == {"accuracy", "macro_f1"}
+    assert metrics.compute()["accuracy"].item() == pytest.approx(2 / 3)
+    assert made.predictions(torch.tensor([[0.0, 50.0, 0.0]])) == [{"label": "dog", "probability": 1.0}]
+    assert made.monitor in metrics
+
+
+def test_the_five_best_of_many_classes() -> None:
+    made = fitted([str(number) for number in range(8)])
+    metrics = made.metrics()
+    # All right at once first: the metrics must not be taken for one another for the rest of the split.
+    metrics.update(torch.eye(8), torch.arange(8))
+    metrics.update(torch.arange(8.0).repeat(8, 1), torch.arange(8))
+    values = {name: value.item() for name, value in metrics.compute().items()}
+
+    assert values["accuracy"] == 9 / 16
+    assert values["top_5_accuracy"] == 13 / 16
+    assert directions(metrics) == {"loss": False, "accuracy": True, "macro_f1": True, "top_5_accuracy": True}
+
+
+def test_an_export_is_proved_at_several_batch_sizes_without_further_axes() -> None:
+    made = fitted()
+    facts = {name: made.facts()[name] for name in ("num_outputs", "image_channels", "image_size")}
+    model = ConvNet(**facts, channels=(2, 3), hidden=[4])
+    with torch.no_grad():
+        cases = proof_cases(made, forward_of(model))
+
+    assert traced_inputs(made)["pixel_values"].shape == (2, 1, 8, 6)
+    assert [case.sizes for case in cases] == [{"batch": 1}, {"batch": 3}, {"batch": 8}]
+    assert made.axis_limits() == {}
+
+
+def test_the_state_is_json_and_gives_the_same_task() -> None:
+    made, copy = fitted(), task()
+    copy.load_state_dict(json.loads(json.dumps(made.state_dict())))
+    rows = {"image": [png(0)], "label": ["cat"]}
+
+    assert copy.facts() == made.facts()
+    assert copy.encode(rows) == made.encode(rows)
+    assert copy.state_dict() == made.state_dict() == pickle.loads(pickle.dumps(made)).state_dict()
+    assert made.artifact_files().keys() == {"labels.json", "image.json"}
+
+
+def test_the_fingerprint_follows_what_encoding_depends_on() -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"size": 4},
+        {"channels": 1},
+        {"resize": "crop"},
+        {"channels": 1, "mean": [0.5]},
+        {"channels": 1, "std": [0.5]},
+    ]
+    prints = {task(**options).fingerprint() for options in changes}
+
+    assert len(prints) == len(changes)
+    assert task().fingerprint() == fitted().fingerprint() == task(augment={"flip": 0.5}).fingerprint()

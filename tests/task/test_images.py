@@ -1,0 +1,317 @@
+import json
+import logging
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from trainer.draws import Draws
+from trainer.errors import ConfigError, DataError, RowError
+from trainer.task.images import Images, decode
+
+OPTIONS: dict[str, Any] = {
+    "size": "auto",
+    "channels": "auto",
+    "resize": "stretch",
+    "mean": "auto",
+    "std": "auto",
+    "augment": {},
+}
+
+
+def images(**changes: Any) -> Images:
+    return Images(**(OPTIONS | changes))
+
+
+def stored(image: Image.Image, kind: str = "PNG", **options: Any) -> dict[str, Any]:
+    data = BytesIO()
+    image.save(data, format=kind, **options)
+    return {"bytes": data.getvalue(), "path": None}
+
+
+def grey(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=(height, width), dtype=np.uint8)
+
+
+def colour(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8)
+
+
+def split(*arrays: np.ndarray) -> Dataset:
+    return Dataset.from_dict({"image": [stored(Image.fromarray(array)) for array in arrays]})
+
+
+def fitted(*arrays: np.ndarray, **changes: Any) -> Images:
+    made = images(**changes)
+    made.learn(split(*arrays))
+    return made
+
+
+def pixels_of(made: Images, *arrays: np.ndarray) -> list[np.ndarray]:
+    encoded = made.encode(split(*arrays)["image"])
+    return [np.frombuffer(data, np.uint8).reshape(*made.size, made.channels) for data in encoded["pixels"]]
+
+
+def test_pixels_are_those_of_the_image() -> None:
+    shades, colours = grey(4, 6), colour(5, 3)
+
+    np.testing.assert_array_equal(pixels_of(fitted(shades), shades)[0][:, :, 0], shades)
+    np.testing.assert_array_equal(pixels_of(fitted(colours), colours)[0], colours)
+
+
+def test_what_is_auto_is_learnt_from_the_training_images() -> None:
+    shades = [grey(4, 6, seed) for seed in range(3)]
+    made = fitted(*shades)
+
+    assert made.facts() == {"image_channels": 1, "image_size": (4, 6)}
+    assert made.mean == pytest.approx([np.mean(shades) / 255], rel=1e-12)
+    assert made.std == pytest.approx([np.std(shades) / 255], rel=1e-12)
+    mixed = fitted(grey(4, 6), colour(4, 6))
+    assert mixed.channels == 3
+    both = np.stack([np.repeat(grey(4, 6)[:, :, None], 3, axis=2), colour(4, 6)]) / 255
+    assert mixed.mean == pytest.approx(both.mean(axis=(0, 1, 2)), rel=1e-12)
+    assert mixed.std == pytest.approx(both.std(axis=(0, 1, 2)), rel=1e-12)
+
+
+def test_what_is_given_is_taken() -> None:
+    made = fitted(grey(4, 6), size=[2, 3], channels=3, mean=[0.1, 0.2, 0.3], std=[1, 2, 3])
+
+    assert made.facts() == {"image_channels": 3, "image_size": (2, 3)}
+    assert (made.mean, made.std) == ([0.1, 0.2, 0.3], [1, 2, 3])
+    half = fitted(grey(4, 6), size=8, channels=1, mean=[0.5])
+    assert (half.size, half.mean) == ((8, 8), [0.5])
+    assert half.std != []
+
+
+def test_moments_are_of_images_as_they_are_fitted() -> None:
+    shades = grey(9, 9)
+    made = fitted(shades, size=3)
+    small = np.asarray(Image.fromarray(shades).resize((3, 3), Image.Resampling.BILINEAR))
+
+    assert made.mean == pytest.approx([small.mean() / 255], rel=1e-12)
+
+
+def test_a_constant_channel_is_not_divided_by_zero() -> None:
+    made = fitted(np.full((4, 4), 7, dtype=np.uint8))
+
+    assert made.std == [1.0]
+    inputs = made.inputs(made.encode(split(np.full((4, 4), 7, np.uint8))["image"]), Draws(0, 0, (0,)))
+    torch.testing.assert_close(inputs["pixel_values"], torch.zeros(1, 1, 4, 4), rtol=0, atol=1e-7)
+
+
+def test_at_most_so_many_images_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.task.images._NUM_SAMPLED", 3)
+    shades = [np.full((2, 2), value, dtype=np.uint8) for value in (0, 10, 20, 30, 40)]
+
+    assert fitted(*shades).mean == pytest.approx([20 / 255])
+    assert fitted(*shades).std == pytest.approx([np.std([0, 20, 40]) / 255])
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
+def test_images_of_another_size_are_fitted(resize: str) -> None:
+    wide = np.zeros((4, 8, 3), dtype=np.uint8)
+    wide[:, :4] = 255
+    made = fitted(wide, size=4, resize=resize)
+    (found,) = pixels_of(made, wide)
+    left, right = found[:, 0], found[:, -1]
+
+    if resize == "pad":
+        assert (found[0] == 0).all()
+        assert (found[3] == 0).all()
+        assert (found[1:3, 0] == 255).all()
+    else:
+        assert (left == 255).all()
+        assert (right == 0).all()
+    edge = found[2, :, 0].astype(int)
+    assert (np.diff(edge) <= 0).all()
+    assert made.encode(split(wide)["image"])["resized"] == [True]
+    assert made.encode(split(wide[:, :4])["image"])["resized"] == [False]
+
+
+def test_a_crop_takes_the_middle() -> None:
+    wide = np.zeros((4, 12), dtype=np.uint8)
+    wide[:, 4:8] = 200
+
+    assert (pixels_of(fitted(wide, size=4, resize="crop"), wide)[0] == 200).all()
+
+
+def test_the_orientation_is_that_of_exif() -> None:
+    shades = np.zeros((16, 32), dtype=np.uint8)
+    shades[:, :16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+    turned = decode(stored(Image.fromarray(shades), "JPEG", exif=exif, quality=100))
+
+    assert turned.size == (16, 32)
+    np.testing.assert_allclose(np.asarray(turned), np.rot90(shades, -1), atol=3)
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "mode", "value"),
+    [
+        (Image.new("1", (2, 2), 1), "PNG", "L", 255),
+        (Image.new("LA", (2, 2), (9, 255)), "PNG", "L", 9),
+        (Image.new("LA", (2, 2), (9, 0)), "PNG", "L", 255),
+        (Image.new("RGBA", (2, 2), (9, 9, 9, 0)), "PNG", "RGB", 255),
+        (Image.new("RGBA", (2, 2), (9, 8, 7, 255)), "PNG", "RGB", (9, 8, 7)),
+        (Image.new("P", (2, 2), 0), "GIF", "RGB", 0),
+        (Image.new("CMYK", (2, 2), (0, 0, 0, 0)), "TIFF", "RGB", 255),
+        (Image.fromarray(np.full((2, 2), 0x1234, dtype=np.uint16)), "PNG", "L", 0x12),
+        (Image.fromarray(np.full((2, 2), 0x1234, dtype=np.uint16)), "PPM", "L", 0x12),
+        (Image.fromarray(np.full((2, 2), 0x1234, dtype=np.uint16)), "TIFF", "L", 0x12),
+    ],
+)
+def test_kinds_of_pixels(image: Image.Image, kind: str, mode: str, value: Any) -> None:
+    decoded = decode(stored(image, kind))
+
+    assert decoded.mode == mode
+    assert (np.asarray(decoded) == value).all()
+
+
+def test_files_are_read_where_they_lie(tmp_path: Path) -> None:
+    Image.fromarray(grey(4, 4)).save(tmp_path / "a.png")
+    made = fitted(grey(4, 4))
+    (data,) = made.encode([{"bytes": None, "path": str(tmp_path / "a.png")}])["pixels"]
+
+    assert data == grey(4, 4).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ({"bytes": b"no image", "path": None}, r"image: cannot be decoded \(cannot identify .* got '8 bytes'"),
+        ({"bytes": None, "path": "nowhere/cat.png"}, r"cannot be decoded \(.*No such file.* got 'nowhere/cat\.png'"),
+        ({"bytes": None, "path": None}, r"image: cannot be decoded \(there is none\), got None"),
+        (stored(Image.fromarray(np.zeros((2, 2), dtype=np.int32)), "TIFF"), "32 bits a pixel have no known range"),
+        (stored(Image.fromarray(np.zeros((2, 2), dtype=np.float32)), "TIFF"), "32 bits a pixel have no known range"),
+    ],
+)
+def test_images_that_cannot_be_decoded(image: dict[str, Any], message: str) -> None:
+    made = fitted(grey(4, 4))
+    good = stored(Image.fromarray(grey(4, 4)))
+
+    with pytest.raises(RowError, match=message) as caught:
+        made.encode([good, image])
+    assert (caught.value.position, caught.value.role) == (1, "image")
+
+
+def test_a_truncated_file_is_noticed() -> None:
+    whole = stored(Image.fromarray(colour(32, 32)))["bytes"]
+
+    with pytest.raises(RowError, match="cannot be decoded"):
+        fitted(colour(32, 32)).encode([{"bytes": whole[: len(whole) // 2], "path": None}])
+
+
+def test_learning_passes_over_what_encoding_refuses() -> None:
+    made = images()
+    good = stored(Image.fromarray(grey(4, 4)))
+    bad = {"bytes": b"no image", "path": None}
+    made.learn(Dataset.from_dict({"image": [bad, good]}))
+
+    assert made.size == (4, 4)
+    for options in ({}, {"size": 4, "channels": 1}):
+        with pytest.raises(DataError, match="none of training can be decoded"):
+            images(**options).learn(Dataset.from_dict({"image": [bad, bad]}))
+
+
+def test_several_sizes_are_not_guessed_at() -> None:
+    with pytest.raises(
+        DataError, match=r"task\.size: must be given: .* 4 x 6 and 5 x 5 among them, got 'auto'"
+    ) as caught:
+        fitted(grey(4, 6), grey(5, 5))
+    assert "Set it, such as task.size=224" in str(caught.value)
+    assert fitted(grey(4, 6), grey(5, 5), size=4).size == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": 0}, "size: must be auto, pixels, or a list of height and width, got 0"),
+        ({"size": [4]}, r"size: must be auto, .* got \[4\]"),
+        ({"channels": 2}, "channels: must be auto, 1 or 3, got 2"),
+        ({"resize": "fit"}, "resize: must be one of stretch, crop, pad, got 'fit'"),
+        ({"mean": [0.5]}, "mean: needs a number of channels beside it"),
+        (
+            {"channels": 3, "mean": [0.5]},
+            r"mean: must be auto, or a list of 3, one number for each channel, got \[0\.5\]",
+        ),
+        ({"channels": 1, "std": [0.0]}, r"std: must be above 0, got \[0\.0\]"),
+        ({"augment": {"flip": 2}}, "augment.flip: must be a number from 0 to 1, got 2"),
+    ],
+)
+def test_settings_that_cannot_work(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        images(**change)
+
+
+def test_faults_are_told_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        images(size=0, channels=2, resize="", augment={"flip": 2})
+    assert len(caught.value.messages) == 4
+
+
+def test_inputs_are_standardized() -> None:
+    made = fitted(colour(4, 6), mean=[0.5, 0.4, 0.3], std=[0.1, 0.2, 0.3], channels=3)
+    rows = made.encode(split(colour(4, 6, 1), colour(4, 6, 2))["image"])
+    values = made.inputs(rows, Draws(0, 0, (0, 1)))["pixel_values"]
+    expected = (np.stack([colour(4, 6, 1), colour(4, 6, 2)]) / 255 - [0.5, 0.4, 0.3]) / [0.1, 0.2, 0.3]
+
+    assert values.dtype == torch.float32
+    assert values.is_contiguous()
+    np.testing.assert_allclose(values.numpy(), expected.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-5)
+
+
+def test_augmentation_is_of_training_alone_and_of_a_sample_alone() -> None:
+    made = fitted(colour(8, 8), augment={"crop": 2, "flip": 0.5})
+    rows = made.encode(split(*(colour(8, 8, seed) for seed in range(4)))["image"])
+    plain = made.inputs(rows, Draws(0, 0, (4, 5, 6, 7)))["pixel_values"]
+    trained = made.inputs(rows, Draws(0, 0, (4, 5, 6, 7), training=True))["pixel_values"]
+    alone = made.inputs({"pixels": rows["pixels"][2:3]}, Draws(0, 0, (6,), training=True))["pixel_values"]
+    later = made.inputs(rows, Draws(0, 1, (4, 5, 6, 7), training=True))["pixel_values"]
+
+    assert torch.equal(plain, images_without(made, rows))
+    assert not torch.equal(trained, plain)
+    assert torch.equal(alone[0], trained[2])
+    assert not torch.equal(later, trained)
+
+
+def images_without(made: Images, rows: dict[str, list[Any]]) -> torch.Tensor:
+    other = images()
+    other.load_state_dict(made.state_dict())
+    return other.inputs(rows, Draws(0, 0, (4, 5, 6, 7), training=True))["pixel_values"]
+
+
+def test_examples_and_files() -> None:
+    made = fitted(colour(4, 6))
+    inputs = made.example({"batch": 3}, np.random.default_rng(0))
+
+    assert inputs["pixel_values"].shape == (3, 3, 4, 6)
+    assert made.axes() == {"pixel_values": {0: "batch"}}
+    assert json.loads(made.artifact_files()["image.json"]) == {
+        **made.state_dict(),
+        "resize": "stretch",
+        "interpolation": "bilinear",
+    }
+
+
+def test_the_state_is_json_and_gives_the_same_pixels() -> None:
+    made, copy = fitted(colour(4, 6)), images()
+    copy.load_state_dict(json.loads(json.dumps(made.state_dict())))
+
+    assert copy.facts() == made.facts()
+    np.testing.assert_array_equal(pixels_of(copy, colour(4, 6, 1)), pixels_of(made, colour(4, 6, 1)))
+    assert copy.state_dict() == made.state_dict()
+
+
+def test_shapes_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    made = fitted(colour(4, 6), colour(8, 8), size=[4, 6])
+    encoded = Dataset.from_dict(made.encode(split(colour(4, 6), colour(8, 8))["image"]))
+    made.check({"train": encoded})
+
+    assert "train: 2 images of 4 x 6 pixels, in colour, 50.0 % of them resized (stretch)" in caplog.text

@@ -1,0 +1,131 @@
+"""One label for one image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from trainer.protocols import Batch, Batching, Columns, Inputs, Target
+from trainer.task.classes import Classes
+from trainer.task.fingerprint import fingerprint
+from trainer.task.images import Images
+from trainer.task.metrics import class_metrics, class_predictions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+    from torchmetrics import MetricCollection
+
+    from trainer.draws import Draws
+
+_TOP = 5
+
+
+class ImageClassification:
+    """Image in, one of K classes out.
+
+    Args:
+        size: Height and width in pixels, or a number for both; auto: that of the training images, where all have one.
+        channels: 1 for grey, 3 for colour; auto: 1 where all training images are grey.
+        resize: How an image of another size is fitted: `stretch` it, `crop` the middle, or `pad` with black.
+        mean: Mean of each channel, of pixels from 0 to 1; auto: that of the training images.
+        std: Standard deviation of each channel, likewise.
+        augment: Amounts of random changes in training: `crop`, `flip`, `rotate`, `brightness`, `contrast`, `cutout`.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    monitor = "accuracy"
+    target: Target = "class"
+    inputs: Inputs = "images"
+
+    def __init__(
+        self,
+        *,
+        size: Literal["auto"] | int | list[int],
+        channels: Literal["auto"] | int,
+        resize: Literal["stretch", "crop", "pad"],
+        mean: Literal["auto"] | list[float],
+        std: Literal["auto"] | list[float],
+        augment: Mapping[str, float],
+    ) -> None:
+        self.images = Images(size, channels, resize, mean, std, augment)
+        self.classes = Classes()
+
+    def columns(self) -> tuple[str, ...]:
+        return ("image", "label")
+
+    def fingerprint(self) -> str:
+        return fingerprint("image_classification/1", *self.images.key())
+
+    def fit(self, train: Dataset) -> None:
+        """Takes the labels and their counts, and what is `auto` of the images, from the training split.
+
+        Raises:
+            DataError: There are fewer than two labels, or the images have several sizes.
+        """
+        labels = train.select_columns("label").iter(10_000)
+        self.classes.learn((label for batch in labels for label in batch["label"]), at_least=2)
+        self.images.learn(train)
+
+    def encode(self, rows: Columns) -> dict[str, list[Any]]:
+        """Columns `pixels` (bytes, H * W * C), `resized`, `label` (class).
+
+        Raises:
+            RowError: A label was never seen in training, or an image cannot be decoded.
+        """
+        classes = [self.classes.index(label, position) for position, label in enumerate(rows["label"])]
+        return {**self.images.encode(rows["image"]), "label": classes}
+
+    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+        return self.images.check(encoded)
+
+    def lengths(self, encoded: Dataset) -> None:
+        return None
+
+    def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
+        target = torch.from_numpy(np.array(rows["label"], dtype=np.int64))
+        return Batch(self.images.inputs(rows, draws), target, len(target), tuple(draws.ids))
+
+    def facts(self) -> dict[str, Any]:
+        return {**self.images.facts(), **self.classes.facts(), "num_train": sum(self.classes.counts)}
+
+    def metrics(self) -> MetricCollection:
+        """Accuracy and macro F1; of more than 5 classes also the share of targets among the 5 highest scores."""
+        from torchmetrics import MetricCollection
+        from torchmetrics.classification import MulticlassAccuracy
+
+        count = len(self.classes.labels)
+        metrics = class_metrics(count)
+        if count <= _TOP:
+            return metrics
+        top = MulticlassAccuracy(count, top_k=_TOP, average="micro")
+        # Sharing states would merge both accuracies for good where they are equal on the first batch.
+        return MetricCollection({**dict(metrics.items()), f"top_{_TOP}_accuracy": top}, compute_groups=False)
+
+    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
+        """For each row of logits (B, C): the label and its probability."""
+        return class_predictions(output, self.classes.labels)
+
+    def axes(self) -> dict[str, dict[int, str]]:
+        return self.images.axes()
+
+    def axis_limits(self) -> dict[str, tuple[int, int]]:
+        return {}
+
+    def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]:
+        return self.images.example(sizes, generator)
+
+    def artifact_files(self) -> dict[str, str]:
+        return {**self.classes.artifact_files(), **self.images.artifact_files()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.classes.state_dict(), "images": self.images.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.classes.load_state_dict(state)
+        self.images.load_state_dict(state["images"])
