@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from trainer.build.instantiate import make
-from trainer.build.parts import build_encoded, build_task
+from trainer.build.parts import build_encoded, build_task, own_keys
 from trainer.config.compose import compose, plain, register_defaults
-from trainer.config.schema import TrainJob
+from trainer.config.schema import DataKeys, TrainJob
 from trainer.config.stored import job_from_config
 from trainer.data.loader import Batches
 from trainer.data.plan import MicroBatch
@@ -106,7 +106,7 @@ def problem_of(name: str) -> Problem:
     job = job_of(f"experiment={name}")
     task = build_task(job)
     encoded = build_encoded(job, task, fitted=False).splits
-    raw = make("data", job.data).load(task.columns())
+    raw = make("data", own_keys(job.data, DataKeys)).load(task.columns())
     splits = {}
     for split in ("train", "validation", "test"):
         # A split as one batch in the layout of training: masks are drawn as its evaluation draws them.

@@ -8,7 +8,7 @@ from torch import Tensor
 from tests.export.toy import ToyModel, ToyTask, batches
 from trainer.errors import ProofError
 from trainer.export.cases import forward_of
-from trainer.export.evaluation import Comparison, evaluate
+from trainer.export.evaluation import Comparison, decisions, evaluate
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def toy() -> ToyModel:
 
 
 def comparison(forward: object, tolerance: float = 1e-4) -> Comparison:
-    return Comparison("model.onnx", forward, ToyTask().metrics(), tolerance)
+    return Comparison("model.onnx", forward, ToyTask().metrics(), tolerance, "class")
 
 
 def test_equal_artifact() -> None:
@@ -82,7 +82,16 @@ def test_one_output_decides_nothing() -> None:
     from torchmetrics import MeanSquaredError, MetricCollection
 
     metrics = MetricCollection({"mse": MeanSquaredError()})
-    single = Comparison("model.onnx", first_column, metrics.clone(), 1e-4)
+    single = Comparison("model.onnx", first_column, metrics.clone(), 1e-4, "values")
     floats = (replace(batch, target=batch.target[:, None].float()) for batch in batches())
     evaluate(floats, first_column, metrics, [single])
     assert single.agreement is None
+
+
+def test_what_an_output_decides() -> None:
+    output = torch.tensor([[-1.0, 2.0], [3.0, 1.0]])
+
+    assert torch.equal(decisions(output, "class"), torch.tensor([1, 0]))
+    assert torch.equal(decisions(output, "multi_hot"), torch.tensor([[False, True], [True, True]]))
+    assert decisions(output, "values") is None
+    assert decisions(output[:, :1], "class") is None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from trainer.protocols import Batch
+from trainer.protocols import Batch, Inputs, Target
 
 MAX_LENGTH = 24
 LABELS = ["red", "green", "blue"]
@@ -57,6 +57,11 @@ class ToyTask:
     """Words `w0` to `w49` in, a colour out."""
 
     monitor = "accuracy"
+    target: Target = "class"
+    inputs: Inputs = "tokens"
+
+    def columns(self) -> tuple[str, ...]:
+        return ("text", "label")
 
     def axes(self) -> dict[str, dict[int, str]]:
         return {name: {0: "batch", 1: "sequence"} for name in ("input_ids", "attention_mask")}

@@ -108,6 +108,28 @@ def test_vectors_are_taken_as_they_are() -> None:
     assert model.num_features == 6 + 5 + 3
 
 
+def test_outputs_of_samples_are_taken_in_packed_rows_too() -> None:
+    backbone, inputs = encoder(), packed(samples(9))
+    assert len(inputs["input_ids"]) != 9
+    model = FeatureExtractor(backbone, ["head"], None, inputs).eval()
+    assert torch.equal(model(**inputs), backbone(**inputs))
+
+
+def test_of_several_calls_the_last_one_counts() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, features: Tensor) -> Tensor:
+            output: Tensor = self.layer(self.layer(features))
+            return output
+
+    twice, inputs = Twice(), {"features": torch.randn(3, 4)}
+    model = FeatureExtractor(twice, ["layer"], None, inputs)
+    assert torch.equal(model(**inputs), twice(**inputs))
+
+
 class Tuples(nn.Module):
     """A module of transformers' kind: it gives a tuple whose first part is None, in a dict."""
 

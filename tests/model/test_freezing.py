@@ -76,6 +76,13 @@ def test_a_tied_weight_is_frozen_by_each_of_its_names() -> None:
         assert ("out.bias" in trained(model)) == (pattern != "out")
 
 
+def test_a_shared_module_is_frozen_by_each_of_its_names() -> None:
+    layer = nn.Linear(2, 2)
+    model = nn.ModuleDict({"first": layer, "second": layer, "third": nn.Linear(2, 2)})
+    assert freeze(model, ["second"]) == ("first.weight", "first.bias")
+    assert trained(model) == {"third.weight", "third.bias"}
+
+
 def test_patterns_without_a_match_come_together() -> None:
     model = encoder()
     with pytest.raises(ConfigError) as caught:

@@ -60,6 +60,7 @@ def test_a_safetensors_file_is_known_by_what_is_in_it(name: str, tmp_path: Path)
         {"net": WEIGHTS, "optimizer_state_dict": {"flat": {"m": torch.ones(3)}}, "lr_scheduler": {"x": torch.ones(1)}},
         {"module": {f"module.{name}": tensor for name, tensor in WEIGHTS.items()}},
         {"generator": WEIGHTS, "epoch": 1},
+        {"generator": WEIGHTS, "optimizer": STEPS | {"flat": {"m": torch.ones(3)}}, "rng": {"cpu": torch.ones(3)}},
         {f"module._orig_mod.{name}": tensor for name, tensor in WEIGHTS.items()},
         {f"_orig_mod.module.{name}": tensor for name, tensor in WEIGHTS.items()},
     ],
@@ -164,6 +165,12 @@ class TestRefusals:
         assert (
             f"convert it in Python: c = torch.load({str(file)!r}, weights_only=False), which runs its code" in message
         )
+
+    def test_a_name_that_is_cut_is_no_code(self, tmp_path: Path) -> None:
+        torch.save(WEIGHTS, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+        data = (tmp_path / "x.pth").read_bytes()
+        (tmp_path / "x.pth").write_bytes(data[: data.index(b"torch._utils") + 9])
+        assert "is truncated or damaged" in refusal(tmp_path / "x.pth")
 
     def test_another_protocol_of_pickle(self, tmp_path: Path) -> None:
         torch.save(WEIGHTS, tmp_path / "x.pth", pickle_protocol=4)

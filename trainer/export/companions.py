@@ -21,7 +21,8 @@ GOLDEN = "golden.npz"
 PREDICT = "predict.py"
 
 _NUM_GOLDEN = 4
-_PREDICT_NEEDS = {"labels.json", "tokenizer.json"}
+_PREDICTED = ("text", "label")
+"""What a task reads whose artifacts `predict.py` can run."""
 
 
 def write_golden(path: Path, batch: Batch, pytorch: Forward) -> None:
@@ -37,7 +38,7 @@ def write_companions(stage: Path, task: Task, formats: Sequence[str]) -> list[Pa
     for name, text in files.items():
         (stage / name).write_text(text, "utf-8")
     written = [stage / name for name in files]
-    if "onnx" in formats and set(files) >= _PREDICT_NEEDS:
+    if "onnx" in formats and task.columns() == _PREDICTED and {"labels.json", "tokenizer.json"} <= files.keys():
         written.append(Path(shutil.copyfile(Path(__file__).parent / "standalone" / PREDICT, stage / PREDICT)))
     return written
 

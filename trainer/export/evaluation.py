@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from trainer.errors import ProofError
 from trainer.export.cases import Forward
 from trainer.export.proof import difference, turned_into_proof_error
-from trainer.protocols import Batch
+from trainer.protocols import Batch, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,25 +23,29 @@ class Comparison:
         forward: The artifact, loaded.
         metrics: Fresh metrics.
         tolerance: As in `proof.difference`.
+        target: What the task's targets are, which says what an output decides.
 
     Attributes:
         largest_difference: Of any output.
         failure: What ended its proof; it is not run any further.
     """
 
-    def __init__(self, artifact: str, forward: Forward, metrics: MetricCollection, tolerance: float) -> None:
+    def __init__(
+        self, artifact: str, forward: Forward, metrics: MetricCollection, tolerance: float, target: Target
+    ) -> None:
         self.largest_difference = 0.0
         self.failure: ProofError | None = None
         self._artifact = artifact
         self._forward = forward
         self._metrics = metrics
         self._tolerance = tolerance
+        self._target = target
         self._decisions = 0
         self._agreed = 0
 
     @property
     def agreement(self) -> float | None:
-        """Share of equal decisions, the largest of C outputs; None where an output decides nothing (C = 1)."""
+        """Share of equal decisions; None where an output decides nothing. See `decisions`."""
         return self._agreed / self._decisions if self._decisions else None
 
     def update(self, batch: Batch, where: str, expected: Tensor) -> None:
@@ -57,14 +61,22 @@ class Comparison:
             return
         self.largest_difference = max(self.largest_difference, apart)
         self._metrics.update(got, batch.target)
-        if expected.ndim > 1 and expected.shape[-1] > 1:
-            equal = expected.argmax(-1) == got.argmax(-1)
+        wanted, found = decisions(expected, self._target), decisions(got, self._target)
+        if wanted is not None and found is not None:
+            equal = wanted == found
             self._decisions += equal.numel()
             self._agreed += int(equal.sum())
 
     def values(self) -> dict[str, float]:
         """The metrics of all batches."""
         return _computed(self._metrics)
+
+
+def decisions(output: Tensor, target: Target) -> Tensor | None:
+    """What an output (B, ..., C) decides: of classes the likeliest, of labels which are likelier than not."""
+    if target == "class" and output.ndim > 1 and output.shape[-1] > 1:
+        return output.argmax(-1)
+    return output > 0 if target == "multi_hot" else None
 
 
 def evaluate(

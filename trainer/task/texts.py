@@ -77,14 +77,9 @@ class Texts:
     def pad_id(self) -> int:
         return pad_id(self.tokenizer)
 
-    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> dict[str, list[Any]]:
-        """Columns `input_ids`, `truncated`, `unknown` (tokens outside the vocabulary); of pairs `token_type_ids`, too."""
-        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        encodings = self.tokenizer.encode_batch(inputs)
-        columns = self.columns(encodings)
-        if pairs is not None:
-            columns["token_type_ids"] = [np.array(encoding.type_ids, dtype=np.int8) for encoding in encodings]
-        return columns
+    def encode(self, texts: Sequence[str]) -> dict[str, list[Any]]:
+        """Columns `input_ids`, `truncated`, `unknown` (tokens outside the vocabulary)."""
+        return self.columns(self.tokenizer.encode_batch(list(texts)))
 
     def columns(self, encodings: Sequence[Encoding]) -> dict[str, list[Any]]:
         """The columns of texts that are encoded already."""
