@@ -12,7 +12,11 @@ def write_wrong(folder: Path) -> list[str]:
     """A training file with every tenth text twice under two labels, and a validation file that repeats some of it."""
     made = rows(80)
     twice = [(text, "other") for text, _ in made[::10]]
-    for name, lines in (("train", made + twice), ("validation", made[:10] + rows(20, seed=1)), ("test", rows(20, seed=2))):
+    for name, lines in (
+        ("train", made + twice),
+        ("validation", made[:10] + rows(20, seed=1)),
+        ("test", rows(20, seed=2)),
+    ):
         content = "\n".join(["text,label", *(f"{text},{label}" for text, label in lines)])
         (folder / f"{name}.csv").write_text(content, encoding="utf-8")
     files = [f"data.{name}={folder}/{name}.csv" for name in ("train", "validation", "test")]

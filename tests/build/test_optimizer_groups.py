@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from tests.test_conf import job_of
 from trainer.build.instantiate import make
+from trainer.config.catalogue import catalogue, own_folder
 from trainer.optimizer.groups import hidden_names, layers_of, parameter_groups, undecayed_names
 
 FACTS: dict[str, Any] = {
@@ -18,6 +18,7 @@ FACTS: dict[str, Any] = {
 }
 NUM_LAYERS = {"text_encoder": 2, "vit": 6, "resnet": 9, "mlp": 2, "convnet": 4}
 TRANSFORMERS = {"text_encoder", "vit"}
+OWN = catalogue([own_folder()])
 MATRICES = {"query_key_value", "attention_output", "feed_forward.0", "feed_forward.2"}
 
 
@@ -30,7 +31,7 @@ class Centres(nn.Module):
 
 
 def modules_of(model: str, **facts: Any) -> nn.ModuleDict:
-    made = make("model", job_of(f"model={model}").model, **(FACTS | facts))
+    made = make("model", OWN.content("model", model), **(FACTS | facts))
     return nn.ModuleDict({"model": made} if facts.get("num_outputs", 5) else {"model": made, "loss": Centres()})
 
 

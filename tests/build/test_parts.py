@@ -9,6 +9,7 @@ import torch
 from tests.jobs import TINY, working_in, write_data
 from tests.test_conf import job_of
 from trainer.build import parts
+from trainer.build.models import make_model
 from trainer.build.training import run_length
 from trainer.config.schema import TrainJob
 from trainer.data.encode import Encoded
@@ -39,14 +40,15 @@ def test_a_device_that_is_not_there() -> None:
 def test_a_model_without_a_packed_path_says_what_to_do(data: list[str]) -> None:
     job, task, encoded = prepared(data)
     job = replace(job, model={"_target_": "torch.nn.Embedding", "num_embeddings": 9, "embedding_dim": 2})
+    model = make_model(job, task, None)
 
     with pytest.raises(ConfigError, match=r"loader\.batching: torch\.nn\.Embedding does not take such a batch.*padded"):
-        parts.build_model(job, task, encoded, CPU)
+        parts.check_model(job, task, encoded, model)
 
 
 def test_decay_spares_biases_norms_and_embeddings(data: list[str]) -> None:
     job, task, encoded = prepared(data, "optimizer.weight_decay=0.5")
-    model = parts.build_model(job, task, encoded, CPU)
+    model = make_model(job, task, None)
     optimizer = parts.build_optimizer(job, model, parts.build_loss(job, task, CPU))
     decay = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["param_names"]}
 
@@ -89,6 +91,6 @@ def test_durations_become_steps(overrides: list[str], expected: tuple[int, int, 
 
 def test_pinned_memory_follows_the_device_unless_it_is_said() -> None:
     def pinned(device: str, *overrides: str) -> Any:
-        return parts.loader_options(job_of(*overrides), torch.device(device)).pin_memory
+        return parts.loader_options(job_of(*overrides), torch.device(device), "packed").pin_memory
 
     assert (pinned("cpu"), pinned("cuda"), pinned("cuda", "loader.pin_memory=false")) == (False, True, False)

@@ -12,7 +12,7 @@ from trainer.data.files import Files
 from trainer.errors import DataError
 from trainer.task.text_classification import TextClassification
 
-ROLES = "text_pair positive negative labels value score words tags features image".split()
+ROLES = ["text_pair", "positive", "negative", "labels", "value", "score", "words", "tags", "features", "image"]
 
 
 @pytest.fixture

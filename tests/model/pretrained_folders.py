@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.model.token_batches import MAX_LENGTH, VOCAB_SIZE, samples
+from trainer.model.pretrained import Pretrained
 from trainer.model.pretrained_loading import quiet
 from trainer.task.packing import lay_out, token_inputs
 from trainer.task.tokenization import learn_wordpiece
@@ -29,6 +31,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "xlm-roberta": _ROBERTA,
 }
 """By `model_type`."""
+
+KEYS: dict[str, Any] = {
+    "config": {},
+    "pooling": "mean",
+    "attention": None,
+    "gradient_checkpointing": False,
+    "pretrained": True,
+}
+FACTS: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "num_outputs": 5, "max_length": MAX_LENGTH}
+LANGUAGE: dict[str, Any] = {"num_outputs": VOCAB_SIZE, "output_level": "token"}
 
 TYPED = ("bert", "electra")
 """Those with embeddings of two token types."""
@@ -92,3 +104,36 @@ def places(count: int) -> tuple[Tensor, Tensor]:
         layout = lay_out([len(text) for text in made], max_length=MAX_LENGTH, batching=batching)  # type: ignore[arg-type]
         found.append(layout.index([torch.arange(0, len(text), 3).numpy() for text in made]))
     return found[0], found[1]
+
+
+class Folders:
+    """The folder of a tiny model of a family, made when it is first asked for."""
+
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        self._factory = factory
+        self._made: dict[str, Path] = {}
+
+    def __call__(self, name: str) -> Path:
+        if name not in self._made:
+            self._made[name] = save(name, self._factory.mktemp(name))
+        return self._made[name]
+
+
+def model_of(path: Path, **changes: Any) -> Pretrained:
+    torch.manual_seed(0)
+    return Pretrained(**(FACTS | KEYS | {"path": str(path)} | changes)).eval()
+
+
+def last_hidden(model: Pretrained, inputs: dict[str, Tensor]) -> Tensor:
+    """The base model's hidden states in a forward."""
+    seen: list[Tensor] = []
+    hook = model.base.register_forward_hook(lambda *arguments: seen.append(arguments[-1].last_hidden_state))
+    model(**inputs)
+    hook.remove()
+    return seen[0]
+
+
+def gradients(model: nn.Module, inputs: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    (model(**inputs) * weights).sum().backward()
+    return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import shutil
-from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -13,11 +12,12 @@ import torch
 from torch import nn
 
 from trainer.build.instantiate import locate, make, parameters
+from trainer.build.models import batching_of
 from trainer.build.teacher import load_teacher
+from trainer.config import schema
 from trainer.config.duration import to_steps
 from trainer.config.pairing import unfit_targets
-from trainer.config import schema
-from trainer.config.schema import DataKeys, OptimizerKeys, TrainJob
+from trainer.config.schema import DataKeys, OptimizerKeys, TrainJob, own_keys
 from trainer.data.encode import Encoded, cache_root, encode
 from trainer.data.loader import Batches, LoaderOptions
 from trainer.data.plan import MicroBatch
@@ -25,7 +25,7 @@ from trainer.errors import ConfigError, DataError, explain, nearest
 from trainer.evaluate import directions
 from trainer.loop import Schedule
 from trainer.optimizer.groups import hidden_names, layers_of, parameter_groups, undecayed_names
-from trainer.protocols import Loss, Task
+from trainer.protocols import Batching, Loss, Task
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +58,6 @@ def build_task(job: TrainJob, state: dict[str, Any] | None = None) -> Task:
     return task
 
 
-def own_keys(part: Mapping[str, Any], shared: type) -> dict[str, Any]:
-    """The keys of a part without those that every option of its group has, which build uses itself."""
-    return {key: value for key, value in part.items() if key not in schema.keys(shared)}
-
-
 def build_encoded(job: TrainJob, task: Task, *, fitted: bool) -> Encoded:
     """The encoded splits, from the cache where they are known; the task is fitted afterwards."""
     source = make("data", own_keys(job.data, DataKeys))
@@ -73,24 +68,10 @@ def build_encoded(job: TrainJob, task: Task, *, fitted: bool) -> Encoded:
     return encoded
 
 
-def build_model(
-    job: TrainJob, task: Task, encoded: Encoded, device: torch.device, *, num_outputs: int | None = None
-) -> nn.Module:
-    """The model on its device, with random weights; it fits the task's batches.
-
-    Args:
-        job: The checked config.
-        task: Fitted.
-        encoded: The encoded splits.
-        device: Where it will be.
-        num_outputs: The features that the loss reads; None: what the task asks for.
-
-    Raises:
-        ConfigError: Its forward does not take what the batches hold.
-    """
-    facts = task.facts() if num_outputs is None else task.facts() | {"num_outputs": num_outputs}
-    model: nn.Module = make("model", job.model, **facts)
-    inputs = Batches(encoded.splits["train"], task, job.loader.batching, job.seed)[MicroBatch(0, (0,))].inputs
+def check_model(job: TrainJob, task: Task, encoded: Encoded, model: nn.Module) -> None:
+    """Raises ConfigError unless the model's forward takes what the batches hold."""
+    batching = batching_of(job, model)
+    inputs = Batches(encoded.splits["train"], task, batching, job.seed)[MicroBatch(0, (0,))].inputs
     try:
         inspect.signature(model.forward).bind(**inputs)
     except TypeError as error:
@@ -98,10 +79,9 @@ def build_model(
             "loader.batching",
             f"{job.model['_target_']} does not take such a batch ({error})",
             f"A batch holds {', '.join(inputs)}; loader.batching=padded needs no support by the model",
-            value=job.loader.batching,
+            value=batching,
         )
         raise ConfigError(message) from error
-    return model.to(device)
 
 
 def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
@@ -174,11 +154,13 @@ def build_monitor(job: TrainJob, task: Task) -> tuple[str, bool]:
     return monitor, known[monitor]
 
 
-def loader_options(job: TrainJob, device: torch.device, *, workers: int | None = None) -> LoaderOptions:
+def loader_options(
+    job: TrainJob, device: torch.device, batching: Batching, *, workers: int | None = None
+) -> LoaderOptions:
     """How the loaders work; memory is pinned for CUDA unless the job says otherwise."""
     loader = job.loader
     return LoaderOptions(
-        batching=loader.batching,
+        batching=batching,
         workers=loader.workers if workers is None else workers,
         prefetch=loader.prefetch,
         pin_memory=device.type == "cuda" if loader.pin_memory is None else loader.pin_memory,

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trainer.build.instantiate import make
+from trainer.build.models import make_model
 from trainer.checkpoint.store import Store
 from trainer.config.stored import job_from_text
 from trainer.errors import CheckpointError, ConfigError, explain
@@ -51,7 +51,7 @@ def load_teacher(
         raise ConfigError(explain("loss.teacher", problem, remedy, value=path))
     # Whoever teaches, the student starts from the same weights.
     with torch.random.fork_rng(devices=[]):
-        model: nn.Module = make("model", job.model, **task.facts())
+        model = make_model(job, task, snapshot)
     load_weights(model, chosen_weights(snapshot, "auto")[1])
     model = model.to(device).eval().requires_grad_(False)
 

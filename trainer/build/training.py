@@ -16,6 +16,7 @@ import torch
 from trainer.autopsy import Findings
 from trainer.build import parts
 from trainer.build.milestones import looking, saving, scoring
+from trainer.build.models import architecture_documents, batching_of, build_thaw, make_model
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.duration import to_steps
 from trainer.config.schema import TrainJob
@@ -79,22 +80,30 @@ def build_training(
     task = parts.build_task(job, None if snapshot is None else json.loads(snapshot.documents["task.json"]))
     encoded = parts.build_encoded(job, task, fitted=snapshot is not None)
     checked = check_data(job, task, encoded)
-    train, validation = (
-        Batches(encoded.splits[split], task, job.loader.batching, job.seed, training=split == "train")
-        for split in ("train", "validation")
+    plan = BatchPlan(
+        len(encoded.splits["train"]), job.train.batch_size, job.seed, parts.plan_lengths(job, task, encoded)
     )
-    plan = BatchPlan(len(train.rows), job.train.batch_size, job.seed, parts.plan_lengths(job, task, encoded))
     length = run_length(job, plan.steps_per_epoch)
     schedule = parts.build_schedule(job, plan.steps_per_epoch, length.total_steps)
-    options = parts.loader_options(job, device)
     loss = parts.build_loss(job, task, device)
-    model = parts.build_model(job, task, encoded, device, num_outputs=getattr(loss, "in_features", None))
+    model = make_model(job, task, snapshot, num_outputs=getattr(loss, "in_features", None)).to(device)
+    parts.check_model(job, task, encoded, model)
+    batching = batching_of(job, model)
+    train, validation = (
+        Batches(encoded.splits[split], task, batching, job.seed, training=split == "train")
+        for split in ("train", "validation")
+    )
+    options = parts.loader_options(job, device, batching)
     ema = None if job.ema.decay is None else Ema(model, job.ema.decay, loss)
     if job.compile:
         parts.compile_model(model, device)
     held_out = EvaluationBatches(validation, job.loader.eval_batch_size, options)
     closing.callback(held_out.close)
-    documents = {"config.yaml": config_text, "task.json": json.dumps(task.state_dict(), ensure_ascii=False) + "\n"}
+    documents = {
+        "config.yaml": config_text,
+        "task.json": json.dumps(task.state_dict(), ensure_ascii=False) + "\n",
+        **architecture_documents(model),
+    }
     run = Run(
         model=model,
         loss=loss,
@@ -108,7 +117,7 @@ def build_training(
         total_steps=length.total_steps,
         steps_per_epoch=plan.steps_per_epoch,
         cadence=replace(length.cadence, look=getattr(schedule, "every_steps", None)),
-        thaw=lambda step: None,
+        thaw=build_thaw(job, model, plan.steps_per_epoch, length.total_steps),
         score=scoring(job, task, held_out),
         save=saving(submit, keep_findings, documents, encoded.fingerprint),
         autopsy=looking(keep_findings),

@@ -38,13 +38,14 @@ def run(job: ExportJob, config: dict[str, Any]) -> None:
 def export_trained(trained: Trained, export: dict[str, Any], split: str) -> list[Artifact]:
     """The artifacts that the group `export` asks for, proved on a split."""
     from trainer.build.instantiate import make
+    from trainer.build.models import merged
     from trainer.commands.trained import split_batches
     from trainer.targets import scored
 
     publish = make("export", export)
     artifacts: list[Artifact] = publish(
         trained.folder / "export",
-        scored(trained.model, trained.loss).cpu(),
+        scored(merged(trained.job, trained.model), trained.loss).cpu(),
         trained.task,
         lambda: split_batches(trained, split, "padded"),
         trained.provenance | {"split": split},

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from trainer.build import parts
+from trainer.build.models import batching_of, make_model, merged
 from trainer.checkpoint.store import Store
 from trainer.commands.folders import CHECKPOINTS
 from trainer.config.schema import TrainJob
@@ -79,7 +80,7 @@ def load_trained(
     if loss_tensors is not None:
         assert isinstance(loss, nn.Module)
         load_weights(loss, loss_tensors)
-    model = parts.build_model(job, task, encoded, where, num_outputs=getattr(loss, "in_features", None))
+    model = make_model(job, task, snapshot, num_outputs=getattr(loss, "in_features", None)).to(where)
     load_weights(model, tensors)
     provenance = {
         "run": folder.name,
@@ -102,7 +103,7 @@ def split_batches(trained: Trained, split: str, batching: Batching) -> Iterator[
     if split not in splits:
         raise ConfigError(explain("split", "the data has no such split", nearest(split, list(splits)), value=split))
     batches = Batches(splits[split], trained.task, batching, trained.job.seed)
-    options = parts.loader_options(trained.job, trained.device)
+    options = parts.loader_options(trained.job, trained.device, batching)
     with closing(EvaluationBatches(batches, trained.job.loader.eval_batch_size, options)) as loader:
         yield from loader
 
@@ -112,7 +113,7 @@ def evaluate_split(trained: Trained, split: str, precision: PrecisionName) -> di
     values = evaluate(
         trained.model,
         trained.loss,
-        split_batches(trained, split, trained.job.loader.batching),
+        split_batches(trained, split, batching_of(trained.job, trained.model)),
         trained.task.metrics(),
         precision=Precision(precision, trained.device),
         device=trained.device,
@@ -137,7 +138,7 @@ def save_model(trained: Trained) -> Path:
 
     folder = trained.folder / "model"
     folder.mkdir(exist_ok=True)
-    weights = scored(trained.model, trained.loss).state_dict()
+    weights = scored(merged(trained.job, trained.model), trained.loss).state_dict()
     tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
     save_file(tensors, folder / "model.safetensors")
     config = {"model": trained.job.model, "facts": trained.task.facts(), "provenance": trained.provenance}

@@ -38,6 +38,21 @@ class DataKeys:
 
 
 @dataclass(frozen=True)
+class ModelKeys:
+    """What is done with a model, whichever it is."""
+
+    weights: str | None = _key(None, "weights to start from: .safetensors, .pth, a folder, a run")
+    weights_rename: list[list[str]] = _key([], "[regular expression, replacement] for the names in that file, in order")
+    weights_ignore: list[str] = _key([], "patterns of names that may be missing there, left over or of another shape")
+    freeze: list[Any] = _key([], "patterns of names that are not trained, or {match: <pattern>, until: <duration>}")
+    features: list[str] = _key([], "modules whose pooled outputs feed a new head, in place of the model's own")
+    noisy_tune: float | None = _key(None, "noise added to each matrix at the start, in units of its deviation")
+    lora: dict[str, Any] | None = _key(
+        None, "low-rank adapters: {rank: 8, alpha: 16, dropout: 0.0, targets: all-linear}"
+    )
+
+
+@dataclass(frozen=True)
 class OptimizerKeys:
     """Which parameters get which rates, whatever the optimizer."""
 
@@ -121,7 +136,7 @@ class TrainJob:
     logger: LoggerSection = _section(LoggerSection, "what is shown while it runs")
     task: Part = _group("what is learnt: columns, encoding, metrics")
     data: Part = _group("where samples come from", DataKeys)
-    model: Part = _group("the network")
+    model: Part = _group("the network", ModelKeys)
     loss: Part = _group("what is minimized")
     optimizer: Part = _group("how weights are updated", OptimizerKeys)
     scheduler: Part = _group("the learning rate over the run")
@@ -210,6 +225,11 @@ def shared_keys(kind: type, group: str) -> type | None:
     """The schema of the keys that every option of a group has, whatever it makes; build itself uses them."""
     found = next((item for item in fields(kind) if item.name == group), None)
     return None if found is None else found.metadata.get("keys")
+
+
+def own_keys(part: dict[str, Any], shared: type) -> dict[str, Any]:
+    """The keys of a part without those that every option of its group has."""
+    return {key: value for key, value in part.items() if key not in keys(shared)}
 
 
 def stored_sections(kind: type) -> tuple[str, ...]:

@@ -72,7 +72,9 @@ def export_candidate(
     write_and_load = {"onnx": _onnx, "torchscript": _torchscript}[name]
     forward, details = write_and_load(stage / FILES[name], model, task, cases)
     tried = prove_cases(FILES[name], forward, cases, tolerance)
-    return Candidate(name, forward, tried, Comparison(FILES[name], forward, task.metrics(), tolerance, task.target), details)
+    return Candidate(
+        name, forward, tried, Comparison(FILES[name], forward, task.metrics(), tolerance, task.target), details
+    )
 
 
 def files_of(stage: Path, name: str) -> list[Path]:
