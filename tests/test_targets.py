@@ -117,7 +117,7 @@ def test_values() -> None:
 
 def test_similarities() -> None:
     targets.check_similarity(torch.tensor([1.0, -1.0]))
-    with pytest.raises(RowError, match="must be -1 or 1, got 0.0"):
+    with pytest.raises(RowError, match=r"must be -1 or 1, got 0\.0"):
         targets.check_similarity(torch.tensor([1.0, 0.0]))
     with pytest.raises(RowError, match=r"must be -1 or 1 for each pair, \(B,\)"):
         targets.check_similarity(torch.tensor([[1.0]]))

@@ -182,7 +182,7 @@ class Task(Stateful, Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What models and losses may ask for by parameter name: `vocab_size`, `num_outputs`, `class_counts`, `num_train`."""
+        """What models and losses may ask for by parameter name: `vocab_size`, `num_outputs`, `class_counts`, ..."""
         ...
 
     def metrics(self) -> MetricCollection:

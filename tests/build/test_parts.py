@@ -47,7 +47,7 @@ def test_a_model_without_a_packed_path_says_what_to_do(data: list[str]) -> None:
 
 
 def test_decay_spares_biases_norms_and_embeddings(data: list[str]) -> None:
-    job, task, encoded = prepared(data, "optimizer.weight_decay=0.5")
+    job, task, _ = prepared(data, "optimizer.weight_decay=0.5")
     model = make_model(job, task, None)
     optimizer = parts.build_optimizer(job, model, parts.build_loss(job, task, CPU))
     decay = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["param_names"]}

@@ -108,7 +108,8 @@ def test_a_class_attribute_is_read_also_from_a_base(tmp_path: Path) -> None:
     package.mkdir()
     (package / "first.py").write_text('class First:\n    kind: str = "one"\n    made = list()\n    many = ("a", "b")\n')
     (package / "second.py").write_text(
-        "from trainer.first import First\n\n\nclass Second(First):\n    many = ('c',)\n\n\nclass Third(Second):\n    x = 1\n"
+        "from trainer.first import First\n\n\nclass Second(First):\n    many = ('c',)\n\n\n"
+        "class Third(Second):\n    x = 1\n"
     )
 
     def read_attribute(target: str, name: str) -> object:

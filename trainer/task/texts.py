@@ -92,7 +92,7 @@ class Texts:
         }
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        """Logs the shares of unknown tokens and truncated texts of each split; returns a warning where they are high."""
+        """Logs the shares of unknown tokens and truncated texts of each split; returns a warning where one is high."""
         warnings = []
         for split, rows in encoded.items():
             columns = rows.with_format("numpy")
