@@ -12,6 +12,7 @@ import pytest
 
 from tests.jobs import rows, working_in
 from trainer.cli import main
+from trainer.config.lint import check_command
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,6 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert name is not None, "a Python block names its file in the first line"
         (made / name[1]).write_text(code, encoding="utf-8")
     with working_in(made):
+        for command in filter(makes_demo, COMMANDS):
+            assert main(shortened(shlex.split(command)[1:])) == 0
         yield made
     sys.path[:] = [entry for entry in sys.path if entry != str(made)]
 
@@ -43,25 +46,38 @@ def shortened(words: list[str]) -> list[str]:
     return [verb, *rest, *short, *([] if "run.dir=runs/demo" in rest else ["export.formats=[]"])]
 
 
-def in_order() -> list[str]:
-    """All commands, the one that makes `runs/demo` first."""
-    return sorted(dict.fromkeys(COMMANDS), key=lambda command: "run.dir=runs/demo" not in command)
+def makes_demo(command: str) -> bool:
+    return "run.dir=runs/demo" in command
 
 
-def test_every_command_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ran = 0
-    for command in in_order():
-        program, *words = shlex.split(command)
-        if program == "trainer":
-            assert main(shortened(words)) == 0, (command, capsys.readouterr().err)
-        elif program == "python":
-            subprocess.run([sys.executable, *words], check=True, capture_output=True)
-        else:
-            assert program == "make", command
-            # The others would run the tests from within a test.
-            assert subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True).returncode == 0, command
-        ran += 1
-    assert ran == len(in_order()) >= 15
+OTHERS = list(dict.fromkeys(command for command in COMMANDS if not makes_demo(command)))
+QUICK = [command for command in OTHERS if not command.startswith("trainer train ") or "--" in command]
+WHOLE = [command for command in OTHERS if command not in QUICK]
+
+
+@pytest.mark.parametrize("command", WHOLE)
+def test_a_command_line_has_no_fault(command: str, folder: Path) -> None:
+    """All of them run among the slow tests."""
+    verb, *words = shlex.split(command)[1:]
+    assert check_command(verb, words).request.verb == "train"
+
+
+@pytest.mark.parametrize("command", [*QUICK, *(pytest.param(each, marks=pytest.mark.slow) for each in WHOLE)])
+def test_a_command_runs(command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program, *words = shlex.split(command)
+    if program == "trainer":
+        assert main(shortened(words)) == 0, capsys.readouterr().err
+    elif program == "python":
+        subprocess.run([sys.executable, *words], check=True, capture_output=True)
+    else:
+        assert program == "make"
+        # The others would run the tests from within a test.
+        assert subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_there_are_commands_and_one_makes_the_run_they_speak_of() -> None:
+    assert len(COMMANDS) > 30
+    assert len(list(filter(makes_demo, COMMANDS))) == 1
 
 
 def test_make_train_trains(folder: Path) -> None:
@@ -83,7 +99,8 @@ def test_the_example_of_wrong_keys_shows_what_is_printed(capsys: pytest.CaptureF
 
 
 def test_all_options_are_listed() -> None:
-    table = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", TEXT, re.MULTILINE))
+    section = TEXT.partition("\n## Parts\n")[2].partition("\n## ")[0]
+    table = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE))
 
     for group, options in table.items():
         listed = set(re.findall(r"`(\w+)`", options))

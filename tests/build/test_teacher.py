@@ -1,3 +1,5 @@
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from tests.jobs import TINY, events, train, working_in, write_data
 from tests.test_conf import job_of
 from trainer.build import parts
 from trainer.build.teacher import load_teacher
+from trainer.cli import main
 from trainer.commands.trained import load_trained
 from trainer.config.stored import job_from_text
 from trainer.data.loader import Batches
@@ -66,9 +69,55 @@ def test_a_teacher_of_something_else_is_refused(taught: tuple[list[str], Path], 
     task = parts.build_task(job)
     parts.build_encoded(job, task, fitted=False)
 
-    with pytest.raises(ConfigError, match=r"loss\.teacher: was trained with another tokenizer, got "):
+    with pytest.raises(ConfigError, match=r"loss\.teacher: was trained with different tokenizer, got "):
         load_teacher(str(folder), task, CPU, [])
     with pytest.raises(ConfigError, match=r"loss\.teacher: has no checkpoint that can be used, got "):
         load_teacher(str(tmp_path / "nowhere"), task, CPU, [])
     with pytest.raises(ConfigError, match=r"loss\.teacher: must be a run folder, got None"):
         load_teacher(None, task, CPU, [])
+
+
+def distilled(data: list[str], teacher: Path, run: Path, *options: str) -> int:
+    return train(run, *data, "loss=kl_distillation", f"loss.teacher={teacher}", "checkpoint.every=1", *options)
+
+
+def test_a_teacher_that_has_changed_is_refused_on_resume(taught: tuple[list[str], Path], tmp_path: Path) -> None:
+    data, folder = taught
+    teacher, run = tmp_path / "teacher", tmp_path / "run"
+    shutil.copytree(folder, teacher)
+    assert distilled(data, teacher, run) == 0
+    assert main(["train", f"resume={run}", "train.duration=7"]) == 0
+
+    shutil.rmtree(teacher)
+    assert train(teacher, *data, "model.dim=32", "seed=1") == 0
+    assert main(["train", f"resume={run}", "train.duration=8"]) == 3
+
+
+def test_a_checkpoint_is_evaluated_and_exported_without_its_teacher(
+    taught: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    data, folder = taught
+    teacher, run = tmp_path / "teacher", tmp_path / "run"
+    shutil.copytree(folder, teacher)
+    assert distilled(data, teacher, run) == 0
+    with_teacher = json.loads((run / "eval/test.json").read_text())
+    shutil.rmtree(teacher)
+
+    assert main(["eval", f"run={run}"]) == 0
+    assert json.loads((run / "eval/test.json").read_text())["accuracy"] == with_teacher["accuracy"]
+    assert main(["export", f"run={run}", "export.formats=[torchscript]"]) == 0
+
+
+def test_a_teacher_with_weights_in_its_loss_teaches_its_scores(taught: tuple[list[str], Path], tmp_path: Path) -> None:
+    data, _ = taught
+    teacher = tmp_path / "teacher"
+    assert train(teacher, *data, "loss=hierarchical_softmax", "loss.in_features=16") == 0
+    job = job_of(*data, *TINY)
+    task = parts.build_task(job)
+    encoded = parts.build_encoded(job, task, fitted=False)
+    batch = Batches(encoded.splits["train"], task, "packed", 0)[MicroBatch(0, (0, 1, 2))]
+
+    output = load_teacher(str(teacher), task, CPU, [])(batch.inputs)
+    assert output.shape == (3, 3)
+    torch.testing.assert_close(output.exp().sum(-1), torch.ones(3))
+    assert distilled(data, teacher, tmp_path / "run") == 0

@@ -87,9 +87,10 @@ def check_model(job: TrainJob, task: Task, encoded: Encoded, model: nn.Module) -
 def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
     """The loss, its buffers and parameters on the device."""
     facts = task.facts()
-    if "teacher_model" in parameters(locate("loss", job.loss)):
+    if needs_teacher(job):
         facts["teacher_model"] = load_teacher(job.loss.get("teacher"), task, device, job.trust)
     loss = make("loss", job.loss, **facts)
+    _check_ignored(loss, task)
     kinds = getattr(loss, "targets", None)
     if kinds is not None and task.target not in kinds:
         problem = unfit_targets(kinds, task.target)
@@ -98,6 +99,20 @@ def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
         problem = f"{job.loss['_target_']} has no num_targets: a loss is a sum, and says over how many targets"
         raise ConfigError(explain("loss", problem))
     return cast(Loss, loss.to(device) if isinstance(loss, nn.Module) else loss)
+
+
+def needs_teacher(job: TrainJob) -> bool:
+    """Whether the loss learns from another run's model."""
+    return "teacher_model" in parameters(locate("loss", job.loss))
+
+
+def _check_ignored(loss: Any, task: Task) -> None:
+    """Raises ConfigError where the target that is left out is one that means something."""
+    ignored = getattr(loss, "ignore_index", None)
+    meant = {"class": range(task.facts().get("num_outputs") or 0), "multi_hot": range(2)}.get(task.target, range(0))
+    if ignored in meant:
+        problem = f"is a target that means something, one of 0 to {meant[-1]}"
+        raise ConfigError(explain("loss.ignore_index", problem, "Use a negative number", value=ignored))
 
 
 def build_optimizer(job: TrainJob, model: nn.Module, loss: Loss) -> torch.optim.Optimizer:
@@ -118,6 +133,10 @@ def build_optimizer(job: TrainJob, model: nn.Module, loss: Loss) -> torch.optim.
     except ConfigError as error:
         raise ConfigError(*(f"optimizer.{message}" for message in error.messages)) from error
     optimizer: torch.optim.Optimizer = make("optimizer", part, params=groups, hidden=hidden_names(modules))
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        problem = "evaluates the loss several times a step, which the loop does not"
+        raise ConfigError(explain("optimizer._target_", problem, value=job.optimizer["_target_"]))
     for group in optimizer.param_groups:
         group["initial_lr"] = float(group["lr"])
     return optimizer
@@ -130,6 +149,8 @@ def build_schedule(job: TrainJob, steps_per_epoch: int, total_steps: int) -> Sch
     for key, value in job.scheduler.items():
         if f"{key}_steps" in names:
             part[f"{key}_steps"] = to_steps(value, steps_per_epoch, total_steps)
+            if part[f"{key}_steps"] > total_steps:
+                logger.warning("scheduler.%s=%s is longer than the run of %d steps", key, value, total_steps)
         else:
             part[key] = value
     schedule: Schedule = make("scheduler", part, total_steps=total_steps)

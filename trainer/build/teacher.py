@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer.build.instantiate import make
 from trainer.build.models import make_model
 from trainer.checkpoint.store import Store
 from trainer.config.stored import job_from_text
 from trainer.errors import CheckpointError, ConfigError, explain
 from trainer.protocols import Task
 from trainer.resume import chosen_weights, load_weights
+from trainer.targets import scored
 
 _CHECKPOINTS = "checkpoints"
 
 
-def load_teacher(
-    path: Any, task: Task, device: torch.device, trust: list[str]
-) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """Inputs to the outputs of the best checkpoint of a run, without gradients, in evaluation mode.
+DOCUMENT = "teacher.json"
+"""The document of a checkpoint that says which weights taught."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Inputs to the outputs of another run's model, in evaluation mode.
+
+    Attributes:
+        model: The model.
+        identity: Which weights they are: the step and a checksum.
+    """
+
+    model: Callable[..., Tensor]
+    identity: dict[str, Any]
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            return self.model(**inputs)
+
+    def document(self) -> str:
+        return json.dumps(self.identity) + "\n"
+
+
+def load_teacher(path: Any, task: Task, device: torch.device, trust: list[str]) -> Teacher:
+    """The best checkpoint of a run as a teacher.
 
     Args:
         path: Its run folder.
@@ -44,20 +70,21 @@ def load_teacher(
         ) from error
     job = job_from_text(snapshot.documents["config.yaml"], trust)
     learnt, known = json.loads(snapshot.documents["task.json"]), json.loads(json.dumps(task.state_dict()))
-    other = [name for name in known if name != "class_counts" and known[name] != learnt.get(name)]
-    if other:
+    if other := [name for name in known if known[name] != learnt.get(name)]:
         remedy = "Train both on the same data with the same task"
-        problem = f"was trained with another {' and another '.join(other)}"
+        problem = f"was trained with different {' and '.join(other)}"
         raise ConfigError(explain("loss.teacher", problem, remedy, value=path))
+    _, tensors, loss_tensors = chosen_weights(snapshot, "auto")
     # Whoever teaches, the student starts from the same weights.
     with torch.random.fork_rng(devices=[]):
-        model = make_model(job, task, snapshot)
-    load_weights(model, chosen_weights(snapshot, "auto")[1])
-    model = model.to(device).eval().requires_grad_(False)
-
-    def teach(inputs: Mapping[str, Tensor]) -> Tensor:
-        with torch.no_grad():
-            output: Tensor = model(**inputs)
-        return output
-
-    return teach
+        loss = None if loss_tensors is None else make("loss", job.loss, **task.facts())
+        model = make_model(job, task, snapshot, num_outputs=getattr(loss, "in_features", None))
+    load_weights(model, tensors)
+    if loss is not None and loss_tensors is not None:
+        load_weights(loss, loss_tensors)
+        model = scored(model, loss)
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.contiguous().view(torch.uint8).numpy() if tensor.ndim else tensor.numpy().tobytes())
+    identity = {"step": snapshot.step, "sha256": digest.hexdigest()}
+    return Teacher(model.to(device).eval().requires_grad_(False), identity)

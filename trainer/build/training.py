@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -17,6 +17,7 @@ from trainer.autopsy import Findings
 from trainer.build import parts
 from trainer.build.milestones import looking, saving, scoring
 from trainer.build.models import architecture_documents, batching_of, build_thaw, make_model
+from trainer.build.teacher import DOCUMENT, Teacher
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.duration import to_steps
 from trainer.config.schema import TrainJob
@@ -25,10 +26,10 @@ from trainer.data.encode import Encoded
 from trainer.data.loader import Batches, EvaluationBatches, TrainLoader
 from trainer.data.plan import BatchPlan
 from trainer.ema import Ema
-from trainer.errors import DataError
+from trainer.errors import CheckpointError, DataError, explain
 from trainer.loop import Cadence, Run
 from trainer.precision import Precision
-from trainer.protocols import Report, Task
+from trainer.protocols import Loss, Report, Task
 from trainer.resume import restore
 from trainer.state import TrainState
 
@@ -103,6 +104,7 @@ def build_training(
         "config.yaml": config_text,
         "task.json": json.dumps(task.state_dict(), ensure_ascii=False) + "\n",
         **architecture_documents(model),
+        **_teacher_documents(loss),
     }
     run = Run(
         model=model,
@@ -125,8 +127,20 @@ def build_training(
     )
     state = TrainState()
     if snapshot is not None:
+        _check_teacher(snapshot, documents)
         restore(run, state, snapshot, data=encoded.fingerprint)
     return Training(run, state, task, encoded, checked)
+
+
+def _teacher_documents(loss: Loss) -> dict[str, str]:
+    teacher = getattr(loss, "teacher_model", None)
+    return {DOCUMENT: teacher.document()} if isinstance(teacher, Teacher) else {}
+
+
+def _check_teacher(snapshot: Snapshot, documents: Mapping[str, str]) -> None:
+    if snapshot.documents.get(DOCUMENT) != documents.get(DOCUMENT):
+        problem = "its best weights are others than those that taught when the checkpoint was taken"
+        raise CheckpointError(explain("loss.teacher", problem, "Bring them back, or start a new run"))
 
 
 def check_data(job: TrainJob, task: Task, encoded: Encoded) -> Checked:

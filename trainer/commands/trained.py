@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,10 +23,13 @@ from trainer.data.encode import Encoded
 from trainer.data.loader import Batches, EvaluationBatches
 from trainer.errors import ConfigError, explain, nearest
 from trainer.evaluate import evaluate
+from trainer.loss.cross_entropy import CrossEntropy
 from trainer.precision import Precision, PrecisionName
 from trainer.protocols import Batch, Batching, Loss, Task
 from trainer.resume import chosen_weights, load_weights
 from trainer.targets import scored
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def load_trained(
     task = parts.build_task(job, json.loads(snapshot.documents["task.json"]))
     encoded = parts.build_encoded(job, task, fitted=True)
     chosen, tensors, loss_tensors = chosen_weights(snapshot, weights)
-    loss = parts.build_loss(job, task, where)
+    loss = _loss(job, task, where)
     if loss_tensors is not None:
         assert isinstance(loss, nn.Module)
         load_weights(loss, loss_tensors)
@@ -91,6 +95,17 @@ def load_trained(
         "data": encoded.fingerprint,
     }
     return Trained(folder, job, snapshot.step, chosen, task, model.eval(), loss, encoded, where, provenance)
+
+
+def _loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
+    """The loss; of a distillation whose teacher is gone its cross entropy: a checkpoint needs nothing else."""
+    try:
+        return parts.build_loss(job, task, device)
+    except ConfigError as error:
+        if not parts.needs_teacher(job):
+            raise
+        logger.warning("%s The loss shown is cross entropy with the labels alone.", error)
+        return CrossEntropy(None, 0.0, job.loss["ignore_index"])
 
 
 def split_batches(trained: Trained, split: str, batching: Batching) -> Iterator[Batch]:
@@ -139,7 +154,8 @@ def save_model(trained: Trained) -> Path:
     folder = trained.folder / "model"
     folder.mkdir(exist_ok=True)
     weights = scored(merged(trained.job, trained.model), trained.loss).state_dict()
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    # Tied weights under each of their names: the format has no shared tensors.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     save_file(tensors, folder / "model.safetensors")
     config = {"model": trained.job.model, "facts": trained.task.facts(), "provenance": trained.provenance}
     (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -46,7 +46,13 @@ class Keys:
         if isinstance(value, dict) and isinstance(find(self.tree, path), Mapping):
             inner = [(f"{path}.{key}", item) for key, item in value.items()]
             return [self.unknown(key, item) for key, item in inner if find(self.tree, key) is _ABSENT]
-        return [] if find(self.tree, path) is not _ABSENT else [self.unknown(path, value)]
+        return [] if find(self.tree, path) is not _ABSENT or self.is_open(path) else [self.unknown(path, value)]
+
+    def is_open(self, path: str) -> bool:
+        """Whether a key is new in a mapping whose keys are another library's, which its part checks: `model.config`."""
+        parts = path.split(".")
+        above = find(self.tree, ".".join(parts[:2]))
+        return len(parts) > 2 and parts[0] in schema.groups(self.kind) and above == {}
 
     def _deletion_faults(self, path: str) -> list[str]:
         if find(self.tree, path) is _ABSENT:

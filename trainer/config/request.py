@@ -77,8 +77,18 @@ class Request:
     def to_hydra(self) -> list[str]:
         """The command line for Hydra, in the order it was given: a sweep's jobs follow it."""
         kept = {*_lines(self.given.hydra), *_lines(self.given.groups), *_lines(self.given.values)}
-        lines = [text for text in self.command.overrides if text in kept]
+        lines = [f"++{text}" if text in self._inner() else text for text in self.command.overrides if text in kept]
         return [*lines, *_search(self.searchpath), *self.command.flags]
+
+    def _inner(self) -> set[str]:
+        """Values inside a mapping of a part: Hydra takes a key that is new there with ++ alone; ours are checked."""
+        groups = schema.groups(self.kind)
+        return {
+            str(item.input_line)
+            for item in self.given.values
+            if item.key_or_group.count(".") > 1 and item.key_or_group.split(".")[0] in groups
+            if not (item.is_add() or item.is_force_add() or item.is_delete())
+        }
 
 
 def read_request(verb: str, argv: Sequence[str]) -> tuple[Request, list[str]]:

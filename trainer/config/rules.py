@@ -38,6 +38,19 @@ BOUNDS: dict[str, _Bound] = {
     "task.max_length": (lambda value: value >= 3, "must be at least 3, two of them special tokens"),
     "model.dropout": _SHARE,
     "loss.label_smoothing": _SHARE,
+    "loss.gamma": _NOT_NEGATIVE,
+    "loss.alpha": (lambda value: 0 <= value <= 1, "must be between 0 and 1"),
+    "loss.smooth": _POSITIVE,
+    "loss.temperature": _POSITIVE,
+    "loss.delta": _POSITIVE,
+    "loss.correlation": _NOT_NEGATIVE,
+    "loss.in_features": _AT_LEAST_1,
+    "optimizer.eps": _POSITIVE,
+    "optimizer.momentum": _SHARE,
+    "optimizer.layer_decay": (lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
+    "scheduler.num_cycles": _POSITIVE,
+    "scheduler.min_factor": (lambda value: 0 <= value <= 1, "must be between 0 and 1"),
+    "model.noisy_tune": _NOT_NEGATIVE,
     "export.tolerance": _POSITIVE,
     "export.metric_budget": _NOT_NEGATIVE,
     "steps": _AT_LEAST_1,
@@ -60,6 +73,7 @@ def faults(config: Mapping[str, Any]) -> list[str]:
         *_warmup(flat),
         *_shares(config),
         *_heads(flat),
+        *_measured(flat),
     ]
 
 
@@ -137,6 +151,14 @@ def _heads(flat: Mapping[str, Any]) -> Iterator[str]:
     dim, heads = flat.get("model.dim"), flat.get("model.heads")
     if isinstance(dim, int) and isinstance(heads, int) and heads >= 1 and dim % heads:
         yield explain("model.heads", f"must divide model.dim ({dim})", value=heads)
+
+
+def _measured(flat: Mapping[str, Any]) -> Iterator[str]:
+    overrides = flat.get("optimizer.overrides")
+    entries = overrides if isinstance(overrides, list) else []
+    if flat.get("optimizer.lr") == "auto" and any(isinstance(entry, Mapping) and "lr" in entry for entry in entries):
+        problem = "auto measures one rate for all, and optimizer.overrides sets others"
+        yield explain("optimizer.lr", problem, "Give a number, or leave lr out of the overrides", value="auto")
 
 
 def _shares(config: Mapping[str, Any]) -> Iterator[str]:

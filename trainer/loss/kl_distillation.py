@@ -67,6 +67,13 @@ class KlDistillation(nn.Module):
         # Within a tuple, a module does not become a part of this one.
         self._teacher = (teacher_model,)
 
+    @property
+    def teacher_model(self) -> Callable[[dict[str, Tensor]], Tensor]:
+        """The teacher."""
+        (teacher,) = self._teacher
+        assert teacher is not None
+        return teacher
+
     def check(self, target: Tensor) -> None:
         """Raises RowError unless `target` holds classes or `ignore_index`."""
         check_classes(target, self.num_outputs, self.ignore_index)

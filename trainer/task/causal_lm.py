@@ -9,7 +9,15 @@ import numpy as np
 
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target
 from trainer.task.fingerprint import fingerprint
-from trainer.task.language import check_cut, language_metrics, need_special, num_cut, special_id, token_predictions
+from trainer.task.language import (
+    check_cut,
+    count_tokens,
+    language_metrics,
+    need_special,
+    num_cut,
+    special_id,
+    token_predictions,
+)
 from trainer.task.texts import Texts
 
 if TYPE_CHECKING:
@@ -49,6 +57,7 @@ class CausalLm:
 
     def __init__(self, *, max_length: int, vocab_size: int, tokenizer: str | None, lowercase: bool) -> None:
         self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
+        self.token_counts: list[int] = []
         need_special(self.texts, _END, "end-of-text token")
 
     @property
@@ -62,11 +71,13 @@ class CausalLm:
         return ("text",)
 
     def fingerprint(self) -> str:
-        return fingerprint("causal_lm/1", *self.texts.key())
+        return fingerprint("causal_lm/2", *self.texts.key())
 
     def fit(self, train: Dataset) -> None:
-        """Learns the vocabulary from the training texts."""
-        self.texts.learn(batch["text"] for batch in train.select_columns("text").iter(1_000))
+        """Learns the vocabulary from the training texts, and counts its tokens in them."""
+        texts = train.select_columns("text")
+        self.texts.learn(batch["text"] for batch in texts.iter(1_000))
+        self.token_counts = count_tokens(self.texts, (batch["text"] for batch in texts.iter(1_000)))
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:
         """Columns `input_ids`, `truncated`, `unknown` (tokens outside the vocabulary), `cut` (tokens)."""
@@ -92,7 +103,13 @@ class CausalLm:
 
     def facts(self) -> dict[str, Any]:
         facts = self.texts.facts()
-        return {**facts, "num_outputs": facts["vocab_size"], "output_level": "token"}
+        return {
+            **facts,
+            "num_outputs": facts["vocab_size"],
+            "output_level": "token",
+            "class_counts": self.token_counts,
+            "num_train": sum(self.token_counts),
+        }
 
     def metrics(self) -> MetricCollection:
         """Perplexity and accuracy over the tokens that follow another."""
@@ -116,10 +133,11 @@ class CausalLm:
         return {"tokenizer.json": self._unframed().to_str(pretty=True) + "\n"}
 
     def state_dict(self) -> dict[str, Any]:
-        return self.texts.state_dict()
+        return {**self.texts.state_dict(), "token_counts": self.token_counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.texts.load_state_dict(state)
+        self.token_counts = list(state["token_counts"])
 
     def _unframed(self) -> Tokenizer:
         from tokenizers import Tokenizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,3 +81,12 @@ def token_predictions(output: Tensor, tokenizer: Tokenizer) -> list[dict[str, An
         {"tokens": [tokenizer.id_to_token(number) for number in row], "probabilities": found}
         for row, found in zip(best.tolist(), probabilities.tolist(), strict=True)
     ]
+
+
+def count_tokens(texts: Texts, batches: Iterable[list[str]]) -> list[int]:
+    """How often each token of the vocabulary occurs in batches of texts, special tokens that frame a text left out."""
+    counts = np.zeros(texts.tokenizer.get_vocab_size(), dtype=np.int64)
+    for batch in batches:
+        for encoding in texts.tokenizer.encode_batch(batch, add_special_tokens=False):
+            np.add.at(counts, encoding.ids, 1)
+    return [int(count) for count in counts]

@@ -12,6 +12,7 @@ from trainer.protocols import Batch, Batching, Columns, Inputs, Target
 from trainer.task.fingerprint import fingerprint
 from trainer.task.language import (
     check_cut,
+    count_tokens,
     language_metrics,
     need_special,
     num_cut,
@@ -80,6 +81,7 @@ class MaskedLm:
         if not 0 < mask_share < 1:
             raise ConfigError(explain("mask_share", "must be in (0, 1)", value=mask_share))
         self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
+        self.token_counts: list[int] = []
         need_special(self.texts, _MASK, "mask token")
         if whole_words and self.texts.given is not None and self.texts.given.pre_tokenizer is None:
             problem = "the tokenizer does not split texts into words"
@@ -91,11 +93,13 @@ class MaskedLm:
         return ("text",)
 
     def fingerprint(self) -> str:
-        return fingerprint("masked_lm/1", *self.texts.key())
+        return fingerprint("masked_lm/2", *self.texts.key())
 
     def fit(self, train: Dataset) -> None:
-        """Learns the vocabulary from the training texts."""
-        self.texts.learn(batch["text"] for batch in train.select_columns("text").iter(1_000))
+        """Learns the vocabulary from the training texts, and counts its tokens in them."""
+        texts = train.select_columns("text")
+        self.texts.learn(batch["text"] for batch in texts.iter(1_000))
+        self.token_counts = count_tokens(self.texts, (batch["text"] for batch in texts.iter(1_000)))
         self._take_ids()
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:
@@ -133,7 +137,13 @@ class MaskedLm:
 
     def facts(self) -> dict[str, Any]:
         facts = self.texts.facts()
-        return {**facts, "num_outputs": facts["vocab_size"], "output_level": "token"}
+        return {
+            **facts,
+            "num_outputs": facts["vocab_size"],
+            "output_level": "token",
+            "class_counts": self.token_counts,
+            "num_train": sum(self.token_counts),
+        }
 
     def metrics(self) -> MetricCollection:
         """Perplexity and accuracy over the chosen tokens."""
@@ -156,10 +166,11 @@ class MaskedLm:
         return self.texts.artifact_files()
 
     def state_dict(self) -> dict[str, Any]:
-        return self.texts.state_dict()
+        return {**self.texts.state_dict(), "token_counts": self.token_counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.texts.load_state_dict(state)
+        self.token_counts = list(state["token_counts"])
         self._take_ids()
 
     def _take_ids(self) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from trainer.errors import ConfigError, explain
 from trainer.protocols import Batching, Columns
+from trainer.task.fingerprint import fingerprint
 from trainer.task.packing import Layout, lay_out, padded_inputs, token_inputs
 from trainer.task.tokenization import learn_wordpiece, load_tokenizer, pad_id, unknown_id
 
@@ -35,7 +36,7 @@ class Texts:
         lowercase: Lower case and no accents, in a learnt vocabulary.
 
     Raises:
-        ConfigError: A value is out of range, or there is no such tokenizer.
+        ConfigError: A value is out of range.
     """
 
     def __init__(self, max_length: int, vocab_size: int, tokenizer: str | None, lowercase: bool) -> None:
@@ -50,15 +51,23 @@ class Texts:
         self.max_length = max_length
         self.vocab_size = vocab_size
         self.lowercase = lowercase
-        self._given = None if tokenizer is None else load_tokenizer(tokenizer)
+        self._given, self._missing = _load(tokenizer)
+        # Of what was read: truncation is switched on in it later.
+        self._given_digest = None if self._given is None else fingerprint(self._given.to_str())
         self._tokenizer: Tokenizer | None = None
 
     def key(self) -> tuple[Any, ...]:
         """What `learn` and `encode` depend on beside the data; JSON."""
-        return (self.max_length, self.vocab_size, self.lowercase, self._given and self._given.to_str())
+        return (self.max_length, self.vocab_size, self.lowercase, self._given_digest)
 
     def learn(self, batches: Iterable[list[str]]) -> None:
-        """Learns the vocabulary from batches of texts, unless a tokenizer was given."""
+        """Learns the vocabulary from batches of texts, unless a tokenizer was given.
+
+        Raises:
+            ConfigError: A tokenizer was given that is not there.
+        """
+        if self._missing is not None:
+            raise ConfigError(*(f"task.{message}" for message in self._missing.messages))
         self._tokenizer = self._given or learn_wordpiece(batches, vocab_size=self.vocab_size, lowercase=self.lowercase)
         self._tokenizer.enable_truncation(self.max_length)
 
@@ -164,10 +173,22 @@ class Texts:
         return {"tokenizer.json": self.tokenizer.to_str(pretty=True) + "\n"}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer.to_str()}
+        return {"tokenizer": self.tokenizer.to_str(), "given": self._given_digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_str(state["tokenizer"])
+        if self._missing is not None:
+            self._given_digest = state["given"]
         self._tokenizer.enable_truncation(self.max_length)
+
+
+def _load(tokenizer: str | None) -> tuple[Tokenizer | None, ConfigError | None]:
+    """A given tokenizer, or why there is none; a checkpoint holds its own and does without the file."""
+    if tokenizer is None:
+        return None, None
+    try:
+        return load_tokenizer(tokenizer), None
+    except ConfigError as error:
+        return None, error
