@@ -60,3 +60,18 @@ def write_images(folder: Path, count: int) -> None:
         place = folder / f"corner_{corner}"
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(place / f"{number}.png")
+
+
+def write_pretrained(folder: Path) -> None:
+    """`bert/` and `resnet/`: tiny models of transformers with random weights, BERT's with a tokenizer."""
+    from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
+
+    from trainer.task.tokenization import learn_wordpiece
+
+    tokenizer = learn_wordpiece([[text for text, _ in rows(60)]], vocab_size=200, lowercase=True)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    size = tokenizer.get_vocab_size()
+    BertModel(BertConfig(vocab_size=size, max_position_embeddings=32, **sizes)).save_pretrained(folder / "bert")
+    tokenizer.save(str(folder / "bert/tokenizer.json"))
+    small = ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic")
+    ResNetModel(small).save_pretrained(folder / "resnet")

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from tests.jobs import TINY, Recorded, train, working_in, write_roles
-from tests.sources import write_sources
+from tests.sources import write_pretrained, write_sources
 from trainer.build.instantiate import locate, make, parameters
 from trainer.build.training import build_training
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.catalogue import Catalogue
 from trainer.config.compose import compose, plain, register_defaults
-from trainer.config.schema import BARE_GROUPS, TrainJob
+from trainer.config.schema import BARE_GROUPS, DataKeys, TrainJob, own_keys
 from trainer.config.signature import attribute
 from trainer.config.stored import config_text, job_from_config
 from trainer.loop import fit
@@ -33,6 +33,9 @@ NEEDED = {
     "data/imagefolder": ["data.root=images"],
     "data/hub": ["data.path=saved"],
     "loss/kl_distillation": ["loss.teacher=teacher"],
+    "model/lenet": ["data=idx", "data.folder=idx"],
+    "model/pretrained": ["model.path=bert"],
+    "model/pretrained_image": ["model.path=resnet"],
 }
 """Values that have no default."""
 
@@ -102,6 +105,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     made = tmp_path_factory.mktemp("conf")
     with working_in(made):
         write_sources(made)
+        write_pretrained(made)
         assert train(made / "teacher", *write_roles(made), "train.duration=2") == 0
         yield made
 
@@ -127,7 +131,7 @@ def test_says_every_parameter_that_a_user_may_set(option: str) -> None:
 @pytest.mark.parametrize("name", [option.split("/")[1] for option in OPTIONS if option.startswith("data/")])
 def test_a_source_gives_what_it_says(name: str, folder: Path) -> None:
     roles = ROLES.get(name, ("text", "label"))
-    made = make("data", job_of(f"data={name}", *fitting(f"data/{name}")).data)
+    made = make("data", own_keys(job_of(f"data={name}", *fitting(f"data/{name}")).data, DataKeys))
     splits = made.load(roles)
 
     assert made.fingerprint
