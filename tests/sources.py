@@ -48,7 +48,7 @@ def write_idx(folder: Path, count: int) -> None:
         pictures, corners = images(number, seed)
         head = struct.pack(">IIII", 2051, number, _SIZE, _SIZE)
         if prefix == "train":
-            (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(head + pictures.tobytes()))
+            (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(head + pictures.tobytes(), mtime=0))
         else:
             (folder / f"{prefix}-images-idx3-ubyte").write_bytes(head + pictures.tobytes())
         (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, number) + corners.tobytes())

@@ -45,7 +45,7 @@ Blackburn\tNNP  I-NP I-PER
 
 @pytest.mark.parametrize("name", ["a.conll", "a.txt.gz"])
 def test_sentences_end_at_blank_lines_and_documents(name: str) -> None:
-    Path(name).write_bytes(gzip.compress(ENGLISH.encode()) if name.endswith("gz") else ENGLISH.encode())
+    Path(name).write_bytes(gzip.compress(ENGLISH.encode(), mtime=0) if name.endswith("gz") else ENGLISH.encode())
     Path("held.conll").write_text("held NN O O\n")
     source = conll(name)
 

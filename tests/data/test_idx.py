@@ -37,7 +37,7 @@ def write(prefix: str, count: int, sign: str = "-", end: str = "", seed: int = 0
     images, labels = pixels(count, seed), np.arange(count, dtype=np.uint8) % 10
     for name, values in {f"images{sign}idx3": images, f"labels{sign}idx1": labels}.items():
         content = packed(values)
-        Path("mnist", f"{prefix}-{name}-ubyte{end}").write_bytes(gzip.compress(content) if end else content)
+        Path("mnist", f"{prefix}-{name}-ubyte{end}").write_bytes(gzip.compress(content, mtime=0) if end else content)
     return images, labels
 
 
@@ -127,7 +127,7 @@ IMAGES, LABELS = packed(pixels(3)), packed(np.arange(3, dtype=np.uint8))
         ),
         (IMAGES, IMAGES, "b: is no IDX file of 1 dimension: the magic number must be 00000801, got '00000803'."),
         (
-            gzip.compress(IMAGES),
+            gzip.compress(IMAGES, mtime=0),
             LABELS,
             "a: is no IDX file of 3 dimensions: the magic number must be 00000803, got '1f8b",
         ),
@@ -152,7 +152,7 @@ def test_what_is_broken_is_one_message(images: bytes, labels: bytes, message: st
     assert len(caught.value.messages) == 1
 
 
-@pytest.mark.parametrize("content", [gzip.compress(IMAGES)[:-9], IMAGES])
+@pytest.mark.parametrize("content", [gzip.compress(IMAGES, mtime=0)[:-9], IMAGES])
 def test_a_damaged_gz_is_one_message(content: bytes) -> None:
     Path("a.gz").write_bytes(content)
     Path("b").write_bytes(LABELS)

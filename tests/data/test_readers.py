@@ -65,9 +65,9 @@ WRITERS: dict[str, Callable[[str], object]] = {
     "a.csv": lambda path: Path(path).write_text(cells(ROWS), encoding="utf-8"),
     "bom.csv": lambda path: Path(path).write_text(cells(ROWS), encoding="utf-8-sig"),
     "a.TSV": lambda path: Path(path).write_text(cells(ROWS, "\t"), encoding="utf-8"),
-    "a.csv.gz": lambda path: Path(path).write_bytes(gzip.compress(cells(ROWS).encode())),
+    "a.csv.gz": lambda path: Path(path).write_bytes(gzip.compress(cells(ROWS).encode(), mtime=0)),
     "a.jsonl": lambda path: Path(path).write_text("\n" + json_lines(objects(ROWS)), encoding="utf-8-sig"),
-    "a.v2.jsonl.gz": lambda path: Path(path).write_bytes(gzip.compress(json_lines(objects(ROWS)).encode())),
+    "a.v2.jsonl.gz": lambda path: Path(path).write_bytes(gzip.compress(json_lines(objects(ROWS)).encode(), mtime=0)),
     "list.json": lambda path: Path(path).write_text(json.dumps(objects(ROWS), indent=1)),
     "lines.json": lambda path: Path(path).write_text(json_lines(objects(ROWS)), encoding="utf-8"),
     "a.parquet": lambda path: parquet.write_table(table(ROWS), path, row_group_size=3),
@@ -152,7 +152,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "parquet": ("a.parquet", b"PAR1 this is no Parquet file PAR1", "a.parquet: cannot be read: "),
     "arrow": ("a.arrow", b"ARROW1 this is no Arrow file", "a.arrow: cannot be read: "),
     "stream": ("a.arrow", b"neither is this a stream", "a.arrow: cannot be read: "),
-    "gzip": ("a.csv.gz", gzip.compress(b"text,label\na,b\n" * 99)[:-20], "a.csv.gz: cannot be read: "),
+    "gzip": ("a.csv.gz", gzip.compress(b"text,label\na,b\n" * 99, mtime=0)[:-20], "a.csv.gz: cannot be read: "),
     "no gzip": ("a.csv.gz", b"text,label\na,b\n", "a.csv.gz: cannot be read: Not a gzipped file"),
 }
 
