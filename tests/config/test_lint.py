@@ -80,7 +80,7 @@ def test_three_typing_errors_are_told_together() -> None:
         (["data=files"], "data.train: a value is needed. Give data.train=<"),
         (["ema.decay=1"], "ema.decay: must be at least 0 and below 1, got 1."),
         (["run.name=${sed}"], "run.name: the interpolation has no value, got '${sed}'. Interpolation key 'sed' not"),
-        (["optimizer.betas=[${a.b},1]"], "optimizer.betas.0: the interpolation has no value, got '${a.b}'."),
+        (["optimizer.betas=[${a.b},0.9]"], "optimizer.betas.0: the interpolation has no value, got '${a.b}'."),
         # targets
         (
             ["loss._target_=trainer.loss.focal.Focl"],
@@ -237,6 +237,7 @@ class TestStoredRuns:
 
     @pytest.fixture
     def run(self, composed: Composed, elsewhere: Path) -> Path:
+        (elsewhere / "a.csv").touch()
         _, values = composed("train", "data=files", "data.train=a.csv", "loss=focal", "trust=[json]")
         checkpoint = elsewhere / "runs" / "a" / "checkpoints" / "step-00000003"
         checkpoint.mkdir(parents=True)

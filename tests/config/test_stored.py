@@ -11,8 +11,9 @@ from trainer.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture
-def config(composed: Callable[..., Any]) -> dict[str, Any]:
+def config(composed: Callable[..., Any], elsewhere: Path) -> dict[str, Any]:
     """A complete configuration, as a run stores it."""
+    (elsewhere / "a.csv").touch()
     _, values = composed("train", "data=files", "data.train=a.csv", "optimizer.lr=3e-5")
     assert isinstance(values, dict)
     return values

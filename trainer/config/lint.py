@@ -16,11 +16,12 @@ from trainer.config.compose import apply, as_written, compose, plain, register_d
 from trainer.config.keys import Keys, group_faults, is_known, leaves
 from trainer.config.overrides import is_sweep
 from trainer.config.parts import value_faults, without_replaced
+from trainer.config.paths import missing_data, missing_parts
 from trainer.config.request import Request, read_request
 from trainer.config.resume import resumed
 from trainer.config.stored import load_stored_config, with_overrides
 from trainer.config.trust import trusted
-from trainer.errors import CheckpointError, ConfigError, explain
+from trainer.errors import CheckpointError, ConfigError, DataError, explain
 
 _Item = TypeVar("_Item")
 
@@ -79,6 +80,7 @@ def check_command(verb: str, argv: Sequence[str]) -> Plan:
     Raises:
         ConfigError: All that is wrong with it.
         CheckpointError: The run that is to be resumed cannot be used.
+        DataError: Nothing else is wrong than that files of data are not there.
     """
     register_defaults()
     request, found = read_request(verb, argv)
@@ -94,11 +96,16 @@ def check_command(verb: str, argv: Sequence[str]) -> Plan:
         config, notes, wrong = resumed(request, sound, path)
         return _unless([*found, *wrong], replace(plan, resumed=config, notes=tuple(notes)))
     notes = []
+    missing: list[str] = []
     for groups in _one_at_a_time([overrides.variants(item, request.catalogue) for item in sound]):
-        wrong, noted = _faults_with(request, groups)
+        wrong, noted, absent = _faults_with(request, groups)
         found += wrong
         notes += noted
-    _unless([*found, *_stored_faults(request)], plan)
+        missing += absent
+    found += _stored_faults(request)
+    if missing and not found:
+        raise DataError(*dict.fromkeys(missing))
+    _unless([*found, *missing], plan)
     _check_run(request)
     return replace(plan, notes=tuple(dict.fromkeys(notes)))
 
@@ -165,16 +172,17 @@ def stored_pairs(request: Request) -> tuple[tuple[str, Any], ...]:
     return tuple((item.key_or_group, item.value()) for item in request.given.stored)
 
 
-def _faults_with(request: Request, groups: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What is wrong when these options are chosen, and notes."""
+def _faults_with(request: Request, groups: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """What is wrong when these options are chosen, notes, and files of data that are not there."""
     try:
         config, choices = compose(request.folder, request.name, [*request.to_compose(), *groups])
     except ConfigError as error:
-        return list(error.messages), []
+        return list(error.messages), [], []
     keys = Keys(request.kind, request.catalogue, as_written(config))
     wrong = {str(item.input_line): keys.faults(item) for item in request.given.values}
     found = [fault for messages in wrong.values() for fault in messages]
     notes: list[str] = []
+    missing: list[str] = []
     good = [overrides.variants(item, Catalogue(())) for item in request.given.values if not wrong[str(item.input_line)]]
     for lines in _one_at_a_time(good):
         changed = config.copy()
@@ -185,8 +193,10 @@ def _faults_with(request: Request, groups: Sequence[str]) -> tuple[list[str], li
         notes += [f"{', '.join(dropped)} left out: they belong to what _target_ replaces"] if dropped else []
         found += unresolved
         # Hydra shows a configuration also where a value is still to be given.
-        found += [] if request.command.options.cfg else faults(kept, replace(keys, tree=kept))
-    return found, notes
+        if not request.command.options.cfg:
+            found += [*faults(kept, replace(keys, tree=kept)), *missing_parts(kept)]
+            missing += missing_data(kept)
+    return found, notes, missing
 
 
 def _one_at_a_time(choices: Sequence[Sequence[_Item]]) -> list[list[_Item]]:

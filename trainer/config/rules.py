@@ -22,6 +22,12 @@ _NOT_NEGATIVE: _Bound = (lambda value: 0 <= value < math.inf, "must not be negat
 _AT_LEAST_1: _Bound = (lambda value: value >= 1, "must be at least 1")
 _SHARE: _Bound = (lambda value: 0 <= value < 1, "must be at least 0 and below 1")
 
+
+def _is_amount(value: float) -> bool:
+    """An integer is a count: 1 is one, and 1.0 would be all."""
+    return value >= 0 if isinstance(value, int) else 0 <= value < 1
+
+
 BOUNDS: dict[str, _Bound] = {
     "seed": _NOT_NEGATIVE,
     "train.batch_size": _AT_LEAST_1,
@@ -38,6 +44,8 @@ BOUNDS: dict[str, _Bound] = {
     "task.max_length": (lambda value: value >= 3, "must be at least 3, two of them special tokens"),
     "model.dropout": _SHARE,
     "loss.label_smoothing": _SHARE,
+    "loss.weight": _NOT_NEGATIVE,
+    "loss.pos_weight": _NOT_NEGATIVE,
     "loss.gamma": _NOT_NEGATIVE,
     "loss.alpha": (lambda value: 0 <= value <= 1, "must be between 0 and 1"),
     "loss.smooth": _POSITIVE,
@@ -47,10 +55,13 @@ BOUNDS: dict[str, _Bound] = {
     "loss.in_features": _AT_LEAST_1,
     "optimizer.eps": _POSITIVE,
     "optimizer.momentum": _SHARE,
+    "optimizer.betas": _SHARE,
     "optimizer.layer_decay": (lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
     "scheduler.num_cycles": _POSITIVE,
     "scheduler.min_factor": (lambda value: 0 <= value <= 1, "must be between 0 and 1"),
     "model.noisy_tune": _NOT_NEGATIVE,
+    "prune.amount": (_is_amount, "must be a share, at least 0 and below 1, or a count, an integer"),
+    "prune.n": (lambda value: value > 0, "must be above 0"),
     "export.tolerance": _POSITIVE,
     "export.metric_budget": _NOT_NEGATIVE,
     "steps": _AT_LEAST_1,
@@ -63,7 +74,8 @@ def faults(config: Mapping[str, Any]) -> list[str]:
     found: list[str] = []
     for key, (holds, problem) in BOUNDS.items():
         value = flat.get(key)
-        if _is_number(value) and not holds(value):
+        numbers = [item for item in (value if isinstance(value, list) else [value]) if _is_number(item)]
+        if not all(map(holds, numbers)):
             found.append(explain(key, problem, value=value))
     return [
         *found,
@@ -73,7 +85,9 @@ def faults(config: Mapping[str, Any]) -> list[str]:
         *_warmup(flat),
         *_shares(config),
         *_heads(flat),
+        *_weights(flat),
         *_measured(flat),
+        *_pruned(config),
     ]
 
 
@@ -153,12 +167,27 @@ def _heads(flat: Mapping[str, Any]) -> Iterator[str]:
         yield explain("model.heads", f"must divide model.dim ({dim})", value=heads)
 
 
+def _weights(flat: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("loss.weight", "loss.pos_weight", "loss.alpha"):
+        value = flat.get(key)
+        if isinstance(value, list) and value and not any(value):
+            yield explain(key, "must not all be 0: nothing would be learnt", value=value)
+
+
 def _measured(flat: Mapping[str, Any]) -> Iterator[str]:
     overrides = flat.get("optimizer.overrides")
     entries = overrides if isinstance(overrides, list) else []
     if flat.get("optimizer.lr") == "auto" and any(isinstance(entry, Mapping) and "lr" in entry for entry in entries):
         problem = "auto measures one rate for all, and optimizer.overrides sets others"
         yield explain("optimizer.lr", problem, "Give a number, or leave lr out of the overrides", value="auto")
+
+
+def _pruned(config: Mapping[str, Any]) -> Iterator[str]:
+    model = dict(_items(config.get("model")))
+    if config.get("prune") is not None and model.get("lora") is not None:
+        problem = "the adapters of model.lora would fill in what is pruned when they are merged"
+        remedy = "Leave out model.lora, or prune the trained run: trainer export prune=l1"
+        yield explain("prune", problem, remedy)
 
 
 def _shares(config: Mapping[str, Any]) -> Iterator[str]:

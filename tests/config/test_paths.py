@@ -1,0 +1,59 @@
+"""Files and folders that are not there, told before torch is loaded."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer.config.lint import check_command
+from trainer.errors import ConfigError, DataError
+
+
+def faults(*overrides: str) -> tuple[str, ...]:
+    with pytest.raises((ConfigError, DataError)) as caught:
+        check_command("train", overrides)
+    return caught.value.messages
+
+
+def test_data_alone_is_a_fault_of_data_and_all_of_it_is_told(elsewhere: Path) -> None:
+    (elsewhere / "valid.csv").touch()
+    with pytest.raises(DataError) as caught:
+        check_command("train", ["data=files", "data.train=[q.csv,valid.csv]", "data.validation=vald.csv"])
+    assert caught.value.messages == (
+        f"data.train: no such file, got 'q.csv'. Paths are relative to {elsewhere}.",
+        "data.validation: no such file, got 'vald.csv'. Did you mean valid.csv.",
+    )
+
+
+def test_with_other_faults_it_is_told_beside_them() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_command("train", ["data=files", "data.train=a.csv", "optimizer.lr=-1", "model.weights=w.pth"])
+    assert [message.split(",")[0] for message in caught.value.messages] == [
+        "optimizer.lr: must be above 0",
+        "model.weights: no such file or folder",
+        "data.train: no such file",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["task=image_classification", "data=imagefolder", "data.root=x"], "data.root: no such folder, got 'x'"),
+        (["task=image_classification", "data=idx", "data.folder=x"], "data.folder: no such folder, got 'x'"),
+        (["data=lines", "task=masked_lm", "data.train=x.txt"], "data.train: no such file, got 'x.txt'"),
+        (["loss=kl_distillation", "loss.teacher=runs/x"], "loss.teacher: no such file or folder, got 'runs/x'"),
+        (["model=pretrained", "model.path=./x"], "model.path: no such file or folder, got './x'"),
+        (["task.tokenizer='~/x/t.json'"], "task.tokenizer: no such file or folder, got '~/x/t.json'"),
+    ],
+)
+def test_each_key_that_names_a_path(overrides: list[str], told: str) -> None:
+    (message,) = faults(*overrides)
+    assert message.startswith(told)
+
+
+def test_patterns_names_of_the_hub_and_other_sources_are_left_to_what_reads_them(elsewhere: Path) -> None:
+    (elsewhere / "mine.py").write_text("def load(train): ...\n", encoding="utf-8")
+    check_command("train", ["data=files", "data.train=part-*.csv"])
+    check_command("train", ["model=pretrained", "model.path=owner/name"])
+    check_command("train", ["model=pretrained", "model.path=bert-base-uncased"])
+    check_command("train", ["data=hub", "data.path=owner/name"])
+    assert check_command("train", ["data=files", "data.train=nowhere.csv", "--cfg", "job"]).request.verb == "train"
