@@ -58,6 +58,9 @@ class Decoder(nn.Module):
         tie_embeddings: Whether the token embeddings are the head of the tokens' outputs; then C = V.
         pooling: How the tokens of a sample become one vector; of no effect on outputs of tokens.
 
+    Attributes:
+        cached: Whether it can read token by token, with `empty_cache` and `step`.
+
     Raises:
         ConfigError: A value is out of range, or embeddings cannot be tied as the outputs are not the vocabulary.
     """
@@ -91,6 +94,7 @@ class Decoder(nn.Module):
             faults.append(explain("tie_embeddings", problem, "Set it to false", value=True))
         refuse(faults)
         self.output_level = output_level
+        self.cached = output_level == "token" and num_token_types == 1
         self.pooling = pooling
         self.token_embedding = nn.Embedding(vocab_size, dim)
         self.position_embedding = nn.Embedding(max_length, dim)

@@ -79,15 +79,16 @@ def attention_masks(
         allowed = same
     else:
         allowed = attention_mask.bool()[:, None, None, :]
-    full = _as_taken(allowed, config, dtype)
+    full = mask_as_taken(allowed, config, dtype)
     if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
         return full
     # Samples lie in one piece, so that the distance within a row is that within the sample.
     near = same & (apart.abs() <= config.sliding_window)
-    return {"full_attention": full, "sliding_attention": _as_taken(near, config, dtype)}
+    return {"full_attention": full, "sliding_attention": mask_as_taken(near, config, dtype)}
 
 
-def _as_taken(allowed: Tensor, config: Any, dtype: torch.dtype) -> Tensor:
+def mask_as_taken(allowed: Tensor, config: Any, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as a model takes it: added to the scores for the `eager` implementation."""
     if config._attn_implementation != "eager":
         return allowed
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)

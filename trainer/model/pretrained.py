@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError, explain
-from trainer.model.packed_attention import FAMILIES, Family, attention_masks, first_position
+from trainer.model.packed_attention import FAMILIES, Family, attention_masks, first_position, mask_as_taken
 from trainer.model.pooling import pool_samples, take_tokens
 from trainer.model.pretrained_config import read_config
 from trainer.model.pretrained_loading import (
@@ -74,6 +74,7 @@ class Pretrained(nn.Module):
     Attributes:
         architecture: JSON that makes the module again: `{"class": ..., "config": ...}`.
         packed: Whether packed rows give what padded ones do.
+        cached: Whether it can read token by token, with `empty_cache` and `step`.
 
     Raises:
         ConfigError: There is no such model, its weights are not all there, or it does not fit the task.
@@ -111,6 +112,7 @@ class Pretrained(nn.Module):
         self.base: Any = whole.base_model
         self.family = FAMILIES.get(own.model_type)
         self.packed = self.family is not None
+        self.cached = self.family is not None and self.family.causal and output_level == "token"
         # Of transformers' own making, so that it holds what the model has changed in it.
         self.config = whole.config
         _check_fit(
@@ -156,6 +158,47 @@ class Pretrained(nn.Module):
             hidden = pool_samples(hidden, attention_mask, token_index, self.pooling)
         elif output_index is not None:
             hidden = take_tokens(hidden, output_index)
+        return self._outputs(hidden)
+
+    def empty_cache(self, batch_size: int) -> tuple[Tensor, ...]:
+        """What `step` begins with: the cache of `batch_size` sequences of which nothing is seen.
+
+        Keys and values of the P positions seen, each (B, heads, P, D / heads): the first layer's keys and its values,
+        the second layer's keys, and so on.
+        """
+        heads = self.config.num_attention_heads
+        weight = self.base.get_input_embeddings().weight
+        shape = (batch_size, heads, 0, _width(self.config) // heads)
+        return tuple(weight.new_empty(shape) for _ in range(2 * self.config.num_hidden_layers))
+
+    def step(self, input_ids: Tensor, cache: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The next T tokens of B sequences of equal length: a prompt, or the token that was chosen last.
+
+        Args:
+            input_ids: The tokens (B, T).
+            cache: From `empty_cache`, or from the step before; it stays as it is.
+
+        Returns:
+            The outputs of the last token (B, C), as `forward` gives them, and the cache of P + T tokens.
+        """
+        from transformers import DynamicCache
+
+        assert self.cached
+        seen, total = cache[0].shape[2], cache[0].shape[2] + input_ids.shape[1]
+        positions = torch.arange(seen, total, device=input_ids.device)
+        allowed = positions[:, None] >= torch.arange(total, device=input_ids.device)
+        past = DynamicCache(zip(cache[::2], cache[1::2], strict=True))
+        hidden = self.base(
+            input_ids=input_ids,
+            position_ids=positions[None],
+            attention_mask=mask_as_taken(allowed[None, None], self.config, self.base.dtype),
+            past_key_values=past,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        extended = tuple(part for layer in past.layers for part in (layer.keys, layer.values))
+        return self._outputs(hidden), extended
+
+    def _outputs(self, hidden: Tensor) -> Tensor:
         # A language model's head may have more columns than the vocabulary has tokens.
         output: Tensor = self.head(hidden)
         return output if self.num_outputs is None else output[..., : self.num_outputs]

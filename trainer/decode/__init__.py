@@ -1,0 +1,1 @@
+"""How a language model's next-token scores become text: greedy, beam search, sampling, beam sampling."""
