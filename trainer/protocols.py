@@ -92,7 +92,7 @@ class Loss(Protocol):
     * `check(target)`: raises RowError for a target on the host that it cannot take;
     * `needs_inputs = True`: it is called as `loss(output, target, inputs)`;
     * `in_features` and `scores(output)`: it has parameters of its own and reads that many features of the model, and
-      `scores` makes of them what metrics, predictions and artifacts see, (..., C).
+      `scores` makes of them what metrics, answers and artifacts see, (..., C).
     """
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class Source(Protocol):
 
 
 class Task(Stateful, Protocol):
-    """The glue of a kind of job, from columns of raw data to metrics and predictions.
+    """The glue of a kind of job, from columns of raw data to metrics and answers.
 
     `state_dict` is JSON: what was learnt from the training split (labels, tokenizer).
     """
@@ -189,8 +189,50 @@ class Task(Stateful, Protocol):
         """Fresh metrics over (output, target), to be moved to the device."""
         ...
 
-    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
-        """Outputs (B, C) as what a person reads, one mapping a sample."""
+    def reads(self) -> tuple[str, ...]:
+        """The columns that it needs for an answer: those of `columns` without what is to be found out."""
+        ...
+
+    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
+        """The columns `reads` to encoded columns, row by row: `encode` without the targets.
+
+        Raises:
+            RowError: A row cannot be used.
+        """
+        ...
+
+    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
+        """The model's inputs for rows of `encode_inputs`; padded they are those of an exported graph.
+
+        Of texts the packed layout asks for outputs (B, W, C) at the tokens that `answers` reads, the padded one has
+        outputs (B, T, C) of all of them; where an output is of a sample, both are (B, C).
+        """
+        ...
+
+    def answers(
+        self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
+    ) -> list[dict[str, Any]]:
+        """What a person reads, one JSON object a row, probabilities to six decimals.
+
+        * a class: `{"label": "cat", "probability": 0.9}`, where `top` is above 1 also `"probabilities": {"cat": 0.9,
+          ...}` of the `top` likeliest;
+        * labels: `{"labels": ["cat", ...], "probabilities": {"cat": 0.9, ...}}`, the likeliest first: the labels above
+          the threshold; the probabilities are of those, and of the `top` likeliest where they are more;
+        * values: `{"value": 1.5}`, of several `{"value": [1.5, ...]}`, in the user's units;
+        * tags: `{"words": [...], "tags": ["O", None, ...]}`, None for a word that is not read, and where tags mark
+          entities `"entities": [{"type": "PER", "start": 0, "end": 2}, ...]`, words `start` to before `end`;
+        * masked tokens: `{"text": "...", "filled": [{"token": "cat", "probability": 0.9}, None, ...]}`, None for one
+          that is not read;
+        * next tokens: `{"next": [{"token": "cat", "probability": 0.9}, ...], "perplexity": 12.3}`, at least five;
+        * vectors: `{"embedding": [0.1, ...]}`.
+
+        Args:
+            output: Of the model for `inputs_of(encoded, batching)`.
+            rows: The columns `reads`.
+            encoded: What `encode_inputs` made of them.
+            batching: The layout of the inputs.
+            top: How many of the likeliest are shown.
+        """
         ...
 
     def axes(self) -> dict[str, dict[int, str]]:

@@ -36,7 +36,7 @@ def loss_of(loss: Loss, output: Tensor, batch: Batch) -> Tensor:
 
 
 def scores_of(loss: Loss, output: Tensor) -> Tensor:
-    """What metrics, predictions and artifacts see of an output: the loss's scores where it reads features."""
+    """What metrics, answers and artifacts see of an output: the loss's scores where it reads features."""
     scores = getattr(loss, "scores", None)
     return output if scores is None else scores(output)
 

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from tests.task.answered import answers
 from tests.task.token_level import LAYOUTS, assert_layouts_agree, batch_of, decoder, fitted, measured
 from trainer.errors import ConfigError
 from trainer.task.causal_lm import CausalLm
@@ -130,16 +131,22 @@ def test_the_perplexity_is_that_of_the_documents_one_by_one() -> None:
     }
 
 
-def test_predictions_are_the_next_tokens() -> None:
+def test_answers_are_the_next_tokens_and_the_perplexity() -> None:
     writer, _ = made()
     size = writer.facts()["num_outputs"]
-    output = torch.full((2, 1, size), -1e4)
-    output[0, 0, writer.end_id] = output[1, 0, writer.texts.tokenizer.token_to_id("loop")] = 1e4
+    rows = {"text": ["loop loop", "loop"]}
+    loop = writer.texts.tokenizer.token_to_id("loop")
+    output = torch.zeros(2, 2, size)
+    output[0, 0, loop], output[0, 1, writer.end_id], output[1, 0, loop] = 2.0, 30.0, 30.0
+    two, one = answers(writer, output, rows)
 
-    assert writer.predictions(output) == [
-        {"tokens": ["[SEP]"], "probabilities": [1.0]},
-        {"tokens": ["loop"], "probabilities": [1.0]},
-    ]
+    others = [writer.texts.tokenizer.id_to_token(number) for number in range(6) if number != writer.end_id]
+    assert [best["token"] for best in two["next"]] == ["[SEP]", *others[:4]]
+    assert two["next"][0]["probability"] == pytest.approx(1.0)
+    assert two["perplexity"] == pytest.approx((np.exp(2) + size - 1) / np.exp(2), rel=1e-6)
+    assert one["next"][0] == {"token": "loop", "probability": pytest.approx(1.0)}
+    assert one["perplexity"] is None
+    assert len(answers(writer, output, rows, top=7)[0]["next"]) == 7
 
 
 def test_facts_state_and_fingerprint() -> None:

@@ -9,8 +9,10 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
+from tests.task.answered import answers
 from trainer.data.loader import Batches
 from trainer.data.plan import MicroBatch
+from trainer.draws import Draws
 from trainer.errors import DataError, RowError
 from trainer.evaluate import directions
 from trainer.export.cases import forward_of, proof_cases, traced_inputs
@@ -70,7 +72,9 @@ def test_facts_are_of_the_training_split() -> None:
         "num_outputs": 3,
         "class_counts": [3, 1, 1],
         "num_train": 5,
+        "train_target": "class",
     }
+    assert fitted(augment={"cutmix": 1.0}).facts()["train_target"] == "shares"
     assert made.lengths(dataset()) is None
 
 
@@ -88,6 +92,44 @@ def test_a_sample_is_augmented_alike_in_any_batch_and_not_in_evaluation() -> Non
     assert not torch.equal(together[:2], pixels(plain, 0, 0, 1))
 
 
+def test_a_mixed_sample_is_the_same_in_any_batch_and_evaluation_is_not_mixed() -> None:
+    amounts = {"crop": 2, "flip": 0.5, "mixup": 0.5, "cutmix": 0.5}
+    made = fitted(augment=amounts)
+    trained, evaluated = batches(made, training=True), batches(made)
+    together = trained[MicroBatch(1, (0, 1, 2, 3, 4))]
+    alone = trained[MicroBatch(1, (4, 3))]
+
+    assert together.target is not None
+    assert alone.target is not None
+    assert (together.num_samples, together.ids) == (5, (0, 1, 2, 3, 4))
+    assert together.inputs["pixel_values"].shape == (5, 1, 8, 6)
+    assert torch.equal(together.inputs["pixel_values"][3], alone.inputs["pixel_values"][1])
+    assert torch.equal(together.target[3], alone.target[1])
+    assert torch.equal(evaluated[MicroBatch(1, (0, 3))].target, torch.tensor([0, 2]))
+
+
+def test_mixup_is_of_both_images_as_the_epoch_augments_them() -> None:
+    changes = {"crop": 2, "flip": 0.5}
+    made, plain = fitted(augment=changes | {"mixup": 1.0}), fitted(augment=changes)
+    ids = (0, 1, 2, 3, 4)
+    batch, own = (batches(task, training=True)[MicroBatch(3, ids)] for task in (made, plain))
+    draws = Draws(0, 3, ids, training=True, num_rows=5)
+    partners = made.further(draws)
+    pixels = own.inputs["pixel_values"]
+
+    assert batch.target is not None
+    assert partners != list(ids)
+    for position, partner in enumerate(partners):
+        mine, other = made.classes.index(LABELS[position], 0), made.classes.index(LABELS[partner], 0)
+        share = batch.target[position, mine] if mine != other else None
+        mixed = batch.inputs["pixel_values"][position]
+        assert batch.target[position].sum().item() == pytest.approx(1.0, abs=1e-6)
+        if share is not None:
+            assert batch.target[position, other].item() == pytest.approx(1 - share.item(), abs=1e-6)
+            expected = share * pixels[position] + (1 - share) * pixels[partner]
+            torch.testing.assert_close(mixed, expected, rtol=0, atol=1e-5)
+
+
 def test_rows_that_cannot_be_used() -> None:
     with pytest.raises(DataError, match="at least 2 different labels"):
         task().fit(dataset(["cat"] * 3))
@@ -99,14 +141,14 @@ def test_rows_that_cannot_be_used() -> None:
     assert (caught.value.position, caught.value.role) == (0, "image")
 
 
-def test_metrics_of_few_classes_and_predictions() -> None:
+def test_metrics_of_few_classes_and_answers() -> None:
     made = fitted()
     metrics = made.metrics()
     metrics.update(torch.tensor([[2.0, 1, 0], [2, 1, 0], [1, 2, 0]]), torch.tensor([0, 1, 1]))
 
     assert set(metrics) == {"accuracy", "macro_f1"}
     assert metrics.compute()["accuracy"].item() == pytest.approx(2 / 3)
-    assert made.predictions(torch.tensor([[0.0, 50.0, 0.0]])) == [{"label": "dog", "probability": 1.0}]
+    assert answers(made, torch.tensor([[0.0, 50.0, 0.0]])) == [{"label": "dog", "probability": 1.0}]
     assert made.monitor in metrics
 
 

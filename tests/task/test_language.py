@@ -4,7 +4,7 @@ import torch
 from tokenizers import Tokenizer, models
 
 from trainer.errors import ConfigError
-from trainer.task.language import need_special, num_cut, special_id, special_ids, token_predictions
+from trainer.task.language import likeliest_tokens, need_special, num_cut, special_id, special_ids
 from trainer.task.texts import Texts
 from trainer.task.tokenization import learn_wordpiece
 
@@ -52,12 +52,13 @@ def test_tokens_that_did_not_fit(framed: bool) -> None:
     ]
 
 
-def test_predictions_of_extreme_and_half_logits() -> None:
+def test_likeliest_tokens_of_extreme_and_half_logits() -> None:
     tokenizer = learnt()
-    output = torch.zeros(1, 3, tokenizer.get_vocab_size())
-    output[0, 0, 5], output[0, 1, 6] = 6e4, 1.0
+    size = tokenizer.get_vocab_size()
+    output = torch.zeros(3, size)
+    output[0, 5], output[1, 6] = 6e4, 1.0
     for logits in (output, output.half()):
-        (found,) = token_predictions(logits, tokenizer)
-        assert found["tokens"][:2] == [tokenizer.id_to_token(5), tokenizer.id_to_token(6)]
-        size = tokenizer.get_vocab_size()
-        assert found["probabilities"] == pytest.approx([1.0, np.e / (np.e + size - 1), 1 / size], rel=1e-5)
+        sure, likely, even = likeliest_tokens(logits, tokenizer, 2)
+        assert sure == [(tokenizer.id_to_token(5), 1.0), (tokenizer.id_to_token(0), 0.0)]
+        assert likely[0] == (tokenizer.id_to_token(6), pytest.approx(np.e / (np.e + size - 1), abs=1e-6))
+        assert even == [(tokenizer.id_to_token(number), pytest.approx(1 / size, abs=1e-6)) for number in (0, 1)]

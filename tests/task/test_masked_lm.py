@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from tests.task.answered import answers
 from tests.task.token_level import LAYOUTS, assert_layouts_agree, batch_of, encoder, fitted, measured
 from trainer.draws import Draws
 from trainer.errors import ConfigError
+from trainer.protocols import Batching
 from trainer.task.language import special_ids
 from trainer.task.masked_lm import MaskedLm
 from trainer.task.tokenization import learn_wordpiece
@@ -212,16 +214,34 @@ def test_metrics_and_their_directions() -> None:
     assert values["perplexity"] > 1
 
 
-def test_predictions_are_tokens_with_their_probability() -> None:
+@pytest.mark.parametrize("batching", ["padded", "packed"])
+def test_answers_fill_the_masks(batching: Batching) -> None:
     masker, _ = made()
-    size = masker.facts()["num_outputs"]
-    output = torch.zeros(1, 2, size)
-    output[0, 0, 4] = 3.0
-    (found,) = masker.predictions(output)
+    tokenizer = masker.texts.tokenizer
+    vocabulary = tokenizer.get_vocab()
+    word = next(token for token in sorted(vocabulary) if token.isalpha() and len(token) > 2)
+    part = next(token for token in sorted(vocabulary) if token.startswith("##"))
+    rows = {"text": ["a [MASK], b [MASK]!", "no mask", "[MASK]" + " x" * masker.texts.max_length + " [MASK]"]}
+    encoded = masker.encode_inputs(rows)
+    found = torch.zeros(3, 2, len(vocabulary))
+    found[0, 0, vocabulary[word]] = found[0, 1, vocabulary[part]] = found[2, 0, vocabulary[word]] = 20.0
+    if batching == "padded":
+        wide = torch.zeros(3, masker.texts.max_length, len(vocabulary))
+        for row, ids in enumerate(encoded["input_ids"]):
+            places = np.flatnonzero(ids == vocabulary["[MASK]"])
+            wide[row, places] = found[row, : len(places)]
+        found = wide
+    filled, plain, cut = answers(masker, found, rows, batching)
 
-    assert found["tokens"][0] == "[MASK]"
-    assert found["probabilities"][0] == pytest.approx(np.exp(3) / (np.exp(3) + size - 1))
-    assert len(found["tokens"]) == len(found["probabilities"]) == 2
+    assert filled["text"] == f"a {word}, b{part[2:]}!"
+    assert [token["token"] for token in filled["filled"]] == [word, part]
+    size = len(vocabulary)
+    assert filled["filled"][0]["probability"] == pytest.approx(np.exp(20) / (np.exp(20) + size - 1), abs=1e-6)
+    assert plain == {"text": "no mask", "filled": []}
+    assert cut["text"].startswith(f"{word} x")
+    assert cut["text"].endswith("[MASK]")
+    assert cut["filled"][1] is None
+    assert len(answers(masker, found, rows, batching, top=3)[0]["filled"][0]["probabilities"]) == 3
 
 
 def test_facts_state_and_fingerprint() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, List, Value
 
+from tests.task.answered import answers
 from trainer.data.loader import Batches
 from trainer.data.plan import MicroBatch
 from trainer.errors import ConfigError, DataError, RowError
@@ -78,14 +79,15 @@ def test_labels_that_cannot_be_used() -> None:
         task().fit(dataset([["same"]] * 6))
 
 
-def test_predictions_are_the_labels_above_the_threshold_by_probability() -> None:
+def test_answers_are_the_labels_above_the_threshold_by_probability() -> None:
     logits = torch.tensor([[0.5, 2.0, -1.0], [-1.0, -2.0, -3.0], [3.0, -1.0, 3.0]])
-    some, none, equal = fitted().predictions(logits)
+    some, none, equal = answers(fitted(), logits)
 
-    assert some == {"labels": ["red", "fruit"], "probabilities": pytest.approx([0.880797, 0.622459])}
-    assert none == {"labels": [], "probabilities": []}
+    assert some == {"labels": ["red", "fruit"], "probabilities": {"red": 0.880797, "fruit": 0.622459}}
+    assert none == {"labels": [], "probabilities": {"fruit": 0.268941}}
     assert equal["labels"] == ["fruit", "tool"]
-    assert fitted(threshold=0.2).predictions(logits)[1]["labels"] == ["fruit"]
+    assert answers(fitted(threshold=0.2), logits)[1]["labels"] == ["fruit"]
+    assert list(answers(fitted(), logits, top=3)[0]["probabilities"]) == ["red", "fruit", "tool"]
 
 
 def test_metrics_follow_the_threshold() -> None:

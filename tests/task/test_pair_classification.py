@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from tests.task.answered import answers
 from trainer.data.loader import Batches
 from trainer.data.plan import MicroBatch
 from trainer.errors import ConfigError, DataError, RowError
@@ -144,14 +145,14 @@ def test_sizes_that_cannot_work(change: dict[str, int], key: str) -> None:
         task(**change)
 
 
-def test_metrics_and_predictions_are_those_of_classes() -> None:
+def test_metrics_and_answers_are_those_of_classes() -> None:
     made = fitted()
     metrics = made.metrics()
     metrics.update(torch.tensor([[2.0, 1], [2, 1], [2, 1], [1, 2]]), torch.tensor([0, 0, 1, 1]))
 
     assert metrics.compute()["accuracy"].item() == 3 / 4
     assert metrics.compute()["macro_f1"].item() == pytest.approx((4 / 5 + 2 / 3) / 2)
-    assert made.predictions(torch.tensor([[0.0, 0.0]])) == [{"label": "no", "probability": 0.5}]
+    assert answers(made, torch.tensor([[0.0, 0.0]])) == [{"label": "no", "probability": 0.5}]
 
 
 def test_the_state_is_json_and_gives_the_same_task() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from tests.task.answered import answers
 from trainer.data.loader import Batches
 from trainer.data.plan import MicroBatch
 from trainer.errors import DataError, RowError
@@ -59,14 +60,14 @@ def test_every_layout_gives_the_same_outputs_and_targets(batching: Batching) -> 
     torch.testing.assert_close(model(**padded.inputs), model(**other.inputs), rtol=0, atol=1e-5)
 
 
-def test_metrics_and_predictions_are_in_the_users_units() -> None:
+def test_metrics_and_answers_are_in_the_users_units() -> None:
     made = fitted()
     target = made.values.target(made.values.encode(VALUES))
     metrics = made.metrics()
     metrics.update(target + 1.0, target)
 
     assert metrics.compute()["mae"].item() == pytest.approx(np.std(VALUES), rel=1e-6)
-    assert [row["value"] for row in made.predictions(target)] == pytest.approx([row[0] for row in VALUES], rel=1e-6)
+    assert [row["value"] for row in answers(made, target)] == pytest.approx([row[0] for row in VALUES], rel=1e-6)
 
 
 def test_values_that_cannot_be_used() -> None:

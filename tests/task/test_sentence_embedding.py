@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.task.answered import answers
 from trainer.config.signature import attribute
 from trainer.data.loader import Batches
 from trainer.data.plan import MicroBatch
@@ -262,13 +263,13 @@ def test_lengths_are_of_all_views_in_training() -> None:
     assert rows["positive_truncated"] == [False, False, False, True, False]
 
 
-def test_facts_and_predictions() -> None:
+def test_facts_and_answers() -> None:
     made, projected = fitted(), fitted(dim=3)
 
     assert made.facts() == {**made.texts.facts(), "num_outputs": None, "num_train": 5}
     assert projected.facts()["num_outputs"] == 3
     assert encoder(made)(**batch(made, "padded").inputs).shape == (10, 16)
-    assert made.predictions(torch.tensor([[0.5, 2.0]])) == [{"embedding": [0.5, 2.0]}]
+    assert answers(made, torch.tensor([[0.5, 2.0]])) == [{"embedding": [0.5, 2.0]}]
 
 
 def test_an_export_is_proved_with_texts_alone() -> None:

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 
+from tests.task.answered import answers
 from trainer.data.loader import Batches, columns
 from trainer.data.plan import BatchPlan, MicroBatch
 from trainer.draws import Draws
@@ -83,7 +84,7 @@ def test_labels_and_cells_that_cannot_be_used() -> None:
     assert (caught.value.position, caught.value.role) == (0, "features")
 
 
-def test_metrics_and_predictions_are_those_of_classes() -> None:
+def test_metrics_and_answers_are_those_of_classes() -> None:
     made = fitted()
     metrics = made.metrics()
     metrics.update(torch.tensor([[2.0, 1], [2, 1], [2, 1], [1, 2]]), torch.tensor([0, 0, 1, 1]))
@@ -91,7 +92,7 @@ def test_metrics_and_predictions_are_those_of_classes() -> None:
     assert {name: value.item() for name, value in metrics.compute().items()} == pytest.approx(
         {"accuracy": 3 / 4, "macro_f1": (4 / 5 + 2 / 3) / 2}
     )
-    assert made.predictions(torch.tensor([[-1.0, 1.0]])) == [
+    assert answers(made, torch.tensor([[-1.0, 1.0]])) == [
         {"label": "tool", "probability": pytest.approx(1 / (1 + np.exp(-2)))}
     ]
 

@@ -9,6 +9,7 @@ from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
+from tests.task.answered import answers
 from trainer.data.loader import Batches
 from trainer.data.plan import MicroBatch
 from trainer.errors import DataError, RowError
@@ -62,7 +63,7 @@ def test_a_linear_model_solved_on_its_batches_is_scikit_learns() -> None:
     metrics.update(output, batch.target)
     found = LinearRegression().fit(table, values).predict(table)
 
-    assert [row["value"] for row in made.predictions(output)] == pytest.approx(found.tolist(), rel=1e-5)
+    assert [row["value"] for row in answers(made, output)] == pytest.approx(found.tolist(), rel=1e-5)
     assert metrics.compute()["r2"].item() == pytest.approx(r2_score(values, found), abs=1e-6)
     assert metrics.compute()["mae"].item() == pytest.approx(np.abs(values - found).mean(), rel=1e-5)
 
@@ -90,5 +91,5 @@ def test_the_state_is_json_and_gives_the_same_task() -> None:
 
     assert copy.facts() == made.facts()
     assert copy.state_dict() == made.state_dict() == pickle.loads(pickle.dumps(made)).state_dict()
-    assert copy.predictions(torch.ones(1, 2)) == made.predictions(torch.ones(1, 2))
+    assert answers(copy, torch.ones(1, 2)) == answers(made, torch.ones(1, 2))
     assert copy.fingerprint() == made.fingerprint() != TabularRegression(max_categories=9).fingerprint()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from tests.task.answered import answers
 from trainer.draws import Draws
 from trainer.errors import ConfigError, DataError, RowError
 from trainer.task.text_classification import TextClassification
@@ -101,12 +102,14 @@ def test_batches_in_each_layout_hold_the_same_samples() -> None:
     assert padded.inputs["attention_mask"].sum() == (packed.inputs["sequence_ids"] > 0).sum()
 
 
-def test_predictions_are_labels_with_their_probability() -> None:
+def test_answers_are_labels_with_their_probability() -> None:
     logits = torch.tensor([[0.0, 0.0], [-1.0, 1.0]])
-    first, second = fitted().predictions(logits)
+    first, second = answers(fitted(), logits)
 
-    assert first["probability"] == 0.5
-    assert second == {"label": "tool", "probability": pytest.approx(1 / (1 + np.exp(-2)))}
+    assert first == {"label": "fruit", "probability": 0.5}
+    assert second == {"label": "tool", "probability": pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)}
+    (both,) = answers(fitted(), logits[1:], top=2)
+    assert both["probabilities"] == {"tool": second["probability"], "fruit": pytest.approx(0.119203, abs=1e-6)}
 
 
 def test_metrics_by_hand() -> None:

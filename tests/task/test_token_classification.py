@@ -8,8 +8,10 @@ import pytest
 import torch
 from datasets import Dataset
 
+from tests.task.answered import answers
 from tests.task.token_level import LAYOUTS, assert_layouts_agree, batch_of, encoder, fitted, measured
 from trainer.errors import DataError, RowError
+from trainer.protocols import Batching
 from trainer.task.token_classification import TokenClassification
 
 WORDS = [
@@ -182,11 +184,27 @@ def test_one_tag_cannot_be_learnt() -> None:
         task().fit(Dataset.from_dict({"words": [["a", "b"]], "tags": [["O", "O"]]}))
 
 
-def test_predictions_are_tags() -> None:
+@pytest.mark.parametrize("batching", ["padded", "packed"])
+def test_answers_are_tags_of_words_and_entities(batching: Batching) -> None:
     tagger, _ = made()
-    output = torch.nn.functional.one_hot(torch.tensor([[4, 1, 3], [4, 4, 0]]), 5).float()
+    rows = {"words": [["one", "\u200b", "two", "three"], ["one"]]}
+    encoded = tagger.encode_inputs(rows)
+    # The class of each token that is a word, in the padded layout beside [CLS] and further tokens.
+    scores = torch.nn.functional.one_hot(torch.tensor([[4, 1, 3], [0, 2, 2]]), 5).float()
+    if batching == "padded":
+        wide = torch.zeros(2, int(max(map(max, encoded["first"]))) + 2, 5)
+        for row, places in enumerate(encoded["first"]):
+            wide[row, places] = scores[row, : len(places)]
+        scores = wide
 
-    assert tagger.predictions(output) == [{"tags": ["O", "B-PER", "I-PER"]}, {"tags": ["O", "O", "B-LOC"]}]
+    assert answers(tagger, scores, rows, batching) == [
+        {
+            "words": ["one", "\u200b", "two", "three"],
+            "tags": ["O", None, "B-PER", "I-PER"],
+            "entities": [{"type": "PER", "start": 2, "end": 4}],
+        },
+        {"words": ["one"], "tags": ["B-LOC"], "entities": [{"type": "LOC", "start": 0, "end": 1}]},
+    ]
 
 
 def test_the_state_is_json_and_gives_the_same_task() -> None:

@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target
+from trainer.task.answers import outputs_of_tokens, rounded
 from trainer.task.fingerprint import fingerprint
 from trainer.task.language import (
     check_cut,
     count_tokens,
     language_metrics,
+    likeliest_tokens,
     need_special,
     num_cut,
     special_id,
-    token_predictions,
 )
 from trainer.task.texts import Texts
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from trainer.draws import Draws
 
 _END = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
+_NUM_NEXT = 5
 
 
 class CausalLm:
@@ -70,6 +74,9 @@ class CausalLm:
     def columns(self) -> tuple[str, ...]:
         return ("text",)
 
+    def reads(self) -> tuple[str, ...]:
+        return ("text",)
+
     def fingerprint(self) -> str:
         return fingerprint("causal_lm/2", *self.texts.key())
 
@@ -80,12 +87,19 @@ class CausalLm:
         self.token_counts = count_tokens(self.texts, (batch["text"] for batch in texts.iter(1_000)))
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:
-        """Columns `input_ids`, `truncated`, `unknown` (tokens outside the vocabulary), `cut` (tokens)."""
-        encodings = self.texts.tokenizer.encode_batch(list(rows["text"]), add_special_tokens=False)
-        columns = self.texts.columns(encodings)
+        """The columns of `encode_inputs`, with the end-of-text token."""
+        columns = self.encode_inputs(rows)
         end = np.array([self.end_id], dtype=np.int32)
         columns["input_ids"] = [np.concatenate([ids, end])[: self.texts.max_length] for ids in columns["input_ids"]]
-        return {**columns, "cut": num_cut(encodings)}
+        return columns
+
+    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
+        """Columns `input_ids`, `truncated`, `unknown` (tokens outside the vocabulary), `cut` (tokens).
+
+        Without the end-of-text token: what comes next is to be said.
+        """
+        encodings = self.texts.tokenizer.encode_batch(list(rows["text"]), add_special_tokens=False)
+        return {**self.texts.columns(encodings), "cut": num_cut(encodings)}
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
         """Logs what `Texts.check` does, and how many tokens are cut off."""
@@ -101,6 +115,11 @@ class CausalLm:
         target = layout.fill([np.append(ids[1:], -100) for ids in rows["input_ids"]], -100)
         return Batch(self.texts.inputs(rows, layout), target, len(rows["input_ids"]), tuple(draws.ids))
 
+    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
+        """Packed: outputs are asked for sample by sample."""
+        layout = self.texts.lay_out(encoded["input_ids"], batching)
+        return {**self.texts.inputs(encoded, layout), **layout.asked(_everywhere(encoded))}
+
     def facts(self) -> dict[str, Any]:
         facts = self.texts.facts()
         return {
@@ -115,9 +134,23 @@ class CausalLm:
         """Perplexity and accuracy over the tokens that follow another."""
         return language_metrics()
 
-    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
-        """For each row of logits (B, T, V): the best next token at each of the T positions, and its probability."""
-        return token_predictions(output, self.texts.tokenizer)
+    def answers(
+        self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
+    ) -> list[dict[str, Any]]:
+        """For each row the likeliest tokens that come `next`, 5 or `top` if that is more, and the `perplexity`.
+
+        The perplexity is that of its tokens but the first, without an end of text; None where there is one alone.
+        """
+        samples = outputs_of_tokens(output, _everywhere(encoded), batching)
+        last = torch.stack([scores[-1] for scores in samples])
+        answers: list[dict[str, Any]] = []
+        found = likeliest_tokens(last, self.texts.tokenizer, max(_NUM_NEXT, top))
+        for ids, scores, best in zip(encoded["input_ids"], samples, found, strict=True):
+            target = torch.from_numpy(ids[1:].astype(np.int64)).to(scores.device)
+            surprise = F.cross_entropy(scores[:-1].float(), target).exp().item() if len(target) else None
+            following = [{"token": token, "probability": probability} for token, probability in best]
+            answers.append({"next": following, "perplexity": None if surprise is None else rounded(surprise)})
+        return answers
 
     def axes(self) -> dict[str, dict[int, str]]:
         return self.texts.axes()
@@ -145,3 +178,8 @@ class CausalLm:
         copy = Tokenizer.from_str(self.texts.tokenizer.to_str())
         copy.post_processor = None
         return copy
+
+
+def _everywhere(encoded: Columns) -> list[np.ndarray]:
+    """The places of all tokens of each sample."""
+    return [np.arange(len(ids)) for ids in encoded["input_ids"]]

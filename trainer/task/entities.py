@@ -92,6 +92,21 @@ def find_entities(tags: Tensor, scheme: Scheme) -> Entities:
     return Entities(begins, types, ends)
 
 
+def entity_spans(tags: Sequence[str | None]) -> list[dict[str, str | int]]:
+    """The entities of tagged words: their `type`, and the words from `start` to before `end`; None is no word.
+
+    A word alone, whose tag has no prefix, is an entity of the tag's own name.
+    """
+    known = sorted({tag for tag in tags if tag is not None})
+    scheme = read_scheme(known)
+    found = find_entities(torch.tensor([[len(known) if tag is None else known.index(tag) for tag in tags]]), scheme)
+    starts = found.begins[0].nonzero().flatten().tolist()
+    return [
+        {"type": _parts(str(tags[start]))[1].removeprefix("-"), "start": start, "end": int(found.ends[0, start]) + 1}
+        for start in starts
+    ]
+
+
 def count_entities(predicted: Tensor, target: Tensor, scheme: Scheme, ignore_index: int = -100) -> Tensor:
     """How many entities are found, predicted and there: int64 (3,), on the device of the tags, without a host sync.
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target
+from trainer.task.answers import class_answers
 from trainer.task.classes import Classes
 from trainer.task.fingerprint import fingerprint
 from trainer.task.images import Images
-from trainer.task.metrics import class_metrics, class_predictions
+from trainer.task.metrics import class_metrics
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,6 +60,9 @@ class ImageClassification:
     def columns(self) -> tuple[str, ...]:
         return ("image", "label")
 
+    def reads(self) -> tuple[str, ...]:
+        return ("image",)
+
     def fingerprint(self) -> str:
         return fingerprint("image_classification/1", *self.images.key())
 
@@ -79,7 +83,10 @@ class ImageClassification:
             RowError: A label was never seen in training, or an image cannot be decoded.
         """
         classes = [self.classes.index(label, position) for position, label in enumerate(rows["label"])]
-        return {**self.images.encode(rows["image"]), "label": classes}
+        return {**self.encode_inputs(rows), "label": classes}
+
+    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
+        return self.images.encode(rows["image"])
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
         return self.images.check(encoded)
@@ -90,6 +97,9 @@ class ImageClassification:
     def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
         target = torch.from_numpy(np.array(rows["label"], dtype=np.int64))
         return Batch(self.images.inputs(rows, draws), target, len(target), tuple(draws.ids))
+
+    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
+        return self.images.inputs(encoded, None)
 
     def facts(self) -> dict[str, Any]:
         return {**self.images.facts(), **self.classes.facts(), "num_train": sum(self.classes.counts)}
@@ -107,9 +117,11 @@ class ImageClassification:
         # Sharing states would merge both accuracies for good where they are equal on the first batch.
         return MetricCollection({**dict(metrics.items()), f"top_{_TOP}_accuracy": top}, compute_groups=False)
 
-    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
-        """For each row of logits (B, C): the label and its probability."""
-        return class_predictions(output, self.classes.labels)
+    def answers(
+        self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
+    ) -> list[dict[str, Any]]:
+        """For each row of logits (B, C): the `label` and its `probability`, and the `probabilities` of the best."""
+        return class_answers(output, self.classes.labels, top)
 
     def axes(self) -> dict[str, dict[int, str]]:
         return self.images.axes()

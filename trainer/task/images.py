@@ -121,11 +121,11 @@ class Images:
             logger.info(told, split, len(rows), height, width, colour, resized, self.resize)
         return []
 
-    def inputs(self, rows: Columns, draws: Draws) -> dict[str, Tensor]:
+    def inputs(self, rows: Columns, draws: Draws | None) -> dict[str, Tensor]:
         """`pixel_values` (B, C, H, W) of encoded rows; augmented where they are drawn to be trained on."""
         shape = (*self.size, self.channels)
         images = [np.frombuffer(pixels, dtype=np.uint8).reshape(shape) for pixels in rows["pixels"]]
-        if draws.training and any(self.augment.values()):
+        if draws is not None and draws.training and any(self.augment.values()):
             images = [augment(image, self.augment, draws.generator(position)) for position, image in enumerate(images)]
         return {"pixel_values": self._standardized(np.stack(images))}
 

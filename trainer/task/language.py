@@ -1,14 +1,15 @@
-"""What the language models share: special tokens, what is cut off, metrics, predictions."""
+"""What the language models share: special tokens, what is cut off, metrics, answers."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainer.errors import ConfigError, explain
+from trainer.task.answers import likeliest
 from trainer.task.texts import Texts
 from trainer.task.tokenization import unknown_id
 
@@ -73,13 +74,11 @@ def language_metrics() -> MetricCollection:
     return MetricCollection({"perplexity": Perplexity(), "accuracy": TokenAccuracy()})
 
 
-def token_predictions(output: Tensor, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """For each row of logits (B, T, V): the best token at each of the T positions, and its probability."""
-    scores, best = output.max(dim=-1)
-    probabilities = (scores.float() - output.float().logsumexp(dim=-1)).exp()
+def likeliest_tokens(output: Tensor, tokenizer: Tokenizer, count: int) -> list[list[tuple[str, float]]]:
+    """The `count` likeliest tokens of each row of logits (W, V), as the vocabulary spells them, and probabilities."""
     return [
-        {"tokens": [tokenizer.id_to_token(number) for number in row], "probabilities": found}
-        for row, found in zip(best.tolist(), probabilities.tolist(), strict=True)
+        [(tokenizer.id_to_token(number) or str(number), probability) for number, probability in best]
+        for best in likeliest(output, count)
     ]
 
 

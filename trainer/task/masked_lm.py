@@ -9,21 +9,23 @@ import numpy as np
 
 from trainer.errors import ConfigError, explain
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target
+from trainer.task.answers import chosen, outputs_of_tokens
 from trainer.task.fingerprint import fingerprint
 from trainer.task.language import (
     check_cut,
     count_tokens,
     language_metrics,
+    likeliest_tokens,
     need_special,
     num_cut,
     special_id,
     special_ids,
-    token_predictions,
 )
 from trainer.task.texts import Texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from tokenizers import Tokenizer
     from torch import Tensor
     from torchmetrics import MetricCollection
 
@@ -92,6 +94,9 @@ class MaskedLm:
     def columns(self) -> tuple[str, ...]:
         return ("text",)
 
+    def reads(self) -> tuple[str, ...]:
+        return ("text",)
+
     def fingerprint(self) -> str:
         return fingerprint("masked_lm/2", *self.texts.key())
 
@@ -103,6 +108,10 @@ class MaskedLm:
         self._take_ids()
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:
+        """The columns of `encode_inputs`: what is to be found again is drawn in each epoch."""
+        return self.encode_inputs(rows)
+
+    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
         """Columns `input_ids`, `word_ids` (-1 at what is never masked), `truncated`, `unknown`, `cut` (tokens)."""
         encodings = self.texts.tokenizer.encode_batch(list(rows["text"]))
         columns = self.texts.columns(encodings)
@@ -135,6 +144,11 @@ class MaskedLm:
         inputs = {**self.texts.inputs({"input_ids": masked}, layout), **outputs}
         return Batch(inputs, target, len(masked), tuple(draws.ids))
 
+    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
+        """The texts as they are. Packed: outputs at their mask tokens alone are asked for."""
+        layout = self.texts.lay_out(encoded["input_ids"], batching)
+        return {**self.texts.inputs({"input_ids": encoded["input_ids"]}, layout), **layout.asked(self._masks(encoded))}
+
     def facts(self) -> dict[str, Any]:
         facts = self.texts.facts()
         return {
@@ -149,9 +163,27 @@ class MaskedLm:
         """Perplexity and accuracy over the chosen tokens."""
         return language_metrics()
 
-    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
-        """For each row of logits (B, T, V): the best token at each of the T positions, and its probability."""
-        return token_predictions(output, self.texts.tokenizer)
+    def answers(
+        self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
+    ) -> list[dict[str, Any]]:
+        """For each row the `text` with its mask tokens `filled`: for each one the likeliest `token` and `probability`.
+
+        A mask token past the end of what is read stays, and is None in `filled`. Where `top` is above 1, there are
+        the `probabilities` of the `top` likeliest tokens. One that continues a word (`##ing`) is joined to it.
+        """
+        tokenizer = self.texts.tokenizer
+        mask = tokenizer.id_to_token(self._mask_id)
+        assert mask is not None
+        answers: list[dict[str, Any]] = []
+        found = outputs_of_tokens(output, self._masks(encoded), batching)
+        for text, scores in zip(rows["text"], found, strict=True):
+            start, *rest = text.split(mask)
+            filled = [chosen("token", best) for best in likeliest_tokens(scores, tokenizer, top)][: len(rest)]
+            for token, following in zip(filled, rest, strict=False):
+                start = _joined(start, _spelled(tokenizer, token["token"])) + following
+            unread = rest[len(filled) :]
+            answers.append({"text": mask.join([start, *unread]), "filled": [*filled, *[None] * len(unread)]})
+        return answers
 
     def axes(self) -> dict[str, dict[int, str]]:
         return self.texts.axes()
@@ -172,6 +204,10 @@ class MaskedLm:
         self.texts.load_state_dict(state)
         self.token_counts = list(state["token_counts"])
         self._take_ids()
+
+    def _masks(self, encoded: Columns) -> list[np.ndarray]:
+        """The places of the mask tokens of each sample."""
+        return [np.flatnonzero(ids == self._mask_id) for ids in encoded["input_ids"]]
 
     def _take_ids(self) -> None:
         tokenizer = self.texts.tokenizer
@@ -206,3 +242,14 @@ class MaskedLm:
         result = ids.copy()
         result[chosen] = hidden
         return result
+
+
+def _joined(text: str, piece: str) -> str:
+    """`text` and the text of a token after it: "walk " and "##ing" are "walking"."""
+    return text.rstrip() + piece[2:] if piece.startswith("##") else text + piece
+
+
+def _spelled(tokenizer: Tokenizer, token: str) -> str:
+    """The text that a token stands for, without the space that some vocabularies keep in it."""
+    number = tokenizer.token_to_id(token)
+    return token if number is None else tokenizer.decode([number], skip_special_tokens=False).strip()

@@ -12,6 +12,7 @@ import torch
 
 from trainer.errors import ConfigError, explain
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target
+from trainer.task.answers import rounded
 from trainer.task.classes import Classes
 from trainer.task.fingerprint import fingerprint
 from trainer.task.texts import Texts
@@ -60,6 +61,9 @@ class MultilabelClassification:
     def columns(self) -> tuple[str, ...]:
         return ("text", "labels")
 
+    def reads(self) -> tuple[str, ...]:
+        return ("text",)
+
     def fingerprint(self) -> str:
         return fingerprint("multilabel_classification/1", *self.texts.key())
 
@@ -84,7 +88,10 @@ class MultilabelClassification:
             np.array(sorted({self.classes.index(label, position, "labels") for label in labels}), dtype=np.int32)
             for position, labels in enumerate(rows["labels"])
         ]
-        return {**self.texts.encode(rows["text"]), "labels": indices}
+        return {**self.encode_inputs(rows), "labels": indices}
+
+    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
+        return self.texts.encode(rows["text"])
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
         """Logs, beside what holds for all texts, how many labels those of each split have."""
@@ -101,8 +108,10 @@ class MultilabelClassification:
         target = np.zeros((len(rows["labels"]), len(self.classes.labels)), dtype=np.float32)
         for row, indices in enumerate(rows["labels"]):
             target[row, indices] = 1.0
-        inputs = self.texts.pooled_inputs(rows, batching)
-        return Batch(inputs, torch.from_numpy(target), len(target), tuple(draws.ids))
+        return Batch(self.inputs_of(rows, batching), torch.from_numpy(target), len(target), tuple(draws.ids))
+
+    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
+        return self.texts.pooled_inputs(encoded, batching)
 
     def facts(self) -> dict[str, Any]:
         """`class_counts` are the positives of each label in training."""
@@ -114,14 +123,21 @@ class MultilabelClassification:
 
         return multilabel_metrics(len(self.classes.labels), self.threshold)
 
-    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
-        """For each row of logits (B, C): the labels above `threshold` with their probabilities, highest first."""
+    def answers(
+        self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
+    ) -> list[dict[str, Any]]:
+        """For each row of logits (B, C): the `labels` above `threshold`, the likeliest first, and `probabilities`:
+
+        of those labels, and of the `top` likeliest where they are more.
+        """
         probabilities, order = output.float().sigmoid().sort(dim=-1, descending=True, stable=True)
         counts = (probabilities > self.threshold).sum(dim=-1).tolist()
-        return [
-            {"labels": [self.classes.labels[index] for index in indices[:count]], "probabilities": values[:count]}
-            for values, indices, count in zip(probabilities.tolist(), order.tolist(), counts, strict=True)
-        ]
+        answers: list[dict[str, Any]] = []
+        for values, indices, count in zip(probabilities.tolist(), order.tolist(), counts, strict=True):
+            shown = [self.classes.labels[index] for index in indices[: max(count, top)]]
+            found = dict(zip(shown, map(rounded, values), strict=False))
+            answers.append({"labels": shown[:count], "probabilities": found})
+        return answers
 
     def axes(self) -> dict[str, dict[int, str]]:
         return self.texts.axes()

@@ -42,6 +42,10 @@ class Layout:
             index[row, : len(positions)] = positions
         return torch.from_numpy(index)
 
+    def asked(self, wanted: Sequence[Ids]) -> dict[str, Tensor]:
+        """What asks a model for outputs at the `wanted` tokens of each sample alone; of padded ones it gives all."""
+        return {"output_index": self.index(wanted)} if self.packed else {}
+
     def outputs_at(self, wanted: Sequence[Ids], values: Sequence[Ids]) -> tuple[dict[str, Tensor], Tensor]:
         """What asks a model for outputs at the `wanted` tokens of each sample alone, and their targets, the `values`.
 

@@ -11,9 +11,10 @@ import torch
 
 from trainer.errors import ConfigError, explain
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target
+from trainer.task.answers import class_answers
 from trainer.task.classes import Classes
 from trainer.task.fingerprint import fingerprint
-from trainer.task.metrics import class_metrics, class_predictions
+from trainer.task.metrics import class_metrics
 from trainer.task.pairs import encode_pairs
 from trainer.task.texts import Texts
 from trainer.task.tokenization import unknown_id
@@ -59,6 +60,9 @@ class PairClassification:
     def columns(self) -> tuple[str, ...]:
         return ("text", "text_pair", "label")
 
+    def reads(self) -> tuple[str, ...]:
+        return ("text", "text_pair")
+
     def fingerprint(self) -> str:
         return fingerprint("pair_classification/1", *self.texts.key())
 
@@ -79,12 +83,16 @@ class PairClassification:
         return max(self.texts.tokenizer.encode("a", "b").type_ids) + 1
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:
-        """Columns `input_ids`, `token_type_ids` where there are two types, `label` (class), `truncated`, `unknown`.
+        """The columns of `encode_inputs` and `label` (class).
 
         Raises:
             RowError: A label was never seen in training.
         """
         classes = [self.classes.index(label, position) for position, label in enumerate(rows["label"])]
+        return {**self.encode_inputs(rows), "label": classes}
+
+    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
+        """Columns `input_ids`, `token_type_ids` where there are two types, `truncated`, `unknown`."""
         tokenizer = self.texts.tokenizer
         unknown = unknown_id(tokenizer)
         encoded = encode_pairs(tokenizer, rows["text"], rows["text_pair"], self.texts.max_length)
@@ -92,7 +100,6 @@ class PairClassification:
             "input_ids": [ids for ids, _, _ in encoded],
             "truncated": [truncated for _, _, truncated in encoded],
             "unknown": [0 if unknown is None else int((ids == unknown).sum()) for ids, _, _ in encoded],
-            "label": classes,
         }
         if self.num_token_types > 1:
             columns["token_type_ids"] = [types for _, types, _ in encoded]
@@ -106,7 +113,10 @@ class PairClassification:
 
     def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
         target = torch.from_numpy(np.array(rows["label"], dtype=np.int64))
-        return Batch(self.texts.pooled_inputs(rows, batching), target, len(target), tuple(draws.ids))
+        return Batch(self.inputs_of(rows, batching), target, len(target), tuple(draws.ids))
+
+    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
+        return self.texts.pooled_inputs(encoded, batching)
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -120,9 +130,11 @@ class PairClassification:
         """Accuracy, and F1 averaged over the classes so that rare ones count as much as frequent ones."""
         return class_metrics(len(self.classes.labels))
 
-    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
-        """For each row of logits (B, C): the label and its probability."""
-        return class_predictions(output, self.classes.labels)
+    def answers(
+        self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
+    ) -> list[dict[str, Any]]:
+        """For each row of logits (B, C): the `label` and its `probability`, and the `probabilities` of the best."""
+        return class_answers(output, self.classes.labels, top)
 
     def axes(self) -> dict[str, dict[int, str]]:
         return self.texts.axes(*["token_type_ids"] * (self.num_token_types > 1))

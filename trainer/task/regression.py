@@ -23,7 +23,7 @@ class Regression:
     """Text in, V numbers out.
 
     Targets are standardized by the training split, and the loss is that of standardized values; metrics and
-    predictions are in the user's units. An exported graph gives standardized values, and `values.json` beside it the
+    answers are in the user's units. An exported graph gives standardized values, and `values.json` beside it the
     way back.
 
     Args:
@@ -44,6 +44,9 @@ class Regression:
     def columns(self) -> tuple[str, ...]:
         return ("text", "value")
 
+    def reads(self) -> tuple[str, ...]:
+        return ("text",)
+
     def fingerprint(self) -> str:
         return fingerprint("regression/1", *self.texts.key())
 
@@ -62,7 +65,10 @@ class Regression:
         Raises:
             RowError: A row has another number of values than training, or one that is not finite.
         """
-        return {**self.texts.encode(rows["text"]), "value": self.values.encode(rows["value"])}
+        return {**self.encode_inputs(rows), "value": self.values.encode(rows["value"])}
+
+    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
+        return self.texts.encode(rows["text"])
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
         return self.texts.check(encoded)
@@ -72,7 +78,10 @@ class Regression:
 
     def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
         target = self.values.target(rows["value"])
-        return Batch(self.texts.pooled_inputs(rows, batching), target, len(target), tuple(draws.ids))
+        return Batch(self.inputs_of(rows, batching), target, len(target), tuple(draws.ids))
+
+    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
+        return self.texts.pooled_inputs(encoded, batching)
 
     def facts(self) -> dict[str, Any]:
         return {**self.texts.facts(), **self.values.facts()}
@@ -80,8 +89,10 @@ class Regression:
     def metrics(self) -> MetricCollection:
         return self.values.metrics()
 
-    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
-        return self.values.predictions(output)
+    def answers(
+        self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
+    ) -> list[dict[str, Any]]:
+        return self.values.answers(output)
 
     def axes(self) -> dict[str, dict[int, str]]:
         return self.texts.axes()

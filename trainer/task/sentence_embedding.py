@@ -111,6 +111,9 @@ class SentenceEmbedding:
         """The roles of the texts that are read."""
         return _TEXTS["pairs"] if self.evaluate_pairs else _TEXTS[self.supervision]
 
+    def reads(self) -> tuple[str, ...]:
+        return ("text",)
+
     def columns(self) -> tuple[str, ...]:
         return (*self.roles, "score") if self.supervision == "scored" else self.roles
 
@@ -137,13 +140,16 @@ class SentenceEmbedding:
         Raises:
             RowError: A score is not finite.
         """
-        columns: dict[str, list[Any]] = {}
-        for role in self.roles:
+        columns = self.encode_inputs(rows)
+        for role in self.roles[1:]:
             found = self.texts.encode(rows[role])
             columns |= {name: found[source] for name, source in _columns(role).items()}
         if self.supervision == "scored":
             columns["similarity"] = self._similarities(rows["score"])
         return columns
+
+    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
+        return self.texts.encode(rows["text"])
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
         """Logs what `Texts.check` does for each role, and where similarities are not -1 and 1 alone."""
@@ -168,12 +174,15 @@ class SentenceEmbedding:
     def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
         views = [rows[name] for name in self._views(draws.training)]
         samples = [sample[row] for row in range(len(draws.ids)) for sample in views]
-        inputs = self.texts.pooled_inputs({"input_ids": samples}, batching)
+        inputs = self.inputs_of({"input_ids": samples}, batching)
         if self.supervision == "scored":
             target = torch.from_numpy(np.array(rows["similarity"], dtype=np.float32))
         else:
             target = torch.tensor(draws.ids, dtype=torch.int64)[:, None].repeat(1, len(views))
         return Batch(inputs, target, len(target), tuple(draws.ids))
+
+    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
+        return self.texts.pooled_inputs(encoded, batching)
 
     def facts(self) -> dict[str, Any]:
         return {**self.texts.facts(), "num_outputs": self.dim, "num_train": self.num_train}
@@ -188,7 +197,9 @@ class SentenceEmbedding:
             return uniformity_metric()
         return retrieval_metrics(negatives=self.supervision == "triplets")
 
-    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
+    def answers(
+        self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
+    ) -> list[dict[str, Any]]:
         """For each row of vectors (B, D) the `embedding`, numbers."""
         return [{"embedding": row} for row in output.float().tolist()]
 

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target
+from trainer.task.answers import class_answers
 from trainer.task.classes import Classes
 from trainer.task.fingerprint import fingerprint
-from trainer.task.metrics import class_metrics, class_predictions
+from trainer.task.metrics import class_metrics
 from trainer.task.table import Table
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class TabularClassification:
     def columns(self) -> tuple[str, ...]:
         return ("features", "label")
 
+    def reads(self) -> tuple[str, ...]:
+        return ("features",)
+
     def fingerprint(self) -> str:
         return fingerprint("tabular_classification/1", *self.table.key())
 
@@ -60,7 +64,10 @@ class TabularClassification:
             RowError: A label was never seen in training, or a cell does not fit its column.
         """
         classes = [self.classes.index(label, position) for position, label in enumerate(rows["label"])]
-        return {**self.table.encode(rows["features"]), "label": classes}
+        return {**self.encode_inputs(rows), "label": classes}
+
+    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
+        return self.table.encode(rows["features"])
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
         return self.table.check(encoded)
@@ -70,7 +77,10 @@ class TabularClassification:
 
     def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
         target = torch.from_numpy(np.array(rows["label"], dtype=np.int64))
-        return Batch(self.table.inputs(rows), target, len(target), tuple(draws.ids))
+        return Batch(self.inputs_of(rows, batching), target, len(target), tuple(draws.ids))
+
+    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
+        return self.table.inputs(encoded)
 
     def facts(self) -> dict[str, Any]:
         return {**self.table.facts(), **self.classes.facts(), "num_train": sum(self.classes.counts)}
@@ -79,9 +89,11 @@ class TabularClassification:
         """Accuracy, and F1 averaged over the classes so that rare ones count as much as frequent ones."""
         return class_metrics(len(self.classes.labels))
 
-    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
-        """For each row of logits (B, C): the label and its probability."""
-        return class_predictions(output, self.classes.labels)
+    def answers(
+        self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
+    ) -> list[dict[str, Any]]:
+        """For each row of logits (B, C): the `label` and its `probability`, and the `probabilities` of the best."""
+        return class_answers(output, self.classes.labels, top)
 
     def axes(self) -> dict[str, dict[int, str]]:
         return self.table.axes()

@@ -23,7 +23,7 @@ class TabularRegression:
     """Columns of numbers and categories in, V numbers out.
 
     Targets are standardized by the training split, and the loss is that of standardized values; metrics and
-    predictions are in the user's units. An exported graph gives standardized values, and `values.json` beside it the
+    answers are in the user's units. An exported graph gives standardized values, and `values.json` beside it the
     way back.
 
     Args:
@@ -40,6 +40,9 @@ class TabularRegression:
 
     def columns(self) -> tuple[str, ...]:
         return ("features", "value")
+
+    def reads(self) -> tuple[str, ...]:
+        return ("features",)
 
     def fingerprint(self) -> str:
         return fingerprint("tabular_regression/1", *self.table.key())
@@ -59,7 +62,10 @@ class TabularRegression:
         Raises:
             RowError: A row has another number of values than training, one is not finite, or a cell does not fit.
         """
-        return {**self.table.encode(rows["features"]), "value": self.values.encode(rows["value"])}
+        return {**self.encode_inputs(rows), "value": self.values.encode(rows["value"])}
+
+    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
+        return self.table.encode(rows["features"])
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
         return self.table.check(encoded)
@@ -69,7 +75,10 @@ class TabularRegression:
 
     def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
         target = self.values.target(rows["value"])
-        return Batch(self.table.inputs(rows), target, len(target), tuple(draws.ids))
+        return Batch(self.inputs_of(rows, batching), target, len(target), tuple(draws.ids))
+
+    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
+        return self.table.inputs(encoded)
 
     def facts(self) -> dict[str, Any]:
         return {**self.table.facts(), **self.values.facts()}
@@ -77,8 +86,10 @@ class TabularRegression:
     def metrics(self) -> MetricCollection:
         return self.values.metrics()
 
-    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
-        return self.values.predictions(output)
+    def answers(
+        self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
+    ) -> list[dict[str, Any]]:
+        return self.values.answers(output)
 
     def axes(self) -> dict[str, dict[int, str]]:
         return self.table.axes()

@@ -11,8 +11,9 @@ import numpy as np
 
 from trainer.errors import RowError, explain
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target
+from trainer.task.answers import outputs_of_tokens
 from trainer.task.classes import Classes
-from trainer.task.entities import has_prefixes
+from trainer.task.entities import entity_spans, has_prefixes
 from trainer.task.fingerprint import fingerprint
 from trainer.task.texts import Texts
 
@@ -55,8 +56,11 @@ class TokenClassification:
     def columns(self) -> tuple[str, ...]:
         return ("words", "tags")
 
+    def reads(self) -> tuple[str, ...]:
+        return ("words",)
+
     def fingerprint(self) -> str:
-        return fingerprint("token_classification/1", *self.texts.key())
+        return fingerprint("token_classification/2", *self.texts.key())
 
     def fit(self, train: Dataset) -> None:
         """Takes the tags and their counts, over all words, from the training split, and learns the vocabulary.
@@ -71,28 +75,39 @@ class TokenClassification:
         self._choose_monitor()
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:
-        """Columns `input_ids`, `truncated`, `unknown`, and of the words with an output:
-
-        `first` (the place of each one's first token), `tags` (classes); `cut` counts the words without.
+        """The columns of `encode_inputs` and `tags` (classes) of the words with an output.
 
         Raises:
             RowError: There are no words, or not as many tags, or a tag was never seen in training.
         """
-        for position, (words, tags) in enumerate(zip(rows["words"], rows["tags"], strict=True)):
-            if not len(words):
-                raise RowError(position, "words", explain("words", "must be at least one", value=list(words)))
+        columns = self.encode_inputs(rows)
+        columns["tags"] = []
+        for position, (words, tags, read) in enumerate(zip(rows["words"], rows["tags"], columns["read"], strict=True)):
             if len(words) != len(tags):
                 problem = f"must be one for each of the {len(words)} words"
                 raise RowError(position, "tags", explain("tags", problem, value=list(tags)))
-        encodings = self.texts.tokenizer.encode_batch([list(words) for words in rows["words"]], is_pretokenized=True)
-        columns: dict[str, list[Any]] = {"first": [], "tags": [], "cut": []}
-        for position, (encoding, tags) in enumerate(zip(encodings, rows["tags"], strict=True)):
-            first = {word: place for place, word in reversed([*enumerate(encoding.word_ids)]) if word is not None}
-            places = sorted(first.items())
-            columns["first"].append(np.array([place for _, place in places], dtype=np.int32))
-            classes = [self.classes.index(tags[word], position, "tags") for word, _ in places]
+            classes = [self.classes.index(tags[word], position, "tags") for word in read]
             columns["tags"].append(np.array(classes, dtype=np.int32))
-            columns["cut"].append(len(tags) - len(places))
+        return columns
+
+    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
+        """Columns `input_ids`, `truncated`, `unknown`, and of the words with an output:
+
+        `read` (which words they are), `first` (the place of each one's first token); `cut` counts the words without.
+
+        Raises:
+            RowError: There are no words.
+        """
+        for position, words in enumerate(rows["words"]):
+            if not len(words):
+                raise RowError(position, "words", explain("words", "must be at least one", value=list(words)))
+        encodings = self.texts.tokenizer.encode_batch([list(words) for words in rows["words"]], is_pretokenized=True)
+        columns: dict[str, list[Any]] = {"read": [], "first": [], "cut": []}
+        for words, encoding in zip(rows["words"], encodings, strict=True):
+            first = {word: place for place, word in reversed([*enumerate(encoding.word_ids)]) if word is not None}
+            columns["read"].append(np.array(sorted(first), dtype=np.int32))
+            columns["first"].append(np.array([first[word] for word in sorted(first)], dtype=np.int32))
+            columns["cut"].append(len(words) - len(first))
         return {**self.texts.columns(encodings), **columns}
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
@@ -115,6 +130,11 @@ class TokenClassification:
         inputs = {**self.texts.inputs(rows, layout), **wanted}
         return Batch(inputs, target, len(rows["input_ids"]), tuple(draws.ids))
 
+    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
+        """Packed: outputs at the words alone are asked for."""
+        layout = self.texts.lay_out(encoded["input_ids"], batching)
+        return {**self.texts.inputs(encoded, layout), **layout.asked(encoded["first"])}
+
     def facts(self) -> dict[str, Any]:
         return {**self.texts.facts(), **self.classes.facts(), "output_level": "token"}
 
@@ -135,9 +155,23 @@ class TokenClassification:
             metrics["macro_f1"] = TagF1(len(tags))
         return MetricCollection(metrics)
 
-    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
-        """For each row of logits (B, T, C): the best tag at each of the T positions, those of no word included."""
-        return [{"tags": [self.classes.labels[number] for number in row]} for row in output.argmax(dim=-1).tolist()]
+    def answers(
+        self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
+    ) -> list[dict[str, Any]]:
+        """For each row the `words` and their `tags`, None for a word that is not read.
+
+        Where tags mark entities, also these: the `type`, and the words from `start` to before `end`.
+        """
+        labels = self.classes.labels
+        answers: list[dict[str, Any]] = []
+        found = outputs_of_tokens(output, encoded["first"], batching)
+        for words, read, scores in zip(rows["words"], encoded["read"], found, strict=True):
+            tags: list[str | None] = [None] * len(words)
+            for word, number in zip(read.tolist(), scores.argmax(dim=-1).tolist(), strict=True):
+                tags[word] = labels[number]
+            answer = {"words": list(words), "tags": tags}
+            answers.append(answer | ({"entities": entity_spans(tags)} if has_prefixes(labels) else {}))
+        return answers
 
     def axes(self) -> dict[str, dict[int, str]]:
         return self.texts.axes()

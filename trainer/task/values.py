@@ -1,4 +1,4 @@
-"""What the tasks with numbers as targets share: standardizing them, metrics and predictions in the user's units."""
+"""What the tasks with numbers as targets share: standardizing them, metrics and answers in the user's units."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Values:
     """V numbers a sample, standardized by the means and standard deviations of the training split.
 
     Outputs and targets (B, V) are standardized, so a loss weighs every value alike, whatever its unit, and so does the
-    output of an exported graph; predictions and metrics are in the user's units.
+    output of an exported graph; answers and metrics are in the user's units.
 
     Attributes:
         mean: The mean of each value in training.
@@ -94,7 +94,7 @@ class Values:
 
         return regression_metrics(self.std)
 
-    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
+    def answers(self, output: Tensor) -> list[dict[str, Any]]:
         """For each row of outputs (B, V) the `value` in the user's units: a number, or a list where V is above 1."""
         values = (output.cpu().double().numpy() * self.std + self.mean).tolist()
         return [{"value": row[0] if len(row) == 1 else row} for row in values]
