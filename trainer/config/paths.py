@@ -54,6 +54,6 @@ def _missing(key: str, value: Any, noun: str = "file or folder") -> Iterator[str
         path = Path(given).expanduser()
         if not path.exists():
             names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-            similar = get_close_matches(path.name, names, n=1, cutoff=0.5)
+            similar = get_close_matches(path.name, names, n=1)
             remedy = f"Did you mean {path.parent / similar[0]}" if similar else f"Paths are relative to {Path.cwd()}"
             yield explain(key, f"no such {noun}", remedy, value=given)
