@@ -54,15 +54,24 @@ def beam(
         num_return: Continuations, at most `num_beams`.
         stop: Strings that end the text.
     """
-    settings = {
-        "min_new_tokens": min_new_tokens,
-        "repetition_penalty": repetition_penalty,
-        "no_repeat_ngram": no_repeat_ngram,
-    }
     if num_beams == 1:
-        return greedy(reader, prompt, max_new_tokens=max_new_tokens, stop=stop, **settings)
+        return greedy(
+            reader,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            repetition_penalty=repetition_penalty,
+            no_repeat_ngram=no_repeat_ngram,
+            stop=stop,
+        )
+    processors = constraints(
+        prompt,
+        repetition_penalty=repetition_penalty,
+        no_repeat_ngram=no_repeat_ngram,
+        min_new_tokens=min_new_tokens,
+    )
     search = Search(Ending(prompt, max_new_tokens, stop), num_beams, length_penalty, early_stopping)
-    return search.run(reader, constraints(prompt, **settings), _best)[:num_return]
+    return search.run(reader, processors, _best)[:num_return]
 
 
 def _best(scores: Tensor, count: int) -> Tensor:

@@ -45,23 +45,20 @@ def beam_sample(
         temperature, top_k, top_p, seed: As in `sample`; two tokens at least stay possible for each beam, so that one
             is left beside the end-of-text token.
     """
-    settings = {
-        "min_new_tokens": min_new_tokens,
-        "repetition_penalty": repetition_penalty,
-        "no_repeat_ngram": no_repeat_ngram,
-    }
     if num_beams == 1:
         return sample(
             reader,
             prompt,
             max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            no_repeat_ngram=no_repeat_ngram,
             num_return=num_return,
             seed=seed,
             stop=stop,
-            **settings,
         )
     generator = torch.Generator(prompt.ids.device).manual_seed(seed)
 
@@ -69,7 +66,12 @@ def beam_sample(
         return torch.multinomial(scores.softmax(dim=-1), count, generator=generator)
 
     processors = [
-        *constraints(prompt, **settings),
+        *constraints(
+            prompt,
+            repetition_penalty=repetition_penalty,
+            no_repeat_ngram=no_repeat_ngram,
+            min_new_tokens=min_new_tokens,
+        ),
         *narrowing(temperature=temperature, top_k=top_k, top_p=top_p, keep=2),
     ]
     search = Search(Ending(prompt, max_new_tokens, stop), num_beams, length_penalty, early_stopping)

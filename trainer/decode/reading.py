@@ -35,7 +35,7 @@ def open_reader(model: nn.Module) -> Reader:
 def cached_step(model: Any, input_ids: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
     """The model's step, its output turned into scores where the loss does that (see `trainer.targets.scored`)."""
     output, cache = model.step(input_ids, cache)
-    scoring = getattr(model, "scoring", None)
+    scoring: Any = getattr(model, "scoring", None)
     return (output if scoring is None else scoring.scores(output)), cache
 
 
@@ -49,8 +49,8 @@ class CachedReader:
         model: Has `empty_cache` and `step`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model: Any = model
+    def __init__(self, model: Any) -> None:
+        self._model = model
         self._cache: Cache = self._model.empty_cache(1)
 
     def read(self, input_ids: Tensor) -> Tensor:

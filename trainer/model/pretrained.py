@@ -187,7 +187,7 @@ class Pretrained(nn.Module):
         seen, total = cache[0].shape[2], cache[0].shape[2] + input_ids.shape[1]
         positions = torch.arange(seen, total, device=input_ids.device)
         allowed = positions[:, None] >= torch.arange(total, device=input_ids.device)
-        past = DynamicCache(zip(cache[::2], cache[1::2], strict=True))
+        past: Any = DynamicCache(zip(cache[::2], cache[1::2], strict=True))
         hidden = self.base(
             input_ids=input_ids,
             position_ids=positions[None],
