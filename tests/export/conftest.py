@@ -60,6 +60,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
         model,
         ToyTask(),
         drawing_batches,
+        drawing_batches,
         {"step": 930, "weights": "ema"},
         formats=["onnx", "torchscript"],
         tolerance=1e-4,

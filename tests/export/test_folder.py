@@ -59,14 +59,14 @@ def test_json_is_strict(tmp_path: Path) -> None:
 def test_description(tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
     path.write_bytes(b"abc")
-    assert describe(path) == {"file": "labels.json", "bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
+    assert describe(path, tmp_path) == {"file": "labels.json", "bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
 
 
 def test_what_the_manifest_describes_is_verified(tmp_path: Path) -> None:
     for name in ("model.onnx", "weights.bin", "labels.json"):
         (tmp_path / name).write_text(name)
-    artifact = {**describe(tmp_path / "model.onnx"), "beside": [describe(tmp_path / "weights.bin")]}
-    content = {"artifacts": {"onnx": artifact}, "files": [describe(tmp_path / "labels.json")]}
+    artifact = {**describe(tmp_path / "model.onnx", tmp_path), "beside": [describe(tmp_path / "weights.bin", tmp_path)]}
+    content = {"artifacts": {"onnx": artifact}, "files": [describe(tmp_path / "labels.json", tmp_path)]}
     write_json(tmp_path / "manifest.json", content)
     assert verify(tmp_path) == {"model.onnx": "", "weights.bin": "", "labels.json": ""}
 

@@ -8,11 +8,11 @@ import torch
 import trainer.export.onnx as exporter
 from tests.export.conftest import Published
 from tests.export.toy import ToyModel, ToyTask
-from trainer.export.cases import traced_inputs
+from trainer.export.subject import Subject
 
 
 def test_graph_has_readable_axes(published: Published) -> None:
-    _, inputs, outputs = exporter.load_onnx(published.folder / "model.onnx")
+    _, inputs, outputs = exporter.open_session(published.folder / "model.onnx")
     assert inputs == {"input_ids": ["batch", "sequence"], "attention_mask": ["batch", "sequence"]}
     assert outputs == {"output": ["batch", 3]}
 
@@ -26,15 +26,14 @@ def test_graph_is_valid_and_holds_no_path_of_this_machine(published: Published) 
 
 def test_large_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporter, "_PROTOBUF_LIMIT", 1)
-    task, model, path = ToyTask(), ToyModel().eval(), tmp_path / "model.onnx"
+    subject, path = Subject(ToyModel(), ToyTask()), tmp_path / "model.onnx"
     with torch.no_grad():
-        program = exporter.capture(model, traced_inputs(task), task.axes(), task.axis_limits())
-        assert exporter.write_onnx(program, path, task.axes()) >= 18
+        assert exporter.write_onnx(path, subject)["opset"] >= 18
         assert sorted(each.name for each in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
         moved = tmp_path / "published"
         tmp_path.joinpath("published").mkdir()
         for each in ("model.onnx", "model.onnx.data"):
             (tmp_path / each).rename(moved / each)
-        forward, *_ = exporter.load_onnx(moved / "model.onnx")
-        inputs = task.example({"batch": 5, "sequence": 9}, np.random.default_rng(3))
-        torch.testing.assert_close(forward(inputs), model(**inputs), atol=1e-5, rtol=0)
+        forward, *_ = exporter.open_session(moved / "model.onnx")
+        inputs = subject.task.example({"batch": 5, "sequence": 9}, np.random.default_rng(3))
+        torch.testing.assert_close(forward(inputs), subject.model(**inputs), atol=1e-5, rtol=0)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from tests.export.conftest import Published
 from tests.export.toy import ToyModel, ToyTask
 from trainer.errors import ProofError
-from trainer.export.cases import Case, forward_of, proof_cases, traced_inputs
+from trainer.export.cases import Case
 from trainer.export.isolation import silence
-from trainer.export.onnx import OUTPUT, load_onnx
+from trainer.export.onnx import OUTPUT, open_session
 from trainer.export.proof import (
     difference,
     prove_cases,
@@ -21,6 +21,7 @@ from trainer.export.proof import (
     prove_output,
     turned_into_proof_error,
 )
+from trainer.export.subject import Subject
 from trainer.export.torchscript import Positional, load_torchscript, write_torchscript
 
 AXES = ToyTask().axes()
@@ -28,16 +29,19 @@ LIMITS = ToyTask().axis_limits()
 NAMES = tuple(AXES)
 
 
-@pytest.fixture(scope="module")
+with torch.no_grad():
+    SUBJECT = Subject(ToyModel(), ToyTask())
+
+
+@pytest.fixture
 def cases() -> list[Case]:
-    with torch.no_grad():
-        return proof_cases(ToyTask(), forward_of(ToyModel().eval()))
+    return SUBJECT.cases
 
 
 def trace(wrapper: nn.Module, path: Path) -> Path:
     """TorchScript of any module, as careless code would write it."""
     with silence():
-        torch.jit.trace(wrapper, tuple(traced_inputs(ToyTask()).values()), check_trace=False).save(str(path))
+        torch.jit.trace(wrapper, tuple(SUBJECT.traced.values()), check_trace=False).save(str(path))
     return path
 
 
@@ -81,7 +85,7 @@ def test_difference_of_shapes() -> None:
 def test_wrapper_left_in_training_mode(tmp_path: Path, cases: list[Case]) -> None:
     path = trace(Positional(ToyModel(), NAMES), tmp_path / "model.pt")
     with torch.no_grad(), pytest.raises(ProofError, match=r"must be PyTorch's"):
-        prove_cases("model.pt", load_torchscript(path, NAMES), cases, 1e-4)
+        prove_cases("model.pt", load_torchscript(path, SUBJECT)[0], cases, 1e-4)
 
 
 class MaskDropped(nn.Module):
@@ -97,7 +101,7 @@ class MaskDropped(nn.Module):
 
 def test_dropped_mask_in_torchscript(tmp_path: Path, cases: list[Case]) -> None:
     path = trace(MaskDropped().eval(), tmp_path / "model.pt")
-    forward = load_torchscript(path, NAMES)
+    forward = load_torchscript(path, SUBJECT)[0]
     with torch.no_grad():
         prove_cases("model.pt", forward, [case for case in cases if not case.padded], 1e-4)
         with pytest.raises(ProofError, match=r", padded \("):
@@ -106,9 +110,9 @@ def test_dropped_mask_in_torchscript(tmp_path: Path, cases: list[Case]) -> None:
 
 def test_unbroken_torchscript_is_proved(tmp_path: Path, cases: list[Case]) -> None:
     path = tmp_path / "model.pt"
-    write_torchscript(ToyModel().eval(), traced_inputs(ToyTask()), path)
+    write_torchscript(path, SUBJECT)
     with torch.no_grad():
-        tried = prove_cases("model.pt", load_torchscript(path, NAMES), cases, 1e-6)
+        tried = prove_cases("model.pt", load_torchscript(path, SUBJECT)[0], cases, 1e-6)
     assert [(row.sizes, row.padded) for row in tried] == [(case.sizes, case.padded) for case in cases]
 
 
@@ -126,7 +130,7 @@ def test_dropped_mask_in_onnx(tmp_path: Path, published: Published, cases: list[
         graph.node.insert(0, onnx.helper.make_node("Equal", ["attention_mask", "attention_mask"], ["all"]))
         graph.node.insert(1, onnx.helper.make_node("Cast", ["all"], ["ones"], to=onnx.TensorProto.INT64))
 
-    forward, *_ = load_onnx(edited(published, tmp_path / "model.onnx", drop))
+    forward, *_ = open_session(edited(published, tmp_path / "model.onnx", drop))
     prove_cases("model.onnx", forward, [case for case in cases if not case.padded], 1e-4)
     with pytest.raises(ProofError, match=r", padded \("):
         prove_cases("model.onnx", forward, cases, 1e-4)
@@ -151,7 +155,7 @@ def test_frozen_and_tied_dimensions_in_onnx(
             else:
                 dimension.dim_param = size
 
-    _, inputs, _ = load_onnx(edited(published, tmp_path / "model.onnx", freeze))
+    _, inputs, _ = open_session(edited(published, tmp_path / "model.onnx", freeze))
     with pytest.raises(ProofError, match=message):
         prove_inputs("model.onnx", inputs, AXES, LIMITS)
 
@@ -161,13 +165,13 @@ def test_graph_that_runs_at_one_shape_alone(tmp_path: Path, published: Published
         for each in graph.input:
             each.type.tensor_type.shape.dim[0].dim_value = 2
 
-    forward, *_ = load_onnx(edited(published, tmp_path / "model.onnx", freeze))
+    forward, *_ = open_session(edited(published, tmp_path / "model.onnx", freeze))
     with pytest.raises(ProofError, match=r"^model\.onnx: fails at batch=1, sequence=1, without padding: .*invalid dim"):
         prove_cases("model.onnx", forward, cases, 1e-4)
 
 
 def test_whole_graph_is_proved(published: Published, cases: list[Case]) -> None:
-    forward, inputs, outputs = load_onnx(published.folder / "model.onnx")
+    forward, inputs, outputs = open_session(published.folder / "model.onnx")
     prove_inputs("model.onnx", inputs, AXES, LIMITS)
     prove_output("model.onnx", outputs[OUTPUT], cases)
     prove_cases("model.onnx", forward, cases, 1e-5)

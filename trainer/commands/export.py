@@ -48,6 +48,7 @@ def export_trained(trained: Trained, export: dict[str, Any], split: str) -> list
         scored(merged(trained.job, trained.model), trained.loss).cpu(),
         trained.task,
         lambda: split_batches(trained, split, "padded"),
+        lambda: split_batches(trained, "train", "padded"),
         trained.provenance | {"split": split},
     )
     return artifacts
@@ -64,6 +65,8 @@ def show_artifacts(console: Console, artifacts: list[Artifact]) -> None:
         [[a.path.name, a.num_bytes, a.largest_difference, a.agreement, a.metric, a.pytorch_metric] for a in artifacts],
     )
     timings = artifacts[0].timings
+    if not timings:
+        return
     table(
         console,
         "milliseconds a call on this CPU, medians",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +11,14 @@ import torch
 from torch import nn
 
 from trainer.errors import ConfigError, ProofError, explain
-from trainer.export.candidate import FILES, Candidate, export_candidate, files_of
-from trainer.export.cases import Forward, forward_of, proof_cases, timed_inputs
+from trainer.export.cases import timed_inputs
 from trainer.export.companions import GOLDEN, PREDICT, manifest, write_companions, write_golden
-from trainer.export.evaluation import evaluate
-from trainer.export.folder import MANIFEST, describe, publish_files, staging, write_json
+from trainer.export.folder import MANIFEST, describe, files_of, publish_files, staging, write_json
+from trainer.export.formats import FORMATS
+from trainer.export.gate import Verdict, judge
 from trainer.export.isolation import random_state_kept
+from trainer.export.proof import Limits
+from trainer.export.subject import Subject
 from trainer.export.timing import Timing, measure
 from trainer.protocols import Batch, Task
 
@@ -30,9 +30,9 @@ class Artifact:
     """A published artifact.
 
     Attributes:
-        name: Its format, `onnx` or `torchscript`.
-        path: Its file.
-        num_bytes: Its size.
+        name: Its format, a key of `FORMATS`.
+        path: Its file or folder.
+        num_bytes: The size of all its files.
         largest_difference: Of any output from PyTorch's, over all shapes tried and the evaluation split.
         agreement: Share of equal decisions on the evaluation split; None where an output decides nothing.
         metric: The task's metric on the evaluation split.
@@ -55,13 +55,14 @@ def publish(
     model: nn.Module,
     task: Task,
     batches: Callable[[], Iterable[Batch]],
+    training: Callable[[], Iterable[Batch]],
     provenance: dict[str, Any],
     *,
     formats: list[Literal["onnx", "torchscript"]],
     tolerance: float,
     metric_budget: float,
 ) -> list[Artifact]:
-    """Writes `model` in each of `formats`, proves each file equal to it and publishes what is proved.
+    """Writes `model` in each of `formats`, proves each equal to it and publishes what is proved.
 
     Beside the artifacts lie the task's own files, golden inputs and outputs, `predict.py` where they classify
     texts, and `manifest.json`, written last. The caller's model and all global generators stay as they are.
@@ -72,10 +73,11 @@ def publish(
         model: On the CPU in float32, in any mode.
         task: Gives example inputs, their axes, metrics and files.
         batches: The evaluation split, padded, with targets.
+        training: The training split, padded, which some formats measure ranges on.
         provenance: Where the weights come from, for the manifest (JSON).
-        formats: What to write.
-        tolerance: Largest absolute difference of an output from the model's.
-        metric_budget: How much of the task's metric an artifact may lose.
+        formats: What to write, keys of `FORMATS`.
+        tolerance: Largest absolute difference of an output of an exact format from the model's.
+        metric_budget: How much of the task's metric an artifact may lose, as in `Limits`.
 
     Raises:
         ConfigError: A limit is negative.
@@ -84,78 +86,50 @@ def publish(
     _check(tolerance=tolerance, metric_budget=metric_budget)
     if not formats:
         return []
-    candidates: list[Candidate] = []
-    artifacts: list[Artifact] = []
-    failures: list[ProofError] = []
-    settings = {"provenance": provenance, "tolerance": tolerance, "metric_budget": metric_budget}
+    limits = Limits(tolerance, metric_budget)
+    chosen = [FORMATS[name] for name in dict.fromkeys(formats)]
     with random_state_kept(), torch.no_grad(), staging(folder) as stage:
-        pytorch = forward_of(_frozen_copy(model))
-        cases = proof_cases(task, pytorch)  # before exporting: nothing that an exporter does can reach them
-        exported = _frozen_copy(model)
-        for name in dict.fromkeys(formats):
-            with _collected(failures):
-                candidates.append(export_candidate(name, stage, exported, task, cases, tolerance))
-        if candidates:
-            artifacts = _finish(stage, folder, candidates, pytorch, task, batches(), settings, failures)
-        for name in {*formats}.difference(artifact.name for artifact in artifacts):
-            for path in files_of(stage, name):
-                path.unlink()
-        publish_files(stage, folder, known=[*FILES.values(), GOLDEN, PREDICT])
-    if failures:
-        raise ProofError(*(message for failure in failures for message in failure.messages)) from failures[0]
+        subject = Subject(model, task, training)
+        verdict = judge(chosen, stage, subject, batches, limits)
+        timings = _finish(stage, subject, verdict, {"provenance": provenance, **asdict(limits)})
+        artifacts = _artifacts(stage, folder, verdict, task.monitor, timings)
+        publish_files(stage, folder, known=[*(format.path for format in FORMATS.values()), GOLDEN, PREDICT])
+    if verdict.failures:
+        messages = [message for failure in verdict.failures for message in failure.messages]
+        raise ProofError(*messages) from verdict.failures[0]
     return artifacts
 
 
-def _finish(
-    stage: Path,
-    folder: Path,
-    candidates: list[Candidate],
-    pytorch: Forward,
-    task: Task,
-    batches: Iterable[Batch],
-    settings: dict[str, Any],
-    failures: list[ProofError],
-) -> list[Artifact]:
-    """Proves the candidates on real data and, where any holds, writes what lies beside it, the manifest last."""
-    values, first = evaluate(batches, pytorch, task.metrics(), [candidate.comparison for candidate in candidates])
-    proved = []
-    for candidate in candidates:
-        with _collected(failures):
-            candidate.prove_scores(values, task, settings["metric_budget"])
-            proved.append(candidate)
-    if not proved:
+def _finish(stage: Path, subject: Subject, verdict: Verdict, settings: dict[str, Any]) -> list[Timing]:
+    """Writes what lies beside the artifacts, the manifest last; nothing where none is proved."""
+    if not verdict.proved:
         return []
-    forwards = {"pytorch": pytorch, **{candidate.name: candidate.forward for candidate in proved}}
-    timings = measure(forwards, timed_inputs(task), seconds=_TIMING_SECONDS)
-    write_golden(stage / GOLDEN, first, pytorch)
-    companions = [stage / GOLDEN, *write_companions(stage, task, list(forwards))]
-    content = manifest(stage, task, proved, values, timings, settings)
-    write_json(stage / MANIFEST, {**content, "files": [describe(path) for path in companions]})
+    assert verdict.first is not None
+    programs = {each.format.name: each.forward for each in verdict.proved if each.format.timed}
+    forwards = {"pytorch": subject.pytorch, **programs}
+    timings = measure(forwards, timed_inputs(subject.task), seconds=_TIMING_SECONDS) if programs else []
+    write_golden(stage / GOLDEN, verdict.first, subject.pytorch)
+    names = [each.format.name for each in verdict.proved]
+    companions = [stage / GOLDEN, *write_companions(stage, subject.task, names)]
+    content = manifest(stage, subject.task, verdict.proved, verdict.metrics, timings, settings)
+    write_json(stage / MANIFEST, {**content, "files": [describe(path, stage) for path in companions]})
+    return timings
+
+
+def _artifacts(stage: Path, folder: Path, verdict: Verdict, monitor: str, timings: list[Timing]) -> list[Artifact]:
     return [
         Artifact(
-            name=candidate.name,
-            path=folder / FILES[candidate.name],
-            num_bytes=content["artifacts"][candidate.name]["bytes"],
+            name=candidate.format.name,
+            path=folder / candidate.format.path,
+            num_bytes=sum(path.stat().st_size for path in files_of(stage, candidate.format.path)),
             largest_difference=candidate.largest_difference,
             agreement=candidate.comparison.agreement,
-            metric=candidate.comparison.values()[task.monitor],
-            pytorch_metric=values[task.monitor],
+            metric=candidate.comparison.values()[monitor],
+            pytorch_metric=verdict.metrics[monitor],
             timings=timings,
         )
-        for candidate in proved
+        for candidate in verdict.proved
     ]
-
-
-@contextmanager
-def _collected(failures: list[ProofError]) -> Iterator[None]:
-    try:
-        yield
-    except ProofError as failure:
-        failures.append(failure)
-
-
-def _frozen_copy(model: nn.Module) -> nn.Module:
-    return deepcopy(model).eval().requires_grad_(False)
 
 
 def _check(**limits: float) -> None:

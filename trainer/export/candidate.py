@@ -1,38 +1,34 @@
 """One format of a model on its way to being published."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from trainer.export.cases import Case, Forward, traced_inputs
+from trainer.export.cases import Forward
 from trainer.export.evaluation import Comparison
-from trainer.export.onnx import OUTPUT, capture, load_onnx, write_onnx
-from trainer.export.proof import Tried, prove_cases, prove_inputs, prove_metric, prove_output, turned_into_proof_error
-from trainer.export.torchscript import load_torchscript, write_torchscript
+from trainer.export.formats import Format, Variant
+from trainer.export.proof import Limits, Tried, prove_cases, prove_metric, turned_into_proof_error
+from trainer.export.subject import Subject
 from trainer.protocols import Task
-
-FILES = {"onnx": "model.onnx", "torchscript": "model.torchscript.pt"}
-"""The file of each format."""
 
 _EXPORT_REMEDY = "Keep input sizes symbolic in forward (no int() of a size, no loop over it), or leave out this format"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An artifact, loaded from its staged file.
+    """A format in one of its variants, loaded from what was staged.
 
     Attributes:
-        name: The format.
+        format: The format.
+        variant: How it was written.
         forward: The artifact.
-        tried: The shapes it agreed at.
+        tried: The shapes it was run at.
         comparison: With PyTorch on real data; empty until the evaluation split has been run.
-        details: What the manifest says of this format alone.
+        details: What the manifest says of this artifact alone.
     """
 
-    name: str
+    format: Format
+    variant: Variant
     forward: Forward
     tried: list[Tried]
     comparison: Comparison
@@ -52,7 +48,7 @@ class Candidate:
         if self.comparison.failure is not None:
             raise self.comparison.failure
         prove_metric(
-            FILES[self.name],
+            self.format.path,
             task.monitor,
             pytorch[task.monitor],
             self.comparison.values()[task.monitor],
@@ -61,41 +57,19 @@ class Candidate:
         )
 
 
-def export_candidate(
-    name: str, stage: Path, model: nn.Module, task: Task, cases: Sequence[Case], tolerance: float
-) -> Candidate:
-    """Writes one format into `stage`, loads it afresh and proves it at the shapes of `cases`.
+def make_candidate(format: Format, variant: Variant, stage: Path, subject: Subject, limits: Limits) -> Candidate:
+    """Writes a format into `stage` in one way, loads it afresh and proves it at the shapes of the subject's cases.
 
     Raises:
         ProofError: It cannot be written, loaded or run, a dimension is frozen, or an output differs.
     """
-    write_and_load = {"onnx": _onnx, "torchscript": _torchscript}[name]
-    forward, details = write_and_load(stage / FILES[name], model, task, cases)
-    tried = prove_cases(FILES[name], forward, cases, tolerance)
-    return Candidate(
-        name, forward, tried, Comparison(FILES[name], forward, task.metrics(), tolerance, task.target), details
-    )
-
-
-def files_of(stage: Path, name: str) -> list[Path]:
-    """The files of one format: the main one, then what it needs beside it."""
-    return sorted(stage.glob(f"{FILES[name]}*"))
-
-
-def _onnx(path: Path, model: nn.Module, task: Task, cases: Sequence[Case]) -> tuple[Forward, dict[str, Any]]:
-    axes, limits = task.axes(), task.axis_limits()
-    with turned_into_proof_error(path.name, "cannot be exported", _EXPORT_REMEDY):
-        opset = write_onnx(capture(model, traced_inputs(task), axes, limits), path, axes)
-    with turned_into_proof_error(path.name, "cannot be loaded", _EXPORT_REMEDY):
-        forward, inputs, outputs = load_onnx(path)
-    prove_inputs(path.name, inputs, axes, limits)
-    prove_output(path.name, outputs[OUTPUT], cases)
-    return forward, {"opset": opset, "output": {"name": OUTPUT, "shape": outputs[OUTPUT]}}
-
-
-def _torchscript(path: Path, model: nn.Module, task: Task, cases: Sequence[Case]) -> tuple[Forward, dict[str, Any]]:
-    inputs = traced_inputs(task)
-    with turned_into_proof_error(path.name, "cannot be exported", _EXPORT_REMEDY):
-        write_torchscript(model, inputs, path)
-    with turned_into_proof_error(path.name, "cannot be loaded", _EXPORT_REMEDY):
-        return load_torchscript(path, tuple(inputs)), {"inputs": list(inputs)}
+    path = stage / format.path
+    with turned_into_proof_error(format.path, "cannot be exported", _EXPORT_REMEDY):
+        details = variant.write(path, subject)
+    with turned_into_proof_error(format.path, "cannot be loaded", _EXPORT_REMEDY):
+        forward, declared = format.load(path, subject)
+    tolerance = limits.of(exact=format.exact)
+    tried = prove_cases(format.path, forward, subject.cases, tolerance)
+    task = subject.task
+    comparison = Comparison(format.path, forward, task.metrics(), tolerance, task.target)
+    return Candidate(format, variant, forward, tried, comparison, {**details, **declared})

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.export.candidate import Candidate, files_of
+from trainer.export.candidate import Candidate
 from trainer.export.cases import BATCH, Forward, traced_inputs
-from trainer.export.folder import describe
+from trainer.export.folder import describe, files_of
 from trainer.export.timing import Timing
 from trainer.protocols import Batch, Task
 
@@ -55,7 +55,7 @@ def manifest(
     axes = task.axes()
     return {
         "manifest_version": 1,
-        "formats": [candidate.name for candidate in proved],
+        "formats": [candidate.format.name for candidate in proved],
         **settings,
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in ("torch", "onnx", "onnxruntime")},
@@ -69,16 +69,18 @@ def manifest(
         },
         "axes": {BATCH: [1, None], **{axis: list(limits) for axis, limits in task.axis_limits().items()}},
         "metrics": dict(pytorch),
-        "artifacts": {candidate.name: _entry(stage, candidate) for candidate in proved},
+        "artifacts": {candidate.format.name: _entry(stage, candidate) for candidate in proved},
         "timings": {"threads": torch.get_num_threads(), "rows": [asdict(timing) for timing in timings]},
     }
 
 
 def _entry(stage: Path, candidate: Candidate) -> dict[str, Any]:
-    main, *beside = (describe(path) for path in files_of(stage, candidate.name))
+    main, *beside = (describe(path, stage) for path in files_of(stage, candidate.format.path))
     return {
         **main,
         **({"beside": beside} if beside else {}),
+        "exact": candidate.format.exact,
+        "variant": candidate.variant.name,
         **candidate.details,
         "largest_difference": candidate.largest_difference,
         "decision_agreement": candidate.comparison.agreement,

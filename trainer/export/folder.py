@@ -29,27 +29,47 @@ def staging(folder: Path) -> Iterator[Path]:
 
 
 def publish_files(stage: Path, folder: Path, *, known: Sequence[str]) -> None:
-    """Moves every file of `stage` into `folder`; `manifest.json` goes first and comes last.
+    """Moves all of `stage` into `folder`; `manifest.json` goes first and comes last.
 
     So a folder with a manifest is complete, and one without is not to be used.
 
     Args:
-        stage: Files, no folders.
+        stage: Files and folders.
         folder: Where they replace those of the same name.
-        known: Names that an earlier call may have left in `folder` and that are removed.
+        known: Names that an earlier call may have left in `folder` and that are removed, as by `remove`.
     """
     (folder / MANIFEST).unlink(missing_ok=True)
     for name in known:
-        (folder / name).unlink(missing_ok=True)
+        remove(folder, name)
     for path in sorted(stage.iterdir(), key=lambda path: path.name == MANIFEST):
         os.replace(path, folder / path.name)
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """`file`, `bytes` and `sha256` of a file."""
+def files_of(folder: Path, name: str) -> list[Path]:
+    """The files of an artifact: the main one, then what it needs beside it, which has its name and one more suffix.
+
+    Of an artifact that is a folder all its files, the largest first.
+    """
+    main = folder / name
+    if main.is_dir():
+        files = [path for path in sorted(main.rglob("*")) if path.is_file()]
+        return sorted(files, key=lambda path: -path.stat().st_size)
+    return [main, *sorted(folder.glob(f"{name}.*"))]
+
+
+def remove(folder: Path, name: str) -> None:
+    """Removes an artifact, a file or a folder, and what it needs beside it, as far as they are there."""
+    if (folder / name).is_dir():
+        shutil.rmtree(folder / name)
+    for path in files_of(folder, name):
+        path.unlink(missing_ok=True)
+
+
+def describe(path: Path, folder: Path) -> dict[str, Any]:
+    """`file` (its path in `folder`), `bytes` and `sha256` of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
+    return {"file": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": digest}
 
 
 def verify(folder: Path) -> dict[str, str]:
@@ -72,7 +92,7 @@ def verify(folder: Path) -> dict[str, str]:
 
 def _fault(folder: Path, written: Mapping[str, Any]) -> str:
     try:
-        found = describe(folder / written["file"])
+        found = describe(folder / written["file"], folder)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

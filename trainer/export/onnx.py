@@ -6,11 +6,12 @@ from typing import Any
 
 import onnxruntime
 import torch
-from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch import Tensor
 
-from trainer.export.cases import BATCH, Forward
+from trainer.export.cases import Forward
 from trainer.export.isolation import silence
+from trainer.export.proof import prove_inputs, prove_output
+from trainer.export.subject import Subject
 
 OUTPUT = "output"
 _PROTOBUF_LIMIT = 2_000_000_000  # bytes in one file; beyond it the weights go to a file of their own
@@ -19,28 +20,15 @@ Dimensions = dict[str, list[int | str | None]]
 """The shape of each input or output of a graph; a string is a symbolic size."""
 
 
-def capture(
-    model: nn.Module,
-    inputs: dict[str, Tensor],
-    axes: Mapping[str, Mapping[int, str]],
-    limits: Mapping[str, tuple[int, int]],
-) -> ExportedProgram:
-    """One program for every format that is made of one; `axes` stay symbolic within `limits`."""
-    dims: dict[str, Any] = {BATCH: Dim(BATCH, min=1)}
-    for axis, (low, high) in limits.items():
-        # An axis of one size is no axis, and torch refuses to make a Dim of it.
-        dims[axis] = Dim(axis, min=low, max=high) if low < high else None
-    shapes = {name: {place: dims[axis] for place, axis in axes[name].items()} for name in inputs}
-    with silence():
-        return torch.export.export(model, (), inputs, dynamic_shapes=shapes)
-
-
-def write_onnx(program: ExportedProgram, path: Path, axes: Mapping[str, Mapping[int, str]]) -> int:
+def write_onnx(path: Path, subject: Subject) -> dict[str, Any]:
     """Writes the graph with the input names of the model, the axis names of the task and one output, `output`.
 
+    Weights of 2 GB and more, which are too large for one file, go to `<path>.data`.
+
     Returns:
-        The version of the operator set.
+        `opset`, the version of the operator set.
     """
+    axes, program = subject.task.axes(), subject.program
     with silence():
         # Names instead of Dims: the program has its dimensions already, these only give them readable names.
         exported = torch.onnx.export(
@@ -56,10 +44,22 @@ def write_onnx(program: ExportedProgram, path: Path, axes: Mapping[str, Mapping[
             node.metadata_props.clear()  # stack traces: paths of this machine, half the size of a small graph
         weights = sum(tensor.nbytes for tensor in program.state_dict.values())
         exported.save(str(path), external_data=weights >= _PROTOBUF_LIMIT)
-    return int(exported.model.opset_imports[""])
+    return {"opset": int(exported.model.opset_imports[""])}
 
 
-def load_onnx(path: Path) -> tuple[Forward, Dimensions, Dimensions]:
+def load_onnx(path: Path, subject: Subject) -> tuple[Forward, dict[str, Any]]:
+    """The graph in a session of its own, and its output; its declared dimensions are those of the task.
+
+    Raises:
+        ProofError: An input is another one, or a dimension is frozen.
+    """
+    forward, inputs, outputs = open_session(path)
+    prove_inputs(path.name, inputs, subject.task.axes(), subject.task.axis_limits())
+    prove_output(path.name, outputs[OUTPUT], subject.cases)
+    return forward, {"output": {"name": OUTPUT, "shape": outputs[OUTPUT]}}
+
+
+def open_session(path: Path) -> tuple[Forward, Dimensions, Dimensions]:
     """The model in a fresh CPU session with as many threads as torch has, and its inputs' and outputs' dimensions."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

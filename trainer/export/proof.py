@@ -21,6 +21,23 @@ _ROUNDING = 1e-6  # of a metric: float32 rounding; one changed decision of a mil
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What an artifact may differ by.
+
+    Attributes:
+        tolerance: Largest absolute difference of an output from PyTorch's, of exact formats.
+        metric_budget: What the task's metric may lose: absolute for metrics up to 1, relative to PyTorch's beyond.
+    """
+
+    tolerance: float
+    metric_budget: float
+
+    def of(self, *, exact: bool) -> float:
+        """The tolerance of a format; of one that is not exact any difference is recorded, none refused."""
+        return self.tolerance if exact else inf
+
+
+@dataclass(frozen=True)
 class Tried:
     """One shape an artifact agreed at.
 
@@ -121,13 +138,17 @@ def difference(
 def prove_metric(
     artifact: str, metric: str, expected: float, got: float, *, higher_is_better: bool | None, budget: float
 ) -> None:
-    """The artifact's metric is at most `budget` worse than PyTorch's; further off, where neither side is better."""
+    """The artifact's metric is at most `budget` worse than PyTorch's; further off, where neither side is better.
+
+    Beyond a metric of 1 the budget is a share of it, as of a perplexity.
+    """
     if np.isnan(expected) and np.isnan(got):
         return
     gain = got - expected
     loss = abs(gain) if higher_is_better is None else -gain if higher_is_better else gain
-    if not loss <= budget + _ROUNDING * max(1.0, abs(expected)):
-        problem = f"{metric} over the evaluation split must be within {budget:g} of PyTorch's {expected:.9g}"
+    scale = max(1.0, abs(expected))
+    if not loss <= (budget + _ROUNDING) * scale:
+        problem = f"{metric} over the evaluation split must be within {budget * scale:g} of PyTorch's {expected:.9g}"
         remedy = "The file is removed; export.metric_budget is the loss allowed"
         raise ProofError(explain(artifact, problem, remedy, value=got))
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trainer.export.cases import Forward
 from trainer.export.isolation import silence
+from trainer.export.subject import Subject
 
 
 class Positional(nn.Module):
@@ -25,18 +26,25 @@ class Positional(nn.Module):
         return output
 
 
-def write_torchscript(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
-    """Traces the model at `inputs`; the module it writes takes them in that order, without names."""
+def write_torchscript(path: Path, subject: Subject) -> dict[str, Any]:
+    """Traces the model; the module it writes takes the inputs in a fixed order, without names.
+
+    Returns:
+        `inputs`, that order.
+    """
+    names = tuple(subject.traced)
     # A new module is in training mode, and the trace would write that mode down.
-    wrapper = Positional(model, tuple(inputs)).eval()
+    wrapper = Positional(subject.model, names).eval()
     with silence():
         # What check_trace looks at, one shape in this process, the proof does at many shapes of the loaded file.
         trace: Any = torch.jit.trace
-        trace(wrapper, tuple(inputs.values()), check_trace=False).save(str(path))
+        trace(wrapper, tuple(subject.traced.values()), check_trace=False).save(str(path))
+    return {"inputs": list(names)}
 
 
-def load_torchscript(path: Path, names: tuple[str, ...]) -> Forward:
-    """The module, loaded afresh; `names` in the order it was traced with."""
+def load_torchscript(path: Path, subject: Subject) -> tuple[Forward, dict[str, Any]]:
+    """The module, loaded afresh; a traced graph declares no dimensions."""
+    names = tuple(subject.traced)
     with silence():
         load: Any = torch.jit.load
         module = load(str(path), map_location="cpu")
@@ -45,4 +53,4 @@ def load_torchscript(path: Path, names: tuple[str, ...]) -> Forward:
         output: Tensor = module(*(inputs[name] for name in names))
         return output
 
-    return forward
+    return forward, {}
