@@ -79,6 +79,7 @@ def test_every_part(name: str, folder: Path, tmp_path: Path, figure: Figure) -> 
 
 
 AUGMENTED = "task.augment={crop:1,flip:0.5,rotate:10,cutout:3}"
+MIXED = "task.augment={crop:1,mixup:0.2,cutmix:1.0,mix_prob:0.8}"
 IMAGES = {
     "convnet": ["model=convnet"],
     "resnet, workers, accumulation": ["model=resnet", "loader.workers=2", "train.accumulate=2"],
@@ -91,3 +92,11 @@ IMAGES = {
 def test_augmented_images(name: str, folder: Path, tmp_path: Path, figure: Figure) -> None:
     source = ["task=image_classification", "data=idx", f"data.folder={folder}/idx", f"data.cache_dir={folder}/cache"]
     check(tmp_path / "whole", [*source, *IMAGES[name], AUGMENTED], figure)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
+def test_mixed_images(loss: str, folder: Path, tmp_path: Path, figure: Figure) -> None:
+    source = ["task=image_classification", "data=idx", f"data.folder={folder}/idx", f"data.cache_dir={folder}/cache"]
+    feeding = ["loader.workers=2", "train.accumulate=2"]
+    check(tmp_path / "whole", [*source, "model=convnet", MIXED, f"loss={loss}", *feeding], figure)

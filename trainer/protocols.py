@@ -61,10 +61,11 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-Target = Literal["class", "multi_hot", "values", "views", "similarity"]
+Target = Literal["class", "shares", "multi_hot", "values", "views", "similarity"]
 """What a target is, and the output that it is compared with:
 
 * `class`: int64 (...,), output (..., C);
+* `shares`: of each class, at least 0 and 1 in all, float32 (B, C), output (B, C);
 * `multi_hot`: 0 or 1, float32 (B, C), output (B, C);
 * `values`: float32 (B, V), output (B, V);
 * `views`: int64 (B, K), the sample's number: the output (B * K, D) has K vectors of each sample, sample by sample, the
@@ -138,6 +139,13 @@ class Task(Stateful, Protocol):
     """The glue of a kind of job, from columns of raw data to metrics and answers.
 
     `state_dict` is JSON: what was learnt from the training split (labels, tokenizer).
+
+    Where it has them, these are used too:
+
+    * `train_target`: the `Target` of the batches that are trained on, where evaluation has another;
+    * `shares_by`: the task's keys that make it `shares` where one is above 0, a tuple of literals that is read before
+      torch is loaded;
+    * `further(draws)`: rows of the split that samples want besides their own; `collate` gets them behind the samples.
     """
 
     monitor: str

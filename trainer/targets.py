@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from trainer.errors import DataError, RowError, explain
 from trainer.protocols import Batch, Loss
 
+_ROUNDING = 1e-4
+"""Of the sum of a row of shares, by which it may miss 1."""
+
 
 def count_targets(loss: Loss, batch: Batch) -> float:
     """How many terms the loss of a batch on the host has; its targets are checked first.
@@ -56,6 +59,14 @@ def check_classes(target: Tensor, num_classes: int | None, ignore_index: int) ->
     wrong = (target < 0) | (target >= num_classes) if num_classes is not None else target < 0
     allowed = f"must be a class in 0 ... {num_classes - 1}" if num_classes is not None else "must be a class, 0 or more"
     _refuse(target, wrong & (target != ignore_index), f"{allowed}, or {ignore_index} to be left out")
+
+
+def check_shares(target: Tensor, num_classes: int | None) -> None:
+    """Raises RowError unless `target` is floating (B, `num_classes`), no entry below 0 and 1 in each row."""
+    _check_table(target, num_classes, "the share of each class")
+    _refuse(target, ~(target >= 0), "must be shares of at least 0")
+    total = target.sum(dim=1)
+    _refuse(total, ~((total - 1).abs() <= _ROUNDING), "must be shares that sum to 1 in each row")
 
 
 def check_multi_hot(target: Tensor, num_outputs: int | None, ignore_index: int) -> None:

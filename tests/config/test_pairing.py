@@ -58,3 +58,21 @@ def test_a_model_that_gives_one_output_a_sample_is_no_tagger() -> None:
 
     assert fault.startswith("model: gives an output for each sample, the task needs one for each token, got 'Linear'. ")
     assert {"text_encoder", "decoder"} <= set(fault.partition("These fit: ")[2].rstrip(".").split(", "))
+
+
+def mixed(loss: str, **augment: float) -> list[str]:
+    task = {"_target_": "trainer.task.image_classification.ImageClassification", "augment": augment}
+    return list(faults({"loss": {"_target_": loss}, "task": task}, OWN))
+
+
+def test_a_task_that_mixes_images_needs_a_loss_over_shares() -> None:
+    dice, focal = "trainer.loss.dice.Dice", "trainer.loss.focal.Focal"
+
+    assert mixed(dice) == mixed(dice, mixup=0.0, mix_prob=1.0) == mixed(focal, mixup=0.2, cutmix=1) == []
+    assert mixed(dice, mixup=0.2, cutmix=1.0) == [
+        "loss: takes class or multi_hot targets, the task has shares by task.augment.mixup and task.augment.cutmix, "
+        "got 'Dice'. These fit: cross_entropy, focal, poly."
+    ]
+    # What fits in training must fit in evaluation, too.
+    (fault,) = mixed("trainer.loss.mse.Mse", cutmix=1.0)[:1]
+    assert fault.startswith("loss: takes values targets, the task has class, got 'Mse'. These fit: cross_entropy, ")

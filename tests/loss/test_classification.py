@@ -183,8 +183,8 @@ def test_weights_of_another_number_of_classes(loss):
 def test_rows_that_are_ignored_are_zero_everywhere():
     logits, target = logits_and_targets()
     rows = class_rows(logits, target, torch.tensor(WEIGHTS), 0.1, -100)
-    assert [field.shape for field in rows] == [(64,)] * 3
-    for field in rows:
+    assert [field.shape for field in rows[:3]] == [(64,)] * 3
+    for field in rows[:3]:
         assert not field[::7].any()
     assert torch.equal(rows.weight[1:7], torch.tensor(WEIGHTS)[target[1:7]].double())
 

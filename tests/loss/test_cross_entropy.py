@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, RowError
 from trainer.loss.cross_entropy import CrossEntropy
 
 COUNTS = [50, 30, 0, 15, 5]
@@ -92,3 +92,47 @@ def test_all_faults_come_together():
     with pytest.raises(ConfigError) as error:
         CrossEntropy([1.0, -1.0], 2.0, -100, [3, 4, 5])
     assert [message.split(":")[0] for message in error.value.messages] == ["weight", "weight", "label_smoothing"]
+
+
+def shares_of(rows: int = 64, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """The shares of two classes in each row, (B, 5); in some rows of one alone."""
+    generator = torch.Generator().manual_seed(11)
+    first, second = torch.randint(5, (2, rows), generator=generator)
+    share = torch.rand(rows, generator=generator, dtype=torch.float64).masked_fill(torch.arange(rows) % 5 == 0, 1.0)
+    zeros = torch.zeros(rows, 5, dtype=torch.float64)
+    both = zeros.scatter_add(1, first[:, None], share[:, None]).scatter_add(1, second[:, None], 1 - share[:, None])
+    return both.to(dtype)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weight", [None, WEIGHTS])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shares_are_torchs_probabilities(dtype, weight, label_smoothing):
+    logits, shares = logits_and_targets(dtype=dtype)[0], shares_of(dtype=dtype)
+    loss = CrossEntropy(weight, label_smoothing, -100, COUNTS)
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+
+    value = loss(ours, shares)
+    factors = None if weight is None else torch.tensor(weight, dtype=dtype)
+    expected = F.cross_entropy(theirs, shares, factors, reduction="sum", label_smoothing=label_smoothing)
+    value.backward()
+    expected.backward()
+
+    digits = torch.finfo(dtype).eps
+    assert value.dtype == dtype
+    assert math.isclose(value.item(), expected.item(), rel_tol=8 * digits)
+    assert torch.allclose(ours.grad, theirs.grad, rtol=16 * digits, atol=8 * digits)
+    mean = F.cross_entropy(theirs, shares, factors, label_smoothing=label_smoothing)
+    assert math.isclose((value / loss.num_targets(shares)).item(), mean.item(), rel_tol=8 * digits)
+
+
+def test_shares_are_counted_by_rows_and_checked():
+    loss = CrossEntropy(None, 0.0, -100, [3, 4])
+
+    assert loss.num_targets(torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]])).item() == 3
+    loss.check(torch.tensor([[0.3, 0.7]]))
+    for wrong in ([[0.5, 0.6]], [[1.5, -0.5]], [[math.nan, 1.0]], [[0.5, 0.25, 0.25]]):
+        with pytest.raises(RowError, match=r"shares|share of each class"):
+            loss.check(torch.tensor(wrong))
+    with pytest.raises(ValueError, match=r"an output \(1, 3\) and shares \(1, 2\) do not fit"):
+        loss(torch.zeros(1, 3), torch.tensor([[0.5, 0.5]]))

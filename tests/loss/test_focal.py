@@ -237,3 +237,32 @@ def test_alpha_out_of_range(value):
 def test_label_smoothing_out_of_range():
     with pytest.raises(ConfigError, match=r"^label_smoothing: "):
         Focal(2.0, None, 1.0, -100)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("alpha", [None, 0.5, ALPHA])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_the_loss_of_shares_is_the_mean_over_the_classes(gamma, alpha, label_smoothing):
+    logits = logits_and_targets(rows=12)[0]
+    shares = torch.rand(logits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).softmax(dim=1)
+    loss = Focal(gamma, alpha, label_smoothing, -100, COUNTS, train_target="shares")
+    rows = zip(logits, shares, strict=True)
+    expected = sum(share * loss(row[None], torch.tensor([y])) for row, of in rows for y, share in enumerate(of))
+
+    loss.check(shares)
+    assert math.isclose(loss(logits, shares).item(), expected.item(), rel_tol=1e-12)
+    assert torch.autograd.gradcheck(lambda scores: loss(scores, shares), logits.requires_grad_())
+    assert loss.num_targets(shares).item() == 12
+
+
+def test_shares_of_one_class_are_that_class_in_float32_too():
+    logits, target = logits_and_targets(dtype=torch.float32)
+    target = target.clamp_min(0)
+    loss = Focal(0.5, None, 0.1, -100, COUNTS, train_target="shares")
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    value, expected = loss(ours, F.one_hot(target, 5).float()), loss(theirs, target)
+    value.backward()
+    expected.backward()
+
+    assert math.isclose(value.item(), expected.item(), rel_tol=1e-6)
+    assert torch.allclose(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)

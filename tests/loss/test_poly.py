@@ -93,3 +93,17 @@ def test_all_faults_come_together():
     with pytest.raises(ConfigError) as error:
         Poly(-2.0, "auto", -0.1, -100)
     assert [message.split(":")[0] for message in error.value.messages] == ["epsilon", "weight", "label_smoothing"]
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weight", [None, WEIGHTS])
+def test_the_loss_of_shares_is_the_mean_over_the_classes(weight, label_smoothing):
+    logits = logits_and_targets()[0].double()
+    shares = torch.rand(logits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).softmax(dim=1)
+    loss = Poly(2.0, weight, label_smoothing, -100, COUNTS)
+    rows = zip(logits, shares, strict=True)
+    expected = sum(share * loss(row[None], torch.tensor([y])) for row, of in rows for y, share in enumerate(of))
+
+    assert math.isclose(loss(logits, shares).item(), expected.item(), rel_tol=1e-12)
+    assert torch.autograd.gradcheck(lambda scores: loss(scores, shares[:6]), logits[:6].requires_grad_())
+    assert loss.num_targets(shares).item() == len(logits)

@@ -92,9 +92,9 @@ def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
     loss = make("loss", job.loss, **facts)
     _check_ignored(loss, task)
     kinds = getattr(loss, "targets", None)
-    if kinds is not None and task.target not in kinds:
-        problem = unfit_targets(kinds, task.target)
-        raise ConfigError(explain("loss", problem, value=job.loss["_target_"]))
+    for target in (task.target, getattr(task, "train_target", task.target)):
+        if kinds is not None and target not in kinds:
+            raise ConfigError(explain("loss", unfit_targets(kinds, target), value=job.loss["_target_"]))
     if not hasattr(loss, "num_targets"):
         problem = f"{job.loss['_target_']} has no num_targets: a loss is a sum, and says over how many targets"
         raise ConfigError(explain("loss", problem))

@@ -17,12 +17,13 @@ def unfit_targets(kinds: Collection[str], target: str) -> str:
 
 def faults(config: Mapping[str, Any], catalogue: Catalogue) -> Iterator[str]:
     """What does not fit, as far as the sources of our own parts tell."""
-    kinds, target = _attribute(config, "loss", "targets"), _attribute(config, "task", "target")
-    if kinds and target and target not in kinds:
-        fitting = [
-            option for option in catalogue.options("loss") if target in _read(catalogue, option, "targets", "loss")
-        ]
-        yield explain("loss", unfit_targets(kinds, target), f"These fit: {', '.join(fitting)}", value=_named(config))
+    kinds, targets = _attribute(config, "loss", "targets"), _targets(config)
+    for target, why in targets.items() if kinds else ():
+        if target not in kinds:
+            read = {option: _read(catalogue, option, "targets", "loss") for option in catalogue.options("loss")}
+            fitting = [option for option, taken in read.items() if {*targets} <= {*taken}]
+            problem = unfit_targets(kinds, f"{target}{why}")
+            yield explain("loss", problem, f"These fit: {', '.join(fitting)}", value=_named(config))
     reads, inputs = _attribute(config, "model", "inputs"), _attribute(config, "task", "inputs")
     if reads and inputs and inputs not in reads:
         fitting = [option for option in catalogue.options("model") if inputs in _read(catalogue, option, "inputs")]
@@ -34,6 +35,23 @@ def faults(config: Mapping[str, Any], catalogue: Catalogue) -> Iterator[str]:
         problem = f"gives an output for each {' or '.join(levels)}, the task needs one for each {level}"
         yield explain("model", problem, f"These fit: {', '.join(fitting)}", value=_named(config, "model"))
     yield from _causality(config)
+
+
+def _targets(config: Mapping[str, Any]) -> dict[str, str]:
+    """The kinds of targets of the task's batches, in evaluation and to train on, and what makes them so."""
+    target = _attribute(config, "task", "target")
+    keys = _attribute(config, "task", "shares_by") or ()
+    amounts = {key: _at(config["task"], key) for key in keys}
+    makers = [f"task.{key}" for key, amount in amounts.items() if isinstance(amount, int | float) and amount > 0]
+    found = {target: ""} if target else {}
+    return found | ({"shares": f" by {' and '.join(makers)}"} if makers else {})
+
+
+def _at(part: Any, key: str) -> Any:
+    """The value of a dotted key below a part; None where there is none."""
+    for name in key.split("."):
+        part = part.get(name) if isinstance(part, Mapping) else None
+    return part
 
 
 def _causality(config: Mapping[str, Any]) -> Iterator[str]:

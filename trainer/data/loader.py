@@ -55,8 +55,10 @@ class Batches(Dataset[Batch]):
         self.training = training
 
     def __getitem__(self, part: MicroBatch) -> Batch:
-        rows = columns(self.rows[list(part.ids)])
-        return self.task.collate(rows, Draws(self.seed, part.epoch, part.ids, self.training), self.batching)
+        draws = Draws(self.seed, part.epoch, part.ids, self.training, len(self.rows))
+        further = getattr(self.task, "further", None)
+        wanted = [] if further is None else further(draws)
+        return self.task.collate(columns(self.rows[[*part.ids, *wanted]]), draws, self.batching)
 
 
 class TrainLoader:

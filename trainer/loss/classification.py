@@ -11,6 +11,10 @@ Smoothing spreads the share e of the target over all classes (Szegedy et al. 201
 the weights enter its term as they do in torch. Focusing multiplies what smoothing and weights made, and looks at the
 probability of the target itself. gamma = 0, epsilon = 0 and e = 0 are the plain cross entropy, to the bit.
 
+A target may also be shares s of the classes, as of two images that were mixed. Its loss is then the mean of the loss
+over the classes, weighted by their shares: sum_y s[y] * loss(y). For the cross entropy that is torch's own with
+probabilities.
+
 A target equal to `ignore_index` is left out: its row adds nothing to the value, to the gradient or to the count.
 
 Normalisation: a loss is the sum over the rows, and `num_targets` counts the targets that are not ignored. It is not
@@ -41,33 +45,40 @@ from torch import Tensor
 
 from trainer.errors import ConfigError, explain
 from trainer.loss.surprise import surprise_and_spread
+from trainer.targets import check_classes, check_shares
 
 Weights = Sequence[float] | Literal["auto", "effective_number"] | None
 _BETA = 0.999
 
 
 class ClassRows(NamedTuple):
-    """What is known of each row, (B,), 0 where it is ignored.
+    """What is known of each row, (B,), 0 where it is ignored; of targets that are shares, of each class, (B, C).
 
     Attributes:
         surprise: -log p[y].
         weight: w[y].
         cross_entropy: H, weighted and smoothed.
+        shares: (B, C), where the targets are shares.
     """
 
     surprise: Tensor
     weight: Tensor
     cross_entropy: Tensor
+    shares: Tensor | None = None
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of a loss's values, of the shape of the others: shape ()."""
+        return (values if self.shares is None else self.shares * values).sum()
 
 
 def class_rows(
     output: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float, ignore_index: int
 ) -> ClassRows:
-    """The rows of logits (..., C) with targets (...,), flattened.
+    """The rows of logits (..., C) with targets (...,), flattened, or of logits (B, C) with shares (B, C).
 
     Args:
         output: Logits (..., C).
-        target: Classes (...,), or `ignore_index`.
+        target: Classes (...,), or `ignore_index`; or, floating, shares.
         weight: Class weights (C,), or None.
         label_smoothing: In [0, 1).
         ignore_index: The target that is left out.
@@ -75,10 +86,11 @@ def class_rows(
     Raises:
         ValueError: The shapes do not fit.
     """
+    if target.is_floating_point():
+        return _share_rows(output, target, weight, label_smoothing)
     logits, classes = flatten(output, target)
     num_classes = logits.shape[1]
-    if weight is not None and weight.shape != (num_classes,):
-        raise ValueError(f"{weight.numel()} class weights for an output of {num_classes} classes")
+    _check_weights(weight, num_classes)
     ignored = classes == ignore_index
     classes = classes.masked_fill(ignored, 0)
     surprise, spread = surprise_and_spread(logits, classes, weight, spread=label_smoothing > 0)
@@ -90,6 +102,25 @@ def class_rows(
         share = label_smoothing / num_classes
         cross_entropy = (1 - label_smoothing) * cross_entropy + share * spread.masked_fill(ignored, 0)
     return ClassRows(surprise, of_target, cross_entropy)
+
+
+def _share_rows(output: Tensor, shares: Tensor, weight: Tensor | None, label_smoothing: float) -> ClassRows:
+    if output.ndim != 2 or output.shape != shares.shape:
+        found = f"an output {tuple(output.shape)} and shares {tuple(shares.shape)}"
+        raise ValueError(f"{found} do not fit: both are (B, C)")
+    _check_weights(weight, output.shape[1])
+    surprise = -at_least_float32(output).log_softmax(dim=1)
+    of_class = torch.ones_like(surprise) if weight is None else weight.to(surprise.dtype).expand_as(surprise)
+    cross_entropy = of_class * surprise
+    if label_smoothing > 0:
+        spread = label_smoothing / output.shape[1] * cross_entropy.sum(dim=1, keepdim=True)
+        cross_entropy = (1 - label_smoothing) * cross_entropy + spread
+    return ClassRows(surprise, of_class, cross_entropy, shares)
+
+
+def _check_weights(weight: Tensor | None, num_classes: int) -> None:
+    if weight is not None and weight.shape != (num_classes,):
+        raise ValueError(f"{weight.numel()} class weights for an output of {num_classes} classes")
 
 
 def flatten(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,6 +143,21 @@ def at_least_float32(output: Tensor) -> Tensor:
 def count_targets(target: Tensor, ignore_index: int) -> Tensor:
     """How many entries of `target` are not ignored: int64, shape (), without a host sync."""
     return (target != ignore_index).sum()
+
+
+def count_rows(target: Tensor, ignore_index: int) -> Tensor:
+    """How many targets are not ignored, classes (...,) or rows of shares (B, C): int64, shape ()."""
+    if target.is_floating_point():
+        return torch.full((), len(target), dtype=torch.int64, device=target.device)
+    return count_targets(target, ignore_index)
+
+
+def check_class_targets(target: Tensor, num_classes: int | None, ignore_index: int) -> None:
+    """Raises RowError unless the targets are classes, or shares of them."""
+    if target.is_floating_point():
+        check_shares(target, num_classes)
+    else:
+        check_classes(target, num_classes, ignore_index)
 
 
 def class_weights(weights: Weights, class_counts: Sequence[int] | None) -> Tensor | None:

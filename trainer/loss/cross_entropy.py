@@ -8,19 +8,19 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from trainer.loss.classification import (
+    check_class_targets,
     class_rows,
     class_weights,
-    count_targets,
+    count_rows,
     label_smoothing_faults,
     num_classes_of,
     refuse,
     weight_faults,
 )
-from trainer.targets import check_classes
 
 
 class CrossEntropy(nn.Module):
-    """Cross entropy of logits (..., C) with classes (...,): torch's with `reduction="sum"`.
+    """Cross entropy of logits (..., C) with classes (...,) or shares (B, C): torch's with `reduction="sum"`.
 
     Weights, label smoothing and ignored targets combine as `trainer.loss.classification` says; the divisor of a step,
     `num_targets`, counts targets and not their weights.
@@ -37,7 +37,7 @@ class CrossEntropy(nn.Module):
         ConfigError: A value is out of range, or `weight` does not fit the classes.
     """
 
-    targets: ClassVar[tuple[str, ...]] = ("class",)
+    targets: ClassVar[tuple[str, ...]] = ("class", "shares")
     weight: Tensor | None
 
     def __init__(
@@ -62,12 +62,13 @@ class CrossEntropy(nn.Module):
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """The sum over the targets: shape (), float32 (float64 for float64 logits)."""
-        return class_rows(output, target, self.weight, self.label_smoothing, self.ignore_index).cross_entropy.sum()
+        rows = class_rows(output, target, self.weight, self.label_smoothing, self.ignore_index)
+        return rows.total(rows.cross_entropy)
 
     def num_targets(self, target: Tensor) -> Tensor:
         """How many targets are not ignored: int64, shape ()."""
-        return count_targets(target, self.ignore_index)
+        return count_rows(target, self.ignore_index)
 
     def check(self, target: Tensor) -> None:
-        """Raises RowError unless the targets are classes."""
-        check_classes(target, self.num_classes, self.ignore_index)
+        """Raises RowError unless the targets are classes or shares."""
+        check_class_targets(target, self.num_classes, self.ignore_index)

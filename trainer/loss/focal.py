@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 from trainer.errors import ConfigError, explain
 from trainer.loss.classification import (
+    check_class_targets,
     class_rows,
     class_weights,
+    count_rows,
     count_targets,
     label_smoothing_faults,
     not_negative_faults,
@@ -20,7 +22,7 @@ from trainer.loss.classification import (
     weight_faults,
 )
 from trainer.loss.multilabel import ignore_index_faults, label_entries, positive_shares, smoothed
-from trainer.targets import check_classes, check_multi_hot
+from trainer.targets import check_multi_hot
 
 _LABEL_ALPHA = 0.25
 
@@ -30,8 +32,9 @@ class Focal(nn.Module):
 
     Lin et al. 2017, https://arxiv.org/abs/1708.02002, eq. 5. What the target is decides between two forms:
 
-    Classes, logits (..., C) and int64 (...,): p is the softmax, a target is a row. The cross entropy is the weighted,
-    smoothed one of `trainer.loss.classification` with alpha for its weights; gamma 0 is `CrossEntropy` to the bit.
+    Classes, logits (..., C) and int64 (...,) or shares (B, C): p is the softmax, a target is a row. The cross entropy
+    is the weighted, smoothed one of `trainer.loss.classification` with alpha for its weights; gamma 0 is `CrossEntropy`
+    to the bit.
 
     Several labels, logits (B, C) and float (B, C) of 0 and 1: p is the sigmoid, a target is an entry. The cross
     entropy is the smoothed one of `trainer.loss.multilabel` with the weights alpha for positives and 1 - alpha for
@@ -50,12 +53,13 @@ class Focal(nn.Module):
         class_counts: Training targets of each class, or positives of each label, where the task counts them.
         num_outputs: C, where it is known.
         num_train: Training samples, where they are known.
+        train_target: What a floating target is: `shares`, or else labels.
 
     Raises:
         ConfigError: A value is out of range, or `alpha` does not fit the classes.
     """
 
-    targets: ClassVar[tuple[str, ...]] = ("class", "multi_hot")
+    targets: ClassVar[tuple[str, ...]] = ("class", "shares", "multi_hot")
     alpha: Tensor | None
     label_alpha: Tensor | None
 
@@ -68,6 +72,7 @@ class Focal(nn.Module):
         class_counts: list[int] | None = None,
         num_outputs: int | None = None,
         num_train: int | None = None,
+        train_target: str | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes_of(class_counts, num_outputs)
@@ -81,6 +86,7 @@ class Focal(nn.Module):
             self.register_buffer("alpha", class_weights(alpha, class_counts), persistent=False)
         self.register_buffer("label_alpha", self._positive_share(alpha, class_counts, num_train), persistent=False)
         self.gamma = gamma
+        self.floats_are_labels = train_target != "shares"
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
 
@@ -98,7 +104,10 @@ class Focal(nn.Module):
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """The sum over the targets: shape (), float32 (float64 for float64 logits)."""
-        return self._labels(output, target) if target.is_floating_point() else self._classes(output, target)
+        return self._labels(output, target) if self._has_labels(target) else self._classes(output, target)
+
+    def _has_labels(self, target: Tensor) -> bool:
+        return target.is_floating_point() and self.floats_are_labels
 
     def _classes(self, output: Tensor, target: Tensor) -> Tensor:
         alpha = self.alpha
@@ -106,11 +115,11 @@ class Focal(nn.Module):
             alpha = alpha.expand(output.shape[-1])
         rows = class_rows(output, target, alpha, self.label_smoothing, self.ignore_index)
         if self.gamma == 0:
-            return rows.cross_entropy.sum()
+            return rows.total(rows.cross_entropy)
         # expm1 keeps the digits of 1 - p where p is near 1. The floor keeps the slope of x ** gamma finite at 0 for
         # gamma < 1, where inf * 0 would be NaN.
         miss = (-torch.expm1(-rows.surprise)).clamp_min(torch.finfo(rows.surprise.dtype).tiny)
-        return (miss.pow(self.gamma) * rows.cross_entropy).sum()
+        return rows.total(miss.pow(self.gamma) * rows.cross_entropy)
 
     def _labels(self, output: Tensor, target: Tensor) -> Tensor:
         logits, labels, ignored = label_entries(output, target, self.ignore_index)
@@ -129,12 +138,13 @@ class Focal(nn.Module):
 
     def num_targets(self, target: Tensor) -> Tensor:
         """How many targets, rows or entries, are not ignored: int64, shape ()."""
-        return count_targets(target, self.ignore_index)
+        count = count_targets if self._has_labels(target) else count_rows
+        return count(target, self.ignore_index)
 
     def check(self, target: Tensor) -> None:
-        """Raises RowError unless the targets are classes or labels, ConfigError where they do not fit the loss."""
-        if not target.is_floating_point():
-            check_classes(target, self.num_classes, self.ignore_index)
+        """Raises RowError unless the targets are classes, shares or labels, ConfigError where they do not fit it."""
+        if not self._has_labels(target):
+            check_class_targets(target, self.num_classes, self.ignore_index)
             return
         refuse(ignore_index_faults(self.ignore_index))
         if self.label_alpha is None:

@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from trainer.errors import explain
 from trainer.loss.classification import (
+    check_class_targets,
     class_rows,
     class_weights,
-    count_targets,
+    count_rows,
     label_smoothing_faults,
     num_classes_of,
     refuse,
     weight_faults,
 )
-from trainer.targets import check_classes
 
 
 class Poly(nn.Module):
-    """Cross entropy with another leading term: H + epsilon * w[y] * (1 - t), logits (..., C) and classes (...,).
+    """Cross entropy with another leading term: H + epsilon * w[y] * (1 - t), logits (..., C), classes (...,) or shares.
 
     t is the probability that the model gives to the target: p[y], or the sum of the smoothed target times p. The cross
     entropy's expansion in powers of 1 - p[y] starts with the coefficient 1; this makes it 1 + epsilon (Leng et al.
@@ -42,7 +42,7 @@ class Poly(nn.Module):
         ConfigError: A value is out of range, or `weight` does not fit the classes.
     """
 
-    targets: ClassVar[tuple[str, ...]] = ("class",)
+    targets: ClassVar[tuple[str, ...]] = ("class", "shares")
     weight: Tensor | None
 
     def __init__(
@@ -73,16 +73,16 @@ class Poly(nn.Module):
         """The sum over the targets: shape (), float32 (float64 for float64 logits)."""
         rows = class_rows(output, target, self.weight, self.label_smoothing, self.ignore_index)
         if self.epsilon == 0:
-            return rows.cross_entropy.sum()
+            return rows.total(rows.cross_entropy)
         # 1 - t in terms of 1 - p[y], of which expm1 keeps the digits where p[y] is near 1.
         miss = (1 - self.label_smoothing) * -torch.expm1(-rows.surprise)
         miss = miss + self.label_smoothing * (1 - 1 / output.shape[-1])
-        return (rows.cross_entropy + self.epsilon * rows.weight * miss).sum()
+        return rows.total(rows.cross_entropy + self.epsilon * rows.weight * miss)
 
     def num_targets(self, target: Tensor) -> Tensor:
         """How many targets are not ignored: int64, shape ()."""
-        return count_targets(target, self.ignore_index)
+        return count_rows(target, self.ignore_index)
 
     def check(self, target: Tensor) -> None:
-        """Raises RowError unless the targets are classes."""
-        check_classes(target, self.num_classes, self.ignore_index)
+        """Raises RowError unless the targets are classes or shares."""
+        check_class_targets(target, self.num_classes, self.ignore_index)

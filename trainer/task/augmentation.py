@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trainer.errors import explain, nearest
+from trainer.task.mixing import AMOUNTS, mixing_faults
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,11 +26,14 @@ def augment(pixels: Pixels, amounts: Mapping[str, float], generator: np.random.G
 
 
 def amount_faults(amounts: Mapping[str, float]) -> list[str]:
-    """What is wrong with the amounts of operations, one message each."""
+    """What is wrong with the amounts of operations and of mixing, one message each."""
     faults = []
     for name, amount in amounts.items():
+        if name in AMOUNTS:
+            faults += mixing_faults(name, amount)
+            continue
         if name not in OPERATIONS:
-            faults.append(explain(f"augment.{name}", "is no operation", nearest(name, list(OPERATIONS))))
+            faults.append(explain(f"augment.{name}", "is no operation", nearest(name, [*OPERATIONS, *AMOUNTS])))
             continue
         _, kind, largest = OPERATIONS[name]
         if not 0 <= amount <= largest or (kind is int and not float(amount).is_integer()):

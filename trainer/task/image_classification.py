@@ -14,6 +14,7 @@ from trainer.task.classes import Classes
 from trainer.task.fingerprint import fingerprint
 from trainer.task.images import Images
 from trainer.task.metrics import class_metrics
+from trainer.task.mixing import Mixing, class_shares
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,7 +35,8 @@ class ImageClassification:
         resize: How an image of another size is fitted: `stretch` it, `crop` the middle, or `pad` with black.
         mean: Mean of each channel, of pixels from 0 to 1; auto: that of the training images.
         std: Standard deviation of each channel, likewise.
-        augment: Amounts of random changes in training: `crop`, `flip`, `rotate`, `brightness`, `contrast`, `cutout`.
+        augment: Amounts of random changes in training: `crop`, `flip`, `rotate`, `brightness`, `contrast`, `cutout`;
+            `mixup`, `cutmix`, `mix_prob` mix each image with another one, and the targets become `shares`.
 
     Raises:
         ConfigError: A value is out of range.
@@ -43,6 +45,7 @@ class ImageClassification:
     monitor = "accuracy"
     target: Target = "class"
     inputs: Inputs = "images"
+    shares_by = ("augment.mixup", "augment.cutmix")
 
     def __init__(
         self,
@@ -55,6 +58,8 @@ class ImageClassification:
         augment: Mapping[str, float],
     ) -> None:
         self.images = Images(size, channels, resize, mean, std, augment)
+        self.mixing = Mixing(augment)
+        self.train_target: Target = "shares" if self.mixing else "class"
         self.classes = Classes()
 
     def columns(self) -> tuple[str, ...]:
@@ -94,15 +99,28 @@ class ImageClassification:
     def lengths(self, encoded: Dataset) -> None:
         return None
 
+    def further(self, draws: Draws) -> list[int]:
+        """The row that each sample is mixed with; `collate` gets them behind the samples."""
+        return self.mixing.partners(draws) if draws.training and self.mixing else []
+
     def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
-        target = torch.from_numpy(np.array(rows["label"], dtype=np.int64))
-        return Batch(self.images.inputs(rows, draws), target, len(target), tuple(draws.ids))
+        further = self.further(draws)
+        inputs = self.images.inputs(rows, draws.of([*draws.ids, *further]))
+        classes = np.array(rows["label"], dtype=np.int64)
+        count = len(draws.ids)
+        if not further:
+            return Batch(inputs, torch.from_numpy(classes), count, tuple(draws.ids))
+        pixels = inputs["pixel_values"]
+        mixed, shares = self.mixing.mix(pixels[:count], pixels[count:], draws)
+        target = class_shares(classes[:count], classes[count:], shares, len(self.classes.labels))
+        return Batch({"pixel_values": mixed}, target, count, tuple(draws.ids))
 
     def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
         return self.images.inputs(encoded, None)
 
     def facts(self) -> dict[str, Any]:
-        return {**self.images.facts(), **self.classes.facts(), "num_train": sum(self.classes.counts)}
+        facts = {**self.images.facts(), **self.classes.facts(), "num_train": sum(self.classes.counts)}
+        return {**facts, "train_target": self.train_target}
 
     def metrics(self) -> MetricCollection:
         """Accuracy and macro F1; of more than 5 classes also the share of targets among the 5 highest scores."""

@@ -13,7 +13,7 @@ import torch
 
 from trainer.errors import ConfigError, DataError, RowError, explain
 from trainer.protocols import Columns
-from trainer.task.augmentation import amount_faults, augment
+from trainer.task.augmentation import OPERATIONS, amount_faults, augment
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -125,7 +125,7 @@ class Images:
         """`pixel_values` (B, C, H, W) of encoded rows; augmented where they are drawn to be trained on."""
         shape = (*self.size, self.channels)
         images = [np.frombuffer(pixels, dtype=np.uint8).reshape(shape) for pixels in rows["pixels"]]
-        if draws is not None and draws.training and any(self.augment.values()):
+        if draws is not None and draws.training and any(self.augment.get(name) for name in OPERATIONS):
             images = [augment(image, self.augment, draws.generator(position)) for position, image in enumerate(images)]
         return {"pixel_values": self._standardized(np.stack(images))}
 
