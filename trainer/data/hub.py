@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from hashlib import blake2b
@@ -121,6 +122,8 @@ class Hub:
         from datasets import disable_progress_bars, load_dataset, load_from_disk
 
         disable_progress_bars()
+        # It prints what it also passes on, which the run's own log shows.
+        logging.getLogger("huggingface_hub").handlers.clear()
         folder = self._folder
         try:
             if folder is not None and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
