@@ -22,7 +22,7 @@ from trainer.export.proof import (
     turned_into_proof_error,
 )
 from trainer.export.subject import Subject
-from trainer.export.torchscript import Positional, load_torchscript, write_torchscript
+from trainer.export.torchscript import Positional, open_trace, save_trace
 
 AXES = ToyTask().axes()
 LIMITS = ToyTask().axis_limits()
@@ -85,7 +85,7 @@ def test_difference_of_shapes() -> None:
 def test_wrapper_left_in_training_mode(tmp_path: Path, cases: list[Case]) -> None:
     path = trace(Positional(ToyModel(), NAMES), tmp_path / "model.pt")
     with torch.no_grad(), pytest.raises(ProofError, match=r"must be PyTorch's"):
-        prove_cases("model.pt", load_torchscript(path, SUBJECT)[0], cases, 1e-4)
+        prove_cases("model.pt", open_trace(path, NAMES), cases, 1e-4)
 
 
 class MaskDropped(nn.Module):
@@ -101,7 +101,7 @@ class MaskDropped(nn.Module):
 
 def test_dropped_mask_in_torchscript(tmp_path: Path, cases: list[Case]) -> None:
     path = trace(MaskDropped().eval(), tmp_path / "model.pt")
-    forward = load_torchscript(path, SUBJECT)[0]
+    forward = open_trace(path, NAMES)
     with torch.no_grad():
         prove_cases("model.pt", forward, [case for case in cases if not case.padded], 1e-4)
         with pytest.raises(ProofError, match=r", padded \("):
@@ -110,9 +110,9 @@ def test_dropped_mask_in_torchscript(tmp_path: Path, cases: list[Case]) -> None:
 
 def test_unbroken_torchscript_is_proved(tmp_path: Path, cases: list[Case]) -> None:
     path = tmp_path / "model.pt"
-    write_torchscript(path, SUBJECT)
+    save_trace(SUBJECT.model, SUBJECT.traced, path)
     with torch.no_grad():
-        tried = prove_cases("model.pt", load_torchscript(path, SUBJECT)[0], cases, 1e-6)
+        tried = prove_cases("model.pt", open_trace(path, NAMES), cases, 1e-6)
     assert [(row.sizes, row.padded) for row in tried] == [(case.sizes, case.padded) for case in cases]
 
 

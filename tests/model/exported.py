@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trainer.export.onnx import capture, load_onnx, write_onnx
-from trainer.export.torchscript import load_torchscript, write_torchscript
+from trainer.export.onnx import open_session, save_graph
+from trainer.export.subject import capture
+from trainer.export.torchscript import open_trace, save_trace
 
 Axes = Mapping[str, Mapping[int, str]]
 
@@ -38,8 +39,8 @@ def assert_exports_equal(
 ) -> None:
     """A trace and a program made at `traced` give at `others` what the model gives, within 1e-5."""
     model.eval()
-    write_torchscript(model, traced, folder / "model.pt")
-    trace = load_torchscript(folder / "model.pt", tuple(traced))
+    save_trace(model, traced, folder / "model.pt")
+    trace = open_trace(folder / "model.pt", tuple(traced))
     program = capture(model, traced, axes, limits).module()
     with torch.no_grad():
         for inputs in others:
@@ -59,8 +60,8 @@ def assert_onnx_equal(
     """An ONNX graph made at `traced` gives at `others` what the model gives, within 1e-5."""
     model.eval()
     with torch.no_grad():
-        write_onnx(capture(model, traced, axes, limits), folder / "model.onnx", axes)
-        forward, *_ = load_onnx(folder / "model.onnx")
+        save_graph(capture(model, traced, axes, limits), folder / "model.onnx", axes)
+        forward, *_ = open_session(folder / "model.onnx")
         for inputs in others:
             torch.testing.assert_close(forward(inputs), model(**inputs), rtol=0, atol=1e-5)
 

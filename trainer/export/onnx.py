@@ -7,6 +7,7 @@ from typing import Any
 import onnxruntime
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from trainer.export.cases import Forward
 from trainer.export.isolation import silence
@@ -21,14 +22,22 @@ Dimensions = dict[str, list[int | str | None]]
 
 
 def write_onnx(path: Path, subject: Subject) -> dict[str, Any]:
-    """Writes the graph with the input names of the model, the axis names of the task and one output, `output`.
-
-    Weights of 2 GB and more, which are too large for one file, go to `<path>.data`.
+    """Writes the graph of the subject's program.
 
     Returns:
         `opset`, the version of the operator set.
     """
-    axes, program = subject.task.axes(), subject.program
+    return {"opset": save_graph(subject.program, path, subject.task.axes())}
+
+
+def save_graph(program: ExportedProgram, path: Path, axes: Mapping[str, Mapping[int, str]]) -> int:
+    """Writes a graph with the input names of the program, the names of `axes` and one output, `output`.
+
+    Weights of 2 GB and more, which are too large for one file, go to `<path>.data`.
+
+    Returns:
+        The version of the operator set.
+    """
     with silence():
         # Names instead of Dims: the program has its dimensions already, these only give them readable names.
         exported = torch.onnx.export(
@@ -44,7 +53,7 @@ def write_onnx(path: Path, subject: Subject) -> dict[str, Any]:
             node.metadata_props.clear()  # stack traces: paths of this machine, half the size of a small graph
         weights = sum(tensor.nbytes for tensor in program.state_dict.values())
         exported.save(str(path), external_data=weights >= _PROTOBUF_LIMIT)
-    return {"opset": int(exported.model.opset_imports[""])}
+    return int(exported.model.opset_imports[""])
 
 
 def load_onnx(path: Path, subject: Subject) -> tuple[Forward, dict[str, Any]]:

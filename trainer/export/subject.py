@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from functools import cached_property
 from typing import Any
@@ -56,7 +56,8 @@ class Subject:
         """
         if self._program is None:
             try:
-                self._program = _capture(self)
+                axes, limits = self.task.axes(), self.task.axis_limits()
+                self._program = capture(self.model, self.traced, axes, limits)
             except Exception as error:
                 self._program = error
         if isinstance(self._program, Exception):
@@ -77,12 +78,17 @@ def frozen(model: nn.Module) -> nn.Module:
     return deepcopy(model, weights).eval()
 
 
-def _capture(subject: Subject) -> ExportedProgram:
-    axes, limits = subject.task.axes(), subject.task.axis_limits()
+def capture(
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    axes: Mapping[str, Mapping[int, str]],
+    limits: Mapping[str, tuple[int, int]],
+) -> ExportedProgram:
+    """The program of a model at `inputs`; `axes` stay symbolic within `limits`. Its weights are the model's."""
     dims: dict[str, Any] = {BATCH: Dim(BATCH, min=1)}
     for axis, (low, high) in limits.items():
         # An axis of one size is no axis, and torch refuses to make a Dim of it.
         dims[axis] = Dim(axis, min=low, max=high) if low < high else None
-    shapes = {name: {place: dims[axis] for place, axis in axes[name].items()} for name in subject.traced}
-    with silence(), torch.no_grad():
-        return torch.export.export(subject.model, (), subject.traced, dynamic_shapes=shapes)
+    shapes = {name: {place: dims[axis] for place, axis in axes[name].items()} for name in inputs}
+    with silence():
+        return torch.export.export(model, (), inputs, dynamic_shapes=shapes)

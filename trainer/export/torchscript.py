@@ -27,24 +27,32 @@ class Positional(nn.Module):
 
 
 def write_torchscript(path: Path, subject: Subject) -> dict[str, Any]:
-    """Traces the model; the module it writes takes the inputs in a fixed order, without names.
+    """Traces the subject's model.
 
     Returns:
-        `inputs`, that order.
+        `inputs`, their order: a traced module takes them without names.
     """
-    names = tuple(subject.traced)
-    # A new module is in training mode, and the trace would write that mode down.
-    wrapper = Positional(subject.model, names).eval()
-    with silence():
-        # What check_trace looks at, one shape in this process, the proof does at many shapes of the loaded file.
-        trace: Any = torch.jit.trace
-        trace(wrapper, tuple(subject.traced.values()), check_trace=False).save(str(path))
-    return {"inputs": list(names)}
+    save_trace(subject.model, subject.traced, path)
+    return {"inputs": list(subject.traced)}
 
 
 def load_torchscript(path: Path, subject: Subject) -> tuple[Forward, dict[str, Any]]:
     """The module, loaded afresh; a traced graph declares no dimensions."""
-    names = tuple(subject.traced)
+    return open_trace(path, tuple(subject.traced)), {}
+
+
+def save_trace(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
+    """Traces a model at `inputs`; the module it writes takes them in that order, without names."""
+    # A new module is in training mode, and the trace would write that mode down.
+    wrapper = Positional(model, tuple(inputs)).eval()
+    with silence():
+        # What check_trace looks at, one shape in this process, the proof does at many shapes of the loaded file.
+        trace: Any = torch.jit.trace
+        trace(wrapper, tuple(inputs.values()), check_trace=False).save(str(path))
+
+
+def open_trace(path: Path, names: tuple[str, ...]) -> Forward:
+    """The module, loaded afresh; `names` in the order it was traced with."""
     with silence():
         load: Any = torch.jit.load
         module = load(str(path), map_location="cpu")
@@ -53,4 +61,4 @@ def load_torchscript(path: Path, subject: Subject) -> tuple[Forward, dict[str, A
         output: Tensor = module(*(inputs[name] for name in names))
         return output
 
-    return forward, {}
+    return forward
