@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,9 @@ class Trained:
         job: The run's config.
         step: The checkpoint's step.
         weights: `raw` or `ema`.
-        task, model, loss, encoded: Its parts, the model with the chosen weights, in evaluation mode.
+        task, model, loss: Its parts, the model with the chosen weights, in evaluation mode.
         device: Where they are.
-        provenance: Where the weights come from, for whoever gets an artifact.
+        origin: Where the weights come from, but for the data.
     """
 
     folder: Path
@@ -53,9 +54,18 @@ class Trained:
     task: Task
     model: nn.Module
     loss: Loss
-    encoded: Encoded
     device: torch.device
-    provenance: dict[str, Any]
+    origin: dict[str, Any]
+
+    @cached_property
+    def encoded(self) -> Encoded:
+        """The run's data, encoded; read when it is first asked for."""
+        return parts.build_encoded(self.job, self.task, fitted=True)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the weights come from, for whoever gets an artifact."""
+        return {**self.origin, "data": self.encoded.fingerprint}
 
 
 def load_trained(
@@ -78,7 +88,6 @@ def load_trained(
     job = read_config(config_text)
     where = parts.build_device(device)
     task = parts.build_task(job, json.loads(snapshot.documents["task.json"]))
-    encoded = parts.build_encoded(job, task, fitted=True)
     chosen, tensors, loss_tensors = chosen_weights(snapshot, weights)
     loss = _loss(job, task, where)
     if loss_tensors is not None:
@@ -86,15 +95,14 @@ def load_trained(
         load_weights(loss, loss_tensors)
     model = make_model(job, task, snapshot, num_outputs=getattr(loss, "in_features", None)).to(where)
     load_weights(model, tensors)
-    provenance = {
+    origin = {
         "run": folder.name,
         "step": snapshot.step,
         "weights": chosen,
         "score": json.loads(snapshot.documents["state.json"])["score"],
         "config_sha256": hashlib.sha256(config_text.encode()).hexdigest(),
-        "data": encoded.fingerprint,
     }
-    return Trained(folder, job, snapshot.step, chosen, task, model.eval(), loss, encoded, where, provenance)
+    return Trained(folder, job, snapshot.step, chosen, task, model.eval(), loss, where, origin)
 
 
 def _loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
