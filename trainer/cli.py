@@ -20,6 +20,7 @@ VERBS = {
     "train": "train a model; score the best weights on the test split; write and prove the artifacts",
     "eval": "score a checkpoint of a run on a split",
     "export": "write a checkpoint of a run as artifacts, each proved equal to the model",
+    "generate": "go on with a text, with the language model of a run",
     "verify": "check the checkpoints and artifacts of a run; replay a stretch of it, bit for bit",
 }
 
@@ -43,6 +44,7 @@ examples
   trainer train resume=runs/2030-01-31_12-00-00
   trainer eval run=runs/2030-01-31_12-00-00 split=test
   trainer export run=runs/2030-01-31_12-00-00 export.formats=[onnx]
+  trainer generate run=runs/2030-01-31_12-00-00 prompt="Return the" decode=beam
   trainer verify run=runs/2030-01-31_12-00-00
 
 exit codes
@@ -99,7 +101,7 @@ def _tell(error: TrainerError) -> None:
 
 def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(HELP.format(verbs="\n".join(f"  {verb:<7} {does}" for verb, does in VERBS.items())), end="")
+        print(HELP.format(verbs="\n".join(f"  {verb:<8} {does}" for verb, does in VERBS.items())), end="")
         return
     if arguments[0] == "--version":
         from trainer import __version__

@@ -52,7 +52,7 @@ def checked_job(
         raise ConfigError(*dict.fromkeys(found))
     sections = schema.sections(keys.kind)
     values = {name: sections[name](**config[name]) if name in sections else config[name] for name in config}
-    if keys.kind is not schema.TrainJob:
+    if schema.stored_sections(keys.kind):
         values["stored_overrides"] = stored_overrides
     job: schema.Job = keys.kind(**values)
     return job

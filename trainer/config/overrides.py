@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -47,8 +47,11 @@ class Command:
         return bool(given.cfg or given.info or given.hydra_help or given.shell_completion)
 
 
-def split(argv: Sequence[str]) -> tuple[Command, list[str]]:
-    """The flags and overrides of a command line, in any order, and what is wrong with the flags."""
+def split(argv: Sequence[str], texts: Collection[str] = ()) -> tuple[Command, list[str]]:
+    """The flags and overrides of a command line, in any order, and what is wrong with the flags.
+
+    The values of the keys `texts` are taken as they are written, whatever signs they hold.
+    """
     parser = get_args_parser()
     known = sorted(flag for action in parser._actions for flag in action.option_strings)
 
@@ -63,7 +66,8 @@ def split(argv: Sequence[str]) -> tuple[Command, list[str]]:
     for text in (*options.overrides, *unknown):
         rest.remove(text)
     faults = [_unknown_flag(text, known) for text in unknown if text.startswith("-")]
-    return Command(tuple(map(quoted, overrides)), tuple(rest), options), faults
+    written = [as_text(text) if text.partition("=")[0] in texts else quoted(text) for text in overrides]
+    return Command(tuple(written), tuple(rest), options), faults
 
 
 def quoted(text: str) -> str:
@@ -75,6 +79,16 @@ def quoted(text: str) -> str:
     if value.isascii() or "'" in value or '"' in value:
         return text
     return key + equals + _WORD.sub(lambda word: word[0] if word[0].isascii() else f"'{word[0]}'", value)
+
+
+def as_text(text: str) -> str:
+    """An override whose value is one quoted text without interpolations; `null` and a quoted value stay as they are."""
+    key, equals, value = text.partition("=")
+    if not value or value == "null" or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
+        return text
+    # Only before a quote, the end or an interpolation does a backslash mean anything.
+    escaped = re.sub(r"(\\*)(\$\{|'|\Z)", lambda found: 2 * found[1] + (found[2] and "\\" + found[2]), value)
+    return f"{key}{equals}'{escaped}'"
 
 
 def _unknown_flag(flag: str, known: Sequence[str]) -> str:

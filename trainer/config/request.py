@@ -93,7 +93,7 @@ class Request:
 
 def read_request(verb: str, argv: Sequence[str]) -> tuple[Request, list[str]]:
     """The request of a command line, and what is wrong with the way it is written."""
-    command, faults = overrides.split(argv)
+    command, faults = overrides.split(argv, schema.texts(schema.JOBS[verb]))
     parsed, unreadable = overrides.parse(command.overrides)
     options = command.options
     folder = Path(options.config_path).resolve() if options.config_path else own_folder()
@@ -115,7 +115,7 @@ def _search_entries(override: Override) -> list[str]:
 
 def _sorted_out(verb: str, parsed: Sequence[Override], folders: Catalogue) -> Given:
     named = set(folders.groups())
-    if verb != "train":
+    if not issubclass(schema.JOBS[verb], schema.TrainJob):
         named &= set(schema.groups(schema.JOBS[verb]))
     sorted_out: dict[str, list[Override]] = {"groups": [], "values": [], "hydra": [], "stored": []}
     for item in parsed:

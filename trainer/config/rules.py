@@ -65,6 +65,17 @@ BOUNDS: dict[str, _Bound] = {
     "export.tolerance": _POSITIVE,
     "export.metric_budget": _NOT_NEGATIVE,
     "steps": _AT_LEAST_1,
+    "explain": _AT_LEAST_1,
+    "decode.max_new_tokens": _AT_LEAST_1,
+    "decode.min_new_tokens": _NOT_NEGATIVE,
+    "decode.num_beams": _AT_LEAST_1,
+    "decode.num_return": _AT_LEAST_1,
+    "decode.temperature": _POSITIVE,
+    "decode.top_k": _NOT_NEGATIVE,
+    "decode.top_p": (lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
+    "decode.repetition_penalty": _POSITIVE,
+    "decode.no_repeat_ngram": _NOT_NEGATIVE,
+    "decode.seed": _NOT_NEGATIVE,
 }
 
 
@@ -87,6 +98,7 @@ def faults(config: Mapping[str, Any]) -> list[str]:
         *_heads(flat),
         *_weights(flat),
         *_measured(flat),
+        *_decoding(flat),
         *_pruned(config),
     ]
 
@@ -188,6 +200,16 @@ def _pruned(config: Mapping[str, Any]) -> Iterator[str]:
         problem = "the adapters of model.lora would fill in what is pruned when they are merged"
         remedy = "Leave out model.lora, or prune the trained run: trainer export prune=l1"
         yield explain("prune", problem, remedy)
+
+
+def _decoding(flat: Mapping[str, Any]) -> Iterator[str]:
+    for key, limit in (("min_new_tokens", "max_new_tokens"), ("num_return", "num_beams")):
+        value, most = flat.get(f"decode.{key}"), flat.get(f"decode.{limit}")
+        if isinstance(value, int) and isinstance(most, int) and value > most:
+            yield explain(f"decode.{key}", f"must not be above decode.{limit} ({most})", value=value)
+    stop = flat.get("decode.stop")
+    if isinstance(stop, list) and "" in stop:
+        yield explain("decode.stop", "holds an empty string, which every text does", value=stop)
 
 
 def _shares(config: Mapping[str, Any]) -> Iterator[str]:

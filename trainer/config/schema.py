@@ -22,6 +22,10 @@ def _key(default: Any, doc: str) -> Any:
     return field(default=default, metadata={"doc": doc})
 
 
+def _text(default: str | None, doc: str) -> Any:
+    return field(default=default, metadata={"doc": doc, "text": True})
+
+
 def _section(kind: type, doc: str) -> Any:
     return field(default_factory=kind, metadata={"doc": doc, "section": kind})
 
@@ -171,6 +175,23 @@ class ExportJob:
 
 
 @dataclass(frozen=True)
+class GenerateJob:
+    """All of a generation of text."""
+
+    run: str | None = _key(None, "the run folder; null: the newest run")
+    prompt: str | None = _text(None, "what the text goes on from; null or -: each line of standard input")
+    output: str | None = _key(None, "a file for one JSON object a line, -: standard output; null: the texts, to read")
+    explain: int | None = _key(None, "so many best next tokens at each step, with their probabilities")
+    backend: Literal["torch", "onnx"] = _key("torch", "torch: a checkpoint; onnx: the run's artifact onnx_cache")
+    checkpoint: str = _key("best", "best, last or step-N")
+    weights: Literal["auto", "raw", "ema"] = _key("auto", "auto: the ones that scored best")
+    device: str = _key("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: Literal["fp32", "bf16", "fp16"] = _key("fp32", "of the forward pass")
+    trust: list[str] = _key([], "packages that the config inside the checkpoint may name")
+    decode: Part = _group("how tokens are chosen")
+
+
+@dataclass(frozen=True)
 class VerifyJob:
     """All of a verification. `stored_overrides` are changes of the run's own config: full key and value."""
 
@@ -182,14 +203,15 @@ class VerifyJob:
     stored_overrides: tuple[tuple[str, Any], ...] = ()
 
 
-Job: TypeAlias = TrainJob | EvalJob | ExportJob | VerifyJob
+Job: TypeAlias = TrainJob | EvalJob | ExportJob | GenerateJob | VerifyJob
 
-JobType: TypeAlias = type[TrainJob] | type[EvalJob] | type[ExportJob] | type[VerifyJob]
+JobType: TypeAlias = type[Job]
 
 JOBS: dict[str, JobType] = {
     "train": TrainJob,
     "eval": EvalJob,
     "export": ExportJob,
+    "generate": GenerateJob,
     "verify": VerifyJob,
 }
 """The verbs that read a configuration."""
@@ -209,6 +231,11 @@ def keys(kind: type) -> dict[str, str]:
 def doc(kind: type, name: str) -> str:
     """What a key means."""
     return next(str(item.metadata["doc"]) for item in fields(kind) if item.name == name)
+
+
+def texts(kind: type) -> frozenset[str]:
+    """The keys of a job whose values are texts of a user, taken as they are written."""
+    return frozenset(item.name for item in fields(kind) if "text" in item.metadata)
 
 
 def sections(kind: type) -> dict[str, type]:

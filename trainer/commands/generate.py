@@ -1,0 +1,171 @@
+"""`trainer generate`: texts that a run's language model goes on with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from trainer.commands.folders import existing_run_folder, named_checkpoint
+from trainer.config.schema import GenerateJob
+from trainer.config.signature import attribute
+from trainer.config.stored import job_from_text, load_stored_config
+from trainer.errors import CheckpointError, ConfigError, DataError, explain
+from trainer.report.console import open_console, table
+
+if TYPE_CHECKING:
+    from trainer.commands.trained import Trained
+    from trainer.decode.writing import Step, Writer, Written
+
+ONNX = "decoder_with_cache.onnx"
+_SHOWN = 40  # characters of the text so far, in a row of the table
+
+
+def run(job: GenerateJob, config: dict[str, Any]) -> None:
+    """Goes on with each prompt and prints the texts, or writes one JSON object a line.
+
+    Prompts are gone on with one by one, each from the same seed: a text depends on nothing but its own prompt.
+
+    Args:
+        job: The checked config.
+        config: The same as plain data; not needed.
+
+    Raises:
+        ConfigError: The run has no causal language model, or the prompt cannot be gone on from.
+        DataError: Lines of standard input could not be gone on from; the others were.
+    """
+    folder = existing_run_folder(job.run)
+    _check_language_model(folder)
+    from trainer.commands.trained import load_trained
+
+    trained = load_trained(
+        folder,
+        lambda text: job_from_text(text, trust=job.trust),
+        checkpoint=named_checkpoint(job.run, job.checkpoint),
+        weights=job.weights,
+        device="cpu" if job.backend == "onnx" else job.device,
+    )
+    with ExitStack() as closing:
+        output = _output(job.output, closing)
+        _write_all(job, trained, output)
+
+
+def _check_language_model(folder: Path) -> None:
+    """Refuses a run of another task before anything heavy is loaded."""
+    task = load_stored_config(folder, key="run")["task"]["_target_"]
+    if str(task).startswith("trainer.") and attribute(task, "causal") is not True:
+        problem = "holds no causal language model"
+        raise ConfigError(explain("run", problem, "Train one: trainer train task=causal_lm", value=f"task {task}"))
+
+
+def _write_all(job: GenerateJob, trained: Trained, output: IO[str] | None) -> None:
+    import torch
+
+    from trainer.build.instantiate import make
+    from trainer.decode.writing import PromptError
+    from trainer.precision import Precision
+
+    writer = _writer(job, trained)
+    go_on = make("decode", job.decode)
+    faults: list[str] = []
+    with torch.inference_mode(), Precision(job.precision, trained.device).autocast():
+        for number, text in enumerate(_prompts(job.prompt), 1):
+            try:
+                prompt = writer.prompt(text)
+            except PromptError as error:
+                if job.prompt not in (None, "-"):
+                    raise ConfigError(explain("prompt", str(error), value=text)) from error
+                faults.append(explain(f"line {number}", str(error), value=text))
+                print(faults[-1], file=sys.stderr, flush=True)
+                continue
+            for continuation in go_on(writer.open_reader(), prompt):
+                written = writer.written(prompt, continuation, job.decode.get("stop", ()))
+                steps = [] if job.explain is None else writer.explain(prompt, continuation, job.explain)
+                if written.ended == "context":
+                    _tell_context(number, writer.max_length)
+                _write(output, text, written, steps)
+    if faults:
+        raise DataError(f"{len(faults)} of {number} lines could not be gone on from.")
+
+
+def _writer(job: GenerateJob, trained: Trained) -> Writer:
+    from tokenizers import Tokenizer
+
+    from trainer.decode.writing import Writer
+
+    task: Any = trained.task
+    if not getattr(task, "causal", False):
+        raise ConfigError(explain("run", "holds no causal language model", value=f"task {type(task).__name__}"))
+    tokenizer = Tokenizer.from_str(task.artifact_files()["tokenizer.json"])
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    _, max_length = task.axis_limits()["sequence"]
+    if job.backend == "onnx":
+        return Writer(_onnx_reader(trained.folder), tokenizer, task.end_id, max_length, trained.device)
+    from trainer.build.models import merged
+    from trainer.decode.reading import open_reader
+    from trainer.targets import scored
+
+    model = scored(merged(trained.job, trained.model), trained.loss)
+    return Writer(lambda: open_reader(model), tokenizer, task.end_id, max_length, trained.device)
+
+
+def _onnx_reader(folder: Path) -> Any:
+    from trainer.decode.onnx_reader import OnnxReader, open_session
+
+    path = folder / "export" / ONNX
+    if not path.is_file():
+        remedy = f"Write it: trainer export run={folder} export.formats=[onnx_cache]"
+        raise CheckpointError(explain("backend", "the run has no decoder as an artifact", remedy, value=str(path)))
+    session = open_session(path)
+    return lambda: OnnxReader(session)
+
+
+def _prompts(given: str | None) -> Iterator[str]:
+    if given in (None, "-"):
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
+    else:
+        yield str(given)
+
+
+def _output(path: str | None, closing: ExitStack) -> IO[str] | None:
+    if path is None or path == "-":
+        return None if path is None else sys.stdout
+    try:
+        return closing.enter_context(open(path, "w", encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(explain("output", f"cannot be written ({error.strerror})", value=path)) from error
+
+
+def _tell_context(number: int, max_length: int) -> None:
+    problem = f"its text ended at {max_length} tokens, the most that the model was trained to read (task.max_length)"
+    print(f"note: prompt {number}: {problem}", file=sys.stderr, flush=True)
+
+
+def _write(output: IO[str] | None, prompt: str, written: Written, steps: Sequence[Step]) -> None:
+    if output is None:
+        if steps:
+            _show_steps(steps)
+        print(written.text, flush=True)
+        return
+    line = {"prompt": prompt, **asdict(written)} | ({"steps": [asdict(step) for step in steps]} if steps else {})
+    if written.score is None:
+        del line["score"]
+    print(json.dumps(line, ensure_ascii=False), file=output, flush=True)
+
+
+def _show_steps(steps: Sequence[Step]) -> None:
+    """The text so far and the best next tokens, a row a step; what was chosen where that was another one."""
+    columns = ["input", *(f"choice {place}" for place in range(1, len(steps[0].choices) + 1))]
+    others = any(step.chosen != step.choices[0] for step in steps)
+    rows = []
+    for step in steps:
+        so_far = " ".join(step.input.split())
+        choices = [*step.choices, step.chosen] if others else step.choices
+        shown = [f"{choice.token!r} {choice.probability:.2%}" for choice in choices]
+        rows.append([so_far if len(so_far) <= _SHOWN else f"…{so_far[-_SHOWN:]}", *shown])
+    table(open_console("auto"), "next tokens", [*columns, "chosen"] if others else columns, rows)
