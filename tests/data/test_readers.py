@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import feather, parquet
 
-from trainer.data.readers import records, suffix_of, suffixes
+from trainer.data.readers import records, records_or_faults, suffix_of, suffixes
 from trainer.errors import DataError
 
 ROWS = [
@@ -186,3 +186,53 @@ def test_damage_inside_a_parquet_file_is_one_message() -> None:
 
     with pytest.raises(DataError, match=r"^a\.parquet: cannot be read: "):
         read("a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (
+            "a.csv",
+            b'text,label\none,x\ntwo\n"thr"ee,y\nf\xffur,y\nfive,y\n',
+            ["one", "line 3", "line 4", "line 5", "five"],
+        ),
+        (
+            "a.jsonl",
+            b'{"text": "one"}\n{"text\n[1]\n{"te": "\xff"}\n{}\n',
+            ["one", "line 2", "line 3", "line 4", None],
+        ),
+        ("b.jsonl", b'nothing\n{"text": "one"}\n', ["line 1", "one"]),
+        ("a.json", b'[{"text": "one"}, 2, {"text": "three"}]', ["one", "item 2", "three"]),
+    ],
+)
+def test_a_broken_record_is_a_fault_of_its_own(
+    tmp_path: Path, name: str, content: bytes, expected: list[str | None]
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    found = list(records_or_faults(file, ["text"], separator=None, quote='"', named_by="data.text"))
+
+    assert len(found) == len(expected)
+    for one, wanted in zip(found, expected, strict=True):
+        if isinstance(one, DataError):
+            assert str(one).startswith(f"{file}, {wanted}: ")
+        else:
+            assert one[0] == wanted
+    with pytest.raises(DataError, match=str(expected[1] if expected[0] == "one" else expected[0])):
+        list(records(file, ["text"], separator=None, quote='"', named_by="data.text"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"te\xffxt\none\n", "line 1: byte 0xff"),
+        ("a.csv", b'"te"xt\none\n', "line 1: broken CSV"),
+        ("a.csv", b"words\none\n", "has no column 'text'"),
+        ("a.json", b"[1,", "broken JSON"),
+    ],
+)
+def test_what_is_broken_as_a_whole_is_no_record(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(DataError, match=message):
+        list(records_or_faults(tmp_path / name, ["text"], separator=None, quote='"', named_by="data.text"))

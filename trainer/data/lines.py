@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from trainer.data.located import Paths, fingerprint_of, located, where
-from trainer.data.readers import text_lines
 from trainer.data.rows import row_id
 from trainer.data.splits import Division, Sample, key_for, read_splits, stored, write_splits
+from trainer.data.utf8 import text_lines
 from trainer.errors import ConfigError, DataError, explain
 
 if TYPE_CHECKING:

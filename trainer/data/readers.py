@@ -7,19 +7,18 @@ Nothing is guessed: a cell of a CSV file is a string, also where it says `None` 
 from __future__ import annotations
 
 import csv
-import gzip
 import json
-import zlib
-from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from trainer.data.utf8 import UNREADABLE, Lines, first_line, text_lines, unreadable
 from trainer.errors import DataError, explain, nearest
 
 Records = Iterator[Sequence[Any]]
+Found = Iterator[Sequence[Any] | DataError]
+"""Records, and in the place of each one that is broken what is wrong with it."""
 
 
 class _ColumnError(Exception):
@@ -39,6 +38,20 @@ def records(path: Path, columns: Sequence[str], *, separator: str | None, quote:
     Raises:
         DataError: The file is empty, broken, not UTF-8, or lacks a column.
     """
+    for found in records_or_faults(path, columns, separator=separator, quote=quote, named_by=named_by):
+        if isinstance(found, DataError):
+            raise found
+        yield found
+
+
+def records_or_faults(
+    path: Path, columns: Sequence[str], *, separator: str | None, quote: str | None, named_by: str
+) -> Found:
+    """The same, but a broken record is no end: a DataError stands in its place, and the next ones follow.
+
+    Raises:
+        DataError: The file is empty, cannot be read, lacks a column, or is broken as a whole.
+    """
     try:
         yield from _opened(path, columns, separator, quote)
     except _ColumnError as error:
@@ -57,10 +70,13 @@ def column_names(path: Path, *, separator: str | None, quote: str | None) -> lis
     Raises:
         DataError: The file is empty, broken or not UTF-8.
     """
-    return list(next(_opened(path, None, separator, quote), []))
+    names = next(_opened(path, None, separator, quote), [])
+    if isinstance(names, DataError):
+        raise names
+    return list(names)
 
 
-def _opened(path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None) -> Records:
+def _opened(path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None) -> Found:
     """The values of `columns`, record by record; without `columns` the names of all of them, once."""
     suffix = suffix_of(path)
     assert suffix is not None
@@ -68,9 +84,8 @@ def _opened(path: Path, columns: Sequence[str] | None, separator: str | None, qu
         if path.stat().st_size == 0:
             raise DataError(explain(str(path), "is empty", "Name another file"))
         yield from _READERS[suffix](path, columns, separator, quote)
-    except (OSError, EOFError, zlib.error) as error:
-        problem = f"cannot be read: {_first_line(error)}"
-        raise DataError(explain(str(path), problem, _UNREADABLE)) from error
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
 
 
 def suffix_of(path: Path) -> str | None:
@@ -84,43 +99,13 @@ def suffixes() -> list[str]:
     return sorted(_READERS)
 
 
-def text_lines(path: Path) -> Iterator[str]:
-    """Lines of a text file in UTF-8, also as .gz, with their ends and without a byte order mark.
-
-    Raises:
-        DataError: The file cannot be read, or a line is not UTF-8.
-    """
-    try:
-        yield from _lines(path)
-    except (OSError, EOFError, zlib.error) as error:
-        problem = f"cannot be read: {_first_line(error)}"
-        raise DataError(explain(str(path), problem, _UNREADABLE)) from error
-
-
-_UNREADABLE = "Is it complete, and may you read it?"
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Lines with their ends, without a byte order mark."""
-    offset = 0
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                text = line.decode()
-            except UnicodeDecodeError as error:
-                byte = f"byte {line[error.start]:#04x} at offset {offset + error.start} of the file is not UTF-8"
-                remedy = "Convert it: iconv -f GB18030 -t UTF-8, or from whatever encoding it has"
-                raise DataError(explain(f"{path}, line {number}", byte, remedy)) from None
-            yield text.removeprefix(BOM_UTF8.decode()) if number == 1 else text
-            offset += len(line)
-
-
 def _read_csv(
     path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None, *, usual: str
-) -> Records:
+) -> Found:
     csv.field_size_limit(2**31 - 1)  # the default refuses cells beyond 128 KiB
+    lines = Lines(path)
     reader = csv.reader(
-        _lines(path),
+        iter(lines),
         delimiter=separator or usual,
         quotechar=quote,
         quoting=csv.QUOTE_NONE if quote is None else csv.QUOTE_MINIMAL,
@@ -134,48 +119,73 @@ def _read_csv(
             cells = next(reader, None)
         except csv.Error as error:
             remedy = "Write a quote inside a quoted cell twice; data.quote=null where quotes are ordinary signs"
-            raise DataError(explain(f"{path}, line {line}", f"broken CSV: {error}", remedy)) from None
+            broken = lines.take_fault() or DataError(explain(f"{path}, line {line}", f"broken CSV: {error}", remedy))
+            if not header:
+                raise broken from None
+            yield broken
+            continue
+        fault = lines.take_fault()
         if cells is None:
             return
         if not cells:
             continue
         if not header:
+            if fault:
+                raise fault
             header = cells
             if columns is None:
                 yield header
                 return
             positions = [_position(header, column) for column in columns]
+        elif fault:
+            yield fault
         elif len(cells) != len(header):
             problem = f"expected {len(header)} cells as in the header"
             remedy = f"Put cells that hold {reader.dialect.delimiter!r} or a line end in quotes"
-            raise DataError(explain(f"{path}, line {line}", problem, remedy, value=len(cells)))
+            yield DataError(explain(f"{path}, line {line}", problem, remedy, value=len(cells)))
         else:
             yield [cells[position] for position in positions]
 
 
-def _read_json(path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None) -> Records:
+def _read_json(path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None) -> Found:
     """One object a line, or one list of objects."""
-    filled = ((number, line) for number, line in enumerate(_lines(path), 1) if line.strip())
-    first = next(filled, None)
-    if first is None:
-        return
-    objects: Iterator[tuple[str, Any]]
-    if first[1].lstrip().startswith("["):
-        items = _parse(path, 0, "".join(_lines(path)))
-        objects = ((f"{path}, item {number}", item) for number, item in enumerate(items, 1))
-    else:
-        objects = ((f"{path}, line {number}", _parse(path, number, line)) for number, line in chain([first], filled))
-    for index, (place, item) in enumerate(objects):
+    objects = _json_list(path) if _first_sign(path) == "[" else _json_lines(path)
+    known = False
+    for place, item in objects:
+        if isinstance(item, DataError):
+            yield item
+            continue
         if not isinstance(item, dict):
             problem = "expected an object" + (f" with the columns {', '.join(columns)}" if columns else "")
-            raise DataError(explain(place, problem, _JSON_REMEDY, value=type(item).__name__))
+            yield DataError(explain(place, problem, _JSON_REMEDY, value=type(item).__name__))
+            continue
         if columns is None:
             yield list(item)
             return
-        if index == 0:
+        if not known:
             for column in columns:
                 _position(list(item), column)
+            known = True
         yield [item.get(column) for column in columns]
+
+
+def _first_sign(path: Path) -> str:
+    return next((text[0] for line in Lines(path) if (text := line.strip())), "")
+
+
+def _json_list(path: Path) -> Iterator[tuple[str, Any]]:
+    items = _parse(path, 0, "".join(text_lines(path)))
+    if isinstance(items, DataError):
+        raise items
+    for number, item in enumerate(items, 1):
+        yield f"{path}, item {number}", item
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    lines = Lines(path)
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield f"{path}, line {number}", lines.take_fault() or _parse(path, number, line)
 
 
 _JSON_REMEDY = 'Write one object a line, {"text": ..., "label": ...}, or one list of such objects'
@@ -186,10 +196,10 @@ def _parse(path: Path, line: int, text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"{path}, line {line or error.lineno}"
-        raise DataError(explain(place, f"broken JSON at column {error.colno}: {error.msg}", _JSON_REMEDY)) from None
+        return DataError(explain(place, f"broken JSON at column {error.colno}: {error.msg}", _JSON_REMEDY))
 
 
-def _read_binary(path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None) -> Records:
+def _read_binary(path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None) -> Found:
     """Parquet and Arrow, batch by batch, only the columns wanted."""
     import pyarrow
 
@@ -202,7 +212,7 @@ def _read_binary(path: Path, columns: Sequence[str] | None, separator: str | Non
             yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         remedy = "It is damaged, or it is of another format than its name says"
-        raise DataError(explain(str(path), f"cannot be read: {_first_line(error)}", remedy)) from error
+        raise DataError(explain(str(path), f"cannot be read: {first_line(error)}", remedy)) from error
 
 
 def _parquet_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
@@ -241,13 +251,7 @@ def _position(names: list[str], column: str) -> int:
     return names.index(column)
 
 
-def _first_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-
-
-_READERS: dict[str, Callable[[Path, Sequence[str] | None, str | None, str | None], Records]] = {
+_READERS: dict[str, Callable[[Path, Sequence[str] | None, str | None, str | None], Found]] = {
     ".csv": partial(_read_csv, usual=","),
     ".tsv": partial(_read_csv, usual="\t"),
     ".json": _read_json,
