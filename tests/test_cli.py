@@ -160,7 +160,7 @@ def test_hydra_shows_the_configuration(started: Started, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize(
     ("line", "words"),
-    [("trainer tr", "train"), ("trainer ", "train eval export verify"), ("trainer train loss=fo", "loss=focal")],
+    [("trainer tr", "train"), ("trainer ", " ".join(cli.VERBS)), ("trainer train loss=fo", "loss=focal")],
 )
 def test_completion(line: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COMP_LINE", line)
