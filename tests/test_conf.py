@@ -22,7 +22,7 @@ from trainer.loop import fit
 
 CONF = Path(__file__).parent.parent / "conf"
 FILES = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.glob("**/*.yaml"))
-GROUPS = ("task", "data", "model", "loss", "optimizer", "scheduler", "export")
+GROUPS = ("task", "data", "model", "loss", "optimizer", "scheduler", "prune", "export")
 OPTIONS = [name for name in FILES if "/" in name and name.split("/")[0] in (*GROUPS, *BARE_GROUPS)]
 REST = {"train", "eval", "export", "verify", "hydra/output/runs", "generate"}
 REST |= {f"decode/{name}" for name in ("greedy", "beam", "sample", "beam_sample")}  # tests/decode/test_options.py
@@ -89,7 +89,7 @@ def fitting(option: str) -> list[str]:
 
 def test_every_file_is_an_option_or_known_otherwise() -> None:
     assert set(FILES) - set(OPTIONS) == REST
-    assert len(OPTIONS) == 84
+    assert len(OPTIONS) == 88
 
 
 def job_of(*overrides: str) -> TrainJob:

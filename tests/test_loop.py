@@ -17,6 +17,7 @@ from trainer.loop import Cadence, Run, fit, gradients, update
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.precision import Precision
 from trainer.protocols import Batch
+from trainer.prune.masks import Masks
 from trainer.state import Score, TrainState
 
 CPU = torch.device("cpu")
@@ -80,6 +81,7 @@ def a_run(groups: list[list[Batch]], *, dtype: torch.dtype = torch.float32, **ch
         schedule=lambda step: 1.0,
         precision=Precision("fp32", CPU),
         ema=None,
+        masks=Masks(model, {}),
         loader=Groups(groups),
         device=CPU,
         max_grad_norm=None,

@@ -15,6 +15,7 @@ from trainer.ema import Ema
 from trainer.errors import DivergedError, Interrupted
 from trainer.precision import Precision
 from trainer.protocols import Batch, Loss, Report, Stateful
+from trainer.prune.masks import Masks
 from trainer.state import Score, TrainState
 from trainer.targets import count_targets, loss_of
 
@@ -66,6 +67,7 @@ class Run:
         schedule: Step, from 0, to the factor on the base learning rates; a `Watching` one follows the scores.
         precision: Autocast and loss scaling.
         ema: The averaged weights of the model, and of a loss that has some; None is off.
+        masks: What of the model's weights is pruned, and stays 0.
         loader: The data.
         device: Where model and batches meet.
         max_grad_norm: Gradients of a larger 2-norm are scaled down to it; None never clips.
@@ -86,6 +88,7 @@ class Run:
     schedule: Schedule
     precision: Precision
     ema: Ema | None
+    masks: Masks
     loader: Loader
     device: torch.device
     max_grad_norm: float | None
@@ -151,6 +154,7 @@ def update(run: Run, step: int, group: list[Batch]) -> tuple[float, float]:
             where = run.autopsy(run, step + 1, loss, grad_norm, group)
             raise DivergedError(diverged(step, loss, grad_norm, group), where)
         if run.precision.step(run.optimizer):
+            run.masks.zero_weights()
             return loss, grad_norm
 
 
@@ -171,6 +175,7 @@ def gradients(run: Run, group: list[Batch]) -> tuple[float, float]:
         loss = loss_of(run.loss, output, batch) / num_targets
         run.precision.backward(loss)
         total += loss.detach()
+    run.masks.zero_gradients()
     run.precision.unscale(run.optimizer)
     parameters = [parameter for entry in run.optimizer.param_groups for parameter in entry["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -17,6 +17,9 @@ from trainer.errors import CheckpointError, explain
 from trainer.loop import Run, Watching
 from trainer.state import TrainState
 
+MASKS = "masks"
+"""The file of a checkpoint that says which elements of the weights stay, where some are pruned."""
+
 
 def capture(run: Run, state: TrainState, *, documents: Mapping[str, str], data: str) -> Snapshot:
     """The run between two steps, its tensors still shared with it.
@@ -30,6 +33,8 @@ def capture(run: Run, state: TrainState, *, documents: Mapping[str, str], data: 
     optimizer_tensors, optimizer_scalars = capture_optimizer(run.optimizer)
     tensors: dict[str, Mapping[str, Tensor]] = {"model": run.model.state_dict(), "optimizer": optimizer_tensors}
     tensors |= {name: module.state_dict() for name, module in _further(run).items()}
+    if masks := run.masks.state_dict():
+        tensors[MASKS] = masks
     train = state.state_dict()
     document = {
         "score": train["score"],

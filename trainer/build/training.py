@@ -17,6 +17,7 @@ from trainer.autopsy import Findings
 from trainer.build import parts
 from trainer.build.milestones import looking, saving, scoring
 from trainer.build.models import architecture_documents, batching_of, build_thaw, make_model
+from trainer.build.pruning import build_masks
 from trainer.build.teacher import DOCUMENT, Teacher
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.duration import to_steps
@@ -95,6 +96,7 @@ def build_training(
         for split in ("train", "validation")
     )
     options = parts.loader_options(job, device, batching)
+    masks = build_masks(job, model, snapshot)
     ema = None if job.ema.decay is None else Ema(model, job.ema.decay, loss)
     if job.compile:
         parts.compile_model(model, device)
@@ -113,6 +115,7 @@ def build_training(
         schedule=schedule,
         precision=Precision(job.precision, device),
         ema=ema,
+        masks=masks,
         loader=TrainLoader(train, plan, job.train.accumulate, options),
         device=device,
         max_grad_norm=job.train.max_grad_norm,

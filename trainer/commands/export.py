@@ -32,7 +32,13 @@ def run(job: ExportJob, config: dict[str, Any]) -> None:
         weights=job.weights,
         device="cpu",
     )
-    show_artifacts(open_console("auto"), export_trained(trained, job.export, job.split))
+    console = open_console("auto")
+    if job.prune is not None:
+        from trainer.commands.pruned import prune_trained, show_pruning
+
+        trained = prune_trained(trained, job.prune, job.split)
+        show_pruning(console, trained.origin["pruning"])
+    show_artifacts(console, export_trained(trained, job.export, job.split))
 
 
 def export_trained(trained: Trained, export: dict[str, Any], split: str) -> list[Artifact]:

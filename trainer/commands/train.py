@@ -130,6 +130,7 @@ def _run(
             fit(training.run, training.state, signals.stopping)
         saver.close()
         signals.raise_if_stopping()
+        _log_sparsity(training)
         _finish(job, folder, training, console)
 
 
@@ -175,11 +176,27 @@ def _announce(job: TrainJob, training: Training, first: bool) -> None:
     # Also where an earlier process left events but no checkpoint: a resume takes back what came after its step.
     event = "start" if first else "resume"
     run.report.log(event, step=state.step, epoch=state.step / run.steps_per_epoch, values={"seed": job.seed})
+    _log_sparsity(training)
+
+
+def _log_sparsity(training: Training) -> None:
+    """An event for each kind of weights where some are pruned."""
+    from trainer.prune.sparsity import sparsity, total
+
+    run, state = training.run, training.state
+    names = run.masks.names()
+    models = {"raw": run.model} | ({} if run.ema is None else {"ema": run.ema.module})
+    for weights, model in models.items() if names else ():
+        layers = sparsity(model, names)
+        zeros = {"zeros": total(layers).zeros, "share": total(layers).share}
+        values = {"weights": weights, **zeros, "layers": {layer.name: layer.share for layer in layers}}
+        run.report.log("sparsity", step=state.step, epoch=state.step / run.steps_per_epoch, values=values)
 
 
 def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -> None:
     """Evaluates and exports the best checkpoint, just as `eval` and `export` would."""
     from trainer.commands.export import export_trained, show_artifacts
+    from trainer.commands.pruned import show_sparsity
     from trainer.commands.trained import evaluate_split, load_trained, result_rows, save_model
 
     checkpoint = "last" if training.state.best is None else "best"
@@ -199,4 +216,6 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
     if job.logger.console != "none":
         columns, rows = result_rows([(split, best, values)])
         table(console, f"{folder}", columns, rows)
+        if job.prune is not None:
+            show_sparsity(console, best.origin["pruning"])
         show_artifacts(console, artifacts)

@@ -27,7 +27,8 @@ from trainer.evaluate import evaluate
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.precision import Precision, PrecisionName
 from trainer.protocols import Batch, Batching, Loss, Task
-from trainer.resume import chosen_weights, load_weights
+from trainer.prune.sparsity import described, sparsity
+from trainer.resume import MASKS, chosen_weights, load_weights
 from trainer.targets import scored
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,9 @@ def load_trained(
         "score": json.loads(snapshot.documents["state.json"])["score"],
         "config_sha256": hashlib.sha256(config_text.encode()).hexdigest(),
     }
+    if job.prune is not None:
+        found = described(sparsity(model, snapshot.tensors[MASKS].keys()))
+        origin["pruning"] = {"method": job.prune, **found}
     return Trained(folder, job, snapshot.step, chosen, task, model.eval(), loss, where, origin)
 
 

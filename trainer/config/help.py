@@ -21,7 +21,8 @@ def verb_help(verb: str, argv: list[str]) -> str:
 
 
 def _keys(kind: type) -> Iterator[str]:
-    own = {name: value for name, value in schema.defaults(kind).items() if not isinstance(value, Mapping)}
+    parts = {*schema.sections(kind), *schema.groups(kind)}
+    own = {name: value for name, value in schema.defaults(kind).items() if name not in parts}
     yield from ["", "keys"]
     yield from _table("", own, kind)
     for name, section in schema.sections(kind).items():
@@ -47,7 +48,8 @@ def _groups(verb: str, kind: type, folders: Catalogue, chosen: Mapping[str, str]
         option = chosen.get(group, defaults.get(group, ""))
         yield from ["", f"{group}={option}: {schema.doc(kind, group)}; options: {', '.join(folders.options(group))}"]
         yield from _option(group, option, folders)
-        if shared := schema.shared_keys(kind, group):
+        # The options of a group that may be null say these themselves.
+        if (shared := schema.shared_keys(kind, group)) and group in schema.needed_groups(kind):
             yield from _table(f"{group}.", schema.defaults(shared), shared)
     for group in schema.BARE_GROUPS if verb == "train" else ():
         yield from ["", f"{group}: sets several keys at once; options: {', '.join(folders.options(group))}"]
@@ -55,7 +57,8 @@ def _groups(verb: str, kind: type, folders: Catalogue, chosen: Mapping[str, str]
 
 def _default_options(verb: str, folders: Catalogue) -> dict[str, str]:
     listed = folders.defaults(verb)
-    return {str(group): str(option) for item in listed if isinstance(item, Mapping) for group, option in item.items()}
+    pairs = (pair for item in listed if isinstance(item, Mapping) for pair in item.items())
+    return {str(group): _shown(option) for group, option in pairs}
 
 
 def _option(group: str, option: str, folders: Catalogue) -> Iterator[str]:

@@ -69,6 +69,9 @@ class Keys:
         if above is _ABSENT:
             return self.unknown(parent)
         shown = {} if value is _ABSENT else {"value": value}
+        if above is None and parent in schema.groups(self.kind):
+            options = " or ".join(f"{parent}={option}" for option in self.catalogue.options(parent))
+            return explain(path, f"no {parent} is chosen", f"Add {options}", **shown)
         if not isinstance(above, Mapping):
             return explain(path, f"{parent} is a value and has no keys", **shown)
         return explain(path, "there is no such key", self._remedy(parent, name, above), **shown)
@@ -115,7 +118,7 @@ def group_faults(override: Override, kind: type, catalogue: Catalogue, chosen: S
     """What is wrong with the choice of an option. `chosen` are the groups that have one by default."""
     group = override.key_or_group
     if override.is_delete():
-        needed = group in schema.groups(kind)
+        needed = group in schema.needed_groups(kind)
         return [explain(group, "cannot be left out", f"One of {_listed(group, catalogue)} is needed")] if needed else []
     if override.package is None and group in chosen and (override.is_add() or override.is_force_add()):
         return [explain(group, "is there already", f"Leave out the +: {group}={override.get_value_string()}")]
@@ -139,7 +142,8 @@ def _option_faults(group: str, name: Any, kind: type, catalogue: Catalogue) -> l
     if isinstance(name, str) and name.removesuffix(".yaml") in options:
         return []
     if name is None:
-        remedy = f"One of {', '.join(options)} is needed" if group in schema.groups(kind) else f"~{group} leaves it out"
+        needed = group in schema.needed_groups(kind)
+        remedy = f"One of {', '.join(options)} is needed" if needed else f"~{group} leaves it out"
         return [explain(group, "must be the name of an option", remedy, value=None)]
     near = get_close_matches(str(name), options, n=1, cutoff=0.6)
     remedy = f"Did you mean {group}={near[0]}" if near else f"Known: {', '.join(options)}"

@@ -35,6 +35,8 @@ def value_faults(path: str, value: Any, annotation: str) -> list[str]:
 def part_faults(group: str, part: Any, keys: Keys) -> list[str]:
     """What is wrong with the part of a group: its target, keys and values."""
     options = f"One of {', '.join(keys.catalogue.options(group))} is needed"
+    if part is None and group not in schema.needed_groups(keys.kind):
+        return []
     if isinstance(part, Mapping):
         shared = _shared(group, keys)
         faults = [

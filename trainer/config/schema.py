@@ -34,6 +34,10 @@ def _group(doc: str, keys: type | None = None) -> Any:
     return field(default_factory=dict, metadata={"doc": doc, "group": True, "keys": keys})
 
 
+def _optional_group(doc: str, keys: type) -> Any:
+    return field(default=None, metadata={"doc": doc, "group": True, "keys": keys, "optional": True})
+
+
 @dataclass(frozen=True)
 class DataKeys:
     """What is done about data, wherever it comes from."""
@@ -63,6 +67,13 @@ class OptimizerKeys:
     decay: Literal["matrices", "all"] = _key("matrices", "matrices: none of biases, norms and embeddings decays")
     layer_decay: float | None = _key(None, "factor on the learning rate from each layer to the one below, in (0, 1]")
     overrides: list[dict[str, Any]] = _key([], "{match: <pattern of names>, lr: ..., weight_decay: ...}; the last wins")
+
+
+@dataclass(frozen=True)
+class PruneKeys:
+    """Which weights are pruned, whatever the method."""
+
+    targets: list[str] | None = _key(None, "patterns of names; null: linear layers and convolutions but the head")
 
 
 @dataclass(frozen=True)
@@ -144,6 +155,7 @@ class TrainJob:
     loss: Part = _group("what is minimized")
     optimizer: Part = _group("how weights are updated", OptimizerKeys)
     scheduler: Part = _group("the learning rate over the run")
+    prune: Part | None = _optional_group("weights that are 0 from the start to the end", PruneKeys)
     export: Part = _group("artifacts written at the end")
 
 
@@ -170,6 +182,7 @@ class ExportJob:
     weights: Literal["auto", "raw", "ema"] = _key("auto", "auto: the ones that scored best")
     split: str = _key("test", "the split that the metric of an artifact is proved on")
     trust: list[str] = _key([], "packages that the config inside the checkpoint may name")
+    prune: Part | None = _optional_group("weights of the artifacts that become 0", PruneKeys)
     export: Part = _group("the artifacts")
     stored_overrides: tuple[tuple[str, Any], ...] = ()
 
@@ -248,6 +261,11 @@ def groups(kind: type) -> tuple[str, ...]:
     return tuple(item.name for item in fields(kind) if "group" in item.metadata)
 
 
+def needed_groups(kind: type) -> tuple[str, ...]:
+    """The groups that a job cannot do without; the part of another one may be null."""
+    return tuple(item.name for item in fields(kind) if "group" in item.metadata and "optional" not in item.metadata)
+
+
 def shared_keys(kind: type, group: str) -> type | None:
     """The schema of the keys that every option of a group has, whatever it makes; build itself uses them."""
     found = next((item for item in fields(kind) if item.name == group), None)
@@ -269,6 +287,9 @@ def defaults(kind: type) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for item in fields(kind):
         if "doc" not in item.metadata:
+            continue
+        if "optional" in item.metadata:
+            found[item.name] = None
             continue
         if "group" in item.metadata:
             found |= {item.name: defaults(shared)} if (shared := item.metadata["keys"]) else {}

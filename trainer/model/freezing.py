@@ -37,11 +37,11 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ConfigError: A pattern fits nothing.
     """
-    fitting = [_fitting(model, pattern) for pattern in patterns]
-    faults = [_no_fit(model, pattern) for pattern, parameters in zip(patterns, fitting, strict=True) if not parameters]
+    found = [fitting(model, pattern) for pattern in patterns]
+    faults = [_no_fit(model, pattern) for pattern, parameters in zip(patterns, found, strict=True) if not parameters]
     if faults:
         raise ConfigError(*faults)
-    frozen = {id(parameter) for parameters in fitting for parameter in parameters}
+    frozen = {id(parameter) for parameters in found for parameter in parameters}
     for parameter in model.parameters():
         if id(parameter) in frozen:
             parameter.requires_grad_(False)
@@ -72,7 +72,7 @@ def gradual(model: nn.Module, entries: Sequence[tuple[str, int]]) -> Callable[[i
     faults = []
     starts: dict[nn.Parameter, int] = {}
     for pattern, step in entries:
-        parameters = _fitting(model, pattern)
+        parameters = fitting(model, pattern)
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         if step < 0:
             faults.append(explain(_KEY, f"the step of {pattern} must be at least 0", value=step))
@@ -136,7 +136,8 @@ def _norms(module: nn.Module, *, frozen: bool) -> Iterator[tuple[nn.Module, bool
         yield from _norms(child, frozen=frozen)
 
 
-def _fitting(model: nn.Module, pattern: str) -> list[nn.Parameter]:
+def fitting(model: nn.Module, pattern: str) -> list[nn.Parameter]:
+    """The parameters that a pattern fits: by one of their names, or by one of a module that they are in."""
     found = [
         parameter for name, parameter in model.named_parameters(remove_duplicate=False) if fnmatchcase(name, pattern)
     ]

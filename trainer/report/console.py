@@ -167,7 +167,8 @@ def table(console: Console, title: str, columns: Sequence[str], rows: Iterable[S
 
 
 def _fields(values: Mapping[str, Any]) -> list[str]:
-    return [_field(name, value) for name, value in values.items() if value is not None and value is not False]
+    shown = {name: value for name, value in values.items() if value is not None and value is not False}
+    return [_field(name, value) for name, value in shown.items() if not isinstance(value, Mapping)]
 
 
 def _field(name: str, value: Any) -> str:

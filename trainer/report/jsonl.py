@@ -30,7 +30,7 @@ class JsonLines:
             self._append(b"\n")
 
     def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
-        """Appends one line; `values` are floats, integers, strings, booleans, None, or lists of strings."""
+        """Appends one line; `values` are floats, integers, strings, booleans, None, lists of strings or mappings."""
         head = {"event": event, "step": step, "epoch": epoch}
         assert not head.keys() & values.keys(), f"an event's values cannot be named {sorted(head)}"
         record = {name: _writable(value) for name, value in (head | dict(values)).items()}

@@ -1,0 +1,33 @@
+"""How much is pruned, and what is wrong with asking for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from trainer.errors import ConfigError, explain
+
+
+def check_amount(amount: float, units: Mapping[str, int], unit: str) -> None:
+    """Refuses an amount that leaves nothing of a weight.
+
+    Args:
+        amount: A share in [0, 1), or a count where it is an integer, 0 or more; 1 is one, 1.0 would be all.
+        units: How many of the units that are pruned each weight has.
+        unit: What they are, in the plural: `elements`.
+
+    Raises:
+        ConfigError: All that is wrong.
+    """
+    is_count = isinstance(amount, int)
+    if not (amount >= 0 if is_count else 0 <= amount < 1):
+        problem = "must be a share, at least 0 and below 1, or a count, an integer"
+        raise ConfigError(explain("amount", problem, value=amount))
+    faults = []
+    for name, size in units.items():
+        # As torch rounds it.
+        count = amount if is_count else round(amount * size)
+        if size and count >= size:
+            remedy = "Take less, or leave it out of prune.targets"
+            faults.append(explain("amount", f"leaves nothing of {name}, which has {size} {unit}", remedy, value=amount))
+    if faults:
+        raise ConfigError(*faults)
