@@ -145,7 +145,10 @@ class Task(Stateful, Protocol):
     * `train_target`: the `Target` of the batches that are trained on, where evaluation has another;
     * `shares_by`: the task's keys that make it `shares` where one is above 0, a tuple of literals that is read before
       torch is loaded;
-    * `further(draws)`: rows of the split that samples want besides their own; `collate` gets them behind the samples.
+    * `further(draws)`: rows of the split that samples want besides their own; `collate` gets them behind the samples;
+    * `script`: the modules of `trainer.export.standalone` that do for an artifact what `encode_inputs`, `inputs_of` and
+      `answers` do; a task without it has no `predict.py`;
+    * `ask(rows)`: rows of the data as rows to be answered, where those of the data leave nothing to say.
     """
 
     monitor: str

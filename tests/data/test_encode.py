@@ -86,6 +86,13 @@ def test_a_limit_spreads_over_the_split_and_keeps_all_labels(make: Callable[...,
     assert limited.splits["train"]["row"][4] == whole.splits["train"]["row"][39]
 
 
+def test_the_first_rows_stay_as_they_were(make: Callable[..., Any], tmp_path: Path) -> None:
+    source, task = make()
+    raw = source.load(task.columns())["validation"]
+    for _ in range(2):
+        assert run((source, task), tmp_path).samples("validation") == [raw[row] for row in range(4)]
+
+
 def test_a_task_from_a_checkpoint_keeps_its_labels_and_vocabulary(make: Callable[..., Any], tmp_path: Path) -> None:
     source, task = make()
     first = run((source, task), tmp_path)

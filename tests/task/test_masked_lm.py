@@ -214,6 +214,16 @@ def test_metrics_and_their_directions() -> None:
     assert values["perplexity"] > 1
 
 
+def test_a_text_that_asks_has_one_mask_and_it_is_read() -> None:
+    masker, _ = made()
+    long = " ".join(["x"] * 3 * masker.texts.max_length)
+    asked = masker.ask({"text": ["one", "one two three", long]})
+
+    assert asked["text"][:2] == ["[MASK]", "one [MASK] three"]
+    assert [text.count("[MASK]") for text in asked["text"]] == [1, 1, 1]
+    assert masker.texts.tokenizer.token_to_id("[MASK]") in masker.encode_inputs(asked)["input_ids"][2]
+
+
 @pytest.mark.parametrize("batching", ["padded", "packed"])
 def test_answers_fill_the_masks(batching: Batching) -> None:
     masker, _ = made()

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = "3"
+_FORMAT = "4"
 _INDEX = "index.json"
+_SAMPLES = "{split}.samples.parquet"
+_NUM_SAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,19 @@ class Encoded:
     Attributes:
         splits: By name; column `row` says where each row came from.
         fingerprint: Changes when the encoded data changes.
+        folder: Where they are kept.
     """
 
     splits: dict[str, Dataset]
     fingerprint: str
+    folder: Path
+
+    def samples(self, split: str) -> list[dict[str, Any]]:
+        """The first rows of a split, 4 at most, as the source gave them."""
+        from pyarrow import parquet
+
+        rows: list[dict[str, Any]] = parquet.read_table(self.folder / _SAMPLES.format(split=split)).to_pylist()
+        return rows
 
 
 def cache_root() -> Path:
@@ -78,7 +89,7 @@ def encode(source: Source, task: Task, *, limit: int | None, root: Path, fitted:
     else:
         logger.info("encoded data: taken from %s", folder)
     task.load_state_dict(cached[0])
-    return Encoded(cached[1], folder.name)
+    return Encoded(cached[1], folder.name, folder)
 
 
 def _prepare(source: Source, task: Task, limit: int | None, fitted: bool) -> dict[str, Dataset]:
@@ -96,6 +107,8 @@ def _prepare(source: Source, task: Task, limit: int | None, fitted: bool) -> dic
 
 def _write(folder: Path, source: Source, task: Task, raw: dict[str, Dataset]) -> None:
     """Makes `folder`: it appears complete or not at all."""
+    from pyarrow import parquet
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -103,6 +116,7 @@ def _write(folder: Path, source: Source, task: Task, raw: dict[str, Dataset]) ->
     try:
         for split, rows in raw.items():
             _encode_split(source, task, split, rows, partial / f"{split}.arrow")
+            parquet.write_table(rows.with_format("arrow")[:_NUM_SAMPLES], partial / _SAMPLES.format(split=split))
         index = {"state": task.state_dict(), "rows": {split: len(rows) for split, rows in raw.items()}}
         (partial / _INDEX).write_text(json.dumps(index, ensure_ascii=False), encoding="utf-8")
         try:

@@ -56,6 +56,7 @@ class CausalLm:
     monitor = "perplexity"
     target: Target = "class"
     inputs: Inputs = "tokens"
+    script = ("texts", "next_tokens")
     level = "token"
     causal = True
 

@@ -45,6 +45,7 @@ class ImageClassification:
     monitor = "accuracy"
     target: Target = "class"
     inputs: Inputs = "images"
+    script = ("images", "classes")
     shares_by = ("augment.mixup", "augment.cutmix")
 
     def __init__(

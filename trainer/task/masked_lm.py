@@ -67,6 +67,7 @@ class MaskedLm:
     monitor = "perplexity"
     target: Target = "class"
     inputs: Inputs = "tokens"
+    script = ("texts", "masked")
     level = "token"
     causal = False
 
@@ -143,6 +144,14 @@ class MaskedLm:
         outputs, target = layout.outputs_at(wanted, originals)
         inputs = {**self.texts.inputs({"input_ids": masked}, layout), **outputs}
         return Batch(inputs, target, len(masked), tuple(draws.ids))
+
+    def ask(self, rows: Columns) -> Columns:
+        """Texts of the data with a mask token for a word near their middle, near enough to be read."""
+        mask = self.texts.tokenizer.id_to_token(self._mask_id)
+        texts = [text.split() for text in rows["text"]]
+        for words in texts:
+            words[min(len(words), self.texts.max_length // 2) // 2] = mask
+        return {"text": [" ".join(words) for words in texts]}
 
     def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
         """The texts as they are. Packed: outputs at their mask tokens alone are asked for."""

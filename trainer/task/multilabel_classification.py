@@ -47,6 +47,7 @@ class MultilabelClassification:
     monitor = "micro_f1"
     target: Target = "multi_hot"
     inputs: Inputs = "tokens"
+    script = ("texts", "labels")
 
     def __init__(
         self, *, max_length: int, vocab_size: int, tokenizer: str | None, lowercase: bool, threshold: float

@@ -49,6 +49,7 @@ class PairClassification:
     monitor = "accuracy"
     target: Target = "class"
     inputs: Inputs = "tokens"
+    script = ("pairs", "classes")
 
     def __init__(self, *, max_length: int, vocab_size: int, tokenizer: str | None, lowercase: bool) -> None:
         if max_length < 5:

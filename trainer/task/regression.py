@@ -36,6 +36,7 @@ class Regression:
     monitor = "r2"
     target: Target = "values"
     inputs: Inputs = "tokens"
+    script = ("texts", "values")
 
     def __init__(self, *, max_length: int, vocab_size: int, tokenizer: str | None, lowercase: bool) -> None:
         self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)

@@ -69,6 +69,7 @@ class SentenceEmbedding:
     # No literal: it follows from the supervision, so what is read before torch is loaded must not say one or the other.
     target: Target
     inputs: Inputs = "tokens"
+    script = ("texts", "embeddings")
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ class TabularClassification:
     monitor = "accuracy"
     target: Target = "class"
     inputs: Inputs = "features"
+    script = ("tables", "classes")
 
     def __init__(self, *, max_categories: int) -> None:
         self.table = Table(max_categories)

@@ -33,6 +33,7 @@ class TabularRegression:
     monitor = "r2"
     target: Target = "values"
     inputs: Inputs = "features"
+    script = ("tables", "values")
 
     def __init__(self, *, max_categories: int) -> None:
         self.table = Table(max_categories)

@@ -36,6 +36,7 @@ class TextClassification:
     monitor = "accuracy"
     target: Target = "class"
     inputs: Inputs = "tokens"
+    script = ("texts", "classes")
 
     def __init__(self, *, max_length: int, vocab_size: int, tokenizer: str | None, lowercase: bool) -> None:
         self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)

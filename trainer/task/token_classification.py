@@ -47,6 +47,7 @@ class TokenClassification:
     monitor = "entity_f1"
     target: Target = "class"
     inputs: Inputs = "tokens"
+    script = ("words", "tags")
     level = "token"
 
     def __init__(self, *, max_length: int, vocab_size: int, tokenizer: str | None, lowercase: bool) -> None:
