@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from trainer.commands.trained import Trained
     from trainer.decode.writing import Step, Writer, Written
 
-ONNX = "decoder_with_cache.onnx"
 _SHOWN = 40  # characters of the text so far, in a row of the table
 
 
@@ -115,9 +114,9 @@ def _writer(job: GenerateJob, trained: Trained) -> Writer:
 
 
 def _onnx_reader(folder: Path) -> Any:
-    from trainer.decode.onnx_reader import OnnxReader, open_session
+    from trainer.decode.onnx_reader import FILE, OnnxReader, open_session
 
-    path = folder / "export" / ONNX
+    path = folder / "export" / FILE
     if not path.is_file():
         remedy = f"Write it: trainer export run={folder} export.formats=[onnx_cache]"
         raise CheckpointError(explain("backend", "the run has no decoder as an artifact", remedy, value=str(path)))

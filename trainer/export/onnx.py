@@ -8,6 +8,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.onnx import ONNXProgram
 
 from trainer.export.cases import Forward
 from trainer.export.isolation import silence
@@ -49,10 +50,15 @@ def save_graph(program: ExportedProgram, path: Path, axes: Mapping[str, Mapping[
             verbose=False,
         )
         assert exported is not None
-        for node in exported.model.graph.all_nodes():
-            node.metadata_props.clear()  # stack traces: paths of this machine, half the size of a small graph
-        weights = sum(tensor.nbytes for tensor in program.state_dict.values())
-        exported.save(str(path), external_data=weights >= _PROTOBUF_LIMIT)
+        return save_exported(exported, program, path)
+
+
+def save_exported(exported: ONNXProgram, program: ExportedProgram, path: Path) -> int:
+    """Saves what torch's exporter made of `program`, large weights as `save_graph` does; the operator set's version."""
+    for node in exported.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces: paths of this machine, half the size of a small graph
+    weights = sum(tensor.nbytes for tensor in program.state_dict.values())
+    exported.save(str(path), external_data=weights >= _PROTOBUF_LIMIT)
     return int(exported.model.opset_imports[""])
 
 
