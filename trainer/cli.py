@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 VERBS = {
     "train": "train a model; score the best weights on the test split; write and prove the artifacts",
+    "plan": "all that can be known of a training job without running it: steps, schedule, model, memory, files",
     "eval": "score a checkpoint of a run on a split",
     "export": "write a checkpoint of a run as artifacts, each proved equal to the model",
     "generate": "go on with a text, with the language model of a run",
     "verify": "check the checkpoints and artifacts of a run; replay a stretch of it, bit for bit",
+    "diff": "two runs: what differs in their configs and results, and the first step where they part",
 }
 
 HELP = """\
@@ -40,12 +42,14 @@ flags
 examples
   trainer train
   trainer train data=files data.train=my.csv train.duration=3ep optimizer.lr=3e-4
+  trainer plan loss=focal train.batch_size=256
   trainer train -m loss=focal,cross_entropy seed=0,1,2
   trainer train resume=runs/2030-01-31_12-00-00
   trainer eval run=runs/2030-01-31_12-00-00 split=test
   trainer export run=runs/2030-01-31_12-00-00 export.formats=[onnx]
   trainer generate run=runs/2030-01-31_12-00-00 prompt="Return the" decode=beam
   trainer verify run=runs/2030-01-31_12-00-00
+  trainer diff left=runs/2030-01-31_12-00-00 right=runs/2030-02-01_12-00-00
 
 exit codes
   0 done                      3 a checkpoint or a run cannot be used   6 the data cannot be used

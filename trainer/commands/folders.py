@@ -42,8 +42,10 @@ def fixed_run_folder(run: RunSection) -> Path:
     return _own("run.name", Path(run.dir) if run.dir is not None else RUNS / str(run.name))
 
 
-def existing_run_folder(path: str | None) -> Path:
+def existing_run_folder(path: str | None, key: str = "run") -> Path:
     """The run folder of a path: a run folder itself, or one of its checkpoints; None takes the newest run.
+
+    `key` is what named it, for messages.
 
     Raises:
         CheckpointError: There is no run there.
@@ -56,7 +58,7 @@ def existing_run_folder(path: str | None) -> Path:
         if (candidate / CHECKPOINTS).is_dir() or (candidate / DIVERGED).is_dir():
             return candidate
     problem = "holds no run" if folder.exists() else "no such folder"
-    raise CheckpointError(explain("run", problem, "Give a run folder or one of its checkpoints", value=path))
+    raise CheckpointError(explain(key, problem, "Give a run folder or one of its checkpoints", value=path))
 
 
 def named_checkpoint(path: str | None, checkpoint: str) -> str:
@@ -71,11 +73,16 @@ def newest_run() -> Path:
     Raises:
         CheckpointError: There is none.
     """
+    if runs := runs_by_age():
+        return runs[0]
+    problem = f"there is no run under {RUNS.absolute()}"
+    raise CheckpointError(explain("run", problem, "Train one, or name its folder: run=PATH"))
+
+
+def runs_by_age() -> list[Path]:
+    """The runs under `runs/`, the one that took the newest checkpoint first."""
     runs = [folder for folder in RUNS.glob("**/") if (folder / CHECKPOINTS).is_dir()]
-    if not runs:
-        problem = f"there is no run under {RUNS.absolute()}"
-        raise CheckpointError(explain("run", problem, "Train one, or name its folder: run=PATH"))
-    return max(runs, key=lambda folder: (folder / CHECKPOINTS).stat().st_mtime)
+    return sorted(runs, key=lambda folder: (folder / CHECKPOINTS).stat().st_mtime, reverse=True)
 
 
 def _own(key: str, folder: Path) -> Path:

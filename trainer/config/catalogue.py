@@ -72,10 +72,11 @@ class Catalogue:
         return own if isinstance(own, dict) and "_target_" in own else content
 
     def defaults(self, name: str) -> list[Any]:
-        """The defaults list of a primary configuration."""
+        """The defaults list of a primary configuration, with those of the ones in it."""
         files = (folder / f"{name}.yaml" for folder in self.folders)
         file = next((file for file in files if file.is_file()), None)
-        return list(_loaded(file).get("defaults", [])) if file else []
+        listed = list(_loaded(file).get("defaults", [])) if file else []
+        return [inner for item in listed for inner in (self.defaults(item) if isinstance(item, str) else ()) or [item]]
 
     def option_of(self, group: str, target: str) -> str | None:
         """The option of a group that makes `target`."""

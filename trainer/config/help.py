@@ -51,7 +51,7 @@ def _groups(verb: str, kind: type, folders: Catalogue, chosen: Mapping[str, str]
         # The options of a group that may be null say these themselves.
         if (shared := schema.shared_keys(kind, group)) and group in schema.needed_groups(kind):
             yield from _table(f"{group}.", schema.defaults(shared), shared)
-    for group in schema.BARE_GROUPS if verb == "train" else ():
+    for group in schema.bare_groups(kind):
         yield from ["", f"{group}: sets several keys at once; options: {', '.join(folders.options(group))}"]
 
 

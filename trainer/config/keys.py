@@ -91,8 +91,7 @@ class Keys:
         """The keys that there are beside a wrong one; others may be wrong as well."""
         sections = schema.sections(self.kind)
         if not parent:
-            bare = schema.BARE_GROUPS if self.kind is schema.TrainJob else ()
-            return [*schema.keys(self.kind), *bare, *schema.stored_sections(self.kind)]
+            return [*schema.keys(self.kind), *schema.bare_groups(self.kind), *schema.stored_sections(self.kind)]
         if parent in sections:
             return list(schema.keys(sections[parent]))
         option = self.catalogue.option_of(parent, str(above.get("_target_")))

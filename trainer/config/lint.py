@@ -128,8 +128,7 @@ def _sweep_faults(request: Request) -> list[str]:
 
 def _sound_groups(request: Request) -> tuple[list[Override], list[str]]:
     """The choices of options that there are, and what is wrong with the others."""
-    bare = schema.BARE_GROUPS if request.verb == "train" else ()
-    chosen = (*schema.groups(request.kind), *bare)
+    chosen = (*schema.groups(request.kind), *schema.bare_groups(request.kind))
     sound: list[Override] = []
     found: list[str] = []
     for item in request.given.groups:
@@ -156,7 +155,7 @@ def _stored_faults(request: Request) -> list[str]:
 
 def _check_run(request: Request) -> None:
     """Where another verb than `train` names a run: whether it can be used as the command line says."""
-    if request.kind is schema.TrainJob:
+    if issubclass(request.kind, schema.TrainJob):
         return
     values = {item.key_or_group: item.value() for item in request.given.values}
     run, trust = values.get("run"), values.get("trust")

@@ -160,6 +160,24 @@ class TrainJob:
 
 
 @dataclass(frozen=True)
+class PlanJob(TrainJob):
+    """All of a training job, to be looked at before it is run."""
+
+    json: bool = _key(False, "one JSON document in place of tables")
+    trial: bool = _key(True, "one update on the CPU, thrown away, measures memory; false: only what is known without")
+    depth: int = _key(3, "levels of modules that are shown; deeper ones are counted with those they are in")
+
+
+@dataclass(frozen=True)
+class DiffJob:
+    """What two runs have in common is left out."""
+
+    left: str | None = _key(None, "a run folder; null: the newest run but one")
+    right: str | None = _key(None, "a run folder; null: the newest run")
+    json: bool = _key(False, "one JSON document in place of tables")
+
+
+@dataclass(frozen=True)
 class EvalJob:
     """All of an evaluation. `stored_overrides` are changes of the run's own config: full key and value."""
 
@@ -216,16 +234,18 @@ class VerifyJob:
     stored_overrides: tuple[tuple[str, Any], ...] = ()
 
 
-Job: TypeAlias = TrainJob | EvalJob | ExportJob | GenerateJob | VerifyJob
+Job: TypeAlias = TrainJob | DiffJob | EvalJob | ExportJob | GenerateJob | VerifyJob
 
 JobType: TypeAlias = type[Job]
 
 JOBS: dict[str, JobType] = {
     "train": TrainJob,
+    "plan": PlanJob,
     "eval": EvalJob,
     "export": ExportJob,
     "generate": GenerateJob,
     "verify": VerifyJob,
+    "diff": DiffJob,
 }
 """The verbs that read a configuration."""
 
@@ -264,6 +284,11 @@ def groups(kind: type) -> tuple[str, ...]:
 def needed_groups(kind: type) -> tuple[str, ...]:
     """The groups that a job cannot do without; the part of another one may be null."""
     return tuple(item.name for item in fields(kind) if "group" in item.metadata and "optional" not in item.metadata)
+
+
+def bare_groups(kind: type) -> tuple[str, ...]:
+    """The groups of a job whose options change other sections."""
+    return BARE_GROUPS if issubclass(kind, TrainJob) else ()
 
 
 def shared_keys(kind: type, group: str) -> type | None:

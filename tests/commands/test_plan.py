@@ -1,0 +1,134 @@
+"""`trainer plan`: what it says is what a run does."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.jobs import TINY, events, train, working_in, write_data
+from trainer.cli import main
+from trainer.commands.plan import sparkline
+
+LENGTHS = ["train.duration=2ep", "train.accumulate=3", "checkpoint.every=3", "checkpoint.keep=20"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    made = tmp_path_factory.mktemp("plan")
+    with working_in(made):
+        write_data(made)
+        yield made
+
+
+def plan(capsys: pytest.CaptureFixture[str], *overrides: str) -> dict[str, Any]:
+    assert main(["plan", *TINY, "json=true", *overrides]) == 0
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+def test_a_run_does_what_its_plan_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_data(folder)
+    before = {path.name for path in folder.iterdir()}
+    planned = plan(capsys, *data, *LENGTHS)
+    assert {path.name for path in folder.iterdir()} - before <= {"cache", "encoded-cache"}
+
+    assert train(folder / "run", *data, *LENGTHS) == 0
+    logged, steps = events(folder / "run", "train"), planned["steps"]
+    saved = sorted((folder / "run" / "checkpoints").iterdir())
+    assert (steps["steps_per_epoch"], steps["total_steps"], steps["micro_batch"]) == (8, 16, 3)
+    assert (steps["last_batch_of_epoch"], steps["samples"]) == (5, 122)
+    assert len(logged) == steps["times"]["log"] == 16
+    assert len({event["step"] for event in events(folder / "run", "eval")}) == steps["times"]["evaluate"] == 2
+    assert {point["step"]: point["lr"] for point in planned["schedule"]["points"]} == {
+        event["step"] - 1: event["lr"] for event in logged
+    }
+    # Every file but the two that tell where the run stands, byte for byte as large.
+    sizes = {file.name: file.stat().st_size for file in saved[-1].iterdir()}
+    same = sizes.keys() - {"MANIFEST.json", "state.json", "config.yaml"}
+    assert {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "task.json"} <= same
+    assert {name: planned["checkpoint"]["files"][name] for name in same} == {name: sizes[name] for name in same}
+
+
+def test_memory_and_model_are_those_of_the_parts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planned = plan(capsys, *write_data(folder), "loss=cross_entropy", "model.freeze=[token_embedding*]")
+    model, memory = planned["model"], planned["memory"]
+
+    assert model["parameters"] == sum(row["parameters"] for row in model["modules"])
+    frozen = sum(row["parameters"] for row in model["modules"] if row["name"] == "token_embedding")
+    assert model["parameters"] - model["trainable"] == frozen > 0
+    assert memory["weights"] == memory["ema"] == 4 * model["parameters"]
+    assert memory["gradients"] == 4 * model["trainable"]
+    assert 2 * memory["gradients"] <= memory["optimizer"] <= 2 * memory["gradients"] + 1000
+    assert memory["total"] == sum(value for name, value in memory.items() if name != "total")
+    assert sum(group["parameters"] for group in planned["optimizer"]["groups"]) == model["trainable"]
+    assert model["modules"][0]["output"] == [8, 3]
+
+
+def test_activations_grow_with_the_micro_batch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = plan(capsys, *write_data(folder), "train.batch_size=32")
+    cut = plan(capsys, *write_data(folder), "train.batch_size=32", "train.accumulate=4")
+
+    assert cut["memory"]["weights"] == whole["memory"]["weights"]
+    assert 2.5 < whole["memory"]["activations"] / cut["memory"]["activations"] < 6
+
+
+def test_padding_is_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wide = [*write_data(folder), "task.max_length=40", "train.batch_size=32"]
+    packed, padded = (plan(capsys, *wide, f"loader.batching={way}") for way in ("packed", "padded"))
+    tokens = packed["data"]["tokens"]
+
+    assert tokens["shortest"] <= tokens["median"] <= tokens["p95"] <= tokens["longest"] <= 40
+    assert 0 <= tokens["empty_share"] < padded["data"]["tokens"]["empty_share"] < 1
+
+
+def test_without_a_trial_what_it_measures_is_not_known(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planned = plan(capsys, *write_data(folder), "trial=false", "optimizer.lr=auto", "scheduler=reduce_on_plateau")
+
+    assert (planned["memory"]["optimizer"], planned["memory"]["activations"], planned["memory"]["total"]) == (None,) * 3
+    assert planned["checkpoint"] == {"files": None, "bytes": None, "kept": 3}
+    assert planned["schedule"]["lr"] == "auto"
+    assert planned["schedule"]["follows_scores"]
+    assert {point["lr"] for point in planned["schedule"]["points"]} == {None}
+
+
+def test_the_screen_and_the_depth(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *TINY, *write_data(folder), "depth=1", "run.name=mine", "export.formats=[onnx]"]) == 0
+    shown = capsys.readouterr().out
+
+    assert "8 samples = 1 x 8" in shown
+    assert "token_embedding" in shown
+    assert "query_key_value" not in shown
+    assert "runs/<date>_<time>_mine/export/" in shown
+    assert "learning rate: trainer.scheduler.linear.linear, base 1.000e-03" in shown
+    assert not (folder / "runs").exists()
+
+
+def test_images_have_no_tokens(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lengths = ["train.duration=2", "loader.limit=40", "task.augment.mixup=0.2", "device=cpu"]
+    assert main(["plan", "experiment=digits", "json=true", *lengths]) == 0
+    planned = json.loads(capsys.readouterr().out)
+
+    assert "tokens" not in planned["data"]
+    assert planned["model"]["inputs"]["pixel_values"] == [32, 1, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["resume=elsewhere"], "resume: a plan is that of a run from its start, got 'elsewhere'. Leave it out."),
+        (["depth=-1"], "depth: must not be negative, got -1."),
+        (["train.batch_sise=3"], "Did you mean train.batch_size."),
+        (["model.heads=3"], "model.heads: must divide model.dim (16), got 3"),
+    ],
+)
+def test_faults(overrides: list[str], told: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *TINY, *write_data(folder), *overrides]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_sparkline() -> None:
+    assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
+    assert sparkline([0.0, 0.0]) == "▁▁"
+    assert sparkline([]) == ""

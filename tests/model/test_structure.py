@@ -1,0 +1,59 @@
+import pytest
+import torch
+from torch import nn
+
+from trainer.model.structure import structure
+
+
+class Tied(nn.Module):
+    """An embedding and a head of the same weights, a module that is used twice, and one that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(2)])
+        self.again = self.blocks[0]
+        self.head = nn.Linear(4, 7)
+        self.head.weight = self.embedding.weight
+        self.unused = nn.Linear(2, 3)
+        self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
+
+    def forward(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.embedding(ids)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return {"logits": self.head(self.again(hidden)) * self.scale}
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3, 9])
+def test_the_rows_add_up_to_the_module_at_any_depth(depth: int) -> None:
+    model = Tied()
+    rows = structure(model, depth)
+
+    assert sum(row.parameters for row in rows) == sum(p.numel() for p in model.parameters())
+    assert sum(row.trainable for row in rows) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert all(row.name.count(".") < max(depth, 1) for row in rows)
+    assert {row.output for row in rows} == {None}
+
+
+def test_names_kinds_and_shapes() -> None:
+    model = Tied()
+    rows = {row.name: row for row in structure(model, 2, lambda: model(torch.zeros(3, 5, dtype=torch.int64)))}
+
+    assert list(rows) == ["", "embedding", "blocks", "blocks.0", "blocks.1", "head", "unused"]
+    assert (rows[""].kind, rows[""].output, rows[""].parameters, rows[""].trainable) == ("Tied", (3, 5, 7), 1, 0)
+    assert (rows["blocks.0"].kind, rows["blocks.0"].output, rows["blocks.0"].parameters) == (
+        "Sequential",
+        (3, 5, 4),
+        20,
+    )
+    # Its weight is the embedding's.
+    assert (rows["head"].parameters, rows["embedding"].parameters) == (7, 28)
+    assert rows["unused"].output is None
+
+
+def test_the_model_keeps_no_hooks() -> None:
+    model = Tied()
+    structure(model, 1, lambda: model(torch.zeros(1, 1, dtype=torch.int64)))
+
+    assert not any(module._forward_hooks for module in model.modules())
