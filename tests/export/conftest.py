@@ -61,8 +61,10 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
         ToyTask(),
         drawing_batches,
         drawing_batches,
+        {},
         {"step": 930, "weights": "ema"},
         formats=["onnx", "torchscript"],
+        half=False,
         tolerance=1e-4,
         metric_budget=0.0,
     )

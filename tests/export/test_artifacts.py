@@ -16,8 +16,8 @@ from trainer.export.artifacts import publish
 
 
 def publish_toy(folder: Path, model: nn.Module, **settings: Any) -> list[Any]:
-    settings = {"formats": ["torchscript"], "tolerance": 1e-4, "metric_budget": 0.0, **settings}
-    return publish(folder, model, ToyTask(), batches, batches, {}, **settings)
+    settings = {"formats": ["torchscript"], "half": False, "tolerance": 1e-4, "metric_budget": 0.0, **settings}
+    return publish(folder, model, ToyTask(), batches, batches, {}, {}, **settings)
 
 
 def test_folder_holds_everything_and_nothing_else(published: Published) -> None:

@@ -55,6 +55,7 @@ def export_trained(trained: Trained, export: dict[str, Any], split: str) -> list
         trained.task,
         lambda: split_batches(trained, split, "padded"),
         lambda: split_batches(trained, "train", "padded"),
+        {"model": trained.job.model, "facts": trained.task.facts()},
         trained.provenance | {"split": split},
     )
     return artifacts

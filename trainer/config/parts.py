@@ -27,8 +27,9 @@ def value_faults(path: str, value: Any, annotation: str) -> list[str]:
         return []
     remedy = forms(annotation)
     known = literals(annotation)
-    if isinstance(value, str) and nearest(value, known).startswith("Did you mean"):
-        remedy = nearest(value, known)
+    wrong = [item for item in (value if isinstance(value, list) else [value]) if item not in known]
+    if wrong and isinstance(wrong[0], str) and nearest(wrong[0], known).startswith("Did you mean"):
+        remedy = nearest(wrong[0], known)
     return [explain(path, f"must be {expected(annotation)}", remedy, value=value)]
 
 

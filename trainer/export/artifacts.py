@@ -14,7 +14,7 @@ from trainer.errors import ConfigError, ProofError, explain
 from trainer.export.cases import timed_inputs
 from trainer.export.companions import GOLDEN, PREDICT, manifest, write_companions, write_golden
 from trainer.export.folder import MANIFEST, describe, files_of, publish_files, staging, write_json
-from trainer.export.formats import FORMATS
+from trainer.export.formats import FORMATS, HALF
 from trainer.export.gate import Verdict, judge
 from trainer.export.isolation import random_state_kept
 from trainer.export.proof import Limits
@@ -56,9 +56,11 @@ def publish(
     task: Task,
     batches: Callable[[], Iterable[Batch]],
     training: Callable[[], Iterable[Batch]],
+    architecture: dict[str, Any],
     provenance: dict[str, Any],
     *,
-    formats: list[Literal["onnx", "torchscript"]],
+    formats: list[Literal["onnx", "torchscript", "pt2", "safetensors", "pth", "pth_legacy"]],
+    half: bool,
     tolerance: float,
     metric_budget: float,
 ) -> list[Artifact]:
@@ -74,8 +76,10 @@ def publish(
         task: Gives example inputs, their axes, metrics and files.
         batches: The evaluation split, padded, with targets.
         training: The training split, padded, which some formats measure ranges on.
+        architecture: What makes the model again, for formats that hold weights alone (JSON).
         provenance: Where the weights come from, for the manifest (JSON).
         formats: What to write, keys of `FORMATS`.
+        half: Formats that hold weights alone have them in float16; the metric judges them.
         tolerance: Largest absolute difference of an output of an exact format from the model's.
         metric_budget: How much of the task's metric an artifact may lose, as in `Limits`.
 
@@ -87,9 +91,9 @@ def publish(
     if not formats:
         return []
     limits = Limits(tolerance, metric_budget)
-    chosen = [FORMATS[name] for name in dict.fromkeys(formats)]
+    chosen = [(FORMATS | HALF if half else FORMATS)[name] for name in dict.fromkeys(formats)]
     with random_state_kept(), torch.no_grad(), staging(folder) as stage:
-        subject = Subject(model, task, training)
+        subject = Subject(model, task, training, architecture=architecture)
         verdict = judge(chosen, stage, subject, batches, limits)
         timings = _finish(stage, subject, verdict, {"provenance": provenance, **asdict(limits)})
         artifacts = _artifacts(stage, folder, verdict, task.monitor, timings)

@@ -68,7 +68,7 @@ def make_candidate(format: Format, variant: Variant, stage: Path, subject: Subje
         details = variant.write(path, subject)
     with turned_into_proof_error(format.path, "cannot be loaded", _EXPORT_REMEDY):
         forward, declared = format.load(path, subject)
-    tolerance = limits.of(exact=format.exact)
+    tolerance = limits.of(exact=format.exact, bitwise=format.bitwise)
     tried = prove_cases(format.path, forward, subject.cases, tolerance)
     task = subject.task
     comparison = Comparison(format.path, forward, task.metrics(), tolerance, task.target)

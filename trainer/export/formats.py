@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainer.export.cases import Forward
 from trainer.export.onnx import load_onnx, write_onnx
+from trainer.export.pt2 import load_pt2, write_pt2
 from trainer.export.subject import Subject
 from trainer.export.torchscript import load_torchscript, write_torchscript
+from trainer.export.weights import load_pth, load_safetensors, write_pth, write_safetensors
 
 Write = Callable[[Path, Subject], dict[str, Any]]
 """Writes a format to a path; what the manifest is to say of it (JSON)."""
@@ -45,6 +48,7 @@ class Format:
         load: How it is run.
         variants: Ways to write it, tried in this order until one is proved.
         exact: Whether its outputs are within `export.tolerance`; otherwise the task's metric alone judges it.
+        bitwise: Whether its outputs are PyTorch's in every bit.
         timed: Whether it is a program of its own, whose time is worth knowing.
     """
 
@@ -53,13 +57,34 @@ class Format:
     load: Load
     variants: tuple[Variant, ...]
     exact: bool = True
+    bitwise: bool = False
     timed: bool = True
 
 
-_ALL = (
-    Format("onnx", "model.onnx", load_onnx, (Variant("fp32", write_onnx),)),
-    Format("torchscript", "model.torchscript.pt", load_torchscript, (Variant("fp32", write_torchscript),)),
-)
+def _weights(*, half: bool) -> tuple[Format, ...]:
+    """The formats that hold weights alone, in float32 or float16."""
+    precision = "fp16" if half else "fp32"
+    ways: tuple[tuple[str, str, Load, Write], ...] = (
+        ("safetensors", "safetensors", load_safetensors, partial(write_safetensors, half=half)),
+        ("pth", "model.pth", load_pth, partial(write_pth, half=half, legacy=False)),
+        ("pth_legacy", "model.legacy.pth", load_pth, partial(write_pth, half=half, legacy=True)),
+    )
+    return tuple(
+        Format(name, path, load, (Variant(precision, write),), exact=not half, bitwise=not half, timed=False)
+        for name, path, load, write in ways
+    )
 
-FORMATS: dict[str, Format] = {each.name: each for each in _ALL}
+
+FORMATS: dict[str, Format] = {
+    each.name: each
+    for each in (
+        Format("onnx", "model.onnx", load_onnx, (Variant("fp32", write_onnx),)),
+        Format("torchscript", "model.torchscript.pt", load_torchscript, (Variant("fp32", write_torchscript),)),
+        Format("pt2", "model.pt2", load_pt2, (Variant("fp32", write_pt2),)),
+        *_weights(half=False),
+    )
+}
 """Every format by name."""
+
+HALF: dict[str, Format] = {each.name: each for each in _weights(half=True)}
+"""The formats that `export.half` changes, as it makes them."""

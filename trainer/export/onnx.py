@@ -12,14 +12,11 @@ from torch.onnx import ONNXProgram
 
 from trainer.export.cases import Forward
 from trainer.export.isolation import silence
-from trainer.export.proof import prove_inputs, prove_output
+from trainer.export.proof import Dimensions, prove_inputs, prove_output
 from trainer.export.subject import Subject
 
 OUTPUT = "output"
 _PROTOBUF_LIMIT = 2_000_000_000  # bytes in one file; beyond it the weights go to a file of their own
-
-Dimensions = dict[str, list[int | str | None]]
-"""The shape of each input or output of a graph; a string is a symbolic size."""
 
 
 def write_onnx(path: Path, subject: Subject) -> dict[str, Any]:

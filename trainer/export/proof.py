@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import inf
+from math import inf, nan
 from textwrap import shorten
 
 import numpy as np
@@ -20,6 +20,10 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ROUNDING = 1e-6  # of a metric: float32 rounding; one changed decision of a million samples is more
 
 
+Dimensions = dict[str, list[int | str | None]]
+"""The shape of each input or output of a graph; a string is a symbolic size."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What an artifact may differ by.
@@ -32,9 +36,9 @@ class Limits:
     tolerance: float
     metric_budget: float
 
-    def of(self, *, exact: bool) -> float:
+    def of(self, *, exact: bool, bitwise: bool) -> float:
         """The tolerance of a format; of one that is not exact any difference is recorded, none refused."""
-        return self.tolerance if exact else inf
+        return 0.0 if bitwise else self.tolerance if exact else inf
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def difference(
     """Largest absolute difference between two outputs of the same `inputs`.
 
     Raises:
-        ProofError: It is above `tolerance`, or the shapes differ.
+        ProofError: It is above `tolerance`, the shapes differ, or there is NaN where there was a number.
     """
     named = f"{where} ({', '.join(f'{name} {tuple(value.shape)}' for name, value in inputs.items())})"
     if got.shape != expected.shape:
@@ -128,6 +132,8 @@ def difference(
     apart = torch.where(wanted == found, 0.0, (wanted - found).abs()).nan_to_num(nan=inf, posinf=inf)
     worst = int(apart.argmax())
     largest = apart.flatten()[worst].item()
+    if bool((found.isnan() & ~wanted.isnan()).any()) and tolerance == inf:
+        raise ProofError(explain(artifact, f"the output {named} must be numbers", _TOLERANCE_REMEDY, value=nan))
     if largest > tolerance:
         place = [int(index) for index in np.unravel_index(worst, tuple(expected.shape))]
         problem = f"output{place} {named} must be PyTorch's {wanted.flatten()[worst]:.9g} within {tolerance:g}"

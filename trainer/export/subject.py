@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from trainer.export.cases import BATCH, Case, Forward, forward_of, proof_cases, traced_inputs
 from trainer.export.isolation import silence
 from trainer.protocols import Batch, Task
+
+Made = TypeVar("Made")
 
 
 class Subject:
@@ -22,19 +26,34 @@ class Subject:
     Args:
         model: In any mode; it stays as it is.
         task: Gives inputs and their axes.
-        training: The training split, padded, for formats that measure ranges on it.
+        training: Training samples, padded, for formats that measure ranges on them.
+        architecture: What makes the model again beside its weights, for formats that hold weights alone (JSON).
+        int8: How activations are quantized in int8; None: as fits the model.
 
     Attributes:
         model: The frozen model. Who writes a format reads it and changes nothing.
         task: As given.
+        architecture: As given.
+        int8: As given.
         cases: Inputs of shapes that are never traced, with the model's outputs, computed before anything is exported.
     """
 
-    def __init__(self, model: nn.Module, task: Task, training: Callable[[], Iterable[Batch]] = tuple) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        training: Callable[[], Iterable[Batch]] = tuple,
+        *,
+        architecture: Mapping[str, Any] | None = None,
+        int8: Literal["dynamic", "static"] | None = None,
+    ) -> None:
         self.model = frozen(model)
         self.task = task
+        self.architecture = architecture or {}
+        self.int8 = int8
         self.cases: list[Case] = proof_cases(task, self.pytorch)
         self._training = training
+        self._made: dict[Callable[[Subject], Any], Any] = {}
         self._program: ExportedProgram | Exception | None = None
 
     @property
@@ -64,18 +83,44 @@ class Subject:
             raise self._program
         return self._program
 
-    def calibration(self) -> Iterable[dict[str, Tensor]]:
-        """Inputs of the training split, batch by batch; an iterator of its own each time."""
-        return (batch.inputs for batch in self._training())
+    def calibration(self) -> list[dict[str, Tensor]]:
+        """Inputs of the training samples, batch by batch; where there are none, those of the cases."""
+        return [batch.inputs for batch in self._training()] or [case.inputs for case in self.cases]
+
+    def once(self, make: Callable[[Subject], Made]) -> Made:
+        """What `make` gives for this subject, made when first asked for: several formats and variants share it."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        made: Made = self._made[make]
+        return made
 
 
 def frozen(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode that needs no gradients; its modules are its own, its weights are the model's."""
-    weights: dict[int, Any] = {
-        id(each): nn.Parameter(each.detach(), requires_grad=False) for each in model.parameters()
-    }
-    weights |= {id(each): each.detach() for each in model.buffers()}
-    return deepcopy(model, weights).eval()
+    return copy_with(model, lambda tensor: tensor)
+
+
+def scrambled(model: nn.Module) -> nn.Module:
+    """A copy like that of `frozen`, each of whose weights is NaN, or, of integers, another number.
+
+    What is in no state dict is the model's: it is not what a file of weights brings back.
+    """
+    saved = model.state_dict().keys()
+    kept = {id(each) for name, each in model.named_buffers(remove_duplicate=False) if name not in saved}
+
+    def scramble(tensor: Tensor) -> Tensor:
+        if id(tensor) in kept:
+            return tensor
+        return torch.full_like(tensor, math.nan) if tensor.is_floating_point() else tensor.bitwise_not()
+
+    return copy_with(model, scramble)
+
+
+def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy in evaluation mode without gradients, its parameters and buffers changed; shared ones stay shared."""
+    memo: dict[int, Any] = {id(each): nn.Parameter(change(each).detach(), False) for each in model.parameters()}
+    memo |= {id(each): change(each).detach() for each in model.buffers()}
+    return deepcopy(model, memo).eval()
 
 
 def capture(
@@ -91,4 +136,8 @@ def capture(
         dims[axis] = Dim(axis, min=low, max=high) if low < high else None
     shapes = {name: {place: dims[axis] for place, axis in axes[name].items()} for name in inputs}
     with silence():
-        return torch.export.export(model, (), inputs, dynamic_shapes=shapes)
+        program = torch.export.export(model, (), inputs, dynamic_shapes=shapes)
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # paths of this machine, which would leave it with every artifact
+    return program

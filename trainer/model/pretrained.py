@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError, explain
+from trainer.model import library_folder
 from trainer.model.packed_attention import FAMILIES, Family, attention_masks, first_position, mask_as_taken
 from trainer.model.pooling import pool_samples, take_tokens
 from trainer.model.pretrained_config import read_config
@@ -197,6 +200,24 @@ class Pretrained(nn.Module):
         ).last_hidden_state[:, -1]
         extended = tuple(part for layer in past.layers for part in (layer.keys, layer.values))
         return self._outputs(hidden), extended
+
+    def save_library(
+        self,
+        folder: Path,
+        example: Mapping[str, Tensor],
+        files: Mapping[str, str],
+        *,
+        max_length: int | None,
+        half: bool,
+    ) -> dict[str, Any]:
+        """Writes a folder of transformers, or, of embeddings, of sentence-transformers; see `library_folder.save`."""
+        sample: Kind = "AutoModelForSequenceClassification"
+        headed: Kind = "AutoModelForTokenClassification" if self.output_level == "token" else sample
+        return library_folder.save(self, folder, headed, example, files, max_length=max_length, half=half)
+
+    def load_library(self, folder: Path) -> None:
+        """Reads the weights of such a folder in place."""
+        library_folder.load(self, folder)
 
     def _outputs(self, hidden: Tensor) -> Tensor:
         # A language model's head may have more columns than the vocabulary has tokens.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError, explain
+from trainer.model import library_folder
 from trainer.model.pretrained_config import read_config
 from trainer.model.pretrained_loading import (
+    Kind,
     architecture_of,
     checkpoint_gradients,
     config_of,
@@ -84,6 +88,23 @@ class PretrainedImage(nn.Module):
             pooled = hidden.mean(dim=1) if self.pooling == "mean" else hidden.amax(dim=1)
         output: Tensor = self.head(pooled)
         return output
+
+    def save_library(
+        self,
+        folder: Path,
+        example: Mapping[str, Tensor],
+        files: Mapping[str, str],
+        *,
+        max_length: int | None,
+        half: bool,
+    ) -> dict[str, Any]:
+        """Writes a folder of transformers; see `library_folder.save`."""
+        headed: Kind = "AutoModelForImageClassification"
+        return library_folder.save(self, folder, headed, example, files, max_length=max_length, half=half)
+
+    def load_library(self, folder: Path) -> None:
+        """Reads the weights of such a folder in place."""
+        library_folder.load(self, folder)
 
 
 def _check_fit(config: Any, image_channels: int, image_size: tuple[int, int], pooling: str) -> None:

@@ -17,7 +17,14 @@ from trainer.model.pretrained_config import not_found, place_of
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["AutoModel", "AutoModelForMaskedLM", "AutoModelForCausalLM"]
+Kind = Literal[
+    "AutoModel",
+    "AutoModelForMaskedLM",
+    "AutoModelForCausalLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelForImageClassification",
+]
 Attention = Literal["sdpa", "eager"]
 _SHOWN: Final = 5
 

@@ -1,0 +1,158 @@
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.model.pretrained_folders import (
+    CONFIGS,
+    LANGUAGE,
+    TYPED,
+    Folders,
+    language_model,
+    layouts,
+    model_of,
+    reference,
+)
+from trainer.model.library_folder import HEAD
+from trainer.model.pooling import pool
+from trainer.model.pretrained import Pretrained
+from trainer.task.tokenization import load_tokenizer
+
+TAGS = ["O", "B-tool", "I-tool", "B-fruit", "I-fruit"]
+HEADED = {"bert", "camembert", "distilbert", "electra", "gpt2", "roberta", "xlm-roberta"}
+"""Those whose class for tagging has nothing but a linear layer on the hidden states."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return Folders(tmp_path_factory)
+
+
+def inputs_of(name: str) -> dict[str, torch.Tensor]:
+    return layouts(6, typed=name in TYPED)[0]
+
+
+def files_of(path: Path) -> dict[str, str]:
+    tokenizer = load_tokenizer(str(path))
+    tokenizer.enable_truncation(64)
+    return {"tokenizer.json": tokenizer.to_str(), "labels.json": json.dumps(TAGS)}
+
+
+def save(model: Pretrained, source: Path, name: str, place: Path, **options: Any) -> dict[str, Any]:
+    options = {"max_length": None, "half": False, **options}
+    with torch.no_grad():
+        return model.save_library(place, inputs_of(name), files_of(source), **options)
+
+
+def assert_comes_back(model: Pretrained, place: Path) -> None:
+    """The folder brings back every bit into a model that had others."""
+    other = deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.fill_(float("nan"))
+    other.load_library(place)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+
+
+def mask_of(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    return inputs["attention_mask"].bool()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_language_model_is_its_own_class(name: str, folder: Folders, tmp_path: Path) -> None:
+    model = model_of(folder(name), **LANGUAGE)
+    said = save(model, folder(name), name, tmp_path / "saved")
+    own = reference(language_model(name), tmp_path / "saved")
+    assert said == {"library": "transformers", "class": type(own).__name__}
+    inputs = inputs_of(name)
+    with torch.no_grad():
+        expected = model(**inputs)[mask_of(inputs)]
+        torch.testing.assert_close(own(**inputs).logits[mask_of(inputs)], expected, rtol=0, atol=1e-5)
+    assert getattr(own.config, "use_cache", False) == (name == "gpt2")
+    assert_comes_back(model, tmp_path / "saved")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tagger_is_the_library_s_where_its_head_is(name: str, folder: Folders, tmp_path: Path) -> None:
+    from transformers import AutoModelForTokenClassification
+
+    model = model_of(folder(name), output_level="token")
+    said = save(model, folder(name), name, tmp_path / "saved")
+    assert ("head" not in said) == (name in HEADED)
+    if name in HEADED:
+        own = reference(AutoModelForTokenClassification, tmp_path / "saved")
+        inputs = inputs_of(name)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                own(**inputs).logits[mask_of(inputs)], model(**inputs)[mask_of(inputs)], rtol=0, atol=1e-5
+            )
+        assert [own.config.id2label[number] for number in range(5)] == TAGS
+    assert_comes_back(model, tmp_path / "saved")
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+def test_head_of_our_own_lies_beside_the_model(name: str, folder: Folders, tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    model = model_of(folder(name))
+    said = save(model, folder(name), name, tmp_path / "saved")
+    assert said["head"] == HEAD
+    own, head = reference(AutoModel, tmp_path / "saved"), load_file(tmp_path / "saved" / HEAD)
+    inputs = inputs_of(name)
+    with torch.no_grad():
+        pooled = pool(own(**inputs).last_hidden_state, mask_of(inputs), "mean")
+        torch.testing.assert_close(
+            pooled @ head["head.weight"].T + head["head.bias"], model(**inputs), rtol=0, atol=1e-5
+        )
+    told = json.loads((tmp_path / "saved" / "head.json").read_text("utf-8"))
+    assert told["reads"] == "last_hidden_state, pooled: mean"
+    assert told["tensors"] == {"head.weight": [5, 32], "head.bias": [5]}
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert tokenizer("a few words")["input_ids"] == load_tokenizer(str(folder(name))).encode("a few words").ids
+    assert tokenizer.model_max_length == 64
+    assert {*tokenizer("a few words")} == {*inputs}
+    assert_comes_back(model, tmp_path / "saved")
+
+
+def test_half(folder: Folders, tmp_path: Path) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    model = model_of(folder("bert"), **LANGUAGE)
+    for half in (False, True):
+        save(model, folder("bert"), "bert", tmp_path / str(half), half=half)
+    sizes = [(tmp_path / str(half) / "model.safetensors").stat().st_size for half in (True, False)]
+    assert sizes[0] < 0.6 * sizes[1]
+    assert reference(AutoModelForMaskedLM, tmp_path / "True").dtype == torch.float16
+    inputs = inputs_of("bert")
+    expected = model(**inputs)
+    model.load_library(tmp_path / "True")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    torch.testing.assert_close(model(**inputs), expected, rtol=0, atol=1e-2)
+    assert not torch.equal(model(**inputs), expected)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "last"])
+@pytest.mark.parametrize("dim", [None, 7])
+def test_sentence_transformers_gives_the_same_embeddings(
+    pooling: str, dim: int | None, folder: Folders, tmp_path: Path
+) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    model = model_of(folder("bert"), num_outputs=dim, pooling=pooling)
+    said = save(model, folder("bert"), "bert", tmp_path / "saved", max_length=6)
+    assert said["library"] == "sentence-transformers"
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    texts = ["a few words", "learn", "a few words to learn from, more than fit"]
+    tokenizer = load_tokenizer(str(folder("bert")))
+    tokenizer.enable_truncation(6)
+    got = torch.from_numpy(theirs.encode(texts, show_progress_bar=False))
+    for text, row in zip(texts, got, strict=True):
+        ids = torch.tensor([tokenizer.encode(text).ids])
+        with torch.no_grad():
+            expected = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
+        torch.testing.assert_close(row, expected, rtol=0, atol=1e-5)
+    assert_comes_back(model, tmp_path / "saved")

@@ -1,0 +1,119 @@
+"""The weights of a model alone: files of torch, and folders in the layout of the model's own library.
+
+A file of weights is no program: each is proved by reading it into a copy of the model whose weights are scrambled. A
+model that belongs to a library has `save_library` and `load_library` (see `trainer.model.library_folder`); the folder
+of any other holds `model.safetensors`, `config.json` and the task's files, which `model.weights=FOLDER` reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from trainer.export.cases import Forward, forward_of
+from trainer.export.subject import Subject, copy_with, scrambled
+from trainer.model.weights import fit_weights
+from trainer.model.weights_file import load_weights_file
+from trainer.protocols import Target
+
+_EMBEDDINGS: tuple[Target, ...] = ("views", "similarity")
+"""The targets of tasks whose outputs are embeddings."""
+
+
+@runtime_checkable
+class LibraryModel(Protocol):
+    """A model that can be written in the layout of the library that it comes from."""
+
+    def save_library(
+        self,
+        folder: Path,
+        example: Mapping[str, Tensor],
+        files: Mapping[str, str],
+        *,
+        max_length: int | None,
+        half: bool,
+    ) -> dict[str, Any]:
+        """Writes a folder; see `trainer.model.library_folder.save`."""
+        ...
+
+    def load_library(self, folder: Path) -> None:
+        """Reads the weights of such a folder into the model in place."""
+        ...
+
+
+def write_pth(path: Path, subject: Subject, *, half: bool, legacy: bool) -> dict[str, Any]:
+    """Writes a state dict by `torch.save`: tensors alone, which `torch.load(..., weights_only=True)` reads.
+
+    Args:
+        path: The file.
+        subject: The model.
+        half: Floating weights in float16.
+        legacy: As torch wrote it before 1.6, without a zip archive.
+
+    Returns:
+        `tensors`, their number.
+    """
+    state = _halved(subject.model).state_dict() if half else subject.model.state_dict()
+    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    torch.save(tensors, path, _use_new_zipfile_serialization=not legacy)
+    return {"tensors": len(tensors)}
+
+
+def load_pth(path: Path, subject: Subject) -> tuple[Forward, dict[str, Any]]:
+    """A model with the weights of the file, as `model.weights=` reads them."""
+    model = scrambled(subject.model)
+    fit_weights(model, load_weights_file(str(path)), [], [])
+    return forward_of(model), {}
+
+
+def write_safetensors(path: Path, subject: Subject, *, half: bool) -> dict[str, Any]:
+    """Writes a folder: that of the model's own library, where it has one.
+
+    Returns:
+        `library` and what that says of its folder.
+    """
+    model, task = subject.model, subject.task
+    if isinstance(model, LibraryModel):
+        example, files = subject.traced, task.artifact_files()
+        lengths = task.axis_limits().get("sequence") if task.target in _EMBEDDINGS else None
+        return model.save_library(path, example, files, max_length=None if lengths is None else lengths[1], half=half)
+    from safetensors.torch import save_file
+
+    path.mkdir()
+    save_file(
+        _untied((_halved(model) if half else model).state_dict()), path / "model.safetensors", metadata={"format": "pt"}
+    )
+    (path / "config.json").write_text(json.dumps(subject.architecture, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    for name, text in task.artifact_files().items():
+        (path / name).write_text(text, "utf-8")
+    return {"library": "trainer", "read_by": "model.weights=<this folder>"}
+
+
+def load_safetensors(path: Path, subject: Subject) -> tuple[Forward, dict[str, Any]]:
+    """A model with the weights of the folder, read by the library that it is for."""
+    model = scrambled(subject.model)
+    if isinstance(model, LibraryModel):
+        model.load_library(path)
+    else:
+        fit_weights(model, load_weights_file(str(path)), [], [])
+    return forward_of(model), {}
+
+
+def _halved(model: nn.Module) -> nn.Module:
+    return copy_with(model, lambda tensor: tensor.half() if tensor.is_floating_point() else tensor)
+
+
+def _untied(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors, a tied one under its first name alone: the format has no shared tensors, and a reader ties again."""
+    found: dict[Any, tuple[str, Tensor]] = {}
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor):
+            found.setdefault(
+                (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name, (name, tensor)
+            )
+    return {name: tensor.contiguous() for name, tensor in found.values()}

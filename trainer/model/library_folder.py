@@ -1,0 +1,200 @@
+"""A pretrained model back in a folder of its own library, as that library's own `save_pretrained` would leave it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from trainer.errors import ConfigError
+from trainer.model.pretrained_loading import Kind, make_model, quiet
+from trainer.model.sentence_folder import DENSE, write_sentence_modules
+
+HEAD: Final = "head.safetensors"
+_SAME: Final = 1e-5
+"""Outputs that differ by less are equal but for rounding."""
+
+_HEAD_CONFIG: Final = "head.json"
+_SPECIAL: Final[Mapping[str, tuple[str, ...]]] = {
+    "pad_token": ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>"),
+    "unk_token": ("[UNK]", "<unk>"),
+    "cls_token": ("[CLS]", "<s>"),
+    "sep_token": ("[SEP]", "</s>"),
+    "mask_token": ("[MASK]", "<mask>"),
+}
+"""What a tokenizer's special tokens are called, the likeliest first."""
+
+
+def save(
+    model: Any,
+    folder: Path,
+    headed: Kind,
+    example: Mapping[str, Tensor],
+    files: Mapping[str, str],
+    *,
+    max_length: int | None,
+    half: bool,
+) -> dict[str, Any]:
+    """Writes `config.json`, `model.safetensors` and, where there is a tokenizer, its files.
+
+    The class is that of a language model with its own head; `headed`, where its head on these weights gives this
+    model's outputs; else that of the model without a head, and this model's own head lies beside it in
+    `head.safetensors`, with `head.json`, which says what it reads. Embeddings have the layout of sentence-transformers
+    in place of that.
+
+    Args:
+        model: A `Pretrained` or `PretrainedImage`.
+        folder: Made here.
+        headed: The class whose head might be this model's.
+        example: Inputs to compare at.
+        files: The task's: `tokenizer.json`, `labels.json`.
+        max_length: Of embeddings of texts: tokens of a text; None: the outputs are something else.
+        half: Weights in float16.
+
+    Returns:
+        `library` and `class`, and `head` where that is a file of its own.
+    """
+    own: Kind = model.architecture["class"]
+    labels = json.loads(files.get("labels.json", "null"))
+    kinds = [own] if own != "AutoModel" or max_length is not None else [headed, own]
+    for kind in kinds:
+        names = _fitting(model, kind, labels, example if kind == headed else None)
+        if names is not None:
+            break
+    assert names is not None, "its own class fits"
+    with torch.device("meta"):
+        whole = _made(model, kind, labels)
+    state = {
+        name: tensor.half() if half and tensor.is_floating_point() else tensor for name, tensor in _own(model).items()
+    }
+    whole.load_state_dict({theirs: state[ours] for ours, theirs in names.items()}, assign=True)
+    whole.tie_weights()
+    with quiet():
+        whole.save_pretrained(folder)
+        _save_tokenizer(folder, files, list(example))
+    said = {"library": "transformers", "class": type(whole).__name__}
+    rest = {name: tensor for name, tensor in state.items() if name not in names}
+    if max_length is not None:
+        write_sentence_modules(folder, model.config.hidden_size, model.pooling, rest, max_length=max_length)
+        return {**said, "library": "sentence-transformers"}
+    if rest:
+        _save_head(folder, model, rest)
+        said["head"] = HEAD
+    return said
+
+
+def load(model: Any, folder: Path) -> None:
+    """Reads such a folder by transformers' `from_pretrained`, and its weights into the model in place."""
+    import transformers
+    from safetensors.torch import load_file
+
+    (name,) = json.loads((folder / "config.json").read_text("utf-8"))["architectures"]
+    with quiet():
+        whole = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    theirs = whole.state_dict()
+    state = {ours: theirs[name] for ours, name in _names(model, whole).items() if name in theirs}
+    if (folder / HEAD).exists():
+        state |= load_file(folder / HEAD)
+    if (folder / DENSE).exists():
+        state |= {f"head.{name.removeprefix('linear.')}": value for name, value in load_file(folder / DENSE).items()}
+    model.load_state_dict(state)
+
+
+def _own(model: Any) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+
+
+def _made(model: Any, kind: Kind, labels: list[str] | None) -> Any:
+    config = deepcopy(model.config)
+    if isinstance(model.head, nn.Linear):
+        config.num_labels = model.head.out_features
+        if labels is not None and len(labels) == model.head.out_features:
+            config.id2label, config.label2id = dict(enumerate(labels)), {each: n for n, each in enumerate(labels)}
+    made = make_model(kind, config, None, None)
+    if kind == "AutoModelForCausalLM":
+        made.config.use_cache = True  # whoever gets the folder may generate with it
+    return made
+
+
+def _fitting(
+    model: Any, kind: Kind, labels: list[str] | None, example: Mapping[str, Tensor] | None
+) -> dict[str, str] | None:
+    """The model's names of tensors in a class of the library, by ours; None where that has others, or other outputs."""
+    try:
+        with torch.device("meta"):
+            whole = _made(model, kind, labels)
+    except ConfigError:
+        return None
+    names = _names(model, whole)
+    theirs, ours = whole.state_dict(), _own(model)
+    names = {
+        name: other for name, other in names.items() if other in theirs and theirs[other].shape == ours[name].shape
+    }
+    if set(names.values()) != set(theirs):
+        return None
+    if example is None:
+        return names
+    if set(names) != set(ours):
+        return None
+    real = _made(model, kind, labels).eval()
+    real.load_state_dict({other: ours[name] for name, other in names.items()}, assign=True)
+    # Without padding: what comes out at its places means nothing, and need not be equal.
+    filled = {name: torch.ones_like(value) if name == "attention_mask" else value for name, value in example.items()}
+    wanted, got = model(**filled), real(**filled).logits
+    same = got.shape == wanted.shape and torch.allclose(got, wanted, rtol=0, atol=_SAME)
+    return names if same else None
+
+
+def _names(model: Any, whole: Any) -> dict[str, str]:
+    """The names of the model's tensors, by ours, as the library's model may have them."""
+    prefix = "" if whole.base_model is whole else f"{whole.base_model_prefix}."
+    names = {}
+    heads = [name.rpartition(".")[0] for name in whole.state_dict() if name.endswith(".weight")]
+    linear = next((name for name in heads if prefix and not name.startswith(prefix)), "")
+    for name in _own(model):
+        part, _, rest = name.partition(".")
+        if part == "base":
+            names[name] = f"{prefix}{rest}"
+        elif part == "head" and prefix:
+            names[name] = f"{linear}.{rest}" if isinstance(model.head, nn.Linear) else rest
+    return names
+
+
+def _save_head(folder: Path, model: Any, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / HEAD)
+    level = getattr(model, "output_level", "sample")
+    reads = "last_hidden_state" if level == "token" else f"last_hidden_state, pooled: {model.pooling}"
+    content = {
+        "reads": reads,
+        "computes": "x @ head.weight.T + head.bias" if isinstance(model.head, nn.Linear) else type(model.head).__name__,
+        "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
+    }
+    (folder / _HEAD_CONFIG).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _save_tokenizer(folder: Path, files: Mapping[str, str], inputs: list[str]) -> None:
+    if "tokenizer.json" not in files:
+        return
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer.from_str(files["tokenizer.json"])
+    vocabulary = tokenizer.get_vocab()
+    special = {
+        role: next(token for token in names if token in vocabulary)
+        for role, names in _SPECIAL.items()
+        if any(token in vocabulary for token in names)
+    }
+    truncation = tokenizer.truncation
+    tokenizer.no_truncation()
+    length = {"model_max_length": truncation["max_length"]} if truncation else {}
+    make: Any = PreTrainedTokenizerFast
+    made = make(tokenizer_object=tokenizer, model_input_names=inputs, **length, **special)
+    made.save_pretrained(folder)
