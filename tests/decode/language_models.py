@@ -1,0 +1,136 @@
+"""A tiny GPT-2 with random weights, as transformers generates with it and as we do."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from trainer.decode.prompt import Continuation, Prompt
+from trainer.model.pretrained import Pretrained
+from trainer.model.pretrained_loading import architecture_of, quiet
+
+VOCAB_SIZE = 40
+MAX_LENGTH = 48
+END = 0
+PLAIN: dict[str, Any] = {
+    "max_new_tokens": 12,
+    "min_new_tokens": 0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram": 0,
+    "stop": [],
+}
+BEAMS: dict[str, Any] = {"num_beams": 3, "length_penalty": 1.0, "early_stopping": False, "num_return": 1}
+DRAWN: dict[str, Any] = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "seed": 0}
+
+
+@lru_cache(maxsize=16)
+def models(seed: int) -> tuple[Any, Pretrained]:
+    """A model of transformers and ours with the same weights; larger weights make sharper distributions."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    special = {"bos_token_id": END, "eos_token_id": END, "pad_token_id": END}
+    config = GPT2Config(vocab_size=VOCAB_SIZE, n_positions=MAX_LENGTH, n_embd=16, n_layer=2, n_head=2, **special)
+    theirs: Any = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_((0.2, 0.4, 0.8)[seed % 3] * torch.randn_like(parameter))
+    ours = Pretrained(
+        VOCAB_SIZE,
+        VOCAB_SIZE,
+        MAX_LENGTH,
+        "token",
+        architecture_of("AutoModelForCausalLM", config),
+        path="",
+        config={},
+        pooling="mean",
+        attention=None,
+        gradient_checkpointing=False,
+        pretrained=False,
+    ).eval()
+    ours.base.load_state_dict(theirs.transformer.state_dict())
+    return theirs, ours
+
+
+def prompt_of(ids: Sequence[int], *, end_id: int | None = END, max_length: int = MAX_LENGTH) -> Prompt:
+    """A prompt whose text is its token ids."""
+    return Prompt(torch.tensor(ids), end_id, max_length, lambda row: " ".join(map(str, row)))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One generation: the models, what is gone on from, settings in our words."""
+
+    theirs: Any
+    ours: Pretrained
+    prompt: Prompt
+    settings: dict[str, Any]
+
+    def reference(self) -> list[tuple[tuple[int, ...], float | None]]:
+        """What transformers gives: the new tokens up to the end, and a score where it ranks by one."""
+        given = dict(self.settings)
+        seed = given.pop("seed", None)
+        given["no_repeat_ngram_size"] = given.pop("no_repeat_ngram")
+        given["num_return_sequences"] = given.pop("num_return", 1)
+        assert given.pop("stop") == []
+        ids = self.prompt.ids[None]
+        torch.manual_seed(seed or 0)
+        with quiet():
+            found = self.theirs.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=seed is not None,
+                output_scores=True,
+                return_dict_in_generate=True,
+                **given,
+            )
+        rows = [row[len(self.prompt.ids) :].tolist() for row in found.sequences]
+        rows = [row[: row.index(END) + 1] if END in row else row for row in rows]
+        if given.get("num_beams", 1) == 1:
+            return [(tuple(row), None) for row in rows]
+        scores = found.sequences_scores.tolist()
+        # Below that there is no text that ended, only what fills its place.
+        return [(tuple(row), score) for row, score in zip(rows, scores, strict=True) if score > -1e8]
+
+
+def check(case: Case, found: Sequence[Continuation]) -> None:
+    """The continuations are those of transformers, token by token, and so are their scores."""
+    expected = case.reference()
+    assert [each.ids for each in found] == [ids for ids, _ in expected], case.settings
+    for each, (_, score) in zip(found, expected, strict=True):
+        assert (each.score is None) == (score is None)
+        if score is not None:
+            assert abs(each.score - score) < 1e-4 * max(1.0, abs(score)), case.settings
+        assert (each.ended == "end") == (each.ids[-1] == END)
+
+
+def cases(count: int, *, beams: bool = False, drawn: bool = False) -> Iterator[Case]:
+    """Models, prompts and settings at random, each setting with and without an effect."""
+    for number in range(count):
+        pick = random.Random(number)
+        longest = pick.choice([1, 5, 12, 20])
+        settings = {
+            "max_new_tokens": longest,
+            "min_new_tokens": pick.choice([0, 0, min(4, longest)]),
+            "repetition_penalty": pick.choice([1.0, 1.3, 0.8]),
+            "no_repeat_ngram": pick.choice([0, 0, 1, 2, 3]),
+            "stop": [],
+        }
+        if beams:
+            settings["num_beams"] = pick.randint(1, 5)
+            settings["length_penalty"] = pick.choice([0.0, 1.0, -1.0, 2.0])
+            settings["early_stopping"] = pick.choice([True, False, "never"])
+            settings["num_return"] = pick.randint(1, settings["num_beams"])
+        if drawn:
+            settings["temperature"] = pick.choice([1.0, 0.7, 2.0])
+            settings["top_k"] = pick.choice([0, 1, 5, 50])
+            settings["top_p"] = pick.choice([1.0, 0.9, 0.3])
+            settings["seed"] = number
+            settings.setdefault("num_return", pick.randint(1, 3))
+        prompt = prompt_of([pick.randrange(1, VOCAB_SIZE) for _ in range(pick.randint(1, 10))])
+        yield Case(*models(number % 12), prompt, settings)

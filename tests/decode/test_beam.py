@@ -1,0 +1,73 @@
+"""Beam search against transformers', and against every text there is."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from tests.decode.language_models import BEAMS, PLAIN, VOCAB_SIZE, cases, check, models, prompt_of
+from trainer.decode.beam import beam
+from trainer.decode.greedy import greedy
+from trainer.decode.reading import CachedReader
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("count", [24, pytest.param(400, marks=pytest.mark.slow)])
+def test_gives_the_tokens_and_scores_of_transformers(count: int) -> None:
+    for case in cases(count, beams=True):
+        check(case, beam(CachedReader(case.ours), case.prompt, **case.settings))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("early_stopping", [True, False, "never"])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("num_beams", [1, 2, 5])
+def test_every_way_of_stopping(early_stopping: bool | str, length_penalty: float, num_beams: int) -> None:
+    more = {"early_stopping": early_stopping, "length_penalty": length_penalty, "num_beams": num_beams}
+    for case in cases(3):
+        settings = case.settings | {"max_new_tokens": 20, "min_new_tokens": 0} | more
+        settings["num_return"] = num_beams
+        case.settings.update(settings)
+        check(case, beam(CachedReader(case.ours), case.prompt, **settings))
+
+
+@torch.inference_mode()
+def test_wide_enough_it_finds_the_likeliest_text() -> None:
+    _, ours = models(0)
+    prompt = prompt_of([3, 5], end_id=None)
+    settings = PLAIN | BEAMS | {"max_new_tokens": 2, "num_beams": VOCAB_SIZE, "length_penalty": 0.0}
+    best, *_ = beam(CachedReader(ours), prompt, **settings)
+    texts = torch.tensor([[3, 5, *pair] for pair in product(range(VOCAB_SIZE), repeat=2)])
+    logs = ours(texts, torch.ones_like(texts)).log_softmax(-1)
+    scores = logs[:, 1].gather(1, texts[:, 2:3])[:, 0] + logs[:, 2].gather(1, texts[:, 3:])[:, 0]
+
+    assert best.ids == tuple(texts[scores.argmax(), 2:].tolist())
+    assert best.score == pytest.approx(float(scores.max()), abs=1e-5)
+
+
+@torch.inference_mode()
+def test_the_best_comes_first_and_more_beams_change_the_text() -> None:
+    _, ours = models(1)
+    prompt = prompt_of([3, 5])
+    found = beam(CachedReader(ours), prompt, **PLAIN | BEAMS | {"num_beams": 5, "num_return": 5})
+    scores = [each.score for each in found if each.score is not None]
+
+    assert len(scores) == 5
+    assert scores == sorted(scores, reverse=True)
+    assert len({each.ids for each in found}) == 5
+    assert found[0].ids != greedy(CachedReader(ours), prompt, **PLAIN)[0].ids
+
+
+@torch.inference_mode()
+def test_a_stop_string_ends_a_beam() -> None:
+    _, ours = models(1)
+    prompt = prompt_of([3, 5], end_id=None)
+    settings = PLAIN | BEAMS | {"length_penalty": 0.0, "num_return": 3}  # without one the shorter text is the likelier
+    whole, *_ = beam(CachedReader(ours), prompt, **settings)
+    stop = f"{whole.ids[0]} {whole.ids[1]}"
+    found = beam(CachedReader(ours), prompt, **settings | {"stop": [stop]})
+
+    assert {each.ended for each in found} <= {"stop", "length"}
+    assert any(each.ended == "stop" for each in found)
+    for each in found:
+        assert (stop in " ".join(map(str, each.ids))) == (each.ended == "stop")
