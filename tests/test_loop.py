@@ -146,6 +146,31 @@ def test_clipping_keeps_the_direction_and_reports_the_norm_before_it() -> None:
         torch.testing.assert_close(clipped[name], gradient * scale, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_what_is_pruned_has_no_gradient_and_is_in_no_norm(precision: Any) -> None:
+    parts = data([8, 3], [0, 1], torch.float32)
+    plain = a_run([parts])
+    kept = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
+    run = a_run([parts], max_grad_norm=0.01, precision=Precision(precision, CPU))
+    run = replace(run, masks=Masks(run.model, {"layer.weight": kept}))
+    plain.model.load_state_dict(run.model.state_dict())
+    gradients(plain, parts)
+    _, norm = gradients(run, parts)
+    weight, bias = (plain.model.get_parameter(f"layer.{name}").grad for name in ("weight", "bias"))
+    assert weight is not None
+    assert bias is not None
+
+    expected = torch.cat([weight[kept], bias]).norm().item()
+    # float16 rounds what goes through the model.
+    rel = 1e-6 if precision == "fp32" else 1e-2
+    assert norm == pytest.approx(expected, rel=rel)
+    assert norm < torch.cat([weight.flatten(), bias]).norm().item() * 0.95
+    found = run.model.get_parameter("layer.weight").grad
+    assert found is not None
+    assert (found[~kept] == 0).all()
+    torch.testing.assert_close(found[kept], weight[kept] * 0.01 / expected, rtol=1e-4, atol=0.01 * rel)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_loss_that_is_not_finite_stops_before_the_update(bad: float, precision: Any) -> None:

@@ -25,6 +25,7 @@ PLAIN = {
         'optimizer.overrides=[{match:"head*",lr:0.01}]',
     ],
     "reduce_on_plateau": ["optimizer=adam", "scheduler=reduce_on_plateau", "scheduler.every=2", "scheduler.patience=0"],
+    "pruned": ["prune=random", "prune.amount=0.5", "optimizer=muon", "train.accumulate=2", "ema.decay=0.9"],
     "hierarchical_softmax": ["loss=hierarchical_softmax", "loss.in_features=16", "ema.decay=0.9"],
 }
 SLOW = {

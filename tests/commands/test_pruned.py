@@ -1,0 +1,144 @@
+"""`trainer export prune=...`: what leaves is pruned, proved and told; the run stays as it is."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from safetensors.numpy import load_file
+from torch import nn
+from torch.nn.utils import prune
+
+from tests.jobs import checkpoint_files, train, working_in, write_data
+from trainer.cli import main
+
+WEIGHTS = [
+    "blocks.0.query_key_value.weight",
+    "blocks.0.attention_output.weight",
+    "blocks.0.feed_forward.0.weight",
+    "blocks.0.feed_forward.2.weight",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    made = tmp_path_factory.mktemp("pruned")
+    with working_in(made):
+        options = ["train.duration=40", "optimizer.lr=0.02", "train.eval_every=20", "ema.decay=null"]
+        assert train(made / "run", *write_data(made), *options) == 0
+        yield made
+
+
+def export(run: Path, *overrides: str) -> dict[str, Any]:
+    """Exports; what the manifest says."""
+    assert main(["export", f"run={run}", *overrides]) == 0
+    content: dict[str, Any] = json.loads((run / "export" / "manifest.json").read_text(encoding="utf-8"))
+    return content
+
+
+def test_the_artifacts_are_the_pruned_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder / "run"
+    before = checkpoint_files(run, 40)
+    manifest = export(run, "prune=l1", "prune.amount=0.3", "export.formats=[onnx,torchscript]")
+    shown = capsys.readouterr().out
+    pruning = manifest["provenance"]["pruning"]
+    kept = load_file(run / "model" / "model.safetensors")
+
+    assert manifest["formats"] == ["onnx", "torchscript"]
+    assert max(entry["largest_difference"] for entry in manifest["artifacts"].values()) < 1e-4
+    # Both as scored on the same split by PyTorch: the artifacts' own metric, and the one before.
+    score = json.loads((run / "eval" / "test.json").read_text(encoding="utf-8"))
+    assert pruning["metrics"]["before"]["accuracy"] == score["accuracy"]
+    assert pruning["metrics"]["before"]["loss"] == pytest.approx(score["loss"], rel=1e-5)
+    assert pruning["metrics"]["after"]["accuracy"] == manifest["metrics"]["accuracy"]
+    assert pruning["metrics"]["after"]["loss"] != pruning["metrics"]["before"]["loss"]
+    assert [layer["name"] for layer in pruning["layers"]] == WEIGHTS
+    for layer in pruning["layers"]:
+        assert layer["zeros"] == round(0.3 * layer["size"])
+        assert layer["shape"] == list(kept[layer["name"]].shape)
+        assert f"{layer['name']:<32}  {layer['shape'][0]} x {layer['shape'][1]}" in shown
+    assert pruning["total"]["zeros"] == sum(layer["zeros"] for layer in pruning["layers"])
+    sizes = pruning["bytes"]
+    assert sizes["before"]["weights"] == sizes["after"]["weights"]
+    assert 0 < sizes["after"]["weights"] - sum(value.nbytes for value in kept.values()) < 2000
+    assert sizes["after"]["compressed"] < sizes["before"]["compressed"] < sizes["before"]["weights"]
+    assert "the model before and after" in shown
+    # Neither the checkpoints nor `model/` are touched.
+    assert checkpoint_files(run, 40) == before
+    assert all((kept[name] != 0).all() for name in WEIGHTS)
+
+
+def test_the_graph_holds_the_weights_that_torch_would_prune(folder: Path) -> None:
+    run = folder / "run"
+    export(run, "prune=ln", "prune.amount=0.25", "export.formats=[onnx]")
+    graph = onnx.load(run / "export" / "model.onnx").graph
+    stored = [numpy_helper.to_array(value) for value in graph.initializer]
+    weights = load_file(run / "model" / "model.safetensors")
+
+    for name in WEIGHTS:
+        layer = nn.Linear(*weights[name].shape[::-1])
+        layer.weight.data = torch.from_numpy(weights[name])
+        prune.ln_structured(layer, "weight", 0.25, n=2, dim=0)
+        expected = layer.weight.detach().numpy()
+        # A graph may hold a matrix as it is or transposed.
+        same = [
+            np.array_equal(value, each)
+            for value in stored
+            for each in (expected, expected.T)
+            if value.shape == each.shape
+        ]
+        assert any(same), name
+
+
+def test_without_pruning_nothing_is_told_of_it(folder: Path) -> None:
+    assert "pruning" not in export(folder / "run", "export.formats=[torchscript]")["provenance"]
+
+
+def test_the_seed_of_the_run_decides_what_is_random(folder: Path) -> None:
+    options = ["prune=random", "prune.amount=0.5", "export.formats=[torchscript]"]
+    first, second = (export(folder / "run", *options)["provenance"]["pruning"] for _ in range(2))
+
+    assert first == second
+    assert first["total"]["share"] == 0.5
+
+
+def test_pruning_again_what_was_pruned(folder: Path, tmp_path: Path) -> None:
+    options = ["train.duration=4", "prune=l1", "prune.amount=0.5"]
+    assert train(tmp_path / "run", *write_data(folder), *options) == 0
+    manifest = export(tmp_path / "run", "prune=l1", "prune.amount=0.75", "export.formats=[torchscript]")
+
+    assert manifest["provenance"]["pruning"]["total"]["zeros"] == 1536 * 3 // 4
+
+
+def test_adapters_are_merged_before(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    options = ["train.duration=4", "model.lora={rank:2}"]
+    assert train(tmp_path / "run", *write_data(folder), *options) == 0
+    manifest = export(tmp_path / "run", "prune=l1", "prune.amount=0.5", "export.formats=[torchscript]")
+
+    assert [layer["name"] for layer in manifest["provenance"]["pruning"]["layers"]] == WEIGHTS
+    assert manifest["provenance"]["pruning"]["total"]["share"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["prune=l2"], "prune: there is no such option, got 'l2'"),
+        (["prune.amount=0.3"], "prune.amount: no prune is chosen, got 0.3"),
+        (["prune=l1", "prune.amount=2.5"], "prune.amount: must be a share"),
+        (
+            ["prune=l1", "prune.targets=[nothing]"],
+            "prune.targets: fits no parameter with two axes or more, got 'nothing'",
+        ),
+    ],
+)
+def test_what_cannot_be_pruned_so(
+    overrides: list[str], told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", f"run={folder / 'run'}", *overrides]) == 2
+    assert told in capsys.readouterr().err
