@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.export.toy import ToyModel, ToyTask, batches
+from tests.export.toy import SAMPLES, ToyModel, ToyTask, batches
 from trainer.export.artifacts import Artifact, publish
 from trainer.protocols import Batch
 
@@ -63,6 +63,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
         drawing_batches,
         {},
         {"step": 930, "weights": "ema"},
+        SAMPLES,
         formats=["onnx", "torchscript"],
         half=False,
         tolerance=1e-4,

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from trainer.protocols import Batch, Inputs, Target
+from trainer.protocols import Batch, Batching, Columns, Inputs, Target
+from trainer.task.answers import class_answers
 
 MAX_LENGTH = 24
 LABELS = ["red", "green", "blue"]
 WORDS = [f"w{number}" for number in range(50)]
+SAMPLES = [{"text": text, "label": "red"} for text in ("w1 w2 w3", "w4", " ".join(["w7", "w8"] * 30), "w9 w49")]
 
 
 class ToyModel(nn.Module):
@@ -59,9 +61,22 @@ class ToyTask:
     monitor = "accuracy"
     target: Target = "class"
     inputs: Inputs = "tokens"
+    script: tuple[str, str] | None = ("texts", "classes")
 
     def columns(self) -> tuple[str, ...]:
         return ("text", "label")
+
+    def reads(self) -> tuple[str, ...]:
+        return ("text",)
+
+    def facts(self) -> dict[str, Any]:
+        return {"pad_id": 0}
+
+    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
+        return {"input_ids": [[int(word[1:]) for word in text.split()][:MAX_LENGTH] for text in rows["text"]]}
+
+    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
+        return inputs_of(encoded["input_ids"])
 
     def axes(self) -> dict[str, dict[int, str]]:
         return {name: {0: "batch", 1: "sequence"} for name in ("input_ids", "attention_mask")}
@@ -80,12 +95,10 @@ class ToyTask:
             {"accuracy": MulticlassAccuracy(classes, average="micro"), "macro_f1": MulticlassF1Score(classes)}
         )
 
-    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
-        probabilities, classes = output.softmax(-1).max(-1)
-        return [
-            {"label": LABELS[number], "probability": probability}
-            for number, probability in zip(classes.tolist(), probabilities.tolist(), strict=True)
-        ]
+    def answers(
+        self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
+    ) -> list[dict[str, Any]]:
+        return class_answers(output, LABELS, top)
 
     def artifact_files(self) -> dict[str, str]:
         return {"labels.json": json.dumps(LABELS), "tokenizer.json": tokenizer().to_str()}

@@ -57,6 +57,7 @@ def export_trained(trained: Trained, export: dict[str, Any], split: str) -> list
         lambda: split_batches(trained, "train", "padded"),
         {"model": trained.job.model, "facts": trained.task.facts()},
         trained.provenance | {"split": split},
+        trained.encoded.samples(split),
     )
     return artifacts
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +12,8 @@ from torch import nn
 
 from trainer.errors import ConfigError, ProofError, explain
 from trainer.export.cases import timed_inputs
-from trainer.export.companions import GOLDEN, PREDICT, manifest, write_companions, write_golden
-from trainer.export.folder import MANIFEST, describe, files_of, publish_files, staging, write_json
+from trainer.export.companions import COMPANIONS, manifest, write_companions
+from trainer.export.folder import files_of, publish_files, staging
 from trainer.export.formats import FORMATS, HALF
 from trainer.export.gate import Verdict, judge
 from trainer.export.isolation import random_state_kept
@@ -58,6 +58,7 @@ def publish(
     training: Callable[[], Iterable[Batch]],
     architecture: dict[str, Any],
     provenance: dict[str, Any],
+    samples: Sequence[Mapping[str, Any]],
     *,
     formats: list[Literal["onnx", "torchscript", "pt2", "safetensors", "pth", "pth_legacy"]],
     half: bool,
@@ -66,8 +67,9 @@ def publish(
 ) -> list[Artifact]:
     """Writes `model` in each of `formats`, proves each equal to it and publishes what is proved.
 
-    Beside the artifacts lie the task's own files, golden inputs and outputs, `predict.py` where they classify
-    texts, and `manifest.json`, written last. The caller's model and all global generators stay as they are.
+    Beside the artifacts lie the task's own files, golden rows, inputs and outputs, a README, `predict.py` where the
+    task has pieces of it and there is an ONNX graph to run, and `manifest.json`, written last. The caller's model and
+    all global generators stay as they are.
     Artifacts of an earlier call do not outlive this one, unless it has no formats and does nothing.
 
     Args:
@@ -78,6 +80,7 @@ def publish(
         training: The training split, padded, which some formats measure ranges on.
         architecture: What makes the model again, for formats that hold weights alone (JSON).
         provenance: Where the weights come from, for the manifest (JSON).
+        samples: Rows of the evaluation split as the source gave them, the golden ones.
         formats: What to write, keys of `FORMATS`.
         half: Formats that hold weights alone have them in float16; the metric judges them.
         tolerance: Largest absolute difference of an output of an exact format from the model's.
@@ -95,28 +98,32 @@ def publish(
     with random_state_kept(), torch.no_grad(), staging(folder) as stage:
         subject = Subject(model, task, training, architecture=architecture)
         verdict = judge(chosen, stage, subject, batches, limits)
-        timings = _finish(stage, subject, verdict, {"provenance": provenance, **asdict(limits)})
+        timings = _finish(stage, subject, samples, verdict, {"provenance": provenance, **asdict(limits)})
         artifacts = _artifacts(stage, folder, verdict, task.monitor, timings)
-        publish_files(stage, folder, known=[*(format.path for format in FORMATS.values()), GOLDEN, PREDICT])
+        publish_files(stage, folder, known=[*(format.path for format in FORMATS.values()), *COMPANIONS])
     if verdict.failures:
         messages = [message for failure in verdict.failures for message in failure.messages]
         raise ProofError(*messages) from verdict.failures[0]
     return artifacts
 
 
-def _finish(stage: Path, subject: Subject, verdict: Verdict, settings: dict[str, Any]) -> list[Timing]:
+def _finish(
+    stage: Path,
+    subject: Subject,
+    samples: Sequence[Mapping[str, Any]],
+    verdict: Verdict,
+    settings: dict[str, Any],
+) -> list[Timing]:
     """Writes what lies beside the artifacts, the manifest last; nothing where none is proved."""
     if not verdict.proved:
         return []
-    assert verdict.first is not None
     programs = {each.format.name: each.forward for each in verdict.proved if each.format.timed}
     forwards = {"pytorch": subject.pytorch, **programs}
     timings = measure(forwards, timed_inputs(subject.task), seconds=_TIMING_SECONDS) if programs else []
-    write_golden(stage / GOLDEN, verdict.first, subject.pytorch)
-    names = [each.format.name for each in verdict.proved]
-    companions = [stage / GOLDEN, *write_companions(stage, subject.task, names)]
-    content = manifest(stage, subject.task, verdict.proved, verdict.metrics, timings, settings)
-    write_json(stage / MANIFEST, {**content, "files": [describe(path, stage) for path in companions]})
+    content = manifest(stage, subject, verdict.proved, verdict.metrics, timings, settings)
+    failure = write_companions(stage, subject, samples, content)
+    if failure is not None:
+        verdict.failures.append(failure)
     return timings
 
 

@@ -1,0 +1,12 @@
+"""What one cell of a row holds."""
+
+from typing import Any
+
+
+def as_text(cell: Any) -> str:
+    """A text, or a number as one: 3, 3.0 and True are `3`, `3` and `1`, as in training."""
+    number = int(cell) if isinstance(cell, bool | float) and cell % 1 == 0 else cell
+    text = "" if cell is None or cell != cell else str(number)
+    if not text.strip():
+        raise ValueError("it holds nothing")
+    return text

@@ -1,0 +1,38 @@
+"""Texts as padded token ids."""
+
+from functools import cache
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from trainer.export.standalone.folder import FOLDER, Inputs, read_json
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    made = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    made.enable_truncation(max_length())
+    return made
+
+
+@cache
+def max_length() -> int:
+    return int(read_json("manifest.json")["axes"]["sequence"][1])
+
+
+@cache
+def vocabulary(size: int) -> list[str]:
+    """The tokens by their ids; a number stands for one without a name."""
+    return [tokenizer().id_to_token(number) or str(number) for number in range(size)]
+
+
+def token_inputs(ids: list[list[int]]) -> Inputs:
+    if not all(ids):
+        raise ValueError("nothing is left of the text")
+    pad_id = read_json("manifest.json")["pad_id"]
+    return {"input_ids": padded(ids, pad_id), "attention_mask": padded([[1] * len(row) for row in ids], 0)}
+
+
+def padded(rows: list[list[int]], fill: int) -> np.ndarray:
+    width = max(map(len, rows))
+    return np.array([[*row, *[fill] * (width - len(row))] for row in rows], dtype=np.int64)

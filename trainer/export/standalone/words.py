@@ -1,0 +1,29 @@
+"""Reads words.
+
+Usage:
+    python predict.py "Anna lives in Bern ."
+    python predict.py rows.txt rows.jsonl rows.csv    white space between words; in .jsonl a list `words`, too
+    python predict.py < rows.txt
+"""
+
+import json
+
+from trainer.export.standalone.cells import as_text
+from trainer.export.standalone.folder import Inputs, Row
+from trainer.export.standalone.tokens import padded, token_inputs, tokenizer
+
+
+def read_line(line: str) -> Row:
+    return {"words": json.loads(line) if line.lstrip().startswith("[") else line.split()}
+
+
+def encode(rows: list[Row]) -> Inputs:
+    for row in rows:
+        words = row["words"]
+        row["words"] = words.split() if isinstance(words, str) else [as_text(word) for word in words]
+        if not row["words"]:
+            raise ValueError("it holds no words")
+    encodings = tokenizer().encode_batch([row["words"] for row in rows], is_pretokenized=True)
+    # Not for the model: which word each token is of, -1 for those of none.
+    words = padded([[-1 if word is None else word for word in encoding.word_ids] for encoding in encodings], -1)
+    return {**token_inputs([encoding.ids for encoding in encodings]), "words": words}
