@@ -21,6 +21,7 @@ VERBS = {
     "plan": "all that can be known of a training job without running it: steps, schedule, model, memory, files",
     "eval": "score a checkpoint of a run on a split",
     "export": "write a checkpoint of a run as artifacts, each proved equal to the model",
+    "predict": "answer rows without targets: a text, standard input, a file of any kind",
     "generate": "go on with a text, with the language model of a run",
     "verify": "check the checkpoints and artifacts of a run; replay a stretch of it, bit for bit",
     "diff": "two runs: what differs in their configs and results, and the first step where they part",
@@ -47,6 +48,7 @@ examples
   trainer train resume=runs/2030-01-31_12-00-00
   trainer eval run=runs/2030-01-31_12-00-00 split=test
   trainer export run=runs/2030-01-31_12-00-00 export.formats=[onnx]
+  trainer predict run=runs/2030-01-31_12-00-00 input=my.csv output=answers.jsonl
   trainer generate run=runs/2030-01-31_12-00-00 prompt="Return the" decode=beam
   trainer verify run=runs/2030-01-31_12-00-00
   trainer diff left=runs/2030-01-31_12-00-00 right=runs/2030-02-01_12-00-00

@@ -22,7 +22,7 @@ class Given:
         groups: Choices of options.
         values: Values of keys.
         hydra: Hydra's own configuration, but its search path.
-        stored: Values of keys of a run's own configuration (`eval`, `export`, `verify`).
+        stored: Values of keys of a run's own configuration (`eval`, `export`, `predict`, `verify`).
     """
 
     groups: tuple[Override, ...]

@@ -67,6 +67,8 @@ BOUNDS: dict[str, _Bound] = {
     "depth": _NOT_NEGATIVE,
     "steps": _AT_LEAST_1,
     "explain": _AT_LEAST_1,
+    "top": _AT_LEAST_1,
+    "neighbours": _AT_LEAST_1,
     "decode.max_new_tokens": _AT_LEAST_1,
     "decode.min_new_tokens": _NOT_NEGATIVE,
     "decode.num_beams": _AT_LEAST_1,
@@ -92,6 +94,7 @@ def faults(config: Mapping[str, Any]) -> list[str]:
     return [
         *found,
         *_syntax(flat),
+        *_asked(flat),
         *_cadences(flat),
         *_micro_batches(flat),
         *_warmup(flat),
@@ -126,6 +129,19 @@ def _syntax(flat: Mapping[str, Any]) -> Iterator[str]:
         yield explain("run.name", "must be the name of a folder", "run.dir takes a path", value=name)
     if flat.get("resume") == "auto" and "run.name" in flat and flat["run.name"] is None and not flat.get("run.dir"):
         yield explain("resume", "auto needs a run that has a fixed place", "Give run.name", value="auto")
+
+
+def _asked(flat: Mapping[str, Any]) -> Iterator[str]:
+    """What goes together in a prediction."""
+    if "neighbours" in flat and "corpus" in flat and (flat["neighbours"] is None) != (flat["corpus"] is None):
+        lacking, given = ("corpus", "neighbours") if flat["corpus"] is None else ("neighbours", "corpus")
+        yield explain(lacking, f"must be given with {given}", "neighbours=5 corpus=my.txt", value=None)
+    if flat.get("backend") != "onnx":
+        return
+    if flat.get("precision") not in (None, "fp32"):
+        yield explain("precision", "is of PyTorch; an artifact has its own", "Use fp32", value=flat["precision"])
+    if flat.get("device") not in (None, "auto", "cpu"):
+        yield explain("device", "is of PyTorch; artifacts run on the CPU", "Use auto or cpu", value=flat["device"])
 
 
 def _cadences(flat: Mapping[str, Any]) -> Iterator[str]:

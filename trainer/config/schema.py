@@ -206,6 +206,36 @@ class ExportJob:
 
 
 @dataclass(frozen=True)
+class ColumnsSection:
+    """The columns of an input file; null: as in the run's own data, else of the role's name."""
+
+    text: str | None = _key(None, "texts")
+    text_pair: str | None = _key(None, "second texts")
+    words: str | None = _key(None, "words, a list")
+    image: str | None = _key(None, "paths of images, relative to the folder of the file that names them")
+
+
+@dataclass(frozen=True)
+class PredictJob:
+    """All of a prediction. `stored_overrides` are changes of the run's own config: full key and value."""
+
+    run: str | None = _key(None, "the run folder; null: the newest run")
+    input: str | None = _text(None, "a text, a file or a folder of images; null or -: each line of standard input")
+    output: str | None = _key(None, "a file, .jsonl, .csv or .parquet; null or -: JSON lines on standard output")
+    columns: ColumnsSection = _section(ColumnsSection, "which columns of a file are read")
+    backend: Literal["torch", "onnx"] = _key("torch", "torch: a checkpoint; onnx: the run's artifact onnx")
+    top: int = _key(1, "so many of the likeliest classes or tokens, with their probabilities")
+    neighbours: int | None = _key(None, "so many nearest texts of the corpus, by the cosine of their vectors")
+    corpus: str | None = _text(None, "a file of the texts that neighbours are looked for among")
+    checkpoint: str = _key("best", "best, last or step-N")
+    weights: Literal["auto", "raw", "ema"] = _key("auto", "auto: the ones that scored best")
+    device: str = _key("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: Literal["fp32", "bf16", "fp16"] = _key("fp32", "of the forward pass")
+    trust: list[str] = _key([], "packages that the config inside the checkpoint may name")
+    stored_overrides: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
 class GenerateJob:
     """All of a generation of text."""
 
@@ -234,7 +264,7 @@ class VerifyJob:
     stored_overrides: tuple[tuple[str, Any], ...] = ()
 
 
-Job: TypeAlias = TrainJob | DiffJob | EvalJob | ExportJob | GenerateJob | VerifyJob
+Job: TypeAlias = TrainJob | DiffJob | EvalJob | ExportJob | PredictJob | GenerateJob | VerifyJob
 
 JobType: TypeAlias = type[Job]
 
@@ -243,6 +273,7 @@ JOBS: dict[str, JobType] = {
     "plan": PlanJob,
     "eval": EvalJob,
     "export": ExportJob,
+    "predict": PredictJob,
     "generate": GenerateJob,
     "verify": VerifyJob,
     "diff": DiffJob,
@@ -250,7 +281,7 @@ JOBS: dict[str, JobType] = {
 """The verbs that read a configuration."""
 
 STORED_SECTIONS = ("data", "loader")
-"""What of a run's own config `eval`, `export` and `verify` may change on the command line."""
+"""What of a run's own config `eval`, `export`, `predict` and `verify` may change on the command line."""
 
 BARE_GROUPS = ("experiment", "debug")
 """Groups whose options change other sections and have none of their own."""

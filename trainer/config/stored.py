@@ -50,11 +50,16 @@ def load_stored_config(path: str | Path, key: str = "resume") -> dict[str, Any]:
     """
     folder = Path(path)
     # A checkpoint carries it too: a run folder that has lost its own can still go on.
-    files = [folder / FILE, *sorted(folder.glob(f"checkpoints/step-*/{FILE}"), reverse=True)]
+    own = folder.parent if folder.name == "export" else folder
+    files = [own / FILE, *sorted(own.glob(f"checkpoints/step-*/{FILE}"), reverse=True)]
     there = [file for file in files if file.is_file()]
     if not there:
         problem = "holds neither config.yaml nor a checkpoint" if folder.is_dir() else "there is no such folder"
-        raise CheckpointError(explain(key, problem, "Give a run folder or one of its checkpoints", value=str(path)))
+        remedy = "Give a run folder or one of its checkpoints"
+        if (folder / "predict.py").is_file():
+            problem = "holds artifacts without the run they come from"
+            remedy = f"Run their own script: python {folder / 'predict.py'}"
+        raise CheckpointError(explain(key, problem, remedy, value=str(path)))
     for file in there[:-1]:
         with suppress(CheckpointError, UnicodeDecodeError):
             return stored_config(file.read_text(encoding="utf-8"), str(file))

@@ -134,6 +134,11 @@ class Table:
         """The names of the features, in their order."""
         return [feature for column in self.columns for feature in column.features()]
 
+    @property
+    def numeric(self) -> dict[str, bool]:
+        """The columns by name, and whether each is one of numbers."""
+        return {column.name: isinstance(column, Number) for column in self.columns}
+
     def learn(self, train: Dataset) -> None:
         """Takes the columns from the column `features` of the training split.
 

@@ -67,6 +67,11 @@ class TabularClassification:
         classes = [self.classes.index(label, position) for position, label in enumerate(rows["label"])]
         return {**self.encode_inputs(rows), "label": classes}
 
+    @property
+    def numeric(self) -> dict[str, bool]:
+        """The columns that are read, and whether each is one of numbers."""
+        return self.table.numeric
+
     def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
         return self.table.encode(rows["features"])
 

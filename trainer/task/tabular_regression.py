@@ -65,6 +65,11 @@ class TabularRegression:
         """
         return {**self.encode_inputs(rows), "value": self.values.encode(rows["value"])}
 
+    @property
+    def numeric(self) -> dict[str, bool]:
+        """The columns that are read, and whether each is one of numbers."""
+        return self.table.numeric
+
     def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
         return self.table.encode(rows["features"])
 
