@@ -54,6 +54,8 @@ class Cadence:
     save: int
     look: int | None = None
     """For a schedule that follows the scores: when it is evaluated for that, too."""
+    patience: int | None = None
+    """So many steps without a better score, seen at an evaluation, end the run."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Run:
 
 
 def fit(run: Run, state: TrainState, stopping: Callable[[], bool]) -> None:
-    """Trains from `state.step` to the end of the run.
+    """Trains from `state.step` to the end of the run: its last step, or an evaluation at which patience has run out.
 
     Args:
         run: The parts.
@@ -119,6 +121,12 @@ def fit(run: Run, state: TrainState, stopping: Callable[[], bool]) -> None:
     def due(every: int | None) -> bool:
         return every is not None and (state.step % every == 0 or state.step == run.total_steps)
 
+    def given_up() -> bool:
+        patience = run.cadence.patience
+        return patience is not None and state.score is not None and state.steps_since_best() >= patience
+
+    if given_up():
+        return
     run.model.train()
     started, samples = time.perf_counter(), 0
     for group in run.loader.groups(state.step, run.total_steps):
@@ -135,8 +143,10 @@ def fit(run: Run, state: TrainState, stopping: Callable[[], bool]) -> None:
             log_step(run, state, {"loss": loss, "lr": lr, "grad_norm": grad_norm, "samples_per_second": rate})
         improved = (due(run.cadence.evaluate) or due(run.cadence.look)) and state.take(run.score(run, state))
         stop = stopping()
-        if improved or stop or due(run.cadence.save):
+        if improved or stop or given_up() or due(run.cadence.save):
             run.save(run, state)
+        if given_up():
+            return
         if stop and state.step < run.total_steps:
             raise Interrupted(f"stopped after step {state.step} of {run.total_steps}")
         if due(run.cadence.log) or due(run.cadence.evaluate):

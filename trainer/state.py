@@ -57,6 +57,10 @@ class TrainState:
         self.best, self.best_step = score, self.step
         return True
 
+    def steps_since_best(self) -> int:
+        """Updates since the best score; since the start where there is none."""
+        return self.step - (self.best_step or 0)
+
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 

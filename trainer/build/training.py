@@ -164,10 +164,12 @@ def check_data(job: TrainJob, task: Task, encoded: Encoded) -> Checked:
 def run_length(job: TrainJob, steps_per_epoch: int) -> Length:
     """The durations of a job in steps."""
     total = to_steps(job.train.duration, steps_per_epoch, key="train.duration")
+    patience = job.train.patience
     cadence = Cadence(
         log=to_steps(job.train.log_every, steps_per_epoch, total, key="train.log_every"),
         evaluate=to_steps(job.train.eval_every, steps_per_epoch, total, key="train.eval_every"),
         save=to_steps(job.checkpoint.every, steps_per_epoch, total, key="checkpoint.every"),
+        patience=None if patience is None else to_steps(patience, steps_per_epoch, total, key="train.patience"),
     )
     return Length(steps_per_epoch, total, cadence)
 

@@ -130,6 +130,7 @@ def _run(
             fit(training.run, training.state, signals.stopping)
         saver.close()
         signals.raise_if_stopping()
+        _tell_early_end(training)
         _log_sparsity(training)
         _finish(job, folder, training, console)
 
@@ -177,6 +178,19 @@ def _announce(job: TrainJob, training: Training, first: bool) -> None:
     event = "start" if first else "resume"
     run.report.log(event, step=state.step, epoch=state.step / run.steps_per_epoch, values={"seed": job.seed})
     _log_sparsity(training)
+
+
+def _tell_early_end(training: Training) -> None:
+    """That and why a run ended before its last step."""
+    run, state = training.run, training.state
+    if state.step == run.total_steps:
+        return
+    best = (
+        "no score was finite" if state.best is None else f"the best {state.best.name} is that of step {state.best_step}"
+    )
+    logger.info("train.patience: the run ends after step %d of %d; %s", state.step, run.total_steps, best)
+    epoch = state.step / run.steps_per_epoch
+    run.report.log("early_end", step=state.step, epoch=epoch, values={"best_step": state.best_step})
 
 
 def _log_sparsity(training: Training) -> None:

@@ -17,6 +17,7 @@ SAFE = (
     "train.accumulate",
     "train.log_every",
     "train.eval_every",
+    "train.patience",
     "loader.workers",
     "loader.prefetch",
     "loader.pin_memory",

@@ -149,7 +149,8 @@ def _cadences(flat: Mapping[str, Any]) -> Iterator[str]:
     if length is not None and length.unit == "%":
         problem = "a percentage has nothing to refer to: this is the length of the run"
         yield explain("train.duration", problem, "Use st or ep", value=flat["train.duration"])
-    for key in ("train.duration", "train.log_every", "train.eval_every", "checkpoint.every", "scheduler.every"):
+    lengths = ("duration", "log_every", "eval_every", "patience")
+    for key in (*(f"train.{name}" for name in lengths), "checkpoint.every", "scheduler.every"):
         duration = parse(flat.get(key))
         if duration is not None and not duration.amount:
             yield explain(key, "must not be zero", value=flat[key])

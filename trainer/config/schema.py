@@ -94,6 +94,7 @@ class TrainSection:
     max_grad_norm: float | None = _key(1.0, "gradients are scaled down to this L2 norm; null: never")
     log_every: Duration = _key(10, "a line of training metrics")
     eval_every: Duration = _key("1ep", "an evaluation on the validation split")
+    patience: Duration | None = _key(None, "the run ends so long after its best evaluation; null: at its duration")
 
 
 @dataclass(frozen=True)

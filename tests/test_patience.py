@@ -1,0 +1,166 @@
+"""Runs that end when their score has not become better for long."""
+
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.jobs import checkpoint_files, events, train, without_clock, working_in, write_data
+from tests.test_loop import a_run, data
+from trainer.cli import main
+from trainer.errors import Interrupted
+from trainer.loop import Cadence, Run, fit
+from trainer.state import Score, TrainState
+
+NAN = math.nan
+
+
+def fitted(
+    scores: dict[int, float], cadence: Cadence, state: TrainState | None = None, stop_at: int | None = None
+) -> tuple[TrainState, list[int]]:
+    """A run of 20 steps scored as given; where it ended, and the steps it saved."""
+    saved: list[int] = []
+
+    def score(run: Run, state: TrainState) -> Score:
+        return Score("accuracy", scores[state.step], True, "raw")
+
+    run = a_run([data([4], [0], torch.float32)], score=score, save=lambda run, state: saved.append(state.step))
+    state = TrainState() if state is None else state
+    fit(replace(run, cadence=cadence, total_steps=20), state, lambda: stop_at is not None and state.step >= stop_at)
+    return state, saved
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "end"),
+    [
+        ([0.5, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4], 6, 8),
+        # A step more than two evaluations: it is the third one that sees it.
+        ([0.5, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4], 5, 8),
+        ([0.5, 0.4, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6], 6, 12),
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], 2, 20),
+        ([0.5, 0.4, 0.6, 0.5, 0.7, 0.6, 0.8, 0.7, 0.9, 0.8], 4, 20),
+        ([NAN] * 10, 6, 6),
+        ([NAN, NAN, 0.1, NAN, NAN, NAN, NAN, NAN, NAN, NAN], 7, 14),
+        ([0.5] * 10, 1, 4),
+        ([0.5] * 10, None, 20),
+        ([0.5] * 10, 100, 20),
+    ],
+)
+def test_the_end_is_the_first_evaluation_so_long_after_the_best(
+    values: list[float], patience: int | None, end: int
+) -> None:
+    scores = {2 * (place + 1): value for place, value in enumerate(values)}
+    state, saved = fitted(scores, Cadence(log=9, evaluate=2, save=100, patience=patience))
+
+    assert state.step == end
+    assert saved[-1] == end
+
+
+def test_looks_of_a_schedule_are_evaluations_too() -> None:
+    scores = {3: 0.5, 4: 0.4, 6: 0.4, 8: 0.4}
+    state, _ = fitted(scores, Cadence(log=9, evaluate=4, save=100, look=3, patience=3))
+
+    assert state.step == 6
+
+
+def test_a_run_that_has_ended_does_not_go_on_until_it_may() -> None:
+    scores = dict.fromkeys(range(2, 21, 2), 0.5)
+    state, _ = fitted(scores, Cadence(log=9, evaluate=2, save=100, patience=4))
+    again = TrainState()
+    again.load_state_dict(state.state_dict())
+
+    assert fitted(scores, Cadence(log=9, evaluate=2, save=100, patience=4), again)[1] == []
+    assert again == state
+    assert fitted(scores, Cadence(log=9, evaluate=2, save=100, patience=8), again)[0].step == 10
+    assert fitted(scores, Cadence(log=9, evaluate=2, save=100), again)[0].step == 20
+
+
+def test_a_signal_before_the_end_is_an_interruption_and_at_the_end_is_none() -> None:
+    scores = dict.fromkeys(range(2, 21, 2), 0.5)
+    cadence = Cadence(log=9, evaluate=2, save=100, patience=4)
+
+    with pytest.raises(Interrupted):
+        fitted(scores, cadence, stop_at=5)
+    assert fitted(scores, cadence, stop_at=6)[0].step == 6
+
+
+# The weights hardly move, so no score is better than the first.
+STILL = ["train.duration=20", "optimizer.lr=1e-12", "train.eval_every=2", "checkpoint.every=1", "checkpoint.keep=20"]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    folder = tmp_path_factory.mktemp("patience")
+    with working_in(folder):
+        yield [*write_data(folder), *STILL]
+
+
+def test_a_run_that_ends_early_is_finished(job: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = tmp_path / "run"
+    assert train(run, *job, "train.patience=4", "export.formats=[torchscript]") == 0
+
+    assert [event["step"] for event in events(run, "eval") if event["split"] == "validation"] == [2, 2, 4, 4, 6, 6]
+    assert [(event["step"], event["best_step"]) for event in events(run, "early_end")] == [(6, 2)]
+    assert [(event["step"], event["formats"]) for event in events(run, "end")] == [(6, ["torchscript"])]
+    assert (run / "eval" / "test.json").is_file()
+    assert (run / "model" / "model.safetensors").is_file()
+    told = "train.patience: the run ends after step 6 of 20; the best accuracy is that of step 2"
+    assert told in caplog.messages
+
+
+def test_resumed_it_stays_finished_and_goes_on_where_patience_is_longer(job: list[str], tmp_path: Path) -> None:
+    assert train(tmp_path / "whole", *job) == 0
+    assert train(tmp_path / "run", *job, "train.patience=4") == 0
+    ended = checkpoint_files(tmp_path / "run", 6)
+    assert ended == checkpoint_files(tmp_path / "whole", 6)
+
+    assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
+    assert checkpoint_files(tmp_path / "run", 6) == ended
+    assert not (tmp_path / "run" / "checkpoints" / "step-00000007").exists()
+    assert main(["train", f"resume={tmp_path / 'run'}", "train.patience=10"]) == 0
+    assert max((tmp_path / "run" / "checkpoints").iterdir()).name == "step-00000012"
+    assert main(["train", f"resume={tmp_path / 'run'}", "train.patience=null"]) == 0
+    assert checkpoint_files(tmp_path / "run", 20) == checkpoint_files(tmp_path / "whole", 20)
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5])
+def test_resumed_before_its_end_it_ends_at_the_same_step_in_the_same_bytes(
+    stop: int, job: list[str], tmp_path: Path
+) -> None:
+    assert train(tmp_path / "whole", *job, "train.patience=0.5ep") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    for folder in (tmp_path / "resumed" / "checkpoints").iterdir():
+        if int(folder.name.removeprefix("step-")) > stop:
+            shutil.rmtree(folder)
+
+    assert main(["train", f"resume={tmp_path / 'resumed'}"]) == 0
+    assert checkpoint_files(tmp_path / "resumed", 6) == checkpoint_files(tmp_path / "whole", 6)
+    whole, resumed = (events(tmp_path / name) for name in ("whole", "resumed"))
+    after = [event for event in whole if event["step"] > stop]
+    assert without_clock(resumed[-len(after) :]) == without_clock(after)
+    assert after[-1]["step"] == 6
+
+
+def test_replayed_it_ends_at_the_same_step(job: list[str], tmp_path: Path) -> None:
+    assert train(tmp_path / "run", *job, "train.patience=4") == 0
+
+    assert main(["verify", f"run={tmp_path / 'run'}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("0", "train.patience: must not be zero, got 0"),
+        ("abc", "train.patience: must be a duration or null, got 'abc'"),
+        ("-3", "train.patience: must be a duration or null, got -3"),
+    ],
+)
+def test_what_is_no_patience(
+    value: str, told: str, job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "run", *job, f"train.patience={value}") == 2
+    assert told in capsys.readouterr().err
