@@ -25,6 +25,7 @@ VERBS = {
     "generate": "go on with a text, with the language model of a run",
     "verify": "check the checkpoints and artifacts of a run; replay a stretch of it, bit for bit",
     "diff": "two runs: what differs in their configs and results, and the first step where they part",
+    "report": "one offline page about a run, or several side by side: curves, scores, artifacts, config",
 }
 
 HELP = """\
@@ -52,6 +53,7 @@ examples
   trainer generate run=runs/2030-01-31_12-00-00 prompt="Return the" decode=beam
   trainer verify run=runs/2030-01-31_12-00-00
   trainer diff left=runs/2030-01-31_12-00-00 right=runs/2030-02-01_12-00-00
+  trainer report run=runs/2030-01-31_12-00-00
 
 exit codes
   0 done                      3 a checkpoint or a run cannot be used   6 the data cannot be used

@@ -179,6 +179,15 @@ class DiffJob:
 
 
 @dataclass(frozen=True)
+class ReportJob:
+    """A page about a run."""
+
+    run: str | None = _key(None, "the run folder; null: the newest run")
+    beside: list[str] = _key([], "further run folders, side by side with it")
+    output: str | None = _key(None, "the file; null: report.html in the run folder")
+
+
+@dataclass(frozen=True)
 class EvalJob:
     """All of an evaluation. `stored_overrides` are changes of the run's own config: full key and value."""
 
@@ -265,7 +274,7 @@ class VerifyJob:
     stored_overrides: tuple[tuple[str, Any], ...] = ()
 
 
-Job: TypeAlias = TrainJob | DiffJob | EvalJob | ExportJob | PredictJob | GenerateJob | VerifyJob
+Job: TypeAlias = TrainJob | DiffJob | EvalJob | ExportJob | PredictJob | ReportJob | GenerateJob | VerifyJob
 
 JobType: TypeAlias = type[Job]
 
@@ -278,6 +287,7 @@ JOBS: dict[str, JobType] = {
     "generate": GenerateJob,
     "verify": VerifyJob,
     "diff": DiffJob,
+    "report": ReportJob,
 }
 """The verbs that read a configuration."""
 

@@ -1,0 +1,85 @@
+"""`trainer report`: a page about runs."""
+
+import html
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.jobs import train, working_in, write_data
+from trainer.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    made = tmp_path_factory.mktemp("report")
+    with working_in(made):
+        data, lengths = write_data(made), ["train.duration=6", "train.eval_every=2"]
+        assert train(made / "runs" / "one", *data, *lengths) == 0
+        assert train(made / "runs" / "two", *data, *lengths, "optimizer.lr=0.5", "ema.decay=null") == 0
+        yield made
+
+
+def cells(page: str) -> list[list[str]]:
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", page, re.DOTALL)
+    return [[html.unescape(cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)] for row in rows]
+
+
+def test_the_page_of_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "run=runs/one"]) == 0
+    assert capsys.readouterr().out.strip() == "runs/one/report.html"
+    page = Path("runs/one/report.html").read_text(encoding="utf-8")
+    evaluation = json.loads(Path("runs/one/eval/test.json").read_text())
+
+    rows = cells(page)
+    assert ["one", "6", "0.7500", "end"] in [row[:4] for row in rows]
+    assert ["optimizer.lr", "0.001"] in rows
+    shown = next(row for row in rows if row[:2] == ["one", "test"])
+    assert f"{evaluation['accuracy']:.4f}" in shown
+    # Loss, rate, norm and speed of training; loss, accuracy and macro F1 of validation, raw and averaged.
+    assert page.count("<svg") == 7
+    assert page.count("<title>raw</title>") == page.count("<title>ema</title>") == 3
+    assert 'class="marked"' not in page
+
+
+def test_runs_side_by_side(folder: Path) -> None:
+    assert main(["report", "run=runs/one", "beside=[runs/two]", "output=both.html"]) == 0
+    page = Path("both.html").read_text(encoding="utf-8")
+    rows = cells(page)
+
+    assert [row[0] for row in rows if row[3:4] == ["end"]] == ["one", "two"]
+    # What differs comes first and stands out.
+    first = rows.index(["key", "one", "two"]) + 1
+    assert {row[0] for row in rows[first : first + 3]} == {"run.dir", "ema.decay", "optimizer.lr"}
+    assert ["optimizer.lr", "0.001", "0.5"] in rows
+    assert page.count('class="marked"') == 3
+    assert {"one raw", "one ema", "two raw"} <= set(re.findall(r"<title>(.*?)</title>", page))
+    assert "two ema" not in page
+
+
+def test_the_artifacts_proof_is_shown(folder: Path) -> None:
+    export = folder / "runs" / "one" / "export"
+    export.mkdir(exist_ok=True)
+    proof = {"file": "model.onnx", "bytes": 77, "largest_difference": 1e-6, "metrics": {"accuracy": 0.25}}
+    manifest = {"monitor": "accuracy", "metrics": {"accuracy": 0.5}, "artifacts": {"onnx": proof}}
+    (export / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["report", "run=runs/one", "output=artifacts.html"]) == 0
+
+    assert ["one", "onnx", "model.onnx", "77", "1.000e-06", "", "0.2500", "0.5000"] in cells(
+        Path("artifacts.html").read_text(encoding="utf-8")
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "told"),
+    [
+        (["run=nowhere"], 3, "run: there is no such folder, got 'nowhere'"),
+        (["run=runs/one", "beside=[nowhere]"], 3, "beside: no such folder, got 'nowhere'"),
+        (["run=runs/one", "output=no/where.html"], 2, "output: cannot be written"),
+    ],
+)
+def test_faults(overrides: list[str], code: int, told: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", *overrides]) == code
+    assert told in capsys.readouterr().err
