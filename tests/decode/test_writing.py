@@ -47,16 +47,24 @@ def test_a_prompt_that_cannot_be_gone_on_from(text: str, problem: str, writer: W
 
 def test_a_text_is_spelled_as_a_whole(writer: Writer) -> None:
     prompt = writer.prompt("one")
-    written = writer.written(prompt, Continuation(ids_of(writer, ", two"), "length", -0.5), [])
+    written = writer.written("one", prompt, Continuation(ids_of(writer, ", two"), "length", -0.5), [])
 
     assert (written.text, written.completion, written.ended) == ("one, two", ", two", "length")
     assert (written.tokens, written.score) == (2, -0.5)
 
 
+def test_the_prompt_stays_as_it_was_given_and_what_is_unknown_in_it_is_counted(writer: Writer) -> None:
+    prompt = writer.prompt("ONE (two")
+    written = writer.written("ONE (two", prompt, Continuation(ids_of(writer, "six"), "length"), [])
+
+    assert written.text == "ONE (two six"
+    assert (writer.num_unknown(prompt), writer.num_unknown(writer.prompt("one two"))) == (2, 0)
+
+
 def test_the_end_of_text_token_is_no_text(writer: Writer) -> None:
     assert writer.end_id is not None
     continuation = Continuation((*ids_of(writer, "two"), writer.end_id), "end")
-    written = writer.written(writer.prompt("one"), continuation, [])
+    written = writer.written("one", writer.prompt("one"), continuation, [])
 
     assert (written.text, written.tokens) == ("one two", 2)
 
@@ -64,9 +72,9 @@ def test_the_end_of_text_token_is_no_text(writer: Writer) -> None:
 @pytest.mark.parametrize("stop", [["three"], ["three f", "three"], ["no", "three four"]])
 def test_a_text_is_cut_before_the_string_that_stopped_it(stop: list[str], writer: Writer) -> None:
     continuation = Continuation(ids_of(writer, "two three four"), "stop")
-    written = writer.written(writer.prompt("three one"), continuation, stop)
+    written = writer.written("three  one", writer.prompt("three  one"), continuation, stop)
 
-    assert (written.text, written.completion) == ("three one two ", "two ")
+    assert (written.text, written.completion) == ("three  one two ", " two ")
 
 
 @torch.inference_mode()

@@ -81,11 +81,17 @@ def _write_all(job: GenerateJob, trained: Trained, output: IO[str] | None) -> No
                 faults.append(explain(f"line {number}", str(error), value=text))
                 print(faults[-1], file=sys.stderr, flush=True)
                 continue
+            if unknown := writer.num_unknown(prompt):
+                problem = f"{unknown} of its {prompt.length} tokens are unknown to the model's vocabulary"
+                _tell(f"prompt {number}: {problem}")
             for continuation in go_on(writer.open_reader(), prompt):
-                written = writer.written(prompt, continuation, job.decode.get("stop", ()))
+                written = writer.written(text, prompt, continuation, job.decode.get("stop", ()))
                 steps = [] if job.explain is None else writer.explain(prompt, continuation, job.explain)
                 if written.ended == "context":
-                    _tell_context(number, writer.max_length)
+                    problem = (
+                        f"{writer.max_length} tokens, the most that the model was trained to read (task.max_length)"
+                    )
+                    _tell(f"prompt {number}: its text ended at {problem}")
                 _write(output, text, written, steps)
     if faults:
         raise DataError(f"{len(faults)} of {number} lines could not be gone on from.")
@@ -140,9 +146,8 @@ def _output(path: str | None, closing: ExitStack) -> IO[str] | None:
         raise ConfigError(explain("output", f"cannot be written ({error.strerror})", value=path)) from error
 
 
-def _tell_context(number: int, max_length: int) -> None:
-    problem = f"its text ended at {max_length} tokens, the most that the model was trained to read (task.max_length)"
-    print(f"note: prompt {number}: {problem}", file=sys.stderr, flush=True)
+def _tell(note: str) -> None:
+    print(f"note: {note}", file=sys.stderr, flush=True)
 
 
 def _write(output: IO[str] | None, prompt: str, written: Written, steps: Sequence[Step]) -> None:

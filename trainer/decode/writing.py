@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trainer.decode.prompt import Continuation, Ended, Prompt
 from trainer.decode.reading import OpenReader
+from trainer.task.tokenization import unknown_id
 
 
 class PromptError(ValueError):
@@ -22,8 +23,8 @@ class Written:
     """A text with its continuation.
 
     Attributes:
-        text: Prompt and continuation, as the tokenizer spells them.
-        completion: The continuation alone, without the stop string that ended it.
+        text: The prompt as it was given, and the completion.
+        completion: What follows the prompt, without the stop string that ended it.
         tokens: How many tokens came after the prompt.
         ended: Why it ended.
         score: What beam search ranks by; None elsewhere.
@@ -84,19 +85,25 @@ class Writer:
             raise PromptError(f"has {len(ids)} tokens, and the model reads {self.max_length}, the new ones included")
         return Prompt(torch.tensor(ids, device=self.device), self.end_id, self.max_length, self.text_of)
 
+    def num_unknown(self, prompt: Prompt) -> int:
+        """How many tokens of a prompt stand for what the vocabulary does not know."""
+        unknown = unknown_id(self.tokenizer)
+        return 0 if unknown is None else int((prompt.ids == unknown).sum())
+
     def text_of(self, ids: Sequence[int]) -> str:
         """Tokens as text, special ones left out."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def written(self, prompt: Prompt, continuation: Continuation, stop: Sequence[str]) -> Written:
-        """A continuation as text; `stop` are the strings that may have ended it."""
+    def written(self, text: str, prompt: Prompt, continuation: Continuation, stop: Sequence[str]) -> Written:
+        """A continuation of `text`, whose prompt is `prompt`; `stop` are the strings that may have ended it."""
         new = continuation.ids[:-1] if continuation.ended == "end" else continuation.ids
-        text, completion = self.text_of([*prompt.ids.tolist(), *new]), self.text_of(new)
+        beginning = prompt.ids.tolist()
+        # Not the new tokens alone: whether there is a space before them is seen beside those they follow.
+        completion = self.text_of([*beginning, *new]).removeprefix(self.text_of(beginning))
         if continuation.ended == "stop":
-            kept = min(place for place in map(completion.find, stop) if place >= 0)
-            text, completion = text[: len(text) - len(completion) + kept], completion[:kept]
-        return Written(text, completion, len(continuation.ids), continuation.ended, continuation.score)
+            completion = completion[: min((at for at in map(completion.find, stop) if at >= 0), default=None)]
+        return Written(text + completion, completion, len(continuation.ids), continuation.ended, continuation.score)
 
     def explain(self, prompt: Prompt, continuation: Continuation, count: int) -> list[Step]:
         """The `count` likeliest next tokens at each step of a continuation.

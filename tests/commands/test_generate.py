@@ -1,0 +1,202 @@
+"""`trainer generate` on one small run: what it prints, what it writes, what it refuses."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.jobs import TINY, train, working_in, write_data, write_roles
+from trainer.cli import main
+
+PROMPT = "apple banana (pear), axe"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of a language model in `lm`, one of a classifier in `classes`."""
+    made = tmp_path_factory.mktemp("generate")
+    with working_in(made):
+        learnt = ["train.duration=40", "optimizer.lr=0.03", "scheduler=constant", "ema.decay=null"]
+        assert train(made / "lm", *write_roles(made), "task=causal_lm", *learnt) == 0
+        assert train(made / "classes", *write_data(made), "train.duration=2") == 0
+        yield made
+
+
+def generate(folder: Path, *overrides: str) -> int:
+    return main(["generate", f"run={folder / 'lm'}", "device=cpu", *overrides])
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_goes_on_with_a_prompt(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(folder, f"prompt={PROMPT}", "decode.max_new_tokens=4") == 0
+    shown, note = capsys.readouterr()
+    assert generate(folder, f"prompt={PROMPT}", "decode.max_new_tokens=4", "output=-") == 0
+    (line,) = lines(capsys.readouterr().out)
+
+    assert shown.rstrip("\n") == line["text"]
+    assert note == "note: prompt 1: 3 of its 7 tokens are unknown to the model's vocabulary\n"
+    assert line["prompt"] == PROMPT
+    assert line["text"] == PROMPT + line["completion"]
+    assert {*line} == {"prompt", "text", "completion", "tokens", "ended"}
+
+
+@pytest.mark.parametrize("way", ["greedy", "beam", "sample", "beam_sample"])
+def test_several_lines_are_what_each_is_alone(
+    way: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, more = ["apple", "cat dog horse", "pear"], [f"decode={way}", "decode.max_new_tokens=5", "output=-"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(prompts) + "\n"))
+    assert generate(folder, *more) == 0
+    together = capsys.readouterr().out
+    alone = []
+    for prompt in prompts:
+        assert generate(folder, *more, f"prompt={prompt}") == 0
+        alone.append(capsys.readouterr().out)
+
+    assert together == "".join(alone)
+    assert [line["prompt"] for line in lines(together)] == prompts
+    assert all(("score" in line) == way.startswith("beam") for line in lines(together))
+
+
+def test_several_continuations_into_a_file(folder: Path) -> None:
+    drawn = ["decode=sample", "decode.num_return=3", "decode.temperature=3", "decode.max_new_tokens=6"]
+    found = []
+    for seed in (0, 0, 1):
+        path = folder / "found.jsonl"
+        assert generate(folder, "prompt=apple", *drawn, f"decode.seed={seed}", f"output={path}") == 0
+        found.append(lines(path.read_text(encoding="utf-8")))
+
+    assert len({line["text"] for line in found[0]}) == 3
+    assert found[0] == found[1] != found[2]
+
+
+def test_each_step_is_explained(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(folder, "prompt=apple pear", "explain=5", "decode.max_new_tokens=3", "output=-") == 0
+    (line,) = lines(capsys.readouterr().out)
+    assert generate(folder, "prompt=apple pear", "explain=5", "decode.max_new_tokens=3") == 0
+    title, head, *rows, text = capsys.readouterr().out.splitlines()
+
+    assert (title, head.split("  ")[-1]) == ("next tokens", "choice 5")
+    assert len(rows) == len(line["steps"]) == line["tokens"]
+    assert text == line["text"]
+    for row, step in zip(rows, line["steps"], strict=True):
+        assert step["input"] in row
+        assert step["chosen"] == step["choices"][0]
+        likely = [choice["probability"] for choice in step["choices"]]
+        assert likely == sorted(likely, reverse=True)
+        assert all(f"{choice['token']!r} {choice['probability']:.2%}" in row for choice in step["choices"])
+
+
+def test_what_was_drawn_is_told_beside_the_likeliest(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = ["decode=sample", "decode.temperature=9", "decode.top_k=0", "decode.max_new_tokens=5"]
+    assert generate(folder, "prompt=apple", "explain=2", *drawn) == 0
+
+    assert "chosen" in capsys.readouterr().out.splitlines()[1]
+
+
+def test_a_stop_string_is_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["prompt=apple", "output=-", "decode.max_new_tokens=8", "decode.min_new_tokens=8"]
+    assert generate(folder, *more) == 0
+    (whole,) = lines(capsys.readouterr().out)
+    stop = whole["completion"].split()[1]
+    assert generate(folder, *more, f"decode.stop=['{stop}']") == 0
+    (cut,) = lines(capsys.readouterr().out)
+
+    assert cut["ended"] == "stop"
+    assert stop not in cut["completion"]
+    assert whole["completion"].startswith(cut["completion"])
+
+
+def test_where_the_model_can_read_no_more_the_text_ends(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["decode.max_new_tokens=99", "decode.min_new_tokens=99", "output=-"]
+    assert generate(folder, "prompt=apple pear", *more) == 0
+    told = capsys.readouterr()
+    (line,) = lines(told.out)
+
+    assert (line["ended"], line["tokens"]) == ("context", 14)
+    assert "note: prompt 1: its text ended at 16 tokens" in told.err
+
+
+def test_a_line_that_cannot_be_gone_on_from_does_not_stop_the_rest(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"apple\n\n{'pear ' * 20}\ncat\n"))
+    assert generate(folder, "output=-", "prompt=-") == 6
+    told = capsys.readouterr()
+
+    assert [line["prompt"] for line in lines(told.out)] == ["apple", "cat"]
+    first, second, last = (line for line in told.err.splitlines() if not line.startswith("note"))
+    assert first == "line 2: has no token to go on from, got ''."
+    assert second.startswith("line 3: has 20 tokens, and the model reads 16, the new ones included, got 'pear pear")
+    assert last == "2 of 4 lines could not be gone on from."
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "told"),
+    [
+        (["prompt=' '"], 2, "prompt: has no token to go on from, got ' '."),
+        (["run=classes", "prompt=apple"], 2, "run: holds no causal language model"),
+        (["run=nowhere", "prompt=apple"], 3, "run: "),
+        (["prompt=apple", "checkpoint=step-7"], 3, "step-00000007: there is no such checkpoint"),
+        (["prompt=apple", "backend=onnx"], 3, "export.formats=[onnx_cache]"),
+        (["prompt=apple", "output=no/such/folder"], 2, "output: cannot be written"),
+    ],
+)
+def test_what_is_refused(
+    overrides: list[str], code: int, told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(folder, *overrides) == code
+    found = capsys.readouterr().err
+    assert told in found
+    assert "Traceback" not in found
+
+
+def test_another_task_is_refused_before_torch_is_loaded(folder: Path) -> None:
+    code = "import sys; from trainer.cli import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; "
+    command = [sys.executable, "-c", code + "sys.exit(code)", "generate", f"run={folder / 'classes'}", "prompt=x"]
+    done = subprocess.run(command, capture_output=True, text=True)
+
+    assert (done.returncode, "holds no causal language model" in done.stderr) == (2, True), done.stderr
+
+
+def test_the_data_is_not_needed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with working_in(tmp_path):
+        files = write_roles(tmp_path)
+        assert train(tmp_path / "run", *files, "task=causal_lm", "train.duration=2") == 0
+        for path in tmp_path.glob("*.jsonl"):
+            path.unlink()
+        assert main(["generate", f"run={tmp_path / 'run'}", "device=cpu", "prompt=apple"]) == 0
+    assert capsys.readouterr().out.startswith("apple")
+
+
+def test_scores_of_a_loss_with_parameters_and_of_adapters(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with working_in(folder):
+        for number, changes in enumerate((["loss=adaptive_softmax"], ["model.lora={rank:2}"])):
+            run = tmp_path / str(number)
+            assert (
+                main(
+                    [
+                        "train",
+                        *TINY,
+                        f"run.dir={run}",
+                        *write_roles(folder),
+                        "task=causal_lm",
+                        "train.duration=2",
+                        *changes,
+                    ]
+                )
+                == 0
+            )
+            capsys.readouterr()
+            assert main(["generate", f"run={run}", "device=cpu", "prompt=apple pear", "precision=bf16"]) == 0
+            assert capsys.readouterr().out.startswith("apple pear")

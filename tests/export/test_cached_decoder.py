@@ -1,0 +1,121 @@
+"""The exported decoder: proved through its cache, it generates the tokens of the model it was made of."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from tests.decode.language_models import BEAMS, DRAWN, PLAIN, models
+from tests.export.toy import ToyModel, ToyTask
+from tests.model.decoders import decoder, tokens
+from trainer.decode.beam import beam
+from trainer.decode.greedy import greedy
+from trainer.decode.onnx_reader import OnnxReader, open_session
+from trainer.decode.prompt import Prompt
+from trainer.decode.reading import CachedReader
+from trainer.decode.sample import sample
+from trainer.errors import ConfigError, ProofError
+from trainer.export import cached_decoder
+from trainer.export.cached_decoder import load_cached_decoder, write_cached_decoder
+from trainer.export.proof import prove_cases
+from trainer.export.subject import Subject
+from trainer.task.causal_lm import CausalLm
+
+MAX_LENGTH = 40
+MODELS: dict[str, Callable[[], Any]] = {
+    "decoder": lambda: decoder(depth=1, max_length=MAX_LENGTH, vocab_size=40, num_outputs=40),
+    "gpt2": lambda: models(1)[1],
+}
+
+
+class Words(CausalLm):
+    """A language model's task whose vocabulary has 40 tokens."""
+
+    def __init__(self) -> None:
+        super().__init__(max_length=MAX_LENGTH, vocab_size=100, tokenizer=None, lowercase=True)
+        self.fit(Dataset.from_dict({"text": ["a bad cab fed a cad"] * 3}))
+        assert self.texts.tokenizer.get_vocab_size() <= 40
+
+
+@pytest.fixture(scope="module", params=["decoder", pytest.param("gpt2", marks=pytest.mark.slow)])
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Subject]:
+    path = tmp_path_factory.mktemp("cached") / "decoder_with_cache.onnx"
+    with torch.no_grad():
+        subject = Subject(MODELS[request.param](), Words())
+        assert write_cached_decoder(path, subject)["opset"] >= 18
+    return path, subject
+
+
+@torch.no_grad()
+def test_every_position_is_that_of_the_model_at_shapes_never_traced(written: tuple[Path, Subject]) -> None:
+    path, subject = written
+    forward, details = load_cached_decoder(path, subject)
+    tried = prove_cases(path.name, forward, subject.cases, 1e-4)
+
+    assert {case.sizes["sequence"] for case in tried} >= {1, MAX_LENGTH}
+    assert {case.sizes["batch"] for case in tried} >= {1, 3}
+    assert details["inputs"]["input_ids"] == ["batch", "new"]
+    assert details["inputs"]["past_0"][::2] == ["batch", "past"]
+    assert details["outputs"]["logits"][0] == "batch"
+
+
+@torch.no_grad()
+def test_a_lost_token_is_seen(written: tuple[Path, Subject], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, subject = written
+
+    class Forgetful(OnnxReader):
+        def read(self, input_ids: torch.Tensor) -> torch.Tensor:
+            scores = super().read(input_ids)
+            self._cache = [part[:, :, -5:] for part in self._cache]
+            return scores
+
+    monkeypatch.setattr(cached_decoder, "OnnxReader", Forgetful)
+    forward, _ = load_cached_decoder(path, subject)
+    with pytest.raises(ProofError, match="must be PyTorch's"):
+        prove_cases(path.name, forward, subject.cases, 1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("length", [1, 2, 5, 9, 17])
+def test_generates_the_tokens_of_the_model(written: tuple[Path, Subject], length: int) -> None:
+    path, subject = written
+    session = open_session(path)
+    prompt = Prompt(tokens(length, seed=length) % 39 + 1, 0, MAX_LENGTH, lambda ids: "")
+    for way, settings in ((greedy, PLAIN), (beam, PLAIN | BEAMS), (sample, PLAIN | DRAWN | {"num_return": 4})):
+        ours, theirs = (
+            way(reader, prompt, **settings | {"max_new_tokens": 20})  # type: ignore[operator]
+            for reader in (CachedReader(subject.model), OnnxReader(session))
+        )
+        assert [each.ids for each in ours] == [each.ids for each in theirs]
+
+
+@torch.no_grad()
+def test_a_model_without_a_cache_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs a causal language model that can read token by token"):
+        write_cached_decoder(tmp_path / "x.onnx", Subject(ToyModel(), ToyTask()))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_frozen_graph_is_seen(tmp_path: Path) -> None:
+    subject = Subject(MODELS["decoder"](), Words())
+    _, cache = subject.model.step(tokens(2, 5) % 40, subject.model.empty_cache(2))  # type: ignore[operator]
+    inputs = {"input_ids": tokens(2, 3) % 40, "cache": cache}
+    names = ["input_ids", "past_0", "past_1"], ["logits", "present_0", "present_1"]
+    with cached_decoder.silence():
+        exported = torch.onnx.export(
+            cached_decoder.Step(subject.model),
+            (),
+            kwargs=inputs,
+            input_names=names[0],
+            output_names=names[1],
+            dynamo=True,
+            verbose=False,
+        )
+        assert exported is not None
+        exported.save(str(tmp_path / "x.onnx"), external_data=False)
+    with pytest.raises(ProofError, match="must be symbolic"):
+        load_cached_decoder(tmp_path / "x.onnx", subject)
