@@ -16,6 +16,9 @@ from typing import Any
 from trainer.data.utf8 import UNREADABLE, Lines, first_line, text_lines, unreadable
 from trainer.errors import DataError, explain, nearest
 
+_ROWS = 1_024
+"""Rows that are Python objects at a time."""
+
 Records = Iterator[Sequence[Any]]
 Found = Iterator[Sequence[Any] | DataError]
 """Records, and in the place of each one that is broken what is wrong with it."""
@@ -209,7 +212,9 @@ def _read_binary(path: Path, columns: Sequence[str] | None, separator: str | Non
             if columns is None:
                 yield batch
                 return
-            yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
+            for start in range(0, batch.num_rows, _ROWS):
+                piece = batch.slice(start, _ROWS)
+                yield from zip(*(piece.column(column).to_pylist() for column in columns), strict=True)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         remedy = "It is damaged, or it is of another format than its name says"
         raise DataError(explain(str(path), f"cannot be read: {first_line(error)}", remedy)) from error
@@ -224,7 +229,7 @@ def _parquet_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]
             return
         for column in columns:
             _position(file.schema_arrow.names, column)
-        yield from file.iter_batches(columns=list(columns))
+        yield from file.iter_batches(_ROWS, columns=list(columns))
 
 
 def _arrow_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:

@@ -1,0 +1,75 @@
+"""Nearest neighbours beside brute force, ties by row included, with and without faiss."""
+
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import trainer.predict.neighbours as module
+from trainer.predict.neighbours import Corpus
+
+
+@pytest.fixture
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
+    made = Corpus(tmp_path_factory.mktemp("corpus"))
+    yield made
+    made.close()
+
+
+def brute_force(queries: np.ndarray, vectors: np.ndarray, count: int) -> list[list[tuple[int, float]]]:
+    """Rows from 1 and cosines, by float64 and a stable sort of all of them."""
+    lengths = np.maximum(np.linalg.norm(vectors.astype(float), axis=1), 1e-30)
+    found = []
+    for query in queries.astype(float):
+        cosines = np.round(vectors.astype(float) @ query / lengths / max(np.linalg.norm(query), 1e-30), 6)
+        order = np.argsort(-cosines, kind="stable")[:count]
+        found.append([(int(place) + 1, float(cosines[place])) for place in order])
+    return found
+
+
+@pytest.mark.parametrize("with_faiss", [False, True])
+@pytest.mark.parametrize("block", [7, 64, 1 << 14])
+def test_neighbours_are_those_of_brute_force(
+    corpus: Corpus, block: int, with_faiss: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK", block)
+    calls = []
+    if with_faiss:
+        faiss = ModuleType("faiss")
+        faiss.METRIC_INNER_PRODUCT = 0  # type: ignore[attr-defined]
+
+        def knn(queries: np.ndarray, vectors: np.ndarray, k: int, metric: int) -> tuple[np.ndarray, np.ndarray]:
+            """Ties in any order, here the last first."""
+            calls.append(k)
+            products = queries @ vectors.T
+            order = np.argsort(products[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :k]
+            places = products.shape[1] - 1 - order
+            return np.take_along_axis(products, places, axis=1), places
+
+        faiss.knn = knn  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "faiss", faiss)
+    else:
+        monkeypatch.setitem(sys.modules, "faiss", None)
+    random = np.random.default_rng(0)
+    vectors = random.integers(-2, 3, size=(201, 3)).astype(np.float32)  # few directions: ties everywhere, and zeros
+    vectors[150:] = random.standard_normal((51, 3))
+    for row, vector in enumerate(vectors, 1):
+        corpus.add(row, f"text {row} é", vector.tolist())
+    queries = np.concatenate([vectors[:5], np.zeros((1, 3), np.float32), vectors[150:153]])
+    found = corpus.nearest(queries, 6)
+
+    assert [[(hit["row"], hit["cosine"]) for hit in hits] for hits in found] == brute_force(queries, vectors, 6)
+    assert all(hit["text"] == f"text {hit['row']} é" for hits in found for hit in hits)
+    assert bool(calls) is (with_faiss and block > 22)
+
+
+def test_rows_keep_their_numbers_and_a_small_corpus_gives_all(corpus: Corpus) -> None:
+    corpus.add(2, "two", [1.0, 0.0])
+    corpus.add(7, "seven", [1.0, 1.0])
+    (hits,) = corpus.nearest(np.array([[0.0, 3.0]]), 5)
+
+    assert hits == [{"row": 7, "text": "seven", "cosine": 0.707107}, {"row": 2, "text": "two", "cosine": 0.0}]
+    corpus.add(9, "", [0.0, 1.0])
+    assert corpus.nearest(np.array([[0.0, 3.0]]), 1) == [[{"row": 9, "text": "", "cosine": 1.0}]]
