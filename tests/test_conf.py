@@ -167,6 +167,11 @@ def test_builds_and_trains(option: str, folder: Path) -> None:
 
 def small_job(option: str, folder: Path) -> TrainJob:
     """A job with an option on small data, of three steps."""
+    return job_of(*small(option, folder))
+
+
+def small(option: str, folder: Path) -> list[str]:
+    """The overrides of such a job."""
     chosen = [option.replace("/", "="), *fitting(option)]
     composed = job_of(*chosen)
     embedded = "features" in composed.task["_target_"] or "tabular" in composed.task["_target_"]
@@ -175,7 +180,7 @@ def small_job(option: str, folder: Path) -> TrainJob:
     text = [] if embedded or images else TEXT
     model = composed.model["_target_"].split(".")[2]
     lengths = ["train.duration=3", "train.eval_every=3", "train.batch_size=8", "train.log_every=1", "loader.limit=40"]
-    return job_of(*chosen, *source, *text, *SMALL.get(model, ()), *lengths, "device=cpu")
+    return [*chosen, *source, *text, *SMALL.get(model, ()), *lengths, "device=cpu"]
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option.split("/")[0] in BARE_GROUPS])

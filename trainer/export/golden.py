@@ -51,6 +51,7 @@ def write_golden(stage: Path, task: Task, rows: Sequence[Mapping[str, Any]], pyt
     answers = task.answers(output, rows=columns, encoded=encoded, batching="padded", top=_TOP)
     images = _write_images(stage, columns)
     told = [dict(zip(columns, values, strict=True)) for values in zip(*{**columns, **images}.values(), strict=True)]
+    told = [{**row.pop("features", {}), **row} for row in told]  # as a file of them has them: column by column
     write_json(stage / ROWS, {"top": _TOP, "rows": told, "answers": answers})
     write_tensors(stage, inputs, output)
     files = [name for names in images.values() for name in names]
