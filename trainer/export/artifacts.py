@@ -60,7 +60,7 @@ def publish(
     provenance: dict[str, Any],
     samples: Sequence[Mapping[str, Any]],
     *,
-    formats: list[Literal["onnx", "torchscript", "pt2", "safetensors", "pth", "pth_legacy"]],
+    formats: list[Literal["onnx", "onnx_cache", "torchscript", "pt2", "safetensors", "pth", "pth_legacy"]],
     half: bool,
     tolerance: float,
     metric_budget: float,

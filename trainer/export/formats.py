@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from trainer.decode.onnx_reader import FILE as WITH_CACHE
+from trainer.export.cached_decoder import load_cached_decoder, write_cached_decoder
 from trainer.export.cases import Forward
 from trainer.export.onnx import load_onnx, write_onnx
 from trainer.export.pt2 import load_pt2, write_pt2
@@ -79,6 +81,7 @@ FORMATS: dict[str, Format] = {
     each.name: each
     for each in (
         Format("onnx", "model.onnx", load_onnx, (Variant("fp32", write_onnx),)),
+        Format("onnx_cache", WITH_CACHE, load_cached_decoder, (Variant("fp32", write_cached_decoder),), timed=False),
         Format("torchscript", "model.torchscript.pt", load_torchscript, (Variant("fp32", write_torchscript),)),
         Format("pt2", "model.pt2", load_pt2, (Variant("fp32", write_pt2),)),
         *_weights(half=False),
