@@ -14,8 +14,16 @@ from trainer.export.artifacts import publish
 
 
 def publish_toy(folder: Path, model: nn.Module, **settings: Any) -> list[Any]:
-    settings = {"formats": ["torchscript"], "half": False, "tolerance": 1e-4, "metric_budget": 0.0, **settings}
-    return publish(folder, model, ToyTask(), batches, batches, {}, {}, SAMPLES, **settings)
+    settings = {
+        "formats": ["torchscript"],
+        "half": False,
+        "int8": None,
+        "calibration": 8,
+        "tolerance": 1e-4,
+        "metric_budget": 0.0,
+        **settings,
+    }
+    return publish(folder, model, ToyTask(), batches, lambda count: batches(), {}, {}, SAMPLES, **settings)
 
 
 def test_folder_holds_everything_and_nothing_else(published: Published) -> None:

@@ -97,7 +97,7 @@ def test_not_a_number_is_as_far_off_as_can_be(tmp_path: Path, subject: Subject) 
     (failure,) = judged([made("one", float("nan"), exact=True)], tmp_path, subject).failures
     assert "got nan" in str(failure)
     (failure,) = judged([made("one", float("nan"))], tmp_path, subject, metric_budget=1.0).failures
-    assert "must be numbers, got nan" in str(failure)
+    assert "must be finite, got nan" in str(failure)
 
 
 def test_config_takes_the_formats_that_there_are() -> None:

@@ -54,7 +54,7 @@ def export_trained(trained: Trained, export: dict[str, Any], split: str) -> list
         scored(merged(trained.job, trained.model), trained.loss).cpu(),
         trained.task,
         lambda: split_batches(trained, split, "padded"),
-        lambda: split_batches(trained, "train", "padded"),
+        lambda count: split_batches(trained, "train", "padded", count),
         {"model": trained.job.model, "facts": trained.task.facts()},
         trained.provenance | {"split": split},
         trained.encoded.samples(split),

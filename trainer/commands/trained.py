@@ -120,8 +120,8 @@ def _loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
         return CrossEntropy(None, 0.0, job.loss["ignore_index"])
 
 
-def split_batches(trained: Trained, split: str, batching: Batching) -> Iterator[Batch]:
-    """The batches of a split, in order, once.
+def split_batches(trained: Trained, split: str, batching: Batching, count: int | None = None) -> Iterator[Batch]:
+    """The batches of a split, in order, once; of `count` of its samples, evenly spread over it, where that is given.
 
     Raises:
         ConfigError: There is no such split.
@@ -129,7 +129,10 @@ def split_batches(trained: Trained, split: str, batching: Batching) -> Iterator[
     splits = trained.encoded.splits
     if split not in splits:
         raise ConfigError(explain("split", "the data has no such split", nearest(split, list(splits)), value=split))
-    batches = Batches(splits[split], trained.task, batching, trained.job.seed)
+    rows = splits[split]
+    if count is not None and count < len(rows):
+        rows = rows.select([number * len(rows) // count for number in range(count)])
+    batches = Batches(rows, trained.task, batching, trained.job.seed)
     options = parts.loader_options(trained.job, trained.device, batching)
     with closing(EvaluationBatches(batches, trained.job.loader.eval_batch_size, options)) as loader:
         yield from loader

@@ -64,6 +64,7 @@ BOUNDS: dict[str, _Bound] = {
     "prune.n": (lambda value: value > 0, "must be above 0"),
     "export.tolerance": _POSITIVE,
     "export.metric_budget": _NOT_NEGATIVE,
+    "export.calibration": _AT_LEAST_1,
     "depth": _NOT_NEGATIVE,
     "steps": _AT_LEAST_1,
     "explain": _AT_LEAST_1,

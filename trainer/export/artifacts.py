@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,13 +56,27 @@ def publish(
     model: nn.Module,
     task: Task,
     batches: Callable[[], Iterable[Batch]],
-    training: Callable[[], Iterable[Batch]],
+    training: Callable[[int], Iterable[Batch]],
     architecture: dict[str, Any],
     provenance: dict[str, Any],
     samples: Sequence[Mapping[str, Any]],
     *,
-    formats: list[Literal["onnx", "onnx_cache", "torchscript", "pt2", "safetensors", "pth", "pth_legacy"]],
+    formats: list[
+        Literal[
+            "onnx",
+            "onnx_fp16",
+            "onnx_int8",
+            "onnx_cache",
+            "torchscript",
+            "pt2",
+            "safetensors",
+            "pth",
+            "pth_legacy",
+        ]
+    ],
     half: bool,
+    int8: Literal["dynamic", "static"] | None,
+    calibration: int,
     tolerance: float,
     metric_budget: float,
 ) -> list[Artifact]:
@@ -77,12 +92,15 @@ def publish(
         model: On the CPU in float32, in any mode.
         task: Gives example inputs, their axes, metrics and files.
         batches: The evaluation split, padded, with targets.
-        training: The training split, padded, which some formats measure ranges on.
+        training: The given number of training samples, padded, which some formats measure ranges on.
         architecture: What makes the model again, for formats that hold weights alone (JSON).
         provenance: Where the weights come from, for the manifest (JSON).
         samples: Rows of the evaluation split as the source gave them, the golden ones.
         formats: What to write, keys of `FORMATS`.
         half: Formats that hold weights alone have them in float16; the metric judges them.
+        int8: Whether activations are quantized by the values of each call or by ranges measured before; None: by
+            ranges for models mostly of convolutions, whose dynamic products are slow, by values for others.
+        calibration: Training samples that ranges are measured on.
         tolerance: Largest absolute difference of an output of an exact format from the model's.
         metric_budget: How much of the task's metric an artifact may lose, as in `Limits`.
 
@@ -96,7 +114,7 @@ def publish(
     limits = Limits(tolerance, metric_budget)
     chosen = [(FORMATS | HALF if half else FORMATS)[name] for name in dict.fromkeys(formats)]
     with random_state_kept(), torch.no_grad(), staging(folder) as stage:
-        subject = Subject(model, task, training, architecture=architecture)
+        subject = Subject(model, task, partial(training, calibration), architecture=architecture, int8=int8)
         verdict = judge(chosen, stage, subject, batches, limits)
         timings = _finish(stage, subject, samples, verdict, {"provenance": provenance, **asdict(limits)})
         artifacts = _artifacts(stage, folder, verdict, task.monitor, timings)

@@ -11,6 +11,8 @@ from typing import Any
 from trainer.decode.onnx_reader import FILE as WITH_CACHE
 from trainer.export.cached_decoder import load_cached_decoder, write_cached_decoder
 from trainer.export.cases import Forward
+from trainer.export.half import write_half
+from trainer.export.int8 import write_int8
 from trainer.export.onnx import load_onnx, write_onnx
 from trainer.export.pt2 import load_pt2, write_pt2
 from trainer.export.subject import Subject
@@ -77,10 +79,20 @@ def _weights(*, half: bool) -> tuple[Format, ...]:
     )
 
 
+_INT8 = (
+    Variant("per tensor", partial(write_int8, per_channel=False)),
+    Variant("per channel", partial(write_int8, per_channel=True)),
+    Variant("per channel, 1 layer in fp32", partial(write_int8, per_channel=True, spared=1)),
+    Variant("per channel, 2 layers in fp32", partial(write_int8, per_channel=True, spared=2)),
+    Variant("per channel, 4 layers in fp32", partial(write_int8, per_channel=True, spared=4)),
+)
+
 FORMATS: dict[str, Format] = {
     each.name: each
     for each in (
         Format("onnx", "model.onnx", load_onnx, (Variant("fp32", write_onnx),)),
+        Format("onnx_fp16", "model.fp16.onnx", load_onnx, (Variant("fp16", write_half),), exact=False),
+        Format("onnx_int8", "model.int8.onnx", load_onnx, _INT8, exact=False),
         Format("onnx_cache", WITH_CACHE, load_cached_decoder, (Variant("fp32", write_cached_decoder),), timed=False),
         Format("torchscript", "model.torchscript.pt", load_torchscript, (Variant("fp32", write_torchscript),)),
         Format("pt2", "model.pt2", load_pt2, (Variant("fp32", write_pt2),)),

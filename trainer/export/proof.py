@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import inf, nan
+from math import inf
 from textwrap import shorten
 
 import numpy as np
@@ -132,8 +132,9 @@ def difference(
     apart = torch.where(wanted == found, 0.0, (wanted - found).abs()).nan_to_num(nan=inf, posinf=inf)
     worst = int(apart.argmax())
     largest = apart.flatten()[worst].item()
-    if bool((found.isnan() & ~wanted.isnan()).any()) and tolerance == inf:
-        raise ProofError(explain(artifact, f"the output {named} must be numbers", _TOLERANCE_REMEDY, value=nan))
+    if tolerance == inf and bool((~found.isfinite() & wanted.isfinite()).any()):
+        value = found.flatten()[worst].item()
+        raise ProofError(explain(artifact, f"the output {named} must be finite", _TOLERANCE_REMEDY, value=value))
     if largest > tolerance:
         place = [int(index) for index in np.unravel_index(worst, tuple(expected.shape))]
         problem = f"output{place} {named} must be PyTorch's {wanted.flatten()[worst]:.9g} within {tolerance:g}"
