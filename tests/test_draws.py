@@ -1,3 +1,4 @@
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,3 +22,14 @@ def test_a_sample_draws_the_same_whatever_its_neighbours(seed: int, epoch: int, 
 
 def test_seed_epoch_and_sample_each_change_the_draws() -> None:
     assert len({first(0, 0, 0), first(1, 0, 0), first(0, 1, 0), first(0, 0, 1)}) == 4
+
+
+def test_the_streams_of_a_sample_are_independent() -> None:
+    draws = Draws(3, 1, range(2000))
+    plain, stream = (
+        np.array([draws.generator(sample, *name).random() for sample in range(2000)]) for name in ((), (1,))
+    )
+
+    assert abs(np.corrcoef(plain, stream)[0, 1]) < 0.1
+    assert draws.generator(5, 1).random() == draws.of([9, 5]).generator(1, 1).random() == stream[5]
+    assert draws.generator(5, 2).random() not in (plain[5], stream[5])

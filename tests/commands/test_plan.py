@@ -66,6 +66,14 @@ def test_memory_and_model_are_those_of_the_parts(folder: Path, capsys: pytest.Ca
     assert model["modules"][0]["output"] == [8, 3]
 
 
+def test_memory_is_that_of_all_that_will_be_trained(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = plan(capsys, *write_data(folder))
+    thawing = plan(capsys, *write_data(folder), "model.freeze=[{match:'token_embedding*',until:1ep}]")
+
+    assert thawing["memory"] == plain["memory"]
+    assert thawing["model"]["trainable"] == plain["model"]["parameters"]
+
+
 def test_activations_grow_with_the_micro_batch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = plan(capsys, *write_data(folder), "train.batch_size=32")
     cut = plan(capsys, *write_data(folder), "train.batch_size=32", "train.accumulate=4")

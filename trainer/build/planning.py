@@ -171,7 +171,7 @@ def _trial(run: Run, state: TrainState, batch: Batch) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    run.thaw(0)
+    # Nothing is frozen up to a step, so that memory is that of the end, when all that will be trained is.
     set_learning_rate(run.optimizer, run.schedule(0))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         update(run, 0, [batch])
