@@ -59,7 +59,7 @@ def write_golden(stage: Path, task: Task, rows: Sequence[Mapping[str, Any]], pyt
 
 
 def write_tensors(stage: Path, inputs: Mapping[str, Tensor], output: Tensor) -> None:
-    """`input.<name>` and `output`, as arrays for NumPy and as tensors that C++ reads with `torch::pickle_load`."""
+    """`input.<name>` and `output`, as arrays for NumPy and as tensors that C++ reads with `torch::jit::pickle_load`."""
     tensors = {**{f"input.{name}": value.contiguous() for name, value in inputs.items()}, "output": output}
     arrays: dict[str, Any] = {name: value.numpy() for name, value in tensors.items()}
     np.savez(stage / ARRAYS, allow_pickle=False, **arrays)

@@ -153,7 +153,7 @@ def _files(stage: Path) -> str:
         "manifest.json": "how each artifact was proved, timings, versions, checksums",
         ROWS: "rows of the evaluation split and the answers to them",
         ARRAYS: "the model's inputs for those rows and its output, for NumPy",
-        TENSORS: "the same for PyTorch and, with `torch::pickle_load`, C++",
+        TENSORS: "the same for PyTorch and, with `torch::jit::pickle_load`, C++",
         "task.py": "how rows become inputs and the output answers",
         "predict.py": "the command",
         "tokenizer.json": "the tokenizer, for the package tokenizers",

@@ -14,6 +14,10 @@ from trainer.errors import ProofError, explain
 
 PREDICT = "predict.py"
 TASK = "task.py"
+GENERATE = "generate.py"
+GENERATED = "onnx_cache"
+"""The format that `generate.py` runs."""
+
 RUN = ("onnx", "onnx_fp16", "onnx_int8")
 """The formats that `predict.py` runs."""
 
@@ -30,6 +34,11 @@ def write_scripts(folder: Path, pieces: tuple[str, str]) -> list[Path]:
     """
     (folder / TASK).write_text(compose(pieces), "utf-8")
     return [Path(shutil.copyfile(_FOLDER / PREDICT, folder / PREDICT)), folder / TASK]
+
+
+def write_generator(folder: Path) -> Path:
+    """Writes `generate.py`, which needs neither this package nor torch; returns its path."""
+    return Path(shutil.copyfile(_FOLDER / GENERATE, folder / GENERATE))
 
 
 def prove_scripts(folder: Path) -> None:
@@ -59,7 +68,7 @@ def compose(pieces: Sequence[str]) -> str:
     Its docstring is those of `pieces`, one after the other.
     """
     found: dict[str, str] = {}
-    for name in pieces:
+    for name in ("folder", *pieces):
         _collect(name, found)
     first, *others = (body for body in map(_body, found.values()) if body)
     blocks = [f'"""{usage(pieces)}\n"""', _imports(found.values()), first, *(f"\n{body}" for body in others)]

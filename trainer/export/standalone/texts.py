@@ -16,4 +16,6 @@ def read_line(line: str) -> Row:
 
 
 def encode(rows: list[Row]) -> Inputs:
-    return token_inputs([encoding.ids for encoding in tokenizer().encode_batch([as_text(row["text"]) for row in rows])])
+    for row in rows:
+        row["text"] = as_text(row["text"])
+    return token_inputs([encoding.ids for encoding in tokenizer().encode_batch([row["text"] for row in rows])])
