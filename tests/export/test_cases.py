@@ -67,7 +67,7 @@ def test_the_same_inputs_every_time() -> None:
 
 
 def test_timed_inputs() -> None:
-    sizes = [sizes for sizes, _ in timed_inputs(ToyTask())]
-    assert sizes[1] == {"batch": 1, "sequence": 24}
-    assert [each["batch"] for each in sizes] == [1, 1, 8]
-    assert sizes[0]["sequence"] == sizes[2]["sequence"] < 24
+    timed = timed_inputs(ToyTask())
+    expected = [{"batch": batch, "sequence": length} for batch in (1, 8) for length in (3, 12, 24)]
+    assert [sizes for sizes, _ in timed] == expected
+    assert [tuple(inputs["input_ids"].shape) for _, inputs in timed] == [tuple(each.values()) for each in expected]

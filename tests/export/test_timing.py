@@ -1,25 +1,68 @@
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import pytest
 import torch
 from torch import Tensor
 
-from trainer.export.timing import measure
+import trainer.export.timing
+from trainer.export.cases import Forward, Sizes
+from trainer.export.timing import Timing, measure
 
 
-def test_models_take_turns_at_every_shape() -> None:
-    calls: list[tuple[str, int]] = []
+class Clock:
+    """Time that passes only while a model runs."""
 
-    def forward(name: str) -> object:
-        def call(inputs: Mapping[str, Tensor]) -> Tensor:
-            calls.append((name, len(inputs["x"])))
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[tuple[str, int]] = []
+
+    def model(self, name: str, seconds: Callable[[int], float]) -> Forward:
+        """Takes `seconds` of the batch size."""
+
+        def forward(inputs: Mapping[str, Tensor]) -> Tensor:
+            self.calls.append((name, len(inputs["x"])))
+            self.now += seconds(len(inputs["x"]))
             return inputs["x"]
 
-        return call
+        return forward
 
-    inputs = [({"batch": size}, {"x": torch.zeros(size)}) for size in (1, 8)]
-    rows = measure({"pytorch": forward("pytorch"), "onnx": forward("onnx")}, inputs, seconds=0.0)
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(trainer.export.timing, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def inputs_of(*sizes: int) -> list[tuple[Sizes, dict[str, Tensor]]]:
+    return [({"batch": size}, {"x": torch.zeros(size)}) for size in sizes]
+
+
+def test_models_take_turns_at_every_shape_the_smallest_first(clock: Clock) -> None:
+    models = {"pytorch": clock.model("pytorch", lambda size: 0.2 * size), "onnx": clock.model("onnx", lambda _: 0.1)}
+    rows = measure(models, inputs_of(8, 1), seconds=30.0)
     assert [row.sizes for row in rows] == [{"batch": 1}, {"batch": 8}]
-    assert all(set(row.milliseconds) == {"pytorch", "onnx"} for row in rows)
-    assert all(value > 0 for row in rows for value in row.milliseconds.values())
-    # Two to warm up and three timed, whatever the time.
-    assert calls == [(name, size) for size in (1, 8) for _ in range(5) for name in ("pytorch", "onnx")]
+    assert rows[0].milliseconds == pytest.approx({"pytorch": 200.0, "onnx": 100.0})
+    assert rows[1].milliseconds == pytest.approx({"pytorch": 1600.0, "onnx": 100.0})
+    names = [name for name, _ in clock.calls]
+    assert names == ["pytorch", "onnx"] * (len(names) // 2)
+    assert clock.now == pytest.approx(30.0, abs=3.0)
+
+
+def test_a_shape_that_would_take_too_long_is_left_out(clock: Clock) -> None:
+    model = clock.model("pytorch", lambda size: 0.1 * size)
+    rows = measure({"pytorch": model}, inputs_of(1, 4, 100), seconds=6.0)
+    assert [row.sizes for row in rows] == [{"batch": 1}, {"batch": 4}]
+    assert clock.now < 6.0
+
+
+def test_the_first_shape_is_timed_whatever_the_time(clock: Clock) -> None:
+    rows = measure({"pytorch": clock.model("pytorch", lambda _: 1.0)}, inputs_of(2, 3), seconds=0.0)
+    assert [row.sizes for row in rows] == [{"batch": 2}]
+    assert len(clock.calls) == 5  # two to warm up and three timed
+
+
+def test_speedup() -> None:
+    row = Timing({"batch": 1}, {"pytorch": 6.0, "onnx": 2.0})
+    assert row.speedup("onnx") == 3.0
+    assert row.speedup("pytorch") == 1.0

@@ -77,7 +77,13 @@ def show_artifacts(console: Console, artifacts: list[Artifact]) -> None:
         return
     table(
         console,
-        "milliseconds a call on this CPU, medians",
+        "milliseconds a call on this CPU, medians, and how many times as fast as eager PyTorch",
         [*timings[0].sizes, *timings[0].milliseconds],
-        [[*timing.sizes.values(), *timing.milliseconds.values()] for timing in timings],
+        [
+            [
+                *row.sizes.values(),
+                *(f"{each:.3g} ({row.speedup(name):.1f}x)" for name, each in row.milliseconds.items()),
+            ]
+            for row in timings
+        ],
     )

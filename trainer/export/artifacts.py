@@ -20,7 +20,7 @@ from trainer.export.gate import Verdict, judge
 from trainer.export.isolation import random_state_kept
 from trainer.export.proof import Limits
 from trainer.export.subject import Subject
-from trainer.export.timing import Timing, measure
+from trainer.export.timing import EAGER, Timing, measure
 from trainer.protocols import Batch, Task
 
 _TIMING_SECONDS = 3.0
@@ -136,7 +136,7 @@ def _finish(
     if not verdict.proved:
         return []
     programs = {each.format.name: each.forward for each in verdict.proved if each.format.timed}
-    forwards = {"pytorch": subject.pytorch, **programs}
+    forwards = {EAGER: subject.pytorch, **programs}
     timings = measure(forwards, timed_inputs(subject.task), seconds=_TIMING_SECONDS) if programs else []
     content = manifest(stage, subject, verdict.proved, verdict.metrics, timings, settings)
     failure = write_companions(stage, subject, samples, content)

@@ -21,6 +21,7 @@ BATCH = "batch"
 _TRACED_BATCH = 2  # torch.export takes a size of 1 for a constant
 _TRIED_BATCHES = (1, 3)
 _LARGE_BATCH = 8
+_TIMED_PARTS = (8, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,10 @@ def proof_cases(task: Task, pytorch: Forward) -> list[Case]:
 
 
 def timed_inputs(task: Task) -> list[tuple[Sizes, dict[str, Tensor]]]:
-    """Inputs for the table of timings: one short sample, one of the largest size, several short ones."""
+    """Inputs for the table of timings: one sample and several, at an eighth, at half and at all of the largest size."""
     limits = task.axis_limits()
-    short = {axis: odd for axis, (_, odd, _) in _picks(limits).items()}
-    long = {axis: high for axis, (_, high) in limits.items()}
-    every = [{BATCH: 1, **short}, {BATCH: 1, **long}, {BATCH: _LARGE_BATCH, **short}]
+    lengths = [{axis: max(low, high // part) for axis, (low, high) in limits.items()} for part in _TIMED_PARTS]
+    every = [{BATCH: batch, **length} for batch in (1, _LARGE_BATCH) for length in lengths]
     sizes = list({tuple(each.items()): each for each in every}.values())
     return [(each, task.example(each, np.random.default_rng(2))) for each in sizes]
 

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from trainer.export.cases import Forward, Sizes
 
+EAGER = "pytorch"
+"""What eager PyTorch is called among the formats."""
+
 _WARM_UPS = 2  # TorchScript compiles in its first two runs of a shape
 _FEWEST_ROUNDS = 3
 _MOST_ROUNDS = 200
@@ -26,16 +29,34 @@ class Timing:
     sizes: Sizes
     milliseconds: dict[str, float]
 
+    def speedup(self, name: str) -> float:
+        """How many times as fast as eager PyTorch a format is."""
+        return self.milliseconds[EAGER] / self.milliseconds[name]
+
 
 def measure(
     forwards: Mapping[str, Forward], inputs: Sequence[tuple[Sizes, dict[str, Tensor]]], *, seconds: float
 ) -> list[Timing]:
-    """Times every model at every shape, in about `seconds` in all.
+    """Times every model at every shape, the smallest first, in about `seconds` in all.
 
-    The models take turns, so that a machine that slows down for a while slows all of them.
+    The models take turns, so that a machine that slows down for a while slows all of them. A shape whose fewest calls
+    would not fit into the time that is left, going by the shape before it, is left out; the first never is.
     """
-    share = seconds / len(inputs)
-    return [Timing(sizes, _medians(forwards, each, share)) for sizes, each in inputs]
+    end = perf_counter() + seconds
+    ordered = sorted(inputs, key=lambda each: _numbers(each[1]))
+    timings: list[Timing] = []
+    expected = 0.0  # seconds of one call of each model, by each number of the inputs
+    for place, (sizes, each) in enumerate(ordered):
+        left = end - perf_counter()
+        if timings and expected * _numbers(each) * (_WARM_UPS + _FEWEST_ROUNDS) > left:
+            break
+        timings.append(Timing(sizes, _medians(forwards, each, left / (len(ordered) - place))))
+        expected = sum(timings[-1].milliseconds.values()) / 1000 / _numbers(each)
+    return timings
+
+
+def _numbers(inputs: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() for value in inputs.values())
 
 
 def _medians(forwards: Mapping[str, Forward], inputs: dict[str, Tensor], seconds: float) -> dict[str, float]:
