@@ -84,7 +84,8 @@ def test_each_step_is_explained(folder: Path, capsys: pytest.CaptureFixture[str]
     assert generate(folder, "prompt=apple pear", "explain=5", "decode.max_new_tokens=3") == 0
     title, head, *rows, text = capsys.readouterr().out.splitlines()
 
-    assert (title, head.split("  ")[-1]) == ("next tokens", "choice 5")
+    assert title == "next tokens"
+    assert [name.strip() for name in head.split("choice")] == ["input", "1", "2", "3", "4", "5"]
     assert len(rows) == len(line["steps"]) == line["tokens"]
     assert text == line["text"]
     for row, step in zip(rows, line["steps"], strict=True):
@@ -181,7 +182,9 @@ def test_scores_of_a_loss_with_parameters_and_of_adapters(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with working_in(folder):
-        for number, changes in enumerate((["loss=adaptive_softmax"], ["model.lora={rank:2}"])):
+        for number, changes in enumerate(
+            (["loss=adaptive_softmax", "model.tie_embeddings=false"], ["model.lora={rank:2}"])
+        ):
             run = tmp_path / str(number)
             assert (
                 main(
@@ -200,3 +203,68 @@ def test_scores_of_a_loss_with_parameters_and_of_adapters(
             capsys.readouterr()
             assert main(["generate", f"run={run}", "device=cpu", "prompt=apple pear", "precision=bf16"]) == 0
             assert capsys.readouterr().out.startswith("apple pear")
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path) -> Path:
+    """The export folder of the language model."""
+    assert main(["export", f"run={folder / 'lm'}", "export.formats=[onnx_cache]"]) == 0
+    return folder / "lm" / "export"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["greedy", "beam", "sample", "beam_sample"])
+def test_the_artifact_generates_the_same_texts(
+    way: str, exported: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for backend in ("torch", "onnx"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("apple\ncat dog horse fox\npear plum\n"))
+        more = [f"decode={way}", f"backend={backend}", "explain=3", "decode.repetition_penalty=1.2", "output=-"]
+        assert generate(folder, *more) == 0
+        found.append(lines(capsys.readouterr().out))
+
+    assert [line["text"] for line in found[0]] == [line["text"] for line in found[1]]
+    for ours, theirs in zip(*found, strict=True):
+        for one, other in zip(ours["steps"], theirs["steps"], strict=True):
+            assert one["chosen"]["probability"] == pytest.approx(other["chosen"]["probability"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_folder_generates_without_this_tool(
+    exported: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = ["apple", "cat dog horse", "pear plum, axe"]
+    command = [sys.executable, "-I", str(exported / "generate.py")]
+    greedily = subprocess.run([*command, *prompts], capture_output=True, text=True, check=True).stdout
+    texts = []
+    for prompt in prompts:
+        assert generate(folder, f"prompt={prompt}", "output=-") == 0
+        texts += lines(capsys.readouterr().out)
+    drawn = [
+        subprocess.run(
+            [*command, "--temperature", "3", *more, "--limit", "6"], capture_output=True, text=True, input="apple\n\n"
+        )
+        for more in ([], [], ["--seed", "1"], ["--top-k", "1"])
+    ]
+
+    assert [(line["text"], line["ended"]) for line in lines(greedily)] == [
+        (each["text"], each["ended"]) for each in texts
+    ]
+    assert drawn[0].stdout == drawn[1].stdout != drawn[2].stdout
+    assert "has 0 tokens" in lines(drawn[0].stdout)[1]["error"]
+    assert texts[0]["text"].startswith(lines(drawn[3].stdout)[0]["text"])
+    assert subprocess.run([*command, "--check"], capture_output=True).returncode == 0
+    assert subprocess.run([*command, "--top-p", "0"], capture_output=True).returncode == 2
+    assert "generate.py" in (exported / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_folders_check_sees_other_tokens(exported: Path) -> None:
+    manifest = json.loads((exported / "manifest.json").read_text(encoding="utf-8"))
+    golden = manifest["artifacts"]["onnx_cache"]["golden"]
+    golden["tokens"][-1] += 1
+    (exported / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-I", str(exported / "generate.py"), "--check"], capture_output=True)
+
+    assert done.returncode == 1

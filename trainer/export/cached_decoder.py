@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from trainer.decode.greedy import greedy
 from trainer.decode.onnx_reader import IDS, SCORES, OnnxReader, open_session
-from trainer.decode.reading import Cache, cached_step
+from trainer.decode.prompt import Prompt
+from trainer.decode.reading import Cache, WholeReader, cached_step
 from trainer.errors import ConfigError, ProofError, explain
 from trainer.export.cases import BATCH, Forward
 from trainer.export.isolation import silence
@@ -23,6 +25,7 @@ from trainer.export.subject import Subject
 NEW, PAST = "new", "past"
 """The axes of the tokens that are read and of those that were read before."""
 
+_NUM_GOLDEN = 16
 _TRACED = (2, 5, 3)  # sequences, tokens read before, tokens read now
 
 
@@ -96,7 +99,25 @@ def load_cached_decoder(path: Path, subject: Subject) -> tuple[Forward, dict[str
         hidden = inputs["attention_mask"] == 0
         return torch.where(hidden[..., None], subject.pytorch(inputs), output) if hidden.any() else output
 
-    return forward, {"inputs": dims, "outputs": outputs}
+    end_id = getattr(subject.task, "end_id", None)
+    return forward, {"inputs": dims, "outputs": outputs, "end_id": end_id, "golden": _golden(subject, end_id)}
+
+
+def _golden(subject: Subject, end_id: int | None) -> dict[str, list[int]]:
+    """A prompt and what the model itself, not the graph, makes of it; for whoever receives the graph."""
+    _, max_length = subject.task.axis_limits()["sequence"]
+    sizes = {BATCH: 1, "sequence": min(_NUM_GOLDEN, max_length - 1)}
+    ids = subject.task.example(sizes, np.random.default_rng(0))[IDS][0]
+    (greedily,) = greedy(
+        WholeReader(subject.model),
+        Prompt(ids, end_id, max_length, lambda tokens: ""),
+        max_new_tokens=_NUM_GOLDEN,
+        min_new_tokens=0,
+        repetition_penalty=1.0,
+        no_repeat_ngram=0,
+        stop=[],
+    )
+    return {"prompt": ids.tolist(), "tokens": list(greedily.ids)}
 
 
 def _read_through(session: Any, input_ids: Tensor) -> Tensor:

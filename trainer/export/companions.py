@@ -19,11 +19,21 @@ from trainer.export.folder import MANIFEST, describe, files_of, write_json
 from trainer.export.golden import ARRAYS, ROWS, TENSORS, write_golden
 from trainer.export.onnx import OUTPUT
 from trainer.export.readme import README, write_readme
-from trainer.export.script import PREDICT, RUN, TASK, prove_scripts, usage, write_scripts
+from trainer.export.script import (
+    GENERATE,
+    GENERATED,
+    PREDICT,
+    RUN,
+    TASK,
+    prove_scripts,
+    usage,
+    write_generator,
+    write_scripts,
+)
 from trainer.export.subject import Subject
 from trainer.export.timing import Timing
 
-COMPANIONS = (ROWS, ARRAYS, TENSORS, PREDICT, TASK, README)
+COMPANIONS = (ROWS, ARRAYS, TENSORS, PREDICT, TASK, GENERATE, README)
 """What an earlier call may have left, beside the task's files."""
 
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "tokenizers", "torch", "transformers")
@@ -61,6 +71,8 @@ def write_companions(
                 path.unlink()
     else:
         pieces = None
+    if GENERATED in content["artifacts"]:
+        files.append(write_generator(stage))
     files.append(write_readme(stage, content, None if pieces is None else usage(pieces)))
     write_json(stage / MANIFEST, {**content, "files": [describe(path, stage) for path in files]})
     return failure

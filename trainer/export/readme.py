@@ -156,6 +156,7 @@ def _files(stage: Path) -> str:
         TENSORS: "the same for PyTorch and, with `torch::jit::pickle_load`, C++",
         "task.py": "how rows become inputs and the output answers",
         "predict.py": "the command",
+        "generate.py": "goes on with texts: `python generate.py \"a prompt\"`; `--help` tells more",
         "tokenizer.json": "the tokenizer, for the package tokenizers",
         "image.json": "size, channels, mean and standard deviation of the images",
         "table.json": "the columns, how they are standardized, the features in their order",
