@@ -89,7 +89,9 @@ def test_variant_that_cannot_be_written_gives_way_to_the_next(tmp_path: Path, su
     assert candidate.variant.name == "second"
     assert [path.name for path in tmp_path.iterdir()] == ["model.one"]
     (failure,) = judged([Format("one", "model.one", load, (Variant("first", fail),))], tmp_path, subject).failures
-    assert str(failure).startswith("model.one: cannot be exported: no such operator.")
+    assert str(failure).startswith(
+        "model.one: cannot be exported (input_ids (2, 12), attention_mask (2, 12)): no such operator."
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.export.conftest import Published
 from tests.export.toy import ToyModel, ToyTask
-from trainer.errors import ProofError
+from trainer.errors import ConfigError, DataError, Interrupted, ProofError, TrainerError
 from trainer.export.cases import Case
 from trainer.export.isolation import silence
 from trainer.export.onnx import OUTPUT, open_session
@@ -238,3 +238,10 @@ def test_case_names_its_shape(cases: list[Case]) -> None:
     sizes: Mapping[str, int] = {"batch": 3, "sequence": 24}
     (case,) = (each for each in cases if each.sizes == sizes and each.padded)
     assert str(case) == "batch=3, sequence=24, padded"
+
+
+@pytest.mark.parametrize(("raised", "code"), [(Interrupted, 75), (DataError, 6), (ConfigError, 4), (OSError, 4)])
+def test_signals_and_bad_data_are_no_fault_of_the_artifact(raised: type[Exception], code: int) -> None:
+    with pytest.raises(TrainerError) as caught, turned_into_proof_error("model.onnx", "cannot be loaded", "Try again"):
+        raise raised("what happened")
+    assert caught.value.exit_code == code

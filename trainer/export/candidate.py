@@ -7,7 +7,7 @@ from typing import Any
 from trainer.export.cases import Forward
 from trainer.export.evaluation import Comparison
 from trainer.export.formats import Format, Variant
-from trainer.export.proof import Limits, Tried, prove_cases, prove_metric, turned_into_proof_error
+from trainer.export.proof import Limits, Tried, prove_cases, prove_metric, shapes_of, turned_into_proof_error
 from trainer.export.subject import Subject
 from trainer.protocols import Task
 
@@ -64,7 +64,7 @@ def make_candidate(format: Format, variant: Variant, stage: Path, subject: Subje
         ProofError: It cannot be written, loaded or run, a dimension is frozen, or an output differs.
     """
     path = stage / format.path
-    with turned_into_proof_error(format.path, "cannot be exported", _EXPORT_REMEDY):
+    with turned_into_proof_error(format.path, f"cannot be exported ({shapes_of(subject.traced)})", _EXPORT_REMEDY):
         details = variant.write(path, subject)
     with turned_into_proof_error(format.path, "cannot be loaded", _EXPORT_REMEDY):
         forward, declared = format.load(path, subject)

@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.errors import ProofError, TrainerError, explain
+from trainer.errors import DataError, Interrupted, ProofError, explain
 from trainer.export.cases import Case, Forward, Sizes
 
 _SHAPES_REMEDY = "The file is removed: it would be wrong, or refuse to run, at shapes other than those it was made with"
 _TOLERANCE_REMEDY = "The file is removed; export.tolerance is the largest difference allowed"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_ADVICE = re.compile(r"For more information, run with TORCH_LOGS=\S+ |If you're using .*")
+"""What torch says of its own settings, which are not the user's."""
+
 _ROUNDING = 1e-6  # of a metric: float32 rounding; one changed decision of a million samples is more
 
 
@@ -61,7 +64,7 @@ def turned_into_proof_error(artifact: str, problem: str, remedy: str) -> Iterato
     """Whatever exporters and runtimes raise (they agree on no type) becomes a `ProofError` that names `artifact`."""
     try:
         yield
-    except TrainerError:
+    except (ProofError, DataError, Interrupted):
         raise
     except Exception as error:
         raise ProofError(explain(artifact, f"{problem}: {_summary(error)}", remedy)) from error
@@ -123,7 +126,7 @@ def difference(
     Raises:
         ProofError: It is above `tolerance`, the shapes differ, or there is NaN where there was a number.
     """
-    named = f"{where} ({', '.join(f'{name} {tuple(value.shape)}' for name, value in inputs.items())})"
+    named = f"{where} ({shapes_of(inputs)})"
     if got.shape != expected.shape:
         problem = f"the output {named} must have the shape {tuple(expected.shape)}"
         raise ProofError(explain(artifact, problem, _SHAPES_REMEDY, value=tuple(got.shape)))
@@ -140,6 +143,11 @@ def difference(
         problem = f"output{place} {named} must be PyTorch's {wanted.flatten()[worst]:.9g} within {tolerance:g}"
         raise ProofError(explain(artifact, problem, _TOLERANCE_REMEDY, value=found.flatten()[worst].item()))
     return largest
+
+
+def shapes_of(inputs: Mapping[str, Tensor]) -> str:
+    """Inputs by name and shape, for a message."""
+    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
 
 
 def prove_metric(
@@ -165,4 +173,4 @@ def _summary(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(_COLOUR.sub("", str(error)).split()) or type(error).__name__
-    return shorten(text, 300, placeholder=" …").rstrip(".")
+    return shorten(_ADVICE.sub("", text), 300, placeholder=" …").rstrip(".")

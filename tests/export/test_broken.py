@@ -1,0 +1,113 @@
+"""Exports that are wrong on purpose, through the command line: refused by name and shape, the others published."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.jobs import train, working_in, write_data
+from trainer.cli import main
+from trainer.export.formats import FORMATS, Format, Variant
+from trainer.export.subject import Subject
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    made = tmp_path_factory.mktemp("broken")
+    with working_in(made):
+        yield made
+
+
+def run_of(folder: Path, name: str, broken_in: str, formats: str) -> tuple[Path, int]:
+    """A run with a model of `tests.export.broken`, and the exit code of training and exporting it."""
+    run = folder / f"{name}-{broken_in}"
+    model = [f"model._target_=tests.export.broken.{name}", f"+model.broken_in={broken_in}"]
+    model += ["model.dropout=0.1", "model.pooling=mean"]
+    return run, train(run, *write_data(folder), *model, "train.duration=1", f"export.formats=[{formats}]")
+
+
+def published(run: Path) -> list[str]:
+    """The formats in the manifest, which are those whose files are there."""
+    manifest = json.loads((run / "export" / "manifest.json").read_text("utf-8"))
+    files = {path.name for path in (run / "export").iterdir()}
+    assert {FORMATS[name].path for name in manifest["formats"]} == files & {each.path for each in FORMATS.values()}
+    return list(manifest["formats"])
+
+
+SHAPES = r"at batch=\d, sequence=\d+, (padded|without padding)"
+WRONG = rf"output\[\d, \d\] {SHAPES} \(input_ids \(\d, \d+\), attention_mask \(\d, \d+\)\) must be PyTorch's"
+REFUSED = r"cannot be exported \(input_ids \(2, 8\), attention_mask \(2, 8\)\): .*sequence"
+FAULTS = [
+    ("DroppedMask", "trace", WRONG.replace("(padded|without padding)", "padded")),
+    ("DropoutLeftOn", "trace", WRONG),
+    ("FrozenDimension", "trace", rf"fails {SHAPES}|{WRONG}"),
+    ("SizeAsNumber", "trace", WRONG),
+    ("DroppedMask", "program", WRONG.replace("(padded|without padding)", "padded")),
+    ("DropoutLeftOn", "program", WRONG),
+    ("FrozenDimension", "program", REFUSED),
+    ("SizeAsNumber", "program", REFUSED),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "broken_in", "message"),
+    [pytest.param(*fault, marks=[pytest.mark.slow] if fault[1] == "program" else []) for fault in FAULTS],
+)
+def test_broken_export(
+    name: str, broken_in: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    formats, good = ("torchscript,pth", ["pth"]) if broken_in == "trace" else ("onnx,torchscript,pt2", ["torchscript"])
+    run, code = run_of(folder, name, broken_in, formats)
+    assert code == 4
+    told = capsys.readouterr().err
+    for format in {*formats.split(",")} - {*good}:
+        assert re.search(rf"^{re.escape(FORMATS[format].path)}: ({message})", told, re.MULTILINE), told
+    assert published(run) == good
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    made = folder / "intact"
+    assert train(made, *write_data(folder), "train.duration=1") == 0
+    return made
+
+
+def truncating(format: Format) -> Format:
+    """The same format, whose file loses its end once it is written."""
+
+    def write(path: Path, subject: Subject) -> dict[str, Any]:
+        details = format.variants[0].write(path, subject)
+        file = path / "model.safetensors" if path.is_dir() else path
+        file.write_bytes(file.read_bytes()[: file.stat().st_size * 9 // 10])
+        return details
+
+    return replace(format, variants=(Variant("truncated", write),))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "pt2")), "torchscript", "pth", "safetensors"],
+)
+def test_file_that_is_truncated_after_writing(
+    name: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(FORMATS, name, truncating(FORMATS[name]))
+    assert main(["export", f"run={run}", f"export.formats=[{name},pth_legacy]"]) == 4
+    told = capsys.readouterr().err
+    assert told.startswith(f"{FORMATS[name].path}: cannot be loaded: ")
+    assert len(told.splitlines()) == 1
+    assert published(run) == ["pth_legacy"]
+
+
+def test_verify_looks_at_every_file_of_an_artifact(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", f"run={run}", "export.formats=[safetensors,pth]"]) == 0
+    assert main(["verify", f"run={run}"]) == 0
+    config = run / "export" / "safetensors" / "config.json"
+    config.write_text(config.read_text("utf-8").replace("vocab_size", "vocab-size", 1), "utf-8")
+    capsys.readouterr()
+    assert main(["verify", f"run={run}"]) == 3
+    assert "safetensors/config.json: has the SHA-256" in capsys.readouterr().err
