@@ -172,15 +172,15 @@ def test_memory_does_not_grow_with_the_file(
     peaks, sizes = [], []
     size = 1_100 if write is write_parquet else 200  # Parquet becomes Python objects 1,024 rows at a time
     for count in (size, size, 5 * size):  # the first one pays for what is made once
-        texts = [f"{number}{'x' * 1_000}" for number in range(count)]
+        texts = [f"{number}{'x' * 3_000}" for number in range(count)]
         write(file, texts)
         sizes.append(sum(map(len, texts)))
         del texts
         tracemalloc.start()
-        answers = Answering(task, lengths, "padded", 8, 1)
+        answers = Answering(task, lengths, "padded", 2, 1)
         total = sum(len(window) for window in answers.windows(rows_of(file, Reading(("text",), {})), Tally()))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert total == count
 
-    assert peaks[2] - peaks[1] < 0.05 * (sizes[2] - sizes[1])
+    assert peaks[2] - peaks[1] < 0.1 * (sizes[2] - sizes[1])

@@ -1,0 +1,375 @@
+"""`trainer predict` through the command line: a small run of each task, its answers beside what `eval` says of it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.jobs import TINY, rows, working_in, write_roles
+from tests.sources import write_images
+from trainer.cli import main
+
+COMMON = tuple(option for option in TINY if not option.startswith(("model.", "task.", "export.")))
+TEXTS = tuple(option for option in TINY if option.startswith(("model.", "task.")))
+MLP = ("model.hidden=[8]",)
+TASKS: dict[str, Sequence[str]] = {
+    "text_classification": TEXTS,
+    "pair_classification": TEXTS,
+    "multilabel_classification": TEXTS,
+    "regression": TEXTS,
+    "token_classification": TEXTS,
+    "masked_lm": TEXTS,
+    "causal_lm": TEXTS,
+    "sentence_embedding": TEXTS,
+    "tabular_classification": MLP,
+    "tabular_regression": MLP,
+    "image_classification": ("data=imagefolder", "data.root=images"),
+}
+
+
+def write_tables(folder: Path) -> list[str]:
+    """`<split>.csv` with numbers, a colour, a label and a value; the overrides of a job on them."""
+    random = np.random.default_rng(0)
+    for split, count in {"train": 61, "validation": 20, "test": 20}.items():
+        lines = ["size,weight,colour,label,value"]
+        for number in range(count):
+            size, weight = random.normal(size=2)
+            colour = ("red", "green", "blue")[number % 3]
+            label = "large" if size + (colour == "red") > 0.5 else "small"
+            lines.append(
+                f"{size:.3f},{'' if number % 7 == 3 else f'{weight:.3f}'},{colour},{label},{3 * size + 10:.3f}"
+            )
+        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    return ["data=files", *(f"data.{split}={folder / f'{split}.csv'}" for split in ("train", "validation", "test"))]
+
+
+def options_of(task: str, folder: Path) -> list[str]:
+    """The overrides of a job, its files in `folder`."""
+    options = [f"task={task}", f"run.dir={folder / 'run'}", *COMMON, "train.duration=2ep", *TASKS[task]]
+    if task.startswith("tabular"):
+        inputs = "data.columns.features=[size,weight,colour]"
+        return [*options, *write_tables(folder), inputs, f"data.cache_dir={folder}/cache"]
+    if task == "image_classification":
+        write_images(folder / "images", 60)
+        return [*options, f"data.root={folder / 'images'}", f"data.cache_dir={folder}/cache"]
+    return [*options, *write_roles(folder)]
+
+
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
+    """A folder with a task's data and its `run`, trained once."""
+    made: dict[str, Path] = {}
+    with working_in(tmp_path_factory.mktemp("predict")):
+
+        def of(task: str) -> Path:
+            if task not in made:
+                folder = tmp_path_factory.mktemp(task)
+                assert main(["train", *options_of(task, folder), "export.formats=[]"]) == 0
+                made[task] = folder
+            return made[task]
+
+        yield of
+
+
+def predicted(folder: Path, given: Path | str, *options: str, code: int = 0) -> list[Any]:
+    """The answers in a file."""
+    output = folder / "answers.jsonl"
+    argv = [f"run={folder / 'run'}", f"input={given}", f"output={output}", "device=cpu", *options]
+    assert main(["predict", *argv]) == code
+    return [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+
+
+def evaluated(folder: Path) -> dict[str, float]:
+    assert main(["eval", f"run={folder / 'run'}", "device=cpu"]) == 0
+    values: dict[str, float] = json.loads((folder / "run/eval/test.json").read_text())
+    return values
+
+
+def asked(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the test file."""
+    return [json.loads(line) for line in (folder / "test.jsonl").read_text("utf-8").splitlines()]
+
+
+def share(right: Sequence[bool]) -> float:
+    return float(np.mean(right))
+
+
+@pytest.mark.parametrize("task", ["text_classification", "pair_classification"])
+def test_classes_are_those_that_are_evaluated(task: str, run_of: Callable[[str], Path]) -> None:
+    folder = run_of(task)
+    answers = predicted(folder, folder / "test.jsonl", "top=2")
+    right = [answer["label"] == row["label"] for answer, row in zip(answers, asked(folder), strict=True)]
+
+    assert share(right) == pytest.approx(evaluated(folder)["accuracy"])
+    for answer in answers:
+        best, probability = next(iter(answer["probabilities"].items()))
+        assert (answer["label"], answer["probability"]) == (best, probability)
+        assert probability == max(answer["probabilities"].values())
+
+
+def test_classes_of_tables(run_of: Callable[[str], Path]) -> None:
+    folder = run_of("tabular_classification")
+    answers = predicted(folder, folder / "test.csv")
+    labels = [line.split(",")[3] for line in (folder / "test.csv").read_text().splitlines()[1:]]
+
+    assert share([answer["label"] == label for answer, label in zip(answers, labels, strict=True)]) == pytest.approx(
+        evaluated(folder)["accuracy"]
+    )
+    line = '{"size": -0.5, "weight": null, "colour": "violet"}'
+    assert predicted(folder, line)[0]["label"] in ("large", "small")
+
+
+def test_values_of_tables_and_texts(run_of: Callable[[str], Path]) -> None:
+    tables, texts = run_of("tabular_regression"), run_of("regression")
+    values = [float(line.split(",")[4]) for line in (tables / "test.csv").read_text().splitlines()[1:]]
+    found = [answer["value"] for answer in predicted(tables, tables / "test.csv")]
+    assert np.abs(np.subtract(found, values)).mean() == pytest.approx(evaluated(tables)["mae"], rel=1e-5)
+
+    found = [answer["value"] for answer in predicted(texts, texts / "test.jsonl")]
+    values = [row["value"] for row in asked(texts)]
+    assert np.abs(np.subtract(found, values)).mean() == pytest.approx(evaluated(texts)["mae"], rel=1e-5)
+
+
+def test_labels_are_those_that_are_evaluated(run_of: Callable[[str], Path]) -> None:
+    folder = run_of("multilabel_classification")
+    answers = predicted(folder, folder / "test.jsonl", "top=3")
+    right = [set(answer["labels"]) == set(row["labels"]) for answer, row in zip(answers, asked(folder), strict=True)]
+
+    assert share(right) == pytest.approx(evaluated(folder)["exact_match"])
+    assert all(set(answer["probabilities"]) == {"animal", "fruit", "tool"} for answer in answers)
+
+
+def test_tags_are_those_that_are_evaluated(run_of: Callable[[str], Path]) -> None:
+    folder = run_of("token_classification")
+    answers = predicted(folder, folder / "test.jsonl")
+    pairs = [
+        (found, tag)
+        for answer, row in zip(answers, asked(folder), strict=True)
+        for found, tag in zip(answer["tags"], row["tags"], strict=True)
+        if found is not None
+    ]
+
+    assert share([found == tag for found, tag in pairs]) == pytest.approx(evaluated(folder)["accuracy"])
+    assert [answer["words"] for answer in answers] == [row["words"] for row in asked(folder)]
+    (line,) = predicted(folder, "a saw  here")
+    assert line["words"] == ["a", "saw", "here"]
+    assert len(predicted(folder, "word " * 40)[0]["tags"]) == 40
+
+
+def test_images_of_a_folder(run_of: Callable[[str], Path]) -> None:
+    folder = run_of("image_classification")
+    answers = predicted(folder, folder / "images")
+    (one,) = predicted(folder, folder / "images/corner_2/2.png")
+
+    assert len(answers) == 60
+    assert answers[0]["image"] == "corner_0/0.png"
+    assert {"image": "corner_2/2.png", **one} in [{**answer} for answer in answers]
+
+
+def test_language_models_by_hand(run_of: Callable[[str], Path]) -> None:
+    from trainer.commands.trained import load_trained
+    from trainer.config.stored import job_from_text
+
+    found = {}
+    for task in ("masked_lm", "causal_lm", "sentence_embedding"):
+        loaded = load_trained(
+            run_of(task) / "run",
+            lambda text: job_from_text(text, trust=[]),
+            checkpoint="best",
+            weights="auto",
+            device="cpu",
+        )
+        encoded = loaded.task.encode_inputs({"text": ["apple [MASK] saw"]})
+        found[task] = encoded["input_ids"][0], loaded.model(**loaded.task.inputs_of(encoded, "padded"))[0].detach()
+    text = "apple [MASK] saw"
+    (masked,) = predicted(run_of("masked_lm"), text)
+    (causal,) = predicted(run_of("causal_lm"), text)
+    (vector,) = predicted(run_of("sentence_embedding"), text)
+
+    ids, output = found["masked_lm"]
+    place = int(np.flatnonzero(ids == 4)[0])
+    assert masked["filled"][0]["probability"] == pytest.approx(float(output[place].softmax(-1).max()), abs=2e-6)
+    assert masked["text"].startswith("apple")
+    assert "[MASK]" not in masked["text"]
+    ids, output = found["causal_lm"]
+    surprises = -output.log_softmax(-1)[range(len(ids) - 1), ids[1:].tolist()]
+    assert causal["perplexity"] == pytest.approx(float(surprises.mean().exp()), rel=1e-4)
+    assert causal["next"][0]["probability"] == pytest.approx(float(output[-1].softmax(-1).max()), abs=2e-6)
+    assert vector["embedding"] == pytest.approx(found["sentence_embedding"][1].tolist(), abs=1e-5)
+
+
+def test_neighbours_of_texts(run_of: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
+    folder = run_of("sentence_embedding")
+    corpus = folder / "corpus.txt"
+    texts = [text for text, _ in rows(30)]
+    corpus.write_text("\n".join([*texts[:10], "", *texts[10:], texts[3]]), "utf-8")
+    options = ["neighbours=3", f"corpus={corpus}"]
+    (answer,) = predicted(folder, texts[3], *options, code=6)
+    vectors = [np.array(found["embedding"]) for found in predicted(folder, corpus, code=6) if "embedding" in found]
+    units = np.stack([vector / np.linalg.norm(vector) for vector in vectors])
+    cosines = units @ units[3]
+
+    assert [hit["row"] for hit in answer["neighbours"][:2]] == [4, 32]  # the same text twice: the first row first
+    assert [hit["text"] for hit in answer["neighbours"][:2]] == [texts[3]] * 2
+    assert [hit["cosine"] for hit in answer["neighbours"]] == pytest.approx(
+        np.sort(cosines)[::-1][:3].tolist(), abs=2e-6
+    )
+    assert "corpus.txt, line 11: lacks a text" in capfd.readouterr().err
+    assert main(["predict", f"run={run_of('regression') / 'run'}", "input=x", *options]) == 2
+    assert "neighbours: are of vectors" in capfd.readouterr().err
+
+
+def test_standard_input_broken_rows_and_exit_code(run_of: Callable[[str], Path]) -> None:
+    folder = run_of("text_classification")
+    command = [sys.executable, "-m", "trainer", "predict", f"run={folder / 'run'}", "device=cpu"]
+    given = b"apple\n\nsaw\n" + b"\xff\nfox\n"
+    done = subprocess.run(command, input=given, capture_output=True, timeout=120, check=False)
+    answers = [json.loads(line) for line in done.stdout.decode().splitlines()]
+
+    assert done.returncode == 6
+    assert [list(answer) for answer in answers] == [
+        *(["label", "probability"], ["error"], ["label", "probability"], ["error"], ["label", "probability"])
+    ]
+    told = done.stderr.decode().splitlines()
+    assert told[0] == answers[1]["error"] == "standard input, line 2: lacks a text. Give one, or leave the row out."
+    assert told[1] == answers[3]["error"]
+    assert told[2] == "2 of 5 rows could not be used; the others are answered."
+
+
+def test_broken_rows_of_files_are_passed_over(run_of: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
+    texts, images = run_of("text_classification"), run_of("image_classification")
+    file = texts / "broken.jsonl"
+    file.write_bytes(b'{"text": "apple"}\n{"text": \n{"label": "x"}\n{"text": "fox"}\n')
+    first, *broken, last = predicted(texts, file, code=6)
+    assert first["label"]
+    assert last["label"]
+    assert [answer["error"].removeprefix(f"{file}, ").split(":")[0] for answer in broken] == ["line 2", "row 3"]
+
+    gallery = images / "gallery"
+    gallery.mkdir()
+    (gallery / "a.png").write_bytes((images / "images/corner_0/0.png").read_bytes())
+    (gallery / "b.png").write_bytes(b"no image")
+    whole, none = predicted(images, gallery, code=6)
+    assert whole["label"]
+    assert none["image"] == "b.png"
+    assert f"{gallery}/b.png: image: cannot be decoded" in none["error"]
+    assert "1 of 2 rows could not be used" in capfd.readouterr().err
+
+
+def test_columns_and_separators(run_of: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
+    folder = run_of("text_classification")
+    file = folder / "bodies.csv"
+    file.write_text("id;body\n1;apple pear\n2;saw\n")
+    (apple,) = predicted(folder, "apple pear")
+
+    assert predicted(folder, file, "columns.text=body", "data.separator=';'")[0] == apple
+    assert predicted(folder, file, "data.text=body", "data.separator=';'")[0] == apple
+    assert main(["predict", f"run={folder / 'run'}", f"input={file}", "columns.txt=body"]) == 2
+    assert "columns.text" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision(precision: str, run_of: Callable[[str], Path]) -> None:
+    folder = run_of("text_classification")
+    exact, half = (predicted(folder, folder / "test.jsonl", f"precision={name}") for name in ("fp32", precision))
+    differences = [abs(one["probability"] - two["probability"]) for one, two in zip(exact, half, strict=True)]
+
+    assert 0 < max(differences) < 0.02
+
+
+def test_the_newest_run_and_weights_to_choose(run_of: Callable[[str], Path]) -> None:
+    folder = run_of("text_classification")
+    raw, ema = (predicted(folder, "apple", f"weights={weights}") for weights in ("raw", "ema"))
+    assert raw != ema
+    (folder / "runs").mkdir()
+    (folder / "run").rename(folder / "runs/newest")
+    try:
+        with working_in(folder):
+            assert main(["predict", "input=apple", "output=newest.jsonl", "weights=raw"]) == 0
+    finally:
+        (folder / "runs/newest").rename(folder / "run")
+    assert [json.loads((folder / "newest.jsonl").read_text())] == raw
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["input=tst.jsonl"], 2, "input: no such file, got 'tst.jsonl'. Did you mean test.jsonl."),
+        (["input=notes.md"], 2, "input: is a file of no known kind, got 'notes.md'. Known: .csv"),
+        (["input=x", "output=out.xls"], 2, "output: is of no known kind"),
+        (["input=test.jsonl", "output=./test.jsonl"], 2, "output: is the input"),
+        (["input=x", "backend=onx"], 2, "backend: must be one of torch, onnx, got 'onx'. Did you mean onnx."),
+        (["input=x", "backend=onnx"], 3, "backend: the run has no such artifact"),
+        (["input=x", "backend=onnx", "precision=bf16"], 2, "precision: is of PyTorch"),
+        (["input=x", "backend=onnx", "device=cuda"], 2, "device: is of PyTorch"),
+        (["input=x", "neighbours=3"], 2, "corpus: must be given with neighbours"),
+        (["input=x", "corpus=test.jsonl"], 2, "neighbours: must be given with corpus"),
+        (["input=x", "top=0"], 2, "top: must be at least 1"),
+        (["input=empty.csv"], 6, "empty.csv: is empty"),
+        (["input=images"], 2, "input: holds images, and the task reads text"),
+    ],
+)
+def test_what_cannot_be_asked(
+    options: list[str], code: int, message: str, run_of: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_of("text_classification")
+    (folder / "notes.md").write_text("text")
+    (folder / "empty.csv").write_text("")
+    (folder / "images").mkdir(exist_ok=True)
+    with working_in(folder):
+        assert main(["predict", "run=run", *options]) == code
+    assert message in capfd.readouterr().err
+
+
+def test_faults_are_told_before_torch_is_loaded(run_of: Callable[[str], Path]) -> None:
+    folder = run_of("text_classification")
+    for options in ("'input=gone.csv'", "'input=x', 'backend=onnx'"):
+        script = (
+            "import sys; from trainer.cli import main; "
+            f"code = main(['predict', {str(f'run={folder}/run')!r}, {options}]); print(code, 'torch' in sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout.split() in (["2", "False"], ["3", "False"])
+
+
+def close(one: Any, other: Any) -> bool:
+    """Equal, numbers to 1e-4."""
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(close(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(close, one, other))
+    return one == pytest.approx(other, abs=1e-4, rel=1e-4) if isinstance(one, float) else one == other
+
+
+@pytest.mark.parametrize(
+    "task", [task if task == "text_classification" else pytest.param(task, marks=pytest.mark.slow) for task in TASKS]
+)
+def test_an_artifact_answers_as_the_model_does(task: str, run_of: Callable[[str], Path]) -> None:
+    folder = run_of(task)
+    if not (folder / "run/export/model.onnx").exists():
+        assert main(["export", f"run={folder / 'run'}", "export.formats=[onnx]"]) == 0
+    given = next(path for path in (folder / "test.jsonl", folder / "test.csv", folder / "images") if path.exists())
+    if task == "masked_lm":
+        given = folder / "masked.txt"
+        given.write_text("apple [MASK] saw\n[MASK] fox\nno mask\n")
+    by_model = predicted(folder, given)
+    by_graph = predicted(folder, given, "backend=onnx")
+    in_folder = predicted(folder, given, "backend=onnx", f"run={folder / 'run/export'}")
+
+    assert len(by_model) > 2
+    assert close(by_model, by_graph), (by_model[:2], by_graph[:2])
+    assert in_folder == by_graph
+
+
+def test_artifacts_without_their_run(
+    run_of: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone/predict.py").write_text("")
+    assert main(["predict", f"run={tmp_path / 'alone'}", "input=x", "backend=onnx"]) == 3
+    assert f"Run their own script: python {tmp_path}/alone/predict.py" in capfd.readouterr().err
