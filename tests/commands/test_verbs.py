@@ -41,6 +41,7 @@ def test_the_run_folder_holds_everything(folder: Path) -> None:
             "eval",
             "export",
             "model",
+            "report.html",
             ".lock",
         )
     }
@@ -49,8 +50,8 @@ def test_the_run_folder_holds_everything(folder: Path) -> None:
         *("state.json", "config.yaml", "task.json", "MANIFEST.json"),
     }
     assert {path.name for path in (run / "export").iterdir()} == {
-        *("model.onnx", "model.torchscript.pt", "manifest.json", "golden.npz", "predict.py", "labels.json"),
-        "tokenizer.json",
+        *("model.onnx", "model.torchscript.pt", "manifest.json", "README.md", "predict.py", "task.py"),
+        *("golden.npz", "golden.json", "golden.pt", "labels.json", "tokenizer.json"),
     }
     assert events(run)[0]["event"] == "start"
     assert events(run)[-1]["event"] == "end"

@@ -14,7 +14,7 @@ from trainer.errors import ConfigError, explain
 from trainer.report.curves import Series
 from trainer.report.page import Section, page
 
-FILE = "report.html"
+PAGE = "report.html"
 _NOT_PLOTTED = ("event", "step", "epoch", "split", "weights", "best_step")
 
 
@@ -30,13 +30,22 @@ def run(job: ReportJob, config: dict[str, Any]) -> None:
         ConfigError: The file cannot be written.
     """
     found = [results(job.run), *(results(path, "beside") for path in job.beside)]
-    file = found[0].folder / FILE if job.output is None else Path(job.output)
-    names = _names(found)
+    file = found[0].folder / PAGE if job.output is None else Path(job.output)
     try:
-        file.write_text(page(" and ".join(names), list(sections(found, names))), encoding="utf-8")
+        write_page(file, found)
     except OSError as error:
         raise ConfigError(explain("output", f"cannot be written ({error.strerror})", value=str(file))) from error
     print(file)
+
+
+def write_page(file: Path, found: Sequence[Results]) -> None:
+    """Writes the page about runs, the first of which it is called after.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    names = _names(found)
+    file.write_text(page(" and ".join(names), list(sections(found, names))), encoding="utf-8")
 
 
 def _names(found: Sequence[Results]) -> list[str]:

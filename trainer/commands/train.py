@@ -211,6 +211,8 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
     """Evaluates and exports the best checkpoint, just as `eval` and `export` would."""
     from trainer.commands.export import export_trained, show_artifacts
     from trainer.commands.pruned import show_sparsity
+    from trainer.commands.report import PAGE, write_page
+    from trainer.commands.results import results
     from trainer.commands.trained import evaluate_split, load_trained, result_rows, save_model
 
     checkpoint = "last" if training.state.best is None else "best"
@@ -233,3 +235,4 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
         if job.prune is not None:
             show_sparsity(console, best.origin["pruning"])
         show_artifacts(console, artifacts)
+    write_page(folder / PAGE, [results(str(folder))])
