@@ -85,6 +85,7 @@ IMAGES = {
     "convnet": ["model=convnet"],
     "resnet, workers, accumulation": ["model=resnet", "loader.workers=2", "train.accumulate=2"],
     "vit": ["model=vit", *SMALL, "model.patch=7"],
+    "resnet, channels last, pruned": ["model=resnet", "model.channels_last=true", "prune=ln"],
 }
 
 

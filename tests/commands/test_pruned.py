@@ -44,12 +44,12 @@ def export(run: Path, *overrides: str) -> dict[str, Any]:
 def test_the_artifacts_are_the_pruned_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = folder / "run"
     before = checkpoint_files(run, 40)
-    manifest = export(run, "prune=l1", "prune.amount=0.3", "export.formats=[onnx,torchscript]")
+    manifest = export(run, "prune=l1", "prune.amount=0.3", "export.formats=[torchscript]")
     shown = capsys.readouterr().out
     pruning = manifest["provenance"]["pruning"]
     kept = load_file(run / "model" / "model.safetensors")
 
-    assert manifest["formats"] == ["onnx", "torchscript"]
+    assert manifest["formats"] == ["torchscript"]
     assert max(entry["largest_difference"] for entry in manifest["artifacts"].values()) < 1e-4
     # Both as scored on the same split by PyTorch: the artifacts' own metric, and the one before.
     score = json.loads((run / "eval" / "test.json").read_text(encoding="utf-8"))
@@ -73,6 +73,7 @@ def test_the_artifacts_are_the_pruned_model(folder: Path, capsys: pytest.Capture
     assert all((kept[name] != 0).all() for name in WEIGHTS)
 
 
+@pytest.mark.slow
 def test_the_graph_holds_the_weights_that_torch_would_prune(folder: Path) -> None:
     run = folder / "run"
     export(run, "prune=ln", "prune.amount=0.25", "export.formats=[onnx]")

@@ -77,6 +77,23 @@ def _prepared(
     return model
 
 
+def placed(job: TrainJob, model: nn.Module, device: torch.device) -> nn.Module:
+    """The model on its device; with `model.channels_last` 4-d weights lie there as (out, height, width, in).
+
+    Convolutions pass the layout on, so the images need not be brought into it. Shapes, names and what is stored stay
+    the same; the results are equal to rounding, as kernels sum in another order.
+
+    Raises:
+        ConfigError: The model has no 2-d convolution.
+    """
+    if job.model.get("channels_last"):
+        if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+            problem = "this model has no 2-d convolution"
+            raise ConfigError(explain("model.channels_last", problem, "Leave it out", value=True))
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # no overload has it alone
+    return model.to(device)
+
+
 def _lora(given: Mapping[str, Any]) -> dict[str, Any]:
     known = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "targets": "all-linear"}
     if unknown := [key for key in given if key not in known]:

@@ -16,7 +16,7 @@ import torch
 from trainer.autopsy import Findings
 from trainer.build import parts
 from trainer.build.milestones import looking, saving, scoring
-from trainer.build.models import architecture_documents, batching_of, build_thaw, make_model
+from trainer.build.models import architecture_documents, batching_of, build_thaw, make_model, placed
 from trainer.build.pruning import build_masks
 from trainer.build.teacher import DOCUMENT, Teacher
 from trainer.checkpoint.snapshot import Snapshot
@@ -88,7 +88,7 @@ def build_training(
     length = run_length(job, plan.steps_per_epoch)
     schedule = parts.build_schedule(job, plan.steps_per_epoch, length.total_steps)
     loss = parts.build_loss(job, task, device)
-    model = make_model(job, task, snapshot, num_outputs=getattr(loss, "in_features", None)).to(device)
+    model = placed(job, make_model(job, task, snapshot, num_outputs=getattr(loss, "in_features", None)), device)
     parts.check_model(job, task, encoded, model)
     batching = batching_of(job, model)
     train, validation = (

@@ -58,6 +58,7 @@ class ModelKeys:
     lora: dict[str, Any] | None = _key(
         None, "low-rank adapters: {rank: 8, alpha: 16, dropout: 0.0, targets: all-linear}"
     )
+    channels_last: bool = _key(False, "while training, channels of convolutions are innermost in memory: often faster")
 
 
 @dataclass(frozen=True)
