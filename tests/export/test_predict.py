@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.export.bare import bare, run_bare
 from tests.export.conftest import Published
 from tests.export.toy import ToyModel, ToyTask
 
@@ -47,6 +48,10 @@ def test_texts_as_arguments(published: Published) -> None:
 
 def test_texts_as_lines(published: Published) -> None:
     assert_answers(run(published.folder, "--top", "2", lines="\n".join(TEXTS) + "\n"), top=2)
+
+
+def test_texts_without_this_tool_and_without_torch(published: Published, tmp_path: Path) -> None:
+    assert_answers(run_bare(bare(tmp_path), str(published.folder / "predict.py"), *TEXTS))
 
 
 def test_texts_in_files(published: Published, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.export.bare import bare, run_bare
 from tests.jobs import TINY, working_in, write_roles
 from tests.sources import write_idx
 from trainer.cli import main
 from trainer.export.script import compose
-
-PACKAGES = ("numpy", "numpy.libs", "onnxruntime", "tokenizers", "PIL", "pillow.libs")
-"""All that the scripts are given; the `.libs` hold what the packages link to."""
 
 TEXT = TINY[:6]
 QUIET = ["train.duration=6", "train.batch_size=8", "logger.console=none", "logger.tensorboard=false", "device=cpu"]
@@ -109,31 +106,6 @@ JOBS: dict[str, Callable[[Path], Made]] = {
     "tabular_classification": of_table("tabular_classification"),
     "tabular_regression": of_table("tabular_regression"),
 }
-
-
-def bare(folder: Path) -> Path:
-    """A folder with the packages that the scripts may need and no other."""
-    packages = folder / "packages"
-    packages.mkdir()
-    for name in PACKAGES:
-        installed = Path(str(find_spec("numpy").origin)).parent.parent / name  # type: ignore[union-attr]
-        if installed.exists():
-            (packages / name).symlink_to(installed)
-    return packages
-
-
-def run_bare(packages: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A script in a Python that has the standard library and `packages`."""
-    start = (
-        f"import runpy, sys; sys.path.append({str(packages)!r}); sys.argv = sys.argv[1:]; "
-        "code = 0\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as end: code = end.code\n"
-        "assert not {'torch', 'trainer', 'transformers'} & {*sys.modules}\n"
-        "sys.exit(code)"
-    )
-    command = [sys.executable, "-I", "-S", "-c", start, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
 
 
 def assert_alike(got: Any, want: Any) -> None:

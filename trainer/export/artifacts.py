@@ -118,7 +118,8 @@ def publish(
         verdict = judge(chosen, stage, subject, batches, limits)
         timings = _finish(stage, subject, samples, verdict, {"provenance": provenance, **asdict(limits)})
         artifacts = _artifacts(stage, folder, verdict, task.monitor, timings)
-        publish_files(stage, folder, known=[*(format.path for format in FORMATS.values()), *COMPANIONS])
+        images = (path.name for path in folder.glob("golden-*"))
+        publish_files(stage, folder, known=[*(format.path for format in FORMATS.values()), *COMPANIONS, *images])
     if verdict.failures:
         messages = [message for failure in verdict.failures for message in failure.messages]
         raise ProofError(*messages) from verdict.failures[0]

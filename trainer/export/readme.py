@@ -35,10 +35,11 @@ print(output.shape, np.abs(output - golden["output"]).max())
 
 _PREDICTOR = """```python
 import json
+from pathlib import Path
 from predict import Predictor
 
 predictor = Predictor("{file}")
-rows = json.load(open("golden.json"))["rows"]
+rows = json.loads(Path("golden.json").read_text("utf-8"))["rows"]
 print(predictor.predict(rows))
 ```"""
 
@@ -134,16 +135,15 @@ def _tensors(manifest: Mapping[str, Any]) -> str:
 
 def _artifacts(manifest: Mapping[str, Any]) -> str:
     metrics = list(manifest["metrics"])
-    rows = [["PyTorch", "", "", *(f"{manifest['metrics'][name]:.4f}" for name in metrics)]]
+    rows = [["PyTorch", "", "", *(_number(value, ".4f") for value in manifest["metrics"].values())]]
     for each in manifest["artifacts"].values():
-        difference = "?" if each["largest_difference"] is None else f"{each['largest_difference']:.2g}"
-        scores = ["?" if each["metrics"][name] is None else f"{each['metrics'][name]:.4f}" for name in metrics]
-        rows.append([f"`{each['file']}`", str(each["bytes"]), difference, *scores])
+        scores = [_number(each["metrics"][name], ".4f") for name in metrics]
+        rows.append([f"`{each['file']}`", str(each["bytes"]), _number(each["largest_difference"], ".2g"), *scores])
     split = manifest["provenance"].get("split", "evaluation")
     return f"""## Accuracy
 
-On the {split} split; the difference is the largest of any output from PyTorch's, there and at
-{max(len(each["shapes"]) for each in manifest["artifacts"].values())} shapes.
+On the {split} split. The difference is the largest of any output from PyTorch's, there and at shapes that no exporter
+saw.
 
 {_table(["file", "bytes", "difference", *metrics], rows)}"""
 
@@ -156,7 +156,7 @@ def _files(stage: Path) -> str:
         TENSORS: "the same for PyTorch and, with `torch::jit::pickle_load`, C++",
         "task.py": "how rows become inputs and the output answers",
         "predict.py": "the command",
-        "generate.py": "goes on with texts: `python generate.py \"a prompt\"`; `--help` tells more",
+        "generate.py": 'goes on with texts: `python generate.py "a prompt"`; `--help` tells more',
         "tokenizer.json": "the tokenizer, for the package tokenizers",
         "image.json": "size, channels, mean and standard deviation of the images",
         "table.json": "the columns, how they are standardized, the features in their order",
@@ -176,6 +176,10 @@ def _origin(manifest: Mapping[str, Any]) -> str:
 
 The scripts in this folder are part of trainer and under the MIT license. The weights and what they were trained on are
 under whatever terms their owner gives you."""
+
+
+def _number(value: float | None, format: str) -> str:
+    return "?" if value is None else f"{value:{format}}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
