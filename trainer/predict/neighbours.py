@@ -17,12 +17,15 @@ _ROW_BITS = 40
 _SPARE = 16
 """Candidates that faiss is asked for beyond those wanted, so that equal ones come with them."""
 
+_MARGIN = 1e-5
+"""Cosines in float32 that are further apart differ in truth, also when they are rounded."""
+
 
 class Corpus:
     """Texts and their vectors, on disk while they are searched.
 
-    Cosines are those of float32 vectors to six decimals; where they are equal the smaller row is nearer. A vector of
-    zeros has the cosine 0 to all others.
+    Candidates are found in float32, their cosines are taken in float64 and rounded to six decimals; where those are
+    equal the smaller row is nearer. A vector of zeros has the cosine 0 to all others.
 
     Args:
         folder: An empty folder of its own.
@@ -52,14 +55,12 @@ class Corpus:
         for file in self._files:
             file.flush()
         queries = _normalized(vectors.astype(np.float32))
-        best = np.empty((len(queries), 0), dtype=np.int64)
-        faiss = _faiss()
+        best = [np.empty(0, dtype=np.int64)] * len(queries)
         for start, block in self._blocks(vectors.shape[1]):
-            keys = None if faiss is None else _keys_by_faiss(faiss, queries, block, start, count)
-            if keys is None:
-                keys = _keys(queries @ block.T, np.arange(start, start + len(block)))
-            best = _largest(np.concatenate([best, keys], axis=1), count)
-        return [[self._entry(int(key)) for key in row] for row in best]
+            for number, places in enumerate(_candidates(queries, block, count)):
+                cosines = block[places].astype(np.float64) @ queries[number].astype(np.float64)
+                best[number] = _largest(np.append(best[number], _keys(cosines, start + places)), count)
+        return [[self._entry(int(key)) for key in keys] for keys in best]
 
     def _blocks(self, dim: int) -> Iterator[tuple[int, np.ndarray]]:
         for start in range(0, len(self), _BLOCK):
@@ -81,30 +82,29 @@ class Corpus:
             file.close()
 
 
+def _candidates(queries: np.ndarray, block: np.ndarray, count: int) -> list[np.ndarray]:
+    """For each of the queries (B, D) the places in a block (N, D) that may be among its `count` nearest."""
+    if count >= len(block):
+        return [np.arange(len(block))] * len(queries)
+    faiss = _faiss()
+    if faiss is not None and count + _SPARE < len(block):
+        cosines, places = faiss.knn(queries, block, count + _SPARE, metric=faiss.METRIC_INNER_PRODUCT)
+        if (cosines[:, count - 1] - cosines[:, -1] > _MARGIN).all():
+            return list(places)
+    cosines = queries @ block.T
+    least = np.partition(cosines, -count, axis=1)[:, -count] - _MARGIN
+    return [np.flatnonzero(row >= limit) for row, limit in zip(cosines, least, strict=True)]
+
+
 def _keys(cosines: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Cosines to six decimals and places as one whole number: the larger, the nearer; no two are equal."""
-    keys: np.ndarray = (np.rint(cosines.astype(np.float64) * _SCALE).astype(np.int64) << _ROW_BITS) - places
+    keys: np.ndarray = (np.rint(cosines * _SCALE).astype(np.int64) << _ROW_BITS) - places
     return keys
 
 
 def _largest(keys: np.ndarray, count: int) -> np.ndarray:
-    """The `count` largest of each row of (B, N), falling."""
-    if keys.shape[1] > count:
-        keys = -np.partition(-keys, count - 1, axis=1)[:, :count]
-    return -np.sort(-keys, axis=1)
-
-
-def _keys_by_faiss(
-    faiss: ModuleType, queries: np.ndarray, block: np.ndarray, start: int, count: int
-) -> np.ndarray | None:
-    """The keys of the candidates of a block; None where equal ones may be missing among them."""
-    wanted = count + _SPARE
-    if wanted >= len(block):
-        return None
-    cosines, places = faiss.knn(queries, block, wanted, metric=faiss.METRIC_INNER_PRODUCT)
-    keys = _keys(cosines, start + places)
-    first, last = _largest(keys, count)[:, -1] >> _ROW_BITS, keys.min(axis=1) >> _ROW_BITS
-    return keys if bool((first > last + 1).all()) else None
+    """The `count` largest, falling."""
+    return np.sort(keys)[::-1][:count]
 
 
 def _faiss() -> ModuleType | None:
