@@ -48,8 +48,7 @@ def test_neighbours_are_those_of_brute_force(
             """Ties in any order, here the last first."""
             calls.append(k)
             products = queries @ vectors.T
-            order = np.argsort(products[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :k]
-            places = products.shape[1] - 1 - order
+            places = np.argsort(products, axis=1, kind="stable")[:, ::-1][:, :k]
             return np.take_along_axis(products, places, axis=1), places
 
         faiss.knn = knn  # type: ignore[attr-defined]
@@ -78,3 +77,13 @@ def test_rows_keep_their_numbers_and_a_small_corpus_gives_all(corpus: Corpus) ->
     assert hits == [{"row": 7, "text": "seven", "cosine": 0.707107}, {"row": 2, "text": "two", "cosine": 0.0}]
     corpus.add(9, "", [0.0, 1.0])
     assert corpus.nearest(np.array([[0.0, 3.0]]), 1) == [[{"row": 9, "text": "", "cosine": 1.0}]]
+
+
+def test_what_float32_alone_tells_apart_is_a_tie(corpus: Corpus) -> None:
+    random = np.random.default_rng(0)
+    query = random.standard_normal(256)
+    for row in range(1, 101):
+        corpus.add(row, "", (query + 2e-5 * random.standard_normal(256)).tolist())
+    (hits,) = corpus.nearest(query[None], 5)
+
+    assert [(hit["row"], hit["cosine"]) for hit in hits] == [(row, 1.0) for row in range(1, 6)]
