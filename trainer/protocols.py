@@ -21,6 +21,9 @@ Batching = Literal["packed", "padded", "bucketed", "fixed"]
 Columns = Mapping[str, Sequence[Any]]
 """A slice of a table: one sequence for each column, all of the same length."""
 
+BLOCK_OF = "block_of"
+"""The column of encoded rows that says which raw row each is a block of, where a raw row may become several."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -175,6 +178,9 @@ class Task(Stateful, Protocol):
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:
         """Raw columns to encoded columns, row by row; runs once, its result is cached.
+
+        A raw row may become several encoded ones, its blocks: then `BLOCK_OF` holds for each the position of its raw
+        row in `rows`, rising, each at least once.
 
         Raises:
             RowError: A row cannot be used.

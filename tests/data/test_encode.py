@@ -4,12 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.jobs import write_csv
 from trainer.data.encode import Encoded, cache_root, encode
 from trainer.data.files import Files
 from trainer.errors import DataError
+from trainer.task.causal_lm import CausalLm
 from trainer.task.text_classification import TextClassification
 
 ROLES = ["text_pair", "positive", "negative", "labels", "value", "score", "words", "tags", "features", "image"]
@@ -166,3 +168,23 @@ def test_another_process_that_was_faster_is_no_fault(
 
     monkeypatch.setattr(Path, "rename", late)
     assert len(run(make(), tmp_path).splits["train"]) == 40
+
+
+def test_a_text_may_become_several_rows(make: Callable[..., Any], tmp_path: Path) -> None:
+    source, _ = make()
+    with (tmp_path / "train.csv").open("a", encoding="utf-8") as file:
+        file.write(f"{'one two three four five six ' * 3},fruit\n{'one two three four five six ' * 3},fruit\n")
+    options: dict[str, Any] = {"max_length": 8, "vocab_size": 200, "tokenizer": None, "lowercase": True}
+    rows = run((source, CausalLm(**options)), tmp_path).splits["train"].with_format("numpy")
+    again = run((source, CausalLm(**options)), tmp_path).splits["train"].with_format("numpy")
+
+    of_long = [rows[int(place)] for place in np.flatnonzero(rows["row"][:] >= rows["row"][:].max() - 1)]
+    assert len(of_long) == 6
+    assert [row["row"] for row in of_long] == [of_long[0]["row"]] * 3 + [of_long[3]["row"]] * 3
+    assert [len(row["input_ids"]) for row in of_long] == [8, 8, 5] * 2
+    # Texts that are the same have the same blocks; no block is that of another place.
+    found = [row["input_digest"] for row in of_long]
+    assert found[:3] == found[3:]
+    assert len(set(found)) == 3
+    assert "block_of" not in rows.column_names
+    assert again[:]["row"].tolist() == rows[:]["row"].tolist()

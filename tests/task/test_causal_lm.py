@@ -1,5 +1,4 @@
 import json
-import logging
 import pickle
 from pathlib import Path
 from typing import Any
@@ -41,15 +40,32 @@ def test_a_document_is_its_tokens_and_an_end() -> None:
     assert writer.end_id == writer.texts.tokenizer.token_to_id("[SEP]")
 
 
-def test_a_document_that_does_not_fit_has_no_end(caplog: pytest.LogCaptureFixture) -> None:
-    writer, rows = made(["the loop is running", "the loop is running again and again and again"], max_length=5)
+def test_a_document_that_does_not_fit_becomes_blocks_that_share_a_token() -> None:
+    long = "the loop is running again and again and again"
+    writer, rows = made(["the loop is running", long, "", "the"], max_length=5)
     tokens = [[writer.texts.tokenizer.id_to_token(number) for number in ids] for ids in rows["input_ids"]]
-    with caplog.at_level(logging.INFO):
-        writer.check({"train": rows})
 
-    assert tokens == [["the", "loop", "is", "running", "[SEP]"], ["the", "loop", "is", "running", "again"]]
-    assert list(rows["cut"]) == [0, 4]
-    assert "train: 4 tokens (28.6 %) lie past the 5 of a sample and are never read" in caplog.text
+    assert tokens == [
+        ["the", "loop", "is", "running", "[SEP]"],
+        ["the", "loop", "is", "running", "again"],
+        ["again", "and", "again", "and", "again"],
+        ["again", "[SEP]"],
+        ["[SEP]"],
+        ["the", "[SEP]"],
+    ]
+    assert list(rows["block_of"]) == [0, 1, 1, 1, 2, 3]
+    assert not any(rows["truncated"])
+
+
+@pytest.mark.parametrize("batching", LAYOUTS)
+@pytest.mark.parametrize("max_length", [3, 4, 5, 9, 24])
+def test_every_token_but_the_first_is_a_target_once(max_length: int, batching: Any) -> None:
+    writer, rows = made([TEXTS[0] * 4], max_length=max_length)
+    (whole,) = writer.texts.encode_whole([TEXTS[0] * 4])
+    target = batch_of(writer, rows, list(range(len(rows))), batching).target
+    assert target is not None
+
+    assert sorted(target[target != -100].tolist()) == sorted([*whole.ids[1:], writer.end_id])
 
 
 @pytest.mark.parametrize("batching", LAYOUTS)

@@ -4,7 +4,7 @@ import torch
 from tokenizers import Tokenizer, models
 
 from trainer.errors import ConfigError
-from trainer.task.language import likeliest_tokens, need_special, num_cut, special_id, special_ids
+from trainer.task.language import likeliest_tokens, need_special, special_id, special_ids
 from trainer.task.texts import Texts
 from trainer.task.tokenization import learn_wordpiece
 
@@ -38,18 +38,6 @@ def test_a_given_tokenizer_does(tmp_path: object) -> None:
 
     with pytest.raises(ConfigError, match=r"tokenizer: has no mask token \(<mask>\)\. Give another one, or null"):
         need_special(texts, ("<mask>",), "mask token")
-
-
-@pytest.mark.parametrize("framed", [True, False])
-def test_tokens_that_did_not_fit(framed: bool) -> None:
-    tokenizer = learnt()
-    tokenizer.enable_truncation(4)
-    texts = ["a b", "a b c d e", "", "a b c d e a b c d e"]
-    kept = 2 if framed else 4
-
-    assert num_cut(tokenizer.encode_batch(texts, add_special_tokens=framed)) == [
-        max(0, len(text.split()) - kept) for text in texts
-    ]
 
 
 def test_likeliest_tokens_of_extreme_and_half_logits() -> None:

@@ -1,5 +1,4 @@
 import json
-import logging
 import pickle
 from pathlib import Path
 from typing import Any
@@ -189,16 +188,20 @@ def test_texts_without_a_token_to_find() -> None:
         assert encoder(masker)(**batch.inputs).shape[:-1] == batch.target.shape
 
 
-def test_long_texts_are_cut_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    masker, rows = made(
-        ["the loop is running"] * 3 + ["the loop is running again and again and again " * 3], max_length=8
-    )
-    with caplog.at_level(logging.INFO):
-        (warning,) = masker.check({"train": rows})
+def test_long_texts_become_blocks_with_every_token_in_one() -> None:
+    long = "the loop is running again and again and again " * 3
+    masker, rows = made(["the loop is running", long, ""], max_length=8)
+    (whole,) = masker.texts.encode_whole([long])
+    of_long = [ids for ids, row in zip(rows["input_ids"], rows["block_of"], strict=True) if row == 1]
+    words = [words for words, row in zip(rows["word_ids"], rows["block_of"], strict=True) if row == 1]
 
-    assert list(rows["cut"]) == [0, 0, 0, 27 - 6]
-    assert "25.0 % of texts truncated at 8 tokens" in warning
-    assert "train: 21 tokens (44.7 %) lie past the 8 of a sample and are never read" in caplog.text
+    assert list(rows["block_of"]) == [0, 1, 1, 1, 1, 1, 2]
+    assert np.concatenate([ids[1:-1] for ids in of_long]).tolist() == whole.ids
+    assert np.concatenate([found[1:-1] for found in words]).tolist() == whole.word_ids
+    ends = [masker.texts.tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]")]
+    assert all([ids[0], ids[-1]] == ends for ids in of_long)
+    assert not any(rows["truncated"])
+    assert masker.check({"train": rows}) == []
 
 
 def test_metrics_and_their_directions() -> None:

@@ -23,6 +23,20 @@ def digests(rows: Columns, roles: Sequence[str]) -> dict[str, list[int]]:
     return {name: _digests(rows, chosen) for name, chosen in ((INPUT, inputs), (TARGET, targets))}
 
 
+def of_blocks(known: Columns, blocks: Sequence[int]) -> dict[str, list[int]]:
+    """Digests and rows of raw rows as those of their blocks; `blocks` says of which raw row each is one, rising.
+
+    The first block has the digests of its row, the n-th ones of its own: two rows that are the same have the same
+    blocks, and no block is the same as another one of its row.
+    """
+    starts = {row: first for first, row in reversed(list(enumerate(blocks)))}
+    numbers = [position - starts[row] for position, row in enumerate(blocks)]
+    found = {"row": [known["row"][row] for row in blocks], TARGET: [known[TARGET][row] for row in blocks]}
+    inputs = [known[INPUT][row] for row in blocks]
+    found[INPUT] = [_digest([one, number]) if number else one for one, number in zip(inputs, numbers, strict=True)]
+    return found
+
+
 def empty_digests() -> frozenset[int]:
     """The `input_digest` of rows of which no text has anything in it."""
     return frozenset(_digest([""] * number) for number in range(1, 4))

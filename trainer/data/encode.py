@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer.data.digests import digests
+from trainer.data.digests import digests, of_blocks
 from trainer.errors import DataError, RowError, explain
-from trainer.protocols import Columns, Source, Task
+from trainer.protocols import BLOCK_OF, Columns, Source, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -114,10 +114,11 @@ def _write(folder: Path, source: Source, task: Task, raw: dict[str, Dataset]) ->
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
+        sizes = {}
         for split, rows in raw.items():
-            _encode_split(source, task, split, rows, partial / f"{split}.arrow")
+            sizes[split] = _encode_split(source, task, split, rows, partial / f"{split}.arrow")
             parquet.write_table(rows.with_format("arrow")[:_NUM_SAMPLES], partial / _SAMPLES.format(split=split))
-        index = {"state": task.state_dict(), "rows": {split: len(rows) for split, rows in raw.items()}}
+        index = {"state": task.state_dict(), "rows": sizes}
         (partial / _INDEX).write_text(json.dumps(index, ensure_ascii=False), encoding="utf-8")
         try:
             partial.rename(folder)
@@ -126,7 +127,7 @@ def _write(folder: Path, source: Source, task: Task, raw: dict[str, Dataset]) ->
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    logger.info("encoded data: %s; kept in %s", ", ".join(f"{name} {len(rows)}" for name, rows in raw.items()), folder)
+    logger.info("encoded data: %s; kept in %s", ", ".join(f"{name} {size}" for name, size in sizes.items()), folder)
 
 
 def _spread(size: int, limit: int) -> np.ndarray:
@@ -145,15 +146,20 @@ def _load(source: Source, task: Task) -> dict[str, Dataset]:
     return raw
 
 
-def _encode_split(source: Source, task: Task, split: str, rows: Dataset, file: Path) -> None:
+def _encode_split(source: Source, task: Task, split: str, rows: Dataset, file: Path) -> int:
+    """Encodes a split into a file; how many rows it has then."""
+
     def encode_rows(columns: Columns) -> dict[str, list[Any]]:
         try:
-            return {**task.encode(columns), **digests(columns, task.columns()), "row": list(columns["row"])}
+            encoded = task.encode(columns)
         except RowError as error:
             place = source.where(split, columns["row"][error.position])
             raise DataError(f"{place}, {source.column(error.role)}: {error}") from error
+        known = {**digests(columns, task.columns()), "row": list(columns["row"])}
+        blocks = encoded.pop(BLOCK_OF, None)
+        return {**encoded, **(known if blocks is None else of_blocks(known, blocks))}
 
-    rows.map(
+    encoded = rows.map(
         encode_rows,
         batched=True,
         remove_columns=rows.column_names,
@@ -162,6 +168,7 @@ def _encode_split(source: Source, task: Task, split: str, rows: Dataset, file: P
         # Its own fingerprint would pickle the task; ours is the folder's name.
         new_fingerprint=_digest([file.parent.name, split]),
     )
+    return len(encoded)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Dataset]] | None:

@@ -9,19 +9,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from trainer.protocols import Batch, Batching, Columns, Inputs, Target
+from trainer.protocols import BLOCK_OF, Batch, Batching, Columns, Inputs, Target
 from trainer.task.answers import outputs_of_tokens, rounded
 from trainer.task.fingerprint import fingerprint
 from trainer.task.language import (
-    check_cut,
     count_tokens,
     language_metrics,
     likeliest_tokens,
     need_special,
-    num_cut,
     special_id,
 )
 from trainer.task.texts import Texts
+from trainer.task.tokenization import unknown_id
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,13 +37,14 @@ _NUM_NEXT = 5
 class CausalLm:
     """Documents in, the next token at each position out.
 
-    A sample is a document: its tokens without special ones, and an end-of-text token, cut at `max_length`. Its last
-    token has no target. Packed rows hold several documents, which do not see each other.
+    A document is its tokens without special ones, and an end-of-text token. A sample is a document or, of one that
+    is longer than `max_length`, a block; each block begins with the last token of the one before, so that every token
+    of a document but its first is a target exactly once. Packed rows hold several samples, which do not see each other.
 
     Source: Radford et al. 2019, "Language models are unsupervised multitask learners" (GPT-2).
 
     Args:
-        max_length: Tokens of a sample; longer documents are cut.
+        max_length: Tokens of a sample; longer documents become several.
         vocab_size: Entries of a vocabulary learnt from the training texts.
         tokenizer: A `tokenizer.json` or its folder; None learns a WordPiece vocabulary, whose `[SEP]` ends a text.
         lowercase: Lower case and no accents, in a learnt vocabulary.
@@ -79,7 +79,7 @@ class CausalLm:
         return ("text",)
 
     def fingerprint(self) -> str:
-        return fingerprint("causal_lm/2", *self.texts.key())
+        return fingerprint("causal_lm/3", *self.texts.key())
 
     def fit(self, train: Dataset) -> None:
         """Learns the vocabulary from the training texts, and counts its tokens in them."""
@@ -88,23 +88,31 @@ class CausalLm:
         self.token_counts = count_tokens(self.texts, (batch["text"] for batch in texts.iter(1_000)))
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:
-        """The columns of `encode_inputs`, with the end-of-text token."""
-        columns = self.encode_inputs(rows)
-        end = np.array([self.end_id], dtype=np.int32)
-        columns["input_ids"] = [np.concatenate([ids, end])[: self.texts.max_length] for ids in columns["input_ids"]]
-        return columns
+        """Columns `input_ids`, `truncated` (never), `unknown`, and which document each row is a block of."""
+        encodings = self.texts.encode_whole(rows["text"])
+        unknown, length = unknown_id(self.texts.tokenizer), self.texts.max_length
+        blocks, block_of = [], []
+        for position, encoding in enumerate(encodings):
+            ids = np.array([*encoding.ids, self.end_id], dtype=np.int32)
+            starts = range(0, max(1, len(ids) - 1), length - 1)
+            blocks += [ids[start : start + length] for start in starts]
+            block_of += [position] * len(starts)
+        return {
+            "input_ids": blocks,
+            "truncated": [False] * len(blocks),
+            "unknown": [0 if unknown is None else int((ids == unknown).sum()) for ids in blocks],
+            BLOCK_OF: block_of,
+        }
 
     def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
-        """Columns `input_ids`, `truncated`, `unknown` (tokens outside the vocabulary), `cut` (tokens).
+        """Columns `input_ids`, `truncated`, `unknown` (tokens outside the vocabulary) of the beginning of each text.
 
         Without the end-of-text token: what comes next is to be said.
         """
         encodings = self.texts.tokenizer.encode_batch(list(rows["text"]), add_special_tokens=False)
-        return {**self.texts.columns(encodings), "cut": num_cut(encodings)}
+        return self.texts.columns(encodings)
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        """Logs what `Texts.check` does, and how many tokens are cut off."""
-        check_cut(encoded, self.texts.max_length)
         return self.texts.check(encoded)
 
     def lengths(self, encoded: Dataset) -> np.ndarray:

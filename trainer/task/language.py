@@ -1,9 +1,8 @@
-"""What the language models share: special tokens, what is cut off, metrics, answers."""
+"""What the language models share: special tokens, metrics, answers."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,12 +13,9 @@ from trainer.task.texts import Texts
 from trainer.task.tokenization import unknown_id
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Tokenizer
     from torch import Tensor
     from torchmetrics import MetricCollection
-
-logger = logging.getLogger(__name__)
 
 
 def special_id(tokenizer: Tokenizer, names: Sequence[str]) -> int | None:
@@ -44,25 +40,6 @@ def special_ids(tokenizer: Tokenizer) -> np.ndarray:
     special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     unknown = unknown_id(tokenizer)
     return np.array(sorted(special if unknown is None else special | {unknown}), dtype=np.int64)
-
-
-def num_cut(encodings: Sequence[Encoding]) -> list[int]:
-    """How many tokens of each text did not fit, without those that frame each piece of it."""
-    return [
-        sum(len(piece) - sum(piece.special_tokens_mask) for piece in encoding.overflowing) for encoding in encodings
-    ]
-
-
-def check_cut(encoded: Mapping[str, Dataset], max_length: int) -> None:
-    """Logs how many tokens of each split are never read, since a row is one sample and longer texts are cut."""
-    for split, rows in encoded.items():
-        cut = int(rows.with_format("numpy")["cut"][:].sum())
-        if cut:
-            share = 100 * cut / (cut + Texts.lengths(rows).sum())
-            message = (
-                "%s: %d tokens (%.1f %%) lie past the %d of a sample and are never read; give long texts more rows"
-            )
-            logger.info(message, split, cut, share, max_length)
 
 
 def language_metrics() -> MetricCollection:

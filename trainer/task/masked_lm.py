@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trainer.errors import ConfigError, explain
-from trainer.protocols import Batch, Batching, Columns, Inputs, Target
+from trainer.protocols import BLOCK_OF, Batch, Batching, Columns, Inputs, Target
 from trainer.task.answers import chosen, outputs_of_tokens
 from trainer.task.fingerprint import fingerprint
 from trainer.task.language import (
-    check_cut,
     count_tokens,
     language_metrics,
     likeliest_tokens,
     need_special,
-    num_cut,
     special_id,
     special_ids,
 )
@@ -25,7 +23,7 @@ from trainer.task.texts import Texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
     from torch import Tensor
     from torchmetrics import MetricCollection
 
@@ -49,11 +47,13 @@ class MaskedLm:
     tokens, the one that crosses it with the probability of its part before it: so the expected number of chosen tokens
     is `mask_share * n`, no sample is more than one unit off it, and the first unit is always taken.
 
+    A text longer than `max_length` becomes several samples, its blocks, each framed as a text of its own.
+
     Source: Devlin et al. 2019, "BERT", https://arxiv.org/abs/1810.04805; whole words: Cui et al. 2021, "Pre-training
     with whole word masking for Chinese BERT", https://arxiv.org/abs/1906.08101.
 
     Args:
-        max_length: Tokens of a sample, special ones included; longer texts are cut.
+        max_length: Tokens of a sample, special ones included; longer texts become several.
         vocab_size: Entries of a vocabulary learnt from the training texts.
         tokenizer: A `tokenizer.json` or its folder; None learns a WordPiece vocabulary.
         lowercase: Lower case and no accents, in a learnt vocabulary.
@@ -99,7 +99,7 @@ class MaskedLm:
         return ("text",)
 
     def fingerprint(self) -> str:
-        return fingerprint("masked_lm/2", *self.texts.key())
+        return fingerprint("masked_lm/3", *self.texts.key())
 
     def fit(self, train: Dataset) -> None:
         """Learns the vocabulary from the training texts, and counts its tokens in them."""
@@ -109,23 +109,30 @@ class MaskedLm:
         self._take_ids()
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:
-        """The columns of `encode_inputs`: what is to be found again is drawn in each epoch."""
-        return self.encode_inputs(rows)
+        """The columns of `encode_inputs` of every block, and which text each row is a block of.
+
+        What is to be found again is drawn in each epoch.
+        """
+        encodings = self.texts.tokenizer.encode_batch(list(rows["text"]))
+        blocks = [[encoding, *encoding.overflowing] for encoding in encodings]
+        columns = self._columns([block for of_one in blocks for block in of_one])
+        block_of = [position for position, of_one in enumerate(blocks) for _ in of_one]
+        return {**columns, "truncated": [False] * len(block_of), BLOCK_OF: block_of}
 
     def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
-        """Columns `input_ids`, `word_ids` (-1 at what is never masked), `truncated`, `unknown`, `cut` (tokens)."""
-        encodings = self.texts.tokenizer.encode_batch(list(rows["text"]))
+        """Columns `input_ids`, `word_ids` (-1 at what is never masked), `truncated`, `unknown` of what fits."""
+        return self._columns(self.texts.tokenizer.encode_batch(list(rows["text"])))
+
+    def _columns(self, encodings: Sequence[Encoding]) -> dict[str, list[Any]]:
         columns = self.texts.columns(encodings)
         columns["word_ids"] = []
         for encoding, ids in zip(encodings, columns["input_ids"], strict=True):
             words = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int32)
             words[np.isin(ids, self._special)] = -1
             columns["word_ids"].append(words)
-        return {**columns, "cut": num_cut(encodings)}
+        return columns
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        """Logs what `Texts.check` does, and how many tokens are cut off."""
-        check_cut(encoded, self.texts.max_length)
         return self.texts.check(encoded)
 
     def lengths(self, encoded: Dataset) -> np.ndarray:

@@ -90,6 +90,16 @@ class Texts:
         """Columns `input_ids`, `truncated`, `unknown` (tokens outside the vocabulary)."""
         return self.columns(self.tokenizer.encode_batch(list(texts)))
 
+    def encode_whole(self, texts: Sequence[str]) -> list[Encoding]:
+        """Texts as their tokens alone: without special ones, whatever their length."""
+        tokenizer = self.tokenizer
+        tokenizer.no_truncation()
+        try:
+            found: list[Encoding] = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        finally:
+            tokenizer.enable_truncation(self.max_length)
+        return found
+
     def columns(self, encodings: Sequence[Encoding]) -> dict[str, list[Any]]:
         """The columns of texts that are encoded already."""
         unknown = unknown_id(self.tokenizer)
