@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trainer.decode.prompt import Continuation, Prompt
 from trainer.model.pretrained import Pretrained
@@ -31,21 +32,46 @@ DRAWN: dict[str, Any] = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "seed": 
 @lru_cache(maxsize=16)
 def models(seed: int) -> tuple[Any, Pretrained]:
     """A model of transformers and ours with the same weights; larger weights make sharper distributions."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     torch.manual_seed(seed)
-    special = {"bos_token_id": END, "eos_token_id": END, "pad_token_id": END}
-    config = GPT2Config(vocab_size=VOCAB_SIZE, n_positions=MAX_LENGTH, n_embd=16, n_layer=2, n_head=2, **special)
-    theirs: Any = GPT2LMHeadModel(config).eval()
+    theirs = _made(VOCAB_SIZE)
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_((0.2, 0.4, 0.8)[seed % 3] * torch.randn_like(parameter))
+    return theirs, _ours(theirs)
+
+
+def models_of_table(probabilities: Tensor) -> tuple[Any, Pretrained]:
+    """The same of next-token probabilities (V, V) after each token, whatever came before it."""
+    torch.manual_seed(0)
+    theirs = _made(len(probabilities), tie_word_embeddings=False)
+    with torch.no_grad():
+        theirs.transformer.wpe.weight.zero_()
+        for block in theirs.transformer.h:
+            for part in (block.attn.c_proj, block.mlp.c_proj):
+                part.weight.zero_()
+        hidden = theirs.transformer.ln_f(theirs.transformer.wte.weight)
+        theirs.lm_head.weight.copy_((torch.linalg.pinv(hidden) @ probabilities.log()).T)
+    return theirs, _ours(theirs)
+
+
+def _made(vocab_size: int, **changes: Any) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    special = {"bos_token_id": END, "eos_token_id": END, "pad_token_id": END}
+    config = GPT2Config(
+        vocab_size=vocab_size, n_positions=MAX_LENGTH, n_embd=16, n_layer=2, n_head=2, **special, **changes
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def _ours(theirs: Any) -> Pretrained:
+    size = theirs.config.vocab_size
     ours = Pretrained(
-        VOCAB_SIZE,
-        VOCAB_SIZE,
+        size,
+        size,
         MAX_LENGTH,
         "token",
-        architecture_of("AutoModelForCausalLM", config),
+        architecture_of("AutoModelForCausalLM", theirs.config),
         path="",
         config={},
         pooling="mean",
@@ -54,7 +80,8 @@ def models(seed: int) -> tuple[Any, Pretrained]:
         pretrained=False,
     ).eval()
     ours.base.load_state_dict(theirs.transformer.state_dict())
-    return theirs, ours
+    ours.head.lm_head.load_state_dict(theirs.lm_head.state_dict())
+    return ours
 
 
 def prompt_of(ids: Sequence[int], *, end_id: int | None = END, max_length: int = MAX_LENGTH) -> Prompt:

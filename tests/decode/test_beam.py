@@ -5,7 +5,17 @@ from itertools import product
 import pytest
 import torch
 
-from tests.decode.language_models import BEAMS, PLAIN, VOCAB_SIZE, cases, check, models, prompt_of
+from tests.decode.language_models import (
+    BEAMS,
+    PLAIN,
+    VOCAB_SIZE,
+    Case,
+    cases,
+    check,
+    models,
+    models_of_table,
+    prompt_of,
+)
 from trainer.decode.beam import beam
 from trainer.decode.greedy import greedy
 from trainer.decode.reading import CachedReader
@@ -29,6 +39,40 @@ def test_every_way_of_stopping(early_stopping: bool | str, length_penalty: float
         settings["num_return"] = num_beams
         case.settings.update(settings)
         check(case, beam(CachedReader(case.ours), case.prompt, **settings))
+
+
+@torch.inference_mode()
+def test_the_ways_of_stopping_differ_as_they_say() -> None:
+    """After 1: an end at once, or 2, which ends, or 3, which seldom leads to a 4 that then goes on for sure."""
+    rare = 1e-6
+    table = torch.full((6, 6), rare)
+    for token, following in {1: {0: 0.3, 2: 0.35, 3: 0.35}, 2: {0: 0.9, 5: 0.1}, 3: {0: 0.8, 4: 0.1, 5: 0.1}}.items():
+        for after, probability in following.items():
+            table[token, after] = probability
+    table[4, 4] = table[5, 5] = table[0, 0] = 1.0
+    theirs, ours = models_of_table(table / table.sum(-1, keepdim=True))
+    best = {}
+    for way in (True, False, "never"):
+        settings = PLAIN | BEAMS | {"num_beams": 2, "early_stopping": way}
+        found = beam(CachedReader(ours), prompt_of([1]), **settings)
+        check(Case(theirs, ours, prompt_of([1]), settings), found)
+        best[way] = found[0].ids
+
+    assert best[True] == best[False] == (2, 0)
+    assert best["never"] == (3, *[4] * 11)
+
+
+@torch.inference_mode()
+def test_stopping_early_misses_better_texts() -> None:
+    theirs, ours = models(8)
+    prompt = prompt_of([17, 17])
+    found = []
+    for way in (True, False):
+        settings = PLAIN | BEAMS | {"max_new_tokens": 20, "early_stopping": way, "num_return": 3}
+        found.append(beam(CachedReader(ours), prompt, **settings))
+        check(Case(theirs, ours, prompt, settings), found[-1])
+
+    assert found[0] != found[1]
 
 
 @torch.inference_mode()

@@ -182,8 +182,7 @@ class Search:
         """Whether the best beam could still end better than the worst text that has ended."""
         farthest = self.early_stopping == "never" and self.length_penalty > 0
         new = (self.ending.max_length if farthest else length) - self.ending.prompt.length
-        worst = ended.scores.min() if ended.there.all() else _OUT
-        return bool(scores[0] / new**self.length_penalty > worst)
+        return bool(scores[0] / new**self.length_penalty > ended.scores.min())
 
     def _continuations(self, ended: _Ended) -> list[Continuation]:
         rows = zip(ended.ids, ended.lengths.tolist(), ended.scores.tolist(), ended.there.tolist(), strict=True)

@@ -1,0 +1,129 @@
+"""Tokens of our decoder with its cache, without it, and by ONNX Runtime: the same greedy texts, taking turns.
+
+    python scripts/bench_generate.py [--tokens 256] [--rounds 5] [--output result.json]
+
+Without a cache every step reads the whole text again. `whole` computes the scores at every position, as a plain forward
+does, `last` at the last one alone, which is the fairer rival. The prompt is one token, so that half of the text is read
+on average; `at the end` is the time of the last token alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from trainer.decode.greedy import greedy
+from trainer.decode.onnx_reader import FILE, OnnxReader, open_session
+from trainer.decode.prompt import Prompt
+from trainer.decode.reading import CachedReader, OpenReader, WholeReader
+from trainer.export.cached_decoder import write_cached_decoder
+from trainer.export.subject import Subject
+from trainer.model.decoder import Decoder
+from trainer.task.causal_lm import CausalLm
+
+MODEL: dict[str, Any] = {"dim": 128, "depth": 4, "heads": 4, "hidden": 512, "dropout": 0.1, "pooling": "last"}
+"""The default decoder."""
+
+SETTINGS: dict[str, Any] = {"min_new_tokens": 0, "repetition_penalty": 1.0, "no_repeat_ngram": 0, "stop": []}
+
+
+class LastReader(WholeReader):
+    """Reads everything again, and computes the scores at the last position alone."""
+
+    def read(self, input_ids: Tensor) -> Tensor:
+        self._seen = input_ids if self._seen is None else torch.cat([self._seen, input_ids], dim=1)
+        rows, columns = self._seen.shape
+        last = torch.arange(rows) * columns + columns - 1
+        scores: Tensor = self._model(input_ids=self._seen, output_index=last)
+        return scores
+
+
+def make_readers(length: int, vocab_size: int, folder: Path) -> dict[str, OpenReader]:
+    torch.manual_seed(0)
+    model = Decoder(vocab_size, vocab_size, length, "token", tie_embeddings=True, **MODEL).eval()
+    task = CausalLm(max_length=length, vocab_size=100, tokenizer=None, lowercase=True)
+    task.fit(Dataset.from_dict({"text": ["a few words"]}))
+    with torch.no_grad():
+        write_cached_decoder(folder / FILE, Subject(model, task))
+    session = open_session(folder / FILE)
+    return {
+        "cached": lambda: CachedReader(model),
+        "last": lambda: LastReader(model),
+        "whole": lambda: WholeReader(model),
+        "onnx": lambda: OnnxReader(session),
+    }
+
+
+def generate(open_reader: OpenReader, length: int) -> tuple[tuple[int, ...], float]:
+    """The tokens, and the seconds they took."""
+    prompt = Prompt(torch.tensor([1]), None, length, lambda ids: "")
+    started = time.perf_counter()
+    (found,) = greedy(open_reader(), prompt, max_new_tokens=length - 1, **SETTINGS)
+    return found.ids, time.perf_counter() - started
+
+
+def last_token(open_reader: OpenReader, length: int) -> float:
+    """The seconds of one token after `length` - 1 others."""
+    reader = open_reader()
+    reader.read(torch.arange(length - 1)[None] + 1)
+    started = time.perf_counter()
+    reader.read(torch.tensor([[1]]))
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=256, help="of the whole text")
+    parser.add_argument("--vocab-size", type=int, default=8000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    seconds: dict[str, list[float]] = {}
+    at_the_end: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        readers = make_readers(options.tokens, options.vocab_size, Path(folder))
+        texts = {name: generate(opened, options.tokens)[0] for name, opened in readers.items()}
+        assert len(set(texts.values())) == 1, "the texts differ"
+        for turn in range(options.rounds):
+            for name in readers if turn % 2 else reversed(readers):
+                seconds.setdefault(name, []).append(generate(readers[name], options.tokens)[1])
+                ends = [last_token(readers[name], options.tokens) for _ in range(5)]
+                at_the_end.setdefault(name, []).append(median(ends))
+    result = {
+        "tokens_per_second": {name: (options.tokens - 1) / median(seconds[name]) for name in readers},
+        "times_as_fast_as_without": {name: _ratio(seconds, name, "cached") for name in ("last", "whole")},
+        "at_the_end": {name: _ratio(at_the_end, name, "cached") for name in ("last", "whole")},
+        "onnx_over_cached": _ratio(seconds, "cached", "onnx"),
+        "tokens": options.tokens,
+        "vocab_size": options.vocab_size,
+        "rounds": options.rounds,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+    }
+    for name in readers:
+        print(f"{name:<6} {result['tokens_per_second'][name]:8.1f} tokens/s")
+    for name in ("last", "whole"):
+        times, end = result["times_as_fast_as_without"][name], result["at_the_end"][name]
+        print(f"cached / {name}: {times:.2f} over {options.tokens} tokens, {end:.2f} at the last of them (medians)")
+    print(f"onnx / cached: {result['onnx_over_cached']:.2f}")
+    if options.output:
+        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def _ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
+    return median(one / other for one, other in zip(seconds[slow], seconds[fast], strict=True))
+
+
+if __name__ == "__main__":
+    main()
