@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.onnx import ONNXProgram
 
 from trainer.export.cases import Forward
+from trainer.export.graph_file import write_graph
 from trainer.export.isolation import silence
 from trainer.export.proof import Dimensions, prove_inputs, prove_output
 from trainer.export.subject import Subject
@@ -55,7 +56,10 @@ def save_exported(exported: ONNXProgram, program: ExportedProgram, path: Path) -
     for node in exported.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces: paths of this machine, half the size of a small graph
     weights = sum(tensor.nbytes for tensor in program.state_dict.values())
-    exported.save(str(path), external_data=weights >= _PROTOBUF_LIMIT)
+    if weights < _PROTOBUF_LIMIT:
+        write_graph(exported.model, path)
+    else:
+        exported.save(str(path), external_data=True)
     return int(exported.model.opset_imports[""])
 
 
