@@ -67,3 +67,19 @@ def test_code_that_is_not_ours_must_be_trusted_by_the_user(config: dict[str, Any
         job_from_text(config_text(config), trust=[])
     assert job_from_text(config_text(config), trust=["json"]).loss == config["loss"]
     assert job_from_text(config_text(config), trust=None).loss == config["loss"]
+
+
+def test_keys_that_are_newer_than_a_stored_text_have_their_defaults(config: dict[str, Any]) -> None:
+    older = {name: dict(part) if isinstance(part, dict) else part for name, part in config.items()}
+    del older["prune"], older["train"]["patience"], older["loss"]["label_smoothing"], older["model"]["lora"]
+
+    found = stored_config(config_text(older))
+    assert found == config
+    assert job_from_config(found).train.patience is None
+
+
+def test_what_was_taken_out_of_a_part_that_needs_no_value_stays_out(config: dict[str, Any]) -> None:
+    mine = config | {"loss": {"_target_": "json.Loss"}, "optimizer": {"_target_": "trainer.nowhere.Gone", "lr": 1.0}}
+    found = stored_config(config_text(mine))
+    assert found["loss"] == {"_target_": "json.Loss"}
+    assert found["optimizer"]["lr"] == 1.0

@@ -91,11 +91,30 @@ def _foreign_faults(group: str, part: Mapping[str, Any], target: str) -> list[st
 def _left_out(
     group: str, part: Mapping[str, Any], target: str, found: signature.Signature, catalogue: Catalogue
 ) -> list[str]:
-    """Required parameters that the target's own option gives and this part does not."""
     option = catalogue.option_of(group, target)
+    return [
+        explain(f"{group}.{key}", "is needed", f"{group}={option} gives {value!r}")
+        for key, value in _lacking(group, part, found, catalogue).items()
+    ]
+
+
+def _lacking(group: str, part: Mapping[str, Any], found: signature.Signature, catalogue: Catalogue) -> dict[str, Any]:
+    """Required parameters that the target's own option gives and this part does not, as that option gives them."""
+    option = catalogue.option_of(group, str(part["_target_"]))
     written = catalogue.content(group, option) if option else {}
-    gone = [key for key in written if key not in part and {key, f"{key}_steps"} & found.required]
-    return [explain(f"{group}.{key}", "is needed", f"{group}={option} gives {written[key]!r}") for key in gone]
+    return {key: value for key, value in written.items() if key not in part and {key, f"{key}_steps"} & found.required}
+
+
+def completed(group: str, part: Mapping[str, Any], catalogue: Catalogue) -> dict[str, Any]:
+    """A part that was sound when it was stored, with the keys that its target has got since, at their defaults."""
+    target = part.get("_target_")
+    if not isinstance(target, str) or not target.startswith(OWN):
+        return dict(part)
+    try:
+        found = signature.read(target)
+    except LookupError:
+        return dict(part)
+    return dict(part) if found is None else {**part, **_lacking(group, part, found, catalogue)}
 
 
 def without_replaced(

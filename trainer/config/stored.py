@@ -16,10 +16,12 @@ from trainer.config.catalogue import Catalogue, own_folder
 from trainer.config.check import checked_job
 from trainer.config.compose import as_written, set_value
 from trainer.config.keys import Keys, is_known
+from trainer.config.parts import completed
 from trainer.config.trust import trusted
 from trainer.errors import CheckpointError, ConfigError, explain
 
 FILE = "config.yaml"
+_GROUPS = schema.groups(schema.TrainJob)
 
 
 def config_text(config: Mapping[str, Any]) -> str:
@@ -39,7 +41,21 @@ def stored_config(text: str, name: str = FILE) -> dict[str, Any]:
         raise CheckpointError(explain(name, f"cannot be read ({str(error).splitlines()[0]})")) from error
     if not isinstance(config, DictConfig) or "model" not in config:
         raise CheckpointError(explain(name, "is not the configuration of a run"))
-    return as_written(config)
+    return _completed(as_written(config))
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    """With the keys that there are since it was stored: their defaults stand for what was done before them."""
+    catalogue = Catalogue((own_folder(),))
+    defaults = schema.defaults(schema.TrainJob)
+    whole = dict(config)
+    for name in schema.keys(schema.TrainJob):
+        default, value = defaults.get(name), whole.setdefault(name, None if name in _GROUPS else defaults.get(name))
+        if isinstance(value, dict) and isinstance(default, dict):
+            whole[name] = value | {key: default[key] for key in default if key not in value}
+        if isinstance(value, dict) and name in _GROUPS:
+            whole[name] = completed(name, whole[name], catalogue)
+    return whole
 
 
 def load_stored_config(path: str | Path, key: str = "resume") -> dict[str, Any]:
