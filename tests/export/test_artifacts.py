@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import trainer.export.onnx as exporter
 from tests.export.conftest import Published
 from tests.export.toy import SAMPLES, ToyModel, ToyTask, batches
 from trainer.errors import ConfigError, ProofError
 from trainer.export.artifacts import publish
+from trainer.export.folder import verify
 
 
 def publish_toy(folder: Path, model: nn.Module, **settings: Any) -> list[Any]:
@@ -156,3 +158,59 @@ def test_nothing_to_write(tmp_path: Path) -> None:
 def test_limits_are_not_negative(tmp_path: Path, name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"^{name}: must not be negative"):
         publish_toy(tmp_path, ToyModel(), **{name: value})
+
+
+def test_large_weights_are_listed_verified_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter, "_PROTOBUF_LIMIT", 1)
+    (artifact,) = publish_toy(tmp_path, ToyModel(), formats=["onnx"])
+    main, data = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
+    (beside,) = json.loads((tmp_path / "manifest.json").read_text("utf-8"))["artifacts"]["onnx"]["beside"]
+    assert beside["file"] == "model.onnx.data"
+    assert beside["sha256"] == hashlib.sha256(data.read_bytes()).hexdigest()
+    assert artifact.num_bytes == main.stat().st_size + data.stat().st_size
+    assert set(verify(tmp_path).values()) == {""}
+    data.write_bytes(data.read_bytes()[:-1])
+    assert {name for name, fault in verify(tmp_path).items() if fault} == {"model.onnx.data"}
+    publish_toy(tmp_path, ToyModel(), formats=["torchscript"])
+    assert not main.exists()
+    assert not data.exists()
+
+
+def test_folder_is_published_described_and_replaced(tmp_path: Path) -> None:
+    (tmp_path / "safetensors").mkdir()
+    (tmp_path / "safetensors" / "old.bin").write_text("of an earlier call")
+    (artifact,) = publish_toy(tmp_path, ToyModel(), formats=["safetensors"])
+    files = {path.name for path in (tmp_path / "safetensors").iterdir()}
+    assert files == {"model.safetensors", "config.json", "labels.json", "tokenizer.json"}
+    entry = json.loads((tmp_path / "manifest.json").read_text("utf-8"))["artifacts"]["safetensors"]
+    assert {each["file"] for each in (entry, *entry["beside"])} == {f"safetensors/{name}" for name in files}
+    assert artifact.num_bytes == sum(each["bytes"] for each in (entry, *entry["beside"]))
+    assert artifact.largest_difference == 0.0
+    assert artifact.timings == []
+    publish_toy(tmp_path, ToyModel(), formats=["pth"])
+    assert not (tmp_path / "safetensors").exists()
+
+
+def test_half_is_judged_by_the_metric_alone(tmp_path: Path) -> None:
+    whole = publish_toy(tmp_path, ToyModel(), formats=["pth", "safetensors"])
+    half = publish_toy(tmp_path, ToyModel(), formats=["pth", "safetensors"], half=True)
+    for before, after in zip(whole, half, strict=True):
+        assert after.largest_difference > before.largest_difference == 0.0
+        assert after.num_bytes < before.num_bytes
+    entries = json.loads((tmp_path / "manifest.json").read_text("utf-8"))["artifacts"].values()
+    assert [(entry["variant"], entry["exact"]) for entry in entries] == [("fp16", False)] * 2
+
+
+class TooLarge(ToyModel):
+    """Has weights that float16 has no numbers for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.no_grad():
+            self.head.weight.mul_(1e6)
+
+
+def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ProofError, match=r"model\.pth: the output at batch=1.* must be finite"):
+        publish_toy(tmp_path, TooLarge(), formats=["pth"], half=True)
+    assert list(tmp_path.iterdir()) == []
