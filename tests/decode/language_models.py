@@ -120,9 +120,9 @@ class Case:
         rows = [row[: row.index(END) + 1] if END in row else row for row in rows]
         if given.get("num_beams", 1) == 1:
             return [(tuple(row), None) for row in rows]
-        scores = found.sequences_scores.tolist()
-        # Below that there is no text that ended, only what fills its place.
-        return [(tuple(row), score) for row, score in zip(rows, scores, strict=True) if score > -1e8]
+        pairs = zip(map(tuple, rows), found.sequences_scores.tolist(), strict=True)
+        # Below that there is no text, only what fills its place: impossible tokens, or a beam that is none.
+        return [(row, score) for row, score in pairs if score * len(row) ** given["length_penalty"] > -1e8]
 
 
 def check(case: Case, found: Sequence[Continuation]) -> None:

@@ -103,6 +103,17 @@ def test_the_best_comes_first_and_more_beams_change_the_text() -> None:
 
 
 @torch.inference_mode()
+def test_impossible_texts_are_none() -> None:
+    table = torch.full((4, 4), 1e-30)
+    table[:, 2], table[:, 3] = 0.75, 0.25
+    _, ours = models_of_table(table / table.sum(-1, keepdim=True))
+    settings = PLAIN | BEAMS | {"max_new_tokens": 1, "num_beams": 4, "num_return": 4, "no_repeat_ngram": 1}
+    found = beam(CachedReader(ours), prompt_of([1, 3, 0]), **settings)
+
+    assert [each.ids for each in found] == [(2,)]
+
+
+@torch.inference_mode()
 def test_a_stop_string_ends_a_beam() -> None:
     _, ours = models(1)
     prompt = prompt_of([3, 5], end_id=None)

@@ -69,7 +69,7 @@ def test_the_end_of_text_token_is_no_text(writer: Writer) -> None:
     assert (written.text, written.tokens) == ("one two", 2)
 
 
-@pytest.mark.parametrize("stop", [["three"], ["three f", "three"], ["no", "three four"]])
+@pytest.mark.parametrize("stop", [["three"], ["three f", "three"], ["no", "three four"], ["four", "three"]])
 def test_a_text_is_cut_before_the_string_that_stopped_it(stop: list[str], writer: Writer) -> None:
     continuation = Continuation(ids_of(writer, "two three four"), "stop")
     written = writer.written("three  one", writer.prompt("three  one"), continuation, stop)

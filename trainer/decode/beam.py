@@ -185,5 +185,8 @@ class Search:
         return bool(scores[0] / new**self.length_penalty > ended.scores.min())
 
     def _continuations(self, ended: _Ended) -> list[Continuation]:
-        rows = zip(ended.ids, ended.lengths.tolist(), ended.scores.tolist(), ended.there.tolist(), strict=True)
-        return [self.ending.continuation(ids[:length], score) for ids, length, score, there in rows if there]
+        """The texts that have ended, but for those of candidates that were impossible and taken for want of others."""
+        new = ended.lengths - self.ending.prompt.length
+        possible = ended.there & (ended.scores * new**self.length_penalty > _OUT / 2)
+        rows = zip(ended.ids, ended.lengths.tolist(), ended.scores.tolist(), possible.tolist(), strict=True)
+        return [self.ending.continuation(ids[:length], score) for ids, length, score, is_text in rows if is_text]
