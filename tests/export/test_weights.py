@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.export.toy import ToyModel, ToyTask
+from tests.model.pretrained_folders import model_of, save
 from trainer.errors import ConfigError
 from trainer.export.cases import Forward
 from trainer.export.formats import FORMATS, HALF, Format
@@ -135,3 +136,15 @@ def test_scrambled_model_gives_nothing_of_the_first(subject: Subject) -> None:
         assert other(**inputs).isnan().all()
     for key, tensor in subject.model.state_dict().items():
         assert torch.equal(tensor, before[key]), key
+
+
+def test_model_of_a_library_is_written_and_read_by_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = model_of(save("bert", tmp_path / "bert"), num_outputs=3)
+    capfd.readouterr()
+    with torch.no_grad():
+        subject = Subject(model, ToyTask())
+        path = tmp_path / "safetensors"
+        details = FORMATS["safetensors"].variants[0].write(path, subject)
+        prove_cases(path.name, load(FORMATS["safetensors"], path, subject), subject.cases, 0.0)
+    assert details == {"library": "transformers", "class": "BertModel", "head": "head.safetensors"}
+    assert capfd.readouterr() == ("", "")

@@ -17,7 +17,11 @@ from trainer.export.cases import BATCH, Case, Forward, forward_of, proof_cases, 
 from trainer.export.isolation import silence
 from trainer.protocols import Batch, Task
 
+_ALIGNMENT = 64
+
 Made = TypeVar("Made")
+
+_CALIBRATED = 8  # samples at a time: whoever measures ranges may keep all values of a model
 
 
 class Subject:
@@ -84,8 +88,15 @@ class Subject:
         return self._program
 
     def calibration(self) -> list[dict[str, Tensor]]:
-        """Inputs of the training samples, batch by batch; where there are none, those of the cases."""
-        return [batch.inputs for batch in self._training()] or [case.inputs for case in self.cases]
+        """Inputs of the training samples, a few at a time; where there are none, those of the cases."""
+        places = {
+            name: next(at for at, axis in axes.items() if axis == BATCH) for name, axes in self.task.axes().items()
+        }
+        parts: list[dict[str, Tensor]] = []
+        for batch in self._training():
+            split = {name: value.split(_CALIBRATED, places[name]) for name, value in batch.inputs.items()}
+            parts += [dict(zip(split, values, strict=True)) for values in zip(*split.values(), strict=True)]
+        return parts or [case.inputs for case in self.cases]
 
     def once(self, make: Callable[[Subject], Made]) -> Made:
         """What `make` gives for this subject, made when first asked for: several formats and variants share it."""
@@ -96,8 +107,12 @@ class Subject:
 
 
 def frozen(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode that needs no gradients; its modules are its own, its weights are the model's."""
-    return copy_with(model, lambda tensor: tensor)
+    """A copy in evaluation mode that needs no gradients; its modules are its own, its weights are the model's.
+
+    Those alone are copied that lie at no multiple of 64 bytes, as tensors of a mapped file may: kernels sum in another
+    order there, and the bits of what is computed would not be those of the same weights elsewhere.
+    """
+    return copy_with(model, lambda tensor: tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone())
 
 
 def scrambled(model: nn.Module) -> nn.Module:

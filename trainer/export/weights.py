@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.export.cases import Forward, forward_of
+from trainer.export.isolation import silence
 from trainer.export.subject import Subject, copy_with, scrambled
 from trainer.model.weights import fit_weights
 from trainer.model.weights_file import load_weights_file
@@ -79,9 +80,11 @@ def write_safetensors(path: Path, subject: Subject, *, half: bool) -> dict[str, 
     """
     model, task = subject.model, subject.task
     if isinstance(model, LibraryModel):
-        example, files = subject.traced, task.artifact_files()
+        files = task.artifact_files()
         lengths = task.axis_limits().get("sequence") if task.target in _EMBEDDINGS else None
-        return model.save_library(path, example, files, max_length=None if lengths is None else lengths[1], half=half)
+        max_length = None if lengths is None else lengths[1]
+        with silence():
+            return model.save_library(path, subject.traced, files, max_length=max_length, half=half)
     from safetensors.torch import save_file
 
     path.mkdir()
@@ -98,7 +101,8 @@ def load_safetensors(path: Path, subject: Subject) -> tuple[Forward, dict[str, A
     """A model with the weights of the folder, read by the library that it is for."""
     model = scrambled(subject.model)
     if isinstance(model, LibraryModel):
-        model.load_library(path)
+        with silence():
+            model.load_library(path)
     else:
         fit_weights(model, load_weights_file(str(path)), [], [])
     return forward_of(model), {}
