@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.jobs import TINY, train, working_in, write_data, write_roles
+from tests.model.pretrained_folders import save
 from trainer.cli import main
 
 PROMPT = "apple banana (pear), axe"
@@ -268,3 +269,32 @@ def test_the_folders_check_sees_other_tokens(exported: Path) -> None:
     done = subprocess.run([sys.executable, "-I", str(exported / "generate.py"), "--check"], capture_output=True)
 
     assert done.returncode == 1
+
+
+@pytest.mark.slow
+def test_a_pretrained_model_goes_on_as_transformers_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fine-tuned GPT-2, its weights read by transformers from the run's checkpoint."""
+    import torch
+    from safetensors.torch import load_file
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForCausalLM
+
+    path = save("gpt2", tmp_path / "gpt2")
+    with working_in(tmp_path):
+        given = ["task=causal_lm", "model=pretrained", f"model.path={path}", "train.duration=2", "ema.decay=null"]
+        plain = [word for word in TINY if not word.startswith(("model.", "task.vocab_size"))]
+        assert main(["train", *plain, f"run.dir={tmp_path / 'run'}", *write_roles(tmp_path), *given]) == 0
+        capsys.readouterr()
+        more = ["prompt=a few words", "decode=beam", "decode.num_beams=3", "decode.max_new_tokens=7", "output=-"]
+        assert main(["generate", f"run={tmp_path / 'run'}", "device=cpu", *more]) == 0
+    (line,) = lines(capsys.readouterr().out)
+    reference = AutoModelForCausalLM.from_pretrained(path).eval()
+    weights = load_file(next((tmp_path / "run" / "checkpoints").glob("step-*2/model.safetensors")))
+    reference.transformer.load_state_dict({name[5:]: value for name, value in weights.items() if name[:5] == "base."})
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    ids = torch.tensor([tokenizer.encode("a few words", add_special_tokens=False).ids])
+    end = tokenizer.token_to_id("[SEP]")
+    with torch.no_grad():
+        (found,) = reference.generate(ids, num_beams=3, max_new_tokens=7, eos_token_id=end, pad_token_id=end)
+
+    assert line["text"] == tokenizer.decode(found.tolist())
