@@ -232,7 +232,7 @@ def image_classification(problem: Problem) -> Scores:
 
 
 def pair_classification(problem: Problem) -> Scores:
-    """Logistic regression on how alike the two texts are, in words and in letters, and how long they are."""
+    """Logistic regression on the number of shared words; also on likeness in words and letters, and on lengths."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import StandardScaler
 
@@ -250,11 +250,16 @@ def pair_classification(problem: Problem) -> Scores:
         common = np.array([len(one & other) for one, other in zip(*found, strict=True)])
         lengths = [np.log1p([len(words) for words in side]) for side in found]
         cosines = [cosine(*map(made.transform, sides)) for made in (words, letters)]
-        return np.column_stack([*cosines, *lengths, common, common / np.expm1(lengths[1]).clip(1)])
+        return np.column_stack([common, *cosines, *lengths, common / np.expm1(lengths[1]).clip(1)])
 
     scaler = StandardScaler().fit(alike(problem.train))
     found = logistic(problem, lambda split: scaler.transform(alike(split)), "accuracy")
-    return {"majority": majority(problem), "cosines, lengths, overlap + logistic regression": found}
+    shared = logistic(problem, lambda split: alike(split)[:, :1], "accuracy", (1.0,))
+    return {
+        "majority": majority(problem),
+        "number of shared words + logistic regression": shared,
+        "cosines, lengths, overlap + logistic regression": found,
+    }
 
 
 def sentence_embedding(problem: Problem) -> Scores:
@@ -286,7 +291,7 @@ BASELINES: dict[str, Callable[[Problem], Scores]] = {
     "stdlib_sizes": regression,
     "stdlib_similar": sentence_embedding,
     "stdlib_tags": token_classification,
-    "stdlib_masked_lm": masked_lm,
+    "mlm": masked_lm,
     "stdlib_causal_lm": causal_lm,
     "digits": image_classification,
     "breast_cancer": tabular_classification,
