@@ -121,17 +121,17 @@ def _leaves_range(weight: TensorProto) -> bool:
 
 
 def _large_values(source: Path, inputs: Iterable[Mapping[str, Tensor]]) -> set[str]:
-    """The float32 values of a graph that are finite and near the end of float16's range on any of `inputs`."""
+    """The float32 values of a graph that come near the end of float16's range on any of `inputs`; infinities may."""
     model = onnx.load(source, load_external_data=False)
-    graph, names = model.graph, _floats(model.graph)
-    zero, largest = "half.zero", [f"half.largest.{number}" for number in range(len(names))]
-    graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float32), zero))
-    del graph.output[:]
-    for name, output in zip(names, largest, strict=True):
-        steps = [("IsInf", [name]), ("Where", [f"{output}.IsInf", zero, name]), ("Abs", [f"{output}.Where"])]
-        graph.node.extend(helper.make_node(kind, read, [f"{output}.{kind}"]) for kind, read in steps)
-        graph.node.append(helper.make_node("ReduceMax", [f"{output}.Abs"], [output], keepdims=0))
-        graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, []))
+    graph, names = model.graph, set(_floats(model.graph))
+    probes = {f"{kind}({name})": name for name in sorted(names) for kind in ("ReduceMax", "ReduceMin")}
+    nodes = [node for name in sorted(names & {each.name for each in graph.input}) for node in _probed(name)]
+    for node in graph.node:
+        # Right behind the value, which then need not be kept to the end.
+        nodes += [node, *(probe for name in node.output if name in names for probe in _probed(name))]
+    del graph.node[:], graph.output[:]
+    graph.node.extend(nodes)
+    graph.output.extend(helper.make_tensor_value_info(probe, TensorProto.FLOAT, []) for probe in probes)
     # In the folder of `source`, so that weights beside it are found.
     with NamedTemporaryFile(dir=source.parent, prefix=".tmp-", suffix=".onnx") as file:
         onnx.save(model, file.name)
@@ -140,6 +140,10 @@ def _large_values(source: Path, inputs: Iterable[Mapping[str, Tensor]]) -> set[s
         session = onnxruntime.InferenceSession(file.name, options, providers=["CPUExecutionProvider"])
     found: set[str] = set()
     for each in inputs:
-        sizes = session.run(largest, {name: value.numpy() for name, value in each.items()})
-        found |= {name for name, size in zip(names, sizes, strict=True) if size > _LARGEST}
+        sizes = session.run([*probes], {name: value.numpy() for name, value in each.items()})
+        found |= {name for name, size in zip(probes.values(), sizes, strict=True) if _LARGEST < abs(size) < np.inf}
     return found
+
+
+def _probed(name: str) -> list[NodeProto]:
+    return [helper.make_node(kind, [name], [f"{kind}({name})"], keepdims=0) for kind in ("ReduceMax", "ReduceMin")]

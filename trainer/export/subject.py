@@ -94,7 +94,7 @@ class Subject:
         }
         parts: list[dict[str, Tensor]] = []
         for batch in self._training():
-            split = {name: value.split(_CALIBRATED, places[name]) for name, value in batch.inputs.items()}
+            split = {name: torch.split(value, _CALIBRATED, places[name]) for name, value in batch.inputs.items()}
             parts += [dict(zip(split, values, strict=True)) for values in zip(*split.values(), strict=True)]
         return parts or [case.inputs for case in self.cases]
 
