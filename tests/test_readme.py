@@ -37,8 +37,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def folder(place: Path) -> Path:
-    """The same, with the run `runs/demo`."""
-    for command in filter(makes_demo, COMMANDS):
+    """The same, with the runs that have names."""
+    for command in filter(makes_a_run, COMMANDS):
         assert main(shortened(shlex.split(command)[1:])) == 0
     return place
 
@@ -49,14 +49,15 @@ def shortened(words: list[str]) -> list[str]:
     if verb != "train" or "--help" in rest or any(word.startswith("resume=runs") for word in rest):
         return [verb, *rest]
     short = [word for word in SHORT if word not in rest]
-    return [verb, *rest, *short, *([] if "run.dir=runs/demo" in rest else ["export.formats=[]"])]
+    named = any(word.startswith("run.dir=runs/") for word in rest)
+    return [verb, *rest, *short, *([] if named else ["export.formats=[]"])]
 
 
-def makes_demo(command: str) -> bool:
-    return "run.dir=runs/demo" in command
+def makes_a_run(command: str) -> bool:
+    return "run.dir=runs/" in command
 
 
-OTHERS = list(dict.fromkeys(command for command in COMMANDS if not makes_demo(command)))
+OTHERS = list(dict.fromkeys(command for command in COMMANDS if not makes_a_run(command)))
 QUICK = [command for command in OTHERS if not command.startswith("trainer train ") or "--" in command]
 WHOLE = [command for command in OTHERS if command not in QUICK]
 
@@ -64,7 +65,7 @@ WHOLE = [command for command in OTHERS if command not in QUICK]
 @pytest.mark.parametrize("command", WHOLE)
 def test_a_command_line_has_no_fault(command: str, place: Path, request: pytest.FixtureRequest) -> None:
     """All of them run among the slow tests."""
-    if "resume=runs/demo" in command:
+    if "=runs/" in command:
         request.getfixturevalue("folder")
     verb, *words = shlex.split(command)[1:]
     assert check_command(verb, words).request.verb == "train"
@@ -83,9 +84,11 @@ def test_a_command_runs(command: str, folder: Path, capsys: pytest.CaptureFixtur
         assert subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True).returncode == 0
 
 
-def test_there_are_commands_and_one_makes_the_run_they_speak_of() -> None:
+def test_there_are_commands_and_some_make_the_runs_that_they_speak_of() -> None:
     assert len(COMMANDS) > 30
-    assert len(list(filter(makes_demo, COMMANDS))) == 1
+    made = {command.partition("run.dir=")[2].split()[0] for command in filter(makes_a_run, COMMANDS)}
+    spoken_of = set(re.findall(r"\bruns/\w+", "\n".join(OTHERS)))
+    assert spoken_of == made
 
 
 def test_make_train_trains(folder: Path) -> None:
