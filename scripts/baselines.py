@@ -26,7 +26,9 @@ from torch import Tensor
 from trainer.build.instantiate import make
 from trainer.build.parts import build_encoded, build_task
 from trainer.config.compose import compose, plain, register_defaults
-from trainer.config.schema import DataKeys, TrainJob, own_keys
+from trainer.config.jobs import TrainJob
+from trainer.config.schema import own_keys
+from trainer.config.sections import DataKeys
 from trainer.config.stored import job_from_config
 from trainer.data.loader import Batches
 from trainer.data.plan import MicroBatch

@@ -21,7 +21,7 @@ import torch
 
 from trainer.build.training import Training, build_training
 from trainer.config.compose import compose, plain, register_defaults
-from trainer.config.schema import TrainJob
+from trainer.config.jobs import TrainJob
 from trainer.config.stored import job_from_config
 from trainer.data.loader import Batches
 from trainer.data.plan import BatchPlan

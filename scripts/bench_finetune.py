@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from trainer.build.training import Training, build_training
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.duration import to_steps
-from trainer.config.schema import TrainJob
+from trainer.config.jobs import TrainJob
 from trainer.config.stored import job_from_config
 from trainer.data.loader import Batches
 from trainer.data.plan import MicroBatch

@@ -23,7 +23,7 @@ from trainer.build.training import build_training
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.store import Store
 from trainer.config.compose import compose, plain, register_defaults
-from trainer.config.schema import TrainJob
+from trainer.config.jobs import TrainJob
 from trainer.config.stored import config_text, job_from_config
 from trainer.loop import update
 

@@ -15,7 +15,9 @@ from trainer.build.training import build_training
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.catalogue import Catalogue
 from trainer.config.compose import compose, plain, register_defaults
-from trainer.config.schema import BARE_GROUPS, DataKeys, TrainJob, own_keys
+from trainer.config.jobs import BARE_GROUPS, TrainJob
+from trainer.config.schema import own_keys
+from trainer.config.sections import DataKeys
 from trainer.config.signature import attribute
 from trainer.config.stored import config_text, job_from_config
 from trainer.loop import fit

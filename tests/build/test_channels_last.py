@@ -13,7 +13,7 @@ from tests.jobs import checkpoint_files, events, train, without_clock, working_i
 from tests.sources import write_sources
 from trainer.build.models import placed
 from trainer.cli import main
-from trainer.config.schema import TrainJob
+from trainer.config.jobs import TrainJob
 from trainer.ema import Ema
 from trainer.errors import ConfigError
 from trainer.model.convnet import ConvNet

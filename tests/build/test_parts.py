@@ -11,7 +11,7 @@ from tests.test_conf import job_of
 from trainer.build import parts
 from trainer.build.models import make_model
 from trainer.build.training import run_length
-from trainer.config.schema import TrainJob
+from trainer.config.jobs import TrainJob
 from trainer.data.encode import Encoded
 from trainer.errors import ConfigError
 from trainer.protocols import Task

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from trainer.config.compose import compose
+from trainer.config.jobs import Job
 from trainer.config.lint import check_command
-from trainer.config.schema import Job
 
 Composed = Callable[..., tuple[Job, dict[str, Any]]]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from trainer.config.jobs import EvalJob, ExportJob, TrainJob
 from trainer.config.lint import check_command
-from trainer.config.schema import EvalJob, ExportJob, TrainJob
 from trainer.config.stored import config_text
 from trainer.errors import CheckpointError, ConfigError
 

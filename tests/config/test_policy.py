@@ -3,11 +3,11 @@ from typing import Any
 
 import pytest
 
-from trainer.config import schema
+from trainer.config import jobs, schema
 from trainer.config.policy import NOTES, SAFE, resume_config
 from trainer.errors import ConfigError
 
-STORED: dict[str, Any] = schema.defaults(schema.TrainJob) | {
+STORED: dict[str, Any] = schema.defaults(jobs.TrainJob) | {
     "loss": {"_target_": "trainer.loss.focal.Focal", "gamma": 2.0, "betas": [0.9, 0.99]},
     "model": {"_target_": "trainer.model.text_encoder.TextEncoder", "dim": 128},
     "export": {"_target_": "trainer.export.artifacts.publish", "formats": ["onnx"]},
@@ -91,8 +91,8 @@ def test_false_is_not_zero() -> None:
 
 
 def test_the_list_names_keys_that_there_are() -> None:
-    sections = schema.sections(schema.TrainJob)
+    sections = schema.sections(jobs.TrainJob)
     for path in {*SAFE, *NOTES}:
         section, _, key = path.partition(".")
-        assert section in schema.keys(schema.TrainJob)
+        assert section in schema.keys(jobs.TrainJob)
         assert key in ("", "*") or key in schema.keys(sections[section])

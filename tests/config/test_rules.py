@@ -2,13 +2,13 @@ from typing import Any
 
 import pytest
 
-from trainer.config import schema
+from trainer.config import jobs, schema
 from trainer.config.rules import BOUNDS, faults
 
 
 def config_with(**changes: Any) -> dict[str, Any]:
     """A sound configuration with changes by key, `section__key` for nested ones."""
-    config: dict[str, Any] = schema.defaults(schema.TrainJob) | {
+    config: dict[str, Any] = schema.defaults(jobs.TrainJob) | {
         "optimizer": {"lr": 1e-3, "weight_decay": 0.0},
         "scheduler": {"warmup": "10%", "decay": "20%"},
         "data": {"validation": None, "test": None, "split": {"validation": 0.1, "test": 0.1}},

@@ -3,12 +3,12 @@ from typing import get_args
 
 import pytest
 
-from trainer.config import schema
+from trainer.config import jobs, schema, sections
 from trainer.config.annotations import fits
 from trainer.protocols import Batching
 
 
-@pytest.mark.parametrize("kind", [*schema.JOBS.values(), *schema.sections(schema.TrainJob).values()])
+@pytest.mark.parametrize("kind", [*jobs.JOBS.values(), *schema.sections(jobs.TrainJob).values()])
 def test_every_default_fits_and_every_key_is_explained(kind: type) -> None:
     defaults = schema.defaults(kind)
     for name, annotation in schema.keys(kind).items():
@@ -18,19 +18,19 @@ def test_every_default_fits_and_every_key_is_explained(kind: type) -> None:
 
 
 def test_what_is_in_no_section_is_no_key() -> None:
-    assert "stored_overrides" not in schema.keys(schema.EvalJob)
-    assert all("doc" in item.metadata for item in fields(schema.TrainJob))
+    assert "stored_overrides" not in schema.keys(jobs.EvalJob)
+    assert all("doc" in item.metadata for item in fields(jobs.TrainJob))
 
 
 def test_the_layouts_are_those_of_the_loader() -> None:
-    annotation = schema.keys(schema.LoaderSection)["batching"]
+    annotation = schema.keys(sections.LoaderSection)["batching"]
     assert [name for name in get_args(Batching) if not fits(name, annotation)] == []
     assert annotation.count("'") + annotation.count('"') == 2 * len(get_args(Batching))
 
 
 def test_a_job_of_defaults_is_typed_through_and_through() -> None:
-    job = schema.TrainJob()
-    assert all(is_dataclass(getattr(job, name)) for name in schema.sections(schema.TrainJob))
-    assert schema.defaults(schema.TrainJob)["train"]["batch_size"] == job.train.batch_size == 32
+    job = jobs.TrainJob()
+    assert all(is_dataclass(getattr(job, name)) for name in schema.sections(jobs.TrainJob))
+    assert schema.defaults(jobs.TrainJob)["train"]["batch_size"] == job.train.batch_size == 32
     job.trust.append("mine")
-    assert schema.TrainJob().trust == []
+    assert jobs.TrainJob().trust == []

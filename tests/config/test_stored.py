@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from trainer.config.schema import TrainJob
+from trainer.config.jobs import TrainJob
 from trainer.config.stored import config_text, job_from_config, job_from_text, load_stored_config, stored_config
 from trainer.config.stored import with_overrides as changed
 from trainer.errors import CheckpointError, ConfigError

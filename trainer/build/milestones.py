@@ -9,7 +9,7 @@ from torch import nn
 from trainer.autopsy import Findings, examine, not_finite_parameters
 from trainer.build import parts
 from trainer.checkpoint.snapshot import Snapshot
-from trainer.config.schema import TrainJob
+from trainer.config.jobs import TrainJob
 from trainer.errors import DivergedError
 from trainer.evaluate import evaluate, score
 from trainer.loop import Run, Watching

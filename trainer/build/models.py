@@ -14,7 +14,9 @@ from torch import nn
 from trainer.build.instantiate import make
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.duration import to_steps
-from trainer.config.schema import ModelKeys, TrainJob, own_keys
+from trainer.config.jobs import TrainJob
+from trainer.config.schema import own_keys
+from trainer.config.sections import ModelKeys
 from trainer.errors import ConfigError, explain
 from trainer.export.cases import traced_inputs
 from trainer.model.features import FeatureExtractor

@@ -16,8 +16,10 @@ from trainer.build.models import batching_of
 from trainer.build.teacher import load_teacher
 from trainer.config import schema
 from trainer.config.duration import to_steps
+from trainer.config.jobs import TrainJob
 from trainer.config.pairing import unfit_targets
-from trainer.config.schema import DataKeys, OptimizerKeys, TrainJob, own_keys
+from trainer.config.schema import own_keys
+from trainer.config.sections import DataKeys, OptimizerKeys
 from trainer.data.encode import Encoded, cache_root, encode
 from trainer.data.loader import Batches, LoaderOptions
 from trainer.data.plan import MicroBatch

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trainer.build.training import Length, Training, build_training
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.tensors import encode
-from trainer.config.schema import TrainJob
+from trainer.config.jobs import TrainJob
 from trainer.ema import has_weights
 from trainer.loop import Run, Watching, set_learning_rate, update
 from trainer.model.structure import structure

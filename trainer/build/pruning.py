@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from trainer.build.instantiate import make
 from trainer.checkpoint.snapshot import Snapshot
-from trainer.config.schema import PruneKeys, TrainJob, own_keys
+from trainer.config.jobs import TrainJob
+from trainer.config.schema import own_keys
+from trainer.config.sections import PruneKeys
 from trainer.errors import ConfigError
 from trainer.model.features import FeatureExtractor
 from trainer.prune.masks import Masks

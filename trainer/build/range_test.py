@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainer.build.training import build_training
-from trainer.config.schema import TrainJob
+from trainer.config.jobs import TrainJob
 from trainer.errors import ConfigError, DivergedError, Interrupted, explain
 from trainer.loop import Cadence, Run, fit
 from trainer.state import Score, TrainState

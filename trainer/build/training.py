@@ -21,7 +21,7 @@ from trainer.build.pruning import build_masks
 from trainer.build.teacher import DOCUMENT, Teacher
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.duration import to_steps
-from trainer.config.schema import TrainJob
+from trainer.config.jobs import TrainJob
 from trainer.data.checks import Checked, check
 from trainer.data.encode import Encoded
 from trainer.data.loader import Batches, EvaluationBatches, TrainLoader

@@ -15,7 +15,8 @@ from trainer.build.models import batching_of, merged
 from trainer.checkpoint.store import Store
 from trainer.commands.folders import CHECKPOINTS, named_checkpoint
 from trainer.commands.trained import load_trained
-from trainer.config.schema import ColumnsSection, PredictJob, TrainJob
+from trainer.config.jobs import PredictJob, TrainJob
+from trainer.config.sections import ColumnsSection
 from trainer.config.stored import job_from_text
 from trainer.errors import CheckpointError, explain
 from trainer.precision import Precision

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.commands.folders import runs_by_age
 from trainer.commands.results import Results, flat, results
-from trainer.config.schema import DiffJob
+from trainer.config.jobs import DiffJob
 from trainer.errors import CheckpointError, explain
 from trainer.report.console import open_console, table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.commands.folders import existing_run_folder, named_checkpoint
-from trainer.config.schema import EvalJob
+from trainer.config.jobs import EvalJob
 from trainer.config.stored import job_from_text
 from trainer.report.console import open_console, table
 

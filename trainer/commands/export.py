@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from trainer.commands.folders import existing_run_folder, named_checkpoint
-from trainer.config.schema import ExportJob
+from trainer.config.jobs import ExportJob
 from trainer.config.stored import job_from_text
 from trainer.report.console import open_console, table
 

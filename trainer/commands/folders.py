@@ -7,7 +7,7 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 
-from trainer.config.schema import RunSection
+from trainer.config.sections import RunSection
 from trainer.errors import CheckpointError, explain
 
 RUNS = Path("runs")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from trainer.commands.folders import existing_run_folder, named_checkpoint
-from trainer.config.schema import GenerateJob
+from trainer.config.jobs import GenerateJob
 from trainer.config.signature import attribute
 from trainer.config.stored import job_from_text, load_stored_config
 from trainer.errors import CheckpointError, ConfigError, DataError, explain

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from trainer.commands.folders import CHECKPOINTS, RUNS
-from trainer.config.schema import PlanJob, TrainJob, keys
+from trainer.config.jobs import PlanJob, TrainJob
+from trainer.config.schema import keys
 from trainer.config.stored import config_text
 from trainer.errors import ConfigError, explain
 from trainer.report.console import number, open_console, table

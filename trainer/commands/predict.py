@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from trainer.commands.folders import existing_run_folder
-from trainer.config.schema import PredictJob
+from trainer.config.jobs import PredictJob
 from trainer.errors import CheckpointError, ConfigError, DataError, explain
 from trainer.predict.asked import Reading, is_readable, known_kinds, rows_of
 from trainer.predict.writing import check_output, writing

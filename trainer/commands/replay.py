@@ -11,7 +11,7 @@ from typing import Any
 from trainer.autopsy import Findings
 from trainer.build.training import build_training
 from trainer.checkpoint.snapshot import Snapshot
-from trainer.config.schema import TrainJob
+from trainer.config.jobs import TrainJob
 from trainer.errors import DivergedError, Interrupted
 from trainer.loop import fit
 

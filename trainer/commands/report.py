@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.commands.results import Results, flat, results
-from trainer.config.schema import ReportJob
+from trainer.config.jobs import ReportJob
 from trainer.errors import ConfigError, explain
 from trainer.report.curves import Series
 from trainer.report.page import Section, page

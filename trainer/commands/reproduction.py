@@ -13,8 +13,8 @@ from trainer.checkpoint.compare import tensor_differences
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.store import load_folder
 from trainer.commands.replay import Replay, replay
+from trainer.config.jobs import TrainJob, VerifyJob
 from trainer.config.policy import differences
-from trainer.config.schema import TrainJob, VerifyJob
 from trainer.config.stored import job_from_text
 from trainer.report import jsonl
 

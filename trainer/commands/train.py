@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from trainer.commands.folders import CHECKPOINTS, DIVERGED, existing_run_folder, fixed_run_folder, new_run_folder
+from trainer.config.jobs import TrainJob
 from trainer.config.policy import resume_config
-from trainer.config.schema import TrainJob
 from trainer.config.stored import config_text, job_from_text, stored_config
 from trainer.errors import CheckpointError, Interrupted
 from trainer.report.console import open_console, table

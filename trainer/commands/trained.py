@@ -19,7 +19,7 @@ from trainer.build import parts
 from trainer.build.models import batching_of, make_model, merged
 from trainer.checkpoint.store import Store
 from trainer.commands.folders import CHECKPOINTS
-from trainer.config.schema import TrainJob
+from trainer.config.jobs import TrainJob
 from trainer.data.encode import Encoded
 from trainer.data.loader import Batches, EvaluationBatches
 from trainer.errors import ConfigError, explain, nearest

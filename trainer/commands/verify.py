@@ -12,7 +12,7 @@ from rich.console import Console
 from trainer.checkpoint.manifest import verify
 from trainer.checkpoint.order import folders, name_of, newest_first
 from trainer.commands.folders import CHECKPOINTS, DIVERGED, existing_run_folder
-from trainer.config.schema import VerifyJob
+from trainer.config.jobs import VerifyJob
 from trainer.errors import CheckpointError, explain
 from trainer.report.console import open_console, table
 

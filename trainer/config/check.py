@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from trainer.config import pairing, rules, schema
+from trainer.config import jobs, pairing, rules, schema
 from trainer.config.keys import Keys
 from trainer.config.parts import part_faults, value_faults
 from trainer.errors import ConfigError, explain
@@ -40,9 +40,7 @@ def _section_faults(name: str, section: Any, kind: type, keys: Keys) -> Iterable
     return found
 
 
-def checked_job(
-    config: Mapping[str, Any], keys: Keys, stored_overrides: tuple[tuple[str, Any], ...] = ()
-) -> schema.Job:
+def checked_job(config: Mapping[str, Any], keys: Keys, stored_overrides: tuple[tuple[str, Any], ...] = ()) -> jobs.Job:
     """The typed job of a configuration.
 
     Raises:
@@ -52,7 +50,7 @@ def checked_job(
         raise ConfigError(*dict.fromkeys(found))
     sections = schema.sections(keys.kind)
     values = {name: sections[name](**config[name]) if name in sections else config[name] for name in config}
-    if schema.stored_sections(keys.kind):
+    if jobs.stored_sections(keys.kind):
         values["stored_overrides"] = stored_overrides
-    job: schema.Job = keys.kind(**values)
+    job: jobs.Job = keys.kind(**values)
     return job

@@ -17,13 +17,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.config import schema
+from trainer.config import jobs, schema
 from trainer.errors import ConfigError, explain
 
 
 def register_defaults() -> None:
     """Puts the defaults of the keys we own where the YAML files find them, as `<verb>_defaults`."""
-    for verb, kind in schema.JOBS.items():
+    for verb, kind in jobs.JOBS.items():
         ConfigStore.instance().store(name=f"{verb}_defaults", node=schema.defaults(kind), provider="trainer")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trainer.config import schema
+from trainer.config import jobs, schema
 from trainer.config.catalogue import Catalogue, catalogue, own_folder, working_folder
 
 _HIDDEN = ("_target_", "_partial_", "_convert_", "defaults")
@@ -13,7 +13,7 @@ _HIDDEN = ("_target_", "_partial_", "_convert_", "defaults")
 
 def verb_help(verb: str, argv: list[str]) -> str:
     """The keys of a verb; of each group those of the option that `argv` chooses, else of the default one."""
-    kind = schema.JOBS[verb]
+    kind = jobs.JOBS[verb]
     folders = catalogue([own_folder(), working_folder()])
     chosen = dict(text.lstrip("+").split("=", 1) for text in argv if "=" in text)
     lines = [*_keys(kind), *_groups(verb, kind, folders, chosen), *_stored(kind)]
@@ -51,7 +51,7 @@ def _groups(verb: str, kind: type, folders: Catalogue, chosen: Mapping[str, str]
         # The options of a group that may be null say these themselves.
         if (shared := schema.shared_keys(kind, group)) and group in schema.needed_groups(kind):
             yield from _table(f"{group}.", schema.defaults(shared), shared)
-    for group in schema.bare_groups(kind):
+    for group in jobs.bare_groups(kind):
         yield from ["", f"{group}: sets several keys at once; options: {', '.join(folders.options(group))}"]
 
 
@@ -71,6 +71,6 @@ def _option(group: str, option: str, folders: Catalogue) -> Iterator[str]:
 
 
 def _stored(kind: type) -> Iterator[str]:
-    if sections := schema.stored_sections(kind):
+    if sections := jobs.stored_sections(kind):
         names = " and ".join(f"{name}.<key>" for name in sections)
         yield from ["", f"{names} replace what the run was trained with, e.g. data.test=new.csv or loader.workers=2"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from trainer.config import schema
+from trainer.config import jobs, schema
 from trainer.config.catalogue import Catalogue
 from trainer.config.overrides import is_sweep, variants
 from trainer.errors import explain
@@ -91,7 +91,7 @@ class Keys:
         """The keys that there are beside a wrong one; others may be wrong as well."""
         sections = schema.sections(self.kind)
         if not parent:
-            return [*schema.keys(self.kind), *schema.bare_groups(self.kind), *schema.stored_sections(self.kind)]
+            return [*schema.keys(self.kind), *jobs.bare_groups(self.kind), *jobs.stored_sections(self.kind)]
         if parent in sections:
             return list(schema.keys(sections[parent]))
         option = self.catalogue.option_of(parent, str(above.get("_target_")))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from trainer.config import overrides, schema
+from trainer.config import jobs, overrides, schema, sections
 from trainer.config.catalogue import Catalogue
 from trainer.config.check import checked_job, faults
 from trainer.config.compose import apply, as_written, compose, plain, register_defaults
@@ -44,7 +44,7 @@ class Plan:
 
     def job(
         self, config: DictConfig, choices: Mapping[str, str | None], run_dir: str | None
-    ) -> tuple[schema.Job, dict[str, Any]]:
+    ) -> tuple[jobs.Job, dict[str, Any]]:
         """The typed job of a configuration that Hydra composed, and the same as plain values.
 
         Args:
@@ -63,7 +63,7 @@ class Plan:
             values["run"]["dir"] = run_dir
         return self.job_of(values)
 
-    def job_of(self, values: Mapping[str, Any]) -> tuple[schema.Job, dict[str, Any]]:
+    def job_of(self, values: Mapping[str, Any]) -> tuple[jobs.Job, dict[str, Any]]:
         """The typed job of plain values, and those in the order of the schema.
 
         Raises:
@@ -128,7 +128,7 @@ def _sweep_faults(request: Request) -> list[str]:
 
 def _sound_groups(request: Request) -> tuple[list[Override], list[str]]:
     """The choices of options that there are, and what is wrong with the others."""
-    chosen = (*schema.groups(request.kind), *schema.bare_groups(request.kind))
+    chosen = (*schema.groups(request.kind), *jobs.bare_groups(request.kind))
     sound: list[Override] = []
     found: list[str] = []
     for item in request.given.groups:
@@ -140,9 +140,9 @@ def _sound_groups(request: Request) -> tuple[list[Override], list[str]]:
 
 def _stored_faults(request: Request) -> list[str]:
     """What is wrong with changes of a run's own configuration, as far as that is known without the run."""
-    known = schema.keys(schema.LoaderSection)
-    tree = {"loader": schema.defaults(schema.LoaderSection)}
-    keys = Keys(schema.TrainJob, request.catalogue, tree)
+    known = schema.keys(sections.LoaderSection)
+    tree = {"loader": schema.defaults(sections.LoaderSection)}
+    keys = Keys(jobs.TrainJob, request.catalogue, tree)
     found: list[str] = []
     for item in request.given.stored:
         section, _, key = item.key_or_group.partition(".")
@@ -155,7 +155,7 @@ def _stored_faults(request: Request) -> list[str]:
 
 def _check_run(request: Request) -> None:
     """Where another verb than `train` names a run: whether it can be used as the command line says."""
-    if issubclass(request.kind, schema.TrainJob):
+    if issubclass(request.kind, jobs.TrainJob):
         return
     values = {item.key_or_group: item.value() for item in request.given.values}
     run, trust = values.get("run"), values.get("trust")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Override
 
-from trainer.config import overrides, schema
+from trainer.config import jobs, overrides, schema
 from trainer.config.catalogue import Catalogue, catalogue, own_folder, search_folder, working_folder
 from trainer.config.overrides import Command, is_sweep
 from trainer.errors import ConfigError, explain
@@ -60,9 +60,9 @@ class Request:
     catalogue: Catalogue
 
     @property
-    def kind(self) -> schema.JobType:
+    def kind(self) -> jobs.JobType:
         """The schema of the verb."""
-        return schema.JOBS[self.verb]
+        return jobs.JOBS[self.verb]
 
     @property
     def name(self) -> str:
@@ -93,7 +93,7 @@ class Request:
 
 def read_request(verb: str, argv: Sequence[str]) -> tuple[Request, list[str]]:
     """The request of a command line, and what is wrong with the way it is written."""
-    command, faults = overrides.split(argv, schema.texts(schema.JOBS[verb]))
+    command, faults = overrides.split(argv, schema.texts(jobs.JOBS[verb]))
     parsed, unreadable = overrides.parse(command.overrides)
     options = command.options
     folder = Path(options.config_path).resolve() if options.config_path else own_folder()
@@ -115,15 +115,15 @@ def _search_entries(override: Override) -> list[str]:
 
 def _sorted_out(verb: str, parsed: Sequence[Override], folders: Catalogue) -> Given:
     named = set(folders.groups())
-    if not issubclass(schema.JOBS[verb], schema.TrainJob):
-        named &= set(schema.groups(schema.JOBS[verb]))
+    if not issubclass(jobs.JOBS[verb], jobs.TrainJob):
+        named &= set(schema.groups(jobs.JOBS[verb]))
     sorted_out: dict[str, list[Override]] = {"groups": [], "values": [], "hydra": [], "stored": []}
     for item in parsed:
         key = item.key_or_group
         top, _, inner = key.partition(".")
         if key.startswith(("hydra.", "hydra/")):
             sorted_out["hydra"].append(item)
-        elif inner and top in schema.stored_sections(schema.JOBS[verb]) and not is_sweep(item):
+        elif inner and top in jobs.stored_sections(jobs.JOBS[verb]) and not is_sweep(item):
             sorted_out["stored"].append(item)
         elif key in named and not isinstance(item.value(), dict):
             sorted_out["groups"].append(item)

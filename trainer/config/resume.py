@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from trainer.config import schema
+from trainer.config import jobs, schema
 from trainer.config.check import faults
 from trainer.config.compose import apply, as_written, compose, plain
 from trainer.config.keys import Keys
@@ -41,13 +41,13 @@ def resumed(request: Request, groups: Sequence[Override], path: str) -> tuple[di
         base |= _chosen(request, groups)
     except ConfigError as error:
         found += error.messages
-    keys = Keys(schema.TrainJob, request.catalogue, base)
+    keys = Keys(jobs.TrainJob, request.catalogue, base)
     wrong = [keys.faults(item) for item in request.given.values]
     found += [fault for messages in wrong for fault in messages]
     changed = OmegaConf.create(base)
     found += apply(changed, [item for item, bad in zip(request.given.values, wrong, strict=True) if not bad])
     values, unresolved = plain(changed)
-    found += unresolved or faults(values, Keys(schema.TrainJob, request.catalogue, values))
+    found += unresolved or faults(values, Keys(jobs.TrainJob, request.catalogue, values))
     try:
         config, notes = resume_config(stored, values)
     except ConfigError as error:
@@ -70,14 +70,14 @@ def _conflicts(request: Request, groups: Sequence[Override], path: str) -> list[
     if request.command.options.cfg:
         remedy = f"The run goes on with {Path(path) / 'config.yaml'}"
         found.append(explain("--cfg", "there is nothing to compose", remedy))
-    parts = schema.groups(schema.TrainJob)
+    parts = schema.groups(jobs.TrainJob)
     bare = [item.key_or_group for item in groups if item.key_or_group not in parts]
     return [*found, *(explain(group, "cannot be chosen for a run that is resumed", "Leave it out") for group in bare)]
 
 
 def _chosen(request: Request, groups: Sequence[Override]) -> dict[str, Any]:
     """The parts that the command line names, composed, to be compared with the stored ones."""
-    parts = schema.groups(schema.TrainJob)
+    parts = schema.groups(jobs.TrainJob)
     named = [item for item in groups if item.key_or_group in parts and not is_sweep(item)]
     if not named:
         return {}

@@ -11,7 +11,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.config import schema
+from trainer.config import jobs, schema
 from trainer.config.catalogue import Catalogue, own_folder
 from trainer.config.check import checked_job
 from trainer.config.compose import as_written, set_value
@@ -21,7 +21,7 @@ from trainer.config.trust import trusted
 from trainer.errors import CheckpointError, ConfigError, explain
 
 FILE = "config.yaml"
-_GROUPS = schema.groups(schema.TrainJob)
+_GROUPS = schema.groups(jobs.TrainJob)
 
 
 def config_text(config: Mapping[str, Any]) -> str:
@@ -47,9 +47,9 @@ def stored_config(text: str, name: str = FILE) -> dict[str, Any]:
 def _completed(config: dict[str, Any]) -> dict[str, Any]:
     """With the keys that there are since it was stored: their defaults stand for what was done before them."""
     catalogue = Catalogue((own_folder(),))
-    defaults = schema.defaults(schema.TrainJob)
+    defaults = schema.defaults(jobs.TrainJob)
     whole = dict(config)
-    for name in schema.keys(schema.TrainJob):
+    for name in schema.keys(jobs.TrainJob):
         default, value = defaults.get(name), whole.setdefault(name, None if name in _GROUPS else defaults.get(name))
         if isinstance(value, dict) and isinstance(default, dict):
             whole[name] = value | {key: default[key] for key in default if key not in value}
@@ -99,21 +99,21 @@ def with_overrides(config: Mapping[str, Any], pairs: Sequence[tuple[str, Any]]) 
 
 def keys_of(config: Mapping[str, Any]) -> Keys:
     """What may be given for a stored configuration."""
-    return Keys(schema.TrainJob, Catalogue((own_folder(),)), config)
+    return Keys(jobs.TrainJob, Catalogue((own_folder(),)), config)
 
 
-def job_from_config(config: Mapping[str, Any]) -> schema.TrainJob:
+def job_from_config(config: Mapping[str, Any]) -> jobs.TrainJob:
     """The typed job of a stored configuration.
 
     Raises:
         ConfigError: All that is wrong with it.
     """
     job = checked_job(config, keys_of(config))
-    assert isinstance(job, schema.TrainJob)
+    assert isinstance(job, jobs.TrainJob)
     return job
 
 
-def job_from_text(text: str, trust: Sequence[str] | None, overrides: Sequence[tuple[str, Any]] = ()) -> schema.TrainJob:
+def job_from_text(text: str, trust: Sequence[str] | None, overrides: Sequence[tuple[str, Any]] = ()) -> jobs.TrainJob:
     """The typed job of a stored text, with changes by full key.
 
     Args:
