@@ -154,6 +154,14 @@ def test_a_task_that_does_not_fit(folder: Folders, caplog: pytest.LogCaptureFixt
     assert "is task.tokenizer the model's own?" in caplog.text
 
 
+def test_a_model_of_images(tmp_path: Path) -> None:
+    from transformers import ResNetConfig, ResNetModel
+
+    ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"^path: is a resnet, which reads no texts\. model=pretrained takes"):
+        model_of(tmp_path)
+
+
 def test_a_family_that_is_not_known_to_be_packed(tmp_path: Path) -> None:
     from transformers import AlbertConfig, AlbertModel
 

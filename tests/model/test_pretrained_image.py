@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.model.exported import IMAGE_AXES, assert_exports_equal, assert_gradients_reach_everything, images
-from tests.model.pretrained_folders import reference
+from tests.model.pretrained_folders import reference, save
 from trainer.errors import ConfigError
 from trainer.model.pretrained_image import PretrainedImage
 from trainer.model.pretrained_loading import quiet
@@ -126,6 +126,18 @@ def test_images_that_do_not_fit(folder: Callable[[str], Path]) -> None:
         model_of(folder("resnet"), pooling="cls")
     with pytest.raises(ConfigError, match=r"config: no model can be made of it .*eager"):
         model_of(folder("resnet"), attention="sdpa")
+
+
+def test_a_model_of_texts(tmp_path: Path) -> None:
+    save("bert", tmp_path)
+    with pytest.raises(ConfigError, match=r"^path: is a bert, which reads no images\. model=pretrained takes"):
+        model_of(tmp_path)
+
+
+def test_a_config_that_no_checkpoint_could_be_read_with(folder: Callable[[str], Path]) -> None:
+    # Of the folder's config stays that its features are those of two stages.
+    with pytest.raises(ConfigError, match=r"^config: a checkpoint could not be read with it: .*stage"):
+        model_of(folder("resnet"), config={"depths": [1]})
 
 
 def test_a_changed_config(folder: Callable[[str], Path]) -> None:

@@ -23,6 +23,7 @@ from trainer.model.pretrained_loading import (
     config_of,
     linear_head,
     make_model,
+    refuse_unread,
 )
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ class Pretrained(nn.Module):
         self.num_outputs = num_outputs
         whole = make_model(kind, own, path if pretrained and architecture is None else None, attention)
         self.base: Any = whole.base_model
+        refuse_unread(self.base, "input_ids")
         self.family = FAMILIES.get(own.model_type)
         self.packed = self.family is not None
         self.cached = self.family is not None and self.family.causal and output_level == "token"

@@ -18,6 +18,7 @@ from trainer.model.pretrained_loading import (
     config_of,
     linear_head,
     make_model,
+    refuse_unread,
 )
 
 
@@ -71,6 +72,7 @@ class PretrainedImage(nn.Module):
         self.pooling = pooling
         weights = path if pretrained and architecture is None else None
         self.base: Any = make_model("AutoModel", own, weights, attention)
+        refuse_unread(self.base, "pixel_values")
         self.config = self.base.config
         self.head = linear_head(_width(self.config), num_outputs, self.config)
         self.architecture = architecture or architecture_of("AutoModel", self.config)

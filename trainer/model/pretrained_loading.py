@@ -30,8 +30,18 @@ _SHOWN: Final = 5
 
 
 def architecture_of(kind: Kind, config: Any) -> dict[str, Any]:
-    """What `config_of` and `make_model` need to make a model again, as JSON."""
-    return {"class": kind, "config": json.loads(config.to_json_string(use_diff=False))}
+    """What `config_of` and `make_model` need to make a model again, as JSON.
+
+    Raises:
+        ConfigError: They could not: the config holds what does not go together.
+    """
+    architecture = {"class": kind, "config": json.loads(config.to_json_string(use_diff=False))}
+    try:
+        config_of(architecture)
+    except ConfigError as error:
+        problem = f"a checkpoint could not be read with it: {error.messages[0]}"
+        raise ConfigError(explain("config", problem, "Mend model.config")) from error
+    return architecture
 
 
 def config_of(architecture: dict[str, Any]) -> tuple[Kind, Any]:
@@ -88,6 +98,14 @@ def make_model(kind: Kind, config: Any, path: str | None, attention: Attention |
     # No cache of keys and values: nothing here reads one.
     model.config.use_cache = False
     return model
+
+
+def refuse_unread(base: Any, read: Literal["input_ids", "pixel_values"]) -> None:
+    """Raises for a model that does not take `read`: one of images for texts, or the other way round."""
+    if read not in inspect.signature(base.forward).parameters:
+        what = "texts" if read == "input_ids" else "images"
+        remedy = "model=pretrained takes models of texts, model=pretrained_image those of images"
+        raise ConfigError(explain("path", f"is a {base.config.model_type}, which reads no {what}", remedy))
 
 
 def checkpoint_gradients(model: Any) -> None:
