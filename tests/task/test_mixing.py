@@ -29,6 +29,16 @@ def test_a_partner_is_the_samples_own_in_any_batch_and_comes_from_the_whole_spli
     assert len(set(together)) > 300
 
 
+def test_what_is_drawn_to_mix_is_not_what_is_drawn_to_augment() -> None:
+    """Else an image were flipped exactly where it is mixed."""
+    drawn = draws(range(400))
+    partners = Mixing({"mixup": 1.0, "mix_prob": 0.5}).partners(drawn)
+    mixed = np.array(partners) != np.arange(400)
+    flipped = np.array([drawn.generator(position).random() < 0.5 for position in range(400)])
+
+    assert np.mean(mixed == flipped) == pytest.approx(0.5, abs=0.1)
+
+
 def test_mixup_is_the_weighted_sum_and_its_share_is_beta() -> None:
     ids = range(3000)
     own, other = flat([1.0] * 3000, size=1), flat([-1.0] * 3000, size=1)
