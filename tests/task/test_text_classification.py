@@ -81,7 +81,7 @@ def test_many_unknown_tokens_and_cut_texts_are_warned_about(caplog: pytest.LogCa
         assert made.check({"train": encoded(made)}) == []
         (loud,) = made.check({"test": encoded(made, dataset(["京 都 大 学 京 都 大 学 京 都"], ["tool"]))})
 
-    (quiet,) = caplog.messages
+    (quiet,) = (told for told in caplog.messages if "classes" not in told)
     assert "0.0 % of tokens unknown, 0.0 % of texts truncated at 8 tokens" in quiet
     assert "75.0 % of tokens unknown, 100.0 % of texts truncated" in loud
     assert "task.tokenizer" in loud

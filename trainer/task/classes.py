@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from trainer.errors import DataError, RowError, explain, nearest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 20
+"""Classes that are counted one by one; of more the largest and the smallest."""
 
 
 class Classes:
@@ -45,6 +56,25 @@ class Classes:
             problem = "was never seen in training"
             raise RowError(position, role, explain(role, problem, nearest(label, self.labels), value=label))
         return self._indices[label]
+
+    def tell(self, encoded: Mapping[str, Dataset], column: str) -> None:
+        """Logs how many targets of each split each class has, the largest first.
+
+        Args:
+            encoded: The splits.
+            column: Of the classes, one or a list in a row.
+        """
+        for split, rows in encoded.items():
+            counts = np.zeros(len(self.labels), dtype=np.int64)
+            for batch in rows.with_format("arrow").select_columns(column).iter(10_000):
+                values = batch[column].combine_chunks()
+                classes = values.flatten() if hasattr(values, "value_lengths") else values
+                counts += np.bincount(classes.to_numpy(zero_copy_only=False), minlength=len(counts))
+            order = np.argsort(-counts, kind="stable")
+            told = [f"{self.labels[number]} {counts[number]}" for number in order]
+            if len(told) > _SHOWN:
+                told = [*told[: _SHOWN // 2], "...", *told[-_SHOWN // 2 :]]
+            logger.info("%s: targets of %d classes: %s", split, len(self.labels), ", ".join(told))
 
     def facts(self) -> dict[str, Any]:
         return {"num_outputs": len(self.labels), "class_counts": self.counts}

@@ -95,6 +95,7 @@ class ImageClassification:
         return self.images.encode(rows["image"])
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+        self.classes.tell(encoded, "label")
         return self.images.check(encoded)
 
     def lengths(self, encoded: Dataset) -> None:

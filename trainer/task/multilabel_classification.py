@@ -95,11 +95,12 @@ class MultilabelClassification:
         return self.texts.encode(rows["text"])
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        """Logs, beside what holds for all texts, how many labels those of each split have."""
+        """Logs, beside what holds for all texts, how many labels those of each split have, and how many each label."""
         for split, rows in encoded.items():
             counts = self.texts.lengths(rows, "labels")
             told = "%s: %d labels, %.2f a text, %.1f %% of texts without any"
             logger.info(told, split, len(self.classes.labels), counts.mean(), 100 * (counts == 0).mean())
+        self.classes.tell(encoded, "labels")
         return self.texts.check(encoded)
 
     def lengths(self, encoded: Dataset) -> np.ndarray:

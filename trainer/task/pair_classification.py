@@ -107,6 +107,7 @@ class PairClassification:
         return columns
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+        self.classes.tell(encoded, "label")
         return self.texts.check(encoded)
 
     def lengths(self, encoded: Dataset) -> np.ndarray:

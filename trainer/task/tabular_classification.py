@@ -76,6 +76,7 @@ class TabularClassification:
         return self.table.encode(rows["features"])
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+        self.classes.tell(encoded, "label")
         return self.table.check(encoded)
 
     def lengths(self, encoded: Dataset) -> None:

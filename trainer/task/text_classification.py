@@ -74,6 +74,7 @@ class TextClassification:
         return self.texts.encode(rows["text"])
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+        self.classes.tell(encoded, "label")
         return self.texts.check(encoded)
 
     def lengths(self, encoded: Dataset) -> np.ndarray:

@@ -112,13 +112,14 @@ class TokenClassification:
         return {**self.texts.columns(encodings), **columns}
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        """Logs what `Texts.check` does, and how many words have no output."""
+        """Logs what `Texts.check` does, the counts of the tags, and how many words have no output."""
         for split, rows in encoded.items():
             cut = int(rows.with_format("numpy")["cut"][:].sum())
             if cut:
                 total = cut + int(self.texts.lengths(rows, "first").sum())
                 message = "%s: %d of %d words do not fit into %d tokens and are neither learnt nor scored"
                 logger.info(message, split, cut, total, self.texts.max_length)
+        self.classes.tell(encoded, "tags")
         return self.texts.check(encoded)
 
     def lengths(self, encoded: Dataset) -> np.ndarray:
