@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.build.training import Training, build_training
+from trainer.build.training import Outlets, Training, build_training
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.duration import to_steps
 from trainer.config.jobs import TrainJob
@@ -120,7 +120,7 @@ def job_of(model: Path, steps: int, overrides: list[str]) -> TrainJob:
 def ours(job: TrainJob, closing: ExitStack) -> tuple[Training, tuple[float, float]]:
     """A run of this tool, trained, and its times."""
     clock = Clock()
-    built = build_training(job, "", lambda snapshot: None, lambda findings: "", lambda length: clock, None, closing)
+    built = build_training(job, "", Outlets(lambda length: clock), None, closing)
     warm_up(built)
     # Nothing but training: neither an evaluation nor a checkpoint.
     run = replace(built.run, score=lambda run, state: Score("none", 0.0, True, "raw"), save=lambda run, state: None)

@@ -11,7 +11,7 @@ import torch
 from tests.jobs import TINY, Recorded, train, working_in, write_roles
 from tests.sources import write_pretrained, write_sources
 from trainer.build.instantiate import locate, make, parameters
-from trainer.build.training import build_training
+from trainer.build.training import Outlets, build_training
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.catalogue import Catalogue
 from trainer.config.compose import compose, plain, register_defaults
@@ -155,9 +155,8 @@ def test_builds_and_trains(option: str, folder: Path) -> None:
     saved: list[Snapshot] = []
     report = Recorded()
     with ExitStack() as closing:
-        built = build_training(
-            job, config_text({}), saved.append, lambda findings: "", lambda length: report, None, closing
-        )
+        outlets = Outlets(lambda length: report, submit=saved.append)
+        built = build_training(job, config_text({}), outlets, None, closing)
         fit(built.run, built.state, lambda: False)
 
     assert built.state.step == 3

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.build.training import Length, Training, build_training
+from trainer.build.training import Length, Outlets, Training, build_training
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.tensors import encode
 from trainer.config.jobs import TrainJob
@@ -36,9 +36,8 @@ def planned(job: TrainJob, config_text: str, *, trial: bool, depth: int) -> dict
     """
     saved: list[Snapshot] = []
     with ExitStack() as closing:
-        training = build_training(
-            _on_the_cpu(job), config_text, saved.append, lambda findings: "", _Silent, None, closing
-        )
+        outlets = Outlets(_Silent, submit=saved.append)
+        training = build_training(_on_the_cpu(job), config_text, outlets, None, closing)
         run = training.run
         first = next(run.loader.groups(0, 1))[0]
         document = {

@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trainer.build.training import build_training
+from trainer.build.training import Outlets, build_training
 from trainer.config.jobs import TrainJob
 from trainer.errors import ConfigError, DivergedError, Interrupted, explain
 from trainer.loop import Cadence, Run, fit
@@ -59,9 +59,7 @@ def range_test(job: TrainJob) -> RangeTest:
     curve = RangeTest()
     with ExitStack() as closing:
         trial = replace(job, optimizer={**job.optimizer, "lr": 1.0}, ema=replace(job.ema, decay=None))
-        training = build_training(
-            trial, "", lambda snapshot: None, lambda findings: "", lambda length: curve, None, closing
-        )
+        training = build_training(trial, "", Outlets(lambda length: curve), None, closing)
         run = replace(
             training.run,
             schedule=rising,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from trainer.autopsy import Findings
 from trainer.build import parts
@@ -31,6 +32,7 @@ from trainer.errors import CheckpointError, DataError, explain
 from trainer.loop import Cadence, Run
 from trainer.precision import Precision
 from trainer.protocols import Loss, Report, Task
+from trainer.prune.masks import Masks
 from trainer.resume import restore
 from trainer.state import TrainState
 
@@ -57,57 +59,53 @@ class Length:
     cadence: Cadence
 
 
+@dataclass(frozen=True)
+class Outlets:
+    """Where goes what comes out of a run.
+
+    Attributes:
+        open_report: The report of a run of known length.
+        submit: Takes the checkpoints.
+        keep_findings: Keeps what is known of a step that diverged; says where.
+    """
+
+    open_report: Callable[[Length], Report]
+    submit: Callable[[Snapshot], None] = lambda snapshot: None
+    keep_findings: Callable[[Findings], str] = lambda findings: ""
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What is learnt, from what, in which order."""
+
+    task: Task
+    encoded: Encoded
+    checked: Checked
+    plan: BatchPlan
+
+
 def build_training(
-    job: TrainJob,
-    config_text: str,
-    submit: Callable[[Snapshot], None],
-    keep_findings: Callable[[Findings], str],
-    open_report: Callable[[Length], Report],
-    snapshot: Snapshot | None,
-    closing: ExitStack,
+    job: TrainJob, config_text: str, outlets: Outlets, snapshot: Snapshot | None, closing: ExitStack
 ) -> Training:
     """Makes every part of a job and, with a snapshot, puts them where it was taken.
 
     Args:
         job: The checked config.
         config_text: The config as YAML, to go into each checkpoint.
-        submit: Takes the checkpoints.
-        keep_findings: Keeps what is known of a step that diverged; says where.
-        open_report: The report of a run of known length.
+        outlets: Where goes what comes out of the run.
         snapshot: Where to go on from; None starts anew.
         closing: Ends what the run holds open.
     """
     device = parts.build_device(job.device)
     seed_generators(job.seed, device)
-    task = parts.build_task(job, None if snapshot is None else json.loads(snapshot.documents["task.json"]))
-    encoded = parts.build_encoded(job, task, fitted=snapshot is not None)
-    checked = check_data(job, task, encoded)
-    plan = BatchPlan(
-        len(encoded.splits["train"]), job.train.batch_size, job.seed, parts.plan_lengths(job, task, encoded)
-    )
-    length = run_length(job, plan.steps_per_epoch)
-    schedule = parts.build_schedule(job, plan.steps_per_epoch, length.total_steps)
-    loss = parts.build_loss(job, task, device)
-    model = placed(job, make_model(job, task, snapshot, num_outputs=getattr(loss, "in_features", None)), device)
-    parts.check_model(job, task, encoded, model)
-    batching = batching_of(job, model)
-    train, validation = (
-        Batches(encoded.splits[split], task, batching, job.seed, training=split == "train")
-        for split in ("train", "validation")
-    )
-    options = parts.loader_options(job, device, batching)
-    masks = build_masks(job, model, snapshot)
-    ema = None if job.ema.decay is None else Ema(model, job.ema.decay, loss)
-    if job.compile:
-        parts.compile_model(model, device)
-    held_out = EvaluationBatches(validation, job.loader.eval_batch_size, options)
+    data = _build_data(job, snapshot)
+    length = run_length(job, data.plan.steps_per_epoch)
+    schedule = parts.build_schedule(job, length.steps_per_epoch, length.total_steps)
+    loss = parts.build_loss(job, data.task, device)
+    model, masks, ema = _build_model(job, data, loss, snapshot, device)
+    loader, held_out = _build_loaders(job, data, model, device)
     closing.callback(held_out.close)
-    documents = {
-        "config.yaml": config_text,
-        "task.json": json.dumps(task.state_dict(), ensure_ascii=False) + "\n",
-        **architecture_documents(model),
-        **_teacher_documents(loss),
-    }
+    documents = _documents(config_text, data.task, model, loss)
     run = Run(
         model=model,
         loss=loss,
@@ -116,28 +114,73 @@ def build_training(
         precision=Precision(job.precision, device),
         ema=ema,
         masks=masks,
-        loader=TrainLoader(train, plan, job.train.accumulate, options),
+        loader=loader,
         device=device,
         max_grad_norm=job.train.max_grad_norm,
         total_steps=length.total_steps,
-        steps_per_epoch=plan.steps_per_epoch,
+        steps_per_epoch=length.steps_per_epoch,
         cadence=replace(length.cadence, look=getattr(schedule, "every_steps", None)),
-        thaw=build_thaw(job, model, plan.steps_per_epoch, length.total_steps),
-        score=scoring(job, task, held_out),
-        save=saving(submit, keep_findings, documents, encoded.fingerprint),
-        autopsy=looking(keep_findings),
-        report=open_report(length),
+        thaw=build_thaw(job, model, length.steps_per_epoch, length.total_steps),
+        score=scoring(job, data.task, held_out),
+        save=saving(outlets.submit, outlets.keep_findings, documents, data.encoded.fingerprint),
+        autopsy=looking(outlets.keep_findings),
+        report=outlets.open_report(length),
     )
     state = TrainState()
     if snapshot is not None:
         _check_teacher(snapshot, documents)
-        restore(run, state, snapshot, data=encoded.fingerprint)
-    return Training(run, state, task, encoded, checked)
+        restore(run, state, snapshot, data=data.encoded.fingerprint)
+    return Training(run, state, data.task, data.encoded, data.checked)
 
 
-def _teacher_documents(loss: Loss) -> dict[str, str]:
+def _build_data(job: TrainJob, snapshot: Snapshot | None) -> _Data:
+    """The task, fitted, the splits it has encoded, and the batches they are learnt in."""
+    task = parts.build_task(job, None if snapshot is None else json.loads(snapshot.documents["task.json"]))
+    encoded = parts.build_encoded(job, task, fitted=snapshot is not None)
+    checked = check_data(job, task, encoded)
+    lengths = parts.plan_lengths(job, task, encoded)
+    plan = BatchPlan(len(encoded.splits["train"]), job.train.batch_size, job.seed, lengths)
+    return _Data(task, encoded, checked, plan)
+
+
+def _build_model(
+    job: TrainJob, data: _Data, loss: Loss, snapshot: Snapshot | None, device: torch.device
+) -> tuple[nn.Module, Masks, Ema | None]:
+    """The model, on the device, what of it is pruned, and its average."""
+    model = make_model(job, data.task, snapshot, num_outputs=getattr(loss, "in_features", None))
+    model = placed(job, model, device)
+    parts.check_model(job, data.task, data.encoded, model)
+    masks = build_masks(job, model, snapshot)
+    ema = None if job.ema.decay is None else Ema(model, job.ema.decay, loss)
+    # The average is of the model as it was before it was compiled.
+    if job.compile:
+        parts.compile_model(model, device)
+    return model, masks, ema
+
+
+def _build_loaders(
+    job: TrainJob, data: _Data, model: nn.Module, device: torch.device
+) -> tuple[TrainLoader, EvaluationBatches]:
+    """The batches of the training split, and those of the validation split."""
+    batching = batching_of(job, model)
+    options = parts.loader_options(job, device, batching)
+    train, validation = (
+        Batches(data.encoded.splits[split], data.task, batching, job.seed, training=split == "train")
+        for split in ("train", "validation")
+    )
+    loader = TrainLoader(train, data.plan, job.train.accumulate, options)
+    return loader, EvaluationBatches(validation, job.loader.eval_batch_size, options)
+
+
+def _documents(config_text: str, task: Task, model: nn.Module, loss: Loss) -> dict[str, str]:
+    """The texts of a checkpoint that stay the same throughout a run."""
     teacher = getattr(loss, "teacher_model", None)
-    return {DOCUMENT: teacher.document()} if isinstance(teacher, Teacher) else {}
+    return {
+        "config.yaml": config_text,
+        "task.json": json.dumps(task.state_dict(), ensure_ascii=False) + "\n",
+        **architecture_documents(model),
+        **({DOCUMENT: teacher.document()} if isinstance(teacher, Teacher) else {}),
+    }
 
 
 def _check_teacher(snapshot: Snapshot, documents: Mapping[str, str]) -> None:
@@ -154,8 +197,9 @@ def check_data(job: TrainJob, task: Task, encoded: Encoded) -> Checked:
     """
     checked = check(encoded.splits)
     warnings = [*task.check(encoded.splits), *checked.warnings()]
-    if warnings and job.data.get("strict"):
-        raise DataError(*(f"data.strict: {warning}" for warning in warnings))
+    # What the source warned of was told when it was read.
+    if (faults := [*encoded.warnings, *warnings]) and job.data.get("strict"):
+        raise DataError(*(f"data.strict: {fault}" for fault in faults))
     for warning in warnings:
         logger.warning(warning)
     return checked

@@ -12,6 +12,7 @@ from trainer.errors import CheckpointError, explain
 
 RUNS = Path("runs")
 CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
 LOCK = ".lock"
 DIVERGED = "diverged"
 

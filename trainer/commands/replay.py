@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.autopsy import Findings
-from trainer.build.training import build_training
+from trainer.build.training import Outlets, build_training
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.jobs import TrainJob
 from trainer.errors import DivergedError, Interrupted
@@ -58,9 +58,8 @@ def replay(job: TrainJob, config_text: str, start: Snapshot | None, stop: int) -
         return ""
 
     with ExitStack() as closing:
-        training = build_training(
-            job, config_text, snapshots.append, keep_findings, lambda length: done, start, closing
-        )
+        outlets = Outlets(lambda length: done, snapshots.append, keep_findings)
+        training = build_training(job, config_text, outlets, start, closing)
         with suppress(Interrupted, DivergedError):
             fit(training.run, training.state, lambda: training.state.step >= stop)
         done.step = training.state.step

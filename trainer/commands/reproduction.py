@@ -12,6 +12,7 @@ from trainer.autopsy import read_bundle
 from trainer.checkpoint.compare import tensor_differences
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.store import load_folder
+from trainer.commands.folders import METRICS
 from trainer.commands.replay import Replay, replay
 from trainer.config.jobs import TrainJob, VerifyJob
 from trainer.config.policy import differences
@@ -56,7 +57,7 @@ def check_stretch(job: VerifyJob, folder: Path, start: Path | None, stop: Path) 
     begin = 0 if first is None else first.step
     end = stored.step if job.steps is None else min(stored.step, begin + job.steps)
     done = replay(_train_job(job, text), text, first, end)
-    checks = [_logged(folder / "metrics.jsonl", done, needed=end < stored.step)]
+    checks = [_logged(folder / METRICS, done, needed=end < stored.step)]
     if done.findings is not None:
         return [*checks, Check("end", "", f"the replay diverged at step {done.findings.step}")]
     if end < stored.step:

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.order import best_first, newest_first
-from trainer.commands.folders import CHECKPOINTS, existing_run_folder
+from trainer.commands.folders import CHECKPOINTS, METRICS, existing_run_folder
 from trainer.config.stored import load_stored_config
 from trainer.errors import CheckpointError, explain
 from trainer.report.jsonl import read
-
-METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)

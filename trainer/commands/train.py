@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from trainer.commands.folders import CHECKPOINTS, DIVERGED, existing_run_folder, fixed_run_folder, new_run_folder
+from trainer.commands.announcements import announce_early_end, announce_sparsity, announce_start
+from trainer.commands.folders import (
+    CHECKPOINTS,
+    DIVERGED,
+    METRICS,
+    existing_run_folder,
+    fixed_run_folder,
+    new_run_folder,
+)
 from trainer.config.jobs import TrainJob
 from trainer.config.policy import resume_config
 from trainer.config.stored import config_text, job_from_text, stored_config
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
     from trainer.build.training import Training
     from trainer.checkpoint.saver import Saver
     from trainer.checkpoint.snapshot import Snapshot
+    from trainer.report.reports import Reports
 
 logger = logging.getLogger(__name__)
 
@@ -84,19 +93,14 @@ def _run(
     signals: StopSignals,
     notes: list[str],
 ) -> None:
-    from trainer.build.training import Length, build_training
+    from trainer.build.training import Outlets, build_training
     from trainer.checkpoint.saver import Saver
     from trainer.checkpoint.store import Store
     from trainer.loop import fit
-    from trainer.report.console import screen
-    from trainer.report.jsonl import JsonLines
     from trainer.report.logs import run_logs
-    from trainer.report.reports import Reports
-    from trainer.report.tensorboard import TensorBoard
 
     console = open_console(job.logger.console)
-    metrics = folder / "metrics.jsonl"
-    first = not metrics.exists()
+    first = not (folder / METRICS).exists()
     with ExitStack() as stack:
         stack.enter_context(run_logs(folder / "trainer.log", console, quiet=job.logger.console == "none"))
         logger.info("run folder: %s", folder)
@@ -109,29 +113,21 @@ def _run(
         (folder / "config.yaml").write_text(text, encoding="utf-8")
         saver = Saver(Store(folder / CHECKPOINTS, job.checkpoint.keep))
         stack.callback(saver.close)
-
-        def open_report(length: Length) -> Reports:
-            return stack.enter_context(
-                Reports(
-                    screen(job.logger.console, console, total_steps=length.total_steps),
-                    JsonLines(metrics),
-                    TensorBoard(folder / "tensorboard") if job.logger.tensorboard else None,
-                )
-            )
-
-        def keep_findings(findings: Findings) -> str:
-            return _keep_findings(findings, text, folder, saver)
-
-        training = build_training(job, text, saver.submit, keep_findings, open_report, snapshot, stack)
-        _announce(job, training, first)
+        outlets = Outlets(
+            open_report=lambda length: stack.enter_context(_open_reports(job, folder, console, length.total_steps)),
+            submit=saver.submit,
+            keep_findings=lambda findings: _keep_findings(findings, text, folder, saver),
+        )
+        training = build_training(job, text, outlets, snapshot, stack)
+        announce_start(job, training, first)
         if job.logger.console != "none":
             table(console, "data", *training.checked.table())
         with signals.deferred():
             fit(training.run, training.state, signals.stopping)
         saver.close()
         signals.raise_if_stopping()
-        _tell_early_end(training)
-        _log_sparsity(training)
+        announce_early_end(training)
+        announce_sparsity(training)
         _finish(job, folder, training, console)
 
 
@@ -145,6 +141,20 @@ def _find_lr(job: TrainJob, folder: Path) -> float:
     lr = float(f"{steepest(curve):.1e}")
     logger.info("optimizer.lr=auto: %g, where the loss fell fastest; the curve: %s", lr, folder / "lr_range.json")
     return lr
+
+
+def _open_reports(job: TrainJob, folder: Path, console: Console, total_steps: int) -> Reports:
+    """Where the events of a run go: the screen, `metrics.jsonl` and, where it is wanted, TensorBoard."""
+    from trainer.report.console import screen
+    from trainer.report.jsonl import JsonLines
+    from trainer.report.reports import Reports
+    from trainer.report.tensorboard import TensorBoard
+
+    return Reports(
+        screen(job.logger.console, console, total_steps=total_steps),
+        JsonLines(folder / METRICS),
+        TensorBoard(folder / "tensorboard") if job.logger.tensorboard else None,
+    )
 
 
 def _keep_findings(findings: Findings, text: str, folder: Path, saver: Saver) -> str:
@@ -163,48 +173,6 @@ def _keep_findings(findings: Findings, text: str, folder: Path, saver: Saver) ->
     except (OSError, CheckpointError) as error:
         return f"  What was found could not be kept: {error}"
     return f"  What was found: {bundle}. To replay it: trainer verify run={folder}"
-
-
-def _announce(job: TrainJob, training: Training, first: bool) -> None:
-    run, state = training.run, training.state
-    micro_batch = -(-job.train.batch_size // job.train.accumulate)
-    logger.info(
-        "a step is %d samples = %d micro-batch%s of %d; %d steps an epoch, %d in all; %s, %s, %d parameters",
-        *(job.train.batch_size, job.train.accumulate, "" if job.train.accumulate == 1 else "es", micro_batch),
-        *(run.steps_per_epoch, run.total_steps, run.device, job.precision),
-        sum(parameter.numel() for parameter in run.model.parameters()),
-    )
-    # Also where an earlier process left events but no checkpoint: a resume takes back what came after its step.
-    event = "start" if first else "resume"
-    run.report.log(event, step=state.step, epoch=state.step / run.steps_per_epoch, values={"seed": job.seed})
-    _log_sparsity(training)
-
-
-def _tell_early_end(training: Training) -> None:
-    """That and why a run ended before its last step."""
-    run, state = training.run, training.state
-    if state.step == run.total_steps:
-        return
-    best = (
-        "no score was finite" if state.best is None else f"the best {state.best.name} is that of step {state.best_step}"
-    )
-    logger.info("train.patience: the run ends after step %d of %d; %s", state.step, run.total_steps, best)
-    epoch = state.step / run.steps_per_epoch
-    run.report.log("early_end", step=state.step, epoch=epoch, values={"best_step": state.best_step})
-
-
-def _log_sparsity(training: Training) -> None:
-    """An event for each kind of weights where some are pruned."""
-    from trainer.prune.sparsity import sparsity, total
-
-    run, state = training.run, training.state
-    names = run.masks.names()
-    models = {"raw": run.model} | ({} if run.ema is None else {"ema": run.ema.module})
-    for weights, model in models.items() if names else ():
-        layers = sparsity(model, names)
-        zeros = {"zeros": total(layers).zeros, "share": total(layers).share}
-        values = {"weights": weights, **zeros, "layers": {layer.name: layer.share for layer in layers}}
-        run.report.log("sparsity", step=state.step, epoch=state.step / run.steps_per_epoch, values=values)
 
 
 def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -> None:
