@@ -46,6 +46,22 @@ def test_strict_refuses_it_with_all_that_is_wrong(tmp_path: Path, capsys: pytest
     assert not list((tmp_path / "run").glob("checkpoints/step-*"))
 
 
+def test_rows_that_are_left_out_are_told_of_each_time_and_strictly_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [*(f"{text},{label}" for text, label in rows(80)), ",fruit", "  ,tool"]
+    (tmp_path / "my.csv").write_text("\n".join(["text,label", *lines]), encoding="utf-8")
+    job = ["data=files", f"data.train={tmp_path}/my.csv", f"data.cache_dir={tmp_path}/cache", "train.duration=1"]
+    told = f"data.train: rows without a text or a label are left out: 2, the first is {tmp_path}/my.csv, row 81"
+    with working_in(tmp_path):
+        for name in ("read", "cached"):
+            assert train(tmp_path / name, *job) == 0
+            assert (tmp_path / name / "trainer.log").read_text(encoding="utf-8").count(told) == 1
+        capsys.readouterr()
+        assert train(tmp_path / "strict", *job, "data.strict=true") == 6
+    assert f"data.strict: {told}" in capsys.readouterr().err
+
+
 def test_strict_is_true_or_false(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "data.strict=maybe"]) == 2
     assert capsys.readouterr().err == "data.strict: must be true or false, got 'maybe'.\n"

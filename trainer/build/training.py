@@ -197,10 +197,11 @@ def check_data(job: TrainJob, task: Task, encoded: Encoded) -> Checked:
     """
     checked = check(encoded.splits)
     warnings = [*task.check(encoded.splits), *checked.warnings()]
-    # What the source warned of was told when it was read.
-    if (faults := [*encoded.warnings, *warnings]) and job.data.get("strict"):
+    faults = [*encoded.warnings, *warnings]
+    if faults and job.data.get("strict"):
         raise DataError(*(f"data.strict: {fault}" for fault in faults))
-    for warning in warnings:
+    # What the source warned of was told when it was read.
+    for warning in warnings if encoded.fresh else faults:
         logger.warning(warning)
     return checked
 

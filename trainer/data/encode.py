@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = "4"
+_FORMAT = "5"
 _INDEX = "index.json"
 _SAMPLES = "{split}.samples.parquet"
 _NUM_SAMPLES = 4
@@ -36,11 +38,15 @@ class Encoded:
         splits: By name; column `row` says where each row came from.
         fingerprint: Changes when the encoded data changes.
         folder: Where they are kept.
+        warnings: What the source warned of when it was read, such as rows that it left out.
+        fresh: It was read just now.
     """
 
     splits: dict[str, Dataset]
     fingerprint: str
     folder: Path
+    warnings: list[str]
+    fresh: bool
 
     def samples(self, split: str) -> list[dict[str, Any]]:
         """The first rows of a split, 4 at most, as the source gave them."""
@@ -76,10 +82,12 @@ def encode(source: Source, task: Task, *, limit: int | None, root: Path, fitted:
     if fitted and (cached is None or cached[0] != task.state_dict()):
         folder = root / "encoded" / _digest([*parts, task.state_dict()])
         cached = _read(folder)
+    fresh = cached is None
     if cached is None:
-        raw = _prepare(source, task, limit, fitted)
+        with _heard() as warnings:
+            raw = _prepare(source, task, limit, fitted)
         try:
-            _write(folder, source, task, raw)
+            _write(folder, source, task, raw, warnings)
         except OSError as error:
             remedy = "Name another folder in the environment variable TRAINER_CACHE"
             raise DataError(explain(str(root), f"cannot hold the encoded data ({error})", remedy)) from error
@@ -89,7 +97,27 @@ def encode(source: Source, task: Task, *, limit: int | None, root: Path, fitted:
     else:
         logger.info("encoded data: taken from %s", folder)
     task.load_state_dict(cached[0])
-    return Encoded(cached[1], folder.name, folder)
+    return Encoded(cached[1], folder.name, folder, cached[2], fresh)
+
+
+class _Ear(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(record.getMessage())
+
+
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """What is warned of in the block: who takes the result from the cache is to be told, too."""
+    ear, place = _Ear(), logging.getLogger(__package__)
+    place.addHandler(ear)
+    try:
+        yield ear.heard
+    finally:
+        place.removeHandler(ear)
 
 
 def _prepare(source: Source, task: Task, limit: int | None, fitted: bool) -> dict[str, Dataset]:
@@ -105,7 +133,7 @@ def _prepare(source: Source, task: Task, limit: int | None, fitted: bool) -> dic
     return raw
 
 
-def _write(folder: Path, source: Source, task: Task, raw: dict[str, Dataset]) -> None:
+def _write(folder: Path, source: Source, task: Task, raw: dict[str, Dataset], warnings: list[str]) -> None:
     """Makes `folder`: it appears complete or not at all."""
     from pyarrow import parquet
 
@@ -118,7 +146,7 @@ def _write(folder: Path, source: Source, task: Task, raw: dict[str, Dataset]) ->
         for split, rows in raw.items():
             sizes[split] = _encode_split(source, task, split, rows, partial / f"{split}.arrow")
             parquet.write_table(rows.with_format("arrow")[:_NUM_SAMPLES], partial / _SAMPLES.format(split=split))
-        index = {"state": task.state_dict(), "rows": sizes}
+        index = {"state": task.state_dict(), "rows": sizes, "warnings": warnings}
         (partial / _INDEX).write_text(json.dumps(index, ensure_ascii=False), encoding="utf-8")
         try:
             partial.rename(folder)
@@ -171,8 +199,8 @@ def _encode_split(source: Source, task: Task, split: str, rows: Dataset, file: P
     return len(encoded)
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Dataset]] | None:
-    """The task's state and the splits in a folder of the cache; None where there is none.
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Dataset], list[str]] | None:
+    """The task's state, the splits and the warnings in a folder of the cache; None where there is none.
 
     A damaged folder is removed here, where it is noticed: later there may be another process's good one in its place.
     """
@@ -185,7 +213,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Dataset]] | None:
         splits = {split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in index["rows"]}
         if {split: len(rows) for split, rows in splits.items()} != index["rows"]:
             raise ValueError("rows are missing")
-        return index["state"], splits
+        return index["state"], splits, index["warnings"]
     except (OSError, ValueError, KeyError) as error:
         logger.warning("encoded data: %s is damaged (%s); encoding again", folder, " ".join(str(error).split()))
         shutil.rmtree(folder, ignore_errors=True)
