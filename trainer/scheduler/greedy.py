@@ -1,11 +1,26 @@
 """A learning rate that rises while the monitored metric gets better and falls while it does not."""
 
 import math
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from trainer.scheduler.checks import at_least, refuse, share, shrinking
 from trainer.scheduler.constant_with_warmup import constant_with_warmup
 from trainer.scheduler.improvement import improves, out_of_range
+
+
+@dataclass
+class _Looks:
+    """What the looks have left."""
+
+    scale: float = 1.0
+    best: float | None = None
+    good_looks: int = 0
+    bad_looks: int = 0
+    wait: int = 0
+    at_min: int = 0
+    scores: list[float] = field(default_factory=list)
 
 
 class Greedy:
@@ -69,86 +84,60 @@ class Greedy:
             None if reset_after is None else at_least("reset_after", reset_after, 1),
         )
         self.every_steps = every_steps
-        self._warmup_steps = warmup_steps
+        self._warmup = partial(constant_with_warmup, warmup_steps=warmup_steps)
+        self._improves = partial(improves, threshold=threshold, threshold_mode=threshold_mode)
         self._factor = factor
         self._patience = patience
-        self._threshold = threshold
-        self._threshold_mode = threshold_mode
         self._min_factor = min_factor
         self._max_factor = max_factor
         self._cooldown = cooldown
         self._rise_cooldown = rise_cooldown
         self._window = window
         self._reset_after = reset_after
-        self._scale = 1.0
-        self._best: float | None = None
-        self._good_looks = 0
-        self._bad_looks = 0
-        self._wait = 0
-        self._at_min = 0
-        self._scores: list[float] = []
+        self._looks = _Looks()
 
     def __call__(self, step: int) -> float:
         """The factor on the base learning rate at `step`, after the looks so far."""
-        return self._scale * constant_with_warmup(step, warmup_steps=self._warmup_steps)
+        return self._looks.scale * self._warmup(step)
 
     def observe(self, value: float, higher_is_better: bool) -> None:
         """Takes the score of a look; one that is not finite is no improvement and stays out of the mean."""
+        looks = self._looks
         if math.isfinite(value):
-            self._scores = [*self._scores, float(value)][-self._window :]
-            value = sum(self._scores) / len(self._scores)
-        if self._wait:
-            self._wait -= 1
+            looks.scores = [*looks.scores, float(value)][-self._window :]
+            value = sum(looks.scores) / len(looks.scores)
+        if looks.wait:
+            looks.wait -= 1
             return
-        if improves(
-            value,
-            self._best,
-            higher_is_better=higher_is_better,
-            threshold=self._threshold,
-            threshold_mode=self._threshold_mode,
-        ):
-            self._best = value
-            self._good_looks, self._bad_looks = self._good_looks + 1, 0
+        if self._improves(value, looks.best, higher_is_better=higher_is_better):
+            looks.best = value
+            looks.good_looks, looks.bad_looks = looks.good_looks + 1, 0
         else:
-            self._good_looks, self._bad_looks = 0, self._bad_looks + 1
-        if self._good_looks > self._patience:
-            self._rise()
-        elif self._bad_looks > self._patience:
-            self._fall()
+            looks.good_looks, looks.bad_looks = 0, looks.bad_looks + 1
+        if looks.good_looks > self._patience:
+            self._rise(looks)
+        elif looks.bad_looks > self._patience:
+            self._fall(looks)
 
     def state_dict(self) -> dict[str, Any]:
         """What the looks have left: JSON."""
-        return {
-            "scale": self._scale,
-            "best": self._best,
-            "good_looks": self._good_looks,
-            "bad_looks": self._bad_looks,
-            "wait": self._wait,
-            "at_min": self._at_min,
-            "scores": self._scores,
-        }
+        return asdict(self._looks)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from what `state_dict` gave."""
-        self._scale = state["scale"]
-        self._best = state["best"]
-        self._good_looks = state["good_looks"]
-        self._bad_looks = state["bad_looks"]
-        self._wait = state["wait"]
-        self._at_min = state["at_min"]
-        self._scores = list(state["scores"])
+        self._looks = _Looks(**state)
 
-    def _rise(self) -> None:
-        self._scale = min(self._scale / self._factor, self._max_factor)
-        self._good_looks = 0
-        self._wait = self._rise_cooldown
-        self._at_min = 0
+    def _rise(self, looks: _Looks) -> None:
+        looks.scale = min(looks.scale / self._factor, self._max_factor)
+        looks.good_looks = 0
+        looks.wait = self._rise_cooldown
+        looks.at_min = 0
 
-    def _fall(self) -> None:
-        self._scale = max(self._scale * self._factor, self._min_factor)
-        self._bad_looks = 0
-        if self._scale <= self._min_factor:
-            self._at_min += 1
-            if self._at_min == self._reset_after:
-                self._scale, self._best, self._at_min, self._scores = 1.0, None, 0, []
-        self._wait = self._cooldown
+    def _fall(self, looks: _Looks) -> None:
+        looks.scale = max(looks.scale * self._factor, self._min_factor)
+        looks.bad_looks = 0
+        if looks.scale <= self._min_factor:
+            looks.at_min += 1
+            if looks.at_min == self._reset_after:
+                looks.scale, looks.best, looks.at_min, looks.scores = 1.0, None, 0, []
+        looks.wait = self._cooldown

@@ -1,10 +1,22 @@
 """A learning rate that falls when the monitored metric has stopped getting better."""
 
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 from trainer.scheduler.checks import refuse, share, shrinking
 from trainer.scheduler.constant_with_warmup import constant_with_warmup
 from trainer.scheduler.improvement import improves, out_of_range
+
+
+@dataclass
+class _Looks:
+    """What the looks have left."""
+
+    scale: float = 1.0
+    best: float | None = None
+    bad_looks: int = 0
+    cooldown_left: int = 0
 
 
 class ReduceOnPlateau:
@@ -54,55 +66,38 @@ class ReduceOnPlateau:
             share("min_factor", min_factor),
         )
         self.every_steps = every_steps
-        self._warmup_steps = warmup_steps
+        self._warmup = partial(constant_with_warmup, warmup_steps=warmup_steps)
+        self._improves = partial(improves, threshold=threshold, threshold_mode=threshold_mode)
         self._factor = factor
         self._patience = patience
-        self._threshold = threshold
-        self._threshold_mode = threshold_mode
         self._min_factor = min_factor
         self._cooldown = cooldown
-        self._scale = 1.0
-        self._best: float | None = None
-        self._bad_looks = 0
-        self._cooldown_left = 0
+        self._looks = _Looks()
 
     def __call__(self, step: int) -> float:
         """The factor on the base learning rate at `step`, after the looks so far."""
-        return self._scale * constant_with_warmup(step, warmup_steps=self._warmup_steps)
+        return self._looks.scale * self._warmup(step)
 
     def observe(self, value: float, higher_is_better: bool) -> None:
         """Takes the score of a look; one that is not finite is no improvement."""
-        if improves(
-            value,
-            self._best,
-            higher_is_better=higher_is_better,
-            threshold=self._threshold,
-            threshold_mode=self._threshold_mode,
-        ):
-            self._best = float(value)
-            self._bad_looks = 0
+        looks = self._looks
+        if self._improves(value, looks.best, higher_is_better=higher_is_better):
+            looks.best = float(value)
+            looks.bad_looks = 0
         else:
-            self._bad_looks += 1
-        if self._cooldown_left:
-            self._cooldown_left -= 1
-            self._bad_looks = 0
-        if self._bad_looks > self._patience:
-            self._scale = max(self._scale * self._factor, self._min_factor)
-            self._cooldown_left = self._cooldown
-            self._bad_looks = 0
+            looks.bad_looks += 1
+        if looks.cooldown_left:
+            looks.cooldown_left -= 1
+            looks.bad_looks = 0
+        if looks.bad_looks > self._patience:
+            looks.scale = max(looks.scale * self._factor, self._min_factor)
+            looks.cooldown_left = self._cooldown
+            looks.bad_looks = 0
 
     def state_dict(self) -> dict[str, Any]:
         """What the looks have left: JSON."""
-        return {
-            "scale": self._scale,
-            "best": self._best,
-            "bad_looks": self._bad_looks,
-            "cooldown_left": self._cooldown_left,
-        }
+        return asdict(self._looks)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from what `state_dict` gave."""
-        self._scale = state["scale"]
-        self._best = state["best"]
-        self._bad_looks = state["bad_looks"]
-        self._cooldown_left = state["cooldown_left"]
+        self._looks = _Looks(**state)
