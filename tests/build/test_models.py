@@ -124,6 +124,8 @@ def test_noise_is_the_seeds_and_only_at_the_start(data: list[str], tmp_path: Pat
         ("model.features=[blocks.7]", "model.features: "),
         ("model.weights=nowhere.pth", "model.weights: "),
         ("model.noisy_tune=-1", "model.noisy_tune: "),
+        ("model.freeze=[{match:'*',until:1}]", "model.freeze: nothing would be trained at the start, got [{"),
+        ("model.freeze=[head,{match:'[!h]*',until:1}]", "model.freeze: nothing would be trained at the start, got [{"),
     ],
 )
 def test_what_is_wrong_names_its_key(
@@ -131,3 +133,13 @@ def test_what_is_wrong_names_its_key(
 ) -> None:
     assert train(tmp_path / "run", *data, option) == 2
     assert capsys.readouterr().err.startswith(message)
+
+
+def test_a_loss_with_weights_of_its_own_is_trained_before_the_model_is(data: list[str], tmp_path: Path) -> None:
+    run, late = tmp_path / "run", "model.freeze=[{match:'*',until:3}]"
+    assert train(run, *data, "loss=hierarchical_softmax", late) == 0
+
+    first, third = weights(run, 1, "loss"), weights(run, 3, "loss")
+    assert not any(torch.equal(tensor, third[name]) for name, tensor in first.items())
+    assert changed(run, 1, 3) == set()
+    assert changed(run, 3, 4)

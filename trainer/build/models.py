@@ -20,12 +20,12 @@ from trainer.config.sections import ModelKeys
 from trainer.errors import ConfigError, explain
 from trainer.export.cases import traced_inputs
 from trainer.model.features import FeatureExtractor
-from trainer.model.freezing import freeze, gradual
+from trainer.model.freezing import fitting, freeze, gradual
 from trainer.model.lora import apply_lora, merge_lora
 from trainer.model.noisy_tune import noisy_tune
 from trainer.model.weights import fit_weights
 from trainer.model.weights_file import load_weights_file
-from trainer.protocols import Batching, Task
+from trainer.protocols import Batching, Loss, Task
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +103,17 @@ def _lora(given: Mapping[str, Any]) -> dict[str, Any]:
     return known | dict(given)
 
 
-def build_thaw(job: TrainJob, model: nn.Module, steps_per_epoch: int, total_steps: int) -> Callable[[int], None]:
+def build_thaw(
+    job: TrainJob, model: nn.Module, loss: Loss, steps_per_epoch: int, total_steps: int
+) -> Callable[[int], None]:
     """Makes the parameters trainable that `model.freeze` freezes up to a step; told the updates done.
+
+    Args:
+        job: The checked config.
+        model: Whose parameters they are.
+        loss: Its own parameters are never frozen.
+        steps_per_epoch: Of a duration in epochs.
+        total_steps: Of a duration in percent.
 
     Raises:
         ConfigError: An entry is none, or nothing could be trained at the start.
@@ -121,9 +130,16 @@ def build_thaw(job: TrainJob, model: nn.Module, steps_per_epoch: int, total_step
     backbone = model.backbone if isinstance(model, FeatureExtractor) else model
     assert isinstance(backbone, nn.Module)
     try:
-        return gradual(backbone, pairs)
+        thaw = gradual(backbone, pairs)
     except ConfigError as error:
         raise ConfigError(*(f"model.{message}" for message in error.messages)) from error
+    starts = {parameter: step for pattern, step in pairs for parameter in fitting(backbone, pattern)}
+    parts = [model, loss] if isinstance(loss, nn.Module) else [model]
+    trained = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
+    if all(starts.get(parameter, 0) > 0 for parameter in trained):
+        problem = "nothing would be trained at the start"
+        raise ConfigError(explain("model.freeze", problem, "Leave something out, such as the head", value=entries))
+    return thaw
 
 
 def architecture_documents(model: nn.Module) -> dict[str, str]:

@@ -120,7 +120,7 @@ def build_training(
         total_steps=length.total_steps,
         steps_per_epoch=length.steps_per_epoch,
         cadence=replace(length.cadence, look=getattr(schedule, "every_steps", None)),
-        thaw=build_thaw(job, model, length.steps_per_epoch, length.total_steps),
+        thaw=build_thaw(job, model, loss, length.steps_per_epoch, length.total_steps),
         score=scoring(job, data.task, held_out),
         save=saving(outlets.submit, outlets.keep_findings, documents, data.encoded.fingerprint),
         autopsy=looking(outlets.keep_findings),
