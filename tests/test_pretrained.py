@@ -89,3 +89,16 @@ def test_a_key_that_its_config_does_not_have(folder: Path, tmp_path: Path, capsy
     told = capsys.readouterr().err
     assert told.startswith("model.config.hiden_dropout_prob: ")
     assert "hidden_dropout_prob" in told
+
+
+def test_a_language_model_that_sees_what_it_is_to_predict(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = job(folder, folder / "bert", tmp_path / "run", "task=causal_lm", "export.formats=[]")
+    assert main(["train", *wrong]) == 2
+    assert capsys.readouterr().err.startswith("model.path: sees the tokens that it is to predict. Name a GPT-2")
+    assert main(["train", *wrong, "+model.config.is_decoder=true", "train.duration=1"]) == 0
+    capsys.readouterr()
+    blind = job(folder, folder / "bert", tmp_path / "blind", "task=masked_lm", "+model.config.is_decoder=true")
+    assert main(["train", *blind]) == 2
+    assert capsys.readouterr().err.startswith("model.path: does not see what comes behind a masked token. Name a BERT")

@@ -71,7 +71,8 @@ def build_encoded(job: TrainJob, task: Task, *, fitted: bool) -> Encoded:
 
 
 def check_model(job: TrainJob, task: Task, encoded: Encoded, model: nn.Module) -> None:
-    """Raises ConfigError unless the model's forward takes what the batches hold."""
+    """Raises ConfigError unless the model's forward takes what the batches hold, and sees what the task lets it see."""
+    _check_causality(task, model)
     batching = batching_of(job, model)
     inputs = Batches(encoded.splits["train"], task, batching, job.seed)[MicroBatch(0, (0,))].inputs
     try:
@@ -84,6 +85,16 @@ def check_model(job: TrainJob, task: Task, encoded: Encoded, model: nn.Module) -
             value=batching,
         )
         raise ConfigError(message) from error
+
+
+def _check_causality(task: Task, model: nn.Module) -> None:
+    """That of models whose classes do not tell; of the others `trainer.config.pairing` knows before torch is loaded."""
+    wanted, causal = getattr(task, "causal", None), getattr(model, "causal", None)
+    if wanted is None or causal is None or wanted == causal:
+        return
+    problem = "sees the tokens that it is to predict" if wanted else "does not see what comes behind a masked token"
+    remedy = "Name a GPT-2, or use model=decoder" if wanted else "Name a BERT or its like, or use model=text_encoder"
+    raise ConfigError(explain("model.path", problem, remedy))
 
 
 def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:

@@ -54,6 +54,11 @@ def first_position(family: Family, config: Any) -> int:
     return int(config.pad_token_id) + 1 if family.after_padding else 0
 
 
+def is_causal(family: Family, config: Any) -> bool:
+    """Whether a token sees none of those after it."""
+    return family.causal or getattr(config, "is_decoder", False)
+
+
 def attention_masks(
     family: Family, config: Any, attention_mask: Tensor | None, sequence_ids: Tensor | None, dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor]:
@@ -72,8 +77,7 @@ def attention_masks(
     same = sequence[:, None, :, None] == sequence[:, None, None, :]
     place = torch.arange(sequence.shape[1], device=sequence.device)
     apart = place[:, None] - place
-    causal = family.causal or getattr(config, "is_decoder", False)
-    if causal:
+    if is_causal(family, config):
         allowed = same & (apart >= 0)
     elif attention_mask is None:
         allowed = same

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from trainer.errors import ConfigError, explain
 from trainer.model import library_folder
-from trainer.model.packed_attention import FAMILIES, Family, attention_masks, first_position, mask_as_taken
+from trainer.model.packed_attention import (
+    FAMILIES,
+    Family,
+    attention_masks,
+    first_position,
+    is_causal,
+    mask_as_taken,
+)
 from trainer.model.pooling import pool_samples, take_tokens
 from trainer.model.pretrained_config import read_config
 from trainer.model.pretrained_loading import (
@@ -78,6 +85,7 @@ class Pretrained(nn.Module):
     Attributes:
         architecture: JSON that makes the module again: `{"class": ..., "config": ...}`.
         packed: Whether packed rows give what padded ones do.
+        causal: Whether a token sees none of those after it; None where that is not known.
         cached: Whether it can read token by token, with `empty_cache` and `step`.
 
     Raises:
@@ -120,6 +128,7 @@ class Pretrained(nn.Module):
         self.cached = self.family is not None and self.family.causal and output_level == "token"
         # Of transformers' own making, so that it holds what the model has changed in it.
         self.config = whole.config
+        self.causal = None if self.family is None else is_causal(self.family, self.config)
         _check_fit(
             self.base, self.config, self.family, vocab_size, max_length, told=pretrained and architecture is None
         )
@@ -238,7 +247,7 @@ def _kind(config: Any) -> Kind:
     if family is None:
         problem = f"is a {config.model_type}, whose head of a language model is not known"
         raise ConfigError(explain("path", problem, f"Known are those of {', '.join(FAMILIES)}"))
-    return "AutoModelForCausalLM" if family.causal or getattr(config, "is_decoder", False) else "AutoModelForMaskedLM"
+    return "AutoModelForCausalLM" if is_causal(family, config) else "AutoModelForMaskedLM"
 
 
 def _lm_head(whole: nn.Module, family: Family | None) -> Chain:
