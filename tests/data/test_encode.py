@@ -106,7 +106,7 @@ def test_a_task_from_a_checkpoint_keeps_its_labels_and_vocabulary(make: Callable
     changed.load_state_dict(task.state_dict() | {"labels": ["fruit", "tool", "animal"]})
     relabelled = run((other, changed), tmp_path, fitted=True)
     assert relabelled.fingerprint != first.fingerprint
-    assert changed.classes.labels == ["fruit", "tool", "animal"]
+    assert changed.label.classes.labels == ["fruit", "tool", "animal"]
 
 
 def test_a_bad_row_is_named_and_nothing_is_kept(make: Callable[..., Any], tmp_path: Path) -> None:

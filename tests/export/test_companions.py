@@ -76,7 +76,7 @@ def test_golden_images_are_the_files_as_they_were(tmp_path: Path) -> None:
     Image.new("L", (4, 4), 9).save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
     task = ImageClassification(size=4, channels=1, resize="stretch", mean=[0.0], std=[1.0], augment={})
-    task.classes.learn(["a", "b"], at_least=2)
+    task.label.classes.learn(["a", "b"], at_least=2)
     samples = [{"image": {"bytes": None, "path": str(tmp_path / "a.png")}}, {"image": {"bytes": content, "path": None}}]
     stage = tmp_path / "stage"
     stage.mkdir()
@@ -94,9 +94,7 @@ class Shouting(ToyTask):
 
 
 def test_scripts_that_answer_otherwise_are_not_published(tmp_path: Path) -> None:
-    with pytest.raises(
-        ProofError, match=r"predict\.py: does not do what the task does: FAILED: input_ids: "
-    ):
+    with pytest.raises(ProofError, match=r"predict\.py: does not do what the task does: FAILED: input_ids: "):
         publish_toy(tmp_path, Shouting(), ["onnx"])
     assert not {"predict.py", "task.py"} & {path.name for path in tmp_path.iterdir()}
     assert (tmp_path / "model.onnx").is_file()

@@ -47,7 +47,7 @@ def encoded(made: TabularClassification) -> Dataset:
 def test_facts_are_of_the_training_split() -> None:
     made = fitted()
 
-    assert made.classes.labels == ["fruit", "tool"]
+    assert made.label.classes.labels == ["fruit", "tool"]
     assert made.facts() == {"num_features": 6, "num_outputs": 2, "class_counts": [3, 1], "num_train": 4}
 
 

@@ -40,7 +40,7 @@ def encoded(made: TextClassification, rows: Dataset | None = None) -> Dataset:
 def test_labels_and_their_counts_come_from_training() -> None:
     made = fitted()
 
-    assert made.classes.labels == ["fruit", "tool"]
+    assert made.label.classes.labels == ["fruit", "tool"]
     assert made.facts() == {
         "vocab_size": made.texts.tokenizer.get_vocab_size(),
         "num_outputs": 2,

@@ -6,14 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target
-from trainer.task.answers import class_answers
-from trainer.task.classes import Classes
 from trainer.task.fingerprint import fingerprint
 from trainer.task.images import Images
-from trainer.task.metrics import class_metrics
+from trainer.task.label import Label
 from trainer.task.mixing import Mixing, class_shares
 
 if TYPE_CHECKING:
@@ -61,7 +58,7 @@ class ImageClassification:
         self.images = Images(size, channels, resize, mean, std, augment)
         self.mixing = Mixing(augment)
         self.train_target: Target = "shares" if self.mixing else "class"
-        self.classes = Classes()
+        self.label = Label()
 
     def columns(self) -> tuple[str, ...]:
         return ("image", "label")
@@ -78,8 +75,7 @@ class ImageClassification:
         Raises:
             DataError: There are fewer than two labels, or the images have several sizes.
         """
-        labels = train.select_columns("label").iter(10_000)
-        self.classes.learn((label for batch in labels for label in batch["label"]), at_least=2)
+        self.label.learn(train)
         self.images.learn(train)
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:
@@ -88,14 +84,13 @@ class ImageClassification:
         Raises:
             RowError: A label was never seen in training, or an image cannot be decoded.
         """
-        classes = [self.classes.index(label, position) for position, label in enumerate(rows["label"])]
-        return {**self.encode_inputs(rows), "label": classes}
+        return {**self.encode_inputs(rows), "label": self.label.encode(rows["label"])}
 
     def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
         return self.images.encode(rows["image"])
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        self.classes.tell(encoded, "label")
+        self.label.tell(encoded)
         return self.images.check(encoded)
 
     def lengths(self, encoded: Dataset) -> None:
@@ -108,29 +103,28 @@ class ImageClassification:
     def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
         further = self.further(draws)
         inputs = self.images.inputs(rows, draws.of([*draws.ids, *further]))
-        classes = np.array(rows["label"], dtype=np.int64)
         count = len(draws.ids)
         if not further:
-            return Batch(inputs, torch.from_numpy(classes), count, tuple(draws.ids))
+            return Batch(inputs, self.label.target(rows["label"]), count, tuple(draws.ids))
         pixels = inputs["pixel_values"]
         mixed, shares = self.mixing.mix(pixels[:count], pixels[count:], draws)
-        target = class_shares(classes[:count], classes[count:], shares, len(self.classes.labels))
+        classes = np.array(rows["label"], dtype=np.int64)
+        target = class_shares(classes[:count], classes[count:], shares, len(self.label.classes.labels))
         return Batch({"pixel_values": mixed}, target, count, tuple(draws.ids))
 
     def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
         return self.images.inputs(encoded, None)
 
     def facts(self) -> dict[str, Any]:
-        facts = {**self.images.facts(), **self.classes.facts(), "num_train": sum(self.classes.counts)}
-        return {**facts, "train_target": self.train_target}
+        return {**self.images.facts(), **self.label.facts(), "train_target": self.train_target}
 
     def metrics(self) -> MetricCollection:
         """Accuracy and macro F1; of more than 5 classes also the share of targets among the 5 highest scores."""
         from torchmetrics import MetricCollection
         from torchmetrics.classification import MulticlassAccuracy
 
-        count = len(self.classes.labels)
-        metrics = class_metrics(count)
+        count = len(self.label.classes.labels)
+        metrics = self.label.metrics()
         if count <= _TOP:
             return metrics
         top = MulticlassAccuracy(count, top_k=_TOP, average="micro")
@@ -140,8 +134,7 @@ class ImageClassification:
     def answers(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
     ) -> list[dict[str, Any]]:
-        """For each row of logits (B, C): the `label` and its `probability`, and the `probabilities` of the best."""
-        return class_answers(output, self.classes.labels, top)
+        return self.label.answers(output, top)
 
     def axes(self) -> dict[str, dict[int, str]]:
         return self.images.axes()
@@ -153,11 +146,11 @@ class ImageClassification:
         return self.images.example(sizes, generator)
 
     def artifact_files(self) -> dict[str, str]:
-        return {**self.classes.artifact_files(), **self.images.artifact_files()}
+        return {**self.label.artifact_files(), **self.images.artifact_files()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.classes.state_dict(), "images": self.images.state_dict()}
+        return {**self.label.state_dict(), "images": self.images.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.classes.load_state_dict(state)
+        self.label.load_state_dict(state)
         self.images.load_state_dict(state["images"])

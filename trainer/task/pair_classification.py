@@ -11,10 +11,8 @@ import torch
 
 from trainer.errors import ConfigError, explain
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target
-from trainer.task.answers import class_answers
-from trainer.task.classes import Classes
 from trainer.task.fingerprint import fingerprint
-from trainer.task.metrics import class_metrics
+from trainer.task.label import Label
 from trainer.task.pairs import encode_pairs
 from trainer.task.texts import Texts
 from trainer.task.tokenization import unknown_id
@@ -56,7 +54,7 @@ class PairClassification:
             problem = "must be at least 5, three of them special tokens"
             raise ConfigError(explain("max_length", problem, value=max_length))
         self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
-        self.classes = Classes()
+        self.label = Label()
 
     def columns(self) -> tuple[str, ...]:
         return ("text", "text_pair", "label")
@@ -73,8 +71,7 @@ class PairClassification:
         Raises:
             DataError: There are fewer than two labels.
         """
-        labels = train.select_columns("label").iter(10_000)
-        self.classes.learn((label for batch in labels for label in batch["label"]), at_least=2)
+        self.label.learn(train)
         texts = train.select_columns(["text", "text_pair"]).iter(1_000)
         self.texts.learn(chain.from_iterable((batch["text"], batch["text_pair"]) for batch in texts))
 
@@ -89,8 +86,7 @@ class PairClassification:
         Raises:
             RowError: A label was never seen in training.
         """
-        classes = [self.classes.index(label, position) for position, label in enumerate(rows["label"])]
-        return {**self.encode_inputs(rows), "label": classes}
+        return {**self.encode_inputs(rows), "label": self.label.encode(rows["label"])}
 
     def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
         """Columns `input_ids`, `token_type_ids` where there are two types, `truncated`, `unknown`."""
@@ -107,36 +103,29 @@ class PairClassification:
         return columns
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        self.classes.tell(encoded, "label")
+        self.label.tell(encoded)
         return self.texts.check(encoded)
 
     def lengths(self, encoded: Dataset) -> np.ndarray:
         return self.texts.lengths(encoded)
 
     def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
-        target = torch.from_numpy(np.array(rows["label"], dtype=np.int64))
+        target = self.label.target(rows["label"])
         return Batch(self.inputs_of(rows, batching), target, len(target), tuple(draws.ids))
 
     def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
         return self.texts.pooled_inputs(encoded, batching)
 
     def facts(self) -> dict[str, Any]:
-        return {
-            **self.texts.facts(),
-            **self.classes.facts(),
-            "num_token_types": self.num_token_types,
-            "num_train": sum(self.classes.counts),
-        }
+        return {**self.texts.facts(), **self.label.facts(), "num_token_types": self.num_token_types}
 
     def metrics(self) -> MetricCollection:
-        """Accuracy, and F1 averaged over the classes so that rare ones count as much as frequent ones."""
-        return class_metrics(len(self.classes.labels))
+        return self.label.metrics()
 
     def answers(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
     ) -> list[dict[str, Any]]:
-        """For each row of logits (B, C): the `label` and its `probability`, and the `probabilities` of the best."""
-        return class_answers(output, self.classes.labels, top)
+        return self.label.answers(output, top)
 
     def axes(self) -> dict[str, dict[int, str]]:
         return self.texts.axes(*["token_type_ids"] * (self.num_token_types > 1))
@@ -154,11 +143,11 @@ class PairClassification:
         return inputs
 
     def artifact_files(self) -> dict[str, str]:
-        return {**self.classes.artifact_files(), **self.texts.artifact_files()}
+        return {**self.label.artifact_files(), **self.texts.artifact_files()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.classes.state_dict(), **self.texts.state_dict()}
+        return {**self.label.state_dict(), **self.texts.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.classes.load_state_dict(state)
+        self.label.load_state_dict(state)
         self.texts.load_state_dict(state)

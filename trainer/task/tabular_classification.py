@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target
-from trainer.task.answers import class_answers
-from trainer.task.classes import Classes
 from trainer.task.fingerprint import fingerprint
-from trainer.task.metrics import class_metrics
+from trainer.task.label import Label
 from trainer.task.table import Table
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
     from torch import Tensor
     from torchmetrics import MetricCollection
@@ -37,7 +33,7 @@ class TabularClassification:
 
     def __init__(self, *, max_categories: int) -> None:
         self.table = Table(max_categories)
-        self.classes = Classes()
+        self.label = Label()
 
     def columns(self) -> tuple[str, ...]:
         return ("features", "label")
@@ -54,8 +50,7 @@ class TabularClassification:
         Raises:
             DataError: There are fewer than two labels, or the columns cannot be used.
         """
-        labels = train.select_columns("label").iter(10_000)
-        self.classes.learn((label for batch in labels for label in batch["label"]), at_least=2)
+        self.label.learn(train)
         self.table.learn(train)
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:
@@ -64,8 +59,7 @@ class TabularClassification:
         Raises:
             RowError: A label was never seen in training, or a cell does not fit its column.
         """
-        classes = [self.classes.index(label, position) for position, label in enumerate(rows["label"])]
-        return {**self.encode_inputs(rows), "label": classes}
+        return {**self.encode_inputs(rows), "label": self.label.encode(rows["label"])}
 
     @property
     def numeric(self) -> dict[str, bool]:
@@ -76,31 +70,29 @@ class TabularClassification:
         return self.table.encode(rows["features"])
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        self.classes.tell(encoded, "label")
+        self.label.tell(encoded)
         return self.table.check(encoded)
 
     def lengths(self, encoded: Dataset) -> None:
         return None
 
     def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
-        target = torch.from_numpy(np.array(rows["label"], dtype=np.int64))
+        target = self.label.target(rows["label"])
         return Batch(self.inputs_of(rows, batching), target, len(target), tuple(draws.ids))
 
     def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
         return self.table.inputs(encoded)
 
     def facts(self) -> dict[str, Any]:
-        return {**self.table.facts(), **self.classes.facts(), "num_train": sum(self.classes.counts)}
+        return {**self.table.facts(), **self.label.facts()}
 
     def metrics(self) -> MetricCollection:
-        """Accuracy, and F1 averaged over the classes so that rare ones count as much as frequent ones."""
-        return class_metrics(len(self.classes.labels))
+        return self.label.metrics()
 
     def answers(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
     ) -> list[dict[str, Any]]:
-        """For each row of logits (B, C): the `label` and its `probability`, and the `probabilities` of the best."""
-        return class_answers(output, self.classes.labels, top)
+        return self.label.answers(output, top)
 
     def axes(self) -> dict[str, dict[int, str]]:
         return self.table.axes()
@@ -112,11 +104,11 @@ class TabularClassification:
         return self.table.example(sizes, generator)
 
     def artifact_files(self) -> dict[str, str]:
-        return {**self.classes.artifact_files(), **self.table.artifact_files()}
+        return {**self.label.artifact_files(), **self.table.artifact_files()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.classes.state_dict(), **self.table.state_dict()}
+        return {**self.label.state_dict(), **self.table.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.classes.load_state_dict(state)
+        self.label.load_state_dict(state)
         self.table.load_state_dict(state)

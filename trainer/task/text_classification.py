@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target
-from trainer.task.answers import class_answers
-from trainer.task.classes import Classes
 from trainer.task.fingerprint import fingerprint
-from trainer.task.metrics import class_metrics
+from trainer.task.label import Label
 from trainer.task.texts import Texts
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
     from torch import Tensor
     from torchmetrics import MetricCollection
@@ -40,7 +36,7 @@ class TextClassification:
 
     def __init__(self, *, max_length: int, vocab_size: int, tokenizer: str | None, lowercase: bool) -> None:
         self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
-        self.classes = Classes()
+        self.label = Label()
 
     def columns(self) -> tuple[str, ...]:
         return ("text", "label")
@@ -57,8 +53,7 @@ class TextClassification:
         Raises:
             DataError: There are fewer than two labels.
         """
-        labels = train.select_columns("label").iter(10_000)
-        self.classes.learn((label for batch in labels for label in batch["label"]), at_least=2)
+        self.label.learn(train)
         self.texts.learn(batch["text"] for batch in train.select_columns("text").iter(1_000))
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:
@@ -67,38 +62,35 @@ class TextClassification:
         Raises:
             RowError: A label was never seen in training.
         """
-        classes = [self.classes.index(label, position) for position, label in enumerate(rows["label"])]
-        return {**self.encode_inputs(rows), "label": classes}
+        return {**self.encode_inputs(rows), "label": self.label.encode(rows["label"])}
 
     def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
         return self.texts.encode(rows["text"])
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        self.classes.tell(encoded, "label")
+        self.label.tell(encoded)
         return self.texts.check(encoded)
 
     def lengths(self, encoded: Dataset) -> np.ndarray:
         return self.texts.lengths(encoded)
 
     def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
-        target = torch.from_numpy(np.array(rows["label"], dtype=np.int64))
+        target = self.label.target(rows["label"])
         return Batch(self.inputs_of(rows, batching), target, len(target), tuple(draws.ids))
 
     def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
         return self.texts.pooled_inputs(encoded, batching)
 
     def facts(self) -> dict[str, Any]:
-        return {**self.texts.facts(), **self.classes.facts(), "num_train": sum(self.classes.counts)}
+        return {**self.texts.facts(), **self.label.facts()}
 
     def metrics(self) -> MetricCollection:
-        """Accuracy, and F1 averaged over the classes so that rare ones count as much as frequent ones."""
-        return class_metrics(len(self.classes.labels))
+        return self.label.metrics()
 
     def answers(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
     ) -> list[dict[str, Any]]:
-        """For each row of logits (B, C): the `label` and its `probability`, and the `probabilities` of the best."""
-        return class_answers(output, self.classes.labels, top)
+        return self.label.answers(output, top)
 
     def axes(self) -> dict[str, dict[int, str]]:
         return self.texts.axes()
@@ -110,11 +102,11 @@ class TextClassification:
         return self.texts.example(sizes, generator)
 
     def artifact_files(self) -> dict[str, str]:
-        return {**self.classes.artifact_files(), **self.texts.artifact_files()}
+        return {**self.label.artifact_files(), **self.texts.artifact_files()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.classes.state_dict(), **self.texts.state_dict()}
+        return {**self.label.state_dict(), **self.texts.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.classes.load_state_dict(state)
+        self.label.load_state_dict(state)
         self.texts.load_state_dict(state)
