@@ -1,10 +1,12 @@
 """`trainer generate` on one small run: what it prints, what it writes, what it refuses."""
 
-import io
+import csv
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,20 @@ def generate(folder: Path, *overrides: str) -> int:
     return main(["generate", f"run={folder / 'lm'}", "device=cpu", *overrides])
 
 
+@pytest.fixture
+def stdin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], None]]:
+    """Makes standard input hold something."""
+    with ExitStack() as files:
+
+        def hold(content: bytes) -> None:
+            reading, writing = os.pipe()
+            os.write(writing, content)
+            os.close(writing)
+            monkeypatch.setattr(sys, "stdin", files.enter_context(os.fdopen(reading)))
+
+        yield hold
+
+
 def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
@@ -51,10 +67,10 @@ def test_goes_on_with_a_prompt(folder: Path, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("way", ["greedy", "beam", "sample", "beam_sample"])
 def test_several_lines_are_what_each_is_alone(
-    way: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    way: str, folder: Path, capsys: pytest.CaptureFixture[str], stdin: Callable[[bytes], None]
 ) -> None:
     prompts, more = ["apple", "cat dog horse", "pear"], [f"decode={way}", "decode.max_new_tokens=5", "output=-"]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(prompts) + "\n"))
+    stdin("\n".join(prompts).encode() + b"\n")
     assert generate(folder, *more) == 0
     together = capsys.readouterr().out
     alone = []
@@ -128,28 +144,50 @@ def test_where_the_model_can_read_no_more_the_text_ends(folder: Path, capsys: py
 
 
 def test_a_line_that_cannot_be_gone_on_from_does_not_stop_the_rest(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, capsys: pytest.CaptureFixture[str], stdin: Callable[[bytes], None]
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"apple\n\n{'pear ' * 20}\ncat\n"))
+    prompts = ["apple", "", "pear " * 20, "cat"]
+    path = folder / "broken.csv"
+    content = "\n".join(prompts).encode() + b"\nax\xffe\n"
+    stdin(content)
     assert generate(folder, "output=-", "prompt=-") == 6
     told = capsys.readouterr()
+    stdin(content)
+    assert generate(folder, f"output={path}", "prompt=-") == 6
 
-    assert [line["prompt"] for line in lines(told.out)] == ["apple", "cat"]
-    first, second, last = (line for line in told.err.splitlines() if not line.startswith("note"))
+    answers = lines(told.out)
+    assert [line["prompt"] for line in answers] == [*prompts, None]
+    first, second, third, last = (line for line in told.err.splitlines() if not line.startswith("note"))
+    assert [line.get("error") for line in answers] == [None, first, second, None, third]
     assert first == "line 2: has no token to go on from, got ''."
     assert second.startswith("line 3: has 20 tokens, and the model reads 16, the new ones included, got 'pear pear")
-    assert last == "2 of 4 lines could not be gone on from."
+    assert third.startswith("standard input, line 5: byte 0xff at offset 114 of the file is not UTF-8.")
+    assert last == "3 of 5 lines could not be gone on from."
+    with path.open(encoding="utf-8", newline="") as file:
+        assert [row["error"] for row in csv.DictReader(file)] == ["", first, second, "", third]
+
+
+def test_what_is_refused_leaves_the_output_as_it_was(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("precious\n", encoding="utf-8")
+
+    assert generate(folder, "prompt=", f"output={path}") == 2
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    assert path.read_text(encoding="utf-8") == "precious\n"
 
 
 @pytest.mark.parametrize(
     ("overrides", "code", "told"),
     [
         (["prompt=' '"], 2, "prompt: has no token to go on from, got ' '."),
+        (["prompt=a\udcffb"], 2, "prompt: is not UTF-8, got 'a\\udcffb'."),
+        (["prompt=apple", "decode=sample", f"decode.seed={1 << 64}"], 2, "decode.seed: must be at least 0 and below 2"),
         (["run=classes", "prompt=apple"], 2, "run: holds no causal language model"),
         (["run=nowhere", "prompt=apple"], 3, "run: "),
         (["prompt=apple", "checkpoint=step-7"], 3, "step-00000007: there is no such checkpoint"),
         (["prompt=apple", "backend=onnx"], 3, "export.formats=[onnx_cache]"),
-        (["prompt=apple", "output=no/such/folder"], 2, "output: cannot be written"),
+        (["prompt=apple", "output=no/such/texts.jsonl"], 2, "output: its folder is not there"),
+        (["prompt=apple", "output=texts.doc"], 2, "output: is of no known kind"),
     ],
 )
 def test_what_is_refused(
@@ -216,11 +254,11 @@ def exported(folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["greedy", "beam", "sample", "beam_sample"])
 def test_the_artifact_generates_the_same_texts(
-    way: str, exported: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    way: str, exported: Path, folder: Path, capsys: pytest.CaptureFixture[str], stdin: Callable[[bytes], None]
 ) -> None:
     found = []
     for backend in ("torch", "onnx"):
-        monkeypatch.setattr(sys, "stdin", io.StringIO("apple\ncat dog horse fox\npear plum\n"))
+        stdin(b"apple\ncat dog horse fox\npear plum\n")
         more = [f"decode={way}", f"backend={backend}", "explain=3", "decode.repetition_penalty=1.2", "output=-"]
         assert generate(folder, *more) == 0
         found.append(lines(capsys.readouterr().out))

@@ -29,7 +29,8 @@ def test_a_sound_configuration_has_no_fault() -> None:
 @pytest.mark.parametrize(
     ("changes", "start"),
     [
-        ({"seed": -1}, "seed: must not be negative, got -1"),
+        ({"seed": -1}, "seed: must be at least 0 and below 2 ** 64, got -1"),
+        ({"seed": 1 << 64}, "seed: must be at least 0 and below 2 ** 64, got 18446744073709551616"),
         ({"train__batch_size": 0}, "train.batch_size: must be at least 1, got 0"),
         ({"train__accumulate": 33}, "train.accumulate: must not be larger than train.batch_size (32)"),
         ({"train__max_grad_norm": 0.0}, "train.max_grad_norm: must be above 0, got 0.0"),

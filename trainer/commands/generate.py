@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.commands.folders import existing_run_folder, named_checkpoint
 from trainer.config.jobs import GenerateJob
 from trainer.config.signature import attribute
 from trainer.config.stored import job_from_text, load_stored_config
 from trainer.errors import CheckpointError, ConfigError, DataError, explain
+from trainer.predict.stdin import stdin_lines
+from trainer.predict.writing import Write, check_output, writing
 from trainer.report.console import open_console, table
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _SHOWN = 40  # characters of the text so far, in a row of the table
 
 
 def run(job: GenerateJob, config: dict[str, Any]) -> None:
-    """Goes on with each prompt and prints the texts, or writes one JSON object a line.
+    """Goes on with each prompt and prints the texts, or writes them with what is known of them.
 
     Prompts are gone on with one by one, each from the same seed: a text depends on nothing but its own prompt.
 
@@ -37,6 +38,9 @@ def run(job: GenerateJob, config: dict[str, Any]) -> None:
         ConfigError: The run has no causal language model, or the prompt cannot be gone on from.
         DataError: Lines of standard input could not be gone on from; the others were.
     """
+    output = None if job.output in (None, "-") else Path(str(job.output)).expanduser()
+    if output is not None:
+        check_output(output)
     folder = existing_run_folder(job.run)
     _check_language_model(folder)
     from trainer.commands.trained import load_trained
@@ -48,9 +52,10 @@ def run(job: GenerateJob, config: dict[str, Any]) -> None:
         weights=job.weights,
         device="cpu" if job.backend == "onnx" else job.device,
     )
-    with ExitStack() as closing:
-        output = _output(job.output, closing)
-        _write_all(job, trained, output)
+    with nullcontext(None) if job.output is None else writing(output) as write:
+        count, num_faults = _write_all(job, trained, write)
+    if num_faults:
+        raise DataError(f"{num_faults} of {count} lines could not be gone on from.")
 
 
 def _check_language_model(folder: Path) -> None:
@@ -61,7 +66,8 @@ def _check_language_model(folder: Path) -> None:
         raise ConfigError(explain("run", problem, "Train one: trainer train task=causal_lm", value=f"task {task}"))
 
 
-def _write_all(job: GenerateJob, trained: Trained, output: IO[str] | None) -> None:
+def _write_all(job: GenerateJob, trained: Trained, write: Write | None) -> tuple[int, int]:
+    """How many prompts there were, and how many of them could not be gone on from."""
     import torch
 
     from trainer.build.instantiate import make
@@ -70,17 +76,18 @@ def _write_all(job: GenerateJob, trained: Trained, output: IO[str] | None) -> No
 
     writer = _writer(job, trained)
     go_on = make("decode", job.decode)
-    faults: list[str] = []
+    number = num_faults = 0
     with torch.inference_mode(), Precision(job.precision, trained.device).autocast():
         for number, text in enumerate(_prompts(job.prompt), 1):
             try:
-                prompt = writer.prompt(text)
-            except PromptError as error:
+                prompt = writer.prompt(_readable(text))
+            except (DataError, PromptError) as error:
                 if job.prompt not in (None, "-"):
                     raise ConfigError(explain("prompt", str(error), value=text)) from error
-                faults.append(explain(f"line {number}", str(error), value=text))
-                print(faults[-1], file=sys.stderr, flush=True)
+                num_faults += 1
+                _write_fault(write, number, text, error)
                 continue
+            assert isinstance(text, str), "it was read"
             if unknown := writer.num_unknown(prompt):
                 problem = f"{unknown} of its {prompt.length} tokens are unknown to the model's vocabulary"
                 _tell(f"prompt {number}: {problem}")
@@ -92,9 +99,8 @@ def _write_all(job: GenerateJob, trained: Trained, output: IO[str] | None) -> No
                         f"{writer.max_length} tokens, the most that the model was trained to read (task.max_length)"
                     )
                     _tell(f"prompt {number}: its text ended at {problem}")
-                _write(output, text, written, steps)
-    if faults:
-        raise DataError(f"{len(faults)} of {number} lines could not be gone on from.")
+                _write(write, text, written, steps)
+    return number, num_faults
 
 
 def _writer(job: GenerateJob, trained: Trained) -> Writer:
@@ -130,28 +136,37 @@ def _onnx_reader(folder: Path) -> Any:
     return lambda: OnnxReader(session)
 
 
-def _prompts(given: str | None) -> Iterator[str]:
-    if given in (None, "-"):
-        yield from (line.rstrip("\r\n") for line in sys.stdin)
-    else:
+def _prompts(given: str | None) -> Iterator[str | DataError]:
+    """The prompts; in the place of a line that is not UTF-8 what is wrong with it."""
+    if given not in (None, "-"):
         yield str(given)
+        return
+    for line in stdin_lines():
+        if line is not None:
+            yield line if isinstance(line, DataError) else line.rstrip("\r")
 
 
-def _output(path: str | None, closing: ExitStack) -> IO[str] | None:
-    if path is None or path == "-":
-        return None if path is None else sys.stdout
-    try:
-        return closing.enter_context(open(path, "w", encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(explain("output", f"cannot be written ({error.strerror})", value=path)) from error
+def _readable(text: str | DataError) -> str:
+    if isinstance(text, DataError):
+        raise text
+    return text
 
 
 def _tell(note: str) -> None:
     print(f"note: {note}", file=sys.stderr, flush=True)
 
 
-def _write(output: IO[str] | None, prompt: str, written: Written, steps: Sequence[Step]) -> None:
-    if output is None:
+def _write_fault(write: Write | None, number: int, text: str | DataError, error: Exception) -> None:
+    """Tells what is wrong with a line; where answers are data, it stands in the answer's place."""
+    fault = str(error) if isinstance(text, DataError) else explain(f"line {number}", str(error), value=text)
+    print(fault, file=sys.stderr, flush=True)
+    if write is not None:
+        write({"prompt": None if isinstance(text, DataError) else text, "error": fault})
+        sys.stdout.flush()
+
+
+def _write(write: Write | None, prompt: str, written: Written, steps: Sequence[Step]) -> None:
+    if write is None:
         if steps:
             _show_steps(steps)
         print(written.text, flush=True)
@@ -159,7 +174,8 @@ def _write(output: IO[str] | None, prompt: str, written: Written, steps: Sequenc
     line = {"prompt": prompt, **asdict(written)} | ({"steps": [asdict(step) for step in steps]} if steps else {})
     if written.score is None:
         del line["score"]
-    print(json.dumps(line, ensure_ascii=False), file=output, flush=True)
+    write(line)
+    sys.stdout.flush()
 
 
 def _show_steps(steps: Sequence[Step]) -> None:

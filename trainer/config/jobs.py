@@ -132,7 +132,7 @@ class GenerateJob:
 
     run: str | None = key(None, "the run folder; null: the newest run")
     prompt: str | None = text(None, "what the text goes on from; null or -: each line of standard input")
-    output: str | None = key(None, "a file for one JSON object a line, -: standard output; null: the texts, to read")
+    output: str | None = key(None, "a file, .jsonl, .csv or .parquet; -: JSON lines on standard output; null: texts")
     explain: int | None = key(None, "so many best next tokens at each step, with their probabilities")
     backend: Literal["torch", "onnx"] = key("torch", "torch: a checkpoint; onnx: the run's artifact onnx_cache")
     checkpoint: str = key("best", "best, last or step-N")

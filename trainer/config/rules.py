@@ -21,6 +21,7 @@ _POSITIVE: _Bound = (lambda value: 0 < value < math.inf, "must be above 0")
 _NOT_NEGATIVE: _Bound = (lambda value: 0 <= value < math.inf, "must not be negative")
 _AT_LEAST_1: _Bound = (lambda value: value >= 1, "must be at least 1")
 _SHARE: _Bound = (lambda value: 0 <= value < 1, "must be at least 0 and below 1")
+_SEED: _Bound = (lambda value: 0 <= value < 1 << 64, "must be at least 0 and below 2 ** 64")
 
 
 def _is_amount(value: float) -> bool:
@@ -29,7 +30,7 @@ def _is_amount(value: float) -> bool:
 
 
 BOUNDS: dict[str, _Bound] = {
-    "seed": _NOT_NEGATIVE,
+    "seed": _SEED,
     "train.batch_size": _AT_LEAST_1,
     "train.accumulate": _AT_LEAST_1,
     "train.max_grad_norm": _POSITIVE,
@@ -79,7 +80,7 @@ BOUNDS: dict[str, _Bound] = {
     "decode.top_p": (lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
     "decode.repetition_penalty": _POSITIVE,
     "decode.no_repeat_ngram": _NOT_NEGATIVE,
-    "decode.seed": _NOT_NEGATIVE,
+    "decode.seed": _SEED,
 }
 
 

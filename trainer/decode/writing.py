@@ -76,8 +76,10 @@ class Writer:
         """The prompt of a text.
 
         Raises:
-            PromptError: It has no token, or so many that none can follow.
+            PromptError: It is no text, has no token, or so many that none can follow.
         """
+        if any("\ud800" <= sign <= "\udfff" for sign in text):  # what is not UTF-8 on a command line becomes these
+            raise PromptError("is not UTF-8")
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         if not ids:
             raise PromptError("has no token to go on from")
