@@ -312,6 +312,8 @@ def test_the_newest_run_and_weights_to_choose(run_of: Callable[[str], Path]) -> 
         (["input=x", "top=0"], 2, "top: must be at least 1"),
         (["input=empty.csv"], 6, "empty.csv: is empty"),
         (["input=images"], 2, "input: holds images, and the task reads text"),
+        (["input="], 6, "input: lacks a text"),
+        (["input=x", "neighbours=3", "corpus="], 2, "corpus: must be a file, got ''"),
     ],
 )
 def test_what_cannot_be_asked(

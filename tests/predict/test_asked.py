@@ -78,6 +78,7 @@ def test_a_line_as_each_role_reads_it(line: str, reading: Reading, values: Any, 
         ("one\t", PAIR, "rows.txt, line 1: lacks a text or a second text"),
         ("[1, ", WORDS, "rows.txt, line 1: expected a list of words in JSON, got 'broken JSON at column"),
         ("red", FEATURES, "rows.txt, line 1: expected an object with size, colour in JSON, got 'broken JSON"),
+        ('{"sise": 2}', FEATURES, "rows.txt, line 1: expected an object with size, colour in JSON, got {'sise': 2}"),
         ('{"size": "big"}', FEATURES, "rows.txt, line 1, column 'size': expected a number, got 'big'"),
     ],
 )

@@ -98,7 +98,8 @@ def _located(key: str, given: str | None) -> Path | str | None:
     """A file or folder that is there, else the text itself; None for standard input."""
     if given in (None, "-"):
         return None
-    assert given is not None
+    if not given:  # no path: that would be the working directory
+        return given
     path = Path(given).expanduser()
     try:
         there = path.exists()

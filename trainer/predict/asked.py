@@ -145,7 +145,7 @@ def _cells(line: str, spot: str, table: Table) -> Sequence[Any] | DataError:
         found = f"broken JSON at column {error.colno}: {error.msg}"
     if roles == ("words",) and isinstance(found, list):
         return [found]
-    if isinstance(found, dict):
+    if isinstance(found, dict) and not found.keys().isdisjoint(table.columns):
         return [found.get(name) for name in table.columns]
     wanted = "a list of words" if roles == ("words",) else f"an object with {', '.join(table.columns)}"
     return DataError(explain(spot, f"expected {wanted} in JSON", "Or name a file, such as a CSV", value=found))
