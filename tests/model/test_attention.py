@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.model.attention import Block, head_faults
+from trainer.model.attention import Block, stack_faults
 
 
 def block(dropout: float = 0.0, *, gelu: str = "none") -> Block:
@@ -104,6 +104,15 @@ def test_dropout_is_on_in_training_alone() -> None:
 
 
 def test_heads_divide_the_width() -> None:
-    assert head_faults(12, 4) == head_faults(1, 1) == []
-    assert head_faults(12, 5) == ["heads: must divide dim (12), got 5."]
-    assert head_faults(12, 0) == []
+    rest = {"depth": 1, "hidden": 8, "dropout": 0.0}
+    assert stack_faults(dim=12, heads=4, **rest) == stack_faults(dim=1, heads=1, **rest) == []
+    assert stack_faults(dim=12, heads=5, **rest) == ["heads: must divide dim (12), got 5."]
+
+
+def test_all_that_no_stack_can_be_made_of_is_told() -> None:
+    assert stack_faults(dim=12, depth=0, heads=0, hidden=-1, dropout=1.0) == [
+        "depth: must be at least 1, got 0.",
+        "heads: must be at least 1, got 0.",
+        "hidden: must be at least 1, got -1.",
+        "dropout: must be in [0, 1), got 1.0.",
+    ]

@@ -167,7 +167,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         vit(patch=5, dim=30, depth=0, dropout=1.0)
 
-    assert [message.split(":")[0] for message in caught.value.messages] == ["depth", "patch", "heads", "dropout"]
+    assert [message.split(":")[0] for message in caught.value.messages] == ["patch", "depth", "heads", "dropout"]
     with pytest.raises(ConfigError, match=r"patch: must be at least 1, got 0\."):
         vit(patch=0)
 

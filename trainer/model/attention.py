@@ -1,4 +1,4 @@
-"""The block that text models are stacks of."""
+"""The block that transformers are stacks of."""
 
 from typing import Literal
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.errors import explain
+from trainer.model.checks import dropout_faults, size_faults
 
 
 class Block(nn.Module):
@@ -79,6 +80,11 @@ class Block(nn.Module):
         return output
 
 
-def head_faults(dim: int, heads: int) -> list[str]:
-    """In range: a number of heads that divides `dim`; that it is at least 1 is another fault."""
-    return [explain("heads", f"must divide dim ({dim})", value=heads)] if heads >= 1 and dim % heads else []
+def stack_faults(*, dim: int, depth: int, heads: int, hidden: int, dropout: float) -> list[str]:
+    """In range: what a stack of `depth` blocks can be made of; a message for each value that is not."""
+    uneven = heads >= 1 and dim % heads
+    return [
+        *size_faults(dim=dim, depth=depth, heads=heads, hidden=hidden),
+        *([explain("heads", f"must divide dim ({dim})", value=heads)] if uneven else []),
+        *dropout_faults(dropout),
+    ]

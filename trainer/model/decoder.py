@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.errors import explain
-from trainer.model.attention import Block, head_faults
-from trainer.model.checks import dropout_faults, refuse, size_faults
+from trainer.model.attention import Block, stack_faults
+from trainer.model.checks import refuse
 from trainer.model.pooling import pool_samples, take_tokens
 
 Cache = tuple[Tensor, ...]
@@ -87,8 +87,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.tied = tie_embeddings and output_level == "token" and num_outputs is not None
-        faults = [*size_faults(dim=dim, depth=depth, heads=heads, hidden=hidden), *head_faults(dim, heads)]
-        faults += dropout_faults(dropout)
+        faults = stack_faults(dim=dim, depth=depth, heads=heads, hidden=hidden, dropout=dropout)
         if self.tied and num_outputs != vocab_size:
             problem = f"needs an output for each of the {vocab_size} tokens known, and there are {num_outputs} outputs"
             faults.append(explain("tie_embeddings", problem, "Set it to false", value=True))

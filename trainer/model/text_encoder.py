@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.model.attention import Block, head_faults
-from trainer.model.checks import dropout_faults, refuse, size_faults
+from trainer.model.attention import Block, stack_faults
+from trainer.model.checks import refuse
 from trainer.model.pooling import pool_samples, take_tokens
 
 
@@ -64,8 +64,7 @@ class TextEncoder(nn.Module):
         pooling: Literal["cls", "mean", "max", "last"],
     ) -> None:
         super().__init__()
-        sizes = size_faults(dim=dim, depth=depth, heads=heads, hidden=hidden)
-        refuse([*sizes, *head_faults(dim, heads), *dropout_faults(dropout)])
+        refuse(stack_faults(dim=dim, depth=depth, heads=heads, hidden=hidden, dropout=dropout))
         self.output_level = output_level
         self.pooling = pooling
         self.token_embedding = nn.Embedding(vocab_size, dim)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import explain
-from trainer.model.attention import Block, head_faults
-from trainer.model.checks import dropout_faults, refuse, size_faults
+from trainer.model.attention import Block, stack_faults
+from trainer.model.checks import refuse, size_faults
 
 
 class ViT(nn.Module):
@@ -55,14 +55,8 @@ class ViT(nn.Module):
         pooling: Literal["cls", "mean"],
     ) -> None:
         super().__init__()
-        refuse(
-            [
-                *size_faults(patch=patch, dim=dim, depth=depth, heads=heads, hidden=hidden),
-                *_patch_faults(image_size, patch),
-                *head_faults(dim, heads),
-                *dropout_faults(dropout),
-            ]
-        )
+        stack = stack_faults(dim=dim, depth=depth, heads=heads, hidden=hidden, dropout=dropout)
+        refuse([*size_faults(patch=patch), *_patch_faults(image_size, patch), *stack])
         height, width = image_size
         tokens = (height // patch) * (width // patch) + (pooling == "cls")
         self.patch_embedding = nn.Conv2d(image_channels, dim, kernel_size=patch, stride=patch)
