@@ -5,6 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.loss.sums import (
+    check_ignored_rows_are_left_out,
+    check_order_is_free,
+    check_parts_add_up,
+    logits_and_classes,
+    value_and_gradient,
+)
 from trainer.errors import ConfigError, RowError
 from trainer.loss.classification import (
     class_rows,
@@ -36,76 +43,46 @@ SUMS = {
 every_sum = pytest.mark.parametrize("loss", SUMS.values(), ids=SUMS)
 
 
-def logits_and_targets(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    logits = 4 * torch.randn(64, 5, generator=generator, dtype=torch.float64)
-    target = torch.randint(5, (64,), generator=generator)
-    target[::7] = -100
-    return logits.to(dtype), target
-
-
-def value_and_gradient(loss, logits, target):
-    scores = logits.clone().requires_grad_()
-    value = loss(scores, target)
-    value.backward()
-    return value.detach(), scores.grad
-
-
 @every_sum
 @settings(max_examples=20)
 @given(split=st.integers(0, 64))
 def test_micro_batches_add_up(loss, split):
-    logits, target = logits_and_targets()
-    whole, gradient = value_and_gradient(loss, logits, target)
-    first, second = (value_and_gradient(loss, logits[part], target[part]) for part in (slice(split), slice(split, 64)))
-    assert math.isclose(first[0] + second[0], whole, rel_tol=1e-13)
-    assert torch.allclose(torch.cat([first[1], second[1]]), gradient, rtol=1e-12, atol=1e-14)
-    counts = loss.num_targets(target[:split]) + loss.num_targets(target[split:])
-    assert torch.equal(counts, loss.num_targets(target))
+    check_parts_add_up(loss, *logits_and_classes(), split)
 
 
 @every_sum
 @settings(max_examples=20)
 @given(order=st.permutations(range(64)))
 def test_the_order_of_the_rows_does_not_matter(loss, order):
-    logits, target = logits_and_targets()
-    assert math.isclose(loss(logits[list(order)], target[list(order)]), loss(logits, target), rel_tol=1e-13)
+    check_order_is_free(loss, *logits_and_classes(), order)
 
 
 @every_sum
 @settings(max_examples=20)
 @given(kept=st.lists(st.booleans(), min_size=64, max_size=64))
 def test_ignoring_rows_is_leaving_them_out(loss, kept):
-    logits, target = logits_and_targets()
-    mask = torch.tensor(kept)
-    ignoring = target.masked_fill(~mask, -100)
-    value, gradient = value_and_gradient(loss, logits, ignoring)
-    expected, rows = value_and_gradient(loss, logits[mask], target[mask])
-    assert math.isclose(value, expected, rel_tol=1e-13)
-    assert torch.allclose(gradient[mask], rows, rtol=1e-12, atol=1e-14)
-    assert torch.equal(gradient[~mask], torch.zeros_like(gradient[~mask]))
-    assert torch.equal(loss.num_targets(ignoring), loss.num_targets(target[mask]))
+    check_ignored_rows_are_left_out(loss, *logits_and_classes(), kept)
 
 
 @every_sum
 @settings(max_examples=20)
 @given(shift=st.floats(-100, 100))
 def test_only_differences_of_logits_matter(loss, shift):
-    logits, target = logits_and_targets()
+    logits, target = logits_and_classes()
     assert math.isclose(loss(logits + shift, target), loss(logits, target), rel_tol=1e-11)
 
 
 @every_sum
 @pytest.mark.parametrize("shape", [(64,), (8, 8), (2, 4, 8), (64, 1)])
 def test_leading_axes_are_flattened(loss, shape):
-    logits, target = logits_and_targets()
+    logits, target = logits_and_classes()
     assert torch.equal(loss(logits.reshape(*shape, 5), target.reshape(shape)), loss(logits, target))
     assert torch.equal(loss.num_targets(target.reshape(shape)), loss.num_targets(target))
 
 
 @every_sum
 def test_one_row_without_an_axis(loss):
-    logits, target = logits_and_targets()
+    logits, target = logits_and_classes()
     assert torch.equal(loss(logits[1], target[1]), loss(logits[1:2], target[1:2]))
 
 
@@ -135,7 +112,7 @@ def test_saturated_logits_stay_finite(loss, dtype):
 @every_sum
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_mixed_precision_does_not_reach_it(loss, dtype):
-    logits, target = logits_and_targets(dtype)
+    logits, target = logits_and_classes(dtype=dtype)
     expected = loss(logits.float(), target)
     assert torch.equal(loss(logits, target), expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -181,7 +158,7 @@ def test_weights_of_another_number_of_classes(loss):
 
 
 def test_rows_that_are_ignored_are_zero_everywhere():
-    logits, target = logits_and_targets()
+    logits, target = logits_and_classes()
     rows = class_rows(logits, target, torch.tensor(WEIGHTS), 0.1, -100)
     assert [field.shape for field in rows[:3]] == [(64,)] * 3
     for field in rows[:3]:

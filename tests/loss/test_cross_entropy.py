@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.loss.sums import logits_and_classes
 from trainer.errors import ConfigError, RowError
 from trainer.loss.cross_entropy import CrossEntropy
 
@@ -11,19 +12,11 @@ COUNTS = [50, 30, 0, 15, 5]
 WEIGHTS = [0.5, 2.0, 1.0, 0.0, 3.5]
 
 
-def logits_and_targets(rows: int = 64, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    logits = 4 * torch.randn(rows, 5, generator=generator, dtype=torch.float64)
-    target = torch.randint(5, (rows,), generator=generator)
-    target[::7] = -100
-    return logits.to(dtype), target
-
-
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.9])
 @pytest.mark.parametrize("weight", [None, WEIGHTS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_value_and_gradient_are_torchs(dtype, weight, label_smoothing):
-    logits, target = logits_and_targets(dtype=dtype)
+    logits, target = logits_and_classes(dtype=dtype)
     loss = CrossEntropy(weight, label_smoothing, -100, COUNTS)
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
 
@@ -46,7 +39,7 @@ def test_value_and_gradient_are_torchs(dtype, weight, label_smoothing):
 
 
 def test_sum_over_number_of_targets_is_torchs_mean():
-    logits, target = logits_and_targets()
+    logits, target = logits_and_classes(dtype=torch.float32)
     loss = CrossEntropy(None, 0.1, -100)
     expected = F.cross_entropy(logits, target, label_smoothing=0.1)
     assert torch.allclose(loss(logits, target) / loss.num_targets(target), expected, rtol=1e-6, atol=0)
@@ -60,14 +53,14 @@ def test_number_of_targets_leaves_the_ignored_out():
 
 
 def test_a_class_may_be_the_ignored_one():
-    logits, target = logits_and_targets(dtype=torch.float64)
+    logits, target = logits_and_classes(dtype=torch.float64)
     padding = target.masked_fill(target == -100, 0)
     expected = F.cross_entropy(logits, padding, ignore_index=0, reduction="sum")
     assert math.isclose(CrossEntropy(None, 0.0, 0)(logits, padding).item(), expected.item(), rel_tol=1e-14)
 
 
 def test_gradient_in_float64():
-    logits, target = logits_and_targets(rows=9, dtype=torch.float64)
+    logits, target = logits_and_classes(rows=9, dtype=torch.float64)
     loss = CrossEntropy("auto", 0.1, -100, COUNTS)
     assert torch.autograd.gradcheck(lambda scores: loss(scores, target), logits.requires_grad_())
 
@@ -108,7 +101,7 @@ def shares_of(rows: int = 64, dtype: torch.dtype = torch.float64) -> torch.Tenso
 @pytest.mark.parametrize("weight", [None, WEIGHTS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_shares_are_torchs_probabilities(dtype, weight, label_smoothing):
-    logits, shares = logits_and_targets(dtype=dtype)[0], shares_of(dtype=dtype)
+    logits, shares = logits_and_classes(dtype=dtype)[0], shares_of(dtype=dtype)
     loss = CrossEntropy(weight, label_smoothing, -100, COUNTS)
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
 

@@ -6,20 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from tests.loss.sums import logits_and_classes
 from trainer.errors import ConfigError
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.loss.focal import Focal
 
 COUNTS = [50, 30, 0, 15, 5]
 ALPHA = [0.25, 1.0, 0.5, 0.0, 0.75]
-
-
-def logits_and_targets(rows: int = 64, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    logits = 4 * torch.randn(rows, 5, generator=generator, dtype=torch.float64)
-    target = torch.randint(5, (rows,), generator=generator)
-    target[::7] = -100
-    return logits.to(dtype), target
 
 
 def by_the_formula(logits, target, gamma, alpha, label_smoothing):
@@ -40,7 +33,7 @@ def by_the_formula(logits, target, gamma, alpha, label_smoothing):
 @pytest.mark.parametrize("alpha", [None, ALPHA])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
 def test_value_is_the_formulas(gamma, alpha, label_smoothing):
-    logits, target = logits_and_targets()
+    logits, target = logits_and_classes()
     value = Focal(gamma, alpha, label_smoothing, -100, COUNTS)(logits, target)
     expected = by_the_formula(logits, target, gamma, alpha or [1.0] * 5, label_smoothing)
     assert value.shape == ()
@@ -51,7 +44,7 @@ def test_value_is_the_formulas(gamma, alpha, label_smoothing):
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("alpha", [None, "auto", "effective_number", ALPHA])
 def test_gamma_zero_is_cross_entropy(alpha, label_smoothing, dtype):
-    logits, target = logits_and_targets(dtype=dtype)
+    logits, target = logits_and_classes(dtype=dtype)
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     value = Focal(0.0, alpha, label_smoothing, -100, COUNTS)(ours, target)
     expected = CrossEntropy(alpha, label_smoothing, -100, COUNTS)(theirs, target)
@@ -62,7 +55,7 @@ def test_gamma_zero_is_cross_entropy(alpha, label_smoothing, dtype):
 
 
 def test_one_factor_for_all_classes():
-    logits, target = logits_and_targets()
+    logits, target = logits_and_classes()
     expected = 0.25 * Focal(2.0, None, 0.1, -100)(logits, target)
     assert math.isclose(Focal(2.0, 0.25, 0.1, -100)(logits, target).item(), expected.item(), rel_tol=1e-14)
 
@@ -70,7 +63,7 @@ def test_one_factor_for_all_classes():
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("alpha", [None, "auto", ALPHA])
 def test_gamma_near_zero_is_near_cross_entropy(alpha, label_smoothing):
-    logits, target = logits_and_targets()
+    logits, target = logits_and_classes()
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     value = Focal(1e-13, alpha, label_smoothing, -100, COUNTS)(ours, target)
     expected = CrossEntropy(alpha, label_smoothing, -100, COUNTS)(theirs, target)
@@ -84,7 +77,7 @@ def test_gamma_near_zero_is_near_cross_entropy(alpha, label_smoothing):
 @pytest.mark.parametrize("alpha", [None, "auto", ALPHA])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_gradient_in_float64(gamma, alpha, label_smoothing):
-    logits, target = logits_and_targets(rows=9)
+    logits, target = logits_and_classes(rows=9)
     loss = Focal(gamma, alpha, label_smoothing, -100, COUNTS)
     assert torch.autograd.gradcheck(lambda scores: loss(scores, target), logits.requires_grad_())
 
@@ -112,7 +105,7 @@ def test_confident_rows_keep_their_digits_in_float32():
 
 @given(gamma=st.floats(0, 8), more=st.floats(0, 4))
 def test_a_larger_gamma_never_gives_a_larger_loss(gamma, more):
-    logits, target = logits_and_targets()
+    logits, target = logits_and_classes()
     smaller, larger = (Focal(g, None, 0.1, -100)(logits, target) for g in (gamma, gamma + more))
     assert larger <= smaller * (1 + 1e-12)
 
@@ -243,7 +236,7 @@ def test_label_smoothing_out_of_range():
 @pytest.mark.parametrize("alpha", [None, 0.5, ALPHA])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_the_loss_of_shares_is_the_mean_over_the_classes(gamma, alpha, label_smoothing):
-    logits = logits_and_targets(rows=12)[0]
+    logits = logits_and_classes(rows=12)[0]
     shares = torch.rand(logits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).softmax(dim=1)
     loss = Focal(gamma, alpha, label_smoothing, -100, COUNTS, train_target="shares")
     rows = zip(logits, shares, strict=True)
@@ -256,7 +249,7 @@ def test_the_loss_of_shares_is_the_mean_over_the_classes(gamma, alpha, label_smo
 
 
 def test_shares_of_one_class_are_that_class_in_float32_too():
-    logits, target = logits_and_targets(dtype=torch.float32)
+    logits, target = logits_and_classes(dtype=torch.float32)
     target = target.clamp_min(0)
     loss = Focal(0.5, None, 0.1, -100, COUNTS, train_target="shares")
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.loss.sums import check_ignored_rows_are_left_out, check_order_is_free, check_parts_add_up, value_and_gradient
 from trainer.errors import RowError
 from trainer.loss.asymmetric import Asymmetric
 from trainer.loss.binary_cross_entropy import BinaryCrossEntropy
@@ -41,47 +42,25 @@ def logits_and_targets(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor
     return logits.to(dtype), target
 
 
-def value_and_gradient(loss, logits, target):
-    scores = logits.clone().requires_grad_()
-    value = loss(scores, target)
-    value.backward()
-    return value.detach(), scores.grad
-
-
 @every_sum
 @settings(max_examples=20)
 @given(split=st.integers(0, 32))
 def test_micro_batches_add_up(loss, split):
-    logits, target = logits_and_targets()
-    whole, gradient = value_and_gradient(loss, logits, target)
-    first, second = (value_and_gradient(loss, logits[part], target[part]) for part in (slice(split), slice(split, 32)))
-    assert math.isclose(first[0] + second[0], whole, rel_tol=1e-13)
-    assert torch.allclose(torch.cat([first[1], second[1]]), gradient, rtol=1e-12, atol=1e-14)
-    counts = loss.num_targets(target[:split]) + loss.num_targets(target[split:])
-    assert torch.equal(counts, loss.num_targets(target))
+    check_parts_add_up(loss, *logits_and_targets(), split)
 
 
 @every_sum
 @settings(max_examples=20)
 @given(order=st.permutations(range(32)))
 def test_the_order_of_the_rows_does_not_matter(loss, order):
-    logits, target = logits_and_targets()
-    assert math.isclose(loss(logits[list(order)], target[list(order)]), loss(logits, target), rel_tol=1e-13)
+    check_order_is_free(loss, *logits_and_targets(), order)
 
 
 @every_sum
 @settings(max_examples=20)
 @given(kept=st.lists(st.booleans(), min_size=32, max_size=32))
 def test_ignoring_rows_is_leaving_them_out(loss, kept):
-    logits, target = logits_and_targets()
-    mask = torch.tensor(kept)
-    ignoring = target.masked_fill(~mask[:, None], -100)
-    value, gradient = value_and_gradient(loss, logits, ignoring)
-    expected, rows = value_and_gradient(loss, logits[mask], target[mask])
-    assert math.isclose(value, expected, rel_tol=1e-13)
-    assert torch.allclose(gradient[mask], rows, rtol=1e-12, atol=1e-14)
-    assert not gradient[~mask].any()
-    assert torch.equal(loss.num_targets(ignoring), loss.num_targets(target[mask]))
+    check_ignored_rows_are_left_out(loss, *logits_and_targets(), kept)
 
 
 @entries

@@ -5,20 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.loss.sums import logits_and_classes
 from trainer.errors import ConfigError
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.loss.poly import Poly
 
 COUNTS = [50, 30, 0, 15, 5]
 WEIGHTS = [0.5, 2.0, 1.0, 0.0, 3.5]
-
-
-def logits_and_targets(rows: int = 64, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(13)
-    logits = 4 * torch.randn(rows, 5, generator=generator, dtype=torch.float64)
-    target = torch.randint(5, (rows,), generator=generator)
-    target[::7] = -100
-    return logits.to(dtype), target
 
 
 def by_the_formula(logits, target, epsilon, weights, label_smoothing):
@@ -39,7 +32,7 @@ def by_the_formula(logits, target, epsilon, weights, label_smoothing):
 @pytest.mark.parametrize("weight", [None, WEIGHTS])
 @pytest.mark.parametrize("epsilon", [-1.0, 0.5, 1.0, 4.0])
 def test_value_is_the_formulas(epsilon, weight, label_smoothing):
-    logits, target = logits_and_targets()
+    logits, target = logits_and_classes()
     value = Poly(epsilon, weight, label_smoothing, -100, COUNTS)(logits, target)
     expected = by_the_formula(logits, target, epsilon, weight or [1.0] * 5, label_smoothing)
     assert value.shape == ()
@@ -50,7 +43,7 @@ def test_value_is_the_formulas(epsilon, weight, label_smoothing):
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weight", [None, "auto", WEIGHTS])
 def test_epsilon_zero_is_cross_entropy(weight, label_smoothing, dtype):
-    logits, target = logits_and_targets(dtype=dtype)
+    logits, target = logits_and_classes(dtype=dtype)
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     value = Poly(0.0, weight, label_smoothing, -100, COUNTS)(ours, target)
     expected = CrossEntropy(weight, label_smoothing, -100, COUNTS)(theirs, target)
@@ -64,7 +57,7 @@ def test_epsilon_zero_is_cross_entropy(weight, label_smoothing, dtype):
 @pytest.mark.parametrize("weight", [None, "auto", WEIGHTS])
 @pytest.mark.parametrize("epsilon", [-1.0, 1.0])
 def test_gradient_in_float64(epsilon, weight, label_smoothing):
-    logits, target = logits_and_targets(rows=9)
+    logits, target = logits_and_classes(rows=9)
     loss = Poly(epsilon, weight, label_smoothing, -100, COUNTS)
     assert torch.autograd.gradcheck(lambda scores: loss(scores, target), logits.requires_grad_())
 
@@ -78,7 +71,7 @@ def test_confident_rows_keep_their_digits_in_float32():
 
 @given(epsilon=st.floats(-1, 8), more=st.floats(0, 4))
 def test_a_larger_epsilon_never_gives_a_smaller_loss(epsilon, more):
-    logits, target = logits_and_targets()
+    logits, target = logits_and_classes()
     smaller, larger = (Poly(value, None, 0.1, -100)(logits, target) for value in (epsilon, epsilon + more))
     assert larger >= smaller * (1 - 1e-12)
 
@@ -98,7 +91,7 @@ def test_all_faults_come_together():
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weight", [None, WEIGHTS])
 def test_the_loss_of_shares_is_the_mean_over_the_classes(weight, label_smoothing):
-    logits = logits_and_targets()[0].double()
+    logits = logits_and_classes()[0].double()
     shares = torch.rand(logits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).softmax(dim=1)
     loss = Poly(2.0, weight, label_smoothing, -100, COUNTS)
     rows = zip(logits, shares, strict=True)

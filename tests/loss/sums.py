@@ -1,0 +1,66 @@
+"""What losses are tried on, and what holds of each that is a sum over its rows."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from trainer.protocols import Loss
+
+
+def logits_and_classes(rows: int = 64, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Logits (rows, 5) and classes, every seventh of them -100: ignored."""
+    generator = torch.Generator().manual_seed(5)
+    logits = 4 * torch.randn(rows, 5, generator=generator, dtype=torch.float64)
+    target = torch.randint(5, (rows,), generator=generator)
+    target[::7] = -100
+    return logits.to(dtype), target
+
+
+def outputs_and_values(rows: int = 24, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Outputs (rows, 3), and target values in float32."""
+    generator = torch.Generator().manual_seed(2)
+    output = 3 * torch.randn(rows, 3, generator=generator, dtype=torch.float64)
+    target = torch.randn(rows, 3, generator=generator, dtype=torch.float64)
+    return output.to(dtype), target.float()
+
+
+def value_and_gradient(
+    loss: Callable[[Tensor, Tensor], Tensor], output: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The loss, and its gradient with respect to the output."""
+    output = output.clone().requires_grad_()
+    value = loss(output, target)
+    value.backward()
+    assert output.grad is not None
+    return value.detach(), output.grad
+
+
+def check_parts_add_up(loss: Loss, output: Tensor, target: Tensor, split: int) -> None:
+    """Two micro-batches have the loss, the gradients and the count of the whole."""
+    whole, gradient = value_and_gradient(loss, output, target)
+    first = value_and_gradient(loss, output[:split], target[:split])
+    second = value_and_gradient(loss, output[split:], target[split:])
+    assert math.isclose(first[0] + second[0], whole, rel_tol=1e-13)
+    assert torch.allclose(torch.cat([first[1], second[1]]), gradient, rtol=1e-12, atol=1e-14)
+    counts = loss.num_targets(target[:split]) + loss.num_targets(target[split:])
+    assert torch.equal(counts, loss.num_targets(target))
+
+
+def check_order_is_free(loss: Loss, output: Tensor, target: Tensor, order: Sequence[int]) -> None:
+    """The order of the rows does not matter."""
+    assert math.isclose(loss(output[list(order)], target[list(order)]), loss(output, target), rel_tol=1e-13)
+
+
+def check_ignored_rows_are_left_out(loss: Loss, output: Tensor, target: Tensor, kept: Sequence[bool]) -> None:
+    """A row of -100 has no part in the loss, the gradients and the count."""
+    mask = torch.tensor(kept)
+    ignoring = target.clone()
+    ignoring[~mask] = -100
+    value, gradient = value_and_gradient(loss, output, ignoring)
+    expected, rows = value_and_gradient(loss, output[mask], target[mask])
+    assert math.isclose(value, expected, rel_tol=1e-13)
+    assert torch.allclose(gradient[mask], rows, rtol=1e-12, atol=1e-14)
+    assert not gradient[~mask].any()
+    assert torch.equal(loss.num_targets(ignoring), loss.num_targets(target[mask]))
