@@ -19,8 +19,9 @@ TASKS = {
     "values": [["task=regression"]],
     "views": [[f"task=sentence_embedding task.supervision={how}"] for how in ("none", "pairs", "triplets")],
     "similarity": [["task=sentence_embedding task.supervision=scored"]],
+    "shares": [],
 }
-"""The tasks over texts of each kind of target."""
+"""The tasks over texts of each kind of target; images alone have shares, which `test_resume_parts` trains on."""
 
 OWN = {
     "kl_distillation": ["loss.teacher=teacher"],
@@ -35,7 +36,7 @@ def kinds(loss: str) -> tuple[str, ...]:
     return found
 
 
-JOBS = [(loss, *task) for loss in LOSSES for kind in kinds(loss) for task in TASKS[kind] or [[]]]
+JOBS = [(loss, *task) for loss in LOSSES for kind in kinds(loss) for task in TASKS[kind]]
 
 
 @pytest.fixture(scope="module")
