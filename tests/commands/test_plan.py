@@ -113,6 +113,15 @@ def test_the_screen_and_the_depth(folder: Path, capsys: pytest.CaptureFixture[st
     assert not (folder / "runs").exists()
 
 
+def test_micro_batches_that_are_not_of_one_size(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    uneven = [*write_data(folder), "train.accumulate=3", "train.duration=1"]
+    assert main(["plan", *TINY, *uneven, "trial=false"]) == 0
+    assert "8 samples = 3 x at most 3" in capfd.readouterr().out
+    assert train(folder / "uneven", *uneven) == 0
+    told = "a step is 8 samples = 3 micro-batches of at most 3;"
+    assert told in (folder / "uneven/trainer.log").read_text(encoding="utf-8")
+
+
 def test_images_have_no_tokens(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lengths = ["train.duration=2", "loader.limit=40", "task.augment.mixup=0.2", "device=cpu"]
     assert main(["plan", "experiment=digits", "json=true", *lengths]) == 0

@@ -16,9 +16,10 @@ logger = logging.getLogger(__name__)
 def announce_start(job: TrainJob, training: Training, first: bool) -> None:
     """What a step is, and where the run runs; `first` where nothing of it has been told before."""
     run, state = training.run, training.state
-    micro_batch = -(-job.train.batch_size // job.train.accumulate)
+    size, uneven = divmod(job.train.batch_size, job.train.accumulate)
+    micro_batch = f"at most {size + 1}" if uneven else str(size)
     logger.info(
-        "a step is %d samples = %d micro-batch%s of %d; %d steps an epoch, %d in all; %s, %s, %d parameters",
+        "a step is %d samples = %d micro-batch%s of %s; %d steps an epoch, %d in all; %s, %s, %d parameters",
         *(job.train.batch_size, job.train.accumulate, "" if job.train.accumulate == 1 else "es", micro_batch),
         *(run.steps_per_epoch, run.total_steps, run.device, job.precision),
         sum(parameter.numel() for parameter in run.model.parameters()),

@@ -95,8 +95,9 @@ def _share(name: str, value: Any) -> Any:
 def _steps(document: Mapping[str, Any]) -> list[list[Any]]:
     step = document
     every, times = step["every"], step["times"]
+    exactly = "" if step["accumulate"] * step["micro_batch"] == step["batch_size"] else "at most "
     return [
-        ["a step", f"{step['batch_size']} samples = {step['accumulate']} x {step['micro_batch']}"],
+        ["a step", f"{step['batch_size']} samples = {step['accumulate']} x {exactly}{step['micro_batch']}"],
         ["an epoch", f"{step['steps_per_epoch']} steps, the last of {step['last_batch_of_epoch']} samples"],
         ["the run", f"{step['total_steps']} steps = {step['epochs']:g} epochs, {step['samples']} samples"],
         *([name, f"every {every[name]} steps, {times[name]} times"] for name in every),
