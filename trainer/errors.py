@@ -56,6 +56,13 @@ class Interrupted(TrainerError):  # noqa: N818  it is not an error: the run goes
     exit_code = 75
 
 
+def refuse(*faults: str | None) -> None:
+    """Raises one ConfigError with all `faults` that there are."""
+    found = [fault for fault in faults if fault is not None]
+    if found:
+        raise ConfigError(*found)
+
+
 def explain(key: str, problem: str, remedy: str = "", *, value: Any = _ABSENT) -> str:
     """One message in the house's form: `<key>: <problem>, got <value>. <remedy>`.
 

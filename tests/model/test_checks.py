@@ -2,8 +2,7 @@ import math
 
 import pytest
 
-from trainer.errors import ConfigError
-from trainer.model.checks import dropout_faults, image_faults, refuse, size_faults, width_faults
+from trainer.model.checks import dropout_faults, image_faults, size_faults, width_faults
 
 
 def test_in_range() -> None:
@@ -28,11 +27,3 @@ def test_out_of_range() -> None:
 @pytest.mark.parametrize("dropout", [-0.1, 1, 1.5, math.nan, math.inf])
 def test_no_dropout(dropout: float) -> None:
     assert dropout_faults(dropout) == [f"dropout: must be in [0, 1), got {dropout!r}."]
-
-
-def test_all_faults_are_raised_together() -> None:
-    refuse([])
-    with pytest.raises(ConfigError) as caught:
-        refuse(["first", "second"])
-
-    assert caught.value.messages == ("first", "second")

@@ -2,7 +2,6 @@ import math
 
 import pytest
 
-from trainer.errors import ConfigError
 from trainer.optimizer import checks
 
 
@@ -20,10 +19,3 @@ def test_the_ends_of_a_range(check, inside, outside):
     for value in outside:
         assert check("x", value).startswith("x: must be ")
         assert check("x", value).endswith(f", got {value!r}.")
-
-
-def test_all_problems_come_together():
-    checks.refuse(None, None)
-    with pytest.raises(ConfigError) as caught:
-        checks.refuse(None, "a: is wrong.", None, "b: too.")
-    assert caught.value.messages == ("a: is wrong.", "b: too.")

@@ -1,7 +1,6 @@
 import pytest
 
-from trainer.errors import ConfigError
-from trainer.scheduler.checks import at_least, positive, refuse, share, shrinking
+from trainer.scheduler.checks import at_least, positive, share, shrinking
 
 NAN, INF = float("nan"), float("inf")
 
@@ -20,11 +19,3 @@ def test_ranges(check, inside, outside):
     for value in outside:
         assert check("key", value).startswith("key: must be ")
         assert f"got {value!r}" in check("key", value)
-
-
-def test_all_that_is_wrong_is_said_together():
-    refuse()
-    refuse(None, None)
-    with pytest.raises(ConfigError) as caught:
-        refuse("a: bad.", None, "b: bad.")
-    assert caught.value.messages == ("a: bad.", "b: bad.")

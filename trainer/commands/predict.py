@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.commands.folders import existing_run_folder
 from trainer.config.jobs import PredictJob
-from trainer.errors import CheckpointError, ConfigError, DataError, explain
+from trainer.errors import CheckpointError, ConfigError, DataError, explain, refuse
 from trainer.predict.asked import Reading, is_readable, known_kinds, rows_of
 from trainer.predict.writing import check_output, writing
 
@@ -79,8 +79,7 @@ def _checked(job: PredictJob) -> tuple[Path | str | None, Path | None, Path | No
             faults += error.messages
         if isinstance(given, Path) and output.exists() and output.resolve() == given.resolve():
             faults.append(explain("output", "is the input", "Name another file", value=job.output))
-    if faults:
-        raise ConfigError(*faults)
+    refuse(*faults)
     return given, corpus if isinstance(corpus, Path) else None, output
 
 

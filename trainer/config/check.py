@@ -8,7 +8,7 @@ from typing import Any
 from trainer.config import jobs, pairing, rules, schema
 from trainer.config.keys import Keys
 from trainer.config.parts import part_faults, value_faults
-from trainer.errors import ConfigError, explain
+from trainer.errors import explain, refuse
 
 
 def faults(config: Mapping[str, Any], keys: Keys) -> list[str]:
@@ -46,8 +46,7 @@ def checked_job(config: Mapping[str, Any], keys: Keys, stored_overrides: tuple[t
     Raises:
         ConfigError: All that is wrong with it.
     """
-    if found := faults(config, keys):
-        raise ConfigError(*dict.fromkeys(found))
+    refuse(*dict.fromkeys(faults(config, keys)))
     sections = schema.sections(keys.kind)
     values = {name: sections[name](**config[name]) if name in sections else config[name] for name in config}
     if jobs.stored_sections(keys.kind):

@@ -21,7 +21,7 @@ from trainer.config.request import Request, read_request
 from trainer.config.resume import resumed
 from trainer.config.stored import load_stored_config, with_overrides
 from trainer.config.trust import trusted
-from trainer.errors import CheckpointError, ConfigError, DataError, explain
+from trainer.errors import CheckpointError, ConfigError, DataError, explain, refuse
 
 _Item = TypeVar("_Item")
 
@@ -56,8 +56,7 @@ class Plan:
             ConfigError: All that is wrong with it.
         """
         values, unresolved = plain(config)
-        if unresolved:
-            raise ConfigError(*unresolved)
+        refuse(*unresolved)
         values = without_replaced(values, choices, self.request.given.paths(), self.request.catalogue)
         if run_dir is not None and isinstance(values.get("run"), dict) and values["run"].get("dir") is None:
             values["run"]["dir"] = run_dir
@@ -111,8 +110,7 @@ def check_command(verb: str, argv: Sequence[str]) -> Plan:
 
 
 def _unless(found: Sequence[str], plan: Plan) -> Plan:
-    if found:
-        raise ConfigError(*dict.fromkeys(found))
+    refuse(*dict.fromkeys(found))
     return plan
 
 

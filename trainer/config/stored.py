@@ -18,7 +18,7 @@ from trainer.config.compose import as_written, set_value
 from trainer.config.keys import Keys, is_known
 from trainer.config.parts import completed
 from trainer.config.trust import trusted
-from trainer.errors import CheckpointError, ConfigError, explain
+from trainer.errors import CheckpointError, explain, refuse
 
 FILE = "config.yaml"
 _GROUPS = schema.groups(jobs.TrainJob)
@@ -89,8 +89,7 @@ def with_overrides(config: Mapping[str, Any], pairs: Sequence[tuple[str, Any]]) 
         ConfigError: It has no such key.
     """
     keys = keys_of(config)
-    if unknown := [keys.unknown(path, value) for path, value in pairs if not is_known(config, path)]:
-        raise ConfigError(*unknown)
+    refuse(*(keys.unknown(path, value) for path, value in pairs if not is_known(config, path)))
     changed = OmegaConf.create(dict(config))
     for path, value in pairs:
         set_value(changed, path, value)

@@ -17,7 +17,7 @@ from trainer.data.images import png
 from trainer.data.located import fingerprint_of, located
 from trainer.data.rows import place, row_id
 from trainer.data.splits import Division, Sample, key_for, read_splits, stored, write_splits
-from trainer.errors import ConfigError, DataError, explain
+from trainer.errors import DataError, explain, refuse
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -71,8 +71,7 @@ class Idx:
             faults.append(explain("folder", "is needed, or data.train.images and data.train.labels", value=None))
         if folder is not None and any(file is not None for files in named.values() for file in files.values()):
             faults.append(explain("folder", "must be null where files are named", value=folder))
-        if faults:
-            raise ConfigError(*faults)
+        refuse(*faults)
         self._folder = folder
         self._named = {name: files if files["images"] is not None else None for name, files in named.items()}
         self._split = split

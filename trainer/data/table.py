@@ -11,7 +11,7 @@ from typing import Any
 from trainer.data.cells import NOUNS, REMEDIES, converter, is_number, key_of, number, shown
 from trainer.data.rows import as_text, place
 from trainer.data.splits import Sample
-from trainer.errors import ConfigError, DataError, explain, nearest
+from trainer.errors import DataError, explain, nearest, refuse
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,8 +37,7 @@ def check_columns(columns: Columns, roles: Sequence[str]) -> None:
             faults.append(explain(f"columns.{role}", "must be one column", value=name))
         elif name is not None and (not name or (not isinstance(name, str) and len(set(name)) < len(name))):
             faults.append(explain(f"columns.{role}", "must be a column or a list of different ones", value=name))
-    if faults:
-        raise ConfigError(*faults)
+    refuse(*faults)
 
 
 @dataclass(frozen=True)

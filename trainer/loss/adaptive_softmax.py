@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import explain, refuse
 from trainer.loss.classification import count_targets
 from trainer.loss.features import counts_of_classes, feature_rows
 from trainer.targets import check_classes
@@ -108,5 +108,4 @@ def _check(in_features: int, cutoffs: list[int], div_value: float, num_classes: 
     elif in_features >= 1 and in_features < div_value ** len(cutoffs):
         problem = f"leaves the last of {len(cutoffs)} clusters no feature of {in_features}"
         messages.append(explain("div_value", problem, "Use a smaller one, or fewer cutoffs", value=div_value))
-    if messages:
-        raise ConfigError(*messages)
+    refuse(*messages)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.errors import explain
-from trainer.loss.classification import count_targets, not_negative_faults, refuse
+from trainer.errors import explain, refuse
+from trainer.loss.classification import count_targets, not_negative_faults
 from trainer.loss.multilabel import ignore_index_faults, label_entries
 from trainer.targets import check_multi_hot
 
@@ -51,11 +51,9 @@ class Asymmetric(nn.Module):
         super().__init__()
         in_range = 0 <= clip < 1
         refuse(
-            [
-                *not_negative_faults(gamma_negative=gamma_negative, gamma_positive=gamma_positive),
-                *([] if in_range else [explain("clip", "must be at least 0 and below 1", value=clip)]),
-                *ignore_index_faults(ignore_index),
-            ]
+            *not_negative_faults(gamma_negative=gamma_negative, gamma_positive=gamma_positive),
+            *([] if in_range else [explain("clip", "must be at least 0 and below 1", value=clip)]),
+            *ignore_index_faults(ignore_index),
         )
         self.gamma_negative = gamma_negative
         self.gamma_positive = gamma_positive

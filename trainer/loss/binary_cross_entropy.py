@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.errors import explain
+from trainer.errors import explain, refuse
 from trainer.loss.classification import (
     count_targets,
     label_smoothing_faults,
     num_classes_of,
-    refuse,
 )
 from trainer.loss.multilabel import ignore_index_faults, label_entries, positive_weights, smoothed
 from trainer.targets import check_multi_hot
@@ -55,11 +54,9 @@ class BinaryCrossEntropy(nn.Module):
         self.num_labels = num_classes_of(class_counts, num_outputs)
         counted = class_counts is not None and num_train is not None
         refuse(
-            [
-                *_pos_weight_faults(pos_weight, self.num_labels, counted),
-                *label_smoothing_faults(label_smoothing),
-                *ignore_index_faults(ignore_index),
-            ]
+            *_pos_weight_faults(pos_weight, self.num_labels, counted),
+            *label_smoothing_faults(label_smoothing),
+            *ignore_index_faults(ignore_index),
         )
         if pos_weight == "auto" and class_counts is not None and num_train is not None:
             pos_weight = positive_weights(class_counts, num_train)

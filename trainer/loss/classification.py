@@ -43,7 +43,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import explain
 from trainer.loss.surprise import surprise_and_spread
 from trainer.targets import check_classes, check_shares
 
@@ -229,9 +229,3 @@ def not_negative_faults(**values: float) -> list[str]:
         for name, value in values.items()
         if not 0 <= value < math.inf
     ]
-
-
-def refuse(faults: Sequence[str]) -> None:
-    """Raises ConfigError with all faults, if there are any."""
-    if faults:
-        raise ConfigError(*faults)

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from trainer.errors import refuse
 from trainer.loss.classification import (
     check_class_targets,
     class_rows,
@@ -14,7 +15,6 @@ from trainer.loss.classification import (
     count_rows,
     label_smoothing_faults,
     num_classes_of,
-    refuse,
     weight_faults,
 )
 
@@ -51,10 +51,8 @@ class CrossEntropy(nn.Module):
         super().__init__()
         self.num_classes = num_classes_of(class_counts, num_outputs)
         refuse(
-            [
-                *weight_faults("weight", weight, class_counts, self.num_classes, largest=math.inf),
-                *label_smoothing_faults(label_smoothing),
-            ]
+            *weight_faults("weight", weight, class_counts, self.num_classes, largest=math.inf),
+            *label_smoothing_faults(label_smoothing),
         )
         self.register_buffer("weight", class_weights(weight, class_counts), persistent=False)
         self.label_smoothing = label_smoothing

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import explain
-from trainer.loss.classification import at_least_float32, count_targets, flatten, refuse
+from trainer.errors import explain, refuse
+from trainer.loss.classification import at_least_float32, count_targets, flatten
 from trainer.loss.multilabel import ignore_index_faults, label_entries
 from trainer.targets import check_classes, check_multi_hot
 
@@ -59,7 +59,7 @@ class Dice(nn.Module):
             faults.append(explain("smooth", "must be finite and above 0", value=smooth))
         if per not in _AXES:
             faults.append(explain("per", f"must be one of {', '.join(_AXES)}", value=per))
-        refuse(faults)
+        refuse(*faults)
         self.smooth = smooth
         self.per = per
         self.ignore_index = ignore_index
@@ -97,5 +97,5 @@ class Dice(nn.Module):
         if not target.is_floating_point():
             check_classes(target, self.num_outputs, self.ignore_index)
             return
-        refuse(ignore_index_faults(self.ignore_index))
+        refuse(*ignore_index_faults(self.ignore_index))
         check_multi_hot(target, self.num_outputs, self.ignore_index)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, explain, refuse
 from trainer.loss.classification import (
     check_class_targets,
     class_rows,
@@ -18,7 +18,6 @@ from trainer.loss.classification import (
     label_smoothing_faults,
     not_negative_faults,
     num_classes_of,
-    refuse,
     weight_faults,
 )
 from trainer.loss.multilabel import ignore_index_faults, label_entries, positive_shares, smoothed
@@ -79,10 +78,10 @@ class Focal(nn.Module):
         faults = [*not_negative_faults(gamma=gamma), *label_smoothing_faults(label_smoothing)]
         if isinstance(alpha, int | float):
             faults += [] if 0 <= alpha <= 1 else [explain("alpha", "must be between 0 and 1", value=alpha)]
-            refuse(faults)
+            refuse(*faults)
             self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float32), persistent=False)
         else:
-            refuse([*faults, *weight_faults("alpha", alpha, class_counts, self.num_classes, largest=1.0)])
+            refuse(*faults, *weight_faults("alpha", alpha, class_counts, self.num_classes, largest=1.0))
             self.register_buffer("alpha", class_weights(alpha, class_counts), persistent=False)
         self.register_buffer("label_alpha", self._positive_share(alpha, class_counts, num_train), persistent=False)
         self.gamma = gamma
@@ -146,7 +145,7 @@ class Focal(nn.Module):
         if not self._has_labels(target):
             check_class_targets(target, self.num_classes, self.ignore_index)
             return
-        refuse(ignore_index_faults(self.ignore_index))
+        refuse(*ignore_index_faults(self.ignore_index))
         if self.label_alpha is None:
             problem = "the balance of labels needs a task that counts its training samples"
             raise ConfigError(explain("alpha", problem, "Use alpha=null"))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import explain, refuse
 from trainer.loss.classification import at_least_float32, count_targets, flatten
 from trainer.targets import check_classes
 
@@ -58,8 +58,7 @@ class KlDistillation(nn.Module):
             messages.append(explain("weight", "must be between 0 and 1", value=weight))
         if teacher_model is None:
             messages.append(explain("teacher", "no model was loaded from it", "Name a run folder", value=teacher))
-        if messages:
-            raise ConfigError(*messages)
+        refuse(*messages)
         self.temperature = temperature
         self.weight = weight
         self.ignore_index = ignore_index

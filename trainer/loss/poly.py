@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import explain
+from trainer.errors import explain, refuse
 from trainer.loss.classification import (
     check_class_targets,
     class_rows,
@@ -16,7 +16,6 @@ from trainer.loss.classification import (
     count_rows,
     label_smoothing_faults,
     num_classes_of,
-    refuse,
     weight_faults,
 )
 
@@ -58,11 +57,9 @@ class Poly(nn.Module):
         self.num_classes = num_classes_of(class_counts, num_outputs)
         in_range = -1 <= epsilon < math.inf
         refuse(
-            [
-                *([] if in_range else [explain("epsilon", "must be finite and at least -1", value=epsilon)]),
-                *weight_faults("weight", weight, class_counts, self.num_classes, largest=math.inf),
-                *label_smoothing_faults(label_smoothing),
-            ]
+            *([] if in_range else [explain("epsilon", "must be finite and at least -1", value=epsilon)]),
+            *weight_faults("weight", weight, class_counts, self.num_classes, largest=math.inf),
+            *label_smoothing_faults(label_smoothing),
         )
         self.register_buffer("weight", class_weights(weight, class_counts), persistent=False)
         self.epsilon = epsilon

@@ -2,13 +2,7 @@
 
 from collections.abc import Sequence
 
-from trainer.errors import ConfigError, explain
-
-
-def refuse(faults: Sequence[str]) -> None:
-    """Raises one ConfigError with all `faults` that there are."""
-    if faults:
-        raise ConfigError(*faults)
+from trainer.errors import explain
 
 
 def size_faults(**sizes: int) -> list[str]:

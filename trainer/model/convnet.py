@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from trainer.model.checks import image_faults, refuse, width_faults
+from trainer.errors import refuse
+from trainer.model.checks import image_faults, width_faults
 
 
 class ConvNet(nn.Module):
@@ -42,10 +43,8 @@ class ConvNet(nn.Module):
     ) -> None:
         super().__init__()
         refuse(
-            [
-                *width_faults(channels=channels, hidden=hidden),
-                *image_faults(image_size, 4, "Enlarge them, or take model=mlp"),
-            ]
+            *width_faults(channels=channels, hidden=hidden),
+            *image_faults(image_size, 4, "Enlarge them, or take model=mlp"),
         )
         first, second = channels
         height, width = image_size

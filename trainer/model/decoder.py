@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.errors import explain
+from trainer.errors import explain, refuse
 from trainer.model.attention import Block, stack_faults
-from trainer.model.checks import refuse
 from trainer.model.pooling import pool_samples, take_tokens
 
 Cache = tuple[Tensor, ...]
@@ -91,7 +90,7 @@ class Decoder(nn.Module):
         if self.tied and num_outputs != vocab_size:
             problem = f"needs an output for each of the {vocab_size} tokens known, and there are {num_outputs} outputs"
             faults.append(explain("tie_embeddings", problem, "Set it to false", value=True))
-        refuse(faults)
+        refuse(*faults)
         self.output_level = output_level
         self.cached = output_level == "token" and num_token_types == 1
         self.pooling = pooling

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.model.checks import dropout_faults, refuse, size_faults
+from trainer.errors import refuse
+from trainer.model.checks import dropout_faults, size_faults
 from trainer.model.pooling import take_tokens
 
 
@@ -51,7 +52,7 @@ class DecomposableAttention(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        refuse([*size_faults(dim=dim, hidden=hidden), *dropout_faults(dropout)])
+        refuse(*size_faults(dim=dim, hidden=hidden), *dropout_faults(dropout))
         self.num_texts = num_token_types
         self.token_embedding = nn.Embedding(vocab_size, dim)
         self.none = nn.Parameter(torch.zeros(dim))

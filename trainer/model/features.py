@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import ConfigError, explain, nearest
+from trainer.errors import ConfigError, explain, nearest, refuse
 from trainer.model.pooling import Pooling, pool_samples
 
 _KEY: Final = "features"
@@ -155,8 +155,7 @@ def _check(model: nn.Module, names: Sequence[str], example: Mapping[str, Tensor]
         faults.append(explain(_KEY, "names a module twice", value=list(names)))
     if "output_index" in example or ("sequence_ids" in example and "token_index" not in example):
         faults.append(explain(_KEY, "are pooled to one vector a sample, and the task has outputs of tokens"))
-    if faults:
-        raise ConfigError(*faults)
+    refuse(*faults)
 
 
 def _near(name: str, known: list[str]) -> str:
@@ -181,8 +180,7 @@ def _check_shapes(names: Sequence[str], outputs: Sequence[Tensor], example: Mapp
             problem = f"{name} gives {tuple(output.shape)} {str(output.dtype).removeprefix('torch.')}"
             wanted = "Wanted are floats (samples, D), (rows, tokens, D) or, of images, (samples, D, H, W)"
             faults.append(explain(_KEY, f"{problem}, which cannot be pooled", wanted))
-    if faults:
-        raise ConfigError(*faults)
+    refuse(*faults)
 
 
 def _freeze_unreached(model: nn.Module, pooled: Tensor) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import explain, refuse
 
 _KEY: Final = "freeze"
 _SHOWN: Final = 3
@@ -39,8 +39,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
     """
     found = [fitting(model, pattern) for pattern in patterns]
     faults = [_no_fit(model, pattern) for pattern, parameters in zip(patterns, found, strict=True) if not parameters]
-    if faults:
-        raise ConfigError(*faults)
+    refuse(*faults)
     frozen = {id(parameter) for parameters in found for parameter in parameters}
     for parameter in model.parameters():
         if id(parameter) in frozen:
@@ -81,8 +80,7 @@ def gradual(model: nn.Module, entries: Sequence[tuple[str, int]]) -> Callable[[i
         elif not trained:
             faults.append(explain(_KEY, "fits parameters only that are frozen for good", value=pattern))
         starts |= dict.fromkeys(trained, step)
-    if faults:
-        raise ConfigError(*faults)
+    refuse(*faults)
     steps = sorted(set(starts.values()))
     done: int | None = None
 

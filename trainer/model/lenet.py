@@ -5,7 +5,8 @@ from typing import ClassVar, Final, Literal
 
 from torch import Tensor, nn
 
-from trainer.model.checks import image_faults, refuse
+from trainer.errors import refuse
+from trainer.model.checks import image_faults
 
 _ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 _CHANNELS: Final = (6, 16)
@@ -45,7 +46,7 @@ class LeNet(nn.Module):
         activation: Literal["tanh", "relu"],
     ) -> None:
         super().__init__()
-        refuse(image_faults(image_size, _SMALLEST, "Enlarge them, or take model=convnet"))
+        refuse(*image_faults(image_size, _SMALLEST, "Enlarge them, or take model=convnet"))
         nonlinearity = _ACTIVATIONS[activation]
         height, width = ((side // 2 - 4) // 2 for side in image_size)
         widths = (_CHANNELS[1] * height * width, *_HIDDEN)

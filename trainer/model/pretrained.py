@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, explain, refuse
 from trainer.model import library_folder
 from trainer.model.packed_attention import (
     FAMILIES,
@@ -281,5 +281,4 @@ def _check_fit(base: Any, config: Any, family: Family | None, vocab_size: int, m
         if max_length > positions:
             problem = f"the model has {positions} positions, the task's samples have up to {max_length} tokens"
             faults.append(explain("path", problem, f"Set task.max_length={positions}"))
-    if faults:
-        raise ConfigError(*faults)
+    refuse(*faults)

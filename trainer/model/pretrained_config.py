@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from trainer.errors import ConfigError, explain, nearest
-from trainer.model.checks import refuse
+from trainer.errors import ConfigError, explain, nearest, refuse
 
 _HUB_NAME: Final = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _FIXED: Final = frozenset({"dtype", "is_encoder_decoder", "output_attentions", "output_hidden_states", "return_dict"})
@@ -32,7 +31,7 @@ def read_config(path: str, changes: Mapping[str, Any]) -> Any:
         raise ConfigError(explain("path", problem, "Models with one of them are supported", value=path))
     if not changes:
         return config
-    refuse(list(_unknown("config", config, changes)))
+    refuse(*_unknown("config", config, changes))
     return _read(path, _merged(config, changes))
 
 

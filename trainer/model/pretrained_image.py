@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, explain, refuse
 from trainer.model import library_folder
 from trainer.model.pretrained_config import read_config
 from trainer.model.pretrained_loading import (
@@ -127,8 +127,7 @@ def _check_fit(config: Any, image_channels: int, image_size: tuple[int, int], po
         faults.append(
             explain("pooling", f"a {config.model_type} has no token that stands for the image", remedy, value=pooling)
         )
-    if faults:
-        raise ConfigError(*faults)
+    refuse(*faults)
 
 
 def _width(config: Any) -> int:

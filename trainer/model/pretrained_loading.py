@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, explain, refuse
 from trainer.model.pretrained_config import not_found, place_of
 
 logger = logging.getLogger(__name__)
@@ -175,8 +175,7 @@ def _loaded(auto: Any, config: Any, path: str, arguments: dict[str, Any]) -> Any
         faults.append(explain("path", f"has weights of other shapes: {_some(shown)}", _REMEDY, value=path))
     if lost:
         faults.append(explain("path", f"has no weights for {_some(lost)}", _REMEDY, value=path))
-    if faults:
-        raise ConfigError(*faults)
+    refuse(*faults)
     unused = sorted(found["unexpected_keys"])
     logger.info("weights of %s loaded; not used: %s", path, _some(unused) if unused else "none")
     if missing:

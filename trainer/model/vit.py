@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import explain
+from trainer.errors import explain, refuse
 from trainer.model.attention import Block, stack_faults
-from trainer.model.checks import refuse, size_faults
+from trainer.model.checks import size_faults
 
 
 class ViT(nn.Module):
@@ -56,7 +56,7 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         stack = stack_faults(dim=dim, depth=depth, heads=heads, hidden=hidden, dropout=dropout)
-        refuse([*size_faults(patch=patch), *_patch_faults(image_size, patch), *stack])
+        refuse(*size_faults(patch=patch), *_patch_faults(image_size, patch), *stack)
         height, width = image_size
         tokens = (height // patch) * (width // patch) + (pooling == "cls")
         self.patch_embedding = nn.Conv2d(image_channels, dim, kernel_size=patch, stride=patch)

@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import ConfigError, explain, nearest
+from trainer.errors import ConfigError, explain, nearest, refuse
 from trainer.model.weights_advice import Misfit, shape_of, table, way_out
 
 _RENAME: Final = "weights_rename"
@@ -148,8 +148,7 @@ def _check_patterns(ignore: Sequence[str], names: list[str]) -> None:
         for pattern in ignore
         if not any(fnmatchcase(name, pattern) for name in names)
     ]
-    if faults:
-        raise ConfigError(*faults)
+    refuse(*faults)
 
 
 def _tied(targets: Mapping[str, Tensor]) -> dict[str, list[str]]:

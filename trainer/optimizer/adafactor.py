@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from trainer.errors import explain
-from trainer.optimizer.checks import not_negative, positive, refuse
+from trainer.errors import explain, refuse
+from trainer.optimizer.checks import not_negative, positive
 
 
 def adafactor(

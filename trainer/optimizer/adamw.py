@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from trainer.optimizer.checks import not_negative, positive, refuse, two_decaying
+from trainer.errors import refuse
+from trainer.optimizer.checks import not_negative, positive, two_decaying
 from trainer.optimizer.groups import can_fuse
 
 

@@ -7,8 +7,7 @@ from typing import Any, Final, Literal
 
 from torch import nn
 
-from trainer.errors import ConfigError, explain, nearest
-from trainer.optimizer.checks import refuse
+from trainer.errors import ConfigError, explain, nearest, refuse
 from trainer.optimizer.overrides import overridden, override_faults
 
 # Their tables and gains are matrices by shape alone: a row of a table that no batch uses would only shrink.

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.optimizer.checks import not_negative, positive, refuse, two_decaying
+from trainer.errors import refuse
+from trainer.optimizer.checks import not_negative, positive, two_decaying
 
 
 def lamb(

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from trainer.errors import ConfigError, explain
-from trainer.optimizer.checks import decaying, not_negative, positive, refuse, two_decaying
+from trainer.errors import ConfigError, explain, refuse
+from trainer.optimizer.checks import decaying, not_negative, positive, two_decaying
 from trainer.optimizer.groups import can_fuse
 
 

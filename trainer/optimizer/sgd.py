@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from trainer.errors import explain
-from trainer.optimizer.checks import decaying, not_negative, positive, refuse
+from trainer.errors import explain, refuse
+from trainer.optimizer.checks import decaying, not_negative, positive
 from trainer.optimizer.groups import can_fuse
 
 

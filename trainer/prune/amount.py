@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, explain, refuse
 
 
 def check_amount(amount: float, units: Mapping[str, int], unit: str) -> None:
@@ -29,5 +29,4 @@ def check_amount(amount: float, units: Mapping[str, int], unit: str) -> None:
         if size and count >= size:
             remedy = "Take less, or leave it out of prune.targets"
             faults.append(explain("amount", f"leaves nothing of {name}, which has {size} {unit}", remedy, value=amount))
-    if faults:
-        raise ConfigError(*faults)
+    refuse(*faults)

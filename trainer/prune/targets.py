@@ -8,7 +8,7 @@ from typing import Final
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from trainer.errors import ConfigError, explain, nearest
+from trainer.errors import ConfigError, explain, nearest, refuse
 from trainer.model.freezing import fitting
 
 _HEAD: Final = "head"
@@ -34,8 +34,7 @@ def pruned_parameters(model: nn.Module, patterns: Sequence[str] | None) -> dict[
             raise ConfigError(explain("targets", "the model has no linear layer or convolution but its head", remedy))
     else:
         found = {pattern: [found for found in fitting(model, pattern) if found.ndim > 1] for pattern in patterns}
-        if faults := [_no_fit(model, pattern) for pattern in patterns if not found[pattern]]:
-            raise ConfigError(*faults)
+        refuse(*(_no_fit(model, pattern) for pattern in patterns if not found[pattern]))
         chosen = {id(parameter) for parameters in found.values() for parameter in parameters}
     return {name: parameter for name, parameter in named.items() if id(parameter) in chosen}
 

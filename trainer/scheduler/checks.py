@@ -2,14 +2,7 @@
 
 import math
 
-from trainer.errors import ConfigError, explain
-
-
-def refuse(*problems: str | None) -> None:
-    """Raises one ConfigError with all `problems` that there are."""
-    found = [problem for problem in problems if problem is not None]
-    if found:
-        raise ConfigError(*found)
+from trainer.errors import explain
 
 
 def positive(name: str, value: float) -> str | None:

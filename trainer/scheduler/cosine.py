@@ -2,7 +2,8 @@
 
 import math
 
-from trainer.scheduler.checks import positive, refuse
+from trainer.errors import refuse
+from trainer.scheduler.checks import positive
 from trainer.scheduler.progress import progress
 
 

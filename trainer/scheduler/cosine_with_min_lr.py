@@ -2,7 +2,8 @@
 
 import math
 
-from trainer.scheduler.checks import positive, refuse, share
+from trainer.errors import refuse
+from trainer.scheduler.checks import positive, share
 from trainer.scheduler.progress import progress
 
 

@@ -2,7 +2,8 @@
 
 import math
 
-from trainer.scheduler.checks import positive, refuse
+from trainer.errors import refuse
+from trainer.scheduler.checks import positive
 
 
 def cosine_with_restarts(step: int, *, warmup_steps: int, total_steps: int, num_cycles: int) -> float:

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from trainer.scheduler.checks import at_least, refuse, share, shrinking
+from trainer.errors import refuse
+from trainer.scheduler.checks import at_least, share, shrinking
 from trainer.scheduler.constant_with_warmup import constant_with_warmup
 from trainer.scheduler.improvement import improves, out_of_range
 

@@ -2,7 +2,8 @@
 
 import math
 
-from trainer.scheduler.checks import at_least, refuse
+from trainer.errors import refuse
+from trainer.scheduler.checks import at_least
 
 _TIMESCALE_WITHOUT_WARMUP = 10_000
 

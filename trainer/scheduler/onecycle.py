@@ -3,8 +3,8 @@
 import math
 from typing import Literal
 
-from trainer.errors import explain
-from trainer.scheduler.checks import at_least, refuse
+from trainer.errors import explain, refuse
+from trainer.scheduler.checks import at_least
 
 
 def onecycle(

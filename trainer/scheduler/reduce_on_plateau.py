@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
-from trainer.scheduler.checks import refuse, share, shrinking
+from trainer.errors import refuse
+from trainer.scheduler.checks import share, shrinking
 from trainer.scheduler.constant_with_warmup import constant_with_warmup
 from trainer.scheduler.improvement import improves, out_of_range
 

@@ -3,7 +3,8 @@
 import math
 from typing import Literal
 
-from trainer.scheduler.checks import refuse, share
+from trainer.errors import refuse
+from trainer.scheduler.checks import share
 from trainer.scheduler.progress import progress
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from trainer.errors import ConfigError, DataError, RowError, explain
+from trainer.errors import DataError, RowError, explain, refuse
 from trainer.protocols import Columns
 from trainer.task.augmentation import OPERATIONS, amount_faults, augment
 
@@ -64,8 +64,7 @@ class Images:
             faults.append(explain("size", "must be auto, pixels, or a list of height and width", value=size))
         if resize not in ("stretch", "crop", "pad"):
             faults.append(explain("resize", "must be one of stretch, crop, pad", value=resize))
-        if faults:
-            raise ConfigError(*faults)
+        refuse(*faults)
         self.size: tuple[int, ...] = sides
         self.channels = 0 if channels == "auto" else int(channels)
         self.resize = resize

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 
-from trainer.errors import ConfigError, DataError, RowError, explain
+from trainer.errors import DataError, RowError, explain, refuse
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target
 from trainer.task.fingerprint import fingerprint
 from trainer.task.texts import Texts
@@ -95,8 +95,7 @@ class SentenceEmbedding:
             faults.append(explain("threshold", problem, value=threshold))
         if dim is not None and dim < 1:
             faults.append(explain("dim", "must be at least 1, or null", value=dim))
-        if faults:
-            raise ConfigError(*faults)
+        refuse(*faults)
         self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
         self.supervision = supervision
         self.evaluate_pairs = evaluate_pairs
