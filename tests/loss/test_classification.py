@@ -18,8 +18,6 @@ from trainer.loss.classification import (
     class_weights,
     effective_number,
     flatten,
-    label_smoothing_faults,
-    not_negative_faults,
     num_classes_of,
     weight_faults,
 )
@@ -247,12 +245,3 @@ def test_an_unknown_rule():
 )
 def test_number_of_classes(class_counts, num_outputs, known):
     assert num_classes_of(class_counts, num_outputs) == known
-
-
-def test_ranges_of_numbers():
-    assert label_smoothing_faults(0.0) == []
-    assert label_smoothing_faults(1.0) == ["label_smoothing: must be at least 0 and below 1, got 1.0."]
-    assert not_negative_faults(gamma=-1.0, delta=0.0, epsilon=math.inf) == [
-        "gamma: must be finite and not negative, got -1.0.",
-        "epsilon: must be finite and not negative, got inf.",
-    ]

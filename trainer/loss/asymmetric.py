@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.errors import explain, refuse
-from trainer.loss.classification import count_targets, not_negative_faults
+from trainer.errors import refuse
+from trainer.loss.classification import count_targets
 from trainer.loss.multilabel import ignore_index_faults, label_entries
+from trainer.ranges import below_one, not_negative
 from trainer.targets import check_multi_hot
 
 
@@ -49,10 +50,10 @@ class Asymmetric(nn.Module):
         num_outputs: int | None = None,
     ) -> None:
         super().__init__()
-        in_range = 0 <= clip < 1
         refuse(
-            *not_negative_faults(gamma_negative=gamma_negative, gamma_positive=gamma_positive),
-            *([] if in_range else [explain("clip", "must be at least 0 and below 1", value=clip)]),
+            not_negative("gamma_negative", gamma_negative),
+            not_negative("gamma_positive", gamma_positive),
+            below_one("clip", clip),
             *ignore_index_faults(ignore_index),
         )
         self.gamma_negative = gamma_negative

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from trainer.errors import explain, refuse
 from trainer.loss.classification import (
     count_targets,
-    label_smoothing_faults,
     num_classes_of,
 )
 from trainer.loss.multilabel import ignore_index_faults, label_entries, positive_weights, smoothed
+from trainer.ranges import below_one
 from trainer.targets import check_multi_hot
 
 
@@ -55,7 +55,7 @@ class BinaryCrossEntropy(nn.Module):
         counted = class_counts is not None and num_train is not None
         refuse(
             *_pos_weight_faults(pos_weight, self.num_labels, counted),
-            *label_smoothing_faults(label_smoothing),
+            below_one("label_smoothing", label_smoothing),
             *ignore_index_faults(ignore_index),
         )
         if pos_weight == "auto" and class_counts is not None and num_train is not None:

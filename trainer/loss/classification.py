@@ -213,19 +213,3 @@ def weight_faults(
         allowed = "finite and not negative" if math.isinf(largest) else f"between 0 and {largest:g}"
         faults.append(explain(name, f"every value must be {allowed}", value=weights))
     return faults
-
-
-def label_smoothing_faults(label_smoothing: float) -> list[str]:
-    """What is wrong with a label smoothing that is not in [0, 1)."""
-    if 0 <= label_smoothing < 1:
-        return []
-    return [explain("label_smoothing", "must be at least 0 and below 1", value=label_smoothing)]
-
-
-def not_negative_faults(**values: float) -> list[str]:
-    """What is wrong with the values that are not finite or below 0."""
-    return [
-        explain(name, "must be finite and not negative", value=value)
-        for name, value in values.items()
-        if not 0 <= value < math.inf
-    ]

@@ -13,10 +13,10 @@ from trainer.loss.classification import (
     class_rows,
     class_weights,
     count_rows,
-    label_smoothing_faults,
     num_classes_of,
     weight_faults,
 )
+from trainer.ranges import below_one
 
 
 class CrossEntropy(nn.Module):
@@ -52,7 +52,7 @@ class CrossEntropy(nn.Module):
         self.num_classes = num_classes_of(class_counts, num_outputs)
         refuse(
             *weight_faults("weight", weight, class_counts, self.num_classes, largest=math.inf),
-            *label_smoothing_faults(label_smoothing),
+            below_one("label_smoothing", label_smoothing),
         )
         self.register_buffer("weight", class_weights(weight, class_counts), persistent=False)
         self.label_smoothing = label_smoothing

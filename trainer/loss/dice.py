@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Literal
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from trainer.errors import explain, refuse
 from trainer.loss.classification import at_least_float32, count_targets, flatten
 from trainer.loss.multilabel import ignore_index_faults, label_entries
+from trainer.ranges import positive
 from trainer.targets import check_classes, check_multi_hot
 
 _AXES = {"batch": (0, 1), "sample": (1,), "class": (0,)}
@@ -54,12 +54,11 @@ class Dice(nn.Module):
         num_outputs: int | None = None,
     ) -> None:
         super().__init__()
-        faults = []
-        if not 0 < smooth < math.inf:
-            faults.append(explain("smooth", "must be finite and above 0", value=smooth))
-        if per not in _AXES:
-            faults.append(explain("per", f"must be one of {', '.join(_AXES)}", value=per))
-        refuse(*faults)
+        known = per in _AXES
+        refuse(
+            positive("smooth", smooth),
+            None if known else explain("per", f"must be one of {', '.join(_AXES)}", value=per),
+        )
         self.smooth = smooth
         self.per = per
         self.ignore_index = ignore_index

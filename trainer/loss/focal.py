@@ -15,12 +15,11 @@ from trainer.loss.classification import (
     class_weights,
     count_rows,
     count_targets,
-    label_smoothing_faults,
-    not_negative_faults,
     num_classes_of,
     weight_faults,
 )
 from trainer.loss.multilabel import ignore_index_faults, label_entries, positive_shares, smoothed
+from trainer.ranges import below_one, not_negative, share
 from trainer.targets import check_multi_hot
 
 _LABEL_ALPHA = 0.25
@@ -75,10 +74,9 @@ class Focal(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes_of(class_counts, num_outputs)
-        faults = [*not_negative_faults(gamma=gamma), *label_smoothing_faults(label_smoothing)]
+        faults = [not_negative("gamma", gamma), below_one("label_smoothing", label_smoothing)]
         if isinstance(alpha, int | float):
-            faults += [] if 0 <= alpha <= 1 else [explain("alpha", "must be between 0 and 1", value=alpha)]
-            refuse(*faults)
+            refuse(*faults, share("alpha", alpha))
             self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float32), persistent=False)
         else:
             refuse(*faults, *weight_faults("alpha", alpha, class_counts, self.num_classes, largest=1.0))

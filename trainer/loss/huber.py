@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import refuse
 from trainer.loss.regression import count, pair
+from trainer.ranges import positive
 from trainer.targets import check_values
 
 
@@ -32,8 +32,7 @@ class Huber(nn.Module):
 
     def __init__(self, delta: float, num_outputs: int | None = None) -> None:
         super().__init__()
-        if not 0 < delta < math.inf:
-            raise ConfigError(explain("delta", "must be finite and above 0", value=delta))
+        refuse(positive("delta", delta))
         self.delta = delta
         self.num_outputs = num_outputs
 

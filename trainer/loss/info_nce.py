@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import refuse
 from trainer.loss.classification import at_least_float32
 from trainer.loss.regression import count
+from trainer.ranges import positive
 from trainer.targets import check_views
 
 
@@ -43,8 +43,7 @@ class InfoNce(nn.Module):
 
     def __init__(self, temperature: float, symmetric: bool) -> None:
         super().__init__()
-        if not 0 < temperature < math.inf:
-            raise ConfigError(explain("temperature", "must be finite and above 0", value=temperature))
+        refuse(positive("temperature", temperature))
         self.temperature = temperature
         self.symmetric = symmetric
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 
 from trainer.errors import explain, refuse
 from trainer.loss.classification import at_least_float32, count_targets, flatten
+from trainer.ranges import positive, share
 from trainer.targets import check_classes
 
 
@@ -51,14 +51,12 @@ class KlDistillation(nn.Module):
         teacher_model: Callable[[dict[str, Tensor]], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        messages = []
-        if not 0 < temperature < math.inf:
-            messages.append(explain("temperature", "must be finite and above 0", value=temperature))
-        if not 0 <= weight <= 1:
-            messages.append(explain("weight", "must be between 0 and 1", value=weight))
-        if teacher_model is None:
-            messages.append(explain("teacher", "no model was loaded from it", "Name a run folder", value=teacher))
-        refuse(*messages)
+        no_model = explain("teacher", "no model was loaded from it", "Name a run folder", value=teacher)
+        refuse(
+            positive("temperature", temperature),
+            share("weight", weight),
+            no_model if teacher_model is None else None,
+        )
         self.temperature = temperature
         self.weight = weight
         self.ignore_index = ignore_index

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import refuse
 from trainer.loss.regression import count, pair
+from trainer.ranges import not_negative
 from trainer.targets import check_values
 
 
@@ -37,8 +37,7 @@ class MseCorrelation(nn.Module):
 
     def __init__(self, correlation: float, num_outputs: int | None = None) -> None:
         super().__init__()
-        if not 0 <= correlation < math.inf:
-            raise ConfigError(explain("correlation", "must be finite and not negative", value=correlation))
+        refuse(not_negative("correlation", correlation))
         self.correlation = correlation
         self.num_outputs = num_outputs
 

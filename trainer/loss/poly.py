@@ -14,10 +14,10 @@ from trainer.loss.classification import (
     class_rows,
     class_weights,
     count_rows,
-    label_smoothing_faults,
     num_classes_of,
     weight_faults,
 )
+from trainer.ranges import below_one
 
 
 class Poly(nn.Module):
@@ -59,7 +59,7 @@ class Poly(nn.Module):
         refuse(
             *([] if in_range else [explain("epsilon", "must be finite and at least -1", value=epsilon)]),
             *weight_faults("weight", weight, class_counts, self.num_classes, largest=math.inf),
-            *label_smoothing_faults(label_smoothing),
+            below_one("label_smoothing", label_smoothing),
         )
         self.register_buffer("weight", class_weights(weight, class_counts), persistent=False)
         self.epsilon = epsilon

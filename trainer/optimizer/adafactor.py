@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from trainer.errors import explain, refuse
-from trainer.optimizer.checks import not_negative, positive
+from trainer.ranges import not_negative, positive
 
 
 def adafactor(

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from trainer.errors import refuse
-from trainer.optimizer.checks import not_negative, positive, two_decaying
 from trainer.optimizer.groups import can_fuse
+from trainer.ranges import not_negative, positive, two_below_one
 
 
 def adam(
@@ -35,7 +35,7 @@ def adam(
     """
     refuse(
         positive("lr", lr),
-        two_decaying("betas", betas),
+        two_below_one("betas", betas),
         positive("eps", eps),
         not_negative("weight_decay", weight_decay),
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import refuse
-from trainer.optimizer.checks import not_negative, positive, two_decaying
+from trainer.ranges import not_negative, positive, two_below_one
 
 
 def lamb(
@@ -36,7 +36,7 @@ def lamb(
     """
     refuse(
         positive("lr", lr),
-        two_decaying("betas", betas),
+        two_below_one("betas", betas),
         positive("eps", eps),
         not_negative("weight_decay", weight_decay),
     )

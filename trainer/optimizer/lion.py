@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import refuse
-from trainer.optimizer.checks import not_negative, positive, two_decaying
+from trainer.ranges import not_negative, positive, two_below_one
 
 
 def lion(
@@ -32,7 +32,7 @@ def lion(
     Raises:
         ConfigError: A value is out of range.
     """
-    refuse(positive("lr", lr), two_decaying("betas", betas), not_negative("weight_decay", weight_decay))
+    refuse(positive("lr", lr), two_below_one("betas", betas), not_negative("weight_decay", weight_decay))
     return Lion(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})
 
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 
 from trainer.errors import ConfigError, explain, refuse
-from trainer.optimizer.checks import decaying, not_negative, positive, two_decaying
 from trainer.optimizer.groups import can_fuse
+from trainer.ranges import below_one, not_negative, positive, two_below_one
 
 
 def muon(
@@ -53,9 +53,9 @@ def muon(
     """
     refuse(
         positive("lr", lr),
-        decaying("momentum", momentum),
+        below_one("momentum", momentum),
         None if 1 <= ns_steps <= 99 else explain("ns_steps", "must be between 1 and 99", value=ns_steps),
-        two_decaying("betas", betas),
+        two_below_one("betas", betas),
         positive("eps", eps),
         not_negative("weight_decay", weight_decay),
     )

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from trainer.errors import explain, nearest
-from trainer.optimizer.checks import not_negative, positive
+from trainer.ranges import not_negative, positive
 
 _RANGES: Final[Mapping[str, Callable[[str, float], str | None]]] = {"lr": positive, "weight_decay": not_negative}
 _FORM: Final = "An entry is {match: <pattern of names>, lr: ..., weight_decay: ...}, one of the values at least"

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from trainer.errors import explain, refuse
-from trainer.optimizer.checks import decaying, not_negative, positive
 from trainer.optimizer.groups import can_fuse
+from trainer.ranges import below_one, not_negative, positive
 
 
 def sgd(
@@ -32,7 +32,7 @@ def sgd(
     """
     refuse(
         positive("lr", lr),
-        decaying("momentum", momentum),
+        below_one("momentum", momentum),
         explain("nesterov", "needs a momentum above 0", value=nesterov) if nesterov and momentum == 0 else None,
         not_negative("weight_decay", weight_decay),
     )

@@ -3,7 +3,7 @@
 import math
 
 from trainer.errors import refuse
-from trainer.scheduler.checks import positive
+from trainer.ranges import positive
 from trainer.scheduler.progress import progress
 
 

@@ -3,7 +3,7 @@
 import math
 
 from trainer.errors import refuse
-from trainer.scheduler.checks import positive
+from trainer.ranges import positive
 
 
 def cosine_with_restarts(step: int, *, warmup_steps: int, total_steps: int, num_cycles: int) -> float:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Literal
 
 from trainer.errors import refuse
-from trainer.scheduler.checks import at_least, share, shrinking
+from trainer.ranges import at_least, fraction, share
 from trainer.scheduler.constant_with_warmup import constant_with_warmup
 from trainer.scheduler.improvement import improves, out_of_range
 
@@ -77,7 +77,7 @@ class Greedy:
         """
         refuse(
             *out_of_range(every_steps, patience, cooldown, threshold),
-            shrinking("factor", factor),
+            fraction("factor", factor),
             share("min_factor", min_factor),
             at_least("max_factor", max_factor, 1),
             at_least("rise_cooldown", rise_cooldown, 0),

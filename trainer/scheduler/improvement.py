@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from trainer.scheduler.checks import at_least
+from trainer.ranges import at_least
 
 
 def improves(

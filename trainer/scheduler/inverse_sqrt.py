@@ -3,7 +3,7 @@
 import math
 
 from trainer.errors import refuse
-from trainer.scheduler.checks import at_least
+from trainer.ranges import at_least
 
 _TIMESCALE_WITHOUT_WARMUP = 10_000
 

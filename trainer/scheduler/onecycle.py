@@ -4,7 +4,7 @@ import math
 from typing import Literal
 
 from trainer.errors import explain, refuse
-from trainer.scheduler.checks import at_least
+from trainer.ranges import at_least
 
 
 def onecycle(

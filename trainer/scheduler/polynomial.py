@@ -3,7 +3,7 @@
 import math
 
 from trainer.errors import refuse
-from trainer.scheduler.checks import positive, share
+from trainer.ranges import positive, share
 from trainer.scheduler.progress import progress
 
 

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, Literal
 
 from trainer.errors import refuse
-from trainer.scheduler.checks import share, shrinking
+from trainer.ranges import fraction, share
 from trainer.scheduler.constant_with_warmup import constant_with_warmup
 from trainer.scheduler.improvement import improves, out_of_range
 
@@ -63,7 +63,7 @@ class ReduceOnPlateau:
         """
         refuse(
             *out_of_range(every_steps, patience, cooldown, threshold),
-            shrinking("factor", factor),
+            fraction("factor", factor),
             share("min_factor", min_factor),
         )
         self.every_steps = every_steps

@@ -4,7 +4,7 @@ import math
 from typing import Literal
 
 from trainer.errors import refuse
-from trainer.scheduler.checks import share
+from trainer.ranges import share
 from trainer.scheduler.progress import progress
 
 
