@@ -6,8 +6,8 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ import torch
 from trainer.errors import ConfigError, DataError, RowError, explain
 from trainer.protocols import Columns
 from trainer.task.moments import Moments
+from trainer.task.table_columns import Category, Column, Number, learnt_category, learnt_number
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,85 +25,6 @@ logger = logging.getLogger(__name__)
 
 _MANY_UNKNOWN = 0.05
 """Above this share of categories, a run starts with a warning."""
-
-
-@dataclass(frozen=True)
-class Number:
-    """A column of numbers: its standardized value, then 1 where it is missing.
-
-    Attributes:
-        name: Of the column.
-        mean: Of the training split; stands for what is missing.
-        std: Of the training split; 0 where it holds a single value, which then is no feature.
-        missing: Whether training has rows with and rows without a value.
-    """
-
-    kind: ClassVar[str] = "number"
-    name: str
-    mean: float
-    std: float
-    missing: bool
-
-    def features(self) -> list[str]:
-        return [self.name] * (self.std > 0) + [f"{self.name} is missing"] * self.missing
-
-    def encode(self, cells: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-        """The features of cells, float32 (N, 0 to 2), and which cells hold a category unknown to training: none."""
-        for position, cell in enumerate(cells):
-            if not isinstance(cell, int | float | None):
-                raise _cell_error(position, self.name, "must be a number, as in training", cell)
-        values = np.array(cells, dtype=np.float64)
-        missing = np.isnan(values)
-        with np.errstate(over="ignore"):
-            standardized = ((values - self.mean) / (self.std or 1.0)).astype(np.float32)
-        wrong = ~np.isfinite(standardized) & ~missing
-        if wrong.any():
-            position = int(wrong.argmax())
-            problem = "must be finite, and not beyond float32 once it is standardized"
-            raise _cell_error(position, self.name, problem, cells[position])
-        standardized[missing] = 0.0
-        found = [standardized] * (self.std > 0) + [missing.astype(np.float32)] * self.missing
-        return np.array(found, dtype=np.float32).reshape(-1, len(cells)).T, np.zeros(len(cells), dtype=bool)
-
-
-@dataclass(frozen=True)
-class Category:
-    """A column of texts: 1 at its category, or at "missing", or at "other"; 0 elsewhere.
-
-    Attributes:
-        name: Of the column.
-        categories: The most frequent ones of the training split, sorted; others, and those it never had, are "other".
-        missing: Whether training has rows without one; else a missing one is "other", too.
-        constant: Whether training has the same in every row: then it is no feature.
-    """
-
-    kind: ClassVar[str] = "category"
-    name: str
-    categories: list[str]
-    missing: bool
-    constant: bool
-
-    def features(self) -> list[str]:
-        if self.constant:
-            return []
-        known = [f"{self.name}={category}" for category in self.categories]
-        return [*known, *[f"{self.name} is missing"] * self.missing, f"{self.name} is other"]
-
-    def encode(self, cells: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-        """The features of cells, float32 (N, slots), and which cells hold a category that has no slot of its own."""
-        other = len(self.categories) + self.missing
-        slot_of: dict[str | None, int] = {category: slot for slot, category in enumerate(self.categories)}
-        slot_of[None] = len(self.categories)  # the slot of what is missing, else that of the others
-        for position, cell in enumerate(cells):
-            if not isinstance(cell, str | None):
-                raise _cell_error(position, self.name, "must be a text, as in training", cell)
-        slots = np.array([slot_of.get(cell, other) for cell in cells], dtype=np.int64)
-        unknown = np.array([cell not in slot_of for cell in cells], dtype=bool)
-        width = 0 if self.constant else other + 1
-        return np.eye(other + 1, width, dtype=np.float32)[slots], unknown
-
-
-Column = Number | Category
 
 
 class Table:
@@ -161,9 +83,9 @@ class Table:
                 counter.update(cell for cell in cells[name].to_pylist() if cell is not None)
         moments = iter(zip(numbers.mean.tolist(), numbers.std.tolist(), numbers.high.tolist(), strict=True))
         self.columns = [
-            _number(name, *next(moments), missing[name], len(train))
+            learnt_number(name, *next(moments), missing[name], len(train))
             if is_number
-            else _category(name, counters[name], missing[name], self.max_categories)
+            else learnt_category(name, counters[name], missing[name], self.max_categories)
             for name, is_number in names.items()
         ]
         if not self.features:
@@ -263,18 +185,3 @@ def _as_numbers(column: Any) -> np.ndarray:
 def _count_missing(column: Any) -> int:
     """Cells without a value; NaN is none."""
     return int(column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False).sum())
-
-
-def _number(name: str, mean: float, std: float, high: float, missing: int, num_rows: int) -> Number:
-    if not np.isfinite(std):
-        raise DataError(explain("features", f"the column {name!r} is too large to be standardized", value=high))
-    return Number(name, mean, std, 0 < missing < num_rows)
-
-
-def _category(name: str, counter: Counter[str], missing: int, limit: int) -> Category:
-    frequent = sorted(counter, key=lambda category: (-counter[category], category))[:limit]
-    return Category(name, sorted(frequent), missing > 0, len(counter) + (missing > 0) < 2)
-
-
-def _cell_error(position: int, name: str, problem: str, value: Any) -> RowError:
-    return RowError(position, "features", explain(name, problem, value=value))
