@@ -7,13 +7,10 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.task.answered import answers
 from tests.task.token_level import LAYOUTS, assert_layouts_agree, batch_of, encoder, fitted, measured
-from trainer.draws import Draws
 from trainer.errors import ConfigError
 from trainer.protocols import Batching
 from trainer.task.language import special_ids
@@ -38,11 +35,6 @@ def made(texts: list[str] = TEXTS, **changes: Any) -> tuple[MaskedLm, Dataset]:
     return fitted(task(**changes), text=texts)
 
 
-def chosen(masker: MaskedLm, words: list[int], *, seed: int, epoch: int = 0) -> list[int]:
-    generator = Draws(seed, epoch, [0]).generator(0)
-    return masker._choose(np.array(words), generator).tolist()
-
-
 def test_special_and_unknown_tokens_are_of_no_word() -> None:
     masker, rows = made()
     columns = masker.encode({"text": ["the loop 龍 [SEP] it"]})
@@ -59,41 +51,6 @@ def test_a_word_of_several_tokens_and_a_chinese_character_are_words() -> None:
     assert encoding.tokens[-3:-1] == ["大", "学"]
     assert words == [-1, *[0] * (len(words) - 4), 1, 2, -1]
     assert len(words) > 5
-
-
-@given(
-    st.lists(st.integers(1, 4), max_size=40), st.sampled_from([0.05, 0.15, 0.5, 0.9]), st.booleans(), st.integers(0, 99)
-)
-def test_what_is_chosen(sizes: list[int], share: float, whole_words: bool, seed: int) -> None:
-    masker = task(mask_share=share, whole_words=whole_words)
-    words = [-1, *(number for number, size in enumerate(sizes) for _ in range(size)), -1]
-    found = chosen(masker, words, seed=seed)
-    wanted, largest = share * sum(sizes), max(sizes, default=1) if whole_words else 1
-
-    assert found == sorted(set(found))
-    assert all(words[place] >= 0 for place in found)
-    assert bool(found) == bool(sizes)
-    assert len(found) < wanted + largest or len(found) == largest
-    assert len(found) > wanted - largest
-    if whole_words:
-        numbers = [words[place] for place in found]
-        assert all(numbers.count(number) == sizes[number] for number in numbers)
-    elif sizes:
-        assert len(found) in (max(1, int(wanted)), max(1, int(wanted) + 1))
-
-
-@pytest.mark.parametrize(("sizes", "whole_words"), [([1] * 45, False), ([3, 1, 2, 1, 1, 4, 2, 1] * 6, True)])
-def test_the_share_is_exact_on_average(sizes: list[int], whole_words: bool) -> None:
-    masker = task(whole_words=whole_words)
-    words = [number for number, size in enumerate(sizes) for _ in range(size)]
-    trials = 4000
-    counts = np.zeros(len(words))
-    for seed in range(trials):
-        counts[chosen(masker, words, seed=seed)] += 1
-
-    # The total's spread is below one unit a sample, each token's is that of a coin.
-    assert abs(counts.sum() / trials - 0.15 * len(words)) < 4 * max(sizes) / np.sqrt(trials)
-    assert np.abs(counts / trials - 0.15).max() < (5 if whole_words else 4.5) * np.sqrt(0.15 * 0.85 / trials)
 
 
 def test_eight_of_ten_are_masked_one_is_another_and_one_stays() -> None:

@@ -13,7 +13,7 @@ from trainer.protocols import BLOCK_OF, Batch, Batching, Columns, Inputs, Target
 from trainer.task.answers import outputs_of_tokens, rounded
 from trainer.task.fingerprint import fingerprint
 from trainer.task.language import (
-    count_tokens,
+    Vocabulary,
     language_metrics,
     likeliest_tokens,
     need_special,
@@ -62,7 +62,7 @@ class CausalLm:
 
     def __init__(self, *, max_length: int, vocab_size: int, tokenizer: str | None, lowercase: bool) -> None:
         self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
-        self.token_counts: list[int] = []
+        self.vocabulary = Vocabulary(self.texts)
         need_special(self.texts, _END, "end-of-text token")
 
     @property
@@ -83,9 +83,7 @@ class CausalLm:
 
     def fit(self, train: Dataset) -> None:
         """Learns the vocabulary from the training texts, and counts its tokens in them."""
-        texts = train.select_columns("text")
-        self.texts.learn(batch["text"] for batch in texts.iter(1_000))
-        self.token_counts = count_tokens(self.texts, (batch["text"] for batch in texts.iter(1_000)))
+        self.vocabulary.learn(train)
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:
         """Columns `input_ids`, `truncated` (never), `unknown`, and which document each row is a block of."""
@@ -130,14 +128,7 @@ class CausalLm:
         return {**self.texts.inputs(encoded, layout), **layout.asked(_everywhere(encoded))}
 
     def facts(self) -> dict[str, Any]:
-        facts = self.texts.facts()
-        return {
-            **facts,
-            "num_outputs": facts["vocab_size"],
-            "output_level": "token",
-            "class_counts": self.token_counts,
-            "num_train": sum(self.token_counts),
-        }
+        return self.vocabulary.facts()
 
     def metrics(self) -> MetricCollection:
         """Perplexity and accuracy over the tokens that follow another."""
@@ -175,11 +166,10 @@ class CausalLm:
         return {"tokenizer.json": self._unframed().to_str(pretty=True) + "\n"}
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.texts.state_dict(), "token_counts": self.token_counts}
+        return self.vocabulary.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.texts.load_state_dict(state)
-        self.token_counts = list(state["token_counts"])
+        self.vocabulary.load_state_dict(state)
 
     def _unframed(self) -> Tokenizer:
         from tokenizers import Tokenizer

@@ -1,9 +1,9 @@
-"""What the language models share: special tokens, metrics, answers."""
+"""What the language models share: the vocabulary as classes, special tokens, metrics, answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,9 +13,52 @@ from trainer.task.texts import Texts
 from trainer.task.tokenization import unknown_id
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from tokenizers import Tokenizer
     from torch import Tensor
     from torchmetrics import MetricCollection
+
+
+class Vocabulary:
+    """The tokens of texts as the classes that a language model tells apart.
+
+    Args:
+        texts: What reads the texts.
+
+    Attributes:
+        counts: How often each token occurs in training, special ones that frame a text left out.
+    """
+
+    def __init__(self, texts: Texts) -> None:
+        self.texts = texts
+        self.counts: list[int] = []
+
+    def learn(self, train: Dataset) -> None:
+        """Learns the vocabulary from the column `text` of the training split, and counts its tokens there."""
+        texts = train.select_columns("text")
+        self.texts.learn(batch["text"] for batch in texts.iter(1_000))
+        counts = np.zeros(self.texts.tokenizer.get_vocab_size(), dtype=np.int64)
+        for batch in texts.iter(1_000):
+            for encoding in self.texts.tokenizer.encode_batch(batch["text"], add_special_tokens=False):
+                np.add.at(counts, encoding.ids, 1)
+        self.counts = counts.tolist()
+
+    def facts(self) -> dict[str, Any]:
+        facts = self.texts.facts()
+        return {
+            **facts,
+            "num_outputs": facts["vocab_size"],
+            "output_level": "token",
+            "class_counts": self.counts,
+            "num_train": sum(self.counts),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.texts.state_dict(), "token_counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.texts.load_state_dict(state)
+        self.counts = list(state["token_counts"])
 
 
 def special_id(tokenizer: Tokenizer, names: Sequence[str]) -> int | None:
@@ -57,12 +100,3 @@ def likeliest_tokens(output: Tensor, tokenizer: Tokenizer, count: int) -> list[l
         [(tokenizer.id_to_token(number) or str(number), probability) for number, probability in best]
         for best in likeliest(output, count)
     ]
-
-
-def count_tokens(texts: Texts, batches: Iterable[list[str]]) -> list[int]:
-    """How often each token of the vocabulary occurs in batches of texts, special tokens that frame a text left out."""
-    counts = np.zeros(texts.tokenizer.get_vocab_size(), dtype=np.int64)
-    for batch in batches:
-        for encoding in texts.tokenizer.encode_batch(batch, add_special_tokens=False):
-            np.add.at(counts, encoding.ids, 1)
-    return [int(count) for count in counts]

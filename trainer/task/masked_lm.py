@@ -12,13 +12,14 @@ from trainer.protocols import BLOCK_OF, Batch, Batching, Columns, Inputs, Target
 from trainer.task.answers import chosen, outputs_of_tokens
 from trainer.task.fingerprint import fingerprint
 from trainer.task.language import (
-    count_tokens,
+    Vocabulary,
     language_metrics,
     likeliest_tokens,
     need_special,
     special_id,
     special_ids,
 )
+from trainer.task.masking import choose, hide
 from trainer.task.texts import Texts
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from trainer.draws import Draws
 
 _MASK = ("[MASK]", "<mask>")
-_MASKED, _RANDOM = 0.8, 0.1
-"""Shares of the chosen tokens that become the mask token, and another token; the rest stays as it is."""
 
 
 class MaskedLm:
@@ -84,7 +83,7 @@ class MaskedLm:
         if not 0 < mask_share < 1:
             raise ConfigError(explain("mask_share", "must be in (0, 1)", value=mask_share))
         self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
-        self.token_counts: list[int] = []
+        self.vocabulary = Vocabulary(self.texts)
         need_special(self.texts, _MASK, "mask token")
         if whole_words and self.texts.given is not None and self.texts.given.pre_tokenizer is None:
             problem = "the tokenizer does not split texts into words"
@@ -103,9 +102,7 @@ class MaskedLm:
 
     def fit(self, train: Dataset) -> None:
         """Learns the vocabulary from the training texts, and counts its tokens in them."""
-        texts = train.select_columns("text")
-        self.texts.learn(batch["text"] for batch in texts.iter(1_000))
-        self.token_counts = count_tokens(self.texts, (batch["text"] for batch in texts.iter(1_000)))
+        self.vocabulary.learn(train)
         self._take_ids()
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:
@@ -143,10 +140,10 @@ class MaskedLm:
         masked, wanted, originals = [], [], []
         for position, (ids, words) in enumerate(zip(rows["input_ids"], rows["word_ids"], strict=True)):
             generator = draws.generator(position)
-            chosen = self._choose(words, generator)
-            wanted.append(chosen)
-            originals.append(ids[chosen])
-            masked.append(self._hide(ids, chosen, generator))
+            places = choose(words, self.mask_share, self.whole_words, generator)
+            wanted.append(places)
+            originals.append(ids[places])
+            masked.append(hide(ids, places, self._mask_id, self._ordinary, generator))
         layout = self.texts.lay_out(masked, batching)
         outputs, target = layout.outputs_at(wanted, originals)
         inputs = {**self.texts.inputs({"input_ids": masked}, layout), **outputs}
@@ -166,14 +163,7 @@ class MaskedLm:
         return {**self.texts.inputs({"input_ids": encoded["input_ids"]}, layout), **layout.asked(self._masks(encoded))}
 
     def facts(self) -> dict[str, Any]:
-        facts = self.texts.facts()
-        return {
-            **facts,
-            "num_outputs": facts["vocab_size"],
-            "output_level": "token",
-            "class_counts": self.token_counts,
-            "num_train": sum(self.token_counts),
-        }
+        return self.vocabulary.facts()
 
     def metrics(self) -> MetricCollection:
         """Perplexity and accuracy over the chosen tokens."""
@@ -214,11 +204,10 @@ class MaskedLm:
         return self.texts.artifact_files()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.texts.state_dict(), "token_counts": self.token_counts}
+        return self.vocabulary.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.texts.load_state_dict(state)
-        self.token_counts = list(state["token_counts"])
+        self.vocabulary.load_state_dict(state)
         self._take_ids()
 
     def _masks(self, encoded: Columns) -> list[np.ndarray]:
@@ -233,31 +222,6 @@ class MaskedLm:
         self._special = special_ids(tokenizer)
         ids = np.array(sorted(tokenizer.get_vocab().values()), dtype=np.int64)
         self._ordinary = np.setdiff1d(ids, self._special)
-
-    def _choose(self, words: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """The places of the chosen tokens of a sample, rising."""
-        places = np.flatnonzero(words >= 0)
-        if not len(places):
-            return places
-        units = words[places] if self.whole_words else places
-        _, unit, sizes = np.unique(units, return_inverse=True, return_counts=True)
-        order = generator.permutation(len(sizes))
-        before = np.cumsum(sizes[order]) - sizes[order]
-        taken = self.mask_share * len(places) - before > generator.random() * sizes[order]
-        taken[0] = True
-        chosen = np.zeros(len(sizes), dtype=bool)
-        chosen[order[taken]] = True
-        kept: np.ndarray = places[chosen[unit]]
-        return kept
-
-    def _hide(self, ids: np.ndarray, chosen: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """The ids (T,) as the model sees them."""
-        fate = generator.random(len(chosen))
-        others = self._ordinary[generator.integers(len(self._ordinary), size=len(chosen))]
-        hidden = np.where(fate < _MASKED, self._mask_id, np.where(fate < _MASKED + _RANDOM, others, ids[chosen]))
-        result = ids.copy()
-        result[chosen] = hidden
-        return result
 
 
 def _joined(text: str, piece: str) -> str:
