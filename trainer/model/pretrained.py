@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import ConfigError, explain, refuse
+from trainer.errors import ConfigError, explain
 from trainer.model import library_folder
 from trainer.model.packed_attention import (
     FAMILIES,
@@ -23,6 +22,7 @@ from trainer.model.packed_attention import (
 )
 from trainer.model.pooling import pool_samples, take_tokens
 from trainer.model.pretrained_config import read_config
+from trainer.model.pretrained_fit import check_fit, language_kind, width_of
 from trainer.model.pretrained_loading import (
     Kind,
     architecture_of,
@@ -32,11 +32,6 @@ from trainer.model.pretrained_loading import (
     make_model,
     refuse_unread,
 )
-
-logger = logging.getLogger(__name__)
-
-_OWN_TOKENS = 0.9
-"""Below this share of the model's vocabulary, the task's tokenizer is hardly the model's own."""
 
 
 class Chain(nn.Module):
@@ -114,7 +109,7 @@ class Pretrained(nn.Module):
         kind: Kind
         if architecture is None:
             own = read_config(path, config)
-            kind = _kind(own) if output_level == "token" and num_outputs == vocab_size else "AutoModel"
+            kind = language_kind(own) if output_level == "token" and num_outputs == vocab_size else "AutoModel"
         else:
             kind, own = config_of(architecture)
         self.output_level = output_level
@@ -129,11 +124,9 @@ class Pretrained(nn.Module):
         # Of transformers' own making, so that it holds what the model has changed in it.
         self.config = whole.config
         self.causal = None if self.family is None else is_causal(self.family, self.config)
-        _check_fit(
-            self.base, self.config, self.family, vocab_size, max_length, told=pretrained and architecture is None
-        )
+        check_fit(self.base, self.config, self.family, vocab_size, max_length, told=pretrained and architecture is None)
         if kind == "AutoModel":
-            self.head = linear_head(_width(self.config), num_outputs, self.config)
+            self.head = linear_head(width_of(self.config), num_outputs, self.config)
         else:
             self.head = _lm_head(whole, self.family)
         self.architecture = architecture or architecture_of(kind, self.config)
@@ -182,7 +175,7 @@ class Pretrained(nn.Module):
         """
         heads = self.config.num_attention_heads
         weight = self.base.get_input_embeddings().weight
-        shape = (batch_size, heads, 0, _width(self.config) // heads)
+        shape = (batch_size, heads, 0, width_of(self.config) // heads)
         return tuple(weight.new_empty(shape) for _ in range(2 * self.config.num_hidden_layers))
 
     def step(self, input_ids: Tensor, cache: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -241,44 +234,6 @@ class Pretrained(nn.Module):
         return known and has_own and getattr(self.config, "type_vocab_size", 0) > 1
 
 
-def _kind(config: Any) -> Kind:
-    """The class of a language model with its own head."""
-    family = FAMILIES.get(config.model_type)
-    if family is None:
-        problem = f"is a {config.model_type}, whose head of a language model is not known"
-        raise ConfigError(explain("path", problem, f"Known are those of {', '.join(FAMILIES)}"))
-    return "AutoModelForCausalLM" if is_causal(family, config) else "AutoModelForMaskedLM"
-
-
 def _lm_head(whole: nn.Module, family: Family | None) -> Chain:
     assert family is not None, "refused before"
     return Chain(**{name: getattr(whole, name) for name in family.lm_head})
-
-
-def _width(config: Any) -> int:
-    width = getattr(config, "hidden_size", None)
-    if not isinstance(width, int):
-        problem = f"is a {config.model_type}, whose config does not tell the width of its outputs (hidden_size)"
-        raise ConfigError(explain("path", problem))
-    return width
-
-
-def _check_fit(base: Any, config: Any, family: Family | None, vocab_size: int, max_length: int, *, told: bool) -> None:
-    """Raises for a tokenizer or samples that are too large; logs a vocabulary that is suspiciously small."""
-    faults = []
-    rows = base.get_input_embeddings().num_embeddings
-    if vocab_size > rows:
-        problem = f"the model has embeddings of {rows} tokens, the task's tokenizer has {vocab_size}"
-        faults.append(explain("path", problem, "Give the model's own as task.tokenizer"))
-    elif told and vocab_size < _OWN_TOKENS * rows:
-        message = (
-            "the task's tokenizer has %d tokens, the model was trained with %d: is task.tokenizer the model's own?"
-        )
-        logger.warning(message, vocab_size, rows)
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None:
-        positions -= first_position(family, config) if family else 0
-        if max_length > positions:
-            problem = f"the model has {positions} positions, the task's samples have up to {max_length} tokens"
-            faults.append(explain("path", problem, f"Set task.max_length={positions}"))
-    refuse(*faults)
