@@ -1,4 +1,4 @@
-"""The artifacts of a model: what a trace, a program and an ONNX graph give at sizes they never saw."""
+"""What holds of every model, and of its artifacts: what they give at sizes they never saw."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +27,17 @@ def assert_gradients_reach_everything(model: nn.Module, inputs: Mapping[str, Ten
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
         assert parameter.grad.abs().sum() > 0, name
+
+
+def assert_gives_features_without_outputs(
+    bare: nn.Module, whole: nn.Module, inputs: Mapping[str, Tensor], width: int
+) -> None:
+    """A model without outputs gives what the head of one that has some reads, `width` numbers a sample."""
+    assert isinstance(whole.head, nn.Module)
+    bare.load_state_dict({name: value for name, value in whole.state_dict().items() if not name.startswith("head.")})
+    hidden, output = bare(**inputs), whole(**inputs)
+    assert hidden.shape == (len(output), width)
+    assert torch.equal(whole.head(hidden), output)
 
 
 def assert_exports_equal(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tests.model.exported import (
     IMAGE_AXES,
     assert_exports_equal,
+    assert_gives_features_without_outputs,
     assert_gradients_reach_everything,
     assert_onnx_equal,
     images,
@@ -73,11 +74,7 @@ def test_adapts_to_the_images(channels: int, size: tuple[int, int], flat: int) -
 
 def test_without_outputs_it_gives_the_last_hidden_layer() -> None:
     bare, whole = convnet(None), convnet()
-    bare.load_state_dict({name: value for name, value in whole.state_dict().items() if not name.startswith("head.")})
-    pixels = images(3, 1, 28, 28)["pixel_values"]
-
-    assert bare(pixels).shape == (3, 64)
-    assert torch.equal(whole.head(bare(pixels)), whole(pixels))
+    assert_gives_features_without_outputs(bare, whole, images(3, 1, 28, 28), 64)
 
 
 def test_each_convolution_and_hidden_layer_is_a_layer_of_its_own() -> None:

@@ -10,6 +10,7 @@ from tests.model.exported import (
     FEATURE_AXES,
     IMAGE_AXES,
     assert_exports_equal,
+    assert_gives_features_without_outputs,
     assert_gradients_reach_everything,
     assert_onnx_equal,
     features,
@@ -79,11 +80,7 @@ def test_pixels_are_read_channel_by_channel(channels: int, size: tuple[int, int]
 
 def test_without_outputs_it_gives_the_last_hidden_layer() -> None:
     bare, whole = mlp(None), mlp()
-    bare.load_state_dict({name: value for name, value in whole.state_dict().items() if not name.startswith("head.")})
-    values = features(6, 7)["features"]
-
-    assert bare(values).shape == (6, 12)
-    assert torch.equal(whole.head(bare(values)), whole(values))
+    assert_gives_features_without_outputs(bare, whole, features(6, 7), 12)
 
 
 def test_each_hidden_layer_is_a_layer_of_its_own() -> None:

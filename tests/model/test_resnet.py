@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tests.model.exported import (
     IMAGE_AXES,
     assert_exports_equal,
+    assert_gives_features_without_outputs,
     assert_gradients_reach_everything,
     assert_onnx_equal,
     images,
@@ -91,11 +92,7 @@ def test_adapts_to_the_images(channels: int, size: tuple[int, int], shortcut: An
 
 def test_without_outputs_it_gives_the_mean_of_the_last_stage() -> None:
     bare, whole = resnet(None).eval(), resnet().eval()
-    bare.load_state_dict({name: value for name, value in whole.state_dict().items() if not name.startswith("head.")})
-    pixels = images(3, 3, 16, 16)["pixel_values"]
-
-    assert bare(pixels).shape == (3, 16)
-    assert torch.equal(whole.head(bare(pixels)), whole(pixels))
+    assert_gives_features_without_outputs(bare, whole, images(3, 3, 16, 16), 16)
 
 
 def test_each_block_is_a_layer_of_its_own() -> None:

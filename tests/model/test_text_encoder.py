@@ -3,10 +3,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tests.model.exported import TOKEN_AXES, assert_exports_equal, assert_gradients_reach_everything
 from tests.model.token_batches import exported_batches, of_samples, packed, padded, samples, token_layouts, typed
+from tests.model.torchs_encoder import torchs_encoder
 from trainer.errors import ConfigError
 from trainer.model.text_encoder import TextEncoder
 
@@ -65,30 +66,7 @@ def test_padding_changes_nothing() -> None:
 
 def test_equals_torchs_own_pre_norm_encoder() -> None:
     model = encoder()
-    reference = nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(32, 4, 48, dropout=0.0, activation="gelu", batch_first=True, norm_first=True),
-        num_layers=2,
-        norm=nn.LayerNorm(32),
-        enable_nested_tensor=False,
-    )
-    names = {
-        "attention_norm": "norm1",
-        "query_key_value.weight": "self_attn.in_proj_weight",
-        "query_key_value.bias": "self_attn.in_proj_bias",
-        "attention_output": "self_attn.out_proj",
-        "feed_forward_norm": "norm2",
-        "feed_forward.0": "linear1",
-        "feed_forward.2": "linear2",
-    }
-    state: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
-        if name.startswith("blocks."):
-            for ours, theirs in names.items():
-                name = name.replace(f".{ours}", f".{theirs}")
-            state[name.replace("blocks.", "layers.")] = value
-        elif name.startswith("norm."):
-            state[name] = value
-    reference.load_state_dict(state)
+    reference = torchs_encoder(model, dim=32, heads=4, hidden=48, depth=2)
     inputs = padded(samples(6))
     mask = inputs["attention_mask"].bool()
     embedded = model.token_embedding(inputs["input_ids"]) + model.position_embedding(torch.arange(64))

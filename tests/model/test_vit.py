@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from tests.model.exported import (
     IMAGE_AXES,
     assert_exports_equal,
+    assert_gives_features_without_outputs,
     assert_gradients_reach_everything,
     assert_onnx_equal,
     images,
     parameter_count,
 )
+from tests.model.torchs_encoder import torchs_encoder
 from trainer.errors import ConfigError
 from trainer.model.vit import ViT
 from trainer.optimizer.groups import layers_of, undecayed_names
@@ -45,30 +47,7 @@ def test_is_torchs_own_pre_norm_encoder_on_patches(pooling: str) -> None:
     model = vit(pooling=pooling).double()
     if pooling == "cls":
         nn.init.normal_(model.get_parameter("class_token"))
-    reference = nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(32, 4, 48, dropout=0.0, activation="gelu", batch_first=True, norm_first=True),
-        num_layers=2,
-        norm=nn.LayerNorm(32),
-        enable_nested_tensor=False,
-    ).double()
-    names = {
-        "attention_norm": "norm1",
-        "query_key_value.weight": "self_attn.in_proj_weight",
-        "query_key_value.bias": "self_attn.in_proj_bias",
-        "attention_output": "self_attn.out_proj",
-        "feed_forward_norm": "norm2",
-        "feed_forward.0": "linear1",
-        "feed_forward.2": "linear2",
-    }
-    state: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
-        if name.startswith("blocks."):
-            for ours, theirs in names.items():
-                name = name.replace(f".{ours}", f".{theirs}")
-            state[name.replace("blocks.", "layers.")] = value
-        elif name.startswith("norm."):
-            state[name] = value
-    reference.load_state_dict(state)
+    reference = torchs_encoder(model, dim=32, heads=4, hidden=48, depth=2)
     pixels = images(3, 3, 12, 16)["pixel_values"].double()
     weights = model.state_dict()
     squares = torch.stack([patches(image, 4) for image in pixels])
@@ -107,11 +86,7 @@ def test_adapts_to_the_images(channels: int, size: tuple[int, int], patch: int, 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_without_outputs_it_gives_the_pooled_vector(pooling: Any) -> None:
     bare, whole = vit(None, pooling=pooling), vit(pooling=pooling)
-    bare.load_state_dict({name: value for name, value in whole.state_dict().items() if not name.startswith("head.")})
-    pixels = images(3, 3, 12, 16)["pixel_values"]
-
-    assert bare(pixels).shape == (3, 32)
-    assert torch.equal(whole.head(bare(pixels)), whole(pixels))
+    assert_gives_features_without_outputs(bare, whole, images(3, 3, 12, 16), 32)
 
 
 def test_each_block_is_a_layer_of_its_own() -> None:

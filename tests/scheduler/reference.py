@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LambdaLR
+
+from trainer.loop import Watching
 
 BASE_LR = 1.0
 
@@ -38,6 +41,22 @@ def check_warmup(factor: Callable[[int], float], warmup_steps: int, start: float
     for step in range(warmup_steps):
         assert factor(step) == pytest.approx(start + (1 - start) * step / warmup_steps, abs=1e-15)
     assert factor(warmup_steps) == 1.0
+
+
+def check_goes_on_from_json(
+    make: Callable[[], Watching], scores: Sequence[float], future: Sequence[float], higher_is_better: bool
+) -> None:
+    """What looks at `scores` leave goes through JSON, and another schedule goes on from it at the same rates."""
+    ours, restored = make(), make()
+    for score in scores:
+        ours.observe(score / 3, higher_is_better)
+    state = json.dumps(ours.state_dict(), allow_nan=False)
+    restored.load_state_dict(json.loads(state))
+    assert restored.state_dict() == ours.state_dict()
+    for score in future:
+        ours.observe(score / 3, higher_is_better)
+        restored.observe(score / 3, higher_is_better)
+        assert restored(7) == ours(7)
 
 
 def check_never_rises(factor: Callable[[int], float], first: int, last: int) -> None:

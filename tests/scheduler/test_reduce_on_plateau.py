@@ -1,4 +1,3 @@
-import json
 import math
 
 import pytest
@@ -7,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from tests.scheduler.reference import BASE_LR, check_warmup
+from tests.scheduler.reference import BASE_LR, check_goes_on_from_json, check_warmup
 from trainer.errors import ConfigError
 from trainer.scheduler.reduce_on_plateau import ReduceOnPlateau
 
@@ -63,16 +62,7 @@ def test_equals_torch(options, scores, higher_is_better):
 
 @given(options=options(), scores=SCORES, future=SCORES, higher_is_better=st.booleans())
 def test_its_state_goes_through_json(options, scores, future, higher_is_better):
-    ours, restored = ReduceOnPlateau(**options), ReduceOnPlateau(**options)
-    for score in scores:
-        ours.observe(score, higher_is_better)
-    state = json.dumps(ours.state_dict(), allow_nan=False)
-    restored.load_state_dict(json.loads(state))
-    assert restored.state_dict() == ours.state_dict()
-    for score in future:
-        ours.observe(score, higher_is_better)
-        restored.observe(score, higher_is_better)
-        assert restored(7) == ours(7)
+    check_goes_on_from_json(lambda: ReduceOnPlateau(**options), scores, future, higher_is_better)
 
 
 def test_warmup():
