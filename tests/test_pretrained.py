@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
 
 from tests.jobs import TINY, checkpoint_files, events, working_in
 from trainer.cli import main
@@ -102,3 +105,26 @@ def test_a_language_model_that_sees_what_it_is_to_predict(
     blind = job(folder, folder / "bert", tmp_path / "blind", "task=masked_lm", "+model.config.is_decoder=true")
     assert main(["train", *blind]) == 2
     assert capsys.readouterr().err.startswith("model.path: does not see what comes behind a masked token. Name a BERT")
+
+
+@pytest.mark.parametrize(("task", "made"), [("text_classification", "BertModel"), ("masked_lm", "BertForMaskedLM")])
+def test_what_a_run_leaves_is_its_librarys_own(task: str, made: str, folder: Path, tmp_path: Path) -> None:
+    run, again = tmp_path / "run", tmp_path / "again"
+    options = [f"task={task}", "export.formats=[]", "ema.decay=null", "optimizer.lr=5e-3"]
+    assert main(["train", *job(folder, folder / "bert", run, *options)]) == 0
+
+    whole = getattr(transformers, made).from_pretrained(run / "model").state_dict()
+    best = json.loads((run / "eval/test.json").read_text(encoding="utf-8"))["step"]
+    learnt = load_file(run / f"checkpoints/step-{best:08d}/model.safetensors")
+    prefix = "" if made == "BertModel" else "bert."
+    based = {name: tensor for name, tensor in learnt.items() if name.startswith("base.")}
+    assert based
+    assert all(torch.equal(tensor, whole[prefix + name.removeprefix("base.")]) for name, tensor in based.items())
+    assert (run / "model/trainer.json").is_file()
+
+    # Nothing is learnt at such a rate: what the second run ends with is what it began with.
+    weights = [f"model.weights={run}", "train.duration=1", "optimizer.lr=1e-30"]
+    assert main(["train", *job(folder, folder / "bert", again, *options, *weights)]) == 0
+    begun = load_file(again / "checkpoints/step-00000001/model.safetensors")
+    assert begun.keys() == learnt.keys()
+    assert all(torch.equal(begun[name], learnt[name]) for name in learnt)

@@ -21,6 +21,7 @@ from trainer.errors import ConfigError, explain
 from trainer.export.cases import traced_inputs
 from trainer.model.features import FeatureExtractor
 from trainer.model.freezing import fitting, freeze, gradual
+from trainer.model.library_folder import weights_of_run
 from trainer.model.lora import apply_lora, merge_lora
 from trainer.model.noisy_tune import noisy_tune
 from trainer.model.weights import fit_weights
@@ -60,9 +61,8 @@ def _prepared(
     model: nn.Module, settings: ModelKeys, seed: int, task: Task, facts: Mapping[str, Any], *, fresh: bool
 ) -> nn.Module:
     if fresh and settings.weights is not None:
-        report = fit_weights(
-            model, load_weights_file(settings.weights), settings.weights_rename, settings.weights_ignore
-        )
+        found = weights_of_run(model, settings.weights) or load_weights_file(settings.weights)
+        report = fit_weights(model, found, settings.weights_rename, settings.weights_ignore)
         logger.info("model.weights=%s: %s", settings.weights, report)
     if fresh and settings.noisy_tune is not None:
         noisy_tune(model, settings.noisy_tune, torch.Generator().manual_seed(seed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ from trainer.data.encode import Encoded
 from trainer.data.loader import Batches, EvaluationBatches
 from trainer.errors import ConfigError, explain, nearest
 from trainer.evaluate import evaluate
+from trainer.export.weights import LibraryModel, save_library
 from trainer.loss.cross_entropy import CrossEntropy
+from trainer.model.library_folder import ABOUT
 from trainer.precision import Precision, PrecisionName
 from trainer.protocols import Batch, Batching, Loss, Task
 from trainer.prune.sparsity import described, sparsity
@@ -163,17 +166,27 @@ def result_rows(splits: Sequence[tuple[str, Trained, dict[str, float]]]) -> tupl
 
 
 def save_model(trained: Trained) -> Path:
-    """Writes `model/` in the run folder: the chosen weights, what they are the weights of, and the task's files."""
+    """Writes `model/` in the run folder: the chosen weights, what they are the weights of, and the task's files.
+
+    A model that belongs to a library is written in that library's layout, with what is ours in `trainer.json`.
+    """
     from safetensors.torch import save_file
 
     folder = trained.folder / "model"
-    folder.mkdir(exist_ok=True)
-    weights = scored(merged(trained.job, trained.model), trained.loss).state_dict()
-    # Tied weights under each of their names: the format has no shared tensors.
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    save_file(tensors, folder / "model.safetensors")
-    config = {"model": trained.job.model, "facts": trained.task.facts(), "provenance": trained.provenance}
-    (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)  # of an earlier call, perhaps in another layout
+    folder.mkdir()
+    model = scored(merged(trained.job, trained.model), trained.loss).cpu()
+    about = {"model": trained.job.model, "facts": trained.task.facts(), "provenance": trained.provenance}
+    if isinstance(model, LibraryModel):
+        with torch.no_grad():
+            save_library(model, folder, trained.task, half=False)
+    else:
+        # Tied weights under each of their names: the format has no shared tensors.
+        tensors = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
+        save_file(tensors, folder / "model.safetensors")
+    name = ABOUT if isinstance(model, LibraryModel) else "config.json"
+    (folder / name).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, text in trained.task.artifact_files().items():
         (folder / name).write_text(text, encoding="utf-8")
     return folder

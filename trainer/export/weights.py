@@ -15,12 +15,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from trainer.export.cases import Forward, forward_of
+from trainer.export.cases import Forward, forward_of, traced_inputs
 from trainer.export.isolation import silence
 from trainer.export.subject import Subject, copy_with, scrambled
 from trainer.model.weights import fit_weights
 from trainer.model.weights_file import load_weights_file
-from trainer.protocols import Target
+from trainer.protocols import Target, Task
 
 _EMBEDDINGS: tuple[Target, ...] = ("views", "similarity")
 """The targets of tasks whose outputs are embeddings."""
@@ -80,11 +80,7 @@ def write_safetensors(path: Path, subject: Subject, *, half: bool) -> dict[str, 
     """
     model, task = subject.model, subject.task
     if isinstance(model, LibraryModel):
-        files = task.artifact_files()
-        lengths = task.axis_limits().get("sequence") if task.target in _EMBEDDINGS else None
-        max_length = None if lengths is None else lengths[1]
-        with silence():
-            return model.save_library(path, subject.traced, files, max_length=max_length, half=half)
+        return save_library(model, path, task, half=half)
     from safetensors.torch import save_file
 
     path.mkdir()
@@ -95,6 +91,14 @@ def write_safetensors(path: Path, subject: Subject, *, half: bool) -> dict[str, 
     for name, text in task.artifact_files().items():
         (path / name).write_text(text, "utf-8")
     return {"library": "trainer", "read_by": "model.weights=<this folder>"}
+
+
+def save_library(model: LibraryModel, folder: Path, task: Task, *, half: bool) -> dict[str, Any]:
+    """Writes a model in the layout of its own library; see `trainer.model.library_folder.save`."""
+    lengths = task.axis_limits().get("sequence") if task.target in _EMBEDDINGS else None
+    max_length = None if lengths is None else lengths[1]
+    with silence():
+        return model.save_library(folder, traced_inputs(task), task.artifact_files(), max_length=max_length, half=half)
 
 
 def load_safetensors(path: Path, subject: Subject) -> tuple[Forward, dict[str, Any]]:

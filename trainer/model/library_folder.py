@@ -16,6 +16,9 @@ from trainer.model.pretrained_loading import Kind, make_model, quiet
 from trainer.model.sentence_folder import DENSE, write_sentence_modules
 
 HEAD: Final = "head.safetensors"
+ABOUT: Final = "trainer.json"
+"""What a run says of its model beside it; a folder with this file was written by `save`."""
+
 _SAME: Final = 1e-5
 """Outputs that differ by less are equal but for rounding."""
 
@@ -89,7 +92,12 @@ def save(
 
 
 def load(model: Any, folder: Path) -> None:
-    """Reads such a folder by transformers' `from_pretrained`, and its weights into the model in place."""
+    """Reads such a folder's weights into the model in place."""
+    model.load_state_dict(read(model, folder))
+
+
+def read(model: Any, folder: Path) -> dict[str, Tensor]:
+    """The weights of such a folder, by transformers' `from_pretrained`, under this model's names."""
     import transformers
     from safetensors.torch import load_file
 
@@ -102,7 +110,14 @@ def load(model: Any, folder: Path) -> None:
         state |= load_file(folder / HEAD)
     if (folder / DENSE).exists():
         state |= {f"head.{name.removeprefix('linear.')}": value for name, value in load_file(folder / DENSE).items()}
-    model.load_state_dict(state)
+    return state
+
+
+def weights_of_run(model: nn.Module, path: str) -> dict[str, Tensor] | None:
+    """The weights of a run's `model/`, or of that folder, by this model's names; None where it has another layout."""
+    given = Path(path).expanduser()
+    folder = next((each for each in (given, given / "model") if (each / ABOUT).is_file()), None)
+    return read(model, folder) if folder is not None and hasattr(model, "load_library") else None
 
 
 def _own(model: Any) -> dict[str, Tensor]:
