@@ -142,10 +142,10 @@ def fit(run: Run, state: TrainState, stopping: Callable[[], bool]) -> None:
             rate = samples / (time.perf_counter() - started)
             log_step(run, state, {"loss": loss, "lr": lr, "grad_norm": grad_norm, "samples_per_second": rate})
         improved = (due(run.cadence.evaluate) or due(run.cadence.look)) and state.take(run.score(run, state))
-        stop = stopping()
-        if improved or stop or given_up() or due(run.cadence.save):
+        stop, over = stopping(), given_up()
+        if improved or stop or over or due(run.cadence.save):
             run.save(run, state)
-        if given_up():
+        if over:
             return
         if stop and state.step < run.total_steps:
             raise Interrupted(f"stopped after step {state.step} of {run.total_steps}")
@@ -205,12 +205,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
 
 
 def log_step(run: Run, state: TrainState, values: dict[str, float]) -> None:
+    """Logs the values of a training step, with float16 the scale of the loss too."""
     if run.precision.name == "fp16":
         values["scale"] = run.precision.scale
     run.report.log("train", step=state.step, epoch=state.step / run.steps_per_epoch, values=values)
 
 
 def diverged(step: int, loss: float, grad_norm: float, group: list[Batch]) -> str:
+    """What is said of a step that diverged: its loss, its gradient, its samples, and what to do."""
     ids = [sample for batch in group for sample in batch.ids]
     shown = ", ".join(map(str, ids[:16])) + (f", ... ({len(ids)} in all)" if len(ids) > 16 else "")
     return (
