@@ -13,6 +13,7 @@ from trainer.build.models import make_model
 from trainer.build.training import run_length
 from trainer.config.jobs import TrainJob
 from trainer.data.encode import Encoded
+from trainer.data.loader import Batches
 from trainer.errors import ConfigError
 from trainer.protocols import Task
 
@@ -42,8 +43,9 @@ def test_a_model_without_a_packed_path_says_what_to_do(data: list[str]) -> None:
     job = replace(job, model={"_target_": "torch.nn.Embedding", "num_embeddings": 9, "embedding_dim": 2})
     model = make_model(job, task, None)
 
+    batches = Batches(encoded.splits["train"], task, "packed", job.seed)
     with pytest.raises(ConfigError, match=r"loader\.batching: torch\.nn\.Embedding does not take such a batch.*padded"):
-        parts.check_model(job, task, encoded, model)
+        parts.check_model(job, model, batches)
 
 
 def test_decay_spares_biases_norms_and_embeddings(data: list[str]) -> None:

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from trainer.build.instantiate import locate, make, parameters
-from trainer.build.models import batching_of
 from trainer.build.teacher import load_teacher
 from trainer.config import schema
 from trainer.config.duration import to_steps
@@ -70,11 +69,10 @@ def build_encoded(job: TrainJob, task: Task, *, fitted: bool) -> Encoded:
     return encoded
 
 
-def check_model(job: TrainJob, task: Task, encoded: Encoded, model: nn.Module) -> None:
+def check_model(job: TrainJob, model: nn.Module, batches: Batches) -> None:
     """Raises ConfigError unless the model's forward takes what the batches hold, and sees what the task lets it see."""
-    _check_causality(task, model)
-    batching = batching_of(job, model)
-    inputs = Batches(encoded.splits["train"], task, batching, job.seed)[MicroBatch(0, (0,))].inputs
+    _check_causality(batches.task, model)
+    inputs = batches[MicroBatch(0, (0,))].inputs
     try:
         inspect.signature(model.forward).bind(**inputs)
     except TypeError as error:
@@ -82,7 +80,7 @@ def check_model(job: TrainJob, task: Task, encoded: Encoded, model: nn.Module) -
             "loader.batching",
             f"{job.model['_target_']} does not take such a batch ({error})",
             f"A batch holds {', '.join(inputs)}; loader.batching=padded needs no support by the model",
-            value=batching,
+            value=batches.batching,
         )
         raise ConfigError(message) from error
 

@@ -149,7 +149,6 @@ def _build_model(
     """The model, on the device, what of it is pruned, and its average."""
     model = make_model(job, data.task, snapshot, num_outputs=getattr(loss, "in_features", None))
     model = placed(job, model, device)
-    parts.check_model(job, data.task, data.encoded, model)
     masks = build_masks(job, model, snapshot)
     ema = None if job.ema.decay is None else Ema(model, job.ema.decay, loss)
     # The average is of the model as it was before it was compiled.
@@ -161,13 +160,14 @@ def _build_model(
 def _build_loaders(
     job: TrainJob, data: _Data, model: nn.Module, device: torch.device
 ) -> tuple[TrainLoader, EvaluationBatches]:
-    """The batches of the training split, and those of the validation split."""
+    """The batches of the training split, which the model takes, and those of the validation split."""
     batching = batching_of(job, model)
     options = parts.loader_options(job, device, batching)
     train, validation = (
         Batches(data.encoded.splits[split], data.task, batching, job.seed, training=split == "train")
         for split in ("train", "validation")
     )
+    parts.check_model(job, model, train)
     loader = TrainLoader(train, data.plan, job.train.accumulate, options)
     return loader, EvaluationBatches(validation, job.loader.eval_batch_size, options)
 
