@@ -1,4 +1,5 @@
 from collections.abc import Callable, Mapping
+from itertools import groupby
 
 import pytest
 import torch
@@ -10,11 +11,15 @@ from trainer.export.timing import Timing, measure
 
 
 class Clock:
-    """Time that passes only while a model runs."""
+    """Time that passes only while a model runs, and while nothing does."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.calls: list[tuple[str, int]] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.calls.append(("pause", 0))
+        self.now += seconds
 
     def model(self, name: str, seconds: Callable[[int], float]) -> Forward:
         """Takes `seconds` of the batch size."""
@@ -31,6 +36,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(trainer.export.timing, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(trainer.export.timing, "sleep", clock.sleep)
     return clock
 
 
@@ -44,9 +50,24 @@ def test_models_take_turns_at_every_shape_the_smallest_first(clock: Clock) -> No
     assert [row.sizes for row in rows] == [{"batch": 1}, {"batch": 8}]
     assert rows[0].milliseconds == pytest.approx({"pytorch": 200.0, "onnx": 100.0})
     assert rows[1].milliseconds == pytest.approx({"pytorch": 1600.0, "onnx": 100.0})
-    names = [name for name, _ in clock.calls]
-    assert names == ["pytorch", "onnx"] * (len(names) // 2)
-    assert clock.now == pytest.approx(30.0, abs=3.0)
+    turns = [(name, len(list(calls))) for name, calls in groupby(name for name, _ in clock.calls[4:])]
+    assert turns[:4] == [("pause", 1), ("pytorch", 2), ("pause", 1), ("onnx", 2)]
+    assert clock.now == pytest.approx(30.0, abs=4.0)
+
+
+def test_a_turn_of_quick_calls_is_timed_after_the_first_of_them(clock: Clock) -> None:
+    """A model that is slow in the first calls after a pause, as idle threads are."""
+    slow = iter([])
+
+    def seconds(size: int) -> float:
+        nonlocal slow
+        if clock.calls[-2:-1] == [("pause", 0)]:
+            slow = iter([0.015] * 2)
+        return next(slow, 0.001)
+
+    (row,) = measure({"pytorch": clock.model("pytorch", seconds)}, inputs_of(1), seconds=1.0)
+    assert row.milliseconds["pytorch"] == pytest.approx(1.0)
+    assert len(clock.calls) > 100
 
 
 def test_a_shape_that_would_take_too_long_is_left_out(clock: Clock) -> None:
@@ -59,7 +80,9 @@ def test_a_shape_that_would_take_too_long_is_left_out(clock: Clock) -> None:
 def test_the_first_shape_is_timed_whatever_the_time(clock: Clock) -> None:
     rows = measure({"pytorch": clock.model("pytorch", lambda _: 1.0)}, inputs_of(2, 3), seconds=0.0)
     assert [row.sizes for row in rows] == [{"batch": 2}]
-    assert len(clock.calls) == 5  # two to warm up and three timed
+    calls = [name for name, _ in clock.calls]
+    turn = ["pause", "pytorch", "pytorch"]  # the first call of a turn is not timed
+    assert calls == ["pytorch", "pytorch", *turn, *turn]
 
 
 def test_speedup() -> None:

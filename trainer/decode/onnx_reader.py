@@ -22,8 +22,8 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # what goes wrong is raised; the runtime would print it, too
-    # Idle threads that spin take the cores from what happens between two steps.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Idle threads that spin after a step take the cores from what happens before the next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

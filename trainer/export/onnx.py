@@ -80,8 +80,8 @@ def open_session(path: Path) -> tuple[Forward, Dimensions, Dimensions]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # what goes wrong is raised; the runtime would print it, too
-    # Idle threads that spin take the cores from whatever runs next: torch, timed in turn, was five times slower.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Idle threads that spin after a call take the cores from whatever runs next: torch in turn was five times slower.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def forward(inputs: Mapping[str, Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 
 from torch import Tensor
 
@@ -12,9 +12,12 @@ from trainer.export.cases import Forward, Sizes
 EAGER = "pytorch"
 """What eager PyTorch is called among the formats."""
 
-_WARM_UPS = 2  # TorchScript compiles in its first two runs of a shape
-_FEWEST_ROUNDS = 3
-_MOST_ROUNDS = 200
+_WARM_UPS = 2  # calls: TorchScript compiles in its first two runs of a shape
+_FEWEST_TURNS = 2
+_MOST_TURNS = 30
+# Idle threads of a runtime spin for a while, at the cost of whatever runs next, and then sleep, at the cost of its own
+# next calls. So a turn begins after a pause, and its first calls are not timed.
+_PAUSE, _WARMING, _TIMED = 0.02, 0.02, 0.05  # seconds of a turn
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,9 @@ def measure(
 ) -> list[Timing]:
     """Times every model at every shape, the smallest first, in about `seconds` in all.
 
-    The models take turns, so that a machine that slows down for a while slows all of them. A shape whose fewest calls
-    would not fit into the time that is left, going by the shape before it, is left out; the first never is.
+    The models take turns, so that a machine that slows down for a while slows all of them; in its turn each runs as
+    it does alone. A shape whose fewest calls would not fit into the time that is left, going by the shape before it, is
+    left out; the first never is.
     """
     end = perf_counter() + seconds
     ordered = sorted(inputs, key=lambda each: _numbers(each[1]))
@@ -48,7 +52,7 @@ def measure(
     expected = 0.0  # seconds of one call of each model, by each number of the inputs
     for place, (sizes, each) in enumerate(ordered):
         left = end - perf_counter()
-        if timings and expected * _numbers(each) * (_WARM_UPS + _FEWEST_ROUNDS) > left:
+        if timings and expected * _numbers(each) * (_WARM_UPS + 2 * _FEWEST_TURNS) > left:
             break
         timings.append(Timing(sizes, _medians(forwards, each, left / (len(ordered) - place))))
         expected = sum(timings[-1].milliseconds.values()) / 1000 / _numbers(each)
@@ -60,16 +64,28 @@ def _numbers(inputs: Mapping[str, Tensor]) -> int:
 
 
 def _medians(forwards: Mapping[str, Forward], inputs: dict[str, Tensor], seconds: float) -> dict[str, float]:
-    start = perf_counter()
+    end = perf_counter() + seconds
     for _ in range(_WARM_UPS):
         for forward in forwards.values():
             forward(inputs)
     times: dict[str, list[float]] = {name: [] for name in forwards}
-    for done in range(_MOST_ROUNDS):
-        if done >= _FEWEST_ROUNDS and perf_counter() - start > seconds:
+    for turn in range(_MOST_TURNS):
+        if turn >= _FEWEST_TURNS and perf_counter() > end:
             break
         for name, forward in forwards.items():
-            begin = perf_counter()
-            forward(inputs)
-            times[name].append(perf_counter() - begin)
+            sleep(_PAUSE)
+            _calls(forward, inputs, _WARMING)
+            times[name] += _calls(forward, inputs, _TIMED)
     return {name: 1000 * median(each) for name, each in times.items()}
+
+
+def _calls(forward: Forward, inputs: dict[str, Tensor], seconds: float) -> list[float]:
+    """The seconds of each call, one after the other for `seconds`; one at least."""
+    times: list[float] = []
+    begin = last = perf_counter()
+    while not times or last - begin < seconds:
+        forward(inputs)
+        now = perf_counter()
+        times.append(now - last)
+        last = now
+    return times
