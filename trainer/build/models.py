@@ -21,9 +21,9 @@ from trainer.errors import ConfigError, explain
 from trainer.export.cases import traced_inputs
 from trainer.model.features import FeatureExtractor
 from trainer.model.freezing import fitting, freeze, gradual
-from trainer.model.library_folder import weights_of_run
 from trainer.model.lora import apply_lora, merge_lora
 from trainer.model.noisy_tune import noisy_tune
+from trainer.model.pretrained_folder import weights_of_run
 from trainer.model.weights import fit_weights
 from trainer.model.weights_file import load_weights_file
 from trainer.protocols import Batching, Loss, Task

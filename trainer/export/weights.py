@@ -1,8 +1,8 @@
 """The weights of a model alone: files of torch, and folders in the layout of the model's own library.
 
 A file of weights is no program: each is proved by reading it into a copy of the model whose weights are scrambled. A
-model that belongs to a library has `save_library` and `load_library` (see `trainer.model.library_folder`); the folder
-of any other holds `model.safetensors`, `config.json` and the task's files, which `model.weights=FOLDER` reads.
+model that belongs to a library has `save_library` and `load_library` (see `trainer.model.pretrained_folder`); the
+folder of any other holds `model.safetensors`, `config.json` and the task's files, which `model.weights=FOLDER` reads.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LibraryModel(Protocol):
         max_length: int | None,
         half: bool,
     ) -> dict[str, Any]:
-        """Writes a folder; see `trainer.model.library_folder.save`."""
+        """Writes a folder; see `trainer.model.pretrained_folder.save`."""
         ...
 
     def load_library(self, folder: Path) -> None:
@@ -94,7 +94,7 @@ def write_safetensors(path: Path, subject: Subject, *, half: bool) -> dict[str, 
 
 
 def save_library(model: LibraryModel, folder: Path, task: Task, *, half: bool) -> dict[str, Any]:
-    """Writes a model in the layout of its own library; see `trainer.model.library_folder.save`."""
+    """Writes a model in the layout of its own library; see `trainer.model.pretrained_folder.save`."""
     lengths = task.axis_limits().get("sequence") if task.target in _EMBEDDINGS else None
     max_length = None if lengths is None else lengths[1]
     with silence():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError, explain
-from trainer.model import library_folder
+from trainer.model import pretrained_folder
 from trainer.model.packed_attention import (
     FAMILIES,
     Family,
@@ -214,14 +214,14 @@ class Pretrained(nn.Module):
         max_length: int | None,
         half: bool,
     ) -> dict[str, Any]:
-        """Writes a folder of transformers, or, of embeddings, of sentence-transformers; see `library_folder.save`."""
+        """Writes a folder of transformers, of embeddings one of sentence-transformers; see `pretrained_folder.save`."""
         sample: Kind = "AutoModelForSequenceClassification"
         headed: Kind = "AutoModelForTokenClassification" if self.output_level == "token" else sample
-        return library_folder.save(self, folder, headed, example, files, max_length=max_length, half=half)
+        return pretrained_folder.save(self, folder, headed, example, files, max_length=max_length, half=half)
 
     def load_library(self, folder: Path) -> None:
         """Reads the weights of such a folder in place."""
-        library_folder.load(self, folder)
+        pretrained_folder.load(self, folder)
 
     def _outputs(self, hidden: Tensor) -> Tensor:
         # A language model's head may have more columns than the vocabulary has tokens.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError, explain, refuse
-from trainer.model import library_folder
+from trainer.model import pretrained_folder
 from trainer.model.pretrained_config import read_config
 from trainer.model.pretrained_loading import (
     Kind,
@@ -100,13 +100,13 @@ class PretrainedImage(nn.Module):
         max_length: int | None,
         half: bool,
     ) -> dict[str, Any]:
-        """Writes a folder of transformers; see `library_folder.save`."""
+        """Writes a folder of transformers; see `pretrained_folder.save`."""
         headed: Kind = "AutoModelForImageClassification"
-        return library_folder.save(self, folder, headed, example, files, max_length=max_length, half=half)
+        return pretrained_folder.save(self, folder, headed, example, files, max_length=max_length, half=half)
 
     def load_library(self, folder: Path) -> None:
         """Reads the weights of such a folder in place."""
-        library_folder.load(self, folder)
+        pretrained_folder.load(self, folder)
 
 
 def _check_fit(config: Any, image_channels: int, image_size: tuple[int, int], pooling: str) -> None:

@@ -17,9 +17,9 @@ from tests.model.pretrained_folders import (
     model_of,
     reference,
 )
-from trainer.model.library_folder import HEAD
 from trainer.model.pooling import pool
 from trainer.model.pretrained import Pretrained
+from trainer.model.pretrained_folder import HEAD
 from trainer.task.tokenization import load_tokenizer
 
 TAGS = ["O", "B-tool", "I-tool", "B-fruit", "I-fruit"]
