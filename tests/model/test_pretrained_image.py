@@ -1,10 +1,14 @@
 import json
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from PIL import Image
 from torch import nn
 
 from tests.model.exported import IMAGE_AXES, assert_exports_equal, assert_gradients_reach_everything, images
@@ -13,6 +17,7 @@ from trainer.errors import ConfigError
 from trainer.model.pretrained_image import PretrainedImage
 from trainer.model.pretrained_loading import quiet
 from trainer.optimizer.groups import layers_of
+from trainer.task.image_classification import ImageClassification
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "vit": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -164,3 +169,58 @@ def test_checkpointed_gradients_are_the_same(folder: Callable[[str], Path]) -> N
         found.append([parameter.grad for parameter in model.parameters()])
 
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def pictures(mode: str, *sizes: tuple[int, int]) -> list[Image.Image]:
+    random = np.random.default_rng(0)
+    shape = () if mode == "L" else (3,)
+    return [Image.fromarray(random.integers(256, size=(*size, *shape), dtype=np.uint8)) for size in sizes]
+
+
+def rows_of(images: list[Image.Image]) -> dict[str, Any]:
+    files = [BytesIO() for _ in images]
+    for image, file in zip(images, files, strict=True):
+        image.save(file, format="PNG")
+    return {"image": [{"bytes": file.getvalue(), "path": None} for file in files]}
+
+
+@pytest.mark.parametrize(("name", "channels"), [("vit", 3), ("vit", 1), ("resnet", 3)])
+def test_its_folder_reads_images_as_the_task_does(
+    name: str, channels: int, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    mode = "L" if channels == 1 else "RGB"
+    task = ImageClassification(size=16, channels="auto", resize="stretch", mean="auto", std="auto", augment={})
+    seen = rows_of(pictures(mode, (16, 16), (24, 20))) | {"label": ["cat", "dog"]}
+    task.fit(Dataset.from_dict(seen))
+    changes = {"config": {"num_channels": channels}, "pretrained": False, "pooling": "cls" if name == "vit" else "mean"}
+    model = model_of(folder(name), num_outputs=2, **changes, **task.images.facts())
+    with torch.no_grad():
+        said = model.save_library(
+            tmp_path / "saved", images(2, channels, 16, 16), task.artifact_files(), max_length=None, half=False
+        )
+    assert said["class"].endswith("ForImageClassification")
+
+    own = reference(AutoModelForImageClassification, tmp_path / "saved")
+    read = AutoImageProcessor.from_pretrained(tmp_path / "saved", backend="pil")
+    for size in ((16, 16), (30, 21)):  # of the right size, and scaled to it
+        shown = pictures(mode, size)
+        expected = task.inputs_of(task.encode_inputs(rows_of(shown)), "padded")
+        inputs = read(shown, return_tensors="pt")
+        assert inputs.keys() == expected.keys()
+        torch.testing.assert_close(inputs["pixel_values"], expected["pixel_values"], rtol=0, atol=1e-6)
+        torch.testing.assert_close(own(**inputs).logits, model(**expected), rtol=0, atol=1e-5)
+    assert own.config.id2label == {0: "cat", 1: "dog"}
+
+
+def test_its_folder_scales_no_image_that_the_task_crops(folder: Callable[[str], Path], tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor
+
+    task = ImageClassification(size=16, channels=3, resize="crop", mean=[0.5] * 3, std=[0.2] * 3, augment={})
+    with torch.no_grad():
+        model_of(folder("vit")).save_library(
+            tmp_path, images(2, 3, 16, 16), task.images.artifact_files(), max_length=None, half=False
+        )
+    read = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    assert read(pictures("RGB", (30, 21)), return_tensors="pt")["pixel_values"].shape == (1, 3, 30, 21)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError
+from trainer.model.pretrained_inputs import save_image_processor, save_tokenizer
 from trainer.model.pretrained_loading import Kind, make_model, quiet
 from trainer.model.sentence_folder import DENSE, write_sentence_modules
 
@@ -23,14 +24,6 @@ _SAME: Final = 1e-5
 """Outputs that differ by less are equal but for rounding."""
 
 _HEAD_CONFIG: Final = "head.json"
-_SPECIAL: Final[Mapping[str, tuple[str, ...]]] = {
-    "pad_token": ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>"),
-    "unk_token": ("[UNK]", "<unk>"),
-    "cls_token": ("[CLS]", "<s>"),
-    "sep_token": ("[SEP]", "</s>"),
-    "mask_token": ("[MASK]", "<mask>"),
-}
-"""What a tokenizer's special tokens are called, the likeliest first."""
 
 
 def save(
@@ -43,19 +36,19 @@ def save(
     max_length: int | None,
     half: bool,
 ) -> dict[str, Any]:
-    """Writes `config.json`, `model.safetensors` and, where there is a tokenizer, its files.
+    """Writes `config.json` and `model.safetensors`.
 
     The class is that of a language model with its own head; `headed`, where its head on these weights gives this
     model's outputs; else that of the model without a head, and this model's own head lies beside it in
     `head.safetensors`, with `head.json`, which says what it reads. Embeddings have the layout of sentence-transformers
-    in place of that.
+    in place of that. What makes the model's inputs lies there too; see `pretrained_inputs`.
 
     Args:
         model: A `Pretrained` or `PretrainedImage`.
         folder: Made here.
         headed: The class whose head might be this model's.
         example: Inputs to compare at.
-        files: The task's: `tokenizer.json`, `labels.json`.
+        files: The task's: `labels.json`, `tokenizer.json`, `image.json`.
         max_length: Of embeddings of texts: tokens of a text; None: the outputs are something else.
         half: Weights in float16.
 
@@ -79,7 +72,8 @@ def save(
     whole.tie_weights()
     with quiet():
         whole.save_pretrained(folder)
-        _save_tokenizer(folder, files, list(example))
+        save_tokenizer(folder, files, list(example))
+        save_image_processor(folder, files)
     said = {"library": "transformers", "class": type(whole).__name__}
     rest = {name: tensor for name, tensor in state.items() if name not in names}
     if max_length is not None:
@@ -192,24 +186,3 @@ def _save_head(folder: Path, model: Any, tensors: Mapping[str, Tensor]) -> None:
         "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
     }
     (folder / _HEAD_CONFIG).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _save_tokenizer(folder: Path, files: Mapping[str, str], inputs: list[str]) -> None:
-    if "tokenizer.json" not in files:
-        return
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer.from_str(files["tokenizer.json"])
-    vocabulary = tokenizer.get_vocab()
-    special = {
-        role: next(token for token in names if token in vocabulary)
-        for role, names in _SPECIAL.items()
-        if any(token in vocabulary for token in names)
-    }
-    truncation = tokenizer.truncation
-    tokenizer.no_truncation()
-    length = {"model_max_length": truncation["max_length"]} if truncation else {}
-    make: Any = PreTrainedTokenizerFast
-    made = make(tokenizer_object=tokenizer, model_input_names=inputs, **length, **special)
-    made.save_pretrained(folder)
