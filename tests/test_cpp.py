@@ -10,10 +10,8 @@ import torch
 
 from tests.jobs import train, working_in, write_roles
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("g++")), reason="needs CMake and g++"),
-]
+MISSING = not all(map(shutil.which, ("cmake", "g++")))
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(MISSING, reason="CMake and a C++ compiler are needed")]
 
 SOURCE = Path(__file__).parent.parent / "scripts/cpp"
 
