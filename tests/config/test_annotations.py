@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config.annotations import expected, fits, forms, literals
+from trainer.config.annotations import expected, fits, forms, items, literals
 
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text())
 
@@ -40,6 +40,20 @@ SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan
 def test_what_fits(annotation: str, good: list[Any], bad: list[Any]) -> None:
     assert [value for value in good if not fits(value, annotation)] == []
     assert [value for value in bad if fits(value, annotation)] == []
+
+
+@pytest.mark.parametrize(
+    ("annotation", "inner"),
+    [
+        ("Mapping[str, float]", "float"),
+        ("dict[str, str | list[str] | None] | None", "str | list[str] | None"),
+        ("dict[str, int] | list[int]", None),
+        ("list[int]", None),
+        ("Mapping", None),
+    ],
+)
+def test_the_values_of_a_mapping(annotation: str, inner: str | None) -> None:
+    assert items(annotation) == inner
 
 
 @given(SCALARS, st.permutations(["int", "bool", "str", "None"]), st.integers(1, 4))

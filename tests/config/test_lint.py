@@ -69,6 +69,7 @@ def test_three_typing_errors_are_told_together() -> None:
         (["precision=fp31"], "precision: must be one of fp32, bf16, fp16, got 'fp31'. Did you mean fp32."),
         (["model.pooling=men"], "model.pooling: must be one of "),
         (["export.formats=[onnx,torchscrpt]"], "export.formats: must be a list of items, each one of onnx, "),
+        (["task=image_classification", "task.augment.mixup=abc"], "task.augment.mixup: must be a number, got 'abc'."),
         (["optimizer.betas=[0.9]"], "optimizer.betas: must be a list of 2: a number, a number, got [0.9]."),
         (
             ["loss=focal", "loss.alpha=[a]"],

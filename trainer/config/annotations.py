@@ -48,6 +48,15 @@ def literals(annotation: str) -> list[str]:
     return [value for value in values if isinstance(value, str)]
 
 
+def items(annotation: str) -> str | None:
+    """The annotation of the values of the one mapping that `annotation` allows beside null; None where there is none."""
+    kinds = [node for node in _alternatives(_parsed(annotation)) if not isinstance(node, ast.Constant)]
+    only = kinds[0] if len(kinds) == 1 else None
+    if not isinstance(only, ast.Subscript) or _name(only.value) not in _MAPPINGS:
+        return None
+    return ast.unparse(_arguments(only)[1])
+
+
 @lru_cache(maxsize=512)
 def _parsed(annotation: str) -> ast.expr:
     expression = ast.parse(annotation, mode="eval").body

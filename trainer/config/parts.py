@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from trainer.config import schema, signature
-from trainer.config.annotations import expected, fits, forms, literals
+from trainer.config.annotations import expected, fits, forms, items, literals
 from trainer.config.catalogue import Catalogue
 from trainer.config.keys import Keys
 from trainer.errors import explain, nearest
@@ -25,6 +25,8 @@ def value_faults(path: str, value: Any, annotation: str) -> list[str]:
     # An interpolation that is still there has been told of already.
     if "${" in str(value) or fits(value, annotation):
         return []
+    if isinstance(value, Mapping) and value and (inner := items(annotation)):
+        return [fault for key, item in value.items() for fault in value_faults(f"{path}.{key}", item, inner)]
     remedy = forms(annotation)
     known = literals(annotation)
     wrong = [item for item in (value if isinstance(value, list) else [value]) if item not in known]
