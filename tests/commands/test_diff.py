@@ -10,6 +10,8 @@ import pytest
 
 from tests.jobs import train, working_in, write_data
 from trainer.cli import main
+from trainer.commands.diff import difference
+from trainer.commands.results import Results
 
 STEPS = ["train.duration=6", "train.eval_every=3"]
 
@@ -84,6 +86,19 @@ def test_a_changed_evaluation_and_a_changed_step_are_found(folder: Path, capsys:
     assert "test.accuracy" in shown
     assert "they part at step 4" in shown
     assert "equal to the bit up to step 3" in shown
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_a_part_that_one_run_lacks_is_told_by_its_keys_alone(nothing: Any, tmp_path: Path) -> None:
+    def of(**config: Any) -> Results:
+        return Results(tmp_path, config, [], {}, None)
+
+    found = difference(of(prune=nothing, size=28), of(prune={"amount": 0.3}, size={"height": 28}))["config"]
+    assert found == {
+        "prune.amount": {"right": 0.3},
+        "size": {"left": 28},
+        "size.height": {"right": 28},
+    }
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,15 @@ def _results(found: Results) -> dict[str, Any]:
 
 def _differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     names = dict.fromkeys((*left, *right))
+    above = {name.rpartition(".")[0] for name in names}
     sides = {name: {side: of[name] for side, of in (("left", left), ("right", right)) if name in of} for name in names}
-    return {name: found for name, found in sides.items() if len(found) == 1 or not _equal(*found.values())}
+    return {
+        name: found
+        for name, found in sides.items()
+        if len(found) == 1 or not _equal(*found.values())
+        # Where one run has keys and the other nothing in their place, each of the keys says so.
+        if name not in above or any(found.values())
+    }
 
 
 def _equal(left: Any, right: Any) -> bool:
