@@ -295,7 +295,7 @@ class TestStoredRuns:
         assert told("eval", "lodaer.workers=1", "loader.worker=1", "loader.workers=x", "split=tst", "lr=1") == [
             "lodaer: there is no such key. Did you mean loader.",
             "lr: there is no such key, got 1. "
-            "Known: run, checkpoint, split, weights, device, precision, trust, data, loader.",
+            "Known: split, run, trust, checkpoint, weights, device, precision, data, loader.",
             "split: must be one of train, validation, test, got 'tst'.",
             "loader.worker: there is no such key, got 1. Did you mean loader.workers.",
             "loader.workers: must be an integer, got 'x'.",

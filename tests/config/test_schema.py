@@ -17,6 +17,13 @@ def test_every_default_fits_and_every_key_is_explained(kind: type) -> None:
             assert fits(defaults[name], annotation), name
 
 
+def test_what_a_verb_alone_has_comes_before_what_it_shares() -> None:
+    names = list(schema.keys(jobs.GenerateJob))
+    assert names[:2] == ["prompt", "output"]
+    assert names[-6:] == ["run", "trust", "checkpoint", "weights", "device", "precision"]
+    assert [name for name in schema.defaults(jobs.GenerateJob) if name != "decode"] == names[:4] + names[-6:]
+
+
 def test_what_is_in_no_section_is_no_key() -> None:
     assert "stored_overrides" not in schema.keys(jobs.EvalJob)
     assert all("doc" in item.metadata for item in fields(jobs.TrainJob))

@@ -70,6 +70,37 @@ class DiffJob:
 
 
 @dataclass(frozen=True)
+class RunJob:
+    """A job about a run that there is."""
+
+    run: str | None = key(None, "the run folder; null: the newest run")
+    trust: list[str] = key([], "packages that the config inside a checkpoint may name")
+
+
+@dataclass(frozen=True)
+class CheckpointJob(RunJob):
+    """A job about the model of a run."""
+
+    checkpoint: str = key("best", "best, last or step-N")
+    weights: Literal["auto", "raw", "ema"] = key("auto", "auto: the ones that scored best")
+
+
+@dataclass(frozen=True)
+class DeviceJob(CheckpointJob):
+    """A job that computes with the model of a run."""
+
+    device: str = key("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: Literal["fp32", "bf16", "fp16"] = key("fp32", "of the forward pass")
+
+
+@dataclass(frozen=True)
+class DataJob(RunJob):
+    """A job that reads data of a run. `stored_overrides` are changes of the run's own config: full key and value."""
+
+    stored_overrides: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
 class ReportJob:
     """A page about a run."""
 
@@ -79,38 +110,25 @@ class ReportJob:
 
 
 @dataclass(frozen=True)
-class EvalJob:
-    """All of an evaluation. `stored_overrides` are changes of the run's own config: full key and value."""
+class EvalJob(DeviceJob, DataJob):
+    """All of an evaluation."""
 
-    run: str | None = key(None, "the run folder; null: the newest run")
-    checkpoint: str = key("best", "best, last or step-N")
     split: str = key("test", "train, validation or test")
-    weights: Literal["auto", "raw", "ema"] = key("auto", "auto: the ones that scored best")
-    device: str = key("auto", "auto, cpu, cuda, cuda:N or mps")
-    precision: Literal["fp32", "bf16", "fp16"] = key("fp32", "of the forward pass")
-    trust: list[str] = key([], "packages that the config inside the checkpoint may name")
-    stored_overrides: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
-class ExportJob:
-    """All of an export. `stored_overrides` are changes of the run's own config: full key and value."""
+class ExportJob(CheckpointJob, DataJob):
+    """All of an export."""
 
-    run: str | None = key(None, "the run folder; null: the newest run")
-    checkpoint: str = key("best", "best, last or step-N")
-    weights: Literal["auto", "raw", "ema"] = key("auto", "auto: the ones that scored best")
     split: str = key("test", "the split that the metric of an artifact is proved on")
-    trust: list[str] = key([], "packages that the config inside the checkpoint may name")
     prune: Part | None = optional_group("weights of the artifacts that become 0", PruneKeys)
     export: Part = group("the artifacts")
-    stored_overrides: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
-class PredictJob:
-    """All of a prediction. `stored_overrides` are changes of the run's own config: full key and value."""
+class PredictJob(DeviceJob, DataJob):
+    """All of a prediction."""
 
-    run: str | None = key(None, "the run folder; null: the newest run")
     input: str | None = text(None, "a text, a file or a folder of images; null or -: each line of standard input")
     output: str | None = key(None, "a file, .jsonl, .csv or .parquet; null or -: JSON lines on standard output")
     columns: ColumnsSection = section(ColumnsSection, "which columns of a file are read")
@@ -118,41 +136,26 @@ class PredictJob:
     top: int = key(1, "so many of the likeliest classes or tokens, with their probabilities")
     neighbours: int | None = key(None, "so many nearest texts of the corpus, by the cosine of their vectors")
     corpus: str | None = text(None, "a file of the texts that neighbours are looked for among")
-    checkpoint: str = key("best", "best, last or step-N")
-    weights: Literal["auto", "raw", "ema"] = key("auto", "auto: the ones that scored best")
-    device: str = key("auto", "auto, cpu, cuda, cuda:N or mps")
-    precision: Literal["fp32", "bf16", "fp16"] = key("fp32", "of the forward pass")
-    trust: list[str] = key([], "packages that the config inside the checkpoint may name")
-    stored_overrides: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
-class GenerateJob:
+class GenerateJob(DeviceJob):
     """All of a generation of text."""
 
-    run: str | None = key(None, "the run folder; null: the newest run")
     prompt: str | None = text(None, "what the text goes on from; null or -: each line of standard input")
     output: str | None = key(None, "a file, .jsonl, .csv or .parquet; -: JSON lines on standard output; null: texts")
     explain: int | None = key(None, "so many best next tokens at each step, with their probabilities")
     backend: Literal["torch", "onnx"] = key("torch", "torch: a checkpoint; onnx: the run's artifact onnx_cache")
-    checkpoint: str = key("best", "best, last or step-N")
-    weights: Literal["auto", "raw", "ema"] = key("auto", "auto: the ones that scored best")
-    device: str = key("auto", "auto, cpu, cuda, cuda:N or mps")
-    precision: Literal["fp32", "bf16", "fp16"] = key("fp32", "of the forward pass")
-    trust: list[str] = key([], "packages that the config inside the checkpoint may name")
     decode: Part = group("how tokens are chosen")
 
 
 @dataclass(frozen=True)
-class VerifyJob:
-    """All of a verification. `stored_overrides` are changes of the run's own config: full key and value."""
+class VerifyJob(DataJob):
+    """All of a verification."""
 
-    run: str | None = key(None, "the run folder; null: the newest run")
     start: str | None = key(None, "step-N: replay from that checkpoint (step-0: the start); null: the last but one")
     steps: int | None = key(None, "replay so many steps only and compare what was logged; null: up to the next one")
     device: str | None = key(None, "auto, cpu, cuda, cuda:N or mps; null: the run's own")
-    trust: list[str] = key([], "packages that the config inside a checkpoint may name")
-    stored_overrides: tuple[tuple[str, Any], ...] = ()
 
 
 Job: TypeAlias = TrainJob | DiffJob | EvalJob | ExportJob | PredictJob | ReportJob | GenerateJob | VerifyJob

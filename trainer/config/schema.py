@@ -6,7 +6,8 @@ parts, whose keys are the parameters of what their `_target_` names and are not 
 
 from __future__ import annotations
 
-from dataclasses import MISSING, field, fields, is_dataclass
+import inspect
+from dataclasses import MISSING, Field, field, fields, is_dataclass
 from typing import Any
 
 
@@ -39,7 +40,13 @@ def optional_group(doc: str, keys: type) -> Any:
 
 def keys(kind: type) -> dict[str, str]:
     """The configurable keys of a job or section, with their annotations."""
-    return {item.name: str(item.type) for item in fields(kind) if "doc" in item.metadata}
+    return {item.name: str(item.type) for item in _own_first(kind) if "doc" in item.metadata}
+
+
+def _own_first(kind: type) -> list[Field[Any]]:
+    """The fields of a job or section, those before that it does not share with other jobs."""
+    own = inspect.get_annotations(kind)
+    return sorted(fields(kind), key=lambda item: item.name not in own)
 
 
 def doc(kind: type, name: str) -> str:
@@ -81,7 +88,7 @@ def own_keys(part: dict[str, Any], shared: type) -> dict[str, Any]:
 def defaults(kind: type) -> dict[str, Any]:
     """The default of every key of a job or section as plain mappings; a group's own keys are left to the YAML."""
     found: dict[str, Any] = {}
-    for item in fields(kind):
+    for item in _own_first(kind):
         if "doc" not in item.metadata:
             continue
         if "optional" in item.metadata:
