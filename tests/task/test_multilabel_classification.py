@@ -46,7 +46,7 @@ def batch(made: MultilabelClassification, batching: Batching) -> Batch:
 def test_labels_and_their_positives_come_from_training() -> None:
     made = fitted()
 
-    assert made.classes.labels == ["fruit", "red", "tool"]
+    assert made.labels.classes.labels == ["fruit", "red", "tool"]
     assert made.facts() == {**made.texts.facts(), "num_outputs": 3, "class_counts": [2, 2, 2], "num_train": 6}
 
 

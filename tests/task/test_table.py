@@ -179,7 +179,7 @@ def test_the_state_is_json_and_names_every_feature() -> None:
 
 def test_inputs_and_examples_have_the_width_of_the_features() -> None:
     table = learnt()
-    inputs = table.inputs(table.encode(ROWS))
+    inputs = table.inputs_of(table.encode(ROWS), "padded")
     example = table.example({"batch": 3}, np.random.default_rng(0))
 
     assert inputs["features"].shape == (4, 11)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import MetricCollection
 
-_ROLE = "label"
-
 
 class Label:
     """One of K classes a sample.
@@ -25,6 +23,8 @@ class Label:
     Attributes:
         classes: The labels of the training split.
     """
+
+    role: ClassVar[str] = "label"
 
     def __init__(self) -> None:
         self.classes = Classes()
@@ -35,8 +35,8 @@ class Label:
         Raises:
             DataError: There are fewer than two labels.
         """
-        batches = train.select_columns(_ROLE).iter(10_000)
-        self.classes.learn((label for batch in batches for label in batch[_ROLE]), at_least=2)
+        batches = train.select_columns(self.role).iter(10_000)
+        self.classes.learn((label for batch in batches for label in batch[self.role]), at_least=2)
 
     def encode(self, labels: Sequence[str]) -> list[int]:
         """The class of each row.
@@ -48,7 +48,7 @@ class Label:
 
     def tell(self, encoded: Mapping[str, Dataset]) -> None:
         """Logs how many samples of each split each class has."""
-        self.classes.tell(encoded, _ROLE)
+        self.classes.tell(encoded, self.role)
 
     @staticmethod
     def target(classes: Sequence[int]) -> Tensor:

@@ -35,10 +35,9 @@ class Vocabulary:
 
     def learn(self, train: Dataset) -> None:
         """Learns the vocabulary from the column `text` of the training split, and counts its tokens there."""
-        texts = train.select_columns("text")
-        self.texts.learn(batch["text"] for batch in texts.iter(1_000))
+        self.texts.learn(train, ("text",))
         counts = np.zeros(self.texts.tokenizer.get_vocab_size(), dtype=np.int64)
-        for batch in texts.iter(1_000):
+        for batch in train.select_columns("text").iter(1_000):
             for encoding in self.texts.tokenizer.encode_batch(batch["text"], add_special_tokens=False):
                 np.add.at(counts, encoding.ids, 1)
         self.counts = counts.tolist()

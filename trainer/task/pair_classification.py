@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from trainer.errors import ConfigError, explain
-from trainer.protocols import Batch, Batching, Columns, Inputs, Target
-from trainer.task.fingerprint import fingerprint
+from trainer.protocols import Columns, Inputs, Target
 from trainer.task.label import Label
 from trainer.task.pairs import encode_pairs
+from trainer.task.supervised import Supervised
 from trainer.task.texts import Texts
 from trainer.task.tokenization import unknown_id
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from torch import Tensor
-    from torchmetrics import MetricCollection
-
-    from trainer.draws import Draws
 
 
-class PairClassification:
+class PairClassification(Supervised):
     """Two texts in, one of K classes out: whether the one answers, follows from or means the same as the other.
 
     Both are one sequence, `[CLS] text [SEP] text_pair [SEP]` or as a given tokenizer frames pairs, with token types
@@ -55,38 +50,12 @@ class PairClassification:
             raise ConfigError(explain("max_length", problem, value=max_length))
         self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
         self.label = Label()
-
-    def columns(self) -> tuple[str, ...]:
-        return ("text", "text_pair", "label")
-
-    def reads(self) -> tuple[str, ...]:
-        return ("text", "text_pair")
-
-    def fingerprint(self) -> str:
-        return fingerprint("pair_classification/1", *self.texts.key())
-
-    def fit(self, train: Dataset) -> None:
-        """Takes the labels and their counts from the training split, and learns the vocabulary from both its texts.
-
-        Raises:
-            DataError: There are fewer than two labels.
-        """
-        self.label.learn(train)
-        texts = train.select_columns(["text", "text_pair"]).iter(1_000)
-        self.texts.learn(chain.from_iterable((batch["text"], batch["text_pair"]) for batch in texts))
+        super().__init__("pair_classification/1", ("text", "text_pair"), self.texts, self.label)
 
     @property
     def num_token_types(self) -> int:
         """2 where the tokenizer tells the texts of a pair apart by token types, 1 where it does not."""
         return max(self.texts.tokenizer.encode("a", "b").type_ids) + 1
-
-    def encode(self, rows: Columns) -> dict[str, list[Any]]:
-        """The columns of `encode_inputs` and `label` (class).
-
-        Raises:
-            RowError: A label was never seen in training.
-        """
-        return {**self.encode_inputs(rows), "label": self.label.encode(rows["label"])}
 
     def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
         """Columns `input_ids`, `token_type_ids` where there are two types, `truncated`, `unknown`."""
@@ -102,36 +71,11 @@ class PairClassification:
             columns["token_type_ids"] = [types for _, types, _ in encoded]
         return columns
 
-    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        self.label.tell(encoded)
-        return self.texts.check(encoded)
-
-    def lengths(self, encoded: Dataset) -> np.ndarray:
-        return self.texts.lengths(encoded)
-
-    def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
-        target = self.label.target(rows["label"])
-        return Batch(self.inputs_of(rows, batching), target, len(target), tuple(draws.ids))
-
-    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
-        return self.texts.pooled_inputs(encoded, batching)
-
     def facts(self) -> dict[str, Any]:
-        return {**self.texts.facts(), **self.label.facts(), "num_token_types": self.num_token_types}
-
-    def metrics(self) -> MetricCollection:
-        return self.label.metrics()
-
-    def answers(
-        self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
-    ) -> list[dict[str, Any]]:
-        return self.label.answers(output, top)
+        return {**super().facts(), "num_token_types": self.num_token_types}
 
     def axes(self) -> dict[str, dict[int, str]]:
         return self.texts.axes(*["token_type_ids"] * (self.num_token_types > 1))
-
-    def axis_limits(self) -> dict[str, tuple[int, int]]:
-        return self.texts.axis_limits()
 
     def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]:
         """Random token ids, padded; where there are two token types, the second begins anywhere in a sample."""
@@ -141,13 +85,3 @@ class PairClassification:
             second = torch.arange(sizes["sequence"]) >= begins
             inputs["token_type_ids"] = second.long() * inputs["attention_mask"]
         return inputs
-
-    def artifact_files(self) -> dict[str, str]:
-        return {**self.label.artifact_files(), **self.texts.artifact_files()}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**self.label.state_dict(), **self.texts.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.label.load_state_dict(state)
-        self.texts.load_state_dict(state)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -130,9 +129,7 @@ class SentenceEmbedding:
         self.num_train = len(train)
         if self.supervision == "scored":
             self.score_range = self._range(np.array(train["score"], dtype=np.float64))
-        roles = list(_TEXTS[self.supervision])
-        batches = train.select_columns(roles).iter(1_000)
-        self.texts.learn(chain.from_iterable((batch[role] for role in roles) for batch in batches))
+        self.texts.learn(train, _TEXTS[self.supervision])
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:
         """Columns `input_ids`, `truncated`, `unknown`, those of other roles as `positive_ids`, and so on; `similarity`.
@@ -182,7 +179,7 @@ class SentenceEmbedding:
         return Batch(inputs, target, len(target), tuple(draws.ids))
 
     def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
-        return self.texts.pooled_inputs(encoded, batching)
+        return self.texts.inputs_of(encoded, batching)
 
     def facts(self) -> dict[str, Any]:
         return {**self.texts.facts(), "num_outputs": self.dim, "num_train": self.num_train}

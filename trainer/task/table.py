@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from trainer.errors import ConfigError, DataError, RowError, explain
-from trainer.protocols import Columns
+from trainer.protocols import Batching, Columns
 from trainer.task.moments import Moments
 from trainer.task.table_columns import Category, Column, Number, learnt_category, learnt_number
 
@@ -61,20 +61,21 @@ class Table:
         """The columns by name, and whether each is one of numbers."""
         return {column.name: isinstance(column, Number) for column in self.columns}
 
-    def learn(self, train: Dataset) -> None:
-        """Takes the columns from the column `features` of the training split.
+    def learn(self, train: Dataset, roles: Sequence[str] = ("features",)) -> None:
+        """Takes the columns from the column of structs, `roles`, of the training split.
 
         Infinite numbers are passed over: `encode` says where they are.
 
         Raises:
             DataError: A column holds neither numbers nor texts, or nothing in training varies.
         """
-        rows = train.with_format("arrow").select_columns("features")
-        names = {field.name: _is_number(field.name, field.type) for field in rows[:1]["features"].type}
+        (role,) = roles
+        rows = train.with_format("arrow").select_columns(role)
+        names = {field.name: _is_number(field.name, field.type) for field in rows[:1][role].type}
         numbers, missing = Moments(sum(names.values())), Counter[str]()
         counters = {name: Counter[str]() for name, is_number in names.items() if not is_number}
         for batch in rows.iter(10_000):
-            cells = dict(zip(names, batch["features"].combine_chunks().flatten(), strict=True))
+            cells = dict(zip(names, batch[role].combine_chunks().flatten(), strict=True))
             missing.update({name: _count_missing(column) for name, column in cells.items()})
             numeric = [_as_numbers(column) for name, column in cells.items() if names[name]]
             if numeric:
@@ -132,8 +133,12 @@ class Table:
         return warnings
 
     @staticmethod
-    def inputs(rows: Columns) -> dict[str, Tensor]:
-        """The model's inputs for encoded rows: `features`, float32 (B, F)."""
+    def lengths(encoded: Dataset) -> None:
+        return None
+
+    @staticmethod
+    def inputs_of(rows: Columns, batching: Batching) -> dict[str, Tensor]:
+        """The model's inputs for encoded rows, in any layout: `features`, float32 (B, F)."""
         return {"features": torch.from_numpy(np.stack(rows["features"]))}
 
     def facts(self) -> dict[str, Any]:

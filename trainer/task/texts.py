@@ -60,7 +60,12 @@ class Texts:
         """What `learn` and `encode` depend on beside the data; JSON."""
         return (self.max_length, self.vocab_size, self.lowercase, self._given_digest)
 
-    def learn(self, batches: Iterable[list[str]]) -> None:
+    def learn(self, train: Dataset, roles: Sequence[str]) -> None:
+        """Learns the vocabulary from the columns `roles` of the training split; see `learn_from`."""
+        rows = train.select_columns(list(roles)).iter(1_000)
+        self.learn_from(batch[role] for batch in rows for role in roles)
+
+    def learn_from(self, batches: Iterable[list[str]]) -> None:
         """Learns the vocabulary from batches of texts, unless a tokenizer was given.
 
         Raises:
@@ -138,8 +143,7 @@ class Texts:
     @staticmethod
     def lengths(encoded: Dataset, column: str = "input_ids") -> np.ndarray:
         """Tokens of each row of an encoded split, int64 (N,)."""
-        rows = encoded.with_format("arrow").select_columns(column)
-        return np.concatenate([batch[column].combine_chunks().value_lengths() for batch in rows.iter(10_000)])
+        return row_lengths(encoded, column)
 
     def lay_out(self, samples: Sequence[np.ndarray], batching: Batching) -> Layout:
         """Where the tokens of B samples lie."""
@@ -152,7 +156,7 @@ class Texts:
             inputs["token_type_ids"] = layout.fill(rows["token_type_ids"], 0)
         return inputs
 
-    def pooled_inputs(self, rows: Columns, batching: Batching) -> dict[str, Tensor]:
+    def inputs_of(self, rows: Columns, batching: Batching) -> dict[str, Tensor]:
         """The model's inputs for encoded rows with one output a sample."""
         layout = self.lay_out(rows["input_ids"], batching)
         inputs = self.inputs(rows, layout)
@@ -192,6 +196,12 @@ class Texts:
         if self._missing is not None:
             self._given_digest = state["given"]
         self._tokenizer.enable_truncation(self.max_length)
+
+
+def row_lengths(encoded: Dataset, column: str) -> np.ndarray:
+    """How many values a column of lists has in each row of an encoded split, int64 (N,)."""
+    rows = encoded.with_format("arrow").select_columns(column)
+    return np.concatenate([batch[column].combine_chunks().value_lengths() for batch in rows.iter(10_000)])
 
 
 def _load(tokenizer: str | None) -> tuple[Tokenizer | None, ConfigError | None]:

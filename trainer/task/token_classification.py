@@ -72,7 +72,7 @@ class TokenClassification:
         tags = train.select_columns("tags").iter(10_000)
         self.classes.learn(chain.from_iterable(row for batch in tags for row in batch["tags"]), at_least=2, role="tags")
         words = train.select_columns("words").iter(1_000)
-        self.texts.learn([" ".join(row) for row in batch["words"]] for batch in words)
+        self.texts.learn_from([" ".join(row) for row in batch["words"]] for batch in words)
         self._choose_monitor()
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:

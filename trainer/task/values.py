@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ class Values:
         num_train: Training samples.
     """
 
+    role: ClassVar[str] = "value"
+
     def __init__(self) -> None:
         self.mean: list[float] = []
         self.std: list[float] = []
@@ -44,7 +46,7 @@ class Values:
             DataError: A value is the same in every row, or too large to be standardized.
         """
         moments: Moments | None = None
-        for batch in train.select_columns("value").iter(10_000):
+        for batch in train.select_columns(self.role).iter(10_000):
             moments = moments or Moments(len(batch["value"][0]))
             rows = [row for row in batch["value"] if len(row) == len(moments.mean)]
             moments.add(np.array(rows, dtype=np.float64).reshape(len(rows), -1))
@@ -80,6 +82,9 @@ class Values:
             raise RowError(position, "value", explain("value", problem, value=float(values[position, place])))
         return list(standardized)
 
+    def tell(self, encoded: Mapping[str, Dataset]) -> None:
+        """Logs nothing: numbers cannot be counted as labels are."""
+
     @staticmethod
     def target(rows: Sequence[np.ndarray]) -> Tensor:
         """The target of encoded rows, float32 (B, V)."""
@@ -94,8 +99,11 @@ class Values:
 
         return regression_metrics(self.std)
 
-    def answers(self, output: Tensor) -> list[dict[str, Any]]:
-        """For each row of outputs (B, V) the `value` in the user's units: a number, or a list where V is above 1."""
+    def answers(self, output: Tensor, top: int) -> list[dict[str, Any]]:
+        """For each row of outputs (B, V) the `value` in the user's units: a number, or a list where V is above 1.
+
+        Whatever `top` is: of numbers there is one answer.
+        """
         values = (output.cpu().double().numpy() * self.std + self.mean).tolist()
         return [{"value": row[0] if len(row) == 1 else row} for row in values]
 
