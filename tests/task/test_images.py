@@ -12,7 +12,8 @@ from PIL import Image
 
 from trainer.draws import Draws
 from trainer.errors import ConfigError, DataError, RowError
-from trainer.task.images import Images, decode
+from trainer.task.image_decoding import decode
+from trainer.task.images import Images
 
 OPTIONS: dict[str, Any] = {
     "size": "auto",
@@ -48,7 +49,7 @@ def split(*arrays: np.ndarray) -> Dataset:
 
 def fitted(*arrays: np.ndarray, **changes: Any) -> Images:
     made = images(**changes)
-    made.learn(split(*arrays))
+    made.learn(split(*arrays), ("image",))
     return made
 
 
@@ -211,12 +212,12 @@ def test_learning_passes_over_what_encoding_refuses() -> None:
     made = images()
     good = stored(Image.fromarray(grey(4, 4)))
     bad = {"bytes": b"no image", "path": None}
-    made.learn(Dataset.from_dict({"image": [bad, good]}))
+    made.learn(Dataset.from_dict({"image": [bad, good]}), ("image",))
 
     assert made.size == (4, 4)
     for options in ({}, {"size": 4, "channels": 1}):
         with pytest.raises(DataError, match="none of training can be decoded"):
-            images(**options).learn(Dataset.from_dict({"image": [bad, bad]}))
+            images(**options).learn(Dataset.from_dict({"image": [bad, bad]}), ("image",))
 
 
 def test_several_sizes_are_not_guessed_at() -> None:
@@ -293,7 +294,7 @@ def test_examples_and_files() -> None:
     assert inputs["pixel_values"].shape == (3, 3, 4, 6)
     assert made.axes() == {"pixel_values": {0: "batch"}}
     assert json.loads(made.artifact_files()["image.json"]) == {
-        **made.state_dict(),
+        **made.state_dict()["images"],
         "resize": "stretch",
         "interpolation": "bilinear",
     }

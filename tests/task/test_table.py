@@ -27,7 +27,7 @@ def dataset(rows: list[dict[str, Any]], types: dict[str, str]) -> Dataset:
 
 def learnt(rows: list[dict[str, Any]] = ROWS, types: dict[str, str] = TYPES, max_categories: int = 100) -> Table:
     table = Table(max_categories)
-    table.learn(dataset(rows, types))
+    table.learn(dataset(rows, types), ("features",))
     return table
 
 

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target
-from trainer.task.fingerprint import fingerprint
 from trainer.task.images import Images
 from trainer.task.label import Label
 from trainer.task.mixing import Mixing, class_shares
+from trainer.task.supervised import Supervised
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from torch import Tensor
     from torchmetrics import MetricCollection
 
     from trainer.draws import Draws
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 _TOP = 5
 
 
-class ImageClassification:
+class ImageClassification(Supervised):
     """Image in, one of K classes out.
 
     Args:
@@ -59,42 +57,7 @@ class ImageClassification:
         self.mixing = Mixing(augment)
         self.train_target: Target = "shares" if self.mixing else "class"
         self.label = Label()
-
-    def columns(self) -> tuple[str, ...]:
-        return ("image", "label")
-
-    def reads(self) -> tuple[str, ...]:
-        return ("image",)
-
-    def fingerprint(self) -> str:
-        return fingerprint("image_classification/1", *self.images.key())
-
-    def fit(self, train: Dataset) -> None:
-        """Takes the labels and their counts, and what is `auto` of the images, from the training split.
-
-        Raises:
-            DataError: There are fewer than two labels, or the images have several sizes.
-        """
-        self.label.learn(train)
-        self.images.learn(train)
-
-    def encode(self, rows: Columns) -> dict[str, list[Any]]:
-        """Columns `pixels` (bytes, H * W * C), `resized`, `label` (class).
-
-        Raises:
-            RowError: A label was never seen in training, or an image cannot be decoded.
-        """
-        return {**self.encode_inputs(rows), "label": self.label.encode(rows["label"])}
-
-    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
-        return self.images.encode(rows["image"])
-
-    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        self.label.tell(encoded)
-        return self.images.check(encoded)
-
-    def lengths(self, encoded: Dataset) -> None:
-        return None
+        super().__init__("image_classification/1", ("image",), self.images, self.label)
 
     def further(self, draws: Draws) -> list[int]:
         """The row that each sample is mixed with; `collate` gets them behind the samples."""
@@ -112,11 +75,8 @@ class ImageClassification:
         target = class_shares(classes[:count], classes[count:], shares, len(self.label.classes.labels))
         return Batch({"pixel_values": mixed}, target, count, tuple(draws.ids))
 
-    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
-        return self.images.inputs(encoded, None)
-
     def facts(self) -> dict[str, Any]:
-        return {**self.images.facts(), **self.label.facts(), "train_target": self.train_target}
+        return {**super().facts(), "train_target": self.train_target}
 
     def metrics(self) -> MetricCollection:
         """Accuracy and macro F1; of more than 5 classes also the share of targets among the 5 highest scores."""
@@ -124,33 +84,9 @@ class ImageClassification:
         from torchmetrics.classification import MulticlassAccuracy
 
         count = len(self.label.classes.labels)
-        metrics = self.label.metrics()
+        metrics = super().metrics()
         if count <= _TOP:
             return metrics
         top = MulticlassAccuracy(count, top_k=_TOP, average="micro")
         # Sharing states would merge both accuracies for good where they are equal on the first batch.
         return MetricCollection({**dict(metrics.items()), f"top_{_TOP}_accuracy": top}, compute_groups=False)
-
-    def answers(
-        self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
-    ) -> list[dict[str, Any]]:
-        return self.label.answers(output, top)
-
-    def axes(self) -> dict[str, dict[int, str]]:
-        return self.images.axes()
-
-    def axis_limits(self) -> dict[str, tuple[int, int]]:
-        return {}
-
-    def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]:
-        return self.images.example(sizes, generator)
-
-    def artifact_files(self) -> dict[str, str]:
-        return {**self.label.artifact_files(), **self.images.artifact_files()}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**self.label.state_dict(), "images": self.images.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.label.load_state_dict(state)
-        self.images.load_state_dict(state["images"])

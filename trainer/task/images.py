@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from trainer.errors import DataError, RowError, explain, refuse
-from trainer.protocols import Columns
+from trainer.protocols import Batching, Columns
 from trainer.task.augmentation import OPERATIONS, amount_faults, augment
+from trainer.task.image_decoding import decode
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NUM_SAMPLED = 10_000
-_GREY = ("1", "L", "LA")
-_SIXTEEN_BITS = ("PNG", "PPM")
-"""The formats whose integers of mode `I` are of 16 bits."""
 
 
 class Images:
@@ -77,18 +74,19 @@ class Images:
         """What `learn` and `encode` depend on beside the data; JSON."""
         return self._key
 
-    def learn(self, train: Dataset) -> None:
-        """Takes what is `auto` from the training split.
+    def learn(self, train: Dataset, roles: Sequence[str]) -> None:
+        """Takes what is `auto` from the column of images, `roles`, of the training split.
 
         Images that cannot be decoded are passed over: `encode` says which they are.
 
         Raises:
             DataError: The size is to be learnt and there are several, or no image can be decoded.
         """
+        (role,) = roles
         if not self.size or not self.channels:
-            self._learn_shape(train)
+            self._learn_shape(train, role)
         if not self.mean or not self.std:
-            mean, std = self._moments(train)
+            mean, std = self._moments(train, role)
             self.mean, self.std = self.mean or mean, self.std or std
 
     def encode(self, images: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -128,11 +126,22 @@ class Images:
             images = [augment(image, self.augment, draws.generator(position)) for position, image in enumerate(images)]
         return {"pixel_values": self._standardized(np.stack(images))}
 
+    def inputs_of(self, rows: Columns, batching: Batching) -> dict[str, Tensor]:
+        """The model's inputs for encoded rows as they are, in any layout."""
+        return self.inputs(rows, None)
+
+    @staticmethod
+    def lengths(encoded: Dataset) -> None:
+        return None
+
     def facts(self) -> dict[str, Any]:
         return {"image_channels": self.channels, "image_size": self.size}
 
     def axes(self) -> dict[str, dict[int, str]]:
         return {"pixel_values": {0: "batch"}}
+
+    def axis_limits(self) -> dict[str, tuple[int, int]]:
+        return {}
 
     def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]:
         """Random images."""
@@ -141,20 +150,24 @@ class Images:
 
     def artifact_files(self) -> dict[str, str]:
         """`image.json`: the graph reads (value / 255 - mean) / std of pixels fitted to `size` by `resize`, bilinear."""
-        settings = {**self.state_dict(), "resize": self.resize, "interpolation": "bilinear"}
+        settings = {**self._learnt(), "resize": self.resize, "interpolation": "bilinear"}
         return {"image.json": json.dumps(settings, indent=1) + "\n"}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"size": list(self.size), "channels": self.channels, "mean": self.mean, "std": self.std}
+        return {"images": self._learnt()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.size, self.channels = tuple(state["size"]), int(state["channels"])
-        self.mean, self.std = list(state["mean"]), list(state["std"])
+        learnt = state["images"]
+        self.size, self.channels = tuple(learnt["size"]), int(learnt["channels"])
+        self.mean, self.std = list(learnt["mean"]), list(learnt["std"])
 
-    def _learn_shape(self, train: Dataset) -> None:
+    def _learnt(self) -> dict[str, Any]:
+        return {"size": list(self.size), "channels": self.channels, "mean": self.mean, "std": self.std}
+
+    def _learn_shape(self, train: Dataset, role: str) -> None:
         sizes: set[tuple[int, int]] = set()
         modes = set()
-        for image in _sampled(train):
+        for image in _sampled(train, role):
             sizes.add((image.height, image.width))
             modes.add(image.mode)
         if not sizes:
@@ -167,10 +180,10 @@ class Images:
         self.size = self.size or sizes.pop()
         self.channels = self.channels or (1 if modes == {"L"} else 3)
 
-    def _moments(self, train: Dataset) -> tuple[list[float], list[float]]:
+    def _moments(self, train: Dataset, role: str) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel, of pixels from 0 to 1; a constant channel has 1."""
         count, total, squares = 0, np.zeros(self.channels, dtype=np.int64), np.zeros(self.channels, dtype=np.int64)
-        for image in _sampled(train):
+        for image in _sampled(train, role):
             values = self._fitted(image).reshape(-1, self.channels).astype(np.int64)
             count += len(values)
             total += values.sum(axis=0)
@@ -204,39 +217,12 @@ class Images:
         return torch.from_numpy(np.ascontiguousarray(values.transpose(0, 3, 1, 2)))
 
 
-def decode(image: Mapping[str, Any]) -> Image:
-    """The `bytes` or the file `path` of an image as one of mode `L` or `RGB`.
-
-    Raises:
-        Exception: It cannot be decoded; of which type depends on the format.
-    """
-    from PIL import ImageOps
-    from PIL.Image import alpha_composite, fromarray, new
-    from PIL.Image import open as open_image
-
-    source = image["path"] if image["bytes"] is None else BytesIO(image["bytes"])
-    if source is None:
-        raise ValueError("there is none")
-    with open_image(source) as opened:
-        kind = opened.format
-        turned = ImageOps.exif_transpose(opened)
-    if turned.mode == "F" or (turned.mode == "I" and kind not in _SIXTEEN_BITS):
-        raise ValueError("32 bits a pixel have no known range; convert it to 8 or 16 bits")
-    if turned.mode.startswith("I"):
-        return fromarray((np.asarray(turned).astype(np.int64) >> 8).astype(np.uint8))
-    mode = "L" if turned.mode in _GREY else "RGB"
-    if turned.has_transparency_data:
-        white = new("RGBA", turned.size, "white")
-        turned = alpha_composite(white, turned.convert("RGBA"))
-    return turned.convert(mode)
-
-
-def _sampled(train: Dataset) -> Iterator[Image]:
+def _sampled(train: Dataset, role: str) -> Iterator[Image]:
     """At most 10,000 images of a split, those that can be decoded."""
     count = len(train)
     chosen = np.unique(np.linspace(0, count - 1, min(count, _NUM_SAMPLED)).astype(np.int64))
-    for batch in train.select_columns("image").select(chosen).iter(100):
-        for image in batch["image"]:
+    for batch in train.select_columns(role).select(chosen).iter(100):
+        for image in batch[role]:
             try:
                 decoded = decode(image)
             except Exception:  # as in `encode`, which names the row

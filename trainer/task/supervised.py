@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.protocols import Batch, Batching, Columns
 from trainer.task.fingerprint import fingerprint
+from trainer.task.images import Images
 from trainer.task.label import Label
 from trainer.task.labels import Labels
 from trainer.task.table import Table
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from trainer.draws import Draws
 
-Reader = Texts | Table
+Reader = Texts | Table | Images
 """What makes the inputs of a sample."""
 
 Wanted = Label | Labels | Values

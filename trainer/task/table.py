@@ -61,7 +61,7 @@ class Table:
         """The columns by name, and whether each is one of numbers."""
         return {column.name: isinstance(column, Number) for column in self.columns}
 
-    def learn(self, train: Dataset, roles: Sequence[str] = ("features",)) -> None:
+    def learn(self, train: Dataset, roles: Sequence[str]) -> None:
         """Takes the columns from the column of structs, `roles`, of the training split.
 
         Infinite numbers are passed over: `encode` says where they are.
