@@ -248,7 +248,7 @@ def test_broken_rows_of_files_are_passed_over(run_of: Callable[[str], Path], cap
     first, *broken, last = predicted(texts, file, code=6)
     assert first["label"]
     assert last["label"]
-    assert [answer["error"].removeprefix(f"{file}, ").split(":")[0] for answer in broken] == ["line 2", "row 3"]
+    assert [answer["error"].removeprefix(f"{file}, ").split(":")[0] for answer in broken] == ["line 2", "line 3"]
 
     gallery = images / "gallery"
     gallery.mkdir()
@@ -300,6 +300,15 @@ def test_the_newest_run_and_weights_to_choose(run_of: Callable[[str], Path]) -> 
     ("options", "code", "message"),
     [
         (["input=tst.jsonl"], 2, "input: no such file, got 'tst.jsonl'. Did you mean test.jsonl."),
+        (
+            ["input=tst.json", "neighbours=3", "top=0"],
+            2,
+            "input: no such file, got 'tst.json'. Did you mean test.jsonl.",
+        ),
+        (["input=tst.json", "neighbours=3", "top=0"], 2, "corpus: must be given with neighbours"),
+        (["input=tst.json", "neighbours=3", "top=0"], 2, "top: must be at least 1"),
+        (["input=x", "neighbours=3", "corpus=test.jsonl", "backend=onnx"], 2, "neighbours: are of vectors"),
+        (["input=x", "neighbours=3", "corpus=test.jsonl", "backend=onnx"], 2, "backend: the run has no such artifact"),
         (["input=notes.md"], 2, "input: is a file of no known kind, got 'notes.md'. Known: .csv"),
         (["input=x", "output=out.xls"], 2, "output: is of no known kind"),
         (["input=test.jsonl", "output=./test.jsonl"], 2, "output: is the input"),
@@ -330,13 +339,15 @@ def test_what_cannot_be_asked(
 
 def test_faults_are_told_before_torch_is_loaded(run_of: Callable[[str], Path]) -> None:
     folder = run_of("text_classification")
-    for options in ("'input=gone.csv'", "'input=x', 'backend=onnx'"):
+    corpus = f"'neighbours=3', 'corpus={folder}/test.jsonl'"
+    cases = {"'input=gone.csv'": "2", "'input=x', 'backend=onnx'": "3", f"'input=x', {corpus}": "2"}
+    for options, code in cases.items():
         script = (
             "import sys; from trainer.cli import main; "
             f"code = main(['predict', {str(f'run={folder}/run')!r}, {options}]); print(code, 'torch' in sys.modules)"
         )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
-        assert done.stdout.split() in (["2", "False"], ["3", "False"])
+        assert done.stdout.split() == [code, "False"]
 
 
 def close(one: Any, other: Any) -> bool:

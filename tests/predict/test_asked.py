@@ -11,7 +11,8 @@ from pyarrow import parquet
 
 from tests.sources import write_images
 from trainer.errors import ConfigError, DataError
-from trainer.predict.asked import Reading, Row, is_readable, rows_of
+from trainer.predict.asked import Reading, Row, rows_of
+from trainer.predict.given import is_readable
 
 TEXT = Reading(("text",), {})
 PAIR = Reading(("text", "text_pair"), {"text": "question", "text_pair": "answer"})
@@ -60,7 +61,8 @@ def test_files_of_texts(tmp_path: Path, suffix: str) -> None:
         ("Ann likes  Bo", WORDS, ["Ann", "likes", "Bo"]),
         ('["New York", "is"]', WORDS, ["New York", "is"]),
         ('{"size": "1.5", "colour": 3, "label": "x"}', FEATURES, {"size": 1.5, "colour": "3"}),
-        ('{"size": 2}', FEATURES, {"size": 2.0, "colour": None}),
+        ('{"size": 2, "colour": null}', FEATURES, {"size": 2.0, "colour": None}),
+        ('{"size": "", "colour": " "}', FEATURES, {"size": None, "colour": None}),
     ],
 )
 def test_a_line_as_each_role_reads_it(line: str, reading: Reading, values: Any, tmp_path: Path) -> None:
@@ -78,8 +80,17 @@ def test_a_line_as_each_role_reads_it(line: str, reading: Reading, values: Any, 
         ("one\t", PAIR, "rows.txt, line 1: lacks a text or a second text"),
         ("[1, ", WORDS, "rows.txt, line 1: expected a list of words in JSON, got 'broken JSON at column"),
         ("red", FEATURES, "rows.txt, line 1: expected an object with size, colour in JSON, got 'broken JSON"),
-        ('{"sise": 2}', FEATURES, "rows.txt, line 1: expected an object with size, colour in JSON, got {'sise': 2}"),
-        ('{"size": "big"}', FEATURES, "rows.txt, line 1, column 'size': expected a number, got 'big'"),
+        (
+            '{"size": 2}',
+            FEATURES,
+            "rows.txt, line 1: has no column 'colour'. It has 'size'; name them by their names in",
+        ),
+        (
+            "{}",
+            FEATURES,
+            "rows.txt, line 1: has no columns 'size', 'colour'. Name them by their names in training, with",
+        ),
+        ('{"size": "big", "colour": 1}', FEATURES, "rows.txt, line 1, column 'size': expected a number, got 'big'"),
     ],
 )
 def test_a_line_that_cannot_be_used(line: str, reading: Reading, fault: str, tmp_path: Path) -> None:
@@ -99,6 +110,29 @@ def test_columns_of_a_file_are_those_that_were_named(tmp_path: Path) -> None:
     assert found(file, WORDS) == [["x", "y z"]]
     with pytest.raises(DataError, match=r"has no column 'text'.* name them by columns\.text\."):
         found(file, TEXT)
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_an_object_that_lacks_a_column_is_broken_and_null_is_a_missing_value(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"rows.{suffix}"
+    rows = ['{"color": "red", "size": 1}', '{"colour": null, "size": null}', "{}", '{"colour": "red", "size": 1}']
+    file.write_text(f"[{','.join(rows)}]" if suffix == "json" else "\n".join(rows), "utf-8")
+    first, missing, third, whole = found(file, FEATURES)
+
+    assert missing == {"size": None, "colour": None}
+    assert whole == {"size": 1.0, "colour": "red"}
+    place = {"json": "item", "jsonl": "line"}[suffix]
+    assert first.startswith(
+        f"{file}, {place} 1: has no column 'colour'. It has 'color', 'size'; name them by their names"
+    )
+    assert third.startswith(f"{file}, {place} 3: has no columns 'size', 'colour'. Name them by")
+    assert "name them by columns.text." in found(file, TEXT)[0]
+
+
+def test_a_table_that_lacks_a_column_is_none_of_them(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("size,color\n1,red\n", "utf-8")
+    with pytest.raises(DataError, match=r"has no column 'colour'\. Did you mean color\? .* by their names in training"):
+        found(tmp_path / "rows.csv", FEATURES)
 
 
 def test_images_of_a_folder_of_a_table_and_alone(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,15 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.commands.folders import existing_run_folder
 from trainer.config.jobs import PredictJob
+from trainer.config.signature import attribute
+from trainer.config.stored import load_stored_config
 from trainer.errors import CheckpointError, ConfigError, DataError, explain, refuse
-from trainer.predict.asked import Reading, is_readable, known_kinds, rows_of
-from trainer.predict.writing import check_output, writing
+from trainer.predict.asked import Reading, rows_of
+from trainer.predict.given import read_given
+from trainer.predict.writing import writing
 
 if TYPE_CHECKING:
     from trainer.predict.answering import Answering, Tally, Window
 
 _TOLD = 100
 """Rows that cannot be used are told one by one up to so many; the output has them all."""
+
+_NO_VECTORS = explain(
+    "neighbours",
+    "are of vectors, and the run's task makes none",
+    "Train one: trainer train task=sentence_embedding",
+)
 
 
 def run(job: PredictJob, config: dict[str, Any]) -> None:
@@ -35,9 +43,10 @@ def run(job: PredictJob, config: dict[str, Any]) -> None:
         CheckpointError: The run, its checkpoint or its artifact cannot be used.
         DataError: Rows could not be used; the others were answered.
     """
-    given, corpus, output = _checked(job)
+    given, corpus, output = read_given(job.input, job.corpus, job.output)
     folder = existing_run_folder(job.run)
-    graph = _graph(folder) if job.backend == "onnx" else None
+    graph = folder / "export" / "model.onnx" if job.backend == "onnx" else None
+    _check_run(job, folder, graph)
     from trainer.commands.answering import answering_of
     from trainer.predict.answering import Tally
 
@@ -56,64 +65,21 @@ def run(job: PredictJob, config: dict[str, Any]) -> None:
     _conclude(tally, answering)
 
 
-def _checked(job: PredictJob) -> tuple[Path | str | None, Path | None, Path | None]:
-    """What is read and written, as far as that can be checked before anything heavy is loaded."""
-    faults: list[str] = []
-    output = None if job.output in (None, "-") else Path(str(job.output)).expanduser()
-    given: Path | str | None = None
-    corpus: Path | str | None = None
-    try:
-        given = _located("input", job.input)
-    except ConfigError as error:
-        faults += error.messages
-    try:
-        corpus = _located("corpus", job.corpus)
-        if isinstance(corpus, str):
-            faults.append(explain("corpus", "must be a file", value=job.corpus))
-    except ConfigError as error:
-        faults += error.messages
-    if output is not None:
-        try:
-            check_output(output)
-        except ConfigError as error:
-            faults += error.messages
-        if isinstance(given, Path) and output.exists() and output.resolve() == given.resolve():
-            faults.append(explain("output", "is the input", "Name another file", value=job.output))
-    refuse(*faults)
-    return given, corpus if isinstance(corpus, Path) else None, output
-
-
-def _graph(folder: Path) -> Path:
-    """The artifact that answers in the model's place."""
-    graph = folder / "export" / "model.onnx"
+def _check_run(job: PredictJob, folder: Path, graph: Path | None) -> None:
+    """Whether the run can answer, as far as that can be known before anything heavy is loaded."""
+    faults = []
+    task = str(load_stored_config(folder, key="run")["task"]["_target_"])
+    # The target of a task that makes vectors follows from its keys.
+    if job.neighbours is not None and task.startswith("trainer.") and attribute(task, "target") is not None:
+        faults.append(_NO_VECTORS)
     # The manifest comes last: without it the artifacts are not complete, or not proved.
-    if not graph.is_file() or not (graph.parent / "manifest.json").is_file():
+    absent = graph is not None and not (graph.is_file() and (graph.parent / "manifest.json").is_file())
+    if absent:
         remedy = f"Write one: trainer export run={folder} export.formats=[onnx]"
-        raise CheckpointError(explain("backend", "the run has no such artifact", remedy, value=str(graph)))
-    return graph
-
-
-def _located(key: str, given: str | None) -> Path | str | None:
-    """A file or folder that is there, else the text itself; None for standard input."""
-    if given in (None, "-"):
-        return None
-    if not given:  # no path: that would be the working directory
-        return given
-    path = Path(given).expanduser()
-    try:
-        there = path.exists()
-    except (OSError, ValueError):  # too long for a name, or with a zero in it
-        return given
-    if there and not is_readable(path):
-        raise ConfigError(explain(key, "is a file of no known kind", known_kinds(), value=given))
-    if there:
-        return path
-    if given.split() != [given] or not (is_readable(path) or given.startswith(("/", "./", "../", "~"))):
-        return given
-    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    similar = get_close_matches(path.name, beside, n=1, cutoff=0.7)
-    remedy = f"Did you mean {path.parent / similar[0]}" if similar else f"Paths are relative to {Path.cwd()}"
-    raise ConfigError(explain(key, "no such file", remedy, value=given))
+        faults.append(explain("backend", "the run has no such artifact", remedy, value=str(graph)))
+    if absent and len(faults) == 1:
+        raise CheckpointError(*faults)
+    refuse(*faults)
 
 
 def _answered(
@@ -129,8 +95,7 @@ def _answered(
         return
     assert job.neighbours is not None, "the config was checked"
     if answering.task.target not in ("views", "similarity"):
-        problem = "are of vectors, and the run's task makes none"
-        raise ConfigError(explain("neighbours", problem, "Train one: trainer train task=sentence_embedding"))
+        raise ConfigError(_NO_VECTORS)
     from trainer.predict.neighbours import Corpus
 
     with TemporaryDirectory() as folder:

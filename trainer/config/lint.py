@@ -16,7 +16,7 @@ from trainer.config.compose import apply, as_written, compose, plain, register_d
 from trainer.config.keys import Keys, group_faults, is_known, leaves
 from trainer.config.overrides import is_sweep
 from trainer.config.parts import value_faults, without_replaced
-from trainer.config.paths import missing_data, missing_parts
+from trainer.config.paths import missing_data, missing_inputs, missing_parts
 from trainer.config.request import Request, read_request
 from trainer.config.resume import resumed
 from trainer.config.stored import load_stored_config, with_overrides
@@ -191,7 +191,7 @@ def _faults_with(request: Request, groups: Sequence[str]) -> tuple[list[str], li
         found += unresolved
         # Hydra shows a configuration also where a value is still to be given.
         if not request.command.options.cfg:
-            found += [*faults(kept, replace(keys, tree=kept)), *missing_parts(kept)]
+            found += [*faults(kept, replace(keys, tree=kept)), *missing_parts(kept), *missing_inputs(kept)]
             missing += missing_data(kept)
     return found, notes, missing
 

@@ -8,7 +8,7 @@ from glob import has_magic
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import explain
+from trainer.errors import ConfigError, explain
 
 _DATA = {
     "trainer.data.files.Files": ("train", "validation", "test"),
@@ -40,6 +40,21 @@ def missing_parts(config: Mapping[str, Any]) -> list[str]:
     messages = [message for key in hub for message in _missing(key, flat[key])]
     # task.tokenizer follows model.path unless it is given.
     return [*found, *(messages[:1] if len({flat[key] for key in hub}) == 1 else messages)]
+
+
+def missing_inputs(config: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the files that `trainer predict` is to read and write."""
+    keys = ("input", "corpus", "output")
+    if not all(isinstance(config.get(key, 0), str | None) for key in keys):
+        return []
+    # Its readers import numpy, which no other verb waits for.
+    from trainer.predict.given import read_given
+
+    try:
+        read_given(*(config[key] for key in keys))
+    except ConfigError as error:
+        return list(error.messages)
+    return []
 
 
 def _is_path(value: Any) -> bool:

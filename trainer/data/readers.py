@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def records(path: Path, columns: Sequence[str], *, separator: str | None, quote:
     Raises:
         DataError: The file is empty, broken, not UTF-8, or lacks a column.
     """
-    for found in records_or_faults(path, columns, separator=separator, quote=quote, named_by=named_by):
+    for found in _named(path, columns, separator, quote, named_by, sparse=True):
         if isinstance(found, DataError):
             raise found
         yield found
@@ -52,11 +52,20 @@ def records_or_faults(
 ) -> Found:
     """The same, but a broken record is no end: a DataError stands in its place, and the next ones follow.
 
+    An object in JSON that lacks a column is broken, where `records` takes that for a value that is missing: of whoever
+    asks a trained model, it is the name that is wrong. null is a missing value.
+
     Raises:
-        DataError: The file is empty, cannot be read, lacks a column, or is broken as a whole.
+        DataError: The file is empty, cannot be read, lacks a column in its header, or is broken as a whole.
     """
+    return _named(path, columns, separator, quote, named_by, sparse=False)
+
+
+def _named(
+    path: Path, columns: Sequence[str], separator: str | None, quote: str | None, named_by: str, *, sparse: bool
+) -> Found:
     try:
-        yield from _opened(path, columns, separator, quote)
+        yield from _opened(path, columns, separator, quote, None if sparse else named_by)
     except _ColumnError as error:
         problem, column, names = error.args
         remedy = f"It has {', '.join(map(repr, names))}; name them by {named_by}"
@@ -79,14 +88,32 @@ def column_names(path: Path, *, separator: str | None, quote: str | None) -> lis
     return list(names)
 
 
-def _opened(path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None) -> Found:
-    """The values of `columns`, record by record; without `columns` the names of all of them, once."""
+def lacking(place: str, item: Mapping[str, Any], columns: Sequence[str], named_by: str) -> DataError | None:
+    """What is wrong with an object that lacks some of the columns; None where it has them all."""
+    absent = [column for column in columns if column not in item]
+    if not absent:
+        return None
+    problem = f"has no {'column' if len(absent) == 1 else 'columns'} {', '.join(map(repr, absent))}"
+    there = f"It has {', '.join(map(repr, item))}; name them by {named_by}" if item else f"Name them by {named_by}"
+    return DataError(explain(place, problem, there))
+
+
+def _opened(
+    path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None, named_by: str | None = None
+) -> Found:
+    """The values of `columns`, record by record; without `columns` the names of all of them, once.
+
+    With `named_by` an object in JSON that lacks a column is broken.
+    """
     suffix = suffix_of(path)
     assert suffix is not None
     try:
         if path.stat().st_size == 0:
             raise DataError(explain(str(path), "is empty", "Name another file"))
-        yield from _READERS[suffix](path, columns, separator, quote)
+        read = _READERS[suffix]
+        if read is _read_json:
+            read = partial(_read_json, named_by=named_by)
+        yield from read(path, columns, separator, quote)
     except UNREADABLE as error:
         raise unreadable(path, error) from error
 
@@ -150,8 +177,15 @@ def _read_csv(
             yield [cells[position] for position in positions]
 
 
-def _read_json(path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None) -> Found:
-    """One object a line, or one list of objects."""
+def _read_json(
+    path: Path,
+    columns: Sequence[str] | None,
+    separator: str | None,
+    quote: str | None,
+    *,
+    named_by: str | None = None,
+) -> Found:
+    """One object a line, or one list of objects; with `named_by` one that lacks a column is broken."""
     objects = _json_list(path) if _first_sign(path) == "[" else _json_lines(path)
     known = False
     for place, item in objects:
@@ -165,6 +199,9 @@ def _read_json(path: Path, columns: Sequence[str] | None, separator: str | None,
         if columns is None:
             yield list(item)
             return
+        if named_by is not None:
+            yield lacking(place, item, columns, named_by) or [item[column] for column in columns]
+            continue
         if not known:
             for column in columns:
                 _position(list(item), column)

@@ -11,15 +11,13 @@ from typing import Any, NamedTuple
 
 from trainer.data.cells import NOUNS
 from trainer.data.images import SUFFIXES
-from trainer.data.readers import records_or_faults, suffix_of
+from trainer.data.readers import lacking, records_or_faults
 from trainer.data.rows import row_id
 from trainer.data.table import Columns, Table
 from trainer.data.utf8 import lines_or_faults
 from trainer.errors import ConfigError, DataError, explain
+from trainer.predict.given import has_lines, known_kinds
 from trainer.predict.stdin import stdin_lines
-
-LINES = (".txt", ".txt.gz")
-"""Files whose lines are rows."""
 
 
 class Row(NamedTuple):
@@ -87,29 +85,15 @@ def rows_of(given: Path | str | None, reading: Reading) -> Rows:
         return _from_lines(iter([given]), "input", reading, Path())
     if given.is_dir() or given.suffix.lower() in SUFFIXES:
         return _from_images(given, reading)
-    if _has_lines(given):
+    if has_lines(given):
         return _from_lines(lines_or_faults(given), str(given), reading, given.parent)
     return _from_records(given, reading)
-
-
-def is_readable(path: Path) -> bool:
-    """Whether the name of a file or folder says how it is read."""
-    return path.is_dir() or _has_lines(path) or path.suffix.lower() in SUFFIXES or suffix_of(path) is not None
-
-
-def known_kinds() -> str:
-    """The files that can be read, for a message."""
-    return "Known: .csv, .tsv, .json, .jsonl, .txt (these also as .gz), .parquet, .arrow, .feather, and images"
-
-
-def _has_lines(path: Path) -> bool:
-    return path.name.lower().endswith(LINES)
 
 
 def _from_records(path: Path, reading: Reading) -> Rows:
     table = reading.table()
     found = records_or_faults(
-        path, table.columns, separator=reading.separator, quote=reading.quote, named_by=table.named_by
+        path, table.columns, separator=reading.separator, quote=reading.quote, named_by=_named_by(table)
     )
     for number, cells in enumerate(found, 1):
         yield _row(number, f"{path}, row {number}", cells, table, path.parent)
@@ -145,10 +129,15 @@ def _cells(line: str, spot: str, table: Table) -> Sequence[Any] | DataError:
         found = f"broken JSON at column {error.colno}: {error.msg}"
     if roles == ("words",) and isinstance(found, list):
         return [found]
-    if isinstance(found, dict) and not found.keys().isdisjoint(table.columns):
-        return [found.get(name) for name in table.columns]
+    if isinstance(found, dict):
+        return lacking(spot, found, table.columns, _named_by(table)) or [found[name] for name in table.columns]
     wanted = "a list of words" if roles == ("words",) else f"an object with {', '.join(table.columns)}"
     return DataError(explain(spot, f"expected {wanted} in JSON", "Or name a file, such as a CSV", value=found))
+
+
+def _named_by(table: Table) -> str:
+    """The keys that name the columns; those of features have the names of training, and may be null."""
+    return "their names in training, with null for what is missing" if "features" in table.names else table.named_by
 
 
 def _row(number: int, spot: str, cells: Sequence[Any] | DataError, table: Table, folder: Path) -> Row:
