@@ -17,6 +17,7 @@ from tests.model.pretrained_folders import (
     model_of,
     reference,
 )
+from trainer.model import pretrained_folder
 from trainer.model.pooling import pool
 from trainer.model.pretrained import Pretrained
 from trainer.model.pretrained_folder import HEAD
@@ -45,7 +46,7 @@ def files_of(path: Path) -> dict[str, str]:
 def save(model: Pretrained, source: Path, name: str, place: Path, **options: Any) -> dict[str, Any]:
     options = {"max_length": None, "half": False, **options}
     with torch.no_grad():
-        return model.save_library(place, inputs_of(name), files_of(source), **options)
+        return pretrained_folder.save(model, place, inputs_of(name), files_of(source), **options)
 
 
 def assert_comes_back(model: Pretrained, place: Path) -> None:
@@ -54,7 +55,7 @@ def assert_comes_back(model: Pretrained, place: Path) -> None:
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.fill_(float("nan"))
-    other.load_library(place)
+    pretrained_folder.load(other, place)
     for name, tensor in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor), name
 
@@ -130,7 +131,7 @@ def test_half(folder: Folders, tmp_path: Path) -> None:
     assert reference(AutoModelForMaskedLM, tmp_path / "True").dtype == torch.float16
     inputs = inputs_of("bert")
     expected = model(**inputs)
-    model.load_library(tmp_path / "True")
+    pretrained_folder.load(model, tmp_path / "True")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     torch.testing.assert_close(model(**inputs), expected, rtol=0, atol=1e-2)
     assert not torch.equal(model(**inputs), expected)

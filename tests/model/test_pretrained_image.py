@@ -14,6 +14,7 @@ from torch import nn
 from tests.model.exported import IMAGE_AXES, assert_exports_equal, assert_gradients_reach_everything, images
 from tests.model.pretrained_folders import reference, save
 from trainer.errors import ConfigError
+from trainer.model import pretrained_folder
 from trainer.model.pretrained_image import PretrainedImage
 from trainer.model.pretrained_loading import quiet
 from trainer.optimizer.groups import layers_of
@@ -197,8 +198,8 @@ def test_its_folder_reads_images_as_the_task_does(
     changes = {"config": {"num_channels": channels}, "pretrained": False, "pooling": "cls" if name == "vit" else "mean"}
     model = model_of(folder(name), num_outputs=2, **changes, **task.images.facts())
     with torch.no_grad():
-        said = model.save_library(
-            tmp_path / "saved", images(2, channels, 16, 16), task.artifact_files(), max_length=None, half=False
+        said = pretrained_folder.save(
+            model, tmp_path / "saved", images(2, channels, 16, 16), task.artifact_files(), max_length=None, half=False
         )
     assert said["class"].endswith("ForImageClassification")
 
@@ -219,8 +220,13 @@ def test_its_folder_scales_no_image_that_the_task_crops(folder: Callable[[str], 
 
     task = ImageClassification(size=16, channels=3, resize="crop", mean=[0.5] * 3, std=[0.2] * 3, augment={})
     with torch.no_grad():
-        model_of(folder("vit")).save_library(
-            tmp_path, images(2, 3, 16, 16), task.images.artifact_files(), max_length=None, half=False
+        pretrained_folder.save(
+            model_of(folder("vit")),
+            tmp_path,
+            images(2, 3, 16, 16),
+            task.images.artifact_files(),
+            max_length=None,
+            half=False,
         )
     read = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     assert read(pictures("RGB", (30, 21)), return_tensors="pt")["pixel_values"].shape == (1, 3, 30, 21)

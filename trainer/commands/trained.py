@@ -25,9 +25,9 @@ from trainer.data.encode import Encoded
 from trainer.data.loader import Batches, EvaluationBatches
 from trainer.errors import ConfigError, explain, nearest
 from trainer.evaluate import evaluate
-from trainer.export.weights import LibraryModel, save_library
+from trainer.export.weights import save_library
 from trainer.loss.cross_entropy import CrossEntropy
-from trainer.model.pretrained_folder import ABOUT
+from trainer.model.pretrained_folder import ABOUT, LibraryModel
 from trainer.precision import Precision, PrecisionName
 from trainer.protocols import Batch, Batching, Loss, Task
 from trainer.prune.sparsity import described, sparsity

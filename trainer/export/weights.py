@@ -1,8 +1,8 @@
 """The weights of a model alone: files of torch, and folders in the layout of the model's own library.
 
 A file of weights is no program: each is proved by reading it into a copy of the model whose weights are scrambled. A
-model that belongs to a library has `save_library` and `load_library` (see `trainer.model.pretrained_folder`); the
-folder of any other holds `model.safetensors`, `config.json` and the task's files, which `model.weights=FOLDER` reads.
+model around one of a library is written in that library's layout (see `trainer.model.pretrained_folder`); the folder of
+any other holds `model.safetensors`, `config.json` and the task's files, which `model.weights=FOLDER` reads.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,33 +18,14 @@ from torch import Tensor, nn
 from trainer.export.cases import Forward, forward_of, traced_inputs
 from trainer.export.isolation import silence
 from trainer.export.subject import Subject, copy_with, scrambled
+from trainer.model import pretrained_folder
+from trainer.model.pretrained_folder import LibraryModel
 from trainer.model.weights import fit_weights
 from trainer.model.weights_file import load_weights_file
 from trainer.protocols import Target, Task
 
 _EMBEDDINGS: tuple[Target, ...] = ("views", "similarity")
 """The targets of tasks whose outputs are embeddings."""
-
-
-@runtime_checkable
-class LibraryModel(Protocol):
-    """A model that can be written in the layout of the library that it comes from."""
-
-    def save_library(
-        self,
-        folder: Path,
-        example: Mapping[str, Tensor],
-        files: Mapping[str, str],
-        *,
-        max_length: int | None,
-        half: bool,
-    ) -> dict[str, Any]:
-        """Writes a folder; see `trainer.model.pretrained_folder.save`."""
-        ...
-
-    def load_library(self, folder: Path) -> None:
-        """Reads the weights of such a folder into the model in place."""
-        ...
 
 
 def write_pth(path: Path, subject: Subject, *, half: bool, legacy: bool) -> dict[str, Any]:
@@ -98,7 +79,8 @@ def save_library(model: LibraryModel, folder: Path, task: Task, *, half: bool) -
     lengths = task.axis_limits().get("sequence") if task.target in _EMBEDDINGS else None
     max_length = None if lengths is None else lengths[1]
     with silence():
-        return model.save_library(folder, traced_inputs(task), task.artifact_files(), max_length=max_length, half=half)
+        example, files = traced_inputs(task), task.artifact_files()
+        return pretrained_folder.save(model, folder, example, files, max_length=max_length, half=half)
 
 
 def load_safetensors(path: Path, subject: Subject) -> tuple[Forward, dict[str, Any]]:
@@ -106,7 +88,7 @@ def load_safetensors(path: Path, subject: Subject) -> tuple[Forward, dict[str, A
     model = scrambled(subject.model)
     if isinstance(model, LibraryModel):
         with silence():
-            model.load_library(path)
+            pretrained_folder.load(model, path)
     else:
         fit_weights(model, load_weights_file(str(path)), [], [])
     return forward_of(model), {}

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError, explain
-from trainer.model import pretrained_folder
 from trainer.model.packed_attention import (
     FAMILIES,
     Family,
@@ -205,23 +202,12 @@ class Pretrained(nn.Module):
         extended = tuple(part for layer in past.layers for part in (layer.keys, layer.values))
         return self._outputs(hidden), extended
 
-    def save_library(
-        self,
-        folder: Path,
-        example: Mapping[str, Tensor],
-        files: Mapping[str, str],
-        *,
-        max_length: int | None,
-        half: bool,
-    ) -> dict[str, Any]:
-        """Writes a folder of transformers, of embeddings one of sentence-transformers; see `pretrained_folder.save`."""
-        sample: Kind = "AutoModelForSequenceClassification"
-        headed: Kind = "AutoModelForTokenClassification" if self.output_level == "token" else sample
-        return pretrained_folder.save(self, folder, headed, example, files, max_length=max_length, half=half)
-
-    def load_library(self, folder: Path) -> None:
-        """Reads the weights of such a folder in place."""
-        pretrained_folder.load(self, folder)
+    @property
+    def headed(self) -> Kind:
+        """The class of transformers whose head may be this one; see `pretrained_folder.save`."""
+        return (
+            "AutoModelForTokenClassification" if self.output_level == "token" else "AutoModelForSequenceClassification"
+        )
 
     def _outputs(self, hidden: Tensor) -> Tensor:
         # A language model's head may have more columns than the vocabulary has tokens.

@@ -12,9 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError
+from trainer.model.pretrained import Pretrained
+from trainer.model.pretrained_image import PretrainedImage
 from trainer.model.pretrained_inputs import save_image_processor, save_tokenizer
 from trainer.model.pretrained_loading import Kind, make_model, quiet
 from trainer.model.sentence_folder import DENSE, write_sentence_modules
+
+LibraryModel = Pretrained | PretrainedImage
+"""A model of ours around one of a library."""
 
 HEAD: Final = "head.safetensors"
 ABOUT: Final = "trainer.json"
@@ -27,26 +32,24 @@ _HEAD_CONFIG: Final = "head.json"
 
 
 def save(
-    model: Any,
+    model: LibraryModel,
     folder: Path,
-    headed: Kind,
     example: Mapping[str, Tensor],
     files: Mapping[str, str],
     *,
     max_length: int | None,
     half: bool,
 ) -> dict[str, Any]:
-    """Writes `config.json` and `model.safetensors`.
+    """Writes a model as its library would: `config.json` and `model.safetensors`.
 
-    The class is that of a language model with its own head; `headed`, where its head on these weights gives this
+    The class is that of a language model with its own head; `model.headed`, where its head on these weights gives this
     model's outputs; else that of the model without a head, and this model's own head lies beside it in
     `head.safetensors`, with `head.json`, which says what it reads. Embeddings have the layout of sentence-transformers
     in place of that. What makes the model's inputs lies there too; see `pretrained_inputs`.
 
     Args:
-        model: A `Pretrained` or `PretrainedImage`.
+        model: It stays as it is.
         folder: Made here.
-        headed: The class whose head might be this model's.
         example: Inputs to compare at.
         files: The task's: `labels.json`, `tokenizer.json`, `image.json`.
         max_length: Of embeddings of texts: tokens of a text; None: the outputs are something else.
@@ -57,9 +60,9 @@ def save(
     """
     own: Kind = model.architecture["class"]
     labels = json.loads(files.get("labels.json", "null"))
-    kinds = [own] if own != "AutoModel" or max_length is not None else [headed, own]
+    kinds = [own] if own != "AutoModel" or max_length is not None else [model.headed, own]
     for kind in kinds:
-        names = _fitting(model, kind, labels, example if kind == headed else None)
+        names = _fitting(model, kind, labels, example if kind == model.headed else None)
         if names is not None:
             break
     assert names is not None, "its own class fits"
@@ -85,12 +88,12 @@ def save(
     return said
 
 
-def load(model: Any, folder: Path) -> None:
+def load(model: LibraryModel, folder: Path) -> None:
     """Reads such a folder's weights into the model in place."""
     model.load_state_dict(read(model, folder))
 
 
-def read(model: Any, folder: Path) -> dict[str, Tensor]:
+def read(model: LibraryModel, folder: Path) -> dict[str, Tensor]:
     """The weights of such a folder, by transformers' `from_pretrained`, under this model's names."""
     import transformers
     from safetensors.torch import load_file
@@ -111,14 +114,14 @@ def weights_of_run(model: nn.Module, path: str) -> dict[str, Tensor] | None:
     """The weights of a run's `model/`, or of that folder, by this model's names; None where it has another layout."""
     given = Path(path).expanduser()
     folder = next((each for each in (given, given / "model") if (each / ABOUT).is_file()), None)
-    return read(model, folder) if folder is not None and hasattr(model, "load_library") else None
+    return read(model, folder) if folder is not None and isinstance(model, LibraryModel) else None
 
 
-def _own(model: Any) -> dict[str, Tensor]:
+def _own(model: LibraryModel) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
 
 
-def _made(model: Any, kind: Kind, labels: list[str] | None) -> Any:
+def _made(model: LibraryModel, kind: Kind, labels: list[str] | None) -> Any:
     config = deepcopy(model.config)
     if isinstance(model.head, nn.Linear):
         config.num_labels = model.head.out_features
@@ -131,7 +134,7 @@ def _made(model: Any, kind: Kind, labels: list[str] | None) -> Any:
 
 
 def _fitting(
-    model: Any, kind: Kind, labels: list[str] | None, example: Mapping[str, Tensor] | None
+    model: LibraryModel, kind: Kind, labels: list[str] | None, example: Mapping[str, Tensor] | None
 ) -> dict[str, str] | None:
     """The model's names of tensors in a class of the library, by ours; None where that has others, or other outputs."""
     try:
@@ -159,7 +162,7 @@ def _fitting(
     return names if same else None
 
 
-def _names(model: Any, whole: Any) -> dict[str, str]:
+def _names(model: LibraryModel, whole: Any) -> dict[str, str]:
     """The names of the model's tensors, by ours, as the library's model may have them."""
     prefix = "" if whole.base_model is whole else f"{whole.base_model_prefix}."
     names = {}
@@ -174,12 +177,12 @@ def _names(model: Any, whole: Any) -> dict[str, str]:
     return names
 
 
-def _save_head(folder: Path, model: Any, tensors: Mapping[str, Tensor]) -> None:
+def _save_head(folder: Path, model: LibraryModel, tensors: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / HEAD)
-    level = getattr(model, "output_level", "sample")
-    reads = "last_hidden_state" if level == "token" else f"last_hidden_state, pooled: {model.pooling}"
+    of_tokens = isinstance(model, Pretrained) and model.output_level == "token"
+    reads = "last_hidden_state" if of_tokens else f"last_hidden_state, pooled: {model.pooling}"
     content = {
         "reads": reads,
         "computes": "x @ head.weight.T + head.bias" if isinstance(model.head, nn.Linear) else type(model.head).__name__,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError, explain, refuse
-from trainer.model import pretrained_folder
 from trainer.model.pretrained_config import read_config
 from trainer.model.pretrained_loading import (
     Kind,
@@ -51,6 +48,8 @@ class PretrainedImage(nn.Module):
 
     inputs: ClassVar[tuple[str, ...]] = ("images",)
     levels: ClassVar[tuple[str, ...]] = ("sample",)
+    headed: ClassVar[Kind] = "AutoModelForImageClassification"
+    """The class of transformers whose head may be this one; see `pretrained_folder.save`."""
 
     def __init__(
         self,
@@ -90,23 +89,6 @@ class PretrainedImage(nn.Module):
             pooled = hidden.mean(dim=1) if self.pooling == "mean" else hidden.amax(dim=1)
         output: Tensor = self.head(pooled)
         return output
-
-    def save_library(
-        self,
-        folder: Path,
-        example: Mapping[str, Tensor],
-        files: Mapping[str, str],
-        *,
-        max_length: int | None,
-        half: bool,
-    ) -> dict[str, Any]:
-        """Writes a folder of transformers; see `pretrained_folder.save`."""
-        headed: Kind = "AutoModelForImageClassification"
-        return pretrained_folder.save(self, folder, headed, example, files, max_length=max_length, half=half)
-
-    def load_library(self, folder: Path) -> None:
-        """Reads the weights of such a folder in place."""
-        pretrained_folder.load(self, folder)
 
 
 def _check_fit(config: Any, image_channels: int, image_size: tuple[int, int], pooling: str) -> None:
