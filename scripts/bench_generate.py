@@ -22,7 +22,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from trainer.decode.greedy import greedy
+from trainer.decode.greedy import Greedy
 from trainer.decode.onnx_reader import FILE, OnnxReader, open_session
 from trainer.decode.prompt import Prompt
 from trainer.decode.reading import CachedReader, OpenReader, WholeReader
@@ -68,7 +68,7 @@ def generate(open_reader: OpenReader, length: int) -> tuple[tuple[int, ...], flo
     """The tokens, and the seconds they took."""
     prompt = Prompt(torch.tensor([1]), None, length, lambda ids: "")
     started = time.perf_counter()
-    (found,) = greedy(open_reader(), prompt, max_new_tokens=length - 1, **SETTINGS)
+    (found,) = Greedy(max_new_tokens=length - 1, **SETTINGS)(open_reader(), prompt)
     return found.ids, time.perf_counter() - started
 
 

@@ -16,7 +16,7 @@ def package(tmp_path: Path) -> Path:
             """
             from dataclasses import dataclass
             from os import system
-            from pkg.schedule import cosine as wave
+            from pkg.schedule import Warm, cosine as wave
             raise RuntimeError("imported")
 
             class Focal(Module):
@@ -33,11 +33,23 @@ def package(tmp_path: Path) -> Path:
                 size: int
                 kind: ClassVar[str] = "x"
                 name: str | None = None
+
+            @dataclass
+            class Further(Data, Warm):
+                size: int = 1
+                more: float
+
+            @dataclass
+            class Strange(Data, Module): ...
+
+            @dataclass
+            class Mixed(Focal): ...
             """
         )
     )
     (root / "schedule.py").write_text(
-        "def cosine(step: int, /, *, warmup_steps: int, tail_steps: int | None = None): ..."
+        "def cosine(step: int, /, *, warmup_steps: int, tail_steps: int | None = None): ...\n"
+        "@dataclass\nclass Warm:\n    size: str\n    start: int\n"
     )
     return root
 
@@ -50,6 +62,15 @@ def test_a_class_is_its_constructor(package: Path) -> None:
     assert found.open
     assert found.annotation("anything") == "Any"
     assert read("pkg.loss.focal.Child", package) == found
+
+
+def test_a_dataclass_has_the_fields_of_those_it_inherits_from(package: Path) -> None:
+    found = read("pkg.loss.focal.Further", package)
+    assert found is not None
+    assert dict(found.annotations) == {"size": "int", "start": "int", "name": "str | None", "more": "float"}
+    assert found.required == {"start", "more"}
+    assert read("pkg.loss.focal.Strange", package) is None
+    assert read("pkg.loss.focal.Mixed", package) is None
 
 
 def test_a_method_a_dataclass_and_nothing(package: Path) -> None:

@@ -16,8 +16,8 @@ from tests.decode.language_models import (
     models_of_table,
     prompt_of,
 )
-from trainer.decode.beam import beam
-from trainer.decode.greedy import greedy
+from trainer.decode.beam import Beam
+from trainer.decode.greedy import Greedy
 from trainer.decode.reading import CachedReader
 
 
@@ -25,7 +25,7 @@ from trainer.decode.reading import CachedReader
 @pytest.mark.parametrize("count", [24, pytest.param(400, marks=pytest.mark.slow)])
 def test_gives_the_tokens_and_scores_of_transformers(count: int) -> None:
     for case in cases(count, beams=True):
-        check(case, beam(CachedReader(case.ours), case.prompt, **case.settings))
+        check(case, Beam(**case.settings)(CachedReader(case.ours), case.prompt))
 
 
 @torch.inference_mode()
@@ -38,7 +38,7 @@ def test_every_way_of_stopping(early_stopping: bool | str, length_penalty: float
         settings = case.settings | {"max_new_tokens": 20, "min_new_tokens": 0} | more
         settings["num_return"] = num_beams
         case.settings.update(settings)
-        check(case, beam(CachedReader(case.ours), case.prompt, **settings))
+        check(case, Beam(**settings)(CachedReader(case.ours), case.prompt))
 
 
 @torch.inference_mode()
@@ -54,7 +54,7 @@ def test_the_ways_of_stopping_differ_as_they_say() -> None:
     best = {}
     for way in (True, False, "never"):
         settings = PLAIN | BEAMS | {"num_beams": 2, "early_stopping": way}
-        found = beam(CachedReader(ours), prompt_of([1]), **settings)
+        found = Beam(**settings)(CachedReader(ours), prompt_of([1]))
         check(Case(theirs, ours, prompt_of([1]), settings), found)
         best[way] = found[0].ids
 
@@ -69,7 +69,7 @@ def test_stopping_early_misses_better_texts() -> None:
     found = []
     for way in (True, False):
         settings = PLAIN | BEAMS | {"max_new_tokens": 20, "early_stopping": way, "num_return": 3}
-        found.append(beam(CachedReader(ours), prompt, **settings))
+        found.append(Beam(**settings)(CachedReader(ours), prompt))
         check(Case(theirs, ours, prompt, settings), found[-1])
 
     assert found[0] != found[1]
@@ -80,7 +80,7 @@ def test_wide_enough_it_finds_the_likeliest_text() -> None:
     _, ours = models(0)
     prompt = prompt_of([3, 5], end_id=None)
     settings = PLAIN | BEAMS | {"max_new_tokens": 2, "num_beams": VOCAB_SIZE, "length_penalty": 0.0}
-    best, *_ = beam(CachedReader(ours), prompt, **settings)
+    best, *_ = Beam(**settings)(CachedReader(ours), prompt)
     texts = torch.tensor([[3, 5, *pair] for pair in product(range(VOCAB_SIZE), repeat=2)])
     logs = ours(texts, torch.ones_like(texts)).log_softmax(-1)
     scores = logs[:, 1].gather(1, texts[:, 2:3])[:, 0] + logs[:, 2].gather(1, texts[:, 3:])[:, 0]
@@ -93,13 +93,13 @@ def test_wide_enough_it_finds_the_likeliest_text() -> None:
 def test_the_best_comes_first_and_more_beams_change_the_text() -> None:
     _, ours = models(1)
     prompt = prompt_of([3, 5])
-    found = beam(CachedReader(ours), prompt, **PLAIN | BEAMS | {"num_beams": 5, "num_return": 5})
+    found = Beam(**PLAIN | BEAMS | {"num_beams": 5, "num_return": 5})(CachedReader(ours), prompt)
     scores = [each.score for each in found if each.score is not None]
 
     assert len(scores) == 5
     assert scores == sorted(scores, reverse=True)
     assert len({each.ids for each in found}) == 5
-    assert found[0].ids != greedy(CachedReader(ours), prompt, **PLAIN)[0].ids
+    assert found[0].ids != Greedy(**PLAIN)(CachedReader(ours), prompt)[0].ids
 
 
 @torch.inference_mode()
@@ -108,7 +108,7 @@ def test_impossible_texts_are_none() -> None:
     table[:, 2], table[:, 3] = 0.75, 0.25
     _, ours = models_of_table(table / table.sum(-1, keepdim=True))
     settings = PLAIN | BEAMS | {"max_new_tokens": 1, "num_beams": 4, "num_return": 4, "no_repeat_ngram": 1}
-    found = beam(CachedReader(ours), prompt_of([1, 3, 0]), **settings)
+    found = Beam(**settings)(CachedReader(ours), prompt_of([1, 3, 0]))
 
     assert [each.ids for each in found] == [(2,)]
 
@@ -118,9 +118,9 @@ def test_a_stop_string_ends_a_beam() -> None:
     _, ours = models(1)
     prompt = prompt_of([3, 5], end_id=None)
     settings = PLAIN | BEAMS | {"length_penalty": 0.0, "num_return": 3}  # without one the shorter text is the likelier
-    whole, *_ = beam(CachedReader(ours), prompt, **settings)
+    whole, *_ = Beam(**settings)(CachedReader(ours), prompt)
     stop = f"{whole.ids[0]} {whole.ids[1]}"
-    found = beam(CachedReader(ours), prompt, **settings | {"stop": [stop]})
+    found = Beam(**settings | {"stop": [stop]})(CachedReader(ours), prompt)
 
     assert {each.ended for each in found} <= {"stop", "length"}
     assert any(each.ended == "stop" for each in found)

@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from tests.decode.language_models import BEAMS, DRAWN, PLAIN, cases, check, models, prompt_of
-from trainer.decode.beam_sample import beam_sample
+from trainer.decode.beam_sample import BeamSample
 from trainer.decode.reading import CachedReader
-from trainer.decode.sample import sample
+from trainer.decode.sample import Sample
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("count", [24, pytest.param(400, marks=pytest.mark.slow)])
 def test_gives_the_tokens_and_scores_of_transformers_with_the_same_seed(count: int) -> None:
     for case in cases(count, beams=True, drawn=True):
-        check(case, beam_sample(CachedReader(case.ours), case.prompt, **case.settings))
+        check(case, BeamSample(**case.settings)(CachedReader(case.ours), case.prompt))
 
 
 @torch.inference_mode()
@@ -21,12 +21,12 @@ def test_a_seed_is_a_text_and_one_beam_is_sampling() -> None:
     _, ours = models(0)
     settings = PLAIN | DRAWN | BEAMS | {"temperature": 5.0}
     first, again, other = (
-        beam_sample(CachedReader(ours), prompt_of([3, 5]), **settings | {"seed": seed}) for seed in (4, 4, 5)
+        BeamSample(**settings | {"seed": seed})(CachedReader(ours), prompt_of([3, 5])) for seed in (4, 4, 5)
     )
-    single = beam_sample(CachedReader(ours), prompt_of([3, 5]), **settings | {"num_beams": 1})
+    single = BeamSample(**settings | {"num_beams": 1})(CachedReader(ours), prompt_of([3, 5]))
 
     assert first == again
     assert first != other
-    assert single == sample(
-        CachedReader(ours), prompt_of([3, 5]), **PLAIN | DRAWN | {"num_return": 1, "temperature": 5.0}
+    assert single == Sample(**PLAIN | DRAWN | {"num_return": 1, "temperature": 5.0})(
+        CachedReader(ours), prompt_of([3, 5])
     )

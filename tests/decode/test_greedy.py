@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.decode.language_models import END, MAX_LENGTH, PLAIN, cases, check, models, prompt_of
-from trainer.decode.greedy import greedy
+from trainer.decode.greedy import Greedy
 from trainer.decode.reading import CachedReader
 
 
@@ -13,7 +13,7 @@ from trainer.decode.reading import CachedReader
 def test_gives_the_tokens_of_transformers(count: int) -> None:
     ended = set()
     for case in cases(count):
-        found = greedy(CachedReader(case.ours), case.prompt, **case.settings)
+        found = Greedy(**case.settings)(CachedReader(case.ours), case.prompt)
         check(case, found)
         ended |= {each.ended for each in found}
     assert {"end", "length"} <= ended
@@ -23,7 +23,7 @@ def test_gives_the_tokens_of_transformers(count: int) -> None:
 def test_stops_where_the_model_can_read_no_more() -> None:
     _, ours = models(0)
     prompt = prompt_of([3] * (MAX_LENGTH - 4), end_id=None)
-    (found,) = greedy(CachedReader(ours), prompt, **PLAIN)
+    (found,) = Greedy(**PLAIN)(CachedReader(ours), prompt)
 
     assert (len(found.ids), found.ended) == (4, "context")
 
@@ -32,9 +32,9 @@ def test_stops_where_the_model_can_read_no_more() -> None:
 def test_stops_at_the_first_token_whose_text_holds_a_stop_string() -> None:
     _, ours = models(1)
     prompt = prompt_of([3, 5], end_id=None)
-    (whole,) = greedy(CachedReader(ours), prompt, **PLAIN)
+    (whole,) = Greedy(**PLAIN)(CachedReader(ours), prompt)
     pair = f"{whole.ids[4]} {whole.ids[5]}"
-    (found,) = greedy(CachedReader(ours), prompt, **PLAIN | {"stop": ["no such text", pair]})
+    (found,) = Greedy(**PLAIN | {"stop": ["no such text", pair]})(CachedReader(ours), prompt)
 
     assert whole.ended == "length"
     assert found.ended == "stop"
@@ -47,6 +47,6 @@ def test_stops_at_the_first_token_whose_text_holds_a_stop_string() -> None:
 def test_the_prompt_ends_nothing() -> None:
     _, ours = models(1)
     prompt = prompt_of([3, END, 5])
-    (found,) = greedy(CachedReader(ours), prompt, **PLAIN | {"stop": ["3 0"], "min_new_tokens": 12})
+    (found,) = Greedy(**PLAIN | {"stop": ["3 0"], "min_new_tokens": 12})(CachedReader(ours), prompt)
 
     assert (len(found.ids), found.ended) == (12, "length")

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.decode.language_models import prompt_of
+from tests.decode.language_models import PLAIN, prompt_of
+from trainer.decode.decoding import Decoding
 from trainer.decode.processors import (
     ban_repeated_ngrams,
     ban_token_before,
-    constraints,
     keep_top_k,
     keep_top_p,
     narrowing,
@@ -82,22 +82,22 @@ class TestByHand:
         assert torch.equal(~found, one_hot(*tokens, size=4))
 
     def test_what_has_no_effect_is_left_out(self) -> None:
-        assert constraints(prompt_of([1]), repetition_penalty=1.0, no_repeat_ngram=0, min_new_tokens=0) == []
-        assert constraints(prompt_of([1], end_id=None), repetition_penalty=1, no_repeat_ngram=0, min_new_tokens=9) == []
-        assert narrowing(temperature=1.0, top_k=0, top_p=1.0) == []
+        assert Decoding(**PLAIN).processors(prompt_of([1])) == []
+        assert Decoding(**PLAIN | {"min_new_tokens": 9}).processors(prompt_of([1], end_id=None)) == []
+        assert narrowing(1.0, 0, 1.0) == []
 
     def test_temperature_comes_before_what_cuts(self) -> None:
         scores = torch.tensor([[log(0.15), log(0.5), log(0.05), log(0.3)]])
         ids = torch.tensor([[0]])
-        (sharp,) = banned(processed(narrowing(temperature=0.1, top_k=0, top_p=0.9), ids, scores))
-        (flat,) = banned(processed(narrowing(temperature=10.0, top_k=0, top_p=0.9), ids, scores))
+        (sharp,) = banned(processed(narrowing(0.1, 0, 0.9), ids, scores))
+        (flat,) = banned(processed(narrowing(10.0, 0, 0.9), ids, scores))
 
         assert torch.equal(~sharp, one_hot(1, size=4))
         assert not flat.any()
 
     def test_two_stay_where_two_must(self) -> None:
         scores = torch.tensor([[0.0, 9.0, 1.0]])
-        (found,) = banned(processed(narrowing(temperature=1, top_k=1, top_p=0.1, keep=2), torch.tensor([[0]]), scores))
+        (found,) = banned(processed(narrowing(1, 1, 0.1, 2), torch.tensor([[0]]), scores))
         assert torch.equal(~found, one_hot(1, 2, size=3))
 
 

@@ -27,9 +27,10 @@ def test_a_text_ends_at_the_most_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("new", "why"), [([1, END], "end"), ([1, 3], "stop"), ([1, 2, 1], "length"), ([1, 2], "context")]
+    ("new", "why"),
+    [([END], "end"), ([3], "stop"), ([1, 2, 1], "length"), ([1, 2], "context"), ([1], "exhausted"), ([], "exhausted")],
 )
 def test_why_a_text_ended(new: list[int], why: str) -> None:
-    found = Ending(prompt_of([7]), 3, ["3"]).continuation(torch.tensor([7, *new]), score=-0.5)
+    found = Ending(prompt_of([7], max_length=3), 3, ["3"]).continuation(torch.tensor([7, *new]), score=-0.5)
 
     assert (found.ids, found.ended, found.score) == (tuple(new), why, -0.5)

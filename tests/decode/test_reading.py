@@ -8,17 +8,17 @@ from torch import nn
 
 from tests.decode.language_models import BEAMS, DRAWN, PLAIN, models, prompt_of
 from tests.model.decoders import decoder, tokens
-from trainer.decode.beam import beam
-from trainer.decode.beam_sample import beam_sample
-from trainer.decode.greedy import greedy
+from trainer.decode.beam import Beam
+from trainer.decode.beam_sample import BeamSample
+from trainer.decode.greedy import Greedy
 from trainer.decode.reading import CachedReader, Reader, WholeReader, open_reader
-from trainer.decode.sample import sample
+from trainer.decode.sample import Sample
 
 WAYS: list[tuple[Any, dict[str, Any]]] = [
-    (greedy, PLAIN),
-    (beam, PLAIN | BEAMS),
-    (sample, PLAIN | DRAWN | {"num_return": 3}),
-    (beam_sample, PLAIN | DRAWN | BEAMS),
+    (Greedy, PLAIN),
+    (Beam, PLAIN | BEAMS),
+    (Sample, PLAIN | DRAWN | {"num_return": 3}),
+    (BeamSample, PLAIN | DRAWN | BEAMS),
 ]
 
 
@@ -47,7 +47,7 @@ def test_scores_are_those_of_reading_everything_again(name: str) -> None:
 def test_the_tokens_are_those_of_reading_everything_again(name: str, way: Any, settings: dict[str, Any]) -> None:
     for seed in range(4):
         prompt = prompt_of((tokens(1 + 4 * seed, seed=seed) % 39 + 1).tolist())
-        cached, whole = (way(reader, prompt, **settings) for reader in both(name))
+        cached, whole = (way(**settings)(reader, prompt) for reader in both(name))
         assert [each.ids for each in cached] == [each.ids for each in whole]
 
 

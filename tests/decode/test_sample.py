@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from tests.decode.language_models import DRAWN, PLAIN, cases, check, models, prompt_of
-from trainer.decode.greedy import greedy
+from trainer.decode.greedy import Greedy
 from trainer.decode.reading import CachedReader
-from trainer.decode.sample import sample
+from trainer.decode.sample import Sample
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("count", [24, pytest.param(300, marks=pytest.mark.slow)])
 def test_gives_the_tokens_of_transformers_with_the_same_seed(count: int) -> None:
     for case in cases(count, drawn=True):
-        check(case, sample(CachedReader(case.ours), case.prompt, **case.settings))
+        check(case, Sample(**case.settings)(CachedReader(case.ours), case.prompt))
 
 
 @torch.inference_mode()
@@ -24,10 +24,10 @@ def test_the_global_generator_is_not_used() -> None:
     settings = PLAIN | DRAWN | {"num_return": 2}
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = sample(CachedReader(ours), prompt_of([3, 5]), **settings)
+    first = Sample(**settings)(CachedReader(ours), prompt_of([3, 5]))
     torch.manual_seed(2)
-    again = sample(CachedReader(ours), prompt_of([3, 5]), **settings)
-    other = sample(CachedReader(ours), prompt_of([3, 5]), **settings | {"seed": 1})
+    again = Sample(**settings)(CachedReader(ours), prompt_of([3, 5]))
+    other = Sample(**settings | {"seed": 1})(CachedReader(ours), prompt_of([3, 5]))
 
     assert first == again
     assert first != other
@@ -38,9 +38,9 @@ def test_the_global_generator_is_not_used() -> None:
 @torch.inference_mode()
 def test_one_possible_token_is_the_greedy_one() -> None:
     _, ours = models(2)
-    drawn = sample(CachedReader(ours), prompt_of([3, 5]), **PLAIN | DRAWN | {"top_k": 1, "num_return": 2})
+    drawn = Sample(**PLAIN | DRAWN | {"top_k": 1, "num_return": 2})(CachedReader(ours), prompt_of([3, 5]))
 
-    assert drawn == greedy(CachedReader(ours), prompt_of([3, 5]), **PLAIN) * 2
+    assert drawn == Greedy(**PLAIN)(CachedReader(ours), prompt_of([3, 5])) * 2
 
 
 @torch.inference_mode()
@@ -48,7 +48,7 @@ def test_tokens_come_as_often_as_they_are_likely() -> None:
     _, ours = models(0)
     prompt, count = prompt_of([3, 5]), 4_000
     settings = PLAIN | DRAWN | {"max_new_tokens": 1, "num_return": count, "temperature": 0.8, "top_k": 4}
-    drawn = Counter(each.ids[0] for each in sample(CachedReader(ours), prompt, **settings))
+    drawn = Counter(each.ids[0] for each in Sample(**settings)(CachedReader(ours), prompt))
     best = (CachedReader(ours).read(prompt.ids[None])[0] / 0.8).topk(4)
 
     assert set(drawn) == set(best.indices.tolist())

@@ -5,7 +5,7 @@ import torch
 from tokenizers import Tokenizer
 
 from tests.model.decoders import decoder
-from trainer.decode.greedy import greedy
+from trainer.decode.greedy import Greedy
 from trainer.decode.prompt import Continuation, Prompt
 from trainer.decode.reading import open_reader
 from trainer.decode.writing import PromptError, Writer
@@ -80,7 +80,7 @@ def test_a_text_is_cut_before_the_string_that_stopped_it(stop: list[str], writer
 @torch.inference_mode()
 def test_each_step_is_explained_by_the_models_own_probabilities(writer: Writer) -> None:
     prompt = writer.prompt("one two")
-    (greedily,) = greedy(writer.open_reader(), prompt, **PLAIN, stop=[])
+    (greedily,) = Greedy(**PLAIN, stop=[])(writer.open_reader(), prompt)
     steps = writer.explain(prompt, greedily, 5)
     first = writer.open_reader().read(prompt.ids[None])[0].softmax(-1).topk(5)
 

@@ -11,12 +11,12 @@ from datasets import Dataset
 from tests.decode.language_models import BEAMS, DRAWN, PLAIN, models
 from tests.export.toy import ToyModel, ToyTask
 from tests.model.decoders import decoder, tokens
-from trainer.decode.beam import beam
-from trainer.decode.greedy import greedy
+from trainer.decode.beam import Beam
+from trainer.decode.greedy import Greedy
 from trainer.decode.onnx_reader import OnnxReader, open_session
 from trainer.decode.prompt import Prompt
 from trainer.decode.reading import CachedReader
-from trainer.decode.sample import sample
+from trainer.decode.sample import Sample
 from trainer.errors import ConfigError, ProofError
 from trainer.export import cached_decoder
 from trainer.export.cached_decoder import load_cached_decoder, write_cached_decoder
@@ -84,9 +84,9 @@ def test_generates_the_tokens_of_the_model(written: tuple[Path, Subject], length
     path, subject = written
     session = open_session(path)
     prompt = Prompt(tokens(length, seed=length) % 39 + 1, 0, MAX_LENGTH, lambda ids: "")
-    for way, settings in ((greedy, PLAIN), (beam, PLAIN | BEAMS), (sample, PLAIN | DRAWN | {"num_return": 4})):
+    for way, settings in ((Greedy, PLAIN), (Beam, PLAIN | BEAMS), (Sample, PLAIN | DRAWN | {"num_return": 4})):
         ours, theirs = (
-            way(reader, prompt, **settings | {"max_new_tokens": 20})  # type: ignore[operator]
+            way(**settings | {"max_new_tokens": 20})(reader, prompt)  # type: ignore[operator]
             for reader in (CachedReader(subject.model), OnnxReader(session))
         )
         assert [each.ids for each in ours] == [each.ids for each in theirs]

@@ -94,11 +94,7 @@ def _write_all(job: GenerateJob, trained: Trained, write: Write | None) -> tuple
             for continuation in go_on(writer.open_reader(), prompt):
                 written = writer.written(text, prompt, continuation, job.decode.get("stop", ()))
                 steps = [] if job.explain is None else writer.explain(prompt, continuation, job.explain)
-                if written.ended == "context":
-                    problem = (
-                        f"{writer.max_length} tokens, the most that the model was trained to read (task.max_length)"
-                    )
-                    _tell(f"prompt {number}: its text ended at {problem}")
+                _tell_end(number, written, writer)
                 _write(write, text, written, steps)
     return number, num_faults
 
@@ -154,6 +150,15 @@ def _readable(text: str | DataError) -> str:
 
 def _tell(note: str) -> None:
     print(f"note: {note}", file=sys.stderr, flush=True)
+
+
+def _tell_end(number: int, written: Written, writer: Writer) -> None:
+    """Why a text ended before it was to."""
+    if written.ended == "context":
+        limit = f"{writer.max_length} tokens, the most that the model was trained to read (task.max_length)"
+        _tell(f"prompt {number}: its text ended at {limit}")
+    elif written.ended == "exhausted":
+        _tell(f"prompt {number}: its text ended after {written.tokens} tokens: decode.no_repeat_ngram leaves no other")
 
 
 def _write_fault(write: Write | None, number: int, text: str | DataError, error: Exception) -> None:

@@ -140,7 +140,7 @@ def _of_name(module: ast.Module, names: list[str], target: str, package: Path) -
     if found is None:
         raise LookupError("names a module; a class or function in it is needed")
     if isinstance(found, ast.ClassDef):
-        return _of_class(found, module)
+        return _of_class(found, module, package)
     return _of_function(found, bound=len(names) > 1)
 
 
@@ -152,9 +152,9 @@ def _imported(module: ast.Module, name: str) -> str | None:
     return None
 
 
-def _of_class(definition: ast.ClassDef, module: ast.Module) -> Signature | None:
-    if any("dataclass" in ast.unparse(decorator) for decorator in definition.decorator_list):
-        return _of_fields(definition)
+def _of_class(definition: ast.ClassDef, module: ast.Module, package: Path) -> Signature | None:
+    if _is_dataclass(definition):
+        return _of_fields(definition, module, package)
     for item in definition.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             return _of_function(item, bound=True)
@@ -163,15 +163,25 @@ def _of_class(definition: ast.ClassDef, module: ast.Module) -> Signature | None:
     classes = {item.name: item for item in module.body if isinstance(item, ast.ClassDef)}
     first = definition.bases[0]
     if isinstance(first, ast.Name) and first.id in classes:
-        return _of_class(classes[first.id], module)
+        return _of_class(classes[first.id], module, package)
     return None
 
 
-def _of_fields(definition: ast.ClassDef) -> Signature | None:
-    if definition.bases:
-        return None
+def _is_dataclass(definition: ast.ClassDef) -> bool:
+    return any("dataclass" in ast.unparse(decorator) for decorator in definition.decorator_list)
+
+
+def _of_fields(definition: ast.ClassDef, module: ast.Module, package: Path) -> Signature | None:
+    """The fields of a dataclass and of those it inherits from; None where one of these is none of the package's."""
     annotations: dict[str, str] = {}
     required: set[str] = set()
+    for base in reversed(definition.bases):
+        found = _class_of(base, module, package)
+        inherited = _of_fields(*found, package) if found is not None and _is_dataclass(found[0]) else None
+        if inherited is None:
+            return None
+        annotations |= inherited.annotations
+        required |= inherited.required
     for item in definition.body:
         if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
             continue
@@ -179,9 +189,23 @@ def _of_fields(definition: ast.ClassDef) -> Signature | None:
         if "ClassVar" in annotation:
             continue
         annotations[item.target.id] = annotation
+        required.discard(item.target.id)
         if item.value is None:
             required.add(item.target.id)
     return Signature(annotations, frozenset(required), open=False)
+
+
+def _class_of(base: ast.expr, module: ast.Module, package: Path) -> tuple[ast.ClassDef, ast.Module] | None:
+    """A base class and the module it stands in, here or imported from elsewhere in the package."""
+    name = base.id if isinstance(base, ast.Name) else ""
+    for item in module.body:
+        if isinstance(item, ast.ClassDef) and item.name == name:
+            return item, module
+    source = _imported(module, name) or ""
+    if not source.startswith(f"{package.name}."):
+        return None
+    path, names = _module(source, package)
+    return _class_of(ast.Name(names[-1]), _tree(path), package)
 
 
 def _of_function(definition: ast.FunctionDef, *, bound: bool) -> Signature:

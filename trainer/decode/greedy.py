@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-from trainer.decode.processors import constraints
-from trainer.decode.prompt import Continuation, Ending, Prompt
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from trainer.decode.decoding import Decoding
+from trainer.decode.prompt import Continuation, Prompt
 from trainer.decode.reading import Reader
-from trainer.decode.sample import extend
 
 
-def greedy(
-    reader: Reader,
-    prompt: Prompt,
-    *,
-    max_new_tokens: int,
-    min_new_tokens: int,
-    repetition_penalty: float,
-    no_repeat_ngram: int,
-    stop: list[str],
-) -> list[Continuation]:
-    """Takes the token with the highest processed score at each step: one continuation.
+@dataclass(frozen=True, kw_only=True)
+class Greedy(Decoding):
+    """Takes the token with the highest processed score at each step."""
 
-    Args:
-        reader: Of which nothing is read.
-        prompt: What the text goes on from.
-        max_new_tokens: The most tokens that are added.
-        min_new_tokens: The end-of-text token is impossible before so many.
-        repetition_penalty: Divides the scores of tokens that stand in the text; 1: none.
-        no_repeat_ngram: No sequence of so many tokens occurs twice; 0: any may.
-        stop: Strings that end the text.
-    """
-    processors = constraints(
-        prompt,
-        repetition_penalty=repetition_penalty,
-        no_repeat_ngram=no_repeat_ngram,
-        min_new_tokens=min_new_tokens,
-    )
-    return extend(reader, Ending(prompt, max_new_tokens, stop), processors, lambda scores: scores.argmax(dim=-1), 1)
+    def __call__(self, reader: Reader, prompt: Prompt) -> list[Continuation]:
+        """The one continuation of a prompt; of the reader nothing is read."""
+        return self.extend(reader, prompt, likeliest)
+
+
+def likeliest(scores: Tensor, count: int) -> Tensor:
+    """The best, the first of equal ones where it is one."""
+    return scores.argmax(dim=-1, keepdim=True) if count == 1 else scores.topk(count).indices

@@ -8,8 +8,6 @@ from math import inf
 import torch
 from torch import Tensor
 
-from trainer.decode.prompt import Prompt
-
 Processor = Callable[[Tensor, Tensor], Tensor]
 """The tokens so far, int64 (B, L), and the scores of the next one, float32 (B, V), to new scores (B, V)."""
 
@@ -21,21 +19,7 @@ def processed(processors: Sequence[Processor], ids: Tensor, scores: Tensor) -> T
     return scores
 
 
-def constraints(
-    prompt: Prompt, *, repetition_penalty: float, no_repeat_ngram: int, min_new_tokens: int
-) -> list[Processor]:
-    """What holds for every way of choosing; values without an effect are left out."""
-    found: list[Processor] = []
-    if repetition_penalty != 1:
-        found.append(penalize_repetition(repetition_penalty))
-    if no_repeat_ngram:
-        found.append(ban_repeated_ngrams(no_repeat_ngram))
-    if min_new_tokens and prompt.end_id is not None:
-        found.append(ban_token_before(prompt.end_id, prompt.length + min_new_tokens))
-    return found
-
-
-def narrowing(*, temperature: float, top_k: int, top_p: float, keep: int = 1) -> list[Processor]:
+def narrowing(temperature: float, top_k: int, top_p: float, keep: int = 1) -> list[Processor]:
     """What shapes the distribution that is drawn from; at least `keep` tokens stay possible."""
     found: list[Processor] = []
     if temperature != 1:
@@ -69,10 +53,10 @@ def ban_repeated_ngrams(size: int) -> Processor:
             return scores
         ngrams = ids.unfold(1, size, 1)
         beginning = ids[:, None, length - size + 1 :]
-        rows, places = (ngrams[..., :-1] == beginning).all(dim=-1).nonzero(as_tuple=True)
-        banned = torch.zeros_like(scores, dtype=torch.bool)
-        banned[rows, ngrams[rows, places, -1]] = True
-        return scores.masked_fill(banned, -inf)
+        again = (ngrams[..., :-1] == beginning).all(dim=-1)
+        # Sums, as of several writes of a token any one could stay; on the device, without a look at what is found.
+        times = torch.zeros_like(scores).scatter_add(1, ngrams[..., -1], again.to(scores.dtype))
+        return scores.masked_fill(times > 0, -inf)
 
     return process
 
@@ -83,7 +67,9 @@ def ban_token_before(token_id: int, length: int) -> Processor:
     def process(ids: Tensor, scores: Tensor) -> Tensor:
         if ids.shape[1] >= length:
             return scores
-        return scores.index_fill(1, torch.tensor([token_id], device=scores.device), -inf)
+        scores = scores.clone()
+        scores[:, token_id] = -inf
+        return scores
 
     return process
 

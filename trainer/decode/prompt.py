@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Ended = Literal["end", "stop", "length", "context"]
-"""Why a text ended: by the model's own end-of-text token, by a stop string, at `max_new_tokens`, or as there was no
-more room in what the model can read."""
+Ended = Literal["end", "stop", "length", "context", "exhausted"]
+"""Why a text ended: by the model's own end-of-text token, by a stop string, at `max_new_tokens`, as there was no more
+room in what the model can read, or as no token was possible."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Continuation:
     """What came after a prompt.
 
     Attributes:
-        ids: The new tokens; the last one is the end-of-text token where that ended it.
+        ids: The new tokens; the last one is the end-of-text token where that ended it. None where at once none was
+            possible.
         ended: Why it ended.
         score: What beam search ranks by: the log probability divided by length ** `length_penalty`; None elsewhere.
     """
@@ -85,9 +86,14 @@ class Ending:
     def continuation(self, ids: Tensor, score: float | None = None) -> Continuation:
         """A whole text (L,) that has ended as what came after the prompt, and why it ended."""
         new = tuple(ids[self.prompt.length :].tolist())
-        if self.prompt.end_id is not None and new[-1] == self.prompt.end_id:
-            return Continuation(new, "end", score)
+        return Continuation(new, self._why(new), score)
+
+    def _why(self, new: tuple[int, ...]) -> Ended:
+        if self.prompt.end_id is not None and new[-1:] == (self.prompt.end_id,):
+            return "end"
         text = self.prompt.text_of(new) if self.stop else ""
         if any(map(text.__contains__, self.stop)):
-            return Continuation(new, "stop", score)
-        return Continuation(new, "length" if len(new) == self.max_new_tokens else "context", score)
+            return "stop"
+        if len(new) == self.max_new_tokens:
+            return "length"
+        return "context" if self.prompt.length + len(new) == self.prompt.max_length else "exhausted"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from trainer.decode.greedy import greedy
+from trainer.decode.greedy import Greedy
 from trainer.decode.onnx_reader import IDS, SCORES, OnnxReader, open_session
 from trainer.decode.prompt import Prompt
 from trainer.decode.reading import Cache, WholeReader, cached_step
@@ -108,15 +108,8 @@ def _golden(subject: Subject, end_id: int | None) -> dict[str, list[int]]:
     _, max_length = subject.task.axis_limits()["sequence"]
     sizes = {BATCH: 1, "sequence": min(_NUM_GOLDEN, max_length - 1)}
     ids = subject.task.example(sizes, np.random.default_rng(0))[IDS][0]
-    (greedily,) = greedy(
-        WholeReader(subject.model),
-        Prompt(ids, end_id, max_length, lambda tokens: ""),
-        max_new_tokens=_NUM_GOLDEN,
-        min_new_tokens=0,
-        repetition_penalty=1.0,
-        no_repeat_ngram=0,
-        stop=[],
-    )
+    decode = Greedy(max_new_tokens=_NUM_GOLDEN, min_new_tokens=0, repetition_penalty=1.0, no_repeat_ngram=0, stop=[])
+    (greedily,) = decode(WholeReader(subject.model), Prompt(ids, end_id, max_length, lambda tokens: ""))
     return {"prompt": ids.tolist(), "tokens": list(greedily.ids)}
 
 
