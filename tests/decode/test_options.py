@@ -1,6 +1,7 @@
 """The options of `decode=`: what they say is what their strategies take, and what they refuse is told without torch."""
 
 import inspect
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from trainer.config.compose import compose
+from trainer.config.help import verb_help
 from trainer.config.lint import check_command
 from trainer.errors import ConfigError
 
@@ -37,6 +39,17 @@ def test_an_option_gives_every_setting_of_its_strategy(option: str) -> None:
     module, _, name = content.pop("_target_").rpartition(".")
     assert {*content} == {*inspect.signature(getattr(import_module(module), name)).parameters}
     assert job_of(f"decode={option}").decode.items() >= content.items()
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_the_help_has_every_key_of_every_option(option: str) -> None:
+    whole, chosen = verb_help("generate", []), verb_help("generate", [f"decode={option}"])
+    _, *blocks = re.split("\n *decode=", whole)
+    shown = "".join(block for block in blocks if block.startswith(("greedy:", f"{option} also has\n")))
+    keys = {key for key in job_of(f"decode={option}").decode if not key.startswith("_")}
+
+    assert keys == {*re.findall(r"decode\.(\w+): ", shown)} == {*re.findall(r"decode\.(\w+): ", chosen)}
+    assert "trainer generate decode=beam --help shows the keys of that option" in chosen
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trainer.config import jobs, schema
@@ -10,9 +10,15 @@ from trainer.config.catalogue import Catalogue, catalogue, own_folder, working_f
 
 _HIDDEN = ("_target_", "_partial_", "_convert_", "defaults")
 
+_FEW = 4
+"""Of a group with so many options at most all are shown."""
+
 
 def verb_help(verb: str, argv: list[str]) -> str:
-    """The keys of a verb; of each group those of the option that `argv` chooses, else of the default one."""
+    """The keys of a verb; of each group those of the option that `argv` chooses, else of the default one.
+
+    Where `argv` chooses none and there are few, it also has what the others have besides.
+    """
     kind = jobs.JOBS[verb]
     folders = catalogue([own_folder(), working_folder()])
     chosen = dict(text.lstrip("+").split("=", 1) for text in argv if "=" in text)
@@ -47,12 +53,37 @@ def _groups(verb: str, kind: type, folders: Catalogue, chosen: Mapping[str, str]
     for group in schema.groups(kind):
         option = chosen.get(group, defaults.get(group, ""))
         yield from ["", f"{group}={option}: {schema.doc(kind, group)}; options: {', '.join(folders.options(group))}"]
-        yield from _option(group, option, folders)
+        shown = [*_option(group, option, folders)]
+        yield from shown
         # The options of a group that may be null say these themselves.
         if (shared := schema.shared_keys(kind, group)) and group in schema.needed_groups(kind):
             yield from _table(f"{group}.", schema.defaults(shared), shared)
+        if group not in chosen:
+            yield from _others(group, option, shown, folders)
+    if example := _example(verb, kind, folders, defaults):
+        yield from ["", f"{example} --help shows the keys of that option, and so with every group"]
     for group in jobs.bare_groups(kind):
         yield from ["", f"{group}: sets several keys at once; options: {', '.join(folders.options(group))}"]
+
+
+def _others(group: str, default: str, shown: Sequence[str], folders: Catalogue) -> Iterator[str]:
+    """What the other options of a group have besides, where they are few."""
+    options = folders.options(group)
+    for option in options if default in options and len(options) <= _FEW else ():
+        if more := [line for line in _option(group, option, folders) if line not in shown]:
+            yield f"  {group}={option} also has"
+            yield from (f"  {line}" for line in more)
+
+
+def _example(verb: str, kind: type, folders: Catalogue, defaults: Mapping[str, str]) -> str:
+    """A command that chooses an option which is no default; empty where the verb has none."""
+    others = (
+        f"trainer {verb} {group}={option}"
+        for group in schema.groups(kind)
+        for option in folders.options(group)
+        if option != defaults.get(group)
+    )
+    return next(others, "")
 
 
 def _default_options(verb: str, folders: Catalogue) -> dict[str, str]:
