@@ -135,7 +135,7 @@ def test_images_have_no_tokens(folder: Path, capsys: pytest.CaptureFixture[str])
     ("overrides", "told"),
     [
         (["resume=elsewhere"], "resume: a plan is that of a run from its start, got 'elsewhere'. Leave it out."),
-        (["depth=-1"], "depth: must not be negative, got -1."),
+        (["depth=-1"], "depth: must be at least 0, got -1."),
         (["train.batch_sise=3"], "Did you mean train.batch_size."),
         (["model.heads=3"], "model.heads: must divide model.dim (16), got 3"),
     ],

@@ -28,7 +28,7 @@ def test_with_other_faults_it_is_told_beside_them() -> None:
     with pytest.raises(ConfigError) as caught:
         check_command("train", ["data=files", "data.train=a.csv", "optimizer.lr=-1", "model.weights=w.pth"])
     assert [message.split(",")[0] for message in caught.value.messages] == [
-        "optimizer.lr: must be above 0",
+        "optimizer.lr: must be finite and above 0",
         "model.weights: no such file or folder",
         "data.train: no such file",
     ]

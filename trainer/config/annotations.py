@@ -49,7 +49,7 @@ def literals(annotation: str) -> list[str]:
 
 
 def items(annotation: str) -> str | None:
-    """The annotation of the values of the one mapping that `annotation` allows beside null; None where there is none."""
+    """The annotation of the values of the one mapping that `annotation` allows beside null; else None."""
     kinds = [node for node in _alternatives(_parsed(annotation)) if not isinstance(node, ast.Constant)]
     only = kinds[0] if len(kinds) == 1 else None
     if not isinstance(only, ast.Subscript) or _name(only.value) not in _MAPPINGS:

@@ -39,5 +39,5 @@ def adam(
         positive("eps", eps),
         not_negative("weight_decay", weight_decay),
     )
-    pair, fused = (betas[0], betas[1]), can_fuse(params) or None
+    pair, fused = (float(betas[0]), float(betas[1])), can_fuse(params) or None
     return torch.optim.Adam(params, lr=lr, betas=pair, eps=eps, weight_decay=weight_decay, fused=fused)

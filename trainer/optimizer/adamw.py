@@ -36,5 +36,5 @@ def adamw(
         positive("eps", eps),
         not_negative("weight_decay", weight_decay),
     )
-    pair, fused = (betas[0], betas[1]), can_fuse(params) or None
+    pair, fused = (float(betas[0]), float(betas[1])), can_fuse(params) or None
     return torch.optim.AdamW(params, lr=lr, betas=pair, eps=eps, weight_decay=weight_decay, fused=fused)
