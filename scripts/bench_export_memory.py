@@ -59,6 +59,7 @@ def measure(layers: int, formats: list[str], threads: int) -> dict[str, Any]:
     from transformers import BertConfig, BertModel  # noqa: F401
 
     from trainer.export.artifacts import publish
+    from trainer.export.original import Original
     from trainer.model.pretrained import Pretrained
     from trainer.protocols import Batch
 
@@ -85,19 +86,23 @@ def measure(layers: int, formats: list[str], threads: int) -> dict[str, Any]:
         with_model = _memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
         begin, begin_cpu = time.perf_counter(), time.process_time()
+        original = Original(
+            model=model,
+            task=task,
+            evaluation=batches,
+            training=lambda count: batches(),
+            samples=samples,
+            architecture={},
+            provenance={},
+        )
         published = publish(
             folder / "export",
-            model,
-            task,
-            batches,
-            lambda count: batches(),
-            {},
-            {},
-            samples,
+            original,
             formats=formats,  # type: ignore[arg-type]
             half=False,
             int8=None,
             calibration=1,
+            golden=4,
             tolerance=1e-4,
             metric_budget=0.0,
         )

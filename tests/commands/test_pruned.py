@@ -34,17 +34,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield made
 
 
-def export(run: Path, *overrides: str) -> dict[str, Any]:
-    """Exports; what the manifest says."""
+def export(run: Path, *overrides: str, name: str = "export") -> dict[str, Any]:
+    """Exports; what the manifest in the folder `name` says."""
     assert main(["export", f"run={run}", *overrides]) == 0
-    content: dict[str, Any] = json.loads((run / "export" / "manifest.json").read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads((run / name / "manifest.json").read_text(encoding="utf-8"))
     return content
 
 
 def test_the_artifacts_are_the_pruned_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = folder / "run"
     before = checkpoint_files(run, 40)
-    manifest = export(run, "prune=l1", "prune.amount=0.3", "export.formats=[torchscript]")
+    name = "export-pruned-l1-0.3"
+    manifest = export(run, "prune=l1", "prune.amount=0.3", "export.formats=[torchscript]", name=name)
     shown = capsys.readouterr().out
     pruning = manifest["provenance"]["pruning"]
     kept = load_file(run / "model" / "model.safetensors")
@@ -76,8 +77,8 @@ def test_the_artifacts_are_the_pruned_model(folder: Path, capsys: pytest.Capture
 @pytest.mark.slow
 def test_the_graph_holds_the_weights_that_torch_would_prune(folder: Path) -> None:
     run = folder / "run"
-    export(run, "prune=ln", "prune.amount=0.25", "export.formats=[onnx]")
-    graph = onnx.load(run / "export" / "model.onnx").graph
+    export(run, "prune=ln", "prune.amount=0.25", "export.formats=[onnx]", name="export-pruned-ln-0.25")
+    graph = onnx.load(run / "export-pruned-ln-0.25" / "model.onnx").graph
     stored = [numpy_helper.to_array(value) for value in graph.initializer]
     weights = load_file(run / "model" / "model.safetensors")
 
@@ -96,13 +97,30 @@ def test_the_graph_holds_the_weights_that_torch_would_prune(folder: Path) -> Non
         assert any(same), name
 
 
-def test_without_pruning_nothing_is_told_of_it(folder: Path) -> None:
-    assert "pruning" not in export(folder / "run", "export.formats=[torchscript]")["provenance"]
+def test_the_artifacts_of_the_model_itself_stay(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder / "run"
+    pruning = ["prune=l1", "prune.amount=0.6"]
+    whole = export(run, "export.formats=[torchscript,pth]")
+    assert "pruning" not in whole["provenance"]
+    pruned = export(run, *pruning, "export.formats=[pth]", name="export-pruned-l1-0.6")
+    total = pruned["provenance"]["pruning"]["total"]
+    said = (run / "export-pruned-l1-0.6" / "README.md").read_text(encoding="utf-8")
+    assert f"{total['zeros']} of the {total['size']} weights of its layers are 0" in said
+    assert main(["verify", f"run={run}"]) == 0
+    assert export(run, "export.formats=[safetensors]")["artifacts"].keys() == {"safetensors", "torchscript", "pth"}
+    export(run, *pruning, "export.formats=[pth]")
+    assert main(["verify", f"run={run}"]) == 0
+
+    (run / "export-pruned-l1-0.6" / "model.pth").write_bytes(b"")
+    capsys.readouterr()
+    assert main(["verify", f"run={run}"]) == 3
+    assert "export-pruned-l1-0.6/model.pth: has 0 bytes" in capsys.readouterr().err
 
 
 def test_the_seed_of_the_run_decides_what_is_random(folder: Path) -> None:
     options = ["prune=random", "prune.amount=0.5", "export.formats=[torchscript]"]
-    first, second = (export(folder / "run", *options)["provenance"]["pruning"] for _ in range(2))
+    manifests = [export(folder / "run", *options, name="export-pruned-random-0.5") for _ in range(2)]
+    first, second = (manifest["provenance"]["pruning"] for manifest in manifests)
 
     assert first == second
     assert first["total"]["share"] == 0.5
@@ -111,7 +129,8 @@ def test_the_seed_of_the_run_decides_what_is_random(folder: Path) -> None:
 def test_pruning_again_what_was_pruned(folder: Path, tmp_path: Path) -> None:
     options = ["train.duration=4", "prune=l1", "prune.amount=0.5"]
     assert train(tmp_path / "run", *write_data(folder), *options) == 0
-    manifest = export(tmp_path / "run", "prune=l1", "prune.amount=0.75", "export.formats=[torchscript]")
+    options = ["prune=l1", "prune.amount=0.75", "export.formats=[torchscript]"]
+    manifest = export(tmp_path / "run", *options, name="export-pruned-l1-0.75")
 
     assert manifest["provenance"]["pruning"]["total"]["zeros"] == 1536 * 3 // 4
 
@@ -120,7 +139,8 @@ def test_adapters_are_merged_before(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     options = ["train.duration=4", "model.lora={rank:2}"]
     assert train(tmp_path / "run", *write_data(folder), *options) == 0
-    manifest = export(tmp_path / "run", "prune=l1", "prune.amount=0.5", "export.formats=[torchscript]")
+    options = ["prune=l1", "prune.amount=0.5", "export.formats=[torchscript]"]
+    manifest = export(tmp_path / "run", *options, name="export-pruned-l1-0.5")
 
     assert [layer["name"] for layer in manifest["provenance"]["pruning"]["layers"]] == WEIGHTS
     assert manifest["provenance"]["pruning"]["total"]["share"] == 0.5

@@ -67,7 +67,7 @@ def test_the_artifacts_proof_is_shown(folder: Path) -> None:
     (export / "manifest.json").write_text(json.dumps(manifest))
     assert main(["report", "run=runs/one", "output=artifacts.html"]) == 0
 
-    assert ["one", "onnx", "model.onnx", "77", "1.000e-06", "", "0.2500", "0.5000"] in cells(
+    assert ["one", "onnx", "export/model.onnx", "77", "1.000e-06", "", "0.2500", "0.5000"] in cells(
         Path("artifacts.html").read_text(encoding="utf-8")
     )
 

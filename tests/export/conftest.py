@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.export.toy import SAMPLES, ToyModel, ToyTask, batches
-from trainer.export.artifacts import Artifact, publish
+from tests.export.toy import ToyModel, batches, publish_toy, toy_original
+from trainer.export.artifacts import Artifact
 from trainer.protocols import Batch
 
 
@@ -55,20 +55,11 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     model = ToyModel().train()
     model.head.eval()
     before = world(model)
-    artifacts = publish(
-        folder,
+    original = toy_original(
         model,
-        ToyTask(),
-        drawing_batches,
-        lambda count: drawing_batches(),
-        {},
-        {"step": 930, "weights": "ema"},
-        SAMPLES,
-        formats=["onnx", "torchscript"],
-        half=False,
-        int8=None,
-        calibration=8,
-        tolerance=1e-4,
-        metric_budget=0.0,
+        evaluation=drawing_batches,
+        training=lambda count: drawing_batches(),
+        provenance={"step": 930, "weights": "ema"},
     )
+    artifacts = publish_toy(folder, original, ["onnx", "torchscript"])
     return Published(folder, artifacts, model, before, world(model))

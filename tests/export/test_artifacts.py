@@ -5,27 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import trainer.export.onnx as exporter
 from tests.export.conftest import Published
-from tests.export.toy import SAMPLES, ToyModel, ToyTask, batches
+from tests.export.toy import ToyModel, ToyTask, batches, publish_toy, toy_original
 from trainer.errors import ConfigError, ProofError
-from trainer.export.artifacts import publish
 from trainer.export.folder import verify
-
-
-def publish_toy(folder: Path, model: nn.Module, **settings: Any) -> list[Any]:
-    settings = {
-        "formats": ["torchscript"],
-        "half": False,
-        "int8": None,
-        "calibration": 8,
-        "tolerance": 1e-4,
-        "metric_budget": 0.0,
-        **settings,
-    }
-    return publish(folder, model, ToyTask(), batches, lambda count: batches(), {}, {}, SAMPLES, **settings)
 
 
 def test_folder_holds_everything_and_nothing_else(published: Published) -> None:
@@ -99,7 +85,7 @@ def test_past_the_tolerance_the_file_goes_and_the_proved_one_stays(
     (tmp_path / "manifest.json").write_text("{}")
     (tmp_path / ".tmp-killed").mkdir()
     with pytest.raises(ProofError) as caught:  # ONNX Runtime rounds otherwise than torch, TorchScript does not
-        publish_toy(tmp_path, ToyModel(), formats=["onnx", "torchscript"], tolerance=0.0)
+        publish_toy(tmp_path, toy_original(ToyModel()), ["onnx", "torchscript"], tolerance=0.0)
     (message,) = caught.value.messages
     assert message.startswith("model.onnx: output[")
     assert "batch=" in message
@@ -124,7 +110,7 @@ class Frozen(ToyModel):
 
 def test_frozen_dimension_in_torchscript(tmp_path: Path) -> None:
     with pytest.raises(ProofError, match=r"model\.torchscript\.pt: output\[0, \d\] at batch=1, sequence=1, without"):
-        publish_toy(tmp_path, Frozen())
+        publish_toy(tmp_path, toy_original(Frozen()), ["torchscript"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -139,17 +125,17 @@ class Constant(ToyModel):
 
 def test_frozen_dimension_in_onnx(tmp_path: Path) -> None:
     with pytest.raises(ProofError, match=r"model\.onnx: cannot be exported .*input_ids .*sequence"):
-        publish_toy(tmp_path, Constant(), formats=["onnx"])
+        publish_toy(tmp_path, toy_original(Constant()), ["onnx"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_branch_taken_by_the_traced_shape_alone(tmp_path: Path) -> None:
     with pytest.raises(ProofError, match=r"model\.torchscript\.pt: output\[\d, \d\] at batch=1, sequence=1"):
-        publish_toy(tmp_path, Constant())
+        publish_toy(tmp_path, toy_original(Constant()), ["torchscript"])
 
 
 def test_nothing_to_write(tmp_path: Path) -> None:
-    assert publish_toy(tmp_path / "export", ToyModel(), formats=[]) == []
+    assert publish_toy(tmp_path / "export", toy_original(ToyModel()), []) == []
     assert not (tmp_path / "export").exists()
 
 
@@ -157,12 +143,12 @@ def test_nothing_to_write(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [-1e-9, float("nan")])
 def test_limits_are_not_negative(tmp_path: Path, name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"^{name}: must not be negative"):
-        publish_toy(tmp_path, ToyModel(), **{name: value})
+        publish_toy(tmp_path, toy_original(ToyModel()), ["torchscript"], **{name: value})
 
 
 def test_large_weights_are_listed_verified_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporter, "_PROTOBUF_LIMIT", 1)
-    (artifact,) = publish_toy(tmp_path, ToyModel(), formats=["onnx"])
+    (artifact,) = publish_toy(tmp_path, toy_original(ToyModel()), ["onnx"])
     main, data = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
     (beside,) = json.loads((tmp_path / "manifest.json").read_text("utf-8"))["artifacts"]["onnx"]["beside"]
     assert beside["file"] == "model.onnx.data"
@@ -171,7 +157,7 @@ def test_large_weights_are_listed_verified_and_removed(tmp_path: Path, monkeypat
     assert set(verify(tmp_path).values()) == {""}
     data.write_bytes(data.read_bytes()[:-1])
     assert {name for name, fault in verify(tmp_path).items() if fault} == {"model.onnx.data"}
-    publish_toy(tmp_path, ToyModel(), formats=["torchscript"])
+    publish_toy(tmp_path, toy_original(ToyModel(), provenance={"step": 2}), ["torchscript"])
     assert not main.exists()
     assert not data.exists()
 
@@ -179,7 +165,7 @@ def test_large_weights_are_listed_verified_and_removed(tmp_path: Path, monkeypat
 def test_folder_is_published_described_and_replaced(tmp_path: Path) -> None:
     (tmp_path / "safetensors").mkdir()
     (tmp_path / "safetensors" / "old.bin").write_text("of an earlier call")
-    (artifact,) = publish_toy(tmp_path, ToyModel(), formats=["safetensors"])
+    (artifact,) = publish_toy(tmp_path, toy_original(ToyModel()), ["safetensors"])
     files = {path.name for path in (tmp_path / "safetensors").iterdir()}
     assert files == {"model.safetensors", "config.json", "labels.json", "tokenizer.json"}
     entry = json.loads((tmp_path / "manifest.json").read_text("utf-8"))["artifacts"]["safetensors"]
@@ -187,13 +173,13 @@ def test_folder_is_published_described_and_replaced(tmp_path: Path) -> None:
     assert artifact.num_bytes == sum(each["bytes"] for each in (entry, *entry["beside"]))
     assert artifact.largest_difference == 0.0
     assert artifact.timings == []
-    publish_toy(tmp_path, ToyModel(), formats=["pth"])
+    publish_toy(tmp_path, toy_original(ToyModel(), provenance={"step": 2}), ["pth"])
     assert not (tmp_path / "safetensors").exists()
 
 
 def test_half_is_judged_by_the_metric_alone(tmp_path: Path) -> None:
-    whole = publish_toy(tmp_path, ToyModel(), formats=["pth", "safetensors"])
-    half = publish_toy(tmp_path, ToyModel(), formats=["pth", "safetensors"], half=True)
+    whole = publish_toy(tmp_path, toy_original(ToyModel()), ["pth", "safetensors"])
+    half = publish_toy(tmp_path, toy_original(ToyModel()), ["pth", "safetensors"], half=True)
     for before, after in zip(whole, half, strict=True):
         assert after.largest_difference > before.largest_difference == 0.0
         assert after.num_bytes < before.num_bytes
@@ -212,5 +198,5 @@ class TooLarge(ToyModel):
 
 def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ProofError, match=r"model\.pth: the output at batch=1.* must be finite"):
-        publish_toy(tmp_path, TooLarge(), formats=["pth"], half=True)
+        publish_toy(tmp_path, toy_original(TooLarge()), ["pth"], half=True)
     assert list(tmp_path.iterdir()) == []

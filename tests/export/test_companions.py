@@ -17,18 +17,12 @@ from torch import Tensor
 
 import trainer
 from tests.export.conftest import Published
-from tests.export.toy import SAMPLES, ToyModel, ToyTask, batches
+from tests.export.toy import SAMPLES, ToyModel, ToyTask, publish_toy, toy_original
 from trainer.errors import ProofError
-from trainer.export.artifacts import publish
 from trainer.export.golden import write_golden
 from trainer.export.readme import write_readme
 from trainer.protocols import Batching, Columns
 from trainer.task.image_classification import ImageClassification
-
-
-def publish_toy(folder: Path, task: ToyTask, formats: list[Any]) -> None:
-    settings: dict[str, Any] = {"half": False, "int8": None, "calibration": 8, "tolerance": 1e-4, "metric_budget": 0.0}
-    publish(folder, ToyModel(), task, batches, lambda count: batches(), {}, {}, SAMPLES, formats=formats, **settings)
 
 
 def read(folder: Path, name: str) -> Any:
@@ -95,7 +89,7 @@ class Shouting(ToyTask):
 
 def test_scripts_that_answer_otherwise_are_not_published(tmp_path: Path) -> None:
     with pytest.raises(ProofError, match=r"predict\.py: does not do what the task does: FAILED: input_ids: "):
-        publish_toy(tmp_path, Shouting(), ["onnx"])
+        publish_toy(tmp_path, toy_original(ToyModel(), Shouting()), ["onnx"])
     assert not {"predict.py", "task.py"} & {path.name for path in tmp_path.iterdir()}
     assert (tmp_path / "model.onnx").is_file()
     assert "predict.py" not in (tmp_path / "README.md").read_text("utf-8")
@@ -109,7 +103,7 @@ class Silent(Shouting):
 def test_a_task_without_pieces_has_no_scripts(tmp_path: Path) -> None:
     for name in ("predict.py", "task.py", "golden-7.png"):
         (tmp_path / name).write_text("of an earlier call")
-    publish_toy(tmp_path, Silent(), ["torchscript"])
+    publish_toy(tmp_path, toy_original(ToyModel(), Silent()), ["torchscript"])
     assert {path.name for path in tmp_path.iterdir()} == {
         "README.md",
         "golden.json",

@@ -8,7 +8,7 @@ from torch import Tensor
 from tests.export.toy import ToyModel, ToyTask, batches
 from trainer.errors import ProofError
 from trainer.export.cases import forward_of
-from trainer.export.evaluation import Comparison, decisions, evaluate
+from trainer.export.evaluation import Comparison, Evaluation, decisions
 
 
 @pytest.fixture(autouse=True)
@@ -25,14 +25,20 @@ def comparison(forward: object, tolerance: float = 1e-4) -> Comparison:
     return Comparison("model.onnx", forward, ToyTask().metrics(), tolerance, "class")
 
 
+def evaluated(*comparisons: Comparison) -> dict[str, float]:
+    """PyTorch's metrics, beside which the artifacts were run."""
+    evaluation = Evaluation(batches, forward_of(toy()), ToyTask().metrics(), remembered=0)
+    evaluation.run(comparisons)
+    return evaluation.metrics
+
+
 def test_equal_artifact() -> None:
     same = comparison(forward_of(toy()), tolerance=0.0)
-    values, first = evaluate(batches(), forward_of(toy()), ToyTask().metrics(), [same])
-    assert same.values() == values
+    metrics = evaluated(same)
+    assert same.values() == metrics
     assert same.agreement == 1.0
     assert same.largest_difference == 0.0
     assert same.failure is None
-    assert first.ids == tuple(range(16))
 
 
 def test_decisions_and_metrics_are_those_of_the_artifact() -> None:
@@ -42,7 +48,7 @@ def test_decisions_and_metrics_are_those_of_the_artifact() -> None:
         return output
 
     other = comparison(rotated, tolerance=torch.inf)
-    evaluate(batches(), forward_of(toy()), ToyTask().metrics(), [other])
+    evaluated(other)
     expected = ToyTask().metrics()
     for batch in batches():
         expected.update(rotated(batch.inputs), batch.target)
@@ -58,7 +64,7 @@ def test_failure_on_real_data_names_the_batch_and_ends_only_its_own_run() -> Non
         return toy()(**inputs) + (0.01 if len(calls) == 3 else 0.0)
 
     bad, good = comparison(broken), comparison(forward_of(toy()))
-    evaluate(batches(), forward_of(toy()), ToyTask().metrics(), [bad, good])
+    evaluated(bad, good)
     assert isinstance(bad.failure, ProofError)
     assert "in batch 2 of the evaluation split (input_ids (16, " in str(bad.failure)
     assert len(calls) == 3
@@ -71,8 +77,30 @@ def test_artifact_that_cannot_run_a_batch() -> None:
         raise RuntimeError("no")
 
     bad = comparison(broken)
-    evaluate(batches(), forward_of(toy()), ToyTask().metrics(), [bad])
+    evaluated(bad)
     assert str(bad.failure).startswith("model.onnx: fails in batch 0 of the evaluation split: no.")
+
+
+@pytest.mark.parametrize(("remembered", "runs"), [(64 * 3, 4), (64 * 3 - 1, 5), (0, 8)])
+def test_pytorch_is_run_again_only_on_batches_whose_outputs_are_not_kept(remembered: int, runs: int) -> None:
+    seen = []
+
+    def pytorch(inputs: Mapping[str, Tensor]) -> Tensor:
+        seen.append(inputs)
+        return toy()(**inputs)
+
+    def shifted(inputs: Mapping[str, Tensor]) -> Tensor:
+        return toy()(**inputs) + 0.25
+
+    evaluation = Evaluation(batches, pytorch, ToyTask().metrics(), remembered=remembered)
+    first, second = comparison(shifted, torch.inf), comparison(shifted, torch.inf)
+    evaluation.run([first])
+    metrics = evaluation.metrics
+    evaluation.run([second])
+    assert len(seen) == runs
+    assert evaluation.metrics == metrics == first.values()
+    assert (second.largest_difference, second.agreement) == (first.largest_difference, first.agreement)
+    assert second.largest_difference == pytest.approx(0.25, abs=1e-6)
 
 
 def test_one_output_decides_nothing() -> None:
@@ -83,8 +111,8 @@ def test_one_output_decides_nothing() -> None:
 
     metrics = MetricCollection({"mse": MeanSquaredError()})
     single = Comparison("model.onnx", first_column, metrics.clone(), 1e-4, "values")
-    floats = (replace(batch, target=batch.target[:, None].float()) for batch in batches())
-    evaluate(floats, first_column, metrics, [single])
+    floats = [replace(batch, target=batch.target[:, None].float()) for batch in batches()]
+    Evaluation(lambda: floats, first_column, metrics, remembered=0).run([single])
     assert single.agreement is None
 
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from tests.export.test_half import wide_toy
 from tests.export.test_products import tied_model
-from tests.export.toy import LABELS, SAMPLES, WORDS, ToyTask, batches
+from tests.export.toy import LABELS, WORDS, ToyTask, batches, publish_toy, toy_original
 from trainer.errors import ProofError
-from trainer.export.artifacts import publish
 from trainer.export.cases import Forward
 from trainer.export.float_graph import float_graph
 from trainer.export.formats import FORMATS
@@ -113,7 +112,7 @@ def test_weights_are_int8_and_decisions_hold_at_shapes_never_traced(
         "int8_layers": ["tokens", "positions", "query_key_value", "head"],
         "float32_layers": [],
     }
-    assert path.stat().st_size < 0.35 * subject.once(float_graph).stat().st_size
+    assert path.stat().st_size < 0.35 * float_graph(subject).stat().st_size
     graph = onnx.load(path).graph
     matrices = {each.name: each for each in graph.initializer if len(each.dims) > 1}
     assert Counter(each.data_type in _INT8 for each in matrices.values()) == {True: 4}
@@ -225,23 +224,9 @@ def test_layers_that_would_leave_it_no_smaller_than_float16_are_not_left_out() -
 
 def test_a_model_that_no_variant_serves_is_not_published(tmp_path: Path) -> None:
     model = Stretched(inputs=(0, 1, 2, 3))
+    original = toy_original(model, evaluation=own_decisions(model))
     with pytest.raises(ProofError) as raised:
-        publish(
-            tmp_path,
-            model,
-            ToyTask(),
-            own_decisions(model),
-            lambda count: batches(),
-            {},
-            {},
-            SAMPLES,
-            formats=["onnx_int8"],
-            half=False,
-            int8=None,
-            calibration=16,
-            tolerance=1e-4,
-            metric_budget=0.02,
-        )
+        publish_toy(tmp_path, original, ["onnx_int8"], calibration=16, metric_budget=0.02)
     assert raised.value.exit_code == 4
     (message,) = raised.value.messages
     assert message.startswith("model.int8.onnx: none of its 5 variants passes.")

@@ -43,7 +43,7 @@ def tied() -> Subject:
 
 
 def products_of(subject: Subject, path: Path) -> onnx.ModelProto:
-    model = onnx.load(subject.once(float_graph))
+    model = onnx.load(float_graph(subject))
     with_products(model.graph)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
@@ -53,7 +53,7 @@ def products_of(subject: Subject, path: Path) -> onnx.ModelProto:
 def test_every_product_has_its_weight_on_the_right_and_every_weight_is_stored_once(
     tied: Subject, tmp_path: Path
 ) -> None:
-    assert {"Gemm", "Transpose"} <= {node.op_type for node in onnx.load(tied.once(float_graph)).graph.node}
+    assert {"Gemm", "Transpose"} <= {node.op_type for node in onnx.load(float_graph(tied)).graph.node}
     path = tmp_path / "model.onnx"
     graph = products_of(tied, path).graph
     matrices = [each.name for each in graph.initializer if len(each.dims) > 1]

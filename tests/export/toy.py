@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
+from trainer.export.artifacts import Artifact, publish
+from trainer.export.original import Original
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target
 from trainer.task.answers import class_answers
 
@@ -102,6 +105,28 @@ class ToyTask:
 
     def artifact_files(self) -> dict[str, str]:
         return {"labels.json": json.dumps(LABELS), "tokenizer.json": tokenizer().to_str()}
+
+
+def toy_original(model: nn.Module, task: Any = None, **others: Any) -> Original:
+    """The toy model, or another for its task, and its data; `others` are further attributes."""
+    return Original(
+        **{
+            "model": model,
+            "task": task or ToyTask(),
+            "evaluation": batches,
+            "training": lambda count: batches(),
+            "samples": SAMPLES,
+            "architecture": {},
+            "provenance": {},
+            **others,
+        }
+    )
+
+
+def publish_toy(folder: Path, original: Original, formats: list[Any], **settings: Any) -> list[Artifact]:
+    """Publishes with settings of which no test needs to speak, but those it speaks of."""
+    usual = {"half": False, "int8": None, "calibration": 8, "golden": 4, "tolerance": 1e-4, "metric_budget": 0.0}
+    return publish(folder, original, formats=formats, **{**usual, **settings})
 
 
 def tokenizer() -> Tokenizer:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from trainer.commands.folders import existing_run_folder, named_checkpoint
+from trainer.commands.folders import EXPORT, PRUNED, existing_run_folder, named_checkpoint
 from trainer.config.jobs import ExportJob
 from trainer.config.stored import job_from_text
 from trainer.report.console import open_console, table
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run(job: ExportJob, config: dict[str, Any]) -> None:
-    """Writes and proves the artifacts of a run into its `export/` and prints what was proved.
+    """Writes and proves the artifacts of a run, of a pruned copy in a folder of its own, and prints what was proved.
 
     Args:
         job: The checked config.
@@ -38,27 +39,34 @@ def run(job: ExportJob, config: dict[str, Any]) -> None:
 
         trained = prune_trained(trained, job.prune, job.split)
         show_pruning(console, trained.origin["pruning"])
-    show_artifacts(console, export_trained(trained, job.export, job.split))
+    name = EXPORT if job.prune is None else pruned_name(job.prune)
+    show_artifacts(console, export_trained(trained, job.export, job.split, name))
 
 
-def export_trained(trained: Trained, export: dict[str, Any], split: str) -> list[Artifact]:
-    """The artifacts that the group `export` asks for, proved on a split."""
+def pruned_name(prune: Mapping[str, Any]) -> str:
+    """The folder of a pruned copy's artifacts, so that those of the model itself stay: `export-pruned-l1-0.3`."""
+    amount = [str(prune["amount"])] if "amount" in prune else []
+    return PRUNED + "-".join([prune["_target_"].rpartition(".")[2], *amount])
+
+
+def export_trained(trained: Trained, export: dict[str, Any], split: str, name: str = EXPORT) -> list[Artifact]:
+    """The artifacts that the group `export` asks for, proved on a split, in the folder `name` of the run."""
     from trainer.build.instantiate import make
     from trainer.build.models import merged
     from trainer.commands.trained import split_batches
+    from trainer.export.original import Original
     from trainer.targets import scored
 
-    publish = make("export", export)
-    artifacts: list[Artifact] = publish(
-        trained.folder / "export",
-        scored(merged(trained.job, trained.model), trained.loss).cpu(),
-        trained.task,
-        lambda: split_batches(trained, split, "padded"),
-        lambda count: split_batches(trained, "train", "padded", count),
-        {"model": trained.job.model, "facts": trained.task.facts()},
-        trained.provenance | {"split": split},
-        trained.encoded.samples(split),
+    original = Original(
+        model=scored(merged(trained.job, trained.model), trained.loss).cpu(),
+        task=trained.task,
+        evaluation=lambda: split_batches(trained, split, "padded"),
+        training=lambda count: split_batches(trained, "train", "padded", count),
+        samples=trained.encoded.samples(split),
+        architecture={"model": trained.job.model, "facts": trained.task.facts()},
+        provenance=trained.provenance | {"split": split},
     )
+    artifacts: list[Artifact] = make("export", export)(trained.folder / name, original)
     return artifacts
 
 
@@ -72,6 +80,8 @@ def show_artifacts(console: Console, artifacts: list[Artifact]) -> None:
         ["artifact", "bytes", "largest difference", "decisions agree", "metric", "PyTorch's"],
         [[a.path.name, a.num_bytes, a.largest_difference, a.agreement, a.metric, a.pytorch_metric] for a in artifacts],
     )
+    if kept := [artifact.path.name for artifact in artifacts if artifact.kept]:
+        console.out(f"kept from an earlier export of the same model: {', '.join(kept)}", highlight=False)
     timings = artifacts[0].timings
     if not timings:
         return

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.commands.folders import export_folders
 from trainer.commands.results import Results, flat, results
 from trainer.config.jobs import ReportJob
 from trainer.errors import ConfigError, explain
@@ -111,12 +112,13 @@ def _evaluations(runs: Sequence[tuple[str, Results]]) -> Section:
 def _artifacts(runs: Sequence[tuple[str, Results]]) -> Section:
     columns = ["run", "artifact", "file", "bytes", "largest difference", "decisions agree", "metric", "PyTorch's"]
     rows = []
-    for name, found in runs:
-        file = found.folder / "export" / "manifest.json"
+    for name, folder in ((name, folder) for name, found in runs for folder in export_folders(found.folder)):
+        file = folder / "manifest.json"
         manifest = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"artifacts": {}}
         monitor = manifest.get("monitor")
         for artifact, proof in manifest["artifacts"].items():
-            proved = [proof.get(key) for key in ("file", "bytes", "largest_difference", "decision_agreement")]
+            where = f"{folder.name}/{proof.get('file')}"
+            proved = [where, *map(proof.get, ("bytes", "largest_difference", "decision_agreement"))]
             scores = [(each.get("metrics") or {}).get(monitor) for each in (proof, manifest)]
             rows.append([name, artifact, *proved, *scores])
     return Section("artifacts", columns, rows)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from trainer.checkpoint.manifest import verify
 from trainer.checkpoint.order import folders, name_of, newest_first
-from trainer.commands.folders import CHECKPOINTS, DIVERGED, existing_run_folder
+from trainer.commands.folders import CHECKPOINTS, DIVERGED, existing_run_folder, export_folders
 from trainer.config.jobs import VerifyJob
 from trainer.errors import CheckpointError, explain
 from trainer.report.console import open_console, table
@@ -50,7 +50,8 @@ def run(job: VerifyJob, config: dict[str, Any]) -> None:
     folder = existing_run_folder(job.run)
     console = open_console("auto")
     intact, wrong = _checkpoints(folder / CHECKPOINTS, console)
-    wrong += _artifacts(folder / "export", console)
+    for artifacts in export_folders(folder):
+        wrong += _artifacts(artifacts, console)
     wrong += _stretch(job, folder, intact, console)
     wrong += _divergence(job, folder, intact, console)
     if wrong:

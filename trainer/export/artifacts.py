@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from trainer.errors import ConfigError, ProofError, explain
 from trainer.export.cases import timed_inputs
-from trainer.export.companions import COMPANIONS, manifest, write_companions
-from trainer.export.folder import files_of, publish_files, staging
-from trainer.export.formats import FORMATS, HALF
+from trainer.export.companions import COMPANIONS, manifest, versions, write_companions
+from trainer.export.folder import publish_files, staging
+from trainer.export.formats import FORMATS, HALF, Format
 from trainer.export.gate import Verdict, judge
 from trainer.export.isolation import random_state_kept
+from trainer.export.kept import Kept, keep
+from trainer.export.original import Original
 from trainer.export.proof import Limits
 from trainer.export.subject import Subject
 from trainer.export.timing import EAGER, Timing, measure
-from trainer.protocols import Batch, Task
 
 _TIMING_SECONDS = 3.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,29 +39,25 @@ class Artifact:
         largest_difference: Of any output from PyTorch's, over all shapes tried and the evaluation split.
         agreement: Share of equal decisions on the evaluation split; None where an output decides nothing.
         metric: The task's metric on the evaluation split.
-        pytorch_metric: The same of the model itself.
+        pytorch_metric: The same of the model itself. Of an artifact that is kept, None is a number that is not finite.
         timings: Of every format and of `pytorch`; the same in every artifact of one call.
+        kept: Whether an earlier call wrote and proved it.
     """
 
     name: str
     path: Path
     num_bytes: int
-    largest_difference: float
+    largest_difference: float | None
     agreement: float | None
-    metric: float
-    pytorch_metric: float
+    metric: float | None
+    pytorch_metric: float | None
     timings: list[Timing]
+    kept: bool
 
 
 def publish(
     folder: Path,
-    model: nn.Module,
-    task: Task,
-    batches: Callable[[], Iterable[Batch]],
-    training: Callable[[int], Iterable[Batch]],
-    architecture: dict[str, Any],
-    provenance: dict[str, Any],
-    samples: Sequence[Mapping[str, Any]],
+    original: Original,
     *,
     formats: list[
         Literal[
@@ -77,92 +75,97 @@ def publish(
     half: bool,
     int8: Literal["dynamic", "static"] | None,
     calibration: int,
+    golden: int,
     tolerance: float,
     metric_budget: float,
 ) -> list[Artifact]:
-    """Writes `model` in each of `formats`, proves each equal to it and publishes what is proved.
+    """Writes a model in each of `formats`, proves each equal to it and publishes what is proved.
 
-    Beside the artifacts lie the task's own files, golden rows, inputs and outputs, a README, `predict.py` where the
-    task has pieces of it and there is an ONNX graph to run, and `manifest.json`, written last. The caller's model and
-    all global generators stay as they are.
-    Artifacts of an earlier call do not outlive this one, unless it has no formats and does nothing.
+    Artifacts of an earlier call stay as `keep` says. The model and all global generators stay as they are.
 
     Args:
-        folder: Made if need be.
-        model: On the CPU in float32, in any mode.
-        task: Gives example inputs, their axes, metrics and files.
-        batches: The evaluation split, padded, with targets.
-        training: The given number of training samples, padded, which some formats measure ranges on.
-        architecture: What makes the model again, for formats that hold weights alone (JSON).
-        provenance: Where the weights come from, for the manifest (JSON).
-        samples: Rows of the evaluation split as the source gave them, the golden ones.
-        formats: What to write, keys of `FORMATS`.
-        half: Formats that hold weights alone have them in float16; the metric judges them.
-        int8: Whether activations are quantized by the values of each call or by ranges measured before; None: by
-            ranges for models mostly of convolutions, whose dynamic products are slow, by values for others.
-        calibration: Training samples that ranges are measured on.
-        tolerance: Largest absolute difference of an output of an exact format from the model's.
-        metric_budget: How much of the task's metric an artifact may lose, as in `Limits`.
+        folder: Where to; made if need be.
+        original: The model.
+        formats, half, calibration, golden: As `conf/export` says.
+        int8: As in `Subject`.
+        tolerance, metric_budget: As in `Limits`.
+
+    Returns:
+        All that is in the folder.
 
     Raises:
-        ConfigError: A limit is negative.
+        ConfigError: A number is negative.
         ProofError: An artifact cannot be exported or is not equal; it is removed, the others are published.
     """
-    _check(tolerance=tolerance, metric_budget=metric_budget)
+    _check(golden=golden, tolerance=tolerance, metric_budget=metric_budget)
     if not formats:
         return []
-    limits = Limits(tolerance, metric_budget)
     chosen = [(FORMATS | HALF if half else FORMATS)[name] for name in dict.fromkeys(formats)]
     with random_state_kept(), torch.no_grad(), staging(folder) as stage:
-        subject = Subject(model, task, partial(training, calibration), architecture=architecture, int8=int8)
-        verdict = judge(chosen, stage, subject, batches, limits)
-        timings = _finish(stage, subject, samples, verdict, {"provenance": provenance, **asdict(limits)})
-        artifacts = _artifacts(stage, folder, verdict, task.monitor, timings)
-        images = (path.name for path in folder.glob("golden-*"))
-        publish_files(stage, folder, known=[*(format.path for format in FORMATS.values()), *COMPANIONS, *images])
-    if verdict.failures:
-        messages = [message for failure in verdict.failures for message in failure.messages]
-        raise ProofError(*messages) from verdict.failures[0]
+        subject = original.subject(calibration, int8, scratch=stage)
+        return _export(folder, stage, original, subject, chosen, Limits(tolerance, metric_budget), golden)
+
+
+def _export(
+    folder: Path,
+    stage: Path,
+    original: Original,
+    subject: Subject,
+    formats: Sequence[Format],
+    limits: Limits,
+    golden: int,
+) -> list[Artifact]:
+    """Fills a stage and publishes it."""
+    terms = {"provenance": original.provenance, **asdict(limits), "versions": versions()}
+    kept = keep(folder, stage, [format.name for format in formats], terms)
+    verdict = judge(formats, stage, subject, original.evaluation, limits)
+    failures = list(verdict.failures)
+    artifacts: list[Artifact] = []
+    if verdict.proved or kept.entries:
+        timings = _timings(stage, subject, verdict, kept)
+        content = manifest(stage, subject, verdict, kept, timings, terms)
+        failure = write_companions(stage, subject, original.samples, golden, content)
+        failures += [] if failure is None else [failure]
+        artifacts = _artifacts(folder, content, timings)
+    images = (path.name for path in folder.glob("golden-*"))
+    publish_files(stage, folder, known=[*(format.path for format in FORMATS.values()), *COMPANIONS, *images])
+    for name, reason in kept.lost.items():
+        logger.warning("%s, of an earlier export, is removed: %s", folder / name, reason)
+    if failures:
+        raise ProofError(*(message for failure in failures for message in failure.messages)) from failures[0]
     return artifacts
 
 
-def _finish(
-    stage: Path,
-    subject: Subject,
-    samples: Sequence[Mapping[str, Any]],
-    verdict: Verdict,
-    settings: dict[str, Any],
-) -> list[Timing]:
-    """Writes what lies beside the artifacts, the manifest last; nothing where none is proved."""
-    if not verdict.proved:
-        return []
+def _timings(stage: Path, subject: Subject, verdict: Verdict, kept: Kept) -> list[Timing]:
+    """Of all programs that there are, side by side."""
     programs = {each.format.name: each.forward for each in verdict.proved if each.format.timed}
-    forwards = {EAGER: subject.pytorch, **programs}
-    timings = measure(forwards, timed_inputs(subject.task), seconds=_TIMING_SECONDS) if programs else []
-    content = manifest(stage, subject, verdict.proved, verdict.metrics, timings, settings)
-    failure = write_companions(stage, subject, samples, content)
-    if failure is not None:
-        verdict.failures.append(failure)
-    return timings
+    for format in (FORMATS[name] for name in kept.entries):
+        if format.timed:
+            programs[format.name], _ = format.load(stage / format.path, subject)
+    if not programs:
+        return []
+    return measure({EAGER: subject.pytorch, **programs}, timed_inputs(subject.task), seconds=_TIMING_SECONDS)
 
 
-def _artifacts(stage: Path, folder: Path, verdict: Verdict, monitor: str, timings: list[Timing]) -> list[Artifact]:
+def _artifacts(folder: Path, content: Mapping[str, Any], timings: list[Timing]) -> list[Artifact]:
+    monitor = content["monitor"]
     return [
         Artifact(
-            name=candidate.format.name,
-            path=folder / candidate.format.path,
-            num_bytes=sum(path.stat().st_size for path in files_of(stage, candidate.format.path)),
-            largest_difference=candidate.largest_difference,
-            agreement=candidate.comparison.agreement,
-            metric=candidate.comparison.values()[monitor],
-            pytorch_metric=verdict.metrics[monitor],
+            name=name,
+            path=folder / FORMATS[name].path,
+            num_bytes=sum(each["bytes"] for each in (entry, *entry.get("beside", ()))),
+            largest_difference=entry["largest_difference"],
+            agreement=entry["decision_agreement"],
+            metric=entry["metrics"][monitor],
+            pytorch_metric=content["metrics"][monitor],
             timings=timings,
+            kept=name in content["kept"],
         )
-        for candidate in verdict.proved
+        for name, entry in content["artifacts"].items()
     ]
 
 
-def _check(**limits: float) -> None:
-    messages = [explain(name, "must not be negative", value=value) for name, value in limits.items() if not value >= 0]
+def _check(**numbers: float) -> None:
+    messages = [explain(name, "must not be negative", value=value) for name, value in numbers.items() if not value >= 0]
     if messages:
         raise ConfigError(*messages)

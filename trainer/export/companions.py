@@ -16,38 +16,31 @@ from trainer.errors import ProofError
 from trainer.export.candidate import Candidate
 from trainer.export.cases import BATCH, Case
 from trainer.export.folder import MANIFEST, describe, files_of, write_json
+from trainer.export.gate import Verdict
 from trainer.export.golden import ARRAYS, ROWS, TENSORS, write_golden
+from trainer.export.kept import Kept
 from trainer.export.onnx import OUTPUT
 from trainer.export.readme import README, write_readme
-from trainer.export.script import (
-    GENERATE,
-    GENERATED,
-    PREDICT,
-    RUN,
-    TASK,
-    prove_scripts,
-    usage,
-    write_generator,
-    write_scripts,
-)
+from trainer.export.script import GENERATED, RUN, SCRIPTS, prove_scripts, usage, write_generator, write_scripts
 from trainer.export.subject import Subject
 from trainer.export.timing import Timing
 
-COMPANIONS = (ROWS, ARRAYS, TENSORS, PREDICT, TASK, GENERATE, README)
+COMPANIONS = (ROWS, ARRAYS, TENSORS, *SCRIPTS, README)
 """What an earlier call may have left, beside the task's files."""
 
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "tokenizers", "torch", "transformers")
 
 
 def write_companions(
-    stage: Path, subject: Subject, samples: Sequence[Mapping[str, Any]], content: Mapping[str, Any]
+    stage: Path, subject: Subject, samples: Sequence[Mapping[str, Any]], golden: int, content: Mapping[str, Any]
 ) -> ProofError | None:
     """Writes all that lies beside the artifacts of a stage, the manifest last.
 
     Args:
         stage: The folder, with the artifacts in it.
         subject: What they were made of.
-        samples: Rows of the evaluation split as the source gave them.
+        samples: Rows of the evaluation split as the source gave them, at least one.
+        golden: How many of them are given away; the scripts are proved on others where it is none.
         content: The manifest but for these files.
 
     Returns:
@@ -57,49 +50,57 @@ def write_companions(
     for name, text in subject.task.artifact_files().items():
         (stage / name).write_text(text, "utf-8")
         files.append(stage / name)
-    files += write_golden(stage, subject.task, samples, subject.pytorch)
-    pieces, failure = getattr(subject.task, "script", None), None
-    if pieces is not None and any(name in content["artifacts"] for name in RUN):
-        write_json(stage / MANIFEST, content)
-        scripts = write_scripts(stage, pieces)
-        try:
-            prove_scripts(stage)
-            files += scripts
-        except ProofError as error:
-            failure, pieces = error, None
-            for path in scripts:
-                path.unlink()
+    rows = write_golden(stage, subject.task, samples[:golden] or samples, subject.pytorch)
+    pieces = getattr(subject.task, "script", None)
+    has_graph = any(name in content["artifacts"] for name in RUN)
+    scripts, failure = _write_scripts(stage, pieces, content) if pieces and has_graph else ([], None)
+    if golden:
+        files += rows
     else:
-        pieces = None
+        for path in rows:
+            path.unlink()
+    files += scripts
     if GENERATED in content["artifacts"]:
         files.append(write_generator(stage))
-    files.append(write_readme(stage, content, None if pieces is None else usage(pieces)))
+    files.append(write_readme(stage, content, usage(pieces) if pieces and scripts else None))
     write_json(stage / MANIFEST, {**content, "files": [describe(path, stage) for path in files]})
     return failure
+
+
+def _write_scripts(
+    stage: Path, pieces: tuple[str, str], content: Mapping[str, Any]
+) -> tuple[list[Path], ProofError | None]:
+    """The scripts that predict with what is staged, or why they do not do what the task does."""
+    write_json(stage / MANIFEST, content)
+    scripts = write_scripts(stage, pieces)
+    try:
+        prove_scripts(stage)
+    except ProofError as failure:
+        for path in scripts:
+            path.unlink()
+        return [], failure
+    return scripts, None
 
 
 def manifest(
     stage: Path,
     subject: Subject,
-    proved: Sequence[Candidate],
-    pytorch: Mapping[str, float],
+    verdict: Verdict,
+    kept: Kept,
     timings: Sequence[Timing],
-    settings: Mapping[str, Any],
+    terms: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What was published and how it was proved; `settings` comes from the caller as it is."""
+    """What is published and how it was proved: by this export, by an earlier one, and by what terms (see `keep`)."""
     task = subject.task
     axes = task.axes()
+    artifacts = {candidate.format.name: _entry(stage, candidate) for candidate in verdict.proved} | kept.entries
     return {
         "manifest_version": 2,
         "task": type(task).__name__,
         "reads": list(task.reads()),
-        "formats": [candidate.format.name for candidate in proved],
-        **settings,
-        "versions": {
-            "trainer": trainer.__version__,
-            "python": platform.python_version(),
-            **{package: version(package) for package in _PACKAGES},
-        },
+        "formats": list(artifacts),
+        "kept": list(kept.entries),
+        **terms,
         "monitor": task.monitor,
         "inputs": {
             name: {
@@ -111,10 +112,16 @@ def manifest(
         "outputs": {OUTPUT: {"dtype": "float32", "shape": _output_shape(subject.cases)}},
         "axes": {BATCH: [1, None], **{axis: list(limits) for axis, limits in task.axis_limits().items()}},
         "pad_id": task.facts().get("pad_id"),
-        "metrics": dict(pytorch),
-        "artifacts": {candidate.format.name: _entry(stage, candidate) for candidate in proved},
+        "metrics": kept.metrics | verdict.metrics,
+        "artifacts": artifacts,
         "timings": {"threads": torch.get_num_threads(), "rows": [asdict(timing) for timing in timings]},
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what makes and runs artifacts."""
+    packages = {package: version(package) for package in _PACKAGES}
+    return {"trainer": trainer.__version__, "python": platform.python_version(), **packages}
 
 
 def _output_shape(cases: Sequence[Case]) -> list[int | str]:

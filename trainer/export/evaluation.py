@@ -1,8 +1,8 @@
-"""PyTorch and the artifacts over the same evaluation batches, in one pass."""
+"""PyTorch and the artifacts over the same evaluation batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from trainer.errors import ProofError
@@ -79,24 +79,54 @@ def decisions(output: Tensor, target: Target) -> Tensor | None:
     return output > 0 if target == "multi_hot" else None
 
 
-def evaluate(
-    batches: Iterable[Batch], pytorch: Forward, metrics: MetricCollection, comparisons: Sequence[Comparison]
-) -> tuple[dict[str, float], Batch]:
-    """Runs PyTorch and every artifact on every batch, padded and with targets.
+class Evaluation:
+    """The evaluation split, with what PyTorch makes of it.
 
-    Returns:
-        PyTorch's metrics and the first batch.
+    Args:
+        batches: The split, padded, with targets; the same at each call.
+        pytorch: The model.
+        metrics: Fresh metrics.
+        remembered: So many numbers of PyTorch's outputs are kept, so that it need not be run on their batches again.
+
+    Attributes:
+        metrics: PyTorch's; empty until the split has been run.
     """
-    first: Batch | None = None
-    for number, batch in enumerate(batches):
-        first = first or batch
-        assert batch.target is not None, "a proof needs targets"
-        expected = pytorch(batch.inputs)
-        metrics.update(expected, batch.target)
-        for comparison in comparisons:
-            comparison.update(batch, f"in batch {number} of the evaluation split", expected)
-    assert first is not None, "a proof needs an evaluation split with samples"
-    return _computed(metrics), first
+
+    def __init__(
+        self,
+        batches: Callable[[], Iterable[Batch]],
+        pytorch: Forward,
+        metrics: MetricCollection,
+        *,
+        remembered: int,
+    ) -> None:
+        self.metrics: dict[str, float] = {}
+        self._batches = batches
+        self._pytorch = pytorch
+        self._collection = metrics
+        self._room = remembered
+        self._outputs: list[Tensor] = []
+
+    def run(self, comparisons: Sequence[Comparison]) -> None:
+        """Runs every artifact on every batch, beside PyTorch."""
+        again = bool(self.metrics)
+        batch: Batch | None = None
+        for number, batch in enumerate(self._batches()):
+            assert batch.target is not None, "a proof needs targets"
+            expected = self._outputs[number] if number < len(self._outputs) else self._pytorch(batch.inputs)
+            if not again:
+                self._collection.update(expected, batch.target)
+                self._remember(number, expected)
+            for comparison in comparisons:
+                comparison.update(batch, f"in batch {number} of the evaluation split", expected)
+        assert batch is not None, "a proof needs an evaluation split with samples"
+        self.metrics = _computed(self._collection)
+
+    def _remember(self, number: int, output: Tensor) -> None:
+        """Keeps the output of a batch if those of all before it are kept and there is room."""
+        if number == len(self._outputs) and output.numel() <= self._room:
+            self._room -= output.numel()
+            self._outputs.append(output.clone())  # alone: it may be a part of something larger
 
 
 def _computed(metrics: MetricCollection) -> dict[str, float]:

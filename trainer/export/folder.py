@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
-_STAGE = ".tmp-"
+UNFINISHED = ".tmp-"
+"""What the names of folders begin with that are gone once an export is done."""
 
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
     """An empty folder inside `folder` (the same file system, so that a rename is atomic), gone afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f"{_STAGE}*"):  # of a process that was killed
+    for left in folder.glob(f"{UNFINISHED}*"):  # of a process that was killed
         shutil.rmtree(left)
-    stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=folder))
+    stage = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
     try:
         yield stage
     finally:
@@ -29,7 +30,7 @@ def staging(folder: Path) -> Iterator[Path]:
 
 
 def publish_files(stage: Path, folder: Path, *, known: Sequence[str]) -> None:
-    """Moves all of `stage` into `folder`; `manifest.json` goes first and comes last.
+    """Moves all of `stage` that is finished into `folder`; `manifest.json` goes first and comes last.
 
     So a folder with a manifest is complete, and one without is not to be used.
 
@@ -41,7 +42,8 @@ def publish_files(stage: Path, folder: Path, *, known: Sequence[str]) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
     for name in known:
         remove(folder, name)
-    for path in sorted(stage.iterdir(), key=lambda path: path.name == MANIFEST):
+    done = (path for path in stage.iterdir() if not path.name.startswith(UNFINISHED))
+    for path in sorted(done, key=lambda path: path.name == MANIFEST):
         os.replace(path, folder / path.name)
 
 
@@ -83,14 +85,15 @@ def verify(folder: Path) -> dict[str, str]:
         content = json.loads((folder / MANIFEST).read_text("utf-8"))
         artifacts = content["artifacts"].values()
         entries = [*artifacts, *(each for entry in artifacts for each in entry.get("beside", ())), *content["files"]]
-        return {entry["file"]: _fault(folder, entry) for entry in entries}
+        return {entry["file"]: fault_of(folder, entry) for entry in entries}
     except FileNotFoundError:
         return {MANIFEST: "is missing: the artifacts are not complete"}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return {MANIFEST: f"is not what was written ({type(error).__name__}: {error})"}
 
 
-def _fault(folder: Path, written: Mapping[str, Any]) -> str:
+def fault_of(folder: Path, written: Mapping[str, Any]) -> str:
+    """What is wrong with a file that `describe` described; "" where nothing is."""
     try:
         found = describe(folder / written["file"], folder)
     except FileNotFoundError:
@@ -104,9 +107,23 @@ def _fault(folder: Path, written: Mapping[str, Any]) -> str:
     return ""
 
 
+def link(path: Path, target: Path) -> None:
+    """Gives a file a second name, and where the file system has no such thing, a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes strict JSON: a number that is not finite, which JSON does not know, becomes null."""
-    path.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    """Writes what `to_json` gives."""
+    path.write_text(to_json(content), "utf-8")
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """Strict JSON: a number that is not finite, which JSON does not know, becomes null."""
+    return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

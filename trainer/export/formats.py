@@ -11,9 +11,10 @@ from typing import Any
 from trainer.decode.onnx_reader import FILE as WITH_CACHE
 from trainer.export.cached_decoder import load_cached_decoder, write_cached_decoder
 from trainer.export.cases import Forward
+from trainer.export.float_graph import write_float
 from trainer.export.half import write_half
 from trainer.export.int8 import write_int8
-from trainer.export.onnx import load_onnx, write_onnx
+from trainer.export.onnx import load_onnx
 from trainer.export.pt2 import load_pt2, write_pt2
 from trainer.export.subject import Subject
 from trainer.export.torchscript import load_torchscript, write_torchscript
@@ -90,7 +91,7 @@ _INT8 = (
 FORMATS: dict[str, Format] = {
     each.name: each
     for each in (
-        Format("onnx", "model.onnx", load_onnx, (Variant("fp32", write_onnx),)),
+        Format("onnx", "model.onnx", load_onnx, (Variant("fp32", write_float),)),
         Format("onnx_fp16", "model.fp16.onnx", load_onnx, (Variant("fp16", write_half),), exact=False),
         Format("onnx_int8", "model.int8.onnx", load_onnx, _INT8, exact=False),
         Format("onnx_cache", WITH_CACHE, load_cached_decoder, (Variant("fp32", write_cached_decoder),), timed=False),

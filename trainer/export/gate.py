@@ -9,12 +9,15 @@ from pathlib import Path
 
 from trainer.errors import ProofError, explain
 from trainer.export.candidate import Candidate, make_candidate
-from trainer.export.evaluation import evaluate
+from trainer.export.evaluation import Evaluation
 from trainer.export.folder import remove
 from trainer.export.formats import Format
 from trainer.export.proof import Limits
 from trainer.export.subject import Subject
 from trainer.protocols import Batch
+
+_REMEMBERED = 2**24
+"""Numbers of PyTorch's outputs that are kept from one turn to the next: 64 MB."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,11 @@ class Verdict:
         proved: The artifacts that passed, in the order of the formats; nothing is left of the others.
         failures: Why the others did not, one a format.
         metrics: PyTorch's on the evaluation split; empty where nothing could be run on it.
-        first: The first batch of the evaluation split; None where nothing could be run on it.
     """
 
     proved: list[Candidate]
     failures: list[ProofError]
     metrics: dict[str, float]
-    first: Batch | None
 
 
 def judge(
@@ -41,7 +42,7 @@ def judge(
     batches: Callable[[], Iterable[Batch]],
     limits: Limits,
 ) -> Verdict:
-    """Writes each format into `stage` and proves it; PyTorch and all of a turn share one pass over `batches`.
+    """Writes each format into `stage` and proves it; all of a turn share one pass over `batches`, PyTorch all passes.
 
     Args:
         formats: What to write; each is tried in its variants, one a turn.
@@ -52,21 +53,21 @@ def judge(
     """
     refusals: dict[str, list[ProofError]] = {format.name: [] for format in formats}
     proved: dict[str, Candidate] = {}
-    metrics: dict[str, float] = {}
-    first: Batch | None = None
+    turns = max(len(format.variants) for format in formats)
+    remembered = _REMEMBERED if turns > 1 else 0
+    evaluation = Evaluation(batches, subject.pytorch, subject.task.metrics(), remembered=remembered)
     waiting = list(formats)
-    for turn in range(max(len(format.variants) for format in formats)):
+    for turn in range(turns):
         candidates = []
         for format in waiting:
             remove(stage, format.path)
             with _noted(refusals[format.name]):
                 candidates.append(make_candidate(format, format.variants[turn], stage, subject, limits))
         if candidates:
-            comparisons = [candidate.comparison for candidate in candidates]
-            metrics, first = evaluate(batches(), subject.pytorch, subject.task.metrics(), comparisons)
+            evaluation.run([candidate.comparison for candidate in candidates])
         for candidate in candidates:
             with _noted(refusals[candidate.format.name]):
-                candidate.prove_scores(metrics, subject.task, limits.metric_budget)
+                candidate.prove_scores(evaluation.metrics, subject.task, limits.metric_budget)
                 proved[candidate.format.name] = candidate
         waiting = [format for format in waiting if format.name not in proved and len(format.variants) > turn + 1]
         if not waiting:
@@ -75,7 +76,7 @@ def judge(
     for format in failed:
         remove(stage, format.path)
     passed = [proved[format.name] for format in formats if format.name in proved]
-    return Verdict(passed, [_failure(format, refusals[format.name]) for format in failed], metrics, first)
+    return Verdict(passed, [_failure(format, refusals[format.name]) for format in failed], evaluation.metrics)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def write_half(path: Path, subject: Subject) -> dict[str, Any]:
     Returns:
         How many operators are in float16 and in float32, for the manifest.
     """
-    source = subject.once(float_graph)
+    source = float_graph(subject)
     inputs = subject.calibration()
     large = _large_values(source, inputs[:: ceil(len(inputs) / _MOST_PARTS)])
     model = onnx.load(source)

@@ -74,7 +74,7 @@ class Quantization:
     """
 
     def __init__(self, subject: Subject) -> None:
-        source = subject.once(float_graph)
+        source = float_graph(subject)
         model = onnx.load(source)
         with_products(model.graph)
         self._path = source.with_name("products.onnx")

@@ -33,6 +33,18 @@ inputs = {{each.name: golden[f"input.{{each.name}}"] for each in session.get_inp
 print(output.shape, np.abs(output - golden["output"]).max())
 ```"""
 
+_CHECK = "python predict.py --check\n"
+_WHAT_CHECK_DOES = """`--check` runs the golden rows and says whether this machine gives what the trained model gave.
+"""
+
+_BARE = """```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])
+for tensor in (*session.get_inputs(), *session.get_outputs()):
+    print(tensor.name, tensor.type, tensor.shape)
+```"""
+
 _PREDICTOR = """```python
 import json
 from pathlib import Path
@@ -56,8 +68,8 @@ def write_readme(stage: Path, manifest: Mapping[str, Any], usage: str | None) ->
         _title(manifest),
         _example(stage, usage),
         _labels(stage),
-        _predict(manifest, usage),
-        _code(manifest, usage),
+        _predict(stage, manifest, usage),
+        _code(stage, manifest, usage),
     ]
     sections += [_tensors(manifest), _artifacts(manifest), _files(stage), _origin(manifest)]
     path = stage / README
@@ -74,7 +86,7 @@ run beside the trained model before it was published; what was found is below, a
 
 
 def _example(stage: Path, usage: str | None) -> str:
-    if usage is None:
+    if usage is None or not _has_golden(stage):
         return ""
     golden = json.loads((stage / ROWS).read_text("utf-8"))
     row, answer = (_shown(golden[name][0]) for name in ("rows", "answers"))
@@ -91,32 +103,38 @@ def _labels(stage: Path) -> str:
     return ""
 
 
-def _predict(manifest: Mapping[str, Any], usage: str | None) -> str:
+def _predict(stage: Path, manifest: Mapping[str, Any], usage: str | None) -> str:
     if usage is None:
         return ""
     packages = {"image": "pillow", "features": ""}.get(manifest["reads"][0], "tokenizers")
+    check, what_it_does = (_CHECK, _WHAT_CHECK_DOES) if _has_golden(stage) else ("", "")
     return f"""## Predict
 
 ```sh
 pip install {" ".join(["onnxruntime", "numpy", packages]).strip()}
-python predict.py --check
-python predict.py --help
+{check}python predict.py --help
 ```
 
 ```text
 {usage.strip()}
 ```
 
-`--check` runs the golden rows and says whether this machine gives what the trained model gave. `--model` takes another
-of the ONNX files. A row that cannot be used gives `{{"error": ...}}` in its place, and the exit code 1 at the end."""
+{what_it_does}`--model` takes another of the ONNX files. A row that cannot be used gives `{{"error": ...}}` in its
+place, and the exit code 6 at the end."""
 
 
-def _code(manifest: Mapping[str, Any], usage: str | None) -> str:
+def _code(stage: Path, manifest: Mapping[str, Any], usage: str | None) -> str:
     file = next((manifest["artifacts"][name]["file"] for name in RUN if name in manifest["artifacts"]), None)
     if file is None:
         return ""
+    if not _has_golden(stage):
+        return f"## In your own code\n\nIn this folder:\n\n{_BARE.format(file=file)}"
     code = f"## In your own code\n\nIn this folder, the graph alone:\n\n{_CODE.format(file=file)}"
     return code + (f"\n\nor from rows to answers:\n\n{_PREDICTOR.format(file=file)}" if usage else "")
+
+
+def _has_golden(stage: Path) -> bool:
+    return (stage / ROWS).is_file()
 
 
 def _tensors(manifest: Mapping[str, Any]) -> str:
@@ -140,12 +158,14 @@ def _artifacts(manifest: Mapping[str, Any]) -> str:
         scores = [_number(each["metrics"][name], ".4f") for name in metrics]
         rows.append([f"`{each['file']}`", str(each["bytes"]), _number(each["largest_difference"], ".2g"), *scores])
     split = manifest["provenance"].get("split", "evaluation")
+    kept = ", ".join(f"`{manifest['artifacts'][name]['file']}`" for name in manifest["kept"])
+    earlier = f"\n\nAn earlier export of the same model wrote {kept}, and found these figures of it." if kept else ""
     return f"""## Accuracy
 
 On the {split} split. The difference is the largest of any output from PyTorch's, there and at shapes that no exporter
 saw.
 
-{_table(["file", "bytes", "difference", *metrics], rows)}"""
+{_table(["file", "bytes", "difference", *metrics], rows)}{earlier}"""
 
 
 def _files(stage: Path) -> str:
@@ -156,6 +176,8 @@ def _files(stage: Path) -> str:
         TENSORS: "the same for PyTorch and, with `torch::jit::pickle_load`, C++",
         "task.py": "how rows become inputs and the output answers",
         "predict.py": "the command",
+        "rows.py": "how arguments, files and lines become rows",
+        "check.py": "what `--check` compares",
         "generate.py": 'goes on with texts: `python generate.py "a prompt"`; `--help` tells more',
         "tokenizer.json": "the tokenizer, for the package tokenizers",
         "image.json": "size, channels, mean and standard deviation of the images",
@@ -170,6 +192,9 @@ def _files(stage: Path) -> str:
 def _origin(manifest: Mapping[str, Any]) -> str:
     known = {**manifest["provenance"], **{f"version of {name}": value for name, value in manifest["versions"].items()}}
     rows = [[name.replace("_", " "), f"`{value}`"] for name, value in known.items() if not isinstance(value, Mapping)]
+    if "pruning" in known:
+        total = known["pruning"]["total"]
+        rows.append(["pruned", f"{total['zeros']} of the {total['size']} weights of its layers are 0"])
     return f"""## Where it comes from
 
 {_table(["", ""], rows)}

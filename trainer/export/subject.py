@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -33,12 +35,15 @@ class Subject:
         training: Training samples, padded, for formats that measure ranges on them.
         architecture: What makes the model again beside its weights, for formats that hold weights alone (JSON).
         int8: How activations are quantized in int8; None: as fits the model.
+        scratch: Where files lie that formats share, best on the file system of the artifacts; None: among the system's
+            temporary files.
 
     Attributes:
         model: The frozen model. Who writes a format reads it and changes nothing.
         task: As given.
         architecture: As given.
         int8: As given.
+        scratch: As given.
         cases: Inputs of shapes that are never traced, with the model's outputs, computed before anything is exported.
     """
 
@@ -50,15 +55,16 @@ class Subject:
         *,
         architecture: Mapping[str, Any] | None = None,
         int8: Literal["dynamic", "static"] | None = None,
+        scratch: Path | None = None,
     ) -> None:
         self.model = frozen(model)
         self.task = task
         self.architecture = architecture or {}
         self.int8 = int8
+        self.scratch = scratch
         self.cases: list[Case] = proof_cases(task, self.pytorch)
         self._training = training
         self._made: dict[Callable[[Subject], Any], Any] = {}
-        self._program: ExportedProgram | Exception | None = None
 
     @property
     def pytorch(self) -> Forward:
@@ -77,15 +83,7 @@ class Subject:
         Raises:
             Exception: Whatever torch.export says of a model that it cannot capture, to each who asks.
         """
-        if self._program is None:
-            try:
-                axes, limits = self.task.axes(), self.task.axis_limits()
-                self._program = capture(self.model, self.traced, axes, limits)
-            except Exception as error:
-                self._program = error
-        if isinstance(self._program, Exception):
-            raise self._program
-        return self._program
+        return self.once(_program)
 
     def calibration(self) -> list[dict[str, Tensor]]:
         """Inputs of the training samples, a few at a time; where there are none, those of the cases."""
@@ -99,11 +97,29 @@ class Subject:
         return parts or [case.inputs for case in self.cases]
 
     def once(self, make: Callable[[Subject], Made]) -> Made:
-        """What `make` gives for this subject, made when first asked for: several formats and variants share it."""
+        """What `make` gives for this subject, made when first asked for: several formats and variants share it.
+
+        Raises:
+            Exception: What `make` raised, to each who asks.
+        """
         if make not in self._made:
-            self._made[make] = make(self)
-        made: Made = self._made[make]
-        return made
+            try:
+                self._made[make] = make(self)
+            except Exception as error:
+                self._made[make] = _Failed(error)
+        found: Made | _Failed = self._made[make]
+        if isinstance(found, _Failed):
+            raise found.error
+        return found
+
+
+@dataclass(frozen=True)
+class _Failed:
+    error: Exception
+
+
+def _program(subject: Subject) -> ExportedProgram:
+    return capture(subject.model, subject.traced, subject.task.axes(), subject.task.axis_limits())
 
 
 def frozen(model: nn.Module) -> nn.Module:
