@@ -156,14 +156,14 @@ def test_scores_become_similarities() -> None:
     assert target is not None
     assert target.tolist() == [1, 1, -1, -1, 1]
     assert target.dtype == torch.float32
-    assert scaled._similarities([9.0, -1.0]) == [1, -1]
+    assert scaled.scores.encode([9.0, -1.0]) == [1, -1]
 
 
 def test_two_scores_become_exactly_minus_one_and_one() -> None:
     made = task(supervision="scored")
     made.fit(dataset(score=[0.1, 0.7, 0.7, 0.1, 0.7]))
 
-    assert made._similarities([0.1, 0.7]) == [-1.0, 1.0]
+    assert made.scores.encode([0.1, 0.7]) == [-1.0, 1.0]
 
 
 def test_graded_scores_are_told_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 
-from trainer.errors import DataError, RowError, explain, refuse
+from trainer.errors import explain, refuse
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target
 from trainer.task.fingerprint import fingerprint
+from trainer.task.scores import Scores
 from trainer.task.texts import Texts
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class SentenceEmbedding:
         supervision: What says which texts mean the same.
         evaluate_pairs: With `none`: each text is evaluated against its positive, which training never reads.
         threshold: With `scored`: the similarity is 1 for a score of at least that, else -1; None: the training scores'
-            range is mapped to [-1, 1], so two scores become -1 and 1.
+            range is mapped to [-1, 1], so two scores become -1 and 1 (see `Scores`).
         dim: Width of a vector, by a projection; None: the model's features as they are.
         max_length: Tokens of a text, special ones included; longer texts are cut.
         vocab_size: Entries of a vocabulary learnt from the training texts.
@@ -98,12 +99,11 @@ class SentenceEmbedding:
         self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
         self.supervision = supervision
         self.evaluate_pairs = evaluate_pairs
-        self.threshold = threshold
+        self.scores = Scores(threshold)
         self.dim = dim
         self.target = "similarity" if supervision == "scored" else "views"
         self.monitor = "mrr" if evaluate_pairs else _MONITORS[supervision]
         self.num_train = 0
-        self.score_range: list[float] | None = None
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -117,7 +117,7 @@ class SentenceEmbedding:
         return (*self.roles, "score") if self.supervision == "scored" else self.roles
 
     def fingerprint(self) -> str:
-        settings = (self.supervision, self.evaluate_pairs, self.threshold)
+        settings = (self.supervision, self.evaluate_pairs, self.scores.threshold)
         return fingerprint("sentence_embedding/1", *settings, *self.texts.key())
 
     def fit(self, train: Dataset) -> None:
@@ -128,7 +128,7 @@ class SentenceEmbedding:
         """
         self.num_train = len(train)
         if self.supervision == "scored":
-            self.score_range = self._range(np.array(train["score"], dtype=np.float64))
+            self.scores.learn(train)
         self.texts.learn(train, _TEXTS[self.supervision])
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:
@@ -142,7 +142,7 @@ class SentenceEmbedding:
             found = self.texts.encode(rows[role])
             columns |= {name: found[source] for name, source in _columns(role).items()}
         if self.supervision == "scored":
-            columns["similarity"] = self._similarities(rows["score"])
+            columns["similarity"] = self.scores.encode(rows["score"])
         return columns
 
     def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
@@ -158,9 +158,9 @@ class SentenceEmbedding:
                     {f"{split}, {role}": rows.select_columns(list(names)).rename_columns(names)}
                 )
         if self.supervision == "scored" and (np.abs(encoded["train"]["similarity"]) != 1).any():
-            assert self.score_range is not None
+            assert self.scores.range is not None
             told = "scores of %g to %g become similarities of -1 to 1; for a loss of -1 and 1 alone set task.threshold"
-            logger.info(told, *self.score_range)
+            logger.info(told, *self.scores.range)
         return warnings
 
     def lengths(self, encoded: Dataset) -> np.ndarray:
@@ -173,7 +173,7 @@ class SentenceEmbedding:
         samples = [sample[row] for row in range(len(draws.ids)) for sample in views]
         inputs = self.inputs_of({"input_ids": samples}, batching)
         if self.supervision == "scored":
-            target = torch.from_numpy(np.array(rows["similarity"], dtype=np.float32))
+            target = self.scores.target(rows["similarity"])
         else:
             target = torch.tensor(draws.ids, dtype=torch.int64)[:, None].repeat(1, len(views))
         return Batch(inputs, target, len(target), tuple(draws.ids))
@@ -213,42 +213,18 @@ class SentenceEmbedding:
         return self.texts.artifact_files()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.texts.state_dict(), "num_train": self.num_train, "score_range": self.score_range}
+        return {**self.texts.state_dict(), "num_train": self.num_train, **self.scores.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.texts.load_state_dict(state)
         self.num_train = int(state["num_train"])
-        self.score_range = None if state["score_range"] is None else list(state["score_range"])
+        self.scores.load_state_dict(state)
 
     def _views(self, training: bool) -> tuple[str, ...]:
         """The columns of a sample's K texts, in the order of their vectors."""
         if self.supervision == "none" and (training or not self.evaluate_pairs):
             return ("input_ids", "input_ids")
         return tuple(next(iter(_columns(role))) for role in self.roles)
-
-    def _range(self, scores: np.ndarray) -> list[float]:
-        """The smallest and the largest score of training; what is not finite is passed over, `encode` names it."""
-        scores = scores[np.isfinite(scores)]
-        if not len(scores) or scores.min() == scores.max():
-            value = [float(score) for score in scores[:1]]
-            raise DataError(explain("score", "must not be the same in every row of training", value=value))
-        low, high = float(scores.min()), float(scores.max())
-        if self.threshold is not None and not low < self.threshold <= high:
-            problem = f"must divide the scores of training, {low:g} to {high:g}"
-            raise DataError(explain("task.threshold", problem, value=self.threshold))
-        return [low, high]
-
-    def _similarities(self, rows: Any) -> list[float]:
-        scores = np.array(rows, dtype=np.float64)
-        if not np.isfinite(scores).all():
-            position = int(np.flatnonzero(~np.isfinite(scores))[0])
-            raise RowError(position, "score", explain("score", "must be finite", value=float(scores[position])))
-        if self.threshold is not None:
-            return [1.0 if score >= self.threshold else -1.0 for score in scores]
-        assert self.score_range is not None, "neither fitted nor loaded"
-        low, high = self.score_range
-        scaled: list[float] = (2 * ((scores - low) / (high - low)).clip(0, 1) - 1).tolist()
-        return scaled
 
 
 def _columns(role: str) -> dict[str, str]:
