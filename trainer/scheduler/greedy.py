@@ -35,8 +35,26 @@ class Greedy:
     The looks are at fixed steps of the run, every `every_steps`, and do not depend on `train.eval_every`: how often one
     evaluates does not change what is learnt.
 
+    Args:
+        warmup_steps: Updates of the linear rise; looks count during it too.
+        every_steps: Updates from one look to the next, at least 1.
+        factor: F, above 0 and below 1.
+        patience: Looks in a row of one kind that change nothing, at least 0.
+        threshold: How much better a look must be to count, at least 0.
+        threshold_mode: Whether `threshold` is a share of the best score or in the metric's own unit.
+        min_factor: No look lowers the factor below it, in [0, 1].
+        max_factor: No look raises the factor above it, at least 1.
+        cooldown: Looks after the rate was lowered that are passed over, at least 0.
+        rise_cooldown: Looks after it was raised that are passed over, at least 0 (GreedyLR's `warmup`).
+        window: Looks in the mean, at least 1; 1 is the look itself.
+        reset_after: Reductions that find the factor at `min_factor`, or bring it there, since it last rose, at
+            least 1: as many bring everything back to the start. None for never (GreedyLR's `reset_start`).
+
     Attributes:
         every_steps: Updates from one look to the next.
+
+    Raises:
+        ConfigError: Values are out of range.
     """
 
     def __init__(
@@ -55,26 +73,6 @@ class Greedy:
         window: int,
         reset_after: int | None,
     ) -> None:
-        """Starts at the base rate, with nothing seen.
-
-        Args:
-            warmup_steps: Updates of the linear rise; looks count during it too.
-            every_steps: Updates from one look to the next, at least 1.
-            factor: F, above 0 and below 1.
-            patience: Looks in a row of one kind that change nothing, at least 0.
-            threshold: How much better a look must be to count, at least 0.
-            threshold_mode: Whether `threshold` is a share of the best score or in the metric's own unit.
-            min_factor: No look lowers the factor below it, in [0, 1].
-            max_factor: No look raises the factor above it, at least 1.
-            cooldown: Looks after the rate was lowered that are passed over, at least 0.
-            rise_cooldown: Looks after it was raised that are passed over, at least 0 (GreedyLR's `warmup`).
-            window: Looks in the mean, at least 1; 1 is the look itself.
-            reset_after: Reductions that find the factor at `min_factor`, or bring it there, since it last rose, at
-                least 1: as many bring everything back to the start. None for never (GreedyLR's `reset_start`).
-
-        Raises:
-            ConfigError: Values are out of range.
-        """
         refuse(
             *out_of_range(every_steps, patience, cooldown, threshold),
             fraction("factor", factor),

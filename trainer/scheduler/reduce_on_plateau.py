@@ -30,8 +30,21 @@ class ReduceOnPlateau:
     The looks are at fixed steps of the run, every `every_steps`, and do not depend on `train.eval_every`: how often one
     evaluates does not change what is learnt.
 
+    Args:
+        warmup_steps: Updates of the linear rise; looks count during it too.
+        every_steps: Updates from one look to the next, at least 1.
+        factor: What a plateau multiplies the rate by, above 0 and below 1.
+        patience: Looks in a row without improvement that change nothing, at least 0.
+        threshold: How much better a look must be to count, at least 0.
+        threshold_mode: Whether `threshold` is a share of the best score or in the metric's own unit.
+        min_factor: The factor never falls below it, in [0, 1].
+        cooldown: Looks after a reduction that count as no plateau, at least 0.
+
     Attributes:
         every_steps: Updates from one look to the next.
+
+    Raises:
+        ConfigError: Values are out of range.
     """
 
     def __init__(
@@ -46,21 +59,6 @@ class ReduceOnPlateau:
         min_factor: float,
         cooldown: int,
     ) -> None:
-        """Starts at the base rate, with nothing seen.
-
-        Args:
-            warmup_steps: Updates of the linear rise; looks count during it too.
-            every_steps: Updates from one look to the next, at least 1.
-            factor: What a plateau multiplies the rate by, above 0 and below 1.
-            patience: Looks in a row without improvement that change nothing, at least 0.
-            threshold: How much better a look must be to count, at least 0.
-            threshold_mode: Whether `threshold` is a share of the best score or in the metric's own unit.
-            min_factor: The factor never falls below it, in [0, 1].
-            cooldown: Looks after a reduction that count as no plateau, at least 0.
-
-        Raises:
-            ConfigError: Values are out of range.
-        """
         refuse(
             *out_of_range(every_steps, patience, cooldown, threshold),
             fraction("factor", factor),
