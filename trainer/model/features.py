@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trainer.errors import ConfigError, explain, nearest, refuse
 from trainer.model.pooling import Pooling, pool_samples
+from trainer.model.structure import first_tensor
 
 _KEY: Final = "features"
 
@@ -132,14 +133,7 @@ def _forward_like(model: nn.Module) -> Any:
 
 def _keep(module: Any, inputs: Any, output: Any) -> None:
     if module.kept is not None:
-        module.kept.append(_first_tensor(output))
-
-
-def _first_tensor(output: Any) -> Tensor | None:
-    if isinstance(output, Tensor):
-        return output
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
-    return next((found for part in parts if (found := _first_tensor(part)) is not None), None)
+        module.kept.append(first_tensor(output))
 
 
 def _check(model: nn.Module, names: Sequence[str], example: Mapping[str, Tensor]) -> None:

@@ -141,7 +141,11 @@ class Pretrained(nn.Module):
         token_type_ids: Tensor | None = None,
         output_index: Tensor | None = None,
     ) -> Tensor:
-        """Outputs in float32 or autocast's type: (B, C) of samples, (R, L, C) or S + (C,) of tokens."""
+        """Outputs in float32 or autocast's type: (B, C) of samples, (R, L, C) or S + (C,) of tokens.
+
+        Raises:
+            ConfigError: The rows are packed, and of its family it is not known that it keeps samples apart.
+        """
         more: dict[str, Any] = {}
         if self._types and token_type_ids is not None:
             more["token_type_ids"] = token_type_ids

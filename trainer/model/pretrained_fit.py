@@ -1,4 +1,4 @@
-"""What a text model of transformers must be for a task: of a known family, wide enough, with the task's tokens."""
+"""What a model of transformers is, and a text model must be for a task: of a known family, with the task's tokens."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def language_kind(config: Any) -> Kind:
 
 
 def width_of(config: Any) -> int:
-    """The width of the hidden states that a model puts out, D.
+    """The width of the hidden states, or of the last feature map, that a model puts out: D.
 
     Raises:
         ConfigError: Its config does not tell.
     """
-    width = getattr(config, "hidden_size", None)
+    width = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
     if not isinstance(width, int):
         problem = f"is a {config.model_type}, whose config does not tell the width of its outputs (hidden_size)"
         raise ConfigError(explain("path", problem))

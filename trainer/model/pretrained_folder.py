@@ -58,16 +58,8 @@ def save(
     Returns:
         `library` and `class`, and `head` where that is a file of its own.
     """
-    own: Kind = model.architecture["class"]
     labels = json.loads(files.get("labels.json", "null"))
-    kinds = [own] if own != "AutoModel" or max_length is not None else [model.headed, own]
-    for kind in kinds:
-        names = _fitting(model, kind, labels, example if kind == model.headed else None)
-        if names is not None:
-            break
-    assert names is not None, "its own class fits"
-    with torch.device("meta"):
-        whole = _made(model, kind, labels)
+    whole, names = _whole(model, labels, None if max_length is not None else example)
     state = {
         name: tensor.half() if half and tensor.is_floating_point() else tensor for name, tensor in _own(model).items()
     }
@@ -131,6 +123,24 @@ def _made(model: LibraryModel, kind: Kind, labels: list[str] | None) -> Any:
     if kind == "AutoModelForCausalLM":
         made.config.use_cache = True  # whoever gets the folder may generate with it
     return made
+
+
+def _whole(
+    model: LibraryModel, labels: list[str] | None, example: Mapping[str, Tensor] | None
+) -> tuple[Any, dict[str, str]]:
+    """The library's own model, on the device `meta`, and its names of the tensors of ours that it has, by ours.
+
+    With an `example` it has a head where that gives our outputs there.
+    """
+    own: Kind = model.architecture["class"]
+    kinds = [own] if own != "AutoModel" or example is None else [model.headed, own]
+    for kind in kinds:
+        names = _fitting(model, kind, labels, example if kind == model.headed else None)
+        if names is not None:
+            break
+    assert names is not None, "its own class fits"
+    with torch.device("meta"):
+        return _made(model, kind, labels), names
 
 
 def _fitting(

@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from trainer.errors import ConfigError, explain, refuse
+from trainer.errors import explain, refuse
 from trainer.model.pretrained_config import read_config
+from trainer.model.pretrained_fit import width_of
 from trainer.model.pretrained_loading import (
     Kind,
     architecture_of,
@@ -73,7 +74,7 @@ class PretrainedImage(nn.Module):
         self.base: Any = make_model("AutoModel", own, weights, attention)
         refuse_unread(self.base, "pixel_values")
         self.config = self.base.config
-        self.head = linear_head(_width(self.config), num_outputs, self.config)
+        self.head = linear_head(width_of(self.config), num_outputs, self.config)
         self.architecture = architecture or architecture_of("AutoModel", self.config)
         if gradient_checkpointing:
             checkpoint_gradients(self.base)
@@ -110,11 +111,3 @@ def _check_fit(config: Any, image_channels: int, image_size: tuple[int, int], po
             explain("pooling", f"a {config.model_type} has no token that stands for the image", remedy, value=pooling)
         )
     refuse(*faults)
-
-
-def _width(config: Any) -> int:
-    width = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
-    if not isinstance(width, int):
-        problem = f"is a {config.model_type}, whose config does not tell the width of its outputs (hidden_size)"
-        raise ConfigError(explain("path", problem))
-    return width

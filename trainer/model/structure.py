@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +65,7 @@ def _shapes(model: nn.Module, forward: Callable[[], Any]) -> dict[str, tuple[int
 
     def remember(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, arguments: Any, output: Any) -> None:
-            if (tensor := _first_tensor(output)) is not None:
+            if (tensor := first_tensor(output)) is not None:
                 shapes[name] = tuple(tensor.shape)
 
         return hook
@@ -77,11 +77,9 @@ def _shapes(model: nn.Module, forward: Callable[[], Any]) -> dict[str, tuple[int
     return shapes
 
 
-def _first_tensor(output: Any) -> Tensor | None:
+def first_tensor(output: Any) -> Tensor | None:
+    """What a module gave, or of a mapping or a sequence the first tensor anywhere in it; None where there is none."""
     if isinstance(output, Tensor):
         return output
-    if isinstance(output, dict):
-        output = list(output.values())
-    if isinstance(output, list | tuple):
-        return next((found for found in map(_first_tensor, output) if found is not None), None)
-    return None
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
