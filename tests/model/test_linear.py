@@ -21,9 +21,10 @@ from tests.model.exported import (
     images,
     parameter_count,
 )
+from tests.model.token_batches import packed
 from trainer.errors import ConfigError
 from trainer.model.linear import Linear
-from trainer.task.packing import packed_inputs, padded_inputs
+from trainer.task.packing import padded_inputs
 
 
 def linear(num_outputs: int | None = 5, **facts: Any) -> Linear:
@@ -101,7 +102,7 @@ class TestRegression:
         texts = samples(60, vocab_size=12)
         classes = np.array([int(text[0]) % 3 for text in texts])
         model = linear(3, vocab_size=12).double()
-        minimize(model, packed_inputs(texts, pad_id=0), torch.tensor(classes), 0.1)
+        minimize(model, packed(texts), torch.tensor(classes), 0.1)
         reference = LogisticRegression(C=10.0, tol=1e-10, max_iter=10_000)
         reference.fit(shares(texts, 12).numpy(), classes)
 
@@ -126,18 +127,18 @@ class TestBagsOfWords:
     def test_both_layouts_are_the_layer_on_shares(self, count: int) -> None:
         model, texts = linear(vocab_size=50), samples(count)
         expected = F.linear(shares(texts, 50).float(), model.head.weight, model.head.bias)
-        packed = model(**packed_inputs(texts, pad_id=0))
+        in_rows = model(**packed(texts))
         padded = model(**padded_inputs(texts, pad_id=0, width=31))
 
-        assert packed.shape == (count, 5)
-        torch.testing.assert_close(packed, expected, rtol=0, atol=1e-6)
+        assert in_rows.shape == (count, 5)
+        torch.testing.assert_close(in_rows, expected, rtol=0, atol=1e-6)
         torch.testing.assert_close(padded, expected, rtol=0, atol=1e-6)
 
     def test_both_layouts_have_the_gradients_of_the_layer_on_shares(self) -> None:
         model, texts = linear(vocab_size=50).double(), samples(9)
         outputs = (
             F.linear(shares(texts, 50), model.head.weight, model.head.bias),
-            model(**packed_inputs(texts, pad_id=0)),
+            model(**packed(texts)),
             model(**padded_inputs(texts, pad_id=0, width=31)),
         )
         wanted, *found = [torch.autograd.grad(output.pow(3).sum(), list(model.parameters())) for output in outputs]
@@ -153,13 +154,11 @@ class TestBagsOfWords:
 
         torch.testing.assert_close(model(**padded_inputs(turned, pad_id=7, width=64)), narrow, rtol=0, atol=1e-6)
 
-    @pytest.mark.parametrize(
-        "layout", [packed_inputs, lambda texts, pad_id: padded_inputs(texts, pad_id=pad_id, width=31)]
-    )
+    @pytest.mark.parametrize("layout", [packed, lambda texts: padded_inputs(texts, pad_id=0, width=31)])
     def test_the_second_text_of_a_pair_has_words_of_its_own(self, layout: Any) -> None:
         model, texts = linear(vocab_size=50, num_token_types=2), samples(7)
         kinds = [(np.arange(len(text)) >= len(text) // 2).astype(np.int64) for text in texts]
-        inputs = layout(texts, pad_id=0) | {"token_type_ids": layout(kinds, pad_id=0)["input_ids"]}
+        inputs = layout(texts) | {"token_type_ids": layout(kinds)["input_ids"]}
         both = [text + 50 * kind for text, kind in zip(texts, kinds, strict=True)]
         expected = F.linear(shares(both, 100).float(), model.head.weight, model.head.bias)
 
@@ -183,7 +182,7 @@ def test_on_features_and_pixels_it_is_a_matrix() -> None:
         ({"num_features": 7}, features(4, 7)),
         ({"image_channels": 3, "image_size": (4, 6)}, images(4, 3, 4, 6)),
         ({"vocab_size": 3}, padded_inputs([np.array([0, 1, 2])], pad_id=0, width=3)),
-        ({"vocab_size": 3}, packed_inputs([np.array([0, 1]), np.array([2])], pad_id=0)),
+        ({"vocab_size": 3}, packed([np.array([0, 1]), np.array([2])])),
     ],
 )
 def test_gradients_reach_every_parameter(facts: dict[str, Any], inputs: dict[str, Tensor]) -> None:

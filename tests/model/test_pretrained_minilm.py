@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.model.pretrained_folders import reference
+from tests.model.token_batches import packed
 from trainer.model.pretrained import Pretrained
-from trainer.task.packing import packed_inputs, padded_inputs
+from trainer.task.packing import padded_inputs
 from trainer.task.tokenization import load_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -53,10 +54,10 @@ def test_texts_that_mean_the_same_are_near(folder: Path) -> None:
     model = Pretrained(30_522, None, 128, path=str(folder), **KEYS, pretrained=True).eval()
     samples = [torch.tensor(encoding.ids).numpy() for encoding in tokenizer.encode_batch(TEXTS)]
     with torch.no_grad():
-        packed = model(**packed_inputs(samples, pad_id=0))
+        in_rows = model(**packed(samples))
         padded = model(**padded_inputs(samples, pad_id=0, width=128))
-    first, *others = torch.nn.functional.normalize(packed, dim=-1)
+    first, *others = torch.nn.functional.normalize(in_rows, dim=-1)
     near, fruit, stream = (float(first @ other) for other in others)
 
-    torch.testing.assert_close(packed, padded, rtol=0, atol=1e-5)
+    torch.testing.assert_close(in_rows, padded, rtol=0, atol=1e-5)
     assert near > 0.7 > stream > fruit

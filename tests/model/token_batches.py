@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.task.packing import Layout, lay_out, packed_inputs, padded_inputs, token_inputs
+from trainer.task.packing import Layout, lay_out, padded_inputs, token_inputs
 
 VOCAB_SIZE = 50
 MAX_LENGTH = 64
@@ -19,7 +19,9 @@ def samples(count: int, seed: int = 0) -> list[np.ndarray]:
 
 
 def packed(texts: list[np.ndarray]) -> dict[str, Tensor]:
-    return packed_inputs(texts, pad_id=0)
+    """Packed rows, and where each sample's tokens lie in them."""
+    layout = lay_out([len(text) for text in texts], max_length=MAX_LENGTH, batching="packed")
+    return {**token_inputs(texts, layout, pad_id=0), "token_index": layout.index()}
 
 
 def padded(texts: list[np.ndarray], *, pad_id: int = 0, width: int = MAX_LENGTH) -> dict[str, Tensor]:

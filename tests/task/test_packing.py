@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.task.packing import lay_out, pack, packed_inputs, padded_inputs, token_inputs
+from tests.model.token_batches import packed
+from trainer.task.packing import lay_out, pack, padded_inputs, token_inputs
 
 lengths = st.lists(st.integers(1, 30), min_size=1, max_size=60)
 
@@ -40,7 +41,7 @@ def samples(lengths: list[int]) -> list[np.ndarray]:
 
 @given(lengths)
 def test_the_token_index_finds_every_token(lengths: list[int]) -> None:
-    inputs = packed_inputs(samples(lengths), pad_id=0)
+    inputs = packed(samples(lengths))
     flat, positions = inputs["input_ids"].flatten(), inputs["position_ids"].flatten()
 
     for number, sample in enumerate(samples(lengths)):
@@ -53,7 +54,7 @@ def test_the_token_index_finds_every_token(lengths: list[int]) -> None:
 
 
 def test_neighbours_in_a_row_have_different_sequence_ids() -> None:
-    inputs = packed_inputs(samples([3, 2, 5]), pad_id=0)
+    inputs = packed(samples([3, 2, 5]))
 
     assert inputs["sequence_ids"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 2, 2]]
     assert inputs["input_ids"].tolist() == [[300, 301, 302, 303, 304], [100, 101, 102, 200, 201]]

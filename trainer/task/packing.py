@@ -94,12 +94,6 @@ def padded_inputs(samples: Sequence[Ids], *, pad_id: int, width: int) -> dict[st
     return token_inputs(samples, _padded([len(sample) for sample in samples], width), pad_id=pad_id)
 
 
-def packed_inputs(samples: Sequence[Ids], *, pad_id: int) -> dict[str, Tensor]:
-    """The packed `token_inputs`, and `token_index` (B, T): where each sample's tokens lie in the flattened rows."""
-    layout = _packed([len(sample) for sample in samples])
-    return {**token_inputs(samples, layout, pad_id=pad_id), "token_index": layout.index()}
-
-
 def _padded(lengths: Sequence[int], width: int) -> Layout:
     places = tuple(row * width + np.arange(length) for row, length in enumerate(lengths))
     return Layout((len(lengths), width), places, np.ones(len(lengths), dtype=np.int64), packed=False)

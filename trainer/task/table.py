@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from trainer.errors import ConfigError, DataError, RowError, explain
+from trainer.errors import DataError, RowError, explain, refuse
 from trainer.protocols import Batching, Columns
+from trainer.ranges import at_least
 from trainer.task.moments import Moments
 from trainer.task.table_columns import Category, Column, Number, learnt_category, learnt_number
 
@@ -37,13 +38,15 @@ class Table:
     Args:
         max_categories: Categories of a column that get a feature of their own, the most frequent ones.
 
+    Attributes:
+        columns: Those of the training split, in its order.
+
     Raises:
         ConfigError: It is below 1.
     """
 
     def __init__(self, max_categories: int) -> None:
-        if max_categories < 1:
-            raise ConfigError(explain("max_categories", "must be at least 1", value=max_categories))
+        refuse(at_least("max_categories", max_categories, 1))
         self.max_categories = max_categories
         self.columns: list[Column] = []
 

@@ -30,10 +30,15 @@ class Number:
     missing: bool
 
     def features(self) -> list[str]:
+        """The names of its features, in their order."""
         return [self.name] * (self.std > 0) + [f"{self.name} is missing"] * self.missing
 
     def encode(self, cells: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-        """The features of cells, float32 (N, 0 to 2), and which cells hold a category unknown to training: none."""
+        """The features of cells, float32 (N, 0 to 2), and which cells hold a category unknown to training: none.
+
+        Raises:
+            RowError: A cell is no number, or one that is not finite.
+        """
         for position, cell in enumerate(cells):
             if not isinstance(cell, int | float | None):
                 raise _cell_error(position, self.name, "must be a number, as in training", cell)
@@ -69,13 +74,18 @@ class Category:
     constant: bool
 
     def features(self) -> list[str]:
+        """The names of its features, in their order."""
         if self.constant:
             return []
         known = [f"{self.name}={category}" for category in self.categories]
         return [*known, *[f"{self.name} is missing"] * self.missing, f"{self.name} is other"]
 
     def encode(self, cells: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-        """The features of cells, float32 (N, slots), and which cells hold a category that has no slot of its own."""
+        """The features of cells, float32 (N, slots), and which cells hold a category that has no slot of its own.
+
+        Raises:
+            RowError: A cell is no text.
+        """
         other = len(self.categories) + self.missing
         slot_of: dict[str | None, int] = {category: slot for slot, category in enumerate(self.categories)}
         slot_of[None] = len(self.categories)  # the slot of what is missing, else that of the others

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, explain, refuse
 from trainer.protocols import Batching, Columns
+from trainer.ranges import at_least
 from trainer.task.fingerprint import fingerprint
 from trainer.task.packing import Layout, lay_out, padded_inputs, token_inputs
 from trainer.task.tokenization import learn_wordpiece, load_tokenizer, pad_id, unknown_id
@@ -40,14 +41,11 @@ class Texts:
     """
 
     def __init__(self, max_length: int, vocab_size: int, tokenizer: str | None, lowercase: bool) -> None:
-        messages = []
-        if max_length < 3:
-            problem = "must be at least 3, two of them special tokens"
-            messages.append(explain("max_length", problem, value=max_length))
-        if vocab_size < 100:
-            messages.append(explain("vocab_size", "must be at least 100", value=vocab_size))
-        if messages:
-            raise ConfigError(*messages)
+        short = "must be at least 3, two of them special tokens"
+        refuse(
+            explain("max_length", short, value=max_length) if max_length < 3 else None,
+            at_least("vocab_size", vocab_size, 100),
+        )
         self.max_length = max_length
         self.vocab_size = vocab_size
         self.lowercase = lowercase
@@ -89,6 +87,7 @@ class Texts:
 
     @property
     def pad_id(self) -> int:
+        """The id that fills rows."""
         return pad_id(self.tokenizer)
 
     def encode(self, texts: Sequence[str]) -> dict[str, list[Any]]:
