@@ -62,26 +62,94 @@ def test_texts_in_files(published: Published, tmp_path: Path) -> None:
 
 
 def test_broken_rows_stop_no_others(published: Published, tmp_path: Path) -> None:
-    lines = [json.dumps({"text": text}) for text in TEXTS]
-    broken = ['{"txt": "w1"}', '{"text": ', '{"text": " "}', "[1]"]
-    (tmp_path / "rows.jsonl").write_text("\n".join([lines[0], *broken, *lines[1:]]), "utf-8")
-    result = run(published.folder, str(tmp_path / "rows.jsonl"))
-    assert (result.returncode, result.stderr) == (1, "")
+    lines = [json.dumps({"text": text}).encode() for text in TEXTS]
+    broken = [b'{"txt": "w1"}', b'{"text": ', b'{"text": " "}', b"[1]", b'{"text": "\xff"}', b'{"text": ["w1"]}', b""]
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b"\n".join([lines[0], *broken, *lines[1:]]))
+    result = run(published.folder, str(file))
+    assert (result.returncode, result.stderr) == (6, "6 of 9 rows could not be used; the others are answered.\n")
     answers = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [answer["error"].partition(":")[0] for answer in answers[1:5]] == [
-        "KeyError",
-        "KeyError",
-        "ValueError",
-        "KeyError",
+    assert [answer["error"].removeprefix(f"{file}, ") for answer in answers[1:7]] == [
+        "line 2: has no column 'text'. It has 'txt'",
+        "line 3: broken JSON at column 10: Expecting value",
+        "line 4: holds nothing",
+        "line 5: expected an object in JSON, got list",
+        "line 6: is not UTF-8",
+        "line 7: expected a text, got list",
     ]
-    assert "Expecting value" in answers[2]["error"]
-    assert [answer["label"] for answer in (answers[0], *answers[5:])] == [answer["label"] for answer in expected()]
+    assert [answer["label"] for answer in (answers[0], *answers[7:])] == [answer["label"] for answer in expected()]
+
+
+def test_broken_tables_stop_no_others(published: Published, tmp_path: Path) -> None:
+    files = {
+        "cells.csv": b'more,text\n1,w1 w2 w3\n2\n3,"w"4\n4,\n5,w4\n',
+        "columns.csv": b"more,txt\n1,w1\n",
+        "twice.csv": b"text,text\nw1,w2\n",
+        "empty.csv": b"",
+        "bytes.csv": b"text\nw\xff\nw4\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    result = run(published.folder, *(str(tmp_path / name) for name in files))
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert (result.returncode, result.stderr) == (6, "7 of 10 rows could not be used; the others are answered.\n")
+    assert [answer.get("error", answer.get("label")).removeprefix(f"{tmp_path}/") for answer in answers] == [
+        expected()[0]["label"],
+        "cells.csv, row 2: expected 2 cells as in the header, got 1",
+        "cells.csv, row 3: broken CSV: ',' expected after '\"'",
+        "cells.csv, row 4: holds nothing",
+        expected()[1]["label"],
+        "columns.csv: must have the column 'text' once. It has 'more', 'txt'",
+        "twice.csv: must have the column 'text' once. It has 'text', 'text'",
+        "empty.csv: must have the column 'text' once. It has none",
+        "bytes.csv, row 1: is not UTF-8",
+        expected()[1]["label"],
+    ]
 
 
 def test_a_blank_line_is_a_row(published: Published) -> None:
-    result = run(published.folder, lines=f"{TEXTS[0]}\n\n{TEXTS[1]}\n")
-    assert result.returncode == 1
-    assert ["error" in json.loads(line) for line in result.stdout.splitlines()] == [False, True, False]
+    result = run(published.folder, lines=f"\ufeff{TEXTS[0]}\n\n{TEXTS[1]}\n")
+    assert result.returncode == 6
+    first, blank, last = map(json.loads, result.stdout.splitlines())
+    assert [first["label"], last["label"]] == [answer["label"] for answer in expected()[:2]]
+    assert blank == {"error": "standard input, line 2: holds nothing"}
+
+
+def test_a_line_is_answered_before_the_next_one_is_waited_for(published: Published) -> None:
+    command = [sys.executable, "-I", str(published.folder / "predict.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for text, want in zip(TEXTS, expected(), strict=True):
+            print(text, file=process.stdin, flush=True)
+            assert json.loads(process.stdout.readline())["label"] == want["label"]
+
+
+def test_a_file_that_is_not_there_is_no_text(published: Published, tmp_path: Path) -> None:
+    (tmp_path / "rows.tsv").write_text("text\n")
+    result = run(published.folder, "w1", "zh.cs", "gone/rows", str(tmp_path / "rows.tsv"))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == [
+        "zh.cs: no such file. A text that looks like one comes by standard input.",
+        "gone/rows: no such file. A text that looks like one comes by standard input.",
+        f"{tmp_path}/rows.tsv: is a file of no known kind. Known: .txt, .jsonl, .csv.",
+    ]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "labels.json", "manifest.json", "rows.py", "task.py"])
+def test_a_folder_that_is_not_whole(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    result = run(copy, "w1")
+    problem = f"{copy / name}: is missing. Get the folder again.\n"
+    assert (result.returncode, result.stdout, result.stderr) == (3, "", problem)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "labels.json", "manifest.json"])
+def test_a_folder_that_is_damaged(copy: Path, name: str) -> None:
+    (copy / name).write_bytes((copy / name).read_bytes()[:-100] + b"\0" * 3)
+    result = run(copy, "w1")
+    problem = f"{copy / name}: is damaged. Get the folder again.\n"
+    assert (result.returncode, result.stdout, result.stderr) == (3, "", problem)
 
 
 @pytest.fixture
@@ -131,7 +199,7 @@ def test_check_sees_other_labels(copy: Path, labels: list[str]) -> None:
 
 def test_scripts_need_three_packages_alone(published: Published) -> None:
     imported = set()
-    for name in ("predict.py", "task.py"):
+    for name in ("predict.py", "task.py", "rows.py", "check.py"):
         source = (published.folder / name).read_text("utf-8")
         assert len(source.splitlines()) <= 120
         for node in ast.walk(ast.parse(source)):

@@ -1,4 +1,4 @@
-"""The scripts of an export folder: `predict.py`, the same everywhere, and `task.py`, composed of a task's pieces."""
+"""The scripts of an export folder: `predict.py`, what it loads, and `task.py`, composed of a task's pieces."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from trainer.errors import ProofError, explain
 PREDICT = "predict.py"
 TASK = "task.py"
 GENERATE = "generate.py"
+_LOADED = ("rows.py", "check.py")
+SCRIPTS = (PREDICT, TASK, *_LOADED, GENERATE)
+"""All that there may be."""
+
 GENERATED = "onnx_cache"
 """The format that `generate.py` runs."""
 
@@ -26,14 +30,15 @@ _FOLDER = Path(__file__).parent / "standalone"
 
 
 def write_scripts(folder: Path, pieces: tuple[str, str]) -> list[Path]:
-    """Writes `predict.py` and `task.py`, which need neither this package nor torch; returns their paths.
+    """Writes `predict.py` and what it loads, which need neither this package nor torch; returns their paths.
 
     Args:
         folder: Where to.
         pieces: The modules of `trainer.export.standalone` that read the task's rows and tell what an output says.
     """
     (folder / TASK).write_text(compose(pieces), "utf-8")
-    return [Path(shutil.copyfile(_FOLDER / PREDICT, folder / PREDICT)), folder / TASK]
+    copies = [Path(shutil.copyfile(_FOLDER / name, folder / name)) for name in (PREDICT, *_LOADED)]
+    return [*copies, folder / TASK]
 
 
 def write_generator(folder: Path) -> Path:

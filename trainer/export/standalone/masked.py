@@ -7,7 +7,8 @@ import numpy as np
 
 from trainer.export.standalone.folder import Inputs, Row
 from trainer.export.standalone.likeliest import chosen, likeliest
-from trainer.export.standalone.tokens import tokenizer, vocabulary
+from trainer.export.standalone.tokens import tokenizer
+from trainer.export.standalone.vocabulary import vocabulary
 
 
 def answer(logits: np.ndarray, rows: list[Row], inputs: Inputs, top: int) -> list[Row]:

@@ -4,7 +4,7 @@ import numpy as np
 
 from trainer.export.standalone.folder import Inputs, Row
 from trainer.export.standalone.likeliest import likeliest
-from trainer.export.standalone.tokens import vocabulary
+from trainer.export.standalone.vocabulary import vocabulary
 
 
 def answer(logits: np.ndarray, rows: list[Row], inputs: Inputs, top: int) -> list[Row]:

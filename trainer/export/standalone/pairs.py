@@ -16,8 +16,10 @@ from trainer.export.standalone.tokens import max_length, padded, token_inputs, t
 
 
 def read_line(line: str) -> Row:
-    text, text_pair = line.split("\t")
-    return {"text": text, "text_pair": text_pair}
+    texts = line.split("\t")
+    if len(texts) != 2:
+        raise ValueError(f"expected two texts with a tab between, got {len(texts)}")
+    return {"text": texts[0], "text_pair": texts[1]}
 
 
 def encode(rows: list[Row]) -> Inputs:

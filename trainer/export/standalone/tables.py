@@ -16,12 +16,19 @@ from trainer.export.standalone.folder import Inputs, Row, read_json
 
 
 def read_line(line: str) -> Row:
-    row: Row = json.loads(line)
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"expected an object in JSON, got {type(row).__name__}")
     return row
 
 
 def encode(rows: list[Row]) -> Inputs:
     columns = read_json("table.json")["columns"]
+    for row in rows:
+        if absent := [column["name"] for column in columns if column["name"] not in row]:
+            raise ValueError(
+                f"has no column {', '.join(map(repr, absent))}. It has {', '.join(map(repr, row)) or 'none'}"
+            )
     blocks = [
         (numbers if column["kind"] == "number" else categories)(column, [row[column["name"]] for row in rows])
         for column in columns
@@ -30,13 +37,20 @@ def encode(rows: list[Row]) -> Inputs:
 
 
 def numbers(column: Row, cells: list[Any]) -> np.ndarray:
-    values = np.array([np.nan if is_missing(cell) else float(cell) for cell in cells])
-    if np.isinf(values).any():
-        raise ValueError(f"{column['name']} must be finite")
+    values = np.array([np.nan if is_missing(cell) else number(column, cell) for cell in cells])
     missing = np.isnan(values)
     standardized = np.where(missing, 0.0, (values - column["mean"]) / (column["std"] or 1.0))
+    if (abs(standardized) > np.finfo(np.float32).max).any():
+        raise ValueError(f"column {column['name']!r}: expected a finite number, not beyond float32 once standardized")
     found = [standardized] * (column["std"] > 0) + [missing] * column["missing"]
     return np.array(found, dtype=np.float32).reshape(-1, len(cells)).T
+
+
+def number(column: Row, cell: Any) -> float:
+    try:
+        return float(str(cell).replace("_", "?") if isinstance(cell, str) else cell)
+    except (ValueError, TypeError):
+        raise ValueError(f"column {column['name']!r}: expected a number, got {cell!r}") from None
 
 
 def categories(column: Row, cells: list[Any]) -> np.ndarray:

@@ -5,12 +5,12 @@ from functools import cache
 import numpy as np
 from tokenizers import Tokenizer
 
-from trainer.export.standalone.folder import FOLDER, Inputs, read_json
+from trainer.export.standalone.folder import Inputs, opened, read_json
 
 
 @cache
 def tokenizer() -> Tokenizer:
-    made = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    made: Tokenizer = opened("tokenizer.json", Tokenizer.from_file)
     made.enable_truncation(max_length())
     return made
 
@@ -20,15 +20,9 @@ def max_length() -> int:
     return int(read_json("manifest.json")["axes"]["sequence"][1])
 
 
-@cache
-def vocabulary(size: int) -> list[str]:
-    """The tokens by their ids; a number stands for one without a name."""
-    return [tokenizer().id_to_token(number) or str(number) for number in range(size)]
-
-
 def token_inputs(ids: list[list[int]]) -> Inputs:
     if not all(ids):
-        raise ValueError("nothing is left of the text")
+        raise ValueError("the tokenizer leaves nothing of the text")
     pad_id = read_json("manifest.json")["pad_id"]
     return {"input_ids": padded(ids, pad_id), "attention_mask": padded([[1] * len(row) for row in ids], 0)}
 

@@ -20,9 +20,9 @@ def read_line(line: str) -> Row:
 def encode(rows: list[Row]) -> Inputs:
     for row in rows:
         words = row["words"]
-        row["words"] = words.split() if isinstance(words, str) else [as_text(word) for word in words]
+        row["words"] = [as_text(word) for word in words] if isinstance(words, list) else as_text(words).split()
         if not row["words"]:
-            raise ValueError("it holds no words")
+            raise ValueError("holds no words")
     encodings = tokenizer().encode_batch([row["words"] for row in rows], is_pretokenized=True)
     # Not for the model: which word each token is of, -1 for those of none.
     words = padded([[-1 if word is None else word for word in encoding.word_ids] for encoding in encodings], -1)
