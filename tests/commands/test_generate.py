@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert train(made / "lm", *write_roles(made), "task=causal_lm", *learnt) == 0
         assert train(made / "classes", *write_data(made), "train.duration=2") == 0
         yield made
+
+
+@pytest.fixture(scope="module")
+def small_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a language model of three words in `lm`."""
+    made = tmp_path_factory.mktemp("three")
+    texts = [json.dumps({"text": " ".join(words)}) for words in product("abc", repeat=3)]
+    (made / "texts.jsonl").write_text("\n".join(texts), encoding="utf-8")
+    with working_in(made):
+        learnt = ["data=files", f"data.train={made / 'texts.jsonl'}", "task=causal_lm", "train.duration=1"]
+        assert train(made / "lm", *learnt) == 0
+    return made
 
 
 def generate(folder: Path, *overrides: str) -> int:
@@ -135,12 +148,44 @@ def test_a_stop_string_is_left_out(folder: Path, capsys: pytest.CaptureFixture[s
 
 def test_where_the_model_can_read_no_more_the_text_ends(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["decode.max_new_tokens=99", "decode.min_new_tokens=99", "output=-"]
-    assert generate(folder, "prompt=apple pear", *more) == 0
+    assert generate(folder, "prompt=apple pear", "decode=beam", "decode.num_return=2", *more) == 0
+    told = capsys.readouterr()
+
+    assert [(line["ended"], line["tokens"]) for line in lines(told.out)] == [("context", 14)] * 2
+    assert told.err.startswith("note: prompt 1: its text ended at 16 tokens")
+    assert told.err.count("\n") == 1
+
+
+def test_a_text_ends_where_no_token_is_possible(small_vocabulary: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["decode=sample", "decode.no_repeat_ngram=1", "decode.min_new_tokens=9", "output=-"]
+    assert generate(small_vocabulary, "prompt=b c", *more) == 0
     told = capsys.readouterr()
     (line,) = lines(told.out)
 
-    assert (line["ended"], line["tokens"]) == ("context", 14)
-    assert "note: prompt 1: its text ended at 16 tokens" in told.err
+    assert line["ended"] == "exhausted"
+    assert line["text"] == "b c a"
+    assert told.err == "note: prompt 1: its text ended where decode.no_repeat_ngram leaves no token to go on with\n"
+
+
+def test_the_name_of_a_file_is_a_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "train.jsonl"
+    assert generate(folder, f"prompt={path}", "decode.max_new_tokens=1") == 2
+    assert f"note: prompt: a text, not the lines of the file {path}; these are read" in capsys.readouterr().err
+
+
+def test_whoever_types_prompts_is_told_so(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyboard, terminal = os.openpty()
+    os.write(keyboard, b"apple\n\x04")
+    with os.fdopen(terminal) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert generate(folder, "decode.max_new_tokens=1") == 0
+    os.close(keyboard)
+    told = capsys.readouterr()
+
+    assert told.out.startswith("apple ")
+    assert told.err == "note: prompts are read from standard input, one a line\n"
 
 
 def test_a_line_that_cannot_be_gone_on_from_does_not_stop_the_rest(
@@ -199,12 +244,25 @@ def test_what_is_refused(
     assert "Traceback" not in found
 
 
-def test_another_task_is_refused_before_torch_is_loaded(folder: Path) -> None:
-    code = "import sys; from trainer.cli import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; "
-    command = [sys.executable, "-c", code + "sys.exit(code)", "generate", f"run={folder / 'classes'}", "prompt=x"]
+@pytest.mark.parametrize(
+    ("run", "more", "code", "told"),
+    [
+        ("classes", ["prompt=x"], 2, "holds no causal language model"),
+        ("lm", ["prompt=x", "backend=onnx"], 3, "backend: the run has no decoder as an artifact"),
+        (
+            "lm",
+            ["prompt=", "output=texts.doc"],
+            2,
+            "prompt: has no token to go on from, got ''.\noutput: is of no known",
+        ),
+    ],
+)
+def test_what_is_refused_before_torch_is_loaded(run: str, more: list[str], code: int, told: str, folder: Path) -> None:
+    program = "import sys; from trainer.cli import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; "
+    command = [sys.executable, "-c", program + "sys.exit(code)", "generate", f"run={folder / run}", *more]
     done = subprocess.run(command, capture_output=True, text=True)
 
-    assert (done.returncode, "holds no causal language model" in done.stderr) == (2, True), done.stderr
+    assert (done.returncode, told in done.stderr) == (code, True), done.stderr
 
 
 def test_the_data_is_not_needed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -273,7 +331,7 @@ def test_the_artifact_generates_the_same_texts(
 def test_the_folder_generates_without_this_tool(
     exported: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prompts = ["apple", "cat dog horse", "pear plum, axe"]
+    prompts = ["apple", "cat dog horse", "pear plum, axe", "Ω"]
     command = [sys.executable, "-I", str(exported / "generate.py")]
     greedily = subprocess.run([*command, *prompts], capture_output=True, text=True, check=True).stdout
     texts = []

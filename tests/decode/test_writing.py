@@ -61,6 +61,14 @@ def test_the_prompt_stays_as_it_was_given_and_what_is_unknown_in_it_is_counted(w
     assert (writer.num_unknown(prompt), writer.num_unknown(writer.prompt("one two"))) == (2, 0)
 
 
+def test_what_comes_after_unknown_words_is_spelled_beside_them(writer: Writer) -> None:
+    unknown = writer.prompt("(").ids[0]
+    continuation = Continuation((int(unknown), *ids_of(writer, "six, two")), "length")
+    written = writer.written("( (", writer.prompt("( ("), continuation, [])
+
+    assert (written.text, written.completion) == ("( ( six, two", " six, two")
+
+
 def test_the_end_of_text_token_is_no_text(writer: Writer) -> None:
     assert writer.end_id is not None
     continuation = Continuation((*ids_of(writer, "two"), writer.end_id), "end")
@@ -91,6 +99,7 @@ def test_each_step_is_explained_by_the_models_own_probabilities(writer: Writer) 
     assert [choice.probability for choice in steps[0].choices] == pytest.approx(first.values.tolist(), abs=1e-6)
     names = [writer.tokenizer.decode([token], skip_special_tokens=False) for token in first.indices.tolist()]
     assert [choice.token for choice in steps[0].choices] == names
+    assert writer.explain(writer.prompt("one ("), greedily, 1)[0].input == "one [UNK]"
 
 
 @torch.inference_mode()

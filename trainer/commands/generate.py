@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -13,16 +13,19 @@ from trainer.commands.folders import existing_run_folder, named_checkpoint
 from trainer.config.jobs import GenerateJob
 from trainer.config.signature import attribute
 from trainer.config.stored import job_from_text, load_stored_config
-from trainer.errors import CheckpointError, ConfigError, DataError, explain
+from trainer.errors import CheckpointError, ConfigError, DataError, explain, refuse
 from trainer.predict.stdin import stdin_lines
 from trainer.predict.writing import Write, check_output, writing
 from trainer.report.console import open_console, table
 
 if TYPE_CHECKING:
     from trainer.commands.trained import Trained
+    from trainer.decode.prompt import Ended
+    from trainer.decode.reading import OpenReader
     from trainer.decode.writing import Step, Writer, Written
 
 _SHOWN = 40  # characters of the text so far, in a row of the table
+_LONGEST_NAME = 255  # of a file, in characters
 
 
 def run(job: GenerateJob, config: dict[str, Any]) -> None:
@@ -39,10 +42,10 @@ def run(job: GenerateJob, config: dict[str, Any]) -> None:
         DataError: Lines of standard input could not be gone on from; the others were.
     """
     output = None if job.output in (None, "-") else Path(str(job.output)).expanduser()
-    if output is not None:
-        check_output(output)
+    _check_texts(job.prompt, output)
     folder = existing_run_folder(job.run)
     _check_language_model(folder)
+    graph = _graph(folder) if job.backend == "onnx" else None
     from trainer.commands.trained import load_trained
 
     trained = load_trained(
@@ -50,12 +53,28 @@ def run(job: GenerateJob, config: dict[str, Any]) -> None:
         lambda text: job_from_text(text, trust=job.trust),
         checkpoint=named_checkpoint(job.run, job.checkpoint),
         weights=job.weights,
-        device="cpu" if job.backend == "onnx" else job.device,
+        device="cpu" if graph is not None else job.device,
     )
     with nullcontext(None) if job.output is None else writing(output) as write:
-        count, num_faults = _write_all(job, trained, write)
+        count, num_faults = _write_all(job, _writer(trained, graph), write)
     if num_faults:
         raise DataError(f"{num_faults} of {count} lines could not be gone on from.")
+
+
+def _check_texts(prompt: str | None, output: Path | None) -> None:
+    """Refuses, with all that is wrong, a prompt that no model can go on from and a file that cannot be written."""
+    faults = []
+    if prompt == "":
+        faults.append(explain("prompt", "has no token to go on from", value=prompt))
+    elif prompt is not None and any("\ud800" <= sign <= "\udfff" for sign in prompt):
+        # What is not UTF-8 on a command line becomes these.
+        faults.append(explain("prompt", "is not UTF-8", value=prompt))
+    try:
+        if output is not None:
+            check_output(output)
+    except ConfigError as error:
+        faults += error.messages
+    refuse(*faults)
 
 
 def _check_language_model(folder: Path) -> None:
@@ -66,7 +85,45 @@ def _check_language_model(folder: Path) -> None:
         raise ConfigError(explain("run", problem, "Train one: trainer train task=causal_lm", value=f"task {task}"))
 
 
-def _write_all(job: GenerateJob, trained: Trained, write: Write | None) -> tuple[int, int]:
+def _graph(folder: Path) -> Path:
+    """The artifact that reads in the model's place."""
+    path = folder / "export" / "decoder_with_cache.onnx"
+    if not path.is_file():
+        remedy = f"Write it: trainer export run={folder} export.formats=[onnx_cache]"
+        raise CheckpointError(explain("backend", "the run has no decoder as an artifact", remedy, value=str(path)))
+    return path
+
+
+def _writer(trained: Trained, graph: Path | None) -> Writer:
+    from tokenizers import Tokenizer
+
+    from trainer.decode.writing import Writer
+
+    task: Any = trained.task
+    if not getattr(task, "causal", False):
+        raise ConfigError(explain("run", "holds no causal language model", value=f"task {type(task).__name__}"))
+    tokenizer = Tokenizer.from_str(task.artifact_files()["tokenizer.json"])
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    _, max_length = task.axis_limits()["sequence"]
+    return Writer(_readers(trained, graph), tokenizer, task.end_id, max_length, trained.device)
+
+
+def _readers(trained: Trained, graph: Path | None) -> OpenReader:
+    if graph is not None:
+        from trainer.decode.onnx_reader import OnnxReader, open_session
+
+        session = open_session(graph)
+        return lambda: OnnxReader(session)
+    from trainer.build.models import merged
+    from trainer.decode.reading import open_reader
+    from trainer.targets import scored
+
+    model = scored(merged(trained.job, trained.model), trained.loss)
+    return lambda: open_reader(model)
+
+
+def _write_all(job: GenerateJob, writer: Writer, write: Write | None) -> tuple[int, int]:
     """How many prompts there were, and how many of them could not be gone on from."""
     import torch
 
@@ -74,10 +131,9 @@ def _write_all(job: GenerateJob, trained: Trained, write: Write | None) -> tuple
     from trainer.decode.writing import PromptError
     from trainer.precision import Precision
 
-    writer = _writer(job, trained)
-    go_on = make("decode", job.decode)
+    decode = make("decode", job.decode)
     number = num_faults = 0
-    with torch.inference_mode(), Precision(job.precision, trained.device).autocast():
+    with torch.inference_mode(), Precision(job.precision, writer.device).autocast():
         for number, text in enumerate(_prompts(job.prompt), 1):
             try:
                 prompt = writer.prompt(_readable(text))
@@ -91,52 +147,25 @@ def _write_all(job: GenerateJob, trained: Trained, write: Write | None) -> tuple
             if unknown := writer.num_unknown(prompt):
                 problem = f"{unknown} of its {prompt.length} tokens are unknown to the model's vocabulary"
                 _tell(f"prompt {number}: {problem}")
-            for continuation in go_on(writer.open_reader(), prompt):
+            ended = set()
+            for continuation in decode(writer.open_reader(), prompt):
                 written = writer.written(text, prompt, continuation, job.decode.get("stop", ()))
                 steps = [] if job.explain is None else writer.explain(prompt, continuation, job.explain)
-                _tell_end(number, written, writer)
                 _write(write, text, written, steps)
+                ended.add(written.ended)
+            _tell_ends(number, ended, writer.max_length)
     return number, num_faults
-
-
-def _writer(job: GenerateJob, trained: Trained) -> Writer:
-    from tokenizers import Tokenizer
-
-    from trainer.decode.writing import Writer
-
-    task: Any = trained.task
-    if not getattr(task, "causal", False):
-        raise ConfigError(explain("run", "holds no causal language model", value=f"task {type(task).__name__}"))
-    tokenizer = Tokenizer.from_str(task.artifact_files()["tokenizer.json"])
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    _, max_length = task.axis_limits()["sequence"]
-    if job.backend == "onnx":
-        return Writer(_onnx_reader(trained.folder), tokenizer, task.end_id, max_length, trained.device)
-    from trainer.build.models import merged
-    from trainer.decode.reading import open_reader
-    from trainer.targets import scored
-
-    model = scored(merged(trained.job, trained.model), trained.loss)
-    return Writer(lambda: open_reader(model), tokenizer, task.end_id, max_length, trained.device)
-
-
-def _onnx_reader(folder: Path) -> Any:
-    from trainer.decode.onnx_reader import FILE, OnnxReader, open_session
-
-    path = folder / "export" / FILE
-    if not path.is_file():
-        remedy = f"Write it: trainer export run={folder} export.formats=[onnx_cache]"
-        raise CheckpointError(explain("backend", "the run has no decoder as an artifact", remedy, value=str(path)))
-    session = open_session(path)
-    return lambda: OnnxReader(session)
 
 
 def _prompts(given: str | None) -> Iterator[str | DataError]:
     """The prompts; in the place of a line that is not UTF-8 what is wrong with it."""
     if given not in (None, "-"):
+        if Path(str(given)[:_LONGEST_NAME]).is_file():
+            _tell(f"prompt: a text, not the lines of the file {given}; these are read with prompt=- < {given}")
         yield str(given)
         return
+    if sys.stdin.isatty():
+        _tell("prompts are read from standard input, one a line")
     for line in stdin_lines():
         if line is not None:
             yield line if isinstance(line, DataError) else line.rstrip("\r")
@@ -152,13 +181,13 @@ def _tell(note: str) -> None:
     print(f"note: {note}", file=sys.stderr, flush=True)
 
 
-def _tell_end(number: int, written: Written, writer: Writer) -> None:
-    """Why a text ended before it was to."""
-    if written.ended == "context":
-        limit = f"{writer.max_length} tokens, the most that the model was trained to read (task.max_length)"
+def _tell_ends(number: int, ended: Collection[Ended], max_length: int) -> None:
+    """Why texts of a prompt ended before they were to."""
+    if "context" in ended:
+        limit = f"{max_length} tokens, the most that the model was trained to read (task.max_length)"
         _tell(f"prompt {number}: its text ended at {limit}")
-    elif written.ended == "exhausted":
-        _tell(f"prompt {number}: its text ended after {written.tokens} tokens: decode.no_repeat_ngram leaves no other")
+    if "exhausted" in ended:
+        _tell(f"prompt {number}: its text ended where decode.no_repeat_ngram leaves no token to go on with")
 
 
 def _write_fault(write: Write | None, number: int, text: str | DataError, error: Exception) -> None:

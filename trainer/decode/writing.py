@@ -47,7 +47,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Step:
-    """What the model held likely after `input`, the best first, and what was chosen."""
+    """What the model held likely after `input`, the tokens that it had read; the best first, and what was chosen."""
 
     input: str
     choices: tuple[Choice, ...]
@@ -76,10 +76,8 @@ class Writer:
         """The prompt of a text.
 
         Raises:
-            PromptError: It is no text, has no token, or so many that none can follow.
+            PromptError: It has no token, or so many that none can follow.
         """
-        if any("\ud800" <= sign <= "\udfff" for sign in text):  # what is not UTF-8 on a command line becomes these
-            raise PromptError("is not UTF-8")
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         if not ids:
             raise PromptError("has no token to go on from")
@@ -99,10 +97,12 @@ class Writer:
 
     def written(self, text: str, prompt: Prompt, continuation: Continuation, stop: Sequence[str]) -> Written:
         """A continuation of `text`, whose prompt is `prompt`; `stop` are the strings that may have ended it."""
-        new = continuation.ids[:-1] if continuation.ended == "end" else continuation.ids
         beginning = prompt.ids.tolist()
-        # Not the new tokens alone: whether there is a space before them is seen beside those they follow.
-        completion = self.text_of([*beginning, *new]).removeprefix(self.text_of(beginning))
+        special = {id for id, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
+        new = [id for id in continuation.ids if id not in special]
+        # Not the new tokens alone: whether there is a space before them is seen beside those they follow, unknown ones
+        # among them.
+        completion = self._read([*beginning, *new]).removeprefix(self._read(beginning))
         if continuation.ended == "stop":
             completion = completion[: min((at for at in map(completion.find, stop) if at >= 0), default=None)]
         return Written(text + completion, completion, len(continuation.ids), continuation.ended, continuation.score)
@@ -122,7 +122,7 @@ class Writer:
             best = probabilities.topk(min(count, len(probabilities))).indices.tolist()
             steps.append(
                 Step(
-                    input=self.text_of([*beginning, *continuation.ids[:place]]),
+                    input=self._read([*beginning, *continuation.ids[:place]]),
                     choices=tuple(self._choice(each, probabilities) for each in best),
                     chosen=self._choice(token, probabilities),
                 )
@@ -132,5 +132,9 @@ class Writer:
         return steps
 
     def _choice(self, token_id: int, probabilities: Tensor) -> Choice:
-        token: str = self.tokenizer.decode([token_id], skip_special_tokens=False)
-        return Choice(token, float(probabilities[token_id]))
+        return Choice(self._read([token_id]), float(probabilities[token_id]))
+
+    def _read(self, ids: Sequence[int]) -> str:
+        """Tokens as the model reads them, special ones as well."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text

@@ -35,6 +35,7 @@ class Generator:
         self.tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
+        self.special = {number for number, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
         file = str(FOLDER / self.about["file"])
         self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
@@ -59,9 +60,13 @@ class Generator:
             return {"prompt": prompt, "error": f"has {len(ids)} tokens; 1 to {self.max_length - 1} can be gone on from"}
         new = [token for token, _ in zip(self.tokens(ids, choose), range(limit), strict=False)]
         ended = "end" if new[-1] == self.end_id else "length" if len(new) == limit else "context"
-        shown = new[:-1] if ended == "end" else new
-        completion = self.tokenizer.decode(ids + shown).removeprefix(self.tokenizer.decode(ids))
+        shown = [token for token in new if token not in self.special]
+        # Beside the prompt, unknown words among it: so a space is seen.
+        completion = self.read(ids + shown).removeprefix(self.read(ids))
         return {"prompt": prompt, "text": prompt + completion, "ended": ended}
+
+    def read(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def check(self) -> bool:
         """Whether the golden prompt gives the golden tokens."""
