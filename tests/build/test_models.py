@@ -118,9 +118,10 @@ def test_noise_is_the_seeds_and_only_at_the_start(data: list[str], tmp_path: Pat
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("model.lora={rnk:2}", "model.lora: has other keys, got ['rnk']. Known: rank, alpha, dropout, targets."),
+        ("model.lora={rnk:2}", "model.lora.rnk: there is no such key, got 2. Did you mean rank."),
         ("model.freeze=[nothing]", "model.freeze: "),
-        ("model.freeze=[{match:x}]", "model.freeze: an entry is a pattern of names, or {match: <pattern>, until: "),
+        ("model.freeze=[{match:x}]", "model.freeze: entry 1: must have match and until, got {"),
+        ("model.freeze=['[bte]*','pos*',norm,head]", "model.freeze: leaves nothing to train, got ['[bte]*'"),
         ("model.features=[blocks.7]", "model.features: "),
         ("model.weights=nowhere.pth", "model.weights: "),
         ("model.noisy_tune=-1", "model.noisy_tune: "),

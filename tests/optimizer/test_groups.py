@@ -303,10 +303,6 @@ class TestOverrides:
 
 
 class TestFaults:
-    def test_a_frozen_job_is_refused(self):
-        with pytest.raises(ConfigError, match="nothing to optimize"):
-            of(Net().requires_grad_(False))
-
     @pytest.mark.parametrize("layer_decay", [0.0, -0.5, 1.1, math.nan])
     def test_a_layer_decay_out_of_range(self, layer_decay):
         with pytest.raises(ConfigError, match=r"^layer_decay: must be above 0 and at most 1, got "):

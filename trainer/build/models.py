@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.duration import to_steps
 from trainer.config.jobs import TrainJob
 from trainer.config.schema import own_keys
-from trainer.config.sections import ModelKeys
+from trainer.config.sections import LoraKeys, ModelKeys
 from trainer.errors import ConfigError, explain
 from trainer.export.cases import traced_inputs
 from trainer.model.features import FeatureExtractor
@@ -74,7 +75,7 @@ def _prepared(
             raise ConfigError(explain("features", "serve tasks with one output a sample", value=settings.features))
         model = FeatureExtractor(model, settings.features, facts["num_outputs"], traced_inputs(task))
     if settings.lora is not None:
-        targets = apply_lora(model, **_lora(settings.lora))
+        targets = apply_lora(model, **asdict(LoraKeys(**settings.lora)))
         logger.info("model.lora: adapters on %d layers", len(targets))
     return model
 
@@ -96,13 +97,6 @@ def placed(job: TrainJob, model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device)
 
 
-def _lora(given: Mapping[str, Any]) -> dict[str, Any]:
-    known = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "targets": "all-linear"}
-    if unknown := [key for key in given if key not in known]:
-        raise ConfigError(explain("lora", "has other keys", f"Known: {', '.join(known)}", value=unknown))
-    return known | dict(given)
-
-
 def build_thaw(
     job: TrainJob, model: nn.Module, loss: Loss, steps_per_epoch: int, total_steps: int
 ) -> Callable[[int], None]:
@@ -116,17 +110,15 @@ def build_thaw(
         total_steps: Of a duration in percent.
 
     Raises:
-        ConfigError: An entry is none, or nothing could be trained at the start.
+        ConfigError: An entry fits nothing, or nothing could be trained at the start.
     """
     entries = [entry for entry in job.model.get("freeze", []) if not isinstance(entry, str)]
     if not entries:
         return lambda step: None
-    pairs = []
-    for entry in entries:
-        if not isinstance(entry, Mapping) or set(entry) != {"match", "until"}:
-            problem = "an entry is a pattern of names, or {match: <pattern>, until: <duration>}"
-            raise ConfigError(explain("model.freeze", problem, value=entry))
-        pairs.append((str(entry["match"]), to_steps(entry["until"], steps_per_epoch, total_steps, key="model.freeze")))
+    pairs = [
+        (entry["match"], to_steps(entry["until"], steps_per_epoch, total_steps, key="model.freeze"))
+        for entry in entries
+    ]
     backbone = model.backbone if isinstance(model, FeatureExtractor) else model
     assert isinstance(backbone, nn.Module)
     try:

@@ -131,6 +131,11 @@ def build_optimizer(job: TrainJob, model: nn.Module, loss: Loss) -> torch.optim.
     modules = nn.ModuleDict({"model": model})
     if isinstance(loss, nn.Module):
         modules["loss"] = loss
+    if not any(parameter.requires_grad for parameter in modules.parameters()):
+        problem = "leaves nothing to train"
+        raise ConfigError(
+            explain("model.freeze", problem, "Spare something, such as the head", value=job.model["freeze"])
+        )
     part = own_keys(job.optimizer, OptimizerKeys)
     try:
         groups = parameter_groups(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trainer.config import bounds, part_rules
+from trainer.config import bounds, entries, part_rules
 from trainer.config.duration import Duration, parse
 from trainer.errors import explain
 
@@ -27,6 +27,7 @@ def faults(config: Mapping[str, Any]) -> list[str]:
         *_micro_batches(flat),
         *_warmup(flat),
         *part_rules.faults(config),
+        *entries.faults(config),
     ]
 
 

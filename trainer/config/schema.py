@@ -100,3 +100,8 @@ def defaults(kind: type) -> dict[str, Any]:
         value = item.default if item.default_factory is MISSING else item.default_factory()
         found[item.name] = defaults(type(value)) if is_dataclass(value) else value
     return found
+
+
+def written(kind: type) -> str:
+    """The keys of a section with their defaults, as they are written on the command line."""
+    return "{" + ", ".join(f"{name}: {value}" for name, value in defaults(kind).items()) + "}"

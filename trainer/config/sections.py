@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from trainer.config.schema import key
+from trainer.config.schema import key, written
 
 Duration: TypeAlias = int | str
 """Optimizer steps, or a number with a unit: `500st`, `3ep`, `0.5ep`, `10%` (of the run)."""
@@ -20,6 +20,16 @@ class DataKeys:
 
 
 @dataclass(frozen=True)
+class LoraKeys:
+    """The keys of `model.lora`."""
+
+    rank: int = key(8, "of the product of two matrices beside each weight")
+    alpha: float = key(16.0, "the product is scaled by alpha / rank")
+    dropout: float = key(0.0, "probability on the input of the product, in [0, 1)")
+    targets: list[str] | Literal["all-linear"] = key("all-linear", "names of modules; all linear layers but the head")
+
+
+@dataclass(frozen=True)
 class ModelKeys:
     """What is done with a model, whichever it is."""
 
@@ -29,9 +39,7 @@ class ModelKeys:
     freeze: list[Any] = key([], "patterns of names that are not trained, or {match: <pattern>, until: <duration>}")
     features: list[str] = key([], "modules whose pooled outputs feed a new head, in place of the model's own")
     noisy_tune: float | None = key(None, "noise added to each matrix at the start, in units of its deviation")
-    lora: dict[str, Any] | None = key(
-        None, "low-rank adapters: {rank: 8, alpha: 16, dropout: 0.0, targets: all-linear}"
-    )
+    lora: dict[str, Any] | None = key(None, f"low-rank adapters, {written(LoraKeys)}; {{}}: these")
     channels_last: bool = key(False, "while training, channels of convolutions are innermost in memory: often faster")
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from torch import nn
 
-from trainer.errors import ConfigError, explain, nearest, refuse
+from trainer.errors import explain, nearest, refuse
 from trainer.optimizer.overrides import overridden, override_faults
 
 # Their tables and gains are matrices by shape alone: a row of a table that no batch uses would only shrink.
@@ -91,7 +91,7 @@ def parameter_groups(
     parameter) pairs, which torch keeps apart as `params` and `param_names`; parameters keep their order.
 
     Args:
-        named_parameters: All parameters of the job, a shared one once; a frozen one is in no group.
+        named_parameters: All parameters of the job, a shared one once; a frozen one is in no group. One is not frozen.
         lr: The base learning rate; None, where an optimizer was given none, is in no group.
         weight_decay: The weight decay; None, where an optimizer was given none, is in no group.
         undecayed: Names of parameters that do not decay in spite of their shape; see `undecayed_names`.
@@ -102,7 +102,7 @@ def parameter_groups(
             without the leading `model.`, fits the pattern `match`, `*` for any characters. The last match holds.
 
     Raises:
-        ConfigError: A value is out of range, an entry of `overrides` fits nothing, or every parameter is frozen.
+        ConfigError: A value is out of range, or an entry of `overrides` fits nothing.
     """
     named = list(named_parameters)
     _check(named, lr, decay, layer_decay, overrides)
@@ -173,9 +173,7 @@ def _check(
     overrides: Sequence[Mapping[str, Any]],
 ) -> None:
     trainable = {name: parameter.requires_grad for name, parameter in named}
-    if not any(trainable.values()):
-        problem = "there is nothing to optimize: every parameter is frozen"
-        raise ConfigError(explain("named_parameters", problem, "Take something out of model.freeze"))
+    assert any(trainable.values()), "there is nothing to optimize"
     problems = override_faults(overrides, trainable)
     if decay not in _DECAYS:
         problems.append(explain("decay", f"must be {' or '.join(_DECAYS)}", nearest(decay, _DECAYS), value=decay))

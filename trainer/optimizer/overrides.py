@@ -26,21 +26,35 @@ def overridden(name: str, overrides: Iterable[Mapping[str, Any]]) -> dict[str, f
 
 
 def override_faults(overrides: Sequence[Any], trainable: Mapping[str, bool]) -> list[str]:
-    """What is wrong with the entries, one message each.
+    """What is wrong with the entries: those of `form_faults`, and patterns that fit no parameter that is trained.
 
     Args:
         overrides: As the user wrote them.
         trainable: Every parameter's name, and whether it is not frozen.
     """
     shown = {_shown(name): free for name, free in trainable.items()}
-    return [
-        fault
-        for number, entry in enumerate(overrides, start=1)
-        for fault in _entry_faults(f"overrides: entry {number}", entry, shown)
-    ]
+    faults = []
+    for where, entry in _numbered(overrides):
+        faults += _entry_faults(where, entry)
+        if isinstance(entry, Mapping) and _is_pattern(entry.get("match")):
+            faults += filter(None, [_match_fault(f"{where}, match", entry["match"], shown)])
+    return faults
 
 
-def _entry_faults(where: str, entry: Any, trainable: Mapping[str, bool]) -> list[str]:
+def form_faults(overrides: Sequence[Any]) -> list[str]:
+    """What is wrong with the entries whatever the model, one message each."""
+    return [fault for where, entry in _numbered(overrides) for fault in _entry_faults(where, entry)]
+
+
+def _numbered(overrides: Sequence[Any]) -> list[tuple[str, Any]]:
+    return [(f"overrides: entry {number}", entry) for number, entry in enumerate(overrides, start=1)]
+
+
+def _is_pattern(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _entry_faults(where: str, entry: Any) -> list[str]:
     if not isinstance(entry, Mapping):
         return [explain(where, "must be a mapping", _FORM, value=entry)]
     known = ["match", *_RANGES]
@@ -52,8 +66,10 @@ def _entry_faults(where: str, entry: Any, trainable: Mapping[str, bool]) -> list
     for key, in_range in _RANGES.items():
         if key in entry and (fault := _value_fault(f"{where}, {key}", entry[key], in_range)):
             faults.append(fault)
-    fault = _match_fault(f"{where}, match", entry.get("match"), trainable)
-    return [*faults, fault] if fault else faults
+    if not _is_pattern(pattern := entry.get("match")):
+        remedy = "blocks.0.* or *.bias, for example"
+        faults.append(explain(f"{where}, match", "must be a pattern of parameter names", remedy, value=pattern))
+    return faults
 
 
 def _value_fault(where: str, value: Any, in_range: Callable[[str, float], str | None]) -> str | None:
@@ -62,11 +78,7 @@ def _value_fault(where: str, value: Any, in_range: Callable[[str, float], str | 
     return in_range(where, value)
 
 
-def _match_fault(where: str, pattern: Any, trainable: Mapping[str, bool]) -> str | None:
-    if not isinstance(pattern, str) or not pattern:
-        return explain(
-            where, "must be a pattern of parameter names", "blocks.0.* or *.bias, for example", value=pattern
-        )
+def _match_fault(where: str, pattern: str, trainable: Mapping[str, bool]) -> str | None:
     matched = [name for name in trainable if fnmatchcase(name, pattern)]
     if not matched:
         return explain(where, "fits no parameter", _nearest_names(pattern, list(trainable)), value=pattern)
