@@ -2,6 +2,7 @@
 //
 //   golden EXPORT_FOLDER [TOLERANCE]
 //
+// The folder has no golden.pt where it was exported with export.golden=0.
 // Prints the largest difference. Exit code 0: within the tolerance (1e-4), 1: not, 2: a file cannot be used.
 
 #include <torch/script.h>

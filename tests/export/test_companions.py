@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,11 @@ import trainer
 from tests.export.conftest import Published
 from tests.export.toy import SAMPLES, ToyModel, ToyTask, publish_toy, toy_original
 from trainer.errors import ProofError
+from trainer.export.companions import write_companions
+from trainer.export.folder import verify
 from trainer.export.golden import write_golden
 from trainer.export.readme import write_readme
+from trainer.export.subject import Subject
 from trainer.protocols import Batching, Columns
 from trainer.task.image_classification import ImageClassification
 
@@ -80,6 +84,9 @@ def test_golden_images_are_the_files_as_they_were(tmp_path: Path) -> None:
     assert {path.name for path in files} == {path.name for path in stage.iterdir()}
 
 
+GOLDEN = ("golden.json", "golden.npz", "golden.pt")
+
+
 class Shouting(ToyTask):
     """Reads other words than the pieces of its script."""
 
@@ -94,6 +101,43 @@ def test_scripts_that_answer_otherwise_are_not_published(tmp_path: Path) -> None
     assert (tmp_path / "model.onnx").is_file()
     assert "predict.py" not in (tmp_path / "README.md").read_text("utf-8")
     assert "predict.py" not in {entry["file"] for entry in read(tmp_path, "manifest.json")["files"]}
+
+
+def companions(published: Published, stage: Path, task: ToyTask) -> tuple[set[str], ProofError | None]:
+    """What is written beside the published artifacts without golden rows, and why there are no scripts."""
+    content = read(published.folder, "manifest.json")
+    stage.mkdir()
+    for entry in content["artifacts"].values():
+        shutil.copy(published.folder / entry["file"], stage)
+    with torch.no_grad():
+        failure = write_companions(stage, Subject(ToyModel(), task), SAMPLES, 0, content)
+    return {path.name for path in stage.iterdir()} - {"model.onnx", "model.torchscript.pt"}, failure
+
+
+def test_without_golden_rows_no_row_leaves(published: Published, tmp_path: Path) -> None:
+    stage = tmp_path / "stage"
+    found, failure = companions(published, stage, ToyTask())
+    with_golden = {path.name for path in published.folder.iterdir()}
+    assert found == with_golden - {*GOLDEN, "model.onnx", "model.torchscript.pt"}
+    assert failure is None
+    assert set(verify(stage).values()) == {""}
+    text = (stage / "README.md").read_text("utf-8")
+    assert "golden" not in text
+    assert not [sample for sample in SAMPLES if sample["text"] in text]
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    printed = subprocess.run([sys.executable, "-c", code], cwd=stage, capture_output=True, text=True, check=True)
+    assert "input_ids tensor(int64) ['batch', 'sequence']" in printed.stdout.splitlines()
+
+
+def test_without_golden_rows_the_scripts_are_proved(published: Published, tmp_path: Path) -> None:
+    found, failure = companions(published, tmp_path / "stage", Shouting())
+    assert "does not do what the task does: FAILED: input_ids: " in str(failure)
+    assert not found & {*GOLDEN, "predict.py", "task.py"}
+
+
+def test_as_many_golden_rows_as_are_asked_for(tmp_path: Path) -> None:
+    publish_toy(tmp_path, toy_original(ToyModel()), ["torchscript"], golden=1)
+    assert read(tmp_path, "golden.json")["rows"] == [{"text": SAMPLES[0]["text"]}]
 
 
 class Silent(Shouting):

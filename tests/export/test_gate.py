@@ -58,6 +58,17 @@ def test_first_variant_inside_the_budget_is_taken(tmp_path: Path, subject: Subje
     assert (tmp_path / "model.one").read_text() == "0.001"
 
 
+def test_pytorch_runs_once_over_the_split_for_all_variants(tmp_path: Path, subject: Subject) -> None:
+    calls = []
+    watched = subject.model.register_forward_hook(lambda *_: calls.append(None))
+    verdict = judged([made("one", 100.0, 50.0, 0.001)], tmp_path, subject)
+    watched.remove()
+    assert [candidate.variant.name for candidate in verdict.proved] == ["by 0.001"]
+    num_batches = len([*batches()])
+    # These artifacts run the model too: each of the three at every case and on every batch.
+    assert len(calls) == 3 * (len(subject.cases) + num_batches) + num_batches
+
+
 def test_difference_of_an_inexact_format_is_recorded_and_not_refused(tmp_path: Path, subject: Subject) -> None:
     (candidate,) = judged([made("one", 0.001)], tmp_path, subject).proved
     assert candidate.largest_difference == pytest.approx(0.001, rel=1e-3)

@@ -29,12 +29,12 @@ def test_artifacts_of_the_same_model_stay_as_they_were_proved(tmp_path: Path, ca
     artifacts = publish_toy(tmp_path, MODEL, ["pth"])
     now = manifest(tmp_path)
     assert [(each.name, each.kept) for each in artifacts] == [
-        ("pth", False),
         ("torchscript", True),
         ("safetensors", True),
+        ("pth", False),
     ]
     assert (tmp_path / "model.torchscript.pt").stat().st_ino == inode
-    assert now["formats"] == ["pth", "torchscript", "safetensors"]
+    assert now["formats"] == ["torchscript", "safetensors", "pth"]
     assert now["kept"] == ["torchscript", "safetensors"]
     for name in now["kept"]:
         assert now["artifacts"][name] == before["artifacts"][name]

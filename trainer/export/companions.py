@@ -16,6 +16,7 @@ from trainer.errors import ProofError
 from trainer.export.candidate import Candidate
 from trainer.export.cases import BATCH, Case
 from trainer.export.folder import MANIFEST, describe, files_of, write_json
+from trainer.export.formats import FORMATS
 from trainer.export.gate import Verdict
 from trainer.export.golden import ARRAYS, ROWS, TENSORS, write_golden
 from trainer.export.kept import Kept
@@ -25,7 +26,10 @@ from trainer.export.script import GENERATED, RUN, SCRIPTS, prove_scripts, usage,
 from trainer.export.subject import Subject
 from trainer.export.timing import Timing
 
-COMPANIONS = (ROWS, ARRAYS, TENSORS, *SCRIPTS, README)
+STATE = "task.json"
+"""What the task learnt from its training data."""
+
+COMPANIONS = (ROWS, ARRAYS, TENSORS, *SCRIPTS, STATE, README)
 """What an earlier call may have left, beside the task's files."""
 
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "tokenizers", "torch", "transformers")
@@ -50,6 +54,9 @@ def write_companions(
     for name, text in subject.task.artifact_files().items():
         (stage / name).write_text(text, "utf-8")
         files.append(stage / name)
+    if "config" in content["provenance"]:  # with both the task can be made again
+        write_json(stage / STATE, subject.task.state_dict())
+        files.append(stage / STATE)
     rows = write_golden(stage, subject.task, samples[:golden] or samples, subject.pytorch)
     pieces = getattr(subject.task, "script", None)
     has_graph = any(name in content["artifacts"] for name in RUN)
@@ -93,7 +100,8 @@ def manifest(
     """What is published and how it was proved: by this export, by an earlier one, and by what terms (see `keep`)."""
     task = subject.task
     axes = task.axes()
-    artifacts = {candidate.format.name: _entry(stage, candidate) for candidate in verdict.proved} | kept.entries
+    found = {candidate.format.name: _entry(stage, candidate) for candidate in verdict.proved} | kept.entries
+    artifacts = {name: found[name] for name in FORMATS if name in found}
     return {
         "manifest_version": 2,
         "task": type(task).__name__,
