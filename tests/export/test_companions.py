@@ -127,6 +127,10 @@ def test_without_golden_rows_no_row_leaves(published: Published, tmp_path: Path)
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     printed = subprocess.run([sys.executable, "-c", code], cwd=stage, capture_output=True, text=True, check=True)
     assert "input_ids tensor(int64) ['batch', 'sequence']" in printed.stdout.splitlines()
+    command = [sys.executable, "-I", str(stage / "predict.py"), "--check"]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout) == (3, "")
+    assert checked.stderr.endswith("golden.json: is missing. Exports with export.golden=0 have no golden rows.\n")
 
 
 def test_without_golden_rows_the_scripts_are_proved(published: Published, tmp_path: Path) -> None:

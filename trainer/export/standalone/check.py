@@ -1,5 +1,6 @@
 """Compares what this machine makes of the golden rows with what the trained model made of them."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ FOLDER = Path(__file__).resolve().parent
 
 def check(predictor: Any, limit: float) -> bool:
     """Whether the golden rows give the golden inputs, those the golden output, and that the golden answers."""
+    path = FOLDER / "golden.json"
+    if not path.is_file():
+        print(f"{path}: is missing. Exports with export.golden=0 have no golden rows.", file=sys.stderr)
+        raise SystemExit(3)
     task = predictor.task
     golden = task["read_json"]("golden.json")
     rows = [{**row, **({"image": str(FOLDER / row["image"])} if predictor.are_files else {})} for row in golden["rows"]]
