@@ -32,6 +32,18 @@ def test_publishing_replaces_and_removes(tmp_path: Path) -> None:
     assert content == {"manifest.json": "new", "model.onnx": "new", "labels.json": "new", "mine.txt": "old"}
 
 
+@pytest.mark.parametrize("name", ["labels.json", "../labels.json"])
+def test_files_of_an_earlier_manifest_go_if_they_lie_in_the_folder(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / name).write_text("old")
+    write_json(folder / "manifest.json", {"files": [{"file": name}]})
+    with staging(folder) as stage:
+        publish_files(stage, folder, known=[])
+    assert list(folder.iterdir()) == []
+    assert (folder / name).exists() == (name != "labels.json")
+
+
 def test_folder_that_was_published_by_half_has_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("old")
     (tmp_path / "zzz.onnx").mkdir()  # cannot be replaced by a file

@@ -56,11 +56,17 @@ def test_artifacts_stay_where_the_others_fail(tmp_path: Path) -> None:
         def forward(self, *inputs: Any, **named: Any) -> Any:
             return super().forward(*inputs, **named) * len(str(named["input_ids"].shape[1]))
 
+    other = toy_original(Other(), provenance=MODEL.provenance)
     with pytest.raises(ProofError):
-        publish_toy(tmp_path, toy_original(Other(), provenance=MODEL.provenance), ["torchscript"])
+        publish_toy(tmp_path, other, ["torchscript"])
     assert manifest(tmp_path)["formats"] == manifest(tmp_path)["kept"] == ["pth"]
     assert not (tmp_path / "model.torchscript.pt").exists()
     assert set(verify(tmp_path).values()) == {""}
+
+    publish_toy(tmp_path / "export", MODEL, ["torchscript"])
+    with pytest.raises(ProofError):  # and where nothing stays, nothing is left
+        publish_toy(tmp_path / "export", other, ["torchscript"])
+    assert verify(tmp_path / "export") == {}
 
 
 @pytest.mark.parametrize(

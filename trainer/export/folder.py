@@ -37,14 +37,25 @@ def publish_files(stage: Path, folder: Path, *, known: Sequence[str]) -> None:
     Args:
         stage: Files and folders.
         folder: Where they replace those of the same name.
-        known: Names that an earlier call may have left in `folder` and that are removed, as by `remove`.
+        known: Names that an earlier call may have left in `folder` and that are removed, as by `remove`. So are the
+            files that its manifest describes.
     """
+    names = [*known, *_described(folder)]
     (folder / MANIFEST).unlink(missing_ok=True)
-    for name in known:
+    for name in names:
         remove(folder, name)
     done = (path for path in stage.iterdir() if not path.name.startswith(UNFINISHED))
     for path in sorted(done, key=lambda path: path.name == MANIFEST):
         os.replace(path, folder / path.name)
+
+
+def _described(folder: Path) -> list[str]:
+    """The files right in a folder that its manifest describes beside the artifacts; none where it says nothing."""
+    try:
+        names = [entry["file"] for entry in json.loads((folder / MANIFEST).read_text("utf-8"))["files"]]
+        return [name for name in names if Path(name).name == name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def files_of(folder: Path, name: str) -> list[Path]:
