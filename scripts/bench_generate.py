@@ -22,8 +22,9 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from trainer.decode.graph import FILE
 from trainer.decode.greedy import Greedy
-from trainer.decode.onnx_reader import FILE, OnnxReader, open_session
+from trainer.decode.onnx_reader import OnnxReader, open_session
 from trainer.decode.prompt import Prompt
 from trainer.decode.reading import CachedReader, OpenReader, WholeReader
 from trainer.export.cached_decoder import write_cached_decoder

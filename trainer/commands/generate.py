@@ -13,6 +13,7 @@ from trainer.commands.folders import existing_run_folder, named_checkpoint
 from trainer.config.jobs import GenerateJob
 from trainer.config.signature import attribute
 from trainer.config.stored import job_from_text, load_stored_config
+from trainer.decode.graph import FILE
 from trainer.errors import CheckpointError, ConfigError, DataError, explain, refuse
 from trainer.predict.stdin import stdin_lines
 from trainer.predict.writing import Write, check_output, writing
@@ -87,7 +88,7 @@ def _check_language_model(folder: Path) -> None:
 
 def _graph(folder: Path) -> Path:
     """The artifact that reads in the model's place."""
-    path = folder / "export" / "decoder_with_cache.onnx"
+    path = folder / "export" / FILE
     if not path.is_file():
         remedy = f"Write it: trainer export run={folder} export.formats=[onnx_cache]"
         raise CheckpointError(explain("backend", "the run has no decoder as an artifact", remedy, value=str(path)))

@@ -9,12 +9,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-FILE = "decoder_with_cache.onnx"
-"""The artifact `onnx_cache`."""
-
-IDS = "input_ids"
-SCORES = "logits"
-"""Names of the graph's first input and output; the others are the cache, `past_<n>` in and `present_<n>` out."""
+from trainer.decode.graph import IDS
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from trainer.decode.graph import IDS, SCORES
 from trainer.decode.greedy import Greedy
-from trainer.decode.onnx_reader import IDS, SCORES, OnnxReader, open_session
+from trainer.decode.onnx_reader import OnnxReader, open_session
 from trainer.decode.prompt import Prompt
 from trainer.decode.reading import Cache, WholeReader, cached_step
 from trainer.errors import ConfigError, ProofError, explain

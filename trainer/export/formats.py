@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.decode.onnx_reader import FILE as WITH_CACHE
+from trainer.decode.graph import FILE as WITH_CACHE
 from trainer.export.cached_decoder import load_cached_decoder, write_cached_decoder
 from trainer.export.cases import Forward
 from trainer.export.float_graph import write_float
