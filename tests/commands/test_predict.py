@@ -1,6 +1,7 @@
 """`trainer predict` through the command line: a small run of each task, its answers beside what `eval` says of it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -312,7 +313,7 @@ def test_the_newest_run_and_weights_to_choose(run_of: Callable[[str], Path]) -> 
         (["input=notes.md"], 2, "input: is a file of no known kind, got 'notes.md'. Known: .csv"),
         (["input=x", "output=out.xls"], 2, "output: is of no known kind"),
         (["input=test.jsonl", "output=./test.jsonl"], 2, "output: is the input"),
-        (["input=x", "backend=onx"], 2, "backend: must be one of torch, onnx, got 'onx'. Did you mean onnx."),
+        (["input=x", "backend=onx"], 2, "backend: must be one of torch, onnx or null, got 'onx'. Did you mean onnx."),
         (["input=x", "backend=onnx"], 3, "backend: the run has no such artifact"),
         (["input=x", "backend=onnx", "precision=bf16"], 2, "precision: is of PyTorch"),
         (["input=x", "backend=onnx", "device=cuda"], 2, "device: is of PyTorch"),
@@ -362,7 +363,7 @@ def close(one: Any, other: Any) -> bool:
 @pytest.mark.parametrize(
     "task", [task if task == "text_classification" else pytest.param(task, marks=pytest.mark.slow) for task in TASKS]
 )
-def test_an_artifact_answers_as_the_model_does(task: str, run_of: Callable[[str], Path]) -> None:
+def test_an_artifact_answers_as_the_model_does(task: str, run_of: Callable[[str], Path], tmp_path: Path) -> None:
     folder = run_of(task)
     if not (folder / "run/export/model.onnx").exists():
         assert main(["export", f"run={folder / 'run'}", "export.formats=[onnx]"]) == 0
@@ -372,17 +373,42 @@ def test_an_artifact_answers_as_the_model_does(task: str, run_of: Callable[[str]
         given.write_text("apple [MASK] saw\n[MASK] fox\nno mask\n")
     by_model = predicted(folder, given)
     by_graph = predicted(folder, given, "backend=onnx")
-    in_folder = predicted(folder, given, "backend=onnx", f"run={folder / 'run/export'}")
+    alone = shutil.copytree(folder / "run/export", tmp_path / "alone")
 
     assert len(by_model) > 2
     assert close(by_model, by_graph), (by_model[:2], by_graph[:2])
-    assert in_folder == by_graph
+    assert predicted(folder, given, f"run={alone}") == by_graph
+    assert predicted(folder, given, f"run={folder / 'run/export'}") == by_graph
+    assert predicted(folder, given, f"run={folder / 'run/export'}", "backend=torch") == by_model
 
 
 def test_artifacts_without_their_run(
     run_of: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "alone").mkdir()
-    (tmp_path / "alone/predict.py").write_text("")
-    assert main(["predict", f"run={tmp_path / 'alone'}", "input=x", "backend=onnx"]) == 3
-    assert f"Run their own script: python {tmp_path}/alone/predict.py" in capfd.readouterr().err
+    folder = run_of("text_classification")
+    assert (folder / "run/export/model.onnx").exists() or main(
+        ["export", f"run={folder / 'run'}", "export.formats=[onnx]"]
+    ) == 0
+    alone = shutil.copytree(folder / "run/export", tmp_path / "alone")
+    shown = (alone / "manifest.json").read_text("utf-8")
+    assert str(folder) not in shown, "what leaves the house names no file of it"
+
+    def asked(*options: str, code: int) -> str:
+        assert main(["predict", f"run={alone}", "input=a text", *options]) == code
+        return capfd.readouterr().err
+
+    of_run = "is of a run, and this is a folder of artifacts"
+    assert f"weights: {of_run}" in (told := asked("weights=raw", "precision=bf16", code=2))
+    assert f"precision: {of_run}" in told
+    assert "Run their own script" in asked("backend=torch", code=3)
+    assert "loader.eval_batch_sise: there is no such key" in asked("loader.eval_batch_sise=3", code=2)
+    (alone / "model.onnx").rename(alone / "model.bin")
+    assert "backend: the folder has no such artifact" in asked(code=3)
+    (alone / "model.bin").rename(alone / "model.onnx")
+    (alone / "manifest.json").write_text(shown.replace("trainer.task.text_classification.TextClass", "os.path.Join"))
+    assert "a checkpoint may name our own parts" in asked(code=3)
+    (alone / "manifest.json").write_text(shown)
+    (alone / "task.json").write_text("{}")
+    assert f"{alone}/task.json: cannot be used (KeyError: 'labels')" in asked(code=3)
+    (alone / "manifest.json").unlink()
+    assert f"Run their own script: python {alone}/predict.py" in asked(code=3)

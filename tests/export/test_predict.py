@@ -95,13 +95,13 @@ def test_broken_tables_stop_no_others(published: Published, tmp_path: Path) -> N
     assert (result.returncode, result.stderr) == (6, "7 of 10 rows could not be used; the others are answered.\n")
     assert [answer.get("error", answer.get("label")).removeprefix(f"{tmp_path}/") for answer in answers] == [
         expected()[0]["label"],
-        "cells.csv, row 2: expected 2 cells as in the header, got 1",
-        "cells.csv, row 3: broken CSV: ',' expected after '\"'",
+        "cells.csv, line 3: broken CSV: expected 2 cells as in the header, got 1",
+        "cells.csv, line 4: broken CSV: ',' expected after '\"'",
         "cells.csv, row 4: holds nothing",
         expected()[1]["label"],
-        "columns.csv: must have the column 'text' once. It has 'more', 'txt'",
-        "twice.csv: must have the column 'text' once. It has 'text', 'text'",
-        "empty.csv: must have the column 'text' once. It has none",
+        "columns.csv: needs one column 'text'. It has 'more', 'txt'",
+        "twice.csv: needs one column 'text'. It has 'text', 'text'",
+        "empty.csv: needs one column 'text'. It has none",
         "bytes.csv, row 1: is not UTF-8",
         expected()[1]["label"],
     ]

@@ -31,6 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "今天天气很好。",
         "no\0path",
         "e.g.",
+        '{"a":"b/c.csv"}',
         "x" * 5000 + ".csv",
     ],
 )

@@ -11,19 +11,66 @@ import torch
 from torch import Tensor, nn
 
 from trainer.build import parts
+from trainer.build.instantiate import make
 from trainer.build.models import batching_of, merged
 from trainer.checkpoint.store import Store
 from trainer.commands.folders import CHECKPOINTS, named_checkpoint
 from trainer.commands.trained import load_trained
 from trainer.config.jobs import PredictJob, TrainJob
 from trainer.config.sections import ColumnsSection
-from trainer.config.stored import job_from_text
+from trainer.config.stored import job_from_text, with_overrides
+from trainer.config.trust import trusted
+from trainer.data.utf8 import first_line
 from trainer.errors import CheckpointError, explain
+from trainer.export.companions import STATE
 from trainer.precision import Precision
 from trainer.predict.answering import Answering, Forward, check_task
 from trainer.predict.asked import Reading
 from trainer.protocols import Batching, Task
 from trainer.targets import scored
+
+_CELLS = {"list_separator": " ", "separator": None, "quote": '"'}
+"""What stands between and around the cells of a source that does not say."""
+
+
+def answering_config(job: TrainJob, task: Task) -> dict[str, Any]:
+    """What of a run's config answering rows needs, for whoever gets its artifacts alone: no file of the run is in it.
+
+    It has the keys `task`, `data` and `loader` of that config.
+    """
+    columns = _columns(job.data)
+    known = {role: columns[role] for role in task.reads() if isinstance(columns.get(role), str)}
+    cells = {key: job.data.get(key, usual) for key, usual in _CELLS.items()}
+    return {
+        "task": job.task | ({"tokenizer": None} if "tokenizer" in job.task else {}),  # the task's state holds it
+        "data": {"columns": known, **cells},
+        "loader": {"eval_batch_size": job.loader.eval_batch_size},
+    }
+
+
+def answering_of_artifact(job: PredictJob, graph: Path, config: Mapping[str, Any]) -> tuple[Answering, Reading]:
+    """What answers rows by a folder of artifacts alone, and how they are read.
+
+    Args:
+        job: The checked config.
+        graph: The artifact that answers.
+        config: What `answering_config` wrote, as the folder's manifest has it.
+
+    Raises:
+        CheckpointError: The folder is damaged, or names code that is not trusted.
+    """
+    if untrusted := trusted(config, job.trust):
+        raise CheckpointError(*untrusted)
+    config = with_overrides(config, job.stored_overrides)
+    task: Task = make("task", config["task"])
+    try:
+        task.load_state_dict(json.loads((graph.parent / STATE).read_text("utf-8")))
+    except Exception as error:  # of many types: the folder came from anywhere
+        problem = f"cannot be used ({type(error).__name__}: {first_line(error)})"
+        raise CheckpointError(explain(str(graph.parent / STATE), problem, "Get the folder again")) from error
+    forward = _graph_forward(graph)
+    size = config["loader"]["eval_batch_size"]
+    return Answering(task, forward, "padded", size, job.top), _reading(config["data"], task, job.columns)
 
 
 def answering_of(job: PredictJob, folder: Path, graph: Path | None) -> tuple[Answering, Reading]:
@@ -54,7 +101,9 @@ def answering_of(job: PredictJob, folder: Path, graph: Path | None) -> tuple[Ans
         model = scored(merged(own, trained.model), trained.loss).eval()
         forward = _model_forward(model, trained.device, Precision(job.precision, trained.device))
     check_task(task)
-    return Answering(task, forward, batching, own.loader.eval_batch_size, job.top), _reading(own, task, job.columns)
+    return Answering(task, forward, batching, own.loader.eval_batch_size, job.top), _reading(
+        own.data, task, job.columns
+    )
 
 
 def _task(folder: Path, checkpoint: str, read_config: Any) -> tuple[TrainJob, Task]:
@@ -85,16 +134,16 @@ def _graph_forward(path: Path) -> Forward:
     return forward
 
 
-def _reading(job: TrainJob, task: Task, named: ColumnsSection) -> Reading:
-    data = job.data
-    own: dict[str, Any] = {"text": data["text"]} if "text" in data else {}
-    own |= data["columns"] if isinstance(data.get("columns"), Mapping) else {}
-    own |= {role: column for role, column in vars(named).items() if column is not None}
+def _columns(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of the run's own data by their roles."""
+    found: dict[str, Any] = {"text": data["text"]} if "text" in data else {}
+    return found | (dict(data["columns"]) if isinstance(data.get("columns"), Mapping) else {})
+
+
+def _reading(data: Mapping[str, Any], task: Task, named: ColumnsSection) -> Reading:
     return Reading(
         roles=tuple(task.reads()),
-        columns=own,
+        columns=_columns(data) | {role: column for role, column in vars(named).items() if column is not None},
         numeric=getattr(task, "numeric", {}),
-        list_separator=data.get("list_separator", " "),
-        separator=data.get("separator"),
-        quote=data.get("quote", '"'),
+        **{key: data.get(key, usual) for key, usual in _CELLS.items()},
     )

@@ -53,6 +53,7 @@ def export_trained(trained: Trained, export: dict[str, Any], split: str, name: s
     """The artifacts that the group `export` asks for, proved on a split, in the folder `name` of the run."""
     from trainer.build.instantiate import make
     from trainer.build.models import merged
+    from trainer.commands.answering import answering_config
     from trainer.commands.trained import split_batches
     from trainer.export.original import Original
     from trainer.targets import scored
@@ -64,7 +65,7 @@ def export_trained(trained: Trained, export: dict[str, Any], split: str, name: s
         training=lambda count: split_batches(trained, "train", "padded", count),
         samples=trained.encoded.samples(split),
         architecture={"model": trained.job.model, "facts": trained.task.facts()},
-        provenance=trained.provenance | {"split": split},
+        provenance=trained.provenance | {"split": split, "config": answering_config(trained.job, trained.task)},
     )
     artifacts: list[Artifact] = make("export", export)(trained.folder / name, original)
     return artifacts

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from trainer.commands.folders import existing_run_folder
+from trainer.commands.folders import EXPORT, existing_run_folder
 from trainer.config.jobs import PredictJob
 from trainer.config.signature import attribute
-from trainer.config.stored import load_stored_config
+from trainer.config.stored import exported_config, load_stored_config
 from trainer.errors import CheckpointError, ConfigError, DataError, explain, refuse
+from trainer.export.script import RUN
 from trainer.predict.asked import Reading, rows_of
 from trainer.predict.given import read_given
 from trainer.predict.writing import writing
@@ -44,13 +46,18 @@ def run(job: PredictJob, config: dict[str, Any]) -> None:
         DataError: Rows could not be used; the others were answered.
     """
     given, corpus, output = read_given(job.input, job.corpus, job.output)
-    folder = existing_run_folder(job.run)
-    graph = folder / "export" / "model.onnx" if job.backend == "onnx" else None
-    _check_run(job, folder, graph)
-    from trainer.commands.answering import answering_of
+    alone = None if job.run is None or job.backend == "torch" else exported_config(job.run)
+    folder = existing_run_folder(job.run) if alone is None else Path(str(job.run))
+    graph = _graph(folder / EXPORT if alone is None else folder)
+    _check(job, folder, graph, alone)
+    from trainer.commands.answering import answering_of, answering_of_artifact
     from trainer.predict.answering import Tally
 
-    answering, reading = answering_of(job, folder, graph)
+    if alone is None:
+        answering, reading = answering_of(job, folder, graph if job.backend == "onnx" else None)
+    else:
+        assert graph is not None, "it was checked"
+        answering, reading = answering_of_artifact(job, graph, alone)
     tally = Tally()
     windows = _answered(job, given, corpus, answering, reading, tally)
     with writing(output) as write:
@@ -65,18 +72,36 @@ def run(job: PredictJob, config: dict[str, Any]) -> None:
     _conclude(tally, answering)
 
 
-def _check_run(job: PredictJob, folder: Path, graph: Path | None) -> None:
-    """Whether the run can answer, as far as that can be known before anything heavy is loaded."""
+def _graph(folder: Path) -> Path | None:
+    """The ONNX file that answers, of a folder of artifacts; None where there is none."""
+    try:
+        # The manifest comes last: without it the artifacts are not complete, or not proved.
+        found = json.loads((folder / "manifest.json").read_text("utf-8"))["artifacts"]
+        files = [folder / found[name]["file"] for name in RUN if name in found]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return next((file for file in files if file.is_file()), None)
+
+
+def _check(job: PredictJob, folder: Path, graph: Path | None, alone: Mapping[str, Any] | None) -> None:
+    """Whether there is what is to answer and it can, as far as that can be known before anything heavy is loaded."""
     faults = []
-    task = str(load_stored_config(folder, key="run")["task"]["_target_"])
+    config = load_stored_config(folder, key="run") if alone is None else alone
+    task = str(config["task"]["_target_"])
     # The target of a task that makes vectors follows from its keys.
     if job.neighbours is not None and task.startswith("trainer.") and attribute(task, "target") is not None:
         faults.append(_NO_VECTORS)
-    # The manifest comes last: without it the artifacts are not complete, or not proved.
-    absent = graph is not None and not (graph.is_file() and (graph.parent / "manifest.json").is_file())
+    if alone is not None:
+        own = {"checkpoint": "best", "weights": "auto", "precision": "fp32"}
+        wrong = [(key, getattr(job, key)) for key, usual in own.items() if getattr(job, key) != usual]
+        wrong += [("device", job.device)] if job.device not in ("auto", "cpu") else []
+        remedy = "Leave it out, or name the run folder"
+        faults += [explain(key, "is of a run, and this is a folder of artifacts", remedy, value=v) for key, v in wrong]
+    absent = graph is None and (alone is not None or job.backend == "onnx")
     if absent:
-        remedy = f"Write one: trainer export run={folder} export.formats=[onnx]"
-        faults.append(explain("backend", "the run has no such artifact", remedy, value=str(graph)))
+        name, where, run = ("run", folder / EXPORT, folder) if alone is None else ("folder", folder, Path("PATH"))
+        remedy = f"Write one: trainer export run={run} export.formats=[onnx]"
+        faults.append(explain("backend", f"the {name} has no such artifact", remedy, value=str(where / "model.onnx")))
     if absent and len(faults) == 1:
         raise CheckpointError(*faults)
     refuse(*faults)

@@ -129,10 +129,11 @@ class ExportJob(CheckpointJob, DataJob):
 class PredictJob(DeviceJob, DataJob):
     """All of a prediction."""
 
+    run: str | None = key(None, "the run folder, or a folder of artifacts; null: the newest run")
     input: str | None = text(None, "a text, a file or a folder of images; null or -: each line of standard input")
     output: str | None = key(None, "a file, .jsonl, .csv or .parquet; null or -: JSON lines on standard output")
     columns: ColumnsSection = section(ColumnsSection, "which columns of a file are read")
-    backend: Literal["torch", "onnx"] = key("torch", "torch: a checkpoint; onnx: the run's artifact onnx")
+    backend: Literal["torch", "onnx"] | None = key(None, "torch: a checkpoint; onnx: an artifact; null: what run names")
     top: int = key(1, "so many of the likeliest classes or tokens, with their probabilities")
     neighbours: int | None = key(None, "so many nearest texts of the corpus, by the cosine of their vectors")
     corpus: str | None = text(None, "a file of the texts that neighbours are looked for among")

@@ -19,7 +19,7 @@ from trainer.config.parts import value_faults, without_replaced
 from trainer.config.paths import missing_data, missing_inputs, missing_parts
 from trainer.config.request import Request, read_request
 from trainer.config.resume import resumed
-from trainer.config.stored import load_stored_config, with_overrides
+from trainer.config.stored import exported_config, load_stored_config, with_overrides
 from trainer.config.trust import trusted
 from trainer.errors import CheckpointError, ConfigError, DataError, explain, refuse
 
@@ -158,7 +158,8 @@ def _check_run(request: Request) -> None:
     values = {item.key_or_group: item.value() for item in request.given.values}
     run, trust = values.get("run"), values.get("trust")
     if isinstance(run, str):
-        stored = load_stored_config(run, key="run")
+        alone = exported_config(run) if request.verb == "predict" and values.get("backend") != "torch" else None
+        stored = load_stored_config(run, key="run") if alone is None else alone
         if untrusted := trusted(stored, [str(package) for package in trust] if isinstance(trust, list) else []):
             raise CheckpointError(*untrusted)
         with_overrides(stored, stored_pairs(request))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -80,6 +81,18 @@ def load_stored_config(path: str | Path, key: str = "resume") -> dict[str, Any]:
         with suppress(CheckpointError, UnicodeDecodeError):
             return stored_config(file.read_text(encoding="utf-8"), str(file))
     return stored_config(there[-1].read_text(encoding="utf-8"), str(there[-1]))
+
+
+def exported_config(path: str | Path) -> dict[str, Any] | None:
+    """What a folder of artifacts says of the config that answering rows needs; None where it is none, or says nothing.
+
+    It has the keys `task`, `data` and `loader` of a run's configuration.
+    """
+    try:
+        manifest = json.loads((Path(path) / "manifest.json").read_text(encoding="utf-8"))
+        return dict(manifest["provenance"]["config"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def with_overrides(config: Mapping[str, Any], pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

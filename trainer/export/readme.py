@@ -174,6 +174,7 @@ def _files(stage: Path) -> str:
         ROWS: "rows of the evaluation split and the answers to them",
         ARRAYS: "the model's inputs for those rows and its output, for NumPy",
         TENSORS: "the same for PyTorch and, with `torch::jit::pickle_load`, C++",
+        "task.json": "what the task learnt: `trainer predict run=FOLDER` answers by this folder, too",
         "task.py": "how rows become inputs and the output answers",
         "predict.py": "the command",
         "rows.py": "how arguments, files and lines become rows",

@@ -15,8 +15,8 @@ from trainer.predict.writing import check_output
 LINES = (".txt", ".txt.gz")
 """Files whose lines are rows."""
 
-_FILE_NAME = re.compile(r"[^\s]*(/[^\s]*|\.[A-Za-z][A-Za-z0-9]{0,9})")
-"""What is taken for the name of a file also where there is none: no white space, but a `/` or an ending."""
+_FILE_NAME = re.compile(r"(?![{\[])\S*(/\S*|\.[A-Za-z][A-Za-z0-9]{0,9})")
+"""What is taken for a file also where there is none: no JSON, no white space, but a `/` or an ending."""
 
 
 class Given(NamedTuple):

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from typing import IO, Any
 
 KINDS = (".txt", ".jsonl", ".csv")
@@ -65,29 +66,29 @@ def of_lines(name: str, lines: Iterable[str | None], read: ReadLine) -> Iterator
 
 def of_csv(name: str, file: IO[str], columns: Row) -> Iterator[Asked]:
     csv.field_size_limit(2**31 - 1)
-    records = filter(None, csv.reader(file, strict=True))
+    reader = csv.reader(file, strict=True)
+    records = filter(None, reader)
     header = next(records, [])
     if wrong := [column for column in columns.values() if header.count(column) != 1]:
-        there = ", ".join(map(repr, header)) or "none"
-        raise ValueError(f"must have the column {', '.join(map(repr, wrong))} once. It has {there}")
-    number = 0
-    while True:
-        place = f"{name}, row {(number := number + 1)}"
+        raise ValueError(
+            f"needs one column {', '.join(map(repr, wrong))}. It has {', '.join(map(repr, header)) or 'none'}"
+        )
+    for number in count(1):
         try:
-            if (cells := next(records, None)) is None:
+            if not (cells := next(records, [])):
                 return
+            if len(cells) != len(header):
+                raise csv.Error(f"expected {len(header)} cells as in the header, got {len(cells)}")
+            place = f"{name}, row {number}"
+            yield asked(place, cells, lambda each: picked(dict(zip(header, each, strict=True)), columns))
         except csv.Error as error:
-            yield place, None, f"broken CSV: {error}"
-            continue
-        if len(cells) == len(header):
-            yield asked(place, cells, lambda cells: picked(dict(zip(header, cells, strict=True)), columns))
-        else:
-            yield place, None, f"expected {len(header)} cells as in the header, got {len(cells)}"
+            yield f"{name}, line {reader.line_num}", None, f"broken CSV: {error}"
 
 
 def stdin_lines() -> Iterator[str | None]:
     rest = b""
-    while piece := sys.stdin.buffer.read1(1 << 16):
+    stream: Any = sys.stdin.buffer
+    while piece := stream.read1(1 << 16):
         *lines, rest = (rest + piece).split(b"\n")
         yield from (f"{line.decode('utf-8', 'surrogateescape')}\n" for line in lines)
         yield None
