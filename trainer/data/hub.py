@@ -15,6 +15,7 @@ from trainer.data.rows import place, row_id
 from trainer.data.splits import Division, key_for, read_splits, stored, write_splits
 from trainer.data.table import Record, Table, all_of, check_columns
 from trainer.errors import ConfigError, DataError, explain, nearest
+from trainer.hub import reachable
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -119,12 +120,15 @@ class Hub:
     @cached_property
     def _tables(self) -> dict[str, Dataset]:
         """The data set's splits that are asked for."""
-        from datasets import disable_progress_bars, load_dataset, load_from_disk
+        from datasets import config, disable_progress_bars, load_dataset, load_from_disk
 
         disable_progress_bars()
         # It prints what it also passes on, which the run's own log shows.
         logging.getLogger("huggingface_hub").handlers.clear()
         folder = self._folder
+        if folder is None and not reachable():
+            # At once what it would do after many tries: look into its cache.
+            config.HF_HUB_OFFLINE = True
         try:
             if folder is not None and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
                 found = load_from_disk(str(folder))
@@ -144,13 +148,13 @@ class Hub:
 
     def _unreachable(self, error: Exception) -> str:
         """What a failure of the library means, and what to do about it."""
-        from datasets import config
+        from huggingface_hub import constants
 
         text = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         path, name = self._given["path"], self._given["name"]
         if isinstance(error, ValueError):
             key, value, remedy = "data.name", name, "Name one of its configurations"
-        elif isinstance(error, ConnectionError) and config.HF_HUB_OFFLINE:
+        elif isinstance(error, ConnectionError) and constants.HF_HUB_OFFLINE:
             remedy = "HF_HUB_OFFLINE is set, and the cache has no such data set: unset it, or name a folder"
             key, value = "data.path", path
         elif isinstance(error, ConnectionError):

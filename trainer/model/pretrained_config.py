@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from trainer import hub
 from trainer.errors import ConfigError, explain, nearest, refuse
 
 _HUB_NAME: Final = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -54,11 +55,18 @@ def place_of(path: str) -> str:
     return path
 
 
+def is_offline(place: str) -> bool:
+    """Whether what `place_of` gave is not here, and the hub cannot be asked for it."""
+    return not Path(place).is_dir() and not hub.reachable()
+
+
 def not_found(path: str, error: Exception) -> ConfigError:
     """The message for a model that is not in its folder, or that the hub does not give."""
     reason = str(error).strip().split("\n")[0].rstrip(".")
     if Path(path).expanduser().is_dir():
         return ConfigError(explain("path", f"cannot be read ({reason})", value=path))
+    if isinstance(error, OSError) and is_offline(path):
+        reason = "it cannot be reached, and its cache here lacks it"
     remedy = (
         "Check the name; without a network, fetch it elsewhere (hf download NAME --local-dir FOLDER) and "
         "give the folder"
@@ -73,7 +81,7 @@ def _read(path: str, changes: Mapping[str, Any]) -> Any:
 
     place = place_of(path)
     try:
-        return AutoConfig.from_pretrained(place, trust_remote_code=False, **changes)
+        return AutoConfig.from_pretrained(place, trust_remote_code=False, local_files_only=is_offline(place), **changes)
     except (OSError, ValueError, KeyError) as error:
         raise not_found(path, error) from error
     except Exception as error:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from trainer.errors import ConfigError, explain, refuse
-from trainer.model.pretrained_config import not_found, place_of
+from trainer.model.pretrained_config import is_offline, not_found, place_of
 
 logger = logging.getLogger(__name__)
 
@@ -156,10 +156,10 @@ def _made(auto: Any, config: Any, arguments: dict[str, Any]) -> Any:
 
 
 def _loaded(auto: Any, config: Any, path: str, arguments: dict[str, Any]) -> Any:
+    place = place_of(path)
+    arguments |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "local_files_only": is_offline(place)}
     try:
-        model, found = auto.from_pretrained(
-            place_of(path), config=config, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
-        )
+        model, found = auto.from_pretrained(place, config=config, **arguments)
     except Exception as error:
         # A damaged file fails as its format does.
         raise not_found(path, error) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from trainer import hub
 from trainer.errors import ConfigError, explain
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -95,7 +96,7 @@ def _fetched(name: str) -> Path | None:
     if not _HUB_NAME.fullmatch(name) or name.endswith(".json"):
         raise ConfigError(explain("tokenizer", "no such file", "Give a tokenizer.json or its folder", value=name))
     try:
-        return Path(hf_hub_download(name, "tokenizer.json"))
+        return Path(hf_hub_download(name, "tokenizer.json", local_files_only=not hub.reachable()))
     except EntryNotFoundError as error:
         if not isinstance(error, LocalEntryNotFoundError):
             return None
@@ -112,7 +113,8 @@ def _converted(path: str, place: str) -> Tokenizer:
     """The tokenizer that transformers makes of a folder or a name."""
     from transformers import AutoTokenizer
 
-    made = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    offline = not Path(place).is_dir() and not hub.reachable()
+    made = AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=offline)
     tokenizer: Tokenizer | None = getattr(made, "backend_tokenizer", None)
     # Without its vocabulary the library makes a tokenizer all the same, to which every word is unknown.
     if tokenizer is None or set(tokenizer.get_vocab()) <= set(made.all_special_tokens):
