@@ -2,25 +2,27 @@
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.export import ExportedProgram
 
 import trainer.export.onnx as exporter
 from tests.export.toy import ToyModel, ToyTask, publish_toy, toy_original
 from trainer.export import float_graph
-from trainer.export.onnx import open_session, write_onnx
+from trainer.export.onnx import open_session, save_graph
 from trainer.export.subject import Subject
 
 
 def test_the_graph_is_exported_once_whoever_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
 
-    def counting(path: Path, subject: Subject) -> dict[str, int]:
+    def counting(program: ExportedProgram, path: Path, axes: Any) -> int:
         written.append(path)
-        return write_onnx(path, subject)
+        return save_graph(program, path, axes)
 
-    monkeypatch.setattr(float_graph, "write_onnx", counting)
+    monkeypatch.setattr(exporter, "save_graph", counting)
     formats = ["onnx_fp16", "onnx", "onnx_int8"]
     artifacts = publish_toy(tmp_path, toy_original(ToyModel()), formats, metric_budget=1.0)
     assert {artifact.name for artifact in artifacts} == {*formats}

@@ -72,8 +72,8 @@ def test_artifacts_stay_where_the_others_fail(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"provenance": {"step": 931, "weights": "raw"}}, "it was proved with another step, weights"),
-        ({"tolerance": 1e-5}, "it was proved with another tolerance"),
+        ({"provenance": {"step": 931, "weights": "raw"}}, "it differs from this one in step, weights"),
+        ({"tolerance": 1e-5}, "it differs from this one in tolerance"),
     ],
 )
 def test_artifacts_of_another_model_go_and_that_is_said(
@@ -110,7 +110,7 @@ def test_only_what_is_still_what_was_proved_stays(tmp_path: Path) -> None:
     assert lost(folder, stage)["model.onnx"] == "manifest.json does not say what it is"
     assert lost(folder, stage, tolerance=1.0) == lost(folder, stage, metric_budget=1.0) == lost(folder, stage)
     torch = {**manifest(folder)["versions"], "torch": "1"}
-    assert lost(folder, stage, versions=torch)["model.pth"] == "it was proved with another torch"
+    assert lost(folder, stage, versions=torch)["model.pth"] == "it differs from this one in torch"
     for wrong in ("", "[]", text.replace('"metrics"', '"scores"'), text.replace('"tolerance"', '"x"')):
         terms = {"provenance": {}, "versions": {}, "tolerance": 1.0, "metric_budget": 1.0}
         (folder / "manifest.json").write_text(wrong)

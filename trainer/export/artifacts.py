@@ -144,7 +144,8 @@ def _timings(stage: Path, subject: Subject, verdict: Verdict, kept: Kept) -> lis
             programs[format.name], _ = format.load(stage / format.path, subject)
     if not programs:
         return []
-    return measure({EAGER: subject.pytorch, **programs}, timed_inputs(subject.task), seconds=_TIMING_SECONDS)
+    forwards = {EAGER: subject.pytorch, **{name: programs[name] for name in FORMATS if name in programs}}
+    return measure(forwards, timed_inputs(subject.task), seconds=_TIMING_SECONDS)
 
 
 def _artifacts(folder: Path, content: Mapping[str, Any], timings: list[Timing]) -> list[Artifact]:

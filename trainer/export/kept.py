@@ -52,7 +52,7 @@ def keep(folder: Path, stage: Path, written: Collection[str], terms: Mapping[str
         if entry is None:
             kept.lost[format.path] = f"{MANIFEST} does not say what it is"
         elif changed:
-            kept.lost[format.path] = f"it was proved with another {', '.join(changed)}"
+            kept.lost[format.path] = f"it differs from this one in {', '.join(changed)}"
         elif fault := _linked(folder, stage, format.path, entry):
             kept.lost[format.path] = fault
         else:
