@@ -136,6 +136,20 @@ def test_a_file_that_is_not_there_is_no_text(published: Published, tmp_path: Pat
     ]
 
 
+def test_columns_of_a_file_have_the_names_of_training(copy: Path, tmp_path: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
+    manifest["provenance"]["config"] = {"data": {"columns": {"text": "content"}}}
+    (copy / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    (tmp_path / "rows.csv").write_text("content\n" + "\n".join(TEXTS), "utf-8")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "w1", "Content": "w2"}), "utf-8")
+
+    assert_answers(run(copy, str(tmp_path / "rows.csv")))
+    assert_answers(run(copy, *TEXTS))
+    result = run(copy, str(tmp_path / "rows.jsonl"))
+    assert "rows.jsonl, line 1: has no column 'content'. It has 'text', 'Content'" in result.stdout
+    assert (result.returncode, result.stderr) == (6, "1 of 1 rows could not be used.\n")
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "labels.json", "manifest.json", "rows.py", "task.py"])
 def test_a_folder_that_is_not_whole(copy: Path, name: str) -> None:
     (copy / name).unlink()

@@ -51,6 +51,7 @@ def of_roles(task: str, *overrides: str) -> Callable[[Path], Made]:
         ]
         lines = [json.dumps(row) for row in rows]
         lines[2:2] = ['{"text": ', "{}", json.dumps({"text": 7.0, "text_pair": 1.5, "words": ["fox", 3]})]
+        lines.append(json.dumps({"text": "saw", "text_pair": "axe", "words": "New York| is |fox"}))
         asked = folder / "asked.jsonl"
         asked.write_text("\n".join(lines) + "\n", "utf-8")
         return Made([f"task={task}", *write_roles(folder), *TEXT, *overrides], asked)
@@ -115,7 +116,7 @@ JOBS: dict[str, Callable[[Path], Made]] = {
     "multilabel_classification": of_roles("multilabel_classification", "task.threshold=0.45"),
     "pair_classification": of_roles("pair_classification"),
     "regression": of_roles("regression"),
-    "token_classification": of_roles("token_classification"),
+    "token_classification": of_roles("token_classification", "data.list_separator='|'"),
     "masked_lm": of_roles("masked_lm"),
     "causal_lm": of_roles("causal_lm"),
     "sentence_embedding": of_roles("sentence_embedding"),

@@ -155,7 +155,8 @@ def _conclude(tally: Tally, answering: Answering) -> None:
         length = answering.task.axis_limits().get("sequence", (1, 0))[1]
         _tell(f"note: {tally.num_truncated} of {tally.num_rows} texts were cut at {length} tokens (task.max_length)")
     if tally.num_faults:
-        raise DataError(f"{tally.num_faults} of {tally.num_rows} rows could not be used; the others are answered.")
+        others = "; the others are answered" if tally.num_faults < tally.num_rows else ""
+        raise DataError(f"{tally.num_faults} of {tally.num_rows} rows could not be used{others}.")
 
 
 def _tell(message: str) -> None:

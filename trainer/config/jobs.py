@@ -133,7 +133,9 @@ class PredictJob(DeviceJob, DataJob):
     input: str | None = text(None, "a text, a file or a folder of images; null or -: each line of standard input")
     output: str | None = key(None, "a file, .jsonl, .csv or .parquet; null or -: JSON lines on standard output")
     columns: ColumnsSection = section(ColumnsSection, "which columns of a file are read")
-    backend: Literal["torch", "onnx"] | None = key(None, "torch: a checkpoint; onnx: an artifact; null: what run names")
+    backend: Literal["torch", "onnx"] | None = key(
+        None, "torch: a checkpoint; onnx: an artifact; null: onnx where run is a folder of artifacts, else torch"
+    )
     top: int = key(1, "so many of the likeliest classes or tokens, with their probabilities")
     neighbours: int | None = key(None, "so many nearest texts of the corpus, by the cosine of their vectors")
     corpus: str | None = text(None, "a file of the texts that neighbours are looked for among")
@@ -143,10 +145,13 @@ class PredictJob(DeviceJob, DataJob):
 class GenerateJob(DeviceJob):
     """All of a generation of text."""
 
+    run: str | None = key(None, "the run folder, or a folder of artifacts; null: the newest run")
     prompt: str | None = text(None, "what the text goes on from; null or -: each line of standard input")
     output: str | None = key(None, "a file, .jsonl, .csv or .parquet; -: JSON lines on standard output; null: texts")
     explain: int | None = key(None, "so many best next tokens at each step, with their probabilities")
-    backend: Literal["torch", "onnx"] = key("torch", "torch: a checkpoint; onnx: the run's artifact onnx_cache")
+    backend: Literal["torch", "onnx"] | None = key(
+        None, "torch: a checkpoint; onnx: onnx_cache; null: onnx where run is a folder of artifacts, else torch"
+    )
     decode: Part = group("how tokens are chosen")
 
 

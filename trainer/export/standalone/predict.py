@@ -102,7 +102,8 @@ def main() -> int:
         print(*(json.dumps(answer, ensure_ascii=False) for answer in answers), sep="\n", flush=True)
         count, broken = count + len(answers), broken + sum("error" in answer for answer in answers)
     if broken:
-        print(f"{broken} of {count} rows could not be used; the others are answered.", file=sys.stderr)
+        others = "; the others are answered" if broken < count else ""
+        print(f"{broken} of {count} rows could not be used{others}.", file=sys.stderr)
     return 6 if broken else 0
 
 

@@ -9,7 +9,7 @@ Usage:
 import json
 
 from trainer.export.standalone.cells import as_text
-from trainer.export.standalone.folder import Inputs, Row
+from trainer.export.standalone.folder import Inputs, Row, read_json
 from trainer.export.standalone.tokens import padded, token_inputs, tokenizer
 
 
@@ -18,9 +18,12 @@ def read_line(line: str) -> Row:
 
 
 def encode(rows: list[Row]) -> Inputs:
+    config = read_json("manifest.json")["provenance"].get("config", {"data": {"list_separator": " "}})
+    separator = None if config["data"]["list_separator"] == " " else config["data"]["list_separator"]
     for row in rows:
-        words = row["words"]
-        row["words"] = [as_text(word) for word in words] if isinstance(words, list) else as_text(words).split()
+        if not isinstance(row["words"], list):
+            row["words"] = [part for part in map(str.strip, as_text(row["words"]).split(separator)) if part]
+        row["words"] = [as_text(word) for word in row["words"]]
         if not row["words"]:
             raise ValueError("holds no words")
     encodings = tokenizer().encode_batch([row["words"] for row in rows], is_pretokenized=True)
