@@ -33,6 +33,7 @@ NEEDED = {
     "data/lines": ["data.train=lines.txt"],
     "data/conll": ["data.train=tagged.conll"],
     "data/idx": ["data.folder=idx"],
+    "experiment/mnist": ["data.folder=idx"],
     "data/imagefolder": ["data.root=images"],
     "data/hub": ["data.path=saved"],
     "loss/kl_distillation": ["loss.teacher=teacher"],
@@ -187,4 +188,4 @@ def small(option: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option.split("/")[0] in BARE_GROUPS])
 def test_changes_something(option: str) -> None:
     group, name = option.split("/")
-    assert replace(job_of(f"{group}={name}")) != job_of()
+    assert replace(job_of(f"{group}={name}", *fitting(option))) != job_of()

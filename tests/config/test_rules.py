@@ -58,6 +58,7 @@ def test_a_sound_configuration_has_no_fault() -> None:
         ({"resume": "auto"}, "resume: auto needs a run that has a fixed place"),
         ({"run__name": "a/b"}, "run.name: must be the name of a folder, got 'a/b'"),
         ({"checkpoint": "newest"}, "checkpoint: must be best, last or step-N, got 'newest'"),
+        ({"run__dir": ""}, "run.dir: must not be empty, got ''."),
         ({"split": "tst"}, "split: must be one of train, validation, test, got 'tst'"),
         (
             {"data": {"validation": None, "test": None, "split": {"validation": 0.5, "test": 0.5}}},
@@ -97,7 +98,8 @@ def test_what_is_allowed(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("value", ["x", None, {}, True, ["x", None]])
 def test_a_wrong_type_is_left_to_the_check_of_types(value: Any) -> None:
     told = []
-    for key in RANGES:
+    # The keys of a mapping that we own are checked with their entries.
+    for key in (key for key in RANGES if not key.startswith("model.lora.")):
         *sections, name = key.split(".")
         config = {name: value}
         for section in reversed(sections):

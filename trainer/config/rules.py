@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trainer.config import bounds, entries, part_rules
+from trainer.config import bounds, entries, part_rules, source_rules
 from trainer.config.duration import Duration, parse
 from trainer.errors import explain
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _CHECKPOINT = re.compile(r"best|last|step-\d+")
 _START = re.compile(r"step-\d+")
+_NAMES = ("run.dir", "model.weights", "model.path", "task.tokenizer", "loss.teacher", "checkpoint.monitor")
 _SPLITS = ("train", "validation", "test")
 
 
@@ -28,6 +29,7 @@ def faults(config: Mapping[str, Any]) -> list[str]:
         *_warmup(flat),
         *part_rules.faults(config),
         *entries.faults(config),
+        *source_rules.faults(config),
     ]
 
 
@@ -36,6 +38,9 @@ def _items(value: Any) -> list[tuple[str, Any]]:
 
 
 def _syntax(flat: Mapping[str, Any]) -> Iterator[str]:
+    for key in _NAMES:
+        if flat.get(key) == "":
+            yield explain(key, "must not be empty", value="")
     device = flat.get("device")
     if isinstance(device, str) and not _DEVICE.fullmatch(device):
         yield explain("device", "must be auto, cpu, cuda, cuda:N or mps", value=device)
