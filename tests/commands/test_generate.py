@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -248,7 +249,7 @@ def test_what_is_refused(
     ("run", "more", "code", "told"),
     [
         ("classes", ["prompt=x"], 2, "holds no causal language model"),
-        ("lm", ["prompt=x", "backend=onnx"], 3, "backend: the run has no decoder as an artifact"),
+        ("lm", ["prompt=x", "backend=onnx"], 3, "backend: there is no decoder as an artifact"),
         (
             "lm",
             ["prompt=", "output=texts.doc"],
@@ -354,6 +355,31 @@ def test_the_folder_generates_without_this_tool(
     assert subprocess.run([*command, "--check"], capture_output=True).returncode == 0
     assert subprocess.run([*command, "--top-p", "0"], capture_output=True).returncode == 2
     assert "generate.py" in (exported / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_folder_of_artifacts_is_enough(
+    exported: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = tmp_path / "artifacts"
+    shutil.copytree(exported, alone)
+    more = ["prompt=apple cat", "decode=beam", "explain=1", "output=-"]
+    found = []
+    for run in (folder / "lm", alone):
+        assert main(["generate", f"run={run}", *more]) == 0
+        found += lines(capsys.readouterr().out)
+    assert (found[0]["text"], found[0]["ended"]) == (found[1]["text"], found[1]["ended"])
+
+    assert main(["generate", f"run={alone}", *more, "precision=bf16", "checkpoint=last"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "checkpoint: is of a run, not of an artifact, got 'last'. Leave it out.",
+        "precision: is of a run, not of an artifact, got 'bf16'. Leave it out.",
+    ]
+    assert main(["generate", f"run={alone}", *more, "backend=torch"]) == 3
+    assert "run: " in capsys.readouterr().err
+    (alone / "tokenizer.json").write_text("{", encoding="utf-8")
+    assert main(["generate", f"run={alone}", *more]) == 3
+    assert f"{alone}: cannot be used (Exception: " in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -9,20 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.commands.folders import existing_run_folder, named_checkpoint
+from trainer.commands.writer import writer_of
 from trainer.config.jobs import GenerateJob
-from trainer.config.signature import attribute
-from trainer.config.stored import job_from_text, load_stored_config
-from trainer.decode.graph import FILE
-from trainer.errors import CheckpointError, ConfigError, DataError, explain, refuse
+from trainer.errors import ConfigError, DataError, explain, refuse
 from trainer.predict.stdin import stdin_lines
 from trainer.predict.writing import Write, check_output, writing
 from trainer.report.console import open_console, table
 
 if TYPE_CHECKING:
-    from trainer.commands.trained import Trained
     from trainer.decode.prompt import Ended
-    from trainer.decode.reading import OpenReader
     from trainer.decode.writing import Step, Writer, Written
 
 _SHOWN = 40  # characters of the text so far, in a row of the table
@@ -44,20 +39,9 @@ def run(job: GenerateJob, config: dict[str, Any]) -> None:
     """
     output = None if job.output in (None, "-") else Path(str(job.output)).expanduser()
     _check_texts(job.prompt, output)
-    folder = existing_run_folder(job.run)
-    _check_language_model(folder)
-    graph = _graph(folder) if job.backend == "onnx" else None
-    from trainer.commands.trained import load_trained
-
-    trained = load_trained(
-        folder,
-        lambda text: job_from_text(text, trust=job.trust),
-        checkpoint=named_checkpoint(job.run, job.checkpoint),
-        weights=job.weights,
-        device="cpu" if graph is not None else job.device,
-    )
+    writer = writer_of(job)
     with nullcontext(None) if job.output is None else writing(output) as write:
-        count, num_faults = _write_all(job, _writer(trained, graph), write)
+        count, num_faults = _write_all(job, writer, write)
     if num_faults:
         raise DataError(f"{num_faults} of {count} lines could not be gone on from.")
 
@@ -76,52 +60,6 @@ def _check_texts(prompt: str | None, output: Path | None) -> None:
     except ConfigError as error:
         faults += error.messages
     refuse(*faults)
-
-
-def _check_language_model(folder: Path) -> None:
-    """Refuses a run of another task before anything heavy is loaded."""
-    task = load_stored_config(folder, key="run")["task"]["_target_"]
-    if str(task).startswith("trainer.") and attribute(task, "causal") is not True:
-        problem = "holds no causal language model"
-        raise ConfigError(explain("run", problem, "Train one: trainer train task=causal_lm", value=f"task {task}"))
-
-
-def _graph(folder: Path) -> Path:
-    """The artifact that reads in the model's place."""
-    path = folder / "export" / FILE
-    if not path.is_file():
-        remedy = f"Write it: trainer export run={folder} export.formats=[onnx_cache]"
-        raise CheckpointError(explain("backend", "the run has no decoder as an artifact", remedy, value=str(path)))
-    return path
-
-
-def _writer(trained: Trained, graph: Path | None) -> Writer:
-    from tokenizers import Tokenizer
-
-    from trainer.decode.writing import Writer
-
-    task: Any = trained.task
-    if not getattr(task, "causal", False):
-        raise ConfigError(explain("run", "holds no causal language model", value=f"task {type(task).__name__}"))
-    tokenizer = Tokenizer.from_str(task.artifact_files()["tokenizer.json"])
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    _, max_length = task.axis_limits()["sequence"]
-    return Writer(_readers(trained, graph), tokenizer, task.end_id, max_length, trained.device)
-
-
-def _readers(trained: Trained, graph: Path | None) -> OpenReader:
-    if graph is not None:
-        from trainer.decode.onnx_reader import OnnxReader, open_session
-
-        session = open_session(graph)
-        return lambda: OnnxReader(session)
-    from trainer.build.models import merged
-    from trainer.decode.reading import open_reader
-    from trainer.targets import scored
-
-    model = scored(merged(trained.job, trained.model), trained.loss)
-    return lambda: open_reader(model)
 
 
 def _write_all(job: GenerateJob, writer: Writer, write: Write | None) -> tuple[int, int]:

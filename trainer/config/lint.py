@@ -25,6 +25,9 @@ from trainer.errors import CheckpointError, ConfigError, DataError, explain, ref
 
 _Item = TypeVar("_Item")
 
+_BY_ARTIFACTS = ("predict", "generate")
+"""Verbs that a folder of artifacts is enough for."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -158,7 +161,7 @@ def _check_run(request: Request) -> None:
     values = {item.key_or_group: item.value() for item in request.given.values}
     run, trust = values.get("run"), values.get("trust")
     if isinstance(run, str):
-        alone = exported_config(run) if request.verb == "predict" and values.get("backend") != "torch" else None
+        alone = exported_config(run) if request.verb in _BY_ARTIFACTS and values.get("backend") != "torch" else None
         stored = load_stored_config(run, key="run") if alone is None else alone
         if untrusted := trusted(stored, [str(package) for package in trust] if isinstance(trust, list) else []):
             raise CheckpointError(*untrusted)
