@@ -70,6 +70,15 @@ def test_three_typing_errors_are_told_together() -> None:
         (["model.pooling=men"], "model.pooling: must be one of "),
         (["export.formats=[onnx,torchscrpt]"], "export.formats: must be a list of items, each one of onnx, "),
         (["task=image_classification", "task.augment.mixup=abc"], "task.augment.mixup: must be a number, got 'abc'."),
+        (
+            ["task=image_classification", "+task.augment.mixp=1"],
+            "task.augment.mixp: there is no such key, got 1. Did",
+        ),
+        (
+            ["model.lora.rank=4"],
+            "model.lora.rank: model.lora is null and has no keys, got 4. Give model.lora={rank: 4}.",
+        ),
+        (["model.freeze=head"], "model.freeze: must be a list, got 'head'. Write model.freeze=[head]."),
         (["optimizer.betas=[0.9]"], "optimizer.betas: must be a list of 2: a number, a number, got [0.9]."),
         (
             ["loss=focal", "loss.alpha=[a]"],

@@ -55,6 +55,7 @@ def test_a_sound_configuration_has_no_fault() -> None:
         ({"scheduler__warmup": "5ep"}, "scheduler.warmup: must not be longer than the run (train.duration is 4ep)"),
         ({"scheduler__warmup": 200, "train__duration": "100st"}, "scheduler.warmup: must not be longer"),
         ({"scheduler__warmup": "2ep", "scheduler__decay": "60%"}, "scheduler: warmup and decay together"),
+        ({"scheduler": {"warmup": "60%", "three_phase": True}}, "scheduler.warmup: must be half of the run at most"),
         ({"resume": "auto"}, "resume: auto needs a run that has a fixed place"),
         ({"run__name": "a/b"}, "run.name: must be the name of a folder, got 'a/b'"),
         ({"checkpoint": "newest"}, "checkpoint: must be best, last or step-N, got 'newest'"),

@@ -133,6 +133,8 @@ def _expected_subscript(node: ast.Subscript) -> str:
     if name == "Literal":
         values = [str(value) for value in _literal_values(node)]
         return f"one of {', '.join(values)}" if len(values) > 1 else values[0]
+    if name in _MAPPINGS | _SEQUENCES and _name(arguments[-1]) == "Any":
+        return (_MAPPINGS | _SEQUENCES)[name]
     if name in _MAPPINGS:
         return f"a mapping to {_plural(arguments[1])}"
     if name == "tuple" and len(arguments) > 1 and not isinstance(arguments[-1], ast.Constant):

@@ -72,6 +72,9 @@ class Keys:
         if above is None and parent in schema.groups(self.kind):
             options = " or ".join(f"{parent}={option}" for option in self.catalogue.options(parent))
             return explain(path, f"no {parent} is chosen", f"Add {options}", **shown)
+        if above is None:
+            given = "..." if value is _ABSENT else value
+            return explain(path, f"{parent} is null and has no keys", f"Give {parent}={{{name}: {given}}}", **shown)
         if not isinstance(above, Mapping):
             return explain(path, f"{parent} is a value and has no keys", **shown)
         return explain(path, "there is no such key", self._remedy(parent, name, above), **shown)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -28,6 +28,8 @@ def value_faults(path: str, value: Any, annotation: str) -> list[str]:
     if isinstance(value, Mapping) and value and (inner := items(annotation)):
         return [fault for key, item in value.items() for fault in value_faults(f"{path}.{key}", item, inner)]
     remedy = forms(annotation)
+    if isinstance(value, str) and fits([value], annotation):
+        remedy = f"Write {path}=[{value}]"
     known = literals(annotation)
     wrong = [item for item in (value if isinstance(value, list) else [value]) if item not in known]
     if wrong and isinstance(wrong[0], str) and nearest(wrong[0], known).startswith("Did you mean"):
@@ -75,7 +77,16 @@ def _own_faults(group: str, part: Mapping[str, Any], keys: Keys) -> list[str]:
         if path == _MEASURED and annotation is not None:
             annotation += " | Literal['auto']"
         faults += [keys.unknown(path, value)] if annotation is None else value_faults(path, value, annotation)
-    return faults + _left_out(group, part, target, found, keys.catalogue)
+    return [*faults, *_left_out(group, part, target, found, keys.catalogue), *_inner_faults(group, part, keys)]
+
+
+def _inner_faults(group: str, part: Mapping[str, Any], keys: Keys) -> Iterator[str]:
+    """The keys of mappings in a part that there are not; the target's own option says which there are."""
+    option = keys.catalogue.option_of(group, str(part["_target_"]))
+    for name, written in keys.catalogue.content(group, option).items() if option else ():
+        value = part.get(name)
+        if isinstance(written, Mapping) and written and isinstance(value, Mapping):
+            yield from (keys.unknown(f"{group}.{name}.{key}", value[key]) for key in value if key not in written)
 
 
 def _foreign_faults(group: str, part: Mapping[str, Any], target: str) -> list[str]:

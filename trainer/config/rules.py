@@ -97,7 +97,10 @@ def _warmup(flat: Mapping[str, Any]) -> Iterator[str]:
     phases = {key: parse(flat.get(f"scheduler.{key}")) for key in ("warmup", "decay")}
     given = {key: phase for key, phase in phases.items() if phase is not None and _comparable(phase, length)}
     for key, phase in given.items():
-        if _part_of(phase, length) > 1:
+        if key == "warmup" and flat.get("scheduler.three_phase") is True and _part_of(phase, length) > 0.5:
+            problem = "must be half of the run at most, for scheduler.three_phase"
+            yield explain("scheduler.warmup", problem, value=flat["scheduler.warmup"])
+        elif _part_of(phase, length) > 1:
             problem = f"must not be longer than the run (train.duration is {flat['train.duration']})"
             yield explain(f"scheduler.{key}", problem, value=flat[f"scheduler.{key}"])
     parts = [_part_of(phase, length) for phase in given.values()]
