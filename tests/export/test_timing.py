@@ -70,6 +70,13 @@ def test_a_turn_of_quick_calls_is_timed_after_the_first_of_them(clock: Clock) ->
     assert len(clock.calls) > 100
 
 
+def test_every_shape_of_quick_models_is_timed(clock: Clock) -> None:
+    models = {name: clock.model(name, lambda _: 0.0002) for name in "abcdef"}
+    shapes = inputs_of(*range(1, 7))
+    assert len(measure(models, shapes, seconds=1.2 * len(models))) == len(shapes)
+    assert clock.now < 1.3 * len(models)
+
+
 def test_a_shape_that_would_take_too_long_is_left_out(clock: Clock) -> None:
     model = clock.model("pytorch", lambda size: 0.1 * size)
     rows = measure({"pytorch": model}, inputs_of(1, 4, 100), seconds=6.0)

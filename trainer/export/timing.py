@@ -49,14 +49,19 @@ def measure(
     end = perf_counter() + seconds
     ordered = sorted(inputs, key=lambda each: _numbers(each[1]))
     timings: list[Timing] = []
-    expected = 0.0  # seconds of one call of each model, by each number of the inputs
+    expected: list[float] = []  # seconds of a call of each model, by each number of the inputs
     for place, (sizes, each) in enumerate(ordered):
         left = end - perf_counter()
-        if timings and expected * _numbers(each) * (_WARM_UPS + 2 * _FEWEST_TURNS) > left:
+        if timings and sum(_least_seconds(call * _numbers(each)) for call in expected) > left:
             break
         timings.append(Timing(sizes, _medians(forwards, each, left / (len(ordered) - place))))
-        expected = sum(timings[-1].milliseconds.values()) / 1000 / _numbers(each)
+        expected = [milliseconds / 1000 / _numbers(each) for milliseconds in timings[-1].milliseconds.values()]
     return timings
+
+
+def _least_seconds(call: float) -> float:
+    """What the fewest turns of a model take whose calls take so long."""
+    return _WARM_UPS * call + _FEWEST_TURNS * (_PAUSE + max(_WARMING, call) + max(_TIMED, call))
 
 
 def _numbers(inputs: Mapping[str, Tensor]) -> int:
