@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 import trainer.export.onnx as exporter
 from tests.export.conftest import Published
@@ -17,6 +18,7 @@ from trainer.export.folder import verify
 def test_folder_holds_everything_and_nothing_else(published: Published) -> None:
     assert sorted(path.name for path in published.folder.iterdir()) == [
         "README.md",
+        "check.py",
         "golden.json",
         "golden.npz",
         "golden.pt",
@@ -25,6 +27,7 @@ def test_folder_holds_everything_and_nothing_else(published: Published) -> None:
         "model.onnx",
         "model.torchscript.pt",
         "predict.py",
+        "rows.py",
         "task.py",
         "tokenizer.json",
     ]
@@ -185,6 +188,33 @@ def test_half_is_judged_by_the_metric_alone(tmp_path: Path) -> None:
         assert after.num_bytes < before.num_bytes
     entries = json.loads((tmp_path / "manifest.json").read_text("utf-8"))["artifacts"].values()
     assert [(entry["variant"], entry["exact"]) for entry in entries] == [("fp16", False)] * 2
+
+
+class Unsupervised(ToyTask):
+    """Its best checkpoint is picked by the loss."""
+
+    monitor = "loss"
+
+
+class Unscored(Unsupervised):
+    """Has no metric."""
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection({})
+
+
+def test_task_that_monitors_its_loss_is_judged_by_its_first_metric(tmp_path: Path) -> None:
+    (artifact,) = publish_toy(tmp_path, toy_original(ToyModel(), Unsupervised()), ["pth"])
+    manifest = json.loads((tmp_path / "manifest.json").read_text("utf-8"))
+    assert manifest["monitor"] == "accuracy"
+    assert artifact.metric == artifact.pytorch_metric == manifest["metrics"]["accuracy"]
+
+
+def test_task_without_metrics_is_judged_by_its_outputs(tmp_path: Path) -> None:
+    (artifact,) = publish_toy(tmp_path, toy_original(ToyModel(), Unscored()), ["pth"])
+    manifest = json.loads((tmp_path / "manifest.json").read_text("utf-8"))
+    assert (manifest["monitor"], manifest["metrics"]) == (None, {})
+    assert (artifact.metric, artifact.agreement, artifact.largest_difference) == (None, 1.0, 0.0)
 
 
 class TooLarge(ToyModel):

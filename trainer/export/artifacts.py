@@ -38,7 +38,7 @@ class Artifact:
         num_bytes: The size of all its files.
         largest_difference: Of any output from PyTorch's, over all shapes tried and the evaluation split.
         agreement: Share of equal decisions on the evaluation split; None where an output decides nothing.
-        metric: The task's metric on the evaluation split.
+        metric: Of those of the task that which judges artifacts, on the evaluation split; None where there is none.
         pytorch_metric: The same of the model itself. Of an artifact that is kept, None is a number that is not finite.
         timings: Of every format and of `pytorch`; the same in every artifact of one call.
         kept: Whether an earlier call wrote and proved it.
@@ -157,8 +157,8 @@ def _artifacts(folder: Path, content: Mapping[str, Any], timings: list[Timing]) 
             num_bytes=sum(each["bytes"] for each in (entry, *entry.get("beside", ()))),
             largest_difference=entry["largest_difference"],
             agreement=entry["decision_agreement"],
-            metric=entry["metrics"][monitor],
-            pytorch_metric=content["metrics"][monitor],
+            metric=entry["metrics"].get(monitor),
+            pytorch_metric=content["metrics"].get(monitor),
             timings=timings,
             kept=name in content["kept"],
         )

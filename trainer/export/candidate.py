@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.export.cases import Forward
-from trainer.export.evaluation import Comparison
+from trainer.export.evaluation import Comparison, judging_metric
 from trainer.export.formats import Format, Variant
 from trainer.export.proof import Limits, Tried, prove_cases, prove_metric, shapes_of, turned_into_proof_error
 from trainer.export.subject import Subject
@@ -43,18 +43,19 @@ class Candidate:
         """Raises what the evaluation split found.
 
         Raises:
-            ProofError: An output differed, or the task's metric is worse than PyTorch's by more than `budget`.
+            ProofError: An output differed, or the metric that judges is worse than PyTorch's by more than `budget`.
         """
         if self.comparison.failure is not None:
             raise self.comparison.failure
-        prove_metric(
-            self.format.path,
-            task.monitor,
-            pytorch[task.monitor],
-            self.comparison.values()[task.monitor],
-            higher_is_better=task.metrics()[task.monitor].higher_is_better,
-            budget=budget,
-        )
+        if (metric := judging_metric(task)) is not None:
+            prove_metric(
+                self.format.path,
+                metric,
+                pytorch[metric],
+                self.comparison.values()[metric],
+                higher_is_better=task.metrics()[metric].higher_is_better,
+                budget=budget,
+            )
 
 
 def make_candidate(format: Format, variant: Variant, stage: Path, subject: Subject, limits: Limits) -> Candidate:

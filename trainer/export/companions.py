@@ -15,6 +15,7 @@ import trainer
 from trainer.errors import ProofError
 from trainer.export.candidate import Candidate
 from trainer.export.cases import BATCH, Case
+from trainer.export.evaluation import judging_metric
 from trainer.export.folder import MANIFEST, describe, files_of, write_json
 from trainer.export.formats import FORMATS
 from trainer.export.gate import Verdict
@@ -109,7 +110,7 @@ def manifest(
         "formats": list(artifacts),
         "kept": list(kept.entries),
         **terms,
-        "monitor": task.monitor,
+        "monitor": judging_metric(task),
         "inputs": {
             name: {
                 "dtype": str(value.dtype).removeprefix("torch."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from trainer.errors import ProofError
 from trainer.export.cases import Forward
 from trainer.export.proof import difference, turned_into_proof_error
-from trainer.protocols import Batch, Target
+from trainer.protocols import Batch, Target, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,6 +79,15 @@ def decisions(output: Tensor, target: Target) -> Tensor | None:
     return output > 0 if target == "multi_hot" else None
 
 
+def judging_metric(task: Task) -> str | None:
+    """The metric that artifacts are judged by: what picks the task's best checkpoint, where that is the loss the first.
+
+    None where the task has no metric: outputs are compared all the same.
+    """
+    names = [str(name) for name in task.metrics()]
+    return task.monitor if task.monitor in names else next(iter(names), None)
+
+
 class Evaluation:
     """The evaluation split, with what PyTorch makes of it.
 
@@ -106,21 +115,22 @@ class Evaluation:
         self._collection = metrics
         self._room = remembered
         self._outputs: list[Tensor] = []
+        self._done = False
 
     def run(self, comparisons: Sequence[Comparison]) -> None:
         """Runs every artifact on every batch, beside PyTorch."""
-        again = bool(self.metrics)
         batch: Batch | None = None
         for number, batch in enumerate(self._batches()):
             assert batch.target is not None, "a proof needs targets"
             expected = self._outputs[number] if number < len(self._outputs) else self._pytorch(batch.inputs)
-            if not again:
+            if not self._done:
                 self._collection.update(expected, batch.target)
                 self._remember(number, expected)
             for comparison in comparisons:
                 comparison.update(batch, f"in batch {number} of the evaluation split", expected)
         assert batch is not None, "a proof needs an evaluation split with samples"
         self.metrics = _computed(self._collection)
+        self._done = True
 
     def _remember(self, number: int, output: Tensor) -> None:
         """Keeps the output of a batch if those of all before it are kept and there is room."""
