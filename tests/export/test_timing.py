@@ -52,7 +52,7 @@ def test_models_take_turns_at_every_shape_the_smallest_first(clock: Clock) -> No
     assert rows[1].milliseconds == pytest.approx({"pytorch": 1600.0, "onnx": 100.0})
     turns = [(name, len(list(calls))) for name, calls in groupby(name for name, _ in clock.calls[4:])]
     assert turns[:4] == [("pause", 1), ("pytorch", 2), ("pause", 1), ("onnx", 2)]
-    assert clock.now == pytest.approx(30.0, abs=4.0)
+    assert 23.0 < clock.now <= 30.0
 
 
 def test_a_turn_of_quick_calls_is_timed_after_the_first_of_them(clock: Clock) -> None:

@@ -69,14 +69,14 @@ def _numbers(inputs: Mapping[str, Tensor]) -> int:
 
 
 def _medians(forwards: Mapping[str, Forward], inputs: dict[str, Tensor], seconds: float) -> dict[str, float]:
-    end = perf_counter() + seconds
+    start = perf_counter()
     for _ in range(_WARM_UPS):
         for forward in forwards.values():
             forward(inputs)
     times: dict[str, list[float]] = {name: [] for name in forwards}
     for turn in range(_MOST_TURNS):
-        if turn >= _FEWEST_TURNS and perf_counter() > end:
-            break
+        if turn >= _FEWEST_TURNS and (perf_counter() - start) * (turn + 1) / turn > seconds:
+            break  # one more would take too long
         for name, forward in forwards.items():
             sleep(_PAUSE)
             _calls(forward, inputs, _WARMING)
