@@ -50,7 +50,8 @@ def test_the_run_folder_holds_everything(folder: Path) -> None:
         *("state.json", "config.yaml", "task.json", "MANIFEST.json"),
     }
     assert {path.name for path in (run / "export").iterdir()} == {
-        *("model.onnx", "model.torchscript.pt", "manifest.json", "README.md", "predict.py", "task.py"),
+        *("model.onnx", "model.torchscript.pt", "manifest.json", "README.md"),
+        *("predict.py", "rows.py", "check.py", "task.py", "task.json"),
         *("golden.npz", "golden.json", "golden.pt", "labels.json", "tokenizer.json"),
     }
     assert events(run)[0]["event"] == "start"
