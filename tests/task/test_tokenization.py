@@ -7,6 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from trainer.errors import ConfigError
+from trainer.task.texts import Texts
 from trainer.task.tokenization import SPECIAL_TOKENS, learn_wordpiece, load_tokenizer, pad_id, unknown_id
 
 TEXTS = [
@@ -131,3 +132,16 @@ def test_a_folder_without_a_vocabulary(tmp_path: Path) -> None:
     # The library itself makes one of five special tokens, to which every word is unknown.
     with pytest.raises(ConfigError, match="tokenizer: there is no vocabulary in it"):
         load_tokenizer(str(tmp_path))
+
+
+def test_what_a_missing_tokenizer_would_encode_is_not_looked_for(tmp_path: Path) -> None:
+    learn_wordpiece([["a text"]], vocab_size=100, lowercase=True).save(str(tmp_path / "tokenizer.json"))
+    there = Texts(8, 100, str(tmp_path), lowercase=True)
+    there.learn_from([])
+    (tmp_path / "tokenizer.json").unlink()
+    gone = Texts(8, 100, str(tmp_path), lowercase=True)
+
+    with pytest.raises(ConfigError, match=r"^task\.tokenizer: "):
+        gone.key()
+    gone.load_state_dict(there.state_dict())
+    assert gone.key() == there.key()

@@ -55,7 +55,14 @@ class Texts:
         self._tokenizer: Tokenizer | None = None
 
     def key(self) -> tuple[Any, ...]:
-        """What `learn` and `encode` depend on beside the data; JSON."""
+        """What `learn` and `encode` depend on beside the data; JSON.
+
+        Raises:
+            ConfigError: A tokenizer was given that is not there, nor is its state loaded.
+        """
+        if self._given_digest is None:
+            # What was encoded without a tokenizer must not be taken for what one that is missing would have made.
+            self._refuse_missing()
         return (self.max_length, self.vocab_size, self.lowercase, self._given_digest)
 
     def learn(self, train: Dataset, roles: Sequence[str]) -> None:
@@ -69,10 +76,13 @@ class Texts:
         Raises:
             ConfigError: A tokenizer was given that is not there.
         """
-        if self._missing is not None:
-            raise ConfigError(*(f"task.{message}" for message in self._missing.messages))
+        self._refuse_missing()
         self._tokenizer = self._given or learn_wordpiece(batches, vocab_size=self.vocab_size, lowercase=self.lowercase)
         self._tokenizer.enable_truncation(self.max_length)
+
+    def _refuse_missing(self) -> None:
+        if self._missing is not None:
+            raise ConfigError(*(f"task.{message}" for message in self._missing.messages))
 
     @property
     def given(self) -> Tokenizer | None:
