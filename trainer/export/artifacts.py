@@ -95,7 +95,8 @@ def publish(
 
     Raises:
         ConfigError: A number is negative.
-        ProofError: An artifact cannot be exported or is not equal; it is removed, the others are published.
+        ProofError: An artifact cannot be exported or is not equal; the others are published, and what an earlier call
+            published in its place stays as the rest does. Where there are no others the folder stays as it was.
     """
     _check(golden=golden, tolerance=tolerance, metric_budget=metric_budget)
     if not formats:
@@ -115,25 +116,30 @@ def _export(
     limits: Limits,
     golden: int,
 ) -> list[Artifact]:
-    """Fills a stage and publishes it."""
+    """Fills a stage and publishes it; where nothing in it is proved, the folder stays as it was."""
     terms = {"provenance": original.provenance, **asdict(limits), "versions": versions()}
-    kept = keep(folder, stage, [format.name for format in formats], terms)
     verdict = judge(formats, stage, subject, original.evaluation, limits)
     failures = list(verdict.failures)
-    artifacts: list[Artifact] = []
-    if verdict.proved or kept.entries:
-        timings = _timings(stage, subject, verdict, kept)
-        content = manifest(stage, subject, verdict, kept, timings, terms)
-        failure = write_companions(stage, subject, original.samples, golden, content)
-        failures += [] if failure is None else [failure]
-        artifacts = _artifacts(folder, content, timings)
+    if not verdict.proved:
+        raise _failed(failures)
+    kept = keep(folder, stage, [candidate.format.name for candidate in verdict.proved], terms)
+    timings = _timings(stage, subject, verdict, kept)
+    content = manifest(stage, subject, verdict, kept, timings, terms)
+    failure = write_companions(stage, subject, original.samples, golden, content)
+    failures += [] if failure is None else [failure]
     images = (path.name for path in folder.glob("golden-*"))
     publish_files(stage, folder, known=[*(format.path for format in FORMATS.values()), *COMPANIONS, *images])
     for name, reason in kept.lost.items():
         logger.warning("%s, of an earlier export, is removed: %s", folder / name, reason)
     if failures:
-        raise ProofError(*(message for failure in failures for message in failure.messages)) from failures[0]
-    return artifacts
+        raise _failed(failures)
+    return _artifacts(folder, content, timings)
+
+
+def _failed(failures: Sequence[ProofError]) -> ProofError:
+    error = ProofError(*(message for failure in failures for message in failure.messages))
+    error.__cause__ = failures[0]
+    return error
 
 
 def _timings(stage: Path, subject: Subject, verdict: Verdict, kept: Kept) -> list[Timing]:
