@@ -157,8 +157,12 @@ def test_a_replay_from_the_start_prunes_the_same(data: list[str], tmp_path: Path
             "prune.target: there is no such key, got ['head']. Did you mean prune.targets",
         ),
         (["prune=l1", "prune.targets=[head.bias]"], "prune.targets: fits no parameter with two axes or more"),
-        (["prune=ln", "prune.dim=2"], "prune.dim: there is no such axis in blocks.0.query_key_value.weight (48, 16)"),
-        (["prune=l1", "prune.amount=300"], "prune.amount: leaves nothing of blocks.0.attention_output.weight"),
+        (["prune=ln", "prune.dim=2"], "prune.dim: there is no such axis in weights of 2, got 2"),
+        (["prune=l1", "prune.amount=300"], "prune.amount: leaves nothing of the smallest weights of this model"),
+        (
+            ["prune=l1", "prune.amount=300", "prune.targets=['blocks.0.*']"],
+            "prune.amount: leaves nothing of blocks.0.attention_output.weight",
+        ),
     ],
 )
 def test_what_cannot_be_pruned_so(
