@@ -48,6 +48,14 @@ def test_a_model_without_a_packed_path_says_what_to_do(data: list[str]) -> None:
         parts.check_model(job, model, batches)
 
 
+def test_a_model_that_cannot_read_token_by_token_is_told_before_it_is_trained(data: list[str]) -> None:
+    job, task, encoded = prepared(data)
+    job = replace(job, export=job.export | {"formats": ["onnx", "onnx_cache"]})
+    batches = Batches(encoded.splits["train"], task, "packed", job.seed)
+    with pytest.raises(ConfigError, match=r"export\.formats: this model cannot read token by token.*or name a GPT-2"):
+        parts.check_model(job, make_model(job, task, None), batches)
+
+
 def test_decay_spares_biases_norms_and_embeddings(data: list[str]) -> None:
     job, task, _ = prepared(data, "optimizer.weight_decay=0.5")
     model = make_model(job, task, None)

@@ -59,6 +59,13 @@ def test_the_run_folder_holds_everything(folder: Path) -> None:
     assert list((run / "tensorboard").iterdir())
 
 
+def test_a_format_of_other_tasks_is_refused_and_nothing_goes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted((folder / "run" / "export").iterdir())
+    assert main(["export", f"run={folder / 'run'}", "export.formats=[onnx_cache]"]) == 2
+    assert "onnx_cache is of causal language models, and the task is TextClassification" in capsys.readouterr().err
+    assert sorted((folder / "run" / "export").iterdir()) == before
+
+
 def test_the_best_weights_are_the_ones_that_leave(folder: Path) -> None:
     run = folder / "run"
     scores = [event for event in events(run, "eval") if event["split"] == "validation"]

@@ -76,3 +76,21 @@ def test_a_task_that_mixes_images_needs_a_loss_over_shares() -> None:
     # What fits in training must fit in evaluation, too.
     (fault,) = mixed("trainer.loss.mse.Mse", cutmix=1.0)[:1]
     assert fault.startswith("loss: takes values targets, the task has class, got 'Mse'. These fit: cross_entropy, ")
+
+
+def of_formats(task: str, *formats: str) -> list[str]:
+    export = {"_target_": "trainer.export.artifacts.publish", "formats": [*formats]}
+    return list(faults({"task": {"_target_": task}, "export": export}, OWN))
+
+
+def test_a_decoder_with_its_cache_is_of_causal_language_models() -> None:
+    other = "trainer.task.text_classification.TextClassification"
+    assert of_formats("trainer.task.causal_lm.CausalLm", "onnx_cache") == of_formats(other, "onnx") == []
+    assert of_formats("my.Task", "onnx_cache") == []
+    for task in (other, "trainer.task.masked_lm.MaskedLm"):
+        (fault,) = of_formats(task, "onnx", "onnx_cache")
+        assert fault == (
+            f"export.formats: onnx_cache is of causal language models, and the task is {task.rpartition('.')[2]}, "
+            "got ['onnx', 'onnx_cache']. These fit: onnx, onnx_fp16, onnx_int8, torchscript, pt2, safetensors, pth, "
+            "pth_legacy."
+        )

@@ -17,7 +17,7 @@ from trainer.decode.onnx_reader import OnnxReader, open_session
 from trainer.decode.prompt import Prompt
 from trainer.decode.reading import CachedReader
 from trainer.decode.sample import Sample
-from trainer.errors import ConfigError, ProofError
+from trainer.errors import ProofError
 from trainer.export import cached_decoder
 from trainer.export.cached_decoder import load_cached_decoder, write_cached_decoder
 from trainer.export.proof import prove_cases
@@ -94,7 +94,7 @@ def test_generates_the_tokens_of_the_model(written: tuple[Path, Subject], length
 
 @torch.no_grad()
 def test_a_model_without_a_cache_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="needs a causal language model that can read token by token"):
+    with pytest.raises(ProofError, match="needs a causal language model that can read token by token"):
         write_cached_decoder(tmp_path / "x.onnx", Subject(ToyModel(), ToyTask()))
 
 

@@ -70,8 +70,10 @@ def build_encoded(job: TrainJob, task: Task, *, fitted: bool) -> Encoded:
 
 
 def check_model(job: TrainJob, model: nn.Module, batches: Batches) -> None:
-    """Raises ConfigError unless the model's forward takes what the batches hold, and sees what the task lets it see."""
+    """Raises ConfigError unless the model takes what the batches hold, sees what the task lets it see, and can be written
+    in the formats asked for."""
     _check_causality(batches.task, model)
+    _check_formats(job, model)
     inputs = batches[MicroBatch(0, (0,))].inputs
     try:
         inspect.signature(model.forward).bind(**inputs)
@@ -93,6 +95,14 @@ def _check_causality(task: Task, model: nn.Module) -> None:
     problem = "sees the tokens that it is to predict" if wanted else "does not see what comes behind a masked token"
     remedy = "Name a GPT-2, or use model=decoder" if wanted else "Name a BERT or its like, or use model=text_encoder"
     raise ConfigError(explain("model.path", problem, remedy))
+
+
+def _check_formats(job: TrainJob, model: nn.Module) -> None:
+    """That of pretrained models, whose family does not tell before their files are read."""
+    formats = job.export.get("formats") or []
+    if "onnx_cache" in formats and not getattr(model, "cached", False):
+        problem = "this model cannot read token by token, as onnx_cache does"
+        raise ConfigError(explain("export.formats", problem, "Leave it out, or name a GPT-2", value=formats))
 
 
 def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:

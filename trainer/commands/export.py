@@ -9,7 +9,9 @@ from rich.console import Console
 
 from trainer.commands.folders import EXPORT, PRUNED, existing_run_folder, named_checkpoint
 from trainer.config.jobs import ExportJob
-from trainer.config.stored import job_from_text
+from trainer.config.pairing import format_faults
+from trainer.config.stored import job_from_text, load_stored_config
+from trainer.errors import refuse
 from trainer.report.console import open_console, table
 
 if TYPE_CHECKING:
@@ -24,10 +26,12 @@ def run(job: ExportJob, config: dict[str, Any]) -> None:
         job: The checked config.
         config: The same as plain data; not needed.
     """
+    folder = existing_run_folder(job.run)
+    refuse(*format_faults({**load_stored_config(folder, "run"), "export": job.export}))
     from trainer.commands.trained import load_trained
 
     trained = load_trained(
-        existing_run_folder(job.run),
+        folder,
         lambda text: job_from_text(text, trust=job.trust, overrides=job.stored_overrides),
         checkpoint=named_checkpoint(job.run, job.checkpoint),
         weights=job.weights,

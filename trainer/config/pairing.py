@@ -6,8 +6,13 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from trainer.config import signature
+from trainer.config.annotations import literals
 from trainer.config.catalogue import Catalogue
 from trainer.errors import explain
+
+_PUBLISH = "trainer.export.artifacts.publish"
+_CACHE = "onnx_cache"
+"""The format of a decoder that reads token by token."""
 
 
 def unfit_targets(kinds: Collection[str], target: str) -> str:
@@ -35,6 +40,20 @@ def faults(config: Mapping[str, Any], catalogue: Catalogue) -> Iterator[str]:
         problem = f"gives an output for each {' or '.join(levels)}, the task needs one for each {level}"
         yield explain("model", problem, f"These fit: {', '.join(fitting)}", value=_named(config, "model"))
     yield from _causality(config)
+    yield from format_faults(config)
+
+
+def format_faults(config: Mapping[str, Any]) -> Iterator[str]:
+    """Formats of `export` that no model of the task can be written in."""
+    task, formats = config.get("task"), _at(config.get("export"), "formats")
+    target = task.get("_target_") if isinstance(task, Mapping) else None
+    if not isinstance(formats, list) or _CACHE not in formats or not str(target).startswith("trainer."):
+        return
+    if signature.attribute(str(target), "causal") is not True:
+        found = signature.read(_PUBLISH)
+        fitting = [name for name in literals(found.annotations["formats"]) if name != _CACHE] if found else []
+        problem = f"{_CACHE} is of causal language models, and the task is {_named(config, 'task')}"
+        yield explain("export.formats", problem, f"These fit: {', '.join(fitting)}", value=formats)
 
 
 def _targets(config: Mapping[str, Any]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from trainer.decode.greedy import Greedy
 from trainer.decode.onnx_reader import OnnxReader, open_session
 from trainer.decode.prompt import Prompt
 from trainer.decode.reading import Cache, WholeReader, cached_step
-from trainer.errors import ConfigError, ProofError, explain
+from trainer.errors import ProofError, explain
 from trainer.export.cases import BATCH, Forward
 from trainer.export.isolation import silence
 from trainer.export.onnx import save_exported
@@ -52,13 +52,11 @@ def write_cached_decoder(path: Path, subject: Subject) -> dict[str, Any]:
         `opset`, the version of the operator set.
 
     Raises:
-        ConfigError: The model cannot read token by token.
+        ProofError: The model cannot read token by token.
     """
     if not getattr(subject.model, "cached", False):
-        problem = "onnx_cache needs a causal language model that can read token by token"
-        raise ConfigError(
-            explain("export.formats", problem, "Those of model=decoder and GPT-2 can", value="onnx_cache")
-        )
+        problem = "needs a causal language model that can read token by token"
+        raise ProofError(explain(path.name, problem, "Those of model=decoder and GPT-2 can; leave out onnx_cache"))
     program = _captured(subject)
     parts = range(len(_no_cache(subject.model, 1)))
     with silence():
