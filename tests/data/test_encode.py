@@ -105,7 +105,9 @@ def test_a_task_from_a_checkpoint_keeps_its_labels_and_vocabulary(make: Callable
     other, changed = make()
     changed.load_state_dict(task.state_dict() | {"labels": ["fruit", "tool", "animal"]})
     relabelled = run((other, changed), tmp_path, fitted=True)
-    assert relabelled.fingerprint != first.fingerprint
+    assert relabelled.folder != first.folder
+    # The same data: whoever goes on with it may have another cache, or none.
+    assert relabelled.fingerprint == first.fingerprint
     assert changed.label.classes.labels == ["fruit", "tool", "animal"]
 
 

@@ -28,7 +28,7 @@ from trainer.data.encode import Encoded
 from trainer.data.loader import Batches, EvaluationBatches, TrainLoader
 from trainer.data.plan import BatchPlan
 from trainer.ema import Ema
-from trainer.errors import CheckpointError, DataError, explain
+from trainer.errors import CheckpointError, ConfigError, DataError, explain
 from trainer.loop import Cadence, Run
 from trainer.precision import Precision
 from trainer.protocols import Loss, Report, Task
@@ -100,6 +100,8 @@ def build_training(
     seed_generators(job.seed, device)
     data = _build_data(job, snapshot)
     length = run_length(job, data.plan.steps_per_epoch)
+    if snapshot is not None:
+        _check_length(job, length, snapshot)
     schedule = parts.build_schedule(job, length.steps_per_epoch, length.total_steps)
     loss = parts.build_loss(job, data.task, device)
     model, masks, ema = _build_model(job, data, loss, snapshot, device)
@@ -181,6 +183,13 @@ def _documents(config_text: str, task: Task, model: nn.Module, loss: Loss) -> di
         **architecture_documents(model),
         **({DOCUMENT: teacher.document()} if isinstance(teacher, Teacher) else {}),
     }
+
+
+def _check_length(job: TrainJob, length: Length, snapshot: Snapshot) -> None:
+    if snapshot.step > length.total_steps:
+        problem = f"ends at step {length.total_steps}, and the checkpoint to go on from is of step {snapshot.step}"
+        remedy = "Leave it out or give a longer one; an earlier checkpoint is named by resume=RUN/checkpoints/step-N"
+        raise ConfigError(explain("train.duration", problem, remedy, value=job.train.duration))
 
 
 def _check_teacher(snapshot: Snapshot, documents: Mapping[str, str]) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from shlex import quote
 
 from trainer.config.sections import RunSection
+from trainer.config.stored import load_stored_config
+from trainer.config.trust import trust_argument
 from trainer.errors import CheckpointError, explain
 
 RUNS = Path("runs")
@@ -29,7 +33,7 @@ def new_run_folder(run: RunSection) -> Path:
     if run.dir is not None:
         folder = _own("run.dir", Path(run.dir))
         if (folder / CHECKPOINTS).is_dir():
-            remedy = f"Go on with resume={folder}, or name another folder"
+            remedy = f"Go on with {argument('resume', folder)}, or name another folder"
             raise CheckpointError(explain("run.dir", "holds a run already", remedy, value=run.dir))
         return folder
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + (f"_{run.name}" if run.name else "")
@@ -63,6 +67,32 @@ def existing_run_folder(path: str | None, key: str = "run") -> Path:
             return candidate
     problem = "holds no run" if folder.exists() else "no such folder"
     raise CheckpointError(explain(key, problem, "Give a run folder or one of its checkpoints", value=path))
+
+
+@contextmanager
+def unless_started(folder: Path, *, own: bool) -> Iterator[None]:
+    """A block that a run starts in: where it fails before that, nothing of it is left.
+
+    Args:
+        folder: The run folder, locked.
+        own: It was made for this run, so it goes too.
+    """
+    try:
+        yield
+    except BaseException:
+        if all(path.name == LOCK for path in folder.iterdir()):
+            (folder / LOCK).unlink(missing_ok=True)
+            if own:
+                folder.rmdir()
+        raise
+
+
+def argument(key: str, folder: Path) -> str:
+    """What names a run on a command line, `resume=runs/demo`, with the trust that its own parts need."""
+    trust = ""
+    with suppress(CheckpointError):  # a run that cannot be read is told of by whoever reads it
+        trust = trust_argument(load_stored_config(folder))
+    return quote(f"{key}={folder}") + trust
 
 
 def named_checkpoint(path: str | None, checkpoint: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,11 @@ from trainer.commands.folders import (
     CHECKPOINTS,
     DIVERGED,
     METRICS,
+    argument,
     existing_run_folder,
     fixed_run_folder,
     new_run_folder,
+    unless_started,
 )
 from trainer.config.jobs import TrainJob
 from trainer.config.policy import resume_config
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from trainer.build.training import Training
     from trainer.checkpoint.saver import Saver
     from trainer.checkpoint.snapshot import Snapshot
-    from trainer.report.reports import Reports
+    from trainer.report.reports import Sink
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +53,10 @@ def run(job: TrainJob, config: dict[str, Any]) -> None:
     from trainer.checkpoint.lock import run_lock
 
     with StopSignals() as signals:
+        own = job.run.dir is None or not Path(job.run.dir).exists()
         folder = _folder(job)
         try:
-            with run_lock(folder):
+            with run_lock(folder), unless_started(folder, own=own):
                 snapshot = _snapshot(job, folder)
                 notes: list[str] = []
                 if snapshot is not None and job.resume == "auto":
@@ -81,7 +85,7 @@ def _snapshot(job: TrainJob, folder: Path) -> Snapshot | None:
 
 def _way_on(folder: Path) -> str:
     if any((folder / CHECKPOINTS).glob("step-*")):
-        return f"go on with: trainer train resume={folder}"
+        return f"go on with: trainer train {argument('resume', folder)}"
     return "no checkpoint was taken yet: start it again"
 
 
@@ -98,11 +102,13 @@ def _run(
     from trainer.checkpoint.store import Store
     from trainer.loop import fit
     from trainer.report.logs import run_logs
+    from trainer.report.reports import Reports
 
     console = open_console(job.logger.console)
     first = not (folder / METRICS).exists()
     with ExitStack() as stack:
-        stack.enter_context(run_logs(folder / "trainer.log", console, quiet=job.logger.console == "none"))
+        quiet = job.logger.console == "none"
+        write_log = stack.enter_context(run_logs(folder / "trainer.log", console, quiet=quiet))
         logger.info("run folder: %s", folder)
         for note in notes:
             logger.info(note)
@@ -110,15 +116,19 @@ def _run(
             found = job.optimizer | {"lr": _find_lr(job, folder)}
             job, config = replace(job, optimizer=found), config | {"optimizer": found}
         text = config_text(config)
-        (folder / "config.yaml").write_text(text, encoding="utf-8")
         saver = Saver(Store(folder / CHECKPOINTS, job.checkpoint.keep))
         stack.callback(saver.close)
+        reports = stack.enter_context(Reports())
         outlets = Outlets(
-            open_report=lambda length: stack.enter_context(_open_reports(job, folder, console, length.total_steps)),
+            open_report=lambda length: reports,
             submit=saver.submit,
             keep_findings=lambda findings: _keep_findings(findings, text, folder, saver),
         )
         training = build_training(job, text, outlets, snapshot, stack)
+        # It can start: until here nothing of a run that is resumed has changed, and nothing of a new one is there.
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
+        write_log()
+        reports.add(*_sinks(job, folder, console, training.run.total_steps))
         announce_start(job, training, first)
         if job.logger.console != "none":
             table(console, "data", *training.checked.table())
@@ -143,18 +153,15 @@ def _find_lr(job: TrainJob, folder: Path) -> float:
     return lr
 
 
-def _open_reports(job: TrainJob, folder: Path, console: Console, total_steps: int) -> Reports:
+def _sinks(job: TrainJob, folder: Path, console: Console, total_steps: int) -> Iterator[Sink | None]:
     """Where the events of a run go: the screen, `metrics.jsonl` and, where it is wanted, TensorBoard."""
     from trainer.report.console import screen
     from trainer.report.jsonl import JsonLines
-    from trainer.report.reports import Reports
     from trainer.report.tensorboard import TensorBoard
 
-    return Reports(
-        screen(job.logger.console, console, total_steps=total_steps),
-        JsonLines(folder / METRICS),
-        TensorBoard(folder / "tensorboard") if job.logger.tensorboard else None,
-    )
+    yield screen(job.logger.console, console, total_steps=total_steps)
+    yield JsonLines(folder / METRICS)
+    yield TensorBoard(folder / "tensorboard") if job.logger.tensorboard else None
 
 
 def _keep_findings(findings: Findings, text: str, folder: Path, saver: Saver) -> str:
@@ -172,7 +179,7 @@ def _keep_findings(findings: Findings, text: str, folder: Path, saver: Saver) ->
         write_bundle(bundle, findings, text, None if before is None else f"{CHECKPOINTS}/{before.folder.name}")
     except (OSError, CheckpointError) as error:
         return f"  What was found could not be kept: {error}"
-    return f"  What was found: {bundle}. To replay it: trainer verify run={folder}"
+    return f"  What was found: {bundle}. To replay it: trainer verify {argument('run', folder)}"
 
 
 def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -> None:

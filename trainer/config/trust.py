@@ -25,8 +25,14 @@ def trusted(config: Mapping[str, Any], trust: Sequence[str]) -> list[str]:
     return [
         explain(path, problem, f"If you trust it: trust=[{target.partition('.')[0]}]", value=target)
         for path, target in _targets(config)
-        if not (_is_named(target, trust) or signature.defines(target) or _is_library_class(target))
+        if not (_is_named(target, trust) or _is_known(target))
     ]
+
+
+def trust_argument(config: Mapping[str, Any]) -> str:
+    """` trust=[my_parts]`, with the packages that a stored configuration needs; "" where it needs none."""
+    named = {target.partition(".")[0] for _, target in _targets(config) if not _is_known(target)}
+    return f" trust=[{','.join(sorted(named))}]" if named else ""
 
 
 def _targets(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -39,6 +45,10 @@ def _targets(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def _is_named(target: str, packages: Sequence[str]) -> bool:
     return any(target.startswith(f"{package}.") for package in packages)
+
+
+def _is_known(target: str) -> bool:
+    return signature.defines(target) or _is_library_class(target)
 
 
 def _is_library_class(target: str) -> bool:

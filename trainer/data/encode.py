@@ -36,7 +36,7 @@ class Encoded:
 
     Attributes:
         splits: By name; column `row` says where each row came from.
-        fingerprint: Changes when the encoded data changes.
+        fingerprint: Changes when the data or what the task does with it changes; whatever the cache holds.
         folder: Where they are kept.
         warnings: What the source warned of when it was read, such as rows that it left out.
         fresh: It was read just now.
@@ -97,7 +97,7 @@ def encode(source: Source, task: Task, *, limit: int | None, root: Path, fitted:
     else:
         logger.info("encoded data: taken from %s", folder)
     task.load_state_dict(cached[0])
-    return Encoded(cached[1], folder.name, folder, cached[2], fresh)
+    return Encoded(cached[1], _digest(parts), folder, cached[2], fresh)
 
 
 class _Ear(logging.Handler):

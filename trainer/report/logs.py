@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from rich.console import Console
@@ -32,18 +34,22 @@ NOISY = (
 
 
 @contextmanager
-def run_logs(path: Path, console: Console, *, quiet: bool) -> Iterator[None]:
+def run_logs(path: Path, console: Console, *, quiet: bool) -> Iterator[Callable[[], None]]:
     """Sends log records to a file and the screen while the block lasts; Python's warnings are records too.
+
+    Those for the file wait until what the block is given is called: a run that never starts leaves no file.
 
     Handlers that are already there stay. All levels are as before when the block ends.
 
     Args:
-        path: The file, appended to; its folder exists.
+        path: The file, appended to; its folder exists by then.
         console: The screen, the same as the progress display's, so that a record is printed above it.
         quiet: The screen gets warnings and errors only; the file gets information too.
     """
     root = logging.getLogger()
-    handlers = [_file(path), _screen(console, logging.WARNING if quiet else logging.INFO)]
+    waiting = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
+    file = _file(path)
+    handlers = [waiting, _screen(console, logging.WARNING if quiet else logging.INFO)]
     levels = {logger: logger.level for logger in (root, *map(logging.getLogger, NOISY))}
     for logger, level in levels.items():
         logger.setLevel(logging.INFO if logger is root else max(level, logging.WARNING))
@@ -51,18 +57,26 @@ def run_logs(path: Path, console: Console, *, quiet: bool) -> Iterator[None]:
         root.addHandler(handler)
     logging.captureWarnings(True)
     try:
-        yield
+        yield lambda: _write(waiting, file)
     finally:
         logging.captureWarnings(False)
         for handler in handlers:
             root.removeHandler(handler)
             handler.close()
+        file.close()
         for logger, level in levels.items():
             logger.setLevel(level)
 
 
+def _write(waiting: MemoryHandler, file: logging.Handler) -> None:
+    """Writes what waited into the file, and from here on each record at once."""
+    waiting.setTarget(file)
+    waiting.flush()
+    waiting.capacity = 0
+
+
 def _file(path: Path) -> logging.Handler:
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     return handler
 

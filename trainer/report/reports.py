@@ -25,10 +25,16 @@ class Reports:
     """
 
     def __init__(self, *sinks: Sink | None) -> None:
-        self._sinks = [sink for sink in sinks if sink is not None]
+        self._sinks: list[Sink] = []
         self._closing = ExitStack()
-        for sink in self._sinks:
-            self._closing.callback(sink.close)
+        self.add(*sinks)
+
+    def add(self, *sinks: Sink | None) -> None:
+        """Sinks that hear every event from here on."""
+        for sink in sinks:
+            if sink is not None:
+                self._sinks.append(sink)
+                self._closing.callback(sink.close)
 
     def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
         for sink in self._sinks:

@@ -1,0 +1,134 @@
+"""How a run starts: one that cannot leaves everything as it was, and one that stops says how to go on."""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from tests.jobs import checkpoint_files, train, working_in, write_data
+from trainer.cli import main
+from trainer.loss.cross_entropy import CrossEntropy
+
+
+class Stopping(CrossEntropy):
+    """Cross entropy that asks its process to stop, once."""
+
+    asked = False
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        if not Stopping.asked:
+            Stopping.asked = True
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__call__(output, target)
+
+
+OWN = ["loss._target_=tests.commands.test_train.Stopping", "loss.weight=null", "loss.label_smoothing=0.0"]
+OWN += ["loss.ignore_index=-100"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    made = tmp_path_factory.mktemp("train")
+    with working_in(made):
+        assert train(made / "run", *write_data(made), "train.duration=4", "checkpoint.every=1") == 0
+        yield made
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file but the lock, whose content is the process that holds it."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code"),
+    [
+        (["device=cuda"], 2),
+        (["data.label=nothing"], 6),
+        (["loss.weight=[1,2]"], 2),
+        (["optimizer.overrides=[{match:nothing,lr:1}]"], 2),
+    ],
+)
+def test_a_run_that_never_started_leaves_nothing(overrides: list[str], code: int, tmp_path: Path) -> None:
+    with working_in(tmp_path):
+        data = write_data(tmp_path)
+        (tmp_path / "made").mkdir()
+        for place in ("new", "made"):
+            assert train(tmp_path / place, *data, *overrides) == code
+        assert main(["train", *data, *overrides]) == code
+        assert main(["train", *data, *overrides, "run.name=nightly", "resume=auto"]) == code
+
+    assert not (tmp_path / "new").exists()
+    assert not list((tmp_path / "made").iterdir())
+    assert not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("fault", "overrides", "code", "told"),
+    [
+        ("data", ["train.duration=34ep"], 6, "data.train: no such file"),
+        ("content", ["train.duration=34ep", "logger.tensorboard=true"], 3, "data: the data has changed"),
+        (None, ["train.duration=2", "export.formats=[torchscript]"], 2, "train.duration: ends at step 2, and the"),
+        (None, ["device=cuda", "train.duration=9"], 2, "device: is not available"),
+    ],
+)
+def test_a_resume_that_fails_changes_nothing(
+    fault: str | None,
+    overrides: list[str],
+    code: int,
+    told: str,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(folder / "run", tmp_path / "run")
+    before = content(tmp_path / "run")
+    file, kept = folder / "train.csv", tmp_path / "kept.csv"
+    shutil.copyfile(file, kept)
+    if fault == "data":
+        file.unlink()
+    if fault == "content":
+        file.write_text(kept.read_text().replace("pear", "plum"))
+    try:
+        assert main(["train", f"resume={tmp_path / 'run'}", *overrides]) == code
+    finally:
+        shutil.copyfile(kept, file)
+
+    assert told in capsys.readouterr().err
+    assert content(tmp_path / "run") == before
+    assert (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_duration_that_is_past_names_key_value_and_remedy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", f"resume={folder / 'run'}", "train.duration=0.25ep"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "train.duration: ends at step 2, and the checkpoint to go on from is of step 4, got '0.25ep'. Leave it out or "
+        "give a longer one; an earlier checkpoint is named by resume=RUN/checkpoints/step-N."
+    )
+
+
+def test_an_emptied_cache_is_no_other_data(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nor does what is opened before the first step draw from a generator.
+    for name, more in (("warm", []), ("cold", ["logger.tensorboard=true"])):
+        shutil.copytree(folder / "run", tmp_path / name)
+        if name == "cold":
+            monkeypatch.setenv("TRAINER_CACHE", str(tmp_path / "cache"))
+        assert main(["train", f"resume={tmp_path / name}", "train.duration=6", *more]) == 0
+
+    assert checkpoint_files(tmp_path / "cold", 6) == checkpoint_files(tmp_path / "warm", 6)
+
+
+def test_the_command_to_go_on_is_complete(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "a run"
+    Stopping.asked = False
+    assert train(run, *write_data(folder), *OWN, "train.duration=4") == 75
+    command = capsys.readouterr().err.splitlines()[-1].removeprefix("go on with: ")
+
+    assert command == f"trainer train 'resume={run}' trust=[tests]"
+    assert train(run, *write_data(folder), *OWN) == 3
+    assert f"Go on with {command.removeprefix('trainer train ')}, or name" in capsys.readouterr().err
+    assert main(["train", f"resume={run}", "trust=[tests]"]) == 0
