@@ -48,7 +48,6 @@ def run_logs(path: Path, console: Console, *, quiet: bool) -> Iterator[Callable[
     """
     root = logging.getLogger()
     waiting = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
-    file = _file(path)
     handlers = [waiting, _screen(console, logging.WARNING if quiet else logging.INFO)]
     levels = {logger: logger.level for logger in (root, *map(logging.getLogger, NOISY))}
     for logger, level in levels.items():
@@ -57,26 +56,27 @@ def run_logs(path: Path, console: Console, *, quiet: bool) -> Iterator[Callable[
         root.addHandler(handler)
     logging.captureWarnings(True)
     try:
-        yield lambda: _write(waiting, file)
+        yield lambda: _write(waiting, path)
     finally:
         logging.captureWarnings(False)
         for handler in handlers:
             root.removeHandler(handler)
             handler.close()
-        file.close()
+        if waiting.target is not None:
+            waiting.target.close()
         for logger, level in levels.items():
             logger.setLevel(level)
 
 
-def _write(waiting: MemoryHandler, file: logging.Handler) -> None:
+def _write(waiting: MemoryHandler, path: Path) -> None:
     """Writes what waited into the file, and from here on each record at once."""
-    waiting.setTarget(file)
+    waiting.setTarget(_file(path))
     waiting.flush()
     waiting.capacity = 0
 
 
 def _file(path: Path) -> logging.Handler:
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     return handler
 
