@@ -59,11 +59,11 @@ def run_logs(path: Path, console: Console, *, quiet: bool) -> Iterator[Callable[
         yield lambda: _write(waiting, path)
     finally:
         logging.captureWarnings(False)
+        if waiting.target is not None:
+            waiting.target.close()
         for handler in handlers:
             root.removeHandler(handler)
             handler.close()
-        if waiting.target is not None:
-            waiting.target.close()
         for logger, level in levels.items():
             logger.setLevel(level)
 
