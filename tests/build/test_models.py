@@ -1,5 +1,6 @@
 """The keys that every model has: weights, freezing, features, noise, adapters; through whole runs."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.jobs import checkpoint_files, events, train, working_in, write_data
+from tests.jobs import checkpoint_files, events, train, working_in, write_csv, write_data
 from trainer.cli import main
 
 STEPS = 12
@@ -60,12 +61,47 @@ def test_a_run_starts_from_the_weights_of_a_file_that_may_go_afterwards(data: li
     assert main(["train", *data, *keys, frozen]) == 2
 
 
+def test_weights_of_a_run_bring_their_tokenizer(
+    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where words and a class are others, and as many: every shape fits."""
+    first, run, anew = tmp_path / "first", tmp_path / "run", tmp_path / "anew"
+    header, _, text = write_csv(tmp_path / "other.csv").read_text("utf-8").partition("\n")
+    (tmp_path / "other.csv").write_text(f"{header}\n{text.replace('e', 'zq').replace('fruit', 'metal')}", "utf-8")
+    other = [
+        "data=files",
+        "data.text=text",
+        f"data.train={tmp_path / 'other.csv'}",
+        *data[-3:],
+        f"model.weights={first}",
+    ]
+    assert train(first, *data, "task.vocab_size=120") == 0
+    capsys.readouterr()
+
+    assert train(run, *other) == 0
+    assert f"note: task.tokenizer={first / 'model'}: the one that model.weights" in capsys.readouterr().err
+    assert _tokenizer(run) == _tokenizer(first)
+    told = (run / "trainer.log").read_text("utf-8")
+    assert "head.* tells apart have other names (fruit is metal here)" in told
+    assert f"task.tokenizer={first / 'model'}: the one that model.weights were learnt with" in told
+    assert "tokens are others here" not in told
+
+    assert train(anew, *other, "task.vocab_size=120", "task.tokenizer=null") == 0
+    assert "tokens are others here, and token_embedding.weight" in (anew / "trainer.log").read_text("utf-8")
+    shutil.rmtree(first)
+    assert_resumes(run)
+
+
+def _tokenizer(run: Path) -> object:
+    return json.loads((run / "model" / "tokenizer.json").read_text("utf-8"))["model"]
+
+
 def test_weights_that_do_not_fit_are_shown(data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path / "first", *data) == 0
     capsys.readouterr()
     assert train(tmp_path / "run", *data, f"model.weights={tmp_path / 'first'}", "model.dim=8") == 2
     told = capsys.readouterr().err
-    assert told.startswith("model.weights: ")
+    assert "\nmodel.weights: " in told
     assert "head.weight" in told
     assert "model.weights_ignore" in told
 

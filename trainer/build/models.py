@@ -27,6 +27,7 @@ from trainer.model.noisy_tune import noisy_tune
 from trainer.model.pretrained_folder import weights_of_run
 from trainer.model.weights import fit_weights
 from trainer.model.weights_file import load_weights_file
+from trainer.model.weights_origin import doubts, tokenizer_beside
 from trainer.protocols import Batching, Loss, Task
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,9 @@ def make_model(job: TrainJob, task: Task, snapshot: Snapshot | None, *, num_outp
         facts["architecture"] = json.loads(snapshot.documents[ARCHITECTURE])
     model: nn.Module = make("model", own_keys(job.model, ModelKeys), **facts)
     settings = ModelKeys(**{key: value for key, value in job.model.items() if key in ModelKeys.__dataclass_fields__})
+    tokenizer = job.task.get("tokenizer")
+    if snapshot is None and settings.weights and tokenizer and tokenizer == tokenizer_beside(settings.weights):
+        logger.info("task.tokenizer=%s: the one that model.weights were learnt with", tokenizer)
     try:
         return _prepared(model, settings, job.seed, task, facts, fresh=snapshot is None)
     except ConfigError as error:
@@ -65,6 +69,9 @@ def _prepared(
         found = weights_of_run(model, settings.weights) or load_weights_file(settings.weights)
         report = fit_weights(model, found, settings.weights_rename, settings.weights_ignore)
         logger.info("model.weights=%s: %s", settings.weights, report)
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in report.loaded}
+        for doubt in doubts(settings.weights, shapes, task.artifact_files(), facts):
+            logger.warning("model.%s", doubt)
     if fresh and settings.noisy_tune is not None:
         noisy_tune(model, settings.noisy_tune, torch.Generator().manual_seed(seed))
     if patterns := [entry for entry in settings.freeze if isinstance(entry, str)]:

@@ -26,7 +26,7 @@ from trainer.errors import ConfigError, DataError, explain, nearest
 from trainer.evaluate import directions
 from trainer.loop import Schedule
 from trainer.optimizer.groups import hidden_names, layers_of, parameter_groups, undecayed_names
-from trainer.protocols import Batching, Loss, Task
+from trainer.protocols import Batching, Loss, Source, Task
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,10 @@ def build_task(job: TrainJob, state: dict[str, Any] | None = None) -> Task:
 
 def build_encoded(job: TrainJob, task: Task, *, fitted: bool) -> Encoded:
     """The encoded splits, from the cache where they are known; the task is fitted afterwards."""
-    source = make("data", own_keys(job.data, DataKeys))
+    return _encoded(job, make("data", own_keys(job.data, DataKeys)), task, fitted=fitted)
+
+
+def _encoded(job: TrainJob, source: Source, task: Task, *, fitted: bool) -> Encoded:
     encoded = encode(source, task, limit=job.loader.limit, root=cache_root(), fitted=fitted)
     for split, rows in encoded.splits.items():
         if not len(rows):
@@ -69,9 +72,16 @@ def build_encoded(job: TrainJob, task: Task, *, fitted: bool) -> Encoded:
     return encoded
 
 
+def build_split(job: TrainJob, task: Task, split: str) -> Encoded:
+    """The encoded rows of a split, read alone where the source can do so; the task is fitted already."""
+    source = make("data", own_keys(job.data, DataKeys))
+    alone = getattr(source, "alone", None)
+    found = None if alone is None else alone(split, getattr(task, "numeric", {}))
+    return _encoded(job, found or source, task, fitted=True)
+
+
 def check_model(job: TrainJob, model: nn.Module, batches: Batches) -> None:
-    """Raises ConfigError unless the model takes what the batches hold, sees what the task lets it see, and can be written
-    in the formats asked for."""
+    """Raises ConfigError unless the model takes the batches, sees what the task lets it see, and has the formats."""
     _check_causality(batches.task, model)
     _check_formats(job, model)
     inputs = batches[MicroBatch(0, (0,))].inputs

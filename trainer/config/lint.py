@@ -13,6 +13,7 @@ from trainer.config import jobs, overrides, schema, sections
 from trainer.config.catalogue import Catalogue
 from trainer.config.check import checked_job, faults
 from trainer.config.compose import apply, as_written, compose, plain, register_defaults
+from trainer.config.inherited import with_tokenizer
 from trainer.config.keys import Keys, group_faults, is_known, leaves
 from trainer.config.overrides import is_sweep
 from trainer.config.parts import value_faults, without_replaced
@@ -61,6 +62,7 @@ class Plan:
         values, unresolved = plain(config)
         refuse(*unresolved)
         values = without_replaced(values, choices, self.request.given.paths(), self.request.catalogue)
+        values, _ = with_tokenizer(values, self.request.given.paths())
         if run_dir is not None and isinstance(values.get("run"), dict) and values["run"].get("dir") is None:
             values["run"]["dir"] = run_dir
         return self.job_of(values)
@@ -192,6 +194,8 @@ def _faults_with(request: Request, groups: Sequence[str]) -> tuple[list[str], li
         kept = without_replaced(values, choices, request.given.paths(), request.catalogue)
         dropped = [path for path in leaves(values) if not is_known(kept, path)]
         notes += [f"{', '.join(dropped)} left out: they belong to what _target_ replaces"] if dropped else []
+        kept, followed = with_tokenizer(kept, request.given.paths())
+        notes += followed
         found += unresolved
         # Hydra shows a configuration also where a value is still to be given.
         if not request.command.options.cfg:

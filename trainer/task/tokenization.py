@@ -1,5 +1,6 @@
 """Tokenizers: a WordPiece vocabulary learnt from texts, or one given as a file."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -60,7 +61,7 @@ def _wordpiece(vocabulary: dict[str, int], lowercase: bool) -> Tokenizer:
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer of a `tokenizer.json`, of the folder that holds one, or of a name on the hub.
+    """The tokenizer of a `tokenizer.json`, of the folder that holds one, of a checkpoint, or of a name on the hub.
 
     Where there is no such file, transformers makes the tokenizer of what there is (`vocab.txt`, `merges.txt`, ...).
 
@@ -70,13 +71,17 @@ def load_tokenizer(path: str) -> Tokenizer:
     place = Path(path).expanduser()
     file: Path | None = place
     if place.is_dir():
-        file = place / "tokenizer.json" if (place / "tokenizer.json").is_file() else None
+        names = (name for name in ("tokenizer.json", "task.json") if (place / name).is_file())
+        file = next((place / name for name in names), None)
     elif not place.is_file():
         file = _fetched(path)
     try:
-        tokenizer = (
-            _converted(path, str(place) if place.is_dir() else path) if file is None else Tokenizer.from_file(str(file))
-        )
+        if file is None:
+            tokenizer = _converted(path, str(place) if place.is_dir() else path)
+        elif file.name == "task.json":  # a checkpoint's
+            tokenizer = Tokenizer.from_str(json.loads(file.read_text(encoding="utf-8"))["tokenizer"])
+        else:
+            tokenizer = Tokenizer.from_file(str(file))
     except ConfigError:
         raise
     except Exception as error:  # the libraries raise bare Exception, and whatever a broken file leads to
