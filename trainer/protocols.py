@@ -109,7 +109,11 @@ class Loss(Protocol):
 
 
 class Source(Protocol):
-    """Raw data: splits of named columns (the group `data`)."""
+    """Raw data: splits of named columns (the group `data`).
+
+    Where it has it, this is used too: `alone(split, numeric)`, the source of one split, which reads nothing else, or
+    None where it cannot; `numeric` is what the task learnt of `features`, by name.
+    """
 
     @property
     def fingerprint(self) -> str:

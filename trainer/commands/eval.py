@@ -13,11 +13,14 @@ from trainer.report.console import open_console, table
 def run(job: EvalJob, config: dict[str, Any]) -> None:
     """Evaluates, prints a table and writes `eval/<split>.json` in the run folder.
 
+    Rows that are not the run's own are compared with those of training, and their score has a name of its own.
+
     Args:
         job: The checked config.
         config: The same as plain data; not needed.
     """
-    from trainer.commands.trained import evaluate_split, load_trained, result_rows
+    from trainer.commands.scores import check_other, evaluate_split, other_data, read_split, result_rows
+    from trainer.commands.trained import load_trained
 
     trained = load_trained(
         existing_run_folder(job.run),
@@ -26,6 +29,9 @@ def run(job: EvalJob, config: dict[str, Any]) -> None:
         weights=job.weights,
         device=job.device,
     )
-    values = evaluate_split(trained, job.split, job.precision)
-    columns, rows = result_rows([(job.split, trained, values)])
-    table(open_console("auto"), str(trained.folder), columns, rows)
+    rows = read_split(trained, job.split)
+    changed = other_data(trained, job.split, rows)
+    if changed:
+        check_other(trained, job.split, rows)
+    name, values = evaluate_split(trained, job.split, rows, job.precision, changed)
+    table(open_console("auto"), str(trained.folder), *result_rows([(name, trained, values)]))

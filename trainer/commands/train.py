@@ -188,14 +188,15 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
     from trainer.commands.pruned import show_sparsity
     from trainer.commands.report import PAGE, write_page
     from trainer.commands.results import results
-    from trainer.commands.trained import evaluate_split, load_trained, result_rows, save_model
+    from trainer.commands.scores import evaluate_split, result_rows
+    from trainer.commands.trained import load_trained, save_model
 
     checkpoint = "last" if training.state.best is None else "best"
     best = load_trained(
         folder, lambda text: job_from_text(text, trust=None), checkpoint=checkpoint, weights="auto", device=job.device
     )
     split = "test" if "test" in best.encoded.splits else "validation"
-    values = evaluate_split(best, split, "fp32")
+    _, values = evaluate_split(best, split, best.encoded.splits[split], "fp32", {})
     run, state = training.run, training.state
     event = {"split": split, "weights": best.weights, "best_step": best.step, **values}
     run.report.log("eval", step=state.step, epoch=state.step / run.steps_per_epoch, values=event)

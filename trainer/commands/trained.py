@@ -6,33 +6,34 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from trainer.build import parts
-from trainer.build.models import batching_of, make_model, merged
+from trainer.build.models import make_model, merged
 from trainer.checkpoint.store import Store
 from trainer.commands.folders import CHECKPOINTS
 from trainer.config.jobs import TrainJob
 from trainer.data.encode import Encoded
 from trainer.data.loader import Batches, EvaluationBatches
 from trainer.errors import ConfigError, explain, nearest
-from trainer.evaluate import evaluate
 from trainer.export.weights import save_library
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.model.pretrained_folder import ABOUT, LibraryModel
-from trainer.precision import Precision, PrecisionName
 from trainer.protocols import Batch, Batching, Loss, Task
 from trainer.prune.sparsity import described, sparsity
 from trainer.resume import MASKS, chosen_weights, load_weights
 from trainer.targets import scored
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Trained:
         task, model, loss: Its parts, the model with the chosen weights, in evaluation mode.
         device: Where they are.
         origin: Where the weights come from, but for the data.
+        config_text: The run's config as it is stored.
     """
 
     folder: Path
@@ -60,6 +62,7 @@ class Trained:
     loss: Loss
     device: torch.device
     origin: dict[str, Any]
+    config_text: str
 
     @cached_property
     def encoded(self) -> Encoded:
@@ -109,7 +112,7 @@ def load_trained(
     if job.prune is not None:
         found = described(sparsity(model, snapshot.tensors[MASKS].keys()))
         origin["pruning"] = {"method": job.prune, **found}
-    return Trained(folder, job, snapshot.step, chosen, task, model.eval(), loss, where, origin)
+    return Trained(folder, job, snapshot.step, chosen, task, model.eval(), loss, where, origin, config_text)
 
 
 def _loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
@@ -129,40 +132,30 @@ def split_batches(trained: Trained, split: str, batching: Batching, count: int |
     Raises:
         ConfigError: There is no such split.
     """
-    splits = trained.encoded.splits
-    if split not in splits:
-        raise ConfigError(explain("split", "the data has no such split", nearest(split, list(splits)), value=split))
-    rows = splits[split]
+    rows = rows_of(trained.encoded, split)
     if count is not None and count < len(rows):
         rows = rows.select([number * len(rows) // count for number in range(count)])
+    yield from batches_of(trained, rows, batching)
+
+
+def rows_of(encoded: Encoded, split: str) -> Dataset:
+    """The rows of a split.
+
+    Raises:
+        ConfigError: There is no such split.
+    """
+    if split not in encoded.splits:
+        remedy = nearest(split, list(encoded.splits))
+        raise ConfigError(explain("split", "the data has no such split", remedy, value=split))
+    return encoded.splits[split]
+
+
+def batches_of(trained: Trained, rows: Dataset, batching: Batching) -> Iterator[Batch]:
+    """The batches of encoded rows, in order, once."""
     batches = Batches(rows, trained.task, batching, trained.job.seed)
     options = parts.loader_options(trained.job, trained.device, batching)
     with closing(EvaluationBatches(batches, trained.job.loader.eval_batch_size, options)) as loader:
         yield from loader
-
-
-def evaluate_split(trained: Trained, split: str, precision: PrecisionName) -> dict[str, float]:
-    """Loss and metrics on a split, also written to `eval/<split>.json` in the run folder."""
-    values = evaluate(
-        trained.model,
-        trained.loss,
-        split_batches(trained, split, batching_of(trained.job, trained.model)),
-        trained.task.metrics(),
-        precision=Precision(precision, trained.device),
-        device=trained.device,
-    )
-    file = trained.folder / "eval" / f"{split}.json"
-    file.parent.mkdir(exist_ok=True)
-    document = {"split": split, "step": trained.step, "weights": trained.weights, "precision": precision, **values}
-    file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    return values
-
-
-def result_rows(splits: Sequence[tuple[str, Trained, dict[str, float]]]) -> tuple[list[str], list[list[Any]]]:
-    """A table of evaluations: its columns and rows."""
-    names = list(splits[0][2])
-    rows = [[split, trained.step, trained.weights, *values.values()] for split, trained, values in splits]
-    return ["split", "step", "weights", *names], rows
 
 
 def save_model(trained: Trained) -> Path:

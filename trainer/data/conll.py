@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,7 +57,7 @@ class Conll:
         split: Mapping[str, float],
         cache_dir: str | None,
     ) -> None:
-        self._given = {"train": train, "validation": validation, "test": test}
+        self._given: Mapping[str, str | list[str] | None] = {"train": train, "validation": validation, "test": test}
         self._columns = {"words": word, "tags": tag}
         self._separator = separator
         self._comment = comment
@@ -93,6 +94,15 @@ class Conll:
         """`data.tag=-1`."""
         key = {"words": "word", "tags": "tag"}.get(role)
         return f"data.{key}={self._columns[role]}" if key else f"the column {role} of data=conll"
+
+    def alone(self, split: str, numeric: Mapping[str, bool]) -> Conll | None:
+        """The same of one split, whose files alone are read; None where it needs those of another."""
+        division = self._division.alone(split)
+        if division is None:
+            return None
+        found = copy(self)
+        found._given, found._division = division.given, division
+        return found
 
     @cached_property
     def _paths(self) -> Paths:

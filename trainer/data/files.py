@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -64,8 +65,9 @@ class Files:
         quote: str | None,
         cache_dir: str | None,
     ) -> None:
-        self._given = {"train": train, "validation": validation, "test": test}
+        self._given: Mapping[str, str | list[str] | None] = {"train": train, "validation": validation, "test": test}
         self._columns = {"text": text, "label": label, **columns}
+        self._numeric: dict[str, bool] = {}
         self._list_separator = list_separator
         self._signs = {"separator": separator, "quote": quote}
         self._cache_dir = cache_dir
@@ -82,7 +84,8 @@ class Files:
     @cached_property
     def fingerprint(self) -> str:
         """Of the files' contents in their order and of what is read from them; where they lie does not matter."""
-        known = (_VERSION, self._columns, self._division.shares, self._signs, self._list_separator)
+        known: tuple[object, ...] = (_VERSION, self._columns, self._division.shares, self._signs, self._list_separator)
+        known += (self._numeric,) if self._numeric else ()
         digest = blake2b(fingerprint_of(self._paths, known, suffix_of).encode(), digest_size=16)
         for path in (path for paths in self._paths.values() for path in paths):
             for image in self._images(path):
@@ -112,6 +115,21 @@ class Files:
         shown = "null" if name is None else name if isinstance(name, str) else f"[{','.join(name)}]"
         return f"data.{key}={shown}"
 
+    def alone(self, split: str, numeric: Mapping[str, bool]) -> Files | None:
+        """The same of one split, whose files alone are read; None where it needs those of another.
+
+        Args:
+            split: Which.
+            numeric: The features by name, and whether each is one of numbers: what was learnt from the training files.
+        """
+        division = self._division.alone(split)
+        if division is None:
+            return None
+        found = copy(self)
+        found._given, found._division, found._numeric = division.given, division, dict(numeric)
+        found._columns = self._columns | ({"features": list(numeric)} if numeric else {})
+        return found
+
     @cached_property
     def _paths(self) -> Paths:
         """The files of each split that has its own."""
@@ -120,9 +138,13 @@ class Files:
     def _write(self, folder: Path, roles: Sequence[str]) -> None:
         from trainer.data.arrow import schema_of
 
-        known = column_names(self._paths["train"][0], **self._signs) if "features" in roles else []
+        first, *_ = self._paths.values()
+        known = column_names(first[0], **self._signs) if "features" in roles else []
         table = Table.of(self._columns, roles, self.column, self._list_separator, known)
-        table.learn(lambda: self._records("train", table))
+        if self._numeric:
+            table.numeric.update(self._numeric)
+        else:
+            table.learn(lambda: self._records("train", table))
 
         def nothing(origin: str) -> DataError:
             remedy = "Are these the right columns?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -52,7 +53,7 @@ class Lines:
     ) -> None:
         if documents not in _DOCUMENTS:
             raise ConfigError(explain("documents", f"must be one of {', '.join(_DOCUMENTS)}", value=documents))
-        self._given = {"train": train, "validation": validation, "test": test}
+        self._given: Mapping[str, str | list[str] | None] = {"train": train, "validation": validation, "test": test}
         self._division = Division.checked(self._given, split)
         self._documents = documents
         self._cache_dir = cache_dir
@@ -79,6 +80,15 @@ class Lines:
     def column(self, role: str) -> str:
         """`the column text of data=lines`: its columns have no names of the user's."""
         return f"the column {role} of data=lines"
+
+    def alone(self, split: str, numeric: Mapping[str, bool]) -> Lines | None:
+        """The same of one split, whose files alone are read; None where it needs those of another."""
+        division = self._division.alone(split)
+        if division is None:
+            return None
+        found = copy(self)
+        found._given, found._division = division.given, division
+        return found
 
     @cached_property
     def _paths(self) -> Paths:

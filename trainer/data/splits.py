@@ -78,6 +78,12 @@ class Division:
             raise ConfigError(explain("split.validation", "a run needs a validation split", remedy, value=0))
         return cls(given, shares)
 
+    def alone(self, split: str) -> Division | None:
+        """A split without the others; None where it takes rows of another one, or lends some."""
+        if self.given.get(split) is None or (split == "train" and self.lent):
+            return None
+        return Division({split: self.given[split]}, {})
+
     @property
     def names(self) -> list[str]:
         """The splits there are: those of their own, and those with a share."""

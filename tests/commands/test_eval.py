@@ -1,0 +1,138 @@
+"""`eval` on other rows than the run's own: what it needs of them, and where their score goes."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.jobs import rows, train, working_in, write_csv, write_data
+from trainer.cli import main
+
+OTHER = "test-new-*.json"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    made = tmp_path_factory.mktemp("eval")
+    with working_in(made):
+        assert train(made / "run", *write_data(made), "train.duration=4") == 0
+        yield made
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the run in a working directory with `new.csv`; the data of training lies where it was."""
+    shutil.copytree(trained / "run", tmp_path / "run")
+    with working_in(tmp_path):
+        write_csv(tmp_path / "new.csv", 30, seed=9)
+        yield tmp_path
+
+
+def score(run: Path, pattern: str = "test.json") -> dict[str, Any]:
+    (file,) = (run / "eval").glob(pattern)
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def test_a_score_on_other_data_stands_beside_the_runs_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = score(folder / "run")
+    assert main(["eval", "run=run", "device=cpu", "data.test=new.csv"]) == 0
+    other = score(folder / "run", OTHER)
+
+    assert score(folder / "run") == own
+    assert other["data"] == "data.test=new.csv"
+    assert other["digest"] != own["digest"]
+    assert (other["split"], other["accuracy"] != own["accuracy"] or other["loss"] != own["loss"]) == ("test", True)
+    assert f"test-new-{other['digest'][:8]}" in capsys.readouterr().out
+
+    assert main(["report", "run=run"]) == 0
+    page = (folder / "run" / "report.html").read_text(encoding="utf-8")
+    assert "data.test=new.csv" in page
+    shutil.copytree(folder / "run", folder / "without")
+    next((folder / "without" / "eval").glob(OTHER)).unlink()
+    capsys.readouterr()
+    assert main(["diff", "left=run", "right=without", "json=true"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert {name.split(".")[0] for name in results} == {f"test-new-{other['digest'][:8]}"}
+    assert {"left": "data.test=new.csv"} in results.values()
+
+
+def test_the_same_rows_in_another_file_are_the_runs_own(trained: Path, folder: Path) -> None:
+    own = score(folder / "run")
+    shutil.copyfile(trained / "test.csv", folder / "copy.csv")
+
+    assert main(["eval", "run=run", "device=cpu", "data.test=copy.csv", "data.strict=true"]) == 0
+    assert score(folder / "run", "*.json") == own
+
+
+@pytest.mark.parametrize("overrides", [["loader.limit=5"], []])
+def test_fewer_rows_and_rows_that_changed_are_others(
+    overrides: list[str], trained: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, kept = score(folder / "run"), (trained / "test.csv").read_bytes()
+    if not overrides:
+        write_csv(trained / "test.csv", 20, seed=77)
+    try:
+        assert main(["eval", "run=run", "device=cpu", *overrides]) == 0
+    finally:
+        (trained / "test.csv").write_bytes(kept)
+
+    other = score(folder / "run", "test-*.json")
+    assert score(folder / "run") == own
+    assert other["data"] == (overrides[0] if overrides else "data.test=changed since the run's own score")
+
+
+def test_rows_of_training_are_told_of(
+    folder: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (text, label), *_ = rows(61, seed=0)
+    with (folder / "new.csv").open("a", encoding="utf-8") as file:
+        file.write(f"{text},{label}\n")
+
+    assert main(["eval", "run=run", "device=cpu", "data.test=new.csv"]) == 0
+    assert [line for line in caplog.messages if "leaked" in line] == [
+        "test: 3.2 % leaked, the first at position 30; the same inputs as in another split: take them out of one"
+    ]
+    assert main(["eval", "run=run", "device=cpu", "data.test=new.csv", "data.strict=true"]) == 6
+    assert "data.strict: test: 3.2 % leaked" in capsys.readouterr().err
+
+
+def test_no_more_is_needed_than_what_is_evaluated(
+    trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TRAINER_CACHE", str(folder / "cold"))
+    text = (folder / "new.csv").read_text(encoding="utf-8")
+    (folder / "named.csv").write_text(text.replace("text,label", "body,cat", 1), encoding="utf-8")
+    (trained / "train.csv").rename(trained / "gone.csv")
+    try:
+        assert main(["eval", "run=run", "device=cpu"]) == 0
+        assert main(["eval", "run=run", "device=cpu", "data.test=new.csv"]) == 0
+        named = ["data.test=named.csv", "data.text=body", "data.label=cat"]
+        assert main(["eval", "run=run", "device=cpu", *named]) == 0
+    finally:
+        (trained / "gone.csv").rename(trained / "train.csv")
+
+    same = [score(folder / "run", name)["accuracy"] for name in (OTHER, "test-named-*.json")]
+    assert same[0] == same[1]
+    assert any("test: not compared with the rows of training: data.train: no such file" in m for m in caplog.messages)
+
+
+def test_features_are_read_as_they_were_in_training(tmp_path: Path) -> None:
+    lines = [f"{number},{'a' if number % 3 else number % 5},{'x' if number % 2 else 'y'}" for number in range(60)]
+    options = ["task=tabular_classification", "data=files", "model=linear", "logger.console=none", "export.formats=[]"]
+    options += ["data.label=kind", "data.train=train.csv", "data.validation=other.csv", "data.test=other.csv"]
+    with working_in(tmp_path):
+        (tmp_path / "train.csv").write_text("\n".join(["size,mark,kind", *lines]), encoding="utf-8")
+        # Of these alone the second column would be one of numbers.
+        (tmp_path / "other.csv").write_text("size,mark,kind\n3,2,x\n8,3,y\n", encoding="utf-8")
+        shutil.copyfile(tmp_path / "other.csv", tmp_path / "test.csv")
+        options[-1] = "data.test=test.csv"
+        assert main(["train", "run.dir=run", "device=cpu", "train.duration=4", *options]) == 0
+        own = score(tmp_path / "run")
+        (tmp_path / "train.csv").unlink()
+
+        assert main(["eval", "run=run", "device=cpu"]) == 0
+        assert score(tmp_path / "run", "*.json") == own
