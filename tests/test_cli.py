@@ -1,6 +1,7 @@
 """The command, as far as it goes without torch."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from trainer import __version__, cli
+from trainer.config.compose import compose, register_defaults
+from trainer.config.help import verb_help
 from trainer.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainerError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +77,26 @@ def test_help_of_a_verb_shows_the_keys_of_what_is_chosen(capsys: pytest.CaptureF
     assert "_target_" not in page
     assert cli.main(["eval", "--help"]) == 0
     assert "checkpoint=best " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", [path.stem for path in sorted((ROOT / "conf" / "task").glob("*.yaml"))])
+def test_help_of_a_task_shows_the_job_that_it_makes(option: str) -> None:
+    register_defaults()
+    config, choices = compose(ROOT / "conf", "train", [f"task={option}"])
+    page = verb_help("train", [f"task={option}"])
+    headings = dict(re.findall(r"^(\w+)=(\w+): .*options: ", page, re.MULTILINE))
+    assert headings == {group: choices[group] or "null" for group in headings}
+    assert {"task", "data", "model", "loss"} <= {*headings}
+    assert not re.search("_target_|override /|_self_", page)
+    keys = {*re.findall(r"^  task\.(\w+)", page, re.MULTILINE)}
+    assert keys == {str(key) for key in config["task"]} - {"_target_"}
+
+
+def test_help_follows_what_an_experiment_chooses_and_passes_over_what_is_wrong() -> None:
+    page = verb_help("train", ["experiment=digits", "loss=focall", "--help"])
+    assert "\ntask=image_classification: " in page
+    assert "\ndata=digits: " in page
+    assert "\nloss=cross_entropy: " in page
 
 
 @pytest.mark.parametrize(
