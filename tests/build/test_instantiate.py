@@ -68,7 +68,14 @@ def test_nested_parts_are_made_and_lists_are_lists() -> None:
             {"_target_": "nowhere.Part"},
             r"model\._target_: cannot be imported .*No module named 'nowhere'.*got 'nowhere.Part'",
         ),
-        ({"_target_": f"{HERE}.Prat"}, r"model\._target_: cannot be imported .*Prat"),
+        (
+            {"_target_": f"{HERE}.Prat"},
+            rf"^model\._target_: there is no Prat in {HERE}, got '{HERE}.Prat'. Did you mean Part.$",
+        ),
+        (
+            {"_target_": "torch.nn.Zzz"},
+            r"^model\._target_: there is no Zzz in torch.nn, got 'torch.nn.Zzz'\.$",
+        ),
         ({"_target_": f"{HERE}.HERE"}, r"model\._target_: .*"),
         (
             {"_target_": f"{HERE}.Part"},

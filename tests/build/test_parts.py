@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -6,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.jobs import TINY, working_in, write_data
+from tests.jobs import TINY, Recorded, working_in, write_data
 from tests.test_conf import job_of
 from trainer.build import parts
 from trainer.build.models import make_model
-from trainer.build.training import run_length
+from trainer.build.training import Outlets, build_training, run_length
 from trainer.config.jobs import TrainJob
 from trainer.data.encode import Encoded
 from trainer.data.loader import Batches
@@ -36,6 +37,16 @@ def test_a_device_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match=r"device: is not available on this machine, got 'cuda:99'.*device=cpu"):
         parts.build_device("cuda:99")
     assert (parts.build_device("auto").type == "cuda") == torch.cuda.is_available()
+
+
+def test_parts_that_cannot_be_imported_are_told_together_before_the_data_is_read() -> None:
+    job = job_of("loss._target_=torch.nn.MSELos", "optimizer._target_=torch.optim.Addam", "data=files", "data.train=no")
+    with pytest.raises(ConfigError) as caught:
+        build_training(job, "", Outlets(lambda length: Recorded()), None, ExitStack())
+    assert caught.value.messages == (
+        "loss._target_: there is no MSELos in torch.nn, got 'torch.nn.MSELos'. Did you mean MSELoss.",
+        "optimizer._target_: there is no Addam in torch.optim, got 'torch.optim.Addam'. Did you mean Adam.",
+    )
 
 
 def test_a_model_without_a_packed_path_says_what_to_do(data: list[str]) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 import hydra
 from hydra.errors import InstantiationException
 
-from trainer.errors import ConfigError, TrainerError, explain
+from trainer.errors import ConfigError, TrainerError, explain, nearest
+
+_FEW = 20
 
 
 def make(group: str, part: Mapping[str, Any], /, **facts: Any) -> Any:
@@ -54,13 +57,23 @@ def locate(group: str, part: Mapping[str, Any]) -> Callable[..., Any]:
     path = part["_target_"]
     try:
         target = hydra.utils.get_object(path)
-    except Exception as error:  # a user's module may fail in any way while it is imported
-        cause = error.__cause__ or error
-        problem = f"cannot be imported ({type(cause).__name__}: {cause})"
-        raise ConfigError(explain(f"{group}._target_", problem, value=path)) from error
+    except Exception as error:
+        raise ConfigError(explain(f"{group}._target_", *_why_not(path), value=path)) from error
     if not callable(target):
         raise ConfigError(explain(f"{group}._target_", "must name a class or a function", value=path))
     return target  # type: ignore[no-any-return]  # Hydra's get_object is untyped
+
+
+def _why_not(path: str) -> tuple[str, str]:
+    """Why a dotted path names nothing, and the remedy."""
+    module, _, name = path.rpartition(".")
+    try:
+        known = [each for each in dir(import_module(module)) if not each.startswith("_")]
+    except Exception as error:  # a user's module may fail in any way while it is imported
+        return f"cannot be imported ({type(error).__name__}: {error})", ""
+    # Of a large library the names of what is near alone.
+    near = nearest(name, known)
+    return f"there is no {name} in {module}", near if near.startswith("Did you mean") or len(known) <= _FEW else ""
 
 
 def parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -22,7 +22,7 @@ from trainer.config.sections import DataKeys, OptimizerKeys
 from trainer.data.encode import Encoded, cache_root, encode
 from trainer.data.loader import Batches, LoaderOptions
 from trainer.data.plan import MicroBatch
-from trainer.errors import ConfigError, DataError, explain, nearest
+from trainer.errors import ConfigError, DataError, explain, nearest, refuse
 from trainer.evaluate import directions
 from trainer.loop import Schedule
 from trainer.optimizer.groups import hidden_names, layers_of, parameter_groups, undecayed_names
@@ -49,6 +49,19 @@ def build_device(name: str) -> torch.device:
         remedy = f"This torch sees {count} CUDA device{'' if count == 1 else 's'}; use device=cpu or device=auto"
         raise ConfigError(explain("device", "is not available on this machine", remedy, value=name))
     return device
+
+
+def check_targets(job: TrainJob) -> None:
+    """Raises ConfigError where parts that are not ours cannot be imported, all at once: before the data is read."""
+    faults: list[str] = []
+    for group in schema.groups(TrainJob):
+        part = getattr(job, group)
+        if part is not None and not part["_target_"].startswith("trainer."):
+            try:
+                locate(group, part)
+            except ConfigError as error:
+                faults += error.messages
+    refuse(*faults)
 
 
 def build_task(job: TrainJob, state: dict[str, Any] | None = None) -> Task:

@@ -97,6 +97,7 @@ def build_training(
         closing: Ends what the run holds open.
     """
     device = parts.build_device(job.device)
+    parts.check_targets(job)
     seed_generators(job.seed, device)
     data = _build_data(job, snapshot)
     length = run_length(job, data.plan.steps_per_epoch)

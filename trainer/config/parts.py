@@ -10,6 +10,7 @@ from trainer.config import schema, signature
 from trainer.config.annotations import expected, fits, forms, items, literals
 from trainer.config.catalogue import Catalogue
 from trainer.config.keys import Keys
+from trainer.config.own_parts import own_part_fault
 from trainer.errors import explain, nearest
 
 OWN = "trainer."
@@ -98,6 +99,8 @@ def _foreign_faults(group: str, part: Mapping[str, Any], target: str) -> list[st
     if find_spec(package) is None:
         remedy = "Packages are looked for in the working directory and where Python finds them"
         missing.append([explain(f"{group}._target_", f"there is no package {package}", remedy, value=target)])
+    elif fault := own_part_fault(target):
+        missing.append([explain(f"{group}._target_", *fault, value=target)])
     return [fault for faults in missing for fault in faults]
 
 
