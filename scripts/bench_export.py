@@ -153,7 +153,7 @@ def artifact(candidate: Candidate, stage: Path, monitor: str, pytorch: dict[str,
         "share_of_fp32": round(size / full, 4),
         "metric": metric,
         "metric_gained": metric - pytorch[monitor],
-        "decisions_agree": candidate.comparison.agreement,
+        "decisions_agree": candidate.comparison.likeness.agreement,
         "largest_difference": candidate.largest_difference,
     }
 

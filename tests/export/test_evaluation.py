@@ -8,7 +8,7 @@ from torch import Tensor
 from tests.export.toy import ToyModel, ToyTask, batches
 from trainer.errors import ProofError
 from trainer.export.cases import forward_of
-from trainer.export.evaluation import Comparison, Evaluation, decisions
+from trainer.export.evaluation import Comparison, Evaluation
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def test_equal_artifact() -> None:
     same = comparison(forward_of(toy()), tolerance=0.0)
     metrics = evaluated(same)
     assert same.values() == metrics
-    assert same.agreement == 1.0
+    assert same.likeness.agreement == 1.0
     assert same.largest_difference == 0.0
     assert same.failure is None
 
@@ -52,7 +52,7 @@ def test_decisions_and_metrics_are_those_of_the_artifact() -> None:
     expected = ToyTask().metrics()
     for batch in batches():
         expected.update(rotated(batch.inputs), batch.target)
-    assert other.agreement == 0.75
+    assert other.likeness.agreement == 0.75
     assert other.values() == {name: value.item() for name, value in expected.compute().items()}
 
 
@@ -69,7 +69,7 @@ def test_failure_on_real_data_names_the_batch_and_ends_only_its_own_run() -> Non
     assert "in batch 2 of the evaluation split (input_ids (16, " in str(bad.failure)
     assert len(calls) == 3
     assert good.failure is None
-    assert good.agreement == 1.0
+    assert good.likeness.agreement == 1.0
 
 
 def test_artifact_that_cannot_run_a_batch() -> None:
@@ -99,7 +99,10 @@ def test_pytorch_is_run_again_only_on_batches_whose_outputs_are_not_kept(remembe
     evaluation.run([second])
     assert len(seen) == runs
     assert evaluation.metrics == metrics == first.values()
-    assert (second.largest_difference, second.agreement) == (first.largest_difference, first.agreement)
+    assert (second.largest_difference, second.likeness.agreement) == (
+        first.largest_difference,
+        first.likeness.agreement,
+    )
     assert second.largest_difference == pytest.approx(0.25, abs=1e-6)
 
 
@@ -113,13 +116,4 @@ def test_one_output_decides_nothing() -> None:
     single = Comparison("model.onnx", first_column, metrics.clone(), 1e-4, "values")
     floats = [replace(batch, target=batch.target[:, None].float()) for batch in batches()]
     Evaluation(lambda: floats, first_column, metrics, remembered=0).run([single])
-    assert single.agreement is None
-
-
-def test_what_an_output_decides() -> None:
-    output = torch.tensor([[-1.0, 2.0], [3.0, 1.0]])
-
-    assert torch.equal(decisions(output, "class"), torch.tensor([1, 0]))
-    assert torch.equal(decisions(output, "multi_hot"), torch.tensor([[False, True], [True, True]]))
-    assert decisions(output, "values") is None
-    assert decisions(output[:, :1], "class") is None
+    assert single.likeness.agreement is None

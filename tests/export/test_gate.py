@@ -1,10 +1,13 @@
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics import Metric, MetricCollection
 
 from tests.export.toy import ToyModel, ToyTask, batches
 from trainer.export import artifacts
@@ -72,18 +75,18 @@ def test_pytorch_runs_once_over_the_split_for_all_variants(tmp_path: Path, subje
 def test_difference_of_an_inexact_format_is_recorded_and_not_refused(tmp_path: Path, subject: Subject) -> None:
     (candidate,) = judged([made("one", 0.001)], tmp_path, subject).proved
     assert candidate.largest_difference == pytest.approx(0.001, rel=1e-3)
-    assert candidate.comparison.agreement is not None
+    assert candidate.comparison.likeness.agreement is not None
     verdict = judged([made("one", 0.001, exact=True)], tmp_path, subject)
     assert verdict.proved == []
     assert str(verdict.failures[0]).startswith("model.one: output[0, 0] at batch=1, sequence=1, without padding")
 
 
 def test_when_none_fits_each_variant_is_told_and_no_file_is_left(tmp_path: Path, subject: Subject) -> None:
-    verdict = judged([made("one", 100.0, 50.0), made("two", 0.0)], tmp_path, subject)
+    verdict = judged([made("one", 100.0, 8.0), made("two", 0.0)], tmp_path, subject)
     (failure,) = verdict.failures
     first, *reasons = str(failure).splitlines()
     assert first == "model.one: none of its 2 variants passes. Leave out this format."
-    assert [reason.split(": ")[:2] for reason in reasons] == [["  by 100", "model.one"], ["  by 50", "model.one"]]
+    assert [reason.split(": ")[:2] for reason in reasons] == [["  by 100", "model.one"], ["  by 8", "model.one"]]
     assert all("accuracy over the evaluation split must be within 0.05" in reason for reason in reasons)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.two"]
     assert [candidate.format.name for candidate in verdict.proved] == ["two"]
@@ -104,6 +107,106 @@ def test_variant_that_cannot_be_written_gives_way_to_the_next(tmp_path: Path, su
         "model.one: cannot be exported (input_ids (2, 12), attention_mask (2, 12)): no such operator."
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_reason_is_told_once(tmp_path: Path, subject: Subject) -> None:
+    def fail(path: Path, subject: Subject) -> dict[str, Any]:
+        raise RuntimeError("no such operator")
+
+    format = Format("one", "model.one", load, (Variant("first", fail), Variant("second", fail)))
+    (failure,) = judged([format], tmp_path, subject).failures
+    assert str(failure).count("no such operator") == 1
+    assert "\n  first; second: model.one: cannot be exported" in str(failure)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize(("shifts", "reason"), [((1.0,), r"output\[0, 0\] at batch=1"), ((), "no such operator")])
+def test_what_a_refused_format_is_made_of_is_not_taken_for_another(
+    asked: bool, shifts: tuple[float, ...], reason: str, tmp_path: Path, subject: Subject, monkeypatch: Any
+) -> None:
+    def fail(path: Path, subject: Subject) -> dict[str, Any]:
+        raise RuntimeError("no such operator")
+
+    source = made("source", *shifts, exact=True) if shifts else replace(made("source"), variants=(Variant("-", fail),))
+    monkeypatch.setitem(FORMATS, "source", source)
+    other = replace(made("other", 0.0, 0.0), made_of="source")
+    verdict = judged([other, source] if asked else [other], tmp_path, subject)
+    assert verdict.proved == []
+    assert str(verdict.failures[0]).startswith("model.other: is made of model.source, which is refused.")
+    assert [bool(re.search(reason, str(failure))) for failure in verdict.failures] == (
+        [False, True] if asked else [True]
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_format_is_made_of_is_proved_on_real_data_too(
+    tmp_path: Path, subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong_in_batches(path: Path, subject: Subject) -> tuple[Forward, dict[str, Any]]:
+        return lambda inputs: subject.pytorch(inputs) + (len(inputs["input_ids"]) == 16), {}
+
+    source = replace(made("source", 0.0, exact=True), load=wrong_in_batches)
+    monkeypatch.setitem(FORMATS, "source", source)
+    good = replace(made("good", 0.0), made_of="source")
+    verdict = judged([good, made("other", 0.0)], tmp_path, subject)
+    assert [candidate.format.name for candidate in verdict.proved] == ["other"]
+    assert "in batch 0 of the evaluation split (input_ids (16, " in str(verdict.failures[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["model.other"]
+
+
+def test_what_nobody_asked_for_is_not_published(tmp_path: Path, subject: Subject, monkeypatch: Any) -> None:
+    monkeypatch.setitem(FORMATS, "source", made("source", 0.0, exact=True))
+    verdict = judged([replace(made("other", 0.0), made_of="source")], tmp_path, subject)
+    assert [candidate.format.name for candidate in verdict.proved] == ["other"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.other"]
+
+
+class Blind(ToyTask):
+    """Its metric is the same whatever comes."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection({"accuracy": BlindMetric(self.value)})
+
+
+class BlindMetric(Metric):
+    higher_is_better = True
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        self._update_count += 1
+
+    def compute(self) -> Tensor:
+        return torch.tensor(self.value)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda output: output.roll(1, -1), "decisions over the evaluation split must agree with PyTorch's in 0.75"),
+        (lambda output: output * 100.0, "outputs over the evaluation split must be within 0.5 of the spread"),
+        (lambda output: output * 1.2, ""),
+    ],
+)
+def test_metric_that_sees_nothing_does_not_judge_alone(
+    value: float, change: Callable[[Tensor], Tensor], message: str, tmp_path: Path, caplog: Any
+) -> None:
+    def changed(path: Path, subject: Subject) -> tuple[Forward, dict[str, Any]]:
+        return lambda inputs: change(subject.pytorch(inputs)), {}
+
+    with torch.no_grad():
+        blind = Subject(ToyModel(), Blind(value))
+    verdict = judged([replace(made("one", 0.0), load=changed)], tmp_path, blind)
+    assert [message in str(failure) for failure in verdict.failures] == ([True] if message else [])
+    said = [record.getMessage() for record in caplog.records if record.name == "trainer.export.gate"]
+    told = ["accuracy is nan over the evaluation split: it cannot judge artifacts"]
+    assert said == ([] if value == 0.0 else told)
 
 
 def test_not_a_number_is_as_far_off_as_can_be(tmp_path: Path, subject: Subject) -> None:

@@ -230,6 +230,8 @@ def test_a_model_that_no_variant_serves_is_not_published(tmp_path: Path) -> None
     assert raised.value.exit_code == 4
     (message,) = raised.value.messages
     assert message.startswith("model.int8.onnx: none of its 5 variants passes.")
+    told = [line.strip().split(": ", 2) for line in message.splitlines()[1:]]
+    reason = {name: reason for names, *_, reason in told for name in names.split("; ")}
     for variant in ("per tensor", "per channel", "per channel, 1 layer in fp32"):
-        assert f"  {variant}: model.int8.onnx: accuracy over the evaluation split must be within 0.02" in message
+        assert reason[variant].startswith("accuracy over the evaluation split must be within 0.02")
     assert not list(tmp_path.glob("*.onnx"))

@@ -43,7 +43,8 @@ class Candidate:
         """Raises what the evaluation split found.
 
         Raises:
-            ProofError: An output differed, or the metric that judges is worse than PyTorch's by more than `budget`.
+            ProofError: An output differed, the metric that judges is worse than PyTorch's by more than `budget`, or,
+                of an inexact format, the outputs are unlike PyTorch's.
         """
         if self.comparison.failure is not None:
             raise self.comparison.failure
@@ -56,6 +57,8 @@ class Candidate:
                 higher_is_better=task.metrics()[metric].higher_is_better,
                 budget=budget,
             )
+        if not self.format.exact:
+            self.comparison.likeness.prove(self.format.path)
 
 
 def make_candidate(format: Format, variant: Variant, stage: Path, subject: Subject, limits: Limits) -> Candidate:

@@ -150,7 +150,8 @@ def _entry(stage: Path, candidate: Candidate) -> dict[str, Any]:
         "variant": candidate.variant.name,
         **candidate.details,
         "largest_difference": candidate.largest_difference,
-        "decision_agreement": candidate.comparison.agreement,
+        "relative_difference": candidate.comparison.likeness.relative_difference,
+        "decision_agreement": candidate.comparison.likeness.agreement,
         "metrics": candidate.comparison.values(),
         "shapes": [asdict(each) for each in candidate.tried],
     }

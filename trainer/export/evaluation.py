@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from trainer.errors import ProofError
 from trainer.export.cases import Forward
+from trainer.export.likeness import Likeness
 from trainer.export.proof import difference, turned_into_proof_error
 from trainer.protocols import Batch, Target, Task
 
@@ -27,6 +28,7 @@ class Comparison:
 
     Attributes:
         largest_difference: Of any output.
+        likeness: With PyTorch, over all outputs.
         failure: What ended its proof; it is not run any further.
     """
 
@@ -34,24 +36,18 @@ class Comparison:
         self, artifact: str, forward: Forward, metrics: MetricCollection, tolerance: float, target: Target
     ) -> None:
         self.largest_difference = 0.0
+        self.likeness = Likeness(target)
         self.failure: ProofError | None = None
         self._artifact = artifact
         self._forward = forward
         self._metrics = metrics
         self._tolerance = tolerance
-        self._target = target
-        self._decisions = 0
-        self._agreed = 0
-
-    @property
-    def agreement(self) -> float | None:
-        """Share of equal decisions; None where an output decides nothing. See `decisions`."""
-        return self._agreed / self._decisions if self._decisions else None
 
     def update(self, batch: Batch, where: str, expected: Tensor) -> None:
         """Runs one batch, whose output in PyTorch is `expected` (B, ..., C)."""
         if self.failure is not None:
             return
+        assert batch.target is not None, "a proof needs targets"
         try:
             with turned_into_proof_error(self._artifact, f"fails {where}", "The file is removed"):
                 got = self._forward(batch.inputs)
@@ -61,22 +57,11 @@ class Comparison:
             return
         self.largest_difference = max(self.largest_difference, apart)
         self._metrics.update(got, batch.target)
-        wanted, found = decisions(expected, self._target), decisions(got, self._target)
-        if wanted is not None and found is not None:
-            equal = wanted == found
-            self._decisions += equal.numel()
-            self._agreed += int(equal.sum())
+        self.likeness.update(expected, got, batch.target)
 
     def values(self) -> dict[str, float]:
         """The metrics of all batches."""
         return _computed(self._metrics)
-
-
-def decisions(output: Tensor, target: Target) -> Tensor | None:
-    """What an output (B, ..., C) decides: of classes the likeliest, of labels which are likelier than not."""
-    if target == "class" and output.ndim > 1 and output.shape[-1] > 1:
-        return output.argmax(-1)
-    return output > 0 if target == "multi_hot" else None
 
 
 def judging_metric(task: Task) -> str | None:

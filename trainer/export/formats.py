@@ -52,9 +52,10 @@ class Format:
         path: Its file, or its folder, in `export/`. Files it needs beside it have its name and one more suffix.
         load: How it is run.
         variants: Ways to write it, tried in this order until one is proved.
-        exact: Whether its outputs are within `export.tolerance`; otherwise the task's metric alone judges it.
+        exact: Whether its outputs are within `export.tolerance`; otherwise the task's metric judges it, and `Likeness`.
         bitwise: Whether its outputs are PyTorch's in every bit.
         timed: Whether it is a program of its own, whose time is worth knowing.
+        made_of: The exact format that it is made of: where that is not proved, this is not written.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Format:
     exact: bool = True
     bitwise: bool = False
     timed: bool = True
+    made_of: str | None = None
 
 
 def _weights(*, half: bool) -> tuple[Format, ...]:
@@ -92,8 +94,8 @@ FORMATS: dict[str, Format] = {
     each.name: each
     for each in (
         Format("onnx", "model.onnx", load_onnx, (Variant("fp32", write_float),)),
-        Format("onnx_fp16", "model.fp16.onnx", load_onnx, (Variant("fp16", write_half),), exact=False),
-        Format("onnx_int8", "model.int8.onnx", load_onnx, _INT8, exact=False),
+        Format("onnx_fp16", "model.fp16.onnx", load_onnx, (Variant("fp16", write_half),), exact=False, made_of="onnx"),
+        Format("onnx_int8", "model.int8.onnx", load_onnx, _INT8, exact=False, made_of="onnx"),
         Format("onnx_cache", WITH_CACHE, load_cached_decoder, (Variant("fp32", write_cached_decoder),), timed=False),
         Format("torchscript", "model.torchscript.pt", load_torchscript, (Variant("fp32", write_torchscript),)),
         Format("pt2", "model.pt2", load_pt2, (Variant("fp32", write_pt2),)),

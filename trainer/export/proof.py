@@ -155,9 +155,9 @@ def prove_metric(
 ) -> None:
     """The artifact's metric is at most `budget` worse than PyTorch's; further off, where neither side is better.
 
-    Beyond a metric of 1 the budget is a share of it, as of a perplexity.
+    Beyond a metric of 1 the budget is a share of it, as of a perplexity. One that is NaN of both judges nothing.
     """
-    if np.isnan(expected) and np.isnan(got):
+    if expected == got or (np.isnan(expected) and np.isnan(got)):
         return
     gain = got - expected
     loss = abs(gain) if higher_is_better is None else -gain if higher_is_better else gain
