@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from tests.jobs import checkpoint_files, train, working_in, write_data
+from tests.jobs import checkpoint_files, train, working_in, write_csv, write_data
 from trainer.cli import main
 from trainer.loss.cross_entropy import CrossEntropy
 
@@ -132,3 +132,33 @@ def test_the_command_to_go_on_is_complete(folder: Path, tmp_path: Path, capsys: 
     assert train(run, *write_data(folder), *OWN) == 3
     assert f"Go on with {command.removeprefix('trainer train ')}, or name" in capsys.readouterr().err
     assert main(["train", f"resume={run}", "trust=[tests]"]) == 0
+
+
+def test_what_is_relative_is_found_from_where_the_run_was_started(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    with working_in(tmp_path):
+        data = [text.replace(f"{tmp_path}/", "") for text in write_data(tmp_path) if "cache_dir" not in text]
+        data += ["data.train=[trai*.csv]", f"data.cache_dir={tmp_path}/cache", "checkpoint.every=1"]
+        assert train(Path("run"), *data, "train.duration=3") == 0
+        shutil.copytree("run", "there")
+        assert main(["train", "resume=there", "train.duration=5"]) == 0
+    with working_in(tmp_path / "elsewhere"):
+        # Of the same name, and no data of the run.
+        write_csv(tmp_path / "elsewhere" / "test.csv", 20, seed=8)
+        assert main(["train", "resume=../run", "train.duration=5"]) == 0
+        assert main(["verify", "run=../run"]) == 0
+        assert main(["eval", "run=../run", "device=cpu"]) == 0
+        assert main(["eval", "run=../run", "device=cpu", "data.test=test.csv"]) == 0
+
+    assert checkpoint_files(tmp_path / "run", 5) == checkpoint_files(tmp_path / "there", 5)
+    # Its config stays as it was given: data that is moved with its run is found where it is then.
+    stored = [(tmp_path / name / "config.yaml").read_text() for name in ("there", "run")]
+    assert stored[0] == stored[1].replace("resume: ../run", "resume: there")
+    names = {path.name for path in (tmp_path / "run" / "eval").iterdir()}
+    assert len(names) == 2
+    assert "test.json" in names
+    (tmp_path / "moved").mkdir()
+    for name in ("run", "train.csv", "validation.csv", "test.csv"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    with working_in(tmp_path / "moved"):
+        assert main(["eval", "run=run", "device=cpu", "split=train"]) == 0

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainer.config.lint import check_command
+from trainer.config.paths import located
 from trainer.errors import ConfigError, DataError
 
 
@@ -57,3 +58,25 @@ def test_patterns_names_of_the_hub_and_other_sources_are_left_to_what_reads_them
     check_command("train", ["model=pretrained", "model.path=bert-base-uncased"])
     check_command("train", ["data=hub", "data.path=owner/name"])
     assert check_command("train", ["data=files", "data.train=nowhere.csv", "--cfg", "job"]).request.verb == "train"
+
+
+def test_only_what_is_there_is_found_from_where_a_run_was_started(elsewhere: Path) -> None:
+    start = elsewhere / "start"
+    start.mkdir()
+    for name in ("a.csv", "b.csv", "pixels"):
+        (start / name).touch()
+    config = {"run": {"cwd": str(start)}, "loss": {"teacher": "b.csv"}, "model": {"weights": "b.csv"}}
+    files = {
+        "_target_": "trainer.data.files.Files",
+        "train": ["a.csv", "gone.csv"],
+        "test": "[ab].csv",
+        "text": "a.csv",
+    }
+    found = located(config | {"data": files})
+
+    assert found["data"] == files | {"train": [f"{start}/a.csv", "gone.csv"], "test": f"{start}/[ab].csv"}
+    assert (found["loss"], found["model"]) == ({"teacher": f"{start}/b.csv"}, {"weights": "b.csv"})
+    idx = {"_target_": "trainer.data.idx.Idx", "folder": None, "train": {"images": "pixels", "labels": "/pixels"}}
+    assert located(config | {"data": idx})["data"]["train"] == {"images": f"{start}/pixels", "labels": "/pixels"}
+    for same in ({}, {"run": "runs/x", "data": files}, config | {"run": {"cwd": None}}, {"run": {"cwd": "."}}):
+        assert located(same) == same

@@ -52,6 +52,8 @@ def run(job: TrainJob, config: dict[str, Any]) -> None:
     """
     from trainer.checkpoint.lock import run_lock
 
+    cwd = Path(config["run"]["cwd"] or "").expanduser().absolute()
+    config = config | {"run": config["run"] | {"cwd": str(cwd)}}
     with StopSignals() as signals:
         own = job.run.dir is None or not Path(job.run.dir).exists()
         folder = _folder(job)

@@ -17,7 +17,7 @@ from trainer.config.inherited import with_tokenizer
 from trainer.config.keys import Keys, group_faults, is_known, leaves
 from trainer.config.overrides import is_sweep
 from trainer.config.parts import value_faults, without_replaced
-from trainer.config.paths import missing_data, missing_inputs, missing_parts
+from trainer.config.paths import located, missing_data, missing_inputs, missing_parts
 from trainer.config.request import Request, read_request
 from trainer.config.resume import resumed
 from trainer.config.stored import exported_config, load_stored_config, with_overrides
@@ -74,7 +74,7 @@ class Plan:
             ConfigError: All that is wrong with it.
         """
         request = self.request
-        job = checked_job(values, Keys(request.kind, request.catalogue, values), stored_pairs(request))
+        job = checked_job(located(values), Keys(request.kind, request.catalogue, values), stored_pairs(request))
         return job, {key: values[key] for key in schema.keys(request.kind)}
 
 
@@ -199,8 +199,8 @@ def _faults_with(request: Request, groups: Sequence[str]) -> tuple[list[str], li
         found += unresolved
         # Hydra shows a configuration also where a value is still to be given.
         if not request.command.options.cfg:
-            found += [*faults(kept, replace(keys, tree=kept)), *missing_parts(kept), *missing_inputs(kept)]
-            missing += missing_data(kept)
+            found += [*faults(kept, replace(keys, tree=kept)), *missing_parts(located(kept)), *missing_inputs(kept)]
+            missing += missing_data(located(kept))
     return found, notes, missing
 
 

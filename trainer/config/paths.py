@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from glob import has_magic
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,13 @@ _DATA = {
 }
 """The keys of our own sources that name files and folders; patterns are left to the source."""
 
+_STARTED = {
+    **_DATA,
+    "trainer.data.idx.Idx": ("folder", "train", "validation", "test"),
+    "trainer.data.hub.Hub": ("path",),
+}
+"""The same, with what names a folder or something else."""
+
 _DATA_NOUNS = {"root": "folder", "folder": "folder"}
 
 
@@ -29,6 +36,34 @@ def missing_data(config: Mapping[str, Any]) -> list[str]:
         return []
     keys = _DATA.get(str(data.get("_target_")), ())
     return [message for key in keys for message in _missing(f"data.{key}", data.get(key), _DATA_NOUNS.get(key, "file"))]
+
+
+def located(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration whose paths of data and of a teacher are found from elsewhere than `run.cwd`, where they start.
+
+    What is not there is left as it is, and so found, or missed, in the working directory.
+    """
+    cwd = run.get("cwd") if isinstance(run := config.get("run"), Mapping) else None
+    found = dict(config)
+    if not isinstance(cwd, str) or Path(cwd) == Path.cwd():
+        return found
+    target = str(data.get("_target_")) if isinstance(data := config.get("data"), Mapping) else ""
+    for group, keys in (("data", _STARTED.get(target, ())), ("loss", ("teacher",))):
+        part = found.get(group)
+        if isinstance(part, Mapping):
+            found[group] = {**part, **{key: _from(Path(cwd), part[key]) for key in keys if key in part}}
+    return found
+
+
+def _from(start: Path, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_from(start, item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _from(start, item) for key, item in value.items()}
+    if not isinstance(value, str) or not value:
+        return value
+    path = start / Path(value).expanduser()
+    return str(path) if path.exists() or (has_magic(value) and glob(str(path), recursive=True)) else value
 
 
 def missing_parts(config: Mapping[str, Any]) -> list[str]:

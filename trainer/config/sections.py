@@ -65,6 +65,7 @@ class RunSection:
 
     name: str | None = key(None, "added to the folder's name; fixes the folder when resume=auto")
     dir: str | None = key(None, "the run folder; null: runs/<date>_<time>[_name], with resume=auto runs/<name>")
+    cwd: str | None = key(None, "relative paths of data and of a teacher start here; null: where the run is started")
 
 
 @dataclass(frozen=True)

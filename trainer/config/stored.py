@@ -18,6 +18,7 @@ from trainer.config.check import checked_job
 from trainer.config.compose import as_written, set_value
 from trainer.config.keys import Keys, is_known
 from trainer.config.parts import completed
+from trainer.config.paths import located
 from trainer.config.trust import trusted
 from trainer.errors import CheckpointError, explain, refuse
 
@@ -140,4 +141,4 @@ def job_from_text(text: str, trust: Sequence[str] | None, overrides: Sequence[tu
     config = stored_config(text)
     if trust is not None and (faults := trusted(config, trust)):
         raise CheckpointError(*faults)
-    return job_from_config(with_overrides(config, overrides))
+    return job_from_config(with_overrides(located(config), overrides))
