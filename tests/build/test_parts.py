@@ -39,7 +39,9 @@ def test_a_device_that_is_not_there() -> None:
     assert (parts.build_device("auto").type == "cuda") == torch.cuda.is_available()
 
 
-def test_parts_that_cannot_be_imported_are_told_together_before_the_data_is_read() -> None:
+def test_parts_that_cannot_be_imported_are_told_together_before_the_data_is_read(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     job = job_of("loss._target_=torch.nn.MSELos", "optimizer._target_=torch.optim.Addam", "data=files", "data.train=no")
     with pytest.raises(ConfigError) as caught:
         build_training(job, "", Outlets(lambda length: Recorded()), None, ExitStack())
@@ -47,6 +49,7 @@ def test_parts_that_cannot_be_imported_are_told_together_before_the_data_is_read
         "loss._target_: there is no MSELos in torch.nn, got 'torch.nn.MSELos'. Did you mean MSELoss.",
         "optimizer._target_: there is no Addam in torch.optim, got 'torch.optim.Addam'. Did you mean Adam.",
     )
+    assert caplog.records == []  # Hydra says nothing of its own
 
 
 def test_a_model_without_a_packed_path_says_what_to_do(data: list[str]) -> None:

@@ -162,3 +162,11 @@ def test_what_is_relative_is_found_from_where_the_run_was_started(tmp_path: Path
         (tmp_path / name).rename(tmp_path / "moved" / name)
     with working_in(tmp_path / "moved"):
         assert main(["eval", "run=run", "device=cpu", "split=train"]) == 0
+
+
+def test_float16_on_a_cpu_is_told_to_be_slow_once(folder: Path) -> None:
+    assert train(folder / "half", *write_data(folder), "train.duration=2", "precision=fp16") == 0
+    told = [
+        (folder / name / "trainer.log").read_text("utf-8").count("precision=fp16 is many") for name in ("half", "run")
+    ]
+    assert told == [1, 0]

@@ -29,7 +29,9 @@ def test_paths_stay_in_the_order_given_and_patterns_in_that_of_names() -> None:
 def test_what_cannot_be_used_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^test: names no file, got \[\]\."):
         located({"train": "a.txt", "test": []}, None)
-    with pytest.raises(DataError, match=r"^c\.md: is of no format that can be read\. Formats: \.txt\.$"):
+    with pytest.raises(
+        DataError, match=r"^c\.md: .* be read\. Formats: \.txt; data=lines reads texts, line by line\.$"
+    ):
         located({"train": "c.md"}, [".txt"])
     with pytest.raises(DataError, match=r"^data\.test: names a file of data\.train too, got 'a\.txt'"):
         located({"train": "a.txt", "test": "*.txt"}, None)

@@ -109,7 +109,12 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "columns": (
         "a.csv",
         b"x,y\na,b\n",
-        "a.csv: has no column 'text'. It has 'x', 'y'; name them by data.text and data.label.",
+        "a.csv: has no column 'text' and no column 'label'. It has 'x', 'y'; name them by data.text and data.label.",
+    ),
+    "columns misspelt": (
+        "a.jsonl",
+        b'{"texts": "a", "lable": "b"}',
+        "a.jsonl: has no column 'text' and no column 'label'. Did you mean texts and lable? It has 'texts', 'lable';",
     ),
     "twice": ("a.csv", b"text,text,label\na,b,c\n", "a.csv: has 2 columns 'text'."),
     "separator": ("a.csv", b"text;label\na;b\n", "and what separates them by data.separator."),
@@ -148,7 +153,11 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
         b'"text"\n',
         "a.jsonl, line 1: expected an object with the columns text, label, got 'str'.",
     ),
-    "json column": ("a.json", b'{"data": [{"text": "a"}]}', "a.json: has no column 'text'. It has 'data';"),
+    "json column": (
+        "a.json",
+        b'{"data": [{"text": "a"}]}',
+        "a.json: has no column 'text' and no column 'label'. It has 'data';",
+    ),
     "parquet": ("a.parquet", b"PAR1 this is no Parquet file PAR1", "a.parquet: cannot be read: "),
     "arrow": ("a.arrow", b"ARROW1 this is no Arrow file", "a.arrow: cannot be read: "),
     "stream": ("a.arrow", b"neither is this a stream", "a.arrow: cannot be read: "),

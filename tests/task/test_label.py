@@ -34,6 +34,11 @@ def test_one_label_is_no_choice_and_a_new_one_has_no_class() -> None:
     with pytest.raises(RowError, match="was never seen in training") as caught:
         learnt("dog", "cat").encode(["cat", "cow"])
     assert caught.value.position == 1
+    with pytest.raises(
+        RowError, match=r"^label: was never seen in training, nor were 'ox', 'hen', got 'cow'\. "
+    ) as caught:
+        learnt("dog", "cat").encode(["cat", "cow", "ox", "cow", "dog", "hen"])
+    assert caught.value.position == 1
 
 
 def test_frequent_classes_do_not_hide_rare_ones() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
@@ -14,6 +15,10 @@ from hydra.errors import InstantiationException
 from trainer.errors import ConfigError, TrainerError, explain, nearest
 
 _FEW = 20
+"""Of a module with so many names at most all are shown."""
+
+# It tells of what cannot be imported too, and at length.
+logging.getLogger(hydra.utils.__name__).setLevel(logging.CRITICAL)
 
 
 def make(group: str, part: Mapping[str, Any], /, **facts: Any) -> Any:

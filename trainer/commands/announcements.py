@@ -24,6 +24,10 @@ def announce_start(job: TrainJob, training: Training, first: bool) -> None:
         *(run.steps_per_epoch, run.total_steps, run.device, job.precision),
         sum(parameter.numel() for parameter in run.model.parameters()),
     )
+    if job.precision == "fp16" and run.device.type == "cpu":
+        logger.warning(
+            "precision=fp16 is many times as slow as fp32 on a CPU; use fp32 here, or a device that has float16"
+        )
     # Also where an earlier process left events but no checkpoint: a resume takes back what came after its step.
     event = "start" if first else "resume"
     run.report.log(event, step=state.step, epoch=state.step / run.steps_per_epoch, values={"seed": job.seed})

@@ -16,6 +16,9 @@ from trainer.errors import ConfigError, DataError, explain
 Given = Mapping[str, str | Sequence[str] | None]
 Paths = dict[str, list[Path]]
 
+_LINES = (".txt", ".text", ".md", ".log")
+"""Endings of texts that hold no table."""
+
 
 def located(given: Given, suffixes: Sequence[str] | None) -> Paths:
     """The files of each split that has its own, in the order given, those of a pattern by name.
@@ -95,7 +98,10 @@ def _matches(split: str, pattern: str, suffixes: Sequence[str] | None) -> list[P
             raise DataError(explain(f"data.{split}", "expected a file, not a folder", remedy, value=pattern))
         if suffixes is not None and not path.name.lower().endswith(tuple(suffixes)):
             problem = "is of no format that can be read"
-            raise DataError(explain(str(path), problem, f"Formats: {', '.join(sorted(suffixes))}"))
+            remedy = f"Formats: {', '.join(sorted(suffixes))}"
+            if path.suffix.lower() in _LINES:
+                remedy += "; data=lines reads texts, line by line"
+            raise DataError(explain(str(path), problem, remedy))
         if not access(path, R_OK):
             raise DataError(explain(str(path), "may not be read by this user", "Change its permissions"))
     return paths

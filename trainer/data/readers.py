@@ -24,8 +24,11 @@ Found = Iterator[Sequence[Any] | DataError]
 """Records, and in the place of each one that is broken what is wrong with it."""
 
 
+_NEAR = "Did you mean "
+
+
 class _ColumnError(Exception):
-    """A file has none or several columns of a name; the arguments are what is wrong, that name and the file's names."""
+    """A file has none or several columns of some names; the arguments are those and the file's names."""
 
 
 def records(path: Path, columns: Sequence[str], *, separator: str | None, quote: str | None, named_by: str) -> Records:
@@ -67,13 +70,21 @@ def _named(
     try:
         yield from _opened(path, columns, separator, quote, None if sparse else named_by)
     except _ColumnError as error:
-        problem, column, names = error.args
-        remedy = f"It has {', '.join(map(repr, names))}; name them by {named_by}"
-        if len(names) == 1 and not set(",;|\t").isdisjoint(names[0]):
-            remedy += ", and what separates them by data.separator"
-        elif (hint := nearest(column, names)).startswith("Did you mean"):
-            remedy = f"{hint}? {remedy}"
-        raise DataError(explain(str(path), problem, remedy)) from None
+        wrong, names = error.args
+        raise DataError(_column_fault(path, wrong, names, named_by)) from None
+
+
+def _column_fault(path: Path, wrong: Sequence[str], names: list[str], named_by: str | None) -> str:
+    """The message of columns of which there is none, or more than one."""
+    counts = {column: names.count(column) for column in wrong}
+    problems = [f"{count} columns {column!r}" if count else f"no column {column!r}" for column, count in counts.items()]
+    remedy = f"It has {', '.join(map(repr, names))}; name them by {named_by}"
+    hints = [hint for column in wrong if (hint := nearest(column, names)).startswith(_NEAR)]
+    if len(names) == 1 and not set(",;|\t").isdisjoint(names[0]):
+        remedy += ", and what separates them by data.separator"
+    elif hints:
+        remedy = f"{_NEAR}{' and '.join(hint.removeprefix(_NEAR) for hint in hints)}? {remedy}"
+    return explain(str(path), f"has {' and '.join(problems)}", remedy)
 
 
 def column_names(path: Path, *, separator: str | None, quote: str | None) -> list[str]:
@@ -166,7 +177,7 @@ def _read_csv(
             if columns is None:
                 yield header
                 return
-            positions = [_position(header, column) for column in columns]
+            positions = _positions(header, columns)
         elif fault:
             yield fault
         elif len(cells) != len(header):
@@ -203,8 +214,7 @@ def _read_json(
             yield lacking(place, item, columns, named_by) or [item[column] for column in columns]
             continue
         if not known:
-            for column in columns:
-                _position(list(item), column)
+            _positions(list(item), columns)
             known = True
         yield [item.get(column) for column in columns]
 
@@ -264,8 +274,7 @@ def _parquet_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]
         if columns is None:
             yield file.schema_arrow.names
             return
-        for column in columns:
-            _position(file.schema_arrow.names, column)
+        _positions(file.schema_arrow.names, columns)
         yield from file.iter_batches(_ROWS, columns=list(columns))
 
 
@@ -280,17 +289,15 @@ def _arrow_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
         if columns is None:
             yield file.schema.names
             return
-        for column in columns:
-            _position(file.schema.names, column)
+        _positions(file.schema.names, columns)
         yield from map(file.get_batch, range(file.num_record_batches)) if with_footer else file
 
 
-def _position(names: list[str], column: str) -> int:
-    """Where `column` stands among the `names` of a file."""
-    if (count := names.count(column)) != 1:
-        problem = f"has no column {column!r}" if count == 0 else f"has {count} columns {column!r}"
-        raise _ColumnError(problem, column, names)
-    return names.index(column)
+def _positions(names: Sequence[str], columns: Sequence[str]) -> list[int]:
+    """Where `columns` stand among the `names` of a file."""
+    if wrong := [column for column in columns if names.count(column) != 1]:
+        raise _ColumnError(wrong, names)
+    return [names.index(column) for column in columns]
 
 
 _READERS: dict[str, Callable[[Path, Sequence[str] | None, str | None, str | None], Found]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,16 +46,23 @@ class Classes:
             raise DataError(explain(role, problem, value=list(counts)))
         self._take(sorted(counts), [counts[label] for label in sorted(counts)])
 
-    def index(self, label: str, position: int, role: str = "label") -> int:
-        """The class of a label; `position` is its row's, for a message.
+    def indices(self, rows: Sequence[Sequence[str]], role: str = "label") -> list[list[int]]:
+        """The classes of the labels of each row.
 
         Raises:
-            RowError: It was never seen in training.
+            RowError: Labels were never seen in training; all of these rows are named.
         """
-        if label not in self._indices:
-            problem = "was never seen in training"
+        unknown: dict[str, int] = {}
+        for position, labels in enumerate(rows):
+            for label in labels:
+                if label not in self._indices:
+                    unknown.setdefault(label, position)
+        if unknown:
+            (label, position), *others = unknown.items()
+            more = f", nor were {', '.join(repr(other) for other, _ in others[:_SHOWN])}" if others else ""
+            problem = f"was never seen in training{more}"
             raise RowError(position, role, explain(role, problem, nearest(label, self.labels), value=label))
-        return self._indices[label]
+        return [[self._indices[label] for label in labels] for labels in rows]
 
     def tell(self, encoded: Mapping[str, Dataset], column: str) -> None:
         """Logs how many targets of each split each class has, the largest first.

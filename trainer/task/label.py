@@ -42,9 +42,9 @@ class Label:
         """The class of each row.
 
         Raises:
-            RowError: A label was never seen in training.
+            RowError: Labels were never seen in training.
         """
-        return [self.classes.index(label, position) for position, label in enumerate(labels)]
+        return [index for (index,) in self.classes.indices([(label,) for label in labels], self.role)]
 
     def tell(self, encoded: Mapping[str, Dataset]) -> None:
         """Logs how many samples of each split each class has."""

@@ -60,12 +60,9 @@ class Labels:
         """The classes of each row, ascending, int32.
 
         Raises:
-            RowError: A label was never seen in training.
+            RowError: Labels were never seen in training.
         """
-        return [
-            np.array(sorted({self.classes.index(label, position, self.role) for label in labels}), dtype=np.int32)
-            for position, labels in enumerate(rows)
-        ]
+        return [np.array(sorted(set(row)), dtype=np.int32) for row in self.classes.indices(rows, self.role)]
 
     def tell(self, encoded: Mapping[str, Dataset]) -> None:
         """Logs how many labels the samples of each split have, and how many samples each label."""

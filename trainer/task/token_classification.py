@@ -82,13 +82,13 @@ class TokenClassification:
             RowError: There are no words, or not as many tags, or a tag was never seen in training.
         """
         columns = self.encode_inputs(rows)
-        columns["tags"] = []
+        wanted = []
         for position, (words, tags, read) in enumerate(zip(rows["words"], rows["tags"], columns["read"], strict=True)):
             if len(words) != len(tags):
                 problem = f"must be one for each of the {len(words)} words"
                 raise RowError(position, "tags", explain("tags", problem, value=list(tags)))
-            classes = [self.classes.index(tags[word], position, "tags") for word in read]
-            columns["tags"].append(np.array(classes, dtype=np.int32))
+            wanted.append([tags[word] for word in read])
+        columns["tags"] = [np.array(classes, dtype=np.int32) for classes in self.classes.indices(wanted, "tags")]
         return columns
 
     def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
