@@ -58,9 +58,10 @@ def test_all_are_here() -> None:
 
 
 @pytest.mark.parametrize("name", [*SIMPLE, *NEEDS_FILES])
-def test_composes_without_a_fault(name: str) -> None:
+def test_composes_without_a_fault(name: str, tmp_path: Path) -> None:
     register_defaults()
-    config, choices = compose(CONF, "train", [f"experiment={name}"])
+    files = [f"data.folder={tmp_path}"] * (name in NEEDS_FILES)
+    config, choices = compose(CONF, "train", [f"experiment={name}", *files])
     values, unresolved = plain(config)
 
     assert unresolved == []

@@ -19,9 +19,9 @@ def test_every_default_fits_and_every_key_is_explained(kind: type) -> None:
 
 def test_what_a_verb_alone_has_comes_before_what_it_shares() -> None:
     names = list(schema.keys(jobs.GenerateJob))
-    assert names[:2] == ["prompt", "output"]
-    assert names[-6:] == ["run", "trust", "checkpoint", "weights", "device", "precision"]
-    assert [name for name in schema.defaults(jobs.GenerateJob) if name != "decode"] == names[:4] + names[-6:]
+    assert names[:3] == ["run", "prompt", "output"]
+    assert names[-5:] == ["trust", "checkpoint", "weights", "device", "precision"]
+    assert [name for name in schema.defaults(jobs.GenerateJob) if name != "decode"] == names[:5] + names[-5:]
 
 
 def test_what_is_in_no_section_is_no_key() -> None:
