@@ -20,6 +20,7 @@ from trainer.config.schema import own_keys
 from trainer.config.sections import DataKeys
 from trainer.config.signature import attribute
 from trainer.config.stored import config_text, job_from_config
+from trainer.evaluate import directions
 from trainer.loop import fit
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -95,6 +96,10 @@ def test_every_file_is_an_option_or_known_otherwise() -> None:
     assert len(OPTIONS) == 90
 
 
+BY_DATA = ("image_classification", "token_classification", "sentence_embedding")
+"""Tasks whose metrics follow from more than the task."""
+
+
 def job_of(*overrides: str) -> TrainJob:
     register_defaults()
     config, _ = compose(CONF, "train", list(overrides))
@@ -161,6 +166,11 @@ def test_builds_and_trains(option: str, folder: Path) -> None:
         fit(built.run, built.state, lambda: False)
 
     assert built.state.step == 3
+    # What is read of the task before torch is loaded, and what there is; of some it depends on the data or on keys.
+    told = {"loss", *attribute(job.task["_target_"], "monitors")}
+    there = {*directions(built.task.metrics())}
+    assert there <= told
+    assert there == told or job.task["_target_"].split(".")[2] in BY_DATA
     assert all(torch.isfinite(parameter).all() for parameter in built.run.model.parameters())
     assert [snapshot.step for snapshot in saved][-1] == 3
     (first, *_) = [values for event, _, values in report.events if event == "train"]

@@ -150,6 +150,8 @@ class Task(Stateful, Protocol):
     Where it has them, these are used too:
 
     * `numeric`: the columns of `features` that answers need, and whether each is one of numbers;
+    * `monitors`: the names of all metrics that may pick its checkpoint, a tuple of literals that is read before torch
+      is loaded;
     * `train_target`: the `Target` of the batches that are trained on, where evaluation has another;
     * `shares_by`: the task's keys that make it `shares` where one is above 0, a tuple of literals that is read before
       torch is loaded;

@@ -1,3 +1,5 @@
+import pytest
+
 from trainer.config.catalogue import catalogue, own_folder
 from trainer.config.pairing import faults
 
@@ -94,3 +96,24 @@ def test_a_decoder_with_its_cache_is_of_causal_language_models() -> None:
             "got ['onnx', 'onnx_cache']. These fit: onnx, onnx_fp16, onnx_int8, torchscript, pt2, safetensors, pth, "
             "pth_legacy."
         )
+
+
+def of_monitor(task: str, monitor: object) -> list[str]:
+    return list(faults({"checkpoint": {"monitor": monitor}, "task": {"_target_": task}}, OWN))
+
+
+def test_a_metric_that_the_task_never_has_is_a_fault() -> None:
+    task = "trainer.task.text_classification.TextClassification"
+
+    assert of_monitor(task, "acc") == [
+        "checkpoint.monitor: is not a metric of this task that has a direction, got 'acc'. Did you mean accuracy."
+    ]
+    assert [of_monitor(task, each) for each in ("accuracy", "macro_f1", "loss", None, 3)] == [[]] * 5
+    assert of_monitor("my.Task", "acc") == []
+    assert list(faults({"checkpoint": "best", "task": {"_target_": task}}, OWN)) == []
+
+
+@pytest.mark.parametrize("task", OWN.options("task"))
+def test_every_task_says_by_what_metrics(task: str) -> None:
+    (fault,) = of_monitor(str(OWN.content("task", task)["_target_"]), "q")
+    assert "Known: " in fault

@@ -16,7 +16,7 @@ from trainer.build.teacher import load_teacher
 from trainer.config import schema
 from trainer.config.duration import to_steps
 from trainer.config.jobs import TrainJob
-from trainer.config.pairing import unfit_targets
+from trainer.config.pairing import NO_METRIC, unfit_targets
 from trainer.config.schema import own_keys
 from trainer.config.sections import DataKeys, OptimizerKeys
 from trainer.data.encode import Encoded, cache_root, encode
@@ -219,8 +219,7 @@ def build_monitor(job: TrainJob, task: Task) -> tuple[str, bool]:
     known = directions(task.metrics())
     monitor = job.checkpoint.monitor or task.monitor
     if monitor not in known:
-        problem = "is not a metric of this task that has a direction"
-        raise ConfigError(explain("checkpoint.monitor", problem, nearest(monitor, list(known)), value=monitor))
+        raise ConfigError(explain("checkpoint.monitor", NO_METRIC, nearest(monitor, list(known)), value=monitor))
     return monitor, known[monitor]
 
 

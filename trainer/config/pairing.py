@@ -8,11 +8,14 @@ from typing import Any
 from trainer.config import signature
 from trainer.config.annotations import literals
 from trainer.config.catalogue import Catalogue
-from trainer.errors import explain
+from trainer.errors import explain, nearest
 
 _PUBLISH = "trainer.export.artifacts.publish"
 _CACHE = "onnx_cache"
 """The format of a decoder that reads token by token."""
+
+
+NO_METRIC = "is not a metric of this task that has a direction"
 
 
 def unfit_targets(kinds: Collection[str], target: str) -> str:
@@ -39,6 +42,7 @@ def faults(config: Mapping[str, Any], catalogue: Catalogue) -> Iterator[str]:
         fitting = [option for option in catalogue.options("model") if level in _read(catalogue, option, "levels")]
         problem = f"gives an output for each {' or '.join(levels)}, the task needs one for each {level}"
         yield explain("model", problem, f"These fit: {', '.join(fitting)}", value=_named(config, "model"))
+    yield from _monitor(config)
     yield from _causality(config)
     yield from format_faults(config)
 
@@ -71,6 +75,13 @@ def _at(part: Any, key: str) -> Any:
     for name in key.split("."):
         part = part.get(name) if isinstance(part, Mapping) else None
     return part
+
+
+def _monitor(config: Mapping[str, Any]) -> Iterator[str]:
+    """A metric that picks the checkpoint and that the task has not, whatever its data."""
+    known, wanted = _attribute(config, "task", "monitors"), _at(config.get("checkpoint"), "monitor")
+    if known and isinstance(wanted, str) and wanted not in ("", "loss", *known):
+        yield explain("checkpoint.monitor", NO_METRIC, nearest(wanted, ["loss", *known]), value=wanted)
 
 
 def _causality(config: Mapping[str, Any]) -> Iterator[str]:

@@ -54,6 +54,7 @@ class CausalLm:
     """
 
     monitor = "perplexity"
+    monitors = ("perplexity", "accuracy")
     target: Target = "class"
     inputs: Inputs = "tokens"
     script = ("texts", "next_tokens")

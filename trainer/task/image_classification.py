@@ -38,6 +38,7 @@ class ImageClassification(Supervised):
     """
 
     monitor = "accuracy"
+    monitors = ("accuracy", "macro_f1", "top_5_accuracy")
     target: Target = "class"
     inputs: Inputs = "images"
     script = ("images", "classes")

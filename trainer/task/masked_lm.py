@@ -64,6 +64,7 @@ class MaskedLm:
     """
 
     monitor = "perplexity"
+    monitors = ("perplexity", "accuracy")
     target: Target = "class"
     inputs: Inputs = "tokens"
     script = ("texts", "masked")

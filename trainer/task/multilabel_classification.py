@@ -26,6 +26,7 @@ class MultilabelClassification(Supervised):
     """
 
     monitor = "micro_f1"
+    monitors = ("micro_f1", "macro_f1", "exact_match", "mean_average_precision")
     target: Target = "multi_hot"
     inputs: Inputs = "tokens"
     script = ("texts", "labels")

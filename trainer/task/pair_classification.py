@@ -40,6 +40,7 @@ class PairClassification(Supervised):
     """
 
     monitor = "accuracy"
+    monitors = ("accuracy", "macro_f1")
     target: Target = "class"
     inputs: Inputs = "tokens"
     script = ("pairs", "classes")

@@ -23,6 +23,7 @@ class Regression(Supervised):
     """
 
     monitor = "r2"
+    monitors = ("r2", "mae", "rmse", "pearson", "spearman")
     target: Target = "values"
     inputs: Inputs = "tokens"
     script = ("texts", "values")

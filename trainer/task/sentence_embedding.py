@@ -66,6 +66,16 @@ class SentenceEmbedding:
     """
 
     monitor: str
+    monitors = (
+        "mrr",
+        "recall_at_1",
+        "recall_at_5",
+        "triplet_accuracy",
+        "alignment",
+        "uniformity",
+        "pearson",
+        "spearman",
+    )
     # No literal: it follows from the supervision, so what is read before torch is loaded must not say one or the other.
     target: Target
     inputs: Inputs = "tokens"

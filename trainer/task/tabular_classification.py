@@ -16,6 +16,7 @@ class TabularClassification(Supervised):
     """
 
     monitor = "accuracy"
+    monitors = ("accuracy", "macro_f1")
     target: Target = "class"
     inputs: Inputs = "features"
     script = ("tables", "classes")

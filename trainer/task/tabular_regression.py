@@ -20,6 +20,7 @@ class TabularRegression(Supervised):
     """
 
     monitor = "r2"
+    monitors = ("r2", "mae", "rmse", "pearson", "spearman")
     target: Target = "values"
     inputs: Inputs = "features"
     script = ("tables", "values")

@@ -19,6 +19,7 @@ class TextClassification(Supervised):
     """
 
     monitor = "accuracy"
+    monitors = ("accuracy", "macro_f1")
     target: Target = "class"
     inputs: Inputs = "tokens"
     script = ("texts", "classes")

@@ -45,6 +45,7 @@ class TokenClassification:
     """
 
     monitor = "entity_f1"
+    monitors = ("accuracy", "entity_f1", "entity_precision", "entity_recall", "macro_f1")
     target: Target = "class"
     inputs: Inputs = "tokens"
     script = ("words", "tags")
