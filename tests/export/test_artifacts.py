@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torchmetrics import MetricCollection
 import trainer.export.onnx as exporter
 from tests.export.conftest import Published
 from tests.export.toy import ToyModel, ToyTask, batches, publish_toy, toy_original
-from trainer.errors import ConfigError, ProofError
+from trainer.errors import CheckpointError, ConfigError, ProofError
 from trainer.export.folder import verify
 
 
@@ -170,7 +171,9 @@ def test_large_weights_are_listed_verified_and_removed(tmp_path: Path, monkeypat
 
 def test_folder_is_published_described_and_replaced(tmp_path: Path) -> None:
     (tmp_path / "safetensors").mkdir()
-    (tmp_path / "safetensors" / "old.bin").write_text("of an earlier call")
+    old = {"file": "safetensors/old.bin"}
+    (tmp_path / old["file"]).write_text("of an earlier call")
+    (tmp_path / "manifest.json").write_text(json.dumps({"artifacts": {"safetensors": old}, "files": []}))
     (artifact,) = publish_toy(tmp_path, toy_original(ToyModel()), ["safetensors"])
     files = {path.name for path in (tmp_path / "safetensors").iterdir()}
     assert files == {"model.safetensors", "config.json", "labels.json", "tokenizer.json"}
@@ -191,6 +194,46 @@ def test_half_is_judged_by_the_metric_alone(tmp_path: Path) -> None:
         assert after.num_bytes < before.num_bytes
     entries = json.loads((tmp_path / "manifest.json").read_text("utf-8"))["artifacts"].values()
     assert [(entry["variant"], entry["exact"]) for entry in entries] == [("fp16", False)] * 2
+
+
+def test_what_is_somebody_elses_stays(tmp_path: Path) -> None:
+    names = ("model.pth.notes", "golden-mine.txt", "notes/model.onnx")
+    (tmp_path / "notes").mkdir()
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    for provenance in ({}, {"step": 2}):
+        publish_toy(tmp_path, toy_original(ToyModel(), provenance=provenance), ["pth"])
+    assert [(tmp_path / name).read_text() for name in names] == ["mine"] * 3
+
+
+def test_what_is_somebody_elses_and_in_the_way_is_told_before_any_work(tmp_path: Path) -> None:
+    publish_toy(tmp_path, toy_original(ToyModel()), ["safetensors"])
+    (tmp_path / "tokenizer.json").unlink()
+    for name in ("model.pth", "manifest.json.d", "tokenizer.json"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("mine")
+    (tmp_path / "safetensors" / "mine").write_text("mine")
+
+    def work(**inputs: Tensor) -> Tensor:
+        raise AssertionError("the model ran")
+
+    model = ToyModel()
+    model.forward = work  # type: ignore[assignment, method-assign]
+    with pytest.raises(CheckpointError) as caught:
+        publish_toy(tmp_path, toy_original(model), ["pth"])
+    assert caught.value.messages == (
+        f"{tmp_path / 'model.pth'}: is a folder where an export writes a file. Move it away, or delete it.",
+        f"{tmp_path / 'tokenizer.json'}: is a folder where an export writes a file. Move it away, or delete it.",
+        f"{tmp_path / 'safetensors/mine'}: is in a folder that an export replaces. Move it away, or delete it.",
+    )
+    shutil.rmtree(tmp_path / "safetensors")
+    (tmp_path / "safetensors").touch()
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"manifest\.json: is a folder[^\0]*safetensors: is a file where an export"
+    ):
+        publish_toy(tmp_path, toy_original(model), ["pth"])
 
 
 class Unsupervised(ToyTask):

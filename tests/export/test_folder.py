@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer.errors import CheckpointError
 from trainer.export.folder import describe, publish_files, staging, verify, write_json
 
 
@@ -19,6 +20,34 @@ def test_stage_is_gone_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), staging(tmp_path):
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_another_process_fills_is_left_alone(tmp_path: Path) -> None:
+    with staging(tmp_path) as stage:
+        (stage / "model.onnx").write_text("half")
+        with pytest.raises(CheckpointError, match="another process exports into it"), staging(tmp_path):
+            pass
+        assert (stage / "model.onnx").read_text() == "half"
+    with staging(tmp_path):
+        pass
+
+
+def test_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "export").touch()
+    for folder, fault in (("export", "is a file where an export makes a folder"), ("export/more", "Not a directory")):
+        with pytest.raises(CheckpointError, match=f"{folder}: .*{fault}"), staging(tmp_path / folder):
+            pass
+
+
+def test_files_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    with staging(tmp_path / "export") as stage:
+        (stage / "safetensors").mkdir()
+        for name in ("model.pth", "safetensors/model.safetensors"):
+            (stage / name).touch(mode=0o600)
+        publish_files(stage, tmp_path / "export", known=[])
+    modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "usual").stat().st_mode}
 
 
 def test_publishing_replaces_and_removes(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from trainer.errors import ConfigError, ProofError, explain
 from trainer.export.cases import timed_inputs
 from trainer.export.companions import COMPANIONS, manifest, versions, write_companions
-from trainer.export.folder import publish_files, staging
+from trainer.export.folder import MANIFEST, publish_files, refuse_foreign, staging
 from trainer.export.formats import FORMATS, HALF, Format
 from trainer.export.gate import Verdict, judge
 from trainer.export.isolation import random_state_kept
@@ -95,6 +95,7 @@ def publish(
 
     Raises:
         ConfigError: A number is negative.
+        CheckpointError: The folder cannot be written, is in use, or holds what no export made where this one writes.
         ProofError: An artifact cannot be exported or is not equal; the others are published, and what an earlier call
             published in its place stays as the rest does. Where there are no others the folder stays as it was.
     """
@@ -102,6 +103,9 @@ def publish(
     if not formats:
         return []
     chosen = [(FORMATS | HALF if half else FORMATS)[name] for name in dict.fromkeys(formats)]
+    folders = [FORMATS["safetensors"].path]
+    files = [MANIFEST, *(each.path for each in FORMATS.values()), *COMPANIONS, *original.task.artifact_files()]
+    refuse_foreign(folder, files=[name for name in files if name not in folders], folders=folders)
     with random_state_kept(), torch.no_grad(), staging(folder) as stage:
         subject = original.subject(calibration, int8, scratch=stage)
         return _export(folder, stage, original, subject, chosen, Limits(tolerance, metric_budget), golden)
@@ -127,8 +131,7 @@ def _export(
     content = manifest(stage, subject, verdict, kept, timings, terms)
     failure = write_companions(stage, subject, original.samples, golden, content)
     failures += [] if failure is None else [failure]
-    images = (path.name for path in folder.glob("golden-*"))
-    publish_files(stage, folder, known=[*(format.path for format in FORMATS.values()), *COMPANIONS, *images])
+    publish_files(stage, folder, known=[*(format.path for format in FORMATS.values()), *COMPANIONS])
     for name, reason in kept.lost.items():
         logger.warning("%s, of an earlier export, is removed: %s", folder / name, reason)
     if failures:

@@ -1,32 +1,101 @@
 """The export folder: staged beside itself, published by renames, described by `manifest.json`."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any
+
+from trainer.errors import CheckpointError, explain
+from trainer.export.storage import storage_told
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".tmp-"
 """What the names of folders begin with that are gone once an export is done."""
 
+LARGE_WEIGHTS = ".data"
+"""What is added to the name of a graph for that of the file with weights too large for it."""
+
+_MOVE = "Move it away, or delete it"
+
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """An empty folder inside `folder` (the same file system, so that a rename is atomic), gone afterwards."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f"{UNFINISHED}*"):  # of a process that was killed
-        shutil.rmtree(left)
-    stage = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
+    """An empty folder inside `folder` (the same file system, so that a rename is atomic), gone afterwards.
+
+    Raises:
+        CheckpointError: `folder` cannot be written, or another process exports into it.
+    """
+    with _locked(folder):
+        try:
+            for left in folder.glob(f"{UNFINISHED}*"):  # of a process that was killed
+                shutil.rmtree(left)
+            stage = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
+        except OSError as error:
+            raise CheckpointError(explain(str(folder), f"cannot be written: {error.strerror}")) from error
+        try:
+            with storage_told(folder, stage):
+                yield stage
+        finally:
+            shutil.rmtree(stage)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds a folder, made if need be; the kernel lets go of it with the process."""
     try:
-        yield stage
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileExistsError as error:
+        problem = "is a file where an export makes a folder"
+        raise CheckpointError(explain(str(folder), problem, _MOVE)) from error
+    except OSError as error:
+        raise CheckpointError(explain(str(folder), f"cannot be made or opened: {error.strerror}")) from error
+    try:
+        with suppress(OSError):  # some file systems of networks have no locks
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                problem = "another process exports into it"
+                raise CheckpointError(explain(str(folder), problem, "Wait until that is done, or stop it")) from error
+        yield
     finally:
-        shutil.rmtree(stage)
+        with suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_UN)  # also for processes that were forked meanwhile
+        os.close(held)
+
+
+def refuse_foreign(folder: Path, *, files: Iterable[str], folders: Iterable[str]) -> None:
+    """Looks for what somebody else has laid where an export writes.
+
+    Args:
+        folder: The export folder; it may not be there.
+        files: Names of files that an export writes, replaces or removes.
+        folders: The same of folders.
+
+    Raises:
+        CheckpointError: A file is a folder or the other way round, or a folder has files of which no manifest tells.
+    """
+    faults = [
+        explain(str(folder / name), "is a folder where an export writes a file", _MOVE)
+        for name in dict.fromkeys(files)
+        if (folder / name).is_dir()
+    ]
+    listed = _listed(folder)
+    for name in folders:
+        if (folder / name).is_file():
+            faults.append(explain(str(folder / name), "is a file where an export writes a folder", _MOVE))
+        inside = (path for path in sorted((folder / name).rglob("*")) if path.is_file())
+        strange = [path for path in inside if path.relative_to(folder).as_posix() not in listed]
+        faults += [explain(str(path), "is in a folder that an export replaces", _MOVE) for path in strange]
+    if faults:
+        raise CheckpointError(*faults)
 
 
 def publish_files(stage: Path, folder: Path, *, known: Sequence[str]) -> None:
@@ -39,7 +108,14 @@ def publish_files(stage: Path, folder: Path, *, known: Sequence[str]) -> None:
         folder: Where they replace those of the same name.
         known: Names that an earlier call may have left in `folder` and that are removed, as by `remove`. So are the
             files that its manifest describes.
+
+    All files get the permissions of any new file: some writers make theirs for their owner alone.
     """
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in stage.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
     names = [*known, *_described(folder)]
     (folder / MANIFEST).unlink(missing_ok=True)
     for name in names:
@@ -58,8 +134,23 @@ def _described(folder: Path) -> list[str]:
         return []
 
 
+def _listed(folder: Path) -> set[str]:
+    """All files that a folder's manifest describes; none where it says nothing."""
+    try:
+        return {entry["file"] for entry in _entries_of(json.loads((folder / MANIFEST).read_text("utf-8")))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+
+
+def _entries_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a manifest says of each file: of artifacts, of those beside them, of the others."""
+    artifacts = manifest["artifacts"].values()
+    beside = [each for entry in artifacts for each in entry.get("beside", ())]
+    return [*artifacts, *beside, *manifest["files"]]
+
+
 def files_of(folder: Path, name: str) -> list[Path]:
-    """The files of an artifact: the main one, then what it needs beside it, which has its name and one more suffix.
+    """The files of an artifact: the main one, then the one with its large weights, where there is one.
 
     Of an artifact that is a folder all its files, the largest first.
     """
@@ -67,7 +158,8 @@ def files_of(folder: Path, name: str) -> list[Path]:
     if main.is_dir():
         files = [path for path in sorted(main.rglob("*")) if path.is_file()]
         return sorted(files, key=lambda path: -path.stat().st_size)
-    return [main, *sorted(folder.glob(f"{name}.*"))]
+    data = folder / f"{name}{LARGE_WEIGHTS}"
+    return [main, data] if data.exists() else [main]
 
 
 def remove(folder: Path, name: str) -> None:
@@ -94,9 +186,7 @@ def verify(folder: Path) -> dict[str, str]:
         return {}
     try:
         content = json.loads((folder / MANIFEST).read_text("utf-8"))
-        artifacts = content["artifacts"].values()
-        entries = [*artifacts, *(each for entry in artifacts for each in entry.get("beside", ())), *content["files"]]
-        return {entry["file"]: fault_of(folder, entry) for entry in entries}
+        return {entry["file"]: fault_of(folder, entry) for entry in _entries_of(content)}
     except FileNotFoundError:
         return {MANIFEST: "is missing: the artifacts are not complete"}
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -63,7 +63,8 @@ def write_tensors(stage: Path, inputs: Mapping[str, Tensor], output: Tensor) -> 
     tensors = {**{f"input.{name}": value.contiguous() for name, value in inputs.items()}, "output": output}
     arrays: dict[str, Any] = {name: value.numpy() for name, value in tensors.items()}
     np.savez(stage / ARRAYS, allow_pickle=False, **arrays)
-    torch.save(tensors, stage / TENSORS)
+    with (stage / TENSORS).open("wb") as file:  # of torch's own, a full disk is told as something else
+        torch.save(tensors, file)
 
 
 def _write_images(stage: Path, columns: Columns) -> dict[str, list[str]]:

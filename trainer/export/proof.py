@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainer.errors import DataError, Interrupted, ProofError, explain
 from trainer.export.cases import Case, Forward, Sizes
+from trainer.export.storage import storage_fault
 
 _SHAPES_REMEDY = "The file is removed: it would be wrong, or refuse to run, at shapes other than those it was made with"
 _TOLERANCE_REMEDY = "The file is removed; export.tolerance is the largest difference allowed"
@@ -61,12 +62,17 @@ class Tried:
 
 @contextmanager
 def turned_into_proof_error(artifact: str, problem: str, remedy: str) -> Iterator[None]:
-    """Whatever exporters and runtimes raise (they agree on no type) becomes a `ProofError` that names `artifact`."""
+    """Whatever exporters and runtimes raise (they agree on no type) becomes a `ProofError` that names `artifact`.
+
+    Not so what is no fault of the artifact: bad data, a signal, a full disk.
+    """
     try:
         yield
     except (ProofError, DataError, Interrupted):
         raise
     except Exception as error:
+        if storage_fault(error) is not None:
+            raise
         raise ProofError(explain(artifact, f"{problem}: {_summary(error)}", remedy)) from error
 
 

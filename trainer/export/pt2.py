@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from trainer.export.cases import Forward
 from trainer.export.isolation import silence
 from trainer.export.proof import Dimensions, prove_inputs, prove_output
+from trainer.export.storage import reserve
 from trainer.export.subject import Subject
 
 
@@ -23,8 +24,10 @@ def write_pt2(path: Path, subject: Subject) -> dict[str, Any]:
     Returns:
         `inputs`, their names: the program takes them by keyword.
     """
+    program = subject.program
+    reserve(path, subject.model)
     with silence():
-        torch.export.save(subject.program, path)
+        torch.export.save(program, path)
     return {"inputs": list(subject.traced)}
 
 

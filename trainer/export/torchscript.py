@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trainer.export.cases import Forward
 from trainer.export.isolation import silence
+from trainer.export.storage import reserve
 from trainer.export.subject import Subject
 
 
@@ -45,6 +46,7 @@ def save_trace(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> No
     """Traces a model at `inputs`; the module it writes takes them in that order, without names."""
     # A new module is in training mode, and the trace would write that mode down.
     wrapper = Positional(model, tuple(inputs)).eval()
+    reserve(path, model)
     with silence():
         # What check_trace looks at, one shape in this process, the proof does at many shapes of the loaded file.
         trace: Any = torch.jit.trace

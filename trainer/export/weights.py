@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trainer.export.cases import Forward, forward_of, traced_inputs
 from trainer.export.isolation import silence
+from trainer.export.storage import reserve
 from trainer.export.subject import Subject, copy_with, scrambled
 from trainer.model import pretrained_folder
 from trainer.model.pretrained_folder import LibraryModel
@@ -40,8 +41,10 @@ def write_pth(path: Path, subject: Subject, *, half: bool, legacy: bool) -> dict
     Returns:
         `tensors`, their number.
     """
-    state = _halved(subject.model).state_dict() if half else subject.model.state_dict()
+    model = _halved(subject.model) if half else subject.model
+    state = model.state_dict()
     tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    reserve(path, model)
     torch.save(tensors, path, _use_new_zipfile_serialization=not legacy)
     return {"tensors": len(tensors)}
 
