@@ -127,12 +127,16 @@ def test_export_again_in_one_format(folder: Path) -> None:
     assert not (folder / "run" / "export" / "model.onnx").exists()
 
 
-def test_an_artifact_past_its_tolerance_is_removed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_artifact_past_its_tolerance_is_not_published_and_the_run_has_its_report(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # No two float32 implementations agree to 1e-12.
-    assert main(["export", f"run={folder / 'run'}", "export.formats=[onnx]", "export.tolerance=1e-12"]) == 4
+    options = ["train.duration=2", "export.formats=[onnx]", "export.tolerance=1e-12"]
+    assert train(folder / "failed", *write_data(folder), *options) == 4
 
-    assert not (folder / "run" / "export" / "model.onnx").exists()
-    assert "onnx" in capsys.readouterr().err
+    assert list((folder / "failed" / "export").iterdir()) == []
+    assert "model.onnx: output[" in capsys.readouterr().err
+    assert "accuracy" in (folder / "failed" / "report.html").read_text("utf-8")
 
 
 def test_texts_and_labels_in_chinese(tmp_path: Path) -> None:

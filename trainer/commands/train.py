@@ -26,7 +26,7 @@ from trainer.commands.folders import (
 from trainer.config.jobs import TrainJob
 from trainer.config.policy import resume_config
 from trainer.config.stored import config_text, job_from_text, stored_config
-from trainer.errors import CheckpointError, Interrupted
+from trainer.errors import CheckpointError, Interrupted, ProofError
 from trainer.report.console import open_console, table
 from trainer.signals import StopSignals
 
@@ -203,7 +203,11 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
     event = {"split": split, "weights": best.weights, "best_step": best.step, **values}
     run.report.log("eval", step=state.step, epoch=state.step / run.steps_per_epoch, values=event)
     save_model(best)
-    artifacts = export_trained(best, job.export, split)
+    try:
+        artifacts = export_trained(best, job.export, split)
+    except ProofError:  # of an artifact; all else that the run has learnt is to be seen
+        write_page(folder / PAGE, [results(str(folder))])
+        raise
     run.report.log(
         "end", step=state.step, epoch=state.step / run.steps_per_epoch, values={"formats": [a.name for a in artifacts]}
     )
