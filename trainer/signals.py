@@ -13,6 +13,23 @@ from trainer.errors import Interrupted
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
+@contextmanager
+def unwound_by_sigterm() -> Iterator[None]:
+    """A block that SIGTERM ends as Ctrl-C does: by no `Exception`, which a library could take for a fault of its own.
+
+    So whatever is unfinished is cleared away. The exit code is the one that a shell gives of the signal.
+    """
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class StopSignals:
     """Catches SIGTERM, SIGINT and SIGUSR1 while its `with` block lasts.
 

@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def run_of(folder: Path, name: str, broken_in: str, formats: str) -> tuple[Path, int]:
     """A run with a model of `tests.export.broken`, and the exit code of training and exporting it."""
-    run = folder / f"{name}-{broken_in}"
+    run = folder / f"{name}-{broken_in}-{len(formats)}"
     model = [f"model._target_=tests.export.broken.{name}", f"+model.broken_in={broken_in}"]
     model += ["model.dropout=0.1", "model.pooling=mean"]
     return run, train(run, *write_data(folder), *model, "train.duration=1", f"export.formats=[{formats}]")
@@ -41,6 +41,7 @@ def published(run: Path) -> list[str]:
 SHAPES = r"at batch=\d, sequence=\d+, (padded|without padding)"
 WRONG = rf"output\[\d, \d\] {SHAPES} \(input_ids \(\d, \d+\), attention_mask \(\d, \d+\)\) must be PyTorch's"
 REFUSED = r"cannot be exported \(input_ids \(2, 8\), attention_mask \(2, 8\)\): .*sequence"
+MADE_OF_IT = r"is made of model\.onnx, which is refused"
 FAULTS = [
     ("DroppedMask", "trace", WRONG.replace("(padded|without padding)", "padded")),
     ("DropoutLeftOn", "trace", WRONG),
@@ -60,13 +61,28 @@ FAULTS = [
 def test_broken_export(
     name: str, broken_in: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    formats, good = ("torchscript,pth", ["pth"]) if broken_in == "trace" else ("onnx,torchscript,pt2", ["torchscript"])
+    traced, captured = ("torchscript,pth", ["pth"]), ("onnx,onnx_fp16,onnx_int8,torchscript,pt2", ["torchscript"])
+    formats, good = traced if broken_in == "trace" else captured
     run, code = run_of(folder, name, broken_in, formats)
     assert code == 4
     told = capsys.readouterr().err
     for format in {*formats.split(",")} - {*good}:
-        assert re.search(rf"^{re.escape(FORMATS[format].path)}: ({message})", told, re.MULTILINE), told
+        reason = MADE_OF_IT if format in ("onnx_fp16", "onnx_int8") else message
+        assert re.search(rf"^{re.escape(FORMATS[format].path)}: ({reason})", told, re.MULTILINE), told
     assert published(run) == good
+
+
+@pytest.mark.slow
+def test_graph_that_is_wrong_is_not_made_smaller_where_it_is_not_asked_for(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, code = run_of(folder, "DropoutLeftOn", "program", "onnx_fp16,onnx_int8,pth")
+    told = capsys.readouterr().err
+    assert code == 4
+    for name in ("onnx_fp16", "onnx_int8"):
+        reason = rf"{MADE_OF_IT}.*\n  model\.onnx: {WRONG}"
+        assert re.search(rf"^{re.escape(FORMATS[name].path)}: {reason}", told, re.MULTILINE), told
+    assert published(run) == ["pth"]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +106,10 @@ def truncating(format: Format) -> Format:
 
 @pytest.mark.parametrize(
     "name",
-    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "pt2")), "torchscript", "pth", "safetensors"],
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "onnx_fp16", "onnx_int8", "pt2")),
+        *("torchscript", "pth", "safetensors"),
+    ],
 )
 def test_file_that_is_truncated_after_writing(
     name: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -1,11 +1,14 @@
 import hashlib
 import json
+import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from trainer.errors import CheckpointError
 from trainer.export.folder import describe, publish_files, staging, verify, write_json
+from trainer.signals import unwound_by_sigterm
 
 
 def test_stage_is_gone_afterwards_and_so_are_those_of_killed_processes(tmp_path: Path) -> None:
@@ -20,6 +23,15 @@ def test_stage_is_gone_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), staging(tmp_path):
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stage_is_gone_after_a_signal(tmp_path: Path) -> None:
+    # Exporters raise something of their own for any `Exception`.
+    with pytest.raises(SystemExit) as ended, unwound_by_sigterm(), staging(tmp_path), suppress(Exception):
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 143
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_folder_that_another_process_fills_is_left_alone(tmp_path: Path) -> None:
@@ -118,6 +130,11 @@ def test_what_the_manifest_describes_is_verified(tmp_path: Path) -> None:
     assert found["model.onnx"].startswith("has the SHA-256 ")
     assert found["weights.bin"] == "has 0 bytes instead of 11"
     assert found["labels.json"] == "is missing"
+
+
+def test_a_manifest_that_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").mkdir()
+    assert verify(tmp_path) == {"manifest.json": "cannot be read: Is a directory"}
 
 
 @pytest.mark.parametrize(

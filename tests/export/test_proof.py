@@ -240,6 +240,11 @@ def test_case_names_its_shape(cases: list[Case]) -> None:
     assert str(case) == "batch=3, sequence=24, padded"
 
 
+def test_signal_that_a_library_took_for_its_own_fault() -> None:
+    with pytest.raises(Interrupted), turned_into_proof_error("model.onnx", "cannot be exported", "Try again"):
+        raise RuntimeError("the exporter failed") from Interrupted("stopped by SIGTERM")
+
+
 @pytest.mark.parametrize(("raised", "code"), [(Interrupted, 75), (DataError, 6), (ConfigError, 4), (OSError, 4)])
 def test_signals_and_bad_data_are_no_fault_of_the_artifact(raised: type[Exception], code: int) -> None:
     with pytest.raises(TrainerError) as caught, turned_into_proof_error("model.onnx", "cannot be loaded", "Try again"):

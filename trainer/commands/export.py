@@ -13,6 +13,7 @@ from trainer.config.pairing import format_faults
 from trainer.config.stored import job_from_text, load_stored_config
 from trainer.errors import refuse
 from trainer.report.console import open_console, table
+from trainer.signals import unwound_by_sigterm
 
 if TYPE_CHECKING:
     from trainer.commands.trained import Trained
@@ -44,7 +45,9 @@ def run(job: ExportJob, config: dict[str, Any]) -> None:
         trained = prune_trained(trained, job.prune, job.split)
         show_pruning(console, trained.origin["pruning"])
     name = EXPORT if job.prune is None else pruned_name(job.prune)
-    show_artifacts(console, export_trained(trained, job.export, job.split, name))
+    with unwound_by_sigterm():
+        artifacts = export_trained(trained, job.export, job.split, name)
+    show_artifacts(console, artifacts)
 
 
 def pruned_name(prune: Mapping[str, Any]) -> str:

@@ -189,6 +189,8 @@ def verify(folder: Path) -> dict[str, str]:
         return {entry["file"]: fault_of(folder, entry) for entry in _entries_of(content)}
     except FileNotFoundError:
         return {MANIFEST: "is missing: the artifacts are not complete"}
+    except OSError as error:
+        return {MANIFEST: f"cannot be read: {error.strerror}"}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return {MANIFEST: f"is not what was written ({type(error).__name__}: {error})"}
 

@@ -73,7 +73,16 @@ def turned_into_proof_error(artifact: str, problem: str, remedy: str) -> Iterato
     except Exception as error:
         if storage_fault(error) is not None:
             raise
+        if (signal := _signal_in(error)) is not None:
+            raise signal from error
         raise ProofError(explain(artifact, f"{problem}: {_summary(error)}", remedy)) from error
+
+
+def _signal_in(error: BaseException | None) -> Interrupted | None:
+    """The signal that a library took for a fault of its own."""
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def prove_inputs(
