@@ -92,7 +92,8 @@ def test_a_warmup_is_a_duration(warmup: str, steps: int) -> None:
 
 
 def test_an_unknown_metric_names_the_nearest(data: list[str]) -> None:
-    job, task, _ = prepared(data, "checkpoint.monitor=acuracy")
+    job, task, _ = prepared(data)
+    job = replace(job, checkpoint=replace(job.checkpoint, monitor="acuracy"))
 
     with pytest.raises(ConfigError, match=r"checkpoint\.monitor: .*got 'acuracy'. Did you mean accuracy"):
         parts.build_monitor(job, task)

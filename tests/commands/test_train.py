@@ -132,6 +132,9 @@ def test_the_command_to_go_on_is_complete(folder: Path, tmp_path: Path, capsys: 
     assert train(run, *write_data(folder), *OWN) == 3
     assert f"Go on with {command.removeprefix('trainer train ')}, or name" in capsys.readouterr().err
     assert main(["train", f"resume={run}", "trust=[tests]"]) == 0
+    capsys.readouterr()
+    assert main(["predict", f"run={run}", "trust=[tests]", "input=a pear", "backend=onnx"]) == 3
+    assert f"trainer export 'run={run}' trust=[tests] export.formats=[onnx]" in capsys.readouterr().err
 
 
 def test_what_is_relative_is_found_from_where_the_run_was_started(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from trainer.commands.folders import EXPORT, existing_run_folder
+from trainer.commands.folders import EXPORT, argument, existing_run_folder
 from trainer.config.jobs import PredictJob
 from trainer.config.signature import attribute
 from trainer.config.stored import exported_config, load_stored_config
@@ -100,7 +100,7 @@ def _check(job: PredictJob, folder: Path, graph: Path | None, alone: Mapping[str
     absent = graph is None and (alone is not None or job.backend == "onnx")
     if absent:
         name, where, run = ("run", folder / EXPORT, folder) if alone is None else ("folder", folder, Path("PATH"))
-        remedy = f"Write one: trainer export run={run} export.formats=[onnx]"
+        remedy = f"Write one: trainer export {argument('run', run)} export.formats=[onnx]"
         faults.append(explain("backend", f"the {name} has no such artifact", remedy, value=str(where / "model.onnx")))
     if absent and len(faults) == 1:
         raise CheckpointError(*faults)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.commands.folders import EXPORT, existing_run_folder, named_checkpoint
+from trainer.commands.folders import EXPORT, argument, existing_run_folder, named_checkpoint
 from trainer.config.jobs import GenerateJob
 from trainer.config.signature import attribute
 from trainer.config.stored import exported_config, job_from_text, load_stored_config
@@ -49,7 +49,7 @@ def _writer_of_artifact(job: GenerateJob, folder: Path) -> Writer:
         graph, end_id = folder / FILE, manifest["artifacts"]["onnx_cache"]["end_id"]
         _, max_length = manifest["axes"]["sequence"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        remedy = f"Write it: trainer export run={folder.parent} export.formats=[onnx_cache]"
+        remedy = f"Write it: trainer export {argument('run', folder.parent)} export.formats=[onnx_cache]"
         problem = "there is no decoder as an artifact"
         raise CheckpointError(explain("backend", problem, remedy, value=str(folder / FILE))) from error
     usual = {"checkpoint": ("best",), "weights": ("auto",), "precision": ("fp32",), "device": ("auto", "cpu")}
