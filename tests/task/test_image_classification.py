@@ -120,7 +120,7 @@ def test_mixup_is_of_both_images_as_the_epoch_augments_them() -> None:
     assert batch.target is not None
     assert partners != list(ids)
     for position, partner in enumerate(partners):
-        mine, other = made.label.classes.index(LABELS[position], 0), made.label.classes.index(LABELS[partner], 0)
+        mine, other = made.label.encode([LABELS[position], LABELS[partner]])
         share = batch.target[position, mine] if mine != other else None
         mixed = batch.inputs["pixel_values"][position]
         assert batch.target[position].sum().item() == pytest.approx(1.0, abs=1e-6)
