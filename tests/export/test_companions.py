@@ -151,6 +151,7 @@ class Silent(Shouting):
 def test_a_task_without_pieces_has_no_scripts(tmp_path: Path) -> None:
     for name in ("predict.py", "task.py", "golden-7.png"):
         (tmp_path / name).write_text("of an earlier call")
+    (tmp_path / "manifest.json").write_text('{"files": [{"file": "golden-7.png"}]}')
     publish_toy(tmp_path, toy_original(ToyModel(), Silent()), ["torchscript"])
     assert {path.name for path in tmp_path.iterdir()} == {
         "README.md",
