@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -78,3 +79,19 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "open", denied)
     with pytest.raises(CheckpointError, match=r"\.lock: cannot be opened: Permission denied"), run_lock(tmp_path):
         pass
+
+
+def test_a_folder_that_is_removed_while_it_is_waited_for_is_made_anew(tmp_path, monkeypatch):
+    folder, flock = tmp_path / "run", fcntl.flock
+
+    def removed_before(*arguments):
+        monkeypatch.undo()
+        (folder / ".lock").unlink()
+        folder.rmdir()
+        flock(*arguments)
+
+    monkeypatch.setattr("fcntl.flock", removed_before)
+    with run_lock(folder):
+        assert (folder / ".lock").read_text().startswith(str(os.getpid()))
+        with pytest.raises(CheckpointError, match="in use"), run_lock(folder):
+            pass

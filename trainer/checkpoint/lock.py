@@ -30,6 +30,22 @@ def run_lock(folder: Path) -> Iterator[None]:
     Raises:
         CheckpointError: Another process holds it, or the folder cannot be written.
     """
+    file = _locked(folder)
+    # Whoever held it before may have removed it with the folder of a run that never started.
+    while not _is(file, folder / ".lock"):
+        os.close(file)
+        file = _locked(folder)
+    _held.add(file)
+    try:
+        yield
+    finally:
+        if file in _held:
+            _held.remove(file)
+            os.close(file)
+
+
+def _locked(folder: Path) -> int:
+    """The lock's file, open and locked."""
     path = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,13 +57,15 @@ def run_lock(folder: Path) -> Iterator[None]:
     except BaseException:
         os.close(file)
         raise
-    _held.add(file)
+    return file
+
+
+def _is(file: int, path: Path) -> bool:
+    """Whether an open file is the one at a path."""
     try:
-        yield
-    finally:
-        if file in _held:
-            _held.remove(file)
-            os.close(file)
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(file: int, folder: Path) -> None:
