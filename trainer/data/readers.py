@@ -8,27 +8,19 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.data.utf8 import UNREADABLE, Lines, first_line, text_lines, unreadable
-from trainer.errors import DataError, explain, nearest
-
-_ROWS = 1_024
-"""Rows that are Python objects at a time."""
+from trainer.data.columnar import read_columnar
+from trainer.data.columns import ColumnError, column_fault, lacking, places_of
+from trainer.data.utf8 import UNREADABLE, Lines, text_lines, unreadable
+from trainer.errors import DataError, explain
 
 Records = Iterator[Sequence[Any]]
 Found = Iterator[Sequence[Any] | DataError]
 """Records, and in the place of each one that is broken what is wrong with it."""
-
-
-_NEAR = "Did you mean "
-
-
-class _ColumnError(Exception):
-    """A file has none or several columns of some names; the arguments are those and the file's names."""
 
 
 def records(path: Path, columns: Sequence[str], *, separator: str | None, quote: str | None, named_by: str) -> Records:
@@ -69,22 +61,9 @@ def _named(
 ) -> Found:
     try:
         yield from _opened(path, columns, separator, quote, None if sparse else named_by)
-    except _ColumnError as error:
+    except ColumnError as error:
         wrong, names = error.args
-        raise DataError(_column_fault(path, wrong, names, named_by)) from None
-
-
-def _column_fault(path: Path, wrong: Sequence[str], names: list[str], named_by: str | None) -> str:
-    """The message of columns of which there is none, or more than one."""
-    counts = {column: names.count(column) for column in wrong}
-    problems = [f"{count} columns {column!r}" if count else f"no column {column!r}" for column, count in counts.items()]
-    remedy = f"It has {', '.join(map(repr, names))}; name them by {named_by}"
-    hints = [hint for column in wrong if (hint := nearest(column, names)).startswith(_NEAR)]
-    if len(names) == 1 and not set(",;|\t").isdisjoint(names[0]):
-        remedy += ", and what separates them by data.separator"
-    elif hints:
-        remedy = f"{_NEAR}{' and '.join(hint.removeprefix(_NEAR) for hint in hints)}? {remedy}"
-    return explain(str(path), f"has {' and '.join(problems)}", remedy)
+        raise DataError(column_fault(path, wrong, names, named_by)) from None
 
 
 def column_names(path: Path, *, separator: str | None, quote: str | None) -> list[str]:
@@ -97,16 +76,6 @@ def column_names(path: Path, *, separator: str | None, quote: str | None) -> lis
     if isinstance(names, DataError):
         raise names
     return list(names)
-
-
-def lacking(place: str, item: Mapping[str, Any], columns: Sequence[str], named_by: str) -> DataError | None:
-    """What is wrong with an object that lacks some of the columns; None where it has them all."""
-    absent = [column for column in columns if column not in item]
-    if not absent:
-        return None
-    problem = f"has no {'column' if len(absent) == 1 else 'columns'} {', '.join(map(repr, absent))}"
-    there = f"It has {', '.join(map(repr, item))}; name them by {named_by}" if item else f"Name them by {named_by}"
-    return DataError(explain(place, problem, there))
 
 
 def _opened(
@@ -177,7 +146,7 @@ def _read_csv(
             if columns is None:
                 yield header
                 return
-            positions = _positions(header, columns)
+            positions = places_of(header, columns)
         elif fault:
             yield fault
         elif len(cells) != len(header):
@@ -214,7 +183,7 @@ def _read_json(
             yield lacking(place, item, columns, named_by) or [item[column] for column in columns]
             continue
         if not known:
-            _positions(list(item), columns)
+            places_of(list(item), columns)
             known = True
         yield [item.get(column) for column in columns]
 
@@ -249,55 +218,8 @@ def _parse(path: Path, line: int, text: str) -> Any:
         return DataError(explain(place, f"broken JSON at column {error.colno}: {error.msg}", _JSON_REMEDY))
 
 
-def _read_binary(path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None) -> Found:
-    """Parquet and Arrow, batch by batch, only the columns wanted."""
-    import pyarrow
-
-    batches = _parquet_batches if path.suffix.lower() == ".parquet" else _arrow_batches
-    try:
-        for batch in batches(path, columns):
-            if columns is None:
-                yield batch
-                return
-            for start in range(0, batch.num_rows, _ROWS):
-                piece = batch.slice(start, _ROWS)
-                yield from zip(*(piece.column(column).to_pylist() for column in columns), strict=True)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        remedy = "It is damaged, or it is of another format than its name says"
-        raise DataError(explain(str(path), f"cannot be read: {first_line(error)}", remedy)) from error
-
-
-def _parquet_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(path) as file:
-        if columns is None:
-            yield file.schema_arrow.names
-            return
-        _positions(file.schema_arrow.names, columns)
-        yield from file.iter_batches(_ROWS, columns=list(columns))
-
-
-def _arrow_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
-    """Both of Arrow's formats: with a footer (Feather 2) and as a stream (what the library datasets writes)."""
-    import pyarrow
-
-    with pyarrow.memory_map(str(path)) as source:
-        with_footer = source.read(6) == b"ARROW1"
-        source.seek(0)
-        file = pyarrow.ipc.open_file(source) if with_footer else pyarrow.ipc.open_stream(source)
-        if columns is None:
-            yield file.schema.names
-            return
-        _positions(file.schema.names, columns)
-        yield from map(file.get_batch, range(file.num_record_batches)) if with_footer else file
-
-
-def _positions(names: Sequence[str], columns: Sequence[str]) -> list[int]:
-    """Where `columns` stand among the `names` of a file."""
-    if wrong := [column for column in columns if names.count(column) != 1]:
-        raise _ColumnError(wrong, names)
-    return [names.index(column) for column in columns]
+def _read_columnar(path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None) -> Found:
+    return read_columnar(path, columns)
 
 
 _READERS: dict[str, Callable[[Path, Sequence[str] | None, str | None, str | None], Found]] = {
@@ -305,8 +227,8 @@ _READERS: dict[str, Callable[[Path, Sequence[str] | None, str | None, str | None
     ".tsv": partial(_read_csv, usual="\t"),
     ".json": _read_json,
     ".jsonl": _read_json,
-    ".parquet": _read_binary,
-    ".arrow": _read_binary,
-    ".feather": _read_binary,
+    ".parquet": _read_columnar,
+    ".arrow": _read_columnar,
+    ".feather": _read_columnar,
 }
 _READERS |= {f"{suffix}.gz": _READERS[suffix] for suffix in (".csv", ".tsv", ".json", ".jsonl")}

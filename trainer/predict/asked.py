@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer.data.cells import NOUNS
+from trainer.data.columns import lacking
 from trainer.data.images import SUFFIXES
-from trainer.data.readers import lacking, records_or_faults
+from trainer.data.readers import records_or_faults
 from trainer.data.rows import row_id
 from trainer.data.table import Columns, Table
 from trainer.data.utf8 import lines_or_faults
