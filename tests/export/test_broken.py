@@ -11,7 +11,8 @@ import pytest
 
 from tests.jobs import train, working_in, write_data
 from trainer.cli import main
-from trainer.export.formats import FORMATS, Format, Variant
+from trainer.export.cases import Forward
+from trainer.export.formats import FORMATS, HALF, Format, Variant
 from trainer.export.subject import Subject
 
 
@@ -119,6 +120,21 @@ def test_file_that_is_truncated_after_writing(
     told = capsys.readouterr().err
     assert told.startswith(f"{FORMATS[name].path}: cannot be loaded: ")
     assert len(told.splitlines()) == 1
+    assert published(run) == ["pth_legacy"]
+
+
+def test_inexact_format_whose_answers_are_others(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(path: Path, subject: Subject) -> tuple[Forward, dict[str, Any]]:
+        forward, declared = HALF["pth_legacy"].load(path, subject)
+        return lambda inputs: forward(inputs).roll(1, -1), declared
+
+    monkeypatch.setitem(HALF, "pth", replace(HALF["pth"], load=load))
+    blind = ["export.half=true", "export.metric_budget=1.0"]
+    assert main(["export", f"run={run}", "export.formats=[pth,pth_legacy]", *blind]) == 4
+    told = capsys.readouterr().err
+    assert told.startswith("model.pth: decisions over the evaluation split must agree with PyTorch's in 0.75 or more")
     assert published(run) == ["pth_legacy"]
 
 

@@ -8,10 +8,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from trainer.errors import CheckpointError, TrainerError, explain
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _UNABLE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
