@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import trainer.export.half
 import trainer.export.onnx
 from tests.export.toy import LABELS, WORDS, ToyModel, ToyTask
-from trainer.export.float_graph import float_graph
+from trainer.export.float_graph import float_graph, write_float
 from trainer.export.half import write_half
 from trainer.export.onnx import load_onnx
 from trainer.export.proof import prove_cases
@@ -130,8 +130,10 @@ def test_weights_beside_the_graph_come_to_lie_beside_the_new_one(
 ) -> None:
     monkeypatch.setattr(trainer.export.onnx, "_PROTOBUF_LIMIT", 1)
     with torch.no_grad():
-        subject = Subject(ToyModel(), ToyTask())
+        subject = Subject(ToyModel(), ToyTask(), scratch=tmp_path)
+    write_float(tmp_path / "model.onnx", subject)  # its weights then have two names
     write_half(tmp_path / "model.fp16.onnx", subject)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.fp16.onnx", "model.fp16.onnx.data"]
+    names = ["model.fp16.onnx", "model.fp16.onnx.data", "model.onnx", "model.onnx.data"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == names
     forward, _ = load_onnx(tmp_path / "model.fp16.onnx", subject)
     prove_cases("model.fp16.onnx", forward, subject.cases, 1e-2)

@@ -7,7 +7,8 @@ from typing import Any
 from weakref import finalize
 
 import onnx
-from onnx import TensorProto
+from onnx import ModelProto, TensorProto
+from onnx.external_data_helper import ExternalDataInfo
 
 from trainer.export.folder import UNFINISHED, files_of, link
 from trainer.export.onnx import write_onnx
@@ -34,6 +35,23 @@ def write_float(path: Path, subject: Subject) -> dict[str, Any]:
 def float_graph(subject: Subject) -> Path:
     """The subject's graph, in a folder that is gone with the subject."""
     return subject.once(_exported)[0]
+
+
+def load_graph(path: Path) -> ModelProto:
+    """A graph with its weights, also those that lie beside it.
+
+    onnx reads no such file that has a second name, and `write_float` gives it one.
+    """
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            place = ExternalDataInfo(tensor)
+            with (path.parent / place.location).open("rb") as file:
+                file.seek(place.offset or 0)
+                tensor.raw_data = file.read(place.length or -1)
+            del tensor.external_data[:]
+            tensor.data_location = TensorProto.DEFAULT
+    return model
 
 
 def is_split(path: Path) -> bool:

@@ -12,7 +12,7 @@ import onnxruntime
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from trainer.export.float_graph import float_graph, is_split
+from trainer.export.float_graph import float_graph, is_split, load_graph
 from trainer.export.subject import Subject
 
 _SINGLE = {"CumSum", "Div", "Exp", "Log", "LogSoftmax", "Pow", "Reciprocal", "Softmax", "Softplus", "Sqrt", "Tan"}
@@ -34,7 +34,7 @@ def write_half(path: Path, subject: Subject) -> dict[str, Any]:
     source = float_graph(subject)
     inputs = subject.calibration()
     large = _large_values(source, inputs[:: ceil(len(inputs) / _MOST_PARTS)])
-    model = onnx.load(source)
+    model = load_graph(source)
     large |= {each.name for each in model.graph.initializer if _leaves_range(each)}
     kept = [_is_single(node) or bool(large & {*node.input, *node.output}) for node in model.graph.node]
     _Conversion(model.graph).run(kept)

@@ -18,7 +18,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from torch import Tensor
 
 from trainer.errors import ProofError, explain
-from trainer.export.float_graph import float_graph, is_split
+from trainer.export.float_graph import float_graph, is_split, load_graph
 from trainer.export.isolation import silence
 from trainer.export.onnx import open_session
 from trainer.export.products import Layer, layers_of, with_products
@@ -75,7 +75,7 @@ class Quantization:
 
     def __init__(self, subject: Subject) -> None:
         source = float_graph(subject)
-        model = onnx.load(source)
+        model = load_graph(source)
         with_products(model.graph)
         self._path = source.with_name("products.onnx")
         self._split = is_split(source)
