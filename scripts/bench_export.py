@@ -231,8 +231,7 @@ def show(name: str, model: dict[str, Any]) -> None:
 def table(result: Mapping[str, Any]) -> str:
     """The result of a bench in Markdown: a row for each model, number of threads and format, a column a shape."""
     models = result["models"]
-    every = next(iter(next(iter(models.values()))["threads"].values()))
-    shapes = [f"{each['sizes']['batch']} x {each['sizes']['sequence']}" for each in every]
+    shapes = [f"{batch} x {length}" for batch in BATCHES for length in LENGTHS]
     lines = [["model", "threads", "format", "size", "metric", *shapes], ["---"] * (5 + len(shapes))]
     for name, model in models.items():
         for threads, timings in model["threads"].items():
@@ -240,11 +239,13 @@ def table(result: Mapping[str, Any]) -> str:
                 made = model["artifacts"].get(form)
                 size = f"{made['share_of_fp32']:.2f}" if made else f"{model['parameters'] / 1e6:.1f} M parameters"
                 metric = f"{100 * made['metric_gained']:+.2f}" if made else f"{model['metric']} {model['pytorch']:.3f}"
-                cells = [
-                    f"{each['times_as_fast_as_eager'][form]:.2f}" if made else f"{each['milliseconds'][form]:.2f} ms"
+                cells = {
+                    f"{each['sizes']['batch']} x {each['sizes']['sequence']}": f"{each['times_as_fast_as_eager'][form]:.2f}"
+                    if made
+                    else f"{each['milliseconds'][form]:.2f} ms"
                     for each in timings
-                ]
-                lines.append([name, threads, f"`{form}`", size, metric, *cells])
+                }
+                lines.append([name, threads, f"`{form}`", size, metric, *(cells.get(shape, "") for shape in shapes)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

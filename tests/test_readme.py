@@ -1,7 +1,9 @@
 """The README's commands run as they stand there, only shorter."""
 
+import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -118,3 +120,10 @@ def test_all_options_are_listed() -> None:
         assert {file.stem for file in (ROOT / "conf" / group).glob("*.yaml")} <= listed, group
     groups = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}
     assert table.keys() == groups - {"experiment", "debug", "hydra"}
+
+
+def test_the_table_of_exports_is_that_of_the_bench() -> None:
+    bench = runpy.run_path(str(ROOT / "scripts/bench_export.py"))
+    table = bench["table"](json.loads((ROOT / "scripts/results/export.json").read_text(encoding="utf-8")))
+    assert len(table.splitlines()) > 10
+    assert f"\n\n{table}\n\n" in TEXT
