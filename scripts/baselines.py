@@ -23,15 +23,15 @@ import torch
 from baselines_tokens import causal_lm, masked_lm, token_classification
 from torch import Tensor
 
-from trainer.build.instantiate import make
-from trainer.build.parts import build_encoded, build_task
+from trainer.builders.instantiate import make
+from trainer.builders.parts import build_encoded, build_task
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.jobs import TrainJob
 from trainer.config.schema import own_keys
 from trainer.config.sections import DataKeys
 from trainer.config.stored import job_from_config
 from trainer.data.loader import Batches
-from trainer.data.plan import MicroBatch
+from trainer.data.plan import BatchIndices
 from trainer.protocols import Batch, Task
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -115,7 +115,7 @@ def problem_of(name: str) -> Problem:
     for split in ("train", "validation", "test"):
         # A split as one batch in the layout of training: masks are drawn as its evaluation draws them.
         batches = Batches(encoded[split], task, job.loader.batching, job.seed)
-        batch = batches[MicroBatch(0, tuple(range(len(encoded[split]))))]
+        batch = batches[BatchIndices(0, tuple(range(len(encoded[split]))))]
         splits[split] = Split(raw[split], encoded[split].with_format("numpy"), batch)
     return Problem(task, **splits)
 

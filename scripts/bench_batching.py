@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from trainer.build.training import Outlets, Training, build_training
+from trainer.builders.training import RunOutputs, Training, build_training
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import job_from_config
@@ -47,7 +47,7 @@ def default_job(overrides: list[str]) -> TrainJob:
 
 def build(job: TrainJob, batching: Batching, closing: ExitStack) -> Training:
     job = replace(job, loader=replace(job.loader, batching=batching))
-    return build_training(job, "", Outlets(lambda length: Silent()), None, closing)
+    return build_training(job, "", RunOutputs(lambda length: Silent()), None, closing)
 
 
 def tokens(batch: Batch) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.build.models import merged
+from trainer.builders.models import merged
 from trainer.cli import main as trainer
 from trainer.commands.trained import Trained, load_trained, split_batches
 from trainer.config.stored import job_from_text

@@ -118,7 +118,7 @@ def _task() -> tuple[Any, list[Any], list[dict[str, str]]]:
     from datasets import Dataset
 
     from trainer.data.loader import columns
-    from trainer.draws import Draws
+    from trainer.sample_rng import SampleRng
     from trainer.task.text_classification import TextClassification
 
     texts = [f"{'some words of a text ' * (1 + number % 12)}{number}" for number in range(16)]
@@ -130,7 +130,7 @@ def _task() -> tuple[Any, list[Any], list[dict[str, str]]]:
     made = []
     for start in (0, 8):
         ids = tuple(range(start, start + 8))
-        made.append(task.collate(columns(encoded[list(ids)]), Draws(0, 0, ids, training=False), "padded"))
+        made.append(task.collate(columns(encoded[list(ids)]), SampleRng(0, 0, ids, training=False), "padded"))
     return task, made, [{"text": text, "label": label} for text, label in zip(texts[:4], labels[:4], strict=True)]
 
 

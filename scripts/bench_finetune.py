@@ -33,13 +33,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.build.training import Outlets, Training, build_training
+from trainer.builders.training import RunOutputs, Training, build_training
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.duration import to_steps
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import job_from_config
 from trainer.data.loader import Batches
-from trainer.data.plan import MicroBatch
+from trainer.data.plan import BatchIndices
 from trainer.loop import fit, update
 from trainer.model.pooling import pool_samples
 from trainer.model.pretrained_loading import linear_head, quiet
@@ -120,7 +120,7 @@ def job_of(model: Path, steps: int, overrides: list[str]) -> TrainJob:
 def ours(job: TrainJob, closing: ExitStack) -> tuple[Training, tuple[float, float]]:
     """A run of this tool, trained, and its times."""
     clock = Clock()
-    built = build_training(job, "", Outlets(lambda length: clock), None, closing)
+    built = build_training(job, "", RunOutputs(lambda length: clock), None, closing)
     warm_up(built)
     # Nothing but training: neither an evaluation nor a checkpoint.
     run = replace(built.run, score=lambda run, state: Score("none", 0.0, True, "raw"), save=lambda run, state: None)
@@ -216,7 +216,7 @@ def accuracy(network: nn.Module, built: Training, job: TrainJob, batching: Batch
     network.eval()
     right = 0
     for start in range(0, texts, BATCH):
-        batch = batches[MicroBatch(0, tuple(range(start, min(start + BATCH, texts))))].to(built.run.device)
+        batch = batches[BatchIndices(0, tuple(range(start, min(start + BATCH, texts))))].to(built.run.device)
         output = network(**batch.inputs)
         logits: Tensor = output if isinstance(output, Tensor) else output["logits"]
         right += int((logits.argmax(dim=-1) == batch.target).sum())

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from trainer.build.training import Outlets, build_training
+from trainer.builders.training import RunOutputs, build_training
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.store import Store
 from trainer.config.compose import compose, plain, register_defaults
@@ -42,7 +42,7 @@ def checkpoints(job: TrainJob, text: str, folder: Path) -> dict[str, int]:
     """Stores a checkpoint at 10 % and one at 90 % of the first epoch; their steps."""
     with ExitStack() as closing:
         saved: list[Snapshot] = []
-        outlets = Outlets(lambda length: Silent(), submit=saved.append)
+        outlets = RunOutputs(lambda length: Silent(), submit=saved.append)
         built = build_training(job, text, outlets, None, closing)
         steps = {share: int(built.run.steps_per_epoch * float(share[:-1]) / 100) for share in ("10%", "90%")}
         # One update gives the optimizer its state; where the data stands is the step alone.
@@ -60,7 +60,7 @@ def resume(job: TrainJob, text: str, folder: Path, step: int) -> float:
     started = time.perf_counter()
     with ExitStack() as closing:
         snapshot = Store(folder, keep=2).load(f"step-{step}")
-        built = build_training(job, text, Outlets(lambda length: Silent()), snapshot, closing)
+        built = build_training(job, text, RunOutputs(lambda length: Silent()), snapshot, closing)
         update(built.run, step, next(built.run.loader.groups(step, step + 1)))
         return time.perf_counter() - started
 

@@ -15,7 +15,7 @@ PRELOADED = [
     "torchmetrics.classification",
     "trainer.commands.train",
     "trainer.commands.trained",
-    "trainer.build.training",
+    "trainer.builders.training",
     "trainer.checkpoint.saver",
     "trainer.export.artifacts",
     "trainer.task.text_classification",

@@ -42,12 +42,12 @@ class TestLayers:
         ("module", "line", "contract"),
         [
             pytest.param("utils.py", "", "every module has its layer", id="a module without a place"),
-            pytest.param("errors.py", "import trainer.draws", "Imports go down only", id="upwards"),
+            pytest.param("errors.py", "import trainer.sample_rng", "Imports go down only", id="upwards"),
             pytest.param("draws.py", "import trainer.cli", "Imports go down only", id="upwards, far"),
             pytest.param("report/jsonl.py", "import trainer.checkpoint", "Imports go down only", id="a sibling"),
             pytest.param(
                 "protocols.py",
-                "def late() -> None:\n    import trainer.build",
+                "def late() -> None:\n    import trainer.builders",
                 "Imports go down only",
                 id="inside a function",
             ),

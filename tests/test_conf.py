@@ -10,8 +10,8 @@ import torch
 
 from tests.jobs import TINY, Recorded, train, working_in, write_roles
 from tests.sources import write_pretrained, write_sources
-from trainer.build.instantiate import locate, make, parameters
-from trainer.build.training import Outlets, build_training
+from trainer.builders.instantiate import locate, make, parameters
+from trainer.builders.training import RunOutputs, build_training
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.catalogue import Catalogue
 from trainer.config.compose import compose, plain, register_defaults
@@ -161,7 +161,7 @@ def test_builds_and_trains(option: str, folder: Path) -> None:
     saved: list[Snapshot] = []
     report = Recorded()
     with ExitStack() as closing:
-        outlets = Outlets(lambda length: report, submit=saved.append)
+        outlets = RunOutputs(lambda length: report, submit=saved.append)
         built = build_training(job, config_text({}), outlets, None, closing)
         fit(built.run, built.state, lambda: False)
 

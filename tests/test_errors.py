@@ -1,25 +1,27 @@
 import pytest
 
-from trainer.errors import ConfigError, explain, nearest, refuse
+from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
 
 
 def test_all_faults_come_together() -> None:
-    refuse()
-    refuse(None, None)
+    raise_if_any()
+    raise_if_any(None, None)
     with pytest.raises(ConfigError) as caught:
-        refuse("a: is wrong.", None, "b: too.")
+        raise_if_any("a: is wrong.", None, "b: too.")
 
     assert caught.value.messages == ("a: is wrong.", "b: too.")
     assert str(caught.value) == "a: is wrong.\nb: too."
 
 
 def test_a_message_names_key_problem_value_and_remedy() -> None:
-    assert explain("optimizer.lr", "must be above 0", value=-1) == "optimizer.lr: must be above 0, got -1."
-    assert explain("data.text", "is no column", "Did you mean body") == "data.text: is no column. Did you mean body."
-    assert explain("run", "there is none", "Has it a name?", value=None).endswith("got None. Has it a name?")
+    assert format_error("optimizer.lr", "must be above 0", value=-1) == "optimizer.lr: must be above 0, got -1."
+    assert (
+        format_error("data.text", "is no column", "Did you mean body") == "data.text: is no column. Did you mean body."
+    )
+    assert format_error("run", "there is none", "Has it a name?", value=None).endswith("got None. Has it a name?")
 
 
 def test_the_nearest_of_what_is_known_is_named() -> None:
-    assert nearest("adam", ["lamb", "adamw", "sgd"]) == "Did you mean adamw"
-    assert nearest("xyz", ["sgd", "lamb"]) == "Known: lamb, sgd"
-    assert nearest("xyz", []) == ""
+    assert did_you_mean("adam", ["lamb", "adamw", "sgd"]) == "Did you mean adamw"
+    assert did_you_mean("xyz", ["sgd", "lamb"]) == "Known: lamb, sgd"
+    assert did_you_mean("xyz", []) == ""

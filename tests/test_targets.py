@@ -12,13 +12,13 @@ def batch(target: Tensor, ids: tuple[int, ...]) -> Batch:
     return Batch({"x": torch.zeros(len(ids), 2)}, target, len(ids), ids)
 
 
-class Checked(CrossEntropy):
+class DataReport(CrossEntropy):
     def check(self, target: Tensor) -> None:
         targets.check_classes(target, 3, -100)
 
 
-def checked() -> Checked:
-    return Checked(None, 0.0, -100)
+def checked() -> DataReport:
+    return DataReport(None, 0.0, -100)
 
 
 def test_targets_are_counted() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trainer.draws import Draws
 from trainer.model.text_encoder import TextEncoder
 from trainer.protocols import Batch, Batching, Columns
+from trainer.sample_rng import SampleRng
 from trainer.task.text_classification import TextClassification
 
 
@@ -37,7 +37,7 @@ class NormedEncoder(TextEncoder):
 class AugmentedText(TextClassification):
     """Drops tokens at random, anew for each sample and epoch."""
 
-    def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
+    def collate(self, rows: Columns, draws: SampleRng, batching: Batching) -> Batch:
         kept = []
         for position, ids in enumerate(rows["input_ids"]):
             keep = draws.generator(position).random(len(ids)) < 0.8

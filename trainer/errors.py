@@ -56,14 +56,14 @@ class Interrupted(TrainerError):  # noqa: N818  it is not an error: the run goes
     exit_code = 75
 
 
-def refuse(*faults: str | None) -> None:
+def raise_if_any(*faults: str | None) -> None:
     """Raises one ConfigError with all `faults` that there are."""
     found = [fault for fault in faults if fault is not None]
     if found:
         raise ConfigError(*found)
 
 
-def explain(key: str, problem: str, remedy: str = "", *, value: Any = _ABSENT) -> str:
+def format_error(key: str, problem: str, remedy: str = "", *, value: Any = _ABSENT) -> str:
     """One message in the house's form: `<key>: <problem>, got <value>. <remedy>`.
 
     Args:
@@ -77,7 +77,7 @@ def explain(key: str, problem: str, remedy: str = "", *, value: Any = _ABSENT) -
     return f"{key}: {problem}{got}." + (f" {remedy}{stop}" if remedy else "")
 
 
-def nearest(name: str, known: "list[str]") -> str:
+def did_you_mean(name: str, known: "list[str]") -> str:
     """`Did you mean x` for the closest of `known`, else the list of what is known; empty without any."""
     matches = get_close_matches(name, known, n=1, cutoff=0.5)
     if matches:

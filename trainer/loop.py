@@ -33,7 +33,7 @@ class Schedule(Protocol):
 
 
 @runtime_checkable
-class Watching(Stateful, Protocol):
+class MetricSchedule(Stateful, Protocol):
     """A schedule that follows the monitored metric, which it looks at every `every_steps` steps."""
 
     every_steps: int
@@ -66,7 +66,7 @@ class Run:
         model: What is trained.
         loss: A sum over targets; its own parameters, if any, are the optimizer's too.
         optimizer: Its groups carry `initial_lr`, the base learning rate.
-        schedule: Step, from 0, to the factor on the base learning rates; a `Watching` one follows the scores.
+        schedule: Step, from 0, to the factor on the base learning rates; a `MetricSchedule` one follows the scores.
         precision: Autocast and loss scaling.
         ema: The averaged weights of the model, and of a loss that has some; None is off.
         masks: What of the model's weights is pruned, and stays 0.

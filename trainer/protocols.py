@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import MetricCollection
 
-    from trainer.draws import Draws
+    from trainer.sample_rng import SampleRng
 
 Batching = Literal["packed", "padded", "bucketed", "fixed"]
 Columns = Mapping[str, Sequence[Any]]
@@ -201,7 +201,7 @@ class Task(Stateful, Protocol):
         """Tokens of each row, int64 (N,); None where a row has no length."""
         ...
 
-    def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
+    def collate(self, rows: Columns, draws: SampleRng, batching: Batching) -> Batch:
         """Encoded rows to a batch. What is random comes from `draws` alone."""
         ...
 

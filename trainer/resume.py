@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trainer.checkpoint.generators import capture_generators, restore_generators
 from trainer.checkpoint.optimizer_state import capture_optimizer, restore_optimizer
+from trainer.checkpoint.rng_state import capture_rng_state, restore_rng_state
 from trainer.checkpoint.snapshot import Snapshot
-from trainer.errors import CheckpointError, explain
-from trainer.loop import Run, Watching
+from trainer.errors import CheckpointError, format_error
+from trainer.loop import MetricSchedule, Run
 from trainer.state import TrainState
 
 MASKS = "masks"
@@ -40,10 +40,10 @@ def capture(run: Run, state: TrainState, *, documents: Mapping[str, str], data: 
         "score": train["score"],
         "train": train,
         "ema": None if run.ema is None else run.ema.state_dict(),
-        "schedule": run.schedule.state_dict() if isinstance(run.schedule, Watching) else None,
+        "schedule": run.schedule.state_dict() if isinstance(run.schedule, MetricSchedule) else None,
         "precision": run.precision.state_dict(),
         "optimizer": optimizer_scalars,
-        "generators": capture_generators(),
+        "generators": capture_rng_state(),
         "data": data,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
     }
@@ -59,20 +59,22 @@ def restore(run: Run, state: TrainState, snapshot: Snapshot, *, data: str) -> No
     document = json.loads(snapshot.documents["state.json"])
     if document["data"] != data:
         raise CheckpointError(
-            explain("data", "the data has changed since the checkpoint was taken", "Bring it back, or start a new run")
+            format_error(
+                "data", "the data has changed since the checkpoint was taken", "Bring it back, or start a new run"
+            )
         )
     load_weights(run.model, snapshot.tensors["model"])
     for name, module in _further(run).items():
         load_weights(module, snapshot.tensors[name])
     if run.ema is not None:
         run.ema.load_state_dict(document["ema"])
-    if isinstance(run.schedule, Watching):
+    if isinstance(run.schedule, MetricSchedule):
         run.schedule.load_state_dict(document["schedule"])
     restore_optimizer(run.optimizer, snapshot.tensors["optimizer"], document["optimizer"])
     run.precision.load_state_dict(document["precision"])
     state.load_state_dict(document["train"])
     # Last: building and loading may have drawn.
-    restore_generators(document["generators"])
+    restore_rng_state(document["generators"])
 
 
 def _further(run: Run) -> dict[str, nn.Module]:
@@ -112,7 +114,9 @@ def chosen_weights(snapshot: Snapshot, weights: str) -> tuple[str, Mapping[str, 
     if weights == "auto":
         weights = score["weights"] if score else "raw"
     if weights == "ema" and "ema" not in snapshot.tensors:
-        raise CheckpointError(explain("weights", "the run kept no averaged weights", "Use weights=raw", value="ema"))
+        raise CheckpointError(
+            format_error("weights", "the run kept no averaged weights", "Use weights=raw", value="ema")
+        )
     averaged = weights == "ema"
     loss = snapshot.tensors.get("loss")
     if averaged:

@@ -7,7 +7,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import DataError, RowError, explain
+from trainer.errors import DataError, RowError, format_error
 from trainer.protocols import Batch, Loss
 
 _ROUNDING = 1e-4
@@ -55,7 +55,7 @@ def _named(batch: Batch, position: int) -> str:
 def check_classes(target: Tensor, num_classes: int | None, ignore_index: int) -> None:
     """Raises RowError unless `target` is int64 with classes below `num_classes` or `ignore_index`."""
     if target.dtype != torch.int64:
-        raise RowError(0, "target", explain("target", "must be classes (int64)", value=str(target.dtype)))
+        raise RowError(0, "target", format_error("target", "must be classes (int64)", value=str(target.dtype)))
     wrong = (target < 0) | (target >= num_classes) if num_classes is not None else target < 0
     allowed = f"must be a class in 0 ... {num_classes - 1}" if num_classes is not None else "must be a class, 0 or more"
     _refuse(target, wrong & (target != ignore_index), f"{allowed}, or {ignore_index} to be left out")
@@ -85,7 +85,7 @@ def check_values(target: Tensor, num_outputs: int | None) -> None:
 def check_similarity(target: Tensor) -> None:
     """Raises RowError unless `target` is floating (B,) of -1 and 1."""
     if not target.is_floating_point() or target.ndim != 1:
-        raise RowError(0, "target", explain("target", "must be -1 or 1 for each pair, (B,)", value=_shape(target)))
+        raise RowError(0, "target", format_error("target", "must be -1 or 1 for each pair, (B,)", value=_shape(target)))
     _refuse(target, target.abs() != 1, "must be -1 or 1")
 
 
@@ -93,20 +93,20 @@ def check_views(target: Tensor) -> None:
     """Raises RowError unless `target` is int64 (B, K) with at least two views."""
     if target.dtype != torch.int64 or target.ndim != 2 or target.shape[1] < 2:
         problem = "must be the sample's number for each of at least two views, int64 (B, K)"
-        raise RowError(0, "target", explain("target", problem, value=_shape(target)))
+        raise RowError(0, "target", format_error("target", problem, value=_shape(target)))
 
 
 def _check_table(target: Tensor, num_outputs: int | None, what: str) -> None:
     if not target.is_floating_point() or target.ndim != 2 or num_outputs not in (None, target.shape[1]):
         width = "C" if num_outputs is None else num_outputs
-        raise RowError(0, "target", explain("target", f"must be {what}, float (B, {width})", value=_shape(target)))
+        raise RowError(0, "target", format_error("target", f"must be {what}, float (B, {width})", value=_shape(target)))
 
 
 def _refuse(target: Tensor, wrong: Tensor, problem: str) -> None:
     # One pass over a host tensor; only a fault looks for its place.
     if bool(wrong.any()):
         place = wrong.nonzero()[0]
-        raise RowError(int(place[0]), "target", explain("target", problem, value=target[tuple(place)].item()))
+        raise RowError(int(place[0]), "target", format_error("target", problem, value=target[tuple(place)].item()))
 
 
 def _shape(target: Tensor) -> str:

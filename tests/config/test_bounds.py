@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.build.instantiate import locate, make, parameters
+from trainer.builders.instantiate import locate, make, parameters
 from trainer.config import rules
 from trainer.config.catalogue import Catalogue, own_folder
 from trainer.config.parts import value_faults

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from trainer.build.pruning import prune
+from trainer.builders.pruning import prune
 from trainer.config.part_rules import faults
 from trainer.errors import ConfigError
 from trainer.model.text_encoder import TextEncoder

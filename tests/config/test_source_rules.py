@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from trainer.build.instantiate import make
+from trainer.builders.instantiate import make
 from trainer.config.catalogue import Catalogue, own_folder
 from trainer.config.source_rules import faults
 from trainer.errors import ConfigError

@@ -9,16 +9,16 @@ from datasets import Dataset
 
 from trainer.data.loader import Batches, EvaluationBatches, LoaderOptions, TrainLoader, columns
 from trainer.data.plan import BatchPlan
-from trainer.draws import Draws
 from trainer.protocols import Batch, Batching
+from trainer.sample_rng import SampleRng
 
 ROWS = Dataset.from_dict({"x": list(range(23)), "ragged": [list(range(n % 4)) for n in range(23)]})
 
 
 class Noisy:
-    """Draws a number for each sample, as an augmentation would."""
+    """SampleRng a number for each sample, as an augmentation would."""
 
-    def collate(self, rows: Any, draws: Draws, batching: Batching) -> Batch:
+    def collate(self, rows: Any, draws: SampleRng, batching: Batching) -> Batch:
         noise = [draws.generator(position).random() for position in range(len(rows["x"]))]
         inputs = {"x": torch.tensor(rows["x"]), "noise": torch.tensor(noise, dtype=torch.float64)}
         return Batch(inputs, torch.tensor(rows["x"]), len(noise), tuple(draws.ids))

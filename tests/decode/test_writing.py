@@ -8,7 +8,7 @@ from tests.model.decoders import decoder
 from trainer.decode.greedy import Greedy
 from trainer.decode.prompt import Continuation, Prompt
 from trainer.decode.reading import open_reader
-from trainer.decode.writing import PromptError, Writer
+from trainer.decode.writing import PromptError, TextGenerator
 from trainer.task.tokenization import learn_wordpiece
 
 PLAIN = {"max_new_tokens": 5, "min_new_tokens": 0, "repetition_penalty": 1.0, "no_repeat_ngram": 0}
@@ -20,17 +20,17 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def writer(tokenizer: Tokenizer) -> Writer:
+def writer(tokenizer: Tokenizer) -> TextGenerator:
     model = decoder(vocab_size=60, num_outputs=60).eval()
     end_id = tokenizer.token_to_id("[SEP]")
-    return Writer(lambda: open_reader(model), tokenizer, end_id, 12, torch.device("cpu"))
+    return TextGenerator(lambda: open_reader(model), tokenizer, end_id, 12, torch.device("cpu"))
 
 
-def ids_of(writer: Writer, text: str) -> tuple[int, ...]:
+def ids_of(writer: TextGenerator, text: str) -> tuple[int, ...]:
     return tuple(writer.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def test_a_prompt_is_its_tokens_without_special_ones(writer: Writer) -> None:
+def test_a_prompt_is_its_tokens_without_special_ones(writer: TextGenerator) -> None:
     prompt = writer.prompt("two one")
 
     assert writer.text_of(prompt.ids.tolist()) == "two one"
@@ -40,12 +40,12 @@ def test_a_prompt_is_its_tokens_without_special_ones(writer: Writer) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"), [("", "has no token"), (" \n", "has no token"), ("one " * 12, "has 12 tokens, and the model")]
 )
-def test_a_prompt_that_cannot_be_gone_on_from(text: str, problem: str, writer: Writer) -> None:
+def test_a_prompt_that_cannot_be_gone_on_from(text: str, problem: str, writer: TextGenerator) -> None:
     with pytest.raises(PromptError, match=problem):
         writer.prompt(text)
 
 
-def test_a_text_is_spelled_as_a_whole(writer: Writer) -> None:
+def test_a_text_is_spelled_as_a_whole(writer: TextGenerator) -> None:
     prompt = writer.prompt("one")
     written = writer.written("one", prompt, Continuation(ids_of(writer, ", two"), "length", -0.5), [])
 
@@ -53,7 +53,7 @@ def test_a_text_is_spelled_as_a_whole(writer: Writer) -> None:
     assert (written.tokens, written.score) == (2, -0.5)
 
 
-def test_the_prompt_stays_as_it_was_given_and_what_is_unknown_in_it_is_counted(writer: Writer) -> None:
+def test_the_prompt_stays_as_it_was_given_and_what_is_unknown_in_it_is_counted(writer: TextGenerator) -> None:
     prompt = writer.prompt("ONE (two")
     written = writer.written("ONE (two", prompt, Continuation(ids_of(writer, "six"), "length"), [])
 
@@ -61,7 +61,7 @@ def test_the_prompt_stays_as_it_was_given_and_what_is_unknown_in_it_is_counted(w
     assert (writer.num_unknown(prompt), writer.num_unknown(writer.prompt("one two"))) == (2, 0)
 
 
-def test_what_comes_after_unknown_words_is_spelled_beside_them(writer: Writer) -> None:
+def test_what_comes_after_unknown_words_is_spelled_beside_them(writer: TextGenerator) -> None:
     unknown = writer.prompt("(").ids[0]
     continuation = Continuation((int(unknown), *ids_of(writer, "six, two")), "length")
     written = writer.written("( (", writer.prompt("( ("), continuation, [])
@@ -69,7 +69,7 @@ def test_what_comes_after_unknown_words_is_spelled_beside_them(writer: Writer) -
     assert (written.text, written.completion) == ("( ( six, two", " six, two")
 
 
-def test_the_end_of_text_token_is_no_text(writer: Writer) -> None:
+def test_the_end_of_text_token_is_no_text(writer: TextGenerator) -> None:
     assert writer.end_id is not None
     continuation = Continuation((*ids_of(writer, "two"), writer.end_id), "end")
     written = writer.written("one", writer.prompt("one"), continuation, [])
@@ -78,7 +78,7 @@ def test_the_end_of_text_token_is_no_text(writer: Writer) -> None:
 
 
 @pytest.mark.parametrize("stop", [["three"], ["three f", "three"], ["no", "three four"], ["four", "three"]])
-def test_a_text_is_cut_before_the_string_that_stopped_it(stop: list[str], writer: Writer) -> None:
+def test_a_text_is_cut_before_the_string_that_stopped_it(stop: list[str], writer: TextGenerator) -> None:
     continuation = Continuation(ids_of(writer, "two three four"), "stop")
     written = writer.written("three  one", writer.prompt("three  one"), continuation, stop)
 
@@ -86,10 +86,10 @@ def test_a_text_is_cut_before_the_string_that_stopped_it(stop: list[str], writer
 
 
 @torch.inference_mode()
-def test_each_step_is_explained_by_the_models_own_probabilities(writer: Writer) -> None:
+def test_each_step_is_explained_by_the_models_own_probabilities(writer: TextGenerator) -> None:
     prompt = writer.prompt("one two")
     (greedily,) = Greedy(**PLAIN, stop=[])(writer.open_reader(), prompt)
-    steps = writer.explain(prompt, greedily, 5)
+    steps = writer.format_error(prompt, greedily, 5)
     first = writer.open_reader().read(prompt.ids[None])[0].softmax(-1).topk(5)
 
     assert len(steps) == len(greedily.ids)
@@ -99,15 +99,15 @@ def test_each_step_is_explained_by_the_models_own_probabilities(writer: Writer) 
     assert [choice.probability for choice in steps[0].choices] == pytest.approx(first.values.tolist(), abs=1e-6)
     names = [writer.tokenizer.decode([token], skip_special_tokens=False) for token in first.indices.tolist()]
     assert [choice.token for choice in steps[0].choices] == names
-    assert writer.explain(writer.prompt("one ("), greedily, 1)[0].input == "one [UNK]"
+    assert writer.format_error(writer.prompt("one ("), greedily, 1)[0].input == "one [UNK]"
 
 
 @torch.inference_mode()
-def test_what_was_chosen_is_told_where_it_is_not_the_likeliest(writer: Writer) -> None:
+def test_what_was_chosen_is_told_where_it_is_not_the_likeliest(writer: TextGenerator) -> None:
     prompt = writer.prompt("one two")
     scores = writer.open_reader().read(prompt.ids[None])[0]
     worst = int(scores.argmin())
-    (step,) = writer.explain(prompt, Continuation((worst,), "length"), 2)
+    (step,) = writer.format_error(prompt, Continuation((worst,), "length"), 2)
 
     assert len(step.choices) == 2
     assert step.chosen.probability == pytest.approx(float(scores.softmax(-1).min()), abs=1e-6)
@@ -115,9 +115,9 @@ def test_what_was_chosen_is_told_where_it_is_not_the_likeliest(writer: Writer) -
 
 
 @torch.inference_mode()
-def test_pieces_and_special_tokens_are_shown_as_they_are(writer: Writer, tokenizer: Tokenizer) -> None:
+def test_pieces_and_special_tokens_are_shown_as_they_are(writer: TextGenerator, tokenizer: Tokenizer) -> None:
     prompt: Prompt = writer.prompt("one")
-    steps = writer.explain(prompt, Continuation((tokenizer.token_to_id("[SEP]"),), "end"), 99)
+    steps = writer.format_error(prompt, Continuation((tokenizer.token_to_id("[SEP]"),), "end"), 99)
 
     assert len(steps[0].choices) == 60
     assert steps[0].chosen.token == "[SEP]"

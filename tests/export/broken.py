@@ -54,7 +54,7 @@ class DroppedMask(Broken):
 
 
 class DropoutLeftOn(Broken):
-    """Draws a number in evaluation mode."""
+    """SampleRng a number in evaluation mode."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **packed: Tensor) -> Tensor:
         output = super().forward(input_ids, attention_mask, **packed)

@@ -122,11 +122,11 @@ def test_only_what_is_still_what_was_proved_stays(tmp_path: Path) -> None:
 
 
 def test_a_file_system_without_links_takes_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*paths: Any) -> None:
+    def refuse_to_link(*paths: Any) -> None:
         raise PermissionError("not here")
 
     publish_toy(tmp_path, MODEL, ["safetensors"])
-    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse_to_link)
     publish_toy(tmp_path, MODEL, ["pth"])
     assert manifest(tmp_path)["kept"] == ["safetensors"]
     assert set(verify(tmp_path).values()) == {""}

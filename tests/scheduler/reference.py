@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LambdaLR
 
-from trainer.loop import Watching
+from trainer.loop import MetricSchedule
 
 BASE_LR = 1.0
 
@@ -44,7 +44,7 @@ def check_warmup(factor: Callable[[int], float], warmup_steps: int, start: float
 
 
 def check_goes_on_from_json(
-    make: Callable[[], Watching], scores: Sequence[float], future: Sequence[float], higher_is_better: bool
+    make: Callable[[], MetricSchedule], scores: Sequence[float], future: Sequence[float], higher_is_better: bool
 ) -> None:
     """What looks at `scores` leave goes through JSON, and another schedule goes on from it at the same rates."""
     ours, restored = make(), make()

@@ -11,13 +11,13 @@ from PIL import Image
 
 from tests.task.answered import answers
 from trainer.data.loader import Batches
-from trainer.data.plan import MicroBatch
-from trainer.draws import Draws
+from trainer.data.plan import BatchIndices
 from trainer.errors import DataError, RowError
 from trainer.evaluate import directions
 from trainer.export.cases import forward_of, proof_cases, traced_inputs
 from trainer.model.convnet import ConvNet
 from trainer.protocols import Batching
+from trainer.sample_rng import SampleRng
 from trainer.task.image_classification import ImageClassification
 
 LABELS = ["cat", "dog", "cat", "owl", "cat"]
@@ -54,7 +54,7 @@ def batches(made: ImageClassification, batching: Batching = "padded", *, trainin
 def test_encoded_rows_become_a_batch_in_every_layout() -> None:
     made = fitted()
     for batching in get_args(Batching):
-        batch = batches(made, batching)[MicroBatch(0, (3, 0))]
+        batch = batches(made, batching)[BatchIndices(0, (3, 0))]
         assert batch.target is not None
         assert batch.target.tolist() == [2, 0]
         assert (batch.num_samples, batch.ids) == (2, (3, 0))
@@ -83,7 +83,7 @@ def test_a_sample_is_augmented_alike_in_any_batch_and_not_in_evaluation() -> Non
     trained, evaluated, plain = batches(made, training=True), batches(made), batches(fitted(), training=True)
 
     def pixels(of: Batches, epoch: int, *ids: int) -> torch.Tensor:
-        return of[MicroBatch(epoch, ids)].inputs["pixel_values"]
+        return of[BatchIndices(epoch, ids)].inputs["pixel_values"]
 
     together = pixels(trained, 1, 0, 1, 2, 3, 4)
     assert torch.equal(together[3], pixels(trained, 1, 4, 3)[1])
@@ -96,8 +96,8 @@ def test_a_mixed_sample_is_the_same_in_any_batch_and_evaluation_is_not_mixed() -
     amounts = {"crop": 2, "flip": 0.5, "mixup": 0.5, "cutmix": 0.5}
     made = fitted(augment=amounts)
     trained, evaluated = batches(made, training=True), batches(made)
-    together = trained[MicroBatch(1, (0, 1, 2, 3, 4))]
-    alone = trained[MicroBatch(1, (4, 3))]
+    together = trained[BatchIndices(1, (0, 1, 2, 3, 4))]
+    alone = trained[BatchIndices(1, (4, 3))]
 
     assert together.target is not None
     assert alone.target is not None
@@ -105,15 +105,15 @@ def test_a_mixed_sample_is_the_same_in_any_batch_and_evaluation_is_not_mixed() -
     assert together.inputs["pixel_values"].shape == (5, 1, 8, 6)
     assert torch.equal(together.inputs["pixel_values"][3], alone.inputs["pixel_values"][1])
     assert torch.equal(together.target[3], alone.target[1])
-    assert torch.equal(evaluated[MicroBatch(1, (0, 3))].target, torch.tensor([0, 2]))
+    assert torch.equal(evaluated[BatchIndices(1, (0, 3))].target, torch.tensor([0, 2]))
 
 
 def test_mixup_is_of_both_images_as_the_epoch_augments_them() -> None:
     changes = {"crop": 2, "flip": 0.5}
     made, plain = fitted(augment=changes | {"mixup": 1.0}), fitted(augment=changes)
     ids = (0, 1, 2, 3, 4)
-    batch, own = (batches(task, training=True)[MicroBatch(3, ids)] for task in (made, plain))
-    draws = Draws(0, 3, ids, training=True, num_rows=5)
+    batch, own = (batches(task, training=True)[BatchIndices(3, ids)] for task in (made, plain))
+    draws = SampleRng(0, 3, ids, training=True, num_rows=5)
     partners = made.further(draws)
     pixels = own.inputs["pixel_values"]
 

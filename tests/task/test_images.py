@@ -10,8 +10,8 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from trainer.draws import Draws
 from trainer.errors import ConfigError, DataError, RowError
+from trainer.sample_rng import SampleRng
 from trainer.task.image_decoding import decode
 from trainer.task.images import Images
 
@@ -101,7 +101,7 @@ def test_a_constant_channel_is_not_divided_by_zero() -> None:
     made = fitted(np.full((4, 4), 7, dtype=np.uint8))
 
     assert made.std == [1.0]
-    inputs = made.inputs(made.encode(split(np.full((4, 4), 7, np.uint8))["image"]), Draws(0, 0, (0,)))
+    inputs = made.inputs(made.encode(split(np.full((4, 4), 7, np.uint8))["image"]), SampleRng(0, 0, (0,)))
     torch.testing.assert_close(inputs["pixel_values"], torch.zeros(1, 1, 4, 4), rtol=0, atol=1e-7)
 
 
@@ -259,7 +259,7 @@ def test_faults_are_told_together() -> None:
 def test_inputs_are_standardized() -> None:
     made = fitted(colour(4, 6), mean=[0.5, 0.4, 0.3], std=[0.1, 0.2, 0.3], channels=3)
     rows = made.encode(split(colour(4, 6, 1), colour(4, 6, 2))["image"])
-    values = made.inputs(rows, Draws(0, 0, (0, 1)))["pixel_values"]
+    values = made.inputs(rows, SampleRng(0, 0, (0, 1)))["pixel_values"]
     expected = (np.stack([colour(4, 6, 1), colour(4, 6, 2)]) / 255 - [0.5, 0.4, 0.3]) / [0.1, 0.2, 0.3]
 
     assert values.dtype == torch.float32
@@ -270,10 +270,10 @@ def test_inputs_are_standardized() -> None:
 def test_augmentation_is_of_training_alone_and_of_a_sample_alone() -> None:
     made = fitted(colour(8, 8), augment={"crop": 2, "flip": 0.5})
     rows = made.encode(split(*(colour(8, 8, seed) for seed in range(4)))["image"])
-    plain = made.inputs(rows, Draws(0, 0, (4, 5, 6, 7)))["pixel_values"]
-    trained = made.inputs(rows, Draws(0, 0, (4, 5, 6, 7), training=True))["pixel_values"]
-    alone = made.inputs({"pixels": rows["pixels"][2:3]}, Draws(0, 0, (6,), training=True))["pixel_values"]
-    later = made.inputs(rows, Draws(0, 1, (4, 5, 6, 7), training=True))["pixel_values"]
+    plain = made.inputs(rows, SampleRng(0, 0, (4, 5, 6, 7)))["pixel_values"]
+    trained = made.inputs(rows, SampleRng(0, 0, (4, 5, 6, 7), training=True))["pixel_values"]
+    alone = made.inputs({"pixels": rows["pixels"][2:3]}, SampleRng(0, 0, (6,), training=True))["pixel_values"]
+    later = made.inputs(rows, SampleRng(0, 1, (4, 5, 6, 7), training=True))["pixel_values"]
 
     assert torch.equal(plain, images_without(made, rows))
     assert not torch.equal(trained, plain)
@@ -284,7 +284,7 @@ def test_augmentation_is_of_training_alone_and_of_a_sample_alone() -> None:
 def images_without(made: Images, rows: dict[str, list[Any]]) -> torch.Tensor:
     other = images()
     other.load_state_dict(made.state_dict())
-    return other.inputs(rows, Draws(0, 0, (4, 5, 6, 7), training=True))["pixel_values"]
+    return other.inputs(rows, SampleRng(0, 0, (4, 5, 6, 7), training=True))["pixel_values"]
 
 
 def test_examples_and_files() -> None:

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.draws import Draws
+from trainer.sample_rng import SampleRng
 from trainer.task.mixing import Mixing, box, class_shares, mixing_faults
 
 
-def draws(ids: Sequence[int], *, seed: int = 0, epoch: int = 0, num_rows: int = 1000) -> Draws:
-    return Draws(seed, epoch, tuple(ids), training=True, num_rows=num_rows)
+def draws(ids: Sequence[int], *, seed: int = 0, epoch: int = 0, num_rows: int = 1000) -> SampleRng:
+    return SampleRng(seed, epoch, tuple(ids), training=True, num_rows=num_rows)
 
 
 def flat(values: Sequence[float], size: int = 8) -> torch.Tensor:

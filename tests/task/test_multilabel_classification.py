@@ -9,7 +9,7 @@ from datasets import Dataset, Features, List, Value
 
 from tests.task.answered import answers
 from trainer.data.loader import Batches
-from trainer.data.plan import MicroBatch
+from trainer.data.plan import BatchIndices
 from trainer.errors import ConfigError, DataError, RowError
 from trainer.model.linear import Linear
 from trainer.protocols import Batch, Batching
@@ -40,7 +40,7 @@ def encoded(made: MultilabelClassification, labels: list[list[str]] = LABELS) ->
 
 
 def batch(made: MultilabelClassification, batching: Batching) -> Batch:
-    return Batches(encoded(made), made, batching, seed=0)[MicroBatch(0, (5, 0, 1, 2, 3, 4))]
+    return Batches(encoded(made), made, batching, seed=0)[BatchIndices(0, (5, 0, 1, 2, 3, 4))]
 
 
 def test_labels_and_their_positives_come_from_training() -> None:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from tests.task.answered import answers
 from trainer.data.loader import Batches
-from trainer.data.plan import MicroBatch
+from trainer.data.plan import BatchIndices
 from trainer.errors import ConfigError, DataError, RowError
 from trainer.export.cases import forward_of, proof_cases
 from trainer.model.linear import Linear
@@ -55,7 +55,7 @@ def without_types(tmp_path: Path) -> str:
 def batch(made: PairClassification, batching: Batching) -> Batch:
     rows = dataset()
     encoded = rows.map(made.encode, batched=True, batch_size=2, remove_columns=rows.column_names)
-    return Batches(encoded, made, batching, seed=0)[MicroBatch(0, tuple(range(5)))]
+    return Batches(encoded, made, batching, seed=0)[BatchIndices(0, tuple(range(5)))]
 
 
 def test_a_pair_is_framed_with_types_and_both_texts_are_kept() -> None:

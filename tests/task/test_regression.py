@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from tests.task.answered import answers
 from trainer.data.loader import Batches
-from trainer.data.plan import MicroBatch
+from trainer.data.plan import BatchIndices
 from trainer.errors import DataError, RowError
 from trainer.model.linear import Linear
 from trainer.protocols import Batch, Batching
@@ -36,7 +36,7 @@ def fitted() -> Regression:
 
 def batch(made: Regression, batching: Batching) -> Batch:
     rows = dataset().map(made.encode, batched=True, batch_size=4, remove_columns=["text", "value", "row"])
-    return Batches(rows, made, batching, seed=0)[MicroBatch(0, tuple(range(6)))]
+    return Batches(rows, made, batching, seed=0)[BatchIndices(0, tuple(range(6)))]
 
 
 def test_facts_are_those_of_the_texts_and_of_the_values() -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tests.task.answered import answers
 from trainer.config.signature import attribute
 from trainer.data.loader import Batches
-from trainer.data.plan import MicroBatch
+from trainer.data.plan import BatchIndices
 from trainer.errors import ConfigError, DataError, RowError
 from trainer.export.cases import forward_of, proof_cases
 from trainer.loss.cosine_embedding import CosineEmbedding
@@ -60,7 +60,7 @@ def encoded(made: SentenceEmbedding) -> Dataset:
 
 
 def batch(made: SentenceEmbedding, batching: Batching, *, training: bool = True, ids: Any = range(5)) -> Batch:
-    return Batches(encoded(made), made, batching, seed=0, training=training)[MicroBatch(0, tuple(ids))]
+    return Batches(encoded(made), made, batching, seed=0, training=training)[BatchIndices(0, tuple(ids))]
 
 
 def encoder(made: SentenceEmbedding, dropout: float = 0.0) -> nn.Module:

@@ -10,10 +10,10 @@ from torch import nn
 
 from tests.task.answered import answers
 from trainer.data.loader import Batches, columns
-from trainer.data.plan import BatchPlan, MicroBatch
-from trainer.draws import Draws
+from trainer.data.plan import BatchIndices, BatchPlan
 from trainer.errors import DataError, RowError
 from trainer.export.cases import forward_of, proof_cases, timed_inputs, traced_inputs
+from trainer.sample_rng import SampleRng
 from trainer.task.tabular_classification import TabularClassification
 
 FEATURES = [
@@ -54,8 +54,8 @@ def test_facts_are_of_the_training_split() -> None:
 def test_encoded_rows_become_a_batch_in_every_layout() -> None:
     made = fitted()
     rows = encoded(made)
-    batch = Batches(rows, made, "packed", seed=0)[MicroBatch(0, (2, 0))]
-    padded = made.collate(columns(rows.with_format("arrow")[[2, 0]]), Draws(0, 0, (2, 0)), "padded")
+    batch = Batches(rows, made, "packed", seed=0)[BatchIndices(0, (2, 0))]
+    padded = made.collate(columns(rows.with_format("arrow")[[2, 0]]), SampleRng(0, 0, (2, 0)), "padded")
 
     assert batch.target is not None
     assert batch.target.tolist() == [1, 0]

@@ -11,7 +11,7 @@ from sklearn.metrics import r2_score
 
 from tests.task.answered import answers
 from trainer.data.loader import Batches
-from trainer.data.plan import MicroBatch
+from trainer.data.plan import BatchIndices
 from trainer.errors import DataError, RowError
 from trainer.export.cases import forward_of, proof_cases
 from trainer.model.linear import Linear
@@ -34,7 +34,7 @@ def fitted() -> TabularRegression:
 def test_facts_and_batches() -> None:
     made = fitted()
     rows = dataset().map(made.encode, batched=True, batch_size=2, remove_columns=["features", "value", "row"])
-    batch = Batches(rows, made, "packed", seed=0)[MicroBatch(0, (2, 0))]
+    batch = Batches(rows, made, "packed", seed=0)[BatchIndices(0, (2, 0))]
 
     assert made.facts() == {"num_features": 4, "num_outputs": 2, "num_train": 3}
     assert made.lengths(rows) is None
@@ -54,7 +54,7 @@ def test_a_linear_model_solved_on_its_batches_is_scikit_learns() -> None:
     made = TabularRegression(max_categories=10)
     made.fit(rows)
     encoded = rows.map(made.encode, batched=True, remove_columns=rows.column_names)
-    batch = Batches(encoded, made, "packed", seed=0)[MicroBatch(0, tuple(range(len(rows))))]
+    batch = Batches(encoded, made, "packed", seed=0)[BatchIndices(0, tuple(range(len(rows))))]
     assert batch.target is not None
     features = torch.cat([batch.inputs["features"], torch.ones(len(rows), 1)], dim=1).double()
     solution = torch.linalg.lstsq(features, batch.target.double()).solution

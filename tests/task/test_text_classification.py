@@ -9,8 +9,8 @@ import torch
 from datasets import Dataset
 
 from tests.task.answered import answers
-from trainer.draws import Draws
 from trainer.errors import ConfigError, DataError, RowError
+from trainer.sample_rng import SampleRng
 from trainer.task.text_classification import TextClassification
 
 TEXTS = ["a red apple", "a green pear", "an old saw", "the new hammer and the saw", "red and green", "saw"]
@@ -92,7 +92,7 @@ def test_batches_in_each_layout_hold_the_same_samples() -> None:
     made = fitted()
     rows = encoded(made)
     columns = {"input_ids": [np.array(ids) for ids in rows["input_ids"]], "label": list(rows["label"])}
-    draws = Draws(0, 0, range(6))
+    draws = SampleRng(0, 0, range(6))
     padded = made.collate(columns, draws, "padded")
     packed = made.collate(columns, draws, "packed")
 

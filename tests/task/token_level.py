@@ -8,7 +8,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from trainer.data.loader import Batches
-from trainer.data.plan import MicroBatch
+from trainer.data.plan import BatchIndices
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.model.decoder import Decoder
 from trainer.model.text_encoder import TextEncoder
@@ -28,7 +28,7 @@ def fitted(task: Any, **columns: Sequence[Any]) -> tuple[Any, Dataset]:
 def batch_of(
     task: Task, encoded: Dataset, ids: Sequence[int], batching: Batching, *, seed: int = 0, epoch: int = 0
 ) -> Batch:
-    return Batches(encoded, task, batching, seed)[MicroBatch(epoch, tuple(ids))]
+    return Batches(encoded, task, batching, seed)[BatchIndices(epoch, tuple(ids))]
 
 
 def encoder(task: Task) -> nn.Module:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainer.errors import CheckpointError, explain
+from trainer.errors import CheckpointError, format_error
 
 _held: set[int] = set()
 
@@ -51,7 +51,7 @@ def _locked(folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise CheckpointError(explain(str(path), f"cannot be opened: {error.strerror}")) from error
+        raise CheckpointError(format_error(str(path), f"cannot be opened: {error.strerror}")) from error
     try:
         _lock(file, folder)
     except BaseException:
@@ -74,8 +74,10 @@ def _lock(file: int, folder: Path) -> None:
     except BlockingIOError as error:
         holder = os.pread(file, 256, 0).decode(errors="replace").strip() or "(unknown)"
         remedy = "Wait until it is done or stop it, or choose another run.name"
-        raise CheckpointError(explain(str(folder), f"the run folder is in use by process {holder}", remedy)) from error
+        raise CheckpointError(
+            format_error(str(folder), f"the run folder is in use by process {holder}", remedy)
+        ) from error
     except OSError as error:
-        raise CheckpointError(explain(str(folder), f"cannot be locked: {error.strerror}")) from error
+        raise CheckpointError(format_error(str(folder), f"cannot be locked: {error.strerror}")) from error
     os.ftruncate(file, 0)
     os.pwrite(file, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)

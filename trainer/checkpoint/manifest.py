@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from trainer.checkpoint.durable import Content, checksum
-from trainer.errors import CheckpointError, explain
+from trainer.checkpoint.atomic_io import Content, checksum
+from trainer.errors import CheckpointError, format_error
 
 FORMAT: Final = 1
 MANIFEST: Final = "MANIFEST.json"
@@ -66,7 +66,7 @@ def read_manifest(folder: Path) -> Manifest:
     # Every later format keeps the seal, so that a flipped bit is never taken for a newer version.
     if fields["format"] > FORMAT:
         problem = f"has format {fields['format']}, and this version reads formats up to {FORMAT}"
-        raise CheckpointError(explain(str(folder / MANIFEST), problem, "Upgrade trainer to use this checkpoint"))
+        raise CheckpointError(format_error(str(folder / MANIFEST), problem, "Upgrade trainer to use this checkpoint"))
     files = {name: Content(file["size"], int(file["crc32"], 16)) for name, file in fields["files"].items()}
     named = FOLDER.fullmatch(folder.name)
     if named and int(named[1]) != fields["step"]:

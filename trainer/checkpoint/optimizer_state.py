@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainer.errors import CheckpointError, explain
+from trainer.errors import CheckpointError, format_error
 
 # The learning rate is the schedule's; the others say how a step is computed, not what it gives.
 _NOT_STORED: Final = {
@@ -81,7 +81,9 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], docum
 def _named(optimizer: Optimizer) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
     for group in optimizer.param_groups:
         if "param_names" not in group:
-            raise CheckpointError(explain("optimizer", "has no parameter names", "Build it from named_parameters()"))
+            raise CheckpointError(
+                format_error("optimizer", "has no parameter names", "Build it from named_parameters()")
+            )
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             yield name, parameter, group
 
@@ -91,7 +93,7 @@ def _as_json(name: str, value: Any) -> Any:
         json.dumps(value)
     except TypeError as error:
         problem = f"a {type(value).__name__} of the optimizer cannot be stored"
-        raise CheckpointError(explain(name, problem, "Tensors, numbers and text of a parameter are")) from error
+        raise CheckpointError(format_error(name, problem, "Tensors, numbers and text of a parameter are")) from error
     return value
 
 
@@ -105,10 +107,10 @@ def _compare(stored: list[list[str]], present: list[list[str]]) -> None:
             differences.append(f"{what} {first}" + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""))
     if differences:
         problem = f"the checkpoint was written with other parameters: {'; '.join(differences)}"
-        raise CheckpointError(explain("optimizer", problem, "model.weights= starts anew from the weights alone"))
+        raise CheckpointError(format_error("optimizer", problem, "model.weights= starts anew from the weights alone"))
     if stored != present:
         problem = "the checkpoint was written with other groups of the same parameters"
-        raise CheckpointError(explain("optimizer", problem, "Restore the settings that group them"))
+        raise CheckpointError(format_error("optimizer", problem, "Restore the settings that group them"))
 
 
 def _place(key: str, value: Tensor, parameter: Tensor, group: Mapping[str, Any]) -> Tensor:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.checkpoint import durable
-from trainer.checkpoint.durable import Content
+from trainer.checkpoint import atomic_io
+from trainer.checkpoint.atomic_io import Content
 from trainer.checkpoint.manifest import MANIFEST, Manifest, read_files, read_manifest
 
 if TYPE_CHECKING:
@@ -49,16 +49,16 @@ def write_snapshot(folder: Path, snapshot: Snapshot, ordinal: int) -> None:
     contents.update({name + _SUFFIX: encode(tensors) for name, tensors in snapshot.tensors.items()})
     assert len(contents) == len(snapshot.documents) + len(snapshot.tensors), "two files of one name"
     assert MANIFEST not in contents, "the manifest is written here"
-    durable.create_folder(folder)
+    atomic_io.create_folder(folder)
 
     def write(name: str) -> Content:
-        return durable.write_file(folder / name, contents[name])
+        return atomic_io.write_file(folder / name, contents[name])
 
     # Side by side, one file is checksummed while another waits for the device.
     with ThreadPoolExecutor(4) as pool:
         written = dict(zip(contents, pool.map(write, contents), strict=True))
-    durable.write_file(folder / MANIFEST, [Manifest(snapshot.step, ordinal, written).render()])
-    durable.sync_folder(folder)
+    atomic_io.write_file(folder / MANIFEST, [Manifest(snapshot.step, ordinal, written).render()])
+    atomic_io.sync_folder(folder)
 
 
 def read_snapshot(folder: Path) -> Snapshot:

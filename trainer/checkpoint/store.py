@@ -14,11 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from trainer.checkpoint import durable
+from trainer.checkpoint import atomic_io
+from trainer.checkpoint.listing import REPLACED, best_first, folders, name_of, newest_first
 from trainer.checkpoint.manifest import Damaged, Unreadable, check
-from trainer.checkpoint.order import REPLACED, best_first, folders, name_of, newest_first
 from trainer.checkpoint.snapshot import Snapshot, read_snapshot, write_snapshot
-from trainer.errors import CheckpointError, ConfigError, explain
+from trainer.errors import CheckpointError, ConfigError, format_error
 
 _TEMPORARY = ".tmp-"
 _TRASH = ".trash-"
@@ -43,10 +43,10 @@ class Store:
     def __init__(self, folder: Path, keep: int) -> None:
         if keep < 2:
             remedy = "It takes two, so that an older one is left when the newest is damaged"
-            raise ConfigError(explain("keep", "must be at least 2", remedy, value=keep))
+            raise ConfigError(format_error("keep", "must be at least 2", remedy, value=keep))
         self._folder = folder
         self._keep = keep
-        self._verified: dict[Path, durable.Stamp] = {}
+        self._verified: dict[Path, atomic_io.Stamp] = {}
 
     def list(self) -> tuple[int, ...]:
         """The steps that have a checkpoint, ascending, intact or not."""
@@ -87,7 +87,7 @@ class Store:
         Raises:
             CheckpointError: A file operation failed. The checkpoints from before are as they were.
         """
-        durable.create_folder(self._folder)
+        atomic_io.create_folder(self._folder)
         self._sweep()
         target = self._folder / name_of(snapshot.step)
         temporary = target.with_name(_TEMPORARY + target.name)
@@ -99,10 +99,10 @@ class Store:
             self._publish(temporary, target)
         except BaseException:
             with suppress(CheckpointError):
-                durable.remove_folder(temporary)
+                atomic_io.remove_folder(temporary)
             raise
         with suppress(OSError):
-            self._verified[target] = durable.stamp(target)
+            self._verified[target] = atomic_io.stamp(target)
         try:
             old = self._old({snapshot.step, *protect})
         except Unreadable as fault:
@@ -117,7 +117,7 @@ class Store:
         if wanted:
             return _read_named(self.path(int(wanted[1])), read, f"{self._found()}. `last` takes the newest intact one")
         if which not in ("last", "best"):
-            raise ConfigError(explain("checkpoint", "unknown", "Allowed: best, last, step-N", value=which))
+            raise ConfigError(format_error("checkpoint", "unknown", "Allowed: best, last, step-N", value=which))
         candidates = newest_first(self._folder)
         if which == "best":
             # One whose score cannot be read is tried too, which reports it.
@@ -128,33 +128,33 @@ class Store:
             except Damaged as fault:
                 _logger.warning("%s is damaged and passed over: %s.", folder, fault)
         problem = "holds no intact checkpoint" + (" with a score" if which == "best" else "")
-        raise CheckpointError(explain(str(self._folder), problem, self._found()))
+        raise CheckpointError(format_error(str(self._folder), problem, self._found()))
 
     def _found(self) -> str:
         return f"Steps found: {', '.join(map(str, self.list())) or 'none'}"
 
     def _publish(self, temporary: Path, target: Path) -> None:
-        if target not in durable.entries(self._folder):
-            durable.rename(temporary, target)
+        if target not in atomic_io.entries(self._folder):
+            atomic_io.rename(temporary, target)
             return
         old = target.with_name(REPLACED + target.name)
-        durable.rename(target, old)
-        durable.rename(temporary, target)
+        atomic_io.rename(target, old)
+        atomic_io.rename(temporary, target)
         _give_up(old)
 
     def _sweep(self) -> None:
         # What a process left behind that was killed while it saved.
-        found = durable.entries(self._folder)
+        found = atomic_io.entries(self._folder)
         for path in found:
             if path.name.startswith((_TEMPORARY, _TRASH)):
-                durable.remove_folder(path)
+                atomic_io.remove_folder(path)
         for path in found:
             if path.name.startswith(REPLACED):
                 target = path.with_name(path.name.removeprefix(REPLACED))
                 if target in found:
                     _give_up(path)
                 else:
-                    durable.rename(path, target)
+                    atomic_io.rename(path, target)
 
     def _old(self, protected: set[int]) -> tuple[Path, ...]:
         newest = newest_first(self._folder)
@@ -170,7 +170,7 @@ class Store:
     def _is_intact(self, folder: Path) -> bool:
         # Reading every old checkpoint at every save would cost more than the save itself.
         try:
-            stamp = durable.stamp(folder)
+            stamp = atomic_io.stamp(folder)
             if self._verified.get(folder) != stamp:
                 check(folder)
         except OSError as error:
@@ -197,10 +197,10 @@ def _read_named(folder: Path, read: Callable[[Path], _Read], remedy: str) -> _Re
         return read(folder)
     except Damaged as fault:
         problem = f"is damaged: {fault}" if folder.is_dir() else "there is no such checkpoint"
-        raise CheckpointError(explain(str(folder), problem, remedy)) from fault
+        raise CheckpointError(format_error(str(folder), problem, remedy)) from fault
 
 
 def _give_up(folder: Path) -> None:
     trash = folder.with_name(_TRASH + folder.name)
-    durable.rename(folder, trash)
-    durable.remove_folder(trash)
+    atomic_io.rename(folder, trash)
+    atomic_io.remove_folder(trash)

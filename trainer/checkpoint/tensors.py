@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from trainer.errors import CheckpointError, explain
+from trainer.errors import CheckpointError, format_error
 
 _DTYPES: Final = {
     torch.float64: "F64",
@@ -47,7 +47,7 @@ def encode(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     end = 0
     for name, tensor in ordered:
         if tensor.layout is not torch.strided or tensor.dtype not in _DTYPES or name == "__metadata__":
-            raise CheckpointError(explain(name, f"a {tensor.layout} tensor of {tensor.dtype} cannot be stored"))
+            raise CheckpointError(format_error(name, f"a {tensor.layout} tensor of {tensor.dtype} cannot be stored"))
         start, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from trainer.config.jobs import TrainJob
 
 if TYPE_CHECKING:
-    from trainer.build.training import Training
+    from trainer.builders.training import Training
 
 logger = logging.getLogger(__name__)
 

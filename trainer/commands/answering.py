@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.build import parts
-from trainer.build.instantiate import make
-from trainer.build.models import batching_of, merged
+from trainer.builders import parts
+from trainer.builders.instantiate import make
+from trainer.builders.models import batching_of, merged
 from trainer.checkpoint.store import Store
 from trainer.commands.folders import CHECKPOINTS, named_checkpoint
 from trainer.commands.trained import load_trained
@@ -21,7 +21,7 @@ from trainer.config.sections import ColumnsSection
 from trainer.config.stored import job_from_text, with_overrides
 from trainer.config.trust import trusted
 from trainer.data.utf8 import first_line
-from trainer.errors import CheckpointError, explain
+from trainer.errors import CheckpointError, format_error
 from trainer.export.companions import STATE
 from trainer.precision import Precision
 from trainer.predict.answering import Answering, Forward, check_task
@@ -67,7 +67,7 @@ def answering_of_artifact(job: PredictJob, graph: Path, config: Mapping[str, Any
         task.load_state_dict(json.loads((graph.parent / STATE).read_text("utf-8")))
     except Exception as error:  # of many types: the folder came from anywhere
         problem = f"cannot be used ({type(error).__name__}: {first_line(error)})"
-        raise CheckpointError(explain(str(graph.parent / STATE), problem, "Get the folder again")) from error
+        raise CheckpointError(format_error(str(graph.parent / STATE), problem, "Get the folder again")) from error
     forward = _graph_forward(graph)
     size = config["loader"]["eval_batch_size"]
     return Answering(task, forward, "padded", size, job.top), _reading(config["data"], task, job.columns)
@@ -130,7 +130,7 @@ def _graph_forward(path: Path) -> Forward:
     except Exception as error:  # ONNX Runtime raises types of its own
         reason = str(error).strip().splitlines()[0]
         remedy = "Export it again: trainer export"
-        raise CheckpointError(explain(str(path), f"cannot be loaded ({reason})", remedy)) from error
+        raise CheckpointError(format_error(str(path), f"cannot be loaded ({reason})", remedy)) from error
     return forward
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from trainer.commands.folders import runs_by_age
 from trainer.commands.results import Results, flat, results
 from trainer.config.jobs import DiffJob
-from trainer.errors import CheckpointError, explain
+from trainer.errors import CheckpointError, format_error
 from trainer.report.console import open_console, table
 
 _ABSENT = "(none)"
@@ -47,7 +47,9 @@ def _named(job: DiffJob) -> tuple[str, str]:
     right = job.right or (newest[0] if newest else None)
     left = job.left or next((folder for folder in newest if folder != right), None)
     if left is None or right is None:
-        raise CheckpointError(explain("left", "there are no two runs under runs/", "Name them: left=PATH right=PATH"))
+        raise CheckpointError(
+            format_error("left", "there are no two runs under runs/", "Name them: left=PATH right=PATH")
+        )
     return left, right
 
 

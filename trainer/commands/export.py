@@ -11,7 +11,7 @@ from trainer.commands.folders import EXPORT, PRUNED, existing_run_folder, named_
 from trainer.config.jobs import ExportJob
 from trainer.config.pairing import format_faults
 from trainer.config.stored import job_from_text, load_stored_config
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.report.console import open_console, table
 from trainer.signals import unwound_by_sigterm
 
@@ -28,7 +28,7 @@ def run(job: ExportJob, config: dict[str, Any]) -> None:
         config: The same as plain data; not needed.
     """
     folder = existing_run_folder(job.run)
-    refuse(*format_faults({**load_stored_config(folder, "run"), "export": job.export}))
+    raise_if_any(*format_faults({**load_stored_config(folder, "run"), "export": job.export}))
     from trainer.commands.trained import load_trained
 
     trained = load_trained(
@@ -58,8 +58,8 @@ def pruned_name(prune: Mapping[str, Any]) -> str:
 
 def export_trained(trained: Trained, export: dict[str, Any], split: str, name: str = EXPORT) -> list[Artifact]:
     """The artifacts that the group `export` asks for, proved on a split, in the folder `name` of the run."""
-    from trainer.build.instantiate import make
-    from trainer.build.models import merged
+    from trainer.builders.instantiate import make
+    from trainer.builders.models import merged
     from trainer.commands.answering import answering_config
     from trainer.commands.trained import split_batches
     from trainer.export.original import Original

@@ -12,7 +12,7 @@ from shlex import quote
 from trainer.config.sections import RunSection
 from trainer.config.stored import load_stored_config
 from trainer.config.trust import trust_argument
-from trainer.errors import CheckpointError, explain
+from trainer.errors import CheckpointError, format_error
 
 RUNS = Path("runs")
 CHECKPOINTS = "checkpoints"
@@ -34,7 +34,7 @@ def new_run_folder(run: RunSection) -> Path:
         folder = _own("run.dir", Path(run.dir))
         if (folder / CHECKPOINTS).is_dir():
             remedy = f"Go on with {argument('resume', folder)}, or name another folder"
-            raise CheckpointError(explain("run.dir", "holds a run already", remedy, value=run.dir))
+            raise CheckpointError(format_error("run.dir", "holds a run already", remedy, value=run.dir))
         return folder
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + (f"_{run.name}" if run.name else "")
     for number in count(1):
@@ -66,7 +66,7 @@ def existing_run_folder(path: str | None, key: str = "run") -> Path:
         if (candidate / CHECKPOINTS).is_dir() or (candidate / DIVERGED).is_dir():
             return candidate
     problem = "holds no run" if folder.exists() else "no such folder"
-    raise CheckpointError(explain(key, problem, "Give a run folder or one of its checkpoints", value=path))
+    raise CheckpointError(format_error(key, problem, "Give a run folder or one of its checkpoints", value=path))
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def newest_run() -> Path:
     if runs := runs_by_age():
         return runs[0]
     problem = f"there is no run under {RUNS.absolute()}"
-    raise CheckpointError(explain("run", problem, "Train one, or name its folder: run=PATH"))
+    raise CheckpointError(format_error("run", problem, "Train one, or name its folder: run=PATH"))
 
 
 def runs_by_age() -> list[Path]:
@@ -129,7 +129,7 @@ def _own(key: str, folder: Path) -> Path:
     _make(key, folder, exist_ok=True)
     if any(folder.iterdir()) and not (folder / LOCK).exists():
         problem, remedy = "holds something else than a run", "Name a folder that is new or empty"
-        raise CheckpointError(explain(key, problem, remedy, value=str(folder)))
+        raise CheckpointError(format_error(key, problem, remedy, value=str(folder)))
     return folder
 
 
@@ -139,5 +139,5 @@ def _make(key: str, folder: Path, *, exist_ok: bool) -> Path:
     except OSError as error:
         if isinstance(error, FileExistsError) and not exist_ok:
             raise
-        raise CheckpointError(explain(key, f"cannot be made ({error.strerror})", value=str(folder))) from error
+        raise CheckpointError(format_error(key, f"cannot be made ({error.strerror})", value=str(folder))) from error
     return folder

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.commands.writer import writer_of
 from trainer.config.jobs import GenerateJob
-from trainer.errors import ConfigError, DataError, explain, refuse
+from trainer.errors import ConfigError, DataError, format_error, raise_if_any
 from trainer.predict.stdin import stdin_lines
 from trainer.predict.writing import Write, check_output, writing
 from trainer.report.console import open_console, table
 
 if TYPE_CHECKING:
     from trainer.decode.prompt import Ended
-    from trainer.decode.writing import Step, Writer, Written
+    from trainer.decode.writing import Step, TextGenerator, Written
 
 _SHOWN = 40  # characters of the text so far, in a row of the table
 _LONGEST_NAME = 255  # of a file, in characters
@@ -50,23 +50,23 @@ def _check_texts(prompt: str | None, output: Path | None) -> None:
     """Refuses, with all that is wrong, a prompt that no model can go on from and a file that cannot be written."""
     faults = []
     if prompt == "":
-        faults.append(explain("prompt", "has no token to go on from", value=prompt))
+        faults.append(format_error("prompt", "has no token to go on from", value=prompt))
     elif prompt is not None and any("\ud800" <= sign <= "\udfff" for sign in prompt):
         # What is not UTF-8 on a command line becomes these.
-        faults.append(explain("prompt", "is not UTF-8", value=prompt))
+        faults.append(format_error("prompt", "is not UTF-8", value=prompt))
     try:
         if output is not None:
             check_output(output)
     except ConfigError as error:
         faults += error.messages
-    refuse(*faults)
+    raise_if_any(*faults)
 
 
-def _write_all(job: GenerateJob, writer: Writer, write: Write | None) -> tuple[int, int]:
+def _write_all(job: GenerateJob, writer: TextGenerator, write: Write | None) -> tuple[int, int]:
     """How many prompts there were, and how many of them could not be gone on from."""
     import torch
 
-    from trainer.build.instantiate import make
+    from trainer.builders.instantiate import make
     from trainer.decode.writing import PromptError
     from trainer.precision import Precision
 
@@ -78,7 +78,7 @@ def _write_all(job: GenerateJob, writer: Writer, write: Write | None) -> tuple[i
                 prompt = writer.prompt(_readable(text))
             except (DataError, PromptError) as error:
                 if job.prompt not in (None, "-"):
-                    raise ConfigError(explain("prompt", str(error), value=text)) from error
+                    raise ConfigError(format_error("prompt", str(error), value=text)) from error
                 num_faults += 1
                 _write_fault(write, number, text, error)
                 continue
@@ -89,7 +89,7 @@ def _write_all(job: GenerateJob, writer: Writer, write: Write | None) -> tuple[i
             ended = set()
             for continuation in decode(writer.open_reader(), prompt):
                 written = writer.written(text, prompt, continuation, job.decode.get("stop", ()))
-                steps = [] if job.explain is None else writer.explain(prompt, continuation, job.explain)
+                steps = [] if job.explain is None else writer.format_error(prompt, continuation, job.explain)
                 _write(write, text, written, steps)
                 ended.add(written.ended)
             _tell_ends(number, ended, writer.max_length)
@@ -131,7 +131,7 @@ def _tell_ends(number: int, ended: Collection[Ended], max_length: int) -> None:
 
 def _write_fault(write: Write | None, number: int, text: str | DataError, error: Exception) -> None:
     """Tells what is wrong with a line; where answers are data, it stands in the answer's place."""
-    fault = str(error) if isinstance(text, DataError) else explain(f"line {number}", str(error), value=text)
+    fault = str(error) if isinstance(text, DataError) else format_error(f"line {number}", str(error), value=text)
     print(fault, file=sys.stderr, flush=True)
     if write is not None:
         write({"prompt": None if isinstance(text, DataError) else text, "error": fault})

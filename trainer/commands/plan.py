@@ -13,7 +13,7 @@ from trainer.commands.folders import CHECKPOINTS, RUNS
 from trainer.config.jobs import PlanJob, TrainJob
 from trainer.config.schema import keys
 from trainer.config.stored import config_text
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 from trainer.report.console import number, open_console, table
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -31,8 +31,10 @@ def run(job: PlanJob, config: dict[str, Any]) -> None:
         ConfigError: It is to go on with another run.
     """
     if job.resume not in (None, "auto"):
-        raise ConfigError(explain("resume", "a plan is that of a run from its start", "Leave it out", value=job.resume))
-    from trainer.build.planning import planned
+        raise ConfigError(
+            format_error("resume", "a plan is that of a run from its start", "Leave it out", value=job.resume)
+        )
+    from trainer.builders.planning import planned
 
     text = config_text({key: config[key] for key in keys(TrainJob)})
     document = planned(job, text, trial=job.trial, depth=job.depth) | {"files": _files(job)}

@@ -14,7 +14,7 @@ from trainer.commands.folders import EXPORT, argument, existing_run_folder
 from trainer.config.jobs import PredictJob
 from trainer.config.signature import attribute
 from trainer.config.stored import exported_config, load_stored_config
-from trainer.errors import CheckpointError, ConfigError, DataError, explain, refuse
+from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
 from trainer.export.script import RUN
 from trainer.predict.asked import Reading, rows_of
 from trainer.predict.given import read_given
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _TOLD = 100
 """Rows that cannot be used are told one by one up to so many; the output has them all."""
 
-_NO_VECTORS = explain(
+_NO_VECTORS = format_error(
     "neighbours",
     "are of vectors, and the run's task makes none",
     "Train one: trainer train task=sentence_embedding",
@@ -96,15 +96,19 @@ def _check(job: PredictJob, folder: Path, graph: Path | None, alone: Mapping[str
         wrong = [(key, getattr(job, key)) for key, usual in own.items() if getattr(job, key) != usual]
         wrong += [("device", job.device)] if job.device not in ("auto", "cpu") else []
         remedy = "Leave it out, or name the run folder"
-        faults += [explain(key, "is of a run, and this is a folder of artifacts", remedy, value=v) for key, v in wrong]
+        faults += [
+            format_error(key, "is of a run, and this is a folder of artifacts", remedy, value=v) for key, v in wrong
+        ]
     absent = graph is None and (alone is not None or job.backend == "onnx")
     if absent:
         name, where, run = ("run", folder / EXPORT, folder) if alone is None else ("folder", folder, Path("PATH"))
         remedy = f"Write one: trainer export {argument('run', run)} export.formats=[onnx]"
-        faults.append(explain("backend", f"the {name} has no such artifact", remedy, value=str(where / "model.onnx")))
+        faults.append(
+            format_error("backend", f"the {name} has no such artifact", remedy, value=str(where / "model.onnx"))
+        )
     if absent and len(faults) == 1:
         raise CheckpointError(*faults)
-    refuse(*faults)
+    raise_if_any(*faults)
 
 
 def _answered(
@@ -133,7 +137,7 @@ def _answered(
                     elif row.values is not None:
                         texts.add(row.number, row.values["text"], answer["embedding"])
             if not len(texts):
-                raise DataError(explain("corpus", "holds no text", value=str(corpus)))
+                raise DataError(format_error("corpus", "holds no text", value=str(corpus)))
             for window in answering.windows(rows_of(given, reading), tally):
                 yield from _nearest(window, texts, job.neighbours, answering.batch_size)
         finally:

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from trainer.build.models import merged
-from trainer.build.pruning import prune
+from trainer.builders.models import merged
+from trainer.builders.pruning import prune
 from trainer.commands.trained import Trained, split_batches
 from trainer.evaluate import evaluate
 from trainer.precision import Precision

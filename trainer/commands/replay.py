@@ -8,10 +8,10 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.autopsy import Findings
-from trainer.build.training import Outlets, build_training
+from trainer.builders.training import RunOutputs, build_training
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.jobs import TrainJob
+from trainer.divergence import DivergenceReport
 from trainer.errors import DivergedError, Interrupted
 from trainer.loop import fit
 
@@ -30,7 +30,7 @@ class Replay:
     step: int = 0
     logged: dict[int, dict[str, Any]] = field(default_factory=dict)
     snapshot: Snapshot | None = None
-    findings: Findings | None = None
+    findings: DivergenceReport | None = None
 
     def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
         if event == "train":
@@ -51,14 +51,14 @@ def replay(job: TrainJob, config_text: str, start: Snapshot | None, stop: int) -
     """
     done = Replay()
     snapshots: deque[Snapshot] = deque(maxlen=1)
-    found: list[Findings] = []
+    found: list[DivergenceReport] = []
 
-    def keep_findings(findings: Findings) -> str:
+    def keep_findings(findings: DivergenceReport) -> str:
         found.append(findings)
         return ""
 
     with ExitStack() as closing:
-        outlets = Outlets(lambda length: done, snapshots.append, keep_findings)
+        outlets = RunOutputs(lambda length: done, snapshots.append, keep_findings)
         training = build_training(job, config_text, outlets, start, closing)
         with suppress(Interrupted, DivergedError):
             fit(training.run, training.state, lambda: training.state.step >= stop)

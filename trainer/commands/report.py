@@ -11,7 +11,7 @@ from typing import Any
 from trainer.commands.folders import export_folders
 from trainer.commands.results import Results, flat, results
 from trainer.config.jobs import ReportJob
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 from trainer.report.curves import Series
 from trainer.report.page import Section, page
 
@@ -35,7 +35,7 @@ def run(job: ReportJob, config: dict[str, Any]) -> None:
     try:
         write_page(file, found)
     except OSError as error:
-        raise ConfigError(explain("output", f"cannot be written ({error.strerror})", value=str(file))) from error
+        raise ConfigError(format_error("output", f"cannot be written ({error.strerror})", value=str(file))) from error
     print(file)
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.autopsy import read_bundle
 from trainer.checkpoint.compare import tensor_differences
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.store import load_folder
@@ -17,6 +16,7 @@ from trainer.commands.replay import Replay, replay
 from trainer.config.jobs import TrainJob, VerifyJob
 from trainer.config.policy import differences
 from trainer.config.stored import job_from_text
+from trainer.divergence import read_bundle
 from trainer.report import jsonl
 
 _CLOCK = {"samples_per_second"}

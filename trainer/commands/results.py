@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.order import best_first, newest_first
+from trainer.checkpoint.listing import best_first, newest_first
 from trainer.commands.folders import CHECKPOINTS, METRICS, existing_run_folder
 from trainer.config.stored import load_stored_config
-from trainer.errors import CheckpointError, explain
+from trainer.errors import CheckpointError, format_error
 from trainer.report.jsonl import read
 
 
@@ -47,7 +47,7 @@ def results(path: str | None, key: str = "run") -> Results:
     """
     folder = existing_run_folder(path, key)
     if not (folder / METRICS).is_file():
-        raise CheckpointError(explain(key, f"has no {METRICS}", "Give a run folder", value=str(folder)))
+        raise CheckpointError(format_error(key, f"has no {METRICS}", "Give a run folder", value=str(folder)))
     evaluations = {file.stem: _document(file) for file in sorted((folder / "eval").glob("*.json"))}
     scored = best_first(newest_first(folder / CHECKPOINTS))
     best = {"step": scored[0].step, **(scored[0].score or {})} if scored else None
@@ -58,7 +58,9 @@ def _document(file: Path) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(explain(str(file), f"is damaged ({error})", "Evaluate again: trainer eval")) from error
+        raise CheckpointError(
+            format_error(str(file), f"is damaged ({error})", "Evaluate again: trainer eval")
+        ) from error
     return document
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.build import parts
-from trainer.build.models import batching_of
+from trainer.builders import parts
+from trainer.builders.models import batching_of
 from trainer.commands.trained import Trained, batches_of, rows_of
 from trainer.config.policy import differences
 from trainer.config.stored import job_from_text

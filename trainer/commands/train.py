@@ -31,10 +31,10 @@ from trainer.report.console import open_console, table
 from trainer.signals import StopSignals
 
 if TYPE_CHECKING:
-    from trainer.autopsy import Findings
-    from trainer.build.training import Training
+    from trainer.builders.training import Training
     from trainer.checkpoint.saver import Saver
     from trainer.checkpoint.snapshot import Snapshot
+    from trainer.divergence import DivergenceReport
     from trainer.report.reports import Sink
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def _run(
     signals: StopSignals,
     notes: list[str],
 ) -> None:
-    from trainer.build.training import Outlets, build_training
+    from trainer.builders.training import RunOutputs, build_training
     from trainer.checkpoint.saver import Saver
     from trainer.checkpoint.store import Store
     from trainer.loop import fit
@@ -121,7 +121,7 @@ def _run(
         saver = Saver(Store(folder / CHECKPOINTS, job.checkpoint.keep))
         stack.callback(saver.close)
         reports = stack.enter_context(Reports())
-        outlets = Outlets(
+        outlets = RunOutputs(
             open_report=lambda length: reports,
             submit=saver.submit,
             keep_findings=lambda findings: _keep_findings(findings, text, folder, saver),
@@ -145,7 +145,7 @@ def _run(
 
 def _find_lr(job: TrainJob, folder: Path) -> float:
     """The learning rate by a range test; its curve is kept in `lr_range.json`."""
-    from trainer.build.range_test import range_test, steepest
+    from trainer.builders.range_test import range_test, steepest
 
     curve = range_test(job)
     (folder / "lr_range.json").write_text(json.dumps(vars(curve)) + "\n", encoding="utf-8")
@@ -166,10 +166,10 @@ def _sinks(job: TrainJob, folder: Path, console: Console, total_steps: int) -> I
     yield TensorBoard(folder / "tensorboard") if job.logger.tensorboard else None
 
 
-def _keep_findings(findings: Findings, text: str, folder: Path, saver: Saver) -> str:
+def _keep_findings(findings: DivergenceReport, text: str, folder: Path, saver: Saver) -> str:
     """Writes what is known of a step that diverged into the run folder; the line of the message that says where."""
-    from trainer.autopsy import write_bundle
-    from trainer.checkpoint.order import name_of, newest_intact
+    from trainer.checkpoint.listing import name_of, newest_intact
+    from trainer.divergence import write_bundle
 
     try:
         saver.close()

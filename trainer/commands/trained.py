@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from trainer.build import parts
-from trainer.build.models import make_model, merged
+from trainer.builders import parts
+from trainer.builders.models import make_model, merged
 from trainer.checkpoint.store import Store
 from trainer.commands.folders import CHECKPOINTS
 from trainer.config.jobs import TrainJob
 from trainer.data.encode import Encoded
 from trainer.data.loader import Batches, EvaluationBatches
-from trainer.errors import ConfigError, explain, nearest
+from trainer.errors import ConfigError, did_you_mean, format_error
 from trainer.export.weights import save_library
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.model.pretrained_folder import ABOUT, LibraryModel
@@ -145,8 +145,8 @@ def rows_of(encoded: Encoded, split: str) -> Dataset:
         ConfigError: There is no such split.
     """
     if split not in encoded.splits:
-        remedy = nearest(split, list(encoded.splits))
-        raise ConfigError(explain("split", "the data has no such split", remedy, value=split))
+        remedy = did_you_mean(split, list(encoded.splits))
+        raise ConfigError(format_error("split", "the data has no such split", remedy, value=split))
     return encoded.splits[split]
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from trainer.checkpoint.listing import folders, name_of, newest_first
 from trainer.checkpoint.manifest import verify
-from trainer.checkpoint.order import folders, name_of, newest_first
 from trainer.commands.folders import CHECKPOINTS, DIVERGED, existing_run_folder, export_folders
 from trainer.config.jobs import VerifyJob
-from trainer.errors import CheckpointError, explain
+from trainer.errors import CheckpointError, format_error
 from trainer.report.console import open_console, table
 
 if TYPE_CHECKING:
@@ -107,10 +107,12 @@ def _bounds(start: str | None, intact: Intact) -> tuple[int, int] | None:
     first = int(start.removeprefix("step-"))
     known = f"Intact are {', '.join(map(str, intact.folders)) or 'none'}"
     if first and first not in intact.folders:
-        raise CheckpointError(explain("start", "there is no intact checkpoint of this step", known, value=start))
+        raise CheckpointError(format_error("start", "there is no intact checkpoint of this step", known, value=start))
     after = [step for step in intact.folders if step > first]
     if not after:
-        raise CheckpointError(explain("start", "there is no intact checkpoint after this step", known, value=start))
+        raise CheckpointError(
+            format_error("start", "there is no intact checkpoint after this step", known, value=start)
+        )
     return first, after[0]
 
 

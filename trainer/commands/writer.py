@@ -12,15 +12,15 @@ from trainer.config.signature import attribute
 from trainer.config.stored import exported_config, job_from_text, load_stored_config
 from trainer.data.utf8 import first_line
 from trainer.decode.graph import FILE
-from trainer.errors import CheckpointError, ConfigError, explain, refuse
+from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from trainer.decode.writing import Writer
+    from trainer.decode.writing import TextGenerator
 
 
-def writer_of(job: GenerateJob) -> Writer:
+def writer_of(job: GenerateJob) -> TextGenerator:
     """The model that `run` and `backend` name; what is wrong with them is told before anything heavy is loaded.
 
     Raises:
@@ -42,7 +42,7 @@ def _exported(job: GenerateJob) -> Path | None:
     return folder / EXPORT
 
 
-def _writer_of_artifact(job: GenerateJob, folder: Path) -> Writer:
+def _writer_of_artifact(job: GenerateJob, folder: Path) -> TextGenerator:
     """A writer that needs no more than a folder of artifacts."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -51,34 +51,39 @@ def _writer_of_artifact(job: GenerateJob, folder: Path) -> Writer:
     except (OSError, ValueError, KeyError, TypeError) as error:
         remedy = f"Write it: trainer export {argument('run', folder.parent)} export.formats=[onnx_cache]"
         problem = "there is no decoder as an artifact"
-        raise CheckpointError(explain("backend", problem, remedy, value=str(folder / FILE))) from error
+        raise CheckpointError(format_error("backend", problem, remedy, value=str(folder / FILE))) from error
     usual = {"checkpoint": ("best",), "weights": ("auto",), "precision": ("fp32",), "device": ("auto", "cpu")}
     wrong = [key for key, values in usual.items() if getattr(job, key) not in values]
-    refuse(*(explain(key, "is of a run, not of an artifact", "Leave it out", value=getattr(job, key)) for key in wrong))
+    raise_if_any(
+        *(
+            format_error(key, "is of a run, not of an artifact", "Leave it out", value=getattr(job, key))
+            for key in wrong
+        )
+    )
     import torch
     from tokenizers import Tokenizer
 
     from trainer.decode.onnx_reader import OnnxReader, open_session
-    from trainer.decode.writing import Writer
+    from trainer.decode.writing import TextGenerator
 
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         session = open_session(graph)
     except Exception as error:  # of many types: the folder came from anywhere
         problem = f"cannot be used ({type(error).__name__}: {first_line(error)})"
-        raise CheckpointError(explain(str(folder), problem, "Get the folder again")) from error
-    return Writer(lambda: OnnxReader(session), _whole(tokenizer), end_id, max_length, torch.device("cpu"))
+        raise CheckpointError(format_error(str(folder), problem, "Get the folder again")) from error
+    return TextGenerator(lambda: OnnxReader(session), _whole(tokenizer), end_id, max_length, torch.device("cpu"))
 
 
-def _writer_of_run(job: GenerateJob) -> Writer:
+def _writer_of_run(job: GenerateJob) -> TextGenerator:
     folder = existing_run_folder(job.run)
     _check_language_model(folder)
     from tokenizers import Tokenizer
 
-    from trainer.build.models import merged
+    from trainer.builders.models import merged
     from trainer.commands.trained import load_trained
     from trainer.decode.reading import open_reader
-    from trainer.decode.writing import Writer
+    from trainer.decode.writing import TextGenerator
     from trainer.targets import scored
 
     trained = load_trained(
@@ -90,11 +95,11 @@ def _writer_of_run(job: GenerateJob) -> Writer:
     )
     task: Any = trained.task
     if not getattr(task, "causal", False):
-        raise ConfigError(explain("run", "holds no causal language model", value=f"task {type(task).__name__}"))
+        raise ConfigError(format_error("run", "holds no causal language model", value=f"task {type(task).__name__}"))
     tokenizer = Tokenizer.from_str(task.artifact_files()["tokenizer.json"])
     _, max_length = task.axis_limits()["sequence"]
     model = scored(merged(trained.job, trained.model), trained.loss)
-    return Writer(lambda: open_reader(model), _whole(tokenizer), task.end_id, max_length, trained.device)
+    return TextGenerator(lambda: open_reader(model), _whole(tokenizer), task.end_id, max_length, trained.device)
 
 
 def _whole(tokenizer: Tokenizer) -> Tokenizer:
@@ -109,4 +114,4 @@ def _check_language_model(folder: Path) -> None:
     task = load_stored_config(folder, key="run")["task"]["_target_"]
     if str(task).startswith("trainer.") and attribute(task, "causal") is not True:
         problem = "holds no causal language model"
-        raise ConfigError(explain("run", problem, "Train one: trainer train task=causal_lm", value=f"task {task}"))
+        raise ConfigError(format_error("run", problem, "Train one: trainer train task=causal_lm", value=f"task {task}"))

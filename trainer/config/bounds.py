@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeAlias, TypeGuard
 
-from trainer.errors import explain
+from trainer.errors import format_error
 from trainer.ranges import at_least, below_one, fraction, not_negative, positive, share
 
 Range: TypeAlias = Callable[[str, float], str | None]
@@ -16,7 +16,7 @@ Range: TypeAlias = Callable[[str, float], str | None]
 
 def within(least: float, most: float, problem: str) -> Range:
     """In range: [least, most]."""
-    return lambda key, value: None if least <= value <= most else explain(key, problem, value=value)
+    return lambda key, value: None if least <= value <= most else format_error(key, problem, value=value)
 
 
 def least(number: int) -> Range:
@@ -27,40 +27,40 @@ def least(number: int) -> Range:
 def whole(key: str, value: float) -> str | None:
     """In range: an integer of at least 0, also where it is written as 2.0."""
     good = value >= 0 and float(value).is_integer()
-    return None if good else explain(key, "must be a whole number of at least 0", value=value)
+    return None if good else format_error(key, "must be a whole number of at least 0", value=value)
 
 
 def above_zero(key: str, value: float) -> str | None:
     """In range: above 0, infinity too."""
-    return None if value > 0 else explain(key, "must be above 0", value=value)
+    return None if value > 0 else format_error(key, "must be above 0", value=value)
 
 
 def _above_zero_to_one(key: str, value: float) -> str | None:
-    return None if 0 < value <= 1 else explain(key, "must be above 0 and at most 1", value=value)
+    return None if 0 < value <= 1 else format_error(key, "must be above 0 and at most 1", value=value)
 
 
 def _below_zero(key: str, value: float) -> str | None:
-    return None if -math.inf < value < 0 else explain(key, "must be finite and below 0", value=value)
+    return None if -math.inf < value < 0 else format_error(key, "must be finite and below 0", value=value)
 
 
 def _amount(key: str, value: float) -> str | None:
     """An integer is a count: 1 is one, and 1.0 would be all."""
     good = value >= 0 if isinstance(value, int) else 0 <= value < 1
     problem = "must be a share, at least 0 and below 1, or a count, an integer"
-    return None if good else explain(key, problem, value=value)
+    return None if good else format_error(key, problem, value=value)
 
 
 def _grey_or_colour(key: str, value: float) -> str | None:
-    return None if value in (1, 3) else explain(key, "must be auto, 1 or 3", value=value)
+    return None if value in (1, 3) else format_error(key, "must be auto, 1 or 3", value=value)
 
 
 def _finite(key: str, value: float) -> str | None:
-    return None if math.isfinite(value) else explain(key, "must be finite", value=value)
+    return None if math.isfinite(value) else format_error(key, "must be finite", value=value)
 
 
 def _layers_of_resnet(key: str, value: float) -> str | None:
     good = value >= 8 and value % 6 == 2
-    return None if good else explain(key, "must be 6n + 2", "Usual are 20, 32, 44, 56 and 110", value=value)
+    return None if good else format_error(key, "must be 6n + 2", "Usual are 20, 32, 44, 56 and 110", value=value)
 
 
 _SEED = within(0, (1 << 64) - 1, "must be at least 0 and below 2 ** 64")

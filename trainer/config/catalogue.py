@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -98,5 +98,7 @@ def _loaded(file: Path) -> dict[str, Any]:
     try:
         loaded = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(explain(str(file), f"cannot be read as YAML ({' '.join(str(error).split())})")) from error
+        raise ConfigError(
+            format_error(str(file), f"cannot be read as YAML ({' '.join(str(error).split())})")
+        ) from error
     return loaded if isinstance(loaded, dict) else {}

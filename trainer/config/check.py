@@ -8,7 +8,7 @@ from typing import Any
 from trainer.config import jobs, pairing, rules, schema
 from trainer.config.keys import Keys
 from trainer.config.parts import part_faults, value_faults
-from trainer.errors import explain, refuse
+from trainer.errors import format_error, raise_if_any
 
 
 def faults(config: Mapping[str, Any], keys: Keys) -> list[str]:
@@ -23,7 +23,7 @@ def faults(config: Mapping[str, Any], keys: Keys) -> list[str]:
         elif name in sections:
             found += _section_faults(name, value, sections[name], keys)
         elif name not in config:
-            found.append(explain(name, "is needed"))
+            found.append(format_error(name, "is needed"))
         else:
             found += value_faults(name, value, annotation)
     return [*found, *rules.faults(config), *pairing.faults(config, keys.catalogue)]
@@ -32,9 +32,9 @@ def faults(config: Mapping[str, Any], keys: Keys) -> list[str]:
 def _section_faults(name: str, section: Any, kind: type, keys: Keys) -> Iterable[str]:
     known = schema.keys(kind)
     if not isinstance(section, Mapping):
-        return [explain(name, "must be a section", f"Its keys are {', '.join(known)}", value=section)]
+        return [format_error(name, "must be a section", f"Its keys are {', '.join(known)}", value=section)]
     found = [keys.unknown(f"{name}.{key}", value) for key, value in section.items() if key not in known]
-    found += [explain(f"{name}.{key}", "is needed") for key in known if key not in section]
+    found += [format_error(f"{name}.{key}", "is needed") for key in known if key not in section]
     for key, value in section.items():
         found += value_faults(f"{name}.{key}", value, known[key]) if key in known else []
     return found
@@ -46,7 +46,7 @@ def checked_job(config: Mapping[str, Any], keys: Keys, stored_overrides: tuple[t
     Raises:
         ConfigError: All that is wrong with it.
     """
-    refuse(*dict.fromkeys(faults(config, keys)))
+    raise_if_any(*dict.fromkeys(faults(config, keys)))
     sections = schema.sections(keys.kind)
     values = {name: sections[name](**config[name]) if name in sections else config[name] for name in config}
     if jobs.stored_sections(keys.kind):

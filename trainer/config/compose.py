@@ -18,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from trainer.config import jobs, schema
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 
 
 def register_defaults() -> None:
@@ -70,7 +70,7 @@ def apply(config: DictConfig, overrides: Sequence[Override]) -> list[str]:
             else:
                 set_value(config, override.key_or_group, override.value())
         except OmegaConfBaseException as error:
-            faults.append(explain(override.key_or_group, "cannot be set", str(error).splitlines()[0].rstrip(".")))
+            faults.append(format_error(override.key_or_group, "cannot be set", str(error).splitlines()[0].rstrip(".")))
     return faults
 
 
@@ -115,5 +115,7 @@ def _unresolved(config: DictConfig, path: str) -> str:
         written: Any = as_written(config)
         for name in path.split("."):
             written = written[int(name) if isinstance(written, list) else name]
-        return explain(path, "the interpolation has no value", str(error).splitlines()[0].rstrip("."), value=written)
+        return format_error(
+            path, "the interpolation has no value", str(error).splitlines()[0].rstrip("."), value=written
+        )
     return ""

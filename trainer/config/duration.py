@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, Literal, cast
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 
 Unit = Literal["st", "ep", "%"]
 
@@ -55,9 +55,9 @@ def to_steps(value: int | str, steps_per_epoch: int, total_steps: int | None = N
     """
     duration = parse(value)
     if duration is None:
-        raise ConfigError(explain(key, "is not a duration", FORMS, value=value))
+        raise ConfigError(format_error(key, "is not a duration", FORMS, value=value))
     if duration.unit == "%" and total_steps is None:
-        raise ConfigError(explain(key, "a percentage has nothing to refer to here", "Use st or ep", value=value))
+        raise ConfigError(format_error(key, "a percentage has nothing to refer to here", "Use st or ep", value=value))
     scale = {"st": Decimal(1), "ep": Decimal(steps_per_epoch), "%": Decimal(total_steps or 0) / 100}[duration.unit]
     steps = int((duration.amount * scale).to_integral_value(ROUND_HALF_UP))
     return max(steps, 1) if duration.amount else 0

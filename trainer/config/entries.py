@@ -12,7 +12,7 @@ from trainer.config.bounds import value_at
 from trainer.config.duration import FORMS, parse
 from trainer.config.parts import value_faults
 from trainer.config.sections import LoraKeys
-from trainer.errors import explain, nearest
+from trainer.errors import did_you_mean, format_error
 from trainer.optimizer.overrides import form_faults
 
 _FREEZE = "An entry is a pattern of names, or {match: <pattern>, until: <duration>}"
@@ -36,13 +36,15 @@ def _frozen(config: Mapping[str, Any]) -> Iterator[str]:
         where = f"model.freeze: entry {number}"
         pattern = entry.get("match") if isinstance(entry, Mapping) else entry
         if isinstance(entry, Mapping) and set(entry) != {"match", "until"}:
-            yield explain(where, "must have match and until", _FREEZE, value=entry)
+            yield format_error(where, "must have match and until", _FREEZE, value=entry)
         elif not isinstance(pattern, str) or not pattern:
-            yield explain(where, "must be a pattern of names", _FREEZE, value=entry)
+            yield format_error(where, "must be a pattern of names", _FREEZE, value=entry)
         elif isinstance(entry, Mapping) and parse(entry["until"]) is None:
-            yield explain(f"{where}, until", "must be a duration", FORMS, value=entry["until"])
+            yield format_error(f"{where}, until", "must be a duration", FORMS, value=entry["until"])
     if "*" in entries and not _is_trained_beside(config):
-        yield explain("model.freeze", "leaves nothing to train", "Spare something, such as the head", value=entries)
+        yield format_error(
+            "model.freeze", "leaves nothing to train", "Spare something, such as the head", value=entries
+        )
 
 
 def _is_trained_beside(config: Mapping[str, Any]) -> bool:
@@ -60,21 +62,25 @@ def _adapters(lora: Any) -> Iterator[str]:
         if key in known:
             yield from value_faults(f"model.lora.{key}", value, known[key])
         else:
-            yield explain(f"model.lora.{key}", "there is no such key", nearest(str(key), list(known)), value=value)
+            yield format_error(
+                f"model.lora.{key}", "there is no such key", did_you_mean(str(key), list(known)), value=value
+            )
     if lora.get("targets") == []:
         problem = "names no module"
-        yield explain("model.lora.targets", problem, "Name some, such as [query_key_value], or all-linear", value=[])
+        yield format_error(
+            "model.lora.targets", problem, "Name some, such as [query_key_value], or all-linear", value=[]
+        )
     if find_spec("peft") is None:
-        yield explain("model.lora", "needs the package peft, which is not there", "pip install trainer[lora]")
+        yield format_error("model.lora", "needs the package peft, which is not there", "pip install trainer[lora]")
 
 
 def _renamed(pairs: Any) -> Iterator[str]:
     for number, pair in enumerate(pairs if isinstance(pairs, list) else [], start=1):
         where = f"model.weights_rename: entry {number}"
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            yield explain(where, "must be [regular expression, replacement]", value=pair)
+            yield format_error(where, "must be [regular expression, replacement]", value=pair)
             continue
         try:
             re.sub(pair[0], pair[1], "")
         except (re.error, IndexError) as error:
-            yield explain(where, f"is no regular expression ({error})", value=pair)
+            yield format_error(where, f"is no regular expression ({error})", value=pair)

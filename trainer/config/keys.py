@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from trainer.config import jobs, schema
 from trainer.config.catalogue import Catalogue
 from trainer.config.overrides import is_sweep, variants
-from trainer.errors import explain
+from trainer.errors import format_error
 
 _ABSENT: Any = object()
 
@@ -42,7 +42,7 @@ class Keys:
             # A key that is new is judged with the composed configuration, where its whole surrounding is known.
             known = find(self.tree, path) is not _ABSENT and not isinstance(value, dict | list)
             remedy = f"Leave out the +: {path}={override.get_value_string()}"
-            return [explain(path, "is there already", remedy)] if known and override.is_add() else []
+            return [format_error(path, "is there already", remedy)] if known and override.is_add() else []
         if isinstance(value, dict) and isinstance(find(self.tree, path), Mapping):
             inner = [(f"{path}.{key}", item) for key, item in value.items()]
             return [self.unknown(key, item) for key, item in inner if find(self.tree, key) is _ABSENT]
@@ -60,7 +60,7 @@ class Keys:
         top = path.split(".")[0]
         if top in schema.groups(self.kind) and path != top:
             return []
-        return [explain(path, "cannot be left out", "Give it a value; null turns off what can be turned off")]
+        return [format_error(path, "cannot be left out", "Give it a value; null turns off what can be turned off")]
 
     def unknown(self, path: str, value: Any = _ABSENT) -> str:
         """The message for a key that there is not."""
@@ -71,13 +71,15 @@ class Keys:
         shown = {} if value is _ABSENT else {"value": value}
         if above is None and parent in schema.groups(self.kind):
             options = " or ".join(f"{parent}={option}" for option in self.catalogue.options(parent))
-            return explain(path, f"no {parent} is chosen", f"Add {options}", **shown)
+            return format_error(path, f"no {parent} is chosen", f"Add {options}", **shown)
         if above is None:
             given = "..." if value is _ABSENT else value
-            return explain(path, f"{parent} is null and has no keys", f"Give {parent}={{{name}: {given}}}", **shown)
+            return format_error(
+                path, f"{parent} is null and has no keys", f"Give {parent}={{{name}: {given}}}", **shown
+            )
         if not isinstance(above, Mapping):
-            return explain(path, f"{parent} is a value and has no keys", **shown)
-        return explain(path, "there is no such key", self._remedy(parent, name, above), **shown)
+            return format_error(path, f"{parent} is a value and has no keys", **shown)
+        return format_error(path, "there is no such key", self._remedy(parent, name, above), **shown)
 
     def _remedy(self, parent: str, name: str, above: Mapping[str, Any]) -> str:
         siblings = [key for key in self._siblings(parent, above) if key != name and not key.startswith("_")]
@@ -121,16 +123,22 @@ def group_faults(override: Override, kind: type, catalogue: Catalogue, chosen: S
     group = override.key_or_group
     if override.is_delete():
         needed = group in schema.needed_groups(kind)
-        return [explain(group, "cannot be left out", f"One of {_listed(group, catalogue)} is needed")] if needed else []
+        return (
+            [format_error(group, "cannot be left out", f"One of {_listed(group, catalogue)} is needed")]
+            if needed
+            else []
+        )
     if override.package is None and group in chosen and (override.is_add() or override.is_force_add()):
-        return [explain(group, "is there already", f"Leave out the +: {group}={override.get_value_string()}")]
+        return [format_error(group, "is there already", f"Leave out the +: {group}={override.get_value_string()}")]
     names: list[Any] = []
     for text in variants(override, catalogue):
         value = _read_value(text) if is_sweep(override) else override.value()
         names += value if isinstance(value, list) else [value]
     if is_sweep(override) and not names:
         return [
-            explain(group, "no option fits", f"Known: {_listed(group, catalogue)}", value=override.get_value_string())
+            format_error(
+                group, "no option fits", f"Known: {_listed(group, catalogue)}", value=override.get_value_string()
+            )
         ]
     return [fault for name in names for fault in _option_faults(group, name, kind, catalogue)]
 
@@ -146,10 +154,10 @@ def _option_faults(group: str, name: Any, kind: type, catalogue: Catalogue) -> l
     if name is None:
         needed = group in schema.needed_groups(kind)
         remedy = f"One of {', '.join(options)} is needed" if needed else f"~{group} leaves it out"
-        return [explain(group, "must be the name of an option", remedy, value=None)]
+        return [format_error(group, "must be the name of an option", remedy, value=None)]
     near = get_close_matches(str(name), options, n=1, cutoff=0.6)
     remedy = f"Did you mean {group}={near[0]}" if near else f"Known: {', '.join(options)}"
-    return [explain(group, "there is no such option", remedy, value=name)]
+    return [format_error(group, "there is no such option", remedy, value=name)]
 
 
 def _listed(group: str, catalogue: Catalogue) -> str:

@@ -22,7 +22,7 @@ from trainer.config.request import Request, read_request
 from trainer.config.resume import resumed
 from trainer.config.stored import exported_config, load_stored_config, with_overrides
 from trainer.config.trust import trusted
-from trainer.errors import CheckpointError, ConfigError, DataError, explain, refuse
+from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
 
 _Item = TypeVar("_Item")
 
@@ -60,7 +60,7 @@ class Plan:
             ConfigError: All that is wrong with it.
         """
         values, unresolved = plain(config)
-        refuse(*unresolved)
+        raise_if_any(*unresolved)
         values = without_replaced(values, choices, self.request.given.paths(), self.request.catalogue)
         values, _ = with_tokenizer(values, self.request.given.paths())
         if run_dir is not None and isinstance(values.get("run"), dict) and values["run"].get("dir") is None:
@@ -115,7 +115,7 @@ def check_command(verb: str, argv: Sequence[str]) -> Plan:
 
 
 def _unless(found: Sequence[str], plan: Plan) -> Plan:
-    refuse(*dict.fromkeys(found))
+    raise_if_any(*dict.fromkeys(found))
     return plan
 
 
@@ -123,7 +123,7 @@ def _sweep_faults(request: Request) -> list[str]:
     given = request.given
     remedy = "A list is written [a,b]; --multirun (-m) runs a job for each"
     return [
-        explain(item.key_or_group, "several values make a sweep", remedy, value=item.get_value_string())
+        format_error(item.key_or_group, "several values make a sweep", remedy, value=item.get_value_string())
         for item in (*given.groups, *given.values)
         if is_sweep(item) and not request.command.multirun
     ]

@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Glob, Override, ValueType
 from hydra.errors import HydraException
 
 from trainer.config.catalogue import Catalogue
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 
 # What stands between the signs that lists, mappings and sweeps are written with.
 _WORD = re.compile(r"[^\[\]{}:,\s][^\[\]{}:,]*")
@@ -93,7 +93,9 @@ def as_text(text: str) -> str:
 
 def _unknown_flag(flag: str, known: Sequence[str]) -> str:
     near = get_close_matches(flag.partition("=")[0], known, n=1)
-    return explain(flag, "there is no such flag", f"Did you mean {near[0]}" if near else f"Known: {', '.join(known)}")
+    return format_error(
+        flag, "there is no such flag", f"Did you mean {near[0]}" if near else f"Known: {', '.join(known)}"
+    )
 
 
 def parse(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
@@ -114,13 +116,15 @@ def parse(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
 
 def _unreadable(text: str, cause: Any) -> str:
     if text.find("=") < 1 and not text.startswith("~"):
-        return explain(text, "is neither a verb's key nor a flag", "Overrides are written key=value, without spaces")
+        return format_error(
+            text, "is neither a verb's key nor a flag", "Overrides are written key=value, without spaces"
+        )
     token = getattr(cause, "offendingToken", None)
     spot: int = next(
         (place for place in (getattr(cause, "startIndex", None), getattr(token, "start", None)) if place is not None),
         len(text),
     )
-    message = explain(text, "cannot be read at the mark", "Text with special characters is quoted: 'key=\"a, b\"'")
+    message = format_error(text, "cannot be read at the mark", "Text with special characters is quoted: 'key=\"a, b\"'")
     return f"{message}\n    {text}\n    {' ' * spot}^"
 
 

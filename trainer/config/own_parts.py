@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from trainer.errors import nearest
+from trainer.errors import did_you_mean
 
 
 def own_part_fault(target: str) -> tuple[str, str] | None:
@@ -35,7 +35,7 @@ def _missing(file: Path, module: str, name: str) -> tuple[str, str] | None:
     dynamic = {"*", "__getattr__"} & {*known} or any(word in source for word in ("globals(", "vars(", "setattr("))
     if dynamic or name in known:
         return None
-    return f"there is no {name} in {module}", nearest(name, [each for each in known if not each.startswith("_")])
+    return f"there is no {name} in {module}", did_you_mean(name, [each for each in known if not each.startswith("_")])
 
 
 def _names(body: Iterable[ast.stmt]) -> Iterator[str]:

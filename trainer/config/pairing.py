@@ -8,7 +8,7 @@ from typing import Any
 from trainer.config import signature
 from trainer.config.annotations import literals
 from trainer.config.catalogue import Catalogue
-from trainer.errors import explain, nearest
+from trainer.errors import did_you_mean, format_error
 
 _PUBLISH = "trainer.export.artifacts.publish"
 _CACHE = "onnx_cache"
@@ -31,17 +31,17 @@ def faults(config: Mapping[str, Any], catalogue: Catalogue) -> Iterator[str]:
             read = {option: _read(catalogue, option, "targets", "loss") for option in catalogue.options("loss")}
             fitting = [option for option, taken in read.items() if {*targets} <= {*taken}]
             problem = unfit_targets(kinds, f"{target}{why}")
-            yield explain("loss", problem, f"These fit: {', '.join(fitting)}", value=_named(config))
+            yield format_error("loss", problem, f"These fit: {', '.join(fitting)}", value=_named(config))
     reads, inputs = _attribute(config, "model", "inputs"), _attribute(config, "task", "inputs")
     if reads and inputs and inputs not in reads:
         fitting = [option for option in catalogue.options("model") if inputs in _read(catalogue, option, "inputs")]
         problem = f"reads {' or '.join(reads)}, the task has {inputs}"
-        yield explain("model", problem, f"These fit: {', '.join(fitting)}", value=_named(config, "model"))
+        yield format_error("model", problem, f"These fit: {', '.join(fitting)}", value=_named(config, "model"))
     levels, level = _attribute(config, "model", "levels"), _attribute(config, "task", "level")
     if levels and level and level not in levels:
         fitting = [option for option in catalogue.options("model") if level in _read(catalogue, option, "levels")]
         problem = f"gives an output for each {' or '.join(levels)}, the task needs one for each {level}"
-        yield explain("model", problem, f"These fit: {', '.join(fitting)}", value=_named(config, "model"))
+        yield format_error("model", problem, f"These fit: {', '.join(fitting)}", value=_named(config, "model"))
     yield from _monitor(config)
     yield from _causality(config)
     yield from format_faults(config)
@@ -57,7 +57,7 @@ def format_faults(config: Mapping[str, Any]) -> Iterator[str]:
         found = signature.read(_PUBLISH)
         fitting = [name for name in literals(found.annotations["formats"]) if name != _CACHE] if found else []
         problem = f"{_CACHE} is of causal language models, and the task is {_named(config, 'task')}"
-        yield explain("export.formats", problem, f"These fit: {', '.join(fitting)}", value=formats)
+        yield format_error("export.formats", problem, f"These fit: {', '.join(fitting)}", value=formats)
 
 
 def _targets(config: Mapping[str, Any]) -> dict[str, str]:
@@ -81,7 +81,7 @@ def _monitor(config: Mapping[str, Any]) -> Iterator[str]:
     """A metric that picks the checkpoint and that the task has not, whatever its data."""
     known, wanted = _attribute(config, "task", "monitors"), _at(config.get("checkpoint"), "monitor")
     if known and isinstance(wanted, str) and wanted not in ("", "loss", *known):
-        yield explain("checkpoint.monitor", NO_METRIC, nearest(wanted, ["loss", *known]), value=wanted)
+        yield format_error("checkpoint.monitor", NO_METRIC, did_you_mean(wanted, ["loss", *known]), value=wanted)
 
 
 def _causality(config: Mapping[str, Any]) -> Iterator[str]:
@@ -92,7 +92,7 @@ def _causality(config: Mapping[str, Any]) -> Iterator[str]:
         return
     problem = "sees the tokens that it is to predict" if wanted else "does not see what comes behind a masked token"
     remedy = "Use model=decoder" if wanted else "Use model=text_encoder"
-    yield explain("model", problem, remedy, value=_named(config, "model"))
+    yield format_error("model", problem, remedy, value=_named(config, "model"))
 
 
 def _attribute(config: Mapping[str, Any], group: str, name: str) -> Any:

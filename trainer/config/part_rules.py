@@ -7,7 +7,7 @@ from typing import Any
 
 from trainer.config import signature
 from trainer.config.bounds import is_number, value_at
-from trainer.errors import explain
+from trainer.errors import format_error
 
 
 def faults(config: Mapping[str, Any]) -> Iterator[str]:
@@ -30,10 +30,12 @@ def _shares(config: Mapping[str, Any]) -> Iterator[str]:
     split = {name: share for name, share in _section(data, "split").items() if is_number(share) and 0 <= share < 1}
     shares = {name: share for name, share in split.items() if name in given and not _is_given(given[name])}
     if sum(shares.values()) >= 1:
-        yield explain("data.split", "the shares leave nothing to train on", value=data["split"])
+        yield format_error("data.split", "the shares leave nothing to train on", value=data["split"])
     if shares.get("validation") == 0:
         remedy = "Give a share, or data.validation"
-        yield explain("data.split.validation", "a run needs a validation split", remedy, value=shares["validation"])
+        yield format_error(
+            "data.split.validation", "a run needs a validation split", remedy, value=shares["validation"]
+        )
 
 
 def _is_given(value: Any) -> bool:
@@ -45,12 +47,12 @@ def _channels(config: Mapping[str, Any]) -> Iterator[str]:
     for key in ("task.mean", "task.std"):
         values = value_at(config, key)
         if isinstance(values, list) and channels == "auto":
-            yield explain(key, "needs a number of channels beside it", "Set task.channels", value=values)
+            yield format_error(key, "needs a number of channels beside it", "Set task.channels", value=values)
         elif isinstance(values, list) and isinstance(channels, int) and len(values) != channels:
-            yield explain(key, f"must be auto, or one number for each of the {channels} channels", value=values)
+            yield format_error(key, f"must be auto, or one number for each of the {channels} channels", value=values)
     size = value_at(config, "task.size")
     if isinstance(size, list) and len(size) != 2:
-        yield explain("task.size", "must be auto, pixels, or a list of height and width", value=size)
+        yield format_error("task.size", "must be auto, pixels, or a list of height and width", value=size)
 
 
 def _supervision(config: Mapping[str, Any]) -> Iterator[str]:
@@ -60,15 +62,15 @@ def _supervision(config: Mapping[str, Any]) -> Iterator[str]:
         return
     if value_at(config, "task.evaluate_pairs") is True and supervision != "none":
         problem = "is for task.supervision=none; all others are evaluated as they are trained"
-        yield explain("task.evaluate_pairs", problem, value=True)
+        yield format_error("task.evaluate_pairs", problem, value=True)
     threshold = value_at(config, "task.threshold")
     if threshold is not None and supervision != "scored":
-        yield explain("task.threshold", "is for task.supervision=scored; no others read scores", value=threshold)
+        yield format_error("task.threshold", "is for task.supervision=scored; no others read scores", value=threshold)
     model = _section(config, "model")
     if supervision == "none" and not _draws(model):
         key, remedy = ("model.dropout", "Set it above 0") if "dropout" in model else ("model", "Take one with dropout")
         problem = "without dropout the two views of a text are equal, and task.supervision=none has no others"
-        yield explain(key, problem, f"{remedy}, or take task.supervision=pairs", value=model.get("dropout"))
+        yield format_error(key, problem, f"{remedy}, or take task.supervision=pairs", value=model.get("dropout"))
 
 
 def _draws(model: Mapping[str, Any]) -> bool:
@@ -81,9 +83,9 @@ def _draws(model: Mapping[str, Any]) -> bool:
 def _sizes(config: Mapping[str, Any]) -> Iterator[str]:
     dim, heads = value_at(config, "model.dim"), value_at(config, "model.heads")
     if isinstance(dim, int) and isinstance(heads, int) and heads >= 1 and dim % heads:
-        yield explain("model.heads", f"must divide model.dim ({dim})", value=heads)
+        yield format_error("model.heads", f"must divide model.dim ({dim})", value=heads)
     if value_at(config, "model.hidden") == []:
-        yield explain("model.hidden", "must be one or more sizes of at least 1", value=[])
+        yield format_error("model.hidden", "must be one or more sizes of at least 1", value=[])
 
 
 def _weights(config: Mapping[str, Any]) -> Iterator[str]:
@@ -91,11 +93,11 @@ def _weights(config: Mapping[str, Any]) -> Iterator[str]:
         value = value_at(config, key)
         if isinstance(value, list) and not any(value):
             problem = "must not all be 0: nothing would be learnt" if value else "must not be empty"
-            yield explain(key, problem, value=value)
+            yield format_error(key, problem, value=value)
     ignored = value_at(config, "loss.ignore_index")
     if is_number(ignored) and ignored in (0, 1):
         problem = "is a target that means something"
-        yield explain("loss.ignore_index", problem, "Use a negative number", value=ignored)
+        yield format_error("loss.ignore_index", problem, "Use a negative number", value=ignored)
 
 
 def _clusters(config: Mapping[str, Any]) -> Iterator[str]:
@@ -107,10 +109,10 @@ def _clusters(config: Mapping[str, Any]) -> Iterator[str]:
         return
     if not numbers or numbers != sorted(set(numbers)):
         remedy = "Use null for 5 % and 25 % of the classes"
-        yield explain("loss.cutoffs", "must be rising numbers of classes", remedy, value=cutoffs)
+        yield format_error("loss.cutoffs", "must be rising numbers of classes", remedy, value=cutoffs)
     elif is_number(divided) and isinstance(features, int) and 1 <= features < divided ** len(numbers):
         problem = f"leaves the last of {len(numbers)} clusters no feature of loss.in_features ({features})"
-        yield explain("loss.div_value", problem, "Use a smaller one, or fewer cutoffs", value=divided)
+        yield format_error("loss.div_value", problem, "Use a smaller one, or fewer cutoffs", value=divided)
 
 
 def _rates(config: Mapping[str, Any]) -> Iterator[str]:
@@ -119,10 +121,10 @@ def _rates(config: Mapping[str, Any]) -> Iterator[str]:
     own = any(isinstance(entry, Mapping) and "lr" in entry for entry in entries)
     if value_at(config, "optimizer.lr") == "auto" and own:
         problem = "auto measures one rate for all, and optimizer.overrides sets others"
-        yield explain("optimizer.lr", problem, "Give a number, or leave lr out of the overrides", value="auto")
+        yield format_error("optimizer.lr", problem, "Give a number, or leave lr out of the overrides", value="auto")
     is_sgd = value_at(config, "optimizer._target_") == "trainer.optimizer.sgd.sgd"
     if is_sgd and value_at(config, "optimizer.nesterov") is True and value_at(config, "optimizer.momentum") == 0:
-        yield explain("optimizer.nesterov", "needs optimizer.momentum above 0", value=True)
+        yield format_error("optimizer.nesterov", "needs optimizer.momentum above 0", value=True)
 
 
 def _pruned(config: Mapping[str, Any]) -> Iterator[str]:
@@ -132,21 +134,25 @@ def _pruned(config: Mapping[str, Any]) -> Iterator[str]:
     if model.get("lora") is not None:
         problem = "the adapters of model.lora would fill in what is pruned when they are merged"
         remedy = "Leave out model.lora, or prune the trained run: trainer export prune=l1"
-        yield explain("prune", problem, remedy)
+        yield format_error("prune", problem, remedy)
     targets = prune.get("targets")
     if isinstance(targets, list) and not all(targets):
-        yield explain("prune.targets", "holds a pattern that is empty", "Patterns are as blocks.0.*", value=targets)
+        yield format_error(
+            "prune.targets", "holds a pattern that is empty", "Patterns are as blocks.0.*", value=targets
+        )
     if targets == []:
         remedy = "Give patterns of names, or null for linear layers and convolutions but the head"
-        yield explain("prune.targets", "names nothing to prune", remedy, value=targets)
+        yield format_error("prune.targets", "names nothing to prune", remedy, value=targets)
     axes, dim = _axes(model), prune.get("dim")
     if isinstance(dim, int) and not -axes <= dim < axes:
-        yield explain("prune.dim", f"there is no such axis in weights of {axes}", "0 is outputs, 1 inputs", value=dim)
+        yield format_error(
+            "prune.dim", f"there is no such axis in weights of {axes}", "0 is outputs, 1 inputs", value=dim
+        )
     amount, most = prune.get("amount"), _smallest(prune, model)
     if isinstance(amount, int) and targets is None and most is not None and amount >= most:
         unit = "slices" if "dim" in prune else "elements"
         problem = f"leaves nothing of the smallest weights of this model, which have {most} {unit}"
-        yield explain("prune.amount", problem, "Take less, or name weights in prune.targets", value=amount)
+        yield format_error("prune.amount", problem, "Take less, or name weights in prune.targets", value=amount)
 
 
 def _axes(model: Mapping[str, Any]) -> int:
@@ -168,10 +174,10 @@ def _decoding(config: Mapping[str, Any]) -> Iterator[str]:
     for key, limit in (("min_new_tokens", "max_new_tokens"), ("num_return", "num_beams")):
         value, most = value_at(config, f"decode.{key}"), value_at(config, f"decode.{limit}")
         if isinstance(value, int) and isinstance(most, int) and value > most:
-            yield explain(f"decode.{key}", f"must not be above decode.{limit} ({most})", value=value)
+            yield format_error(f"decode.{key}", f"must not be above decode.{limit} ({most})", value=value)
     stop = value_at(config, "decode.stop")
     if isinstance(stop, list) and "" in stop:
-        yield explain("decode.stop", "holds an empty string, which every text does", value=stop)
+        yield format_error("decode.stop", "holds an empty string, which every text does", value=stop)
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

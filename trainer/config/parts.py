@@ -11,7 +11,7 @@ from trainer.config.annotations import expected, fits, forms, items, literals
 from trainer.config.catalogue import Catalogue
 from trainer.config.keys import Keys
 from trainer.config.own_parts import own_part_fault
-from trainer.errors import explain, nearest
+from trainer.errors import did_you_mean, format_error
 
 OWN = "trainer."
 _MEASURED = "optimizer.lr"
@@ -22,7 +22,7 @@ HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_", "_a
 def value_faults(path: str, value: Any, annotation: str) -> list[str]:
     """What is wrong with a value that `annotation` is to hold."""
     if value == "???":
-        return [explain(path, "a value is needed", f"Give {path}=<{expected(annotation)}>")]
+        return [format_error(path, "a value is needed", f"Give {path}=<{expected(annotation)}>")]
     # An interpolation that is still there has been told of already.
     if "${" in str(value) or fits(value, annotation):
         return []
@@ -33,9 +33,9 @@ def value_faults(path: str, value: Any, annotation: str) -> list[str]:
         remedy = f"Write {path}=[{value}]"
     known = literals(annotation)
     wrong = [item for item in (value if isinstance(value, list) else [value]) if item not in known]
-    if wrong and isinstance(wrong[0], str) and nearest(wrong[0], known).startswith("Did you mean"):
-        remedy = nearest(wrong[0], known)
-    return [explain(path, f"must be {expected(annotation)}", remedy, value=value)]
+    if wrong and isinstance(wrong[0], str) and did_you_mean(wrong[0], known).startswith("Did you mean"):
+        remedy = did_you_mean(wrong[0], known)
+    return [format_error(path, f"must be {expected(annotation)}", remedy, value=value)]
 
 
 def part_faults(group: str, part: Any, keys: Keys) -> list[str]:
@@ -49,7 +49,7 @@ def part_faults(group: str, part: Any, keys: Keys) -> list[str]:
             fault for key in shared if key in part for fault in value_faults(f"{group}.{key}", part[key], shared[key])
         ]
         return faults + _own_faults(group, {key: value for key, value in part.items() if key not in shared}, keys)
-    return [explain(group, "must be the name of an option", options, value=part)]
+    return [format_error(group, "must be the name of an option", options, value=part)]
 
 
 def _shared(group: str, keys: Keys) -> Mapping[str, str]:
@@ -62,13 +62,15 @@ def _own_faults(group: str, part: Mapping[str, Any], keys: Keys) -> list[str]:
     options = f"One of {', '.join(keys.catalogue.options(group))} is needed"
     target = part.get("_target_")
     if not isinstance(target, str) or target == "???":
-        return [explain(f"{group}._target_", "must be the dotted name of a class or function", options, value=target)]
+        return [
+            format_error(f"{group}._target_", "must be the dotted name of a class or function", options, value=target)
+        ]
     if not target.startswith(OWN):
         return _foreign_faults(group, part, target)
     try:
         found = signature.read(target)
     except LookupError as error:
-        return [explain(f"{group}._target_", "names nothing", str(error), value=target)]
+        return [format_error(f"{group}._target_", "names nothing", str(error), value=target)]
     if found is None:
         return []
     faults = []
@@ -94,13 +96,13 @@ def _foreign_faults(group: str, part: Mapping[str, Any], target: str) -> list[st
     package = target.partition(".")[0]
     if not package.isidentifier() or "." not in target:
         problem = "must be a dotted name of a class or function"
-        return [explain(f"{group}._target_", problem, "Such as my_package.MyLoss", value=target)]
+        return [format_error(f"{group}._target_", problem, "Such as my_package.MyLoss", value=target)]
     missing = [value_faults(f"{group}.{key}", value, "Any") for key, value in part.items() if value == "???"]
     if find_spec(package) is None:
         remedy = "Packages are looked for in the working directory and where Python finds them"
-        missing.append([explain(f"{group}._target_", f"there is no package {package}", remedy, value=target)])
+        missing.append([format_error(f"{group}._target_", f"there is no package {package}", remedy, value=target)])
     elif fault := own_part_fault(target):
-        missing.append([explain(f"{group}._target_", *fault, value=target)])
+        missing.append([format_error(f"{group}._target_", *fault, value=target)])
     return [fault for faults in missing for fault in faults]
 
 
@@ -109,7 +111,7 @@ def _left_out(
 ) -> list[str]:
     option = catalogue.option_of(group, target)
     return [
-        explain(f"{group}.{key}", "is needed", f"{group}={option} gives {value!r}")
+        format_error(f"{group}.{key}", "is needed", f"{group}={option} gives {value!r}")
         for key, value in _lacking(group, part, found, catalogue).items()
     ]
 

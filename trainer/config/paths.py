@@ -8,7 +8,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 
 _DATA = {
     "trainer.data.files.Files": ("train", "validation", "test"),
@@ -106,4 +106,4 @@ def _missing(key: str, value: Any, noun: str = "file or folder") -> Iterator[str
             names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
             similar = get_close_matches(path.name, names, n=1)
             remedy = f"Did you mean {path.parent / similar[0]}" if similar else f"Paths are relative to {Path.cwd()}"
-            yield explain(key, f"no such {noun}", remedy, value=given)
+            yield format_error(key, f"no such {noun}", remedy, value=given)

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override
 from trainer.config import jobs, overrides, schema
 from trainer.config.catalogue import Catalogue, catalogue, own_folder, search_folder, working_folder
 from trainer.config.overrides import Command, is_sweep
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def read_request(verb: str, argv: Sequence[str]) -> tuple[Request, list[str]]:
     folder = Path(options.config_path).resolve() if options.config_path else own_folder()
     extra = Path(options.config_dir).resolve() if options.config_dir else None
     if extra is not None and not extra.is_dir():
-        raise ConfigError(explain("--config-dir", "there is no such folder", value=options.config_dir))
+        raise ConfigError(format_error("--config-dir", "there is no such folder", value=options.config_dir))
     own = working_folder()
     search = [entry for item in parsed for entry in _search_entries(item)]
     search += [_entry(own)] if own else []

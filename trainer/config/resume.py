@@ -18,7 +18,7 @@ from trainer.config.policy import resume_config
 from trainer.config.request import Request
 from trainer.config.stored import load_stored_config
 from trainer.config.trust import trusted
-from trainer.errors import CheckpointError, ConfigError, explain
+from trainer.errors import CheckpointError, ConfigError, format_error
 
 
 def resumed(request: Request, groups: Sequence[Override], path: str) -> tuple[dict[str, Any], list[str], list[str]]:
@@ -66,13 +66,16 @@ def _conflicts(request: Request, groups: Sequence[Override], path: str) -> list[
     found = []
     if request.command.multirun:
         problem = "one run cannot be resumed by several jobs"
-        found.append(explain("resume", problem, "Leave out --multirun", value=path))
+        found.append(format_error("resume", problem, "Leave out --multirun", value=path))
     if request.command.options.cfg:
         remedy = f"The run goes on with {Path(path) / 'config.yaml'}"
-        found.append(explain("--cfg", "there is nothing to compose", remedy))
+        found.append(format_error("--cfg", "there is nothing to compose", remedy))
     parts = schema.groups(jobs.TrainJob)
     bare = [item.key_or_group for item in groups if item.key_or_group not in parts]
-    return [*found, *(explain(group, "cannot be chosen for a run that is resumed", "Leave it out") for group in bare)]
+    return [
+        *found,
+        *(format_error(group, "cannot be chosen for a run that is resumed", "Leave it out") for group in bare),
+    ]
 
 
 def _chosen(request: Request, groups: Sequence[Override]) -> dict[str, Any]:

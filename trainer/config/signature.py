@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import nearest
+from trainer.errors import did_you_mean
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -114,7 +114,7 @@ def _module(target: str, package: Path) -> tuple[Path, list[str]]:
             return folder / f"{part}.py", parts[position + 1 :]
         if not (folder / part).is_dir():
             modules = [item.stem for item in folder.iterdir() if item.stem.isidentifier()]
-            near = nearest(part, [name for name in modules if not name.startswith("__")])
+            near = did_you_mean(part, [name for name in modules if not name.startswith("__")])
             raise LookupError(f"there is no module {part} in {'.'.join([package.name, *parts[:position]])}. {near}")
         folder = folder / part
     raise LookupError("names a package; a class or function in one of its modules is needed")
@@ -134,7 +134,9 @@ def _of_name(module: ast.Module, names: list[str], target: str, package: Path) -
             if found is None and (source := _imported(module, name)):
                 return read(source, package) if source.startswith(f"{package.name}.") else None
             public = [known for known in definitions if not known.startswith("_")]
-            raise LookupError(f"there is no {name} in {target.rsplit('.', 1)[0]}. {nearest(name, public)}".rstrip())
+            raise LookupError(
+                f"there is no {name} in {target.rsplit('.', 1)[0]}. {did_you_mean(name, public)}".rstrip()
+            )
         found = definitions[name]
         scope = found.body
     if found is None:

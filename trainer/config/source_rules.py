@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trainer.errors import explain
+from trainer.errors import format_error
 
 _SEVERAL = ("value", "features")
 """Roles that several columns may play together."""
@@ -21,15 +21,15 @@ def faults(config: Mapping[str, Any]) -> Iterator[str]:
     yield from _columns(data)
     for first, second in (("text", "label"), ("word", "tag")):
         if first in data and data[first] == data.get(second):
-            yield explain(f"data.{second}", f"must be another column than data.{first}", value=data[second])
+            yield format_error(f"data.{second}", f"must be another column than data.{first}", value=data[second])
     for key in ("separator", "quote"):
         sign = data.get(key)
         if "quote" in data and isinstance(sign, str) and len(sign) > 1:
-            yield explain(f"data.{key}", "must be one character or null", value=sign)
+            yield format_error(f"data.{key}", "must be one character or null", value=sign)
     for key in ("separator", "quote", "list_separator", "comment"):
         sign = data.get(key)
         if isinstance(sign, str) and not set(sign).isdisjoint("\r\n"):
-            yield explain(f"data.{key}", "must stand within a line", value=sign)
+            yield format_error(f"data.{key}", "must stand within a line", value=sign)
 
 
 def _empty(path: str, values: Mapping[str, Any]) -> Iterator[str]:
@@ -37,14 +37,14 @@ def _empty(path: str, values: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(value, Mapping):
             yield from _empty(f"{path}.{key}", value)
         elif value == "" or (isinstance(value, list) and (not value or "" in value)):
-            yield explain(f"{path}.{key}", "must not be empty", value=value)
+            yield format_error(f"{path}.{key}", "must not be empty", value=value)
 
 
 def _files(data: Mapping[str, Any]) -> Iterator[str]:
     """Files or splits by name: what must be given, and what must be given together."""
     splits = data.get("splits")
     if isinstance(splits, Mapping) and "train" in splits and splits["train"] is None:
-        yield explain("data.splits.train", "must be the name of a split", value=None)
+        yield format_error("data.splits.train", "must be the name of a split", value=None)
     if not str(data["_target_"]).startswith("trainer.data.idx."):
         return
     named = {name: files for name in ("train", "validation", "test") if isinstance(files := data.get(name), Mapping)}
@@ -52,18 +52,18 @@ def _files(data: Mapping[str, Any]) -> Iterator[str]:
         given = [role for role in ("images", "labels") if files.get(role) is not None]
         if len(given) == 1:
             other = "labels" if given == ["images"] else "images"
-            yield explain(f"data.{name}.{other}", f"is needed beside data.{name}.{given[0]}", value=None)
+            yield format_error(f"data.{name}.{other}", f"is needed beside data.{name}.{given[0]}", value=None)
     folder, any_given = data.get("folder"), any(file is not None for files in named.values() for file in files.values())
     if folder is None and named.get("train", {}).get("images") is None:
-        yield explain("data.folder", "is needed, or data.train.images and data.train.labels", value=None)
+        yield format_error("data.folder", "is needed, or data.train.images and data.train.labels", value=None)
     if folder is not None and any_given:
-        yield explain("data.folder", "must be null where files are named", value=folder)
+        yield format_error("data.folder", "must be null where files are named", value=folder)
 
 
 def _columns(data: Mapping[str, Any]) -> Iterator[str]:
     columns = data.get("columns")
     for role, name in columns.items() if isinstance(columns, Mapping) else ():
         if isinstance(name, list) and role not in _SEVERAL:
-            yield explain(f"data.columns.{role}", "must be one column", value=name)
+            yield format_error(f"data.columns.{role}", "must be one column", value=name)
         elif isinstance(name, list) and len(set(map(str, name))) < len(name):
-            yield explain(f"data.columns.{role}", "must be different columns", value=name)
+            yield format_error(f"data.columns.{role}", "must be different columns", value=name)

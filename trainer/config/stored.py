@@ -20,7 +20,7 @@ from trainer.config.keys import Keys, is_known
 from trainer.config.parts import completed
 from trainer.config.paths import located
 from trainer.config.trust import trusted
-from trainer.errors import CheckpointError, explain, refuse
+from trainer.errors import CheckpointError, format_error, raise_if_any
 
 FILE = "config.yaml"
 _GROUPS = schema.groups(jobs.TrainJob)
@@ -40,9 +40,9 @@ def stored_config(text: str, name: str = FILE) -> dict[str, Any]:
     try:
         config = OmegaConf.create(text)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise CheckpointError(explain(name, f"cannot be read ({str(error).splitlines()[0]})")) from error
+        raise CheckpointError(format_error(name, f"cannot be read ({str(error).splitlines()[0]})")) from error
     if not isinstance(config, DictConfig) or "model" not in config:
-        raise CheckpointError(explain(name, "is not the configuration of a run"))
+        raise CheckpointError(format_error(name, "is not the configuration of a run"))
     return _completed(as_written(config))
 
 
@@ -77,7 +77,7 @@ def load_stored_config(path: str | Path, key: str = "resume") -> dict[str, Any]:
         if (folder / "predict.py").is_file():
             problem = "holds artifacts without the run they come from"
             remedy = f"Run their own script: python {folder / 'predict.py'}"
-        raise CheckpointError(explain(key, problem, remedy, value=str(path)))
+        raise CheckpointError(format_error(key, problem, remedy, value=str(path)))
     for file in there[:-1]:
         with suppress(CheckpointError, UnicodeDecodeError):
             return stored_config(file.read_text(encoding="utf-8"), str(file))
@@ -103,7 +103,7 @@ def with_overrides(config: Mapping[str, Any], pairs: Sequence[tuple[str, Any]]) 
         ConfigError: It has no such key.
     """
     keys = keys_of(config)
-    refuse(*(keys.unknown(path, value) for path, value in pairs if not is_known(config, path)))
+    raise_if_any(*(keys.unknown(path, value) for path, value in pairs if not is_known(config, path)))
     changed = OmegaConf.create(dict(config))
     for path, value in pairs:
         set_value(changed, path, value)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import signature
-from trainer.errors import explain
+from trainer.errors import format_error
 
 LIBRARIES = ("torch.optim", "torch.nn", "transformers", "torchmetrics")
 """Packages whose classes a stored `_target_` may name, besides what we define ourselves."""
@@ -23,7 +23,7 @@ def trusted(config: Mapping[str, Any], trust: Sequence[str]) -> list[str]:
     """
     problem = f"a checkpoint may name our own parts and classes of {', '.join(LIBRARIES)} only"
     return [
-        explain(path, problem, f"If you trust it: trust=[{target.partition('.')[0]}]", value=target)
+        format_error(path, problem, f"If you trust it: trust=[{target.partition('.')[0]}]", value=target)
         for path, target in _targets(config)
         if not (_is_named(target, trust) or _is_known(target))
     ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.data.cells import key_of
 from trainer.data.rows import row_id
 from trainer.data.splits import Sample, divided
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,7 +33,7 @@ def check_installed() -> None:
     if find_spec("sklearn") is None:
         remedy = "Run pip install 'trainer[examples]'"
         raise ConfigError(
-            explain("_target_", "this data comes with the package scikit-learn, which is missing", remedy)
+            format_error("_target_", "this data comes with the package scikit-learn, which is missing", remedy)
         )
 
 

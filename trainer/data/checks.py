@@ -32,7 +32,7 @@ LIMITS = {
 
 
 @dataclass(frozen=True)
-class Checked:
+class DataReport:
     """What was found in the splits.
 
     Attributes:
@@ -65,7 +65,7 @@ class Checked:
         return ["split", "rows", *names], lines
 
 
-def check(encoded: Mapping[str, Dataset]) -> Checked:
+def check(encoded: Mapping[str, Dataset]) -> DataReport:
     """Looks at encoded splits, `train` first: repeated rows, rows of an earlier split, contradictions, empty texts."""
     seen = np.empty(0, dtype=np.int64)
     shares: dict[str, dict[str, float]] = {}
@@ -82,7 +82,7 @@ def check(encoded: Mapping[str, Dataset]) -> Checked:
         shares[split] = {name: float(where.mean()) for name, where in found.items()}
         first |= {(split, name): int(where.argmax()) for name, where in found.items() if where.any()}
         seen = np.union1d(seen, inputs)
-    return Checked({split: len(rows) for split, rows in encoded.items()}, shares, first)
+    return DataReport({split: len(rows) for split, rows in encoded.items()}, shares, first)
 
 
 def digest_of(rows: Dataset) -> str:

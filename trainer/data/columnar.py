@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.data.columns import places_of
 from trainer.data.utf8 import first_line
-from trainer.errors import DataError, explain
+from trainer.errors import DataError, format_error
 
 _ROWS = 1_024
 """Rows that are Python objects at a time."""
@@ -34,7 +34,7 @@ def read_columnar(path: Path, columns: Sequence[str] | None) -> Iterator[Sequenc
                 yield from zip(*(piece.column(column).to_pylist() for column in columns), strict=True)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         remedy = "It is damaged, or it is of another format than its name says"
-        raise DataError(explain(str(path), f"cannot be read: {first_line(error)}", remedy)) from error
+        raise DataError(format_error(str(path), f"cannot be read: {first_line(error)}", remedy)) from error
 
 
 def _parquet_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import DataError, explain, nearest
+from trainer.errors import DataError, did_you_mean, format_error
 
 _NEAR = "Did you mean "
 
@@ -27,12 +27,12 @@ def column_fault(path: Path, wrong: Sequence[str], names: list[str], named_by: s
     counts = {column: names.count(column) for column in wrong}
     problems = [f"{count} columns {column!r}" if count else f"no column {column!r}" for column, count in counts.items()]
     remedy = f"It has {', '.join(map(repr, names))}; name them by {named_by}"
-    hints = [hint for column in wrong if (hint := nearest(column, names)).startswith(_NEAR)]
+    hints = [hint for column in wrong if (hint := did_you_mean(column, names)).startswith(_NEAR)]
     if len(names) == 1 and not set(",;|\t").isdisjoint(names[0]):
         remedy += ", and what separates them by data.separator"
     elif hints:
         remedy = f"{_NEAR}{' and '.join(hint.removeprefix(_NEAR) for hint in hints)}? {remedy}"
-    return explain(str(path), f"has {' and '.join(problems)}", remedy)
+    return format_error(str(path), f"has {' and '.join(problems)}", remedy)
 
 
 def lacking(place: str, item: Mapping[str, Any], columns: Sequence[str], named_by: str) -> DataError | None:
@@ -42,4 +42,4 @@ def lacking(place: str, item: Mapping[str, Any], columns: Sequence[str], named_b
         return None
     problem = f"has no {'column' if len(absent) == 1 else 'columns'} {', '.join(map(repr, absent))}"
     there = f"It has {', '.join(map(repr, item))}; name them by {named_by}" if item else f"Name them by {named_by}"
-    return DataError(explain(place, problem, there))
+    return DataError(format_error(place, problem, there))

@@ -12,7 +12,7 @@ from trainer.data.located import Paths, fingerprint_of, located, where
 from trainer.data.rows import row_id
 from trainer.data.splits import Division, Sample, key_for, read_splits, stored, write_splits
 from trainer.data.utf8 import text_lines
-from trainer.errors import ConfigError, DataError, explain
+from trainer.errors import ConfigError, DataError, format_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,10 +63,10 @@ class Conll:
         self._comment = comment
         self._cache_dir = cache_dir
         if word == tag:
-            raise ConfigError(explain("tag", "must be another column than data.word", value=tag))
+            raise ConfigError(format_error("tag", "must be another column than data.word", value=tag))
         for name, sign in {"separator": separator, "comment": comment}.items():
             if sign is not None and (not sign or not set(sign).isdisjoint("\r\n")):
-                raise ConfigError(explain(name, "must be one or more characters of a line, or null", value=sign))
+                raise ConfigError(format_error(name, "must be one or more characters of a line, or null", value=sign))
         self._division = Division.checked(self._given, split)
 
     @cached_property
@@ -112,7 +112,7 @@ class Conll:
         from trainer.data.arrow import schema_of
 
         def nothing(origin: str) -> DataError:
-            return DataError(explain(str(self._paths[origin][0]), "holds no sentence", "Name another file"))
+            return DataError(format_error(str(self._paths[origin][0]), "holds no sentence", "Name another file"))
 
         origins = {origin: self._samples(paths) for origin, paths in self._paths.items()}
         write_splits(folder, self._division, schema_of(names), origins, "sentences without words", nothing)
@@ -140,10 +140,10 @@ class Conll:
             if len(cells) != width:
                 problem = f"expected {width} columns as in the lines before"
                 remedy = "Is data.separator right, and data.comment?"
-                raise DataError(explain(f"{path}, line {number}", problem, remedy, value=len(cells)))
+                raise DataError(format_error(f"{path}, line {number}", problem, remedy, value=len(cells)))
             for role, column in self._columns.items():
                 if not cells[column].strip():
-                    raise DataError(explain(f"{path}, line {number}, {self.column(role)}", "is empty"))
+                    raise DataError(format_error(f"{path}, line {number}, {self.column(role)}", "is empty"))
             first = first if pending else number
             pending.append(cells)
         if pending:
@@ -155,8 +155,8 @@ class Conll:
         for role, column in self._columns.items():
             if not -width <= column < width:
                 problem = f"{self.column(role)} is no column of {width}"
-                raise DataError(explain(spot, problem, "Is data.separator right?"))
+                raise DataError(format_error(spot, problem, "Is data.separator right?"))
         if self._columns["words"] % width == self._columns["tags"] % width:
             problem = f"{self.column('words')} and {self.column('tags')} are one column of {width}"
-            raise DataError(explain(spot, problem, "Is data.separator right?"))
+            raise DataError(format_error(spot, problem, "Is data.separator right?"))
         return width

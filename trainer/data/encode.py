@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainer.data.digests import digests, of_blocks
-from trainer.errors import DataError, RowError, explain
+from trainer.errors import DataError, RowError, format_error
 from trainer.protocols import BLOCK_OF, Columns, Source, Task
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ def encode(source: Source, task: Task, *, limit: int | None, root: Path, fitted:
             _write(folder, source, task, raw, warnings)
         except OSError as error:
             remedy = "Name another folder in the environment variable TRAINER_CACHE"
-            raise DataError(explain(str(root), f"cannot hold the encoded data ({error})", remedy)) from error
+            raise DataError(format_error(str(root), f"cannot hold the encoded data ({error})", remedy)) from error
         cached = _read(folder)
         if cached is None:
-            raise DataError(explain(str(folder), "cannot be read back", "Remove this folder of the cache"))
+            raise DataError(format_error(str(folder), "cannot be read back", "Remove this folder of the cache"))
     else:
         logger.info("encoded data: taken from %s", folder)
     task.load_state_dict(cached[0])
@@ -169,7 +169,10 @@ def _load(source: Source, task: Task) -> dict[str, Dataset]:
         missing = [role for role in task.columns() if role not in rows.column_names]
         if missing:
             raise DataError(
-                *(explain(source.column(role), f"the task needs it, the {split} split has none") for role in missing)
+                *(
+                    format_error(source.column(role), f"the task needs it, the {split} split has none")
+                    for role in missing
+                )
             )
     return raw
 

@@ -16,7 +16,7 @@ from trainer.data.readers import column_names, records, suffix_of, suffixes
 from trainer.data.rows import row_id
 from trainer.data.splits import Division, key_for, read_splits, stored, write_splits
 from trainer.data.table import Record, Table, all_of, check_columns
-from trainer.errors import ConfigError, DataError, explain
+from trainer.errors import ConfigError, DataError, format_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -72,14 +72,14 @@ class Files:
         self._signs = {"separator": separator, "quote": quote}
         self._cache_dir = cache_dir
         if text == label:
-            raise ConfigError(explain("label", "must be another column than data.text", value=label))
+            raise ConfigError(format_error("label", "must be another column than data.text", value=label))
         check_columns(columns, [role for role in NOUNS if role not in ("text", "label")])
         self._division = Division.checked(self._given, split)
         if not list_separator or not set(list_separator).isdisjoint("\r\n"):
-            raise ConfigError(explain("list_separator", "must be one or more characters", value=list_separator))
+            raise ConfigError(format_error("list_separator", "must be one or more characters", value=list_separator))
         for name, sign in self._signs.items():
             if sign is not None and (len(sign) != 1 or sign in "\r\n"):
-                raise ConfigError(explain(name, "must be one character or null", value=sign))
+                raise ConfigError(format_error(name, "must be one character or null", value=sign))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -148,7 +148,7 @@ class Files:
 
         def nothing(origin: str) -> DataError:
             remedy = "Are these the right columns?"
-            return DataError(explain(str(self._paths[origin][0]), all_of(table), remedy))
+            return DataError(format_error(str(self._paths[origin][0]), all_of(table), remedy))
 
         origins = {
             origin: table.samples(self._records(origin, table), [path.parent for path in paths])
@@ -163,7 +163,7 @@ class Files:
             for number, values in enumerate(records(path, table.columns, **self._signs, named_by=table.named_by), 1):
                 yield row_id(index, number), f"{path}, row {number}", values
             if not number:
-                raise DataError(explain(str(path), "holds no rows", "Name another file"))
+                raise DataError(format_error(str(path), "holds no rows", "Name another file"))
 
     def _images(self, path: Path) -> Iterator[str]:
         """Digests of the images that a file names, where it has their column; what is broken is said by `load`."""

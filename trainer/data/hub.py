@@ -14,7 +14,7 @@ from trainer.data.located import readable_digest
 from trainer.data.rows import place, row_id
 from trainer.data.splits import Division, key_for, read_splits, stored, write_splits
 from trainer.data.table import Record, Table, all_of, check_columns
-from trainer.errors import ConfigError, DataError, explain, nearest
+from trainer.errors import ConfigError, DataError, did_you_mean, format_error
 from trainer.hub import reachable
 
 if TYPE_CHECKING:
@@ -66,11 +66,11 @@ class Hub:
         self._list_separator = list_separator
         self._cache_dir = cache_dir
         if set(splits) != set(_SPLITS):
-            raise ConfigError(explain("splits", f"must hold {', '.join(_SPLITS)}", value=dict(splits)))
+            raise ConfigError(format_error("splits", f"must hold {', '.join(_SPLITS)}", value=dict(splits)))
         if splits["train"] is None:
-            raise ConfigError(explain("splits.train", "must be the name of a split", value=None))
+            raise ConfigError(format_error("splits.train", "must be the name of a split", value=None))
         if not list_separator:
-            raise ConfigError(explain("list_separator", "must be one or more characters", value=list_separator))
+            raise ConfigError(format_error("list_separator", "must be one or more characters", value=list_separator))
         check_columns(columns, list(NOUNS))
         self._division = Division.checked({name: splits[name] for name in _SPLITS}, split)
 
@@ -140,10 +140,12 @@ class Hub:
         tables: DatasetDict | dict[str, Dataset] = found if isinstance(found, dict) else {"train": found}
         for split, name in self._splits.items():
             if name is not None and name not in tables:
-                remedy = nearest(name, list(tables))
+                remedy = did_you_mean(name, list(tables))
                 if split != "train":
                     remedy += f"; data.splits.{split}=null takes a share of training"
-                raise DataError(explain(f"data.splits.{split}", "the data set has no such split", remedy, value=name))
+                raise DataError(
+                    format_error(f"data.splits.{split}", "the data set has no such split", remedy, value=name)
+                )
         return {split: tables[name] for split, name in self._splits.items() if name is not None}
 
     def _unreachable(self, error: Exception) -> str:
@@ -166,7 +168,7 @@ class Hub:
                 path,
                 "Name a data set of the hub, or a folder; see https://hf.co/datasets",
             )
-        return explain(key, f"the data set cannot be loaded ({text})", remedy, value=value)
+        return format_error(key, f"the data set cannot be loaded ({text})", remedy, value=value)
 
     def _write(self, folder: Path, roles: Sequence[str]) -> None:
         from trainer.data.arrow import schema_of
@@ -178,14 +180,14 @@ class Hub:
             for role, wanted in table.names.items():
                 for name in wanted:
                     if name not in rows.column_names:
-                        hint = nearest(name, list(rows.column_names))
+                        hint = did_you_mean(name, list(rows.column_names))
                         problem = f"split {self._splits[split]} has no such column"
-                        raise DataError(explain(f"data.columns.{role}", problem, hint, value=name))
+                        raise DataError(format_error(f"data.columns.{role}", problem, hint, value=name))
         table.learn(lambda: self._records("train", table))
 
         def nothing(origin: str) -> DataError:
             remedy = f"Are these the right columns? data.splits.{origin}=null takes a share of training"
-            return DataError(explain(f"data.splits.{origin}={self._splits[origin]}", all_of(table), remedy))
+            return DataError(format_error(f"data.splits.{origin}={self._splits[origin]}", all_of(table), remedy))
 
         origins = {split: table.samples(self._records(split, table)) for split in tables}
         schema = schema_of(table.names, table.numeric)

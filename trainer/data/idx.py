@@ -17,7 +17,7 @@ from trainer.data.images import png
 from trainer.data.located import fingerprint_of, located
 from trainer.data.rows import place, row_id
 from trainer.data.splits import Division, Sample, key_for, read_splits, stored, write_splits
-from trainer.errors import DataError, explain, refuse
+from trainer.errors import DataError, format_error, raise_if_any
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,15 +63,15 @@ class Idx:
         faults = []
         for name, files in named.items():
             if set(files) != {"images", "labels"}:
-                faults.append(explain(name, "must hold images and labels", value=dict(files)))
+                faults.append(format_error(name, "must hold images and labels", value=dict(files)))
             elif len(given := [role for role, file in files.items() if file is not None]) == 1:
                 other = "labels" if given == ["images"] else "images"
-                faults.append(explain(f"{name}.{other}", f"is needed beside data.{name}.{given[0]}", value=None))
+                faults.append(format_error(f"{name}.{other}", f"is needed beside data.{name}.{given[0]}", value=None))
         if folder is None and train.get("images") is None:
-            faults.append(explain("folder", "is needed, or data.train.images and data.train.labels", value=None))
+            faults.append(format_error("folder", "is needed, or data.train.images and data.train.labels", value=None))
         if folder is not None and any(file is not None for files in named.values() for file in files.values()):
-            faults.append(explain("folder", "must be null where files are named", value=folder))
-        refuse(*faults)
+            faults.append(format_error("folder", "must be null where files are named", value=folder))
+        raise_if_any(*faults)
         self._folder = folder
         self._named = {name: files if files["images"] is not None else None for name, files in named.items()}
         self._split = split
@@ -124,7 +124,7 @@ class Idx:
         from trainer.data.arrow import schema_of
 
         def nothing(origin: str) -> DataError:
-            return DataError(explain(str(self._paths[origin][0]), "holds no images", "Name another file"))
+            return DataError(format_error(str(self._paths[origin][0]), "holds no images", "Name another file"))
 
         origins = {origin: _samples(*paths) for origin, paths in self._paths.items()}
         write_splits(folder, self._division, schema_of(names), origins, "images without a label", nothing)
@@ -147,7 +147,7 @@ def read_idx(path: Path, *, dims: int, types: Sequence[int]) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         problem = f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
         raise DataError(
-            explain(str(path), problem, "Is it complete, and is .gz its name where it is packed?")
+            format_error(str(path), problem, "Is it complete, and is .gz its name where it is packed?")
         ) from error
     head = 4 + 4 * dims
     kinds = [bytes((0, 0, kind, dims)).hex() for kind in types]
@@ -156,16 +156,16 @@ def read_idx(path: Path, *, dims: int, types: Sequence[int]) -> np.ndarray:
             "Unpack it, or let its name end in .gz" if content[:2] == b"\x1f\x8b" else "Are images and labels mixed up?"
         )
         problem = f"is no IDX file of {dims} dimension{'s' if dims > 1 else ''}: the magic number must be {kinds[0]}"
-        raise DataError(explain(str(path), problem, remedy, value=content[:4].hex()))
+        raise DataError(format_error(str(path), problem, remedy, value=content[:4].hex()))
     damaged = "It is cut off or damaged; fetch it again"
     if len(content) < head:
-        raise DataError(explain(str(path), f"must have at least {head} bytes", damaged, value=len(content)))
+        raise DataError(format_error(str(path), f"must have at least {head} bytes", damaged, value=len(content)))
     shape = tuple(np.frombuffer(content[4:head], dtype=">u4").tolist())
     dtype = np.dtype(_TYPES[content[2]])
     needed = head + prod(shape) * dtype.itemsize
     if len(content) != needed:
         problem = f"must have {needed} bytes for {' x '.join(map(str, shape))} numbers"
-        raise DataError(explain(str(path), problem, damaged, value=len(content)))
+        raise DataError(format_error(str(path), problem, damaged, value=len(content)))
     return np.frombuffer(content, dtype=dtype, offset=head).reshape(shape)
 
 
@@ -174,9 +174,9 @@ def _samples(images_path: Path, labels_path: Path) -> Iterator[Sample]:
     labels = read_idx(labels_path, dims=1, types=[0x08, 0x09, 0x0B, 0x0C])
     if len(images) != len(labels):
         problem = f"must have a label for each of the {len(images)} images of {images_path}"
-        raise DataError(explain(str(labels_path), problem, "Do the two belong together?", value=len(labels)))
+        raise DataError(format_error(str(labels_path), problem, "Do the two belong together?", value=len(labels)))
     if images.size == 0 and len(images):
-        raise DataError(explain(str(images_path), "has images without pixels", value=images.shape))
+        raise DataError(format_error(str(images_path), "has images without pixels", value=images.shape))
     for number, (pixels, label) in enumerate(zip(images, labels.tolist(), strict=True), 1):
         # Of the pixels, since how a PNG packs them differs between versions of the packer.
         key = blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest()
@@ -187,7 +187,7 @@ def _usual(folder: Path) -> dict[str, list[Path]]:
     """The files with the usual names in a folder."""
     if not folder.is_dir():
         raise DataError(
-            explain("data.folder", "no such folder", f"Paths are relative to {Path.cwd()}", value=str(folder))
+            format_error("data.folder", "no such folder", f"Paths are relative to {Path.cwd()}", value=str(folder))
         )
     found: dict[str, list[Path]] = {}
     for split, prefix in _USUAL.items():
@@ -198,7 +198,7 @@ def _usual(folder: Path) -> dict[str, list[Path]]:
         if missing and (split == "train" or len(missing) == 1):
             problem = f"has no {' and no '.join(missing)}"
             remedy = "Plain or .gz; files of other names are named by data.train.images and data.train.labels"
-            raise DataError(explain(str(folder), problem, remedy))
+            raise DataError(format_error(str(folder), problem, remedy))
         if not missing:
             found[split] = [path for path in present if path is not None]
     return found

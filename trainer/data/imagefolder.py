@@ -13,7 +13,7 @@ from trainer.data.images import SUFFIXES
 from trainer.data.located import fingerprint_of, readable_digest
 from trainer.data.rows import place, row_id
 from trainer.data.splits import Division, Sample, key_for, read_splits, stored, write_splits
-from trainer.errors import ConfigError, DataError, explain
+from trainer.errors import ConfigError, DataError, format_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,7 +45,7 @@ class ImageFolder:
 
     def __init__(self, root: str, split: Mapping[str, float], cache_dir: str | None) -> None:
         if not root:
-            raise ConfigError(explain("root", "must be a folder", value=root))
+            raise ConfigError(format_error("root", "must be a folder", value=root))
         Division.checked({"train": root, "validation": None, "test": None}, split)
         self._root = Path(root).expanduser()
         self._split = split
@@ -81,7 +81,7 @@ class ImageFolder:
         """The folder of each split that has its own."""
         if not self._root.is_dir():
             remedy = f"Paths are relative to {Path.cwd()}"
-            raise DataError(explain("data.root", "no such folder", remedy, value=str(self._root)))
+            raise DataError(format_error("data.root", "no such folder", remedy, value=str(self._root)))
         folders = _folders_in(self._root)
         names = [path.name for path in folders]
         # Classes may have such names too: a folder `train` without folders is one.
@@ -91,9 +91,9 @@ class ImageFolder:
         for path in folders:
             if path.name not in _NAMES:
                 remedy = f"Folders of splits are {', '.join(_NAMES)}"
-                raise DataError(explain(str(self._root), "holds train and other folders", remedy, value=path.name))
+                raise DataError(format_error(str(self._root), "holds train and other folders", remedy, value=path.name))
             if (other := found.setdefault(_NAMES[path.name], path)) != path:
-                raise DataError(explain(str(path), f"is the {_NAMES[path.name]} split, and so is {other}"))
+                raise DataError(format_error(str(path), f"is the {_NAMES[path.name]} split, and so is {other}"))
         return {name: found[name] for name in ("train", "validation", "test") if name in found}
 
     @cached_property
@@ -113,7 +113,7 @@ class ImageFolder:
             found[split] = [(path, label) for path, label in files if _is_image(path)]
             if not found[split]:
                 problem = f"has no folder with images: {folder}/<class>/<file>"
-                raise DataError(explain(str(folder), problem, f"Images end in {', '.join(SUFFIXES)}"))
+                raise DataError(format_error(str(folder), problem, f"Images end in {', '.join(SUFFIXES)}"))
             others = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
             if others := others + [path for path, _ in files if not _is_image(path)]:
                 told = "data.root: files in no class, or no images by their names, are left out: %d, the first is %s"
@@ -162,7 +162,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _refuse(error: OSError) -> NoReturn:
-    raise DataError(explain(str(error.filename), f"cannot be read: {error.strerror}", "Change its permissions"))
+    raise DataError(format_error(str(error.filename), f"cannot be read: {error.strerror}", "Change its permissions"))
 
 
 def _is_image(path: Path) -> bool:

@@ -12,7 +12,7 @@ from trainer.data.located import Paths, fingerprint_of, located, where
 from trainer.data.rows import row_id
 from trainer.data.splits import Division, Sample, key_for, read_splits, stored, write_splits
 from trainer.data.utf8 import text_lines
-from trainer.errors import ConfigError, DataError, explain
+from trainer.errors import ConfigError, DataError, format_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,7 +52,7 @@ class Lines:
         cache_dir: str | None,
     ) -> None:
         if documents not in _DOCUMENTS:
-            raise ConfigError(explain("documents", f"must be one of {', '.join(_DOCUMENTS)}", value=documents))
+            raise ConfigError(format_error("documents", f"must be one of {', '.join(_DOCUMENTS)}", value=documents))
         self._given: Mapping[str, str | list[str] | None] = {"train": train, "validation": validation, "test": test}
         self._division = Division.checked(self._given, split)
         self._documents = documents
@@ -98,7 +98,7 @@ class Lines:
         from trainer.data.arrow import schema_of
 
         def nothing(origin: str) -> DataError:
-            return DataError(explain(str(self._paths[origin][0]), "holds no text", "Name another file"))
+            return DataError(format_error(str(self._paths[origin][0]), "holds no text", "Name another file"))
 
         origins = {origin: self._samples(paths) for origin, paths in self._paths.items()}
         write_splits(folder, self._division, schema_of(["text"]), origins, "rows without a text", nothing)

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.data.plan import BatchPlan, MicroBatch
-from trainer.draws import Draws
+from trainer.data.plan import BatchIndices, BatchPlan
 from trainer.protocols import Batch, Batching, Task
+from trainer.sample_rng import SampleRng
 
 if TYPE_CHECKING:
     import datasets
@@ -43,7 +43,7 @@ class LoaderOptions:
 
 
 class Batches(Dataset[Batch]):
-    """A split as a function from a `MicroBatch` to a `Batch`."""
+    """A split as a function from a `BatchIndices` to a `Batch`."""
 
     def __init__(
         self, rows: datasets.Dataset, task: Task, batching: Batching, seed: int, *, training: bool = False
@@ -54,8 +54,8 @@ class Batches(Dataset[Batch]):
         self.seed = seed
         self.training = training
 
-    def __getitem__(self, part: MicroBatch) -> Batch:
-        draws = Draws(self.seed, part.epoch, part.ids, self.training, len(self.rows))
+    def __getitem__(self, part: BatchIndices) -> Batch:
+        draws = SampleRng(self.seed, part.epoch, part.ids, self.training, len(self.rows))
         further = getattr(self.task, "further", None)
         wanted = [] if further is None else further(draws)
         return self.task.collate(columns(self.rows[[*part.ids, *wanted]]), draws, self.batching)
@@ -87,7 +87,7 @@ class EvaluationBatches:
 
     def __init__(self, batches: Batches, batch_size: int, options: LoaderOptions) -> None:
         ids = np.arange(len(batches.rows)).tolist()
-        parts = [MicroBatch(0, tuple(ids[start : start + batch_size])) for start in range(0, len(ids), batch_size)]
+        parts = [BatchIndices(0, tuple(ids[start : start + batch_size])) for start in range(0, len(ids), batch_size)]
         self._loader: DataLoader[Batch] | None = _data_loader(
             batches, parts, options, persistent=options.persistent_workers
         )
@@ -116,7 +116,7 @@ def columns(table: pyarrow.Table) -> dict[str, Any]:
 
 
 def _data_loader(
-    batches: Batches, parts: Iterable[MicroBatch], options: LoaderOptions, *, persistent: bool
+    batches: Batches, parts: Iterable[BatchIndices], options: LoaderOptions, *, persistent: bool
 ) -> DataLoader[Batch]:
     return DataLoader(
         batches,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trainer.data.images import file_digest_of
 from trainer.data.rows import place
-from trainer.errors import ConfigError, DataError, explain
+from trainer.errors import ConfigError, DataError, format_error
 
 Given = Mapping[str, str | Sequence[str] | None]
 Paths = dict[str, list[Path]]
@@ -39,10 +39,10 @@ def located(given: Given, suffixes: Sequence[str] | None) -> Paths:
         patterns = [names] if isinstance(names, str) else names
         found[split] = list(dict.fromkeys(path for pattern in patterns for path in _matches(split, pattern, suffixes)))
         if not found[split]:
-            raise ConfigError(explain(split, "names no file", value=names))
+            raise ConfigError(format_error(split, "names no file", value=names))
         for path in found[split]:
             if (other := splits.setdefault(path.resolve(), split)) != split:
-                raise DataError(explain(f"data.{split}", f"names a file of data.{other} too", value=str(path)))
+                raise DataError(format_error(f"data.{split}", f"names a file of data.{other} too", value=str(path)))
     return found
 
 
@@ -73,7 +73,7 @@ def readable_digest(path: Path) -> str:
     try:
         return file_digest_of(path)
     except OSError as error:
-        raise DataError(explain(str(path), f"cannot be read: {error.strerror}", "Is it complete?")) from error
+        raise DataError(format_error(str(path), f"cannot be read: {error.strerror}", "Is it complete?")) from error
 
 
 def where(paths: Mapping[str, Sequence[Path]], split: str, row: int, noun: str) -> str:
@@ -91,19 +91,19 @@ def _matches(split: str, pattern: str, suffixes: Sequence[str] | None) -> list[P
     if not paths or not paths[0].exists():
         similar = get_close_matches(path.name, _names_in(path.parent), n=1, cutoff=0.5)
         remedy = f"Did you mean {path.parent / similar[0]}" if similar else f"Paths are relative to {Path.cwd()}"
-        raise DataError(explain(f"data.{split}", "no such file", remedy, value=pattern))
+        raise DataError(format_error(f"data.{split}", "no such file", remedy, value=pattern))
     for path in paths:
         if path.is_dir():
             remedy = f"Name its files: {path / ('*.csv' if suffixes else '*.txt')}"
-            raise DataError(explain(f"data.{split}", "expected a file, not a folder", remedy, value=pattern))
+            raise DataError(format_error(f"data.{split}", "expected a file, not a folder", remedy, value=pattern))
         if suffixes is not None and not path.name.lower().endswith(tuple(suffixes)):
             problem = "is of no format that can be read"
             remedy = f"Formats: {', '.join(sorted(suffixes))}"
             if path.suffix.lower() in _LINES:
                 remedy += "; data=lines reads texts, line by line"
-            raise DataError(explain(str(path), problem, remedy))
+            raise DataError(format_error(str(path), problem, remedy))
         if not access(path, R_OK):
-            raise DataError(explain(str(path), "may not be read by this user", "Change its permissions"))
+            raise DataError(format_error(str(path), "may not be read by this user", "Change its permissions"))
     return paths
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class MicroBatch:
+class BatchIndices:
     """The samples of one forward pass.
 
     Attributes:
@@ -46,13 +46,13 @@ class BatchPlan:
         self.steps_per_epoch = -(-num_samples // batch_size)
         self._order = lru_cache(maxsize=2)(self._make_order)
 
-    def batch(self, step: int) -> MicroBatch:
+    def batch(self, step: int) -> BatchIndices:
         """The samples of optimizer step `step`, counted from 0 over all epochs."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
-        return MicroBatch(epoch, tuple(self._order(epoch)[start : start + self.batch_size].tolist()))
+        return BatchIndices(epoch, tuple(self._order(epoch)[start : start + self.batch_size].tolist()))
 
-    def micro_batches(self, start: int, stop: int, accumulate: int) -> Iterator[MicroBatch]:
+    def micro_batches(self, start: int, stop: int, accumulate: int) -> Iterator[BatchIndices]:
         """The micro-batches of the steps from `start` to before `stop`, `accumulate` a step."""
         for step in range(start, stop):
             yield from split(self.batch(step), accumulate)
@@ -69,10 +69,10 @@ class BatchPlan:
         return np.concatenate([*shuffled, order[full * self.batch_size :]])
 
 
-def split(batch: MicroBatch, parts: int) -> list[MicroBatch]:
+def split(batch: BatchIndices, parts: int) -> list[BatchIndices]:
     """A batch in `parts` micro-batches of nearly the same size; fewer where it has fewer samples."""
     pieces = np.array_split(np.array(batch.ids), min(parts, len(batch.ids)))
-    return [MicroBatch(batch.epoch, tuple(piece.tolist())) for piece in pieces]
+    return [BatchIndices(batch.epoch, tuple(piece.tolist())) for piece in pieces]
 
 
 def permutation(size: int, seed: int, epoch: int) -> np.ndarray:

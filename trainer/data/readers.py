@@ -16,7 +16,7 @@ from typing import Any
 from trainer.data.columnar import read_columnar
 from trainer.data.columns import ColumnError, column_fault, lacking, places_of
 from trainer.data.utf8 import UNREADABLE, Lines, text_lines, unreadable
-from trainer.errors import DataError, explain
+from trainer.errors import DataError, format_error
 
 Records = Iterator[Sequence[Any]]
 Found = Iterator[Sequence[Any] | DataError]
@@ -89,7 +89,7 @@ def _opened(
     assert suffix is not None
     try:
         if path.stat().st_size == 0:
-            raise DataError(explain(str(path), "is empty", "Name another file"))
+            raise DataError(format_error(str(path), "is empty", "Name another file"))
         read = _READERS[suffix]
         if read is _read_json:
             read = partial(_read_json, named_by=named_by)
@@ -129,7 +129,9 @@ def _read_csv(
             cells = next(reader, None)
         except csv.Error as error:
             remedy = "Write a quote inside a quoted cell twice; data.quote=null where quotes are ordinary signs"
-            broken = lines.take_fault() or DataError(explain(f"{path}, line {line}", f"broken CSV: {error}", remedy))
+            broken = lines.take_fault() or DataError(
+                format_error(f"{path}, line {line}", f"broken CSV: {error}", remedy)
+            )
             if not header:
                 raise broken from None
             yield broken
@@ -152,7 +154,7 @@ def _read_csv(
         elif len(cells) != len(header):
             problem = f"expected {len(header)} cells as in the header"
             remedy = f"Put cells that hold {reader.dialect.delimiter!r} or a line end in quotes"
-            yield DataError(explain(f"{path}, line {line}", problem, remedy, value=len(cells)))
+            yield DataError(format_error(f"{path}, line {line}", problem, remedy, value=len(cells)))
         else:
             yield [cells[position] for position in positions]
 
@@ -174,7 +176,7 @@ def _read_json(
             continue
         if not isinstance(item, dict):
             problem = "expected an object" + (f" with the columns {', '.join(columns)}" if columns else "")
-            yield DataError(explain(place, problem, _JSON_REMEDY, value=type(item).__name__))
+            yield DataError(format_error(place, problem, _JSON_REMEDY, value=type(item).__name__))
             continue
         if columns is None:
             yield list(item)
@@ -215,7 +217,7 @@ def _parse(path: Path, line: int, text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"{path}, line {line or error.lineno}"
-        return DataError(explain(place, f"broken JSON at column {error.colno}: {error.msg}", _JSON_REMEDY))
+        return DataError(format_error(place, f"broken JSON at column {error.colno}: {error.msg}", _JSON_REMEDY))
 
 
 def _read_columnar(path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None) -> Found:

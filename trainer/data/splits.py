@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainer.data.cells import CLASSES, key_of
 from trainer.data.rows import split_of
-from trainer.errors import ConfigError, DataError, explain
+from trainer.errors import ConfigError, DataError, format_error
 
 if TYPE_CHECKING:
     import pyarrow
@@ -67,15 +67,15 @@ class Division:
         """
         shares = {name: float(share) for name, share in split.items() if given.get(name) is None}
         if set(split) != {"validation", "test"}:
-            raise ConfigError(explain("split", "must hold validation and test", value=dict(split)))
+            raise ConfigError(format_error("split", "must hold validation and test", value=dict(split)))
         for name, share in split.items():
             if not 0 <= share < 1:
-                raise ConfigError(explain(f"split.{name}", "must be a share in [0, 1)", value=share))
+                raise ConfigError(format_error(f"split.{name}", "must be a share in [0, 1)", value=share))
         if sum(shares.values()) >= 1:
-            raise ConfigError(explain("split", "leaves nothing to train on", value=dict(split)))
+            raise ConfigError(format_error("split", "leaves nothing to train on", value=dict(split)))
         if shares.get("validation") == 0:
             remedy = "Give a share, or name files in data.validation"
-            raise ConfigError(explain("split.validation", "a run needs a validation split", remedy, value=0))
+            raise ConfigError(format_error("split.validation", "a run needs a validation split", remedy, value=0))
         return cls(given, shares)
 
     def alone(self, split: str) -> Division | None:
@@ -110,7 +110,7 @@ def stored(cache_dir: str | None, kind: str, key: str, write: Callable[[Path], N
             _fill(cache, folder, write)
         except OSError as error:
             problem = f"cannot hold the splits: {error.strerror or error}"
-            raise DataError(explain("data.cache_dir", problem, "Name another folder", value=str(cache))) from error
+            raise DataError(format_error("data.cache_dir", problem, "Name another folder", value=str(cache))) from error
     return folder
 
 
@@ -182,11 +182,11 @@ def write_splits(
     for name, writer in writers.items():
         if not writer.num_rows:
             problem = f"of {kept['train']} rows of data.train none came into this split"
-            raise DataError(explain(f"data.{name}", problem, _more(name)))
+            raise DataError(format_error(f"data.{name}", problem, _more(name)))
     for name in division.lent:
         found = list(_without_unlearnt(folder, name, classes))
         if sum(item.num_rows for item in found) == writers[name].num_rows:
-            raise DataError(explain(f"data.{name}", f"holds only {found[0].why}", _more(name)))
+            raise DataError(format_error(f"data.{name}", f"holds only {found[0].why}", _more(name)))
         told += found
     (folder / "dropped.json").write_text(json.dumps(told))
 

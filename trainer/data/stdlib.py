@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from trainer.data.rows import normalized, place, row_id
 from trainer.data.splits import Sample, divided
-from trainer.errors import DataError, explain
+from trainer.errors import DataError, format_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -161,7 +161,7 @@ def splits(names: Sequence[str], samples: Iterable[Sample]) -> dict[str, Dataset
     found = divided(schema_of(names), samples, _SHARES)
     if not all(map(len, found.values())):
         remedy = "Run another interpreter, or name your own data: data=files data.train=my.csv"
-        raise DataError(explain(str(root()), "does not hold the sources of the standard library", remedy))
+        raise DataError(format_error(str(root()), "does not hold the sources of the standard library", remedy))
     return found
 
 

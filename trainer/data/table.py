@@ -11,7 +11,7 @@ from typing import Any
 from trainer.data.cells import NOUNS, REMEDIES, converter, is_number, key_of, number, shown
 from trainer.data.rows import as_text, place
 from trainer.data.splits import Sample
-from trainer.errors import DataError, explain, nearest, refuse
+from trainer.errors import DataError, did_you_mean, format_error, raise_if_any
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,15 +29,17 @@ def check_columns(columns: Columns, roles: Sequence[str]) -> None:
     faults = []
     for role in columns:
         if role not in roles:
-            known = nearest(role, list(roles))
-            faults.append(explain(f"columns.{role}", "is no role of a column", known, value=columns[role]))
-    faults += [explain("columns", f"must hold {role}", value=dict(columns)) for role in roles if role not in columns]
+            known = did_you_mean(role, list(roles))
+            faults.append(format_error(f"columns.{role}", "is no role of a column", known, value=columns[role]))
+    faults += [
+        format_error("columns", f"must hold {role}", value=dict(columns)) for role in roles if role not in columns
+    ]
     for role, name in columns.items():
         if role not in ("value", "features") and not isinstance(name, str | None):
-            faults.append(explain(f"columns.{role}", "must be one column", value=name))
+            faults.append(format_error(f"columns.{role}", "must be one column", value=name))
         elif name is not None and (not name or (not isinstance(name, str) and len(set(name)) < len(name))):
-            faults.append(explain(f"columns.{role}", "must be a column or a list of different ones", value=name))
-    refuse(*faults)
+            faults.append(format_error(f"columns.{role}", "must be a column or a list of different ones", value=name))
+    raise_if_any(*faults)
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,13 @@ class Table:
         for role, wanted in names.items():
             for name in wanted:
                 if (other := used.setdefault(name, role)) != role:
-                    raise DataError(explain(column(role), f"is the column of {column(other)} too", "Name another"))
+                    raise DataError(format_error(column(role), f"is the column of {column(other)} too", "Name another"))
         if "features" in roles and "features" not in names:
             names["features"] = [name for name in known if name not in used]
             if not names["features"]:
-                raise DataError(explain(column("features"), "no column is left for the features", value=list(known)))
+                raise DataError(
+                    format_error(column("features"), "no column is left for the features", value=list(known))
+                )
         ordered = {role: names[role] for role in roles if role in names}
         return cls(ordered, {role: column(role) for role in ordered}, separator)
 
@@ -164,10 +168,10 @@ class Table:
         """What holds between values; makes the path of an image absolute and gives the key of its content."""
         if "tags" in values and "words" in values and len(values["tags"]) != len(values["words"]):
             problem = f"expected a tag for each of {len(values['words'])} words"
-            raise DataError(explain(f"{spot}, {self.keys['tags']}", problem, value=len(values["tags"])))
+            raise DataError(format_error(f"{spot}, {self.keys['tags']}", problem, value=len(values["tags"])))
         if "value" in values and len(values["value"]) != width:
             problem = f"expected {width} values as in the first row"
-            raise DataError(explain(f"{spot}, {self.keys['value']}", problem, value=len(values["value"])))
+            raise DataError(format_error(f"{spot}, {self.keys['value']}", problem, value=len(values["value"])))
         if "image" not in values:
             return None
         image = values["image"]
@@ -178,7 +182,7 @@ class Table:
         except OSError as error:
             problem = f"the image cannot be read: {error.strerror}"
             spot = f"{spot}, column {self.names['image'][0]!r}"
-            raise DataError(explain(spot, problem, REMEDIES["image"], value=image["path"])) from error
+            raise DataError(format_error(spot, problem, REMEDIES["image"], value=image["path"])) from error
 
     def _features(self, cells: Sequence[Any]) -> dict[str, float | str | None]:
         return {name: self._feature(name, cell) for name, cell in zip(self.names["features"], cells, strict=True)}
@@ -205,7 +209,7 @@ class Table:
                 except ValueError as fault:
                     problem = str(fault)
                     break
-        return DataError(explain(f"{spot}, column {column!r}", problem, REMEDIES[role]))
+        return DataError(format_error(f"{spot}, column {column!r}", problem, REMEDIES[role]))
 
 
 def all_of(table: Table) -> str:

@@ -8,7 +8,7 @@ from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.errors import DataError, explain
+from trainer.errors import DataError, format_error
 
 UNREADABLE = (OSError, EOFError, zlib.error)
 """What reading a file raises that is missing, cut short or damaged."""
@@ -47,7 +47,7 @@ def decoded(line: bytes, place: str, offset: int) -> str | DataError:
     except UnicodeDecodeError as error:
         byte = f"byte {line[error.start]:#04x} at offset {offset + error.start} of the file is not UTF-8"
         remedy = "Convert it: iconv -f GB18030 -t UTF-8, or from whatever encoding it has"
-        return DataError(explain(place, byte, remedy))
+        return DataError(format_error(place, byte, remedy))
 
 
 class Lines:
@@ -82,7 +82,9 @@ class Lines:
 
 def unreadable(path: Path, error: Exception) -> DataError:
     """What is wrong with a file that cannot be read."""
-    return DataError(explain(str(path), f"cannot be read: {first_line(error)}", "Is it complete, and may you read it?"))
+    return DataError(
+        format_error(str(path), f"cannot be read: {first_line(error)}", "Is it complete, and may you read it?")
+    )
 
 
 def first_line(error: Exception) -> str:

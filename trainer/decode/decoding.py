@@ -89,6 +89,6 @@ def read_prompt(reader: Reader, prompt: Prompt, count: int) -> Tensor:
 
 
 def drawing(prompt: Prompt, seed: int) -> Choose:
-    """Draws without replacement, each with the probability that the scores give it."""
+    """SampleRng without replacement, each with the probability that the scores give it."""
     generator = torch.Generator(prompt.ids.device).manual_seed(seed)
     return lambda scores, count: torch.multinomial(scores.softmax(dim=-1), count, generator=generator)

@@ -12,7 +12,7 @@ from trainer.decode.reading import Reader
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Decoding):
-    """Draws each token with the probability that the processed scores give it.
+    """SampleRng each token with the probability that the processed scores give it.
 
     The same seed gives the tokens of transformers' `generate(do_sample=True)` after `torch.manual_seed(seed)`.
 

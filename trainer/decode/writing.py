@@ -55,7 +55,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Writer:
+class TextGenerator:
     """A language model with its tokenizer.
 
     Attributes:
@@ -107,7 +107,7 @@ class Writer:
             completion = completion[: min((at for at in map(completion.find, stop) if at >= 0), default=None)]
         return Written(text + completion, completion, len(continuation.ids), continuation.ended, continuation.score)
 
-    def explain(self, prompt: Prompt, continuation: Continuation, count: int) -> list[Step]:
+    def format_error(self, prompt: Prompt, continuation: Continuation, count: int) -> list[Step]:
         """The `count` likeliest next tokens at each step of a continuation.
 
         The probabilities are the model's own, before temperature, penalties and limits: what greedy decoding without

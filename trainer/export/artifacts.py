@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from trainer.errors import ConfigError, ProofError, explain
+from trainer.errors import ConfigError, ProofError, format_error
 from trainer.export.cases import timed_inputs
 from trainer.export.companions import COMPANIONS, manifest, versions, write_companions
 from trainer.export.folder import MANIFEST, publish_files, refuse_foreign, staging
@@ -176,6 +176,8 @@ def _artifacts(folder: Path, content: Mapping[str, Any], timings: list[Timing]) 
 
 
 def _check(**numbers: float) -> None:
-    messages = [explain(name, "must not be negative", value=value) for name, value in numbers.items() if not value >= 0]
+    messages = [
+        format_error(name, "must not be negative", value=value) for name, value in numbers.items() if not value >= 0
+    ]
     if messages:
         raise ConfigError(*messages)

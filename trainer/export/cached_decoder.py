@@ -16,7 +16,7 @@ from trainer.decode.greedy import Greedy
 from trainer.decode.onnx_reader import OnnxReader, open_session
 from trainer.decode.prompt import Prompt
 from trainer.decode.reading import Cache, WholeReader, cached_step
-from trainer.errors import ProofError, explain
+from trainer.errors import ProofError, format_error
 from trainer.export.cases import BATCH, Forward
 from trainer.export.isolation import silence
 from trainer.export.onnx import save_exported
@@ -56,7 +56,7 @@ def write_cached_decoder(path: Path, subject: Subject) -> dict[str, Any]:
     """
     if not getattr(subject.model, "cached", False):
         problem = "needs a causal language model that can read token by token"
-        raise ProofError(explain(path.name, problem, "Those of model=decoder and GPT-2 can; leave out onnx_cache"))
+        raise ProofError(format_error(path.name, problem, "Those of model=decoder and GPT-2 can; leave out onnx_cache"))
     program = _captured(subject)
     parts = range(len(_no_cache(subject.model, 1)))
     with silence():
@@ -91,7 +91,7 @@ def load_cached_decoder(path: Path, subject: Subject) -> tuple[Forward, dict[str
     outputs = {node.name: list(node.shape) for node in session.get_outputs()}
     frozen = [name for name, sizes in outputs.items() if any(isinstance(size, int) for size in (sizes[0], *sizes[2:3]))]
     if frozen:
-        raise ProofError(explain(path.name, "dimensions 0 and 2 of its outputs must be symbolic", value=frozen))
+        raise ProofError(format_error(path.name, "dimensions 0 and 2 of its outputs must be symbolic", value=frozen))
 
     def forward(inputs: Mapping[str, Tensor]) -> Tensor:
         output = _read_through(session, inputs["input_ids"])

@@ -12,7 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import CheckpointError, explain
+from trainer.errors import CheckpointError, format_error
 from trainer.export.storage import storage_told
 
 MANIFEST = "manifest.json"
@@ -38,7 +38,7 @@ def staging(folder: Path) -> Iterator[Path]:
                 shutil.rmtree(left)
             stage = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
         except OSError as error:
-            raise CheckpointError(explain(str(folder), f"cannot be written: {error.strerror}")) from error
+            raise CheckpointError(format_error(str(folder), f"cannot be written: {error.strerror}")) from error
         try:
             with storage_told(folder, stage):
                 yield stage
@@ -54,16 +54,18 @@ def _locked(folder: Path) -> Iterator[None]:
         held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileExistsError as error:
         problem = "is a file where an export makes a folder"
-        raise CheckpointError(explain(str(folder), problem, _MOVE)) from error
+        raise CheckpointError(format_error(str(folder), problem, _MOVE)) from error
     except OSError as error:
-        raise CheckpointError(explain(str(folder), f"cannot be made or opened: {error.strerror}")) from error
+        raise CheckpointError(format_error(str(folder), f"cannot be made or opened: {error.strerror}")) from error
     try:
         with suppress(OSError):  # some file systems of networks have no locks
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 problem = "another process exports into it"
-                raise CheckpointError(explain(str(folder), problem, "Wait until that is done, or stop it")) from error
+                raise CheckpointError(
+                    format_error(str(folder), problem, "Wait until that is done, or stop it")
+                ) from error
         yield
     finally:
         with suppress(OSError):
@@ -83,17 +85,17 @@ def refuse_foreign(folder: Path, *, files: Iterable[str], folders: Iterable[str]
         CheckpointError: A file is a folder or the other way round, or a folder has files of which no manifest tells.
     """
     faults = [
-        explain(str(folder / name), "is a folder where an export writes a file", _MOVE)
+        format_error(str(folder / name), "is a folder where an export writes a file", _MOVE)
         for name in dict.fromkeys(files)
         if (folder / name).is_dir()
     ]
     listed = _listed(folder)
     for name in folders:
         if (folder / name).is_file():
-            faults.append(explain(str(folder / name), "is a file where an export writes a folder", _MOVE))
+            faults.append(format_error(str(folder / name), "is a file where an export writes a folder", _MOVE))
         inside = (path for path in sorted((folder / name).rglob("*")) if path.is_file())
         strange = [path for path in inside if path.relative_to(folder).as_posix() not in listed]
-        faults += [explain(str(path), "is in a folder that an export replaces", _MOVE) for path in strange]
+        faults += [format_error(str(path), "is in a folder that an export replaces", _MOVE) for path in strange]
     if faults:
         raise CheckpointError(*faults)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 
-from trainer.errors import ProofError, explain
+from trainer.errors import ProofError, format_error
 from trainer.export.candidate import Candidate, make_candidate
 from trainer.export.evaluation import Evaluation, judging_metric
 from trainer.export.folder import remove
@@ -134,7 +134,7 @@ def _failure(trial: _Trial, asked: Mapping[str, _Trial]) -> ProofError:
         problem = f"is made of {made_of.path}, which is refused"
         # Where that was asked for, its own refusal is told beside this one.
         reasons = [] if made_of.name in asked else [f"  {each}" for each in trial.source.refusals[0].messages]
-        return ProofError("\n".join([explain(format.path, problem, _OTHERS), *reasons]))
+        return ProofError("\n".join([format_error(format.path, problem, _OTHERS), *reasons]))
     if len(format.variants) == 1:
         return trial.refusals[0]
     names: dict[str, list[str]] = {}
@@ -143,7 +143,7 @@ def _failure(trial: _Trial, asked: Mapping[str, _Trial]) -> ProofError:
             names.setdefault(message, []).append(variant.name)
     reasons = [f"  {'; '.join(variants)}: {message}" for message, variants in names.items()]
     problem = f"none of its {len(format.variants)} variants passes"
-    return ProofError("\n".join([explain(format.path, problem, "Leave out this format"), *reasons]))
+    return ProofError("\n".join([format_error(format.path, problem, "Leave out this format"), *reasons]))
 
 
 def _warn_of_metric(metric: str | None, metrics: Mapping[str, float]) -> None:

@@ -17,7 +17,7 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 from torch import Tensor
 
-from trainer.errors import ProofError, explain
+from trainer.errors import ProofError, format_error
 from trainer.export.float_graph import float_graph, is_split, load_graph
 from trainer.export.isolation import silence
 from trainer.export.onnx import open_session
@@ -86,7 +86,7 @@ class Quantization:
         self.layers = [layer for layer in self.every if self.method == "static" or layer.kind != "Conv"]
         if not self.layers:
             problem = "there is no layer that dynamic int8 quantizes" if self.every else "the graph has no layers"
-            raise ProofError(explain("export.int8", problem, "Take export.int8=static", value=self.method))
+            raise ProofError(format_error("export.int8", problem, "Take export.int8=static", value=self.method))
 
     def write(self, path: Path, layers: Sequence[Layer], *, per_channel: bool) -> None:
         """Writes the graph with `layers` in int8."""
@@ -123,7 +123,7 @@ class Quantization:
                 left, taken = [*left, *group], taken + 1
         if taken < count:
             problem = f"with {count} of its {len(self.layers)} layers in float32 it is no smaller than in float16"
-            raise ProofError(explain("export.int8", problem, "Take onnx_fp16", value=self.method))
+            raise ProofError(format_error("export.int8", problem, "Take onnx_fp16", value=self.method))
         return left
 
     @cached_property

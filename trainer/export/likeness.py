@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from trainer.errors import ProofError, explain
+from trainer.errors import ProofError, format_error
 from trainer.protocols import Target
 
 if TYPE_CHECKING:
@@ -75,10 +75,10 @@ class Likeness:
         """
         if self.agreement is not None and self.agreement < _LEAST_AGREEMENT:
             problem = f"decisions over the evaluation split must agree with PyTorch's in {_LEAST_AGREEMENT:g} or more"
-            raise ProofError(explain(artifact, problem, _REMEDY, value=self.agreement))
+            raise ProofError(format_error(artifact, problem, _REMEDY, value=self.agreement))
         if not self.relative_difference <= _MOST_APART:
             problem = f"outputs over the evaluation split must be within {_MOST_APART:g} of the spread of PyTorch's"
-            raise ProofError(explain(artifact, problem, _REMEDY, value=self.relative_difference))
+            raise ProofError(format_error(artifact, problem, _REMEDY, value=self.relative_difference))
 
 
 def decisions(output: Tensor, target: Target) -> Tensor | None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.errors import DataError, Interrupted, ProofError, explain
+from trainer.errors import DataError, Interrupted, ProofError, format_error
 from trainer.export.cases import Case, Forward, Sizes
 from trainer.export.storage import storage_fault
 
@@ -75,7 +75,7 @@ def turned_into_proof_error(artifact: str, problem: str, remedy: str) -> Iterato
             raise
         if (signal := _signal_in(error)) is not None:
             raise signal from error
-        raise ProofError(explain(artifact, f"{problem}: {_summary(error)}", remedy)) from error
+        raise ProofError(format_error(artifact, f"{problem}: {_summary(error)}", remedy)) from error
 
 
 def _signal_in(error: BaseException | None) -> Interrupted | None:
@@ -94,7 +94,7 @@ def prove_inputs(
     """The graph has the task's inputs and no other, and each axis is one symbolic size that it shares with no other."""
     if set(dimensions) != set(axes):
         problem = f"must have the inputs {', '.join(axes)}"
-        raise ProofError(explain(artifact, problem, _SHAPES_REMEDY, value=sorted(dimensions)))
+        raise ProofError(format_error(artifact, problem, _SHAPES_REMEDY, value=sorted(dimensions)))
     axis_of: dict[int | str | None, str] = {}
     for name, places in axes.items():
         for place, axis in places.items():
@@ -104,10 +104,10 @@ def prove_inputs(
             size = dimensions[name][place]
             problem = f"dimension {place} of {name} must be symbolic ({axis})"
             if not isinstance(size, str):
-                raise ProofError(explain(artifact, problem, _SHAPES_REMEDY, value=size))
+                raise ProofError(format_error(artifact, problem, _SHAPES_REMEDY, value=size))
             if axis_of.setdefault(size, axis) != axis:
                 problem += f" and free of the axis {axis_of[size]}"
-                raise ProofError(explain(artifact, problem, _SHAPES_REMEDY, value=size))
+                raise ProofError(format_error(artifact, problem, _SHAPES_REMEDY, value=size))
 
 
 def prove_output(artifact: str, dimensions: Sequence[int | str | None], cases: Sequence[Case]) -> None:
@@ -115,11 +115,11 @@ def prove_output(artifact: str, dimensions: Sequence[int | str | None], cases: S
     shapes = [tuple(case.expected.shape) for case in cases]
     if any(len(shape) != len(dimensions) for shape in shapes):
         problem = f"the output must have {len(shapes[0])} dimensions"
-        raise ProofError(explain(artifact, problem, _SHAPES_REMEDY, value=list(dimensions)))
+        raise ProofError(format_error(artifact, problem, _SHAPES_REMEDY, value=list(dimensions)))
     for place, size in enumerate(dimensions):
         if len({shape[place] for shape in shapes}) > 1 and isinstance(size, int):
             problem = f"dimension {place} of the output must be symbolic"
-            raise ProofError(explain(artifact, problem, _SHAPES_REMEDY, value=size))
+            raise ProofError(format_error(artifact, problem, _SHAPES_REMEDY, value=size))
 
 
 def prove_cases(artifact: str, forward: Forward, cases: Sequence[Case], tolerance: float) -> list[Tried]:
@@ -144,7 +144,7 @@ def difference(
     named = f"{where} ({shapes_of(inputs)})"
     if got.shape != expected.shape:
         problem = f"the output {named} must have the shape {tuple(expected.shape)}"
-        raise ProofError(explain(artifact, problem, _SHAPES_REMEDY, value=tuple(got.shape)))
+        raise ProofError(format_error(artifact, problem, _SHAPES_REMEDY, value=tuple(got.shape)))
     wanted, found = expected.double(), got.double()
     # Equal infinities are equal; a NaN on either side is as far apart as can be.
     apart = torch.where(wanted == found, 0.0, (wanted - found).abs()).nan_to_num(nan=inf, posinf=inf)
@@ -152,11 +152,11 @@ def difference(
     largest = apart.flatten()[worst].item()
     if tolerance == inf and bool((~found.isfinite() & wanted.isfinite()).any()):
         value = found.flatten()[worst].item()
-        raise ProofError(explain(artifact, f"the output {named} must be finite", _TOLERANCE_REMEDY, value=value))
+        raise ProofError(format_error(artifact, f"the output {named} must be finite", _TOLERANCE_REMEDY, value=value))
     if largest > tolerance:
         place = [int(index) for index in np.unravel_index(worst, tuple(expected.shape))]
         problem = f"output{place} {named} must be PyTorch's {wanted.flatten()[worst]:.9g} within {tolerance:g}"
-        raise ProofError(explain(artifact, problem, _TOLERANCE_REMEDY, value=found.flatten()[worst].item()))
+        raise ProofError(format_error(artifact, problem, _TOLERANCE_REMEDY, value=found.flatten()[worst].item()))
     return largest
 
 
@@ -180,7 +180,7 @@ def prove_metric(
     if not loss <= (budget + _ROUNDING) * scale:
         problem = f"{metric} over the evaluation split must be within {budget * scale:g} of PyTorch's {expected:.9g}"
         remedy = "The file is removed; export.metric_budget is the loss allowed"
-        raise ProofError(explain(artifact, problem, remedy, value=got))
+        raise ProofError(format_error(artifact, problem, remedy, value=got))
 
 
 def _summary(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from trainer.errors import ProofError, explain
+from trainer.errors import ProofError, format_error
 
 PREDICT = "predict.py"
 TASK = "task.py"
@@ -58,7 +58,7 @@ def prove_scripts(folder: Path) -> None:
         failed = [line for line in result.stdout.splitlines() if line.startswith("FAILED")]
         reason = "; ".join(failed or result.stderr.splitlines()[-1:])
         remedy = "Set `script` of the task to None, or to pieces that do what its encode_inputs and answers do"
-        raise ProofError(explain(PREDICT, f"does not do what the task does: {reason}", remedy))
+        raise ProofError(format_error(PREDICT, f"does not do what the task does: {reason}", remedy))
 
 
 def usage(pieces: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.errors import CheckpointError, TrainerError, explain
+from trainer.errors import CheckpointError, TrainerError, format_error
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,7 +55,7 @@ def storage_told(folder: Path, stage: Path) -> Iterator[None]:
             raise
         file = Path(fault.filename) if isinstance(fault.filename, str) else stage
         path = folder / file.relative_to(stage) if file.is_relative_to(stage) else file
-        raise CheckpointError(explain(str(path), f"cannot be written: {fault.strerror}", _REMEDY)) from error
+        raise CheckpointError(format_error(str(path), f"cannot be written: {fault.strerror}", _REMEDY)) from error
 
 
 def reserve(path: Path, model: nn.Module) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import explain, refuse
+from trainer.errors import format_error, raise_if_any
 from trainer.loss.classification import count_targets
 from trainer.loss.features import counts_of_classes, feature_rows
 from trainer.targets import check_classes
@@ -99,13 +99,15 @@ def _cutoffs(num_classes: int) -> list[int]:
 def _check(in_features: int, cutoffs: list[int], div_value: float, num_classes: int) -> None:
     messages = []
     if in_features < 1:
-        messages.append(explain("in_features", "must be at least 1", value=in_features))
+        messages.append(format_error("in_features", "must be at least 1", value=in_features))
     if not cutoffs or cutoffs != sorted(set(cutoffs)) or not 1 <= cutoffs[0] <= cutoffs[-1] < num_classes:
         problem = f"must be rising numbers of classes, each between 1 and {num_classes - 1}"
-        messages.append(explain("cutoffs", problem, "Use cutoffs=null for 5 % and 25 % of the classes", value=cutoffs))
+        messages.append(
+            format_error("cutoffs", problem, "Use cutoffs=null for 5 % and 25 % of the classes", value=cutoffs)
+        )
     elif not div_value >= 1:
-        messages.append(explain("div_value", "must be at least 1", value=div_value))
+        messages.append(format_error("div_value", "must be at least 1", value=div_value))
     elif in_features >= 1 and in_features < div_value ** len(cutoffs):
         problem = f"leaves the last of {len(cutoffs)} clusters no feature of {in_features}"
-        messages.append(explain("div_value", problem, "Use a smaller one, or fewer cutoffs", value=div_value))
-    refuse(*messages)
+        messages.append(format_error("div_value", problem, "Use a smaller one, or fewer cutoffs", value=div_value))
+    raise_if_any(*messages)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.loss.classification import count_targets
 from trainer.loss.multilabel import ignore_index_faults, label_entries
 from trainer.ranges import below_one, not_negative
@@ -50,7 +50,7 @@ class Asymmetric(nn.Module):
         num_outputs: int | None = None,
     ) -> None:
         super().__init__()
-        refuse(
+        raise_if_any(
             not_negative("gamma_negative", gamma_negative),
             not_negative("gamma_positive", gamma_positive),
             below_one("clip", clip),

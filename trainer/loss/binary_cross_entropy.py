@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.errors import explain, refuse
+from trainer.errors import format_error, raise_if_any
 from trainer.loss.classification import (
     count_targets,
     num_classes_of,
@@ -53,7 +53,7 @@ class BinaryCrossEntropy(nn.Module):
         super().__init__()
         self.num_labels = num_classes_of(class_counts, num_outputs)
         counted = class_counts is not None and num_train is not None
-        refuse(
+        raise_if_any(
             *_pos_weight_faults(pos_weight, self.num_labels, counted),
             below_one("label_smoothing", label_smoothing),
             *ignore_index_faults(ignore_index),
@@ -93,12 +93,12 @@ def _pos_weight_faults(weights: list[float] | str | None, num_labels: int | None
         return []
     if isinstance(weights, str):
         if weights != "auto":
-            return [explain("pos_weight", "must be one value for each label, auto or null", value=weights)]
+            return [format_error("pos_weight", "must be one value for each label, auto or null", value=weights)]
         problem = "needs a task whose labels and training samples are counted"
-        return [] if counted else [explain("pos_weight", problem, "Use pos_weight=null", value=weights)]
+        return [] if counted else [format_error("pos_weight", problem, "Use pos_weight=null", value=weights)]
     faults = []
     if num_labels is not None and len(weights) != num_labels:
-        faults.append(explain("pos_weight", f"needs one value for each of the {num_labels} labels", value=weights))
+        faults.append(format_error("pos_weight", f"needs one value for each of the {num_labels} labels", value=weights))
     if not all(0 <= weight < math.inf for weight in weights):
-        faults.append(explain("pos_weight", "every value must be finite and not negative", value=weights))
+        faults.append(format_error("pos_weight", "every value must be finite and not negative", value=weights))
     return faults

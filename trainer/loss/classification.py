@@ -43,7 +43,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.errors import explain
+from trainer.errors import format_error
 from trainer.loss.surprise import surprise_and_spread
 from trainer.targets import check_classes, check_shares
 
@@ -202,14 +202,14 @@ def weight_faults(
         return []
     if (class_counts if isinstance(weights, str) else num_classes) is None:
         problem = "class weights need a task whose classes are counted"
-        return [explain(name, problem, f"Use {name}=null", value=weights)]
+        return [format_error(name, problem, f"Use {name}=null", value=weights)]
     if isinstance(weights, str):
         rules = ("auto", "effective_number")
-        return [] if weights in rules else [explain(name, f"must be one of {', '.join(rules)}", value=weights)]
+        return [] if weights in rules else [format_error(name, f"must be one of {', '.join(rules)}", value=weights)]
     faults = []
     if len(weights) != num_classes:
-        faults.append(explain(name, f"needs one value for each of the {num_classes} classes", value=weights))
+        faults.append(format_error(name, f"needs one value for each of the {num_classes} classes", value=weights))
     if not all(0 <= weight <= largest and math.isfinite(weight) for weight in weights):
         allowed = "finite and not negative" if math.isinf(largest) else f"between 0 and {largest:g}"
-        faults.append(explain(name, f"every value must be {allowed}", value=weights))
+        faults.append(format_error(name, f"every value must be {allowed}", value=weights))
     return faults

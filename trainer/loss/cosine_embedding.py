@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 from trainer.loss.classification import at_least_float32
 from trainer.loss.regression import count
 from trainer.targets import check_similarity
@@ -32,7 +32,7 @@ class CosineEmbedding(nn.Module):
     def __init__(self, margin: float) -> None:
         super().__init__()
         if not -1 <= margin <= 1:
-            raise ConfigError(explain("margin", "must be between -1 and 1", value=margin))
+            raise ConfigError(format_error("margin", "must be between -1 and 1", value=margin))
         self.margin = margin
 
     def check(self, target: Tensor) -> None:

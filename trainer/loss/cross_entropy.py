@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.loss.classification import (
     check_class_targets,
     class_rows,
@@ -50,7 +50,7 @@ class CrossEntropy(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes_of(class_counts, num_outputs)
-        refuse(
+        raise_if_any(
             *weight_faults("weight", weight, class_counts, self.num_classes, largest=math.inf),
             below_one("label_smoothing", label_smoothing),
         )

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import explain, refuse
+from trainer.errors import format_error, raise_if_any
 from trainer.loss.classification import at_least_float32, count_targets, flatten
 from trainer.loss.multilabel import ignore_index_faults, label_entries
 from trainer.ranges import positive
@@ -55,9 +55,9 @@ class Dice(nn.Module):
     ) -> None:
         super().__init__()
         known = per in _AXES
-        refuse(
+        raise_if_any(
             positive("smooth", smooth),
-            None if known else explain("per", f"must be one of {', '.join(_AXES)}", value=per),
+            None if known else format_error("per", f"must be one of {', '.join(_AXES)}", value=per),
         )
         self.smooth = smooth
         self.per = per
@@ -96,5 +96,5 @@ class Dice(nn.Module):
         if not target.is_floating_point():
             check_classes(target, self.num_outputs, self.ignore_index)
             return
-        refuse(*ignore_index_faults(self.ignore_index))
+        raise_if_any(*ignore_index_faults(self.ignore_index))
         check_multi_hot(target, self.num_outputs, self.ignore_index)

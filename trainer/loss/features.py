@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 from trainer.loss.classification import at_least_float32, flatten
 
 
@@ -17,11 +17,11 @@ def counts_of_classes(num_outputs: int | None, class_counts: Sequence[int] | Non
         ConfigError: There are not two classes, or the task does not know its classes.
     """
     if class_counts is None and num_outputs is None:
-        raise ConfigError(explain("_target_", "needs a task that knows its classes", "Use loss=cross_entropy"))
+        raise ConfigError(format_error("_target_", "needs a task that knows its classes", "Use loss=cross_entropy"))
     counts = [1] * (num_outputs or 0) if class_counts is None else list(class_counts)
     assert num_outputs in (None, len(counts)), "one count for each class"
     if len(counts) < 2:
-        raise ConfigError(explain("_target_", "needs at least two classes", value=len(counts)))
+        raise ConfigError(format_error("_target_", "needs at least two classes", value=len(counts)))
     return counts
 
 

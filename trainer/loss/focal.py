@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.errors import ConfigError, explain, refuse
+from trainer.errors import ConfigError, format_error, raise_if_any
 from trainer.loss.classification import (
     check_class_targets,
     class_rows,
@@ -76,10 +76,10 @@ class Focal(nn.Module):
         self.num_classes = num_classes_of(class_counts, num_outputs)
         faults = [not_negative("gamma", gamma), below_one("label_smoothing", label_smoothing)]
         if isinstance(alpha, int | float):
-            refuse(*faults, share("alpha", alpha))
+            raise_if_any(*faults, share("alpha", alpha))
             self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float32), persistent=False)
         else:
-            refuse(*faults, *weight_faults("alpha", alpha, class_counts, self.num_classes, largest=1.0))
+            raise_if_any(*faults, *weight_faults("alpha", alpha, class_counts, self.num_classes, largest=1.0))
             self.register_buffer("alpha", class_weights(alpha, class_counts), persistent=False)
         self.register_buffer("label_alpha", self._positive_share(alpha, class_counts, num_train), persistent=False)
         self.gamma = gamma
@@ -143,8 +143,8 @@ class Focal(nn.Module):
         if not self._has_labels(target):
             check_class_targets(target, self.num_classes, self.ignore_index)
             return
-        refuse(*ignore_index_faults(self.ignore_index))
+        raise_if_any(*ignore_index_faults(self.ignore_index))
         if self.label_alpha is None:
             problem = "the balance of labels needs a task that counts its training samples"
-            raise ConfigError(explain("alpha", problem, "Use alpha=null"))
+            raise ConfigError(format_error("alpha", problem, "Use alpha=null"))
         check_multi_hot(target, self.num_classes, self.ignore_index)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.loss.classification import at_least_float32, count_targets
 from trainer.loss.features import counts_of_classes, feature_rows
 from trainer.loss.huffman import huffman_tree, paths_and_codes
@@ -57,7 +57,7 @@ class HierarchicalSoftmax(nn.Module):
     ) -> None:
         super().__init__()
         counts = counts_of_classes(num_outputs, class_counts)
-        refuse(at_least("in_features", in_features, 1))
+        raise_if_any(at_least("in_features", in_features, 1))
         self.in_features = in_features
         self.ignore_index = ignore_index
         self.num_outputs = len(counts)

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.loss.regression import count, pair
 from trainer.ranges import positive
 from trainer.targets import check_values
@@ -32,7 +32,7 @@ class Huber(nn.Module):
 
     def __init__(self, delta: float, num_outputs: int | None = None) -> None:
         super().__init__()
-        refuse(positive("delta", delta))
+        raise_if_any(positive("delta", delta))
         self.delta = delta
         self.num_outputs = num_outputs
 

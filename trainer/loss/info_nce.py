@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.loss.classification import at_least_float32
 from trainer.loss.regression import count
 from trainer.ranges import positive
@@ -43,7 +43,7 @@ class InfoNce(nn.Module):
 
     def __init__(self, temperature: float, symmetric: bool) -> None:
         super().__init__()
-        refuse(positive("temperature", temperature))
+        raise_if_any(positive("temperature", temperature))
         self.temperature = temperature
         self.symmetric = symmetric
 

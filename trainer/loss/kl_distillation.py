@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.errors import explain, refuse
+from trainer.errors import format_error, raise_if_any
 from trainer.loss.classification import at_least_float32, count_targets, flatten
 from trainer.ranges import positive, share
 from trainer.targets import check_classes
@@ -51,8 +51,8 @@ class KlDistillation(nn.Module):
         teacher_model: Callable[[dict[str, Tensor]], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        no_model = explain("teacher", "no model was loaded from it", "Name a run folder", value=teacher)
-        refuse(
+        no_model = format_error("teacher", "no model was loaded from it", "Name a run folder", value=teacher)
+        raise_if_any(
             positive("temperature", temperature),
             share("weight", weight),
             no_model if teacher_model is None else None,

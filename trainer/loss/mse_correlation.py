@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.loss.regression import count, pair
 from trainer.ranges import not_negative
 from trainer.targets import check_values
@@ -37,7 +37,7 @@ class MseCorrelation(nn.Module):
 
     def __init__(self, correlation: float, num_outputs: int | None = None) -> None:
         super().__init__()
-        refuse(not_negative("correlation", correlation))
+        raise_if_any(not_negative("correlation", correlation))
         self.correlation = correlation
         self.num_outputs = num_outputs
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from trainer.errors import explain
+from trainer.errors import format_error
 from trainer.loss.classification import at_least_float32, effective_number
 
 
@@ -82,4 +82,4 @@ def ignore_index_faults(ignore_index: int) -> list[str]:
     if ignore_index not in (0, 1):
         return []
     remedy = "Use a value that no label has, -100 for one"
-    return [explain("ignore_index", "would leave out every such label", remedy, value=ignore_index)]
+    return [format_error("ignore_index", "would leave out every such label", remedy, value=ignore_index)]

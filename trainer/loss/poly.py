@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import explain, refuse
+from trainer.errors import format_error, raise_if_any
 from trainer.loss.classification import (
     check_class_targets,
     class_rows,
@@ -56,8 +56,8 @@ class Poly(nn.Module):
         super().__init__()
         self.num_classes = num_classes_of(class_counts, num_outputs)
         in_range = -1 <= epsilon < math.inf
-        refuse(
-            *([] if in_range else [explain("epsilon", "must be finite and at least -1", value=epsilon)]),
+        raise_if_any(
+            *([] if in_range else [format_error("epsilon", "must be finite and at least -1", value=epsilon)]),
             *weight_faults("weight", weight, class_counts, self.num_classes, largest=math.inf),
             below_one("label_smoothing", label_smoothing),
         )

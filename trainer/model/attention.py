@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.errors import explain
+from trainer.errors import format_error
 from trainer.model.checks import dropout_faults, size_faults
 
 
@@ -85,6 +85,6 @@ def stack_faults(*, dim: int, depth: int, heads: int, hidden: int, dropout: floa
     uneven = heads >= 1 and dim % heads
     return [
         *size_faults(dim=dim, depth=depth, heads=heads, hidden=hidden),
-        *([explain("heads", f"must divide dim ({dim})", value=heads)] if uneven else []),
+        *([format_error("heads", f"must divide dim ({dim})", value=heads)] if uneven else []),
         *dropout_faults(dropout),
     ]

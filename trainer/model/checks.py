@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 
-from trainer.errors import explain
+from trainer.errors import format_error
 
 
 def size_faults(**sizes: int) -> list[str]:
     """In range: at least 1."""
-    return [explain(name, "must be at least 1", value=size) for name, size in sizes.items() if size < 1]
+    return [format_error(name, "must be at least 1", value=size) for name, size in sizes.items() if size < 1]
 
 
 def width_faults(**widths: Sequence[int]) -> list[str]:
     """In range: one or more sizes of at least 1."""
     return [
-        explain(name, "must be one or more sizes of at least 1", value=list(sizes))
+        format_error(name, "must be one or more sizes of at least 1", value=list(sizes))
         for name, sizes in widths.items()
         if not sizes or min(sizes) < 1
     ]
@@ -21,7 +21,7 @@ def width_faults(**widths: Sequence[int]) -> list[str]:
 
 def dropout_faults(dropout: float) -> list[str]:
     """In range: [0, 1)."""
-    return [] if 0 <= dropout < 1 else [explain("dropout", "must be in [0, 1)", value=dropout)]
+    return [] if 0 <= dropout < 1 else [format_error("dropout", "must be in [0, 1)", value=dropout)]
 
 
 def image_faults(image_size: tuple[int, int], smallest: int, remedy: str = "") -> list[str]:
@@ -29,4 +29,4 @@ def image_faults(image_size: tuple[int, int], smallest: int, remedy: str = "") -
     if min(image_size) >= smallest:
         return []
     problem = f"the images must have {smallest} x {smallest} pixels at least"
-    return [explain("image_size", problem, remedy, value=list(image_size))]
+    return [format_error("image_size", problem, remedy, value=list(image_size))]

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.model.checks import image_faults, width_faults
 
 
@@ -42,7 +42,7 @@ class ConvNet(nn.Module):
         hidden: list[int],
     ) -> None:
         super().__init__()
-        refuse(
+        raise_if_any(
             *width_faults(channels=channels, hidden=hidden),
             *image_faults(image_size, 4, "Enlarge them, or take model=mlp"),
         )

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.errors import explain, refuse
+from trainer.errors import format_error, raise_if_any
 from trainer.model.attention import Block, stack_faults
 from trainer.model.pooling import pool_samples, take_tokens
 
@@ -89,8 +89,8 @@ class Decoder(nn.Module):
         faults = stack_faults(dim=dim, depth=depth, heads=heads, hidden=hidden, dropout=dropout)
         if self.tied and num_outputs != vocab_size:
             problem = f"needs an output for each of the {vocab_size} tokens known, and there are {num_outputs} outputs"
-            faults.append(explain("tie_embeddings", problem, "Set it to false", value=True))
-        refuse(*faults)
+            faults.append(format_error("tie_embeddings", problem, "Set it to false", value=True))
+        raise_if_any(*faults)
         self.output_level = output_level
         self.cached = output_level == "token" and num_token_types == 1
         self.pooling = pooling

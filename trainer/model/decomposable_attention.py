@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.model.checks import dropout_faults, size_faults
 from trainer.model.pooling import take_tokens
 
@@ -52,7 +52,7 @@ class DecomposableAttention(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        refuse(*size_faults(dim=dim, hidden=hidden), *dropout_faults(dropout))
+        raise_if_any(*size_faults(dim=dim, hidden=hidden), *dropout_faults(dropout))
         self.num_texts = num_token_types
         self.token_embedding = nn.Embedding(vocab_size, dim)
         self.none = nn.Parameter(torch.zeros(dim))

@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import ConfigError, explain, nearest, refuse
+from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
 from trainer.model.pooling import Pooling, pool_samples
 from trainer.model.structure import first_tensor
 
@@ -82,7 +82,7 @@ class FeatureExtractor(nn.Module):
             module.kept = None
         for name, output in zip(self.names, outputs, strict=True):
             if not isinstance(output, Tensor):
-                raise ConfigError(explain(_KEY, "gives no tensor where the model is run", value=name))
+                raise ConfigError(format_error(_KEY, "gives no tensor where the model is run", value=name))
         return cast(list[Tensor], outputs)
 
     def _pooled(self, output: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -139,21 +139,21 @@ def _keep(module: Any, inputs: Any, output: Any) -> None:
 def _check(model: nn.Module, names: Sequence[str], example: Mapping[str, Tensor]) -> None:
     known = [name for name, _ in model.named_modules() if name]
     faults = [
-        explain(_KEY, "the model has no such module", _near(name, known), value=name)
+        format_error(_KEY, "the model has no such module", _near(name, known), value=name)
         for name in names
         if name not in known
     ]
     if not names:
-        faults.append(explain(_KEY, "must name one module at least", _near("", known), value=list(names)))
+        faults.append(format_error(_KEY, "must name one module at least", _near("", known), value=list(names)))
     if len(set(names)) < len(names):
-        faults.append(explain(_KEY, "names a module twice", value=list(names)))
+        faults.append(format_error(_KEY, "names a module twice", value=list(names)))
     if "output_index" in example or ("sequence_ids" in example and "token_index" not in example):
-        faults.append(explain(_KEY, "are pooled to one vector a sample, and the task has outputs of tokens"))
-    refuse(*faults)
+        faults.append(format_error(_KEY, "are pooled to one vector a sample, and the task has outputs of tokens"))
+    raise_if_any(*faults)
 
 
 def _near(name: str, known: list[str]) -> str:
-    found = nearest(name, known)
+    found = did_you_mean(name, known)
     if found.startswith("Known"):
         top = [other for other in known if "." not in other]
         found = f"Known: {', '.join(top)} and what is in them"
@@ -173,8 +173,8 @@ def _check_shapes(names: Sequence[str], outputs: Sequence[Tensor], example: Mapp
         if not (fits and output.is_floating_point()):
             problem = f"{name} gives {tuple(output.shape)} {str(output.dtype).removeprefix('torch.')}"
             wanted = "Wanted are floats (samples, D), (rows, tokens, D) or, of images, (samples, D, H, W)"
-            faults.append(explain(_KEY, f"{problem}, which cannot be pooled", wanted))
-    refuse(*faults)
+            faults.append(format_error(_KEY, f"{problem}, which cannot be pooled", wanted))
+    raise_if_any(*faults)
 
 
 def _freeze_unreached(model: nn.Module, pooled: Tensor) -> None:

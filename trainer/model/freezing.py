@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from trainer.errors import explain, refuse
+from trainer.errors import format_error, raise_if_any
 
 _KEY: Final = "freeze"
 _SHOWN: Final = 3
@@ -39,7 +39,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
     """
     found = [fitting(model, pattern) for pattern in patterns]
     faults = [_no_fit(model, pattern) for pattern, parameters in zip(patterns, found, strict=True) if not parameters]
-    refuse(*faults)
+    raise_if_any(*faults)
     frozen = {id(parameter) for parameters in found for parameter in parameters}
     for parameter in model.parameters():
         if id(parameter) in frozen:
@@ -74,13 +74,13 @@ def gradual(model: nn.Module, entries: Sequence[tuple[str, int]]) -> Callable[[i
         parameters = fitting(model, pattern)
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         if step < 0:
-            faults.append(explain(_KEY, f"the step of {pattern} must be at least 0", value=step))
+            faults.append(format_error(_KEY, f"the step of {pattern} must be at least 0", value=step))
         if not parameters:
             faults.append(_no_fit(model, pattern))
         elif not trained:
-            faults.append(explain(_KEY, "fits parameters only that are frozen for good", value=pattern))
+            faults.append(format_error(_KEY, "fits parameters only that are frozen for good", value=pattern))
         starts |= dict.fromkeys(trained, step)
-    refuse(*faults)
+    raise_if_any(*faults)
     steps = sorted(set(starts.values()))
     done: int | None = None
 
@@ -151,4 +151,4 @@ def _no_fit(model: nn.Module, pattern: str) -> str:
     near = get_close_matches(pattern.strip("*").strip("."), names, n=_SHOWN, cutoff=0.5)
     top = [name for name, _ in model.named_children() if name in modules]
     remedy = f"Near it: {', '.join(near)}" if near else f"There are {', '.join(top or names[:_SHOWN])}"
-    return explain(_KEY, "fits no parameter", remedy, value=pattern)
+    return format_error(_KEY, "fits no parameter", remedy, value=pattern)

@@ -5,7 +5,7 @@ from typing import ClassVar, Final, Literal
 
 from torch import Tensor, nn
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.model.checks import image_faults
 
 _ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -46,7 +46,7 @@ class LeNet(nn.Module):
         activation: Literal["tanh", "relu"],
     ) -> None:
         super().__init__()
-        refuse(*image_faults(image_size, _SMALLEST, "Enlarge them, or take model=convnet"))
+        raise_if_any(*image_faults(image_size, _SMALLEST, "Enlarge them, or take model=convnet"))
         nonlinearity = _ACTIVATIONS[activation]
         height, width = ((side // 2 - 4) // 2 for side in image_size)
         widths = (_CHANNELS[1] * height * width, *_HIDDEN)

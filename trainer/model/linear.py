@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 from trainer.model.pooling import pool_samples
 
 
@@ -54,7 +54,7 @@ class Linear(nn.Module):
         super().__init__()
         if num_outputs is None:
             problem = "a linear model has outputs alone, no features before them"
-            raise ConfigError(explain("_target_", problem, "Another model has them"))
+            raise ConfigError(format_error("_target_", problem, "Another model has them"))
         self.vocab_size = vocab_size
         if vocab_size is not None:
             num_features = vocab_size * num_token_types

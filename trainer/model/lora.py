@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from torch import nn
 
-from trainer.errors import ConfigError, explain, nearest
+from trainer.errors import ConfigError, did_you_mean, format_error
 from trainer.model.checks import dropout_faults, size_faults
 
 _KEY: Final = "lora"
@@ -47,7 +47,7 @@ def apply_lora(
     """
     faults = [*size_faults(rank=rank), *dropout_faults(dropout)]
     if not (isfinite(alpha) and alpha > 0):
-        faults.append(explain("alpha", "must be finite and above 0", value=alpha))
+        faults.append(format_error("alpha", "must be finite and above 0", value=alpha))
     names, unfit = _targets(model, targets)
     if faults or unfit:
         raise ConfigError(*(f"{_KEY}.{fault}" for fault in [*faults, *unfit]))
@@ -77,7 +77,7 @@ def merge_lora(model: nn.Module) -> None:
         try:
             layer.merge(safe_merge=True)
         except ValueError as error:
-            raise ConfigError(explain(_KEY, f"{name} cannot be merged ({error})")) from error
+            raise ConfigError(format_error(_KEY, f"{name} cannot be merged ({error})")) from error
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.get_base_layer())
 
@@ -88,9 +88,11 @@ def _targets(model: nn.Module, targets: Sequence[str] | Literal["all-linear"]) -
     able = [name for name, module in modules.items() if _is_linear(module) or isinstance(module, _OTHERS)]
     if targets == _ALL:
         names = tuple(name for name in able if _is_linear(modules[name]) and not _is_output(model, name))
-        return names, [] if names else [explain("targets", "the model has no linear layers but its head", value=_ALL)]
+        return names, [] if names else [
+            format_error("targets", "the model has no linear layers but its head", value=_ALL)
+        ]
     if isinstance(targets, str) or not targets:
-        return (), [explain("targets", "must be a list of module names, or all-linear", value=targets)]
+        return (), [format_error("targets", "must be a list of module names, or all-linear", value=targets)]
     found: dict[str, None] = {}
     faults = []
     ends = sorted({end for name in able for end in (name.rpartition(".")[2], name) if not end.isdecimal()})
@@ -101,8 +103,8 @@ def _targets(model: nn.Module, targets: Sequence[str] | Literal["all-linear"]) -
             there = any(name == target or name.endswith(f".{target}") for name in modules)
             inside = [name for name in able if f".{target}." in f".{name}"]
             problem = "is no linear layer, embedding or convolution" if there else "the model has no such module"
-            remedy = f"In it are {', '.join(inside[:_SHOWN])}" if inside else nearest(target, ends)
-            faults.append(explain("targets", problem, remedy, value=target))
+            remedy = f"In it are {', '.join(inside[:_SHOWN])}" if inside else did_you_mean(target, ends)
+            faults.append(format_error("targets", problem, remedy, value=target))
     return tuple(found), faults
 
 
@@ -124,5 +126,5 @@ def _peft() -> Any:
     except ImportError as error:
         remedy = "Install it: pip install trainer[lora]"
         raise ConfigError(
-            explain(_KEY, f"needs the package peft, which cannot be imported ({error})", remedy)
+            format_error(_KEY, f"needs the package peft, which cannot be imported ({error})", remedy)
         ) from error

@@ -6,7 +6,7 @@ from typing import ClassVar, Final, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.model.checks import dropout_faults, width_faults
 
 _ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
@@ -65,7 +65,7 @@ class Mlp(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        refuse(*width_faults(hidden=hidden), *dropout_faults(dropout))
+        raise_if_any(*width_faults(hidden=hidden), *dropout_faults(dropout))
         if image_size is not None:
             assert image_channels is not None
             num_features = image_channels * image_size[0] * image_size[1]

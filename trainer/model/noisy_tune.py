@@ -7,7 +7,7 @@ from math import isfinite
 import torch
 from torch import nn
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def noisy_tune(model: nn.Module, strength: float, generator: torch.Generator) ->
         ConfigError: The strength is out of range.
     """
     if not (isfinite(strength) and strength >= 0):
-        raise ConfigError(explain("noisy_tune", "must be finite and at least 0", value=strength))
+        raise ConfigError(format_error("noisy_tune", "must be finite and at least 0", value=strength))
     if strength == 0:
         return
     for parameter in model.parameters():

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 from trainer.model.packed_attention import (
     FAMILIES,
     Family,
@@ -152,7 +152,7 @@ class Pretrained(nn.Module):
         if self.family is None:
             if attention_mask is None:
                 problem = f"{type(self.base).__name__} is not known to keep the samples of a packed row apart"
-                raise ConfigError(explain("loader.batching", problem, "Set it to padded", value="packed"))
+                raise ConfigError(format_error("loader.batching", problem, "Set it to padded", value="packed"))
             more["attention_mask"] = attention_mask
         else:
             if position_ids is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer import hub
-from trainer.errors import ConfigError, explain, nearest, refuse
+from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
 
 _HUB_NAME: Final = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _FIXED: Final = frozenset({"dtype", "is_encoder_decoder", "output_attentions", "output_hidden_states", "return_dict"})
@@ -29,10 +29,10 @@ def read_config(path: str, changes: Mapping[str, Any]) -> Any:
     config = _read(path, {})
     if config.is_encoder_decoder:
         problem = f"is a {config.model_type}, which has an encoder and a decoder"
-        raise ConfigError(explain("path", problem, "Models with one of them are supported", value=path))
+        raise ConfigError(format_error("path", problem, "Models with one of them are supported", value=path))
     if not changes:
         return config
-    refuse(*_unknown("config", config, changes))
+    raise_if_any(*_unknown("config", config, changes))
     return _read(path, _merged(config, changes))
 
 
@@ -46,12 +46,12 @@ def place_of(path: str) -> str:
     if place.is_dir():
         if (place / "config.json").is_file():
             return str(place)
-        raise ConfigError(explain("path", "has no config.json", "Give the folder of a saved model", value=path))
+        raise ConfigError(format_error("path", "has no config.json", "Give the folder of a saved model", value=path))
     if place.exists():
-        raise ConfigError(explain("path", "is a file", "Give the folder that holds config.json", value=path))
+        raise ConfigError(format_error("path", "is a file", "Give the folder that holds config.json", value=path))
     if not _HUB_NAME.fullmatch(path):
         remedy = "Give the folder of a saved model, or its name on the hub (owner/name)"
-        raise ConfigError(explain("path", "there is no such folder", remedy, value=path))
+        raise ConfigError(format_error("path", "there is no such folder", remedy, value=path))
     return path
 
 
@@ -64,7 +64,7 @@ def not_found(path: str, error: Exception) -> ConfigError:
     """The message for a model that is not in its folder, or that the hub does not give."""
     reason = str(error).strip().split("\n")[0].rstrip(".")
     if Path(path).expanduser().is_dir():
-        return ConfigError(explain("path", f"cannot be read ({reason})", value=path))
+        return ConfigError(format_error("path", f"cannot be read ({reason})", value=path))
     if isinstance(error, OSError) and is_offline(path):
         reason = "it cannot be reached, and its cache here lacks it"
     remedy = (
@@ -72,7 +72,7 @@ def not_found(path: str, error: Exception) -> ConfigError:
         "give the folder"
     )
     return ConfigError(
-        explain("path", f"is no folder here, and the hub does not give it ({reason})", remedy, value=path)
+        format_error("path", f"is no folder here, and the hub does not give it ({reason})", remedy, value=path)
     )
 
 
@@ -88,7 +88,7 @@ def _read(path: str, changes: Mapping[str, Any]) -> Any:
         # Its own checks of types raise classes that moved between versions.
         reason = " ".join(str(error).split())
         raise ConfigError(
-            explain("config", f"is refused by {type(error).__name__} ({reason})", value=changes)
+            format_error("config", f"is refused by {type(error).__name__} ({reason})", value=changes)
         ) from error
 
 
@@ -97,7 +97,7 @@ def _unknown(prefix: str, known: Any, changes: Mapping[str, Any]) -> Iterator[st
     names = list(known) if isinstance(known, Mapping) else _keys(known)
     for key, value in changes.items():
         if key not in names:
-            yield explain(f"{prefix}.{key}", "there is no such key", nearest(str(key), names), value=value)
+            yield format_error(f"{prefix}.{key}", "there is no such key", did_you_mean(str(key), names), value=value)
             continue
         inner = known[key] if isinstance(known, Mapping) else getattr(known, key, None)
         if isinstance(value, Mapping) and _nested(inner):

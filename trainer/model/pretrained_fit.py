@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from trainer.errors import ConfigError, explain, refuse
+from trainer.errors import ConfigError, format_error, raise_if_any
 from trainer.model.packed_attention import FAMILIES, Family, first_position, is_causal
 from trainer.model.pretrained_loading import Kind
 
@@ -24,7 +24,7 @@ def language_kind(config: Any) -> Kind:
     family = FAMILIES.get(config.model_type)
     if family is None:
         problem = f"is a {config.model_type}, whose head of a language model is not known"
-        raise ConfigError(explain("path", problem, f"Known are those of {', '.join(FAMILIES)}"))
+        raise ConfigError(format_error("path", problem, f"Known are those of {', '.join(FAMILIES)}"))
     return "AutoModelForCausalLM" if is_causal(family, config) else "AutoModelForMaskedLM"
 
 
@@ -37,7 +37,7 @@ def width_of(config: Any) -> int:
     width = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
     if not isinstance(width, int):
         problem = f"is a {config.model_type}, whose config does not tell the width of its outputs (hidden_size)"
-        raise ConfigError(explain("path", problem))
+        raise ConfigError(format_error("path", problem))
     return width
 
 
@@ -47,7 +47,7 @@ def check_fit(base: Any, config: Any, family: Family | None, vocab_size: int, ma
     rows = base.get_input_embeddings().num_embeddings
     if vocab_size > rows:
         problem = f"the model has embeddings of {rows} tokens, the task's tokenizer has {vocab_size}"
-        faults.append(explain("path", problem, "Give the model's own as task.tokenizer"))
+        faults.append(format_error("path", problem, "Give the model's own as task.tokenizer"))
     elif told and vocab_size < _OWN_TOKENS * rows:
         message = (
             "the task's tokenizer has %d tokens, the model was trained with %d: is task.tokenizer the model's own?"
@@ -58,5 +58,5 @@ def check_fit(base: Any, config: Any, family: Family | None, vocab_size: int, ma
         positions -= first_position(family, config) if family else 0
         if max_length > positions:
             problem = f"the model has {positions} positions, the task's samples have up to {max_length} tokens"
-            faults.append(explain("path", problem, f"Set task.max_length={positions}"))
-    refuse(*faults)
+            faults.append(format_error("path", problem, f"Set task.max_length={positions}"))
+    raise_if_any(*faults)

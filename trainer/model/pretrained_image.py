@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from trainer.errors import explain, refuse
+from trainer.errors import format_error, raise_if_any
 from trainer.model.pretrained_config import read_config
 from trainer.model.pretrained_fit import width_of
 from trainer.model.pretrained_loading import (
@@ -97,17 +97,19 @@ def _check_fit(config: Any, image_channels: int, image_size: tuple[int, int], po
     channels = getattr(config, "num_channels", None)
     if channels is not None and channels != image_channels:
         problem = f"the model reads images of {channels} channels, the task's have {image_channels}"
-        faults.append(explain("path", problem, f"Set task.channels={channels}"))
+        faults.append(format_error("path", problem, f"Set task.channels={channels}"))
     size = getattr(config, "image_size", None)
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         if (height, width) != tuple(image_size):
             theirs = " x ".join(map(str, image_size))
             problem = f"the model reads images of {height} x {width} pixels, the task's have {theirs}"
-            faults.append(explain("path", problem, f"Set task.size=[{height},{width}]"))
+            faults.append(format_error("path", problem, f"Set task.size=[{height},{width}]"))
     if pooling == "cls" and not hasattr(config, "hidden_size"):
         remedy = "Set it to mean or max"
         faults.append(
-            explain("pooling", f"a {config.model_type} has no token that stands for the image", remedy, value=pooling)
+            format_error(
+                "pooling", f"a {config.model_type} has no token that stands for the image", remedy, value=pooling
+            )
         )
-    refuse(*faults)
+    raise_if_any(*faults)

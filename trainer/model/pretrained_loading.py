@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
-from trainer.errors import ConfigError, explain, refuse
+from trainer.errors import ConfigError, format_error, raise_if_any
 from trainer.model.pretrained_config import is_offline, not_found, place_of
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def architecture_of(kind: Kind, config: Any) -> dict[str, Any]:
         config_of(architecture)
     except ConfigError as error:
         problem = f"a checkpoint could not be read with it: {error.messages[0]}"
-        raise ConfigError(explain("config", problem, "Mend model.config")) from error
+        raise ConfigError(format_error("config", problem, "Mend model.config")) from error
     return architecture
 
 
@@ -59,7 +59,7 @@ def config_of(architecture: dict[str, Any]) -> tuple[Kind, Any]:
         return kinds[architecture["class"]], AutoConfig.for_model(model_type, **values)
     except (KeyError, ValueError) as error:
         problem = f"the architecture cannot be made again by this version of transformers ({error})"
-        raise ConfigError(explain("architecture", problem, value=model_type)) from error
+        raise ConfigError(format_error("architecture", problem, value=model_type)) from error
 
 
 def make_model(kind: Kind, config: Any, path: str | None, attention: Attention | None) -> Any:
@@ -83,7 +83,7 @@ def make_model(kind: Kind, config: Any, path: str | None, attention: Attention |
     if type(config) not in auto._model_mapping:
         what = "language model with such a head" if kind != "AutoModel" else "model"
         problem = f"is a {config.model_type}, of which transformers has no {what}"
-        raise ConfigError(explain("path", problem, value=path))
+        raise ConfigError(format_error("path", problem, value=path))
     # A pooler of its own is not used, and would be weights that no gradient reaches.
     if "add_pooling_layer" in inspect.signature(auto._model_mapping[type(config)].__init__).parameters:
         arguments["add_pooling_layer"] = False
@@ -105,7 +105,7 @@ def refuse_unread(base: Any, read: Literal["input_ids", "pixel_values"]) -> None
     if read not in inspect.signature(base.forward).parameters:
         what = "texts" if read == "input_ids" else "images"
         remedy = "model=pretrained takes models of texts, model=pretrained_image those of images"
-        raise ConfigError(explain("path", f"is a {base.config.model_type}, which reads no {what}", remedy))
+        raise ConfigError(format_error("path", f"is a {base.config.model_type}, which reads no {what}", remedy))
 
 
 def checkpoint_gradients(model: Any) -> None:
@@ -116,7 +116,7 @@ def checkpoint_gradients(model: Any) -> None:
         enable({"use_reentrant": False})
     except ValueError as error:
         problem = f"{type(model).__name__} has no gradient checkpointing"
-        raise ConfigError(explain("gradient_checkpointing", problem, "Set it to false", value=True)) from error
+        raise ConfigError(format_error("gradient_checkpointing", problem, "Set it to false", value=True)) from error
 
 
 def linear_head(features: int, num_outputs: int | None, config: Any) -> nn.Module:
@@ -152,7 +152,7 @@ def _made(auto: Any, config: Any, arguments: dict[str, Any]) -> Any:
     except Exception as error:
         # A config that fits no model fails in any way while the model is made of it.
         problem = f"no model can be made of it ({type(error).__name__}: {' '.join(str(error).split())})"
-        raise ConfigError(explain("config", problem, "Mend model.config, or model.attention")) from error
+        raise ConfigError(format_error("config", problem, "Mend model.config, or model.attention")) from error
 
 
 def _loaded(auto: Any, config: Any, path: str, arguments: dict[str, Any]) -> Any:
@@ -172,10 +172,10 @@ def _loaded(auto: Any, config: Any, path: str, arguments: dict[str, Any]) -> Any
     faults = []
     if other:
         shown = [f"{name} {in_file}, the model {in_model}" for name, in_file, in_model in other]
-        faults.append(explain("path", f"has weights of other shapes: {_some(shown)}", _REMEDY, value=path))
+        faults.append(format_error("path", f"has weights of other shapes: {_some(shown)}", _REMEDY, value=path))
     if lost:
-        faults.append(explain("path", f"has no weights for {_some(lost)}", _REMEDY, value=path))
-    refuse(*faults)
+        faults.append(format_error("path", f"has no weights for {_some(lost)}", _REMEDY, value=path))
+    raise_if_any(*faults)
     unused = sorted(found["unexpected_keys"])
     logger.info("weights of %s loaded; not used: %s", path, _some(unused) if unused else "none")
     if missing:

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.errors import explain, refuse
+from trainer.errors import format_error, raise_if_any
 from trainer.model.checks import image_faults, size_faults
 
 _BLOCK_LAYERS = 2
@@ -86,7 +86,7 @@ class ResNet(nn.Module):
         super().__init__()
         # Of 4 x 4 pixels the last stage has one left, and a micro-batch of one sample then no variance.
         small = image_faults(image_size, 5, "Enlarge them, or take model=convnet")
-        refuse(*_depth_faults(depth), *size_faults(width=width), *small)
+        raise_if_any(*_depth_faults(depth), *size_faults(width=width), *small)
         self.stem = _convolution(image_channels, width, 3, 1)
         self.norm = nn.BatchNorm2d(width)
         blocks_a_stage = (depth - 2) // (_STAGES * _BLOCK_LAYERS)
@@ -118,4 +118,4 @@ def _depth_faults(depth: int) -> list[str]:
     period = _STAGES * _BLOCK_LAYERS
     if depth >= period + 2 and depth % period == 2:
         return []
-    return [explain("depth", "must be 6n + 2", "Usual are 20, 32, 44, 56 and 110", value=depth)]
+    return [format_error("depth", "must be 6n + 2", "Usual are 20, 32, 44, 56 and 110", value=depth)]

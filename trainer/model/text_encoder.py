@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.model.attention import Block, stack_faults
 from trainer.model.pooling import pool_samples, take_tokens
 
@@ -64,7 +64,7 @@ class TextEncoder(nn.Module):
         pooling: Literal["cls", "mean", "max", "last"],
     ) -> None:
         super().__init__()
-        refuse(*stack_faults(dim=dim, depth=depth, heads=heads, hidden=hidden, dropout=dropout))
+        raise_if_any(*stack_faults(dim=dim, depth=depth, heads=heads, hidden=hidden, dropout=dropout))
         self.output_level = output_level
         self.pooling = pooling
         self.token_embedding = nn.Embedding(vocab_size, dim)

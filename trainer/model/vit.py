@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import explain, refuse
+from trainer.errors import format_error, raise_if_any
 from trainer.model.attention import Block, stack_faults
 from trainer.model.checks import size_faults
 
@@ -56,7 +56,7 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         stack = stack_faults(dim=dim, depth=depth, heads=heads, hidden=hidden, dropout=dropout)
-        refuse(*size_faults(patch=patch), *_patch_faults(image_size, patch), *stack)
+        raise_if_any(*size_faults(patch=patch), *_patch_faults(image_size, patch), *stack)
         height, width = image_size
         tokens = (height // patch) * (width // patch) + (pooling == "cls")
         self.patch_embedding = nn.Conv2d(image_channels, dim, kernel_size=patch, stride=patch)
@@ -88,4 +88,4 @@ def _patch_faults(image_size: tuple[int, int], patch: int) -> list[str]:
     shared = gcd(height, width)
     remedy = f"These do: {', '.join(str(side) for side in range(1, shared + 1) if shared % side == 0)}"
     problem = f"must divide height and width of the images ({height} x {width})"
-    return [explain("patch", problem, remedy, value=patch)]
+    return [format_error("patch", problem, remedy, value=patch)]

@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import ConfigError, explain, nearest, refuse
+from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
 from trainer.model.weights_advice import Misfit, shape_of, table, way_out
 
 _RENAME: Final = "weights_rename"
@@ -77,7 +77,7 @@ def fit_weights(
     ignored = {misfit.name for misfit in find_misfits(targets, renamed, tied)}
     fitting = {name: tensor for name, tensor in renamed.items() if name not in ignored}
     if not fitting:
-        raise ConfigError(explain(_IGNORE, "leaves nothing to load", value=list(ignore)))
+        raise ConfigError(format_error(_IGNORE, "leaves nothing to load", value=list(ignore)))
     _check_tied(fitting, tied)
     # Not strict, as what is absent was accounted for; through torch, for the hooks of modules that have some.
     model.load_state_dict(fitting, strict=False)
@@ -124,31 +124,33 @@ def _renamed(tensors: Mapping[str, Tensor], rename: Sequence[Sequence[str]]) -> 
     for number, pair in enumerate(rename, start=1):
         where = f"{_RENAME}: entry {number}"
         if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise ConfigError(explain(where, "must be [regular expression, replacement]", value=pair))
+            raise ConfigError(format_error(where, "must be [regular expression, replacement]", value=pair))
         try:
             pattern = re.compile(pair[0])
             changed = {name: pattern.sub(pair[1], shown) for name, shown in names.items()}
         except (re.error, IndexError) as error:
-            raise ConfigError(explain(where, f"is no regular expression ({error})", value=list(pair))) from error
+            raise ConfigError(format_error(where, f"is no regular expression ({error})", value=list(pair))) from error
         if not any(map(pattern.search, names.values())):
-            raise ConfigError(explain(where, "fits no name", f"There are {_some(list(names.values()))}", value=pair[0]))
+            raise ConfigError(
+                format_error(where, "fits no name", f"There are {_some(list(names.values()))}", value=pair[0])
+            )
         names = changed
     renamed: dict[str, Tensor] = {}
     for name, new in names.items():
         if new in renamed:
             both = [old for old, other in names.items() if other == new]
-            raise ConfigError(explain(_RENAME, f"gives {' and '.join(both[:2])} the same name", value=new))
+            raise ConfigError(format_error(_RENAME, f"gives {' and '.join(both[:2])} the same name", value=new))
         renamed[new] = tensors[name]
     return renamed
 
 
 def _check_patterns(ignore: Sequence[str], names: list[str]) -> None:
     faults = [
-        explain(_IGNORE, "fits no name", nearest(pattern, sorted(set(names))[:20]), value=pattern)
+        format_error(_IGNORE, "fits no name", did_you_mean(pattern, sorted(set(names))[:20]), value=pattern)
         for pattern in ignore
         if not any(fnmatchcase(name, pattern) for name in names)
     ]
-    refuse(*faults)
+    raise_if_any(*faults)
 
 
 def _tied(targets: Mapping[str, Tensor]) -> dict[str, list[str]]:
@@ -165,7 +167,7 @@ def _check_tied(tensors: Mapping[str, Tensor], tied: Mapping[str, Sequence[str]]
         for same in tied[name]:
             if same in tensors and not torch.equal(tensor, tensors[same]):
                 problem = f"{name} and {same} are one tensor in the model, and two different ones in the file"
-                raise ConfigError(explain("weights", problem, f"Rename one of them by {_RENAME}, and ignore it"))
+                raise ConfigError(format_error("weights", problem, f"Rename one of them by {_RENAME}, and ignore it"))
 
 
 def _some(names: Sequence[str]) -> str:

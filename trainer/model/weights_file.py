@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 
 _KEY: Final = "weights"
 _IN_FOLDERS: Final = (
@@ -188,4 +188,4 @@ def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fault(problem: str, remedy: str, path: str) -> ConfigError:
-    return ConfigError(explain(_KEY, problem, remedy, value=path))
+    return ConfigError(format_error(_KEY, problem, remedy, value=path))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from trainer.errors import explain
+from trainer.errors import format_error
 
 _KEY: Final = "weights"
 _TOKENIZER: Final = "tokenizer.json"
@@ -49,7 +49,7 @@ def doubts(
     if rows and here and others:
         problem = f"{others} of its {len(tokens)} tokens are others here, and {rows[0]} has a row for each"
         remedy = f"task.tokenizer={tokenizer_beside(weights)} takes its own"
-        found.append(explain(_KEY, problem, f"{remedy}; model.weights_ignore=[{_layer(rows[0])}] learns new rows"))
+        found.append(format_error(_KEY, problem, f"{remedy}; model.weights_ignore=[{_layer(rows[0])}] learns new rows"))
     heads = [name for name, shape in loaded.items() if shape and shape[0] == facts.get("num_outputs")]
     pairs = zip(learnt.get("labels", []), json.loads(files.get(_LABELS, "[]")), strict=False)
     other = [f"{theirs} is {ours} here" for theirs, ours in pairs if theirs != ours]
@@ -58,7 +58,7 @@ def doubts(
         head = _layer(heads[-1])
         problem = f"classes that {head} tells apart have other names ({', '.join(other[:_SHOWN])}{more})"
         remedy = f"Where they are other classes, model.weights_ignore=[{head}] learns a new head"
-        found.append(explain(_KEY, problem, remedy))
+        found.append(format_error(_KEY, problem, remedy))
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from trainer.errors import explain, refuse
+from trainer.errors import format_error, raise_if_any
 from trainer.ranges import not_negative, positive
 
 
@@ -37,11 +37,11 @@ def adafactor(
     Raises:
         ConfigError: A value is out of range.
     """
-    refuse(
+    raise_if_any(
         positive("lr", lr),
-        None if -float("inf") < beta2_decay < 0 else explain("beta2_decay", "must be below 0", value=beta2_decay),
+        None if -float("inf") < beta2_decay < 0 else format_error("beta2_decay", "must be below 0", value=beta2_decay),
         _eps_fault(eps),
-        None if 1 <= d < float("inf") else explain("d", "must be finite and at least 1", value=d),
+        None if 1 <= d < float("inf") else format_error("d", "must be finite and at least 1", value=d),
         not_negative("weight_decay", weight_decay),
     )
     pair = (eps[0], eps[1])
@@ -51,4 +51,4 @@ def adafactor(
 def _eps_fault(eps: tuple[float | None, float]) -> str | None:
     if len(eps) == 2 and (eps[0] is None or positive("", eps[0]) is None) and positive("", eps[1]) is None:
         return None
-    return explain("eps", "must be two values above 0, the first of which may be null", value=eps)
+    return format_error("eps", "must be two values above 0, the first of which may be null", value=eps)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.optimizer.groups import can_fuse
 from trainer.ranges import not_negative, positive, two_below_one
 
@@ -33,7 +33,7 @@ def adam(
     Raises:
         ConfigError: A value is out of range.
     """
-    refuse(
+    raise_if_any(
         positive("lr", lr),
         two_below_one("betas", betas),
         positive("eps", eps),

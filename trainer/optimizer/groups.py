@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from torch import nn
 
-from trainer.errors import explain, nearest, refuse
+from trainer.errors import did_you_mean, format_error, raise_if_any
 from trainer.optimizer.overrides import overridden, override_faults
 
 # Their tables and gains are matrices by shape alone: a row of a table that no batch uses would only shrink.
@@ -176,9 +176,11 @@ def _check(
     assert any(trainable.values()), "there is nothing to optimize"
     problems = override_faults(overrides, trainable)
     if decay not in _DECAYS:
-        problems.append(explain("decay", f"must be {' or '.join(_DECAYS)}", nearest(decay, _DECAYS), value=decay))
+        problems.append(
+            format_error("decay", f"must be {' or '.join(_DECAYS)}", did_you_mean(decay, _DECAYS), value=decay)
+        )
     if layer_decay is not None and not 0 < layer_decay <= 1:
-        problems.append(explain("layer_decay", "must be above 0 and at most 1", value=layer_decay))
+        problems.append(format_error("layer_decay", "must be above 0 and at most 1", value=layer_decay))
     if layer_decay is not None and lr is None:
-        problems.append(explain("layer_decay", "needs a learning rate to begin with", "Give optimizer.lr"))
-    refuse(*problems)
+        problems.append(format_error("layer_decay", "needs a learning rate to begin with", "Give optimizer.lr"))
+    raise_if_any(*problems)

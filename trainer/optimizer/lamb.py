@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.ranges import not_negative, positive, two_below_one
 
 
@@ -34,7 +34,7 @@ def lamb(
     Raises:
         ConfigError: A value is out of range.
     """
-    refuse(
+    raise_if_any(
         positive("lr", lr),
         two_below_one("betas", betas),
         positive("eps", eps),

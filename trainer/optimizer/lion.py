@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.ranges import not_negative, positive, two_below_one
 
 
@@ -32,7 +32,7 @@ def lion(
     Raises:
         ConfigError: A value is out of range.
     """
-    refuse(positive("lr", lr), two_below_one("betas", betas), not_negative("weight_decay", weight_decay))
+    raise_if_any(positive("lr", lr), two_below_one("betas", betas), not_negative("weight_decay", weight_decay))
     return Lion(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from trainer.errors import ConfigError, explain, refuse
+from trainer.errors import ConfigError, format_error, raise_if_any
 from trainer.optimizer.groups import can_fuse
 from trainer.ranges import below_one, not_negative, positive, two_below_one
 
@@ -51,10 +51,10 @@ def muon(
     Raises:
         ConfigError: A value is out of range, or no hidden matrix is trained.
     """
-    refuse(
+    raise_if_any(
         positive("lr", lr),
         below_one("momentum", momentum),
-        None if 1 <= ns_steps <= 99 else explain("ns_steps", "must be between 1 and 99", value=ns_steps),
+        None if 1 <= ns_steps <= 99 else format_error("ns_steps", "must be between 1 and 99", value=ns_steps),
         two_below_one("betas", betas),
         positive("eps", eps),
         not_negative("weight_decay", weight_decay),
@@ -62,7 +62,9 @@ def muon(
     matrices, others = _part(params, hidden, inside=True), _part(params, hidden, inside=False)
     if not matrices:
         problem = "the model has no hidden matrix that Muon could train"
-        raise ConfigError(explain("_target_", problem, "Take optimizer=adamw", value="trainer.optimizer.muon.muon"))
+        raise ConfigError(
+            format_error("_target_", problem, "Take optimizer=adamw", value="trainer.optimizer.muon.muon")
+        )
     shared: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
     newton_schulz: dict[str, Any] = {"nesterov": nesterov, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
     parts: list[torch.optim.Optimizer] = [torch.optim.Muon(matrices, momentum=momentum, **newton_schulz, **shared)]

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
-from trainer.errors import explain, nearest
+from trainer.errors import did_you_mean, format_error
 from trainer.ranges import not_negative, positive
 
 _RANGES: Final[Mapping[str, Callable[[str, float], str | None]]] = {"lr": positive, "weight_decay": not_negative}
@@ -56,34 +56,36 @@ def _is_pattern(value: Any) -> bool:
 
 def _entry_faults(where: str, entry: Any) -> list[str]:
     if not isinstance(entry, Mapping):
-        return [explain(where, "must be a mapping", _FORM, value=entry)]
+        return [format_error(where, "must be a mapping", _FORM, value=entry)]
     known = ["match", *_RANGES]
     faults = [
-        explain(where, "has an unknown key", nearest(str(key), known), value=key) for key in entry if key not in known
+        format_error(where, "has an unknown key", did_you_mean(str(key), known), value=key)
+        for key in entry
+        if key not in known
     ]
     if not faults and not any(key in entry for key in _RANGES):
-        faults.append(explain(where, "sets nothing", _FORM))
+        faults.append(format_error(where, "sets nothing", _FORM))
     for key, in_range in _RANGES.items():
         if key in entry and (fault := _value_fault(f"{where}, {key}", entry[key], in_range)):
             faults.append(fault)
     if not _is_pattern(pattern := entry.get("match")):
         remedy = "blocks.0.* or *.bias, for example"
-        faults.append(explain(f"{where}, match", "must be a pattern of parameter names", remedy, value=pattern))
+        faults.append(format_error(f"{where}, match", "must be a pattern of parameter names", remedy, value=pattern))
     return faults
 
 
 def _value_fault(where: str, value: Any, in_range: Callable[[str, float], str | None]) -> str | None:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        return explain(where, "must be a number", value=value)
+        return format_error(where, "must be a number", value=value)
     return in_range(where, value)
 
 
 def _match_fault(where: str, pattern: str, trainable: Mapping[str, bool]) -> str | None:
     matched = [name for name in trainable if fnmatchcase(name, pattern)]
     if not matched:
-        return explain(where, "fits no parameter", _nearest_names(pattern, list(trainable)), value=pattern)
+        return format_error(where, "fits no parameter", _nearest_names(pattern, list(trainable)), value=pattern)
     if not any(trainable[name] for name in matched):
-        return explain(where, "fits frozen parameters only", value=pattern)
+        return format_error(where, "fits frozen parameters only", value=pattern)
     return None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from trainer.errors import explain, refuse
+from trainer.errors import format_error, raise_if_any
 from trainer.optimizer.groups import can_fuse
 from trainer.ranges import below_one, not_negative, positive
 
@@ -30,10 +30,10 @@ def sgd(
     Raises:
         ConfigError: A value is out of range, or `nesterov` is on without momentum.
     """
-    refuse(
+    raise_if_any(
         positive("lr", lr),
         below_one("momentum", momentum),
-        explain("nesterov", "needs a momentum above 0", value=nesterov) if nesterov and momentum == 0 else None,
+        format_error("nesterov", "needs a momentum above 0", value=nesterov) if nesterov and momentum == 0 else None,
         not_negative("weight_decay", weight_decay),
     )
     fused = can_fuse(params) or None

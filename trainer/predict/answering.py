@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trainer.errors import ConfigError, RowError, explain
+from trainer.errors import ConfigError, RowError, format_error
 from trainer.predict.asked import Row, Rows
 from trainer.protocols import Batching, Task
 
@@ -46,7 +46,7 @@ def check_task(task: object) -> None:
     lacking = [name for name in _MEMBERS if not hasattr(task, name)]
     if lacking:
         problem = f"answers no rows: {type(task).__name__} lacks {', '.join(lacking)}"
-        raise ConfigError(explain("task", problem, "trainer/protocols.py says what they are"))
+        raise ConfigError(format_error("task", problem, "trainer/protocols.py says what they are"))
 
 
 @dataclass(frozen=True)

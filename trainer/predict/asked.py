@@ -16,7 +16,7 @@ from trainer.data.readers import records_or_faults
 from trainer.data.rows import row_id
 from trainer.data.table import Columns, Table
 from trainer.data.utf8 import lines_or_faults
-from trainer.errors import ConfigError, DataError, explain
+from trainer.errors import ConfigError, DataError, format_error
 from trainer.predict.given import has_lines, known_kinds
 from trainer.predict.stdin import stdin_lines
 
@@ -119,7 +119,7 @@ def _cells(line: str, spot: str, table: Table) -> Sequence[Any] | DataError:
     if roles == ("text", "text_pair"):
         texts = line.split("\t")
         problem = "expected two texts with a tab between"
-        return texts if len(texts) == 2 else DataError(explain(spot, problem, value=len(texts)))
+        return texts if len(texts) == 2 else DataError(format_error(spot, problem, value=len(texts)))
     if roles == ("words",) and not line.lstrip().startswith("["):
         return [line.split()]
     if len(table.columns) == 1 and roles[0] in ("text", "image"):
@@ -133,7 +133,7 @@ def _cells(line: str, spot: str, table: Table) -> Sequence[Any] | DataError:
     if isinstance(found, dict):
         return lacking(spot, found, table.columns, _named_by(table)) or [found[name] for name in table.columns]
     wanted = "a list of words" if roles == ("words",) else f"an object with {', '.join(table.columns)}"
-    return DataError(explain(spot, f"expected {wanted} in JSON", "Or name a file, such as a CSV", value=found))
+    return DataError(format_error(spot, f"expected {wanted} in JSON", "Or name a file, such as a CSV", value=found))
 
 
 def _named_by(table: Table) -> str:
@@ -150,7 +150,7 @@ def _row(number: int, spot: str, cells: Sequence[Any] | DataError, table: Table,
         return Row(number, spot, None, str(error))
     if sample.values is None:
         nouns = " or ".join(NOUNS.get(role, role) for role in table.names if role != "features")
-        return Row(number, spot, None, explain(spot, f"lacks {nouns}", "Give one, or leave the row out"))
+        return Row(number, spot, None, format_error(spot, f"lacks {nouns}", "Give one, or leave the row out"))
     return Row(number, spot, sample.values)
 
 
@@ -158,14 +158,14 @@ def _from_images(path: Path, reading: Reading) -> Rows:
     if reading.roles != ("image",):
         wanted = ", ".join(reading.roles)
         remedy = f"{known_kinds()}; a text that is called like a file comes by standard input"
-        raise ConfigError(explain("input", f"holds images, and the task reads {wanted}", remedy, value=str(path)))
+        raise ConfigError(format_error("input", f"holds images, and the task reads {wanted}", remedy, value=str(path)))
     files = iter([path]) if path.is_file() else _images_in(path)
     number = 0
     for number, file in enumerate(files, 1):
         named = {"image": os.path.relpath(file, path)} if file != path else {}
         yield Row(number, str(file), {"image": {"bytes": None, "path": str(file)}}, named=named)
     if not number:
-        raise DataError(explain(str(path), "holds no images", f"Images end in {', '.join(SUFFIXES)}"))
+        raise DataError(format_error(str(path), "holds no images", f"Images end in {', '.join(SUFFIXES)}"))
 
 
 def _images_in(folder: Path) -> Iterator[Path]:

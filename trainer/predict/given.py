@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from trainer.data.images import SUFFIXES
 from trainer.data.readers import suffix_of
-from trainer.errors import ConfigError, explain, refuse
+from trainer.errors import ConfigError, format_error, raise_if_any
 from trainer.predict.writing import check_output
 
 LINES = (".txt", ".txt.gz")
@@ -48,7 +48,7 @@ def read_given(input: str | None, corpus: str | None, output: str | None) -> Giv
             faults += error.messages
     given, texts = found.get("input"), found.get("corpus")
     if isinstance(texts, str):
-        faults.append(explain("corpus", "must be a file", value=corpus))
+        faults.append(format_error("corpus", "must be a file", value=corpus))
     target = None if output in (None, "-") else Path(str(output)).expanduser()
     if target is not None:
         try:
@@ -57,8 +57,8 @@ def read_given(input: str | None, corpus: str | None, output: str | None) -> Giv
             faults += error.messages
         for key, path in found.items():
             if isinstance(path, Path) and target.exists() and target.resolve() == path.resolve():
-                faults.append(explain("output", f"is the {key}", "Name another file", value=output))
-    refuse(*faults)
+                faults.append(format_error("output", f"is the {key}", "Name another file", value=output))
+    raise_if_any(*faults)
     assert not isinstance(texts, str)
     return Given(given, texts, target)
 
@@ -90,7 +90,7 @@ def _located(key: str, given: str | None) -> Path | str | None:
     except (OSError, ValueError):  # too long for a name, or with a zero in it
         return given
     if there and not is_readable(path):
-        raise ConfigError(explain(key, "is a file of no known kind", known_kinds(), value=given))
+        raise ConfigError(format_error(key, "is a file of no known kind", known_kinds(), value=given))
     if there:
         return path
     if not _FILE_NAME.fullmatch(given):
@@ -100,4 +100,4 @@ def _located(key: str, given: str | None) -> Path | str | None:
     remedy = f"Did you mean {path.parent / similar[0]}" if similar else f"Paths are relative to {Path.cwd()}"
     if key == "input":
         remedy += ". A text that looks like a file's name comes by standard input: input=-"
-    raise ConfigError(explain(key, "no such file", remedy, value=given))
+    raise ConfigError(format_error(key, "no such file", remedy, value=given))

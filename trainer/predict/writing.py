@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 
 Write = Callable[[Mapping[str, Any]], None]
 
@@ -24,10 +24,10 @@ def check_output(path: Path) -> None:
     """Raises ConfigError where a file cannot be written, as far as that can be known before."""
     if path.suffix.lower() not in SUFFIXES:
         remedy = f"Known: {', '.join(SUFFIXES)}"
-        raise ConfigError(explain("output", "is of no known kind", remedy, value=str(path)))
+        raise ConfigError(format_error("output", "is of no known kind", remedy, value=str(path)))
     if path.is_dir() or not path.absolute().parent.is_dir():
         problem = "is a folder" if path.is_dir() else "its folder is not there"
-        raise ConfigError(explain("output", problem, value=str(path)))
+        raise ConfigError(format_error("output", problem, value=str(path)))
 
 
 @contextmanager

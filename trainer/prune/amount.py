@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trainer.errors import ConfigError, explain, refuse
+from trainer.errors import ConfigError, format_error, raise_if_any
 
 
 def check_amount(amount: float, units: Mapping[str, int], unit: str) -> None:
@@ -21,12 +21,14 @@ def check_amount(amount: float, units: Mapping[str, int], unit: str) -> None:
     is_count = isinstance(amount, int)
     if not (amount >= 0 if is_count else 0 <= amount < 1):
         problem = "must be a share, at least 0 and below 1, or a count, an integer"
-        raise ConfigError(explain("amount", problem, value=amount))
+        raise ConfigError(format_error("amount", problem, value=amount))
     faults = []
     for name, size in units.items():
         # As torch rounds it.
         count = amount if is_count else round(amount * size)
         if size and count >= size:
             remedy = "Take less, or leave it out of prune.targets"
-            faults.append(explain("amount", f"leaves nothing of {name}, which has {size} {unit}", remedy, value=amount))
-    refuse(*faults)
+            faults.append(
+                format_error("amount", f"leaves nothing of {name}, which has {size} {unit}", remedy, value=amount)
+            )
+    raise_if_any(*faults)

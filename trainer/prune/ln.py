@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn.utils import prune
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 from trainer.prune.amount import check_amount
 from trainer.prune.method import kept_by
 
@@ -28,11 +28,11 @@ def ln(weights: Mapping[str, Tensor], *, amount: float, n: float, dim: int) -> d
         ConfigError: A value is out of range, or nothing is left of a weight.
     """
     if not n > 0:
-        raise ConfigError(explain("n", "must be above 0", value=n))
+        raise ConfigError(format_error("n", "must be above 0", value=n))
     short = [
         f"{name} {tuple(weight.shape)}" for name, weight in weights.items() if not -weight.ndim <= dim < weight.ndim
     ]
     if short:
-        raise ConfigError(explain("dim", f"there is no such axis in {', '.join(short)}", value=dim))
+        raise ConfigError(format_error("dim", f"there is no such axis in {', '.join(short)}", value=dim))
     check_amount(amount, {name: weight.shape[dim] for name, weight in weights.items()}, "slices")
     return kept_by(prune.LnStructured(amount, n, dim), weights)

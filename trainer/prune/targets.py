@@ -8,7 +8,7 @@ from typing import Final
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from trainer.errors import ConfigError, explain, nearest, refuse
+from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
 from trainer.model.freezing import fitting
 
 _HEAD: Final = "head"
@@ -31,10 +31,12 @@ def pruned_parameters(model: nn.Module, patterns: Sequence[str] | None) -> dict[
         chosen = _hidden(model)
         if not chosen:
             remedy = f"Name weights: prune.targets=[{next(iter(named), _HEAD)}]"
-            raise ConfigError(explain("targets", "the model has no linear layer or convolution but its head", remedy))
+            raise ConfigError(
+                format_error("targets", "the model has no linear layer or convolution but its head", remedy)
+            )
     else:
         found = {pattern: [found for found in fitting(model, pattern) if found.ndim > 1] for pattern in patterns}
-        refuse(*(_no_fit(model, pattern) for pattern in patterns if not found[pattern]))
+        raise_if_any(*(_no_fit(model, pattern) for pattern in patterns if not found[pattern]))
         chosen = {id(parameter) for parameters in found.values() for parameter in parameters}
     return {name: parameter for name, parameter in named.items() if id(parameter) in chosen}
 
@@ -54,4 +56,4 @@ def _is_conv1d(module: nn.Module) -> bool:
 def _no_fit(model: nn.Module, pattern: str) -> str:
     names = [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
     problem = "fits no parameter with two axes or more"
-    return explain("targets", problem, nearest(pattern.strip("*").strip("."), names), value=pattern)
+    return format_error("targets", problem, did_you_mean(pattern.strip("*").strip("."), names), value=pattern)

@@ -2,7 +2,7 @@
 
 import math
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.ranges import positive
 from trainer.scheduler.progress import progress
 
@@ -22,7 +22,7 @@ def cosine(step: int, *, warmup_steps: int, total_steps: int, num_cycles: float)
     Raises:
         ConfigError: `num_cycles` is out of range.
     """
-    refuse(positive("num_cycles", num_cycles))
+    raise_if_any(positive("num_cycles", num_cycles))
     if step < warmup_steps:
         return step / warmup_steps
     return 0.5 * (1.0 + math.cos(math.pi * num_cycles * 2.0 * progress(step, warmup_steps, total_steps)))

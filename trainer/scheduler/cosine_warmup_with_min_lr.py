@@ -2,7 +2,7 @@
 
 import math
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.ranges import positive, share
 from trainer.scheduler.progress import progress
 
@@ -35,7 +35,7 @@ def cosine_warmup_with_min_lr(
     Raises:
         ConfigError: `num_cycles`, `min_factor` or `warmup_factor` is out of range.
     """
-    refuse(
+    raise_if_any(
         positive("num_cycles", num_cycles),
         share("min_factor", min_factor),
         None if warmup_factor is None else share("warmup_factor", warmup_factor),

@@ -2,7 +2,7 @@
 
 import math
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.ranges import positive, share
 from trainer.scheduler.progress import progress
 
@@ -26,7 +26,7 @@ def cosine_with_min_lr(
     Raises:
         ConfigError: `num_cycles` or `min_factor` is out of range.
     """
-    refuse(positive("num_cycles", num_cycles), share("min_factor", min_factor))
+    raise_if_any(positive("num_cycles", num_cycles), share("min_factor", min_factor))
     if step < warmup_steps:
         return step / warmup_steps
     height = 0.5 * (1.0 + math.cos(math.pi * num_cycles * 2.0 * progress(step, warmup_steps, total_steps)))

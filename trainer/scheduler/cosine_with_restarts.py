@@ -2,7 +2,7 @@
 
 import math
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.ranges import positive
 
 
@@ -21,7 +21,7 @@ def cosine_with_restarts(step: int, *, warmup_steps: int, total_steps: int, num_
     Raises:
         ConfigError: `num_cycles` is out of range.
     """
-    refuse(positive("num_cycles", num_cycles))
+    raise_if_any(positive("num_cycles", num_cycles))
     if step < warmup_steps:
         return step / warmup_steps
     decay_steps = max(1, total_steps - warmup_steps)

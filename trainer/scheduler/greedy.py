@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.ranges import at_least, fraction, share
 from trainer.scheduler.constant_with_warmup import constant_with_warmup
 from trainer.scheduler.improvement import improves, out_of_range
@@ -73,7 +73,7 @@ class Greedy:
         window: int,
         reset_after: int | None,
     ) -> None:
-        refuse(
+        raise_if_any(
             *out_of_range(every_steps, patience, cooldown, threshold),
             fraction("factor", factor),
             share("min_factor", min_factor),

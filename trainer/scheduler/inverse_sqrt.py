@@ -2,7 +2,7 @@
 
 import math
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.ranges import at_least
 
 _TIMESCALE_WITHOUT_WARMUP = 10_000
@@ -26,7 +26,7 @@ def inverse_sqrt(step: int, *, warmup_steps: int, timescale: int | None) -> floa
     """
     if timescale is None:
         timescale = warmup_steps or _TIMESCALE_WITHOUT_WARMUP
-    refuse(at_least("timescale", timescale, 1))
+    raise_if_any(at_least("timescale", timescale, 1))
     if step < warmup_steps:
         return step / warmup_steps
     return 1.0 / math.sqrt((step - warmup_steps + timescale) / timescale)

@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from trainer.errors import explain, refuse
+from trainer.errors import format_error, raise_if_any
 from trainer.ranges import at_least
 
 
@@ -37,7 +37,7 @@ def onecycle(
     Raises:
         ConfigError: `div_factor` or `final_div_factor` is out of range, or `warmup_steps` leaves no three phases.
     """
-    refuse(
+    raise_if_any(
         at_least("div_factor", div_factor, 1),
         at_least("final_div_factor", final_div_factor, 1),
         _phases_fit(warmup_steps, total_steps) if three_phase else None,
@@ -63,7 +63,7 @@ def _phases_fit(warmup_steps: int, total_steps: int) -> str | None:
     if 1 <= warmup_steps <= (total_steps + 1) // 2:
         return None
     problem = f"must be at least 1 step and at most half of the run ({total_steps} steps) with three_phase"
-    return explain("warmup", problem, value=warmup_steps)
+    return format_error("warmup", problem, value=warmup_steps)
 
 
 def _between(before: float, after: float, t: float, anneal: Literal["cos", "linear"]) -> float:

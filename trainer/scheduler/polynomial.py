@@ -2,7 +2,7 @@
 
 import math
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.ranges import positive, share
 from trainer.scheduler.progress import progress
 
@@ -22,7 +22,7 @@ def polynomial(step: int, *, warmup_steps: int, total_steps: int, power: float, 
     Raises:
         ConfigError: `power` or `end_factor` is out of range.
     """
-    refuse(positive("power", power), share("end_factor", end_factor))
+    raise_if_any(positive("power", power), share("end_factor", end_factor))
     if step < warmup_steps:
         return step / warmup_steps
     if step >= total_steps:

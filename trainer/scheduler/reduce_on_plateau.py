@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.ranges import fraction, share
 from trainer.scheduler.constant_with_warmup import constant_with_warmup
 from trainer.scheduler.improvement import improves, out_of_range
@@ -59,7 +59,7 @@ class ReduceOnPlateau:
         min_factor: float,
         cooldown: int,
     ) -> None:
-        refuse(
+        raise_if_any(
             *out_of_range(every_steps, patience, cooldown, threshold),
             fraction("factor", factor),
             share("min_factor", min_factor),

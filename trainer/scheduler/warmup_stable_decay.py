@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from trainer.errors import refuse
+from trainer.errors import raise_if_any
 from trainer.ranges import share
 from trainer.scheduler.progress import progress
 
@@ -34,7 +34,7 @@ def warmup_stable_decay(
     Raises:
         ConfigError: `min_factor` is out of range.
     """
-    refuse(share("min_factor", min_factor))
+    raise_if_any(share("min_factor", min_factor))
     decay_start = max(warmup_steps, total_steps - decay_steps)
     if step < warmup_steps:
         height = step / warmup_steps

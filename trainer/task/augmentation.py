@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainer.errors import explain, nearest
+from trainer.errors import did_you_mean, format_error
 from trainer.task.mixing import AMOUNTS, mixing_faults
 
 if TYPE_CHECKING:
@@ -33,12 +33,14 @@ def amount_faults(amounts: Mapping[str, float]) -> list[str]:
             faults += mixing_faults(name, amount)
             continue
         if name not in OPERATIONS:
-            faults.append(explain(f"augment.{name}", "is no operation", nearest(name, [*OPERATIONS, *AMOUNTS])))
+            faults.append(
+                format_error(f"augment.{name}", "is no operation", did_you_mean(name, [*OPERATIONS, *AMOUNTS]))
+            )
             continue
         _, kind, largest = OPERATIONS[name]
         if not 0 <= amount <= largest or (kind is int and not float(amount).is_integer()):
             number = "a whole number of at least 0" if kind is int else f"a number from 0 to {largest:g}"
-            faults.append(explain(f"augment.{name}", f"must be {number}", value=amount))
+            faults.append(format_error(f"augment.{name}", f"must be {number}", value=amount))
     return faults
 
 

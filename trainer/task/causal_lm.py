@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import MetricCollection
 
-    from trainer.draws import Draws
+    from trainer.sample_rng import SampleRng
 
 _END = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
 _NUM_NEXT = 5
@@ -117,7 +117,7 @@ class CausalLm:
     def lengths(self, encoded: Dataset) -> np.ndarray:
         return self.texts.lengths(encoded)
 
-    def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
+    def collate(self, rows: Columns, draws: SampleRng, batching: Batching) -> Batch:
         """Outputs and targets at every token, (R, L) in the packed layout, (B, T) in the others."""
         layout = self.texts.lay_out(rows["input_ids"], batching)
         target = layout.fill([np.append(ids[1:], -100) for ids in rows["input_ids"]], -100)

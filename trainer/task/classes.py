@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer.errors import DataError, RowError, explain, nearest
+from trainer.errors import DataError, RowError, did_you_mean, format_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,7 +43,7 @@ class Classes:
         counts = Counter(labels)
         if len(counts) < at_least:
             problem = f"needs at least {at_least} different {'label' if at_least == 1 else 'labels'} in training"
-            raise DataError(explain(role, problem, value=list(counts)))
+            raise DataError(format_error(role, problem, value=list(counts)))
         self._take(sorted(counts), [counts[label] for label in sorted(counts)])
 
     def indices(self, rows: Sequence[Sequence[str]], role: str = "label") -> list[list[int]]:
@@ -61,7 +61,7 @@ class Classes:
             (label, position), *others = unknown.items()
             more = f", nor were {', '.join(repr(other) for other, _ in others[:_SHOWN])}" if others else ""
             problem = f"was never seen in training{more}"
-            raise RowError(position, role, explain(role, problem, nearest(label, self.labels), value=label))
+            raise RowError(position, role, format_error(role, problem, did_you_mean(label, self.labels), value=label))
         return [[self._indices[label] for label in labels] for labels in rows]
 
     def tell(self, encoded: Mapping[str, Dataset], column: str) -> None:

@@ -16,7 +16,7 @@ from trainer.task.supervised import Supervised
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
-    from trainer.draws import Draws
+    from trainer.sample_rng import SampleRng
 
 _TOP = 5
 
@@ -60,11 +60,11 @@ class ImageClassification(Supervised):
         self.label = Label()
         super().__init__("image_classification/1", ("image",), self.images, self.label)
 
-    def further(self, draws: Draws) -> list[int]:
+    def further(self, draws: SampleRng) -> list[int]:
         """The row that each sample is mixed with; `collate` gets them behind the samples."""
         return self.mixing.partners(draws) if draws.training and self.mixing else []
 
-    def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
+    def collate(self, rows: Columns, draws: SampleRng, batching: Batching) -> Batch:
         further = self.further(draws)
         inputs = self.images.inputs(rows, draws.of([*draws.ids, *further]))
         count = len(draws.ids)

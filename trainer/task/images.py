@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from trainer.errors import DataError, RowError, explain, refuse
+from trainer.errors import DataError, RowError, format_error, raise_if_any
 from trainer.protocols import Batching, Columns
 from trainer.task.augmentation import OPERATIONS, amount_faults, augment
 from trainer.task.image_decoding import decode
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from trainer.draws import Draws
+    from trainer.sample_rng import SampleRng
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +58,10 @@ class Images:
         sides = () if size == "auto" else (size, size) if isinstance(size, int) else tuple(size)
         faults = [*amount_faults(augment), *_channel_faults(channels, mean, std)]
         if size != "auto" and (len(sides) != 2 or min(sides) < 1):
-            faults.append(explain("size", "must be auto, pixels, or a list of height and width", value=size))
+            faults.append(format_error("size", "must be auto, pixels, or a list of height and width", value=size))
         if resize not in ("stretch", "crop", "pad"):
-            faults.append(explain("resize", "must be one of stretch, crop, pad", value=resize))
-        refuse(*faults)
+            faults.append(format_error("resize", "must be one of stretch, crop, pad", value=resize))
+        raise_if_any(*faults)
         self.size: tuple[int, ...] = sides
         self.channels = 0 if channels == "auto" else int(channels)
         self.resize = resize
@@ -102,7 +102,7 @@ class Images:
             except Exception as error:  # PIL and its decoders agree on no type
                 reason = " ".join(str(error).split()) or type(error).__name__
                 value = image["path"] if image["bytes"] is None else f"{len(image['bytes'])} bytes"
-                message = explain("image", f"cannot be decoded ({reason})", value=value)
+                message = format_error("image", f"cannot be decoded ({reason})", value=value)
                 raise RowError(position, "image", message) from error
             columns["pixels"].append(self._fitted(decoded).tobytes())
             columns["resized"].append(decoded.size[::-1] != self.size)
@@ -118,7 +118,7 @@ class Images:
             logger.info(told, split, len(rows), height, width, colour, resized, self.resize)
         return []
 
-    def inputs(self, rows: Columns, draws: Draws | None) -> dict[str, Tensor]:
+    def inputs(self, rows: Columns, draws: SampleRng | None) -> dict[str, Tensor]:
         """`pixel_values` (B, C, H, W) of encoded rows; augmented where they are drawn to be trained on."""
         shape = (*self.size, self.channels)
         images = [np.frombuffer(pixels, dtype=np.uint8).reshape(shape) for pixels in rows["pixels"]]
@@ -171,12 +171,12 @@ class Images:
             sizes.add((image.height, image.width))
             modes.add(image.mode)
         if not sizes:
-            raise DataError(explain("image", "must be images, and none of training can be decoded"))
+            raise DataError(format_error("image", "must be images, and none of training can be decoded"))
         if not self.size and len(sizes) > 1:
             low, high = ("{} x {}".format(*size) for size in (min(sizes), max(sizes)))
             remedy = "Set it, such as task.size=224 or task.size=[224,320], and task.resize"
             problem = f"must be given: the training images have several, {low} and {high} among them"
-            raise DataError(explain("task.size", problem, remedy, value="auto"))
+            raise DataError(format_error("task.size", problem, remedy, value="auto"))
         self.size = self.size or sizes.pop()
         self.channels = self.channels or (1 if modes == {"L"} else 3)
 
@@ -189,7 +189,7 @@ class Images:
             total += values.sum(axis=0)
             squares += (values**2).sum(axis=0)
         if not count:
-            raise DataError(explain("image", "must be images, and none of training can be decoded"))
+            raise DataError(format_error("image", "must be images, and none of training can be decoded"))
         # In whole numbers, so that nothing is lost where the mean is large beside the spread.
         spread = [count * square - whole**2 for whole, square in zip(total.tolist(), squares.tolist(), strict=True)]
         std = [float(np.sqrt(value) / count / 255) if value else 1.0 for value in map(float, spread)]
@@ -233,15 +233,15 @@ def _sampled(train: Dataset, role: str) -> Iterator[Image]:
 def _channel_faults(channels: str | int, mean: str | Sequence[float], std: str | Sequence[float]) -> list[str]:
     faults = []
     if channels not in ("auto", 1, 3):
-        faults.append(explain("channels", "must be auto, 1 or 3", value=channels))
+        faults.append(format_error("channels", "must be auto, 1 or 3", value=channels))
     for name, values in (("mean", mean), ("std", std)):
         if values == "auto":
             continue
         if channels == "auto":
-            faults.append(explain(name, "needs a number of channels beside it", "Set task.channels", value=values))
+            faults.append(format_error(name, "needs a number of channels beside it", "Set task.channels", value=values))
         elif isinstance(values, str) or len(values) != channels:
             problem = f"must be auto, or a list of {channels}, one number for each channel"
-            faults.append(explain(name, problem, value=values))
+            faults.append(format_error(name, problem, value=values))
         elif name == "std" and not min(values) > 0:
-            faults.append(explain(name, "must be above 0", value=list(values)))
+            faults.append(format_error(name, "must be above 0", value=list(values)))
     return faults

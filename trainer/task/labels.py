@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 from trainer.task.answers import rounded
 from trainer.task.classes import Classes
 from trainer.task.texts import row_lengths
@@ -41,7 +41,7 @@ class Labels:
 
     def __init__(self, threshold: float) -> None:
         if not 0 < threshold < 1:
-            raise ConfigError(explain("threshold", "must be above 0 and below 1", value=threshold))
+            raise ConfigError(format_error("threshold", "must be above 0 and below 1", value=threshold))
         self.threshold = threshold
         self.classes = Classes()
         self.num_train = 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 from trainer.task.answers import likeliest
 from trainer.task.texts import Texts
 from trainer.task.tokenization import unknown_id
@@ -74,7 +74,7 @@ def need_special(texts: Texts, names: Sequence[str], what: str) -> None:
     """
     if texts.given is not None and special_id(texts.given, names) is None:
         problem = f"has no {what} ({', '.join(names)})"
-        raise ConfigError(explain("tokenizer", problem, "Give another one, or null to learn a vocabulary"))
+        raise ConfigError(format_error("tokenizer", problem, "Give another one, or null to learn a vocabulary"))
 
 
 def special_ids(tokenizer: Tokenizer) -> np.ndarray:

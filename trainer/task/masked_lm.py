@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 from trainer.protocols import BLOCK_OF, Batch, Batching, Columns, Inputs, Target
 from trainer.task.answers import chosen, outputs_of_tokens
 from trainer.task.fingerprint import fingerprint
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import MetricCollection
 
-    from trainer.draws import Draws
+    from trainer.sample_rng import SampleRng
 
 _MASK = ("[MASK]", "<mask>")
 
@@ -82,13 +82,13 @@ class MaskedLm:
         whole_words: bool,
     ) -> None:
         if not 0 < mask_share < 1:
-            raise ConfigError(explain("mask_share", "must be in (0, 1)", value=mask_share))
+            raise ConfigError(format_error("mask_share", "must be in (0, 1)", value=mask_share))
         self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
         self.vocabulary = Vocabulary(self.texts)
         need_special(self.texts, _MASK, "mask token")
         if whole_words and self.texts.given is not None and self.texts.given.pre_tokenizer is None:
             problem = "the tokenizer does not split texts into words"
-            raise ConfigError(explain("whole_words", problem, "Use whole_words=false", value=whole_words))
+            raise ConfigError(format_error("whole_words", problem, "Use whole_words=false", value=whole_words))
         self.mask_share = mask_share
         self.whole_words = whole_words
 
@@ -136,7 +136,7 @@ class MaskedLm:
     def lengths(self, encoded: Dataset) -> np.ndarray:
         return self.texts.lengths(encoded)
 
-    def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
+    def collate(self, rows: Columns, draws: SampleRng, batching: Batching) -> Batch:
         """Packed: outputs at the chosen tokens alone, targets (B, M). Padded: outputs and targets (B, T)."""
         masked, wanted, originals = [], [], []
         for position, (ids, words) in enumerate(zip(rows["input_ids"], rows["word_ids"], strict=True)):

@@ -18,7 +18,7 @@ def choose(words: np.ndarray, share: float, whole_words: bool, generator: np.ran
         words: The word of each token (T,), -1 for those that are never hidden.
         share: Of the tokens, in (0, 1).
         whole_words: Whether a unit is a word.
-        generator: Draws the order.
+        generator: SampleRng the order.
     """
     places = np.flatnonzero(words >= 0)
     if not len(places):
@@ -45,7 +45,7 @@ def hide(
         places: Of the tokens that are to be found again.
         mask_id: The mask token.
         others: The tokens that may stand for another.
-        generator: Draws which of them become what.
+        generator: SampleRng which of them become what.
     """
     fate = generator.random(len(places))
     random = others[generator.integers(len(others), size=len(places))]

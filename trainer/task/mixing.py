@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from trainer.errors import explain
+from trainer.errors import format_error
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainer.draws import Draws
+    from trainer.sample_rng import SampleRng
 
 AMOUNTS = ("mixup", "cutmix", "mix_prob")
 """The amounts of `augment` that are meant here."""
@@ -50,11 +50,11 @@ class Mixing:
     def __bool__(self) -> bool:
         return self.mixup > 0 or self.cutmix > 0
 
-    def partners(self, draws: Draws) -> list[int]:
+    def partners(self, draws: SampleRng) -> list[int]:
         """With which row of the split each sample is mixed; its own number where it stays as it is."""
         return [self._partner(draws, position)[0] for position in range(len(draws.ids))]
 
-    def mix(self, pixels: Tensor, others: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def mix(self, pixels: Tensor, others: Tensor, draws: SampleRng) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) mixed with `others` of the same shape, and the share of each that is its own, (B,)."""
         mixed, shares = pixels.clone(), torch.ones(len(pixels))
         for position, (image, other) in enumerate(zip(mixed, others, strict=True)):
@@ -73,7 +73,7 @@ class Mixing:
             shares[position] = share
         return mixed, shares
 
-    def _partner(self, draws: Draws, position: int) -> tuple[int, np.random.Generator]:
+    def _partner(self, draws: SampleRng, position: int) -> tuple[int, np.random.Generator]:
         """The row that a sample is mixed with, and the generator of what else is to be drawn for it."""
         generator = draws.generator(position, _STREAM)
         mixed = generator.random() < self.probability
@@ -105,4 +105,4 @@ def mixing_faults(name: str, amount: float) -> list[str]:
     if 0 <= amount <= largest and math.isfinite(amount):
         return []
     number = "a number from 0 to 1" if largest == 1 else "a finite number of at least 0"
-    return [explain(f"augment.{name}", f"must be {number}", value=amount)]
+    return [format_error(f"augment.{name}", f"must be {number}", value=amount)]

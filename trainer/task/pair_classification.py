@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 from trainer.protocols import Columns, Inputs, Target
 from trainer.task.label import Label
 from trainer.task.pairs import encode_pairs
@@ -48,7 +48,7 @@ class PairClassification(Supervised):
     def __init__(self, *, max_length: int, vocab_size: int, tokenizer: str | None, lowercase: bool) -> None:
         if max_length < 5:
             problem = "must be at least 5, three of them special tokens"
-            raise ConfigError(explain("max_length", problem, value=max_length))
+            raise ConfigError(format_error("max_length", problem, value=max_length))
         self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
         self.label = Label()
         super().__init__("pair_classification/1", ("text", "text_pair"), self.texts, self.label)

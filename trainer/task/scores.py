@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from trainer.errors import DataError, RowError, explain
+from trainer.errors import DataError, RowError, format_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,11 +44,11 @@ class Scores:
         scores = scores[np.isfinite(scores)]
         if not len(scores) or scores.min() == scores.max():
             value = [float(score) for score in scores[:1]]
-            raise DataError(explain(self.role, "must not be the same in every row of training", value=value))
+            raise DataError(format_error(self.role, "must not be the same in every row of training", value=value))
         low, high = float(scores.min()), float(scores.max())
         if self.threshold is not None and not low < self.threshold <= high:
             problem = f"must divide the scores of training, {low:g} to {high:g}"
-            raise DataError(explain("task.threshold", problem, value=self.threshold))
+            raise DataError(format_error("task.threshold", problem, value=self.threshold))
         self.range = (low, high)
 
     def encode(self, rows: Sequence[float]) -> list[float]:
@@ -60,7 +60,9 @@ class Scores:
         scores = np.array(rows, dtype=np.float64)
         if not np.isfinite(scores).all():
             position = int(np.flatnonzero(~np.isfinite(scores))[0])
-            raise RowError(position, self.role, explain(self.role, "must be finite", value=float(scores[position])))
+            raise RowError(
+                position, self.role, format_error(self.role, "must be finite", value=float(scores[position]))
+            )
         if self.threshold is not None:
             return [1.0 if score >= self.threshold else -1.0 for score in scores]
         assert self.range is not None, "neither fitted nor loaded"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 
-from trainer.errors import explain, refuse
+from trainer.errors import format_error, raise_if_any
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target
 from trainer.task.fingerprint import fingerprint
 from trainer.task.scores import Scores
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import MetricCollection
 
-    from trainer.draws import Draws
+    from trainer.sample_rng import SampleRng
 
 logger = logging.getLogger(__name__)
 
@@ -96,16 +96,16 @@ class SentenceEmbedding:
         faults = []
         if supervision not in _TEXTS:
             problem = f"must be one of {', '.join(get_args(Supervision))}"
-            faults.append(explain("supervision", problem, value=supervision))
+            faults.append(format_error("supervision", problem, value=supervision))
         if evaluate_pairs and supervision != "none":
             problem = f"is for supervision=none; supervision={supervision} is evaluated as it is trained"
-            faults.append(explain("evaluate_pairs", problem, value=evaluate_pairs))
+            faults.append(format_error("evaluate_pairs", problem, value=evaluate_pairs))
         if threshold is not None and supervision != "scored":
             problem = f"is for supervision=scored; supervision={supervision} reads no scores"
-            faults.append(explain("threshold", problem, value=threshold))
+            faults.append(format_error("threshold", problem, value=threshold))
         if dim is not None and dim < 1:
-            faults.append(explain("dim", "must be at least 1, or null", value=dim))
-        refuse(*faults)
+            faults.append(format_error("dim", "must be at least 1, or null", value=dim))
+        raise_if_any(*faults)
         self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
         self.supervision = supervision
         self.evaluate_pairs = evaluate_pairs
@@ -178,7 +178,7 @@ class SentenceEmbedding:
         lengths: np.ndarray = np.sum([self.texts.lengths(encoded, view) for view in self._views(training=True)], axis=0)
         return lengths
 
-    def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
+    def collate(self, rows: Columns, draws: SampleRng, batching: Batching) -> Batch:
         views = [rows[name] for name in self._views(draws.training)]
         samples = [sample[row] for row in range(len(draws.ids)) for sample in views]
         inputs = self.inputs_of({"input_ids": samples}, batching)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import MetricCollection
 
-    from trainer.draws import Draws
+    from trainer.sample_rng import SampleRng
 
 Reader = Texts | Table | Images
 """What makes the inputs of a sample."""
@@ -83,7 +83,7 @@ class Supervised:
     def lengths(self, encoded: Dataset) -> np.ndarray | None:
         return self._reader.lengths(encoded)
 
-    def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
+    def collate(self, rows: Columns, draws: SampleRng, batching: Batching) -> Batch:
         target = self._wanted.target(rows[self._wanted.role])
         return Batch(self.inputs_of(rows, batching), target, len(target), tuple(draws.ids))
 

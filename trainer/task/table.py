@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from trainer.errors import DataError, RowError, explain, refuse
+from trainer.errors import DataError, RowError, format_error, raise_if_any
 from trainer.protocols import Batching, Columns
 from trainer.ranges import at_least
 from trainer.task.moments import Moments
@@ -46,7 +46,7 @@ class Table:
     """
 
     def __init__(self, max_categories: int) -> None:
-        refuse(at_least("max_categories", max_categories, 1))
+        raise_if_any(at_least("max_categories", max_categories, 1))
         self.max_categories = max_categories
         self.columns: list[Column] = []
 
@@ -94,7 +94,7 @@ class Table:
         ]
         if not self.features:
             problem = "every column is the same in all rows of training"
-            raise DataError(explain("features", problem, value=list(names)))
+            raise DataError(format_error("features", problem, value=list(names)))
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
         """Columns `features` (float32 (F,)), `missing` (cells without a value), `unknown` (categories without a slot).
@@ -104,7 +104,7 @@ class Table:
         """
         lacking = [column.name for column in self.columns if column.name not in rows[0]]
         if lacking:
-            raise RowError(0, "features", explain("features", "lack columns that training has", value=lacking))
+            raise RowError(0, "features", format_error("features", "lack columns that training has", value=lacking))
         cells = [[row[column.name] for row in rows] for column in self.columns]
         blocks = [column.encode(values) for column, values in zip(self.columns, cells, strict=True)]
         missing = [[value is None or value != value for value in values] for values in cells]
@@ -182,7 +182,7 @@ def _is_number(name: str, kind: Any) -> bool:
         return False
     if types.is_floating(kind) or types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind):
         return True
-    raise DataError(explain("features", f"the column {name!r} must hold numbers or texts", value=str(kind)))
+    raise DataError(format_error("features", f"the column {name!r} must hold numbers or texts", value=str(kind)))
 
 
 def _as_numbers(column: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from trainer.errors import DataError, RowError, explain
+from trainer.errors import DataError, RowError, format_error
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def learnt_number(name: str, mean: float, std: float, high: float, missing: int,
         DataError: The numbers are too large to be standardized.
     """
     if not np.isfinite(std):
-        raise DataError(explain("features", f"the column {name!r} is too large to be standardized", value=high))
+        raise DataError(format_error("features", f"the column {name!r} is too large to be standardized", value=high))
     return Number(name, mean, std, 0 < missing < num_rows)
 
 
@@ -119,4 +119,4 @@ def learnt_category(name: str, counter: Counter[str], missing: int, limit: int) 
 
 
 def _cell_error(position: int, name: str, problem: str, value: Any) -> RowError:
-    return RowError(position, "features", explain(name, problem, value=value))
+    return RowError(position, "features", format_error(name, problem, value=value))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer.errors import ConfigError, explain, refuse
+from trainer.errors import ConfigError, format_error, raise_if_any
 from trainer.protocols import Batching, Columns
 from trainer.ranges import at_least
 from trainer.task.fingerprint import fingerprint
@@ -42,8 +42,8 @@ class Texts:
 
     def __init__(self, max_length: int, vocab_size: int, tokenizer: str | None, lowercase: bool) -> None:
         short = "must be at least 3, two of them special tokens"
-        refuse(
-            explain("max_length", short, value=max_length) if max_length < 3 else None,
+        raise_if_any(
+            format_error("max_length", short, value=max_length) if max_length < 3 else None,
             at_least("vocab_size", vocab_size, 100),
         )
         self.max_length = max_length

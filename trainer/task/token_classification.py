@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer.errors import RowError, explain
+from trainer.errors import RowError, format_error
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target
 from trainer.task.answers import outputs_of_tokens
 from trainer.task.classes import Classes
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import MetricCollection
 
-    from trainer.draws import Draws
+    from trainer.sample_rng import SampleRng
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class TokenClassification:
         for position, (words, tags, read) in enumerate(zip(rows["words"], rows["tags"], columns["read"], strict=True)):
             if len(words) != len(tags):
                 problem = f"must be one for each of the {len(words)} words"
-                raise RowError(position, "tags", explain("tags", problem, value=list(tags)))
+                raise RowError(position, "tags", format_error("tags", problem, value=list(tags)))
             wanted.append([tags[word] for word in read])
         columns["tags"] = [np.array(classes, dtype=np.int32) for classes in self.classes.indices(wanted, "tags")]
         return columns
@@ -102,7 +102,7 @@ class TokenClassification:
         """
         for position, words in enumerate(rows["words"]):
             if not len(words):
-                raise RowError(position, "words", explain("words", "must be at least one", value=list(words)))
+                raise RowError(position, "words", format_error("words", "must be at least one", value=list(words)))
         encodings = self.texts.tokenizer.encode_batch([list(words) for words in rows["words"]], is_pretokenized=True)
         columns: dict[str, list[Any]] = {"read": [], "first": [], "cut": []}
         for words, encoding in zip(rows["words"], encodings, strict=True):
@@ -126,7 +126,7 @@ class TokenClassification:
     def lengths(self, encoded: Dataset) -> np.ndarray:
         return self.texts.lengths(encoded)
 
-    def collate(self, rows: Columns, draws: Draws, batching: Batching) -> Batch:
+    def collate(self, rows: Columns, draws: SampleRng, batching: Batching) -> Batch:
         """Packed: outputs at the words alone, targets (B, W). Padded: outputs and targets (B, T). -100 elsewhere."""
         layout = self.texts.lay_out(rows["input_ids"], batching)
         wanted, target = layout.outputs_at(rows["first"], rows["tags"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from trainer import hub
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _PADDING = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
@@ -87,7 +87,7 @@ def load_tokenizer(path: str) -> Tokenizer:
     except Exception as error:  # the libraries raise bare Exception, and whatever a broken file leads to
         reason = " ".join(str(error).split())
         what = "not a tokenizer.json" if file else "no tokenizer.json in it, and none can be made of what there is"
-        raise ConfigError(explain("tokenizer", f"{what} ({reason})", value=path)) from error
+        raise ConfigError(format_error("tokenizer", f"{what} ({reason})", value=path)) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -99,7 +99,7 @@ def _fetched(name: str) -> Path | None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     if not _HUB_NAME.fullmatch(name) or name.endswith(".json"):
-        raise ConfigError(explain("tokenizer", "no such file", "Give a tokenizer.json or its folder", value=name))
+        raise ConfigError(format_error("tokenizer", "no such file", "Give a tokenizer.json or its folder", value=name))
     try:
         return Path(hf_hub_download(name, "tokenizer.json", local_files_only=not hub.reachable()))
     except EntryNotFoundError as error:
@@ -111,7 +111,7 @@ def _fetched(name: str) -> Path | None:
     remedy = (
         "Give a tokenizer.json or its folder; without a network, fetch it elsewhere (hf download NAME tokenizer.json)"
     )
-    raise ConfigError(explain("tokenizer", f"no such file, and {reason}", remedy, value=name))
+    raise ConfigError(format_error("tokenizer", f"no such file, and {reason}", remedy, value=name))
 
 
 def _converted(path: str, place: str) -> Tokenizer:
@@ -124,7 +124,7 @@ def _converted(path: str, place: str) -> Tokenizer:
     # Without its vocabulary the library makes a tokenizer all the same, to which every word is unknown.
     if tokenizer is None or set(tokenizer.get_vocab()) <= set(made.all_special_tokens):
         remedy = "Give a folder with tokenizer.json, or with vocab.txt or vocab.json and merges.txt beside config.json"
-        raise ConfigError(explain("tokenizer", "there is no vocabulary in it", remedy, value=path))
+        raise ConfigError(format_error("tokenizer", "there is no vocabulary in it", remedy, value=path))
     return tokenizer
 
 

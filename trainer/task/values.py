@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from trainer.errors import DataError, RowError, explain
+from trainer.errors import DataError, RowError, format_error
 from trainer.task.moments import Moments
 
 if TYPE_CHECKING:
@@ -51,13 +51,15 @@ class Values:
             rows = [row for row in batch["value"] if len(row) == len(moments.mean)]
             moments.add(np.array(rows, dtype=np.float64).reshape(len(rows), -1))
         assert moments is not None, "a training split has rows"
-        faults = [] if len(moments.mean) else [explain("value", "must be one number or more in every row", value=[])]
+        faults = (
+            [] if len(moments.mean) else [format_error("value", "must be one number or more in every row", value=[])]
+        )
         for number, (std, low, high) in enumerate(zip(moments.std, moments.low, moments.high, strict=True), start=1):
             name = "value" if len(moments.mean) == 1 else f"value, number {number} of {len(moments.mean)}"
             if not std:
-                faults.append(explain(name, "is the same in every row of training", value=float(low)))
+                faults.append(format_error(name, "is the same in every row of training", value=float(low)))
             elif not np.isfinite(std):
-                faults.append(explain(name, "is too large to be standardized", value=float(max(high, -low))))
+                faults.append(format_error(name, "is too large to be standardized", value=float(max(high, -low))))
         if faults:
             raise DataError(*faults)
         self.mean, self.std, self.num_train = moments.mean.tolist(), moments.std.tolist(), len(train)
@@ -71,7 +73,7 @@ class Values:
         for position, row in enumerate(rows):
             if len(row) != len(self.mean):
                 problem = f"must be {len(self.mean)} numbers, as in the first row of training"
-                raise RowError(position, "value", explain("value", problem, value=list(row)))
+                raise RowError(position, "value", format_error("value", problem, value=list(row)))
         values = np.array(rows, dtype=np.float64)
         with np.errstate(over="ignore"):
             standardized = ((values - self.mean) / self.std).astype(np.float32)
@@ -79,7 +81,7 @@ class Values:
         if wrong.any():
             position, place = (int(index) for index in np.argwhere(wrong)[0])
             problem = "must be finite, and not beyond float32 once it is standardized"
-            raise RowError(position, "value", explain("value", problem, value=float(values[position, place])))
+            raise RowError(position, "value", format_error("value", problem, value=float(values[position, place])))
         return list(standardized)
 
     def tell(self, encoded: Mapping[str, Dataset]) -> None:

@@ -80,7 +80,7 @@ def likeliest(scores: np.ndarray) -> int:
 
 
 def drawing(temperature: float, top_k: int, top_p: float, seed: int) -> Callable[[np.ndarray], int]:
-    """Draws from the `top_k` likeliest tokens and the fewest that together reach the probability `top_p`."""
+    """SampleRng from the `top_k` likeliest tokens and the fewest that together reach the probability `top_p`."""
     generator = np.random.default_rng(seed)
 
     def draw(scores: np.ndarray) -> int:

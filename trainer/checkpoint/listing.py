@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.durable import entries
+from trainer.checkpoint.atomic_io import entries
 from trainer.checkpoint.manifest import FOLDER, Damaged, read_document, read_manifest, verify
 
 REPLACED = ".old-"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def capture_generators() -> dict[str, Any]:
+def capture_rng_state() -> dict[str, Any]:
     """The states of Python's, NumPy's and torch's global generators, of every device that is in use included."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
@@ -33,8 +33,8 @@ def capture_generators() -> dict[str, Any]:
     return state
 
 
-def restore_generators(state: dict[str, Any]) -> None:
-    """Puts every generator back to where `capture_generators` found it.
+def restore_rng_state(state: dict[str, Any]) -> None:
+    """Puts every generator back to where `capture_rng_state` found it.
 
     States of devices that this machine does not have are passed over: where a run goes on with other devices, its draws
     on them cannot be the same.

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.order import newest_intact
+from trainer.checkpoint.listing import newest_intact
 from trainer.checkpoint.store import Store
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.build.training import Length, Outlets, Training, build_training
+from trainer.builders.training import Length, RunOutputs, Training, build_training
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.tensors import encode
 from trainer.config.jobs import TrainJob
 from trainer.ema import has_weights
-from trainer.loop import Run, Watching, set_learning_rate, update
+from trainer.loop import MetricSchedule, Run, set_learning_rate, update
 from trainer.model.structure import structure
 from trainer.protocols import Batch
 from trainer.state import TrainState
@@ -36,7 +36,7 @@ def planned(job: TrainJob, config_text: str, *, trial: bool, depth: int) -> dict
     """
     saved: list[Snapshot] = []
     with ExitStack() as closing:
-        outlets = Outlets(_Silent, submit=saved.append)
+        outlets = RunOutputs(_Silent, submit=saved.append)
         training = build_training(_on_the_cpu(job), config_text, outlets, None, closing)
         run = training.run
         first = next(run.loader.groups(0, 1))[0]
@@ -121,7 +121,7 @@ def _schedule(job: TrainJob, run: Run) -> dict[str, Any]:
     return {
         "schedule": job.scheduler["_target_"],
         "lr": "auto" if measured else base,
-        "follows_scores": isinstance(run.schedule, Watching),
+        "follows_scores": isinstance(run.schedule, MetricSchedule),
         "points": [
             {"step": step, "factor": factor, "lr": None if measured else base * factor}
             for step, factor in factors.items()

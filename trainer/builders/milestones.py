@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import nn
 
-from trainer.autopsy import Findings, examine, not_finite_parameters
-from trainer.build import parts
+from trainer.builders import parts
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.jobs import TrainJob
+from trainer.divergence import DivergenceReport, examine, not_finite_parameters
 from trainer.errors import DivergedError
 from trainer.evaluate import evaluate, score
-from trainer.loop import Run, Watching
+from trainer.loop import MetricSchedule, Run
 from trainer.protocols import Batch, Loss, Task
 from trainer.resume import capture
 from trainer.state import Score, TrainState
@@ -35,7 +35,7 @@ def scoring(job: TrainJob, task: Task, validation: Iterable[Batch]) -> Callable[
         if run.ema is not None:
             models["ema"] = (run.ema.module, run.ema.loss or run.loss)
         found = score(models, monitor, higher_is_better, measure, log)
-        if isinstance(run.schedule, Watching) and state.step % run.schedule.every_steps == 0:
+        if isinstance(run.schedule, MetricSchedule) and state.step % run.schedule.every_steps == 0:
             run.schedule.observe(found.value, higher_is_better)
         return found
 
@@ -44,7 +44,7 @@ def scoring(job: TrainJob, task: Task, validation: Iterable[Batch]) -> Callable[
 
 def saving(
     submit: Callable[[Snapshot], None],
-    keep_findings: Callable[[Findings], str],
+    keep_findings: Callable[[DivergenceReport], str],
     documents: Mapping[str, str],
     data: str,
 ) -> Callable[[Run, TrainState], None]:
@@ -72,6 +72,6 @@ def saving(
     return save
 
 
-def looking(keep_findings: Callable[[Findings], str]) -> Callable[[Run, int, float, float, list[Batch]], str]:
+def looking(keep_findings: Callable[[DivergenceReport], str]) -> Callable[[Run, int, float, float, list[Batch]], str]:
     """Keeps what is known of a step that diverged; says where."""
     return lambda run, step, loss, grad_norm, group: keep_findings(examine(run, step, loss, grad_norm, group))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.checkpoint.tensors import decode, encode
-from trainer.errors import CheckpointError, explain
+from trainer.errors import CheckpointError, format_error
 from trainer.loop import Run
 from trainer.protocols import Batch
 
@@ -24,7 +24,7 @@ CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
-class Findings:
+class DivergenceReport:
     """What was found.
 
     Attributes:
@@ -38,7 +38,7 @@ class Findings:
     batch: dict[str, Tensor]
 
 
-def examine(run: Run, step: int, loss: float | None, grad_norm: float | None, group: list[Batch]) -> Findings:
+def examine(run: Run, step: int, loss: float | None, grad_norm: float | None, group: list[Batch]) -> DivergenceReport:
     """Looks at the run where it stopped; changes nothing.
 
     Args:
@@ -72,7 +72,7 @@ def examine(run: Run, step: int, loss: float | None, grad_norm: float | None, gr
         },
         "grad_norms": {name: _plain(float(torch.linalg.vector_norm(grad.float()))) for name, grad in gradients.items()},
     }
-    return Findings(step, report, batch)
+    return DivergenceReport(step, report, batch)
 
 
 def not_finite_parameters(run: Run) -> list[str]:
@@ -82,7 +82,7 @@ def not_finite_parameters(run: Run) -> list[str]:
     )
 
 
-def write_bundle(folder: Path, findings: Findings, config_text: str, checkpoint: str | None) -> None:
+def write_bundle(folder: Path, findings: DivergenceReport, config_text: str, checkpoint: str | None) -> None:
     """Writes a folder with `report.json`, `batch.safetensors` and `config.yaml`; an older one is replaced.
 
     Args:
@@ -105,7 +105,7 @@ def write_bundle(folder: Path, findings: Findings, config_text: str, checkpoint:
     (folder / REPORT).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def read_bundle(folder: Path) -> tuple[Findings, str, str | None]:
+def read_bundle(folder: Path) -> tuple[DivergenceReport, str, str | None]:
     """What `write_bundle` wrote: the findings, the config, and the last checkpoint there was.
 
     Raises:
@@ -114,11 +114,11 @@ def read_bundle(folder: Path) -> tuple[Findings, str, str | None]:
     try:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         checkpoint = report.pop("checkpoint")
-        findings = Findings(int(report["step"]), report, decode((folder / BATCH).read_bytes()))
+        findings = DivergenceReport(int(report["step"]), report, decode((folder / BATCH).read_bytes()))
         return findings, (folder / CONFIG).read_text(encoding="utf-8"), checkpoint
     except Exception as error:  # whatever an altered file leads to
         problem = f"cannot be read ({type(error).__name__}: {error})"
-        raise CheckpointError(explain(str(folder), problem)) from error
+        raise CheckpointError(format_error(str(folder), problem)) from error
 
 
 def _modules(run: Run) -> Iterator[tuple[str, nn.Module]]:

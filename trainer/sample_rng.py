@@ -9,7 +9,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Draws:
+class SampleRng:
     """The random generators of the samples of one micro-batch.
 
     Attributes:
@@ -34,6 +34,6 @@ class Draws:
         key = np.random.SeedSequence((self.seed, self.epoch, int(self.ids[position])), spawn_key=stream)
         return np.random.Generator(np.random.Philox(key))
 
-    def of(self, ids: Sequence[int]) -> Draws:
+    def of(self, ids: Sequence[int]) -> SampleRng:
         """The generators of other samples of the same epoch."""
         return replace(self, ids=ids)

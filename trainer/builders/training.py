@@ -14,21 +14,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.autopsy import Findings
-from trainer.build import parts
-from trainer.build.milestones import looking, saving, scoring
-from trainer.build.models import architecture_documents, batching_of, build_thaw, make_model, placed
-from trainer.build.pruning import build_masks
-from trainer.build.teacher import DOCUMENT, Teacher
+from trainer.builders import parts
+from trainer.builders.milestones import looking, saving, scoring
+from trainer.builders.models import architecture_documents, batching_of, build_thaw, make_model, placed
+from trainer.builders.pruning import build_masks
+from trainer.builders.teacher import DOCUMENT, Teacher
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.duration import to_steps
 from trainer.config.jobs import TrainJob
-from trainer.data.checks import Checked, check
+from trainer.data.checks import DataReport, check
 from trainer.data.encode import Encoded
 from trainer.data.loader import Batches, EvaluationBatches, TrainLoader
 from trainer.data.plan import BatchPlan
+from trainer.divergence import DivergenceReport
 from trainer.ema import Ema
-from trainer.errors import CheckpointError, ConfigError, DataError, explain
+from trainer.errors import CheckpointError, ConfigError, DataError, format_error
 from trainer.loop import Cadence, Run
 from trainer.precision import Precision
 from trainer.protocols import Loss, Report, Task
@@ -47,7 +47,7 @@ class Training:
     state: TrainState
     task: Task
     encoded: Encoded
-    checked: Checked
+    checked: DataReport
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Length:
 
 
 @dataclass(frozen=True)
-class Outlets:
+class RunOutputs:
     """Where goes what comes out of a run.
 
     Attributes:
@@ -71,7 +71,7 @@ class Outlets:
 
     open_report: Callable[[Length], Report]
     submit: Callable[[Snapshot], None] = lambda snapshot: None
-    keep_findings: Callable[[Findings], str] = lambda findings: ""
+    keep_findings: Callable[[DivergenceReport], str] = lambda findings: ""
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ class _Data:
 
     task: Task
     encoded: Encoded
-    checked: Checked
+    checked: DataReport
     plan: BatchPlan
 
 
 def build_training(
-    job: TrainJob, config_text: str, outlets: Outlets, snapshot: Snapshot | None, closing: ExitStack
+    job: TrainJob, config_text: str, outlets: RunOutputs, snapshot: Snapshot | None, closing: ExitStack
 ) -> Training:
     """Makes every part of a job and, with a snapshot, puts them where it was taken.
 
@@ -190,16 +190,16 @@ def _check_length(job: TrainJob, length: Length, snapshot: Snapshot) -> None:
     if snapshot.step > length.total_steps:
         problem = f"ends at step {length.total_steps}, and the checkpoint to go on from is of step {snapshot.step}"
         remedy = "Leave it out or give a longer one; an earlier checkpoint is named by resume=RUN/checkpoints/step-N"
-        raise ConfigError(explain("train.duration", problem, remedy, value=job.train.duration))
+        raise ConfigError(format_error("train.duration", problem, remedy, value=job.train.duration))
 
 
 def _check_teacher(snapshot: Snapshot, documents: Mapping[str, str]) -> None:
     if snapshot.documents.get(DOCUMENT) != documents.get(DOCUMENT):
         problem = "its best weights are others than those that taught when the checkpoint was taken"
-        raise CheckpointError(explain("loss.teacher", problem, "Bring them back, or start a new run"))
+        raise CheckpointError(format_error("loss.teacher", problem, "Bring them back, or start a new run"))
 
 
-def check_data(job: TrainJob, task: Task, encoded: Encoded) -> Checked:
+def check_data(job: TrainJob, task: Task, encoded: Encoded) -> DataReport:
     """Looks at the encoded splits and warns of what is wrong with them.
 
     Raises:

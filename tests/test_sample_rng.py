@@ -2,18 +2,18 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.draws import Draws
+from trainer.sample_rng import SampleRng
 
 numbers = st.integers(0, 2**31)
 
 
 def first(seed: int, epoch: int, sample: int) -> float:
-    return Draws(seed, epoch, (sample,)).generator(0).random()
+    return SampleRng(seed, epoch, (sample,)).generator(0).random()
 
 
 @given(numbers, numbers, st.lists(numbers, min_size=2, max_size=5, unique=True))
 def test_a_sample_draws_the_same_whatever_its_neighbours(seed: int, epoch: int, samples: list[int]) -> None:
-    together = Draws(seed, epoch, tuple(samples))
+    together = SampleRng(seed, epoch, tuple(samples))
 
     assert [together.generator(position).random() for position in range(len(samples))] == [
         first(seed, epoch, sample) for sample in samples
@@ -25,7 +25,7 @@ def test_seed_epoch_and_sample_each_change_the_draws() -> None:
 
 
 def test_the_streams_of_a_sample_are_independent() -> None:
-    draws = Draws(3, 1, range(2000))
+    draws = SampleRng(3, 1, range(2000))
     plain, stream = (
         np.array([draws.generator(sample, *name).random() for sample in range(2000)]) for name in ((), (1,))
     )

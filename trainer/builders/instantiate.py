@@ -12,7 +12,7 @@ from typing import Any
 import hydra
 from hydra.errors import InstantiationException
 
-from trainer.errors import ConfigError, TrainerError, explain, nearest
+from trainer.errors import ConfigError, TrainerError, did_you_mean, format_error
 
 _FEW = 20
 """Of a module with so many names at most all are shown."""
@@ -50,7 +50,7 @@ def make(group: str, part: Mapping[str, Any], /, **facts: Any) -> Any:
         raise
     except (InstantiationException, ValueError, TypeError, ImportError, OSError) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        raise ConfigError(explain(group, f"cannot be made ({type(cause).__name__}: {cause})")) from cause
+        raise ConfigError(format_error(group, f"cannot be made ({type(cause).__name__}: {cause})")) from cause
 
 
 def locate(group: str, part: Mapping[str, Any]) -> Callable[..., Any]:
@@ -63,9 +63,9 @@ def locate(group: str, part: Mapping[str, Any]) -> Callable[..., Any]:
     try:
         target = hydra.utils.get_object(path)
     except Exception as error:
-        raise ConfigError(explain(f"{group}._target_", *_why_not(path), value=path)) from error
+        raise ConfigError(format_error(f"{group}._target_", *_why_not(path), value=path)) from error
     if not callable(target):
-        raise ConfigError(explain(f"{group}._target_", "must name a class or a function", value=path))
+        raise ConfigError(format_error(f"{group}._target_", "must name a class or a function", value=path))
     return target  # type: ignore[no-any-return]  # Hydra's get_object is untyped
 
 
@@ -77,7 +77,7 @@ def _why_not(path: str) -> tuple[str, str]:
     except Exception as error:  # a user's module may fail in any way while it is imported
         return f"cannot be imported ({type(error).__name__}: {error})", ""
     # Of a large library the names of what is near alone.
-    near = nearest(name, known)
+    near = did_you_mean(name, known)
     return f"there is no {name} in {module}", near if near.startswith("Did you mean") or len(known) <= _FEW else ""
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.build.instantiate import make
+from trainer.builders.instantiate import make
 from trainer.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ def scaled(step: int, *, factor: float, total_steps: int) -> float:
     return factor * step / total_steps
 
 
-HERE = "tests.build.test_instantiate"
+HERE = "tests.builders.test_instantiate"
 
 
 def test_a_part_gets_its_keys_and_the_facts_it_has_parameters_for() -> None:

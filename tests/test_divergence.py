@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.test_loop import CPU, a_run, batch, data
-from trainer.autopsy import Findings, examine, not_finite_parameters, read_bundle, write_bundle
+from trainer.divergence import DivergenceReport, examine, not_finite_parameters, read_bundle, write_bundle
 from trainer.ema import Ema
 from trainer.errors import CheckpointError, DivergedError
 from trainer.loop import Run, fit, gradients
@@ -23,11 +23,11 @@ def poisoned() -> list[Batch]:
     return [*data([4], [0], torch.float32), batch(torch.full((2, 4), float("nan")), torch.tensor([0, 1]), 70)]
 
 
-def found_of(group: list[Batch]) -> Findings:
+def found_of(group: list[Batch]) -> DivergenceReport:
     """The findings of a run whose third step is `group`."""
     good = data([4], [0], torch.float32)
     run = a_run([good, good, group])
-    found: list[Findings] = []
+    found: list[DivergenceReport] = []
 
     def autopsy(run: Run, step: int, loss: float, grad_norm: float, micro_batches: list[Batch]) -> str:
         found.append(examine(run, step, loss, grad_norm, micro_batches))
@@ -86,7 +86,7 @@ class Cusp:
 
 def test_float16_gives_up_at_its_smallest_scale() -> None:
     run = a_run([data([4], [0], torch.float32)], loss=Cusp(), precision=Precision("fp16", CPU))
-    found: list[Findings] = []
+    found: list[DivergenceReport] = []
     run = replace(run, autopsy=lambda *step: found.append(examine(*step)) or "")
 
     with pytest.raises(DivergedError, match=r"step 1: the run diverged: loss 0\.0, gradient norm nan"):
@@ -125,7 +125,7 @@ def test_a_bundle_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_an_altered_bundle_is_refused(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "bundle", Findings(1, {"step": 1}, {}), "", None)
+    write_bundle(tmp_path / "bundle", DivergenceReport(1, {"step": 1}, {}), "", None)
     (tmp_path / "bundle" / "report.json").write_text(json.dumps({"step": 1}))
 
     with pytest.raises(CheckpointError, match=r"bundle: cannot be read \(KeyError"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.checkpoint.durable import checksum, create_folder, write_file
+from trainer.checkpoint.atomic_io import checksum, create_folder, write_file
 from trainer.checkpoint.store import Store
 from trainer.errors import CheckpointError
 

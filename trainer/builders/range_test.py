@@ -11,9 +11,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trainer.build.training import Outlets, build_training
+from trainer.builders.training import RunOutputs, build_training
 from trainer.config.jobs import TrainJob
-from trainer.errors import ConfigError, DivergedError, Interrupted, explain
+from trainer.errors import ConfigError, DivergedError, Interrupted, format_error
 from trainer.loop import Cadence, Run, fit
 from trainer.state import Score, TrainState
 
@@ -59,7 +59,7 @@ def range_test(job: TrainJob) -> RangeTest:
     curve = RangeTest()
     with ExitStack() as closing:
         trial = replace(job, optimizer={**job.optimizer, "lr": 1.0}, ema=replace(job.ema, decay=None))
-        training = build_training(trial, "", Outlets(lambda length: curve), None, closing)
+        training = build_training(trial, "", RunOutputs(lambda length: curve), None, closing)
         run = replace(
             training.run,
             schedule=rising,
@@ -105,7 +105,7 @@ def steepest(curve: RangeTest) -> float:
     steepest_step = max(falls, key=falls.__getitem__, default=0)
     if falls.get(steepest_step, 0.0) <= 0:
         remedy = "Give a number; the curve is in lr_range.json"
-        raise ConfigError(explain("optimizer.lr", "no learning rate lowered the loss", remedy, value="auto"))
+        raise ConfigError(format_error("optimizer.lr", "no learning rate lowered the loss", remedy, value="auto"))
     return curve.lr[steepest_step]
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.build.instantiate import make
+from trainer.builders.instantiate import make
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.duration import to_steps
 from trainer.config.jobs import TrainJob
 from trainer.config.schema import own_keys
 from trainer.config.sections import LoraKeys, ModelKeys
-from trainer.errors import ConfigError, explain
+from trainer.errors import ConfigError, format_error
 from trainer.export.cases import traced_inputs
 from trainer.model.features import FeatureExtractor
 from trainer.model.freezing import fitting, freeze, gradual
@@ -79,7 +79,7 @@ def _prepared(
         logger.info("model.freeze: %d parameters stay as they are", len(names))
     if settings.features:
         if facts.get("output_level") == "token":
-            raise ConfigError(explain("features", "serve tasks with one output a sample", value=settings.features))
+            raise ConfigError(format_error("features", "serve tasks with one output a sample", value=settings.features))
         model = FeatureExtractor(model, settings.features, facts["num_outputs"], traced_inputs(task))
     if settings.lora is not None:
         targets = apply_lora(model, **asdict(LoraKeys(**settings.lora)))
@@ -99,7 +99,7 @@ def placed(job: TrainJob, model: nn.Module, device: torch.device) -> nn.Module:
     if job.model.get("channels_last"):
         if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
             problem = "this model has no 2-d convolution"
-            raise ConfigError(explain("model.channels_last", problem, "Leave it out", value=True))
+            raise ConfigError(format_error("model.channels_last", problem, "Leave it out", value=True))
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # no overload has it alone
     return model.to(device)
 
@@ -137,7 +137,7 @@ def build_thaw(
     trained = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
     if all(starts.get(parameter, 0) > 0 for parameter in trained):
         problem = "nothing would be trained at the start"
-        raise ConfigError(explain("model.freeze", problem, "Leave something out, such as the head", value=entries))
+        raise ConfigError(format_error("model.freeze", problem, "Leave something out, such as the head", value=entries))
     return thaw
 
 

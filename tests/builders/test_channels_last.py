@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.jobs import checkpoint_files, events, train, without_clock, working_in, write_data
 from tests.sources import write_sources
-from trainer.build.models import placed
+from trainer.builders.models import placed
 from trainer.cli import main
 from trainer.config.jobs import TrainJob
 from trainer.ema import Ema

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.build.instantiate import locate, make, parameters
-from trainer.build.teacher import load_teacher
+from trainer.builders.instantiate import locate, make, parameters
+from trainer.builders.teacher import load_teacher
 from trainer.config import schema
 from trainer.config.duration import to_steps
 from trainer.config.jobs import TrainJob
@@ -21,8 +21,8 @@ from trainer.config.schema import own_keys
 from trainer.config.sections import DataKeys, OptimizerKeys
 from trainer.data.encode import Encoded, cache_root, encode
 from trainer.data.loader import Batches, LoaderOptions
-from trainer.data.plan import MicroBatch
-from trainer.errors import ConfigError, DataError, explain, nearest, refuse
+from trainer.data.plan import BatchIndices
+from trainer.errors import ConfigError, DataError, did_you_mean, format_error, raise_if_any
 from trainer.evaluate import directions
 from trainer.loop import Schedule
 from trainer.optimizer.groups import hidden_names, layers_of, parameter_groups, undecayed_names
@@ -47,7 +47,7 @@ def build_device(name: str) -> torch.device:
     if not present.get(device.type, True):
         count = torch.cuda.device_count()
         remedy = f"This torch sees {count} CUDA device{'' if count == 1 else 's'}; use device=cpu or device=auto"
-        raise ConfigError(explain("device", "is not available on this machine", remedy, value=name))
+        raise ConfigError(format_error("device", "is not available on this machine", remedy, value=name))
     return device
 
 
@@ -61,7 +61,7 @@ def check_targets(job: TrainJob) -> None:
                 locate(group, part)
             except ConfigError as error:
                 faults += error.messages
-    refuse(*faults)
+    raise_if_any(*faults)
 
 
 def build_task(job: TrainJob, state: dict[str, Any] | None = None) -> Task:
@@ -97,11 +97,11 @@ def check_model(job: TrainJob, model: nn.Module, batches: Batches) -> None:
     """Raises ConfigError unless the model takes the batches, sees what the task lets it see, and has the formats."""
     _check_causality(batches.task, model)
     _check_formats(job, model)
-    inputs = batches[MicroBatch(0, (0,))].inputs
+    inputs = batches[BatchIndices(0, (0,))].inputs
     try:
         inspect.signature(model.forward).bind(**inputs)
     except TypeError as error:
-        message = explain(
+        message = format_error(
             "loader.batching",
             f"{job.model['_target_']} does not take such a batch ({error})",
             f"A batch holds {', '.join(inputs)}; loader.batching=padded needs no support by the model",
@@ -117,7 +117,7 @@ def _check_causality(task: Task, model: nn.Module) -> None:
         return
     problem = "sees the tokens that it is to predict" if wanted else "does not see what comes behind a masked token"
     remedy = "Name a GPT-2, or use model=decoder" if wanted else "Name a BERT or its like, or use model=text_encoder"
-    raise ConfigError(explain("model.path", problem, remedy))
+    raise ConfigError(format_error("model.path", problem, remedy))
 
 
 def _check_formats(job: TrainJob, model: nn.Module) -> None:
@@ -125,7 +125,7 @@ def _check_formats(job: TrainJob, model: nn.Module) -> None:
     formats = job.export.get("formats") or []
     if "onnx_cache" in formats and not getattr(model, "cached", False):
         problem = "this model cannot read token by token, as onnx_cache does"
-        raise ConfigError(explain("export.formats", problem, "Leave it out, or name a GPT-2", value=formats))
+        raise ConfigError(format_error("export.formats", problem, "Leave it out, or name a GPT-2", value=formats))
 
 
 def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
@@ -138,10 +138,10 @@ def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
     kinds = getattr(loss, "targets", None)
     for target in (task.target, getattr(task, "train_target", task.target)):
         if kinds is not None and target not in kinds:
-            raise ConfigError(explain("loss", unfit_targets(kinds, target), value=job.loss["_target_"]))
+            raise ConfigError(format_error("loss", unfit_targets(kinds, target), value=job.loss["_target_"]))
     if not hasattr(loss, "num_targets"):
         problem = f"{job.loss['_target_']} has no num_targets: a loss is a sum, and says over how many targets"
-        raise ConfigError(explain("loss", problem))
+        raise ConfigError(format_error("loss", problem))
     return cast(Loss, loss.to(device) if isinstance(loss, nn.Module) else loss)
 
 
@@ -156,7 +156,7 @@ def _check_ignored(loss: Any, task: Task) -> None:
     meant = {"class": range(task.facts().get("num_outputs") or 0), "multi_hot": range(2)}.get(task.target, range(0))
     if ignored in meant:
         problem = f"is a target that means something, one of 0 to {meant[-1]}"
-        raise ConfigError(explain("loss.ignore_index", problem, "Use a negative number", value=ignored))
+        raise ConfigError(format_error("loss.ignore_index", problem, "Use a negative number", value=ignored))
 
 
 def build_optimizer(job: TrainJob, model: nn.Module, loss: Loss) -> torch.optim.Optimizer:
@@ -167,7 +167,7 @@ def build_optimizer(job: TrainJob, model: nn.Module, loss: Loss) -> torch.optim.
     if not any(parameter.requires_grad for parameter in modules.parameters()):
         problem = "leaves nothing to train"
         raise ConfigError(
-            explain("model.freeze", problem, "Spare something, such as the head", value=job.model["freeze"])
+            format_error("model.freeze", problem, "Spare something, such as the head", value=job.model["freeze"])
         )
     part = own_keys(job.optimizer, OptimizerKeys)
     try:
@@ -185,7 +185,7 @@ def build_optimizer(job: TrainJob, model: nn.Module, loss: Loss) -> torch.optim.
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         problem = "evaluates the loss several times a step, which the loop does not"
-        raise ConfigError(explain("optimizer._target_", problem, value=job.optimizer["_target_"]))
+        raise ConfigError(format_error("optimizer._target_", problem, value=job.optimizer["_target_"]))
     for group in optimizer.param_groups:
         group["initial_lr"] = float(group["lr"])
     return optimizer
@@ -219,7 +219,9 @@ def build_monitor(job: TrainJob, task: Task) -> tuple[str, bool]:
     known = directions(task.metrics())
     monitor = job.checkpoint.monitor or task.monitor
     if monitor not in known:
-        raise ConfigError(explain("checkpoint.monitor", NO_METRIC, nearest(monitor, list(known)), value=monitor))
+        raise ConfigError(
+            format_error("checkpoint.monitor", NO_METRIC, did_you_mean(monitor, list(known)), value=monitor)
+        )
     return monitor, known[monitor]
 
 

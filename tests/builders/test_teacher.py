@@ -8,13 +8,13 @@ import torch
 
 from tests.jobs import TINY, events, train, working_in, write_data
 from tests.test_conf import job_of
-from trainer.build import parts
-from trainer.build.teacher import load_teacher
+from trainer.builders import parts
+from trainer.builders.teacher import load_teacher
 from trainer.cli import main
 from trainer.commands.trained import load_trained
 from trainer.config.stored import job_from_text
 from trainer.data.loader import Batches
-from trainer.data.plan import MicroBatch
+from trainer.data.plan import BatchIndices
 from trainer.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def test_the_teacher_is_the_best_checkpoint(taught: tuple[list[str], Path]) -> N
     job = job_of(*data, *TINY)
     task = parts.build_task(job)
     encoded = parts.build_encoded(job, task, fitted=False)
-    batch = Batches(encoded.splits["train"], task, "packed", 0)[MicroBatch(0, (0, 1, 2))]
+    batch = Batches(encoded.splits["train"], task, "packed", 0)[BatchIndices(0, (0, 1, 2))]
     teach = load_teacher(str(folder), task, CPU, [])
     best = load_trained(
         folder, lambda text: job_from_text(text, trust=None), checkpoint="best", weights="auto", device="cpu"
@@ -115,7 +115,7 @@ def test_a_teacher_with_weights_in_its_loss_teaches_its_scores(taught: tuple[lis
     job = job_of(*data, *TINY)
     task = parts.build_task(job)
     encoded = parts.build_encoded(job, task, fitted=False)
-    batch = Batches(encoded.splits["train"], task, "packed", 0)[MicroBatch(0, (0, 1, 2))]
+    batch = Batches(encoded.splits["train"], task, "packed", 0)[BatchIndices(0, (0, 1, 2))]
 
     output = load_teacher(str(teacher), task, CPU, [])(batch.inputs)
     assert output.shape == (3, 3)

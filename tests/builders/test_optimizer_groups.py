@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from trainer.build.instantiate import make
+from trainer.builders.instantiate import make
 from trainer.config.catalogue import catalogue, own_folder
 from trainer.optimizer.groups import hidden_names, layers_of, parameter_groups, undecayed_names
 

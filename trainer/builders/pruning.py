@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trainer.build.instantiate import make
+from trainer.builders.instantiate import make
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.jobs import TrainJob
 from trainer.config.schema import own_keys

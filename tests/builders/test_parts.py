@@ -9,9 +9,9 @@ import torch
 
 from tests.jobs import TINY, Recorded, working_in, write_data
 from tests.test_conf import job_of
-from trainer.build import parts
-from trainer.build.models import make_model
-from trainer.build.training import Outlets, build_training, run_length
+from trainer.builders import parts
+from trainer.builders.models import make_model
+from trainer.builders.training import RunOutputs, build_training, run_length
 from trainer.config.jobs import TrainJob
 from trainer.data.encode import Encoded
 from trainer.data.loader import Batches
@@ -44,7 +44,7 @@ def test_parts_that_cannot_be_imported_are_told_together_before_the_data_is_read
 ) -> None:
     job = job_of("loss._target_=torch.nn.MSELos", "optimizer._target_=torch.optim.Addam", "data=files", "data.train=no")
     with pytest.raises(ConfigError) as caught:
-        build_training(job, "", Outlets(lambda length: Recorded()), None, ExitStack())
+        build_training(job, "", RunOutputs(lambda length: Recorded()), None, ExitStack())
     assert caught.value.messages == (
         "loss._target_: there is no MSELos in torch.nn, got 'torch.nn.MSELos'. Did you mean MSELoss.",
         "optimizer._target_: there is no Addam in torch.optim, got 'torch.optim.Addam'. Did you mean Adam.",

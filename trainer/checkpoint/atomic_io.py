@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer.errors import CheckpointError, explain
+from trainer.errors import CheckpointError, format_error
 
 # A piece still lies in the processor's cache when, checksummed, it is handed to the system.
 _PIECE_BYTES = 1 << 20
@@ -92,7 +92,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Renames a folder and makes the new name durable."""
+    """Renames a folder and makes the new name atomic_io."""
     with _naming(source, f"renamed to {target.name}"):
         os.rename(source, target)
     sync_folder(target.parent)
@@ -110,7 +110,7 @@ def _naming(path: Path, done: str) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = "The earlier checkpoints are untouched: remove the cause, then resume the run"
-        raise CheckpointError(explain(str(path), f"cannot be {done}: {error.strerror}", remedy)) from error
+        raise CheckpointError(format_error(str(path), f"cannot be {done}: {error.strerror}", remedy)) from error
 
 
 def _remove(path: Path) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.build.instantiate import make
-from trainer.build.models import make_model
+from trainer.builders.instantiate import make
+from trainer.builders.models import make_model
 from trainer.checkpoint.store import Store
 from trainer.config.stored import job_from_text
-from trainer.errors import CheckpointError, ConfigError, explain
+from trainer.errors import CheckpointError, ConfigError, format_error
 from trainer.protocols import Task
 from trainer.resume import chosen_weights, load_weights
 from trainer.targets import scored
@@ -61,19 +61,19 @@ def load_teacher(path: Any, task: Task, device: torch.device, trust: list[str]) 
         ConfigError: There is no such run, or it was trained for something else.
     """
     if not isinstance(path, str):
-        raise ConfigError(explain("loss.teacher", "must be a run folder", value=path))
+        raise ConfigError(format_error("loss.teacher", "must be a run folder", value=path))
     try:
         snapshot = Store(Path(path) / _CHECKPOINTS, keep=2).load("best")
     except CheckpointError as error:
         raise ConfigError(
-            explain("loss.teacher", "has no checkpoint that can be used", str(error), value=path)
+            format_error("loss.teacher", "has no checkpoint that can be used", str(error), value=path)
         ) from error
     job = job_from_text(snapshot.documents["config.yaml"], trust)
     learnt, known = json.loads(snapshot.documents["task.json"]), json.loads(json.dumps(task.state_dict()))
     if other := [name for name in known if known[name] != learnt.get(name)]:
         remedy = "Train both on the same data with the same task"
         problem = f"was trained with different {' and '.join(other)}"
-        raise ConfigError(explain("loss.teacher", problem, remedy, value=path))
+        raise ConfigError(format_error("loss.teacher", problem, remedy, value=path))
     _, tensors, loss_tensors = chosen_weights(snapshot, "auto")
     # Whoever teaches, the student starts from the same weights.
     with torch.random.fork_rng(devices=[]):
