@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from tests.jobs import events, train, working_in, write_data
+from tests.support.jobs import events, train, working_in, write_data
 
 STEPS = 6
 

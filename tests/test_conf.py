@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.jobs import TINY, Recorded, train, working_in, write_roles
-from tests.sources import write_pretrained, write_sources
+from tests.support.jobs import TINY, Recorded, train, working_in, write_roles
+from tests.support.sources import write_pretrained, write_sources
 from trainer.builders.instantiate import locate, make, parameters
 from trainer.builders.training import RunOutputs, build_training
 from trainer.checkpoint.snapshot import Snapshot

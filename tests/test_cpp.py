@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.jobs import train, working_in, write_roles
+from tests.support.jobs import train, working_in, write_roles
 
 MISSING = not all(map(shutil.which, ("cmake", "g++")))
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(MISSING, reason="CMake and a C++ compiler are needed")]

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.jobs import events, working_in
-from tests.sources import write_idx
+from tests.support.jobs import events, working_in
+from tests.support.sources import write_idx
 from trainer.cli import main
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.stored import job_from_config

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import checkpoint_files, train, working_in, write_data
+from tests.support.jobs import checkpoint_files, train, working_in, write_data
 
 STEPS = 20
 JOB = [f"train.duration={STEPS}", "train.eval_every=10", "checkpoint.every=4", "resume=auto"]

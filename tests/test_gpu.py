@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import events, train, working_in, write_data
+from tests.support.jobs import events, train, working_in, write_data
 from tests.test_resume import STEPS, STOPS, Figure, check
 from trainer.cli import main
 

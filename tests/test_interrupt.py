@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import TINY, checkpoint_files, events, train, without_clock, working_in, write_data
+from tests.support.jobs import TINY, checkpoint_files, events, train, without_clock, working_in, write_data
 from trainer.cli import main
 
 STEPS = 120

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.jobs import checkpoint_files, events, train, working_in, write_data
+from tests.support.jobs import checkpoint_files, events, train, working_in, write_data
 
 STEPS = 20
 BASE = [f"train.duration={STEPS}", "train.log_every=1", "train.eval_every=8", "checkpoint.every=8"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import TINY, checkpoint_files, events, train, working_in, write_data
-from tests.processes import start, wait_until
+from tests.support.jobs import TINY, checkpoint_files, events, train, working_in, write_data
+from tests.support.processes import start, wait_until
 
 STEPS = 40
 JOB = [

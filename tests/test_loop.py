@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.jobs import Recorded
+from tests.support.jobs import Recorded
 from trainer.ema import Ema
 from trainer.errors import DivergedError, Interrupted
 from trainer.loop import Cadence, Run, fit, gradients, update

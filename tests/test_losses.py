@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import train, working_in, write_roles
+from tests.support.jobs import train, working_in, write_roles
 from trainer.cli import main
 from trainer.config.catalogue import catalogue, own_folder
 from trainer.config.signature import attribute

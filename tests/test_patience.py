@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.jobs import checkpoint_files, events, train, without_clock, working_in, write_data
+from tests.support.jobs import checkpoint_files, events, train, without_clock, working_in, write_data
 from tests.test_loop import a_run, data
 from trainer.cli import main
 from trainer.errors import Interrupted

@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from tests.jobs import TINY, checkpoint_files, events, working_in
+from tests.support.jobs import TINY, checkpoint_files, events, working_in
 from trainer.cli import main
 from trainer.task.tokenization import learn_wordpiece
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import rows, working_in
+from tests.support.jobs import rows, working_in
 from trainer.cli import main
 from trainer.config.lint import check_command
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import checkpoint_files, events, train, without_clock, working_in, write_data
-from tests.toys import AUGMENTED
+from tests.support.jobs import checkpoint_files, events, train, without_clock, working_in, write_data
+from tests.support.toys import AUGMENTED
 from trainer.cli import main
 
 # 61 samples in batches of 8: 8 steps an epoch, the last of 5 samples; two epochs and a half.

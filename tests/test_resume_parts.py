@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import TINY, checkpoint_files, events, without_clock, working_in, write_roles
-from tests.sources import write_sources
+from tests.support.jobs import TINY, checkpoint_files, events, without_clock, working_in, write_roles
+from tests.support.sources import write_sources
 from trainer.cli import main
 
 CONF = Path(__file__).parent.parent / "conf"

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.jobs import checkpoint_files, events, train, without_clock, working_in, write_data
-from tests.sources import write_sources
+from tests.support.jobs import checkpoint_files, events, train, without_clock, working_in, write_data
+from tests.support.sources import write_sources
 from trainer.builders.models import placed
 from trainer.cli import main
 from trainer.config.jobs import TrainJob

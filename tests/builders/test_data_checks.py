@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import rows, train, working_in
+from tests.support.jobs import rows, train, working_in
 from trainer.cli import main
 
 

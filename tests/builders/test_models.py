@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.jobs import checkpoint_files, events, train, working_in, write_csv, write_data
+from tests.support.jobs import checkpoint_files, events, train, working_in, write_csv, write_data
 from trainer.cli import main
 
 STEPS = 12

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.jobs import TINY, Recorded, working_in, write_data
+from tests.support.jobs import TINY, Recorded, working_in, write_data
 from tests.test_conf import job_of
 from trainer.builders import parts
 from trainer.builders.models import make_model

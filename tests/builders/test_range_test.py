@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.jobs import checkpoint_files, events, train, working_in, write_data
+from tests.support.jobs import checkpoint_files, events, train, working_in, write_data
 from trainer.builders.range_test import RangeTest, rising, smoothed, steepest
 from trainer.cli import main
 from trainer.errors import ConfigError

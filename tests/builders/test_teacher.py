@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.jobs import TINY, events, train, working_in, write_data
+from tests.support.jobs import TINY, events, train, working_in, write_data
 from tests.test_conf import job_of
 from trainer.builders import parts
 from trainer.builders.teacher import load_teacher

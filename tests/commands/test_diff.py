@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.jobs import train, working_in, write_data
+from tests.support.jobs import train, working_in, write_data
 from trainer.cli import main
 from trainer.commands.diff import difference
 from trainer.commands.results import Results

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.jobs import train, working_in, write_data
+from tests.support.jobs import train, working_in, write_data
 from trainer.checkpoint.manifest import verify
 from trainer.cli import main
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.jobs import rows, train, working_in, write_csv, write_data
+from tests.support.jobs import rows, train, working_in, write_csv, write_data
 from trainer.cli import main
 
 OTHER = "test-new-*.json"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import working_in
+from tests.support.jobs import working_in
 from trainer.commands.folders import existing_run_folder, fixed_run_folder, named_checkpoint, new_run_folder
 from trainer.config.sections import RunSection
 from trainer.errors import CheckpointError

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.jobs import TINY, train, working_in, write_data, write_roles
-from tests.model.pretrained_folders import save
+from tests.support.jobs import TINY, train, working_in, write_data, write_roles
+from tests.support.pretrained_folders import save
 from trainer.cli import main
 
 PROMPT = "apple banana (pear), axe"

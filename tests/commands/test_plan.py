@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.jobs import TINY, events, train, working_in, write_data
+from tests.support.jobs import TINY, events, train, working_in, write_data
 from trainer.cli import main
 from trainer.commands.plan import sparkline
 

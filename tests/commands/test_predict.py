@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.jobs import TINY, rows, working_in, write_roles
-from tests.sources import write_images
+from tests.support.jobs import TINY, rows, working_in, write_roles
+from tests.support.sources import write_images
 from trainer.cli import main
 
 COMMON = tuple(option for option in TINY if not option.startswith(("model.", "task.", "export.")))

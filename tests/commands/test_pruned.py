@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from torch import nn
 from torch.nn.utils import prune
 
-from tests.jobs import checkpoint_files, train, working_in, write_data
+from tests.support.jobs import checkpoint_files, train, working_in, write_data
 from trainer.cli import main
 
 WEIGHTS = [

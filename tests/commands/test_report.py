@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import train, working_in, write_data
+from tests.support.jobs import train, working_in, write_data
 from trainer.cli import main
 
 

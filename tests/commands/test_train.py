@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from tests.jobs import checkpoint_files, train, working_in, write_csv, write_data
+from tests.support.jobs import checkpoint_files, train, working_in, write_csv, write_data
 from trainer.cli import main
 from trainer.loss.cross_entropy import CrossEntropy
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from tests.jobs import events, train, working_in, write_data
+from tests.support.jobs import events, train, working_in, write_data
 from trainer.cli import main
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.jobs import events, train, working_in, write_data
+from tests.support.jobs import events, train, working_in, write_data
 from trainer.checkpoint.snapshot import write_snapshot
 from trainer.checkpoint.store import load_folder
 from trainer.cli import main

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.jobs import write_csv
+from tests.support.jobs import write_csv
 from trainer.data.encode import Encoded, cache_root, encode
 from trainer.data.files import Files
 from trainer.errors import DataError

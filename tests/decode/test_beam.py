@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from tests.decode.language_models import (
+from tests.support.language_models import (
     BEAMS,
     PLAIN,
     VOCAB_SIZE,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.decode.language_models import BEAMS, DRAWN, PLAIN, cases, check, models, prompt_of
+from tests.support.language_models import BEAMS, DRAWN, PLAIN, cases, check, models, prompt_of
 from trainer.decode.beam_sample import BeamSample
 from trainer.decode.reading import CachedReader
 from trainer.decode.sample import Sample

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.decode.language_models import BEAMS, DRAWN, PLAIN, Case, check, models_of_table, prompt_of
+from tests.support.language_models import BEAMS, DRAWN, PLAIN, Case, check, models_of_table, prompt_of
 from trainer.decode.beam import Beam
 from trainer.decode.beam_sample import BeamSample
 from trainer.decode.decoding import Decoding

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.decode.language_models import END, MAX_LENGTH, PLAIN, cases, check, models, prompt_of
+from tests.support.language_models import END, MAX_LENGTH, PLAIN, cases, check, models, prompt_of
 from trainer.decode.greedy import Greedy
 from trainer.decode.reading import CachedReader
 

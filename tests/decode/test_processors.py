@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.decode.language_models import PLAIN, prompt_of
+from tests.support.language_models import PLAIN, prompt_of
 from trainer.decode.decoding import Decoding
 from trainer.decode.processors import (
     ban_repeated_ngrams,

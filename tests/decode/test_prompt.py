@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.decode.language_models import END, prompt_of
+from tests.support.language_models import END, prompt_of
 from trainer.decode.prompt import Ending
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.decode.language_models import BEAMS, DRAWN, PLAIN, models, prompt_of
-from tests.model.decoders import decoder, tokens
+from tests.support.decoders import decoder, tokens
+from tests.support.language_models import BEAMS, DRAWN, PLAIN, models, prompt_of
 from trainer.decode.beam import Beam
 from trainer.decode.beam_sample import BeamSample
 from trainer.decode.greedy import Greedy

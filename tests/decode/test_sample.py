@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from tests.decode.language_models import DRAWN, PLAIN, cases, check, models, prompt_of
+from tests.support.language_models import DRAWN, PLAIN, cases, check, models, prompt_of
 from trainer.decode.greedy import Greedy
 from trainer.decode.reading import CachedReader
 from trainer.decode.sample import Sample

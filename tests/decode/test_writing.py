@@ -4,7 +4,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from tests.model.decoders import decoder
+from tests.support.decoders import decoder
 from trainer.decode.greedy import Greedy
 from trainer.decode.prompt import Continuation, Prompt
 from trainer.decode.reading import open_reader

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.export.toy import ToyModel, batches, publish_toy, toy_original
+from tests.support.export_models import ToyModel, batches, publish_toy, toy_original
 from trainer.export.artifacts import Artifact
 from trainer.protocols import Batch
 

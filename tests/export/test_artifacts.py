@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 
 import trainer.export.onnx as exporter
 from tests.export.conftest import Published
-from tests.export.toy import ToyModel, ToyTask, batches, publish_toy, toy_original
+from tests.support.export_models import ToyModel, ToyTask, batches, publish_toy, toy_original
 from trainer.errors import CheckpointError, ConfigError, ProofError
 from trainer.export.folder import verify
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.jobs import train, working_in, write_data
+from tests.support.jobs import train, working_in, write_data
 from trainer.cli import main
 from trainer.export.cases import Forward
 from trainer.export.formats import FORMATS, HALF, Format, Variant
@@ -24,9 +24,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def run_of(folder: Path, name: str, broken_in: str, formats: str) -> tuple[Path, int]:
-    """A run with a model of `tests.export.broken`, and the exit code of training and exporting it."""
+    """A run with a model of `tests.support.broken_models`, and the exit code of training and exporting it."""
     run = folder / f"{name}-{broken_in}-{len(formats)}"
-    model = [f"model._target_=tests.export.broken.{name}", f"+model.broken_in={broken_in}"]
+    model = [f"model._target_=tests.support.broken_models.{name}", f"+model.broken_in={broken_in}"]
     model += ["model.dropout=0.1", "model.pooling=mean"]
     return run, train(run, *write_data(folder), *model, "train.duration=1", f"export.formats=[{formats}]")
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from tests.decode.language_models import BEAMS, DRAWN, PLAIN, models
-from tests.export.toy import ToyModel, ToyTask
-from tests.model.decoders import decoder, tokens
+from tests.support.decoders import decoder, tokens
+from tests.support.export_models import ToyModel, ToyTask
+from tests.support.language_models import BEAMS, DRAWN, PLAIN, models
 from trainer.decode.beam import Beam
 from trainer.decode.greedy import Greedy
 from trainer.decode.onnx_reader import OnnxReader, open_session

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.export.toy import ToyModel, ToyTask
+from tests.support.export_models import ToyModel, ToyTask
 from trainer.export.cases import forward_of, proof_cases, timed_inputs, traced_inputs
 
 LIMITS = st.tuples(st.integers(1, 9), st.integers(0, 12)).map(lambda pair: (pair[0], pair[0] + pair[1]))

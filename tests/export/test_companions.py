@@ -18,7 +18,7 @@ from torch import Tensor
 
 import trainer
 from tests.export.conftest import Published
-from tests.export.toy import SAMPLES, ToyModel, ToyTask, publish_toy, toy_original
+from tests.support.export_models import SAMPLES, ToyModel, ToyTask, publish_toy, toy_original
 from trainer.errors import ProofError
 from trainer.export.companions import write_companions
 from trainer.export.folder import verify

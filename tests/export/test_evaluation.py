@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.export.toy import ToyModel, ToyTask, batches
+from tests.support.export_models import ToyModel, ToyTask, batches
 from trainer.errors import ProofError
 from trainer.export.cases import forward_of
 from trainer.export.evaluation import Comparison, Evaluation

@@ -9,7 +9,7 @@ import torch
 from torch.export import ExportedProgram
 
 import trainer.export.onnx as exporter
-from tests.export.toy import ToyModel, ToyTask, publish_toy, toy_original
+from tests.support.export_models import ToyModel, ToyTask, publish_toy, toy_original
 from trainer.export import float_graph
 from trainer.export.onnx import open_session, save_graph
 from trainer.export.subject import Subject

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from tests.export.toy import ToyModel, ToyTask, batches
+from tests.support.export_models import ToyModel, ToyTask, batches
 from trainer.export import artifacts
 from trainer.export.cases import Forward
 from trainer.export.formats import FORMATS, Format, Variant

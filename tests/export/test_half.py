@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import trainer.export.half
 import trainer.export.onnx
-from tests.export.toy import LABELS, WORDS, ToyModel, ToyTask
+from tests.support.export_models import LABELS, WORDS, ToyModel, ToyTask
 from trainer.export.float_graph import float_graph, write_float
 from trainer.export.half import write_half
 from trainer.export.onnx import load_onnx

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.export.test_half import wide_toy
 from tests.export.test_products import tied_model
-from tests.export.toy import LABELS, WORDS, ToyTask, batches, publish_toy, toy_original
+from tests.support.export_models import LABELS, WORDS, ToyTask, batches, publish_toy, toy_original
 from trainer.errors import ProofError
 from trainer.export.cases import Forward
 from trainer.export.float_graph import float_graph

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.export.toy import ToyModel, publish_toy, toy_original
+from tests.support.export_models import ToyModel, publish_toy, toy_original
 from trainer.errors import ProofError
 from trainer.export.folder import verify
 from trainer.export.kept import keep

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import trainer.export.onnx as exporter
 from tests.export.conftest import Published
-from tests.export.toy import ToyModel, ToyTask
+from tests.support.export_models import ToyModel, ToyTask
 from trainer.export.subject import Subject
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.export.bare import bare, run_bare
 from tests.export.conftest import Published
-from tests.export.toy import ToyModel, ToyTask
+from tests.support.bare_python import bare, run_bare
+from tests.support.export_models import ToyModel, ToyTask
 
 TEXTS = ["w1 w2 w3", "w4", " ".join(["w7", "w8"] * 30)]
 

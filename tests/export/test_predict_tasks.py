@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.export.bare import bare, run_bare
-from tests.jobs import TINY, working_in, write_roles
-from tests.sources import write_idx
+from tests.support.bare_python import bare, run_bare
+from tests.support.jobs import TINY, working_in, write_roles
+from tests.support.sources import write_idx
 from trainer.cli import main
 from trainer.export.script import compose
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.export.toy import ToyModel, ToyTask
+from tests.support.export_models import ToyModel, ToyTask
 from trainer.export.float_graph import float_graph
 from trainer.export.onnx import load_onnx
 from trainer.export.products import layers_of, with_products

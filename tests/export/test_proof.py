@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.export.conftest import Published
-from tests.export.toy import ToyModel, ToyTask
+from tests.support.export_models import ToyModel, ToyTask
 from trainer.errors import ConfigError, DataError, Interrupted, ProofError, TrainerError
 from trainer.export.cases import Case
 from trainer.export.isolation import silence

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.export.toy import ToyModel, ToyTask
+from tests.support.export_models import ToyModel, ToyTask
 from trainer.errors import ProofError
 from trainer.export.proof import prove_cases
 from trainer.export.pt2 import load_pt2, write_pt2

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.jobs import train, working_in, write_data
+from tests.support.jobs import train, working_in, write_data
 from trainer.cli import main
 from trainer.errors import CheckpointError
 from trainer.export.folder import staging

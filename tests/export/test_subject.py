@@ -1,6 +1,6 @@
 import torch
 
-from tests.export.toy import ToyModel, ToyTask, batches
+from tests.support.export_models import ToyModel, ToyTask, batches
 from trainer.export.subject import Subject
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.jobs import working_in
-from tests.sources import write_pretrained, write_sources
+from tests.support.jobs import working_in
+from tests.support.sources import write_pretrained, write_sources
 from tests.test_conf import OPTIONS, small
 from trainer.cli import main
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.export.toy import ToyModel, ToyTask
-from tests.model.pretrained_folders import model_of, save
+from tests.support.export_models import ToyModel, ToyTask
+from tests.support.pretrained_folders import model_of, save
 from trainer.errors import ConfigError
 from trainer.export.cases import Forward
 from trainer.export.formats import FORMATS, HALF, Format

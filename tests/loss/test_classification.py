@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.loss.sums import (
+from tests.support.loss_sums import (
     check_ignored_rows_are_left_out,
     check_order_is_free,
     check_parts_add_up,

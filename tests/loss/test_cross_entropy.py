@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.loss.sums import logits_and_classes
+from tests.support.loss_sums import logits_and_classes
 from trainer.errors import ConfigError, RowError
 from trainer.loss.cross_entropy import CrossEntropy
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tests.loss.sums import logits_and_classes
+from tests.support.loss_sums import logits_and_classes
 from trainer.errors import ConfigError
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.loss.focal import Focal

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tests.loss.sums import outputs_and_values
+from tests.support.loss_sums import outputs_and_values
 from trainer.errors import ConfigError
 from trainer.loss.huber import Huber
 

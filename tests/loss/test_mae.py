@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from tests.loss.sums import outputs_and_values
+from tests.support.loss_sums import outputs_and_values
 from trainer.loss.mae import Mae
 
 

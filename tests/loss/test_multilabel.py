@@ -5,7 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.loss.sums import check_ignored_rows_are_left_out, check_order_is_free, check_parts_add_up, value_and_gradient
+from tests.support.loss_sums import (
+    check_ignored_rows_are_left_out,
+    check_order_is_free,
+    check_parts_add_up,
+    value_and_gradient,
+)
 from trainer.errors import RowError
 from trainer.loss.asymmetric import Asymmetric
 from trainer.loss.binary_cross_entropy import BinaryCrossEntropy

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.loss.sums import logits_and_classes
+from tests.support.loss_sums import logits_and_classes
 from trainer.errors import ConfigError
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.loss.poly import Poly

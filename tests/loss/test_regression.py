@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tests.loss.sums import check_parts_add_up, outputs_and_values, value_and_gradient
+from tests.support.loss_sums import check_parts_add_up, outputs_and_values, value_and_gradient
 from trainer.errors import RowError
 from trainer.loss.huber import Huber
 from trainer.loss.mae import Mae

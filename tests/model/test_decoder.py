@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.model.decoders import CLASSES, FACTS, SHAPE, decoder, tokens
-from tests.model.exported import (
+from tests.support.decoders import CLASSES, FACTS, SHAPE, decoder, tokens
+from tests.support.exported_models import (
     TOKEN_AXES,
     assert_exports_equal,
     assert_gradients_reach_everything,
     assert_onnx_equal,
     parameter_count,
 )
-from tests.model.token_batches import (
+from tests.support.token_batches import (
     exported_batches,
     of_samples,
     packed,

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.model.decoders import decoder, tokens
-from tests.model.exported import parameter_count
-from tests.model.token_batches import padded, samples
+from tests.support.decoders import decoder, tokens
+from tests.support.exported_models import parameter_count
+from tests.support.token_batches import padded, samples
 from trainer.model.decoder import Decoder
 
 

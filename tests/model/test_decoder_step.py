@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from tests.model.decoders import decoder, tokens
+from tests.support.decoders import decoder, tokens
 from trainer.model.decoder import Cache, Decoder
 
 

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.model.exported import (
+from tests.support.exported_models import (
     TOKEN_AXES,
     assert_exports_equal,
     assert_gradients_reach_everything,
     assert_onnx_equal,
 )
-from tests.model.token_batches import exported_batches, packed, padded, samples, typed
+from tests.support.token_batches import exported_batches, packed, padded, samples, typed
 from trainer.errors import ConfigError
 from trainer.model.decomposable_attention import DecomposableAttention
 

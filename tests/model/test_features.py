@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.model.exported import IMAGE_AXES, TOKEN_AXES, assert_exports_equal, assert_onnx_equal, images
-from tests.model.token_batches import MAX_LENGTH, VOCAB_SIZE, exported_batches, packed, padded, samples, token_layouts
+from tests.support.exported_models import IMAGE_AXES, TOKEN_AXES, assert_exports_equal, assert_onnx_equal, images
+from tests.support.token_batches import MAX_LENGTH, VOCAB_SIZE, exported_batches, packed, padded, samples, token_layouts
 from trainer.errors import ConfigError
 from trainer.model.convnet import ConvNet
 from trainer.model.features import FeatureExtractor

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.model.exported import IMAGE_AXES, assert_exports_equal, images
+from tests.support.exported_models import IMAGE_AXES, assert_exports_equal, images
 from trainer.errors import ConfigError
 from trainer.model.freezing import freeze, gradual
 from trainer.model.resnet import ResNet

@@ -10,7 +10,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from tests.model.exported import (
+from tests.support.exported_models import (
     FEATURE_AXES,
     IMAGE_AXES,
     TOKEN_AXES,
@@ -21,7 +21,7 @@ from tests.model.exported import (
     images,
     parameter_count,
 )
-from tests.model.token_batches import packed
+from tests.support.token_batches import packed
 from trainer.errors import ConfigError
 from trainer.model.linear import Linear
 from trainer.task.packing import padded_inputs

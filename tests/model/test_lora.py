@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.model.token_batches import VOCAB_SIZE, padded, samples
+from tests.support.token_batches import VOCAB_SIZE, padded, samples
 from trainer.errors import ConfigError
 from trainer.model.lora import apply_lora, merge_lora
 from trainer.model.text_encoder import TextEncoder

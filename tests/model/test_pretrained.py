@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.model.exported import TOKEN_AXES, assert_exports_equal, assert_gradients_reach_everything
-from tests.model.pretrained_folders import (
+from tests.support.exported_models import TOKEN_AXES, assert_exports_equal, assert_gradients_reach_everything
+from tests.support.pretrained_folders import (
     CONFIGS,
     LANGUAGE,
     TYPED,
@@ -19,7 +19,7 @@ from tests.model.pretrained_folders import (
     places,
     reference,
 )
-from tests.model.token_batches import VOCAB_SIZE, exported_batches
+from tests.support.token_batches import VOCAB_SIZE, exported_batches
 from trainer.errors import ConfigError
 from trainer.model.packed_attention import FAMILIES
 from trainer.model.pooling import pool

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.model.pretrained_folders import (
+from tests.support.pretrained_folders import (
     CONFIGS,
     Folders,
     last_hidden,

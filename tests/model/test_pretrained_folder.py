@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.model.pretrained_folders import (
+from tests.support.pretrained_folders import (
     CONFIGS,
     LANGUAGE,
     TYPED,

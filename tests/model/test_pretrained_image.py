@@ -11,8 +11,8 @@ from datasets import Dataset
 from PIL import Image
 from torch import nn
 
-from tests.model.exported import IMAGE_AXES, assert_exports_equal, assert_gradients_reach_everything, images
-from tests.model.pretrained_folders import reference, save
+from tests.support.exported_models import IMAGE_AXES, assert_exports_equal, assert_gradients_reach_everything, images
+from tests.support.pretrained_folders import reference, save
 from trainer.errors import ConfigError
 from trainer.model import pretrained_folder
 from trainer.model.pretrained_image import PretrainedImage

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.model.pretrained_folders import (
+from tests.support.pretrained_folders import (
     CONFIGS,
     FACTS,
     KEYS,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.model.pretrained_folders import reference
-from tests.model.token_batches import packed
+from tests.support.pretrained_folders import reference
+from tests.support.token_batches import packed
 from trainer.model.pretrained import Pretrained
 from trainer.task.packing import padded_inputs
 from trainer.task.tokenization import load_tokenizer

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.model.exported import (
+from tests.support.exported_models import (
     IMAGE_AXES,
     assert_exports_equal,
     assert_gives_features_without_outputs,

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.model.exported import TOKEN_AXES, assert_exports_equal, assert_gradients_reach_everything
-from tests.model.token_batches import exported_batches, of_samples, packed, padded, samples, token_layouts, typed
-from tests.model.torchs_encoder import torchs_encoder
+from tests.support.exported_models import TOKEN_AXES, assert_exports_equal, assert_gradients_reach_everything
+from tests.support.token_batches import exported_batches, of_samples, packed, padded, samples, token_layouts, typed
+from tests.support.torch_encoder import torchs_encoder
 from trainer.errors import ConfigError
 from trainer.model.text_encoder import TextEncoder
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.model.exported import (
+from tests.support.exported_models import (
     IMAGE_AXES,
     assert_exports_equal,
     assert_gives_features_without_outputs,
@@ -14,7 +14,7 @@ from tests.model.exported import (
     images,
     parameter_count,
 )
-from tests.model.torchs_encoder import torchs_encoder
+from tests.support.torch_encoder import torchs_encoder
 from trainer.errors import ConfigError
 from trainer.model.vit import ViT
 from trainer.optimizer.groups import layers_of, undecayed_names

@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from tests.optimizer.reference import assert_goes_on_bit_for_bit, gradients, groups, named_parameters, train, trained
+from tests.support.optimizer_reference import (
+    assert_goes_on_bit_for_bit,
+    gradients,
+    groups,
+    named_parameters,
+    train,
+    trained,
+)
 from trainer.errors import ConfigError
 from trainer.optimizer.adafactor import adafactor
 

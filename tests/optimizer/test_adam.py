@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tests.optimizer.reference import assert_goes_on_bit_for_bit, gradients, groups, named_parameters, trained
+from tests.support.optimizer_reference import assert_goes_on_bit_for_bit, gradients, groups, named_parameters, trained
 from trainer.errors import ConfigError
 from trainer.optimizer.adam import adam
 

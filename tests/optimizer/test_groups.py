@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.optimizer.reference import assert_goes_on_bit_for_bit
+from tests.support.optimizer_reference import assert_goes_on_bit_for_bit
 from trainer.errors import ConfigError
 from trainer.optimizer.groups import can_fuse, hidden_names, layers_of, parameter_groups, undecayed_names
 

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from tests.optimizer.reference import assert_goes_on_bit_for_bit, gradients, groups, named_parameters, train, trained
+from tests.support.optimizer_reference import (
+    assert_goes_on_bit_for_bit,
+    gradients,
+    groups,
+    named_parameters,
+    train,
+    trained,
+)
 from trainer.errors import ConfigError
 from trainer.optimizer.adamw import adamw
 from trainer.optimizer.lamb import lamb

@@ -5,7 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.optimizer.reference import assert_goes_on_bit_for_bit, gradients, groups, named_parameters, train, trained
+from tests.support.optimizer_reference import (
+    assert_goes_on_bit_for_bit,
+    gradients,
+    groups,
+    named_parameters,
+    train,
+    trained,
+)
 from trainer.errors import ConfigError
 from trainer.optimizer.lion import lion
 

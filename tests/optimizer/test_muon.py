@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from tests.optimizer.reference import assert_goes_on_bit_for_bit, gradients, groups, named_parameters, train
+from tests.support.optimizer_reference import assert_goes_on_bit_for_bit, gradients, groups, named_parameters, train
 from trainer.errors import ConfigError
 from trainer.optimizer.muon import muon
 

@@ -9,7 +9,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from tests.sources import write_images
+from tests.support.sources import write_images
 from trainer.errors import ConfigError, DataError
 from trainer.predict.asked import Reading, Row, rows_of
 from trainer.predict.given import is_readable

@@ -1,7 +1,7 @@
 import pytest
 from torch.nn.utils import prune
 
-from tests.prune.reference import NAMES, assert_equal, found_masks, layers, weights_of, zeros
+from tests.support.prune_reference import NAMES, assert_equal, found_masks, layers, weights_of, zeros
 from trainer.errors import ConfigError
 from trainer.prune.global_magnitude import global_magnitude
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.utils import prune
 
-from tests.prune.reference import assert_equal, layers, masks_of, weights_of, zeros
+from tests.support.prune_reference import assert_equal, layers, masks_of, weights_of, zeros
 from trainer.errors import ConfigError
 from trainer.prune.l1 import l1
 

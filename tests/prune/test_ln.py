@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.utils import prune
 
-from tests.prune.reference import assert_equal, layers, masks_of, weights_of
+from tests.support.prune_reference import assert_equal, layers, masks_of, weights_of
 from trainer.errors import ConfigError
 from trainer.prune.ln import ln
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.prune.reference import Layers, layers, weights_of
+from tests.support.prune_reference import Layers, layers, weights_of
 from trainer.errors import ConfigError
 from trainer.prune.targets import pruned_parameters
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.jobs import events, train, working_in, write_data
+from tests.support.jobs import events, train, working_in, write_data
 from trainer.cli import main
 
 STEPS = 6

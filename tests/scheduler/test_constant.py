@@ -1,6 +1,6 @@
 from transformers.optimization import get_constant_schedule
 
-from tests.scheduler.reference import factors
+from tests.support.scheduler_reference import factors
 from trainer.scheduler.constant import constant
 
 

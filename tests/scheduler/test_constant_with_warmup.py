@@ -3,7 +3,7 @@ from functools import partial
 from hypothesis import given
 from transformers.optimization import get_constant_schedule_with_warmup
 
-from tests.scheduler.reference import check_never_rises, check_warmup, every_run, factors, runs
+from tests.support.scheduler_reference import check_never_rises, check_warmup, every_run, factors, runs
 from trainer.scheduler.constant_with_warmup import constant_with_warmup
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.optimization import get_cosine_schedule_with_warmup
 
-from tests.scheduler.reference import check_never_rises, check_warmup, every_run, factors, runs
+from tests.support.scheduler_reference import check_never_rises, check_warmup, every_run, factors, runs
 from trainer.errors import ConfigError
 from trainer.scheduler.cosine import cosine
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup_lr_rate
 
-from tests.scheduler.reference import check_never_rises, every_run, factors, runs
+from tests.support.scheduler_reference import check_never_rises, every_run, factors, runs
 from trainer.errors import ConfigError
 from trainer.scheduler.cosine_warmup_with_min_lr import cosine_warmup_with_min_lr
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.optimization import GreedyLR
 
-from tests.scheduler.reference import BASE_LR, check_goes_on_from_json, check_warmup
+from tests.support.scheduler_reference import BASE_LR, check_goes_on_from_json, check_warmup
 from trainer.errors import ConfigError
 from trainer.scheduler.greedy import Greedy
 

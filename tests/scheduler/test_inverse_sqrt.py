@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.optimization import get_inverse_sqrt_schedule
 
-from tests.scheduler.reference import check_never_rises, check_warmup, every_run, factors, runs
+from tests.support.scheduler_reference import check_never_rises, check_warmup, every_run, factors, runs
 from trainer.errors import ConfigError
 from trainer.scheduler.inverse_sqrt import inverse_sqrt
 

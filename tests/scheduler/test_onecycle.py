@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import OneCycleLR
 
-from tests.scheduler.reference import BASE_LR, check_never_rises, runs
+from tests.support.scheduler_reference import BASE_LR, check_never_rises, runs
 from trainer.errors import ConfigError
 from trainer.scheduler.onecycle import onecycle
 

@@ -9,8 +9,8 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tests.task.answered import answers
-from tests.task.token_level import LAYOUTS, assert_layouts_agree, batch_of, decoder, fitted, measured
+from tests.support.predictions import answers
+from tests.support.token_targets import LAYOUTS, assert_layouts_agree, batch_of, decoder, fitted, measured
 from trainer.errors import ConfigError
 from trainer.task.causal_lm import CausalLm
 

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from tests.task.answered import answers
+from tests.support.predictions import answers
 from trainer.data.loader import Batches
 from trainer.data.plan import BatchIndices
 from trainer.errors import DataError, RowError

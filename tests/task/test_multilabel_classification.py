@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, List, Value
 
-from tests.task.answered import answers
+from tests.support.predictions import answers
 from trainer.data.loader import Batches
 from trainer.data.plan import BatchIndices
 from trainer.errors import ConfigError, DataError, RowError

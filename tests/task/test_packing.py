@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.model.token_batches import packed
+from tests.support.token_batches import packed
 from trainer.task.packing import lay_out, pack, padded_inputs, token_inputs
 
 lengths = st.lists(st.integers(1, 30), min_size=1, max_size=60)

@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.task.answered import answers
+from tests.support.predictions import answers
 from trainer.config.signature import attribute
 from trainer.data.loader import Batches
 from trainer.data.plan import BatchIndices

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from tests.task.answered import answers
+from tests.support.predictions import answers
 from trainer.data.loader import Batches, columns
 from trainer.data.plan import BatchIndices, BatchPlan
 from trainer.errors import DataError, RowError

@@ -9,7 +9,7 @@ from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
-from tests.task.answered import answers
+from tests.support.predictions import answers
 from trainer.data.loader import Batches
 from trainer.data.plan import BatchIndices
 from trainer.errors import DataError, RowError

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from tests.task.answered import answers
+from tests.support.predictions import answers
 from trainer.errors import ConfigError, DataError, RowError
 from trainer.sample_rng import SampleRng
 from trainer.task.text_classification import TextClassification

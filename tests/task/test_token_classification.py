@@ -8,8 +8,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from tests.task.answered import answers
-from tests.task.token_level import LAYOUTS, assert_layouts_agree, batch_of, encoder, fitted, measured
+from tests.support.predictions import answers
+from tests.support.token_targets import LAYOUTS, assert_layouts_agree, batch_of, encoder, fitted, measured
 from trainer.errors import DataError, RowError
 from trainer.protocols import Batching
 from trainer.task.token_classification import TokenClassification

@@ -47,10 +47,10 @@ class AugmentedText(TextClassification):
 
 
 AUGMENTED = (
-    "task._target_=tests.toys.AugmentedText",
+    "task._target_=tests.support.toys.AugmentedText",
     "task.tokenizer=null",
     "task.lowercase=true",
-    "model._target_=tests.toys.NormedEncoder",
+    "model._target_=tests.support.toys.NormedEncoder",
     "model.dropout=0.1",
     "model.pooling=mean",
 )

@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
-from tests.jobs import WORDS, rows
+from tests.support.jobs import WORDS, rows
 
 _SIZE = 14
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.model.token_batches import MAX_LENGTH, VOCAB_SIZE, samples
+from tests.support.token_batches import MAX_LENGTH, VOCAB_SIZE, samples
 from trainer.model.pretrained import Pretrained
 from trainer.model.pretrained_loading import quiet
 from trainer.task.packing import lay_out, token_inputs
