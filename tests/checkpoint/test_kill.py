@@ -13,7 +13,7 @@ from trainer.checkpoint.store import Store
 
 
 def save_until_killed(folder, make, first, told):
-    """In a child: saves step after step, each second one twice, and tells each one that is atomic_io."""
+    """In a child: saves step after step, each second one twice, and tells each one that is durable."""
     try:
         store = Store(folder, keep=2)
         for step in range(first, first + 10_000):

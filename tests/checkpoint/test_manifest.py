@@ -7,9 +7,10 @@ import shutil
 
 import pytest
 
-from trainer.checkpoint.manifest import MANIFEST, Damaged, Manifest, check, read_manifest, verify
+from trainer.checkpoint.manifest import Damaged, Manifest, check, read_manifest, verify
 from trainer.checkpoint.store import Store, load_folder
 from trainer.errors import CheckpointError
+from trainer.layout import CHECKPOINT_MANIFEST as MANIFEST
 
 
 @pytest.fixture

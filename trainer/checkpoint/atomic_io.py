@@ -92,7 +92,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Renames a folder and makes the new name atomic_io."""
+    """Renames a folder and makes the new name durable."""
     with _naming(source, f"renamed to {target.name}"):
         os.rename(source, target)
     sync_folder(target.parent)

@@ -35,11 +35,6 @@ class Found:
     fault: Damaged | None
 
 
-def name_of(step: int) -> str:
-    """The folder name of a step's checkpoint."""
-    return f"step-{step:08d}"
-
-
 def folders(root: Path) -> dict[int, Path]:
     """Step to folder, ascending, intact or not; empty where `root` does not exist."""
     found: dict[int, Path] = {}

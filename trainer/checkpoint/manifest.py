@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from trainer.checkpoint.atomic_io import Content, checksum
 from trainer.errors import CheckpointError, format_error
+from trainer.layout import CHECKPOINT_MANIFEST as MANIFEST
 
 FORMAT: Final = 1
-MANIFEST: Final = "MANIFEST.json"
 FOLDER: Final = re.compile(r"step-(\d{8,})")
 
 

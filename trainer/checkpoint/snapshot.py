@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from trainer.checkpoint import atomic_io
 from trainer.checkpoint.atomic_io import Content
-from trainer.checkpoint.manifest import MANIFEST, Manifest, read_files, read_manifest
+from trainer.checkpoint.manifest import Manifest, read_files, read_manifest
+from trainer.layout import CHECKPOINT_MANIFEST as MANIFEST
 
 if TYPE_CHECKING:
     from torch import Tensor

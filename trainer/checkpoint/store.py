@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from trainer.checkpoint import atomic_io
-from trainer.checkpoint.listing import REPLACED, best_first, folders, name_of, newest_first
+from trainer.checkpoint.listing import REPLACED, best_first, folders, newest_first
 from trainer.checkpoint.manifest import Damaged, Unreadable, check
 from trainer.checkpoint.snapshot import Snapshot, read_snapshot, write_snapshot
 from trainer.errors import CheckpointError, ConfigError, format_error
+from trainer.layout import step_name
 
 _TEMPORARY = ".tmp-"
 _TRASH = ".trash-"
@@ -54,7 +55,7 @@ class Store:
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step lies, or would."""
-        return folders(self._folder).get(step, self._folder / name_of(step))
+        return folders(self._folder).get(step, self._folder / step_name(step))
 
     def find(self, which: str) -> Path:
         """The folder of an intact checkpoint; chosen as by `load`, without need of torch."""
@@ -89,7 +90,7 @@ class Store:
         """
         atomic_io.create_folder(self._folder)
         self._sweep()
-        target = self._folder / name_of(snapshot.step)
+        target = self._folder / step_name(snapshot.step)
         temporary = target.with_name(_TEMPORARY + target.name)
         found = newest_first(self._folder)
         # A manifest that cannot be read may hold a higher one.

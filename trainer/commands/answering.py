@@ -14,7 +14,7 @@ from trainer.builders import parts
 from trainer.builders.instantiate import make
 from trainer.builders.models import batching_of, merged
 from trainer.checkpoint.store import Store
-from trainer.commands.folders import CHECKPOINTS, named_checkpoint
+from trainer.commands.folders import named_checkpoint
 from trainer.commands.trained import load_trained
 from trainer.config.jobs import PredictJob, TrainJob
 from trainer.config.sections import ColumnsSection
@@ -22,7 +22,7 @@ from trainer.config.stored import job_from_text, with_overrides
 from trainer.config.trust import trusted
 from trainer.data.utf8 import first_line
 from trainer.errors import CheckpointError, format_error
-from trainer.export.companions import STATE
+from trainer.layout import CHECKPOINTS, CONFIG, TASK
 from trainer.precision import Precision
 from trainer.predict.answering import Answering, Forward, check_task
 from trainer.predict.asked import Reading
@@ -64,10 +64,10 @@ def answering_of_artifact(job: PredictJob, graph: Path, config: Mapping[str, Any
     config = with_overrides(config, job.stored_overrides)
     task: Task = make("task", config["task"])
     try:
-        task.load_state_dict(json.loads((graph.parent / STATE).read_text("utf-8")))
+        task.load_state_dict(json.loads((graph.parent / TASK).read_text("utf-8")))
     except Exception as error:  # of many types: the folder came from anywhere
         problem = f"cannot be used ({type(error).__name__}: {first_line(error)})"
-        raise CheckpointError(format_error(str(graph.parent / STATE), problem, "Get the folder again")) from error
+        raise CheckpointError(format_error(str(graph.parent / TASK), problem, "Get the folder again")) from error
     forward = _graph_forward(graph)
     size = config["loader"]["eval_batch_size"]
     return Answering(task, forward, "padded", size, job.top), _reading(config["data"], task, job.columns)
@@ -109,8 +109,8 @@ def answering_of(job: PredictJob, folder: Path, graph: Path | None) -> tuple[Ans
 def _task(folder: Path, checkpoint: str, read_config: Any) -> tuple[TrainJob, Task]:
     """The run's config and its task, without the weights."""
     found = Store(folder / CHECKPOINTS, keep=2).find(checkpoint)
-    job: TrainJob = read_config((found / "config.yaml").read_text("utf-8"))
-    return job, parts.build_task(job, json.loads((found / "task.json").read_text("utf-8")))
+    job: TrainJob = read_config((found / CONFIG).read_text("utf-8"))
+    return job, parts.build_task(job, json.loads((found / TASK).read_text("utf-8")))
 
 
 def _model_forward(model: nn.Module, device: torch.device, precision: Precision) -> Forward:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from trainer.commands.folders import EXPORT, PRUNED, existing_run_folder, named_checkpoint
+from trainer.commands.folders import existing_run_folder, named_checkpoint
 from trainer.config.jobs import ExportJob
 from trainer.config.pairing import format_faults
 from trainer.config.stored import job_from_text, load_stored_config
 from trainer.errors import raise_if_any
+from trainer.layout import EXPORT, PRUNED_EXPORT
 from trainer.report.console import open_console, table
 from trainer.signals import unwound_by_sigterm
 
@@ -53,7 +54,7 @@ def run(job: ExportJob, config: dict[str, Any]) -> None:
 def pruned_name(prune: Mapping[str, Any]) -> str:
     """The folder of a pruned copy's artifacts, so that those of the model itself stay: `export-pruned-l1-0.3`."""
     amount = [str(prune["amount"])] if "amount" in prune else []
-    return PRUNED + "-".join([prune["_target_"].rpartition(".")[2], *amount])
+    return PRUNED_EXPORT + "-".join([prune["_target_"].rpartition(".")[2], *amount])
 
 
 def export_trained(trained: Trained, export: dict[str, Any], split: str, name: str = EXPORT) -> list[Artifact]:

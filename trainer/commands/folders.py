@@ -13,15 +13,7 @@ from trainer.config.sections import RunSection
 from trainer.config.stored import load_stored_config
 from trainer.config.trust import trust_argument
 from trainer.errors import CheckpointError, format_error
-
-RUNS = Path("runs")
-CHECKPOINTS = "checkpoints"
-METRICS = "metrics.jsonl"
-LOCK = ".lock"
-DIVERGED = "diverged"
-EXPORT = "export"
-PRUNED = f"{EXPORT}-pruned-"
-"""What the folders of artifacts that are pruned afterwards begin with."""
+from trainer.layout import CHECKPOINTS, DIVERGED, LOCK, RUNS
 
 
 def new_run_folder(run: RunSection) -> Path:
@@ -99,11 +91,6 @@ def named_checkpoint(path: str | None, checkpoint: str) -> str:
     """Which checkpoint is meant: the one that `path` itself is, else `checkpoint`."""
     name = "" if path is None else Path(path).name
     return name if name.startswith("step-") else checkpoint
-
-
-def export_folders(folder: Path) -> list[Path]:
-    """The folders of artifacts in a run folder: that of the model itself, then those of pruned copies."""
-    return [each for each in (folder / EXPORT, *sorted(folder.glob(f"{PRUNED}*"))) if each.is_dir()]
 
 
 def newest_run() -> Path:

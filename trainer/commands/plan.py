@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
-from trainer.commands.folders import CHECKPOINTS, RUNS
 from trainer.config.jobs import PlanJob, TrainJob
 from trainer.config.schema import keys
 from trainer.config.stored import config_text
 from trainer.errors import ConfigError, format_error
+from trainer.layout import CHECKPOINTS, CONFIG, EVALUATIONS, EXPORT, LOG, METRICS, MODEL, RUNS, TENSORBOARD
 from trainer.report.console import number, open_console, table
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -55,14 +55,14 @@ def _files(job: PlanJob) -> dict[str, str]:
     folder = fixed if job.run.dir is None else Path(job.run.dir)
     formats = job.export.get("formats") or []
     found = {
-        "config.yaml": "the config, resolved",
-        "metrics.jsonl": "one event a line",
-        "trainer.log": "what is told while it runs",
-        "tensorboard/": "event files" if job.logger.tensorboard else "",
+        CONFIG: "the config, resolved",
+        METRICS: "one event a line",
+        LOG: "what is told while it runs",
+        f"{TENSORBOARD}/": "event files" if job.logger.tensorboard else "",
         f"{CHECKPOINTS}/step-<N>/": "weights, averages, optimizer, position; see checkpoint",
-        "eval/": "loss and metrics of the best weights",
-        "model/": "the best weights",
-        "export/": f"proved artifacts: {', '.join(formats)}" if formats else "",
+        f"{EVALUATIONS}/": "loss and metrics of the best weights",
+        f"{MODEL}/": "the best weights",
+        f"{EXPORT}/": f"proved artifacts: {', '.join(formats)}" if formats else "",
     }
     return {f"{folder}/{path}": holds for path, holds in found.items() if holds}
 

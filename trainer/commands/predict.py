@@ -10,12 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from trainer.commands.folders import EXPORT, argument, existing_run_folder
+from trainer.commands.folders import argument, existing_run_folder
 from trainer.config.jobs import PredictJob
 from trainer.config.signature import attribute
 from trainer.config.stored import exported_config, load_stored_config
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
 from trainer.export.script import RUN
+from trainer.layout import EXPORT, EXPORT_MANIFEST, ONNX
 from trainer.predict.asked import Reading, rows_of
 from trainer.predict.given import read_given
 from trainer.predict.writing import writing
@@ -76,7 +77,7 @@ def _graph(folder: Path) -> Path | None:
     """The ONNX file that answers, of a folder of artifacts; None where there is none."""
     try:
         # The manifest comes last: without it the artifacts are not complete, or not proved.
-        found = json.loads((folder / "manifest.json").read_text("utf-8"))["artifacts"]
+        found = json.loads((folder / EXPORT_MANIFEST).read_text("utf-8"))["artifacts"]
         files = [folder / found[name]["file"] for name in RUN if name in found]
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -103,9 +104,7 @@ def _check(job: PredictJob, folder: Path, graph: Path | None, alone: Mapping[str
     if absent:
         name, where, run = ("run", folder / EXPORT, folder) if alone is None else ("folder", folder, Path("PATH"))
         remedy = f"Write one: trainer export {argument('run', run)} export.formats=[onnx]"
-        faults.append(
-            format_error("backend", f"the {name} has no such artifact", remedy, value=str(where / "model.onnx"))
-        )
+        faults.append(format_error("backend", f"the {name} has no such artifact", remedy, value=str(where / ONNX)))
     if absent and len(faults) == 1:
         raise CheckpointError(*faults)
     raise_if_any(*faults)

@@ -8,14 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.commands.folders import export_folders
 from trainer.commands.results import Results, flat, results
 from trainer.config.jobs import ReportJob
 from trainer.errors import ConfigError, format_error
+from trainer.layout import EXPORT_MANIFEST, LOG, REPORT, export_folders
 from trainer.report.curves import Series
 from trainer.report.page import Section, page
 
-PAGE = "report.html"
 _NOT_PLOTTED = ("event", "step", "epoch", "split", "weights", "best_step")
 
 
@@ -31,7 +30,7 @@ def run(job: ReportJob, config: dict[str, Any]) -> None:
         ConfigError: The file cannot be written.
     """
     found = [results(job.run), *(results(path, "beside") for path in job.beside)]
-    file = found[0].folder / PAGE if job.output is None else Path(job.output)
+    file = found[0].folder / REPORT if job.output is None else Path(job.output)
     try:
         write_page(file, found)
     except OSError as error:
@@ -113,7 +112,7 @@ def _artifacts(runs: Sequence[tuple[str, Results]]) -> Section:
     columns = ["run", "artifact", "file", "bytes", "largest difference", "decisions agree", "metric", "PyTorch's"]
     rows = []
     for name, folder in ((name, folder) for name, found in runs for folder in export_folders(found.folder)):
-        file = folder / "manifest.json"
+        file = folder / EXPORT_MANIFEST
         manifest = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"artifacts": {}}
         monitor = manifest.get("monitor")
         for artifact, proof in manifest["artifacts"].items():
@@ -125,7 +124,7 @@ def _artifacts(runs: Sequence[tuple[str, Results]]) -> Section:
 
 
 def _warnings(folder: Path) -> list[str]:
-    file = folder / "trainer.log"
+    file = folder / LOG
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return list(dict.fromkeys(line.split(": ", 1)[-1] for line in lines if " WARNING " in line or " ERROR " in line))
 

@@ -11,12 +11,12 @@ from typing import Any
 from trainer.checkpoint.compare import tensor_differences
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.store import load_folder
-from trainer.commands.folders import METRICS
 from trainer.commands.replay import Replay, replay
 from trainer.config.jobs import TrainJob, VerifyJob
 from trainer.config.policy import differences
 from trainer.config.stored import job_from_text
 from trainer.divergence import read_bundle
+from trainer.layout import CONFIG, METRICS, STATE
 from trainer.report import jsonl
 
 _CLOCK = {"samples_per_second"}
@@ -52,7 +52,7 @@ def check_stretch(job: VerifyJob, folder: Path, start: Path | None, stop: Path) 
         CheckpointError: A checkpoint cannot be used.
     """
     stored = load_folder(stop)
-    text = stored.documents["config.yaml"]
+    text = stored.documents[CONFIG]
     first = None if start is None else load_folder(start)
     begin = 0 if first is None else first.step
     end = stored.step if job.steps is None else min(stored.step, begin + job.steps)
@@ -117,11 +117,11 @@ def _logged(metrics: Path, done: Replay, *, needed: bool) -> Check:
 
 
 def _state(stored: Snapshot, found: Snapshot) -> list[Check]:
-    before, after = (json.loads(snapshot.documents["state.json"], parse_constant=str) for snapshot in (stored, found))
+    before, after = (json.loads(snapshot.documents[STATE], parse_constant=str) for snapshot in (stored, found))
     written, present = before.pop("versions"), after.pop("versions")
     changed = _first(f"state.json: {path} {_short(old, new)}" for path, old, new in differences(before, after))
     for name in dict.fromkeys([*stored.documents, *found.documents]):
-        if name != "state.json" and stored.documents.get(name) != found.documents.get(name):
+        if name != STATE and stored.documents.get(name) != found.documents.get(name):
             changed = changed or f"{name} differs"
     count = sum(map(len, stored.tensors.values()))
     checks = [

@@ -17,6 +17,7 @@ from trainer.config.stored import job_from_text
 from trainer.data.checks import check, digest_of
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate import evaluate
+from trainer.layout import EVALUATIONS
 from trainer.precision import Precision, PrecisionName
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def evaluate_split(
     metrics = trained.task.metrics()
     arithmetic = Precision(precision, trained.device)
     values = evaluate(trained.model, trained.loss, batches, metrics, precision=arithmetic, device=trained.device)
-    file = trained.folder / "eval" / f"{name}.json"
+    file = trained.folder / EVALUATIONS / f"{name}.json"
     file.parent.mkdir(exist_ok=True)
     document = {"split": split, "step": trained.step, "weights": trained.weights, "precision": precision}
     file.write_text(json.dumps(document | about | values, indent=1) + "\n", encoding="utf-8")
@@ -65,7 +66,7 @@ def other_data(trained: Trained, split: str, rows: Dataset) -> dict[str, Any]:
     The keys that were changed for this evaluation say it, unless the run has a score on the split: then the rows do.
     """
     changed = _changes(trained, split)
-    known = _known_digest(trained.folder / "eval" / f"{split}.json")
+    known = _known_digest(trained.folder / EVALUATIONS / f"{split}.json")
     if known is None:
         return changed
     if known == digest_of(rows):

@@ -14,9 +14,6 @@ from rich.console import Console
 
 from trainer.commands.announcements import announce_early_end, announce_sparsity, announce_start
 from trainer.commands.folders import (
-    CHECKPOINTS,
-    DIVERGED,
-    METRICS,
     argument,
     existing_run_folder,
     fixed_run_folder,
@@ -27,6 +24,7 @@ from trainer.config.jobs import TrainJob
 from trainer.config.policy import resume_config
 from trainer.config.stored import config_text, job_from_text, stored_config
 from trainer.errors import CheckpointError, Interrupted, ProofError
+from trainer.layout import CHECKPOINTS, CONFIG, DIVERGED, LOG, LR_RANGE, METRICS, REPORT, TENSORBOARD, step_name
 from trainer.report.console import open_console, table
 from trainer.signals import StopSignals
 
@@ -62,7 +60,7 @@ def run(job: TrainJob, config: dict[str, Any]) -> None:
                 snapshot = _snapshot(job, folder)
                 notes: list[str] = []
                 if snapshot is not None and job.resume == "auto":
-                    config, notes = resume_config(stored_config(snapshot.documents["config.yaml"]), config)
+                    config, notes = resume_config(stored_config(snapshot.documents[CONFIG]), config)
                     job = replace(job, optimizer=config["optimizer"])
                 _run(job, config, folder, snapshot, signals, notes)
         except Interrupted as error:
@@ -110,7 +108,7 @@ def _run(
     first = not (folder / METRICS).exists()
     with ExitStack() as stack:
         quiet = job.logger.console == "none"
-        write_log = stack.enter_context(run_logs(folder / "trainer.log", console, quiet=quiet))
+        write_log = stack.enter_context(run_logs(folder / LOG, console, quiet=quiet))
         logger.info("run folder: %s", folder)
         for note in notes:
             logger.info(note)
@@ -128,7 +126,7 @@ def _run(
         )
         training = build_training(job, text, outlets, snapshot, stack)
         # It can start: until here nothing of a run that is resumed has changed, and nothing of a new one is there.
-        (folder / "config.yaml").write_text(text, encoding="utf-8")
+        (folder / CONFIG).write_text(text, encoding="utf-8")
         write_log()
         reports.add(*_sinks(job, folder, console, training.run.total_steps))
         announce_start(job, training, first)
@@ -148,10 +146,10 @@ def _find_lr(job: TrainJob, folder: Path) -> float:
     from trainer.builders.range_test import range_test, steepest
 
     curve = range_test(job)
-    (folder / "lr_range.json").write_text(json.dumps(vars(curve)) + "\n", encoding="utf-8")
+    (folder / LR_RANGE).write_text(json.dumps(vars(curve)) + "\n", encoding="utf-8")
     # Two digits: the rest is noise, and it is to be read in the config.
     lr = float(f"{steepest(curve):.1e}")
-    logger.info("optimizer.lr=auto: %g, where the loss fell fastest; the curve: %s", lr, folder / "lr_range.json")
+    logger.info("optimizer.lr=auto: %g, where the loss fell fastest; the curve: %s", lr, folder / LR_RANGE)
     return lr
 
 
@@ -163,19 +161,19 @@ def _sinks(job: TrainJob, folder: Path, console: Console, total_steps: int) -> I
 
     yield screen(job.logger.console, console, total_steps=total_steps)
     yield JsonLines(folder / METRICS)
-    yield TensorBoard(folder / "tensorboard") if job.logger.tensorboard else None
+    yield TensorBoard(folder / TENSORBOARD) if job.logger.tensorboard else None
 
 
 def _keep_findings(findings: DivergenceReport, text: str, folder: Path, saver: Saver) -> str:
     """Writes what is known of a step that diverged into the run folder; the line of the message that says where."""
-    from trainer.checkpoint.listing import name_of, newest_intact
+    from trainer.checkpoint.listing import newest_intact
     from trainer.divergence import write_bundle
 
     try:
         saver.close()
     except CheckpointError as error:
         logger.error("the last checkpoint was not saved: %s", error)
-    bundle = folder / DIVERGED / name_of(findings.step)
+    bundle = folder / DIVERGED / step_name(findings.step)
     try:
         before = newest_intact(folder / CHECKPOINTS, below=findings.step)
         write_bundle(bundle, findings, text, None if before is None else f"{CHECKPOINTS}/{before.folder.name}")
@@ -188,7 +186,7 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
     """Evaluates and exports the best checkpoint, just as `eval` and `export` would."""
     from trainer.commands.export import export_trained, show_artifacts
     from trainer.commands.pruned import show_sparsity
-    from trainer.commands.report import PAGE, write_page
+    from trainer.commands.report import write_page
     from trainer.commands.results import results
     from trainer.commands.scores import evaluate_split, result_rows
     from trainer.commands.trained import load_trained, save_model
@@ -206,7 +204,7 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
     try:
         artifacts = export_trained(best, job.export, split)
     except ProofError:  # of an artifact; all else that the run has learnt is to be seen
-        write_page(folder / PAGE, [results(str(folder))])
+        write_page(folder / REPORT, [results(str(folder))])
         raise
     run.report.log(
         "end", step=state.step, epoch=state.step / run.steps_per_epoch, values={"formats": [a.name for a in artifacts]}
@@ -217,4 +215,4 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
         if job.prune is not None:
             show_sparsity(console, best.origin["pruning"])
         show_artifacts(console, artifacts)
-    write_page(folder / PAGE, [results(str(folder))])
+    write_page(folder / REPORT, [results(str(folder))])

@@ -19,12 +19,12 @@ from torch import nn
 from trainer.builders import parts
 from trainer.builders.models import make_model, merged
 from trainer.checkpoint.store import Store
-from trainer.commands.folders import CHECKPOINTS
 from trainer.config.jobs import TrainJob
 from trainer.data.encode import Encoded
 from trainer.data.loader import Batches, EvaluationBatches
 from trainer.errors import ConfigError, did_you_mean, format_error
 from trainer.export.weights import save_library
+from trainer.layout import CHECKPOINTS
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.model.pretrained_folder import ABOUT, LibraryModel
 from trainer.protocols import Batch, Batching, Loss, Task

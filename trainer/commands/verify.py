@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from trainer.checkpoint.listing import folders, name_of, newest_first
+from trainer.checkpoint.listing import folders, newest_first
 from trainer.checkpoint.manifest import verify
-from trainer.commands.folders import CHECKPOINTS, DIVERGED, existing_run_folder, export_folders
+from trainer.commands.folders import existing_run_folder
 from trainer.config.jobs import VerifyJob
 from trainer.errors import CheckpointError, format_error
+from trainer.layout import CHECKPOINTS, DIVERGED, DIVERGENCE_REPORT, export_folders, step_name
 from trainer.report.console import open_console, table
 
 if TYPE_CHECKING:
@@ -60,10 +61,10 @@ def run(job: VerifyJob, config: dict[str, Any]) -> None:
 
 def _checkpoints(root: Path, console: Console) -> tuple[Intact, list[str]]:
     faults = {step: _faults(folder) for step, folder in folders(root).items()}
-    rows = [[name_of(step), "; ".join(found) or "intact"] for step, found in faults.items()]
+    rows = [[step_name(step), "; ".join(found) or "intact"] for step, found in faults.items()]
     if rows:
         table(console, str(root), ["checkpoint", "found"], rows)
-    wrong = [f"{root / name_of(step)}: {fault}." for step, found in faults.items() for fault in found]
+    wrong = [f"{root / step_name(step)}: {fault}." for step, found in faults.items() for fault in found]
     intact = {step: folder for step, folder in folders(root).items() if not faults[step]}
     return Intact(intact, tuple(one.step for one in newest_first(root) if one.step in intact)), wrong
 
@@ -94,8 +95,8 @@ def _stretch(job: VerifyJob, folder: Path, intact: Intact, console: Console) -> 
 
     start, stop = bounds
     checks = check_stretch(job, folder, intact.folders.get(start), intact.folders[stop])
-    origin = name_of(start) if start in intact.folders else "the start"
-    return _show(console, folder, f"replay of {origin} to {name_of(stop)}", checks)
+    origin = step_name(start) if start in intact.folders else "the start"
+    return _show(console, folder, f"replay of {origin} to {step_name(stop)}", checks)
 
 
 def _bounds(start: str | None, intact: Intact) -> tuple[int, int] | None:
@@ -117,7 +118,7 @@ def _bounds(start: str | None, intact: Intact) -> tuple[int, int] | None:
 
 
 def _divergence(job: VerifyJob, folder: Path, intact: Intact, console: Console) -> list[str]:
-    bundles = [path.parent for path in sorted((folder / DIVERGED).glob("step-*/report.json"))]
+    bundles = [path.parent for path in sorted((folder / DIVERGED).glob(f"step-*/{DIVERGENCE_REPORT}"))]
     if not bundles:
         return []
     from trainer.commands.reproduction import check_divergence

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.commands.folders import EXPORT, argument, existing_run_folder, named_checkpoint
+from trainer.commands.folders import argument, existing_run_folder, named_checkpoint
 from trainer.config.jobs import GenerateJob
 from trainer.config.signature import attribute
 from trainer.config.stored import exported_config, job_from_text, load_stored_config
 from trainer.data.utf8 import first_line
 from trainer.decode.graph import FILE
 from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any
+from trainer.layout import EXPORT, EXPORT_MANIFEST, TOKENIZER
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -45,7 +46,7 @@ def _exported(job: GenerateJob) -> Path | None:
 def _writer_of_artifact(job: GenerateJob, folder: Path) -> TextGenerator:
     """A writer that needs no more than a folder of artifacts."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((folder / EXPORT_MANIFEST).read_text(encoding="utf-8"))
         graph, end_id = folder / FILE, manifest["artifacts"]["onnx_cache"]["end_id"]
         _, max_length = manifest["axes"]["sequence"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -67,7 +68,7 @@ def _writer_of_artifact(job: GenerateJob, folder: Path) -> TextGenerator:
     from trainer.decode.writing import TextGenerator
 
     try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         session = open_session(graph)
     except Exception as error:  # of many types: the folder came from anywhere
         problem = f"cannot be used ({type(error).__name__}: {first_line(error)})"
@@ -96,7 +97,7 @@ def _writer_of_run(job: GenerateJob) -> TextGenerator:
     task: Any = trained.task
     if not getattr(task, "causal", False):
         raise ConfigError(format_error("run", "holds no causal language model", value=f"task {type(task).__name__}"))
-    tokenizer = Tokenizer.from_str(task.artifact_files()["tokenizer.json"])
+    tokenizer = Tokenizer.from_str(task.artifact_files()[TOKENIZER])
     _, max_length = task.axis_limits()["sequence"]
     model = scored(merged(trained.job, trained.model), trained.loss)
     return TextGenerator(lambda: open_reader(model), _whole(tokenizer), task.end_id, max_length, trained.device)

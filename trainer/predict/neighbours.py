@@ -50,7 +50,7 @@ class Corpus:
         self._rows.append(row)
         self._ends.append(self._ends[-1] + len(encoded))
 
-    def did_you_mean(self, vectors: np.ndarray, count: int) -> list[list[dict[str, Any]]]:
+    def nearest(self, vectors: np.ndarray, count: int) -> list[list[dict[str, Any]]]:
         """The `count` nearest texts of each of the vectors (B, D): their `row`, `text` and `cosine`, nearest first."""
         for file in self._files:
             file.flush()

@@ -1,0 +1,67 @@
+"""Names of the files and folders that make up a run, a checkpoint and a folder of exported artifacts.
+
+runs/<run>/                     the run folder
+  config.yaml  metrics.jsonl  trainer.log  report.html  lr_range.json  .lock
+  tensorboard/
+  checkpoints/step-00000930/    state.json  task.json  config.yaml  MANIFEST.json  *.safetensors
+  diverged/step-00000930/       report.json  batch.safetensors  config.yaml
+  eval/<split>.json
+  model/                        the best weights
+  export/                       the artifacts  task.json  tokenizer.json  manifest.json
+  export-pruned-<method>/       artifacts of a pruned copy of the model
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+RUNS: Final = Path("runs")
+"""Default parent of run folders, relative to the working directory."""
+
+CONFIG: Final = "config.yaml"
+"""The resolved configuration: in a run folder, in each checkpoint and in the folder of a divergence."""
+
+METRICS: Final = "metrics.jsonl"
+LOG: Final = "trainer.log"
+REPORT: Final = "report.html"
+LR_RANGE: Final = "lr_range.json"
+LOCK: Final = ".lock"
+TENSORBOARD: Final = "tensorboard"
+
+CHECKPOINTS: Final = "checkpoints"
+STATE: Final = "state.json"
+"""Position, score, random generators and versions of a checkpoint."""
+
+TASK: Final = "task.json"
+"""What the task learned from the training split (labels, tokenizer): in a checkpoint and next to the artifacts."""
+
+CHECKPOINT_MANIFEST: Final = "MANIFEST.json"
+"""Sizes and checksums of a checkpoint's files."""
+
+EVALUATIONS: Final = "eval"
+MODEL: Final = "model"
+
+DIVERGED: Final = "diverged"
+DIVERGENCE_REPORT: Final = "report.json"
+DIVERGENCE_BATCH: Final = "batch.safetensors"
+
+EXPORT: Final = "export"
+PRUNED_EXPORT: Final = f"{EXPORT}-pruned-"
+"""Prefix of the folders with the artifacts of pruned copies of the model."""
+
+EXPORT_MANIFEST: Final = "manifest.json"
+"""Proofs, timings, versions and checksums of exported artifacts. Written last, so a folder without it is incomplete."""
+
+ONNX: Final = "model.onnx"
+TOKENIZER: Final = "tokenizer.json"
+
+
+def step_name(step: int) -> str:
+    """Return the name of a step's folder, in `checkpoints/` and in `diverged/`: `step-00000930`."""
+    return f"step-{step:08d}"
+
+
+def export_folders(run: Path) -> list[Path]:
+    """Return the artifact folders in a run folder: first the model's own, then those of pruned copies."""
+    return [folder for folder in (run / EXPORT, *sorted(run.glob(f"{PRUNED_EXPORT}*"))) if folder.is_dir()]
