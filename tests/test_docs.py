@@ -1,0 +1,174 @@
+"""The commands in README and docs run as they are written, only shorter."""
+
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.jobs import rows, working_in
+from trainer.cli import main
+from trainer.config.lint import check_command
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+SHORT = ["debug=smoke", "device=cpu", "logger.console=plain"]
+
+
+def commands_of(text: str) -> list[str]:
+    """Return the command lines of the `sh` blocks of a page."""
+    return [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+
+
+COMMANDS = {page: commands_of(text) for page, text in TEXTS.items()}
+
+
+def makes_a_run(command: str) -> bool:
+    return "run.dir=runs/" in command
+
+
+def runs_in(command: str) -> set[str]:
+    return set(re.findall(r"\bruns/\w+", command))
+
+
+def is_training(command: str) -> bool:
+    return command.startswith("trainer train ") and " --" not in command
+
+
+def is_quick(command: str) -> bool:
+    """Return whether a command takes a few seconds at most, given the run `runs/demo`."""
+    return not is_training(command) and not command.startswith("trainer export ") and runs_in(command) <= {"runs/demo"}
+
+
+RUNS = {
+    run: command
+    for commands in COMMANDS.values()
+    for command in commands
+    if makes_a_run(command)
+    for run in runs_in(command)
+}
+"""The commands that create the run folders which other commands use."""
+QUICK = {page: list(filter(is_quick, commands)) for page, commands in COMMANDS.items()}
+TRAINING = {page: list(filter(is_training, commands)) for page, commands in COMMANDS.items()}
+SLOW = dict.fromkeys(c for commands in COMMANDS.values() for c in commands if not is_quick(c) and not makes_a_run(c))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working directory with the data file and the modules that the pages mention."""
+    made = tmp_path_factory.mktemp("docs")
+    lines = ["content,category", *(f"{text},{label}" for text, label in rows(200))]
+    (made / "my.csv").write_text("\n".join(lines), encoding="utf-8")
+    for code in (code for text in TEXTS.values() for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)):
+        name = re.match(r"# (\w+\.py)\n", code)
+        assert name is not None, "a Python block names its file in the first line"
+        (made / name[1]).write_text(code, encoding="utf-8")
+    with working_in(made):
+        yield made
+    sys.path[:] = [entry for entry in sys.path if entry != str(made)]
+
+
+def ensure_runs(command: str, folder: Path) -> None:
+    """Create the run folders that a command uses, if they do not exist yet."""
+    for run in sorted(runs_in(command)):
+        if not (folder / run).exists():
+            run_command(RUNS[run])
+
+
+def run_command(command: str) -> None:
+    program, *words = shlex.split(command)
+    if program == "trainer":
+        assert main(shortened(words)) == 0, command
+    elif program == "python":
+        script = [str(ROOT / words[0]) if words[0].startswith("scripts/") else words[0], *words[1:]]
+        subprocess.run([sys.executable, *script], check=True, capture_output=True)
+    else:
+        assert program == "make"
+        # Really running them would run the tests from within a test.
+        assert subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def shortened(words: list[str]) -> list[str]:
+    """Return the words of a `trainer` command as a short job on the CPU."""
+    verb, *rest = [word.replace("device=cuda", "device=cpu") for word in words]
+    if verb != "train" or "--help" in rest or any(word.startswith("resume=runs") for word in rest):
+        return [verb, *rest]
+    short = [word for word in SHORT if word not in rest]
+    is_named = any(word.startswith("run.dir=runs/") for word in rest)
+    return [verb, *rest, *short, *([] if is_named else ["export.formats=[]"])]
+
+
+@pytest.mark.parametrize("page", [page for page, commands in QUICK.items() if commands])
+def test_quick_commands_run(page: str, folder: Path) -> None:
+    for command in QUICK[page]:
+        ensure_runs(command, folder)
+        run_command(command)
+
+
+@pytest.mark.parametrize("page", [page for page, commands in TRAINING.items() if commands])
+def test_training_commands_are_valid(page: str, folder: Path) -> None:
+    for command in TRAINING[page]:
+        if not makes_a_run(command) and runs_in(command) <= {"runs/demo"}:
+            ensure_runs(command, folder)
+        elif not makes_a_run(command):
+            continue
+        verb, *words = shlex.split(command)[1:]
+        assert check_command(verb, words).request.verb == "train", command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", SLOW)
+def test_a_slow_command_runs(command: str, folder: Path) -> None:
+    ensure_runs(command, folder)
+    run_command(command)
+
+
+def test_every_run_that_is_used_is_created_by_a_command() -> None:
+    used = {run for commands in COMMANDS.values() for command in commands for run in runs_in(command)}
+    assert used == RUNS.keys()
+    assert sum(map(len, COMMANDS.values())) > 60
+
+
+def test_every_link_between_pages_leads_to_a_file() -> None:
+    for page, text in TEXTS.items():
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_every_path_in_the_architecture_page_exists() -> None:
+    paths = re.findall(r"`((?:trainer|conf|tests|scripts)/[\w/.]+)`", TEXTS["docs/architecture.md"])
+    assert len(paths) > 15
+    for path in paths:
+        assert (ROOT / path).exists(), path
+
+
+def test_make_train_trains(folder: Path) -> None:
+    arguments = f"{' '.join(SHORT)} export.formats=[] run.dir={folder}/made"
+    # As from a shell, without the variables of a make process around the tests.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(["make", "train", f"ARGS={arguments}"], cwd=ROOT, capture_output=True, env=environment)
+
+    assert done.returncode == 0, done.stderr.decode()
+    assert (folder / "made/eval/test.json").exists()
+
+
+def test_the_example_of_wrong_keys_shows_the_real_output(capsys: pytest.CaptureFixture[str]) -> None:
+    block = re.search(r"```console\n\$ trainer (.*?)\n(.*?)```", TEXTS["README.md"], re.DOTALL)
+    assert block is not None
+
+    assert main(shlex.split(block[1])) == 2
+    assert capsys.readouterr().err == block[2]
+
+
+def test_the_table_of_exported_models_equals_the_stored_result() -> None:
+    bench = runpy.run_path(str(ROOT / "scripts/bench_export.py"))
+    table = bench["table"](json.loads((ROOT / "scripts/results/export.json").read_text(encoding="utf-8")))
+    assert len(table.splitlines()) > 10
+    assert f"\n\n{table}\n\n" in TEXTS["docs/benchmarks.md"]
