@@ -23,8 +23,8 @@ import torch
 from baselines_tokens import causal_lm, masked_lm, token_classification
 from torch import Tensor
 
-from trainer.builders.instantiate import make
-from trainer.builders.parts import build_encoded, build_task
+from trainer.builders.data import build_encoded, build_task
+from trainer.builders.instantiate import instantiate
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.jobs import TrainJob
 from trainer.config.schema import own_keys
@@ -110,7 +110,7 @@ def problem_of(name: str) -> Problem:
     job = job_of(f"experiment={name}")
     task = build_task(job)
     encoded = build_encoded(job, task, fitted=False).splits
-    raw = make("data", own_keys(job.data, DataKeys)).load(task.columns())
+    raw = instantiate("data", own_keys(job.data, DataKeys)).load(task.columns())
     splits = {}
     for split in ("train", "validation", "test"):
         # A split as one batch in the layout of training: masks are drawn as its evaluation draws them.

@@ -47,7 +47,7 @@ def default_job(overrides: list[str]) -> TrainJob:
 
 def build(job: TrainJob, batching: Batching, closing: ExitStack) -> Training:
     job = replace(job, loader=replace(job.loader, batching=batching))
-    return build_training(job, "", RunOutputs(lambda length: Silent()), None, closing)
+    return build_training(job, "", RunOutputs(Silent()), None, closing)
 
 
 def tokens(batch: Batch) -> tuple[int, int]:

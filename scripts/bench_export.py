@@ -28,9 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.builders.models import merged
+from trainer.builders.checkpointed import CheckpointedModel, load_checkpointed_model
 from trainer.cli import main as trainer
-from trainer.commands.trained import Trained, load_trained, split_batches
 from trainer.config.stored import job_from_text
 from trainer.export.candidate import Candidate
 from trainer.export.folder import files_of
@@ -39,7 +38,6 @@ from trainer.export.gate import judge
 from trainer.export.proof import Limits
 from trainer.export.subject import Subject
 from trainer.export.timing import EAGER, Timing, measure
-from trainer.targets import scored
 
 FORMATS_TIMED = ("torchscript", "onnx", "onnx_fp16", "onnx_int8")
 BATCHES, LENGTHS = (1, 8), (16, 32, 64, 128)
@@ -118,14 +116,14 @@ def minilm() -> Path:
 
 def bench(run: Path, stage: Path, threads: Sequence[int], seconds: float) -> dict[str, Any]:
     """Sizes, metrics and times of the formats of a run's best weights, and what is to be reached."""
-    trained = load_trained(
+    trained = load_checkpointed_model(
         run, partial(job_from_text, trust=[], overrides=[]), checkpoint="best", weights="auto", device="cpu"
     )
-    model = scored(merged(trained.job, trained.model), trained.loss).cpu()
-    subject = Subject(model, trained.task, lambda: split_batches(trained, "train", "padded", CALIBRATION))
+    model = trained.inference_model().cpu()
+    subject = Subject(model, trained.task, lambda: trained.split_batches("train", "padded", CALIBRATION))
     stage.mkdir()
     chosen = [FORMATS[name] for name in FORMATS_TIMED]
-    verdict = judge(chosen, stage, subject, lambda: split_batches(trained, "test", "padded"), LIMITS)
+    verdict = judge(chosen, stage, subject, lambda: trained.split_batches("test", "padded"), LIMITS)
     for failure in verdict.failures:
         print(failure, file=sys.stderr)
     monitor = trained.task.monitor
@@ -159,7 +157,7 @@ def artifact(candidate: Candidate, stage: Path, monitor: str, pytorch: dict[str,
 
 
 def rows(
-    trained: Trained, subject: Subject, proved: Sequence[Candidate], stage: Path, threads: int, seconds: float
+    trained: CheckpointedModel, subject: Subject, proved: Sequence[Candidate], stage: Path, threads: int, seconds: float
 ) -> list[dict[str, Any]]:
     """Milliseconds at every batch size and length, with a number of threads."""
     limit = trained.task.axis_limits()["sequence"][1]

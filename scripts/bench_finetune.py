@@ -120,7 +120,7 @@ def job_of(model: Path, steps: int, overrides: list[str]) -> TrainJob:
 def ours(job: TrainJob, closing: ExitStack) -> tuple[Training, tuple[float, float]]:
     """A run of this tool, trained, and its times."""
     clock = Clock()
-    built = build_training(job, "", RunOutputs(lambda length: clock), None, closing)
+    built = build_training(job, "", RunOutputs(clock), None, closing)
     warm_up(built)
     # Nothing but training: neither an evaluation nor a checkpoint.
     run = replace(built.run, score=lambda run, state: Score("none", 0.0, True, "raw"), save=lambda run, state: None)
@@ -135,7 +135,7 @@ def warm_up(built: Training) -> None:
         group["lr"] = 0.0
     kept = {name: value.clone() for name, value in built.run.model.state_dict().items()}
     for _ in range(WARM_UP):
-        update(built.run, 0, next(iter(built.run.loader.groups(0, 1))))
+        update(built.run, 0, next(iter(built.run.loader.steps(0, 1))))
     built.run.model.load_state_dict(kept)
     built.run.optimizer.state.clear()
 

@@ -42,11 +42,11 @@ def checkpoints(job: TrainJob, text: str, folder: Path) -> dict[str, int]:
     """Stores a checkpoint at 10 % and one at 90 % of the first epoch; their steps."""
     with ExitStack() as closing:
         saved: list[Snapshot] = []
-        outlets = RunOutputs(lambda length: Silent(), submit=saved.append)
+        outlets = RunOutputs(Silent(), save=saved.append)
         built = build_training(job, text, outlets, None, closing)
         steps = {share: int(built.run.steps_per_epoch * float(share[:-1]) / 100) for share in ("10%", "90%")}
         # One update gives the optimizer its state; where the data stands is the step alone.
-        update(built.run, 0, next(built.run.loader.groups(0, 1)))
+        update(built.run, 0, next(built.run.loader.steps(0, 1)))
         store = Store(folder, keep=2)
         for step in steps.values():
             built.state.step = step
@@ -60,8 +60,8 @@ def resume(job: TrainJob, text: str, folder: Path, step: int) -> float:
     started = time.perf_counter()
     with ExitStack() as closing:
         snapshot = Store(folder, keep=2).load(f"step-{step}")
-        built = build_training(job, text, RunOutputs(lambda length: Silent()), snapshot, closing)
-        update(built.run, step, next(built.run.loader.groups(step, step + 1)))
+        built = build_training(job, text, RunOutputs(Silent()), snapshot, closing)
+        update(built.run, step, next(built.run.loader.steps(step, step + 1)))
         return time.perf_counter() - started
 
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.support.jobs import TINY, Recorded, train, working_in, write_roles
 from tests.support.sources import write_pretrained, write_sources
-from trainer.builders.instantiate import locate, make, parameters
+from trainer.builders.instantiate import instantiate, locate, parameters
 from trainer.builders.training import RunOutputs, build_training
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.catalogue import Catalogue
@@ -140,7 +140,7 @@ def test_says_every_parameter_that_a_user_may_set(option: str) -> None:
 @pytest.mark.parametrize("name", [option.split("/")[1] for option in OPTIONS if option.startswith("data/")])
 def test_a_source_gives_what_it_says(name: str, folder: Path) -> None:
     roles = ROLES.get(name, ("text", "label"))
-    made = make("data", own_keys(job_of(f"data={name}", *fitting(f"data/{name}")).data, DataKeys))
+    made = instantiate("data", own_keys(job_of(f"data={name}", *fitting(f"data/{name}")).data, DataKeys))
     splits = made.load(roles)
 
     assert made.fingerprint
@@ -150,7 +150,7 @@ def test_a_source_gives_what_it_says(name: str, folder: Path) -> None:
 
 
 def test_an_export_is_a_function_with_its_settings() -> None:
-    assert callable(make("export", job_of().export))
+    assert callable(instantiate("export", job_of().export))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_builds_and_trains(option: str, folder: Path) -> None:
     saved: list[Snapshot] = []
     report = Recorded()
     with ExitStack() as closing:
-        outlets = RunOutputs(lambda length: report, submit=saved.append)
+        outlets = RunOutputs(report, save=saved.append)
         built = build_training(job, config_text({}), outlets, None, closing)
         fit(built.run, built.state, lambda: False)
 

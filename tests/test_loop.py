@@ -42,7 +42,7 @@ class Groups:
     def __init__(self, made: list[list[Batch]]) -> None:
         self.made = made
 
-    def groups(self, start: int, stop: int) -> Iterator[list[Batch]]:
+    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
         return iter([self.made[step % len(self.made)] for step in range(start, stop)])
 
 

@@ -143,10 +143,10 @@ def test_a_scored_model_gives_the_scores_under_its_own_input_names() -> None:
             return output + self.shift
 
     model, x = Named(), torch.ones(2)
-    made = targets.scored(model, Own())  # type: ignore[arg-type]
+    made = targets.with_loss_head(model, Own())  # type: ignore[arg-type]
     program = torch.export.export(made, (), {"x": x})
 
     assert torch.equal(made(x=x), torch.full((2,), 5.0))
     assert torch.equal(program.module()(x=x), torch.full((2,), 5.0))
     assert torch.equal(model(x=x), torch.full((2,), 2.0))
-    assert targets.scored(model, checked()) is model
+    assert targets.with_loss_head(model, checked()) is model

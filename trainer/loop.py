@@ -23,7 +23,7 @@ from trainer.targets import count_targets, loss_of
 class Loader(Protocol):
     """The micro-batches of each optimizer step from `start` to before `stop`."""
 
-    def groups(self, start: int, stop: int) -> Iterator[list[Batch]]: ...
+    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]: ...
 
 
 class Schedule(Protocol):
@@ -129,7 +129,7 @@ def fit(run: Run, state: TrainState, stopping: Callable[[], bool]) -> None:
         return
     run.model.train()
     started, samples = time.perf_counter(), 0
-    for group in run.loader.groups(state.step, run.total_steps):
+    for group in run.loader.steps(state.step, run.total_steps):
         run.thaw(state.step)
         lr = set_learning_rate(run.optimizer, run.schedule(state.step))
         loss, grad_norm = update(run, state.step, group)

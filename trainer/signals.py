@@ -14,7 +14,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @contextmanager
-def unwound_by_sigterm() -> Iterator[None]:
+def exit_on_sigterm() -> Iterator[None]:
     """A block that SIGTERM ends as Ctrl-C does: by no `Exception`, which a library could take for a fault of its own.
 
     So whatever is unfinished is cleared away. The exit code is the one that a shell gives of the signal.

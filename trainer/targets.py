@@ -113,7 +113,7 @@ def _shape(target: Tensor) -> str:
     return f"{str(target.dtype).removeprefix('torch.')} {tuple(target.shape)}"
 
 
-def scored(model: nn.Module, loss: Loss) -> nn.Module:
+def with_loss_head(model: nn.Module, loss: Loss) -> nn.Module:
     """A model whose output is what the metrics see: a copy with the loss in it, where the loss scores features."""
     if not hasattr(loss, "scores"):
         return model

@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.support.jobs import checkpoint_files, events, train, without_clock, working_in, write_data
 from tests.support.sources import write_sources
-from trainer.builders.models import placed
+from trainer.builders.model import to_device
 from trainer.cli import main
 from trainer.config.jobs import TrainJob
 from trainer.ema import Ema
@@ -43,7 +43,7 @@ def is_channels_last(weight: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_gradients_and_updates_are_equal_to_rounding(name: str) -> None:
-    plain, other = made(name), placed(JOB, made(name), CPU)
+    plain, other = made(name), to_device(JOB, made(name), CPU)
     x = torch.randn(6, 3, 12, 12, dtype=torch.float64)
     optimizers = [torch.optim.AdamW(model.parameters(), lr=0.01) for model in (plain, other)]
     for _ in range(3):
@@ -60,7 +60,7 @@ def test_outputs_gradients_and_updates_are_equal_to_rounding(name: str) -> None:
 
 
 def test_the_layout_is_that_of_the_weights_their_average_and_what_passes_through() -> None:
-    model = placed(JOB, made("resnet"), CPU)
+    model = to_device(JOB, made("resnet"), CPU)
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     seen: list[bool] = []
     for module in convolutions:
@@ -71,12 +71,12 @@ def test_the_layout_is_that_of_the_weights_their_average_and_what_passes_through
     assert all(is_channels_last(module.weight) for module in convolutions)
     average = Ema(model, 0.9).module
     assert all(is_channels_last(value) for value in average.parameters() if value.ndim == 4)
-    assert not is_channels_last(placed(TrainJob(model={}), made("resnet"), CPU).get_parameter("stem.weight"))
+    assert not is_channels_last(to_device(TrainJob(model={}), made("resnet"), CPU).get_parameter("stem.weight"))
 
 
 def test_a_model_without_convolutions_has_no_channels() -> None:
     with pytest.raises(ConfigError, match=r"model\.channels_last: this model has no 2-d convolution, got True"):
-        placed(JOB, nn.Linear(2, 2), CPU)
+        to_device(JOB, nn.Linear(2, 2), CPU)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.builders.instantiate import make
+from trainer.builders.instantiate import instantiate
 from trainer.errors import ConfigError
 
 
@@ -26,25 +26,27 @@ HERE = "tests.builders.test_instantiate"
 
 
 def test_a_part_gets_its_keys_and_the_facts_it_has_parameters_for() -> None:
-    made = make("model", {"_target_": f"{HERE}.Part", "size": 3}, num_outputs=5, vocab_size=100)
+    made = instantiate("model", {"_target_": f"{HERE}.Part", "size": 3}, num_outputs=5, vocab_size=100)
 
     assert (made.size, made.num_outputs) == (3, 5)
 
 
 def test_a_key_that_is_given_beats_the_fact() -> None:
-    assert make("model", {"_target_": f"{HERE}.Part", "size": 3, "num_outputs": 7}, num_outputs=5).num_outputs == 7
+    assert (
+        instantiate("model", {"_target_": f"{HERE}.Part", "size": 3, "num_outputs": 7}, num_outputs=5).num_outputs == 7
+    )
 
 
 def test_facts_stay_the_same_objects() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
-    optimizer = make("optimizer", {"_target_": "torch.optim.SGD", "lr": 0.1}, params=[("p", parameter)])
+    optimizer = instantiate("optimizer", {"_target_": "torch.optim.SGD", "lr": 0.1}, params=[("p", parameter)])
 
     assert optimizer.param_groups[0]["params"][0] is parameter
     assert optimizer.param_groups[0]["param_names"] == ["p"]
 
 
 def test_a_partial_part_is_called_later() -> None:
-    schedule: Callable[[int], float] = make(
+    schedule: Callable[[int], float] = instantiate(
         "scheduler", {"_target_": f"{HERE}.scaled", "_partial_": True, "factor": 2.0}, total_steps=4, warmup_steps=1
     )
 
@@ -53,7 +55,7 @@ def test_a_partial_part_is_called_later() -> None:
 
 
 def test_nested_parts_are_made_and_lists_are_lists() -> None:
-    made = make(
+    made = instantiate(
         "model", {"_target_": f"{HERE}.Part", "size": 1, "nested": [{"_target_": "torch.nn.ReLU"}]}, num_outputs=1
     )
 
@@ -82,17 +84,17 @@ def test_nested_parts_are_made_and_lists_are_lists() -> None:
             "model: .*missing a required argument: 'size'.*It takes size, num_outputs, nested",
         ),
         ({"_target_": f"{HERE}.Part", "size": 1, "sise": 2}, "model: .*unexpected keyword argument 'sise'"),
-        ({"_target_": f"{HERE}.Part", "size": -1}, r"model: cannot be made \(ValueError: size is negative\)"),
+        ({"_target_": f"{HERE}.Part", "size": -1}, r"model: cannot be created \(ValueError: size is negative\)"),
     ],
 )
 def test_what_cannot_be_made_is_told_with_its_cause(part: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        make("model", part, num_outputs=1)
+        instantiate("model", part, num_outputs=1)
 
 
 def test_a_parts_own_complaint_gets_the_groups_name() -> None:
     with pytest.raises(ConfigError) as caught:
-        make(
+        instantiate(
             "loss",
             {
                 "_target_": "trainer.loss.focal.Focal",

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from trainer.builders.instantiate import make
+from trainer.builders.instantiate import instantiate
 from trainer.config.catalogue import catalogue, own_folder
 from trainer.optimizer.groups import hidden_names, layers_of, parameter_groups, undecayed_names
 
@@ -31,7 +31,7 @@ class Centres(nn.Module):
 
 
 def modules_of(model: str, **facts: Any) -> nn.ModuleDict:
-    made = make("model", OWN.content("model", model), **(FACTS | facts))
+    made = instantiate("model", OWN.content("model", model), **(FACTS | facts))
     return nn.ModuleDict({"model": made} if facts.get("num_outputs", 5) else {"model": made, "loss": Centres()})
 
 

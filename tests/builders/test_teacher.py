@@ -8,10 +8,10 @@ import torch
 
 from tests.support.jobs import TINY, events, train, working_in, write_data
 from tests.test_conf import job_of
-from trainer.builders import parts
-from trainer.builders.teacher import load_teacher
+from trainer.builders.checkpointed import load_checkpointed_model
+from trainer.builders.data import build_encoded, build_task
+from trainer.builders.loss import load_teacher
 from trainer.cli import main
-from trainer.commands.trained import load_trained
 from trainer.config.stored import job_from_text
 from trainer.data.loader import Batches
 from trainer.data.plan import BatchIndices
@@ -33,11 +33,11 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[str]
 def test_the_teacher_is_the_best_checkpoint(taught: tuple[list[str], Path]) -> None:
     data, folder = taught
     job = job_of(*data, *TINY)
-    task = parts.build_task(job)
-    encoded = parts.build_encoded(job, task, fitted=False)
+    task = build_task(job)
+    encoded = build_encoded(job, task, fitted=False)
     batch = Batches(encoded.splits["train"], task, "packed", 0)[BatchIndices(0, (0, 1, 2))]
     teach = load_teacher(str(folder), task, CPU, [])
-    best = load_trained(
+    best = load_checkpointed_model(
         folder, lambda text: job_from_text(text, trust=None), checkpoint="best", weights="auto", device="cpu"
     )
 
@@ -66,12 +66,12 @@ def test_a_student_learns_from_it_and_is_evaluated(taught: tuple[list[str], Path
 def test_a_teacher_of_something_else_is_refused(taught: tuple[list[str], Path], tmp_path: Path) -> None:
     data, folder = taught
     job = job_of(*data, *TINY, "task.vocab_size=150")
-    task = parts.build_task(job)
-    parts.build_encoded(job, task, fitted=False)
+    task = build_task(job)
+    build_encoded(job, task, fitted=False)
 
-    with pytest.raises(ConfigError, match=r"loss\.teacher: was trained with different tokenizer, got "):
+    with pytest.raises(ConfigError, match=r"loss\.teacher: was trained with a different tokenizer, got "):
         load_teacher(str(folder), task, CPU, [])
-    with pytest.raises(ConfigError, match=r"loss\.teacher: has no checkpoint that can be used, got "):
+    with pytest.raises(ConfigError, match=r"loss\.teacher: has no usable checkpoint, got "):
         load_teacher(str(tmp_path / "nowhere"), task, CPU, [])
     with pytest.raises(ConfigError, match=r"loss\.teacher: must be a run folder, got None"):
         load_teacher(None, task, CPU, [])
@@ -113,8 +113,8 @@ def test_a_teacher_with_weights_in_its_loss_teaches_its_scores(taught: tuple[lis
     teacher = tmp_path / "teacher"
     assert train(teacher, *data, "loss=hierarchical_softmax", "loss.in_features=16") == 0
     job = job_of(*data, *TINY)
-    task = parts.build_task(job)
-    encoded = parts.build_encoded(job, task, fitted=False)
+    task = build_task(job)
+    encoded = build_encoded(job, task, fitted=False)
     batch = Batches(encoded.splits["train"], task, "packed", 0)[BatchIndices(0, (0, 1, 2))]
 
     output = load_teacher(str(teacher), task, CPU, [])(batch.inputs)

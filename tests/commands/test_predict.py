@@ -173,12 +173,12 @@ def test_images_of_a_folder(run_of: Callable[[str], Path]) -> None:
 
 
 def test_language_models_by_hand(run_of: Callable[[str], Path]) -> None:
-    from trainer.commands.trained import load_trained
+    from trainer.builders.checkpointed import load_checkpointed_model
     from trainer.config.stored import job_from_text
 
     found = {}
     for task in ("masked_lm", "causal_lm", "sentence_embedding"):
-        loaded = load_trained(
+        loaded = load_checkpointed_model(
             run_of(task) / "run",
             lambda text: job_from_text(text, trust=[]),
             checkpoint="best",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.builders.instantiate import locate, make, parameters
+from trainer.builders.instantiate import instantiate, locate, parameters
 from trainer.config import rules
 from trainer.config.catalogue import Catalogue, own_folder
 from trainer.config.parts import value_faults
@@ -74,9 +74,9 @@ def is_refused(group: str, part: dict[str, Any]) -> bool:
     try:
         if group == "optimizer":
             weight = torch.nn.Parameter(torch.zeros(2, 2))
-            make(group, part, **FACTS, params=[{"params": [("a", weight)]}])
+            instantiate(group, part, **FACTS, params=[{"params": [("a", weight)]}])
             return False
-        made = make(group, part, **FACTS)
+        made = instantiate(group, part, **FACTS)
         if group == "scheduler":
             made(0)
         if group == "prune":

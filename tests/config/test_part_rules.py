@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from trainer.builders.pruning import prune
+from trainer.builders.model import prune_model
 from trainer.config.part_rules import faults
 from trainer.errors import ConfigError
 from trainer.model.text_encoder import TextEncoder
@@ -73,7 +73,7 @@ def test_a_count_is_told_where_the_model_would_refuse_it(part: dict[str, Any]) -
     def refused(amount: int) -> bool:
         model = TextEncoder(**keys, depth=1, pooling="mean", vocab_size=5, max_length=4, num_outputs=2)
         try:
-            prune(part | {"amount": amount}, model, seed=0)
+            prune_model(part | {"amount": amount}, model, seed=0)
         except ConfigError:
             return True
         return False

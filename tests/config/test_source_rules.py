@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from trainer.builders.instantiate import make
+from trainer.builders.instantiate import instantiate
 from trainer.config.catalogue import Catalogue, own_folder
 from trainer.config.source_rules import faults
 from trainer.errors import ConfigError
@@ -50,7 +50,7 @@ def test_each_fault_alone(option: str, changes: dict[str, Any], told: str) -> No
     part = changed(option, changes)
     assert list(faults({"data": part})) == [told]
     with pytest.raises(ConfigError):
-        make("data", part)
+        instantiate("data", part)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_each_fault_alone(option: str, changes: dict[str, Any], told: str) -> No
 def test_what_is_allowed(option: str, changes: dict[str, Any]) -> None:
     part = changed(option, changes)
     assert list(faults({"data": part})) == []
-    make("data", part)
+    instantiate("data", part)
 
 
 def test_files_that_are_no_files_and_sources_of_others() -> None:

@@ -34,7 +34,7 @@ def batches() -> Batches:
 
 
 def groups(start: int, stop: int, accumulate: int = 1, **changes: Any) -> Iterator[list[Batch]]:
-    return TrainLoader(batches(), BatchPlan(23, 6, seed=5), accumulate, options(**changes)).groups(start, stop)
+    return TrainLoader(batches(), BatchPlan(23, 6, seed=5), accumulate, options(**changes)).steps(start, stop)
 
 
 def flat(found: Iterator[list[Batch]]) -> list[tuple[tuple[int, ...], list[float]]]:

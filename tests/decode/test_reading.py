@@ -54,12 +54,12 @@ def test_the_tokens_are_those_of_reading_everything_again(name: str, way: Any, s
 @torch.inference_mode()
 def test_scores_are_the_losss_own_where_it_has_parameters() -> None:
     from trainer.loss.adaptive_softmax import AdaptiveSoftmax
-    from trainer.targets import scored
+    from trainer.targets import with_loss_head
 
     torch.manual_seed(0)
     model = decoder(num_outputs=32, tie_embeddings=False)
     loss = AdaptiveSoftmax(32, [10], 2.0, head_bias=False, ignore_index=-100, num_outputs=50, class_counts=[1] * 50)
-    whole = scored(model, loss).eval()
+    whole = with_loss_head(model, loss).eval()
     ids = tokens(1, 7)
 
     torch.testing.assert_close(CachedReader(whole).read(ids), WholeReader(whole).read(ids), rtol=0, atol=1e-5)

@@ -8,7 +8,7 @@ import pytest
 
 from trainer.errors import CheckpointError
 from trainer.export.folder import describe, publish_files, staging, verify, write_json
-from trainer.signals import unwound_by_sigterm
+from trainer.signals import exit_on_sigterm
 
 
 def test_stage_is_gone_afterwards_and_so_are_those_of_killed_processes(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_stage_is_gone_after_an_error(tmp_path: Path) -> None:
 
 def test_stage_is_gone_after_a_signal(tmp_path: Path) -> None:
     # Exporters raise something of their own for any `Exception`.
-    with pytest.raises(SystemExit) as ended, unwound_by_sigterm(), staging(tmp_path), suppress(Exception):
+    with pytest.raises(SystemExit) as ended, exit_on_sigterm(), staging(tmp_path), suppress(Exception):
         signal.raise_signal(signal.SIGTERM)
     assert ended.value.code == 143
     assert list(tmp_path.iterdir()) == []

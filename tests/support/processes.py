@@ -14,7 +14,7 @@ PRELOADED = [
     "datasets",
     "torchmetrics.classification",
     "trainer.commands.train",
-    "trainer.commands.trained",
+    "trainer.builders.checkpointed",
     "trainer.builders.training",
     "trainer.checkpoint.saver",
     "trainer.export.artifacts",

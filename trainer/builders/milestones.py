@@ -6,23 +6,22 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import nn
 
-from trainer.builders import parts
+from trainer.capture import capture
 from trainer.checkpoint.snapshot import Snapshot
-from trainer.config.jobs import TrainJob
 from trainer.divergence import DivergenceReport, examine, not_finite_parameters
 from trainer.errors import DivergedError
 from trainer.evaluate import evaluate, score
 from trainer.loop import MetricSchedule, Run
 from trainer.protocols import Batch, Loss, Task
-from trainer.resume import capture
 from trainer.state import Score, TrainState
 
 _SHOWN = 3
 
 
-def scoring(job: TrainJob, task: Task, validation: Iterable[Batch]) -> Callable[[Run, TrainState], Score]:
+def scoring(
+    monitor: str, higher_is_better: bool, task: Task, validation: Iterable[Batch]
+) -> Callable[[Run, TrainState], Score]:
     """Evaluates the raw and the averaged weights of a run on the validation split, and logs both."""
-    monitor, higher_is_better = parts.build_monitor(job, task)
 
     def score_step(run: Run, state: TrainState) -> Score:
         def measure(model: nn.Module, loss: Loss) -> dict[str, float]:

@@ -59,7 +59,7 @@ def range_test(job: TrainJob) -> RangeTest:
     curve = RangeTest()
     with ExitStack() as closing:
         trial = replace(job, optimizer={**job.optimizer, "lr": 1.0}, ema=replace(job.ema, decay=None))
-        training = build_training(trial, "", RunOutputs(lambda length: curve), None, closing)
+        training = build_training(trial, "", RunOutputs(curve), None, closing)
         run = replace(
             training.run,
             schedule=rising,

@@ -14,26 +14,37 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.builders import parts
+from trainer.builders.data import build_batch_plan, build_encoded, build_loaders, build_task, check_data
+from trainer.builders.instantiate import locate
+from trainer.builders.loss import TEACHER, Teacher, build_loss
 from trainer.builders.milestones import looking, saving, scoring
-from trainer.builders.models import architecture_documents, batching_of, build_thaw, make_model, placed
-from trainer.builders.pruning import build_masks
-from trainer.builders.teacher import DOCUMENT, Teacher
+from trainer.builders.model import (
+    architecture_documents,
+    build_masks,
+    build_model,
+    build_unfreeze,
+    check_model,
+    choose_batching,
+    compile_model,
+    to_device,
+)
+from trainer.builders.optimizer import build_optimizer, build_schedule
+from trainer.capture import restore
 from trainer.checkpoint.snapshot import Snapshot
+from trainer.config import schema
 from trainer.config.duration import to_steps
 from trainer.config.jobs import TrainJob
-from trainer.data.checks import DataReport, check
+from trainer.config.pairing import NO_METRIC
+from trainer.data.checks import DataReport
 from trainer.data.encode import Encoded
-from trainer.data.loader import Batches, EvaluationBatches, TrainLoader
-from trainer.data.plan import BatchPlan
 from trainer.divergence import DivergenceReport
 from trainer.ema import Ema
-from trainer.errors import CheckpointError, ConfigError, DataError, format_error
+from trainer.errors import CheckpointError, ConfigError, did_you_mean, format_error, raise_if_any
+from trainer.evaluate import directions
+from trainer.layout import CONFIG, TASK
 from trainer.loop import Cadence, Run
 from trainer.precision import Precision
 from trainer.protocols import Loss, Report, Task
-from trainer.prune.masks import Masks
-from trainer.resume import restore
 from trainer.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -41,18 +52,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Training:
-    """A run ready to fit, and what it was made from."""
+    """A run that is ready to fit, and what it was built from."""
 
     run: Run
     state: TrainState
     task: Task
     encoded: Encoded
-    checked: DataReport
+    data_report: DataReport
 
 
 @dataclass(frozen=True)
-class Length:
-    """How long a run is and how often things happen in it, in optimizer steps."""
+class StepCounts:
+    """The length of a run and its intervals, in optimizer steps."""
 
     steps_per_epoch: int
     total_steps: int
@@ -61,58 +72,57 @@ class Length:
 
 @dataclass(frozen=True)
 class RunOutputs:
-    """Where goes what comes out of a run.
+    """Where the output of a run goes.
 
     Attributes:
-        open_report: The report of a run of known length.
-        submit: Takes the checkpoints.
-        keep_findings: Keeps what is known of a step that diverged; says where.
+        report: Receives the events.
+        save: Writes a checkpoint.
+        save_divergence: Saves the report of a step that diverged; returns a line for the message that says where.
     """
 
-    open_report: Callable[[Length], Report]
-    submit: Callable[[Snapshot], None] = lambda snapshot: None
-    keep_findings: Callable[[DivergenceReport], str] = lambda findings: ""
-
-
-@dataclass(frozen=True)
-class _Data:
-    """What is learnt, from what, in which order."""
-
-    task: Task
-    encoded: Encoded
-    checked: DataReport
-    plan: BatchPlan
+    report: Report
+    save: Callable[[Snapshot], None] = lambda snapshot: None
+    save_divergence: Callable[[DivergenceReport], str] = lambda divergence: ""
 
 
 def build_training(
-    job: TrainJob, config_text: str, outlets: RunOutputs, snapshot: Snapshot | None, closing: ExitStack
+    job: TrainJob, config_text: str, outputs: RunOutputs, snapshot: Snapshot | None, closing: ExitStack
 ) -> Training:
-    """Makes every part of a job and, with a snapshot, puts them where it was taken.
+    """Build every part of a job; with a snapshot, restore the state that it was taken from.
 
     Args:
         job: The checked config.
-        config_text: The config as YAML, to go into each checkpoint.
-        outlets: Where goes what comes out of the run.
-        snapshot: Where to go on from; None starts anew.
-        closing: Ends what the run holds open.
+        config_text: The config as YAML; each checkpoint contains it.
+        outputs: Where the output of the run goes.
+        snapshot: The checkpoint to resume from; None for a new run.
+        closing: Receives what must be closed after the run.
     """
-    device = parts.build_device(job.device)
-    parts.check_targets(job)
-    seed_generators(job.seed, device)
-    data = _build_data(job, snapshot)
-    length = run_length(job, data.plan.steps_per_epoch)
+    device = build_device(job.device)
+    check_targets(job)
+    seed_rng(job.seed, device)
+    task = build_task(job, None if snapshot is None else json.loads(snapshot.documents[TASK]))
+    encoded = build_encoded(job, task, fitted=snapshot is not None)
+    data_report = check_data(job, task, encoded)
+    plan = build_batch_plan(job, task, encoded)
+    counts = count_steps(job, plan.steps_per_epoch)
     if snapshot is not None:
-        _check_length(job, length, snapshot)
-    schedule = parts.build_schedule(job, length.steps_per_epoch, length.total_steps)
-    loss = parts.build_loss(job, data.task, device)
-    model, masks, ema = _build_model(job, data, loss, snapshot, device)
-    loader, held_out = _build_loaders(job, data, model, device)
-    closing.callback(held_out.close)
-    documents = _documents(config_text, data.task, model, loss)
+        _check_duration(job, counts, snapshot)
+    schedule = build_schedule(job, counts.steps_per_epoch, counts.total_steps)
+    loss = build_loss(job, task, device)
+    model = build_model(job, task, snapshot, num_outputs=getattr(loss, "in_features", None))
+    model = to_device(job, model, device)
+    masks = build_masks(job, model, snapshot)
+    ema = None if job.ema.decay is None else Ema(model, job.ema.decay, loss)
+    if job.compile:  # after the EMA copied the model as it was before
+        compile_model(model, device)
+    loader, validation = build_loaders(job, task, encoded, plan, choose_batching(job, model), device)
+    check_model(job, model, loader.batches)
+    closing.callback(validation.close)
+    documents = _documents(config_text, task, model, loss)
     run = Run(
         model=model,
         loss=loss,
-        optimizer=parts.build_optimizer(job, model, loss),
+        optimizer=build_optimizer(job, model, loss),
         schedule=schedule,
         precision=Precision(job.precision, device),
         ema=ema,
@@ -120,104 +130,71 @@ def build_training(
         loader=loader,
         device=device,
         max_grad_norm=job.train.max_grad_norm,
-        total_steps=length.total_steps,
-        steps_per_epoch=length.steps_per_epoch,
-        cadence=replace(length.cadence, look=getattr(schedule, "every_steps", None)),
-        thaw=build_thaw(job, model, loss, length.steps_per_epoch, length.total_steps),
-        score=scoring(job, data.task, held_out),
-        save=saving(outlets.submit, outlets.keep_findings, documents, data.encoded.fingerprint),
-        autopsy=looking(outlets.keep_findings),
-        report=outlets.open_report(length),
+        total_steps=counts.total_steps,
+        steps_per_epoch=counts.steps_per_epoch,
+        cadence=replace(counts.cadence, look=getattr(schedule, "every_steps", None)),
+        thaw=build_unfreeze(job, model, loss, counts.steps_per_epoch, counts.total_steps),
+        score=scoring(*build_monitor(job, task), task, validation),
+        save=saving(outputs.save, outputs.save_divergence, documents, encoded.fingerprint),
+        autopsy=looking(outputs.save_divergence),
+        report=outputs.report,
     )
     state = TrainState()
     if snapshot is not None:
         _check_teacher(snapshot, documents)
-        restore(run, state, snapshot, data=data.encoded.fingerprint)
-    return Training(run, state, data.task, data.encoded, data.checked)
+        restore(run, state, snapshot, data=encoded.fingerprint)
+    return Training(run, state, task, encoded, data_report)
 
 
-def _build_data(job: TrainJob, snapshot: Snapshot | None) -> _Data:
-    """The task, fitted, the splits it has encoded, and the batches they are learnt in."""
-    task = parts.build_task(job, None if snapshot is None else json.loads(snapshot.documents["task.json"]))
-    encoded = parts.build_encoded(job, task, fitted=snapshot is not None)
-    checked = check_data(job, task, encoded)
-    lengths = parts.plan_lengths(job, task, encoded)
-    plan = BatchPlan(len(encoded.splits["train"]), job.train.batch_size, job.seed, lengths)
-    return _Data(task, encoded, checked, plan)
-
-
-def _build_model(
-    job: TrainJob, data: _Data, loss: Loss, snapshot: Snapshot | None, device: torch.device
-) -> tuple[nn.Module, Masks, Ema | None]:
-    """The model, on the device, what of it is pruned, and its average."""
-    model = make_model(job, data.task, snapshot, num_outputs=getattr(loss, "in_features", None))
-    model = placed(job, model, device)
-    masks = build_masks(job, model, snapshot)
-    ema = None if job.ema.decay is None else Ema(model, job.ema.decay, loss)
-    # The average is of the model as it was before it was compiled.
-    if job.compile:
-        parts.compile_model(model, device)
-    return model, masks, ema
-
-
-def _build_loaders(
-    job: TrainJob, data: _Data, model: nn.Module, device: torch.device
-) -> tuple[TrainLoader, EvaluationBatches]:
-    """The batches of the training split, which the model takes, and those of the validation split."""
-    batching = batching_of(job, model)
-    options = parts.loader_options(job, device, batching)
-    train, validation = (
-        Batches(data.encoded.splits[split], data.task, batching, job.seed, training=split == "train")
-        for split in ("train", "validation")
-    )
-    parts.check_model(job, model, train)
-    loader = TrainLoader(train, data.plan, job.train.accumulate, options)
-    return loader, EvaluationBatches(validation, job.loader.eval_batch_size, options)
-
-
-def _documents(config_text: str, task: Task, model: nn.Module, loss: Loss) -> dict[str, str]:
-    """The texts of a checkpoint that stay the same throughout a run."""
-    teacher = getattr(loss, "teacher_model", None)
-    return {
-        "config.yaml": config_text,
-        "task.json": json.dumps(task.state_dict(), ensure_ascii=False) + "\n",
-        **architecture_documents(model),
-        **({DOCUMENT: teacher.document()} if isinstance(teacher, Teacher) else {}),
-    }
-
-
-def _check_length(job: TrainJob, length: Length, snapshot: Snapshot) -> None:
-    if snapshot.step > length.total_steps:
-        problem = f"ends at step {length.total_steps}, and the checkpoint to go on from is of step {snapshot.step}"
-        remedy = "Leave it out or give a longer one; an earlier checkpoint is named by resume=RUN/checkpoints/step-N"
-        raise ConfigError(format_error("train.duration", problem, remedy, value=job.train.duration))
-
-
-def _check_teacher(snapshot: Snapshot, documents: Mapping[str, str]) -> None:
-    if snapshot.documents.get(DOCUMENT) != documents.get(DOCUMENT):
-        problem = "its best weights are others than those that taught when the checkpoint was taken"
-        raise CheckpointError(format_error("loss.teacher", problem, "Bring them back, or start a new run"))
-
-
-def check_data(job: TrainJob, task: Task, encoded: Encoded) -> DataReport:
-    """Looks at the encoded splits and warns of what is wrong with them.
+def build_device(name: str) -> torch.device:
+    """Return the device of a name; `auto` takes CUDA, else MPS, else the CPU.
 
     Raises:
-        DataError: Something is, and the job is strict.
+        ConfigError: This machine has no such device.
     """
-    checked = check(encoded.splits)
-    warnings = [*task.check(encoded.splits), *checked.warnings()]
-    faults = [*encoded.warnings, *warnings]
-    if faults and job.data.get("strict"):
-        raise DataError(*(f"data.strict: {fault}" for fault in faults))
-    # What the source warned of was told when it was read.
-    for warning in warnings if encoded.fresh else faults:
-        logger.warning(warning)
-    return checked
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    present = {
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present.get(device.type, True):
+        count = torch.cuda.device_count()
+        remedy = f"PyTorch finds {count} CUDA device{'' if count == 1 else 's'}. Set device=cpu or device=auto"
+        raise ConfigError(format_error("device", "is not available on this machine", remedy, value=name))
+    return device
 
 
-def run_length(job: TrainJob, steps_per_epoch: int) -> Length:
-    """The durations of a job in steps."""
+def check_targets(job: TrainJob) -> None:
+    """Check that all plugged-in parts can be imported, before the data is read.
+
+    Raises:
+        ConfigError: Some cannot be imported; all of them are listed.
+    """
+    errors: list[str] = []
+    for group in schema.groups(TrainJob):
+        config = getattr(job, group)
+        if config is not None and not config["_target_"].startswith("trainer."):
+            try:
+                locate(group, config)
+            except ConfigError as error:
+                errors += error.messages
+    raise_if_any(*errors)
+
+
+def seed_rng(seed: int, device: torch.device) -> None:
+    """Seed every global random number generator and, on CUDA, ask for kernels with reproducible results."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def count_steps(job: TrainJob, steps_per_epoch: int) -> StepCounts:
+    """Convert the durations of a job to steps."""
     total = to_steps(job.train.duration, steps_per_epoch, key="train.duration")
     patience = job.train.patience
     cadence = Cadence(
@@ -226,14 +203,44 @@ def run_length(job: TrainJob, steps_per_epoch: int) -> Length:
         save=to_steps(job.checkpoint.every, steps_per_epoch, total, key="checkpoint.every"),
         patience=None if patience is None else to_steps(patience, steps_per_epoch, total, key="train.patience"),
     )
-    return Length(steps_per_epoch, total, cadence)
+    return StepCounts(steps_per_epoch, total, cadence)
 
 
-def seed_generators(seed: int, device: torch.device) -> None:
-    """Seeds every global generator, and asks CUDA for kernels whose results do not vary from run to run."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+def build_monitor(job: TrainJob, task: Task) -> tuple[str, bool]:
+    """Return the name of the monitored metric, and True if higher is better.
+
+    Raises:
+        ConfigError: The task has no such metric.
+    """
+    metrics = directions(task.metrics())
+    monitor = job.checkpoint.monitor or task.monitor
+    if monitor not in metrics:
+        remedy = did_you_mean(monitor, list(metrics))
+        raise ConfigError(format_error("checkpoint.monitor", NO_METRIC, remedy, value=monitor))
+    return monitor, metrics[monitor]
+
+
+def _documents(config_text: str, task: Task, model: nn.Module, loss: Loss) -> dict[str, str]:
+    """Return the text files of a checkpoint that stay the same throughout a run."""
+    teacher = getattr(loss, "teacher_model", None)
+    return {
+        CONFIG: config_text,
+        TASK: json.dumps(task.state_dict(), ensure_ascii=False) + "\n",
+        **architecture_documents(model),
+        **({TEACHER: teacher.document()} if isinstance(teacher, Teacher) else {}),
+    }
+
+
+def _check_duration(job: TrainJob, counts: StepCounts, snapshot: Snapshot) -> None:
+    """Raise ConfigError if the run would end before the checkpoint's step."""
+    if snapshot.step > counts.total_steps:
+        problem = f"ends at step {counts.total_steps}, before the checkpoint's step {snapshot.step}"
+        remedy = "Leave it out, give a longer one, or resume an earlier checkpoint: resume=RUN/checkpoints/step-N"
+        raise ConfigError(format_error("train.duration", problem, remedy, value=job.train.duration))
+
+
+def _check_teacher(snapshot: Snapshot, documents: Mapping[str, str]) -> None:
+    """Raise CheckpointError if the teacher's weights are not the ones that the checkpoint was trained with."""
+    if snapshot.documents.get(TEACHER) != documents.get(TEACHER):
+        problem = "the teacher's best checkpoint has changed since this checkpoint was saved"
+        raise CheckpointError(format_error("loss.teacher", problem, "Restore it, or start a new run"))

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.builders import parts
-from trainer.builders.instantiate import make
-from trainer.builders.models import batching_of, merged
+from trainer.builders.checkpointed import load_checkpointed_model
+from trainer.builders.data import build_task
+from trainer.builders.instantiate import instantiate
+from trainer.builders.model import choose_batching
 from trainer.checkpoint.store import Store
 from trainer.commands.folders import named_checkpoint
-from trainer.commands.trained import load_trained
 from trainer.config.jobs import PredictJob, TrainJob
 from trainer.config.sections import ColumnsSection
 from trainer.config.stored import job_from_text, with_overrides
@@ -27,7 +27,6 @@ from trainer.precision import Precision
 from trainer.predict.answering import Answering, Forward, check_task
 from trainer.predict.asked import Reading
 from trainer.protocols import Batching, Task
-from trainer.targets import scored
 
 _CELLS = {"list_separator": " ", "separator": None, "quote": '"'}
 """What stands between and around the cells of a source that does not say."""
@@ -62,7 +61,7 @@ def answering_of_artifact(job: PredictJob, graph: Path, config: Mapping[str, Any
     if untrusted := trusted(config, job.trust):
         raise CheckpointError(*untrusted)
     config = with_overrides(config, job.stored_overrides)
-    task: Task = make("task", config["task"])
+    task: Task = instantiate("task", config["task"])
     try:
         task.load_state_dict(json.loads((graph.parent / TASK).read_text("utf-8")))
     except Exception as error:  # of many types: the folder came from anywhere
@@ -95,10 +94,12 @@ def answering_of(job: PredictJob, folder: Path, graph: Path | None) -> tuple[Ans
         own, task = _task(folder, checkpoint, read_config)
         forward = _graph_forward(graph)
     else:
-        trained = load_trained(folder, read_config, checkpoint=checkpoint, weights=job.weights, device=job.device)
+        trained = load_checkpointed_model(
+            folder, read_config, checkpoint=checkpoint, weights=job.weights, device=job.device
+        )
         own, task = trained.job, trained.task
-        batching = "packed" if batching_of(own, trained.model) == "packed" else "padded"
-        model = scored(merged(own, trained.model), trained.loss).eval()
+        batching = "packed" if choose_batching(own, trained.model) == "packed" else "padded"
+        model = trained.inference_model().eval()
         forward = _model_forward(model, trained.device, Precision(job.precision, trained.device))
     check_task(task)
     return Answering(task, forward, batching, own.loader.eval_batch_size, job.top), _reading(
@@ -110,7 +111,7 @@ def _task(folder: Path, checkpoint: str, read_config: Any) -> tuple[TrainJob, Ta
     """The run's config and its task, without the weights."""
     found = Store(folder / CHECKPOINTS, keep=2).find(checkpoint)
     job: TrainJob = read_config((found / CONFIG).read_text("utf-8"))
-    return job, parts.build_task(job, json.loads((found / TASK).read_text("utf-8")))
+    return job, build_task(job, json.loads((found / TASK).read_text("utf-8")))
 
 
 def _model_forward(model: nn.Module, device: torch.device, precision: Precision) -> Forward:

@@ -19,10 +19,10 @@ def run(job: EvalJob, config: dict[str, Any]) -> None:
         job: The checked config.
         config: The same as plain data; not needed.
     """
+    from trainer.builders.checkpointed import load_checkpointed_model
     from trainer.commands.scores import check_other, evaluate_split, other_data, read_split, result_rows
-    from trainer.commands.trained import load_trained
 
-    trained = load_trained(
+    trained = load_checkpointed_model(
         existing_run_folder(job.run),
         lambda text: job_from_text(text, trust=job.trust, overrides=job.stored_overrides),
         checkpoint=named_checkpoint(job.run, job.checkpoint),

@@ -14,10 +14,10 @@ from trainer.config.stored import job_from_text, load_stored_config
 from trainer.errors import raise_if_any
 from trainer.layout import EXPORT, PRUNED_EXPORT
 from trainer.report.console import open_console, table
-from trainer.signals import unwound_by_sigterm
+from trainer.signals import exit_on_sigterm
 
 if TYPE_CHECKING:
-    from trainer.commands.trained import Trained
+    from trainer.builders.checkpointed import CheckpointedModel
     from trainer.export.artifacts import Artifact
 
 
@@ -30,9 +30,9 @@ def run(job: ExportJob, config: dict[str, Any]) -> None:
     """
     folder = existing_run_folder(job.run)
     raise_if_any(*format_faults({**load_stored_config(folder, "run"), "export": job.export}))
-    from trainer.commands.trained import load_trained
+    from trainer.builders.checkpointed import load_checkpointed_model
 
-    trained = load_trained(
+    trained = load_checkpointed_model(
         folder,
         lambda text: job_from_text(text, trust=job.trust, overrides=job.stored_overrides),
         checkpoint=named_checkpoint(job.run, job.checkpoint),
@@ -46,7 +46,7 @@ def run(job: ExportJob, config: dict[str, Any]) -> None:
         trained = prune_trained(trained, job.prune, job.split)
         show_pruning(console, trained.origin["pruning"])
     name = EXPORT if job.prune is None else pruned_name(job.prune)
-    with unwound_by_sigterm():
+    with exit_on_sigterm():
         artifacts = export_trained(trained, job.export, job.split, name)
     show_artifacts(console, artifacts)
 
@@ -57,25 +57,24 @@ def pruned_name(prune: Mapping[str, Any]) -> str:
     return PRUNED_EXPORT + "-".join([prune["_target_"].rpartition(".")[2], *amount])
 
 
-def export_trained(trained: Trained, export: dict[str, Any], split: str, name: str = EXPORT) -> list[Artifact]:
+def export_trained(
+    trained: CheckpointedModel, export: dict[str, Any], split: str, name: str = EXPORT
+) -> list[Artifact]:
     """The artifacts that the group `export` asks for, proved on a split, in the folder `name` of the run."""
-    from trainer.builders.instantiate import make
-    from trainer.builders.models import merged
+    from trainer.builders.instantiate import instantiate
     from trainer.commands.answering import answering_config
-    from trainer.commands.trained import split_batches
     from trainer.export.original import Original
-    from trainer.targets import scored
 
     original = Original(
-        model=scored(merged(trained.job, trained.model), trained.loss).cpu(),
+        model=trained.inference_model().cpu(),
         task=trained.task,
-        evaluation=lambda: split_batches(trained, split, "padded"),
-        training=lambda count: split_batches(trained, "train", "padded", count),
+        evaluation=lambda: trained.split_batches(split, "padded"),
+        training=lambda count: trained.split_batches("train", "padded", count),
         samples=trained.encoded.samples(split),
         architecture={"model": trained.job.model, "facts": trained.task.facts()},
         provenance=trained.provenance | {"split": split, "config": answering_config(trained.job, trained.task)},
     )
-    artifacts: list[Artifact] = make("export", export)(trained.folder / name, original)
+    artifacts: list[Artifact] = instantiate("export", export)(trained.folder / name, original)
     return artifacts
 
 

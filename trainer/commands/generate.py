@@ -66,11 +66,11 @@ def _write_all(job: GenerateJob, writer: TextGenerator, write: Write | None) -> 
     """How many prompts there were, and how many of them could not be gone on from."""
     import torch
 
-    from trainer.builders.instantiate import make
+    from trainer.builders.instantiate import instantiate
     from trainer.decode.writing import PromptError
     from trainer.precision import Precision
 
-    decode = make("decode", job.decode)
+    decode = instantiate("decode", job.decode)
     number = num_faults = 0
     with torch.inference_mode(), Precision(job.precision, writer.device).autocast():
         for number, text in enumerate(_prompts(job.prompt), 1):

@@ -34,10 +34,10 @@ def run(job: PlanJob, config: dict[str, Any]) -> None:
         raise ConfigError(
             format_error("resume", "a plan is that of a run from its start", "Leave it out", value=job.resume)
         )
-    from trainer.builders.planning import planned
+    from trainer.builders.dry_run import dry_run
 
     text = config_text({key: config[key] for key in keys(TrainJob)})
-    document = planned(job, text, trial=job.trial, depth=job.depth) | {"files": _files(job)}
+    document = dry_run(job, text, trial=job.trial, depth=job.depth) | {"files": _files(job)}
     if job.json:
         print(json.dumps(document, indent=1, ensure_ascii=False))
         return

@@ -10,16 +10,15 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from trainer.builders.models import merged
-from trainer.builders.pruning import prune
-from trainer.commands.trained import Trained, split_batches
+from trainer.builders.checkpointed import CheckpointedModel
+from trainer.builders.model import merge_adapters, prune_model
 from trainer.evaluate import evaluate
 from trainer.precision import Precision
 from trainer.prune.sparsity import compressed_bytes, described, sparsity
 from trainer.report.console import table
 
 
-def prune_trained(trained: Trained, part: Mapping[str, Any], split: str) -> Trained:
+def prune_trained(trained: CheckpointedModel, part: Mapping[str, Any], split: str) -> CheckpointedModel:
     """A copy of a trained model, pruned; its provenance says how, the zeros, sizes and metrics before and after.
 
     Args:
@@ -30,9 +29,9 @@ def prune_trained(trained: Trained, part: Mapping[str, Any], split: str) -> Trai
     Raises:
         ConfigError: It cannot be pruned so.
     """
-    before = merged(trained.job, trained.model)
+    before = merge_adapters(trained.job, trained.model)
     model = deepcopy(before)
-    masks = prune(part, model, trained.job.seed)
+    masks = prune_model(part, model, trained.job.seed)
     document = {
         "method": dict(part),
         **described(sparsity(model, masks.names())),
@@ -42,8 +41,8 @@ def prune_trained(trained: Trained, part: Mapping[str, Any], split: str) -> Trai
     return replace(trained, model=model, origin=trained.origin | {"pruning": document})
 
 
-def _metrics(trained: Trained, model: nn.Module, split: str) -> dict[str, float]:
-    batches = split_batches(trained, split, "padded")
+def _metrics(trained: CheckpointedModel, model: nn.Module, split: str) -> dict[str, float]:
+    batches = trained.split_batches(split, "padded")
     precision = Precision("fp32", trained.device)
     metrics = trained.task.metrics()
     return evaluate(model, trained.loss, batches, metrics, precision=precision, device=trained.device)

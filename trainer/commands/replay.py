@@ -58,7 +58,7 @@ def replay(job: TrainJob, config_text: str, start: Snapshot | None, stop: int) -
         return ""
 
     with ExitStack() as closing:
-        outlets = RunOutputs(lambda length: done, snapshots.append, keep_findings)
+        outlets = RunOutputs(done, snapshots.append, keep_findings)
         training = build_training(job, config_text, outlets, start, closing)
         with suppress(Interrupted, DivergedError):
             fit(training.run, training.state, lambda: training.state.step >= stop)

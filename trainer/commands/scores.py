@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.builders import parts
-from trainer.builders.models import batching_of
-from trainer.commands.trained import Trained, batches_of, rows_of
+from trainer.builders.checkpointed import CheckpointedModel, select_split
+from trainer.builders.data import build_encoded, build_split
+from trainer.builders.model import choose_batching
 from trainer.config.policy import differences
 from trainer.config.stored import job_from_text
 from trainer.data.checks import check, digest_of
@@ -31,7 +31,7 @@ _NO_DATA = frozenset({"strict", "cache_dir"})
 
 
 def evaluate_split(
-    trained: Trained, split: str, rows: Dataset, precision: PrecisionName, changed: Mapping[str, Any]
+    trained: CheckpointedModel, split: str, rows: Dataset, precision: PrecisionName, changed: Mapping[str, Any]
 ) -> tuple[str, dict[str, float]]:
     """Loss and metrics on the rows of a split, also written to `eval/<name>.json` in the run folder.
 
@@ -49,7 +49,7 @@ def evaluate_split(
     if changed:
         name = f"{split}-{_label(split, changed)}-{about['digest'][:8]}"
         about["data"] = " ".join(f"{key}={value}" for key, value in changed.items())
-    batches = batches_of(trained, rows, batching_of(trained.job, trained.model))
+    batches = trained.batches(rows, choose_batching(trained.job, trained.model))
     metrics = trained.task.metrics()
     arithmetic = Precision(precision, trained.device)
     values = evaluate(trained.model, trained.loss, batches, metrics, precision=arithmetic, device=trained.device)
@@ -60,7 +60,7 @@ def evaluate_split(
     return name, values
 
 
-def other_data(trained: Trained, split: str, rows: Dataset) -> dict[str, Any]:
+def other_data(trained: CheckpointedModel, split: str, rows: Dataset) -> dict[str, Any]:
     """What makes the rows of a split other ones than the run's own, by full key; empty where they are its own.
 
     The keys that were changed for this evaluation say it, unless the run has a score on the split: then the rows do.
@@ -74,7 +74,7 @@ def other_data(trained: Trained, split: str, rows: Dataset) -> dict[str, Any]:
     return changed or {f"data.{split}": "changed since the run's own score"}
 
 
-def _changes(trained: Trained, split: str) -> dict[str, Any]:
+def _changes(trained: CheckpointedModel, split: str) -> dict[str, Any]:
     """The keys that the job reads its data by and the run did not, of those that this split depends on."""
     own = job_from_text(trained.config_text, trust=None)
     # A split with files of its own depends on no other one; training may lend rows to those without.
@@ -103,7 +103,7 @@ def _label(split: str, changed: Mapping[str, Any]) -> str:
     return re.sub(r"[^\w-]+", "_", stem).strip("_") or "other"
 
 
-def check_other(trained: Trained, split: str, rows: Dataset) -> None:
+def check_other(trained: CheckpointedModel, split: str, rows: Dataset) -> None:
     """Warns of what is wrong with rows that are not the run's own, such as rows that it was trained on.
 
     Raises:
@@ -111,7 +111,7 @@ def check_other(trained: Trained, split: str, rows: Dataset) -> None:
     """
     own = job_from_text(trained.config_text, trust=None)
     try:
-        train = parts.build_encoded(own, trained.task, fitted=True).splits["train"]
+        train = build_encoded(own, trained.task, fitted=True).splits["train"]
     except (ConfigError, DataError) as error:
         logger.warning("%s: not compared with the rows of training: %s", split, error.messages[0])
         return
@@ -123,18 +123,18 @@ def check_other(trained: Trained, split: str, rows: Dataset) -> None:
         logger.warning(fault)
 
 
-def result_rows(scores: Sequence[tuple[str, Trained, dict[str, float]]]) -> tuple[list[str], list[list[Any]]]:
+def result_rows(scores: Sequence[tuple[str, CheckpointedModel, dict[str, float]]]) -> tuple[list[str], list[list[Any]]]:
     """A table of evaluations, each under its name: its columns and rows."""
     names = list(scores[0][2])
     rows = [[name, trained.step, trained.weights, *values.values()] for name, trained, values in scores]
     return ["split", "step", "weights", *names], rows
 
 
-def read_split(trained: Trained, split: str) -> Dataset:
+def read_split(trained: CheckpointedModel, split: str) -> Dataset:
     """The encoded rows of a split of the job's data, which is read alone where it can be.
 
     Raises:
         ConfigError: There is no such split.
         DataError: The data cannot be used.
     """
-    return rows_of(parts.build_split(trained.job, trained.task, split), split)
+    return select_split(build_split(trained.job, trained.task, split), split)

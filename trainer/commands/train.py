@@ -120,9 +120,9 @@ def _run(
         stack.callback(saver.close)
         reports = stack.enter_context(Reports())
         outlets = RunOutputs(
-            open_report=lambda length: reports,
-            submit=saver.submit,
-            keep_findings=lambda findings: _keep_findings(findings, text, folder, saver),
+            report=reports,
+            save=saver.submit,
+            save_divergence=lambda findings: _keep_findings(findings, text, folder, saver),
         )
         training = build_training(job, text, outlets, snapshot, stack)
         # It can start: until here nothing of a run that is resumed has changed, and nothing of a new one is there.
@@ -131,7 +131,7 @@ def _run(
         reports.add(*_sinks(job, folder, console, training.run.total_steps))
         announce_start(job, training, first)
         if job.logger.console != "none":
-            table(console, "data", *training.checked.table())
+            table(console, "data", *training.data_report.table())
         with signals.deferred():
             fit(training.run, training.state, signals.stopping)
         saver.close()
@@ -184,15 +184,15 @@ def _keep_findings(findings: DivergenceReport, text: str, folder: Path, saver: S
 
 def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -> None:
     """Evaluates and exports the best checkpoint, just as `eval` and `export` would."""
+    from trainer.builders.checkpointed import load_checkpointed_model, save_model
     from trainer.commands.export import export_trained, show_artifacts
     from trainer.commands.pruned import show_sparsity
     from trainer.commands.report import write_page
     from trainer.commands.results import results
     from trainer.commands.scores import evaluate_split, result_rows
-    from trainer.commands.trained import load_trained, save_model
 
     checkpoint = "last" if training.state.best is None else "best"
-    best = load_trained(
+    best = load_checkpointed_model(
         folder, lambda text: job_from_text(text, trust=None), checkpoint=checkpoint, weights="auto", device=job.device
     )
     split = "test" if "test" in best.encoded.splits else "validation"

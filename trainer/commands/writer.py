@@ -81,13 +81,11 @@ def _writer_of_run(job: GenerateJob) -> TextGenerator:
     _check_language_model(folder)
     from tokenizers import Tokenizer
 
-    from trainer.builders.models import merged
-    from trainer.commands.trained import load_trained
+    from trainer.builders.checkpointed import load_checkpointed_model
     from trainer.decode.reading import open_reader
     from trainer.decode.writing import TextGenerator
-    from trainer.targets import scored
 
-    trained = load_trained(
+    trained = load_checkpointed_model(
         folder,
         lambda text: job_from_text(text, trust=job.trust),
         checkpoint=named_checkpoint(job.run, job.checkpoint),
@@ -99,7 +97,7 @@ def _writer_of_run(job: GenerateJob) -> TextGenerator:
         raise ConfigError(format_error("run", "holds no causal language model", value=f"task {type(task).__name__}"))
     tokenizer = Tokenizer.from_str(task.artifact_files()[TOKENIZER])
     _, max_length = task.axis_limits()["sequence"]
-    model = scored(merged(trained.job, trained.model), trained.loss)
+    model = trained.inference_model()
     return TextGenerator(lambda: open_reader(model), _whole(tokenizer), task.end_id, max_length, trained.device)
 
 

@@ -66,14 +66,14 @@ class TrainLoader:
 
     def __init__(self, batches: Batches, plan: BatchPlan, accumulate: int, options: LoaderOptions) -> None:
         self.plan = plan
-        self._batches = batches
+        self.batches = batches
         self._accumulate = accumulate
         self._options = options
 
-    def groups(self, start: int, stop: int) -> Iterator[list[Batch]]:
+    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
         """The micro-batches of each step from `start` to before `stop`; one iterator serves all epochs."""
         parts = self.plan.micro_batches(start, stop, self._accumulate)
-        stream = iter(_data_loader(self._batches, parts, self._options, persistent=False))
+        stream = iter(_data_loader(self.batches, parts, self._options, persistent=False))
         for step in range(start, stop):
             size = min(self._accumulate, len(self.plan.batch(step).ids))
             yield list(islice(stream, size))

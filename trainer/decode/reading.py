@@ -33,7 +33,7 @@ def open_reader(model: nn.Module) -> Reader:
 
 
 def cached_step(model: Any, input_ids: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
-    """The model's step, its output turned into scores where the loss does that (see `trainer.targets.scored`)."""
+    """The model's step; its output becomes scores if the loss has a head (see `trainer.targets.with_loss_head`)."""
     output, cache = model.step(input_ids, cache)
     scoring: Any = getattr(model, "scoring", None)
     return (output if scoring is None else scoring.scores(output)), cache

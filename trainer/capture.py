@@ -14,6 +14,7 @@ from trainer.checkpoint.optimizer_state import capture_optimizer, restore_optimi
 from trainer.checkpoint.rng_state import capture_rng_state, restore_rng_state
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.errors import CheckpointError, format_error
+from trainer.layout import STATE
 from trainer.loop import MetricSchedule, Run
 from trainer.state import TrainState
 
@@ -47,7 +48,7 @@ def capture(run: Run, state: TrainState, *, documents: Mapping[str, str], data: 
         "data": data,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
     }
-    return Snapshot(state.step, tensors, {"state.json": json.dumps(document, indent=1) + "\n", **documents})
+    return Snapshot(state.step, tensors, {STATE: json.dumps(document, indent=1) + "\n", **documents})
 
 
 def restore(run: Run, state: TrainState, snapshot: Snapshot, *, data: str) -> None:
@@ -56,7 +57,7 @@ def restore(run: Run, state: TrainState, snapshot: Snapshot, *, data: str) -> No
     Raises:
         CheckpointError: The checkpoint is of another model, optimizer or data.
     """
-    document = json.loads(snapshot.documents["state.json"])
+    document = json.loads(snapshot.documents[STATE])
     if document["data"] != data:
         raise CheckpointError(
             format_error(
@@ -101,7 +102,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"the checkpoint's weights do not fit the model: {error}") from error
 
 
-def chosen_weights(snapshot: Snapshot, weights: str) -> tuple[str, Mapping[str, Tensor], Mapping[str, Tensor] | None]:
+def select_weights(snapshot: Snapshot, weights: str) -> tuple[str, Mapping[str, Tensor], Mapping[str, Tensor] | None]:
     """The weights in a checkpoint: `raw`, `ema`, or with `auto` those that scored better there.
 
     Returns:
@@ -110,7 +111,7 @@ def chosen_weights(snapshot: Snapshot, weights: str) -> tuple[str, Mapping[str, 
     Raises:
         CheckpointError: It holds no averaged weights.
     """
-    score: dict[str, Any] | None = json.loads(snapshot.documents["state.json"])["score"]
+    score: dict[str, Any] | None = json.loads(snapshot.documents[STATE])["score"]
     if weights == "auto":
         weights = score["weights"] if score else "raw"
     if weights == "ema" and "ema" not in snapshot.tensors:

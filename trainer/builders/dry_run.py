@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.builders.training import Length, RunOutputs, Training, build_training
+from trainer.builders.training import RunOutputs, Training, build_training
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.tensors import encode
 from trainer.config.jobs import TrainJob
@@ -25,7 +25,7 @@ _NUM_POINTS = 21
 _NUM_BATCHES = 20
 
 
-def planned(job: TrainJob, config_text: str, *, trial: bool, depth: int) -> dict[str, Any]:
+def dry_run(job: TrainJob, config_text: str, *, trial: bool, depth: int) -> dict[str, Any]:
     """A job as a JSON document; it leaves nothing behind but the encoding cache.
 
     Args:
@@ -36,10 +36,10 @@ def planned(job: TrainJob, config_text: str, *, trial: bool, depth: int) -> dict
     """
     saved: list[Snapshot] = []
     with ExitStack() as closing:
-        outlets = RunOutputs(_Silent, submit=saved.append)
+        outlets = RunOutputs(_Silent(), save=saved.append)
         training = build_training(_on_the_cpu(job), config_text, outlets, None, closing)
         run = training.run
-        first = next(run.loader.groups(0, 1))[0]
+        first = next(run.loader.steps(0, 1))[0]
         document = {
             "data": _data(job, training),
             "steps": _steps(job, training),
@@ -59,9 +59,6 @@ def planned(job: TrainJob, config_text: str, *, trial: bool, depth: int) -> dict
 class _Silent:
     """A report of nothing."""
 
-    def __init__(self, length: Length) -> None:
-        pass
-
     def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
         pass
 
@@ -73,7 +70,7 @@ def _on_the_cpu(job: TrainJob) -> TrainJob:
 
 
 def _data(job: TrainJob, training: Training) -> dict[str, Any]:
-    checked, task = training.checked, training.task
+    checked, task = training.data_report, training.task
     splits = {split: {"rows": rows, **checked.shares.get(split, {})} for split, rows in checked.rows.items()}
     found = {"source": job.data["_target_"], "fingerprint": training.encoded.fingerprint, "splits": splits}
     lengths = task.lengths(training.encoded.splits["train"])
@@ -87,7 +84,7 @@ def _data(job: TrainJob, training: Training) -> dict[str, Any]:
 def _empty_share(training: Training, lengths: np.ndarray) -> float | None:
     """The share of positions of the first steps' batches that hold no token."""
     run = training.run
-    groups = run.loader.groups(0, min(_NUM_BATCHES, run.total_steps))
+    groups = run.loader.steps(0, min(_NUM_BATCHES, run.total_steps))
     batches = [batch for group in groups for batch in group]
     if not all("input_ids" in batch.inputs for batch in batches):
         return None
@@ -96,7 +93,7 @@ def _empty_share(training: Training, lengths: np.ndarray) -> float | None:
 
 
 def _steps(job: TrainJob, training: Training) -> dict[str, Any]:
-    run, rows = training.run, training.checked.rows["train"]
+    run, rows = training.run, training.data_report.rows["train"]
     epochs, rest = divmod(run.total_steps, run.steps_per_epoch)
     every = {"log": run.cadence.log, "evaluate": run.cadence.evaluate, "save": run.cadence.save}
     return {

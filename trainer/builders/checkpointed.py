@@ -1,0 +1,193 @@
+"""A model rebuilt from a checkpoint, with everything that evaluating, exporting and predicting need."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from trainer.builders.data import build_encoded, build_task, loader_options
+from trainer.builders.loss import build_loss, needs_teacher
+from trainer.builders.model import merge_adapters, restore_model
+from trainer.builders.training import build_device
+from trainer.capture import MASKS
+from trainer.checkpoint.store import Store
+from trainer.config.jobs import TrainJob
+from trainer.data.encode import Encoded
+from trainer.data.loader import Batches, EvaluationBatches
+from trainer.errors import ConfigError, did_you_mean, format_error
+from trainer.export.weights import save_library
+from trainer.layout import CHECKPOINTS, CONFIG, STATE, TASK
+from trainer.loss.cross_entropy import CrossEntropy
+from trainer.model.pretrained_folder import ABOUT, LibraryModel
+from trainer.protocols import Batch, Batching, Loss, Task
+from trainer.prune.sparsity import described, sparsity
+from trainer.targets import with_loss_head
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CheckpointedModel:
+    """The model of a checkpoint with its task, its loss and its origin.
+
+    Attributes:
+        folder: The run folder.
+        job: The run's config.
+        step: The checkpoint's step.
+        weights: The selected weights, `raw` or `ema`.
+        task: The fitted task.
+        model: The model with the selected weights, in evaluation mode.
+        loss: The loss, with its own weights if it has some.
+        device: The device of the model and the loss.
+        origin: The run, step and config of the weights (JSON).
+        config_text: The run's config as it is stored.
+    """
+
+    folder: Path
+    job: TrainJob
+    step: int
+    weights: str
+    task: Task
+    model: nn.Module
+    loss: Loss
+    device: torch.device
+    origin: dict[str, Any]
+    config_text: str
+
+    @cached_property
+    def encoded(self) -> Encoded:
+        """The run's encoded data, read when it is first needed."""
+        return build_encoded(self.job, self.task, fitted=True)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """The origin of the weights and the fingerprint of their data, as artifacts carry it."""
+        return {**self.origin, "data": self.encoded.fingerprint}
+
+    def inference_model(self) -> nn.Module:
+        """Return the model as it is deployed: adapters merged, and the loss's head included if it has one."""
+        return with_loss_head(merge_adapters(self.job, self.model), self.loss)
+
+    def split_batches(self, split: str, batching: Batching, count: int | None = None) -> Iterator[Batch]:
+        """Yield the batches of a split in order, once; with `count`, of only so many evenly spaced samples.
+
+        Raises:
+            ConfigError: The data has no such split.
+        """
+        rows = select_split(self.encoded, split)
+        if count is not None and count < len(rows):
+            rows = rows.select([number * len(rows) // count for number in range(count)])
+        yield from self.batches(rows, batching)
+
+    def batches(self, rows: Dataset, batching: Batching) -> Iterator[Batch]:
+        """Yield the batches of encoded rows in order, once."""
+        batches = Batches(rows, self.task, batching, self.job.seed)
+        options = loader_options(self.job, self.device, batching)
+        with closing(EvaluationBatches(batches, self.job.loader.eval_batch_size, options)) as loader:
+            yield from loader
+
+
+def load_checkpointed_model(
+    folder: Path, read_config: Callable[[str], TrainJob], *, checkpoint: str, weights: str, device: str
+) -> CheckpointedModel:
+    """Load the model of a checkpoint.
+
+    Args:
+        folder: The run folder.
+        read_config: Turns the stored config's text into a checked job; refuses code that is not trusted.
+        checkpoint: `best`, `last` or `step-N`.
+        weights: `raw`, `ema`, or `auto` for the weights that scored better.
+        device: The device's name as in a config.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it is damaged.
+    """
+    snapshot = Store(folder / CHECKPOINTS, keep=2).load(checkpoint)
+    config_text = snapshot.documents[CONFIG]
+    job = read_config(config_text)
+    torch_device = build_device(device)
+    task = build_task(job, json.loads(snapshot.documents[TASK]))
+    restored = restore_model(job, task, snapshot, weights, lambda: _build_loss(job, task, torch_device))
+    assert restored.loss is not None
+    origin = {
+        "run": folder.name,
+        "step": snapshot.step,
+        "weights": restored.weights,
+        "score": json.loads(snapshot.documents[STATE])["score"],
+        "config_sha256": hashlib.sha256(config_text.encode()).hexdigest(),
+    }
+    model = restored.model.to(torch_device).eval()
+    if job.prune is not None:
+        zeros = described(sparsity(model, snapshot.tensors[MASKS].keys()))
+        origin["pruning"] = {"method": job.prune, **zeros}
+    return CheckpointedModel(
+        folder, job, snapshot.step, restored.weights, task, model, restored.loss, torch_device, origin, config_text
+    )
+
+
+def _build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
+    """Build the loss; if its teacher is gone, cross entropy: a checkpoint must need nothing but itself."""
+    try:
+        return build_loss(job, task, device)
+    except ConfigError as error:
+        if not needs_teacher(job):
+            raise
+        logger.warning("%s The loss shown is the cross entropy with the labels only.", error)
+        return CrossEntropy(None, 0.0, job.loss["ignore_index"])
+
+
+def select_split(encoded: Encoded, split: str) -> Dataset:
+    """Return the rows of a split.
+
+    Raises:
+        ConfigError: The data has no such split.
+    """
+    if split not in encoded.splits:
+        remedy = did_you_mean(split, list(encoded.splits))
+        raise ConfigError(format_error("split", "the data has no such split", remedy, value=split))
+    return encoded.splits[split]
+
+
+def save_model(checkpointed: CheckpointedModel) -> Path:
+    """Write `model/` in the run folder: the selected weights, their description, and the task's files.
+
+    A library's model is written in that library's own layout, with our description in `trainer.json`.
+    """
+    from safetensors.torch import save_file
+
+    folder = checkpointed.folder / "model"
+    if folder.exists():
+        shutil.rmtree(folder)  # of an earlier run, perhaps in another layout
+    folder.mkdir()
+    model, task = checkpointed.inference_model().cpu(), checkpointed.task
+    description = {
+        "model": checkpointed.job.model,
+        "facts": task.facts(),
+        "provenance": checkpointed.provenance,
+    }
+    if isinstance(model, LibraryModel):
+        with torch.no_grad():
+            save_library(model, folder, task, half=False)
+    else:
+        # Tied weights are stored under each of their names: the format has no shared tensors.
+        tensors = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
+        save_file(tensors, folder / "model.safetensors")
+    name = ABOUT if isinstance(model, LibraryModel) else "config.json"
+    (folder / name).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name, text in task.artifact_files().items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder

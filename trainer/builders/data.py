@@ -1,0 +1,100 @@
+"""The data of a job: its task, the encoded splits, and the loaders that batch them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.builders.instantiate import instantiate
+from trainer.config.jobs import TrainJob
+from trainer.config.schema import own_keys
+from trainer.config.sections import DataKeys
+from trainer.data.checks import DataReport, check
+from trainer.data.encode import Encoded, cache_root, encode
+from trainer.data.loader import Batches, EvaluationBatches, LoaderOptions, TrainLoader
+from trainer.data.plan import BatchPlan
+from trainer.errors import DataError
+from trainer.protocols import Batching, Source, Task
+
+logger = logging.getLogger(__name__)
+
+
+def build_task(job: TrainJob, state: dict[str, Any] | None = None) -> Task:
+    """Build the task; `state` is what it learned from its training split, if a checkpoint contains that."""
+    task: Task = instantiate("task", job.task)
+    if state is not None:
+        task.load_state_dict(state)
+    return task
+
+
+def build_encoded(job: TrainJob, task: Task, *, fitted: bool) -> Encoded:
+    """Encode all splits, or read them from the cache; the task is fitted afterwards."""
+    return _encode(job, instantiate("data", own_keys(job.data, DataKeys)), task, fitted=fitted)
+
+
+def build_split(job: TrainJob, task: Task, split: str) -> Encoded:
+    """Encode one split for a fitted task. Sources that can read a split on its own read nothing else."""
+    source = instantiate("data", own_keys(job.data, DataKeys))
+    alone = getattr(source, "alone", None)
+    single = None if alone is None else alone(split, getattr(task, "numeric", {}))
+    return _encode(job, single or source, task, fitted=True)
+
+
+def _encode(job: TrainJob, source: Source, task: Task, *, fitted: bool) -> Encoded:
+    encoded = encode(source, task, limit=job.loader.limit, root=cache_root(), fitted=fitted)
+    for split, rows in encoded.splits.items():
+        if not len(rows):
+            raise DataError(f"the {split} split is empty")
+    return encoded
+
+
+def check_data(job: TrainJob, task: Task, encoded: Encoded) -> DataReport:
+    """Check the encoded splits and warn about the problems in them.
+
+    Raises:
+        DataError: There are problems, and `data.strict` is true.
+    """
+    report = check(encoded.splits)
+    warnings = [*task.check(encoded.splits), *report.warnings()]
+    problems = [*encoded.warnings, *warnings]
+    if problems and job.data.get("strict"):
+        raise DataError(*(f"data.strict: {problem}" for problem in problems))
+    # Reading the source logged its own warnings already, unless the encoding came from the cache.
+    for warning in warnings if encoded.fresh else problems:
+        logger.warning(warning)
+    return report
+
+
+def build_batch_plan(job: TrainJob, task: Task, encoded: Encoded) -> BatchPlan:
+    """Build the order of the training samples; `loader.batching=bucketed` groups samples of similar length."""
+    train = encoded.splits["train"]
+    lengths: np.ndarray | None = task.lengths(train) if job.loader.batching == "bucketed" else None
+    return BatchPlan(len(train), job.train.batch_size, job.seed, lengths)
+
+
+def build_loaders(
+    job: TrainJob, task: Task, encoded: Encoded, plan: BatchPlan, batching: Batching, device: torch.device
+) -> tuple[TrainLoader, EvaluationBatches]:
+    """Build the loader of the training split and the loader of the validation split."""
+    options = loader_options(job, device, batching)
+    train, validation = (
+        Batches(encoded.splits[split], task, batching, job.seed, training=split == "train")
+        for split in ("train", "validation")
+    )
+    loader = TrainLoader(train, plan, job.train.accumulate, options)
+    return loader, EvaluationBatches(validation, job.loader.eval_batch_size, options)
+
+
+def loader_options(job: TrainJob, device: torch.device, batching: Batching) -> LoaderOptions:
+    """Return the options of all loaders; memory is pinned for CUDA unless `loader.pin_memory` is set."""
+    loader = job.loader
+    return LoaderOptions(
+        batching=batching,
+        workers=loader.workers,
+        prefetch=loader.prefetch,
+        pin_memory=device.type == "cuda" if loader.pin_memory is None else loader.pin_memory,
+        persistent_workers=loader.persistent_workers,
+    )

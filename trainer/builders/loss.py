@@ -1,0 +1,124 @@
+"""The loss of a job and, for distillation, the teacher model that it learns from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from trainer.builders.instantiate import instantiate, locate, parameters
+from trainer.builders.model import restore_model
+from trainer.checkpoint.store import Store
+from trainer.config.jobs import TrainJob
+from trainer.config.pairing import unfit_targets
+from trainer.config.stored import job_from_text
+from trainer.errors import CheckpointError, ConfigError, format_error
+from trainer.layout import CHECKPOINTS, CONFIG, TASK
+from trainer.protocols import Loss, Task
+from trainer.targets import with_loss_head
+
+TEACHER = "teacher.json"
+"""The document of a checkpoint that identifies the teacher's weights."""
+
+
+def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
+    """Build the loss with its buffers and parameters on the device.
+
+    Raises:
+        ConfigError: The loss does not fit the task, or its teacher cannot be used.
+    """
+    facts = task.facts()
+    if needs_teacher(job):
+        facts["teacher_model"] = load_teacher(job.loss.get("teacher"), task, device, job.trust)
+    loss = instantiate("loss", job.loss, **facts)
+    _check_ignore_index(loss, task)
+    supported = getattr(loss, "targets", None)
+    for target in (task.target, getattr(task, "train_target", task.target)):
+        if supported is not None and target not in supported:
+            raise ConfigError(format_error("loss", unfit_targets(supported, target), value=job.loss["_target_"]))
+    if not hasattr(loss, "num_targets"):
+        problem = f"{job.loss['_target_']} has no num_targets method: a loss is a sum and must report its terms"
+        raise ConfigError(format_error("loss", problem))
+    return cast(Loss, loss.to(device) if isinstance(loss, nn.Module) else loss)
+
+
+def needs_teacher(job: TrainJob) -> bool:
+    """Return True if the loss learns from another run's model."""
+    return "teacher_model" in parameters(locate("loss", job.loss))
+
+
+def _check_ignore_index(loss: Any, task: Task) -> None:
+    """Raise ConfigError if `loss.ignore_index` is one of the task's classes."""
+    ignore_index = getattr(loss, "ignore_index", None)
+    classes = {"class": range(task.facts().get("num_outputs") or 0), "multi_hot": range(2)}.get(task.target, range(0))
+    if ignore_index in classes:
+        problem = f"collides with a real class, 0 to {classes[-1]}"
+        raise ConfigError(format_error("loss.ignore_index", problem, "Use a negative number", value=ignore_index))
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Another run's model in evaluation mode, called with the student's inputs.
+
+    Attributes:
+        model: The model; its output is what metrics see.
+        identity: The step and a checksum of its weights.
+    """
+
+    model: Callable[..., Tensor]
+    identity: dict[str, Any]
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            return self.model(**inputs)
+
+    def document(self) -> str:
+        """Return the identity as the text that checkpoints carry."""
+        return json.dumps(self.identity) + "\n"
+
+
+def load_teacher(path: Any, task: Task, device: torch.device, trust: list[str]) -> Teacher:
+    """Load the best checkpoint of a run as a teacher.
+
+    Args:
+        path: The teacher's run folder.
+        task: The student's fitted task: both must have the same tokenizer and labels.
+        device: The device of the teacher.
+        trust: Packages that the teacher's stored config may name.
+
+    Raises:
+        ConfigError: There is no such run, or it was trained with a different task.
+    """
+    if not isinstance(path, str):
+        raise ConfigError(format_error("loss.teacher", "must be a run folder", value=path))
+    try:
+        snapshot = Store(Path(path) / CHECKPOINTS, keep=2).load("best")
+    except CheckpointError as error:
+        raise ConfigError(format_error("loss.teacher", "has no usable checkpoint", str(error), value=path)) from error
+    job = job_from_text(snapshot.documents[CONFIG], trust)
+    stored, own = json.loads(snapshot.documents[TASK]), json.loads(json.dumps(task.state_dict()))
+    if different := [name for name in own if own[name] != stored.get(name)]:
+        remedy = "Train both on the same data with the same task"
+        problem = f"was trained with a different {' and '.join(different)}"
+        raise ConfigError(format_error("loss.teacher", problem, remedy, value=path))
+
+    def build_own_loss() -> Loss | None:
+        # Only a loss with weights of its own changes the outputs; any other may need a teacher that is gone.
+        has_weights = "loss" in snapshot.tensors
+        return instantiate("loss", job.loss, **task.facts()) if has_weights else None
+
+    # The student starts from the same weights whichever teacher it has.
+    with torch.random.fork_rng(devices=[]):
+        restored = restore_model(job, task, snapshot, "auto", build_own_loss)
+    model = restored.model if restored.loss is None else with_loss_head(restored.model, restored.loss)
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.contiguous().view(torch.uint8).numpy() if tensor.ndim else tensor.numpy().tobytes())
+    identity = {"step": snapshot.step, "sha256": digest.hexdigest()}
+    return Teacher(model.to(device).eval().requires_grad_(False), identity)

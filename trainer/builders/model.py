@@ -1,0 +1,301 @@
+"""The model of a job: built, initialized from weights, pruned, frozen, compiled, or restored from a checkpoint."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.builders.instantiate import in_group, instantiate
+from trainer.capture import MASKS, load_weights, select_weights
+from trainer.checkpoint.snapshot import Snapshot
+from trainer.config.duration import to_steps
+from trainer.config.jobs import TrainJob
+from trainer.config.schema import own_keys
+from trainer.config.sections import LoraKeys, ModelKeys, PruneKeys
+from trainer.data.loader import Batches
+from trainer.data.plan import BatchIndices
+from trainer.errors import ConfigError, format_error
+from trainer.export.cases import traced_inputs
+from trainer.model.features import FeatureExtractor
+from trainer.model.freezing import fitting, freeze, gradual
+from trainer.model.lora import apply_lora, merge_lora
+from trainer.model.noisy_tune import noisy_tune
+from trainer.model.pretrained_folder import weights_of_run
+from trainer.model.weights import fit_weights
+from trainer.model.weights_file import load_weights_file
+from trainer.model.weights_origin import doubts, tokenizer_beside
+from trainer.protocols import Batching, Loss, Task
+from trainer.prune.masks import Masks
+from trainer.prune.sparsity import sparsity, total
+from trainer.prune.targets import pruned_parameters
+
+logger = logging.getLogger(__name__)
+
+ARCHITECTURE = "model.json"
+"""The document of a checkpoint from which a pretrained model is rebuilt without its original files."""
+
+
+def build_model(job: TrainJob, task: Task, snapshot: Snapshot | None, *, num_outputs: int | None = None) -> nn.Module:
+    """Build the model on the CPU.
+
+    Args:
+        job: The checked config.
+        task: The fitted task.
+        snapshot: The checkpoint whose weights will be loaded into the model, so that no initial weights are read; None
+            for a new run.
+        num_outputs: The number of features that the loss reads; None for the number of outputs that the task needs.
+
+    Raises:
+        ConfigError: The model cannot be built from this config.
+    """
+    facts = task.facts() if num_outputs is None else task.facts() | {"num_outputs": num_outputs}
+    if snapshot is not None and ARCHITECTURE in snapshot.documents:
+        facts["architecture"] = json.loads(snapshot.documents[ARCHITECTURE])
+    model: nn.Module = instantiate("model", own_keys(job.model, ModelKeys), **facts)
+    settings = ModelKeys(**{key: value for key, value in job.model.items() if key in ModelKeys.__dataclass_fields__})
+    tokenizer = job.task.get("tokenizer")
+    if snapshot is None and settings.weights and tokenizer and tokenizer == tokenizer_beside(settings.weights):
+        logger.info("task.tokenizer=%s: the tokenizer that model.weights were trained with", tokenizer)
+    with in_group("model"):
+        if snapshot is None:
+            _initialize(model, settings, job.seed, task, facts)
+        return _adapt(model, settings, task, facts)
+
+
+def _initialize(model: nn.Module, settings: ModelKeys, seed: int, task: Task, facts: Mapping[str, Any]) -> None:
+    """Load `model.weights` into a new model and add the noise of `model.noisy_tune`."""
+    if settings.weights is not None:
+        weights = weights_of_run(model, settings.weights) or load_weights_file(settings.weights)
+        report = fit_weights(model, weights, settings.weights_rename, settings.weights_ignore)
+        logger.info("model.weights=%s: %s", settings.weights, report)
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in report.loaded}
+        for doubt in doubts(settings.weights, shapes, task.artifact_files(), facts):
+            logger.warning("model.%s", doubt)
+    if settings.noisy_tune is not None:
+        noisy_tune(model, settings.noisy_tune, torch.Generator().manual_seed(seed))
+
+
+def _adapt(model: nn.Module, settings: ModelKeys, task: Task, facts: Mapping[str, Any]) -> nn.Module:
+    """Freeze parameters, put a head on inner features, and add adapters, as the settings ask for."""
+    if patterns := [entry for entry in settings.freeze if isinstance(entry, str)]:
+        names = freeze(model, patterns)
+        logger.info("model.freeze: %d parameters are frozen", len(names))
+    if settings.features:
+        if facts.get("output_level") == "token":
+            problem = "only tasks with one output per sample support features"
+            raise ConfigError(format_error("features", problem, value=settings.features))
+        model = FeatureExtractor(model, settings.features, facts["num_outputs"], traced_inputs(task))
+    if settings.lora is not None:
+        targets = apply_lora(model, **asdict(LoraKeys(**settings.lora)))
+        logger.info("model.lora: adapters on %d layers", len(targets))
+    return model
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The model and loss of a checkpoint.
+
+    Attributes:
+        model: The model with the selected weights.
+        loss: The loss with its own weights, if it has some; None if it was not built.
+        weights: The selected weights, `raw` or `ema`.
+    """
+
+    model: nn.Module
+    loss: Loss | None
+    weights: str
+
+
+def restore_model(
+    job: TrainJob, task: Task, snapshot: Snapshot, weights: str, build_loss: Callable[[], Loss | None]
+) -> Restored:
+    """Rebuild the model and the loss of a checkpoint, on the CPU and on the device of the loss.
+
+    Args:
+        job: The stored config.
+        task: The fitted task.
+        snapshot: The checkpoint.
+        weights: `raw`, `ema`, or `auto` for the weights that scored better.
+        build_loss: Builds the loss; None if the outputs do not depend on it.
+
+    Raises:
+        CheckpointError: The checkpoint does not contain these weights, or they do not fit the model.
+    """
+    selected, tensors, loss_tensors = select_weights(snapshot, weights)
+    loss = build_loss()
+    if loss_tensors is not None:
+        assert isinstance(loss, nn.Module)
+        load_weights(loss, loss_tensors)
+    model = build_model(job, task, snapshot, num_outputs=getattr(loss, "in_features", None))
+    load_weights(model, tensors)
+    return Restored(model, loss, selected)
+
+
+def to_device(job: TrainJob, model: nn.Module, device: torch.device) -> nn.Module:
+    """Move the model to its device; with `model.channels_last` its 4-d weights are stored as (out, height, width, in).
+
+    Convolutions pass the layout on, so the images need no conversion. Shapes, names and checkpoints stay the same; the
+    results are equal up to rounding, because kernels sum in a different order.
+
+    Raises:
+        ConfigError: The model has no 2-d convolution.
+    """
+    if job.model.get("channels_last"):
+        if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+            problem = "this model has no 2-d convolution"
+            raise ConfigError(format_error("model.channels_last", problem, "Leave it out", value=True))
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # no overload takes only the format
+    return model.to(device)
+
+
+def build_masks(job: TrainJob, model: nn.Module, snapshot: Snapshot | None) -> Masks:
+    """Prune the model with the snapshot's masks, or in a new run with masks computed from its initial weights.
+
+    Raises:
+        ConfigError: The model cannot be pruned this way.
+    """
+    if job.prune is None:
+        return Masks(model, {})
+    if snapshot is not None:
+        return Masks(model, snapshot.tensors[MASKS])
+    masks = prune_model(job.prune, model, job.seed)
+    zeros = total(sparsity(model, masks.names()))
+    logger.info(
+        "prune: %d of %d elements (%.1f %%) of %d weights are 0 and stay 0",
+        *(zeros.zeros, zeros.size, 100 * zeros.share, len(masks.names())),
+    )
+    return masks
+
+
+def prune_model(config: Mapping[str, Any], model: nn.Module, seed: int) -> Masks:
+    """Prune a model in place, as the group `prune` says.
+
+    Raises:
+        ConfigError: The model cannot be pruned this way.
+    """
+    # The head on inner features is new and takes the place of the model's own head, so it is not pruned.
+    prefix, backbone = ("backbone.", model.backbone) if isinstance(model, FeatureExtractor) else ("", model)
+    assert isinstance(backbone, nn.Module)
+    compute_masks = instantiate("prune", own_keys(dict(config), PruneKeys), seed=seed)
+    with in_group("prune"):
+        parameters = pruned_parameters(backbone, config.get("targets"))
+        # On the CPU, so that random masks do not depend on the device.
+        weights = {f"{prefix}{name}": parameter.detach().cpu() for name, parameter in parameters.items()}
+        kept: Mapping[str, Tensor] = compute_masks(weights)
+    return Masks(model, kept)
+
+
+def build_unfreeze(
+    job: TrainJob, model: nn.Module, loss: Loss, steps_per_epoch: int, total_steps: int
+) -> Callable[[int], None]:
+    """Build the function of the step that makes parameters trainable when their `model.freeze` entry expires.
+
+    Args:
+        job: The checked config.
+        model: The model with the parameters.
+        loss: The loss; its own parameters are never frozen.
+        steps_per_epoch: Steps per epoch, for durations in epochs.
+        total_steps: Steps of the run, for durations in percent.
+
+    Raises:
+        ConfigError: An entry matches nothing, or nothing would be trainable at the start.
+    """
+    entries = [entry for entry in job.model.get("freeze", []) if not isinstance(entry, str)]
+    if not entries:
+        return lambda step: None
+    pairs = [
+        (entry["match"], to_steps(entry["until"], steps_per_epoch, total_steps, key="model.freeze"))
+        for entry in entries
+    ]
+    backbone = model.backbone if isinstance(model, FeatureExtractor) else model
+    assert isinstance(backbone, nn.Module)
+    with in_group("model"):
+        unfreeze = gradual(backbone, pairs)
+    starts = {parameter: step for pattern, step in pairs for parameter in fitting(backbone, pattern)}
+    modules = [model, loss] if isinstance(loss, nn.Module) else [model]
+    trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    if all(starts.get(parameter, 0) > 0 for parameter in trained):
+        problem = "nothing would be trained at the start"
+        raise ConfigError(format_error("model.freeze", problem, "Leave something out, such as the head", value=entries))
+    return unfreeze
+
+
+def compile_model(model: nn.Module, device: torch.device) -> None:
+    """Compile the model's forward in place, so that its weights keep their names; on a CPU without a compiler, warn."""
+    if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        logger.warning("compile: torch.compile needs a C++ compiler on the CPU and none was found; continuing without")
+        return
+    model.compile(dynamic=True)
+
+
+def architecture_documents(model: nn.Module) -> dict[str, str]:
+    """Return the documents from which a checkpoint's model can be rebuilt without its original files."""
+    own = model.backbone if isinstance(model, FeatureExtractor) else model
+    architecture = getattr(own, "architecture", None)
+    return {} if architecture is None else {ARCHITECTURE: json.dumps(architecture, ensure_ascii=False) + "\n"}
+
+
+def choose_batching(job: TrainJob, model: nn.Module) -> Batching:
+    """Return the layout of the batches: padded instead of packed if the model does not support packed batches."""
+    own = model.backbone if isinstance(model, FeatureExtractor) else model
+    if job.loader.batching == "packed" and getattr(own, "packed", True) is False:
+        logger.info("loader.batching: this model does not support packed batches; they are padded")
+        return "padded"
+    return job.loader.batching
+
+
+def merge_adapters(job: TrainJob, model: nn.Module) -> nn.Module:
+    """Return a copy with the adapters merged into the weights, or the model itself if it has no adapters."""
+    if job.model.get("lora") is None:
+        return model
+    copy = deepcopy(model)
+    merge_lora(copy)
+    return copy
+
+
+def check_model(job: TrainJob, model: nn.Module, batches: Batches) -> None:
+    """Check that the model takes the batches, sees only the tokens that the task allows, and supports the formats.
+
+    Raises:
+        ConfigError: The model does not.
+    """
+    _check_causality(batches.task, model)
+    _check_formats(job, model)
+    inputs = batches[BatchIndices(0, (0,))].inputs
+    try:
+        inspect.signature(model.forward).bind(**inputs)
+    except TypeError as error:
+        message = format_error(
+            "loader.batching",
+            f"{job.model['_target_']} does not accept this batch ({error})",
+            f"A batch has {', '.join(inputs)}. Padded batches need no special support: set loader.batching=padded",
+            value=batches.batching,
+        )
+        raise ConfigError(message) from error
+
+
+def _check_causality(task: Task, model: nn.Module) -> None:
+    """Check pretrained models, whose class does not tell; `trainer.config` checks the other ones before torch loads."""
+    expected, causal = getattr(task, "causal", None), getattr(model, "causal", None)
+    if expected is None or causal is None or expected == causal:
+        return
+    problem = "sees the tokens that it must predict" if expected else "does not see the tokens after a masked token"
+    remedy = "Name a GPT-2, or use model=decoder" if expected else "Name a BERT-like model, or use model=text_encoder"
+    raise ConfigError(format_error("model.path", problem, remedy))
+
+
+def _check_formats(job: TrainJob, model: nn.Module) -> None:
+    """Check pretrained models, whose family is known only after their files have been read."""
+    formats = job.export.get("formats") or []
+    if "onnx_cache" in formats and not getattr(model, "cached", False):
+        problem = "this model cannot decode token by token, which onnx_cache needs"
+        raise ConfigError(format_error("export.formats", problem, "Leave it out, or name a GPT-2", value=formats))
