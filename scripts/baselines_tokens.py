@@ -33,7 +33,7 @@ def token_classification(problem: Problem) -> Scores:
     )
 
     def score(predict: Callable[[list[str]], Sequence[int]]) -> dict[str, float]:
-        width, num_tags = problem.test.target.shape[1], len(problem.task.facts()["class_counts"])
+        width, num_tags = problem.test.target.shape[1], len(problem.task.info().class_counts)
         output = torch.zeros(len(problem.test.target), width, num_tags)
         for row, (words, _) in enumerate(tagged_words(problem.test)):
             output[row, range(len(words)), list(predict(words))] = 1
@@ -71,7 +71,7 @@ Places = tuple[list[np.ndarray], np.ndarray]
 
 def causal_lm(problem: Problem) -> Scores:
     """Tokens by themselves, after the one before them, and after the two before them."""
-    size = problem.task.facts()["vocab_size"]
+    size = problem.task.info().vocab_size
 
     def places(split: Split) -> Places:
         ids, wanted = split.batch.inputs["input_ids"].numpy(), split.target.numpy() != -100
@@ -96,7 +96,7 @@ def masked_lm(problem: Problem) -> Scores:
     ids = np.concatenate([row for row, _ in rows]).astype(np.int64)
     at = np.flatnonzero(np.concatenate([words for _, words in rows]) >= 0)
     train = ([np.zeros_like(at), ids[at - 1], ids[at + 1]], ids[at])
-    found, size = [train, hidden(problem.validation), hidden(problem.test)], problem.task.facts()["vocab_size"]
+    found, size = [train, hidden(problem.validation), hidden(problem.test)], problem.task.info().vocab_size
     names = {"unigram": 1, "interpolated with both neighbours": 3}
     return {name: {"perplexity": perplexity(found, order, size)} for name, order in names.items()}
 

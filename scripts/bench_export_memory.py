@@ -70,7 +70,7 @@ def measure(layers: int, formats: list[str], threads: int) -> dict[str, Any]:
         BertConfig(num_hidden_layers=layers).save_pretrained(folder / "bert")
         before = _memory("VmRSS")
         model = Pretrained(
-            **{key: task.facts()[key] for key in ("vocab_size", "num_outputs", "max_length")},
+            **{key: getattr(task.info(), key) for key in ("vocab_size", "num_outputs", "max_length")},
             path=str(folder / "bert"),
             config={},
             pooling="mean",

@@ -157,7 +157,7 @@ def theirs(job: TrainJob, built: Training, model: Path, steps: int) -> tuple[nn.
         for ids, label in zip(encoded["input_ids"], encoded["label"], strict=True)
     ]
     set_seed(job.seed)
-    network = MeanPooled(model, built.task.facts()["num_outputs"])
+    network = MeanPooled(model, built.task.info().num_outputs)
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(model)
 

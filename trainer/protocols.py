@@ -6,7 +6,7 @@ Shapes: B samples of a micro-batch, R rows and L columns of a packed or padded m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -142,51 +142,100 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskInfo:
+    """Sizes and counts that a fitted task knows and that models and losses may ask for.
+
+    A model or loss gets a field if its constructor has a parameter of that name. A field that is None does not apply to
+    the task and is not passed, so the parameter keeps its default; only `num_outputs` is always passed. A task of your
+    own may return a subclass with more fields.
+
+    Attributes:
+        vocab_size: Entries of the tokenizer's vocabulary, for tasks that read tokens.
+        max_length: Tokens of the longest sample, special tokens included, for tasks that read tokens.
+        pad_id: Token id that fills padded rows, for tasks that read tokens.
+        num_features: Width F of `features` (B, F), for tasks that read tables.
+        image_channels: Channels of `pixel_values` (1 grey, 3 color), for tasks that read images.
+        image_size: Height and width of `pixel_values` in pixels, for tasks that read images.
+        num_outputs: Width C of the model's output; None asks for the model's own features.
+        class_counts: Training targets of each of the C classes or labels.
+        num_train: Training samples; for language models the tokens of the training split.
+        num_token_types: Token types that tell the texts of a pair apart (1: none), for tasks that read pairs.
+        output_level: `token` if the model gives one output per token; None: one output per sample.
+        train_target: The `Target` of training batches if it may differ from the `Target` in evaluation.
+    """
+
+    vocab_size: int | None = None
+    max_length: int | None = None
+    pad_id: int | None = None
+    num_features: int | None = None
+    image_channels: int | None = None
+    image_size: tuple[int, ...] | None = None
+    num_outputs: int | None
+    class_counts: list[int] | None = None
+    num_train: int | None = None
+    num_token_types: int | None = None
+    output_level: Literal["token"] | None = None
+    train_target: Target | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the fields that apply, by parameter name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None or name == "num_outputs"}
+
+
 class Task(Stateful, Protocol):
-    """The glue of a kind of job, from columns of raw data to metrics and answers.
+    """The glue of one type of job, from the columns of raw data to metrics and predictions.
 
-    `state_dict` is JSON: what was learnt from the training split (labels, tokenizer).
+    `state_dict` is JSON: what `fit` learned from the training split (labels, tokenizer, ...).
 
-    Where it has them, these are used too:
+    A task may have more abilities, each a protocol below: `HasNumericColumns`, `HasTrainTarget`, `UsesExtraRows`,
+    `HasPredictionRows`, `LanguageModelTask`, `HasEndToken`, `HasPredictScript`. It may also declare these class
+    attributes as literals, which are read from the source before torch is loaded:
 
-    * `numeric`: the columns of `features` that answers need, and whether each is one of numbers;
-    * `monitors`: the names of all metrics that may pick its checkpoint, a tuple of literals that is read before torch
-      is loaded;
-    * `train_target`: the `Target` of the batches that are trained on, where evaluation has another;
-    * `shares_by`: the task's keys that make it `shares` where one is above 0, a tuple of literals that is read before
-      torch is loaded;
-    * `further(draws)`: rows of the split that samples want besides their own; `collate` gets them behind the samples;
-    * `script`: the modules of `trainer.export.standalone` that do for an artifact what `encode_inputs`, `inputs_of` and
-      `answers` do; a task without it has no `predict.py`;
-    * `ask(rows)`: rows of the data as rows to be answered, where those of the data leave nothing to say.
+    * `monitors`: the names of all metrics that `checkpoint.monitor` may name;
+    * `shares_by`: the task's keys that turn training targets into `shares` if one of them is above 0;
+    * `level`: `token` if the task needs a model with one output per token.
     """
 
     monitor: str
     """The metric that picks the best checkpoint unless `checkpoint.monitor` names another."""
 
     target: Target
-    """What the targets of its batches are."""
+    """The `Target` of its batches."""
 
     inputs: Inputs
-    """What the inputs of its batches are."""
+    """The `Inputs` of its batches."""
 
     def columns(self) -> tuple[str, ...]:
-        """The columns of a source that it reads."""
+        """Return the columns that the task reads from a source."""
+        ...
+
+    def input_columns(self) -> tuple[str, ...]:
+        """Return the columns that a prediction needs: `columns` without the targets."""
         ...
 
     def fingerprint(self) -> str:
-        """Changes when `fit` or `encode` would give something else for the same data."""
+        """Return a digest that changes if `fit` or `encode` would give another result for the same data."""
         ...
 
     def fit(self, train: Dataset) -> None:
-        """Learns from the training split what encoding needs. Called once, before `encode`."""
+        """Learn from the training split what encoding needs. Called once, before `encode`."""
         ...
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:
-        """Raw columns to encoded columns, row by row; runs once, its result is cached.
+        """Turn raw columns into encoded columns, row by row. The result is cached.
 
-        A raw row may become several encoded ones, its blocks: then `BLOCK_OF` holds for each the position of its raw
-        row in `rows`, rising, each at least once.
+        A raw row may become several encoded rows, its blocks: then the column `BLOCK_OF` contains, for each encoded
+        row, the position of its raw row in `rows`, ascending, each position at least once.
+
+        Raises:
+            RowError: A row cannot be used.
+        """
+        ...
+
+    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
+        """Turn the columns `input_columns` into encoded columns, row by row: `encode` without the targets.
 
         Raises:
             RowError: A row cannot be used.
@@ -194,86 +243,134 @@ class Task(Stateful, Protocol):
         ...
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        """Logs what a person should know of the encoded splits before they train on them; returns what is wrong."""
+        """Log a summary of the encoded splits and return warnings about them."""
         ...
 
     def lengths(self, encoded: Dataset) -> np.ndarray | None:
-        """Tokens of each row, int64 (N,); None where a row has no length."""
+        """Return the number of tokens of each row, int64 (N,), or None if rows have no length."""
         ...
 
-    def collate(self, rows: Columns, draws: SampleRng, batching: Batching) -> Batch:
-        """Encoded rows to a batch. What is random comes from `draws` alone."""
+    def collate(self, rows: Columns, rng: SampleRng, batching: Batching) -> Batch:
+        """Make a batch of encoded rows. All randomness comes from `rng`."""
         ...
 
-    def facts(self) -> dict[str, Any]:
-        """What models and losses may ask for by parameter name: `vocab_size`, `num_outputs`, `class_counts`, ..."""
+    def model_inputs(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
+        """Make the model's inputs of rows of `encode_inputs`. Padded inputs fit an exported graph.
+
+        For outputs per token, the packed layout requests outputs (B, W, C) at the tokens that `predictions` needs, and
+        the padded layout gives the outputs (B, T, C) of all tokens. Outputs per sample are (B, C) in both.
+        """
+        ...
+
+    def info(self) -> TaskInfo:
+        """Return what models and losses may ask for by parameter name. Called after `fit` or `load_state_dict`."""
         ...
 
     def metrics(self) -> MetricCollection:
-        """Fresh metrics over (output, target), to be moved to the device."""
+        """Return new metrics over (output, target); the caller moves them to the device."""
         ...
 
-    def reads(self) -> tuple[str, ...]:
-        """The columns that it needs for an answer: those of `columns` without what is to be found out."""
-        ...
-
-    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
-        """The columns `reads` to encoded columns, row by row: `encode` without the targets.
-
-        Raises:
-            RowError: A row cannot be used.
-        """
-        ...
-
-    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
-        """The model's inputs for rows of `encode_inputs`; padded they are those of an exported graph.
-
-        Of texts the packed layout asks for outputs (B, W, C) at the tokens that `answers` reads, the padded one has
-        outputs (B, T, C) of all of them; where an output is of a sample, both are (B, C).
-        """
-        ...
-
-    def answers(
+    def predictions(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
     ) -> list[dict[str, Any]]:
-        """What a person reads, one JSON object a row, probabilities to six decimals.
+        """Turn outputs into one JSON object per row for a person to read, probabilities to six decimals.
 
-        * a class: `{"label": "cat", "probability": 0.9}`, where `top` is above 1 also `"probabilities": {"cat": 0.9,
-          ...}` of the `top` likeliest;
-        * labels: `{"labels": ["cat", ...], "probabilities": {"cat": 0.9, ...}}`, the likeliest first: the labels above
-          the threshold; the probabilities are of those, and of the `top` likeliest where they are more;
-        * values: `{"value": 1.5}`, of several `{"value": [1.5, ...]}`, in the user's units;
-        * tags: `{"words": [...], "tags": ["O", None, ...]}`, None for a word that is not read, and where tags mark
-          entities `"entities": [{"type": "PER", "start": 0, "end": 2}, ...]`, words `start` to before `end`;
-        * masked tokens: `{"text": "...", "filled": [{"token": "cat", "probability": 0.9}, None, ...]}`, None for one
-          that is not read;
+        * a class: `{"label": "cat", "probability": 0.9}`, and if `top` is above 1 also `"probabilities": {"cat": 0.9,
+          ...}` of the `top` most likely classes;
+        * labels: `{"labels": ["cat", ...], "probabilities": {"cat": 0.9, ...}}`, the most likely first: the labels
+          above the threshold, and the probabilities of these labels and of at least the `top` most likely ones;
+        * values: `{"value": 1.5}` or, for several, `{"value": [1.5, ...]}`, in the user's units;
+        * tags: `{"words": [...], "tags": ["O", None, ...]}`, None for a word that the model did not read, and if tags
+          mark entities `"entities": [{"type": "PER", "start": 0, "end": 2}, ...]`, words `start` up to before `end`;
+        * masked tokens: `{"text": "...", "filled": [{"token": "cat", "probability": 0.9}, None, ...]}`, None for a mask
+          token that the model did not read;
         * next tokens: `{"next": [{"token": "cat", "probability": 0.9}, ...], "perplexity": 12.3}`, at least five;
         * vectors: `{"embedding": [0.1, ...]}`.
 
         Args:
-            output: Of the model for `inputs_of(encoded, batching)`.
-            rows: The columns `reads`.
-            encoded: What `encode_inputs` made of them.
+            output: The model's output for `model_inputs(encoded, batching)`.
+            rows: The columns `input_columns`.
+            encoded: The result of `encode_inputs(rows)`.
             batching: The layout of the inputs.
-            top: How many of the likeliest are shown.
+            top: Number of most likely classes or tokens to show.
         """
         ...
 
     def axes(self) -> dict[str, dict[int, str]]:
-        """The symbolic dimensions of the exported inputs, e.g. `{"input_ids": {0: "batch", 1: "sequence"}}`."""
+        """Return the symbolic dimensions of exported inputs, e.g. `{"input_ids": {0: "batch", 1: "sequence"}}`."""
         ...
 
     def axis_limits(self) -> dict[str, tuple[int, int]]:
-        """Smallest and largest size of each axis but `batch`, e.g. `{"sequence": (1, 128)}`."""
+        """Return the smallest and largest size of each axis except `batch`, e.g. `{"sequence": (1, 128)}`."""
         ...
 
     def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]:
-        """Random valid padded inputs of the given axis sizes, with padding where the sizes allow any."""
+        """Return random valid padded inputs of these axis sizes, with padding if the sizes allow it."""
         ...
 
     def artifact_files(self) -> dict[str, str]:
-        """Files an artifact needs beside the model, name to text: labels, tokenizer."""
+        """Return the text files that an artifact needs next to the model, by name: labels, tokenizer."""
         ...
+
+
+@runtime_checkable
+class HasNumericColumns(Protocol):
+    """A task that reads tables and has learned which of their columns are numeric."""
+
+    @property
+    def numeric(self) -> Mapping[str, bool]:
+        """True for a column of numbers, False for a column of categories, by column name."""
+        ...
+
+
+@runtime_checkable
+class HasTrainTarget(Protocol):
+    """A task whose training batches may have another `Target` than its evaluation batches."""
+
+    train_target: Target
+
+
+@runtime_checkable
+class UsesExtraRows(Protocol):
+    """A task whose training samples use other rows of the split, as mixup does."""
+
+    def extra_rows(self, rng: SampleRng) -> list[int]:
+        """Return the positions of the extra rows; `collate` gets these rows after the samples."""
+        ...
+
+
+@runtime_checkable
+class HasPredictionRows(Protocol):
+    """A task for which rows of the data are no sensible inputs of a prediction as they are."""
+
+    def prediction_rows(self, rows: Columns) -> Columns:
+        """Turn rows of the data into inputs worth a prediction, such as texts with a mask token."""
+        ...
+
+
+@runtime_checkable
+class LanguageModelTask(Protocol):
+    """A language modeling task: `causal` if a token is predicted only from the tokens before it."""
+
+    causal: bool
+
+
+@runtime_checkable
+class HasEndToken(Protocol):
+    """A task whose texts end with a token, which also ends generated text."""
+
+    @property
+    def end_id(self) -> int:
+        """The id of the end-of-text token."""
+        ...
+
+
+@runtime_checkable
+class HasPredictScript(Protocol):
+    """A task whose artifacts can predict without the trainer; artifacts of other tasks have no `predict.py`."""
+
+    script: tuple[str, str] | None
+    """Two modules of `trainer.export.standalone`: one makes model inputs of rows, one makes predictions of outputs."""
 
 
 class Report(Protocol):

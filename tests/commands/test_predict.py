@@ -186,7 +186,7 @@ def test_language_models_by_hand(run_of: Callable[[str], Path]) -> None:
             device="cpu",
         )
         encoded = loaded.task.encode_inputs({"text": ["apple [MASK] saw"]})
-        found[task] = encoded["input_ids"][0], loaded.model(**loaded.task.inputs_of(encoded, "padded"))[0].detach()
+        found[task] = encoded["input_ids"][0], loaded.model(**loaded.task.model_inputs(encoded, "padded"))[0].detach()
     text = "apple [MASK] saw"
     (masked,) = predicted(run_of("masked_lm"), text)
     (causal,) = predicted(run_of("causal_lm"), text)

@@ -83,7 +83,7 @@ def test_a_limit_spreads_over_the_split_and_keeps_all_labels(make: Callable[...,
     whole, limited = run(whole_parts, tmp_path), run(parts, tmp_path, limit=5)
 
     assert [len(rows) for rows in limited.splits.values()] == [5, 5]
-    assert parts[1].facts() == whole_parts[1].facts()
+    assert parts[1].info() == whole_parts[1].info()
     assert limited.splits["train"]["row"][0] == whole.splits["train"]["row"][0]
     assert limited.splits["train"]["row"][4] == whole.splits["train"]["row"][39]
 

@@ -37,7 +37,7 @@ def test_golden_rows_inputs_output_and_answers_belong_together(published: Publis
     golden, task = read(published.folder, "golden.json"), ToyTask()
     assert golden["rows"] == [{"text": sample["text"]} for sample in SAMPLES]
     rows = {"text": [row["text"] for row in golden["rows"]]}
-    inputs = task.inputs_of(task.encode_inputs(rows), "padded")
+    inputs = task.model_inputs(task.encode_inputs(rows), "padded")
     with np.load(published.folder / "golden.npz", allow_pickle=False) as arrays:
         tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     assert tensors.keys() == {"input.input_ids", "input.attention_mask", "output"}
@@ -47,7 +47,7 @@ def test_golden_rows_inputs_output_and_answers_belong_together(published: Publis
     with torch.no_grad():
         output = ToyModel().eval()(**inputs)
     assert torch.equal(tensors["output"], output)
-    assert golden["answers"] == task.answers(output, rows=rows, encoded={}, batching="padded", top=golden["top"])
+    assert golden["answers"] == task.predictions(output, rows=rows, encoded={}, batching="padded", top=golden["top"])
     for name, value in torch.load(published.folder / "golden.pt", weights_only=True).items():
         assert torch.equal(tensors[name], value)
     session = onnxruntime.InferenceSession(str(published.folder / "model.onnx"))
@@ -60,7 +60,7 @@ def test_of_large_outputs_one_row_is_enough(tmp_path: Path) -> None:
         return torch.zeros(len(inputs["input_ids"]), 3).repeat(1, 2**18)
 
     class Wide(ToyTask):
-        def answers(self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int) -> Any:
+        def predictions(self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int) -> Any:
             return [{"text": text} for text in rows["text"]]
 
     write_golden(tmp_path, Wide(), SAMPLES, wide)

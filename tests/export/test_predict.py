@@ -29,8 +29,8 @@ def expected(top: int = 1) -> list[dict[str, Any]]:
     task, rows = ToyTask(), {"text": TEXTS}
     encoded = task.encode_inputs(rows)
     with torch.no_grad():
-        output = ToyModel().eval()(**task.inputs_of(encoded, "padded"))
-    return task.answers(output, rows=rows, encoded=encoded, batching="padded", top=top)
+        output = ToyModel().eval()(**task.model_inputs(encoded, "padded"))
+    return task.predictions(output, rows=rows, encoded=encoded, batching="padded", top=top)
 
 
 def assert_answers(result: subprocess.CompletedProcess[str], top: int = 1) -> None:

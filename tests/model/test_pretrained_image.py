@@ -196,7 +196,7 @@ def test_its_folder_reads_images_as_the_task_does(
     seen = rows_of(pictures(mode, (16, 16), (24, 20))) | {"label": ["cat", "dog"]}
     task.fit(Dataset.from_dict(seen))
     changes = {"config": {"num_channels": channels}, "pretrained": False, "pooling": "cls" if name == "vit" else "mean"}
-    model = model_of(folder(name), num_outputs=2, **changes, **task.images.facts())
+    model = model_of(folder(name), num_outputs=2, **changes, **task.images.info_fields())
     with torch.no_grad():
         said = pretrained_folder.save(
             model, tmp_path / "saved", images(2, channels, 16, 16), task.artifact_files(), max_length=None, half=False
@@ -207,7 +207,7 @@ def test_its_folder_reads_images_as_the_task_does(
     read = AutoImageProcessor.from_pretrained(tmp_path / "saved", backend="pil")
     for size in ((16, 16), (30, 21)):  # of the right size, and scaled to it
         shown = pictures(mode, size)
-        expected = task.inputs_of(task.encode_inputs(rows_of(shown)), "padded")
+        expected = task.model_inputs(task.encode_inputs(rows_of(shown)), "padded")
         inputs = read(shown, return_tensors="pt")
         assert inputs.keys() == expected.keys()
         torch.testing.assert_close(inputs["pixel_values"], expected["pixel_values"], rtol=0, atol=1e-6)

@@ -12,7 +12,7 @@ THEIRS = learn_wordpiece([["apple pear plum"]], vocab_size=100, lowercase=True)
 OURS = learn_wordpiece([["apple pear corn"]], vocab_size=THEIRS.get_vocab_size(), lowercase=True)
 LABELS = ["a", "b", "c", "d", "e"]
 SHAPES = {"token_embedding.weight": (THEIRS.get_vocab_size(), 16), "norm.weight": (16,), "head.weight": (5, 16)}
-FACTS = {"vocab_size": THEIRS.get_vocab_size(), "num_outputs": 5}
+SIZES = {"vocab_size": THEIRS.get_vocab_size(), "num_outputs": 5}
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def test_the_tokenizer_of_weights(weights: str, run: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("weights", PLACES)
 def test_the_same_words_and_classes_are_no_doubt(weights: str, run: Path) -> None:
     files = {"tokenizer.json": THEIRS.to_str(), "labels.json": json.dumps(LABELS)}
-    assert doubts(str(run / weights), SHAPES, files, FACTS) == []
-    assert doubts(str(run / weights), SHAPES, {}, FACTS) == []
+    assert doubts(str(run / weights), SHAPES, files, **SIZES) == []
+    assert doubts(str(run / weights), SHAPES, {}, **SIZES) == []
 
 
 @pytest.mark.parametrize("weights", PLACES)
@@ -54,7 +54,7 @@ def test_other_words_and_classes_are_named_with_the_remedy(weights: str, run: Pa
     theirs, ours = ({number: token for token, number in each.get_vocab().items()} for each in (THEIRS, OURS))
     count = sum(ours.get(number) != token for number, token in theirs.items())
     assert 0 < count < len(theirs)
-    words, classes = doubts(path, SHAPES, files, FACTS)
+    words, classes = doubts(path, SHAPES, files, **SIZES)
     assert words == (
         f"weights: {count} of its {len(theirs)} tokens are others here, and token_embedding.weight has a row for each. "
         f"task.tokenizer={run / PLACES[weights]} takes its own; "
@@ -65,10 +65,10 @@ def test_other_words_and_classes_are_named_with_the_remedy(weights: str, run: Pa
         "Where they are other classes, model.weights_ignore=[head.*] learns a new head."
     )
     # What is learnt anew cannot be mistaken.
-    assert doubts(path, {"norm.weight": (16,)}, files, FACTS) == []
+    assert doubts(path, {"norm.weight": (16,)}, files, **SIZES) == []
 
 
 def test_what_somebody_else_left_tells_nothing(tmp_path: Path) -> None:
     for name, text in (("task.json", "[1]"), ("tokenizer.json", "no"), ("labels.json", "{")):
         (tmp_path / name).write_text(text)
-        assert doubts(str(tmp_path), SHAPES, {"tokenizer.json": OURS.to_str(), "labels.json": "[]"}, FACTS) == []
+        assert doubts(str(tmp_path), SHAPES, {"tokenizer.json": OURS.to_str(), "labels.json": "[]"}, **SIZES) == []

@@ -94,7 +94,7 @@ def test_rows_that_cannot_be_used_are_passed_over(task: TextClassification) -> N
 def test_texts_of_which_the_tokenizer_leaves_nothing() -> None:
     writer = CausalLm(max_length=8, vocab_size=100, tokenizer=None, lowercase=True)
     writer.fit(Dataset.from_dict({"text": TEXTS}))
-    size = writer.facts()["vocab_size"]
+    size = writer.info().vocab_size
 
     def forward(inputs: Mapping[str, Tensor]) -> Tensor:
         return torch.zeros(*inputs["output_index"].shape, size)
@@ -110,7 +110,7 @@ def test_texts_of_which_the_tokenizer_leaves_nothing() -> None:
 def test_a_batch_of_many_outputs_is_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
     writer = CausalLm(max_length=8, vocab_size=100, tokenizer=None, lowercase=True)
     writer.fit(Dataset.from_dict({"text": TEXTS}))
-    size = writer.facts()["vocab_size"]
+    size = writer.info().vocab_size
     monkeypatch.setattr(answering, "_OUTPUTS", 16 * size)
     shapes = []
 
@@ -139,10 +139,12 @@ def test_a_wait_ends_a_window(task: TextClassification) -> None:
 
 def test_a_task_without_answers_is_told() -> None:
     class Mine:
-        def reads(self) -> tuple[str, ...]:
+        def input_columns(self) -> tuple[str, ...]:
             return ("text",)
 
-    with pytest.raises(ConfigError, match=r"task: answers no rows: Mine lacks encode_inputs, inputs_of, answers\."):
+    with pytest.raises(
+        ConfigError, match=r"task: answers no rows: Mine lacks encode_inputs, model_inputs, predictions\."
+    ):
         check_task(Mine())
 
 

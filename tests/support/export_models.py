@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from trainer.export.artifacts import Artifact, publish
 from trainer.export.original import Original
-from trainer.protocols import Batch, Batching, Columns, Inputs, Target
+from trainer.protocols import Batch, Batching, Columns, Inputs, Target, TaskInfo
 from trainer.task.answers import class_answers
 
 MAX_LENGTH = 24
@@ -69,16 +69,16 @@ class ToyTask:
     def columns(self) -> tuple[str, ...]:
         return ("text", "label")
 
-    def reads(self) -> tuple[str, ...]:
+    def input_columns(self) -> tuple[str, ...]:
         return ("text",)
 
-    def facts(self) -> dict[str, Any]:
-        return {"pad_id": 0}
+    def info(self) -> TaskInfo:
+        return TaskInfo(pad_id=0, num_outputs=len(LABELS))
 
     def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
         return {"input_ids": [[int(word[1:]) for word in text.split()][:MAX_LENGTH] for text in rows["text"]]}
 
-    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
+    def model_inputs(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
         return inputs_of(encoded["input_ids"])
 
     def axes(self) -> dict[str, dict[int, str]]:
@@ -98,7 +98,7 @@ class ToyTask:
             {"accuracy": MulticlassAccuracy(classes, average="micro"), "macro_f1": MulticlassF1Score(classes)}
         )
 
-    def answers(
+    def predictions(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
     ) -> list[dict[str, Any]]:
         return class_answers(output, LABELS, top)

@@ -18,4 +18,4 @@ def answers(
 ) -> list[dict[str, Any]]:
     """The answers for an output; `rows` are for tasks whose answers repeat what was asked."""
     encoded = {} if rows is None else task.encode_inputs(rows)
-    return task.answers(output, rows=rows or {}, encoded=encoded, batching=batching, top=top)
+    return task.predictions(output, rows=rows or {}, encoded=encoded, batching=batching, top=top)

@@ -76,7 +76,7 @@ def assert_layouts_agree(task: Task, encoded: Dataset, model: nn.Module) -> None
 
 def _model(kind: type[nn.Module], task: Task, **options: Any) -> nn.Module:
     torch.manual_seed(0)
-    facts = {name: task.facts()[name] for name in ("vocab_size", "num_outputs", "max_length", "output_level")}
+    facts = {name: getattr(task.info(), name) for name in ("vocab_size", "num_outputs", "max_length", "output_level")}
     # Spread weights: outputs then differ from token to token.
     model = kind(**facts, **_SIZES, **options).eval()
     for parameter in model.parameters():

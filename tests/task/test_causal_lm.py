@@ -149,7 +149,7 @@ def test_the_perplexity_is_that_of_the_documents_one_by_one() -> None:
 
 def test_answers_are_the_next_tokens_and_the_perplexity() -> None:
     writer, _ = made()
-    size = writer.facts()["num_outputs"]
+    size = writer.info().num_outputs
     rows = {"text": ["loop loop", "loop"]}
     loop = writer.texts.tokenizer.token_to_id("loop")
     output = torch.zeros(2, 2, size)
@@ -170,9 +170,9 @@ def test_facts_state_and_fingerprint() -> None:
     copy = task()
     copy.load_state_dict(json.loads(json.dumps(writer.state_dict())))
 
-    assert copy.facts() == writer.facts()
-    assert writer.facts()["num_outputs"] == writer.facts()["vocab_size"]
-    assert writer.facts()["output_level"] == "token"
+    assert copy.info() == writer.info()
+    assert writer.info().num_outputs == writer.info().vocab_size
+    assert writer.info().output_level == "token"
     assert [ids.tolist() for ids in copy.encode({"text": TEXTS})["input_ids"]] == list(rows["input_ids"])
     assert pickle.loads(pickle.dumps(writer)).state_dict() == writer.state_dict()
     assert writer.lengths(rows).tolist() == [len(ids) for ids in rows["input_ids"]]
@@ -193,7 +193,7 @@ def test_examples_fit_the_model() -> None:
     inputs = writer.example({"batch": 2, "sequence": 5}, np.random.default_rng(0))
 
     assert set(inputs) == set(writer.axes())
-    assert decoder(writer)(**inputs).shape == (2, 5, writer.facts()["vocab_size"])
+    assert decoder(writer)(**inputs).shape == (2, 5, writer.info().vocab_size)
 
 
 def test_the_end_of_a_given_tokenizer(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_encoded_rows_become_a_batch_in_every_layout() -> None:
 def test_facts_are_of_the_training_split() -> None:
     made = fitted()
 
-    assert made.facts() == {
+    assert made.info().arguments() == {
         "image_channels": 1,
         "image_size": (8, 6),
         "num_outputs": 3,
@@ -74,7 +74,7 @@ def test_facts_are_of_the_training_split() -> None:
         "num_train": 5,
         "train_target": "class",
     }
-    assert fitted(augment={"cutmix": 1.0}).facts()["train_target"] == "shares"
+    assert fitted(augment={"cutmix": 1.0}).info().train_target == "shares"
     assert made.lengths(dataset()) is None
 
 
@@ -114,7 +114,7 @@ def test_mixup_is_of_both_images_as_the_epoch_augments_them() -> None:
     ids = (0, 1, 2, 3, 4)
     batch, own = (batches(task, training=True)[BatchIndices(3, ids)] for task in (made, plain))
     draws = SampleRng(0, 3, ids, training=True, num_rows=5)
-    partners = made.further(draws)
+    partners = made.extra_rows(draws)
     pixels = own.inputs["pixel_values"]
 
     assert batch.target is not None
@@ -167,7 +167,7 @@ def test_the_five_best_of_many_classes() -> None:
 
 def test_an_export_is_proved_at_several_batch_sizes_without_further_axes() -> None:
     made = fitted()
-    facts = {name: made.facts()[name] for name in ("num_outputs", "image_channels", "image_size")}
+    facts = {name: getattr(made.info(), name) for name in ("num_outputs", "image_channels", "image_size")}
     model = ConvNet(**facts, channels=(2, 3), hidden=[4])
     with torch.no_grad():
         cases = proof_cases(made, forward_of(model))
@@ -182,7 +182,7 @@ def test_the_state_is_json_and_gives_the_same_task() -> None:
     copy.load_state_dict(json.loads(json.dumps(made.state_dict())))
     rows = {"image": [png(0)], "label": ["cat"]}
 
-    assert copy.facts() == made.facts()
+    assert copy.info() == made.info()
     assert copy.encode(rows) == made.encode(rows)
     assert copy.state_dict() == made.state_dict() == pickle.loads(pickle.dumps(made)).state_dict()
     assert made.artifact_files().keys() == {"labels.json", "image.json"}

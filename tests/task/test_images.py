@@ -69,7 +69,7 @@ def test_what_is_auto_is_learnt_from_the_training_images() -> None:
     shades = [grey(4, 6, seed) for seed in range(3)]
     made = fitted(*shades)
 
-    assert made.facts() == {"image_channels": 1, "image_size": (4, 6)}
+    assert made.info_fields() == {"image_channels": 1, "image_size": (4, 6)}
     assert made.mean == pytest.approx([np.mean(shades) / 255], rel=1e-12)
     assert made.std == pytest.approx([np.std(shades) / 255], rel=1e-12)
     mixed = fitted(grey(4, 6), colour(4, 6))
@@ -82,7 +82,7 @@ def test_what_is_auto_is_learnt_from_the_training_images() -> None:
 def test_what_is_given_is_taken() -> None:
     made = fitted(grey(4, 6), size=[2, 3], channels=3, mean=[0.1, 0.2, 0.3], std=[1, 2, 3])
 
-    assert made.facts() == {"image_channels": 3, "image_size": (2, 3)}
+    assert made.info_fields() == {"image_channels": 3, "image_size": (2, 3)}
     assert (made.mean, made.std) == ([0.1, 0.2, 0.3], [1, 2, 3])
     half = fitted(grey(4, 6), size=8, channels=1, mean=[0.5])
     assert (half.size, half.mean) == ((8, 8), [0.5])
@@ -304,7 +304,7 @@ def test_the_state_is_json_and_gives_the_same_pixels() -> None:
     made, copy = fitted(colour(4, 6)), images()
     copy.load_state_dict(json.loads(json.dumps(made.state_dict())))
 
-    assert copy.facts() == made.facts()
+    assert copy.info_fields() == made.info_fields()
     np.testing.assert_array_equal(pixels_of(copy, colour(4, 6, 1)), pixels_of(made, colour(4, 6, 1)))
     assert copy.state_dict() == made.state_dict()
 

@@ -14,7 +14,7 @@ def learnt(*labels: str) -> Label:
 
 def test_classes_are_the_sorted_labels_and_targets_their_numbers() -> None:
     label = learnt("dog", "cat", "dog")
-    assert label.facts() == {"num_outputs": 2, "class_counts": [1, 2], "num_train": 3}
+    assert label.info_fields() == {"num_outputs": 2, "class_counts": [1, 2], "num_train": 3}
     assert label.encode(["dog", "cat"]) == [1, 0]
     target = label.target([1, 0])
     assert target.dtype == torch.int64
@@ -24,7 +24,7 @@ def test_classes_are_the_sorted_labels_and_targets_their_numbers() -> None:
 def test_what_was_learnt_goes_on_in_another() -> None:
     other = Label()
     other.load_state_dict(learnt("dog", "cat", "dog").state_dict())
-    assert other.facts() == learnt("dog", "cat", "dog").facts()
+    assert other.info_fields() == learnt("dog", "cat", "dog").info_fields()
     assert other.encode(["dog"]) == [1]
 
 

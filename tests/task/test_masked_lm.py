@@ -177,7 +177,7 @@ def test_metrics_and_their_directions() -> None:
 def test_a_text_that_asks_has_one_mask_and_it_is_read() -> None:
     masker, _ = made()
     long = " ".join(["x"] * 3 * masker.texts.max_length)
-    asked = masker.ask({"text": ["one", "one two three", long]})
+    asked = masker.prediction_rows({"text": ["one", "one two three", long]})
 
     assert asked["text"][:2] == ["[MASK]", "one [MASK] three"]
     assert [text.count("[MASK]") for text in asked["text"]] == [1, 1, 1]
@@ -220,9 +220,9 @@ def test_facts_state_and_fingerprint() -> None:
     copy.load_state_dict(json.loads(json.dumps(masker.state_dict())))
     first, second = (batch_of(each, rows, range(5), "padded") for each in (masker, copy))
 
-    assert copy.facts() == masker.facts()
-    assert masker.facts()["num_outputs"] == masker.facts()["vocab_size"] == masker.texts.tokenizer.get_vocab_size()
-    assert masker.facts()["output_level"] == "token"
+    assert copy.info() == masker.info()
+    assert masker.info().num_outputs == masker.info().vocab_size == masker.texts.tokenizer.get_vocab_size()
+    assert masker.info().output_level == "token"
     assert torch.equal(first.inputs["input_ids"], second.inputs["input_ids"])
     assert pickle.loads(pickle.dumps(masker)).state_dict() == masker.state_dict()
     # Masking is not encoding: another share finds the same encoded texts.
@@ -235,7 +235,7 @@ def test_examples_fit_the_model() -> None:
     inputs = masker.example({"batch": 2, "sequence": 5}, np.random.default_rng(0))
 
     assert set(inputs) == set(masker.axes())
-    assert encoder(masker)(**inputs).shape == (2, 5, masker.facts()["vocab_size"])
+    assert encoder(masker)(**inputs).shape == (2, 5, masker.info().vocab_size)
     assert list(masker.artifact_files()) == ["tokenizer.json"]
 
 

@@ -47,14 +47,19 @@ def test_labels_and_their_positives_come_from_training() -> None:
     made = fitted()
 
     assert made.labels.classes.labels == ["fruit", "red", "tool"]
-    assert made.facts() == {**made.texts.facts(), "num_outputs": 3, "class_counts": [2, 2, 2], "num_train": 6}
+    assert made.info().arguments() == {
+        **made.texts.info_fields(),
+        "num_outputs": 3,
+        "class_counts": [2, 2, 2],
+        "num_train": 6,
+    }
 
 
 @pytest.mark.parametrize("batching", ["packed", "bucketed", "fixed"])
 def test_every_layout_gives_the_same_outputs_and_targets(batching: Batching) -> None:
     made = fitted()
     torch.manual_seed(0)
-    model = Linear(3, vocab_size=made.facts()["vocab_size"])
+    model = Linear(3, vocab_size=made.info().vocab_size)
     padded, other = batch(made, "padded"), batch(made, batching)
 
     assert padded.target is not None
@@ -120,7 +125,7 @@ def test_the_state_is_json_and_gives_the_same_task() -> None:
     made, copy = fitted(), task()
     copy.load_state_dict(json.loads(json.dumps(made.state_dict())))
 
-    assert copy.facts() == made.facts()
+    assert copy.info() == made.info()
     assert copy.state_dict() == made.state_dict() == pickle.loads(pickle.dumps(made)).state_dict()
     files = made.artifact_files()
     assert json.loads(files["labels.json"]) == ["fruit", "red", "tool"]

@@ -75,14 +75,14 @@ def test_a_pair_is_framed_with_types_and_both_texts_are_kept() -> None:
 def test_facts_say_how_many_token_types_there_are(without_types: str) -> None:
     made, other = fitted(), fitted(tokenizer=without_types)
 
-    assert made.facts() == {
-        **made.texts.facts(),
+    assert made.info().arguments() == {
+        **made.texts.info_fields(),
         "num_outputs": 2,
         "class_counts": [2, 3],
         "num_token_types": 2,
         "num_train": 5,
     }
-    assert other.facts()["num_token_types"] == 1
+    assert other.info().num_token_types == 1
     assert batch(other, "padded").inputs.keys() == {"input_ids", "attention_mask"}
     assert other.axes().keys() == {"input_ids", "attention_mask"}
     assert other.example({"batch": 2, "sequence": 5}, np.random.default_rng(0)).keys() == other.axes().keys()
@@ -92,7 +92,7 @@ def test_facts_say_how_many_token_types_there_are(without_types: str) -> None:
 def test_every_layout_gives_the_same_outputs_and_targets(batching: Batching) -> None:
     made = fitted()
     torch.manual_seed(0)
-    model = Linear(2, vocab_size=made.facts()["vocab_size"], num_token_types=2)
+    model = Linear(2, vocab_size=made.info().vocab_size, num_token_types=2)
     padded, other = batch(made, "padded"), batch(made, batching)
 
     assert padded.target is not None
@@ -123,7 +123,7 @@ def test_an_example_has_types_where_there_are_tokens() -> None:
 
 def test_an_export_is_proved_with_three_inputs() -> None:
     made = fitted()
-    model = Linear(2, vocab_size=made.facts()["vocab_size"], num_token_types=2)
+    model = Linear(2, vocab_size=made.info().vocab_size, num_token_types=2)
     with torch.no_grad():
         cases = proof_cases(made, forward_of(model))
 
@@ -160,7 +160,7 @@ def test_the_state_is_json_and_gives_the_same_task() -> None:
     copy.load_state_dict(json.loads(json.dumps(made.state_dict())))
     rows = {"text": FIRST, "text_pair": SECOND, "label": LABELS}
 
-    assert copy.facts() == made.facts()
+    assert copy.info() == made.info()
     assert copy.state_dict() == made.state_dict() == pickle.loads(pickle.dumps(made)).state_dict()
     assert [ids.tolist() for ids in copy.encode(rows)["input_ids"]] == [
         ids.tolist() for ids in made.encode(rows)["input_ids"]

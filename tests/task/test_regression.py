@@ -42,7 +42,7 @@ def batch(made: Regression, batching: Batching) -> Batch:
 def test_facts_are_those_of_the_texts_and_of_the_values() -> None:
     made = fitted()
 
-    assert made.facts() == {**made.texts.facts(), "num_outputs": 1, "num_train": 6}
+    assert made.info().arguments() == {**made.texts.info_fields(), "num_outputs": 1, "num_train": 6}
     assert made.values.mean == [4.0]
 
 
@@ -50,7 +50,7 @@ def test_facts_are_those_of_the_texts_and_of_the_values() -> None:
 def test_every_layout_gives_the_same_outputs_and_targets(batching: Batching) -> None:
     made = fitted()
     torch.manual_seed(0)
-    model = Linear(1, vocab_size=made.facts()["vocab_size"])
+    model = Linear(1, vocab_size=made.info().vocab_size)
     padded, other = batch(made, "padded"), batch(made, batching)
 
     assert padded.target is not None
@@ -82,7 +82,7 @@ def test_the_state_is_json_and_gives_the_same_task() -> None:
     made, copy = fitted(), task()
     copy.load_state_dict(json.loads(json.dumps(made.state_dict())))
 
-    assert copy.facts() == made.facts()
+    assert copy.info() == made.info()
     assert copy.state_dict() == made.state_dict() == pickle.loads(pickle.dumps(made)).state_dict()
     assert made.artifact_files().keys() == {"values.json", "tokenizer.json"}
 

@@ -65,7 +65,7 @@ def batch(made: SentenceEmbedding, batching: Batching, *, training: bool = True,
 
 def encoder(made: SentenceEmbedding, dropout: float = 0.0) -> nn.Module:
     torch.manual_seed(0)
-    facts = {name: made.facts()[name] for name in ("vocab_size", "num_outputs", "max_length")}
+    facts = {name: getattr(made.info(), name) for name in ("vocab_size", "num_outputs", "max_length")}
     model = TextEncoder(**facts, dim=16, depth=2, heads=2, hidden=32, dropout=dropout, pooling="mean")
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -266,8 +266,8 @@ def test_lengths_are_of_all_views_in_training() -> None:
 def test_facts_and_answers() -> None:
     made, projected = fitted(), fitted(dim=3)
 
-    assert made.facts() == {**made.texts.facts(), "num_outputs": None, "num_train": 5}
-    assert projected.facts()["num_outputs"] == 3
+    assert made.info().arguments() == {**made.texts.info_fields(), "num_outputs": None, "num_train": 5}
+    assert projected.info().num_outputs == 3
     assert encoder(made)(**batch(made, "padded").inputs).shape == (10, 16)
     assert answers(made, torch.tensor([[0.5, 2.0]])) == [{"embedding": [0.5, 2.0]}]
 
@@ -287,7 +287,7 @@ def test_the_state_is_json_and_gives_the_same_task(options: dict[str, Any]) -> N
     copy.load_state_dict(json.loads(json.dumps(made.state_dict())))
     rows = {name: dataset()[name][:] for name in made.columns()}
 
-    assert copy.facts() == made.facts()
+    assert copy.info() == made.info()
     assert copy.state_dict() == made.state_dict() == pickle.loads(pickle.dumps(made)).state_dict()
     one, other = copy.encode(rows), made.encode(rows)
     assert one.keys() == other.keys()

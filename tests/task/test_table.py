@@ -179,10 +179,10 @@ def test_the_state_is_json_and_names_every_feature() -> None:
 
 def test_inputs_and_examples_have_the_width_of_the_features() -> None:
     table = learnt()
-    inputs = table.inputs_of(table.encode(ROWS), "padded")
+    inputs = table.model_inputs(table.encode(ROWS), "padded")
     example = table.example({"batch": 3}, np.random.default_rng(0))
 
     assert inputs["features"].shape == (4, 11)
     assert example["features"].shape == (3, 11)
     assert example["features"].dtype == inputs["features"].dtype
-    assert table.facts() == {"num_features": 11}
+    assert table.info_fields() == {"num_features": 11}

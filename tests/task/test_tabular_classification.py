@@ -48,7 +48,7 @@ def test_facts_are_of_the_training_split() -> None:
     made = fitted()
 
     assert made.label.classes.labels == ["fruit", "tool"]
-    assert made.facts() == {"num_features": 6, "num_outputs": 2, "class_counts": [3, 1], "num_train": 4}
+    assert made.info().arguments() == {"num_features": 6, "num_outputs": 2, "class_counts": [3, 1], "num_train": 4}
 
 
 def test_encoded_rows_become_a_batch_in_every_layout() -> None:
@@ -100,7 +100,7 @@ def test_metrics_and_answers_are_those_of_classes() -> None:
 class OnFeatures(nn.Module):
     def __init__(self, made: TabularClassification) -> None:
         super().__init__()
-        self.head = nn.Linear(made.facts()["num_features"], made.facts()["num_outputs"])
+        self.head = nn.Linear(made.info().num_features, made.info().num_outputs)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = self.head(features)
@@ -124,7 +124,7 @@ def test_the_state_is_json_and_gives_the_same_task() -> None:
     copy.load_state_dict(json.loads(json.dumps(made.state_dict())))
     rows: dict[str, Any] = {"features": FEATURES, "label": LABELS}
 
-    assert copy.facts() == made.facts()
+    assert copy.info() == made.info()
     assert copy.state_dict() == made.state_dict() == pickle.loads(pickle.dumps(made)).state_dict()
     for mine, other in zip(copy.encode(rows)["features"], made.encode(rows)["features"], strict=True):
         np.testing.assert_array_equal(mine, other)

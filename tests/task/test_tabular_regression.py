@@ -36,7 +36,7 @@ def test_facts_and_batches() -> None:
     rows = dataset().map(made.encode, batched=True, batch_size=2, remove_columns=["features", "value", "row"])
     batch = Batches(rows, made, "packed", seed=0)[BatchIndices(0, (2, 0))]
 
-    assert made.facts() == {"num_features": 4, "num_outputs": 2, "num_train": 3}
+    assert made.info().arguments() == {"num_features": 4, "num_outputs": 2, "num_train": 3}
     assert made.lengths(rows) is None
     assert batch.inputs["features"].shape == (2, 4)
     assert batch.target is not None
@@ -77,7 +77,7 @@ def test_rows_that_cannot_be_used() -> None:
 
 def test_an_export_is_proved_at_several_batch_sizes() -> None:
     made = fitted()
-    model = Linear(made.facts()["num_outputs"], num_features=made.facts()["num_features"])
+    model = Linear(made.info().num_outputs, num_features=made.info().num_features)
     with torch.no_grad():
         cases = proof_cases(made, forward_of(model))
 
@@ -89,7 +89,7 @@ def test_the_state_is_json_and_gives_the_same_task() -> None:
     made, copy = fitted(), TabularRegression(max_categories=10)
     copy.load_state_dict(json.loads(json.dumps(made.state_dict())))
 
-    assert copy.facts() == made.facts()
+    assert copy.info() == made.info()
     assert copy.state_dict() == made.state_dict() == pickle.loads(pickle.dumps(made)).state_dict()
     assert answers(copy, torch.ones(1, 2)) == answers(made, torch.ones(1, 2))
     assert copy.fingerprint() == made.fingerprint() != TabularRegression(max_categories=9).fingerprint()

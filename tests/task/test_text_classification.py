@@ -41,7 +41,7 @@ def test_labels_and_their_counts_come_from_training() -> None:
     made = fitted()
 
     assert made.label.classes.labels == ["fruit", "tool"]
-    assert made.facts() == {
+    assert made.info().arguments() == {
         "vocab_size": made.texts.tokenizer.get_vocab_size(),
         "num_outputs": 2,
         "max_length": 8,
@@ -137,7 +137,7 @@ def test_the_state_is_json_and_gives_the_same_task() -> None:
     made, copy = fitted(), task()
     copy.load_state_dict(json.loads(json.dumps(made.state_dict())))
 
-    assert copy.facts() == made.facts()
+    assert copy.info() == made.info()
     assert (
         copy.encode({"text": TEXTS, "label": LABELS})["label"] == made.encode({"text": TEXTS, "label": LABELS})["label"]
     )

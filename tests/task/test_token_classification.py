@@ -41,8 +41,8 @@ def test_tags_and_their_counts_come_from_training() -> None:
     tagger, _ = made()
 
     assert tagger.classes.labels == ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
-    assert tagger.facts()["class_counts"] == [5, 3, 1, 2, 12]
-    assert (tagger.facts()["num_outputs"], tagger.facts()["output_level"]) == (5, "token")
+    assert tagger.info().class_counts == [5, 3, 1, 2, 12]
+    assert (tagger.info().num_outputs, tagger.info().output_level) == (5, "token")
 
 
 def test_the_first_token_of_a_word_carries_its_tag() -> None:
@@ -213,7 +213,7 @@ def test_the_state_is_json_and_gives_the_same_task() -> None:
     copy.load_state_dict(json.loads(json.dumps(tagger.state_dict())))
     rows = {"words": [["John", "ran"]], "tags": [["N", "V"]]}
 
-    assert copy.facts() == tagger.facts()
+    assert copy.info() == tagger.info()
     assert copy.monitor == tagger.monitor == "macro_f1"
     assert json.dumps(copy.encode(rows), default=np.ndarray.tolist) == json.dumps(
         tagger.encode(rows), default=np.ndarray.tolist

@@ -25,14 +25,14 @@ def test_targets_are_standardized_as_scikit_learn_does_and_answers_are_not() -> 
 
     np.testing.assert_allclose(target.numpy(), StandardScaler().fit_transform(ROWS), rtol=1e-6)
     assert target.dtype == torch.float32
-    assert [row["value"] for row in values.answers(target, 1)] == [pytest.approx(row, rel=1e-6) for row in ROWS]
-    assert values.facts() == {"num_outputs": 2, "num_train": 3}
+    assert [row["value"] for row in values.predictions(target, 1)] == [pytest.approx(row, rel=1e-6) for row in ROWS]
+    assert values.info_fields() == {"num_outputs": 2, "num_train": 3}
 
 
 def test_one_value_is_predicted_as_a_number() -> None:
     values = learnt([[2.0], [4.0]])
 
-    assert values.answers(torch.tensor([[0.0], [-1.0]]), 1) == [{"value": 3.0}, {"value": 2.0}]
+    assert values.predictions(torch.tensor([[0.0], [-1.0]]), 1) == [{"value": 3.0}, {"value": 2.0}]
 
 
 def test_metrics_are_in_the_users_units() -> None:
@@ -95,4 +95,4 @@ def test_the_state_is_json_and_the_file_says_the_way_back() -> None:
     scale = json.loads(values.artifact_files()["values.json"])
     output = torch.tensor([[0.5, -2.0]])
     by_hand = output.double().numpy() * scale["std"] + scale["mean"]
-    assert values.answers(output, 1)[0]["value"] == by_hand[0].tolist()
+    assert values.predictions(output, 1)[0]["value"] == by_hand[0].tolist()

@@ -176,7 +176,7 @@ def save_model(checkpointed: CheckpointedModel) -> Path:
     model, task = checkpointed.inference_model().cpu(), checkpointed.task
     description = {
         "model": checkpointed.job.model,
-        "facts": task.facts(),
+        "facts": task.info().arguments(),
         "provenance": checkpointed.provenance,
     }
     if isinstance(model, LibraryModel):

@@ -17,7 +17,7 @@ from trainer.data.encode import Encoded, cache_root, encode
 from trainer.data.loader import Batches, EvaluationBatches, LoaderOptions, TrainLoader
 from trainer.data.plan import BatchPlan
 from trainer.errors import DataError
-from trainer.protocols import Batching, Source, Task
+from trainer.protocols import Batching, HasNumericColumns, Source, Task
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ def build_split(job: TrainJob, task: Task, split: str) -> Encoded:
     """Encode one split for a fitted task. Sources that can read a split on its own read nothing else."""
     source = instantiate("data", own_keys(job.data, DataKeys))
     alone = getattr(source, "alone", None)
-    single = None if alone is None else alone(split, getattr(task, "numeric", {}))
+    numeric = task.numeric if isinstance(task, HasNumericColumns) else {}
+    single = None if alone is None else alone(split, numeric)
     return _encode(job, single or source, task, fitted=True)
 
 

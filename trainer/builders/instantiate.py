@@ -22,27 +22,27 @@ _MAX_LISTED = 20
 logging.getLogger(hydra.utils.__name__).setLevel(logging.CRITICAL)
 
 
-def instantiate(group: str, config: Mapping[str, Any], /, **facts: Any) -> Any:
+def instantiate(group: str, config: Mapping[str, Any], /, **context: Any) -> Any:
     """Create the part of a group from its `_target_` and keys.
 
     Args:
         group: The group's name, for messages.
         config: The part's resolved config. With `_partial_: true` the result is the callable with its arguments bound.
-        facts: Values that only the running job knows (`vocab_size`, `class_counts`, ...); the target gets those that it
-            has a parameter for, unless the config sets them.
+        context: Values that only the running job knows (`vocab_size`, `class_counts`, ...); the target gets those that
+            it has a parameter for, unless the config sets them.
 
     Raises:
         ConfigError: The target cannot be imported, does not take these keys, or rejects their values.
     """
     target = locate(group, config)
     keys = {key: value for key, value in config.items() if key not in ("_target_", "_partial_", "_convert_")}
-    needed = {name: value for name, value in facts.items() if name in parameters(target) and name not in keys}
+    needed = {name: value for name, value in context.items() if name in parameters(target) and name not in keys}
     partial = bool(config.get("_partial_", False))
     if not partial:
         _check_arguments(group, config["_target_"], target, keys | needed)
     try:
         bound = hydra.utils.instantiate({**config, "_partial_": True}, _convert_="all")
-        # The facts are bound here: Hydra would copy them, and parameters must stay the same objects.
+        # The context is bound here: Hydra would copy them, and parameters must stay the same objects.
         bound = functools.partial(bound, **needed)
         with in_group(group):
             return bound if partial else bound()

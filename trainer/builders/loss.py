@@ -20,7 +20,7 @@ from trainer.config.pairing import unfit_targets
 from trainer.config.stored import job_from_text
 from trainer.errors import CheckpointError, ConfigError, format_error
 from trainer.layout import CHECKPOINTS, CONFIG, TASK
-from trainer.protocols import Loss, Task
+from trainer.protocols import HasTrainTarget, Loss, Task
 from trainer.targets import with_loss_head
 
 TEACHER = "teacher.json"
@@ -33,13 +33,13 @@ def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
     Raises:
         ConfigError: The loss does not fit the task, or its teacher cannot be used.
     """
-    facts = task.facts()
+    arguments = task.info().arguments()
     if needs_teacher(job):
-        facts["teacher_model"] = load_teacher(job.loss.get("teacher"), task, device, job.trust)
-    loss = instantiate("loss", job.loss, **facts)
+        arguments["teacher_model"] = load_teacher(job.loss.get("teacher"), task, device, job.trust)
+    loss = instantiate("loss", job.loss, **arguments)
     _check_ignore_index(loss, task)
     supported = getattr(loss, "targets", None)
-    for target in (task.target, getattr(task, "train_target", task.target)):
+    for target in (task.target, task.train_target if isinstance(task, HasTrainTarget) else task.target):
         if supported is not None and target not in supported:
             raise ConfigError(format_error("loss", unfit_targets(supported, target), value=job.loss["_target_"]))
     if not hasattr(loss, "num_targets"):
@@ -56,7 +56,7 @@ def needs_teacher(job: TrainJob) -> bool:
 def _check_ignore_index(loss: Any, task: Task) -> None:
     """Raise ConfigError if `loss.ignore_index` is one of the task's classes."""
     ignore_index = getattr(loss, "ignore_index", None)
-    classes = {"class": range(task.facts().get("num_outputs") or 0), "multi_hot": range(2)}.get(task.target, range(0))
+    classes = {"class": range(task.info().num_outputs or 0), "multi_hot": range(2)}.get(task.target, range(0))
     if ignore_index in classes:
         problem = f"collides with a real class, 0 to {classes[-1]}"
         raise ConfigError(format_error("loss.ignore_index", problem, "Use a negative number", value=ignore_index))
@@ -111,7 +111,7 @@ def load_teacher(path: Any, task: Task, device: torch.device, trust: list[str]) 
     def build_own_loss() -> Loss | None:
         # Only a loss with weights of its own changes the outputs; any other may need a teacher that is gone.
         has_weights = "loss" in snapshot.tensors
-        return instantiate("loss", job.loss, **task.facts()) if has_weights else None
+        return instantiate("loss", job.loss, **task.info().arguments()) if has_weights else None
 
     # The student starts from the same weights whichever teacher it has.
     with torch.random.fork_rng(devices=[]):

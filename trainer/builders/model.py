@@ -8,7 +8,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from trainer.model.pretrained_folder import weights_of_run
 from trainer.model.weights import fit_weights
 from trainer.model.weights_file import load_weights_file
 from trainer.model.weights_origin import doubts, tokenizer_beside
-from trainer.protocols import Batching, Loss, Task
+from trainer.protocols import Batching, LanguageModelTask, Loss, Task, TaskInfo
 from trainer.prune.masks import Masks
 from trainer.prune.sparsity import sparsity, total
 from trainer.prune.targets import pruned_parameters
@@ -57,43 +57,45 @@ def build_model(job: TrainJob, task: Task, snapshot: Snapshot | None, *, num_out
     Raises:
         ConfigError: The model cannot be built from this config.
     """
-    facts = task.facts() if num_outputs is None else task.facts() | {"num_outputs": num_outputs}
+    info = task.info() if num_outputs is None else replace(task.info(), num_outputs=num_outputs)
+    arguments = info.arguments()
     if snapshot is not None and ARCHITECTURE in snapshot.documents:
-        facts["architecture"] = json.loads(snapshot.documents[ARCHITECTURE])
-    model: nn.Module = instantiate("model", own_keys(job.model, ModelKeys), **facts)
+        arguments["architecture"] = json.loads(snapshot.documents[ARCHITECTURE])
+    model: nn.Module = instantiate("model", own_keys(job.model, ModelKeys), **arguments)
     settings = ModelKeys(**{key: value for key, value in job.model.items() if key in ModelKeys.__dataclass_fields__})
     tokenizer = job.task.get("tokenizer")
     if snapshot is None and settings.weights and tokenizer and tokenizer == tokenizer_beside(settings.weights):
         logger.info("task.tokenizer=%s: the tokenizer that model.weights were trained with", tokenizer)
     with in_group("model"):
         if snapshot is None:
-            _initialize(model, settings, job.seed, task, facts)
-        return _adapt(model, settings, task, facts)
+            _initialize(model, settings, job.seed, task, info)
+        return _adapt(model, settings, task, info)
 
 
-def _initialize(model: nn.Module, settings: ModelKeys, seed: int, task: Task, facts: Mapping[str, Any]) -> None:
+def _initialize(model: nn.Module, settings: ModelKeys, seed: int, task: Task, info: TaskInfo) -> None:
     """Load `model.weights` into a new model and add the noise of `model.noisy_tune`."""
     if settings.weights is not None:
         weights = weights_of_run(model, settings.weights) or load_weights_file(settings.weights)
         report = fit_weights(model, weights, settings.weights_rename, settings.weights_ignore)
         logger.info("model.weights=%s: %s", settings.weights, report)
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in report.loaded}
-        for doubt in doubts(settings.weights, shapes, task.artifact_files(), facts):
+        sizes = {"vocab_size": info.vocab_size, "num_outputs": info.num_outputs}
+        for doubt in doubts(settings.weights, shapes, task.artifact_files(), **sizes):
             logger.warning("model.%s", doubt)
     if settings.noisy_tune is not None:
         noisy_tune(model, settings.noisy_tune, torch.Generator().manual_seed(seed))
 
 
-def _adapt(model: nn.Module, settings: ModelKeys, task: Task, facts: Mapping[str, Any]) -> nn.Module:
+def _adapt(model: nn.Module, settings: ModelKeys, task: Task, info: TaskInfo) -> nn.Module:
     """Freeze parameters, put a head on inner features, and add adapters, as the settings ask for."""
     if patterns := [entry for entry in settings.freeze if isinstance(entry, str)]:
         names = freeze(model, patterns)
         logger.info("model.freeze: %d parameters are frozen", len(names))
     if settings.features:
-        if facts.get("output_level") == "token":
+        if info.output_level == "token":
             problem = "only tasks with one output per sample support features"
             raise ConfigError(format_error("features", problem, value=settings.features))
-        model = FeatureExtractor(model, settings.features, facts["num_outputs"], traced_inputs(task))
+        model = FeatureExtractor(model, settings.features, info.num_outputs, traced_inputs(task))
     if settings.lora is not None:
         targets = apply_lora(model, **asdict(LoraKeys(**settings.lora)))
         logger.info("model.lora: adapters on %d layers", len(targets))
@@ -285,7 +287,8 @@ def check_model(job: TrainJob, model: nn.Module, batches: Batches) -> None:
 
 def _check_causality(task: Task, model: nn.Module) -> None:
     """Check pretrained models, whose class does not tell; `trainer.config` checks the other ones before torch loads."""
-    expected, causal = getattr(task, "causal", None), getattr(model, "causal", None)
+    expected = task.causal if isinstance(task, LanguageModelTask) else None
+    causal = getattr(model, "causal", None)
     if expected is None or causal is None or expected == causal:
         return
     problem = "sees the tokens that it must predict" if expected else "does not see the tokens after a masked token"

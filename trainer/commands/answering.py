@@ -26,7 +26,7 @@ from trainer.layout import CHECKPOINTS, CONFIG, TASK
 from trainer.precision import Precision
 from trainer.predict.answering import Answering, Forward, check_task
 from trainer.predict.asked import Reading
-from trainer.protocols import Batching, Task
+from trainer.protocols import Batching, HasNumericColumns, Task
 
 _CELLS = {"list_separator": " ", "separator": None, "quote": '"'}
 """What stands between and around the cells of a source that does not say."""
@@ -145,6 +145,6 @@ def _reading(data: Mapping[str, Any], task: Task, named: ColumnsSection) -> Read
     return Reading(
         roles=tuple(task.reads()),
         columns=_columns(data) | {role: column for role, column in vars(named).items() if column is not None},
-        numeric=getattr(task, "numeric", {}),
+        numeric=task.numeric if isinstance(task, HasNumericColumns) else {},
         **{key: data.get(key, usual) for key, usual in _CELLS.items()},
     )

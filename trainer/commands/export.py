@@ -71,7 +71,7 @@ def export_trained(
         evaluation=lambda: trained.split_batches(split, "padded"),
         training=lambda count: trained.split_batches("train", "padded", count),
         samples=trained.encoded.samples(split),
-        architecture={"model": trained.job.model, "facts": trained.task.facts()},
+        architecture={"model": trained.job.model, "facts": trained.task.info().arguments()},
         provenance=trained.provenance | {"split": split, "config": answering_config(trained.job, trained.task)},
     )
     artifacts: list[Artifact] = instantiate("export", export)(trained.folder / name, original)

@@ -84,6 +84,7 @@ def _writer_of_run(job: GenerateJob) -> TextGenerator:
     from trainer.builders.checkpointed import load_checkpointed_model
     from trainer.decode.reading import open_reader
     from trainer.decode.writing import TextGenerator
+    from trainer.protocols import LanguageModelTask
 
     trained = load_checkpointed_model(
         folder,
@@ -93,7 +94,7 @@ def _writer_of_run(job: GenerateJob) -> TextGenerator:
         device=job.device,
     )
     task: Any = trained.task
-    if not getattr(task, "causal", False):
+    if not (isinstance(trained.task, LanguageModelTask) and trained.task.causal):
         raise ConfigError(format_error("run", "holds no causal language model", value=f"task {type(task).__name__}"))
     tokenizer = Tokenizer.from_str(task.artifact_files()[TOKENIZER])
     _, max_length = task.axis_limits()["sequence"]

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from trainer.data.plan import BatchIndices, BatchPlan
-from trainer.protocols import Batch, Batching, Task
+from trainer.protocols import Batch, Batching, Task, UsesExtraRows
 from trainer.sample_rng import SampleRng
 
 if TYPE_CHECKING:
@@ -56,9 +56,8 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, part: BatchIndices) -> Batch:
         draws = SampleRng(self.seed, part.epoch, part.ids, self.training, len(self.rows))
-        further = getattr(self.task, "further", None)
-        wanted = [] if further is None else further(draws)
-        return self.task.collate(columns(self.rows[[*part.ids, *wanted]]), draws, self.batching)
+        extra = self.task.extra_rows(draws) if isinstance(self.task, UsesExtraRows) else []
+        return self.task.collate(columns(self.rows[[*part.ids, *extra]]), draws, self.batching)
 
 
 class TrainLoader:

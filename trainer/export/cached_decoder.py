@@ -22,6 +22,7 @@ from trainer.export.isolation import silence
 from trainer.export.onnx import save_exported
 from trainer.export.proof import prove_inputs
 from trainer.export.subject import Subject
+from trainer.protocols import HasEndToken
 
 NEW, PAST = "new", "past"
 """The axes of the tokens that are read and of those that were read before."""
@@ -98,7 +99,7 @@ def load_cached_decoder(path: Path, subject: Subject) -> tuple[Forward, dict[str
         hidden = inputs["attention_mask"] == 0
         return torch.where(hidden[..., None], subject.pytorch(inputs), output) if hidden.any() else output
 
-    end_id = getattr(subject.task, "end_id", None)
+    end_id = subject.task.end_id if isinstance(subject.task, HasEndToken) else None
     return forward, {"inputs": dims, "outputs": outputs, "end_id": end_id, "golden": _golden(subject, end_id)}
 
 

@@ -26,6 +26,7 @@ from trainer.export.readme import README, write_readme
 from trainer.export.script import GENERATED, RUN, SCRIPTS, prove_scripts, usage, write_generator, write_scripts
 from trainer.export.subject import Subject
 from trainer.export.timing import Timing
+from trainer.protocols import HasPredictScript
 
 STATE = "task.json"
 """What the task learnt from its training data."""
@@ -59,7 +60,7 @@ def write_companions(
         write_json(stage / STATE, subject.task.state_dict())
         files.append(stage / STATE)
     rows = write_golden(stage, subject.task, samples[:golden] or samples, subject.pytorch)
-    pieces = getattr(subject.task, "script", None)
+    pieces = subject.task.script if isinstance(subject.task, HasPredictScript) else None
     has_graph = any(name in content["artifacts"] for name in RUN)
     scripts, failure = _write_scripts(stage, pieces, content) if pieces and has_graph else ([], None)
     if golden:
@@ -106,7 +107,7 @@ def manifest(
     return {
         "manifest_version": 2,
         "task": type(task).__name__,
-        "reads": list(task.reads()),
+        "reads": list(task.input_columns()),
         "formats": list(artifacts),
         "kept": list(kept.entries),
         **terms,
@@ -120,7 +121,7 @@ def manifest(
         },
         "outputs": {OUTPUT: {"dtype": "float32", "shape": _output_shape(subject.cases)}},
         "axes": {BATCH: [1, None], **{axis: list(limits) for axis, limits in task.axis_limits().items()}},
-        "pad_id": task.facts().get("pad_id"),
+        "pad_id": task.info().pad_id,
         "metrics": kept.metrics | verdict.metrics,
         "artifacts": artifacts,
         "timings": {"threads": torch.get_num_threads(), "rows": [asdict(timing) for timing in timings]},

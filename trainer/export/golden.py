@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer.export.cases import Forward
 from trainer.export.folder import write_json
-from trainer.protocols import Columns, Task
+from trainer.protocols import Columns, HasPredictionRows, Task
 
 ROWS = "golden.json"
 ARRAYS = "golden.npz"
@@ -36,19 +36,19 @@ def write_golden(stage: Path, task: Task, rows: Sequence[Mapping[str, Any]], pyt
     Returns:
         `golden.json`, `golden.npz`, `golden.pt`, and `golden-0.png` and so on where rows hold images.
     """
-    columns: Columns = {role: [row[role] for row in rows] for role in task.reads()}
-    if hasattr(task, "ask"):
-        columns = task.ask(columns)
+    columns: Columns = {role: [row[role] for row in rows] for role in task.input_columns()}
+    if isinstance(task, HasPredictionRows):
+        columns = task.prediction_rows(columns)
     count = len(rows)
     while True:
         columns = {role: values[:count] for role, values in columns.items()}
         encoded = task.encode_inputs(columns)
-        inputs = task.inputs_of(encoded, "padded")
+        inputs = task.model_inputs(encoded, "padded")
         output = pytorch(inputs)
         if count == 1 or output.numel() <= _MOST_NUMBERS:
             break
         count -= 1
-    answers = task.answers(output, rows=columns, encoded=encoded, batching="padded", top=_TOP)
+    answers = task.predictions(output, rows=columns, encoded=encoded, batching="padded", top=_TOP)
     images = _write_images(stage, columns)
     told = [dict(zip(columns, values, strict=True)) for values in zip(*{**columns, **images}.values(), strict=True)]
     told = [{**row.pop("features", {}), **row} for row in told]  # as a file of them has them: column by column

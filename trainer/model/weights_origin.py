@@ -29,7 +29,12 @@ def tokenizer_beside(weights: str) -> str | None:
 
 
 def doubts(
-    weights: str, loaded: Mapping[str, tuple[int, ...]], files: Mapping[str, str], facts: Mapping[str, Any]
+    weights: str,
+    loaded: Mapping[str, tuple[int, ...]],
+    files: Mapping[str, str],
+    *,
+    vocab_size: int | None,
+    num_outputs: int | None,
 ) -> list[str]:
     """Warnings of tensors that fit by their shape and mean something else here.
 
@@ -37,20 +42,21 @@ def doubts(
         weights: As in `tokenizer_beside`.
         loaded: The shapes of the model's tensors that were taken from there, by name, in the model's order.
         files: The task's artifact files, name to text.
-        facts: The task's facts.
+        vocab_size: Entries of the task's vocabulary.
+        num_outputs: Outputs that the task asks for.
     """
     learnt: dict[str, Any] = {}
     for folder in _folders(weights):
         learnt = _learnt(folder) | learnt
     found = []
-    rows = [name for name, shape in loaded.items() if len(shape) == 2 and shape[0] == facts.get("vocab_size")]
+    rows = [name for name, shape in loaded.items() if len(shape) == 2 and shape[0] == vocab_size]
     tokens, here = _tokens(learnt.get("tokenizer")), _tokens(files.get(_TOKENIZER))
     others = sum(here.get(number) != token for number, token in tokens.items())
     if rows and here and others:
         problem = f"{others} of its {len(tokens)} tokens are others here, and {rows[0]} has a row for each"
         remedy = f"task.tokenizer={tokenizer_beside(weights)} takes its own"
         found.append(format_error(_KEY, problem, f"{remedy}; model.weights_ignore=[{_layer(rows[0])}] learns new rows"))
-    heads = [name for name, shape in loaded.items() if shape and shape[0] == facts.get("num_outputs")]
+    heads = [name for name, shape in loaded.items() if shape and shape[0] == num_outputs]
     pairs = zip(learnt.get("labels", []), json.loads(files.get(_LABELS, "[]")), strict=False)
     other = [f"{theirs} is {ours} here" for theirs, ours in pairs if theirs != ours]
     if heads and other:

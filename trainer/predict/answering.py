@@ -17,7 +17,7 @@ Forward = Callable[[Mapping[str, "Tensor"]], "Tensor"]
 Answer = dict[str, Any]
 Window = list[tuple[Row, Answer]]
 
-_MEMBERS = ("reads", "encode_inputs", "inputs_of", "answers")
+_MEMBERS = ("input_columns", "encode_inputs", "model_inputs", "predictions")
 _BATCHES = 16
 _CHARACTERS = 4_000_000
 """A window of texts ends after so many batches or characters; among more rows, lengths are hardly more alike."""
@@ -96,7 +96,9 @@ class Answering:
     def _answers(self, window: Sequence[Row], tally: Tally) -> list[Answer]:
         answers: list[Answer] = [{"error": row.fault} for row in window]
         good = [position for position, row in enumerate(window) if row.values is not None]
-        columns = {role: [(window[position].values or {})[role] for position in good] for role in self.task.reads()}
+        columns = {
+            role: [(window[position].values or {})[role] for position in good] for role in self.task.input_columns()
+        }
         encoded, faults = self._encoded(columns, len(good))
         for place, fault in faults.items():
             answers[good[place]] = {"error": f"{window[good[place]].spot}: {fault}"}
@@ -105,8 +107,8 @@ class Answering:
         for part in self._batches(encoded, len(kept)):
             rows = {role: [values[kept[index]] for index in part] for role, values in columns.items()}
             batch = {name: [values[index] for index in part] for name, values in encoded.items()}
-            output = self.forward(self.task.inputs_of(batch, self.batching))
-            found = self.task.answers(output, rows=rows, encoded=batch, batching=self.batching, top=self.top)
+            output = self.forward(self.task.model_inputs(batch, self.batching))
+            found = self.task.predictions(output, rows=rows, encoded=batch, batching=self.batching, top=self.top)
             for index, answer in zip(part, found, strict=True):
                 answers[good[kept[index]]] = answer
         return answers
@@ -143,8 +145,8 @@ class Answering:
         """Positions of like length, the longest first, so that a lack of memory shows at once."""
         lengths = [len(ids) for ids in encoded["input_ids"]] if "input_ids" in encoded else [1] * count
         order = sorted(range(count), key=lambda index: -lengths[index])
-        facts = self.task.facts()
-        outputs = facts["num_outputs"] if facts.get("output_level") == "token" else 0
+        info = self.task.info()
+        outputs = (info.num_outputs or 0) if info.output_level == "token" else 0
         start = 0
         while start < count:
             most = _OUTPUTS // (outputs * lengths[order[start]]) if outputs else count

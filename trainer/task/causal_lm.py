@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from trainer.protocols import BLOCK_OF, Batch, Batching, Columns, Inputs, Target
+from trainer.protocols import BLOCK_OF, Batch, Batching, Columns, Inputs, Target, TaskInfo
 from trainer.task.answers import outputs_of_tokens, rounded
 from trainer.task.fingerprint import fingerprint
 from trainer.task.language import (
@@ -76,7 +76,7 @@ class CausalLm:
     def columns(self) -> tuple[str, ...]:
         return ("text",)
 
-    def reads(self) -> tuple[str, ...]:
+    def input_columns(self) -> tuple[str, ...]:
         return ("text",)
 
     def fingerprint(self) -> str:
@@ -123,19 +123,19 @@ class CausalLm:
         target = layout.fill([np.append(ids[1:], -100) for ids in rows["input_ids"]], -100)
         return Batch(self.texts.inputs(rows, layout), target, len(rows["input_ids"]), tuple(draws.ids))
 
-    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
+    def model_inputs(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
         """Packed: outputs are asked for sample by sample."""
         layout = self.texts.lay_out(encoded["input_ids"], batching)
         return {**self.texts.inputs(encoded, layout), **layout.asked(_everywhere(encoded))}
 
-    def facts(self) -> dict[str, Any]:
-        return self.vocabulary.facts()
+    def info(self) -> TaskInfo:
+        return TaskInfo(**self.vocabulary.info_fields())
 
     def metrics(self) -> MetricCollection:
         """Perplexity and accuracy over the tokens that follow another."""
         return language_metrics()
 
-    def answers(
+    def predictions(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
     ) -> list[dict[str, Any]]:
         """For each row the likeliest tokens that come `next`, 5 or `top` if that is more, and the `perplexity`.

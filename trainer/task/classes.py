@@ -83,7 +83,7 @@ class Classes:
                 told = [*told[: _SHOWN // 2], "...", *told[-_SHOWN // 2 :]]
             logger.info("%s: targets of %d classes: %s", split, len(self.labels), ", ".join(told))
 
-    def facts(self) -> dict[str, Any]:
+    def info_fields(self) -> dict[str, Any]:
         return {"num_outputs": len(self.labels), "class_counts": self.counts}
 
     def artifact_files(self) -> dict[str, str]:

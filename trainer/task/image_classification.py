@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from trainer.protocols import Batch, Batching, Columns, Inputs, Target
+from trainer.protocols import Batch, Batching, Columns, Inputs, Target, TaskInfo
 from trainer.task.images import Images
 from trainer.task.label import Label
 from trainer.task.mixing import Mixing, class_shares
@@ -60,12 +61,12 @@ class ImageClassification(Supervised):
         self.label = Label()
         super().__init__("image_classification/1", ("image",), self.images, self.label)
 
-    def further(self, draws: SampleRng) -> list[int]:
+    def extra_rows(self, draws: SampleRng) -> list[int]:
         """The row that each sample is mixed with; `collate` gets them behind the samples."""
         return self.mixing.partners(draws) if draws.training and self.mixing else []
 
     def collate(self, rows: Columns, draws: SampleRng, batching: Batching) -> Batch:
-        further = self.further(draws)
+        further = self.extra_rows(draws)
         inputs = self.images.inputs(rows, draws.of([*draws.ids, *further]))
         count = len(draws.ids)
         if not further:
@@ -76,8 +77,8 @@ class ImageClassification(Supervised):
         target = class_shares(classes[:count], classes[count:], shares, len(self.label.classes.labels))
         return Batch({"pixel_values": mixed}, target, count, tuple(draws.ids))
 
-    def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "train_target": self.train_target}
+    def info(self) -> TaskInfo:
+        return replace(super().info(), train_target=self.train_target)
 
     def metrics(self) -> MetricCollection:
         """Accuracy and macro F1; of more than 5 classes also the share of targets among the 5 highest scores."""

@@ -126,7 +126,7 @@ class Images:
             images = [augment(image, self.augment, draws.generator(position)) for position, image in enumerate(images)]
         return {"pixel_values": self._standardized(np.stack(images))}
 
-    def inputs_of(self, rows: Columns, batching: Batching) -> dict[str, Tensor]:
+    def model_inputs(self, rows: Columns, batching: Batching) -> dict[str, Tensor]:
         """The model's inputs for encoded rows as they are, in any layout."""
         return self.inputs(rows, None)
 
@@ -134,7 +134,7 @@ class Images:
     def lengths(encoded: Dataset) -> None:
         return None
 
-    def facts(self) -> dict[str, Any]:
+    def info_fields(self) -> dict[str, Any]:
         return {"image_channels": self.channels, "image_size": self.size}
 
     def axes(self) -> dict[str, dict[int, str]]:

@@ -55,8 +55,8 @@ class Label:
         """The target of encoded rows, int64 (B,)."""
         return torch.from_numpy(np.array(classes, dtype=np.int64))
 
-    def facts(self) -> dict[str, Any]:
-        return {**self.classes.facts(), "num_train": sum(self.classes.counts)}
+    def info_fields(self) -> dict[str, Any]:
+        return {**self.classes.info_fields(), "num_train": sum(self.classes.counts)}
 
     def metrics(self) -> MetricCollection:
         """Accuracy, and F1 averaged over the classes so that rare ones count as much as frequent ones."""
@@ -71,7 +71,7 @@ class Label:
             }
         )
 
-    def answers(self, output: Tensor, top: int) -> list[dict[str, Any]]:
+    def predictions(self, output: Tensor, top: int) -> list[dict[str, Any]]:
         """For each row of logits (B, C): the `label` and its `probability`, and the `probabilities` of the best."""
         return class_answers(output, self.classes.labels, top)
 

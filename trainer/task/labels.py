@@ -79,9 +79,9 @@ class Labels:
             target[row, indices] = 1.0
         return torch.from_numpy(target)
 
-    def facts(self) -> dict[str, Any]:
+    def info_fields(self) -> dict[str, Any]:
         """`class_counts` are the positives of each label in training."""
-        return {**self.classes.facts(), "num_train": self.num_train}
+        return {**self.classes.info_fields(), "num_train": self.num_train}
 
     def metrics(self) -> MetricCollection:
         """Micro and macro F1 and the share of exact matches at `threshold`, and the mean average precision."""
@@ -89,7 +89,7 @@ class Labels:
 
         return multilabel_metrics(len(self.classes.labels), self.threshold)
 
-    def answers(self, output: Tensor, top: int) -> list[dict[str, Any]]:
+    def predictions(self, output: Tensor, top: int) -> list[dict[str, Any]]:
         """For each row of logits (B, C) the `labels` above `threshold`, the likeliest first, and `probabilities`.
 
         Those are of these labels, and of the `top` likeliest where they are more.

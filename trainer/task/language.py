@@ -42,11 +42,11 @@ class Vocabulary:
                 np.add.at(counts, encoding.ids, 1)
         self.counts = counts.tolist()
 
-    def facts(self) -> dict[str, Any]:
-        facts = self.texts.facts()
+    def info_fields(self) -> dict[str, Any]:
+        fields = self.texts.info_fields()
         return {
-            **facts,
-            "num_outputs": facts["vocab_size"],
+            **fields,
+            "num_outputs": fields["vocab_size"],
             "output_level": "token",
             "class_counts": self.counts,
             "num_train": sum(self.counts),

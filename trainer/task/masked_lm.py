@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainer.errors import ConfigError, format_error
-from trainer.protocols import BLOCK_OF, Batch, Batching, Columns, Inputs, Target
+from trainer.protocols import BLOCK_OF, Batch, Batching, Columns, Inputs, Target, TaskInfo
 from trainer.task.answers import chosen, outputs_of_tokens
 from trainer.task.fingerprint import fingerprint
 from trainer.task.language import (
@@ -95,7 +95,7 @@ class MaskedLm:
     def columns(self) -> tuple[str, ...]:
         return ("text",)
 
-    def reads(self) -> tuple[str, ...]:
+    def input_columns(self) -> tuple[str, ...]:
         return ("text",)
 
     def fingerprint(self) -> str:
@@ -150,7 +150,7 @@ class MaskedLm:
         inputs = {**self.texts.inputs({"input_ids": masked}, layout), **outputs}
         return Batch(inputs, target, len(masked), tuple(draws.ids))
 
-    def ask(self, rows: Columns) -> Columns:
+    def prediction_rows(self, rows: Columns) -> Columns:
         """Texts of the data with a mask token for a word near their middle, near enough to be read."""
         mask = self.texts.tokenizer.id_to_token(self._mask_id)
         texts = [text.split() for text in rows["text"]]
@@ -158,19 +158,19 @@ class MaskedLm:
             words[min(len(words), self.texts.max_length // 2) // 2] = mask
         return {"text": [" ".join(words) for words in texts]}
 
-    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
+    def model_inputs(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
         """The texts as they are. Packed: outputs at their mask tokens alone are asked for."""
         layout = self.texts.lay_out(encoded["input_ids"], batching)
         return {**self.texts.inputs({"input_ids": encoded["input_ids"]}, layout), **layout.asked(self._masks(encoded))}
 
-    def facts(self) -> dict[str, Any]:
-        return self.vocabulary.facts()
+    def info(self) -> TaskInfo:
+        return TaskInfo(**self.vocabulary.info_fields())
 
     def metrics(self) -> MetricCollection:
         """Perplexity and accuracy over the chosen tokens."""
         return language_metrics()
 
-    def answers(
+    def predictions(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
     ) -> list[dict[str, Any]]:
         """For each row the `text` with its mask tokens `filled`: for each one the likeliest `token` and `probability`.

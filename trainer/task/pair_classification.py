@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from trainer.errors import ConfigError, format_error
-from trainer.protocols import Columns, Inputs, Target
+from trainer.protocols import Columns, Inputs, Target, TaskInfo
 from trainer.task.label import Label
 from trainer.task.pairs import encode_pairs
 from trainer.task.supervised import Supervised
@@ -72,8 +73,8 @@ class PairClassification(Supervised):
             columns["token_type_ids"] = [types for _, types, _ in encoded]
         return columns
 
-    def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "num_token_types": self.num_token_types}
+    def info(self) -> TaskInfo:
+        return replace(super().info(), num_token_types=self.num_token_types)
 
     def axes(self) -> dict[str, dict[int, str]]:
         return self.texts.axes(*["token_type_ids"] * (self.num_token_types > 1))

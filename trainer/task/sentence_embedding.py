@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from trainer.errors import format_error, raise_if_any
-from trainer.protocols import Batch, Batching, Columns, Inputs, Target
+from trainer.protocols import Batch, Batching, Columns, Inputs, Target, TaskInfo
 from trainer.task.fingerprint import fingerprint
 from trainer.task.scores import Scores
 from trainer.task.texts import Texts
@@ -120,7 +120,7 @@ class SentenceEmbedding:
         """The roles of the texts that are read."""
         return _TEXTS["pairs"] if self.evaluate_pairs else _TEXTS[self.supervision]
 
-    def reads(self) -> tuple[str, ...]:
+    def input_columns(self) -> tuple[str, ...]:
         return ("text",)
 
     def columns(self) -> tuple[str, ...]:
@@ -181,18 +181,18 @@ class SentenceEmbedding:
     def collate(self, rows: Columns, draws: SampleRng, batching: Batching) -> Batch:
         views = [rows[name] for name in self._views(draws.training)]
         samples = [sample[row] for row in range(len(draws.ids)) for sample in views]
-        inputs = self.inputs_of({"input_ids": samples}, batching)
+        inputs = self.model_inputs({"input_ids": samples}, batching)
         if self.supervision == "scored":
             target = self.scores.target(rows["similarity"])
         else:
             target = torch.tensor(draws.ids, dtype=torch.int64)[:, None].repeat(1, len(views))
         return Batch(inputs, target, len(target), tuple(draws.ids))
 
-    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
-        return self.texts.inputs_of(encoded, batching)
+    def model_inputs(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
+        return self.texts.model_inputs(encoded, batching)
 
-    def facts(self) -> dict[str, Any]:
-        return {**self.texts.facts(), "num_outputs": self.dim, "num_train": self.num_train}
+    def info(self) -> TaskInfo:
+        return TaskInfo(**self.texts.info_fields(), num_outputs=self.dim, num_train=self.num_train)
 
     def metrics(self) -> MetricCollection:
         """By supervision: how the positives are found again; how cosines follow scores; how texts alone are spread."""
@@ -204,7 +204,7 @@ class SentenceEmbedding:
             return uniformity_metric()
         return retrieval_metrics(negatives=self.supervision == "triplets")
 
-    def answers(
+    def predictions(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
     ) -> list[dict[str, Any]]:
         """For each row of vectors (B, D) the `embedding`, numbers."""

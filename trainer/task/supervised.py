@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trainer.protocols import Batch, Batching, Columns
+from trainer.protocols import Batch, Batching, Columns, TaskInfo
 from trainer.task.fingerprint import fingerprint
 from trainer.task.images import Images
 from trainer.task.label import Label
@@ -48,7 +48,7 @@ class Supervised:
     def columns(self) -> tuple[str, ...]:
         return (*self._roles, self._wanted.role)
 
-    def reads(self) -> tuple[str, ...]:
+    def input_columns(self) -> tuple[str, ...]:
         return self._roles
 
     def fingerprint(self) -> str:
@@ -85,21 +85,21 @@ class Supervised:
 
     def collate(self, rows: Columns, draws: SampleRng, batching: Batching) -> Batch:
         target = self._wanted.target(rows[self._wanted.role])
-        return Batch(self.inputs_of(rows, batching), target, len(target), tuple(draws.ids))
+        return Batch(self.model_inputs(rows, batching), target, len(target), tuple(draws.ids))
 
-    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
-        return self._reader.inputs_of(encoded, batching)
+    def model_inputs(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
+        return self._reader.model_inputs(encoded, batching)
 
-    def facts(self) -> dict[str, Any]:
-        return {**self._reader.facts(), **self._wanted.facts()}
+    def info(self) -> TaskInfo:
+        return TaskInfo(**self._reader.info_fields(), **self._wanted.info_fields())
 
     def metrics(self) -> MetricCollection:
         return self._wanted.metrics()
 
-    def answers(
+    def predictions(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
     ) -> list[dict[str, Any]]:
-        return self._wanted.answers(output, top)
+        return self._wanted.predictions(output, top)
 
     def axes(self) -> dict[str, dict[int, str]]:
         return self._reader.axes()

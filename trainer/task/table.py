@@ -140,11 +140,11 @@ class Table:
         return None
 
     @staticmethod
-    def inputs_of(rows: Columns, batching: Batching) -> dict[str, Tensor]:
+    def model_inputs(rows: Columns, batching: Batching) -> dict[str, Tensor]:
         """The model's inputs for encoded rows, in any layout: `features`, float32 (B, F)."""
         return {"features": torch.from_numpy(np.stack(rows["features"]))}
 
-    def facts(self) -> dict[str, Any]:
+    def info_fields(self) -> dict[str, Any]:
         return {"num_features": len(self.features)}
 
     def axes(self) -> dict[str, dict[int, str]]:

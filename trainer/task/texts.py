@@ -165,13 +165,13 @@ class Texts:
             inputs["token_type_ids"] = layout.fill(rows["token_type_ids"], 0)
         return inputs
 
-    def inputs_of(self, rows: Columns, batching: Batching) -> dict[str, Tensor]:
+    def model_inputs(self, rows: Columns, batching: Batching) -> dict[str, Tensor]:
         """The model's inputs for encoded rows with one output a sample."""
         layout = self.lay_out(rows["input_ids"], batching)
         inputs = self.inputs(rows, layout)
         return {**inputs, "token_index": layout.index()} if layout.packed else inputs
 
-    def facts(self) -> dict[str, Any]:
+    def info_fields(self) -> dict[str, Any]:
         return {
             "vocab_size": self.tokenizer.get_vocab_size(),
             "max_length": self.max_length,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainer.errors import RowError, format_error
-from trainer.protocols import Batch, Batching, Columns, Inputs, Target
+from trainer.protocols import Batch, Batching, Columns, Inputs, Target, TaskInfo
 from trainer.task.answers import outputs_of_tokens
 from trainer.task.classes import Classes
 from trainer.task.entities import entity_spans, has_prefixes
@@ -58,7 +58,7 @@ class TokenClassification:
     def columns(self) -> tuple[str, ...]:
         return ("words", "tags")
 
-    def reads(self) -> tuple[str, ...]:
+    def input_columns(self) -> tuple[str, ...]:
         return ("words",)
 
     def fingerprint(self) -> str:
@@ -133,13 +133,13 @@ class TokenClassification:
         inputs = {**self.texts.inputs(rows, layout), **wanted}
         return Batch(inputs, target, len(rows["input_ids"]), tuple(draws.ids))
 
-    def inputs_of(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
+    def model_inputs(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
         """Packed: outputs at the words alone are asked for."""
         layout = self.texts.lay_out(encoded["input_ids"], batching)
         return {**self.texts.inputs(encoded, layout), **layout.asked(encoded["first"])}
 
-    def facts(self) -> dict[str, Any]:
-        return {**self.texts.facts(), **self.classes.facts(), "output_level": "token"}
+    def info(self) -> TaskInfo:
+        return TaskInfo(**self.texts.info_fields(), **self.classes.info_fields(), output_level="token")
 
     def metrics(self) -> MetricCollection:
         """Accuracy over words, and F1, precision and recall of entities or, without prefixes, F1 of each tag."""
@@ -158,7 +158,7 @@ class TokenClassification:
             metrics["macro_f1"] = TagF1(len(tags))
         return MetricCollection(metrics)
 
-    def answers(
+    def predictions(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
     ) -> list[dict[str, Any]]:
         """For each row the `words` and their `tags`, None for a word that is not read.

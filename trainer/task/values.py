@@ -92,7 +92,7 @@ class Values:
         """The target of encoded rows, float32 (B, V)."""
         return torch.from_numpy(np.stack(rows))
 
-    def facts(self) -> dict[str, Any]:
+    def info_fields(self) -> dict[str, Any]:
         return {"num_outputs": len(self.mean), "num_train": self.num_train}
 
     def metrics(self) -> MetricCollection:
@@ -101,7 +101,7 @@ class Values:
 
         return regression_metrics(self.std)
 
-    def answers(self, output: Tensor, top: int) -> list[dict[str, Any]]:
+    def predictions(self, output: Tensor, top: int) -> list[dict[str, Any]]:
         """For each row of outputs (B, V) the `value` in the user's units: a number, or a list where V is above 1.
 
         Whatever `top` is: of numbers there is one answer.
