@@ -38,7 +38,7 @@ def answering_config(job: TrainJob, task: Task) -> dict[str, Any]:
     It has the keys `task`, `data` and `loader` of that config.
     """
     columns = _columns(job.data)
-    known = {role: columns[role] for role in task.reads() if isinstance(columns.get(role), str)}
+    known = {role: columns[role] for role in task.input_columns() if isinstance(columns.get(role), str)}
     cells = {key: job.data.get(key, usual) for key, usual in _CELLS.items()}
     return {
         "task": job.task | ({"tokenizer": None} if "tokenizer" in job.task else {}),  # the task's state holds it
@@ -143,7 +143,7 @@ def _columns(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _reading(data: Mapping[str, Any], task: Task, named: ColumnsSection) -> Reading:
     return Reading(
-        roles=tuple(task.reads()),
+        roles=tuple(task.input_columns()),
         columns=_columns(data) | {role: column for role, column in vars(named).items() if column is not None},
         numeric=task.numeric if isinstance(task, HasNumericColumns) else {},
         **{key: data.get(key, usual) for key, usual in _CELLS.items()},
