@@ -19,9 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.saver import Saver
-from trainer.checkpoint.snapshot import Snapshot
-from trainer.checkpoint.store import Store
+from trainer.checkpoint.store import Saver, Snapshot, Store
 
 _SIDE = 1024
 _WARMUP = 2

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 
 from trainer.builders.training import RunOutputs, build_training
-from trainer.checkpoint.snapshot import Snapshot
-from trainer.checkpoint.store import Store
+from trainer.checkpoint.store import Snapshot, Store
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import config_text, job_from_config

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainer.checkpoint.optimizer_state import capture_optimizer, restore_optimizer
 from trainer.checkpoint.rng_state import capture_rng_state, restore_rng_state
-from trainer.checkpoint.snapshot import Snapshot
+from trainer.checkpoint.store import Snapshot
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import STATE
 from trainer.loop import MetricSchedule, Run

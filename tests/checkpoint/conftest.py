@@ -1,4 +1,4 @@
-"""Small checkpoints whose contents follow from their step."""
+"""Small checkpoints whose contents are a function of their step."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.checkpoint.snapshot import Snapshot
+from trainer.checkpoint.store import Snapshot
 
 MakeSnapshot = Callable[..., Snapshot]
 

@@ -1,18 +1,18 @@
-"""The order of a save's operations: what a power cut between any two of them would leave."""
+"""The order of file operations in a save: a power cut between any two of them leaves a usable folder."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from trainer.checkpoint.atomic_io import checksum, create_folder, write_file
+from trainer.checkpoint.atomic_io import create_folder, digest_file, write_file
 from trainer.checkpoint.store import Store
 from trainer.errors import CheckpointError
 
 
 @pytest.fixture
 def operations(monkeypatch):
-    """What is done to files, in order, each with the path it is done to."""
+    """File operations in order, each with the path it is applied to."""
     done = []
     paths = {}
     real = {name: getattr(os, name) for name in ("open", "write", "fsync", "rename", "unlink")}
@@ -37,7 +37,7 @@ def operations(monkeypatch):
     return done
 
 
-def test_a_checkpoint_gets_its_name_when_every_byte_of_it_is_durable(folder, make, operations):
+def test_checkpoint_is_published_only_when_every_byte_is_durable(folder, make, operations):
     store = Store(folder, keep=2)
     for step in (1, 2):
         store.save(make(step))
@@ -53,31 +53,31 @@ def test_a_checkpoint_gets_its_name_when_every_byte_of_it_is_durable(folder, mak
     assert all(synced[file] < last_write[manifest] for file in files if file != manifest)
     assert synced[manifest] < operations.index(("fsync", temporary)) < named
 
-    # The old one goes when the new name is durable too, and its files when it no longer bears a checkpoint's name.
-    given_up = operations.index(("rename", folder / "step-00000001"))
+    # The old one goes only when the new name is durable, and its files only after it has lost its name.
+    renamed_old = operations.index(("rename", folder / "step-00000001"))
     assert operations[named + 1] == ("fsync", folder)
-    assert operations[given_up + 1] == ("fsync", folder)
+    assert operations[renamed_old + 1] == ("fsync", folder)
     unlinked = [i for i, (name, _) in enumerate(operations) if name == "unlink"]
     assert len(unlinked) == len(files)
-    assert named + 1 < given_up < given_up + 1 < min(unlinked)
+    assert named + 1 < renamed_old < renamed_old + 1 < min(unlinked)
 
 
-def test_the_checksum_is_that_of_the_bytes(tmp_path):
+def test_write_file_returns_the_digest_of_the_written_bytes(tmp_path):
     chunks = [bytes(range(256)) * 9000, b"", memoryview(b"end")]
     written = write_file(tmp_path / "file", chunks)
     assert (tmp_path / "file").read_bytes() == b"".join(chunks)
-    assert checksum(tmp_path / "file") == written
+    assert digest_file(tmp_path / "file") == written
     assert written.size == 256 * 9000 + 3
 
 
-def test_a_file_is_never_written_over(tmp_path):
+def test_write_file_never_overwrites(tmp_path):
     write_file(tmp_path / "file", [b"first"])
     with pytest.raises(CheckpointError, match="file: cannot be written: File exists"):
         write_file(tmp_path / "file", [b"second"])
     assert (tmp_path / "file").read_bytes() == b"first"
 
 
-def test_new_folders_are_durable(tmp_path, operations):
+def test_create_folder_syncs_every_new_parent(tmp_path, operations):
     create_folder(tmp_path / "run" / "checkpoints")
     assert {("fsync", tmp_path), ("fsync", tmp_path / "run")} == set(operations)
     operations.clear()

@@ -1,4 +1,4 @@
-"""A save whose n-th file operation fails, for every n: it says so, and what was there before stays whole."""
+"""Saves whose n-th file operation fails, for every n: the save reports it and earlier checkpoints stay intact."""
 
 import errno
 import io
@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from trainer.checkpoint.manifest import verify
+from trainer.checkpoint.manifest import find_faults
 from trainer.checkpoint.store import Store
 from trainer.errors import CheckpointError
 
@@ -51,21 +51,21 @@ def base(tmp_path, make):
 
 
 def assert_unharmed(folder, make, same, new):
-    """Every checkpoint that is listed is whole; the best and two more are there, the newest old one among them."""
+    """Check that every listed checkpoint is intact and that the best, the newest old and one more exist."""
     store = Store(folder, keep=2)
     scores = {10: 0.9, 20: 0.1, 30: 0.2}
     steps = store.list()
     assert {10, 30} <= set(steps)
     assert {20, new} & set(steps)
     for step in steps:
-        assert verify(store.path(step)) == []
+        assert find_faults(store.path(step)) == []
         found = store.load(f"step-{step}")
         assert same(found, make(step, scores.get(step))) or (step == new and same(found, make(new, 0.3)))
     assert store.load("best").step == 10
     return store
 
 
-# Of the many operations each fast case tries every 23rd, starting at another one; the slow case tries all.
+# Each fast case tries every 23rd operation from a different start; the slow case tries all.
 @pytest.mark.parametrize(
     ("code", "start", "stride"),
     [
@@ -75,10 +75,12 @@ def assert_unharmed(folder, make, same, new):
     ],
 )
 @pytest.mark.parametrize("new", [40, 30], ids=["new", "replaced"])
-@pytest.mark.parametrize("kind", ["writing", "reading"])
-def test_an_operation_failing_once(base, tmp_path, make, same, code, start, stride, new, kind, figure):
-    operations = [(os, name) for name in (WRITING if kind == "writing" else READING)]
-    if kind == "reading":
+@pytest.mark.parametrize("operation_type", ["writing", "reading"])
+def test_one_failing_file_operation_harms_no_earlier_checkpoint(
+    base, tmp_path, make, same, code, start, stride, new, operation_type, figure
+):
+    operations = [(os, name) for name in (WRITING if operation_type == "writing" else READING)]
+    if operation_type == "reading":
         operations.append((io, "open"))
     for at in itertools.count(start, stride):
         folder = tmp_path / "trial"
@@ -88,8 +90,8 @@ def test_an_operation_failing_once(base, tmp_path, make, same, code, start, stri
             message = saving(Store(folder, keep=2), make(new, 0.3))
         if fault.reached < at:
             break
-        # A fault while old ones are read may be survived: nothing is given up then. One while writing never is.
-        assert message or kind == "reading"
+        # A fault while reading old checkpoints may be tolerated (nothing is deleted); a fault while writing may not.
+        assert message or operation_type == "reading"
         if message:
             assert re.match(rf"{re.escape(str(folder))}\S*: cannot be .+: {os.strerror(code)}\.", message)
         store = assert_unharmed(folder, make, same, new)
@@ -104,14 +106,14 @@ def test_an_operation_failing_once(base, tmp_path, make, same, code, start, stri
 
 
 def saving(store, snapshot):
-    """The message of the error that a save ends with."""
+    """Return the message of the error that ends a save, None without one."""
     try:
         store.save(snapshot)
     except CheckpointError as error:
         return str(error)
 
 
-def test_the_unfinished_folder_is_removed_when_the_device_is_full(base, monkeypatch, make):
+def test_full_device_leaves_no_unfinished_folder(base, monkeypatch, make):
     before = sorted(base.iterdir())
 
     def full(*_):
@@ -123,7 +125,7 @@ def test_the_unfinished_folder_is_removed_when_the_device_is_full(base, monkeypa
     assert sorted(base.iterdir()) == before
 
 
-def test_short_writes(tmp_path, monkeypatch, make, same):
+def test_short_writes_are_continued(tmp_path, monkeypatch, make, same):
     write = os.write
     monkeypatch.setattr(os, "write", lambda file, data: write(file, data[: max(1, len(data) // 2)]))
     store = Store(tmp_path, keep=2)
@@ -131,7 +133,7 @@ def test_short_writes(tmp_path, monkeypatch, make, same):
     assert same(store.load("last"), make(1))
 
 
-def test_an_unreadable_store(base, monkeypatch, make):
+def test_unreadable_store_is_an_error(base, monkeypatch, make):
     def denied(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -141,7 +143,7 @@ def test_an_unreadable_store(base, monkeypatch, make):
 
 
 @pytest.mark.parametrize("name", ["MANIFEST.json", "state.json"])
-def test_nothing_is_given_up_while_an_old_one_cannot_be_read(base, monkeypatch, make, caplog, name):
+def test_nothing_is_deleted_while_an_old_checkpoint_is_unreadable(base, monkeypatch, make, caplog, name):
     unreadable = base / "step-00000010" / name
     really_open = io.open
 
@@ -156,7 +158,7 @@ def test_nothing_is_given_up_while_an_old_one_cannot_be_read(base, monkeypatch, 
         store.save(make(40))
     assert store.list() == (10, 20, 30, 40)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{base}: {name} cannot be read: Input/output error. No older checkpoint is given up."
+        f"{base}: {name} cannot be read: Input/output error. Keeping all older checkpoints."
     ]
     store.save(make(50))
     assert store.list() == (10, 40, 50)

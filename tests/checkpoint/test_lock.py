@@ -1,3 +1,5 @@
+"""The lock of a run folder."""
+
 import errno
 import fcntl
 import os
@@ -29,10 +31,10 @@ def start(folder, *arguments):
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_second_process_is_refused(tmp_path):
+def test_second_process_is_refused(tmp_path):
     with start(tmp_path) as holder:
         assert holder.stdout.readline() == "held\n"
-        message = rf"{tmp_path}: the run folder is in use by process {holder.pid} on \S+\. Wait until"
+        message = rf"{tmp_path}: the run folder is in use by process {holder.pid} on \S+\. Wait until that"
         with pytest.raises(CheckpointError, match=message), run_lock(tmp_path):
             pass
         holder.stdin.close()
@@ -41,7 +43,7 @@ def test_a_second_process_is_refused(tmp_path):
         assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} on ")
 
 
-def test_a_killed_holder_does_not_block(tmp_path):
+def test_killed_holder_releases_the_lock(tmp_path):
     with start(tmp_path) as holder:
         assert holder.stdout.readline() == "held\n"
         holder.send_signal(signal.SIGKILL)
@@ -50,7 +52,7 @@ def test_a_killed_holder_does_not_block(tmp_path):
             pass
 
 
-def test_a_worker_that_outlives_its_killed_parent_does_not_block(tmp_path):
+def test_worker_that_outlives_its_killed_parent_does_not_hold_the_lock(tmp_path):
     with start(tmp_path, "fork") as holder:
         assert {holder.stdout.readline(), holder.stdout.readline()} == {"held\n", "forked\n"}
         holder.send_signal(signal.SIGKILL)
@@ -60,7 +62,7 @@ def test_a_worker_that_outlives_its_killed_parent_does_not_block(tmp_path):
         holder.stdin.close()
 
 
-def test_it_is_held_once_and_given_back(tmp_path):
+def test_lock_is_exclusive_and_released_on_exit(tmp_path):
     folder = tmp_path / "runs" / "new"
     held_here = f"in use by process {os.getpid()} "
     for _ in range(2):
@@ -72,7 +74,7 @@ def test_it_is_held_once_and_given_back(tmp_path):
         pass
 
 
-def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+def test_unwritable_folder_is_an_error(tmp_path, monkeypatch):
     def denied(*_):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -81,7 +83,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
         pass
 
 
-def test_a_folder_that_is_removed_while_it_is_waited_for_is_made_anew(tmp_path, monkeypatch):
+def test_folder_removed_by_the_previous_holder_is_created_again(tmp_path, monkeypatch):
     folder, flock = tmp_path / "run", fcntl.flock
 
     def removed_before(*arguments):

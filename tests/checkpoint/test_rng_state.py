@@ -1,3 +1,5 @@
+"""Capture and restoration of the global random generators."""
+
 import json
 import random
 
@@ -21,13 +23,13 @@ def draws():
 
 
 @pytest.mark.parametrize("before", [0, 1, 700])
-def test_the_same_draws_follow(before):
+def test_restored_state_repeats_the_draws(before):
     random.seed(before)
     np.random.seed(before)
     torch.manual_seed(before)
     for _ in range(before):
         draws()
-    # An odd number of normal draws leaves the other one of the pair in the generator.
+    # An odd number of normal draws leaves the second of a pair in the generator.
     random.gauss(0, 1)
     np.random.standard_normal()
     state = json.loads(json.dumps(capture_rng_state()))
@@ -38,7 +40,7 @@ def test_the_same_draws_follow(before):
     assert draws() == expected
 
 
-def test_capturing_draws_nothing():
+def test_capture_draws_nothing():
     torch.manual_seed(1)
     expected = torch.rand(3).tolist()
     torch.manual_seed(1)
@@ -46,14 +48,14 @@ def test_capturing_draws_nothing():
     assert torch.rand(3).tolist() == expected
 
 
-def test_a_device_that_is_not_there_is_passed_over():
+def test_states_of_absent_devices_are_skipped():
     state = capture_rng_state()
     restore_rng_state({**state, "cuda": [state["torch"]] * 64} if not torch.cuda.is_available() else state)
     assert capture_rng_state() == state
 
 
 @pytest.mark.gpu
-def test_the_same_draws_follow_on_every_device():
+def test_restored_state_repeats_the_draws_of_every_device():
     for index in range(torch.cuda.device_count()):
         torch.rand(7, device=f"cuda:{index}")
     state = json.loads(json.dumps(capture_rng_state()))

@@ -1,15 +1,22 @@
+"""Saving, choosing, loading and deleting checkpoints, and saving them in the background."""
+
+import errno
 import logging
+import os
 import re
 import shutil
+import threading
 
 import pytest
+import torch
 
-from trainer.checkpoint.manifest import read_document, verify
-from trainer.checkpoint.store import Store, load_folder
+from trainer.checkpoint.listing import find_newest_intact
+from trainer.checkpoint.manifest import find_faults, read_document
+from trainer.checkpoint.store import Saver, Snapshot, Store, load_folder
 from trainer.errors import CheckpointError, ConfigError
 
 
-def spoil(path):
+def flip_a_bit(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -19,7 +26,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_round_trip(folder, make, same):
+def test_save_and_load_round_trip(folder, make, same):
     store = Store(folder, keep=2)
     path = store.save(make(930, 0.5))
     assert path == folder / "step-00000930"
@@ -31,20 +38,20 @@ def test_round_trip(folder, make, same):
         "optimizer.safetensors",
         "state.json",
     ]
-    assert verify(path) == []
+    assert find_faults(path) == []
     for which in ("last", "best", "step-930", "step-00000930"):
         assert same(store.load(which), make(930, 0.5))
         assert store.find(which) == path
     assert same(load_folder(path), make(930, 0.5))
 
 
-def test_a_copied_checkpoint_of_another_name_loads(folder, tmp_path, make, same):
+def test_copied_checkpoint_with_another_name_loads(folder, tmp_path, make, same):
     path = Store(folder, keep=2).save(make(3))
     shutil.copytree(path, tmp_path / "copy")
     assert same(load_folder(tmp_path / "copy"), make(3))
 
 
-def test_loaded_tensors_are_writable_and_apart_from_the_file(folder, make, same):
+def test_loaded_tensors_are_writable_and_do_not_alias_the_file(folder, make, same):
     store = Store(folder, keep=2)
     store.save(make(3))
     store.load("last").tensors["model"]["linear.weight"].zero_()
@@ -52,12 +59,12 @@ def test_loaded_tensors_are_writable_and_apart_from_the_file(folder, make, same)
 
 
 @pytest.mark.parametrize("keep", [1, 0, -1])
-def test_fewer_than_two_are_refused(folder, keep):
+def test_keep_below_two_is_refused(folder, keep):
     with pytest.raises(ConfigError, match=f"keep: must be at least 2, got {keep}"):
         Store(folder, keep)
 
 
-def test_the_newest_stay(folder, make):
+def test_newest_checkpoints_are_kept(folder, make):
     store = Store(folder, keep=2)
     for step in range(1, 7):
         store.save(make(step))
@@ -66,7 +73,7 @@ def test_the_newest_stay(folder, make):
 
 
 @pytest.mark.parametrize(("higher", "best"), [(True, 2), (False, 4)])
-def test_the_best_stays_the_earliest_of_equals(folder, make, higher, best):
+def test_best_is_kept_and_ties_go_to_the_earliest(folder, make, higher, best):
     store = Store(folder, keep=2)
     for step, score in enumerate([0.5, 0.9, 0.9, 0.1, 0.1, None, 0.3, None], start=1):
         store.save(make(step, score, higher=higher))
@@ -75,7 +82,7 @@ def test_the_best_stays_the_earliest_of_equals(folder, make, higher, best):
     assert store.load("last").step == 8
 
 
-def test_scores_of_another_metric_do_not_count(folder, make):
+def test_scores_of_an_earlier_metric_are_ignored(folder, make):
     store = Store(folder, keep=3)
     store.save(make(1, 100.0, name="perplexity", higher=False))
     store.save(make(2, 0.5))
@@ -83,14 +90,14 @@ def test_scores_of_another_metric_do_not_count(folder, make):
     assert store.load("best").step == 2
 
 
-def test_a_score_that_is_not_a_number_is_never_the_best(folder, make):
+def test_nan_score_is_never_the_best(folder, make):
     store = Store(folder, keep=2)
     store.save(make(1, 0.1))
     store.save(make(2, float("nan")))
     assert store.load("best").step == 1
 
 
-def test_protected_steps_stay(folder, make):
+def test_protected_steps_are_kept(folder, make):
     store = Store(folder, keep=2)
     for step in range(1, 6):
         store.save(make(step), protect=[1])
@@ -99,8 +106,8 @@ def test_protected_steps_stay(folder, make):
     assert store.list() == (5, 6)
 
 
-def test_last_is_what_was_saved_last(folder, make, same):
-    """A run that went on from an earlier step leaves the steps of its abandoned future behind."""
+def test_last_is_the_checkpoint_saved_last_even_if_its_step_is_lower(folder, make, same):
+    """A run resumed from an earlier step leaves checkpoints of later steps behind."""
     store = Store(folder, keep=3)
     for step in (100, 200, 300):
         store.save(make(step))
@@ -113,7 +120,7 @@ def test_last_is_what_was_saved_last(folder, make, same):
     assert resumed.list() == (110, 120, 130)
 
 
-def test_the_same_step_is_replaced(folder, make, same):
+def test_saving_the_same_step_replaces_it(folder, make, same):
     store = Store(folder, keep=2)
     store.save(make(1))
     store.save(make(2, 0.1))
@@ -124,7 +131,7 @@ def test_the_same_step_is_replaced(folder, make, same):
     assert names(folder) == ["step-00000002", "step-00000003"]
 
 
-def test_a_replacement_cut_short_between_its_renames_loses_nothing(folder, make, same):
+def test_replacement_interrupted_between_its_renames_loses_nothing(folder, make, same):
     store = Store(folder, keep=2)
     path = store.save(make(5))
     path.rename(folder / ".old-step-00000005")
@@ -136,7 +143,7 @@ def test_a_replacement_cut_short_between_its_renames_loses_nothing(folder, make,
     assert names(folder) == ["step-00000005", "step-00000006"]
 
 
-def test_what_a_killed_process_left_behind_is_swept(folder, make):
+def test_leftovers_of_a_killed_process_are_removed(folder, make):
     store = Store(folder, keep=2)
     path = store.save(make(1))
     for left in (".tmp-step-00000009", ".trash-step-00000008", ".old-step-00000001", ".trash-.old-step-00000001"):
@@ -147,25 +154,25 @@ def test_what_a_killed_process_left_behind_is_swept(folder, make):
     assert names(folder) == ["notes.txt", "step-00000001", "step-00000002"]
 
 
-def test_damaged_ones_do_not_count_as_kept(folder, make):
+def test_damaged_checkpoints_do_not_count_as_kept(folder, make):
     store = Store(folder, keep=2)
     for step in (1, 2, 3):
         store.save(make(step))
-    spoil(folder / "step-00000003" / "model.safetensors")
+    flip_a_bit(folder / "step-00000003" / "model.safetensors")
     store.save(make(4))
     assert store.list() == (2, 3, 4)
-    assert verify(folder / "step-00000002") == []
+    assert find_faults(folder / "step-00000002") == []
     Store(folder, keep=2).save(make(5))
     assert store.list() == (4, 5)
 
 
-def test_a_damaged_best_gives_way_to_the_next(folder, make, caplog):
+def test_damaged_best_is_replaced_by_the_next_best(folder, make, caplog):
     store = Store(folder, keep=4)
     for step, score in enumerate([0.9, 0.8, 0.1, 0.0], start=1):
         store.save(make(step, score))
-    spoil(folder / "step-00000001" / "ema.safetensors")
+    flip_a_bit(folder / "step-00000001" / "ema.safetensors")
     assert store.load("best").step == 2
-    spoil(folder / "step-00000002" / "state.json")
+    flip_a_bit(folder / "step-00000002" / "state.json")
     caplog.clear()
     assert store.load("best").step == 3
     assert [re.search(r"step-0000000\d", record.getMessage())[0] for record in caplog.records] == [
@@ -176,21 +183,21 @@ def test_a_damaged_best_gives_way_to_the_next(folder, make, caplog):
     assert store.list() == (3, 4, 5)
 
 
-def test_a_damaged_newest_is_told_and_passed_over(folder, make, same, caplog):
+def test_damaged_newest_is_skipped_with_a_warning(folder, make, same, caplog):
     store = Store(folder, keep=2)
     store.save(make(1))
     store.save(make(2))
-    spoil(folder / "step-00000002" / "optimizer.safetensors")
+    flip_a_bit(folder / "step-00000002" / "optimizer.safetensors")
     with caplog.at_level(logging.WARNING):
         assert same(store.load("last"), make(1))
         assert store.find("last") == folder / "step-00000001"
     message = caplog.records[0].getMessage()
     assert str(folder / "step-00000002") in message
-    assert re.search(r"optimizer\.safetensors has the checksum [0-9a-f]{8} instead of [0-9a-f]{8}", message)
+    assert re.search(r"optimizer\.safetensors has checksum [0-9a-f]{8} instead of [0-9a-f]{8}", message)
     assert "\n" not in message
 
 
-def test_a_damaged_step_that_was_asked_for_is_an_error(folder, make):
+def test_damaged_step_named_by_the_user_is_an_error(folder, make):
     store = Store(folder, keep=2)
     store.save(make(1))
     store.save(make(2))
@@ -198,43 +205,168 @@ def test_a_damaged_step_that_was_asked_for_is_an_error(folder, make):
     for load in (lambda: store.load("step-2"), lambda: load_folder(folder / "step-00000002")):
         with pytest.raises(CheckpointError, match=r"step-00000002: is damaged: model.safetensors is missing\. \w+"):
             load()
-    with pytest.raises(CheckpointError, match=r"Steps found: 1, 2. `last` takes the newest intact one"):
+    with pytest.raises(CheckpointError, match=r"Existing steps: 1, 2. `last` takes the newest intact one"):
         store.find("step-2")
 
 
-def test_all_damaged(folder, make):
+def test_error_if_every_checkpoint_is_damaged(folder, make):
     store = Store(folder, keep=2)
     for step in (1, 2):
-        spoil(store.save(make(step)) / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"checkpoints: holds no intact checkpoint. Steps found: 1, 2"):
+        flip_a_bit(store.save(make(step)) / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"checkpoints: contains no intact checkpoint. Existing steps: 1, 2"):
         store.load("last")
 
 
-def test_nothing_to_load(folder, make, tmp_path):
+def test_errors_without_a_matching_checkpoint(folder, make, tmp_path):
     store = Store(folder, keep=2)
     assert store.list() == ()
-    with pytest.raises(CheckpointError, match=re.escape(f"{folder}: holds no intact checkpoint. Steps found: none")):
+    with pytest.raises(
+        CheckpointError, match=re.escape(f"{folder}: contains no intact checkpoint. Existing steps: none")
+    ):
         store.load("last")
     store.save(make(3))
     with pytest.raises(CheckpointError, match="no intact checkpoint with a score"):
         store.load("best")
-    with pytest.raises(CheckpointError, match=r"step-00000007: there is no such checkpoint. Steps found: 3"):
+    with pytest.raises(CheckpointError, match=r"step-00000007: no such checkpoint. Existing steps: 3"):
         store.load("step-7")
-    with pytest.raises(CheckpointError, match="there is no such checkpoint"):
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_folder(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"checkpoint: unknown, got 'newest'. Allowed: best, last, step-N"):
         store.load("newest")
 
 
-def test_a_document_is_read_alone(folder, make):
+def test_single_document_is_read(folder, make):
     path = Store(folder, keep=2).save(make(3))
     assert read_document(path, "config.yaml") == "seed: 3\nname: Übung\n"
     assert read_document(path, "task.json") is None
 
 
-def test_an_empty_file_name_space(folder, same):
-    from trainer.checkpoint.snapshot import Snapshot
-
+def test_snapshot_without_tensors(folder, same):
     store = Store(folder, keep=2)
     store.save(Snapshot(0, {"optimizer": {}}, {}))
     assert same(store.load("last"), Snapshot(0, {"optimizer": {}}, {}))
+
+
+def test_newest_intact_checkpoint_below_a_step(folder, make):
+    store = Store(folder, keep=9)
+    for step in (10, 20, 30, 15):  # a run resumed from an earlier step
+        store.save(make(step))
+    (store.path(20) / "state.json").write_text("{}")
+
+    def step_below(below):
+        checkpoint = find_newest_intact(folder, below=below)
+        return None if checkpoint is None else checkpoint.step
+
+    assert [step_below(below) for below in (None, 31, 16, 15, 10)] == [15, 15, 15, 10, None]
+    (store.path(15) / "model.safetensors").unlink()
+    assert [step_below(below) for below in (None, 30)] == [30, 10]
+    assert find_newest_intact(folder / "absent") is None
+
+
+@pytest.fixture
+def roomy(folder):
+    """Return a store that keeps four checkpoints."""
+    return Store(folder, keep=4)
+
+
+def zero_tensors(snapshot):
+    for tensors in snapshot.tensors.values():
+        for tensor in tensors.values():
+            tensor.zero_()
+
+
+def test_submit_returns_while_the_save_waits_for_the_device(roomy, monkeypatch, make, same):
+    device_ready = threading.Event()
+    fsync = os.fsync
+
+    def slow(file):
+        assert device_ready.wait(60)
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    saver = Saver(roomy)
+    snapshot = make(1)
+    saver.submit(snapshot)
+    zero_tensors(snapshot)
+    assert roomy.list() == ()
+    device_ready.set()
+    saver.close()
+    assert same(roomy.load("last"), make(1))
+
+
+def test_consecutive_saves_do_not_share_copies(roomy, make, same):
+    saver = Saver(roomy)
+    for step in range(1, 5):
+        snapshot = make(step)
+        saver.submit(snapshot, protect=range(5))
+        zero_tensors(snapshot)
+    saver.close()
+    assert roomy.list() == (1, 2, 3, 4)
+    for step in roomy.list():
+        assert same(roomy.load(f"step-{step}"), make(step))
+
+
+def test_shapes_dtypes_and_names_may_change_between_saves(roomy, same):
+    saver = Saver(roomy)
+    snapshots = [
+        Snapshot(1, {"model": {"a": torch.ones(3), "b": torch.ones(2)}}, {}),
+        Snapshot(2, {"model": {"a": torch.ones(2, 2)}, "ema": {"a": torch.ones(1)}}, {}),
+        Snapshot(3, {"model": {"a": torch.ones(2, 2, dtype=torch.float16)}}, {"state.json": "{}"}),
+        Snapshot(4, {"optimizer": {}}, {}),
+    ]
+    for snapshot in snapshots:
+        saver.submit(snapshot)
+    saver.close()
+    for snapshot in snapshots:
+        assert same(roomy.load(f"step-{snapshot.step}"), snapshot)
+
+
+def test_parameters_views_and_strides_are_stored_contiguous(roomy, same):
+    parameter = torch.nn.Parameter(torch.randn(4, 6))
+    tensors = {"whole": parameter, "row": parameter[1], "turned": parameter.T, "repeated": torch.ones(1).expand(3)}
+    saver = Saver(roomy)
+    saver.submit(Snapshot(1, {"model": tensors}, {}))
+    saver.close()
+    plain = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    assert same(roomy.load("last"), Snapshot(1, {"model": plain}, {}))
+
+
+def out_of_space(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_error_is_raised_by_the_next_submit(roomy, make, same):
+    roomy.save(make(1))
+    saver = Saver(roomy)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(os, "rename", out_of_space)
+        saver.submit(make(2))
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            saver.submit(make(3))
+    saver.submit(make(4))
+    saver.close()
+    assert roomy.list() == (1, 4)
+    assert same(roomy.load("last"), make(4))
+
+
+def test_error_is_raised_by_close_only_once(roomy, make, monkeypatch):
+    monkeypatch.setattr(os, "write", out_of_space)
+    saver = Saver(roomy)
+    saver.submit(make(1))
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        saver.close()
+    saver.close()
+
+
+@pytest.mark.gpu
+def test_tensors_on_a_device_are_copied_before_submit_returns(roomy, make, same):
+    saver = Saver(roomy)
+    for step in (1, 2):
+        snapshot = make(step)
+        moved = {file: {n: t.cuda() for n, t in tensors.items()} for file, tensors in snapshot.tensors.items()}
+        on_device = Snapshot(step, moved, snapshot.documents)
+        saver.submit(on_device)
+        zero_tensors(on_device)
+    saver.close()
+    assert same(roomy.load("step-1"), make(1))
+    assert same(roomy.load("step-2"), make(2))

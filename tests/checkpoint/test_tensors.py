@@ -1,3 +1,5 @@
+"""The safetensors encoding and the bitwise comparison of tensors."""
+
 import pytest
 import safetensors
 import torch
@@ -5,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from trainer.checkpoint.tensors import _DTYPES, decode, encode
+from trainer.checkpoint.tensors import _DTYPES, decode, encode, tensor_differences
 from trainer.errors import CheckpointError
 
 
-def file_of(tensors):
+def encode_file(tensors):
     return b"".join(bytes(chunk) for chunk in encode(tensors))
 
 
@@ -33,8 +35,8 @@ def named_tensors(draw):
 
 
 @given(named_tensors())
-def test_every_bit_comes_back(tensors):
-    found = decode(file_of(tensors))
+def test_round_trip_keeps_every_bit(tensors):
+    found = decode(encode_file(tensors))
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert found[name].dtype == tensor.dtype
@@ -42,33 +44,83 @@ def test_every_bit_comes_back(tensors):
         assert bits(found[name]) == bits(tensor)
 
 
-def test_the_file_is_the_library_s_own():
+def test_file_equals_the_librarys_own():
     tensors = {
         "b": torch.randn(3, 2),
         "a": torch.randn(5).to(torch.bfloat16),
         "c": torch.tensor([True, False]),
         "steps": torch.tensor(7),
     }
-    assert file_of(tensors) == save(tensors, metadata={"format": "pt"})
+    assert encode_file(tensors) == save(tensors, metadata={"format": "pt"})
 
 
-def test_readers_that_map_the_file(tmp_path):
+def test_memory_mapped_readers_can_read_the_file(tmp_path):
     tensors = {"odd": torch.ones(3, dtype=torch.bool), "wide": torch.randn(2), "half": torch.ones(1).half()}
-    (tmp_path / "model.safetensors").write_bytes(file_of(tensors))
+    (tmp_path / "model.safetensors").write_bytes(encode_file(tensors))
     with safetensors.safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
         for name, tensor in tensors.items():
             assert torch.equal(file.get_tensor(name), tensor)
 
 
-def test_tied_weights_and_gradients():
+def test_tied_weights_and_views_are_stored_under_each_name():
     weight = torch.nn.Parameter(torch.randn(2, 3))
-    found = decode(file_of({"one": weight, "two": weight, "view": weight.T}))
+    found = decode(encode_file({"one": weight, "two": weight, "view": weight.T}))
     assert torch.equal(found["one"], found["two"])
     assert torch.equal(found["view"], weight.detach().T)
 
 
 @pytest.mark.parametrize("tensor", [torch.ones(2, dtype=torch.complex128), torch.eye(2).to_sparse()])
-def test_what_the_format_lacks(tensor):
+def test_unsupported_tensors_are_refused(tensor):
     with pytest.raises(CheckpointError, match=r"weird: a torch\.\w+ tensor of torch\.\w+ cannot be stored"):
-        file_of({"weird": tensor})
+        encode_file({"weird": tensor})
+
+
+def differences(stored, replayed):
+    return list(tensor_differences({"model": stored}, {"model": replayed}))
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, 3)])
+def test_equal_tensors_do_not_differ(shape):
+    for dtype in _DTYPES:
+        tensor = torch.ones(shape).to(dtype)
+        assert differences({"a": tensor}, {"a": tensor.clone()}) == []
+
+
+@given(st.integers(0, 5), st.integers(0, 31))
+def test_any_flipped_bit_is_a_difference(position, bit):
+    stored = torch.arange(6, dtype=torch.float32).view(2, 3)
+    replayed = stored.clone()
+    replayed.view(torch.int32).view(-1)[position] ^= torch.tensor(1 << bit if bit < 31 else -(2**31), dtype=torch.int32)
+
+    (line,) = differences({"a": stored}, {"a": replayed})
+    assert line.startswith("model/a differs: 1 of 6 values, by ")
+
+
+def test_nan_equals_itself_and_signed_zeros_differ():
+    nan, zero = torch.tensor([float("nan")]), torch.tensor([0.0])
+    assert differences({"a": nan}, {"a": nan.clone()}) == []
+    assert differences({"a": zero}, {"a": -zero}) == ["model/a differs: 1 of 1 values, by at most 0"]
+
+
+def test_largest_difference_is_reported():
+    stored, replayed = torch.zeros(5), torch.tensor([0.0, 1e-3, -0.5, 0.0, 0.25])
+    assert differences({"a": stored}, {"a": replayed}) == ["model/a differs: 3 of 5 values, by at most 0.5"]
+    assert differences({"a": torch.zeros(2, dtype=torch.complex64)}, {"a": torch.tensor([0, 3j])}) == [
+        "model/a differs: 1 of 2 values, by at most 3"
+    ]
+
+
+def test_names_dtypes_and_shapes_are_compared():
+    one = torch.zeros(2, 3)
+    assert differences({"a": one}, {"b": one}) == [
+        "model/a is only in the checkpoint",
+        "model/b is only in the replay",
+    ]
+    assert differences({"a": one}, {"a": one.view(3, 2)}) == [
+        "model/a differs: stored torch.float32 (2, 3), replayed torch.float32 (3, 2)"
+    ]
+    assert differences({"a": one}, {"a": one.double()}) == [
+        "model/a differs: stored torch.float32 (2, 3), replayed torch.float64 (2, 3)"
+    ]
+    assert list(tensor_differences({"ema": {"a": one}}, {})) == ["ema/a is only in the checkpoint"]

@@ -230,7 +230,7 @@ def test_what_is_refused_leaves_the_output_as_it_was(folder: Path, tmp_path: Pat
         (["prompt=apple", "decode=sample", f"decode.seed={1 << 64}"], 2, "decode.seed: must be at least 0 and below 2"),
         (["run=classes", "prompt=apple"], 2, "run: holds no causal language model"),
         (["run=nowhere", "prompt=apple"], 3, "run: "),
-        (["prompt=apple", "checkpoint=step-7"], 3, "step-00000007: there is no such checkpoint"),
+        (["prompt=apple", "checkpoint=step-7"], 3, "step-00000007: no such checkpoint"),
         (["prompt=apple", "backend=onnx"], 3, "export.formats=[onnx_cache]"),
         (["prompt=apple", "output=no/such/texts.jsonl"], 2, "output: its folder is not there"),
         (["prompt=apple", "output=texts.doc"], 2, "output: is of no known kind"),

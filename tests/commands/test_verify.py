@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from tests.support.jobs import events, train, working_in, write_data
-from trainer.checkpoint.snapshot import write_snapshot
-from trainer.checkpoint.store import load_folder
+from trainer.checkpoint.store import load_folder, write_snapshot
 from trainer.cli import main
 
 STEPS = 8
@@ -130,7 +129,7 @@ def test_a_flipped_bit_is_reported_and_the_intact_ones_replayed(
     assert main(["verify", f"run={run}"]) == 3
     page, wrong = capsys.readouterr()
     assert "replay of step-00000004 to step-00000006" in page
-    assert wrong.startswith(f"{checkpoint(run, 8)}: model.safetensors has the checksum ")
+    assert wrong.startswith(f"{checkpoint(run, 8)}: model.safetensors has checksum ")
     assert len(wrong.splitlines()) == 1
     assert "start: there is no intact checkpoint of this step" in told(run, "start=step-8")
     assert "start: there is no intact checkpoint after this step" in told(run, "start=step-6")

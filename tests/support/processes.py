@@ -16,7 +16,7 @@ PRELOADED = [
     "trainer.commands.train",
     "trainer.builders.checkpointed",
     "trainer.builders.training",
-    "trainer.checkpoint.saver",
+    "trainer.checkpoint.store",
     "trainer.export.artifacts",
     "trainer.task.text_classification",
     "trainer.model.text_encoder",

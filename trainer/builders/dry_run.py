@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.builders.training import RunOutputs, Training, build_training
-from trainer.checkpoint.snapshot import Snapshot
+from trainer.checkpoint.store import Snapshot
 from trainer.checkpoint.tensors import encode
 from trainer.config.jobs import TrainJob
 from trainer.ema import has_weights

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import nn
 
 from trainer.capture import capture
-from trainer.checkpoint.snapshot import Snapshot
+from trainer.checkpoint.store import Snapshot
 from trainer.divergence import DivergenceReport, examine, not_finite_parameters
 from trainer.errors import DivergedError
 from trainer.evaluate import evaluate, score

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trainer.builders.instantiate import in_group, instantiate
 from trainer.capture import MASKS, load_weights, select_weights
-from trainer.checkpoint.snapshot import Snapshot
+from trainer.checkpoint.store import Snapshot
 from trainer.config.duration import to_steps
 from trainer.config.jobs import TrainJob
 from trainer.config.schema import own_keys

@@ -30,7 +30,7 @@ from trainer.builders.model import (
 )
 from trainer.builders.optimizer import build_optimizer, build_schedule
 from trainer.capture import restore
-from trainer.checkpoint.snapshot import Snapshot
+from trainer.checkpoint.store import Snapshot
 from trainer.config import schema
 from trainer.config.duration import to_steps
 from trainer.config.jobs import TrainJob

@@ -1,1 +1,1 @@
-"""Checkpoints: what a run is resumed from, written so that a crash at any moment leaves an intact one."""
+"""Checkpoints that a run resumes from, written so that a crash at any moment leaves an intact one."""

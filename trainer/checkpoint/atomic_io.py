@@ -1,4 +1,4 @@
-"""The few file operations a checkpoint is made of. Whatever fails names its path and the system's reason."""
+"""Durable file operations for checkpoints. Every error names the path and the reason that the system gives."""
 
 from __future__ import annotations
 
@@ -11,69 +11,74 @@ from typing import NamedTuple
 
 from trainer.errors import CheckpointError, format_error
 
-# A piece still lies in the processor's cache when, checksummed, it is handed to the system.
-_PIECE_BYTES = 1 << 20
+# Small enough that a chunk is still in the processor's cache when, after its checksum, it is written.
+_CHUNK_BYTES = 1 << 20
 
 
-class Content(NamedTuple):
-    """What a file held when it was written or read: its bytes' number and CRC32."""
+class FileDigest(NamedTuple):
+    """Size in bytes and CRC32 of a file's contents."""
 
     size: int
     crc32: int
 
 
-def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Content:
-    """Writes a new file through to the device, checksummed from the very bytes that are written.
+def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileDigest:
+    """Write a new file and fsync it; the checksum is computed from the bytes that are written.
 
     Raises:
-        CheckpointError: Any operation on the file failed.
+        CheckpointError: The file exists, or an operation on it failed.
     """
     size = crc = 0
-    with _naming(path, "written"):
+    with _naming_errors(path, "written"):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            for piece in _pieces(chunks):
-                crc = zlib.crc32(piece, crc)
-                size += len(piece)
-                _write_whole(file, piece)
+            for chunk in _split(chunks):
+                crc = zlib.crc32(chunk, crc)
+                size += len(chunk)
+                _write_all(file, chunk)
             os.fsync(file)
         finally:
             os.close(file)
-    return Content(size, crc)
+    return FileDigest(size, crc)
 
 
-def checksum(path: Path) -> Content:
-    """Reads a file piece by piece. Raises the `OSError` of the read as it is."""
+def digest_file(path: Path) -> FileDigest:
+    """Return size and checksum of a file, which is read chunk by chunk.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
     size = crc = 0
     with path.open("rb", buffering=0) as file:
-        while piece := file.read(_PIECE_BYTES):
-            crc = zlib.crc32(piece, crc)
-            size += len(piece)
-    return Content(size, crc)
+        while chunk := file.read(_CHUNK_BYTES):
+            crc = zlib.crc32(chunk, crc)
+            size += len(chunk)
+    return FileDigest(size, crc)
 
 
-Stamp = frozenset[tuple[str, int, int, int]]
+FolderStamp = frozenset[tuple[str, int, int, int]]
 
 
-def stamp(folder: Path) -> Stamp:
-    """Changes when a file of the folder is written, replaced, added or removed; no file is read for it.
+def stamp_folder(folder: Path) -> FolderStamp:
+    """Return a value that changes when a file of the folder is written, replaced, added or removed; reads no file.
 
-    Raises the `OSError` of the look as it is.
+    Raises:
+        OSError: The folder cannot be listed.
     """
-    found = [(path.name, path.stat(follow_symlinks=False)) for path in folder.iterdir()]
-    return frozenset((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+    stats = [(path.name, path.stat(follow_symlinks=False)) for path in folder.iterdir()]
+    return frozenset((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
-def entries(folder: Path) -> frozenset[Path]:
-    """What lies in a folder; nothing where the folder does not exist."""
-    with _naming(folder, "read"), suppress(FileNotFoundError):
+def list_entries(folder: Path) -> frozenset[Path]:
+    """Return the paths in a folder; empty if the folder does not exist."""
+    with _naming_errors(folder, "read"), suppress(FileNotFoundError):
         return frozenset(folder.iterdir())
     return frozenset()
 
 
 def create_folder(folder: Path) -> None:
-    """Makes a folder, and those above it, where they are missing."""
-    with _naming(folder, "created"):
+    """Create a folder and its missing parents."""
+    with _naming_errors(folder, "created"):
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         for path in reversed(missing):
             path.mkdir()
@@ -82,8 +87,8 @@ def create_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable, as fsync of a file makes its bytes."""
-    with _naming(folder, "synchronized"):
+    """Make the names in a folder durable, as fsync of a file makes its bytes durable."""
+    with _naming_errors(folder, "synchronized"):
         file = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(file)
@@ -92,44 +97,44 @@ def sync_folder(folder: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Renames a folder and makes the new name durable."""
-    with _naming(source, f"renamed to {target.name}"):
+    """Rename a folder and make the new name durable."""
+    with _naming_errors(source, f"renamed to {target.name}"):
         os.rename(source, target)
     sync_folder(target.parent)
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder and what is in it."""
-    with _naming(folder, "removed"):
+    """Remove a folder and its contents."""
+    with _naming_errors(folder, "removed"):
         _remove(folder)
 
 
 @contextmanager
-def _naming(path: Path, done: str) -> Iterator[None]:
+def _naming_errors(path: Path, participle: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = "The earlier checkpoints are untouched: remove the cause, then resume the run"
-        raise CheckpointError(format_error(str(path), f"cannot be {done}: {error.strerror}", remedy)) from error
+        remedy = "Earlier checkpoints are unchanged. Fix the cause, then resume the run"
+        raise CheckpointError(format_error(str(path), f"cannot be {participle}: {error.strerror}", remedy)) from error
 
 
 def _remove(path: Path) -> None:
     if path.is_symlink() or not path.is_dir():
         path.unlink()
         return
-    for inside in path.iterdir():
-        _remove(inside)
+    for entry in path.iterdir():
+        _remove(entry)
     path.rmdir()
 
 
-def _pieces(chunks: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+def _split(chunks: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
     for chunk in chunks:
         view = memoryview(chunk)
-        for start in range(0, len(view), _PIECE_BYTES):
-            yield view[start : start + _PIECE_BYTES]
+        for start in range(0, len(view), _CHUNK_BYTES):
+            yield view[start : start + _CHUNK_BYTES]
 
 
-def _write_whole(file: int, piece: memoryview) -> None:
-    # The system may take less than it is given, on a device that is nearly full for one.
-    while piece:
-        piece = piece[os.write(file, piece) :]
+def _write_all(file: int, chunk: memoryview) -> None:
+    # The system may write less than it is given, for example on a device that is nearly full.
+    while chunk:
+        chunk = chunk[os.write(file, chunk) :]

@@ -1,4 +1,4 @@
-"""Which checkpoints a folder holds, and in which order they are asked for. Needs no torch."""
+"""The checkpoints in a folder, listed and ranked by age and by score. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,75 +9,77 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.atomic_io import entries
-from trainer.checkpoint.manifest import FOLDER, Damaged, read_document, read_manifest, verify
+from trainer.checkpoint.atomic_io import list_entries
+from trainer.checkpoint.manifest import STEP_FOLDER, DamagedError, find_faults, read_document, read_manifest
+from trainer.layout import STATE
 
 REPLACED = ".old-"
-"""A checkpoint's folder bears this prefix while another one of the same step takes its place."""
+"""Prefix of a checkpoint's folder while another checkpoint of the same step takes its place."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A checkpoint as far as its small files tell, its tensors unread.
+class ListedCheckpoint:
+    """A checkpoint as its small files describe it; its tensors have not been read.
 
     Attributes:
         step: Its step.
-        folder: Where it lies.
-        ordinal: Rises with every save; one with a damaged manifest counts as saved with the one of the step below it.
-        score: What its `state.json` says under `score`, None where no evaluation fell on its step.
-        fault: What is wrong with its manifest or its `state.json`.
+        folder: Its path.
+        ordinal: Rises with every save. A checkpoint with a damaged manifest gets the ordinal of the next lower step.
+        score: The `score` of its `state.json`; None if no evaluation fell on its step.
+        fault: The damage of its manifest or its `state.json`, if any.
     """
 
     step: int
     folder: Path
     ordinal: int
     score: Mapping[str, Any] | None
-    fault: Damaged | None
+    fault: DamagedError | None
 
 
-def folders(root: Path) -> dict[int, Path]:
-    """Step to folder, ascending, intact or not; empty where `root` does not exist."""
-    found: dict[int, Path] = {}
-    names = {path.name for path in entries(root)}
+def find_step_folders(root: Path) -> dict[int, Path]:
+    """Return step -> folder, ascending, intact or not; empty if `root` does not exist."""
+    folders: dict[int, Path] = {}
+    names = {path.name for path in list_entries(root)}
     for name in names:
-        match = FOLDER.fullmatch(name.removeprefix(REPLACED))
-        # Between the two renames of a replacement there is only the old one.
+        match = STEP_FOLDER.fullmatch(name.removeprefix(REPLACED))
+        # Between the two renames of a replacement only the old folder exists.
         if match and (name == match[0] or match[0] not in names):
-            found[int(match[1])] = root / name
-    return dict(sorted(found.items()))
+            folders[int(match[1])] = root / name
+    return dict(sorted(folders.items()))
 
 
-def newest_first(root: Path) -> list[Found]:
-    """Every checkpoint, the one saved last first."""
-    found: list[Found] = []
+def list_newest_first(root: Path) -> list[ListedCheckpoint]:
+    """Return every checkpoint, the one saved last first."""
+    checkpoints: list[ListedCheckpoint] = []
     ordinal = 0
-    for step, folder in folders(root).items():
+    for step, folder in find_step_folders(root).items():
         score = fault = None
         try:
             ordinal = read_manifest(folder).ordinal
-            score = json.loads(read_document(folder, "state.json") or "{}").get("score")
-        except Damaged as damage:
-            fault = damage
-        found.append(Found(step, folder, ordinal, score, fault))
-    return sorted(found, key=lambda one: (one.ordinal, one.step), reverse=True)
+            score = json.loads(read_document(folder, STATE) or "{}").get("score")
+        except DamagedError as error:
+            fault = error
+        checkpoints.append(ListedCheckpoint(step, folder, ordinal, score, fault))
+    return sorted(checkpoints, key=lambda checkpoint: (checkpoint.ordinal, checkpoint.step), reverse=True)
 
 
-def newest_intact(root: Path, *, below: int | None = None) -> Found | None:
-    """The intact checkpoint saved last, of those of a step `below` the given one; None where there is none."""
-    candidates = (one for one in newest_first(root) if below is None or one.step < below)
-    return next((one for one in candidates if not verify(one.folder)), None)
+def find_newest_intact(root: Path, *, below: int | None = None) -> ListedCheckpoint | None:
+    """Return the intact checkpoint saved last, only of steps less than `below` if that is set; None without one."""
+    candidates = (each for each in list_newest_first(root) if below is None or each.step < below)
+    return next((each for each in candidates if not find_faults(each.folder)), None)
 
 
-def best_first(newest: Sequence[Found]) -> list[Found]:
-    """Those that have a score, the best one first, the lower step first where scores are equal.
+def rank_by_score(newest_first: Sequence[ListedCheckpoint]) -> list[ListedCheckpoint]:
+    """Return the checkpoints that have a score, the best one first; ties go to the lower step.
 
-    The newest score says which metric counts, should it have changed.
+    If the metric changed during the run, only scores of the newest metric count.
     """
-    scored = [(one.score, one) for one in newest if one.score is not None and not math.isnan(one.score["value"])]
+    scored = [(each.score, each) for each in newest_first if each.score is not None]
+    scored = [(score, each) for score, each in scored if not math.isnan(score["value"])]
 
-    def rank(scored_one: tuple[Mapping[str, Any], Found]) -> tuple[float, int]:
-        score, one = scored_one
-        return -score["value"] if score["higher_is_better"] else score["value"], one.step
+    def rank(pair: tuple[Mapping[str, Any], ListedCheckpoint]) -> tuple[float, int]:
+        score, checkpoint = pair
+        return -score["value"] if score["higher_is_better"] else score["value"], checkpoint.step
 
-    comparable = [(score, one) for score, one in scored if score["name"] == scored[0][0]["name"]]
-    return [one for _, one in sorted(comparable, key=rank)]
+    comparable = [(score, each) for score, each in scored if score["name"] == scored[0][0]["name"]]
+    return [checkpoint for _, checkpoint in sorted(comparable, key=rank)]

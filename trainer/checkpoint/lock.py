@@ -1,4 +1,4 @@
-"""One process at a time writes into a run folder."""
+"""The lock of a run folder: one process at a time writes into it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trainer.errors import CheckpointError, format_error
+from trainer.layout import LOCK
 
 _held: set[int] = set()
 
 
 def _close_inherited() -> None:
-    # A forked worker that outlives its killed parent for a moment would go on holding the lock.
+    # A forked worker that outlives its killed parent for a moment would keep the lock.
     while _held:
         os.close(_held.pop())
 
@@ -25,16 +26,16 @@ os.register_at_fork(after_in_child=_close_inherited)
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Holds `<folder>/.lock`. The kernel lets go of it with the process, however that ends: no lock is ever stale.
+    """Hold `<folder>/.lock`. The kernel releases it when the process ends, however it ends, so no lock is ever stale.
 
     Raises:
-        CheckpointError: Another process holds it, or the folder cannot be written.
+        CheckpointError: Another process holds the lock, or the folder cannot be written.
     """
-    file = _locked(folder)
-    # Whoever held it before may have removed it with the folder of a run that never started.
-    while not _is(file, folder / ".lock"):
+    file = _open_locked(folder)
+    # A previous holder may have removed the file together with the folder of a run that never started.
+    while not _is_same_file(file, folder / LOCK):
         os.close(file)
-        file = _locked(folder)
+        file = _open_locked(folder)
     _held.add(file)
     try:
         yield
@@ -44,9 +45,9 @@ def run_lock(folder: Path) -> Iterator[None]:
             os.close(file)
 
 
-def _locked(folder: Path) -> int:
-    """The lock's file, open and locked."""
-    path = folder / ".lock"
+def _open_locked(folder: Path) -> int:
+    """Open and lock the lock file."""
+    path = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -60,8 +61,8 @@ def _locked(folder: Path) -> int:
     return file
 
 
-def _is(file: int, path: Path) -> bool:
-    """Whether an open file is the one at a path."""
+def _is_same_file(file: int, path: Path) -> bool:
+    """Return True if an open file is the one at a path."""
     try:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:
@@ -73,10 +74,9 @@ def _lock(file: int, folder: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = os.pread(file, 256, 0).decode(errors="replace").strip() or "(unknown)"
-        remedy = "Wait until it is done or stop it, or choose another run.name"
-        raise CheckpointError(
-            format_error(str(folder), f"the run folder is in use by process {holder}", remedy)
-        ) from error
+        problem = f"the run folder is in use by process {holder}"
+        remedy = "Wait until that process ends, stop it, or choose another run.name"
+        raise CheckpointError(format_error(str(folder), problem, remedy)) from error
     except OSError as error:
         raise CheckpointError(format_error(str(folder), f"cannot be locked: {error.strerror}")) from error
     os.ftruncate(file, 0)

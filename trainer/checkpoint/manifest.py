@@ -1,4 +1,4 @@
-"""What belongs to a checkpoint, byte for byte: its MANIFEST.json, and the comparison of a folder with it."""
+"""MANIFEST.json of a checkpoint: size and checksum of every file, and the check of a folder against it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from trainer.checkpoint.atomic_io import Content, checksum
+from trainer.checkpoint.atomic_io import FileDigest, digest_file
 from trainer.errors import CheckpointError, format_error
-from trainer.layout import CHECKPOINT_MANIFEST as MANIFEST
+from trainer.layout import CHECKPOINT_MANIFEST
 
 FORMAT: Final = 1
-FOLDER: Final = re.compile(r"step-(\d{8,})")
+STEP_FOLDER: Final = re.compile(r"step-(\d{8,})")
 
 
-class Damaged(Exception):  # noqa: N818  a finding: what follows from it depends on who asked
-    """A checkpoint is not what was written. The message starts with the file's name."""
+class DamagedError(Exception):
+    """A checkpoint differs from what was written. The message starts with a file name; the caller adds the folder."""
 
 
-class Unreadable(Damaged):
-    """The system could not read a file: whether the checkpoint is intact is not known."""
+class UnreadableError(DamagedError):
+    """The system could not read a file, so it is unknown if the checkpoint is intact."""
 
 
 @dataclass(frozen=True)
@@ -32,91 +32,92 @@ class Manifest:
     """The contents of MANIFEST.json.
 
     Attributes:
-        step: The step whose end the checkpoint holds.
-        ordinal: Rises with every save. The newest checkpoint is the one saved last, which is not the one of the
-            highest step where a run went on from an earlier step.
-        files: Size and CRC32 of every other file of the folder.
+        step: Optimizer steps done when the checkpoint was taken.
+        ordinal: Rises with every save. The newest checkpoint is the one saved last; it does not have the highest step
+            if the run was resumed from an earlier step.
+        files: Name -> size and CRC32, for every other file of the folder.
     """
 
     step: int
     ordinal: int
-    files: Mapping[str, Content]
+    files: Mapping[str, FileDigest]
 
     def render(self) -> bytes:
-        """Its canonical bytes, which a reader demands exactly; the field `checksum` covers all of them but itself."""
+        """Return the canonical bytes, the only ones that a reader accepts; `checksum` covers all other fields."""
         files = {name: {"size": file.size, "crc32": f"{file.crc32:08x}"} for name, file in self.files.items()}
         return _seal({"format": FORMAT, "step": self.step, "ordinal": self.ordinal, "files": files})
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint folder.
+    """Return the manifest of a checkpoint folder.
 
     Raises:
-        Damaged: It is missing or not as it was written.
-        CheckpointError: Its format is of a newer version of this tool.
+        DamagedError: It is missing or differs from what was written.
+        CheckpointError: A newer version of trainer wrote its format.
     """
-    data = _read(folder, MANIFEST)
+    data = _read(folder, CHECKPOINT_MANIFEST)
     try:
         fields = json.loads(data)
         sealed = _seal({name: value for name, value in fields.items() if name != "checksum"})
     except (ValueError, AttributeError, RecursionError) as error:
-        raise Damaged(f"{MANIFEST} is not the JSON that was written") from error
+        raise DamagedError(f"{CHECKPOINT_MANIFEST} is not the JSON that was written") from error
     if data != sealed:
-        raise Damaged(f"{MANIFEST} does not have the checksum that it names")
-    # Every later format keeps the seal, so that a flipped bit is never taken for a newer version.
+        raise DamagedError(f"{CHECKPOINT_MANIFEST} does not match its own checksum")
+    # Every later format keeps the seal, so a flipped bit is never taken for a newer version.
     if fields["format"] > FORMAT:
-        problem = f"has format {fields['format']}, and this version reads formats up to {FORMAT}"
-        raise CheckpointError(format_error(str(folder / MANIFEST), problem, "Upgrade trainer to use this checkpoint"))
-    files = {name: Content(file["size"], int(file["crc32"], 16)) for name, file in fields["files"].items()}
-    named = FOLDER.fullmatch(folder.name)
-    if named and int(named[1]) != fields["step"]:
-        raise Damaged(f"{MANIFEST} belongs to step {fields['step']}, not to this folder")
+        problem = f"has format {fields['format']}, but this version of trainer reads formats up to {FORMAT}"
+        remedy = "Upgrade trainer to use this checkpoint"
+        raise CheckpointError(format_error(str(folder / CHECKPOINT_MANIFEST), problem, remedy))
+    files = {name: FileDigest(file["size"], int(file["crc32"], 16)) for name, file in fields["files"].items()}
+    match = STEP_FOLDER.fullmatch(folder.name)
+    if match and int(match[1]) != fields["step"]:
+        raise DamagedError(f"{CHECKPOINT_MANIFEST} belongs to step {fields['step']}, not to this folder")
     return Manifest(fields["step"], fields["ordinal"], files)
 
 
-def verify(folder: Path) -> list[str]:
-    """Every fault of a checkpoint folder, each one starting with a file's name; empty when it is intact.
+def find_faults(folder: Path) -> list[str]:
+    """Return every fault of a checkpoint folder, each starting with a file name; empty if it is intact.
 
     Raises:
-        CheckpointError: Its format is of a newer version of this tool.
+        CheckpointError: A newer version of trainer wrote its format.
     """
     faults = []
     try:
-        for fault in _faults(folder):
-            faults.append(fault)  # noqa: PERF402  those before an exception count too
-    except Damaged as last:
+        for fault in _iterate_faults(folder):
+            faults.append(fault)  # noqa: PERF402  faults before an exception count too
+    except DamagedError as last:
         faults.append(str(last))
     return faults
 
 
-def check(folder: Path) -> Path:
-    """The folder itself, when it is an intact checkpoint.
+def require_intact(folder: Path) -> Path:
+    """Return the folder itself if it is an intact checkpoint.
 
     Raises:
-        Damaged: The first fault that `verify` finds.
+        DamagedError: The first fault of `find_faults`.
     """
-    for fault in _faults(folder):
-        raise Damaged(fault)
+    for fault in _iterate_faults(folder):
+        raise DamagedError(fault)
     return folder
 
 
 def read_files(folder: Path, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
-    """Name and verified bytes of every file but the manifest, one file in memory at a time.
+    """Yield name and verified bytes of every file except the manifest, one file in memory at a time.
 
     Raises:
-        Damaged: A file is missing, foreign or altered.
+        DamagedError: A file is missing, altered or not in the manifest.
     """
-    for fault in _misplaced(folder, manifest):
-        raise Damaged(fault)
+    for fault in _find_misplaced(folder, manifest):
+        raise DamagedError(fault)
     for name, written in manifest.files.items():
         yield name, _read_verified(folder, name, written)
 
 
 def read_document(folder: Path, name: str) -> str | None:
-    """One verified text file of a checkpoint (`config.yaml`), None where the checkpoint has none of that name.
+    """Return one verified text file of a checkpoint (`config.yaml`); None if the checkpoint has no such file.
 
     Raises:
-        Damaged: The manifest or that file is.
+        DamagedError: The manifest or that file is damaged.
     """
     written = read_manifest(folder).files.get(name)
     return None if written is None else _read_verified(folder, name, written).decode()
@@ -127,37 +128,38 @@ def _seal(fields: dict[str, Any]) -> bytes:
     return (json.dumps({**fields, "checksum": f"{crc:08x}"}, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _faults(folder: Path) -> Iterator[str]:
+def _iterate_faults(folder: Path) -> Iterator[str]:
     manifest = read_manifest(folder)
-    yield from _misplaced(folder, manifest)
+    yield from _find_misplaced(folder, manifest)
     for name, written in manifest.files.items():
-        with suppress(FileNotFoundError, IsADirectoryError), _reading(name):  # told already, as misplaced
-            yield from _difference(name, checksum(folder / name), written)
+        # Missing files and folders in a file's place were reported above.
+        with suppress(FileNotFoundError, IsADirectoryError), _reading(name):
+            yield from _compare(name, digest_file(folder / name), written)
 
 
-def _misplaced(folder: Path, manifest: Manifest) -> Iterator[str]:
+def _find_misplaced(folder: Path, manifest: Manifest) -> Iterator[str]:
     with _reading(folder.name):
-        found = {path.name: path.is_file() and not path.is_symlink() for path in folder.iterdir()}
-    for name in sorted(manifest.files.keys() - found.keys()):
+        is_file = {path.name: path.is_file() and not path.is_symlink() for path in folder.iterdir()}
+    for name in sorted(manifest.files.keys() - is_file.keys()):
         yield f"{name} is missing"
-    for name in sorted(found.keys() - manifest.files.keys() - {MANIFEST}):
+    for name in sorted(is_file.keys() - manifest.files.keys() - {CHECKPOINT_MANIFEST}):
         yield f"{name} does not belong to the checkpoint"
-    for name in sorted(manifest.files.keys() & found.keys()):
-        if not found[name]:
+    for name in sorted(manifest.files.keys() & is_file.keys()):
+        if not is_file[name]:
             yield f"{name} is not a regular file"
 
 
-def _difference(name: str, found: Content, written: Content) -> Iterator[str]:
-    if found.size != written.size:
-        yield f"{name} has {found.size} bytes instead of {written.size}"
-    elif found.crc32 != written.crc32:
-        yield f"{name} has the checksum {found.crc32:08x} instead of {written.crc32:08x}"
+def _compare(name: str, current: FileDigest, written: FileDigest) -> Iterator[str]:
+    if current.size != written.size:
+        yield f"{name} has {current.size} bytes instead of {written.size}"
+    elif current.crc32 != written.crc32:
+        yield f"{name} has checksum {current.crc32:08x} instead of {written.crc32:08x}"
 
 
-def _read_verified(folder: Path, name: str, written: Content) -> bytes:
+def _read_verified(folder: Path, name: str, written: FileDigest) -> bytes:
     data = _read(folder, name)
-    for fault in _difference(name, Content(len(data), zlib.crc32(data)), written):
-        raise Damaged(fault)
+    for fault in _compare(name, FileDigest(len(data), zlib.crc32(data)), written):
+        raise DamagedError(fault)
     return data
 
 
@@ -166,7 +168,7 @@ def _read(folder: Path, name: str) -> bytes:
         with _reading(name):
             return (folder / name).read_bytes()
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise Damaged(f"{name} is missing") from error
+        raise DamagedError(f"{name} is missing") from error
 
 
 @contextmanager
@@ -176,4 +178,4 @@ def _reading(name: str) -> Iterator[None]:
     except (FileNotFoundError, IsADirectoryError):
         raise
     except OSError as error:
-        raise Unreadable(f"{name} cannot be read: {error.strerror}") from error
+        raise UnreadableError(f"{name} cannot be read: {error.strerror}") from error

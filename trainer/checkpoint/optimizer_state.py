@@ -1,4 +1,4 @@
-"""An optimizer's state as tensors and JSON under the names of its parameters, and back, bit for bit."""
+"""An optimizer's state as tensors and JSON under the names of its parameters, captured and restored bit for bit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from trainer.errors import CheckpointError, format_error
 
-# The learning rate is the schedule's; the others say how a step is computed, not what it gives.
+# The schedule sets the learning rate; the other options choose how a step is computed, not its result.
 _NOT_STORED: Final = {
     "params",
     "param_names",
@@ -24,21 +24,22 @@ _NOT_STORED: Final = {
     "differentiable",
     "maximize",
 }
-_SHOWN: Final = 3
+_MAX_NAMES: Final = 3
+"""Parameters that an error message names."""
 
 
 def capture_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What an optimizer built from named parameters has to remember, without its learning rate.
+    """Return the state of an optimizer that was built from named parameters, without its learning rate.
 
     Returns:
-        The state's tensors themselves (not copies) by `<parameter name>/<state key>`, and all else as JSON.
+        The state's tensors themselves (not copies) by `<parameter name>/<state key>`, and everything else as JSON.
 
     Raises:
-        CheckpointError: It was built without names, or holds something that neither a tensor nor JSON is.
+        CheckpointError: The optimizer was built without names, or its state is neither a tensor nor JSON.
     """
     tensors: dict[str, Tensor] = {}
     values: dict[str, dict[str, Any]] = {}
-    for name, parameter, _ in _named(optimizer):
+    for name, parameter, _ in _named_parameters(optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"{name}/{key}"] = value
@@ -55,16 +56,16 @@ def capture_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str
 
 
 def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
-    """Gives an optimizer the state that `capture_optimizer` found, its own learning rate left as it is.
+    """Load a state that `capture_optimizer` returned; the learning rate stays the optimizer's own.
 
     Raises:
-        CheckpointError: The optimizer has other parameters, or groups them otherwise.
+        CheckpointError: The optimizer has other parameters, or groups them differently.
     """
-    named = list(_named(optimizer))
+    named = list(_named_parameters(optimizer))
     stored = [group["names"] for group in document["groups"]]
-    _compare(stored, [group["param_names"] for group in optimizer.param_groups])
-    for group, found in zip(optimizer.param_groups, document["groups"], strict=True):
-        for key, value in found["options"].items():
+    _check_names(stored, [group["param_names"] for group in optimizer.param_groups])
+    for group, stored_group in zip(optimizer.param_groups, document["groups"], strict=True):
+        for key, value in stored_group["options"].items():
             group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
     keys: dict[str, list[str]] = {}
     for path in tensors:
@@ -78,7 +79,7 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], docum
             optimizer.state[parameter] = state
 
 
-def _named(optimizer: Optimizer) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+def _named_parameters(optimizer: Optimizer) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
     for group in optimizer.param_groups:
         if "param_names" not in group:
             raise CheckpointError(
@@ -92,33 +93,36 @@ def _as_json(name: str, value: Any) -> Any:
     try:
         json.dumps(value)
     except TypeError as error:
-        problem = f"a {type(value).__name__} of the optimizer cannot be stored"
-        raise CheckpointError(format_error(name, problem, "Tensors, numbers and text of a parameter are")) from error
+        problem = f"optimizer state of type {type(value).__name__} cannot be stored"
+        raise CheckpointError(format_error(name, problem, "Use tensors, numbers and text for it")) from error
     return value
 
 
-def _compare(stored: list[list[str]], present: list[list[str]]) -> None:
+def _check_names(stored: list[list[str]], current: list[list[str]]) -> None:
     before = {name for names in stored for name in names}
-    now = {name for names in present for name in names}
+    now = {name for names in current for name in names}
     differences = []
-    for what, names in (("missing", before - now), ("unexpected", now - before)):
+    for title, names in (("missing", before - now), ("unexpected", now - before)):
         if names:
-            first = ", ".join(sorted(names)[:_SHOWN])
-            differences.append(f"{what} {first}" + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""))
+            first = ", ".join(sorted(names)[:_MAX_NAMES])
+            more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+            differences.append(f"{title} {first}{more}")
     if differences:
-        problem = f"the checkpoint was written with other parameters: {'; '.join(differences)}"
-        raise CheckpointError(format_error("optimizer", problem, "model.weights= starts anew from the weights alone"))
-    if stored != present:
-        problem = "the checkpoint was written with other groups of the same parameters"
-        raise CheckpointError(format_error("optimizer", problem, "Restore the settings that group them"))
+        problem = f"the checkpoint has other parameters: {'; '.join(differences)}"
+        remedy = "Set model.weights= to start a new run from the weights only"
+        raise CheckpointError(format_error("optimizer", problem, remedy))
+    if stored != current:
+        problem = "the checkpoint groups the same parameters differently"
+        raise CheckpointError(format_error("optimizer", problem, "Restore the settings that define the groups"))
 
 
 def _place(key: str, value: Tensor, parameter: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """Return a copy of a state tensor with the device and the strides that the optimizer expects."""
     if key == "step":
-        # Where torch itself keeps it: on the host, unless the kernel that updates the parameter counts.
+        # As in torch: on the host, unless the kernel that updates the parameter counts the steps.
         on_device = bool(group.get("fused") or group.get("capturable"))
         return value.to(parameter.device if on_device else "cpu", copy=True)
     if value.shape == parameter.shape:
-        # Fused kernels walk through memory: the strides must be the parameter's.
+        # Fused kernels walk through memory: the strides must equal the parameter's.
         return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
     return value.to(parameter.device, copy=True)

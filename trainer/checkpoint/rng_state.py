@@ -1,4 +1,4 @@
-"""The state of every global random generator as JSON, and back, bit for bit."""
+"""The state of every global random generator as JSON, captured and restored bit for bit."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 
 def capture_rng_state() -> dict[str, Any]:
-    """The states of Python's, NumPy's and torch's global generators, of every device that is in use included."""
+    """Return the states of the global generators of Python, NumPy, torch and every device that is in use."""
     version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    algorithm, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": {"version": version, "words": _pack(np.array(words, np.uint32)), "gauss": gauss},
         "numpy": {
-            "kind": kind,
+            "kind": algorithm,
             "keys": _pack(np.asarray(keys, np.uint32)),
             "position": int(position),
             "has_gauss": int(has_gauss),
@@ -34,22 +34,22 @@ def capture_rng_state() -> dict[str, Any]:
 
 
 def restore_rng_state(state: dict[str, Any]) -> None:
-    """Puts every generator back to where `capture_rng_state` found it.
+    """Set every generator to the state that `capture_rng_state` returned.
 
-    States of devices that this machine does not have are passed over: where a run goes on with other devices, its draws
-    on them cannot be the same.
+    States of devices that this machine does not have are skipped: a run that resumes on other devices cannot draw the
+    same numbers on them.
     """
     python, numpy = state["python"], state["numpy"]
     words = _unpack(python["words"], np.uint32).tolist()
     random.setstate((python["version"], tuple(words), python["gauss"]))
     keys = _unpack(numpy["keys"], np.uint32)
     np.random.set_state((numpy["kind"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
-    torch.set_rng_state(_bytes(state["torch"]))
-    # The count is 0 where there is no such device.
+    torch.set_rng_state(_as_tensor(state["torch"]))
+    # The count is 0 without CUDA.
     for index, text in enumerate(state.get("cuda", [])[: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(_bytes(text), index)
+        torch.cuda.set_rng_state(_as_tensor(text), index)
     if "mps" in state and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(_bytes(state["mps"]))
+        torch.mps.set_rng_state(_as_tensor(state["mps"]))
 
 
 def _pack(array: np.ndarray) -> str:
@@ -60,5 +60,5 @@ def _unpack(text: str, dtype: type[np.generic]) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype).copy()
 
 
-def _bytes(text: str) -> Tensor:
+def _as_tensor(text: str) -> Tensor:
     return torch.from_numpy(_unpack(text, np.uint8))

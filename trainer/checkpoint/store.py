@@ -1,41 +1,73 @@
-"""The checkpoints of one run: saving, choosing, loading and giving up old ones.
+"""The checkpoints of one run: saving (in the background too), choosing, loading, and deleting old ones.
 
-A checkpoint is written into `.tmp-step-…` beside its place and renamed when every byte of it is on the device.
-One that is given up is renamed to `.trash-step-…` before its files go.
+A checkpoint is written into `.tmp-step-…` next to its final place and renamed when every byte is on the device.
+A checkpoint to be deleted is renamed to `.trash-step-…` before its files go.
 So a folder `step-…` is complete whenever the machine stops.
+
+Importing this module does not import torch: checkpoints are chosen and verified without it.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from trainer.checkpoint import atomic_io
-from trainer.checkpoint.listing import REPLACED, best_first, folders, newest_first
-from trainer.checkpoint.manifest import Damaged, Unreadable, check
-from trainer.checkpoint.snapshot import Snapshot, read_snapshot, write_snapshot
+from trainer.checkpoint.atomic_io import FileDigest
+from trainer.checkpoint.listing import REPLACED, find_step_folders, list_newest_first, rank_by_score
+from trainer.checkpoint.manifest import (
+    DamagedError,
+    Manifest,
+    UnreadableError,
+    read_files,
+    read_manifest,
+    require_intact,
+)
 from trainer.errors import CheckpointError, ConfigError, format_error
-from trainer.layout import step_name
+from trainer.layout import CHECKPOINT_MANIFEST, step_name
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_SUFFIX = ".safetensors"
 _TEMPORARY = ".tmp-"
 _TRASH = ".trash-"
 
 _logger = logging.getLogger(__name__)
-_Read = TypeVar("_Read")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a run between two steps.
+
+    Attributes:
+        step: Optimizer steps done.
+        tensors: File name without suffix (`model`, `ema`, `optimizer`) -> named tensors; each becomes
+            `<name>.safetensors`.
+        documents: File name (`state.json`, `config.yaml`, `task.json`) -> its text.
+    """
+
+    step: int
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    documents: Mapping[str, str]
 
 
 class Store:
-    """The checkpoints in one folder. What lies in the folder is the truth; nothing is remembered beside it.
+    """The checkpoints in one folder. The folder's contents are the only record; there is no index next to it.
 
     One process at a time may save (see `run_lock`); any number may load meanwhile.
 
     Args:
-        folder: `<run folder>/checkpoints`; made at the first save.
-        keep: How many of the newest intact checkpoints stay, at least 2; the best one stays besides.
+        folder: `<run folder>/checkpoints`; created by the first save.
+        keep: Number of newest intact checkpoints to keep, at least 2; the best one is kept in addition.
 
     Raises:
         ConfigError: `keep` is less than 2.
@@ -43,58 +75,58 @@ class Store:
 
     def __init__(self, folder: Path, keep: int) -> None:
         if keep < 2:
-            remedy = "It takes two, so that an older one is left when the newest is damaged"
+            remedy = "With two, an older one is left if the newest is damaged"
             raise ConfigError(format_error("keep", "must be at least 2", remedy, value=keep))
         self._folder = folder
         self._keep = keep
-        self._verified: dict[Path, atomic_io.Stamp] = {}
+        self._verified: dict[Path, atomic_io.FolderStamp] = {}
 
     def list(self) -> tuple[int, ...]:
-        """The steps that have a checkpoint, ascending, intact or not."""
-        return tuple(folders(self._folder))
+        """Return the steps that have a checkpoint, ascending, intact or not."""
+        return tuple(find_step_folders(self._folder))
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step lies, or would."""
-        return folders(self._folder).get(step, self._folder / step_name(step))
+        """Return the folder of a step's checkpoint, existing or not."""
+        return find_step_folders(self._folder).get(step, self._folder / step_name(step))
 
     def find(self, which: str) -> Path:
-        """The folder of an intact checkpoint; chosen as by `load`, without need of torch."""
-        return self._first_intact(which, check)
+        """Return the folder of an intact checkpoint, chosen as by `load`; needs no torch."""
+        return self._first_intact(which, require_intact)
 
     def load(self, which: str) -> Snapshot:
-        """The contents of a checkpoint, every byte of it verified.
+        """Return the contents of a checkpoint, every byte verified.
 
-        A damaged one is passed over for the next with a warning, unless it was asked for by its step.
+        A damaged one is skipped with a warning in favor of the next, unless it was named by its step.
 
         Args:
-            which: `last` (the one saved last), `best` (the best score, the earliest of equals) or `step-N`.
+            which: `last` (the one saved last), `best` (the best score, the earliest in a tie) or `step-N`.
 
         Raises:
             ConfigError: `which` is none of these.
-            CheckpointError: There is no such checkpoint, or it is damaged and no other can stand in for it.
+            CheckpointError: There is no such checkpoint, or it is damaged and no other can replace it.
         """
         return self._first_intact(which, read_snapshot)
 
     def save(self, snapshot: Snapshot, protect: Collection[int] = ()) -> Path:
-        """Writes a checkpoint; when it is durable, gives up what is older than the newest `keep` intact ones.
+        """Write a checkpoint; once it is durable, delete those older than the newest `keep` intact ones.
 
-        The best one stays. One of the same step is replaced: the run may have come there another way.
+        The best one is kept. A checkpoint of the same step is replaced: the run may have reached it another way.
 
         Args:
-            snapshot: What to write. Its score, for `best`, stands in `state.json` as
+            snapshot: What to write. Its score, for `best`, is in `state.json` as
                 `"score": {"name": str, "value": float, "higher_is_better": bool, "weights": "raw" | "ema"}` or null.
-            protect: Steps that stay, whatever their age.
+            protect: Steps to keep, whatever their age.
 
         Raises:
-            CheckpointError: A file operation failed. The checkpoints from before are as they were.
+            CheckpointError: A file operation failed. Earlier checkpoints are unchanged.
         """
         atomic_io.create_folder(self._folder)
-        self._sweep()
+        self._clean_up()
         target = self._folder / step_name(snapshot.step)
         temporary = target.with_name(_TEMPORARY + target.name)
-        found = newest_first(self._folder)
-        # A manifest that cannot be read may hold a higher one.
-        ordinal = 1 + len(found) + max((one.ordinal for one in found), default=0)
+        earlier = list_newest_first(self._folder)
+        # A manifest that cannot be read may contain a higher ordinal.
+        ordinal = 1 + len(earlier) + max((each.ordinal for each in earlier), default=0)
         try:
             write_snapshot(temporary, snapshot, ordinal)
             self._publish(temporary, target)
@@ -103,105 +135,217 @@ class Store:
                 atomic_io.remove_folder(temporary)
             raise
         with suppress(OSError):
-            self._verified[target] = atomic_io.stamp(target)
+            self._verified[target] = atomic_io.stamp_folder(target)
         try:
-            old = self._old({snapshot.step, *protect})
-        except Unreadable as fault:
-            _logger.warning("%s: %s. No older checkpoint is given up.", self._folder, fault)
+            outdated = self._find_outdated({snapshot.step, *protect})
+        except UnreadableError as fault:
+            _logger.warning("%s: %s. Keeping all older checkpoints.", self._folder, fault)
             return target
-        for folder in old:
-            _give_up(folder)
+        for folder in outdated:
+            _delete(folder)
         return target
 
-    def _first_intact(self, which: str, read: Callable[[Path], _Read]) -> _Read:
-        wanted = re.fullmatch(r"step-(\d+)", which)
-        if wanted:
-            return _read_named(self.path(int(wanted[1])), read, f"{self._found()}. `last` takes the newest intact one")
+    def _first_intact(self, which: str, read: Callable[[Path], _Result]) -> _Result:
+        match = re.fullmatch(r"step-(\d+)", which)
+        if match:
+            remedy = f"{self._list_steps()}. `last` takes the newest intact one"
+            return _read_or_explain(self.path(int(match[1])), read, remedy)
         if which not in ("last", "best"):
             raise ConfigError(format_error("checkpoint", "unknown", "Allowed: best, last, step-N", value=which))
-        candidates = newest_first(self._folder)
+        candidates = list_newest_first(self._folder)
         if which == "best":
-            # One whose score cannot be read is tried too, which reports it.
-            candidates = [*filter(lambda one: one.fault, candidates), *best_first(candidates)]
-        for folder in (one.folder for one in candidates):
+            # Checkpoints whose score cannot be read are tried first, so that their damage is reported.
+            candidates = [*(each for each in candidates if each.fault), *rank_by_score(candidates)]
+        for folder in (each.folder for each in candidates):
             try:
                 return read(folder)
-            except Damaged as fault:
-                _logger.warning("%s is damaged and passed over: %s.", folder, fault)
-        problem = "holds no intact checkpoint" + (" with a score" if which == "best" else "")
-        raise CheckpointError(format_error(str(self._folder), problem, self._found()))
+            except DamagedError as fault:
+                _logger.warning("skipping the damaged checkpoint %s: %s", folder, fault)
+        problem = "contains no intact checkpoint" + (" with a score" if which == "best" else "")
+        raise CheckpointError(format_error(str(self._folder), problem, self._list_steps()))
 
-    def _found(self) -> str:
-        return f"Steps found: {', '.join(map(str, self.list())) or 'none'}"
+    def _list_steps(self) -> str:
+        return f"Existing steps: {', '.join(map(str, self.list())) or 'none'}"
 
     def _publish(self, temporary: Path, target: Path) -> None:
-        if target not in atomic_io.entries(self._folder):
+        if target not in atomic_io.list_entries(self._folder):
             atomic_io.rename(temporary, target)
             return
         old = target.with_name(REPLACED + target.name)
         atomic_io.rename(target, old)
         atomic_io.rename(temporary, target)
-        _give_up(old)
+        _delete(old)
 
-    def _sweep(self) -> None:
-        # What a process left behind that was killed while it saved.
-        found = atomic_io.entries(self._folder)
-        for path in found:
+    def _clean_up(self) -> None:
+        """Remove or complete what a process left behind that was killed while it saved."""
+        entries = atomic_io.list_entries(self._folder)
+        for path in entries:
             if path.name.startswith((_TEMPORARY, _TRASH)):
                 atomic_io.remove_folder(path)
-        for path in found:
+        for path in entries:
             if path.name.startswith(REPLACED):
                 target = path.with_name(path.name.removeprefix(REPLACED))
-                if target in found:
-                    _give_up(path)
+                if target in entries:
+                    _delete(path)
                 else:
                     atomic_io.rename(path, target)
 
-    def _old(self, protected: set[int]) -> tuple[Path, ...]:
-        newest = newest_first(self._folder)
-        for one in newest:
-            if isinstance(one.fault, Unreadable):
-                raise one.fault
-        best = next((one.step for one in best_first(newest) if self._is_intact(one.folder)), None)
+    def _find_outdated(self, protected: set[int]) -> tuple[Path, ...]:
+        """Return the folders to delete: older than the newest `keep` intact ones, neither best nor protected."""
+        newest = list_newest_first(self._folder)
+        for each in newest:
+            if isinstance(each.fault, UnreadableError):
+                raise each.fault
+        best = next((each.step for each in rank_by_score(newest) if self._is_intact(each.folder)), None)
         intact = 0
         while newest and intact < self._keep:
             intact += self._is_intact(newest.pop(0).folder)
-        return tuple(one.folder for one in newest if one.step != best and one.step not in protected)
+        return tuple(each.folder for each in newest if each.step != best and each.step not in protected)
 
     def _is_intact(self, folder: Path) -> bool:
         # Reading every old checkpoint at every save would cost more than the save itself.
         try:
-            stamp = atomic_io.stamp(folder)
+            stamp = atomic_io.stamp_folder(folder)
             if self._verified.get(folder) != stamp:
-                check(folder)
+                require_intact(folder)
         except OSError as error:
-            raise Unreadable(f"{folder.name} cannot be read: {error.strerror}") from error
-        except Unreadable:
+            raise UnreadableError(f"{folder.name} cannot be read: {error.strerror}") from error
+        except UnreadableError:
             raise
-        except Damaged:
+        except DamagedError:
             return False
         self._verified[folder] = stamp
         return True
 
 
+class Saver:
+    """Saves snapshots on a background thread, one at a time: training waits only for a copy in memory.
+
+    Args:
+        store: Where the snapshots go.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._saving: Future[Path] | None = None
+        self._copies: dict[str, dict[str, Tensor]] = {}
+
+    def submit(self, snapshot: Snapshot, protect: Collection[int] = ()) -> None:
+        """Start a save and return as soon as the tensors are copied; the caller may then change them.
+
+        Waits for the previous save if it is still running.
+
+        Raises:
+            CheckpointError: The previous save failed; this one was not started.
+        """
+        self._wait()
+        # The memory of the previous copies is free again, so no save allocates (and page-locks) it anew.
+        self._copies = _copy(snapshot.tensors, self._copies)
+        copied = Snapshot(snapshot.step, self._copies, dict(snapshot.documents))
+        self._saving = self._pool.submit(self._store.save, copied, tuple(protect))
+
+    def close(self) -> None:
+        """Wait for the last save; nothing can be submitted afterwards.
+
+        Raises:
+            CheckpointError: The last save failed.
+        """
+        self._pool.shutdown(wait=True)
+        self._wait()
+
+    def _wait(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+
+def write_snapshot(folder: Path, snapshot: Snapshot, ordinal: int) -> None:
+    """Write a new checkpoint folder, synced to the device, MANIFEST.json last.
+
+    Raises:
+        CheckpointError: A file operation failed, or a tensor cannot be stored.
+    """
+    from trainer.checkpoint.tensors import encode
+
+    contents: dict[str, Iterable[bytes | memoryview]] = {
+        name: [text.encode()] for name, text in snapshot.documents.items()
+    }
+    contents.update({name + _SUFFIX: encode(tensors) for name, tensors in snapshot.tensors.items()})
+    assert len(contents) == len(snapshot.documents) + len(snapshot.tensors), "two files with one name"
+    assert CHECKPOINT_MANIFEST not in contents, "the manifest is written here"
+    atomic_io.create_folder(folder)
+
+    def write(name: str) -> FileDigest:
+        return atomic_io.write_file(folder / name, contents[name])
+
+    # In parallel: one file is checksummed while another waits for the device.
+    with ThreadPoolExecutor(4) as pool:
+        written = dict(zip(contents, pool.map(write, contents), strict=True))
+    atomic_io.write_file(folder / CHECKPOINT_MANIFEST, [Manifest(snapshot.step, ordinal, written).render()])
+    atomic_io.sync_folder(folder)
+
+
+def read_snapshot(folder: Path) -> Snapshot:
+    """Return the verified contents of a checkpoint folder, tensors on the CPU.
+
+    Raises:
+        DamagedError: A file is missing, altered or not in the manifest.
+        CheckpointError: A newer version of trainer wrote the format.
+    """
+    from trainer.checkpoint.tensors import decode
+
+    manifest = read_manifest(folder)
+    tensors: dict[str, Mapping[str, Tensor]] = {}
+    documents: dict[str, str] = {}
+    for name, data in read_files(folder, manifest):
+        if name.endswith(_SUFFIX):
+            tensors[name.removesuffix(_SUFFIX)] = decode(data)
+        else:
+            documents[name] = data.decode()
+    return Snapshot(manifest.step, tensors, documents)
+
+
 def load_folder(folder: Path) -> Snapshot:
-    """The contents of the checkpoint in a folder of any name, every byte verified.
+    """Return the contents of the checkpoint in a folder of any name, every byte verified.
 
     Raises:
         CheckpointError: It is missing or damaged.
     """
-    return _read_named(folder, read_snapshot, "A run folder stands for its newest intact checkpoint")
+    return _read_or_explain(folder, read_snapshot, "Name the run folder instead to use its newest intact checkpoint")
 
 
-def _read_named(folder: Path, read: Callable[[Path], _Read], remedy: str) -> _Read:
+def _read_or_explain(folder: Path, read: Callable[[Path], _Result], remedy: str) -> _Result:
     try:
         return read(folder)
-    except Damaged as fault:
-        problem = f"is damaged: {fault}" if folder.is_dir() else "there is no such checkpoint"
+    except DamagedError as fault:
+        problem = f"is damaged: {fault}" if folder.is_dir() else "no such checkpoint"
         raise CheckpointError(format_error(str(folder), problem, remedy)) from fault
 
 
-def _give_up(folder: Path) -> None:
+def _delete(folder: Path) -> None:
     trash = folder.with_name(_TRASH + folder.name)
     atomic_io.rename(folder, trash)
     atomic_io.remove_folder(trash)
+
+
+def _copy(
+    tensors: Mapping[str, Mapping[str, Tensor]], memory: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, dict[str, Tensor]]:
+    """Copy tensors to the host, into `memory` where shape and dtype fit."""
+    import torch
+
+    copies: dict[str, dict[str, Tensor]] = {}
+    devices: set[torch.device] = set()
+    for file, named in tensors.items():
+        copies[file] = {}
+        for name, tensor in named.items():
+            copy = memory.get(file, {}).get(name)
+            if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
+                copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            copies[file][name] = copy.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+            if tensor.is_cuda:
+                devices.add(tensor.device)
+    for device in devices:
+        torch.cuda.current_stream(device).synchronize()
+    return copies

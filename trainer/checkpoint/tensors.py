@@ -1,4 +1,5 @@
-"""Named tensors as the bytes of a safetensors file (https://huggingface.co/docs/safetensors, section Format)."""
+"""Named tensors as the bytes of a safetensors file (https://huggingface.co/docs/safetensors, section Format), and the
+bitwise comparison of two sets of them."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from trainer.errors import CheckpointError, format_error
+
+NamedTensors = Mapping[str, Tensor]
 
 _DTYPES: Final = {
     torch.float64: "F64",
@@ -32,16 +35,16 @@ _DTYPES: Final = {
 }
 
 
-def encode(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The bytes of the file in order: the header, then each tensor's own memory.
+def encode(tensors: NamedTensors) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of the file in order: the header, then each tensor's own memory.
 
-    The library's `save` builds the whole file in memory first, which takes several times as long as writing it.
-    Tensors that share memory (tied weights) are written once for each name.
+    The library's `save` first builds the whole file in memory, which takes several times as long as writing it.
+    Tensors that share memory (tied weights) are written once under each name.
 
     Raises:
-        CheckpointError: A tensor is of a kind the format does not have.
+        CheckpointError: The format has no such dtype or layout.
     """
-    # Wide elements first: every tensor then starts at a multiple of its element's size, as readers that map it need.
+    # Wide elements first: every tensor then starts at a multiple of its element size, as readers that map it need.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -59,5 +62,40 @@ def encode(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
 
 
 def decode(data: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU, in memory of their own."""
+    """Return the tensors of a safetensors file, on the CPU, in memory of their own."""
     return load(data)
+
+
+def tensor_differences(stored: Mapping[str, NamedTensors], replayed: Mapping[str, NamedTensors]) -> Iterator[str]:
+    """Yield a line for each tensor that differs in any bit, starting with its name; the devices may differ.
+
+    Args:
+        stored: File name -> named tensors, as in a snapshot.
+        replayed: The same, computed again.
+    """
+    for file in dict.fromkeys([*stored, *replayed]):
+        before, after = stored.get(file, {}), replayed.get(file, {})
+        for name in dict.fromkeys([*before, *after]):
+            if name not in before or name not in after:
+                yield f"{file}/{name} is only in the {'checkpoint' if name in before else 'replay'}"
+            elif difference := _describe_difference(before[name], after[name]):
+                yield f"{file}/{name} differs: {difference}"
+
+
+def _describe_difference(stored: Tensor, replayed: Tensor) -> str:
+    """Return what differs between two tensors; empty if they are equal in every bit."""
+    stored, replayed = stored.detach().cpu(), replayed.detach().cpu()
+    if stored.dtype != replayed.dtype or stored.shape != replayed.shape:
+        return f"stored {stored.dtype} {tuple(stored.shape)}, replayed {replayed.dtype} {tuple(replayed.shape)}"
+    changed = (_as_bytes(stored) != _as_bytes(replayed)).view(stored.numel(), stored.element_size()).any(1)
+    if not changed.any():
+        return ""
+    if stored.is_complex():
+        stored, replayed = torch.view_as_real(stored), torch.view_as_real(replayed)
+    # Integers above 2**53 may be equal in float64; the comparison of bytes has decided already.
+    largest = (stored.double() - replayed.double()).abs().max().item()
+    return f"{int(changed.sum())} of {changed.numel()} values, by at most {largest:.3g}"
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)

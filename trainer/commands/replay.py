@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.builders.training import RunOutputs, build_training
-from trainer.checkpoint.snapshot import Snapshot
+from trainer.checkpoint.store import Snapshot
 from trainer.config.jobs import TrainJob
 from trainer.divergence import DivergenceReport
 from trainer.errors import DivergedError, Interrupted

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.compare import tensor_differences
-from trainer.checkpoint.snapshot import Snapshot
-from trainer.checkpoint.store import load_folder
+from trainer.checkpoint.store import Snapshot, load_folder
+from trainer.checkpoint.tensors import tensor_differences
 from trainer.commands.replay import Replay, replay
 from trainer.config.jobs import TrainJob, VerifyJob
 from trainer.config.policy import differences

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.listing import best_first, newest_first
+from trainer.checkpoint.listing import list_newest_first, rank_by_score
 from trainer.commands.folders import existing_run_folder
 from trainer.config.stored import load_stored_config
 from trainer.errors import CheckpointError, format_error
@@ -50,7 +50,7 @@ def results(path: str | None, key: str = "run") -> Results:
     if not (folder / METRICS).is_file():
         raise CheckpointError(format_error(key, f"has no {METRICS}", "Give a run folder", value=str(folder)))
     evaluations = {file.stem: _document(file) for file in sorted((folder / EVALUATIONS).glob("*.json"))}
-    scored = best_first(newest_first(folder / CHECKPOINTS))
+    scored = rank_by_score(list_newest_first(folder / CHECKPOINTS))
     best = {"step": scored[0].step, **(scored[0].score or {})} if scored else None
     return Results(folder, load_stored_config(folder, key), read(folder / METRICS), evaluations, best)
 

@@ -30,8 +30,7 @@ from trainer.signals import StopSignals
 
 if TYPE_CHECKING:
     from trainer.builders.training import Training
-    from trainer.checkpoint.saver import Saver
-    from trainer.checkpoint.snapshot import Snapshot
+    from trainer.checkpoint.store import Saver, Snapshot
     from trainer.divergence import DivergenceReport
     from trainer.report.reports import Sink
 
@@ -98,8 +97,7 @@ def _run(
     notes: list[str],
 ) -> None:
     from trainer.builders.training import RunOutputs, build_training
-    from trainer.checkpoint.saver import Saver
-    from trainer.checkpoint.store import Store
+    from trainer.checkpoint.store import Saver, Store
     from trainer.loop import fit
     from trainer.report.logs import run_logs
     from trainer.report.reports import Reports
@@ -166,7 +164,7 @@ def _sinks(job: TrainJob, folder: Path, console: Console, total_steps: int) -> I
 
 def _keep_findings(findings: DivergenceReport, text: str, folder: Path, saver: Saver) -> str:
     """Writes what is known of a step that diverged into the run folder; the line of the message that says where."""
-    from trainer.checkpoint.listing import newest_intact
+    from trainer.checkpoint.listing import find_newest_intact
     from trainer.divergence import write_bundle
 
     try:
@@ -175,7 +173,7 @@ def _keep_findings(findings: DivergenceReport, text: str, folder: Path, saver: S
         logger.error("the last checkpoint was not saved: %s", error)
     bundle = folder / DIVERGED / step_name(findings.step)
     try:
-        before = newest_intact(folder / CHECKPOINTS, below=findings.step)
+        before = find_newest_intact(folder / CHECKPOINTS, below=findings.step)
         write_bundle(bundle, findings, text, None if before is None else f"{CHECKPOINTS}/{before.folder.name}")
     except (OSError, CheckpointError) as error:
         return f"  What was found could not be kept: {error}"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from trainer.checkpoint.listing import folders, newest_first
-from trainer.checkpoint.manifest import verify
+from trainer.checkpoint.listing import find_step_folders, list_newest_first
+from trainer.checkpoint.manifest import find_faults
 from trainer.commands.folders import existing_run_folder
 from trainer.config.jobs import VerifyJob
 from trainer.errors import CheckpointError, format_error
@@ -60,18 +60,18 @@ def run(job: VerifyJob, config: dict[str, Any]) -> None:
 
 
 def _checkpoints(root: Path, console: Console) -> tuple[Intact, list[str]]:
-    faults = {step: _faults(folder) for step, folder in folders(root).items()}
+    faults = {step: _faults(folder) for step, folder in find_step_folders(root).items()}
     rows = [[step_name(step), "; ".join(found) or "intact"] for step, found in faults.items()]
     if rows:
         table(console, str(root), ["checkpoint", "found"], rows)
     wrong = [f"{root / step_name(step)}: {fault}." for step, found in faults.items() for fault in found]
-    intact = {step: folder for step, folder in folders(root).items() if not faults[step]}
-    return Intact(intact, tuple(one.step for one in newest_first(root) if one.step in intact)), wrong
+    intact = {step: folder for step, folder in find_step_folders(root).items() if not faults[step]}
+    return Intact(intact, tuple(one.step for one in list_newest_first(root) if one.step in intact)), wrong
 
 
 def _faults(folder: Path) -> list[str]:
     try:
-        return verify(folder)
+        return find_faults(folder)
     except CheckpointError as error:
         return [message.removesuffix(".") for message in error.messages]
 
