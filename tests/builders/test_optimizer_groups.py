@@ -7,7 +7,7 @@ from torch import nn
 
 from trainer.builders.instantiate import instantiate
 from trainer.config.catalogue import catalogue, own_folder
-from trainer.optimizer.groups import hidden_names, layers_of, parameter_groups, undecayed_names
+from trainer.optimizer.parameter_groups import hidden_matrix_names, layer_indices, make_parameter_groups, no_decay_names
 
 FACTS: dict[str, Any] = {
     "vocab_size": 30,
@@ -37,7 +37,7 @@ def modules_of(model: str, **facts: Any) -> nn.ModuleDict:
 
 @pytest.mark.parametrize("model", NUM_LAYERS)
 def test_blocks_are_layers_and_the_head_is_above_them(model: str) -> None:
-    layers = layers_of(modules_of(model))
+    layers = layer_indices(modules_of(model))
     blocks = {name.split(".")[2] for name in layers if name.startswith("model.blocks.")}
 
     assert len(blocks) == NUM_LAYERS[model]
@@ -52,7 +52,7 @@ def test_blocks_are_layers_and_the_head_is_above_them(model: str) -> None:
 
 @pytest.mark.parametrize("model", ["vit", "resnet", "mlp", "convnet"])
 def test_without_a_head_the_loss_is_above_the_blocks(model: str) -> None:
-    layers = layers_of(modules_of(model, num_outputs=None))
+    layers = layer_indices(modules_of(model, num_outputs=None))
     # A norm comes after the blocks of a transformer; elsewhere nothing does.
     above = NUM_LAYERS[model] + (model in TRANSFORMERS)
 
@@ -61,27 +61,27 @@ def test_without_a_head_the_loss_is_above_the_blocks(model: str) -> None:
 
 @pytest.mark.parametrize(("model", "num_outputs"), [("text_encoder", 5), ("vit", 5), ("vit", None)])
 def test_the_hidden_matrices_of_a_transformer_are_those_of_its_blocks(model: str, num_outputs: int | None) -> None:
-    hidden = hidden_names(modules_of(model, num_outputs=num_outputs))
+    hidden = hidden_matrix_names(modules_of(model, num_outputs=num_outputs))
     numbers = range(NUM_LAYERS[model])
 
     assert hidden == {f"model.blocks.{number}.{part}.weight" for number in numbers for part in MATRICES}
 
 
 def test_the_hidden_matrices_of_other_models() -> None:
-    assert hidden_names(modules_of("resnet")) == frozenset()
-    assert len(hidden_names(modules_of("mlp"))) == 2
-    assert len(hidden_names(modules_of("mlp", num_outputs=None))) == 2
-    assert hidden_names(modules_of("linear")) == frozenset()
+    assert hidden_matrix_names(modules_of("resnet")) == frozenset()
+    assert len(hidden_matrix_names(modules_of("mlp"))) == 2
+    assert len(hidden_matrix_names(modules_of("mlp", num_outputs=None))) == 2
+    assert hidden_matrix_names(modules_of("linear")) == frozenset()
 
 
 def test_a_transformer_fine_tuned_layer_by_layer() -> None:
     modules = modules_of("text_encoder")
-    groups = parameter_groups(
+    groups = make_parameter_groups(
         modules.named_parameters(),
         lr=0.01,
         weight_decay=0.1,
-        undecayed=undecayed_names(modules),
-        layers=layers_of(modules),
+        no_decay=no_decay_names(modules),
+        layers=layer_indices(modules),
         layer_decay=0.5,
         overrides=[{"match": "head.*", "lr": 0.1}],
     )

@@ -16,7 +16,7 @@ from tests.support.exported_models import (
 )
 from trainer.errors import ConfigError
 from trainer.model.convnet import ConvNet
-from trainer.optimizer.groups import layers_of
+from trainer.optimizer.parameter_groups import layer_indices
 
 SHAPE: dict[str, Any] = {"channels": (16, 32), "hidden": [128, 64]}
 
@@ -78,7 +78,7 @@ def test_without_outputs_it_gives_the_last_hidden_layer() -> None:
 
 
 def test_each_convolution_and_hidden_layer_is_a_layer_of_its_own() -> None:
-    layers = layers_of(nn.ModuleDict({"model": convnet()}))
+    layers = layer_indices(nn.ModuleDict({"model": convnet()}))
     names = [f"model.blocks.{number}.{kind}.weight" for number, kind in enumerate(["convolution"] * 2 + ["linear"] * 2)]
 
     assert [layers[name] for name in [*names, "model.head.weight"]] == [1, 2, 3, 4, 5]

@@ -17,7 +17,7 @@ from tests.support.exported_models import (
 )
 from trainer.errors import ConfigError
 from trainer.model.lenet import LeNet
-from trainer.optimizer.groups import layers_of
+from trainer.optimizer.parameter_groups import layer_indices
 
 
 def lenet(
@@ -73,7 +73,7 @@ def test_without_outputs_it_gives_f6() -> None:
 
 
 def test_each_convolution_and_hidden_layer_is_a_layer_of_its_own() -> None:
-    layers = layers_of(nn.ModuleDict({"model": lenet()}))
+    layers = layer_indices(nn.ModuleDict({"model": lenet()}))
 
     assert sorted(set(layers.values())) == [1, 2, 3, 4, 5]
     assert layers["model.blocks.0.convolution.bias"] == 1

@@ -19,7 +19,7 @@ from tests.support.exported_models import (
 )
 from trainer.errors import ConfigError
 from trainer.model.mlp import BatchNorm, Mlp
-from trainer.optimizer.groups import layers_of
+from trainer.optimizer.parameter_groups import layer_indices
 
 SHAPE: dict[str, Any] = {"hidden": [16, 12], "activation": "relu", "norm": "none", "dropout": 0.0}
 
@@ -84,7 +84,7 @@ def test_without_outputs_it_gives_the_last_hidden_layer() -> None:
 
 
 def test_each_hidden_layer_is_a_layer_of_its_own() -> None:
-    layers = layers_of(nn.ModuleDict({"model": mlp(hidden=[16, 12, 8], norm="layer")}))
+    layers = layer_indices(nn.ModuleDict({"model": mlp(hidden=[16, 12, 8], norm="layer")}))
 
     assert layers["model.blocks.0.linear.weight"] == layers["model.blocks.0.norm.bias"] == 1
     assert layers["model.blocks.2.linear.weight"] == 3

@@ -23,7 +23,7 @@ from tests.support.token_batches import VOCAB_SIZE, exported_batches
 from trainer.errors import ConfigError
 from trainer.model.packed_attention import FAMILIES
 from trainer.model.pooling import pool
-from trainer.optimizer.groups import layers_of
+from trainer.optimizer.parameter_groups import layer_indices
 from trainer.task.tokenization import load_tokenizer
 
 
@@ -88,7 +88,7 @@ def test_the_layers_are_the_models_own(name: str, folder: Folders) -> None:
     for facts in ({}, LANGUAGE):
         model = model_of(folder(name), **facts)
         depth = model.config.num_hidden_layers
-        layers = layers_of(nn.ModuleDict({"model": model}))
+        layers = layer_indices(nn.ModuleDict({"model": model}))
         embedding = next(name for name in layers if "embed" in name or "wte" in name)
 
         assert layers[embedding] == 0

@@ -17,7 +17,7 @@ from trainer.errors import ConfigError
 from trainer.model import pretrained_folder
 from trainer.model.pretrained_image import PretrainedImage
 from trainer.model.pretrained_loading import quiet
-from trainer.optimizer.groups import layers_of
+from trainer.optimizer.parameter_groups import layer_indices
 from trainer.task.image_classification import ImageClassification
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -104,7 +104,7 @@ def test_gradients_reach_every_parameter(name: str, folder: Callable[[str], Path
 
 
 def test_the_layers_are_the_models_own(folder: Callable[[str], Path]) -> None:
-    layers = layers_of(nn.ModuleDict({"model": model_of(folder("vit"))}))
+    layers = layer_indices(nn.ModuleDict({"model": model_of(folder("vit"))}))
 
     assert layers["model.base.embeddings.cls_token"] == 0
     assert {layers[f"model.{name}"] for name in ("base.layernorm.weight", "head.weight")} == {3}

@@ -17,7 +17,7 @@ from tests.support.exported_models import (
 )
 from trainer.errors import ConfigError
 from trainer.model.resnet import ResNet
-from trainer.optimizer.groups import layers_of
+from trainer.optimizer.parameter_groups import layer_indices
 
 SHAPE: dict[str, Any] = {"depth": 8, "width": 4, "shortcut": "identity"}
 
@@ -96,7 +96,7 @@ def test_without_outputs_it_gives_the_mean_of_the_last_stage() -> None:
 
 
 def test_each_block_is_a_layer_of_its_own() -> None:
-    layers = layers_of(nn.ModuleDict({"model": resnet(depth=20)}))
+    layers = layer_indices(nn.ModuleDict({"model": resnet(depth=20)}))
 
     assert layers["model.stem.weight"] == layers["model.norm.weight"] == 0
     assert [layers[f"model.blocks.{number}.convolution1.weight"] for number in range(9)] == list(range(1, 10))

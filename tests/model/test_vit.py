@@ -17,7 +17,7 @@ from tests.support.exported_models import (
 from tests.support.torch_encoder import torchs_encoder
 from trainer.errors import ConfigError
 from trainer.model.vit import ViT
-from trainer.optimizer.groups import layers_of, undecayed_names
+from trainer.optimizer.parameter_groups import layer_indices, no_decay_names
 
 SHAPE: dict[str, Any] = {
     "patch": 4,
@@ -91,13 +91,13 @@ def test_without_outputs_it_gives_the_pooled_vector(pooling: Any) -> None:
 
 def test_each_block_is_a_layer_of_its_own() -> None:
     module = nn.ModuleDict({"model": vit(pooling="cls", depth=3)})
-    layers = layers_of(module)
+    layers = layer_indices(module)
     below = ("model.class_token", "model.patch_embedding.weight", "model.position_embedding.weight")
 
     assert [layers[name] for name in below] == [0, 0, 0]
     assert [layers[f"model.blocks.{number}.query_key_value.weight"] for number in range(3)] == [1, 2, 3]
     assert layers["model.norm.weight"] == layers["model.head.weight"] == 4
-    assert "model.position_embedding.weight" in undecayed_names(module)
+    assert "model.position_embedding.weight" in no_decay_names(module)
 
 
 @pytest.mark.parametrize(

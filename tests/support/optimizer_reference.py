@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trainer.checkpoint.optimizer_state import capture_optimizer, restore_optimizer
 from trainer.checkpoint.tensors import decode, encode
-from trainer.optimizer.groups import parameter_groups
+from trainer.optimizer.parameter_groups import make_parameter_groups
 
 SHAPES = {"weight": (3, 4), "table": (5, 2), "bias": (3,)}
 
@@ -32,8 +32,8 @@ def gradients(step: int, parameter: Tensor) -> Tensor:
 def groups(parameters: Pairs, lr: float, weight_decay: float, **more: Any) -> list[dict[str, Any]]:
     """The groups that build makes; `table` is an embedding's."""
     layers = {name: 0 for name, _ in parameters}
-    facts = {"undecayed": {"table"}, "layers": layers, **more}
-    return parameter_groups(parameters, lr=lr, weight_decay=weight_decay, **facts)
+    facts = {"no_decay": {"table"}, "layers": layers, **more}
+    return make_parameter_groups(parameters, lr=lr, weight_decay=weight_decay, **facts)
 
 
 def train(optimizer: torch.optim.Optimizer, parameters: Pairs, first: int, last: int) -> None:

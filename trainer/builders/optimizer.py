@@ -17,7 +17,7 @@ from trainer.config.schema import own_keys
 from trainer.config.sections import OptimizerKeys
 from trainer.errors import ConfigError, format_error
 from trainer.loop import Schedule
-from trainer.optimizer.groups import hidden_names, layers_of, parameter_groups, undecayed_names
+from trainer.optimizer.parameter_groups import hidden_matrix_names, layer_indices, make_parameter_groups, no_decay_names
 from trainer.protocols import Loss
 
 logger = logging.getLogger(__name__)
@@ -37,15 +37,17 @@ def build_optimizer(job: TrainJob, model: nn.Module, loss: Loss) -> torch.optim.
         raise ConfigError(format_error("model.freeze", "leaves nothing to train", remedy, value=job.model["freeze"]))
     config = own_keys(job.optimizer, OptimizerKeys)
     with in_group("optimizer"):
-        groups = parameter_groups(
+        groups = make_parameter_groups(
             modules.named_parameters(),
             lr=config.get("lr"),
             weight_decay=config.get("weight_decay"),
-            undecayed=undecayed_names(modules),
-            layers=layers_of(modules),
+            no_decay=no_decay_names(modules),
+            layers=layer_indices(modules),
             **{key: job.optimizer[key] for key in schema.keys(OptimizerKeys) if key in job.optimizer},
         )
-    optimizer: torch.optim.Optimizer = instantiate("optimizer", config, params=groups, hidden=hidden_names(modules))
+    optimizer: torch.optim.Optimizer = instantiate(
+        "optimizer", config, params=groups, hidden=hidden_matrix_names(modules)
+    )
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         problem = "optimizers that need a closure are not supported"

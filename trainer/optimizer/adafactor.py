@@ -26,7 +26,7 @@ def adafactor(
     lr = 0.01 the bound is met from update 10,000 on; a constant rate is not constant beyond 1 / lr^2 updates.
 
     Args:
-        params: The groups of `parameter_groups`; their own `lr` and `weight_decay` go first.
+        params: The groups of `make_parameter_groups`; their own `lr` and `weight_decay` go first.
         lr: Base learning rate, above 0, relative to the size of the parameters.
         beta2_decay: c, below 0: the running means of squares keep 1 - t^c at update t.
         eps: The least root mean square that a gradient is divided by, above 0 (None: the float type's epsilon), and the

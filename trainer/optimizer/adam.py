@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from trainer.errors import raise_if_any
-from trainer.optimizer.groups import can_fuse
+from trainer.optimizer.parameter_groups import can_fuse
 from trainer.ranges import not_negative, positive, two_below_one
 
 
@@ -24,7 +24,7 @@ def adam(
     decay that is the same for all there is `adamw`.
 
     Args:
-        params: The groups of `parameter_groups`; their own `lr` and `weight_decay` go first.
+        params: The groups of `make_parameter_groups`; their own `lr` and `weight_decay` go first.
         lr: Base learning rate, above 0.
         betas: Decay of the running means of the gradient and of its square, each in [0, 1).
         eps: Added to the root of the running mean of squares, above 0.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from trainer.errors import raise_if_any
-from trainer.optimizer.groups import can_fuse
+from trainer.optimizer.parameter_groups import can_fuse
 from trainer.ranges import not_negative, positive, two_below_one
 
 
@@ -21,7 +21,7 @@ def adamw(
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101).
 
     Args:
-        params: The groups of `parameter_groups`; their own `lr` and `weight_decay` go first.
+        params: The groups of `make_parameter_groups`; their own `lr` and `weight_decay` go first.
         lr: Base learning rate, above 0.
         betas: Decay of the running means of the gradient and of its square, each in [0, 1).
         eps: Added to the root of the running mean of squares, above 0.

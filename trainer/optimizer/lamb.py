@@ -25,7 +25,7 @@ def lamb(
     -lr * r, as in the authors' code. The function phi of the norm is the identity.
 
     Args:
-        params: The groups of `parameter_groups`; their own `lr` and `weight_decay` go first.
+        params: The groups of `make_parameter_groups`; their own `lr` and `weight_decay` go first.
         lr: Base learning rate, above 0.
         betas: Decay of the running means of the gradient and of its square, each in [0, 1).
         eps: Added to the root of the running mean of squares, above 0.

@@ -24,7 +24,7 @@ def lion(
     is 3 to 10 times smaller than AdamW's and a weight decay that is as much larger.
 
     Args:
-        params: The groups of `parameter_groups`; their own `lr` and `weight_decay` go first.
+        params: The groups of `make_parameter_groups`; their own `lr` and `weight_decay` go first.
         lr: Base learning rate, above 0.
         betas: Decay of the momentum in the direction of a step, and in what is kept of it; each in [0, 1).
         weight_decay: At least 0; multiplied by the learning rate.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from trainer.errors import ConfigError, format_error, raise_if_any
-from trainer.optimizer.groups import can_fuse
+from trainer.optimizer.parameter_groups import can_fuse
 from trainer.ranges import below_one, not_negative, positive, two_below_one
 
 
@@ -37,7 +37,7 @@ def muon(
     larger; AdamW's parameters then need their own, by `overrides`.
 
     Args:
-        params: The groups of `parameter_groups`; their own `lr` and `weight_decay` go first.
+        params: The groups of `make_parameter_groups`; their own `lr` and `weight_decay` go first.
         lr: Base learning rate of both, above 0.
         momentum: Decay of Muon's running mean of gradients, in [0, 1).
         nesterov: Whether Muon looks ahead along the momentum.
@@ -46,7 +46,7 @@ def muon(
         betas: AdamW's; decay of the running means of the gradient and of its square, each in [0, 1).
         eps: AdamW's; added to the root of the running mean of squares, above 0.
         weight_decay: At least 0; multiplied by the learning rate, before Muon's factor.
-        hidden: Names of the hidden matrices; see `hidden_names`.
+        hidden: Names of the hidden matrices; see `hidden_matrix_names`.
 
     Raises:
         ConfigError: A value is out of range, or no hidden matrix is trained.

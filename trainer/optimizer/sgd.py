@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from trainer.errors import format_error, raise_if_any
-from trainer.optimizer.groups import can_fuse
+from trainer.optimizer.parameter_groups import can_fuse
 from trainer.ranges import below_one, not_negative, positive
 
 
@@ -21,7 +21,7 @@ def sgd(
     """Stochastic gradient descent with momentum (Sutskever et al. 2013, https://proceedings.mlr.press/v28/sutskever13).
 
     Args:
-        params: The groups of `parameter_groups`; their own `lr` and `weight_decay` go first.
+        params: The groups of `make_parameter_groups`; their own `lr` and `weight_decay` go first.
         lr: Base learning rate, above 0.
         momentum: Decay of the running sum of gradients, in [0, 1).
         nesterov: Whether the step looks ahead along the momentum, which then must be above 0.

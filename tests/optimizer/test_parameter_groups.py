@@ -8,7 +8,13 @@ from torch import nn
 
 from tests.support.optimizer_reference import assert_goes_on_bit_for_bit
 from trainer.errors import ConfigError
-from trainer.optimizer.groups import can_fuse, hidden_names, layers_of, parameter_groups, undecayed_names
+from trainer.optimizer.parameter_groups import (
+    can_fuse,
+    hidden_matrix_names,
+    layer_indices,
+    make_parameter_groups,
+    no_decay_names,
+)
 
 
 class Net(nn.Module):
@@ -46,8 +52,8 @@ def job(model: nn.Module, loss: nn.Module | None = None) -> nn.ModuleDict:
 
 
 def of(module: nn.Module, **changes):
-    facts = {"lr": 0.01, "weight_decay": 0.1, "undecayed": undecayed_names(module), "layers": layers_of(module)}
-    return parameter_groups(module.named_parameters(), **{**facts, **changes})
+    facts = {"lr": 0.01, "weight_decay": 0.1, "no_decay": no_decay_names(module), "layers": layer_indices(module)}
+    return make_parameter_groups(module.named_parameters(), **{**facts, **changes})
 
 
 def names(group):
@@ -123,18 +129,18 @@ class TestDecay:
     def test_tied_weights_count_as_the_embeddings(self):
         net = Net()
         net.head.weight = net.tokens.weight
-        assert undecayed_names(net) == {"tokens.weight", "plane.weight", "plane.bias", "norm.weight", "norm.bias"}
+        assert no_decay_names(net) == {"tokens.weight", "plane.weight", "plane.bias", "norm.weight", "norm.bias"}
         grouped = [name for group in of(net) for name in names(group)]
         assert grouped.count("tokens.weight") == 1
         assert "head.weight" not in grouped
         net = nn.Sequential(nn.Linear(4, 7), nn.Embedding(7, 4))
         net[1].weight = net[0].weight
-        assert undecayed_names(net) == {"0.weight"}
+        assert no_decay_names(net) == {"0.weight"}
 
 
 class TestLayers:
     def test_a_stack_between_an_embedding_and_a_head(self):
-        layers = layers_of(job(Stacked()))
+        layers = layer_indices(job(Stacked()))
         assert layers["model.tokens.weight"] == 0
         assert layers["model.project.bias"] == 0
         for number in range(3):
@@ -146,27 +152,32 @@ class TestLayers:
 
     def test_a_loss_is_of_the_last_layer_and_its_lists_are_no_stack(self):
         loss = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 100))
-        layers = layers_of(job(Stacked(), loss))
+        layers = layer_indices(job(Stacked(), loss))
         assert layers["loss.0.weight"] == layers["loss.1.bias"] == 4
         assert layers["model.blocks.2.norm.bias"] == 3
-        assert set(layers_of(job(nn.Linear(2, 2), loss)).values()) == {0}
+        assert set(layer_indices(job(nn.Linear(2, 2), loss)).values()) == {0}
 
     def test_a_sequence_counts_what_has_parameters(self):
         net = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-        assert layers_of(job(net)) == {"model.1.weight": 1, "model.1.bias": 1, "model.3.weight": 2, "model.3.bias": 2}
-        assert layers_of(net) == {"1.weight": 1, "1.bias": 1, "3.weight": 2, "3.bias": 2}
+        assert layer_indices(job(net)) == {
+            "model.1.weight": 1,
+            "model.1.bias": 1,
+            "model.3.weight": 2,
+            "model.3.bias": 2,
+        }
+        assert layer_indices(net) == {"1.weight": 1, "1.bias": 1, "3.weight": 2, "3.bias": 2}
 
     def test_without_a_list(self):
-        assert set(layers_of(job(Net())).values()) == {0}
+        assert set(layer_indices(job(Net())).values()) == {0}
         net = Net()
         net.nothing = nn.Sequential(nn.ReLU(), nn.Dropout())
-        assert set(layers_of(job(net)).values()) == {0}
+        assert set(layer_indices(job(net)).values()) == {0}
 
     def test_a_shared_parameter_is_of_the_layer_it_is_first_in(self):
         net = Stacked()
         net.head[1].weight = net.tokens.weight
         net.blocks[2] = net.blocks[0]
-        layers = layers_of(job(net))
+        layers = layer_indices(job(net))
         assert layers["model.tokens.weight"] == 0
         assert {name: layer for name, layer in layers.items() if ".blocks.0." in name}.keys()
         assert max(layers.values()) == 3
@@ -195,21 +206,21 @@ class TestLayers:
 class TestHidden:
     def test_the_matrices_of_the_stack(self):
         expected = {f"model.blocks.{number}.feed_forward.{part}.weight" for number in range(3) for part in (0, 2)}
-        assert hidden_names(job(Stacked())) == expected
-        assert hidden_names(job(Stacked(), nn.Linear(2, 2))) == expected
+        assert hidden_matrix_names(job(Stacked())) == expected
+        assert hidden_matrix_names(job(Stacked(), nn.Linear(2, 2))) == expected
 
     def test_a_model_that_is_a_sequence_ends_with_its_outputs(self):
         net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2))
-        assert hidden_names(job(net)) == {"model.0.weight", "model.2.weight"}
+        assert hidden_matrix_names(job(net)) == {"model.0.weight", "model.2.weight"}
         # The classes are the loss's: what the model ends with is hidden.
         loss = nn.Linear(2, 9, bias=False)
-        assert hidden_names(job(net, loss)) == {"model.0.weight", "model.2.weight", "model.3.weight"}
+        assert hidden_matrix_names(job(net, loss)) == {"model.0.weight", "model.2.weight", "model.3.weight"}
 
     def test_tied_weights_leave_the_stack_whole(self):
         net = Stacked()
         net.head = nn.Linear(4, 7, bias=False)
         net.head.weight = net.tokens.weight
-        assert len(hidden_names(job(net))) == 6
+        assert len(hidden_matrix_names(job(net))) == 6
 
     def test_without_a_stack(self):
         net = nn.Module()
@@ -220,9 +231,9 @@ class TestHidden:
             nn.LayerNorm(4),
         )
         net.head = nn.Linear(4, 2)
-        assert hidden_names(job(net)) == {"model.first.weight", "model.second.weight"}
-        assert hidden_names(job(nn.Conv1d(2, 2, 2))) == frozenset()
-        assert hidden_names(job(nn.ReLU())) == frozenset()
+        assert hidden_matrix_names(job(net)) == {"model.first.weight", "model.second.weight"}
+        assert hidden_matrix_names(job(nn.Conv1d(2, 2, 2))) == frozenset()
+        assert hidden_matrix_names(job(nn.ReLU())) == frozenset()
 
 
 class TestOverrides:
@@ -265,7 +276,7 @@ class TestOverrides:
         module = job(Stacked())
         for position, parameter in enumerate(module.parameters()):
             parameter.requires_grad_(position not in frozen)
-        layers, undecayed = layers_of(module), undecayed_names(module)
+        layers, no_decay = layer_indices(module), no_decay_names(module)
         if any(not self._fits(entry, module) for entry in overrides):
             with pytest.raises(ConfigError, match="frozen parameters only"):
                 of(module, overrides=overrides)
@@ -276,7 +287,7 @@ class TestOverrides:
             if not parameter.requires_grad:
                 continue
             rate = 0.01 * (layer_decay or 1.0) ** (4 - layers[name])
-            spared = decay == "matrices" and (parameter.ndim < 2 or name in undecayed)
+            spared = decay == "matrices" and (parameter.ndim < 2 or name in no_decay)
             weight = 0.0 if spared else weight_decay
             for entry in overrides:
                 if self._matches(entry["match"], name):

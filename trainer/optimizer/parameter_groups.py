@@ -17,7 +17,7 @@ _LOSS: Final = "loss."
 _DECAYS: Final = ["matrices", "all"]
 
 
-def undecayed_names(module: nn.Module) -> frozenset[str]:
+def no_decay_names(module: nn.Module) -> frozenset[str]:
     """The names, as in `module.named_parameters()`, of the embeddings' and norms' own parameters.
 
     A parameter shared by an embedding and another layer (tied weights) counts as the embedding's.
@@ -31,8 +31,8 @@ def undecayed_names(module: nn.Module) -> frozenset[str]:
     return frozenset(name for name, parameter in module.named_parameters() if id(parameter) in found)
 
 
-def layers_of(module: nn.Module) -> dict[str, int]:
-    """The layer of each parameter, from the inputs (0) up, for `parameter_groups`.
+def layer_indices(module: nn.Module) -> dict[str, int]:
+    """The layer of each parameter, from the inputs (0) up, for `make_parameter_groups`.
 
     The stack is the `nn.ModuleList` or `nn.Sequential` with the most parameters that lies in no other: its entries are
     the layers 1, 2, ... (those without a parameter are passed over), what was registered before it is layer 0, what
@@ -57,28 +57,28 @@ def layers_of(module: nn.Module) -> dict[str, int]:
     return {name: layers.get(name, last) for name in names}
 
 
-def hidden_names(module: nn.Module) -> frozenset[str]:
+def hidden_matrix_names(module: nn.Module) -> frozenset[str]:
     """The names of the hidden matrices: what lies between a model's inputs and its outputs and has two axes.
 
-    These are the matrices of the stack of `layers_of`, or of the whole model where it has none, without embeddings.
+    These are the matrices of the stack of `layer_indices`, or of the whole model where it has none, without embeddings.
     What comes after the stack, also a loss's own parameters, is the output; where nothing does, the last matrix is.
     """
     parameters = dict(module.named_parameters())
-    undecayed = undecayed_names(module)
+    no_decay = no_decay_names(module)
     prefix = _stack(module) or ""
     stack = [name for name in parameters if name.startswith(prefix) and not name.startswith(_LOSS)]
-    matrices = [name for name in stack if parameters[name].ndim == 2 and name not in undecayed]
+    matrices = [name for name in stack if parameters[name].ndim == 2 and name not in no_decay]
     if stack and stack[-1] == list(parameters)[-1]:
         matrices = matrices[:-1]
     return frozenset(matrices)
 
 
-def parameter_groups(
+def make_parameter_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     *,
     lr: float | None,
     weight_decay: float | None,
-    undecayed: Collection[str],
+    no_decay: Collection[str],
     layers: Mapping[str, int],
     decay: Literal["matrices", "all"] = "matrices",
     layer_decay: float | None = None,
@@ -94,8 +94,8 @@ def parameter_groups(
         named_parameters: All parameters of the job, a shared one once; a frozen one is in no group. One is not frozen.
         lr: The base learning rate; None, where an optimizer was given none, is in no group.
         weight_decay: The weight decay; None, where an optimizer was given none, is in no group.
-        undecayed: Names of parameters that do not decay in spite of their shape; see `undecayed_names`.
-        layers: The layer of each name; see `layers_of`.
+        no_decay: Names of parameters that do not decay in spite of their shape; see `no_decay_names`.
+        layers: The layer of each name; see `layer_indices`.
         decay: What decays: `matrices` spares biases, norms, embeddings and whatever else has fewer than two axes.
         layer_decay: Factor on the learning rate from each layer to the one below it, in (0, 1]; None is 1.
         overrides: Entries {match, lr, weight_decay}: what they set holds as it is for the parameters whose name,
@@ -115,7 +115,7 @@ def parameter_groups(
         rate, weight = lr, weight_decay
         if lr is not None and layer_decay is not None:
             rate = lr * layer_decay ** (last - layers[name])
-        spared = weight is not None and decay == "matrices" and (parameter.ndim < 2 or name in undecayed)
+        spared = weight is not None and decay == "matrices" and (parameter.ndim < 2 or name in no_decay)
         if spared:
             weight = 0.0
         own = overridden(name, overrides)
@@ -134,7 +134,7 @@ def parameter_groups(
 
 
 def can_fuse(groups: Iterable[dict[str, Any]]) -> bool:
-    """Whether one fused kernel can update every parameter of `parameter_groups`: floating point, on a known device."""
+    """Tell if one fused kernel can update all parameters: they are floating-point and on a supported device."""
     return all(
         parameter.is_floating_point() and parameter.device.type in _FUSED_DEVICES
         for group in groups
