@@ -5,7 +5,7 @@ Shapes: B samples of a micro-batch, R rows and L columns of a packed or padded m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -65,13 +65,13 @@ class Stateful(Protocol):
 
 
 Target = Literal["class", "shares", "multi_hot", "values", "views", "similarity"]
-"""What a target is, and the output that it is compared with:
+"""The type of a batch's target, with the output that it is compared with:
 
 * `class`: int64 (...,), output (..., C);
-* `shares`: of each class, at least 0 and 1 in all, float32 (B, C), output (B, C);
-* `multi_hot`: 0 or 1, float32 (B, C), output (B, C);
+* `shares`: the share of each class, at least 0 and 1 in total, float32 (B, C), output (B, C);
+* `multi_hot`: 0 or 1 for each label, float32 (B, C), output (B, C);
 * `values`: float32 (B, V), output (B, V);
-* `views`: int64 (B, K), the sample's number: the output (B * K, D) has K vectors of each sample, sample by sample, the
+* `views`: int64 (B, K), the sample's number: the output (B * K, D) has K vectors per sample, sample by sample, the
   anchor first, then the positive, then hard negatives;
 * `similarity`: -1 or 1, float32 (B,), output (2 * B, D): the two vectors of each sample, sample by sample.
 """
@@ -88,23 +88,64 @@ Inputs = Literal["tokens", "features", "images"]
 
 
 class Loss(Protocol):
-    """A loss is a sum; the loop divides by the number of targets of the whole step.
+    """A loss is a sum over targets; the loop divides by the number of targets of the whole optimizer step.
 
-    Where it has them, these are used too:
-
-    * `targets`: the kinds of `Target` it takes, a tuple of literals that is read before torch is loaded;
-    * `check(target)`: raises RowError for a target on the host that it cannot take;
-    * `needs_inputs = True`: it is called as `loss(output, target, inputs)`;
-    * `in_features` and `scores(output)`: it has parameters of its own and reads that many features of the model, and
-      `scores` makes of them what metrics, answers and artifacts see, (..., C).
+    A loss may also fit `DeclaresTargets`, `ChecksTargets`, `UsesInputs`, `HasLossHead` or `HasTeacher`.
     """
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        """The sum over the targets: shape (), float32."""
+        """Return the sum over the targets: shape (), float32 (float64 for a float64 output)."""
         ...
 
     def num_targets(self, target: Tensor) -> Tensor:
-        """How many terms that sum has: shape (), on the target's device (no host sync)."""
+        """Return the number of terms of the sum: int64, shape (), on the target's device (no host sync)."""
+        ...
+
+
+@runtime_checkable
+class DeclaresTargets(Protocol):
+    """A loss that declares which types of `Target` it supports.
+
+    `targets` is a class attribute with a literal value: it is read from the source before torch is loaded.
+    """
+
+    targets: tuple[str, ...]
+
+
+@runtime_checkable
+class ChecksTargets(Protocol):
+    """A loss that checks each batch's targets on the host, before they reach a kernel."""
+
+    def check(self, target: Tensor) -> None:
+        """Raise RowError if the loss does not support a target."""
+        ...
+
+
+@runtime_checkable
+class UsesInputs(Protocol):
+    """A loss that also reads the model's inputs: if `needs_inputs`, it is called as `loss(output, target, inputs)`."""
+
+    needs_inputs: bool
+
+
+@runtime_checkable
+class HasLossHead(Protocol):
+    """A loss with its own output layer: the model returns `in_features` features instead of class scores."""
+
+    in_features: int
+
+    def scores(self, output: Tensor) -> Tensor:
+        """Return the class scores (..., C) of the features (..., D), for metrics, predictions and artifacts."""
+        ...
+
+
+@runtime_checkable
+class HasTeacher(Protocol):
+    """A loss that learns from another model, which is neither trained nor saved with it."""
+
+    @property
+    def teacher_model(self) -> Callable[[dict[str, Tensor]], Tensor]:
+        """The teacher: model inputs by name to logits (..., C)."""
         ...
 
 
