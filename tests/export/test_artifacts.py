@@ -88,8 +88,8 @@ def test_past_the_tolerance_the_file_goes_and_the_proved_one_stays(
     (tmp_path / "model.onnx").write_text("of an earlier call")
     (tmp_path / "manifest.json").write_text("{}")
     (tmp_path / ".tmp-killed").mkdir()
-    with pytest.raises(ProofError) as caught:  # ONNX Runtime rounds otherwise than torch, TorchScript does not
-        publish_toy(tmp_path, toy_original(ToyModel()), ["onnx", "torchscript"], tolerance=0.0)
+    with pytest.raises(ProofError) as caught:  # ONNX Runtime rounds differently from torch; a state dict cannot
+        publish_toy(tmp_path, toy_original(ToyModel()), ["onnx", "pth"], tolerance=0.0)
     (message,) = caught.value.messages
     assert message.startswith("model.onnx: output[")
     assert "batch=" in message
@@ -97,8 +97,8 @@ def test_past_the_tolerance_the_file_goes_and_the_proved_one_stays(
     assert "within 0, got " in message
     left = {path.name for path in tmp_path.iterdir()}
     companions = {"golden.json", "golden.npz", "golden.pt", "labels.json", "tokenizer.json", "README.md"}
-    assert left == {"model.torchscript.pt", "manifest.json", *companions}
-    assert json.loads((tmp_path / "manifest.json").read_text("utf-8"))["formats"] == ["torchscript"]
+    assert left == {"model.pth", "manifest.json", *companions}
+    assert json.loads((tmp_path / "manifest.json").read_text("utf-8"))["formats"] == ["pth"]
     assert capfd.readouterr() == ("", "")
     # torch's own trace goes to a file if anywhere: it cannot be disabled and never propagates.
     others = [record for record in caplog.records if record.name != "torch.__trace"]

@@ -13,6 +13,8 @@ from trainer.prune.l1 import l1
 from trainer.prune.masks import Masks
 
 STEPS = 6
+TOLERANCE = 64 * torch.finfo(torch.float64).eps
+"""The two computations group their sums differently, so a few units in the last place may differ after each step."""
 
 
 def network() -> nn.Sequential:
@@ -57,11 +59,14 @@ def test_it_is_torchs_reparametrization(make: Callable[[Any], torch.optim.Optimi
     for name in "02":
         prune.l1_unstructured(theirs.get_submodule(name), "weight", 0.4)
 
-    assert trained(ours, make(ours.parameters()), masks) == trained(theirs, make(theirs.parameters()), None)
+    norms = trained(ours, make(ours.parameters()), masks)
+    assert norms == pytest.approx(trained(theirs, make(theirs.parameters()), None), rel=TOLERANCE, abs=0)
     for name in "02":
         prune.remove(theirs.get_submodule(name), "weight")
-        assert torch.equal(ours.get_parameter(f"{name}.weight"), theirs.get_parameter(f"{name}.weight"))
-        assert torch.equal(ours.get_parameter(f"{name}.bias"), theirs.get_parameter(f"{name}.bias"))
+        for key in (f"{name}.weight", f"{name}.bias"):
+            torch.testing.assert_close(
+                ours.get_parameter(key), theirs.get_parameter(key), rtol=TOLERANCE, atol=TOLERANCE
+            )
 
 
 def test_an_update_that_mixes_the_elements_leaves_the_zeros_too() -> None:
