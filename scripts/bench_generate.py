@@ -22,13 +22,13 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from trainer.decode.graph import FILE
+from trainer.decode.generation import Prompt
 from trainer.decode.greedy import Greedy
-from trainer.decode.onnx_reader import OnnxReader, open_session
-from trainer.decode.prompt import Prompt
-from trainer.decode.reading import CachedReader, OpenReader, WholeReader
+from trainer.decode.kv_cache import CachedSession, OpenSession, UncachedSession
+from trainer.decode.onnx_session import OnnxSession, load_graph
 from trainer.export.cached_decoder import write_cached_decoder
 from trainer.export.subject import Subject
+from trainer.layout import ONNX_CACHE
 from trainer.model.decoder import Decoder
 from trainer.task.causal_lm import CausalLm
 
@@ -38,47 +38,47 @@ MODEL: dict[str, Any] = {"dim": 128, "depth": 4, "heads": 4, "hidden": 512, "dro
 SETTINGS: dict[str, Any] = {"min_new_tokens": 0, "repetition_penalty": 1.0, "no_repeat_ngram": 0, "stop": []}
 
 
-class LastReader(WholeReader):
+class LastScoresSession(UncachedSession):
     """Reads everything again, and computes the scores at the last position alone."""
 
-    def read(self, input_ids: Tensor) -> Tensor:
-        self._seen = input_ids if self._seen is None else torch.cat([self._seen, input_ids], dim=1)
-        rows, columns = self._seen.shape
+    def feed(self, input_ids: Tensor) -> Tensor:
+        self._ids = input_ids if self._ids is None else torch.cat([self._ids, input_ids], dim=1)
+        rows, columns = self._ids.shape
         last = torch.arange(rows) * columns + columns - 1
-        scores: Tensor = self._model(input_ids=self._seen, output_index=last)
+        scores: Tensor = self._model(input_ids=self._ids, output_index=last)
         return scores
 
 
-def make_readers(length: int, vocab_size: int, folder: Path) -> dict[str, OpenReader]:
+def make_sessions(length: int, vocab_size: int, folder: Path) -> dict[str, OpenSession]:
     torch.manual_seed(0)
     model = Decoder(vocab_size, vocab_size, length, "token", tie_embeddings=True, **MODEL).eval()
     task = CausalLm(max_length=length, vocab_size=100, tokenizer=None, lowercase=True)
     task.fit(Dataset.from_dict({"text": ["a few words"]}))
     with torch.no_grad():
-        write_cached_decoder(folder / FILE, Subject(model, task))
-    session = open_session(folder / FILE)
+        write_cached_decoder(folder / ONNX_CACHE, Subject(model, task))
+    session = load_graph(folder / ONNX_CACHE)
     return {
-        "cached": lambda: CachedReader(model),
-        "last": lambda: LastReader(model),
-        "whole": lambda: WholeReader(model),
-        "onnx": lambda: OnnxReader(session),
+        "cached": lambda: CachedSession(model),
+        "last": lambda: LastScoresSession(model),
+        "whole": lambda: UncachedSession(model),
+        "onnx": lambda: OnnxSession(session),
     }
 
 
-def generate(open_reader: OpenReader, length: int) -> tuple[tuple[int, ...], float]:
+def generate(open_session: OpenSession, length: int) -> tuple[tuple[int, ...], float]:
     """The tokens, and the seconds they took."""
     prompt = Prompt(torch.tensor([1]), None, length, lambda ids: "")
     started = time.perf_counter()
-    (found,) = Greedy(max_new_tokens=length - 1, **SETTINGS)(open_reader(), prompt)
+    (found,) = Greedy(max_new_tokens=length - 1, **SETTINGS)(open_session(), prompt)
     return found.ids, time.perf_counter() - started
 
 
-def last_token(open_reader: OpenReader, length: int) -> float:
+def last_token(open_session: OpenSession, length: int) -> float:
     """The seconds of one token after `length` - 1 others."""
-    reader = open_reader()
-    reader.read(torch.arange(length - 1)[None] + 1)
+    session = open_session()
+    session.feed(torch.arange(length - 1)[None] + 1)
     started = time.perf_counter()
-    reader.read(torch.tensor([[1]]))
+    session.feed(torch.tensor([[1]]))
     return time.perf_counter() - started
 
 
@@ -92,16 +92,16 @@ def main() -> None:
     seconds: dict[str, list[float]] = {}
     at_the_end: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        readers = make_readers(options.tokens, options.vocab_size, Path(folder))
-        texts = {name: generate(opened, options.tokens)[0] for name, opened in readers.items()}
+        sessions = make_sessions(options.tokens, options.vocab_size, Path(folder))
+        texts = {name: generate(opened, options.tokens)[0] for name, opened in sessions.items()}
         assert len(set(texts.values())) == 1, "the texts differ"
         for turn in range(options.rounds):
-            for name in readers if turn % 2 else reversed(readers):
-                seconds.setdefault(name, []).append(generate(readers[name], options.tokens)[1])
-                ends = [last_token(readers[name], options.tokens) for _ in range(5)]
+            for name in sessions if turn % 2 else reversed(sessions):
+                seconds.setdefault(name, []).append(generate(sessions[name], options.tokens)[1])
+                ends = [last_token(sessions[name], options.tokens) for _ in range(5)]
                 at_the_end.setdefault(name, []).append(median(ends))
     result = {
-        "tokens_per_second": {name: (options.tokens - 1) / median(seconds[name]) for name in readers},
+        "tokens_per_second": {name: (options.tokens - 1) / median(seconds[name]) for name in sessions},
         "times_as_fast_as_without": {name: _ratio(seconds, name, "cached") for name in ("last", "whole")},
         "at_the_end": {name: _ratio(at_the_end, name, "cached") for name in ("last", "whole")},
         "onnx_over_cached": _ratio(seconds, "cached", "onnx"),
@@ -112,7 +112,7 @@ def main() -> None:
         "torch": torch.__version__,
         "machine": platform.processor() or platform.machine(),
     }
-    for name in readers:
+    for name in sessions:
         print(f"{name:<6} {result['tokens_per_second'][name]:8.1f} tokens/s")
     for name in ("last", "whole"):
         times, end = result["times_as_fast_as_without"][name], result["at_the_end"][name]

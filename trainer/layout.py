@@ -54,6 +54,9 @@ EXPORT_MANIFEST: Final = "manifest.json"
 """Proofs, timings, versions and checksums of exported artifacts. Written last, so a folder without it is incomplete."""
 
 ONNX: Final = "model.onnx"
+ONNX_CACHE: Final = "decoder_with_cache.onnx"
+"""A language model's decoder with its key-value cache as inputs and outputs: the artifact `onnx_cache`."""
+
 TOKENIZER: Final = "tokenizer.json"
 
 

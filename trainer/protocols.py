@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -412,6 +412,82 @@ class HasPredictScript(Protocol):
 
     script: tuple[str, str] | None
     """Two modules of `trainer.export.standalone`: one makes model inputs of rows, one makes predictions of outputs."""
+
+
+Cache: TypeAlias = "tuple[Tensor, ...]"
+"""Keys and values of the P positions seen, each (B, heads, P, D / heads): the first layer's keys and its values, the
+second layer's keys, and so on. The batch is the first dimension: `tuple(part[order] for part in cache)` reorders it.
+"""
+
+
+@runtime_checkable
+class TokenByTokenModel(Protocol):
+    """A causal language model that can decode token by token with a key-value cache."""
+
+    cached: bool
+    """False if this instance cannot, for example because its outputs are not token-level."""
+
+    def empty_cache(self, batch_size: int) -> Cache:
+        """Return the cache of `batch_size` sequences without tokens, the input of the first `step`."""
+        ...
+
+    def step(self, input_ids: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+        """Run the next T tokens (B, T) of each sequence.
+
+        Returns:
+            The outputs of the last token (B, C), and the cache of P + T positions.
+        """
+        ...
+
+
+@runtime_checkable
+class HasLossHead(Protocol):
+    """A model with the loss in it that turns its features into scores; see `trainer.targets.with_loss_head`."""
+
+    scoring: ScoringLoss
+
+
+class ScoringLoss(Protocol):
+    """A loss with parameters of its own that turns features into scores."""
+
+    def scores(self, output: Tensor) -> Tensor:
+        """Return the scores (..., C) of features (..., D)."""
+        ...
+
+
+@runtime_checkable
+class HasCausality(Protocol):
+    """A model that declares if its tokens see only the tokens before them; None if that is unknown."""
+
+    causal: bool | None
+
+
+@runtime_checkable
+class HasPackingSupport(Protocol):
+    """A model that declares if it keeps the samples of a packed row apart; other models are assumed to."""
+
+    packed: bool
+
+
+@runtime_checkable
+class HasArchitecture(Protocol):
+    """A model that can be rebuilt without its original files from this JSON, which is saved in each checkpoint."""
+
+    architecture: dict[str, Any]
+
+
+@runtime_checkable
+class HasPooling(Protocol):
+    """A model that pools token vectors to one vector per sample: `cls`, `mean`, `max` or `last`."""
+
+    pooling: str
+
+
+@runtime_checkable
+class HasClassToken(Protocol):
+    """A vision transformer whose first token stands for the image; None if there is no such token."""
+
+    class_token: Tensor | None
 
 
 class Report(Protocol):

@@ -205,8 +205,10 @@ def test_a_line_that_cannot_be_gone_on_from_does_not_stop_the_rest(
     assert [line["prompt"] for line in answers] == [*prompts, None]
     first, second, third, last = (line for line in told.err.splitlines() if not line.startswith("note"))
     assert [line.get("error") for line in answers] == [None, first, second, None, third]
-    assert first == "line 2: has no token to go on from, got ''."
-    assert second.startswith("line 3: has 20 tokens, and the model reads 16, the new ones included, got 'pear pear")
+    assert first == "line 2: is empty after tokenization, got ''."
+    assert second.startswith(
+        "line 3: has 20 tokens, but the model reads at most 16, including new tokens, got 'pear pear"
+    )
     assert third.startswith("standard input, line 5: byte 0xff at offset 114 of the file is not UTF-8.")
     assert last == "3 of 5 lines could not be gone on from."
     with path.open(encoding="utf-8", newline="") as file:
@@ -225,7 +227,7 @@ def test_what_is_refused_leaves_the_output_as_it_was(folder: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("overrides", "code", "told"),
     [
-        (["prompt=' '"], 2, "prompt: has no token to go on from, got ' '."),
+        (["prompt=' '"], 2, "prompt: is empty after tokenization, got ' '."),
         (["prompt=a\udcffb"], 2, "prompt: is not UTF-8, got 'a\\udcffb'."),
         (["prompt=apple", "decode=sample", f"decode.seed={1 << 64}"], 2, "decode.seed: must be at least 0 and below 2"),
         (["run=classes", "prompt=apple"], 2, "run: holds no causal language model"),

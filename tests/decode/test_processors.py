@@ -1,4 +1,4 @@
-"""Processors of scores: by hand, and against those of transformers."""
+"""Score processors: known values, and transformers' own processors."""
 
 from math import inf, log
 
@@ -7,113 +7,103 @@ import torch
 from torch import Tensor
 
 from tests.support.language_models import PLAIN, prompt_of
-from trainer.decode.decoding import Decoding
 from trainer.decode.processors import (
     ban_repeated_ngrams,
     ban_token_before,
     keep_top_k,
     keep_top_p,
-    narrowing,
     penalize_repetition,
-    processed,
+    sampling_processors,
 )
+from trainer.decode.search import DecodingStrategy, process
+
+PROBABILITIES = torch.tensor([[log(0.15), log(0.5), log(0.05), log(0.3)]])
 
 
-def one_hot(*tokens: int, size: int = 5) -> Tensor:
-    """Where a row of scores has these tokens, boolean (size,)."""
-    return torch.nn.functional.one_hot(torch.tensor(tokens), size).bool().any(dim=0)
+def banned(scores: Tensor) -> list[set[int]]:
+    return [set(row.nonzero().flatten().tolist()) for row in scores == -inf]
 
 
-def banned(scores: Tensor) -> list[Tensor]:
-    return list(scores == -inf)
+def possible(scores: Tensor) -> set[int]:
+    (row,) = scores
+    return set((row != -inf).nonzero().flatten().tolist())
 
 
-class TestByHand:
-    def test_a_repeated_token_loses_whatever_its_sign(self) -> None:
-        scores = torch.tensor([[2.0, -2.0, 1.0], [2.0, -2.0, 1.0]])
-        changed = penalize_repetition(2.0)(torch.tensor([[0, 1, 1], [2, 2, 2]]), scores)
+def test_repetition_penalty_lowers_positive_and_negative_scores() -> None:
+    scores = torch.tensor([[2.0, -2.0, 1.0], [2.0, -2.0, 1.0]])
+    changed = penalize_repetition(2.0)(torch.tensor([[0, 1, 1], [2, 2, 2]]), scores)
 
-        assert changed.tolist() == [[1.0, -4.0, 1.0], [2.0, -2.0, 0.5]]
-        assert scores.tolist() == [[2.0, -2.0, 1.0]] * 2
-
-    @pytest.mark.parametrize(
-        ("size", "ids", "tokens"),
-        [
-            (1, [3, 1, 3], (1, 3)),
-            (2, [1, 2, 3, 1], (2,)),
-            (2, [1, 2, 1, 4, 1], (2, 4)),
-            (3, [1, 2, 3, 1, 2], (3,)),
-            (3, [1, 1, 1], (1,)),
-        ],
-    )
-    def test_what_would_repeat_a_sequence_is_banned(self, size: int, ids: list[int], tokens: tuple[int, ...]) -> None:
-        (found,) = banned(ban_repeated_ngrams(size)(torch.tensor([ids]), torch.zeros(1, 5)))
-        assert torch.equal(found, one_hot(*tokens))
-
-    @pytest.mark.parametrize(("size", "ids"), [(2, [1]), (2, [1, 2, 3]), (3, [1, 2]), (4, [1, 2, 1, 2])])
-    def test_nothing_is_banned_without_a_sequence_to_repeat(self, size: int, ids: list[int]) -> None:
-        scores = torch.zeros(1, 5)
-        assert torch.equal(ban_repeated_ngrams(size)(torch.tensor([ids]), scores), scores)
-
-    def test_each_row_bans_its_own(self) -> None:
-        first, second = banned(ban_repeated_ngrams(2)(torch.tensor([[1, 2, 1], [3, 3, 3]]), torch.zeros(2, 5)))
-        assert torch.equal(first, one_hot(2))
-        assert torch.equal(second, one_hot(3))
-
-    def test_the_end_waits(self) -> None:
-        process = ban_token_before(4, length=3)
-        assert torch.equal(process(torch.tensor([[1, 2]]), torch.zeros(1, 5)) == -inf, one_hot(4)[None])
-        assert torch.equal(process(torch.tensor([[1, 2, 3]]), torch.zeros(1, 5)), torch.zeros(1, 5))
-
-    @pytest.mark.parametrize(("k", "tokens"), [(1, (2,)), (2, (2, 0, 3)), (3, (2, 0, 3)), (9, (0, 1, 2, 3))])
-    def test_the_best_tokens_and_their_equals_stay(self, k: int, tokens: tuple[int, ...]) -> None:
-        (found,) = banned(keep_top_k(k)(torch.tensor([[0]]), torch.tensor([[1.0, 0.0, 3.0, 1.0]])))
-        assert torch.equal(~found, one_hot(*tokens, size=4))
-
-    @pytest.mark.parametrize(
-        ("p", "keep", "tokens"),
-        [(0.5, 1, (1,)), (0.51, 1, (1, 3)), (0.81, 1, (1, 3, 0)), (0.99, 1, (0, 1, 2, 3)), (0.1, 2, (1, 3))],
-    )
-    def test_the_fewest_tokens_that_are_so_probable_together_stay(
-        self, p: float, keep: int, tokens: tuple[int, ...]
-    ) -> None:
-        scores = torch.tensor([[log(0.15), log(0.5), log(0.05), log(0.3)]])
-        (found,) = banned(keep_top_p(p, keep)(torch.tensor([[0]]), scores))
-        assert torch.equal(~found, one_hot(*tokens, size=4))
-
-    def test_what_has_no_effect_is_left_out(self) -> None:
-        assert Decoding(**PLAIN).processors(prompt_of([1])) == []
-        assert Decoding(**PLAIN | {"min_new_tokens": 9}).processors(prompt_of([1], end_id=None)) == []
-        assert narrowing(1.0, 0, 1.0) == []
-
-    def test_temperature_comes_before_what_cuts(self) -> None:
-        scores = torch.tensor([[log(0.15), log(0.5), log(0.05), log(0.3)]])
-        ids = torch.tensor([[0]])
-        (sharp,) = banned(processed(narrowing(0.1, 0, 0.9), ids, scores))
-        (flat,) = banned(processed(narrowing(10.0, 0, 0.9), ids, scores))
-
-        assert torch.equal(~sharp, one_hot(1, size=4))
-        assert not flat.any()
-
-    def test_two_stay_where_two_must(self) -> None:
-        scores = torch.tensor([[0.0, 9.0, 1.0]])
-        (found,) = banned(processed(narrowing(1, 1, 0.1, 2), torch.tensor([[0]]), scores))
-        assert torch.equal(~found, one_hot(1, 2, size=3))
+    assert changed.tolist() == [[1.0, -4.0, 1.0], [2.0, -2.0, 0.5]]
+    assert scores.tolist() == [[2.0, -2.0, 1.0]] * 2
 
 
-class TestAgainstTransformers:
-    @pytest.mark.parametrize("seed", range(10))
-    def test_each_gives_the_same_scores(self, seed: int) -> None:
-        from transformers.generation import logits_process as theirs
+@pytest.mark.parametrize(
+    ("size", "ids", "tokens"),
+    [
+        (1, [3, 1, 3], {1, 3}),
+        (2, [1, 2, 1, 4, 1], {2, 4}),
+        (3, [1, 2, 3, 1, 2], {3}),
+        (3, [1, 1, 1], {1}),
+        (2, [1], set()),
+        (2, [1, 2, 3], set()),
+        (4, [1, 2, 1, 2], set()),
+    ],
+)
+def test_tokens_that_would_repeat_an_ngram_are_banned(size: int, ids: list[int], tokens: set[int]) -> None:
+    assert banned(ban_repeated_ngrams(size)(torch.tensor([ids]), torch.zeros(1, 5))) == [tokens]
 
-        generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(0, 8, (4, 2 + seed), generator=generator)
+
+def test_each_row_bans_its_own_ngrams() -> None:
+    assert banned(ban_repeated_ngrams(2)(torch.tensor([[1, 2, 1], [3, 3, 3]]), torch.zeros(2, 5))) == [{2}, {3}]
+
+
+def test_token_is_banned_before_a_length() -> None:
+    process_end = ban_token_before(4, length=3)
+    assert banned(process_end(torch.tensor([[1, 2]]), torch.zeros(1, 5))) == [{4}]
+    assert banned(process_end(torch.tensor([[1, 2, 3]]), torch.zeros(1, 5))) == [set()]
+
+
+@pytest.mark.parametrize(("k", "tokens"), [(1, {2}), (2, {0, 2, 3}), (9, {0, 1, 2, 3})])
+def test_top_k_keeps_the_best_tokens_and_ties(k: int, tokens: set[int]) -> None:
+    assert possible(keep_top_k(k)(torch.tensor([[0]]), torch.tensor([[1.0, 0.0, 3.0, 1.0]]))) == tokens
+
+
+@pytest.mark.parametrize(
+    ("p", "keep", "tokens"), [(0.5, 1, {1}), (0.51, 1, {1, 3}), (0.99, 1, {0, 1, 2, 3}), (0.1, 2, {1, 3})]
+)
+def test_top_p_keeps_the_smallest_sufficient_set(p: float, keep: int, tokens: set[int]) -> None:
+    assert possible(keep_top_p(p, keep)(torch.tensor([[0]]), PROBABILITIES)) == tokens
+
+
+def test_options_without_an_effect_have_no_processor() -> None:
+    assert DecodingStrategy(**PLAIN).processors(prompt_of([1])) == []
+    assert DecodingStrategy(**PLAIN | {"min_new_tokens": 9}).processors(prompt_of([1], end_id=None)) == []
+    assert sampling_processors(1.0, 0, 1.0) == []
+
+
+def test_temperature_is_applied_before_top_p() -> None:
+    prompt, ids = prompt_of([0]), torch.tensor([[0]])
+
+    assert possible(process(sampling_processors(0.1, 0, 0.9), ids, PROBABILITIES, prompt)) == {1}
+    assert possible(process(sampling_processors(10.0, 0, 0.9), ids, PROBABILITIES, prompt)) == {0, 1, 2, 3}
+
+
+def test_keep_is_a_minimum_for_top_k_and_top_p() -> None:
+    scores = torch.tensor([[0.0, 9.0, 1.0]])
+    assert possible(process(sampling_processors(1, 1, 0.1, 2), torch.tensor([[0]]), scores, prompt_of([0]))) == {1, 2}
+
+
+def test_processors_match_transformers() -> None:
+    from transformers.generation import logits_process as theirs
+
+    generator = torch.Generator().manual_seed(0)
+    for length in range(2, 8):
+        ids = torch.randint(0, 8, (4, length), generator=generator)
         scores = 3 * torch.randn(4, 30, generator=generator)
-        end = torch.tensor([0])
         pairs = [
             (penalize_repetition(1.7), theirs.RepetitionPenaltyLogitsProcessor(1.7)),
             *((ban_repeated_ngrams(size), theirs.NoRepeatNGramLogitsProcessor(size)) for size in (1, 2, 3)),
-            (ban_token_before(0, 6), theirs.MinLengthLogitsProcessor(6, end)),
+            (ban_token_before(0, 6), theirs.MinLengthLogitsProcessor(6, torch.tensor([0]))),
             *((keep_top_k(k), theirs.TopKLogitsWarper(k)) for k in (1, 7, 99)),
             *(
                 (keep_top_p(p, keep), theirs.TopPLogitsWarper(p, min_tokens_to_keep=keep))
@@ -122,4 +112,4 @@ class TestAgainstTransformers:
             ),
         ]
         for ours, other in pairs:
-            assert torch.equal(ours(ids, scores), other(ids, scores.clone()))
+            torch.testing.assert_close(ours(ids, scores), other(ids, scores.clone()), rtol=1e-6, atol=0)

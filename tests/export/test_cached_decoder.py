@@ -12,10 +12,10 @@ from tests.support.decoders import decoder, tokens
 from tests.support.export_models import ToyModel, ToyTask
 from tests.support.language_models import BEAMS, DRAWN, PLAIN, models
 from trainer.decode.beam import Beam
+from trainer.decode.generation import Prompt
 from trainer.decode.greedy import Greedy
-from trainer.decode.onnx_reader import OnnxReader, open_session
-from trainer.decode.prompt import Prompt
-from trainer.decode.reading import CachedReader
+from trainer.decode.kv_cache import CachedSession
+from trainer.decode.onnx_session import OnnxSession, load_graph
 from trainer.decode.sample import Sample
 from trainer.errors import ProofError
 from trainer.export import cached_decoder
@@ -66,13 +66,13 @@ def test_every_position_is_that_of_the_model_at_shapes_never_traced(written: tup
 def test_a_lost_token_is_seen(written: tuple[Path, Subject], monkeypatch: pytest.MonkeyPatch) -> None:
     path, subject = written
 
-    class Forgetful(OnnxReader):
-        def read(self, input_ids: torch.Tensor) -> torch.Tensor:
-            scores = super().read(input_ids)
+    class Forgetful(OnnxSession):
+        def feed(self, input_ids: torch.Tensor) -> torch.Tensor:
+            scores = super().feed(input_ids)
             self._cache = [part[:, :, -5:] for part in self._cache]
             return scores
 
-    monkeypatch.setattr(cached_decoder, "OnnxReader", Forgetful)
+    monkeypatch.setattr(cached_decoder, "OnnxSession", Forgetful)
     forward, _ = load_cached_decoder(path, subject)
     with pytest.raises(ProofError, match="must be PyTorch's"):
         prove_cases(path.name, forward, subject.cases, 1e-4)
@@ -82,12 +82,12 @@ def test_a_lost_token_is_seen(written: tuple[Path, Subject], monkeypatch: pytest
 @pytest.mark.parametrize("length", [1, 2, 5, 9, 17])
 def test_generates_the_tokens_of_the_model(written: tuple[Path, Subject], length: int) -> None:
     path, subject = written
-    session = open_session(path)
+    session = load_graph(path)
     prompt = Prompt(tokens(length, seed=length) % 39 + 1, 0, MAX_LENGTH, lambda ids: "")
     for way, settings in ((Greedy, PLAIN), (Beam, PLAIN | BEAMS), (Sample, PLAIN | DRAWN | {"num_return": 4})):
         ours, theirs = (
-            way(**settings | {"max_new_tokens": 20})(reader, prompt)  # type: ignore[operator]
-            for reader in (CachedReader(subject.model), OnnxReader(session))
+            way(**settings | {"max_new_tokens": 20})(session, prompt)  # type: ignore[operator]
+            for session in (CachedSession(subject.model), OnnxSession(session))
         )
         assert [each.ids for each in ours] == [each.ids for each in theirs]
 

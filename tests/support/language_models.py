@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.decode.prompt import Continuation, Prompt
+from trainer.decode.generation import Continuation, Prompt
 from trainer.model.pretrained import Pretrained
 from trainer.model.pretrained_loading import architecture_of, quiet
 

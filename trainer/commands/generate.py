@@ -17,8 +17,7 @@ from trainer.predict.writing import Write, check_output, writing
 from trainer.report.console import open_console, table
 
 if TYPE_CHECKING:
-    from trainer.decode.prompt import Ended
-    from trainer.decode.writing import Step, TextGenerator, Written
+    from trainer.decode.generation import EndReason, ExplainedStep, GeneratedText, TextGenerator
 
 _SHOWN = 40  # characters of the text so far, in a row of the table
 _LONGEST_NAME = 255  # of a file, in characters
@@ -67,7 +66,7 @@ def _write_all(job: GenerateJob, writer: TextGenerator, write: Write | None) -> 
     import torch
 
     from trainer.builders.instantiate import instantiate
-    from trainer.decode.writing import PromptError
+    from trainer.decode.generation import PromptError
     from trainer.precision import Precision
 
     decode = instantiate("decode", job.decode)
@@ -75,7 +74,7 @@ def _write_all(job: GenerateJob, writer: TextGenerator, write: Write | None) -> 
     with torch.inference_mode(), Precision(job.precision, writer.device).autocast():
         for number, text in enumerate(_prompts(job.prompt), 1):
             try:
-                prompt = writer.prompt(_readable(text))
+                prompt = writer.encode_prompt(_readable(text))
             except (DataError, PromptError) as error:
                 if job.prompt not in (None, "-"):
                     raise ConfigError(format_error("prompt", str(error), value=text)) from error
@@ -83,13 +82,13 @@ def _write_all(job: GenerateJob, writer: TextGenerator, write: Write | None) -> 
                 _write_fault(write, number, text, error)
                 continue
             assert isinstance(text, str), "it was read"
-            if unknown := writer.num_unknown(prompt):
+            if unknown := writer.count_unknown_tokens(prompt):
                 problem = f"{unknown} of its {prompt.length} tokens are unknown to the model's vocabulary"
                 _tell(f"prompt {number}: {problem}")
             ended = set()
-            for continuation in decode(writer.open_reader(), prompt):
-                written = writer.written(text, prompt, continuation, job.decode.get("stop", ()))
-                steps = [] if job.explain is None else writer.format_error(prompt, continuation, job.explain)
+            for continuation in decode(writer.open_session(), prompt):
+                written = writer.complete(text, prompt, continuation, job.decode.get("stop", ()))
+                steps = [] if job.explain is None else writer.explain(prompt, continuation, job.explain)
                 _write(write, text, written, steps)
                 ended.add(written.ended)
             _tell_ends(number, ended, writer.max_length)
@@ -120,7 +119,7 @@ def _tell(note: str) -> None:
     print(f"note: {note}", file=sys.stderr, flush=True)
 
 
-def _tell_ends(number: int, ended: Collection[Ended], max_length: int) -> None:
+def _tell_ends(number: int, ended: Collection[EndReason], max_length: int) -> None:
     """Why texts of a prompt ended before they were to."""
     if "context" in ended:
         limit = f"{max_length} tokens, the most that the model was trained to read (task.max_length)"
@@ -138,7 +137,7 @@ def _write_fault(write: Write | None, number: int, text: str | DataError, error:
         sys.stdout.flush()
 
 
-def _write(write: Write | None, prompt: str, written: Written, steps: Sequence[Step]) -> None:
+def _write(write: Write | None, prompt: str, written: GeneratedText, steps: Sequence[ExplainedStep]) -> None:
     if write is None:
         if steps:
             _show_steps(steps)
@@ -151,7 +150,7 @@ def _write(write: Write | None, prompt: str, written: Written, steps: Sequence[S
     sys.stdout.flush()
 
 
-def _show_steps(steps: Sequence[Step]) -> None:
+def _show_steps(steps: Sequence[ExplainedStep]) -> None:
     """The text so far and the best next tokens, a row a step; what was chosen where that was another one."""
     columns = ["input", *(f"choice {place}" for place in range(1, len(steps[0].choices) + 1))]
     others = any(step.chosen != step.choices[0] for step in steps)

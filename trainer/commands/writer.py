@@ -11,14 +11,13 @@ from trainer.config.jobs import GenerateJob
 from trainer.config.signature import attribute
 from trainer.config.stored import exported_config, job_from_text, load_stored_config
 from trainer.data.utf8 import first_line
-from trainer.decode.graph import FILE
 from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any
-from trainer.layout import EXPORT, EXPORT_MANIFEST, TOKENIZER
+from trainer.layout import EXPORT, EXPORT_MANIFEST, ONNX_CACHE, TOKENIZER
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from trainer.decode.writing import TextGenerator
+    from trainer.decode.generation import TextGenerator
 
 
 def writer_of(job: GenerateJob) -> TextGenerator:
@@ -47,12 +46,12 @@ def _writer_of_artifact(job: GenerateJob, folder: Path) -> TextGenerator:
     """A writer that needs no more than a folder of artifacts."""
     try:
         manifest = json.loads((folder / EXPORT_MANIFEST).read_text(encoding="utf-8"))
-        graph, end_id = folder / FILE, manifest["artifacts"]["onnx_cache"]["end_id"]
+        graph, end_id = folder / ONNX_CACHE, manifest["artifacts"]["onnx_cache"]["end_id"]
         _, max_length = manifest["axes"]["sequence"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         remedy = f"Write it: trainer export {argument('run', folder.parent)} export.formats=[onnx_cache]"
         problem = "there is no decoder as an artifact"
-        raise CheckpointError(format_error("backend", problem, remedy, value=str(folder / FILE))) from error
+        raise CheckpointError(format_error("backend", problem, remedy, value=str(folder / ONNX_CACHE))) from error
     usual = {"checkpoint": ("best",), "weights": ("auto",), "precision": ("fp32",), "device": ("auto", "cpu")}
     wrong = [key for key, values in usual.items() if getattr(job, key) not in values]
     raise_if_any(
@@ -64,16 +63,16 @@ def _writer_of_artifact(job: GenerateJob, folder: Path) -> TextGenerator:
     import torch
     from tokenizers import Tokenizer
 
-    from trainer.decode.onnx_reader import OnnxReader, open_session
-    from trainer.decode.writing import TextGenerator
+    from trainer.decode.generation import TextGenerator
+    from trainer.decode.onnx_session import OnnxSession, load_graph
 
     try:
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        session = open_session(graph)
+        session = load_graph(graph)
     except Exception as error:  # of many types: the folder came from anywhere
         problem = f"cannot be used ({type(error).__name__}: {first_line(error)})"
         raise CheckpointError(format_error(str(folder), problem, "Get the folder again")) from error
-    return TextGenerator(lambda: OnnxReader(session), _whole(tokenizer), end_id, max_length, torch.device("cpu"))
+    return TextGenerator(lambda: OnnxSession(session), _whole(tokenizer), end_id, max_length, torch.device("cpu"))
 
 
 def _writer_of_run(job: GenerateJob) -> TextGenerator:
@@ -82,8 +81,8 @@ def _writer_of_run(job: GenerateJob) -> TextGenerator:
     from tokenizers import Tokenizer
 
     from trainer.builders.checkpointed import load_checkpointed_model
-    from trainer.decode.reading import open_reader
-    from trainer.decode.writing import TextGenerator
+    from trainer.decode.generation import TextGenerator
+    from trainer.decode.kv_cache import open_session
     from trainer.protocols import LanguageModelTask
 
     trained = load_checkpointed_model(
@@ -99,7 +98,7 @@ def _writer_of_run(job: GenerateJob) -> TextGenerator:
     tokenizer = Tokenizer.from_str(task.artifact_files()[TOKENIZER])
     _, max_length = task.axis_limits()["sequence"]
     model = trained.inference_model()
-    return TextGenerator(lambda: open_reader(model), _whole(tokenizer), task.end_id, max_length, trained.device)
+    return TextGenerator(lambda: open_session(model), _whole(tokenizer), task.end_id, max_length, trained.device)
 
 
 def _whole(tokenizer: Tokenizer) -> Tokenizer:

@@ -1,1 +1,1 @@
-"""How a language model's next-token scores become text: greedy, beam search, sampling, beam sampling."""
+"""Decoding strategies that turn next-token scores into text: greedy, beam search, sampling and beam sampling."""

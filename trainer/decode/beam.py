@@ -1,29 +1,27 @@
-"""Beam search: the likeliest texts among those that keep the best beginnings."""
+"""Beam search: keep the best partial texts at each step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from trainer.decode.decoding import Choose, Decoding
-from trainer.decode.greedy import likeliest
-from trainer.decode.prompt import Continuation, Prompt
-from trainer.decode.reading import Reader
-from trainer.decode.search import Search
+from trainer.decode.generation import Continuation, Prompt
+from trainer.decode.kv_cache import DecodingSession
+from trainer.decode.search import BeamSearch, Choose, DecodingStrategy, choose_best
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beam(Decoding):
-    """Finds continuations by beam search; with one beam the greedy one.
+class Beam(DecodingStrategy):
+    """Search continuations with several beams; one beam is greedy decoding.
 
-    A continuation's score is the sum of its tokens' processed log probabilities, divided by length ** `length_penalty`.
+    A continuation's score is the sum of its processed log probabilities, divided by length ** `length_penalty`.
 
     Args:
-        num_beams: Beginnings kept at each step.
-        length_penalty: Above 0 longer texts gain, below 0 shorter ones.
-        early_stopping: True: ends when `num_beams` texts have ended; False: when none of those that go on would be
-            better than these if it ended now; `never`: when none could become better.
-        num_return: Continuations, at most `num_beams`.
+        num_beams: Number of partial texts kept at each step.
+        length_penalty: Exponent of the length; above 0 favors longer texts, below 0 shorter ones.
+        early_stopping: True stops when `num_beams` texts are finished; False when no unfinished text would rank better
+            if it ended now; `never` when no unfinished text could ever rank better.
+        num_return: Number of continuations, at most `num_beams`.
     """
 
     num_beams: int
@@ -31,13 +29,13 @@ class Beam(Decoding):
     early_stopping: bool | Literal["never"]
     num_return: int
 
-    def __call__(self, reader: Reader, prompt: Prompt) -> list[Continuation]:
-        """The `num_return` best continuations of a prompt, the best first; of the reader nothing is read."""
-        return self.find(reader, prompt, likeliest)
+    def __call__(self, session: DecodingSession, prompt: Prompt) -> list[Continuation]:
+        """Return the `num_return` best continuations of a prompt, the best first; the session must be new."""
+        return self.search(session, prompt, choose_best)
 
-    def find(self, reader: Reader, prompt: Prompt, choose: Choose) -> list[Continuation]:
-        """The same, with the candidates of each step that `choose` takes."""
+    def search(self, session: DecodingSession, prompt: Prompt, choose: Choose) -> list[Continuation]:
+        """Return the best continuations among the candidates that `choose` selects at each step."""
         if self.num_beams == 1:
-            return self.extend(reader, prompt, choose)
-        search = Search(self.ending(prompt), self.num_beams, self.length_penalty, self.early_stopping)
-        return search.run(reader, self.processors(prompt), choose)[: self.num_return]
+            return self.generate(session, prompt, choose)
+        search = BeamSearch(self.stopping_criteria(prompt), self.num_beams, self.length_penalty, self.early_stopping)
+        return search.run(session, self.processors(prompt), choose)[: self.num_return]

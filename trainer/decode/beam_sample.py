@@ -1,26 +1,29 @@
-"""Beam sampling: beam search whose candidates are drawn."""
+"""Beam sampling: beam search whose candidates are sampled."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from trainer.decode.beam import Beam
-from trainer.decode.decoding import drawing
-from trainer.decode.processors import Processor, narrowing
-from trainer.decode.prompt import Continuation, Prompt
-from trainer.decode.reading import Reader
+from trainer.decode.generation import Continuation, Prompt
+from trainer.decode.kv_cache import DecodingSession
+from trainer.decode.processors import Processor, sampling_processors
+from trainer.decode.search import make_sampler
 
 
 @dataclass(frozen=True, kw_only=True)
 class BeamSample(Beam):
-    """As `Beam`, but the candidates of each step are drawn from all extensions by their summed scores.
+    """Beam search that samples the candidates of each step from all extensions, by their summed scores.
 
     The same seed gives the tokens of transformers' `generate(do_sample=True, num_beams=...)` after
-    `torch.manual_seed(seed)`. With one beam it is `Sample`.
+    `torch.manual_seed(seed)`. One beam is `Sample`.
 
     Args:
-        temperature, top_k, top_p, seed: As in `Sample`; two tokens at least stay possible for each of several beams, so
-            that one is left beside the end-of-text token.
+        temperature: As in `Sample`.
+        top_k: As in `Sample`; with several beams, at least two tokens per beam stay possible, so that one remains if
+            the other is the end-of-text token.
+        top_p: As in `Sample`, with the same minimum as `top_k`.
+        seed: Seed of the random generator.
     """
 
     temperature: float
@@ -28,10 +31,10 @@ class BeamSample(Beam):
     top_p: float
     seed: int
 
-    def __call__(self, reader: Reader, prompt: Prompt) -> list[Continuation]:
-        """The `num_return` best continuations of a prompt, the best first; of the reader nothing is read."""
-        return self.find(reader, prompt, drawing(prompt, self.seed))
+    def __call__(self, session: DecodingSession, prompt: Prompt) -> list[Continuation]:
+        """Return the `num_return` best continuations of a prompt, the best first; the session must be new."""
+        return self.search(session, prompt, make_sampler(prompt, self.seed))
 
     def processors(self, prompt: Prompt) -> list[Processor]:
         keep = 2 if self.num_beams > 1 else 1
-        return super().processors(prompt) + narrowing(self.temperature, self.top_k, self.top_p, keep)
+        return super().processors(prompt) + sampling_processors(self.temperature, self.top_k, self.top_p, keep)

@@ -1,25 +1,18 @@
-"""Greedy decoding: each token is the best one."""
+"""Greedy decoding: choose the best token at each step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from trainer.decode.decoding import Decoding
-from trainer.decode.prompt import Continuation, Prompt
-from trainer.decode.reading import Reader
+from trainer.decode.generation import Continuation, Prompt
+from trainer.decode.kv_cache import DecodingSession
+from trainer.decode.search import DecodingStrategy, choose_best
 
 
 @dataclass(frozen=True, kw_only=True)
-class Greedy(Decoding):
-    """Takes the token with the highest processed score at each step."""
+class Greedy(DecodingStrategy):
+    """Choose the token with the highest processed score at each step."""
 
-    def __call__(self, reader: Reader, prompt: Prompt) -> list[Continuation]:
-        """The one continuation of a prompt; of the reader nothing is read."""
-        return self.extend(reader, prompt, likeliest)
-
-
-def likeliest(scores: Tensor, count: int) -> Tensor:
-    """The best, the first of equal ones where it is one."""
-    return scores.argmax(dim=-1, keepdim=True) if count == 1 else scores.topk(count).indices
+    def __call__(self, session: DecodingSession, prompt: Prompt) -> list[Continuation]:
+        """Return the only continuation of a prompt; the session must be new."""
+        return self.generate(session, prompt, choose_best)

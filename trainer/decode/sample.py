@@ -1,27 +1,27 @@
-"""Sampling: each token is drawn from the model's distribution."""
+"""Sampling: draw each token from the model's distribution."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.decode.decoding import Decoding, drawing
-from trainer.decode.processors import Processor, narrowing
-from trainer.decode.prompt import Continuation, Prompt
-from trainer.decode.reading import Reader
+from trainer.decode.generation import Continuation, Prompt
+from trainer.decode.kv_cache import DecodingSession
+from trainer.decode.processors import Processor, sampling_processors
+from trainer.decode.search import DecodingStrategy, make_sampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Decoding):
-    """SampleRng each token with the probability that the processed scores give it.
+class Sample(DecodingStrategy):
+    """Draw each token with the probability of its processed score.
 
     The same seed gives the tokens of transformers' `generate(do_sample=True)` after `torch.manual_seed(seed)`.
 
     Args:
-        temperature: Divides the scores: below 1 the likely becomes likelier.
-        top_k: Only so many best tokens are possible; 0: all are.
-        top_p: Only the best tokens are possible that together are so probable; 1: all are.
-        num_return: Continuations.
-        seed: Of the draws.
+        temperature: Divides the scores; below 1 favors likely tokens.
+        top_k: Number of most likely tokens to draw from; 0 for all.
+        top_p: Total probability of the most likely tokens to draw from; 1 for all.
+        num_return: Number of continuations.
+        seed: Seed of the random generator.
     """
 
     temperature: float
@@ -30,9 +30,9 @@ class Sample(Decoding):
     num_return: int
     seed: int
 
-    def __call__(self, reader: Reader, prompt: Prompt) -> list[Continuation]:
-        """`num_return` continuations of a prompt; of the reader nothing is read."""
-        return self.extend(reader, prompt, drawing(prompt, self.seed), self.num_return)
+    def __call__(self, session: DecodingSession, prompt: Prompt) -> list[Continuation]:
+        """Return `num_return` continuations of a prompt; the session must be new."""
+        return self.generate(session, prompt, make_sampler(prompt, self.seed), self.num_return)
 
     def processors(self, prompt: Prompt) -> list[Processor]:
-        return super().processors(prompt) + narrowing(self.temperature, self.top_k, self.top_p)
+        return super().processors(prompt) + sampling_processors(self.temperature, self.top_k, self.top_p)

@@ -1,134 +1,243 @@
-"""The search of several beginnings at once, whose best are kept at each step; how candidates are taken is given."""
+"""The options that all decoding strategies share, token-by-token generation, and beam search."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from math import inf
+from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.decode.decoding import Choose, read_prompt
-from trainer.decode.processors import Processor, processed
-from trainer.decode.prompt import Continuation, Ending
-from trainer.decode.reading import Reader
+from trainer.decode.generation import Continuation, Prompt, StoppingCriteria
+from trainer.decode.kv_cache import DecodingSession
+from trainer.decode.processors import Processor, ban_repeated_ngrams, ban_token_before, penalize_repetition
+from trainer.errors import CheckpointError, format_error
 
-_OUT = -1e9
-"""Added to the score of what cannot be chosen: below every sum of log probabilities, and yet no infinity, so that
-where nothing else is left the order among them still follows their scores."""
+Choose = Callable[[Tensor, int], Tensor]
+"""Maps scores (..., V) and a count K to the indices of K of them, int64 (..., K)."""
 
-_IMPOSSIBLE = _OUT / 2
-"""No sum of log probabilities is as low."""
+_OUT: Final = -1e9
+"""Added to the score of a candidate that must not be chosen: lower than every sum of log probabilities, but finite, so
+that the order among such candidates still follows their scores if there are no others."""
+
+_IMPOSSIBLE: Final = _OUT / 2
+"""Lower than every sum of log probabilities."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingStrategy:
+    """The options of all strategies.
+
+    A text ends with the model's end-of-text token, with a string of `stop`, at the maximum number of tokens, or if no
+    token is possible because each one would repeat an n-gram.
+
+    Args:
+        max_new_tokens: Maximum number of new tokens.
+        min_new_tokens: Number of new tokens before the end-of-text token becomes possible.
+        repetition_penalty: Divides the scores of tokens that are already in the text; 1 turns it off.
+        no_repeat_ngram: Length of token sequences that must not occur twice; 0 turns it off.
+        stop: Strings that end the text.
+    """
+
+    max_new_tokens: int
+    min_new_tokens: int
+    repetition_penalty: float
+    no_repeat_ngram: int
+    stop: list[str]
+
+    def processors(self, prompt: Prompt) -> list[Processor]:
+        """Return the score processors; options without an effect have none."""
+        processors: list[Processor] = []
+        if self.repetition_penalty != 1:
+            processors.append(penalize_repetition(self.repetition_penalty))
+        if self.no_repeat_ngram:
+            processors.append(ban_repeated_ngrams(self.no_repeat_ngram))
+        if self.min_new_tokens and prompt.end_id is not None:
+            processors.append(ban_token_before(prompt.end_id, prompt.length + self.min_new_tokens))
+        return processors
+
+    def stopping_criteria(self, prompt: Prompt) -> StoppingCriteria:
+        """Return the conditions that end the continuation of a prompt."""
+        return StoppingCriteria(prompt, self.max_new_tokens, self.stop)
+
+    def generate(self, session: DecodingSession, prompt: Prompt, choose: Choose, count: int = 1) -> list[Continuation]:
+        """Continue `count` copies of a prompt in parallel, token by token, until each has ended.
+
+        Args:
+            session: A new session.
+            prompt: The prompt.
+            choose: Chooses from the processed scores (B, V).
+            count: Number of texts, B.
+
+        Raises:
+            CheckpointError: The model's scores are not numbers.
+        """
+        criteria, processors = self.stopping_criteria(prompt), self.processors(prompt)
+        ids = prompt.ids.repeat(count, 1)
+        lengths = torch.full_like(ids[:, 0], prompt.length)
+        unfinished = torch.ones_like(lengths, dtype=torch.bool)
+        scores = feed_prompt(session, prompt, count)
+        while True:
+            scores = process(processors, ids, scores, prompt)
+            possible = scores.amax(dim=-1) != -torch.inf
+            # Finished texts stay in the batch: the tokens chosen for the others do not depend on them.
+            tokens = choose(scores.masked_fill(~possible[:, None], 0.0), 1)
+            ids = torch.cat([ids, tokens], dim=1)
+            unfinished &= possible
+            lengths += unfinished
+            unfinished &= ~criteria.are_met(ids)
+            if not unfinished.any():
+                return [criteria.continuation(row[:length]) for row, length in zip(ids, lengths.tolist(), strict=True)]
+            scores = session.feed(tokens)
+
+
+def feed_prompt(session: DecodingSession, prompt: Prompt, count: int) -> Tensor:
+    """Feed a prompt once and return the scores of the first new token of `count` texts, (B, V)."""
+    scores = session.feed(prompt.ids[None])
+    if count > 1:
+        session.reorder(torch.zeros(count, dtype=torch.int64, device=scores.device))
+    return scores.expand(count, -1)
+
+
+def process(processors: Sequence[Processor], ids: Tensor, scores: Tensor, prompt: Prompt) -> Tensor:
+    """Apply the processors to the scores of the token after `ids`, in order.
+
+    Raises:
+        CheckpointError: A score is NaN or positive infinity, so that no token can be chosen.
+    """
+    for processor in processors:
+        scores = processor(ids, scores)
+    if (scores.isnan() | (scores == inf)).any():
+        number = ids.shape[1] - prompt.length + 1
+        problem = f"the scores of new token {number} contain NaN or infinity"
+        remedy = "Choose a checkpoint with finite weights, or set precision=fp32"
+        raise CheckpointError(format_error("run", problem, remedy))
+    return scores
+
+
+def choose_best(scores: Tensor, count: int) -> Tensor:
+    """Choose the highest scores; with a count of 1, the first of equal ones."""
+    return scores.argmax(dim=-1, keepdim=True) if count == 1 else scores.topk(count).indices
+
+
+def make_sampler(prompt: Prompt, seed: int) -> Choose:
+    """Return a function that samples without replacement from the softmax of the scores."""
+    generator = torch.Generator(prompt.ids.device).manual_seed(seed)
+    return lambda scores, count: torch.multinomial(scores.softmax(dim=-1), count, generator=generator)
 
 
 @dataclass(frozen=True)
-class _Ended:
-    """The N best texts that have ended so far; where there are fewer, the places left over hold none.
+class _Hypotheses:
+    """The N best finished texts so far; slots without a text are unused.
 
     Attributes:
-        ids: Their tokens (N, `max_length`), filled up after each one's length.
-        lengths: Tokens of each, int64 (N,).
-        scores: float32 (N,); far below any other where there is no text.
-        there: Where there is one, boolean (N,).
+        ids: Token ids (N, `max_length`), padded after each text.
+        lengths: Tokens of each text, int64 (N,).
+        scores: Ranking scores, float32 (N,); far below any other in unused slots.
+        used: Slots with a text, boolean (N,).
     """
 
     ids: Tensor
     lengths: Tensor
     scores: Tensor
-    there: Tensor
+    used: Tensor
 
-    def with_more(self, more: _Ended) -> _Ended:
-        """The N best of both."""
+    def merge(self, more: _Hypotheses) -> _Hypotheses:
+        """Return the N best texts of both."""
         best = torch.cat([self.scores, more.scores]).topk(len(self.scores)).indices
         pairs = zip(vars(self).values(), vars(more).values(), strict=True)
-        return _Ended(*(torch.cat(pair)[best] for pair in pairs))
+        return _Hypotheses(*(torch.cat(pair)[best] for pair in pairs))
 
 
 @dataclass(frozen=True)
-class Search:
-    """Beam search that chooses as transformers' does, the candidates by a function of the caller.
+class BeamSearch:
+    """Beam search with the choices of transformers; the caller's function chooses the candidates.
 
-    At each step every beam is extended by every token. Twice as many candidates as beams are taken, so that as many
-    are left to go on where all beams end at once; only those among the first `num_beams` may enter the texts that
-    have ended. A beam that no token can follow is given up; where that is all beams and no text has ended, they are
-    the texts.
+    At each step every beam is extended by every token. Twice as many candidates as beams are chosen, so that enough
+    remain if all beams end at once; only the first `num_beams` candidates may become finished texts. A beam that no
+    token can follow is dropped; if this drops all beams and no text is finished, the beams are the result.
 
     Source: Graves 2012, https://arxiv.org/abs/1211.3711; ranking by normalized length after Wu et al. 2016,
     https://arxiv.org/abs/1609.08144.
 
     Args:
-        ending: When a text ends.
-        num_beams: Beginnings kept, N, at least 2.
-        length_penalty: The exponent of the length that a score is divided by.
+        criteria: The conditions that end a text.
+        num_beams: Number of beams, N, at least 2.
+        length_penalty: Exponent of the length that divides a score.
         early_stopping: As in `Beam`.
     """
 
-    ending: Ending
+    criteria: StoppingCriteria
     num_beams: int
     length_penalty: float
     early_stopping: bool | Literal["never"]
 
-    def run(self, reader: Reader, processors: Sequence[Processor], choose: Choose) -> list[Continuation]:
-        """The texts that have ended, the best first.
+    def run(self, session: DecodingSession, processors: Sequence[Processor], choose: Choose) -> list[Continuation]:
+        """Return the finished texts in descending order of score.
 
         Args:
-            reader: Of which nothing is read.
-            processors: What changes the log probabilities of the next token.
-            choose: Takes the candidates, 2 N of the scores (N * V,).
+            session: A new session.
+            processors: Change the log probabilities of the next token.
+            choose: Chooses 2 N candidates from the scores (N * V,).
+
+        Raises:
+            CheckpointError: The model's scores are not numbers.
         """
-        count = self.num_beams
-        ids = self.ending.prompt.ids.repeat(count, 1)
-        # All beams are the same at first, and only one of them may be extended.
+        count, prompt = self.num_beams, self.criteria.prompt
+        ids = prompt.ids.repeat(count, 1)
+        # All beams start equal, so only one of them may be extended at first.
         scores = torch.tensor([0.0] + [_OUT] * (count - 1), device=ids.device)
-        nothing = torch.zeros_like(ids[:, :1]).expand(-1, self.ending.max_length)
-        ended = self._texts(nothing, torch.zeros_like(scores), torch.zeros_like(scores, dtype=torch.bool))
-        output = read_prompt(reader, self.ending.prompt, count)
+        padding = torch.zeros_like(ids[:, :1]).expand(-1, self.criteria.max_length)
+        finished = self._hypotheses(padding, torch.zeros_like(scores), torch.zeros_like(scores, dtype=torch.bool))
+        output = feed_prompt(session, prompt, count)
         while True:
-            extended = processed(processors, ids, output.log_softmax(dim=-1)) + scores[:, None]
+            extended = process(processors, ids, output.log_softmax(dim=-1), prompt) + scores[:, None]
             if not (extended > _IMPOSSIBLE).any():
-                return self._continuations(ended) or self._continuations(self._texts(ids, scores, scores > _IMPOSSIBLE))
+                beams = self._hypotheses(ids, scores, scores > _IMPOSSIBLE)
+                return self._continuations(finished) or self._continuations(beams)
             picked = choose(extended.flatten(), 2 * count)
-            came_from, tokens = picked // extended.shape[1], picked % extended.shape[1]
-            candidates = torch.cat([ids[came_from], tokens[:, None]], dim=1)
-            totals, ends = extended.flatten()[picked], self.ending.reached(candidates)
-            may_enter = torch.arange(2 * count, device=ids.device) < count
-            ended = ended.with_more(self._texts(candidates, totals, ends & may_enter))
-            going_on = totals + ends.float() * _OUT
-            kept = going_on.topk(count).indices
-            ids, scores = candidates[kept], going_on[kept]
-            if ends.all() or self._is_enough(ended) or not self._may_improve(scores[0], ended, ids.shape[1]):
-                return self._continuations(ended)
-            reader.keep(came_from[kept])
-            output = reader.read(ids[:, -1:])
+            parents, tokens = picked // extended.shape[1], picked % extended.shape[1]
+            candidates = torch.cat([ids[parents], tokens[:, None]], dim=1)
+            totals, ends = extended.flatten()[picked], self.criteria.are_met(candidates)
+            may_finish = torch.arange(2 * count, device=ids.device) < count
+            finished = finished.merge(self._hypotheses(candidates, totals, ends & may_finish))
+            unfinished = totals + ends.float() * _OUT
+            kept = unfinished.topk(count).indices
+            ids, scores = candidates[kept], unfinished[kept]
+            if ends.all() or self._is_complete(finished) or not self._can_improve(scores[0], finished, ids.shape[1]):
+                return self._continuations(finished)
+            session.reorder(parents[kept])
+            output = session.feed(ids[:, -1:])
 
-    def _texts(self, ids: Tensor, totals: Tensor, there: Tensor) -> _Ended:
-        """Texts (B, L) with their summed log probabilities; the scores of those that are not `there` are far below."""
+    def _hypotheses(self, ids: Tensor, totals: Tensor, used: Tensor) -> _Hypotheses:
+        """Return texts (B, L) with their summed log probabilities (B,); the scores of unused ones are far below."""
         length = ids.shape[1]
-        scores = totals / self._weight(length) + (~there).float() * _OUT
-        return _Ended(
-            F.pad(ids, (0, self.ending.max_length - length)), torch.full_like(ids[:, 0], length), scores, there
-        )
+        scores = totals / self._divisor(length) + (~used).float() * _OUT
+        padded = F.pad(ids, (0, self.criteria.max_length - length))
+        return _Hypotheses(padded, torch.full_like(ids[:, 0], length), scores, used)
 
-    def _weight(self, length: int) -> float:
-        """What the sum of a text of this length, the prompt included, is divided by."""
-        weight: float = max(1, length - self.ending.prompt.length) ** self.length_penalty
-        return weight
+    def _divisor(self, length: int) -> float:
+        """Return the divisor of the log probability of a text with `length` tokens, including the prompt."""
+        divisor: float = max(1, length - self.criteria.prompt.length) ** self.length_penalty
+        return divisor
 
-    def _is_enough(self, ended: _Ended) -> bool:
-        return self.early_stopping is True and bool(ended.there.all())
+    def _is_complete(self, finished: _Hypotheses) -> bool:
+        return self.early_stopping is True and bool(finished.used.all())
 
-    def _may_improve(self, best: Tensor, ended: _Ended, length: int) -> bool:
-        """Whether the best beam could still end better than the worst text that has ended."""
-        farthest = self.early_stopping == "never" and self.length_penalty > 0
-        return bool(best / self._weight(self.ending.max_length if farthest else length) > ended.scores.min())
+    def _can_improve(self, best: Tensor, finished: _Hypotheses, length: int) -> bool:
+        """Return True if the best beam could still beat the worst finished text."""
+        assume_longest = self.early_stopping == "never" and self.length_penalty > 0
+        divisor = self._divisor(self.criteria.max_length if assume_longest else length)
+        return bool(best / divisor > finished.scores.min())
 
-    def _continuations(self, ended: _Ended) -> list[Continuation]:
-        """The texts that have ended, but for those of candidates that were impossible and taken for want of others."""
-        rows = zip(ended.ids, ended.lengths.tolist(), ended.scores.tolist(), ended.there.tolist(), strict=True)
+    def _continuations(self, texts: _Hypotheses) -> list[Continuation]:
+        """Return the texts, without impossible candidates that were chosen only because there were no others."""
+        rows = zip(texts.ids, texts.lengths.tolist(), texts.scores.tolist(), texts.used.tolist(), strict=True)
         return [
-            self.ending.continuation(ids[:length], score)
-            for ids, length, score, there in rows
-            if there and score * self._weight(length) > _IMPOSSIBLE
+            self.criteria.continuation(ids[:length], score)
+            for ids, length, score, used in rows
+            if used and score * self._divisor(length) > _IMPOSSIBLE
         ]

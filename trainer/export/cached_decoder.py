@@ -11,18 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from trainer.decode.graph import IDS, SCORES
+from trainer.decode.generation import Prompt
 from trainer.decode.greedy import Greedy
-from trainer.decode.onnx_reader import OnnxReader, open_session
-from trainer.decode.prompt import Prompt
-from trainer.decode.reading import Cache, WholeReader, cached_step
+from trainer.decode.kv_cache import UncachedSession, cached_step, has_cache
+from trainer.decode.onnx_session import IDS, SCORES, OnnxSession, load_graph
 from trainer.errors import ProofError, format_error
 from trainer.export.cases import BATCH, Forward
 from trainer.export.isolation import silence
 from trainer.export.onnx import save_exported
 from trainer.export.proof import prove_inputs
 from trainer.export.subject import Subject
-from trainer.protocols import HasEndToken
+from trainer.protocols import Cache, HasEndToken
 
 NEW, PAST = "new", "past"
 """The axes of the tokens that are read and of those that were read before."""
@@ -55,7 +54,7 @@ def write_cached_decoder(path: Path, subject: Subject) -> dict[str, Any]:
     Raises:
         ProofError: The model cannot read token by token.
     """
-    if not getattr(subject.model, "cached", False):
+    if not has_cache(subject.model):
         problem = "needs a causal language model that can read token by token"
         raise ProofError(format_error(path.name, problem, "Those of model=decoder and GPT-2 can; leave out onnx_cache"))
     program = _captured(subject)
@@ -84,7 +83,7 @@ def load_cached_decoder(path: Path, subject: Subject) -> tuple[Forward, dict[str
     Raises:
         ProofError: An input is another one, or a dimension is frozen.
     """
-    session = open_session(path)
+    session = load_graph(path)
     dims = {node.name: list(node.shape) for node in session.get_inputs()}
     _, max_length = subject.task.axis_limits()["sequence"]
     axes = {name: {0: BATCH, 1: NEW} if name == IDS else {0: BATCH, 2: PAST} for name in dims}
@@ -109,7 +108,7 @@ def _golden(subject: Subject, end_id: int | None) -> dict[str, list[int]]:
     sizes = {BATCH: 1, "sequence": min(_NUM_GOLDEN, max_length - 1)}
     ids = subject.task.example(sizes, np.random.default_rng(0))[IDS][0]
     decode = Greedy(max_new_tokens=_NUM_GOLDEN, min_new_tokens=0, repetition_penalty=1.0, no_repeat_ngram=0, stop=[])
-    (greedily,) = decode(WholeReader(subject.model), Prompt(ids, end_id, max_length, lambda tokens: ""))
+    (greedily,) = decode(UncachedSession(subject.model), Prompt(ids, end_id, max_length, lambda tokens: ""))
     return {"prompt": ids.tolist(), "tokens": list(greedily.ids)}
 
 
@@ -117,11 +116,11 @@ def _read_through(session: Any, input_ids: Tensor) -> Tensor:
     """Scores after each token (B, T, V)."""
     batch_size, length = input_ids.shape
     prompt = (length + 1) // 2
-    one_by_one, after_prompt = OnnxReader(session, batch_size), OnnxReader(session, batch_size)
+    one_by_one, after_prompt = OnnxSession(session, batch_size), OnnxSession(session, batch_size)
     singles = [input_ids[:, place : place + 1] for place in range(length)]
-    scores = [one_by_one.read(token) for token in singles[: prompt - 1]]
-    scores.append(after_prompt.read(input_ids[:, :prompt]))
-    scores += [after_prompt.read(token) for token in singles[prompt:]]
+    scores = [one_by_one.feed(token) for token in singles[: prompt - 1]]
+    scores.append(after_prompt.feed(input_ids[:, :prompt]))
+    scores += [after_prompt.feed(token) for token in singles[prompt:]]
     return torch.stack(scores, dim=1)
 
 

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.decode.graph import FILE as WITH_CACHE
 from trainer.export.cached_decoder import load_cached_decoder, write_cached_decoder
 from trainer.export.cases import Forward
 from trainer.export.float_graph import write_float
@@ -19,6 +18,7 @@ from trainer.export.pt2 import load_pt2, write_pt2
 from trainer.export.subject import Subject
 from trainer.export.torchscript import load_torchscript, write_torchscript
 from trainer.export.weights import load_pth, load_safetensors, write_pth, write_safetensors
+from trainer.layout import ONNX_CACHE
 
 Write = Callable[[Path, Subject], dict[str, Any]]
 """Writes a format to a path; what the manifest is to say of it (JSON)."""
@@ -96,7 +96,7 @@ FORMATS: dict[str, Format] = {
         Format("onnx", "model.onnx", load_onnx, (Variant("fp32", write_float),)),
         Format("onnx_fp16", "model.fp16.onnx", load_onnx, (Variant("fp16", write_half),), exact=False, made_of="onnx"),
         Format("onnx_int8", "model.int8.onnx", load_onnx, _INT8, exact=False, made_of="onnx"),
-        Format("onnx_cache", WITH_CACHE, load_cached_decoder, (Variant("fp32", write_cached_decoder),), timed=False),
+        Format("onnx_cache", ONNX_CACHE, load_cached_decoder, (Variant("fp32", write_cached_decoder),), timed=False),
         Format("torchscript", "model.torchscript.pt", load_torchscript, (Variant("fp32", write_torchscript),)),
         Format("pt2", "model.pt2", load_pt2, (Variant("fp32", write_pt2),)),
         *_weights(half=False),
