@@ -441,18 +441,13 @@ class TokenByTokenModel(Protocol):
 
 
 @runtime_checkable
-class HasLossHead(Protocol):
-    """A model with the loss in it that turns its features into scores; see `trainer.targets.with_loss_head`."""
+class HasScoring(Protocol):
+    """A model that contains the loss whose own output layer turns features into scores.
 
-    scoring: ScoringLoss
+    See `trainer.targets.with_loss_head`.
+    """
 
-
-class ScoringLoss(Protocol):
-    """A loss with parameters of its own that turns features into scores."""
-
-    def scores(self, output: Tensor) -> Tensor:
-        """Return the scores (..., C) of features (..., D)."""
-        ...
+    scoring: HasLossHead
 
 
 @runtime_checkable

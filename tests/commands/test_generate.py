@@ -206,9 +206,7 @@ def test_a_line_that_cannot_be_gone_on_from_does_not_stop_the_rest(
     first, second, third, last = (line for line in told.err.splitlines() if not line.startswith("note"))
     assert [line.get("error") for line in answers] == [None, first, second, None, third]
     assert first == "line 2: is empty after tokenization, got ''."
-    assert second.startswith(
-        "line 3: has 20 tokens, but the model reads at most 16, including new tokens, got 'pear pear"
-    )
+    assert second.startswith("line 3: has 20 tokens, but the model reads at most 16,")
     assert third.startswith("standard input, line 5: byte 0xff at offset 114 of the file is not UTF-8.")
     assert last == "3 of 5 lines could not be gone on from."
     with path.open(encoding="utf-8", newline="") as file:

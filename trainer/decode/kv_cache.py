@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from trainer.protocols import Cache, HasLossHead, TokenByTokenModel
+from trainer.protocols import Cache, HasScoring, TokenByTokenModel
 
 
 class DecodingSession(Protocol):
@@ -43,7 +43,7 @@ def cached_step(model: nn.Module, input_ids: Tensor, cache: Cache) -> tuple[Tens
     """
     assert isinstance(model, TokenByTokenModel)
     output, cache = model.step(input_ids, cache)
-    return (model.scoring.scores(output) if isinstance(model, HasLossHead) else output), cache
+    return (model.scoring.scores(output) if isinstance(model, HasScoring) else output), cache
 
 
 class CachedSession:
