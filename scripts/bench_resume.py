@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 
-from trainer.builders.training import RunOutputs, build_training
+from trainer.builders.training import build_training
 from trainer.checkpoint.store import Snapshot, Store
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import config_text, job_from_config
-from trainer.loop import update
+from trainer.loop import save_checkpoint, update_weights
+from trainer.run import RunOutputs
 
 CONF = Path(__file__).parent.parent / "conf"
 TARGET = 1.1
@@ -43,13 +44,13 @@ def checkpoints(job: TrainJob, text: str, folder: Path) -> dict[str, int]:
         saved: list[Snapshot] = []
         outlets = RunOutputs(Silent(), save=saved.append)
         built = build_training(job, text, outlets, None, closing)
-        steps = {share: int(built.run.steps_per_epoch * float(share[:-1]) / 100) for share in ("10%", "90%")}
+        steps = {share: int(built.run.steps.per_epoch * float(share[:-1]) / 100) for share in ("10%", "90%")}
         # One update gives the optimizer its state; where the data stands is the step alone.
-        update(built.run, 0, next(built.run.loader.steps(0, 1)))
+        update_weights(built.run, 0, next(built.run.loader.steps(0, 1)))
         store = Store(folder, keep=2)
         for step in steps.values():
             built.state.step = step
-            built.run.save(built.run, built.state)
+            save_checkpoint(built.run, built.state)
             store.save(saved[-1])
     return steps
 
@@ -60,7 +61,7 @@ def resume(job: TrainJob, text: str, folder: Path, step: int) -> float:
     with ExitStack() as closing:
         snapshot = Store(folder, keep=2).load(f"step-{step}")
         built = build_training(job, text, RunOutputs(Silent()), snapshot, closing)
-        update(built.run, step, next(built.run.loader.steps(step, step + 1)))
+        update_weights(built.run, step, next(built.run.loader.steps(step, step + 1)))
         return time.perf_counter() - started
 
 

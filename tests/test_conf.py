@@ -11,7 +11,7 @@ import torch
 from tests.support.jobs import TINY, Recorded, train, working_in, write_roles
 from tests.support.sources import write_pretrained, write_sources
 from trainer.builders.instantiate import instantiate, locate, parameters
-from trainer.builders.training import RunOutputs, build_training
+from trainer.builders.training import build_training
 from trainer.checkpoint.store import Snapshot
 from trainer.config.catalogue import Catalogue
 from trainer.config.compose import compose, plain, register_defaults
@@ -20,8 +20,9 @@ from trainer.config.schema import own_keys
 from trainer.config.sections import DataKeys
 from trainer.config.signature import attribute
 from trainer.config.stored import config_text, job_from_config
-from trainer.evaluate import directions
+from trainer.evaluate import metric_directions
 from trainer.loop import fit
+from trainer.run import RunOutputs
 
 CONF = Path(__file__).parent.parent / "conf"
 FILES = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.glob("**/*.yaml"))
@@ -168,7 +169,7 @@ def test_builds_and_trains(option: str, folder: Path) -> None:
     assert built.state.step == 3
     # What is read of the task before torch is loaded, and what there is; of some it depends on the data or on keys.
     told = {"loss", *attribute(job.task["_target_"], "monitors")}
-    there = {*directions(built.task.metrics())}
+    there = {*metric_directions(built.task.metrics())}
     assert there <= told
     assert there == told or job.task["_target_"].split(".")[2] in BY_DATA
     assert all(torch.isfinite(parameter).all() for parameter in built.run.model.parameters())

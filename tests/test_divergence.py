@@ -1,4 +1,4 @@
-"""What is found where a run diverged, and that it is kept as it was found."""
+"""The diagnosis of a run that diverged, and the folder that it is saved in."""
 
 import json
 from dataclasses import replace
@@ -8,41 +8,47 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.test_loop import CPU, a_run, batch, data
-from trainer.divergence import DivergenceReport, examine, not_finite_parameters, read_bundle, write_bundle
+from tests.test_loop import CPU, make_batch, make_run, random_batches
+from trainer.divergence import diagnose, non_finite_parameters, read_divergence, write_divergence
 from trainer.ema import Ema
 from trainer.errors import CheckpointError, DivergedError
-from trainer.loop import Run, fit, gradients
+from trainer.loop import compute_gradients, fit
 from trainer.precision import MIN_SCALE, Precision
 from trainer.protocols import Batch
+from trainer.run import DivergenceReport, Run
 from trainer.state import TrainState
 
 
 def poisoned() -> list[Batch]:
-    """Two micro-batches, the second with inputs that are no numbers."""
-    return [*data([4], [0], torch.float32), batch(torch.full((2, 4), float("nan")), torch.tensor([0, 1]), 70)]
+    """Two micro-batches, the second with inputs that are NaN."""
+    nan = make_batch(torch.full((2, 4), float("nan")), torch.tensor([0, 1]), 70)
+    return [*random_batches([4], [0], torch.float32), nan]
 
 
-def found_of(group: list[Batch]) -> DivergenceReport:
-    """The findings of a run whose third step is `group`."""
-    good = data([4], [0], torch.float32)
-    run = a_run([good, good, group])
-    found: list[DivergenceReport] = []
+def diverge(run: Run, match: str) -> DivergenceReport:
+    """Fit a run that diverges; return its diagnosis."""
+    saved: list[DivergenceReport] = []
 
-    def autopsy(run: Run, step: int, loss: float, grad_norm: float, micro_batches: list[Batch]) -> str:
-        found.append(examine(run, step, loss, grad_norm, micro_batches))
-        return "what was found"
+    def save(divergence: DivergenceReport) -> str:
+        saved.append(divergence)
+        return "the diagnosis is saved"
 
-    run = replace(run, autopsy=autopsy)
-    with pytest.raises(DivergedError, match="step 3: the run diverged") as caught:
+    run = replace(run, outputs=replace(run.outputs, save_divergence=save))
+    with pytest.raises(DivergedError, match=match) as caught:
         fit(run, TrainState(), lambda: False)
-    assert caught.value.messages[-1] == "what was found"
-    return found[0]
+    assert caught.value.messages[-1] == "the diagnosis is saved"
+    return saved[0]
 
 
-def test_the_step_and_what_is_not_finite_in_it() -> None:
-    found = found_of(poisoned())
+@pytest.fixture
+def diagnosis() -> DivergenceReport:
+    """The diagnosis of a run whose third step is poisoned."""
+    good = random_batches([4], [0], torch.float32)
+    return diverge(make_run([good, good, poisoned()]), "step 3: the run diverged")
 
+
+def test_the_diagnosis_lists_what_is_not_finite(diagnosis: DivergenceReport) -> None:
+    found = diagnosis
     assert found.step == 3
     assert found.report["step"] == 3
     assert found.report["loss"] == "nan"
@@ -59,14 +65,14 @@ def test_the_step_and_what_is_not_finite_in_it() -> None:
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
-def test_gradients_that_are_finite_are_told_from_those_that_are_not(max_grad_norm: float | None) -> None:
+def test_finite_gradients_are_not_listed_if_only_their_norm_overflows(max_grad_norm: float | None) -> None:
     # The weight's gradient is finite, and too large for a norm in float32; the bias's is of ordinary size.
-    group = [batch(torch.full((2, 4), 3e38), torch.tensor([0, 1]))]
-    run = a_run([group], max_grad_norm=max_grad_norm)
+    micro_batches = [make_batch(torch.full((2, 4), 3e38), torch.tensor([0, 1]))]
+    run = make_run([micro_batches], max_grad_norm=max_grad_norm)
     with torch.no_grad():
         run.model.layer.weight.zero_()
-    loss, norm = gradients(run, group)
-    found = examine(run, 1, loss, norm, group)
+    loss, norm = compute_gradients(run, micro_batches)
+    found = diagnose(run, 1, loss, norm, micro_batches)
 
     assert (loss < 10, norm) == (True, float("inf"))
     assert found.report["not_finite"]["gradients"] == []
@@ -75,7 +81,7 @@ def test_gradients_that_are_finite_are_told_from_those_that_are_not(max_grad_nor
 
 
 class Cusp:
-    """A loss of 0 whose gradient is not a number, at any scale."""
+    """A loss of 0 whose gradient is NaN at any loss scale."""
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
         return (output.float() * 0).abs().sum().sqrt()
@@ -84,38 +90,34 @@ class Cusp:
         return torch.tensor(len(target))
 
 
-def test_float16_gives_up_at_its_smallest_scale() -> None:
-    run = a_run([data([4], [0], torch.float32)], loss=Cusp(), precision=Precision("fp16", CPU))
-    found: list[DivergenceReport] = []
-    run = replace(run, autopsy=lambda *step: found.append(examine(*step)) or "")
+def test_float16_diverges_at_its_smallest_loss_scale() -> None:
+    run = make_run(loss=Cusp(), precision=Precision("fp16", CPU))
+    found = diverge(run, r"step 1: the run diverged: loss 0\.0, gradient norm nan").report
 
-    with pytest.raises(DivergedError, match=r"step 1: the run diverged: loss 0\.0, gradient norm nan"):
-        fit(run, TrainState(), lambda: False)
-    assert (found[0].report["loss"], found[0].report["grad_norm"]) == (0.0, "nan")
-    assert (found[0].report["precision"], found[0].report["scale"]) == ("fp16", MIN_SCALE)
+    assert (found["loss"], found["grad_norm"]) == (0.0, "nan")
+    assert (found["precision"], found["scale"]) == ("fp16", MIN_SCALE)
 
 
-def test_parameters_of_the_model_the_loss_and_the_average() -> None:
-    run = a_run([data([4], [0], torch.float32)])
+def test_non_finite_parameters_of_the_model_and_its_average() -> None:
+    run = make_run()
     run = replace(run, ema=Ema(run.model, 0.9))
-    assert not_finite_parameters(run) == []
+    assert non_finite_parameters(run) == []
     with torch.no_grad():
         run.model.layer.bias[1] = float("inf")
         assert run.ema is not None
         run.ema.module.layer.weight[0, 0] = float("nan")
 
-    assert not_finite_parameters(run) == ["model.layer.bias", "ema.layer.weight"]
+    assert non_finite_parameters(run) == ["model.layer.bias", "ema.layer.weight"]
 
 
-def test_a_bundle_is_read_as_it_was_written(tmp_path: Path) -> None:
-    found = found_of(poisoned())
+def test_a_divergence_folder_is_read_as_it_was_written(diagnosis: DivergenceReport, tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "older").touch()
-    write_bundle(tmp_path / "bundle", found, "seed: 0\n", "checkpoints/step-00000002")
-    read, text, checkpoint = read_bundle(tmp_path / "bundle")
+    write_divergence(tmp_path / "bundle", diagnosis, "seed: 0\n", "checkpoints/step-00000002")
+    read, text, checkpoint = read_divergence(tmp_path / "bundle")
 
-    assert (read.step, read.report, text, checkpoint) == (3, found.report, "seed: 0\n", "checkpoints/step-00000002")
-    assert read.batch.keys() == found.batch.keys()
+    assert (read.step, read.report, text, checkpoint) == (3, diagnosis.report, "seed: 0\n", "checkpoints/step-00000002")
+    assert read.batch.keys() == diagnosis.batch.keys()
     assert torch.equal(read.batch["1.inputs.x"].isnan(), torch.ones(2, 4, dtype=torch.bool))
     assert {file.name for file in (tmp_path / "bundle").iterdir()} == {
         "report.json",
@@ -124,9 +126,9 @@ def test_a_bundle_is_read_as_it_was_written(tmp_path: Path) -> None:
     }
 
 
-def test_an_altered_bundle_is_refused(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "bundle", DivergenceReport(1, {"step": 1}, {}), "", None)
+def test_a_damaged_divergence_folder_is_refused(tmp_path: Path) -> None:
+    write_divergence(tmp_path / "bundle", DivergenceReport(1, {"step": 1}, {}), "", None)
     (tmp_path / "bundle" / "report.json").write_text(json.dumps({"step": 1}))
 
     with pytest.raises(CheckpointError, match=r"bundle: cannot be read \(KeyError"):
-        read_bundle(tmp_path / "bundle")
+        read_divergence(tmp_path / "bundle")

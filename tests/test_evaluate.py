@@ -1,12 +1,10 @@
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from trainer.evaluate import directions, evaluate, score
+from trainer.evaluate import evaluate, metric_directions
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.precision import Precision
 from trainer.protocols import Batch
@@ -43,7 +41,7 @@ def measure(model: nn.Module, sizes: list[int]) -> dict[str, float]:
     return evaluate(model, loss(), batches(sizes), metrics(), precision=Precision("fp32", CPU), device=CPU)
 
 
-def test_equals_the_whole_split_at_once_however_it_is_cut() -> None:
+def test_result_does_not_depend_on_how_the_split_is_batched() -> None:
     torch.manual_seed(0)
     model = Classifier()
     whole = batches([20])[0]
@@ -60,7 +58,7 @@ def test_equals_the_whole_split_at_once_however_it_is_cut() -> None:
         assert measure(model, sizes) == pytest.approx(expected, abs=1e-6)
 
 
-def test_leaves_modes_weights_buffers_and_generators_as_they_were() -> None:
+def test_modes_weights_buffers_and_rng_are_unchanged() -> None:
     model = Classifier().train()
     model.layers[2].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -80,7 +78,7 @@ def test_leaves_modes_weights_buffers_and_generators_as_they_were() -> None:
     assert torch.equal(torch.get_rng_state(), expected)
 
 
-def test_modes_come_back_after_an_error() -> None:
+def test_modes_are_restored_after_an_error() -> None:
     model = Classifier().train()
     bad = Batch({"x": torch.ones(2, 9)}, torch.zeros(2, dtype=torch.long), 2, (0, 1))
 
@@ -89,23 +87,5 @@ def test_modes_come_back_after_an_error() -> None:
     assert model.training
 
 
-@pytest.mark.parametrize(
-    ("values", "higher", "winner"),
-    [
-        ({"raw": 0.5, "ema": 0.6}, True, "ema"),
-        ({"raw": 0.5, "ema": 0.6}, False, "raw"),
-        ({"raw": 1, "ema": 1}, True, "raw"),
-    ],
-)
-def test_the_better_weights_score_and_all_are_logged(values: dict[str, float], higher: bool, winner: str) -> None:
-    models = {name: (nn.Identity(), loss()) for name in values}
-    of = {id(model): values[name] for name, (model, _) in models.items()}
-    logged: list[dict[str, Any]] = []
-    found = score(models, "m", higher, lambda model, _: {"m": of[id(model)]}, logged.append)
-
-    assert (found.weights, found.value, found.higher_is_better) == (winner, values[winner], higher)
-    assert [entry["weights"] for entry in logged] == ["raw", "ema"]
-
-
-def test_a_metric_tells_its_direction() -> None:
-    assert directions(metrics()) == {"loss": False, "accuracy": True}
+def test_directions_of_the_loss_and_the_metrics() -> None:
+    assert metric_directions(metrics()) == {"loss": False, "accuracy": True}

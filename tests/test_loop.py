@@ -1,6 +1,6 @@
-"""The arithmetic of a step: sums over the whole accumulation group, clipped, finite or not taken."""
+"""The training loop: the arithmetic of a step, and what happens after which step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,21 +11,23 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.support.jobs import Recorded
+from trainer.checkpoint.store import Snapshot
 from trainer.ema import Ema
 from trainer.errors import DivergedError, Interrupted
-from trainer.loop import Cadence, Run, fit, gradients, update
+from trainer.loop import compute_gradients, evaluate_weights, fit, save_checkpoint, update_weights
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.precision import Precision
-from trainer.protocols import Batch
+from trainer.protocols import Batch, Loss
 from trainer.prune.masks import Masks
-from trainer.state import Score, TrainState
+from trainer.run import Run, RunOutputs, StepCounts, Validation
+from trainer.state import TrainState
 
 CPU = torch.device("cpu")
 IGNORED = -100
 
 
 class Tokens(nn.Module):
-    """Logits for each token: ragged samples have different numbers of targets."""
+    """Logits for each token, so that samples have different numbers of targets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,87 +38,102 @@ class Tokens(nn.Module):
         return output
 
 
-class Groups:
-    """The same groups of micro-batches, one a step."""
+class RepeatedSteps:
+    """A loader that repeats the same steps."""
 
-    def __init__(self, made: list[list[Batch]]) -> None:
-        self.made = made
+    def __init__(self, steps: Sequence[list[Batch]]) -> None:
+        self._steps = steps
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        return iter([self.made[step % len(self.made)] for step in range(start, stop)])
+        return iter([self._steps[step % len(self._steps)] for step in range(start, stop)])
 
 
-def batch(x: Tensor, target: Tensor, first_id: int = 0) -> Batch:
+def make_batch(x: Tensor, target: Tensor, first_id: int = 0) -> Batch:
     return Batch({"x": x}, target, len(x), tuple(range(first_id, first_id + len(x))))
 
 
-def data(sizes: list[int], ignored: list[int], dtype: torch.dtype = torch.float64) -> list[Batch]:
+def random_batches(sizes: list[int], ignored: list[int], dtype: torch.dtype = torch.float64) -> list[Batch]:
     torch.manual_seed(sum(sizes))
-    made = []
-    for size, without in zip(sizes, ignored, strict=True):
+    batches = []
+    for size, count in zip(sizes, ignored, strict=True):
         target = torch.randint(3, (size,))
-        target[: min(without, size)] = IGNORED
-        made.append(batch(torch.randn(size, 4, dtype=dtype), target))
-    return made
+        target[: min(count, size)] = IGNORED
+        batches.append(make_batch(torch.randn(size, 4, dtype=dtype), target))
+    return batches
 
 
-def merged(parts: list[Batch]) -> Batch:
-    x, target = (
-        torch.cat([part.inputs["x"] for part in parts]),
-        torch.cat([p.target for p in parts if p.target is not None]),
-    )
-    return batch(x, target)
+def concatenate(batches: list[Batch]) -> Batch:
+    targets = [batch.target for batch in batches if batch.target is not None]
+    return make_batch(torch.cat([batch.inputs["x"] for batch in batches]), torch.cat(targets))
 
 
-def a_run(groups: list[list[Batch]], *, dtype: torch.dtype = torch.float32, **changes: Any) -> Run:
+def scripted_validation(values: Callable[[], float] = lambda: 0.5) -> Validation:
+    """A validation that returns scripted values of the metric instead of evaluating."""
+    return Validation(lambda model, loss: {"accuracy": values()}, "accuracy", True)
+
+
+def make_run(
+    micro_batches: Sequence[list[Batch]] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    steps: StepCounts | None = None,
+    save: Callable[[Snapshot], None] = lambda snapshot: None,
+    save_divergence: Callable[[Any], str] = lambda divergence: "",
+    **changes: Any,
+) -> Run:
+    """A run of six steps on a tiny model; its report is a `Recorded`."""
+    micro_batches = [random_batches([4], [0], dtype)] if micro_batches is None else micro_batches
     torch.manual_seed(0)
     model = Tokens().to(dtype)
     optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1)
-    for entry in optimizer.param_groups:
-        entry["initial_lr"] = entry["lr"]
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
     run = Run(
         model=model,
         loss=CrossEntropy(weight=None, label_smoothing=0.1, ignore_index=IGNORED),
         optimizer=optimizer,
         schedule=lambda step: 1.0,
+        unfreeze=lambda step: None,
         precision=Precision("fp32", CPU),
         ema=None,
         masks=Masks(model, {}),
-        loader=Groups(groups),
+        loader=RepeatedSteps(micro_batches),
         device=CPU,
         max_grad_norm=None,
-        total_steps=6,
-        steps_per_epoch=len(groups),
-        cadence=Cadence(log=1, evaluate=3, save=4),
-        thaw=lambda step: None,
-        score=lambda run, state: Score("accuracy", 0.0, True, "raw"),
-        save=lambda run, state: None,
-        autopsy=lambda run, step, loss, grad_norm, group: "",
-        report=Recorded(),
+        steps=steps or StepCounts(6, len(micro_batches), log_every=1, eval_every=3, save_every=4),
+        validation=scripted_validation(),
+        outputs=RunOutputs(Recorded(), save, save_divergence),
+        documents={},
+        data_fingerprint="",
     )
     return replace(run, **changes)
 
 
-def gradient_of(group: list[Batch], **changes: Any) -> dict[str, Tensor]:
-    run = a_run([group], dtype=torch.float64, **changes)
-    gradients(run, group)
+def events(run: Run, name: str) -> list[tuple[int, dict[str, Any]]]:
+    assert isinstance(run.outputs.report, Recorded)
+    return [(step, values) for event, step, values in run.outputs.report.events if event == name]
+
+
+def gradients_of(micro_batches: list[Batch], **changes: Any) -> dict[str, Tensor]:
+    run = make_run([micro_batches], dtype=torch.float64, **changes)
+    compute_gradients(run, micro_batches)
     return {name: value.grad.clone() for name, value in run.model.named_parameters() if value.grad is not None}
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=6))
 def test_micro_batches_have_the_gradient_of_one_large_batch(shape: list[tuple[int, int]]) -> None:
-    parts = data([size for size, _ in shape], [ignored for _, ignored in shape])
-    apart, together = gradient_of(parts), gradient_of([merged(parts)])
+    batches = random_batches([size for size, _ in shape], [ignored for _, ignored in shape])
+    accumulated, at_once = gradients_of(batches), gradients_of([concatenate(batches)])
 
-    for name, gradient in together.items():
-        torch.testing.assert_close(apart[name], gradient, rtol=0, atol=1e-14)
+    for name, gradient in at_once.items():
+        torch.testing.assert_close(accumulated[name], gradient, rtol=0, atol=1e-14)
 
 
-def test_the_loss_of_a_step_is_the_mean_over_all_its_targets() -> None:
-    parts = data([5, 1, 4], [3, 1, 0])
-    run = a_run([parts], dtype=torch.float64)
-    loss, norm = gradients(run, parts)
-    whole = merged(parts)
+def test_loss_of_a_step_is_the_mean_over_all_its_targets() -> None:
+    batches = random_batches([5, 1, 4], [3, 1, 0])
+    run = make_run([batches], dtype=torch.float64)
+    loss, norm = compute_gradients(run, batches)
+    whole = concatenate(batches)
     assert whole.target is not None
     expected = nn.functional.cross_entropy(
         run.model(whole.inputs["x"]), whole.target, ignore_index=IGNORED, label_smoothing=0.1
@@ -127,60 +144,59 @@ def test_the_loss_of_a_step_is_the_mean_over_all_its_targets() -> None:
     assert norm == pytest.approx(total.item(), rel=1e-6)
 
 
-def test_a_step_without_any_target_has_no_gradient() -> None:
-    parts = data([3, 2], [3, 2])
+def test_a_step_without_any_target_has_zero_gradients() -> None:
+    gradients = gradients_of(random_batches([3, 2], [3, 2]))
 
-    assert all((gradient == 0).all() for gradient in gradient_of(parts).values())
+    assert all((gradient == 0).all() for gradient in gradients.values())
 
 
-def test_clipping_keeps_the_direction_and_reports_the_norm_before_it() -> None:
-    parts = data([8], [0])
-    free, clipped = gradient_of(parts), gradient_of(parts, max_grad_norm=0.01)
-    run = a_run([parts], dtype=torch.float64, max_grad_norm=0.01)
-    _, norm = gradients(run, parts)
-    scale = 0.01 / norm
+def test_clipping_keeps_the_direction_and_the_norm_is_the_one_before() -> None:
+    batches = random_batches([8], [0])
+    unclipped, clipped = gradients_of(batches), gradients_of(batches, max_grad_norm=0.01)
+    _, norm = compute_gradients(make_run([batches], dtype=torch.float64, max_grad_norm=0.01), batches)
 
     assert norm > 0.01
-    for name, gradient in free.items():
-        # torch adds 1e-6 to the norm it divides by.
-        torch.testing.assert_close(clipped[name], gradient * scale, rtol=1e-5, atol=0)
+    for name, gradient in unclipped.items():
+        # PyTorch adds 1e-6 to the norm that it divides by.
+        torch.testing.assert_close(clipped[name], gradient * 0.01 / norm, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_what_is_pruned_has_no_gradient_and_is_in_no_norm(precision: Any) -> None:
-    parts = data([8, 3], [0, 1], torch.float32)
-    plain = a_run([parts])
+def test_pruned_weights_have_no_gradient_and_do_not_count_in_the_norm(precision: Any) -> None:
+    batches = random_batches([8, 3], [0, 1], torch.float32)
     kept = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
-    run = a_run([parts], max_grad_norm=0.01, precision=Precision(precision, CPU))
+    run = make_run([batches], max_grad_norm=0.01, precision=Precision(precision, CPU))
     run = replace(run, masks=Masks(run.model, {"layer.weight": kept}))
-    plain.model.load_state_dict(run.model.state_dict())
-    gradients(plain, parts)
-    _, norm = gradients(run, parts)
-    weight, bias = (plain.model.get_parameter(f"layer.{name}").grad for name in ("weight", "bias"))
+    unmasked = make_run([batches])
+    unmasked.model.load_state_dict(run.model.state_dict())
+    compute_gradients(unmasked, batches)
+    _, norm = compute_gradients(run, batches)
+    weight, bias = (unmasked.model.get_parameter(f"layer.{name}").grad for name in ("weight", "bias"))
+    gradient = run.model.get_parameter("layer.weight").grad
     assert weight is not None
     assert bias is not None
+    assert gradient is not None
 
     expected = torch.cat([weight[kept], bias]).norm().item()
-    # float16 rounds what goes through the model.
-    rel = 1e-6 if precision == "fp32" else 1e-2
+    rel = 1e-6 if precision == "fp32" else 1e-2  # float16 rounds the forward pass
     assert norm == pytest.approx(expected, rel=rel)
     assert norm < torch.cat([weight.flatten(), bias]).norm().item() * 0.95
-    found = run.model.get_parameter("layer.weight").grad
-    assert found is not None
-    assert (found[~kept] == 0).all()
-    torch.testing.assert_close(found[kept], weight[kept] * 0.01 / expected, rtol=1e-4, atol=0.01 * rel)
+    assert (gradient[~kept] == 0).all()
+    torch.testing.assert_close(gradient[kept], weight[kept] * 0.01 / expected, rtol=1e-4, atol=0.01 * rel)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_loss_that_is_not_finite_stops_before_the_update(bad: float, precision: Any) -> None:
-    good, poisoned = data([4, 4], [0, 0], torch.float32)
-    poisoned = batch(poisoned.inputs["x"].fill_(bad), torch.tensor([0, 1, 2, 0]), first_id=70)
-    run = a_run([[good], [good], [poisoned]], precision=Precision(precision, CPU))
+@pytest.mark.parametrize(("precision", "bad"), [("fp32", "nan"), ("bf16", "inf"), ("fp16", "nan")])
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(precision: Any, bad: str) -> None:
+    good, poisoned = random_batches([4, 4], [0, 0], torch.float32)
+    poisoned = make_batch(poisoned.inputs["x"].fill_(float(bad)), torch.tensor([0, 1, 2, 0]), first_id=70)
+    saved: list[dict[str, Tensor]] = []
+    run = make_run(
+        [[good], [good], [poisoned]],
+        precision=Precision(precision, CPU),
+        steps=StepCounts(6, 3, log_every=1, eval_every=100, save_every=1),
+        save=lambda snapshot: saved.append({name: value.clone() for name, value in snapshot.tensors["model"].items()}),
+    )
     run = replace(run, ema=Ema(run.model, 0.9))
-    states: list[dict[str, Tensor]] = []
-    run = replace(run, save=lambda run, state: states.append({n: v.clone() for n, v in run.model.state_dict().items()}))
-    run = replace(run, cadence=Cadence(log=1, evaluate=100, save=1))
     state = TrainState()
 
     with pytest.raises(DivergedError, match=r"step 3: the run diverged.*\n.*70, 71, 72, 73"):
@@ -188,16 +204,28 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(bad: float, precision
     assert state.step == 2
     assert run.ema is not None
     assert run.ema.updates == 2
-    assert all(torch.equal(states[-1][name], value) for name, value in run.model.state_dict().items())
+    assert all(torch.equal(saved[-1][name], value) for name, value in run.model.state_dict().items())
 
 
-def test_a_gradient_that_overflows_float16_is_tried_again_with_a_smaller_scale() -> None:
-    parts = data([4], [0], torch.float32)
-    run = a_run([parts], precision=Precision("fp16", CPU))
+def test_weights_that_are_not_finite_are_not_saved() -> None:
+    saved: list[Snapshot] = []
+    run = make_run(save=saved.append, save_divergence=lambda divergence: f"diagnosis of step {divergence.step}")
+    with torch.no_grad():
+        run.model.get_parameter("layer.bias").fill_(float("inf"))
+
+    with pytest.raises(DivergedError, match=r"step 5: the run diverged: model\.layer\.bias not finite") as caught:
+        save_checkpoint(run, TrainState(step=5))
+    assert caught.value.messages[-1] == "diagnosis of step 5"
+    assert saved == []
+
+
+def test_a_gradient_that_overflows_float16_is_computed_again_with_a_smaller_scale() -> None:
+    batches = random_batches([4], [0], torch.float32)
+    run = make_run([batches], precision=Precision("fp16", CPU))
     run.precision.load_state_dict(run.precision.state_dict() | {"scale": 2.0**40})
-    loss, norm = update(run, 0, parts)
-    reference = a_run([parts])
-    expected, expected_norm = update(reference, 0, parts)
+    loss, norm = update_weights(run, 0, batches)
+    reference = make_run([batches])
+    expected, expected_norm = update_weights(reference, 0, batches)
 
     assert run.precision.scale < 2.0**40
     assert loss == pytest.approx(expected, rel=1e-2)
@@ -205,61 +233,78 @@ def test_a_gradient_that_overflows_float16_is_tried_again_with_a_smaller_scale()
     torch.testing.assert_close(run.model.state_dict(), reference.model.state_dict(), rtol=0, atol=1e-3)
 
 
-def test_what_is_due_when() -> None:
-    report, saved, scored = Recorded(), [], []
-
-    def score(run: Run, state: TrainState) -> Score:
-        scored.append(state.step)
-        return Score("accuracy", {3: 0.5, 6: 0.4}[state.step], True, "raw")
-
-    run = a_run(
-        [data([4], [0], torch.float32)],
-        report=report,
-        save=lambda run, state: saved.append(state.step),
-        score=score,
-        cadence=Cadence(log=4, evaluate=3, save=5),
+def test_logging_evaluating_and_saving_happen_at_their_intervals_and_at_the_end() -> None:
+    values, saved = iter([0.5, 0.4]), list[int]()
+    run = make_run(
+        steps=StepCounts(6, 1, log_every=4, eval_every=3, save_every=5),
+        save=lambda snapshot: saved.append(snapshot.step),
+        validation=scripted_validation(lambda: next(values)),
     )
     state = TrainState()
     fit(run, state, lambda: False)
 
-    assert [step for event, step, _ in report.events] == [4, 6]
-    assert scored == [3, 6]
-    # 3: the best so far; 5: its turn; 6: the end.
+    assert [step for step, _ in events(run, "train")] == [4, 6]
+    assert [(step, logged["accuracy"]) for step, logged in events(run, "eval")] == [(3, 0.5), (6, 0.4)]
+    # Step 3 has the best score, 5 is a multiple of the interval, 6 is the last one.
+    assert [(step, logged["best"]) for step, logged in events(run, "checkpoint")] == [(3, True), (5, False), (6, False)]
     assert saved == [3, 5, 6]
     assert (state.step, state.best_step) == (6, 3)
 
 
-def test_a_schedule_that_watches_is_evaluated_for_at_its_own_steps() -> None:
-    scored: list[int] = []
-
-    def score(run: Run, state: TrainState) -> Score:
-        scored.append(state.step)
-        return Score("accuracy", 0.5, True, "raw")
-
-    run = a_run([data([4], [0], torch.float32)], score=score, cadence=Cadence(log=9, evaluate=3, save=9, look=2))
+def test_an_interval_of_none_is_never() -> None:
+    saved: list[Snapshot] = []
+    run = make_run(steps=StepCounts(6, 1, log_every=1, eval_every=None, save_every=None), save=saved.append)
     fit(run, TrainState(), lambda: False)
 
-    assert scored == [2, 3, 4, 6]
+    assert (saved, events(run, "eval")) == ([], [])
+    assert len(events(run, "train")) == 6
 
 
-def test_the_schedule_is_asked_for_the_updates_done() -> None:
-    report = Recorded()
-    fit(
-        a_run([data([4], [0], torch.float32)], report=report, schedule=lambda step: step / 10),
-        TrainState(),
-        lambda: False,
-    )
+class Watcher:
+    """A schedule that follows the metric and remembers what it has seen."""
 
-    assert [values["lr"] for event, _, values in report.events if event == "train"] == pytest.approx(
-        [0.0, 0.01, 0.02, 0.03, 0.04, 0.05]
-    )
+    every_steps = 2
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def __call__(self, step: int, /) -> float:
+        return 1.0 - 0.1 * len(self.seen)
+
+    def observe(self, value: float, higher_is_better: bool) -> None:
+        self.seen.append(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen = state["seen"]
 
 
-def test_a_request_to_stop_ends_after_the_step_with_a_checkpoint() -> None:
+def test_a_metric_schedule_observes_only_its_own_steps() -> None:
+    values, schedule = iter([0.2, 0.3, 0.4, 0.6]), Watcher()
+    steps = StepCounts(6, 1, log_every=1, eval_every=3, save_every=9, schedule_eval_every=schedule.every_steps)
+    run = make_run(steps=steps, schedule=schedule, validation=scripted_validation(lambda: next(values)))
+    fit(run, TrainState(), lambda: False)
+
+    assert [step for step, _ in events(run, "eval")] == [2, 3, 4, 6]
+    assert schedule.seen == [0.2, 0.4, 0.6]
+    # An observation acts on the next step, not on the step that was evaluated.
+    assert [logged["lr"] for _, logged in events(run, "train")] == pytest.approx([0.1, 0.1, 0.09, 0.09, 0.08, 0.08])
+
+
+def test_schedule_and_unfreeze_are_called_with_the_number_of_completed_steps() -> None:
+    unfrozen: list[int] = []
+    run = make_run(schedule=lambda step: step / 10, unfreeze=unfrozen.append)
+    fit(run, TrainState(), lambda: False)
+
+    assert [values["lr"] for _, values in events(run, "train")] == pytest.approx([0.0, 0.01, 0.02, 0.03, 0.04, 0.05])
+    assert unfrozen == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_stop_saves_a_checkpoint_and_interrupts_after_the_step() -> None:
     saved: list[int] = []
-    run = a_run(
-        [data([4], [0], torch.float32)], save=lambda run, state: saved.append(state.step), cadence=Cadence(1, 100, 100)
-    )
+    run = make_run(steps=StepCounts(6, 1, 1, 100, 100), save=lambda snapshot: saved.append(snapshot.step))
     state = TrainState()
 
     with pytest.raises(Interrupted, match="stopped after step 2 of 6"):
@@ -267,8 +312,33 @@ def test_a_request_to_stop_ends_after_the_step_with_a_checkpoint() -> None:
     assert saved == [2]
 
 
-def test_a_request_at_the_last_step_comes_too_late_to_stop_anything() -> None:
+def test_a_stop_at_the_last_step_is_no_interruption() -> None:
     state = TrainState()
-    fit(a_run([data([4], [0], torch.float32)]), state, lambda: state.step >= 6)
+    fit(make_run(), state, lambda: state.step >= 6)
 
     assert state.step == 6
+
+
+@pytest.mark.parametrize(
+    ("raw", "ema", "higher_is_better", "better"),
+    [(0.5, 0.6, True, "ema"), (0.5, 0.6, False, "raw"), (1.0, 1.0, True, "raw")],
+)
+def test_the_better_weights_score_and_both_are_logged(
+    raw: float, ema: float, higher_is_better: bool, better: str
+) -> None:
+    run = make_run()
+    average = Ema(run.model, 0.9)
+    values = {id(run.model): raw, id(average.module): ema}
+
+    def evaluate(model: nn.Module, loss: Loss) -> dict[str, float]:
+        return {"accuracy": values[id(model)]}
+
+    run = replace(run, ema=average, validation=Validation(evaluate, "accuracy", higher_is_better))
+    score = evaluate_weights(run, TrainState(step=3))
+
+    assert (score.weights, score.value) == (better, {"raw": raw, "ema": ema}[better])
+    assert (score.name, score.higher_is_better) == ("accuracy", higher_is_better)
+    assert events(run, "eval") == [
+        (3, {"split": "validation", "weights": "raw", "accuracy": raw}),
+        (3, {"split": "validation", "weights": "ema", "accuracy": ema}),
+    ]

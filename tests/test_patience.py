@@ -1,91 +1,93 @@
-"""Runs that end when their score has not become better for long."""
+"""Early stopping: a run ends if its score has not improved for `train.patience`."""
 
 import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
 from tests.support.jobs import checkpoint_files, events, train, without_clock, working_in, write_data
-from tests.test_loop import a_run, data
+from tests.test_loop import make_run, scripted_validation
 from trainer.cli import main
 from trainer.errors import Interrupted
-from trainer.loop import Cadence, Run, fit
-from trainer.state import Score, TrainState
+from trainer.loop import fit
+from trainer.run import StepCounts
+from trainer.state import TrainState
 
 NAN = math.nan
 
 
-def fitted(
-    scores: dict[int, float], cadence: Cadence, state: TrainState | None = None, stop_at: int | None = None
+def steps(patience: int | None, **changes: int) -> StepCounts:
+    intervals: dict[str, Any] = {"log_every": 9, "eval_every": 2, "save_every": 100}
+    return StepCounts(20, 1, patience=patience, **(intervals | changes))
+
+
+def fit_scripted(
+    scores: dict[int, float], counts: StepCounts, state: TrainState | None = None, stop_at: int | None = None
 ) -> tuple[TrainState, list[int]]:
-    """A run of 20 steps scored as given; where it ended, and the steps it saved."""
+    """Fit a run with scripted scores; return its final state and the steps it saved."""
     saved: list[int] = []
-
-    def score(run: Run, state: TrainState) -> Score:
-        return Score("accuracy", scores[state.step], True, "raw")
-
-    run = a_run([data([4], [0], torch.float32)], score=score, save=lambda run, state: saved.append(state.step))
     state = TrainState() if state is None else state
-    fit(replace(run, cadence=cadence, total_steps=20), state, lambda: stop_at is not None and state.step >= stop_at)
+    run = make_run(
+        steps=counts,
+        validation=scripted_validation(lambda: scores[state.step]),
+        save=lambda snapshot: saved.append(snapshot.step),
+    )
+    fit(run, state, lambda: stop_at is not None and state.step >= stop_at)
     return state, saved
 
 
 @pytest.mark.parametrize(
     ("values", "patience", "end"),
     [
-        ([0.5, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4], 6, 8),
-        # A step more than two evaluations: it is the third one that sees it.
-        ([0.5, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4], 5, 8),
-        ([0.5, 0.4, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6], 6, 12),
-        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], 2, 20),
+        ([0.5] + [0.4] * 9, 6, 8),
+        # One step more than two evaluations: the third evaluation notices it.
+        ([0.5] + [0.4] * 9, 5, 8),
+        ([0.5, 0.4] + [0.6] * 8, 6, 12),
         ([0.5, 0.4, 0.6, 0.5, 0.7, 0.6, 0.8, 0.7, 0.9, 0.8], 4, 20),
         ([NAN] * 10, 6, 6),
-        ([NAN, NAN, 0.1, NAN, NAN, NAN, NAN, NAN, NAN, NAN], 7, 14),
-        ([0.5] * 10, 1, 4),
+        ([NAN, NAN, 0.1] + [NAN] * 7, 7, 14),
         ([0.5] * 10, None, 20),
         ([0.5] * 10, 100, 20),
     ],
 )
-def test_the_end_is_the_first_evaluation_so_long_after_the_best(
+def test_a_run_ends_at_the_first_evaluation_after_its_patience(
     values: list[float], patience: int | None, end: int
 ) -> None:
     scores = {2 * (place + 1): value for place, value in enumerate(values)}
-    state, saved = fitted(scores, Cadence(log=9, evaluate=2, save=100, patience=patience))
+    state, saved = fit_scripted(scores, steps(patience))
 
     assert state.step == end
     assert saved[-1] == end
 
 
-def test_looks_of_a_schedule_are_evaluations_too() -> None:
+def test_evaluations_for_a_schedule_count_too() -> None:
     scores = {3: 0.5, 4: 0.4, 6: 0.4, 8: 0.4}
-    state, _ = fitted(scores, Cadence(log=9, evaluate=4, save=100, look=3, patience=3))
+    state, _ = fit_scripted(scores, steps(3, eval_every=4, schedule_eval_every=3))
 
     assert state.step == 6
 
 
-def test_a_run_that_has_ended_does_not_go_on_until_it_may() -> None:
+def test_a_finished_run_continues_only_with_more_patience() -> None:
     scores = dict.fromkeys(range(2, 21, 2), 0.5)
-    state, _ = fitted(scores, Cadence(log=9, evaluate=2, save=100, patience=4))
+    state, _ = fit_scripted(scores, steps(4))
     again = TrainState()
     again.load_state_dict(state.state_dict())
 
-    assert fitted(scores, Cadence(log=9, evaluate=2, save=100, patience=4), again)[1] == []
+    assert fit_scripted(scores, steps(4), again)[1] == []
     assert again == state
-    assert fitted(scores, Cadence(log=9, evaluate=2, save=100, patience=8), again)[0].step == 10
-    assert fitted(scores, Cadence(log=9, evaluate=2, save=100), again)[0].step == 20
+    assert fit_scripted(scores, steps(8), again)[0].step == 10
+    assert fit_scripted(scores, steps(None), again)[0].step == 20
 
 
-def test_a_signal_before_the_end_is_an_interruption_and_at_the_end_is_none() -> None:
+def test_a_stop_at_the_end_of_patience_is_no_interruption() -> None:
     scores = dict.fromkeys(range(2, 21, 2), 0.5)
-    cadence = Cadence(log=9, evaluate=2, save=100, patience=4)
 
     with pytest.raises(Interrupted):
-        fitted(scores, cadence, stop_at=5)
-    assert fitted(scores, cadence, stop_at=6)[0].step == 6
+        fit_scripted(scores, steps(4), stop_at=5)
+    assert fit_scripted(scores, steps(4), stop_at=6)[0].step == 6
 
 
 # The weights hardly move, so no score is better than the first.

@@ -6,18 +6,18 @@ import sys
 import pytest
 
 from trainer.errors import Interrupted
-from trainer.signals import STOPPING, StopSignals
+from trainer.signals import STOP_SIGNALS, StopSignals
 
 
-@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_deferred_signal_waits(number: signal.Signals) -> None:
     with StopSignals() as signals:
         with signals.deferred():
-            assert not signals.stopping()
+            assert not signals.should_stop()
             os.kill(os.getpid(), number)
-            assert signals.stopping()
+            assert signals.should_stop()
         with pytest.raises(Interrupted, match=f"stopped by {number.name}"):
-            signals.raise_if_stopping()
+            signals.raise_if_received()
 
 
 def test_otherwise_it_raises_where_it_arrives() -> None:
@@ -26,11 +26,11 @@ def test_otherwise_it_raises_where_it_arrives() -> None:
 
 
 def test_handlers_are_as_before_afterwards() -> None:
-    before = [signal.getsignal(number) for number in STOPPING]
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
     with StopSignals(), pytest.raises(Interrupted):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    assert [signal.getsignal(number) for number in STOPPING] == before
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
 def test_a_second_signal_ends_the_process() -> None:

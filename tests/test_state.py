@@ -1,4 +1,5 @@
 import json
+import math
 
 from trainer.state import Score, TrainState
 
@@ -7,45 +8,45 @@ def score(value: float, *, higher_is_better: bool = True, weights: str = "raw") 
     return Score("accuracy", value, higher_is_better, weights)
 
 
-def test_better_is_strict_and_follows_the_metrics_direction() -> None:
-    assert score(0.6).beats(score(0.5))
-    assert not score(0.5).beats(score(0.5))
-    assert score(0.5, higher_is_better=False).beats(score(0.6, higher_is_better=False))
-    assert score(0.1).beats(None)
+def test_better_is_strict_and_follows_the_direction_of_the_metric() -> None:
+    assert score(0.6).is_better_than(score(0.5))
+    assert not score(0.5).is_better_than(score(0.5))
+    assert score(0.5, higher_is_better=False).is_better_than(score(0.6, higher_is_better=False))
+    assert score(0.1).is_better_than(None)
 
 
-def test_nan_beats_nothing_and_is_beaten_by_nothing_it_should_not_be() -> None:
-    assert not score(float("nan")).beats(None)
-    assert not score(float("nan")).beats(score(0.0))
+def test_nan_is_never_better() -> None:
+    assert not score(math.nan).is_better_than(None)
+    assert not score(math.nan).is_better_than(score(0.0))
 
 
-def test_the_best_step_is_the_first_of_equals() -> None:
+def test_the_first_of_equal_scores_is_the_best_one() -> None:
     state = TrainState()
-    taken = []
+    improved = []
     for value in (0.5, 0.7, 0.7, 0.6):
         state.advance()
-        taken.append(state.take(score(value)))
+        improved.append(state.record(score(value)))
 
-    assert taken == [True, True, False, False]
-    assert state.best_step == 2
+    assert improved == [True, True, False, False]
+    assert (state.best_step, state.steps_since_best()) == (2, 2)
     assert state.score == score(0.6)
 
 
-def test_a_score_belongs_to_its_step() -> None:
+def test_a_new_step_has_no_score_but_keeps_the_best_one() -> None:
     state = TrainState()
     state.advance()
-    state.take(score(0.5))
+    state.record(score(0.5))
     state.advance()
 
     assert state.score is None
     assert state.best == score(0.5)
 
 
-def test_survives_json() -> None:
+def test_state_survives_json() -> None:
     state = TrainState()
     for _ in range(3):
         state.advance()
-    state.take(score(0.5, weights="ema"))
+    state.record(score(0.5, weights="ema"))
     copy = TrainState()
     copy.load_state_dict(json.loads(json.dumps(state.state_dict())))
 

@@ -59,7 +59,7 @@ def test_a_loss_that_needs_the_inputs_gets_them() -> None:
             return torch.tensor(target.numel())
 
     part = batch(torch.tensor([0]), (0,))
-    assert targets.loss_of(Guided(), part.inputs["x"] + 1, part).item() == 2.0  # type: ignore[arg-type]
+    assert targets.compute_loss(Guided(), part.inputs["x"] + 1, part).item() == 2.0  # type: ignore[arg-type]
 
 
 def test_scores_are_the_output_unless_the_loss_has_its_own() -> None:
@@ -68,8 +68,8 @@ def test_scores_are_the_output_unless_the_loss_has_its_own() -> None:
             return output + 1
 
     output = torch.zeros(2)
-    assert targets.scores_of(checked(), output) is output
-    assert torch.equal(targets.scores_of(Own(), output), output + 1)  # type: ignore[arg-type]
+    assert targets.compute_scores(checked(), output) is output
+    assert torch.equal(targets.compute_scores(Own(), output), output + 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

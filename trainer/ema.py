@@ -1,6 +1,6 @@
-"""An exponential moving average of the weights, kept beside the model.
+"""An exponential moving average of the weights, kept next to the model.
 
-Source: Polyak and Juditsky 1992; the decay's warm-up is that of Abadi et al.'s TensorFlow ExponentialMovingAverage.
+Source: Polyak and Juditsky 1992; the warmup of the decay is the one of TensorFlow's ExponentialMovingAverage.
 """
 
 from copy import deepcopy
@@ -18,52 +18,58 @@ class Ema:
     """After each update: average <- d * average + (1 - d) * weights, with d = min(decay, (1 + t) / (10 + t)).
 
     t counts the updates before this one, so that early averages forget the random start. Parameters are averaged;
-    buffers, floating or not, are copied: a batch norm's statistics are averages already.
+    buffers, floating-point or not, are copied: batch norm statistics are already averages.
+
+    Args:
+        model: The model to average.
+        decay: The decay per update, in [0, 1).
+        loss: The loss; its weights are averaged too, if it has some.
 
     Attributes:
         module: The averaged model, always in evaluation mode.
-        loss: The averaged loss where it has weights, else the loss itself.
-        updates: How many updates it has seen, t.
+        loss: The averaged loss if it has weights, otherwise the loss itself.
+        updates: The number of updates so far, t.
     """
 
     def __init__(self, model: nn.Module, decay: float, loss: Loss | None = None) -> None:
         assert 0 <= decay < 1
-        self.module = _copied(model)
-        self._follows_loss = has_weights(loss)
-        self.loss = _copied(loss) if isinstance(loss, nn.Module) and self._follows_loss else loss
+        self.module = _copy(model)
+        self._averages_loss = has_weights(loss)
+        self.loss = _copy(loss) if isinstance(loss, nn.Module) and self._averages_loss else loss
         self.decay = decay
         self.updates = 0
 
     @torch.no_grad()
     def update(self, model: nn.Module, loss: Loss | None = None) -> None:
-        """Takes the weights of `model`, and of a `loss` that has some, into the average."""
+        """Add the weights of `model`, and of `loss` if it has some, to the average."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        _lerp(self.module, model, 1 - decay)
-        if self._follows_loss:
+        _average(self.module, model, 1 - decay)
+        if self._averages_loss:
             assert isinstance(self.loss, nn.Module)
             assert isinstance(loss, nn.Module)
-            _lerp(self.loss, loss, 1 - decay)
+            _average(self.loss, loss, 1 - decay)
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The counter alone; the weights are `module.state_dict()`."""
+        """Return only the counter; the weights are in `module.state_dict()`."""
         return {"updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         self.updates = int(state["updates"])
 
 
 def has_weights(loss: object) -> bool:
-    """Whether a loss has parameters of its own."""
+    """Return True if a loss has parameters of its own."""
     return isinstance(loss, nn.Module) and next(loss.parameters(), None) is not None
 
 
-def _copied(module: _Module) -> _Module:
+def _copy(module: _Module) -> _Module:
     return deepcopy(module).eval().requires_grad_(False)
 
 
-def _lerp(average: nn.Module, module: nn.Module, share: float) -> None:
+def _average(average: nn.Module, module: nn.Module, share: float) -> None:
     averages = [parameter.detach() for parameter in average.parameters()]
     torch._foreach_lerp_(averages, [parameter.detach() for parameter in module.parameters()], share)
-    for kept, buffer in zip(average.buffers(), module.buffers(), strict=True):
-        kept.copy_(buffer)
+    for copied, buffer in zip(average.buffers(), module.buffers(), strict=True):
+        copied.copy_(buffer)

@@ -1,16 +1,17 @@
-"""The contracts between the parts. There is nothing to inherit: whatever has these members fits.
+"""The contracts between the parts. There is nothing to inherit: any object with these members fits.
 
 Shapes: B samples of a micro-batch, R rows and L columns of a packed or padded micro-batch, C outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from datasets import Dataset
     from torch import Tensor
     from torchmetrics import MetricCollection
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
 Batching = Literal["packed", "padded", "bucketed", "fixed"]
 Columns = Mapping[str, Sequence[Any]]
-"""A slice of a table: one sequence for each column, all of the same length."""
+"""A slice of a table: one sequence per column, all of the same length."""
 
 BLOCK_OF = "block_of"
-"""The column of encoded rows that says which raw row each is a block of, where a raw row may become several."""
+"""The column of encoded rows with the position of the raw row that each is a block of, if a raw row has several."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class Batch:
 
     Attributes:
         inputs: The model's keyword arguments.
-        target: What the loss compares the output with; None where the task has no target.
-        num_samples: Samples in it, B.
-        ids: Their positions in the split, so that a message can name them.
+        target: The tensor that the loss compares the output with; None if the task has no target.
+        num_samples: The number of samples, B.
+        ids: The positions of the samples in their split, for messages.
     """
 
     inputs: dict[str, Tensor]
@@ -41,15 +42,15 @@ class Batch:
     num_samples: int
     ids: tuple[int, ...]
 
-    def to(self, device: Any) -> Batch:
-        """The same batch on `device`; the copy overlaps with the host where the memory is pinned."""
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`; from pinned memory, the copy overlaps with the host's work."""
         return self._apply(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory (called by torch's DataLoader)."""
+        """Return the batch in page-locked memory (called by PyTorch's DataLoader)."""
         return self._apply(lambda tensor: tensor.pin_memory())
 
-    def _apply(self, change: Any) -> Batch:
+    def _apply(self, change: Callable[[Tensor], Tensor]) -> Batch:
         inputs = {name: change(tensor) for name, tensor in self.inputs.items()}
         target = None if self.target is None else change(self.target)
         return Batch(inputs, target, self.num_samples, self.ids)
@@ -57,11 +58,15 @@ class Batch:
 
 @runtime_checkable
 class Stateful(Protocol):
-    """Anything that changes during a run: what it holds survives a resume."""
+    """A part that changes during a run: its state is saved in checkpoints and restored on resume."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+        ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        ...
 
 
 Target = Literal["class", "shares", "multi_hot", "values", "views", "similarity"]
@@ -485,7 +490,36 @@ class HasClassToken(Protocol):
     class_token: Tensor | None
 
 
-class Report(Protocol):
-    """Where the events of a run go: one line of `metrics.jsonl`, the screen, TensorBoard."""
+class Loader(Protocol):
+    """The training data, one list of micro-batches per optimizer step."""
 
-    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None: ...
+    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of each step from `start` up to before `stop`."""
+        ...
+
+
+class Schedule(Protocol):
+    """A function from a step, counted from 0, to the factor on the base learning rates."""
+
+    def __call__(self, step: int, /) -> float: ...
+
+
+@runtime_checkable
+class MetricSchedule(Stateful, Protocol):
+    """A schedule that follows the monitored metric, which is evaluated for it every `every_steps` steps."""
+
+    every_steps: int
+
+    def __call__(self, step: int, /) -> float: ...
+
+    def observe(self, value: float, higher_is_better: bool) -> None:
+        """Record the monitored metric of one evaluation."""
+        ...
+
+
+class Report(Protocol):
+    """Receives the events of a run: `metrics.jsonl` (one line per event), the screen, TensorBoard."""
+
+    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+        """Record an event, such as `train` or `eval`, after a step."""
+        ...

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: the first one ends it in order, a second one at once."""
+"""Signals that stop a run: the first one after the current step, a second one at once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 
 from trainer.errors import Interrupted
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """A block that SIGTERM ends as Ctrl-C does: by no `Exception`, which a library could take for a fault of its own.
+    """Make SIGTERM end the block as Ctrl-C does, so that cleanup runs.
 
-    So whatever is unfinished is cleared away. The exit code is the one that a shell gives of the signal.
+    It raises SystemExit, which is no `Exception`: a library could take that for an error of its own. The exit code is
+    the one that a shell reports for the signal.
     """
 
     def end(number: int, _: FrameType | None) -> None:
@@ -31,10 +32,13 @@ def exit_on_sigterm() -> Iterator[None]:
 
 
 class StopSignals:
-    """Catches SIGTERM, SIGINT and SIGUSR1 while its `with` block lasts.
+    """Catch SIGTERM, SIGINT and SIGUSR1 during a `with` block.
 
-    Inside `deferred()` the first signal is only remembered, so that a step can be finished; outside it raises
-    `Interrupted` where it arrives. A second signal has its default effect: the process ends.
+    Inside `deferred()` the first signal is only recorded, so that a step can be completed; outside it raises
+    `Interrupted` at once. A second signal has its default effect: the process ends.
+
+    Attributes:
+        received: The first signal; None if there was none.
     """
 
     def __init__(self) -> None:
@@ -43,7 +47,7 @@ class StopSignals:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in STOPPING:
+        for number in STOP_SIGNALS:
             self._before[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -51,21 +55,21 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def stopping(self) -> bool:
-        """Whether a signal has arrived."""
+    def should_stop(self) -> bool:
+        """Return True if a signal has arrived."""
         return self.received is not None
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A block in which the first signal waits; `stopping` tells of it."""
+        """Record the first signal in this block instead of raising; `should_stop` reports it."""
         self._deferring = True
         try:
             yield
         finally:
             self._deferring = False
 
-    def raise_if_stopping(self) -> None:
-        """Raises what was remembered.
+    def raise_if_received(self) -> None:
+        """Raise the recorded signal.
 
         Raises:
             Interrupted: A signal has arrived.
@@ -75,7 +79,7 @@ class StopSignals:
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self.received = signal.Signals(number)
-        for other in STOPPING:
+        for other in STOP_SIGNALS:
             signal.signal(other, signal.SIG_DFL)
         if not self._deferring:
-            self.raise_if_stopping()
+            self.raise_if_received()

@@ -1,4 +1,4 @@
-"""What a run knows beyond its weights."""
+"""The position and the scores of a run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Score:
-    """How good the weights of one step are, by the monitored metric.
+    """The monitored metric of the weights of one step.
 
     Attributes:
         name: The metric.
         value: Its value on the validation split.
         higher_is_better: Its direction.
-        weights: Which weights reached it, `raw` or `ema`.
+        weights: The weights with this value, `raw` or `ema`.
     """
 
     name: str
@@ -22,8 +22,8 @@ class Score:
     higher_is_better: bool
     weights: str
 
-    def beats(self, other: Score | None) -> bool:
-        """Whether it is strictly better; NaN beats nothing."""
+    def is_better_than(self, other: Score | None) -> bool:
+        """Return True if the score is strictly better, or the first one; NaN is never better."""
         if other is None:
             return self.value == self.value
         return self.value > other.value if self.higher_is_better else self.value < other.value
@@ -31,13 +31,13 @@ class Score:
 
 @dataclass
 class TrainState:
-    """Where a run stands, between two steps.
+    """The position of a run between two steps, and its scores.
 
     Attributes:
-        step: Optimizer updates done; also the position in the data and the schedule.
-        score: The score of this very step; None where it was not evaluated.
+        step: Completed optimizer updates; also the position in the data and in the schedule.
+        score: The score of this very step; None if it was not evaluated.
         best: The best score so far.
-        best_step: The step that reached it.
+        best_step: The step of the best score.
     """
 
     step: int = 0
@@ -46,25 +46,28 @@ class TrainState:
     best_step: int | None = None
 
     def advance(self) -> None:
+        """Move to the next step, which has no score yet."""
         self.step += 1
         self.score = None
 
-    def take(self, score: Score) -> bool:
-        """Records this step's score; True where it is the best so far."""
+    def record(self, score: Score) -> bool:
+        """Record this step's score; return True if it is the best so far."""
         self.score = score
-        if not score.beats(self.best):
+        if not score.is_better_than(self.best):
             return False
         self.best, self.best_step = score, self.step
         return True
 
     def steps_since_best(self) -> int:
-        """Updates since the best score; since the start where there is none."""
+        """Return the updates since the best score, or since the start if there is none."""
         return self.step - (self.best_step or 0)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state as JSON."""
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         self.step = int(state["step"])
         self.best_step = state["best_step"]
         self.score, self.best = (None if entry is None else Score(**entry) for entry in (state["score"], state["best"]))

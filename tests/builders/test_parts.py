@@ -13,12 +13,13 @@ from trainer.builders.data import build_encoded, build_task, loader_options
 from trainer.builders.loss import build_loss
 from trainer.builders.model import build_model, check_model
 from trainer.builders.optimizer import build_optimizer, build_schedule
-from trainer.builders.training import RunOutputs, build_device, build_monitor, build_training, count_steps
+from trainer.builders.training import build_device, build_training, count_steps, select_monitor
 from trainer.config.jobs import TrainJob
 from trainer.data.encode import Encoded
 from trainer.data.loader import Batches
 from trainer.errors import ConfigError
 from trainer.protocols import Task
+from trainer.run import RunOutputs
 
 CPU = torch.device("cpu")
 
@@ -98,9 +99,9 @@ def test_an_unknown_metric_names_the_nearest(data: list[str]) -> None:
     job = replace(job, checkpoint=replace(job.checkpoint, monitor="acuracy"))
 
     with pytest.raises(ConfigError, match=r"checkpoint\.monitor: .*got 'acuracy'. Did you mean accuracy"):
-        build_monitor(job, task)
-    assert build_monitor(job_of("checkpoint.monitor=loss"), task) == ("loss", False)
-    assert build_monitor(job_of(), task) == ("accuracy", True)
+        select_monitor(job, task)
+    assert select_monitor(job_of("checkpoint.monitor=loss"), task) == ("loss", False)
+    assert select_monitor(job_of(), task) == ("accuracy", True)
 
 
 @pytest.mark.parametrize(
@@ -111,9 +112,9 @@ def test_an_unknown_metric_names_the_nearest(data: list[str]) -> None:
     ],
 )
 def test_durations_become_steps(overrides: list[str], expected: tuple[int, int, int]) -> None:
-    length = count_steps(job_of(*overrides), steps_per_epoch=8)
+    steps = count_steps(job_of(*overrides), steps_per_epoch=8)
 
-    assert (length.total_steps, length.cadence.evaluate, length.cadence.save) == expected
+    assert (steps.total, steps.eval_every, steps.save_every) == expected
 
 
 def test_pinned_memory_follows_the_device_unless_it_is_said() -> None:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LambdaLR
 
-from trainer.loop import MetricSchedule
+from trainer.protocols import MetricSchedule
 
 BASE_LR = 1.0
 

@@ -13,7 +13,7 @@ from tests.support.predictions import answers
 from trainer.data.loader import Batches
 from trainer.data.plan import BatchIndices
 from trainer.errors import DataError, RowError
-from trainer.evaluate import directions
+from trainer.evaluate import metric_directions
 from trainer.export.cases import forward_of, proof_cases, traced_inputs
 from trainer.model.convnet import ConvNet
 from trainer.protocols import Batching
@@ -162,7 +162,7 @@ def test_the_five_best_of_many_classes() -> None:
 
     assert values["accuracy"] == 9 / 16
     assert values["top_5_accuracy"] == 13 / 16
-    assert directions(metrics) == {"loss": False, "accuracy": True, "macro_f1": True, "top_5_accuracy": True}
+    assert metric_directions(metrics) == {"loss": False, "accuracy": True, "macro_f1": True, "top_5_accuracy": True}
 
 
 def test_an_export_is_proved_at_several_batch_sizes_without_further_axes() -> None:

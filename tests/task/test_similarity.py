@@ -10,7 +10,7 @@ from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.evaluate import directions
+from trainer.evaluate import metric_directions
 from trainer.task import similarity
 from trainer.task.similarity import ranks, retrieval_metrics, score_metrics, uniformity_metric
 
@@ -146,7 +146,7 @@ def test_half_precision_is_measured_in_float32() -> None:
 
 
 def test_directions_and_copies() -> None:
-    known = directions(retrieval_metrics(negatives=True)) | directions(score_metrics())
+    known = metric_directions(retrieval_metrics(negatives=True)) | metric_directions(score_metrics())
 
     assert [name for name, higher in known.items() if not higher] == ["loss", "alignment", "uniformity"]
     assert known.keys() >= {"mrr", "triplet_accuracy", "spearman"}

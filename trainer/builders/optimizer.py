@@ -16,9 +16,8 @@ from trainer.config.jobs import TrainJob
 from trainer.config.schema import own_keys
 from trainer.config.sections import OptimizerKeys
 from trainer.errors import ConfigError, format_error
-from trainer.loop import Schedule
 from trainer.optimizer.parameter_groups import hidden_matrix_names, layer_indices, make_parameter_groups, no_decay_names
-from trainer.protocols import Loss
+from trainer.protocols import Loss, Schedule
 
 logger = logging.getLogger(__name__)
 

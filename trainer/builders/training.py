@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,6 @@ from torch import nn
 from trainer.builders.data import build_batch_plan, build_encoded, build_loaders, build_task, check_data
 from trainer.builders.instantiate import locate
 from trainer.builders.loss import TEACHER, Teacher, build_loss
-from trainer.builders.milestones import looking, saving, scoring
 from trainer.builders.model import (
     architecture_documents,
     build_masks,
@@ -37,14 +36,13 @@ from trainer.config.jobs import TrainJob
 from trainer.config.pairing import NO_METRIC
 from trainer.data.checks import DataReport
 from trainer.data.encode import Encoded
-from trainer.divergence import DivergenceReport
 from trainer.ema import Ema
 from trainer.errors import CheckpointError, ConfigError, did_you_mean, format_error, raise_if_any
-from trainer.evaluate import directions
+from trainer.evaluate import evaluate, metric_directions
 from trainer.layout import CONFIG, TASK
-from trainer.loop import Cadence, Run
 from trainer.precision import Precision
-from trainer.protocols import Loss, Report, Task
+from trainer.protocols import Batch, Loss, MetricSchedule, Task
+from trainer.run import Run, RunOutputs, StepCounts, Validation
 from trainer.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -59,30 +57,6 @@ class Training:
     task: Task
     encoded: Encoded
     data_report: DataReport
-
-
-@dataclass(frozen=True)
-class StepCounts:
-    """The length of a run and its intervals, in optimizer steps."""
-
-    steps_per_epoch: int
-    total_steps: int
-    cadence: Cadence
-
-
-@dataclass(frozen=True)
-class RunOutputs:
-    """Where the output of a run goes.
-
-    Attributes:
-        report: Receives the events.
-        save: Writes a checkpoint.
-        save_divergence: Saves the report of a step that diverged; returns a line for the message that says where.
-    """
-
-    report: Report
-    save: Callable[[Snapshot], None] = lambda snapshot: None
-    save_divergence: Callable[[DivergenceReport], str] = lambda divergence: ""
 
 
 def build_training(
@@ -104,10 +78,12 @@ def build_training(
     encoded = build_encoded(job, task, fitted=snapshot is not None)
     data_report = check_data(job, task, encoded)
     plan = build_batch_plan(job, task, encoded)
-    counts = count_steps(job, plan.steps_per_epoch)
+    steps = count_steps(job, plan.steps_per_epoch)
     if snapshot is not None:
-        _check_duration(job, counts, snapshot)
-    schedule = build_schedule(job, counts.steps_per_epoch, counts.total_steps)
+        _check_duration(job, steps, snapshot)
+    schedule = build_schedule(job, steps.per_epoch, steps.total)
+    if isinstance(schedule, MetricSchedule):
+        steps = replace(steps, schedule_eval_every=schedule.every_steps)
     loss = build_loss(job, task, device)
     model = build_model(job, task, snapshot, num_outputs=getattr(loss, "in_features", None))
     model = to_device(job, model, device)
@@ -115,34 +91,32 @@ def build_training(
     ema = None if job.ema.decay is None else Ema(model, job.ema.decay, loss)
     if job.compile:  # after the EMA copied the model as it was before
         compile_model(model, device)
-    loader, validation = build_loaders(job, task, encoded, plan, choose_batching(job, model), device)
+    loader, validation_batches = build_loaders(job, task, encoded, plan, choose_batching(job, model), device)
+    closing.callback(validation_batches.close)
     check_model(job, model, loader.batches)
-    closing.callback(validation.close)
-    documents = _documents(config_text, task, model, loss)
+    precision = Precision(job.precision, device)
     run = Run(
         model=model,
         loss=loss,
         optimizer=build_optimizer(job, model, loss),
         schedule=schedule,
-        precision=Precision(job.precision, device),
+        unfreeze=build_unfreeze(job, model, loss, steps.per_epoch, steps.total),
+        precision=precision,
         ema=ema,
         masks=masks,
         loader=loader,
         device=device,
         max_grad_norm=job.train.max_grad_norm,
-        total_steps=counts.total_steps,
-        steps_per_epoch=counts.steps_per_epoch,
-        cadence=replace(counts.cadence, look=getattr(schedule, "every_steps", None)),
-        thaw=build_unfreeze(job, model, loss, counts.steps_per_epoch, counts.total_steps),
-        score=scoring(*build_monitor(job, task), task, validation),
-        save=saving(outputs.save, outputs.save_divergence, documents, encoded.fingerprint),
-        autopsy=looking(outputs.save_divergence),
-        report=outputs.report,
+        steps=steps,
+        validation=build_validation(job, task, validation_batches, precision, device),
+        outputs=outputs,
+        documents=_documents(config_text, task, model, loss),
+        data_fingerprint=encoded.fingerprint,
     )
     state = TrainState()
     if snapshot is not None:
-        _check_teacher(snapshot, documents)
-        restore(run, state, snapshot, data=encoded.fingerprint)
+        _check_teacher(snapshot, run.documents)
+        restore(run, state, snapshot)
     return Training(run, state, task, encoded, data_report)
 
 
@@ -196,28 +170,47 @@ def seed_rng(seed: int, device: torch.device) -> None:
 def count_steps(job: TrainJob, steps_per_epoch: int) -> StepCounts:
     """Convert the durations of a job to steps."""
     total = to_steps(job.train.duration, steps_per_epoch, key="train.duration")
-    patience = job.train.patience
-    cadence = Cadence(
-        log=to_steps(job.train.log_every, steps_per_epoch, total, key="train.log_every"),
-        evaluate=to_steps(job.train.eval_every, steps_per_epoch, total, key="train.eval_every"),
-        save=to_steps(job.checkpoint.every, steps_per_epoch, total, key="checkpoint.every"),
-        patience=None if patience is None else to_steps(patience, steps_per_epoch, total, key="train.patience"),
+
+    def steps_of(duration: int | str, key: str) -> int:
+        return to_steps(duration, steps_per_epoch, total, key=key)
+
+    return StepCounts(
+        total=total,
+        per_epoch=steps_per_epoch,
+        log_every=steps_of(job.train.log_every, "train.log_every"),
+        eval_every=steps_of(job.train.eval_every, "train.eval_every"),
+        save_every=steps_of(job.checkpoint.every, "checkpoint.every"),
+        patience=None if job.train.patience is None else steps_of(job.train.patience, "train.patience"),
     )
-    return StepCounts(steps_per_epoch, total, cadence)
 
 
-def build_monitor(job: TrainJob, task: Task) -> tuple[str, bool]:
+def build_validation(
+    job: TrainJob, task: Task, batches: Iterable[Batch], precision: Precision, device: torch.device
+) -> Validation:
+    """Build the evaluation on the validation split.
+
+    Raises:
+        ConfigError: The task has no metric of the name `checkpoint.monitor`.
+    """
+
+    def evaluate_validation(model: nn.Module, loss: Loss) -> dict[str, float]:
+        return evaluate(model, loss, batches, task.metrics(), precision=precision, device=device)
+
+    return Validation(evaluate_validation, *select_monitor(job, task))
+
+
+def select_monitor(job: TrainJob, task: Task) -> tuple[str, bool]:
     """Return the name of the monitored metric, and True if higher is better.
 
     Raises:
-        ConfigError: The task has no such metric.
+        ConfigError: The task has no metric of this name.
     """
-    metrics = directions(task.metrics())
+    directions = metric_directions(task.metrics())
     monitor = job.checkpoint.monitor or task.monitor
-    if monitor not in metrics:
-        remedy = did_you_mean(monitor, list(metrics))
+    if monitor not in directions:
+        remedy = did_you_mean(monitor, list(directions))
         raise ConfigError(format_error("checkpoint.monitor", NO_METRIC, remedy, value=monitor))
-    return monitor, metrics[monitor]
+    return monitor, directions[monitor]
 
 
 def _documents(config_text: str, task: Task, model: nn.Module, loss: Loss) -> dict[str, str]:
@@ -231,10 +224,10 @@ def _documents(config_text: str, task: Task, model: nn.Module, loss: Loss) -> di
     }
 
 
-def _check_duration(job: TrainJob, counts: StepCounts, snapshot: Snapshot) -> None:
+def _check_duration(job: TrainJob, steps: StepCounts, snapshot: Snapshot) -> None:
     """Raise ConfigError if the run would end before the checkpoint's step."""
-    if snapshot.step > counts.total_steps:
-        problem = f"ends at step {counts.total_steps}, before the checkpoint's step {snapshot.step}"
+    if snapshot.step > steps.total:
+        problem = f"ends at step {steps.total}, before the checkpoint's step {snapshot.step}"
         remedy = "Leave it out, give a longer one, or resume an earlier checkpoint: resume=RUN/checkpoints/step-N"
         raise ConfigError(format_error("train.duration", problem, remedy, value=job.train.duration))
 

@@ -21,7 +21,7 @@ def announce_start(job: TrainJob, training: Training, first: bool) -> None:
     logger.info(
         "a step is %d samples = %d micro-batch%s of %s; %d steps an epoch, %d in all; %s, %s, %d parameters",
         *(job.train.batch_size, job.train.accumulate, "" if job.train.accumulate == 1 else "es", micro_batch),
-        *(run.steps_per_epoch, run.total_steps, run.device, job.precision),
+        *(run.steps.per_epoch, run.steps.total, run.device, job.precision),
         sum(parameter.numel() for parameter in run.model.parameters()),
     )
     if job.precision == "fp16" and run.device.type == "cpu":
@@ -30,21 +30,20 @@ def announce_start(job: TrainJob, training: Training, first: bool) -> None:
         )
     # Also where an earlier process left events but no checkpoint: a resume takes back what came after its step.
     event = "start" if first else "resume"
-    run.report.log(event, step=state.step, epoch=state.step / run.steps_per_epoch, values={"seed": job.seed})
+    run.log(event, state.step, {"seed": job.seed})
     announce_sparsity(training)
 
 
 def announce_early_end(training: Training) -> None:
     """That and why a run ended before its last step."""
     run, state = training.run, training.state
-    if state.step == run.total_steps:
+    if state.step == run.steps.total:
         return
     best = (
         "no score was finite" if state.best is None else f"the best {state.best.name} is that of step {state.best_step}"
     )
-    logger.info("train.patience: the run ends after step %d of %d; %s", state.step, run.total_steps, best)
-    epoch = state.step / run.steps_per_epoch
-    run.report.log("early_end", step=state.step, epoch=epoch, values={"best_step": state.best_step})
+    logger.info("train.patience: the run ends after step %d of %d; %s", state.step, run.steps.total, best)
+    run.log("early_end", state.step, {"best_step": state.best_step})
 
 
 def announce_sparsity(training: Training) -> None:
@@ -58,4 +57,4 @@ def announce_sparsity(training: Training) -> None:
         layers = sparsity(model, names)
         zeros = {"zeros": total(layers).zeros, "share": total(layers).share}
         values = {"weights": weights, **zeros, "layers": {layer.name: layer.share for layer in layers}}
-        run.report.log("sparsity", step=state.step, epoch=state.step / run.steps_per_epoch, values=values)
+        run.log("sparsity", state.step, values)

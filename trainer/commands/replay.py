@@ -8,12 +8,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.builders.training import RunOutputs, build_training
+from trainer.builders.training import build_training
 from trainer.checkpoint.store import Snapshot
 from trainer.config.jobs import TrainJob
-from trainer.divergence import DivergenceReport
 from trainer.errors import DivergedError, Interrupted
 from trainer.loop import fit
+from trainer.run import DivergenceReport, RunOutputs
 
 
 @dataclass

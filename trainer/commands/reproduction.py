@@ -14,7 +14,7 @@ from trainer.commands.replay import Replay, replay
 from trainer.config.jobs import TrainJob, VerifyJob
 from trainer.config.policy import differences
 from trainer.config.stored import job_from_text
-from trainer.divergence import read_bundle
+from trainer.divergence import read_divergence
 from trainer.layout import CONFIG, METRICS, STATE
 from trainer.report import jsonl
 
@@ -76,7 +76,7 @@ def check_divergence(job: VerifyJob, bundle: Path, before: Path | None) -> list[
     Raises:
         CheckpointError: The bundle or the checkpoint cannot be used.
     """
-    stored, text, checkpoint = read_bundle(bundle)
+    stored, text, checkpoint = read_divergence(bundle)
     # A run that diverged before its first checkpoint may have been started anew in the same folder.
     first = None if before is None or checkpoint is None else load_folder(before)
     found = replay(_train_job(job, text), text, first, stored.step).findings

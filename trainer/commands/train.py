@@ -31,8 +31,8 @@ from trainer.signals import StopSignals
 if TYPE_CHECKING:
     from trainer.builders.training import Training
     from trainer.checkpoint.store import Saver, Snapshot
-    from trainer.divergence import DivergenceReport
     from trainer.report.reports import Sink
+    from trainer.run import DivergenceReport
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +96,12 @@ def _run(
     signals: StopSignals,
     notes: list[str],
 ) -> None:
-    from trainer.builders.training import RunOutputs, build_training
+    from trainer.builders.training import build_training
     from trainer.checkpoint.store import Saver, Store
     from trainer.loop import fit
     from trainer.report.logs import run_logs
     from trainer.report.reports import Reports
+    from trainer.run import RunOutputs
 
     console = open_console(job.logger.console)
     first = not (folder / METRICS).exists()
@@ -126,14 +127,14 @@ def _run(
         # It can start: until here nothing of a run that is resumed has changed, and nothing of a new one is there.
         (folder / CONFIG).write_text(text, encoding="utf-8")
         write_log()
-        reports.add(*_sinks(job, folder, console, training.run.total_steps))
+        reports.add(*_sinks(job, folder, console, training.run.steps.total))
         announce_start(job, training, first)
         if job.logger.console != "none":
             table(console, "data", *training.data_report.table())
         with signals.deferred():
-            fit(training.run, training.state, signals.stopping)
+            fit(training.run, training.state, signals.should_stop)
         saver.close()
-        signals.raise_if_stopping()
+        signals.raise_if_received()
         announce_early_end(training)
         announce_sparsity(training)
         _finish(job, folder, training, console)
@@ -141,12 +142,12 @@ def _run(
 
 def _find_lr(job: TrainJob, folder: Path) -> float:
     """The learning rate by a range test; its curve is kept in `lr_range.json`."""
-    from trainer.builders.range_test import range_test, steepest
+    from trainer.builders.range_test import range_test, steepest_lr
 
     curve = range_test(job)
     (folder / LR_RANGE).write_text(json.dumps(vars(curve)) + "\n", encoding="utf-8")
     # Two digits: the rest is noise, and it is to be read in the config.
-    lr = float(f"{steepest(curve):.1e}")
+    lr = float(f"{steepest_lr(curve):.1e}")
     logger.info("optimizer.lr=auto: %g, where the loss fell fastest; the curve: %s", lr, folder / LR_RANGE)
     return lr
 
@@ -165,7 +166,7 @@ def _sinks(job: TrainJob, folder: Path, console: Console, total_steps: int) -> I
 def _keep_findings(findings: DivergenceReport, text: str, folder: Path, saver: Saver) -> str:
     """Writes what is known of a step that diverged into the run folder; the line of the message that says where."""
     from trainer.checkpoint.listing import find_newest_intact
-    from trainer.divergence import write_bundle
+    from trainer.divergence import write_divergence
 
     try:
         saver.close()
@@ -174,7 +175,7 @@ def _keep_findings(findings: DivergenceReport, text: str, folder: Path, saver: S
     bundle = folder / DIVERGED / step_name(findings.step)
     try:
         before = find_newest_intact(folder / CHECKPOINTS, below=findings.step)
-        write_bundle(bundle, findings, text, None if before is None else f"{CHECKPOINTS}/{before.folder.name}")
+        write_divergence(bundle, findings, text, None if before is None else f"{CHECKPOINTS}/{before.folder.name}")
     except (OSError, CheckpointError) as error:
         return f"  What was found could not be kept: {error}"
     return f"  What was found: {bundle}. To replay it: trainer verify {argument('run', folder)}"
@@ -197,16 +198,14 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
     _, values = evaluate_split(best, split, best.encoded.splits[split], "fp32", {})
     run, state = training.run, training.state
     event = {"split": split, "weights": best.weights, "best_step": best.step, **values}
-    run.report.log("eval", step=state.step, epoch=state.step / run.steps_per_epoch, values=event)
+    run.log("eval", state.step, event)
     save_model(best)
     try:
         artifacts = export_trained(best, job.export, split)
     except ProofError:  # of an artifact; all else that the run has learnt is to be seen
         write_page(folder / REPORT, [results(str(folder))])
         raise
-    run.report.log(
-        "end", step=state.step, epoch=state.step / run.steps_per_epoch, values={"formats": [a.name for a in artifacts]}
-    )
+    run.log("end", state.step, {"formats": [artifact.name for artifact in artifacts]})
     if job.logger.console != "none":
         columns, rows = result_rows([(split, best, values)])
         table(console, f"{folder}", columns, rows)

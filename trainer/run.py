@@ -1,0 +1,142 @@
+"""What a training run is made of: its parts, its length, its validation, and where its output goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.checkpoint.store import Snapshot
+from trainer.ema import Ema
+from trainer.precision import Precision
+from trainer.protocols import Loader, Loss, Report, Schedule
+from trainer.prune.masks import Masks
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """The length of a run and its intervals, in optimizer steps.
+
+    Logging, evaluating and saving happen at every multiple of their interval and at the last step; None is never.
+
+    Attributes:
+        total: Steps of the run.
+        per_epoch: Steps of one pass over the data.
+        log_every: Steps between log lines.
+        eval_every: Steps between evaluations.
+        save_every: Steps between checkpoints; the best weights are saved in addition.
+        schedule_eval_every: Steps between the evaluations that a schedule needs which follows the metric.
+        patience: The run stops at the evaluation at which the best score is this many steps old; None never stops it.
+    """
+
+    total: int
+    per_epoch: int
+    log_every: int | None
+    eval_every: int | None
+    save_every: int | None
+    schedule_eval_every: int | None = None
+    patience: int | None = None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The evaluation that a run is monitored by.
+
+    Attributes:
+        evaluate: A model and its loss to the mean loss and the metrics on the validation split.
+        monitor: The metric that picks the best weights.
+        higher_is_better: The direction of that metric.
+    """
+
+    evaluate: Callable[[nn.Module, Loss], dict[str, float]]
+    monitor: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class DivergenceReport:
+    """The diagnosis of a step that diverged.
+
+    Attributes:
+        step: The step that was not completed or not saved, counted from 1 as in messages and events.
+        report: Its numbers as JSON; a float that is not finite is the string "nan", "inf" or "-inf".
+        batch: Inputs and target of each micro-batch, `<micro-batch>.inputs.<name>` and `<micro-batch>.target`.
+    """
+
+    step: int
+    report: dict[str, Any]
+    batch: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RunOutputs:
+    """Where the output of a run goes.
+
+    Attributes:
+        report: Receives the events.
+        save: Writes a checkpoint.
+        save_divergence: Saves the diagnosis of a step that diverged; returns a line for the message that says where.
+    """
+
+    report: Report
+    save: Callable[[Snapshot], None] = lambda snapshot: None
+    save_divergence: Callable[[DivergenceReport], str] = lambda divergence: ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of a training run.
+
+    Attributes:
+        model: The model that is trained.
+        loss: A sum over targets; the optimizer also trains its own parameters, if it has some.
+        optimizer: Each of its groups carries `initial_lr`, the base learning rate.
+        schedule: Step, counted from 0, to the factor on the base learning rates.
+        unfreeze: Makes parameters trainable that are frozen up to a step; called with the number of completed steps.
+        precision: Autocast and loss scaling.
+        ema: The averaged weights of the model, and of the loss if it has some; None is off.
+        masks: The weights of the model that are pruned and stay 0.
+        loader: The training data.
+        device: The device of the model and the batches.
+        max_grad_norm: Gradients with a larger 2-norm are scaled down to it; None never clips.
+        steps: The length of the run and its intervals.
+        validation: The evaluation that scores the weights.
+        outputs: Where events, checkpoints and the diagnosis of a divergence go.
+        documents: The text files that each checkpoint contains next to the state: config, task, architecture.
+        data_fingerprint: The fingerprint of the encoded data.
+    """
+
+    model: nn.Module
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    unfreeze: Callable[[int], None]
+    precision: Precision
+    ema: Ema | None
+    masks: Masks
+    loader: Loader
+    device: torch.device
+    max_grad_norm: float | None
+    steps: StepCounts
+    validation: Validation
+    outputs: RunOutputs
+    documents: Mapping[str, str]
+    data_fingerprint: str
+
+    def log(self, event: str, step: int, values: Mapping[str, Any]) -> None:
+        """Report an event at a step."""
+        self.outputs.report.log(event, step=step, epoch=step / self.steps.per_epoch, values=values)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the modules of the run by name: `model`, and if there are any `loss`, `ema` and `ema_loss`."""
+        modules = {"model": self.model}
+        if isinstance(self.loss, nn.Module):
+            modules["loss"] = self.loss
+        if self.ema is not None:
+            modules["ema"] = self.ema.module
+            if isinstance(self.ema.loss, nn.Module) and self.ema.loss is not self.loss:
+                modules["ema_loss"] = self.ema.loss
+        return modules
