@@ -35,11 +35,11 @@ from torch import Tensor, nn
 
 from trainer.builders.training import Training, build_training
 from trainer.config.compose import compose, plain, register_defaults
-from trainer.config.duration import to_steps
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import job_from_config
 from trainer.data.loader import Batches
 from trainer.data.plan import BatchIndices
+from trainer.durations import to_steps
 from trainer.loop import fit, update_weights
 from trainer.model.pooling import pool_samples
 from trainer.model.pretrained_loading import linear_head, quiet

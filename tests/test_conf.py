@@ -18,7 +18,7 @@ from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.jobs import BARE_GROUPS, TrainJob
 from trainer.config.schema import own_keys
 from trainer.config.sections import DataKeys
-from trainer.config.signature import attribute
+from trainer.config.signatures import attribute
 from trainer.config.stored import config_text, job_from_config
 from trainer.evaluate import metric_directions
 from trainer.loop import fit

@@ -10,7 +10,7 @@ import pytest
 from tests.support.jobs import train, working_in, write_roles
 from trainer.cli import main
 from trainer.config.catalogue import catalogue, own_folder
-from trainer.config.signature import attribute
+from trainer.config.signatures import attribute
 
 LOSSES = catalogue([own_folder()]).options("loss")
 TASKS = {

@@ -11,7 +11,7 @@ from trainer.builders.instantiate import instantiate, locate, parameters
 from trainer.config import rules
 from trainer.config.catalogue import Catalogue, own_folder
 from trainer.config.parts import value_faults
-from trainer.config.signature import read
+from trainer.config.signatures import read
 from trainer.errors import ConfigError
 
 CATALOGUE = Catalogue((own_folder(),))

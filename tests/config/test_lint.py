@@ -322,3 +322,21 @@ class TestStoredRuns:
 def test_a_configuration_is_shown_also_where_values_are_missing() -> None:
     check_command("train", ["data=files", "--cfg", "job"])
     assert told("train", "data=files", "lr=1", "--cfg", "job")[0].startswith("lr: there is no such key")
+
+
+def test_declarations_of_parts_are_read_from_their_sources(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(elsewhere)
+    (elsewhere / "mine.py").write_text(
+        "from trainer.constraints import Count, Positive, Rule, validated\n"
+        "@validated(Rule('low <= high', key='low', problem='must not be greater than high ({high})'))\n"
+        "def loss(scale: Positive, low: Count, high: Count): raise SystemExit('imported')\n"
+    )
+    arguments = ["optimizer=sgd", "optimizer.nesterov=true", "optimizer.momentum=0", "optimizer.lr=-1"]
+    with pytest.raises(ConfigError) as caught:
+        check_command("train", [*arguments, "loss._target_=mine.loss", "+loss.scale=0", "+loss.low=3", "+loss.high=2"])
+    assert sorted(caught.value.messages) == [
+        "loss.low: must not be greater than high (2), got 3.",
+        "loss.scale: must be greater than 0, got 0.",
+        "optimizer.lr: must be greater than 0, got -1.",
+        "optimizer.nesterov: needs momentum greater than 0, got True.",
+    ]

@@ -11,7 +11,6 @@ ENCODER = {"_target_": "trainer.model.text_encoder.TextEncoder", "dim": 8, "head
 L1 = {"_target_": "trainer.prune.l1.l1", "_partial_": True, "amount": 0.3, "targets": None}
 LN = L1 | {"_target_": "trainer.prune.ln.ln", "n": 2, "dim": 0}
 TOGETHER = L1 | {"_target_": "trainer.prune.global_magnitude.global_magnitude"}
-SGD = {"_target_": "trainer.optimizer.sgd.sgd", "momentum": 0.0, "nesterov": True}
 UNSUPERVISED = {"supervision": "none", "evaluate_pairs": False, "threshold": None}
 
 
@@ -36,7 +35,6 @@ UNSUPERVISED = {"supervision": "none", "evaluate_pairs": False, "threshold": Non
         ({"task": {"channels": "auto", "mean": [0.5]}}, "task.mean: needs a number of channels beside it"),
         ({"task": {"channels": 3, "std": [0.5]}}, "task.std: must be auto, or one number for each of the 3 channels"),
         ({"task": {"size": [28]}}, "task.size: must be auto, pixels, or a list of height and width"),
-        ({"optimizer": SGD}, "optimizer.nesterov: needs optimizer.momentum above 0, got True."),
         ({"loss": {"weight": []}}, "loss.weight: must not be empty, got []."),
         ({"loss": {"ignore_index": 1}}, "loss.ignore_index: is a target that means something, got 1. Use a negative"),
     ],
@@ -61,7 +59,6 @@ def test_each_fault_alone(config: dict[str, Any], told: str) -> None:
         {"task": UNSUPERVISED, "model": {"_target_": "trainer.model.pretrained.Pretrained", "path": "a/b"}},
         {"task": UNSUPERVISED, "model": {"_target_": "mine.Model"}},
         {"task": UNSUPERVISED | {"supervision": "pairs"}, "model": ENCODER | {"dropout": 0.0}},
-        {"optimizer": SGD | {"_target_": "trainer.optimizer.muon.muon"}},
     ],
 )
 def test_what_is_allowed(config: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from typing import get_args
 import pytest
 
 from trainer.config import jobs, schema, sections
-from trainer.config.annotations import fits
+from trainer.constraints import fits_type
 from trainer.protocols import Batching
 
 
@@ -14,7 +14,7 @@ def test_every_default_fits_and_every_key_is_explained(kind: type) -> None:
     for name, annotation in schema.keys(kind).items():
         assert schema.doc(kind, name)
         if name not in {*schema.groups(kind), *schema.sections(kind)}:
-            assert fits(defaults[name], annotation), name
+            assert fits_type(defaults[name], annotation), name
 
 
 def test_what_a_verb_alone_has_comes_before_what_it_shares() -> None:
@@ -31,7 +31,7 @@ def test_what_is_in_no_section_is_no_key() -> None:
 
 def test_the_layouts_are_those_of_the_loader() -> None:
     annotation = schema.keys(sections.LoaderSection)["batching"]
-    assert [name for name in get_args(Batching) if not fits(name, annotation)] == []
+    assert [name for name in get_args(Batching) if not fits_type(name, annotation)] == []
     assert annotation.count("'") + annotation.count('"') == 2 * len(get_args(Batching))
 
 

@@ -61,7 +61,7 @@ def test_help_shows_every_key_of_an_option(option: str) -> None:
         (["decode=sample", "decode.top_k=-1"], "decode.top_k", "-1"),
         (["decode.repetition_penalty=0"], "decode.repetition_penalty", "0"),
         (["decode.temperature=2"], "decode.temperature", "beam_sample"),
-        (["decode.stop=['']"], "decode.stop", "empty string"),
+        (["decode.stop=['']"], "decode.stop", "empty"),
         (["decode.stop=end"], "decode.stop", "list"),
         (["decode=bean"], "decode", "beam"),
         (["explain=0"], "explain", "0"),

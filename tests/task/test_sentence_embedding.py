@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.support.predictions import answers
-from trainer.config.signature import attribute
+from trainer.config.signatures import attribute
 from trainer.data.loader import Batches
 from trainer.data.plan import BatchIndices
 from trainer.errors import ConfigError, DataError, RowError

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from trainer.builders.instantiate import in_group, instantiate
 from trainer.capture import MASKS, load_weights, select_weights
 from trainer.checkpoint.store import Snapshot
-from trainer.config.duration import to_steps
 from trainer.config.jobs import TrainJob
 from trainer.config.schema import own_keys
 from trainer.config.sections import LoraKeys, ModelKeys, PruneKeys
 from trainer.data.loader import Batches
 from trainer.data.plan import BatchIndices
+from trainer.durations import to_steps
 from trainer.errors import ConfigError, format_error
 from trainer.export.cases import traced_inputs
 from trainer.model.features import FeatureExtractor

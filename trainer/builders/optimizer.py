@@ -11,10 +11,10 @@ from torch import nn
 
 from trainer.builders.instantiate import in_group, instantiate, locate, parameters
 from trainer.config import schema
-from trainer.config.duration import to_steps
 from trainer.config.jobs import TrainJob
 from trainer.config.schema import own_keys
 from trainer.config.sections import OptimizerKeys
+from trainer.durations import to_steps
 from trainer.errors import ConfigError, format_error
 from trainer.optimizer.parameter_groups import hidden_matrix_names, layer_indices, make_parameter_groups, no_decay_names
 from trainer.protocols import Loss, Schedule

@@ -31,11 +31,11 @@ from trainer.builders.optimizer import build_optimizer, build_schedule
 from trainer.capture import restore
 from trainer.checkpoint.store import Snapshot
 from trainer.config import schema
-from trainer.config.duration import to_steps
 from trainer.config.jobs import TrainJob
 from trainer.config.pairing import NO_METRIC
 from trainer.data.checks import DataReport
 from trainer.data.encode import Encoded
+from trainer.durations import to_steps
 from trainer.ema import Ema
 from trainer.errors import CheckpointError, ConfigError, did_you_mean, format_error, raise_if_any
 from trainer.evaluate import evaluate, metric_directions

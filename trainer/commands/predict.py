@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.commands.folders import argument, existing_run_folder
 from trainer.config.jobs import PredictJob
-from trainer.config.signature import attribute
+from trainer.config.signatures import attribute
 from trainer.config.stored import exported_config, load_stored_config
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
 from trainer.export.script import RUN

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.commands.folders import argument, existing_run_folder, named_checkpoint
 from trainer.config.jobs import GenerateJob
-from trainer.config.signature import attribute
+from trainer.config.signatures import attribute
 from trainer.config.stored import exported_config, job_from_text, load_stored_config
 from trainer.data.utf8 import first_line
 from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any

@@ -26,7 +26,10 @@ def faults(config: Mapping[str, Any], keys: Keys) -> list[str]:
             found.append(format_error(name, "is needed"))
         else:
             found += value_faults(name, value, annotation)
-    return [*found, *rules.faults(config), *pairing.faults(config, keys.catalogue)]
+    # One message a key: a part's own declarations come first.
+    reported = {fault.partition(":")[0] for fault in found}
+    further = [fault for fault in rules.faults(config) if fault.partition(":")[0] not in reported]
+    return [*found, *further, *pairing.faults(config, keys.catalogue)]
 
 
 def _section_faults(name: str, section: Any, kind: type, keys: Keys) -> Iterable[str]:

@@ -9,9 +9,9 @@ from typing import Any
 
 from trainer.config import schema
 from trainer.config.bounds import value_at
-from trainer.config.duration import FORMS, parse
 from trainer.config.parts import value_faults
 from trainer.config.sections import LoraKeys
+from trainer.durations import FORMS, parse
 from trainer.errors import did_you_mean, format_error
 from trainer.optimizer.overrides import form_faults
 

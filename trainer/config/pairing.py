@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from trainer.config import signature
-from trainer.config.annotations import literals
+from trainer.config import signatures
 from trainer.config.catalogue import Catalogue
+from trainer.constraints import literals
 from trainer.errors import did_you_mean, format_error
 
 _PUBLISH = "trainer.export.artifacts.publish"
@@ -53,8 +53,8 @@ def format_faults(config: Mapping[str, Any]) -> Iterator[str]:
     target = task.get("_target_") if isinstance(task, Mapping) else None
     if not isinstance(formats, list) or _CACHE not in formats or not str(target).startswith("trainer."):
         return
-    if signature.attribute(str(target), "causal") is not True:
-        found = signature.read(_PUBLISH)
+    if signatures.attribute(str(target), "causal") is not True:
+        found = signatures.read(_PUBLISH)
         fitting = [name for name in literals(found.annotations["formats"]) if name != _CACHE] if found else []
         problem = f"{_CACHE} is of causal language models, and the task is {_named(config, 'task')}"
         yield format_error("export.formats", problem, f"These fit: {', '.join(fitting)}", value=formats)
@@ -98,11 +98,11 @@ def _causality(config: Mapping[str, Any]) -> Iterator[str]:
 def _attribute(config: Mapping[str, Any], group: str, name: str) -> Any:
     part = config.get(group)
     target = part.get("_target_") if isinstance(part, Mapping) else None
-    return signature.attribute(target, name) if isinstance(target, str) else None
+    return signatures.attribute(target, name) if isinstance(target, str) else None
 
 
 def _read(catalogue: Catalogue, option: str, name: str, group: str = "model") -> Collection[str]:
-    return signature.attribute(str(catalogue.content(group, option).get("_target_")), name) or ()
+    return signatures.attribute(str(catalogue.content(group, option).get("_target_")), name) or ()
 
 
 def _named(config: Mapping[str, Any], group: str = "loss") -> str:

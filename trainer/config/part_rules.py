@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trainer.config import signature
+from trainer.config import signatures
 from trainer.config.bounds import is_number, value_at
 from trainer.errors import format_error
 
@@ -20,7 +20,6 @@ def faults(config: Mapping[str, Any]) -> Iterator[str]:
     yield from _clusters(config)
     yield from _rates(config)
     yield from _pruned(config)
-    yield from _decoding(config)
 
 
 def _shares(config: Mapping[str, Any]) -> Iterator[str]:
@@ -76,7 +75,7 @@ def _supervision(config: Mapping[str, Any]) -> Iterator[str]:
 def _draws(model: Mapping[str, Any]) -> bool:
     """Whether a model computes something else each time it is trained, as far as the configuration tells."""
     target = str(model.get("_target_"))
-    known = signature.attribute(target, "inputs") is not None and "path" not in model
+    known = signatures.attribute(target, "inputs") is not None and "path" not in model
     return not known or bool(model.get("dropout")) or bool(value_at(model, "lora.dropout"))
 
 
@@ -122,9 +121,6 @@ def _rates(config: Mapping[str, Any]) -> Iterator[str]:
     if value_at(config, "optimizer.lr") == "auto" and own:
         problem = "auto measures one rate for all, and optimizer.overrides sets others"
         yield format_error("optimizer.lr", problem, "Give a number, or leave lr out of the overrides", value="auto")
-    is_sgd = value_at(config, "optimizer._target_") == "trainer.optimizer.sgd.sgd"
-    if is_sgd and value_at(config, "optimizer.nesterov") is True and value_at(config, "optimizer.momentum") == 0:
-        yield format_error("optimizer.nesterov", "needs optimizer.momentum above 0", value=True)
 
 
 def _pruned(config: Mapping[str, Any]) -> Iterator[str]:
@@ -157,7 +153,7 @@ def _pruned(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _axes(model: Mapping[str, Any]) -> int:
     """The most axes that a weight has: those of 2-d convolutions, unless our own model reads no images."""
-    inputs: Sequence[str] = signature.attribute(str(model.get("_target_")), "inputs") or ("images",)
+    inputs: Sequence[str] = signatures.attribute(str(model.get("_target_")), "inputs") or ("images",)
     return 4 if "images" in inputs or "path" in model else 2
 
 
@@ -168,16 +164,6 @@ def _smallest(prune: Mapping[str, Any], model: Mapping[str, Any]) -> int | None:
     if together or "heads" not in model or not isinstance(dim, int) or not isinstance(hidden, int):
         return None
     return min(dim, hidden) * (1 if "dim" in prune else dim)
-
-
-def _decoding(config: Mapping[str, Any]) -> Iterator[str]:
-    for key, limit in (("min_new_tokens", "max_new_tokens"), ("num_return", "num_beams")):
-        value, most = value_at(config, f"decode.{key}"), value_at(config, f"decode.{limit}")
-        if isinstance(value, int) and isinstance(most, int) and value > most:
-            yield format_error(f"decode.{key}", f"must not be above decode.{limit} ({most})", value=value)
-    stop = value_at(config, "decode.stop")
-    if isinstance(stop, list) and "" in stop:
-        yield format_error("decode.stop", "holds an empty string, which every text does", value=stop)
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

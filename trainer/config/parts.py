@@ -6,11 +6,19 @@ from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from trainer.config import schema, signature
-from trainer.config.annotations import expected, fits, forms, items, literals
+from trainer.config import schema, signatures
 from trainer.config.catalogue import Catalogue
 from trainer.config.keys import Keys
-from trainer.config.own_parts import own_part_fault
+from trainer.constraints import (
+    broken_rules,
+    describe,
+    fits_type,
+    forms,
+    is_constrained,
+    literals,
+    mapping_item,
+    value_problems,
+)
 from trainer.errors import did_you_mean, format_error
 
 OWN = "trainer."
@@ -22,20 +30,22 @@ HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_", "_a
 def value_faults(path: str, value: Any, annotation: str) -> list[str]:
     """What is wrong with a value that `annotation` is to hold."""
     if value == "???":
-        return [format_error(path, "a value is needed", f"Give {path}=<{expected(annotation)}>")]
+        return [format_error(path, "a value is needed", f"Give {path}=<{describe(annotation)}>")]
     # An interpolation that is still there has been told of already.
-    if "${" in str(value) or fits(value, annotation):
+    if "${" in str(value):
         return []
-    if isinstance(value, Mapping) and value and (inner := items(annotation)):
+    if fits_type(value, annotation):
+        return value_problems(path, value, annotation)
+    if isinstance(value, Mapping) and value and (inner := mapping_item(annotation)):
         return [fault for key, item in value.items() for fault in value_faults(f"{path}.{key}", item, inner)]
     remedy = forms(annotation)
-    if isinstance(value, str) and fits([value], annotation):
+    if isinstance(value, str) and fits_type([value], annotation):
         remedy = f"Write {path}=[{value}]"
     known = literals(annotation)
     wrong = [item for item in (value if isinstance(value, list) else [value]) if item not in known]
     if wrong and isinstance(wrong[0], str) and did_you_mean(wrong[0], known).startswith("Did you mean"):
         remedy = did_you_mean(wrong[0], known)
-    return [format_error(path, f"must be {expected(annotation)}", remedy, value=value)]
+    return [format_error(path, f"must be {describe(annotation)}", remedy, value=value)]
 
 
 def part_faults(group: str, part: Any, keys: Keys) -> list[str]:
@@ -68,18 +78,22 @@ def _own_faults(group: str, part: Mapping[str, Any], keys: Keys) -> list[str]:
     if not target.startswith(OWN):
         return _foreign_faults(group, part, target)
     try:
-        found = signature.read(target)
+        found = signatures.read(target)
     except LookupError as error:
         return [format_error(f"{group}._target_", "names nothing", str(error), value=target)]
     if found is None:
         return []
-    faults = []
+    faults: list[str] = []
+    bad: set[str] = set()
     for key, value in part.items():
         path = f"{group}.{key}"
         annotation = "Any" if key in HYDRA_KEYS else found.annotation(str(key))
         if path == _MEASURED and annotation is not None:
             annotation += " | Literal['auto']"
-        faults += [keys.unknown(path, value)] if annotation is None else value_faults(path, value, annotation)
+        wrong = [keys.unknown(path, value)] if annotation is None else value_faults(path, value, annotation)
+        faults += wrong
+        bad |= {str(key)} if wrong else set()
+    faults += broken_rules(part, found.rules, prefix=f"{group}.", skip=frozenset(bad))
     return [*faults, *_left_out(group, part, target, found, keys.catalogue), *_inner_faults(group, part, keys)]
 
 
@@ -101,13 +115,30 @@ def _foreign_faults(group: str, part: Mapping[str, Any], target: str) -> list[st
     if find_spec(package) is None:
         remedy = "Packages are looked for in the working directory and where Python finds them"
         missing.append([format_error(f"{group}._target_", f"there is no package {package}", remedy, value=target)])
-    elif fault := own_part_fault(target):
-        missing.append([format_error(f"{group}._target_", *fault, value=target)])
+    else:
+        missing.append(_user_faults(group, part, target))
     return [fault for faults in missing for fault in faults]
 
 
+def _user_faults(group: str, part: Mapping[str, Any], target: str) -> list[str]:
+    """What is wrong with a part of the working directory: its name, and what it declares of its arguments."""
+    try:
+        found = signatures.read(target)
+    except LookupError as error:
+        return [format_error(f"{group}._target_", str(error).rstrip("."), value=target)]
+    if found is None:
+        return []
+    declared = {key: found.annotation(str(key)) or "Any" for key in part if key not in HYDRA_KEYS}
+    wrong = {
+        key: value_faults(f"{group}.{key}", part[key], text) for key, text in declared.items() if is_constrained(text)
+    }
+    bad = frozenset(str(key) for key, faults in wrong.items() if faults)
+    faults = [fault for faults in wrong.values() for fault in faults]
+    return faults + broken_rules(part, found.rules, prefix=f"{group}.", skip=bad)
+
+
 def _left_out(
-    group: str, part: Mapping[str, Any], target: str, found: signature.Signature, catalogue: Catalogue
+    group: str, part: Mapping[str, Any], target: str, found: signatures.Signature, catalogue: Catalogue
 ) -> list[str]:
     option = catalogue.option_of(group, target)
     return [
@@ -116,7 +147,7 @@ def _left_out(
     ]
 
 
-def _lacking(group: str, part: Mapping[str, Any], found: signature.Signature, catalogue: Catalogue) -> dict[str, Any]:
+def _lacking(group: str, part: Mapping[str, Any], found: signatures.Signature, catalogue: Catalogue) -> dict[str, Any]:
     """Required parameters that the target's own option gives and this part does not, as that option gives them."""
     option = catalogue.option_of(group, str(part["_target_"]))
     written = catalogue.content(group, option) if option else {}
@@ -129,7 +160,7 @@ def completed(group: str, part: Mapping[str, Any], catalogue: Catalogue) -> dict
     if not isinstance(target, str) or not target.startswith(OWN):
         return dict(part)
     try:
-        found = signature.read(target)
+        found = signatures.read(target)
     except LookupError:
         return dict(part)
     return dict(part) if found is None else {**part, **_lacking(group, part, found, catalogue)}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trainer.config import bounds, entries, part_rules, source_rules
-from trainer.config.duration import Duration, parse
+from trainer.durations import Duration, parse
 from trainer.errors import format_error
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")

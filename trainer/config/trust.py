@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from trainer.config import signature
+from trainer.config import signatures
 from trainer.errors import format_error
 
 LIBRARIES = ("torch.optim", "torch.nn", "transformers", "torchmetrics")
@@ -48,7 +48,7 @@ def _is_named(target: str, packages: Sequence[str]) -> bool:
 
 
 def _is_known(target: str) -> bool:
-    return signature.defines(target) or _is_library_class(target)
+    return signatures.defines(target) or _is_library_class(target)
 
 
 def _is_library_class(target: str) -> bool:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.constraints import Count, Finite, Rule, validated
 from trainer.decode.generation import Continuation, Prompt
 from trainer.decode.kv_cache import DecodingSession
 from trainer.decode.search import BeamSearch, Choose, DecodingStrategy, choose_best
 
 
 @dataclass(frozen=True, kw_only=True)
+@validated(
+    Rule("num_return <= num_beams", key="num_return", problem="must not be greater than num_beams ({num_beams})")
+)
 class Beam(DecodingStrategy):
     """Search continuations with several beams; one beam is greedy decoding.
 
@@ -24,10 +28,10 @@ class Beam(DecodingStrategy):
         num_return: Number of continuations, at most `num_beams`.
     """
 
-    num_beams: int
-    length_penalty: float
+    num_beams: Count
+    length_penalty: Finite
     early_stopping: bool | Literal["never"]
-    num_return: int
+    num_return: Count
 
     def __call__(self, session: DecodingSession, prompt: Prompt) -> list[Continuation]:
         """Return the `num_return` best continuations of a prompt, the best first; the session must be new."""

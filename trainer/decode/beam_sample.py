@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trainer.constraints import NonNegativeInt, Positive, PositiveToOne, Seed
 from trainer.decode.beam import Beam
 from trainer.decode.generation import Continuation, Prompt
 from trainer.decode.kv_cache import DecodingSession
@@ -26,10 +27,10 @@ class BeamSample(Beam):
         seed: Seed of the random generator.
     """
 
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int
+    temperature: Positive
+    top_k: NonNegativeInt
+    top_p: PositiveToOne
+    seed: Seed
 
     def __call__(self, session: DecodingSession, prompt: Prompt) -> list[Continuation]:
         """Return the `num_return` best continuations of a prompt, the best first; the session must be new."""

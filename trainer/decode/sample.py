@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trainer.constraints import Count, NonNegativeInt, Positive, PositiveToOne, Seed
 from trainer.decode.generation import Continuation, Prompt
 from trainer.decode.kv_cache import DecodingSession
 from trainer.decode.processors import Processor, sampling_processors
@@ -24,11 +25,11 @@ class Sample(DecodingStrategy):
         seed: Seed of the random generator.
     """
 
-    temperature: float
-    top_k: int
-    top_p: float
-    num_return: int
-    seed: int
+    temperature: Positive
+    top_k: NonNegativeInt
+    top_p: PositiveToOne
+    num_return: Count
+    seed: Seed
 
     def __call__(self, session: DecodingSession, prompt: Prompt) -> list[Continuation]:
         """Return `num_return` continuations of a prompt; the session must be new."""

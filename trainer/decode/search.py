@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.constraints import Count, NonEmptyStr, NonNegativeInt, Positive, Rule, validated
 from trainer.decode.generation import Continuation, Prompt, StoppingCriteria
 from trainer.decode.kv_cache import DecodingSession
 from trainer.decode.processors import Processor, ban_repeated_ngrams, ban_token_before, penalize_repetition
@@ -28,6 +29,13 @@ _IMPOSSIBLE: Final = _OUT / 2
 
 
 @dataclass(frozen=True, kw_only=True)
+@validated(
+    Rule(
+        "min_new_tokens <= max_new_tokens",
+        key="min_new_tokens",
+        problem="must not be greater than max_new_tokens ({max_new_tokens})",
+    )
+)
 class DecodingStrategy:
     """The options of all strategies.
 
@@ -42,11 +50,11 @@ class DecodingStrategy:
         stop: Strings that end the text.
     """
 
-    max_new_tokens: int
-    min_new_tokens: int
-    repetition_penalty: float
-    no_repeat_ngram: int
-    stop: list[str]
+    max_new_tokens: Count
+    min_new_tokens: NonNegativeInt
+    repetition_penalty: Positive
+    no_repeat_ngram: NonNegativeInt
+    stop: list[NonEmptyStr]
 
     def processors(self, prompt: Prompt) -> list[Processor]:
         """Return the score processors; options without an effect have none."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer.constraints import BelowOne, NonNegative, Probability, validated
 from trainer.errors import ConfigError, format_error, raise_if_any
 from trainer.loss.classification import (
     check_class_targets,
@@ -19,7 +20,6 @@ from trainer.loss.classification import (
     weight_faults,
 )
 from trainer.loss.multilabel import ignore_index_faults, label_entries, positive_shares, smoothed
-from trainer.ranges import below_one, not_negative, share
 from trainer.targets import check_multi_hot
 
 _LABEL_ALPHA = 0.25
@@ -61,11 +61,12 @@ class Focal(nn.Module):
     alpha: Tensor | None
     label_alpha: Tensor | None
 
+    @validated()
     def __init__(
         self,
-        gamma: float,
-        alpha: float | list[float] | Literal["auto", "effective_number"] | None,
-        label_smoothing: float,
+        gamma: NonNegative,
+        alpha: Probability | list[float] | Literal["auto", "effective_number"] | None,
+        label_smoothing: BelowOne,
         ignore_index: int,
         class_counts: list[int] | None = None,
         num_outputs: int | None = None,
@@ -74,12 +75,10 @@ class Focal(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes_of(class_counts, num_outputs)
-        faults = [not_negative("gamma", gamma), below_one("label_smoothing", label_smoothing)]
         if isinstance(alpha, int | float):
-            raise_if_any(*faults, share("alpha", alpha))
             self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float32), persistent=False)
         else:
-            raise_if_any(*faults, *weight_faults("alpha", alpha, class_counts, self.num_classes, largest=1.0))
+            raise_if_any(*weight_faults("alpha", alpha, class_counts, self.num_classes, largest=1.0))
             self.register_buffer("alpha", class_weights(alpha, class_counts), persistent=False)
         self.register_buffer("label_alpha", self._positive_share(alpha, class_counts, num_train), persistent=False)
         self.gamma = gamma

@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 
-from trainer.errors import format_error, raise_if_any
+from trainer.constraints import BelowOne, NonNegative, Positive, Rule, validated
 from trainer.optimizer.parameter_groups import can_fuse
-from trainer.ranges import below_one, not_negative, positive
 
 
+@validated(Rule("momentum > 0 or not nesterov", key="nesterov", problem="needs momentum greater than 0"))
 def sgd(
     params: list[dict[str, Any]],
-    lr: float,
-    momentum: float,
+    lr: Positive,
+    momentum: BelowOne,
     nesterov: bool,
-    weight_decay: float,
+    weight_decay: NonNegative,
 ) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum (Sutskever et al. 2013, https://proceedings.mlr.press/v28/sutskever13).
 
@@ -30,11 +30,5 @@ def sgd(
     Raises:
         ConfigError: A value is out of range, or `nesterov` is on without momentum.
     """
-    raise_if_any(
-        positive("lr", lr),
-        below_one("momentum", momentum),
-        format_error("nesterov", "needs a momentum above 0", value=nesterov) if nesterov and momentum == 0 else None,
-        not_negative("weight_decay", weight_decay),
-    )
     fused = can_fuse(params) or None
     return torch.optim.SGD(params, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused)

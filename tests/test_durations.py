@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config.duration import Duration, parse, to_steps
+from trainer.durations import Duration, parse, to_steps
 from trainer.errors import ConfigError
 
 
