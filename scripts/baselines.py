@@ -30,8 +30,7 @@ from trainer.config.jobs import TrainJob
 from trainer.config.schema import own_keys
 from trainer.config.sections import DataKeys
 from trainer.config.stored import job_from_config
-from trainer.data.loader import Batches
-from trainer.data.plan import BatchIndices
+from trainer.data.batches import Batches, BatchIndices
 from trainer.protocols import Batch, Task
 
 CONF = Path(__file__).parent.parent / "conf"

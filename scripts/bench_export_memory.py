@@ -117,7 +117,7 @@ def _task() -> tuple[Any, list[Any], list[dict[str, str]]]:
     """A classification of short texts, two batches of it, and samples as their source gives them."""
     from datasets import Dataset
 
-    from trainer.data.loader import columns
+    from trainer.data.batches import arrow_columns
     from trainer.sample_rng import SampleRng
     from trainer.task.text_classification import TextClassification
 
@@ -130,7 +130,7 @@ def _task() -> tuple[Any, list[Any], list[dict[str, str]]]:
     made = []
     for start in (0, 8):
         ids = tuple(range(start, start + 8))
-        made.append(task.collate(columns(encoded[list(ids)]), SampleRng(0, 0, ids, training=False), "padded"))
+        made.append(task.collate(arrow_columns(encoded[list(ids)]), SampleRng(0, 0, ids, training=False), "padded"))
     return task, made, [{"text": text, "label": label} for text, label in zip(texts[:4], labels[:4], strict=True)]
 
 

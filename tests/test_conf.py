@@ -147,7 +147,7 @@ def test_a_source_gives_what_it_says(name: str, folder: Path) -> None:
     assert made.fingerprint
     assert {"train", "validation", "test"} == splits.keys()
     assert all({*roles, "row"} <= {*rows.column_names} for rows in splits.values())
-    assert made.where("train", splits["train"]["row"][0])
+    assert made.describe_row("train", splits["train"]["row"][0])
 
 
 def test_an_export_is_a_function_with_its_settings() -> None:

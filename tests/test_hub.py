@@ -11,7 +11,7 @@ import datasets
 import pytest
 from huggingface_hub import constants
 
-from trainer.data.cells import NOUNS
+from trainer.data.cells import ROLE_NOUNS
 from trainer.data.hub import Hub
 from trainer.errors import ConfigError, DataError
 from trainer.hub import reachable
@@ -85,7 +85,7 @@ def test_no_library_tries_again_and_again(tmp_path: Path) -> None:
         load_tokenizer("own/name")
     with pytest.raises(ConfigError, match=r"^path: is no folder here, and the hub does not give it \(it cannot be"):
         read_config("own/name", {})
-    columns: dict[str, str | list[str] | None] = dict.fromkeys(NOUNS, "text")
+    columns: dict[str, str | list[str] | None] = dict.fromkeys(ROLE_NOUNS, "text")
     source = Hub(
         path="own/name",
         name=None,
@@ -96,5 +96,7 @@ def test_no_library_tries_again_and_again(tmp_path: Path) -> None:
         list_separator="|",
         cache_dir=str(tmp_path),
     )
-    with pytest.raises(DataError, match=r"^data\.path: .*, got 'own/name'\. Without a network, load it once elsewhere"):
+    with pytest.raises(
+        DataError, match=r"^data\.path: .*, got 'own/name'\. Without a network, load it on another machine"
+    ):
         source.load(("text", "label"))

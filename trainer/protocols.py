@@ -155,36 +155,49 @@ class HasTeacher(Protocol):
 
 
 class Source(Protocol):
-    """Raw data: splits of named columns (the group `data`).
-
-    Where it has it, this is used too: `alone(split, numeric)`, the source of one split, which reads nothing else, or
-    None where it cannot; `numeric` is what the task learnt of `features`, by name.
-    """
+    """Raw data: splits of named columns (the group `data`)."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the data changes; cheap, so that a cached encoding is found without loading."""
+        """Digest that changes when the data changes; cheap, so that a cached encoding is found without loading."""
         ...
 
     def load(self, roles: Sequence[str]) -> dict[str, Dataset]:
-        """Splits `train`, `validation` and, where there is one, `test`.
+        """Return the splits `train`, `validation` and, if there is one, `test`.
 
-        Their columns are those of `roles` that the source has, perhaps more, and `row` (int64), which says where each
-        row came from. What a role holds: `text`, `text_pair`, `positive`, `negative`, `label`: a string; `labels`,
-        `words`, `tags`: strings; `value`: numbers; `score`: a number; `features`: a number, a string or None by
-        name; `image`: `bytes` or `path` of an image file.
+        The columns of a split are the requested `roles` that the source has, possibly more, and `row` (int64), which
+        identifies the origin of each row. The value in each role: `text`, `text_pair`, `positive`, `negative`, `label`:
+        a string; `labels`, `words`, `tags`: strings; `value`: numbers; `score`: a number; `features`: a number, a
+        string or None by name; `image`: `bytes` or `path` of an image file.
 
         Raises:
-            DataError: The data cannot be read; file, row and column are named.
+            DataError: The data cannot be read; the message names the file, the row and the column.
         """
         ...
 
-    def where(self, split: str, row: int) -> str:
-        """Where a row came from, for a message: `my.csv, row 18`."""
+    def describe_row(self, split: str, row: int) -> str:
+        """Return the origin of a row for a message: `my.csv, row 18`."""
         ...
 
-    def column(self, role: str) -> str:
-        """How the user names what plays `role` (`text`, `label`), for a message: `data.label=category`."""
+    def describe_role(self, role: str) -> str:
+        """Return the user's name for the column of a role (`text`, `label`) for a message: `data.label=category`."""
+        ...
+
+
+@runtime_checkable
+class SeparableSource(Protocol):
+    """A `Source` that can read one split without the files of the others.
+
+    It repeats no member of `Source`: `isinstance` would compute the fingerprint, which reads all files.
+    """
+
+    def for_split(self, split: str, numeric: Mapping[str, bool]) -> Source | None:
+        """Return the source of one split; None if the split depends on the data of another one.
+
+        Args:
+            split: The split.
+            numeric: For each feature by name, True for numbers and False for texts, as the task learned from training.
+        """
         ...
 
 

@@ -30,7 +30,7 @@ def test_wrong_data_is_told_and_trained_on(tmp_path: Path) -> None:
 
     assert "train: 9.1 % duplicates, the first at position " in log
     assert "train: 9.1 % conflicting, the first at position " in log
-    assert "validation: 33.3 % leaked, the first at position 0; the same inputs as in another split" in log
+    assert "validation: 33.3 % leaked, the first at position 0; inputs that are also in another split" in log
 
 
 def test_strict_refuses_it_with_all_that_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +52,7 @@ def test_rows_that_are_left_out_are_told_of_each_time_and_strictly_refused(
     lines = [*(f"{text},{label}" for text, label in rows(80)), ",fruit", "  ,tool"]
     (tmp_path / "my.csv").write_text("\n".join(["text,label", *lines]), encoding="utf-8")
     job = ["data=files", f"data.train={tmp_path}/my.csv", f"data.cache_dir={tmp_path}/cache", "train.duration=1"]
-    told = f"data.train: rows without a text or a label are left out: 2, the first is {tmp_path}/my.csv, row 81"
+    told = f"data.train: dropped 2 rows without a text or a label; the first is {tmp_path}/my.csv, row 81"
     with working_in(tmp_path):
         for name in ("read", "cached"):
             assert train(tmp_path / name, *job) == 0

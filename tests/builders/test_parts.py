@@ -15,8 +15,8 @@ from trainer.builders.model import build_model, check_model
 from trainer.builders.optimizer import build_optimizer, build_schedule
 from trainer.builders.training import build_device, build_training, count_steps, select_monitor
 from trainer.config.jobs import TrainJob
+from trainer.data.batches import Batches
 from trainer.data.encode import Encoded
-from trainer.data.loader import Batches
 from trainer.errors import ConfigError
 from trainer.protocols import Task
 from trainer.run import RunOutputs

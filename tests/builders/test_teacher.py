@@ -13,8 +13,7 @@ from trainer.builders.data import build_encoded, build_task
 from trainer.builders.loss import load_teacher
 from trainer.cli import main
 from trainer.config.stored import job_from_text
-from trainer.data.loader import Batches
-from trainer.data.plan import BatchIndices
+from trainer.data.batches import Batches, BatchIndices
 from trainer.errors import ConfigError
 
 CPU = torch.device("cpu")

@@ -94,7 +94,8 @@ def test_rows_of_training_are_told_of(
 
     assert main(["eval", "run=run", "device=cpu", "data.test=new.csv"]) == 0
     assert [line for line in caplog.messages if "leaked" in line] == [
-        "test: 3.2 % leaked, the first at position 30; the same inputs as in another split: take them out of one"
+        "test: 3.2 % leaked, the first at position 30; inputs that are also in another split: "
+        "remove them from one of the two"
     ]
     assert main(["eval", "run=run", "device=cpu", "data.test=new.csv", "data.strict=true"]) == 6
     assert "data.strict: test: 3.2 % leaked" in capsys.readouterr().err

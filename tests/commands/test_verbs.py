@@ -192,8 +192,8 @@ def test_rare_labels_and_empty_texts_of_ones_own_file(tmp_path: Path, caplog: py
         assert train(tmp_path / "run", *data, "train.duration=2") == 0
 
     told = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert any("rows without a text or a label are left out: 2" in message for message in told)
-    assert any("rows with a label that fell to no training row are left out" in message for message in told)
+    assert any("dropped 2 rows without a text or a label" in message for message in told)
+    assert any("rows with a label that occurs in no training row" in message for message in told)
 
 
 def test_a_run_without_a_test_split_is_scored_on_validation(folder: Path, tmp_path: Path) -> None:

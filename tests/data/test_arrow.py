@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
-from trainer.data.arrow import ArrowSplit, classes_of, keep_classes, schema_of
+from trainer.data.splits import SplitWriter, _classes_in, drop_unseen_classes, split_schema
 
 ROWS: dict[str, list[Any]] = {
     "text": ["你好", "", "a"],
@@ -23,8 +23,8 @@ ROWS: dict[str, list[Any]] = {
 
 
 def write(path: Path, columns: dict[str, list[Any]]) -> None:
-    schema = schema_of(list(columns)[:-1], {"a": True, "b": False})
-    with ArrowSplit(path, schema) as split:
+    schema = split_schema(list(columns)[:-1], {"a": True, "b": False})
+    with SplitWriter(path, schema) as split:
         for values in zip(*columns.values(), strict=True):
             split.add(*values)
         assert split.num_rows == len(columns["row"])
@@ -63,16 +63,16 @@ def test_rows_with_other_classes_are_removed(tmp_path: Path, role: str, values: 
     path = tmp_path / "a.arrow"
     write(path, {role: values, "row": [10, 11, 12, 13]})
 
-    count, first = keep_classes(path, role, {"a", "b"})
+    count, first = drop_unseen_classes(path, role, {"a", "b"})
 
     (gone,) = set(range(4)) - set(kept)
     assert (count, first) == (1, 10 + gone)
     expected = {role: [values[position] for position in kept], "row": [10 + position for position in kept]}
     assert Dataset.from_file(str(path)).to_dict() == expected
-    assert keep_classes(path, role, {"a", "b"}) == (0, -1)
+    assert drop_unseen_classes(path, role, {"a", "b"}) == (0, -1)
     assert [file.name for file in tmp_path.iterdir()] == ["a.arrow"]
 
 
 def test_the_classes_of_a_value() -> None:
-    assert list(classes_of("ab")) == ["ab"]
-    assert list(classes_of(["a", "b"])) == ["a", "b"]
+    assert list(_classes_in("ab")) == ["ab"]
+    assert list(_classes_in(["a", "b"])) == ["a", "b"]

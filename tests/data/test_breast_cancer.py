@@ -14,9 +14,9 @@ def test_features_and_labels_are_those_of_scikit_learn() -> None:
 
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 459, "validation": 53, "test": 57}
     for sample in concatenate_datasets(list(splits.values())):
-        number = int(source.where("train", sample["row"]).removeprefix("breast_cancer, row ")) - 1
+        number = int(source.describe_row("train", sample["row"]).removeprefix("breast_cancer, row ")) - 1
         assert list(sample["features"]) == list(known.feature_names)
         assert np.array_equal(list(sample["features"].values()), known.data[number])
         assert sample["label"] == ["malignant", "benign"][known.target[number]]
-    assert source.column("label") == "the column label of data=breast_cancer"
+    assert source.describe_role("label") == "the column label of data=breast_cancer"
     assert source.fingerprint == BreastCancer().fingerprint

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.cells import NOUNS, REMEDIES, converter, is_number, key_of, lacks, number
+from trainer.data.cells import (
+    REMEDIES,
+    ROLE_NOUNS,
+    cell_parser,
+    describe_incomplete_rows,
+    is_number,
+    parse_number,
+    split_key,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +26,7 @@ from trainer.data.cells import NOUNS, REMEDIES, converter, is_number, key_of, la
     ],
 )  # fmt: skip
 def test_numbers_and_their_texts_are_numbers(cell: Any, value: float | None) -> None:
-    assert number(cell) == value
+    assert parse_number(cell) == value
 
 
 @pytest.mark.parametrize(
@@ -35,7 +43,7 @@ def test_numbers_and_their_texts_are_numbers(cell: Any, value: float | None) -> 
 )
 def test_what_is_no_number_is_refused(cell: Any, message: str) -> None:
     with pytest.raises(ValueError, match="expected a") as caught:
-        number(cell)
+        parse_number(cell)
 
     assert str(caught.value) == message
     assert is_number(cell) == ("finite" in message)
@@ -43,7 +51,7 @@ def test_what_is_no_number_is_refused(cell: Any, message: str) -> None:
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_number_survives_its_text(value: float) -> None:
-    assert number(repr(value)) == number(value) == value
+    assert parse_number(repr(value)) == parse_number(value) == value
     assert is_number(repr(value))
 
 
@@ -80,11 +88,11 @@ CELLS: list[tuple[str, Any, Any]] = [
 
 @pytest.mark.parametrize(("role", "cell", "value"), CELLS)
 def test_a_cell_becomes_the_value_of_its_role(role: str, cell: Any, value: Any) -> None:
-    assert converter(role, "|")(cell) == value
+    assert cell_parser(role, "|")(cell) == value
 
 
 def test_a_space_separates_at_any_white_space() -> None:
-    assert converter("tags", " ")(" O  B-A\tO ") == ["O", "B-A", "O"]
+    assert cell_parser("tags", " ")(" O  B-A\tO ") == ["O", "B-A", "O"]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +101,7 @@ def test_a_space_separates_at_any_white_space() -> None:
         ("text", ["a"], "expected a string, got list"),
         ("words", ["a", None], "one of the words or tags is empty"),
         ("words", ["a", ["b"]], "expected a string, got list"),
-        ("tags", "O B-A", r"a tag holds white space, got 'O B-A'; is data\.list_separator right\?"),
+        ("tags", "O B-A", r"a tag contains white space, got 'O B-A'; check data\.list_separator"),
         ("value", ["x"], "expected a number, got 'x'"),
         ("score", "x", "expected a number, got 'x'"),
         ("image", 1.5j, "expected a string, got complex"),
@@ -101,37 +109,39 @@ def test_a_space_separates_at_any_white_space() -> None:
 )
 def test_what_cannot_be_used_is_refused(role: str, cell: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
-        converter(role, "|")(cell)
+        cell_parser(role, "|")(cell)
 
 
 def test_every_role_has_a_converter_a_noun_and_a_remedy() -> None:
-    assert {role for role, _, _ in CELLS} | {"features", "text_pair", "negative"} == NOUNS.keys() == REMEDIES.keys()
+    assert (
+        {role for role, _, _ in CELLS} | {"features", "text_pair", "negative"} == ROLE_NOUNS.keys() == REMEDIES.keys()
+    )
 
 
 def test_the_key_of_a_row_is_its_inputs_alone() -> None:
-    assert key_of({"text": " a  b", "label": "x", "labels": ["y"], "value": [1.0], "score": 1.0}) == " a  b"
-    assert key_of({"words": ["a", "b"], "tags": ["O", "O"]}) == "a b"
-    assert key_of({"text": "a  b", "text_pair": "c"}) == key_of({"text": " a b", "text_pair": "c "}) == "a b\0c"
-    assert key_of({"text": "a", "text_pair": "b c"}) != key_of({"text": "a b", "text_pair": "c"})
-    assert key_of({"text": "anchor", "positive": "p", "negative": "n"}) == "anchor"
-    assert key_of({"label": "x"}) == ""
+    assert split_key({"text": " a  b", "label": "x", "labels": ["y"], "value": [1.0], "score": 1.0}) == " a  b"
+    assert split_key({"words": ["a", "b"], "tags": ["O", "O"]}) == "a b"
+    assert split_key({"text": "a  b", "text_pair": "c"}) == split_key({"text": " a b", "text_pair": "c "}) == "a b\0c"
+    assert split_key({"text": "a", "text_pair": "b c"}) != split_key({"text": "a b", "text_pair": "c"})
+    assert split_key({"text": "anchor", "positive": "p", "negative": "n"}) == "anchor"
+    assert split_key({"label": "x"}) == ""
 
 
 def test_the_key_of_features_is_that_of_their_values() -> None:
-    key = key_of({"features": {"a": 1.0, "b": None, "c": "x  y"}})
+    key = split_key({"features": {"a": 1.0, "b": None, "c": "x  y"}})
 
-    assert key == key_of({"features": {"c": "x  y", "a": "1", "b": None}})
-    assert key == key_of({"features": {"a": "1.0", "b": "", "c": "x  y"}})
-    assert key != key_of({"features": {"b": 1.0, "a": None, "c": "x  y"}})
+    assert key == split_key({"features": {"c": "x  y", "a": "1", "b": None}})
+    assert key == split_key({"features": {"a": "1.0", "b": "", "c": "x  y"}})
+    assert key != split_key({"features": {"b": 1.0, "a": None, "c": "x  y"}})
 
 
 def test_the_key_of_an_image_is_that_of_its_content(tmp_path: Any) -> None:
     (tmp_path / "a.png").write_bytes(b"content")
 
-    key = key_of({"image": {"bytes": None, "path": str(tmp_path / "a.png")}})
+    key = split_key({"image": {"bytes": None, "path": str(tmp_path / "a.png")}})
 
-    assert key == key_of({"image": {"bytes": b"content", "path": "elsewhere.png"}})
-    assert key != key_of({"image": {"bytes": b"other", "path": None}})
+    assert key == split_key({"image": {"bytes": b"content", "path": "elsewhere.png"}})
+    assert key != split_key({"image": {"bytes": b"other", "path": None}})
 
 
 @pytest.mark.parametrize(
@@ -145,4 +155,4 @@ def test_the_key_of_an_image_is_that_of_its_content(tmp_path: Any) -> None:
     ],
 )
 def test_what_a_row_lacks_is_said(roles: list[str], text: str) -> None:
-    assert lacks(roles) == text
+    assert describe_incomplete_rows(roles) == text

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trainer.data.conll import Conll
-from trainer.data.rows import split_of
+from trainer.data.splits import assign_split
 from trainer.errors import ConfigError, DataError
 
 SHARES = {"validation": 0.1, "test": 0.1}
@@ -51,7 +51,7 @@ def test_sentences_end_at_blank_lines_and_documents(name: str) -> None:
 
     assert sentences(source) == [(["EU", "rejects"], ["B-ORG", "O"]), (["Peter", "Blackburn"], ["B-PER", "I-PER"])]
     rows = source.load(ROLES)["train"]["row"][:]
-    assert [source.where("train", row) for row in rows] == [f"{name}, line 3", f"{name}, line 7"]
+    assert [source.describe_row("train", row) for row in rows] == [f"{name}, line 3", f"{name}, line 7"]
     assert sentences(conll(name, tag=1))[0] == (["EU", "rejects"], ["NNP", "VBZ"])
 
 
@@ -78,7 +78,7 @@ def test_shares_follow_the_words_alone() -> None:
 
     assert sum(map(len, splits.values())) == 300
     for split, rows in splits.items():
-        assert {split_of(" ".join(words), SHARES) for words in rows["words"]} == {split}
+        assert {assign_split(" ".join(words), SHARES) for words in rows["words"]} == {split}
 
 
 def test_words_alone_may_be_asked_for() -> None:
@@ -87,8 +87,8 @@ def test_words_alone_may_be_asked_for() -> None:
 
     assert source.load(("words",))["train"].column_names == ["words", "row"]
     assert source.load(("tags", "words"))["train"].column_names == ["words", "tags", "row"]
-    assert source.column("tags") == "data.tag=-1"
-    assert source.column("text") == "the column text of data=conll"
+    assert source.describe_role("tags") == "data.tag=-1"
+    assert source.describe_role("text") == "the column text of data=conll"
 
 
 def test_the_fingerprint_follows_content_and_parameters() -> None:
@@ -103,14 +103,14 @@ def test_the_fingerprint_follows_content_and_parameters() -> None:
 @pytest.mark.parametrize(
     ("content", "changes", "message"),
     [
-        ("a O\nb\n", {}, "a.conll, line 2: expected 2 columns as in the lines before, got 1. Is data.separator right"),
+        ("a O\nb\n", {}, "a.conll, line 2: expected 2 columns as in the lines before, got 1. Check data.separator"),
         ("a O\n\nb x O\n", {}, "a.conll, line 3: expected 2 columns as in the lines before, got 3."),
-        ("a O\n", {"tag": 2}, "a.conll, line 1: data.tag=2 is no column of 2."),
-        ("a O\n", {"word": -3}, "a.conll, line 1: data.word=-3 is no column of 2."),
-        ("word\n", {}, "a.conll, line 1: data.word=0 and data.tag=-1 are one column of 1."),
+        ("a O\n", {"tag": 2}, "a.conll, line 1: data.tag=2 is out of range: the line has 2 columns."),
+        ("a O\n", {"word": -3}, "a.conll, line 1: data.word=-3 is out of range: the line has 2 columns."),
+        ("word\n", {}, "a.conll, line 1: data.word=0 and data.tag=-1 are the same column: the line has 1 columns."),
         ("a\t\n", {"separator": "\t"}, "a.conll, line 1, data.tag=-1: is empty."),
-        ("\n\n", {}, "a.conll: holds no sentence."),
-        ("-DOCSTART- O\n", {}, "a.conll: holds no sentence."),
+        ("\n\n", {}, "a.conll: contains no sentence."),
+        ("-DOCSTART- O\n", {}, "a.conll: contains no sentence."),
     ],
 )
 def test_what_cannot_be_used_is_one_message(content: str, changes: dict[str, Any], message: str) -> None:
@@ -123,10 +123,10 @@ def test_what_cannot_be_used_is_one_message(content: str, changes: dict[str, Any
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tag": 0}, "tag: must be another column than data.word, got 0."),
-        ({"separator": ""}, "separator: must be one or more characters of a line, or null, got ''."),
-        ({"comment": "\n"}, "comment: must be one or more characters of a line, or null, got '\\n'."),
-        ({"split": {}}, "split: must hold validation and test, got {}."),
+        ({"tag": 0}, "tag: must differ from data.word, got 0."),
+        ({"separator": ""}, "separator: must be one or more characters without a line break, or null, got ''."),
+        ({"comment": "\n"}, "comment: must be one or more characters without a line break, or null, got '\\n'."),
+        ({"split": {}}, "split: must have the keys validation and test, got {}."),
     ],
 )
 def test_parameters_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:

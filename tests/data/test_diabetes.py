@@ -14,9 +14,9 @@ def test_features_and_values_are_those_of_scikit_learn() -> None:
 
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 352, "validation": 46, "test": 44}
     for sample in concatenate_datasets(list(splits.values())):
-        number = int(source.where("train", sample["row"]).removeprefix("diabetes, row ")) - 1
+        number = int(source.describe_row("train", sample["row"]).removeprefix("diabetes, row ")) - 1
         assert np.array_equal(list(sample["features"].values()), known.data[number])
         assert sample["value"] == [known.target[number]]
     assert list(splits["train"][0]["features"]) == ["age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6"]
-    assert source.column("value") == "the column value of data=diabetes"
+    assert source.describe_role("value") == "the column value of data=diabetes"
     assert source.fingerprint == Diabetes().fingerprint

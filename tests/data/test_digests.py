@@ -1,4 +1,4 @@
-from trainer.data.digests import INPUT, TARGET, digests
+from trainer.data.quality import INPUT_DIGEST, TARGET_DIGEST, row_digests
 
 ROWS = {
     "text": ["a b", "a  b\n", "a c", "a b"],
@@ -8,20 +8,20 @@ ROWS = {
 
 
 def test_the_inputs_and_the_target_are_told_apart() -> None:
-    found = digests(ROWS, ("text", "label"))
-    first, second, third, fourth = found[INPUT]
+    found = row_digests(ROWS, ("text", "label"))
+    first, second, third, fourth = found[INPUT_DIGEST]
 
     assert first == second == fourth != third
-    assert found[TARGET][0] == found[TARGET][1] == found[TARGET][2] != found[TARGET][3]
+    assert found[TARGET_DIGEST][0] == found[TARGET_DIGEST][1] == found[TARGET_DIGEST][2] != found[TARGET_DIGEST][3]
     assert all(-(2**63) <= value < 2**63 for values in found.values() for value in values)
 
 
 def test_the_roles_are_kept_apart() -> None:
-    one = digests({"text": ["a"], "text_pair": ["bc"], "row": [1]}, ("text", "text_pair"))
-    other = digests({"text": ["ab"], "text_pair": ["c"], "row": [1]}, ("text", "text_pair"))
+    one = row_digests({"text": ["a"], "text_pair": ["bc"], "row": [1]}, ("text", "text_pair"))
+    other = row_digests({"text": ["ab"], "text_pair": ["c"], "row": [1]}, ("text", "text_pair"))
 
-    assert one[INPUT] != other[INPUT]
-    assert one[TARGET] == [0]
+    assert one[INPUT_DIGEST] != other[INPUT_DIGEST]
+    assert one[TARGET_DIGEST] == [0]
 
 
 def test_what_is_no_text_has_a_digest_too() -> None:
@@ -32,6 +32,6 @@ def test_what_is_no_text_has_a_digest_too() -> None:
         "row": [1, 2, 3],
     }
     for roles in (("features", "value"), ("image", "value")):
-        found = digests(rows, roles)
-        assert found[INPUT][0] == found[INPUT][1] != found[INPUT][2]
-        assert found[TARGET][0] == found[TARGET][1] != found[TARGET][2]
+        found = row_digests(rows, roles)
+        assert found[INPUT_DIGEST][0] == found[INPUT_DIGEST][1] != found[INPUT_DIGEST][2]
+        assert found[TARGET_DIGEST][0] == found[TARGET_DIGEST][1] != found[TARGET_DIGEST][2]

@@ -18,7 +18,7 @@ def test_images_features_and_labels_are_those_of_scikit_learn() -> None:
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 1456, "validation": 157, "test": 184}
     samples = concatenate_datasets(list(splits.values()))
     for sample in samples.select(range(0, len(samples), 10)):
-        number = int(source.where("train", sample["row"]).removeprefix("digits, row ")) - 1
+        number = int(source.describe_row("train", sample["row"]).removeprefix("digits, row ")) - 1
         with Image.open(BytesIO(sample["image"]["bytes"])) as image:
             assert np.array_equal(np.asarray(image), np.round(known.images[number] * 255 / 16))
         assert list(sample["features"]) == list(known.feature_names)
@@ -34,4 +34,4 @@ def test_what_is_not_asked_for_moves_nothing() -> None:
     assert [len(rows) for rows in splits.values()] == [1456, 157, 184]
     assert splits["train"].column_names == ["label", "row"]
     assert source.fingerprint == Digits().fingerprint
-    assert source.column("image") == "the column image of data=digits"
+    assert source.describe_role("image") == "the column image of data=digits"

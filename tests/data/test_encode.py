@@ -57,7 +57,7 @@ def test_encoding_runs_once(
         second = run(second_parts, tmp_path)
 
     assert [record.message for record in caplog.records] == [
-        f"encoded data: taken from {tmp_path}/cache/encoded/{first.fingerprint}"
+        f"encoded data: reused from {tmp_path}/cache/encoded/{first.fingerprint}"
     ]
     assert second.fingerprint == first.fingerprint
     assert second_parts[1].state_dict() == first_parts[1].state_dict()
@@ -155,7 +155,7 @@ def test_damaged_encoded_data_is_encoded_again(
 def test_a_cache_that_cannot_be_written_is_named(make: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(DataError, match=r"file: cannot hold the encoded data .*TRAINER_CACHE"):
+    with pytest.raises(DataError, match=r"file: cannot store the encoded data .*TRAINER_CACHE"):
         run(make(), tmp_path, root=tmp_path / "file")
 
 

@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from trainer.data.files import Files
-from trainer.data.rows import split_of
+from trainer.data.splits import assign_split
 from trainer.errors import ConfigError, DataError
 
 SHARES = {"validation": 0.1, "test": 0.1}
@@ -73,9 +73,13 @@ def test_a_split_of_each_file() -> None:
         "text": "string", "label": "string", "row": "int64",
     }  # fmt: skip
     assert list(zip(train["text"], train["label"], strict=True)) == [("你好", "正"), ("a", "b"), ("c", "d")]
-    assert [source.where("train", row) for row in train["row"]] == ["b.jsonl, row 1", "a.csv, row 1", "a.csv, row 2"]
+    assert [source.describe_row("train", row) for row in train["row"]] == [
+        "b.jsonl, row 1",
+        "a.csv, row 1",
+        "a.csv, row 2",
+    ]
     assert splits["test"].to_dict() == splits["validation"].to_dict() == {"text": ["a"], "label": ["b"], "row": [1]}
-    assert source.where("test", 1) == "b.csv, row 1"
+    assert source.describe_row("test", 1) == "b.csv, row 1"
 
 
 def test_columns_of_any_name_and_another_separator() -> None:
@@ -86,7 +90,7 @@ def test_columns_of_any_name_and_another_separator() -> None:
 
     assert source.load(BOTH)["train"]["text"][:] == ["你好", "再见"]
     assert list(source.load(BOTH)) == ["train", "validation"]
-    assert source.column("label") == "data.label=标签"
+    assert source.describe_role("label") == "data.label=标签"
 
 
 def test_quotes_may_be_ordinary_signs() -> None:
@@ -114,9 +118,9 @@ def test_shares_follow_the_text_and_rows_still_know_their_place() -> None:
     assert len(splits["validation"]) == pytest.approx(220, rel=0.2)
     for split, rows in splits.items():
         for text, row in zip(rows["text"], rows["row"], strict=True):
-            name, number = source.where(split, row).split(", row ")
+            name, number = source.describe_row(split, row).split(", row ")
             assert Path(name).read_text().splitlines()[int(number)].startswith(f"{text},")
-            assert split_of(text, SHARES) == split
+            assert assign_split(text, SHARES) == split
     assert not set(splits["train"]["text"]) & (set(splits["test"]["text"]) | set(splits["validation"]["text"]))
 
 
@@ -138,7 +142,7 @@ def test_a_given_file_lends_nothing_and_a_missing_split_takes_its_share() -> Non
     splits = files(validation="held.csv").load(BOTH)
 
     assert [len(splits[split]) for split in ("train", "validation")] == [300 - len(splits["test"]), 20]
-    assert {split_of(text, {"test": 0.1}) for text in splits["test"]["text"]} == {"test"}
+    assert {assign_split(text, {"test": 0.1}) for text in splits["test"]["text"]} == {"test"}
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -159,12 +163,12 @@ def test_rows_without_text_or_label_are_left_out_with_one_warning(times: int, ca
     assert caplog.record_tuples == [
         ("trainer.data.splits", logging.WARNING, f"data.{split}: {text}")
         for split, text in [
-            ("train", "rows without a text or a label are left out: 3, the first is b.jsonl, row 1"),
-            ("validation", "rows without a text or a label are left out: 3, the first is held.csv, row 1"),
+            ("train", "dropped 3 rows without a text or a label; the first is b.jsonl, row 1"),
+            ("validation", "dropped 3 rows without a text or a label; the first is held.csv, row 1"),
         ]
     ]
     assert splits["train"]["text"][:] == ["a", "c"]
-    assert [source.where("train", row) for row in splits["train"]["row"]] == ["a.jsonl, row 1", "b.jsonl, row 4"]
+    assert [source.describe_row("train", row) for row in splits["train"]["row"]] == ["a.jsonl, row 1", "b.jsonl, row 4"]
     assert splits["validation"]["text"][:] == ["d"]
 
 
@@ -300,7 +304,7 @@ def test_what_is_asked_for_has_a_cache_of_its_own() -> None:
     assert second["train"].column_names == ["text", "labels", "row"]
     assert first["train"]["row"][:] == second["train"]["row"][:]
     assert len(os.listdir("cache/trainer_files")) == 2
-    assert [source.column(role) for role in ("text", "labels", "features")] == [
+    assert [source.describe_role(role) for role in ("text", "labels", "features")] == [
         "data.text=text", "data.columns.labels=labels", "data.columns.features=null",
     ]  # fmt: skip
 
@@ -363,9 +367,12 @@ def test_images_are_found_beside_their_file_wherever_it_lies() -> None:
     [
         (
             "a,b,label\nx,1,c\n",
-            "held.csv, row 1, column 'a': expected a number, got 'x', where every row of training has",
+            "held.csv, row 1, column 'a': expected a number, got 'x'; every training row has",
         ),
-        ("a,label\n1,c\n", "held.csv: has no column 'b'. It has 'a', 'label'; name them by data.columns.features and"),
+        (
+            "a,label\n1,c\n",
+            "held.csv: has no column 'b'. Its columns are 'a', 'label'; name them by data.columns.features and",
+        ),
     ],
 )
 def test_another_split_has_the_features_of_training(held: str, message: str) -> None:
@@ -377,9 +384,9 @@ def test_another_split_has_the_features_of_training(held: str, message: str) -> 
 
 
 UNUSABLE: dict[str, tuple[str, bytes, str]] = {
-    "header": ("a.csv", b"text,label\n", "a.csv: holds no rows."),
-    "blank": ("a.jsonl", b"\n\n", "a.jsonl: holds no rows."),
-    "nothing": ("a.json", b"[]", "a.json: holds no rows."),
+    "header": ("a.csv", b"text,label\n", "a.csv: has no rows."),
+    "blank": ("a.jsonl", b"\n\n", "a.jsonl: has no rows."),
+    "nothing": ("a.json", b"[]", "a.json: has no rows."),
     "json cell": (
         "a.jsonl",
         b'{"text": "a", "label": "b"}\n{"text": ["a"], "label": "b"}\n',
@@ -391,7 +398,7 @@ UNUSABLE: dict[str, tuple[str, bytes, str]] = {
         "a.jsonl, row 1, column 'text': half of a surrogate",
     ),
     "nulls": ("a.csv", b"text,label\na,\nb,\n", "a.csv: no row has both data.text=text and data.label=label."),
-    "suffix": ("a.xlsx", b"PK", "a.xlsx: is of no format that can be read. Formats: .arrow, .csv, .csv.gz,"),
+    "suffix": ("a.xlsx", b"PK", "a.xlsx: unsupported file format. Supported formats: .arrow, .csv, .csv.gz,"),
 }
 
 
@@ -419,7 +426,7 @@ def test_what_cannot_be_used_is_one_message_with_its_place(case: str, split: str
         ("data/*.tsv", "data.train: no such file, got 'data/*.tsv'."),
         (
             ["data/train.csv", "data"],
-            "data.train: expected a file, not a folder, got 'data'. Name its files: data/*.csv.",
+            "data.train: expected a file, not a folder, got 'data'. Name the files in it: data/*.csv.",
         ),
     ],
 )
@@ -448,7 +455,7 @@ def test_a_split_without_rows_is_one_message() -> None:
     write_many("train.csv", range(3))
 
     with pytest.raises(
-        DataError, match=r"^data\.validation: of 3 rows of data\.train none .* data\.split, or name files"
+        DataError, match=r"^data\.validation: none of the 3 rows of data\.train .* data\.split, or name files"
     ):
         files().load(BOTH)
 
@@ -457,25 +464,25 @@ def test_a_cache_that_cannot_be_written_is_one_message() -> None:
     write_many("train.csv", range(100))
     Path("cache").touch()
 
-    with pytest.raises(DataError, match=r"^data\.cache_dir: cannot hold the splits: .*, got 'cache/trainer_files'\."):
+    with pytest.raises(DataError, match=r"^data\.cache_dir: cannot store the splits: .*, got 'cache/trainer_files'\."):
         files().load(BOTH)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"label": "text"}, "label: must be another column than data.text, got 'text'."),
-        ({"split": {"validation": 0.1}}, "split: must hold validation and test, got {'validation': 0.1}."),
-        ({"split": SHARES | {"dev": 0.1}}, "split: must hold validation and test, got "),
-        ({"split": SHARES | {"test": 1}}, "split.test: must be a share in [0, 1), got 1."),
-        ({"split": SHARES | {"test": -0.1}}, "split.test: must be a share in [0, 1), got -0.1."),
-        ({"split": {"validation": 0.5, "test": 0.5}}, "split: leaves nothing to train on, got "),
+        ({"label": "text"}, "label: must differ from data.text, got 'text'."),
+        ({"split": {"validation": 0.1}}, "split: must have the keys validation and test, got {'validation': 0.1}."),
+        ({"split": SHARES | {"dev": 0.1}}, "split: must have the keys validation and test, got "),
+        ({"split": SHARES | {"test": 1}}, "split.test: must be in [0, 1), got 1."),
+        ({"split": SHARES | {"test": -0.1}}, "split.test: must be in [0, 1), got -0.1."),
+        ({"split": {"validation": 0.5, "test": 0.5}}, "split: leaves no rows for training, got "),
         ({"split": {"validation": 0, "test": 0.5}}, "split.validation: a run needs a validation split, got 0."),
         ({"separator": "||"}, "separator: must be one character or null, got '||'."),
         ({"quote": ""}, "quote: must be one character or null, got ''."),
         ({"list_separator": ""}, "list_separator: must be one or more characters, got ''."),
-        ({"columns": {}}, "columns: must hold text_pair, got {}."),
-        ({"columns": COLUMNS | {"text": "a"}}, "columns.text: is no role of a column, got 'a'."),
+        ({"columns": {}}, "columns: must have the key text_pair, got {}."),
+        ({"columns": COLUMNS | {"text": "a"}}, "columns.text: unknown role, got 'a'."),
     ],
 )
 def test_parameters_out_of_range_are_refused_before_any_file_is_opened(changes: dict[str, Any], message: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, config, disable_progress_bars
 
 from trainer.data.hub import Hub
-from trainer.data.rows import split_of
+from trainer.data.splits import assign_split
 from trainer.errors import ConfigError, DataError
 
 SHARES = {"validation": 0.1, "test": 0.1}
@@ -75,7 +75,7 @@ def test_classes_have_names_and_images_stay_encoded(data: str) -> None:
             number = int(row["text"].removeprefix("number "))
             assert row["label"] == ["负", "正"][number % 3 - 1]
             assert row["image"] == {"bytes": b"PNG%d" % number, "path": None}
-            assert source.where(split, row["row"]) == f"data, split train, row {number + 1}"
+            assert source.describe_row(split, row["row"]) == f"data, split train, row {number + 1}"
 
 
 def test_shares_follow_the_inputs_and_what_is_left_out_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -84,8 +84,8 @@ def test_shares_follow_the_inputs_and_what_is_left_out_is_told(caplog: pytest.Lo
     splits = hub().load(("text", "label"))
 
     for split, found in splits.items():
-        assert {split_of(text, SHARES) for text in found["text"]} == {split}
-    told = "data.train: rows without a text or a label are left out: 100, the first is data, split train, row 1"
+        assert {assign_split(text, SHARES) for text in found["text"]} == {split}
+    told = "data.train: dropped 100 rows without a text or a label; the first is data, split train, row 1"
     assert caplog.messages == [told]
 
 
@@ -100,7 +100,7 @@ def test_tags_values_and_features() -> None:
         "row": [1, 2, 3],
     }
     source = hub(**some, columns=COLUMNS | {"value": "size", "features": ["size", "label"]})
-    assert source.where("validation", 3) == "data, split dev, row 3"
+    assert source.describe_row("validation", 3) == "data, split dev, row 3"
     assert source.load(("value",))["validation"]["value"][:] == [[10.0], [10.5], [11.0]]
     features = source.load(("features",))["validation"]["features"]
     assert [features[0], features[1]] == [{"size": 10.0, "label": "正"}, {"size": 10.5, "label": None}]
@@ -182,11 +182,11 @@ def test_an_empty_folder_is_one_message() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"splits": {"train": "train"}}, "splits: must hold train, validation, test, got {'train': 'train'}."),
+        ({"splits": {"train": "train"}}, "splits: must have the keys train, validation, test, got {'train': 'train'}."),
         ({"splits": SPLITS | {"train": None}}, "splits.train: must be the name of a split, got None."),
         ({"list_separator": ""}, "list_separator: must be one or more characters, got ''."),
-        ({"columns": COLUMNS | {"foo": "a"}}, "columns.foo: is no role of a column, got 'a'."),
-        ({"split": SHARES | {"test": 1.5}}, "split.test: must be a share in [0, 1), got 1.5."),
+        ({"columns": COLUMNS | {"foo": "a"}}, "columns.foo: unknown role, got 'a'."),
+        ({"split": SHARES | {"test": 1.5}}, "split.test: must be in [0, 1), got 1.5."),
     ],
 )
 def test_parameters_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -195,5 +195,5 @@ def test_parameters_out_of_range_are_refused(changes: dict[str, Any], message: s
 
 
 def test_a_column_is_named_for_a_message() -> None:
-    assert hub(columns=COLUMNS | {"value": ["a", "b"]}).column("value") == "data.columns.value=[a,b]"
-    assert hub().column("features") == "data.columns.features=null"
+    assert hub(columns=COLUMNS | {"value": ["a", "b"]}).describe_role("value") == "data.columns.value=[a,b]"
+    assert hub().describe_role("features") == "data.columns.features=null"

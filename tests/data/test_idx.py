@@ -58,13 +58,13 @@ def test_a_folder_with_the_usual_names(sign: str, end: str) -> None:
     assert len(splits["test"]) == 30
     for split, rows in splits.items():
         for row in rows:
-            name, number = source.where(split, row["row"]).split(", image ")
+            name, number = source.describe_row(split, row["row"]).split(", image ")
             assert name == f"mnist/{'t10k' if split == 'test' else 'train'}-images{sign}idx3-ubyte{end}"
             with Image.open(BytesIO(row["image"]["bytes"])) as image:
                 expected = (held if split == "test" else images)[int(number) - 1]
                 assert np.array_equal(np.asarray(image), expected)
             assert row["label"] == str(labels[int(number) - 1])
-    assert source.column("label") == "data.train.labels"
+    assert source.describe_role("label") == "data.train.labels"
 
 
 def test_without_test_files_training_lends_a_share() -> None:
@@ -84,7 +84,7 @@ def test_files_of_any_name() -> None:
     source = idx(None, train={"images": "a", "labels": "b"}, split=SHARES | {"test": 0})
 
     assert {split: len(rows) for split, rows in source.load(ROLES).items()}.keys() == {"train", "validation"}
-    assert source.where("validation", 7) == "a, image 7"
+    assert source.describe_row("validation", 7) == "a, image 7"
 
 
 def test_duplicates_meet_in_one_split() -> None:
@@ -111,7 +111,7 @@ def test_the_fingerprint_follows_the_content() -> None:
 def test_labels_may_be_of_any_integer_type(kind: int, dtype: str) -> None:
     Path("a").write_bytes(packed(np.array([1, -2, 100], dtype=dtype), kind))
 
-    assert read_idx(Path("a"), dims=1, types=[0x08, kind]).tolist() == [1, -2, 100]
+    assert read_idx(Path("a"), num_dims=1, type_codes=[0x08, kind]).tolist() == [1, -2, 100]
 
 
 IMAGES, LABELS = packed(pixels(3)), packed(np.arange(3, dtype=np.uint8))
@@ -123,22 +123,26 @@ IMAGES, LABELS = packed(pixels(3)), packed(np.arange(3, dtype=np.uint8))
         (
             LABELS,
             LABELS,
-            "a: is no IDX file of 3 dimensions: the magic number must be 00000803, got '00000801'. Are imag",
+            "a: is not an IDX file with 3 dimensions: the magic number must be 00000803, got '00000801'. Are imag",
         ),
-        (IMAGES, IMAGES, "b: is no IDX file of 1 dimension: the magic number must be 00000801, got '00000803'."),
+        (IMAGES, IMAGES, "b: is not an IDX file with 1 dimension: the magic number must be 00000801, got '00000803'."),
         (
             gzip.compress(IMAGES, mtime=0),
             LABELS,
-            "a: is no IDX file of 3 dimensions: the magic number must be 00000803, got '1f8b",
+            "a: is not an IDX file with 3 dimensions: the magic number must be 00000803, got '1f8b",
         ),
-        (b"", LABELS, "a: is no IDX file of 3 dimensions: the magic number must be 00000803, got ''."),
-        (IMAGES[:-1], LABELS, "a: must have 76 bytes for 3 x 5 x 4 numbers, got 75. It is cut off or damaged"),
+        (b"", LABELS, "a: is not an IDX file with 3 dimensions: the magic number must be 00000803, got ''."),
+        (IMAGES[:-1], LABELS, "a: must have 76 bytes for 3 x 5 x 4 numbers, got 75. The file is truncated or damaged"),
         (IMAGES + b"0", LABELS, "a: must have 76 bytes for 3 x 5 x 4 numbers, got 77."),
         (IMAGES[:14], LABELS, "a: must have at least 16 bytes, got 14."),
         (IMAGES[:7], LABELS, "a: must have at least 16 bytes, got 7."),
         (IMAGES, LABELS[:-1], "b: must have 11 bytes for 3 numbers, got 10."),
-        (packed(pixels(4)), LABELS, "b: must have a label for each of the 4 images of a, got 3. Do the two belong"),
-        (packed(pixels(0)), packed(np.zeros(0, dtype=np.uint8)), "a: holds no images."),
+        (
+            packed(pixels(4)),
+            LABELS,
+            "b: must have a label for each of the 4 images of a, got 3. Do the two files match",
+        ),
+        (packed(pixels(0)), packed(np.zeros(0, dtype=np.uint8)), "a: contains no images."),
         (packed(np.zeros((3, 0, 4), np.uint8)), LABELS, "a: has images without pixels, got (3, 0, 4)."),
     ],
 )
@@ -157,7 +161,7 @@ def test_a_damaged_gz_is_one_message(content: bytes) -> None:
     Path("a.gz").write_bytes(content)
     Path("b").write_bytes(LABELS)
 
-    with pytest.raises(DataError, match=r"^a\.gz: cannot be read: .*Is it complete"):
+    with pytest.raises(DataError, match=r"^a\.gz: cannot be read: .*Check that"):
         idx(None, train={"images": "a.gz", "labels": "b"}).load(ROLES)
 
 
@@ -166,7 +170,7 @@ def test_a_folder_without_the_files_is_one_message() -> None:
         _ = idx().fingerprint
     write("train", 20)
     Path("mnist/t10k-labels-idx1-ubyte").touch()
-    with pytest.raises(DataError, match=r"^mnist: has no t10k-images-idx3-ubyte\. Plain or \.gz"):
+    with pytest.raises(DataError, match=r"^mnist: has no t10k-images-idx3-ubyte\. Files may be plain or \.gz"):
         _ = idx().fingerprint
     with pytest.raises(DataError, match=r"^data\.folder: no such folder, got 'nowhere'\."):
         _ = idx("nowhere").fingerprint
@@ -175,18 +179,22 @@ def test_a_folder_without_the_files_is_one_message() -> None:
 @pytest.mark.parametrize(
     ("folder", "changes", "messages"),
     [
-        (None, {}, ["folder: is needed, or data.train.images and data.train.labels, got None."]),
-        ("a", {"train": {"images": "a", "labels": "b"}}, ["folder: must be null where files are named, got 'a'."]),
+        (None, {}, ["folder: is required, or data.train.images and data.train.labels, got None."]),
+        (
+            "a",
+            {"train": {"images": "a", "labels": "b"}},
+            ["folder: must be null if files are named one by one, got 'a'."],
+        ),
         (
             None,
             {"train": {"images": "a", "labels": None}, "test": {"images": None, "labels": "b"}},
             [
-                "train.labels: is needed beside data.train.images, got None.",
-                "test.images: is needed beside data.test.labels, got None.",
+                "train.labels: is required together with data.train.images, got None.",
+                "test.images: is required together with data.test.labels, got None.",
             ],
         ),
-        ("a", {"test": {}}, ["test: must hold images and labels, got {}."]),
-        ("a", {"split": SHARES | {"test": 1}}, ["split.test: must be a share in [0, 1), got 1."]),
+        ("a", {"test": {}}, ["test: must have the keys images and labels, got {}."]),
+        ("a", {"split": SHARES | {"test": 1}}, ["split.test: must be in [0, 1), got 1."]),
     ],
 )
 def test_parameters_out_of_range_are_refused(folder: str | None, changes: dict[str, Any], messages: list[str]) -> None:

@@ -57,8 +57,8 @@ def test_a_folder_for_each_split(name: str) -> None:
         "test": [("test/a/1.webp", "a")],
     }
     rows = source.load(ROLES)
-    assert [source.where("train", row) for row in rows["train"]["row"]][1] == "root/train/b/10.jpg"
-    assert source.where("test", rows["test"]["row"][0]) == "root/test/a/1.webp"
+    assert [source.describe_row("train", row) for row in rows["train"]["row"]][1] == "root/train/b/10.jpg"
+    assert source.describe_row("test", rows["test"]["row"][0]) == "root/test/a/1.webp"
     assert {row["image"]["bytes"] for row in rows["train"]} == {None}
 
 
@@ -74,7 +74,7 @@ def test_classes_alone_lend_shares_by_content() -> None:
     contents = [{Path(row["image"]["path"]).read_bytes() for row in rows} for rows in splits.values()]
     assert sum(map(len, contents)) == len(set.union(*contents)) == 200
     for split, rows in splits.items():
-        assert all(source.where(split, row["row"]).endswith(row["image"]["path"][-8:]) for row in rows)
+        assert all(source.describe_row(split, row["row"]).endswith(row["image"]["path"][-8:]) for row in rows)
         assert {row["label"] for row in rows} == {"类0", "类1"}
 
 
@@ -94,7 +94,7 @@ def test_hidden_files_are_passed_over_and_others_told(caplog: pytest.LogCaptureF
         "train": [("train/a/1.png", "a")],
         "validation": [("val/a/1.png", "a")],
     }
-    told = "data.root: files in no class, or no images by their names, are left out: 3, the first is root/train/z.png"
+    told = "data.root: skipped 3 files outside of class folders or without an image suffix; first: root/train/z.png"
     assert caplog.record_tuples == [("trainer.data.imagefolder", logging.WARNING, told)]
 
 
@@ -144,13 +144,16 @@ def test_real_images_can_be_decoded_from_their_paths() -> None:
         (["root/train/a/1.png", "root/test/1.png"], "root/test: has no folder with images: root/test/<class>/<file>."),
         (
             ["root/train/a/1.png", "root/tst/a/1.png"],
-            "root: holds train and other folders, got 'tst'. Folders of splits",
+            "root: has a folder that is not a split next to train, got 'tst'. Name the folders of splits",
         ),
         (
             ["root/train/a/1.png", "root/val/a/1.png", "root/valid/a/1.png"],
             "root/valid: is the validation split, and so is root/val.",
         ),
-        (["root/a/1.png"], "data.train: of 1 rows of data.train none came into this split. Take more rows or other sh"),
+        (
+            ["root/a/1.png"],
+            "data.train: none of the 1 rows of data.train was assigned to this split. Add rows, or change the sh",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_one_message(paths: list[str], message: str) -> None:
@@ -173,4 +176,4 @@ def test_parameters_out_of_range_are_refused() -> None:
         folder("")
     with pytest.raises(ConfigError, match=r"^split\.validation: a run needs a validation split"):
         folder(split=SHARES | {"validation": 0})
-    assert folder().column("image") == "the column image of data=imagefolder"
+    assert folder().describe_role("image") == "the column image of data=imagefolder"

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from trainer.data.images import SUFFIXES, digest_of, png
+from trainer.data.cells import IMAGE_SUFFIXES, encode_png, image_digest
 
 
 @given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=12)))
 def test_a_png_has_every_pixel(pixels: np.ndarray) -> None:
-    image = png(pixels)
+    image = encode_png(pixels)
 
     with Image.open(BytesIO(image["bytes"])) as decoded:
         assert (decoded.format, decoded.mode) == ("PNG", "L")
@@ -25,14 +25,14 @@ def test_a_png_has_every_pixel(pixels: np.ndarray) -> None:
 def test_a_digest_is_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"a")
 
-    digest = digest_of({"bytes": None, "path": str(tmp_path / "a.png")})
+    digest = image_digest({"bytes": None, "path": str(tmp_path / "a.png")})
 
-    assert digest == digest_of({"bytes": b"a", "path": None}) != digest_of({"bytes": b"", "path": None})
+    assert digest == image_digest({"bytes": b"a", "path": None}) != image_digest({"bytes": b"", "path": None})
     with pytest.raises(FileNotFoundError):
-        digest_of({"bytes": None, "path": str(tmp_path / "b.png")})
+        image_digest({"bytes": None, "path": str(tmp_path / "b.png")})
 
 
 def test_pillow_reads_what_is_taken_for_an_image() -> None:
     Image.init()
 
-    assert {Image.EXTENSION[suffix] for suffix in SUFFIXES} >= {"PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"}
+    assert {Image.EXTENSION[suffix] for suffix in IMAGE_SUFFIXES} >= {"PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"}

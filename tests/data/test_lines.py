@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from trainer.data.lines import Lines, texts
-from trainer.data.rows import split_of
+from trainer.data.lines import Lines, read_texts
+from trainer.data.splits import assign_split
 from trainer.errors import ConfigError, DataError
 
 SHARES = {"validation": 0.1, "test": 0.1}
@@ -40,13 +40,13 @@ def test_a_text_is_a_line_a_block_or_a_file(name: str, documents: str, found: li
     content = CONTENT.encode("utf-8-sig")
     Path(name).write_bytes(gzip.compress(content, mtime=0) if name.endswith(".gz") else content)
 
-    assert list(texts(Path(name), documents)) == found
+    assert list(read_texts(Path(name), documents)) == found
 
 
 def test_the_last_line_needs_no_end() -> None:
     Path("a.txt").write_text("a\nb")
 
-    assert [list(texts(Path("a.txt"), documents)) for documents in ("line", "blank", "file")] == [
+    assert [list(read_texts(Path("a.txt"), documents)) for documents in ("line", "blank", "file")] == [
         [(1, "a"), (2, "b")], [(1, "a\nb")], [(1, "a\nb")],
     ]  # fmt: skip
 
@@ -62,8 +62,8 @@ def test_shares_follow_the_text_and_rows_know_their_place() -> None:
     assert splits["train"].column_names == ["text", "row"]
     for split, rows in splits.items():
         for text, row in zip(rows["text"], rows["row"], strict=True):
-            assert split_of(text, SHARES) == split
-            name, number = source.where(split, row).split(", line ")
+            assert assign_split(text, SHARES) == split
+            name, number = source.describe_row(split, row).split(", line ")
             assert Path(name).read_text(encoding="utf-8").splitlines()[int(number) - 1] == text
 
 
@@ -76,7 +76,7 @@ def test_splits_of_their_own() -> None:
     assert {split: rows["text"][:] for split, rows in source.load(("text", "label")).items()} == {
         "train": ["a"], "validation": ["b\nc"],
     }  # fmt: skip
-    assert source.column("label") == "the column label of data=lines"
+    assert source.describe_role("label") == "the column label of data=lines"
 
 
 def test_the_fingerprint_follows_content_and_parameters() -> None:
@@ -92,8 +92,8 @@ def test_the_fingerprint_follows_content_and_parameters() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "a.txt: holds no text. Name another file."),
-        (b"\n \n", "a.txt: holds no text."),
+        (b"", "a.txt: contains no text. Name another file."),
+        (b"\n \n", "a.txt: contains no text."),
         ("你".encode("gb18030"), "a.txt, line 1: byte 0xc4 at offset 0 of the file is not UTF-8."),
     ],
 )
@@ -107,7 +107,7 @@ def test_what_cannot_be_used_is_one_message(content: bytes, message: str) -> Non
 def test_a_damaged_gz_is_one_message() -> None:
     Path("a.gz").write_bytes(gzip.compress(b"a text\n" * 99, mtime=0)[:-9])
 
-    with pytest.raises(DataError, match=r"^a\.gz: cannot be read: .*Is it complete"):
+    with pytest.raises(DataError, match=r"^a\.gz: cannot be read: .*Check that"):
         lines("a.gz").load(("text",))
 
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from trainer.data.loader import Batches, EvaluationBatches, LoaderOptions, TrainLoader, columns
-from trainer.data.plan import BatchPlan
+from trainer.data.batches import Batches, BatchPlan, EvaluationBatches, LoaderOptions, TrainLoader, arrow_columns
 from trainer.protocols import Batch, Batching
 from trainer.sample_rng import SampleRng
 
@@ -93,7 +92,7 @@ def test_evaluation_goes_through_all_rows_in_order_every_time(workers: int) -> N
 
 
 def test_columns_of_arrow_tables() -> None:
-    found = columns(ROWS.with_format("arrow")[[3, 2, 0]])
+    found = arrow_columns(ROWS.with_format("arrow")[[3, 2, 0]])
 
     assert found["x"].tolist() == [3, 2, 0]
     assert [list(row) for row in found["ragged"]] == [[0, 1, 2], [0, 1], []]

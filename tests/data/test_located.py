@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.data.located import fingerprint_of, located, where
-from trainer.data.rows import row_id
+from trainer.data.data_files import files_fingerprint, find_data_files
 from trainer.errors import ConfigError, DataError
 
 
@@ -18,30 +17,30 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_paths_stay_in_the_order_given_and_patterns_in_that_of_names() -> None:
-    found = located({"train": ["c.md", "*.txt", "./b.txt"], "validation": None}, None)
+    found = find_data_files({"train": ["c.md", "*.txt", "./b.txt"], "validation": None}, None)
 
     assert {split: [str(path) for path in paths] for split, paths in found.items()} == {
         "train": ["c.md", "a.txt", "b.txt"]
     }
-    assert where(found, "train", row_id(2, 7), "line") == where(found, "test", row_id(2, 7), "line") == "b.txt, line 7"
 
 
 def test_what_cannot_be_used_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^test: names no file, got \[\]\."):
-        located({"train": "a.txt", "test": []}, None)
+        find_data_files({"train": "a.txt", "test": []}, None)
     with pytest.raises(
-        DataError, match=r"^c\.md: .* be read\. Formats: \.txt; data=lines reads texts, line by line\.$"
+        DataError,
+        match=r"^c\.md: unsupported file format\. Supported formats: \.txt; data=lines reads text files",
     ):
-        located({"train": "c.md"}, [".txt"])
+        find_data_files({"train": "c.md"}, [".txt"])
     with pytest.raises(DataError, match=r"^data\.test: names a file of data\.train too, got 'a\.txt'"):
-        located({"train": "a.txt", "test": "*.txt"}, None)
-    with pytest.raises(DataError, match=re.escape("a folder, got '.'. Name its files: *.txt.")):
-        located({"train": "."}, None)
+        find_data_files({"train": "a.txt", "test": "*.txt"}, None)
+    with pytest.raises(DataError, match=re.escape("a folder, got '.'. Name the files in it: *.txt.")):
+        find_data_files({"train": "."}, None)
 
 
 def test_a_fingerprint_follows_contents_order_and_what_is_known() -> None:
     def of(*names: str, known: object = 0, split: str = "train") -> str:
-        return fingerprint_of({split: [Path(name) for name in names]}, known, lambda path: path.suffix)
+        return files_fingerprint({split: [Path(name) for name in names]}, known, lambda path: path.suffix)
 
     Path("copy.txt").write_text("a.txt")
     different = {of("a.txt"), of("b.txt"), of("a.txt", "b.txt"), of("b.txt", "a.txt"), of("a.txt", known=1)}

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.plan import BatchIndices, BatchPlan, permutation, split
+from trainer.data.batches import BatchIndices, BatchPlan, permutation, split_batch
 
 sizes = st.integers(1, 200)
 
@@ -30,7 +30,7 @@ def test_a_batch_is_found_without_the_ones_before_it(num_samples: int, batch_siz
 @given(st.integers(1, 64), st.integers(1, 12))
 def test_micro_batches_together_are_the_batch(size: int, parts: int) -> None:
     batch = BatchIndices(2, tuple(range(100, 100 + size)))
-    pieces = split(batch, parts)
+    pieces = split_batch(batch, parts)
 
     assert tuple(sample for piece in pieces for sample in piece.ids) == batch.ids
     assert len(pieces) == min(parts, size)

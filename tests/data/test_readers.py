@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import feather, parquet
 
-from trainer.data.readers import records, records_or_faults, suffix_of, suffixes
+from trainer.data.readers import format_suffix, format_suffixes, read_records, read_records_or_errors
 from trainer.errors import DataError
 
 ROWS = [
@@ -33,7 +33,7 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def read(name: str, quote: str | None = '"') -> list[tuple[Any, ...]]:
     keys = "data.text and data.label"
-    found = records(Path(name), ["text", "label"], separator=None, quote=quote, named_by=keys)
+    found = read_records(Path(name), ["text", "label"], separator=None, quote=quote, named_by=keys)
     return [tuple(values) for values in found]
 
 
@@ -84,8 +84,8 @@ def test_every_format_gives_every_value_as_it_stands(name: str) -> None:
 
 
 def test_every_suffix_has_its_case() -> None:
-    assert {suffix_of(Path(name)) for name in WRITERS} | {".tsv.gz", ".json.gz"} == set(suffixes())
-    assert suffix_of(Path("a.gz")) is None
+    assert {format_suffix(Path(name)) for name in WRITERS} | {".tsv.gz", ".json.gz"} == set(format_suffixes())
+    assert format_suffix(Path("a.gz")) is None
 
 
 def test_a_cell_may_be_long() -> None:
@@ -104,20 +104,20 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "column": (
         "a.csv",
         b"texts,label\na,b\n",
-        "a.csv: has no column 'text'. Did you mean texts? It has 'texts', 'label';",
+        "a.csv: has no column 'text'. Did you mean texts? Its columns are 'texts', 'label';",
     ),
     "columns": (
         "a.csv",
         b"x,y\na,b\n",
-        "a.csv: has no column 'text' and no column 'label'. It has 'x', 'y'; name them by data.text and data.label.",
+        "a.csv: has no column 'text' and no column 'label'. Its columns are 'x', 'y'; name them by data.text",
     ),
     "columns misspelt": (
         "a.jsonl",
         b'{"texts": "a", "lable": "b"}',
-        "a.jsonl: has no column 'text' and no column 'label'. Did you mean texts and lable? It has 'texts', 'lable';",
+        "a.jsonl: has no column 'text' and no column 'label'. Did you mean texts and lable? Its columns are 'texts'",
     ),
     "twice": ("a.csv", b"text,text,label\na,b,c\n", "a.csv: has 2 columns 'text'."),
-    "separator": ("a.csv", b"text;label\na;b\n", "and what separates them by data.separator."),
+    "separator": ("a.csv", b"text;label\na;b\n", "and their separator in data.separator."),
     "empty": ("a.csv", b"", "a.csv: is empty."),
     "encoding": (
         "a.csv",
@@ -132,7 +132,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "ragged": (
         "a.csv",
         b'text,label\n"two\nlines",b\na,b,c\n',
-        "a.csv, line 4: expected 2 cells as in the header, got 3. Put cells that hold ',' or a line end in quotes.",
+        "a.csv, line 4: expected 2 cells as in the header, got 3. Quote cells that contain ',' or a line end.",
     ),
     "short": ("a.tsv", b"text\tlabel\na\n", "a.tsv, line 2: expected 2 cells as in the header, got 1."),
     "quote": ("a.csv", b'text,label\na,b\n"c,d\ne,f\n', "a.csv, line 3: broken CSV: unexpected end of data."),
@@ -156,7 +156,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "json column": (
         "a.json",
         b'{"data": [{"text": "a"}]}',
-        "a.json: has no column 'text' and no column 'label'. It has 'data';",
+        "a.json: has no column 'text' and no column 'label'. Its columns are 'data';",
     ),
     "parquet": ("a.parquet", b"PAR1 this is no Parquet file PAR1", "a.parquet: cannot be read: "),
     "arrow": ("a.arrow", b"ARROW1 this is no Arrow file", "a.arrow: cannot be read: "),
@@ -183,7 +183,7 @@ def test_a_column_missing_from_a_table_is_one_message(name: str, schema: list[st
     write = parquet.write_table if name == "a.parquet" else feather.write_feather
     write(pa.table({column: ["a"] for column in schema}), name)
 
-    with pytest.raises(DataError, match=rf"^{name}: has no column '(label|text)'\. .*It has '{schema[0]}'"):
+    with pytest.raises(DataError, match=rf"^{name}: has no column '(label|text)'\. .*Its columns are '{schema[0]}'"):
         read(name)
 
 
@@ -217,7 +217,7 @@ def test_damage_inside_a_parquet_file_is_one_message() -> None:
 def test_a_broken_record_is_a_fault_of_its_own(tmp_path: Path, name: str, content: bytes, expected: list[str]) -> None:
     file = tmp_path / name
     file.write_bytes(content)
-    found = list(records_or_faults(file, ["text"], separator=None, quote='"', named_by="data.text"))
+    found = list(read_records_or_errors(file, ["text"], separator=None, quote='"', named_by="data.text"))
 
     assert len(found) == len(expected)
     for one, wanted in zip(found, expected, strict=True):
@@ -226,7 +226,7 @@ def test_a_broken_record_is_a_fault_of_its_own(tmp_path: Path, name: str, conten
         else:
             assert one[0] == wanted
     with pytest.raises(DataError, match=str(expected[1] if expected[0] == "one" else expected[0])):
-        list(records(file, ["text"], separator=None, quote='"', named_by="data.text"))
+        list(read_records(file, ["text"], separator=None, quote='"', named_by="data.text"))
 
 
 @pytest.mark.parametrize(
@@ -242,4 +242,4 @@ def test_what_is_broken_as_a_whole_is_no_record(tmp_path: Path, name: str, conte
     (tmp_path / name).write_bytes(content)
 
     with pytest.raises(DataError, match=message):
-        list(records_or_faults(tmp_path / name, ["text"], separator=None, quote='"', named_by="data.text"))
+        list(read_records_or_errors(tmp_path / name, ["text"], separator=None, quote='"', named_by="data.text"))

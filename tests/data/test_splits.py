@@ -9,9 +9,17 @@ from typing import Any
 
 import pytest
 
-from trainer.data.arrow import schema_of
-from trainer.data.rows import split_of
-from trainer.data.splits import Division, Sample, divided, key_for, read_splits, stored, write_splits
+from trainer.data.splits import (
+    Sample,
+    SplitLayout,
+    assign_split,
+    cache_key,
+    cached_folder,
+    read_splits,
+    split_in_memory,
+    split_schema,
+    write_splits,
+)
 from trainer.errors import ConfigError, DataError
 
 SHARES = {"validation": 0.1, "test": 0.1}
@@ -24,12 +32,12 @@ def texts(numbers: range, **changes: Any) -> Iterator[Sample]:
 
 
 def written(folder: Path, given: dict[str, Any], origins: dict[str, Any], roles: tuple[str, ...]) -> dict[str, Any]:
-    division = Division.checked(given, SHARES)
+    division = SplitLayout.from_arguments(given, SHARES)
 
     def nothing(origin: str) -> DataError:
         return DataError(f"nothing in {origin}")
 
-    write_splits(folder, division, schema_of(roles), origins, "rows without a text", nothing)
+    write_splits(folder, division, split_schema(roles), origins, "rows without a text", nothing)
     return read_splits(folder, division, lambda split, row: f"{split}:{row}")
 
 
@@ -44,17 +52,19 @@ def written(folder: Path, given: dict[str, Any], origins: dict[str, Any], roles:
 def test_splits_are_those_given_and_those_with_a_share(
     given: dict[str, Any], names: list[str], lent: list[str]
 ) -> None:
-    division = Division.checked(given, SHARES)
+    division = SplitLayout.from_arguments(given, SHARES)
 
     assert division.names == names
-    assert division.lent == lent
-    assert Division.checked(given, SHARES | {"test": 0}).names == [n for n in names if n != "test" or given["test"]]
+    assert division.held_out == lent
+    assert SplitLayout.from_arguments(given, SHARES | {"test": 0}).names == [
+        n for n in names if n != "test" or given["test"]
+    ]
 
 
 def test_a_sum_of_shares_that_are_not_needed_is_no_fault() -> None:
-    assert Division.checked(OWN | {"test": "c"}, {"validation": 0.5, "test": 0.5}).lent == ["validation"]
-    with pytest.raises(ConfigError, match=r"^split: leaves nothing to train on"):
-        Division.checked(OWN, {"validation": 0.5, "test": 0.5})
+    assert SplitLayout.from_arguments(OWN | {"test": "c"}, {"validation": 0.5, "test": 0.5}).held_out == ["validation"]
+    with pytest.raises(ConfigError, match=r"^split: leaves no rows for training"):
+        SplitLayout.from_arguments(OWN, {"validation": 0.5, "test": 0.5})
 
 
 def test_samples_follow_their_key_where_they_have_one(tmp_path: Path) -> None:
@@ -63,13 +73,13 @@ def test_samples_follow_their_key_where_they_have_one(tmp_path: Path) -> None:
     splits = written(tmp_path, OWN, {"train": samples}, ("text",))
 
     for split, rows in splits.items():
-        assert {split_of(f"key {row % 100}", SHARES) for row in rows["row"]} == {split}
+        assert {assign_split(f"key {row % 100}", SHARES) for row in rows["row"]} == {split}
 
 
 def test_small_data_is_divided_likewise(tmp_path: Path) -> None:
-    schema = schema_of(("text", "label"))
+    schema = split_schema(("text", "label"))
 
-    found = divided(schema, texts(range(300)), SHARES)
+    found = split_in_memory(schema, texts(range(300)), SHARES)
 
     expected = written(tmp_path, OWN, {"train": texts(range(300))}, ("text", "label"))
     assert {split: rows.to_dict() for split, rows in found.items()} == {
@@ -85,13 +95,13 @@ def test_small_data_is_divided_likewise(tmp_path: Path) -> None:
 def test_a_class_that_stays_in_no_training_row_is_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, role: str, rare: Any, usual: Any, noun: str
 ) -> None:
-    lent = [number for number in range(300) if split_of(f"number {number}", SHARES) == "test"]
+    lent = [number for number in range(300) if assign_split(f"number {number}", SHARES) == "test"]
     samples = [Sample(n, {"text": f"number {n}", role: rare if n in lent[:2] else usual}) for n in range(300)]
 
     splits = written(tmp_path, OWN, {"train": samples}, ("text", role))
 
     assert splits["test"]["row"][:] == lent[2:]
-    told = f"data.test: rows with a {noun} that fell to no training row are left out: 2, the first is test:{lent[0]}"
+    told = f"data.test: dropped 2 rows with a {noun} that occurs in no training row; the first is test:{lent[0]}"
     assert caplog.record_tuples == [("trainer.data.splits", logging.WARNING, told)]
 
 
@@ -107,7 +117,7 @@ def test_a_split_of_such_rows_alone_is_refused(tmp_path: Path) -> None:
     samples = (Sample(n, {"text": f"number {n}", "label": str(n)}) for n in range(300))
 
     with pytest.raises(
-        DataError, match=r"^data\.validation: holds only rows with a label that fell to no training row"
+        DataError, match=r"^data\.validation: contains only rows with a label that occurs in no training row"
     ):
         written(tmp_path, OWN, {"train": samples}, ("text", "label"))
 
@@ -117,7 +127,10 @@ def test_a_split_of_such_rows_alone_is_refused(tmp_path: Path) -> None:
     [
         ({"train": []}, "nothing in train"),
         ({"train": [Sample(1, None)]}, "nothing in train"),
-        ({"train": [Sample(1, {"text": "a"})]}, "data.validation: of 1 rows of data.train none came into this split."),
+        (
+            {"train": [Sample(1, {"text": "a"})]},
+            "data.validation: none of the 1 rows of data.train was assigned to this split.",
+        ),
     ],
 )
 def test_an_empty_split_is_refused(tmp_path: Path, origins: dict[str, Any], message: str) -> None:
@@ -131,11 +144,11 @@ def test_a_folder_is_filled_once_and_complete_or_not_at_all(tmp_path: Path) -> N
         raise DataError("broken")
 
     with pytest.raises(DataError, match="broken"):
-        stored(str(tmp_path), "kind", "key", fail)
+        cached_folder(str(tmp_path), "kind", "key", fail)
     assert list((tmp_path / "kind").iterdir()) == []
 
-    folder = stored(str(tmp_path), "kind", "key", lambda folder: (folder / "whole").touch())
-    assert stored(str(tmp_path), "kind", "key", fail) == folder == tmp_path / "kind" / "key"
+    folder = cached_folder(str(tmp_path), "kind", "key", lambda folder: (folder / "whole").touch())
+    assert cached_folder(str(tmp_path), "kind", "key", fail) == folder == tmp_path / "kind" / "key"
     assert [path.name for path in folder.iterdir()] == ["whole"]
 
 
@@ -145,14 +158,14 @@ def test_another_process_may_be_faster(tmp_path: Path) -> None:
         (tmp_path / "kind" / "key").mkdir()
         (tmp_path / "kind" / "key" / "theirs").touch()
 
-    folder = stored(str(tmp_path), "kind", "key", write)
+    folder = cached_folder(str(tmp_path), "kind", "key", write)
 
     assert [path.name for path in folder.iterdir()] == ["theirs"]
     assert [path.name for path in (tmp_path / "kind").iterdir()] == ["key"]
 
 
 def test_the_key_of_a_folder_tells_roles_apart() -> None:
-    keys = {key_for("a", roles, *more) for roles in (["text"], ["text", "label"], []) for more in ((), ("/data",))}
+    keys = {cache_key("a", roles, *more) for roles in (["text"], ["text", "label"], []) for more in ((), ("/data",))}
 
     assert len(keys) == 6
     assert all(re.fullmatch(r"a-[0-9a-f]{12}", key) for key in keys)
@@ -162,4 +175,4 @@ def test_what_was_left_out_is_said_again(tmp_path: Path, caplog: pytest.LogCaptu
     written(tmp_path, OWN, {"train": [*texts(range(100)), Sample(7, None), Sample(8, None)]}, ("text",))
 
     assert json.loads((tmp_path / "dropped.json").read_text()) == [["train", "rows without a text", 2, 7]]
-    assert caplog.messages == ["data.train: rows without a text are left out: 2, the first is train:7"]
+    assert caplog.messages == ["data.train: dropped 2 rows without a text; the first is train:7"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.data.stdlib import documented, module_of
+from trainer.data.stdlib import documented_objects, module_name
 
 SOURCE = b'''"""About the module."""
 import os
@@ -40,7 +40,7 @@ else:
 
 
 def test_what_is_documented_comes_in_order_with_names_kinds_and_lines() -> None:
-    assert [found[:4] for found in documented(SOURCE)] == [
+    assert [found[:4] for found in documented_objects(SOURCE)] == [
         ("", "module", 1, "About the module."),
         ("Outer", "class", 4, "About the class."),
         ("Outer.run", "function", 7, "About the coroutine.\n\nIndented."),
@@ -59,17 +59,17 @@ def test_nothing_documented_is_missed(module: str) -> None:
 
     expected = sorted(text for node in nodes if (text := ast.get_docstring(node)))
 
-    assert sorted(sample.text for sample in documented(source)) == expected
+    assert sorted(sample.text for sample in documented_objects(source)) == expected
 
 
 def test_methods_are_those_in_the_body_of_a_class() -> None:
-    assert [found.name for found in documented(SOURCE) if found.method] == ["Outer.run"]
+    assert [found.name for found in documented_objects(SOURCE) if found.is_method] == ["Outer.run"]
     guarded = b"class A:\n    if True:\n        def f(self):\n            'What it does'"
-    assert [found.method for found in documented(guarded)] == [True]
+    assert [found.is_method for found in documented_objects(guarded)] == [True]
 
 
 @pytest.mark.parametrize(
     ("path", "module"), [("json/decoder.py", "json.decoder"), ("json/__init__.py", "json"), ("cmd.py", "cmd")]
 )
 def test_a_source_has_its_module(path: str, module: str) -> None:
-    assert module_of(Path(path)) == module
+    assert module_name(Path(path)) == module

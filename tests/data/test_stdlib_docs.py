@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, List, Value, concatenate_datasets
 
-from trainer.data.rows import normalized, split_of
+from trainer.data.splits import assign_split, normalize_whitespace
 from trainer.data.stdlib_docs import StdlibDocs
 from trainer.errors import DataError
 
@@ -40,7 +40,7 @@ def test_there_are_thousands_of_samples_in_15_topics(samples: Dataset) -> None:
 
 
 def test_texts_are_distinct_and_have_four_words(samples: Dataset) -> None:
-    texts = [normalized(text) for text in samples["text"]]
+    texts = [normalize_whitespace(text) for text in samples["text"]]
 
     assert len(set(texts)) == len(texts)
     assert min(len(text.split()) for text in texts) == 4
@@ -51,7 +51,7 @@ def test_splits_follow_from_the_text_and_hold_every_topic(splits: dict[str, Data
 
     assert list(splits) == ["train", "validation", "test"]
     for split, samples in splits.items():
-        assert {split_of(text, {"validation": 0.1, "test": 0.1}) for text in samples["text"]} == {split}
+        assert {assign_split(text, {"validation": 0.1, "test": 0.1}) for text in samples["text"]} == {split}
         assert len(set(samples["label"])) == 15
         assert len(samples) == pytest.approx(total * (0.8 if split == "train" else 0.1), rel=0.1)
 
@@ -70,7 +70,7 @@ def test_known_objects_are_found_under_their_topic_and_no_tests(samples: Dataset
 def test_a_row_says_where_it_came_from(splits: dict[str, Dataset]) -> None:
     sample = next(sample for sample in splits["train"] if sample["name"] == "json.decoder.JSONDecoder")
 
-    place = StdlibDocs().where("train", sample["row"])
+    place = StdlibDocs().describe_row("train", sample["row"])
 
     file, line = place.split(", line ")
     source = Path(sysconfig.get_path("stdlib"), file).read_text(encoding="utf-8").splitlines()
@@ -145,9 +145,9 @@ def test_the_fingerprint_follows_the_sources(tmp_path: Path, monkeypatch: pytest
 def test_an_interpreter_without_sources_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "python311.zip"))
 
-    with pytest.raises(DataError, match=r"python311\.zip: does not hold the sources .* data=files"):
+    with pytest.raises(DataError, match=r"python311\.zip: does not contain the sources .* data=files"):
         StdlibDocs().load(("text", "label"))
 
 
 def test_a_column_is_named_for_a_message() -> None:
-    assert StdlibDocs().column("label") == "the column label of data=stdlib_docs"
+    assert StdlibDocs().describe_role("label") == "the column label of data=stdlib_docs"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from datasets import concatenate_datasets
 
-from trainer.data.rows import split_of
+from trainer.data.splits import assign_split
 from trainer.data.stdlib_docs import StdlibDocs
 from trainer.data.stdlib_pairs import StdlibPairs, signature
 
@@ -42,7 +42,7 @@ def test_every_function_comes_with_its_own_and_with_another_signature(library: L
     assert others.keys() <= set(own.values())
     assert max(others.values()) < 8
     for split, rows in splits.items():
-        assert {split_of(text, {"validation": 0.1, "test": 0.1}) for text in rows["text"]} == {split}
+        assert {assign_split(text, {"validation": 0.1, "test": 0.1}) for text in rows["text"]} == {split}
 
 
 def test_an_equal_signature_is_no_mismatch(library: Library) -> None:
@@ -66,8 +66,8 @@ def test_it_is_the_same_at_every_call_and_knows_its_places(library: Library) -> 
     }
     row = first["train"][0]
     number = int(row["text"].split()[3])
-    assert source.where("train", row["row"]) == f"cmd.py, line {2 * number + 1}"
-    assert source.column("text_pair") == "the column text_pair of data=stdlib_pairs"
+    assert source.describe_row("train", row["row"]) == f"cmd.py, line {2 * number + 1}"
+    assert source.describe_role("text_pair") == "the column text_pair of data=stdlib_pairs"
     assert source.fingerprint != StdlibDocs().fingerprint
 
 

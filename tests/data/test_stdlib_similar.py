@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from datasets import concatenate_datasets
 
-from trainer.data.rows import split_of
+from trainer.data.splits import assign_split
 from trainer.data.stdlib_similar import StdlibSimilar, summary_and_rest
 
 Library = Callable[[dict[str, str]], None]
@@ -48,7 +48,7 @@ def test_pairs_have_four_words_and_share_no_text(library: Library) -> None:
     ]
     for split, samples in splits.items():
         for text, positive in zip(samples["text"], samples["positive"], strict=True):
-            assert split_of(f"{text} {positive}", {"validation": 0.1, "test": 0.1}) == split
+            assert assign_split(f"{text} {positive}", {"validation": 0.1, "test": 0.1}) == split
 
 
 def test_a_row_knows_its_place(library: Library) -> None:
@@ -58,8 +58,8 @@ def test_a_row_knows_its_place(library: Library) -> None:
     rows = concatenate_datasets(list(source.load(ROLES).values()))
 
     (row,) = [row for row in rows if row["text"].startswith("The very")]
-    assert source.where("train", row["row"]) == "json.py, line 3"
-    assert source.column("positive") == "the column positive of data=stdlib_similar"
+    assert source.describe_row("train", row["row"]) == "json.py, line 3"
+    assert source.describe_role("positive") == "the column positive of data=stdlib_similar"
     assert source.fingerprint == StdlibSimilar().fingerprint
 
 

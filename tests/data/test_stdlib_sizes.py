@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from datasets import concatenate_datasets
 
-from trainer.data.stdlib_sizes import StdlibSizes, sizes
+from trainer.data.stdlib_sizes import StdlibSizes, measure
 
 Library = Callable[[dict[str, str]], None]
 
@@ -26,7 +26,7 @@ def test_parameters_and_lines_are_counted(source: str, parameters: int, lines: i
     (node,) = ast.parse(source).body
     assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
-    assert sizes(node) == [parameters, math.log2(lines)]
+    assert measure(node) == [parameters, math.log2(lines)]
 
 
 def test_functions_alone_are_rows_and_know_their_place(library: Library) -> None:
@@ -39,6 +39,6 @@ def test_functions_alone_are_rows_and_know_their_place(library: Library) -> None
 
     assert known["The very method says this."]["value"] == [1.0, 1.0]
     assert not {"The module says four words.", "The class says four words."} & known.keys()
-    assert source.where("train", known["The very method says this."]["row"]) == "json.py, line 5"
-    assert source.column("value") == "the column value of data=stdlib_sizes"
+    assert source.describe_row("train", known["The very method says this."]["row"]) == "json.py, line 5"
+    assert source.describe_role("value") == "the column value of data=stdlib_sizes"
     assert source.fingerprint == StdlibSizes().fingerprint

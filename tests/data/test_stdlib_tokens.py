@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from datasets import List, Value, concatenate_datasets
 
-from trainer.data.stdlib_tokens import StdlibTokens, parameters_of, tagged
+from trainer.data.stdlib_tokens import StdlibTokens, documented_parameters, tag_words
 
 Library = Callable[[dict[str, str]], None]
 ROLES = ("words", "tags")
@@ -18,7 +18,7 @@ MODULES = {"json", "json.decoder", "collections", "time", "os", "os.path"}
 
 def entities(text: str, *parameters: str) -> list[tuple[str, str]]:
     """(kind, words without white space between) of each, as a reader of BIO tags finds them."""
-    words, tags = tagged(text, parameters, CLASSES, MODULES)
+    words, tags = tag_words(text, parameters, CLASSES, MODULES)
     found: list[tuple[str, str]] = []
     for word, tag in zip(words, tags, strict=True):
         if tag.startswith("B-"):
@@ -50,7 +50,7 @@ def test_names_are_found_by_kind(text: str, found: list[tuple[str, str]]) -> Non
 
 
 def test_words_are_runs_of_letters_and_single_signs() -> None:
-    words, tags = tagged("Don't *open* a_file\n中文:1.5", [], [], [])
+    words, tags = tag_words("Don't *open* a_file\n中文:1.5", [], [], [])
 
     assert words == ["Don", "'", "t", "*", "open", "*", "a_file", "中文", ":", "1", ".", "5"]
     assert tags == ["O"] * 12
@@ -63,9 +63,9 @@ def test_parameters_are_those_of_the_function_or_of_the_class() -> None:
         "class B: pass"
     ).body
 
-    assert parameters_of(function) == {"b", "args", "c", "kw"}
-    assert parameters_of(outer) == {"x"}
-    assert parameters_of(empty) == parameters_of(ast.parse("")) == set()
+    assert documented_parameters(function) == {"b", "args", "c", "kw"}
+    assert documented_parameters(outer) == {"x"}
+    assert documented_parameters(empty) == documented_parameters(ast.parse("")) == set()
 
 
 def test_a_library_tags_its_docstrings(library: Library) -> None:
@@ -86,8 +86,8 @@ def test_a_library_tags_its_docstrings(library: Library) -> None:
     tags = ["O", "B-parameter", "O", "B-class", "I-class", "I-class", "I-class", "I-class"]
     assert found["Decode text by json . decoder . JSONDecoder"] == tags
     (row,) = [row["row"] for row in samples if row["words"][0] == "Raises"]
-    assert source.where("train", row) == "json/decoder.py, line 1"
-    assert source.column("tags") == "the column tags of data=stdlib_tokens"
+    assert source.describe_row("train", row) == "json/decoder.py, line 1"
+    assert source.describe_role("tags") == "the column tags of data=stdlib_tokens"
 
 
 @pytest.mark.slow

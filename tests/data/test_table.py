@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trainer.data.splits import Sample
-from trainer.data.table import Record, Table, all_of, check_columns
+from trainer.data.table import Record, Table, describe_no_rows, validate_columns
 from trainer.errors import ConfigError, DataError
 
 COLUMNS: dict[str, Any] = {
@@ -23,7 +23,7 @@ def column(role: str) -> str:
 
 
 def table(*roles: str, known: Sequence[str] = (), **changes: Any) -> Table:
-    return Table.of(COLUMNS | changes, roles, column, "|", known)
+    return Table.for_roles(COLUMNS | changes, roles, column, "|", known)
 
 
 def records(*rows: Sequence[Any]) -> list[Record]:
@@ -31,7 +31,7 @@ def records(*rows: Sequence[Any]) -> list[Record]:
 
 
 def samples(table: Table, *rows: Sequence[Any], folder: Path | None = None) -> list[Sample]:
-    table.learn(lambda: iter(records(*rows)))
+    table.detect_numeric(lambda: iter(records(*rows)))
     return list(table.samples(iter(records(*rows)), [folder] if folder else []))
 
 
@@ -80,8 +80,8 @@ def test_a_column_of_numbers_with_a_few_others_is_told(caplog: pytest.LogCapture
     samples(table("features", known=["a"]), ("1",), ("2",), ("NA",))
 
     told = (
-        "data.features: the column 'a' is taken for texts: 2 of 3 cells are numbers, "
-        "the first other one is 'NA' in a.csv, row 3"
+        "data.features: column 'a' is read as text: 2 of its 3 cells are numbers, "
+        "the first other cell is 'NA' in a.csv, row 3"
     )
     assert caplog.record_tuples == [("trainer.data.table", logging.WARNING, told)]
 
@@ -123,7 +123,7 @@ def test_an_image_is_found_beside_the_file_that_names_it(tmp_path: Path) -> None
         (
             ("tags",),
             [("O O",)],
-            "a.csv, row 1, column 'ts': a tag holds white space, got 'O O'; is data.list_separator",
+            "a.csv, row 1, column 'ts': a tag contains white space, got 'O O'; check data.list_separator",
         ),
         (
             ("image",),
@@ -153,10 +153,10 @@ def test_rows_of_one_column_have_as_many_values() -> None:
 
 def test_a_feature_that_is_no_number_outside_of_training_is_refused() -> None:
     found = table("features", known=["x"])
-    found.learn(lambda: iter(records(("1",), ("",))))
+    found.detect_numeric(lambda: iter(records(("1",), ("",))))
 
     with pytest.raises(
-        DataError, match=r"^a\.csv, row 1, column 'x': .* got 'y', where every row of training has one\."
+        DataError, match=r"^a\.csv, row 1, column 'x': .* got 'y'; every training row has a number here\."
     ):
         list(found.samples(iter(records(("y",)))))
 
@@ -164,27 +164,27 @@ def test_a_feature_that_is_no_number_outside_of_training_is_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"txt": "a"}, "columns.txt: is no role of a column, got 'a'. Did you mean text."),
+        ({"txt": "a"}, "columns.txt: unknown role, got 'a'. Did you mean text."),
         ({"text": ["a", "b"]}, "columns.text: must be one column, got ['a', 'b']."),
-        ({"text": ""}, "columns.text: must be a column or a list of different ones, got ''."),
-        ({"value": []}, "columns.value: must be a column or a list of different ones, got []."),
-        ({"features": ["a", "a"]}, "columns.features: must be a column or a list of different ones, got ['a', 'a']."),
+        ({"text": ""}, "columns.text: must be a column or a list of distinct ones, got ''."),
+        ({"value": []}, "columns.value: must be a column or a list of distinct ones, got []."),
+        ({"features": ["a", "a"]}, "columns.features: must be a column or a list of distinct ones, got ['a', 'a']."),
     ],
 )
 def test_columns_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
-    check_columns(COLUMNS, list(COLUMNS))
+    validate_columns(COLUMNS, list(COLUMNS))
     with pytest.raises(ConfigError, match="^" + re.escape(message)):
-        check_columns(COLUMNS | changes, list(COLUMNS))
+        validate_columns(COLUMNS | changes, list(COLUMNS))
 
 
 def test_every_fault_of_the_columns_is_told() -> None:
     with pytest.raises(ConfigError) as caught:
-        check_columns({"text": [], "foo": None}, ["text", "label"])
+        validate_columns({"text": [], "foo": None}, ["text", "label"])
 
     assert len(caught.value.messages) == 3
 
 
 def test_what_is_wrong_where_nothing_is_left() -> None:
-    assert all_of(table("text", "features", known=["x"])) == "no row has data.text"
-    assert all_of(table("text", "label")) == "no row has both data.text and data.label"
-    assert all_of(table("text", "label", "score")) == "no row has all of data.text, data.label and data.score"
+    assert describe_no_rows(table("text", "features", known=["x"])) == "no row has data.text"
+    assert describe_no_rows(table("text", "label")) == "no row has both data.text and data.label"
+    assert describe_no_rows(table("text", "label", "score")) == "no row has all of data.text, data.label and data.score"

@@ -83,7 +83,7 @@ def test_a_line_as_each_role_reads_it(line: str, reading: Reading, values: Any, 
         (
             '{"size": 2}',
             FEATURES,
-            "rows.txt, line 1: has no column 'colour'. It has 'size'; name them by their names in",
+            "rows.txt, line 1: has no column 'colour'. Its columns are 'size'; name them by their names in",
         ),
         (
             "{}",
@@ -123,7 +123,7 @@ def test_an_object_that_lacks_a_column_is_broken_and_null_is_a_missing_value(tmp
     assert whole == {"size": 1.0, "colour": "red"}
     place = {"json": "item", "jsonl": "line"}[suffix]
     assert first.startswith(
-        f"{file}, {place} 1: has no column 'colour'. It has 'color', 'size'; name them by their names"
+        f"{file}, {place} 1: has no column 'colour'. Its columns are 'color', 'size'; name them by their names"
     )
     assert third.startswith(f"{file}, {place} 3: has no columns 'size', 'colour'. Name them by")
     assert "name them by columns.text." in found(file, TEXT)[0]

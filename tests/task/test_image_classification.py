@@ -10,8 +10,7 @@ from datasets import Dataset
 from PIL import Image
 
 from tests.support.predictions import answers
-from trainer.data.loader import Batches
-from trainer.data.plan import BatchIndices
+from trainer.data.batches import Batches, BatchIndices
 from trainer.errors import DataError, RowError
 from trainer.evaluate import metric_directions
 from trainer.export.cases import forward_of, proof_cases, traced_inputs

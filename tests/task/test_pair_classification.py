@@ -10,8 +10,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from tests.support.predictions import answers
-from trainer.data.loader import Batches
-from trainer.data.plan import BatchIndices
+from trainer.data.batches import Batches, BatchIndices
 from trainer.errors import ConfigError, DataError, RowError
 from trainer.export.cases import forward_of, proof_cases
 from trainer.model.linear import Linear

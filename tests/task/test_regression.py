@@ -8,8 +8,7 @@ import torch
 from datasets import Dataset
 
 from tests.support.predictions import answers
-from trainer.data.loader import Batches
-from trainer.data.plan import BatchIndices
+from trainer.data.batches import Batches, BatchIndices
 from trainer.errors import DataError, RowError
 from trainer.model.linear import Linear
 from trainer.protocols import Batch, Batching

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from tests.support.predictions import answers
 from trainer.config.signatures import attribute
-from trainer.data.loader import Batches
-from trainer.data.plan import BatchIndices
+from trainer.data.batches import Batches, BatchIndices
 from trainer.errors import ConfigError, DataError, RowError
 from trainer.export.cases import forward_of, proof_cases
 from trainer.loss.cosine_embedding import CosineEmbedding

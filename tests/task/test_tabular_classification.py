@@ -9,8 +9,7 @@ from datasets import Dataset
 from torch import nn
 
 from tests.support.predictions import answers
-from trainer.data.loader import Batches, columns
-from trainer.data.plan import BatchIndices, BatchPlan
+from trainer.data.batches import Batches, BatchIndices, BatchPlan, arrow_columns
 from trainer.errors import DataError, RowError
 from trainer.export.cases import forward_of, proof_cases, timed_inputs, traced_inputs
 from trainer.sample_rng import SampleRng
@@ -55,7 +54,7 @@ def test_encoded_rows_become_a_batch_in_every_layout() -> None:
     made = fitted()
     rows = encoded(made)
     batch = Batches(rows, made, "packed", seed=0)[BatchIndices(0, (2, 0))]
-    padded = made.collate(columns(rows.with_format("arrow")[[2, 0]]), SampleRng(0, 0, (2, 0)), "padded")
+    padded = made.collate(arrow_columns(rows.with_format("arrow")[[2, 0]]), SampleRng(0, 0, (2, 0)), "padded")
 
     assert batch.target is not None
     assert batch.target.tolist() == [1, 0]

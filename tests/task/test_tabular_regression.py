@@ -10,8 +10,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
 from tests.support.predictions import answers
-from trainer.data.loader import Batches
-from trainer.data.plan import BatchIndices
+from trainer.data.batches import Batches, BatchIndices
 from trainer.errors import DataError, RowError
 from trainer.export.cases import forward_of, proof_cases
 from trainer.model.linear import Linear

@@ -23,8 +23,8 @@ from trainer.builders.training import build_device
 from trainer.capture import MASKS
 from trainer.checkpoint.store import Store
 from trainer.config.jobs import TrainJob
+from trainer.data.batches import Batches, EvaluationBatches
 from trainer.data.encode import Encoded
-from trainer.data.loader import Batches, EvaluationBatches
 from trainer.errors import ConfigError, did_you_mean, format_error
 from trainer.export.weights import save_library
 from trainer.layout import CHECKPOINTS, CONFIG, STATE, TASK

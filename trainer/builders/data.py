@@ -12,12 +12,11 @@ from trainer.builders.instantiate import instantiate
 from trainer.config.jobs import TrainJob
 from trainer.config.schema import own_keys
 from trainer.config.sections import DataKeys
-from trainer.data.checks import DataReport, check
+from trainer.data.batches import Batches, BatchPlan, EvaluationBatches, LoaderOptions, TrainLoader
 from trainer.data.encode import Encoded, cache_root, encode
-from trainer.data.loader import Batches, EvaluationBatches, LoaderOptions, TrainLoader
-from trainer.data.plan import BatchPlan
+from trainer.data.quality import DataReport, measure_quality
 from trainer.errors import DataError
-from trainer.protocols import Batching, HasNumericColumns, Source, Task
+from trainer.protocols import Batching, HasNumericColumns, SeparableSource, Source, Task
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +36,9 @@ def build_encoded(job: TrainJob, task: Task, *, fitted: bool) -> Encoded:
 
 def build_split(job: TrainJob, task: Task, split: str) -> Encoded:
     """Encode one split for a fitted task. Sources that can read a split on its own read nothing else."""
-    source = instantiate("data", own_keys(job.data, DataKeys))
-    alone = getattr(source, "alone", None)
+    source: Source = instantiate("data", own_keys(job.data, DataKeys))
     numeric = task.numeric if isinstance(task, HasNumericColumns) else {}
-    single = None if alone is None else alone(split, numeric)
+    single = source.for_split(split, numeric) if isinstance(source, SeparableSource) else None
     return _encode(job, single or source, task, fitted=True)
 
 
@@ -58,7 +56,7 @@ def check_data(job: TrainJob, task: Task, encoded: Encoded) -> DataReport:
     Raises:
         DataError: There are problems, and `data.strict` is true.
     """
-    report = check(encoded.splits)
+    report = measure_quality(encoded.splits)
     warnings = [*task.check(encoded.splits), *report.warnings()]
     problems = [*encoded.warnings, *warnings]
     if problems and job.data.get("strict"):

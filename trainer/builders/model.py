@@ -20,8 +20,7 @@ from trainer.checkpoint.store import Snapshot
 from trainer.config.jobs import TrainJob
 from trainer.config.schema import own_keys
 from trainer.config.sections import LoraKeys, ModelKeys, PruneKeys
-from trainer.data.loader import Batches
-from trainer.data.plan import BatchIndices
+from trainer.data.batches import Batches, BatchIndices
 from trainer.durations import to_steps
 from trainer.errors import ConfigError, format_error
 from trainer.export.cases import traced_inputs

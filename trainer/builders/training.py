@@ -33,8 +33,8 @@ from trainer.checkpoint.store import Snapshot
 from trainer.config import schema
 from trainer.config.jobs import TrainJob
 from trainer.config.pairing import NO_METRIC
-from trainer.data.checks import DataReport
 from trainer.data.encode import Encoded
+from trainer.data.quality import DataReport
 from trainer.durations import to_steps
 from trainer.ema import Ema
 from trainer.errors import CheckpointError, ConfigError, did_you_mean, format_error, raise_if_any

@@ -20,7 +20,7 @@ from trainer.config.jobs import PredictJob, TrainJob
 from trainer.config.sections import ColumnsSection
 from trainer.config.stored import job_from_text, with_overrides
 from trainer.config.trust import trusted
-from trainer.data.utf8 import first_line
+from trainer.data.readers import first_line_of
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import CHECKPOINTS, CONFIG, TASK
 from trainer.precision import Precision
@@ -65,7 +65,7 @@ def answering_of_artifact(job: PredictJob, graph: Path, config: Mapping[str, Any
     try:
         task.load_state_dict(json.loads((graph.parent / TASK).read_text("utf-8")))
     except Exception as error:  # of many types: the folder came from anywhere
-        problem = f"cannot be used ({type(error).__name__}: {first_line(error)})"
+        problem = f"cannot be used ({type(error).__name__}: {first_line_of(error)})"
         raise CheckpointError(format_error(str(graph.parent / TASK), problem, "Get the folder again")) from error
     forward = _graph_forward(graph)
     size = config["loader"]["eval_batch_size"]

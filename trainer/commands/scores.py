@@ -14,7 +14,7 @@ from trainer.builders.data import build_encoded, build_split
 from trainer.builders.model import choose_batching
 from trainer.config.policy import differences
 from trainer.config.stored import job_from_text
-from trainer.data.checks import check, digest_of
+from trainer.data.quality import digest_of_rows, measure_quality
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate import evaluate
 from trainer.layout import EVALUATIONS
@@ -45,7 +45,7 @@ def evaluate_split(
     Returns:
         The name, which is the split's for the run's own rows and says which they are for others, and the values.
     """
-    name, about = split, {"digest": digest_of(rows)}
+    name, about = split, {"digest": digest_of_rows(rows)}
     if changed:
         name = f"{split}-{_label(split, changed)}-{about['digest'][:8]}"
         about["data"] = " ".join(f"{key}={value}" for key, value in changed.items())
@@ -69,7 +69,7 @@ def other_data(trained: CheckpointedModel, split: str, rows: Dataset) -> dict[st
     known = _known_digest(trained.folder / EVALUATIONS / f"{split}.json")
     if known is None:
         return changed
-    if known == digest_of(rows):
+    if known == digest_of_rows(rows):
         return {}
     return changed or {f"data.{split}": "changed since the run's own score"}
 
@@ -116,7 +116,7 @@ def check_other(trained: CheckpointedModel, split: str, rows: Dataset) -> None:
         logger.warning("%s: not compared with the rows of training: %s", split, error.messages[0])
         return
     name = split if split != "train" else "data.train"
-    faults = [line for line in check({"train": train, name: rows}).warnings() if line.startswith(f"{name}:")]
+    faults = [line for line in measure_quality({"train": train, name: rows}).warnings() if line.startswith(f"{name}:")]
     if faults and trained.job.data.get("strict"):
         raise DataError(*(f"data.strict: {fault}" for fault in faults))
     for fault in faults:

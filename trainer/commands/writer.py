@@ -10,7 +10,7 @@ from trainer.commands.folders import argument, existing_run_folder, named_checkp
 from trainer.config.jobs import GenerateJob
 from trainer.config.signatures import attribute
 from trainer.config.stored import exported_config, job_from_text, load_stored_config
-from trainer.data.utf8 import first_line
+from trainer.data.readers import first_line_of
 from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any
 from trainer.layout import EXPORT, EXPORT_MANIFEST, ONNX_CACHE, TOKENIZER
 
@@ -70,7 +70,7 @@ def _writer_of_artifact(job: GenerateJob, folder: Path) -> TextGenerator:
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         session = load_graph(graph)
     except Exception as error:  # of many types: the folder came from anywhere
-        problem = f"cannot be used ({type(error).__name__}: {first_line(error)})"
+        problem = f"cannot be used ({type(error).__name__}: {first_line_of(error)})"
         raise CheckpointError(format_error(str(folder), problem, "Get the folder again")) from error
     return TextGenerator(lambda: OnnxSession(session), _whole(tokenizer), end_id, max_length, torch.device("cpu"))
 

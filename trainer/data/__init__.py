@@ -1,1 +1,1 @@
-"""Data: sources of raw splits, their encoding, and the plan of batches."""
+"""Data: sources of raw splits, the encoding cache, and batches."""

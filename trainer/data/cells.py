@@ -1,20 +1,23 @@
-"""What the value of one cell is in each role; None where the cell holds nothing."""
+"""Roles of columns, and the values that cells have in them; None for a cell without a value.
+
+A role is the use that a task makes of a column: `text`, `label`, `features`, ...
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
+from hashlib import blake2b, file_digest
+from io import BytesIO
 from math import isfinite, isnan
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from trainer.data.images import digest_of
-from trainer.data.rows import as_text
+if TYPE_CHECKING:
+    import numpy as np
 
-INPUTS = ("text", "text_pair", "words", "features", "image")
-"""The roles that the split of a row follows from, as far as they are asked for."""
-
-NOUNS = {
+ROLE_NOUNS = {
     "text": "a text",
     "text_pair": "a second text",
     "positive": "a positive",
@@ -28,49 +31,79 @@ NOUNS = {
     "features": "features",
     "image": "an image",
 }
-"""Every role, and what a row without it lacks."""
+"""Every role, with the noun for messages about a row without a value in it."""
 
-CLASSES = ("label", "labels", "tags")
-"""The roles that hold classes: what training has none of cannot be told apart."""
+CLASS_ROLES = ("label", "labels", "tags")
+"""Roles whose values are classes: a model cannot learn a class that has no training row."""
+
+_INPUT_ROLES = ("text", "text_pair", "words", "features", "image")
+"""Roles that decide the split of a row, as far as they are requested."""
 
 REMEDIES = {
     **dict.fromkeys(("text", "text_pair", "positive", "negative", "label"), "Texts and labels are strings or numbers"),
     **dict.fromkeys(("value", "score"), "Values and scores are finite numbers"),
-    **dict.fromkeys(("labels", "words", "tags"), "Write a JSON list, or one text with data.list_separator between"),
-    "features": "Features are numbers, texts or nothing; name the columns to take in data.columns.features",
-    "image": "Write the path of an image file, relative to the folder of the file that names it",
+    **dict.fromkeys(
+        ("labels", "words", "tags"), "Write a JSON list, or one text with its parts separated by data.list_separator"
+    ),
+    "features": "Features are numbers, texts or empty; list the columns to use in data.columns.features",
+    "image": "Write the path of an image file, relative to the folder of the file that contains the path",
 }
-"""What to do about a cell that cannot be used."""
+"""What to do about a cell that cannot be used, by role."""
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Suffixes of the files that count as images."""
 
 
-def number(value: Any) -> float | None:
-    """A finite number, from a number or from the text of one; None where there is none (None, NaN, white space).
+def as_text(value: Any) -> str | None:
+    """Return a text or a label as a string: 3, 3.0 and True become `3`, `3` and `1`; None and NaN become None.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: The value is neither a string nor a number, or the string cannot be encoded.
+    """
+    if isinstance(value, str):
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise ValueError("half of a surrogate pair is not a character") from None
+        return value
+    if value is None:
+        return None
+    if isinstance(value, float) and not value.is_integer():
+        return None if isnan(value) else str(value)
+    if isinstance(value, int | float):
+        return str(int(value))
+    raise ValueError(f"expected a string, got {type(value).__name__}")
+
+
+def parse_number(value: Any) -> float | None:
+    """Return a finite number from a number or its text; None for an empty cell (None, NaN, white space).
+
+    Raises:
+        ValueError: The value is anything else.
     """
     if isinstance(value, str):
         if not value.strip():
             return None
         try:
-            found = float(value.replace("_", "?"))  # Python's own 1_000 is no number elsewhere
+            number = float(value.replace("_", "?"))  # only Python reads 1_000 as a number
         except ValueError:
-            raise ValueError(f"expected a number, got {shown(value)}") from None
+            raise ValueError(f"expected a number, got {shorten(value)}") from None
     elif isinstance(value, int | float | Decimal):
-        found = float(value)
+        number = float(value)
     elif value is None:
         return None
     else:
         raise ValueError(f"expected a number, got {type(value).__name__}")
-    if isnan(found):
+    if isnan(number):
         return None
-    if not isfinite(found):
-        raise ValueError(f"expected a finite number, got {shown(value)}")
-    return found
+    if not isfinite(number):
+        raise ValueError(f"expected a finite number, got {shorten(value)}")
+    return number
 
 
 def is_number(value: Any) -> bool:
-    """Whether a cell that is not empty stands for a number, infinite ones included."""
+    """Return True if a cell that is not empty is a number or the text of one, including infinity."""
     if not isinstance(value, str):
         return isinstance(value, int | float | Decimal)
     try:
@@ -80,116 +113,146 @@ def is_number(value: Any) -> bool:
     return True
 
 
-def shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
+def shorten(value: Any) -> str:
+    """Return the `repr` of a value for a message, at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _text(value: Any) -> str | None:
+def _parse_text(value: Any) -> str | None:
     text = as_text(value)
     return None if text is None or not text or text.isspace() else text
 
 
-def _label(value: Any) -> str | None:
+def _parse_label(value: Any) -> str | None:
     return as_text(value) or None
 
 
-def _parts(value: Any, separator: str) -> list[Any]:
-    """The parts of a list, or of a text that the separator divides; a space divides at any white space."""
+def _split_list(value: Any, separator: str) -> list[Any]:
+    """Return the parts of a list, or of a text split at the separator; a space splits at any white space."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return list(value)
     text = as_text(value) or ""
     return [part.strip() for part in text.split(None if separator == " " else separator) if part.strip()]
 
 
-def _labels(value: Any, separator: str) -> list[str]:
-    """Distinct labels; a row may have none."""
-    labels = [_label(part) for part in _parts(value, separator)]
+def _parse_labels(value: Any, separator: str) -> list[str]:
+    """Return distinct labels; a row may have none."""
+    labels = [_parse_label(part) for part in _split_list(value, separator)]
     return list(dict.fromkeys(label for label in labels if label is not None))
 
 
-def _words(value: Any, separator: str) -> list[str] | None:
-    words = [_label(part) for part in _parts(value, separator)]
+def _parse_words(value: Any, separator: str) -> list[str] | None:
+    words = [_parse_label(part) for part in _split_list(value, separator)]
     if any(word is None or word.isspace() for word in words):
         raise ValueError("one of the words or tags is empty")
     return [word for word in words if word is not None] or None
 
 
-def _tags(value: Any, separator: str) -> list[str] | None:
-    tags = _words(value, separator)
+def _parse_tags(value: Any, separator: str) -> list[str] | None:
+    tags = _parse_words(value, separator)
     if isinstance(value, str) and any(len(tag.split()) > 1 for tag in tags or ()):
-        raise ValueError(f"a tag holds white space, got {shown(value)}; is data.list_separator right?")
+        raise ValueError(f"a tag contains white space, got {shorten(value)}; check data.list_separator")
     return tags
 
 
-def _value(values: Sequence[Any]) -> list[float] | None:
-    """One number of each column, or the list in the only one."""
-    if len(values) == 1 and isinstance(values[0], Sequence) and not isinstance(values[0], str | bytes):
-        values = values[0]
-    numbers = [number(value) for value in values]
-    return None if not numbers or None in numbers else [value for value in numbers if value is not None]
+def _parse_values(cells: Sequence[Any]) -> list[float] | None:
+    """Return one number per column, or the numbers of the list in a single column."""
+    if len(cells) == 1 and isinstance(cells[0], Sequence) and not isinstance(cells[0], str | bytes):
+        cells = cells[0]
+    numbers = [parse_number(cell) for cell in cells]
+    return None if not numbers or None in numbers else [number for number in numbers if number is not None]
 
 
-def _image(value: Any) -> dict[str, Any] | None:
-    """`bytes` of an encoded image or `path` of a file, as the library datasets writes them."""
+def _parse_image(value: Any) -> dict[str, Any] | None:
+    """Return `bytes` of an encoded image or `path` of a file, in the layout of the datasets library."""
     if isinstance(value, bytes):
         return {"bytes": value, "path": None} if value else None
     if isinstance(value, Mapping) and (value.get("bytes") or value.get("path")):
         return {"bytes": value.get("bytes") or None, "path": value.get("path")}
     if isinstance(value, Mapping):
         return None
-    path = _text(value)
+    path = _parse_text(value)
     return None if path is None else {"bytes": None, "path": path}
 
 
-def converter(role: str, separator: str) -> Callable[[Any], Any]:
-    """Makes the value of a role of its cell; of a list of cells for `value`.
+def cell_parser(role: str, separator: str) -> Callable[[Any], Any]:
+    """Return the function from a cell to its value in a role; for `value`, from a list of cells.
 
     Args:
-        role: One of `NOUNS`, but not `features`.
-        separator: Between the parts of a list in one cell.
+        role: One of `ROLE_NOUNS`, except `features`.
+        separator: The separator between the parts of a list in one cell.
     """
-    found: dict[str, Callable[[Any], Any]] = {
-        "label": _label,
-        "labels": partial(_labels, separator=separator),
-        "words": partial(_words, separator=separator),
-        "tags": partial(_tags, separator=separator),
-        "value": _value,
-        "score": number,
-        "image": _image,
+    parsers: dict[str, Callable[[Any], Any]] = {
+        "label": _parse_label,
+        "labels": partial(_parse_labels, separator=separator),
+        "words": partial(_parse_words, separator=separator),
+        "tags": partial(_parse_tags, separator=separator),
+        "value": _parse_values,
+        "score": parse_number,
+        "image": _parse_image,
     }
-    return found.get(role, _text)
+    return parsers.get(role, _parse_text)
 
 
-def key_of(values: Mapping[str, Any]) -> str:
-    """What the split of a row follows from: its inputs alone; for a text or words that text, as it stands.
+def split_key(values: Mapping[str, Any]) -> str:
+    """Return the text that decides the split of a row: its inputs only; a text or words as they are.
 
     Raises:
-        OSError: The file of an image cannot be read.
+        OSError: An image file cannot be read.
     """
-    given = [role for role in INPUTS if role in values]
-    if given == ["text"]:
+    inputs = [role for role in _INPUT_ROLES if role in values]
+    if inputs == ["text"]:
         return str(values["text"])
     parts = []
-    for role in given:
+    for role in inputs:
         value = values[role]
         if role == "words":
             value = " ".join(value)
         elif role == "features":
             value = repr(sorted((name, _canonical(cell)) for name, cell in value.items()))
         elif role == "image":
-            value = digest_of(value)
+            value = image_digest(value)
         parts.append(value)
     return "\0".join(" ".join(part.split()) for part in parts) if len(parts) > 1 else "".join(parts)
 
 
 def _canonical(cell: Any) -> str:
-    """The same for 1, 1.0 and "1", so that no row moves where a column of numbers becomes one of texts."""
+    """Return the same text for 1, 1.0 and "1": no row changes its split if a numeric column becomes one of texts."""
     return "" if cell is None else repr(float(cell)) if is_number(cell) else as_text(cell) or ""
 
 
-def lacks(roles: Iterable[str]) -> str:
-    """`rows without a text or a label`."""
-    nouns = [NOUNS[role] for role in roles if role not in ("features", "labels")]
+def describe_incomplete_rows(roles: Iterable[str]) -> str:
+    """Return `rows without a text or a label`; features and labels may be empty, so they are not mentioned."""
+    nouns = [ROLE_NOUNS[role] for role in roles if role not in ("features", "labels")]
     return "rows without " + ", ".join([*nouns[:-2], " or ".join(nouns[-2:])])
+
+
+def image_digest(image: Mapping[str, Any]) -> str:
+    """Return a digest of the bytes of an encoded image, in memory or in its file.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    if image["bytes"] is not None:
+        return blake2b(image["bytes"], digest_size=16).hexdigest()
+    return file_bytes_digest(Path(image["path"]))
+
+
+def file_bytes_digest(path: Path) -> str:
+    """Return a digest of the bytes of a file.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        return file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
+
+
+def encode_png(pixels: np.ndarray) -> dict[str, Any]:
+    """Return pixels uint8 (H, W) as an encoded gray image, lossless."""
+    from PIL import Image
+
+    encoded = BytesIO()
+    Image.fromarray(pixels).save(encoded, format="PNG", compress_level=1)
+    return {"bytes": encoded.getvalue(), "path": None}

@@ -1,49 +1,48 @@
-"""Sentences with a tag for each word, one word a line, as the CoNLL shared tasks write them."""
+"""Sentences with a tag per word, one word per line, in the format of the CoNLL shared tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from copy import copy
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.data.located import Paths, fingerprint_of, located, where
-from trainer.data.rows import row_id
-from trainer.data.splits import Division, Sample, key_for, read_splits, stored, write_splits
-from trainer.data.utf8 import text_lines
+from trainer.data.data_files import FileSource
+from trainer.data.readers import read_lines
+from trainer.data.splits import Sample, row_id, split_schema, write_splits
 from trainer.errors import ConfigError, DataError, format_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _VERSION = 1
-"""To be raised when the same files give other splits."""
+"""Increase it if the same files give different splits."""
 
-_DOCUMENT = "-DOCSTART-"
+_DOCUMENT_START = "-DOCSTART-"
 
 
-class Conll:
-    """Columns `words`, `tags` and `row` of files in UTF-8, also as .gz: a blank line ends a sentence.
+class Conll(FileSource):
+    """Columns `words`, `tags` and `row` of UTF-8 files, plain or .gz; a blank line ends a sentence.
 
-    Lines that begin with `-DOCSTART-` are passed over. What the training files lend to `validation` and `test` follows
-    from the words alone, as in `data=files`. The splits are memory-mapped Arrow files in the cache of the library
-    datasets, written once for each content.
+    Lines that start with `-DOCSTART-` are skipped. The sentences that are held out from the training files for
+    `validation` and `test` are chosen by the words only, as in `data=files`. The splits are memory-mapped Arrow files
+    in the cache of the datasets library, written once for each content.
 
     Args:
         train: Files of the training split: a path, a pattern such as `data/*.conll`, or several.
-        validation: Files of the validation split; None to take a share of the training files.
-        test: Files of the test split; None to take a share of the training files.
-        word: The column of the words, from 0; negative ones count from the last.
+        validation: Files of the validation split; None holds out a share of the training files.
+        test: Files of the test split; None holds out a share of the training files.
+        word: The column of the words, from 0; negative numbers count from the last column.
         tag: The column of the tags, likewise.
-        separator: Between columns; None for any white space.
-        comment: What the lines begin with that are passed over; None for no such lines.
-        split: Shares of `validation` and `test` in [0, 1), for those without files; 0 for no test split.
-        cache_dir: Where the Arrow files lie; None for the cache of the library datasets.
+        separator: The separator of the columns; None for any white space.
+        comment: The start of lines to skip; None if there are no such lines.
+        split: Shares of `validation` and `test` in [0, 1), for splits without files; 0 for no test split.
+        cache_dir: The folder of the Arrow files; None for the cache of the datasets library.
 
     Raises:
-        ConfigError: A parameter is out of its range.
+        ConfigError: An argument is out of its range.
     """
+
+    row_noun = "line"
 
     def __init__(
         self,
@@ -57,65 +56,40 @@ class Conll:
         split: Mapping[str, float],
         cache_dir: str | None,
     ) -> None:
-        self._given: Mapping[str, str | list[str] | None] = {"train": train, "validation": validation, "test": test}
+        if word == tag:
+            raise ConfigError(format_error("tag", "must differ from data.word", value=tag))
+        for name, text in {"separator": separator, "comment": comment}.items():
+            if text is not None and (not text or not set(text).isdisjoint("\r\n")):
+                problem = "must be one or more characters without a line break, or null"
+                raise ConfigError(format_error(name, problem, value=text))
+        super().__init__(train, validation, test, split, cache_dir)
         self._columns = {"words": word, "tags": tag}
         self._separator = separator
         self._comment = comment
-        self._cache_dir = cache_dir
-        if word == tag:
-            raise ConfigError(format_error("tag", "must be another column than data.word", value=tag))
-        for name, sign in {"separator": separator, "comment": comment}.items():
-            if sign is not None and (not sign or not set(sign).isdisjoint("\r\n")):
-                raise ConfigError(format_error(name, "must be one or more characters of a line, or null", value=sign))
-        self._division = Division.checked(self._given, split)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of the files' contents in their order and of how they are read; where they lie does not matter."""
-        known = ("conll", _VERSION, self._columns, self._separator, self._comment, self._division.shares)
-        return fingerprint_of(self._paths, known, lambda path: path.suffix.lower() if path.suffix == ".gz" else "")
 
     def load(self, roles: Sequence[str]) -> dict[str, Dataset]:
-        """The splits, memory-mapped; reads the files unless the cache has them.
+        """Return the memory-mapped splits; read the files unless the cache has the splits.
 
         Raises:
-            DataError: A file or a line cannot be used, or a split came out empty.
+            DataError: A file or a line cannot be used, or a split has no rows.
         """
         names = ["words", *(["tags"] if "tags" in roles else [])]
-        key = key_for(self.fingerprint, names)
-        folder = stored(self._cache_dir, "trainer_conll", key, lambda new: self._write(new, names))
-        return read_splits(folder, self._division, self.where)
+        return self._cached_splits("trainer_conll", names, lambda folder: self._write(folder, names))
 
-    def where(self, split: str, row: int) -> str:
-        """`my.conll, line 18`, the first of the sentence."""
-        return where(self._paths, split, row, "line")
-
-    def column(self, role: str) -> str:
-        """`data.tag=-1`."""
+    def describe_role(self, role: str) -> str:
+        """Return `data.tag=-1`."""
         key = {"words": "word", "tags": "tag"}.get(role)
         return f"data.{key}={self._columns[role]}" if key else f"the column {role} of data=conll"
 
-    def alone(self, split: str, numeric: Mapping[str, bool]) -> Conll | None:
-        """The same of one split, whose files alone are read; None where it needs those of another."""
-        division = self._division.alone(split)
-        if division is None:
-            return None
-        found = copy(self)
-        found._given, found._division = division.given, division
-        return found
-
-    @cached_property
-    def _paths(self) -> Paths:
-        return located(self._given, None)
+    def _settings(self) -> tuple[object, ...]:
+        return ("conll", _VERSION, self._columns, self._separator, self._comment, self._layout.shares)
 
     def _write(self, folder: Path, names: Sequence[str]) -> None:
-        from trainer.data.arrow import schema_of
-
-        def nothing(origin: str) -> DataError:
-            return DataError(format_error(str(self._paths[origin][0]), "holds no sentence", "Name another file"))
+        def no_rows_error(origin: str) -> DataError:
+            return DataError(format_error(str(self._paths[origin][0]), "contains no sentence", "Name another file"))
 
         origins = {origin: self._samples(paths) for origin, paths in self._paths.items()}
-        write_splits(folder, self._division, schema_of(names), origins, "sentences without words", nothing)
+        write_splits(folder, self._layout, split_schema(names), origins, "sentences without words", no_rows_error)
 
     def _samples(self, paths: Sequence[Path]) -> Iterator[Sample]:
         for index, path in enumerate(paths):
@@ -124,39 +98,42 @@ class Conll:
                 yield Sample(row_id(index, line), values)
 
     def _sentences(self, path: Path) -> Iterator[tuple[int, list[list[str]]]]:
-        """The rows of each sentence, with the number of its first line."""
+        """Yield the cells of each sentence, row by row, with the number of its first line."""
         pending: list[list[str]] = []
-        first = width = 0
-        for number, line in enumerate(text_lines(path), 1):
+        first = num_columns = 0
+        for number, line in enumerate(read_lines(path), 1):
             content = line.rstrip("\r\n")
             blank = not content.strip()
-            if pending and (blank or content.startswith(_DOCUMENT)):
+            if pending and (blank or content.startswith(_DOCUMENT_START)):
                 yield first, pending
                 pending = []
-            if blank or content.startswith(_DOCUMENT) or (self._comment and content.startswith(self._comment)):
+            if blank or content.startswith(_DOCUMENT_START) or (self._comment and content.startswith(self._comment)):
                 continue
             cells = content.split(self._separator)
-            width = width or self._checked_width(f"{path}, line {number}", cells)
-            if len(cells) != width:
-                problem = f"expected {width} columns as in the lines before"
-                remedy = "Is data.separator right, and data.comment?"
-                raise DataError(format_error(f"{path}, line {number}", problem, remedy, value=len(cells)))
+            place = f"{path}, line {number}"
+            num_columns = num_columns or self._check_columns(place, cells)
+            if len(cells) != num_columns:
+                problem = f"expected {num_columns} columns as in the lines before"
+                raise DataError(format_error(place, problem, "Check data.separator and data.comment", value=len(cells)))
             for role, column in self._columns.items():
                 if not cells[column].strip():
-                    raise DataError(format_error(f"{path}, line {number}, {self.column(role)}", "is empty"))
+                    raise DataError(format_error(f"{place}, {self.describe_role(role)}", "is empty"))
             first = first if pending else number
             pending.append(cells)
         if pending:
             yield first, pending
 
-    def _checked_width(self, spot: str, cells: Sequence[str]) -> int:
-        """The number of columns, where those wanted are among them and differ."""
-        width = len(cells)
+    def _check_columns(self, place: str, cells: Sequence[str]) -> int:
+        """Return the number of columns; check that the configured columns are among them and differ."""
+        num_columns = len(cells)
+        remedy = "Check data.separator"
         for role, column in self._columns.items():
-            if not -width <= column < width:
-                problem = f"{self.column(role)} is no column of {width}"
-                raise DataError(format_error(spot, problem, "Is data.separator right?"))
-        if self._columns["words"] % width == self._columns["tags"] % width:
-            problem = f"{self.column('words')} and {self.column('tags')} are one column of {width}"
-            raise DataError(format_error(spot, problem, "Is data.separator right?"))
-        return width
+            if not -num_columns <= column < num_columns:
+                problem = f"{self.describe_role(role)} is out of range: the line has {num_columns} columns"
+                raise DataError(format_error(place, problem, remedy))
+        words, tags = self._columns["words"], self._columns["tags"]
+        if words % num_columns == tags % num_columns:
+            both = f"{self.describe_role('words')} and {self.describe_role('tags')}"
+            problem = f"{both} are the same column: the line has {num_columns} columns"
+            raise DataError(format_error(place, problem, remedy))
+        return num_columns

@@ -1,4 +1,7 @@
-"""Encoding runs once: its result is kept on disk, found again by what went into it, and read memory-mapped."""
+"""The encoding cache: encode each data set once, keep the result on disk, and read it memory-mapped afterwards.
+
+The name of a cache folder is a digest of everything that the encoding depends on.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer.data.digests import digests, of_blocks
+from trainer.data.quality import block_digests, row_digests
 from trainer.errors import DataError, RowError, format_error
 from trainer.protocols import BLOCK_OF, Columns, Source, Task
 
@@ -35,11 +38,11 @@ class Encoded:
     """Encoded splits.
 
     Attributes:
-        splits: By name; column `row` says where each row came from.
-        fingerprint: Changes when the data or what the task does with it changes; whatever the cache holds.
-        folder: Where they are kept.
-        warnings: What the source warned of when it was read, such as rows that it left out.
-        fresh: It was read just now.
+        splits: The rows by split; column `row` identifies the raw row of each.
+        fingerprint: Digest of the data and of the encoding; does not depend on the state of the cache.
+        folder: The folder of the files.
+        warnings: The warnings that the source logged when it was read, such as dropped rows.
+        fresh: True if the data was encoded by this call, False if it came from the cache.
     """
 
     splits: dict[str, Dataset]
@@ -49,7 +52,7 @@ class Encoded:
     fresh: bool
 
     def samples(self, split: str) -> list[dict[str, Any]]:
-        """The first rows of a split, 4 at most, as the source gave them."""
+        """Return the first raw rows of a split, at most 4."""
         from pyarrow import parquet
 
         rows: list[dict[str, Any]] = parquet.read_table(self.folder / _SAMPLES.format(split=split)).to_pylist()
@@ -57,21 +60,21 @@ class Encoded:
 
 
 def cache_root() -> Path:
-    """Where encoded data is kept: `$TRAINER_CACHE`, else `trainer` in the user's cache folder."""
+    """Return the cache's folder: `$TRAINER_CACHE`, else `trainer` in the user's cache folder."""
     if root := os.environ.get("TRAINER_CACHE"):
         return Path(root)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainer"
 
 
 def encode(source: Source, task: Task, *, limit: int | None, root: Path, fitted: bool) -> Encoded:
-    """The encoded splits of `source`; fits `task` on the training split unless it is `fitted` already.
+    """Return the encoded splits of `source`; fit `task` on the training split unless it is `fitted` already.
 
     Args:
         source: The raw data.
-        task: What to encode it for; holds its learnt state (labels, tokenizer) afterwards.
-        limit: Rows of each split at most; None takes all.
+        task: The task that encodes the data; it has its fitted state (labels, tokenizer) afterwards.
+        limit: Maximum number of rows of each split; None takes all.
         root: The cache's folder.
-        fitted: The task's state came out of a checkpoint and must stay.
+        fitted: True if the task's state came from a checkpoint and must not change.
 
     Raises:
         DataError: The data cannot be used.
@@ -84,40 +87,40 @@ def encode(source: Source, task: Task, *, limit: int | None, root: Path, fitted:
         cached = _read(folder)
     fresh = cached is None
     if cached is None:
-        with _heard() as warnings:
+        with _recorded_warnings() as warnings:
             raw = _prepare(source, task, limit, fitted)
         try:
             _write(folder, source, task, raw, warnings)
         except OSError as error:
             remedy = "Name another folder in the environment variable TRAINER_CACHE"
-            raise DataError(format_error(str(root), f"cannot hold the encoded data ({error})", remedy)) from error
+            raise DataError(format_error(str(root), f"cannot store the encoded data ({error})", remedy)) from error
         cached = _read(folder)
         if cached is None:
-            raise DataError(format_error(str(folder), "cannot be read back", "Remove this folder of the cache"))
+            raise DataError(format_error(str(folder), "cannot be read back", "Delete this folder of the cache"))
     else:
-        logger.info("encoded data: taken from %s", folder)
+        logger.info("encoded data: reused from %s", folder)
     task.load_state_dict(cached[0])
     return Encoded(cached[1], _digest(parts), folder, cached[2], fresh)
 
 
-class _Ear(logging.Handler):
+class _WarningRecorder(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.heard: list[str] = []
+        self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.heard.append(record.getMessage())
+        self.messages.append(record.getMessage())
 
 
 @contextmanager
-def _heard() -> Iterator[list[str]]:
-    """What is warned of in the block: who takes the result from the cache is to be told, too."""
-    ear, place = _Ear(), logging.getLogger(__package__)
-    place.addHandler(ear)
+def _recorded_warnings() -> Iterator[list[str]]:
+    """Record the warnings of this package in the block, so that a later cache hit can repeat them."""
+    recorder, package_logger = _WarningRecorder(), logging.getLogger(__package__)
+    package_logger.addHandler(recorder)
     try:
-        yield ear.heard
+        yield recorder.messages
     finally:
-        place.removeHandler(ear)
+        package_logger.removeHandler(recorder)
 
 
 def _prepare(source: Source, task: Task, limit: int | None, fitted: bool) -> dict[str, Dataset]:
@@ -126,15 +129,15 @@ def _prepare(source: Source, task: Task, limit: int | None, fitted: bool) -> dic
     disable_progress_bars()
     raw = _load(source, task)
     if not fitted:
-        # Before the limit: a trial then has the labels and the vocabulary of the whole job.
+        # Before the limit applies: a trial then has the labels and the vocabulary of the whole job.
         task.fit(raw["train"])
     if limit is not None:
-        raw = {split: rows.select(_spread(len(rows), limit)) for split, rows in raw.items()}
+        raw = {split: rows.select(_evenly_spaced(len(rows), limit)) for split, rows in raw.items()}
     return raw
 
 
 def _write(folder: Path, source: Source, task: Task, raw: dict[str, Dataset], warnings: list[str]) -> None:
-    """Makes `folder`: it appears complete or not at all."""
+    """Write `folder` atomically: it appears complete or not at all."""
     from pyarrow import parquet
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -151,15 +154,15 @@ def _write(folder: Path, source: Source, task: Task, raw: dict[str, Dataset], wa
         try:
             partial.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster, with the same data
+            if not folder.is_dir():  # otherwise another process finished first, with the same data
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    logger.info("encoded data: %s; kept in %s", ", ".join(f"{name} {size}" for name, size in sizes.items()), folder)
+    logger.info("encoded data: %s; stored in %s", ", ".join(f"{name} {size}" for name, size in sizes.items()), folder)
 
 
-def _spread(size: int, limit: int) -> np.ndarray:
-    """At most `limit` of `size` positions, evenly spread: neighbouring rows are often alike."""
+def _evenly_spaced(size: int, limit: int) -> np.ndarray:
+    """Return at most `limit` of `size` positions, evenly spaced, because neighboring rows are often similar."""
     return np.unique(np.linspace(0, size - 1, min(size, limit)).astype(np.int64))
 
 
@@ -168,27 +171,23 @@ def _load(source: Source, task: Task) -> dict[str, Dataset]:
     for split, rows in raw.items():
         missing = [role for role in task.columns() if role not in rows.column_names]
         if missing:
-            raise DataError(
-                *(
-                    format_error(source.column(role), f"the task needs it, the {split} split has none")
-                    for role in missing
-                )
-            )
+            problem = f"the {split} split has no such column, which the task requires"
+            raise DataError(*(format_error(source.describe_role(role), problem) for role in missing))
     return raw
 
 
 def _encode_split(source: Source, task: Task, split: str, rows: Dataset, file: Path) -> int:
-    """Encodes a split into a file; how many rows it has then."""
+    """Encode a split into a file and return the number of encoded rows."""
 
     def encode_rows(columns: Columns) -> dict[str, list[Any]]:
         try:
             encoded = task.encode(columns)
         except RowError as error:
-            place = source.where(split, columns["row"][error.position])
-            raise DataError(f"{place}, {source.column(error.role)}: {error}") from error
-        known = {**digests(columns, task.columns()), "row": list(columns["row"])}
+            place = source.describe_row(split, columns["row"][error.position])
+            raise DataError(f"{place}, {source.describe_role(error.role)}: {error}") from error
+        digests = {**row_digests(columns, task.columns()), "row": list(columns["row"])}
         blocks = encoded.pop(BLOCK_OF, None)
-        return {**encoded, **(known if blocks is None else of_blocks(known, blocks))}
+        return {**encoded, **(digests if blocks is None else block_digests(digests, blocks))}
 
     encoded = rows.map(
         encode_rows,
@@ -196,16 +195,16 @@ def _encode_split(source: Source, task: Task, split: str, rows: Dataset, file: P
         remove_columns=rows.column_names,
         cache_file_name=str(file),
         load_from_cache_file=False,
-        # Its own fingerprint would pickle the task; ours is the folder's name.
+        # The library's own fingerprint would pickle the task; the folder's name already identifies the content.
         new_fingerprint=_digest([file.parent.name, split]),
     )
     return len(encoded)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Dataset], list[str]] | None:
-    """The task's state, the splits and the warnings in a folder of the cache; None where there is none.
+    """Return the task's state, the splits and the warnings in a cache folder; None if the folder does not exist.
 
-    A damaged folder is removed here, where it is noticed: later there may be another process's good one in its place.
+    A damaged folder is deleted at once: later, another process may have put an intact one in its place.
     """
     from datasets import Dataset
 

@@ -1,55 +1,56 @@
-"""Columns of the user's own files."""
+"""Tables in the user's own files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from copy import copy
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from trainer.data.cells import NOUNS, converter, lacks
-from trainer.data.images import digest_of
-from trainer.data.located import Paths, fingerprint_of, located, where
-from trainer.data.readers import column_names, records, suffix_of, suffixes
-from trainer.data.rows import row_id
-from trainer.data.splits import Division, key_for, read_splits, stored, write_splits
-from trainer.data.table import Record, Table, all_of, check_columns
+from trainer.data.cells import ROLE_NOUNS, cell_parser, describe_incomplete_rows, image_digest
+from trainer.data.data_files import FileSource
+from trainer.data.readers import column_names, format_suffix, format_suffixes, read_records
+from trainer.data.splits import row_id, split_schema, write_splits
+from trainer.data.table import Record, Table, describe_columns, describe_no_rows, validate_columns
 from trainer.errors import ConfigError, DataError, format_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _VERSION = 3
-"""To be raised when the same files give other splits."""
+"""Increase it if the same files give different splits."""
 
 
-class Files:
-    """Columns from CSV, TSV, JSON, JSON Lines, Parquet or Arrow files, each in the role that it plays.
+class Files(FileSource):
+    """Columns of CSV, TSV, JSON, JSON Lines, Parquet or Arrow files, each in its role.
 
-    What the training files lend to `validation` and `test` follows from the inputs of a row alone (its text, words,
-    features, the content of its image): duplicates meet in one split, and neither the order of rows nor new ones move
-    any. Rows that lack what was asked for are left out with a warning; features and labels may be missing. The splits
-    are memory-mapped Arrow files in the cache of the library datasets, written once for each content.
+    The rows that are held out from the training files for `validation` and `test` are chosen by the inputs of a row
+    only (its text, words, features, or the content of its image): duplicates share a split, and neither the order of
+    rows nor new rows move any. Rows that lack a required value are dropped with a warning; features and labels may be
+    missing. The splits are memory-mapped Arrow files in the cache of the datasets library, written once for each
+    content.
 
     Args:
         train: Files of the training split: a path, a pattern such as `data/*.csv`, or several.
-        validation: Files of the validation split; None to take a share of the training files.
-        test: Files of the test split; None to take a share of the training files.
+        validation: Files of the validation split; None holds out a share of the training files.
+        test: Files of the test split; None holds out a share of the training files.
         text: The column of the texts.
         label: The column of the labels; numbers become strings.
-        columns: The column of every other role, for `value` and `features` perhaps several; `features` None takes all
-            that play no other role asked for, any other role None is a role that there is no column for.
-        split: Shares of `validation` and `test` in [0, 1), for those without files; 0 for no test split.
-        list_separator: Between the parts of `labels`, `words` and `tags` in one cell; a space: any white space.
-        separator: Between cells of CSV and TSV; None for what the suffix says.
-        quote: Around cells of CSV and TSV; None where quotes are ordinary signs.
-        cache_dir: Where the Arrow files lie; None for the cache of the library datasets.
+        columns: The column of every other role; `value` and `features` may have several. `features` None takes all
+            columns without another requested role; any other role None has no column.
+        split: Shares of `validation` and `test` in [0, 1), for splits without files; 0 for no test split.
+        list_separator: The separator of `labels`, `words` and `tags` in one cell; a space means any white space.
+        separator: The separator of CSV and TSV cells; None for the default of the suffix.
+        quote: The quote around CSV and TSV cells; None if quotes are ordinary characters.
+        cache_dir: The folder of the Arrow files; None for the cache of the datasets library.
 
     Raises:
-        ConfigError: A parameter is out of its range.
+        ConfigError: An argument is out of its range.
     """
+
+    row_noun = "row"
+    suffixes = format_suffixes()
 
     def __init__(
         self,
@@ -65,116 +66,107 @@ class Files:
         quote: str | None,
         cache_dir: str | None,
     ) -> None:
-        self._given: Mapping[str, str | list[str] | None] = {"train": train, "validation": validation, "test": test}
+        if text == label:
+            raise ConfigError(format_error("label", "must differ from data.text", value=label))
+        validate_columns(columns, [role for role in ROLE_NOUNS if role not in ("text", "label")])
+        super().__init__(train, validation, test, split, cache_dir)
         self._columns = {"text": text, "label": label, **columns}
         self._numeric: dict[str, bool] = {}
         self._list_separator = list_separator
-        self._signs = {"separator": separator, "quote": quote}
-        self._cache_dir = cache_dir
-        if text == label:
-            raise ConfigError(format_error("label", "must be another column than data.text", value=label))
-        check_columns(columns, [role for role in NOUNS if role not in ("text", "label")])
-        self._division = Division.checked(self._given, split)
+        self._csv_options = {"separator": separator, "quote": quote}
         if not list_separator or not set(list_separator).isdisjoint("\r\n"):
             raise ConfigError(format_error("list_separator", "must be one or more characters", value=list_separator))
-        for name, sign in self._signs.items():
-            if sign is not None and (len(sign) != 1 or sign in "\r\n"):
-                raise ConfigError(format_error(name, "must be one character or null", value=sign))
+        for name, character in self._csv_options.items():
+            if character is not None and (len(character) != 1 or character in "\r\n"):
+                raise ConfigError(format_error(name, "must be one character or null", value=character))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the files' contents in their order and of what is read from them; where they lie does not matter."""
-        known: tuple[object, ...] = (_VERSION, self._columns, self._division.shares, self._signs, self._list_separator)
-        known += (self._numeric,) if self._numeric else ()
-        digest = blake2b(fingerprint_of(self._paths, known, suffix_of).encode(), digest_size=16)
+        """Digest of the contents of the files and of the images they name; paths of the files do not matter."""
+        digest = blake2b(self._content_fingerprint().encode(), digest_size=16)
         for path in (path for paths in self._paths.values() for path in paths):
-            for image in self._images(path):
+            for image in self._image_digests(path):
                 digest.update(image.encode())
         return digest.hexdigest()
 
     def load(self, roles: Sequence[str]) -> dict[str, Dataset]:
-        """The splits, memory-mapped; reads the files unless the cache has them.
+        """Return the memory-mapped splits; read the files unless the cache has the splits.
 
         Raises:
-            DataError: A file, a row or a column cannot be used, or a split came out empty.
+            DataError: A file, a row or a column cannot be used, or a split has no rows.
         """
-        wanted = [role for role in roles if role in self._columns]
+        available = [role for role in roles if role in self._columns]
         folders = [str(path.parent.resolve()) for paths in self._paths.values() for path in paths]
-        key = key_for(self.fingerprint, wanted, *(folders if "image" in wanted else ()))
-        folder = stored(self._cache_dir, "trainer_files", key, lambda new: self._write(new, wanted))
-        return read_splits(folder, self._division, self.where)
+        return self._cached_splits(
+            "trainer_files",
+            available,
+            lambda folder: self._write(folder, available),
+            *(folders if "image" in available else ()),
+        )
 
-    def where(self, split: str, row: int) -> str:
-        """`my.csv, row 18`: the 18th record, the header not counted."""
-        return where(self._paths, split, row, "row")
+    def describe_role(self, role: str) -> str:
+        """Return `data.label=category` or `data.columns.value=price`."""
+        return describe_columns(role if role in ("text", "label") else f"columns.{role}", self._columns.get(role))
 
-    def column(self, role: str) -> str:
-        """`data.label=category`, `data.columns.value=price`."""
-        key = role if role in ("text", "label") else f"columns.{role}"
-        name = self._columns.get(role)
-        shown = "null" if name is None else name if isinstance(name, str) else f"[{','.join(name)}]"
-        return f"data.{key}={shown}"
-
-    def alone(self, split: str, numeric: Mapping[str, bool]) -> Files | None:
-        """The same of one split, whose files alone are read; None where it needs those of another.
+    def for_split(self, split: str, numeric: Mapping[str, bool]) -> Self | None:
+        """Return the source that reads the files of one split only; None if the split needs the files of another.
 
         Args:
-            split: Which.
-            numeric: The features by name, and whether each is one of numbers: what was learnt from the training files.
+            split: The split.
+            numeric: For each feature by name, True for numbers and False for texts, as detected in the training files.
         """
-        division = self._division.alone(split)
-        if division is None:
-            return None
-        found = copy(self)
-        found._given, found._division, found._numeric = division.given, division, dict(numeric)
-        found._columns = self._columns | ({"features": list(numeric)} if numeric else {})
-        return found
+        source = super().for_split(split, numeric)
+        if source is not None:
+            source._numeric = dict(numeric)
+            source._columns = self._columns | ({"features": list(numeric)} if numeric else {})
+        return source
 
-    @cached_property
-    def _paths(self) -> Paths:
-        """The files of each split that has its own."""
-        return located(self._given, suffixes())
+    def _settings(self) -> tuple[object, ...]:
+        settings = (_VERSION, self._columns, self._layout.shares, self._csv_options, self._list_separator)
+        return (*settings, self._numeric) if self._numeric else settings
+
+    def _format_of(self, path: Path) -> str | None:
+        return format_suffix(path)
 
     def _write(self, folder: Path, roles: Sequence[str]) -> None:
-        from trainer.data.arrow import schema_of
-
         first, *_ = self._paths.values()
-        known = column_names(first[0], **self._signs) if "features" in roles else []
-        table = Table.of(self._columns, roles, self.column, self._list_separator, known)
+        available = column_names(first[0], **self._csv_options) if "features" in roles else []
+        table = Table.for_roles(self._columns, roles, self.describe_role, self._list_separator, available)
         if self._numeric:
             table.numeric.update(self._numeric)
         else:
-            table.learn(lambda: self._records("train", table))
+            table.detect_numeric(lambda: self._records("train", table))
 
-        def nothing(origin: str) -> DataError:
-            remedy = "Are these the right columns?"
-            return DataError(format_error(str(self._paths[origin][0]), all_of(table), remedy))
+        def no_rows_error(origin: str) -> DataError:
+            remedy = "Check the names of the columns"
+            return DataError(format_error(str(self._paths[origin][0]), describe_no_rows(table), remedy))
 
         origins = {
             origin: table.samples(self._records(origin, table), [path.parent for path in paths])
             for origin, paths in self._paths.items()
         }
-        schema = schema_of(table.names, table.numeric)
-        write_splits(folder, self._division, schema, origins, lacks(table.names), nothing)
+        schema = split_schema(table.names, table.numeric)
+        write_splits(folder, self._layout, schema, origins, describe_incomplete_rows(table.names), no_rows_error)
 
     def _records(self, split: str, table: Table) -> Iterator[Record]:
         for index, path in enumerate(self._paths[split]):
             number = 0
-            for number, values in enumerate(records(path, table.columns, **self._signs, named_by=table.named_by), 1):
+            records = read_records(path, table.columns, **self._csv_options, named_by=table.named_by)
+            for number, values in enumerate(records, 1):
                 yield row_id(index, number), f"{path}, row {number}", values
             if not number:
-                raise DataError(format_error(str(path), "holds no rows", "Name another file"))
+                raise DataError(format_error(str(path), "has no rows", "Name another file"))
 
-    def _images(self, path: Path) -> Iterator[str]:
-        """Digests of the images that a file names, where it has their column; what is broken is said by `load`."""
+    def _image_digests(self, path: Path) -> Iterator[str]:
+        """Yield digests of the images that a file names, if it has their column; `load` reports whatever is broken."""
         column = self._columns["image"]
-        image_of = converter("image", self._list_separator)
+        parse_image = cell_parser("image", self._list_separator)
         try:
-            if not isinstance(column, str) or column not in column_names(path, **self._signs):
+            if not isinstance(column, str) or column not in column_names(path, **self._csv_options):
                 return
-            for (cell,) in records(path, [column], **self._signs, named_by=""):
-                image = image_of(cell)
+            for (cell,) in read_records(path, [column], **self._csv_options, named_by=""):
+                image = parse_image(cell)
                 if image is not None and image["bytes"] is None:
-                    yield digest_of(image | {"path": path.parent / Path(image["path"]).expanduser()})
+                    yield image_digest(image | {"path": path.parent / Path(image["path"]).expanduser()})
         except (DataError, OSError, ValueError):
             return

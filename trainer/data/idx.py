@@ -1,4 +1,4 @@
-"""Images and labels in the IDX format of MNIST and its kin."""
+"""Images and labels in the IDX format of MNIST and similar data sets."""
 
 from __future__ import annotations
 
@@ -13,41 +13,51 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainer.data.images import png
-from trainer.data.located import fingerprint_of, located
-from trainer.data.rows import place, row_id
-from trainer.data.splits import Division, Sample, key_for, read_splits, stored, write_splits
+from trainer.data.cells import encode_png
+from trainer.data.data_files import Paths, files_fingerprint, find_data_files
+from trainer.data.splits import (
+    Sample,
+    SplitLayout,
+    cache_key,
+    cached_folder,
+    read_splits,
+    row_id,
+    split_row_id,
+    split_schema,
+    write_splits,
+)
 from trainer.errors import DataError, format_error, raise_if_any
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _VERSION = 1
-"""To be raised when the same files give other splits."""
+"""Increase it if the same files give different splits."""
 
-_ROLES = {"image": "images", "label": "labels"}
-_USUAL = {"train": "train", "test": "t10k"}
-_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-"""The third byte of a file, and the type of its numbers."""
+_KEYS = {"image": "images", "label": "labels"}
+_PREFIXES = {"train": "train", "test": "t10k"}
+_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+"""The type of the numbers, by the third byte of a file."""
 
 
 class Idx:
-    """Columns `image` (grey, as a PNG), `label` (the number as a string) and `row`.
+    """Columns `image` (gray, as a PNG), `label` (the number as a string) and `row`.
 
-    What the training files lend to `validation` and `test` follows from the pixels alone, as in `data=files`. The
-    splits are memory-mapped Arrow files in the cache of the library datasets, written once for each content.
+    The images that are held out from training for `validation` and `test` are chosen by the pixels only, as in
+    `data=files`. The splits are memory-mapped Arrow files in the cache of the datasets library, written once for each
+    content.
 
     Args:
-        folder: A folder with `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, and perhaps the two of `t10k`,
-            plain or .gz; None where the files are named.
+        folder: A folder with `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, and optionally the two files of
+            `t10k`, plain or .gz; None if the files are named one by one.
         train: The files `images` and `labels` of the training split.
-        validation: Those of the validation split; None twice to take a share of training.
-        test: Those of the test split; None twice to take a share of training.
-        split: Shares of `validation` and `test` in [0, 1), for those without files; 0 for no test split.
-        cache_dir: Where the Arrow files lie; None for the cache of the library datasets.
+        validation: The two files of the validation split; two None hold out a share of training.
+        test: The two files of the test split; two None hold out a share of training.
+        split: Shares of `validation` and `test` in [0, 1), for splits without files; 0 for no test split.
+        cache_dir: The folder of the Arrow files; None for the cache of the datasets library.
 
     Raises:
-        ConfigError: A parameter is out of its range.
+        ConfigError: An argument is out of its range.
     """
 
     def __init__(
@@ -60,144 +70,141 @@ class Idx:
         cache_dir: str | None,
     ) -> None:
         named = {"train": train, "validation": validation, "test": test}
-        faults = []
+        problems = []
         for name, files in named.items():
             if set(files) != {"images", "labels"}:
-                faults.append(format_error(name, "must hold images and labels", value=dict(files)))
-            elif len(given := [role for role, file in files.items() if file is not None]) == 1:
-                other = "labels" if given == ["images"] else "images"
-                faults.append(format_error(f"{name}.{other}", f"is needed beside data.{name}.{given[0]}", value=None))
+                problems.append(format_error(name, "must have the keys images and labels", value=dict(files)))
+            elif len(present := [key for key, file in files.items() if file is not None]) == 1:
+                missing = "labels" if present == ["images"] else "images"
+                problem = f"is required together with data.{name}.{present[0]}"
+                problems.append(format_error(f"{name}.{missing}", problem, value=None))
         if folder is None and train.get("images") is None:
-            faults.append(format_error("folder", "is needed, or data.train.images and data.train.labels", value=None))
+            problem = "is required, or data.train.images and data.train.labels"
+            problems.append(format_error("folder", problem, value=None))
         if folder is not None and any(file is not None for files in named.values() for file in files.values()):
-            faults.append(format_error("folder", "must be null where files are named", value=folder))
-        raise_if_any(*faults)
+            problems.append(format_error("folder", "must be null if files are named one by one", value=folder))
+        raise_if_any(*problems)
         self._folder = folder
         self._named = {name: files if files["images"] is not None else None for name, files in named.items()}
         self._split = split
         self._cache_dir = cache_dir
-        Division.checked({"train": "", "validation": None, "test": None} if folder else self._named, split)
+        SplitLayout.from_arguments({"train": "", "validation": None, "test": None} if folder else self._named, split)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the files' contents; where they lie does not matter."""
-        return fingerprint_of(
-            self._paths, ("idx", _VERSION, self._division.shares), lambda path: str(path.suffix == ".gz")
-        )
+        """Digest of the contents of the files; their paths do not matter."""
+        settings = ("idx", _VERSION, self._layout.shares)
+        return files_fingerprint(self._paths, settings, lambda path: str(path.suffix == ".gz"))
 
     def load(self, roles: Sequence[str]) -> dict[str, Dataset]:
-        """The splits, memory-mapped; reads the files unless the cache has them.
+        """Return the memory-mapped splits; read the files unless the cache has the splits.
 
         Raises:
-            DataError: A file cannot be used, or a split came out empty.
+            DataError: A file cannot be used, or a split has no rows.
         """
-        names = [role for role in _ROLES if role in roles]
-        key = key_for(self.fingerprint, names)
-        folder = stored(self._cache_dir, "trainer_idx", key, lambda new: self._write(new, names))
-        return read_splits(folder, self._division, self.where)
+        names = [role for role in _KEYS if role in roles]
+        key = cache_key(self.fingerprint, names)
+        folder = cached_folder(self._cache_dir, "trainer_idx", key, lambda new: self._write(new, names))
+        return read_splits(folder, self._layout, self.describe_row)
 
-    def where(self, split: str, row: int) -> str:
-        """`train-images-idx3-ubyte, image 18`."""
-        return f"{(self._paths.get(split) or self._paths['train'])[0]}, image {place(row)[1]}"
+    def describe_row(self, split: str, row: int) -> str:
+        """Return `train-images-idx3-ubyte, image 18`."""
+        return f"{(self._paths.get(split) or self._paths['train'])[0]}, image {split_row_id(row)[1]}"
 
-    def column(self, role: str) -> str:
-        """`data.train.labels`."""
-        return f"data.train.{_ROLES[role]}" if role in _ROLES else f"the column {role} of data=idx"
-
-    @cached_property
-    def _division(self) -> Division:
-        own = {name: self._paths.get(name) for name in self._named}
-        return Division.checked(own, self._split)
+    def describe_role(self, role: str) -> str:
+        """Return `data.train.labels`."""
+        return f"data.train.{_KEYS[role]}" if role in _KEYS else f"the column {role} of data=idx"
 
     @cached_property
-    def _paths(self) -> dict[str, list[Path]]:
-        """The images and the labels of each split that has its own."""
+    def _layout(self) -> SplitLayout:
+        return SplitLayout.from_arguments({name: self._paths.get(name) for name in self._named}, self._split)
+
+    @cached_property
+    def _paths(self) -> Paths:
+        """The file of images and the file of labels of each split that has its own."""
         if self._folder is not None:
-            return _usual(Path(self._folder).expanduser())
-        given = {
+            return _find_standard_files(Path(self._folder).expanduser())
+        names = {
             name: None if files is None else [str(files["images"]), str(files["labels"])]
             for name, files in self._named.items()
         }
-        return located(given, None)
+        return find_data_files(names, None)
 
     def _write(self, folder: Path, names: Sequence[str]) -> None:
-        from trainer.data.arrow import schema_of
-
-        def nothing(origin: str) -> DataError:
-            return DataError(format_error(str(self._paths[origin][0]), "holds no images", "Name another file"))
+        def no_rows_error(origin: str) -> DataError:
+            return DataError(format_error(str(self._paths[origin][0]), "contains no images", "Name another file"))
 
         origins = {origin: _samples(*paths) for origin, paths in self._paths.items()}
-        write_splits(folder, self._division, schema_of(names), origins, "images without a label", nothing)
+        write_splits(folder, self._layout, split_schema(names), origins, "images without a label", no_rows_error)
 
 
-def read_idx(path: Path, *, dims: int, types: Sequence[int]) -> np.ndarray:
-    """The array in an IDX file, plain or .gz.
+def read_idx(path: Path, *, num_dims: int, type_codes: Sequence[int]) -> np.ndarray:
+    """Return the array in an IDX file, plain or .gz.
 
     Args:
         path: The file.
-        dims: The number of dimensions that it must have.
-        types: The types of numbers that it may have, by their byte.
+        num_dims: The required number of dimensions.
+        type_codes: The allowed types of the numbers, by the third byte of the file.
 
     Raises:
-        DataError: It is broken, or of another type or shape.
+        DataError: The file is broken, or has another type or number of dimensions.
     """
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             content = file.read()
     except (OSError, EOFError, zlib.error) as error:
         problem = f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
-        raise DataError(
-            format_error(str(path), problem, "Is it complete, and is .gz its name where it is packed?")
-        ) from error
-    head = 4 + 4 * dims
-    kinds = [bytes((0, 0, kind, dims)).hex() for kind in types]
-    if content[:4].hex() not in kinds:
-        remedy = (
-            "Unpack it, or let its name end in .gz" if content[:2] == b"\x1f\x8b" else "Are images and labels mixed up?"
-        )
-        problem = f"is no IDX file of {dims} dimension{'s' if dims > 1 else ''}: the magic number must be {kinds[0]}"
+        remedy = "Check that the file is complete and that only a compressed file ends in .gz"
+        raise DataError(format_error(str(path), problem, remedy)) from error
+    header_size = 4 + 4 * num_dims
+    magic_numbers = [bytes((0, 0, code, num_dims)).hex() for code in type_codes]
+    if content[:4].hex() not in magic_numbers:
+        compressed = content[:2] == b"\x1f\x8b"
+        remedy = "Decompress it, or let its name end in .gz" if compressed else "Are images and labels mixed up?"
+        kind = f"an IDX file with {num_dims} dimension{'s' if num_dims > 1 else ''}"
+        problem = f"is not {kind}: the magic number must be {magic_numbers[0]}"
         raise DataError(format_error(str(path), problem, remedy, value=content[:4].hex()))
-    damaged = "It is cut off or damaged; fetch it again"
-    if len(content) < head:
-        raise DataError(format_error(str(path), f"must have at least {head} bytes", damaged, value=len(content)))
-    shape = tuple(np.frombuffer(content[4:head], dtype=">u4").tolist())
-    dtype = np.dtype(_TYPES[content[2]])
-    needed = head + prod(shape) * dtype.itemsize
-    if len(content) != needed:
-        problem = f"must have {needed} bytes for {' x '.join(map(str, shape))} numbers"
+    damaged = "The file is truncated or damaged; download it again"
+    if len(content) < header_size:
+        problem = f"must have at least {header_size} bytes"
         raise DataError(format_error(str(path), problem, damaged, value=len(content)))
-    return np.frombuffer(content, dtype=dtype, offset=head).reshape(shape)
+    shape = tuple(np.frombuffer(content[4:header_size], dtype=">u4").tolist())
+    dtype = np.dtype(_DTYPES[content[2]])
+    size = header_size + prod(shape) * dtype.itemsize
+    if len(content) != size:
+        problem = f"must have {size} bytes for {' x '.join(map(str, shape))} numbers"
+        raise DataError(format_error(str(path), problem, damaged, value=len(content)))
+    return np.frombuffer(content, dtype=dtype, offset=header_size).reshape(shape)
 
 
 def _samples(images_path: Path, labels_path: Path) -> Iterator[Sample]:
-    images = read_idx(images_path, dims=3, types=[0x08])
-    labels = read_idx(labels_path, dims=1, types=[0x08, 0x09, 0x0B, 0x0C])
+    images = read_idx(images_path, num_dims=3, type_codes=[0x08])
+    labels = read_idx(labels_path, num_dims=1, type_codes=[0x08, 0x09, 0x0B, 0x0C])
     if len(images) != len(labels):
         problem = f"must have a label for each of the {len(images)} images of {images_path}"
-        raise DataError(format_error(str(labels_path), problem, "Do the two belong together?", value=len(labels)))
+        raise DataError(format_error(str(labels_path), problem, "Do the two files match?", value=len(labels)))
     if images.size == 0 and len(images):
         raise DataError(format_error(str(images_path), "has images without pixels", value=images.shape))
     for number, (pixels, label) in enumerate(zip(images, labels.tolist(), strict=True), 1):
-        # Of the pixels, since how a PNG packs them differs between versions of the packer.
+        # A digest of the pixels, because the bytes of a PNG depend on the version of the compressor.
         key = blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest()
-        yield Sample(row_id(0, number), {"image": png(pixels), "label": str(label)}, key)
+        yield Sample(row_id(0, number), {"image": encode_png(pixels), "label": str(label)}, key)
 
 
-def _usual(folder: Path) -> dict[str, list[Path]]:
-    """The files with the usual names in a folder."""
+def _find_standard_files(folder: Path) -> Paths:
+    """Return the files with the standard names in a folder."""
     if not folder.is_dir():
-        raise DataError(
-            format_error("data.folder", "no such folder", f"Paths are relative to {Path.cwd()}", value=str(folder))
-        )
-    found: dict[str, list[Path]] = {}
-    for split, prefix in _USUAL.items():
+        remedy = f"Paths are relative to {Path.cwd()}"
+        raise DataError(format_error("data.folder", "no such folder", remedy, value=str(folder)))
+    found: Paths = {}
+    for split, prefix in _PREFIXES.items():
         names = [f"{prefix}-images{{}}idx3-ubyte{{}}", f"{prefix}-labels{{}}idx1-ubyte{{}}"]
-        paths = [[folder / name.format(sign, end) for sign in "-." for end in ("", ".gz")] for name in names]
-        present = [next((path for path in choices if path.is_file()), None) for choices in paths]
-        missing = [choices[0].name for choices, path in zip(paths, present, strict=True) if path is None]
+        candidates = [[folder / name.format(sign, end) for sign in "-." for end in ("", ".gz")] for name in names]
+        present = [next((path for path in paths if path.is_file()), None) for paths in candidates]
+        missing = [paths[0].name for paths, path in zip(candidates, present, strict=True) if path is None]
         if missing and (split == "train" or len(missing) == 1):
             problem = f"has no {' and no '.join(missing)}"
-            remedy = "Plain or .gz; files of other names are named by data.train.images and data.train.labels"
+            remedy = "Files may be plain or .gz; name other files in data.train.images and data.train.labels"
             raise DataError(format_error(str(folder), problem, remedy))
         if not missing:
             found[split] = [path for path in present if path is not None]

@@ -1,4 +1,4 @@
-"""Images in folders, one for each class."""
+"""Images in folders, one folder per class."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from trainer.data.images import SUFFIXES
-from trainer.data.located import fingerprint_of, readable_digest
-from trainer.data.rows import place, row_id
-from trainer.data.splits import Division, Sample, key_for, read_splits, stored, write_splits
+from trainer.data.cells import IMAGE_SUFFIXES
+from trainer.data.data_files import content_digest, files_fingerprint
+from trainer.data.splits import (
+    Sample,
+    SplitLayout,
+    cache_key,
+    cached_folder,
+    read_splits,
+    row_id,
+    split_row_id,
+    split_schema,
+    write_splits,
+)
 from trainer.errors import ConfigError, DataError, format_error
 
 if TYPE_CHECKING:
@@ -21,59 +30,61 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 _VERSION = 1
-"""To be raised when the same files give other splits."""
+"""Increase it if the same files give different splits."""
 
-_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
-"""The names of folders that are splits."""
+_SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+"""The split of a folder, by its name."""
 
 
 class ImageFolder:
     """Columns `image` (the path of a file), `label` (the name of a folder) and `row`.
 
-    Images lie in `root/<class>/`, or in `root/train/<class>/`, `root/validation/<class>/` (also `valid` or `val`) and
-    `root/test/<class>/`, at any depth. Hidden files and folders are passed over, links are followed. What training
-    lends to `validation` and `test` follows from the bytes of an image alone, as in `data=files`.
+    Images are in `root/<class>/`, or in `root/train/<class>/`, `root/validation/<class>/` (or `valid`, `val`) and
+    `root/test/<class>/`, at any depth. Hidden files and folders are skipped, links are followed. The images that are
+    held out from training for `validation` and `test` are chosen by the bytes of an image only, as in `data=files`.
 
     Args:
         root: The folder.
-        split: Shares of `validation` and `test` in [0, 1), for those without a folder; 0 for no test split.
-        cache_dir: Where the table of paths lies; None for the cache of the library datasets.
+        split: Shares of `validation` and `test` in [0, 1), for splits without a folder; 0 for no test split.
+        cache_dir: The folder of the table of paths; None for the cache of the datasets library.
 
     Raises:
-        ConfigError: A parameter is out of its range.
+        ConfigError: An argument is out of its range.
     """
 
     def __init__(self, root: str, split: Mapping[str, float], cache_dir: str | None) -> None:
         if not root:
             raise ConfigError(format_error("root", "must be a folder", value=root))
-        Division.checked({"train": root, "validation": None, "test": None}, split)
+        SplitLayout.from_arguments({"train": root, "validation": None, "test": None}, split)
         self._root = Path(root).expanduser()
         self._split = split
         self._cache_dir = cache_dir
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the contents of all images, their classes and their order; where the root lies does not matter."""
-        known = ("imagefolder", _VERSION, self._division.shares, self._labels)
-        return fingerprint_of(self._files, known, lambda path: "")
+        """Digest of the contents, the classes and the order of all images; the path of the root does not matter."""
+        labels = {split: [label for _, label in images] for split, images in self._images.items()}
+        settings = ("imagefolder", _VERSION, self._layout.shares, labels)
+        paths = {split: [path for path, _ in images] for split, images in self._images.items()}
+        return files_fingerprint(paths, settings, lambda path: "")
 
     def load(self, roles: Sequence[str]) -> dict[str, Dataset]:
-        """The splits; the images stay where they are.
+        """Return the splits; the images stay in their files.
 
         Raises:
-            DataError: There are no images, a file cannot be read, or a split came out empty.
+            DataError: There are no images, a file cannot be read, or a split has no rows.
         """
         names = [role for role in ("image", "label") if role in roles]
-        key = key_for(self.fingerprint, names, str(self._root.absolute()))
-        folder = stored(self._cache_dir, "trainer_imagefolder", key, lambda new: self._write(new, names))
-        return read_splits(folder, self._division, self.where)
+        key = cache_key(self.fingerprint, names, str(self._root.absolute()))
+        folder = cached_folder(self._cache_dir, "trainer_imagefolder", key, lambda new: self._write(new, names))
+        return read_splits(folder, self._layout, self.describe_row)
 
-    def where(self, split: str, row: int) -> str:
-        """`photos/train/cat/18.jpg`."""
-        return str((self._files.get(split) or self._files["train"])[place(row)[1] - 1])
+    def describe_row(self, split: str, row: int) -> str:
+        """Return `photos/train/cat/18.jpg`."""
+        return str((self._images.get(split) or self._images["train"])[split_row_id(row)[1] - 1][0])
 
-    def column(self, role: str) -> str:
-        """`the column label of data=imagefolder`: its columns have no names of the user's."""
+    def describe_role(self, role: str) -> str:
+        """Return `the column label of data=imagefolder`: the user does not name its columns."""
         return f"the column {role} of data=imagefolder"
 
     @cached_property
@@ -83,76 +94,67 @@ class ImageFolder:
             remedy = f"Paths are relative to {Path.cwd()}"
             raise DataError(format_error("data.root", "no such folder", remedy, value=str(self._root)))
         folders = _folders_in(self._root)
-        names = [path.name for path in folders]
-        # Classes may have such names too: a folder `train` without folders is one.
-        if "train" not in names or not _folders_in(self._root / "train"):
+        # Classes may have the names of splits: a folder `train` without folders is a class.
+        if "train" not in [path.name for path in folders] or not _folders_in(self._root / "train"):
             return {"train": self._root}
-        found: dict[str, Path] = {}
+        by_split: dict[str, Path] = {}
         for path in folders:
-            if path.name not in _NAMES:
-                remedy = f"Folders of splits are {', '.join(_NAMES)}"
-                raise DataError(format_error(str(self._root), "holds train and other folders", remedy, value=path.name))
-            if (other := found.setdefault(_NAMES[path.name], path)) != path:
-                raise DataError(format_error(str(path), f"is the {_NAMES[path.name]} split, and so is {other}"))
-        return {name: found[name] for name in ("train", "validation", "test") if name in found}
+            if path.name not in _SPLITS:
+                problem = "has a folder that is not a split next to train"
+                remedy = f"Name the folders of splits {', '.join(_SPLITS)}"
+                raise DataError(format_error(str(self._root), problem, remedy, value=path.name))
+            if (other := by_split.setdefault(_SPLITS[path.name], path)) != path:
+                raise DataError(format_error(str(path), f"is the {_SPLITS[path.name]} split, and so is {other}"))
+        return {name: by_split[name] for name in ("train", "validation", "test") if name in by_split}
 
     @cached_property
-    def _files(self) -> dict[str, list[Path]]:
-        """The images of each split that has its own: by class, then by name."""
-        return {split: [path for path, _ in found] for split, found in self._found.items()}
-
-    @cached_property
-    def _labels(self) -> dict[str, list[str]]:
-        return {split: [label for _, label in found] for split, found in self._found.items()}
-
-    @cached_property
-    def _found(self) -> dict[str, list[tuple[Path, str]]]:
-        found = {}
+    def _images(self) -> dict[str, list[tuple[Path, str]]]:
+        """The images of each split that has its own, with their classes, sorted by class and name."""
+        images = {}
         for split, folder in self._folders.items():
             files = [(path, label.name) for label in _folders_in(folder) for path in _walk(label)]
-            found[split] = [(path, label) for path, label in files if _is_image(path)]
-            if not found[split]:
+            images[split] = [(path, label) for path, label in files if _is_image(path)]
+            if not images[split]:
                 problem = f"has no folder with images: {folder}/<class>/<file>"
-                raise DataError(format_error(str(folder), problem, f"Images end in {', '.join(SUFFIXES)}"))
-            others = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
-            if others := others + [path for path, _ in files if not _is_image(path)]:
-                told = "data.root: files in no class, or no images by their names, are left out: %d, the first is %s"
-                _LOG.warning(told, len(others), others[0])
-        return found
+                remedy = f"Images end in {', '.join(IMAGE_SUFFIXES)}"
+                raise DataError(format_error(str(folder), problem, remedy))
+            skipped = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+            if skipped := skipped + [path for path, _ in files if not _is_image(path)]:
+                message = "data.root: skipped %d files outside of class folders or without an image suffix; first: %s"
+                _LOG.warning(message, len(skipped), skipped[0])
+        return images
 
     @cached_property
-    def _division(self) -> Division:
+    def _layout(self) -> SplitLayout:
         own = {name: self._folders.get(name) for name in ("train", "validation", "test")}
-        return Division.checked(own, self._split)
+        return SplitLayout.from_arguments(own, self._split)
 
     def _write(self, folder: Path, names: Sequence[str]) -> None:
-        from trainer.data.arrow import schema_of
-
-        def nothing(origin: str) -> DataError:
+        def no_rows_error(origin: str) -> DataError:
             raise AssertionError(f"no image in {origin}")
 
-        origins = {origin: self._samples(origin) for origin in self._files}
-        write_splits(folder, self._division, schema_of(names), origins, "images without a class", nothing)
+        origins = {origin: self._samples(origin) for origin in self._images}
+        write_splits(folder, self._layout, split_schema(names), origins, "images without a class", no_rows_error)
 
     def _samples(self, origin: str) -> Iterator[Sample]:
-        for number, (path, label) in enumerate(self._found[origin], 1):
-            key = readable_digest(path) if origin == "train" and self._division.lent else ""
+        for number, (path, label) in enumerate(self._images[origin], 1):
+            key = content_digest(path) if origin == "train" and self._layout.held_out else ""
             image = {"bytes": None, "path": str(path.absolute())}
             yield Sample(row_id(0, number), {"image": image, "label": label}, key)
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    """Those that are not hidden, by name."""
+    """Return the folders that are not hidden, sorted by name."""
     try:
         return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     except OSError as error:
-        _refuse(error)
+        _raise_unreadable(error)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """The files below a folder, by name; hidden ones and those of folders that a link leads back to are passed over."""
+    """Yield the files below a folder by name, except hidden ones and folders that a link leads back to."""
     seen = {folder.resolve()}
-    for path, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+    for path, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in list(folders):
             if (target := Path(path, name).resolve()) in seen:
@@ -161,9 +163,9 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(path, name) for name in sorted(files) if not name.startswith("."))
 
 
-def _refuse(error: OSError) -> NoReturn:
+def _raise_unreadable(error: OSError) -> NoReturn:
     raise DataError(format_error(str(error.filename), f"cannot be read: {error.strerror}", "Change its permissions"))
 
 
 def _is_image(path: Path) -> bool:
-    return not path.name.startswith(".") and path.suffix.lower() in SUFFIXES and not path.is_dir()
+    return not path.name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()

@@ -1,46 +1,46 @@
-"""Texts of plain text files, for language models above all."""
+"""Texts in plain text files, mainly for language models."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from copy import copy
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from trainer.data.located import Paths, fingerprint_of, located, where
-from trainer.data.rows import row_id
-from trainer.data.splits import Division, Sample, key_for, read_splits, stored, write_splits
-from trainer.data.utf8 import text_lines
+from trainer.data.data_files import FileSource
+from trainer.data.readers import read_lines
+from trainer.data.splits import Sample, row_id, split_schema, write_splits
 from trainer.errors import ConfigError, DataError, format_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _VERSION = 1
-"""To be raised when the same files give other splits."""
+"""Increase it if the same files give different splits."""
 
 _DOCUMENTS = ("line", "blank", "file")
 
 
-class Lines:
-    """Columns `text` and `row` of text files in UTF-8, also as .gz.
+class Lines(FileSource):
+    """Columns `text` and `row` of UTF-8 text files, plain or .gz.
 
-    What the training files lend to `validation` and `test` follows from the text alone, as in `data=files`. The splits
-    are memory-mapped Arrow files in the cache of the library datasets, written once for each content.
+    The texts that are held out from the training files for `validation` and `test` are chosen by the text only, as in
+    `data=files`. The splits are memory-mapped Arrow files in the cache of the datasets library, written once for each
+    content.
 
     Args:
         train: Files of the training split: a path, a pattern such as `data/*.txt`, or several.
-        validation: Files of the validation split; None to take a share of the training files.
-        test: Files of the test split; None to take a share of the training files.
-        documents: What a text is: `line` each line that is not blank; `blank` the lines up to a blank one; `file` all
-            of a file.
-        split: Shares of `validation` and `test` in [0, 1), for those without files; 0 for no test split.
-        cache_dir: Where the Arrow files lie; None for the cache of the library datasets.
+        validation: Files of the validation split; None holds out a share of the training files.
+        test: Files of the test split; None holds out a share of the training files.
+        documents: The unit that becomes one text: `line`, every line that is not blank; `blank`, the lines up to a
+            blank one; `file`, a whole file.
+        split: Shares of `validation` and `test` in [0, 1), for splits without files; 0 for no test split.
+        cache_dir: The folder of the Arrow files; None for the cache of the datasets library.
 
     Raises:
-        ConfigError: A parameter is out of its range.
+        ConfigError: An argument is out of its range.
     """
+
+    row_noun = "line"
 
     def __init__(
         self,
@@ -53,71 +53,46 @@ class Lines:
     ) -> None:
         if documents not in _DOCUMENTS:
             raise ConfigError(format_error("documents", f"must be one of {', '.join(_DOCUMENTS)}", value=documents))
-        self._given: Mapping[str, str | list[str] | None] = {"train": train, "validation": validation, "test": test}
-        self._division = Division.checked(self._given, split)
+        super().__init__(train, validation, test, split, cache_dir)
         self._documents = documents
-        self._cache_dir = cache_dir
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of the files' contents in their order and of how they are read; where they lie does not matter."""
-        known = ("lines", _VERSION, self._documents, self._division.shares)
-        return fingerprint_of(self._paths, known, lambda path: path.suffix.lower() if path.suffix == ".gz" else "")
 
     def load(self, roles: Sequence[str]) -> dict[str, Dataset]:
-        """The splits, memory-mapped; reads the files unless the cache has them.
+        """Return the memory-mapped splits; read the files unless the cache has the splits.
 
         Raises:
-            DataError: A file cannot be used, or a split came out empty.
+            DataError: A file cannot be used, or a split has no rows.
         """
-        folder = stored(self._cache_dir, "trainer_lines", key_for(self.fingerprint, ["text"]), self._write)
-        return read_splits(folder, self._division, self.where)
+        return self._cached_splits("trainer_lines", ["text"], self._write)
 
-    def where(self, split: str, row: int) -> str:
-        """`my.txt, line 18`, the first of the text."""
-        return where(self._paths, split, row, "line")
-
-    def column(self, role: str) -> str:
-        """`the column text of data=lines`: its columns have no names of the user's."""
+    def describe_role(self, role: str) -> str:
+        """Return `the column text of data=lines`: the user does not name its columns."""
         return f"the column {role} of data=lines"
 
-    def alone(self, split: str, numeric: Mapping[str, bool]) -> Lines | None:
-        """The same of one split, whose files alone are read; None where it needs those of another."""
-        division = self._division.alone(split)
-        if division is None:
-            return None
-        found = copy(self)
-        found._given, found._division = division.given, division
-        return found
-
-    @cached_property
-    def _paths(self) -> Paths:
-        return located(self._given, None)
+    def _settings(self) -> tuple[object, ...]:
+        return ("lines", _VERSION, self._documents, self._layout.shares)
 
     def _write(self, folder: Path) -> None:
-        from trainer.data.arrow import schema_of
-
-        def nothing(origin: str) -> DataError:
-            return DataError(format_error(str(self._paths[origin][0]), "holds no text", "Name another file"))
+        def no_rows_error(origin: str) -> DataError:
+            return DataError(format_error(str(self._paths[origin][0]), "contains no text", "Name another file"))
 
         origins = {origin: self._samples(paths) for origin, paths in self._paths.items()}
-        write_splits(folder, self._division, schema_of(["text"]), origins, "rows without a text", nothing)
+        write_splits(folder, self._layout, split_schema(["text"]), origins, "rows without a text", no_rows_error)
 
     def _samples(self, paths: Sequence[Path]) -> Iterator[Sample]:
         for index, path in enumerate(paths):
-            for line, text in texts(path, self._documents):
+            for line, text in read_texts(path, self._documents):
                 yield Sample(row_id(index, line), {"text": text})
 
 
-def texts(path: Path, documents: str) -> Iterator[tuple[int, str]]:
-    """The texts of a file, each with the number of its first line; no blank ones, and no line ends around them.
+def read_texts(path: Path, documents: str) -> Iterator[tuple[int, str]]:
+    """Yield the texts of a file with the number of their first line; no text is blank or ends in a line break.
 
     Raises:
         DataError: The file cannot be read, or is not UTF-8.
     """
     pending: list[str] = []
     first = 1
-    for number, line in enumerate(text_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         content = line.rstrip("\r\n")
         if documents != "file" and (documents == "line" or not content.strip()):
             if pending:

@@ -1,122 +1,223 @@
-"""Records of files in CSV, TSV, JSON, JSON Lines, Parquet or Arrow, one by one, with every value as it stands.
+"""Read lines of text files, and records of CSV, TSV, JSON, JSON Lines, Parquet and Arrow files, one by one.
 
-Nothing is guessed: a cell of a CSV file is a string, also where it says `None` or `007`. What cannot be read is a
-`DataError` that names the file and the line.
+Values are never guessed: a cell of a CSV file is a string, even if it is `None` or `007`. A problem is a `DataError`
+that names the file and the line.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import json
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.data.columnar import read_columnar
-from trainer.data.columns import ColumnError, column_fault, lacking, places_of
-from trainer.data.utf8 import UNREADABLE, Lines, text_lines, unreadable
-from trainer.errors import DataError, format_error
+from trainer.errors import DataError, did_you_mean, format_error
 
 Records = Iterator[Sequence[Any]]
-Found = Iterator[Sequence[Any] | DataError]
-"""Records, and in the place of each one that is broken what is wrong with it."""
+RecordsOrErrors = Iterator[Sequence[Any] | DataError]
+"""Records, with an error in the place of each broken one."""
+
+_READ_ERRORS = (OSError, EOFError, zlib.error)
+"""Errors of reading a file that is missing, truncated or damaged."""
+
+_BATCH_ROWS = 1_024
+"""Rows of a Parquet or Arrow file that are Python objects at a time."""
+
+_DID_YOU_MEAN = "Did you mean "
+_JSON_REMEDY = 'Write one object per line, {"text": ..., "label": ...}, or one list of such objects'
 
 
-def records(path: Path, columns: Sequence[str], *, separator: str | None, quote: str | None, named_by: str) -> Records:
-    """The values of `columns`, record by record; memory grows with the file only where JSON is one list.
+def read_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 text file, plain or .gz, with their line ends and without a byte order mark.
+
+    Raises:
+        DataError: The file cannot be read, or a line is not UTF-8.
+    """
+    for line in read_lines_or_errors(path):
+        if isinstance(line, DataError):
+            raise line
+        yield line
+
+
+def read_lines_or_errors(path: Path) -> Iterator[str | DataError]:
+    """Yield the lines as `read_lines` does, with an error in the place of a line that is not UTF-8.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        lines = LineReader(path)
+        for line in lines:
+            yield lines.take_error() or line
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from error
+
+
+def decode_line(line: bytes, place: str, offset: int) -> str | DataError:
+    """Return a line as text, or the error if it is not UTF-8.
 
     Args:
-        path: The file; its suffix (`suffix_of`) says how it is read.
-        columns: The columns wanted, in this order.
-        separator: Between the cells of CSV and TSV; None for the comma and the tab.
-        quote: Around cells of CSV and TSV that hold separators or line ends; None where quotes are ordinary signs.
+        line: The bytes of the line.
+        place: The file and the line, for the message.
+        offset: The position of the line in the file, in bytes.
+    """
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        byte = f"byte {line[error.start]:#04x} at offset {offset + error.start} of the file is not UTF-8"
+        remedy = "Convert the file from its encoding, for example: iconv -f GB18030 -t UTF-8"
+        return DataError(format_error(place, byte, remedy))
+
+
+class LineReader:
+    """Iterate over the lines of a file with their ends, without a byte order mark; keep an error for each bad line.
+
+    Bytes that are not UTF-8 are replaced. A parser of records takes the error after each record, so that the error
+    affects this record only.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._error: DataError | None = None
+        self._lines = self._read(path)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._lines
+
+    def take_error(self) -> DataError | None:
+        """Return and clear the first error in the lines since the last call."""
+        error, self._error = self._error, None
+        return error
+
+    def _read(self, path: Path) -> Iterator[str]:
+        offset = 0
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                text = decode_line(line, f"{path}, line {number}", offset)
+                if isinstance(text, DataError):
+                    self._error = self._error or text
+                    text = line.decode(errors="replace")
+                yield text.removeprefix(BOM_UTF8.decode()) if number == 1 else text
+                offset += len(line)
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(
+        format_error(
+            str(path),
+            f"cannot be read: {first_line_of(error)}",
+            "Check that the file is complete and that you have permission to read it",
+        )
+    )
+
+
+def first_line_of(error: Exception) -> str:
+    """Return the first line of an error's message."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def read_records(
+    path: Path, columns: Sequence[str], *, separator: str | None, quote: str | None, named_by: str
+) -> Records:
+    """Yield the values of `columns`, record by record; a single JSON list is the only format that is read at once.
+
+    Args:
+        path: The file; its suffix (`format_suffix`) decides its format.
+        columns: The columns, in this order.
+        separator: The separator of the cells in CSV and TSV; None for the comma and the tab.
+        quote: The quote around CSV and TSV cells that contain separators or line ends; None if quotes are ordinary.
         named_by: The keys that name the columns, for a message: `data.text and data.label`.
 
     Raises:
         DataError: The file is empty, broken, not UTF-8, or lacks a column.
     """
-    for found in _named(path, columns, separator, quote, named_by, sparse=True):
-        if isinstance(found, DataError):
-            raise found
-        yield found
+    for record in _read(path, columns, separator, quote, named_by, sparse=True):
+        if isinstance(record, DataError):
+            raise record
+        yield record
 
 
-def records_or_faults(
+def read_records_or_errors(
     path: Path, columns: Sequence[str], *, separator: str | None, quote: str | None, named_by: str
-) -> Found:
-    """The same, but a broken record is no end: a DataError stands in its place, and the next ones follow.
+) -> RecordsOrErrors:
+    """Yield the records as `read_records` does, with an error in the place of each broken one.
 
-    An object in JSON that lacks a column is broken, where `records` takes that for a value that is missing: of whoever
-    asks a trained model, it is the name that is wrong. null is a missing value.
+    A JSON object that lacks a column is broken here, whereas `read_records` treats the value as missing: in the input
+    of a trained model, an absent name is a mistake. null is a missing value in both.
 
     Raises:
         DataError: The file is empty, cannot be read, lacks a column in its header, or is broken as a whole.
     """
-    return _named(path, columns, separator, quote, named_by, sparse=False)
+    return _read(path, columns, separator, quote, named_by, sparse=False)
 
 
-def _named(
+def _read(
     path: Path, columns: Sequence[str], separator: str | None, quote: str | None, named_by: str, *, sparse: bool
-) -> Found:
+) -> RecordsOrErrors:
     try:
-        yield from _opened(path, columns, separator, quote, None if sparse else named_by)
-    except ColumnError as error:
+        yield from _parse_file(path, columns, separator, quote, None if sparse else named_by)
+    except _ColumnError as error:
         wrong, names = error.args
-        raise DataError(column_fault(path, wrong, names, named_by)) from None
+        raise DataError(_column_problem(path, wrong, names, named_by)) from None
 
 
 def column_names(path: Path, *, separator: str | None, quote: str | None) -> list[str]:
-    """The columns of a file: a header, the keys of the first object, a schema; empty where the file has no rows.
+    """Return the columns in the header, the first JSON object or the schema; an empty list for a file without rows.
 
     Raises:
         DataError: The file is empty, broken or not UTF-8.
     """
-    names = next(_opened(path, None, separator, quote), [])
+    names = next(_parse_file(path, None, separator, quote), [])
     if isinstance(names, DataError):
         raise names
     return list(names)
 
 
-def _opened(
-    path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None, named_by: str | None = None
-) -> Found:
-    """The values of `columns`, record by record; without `columns` the names of all of them, once.
+def format_suffix(path: Path) -> str | None:
+    """Return the suffix that decides the format, such as `.csv` or `.jsonl.gz`; None for an unknown format."""
+    suffixes = ("".join(path.suffixes[-2:]).lower(), path.suffix.lower())
+    return next((suffix for suffix in suffixes if suffix in _PARSERS), None)
 
-    With `named_by` an object in JSON that lacks a column is broken.
+
+def format_suffixes() -> list[str]:
+    """Return the suffixes of all formats."""
+    return sorted(_PARSERS)
+
+
+def _parse_file(
+    path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None, named_by: str | None = None
+) -> RecordsOrErrors:
+    """Yield the values of `columns`, record by record; without `columns`, yield the names of all columns once.
+
+    With `named_by`, a JSON object that lacks a column is broken.
     """
-    suffix = suffix_of(path)
+    suffix = format_suffix(path)
     assert suffix is not None
     try:
         if path.stat().st_size == 0:
             raise DataError(format_error(str(path), "is empty", "Name another file"))
-        read = _READERS[suffix]
-        if read is _read_json:
-            read = partial(_read_json, named_by=named_by)
-        yield from read(path, columns, separator, quote)
-    except UNREADABLE as error:
-        raise unreadable(path, error) from error
+        parse = _PARSERS[suffix]
+        if parse is _parse_json:
+            parse = partial(_parse_json, named_by=named_by)
+        yield from parse(path, columns, separator, quote)
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from error
 
 
-def suffix_of(path: Path) -> str | None:
-    """The suffix that says how to read it, such as `.csv` or `.jsonl.gz`; None where there is no reader."""
-    suffixes = ("".join(path.suffixes[-2:]).lower(), path.suffix.lower())
-    return next((suffix for suffix in suffixes if suffix in _READERS), None)
-
-
-def suffixes() -> list[str]:
-    """The suffixes that have a reader."""
-    return sorted(_READERS)
-
-
-def _read_csv(
-    path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None, *, usual: str
-) -> Found:
-    csv.field_size_limit(2**31 - 1)  # the default refuses cells beyond 128 KiB
-    lines = Lines(path)
+def _parse_csv(
+    path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None, *, default_separator: str
+) -> RecordsOrErrors:
+    csv.field_size_limit(2**31 - 1)  # the default rejects cells beyond 128 KiB
+    lines = LineReader(path)
     reader = csv.reader(
         iter(lines),
-        delimiter=separator or usual,
+        delimiter=separator or default_separator,
         quotechar=quote,
         quoting=csv.QUOTE_NONE if quote is None else csv.QUOTE_MINIMAL,
         strict=True,
@@ -127,49 +228,51 @@ def _read_csv(
         line = reader.line_num + 1
         try:
             cells = next(reader, None)
-        except csv.Error as error:
-            remedy = "Write a quote inside a quoted cell twice; data.quote=null where quotes are ordinary signs"
-            broken = lines.take_fault() or DataError(
-                format_error(f"{path}, line {line}", f"broken CSV: {error}", remedy)
-            )
+        except csv.Error as csv_error:
+            error = lines.take_error() or _broken_csv(path, line, csv_error)
             if not header:
-                raise broken from None
-            yield broken
+                raise error from None
+            yield error
             continue
-        fault = lines.take_fault()
+        line_error = lines.take_error()
         if cells is None:
             return
         if not cells:
             continue
         if not header:
-            if fault:
-                raise fault
+            if line_error:
+                raise line_error
             header = cells
             if columns is None:
                 yield header
                 return
-            positions = places_of(header, columns)
-        elif fault:
-            yield fault
+            positions = _column_positions(header, columns)
+        elif line_error:
+            yield line_error
         elif len(cells) != len(header):
             problem = f"expected {len(header)} cells as in the header"
-            remedy = f"Put cells that hold {reader.dialect.delimiter!r} or a line end in quotes"
+            remedy = f"Quote cells that contain {reader.dialect.delimiter!r} or a line end"
             yield DataError(format_error(f"{path}, line {line}", problem, remedy, value=len(cells)))
         else:
             yield [cells[position] for position in positions]
 
 
-def _read_json(
+def _broken_csv(path: Path, line: int, error: csv.Error) -> DataError:
+    remedy = "Double each quote inside a quoted cell, or set data.quote=null if quotes are ordinary characters"
+    return DataError(format_error(f"{path}, line {line}", f"broken CSV: {error}", remedy))
+
+
+def _parse_json(
     path: Path,
     columns: Sequence[str] | None,
     separator: str | None,
     quote: str | None,
     *,
     named_by: str | None = None,
-) -> Found:
-    """One object a line, or one list of objects; with `named_by` one that lacks a column is broken."""
-    objects = _json_list(path) if _first_sign(path) == "[" else _json_lines(path)
-    known = False
+) -> RecordsOrErrors:
+    """Read one object per line, or one list of objects."""
+    objects = _json_list(path) if _first_character(path) == "[" else _json_lines(path)
+    checked = False
     for place, item in objects:
         if isinstance(item, DataError):
             yield item
@@ -182,20 +285,20 @@ def _read_json(
             yield list(item)
             return
         if named_by is not None:
-            yield lacking(place, item, columns, named_by) or [item[column] for column in columns]
+            yield missing_columns_error(place, item, columns, named_by) or [item[column] for column in columns]
             continue
-        if not known:
-            places_of(list(item), columns)
-            known = True
+        if not checked:
+            _column_positions(list(item), columns)
+            checked = True
         yield [item.get(column) for column in columns]
 
 
-def _first_sign(path: Path) -> str:
-    return next((text[0] for line in Lines(path) if (text := line.strip())), "")
+def _first_character(path: Path) -> str:
+    return next((text[0] for line in LineReader(path) if (text := line.strip())), "")
 
 
 def _json_list(path: Path) -> Iterator[tuple[str, Any]]:
-    items = _parse(path, 0, "".join(text_lines(path)))
+    items = _load_json(path, 0, "".join(read_lines(path)))
     if isinstance(items, DataError):
         raise items
     for number, item in enumerate(items, 1):
@@ -203,16 +306,13 @@ def _json_list(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    lines = Lines(path)
+    lines = LineReader(path)
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield f"{path}, line {number}", lines.take_fault() or _parse(path, number, line)
+            yield f"{path}, line {number}", lines.take_error() or _load_json(path, number, line)
 
 
-_JSON_REMEDY = 'Write one object a line, {"text": ..., "label": ...}, or one list of such objects'
-
-
-def _parse(path: Path, line: int, text: str) -> Any:
+def _load_json(path: Path, line: int, text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -220,17 +320,98 @@ def _parse(path: Path, line: int, text: str) -> Any:
         return DataError(format_error(place, f"broken JSON at column {error.colno}: {error.msg}", _JSON_REMEDY))
 
 
-def _read_columnar(path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None) -> Found:
-    return read_columnar(path, columns)
+def _parse_columnar(
+    path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None
+) -> RecordsOrErrors:
+    """Read a Parquet or Arrow file batch by batch, and no columns except `columns`."""
+    import pyarrow
+
+    batches = _parquet_batches if path.suffix.lower() == ".parquet" else _arrow_batches
+    try:
+        for batch in batches(path, columns):
+            if columns is None:
+                yield batch
+                return
+            for start in range(0, batch.num_rows, _BATCH_ROWS):
+                piece = batch.slice(start, _BATCH_ROWS)
+                yield from zip(*(piece.column(column).to_pylist() for column in columns), strict=True)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        remedy = "The file is damaged, or its suffix does not match its format"
+        raise DataError(format_error(str(path), f"cannot be read: {first_line_of(error)}", remedy)) from error
 
 
-_READERS: dict[str, Callable[[Path, Sequence[str] | None, str | None, str | None], Found]] = {
-    ".csv": partial(_read_csv, usual=","),
-    ".tsv": partial(_read_csv, usual="\t"),
-    ".json": _read_json,
-    ".jsonl": _read_json,
-    ".parquet": _read_columnar,
-    ".arrow": _read_columnar,
-    ".feather": _read_columnar,
+def _parquet_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        if columns is None:
+            yield file.schema_arrow.names
+            return
+        _column_positions(file.schema_arrow.names, columns)
+        yield from file.iter_batches(_BATCH_ROWS, columns=list(columns))
+
+
+def _arrow_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
+    """Read both Arrow formats: with a footer (Feather 2) and as a stream (written by the datasets library)."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as source:
+        with_footer = source.read(6) == b"ARROW1"
+        source.seek(0)
+        file = pyarrow.ipc.open_file(source) if with_footer else pyarrow.ipc.open_stream(source)
+        if columns is None:
+            yield file.schema.names
+            return
+        _column_positions(file.schema.names, columns)
+        yield from map(file.get_batch, range(file.num_record_batches)) if with_footer else file
+
+
+class _ColumnError(Exception):
+    """Some columns are missing from a file or occur more than once; the arguments are these and the file's names."""
+
+
+def _column_positions(names: Sequence[str], columns: Sequence[str]) -> list[int]:
+    """Return the positions of `columns` among the `names` of a file."""
+    if wrong := [column for column in columns if names.count(column) != 1]:
+        raise _ColumnError(wrong, names)
+    return [names.index(column) for column in columns]
+
+
+def _column_problem(path: Path, wrong: Sequence[str], names: list[str], named_by: str | None) -> str:
+    """Return the message for columns that are missing or occur more than once."""
+    counts = {column: names.count(column) for column in wrong}
+    problems = [f"{count} columns {column!r}" if count else f"no column {column!r}" for column, count in counts.items()]
+    remedy = f"Its columns are {', '.join(map(repr, names))}; name them by {named_by}"
+    hints = [hint for column in wrong if (hint := did_you_mean(column, names)).startswith(_DID_YOU_MEAN)]
+    if len(names) == 1 and not set(",;|\t").isdisjoint(names[0]):
+        remedy += ", and their separator in data.separator"
+    elif hints:
+        alternatives = " and ".join(hint.removeprefix(_DID_YOU_MEAN) for hint in hints)
+        remedy = f"{_DID_YOU_MEAN}{alternatives}? {remedy}"
+    return format_error(str(path), f"has {' and '.join(problems)}", remedy)
+
+
+def missing_columns_error(
+    place: str, item: Mapping[str, Any], columns: Sequence[str], named_by: str
+) -> DataError | None:
+    """Return the error for a JSON object that lacks some of the columns; None if it has all of them."""
+    missing = [column for column in columns if column not in item]
+    if not missing:
+        return None
+    problem = f"has no {'column' if len(missing) == 1 else 'columns'} {', '.join(map(repr, missing))}"
+    remedy = f"Name them by {named_by}"
+    if item:
+        remedy = f"Its columns are {', '.join(map(repr, item))}; name them by {named_by}"
+    return DataError(format_error(place, problem, remedy))
+
+
+_PARSERS: dict[str, Callable[[Path, Sequence[str] | None, str | None, str | None], RecordsOrErrors]] = {
+    ".csv": partial(_parse_csv, default_separator=","),
+    ".tsv": partial(_parse_csv, default_separator="\t"),
+    ".json": _parse_json,
+    ".jsonl": _parse_json,
+    ".parquet": _parse_columnar,
+    ".arrow": _parse_columnar,
+    ".feather": _parse_columnar,
 }
-_READERS |= {f"{suffix}.gz": _READERS[suffix] for suffix in (".csv", ".tsv", ".json", ".jsonl")}
+_PARSERS |= {f"{suffix}.gz": _PARSERS[suffix] for suffix in (".csv", ".tsv", ".json", ".jsonl")}

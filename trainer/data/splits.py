@@ -1,19 +1,23 @@
-"""How samples come to their splits: by files of their own or by a share of training, kept as Arrow files."""
+"""Splits: which rows belong to `train`, `validation` and `test`, in memory or as Arrow files in a cache.
+
+A row held out from the training files is chosen by a hash of its inputs, so that duplicates share a split and neither
+the order of rows nor new rows move any.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from trainer.data.cells import CLASSES, key_of
-from trainer.data.rows import split_of
+from trainer.data.cells import CLASS_ROLES, split_key
 from trainer.errors import ConfigError, DataError, format_error
 
 if TYPE_CHECKING:
@@ -22,14 +26,51 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
+_RECORD_BITS = 40
+_BATCH_BYTES = 4 << 20
+
+
+def row_id(file: int, record: int) -> int:
+    """Return the column `row` (int64): a position in a list of files and a 1-based number within that file."""
+    assert 0 <= file < 1 << 23
+    assert 0 < record < 1 << _RECORD_BITS
+    return file << _RECORD_BITS | record
+
+
+def split_row_id(row: int) -> tuple[int, int]:
+    """Return (file, record), the inverse of `row_id`."""
+    return row >> _RECORD_BITS, row & (1 << _RECORD_BITS) - 1
+
+
+def normalize_whitespace(text: str) -> str:
+    """Replace every run of white space by one space; texts that are equal afterwards count as duplicates."""
+    return " ".join(text.split())
+
+
+def assign_split(text: str, shares: Mapping[str, float]) -> str:
+    """Return the split of a text, a function of the text only.
+
+    Args:
+        text: The text of a row, or the text that stands for its inputs.
+        shares: The share of each split except `train`, in [0, 1); `train` takes the rest. A larger share of the last
+            split takes its rows from `train` and moves no others.
+    """
+    digest = blake2b(normalize_whitespace(text).encode(), digest_size=8).digest()
+    point = int.from_bytes(digest, "big") / 2**64
+    for split, share in shares.items():
+        if point < share:
+            return split
+        point -= share
+    return "train"
+
 
 class Sample(NamedTuple):
-    """A row on its way to a split.
+    """A row before it is assigned to a split.
 
     Attributes:
-        row: Where it came from.
-        values: A value for each role; None where it lacks one, and is left out.
-        key: What its split follows from; None for its inputs.
+        row: The column `row`, where the row came from.
+        values: The value in each role; None for a row that lacks a value and is dropped.
+        key: The text that decides the split; None for `split_key(values)`.
     """
 
     row: int
@@ -37,85 +78,273 @@ class Sample(NamedTuple):
     key: str | None = None
 
 
-class LeftOut(NamedTuple):
-    """Rows that are in no split: where they were, why, how many, and the `row` of the first."""
+class DroppedRows(NamedTuple):
+    """Rows that are in no split: their origin, what they are, their number, and the `row` of the first."""
 
     origin: str
-    why: str
+    description: str
     num_rows: int
     row: int
 
 
 @dataclass(frozen=True)
-class Division:
-    """Which splits there are, and what training lends them.
+class SplitLayout:
+    """The splits of a source, and which of them are held out from the training data.
 
     Attributes:
-        given: What the user named for `train`, `validation` and `test`; None where it is a share of training.
-        shares: The shares of those without anything of their own, in [0, 1).
+        own: What the user named for `train`, `validation` and `test`; None for a split held out from training.
+        shares: The share of training, in [0, 1), of each split without data of its own.
     """
 
-    given: Mapping[str, Any]
+    own: Mapping[str, Any]
     shares: Mapping[str, float]
 
     @classmethod
-    def checked(cls, given: Mapping[str, Any], split: Mapping[str, float]) -> Division:
-        """From the parameters of a source.
+    def from_arguments(cls, own: Mapping[str, Any], split: Mapping[str, float]) -> SplitLayout:
+        """Return the layout for the constructor arguments of a source.
 
         Raises:
             ConfigError: The shares are out of range, or leave a split without rows.
         """
-        shares = {name: float(share) for name, share in split.items() if given.get(name) is None}
+        shares = {name: float(share) for name, share in split.items() if own.get(name) is None}
         if set(split) != {"validation", "test"}:
-            raise ConfigError(format_error("split", "must hold validation and test", value=dict(split)))
+            raise ConfigError(format_error("split", "must have the keys validation and test", value=dict(split)))
         for name, share in split.items():
             if not 0 <= share < 1:
-                raise ConfigError(format_error(f"split.{name}", "must be a share in [0, 1)", value=share))
+                raise ConfigError(format_error(f"split.{name}", "must be in [0, 1)", value=share))
         if sum(shares.values()) >= 1:
-            raise ConfigError(format_error("split", "leaves nothing to train on", value=dict(split)))
+            raise ConfigError(format_error("split", "leaves no rows for training", value=dict(split)))
         if shares.get("validation") == 0:
-            remedy = "Give a share, or name files in data.validation"
+            remedy = "Set a share above 0, or name files in data.validation"
             raise ConfigError(format_error("split.validation", "a run needs a validation split", remedy, value=0))
-        return cls(given, shares)
+        return cls(own, shares)
 
-    def alone(self, split: str) -> Division | None:
-        """A split without the others; None where it takes rows of another one, or lends some."""
-        if self.given.get(split) is None or (split == "train" and self.lent):
+    def for_split(self, split: str) -> SplitLayout | None:
+        """Return the layout with only this split; None if the split takes rows from another one or gives some."""
+        if self.own.get(split) is None or (split == "train" and self.held_out):
             return None
-        return Division({split: self.given[split]}, {})
+        return SplitLayout({split: self.own[split]}, {})
 
     @property
     def names(self) -> list[str]:
-        """The splits there are: those of their own, and those with a share."""
-        return [name for name in self.given if self.given[name] is not None or self.shares[name] > 0]
+        """All splits: those with data of their own and those with a share of training."""
+        return [name for name in self.own if self.own[name] is not None or self.shares[name] > 0]
 
     @property
-    def lent(self) -> list[str]:
+    def held_out(self) -> list[str]:
         """The splits that take rows of training."""
         return [name for name, share in self.shares.items() if share > 0]
 
 
-def stored(cache_dir: str | None, kind: str, key: str, write: Callable[[Path], None]) -> Path:
-    """The folder `kind/key` of the cache; `write` fills it where it is not there yet.
+def split_schema(roles: Iterable[str], numeric: Mapping[str, bool] | None = None) -> pyarrow.Schema:
+    """Return the Arrow schema of the columns of `roles`, followed by `row`.
+
+    Args:
+        roles: The columns in order; a name that is not a role is a column of strings.
+        numeric: For each feature by name, True for numbers and False for texts; required with the role `features`.
+    """
+    import pyarrow
+
+    strings = pyarrow.list_(pyarrow.string())
+    features = [
+        (name, pyarrow.float64() if is_number else pyarrow.string()) for name, is_number in (numeric or {}).items()
+    ]
+    types = {
+        **dict.fromkeys(("labels", "words", "tags"), strings),
+        "value": pyarrow.list_(pyarrow.float64()),
+        "score": pyarrow.float64(),
+        "image": pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}),
+        "features": pyarrow.struct(features),
+    }
+    return pyarrow.schema([*((role, types.get(role, pyarrow.string())) for role in roles), ("row", pyarrow.int64())])
+
+
+class SplitWriter:
+    """A context manager that writes rows to an Arrow stream file, in batches of bounded size.
+
+    Attributes:
+        num_rows: Rows written so far.
+    """
+
+    def __init__(self, path: Path, schema: pyarrow.Schema) -> None:
+        import pyarrow
+
+        self.num_rows = 0
+        self._rows: list[Sequence[Any]] = []
+        self._bytes = 0
+        self._schema = schema
+        self._writer = pyarrow.ipc.new_stream(str(path), schema)
+
+    def add(self, *values: Any) -> None:
+        """Write one row, now or with its batch: one value for each column of the schema."""
+        self._rows.append(values)
+        self.num_rows += 1
+        self._bytes += sum(map(_size_of, values))
+        if self._bytes > _BATCH_BYTES:
+            self._flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error_type is None:
+            self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        columns = zip(*self._rows, strict=True) if self._rows else ((),) * len(self._schema)
+        arrays = [pyarrow.array(values, type=field.type) for values, field in zip(columns, self._schema, strict=True)]
+        self._writer.write_batch(pyarrow.record_batch(arrays, schema=self._schema))
+        self._rows.clear()
+        self._bytes = 0
+
+
+def _size_of(value: Any) -> int:
+    """Return the approximate size of a value as a Python object, in bytes."""
+    value_type = type(value)
+    if value_type is str or value_type is bytes:
+        return 50 + len(value)
+    if value_type is dict:
+        return sum(map(_size_of, value.values()))
+    return sum(map(_size_of, value)) if value_type is list else 50
+
+
+def drop_unseen_classes(path: Path, role: str, classes: set[str]) -> tuple[int, int]:
+    """Remove the rows with a class in `role` (a string or strings) that is not in `classes` from an Arrow file.
+
+    Returns:
+        The number of removed rows, and the `row` of the first (-1 if none).
+    """
+    import pyarrow
+
+    removed, first = 0, -1
+    new = path.with_suffix(".kept")
+    with (
+        pyarrow.memory_map(str(path)) as file,
+        pyarrow.ipc.open_stream(file) as reader,
+        pyarrow.ipc.new_stream(str(new), reader.schema) as writer,
+    ):
+        for batch in reader:
+            keep = [classes.issuperset(_classes_in(value)) for value in batch[role].to_pylist()]
+            if not all(keep):
+                removed += keep.count(False)
+                first = batch["row"][keep.index(False)].as_py() if first < 0 else first
+            writer.write_batch(batch.filter(pyarrow.array(keep, type=pyarrow.bool_())))
+    new.replace(path)
+    return removed, first
+
+
+def _classes_in(value: str | Sequence[str]) -> Sequence[str]:
+    """Return the classes in a value of `label`, `labels` or `tags`."""
+    return (value,) if isinstance(value, str) else value
+
+
+def write_splits(
+    folder: Path,
+    layout: SplitLayout,
+    schema: pyarrow.Schema,
+    origins: Mapping[str, Iterable[Sample]],
+    incomplete: str,
+    no_rows_error: Callable[[str], DataError],
+) -> None:
+    """Write `<split>.arrow` for each split, in one pass over all samples, and `dropped.json` with the `DroppedRows`.
+
+    Args:
+        folder: The folder to write to.
+        layout: The splits.
+        schema: The columns; `row` is the last.
+        origins: The samples of each split that has data of its own.
+        incomplete: A description of the dropped samples: `rows without a text or a label`.
+        no_rows_error: Returns the error for an origin whose samples are all dropped.
+
+    Raises:
+        DataError: A split has no rows, or an error of the samples.
+    """
+    roles = schema.names[:-1]
+    classes: dict[str, set[str]] = {role: set() for role in CLASS_ROLES if role in roles}
+    dropped = []
+    kept = dict.fromkeys(origins, 0)
+    with ExitStack() as stack:
+        writers = {name: stack.enter_context(SplitWriter(folder / f"{name}.arrow", schema)) for name in layout.names}
+        for origin, samples in origins.items():
+            shares = layout.shares if origin == "train" else {}
+            count, first = 0, -1
+            for row, values, key in samples:
+                if values is None:
+                    count, first = count + 1, row if first < 0 else first
+                    continue
+                kept[origin] += 1
+                split = (
+                    assign_split(split_key(values) or str(row) if key is None else key, shares) if shares else origin
+                )
+                writers[split].add(*(values[role] for role in roles), row)
+                if split == "train":
+                    for role, seen in classes.items():
+                        seen.update(_classes_in(values[role]))
+            if not kept[origin]:
+                raise no_rows_error(origin)
+            dropped += [DroppedRows(origin, incomplete, count, first)] if count else []
+    for name, writer in writers.items():
+        if not writer.num_rows:
+            problem = f"none of the {kept['train']} rows of data.train was assigned to this split"
+            raise DataError(format_error(f"data.{name}", problem, _more_rows(name)))
+    for name in layout.held_out:
+        unseen = list(_drop_unseen(folder, name, classes))
+        if sum(item.num_rows for item in unseen) == writers[name].num_rows:
+            raise DataError(format_error(f"data.{name}", f"contains only {unseen[0].description}", _more_rows(name)))
+        dropped += unseen
+    (folder / "dropped.json").write_text(json.dumps(dropped))
+
+
+def _more_rows(split: str) -> str:
+    """Return the remedy for a split that took too few rows from training."""
+    own_files = "" if split == "train" else f", or name files in data.{split}"
+    return f"Add rows, or change the shares in data.split{own_files}"
+
+
+def _drop_unseen(folder: Path, split: str, classes: Mapping[str, set[str]]) -> Iterator[DroppedRows]:
+    """Drop the rows of a held-out split whose class occurs in no training row.
+
+    A rare class may be held out completely. The random split causes this, not a mistake in the user's file.
+    """
+    for role, known in classes.items():
+        count, row = drop_unseen_classes(folder / f"{split}.arrow", role, known)
+        if count:
+            noun = "tag" if role == "tags" else "label"
+            yield DroppedRows(split, f"rows with a {noun} that occurs in no training row", count, row)
+
+
+def cache_key(fingerprint: str, roles: Iterable[str], *more: str) -> str:
+    """Return the name of a cache folder: the same data with other roles has its own folder."""
+    parts = blake2b(repr((tuple(roles), more)).encode(), digest_size=6).hexdigest()
+    return f"{fingerprint}-{parts}"
+
+
+def cached_folder(cache_dir: str | None, source: str, key: str, write: Callable[[Path], None]) -> Path:
+    """Return the folder `source/key` of the cache; call `write` to fill it if it does not exist.
 
     Raises:
         DataError: The folder cannot be written.
     """
     import datasets
 
-    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / kind
+    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / source
     folder = cache / key
     if not folder.is_dir():
         try:
             _fill(cache, folder, write)
         except OSError as error:
-            problem = f"cannot hold the splits: {error.strerror or error}"
+            problem = f"cannot store the splits: {error.strerror or error}"
             raise DataError(format_error("data.cache_dir", problem, "Name another folder", value=str(cache))) from error
     return folder
 
 
 def _fill(cache: Path, folder: Path, write: Callable[[Path], None]) -> None:
-    """Makes `folder` in `cache`: it appears complete or not at all."""
+    """Make `folder` in `cache` atomically: it appears complete or not at all."""
     cache.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".tmp-", dir=cache) as temporary:
         splits = Path(temporary, "splits")
@@ -124,121 +353,42 @@ def _fill(cache: Path, folder: Path, write: Callable[[Path], None]) -> None:
         try:
             splits.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster, with the same splits
+            if not folder.is_dir():  # otherwise another process finished first, with the same splits
                 raise
 
 
-def key_for(fingerprint: str, roles: Iterable[str], *more: str) -> str:
-    """The name of a folder of the cache: the same data in other roles is another one."""
-    parts = blake2b(repr((tuple(roles), more)).encode(), digest_size=6).hexdigest()
-    return f"{fingerprint}-{parts}"
+def read_splits(folder: Path, layout: SplitLayout, describe_row: Callable[[str, int], str]) -> dict[str, Dataset]:
+    """Return the memory-mapped splits that `write_splits` wrote, and warn about the dropped rows."""
+    import datasets
+
+    for name, description, count, row in json.loads((folder / "dropped.json").read_text()):
+        _LOG.warning("data.%s: dropped %d %s; the first is %s", name, count, description, describe_row(name, row))
+    return {name: datasets.Dataset.from_file(str(folder / f"{name}.arrow")) for name in layout.names}
 
 
-def write_splits(
-    folder: Path,
-    division: Division,
-    schema: pyarrow.Schema,
-    origins: Mapping[str, Iterable[Sample]],
-    why: str,
-    nothing: Callable[[str], DataError],
-) -> None:
-    """One pass over all samples: `<split>.arrow`, and `dropped.json` with what was left out of which files.
-
-    Args:
-        folder: Where they are written.
-        division: The splits.
-        schema: The columns; `row` is the last.
-        origins: The samples of each split that has its own.
-        why: What those are that are left out: `rows without a text or a label`.
-        nothing: The error for an origin all of whose samples are left out.
-
-    Raises:
-        DataError: A split came out empty, or what the samples raise.
-    """
-    from trainer.data.arrow import ArrowSplit, classes_of
-
-    roles = schema.names[:-1]
-    classes: dict[str, set[str]] = {role: set() for role in CLASSES if role in roles}
-    told = []
-    kept = dict.fromkeys(origins, 0)
-    with ExitStack() as stack:
-        writers = {name: stack.enter_context(ArrowSplit(folder / f"{name}.arrow", schema)) for name in division.names}
-        for origin, samples in origins.items():
-            shares = division.shares if origin == "train" else {}
-            count, first = 0, -1
-            for row, values, key in samples:
-                if values is None:
-                    count, first = count + 1, row if first < 0 else first
-                    continue
-                kept[origin] += 1
-                split = split_of(key_of(values) or str(row) if key is None else key, shares) if shares else origin
-                writers[split].add(*(values[role] for role in roles), row)
-                if split == "train":
-                    for role, seen in classes.items():
-                        seen.update(classes_of(values[role]))
-            if not kept[origin]:
-                raise nothing(origin)
-            told += [LeftOut(origin, why, count, first)] if count else []
-    for name, writer in writers.items():
-        if not writer.num_rows:
-            problem = f"of {kept['train']} rows of data.train none came into this split"
-            raise DataError(format_error(f"data.{name}", problem, _more(name)))
-    for name in division.lent:
-        found = list(_without_unlearnt(folder, name, classes))
-        if sum(item.num_rows for item in found) == writers[name].num_rows:
-            raise DataError(format_error(f"data.{name}", f"holds only {found[0].why}", _more(name)))
-        told += found
-    (folder / "dropped.json").write_text(json.dumps(told))
-
-
-def _more(split: str) -> str:
-    """What to do about a split that took too little of training."""
-    own = "" if split == "train" else f", or name files in data.{split}"
-    return f"Take more rows or other shares in data.split{own}"
-
-
-def _without_unlearnt(folder: Path, split: str, classes: Mapping[str, set[str]]) -> Iterator[LeftOut]:
-    """Takes out of a split that training lent rows to those with a class that stayed in no training row.
-
-    A rare class may fall into it altogether. That is the split's doing, not a fault of the user's file.
-    """
-    from trainer.data.arrow import keep_classes
-
-    for role, learnt in classes.items():
-        count, row = keep_classes(folder / f"{split}.arrow", role, learnt)
-        if count:
-            noun = "tag" if role == "tags" else "label"
-            yield LeftOut(split, f"rows with a {noun} that fell to no training row", count, row)
-
-
-def divided(schema: pyarrow.Schema, samples: Iterable[Sample], shares: Mapping[str, float]) -> dict[str, Dataset]:
-    """Samples to splits in memory, `train` and those of `shares`; for data that is small and always the same.
+def split_in_memory(
+    schema: pyarrow.Schema, samples: Iterable[Sample], shares: Mapping[str, float]
+) -> dict[str, Dataset]:
+    """Return the splits `train` and those of `shares` in memory, for small data that never changes.
 
     Args:
         schema: The columns; `row` is the last.
-        samples: None of them is without values.
-        shares: The share of each split but `train`.
+        samples: Samples that all have values.
+        shares: The share of each split except `train`.
     """
     from datasets import Dataset, Features
 
     splits: dict[str, list[Sample]] = {split: [] for split in ("train", *shares)}
     for sample in samples:
         assert sample.values is not None
-        splits[split_of(key_of(sample.values) if sample.key is None else sample.key, shares)].append(sample)
+        splits[assign_split(split_key(sample.values) if sample.key is None else sample.key, shares)].append(sample)
     features = Features.from_arrow_schema(schema)
-    found = {}
-    for split, mine in splits.items():
+    datasets = {}
+    for split, assigned in splits.items():
         columns: dict[str, list[Any]] = {
-            name: [sample.values[name] for sample in mine if sample.values is not None] for name in schema.names[:-1]
+            name: [sample.values[name] for sample in assigned if sample.values is not None]
+            for name in schema.names[:-1]
         }
-        found[split] = Dataset.from_dict({**columns, "row": [sample.row for sample in mine]}, features=features)
-    return found
-
-
-def read_splits(folder: Path, division: Division, where: Callable[[str, int], str]) -> dict[str, Dataset]:
-    """The splits of a folder that `write_splits` filled, memory-mapped; warns of what was left out of them."""
-    import datasets
-
-    for name, why, count, row in json.loads((folder / "dropped.json").read_text()):
-        _LOG.warning("data.%s: %s are left out: %d, the first is %s", name, why, count, where(name, row))
-    return {name: datasets.Dataset.from_file(str(folder / f"{name}.arrow")) for name in division.names}
+        rows = [sample.row for sample in assigned]
+        datasets[split] = Dataset.from_dict({**columns, "row": rows}, features=features)
+    return datasets

@@ -1,61 +1,46 @@
-"""Docstrings of the running interpreter's standard library, by topic: real text everywhere, without a download."""
+"""Docstrings of the running interpreter's standard library by topic: real text on every machine, no download."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING
 
-from trainer.data import stdlib
 from trainer.data.splits import Sample
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from trainer.data.stdlib import StdlibSource, docstrings
 
 _VERSION = 1
-"""To be raised when the same sources give something else."""
+"""Increase it if the same sources give different samples."""
 
 
-class StdlibDocs:
-    """Columns `text` (a docstring), `label` (one of 15 topics), `name`, `kind`, `row` and, if asked for, `labels`.
+class StdlibDocs(StdlibSource):
+    """Columns `text` (a docstring), `label` (one of 15 topics), `name`, `kind`, `row` and, if requested, `labels`.
 
-    Docstrings have at least 4 words and are distinct; tests of the library are not among them. Each topic is a group
-    of chapters of the Library Reference. The `labels` are the topic, the kind of object (`module`, `class`, `function`
-    or `method`), and `private` where a part of its name begins with one underscore, else `public`. Splits of 80, 10
-    and 10 % follow from the text alone.
+    Docstrings have at least 4 words and are distinct; tests of the library are left out. Each topic is a group of
+    chapters of the Library Reference. The `labels` are the topic, the type of the object (`module`, `class`, `function`
+    or `method`), and `private` if a part of its name starts with one underscore, else `public`. Splits of 80, 10 and
+    10 % depend on the text only.
     """
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of the interpreter's version and the names and sizes of the sources; nothing is parsed."""
-        return stdlib.fingerprint_of(_VERSION)
+    def __init__(self) -> None:
+        super().__init__("stdlib_docs", ("text", "label", "name", "kind"), _read_samples, _VERSION)
 
-    def load(self, roles: Sequence[str]) -> dict[str, Dataset]:
-        """The splits; a few seconds of parsing.
-
-        Raises:
-            DataError: The interpreter was installed without the sources of its library.
-        """
-        names = ["text", "label", *(["labels"] if "labels" in roles else []), "name", "kind"]
-        return stdlib.splits(names, _samples())
-
-    def where(self, split: str, row: int) -> str:
-        """`json/decoder.py, line 53`."""
-        return stdlib.where(row)
-
-    def column(self, role: str) -> str:
-        """`the column label of data=stdlib_docs`: its columns have no names of the user's."""
-        return stdlib.column(role, "stdlib_docs")
+    def _columns_for(self, roles: Sequence[str]) -> Sequence[str]:
+        return ["text", "label", *(["labels"] if "labels" in roles else []), "name", "kind"]
 
 
-def _samples() -> Iterator[Sample]:
-    for docstring in stdlib.docstrings():
-        found = docstring.found
-        values = {"text": docstring.text, "label": docstring.topic, "name": docstring.name, "kind": found.kind}
-        kind = "method" if found.method else found.kind
-        access = "private" if any(map(_private, docstring.name.split("."))) else "public"
-        yield Sample(docstring.row, {**values, "labels": [docstring.topic, kind, access]}, docstring.text)
+def _read_samples() -> Iterator[Sample]:
+    for docstring in docstrings():
+        item = docstring.documented
+        object_type = "method" if item.is_method else item.object_type
+        access = "private" if any(map(_is_private, docstring.name.split("."))) else "public"
+        values = {
+            "text": docstring.text,
+            "label": docstring.topic,
+            "name": docstring.name,
+            "kind": item.object_type,
+            "labels": [docstring.topic, object_type, access],
+        }
+        yield Sample(docstring.row, values, docstring.text)
 
 
-def _private(name: str) -> bool:
+def _is_private(name: str) -> bool:
     return name.startswith("_") and not (name.startswith("__") and name.endswith("__"))

@@ -1,4 +1,4 @@
-"""Words of the running interpreter's standard library, with the parameters, classes and modules that they name."""
+"""Words of docstrings of the running interpreter's standard library; tags mark parameters, classes and modules."""
 
 from __future__ import annotations
 
@@ -6,96 +6,83 @@ import ast
 import builtins
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator
 
-from trainer.data import stdlib
 from trainer.data.splits import Sample
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from trainer.data.stdlib import (
+    Function,
+    StdlibSource,
+    docstrings,
+    library_root,
+    module_name,
+    parameter_names,
+    source_paths,
+)
 
 _VERSION = 1
-"""To be raised when the same sources give something else."""
+"""Increase it if the same sources give different samples."""
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _NAME = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
-_CLASS = re.compile(rb"^\s*class ([A-Z]\w*)\b", re.MULTILINE)
-_CAMEL = re.compile(r"(?=.*[a-z])(?=(?:.*[A-Z]){2})")
-_OF_CLASS = re.compile(r"\s+(?:objects?|instances?|class(?:es)?|subclass(?:es)?)\b")
+_CLASS_DEFINITION = re.compile(rb"^\s*class ([A-Z]\w*)\b", re.MULTILINE)
+_CAMEL_CASE = re.compile(r"(?=.*[a-z])(?=(?:.*[A-Z]){2})")
+_CLASS_CONTEXT = re.compile(r"\s+(?:objects?|instances?|class(?:es)?|subclass(?:es)?)\b")
 _BEFORE_MODULE = re.compile(r"\b(?:module|package)\s+[`'\"]*$")
 _AFTER_MODULE = re.compile(r"[`'\"]*\s+(?:module|package)\b")
 
 
-class StdlibTokens:
+class StdlibTokens(StdlibSource):
     """Columns `words` and `tags` of the docstrings of `data=stdlib_docs`, and `row`.
 
-    A word is a run of letters, digits and underscores, or another sign. Tags are in BIO form, for three kinds of names:
+    A word is a run of letters, digits and underscores, or another character. Tags are in BIO form, for three types of
+    names:
 
-    * `parameter`: a parameter of the function, or of the class, that is documented;
-    * `class`: one that the library defines, or an exception or type built in, with the module before it where there
-      is one; a name without inner capitals counts only before a word such as "object" or "class";
-    * `module`: one of the library, before a dot or beside the word "module" or "package".
+    * `parameter`: a parameter of the documented function or class;
+    * `class`: a class of the library, or a built-in exception or type, including a module in front of it; a name
+      without inner capitals counts only before a word such as "object" or "class";
+    * `module`: a module of the library, before a dot or next to the word "module" or "package".
 
-    They are found in the sources, which the words alone do not show. Splits are those of `data=stdlib_docs`.
+    The tags come from the sources, which the words by themselves do not reveal. The splits are the splits of
+    `data=stdlib_docs`.
     """
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of the interpreter's version and the names and sizes of the sources; nothing is parsed."""
-        return stdlib.fingerprint_of("tokens", _VERSION)
-
-    def load(self, roles: Sequence[str]) -> dict[str, Dataset]:
-        """The splits; a few seconds of parsing.
-
-        Raises:
-            DataError: The interpreter was installed without the sources of its library.
-        """
-        return stdlib.splits(["words", "tags"], _samples())
-
-    def where(self, split: str, row: int) -> str:
-        """`json/decoder.py, line 53`."""
-        return stdlib.where(row)
-
-    def column(self, role: str) -> str:
-        """`the column tags of data=stdlib_tokens`: its columns have no names of the user's."""
-        return stdlib.column(role, "stdlib_tokens")
+    def __init__(self) -> None:
+        super().__init__("stdlib_tokens", ("words", "tags"), _read_samples, "tokens", _VERSION)
 
 
-def tagged(
+def tag_words(
     text: str, parameters: Collection[str], classes: Collection[str], modules: Collection[str]
 ) -> tuple[list[str], list[str]]:
-    """The words of a docstring and their tags."""
-    starts: dict[int, tuple[int, str]] = {}
+    """Return the words of a docstring and their tags."""
+    entities: dict[int, tuple[int, str]] = {}
     for name in _NAME.finditer(text):
-        if entity := _entity(name, parameters, classes, modules):
-            kind, length = entity
-            starts[name.start()] = (name.start() + length, kind)
+        if entity := _find_entity(name, parameters, classes, modules):
+            entity_type, length = entity
+            entities[name.start()] = (name.start() + length, entity_type)
     words, tags = [], []
-    end, kind = 0, ""
+    end, entity_type = 0, ""
     for word in _WORD.finditer(text):
         words.append(word[0])
-        begins = word.start() in starts
+        begins = word.start() in entities
         if begins:
-            end, kind = starts[word.start()]
-        tags.append(f"B-{kind}" if begins else f"I-{kind}" if word.start() < end else "O")
+            end, entity_type = entities[word.start()]
+        tags.append(f"B-{entity_type}" if begins else f"I-{entity_type}" if word.start() < end else "O")
     return words, tags
 
 
-def _entity(
-    found: re.Match[str], parameters: Collection[str], classes: Collection[str], modules: Collection[str]
+def _find_entity(
+    match: re.Match[str], parameters: Collection[str], classes: Collection[str], modules: Collection[str]
 ) -> tuple[str, int] | None:
-    """What a name or dotted name begins with, and how many characters of it that is."""
-    name, parts = found[0], found[0].split(".")
-    before, after = found.string[: found.start()], found.string[found.end() :]
+    """Return the type of the entity at the start of a (dotted) name and its length in characters; None without one."""
+    name, parts = match[0], match[0].split(".")
+    before, after = match.string[: match.start()], match.string[match.end() :]
     if len(parts) == 1:
         if name in parameters:
             return "parameter", len(name)
-        if name in classes and (_CAMEL.match(name) or _OF_CLASS.match(after)):
+        if name in classes and (_CAMEL_CASE.match(name) or _CLASS_CONTEXT.match(after)):
             return "class", len(name)
-        near = _AFTER_MODULE.match(after) or _BEFORE_MODULE.search(before[-20:])
-        return ("module", len(name)) if name in modules and near else None
+        near_module = _AFTER_MODULE.match(after) or _BEFORE_MODULE.search(before[-20:])
+        return ("module", len(name)) if name in modules and near_module else None
     for count in range(len(parts), 0, -1):
         prefix = ".".join(parts[:count])
         if prefix in modules:
@@ -107,25 +94,21 @@ def _entity(
     return ("parameter", len(parts[0])) if parts[0] in parameters else None
 
 
-def parameters_of(node: ast.AST) -> set[str]:
-    """The parameters of a function, or of a class's `__init__`; without `self`, `cls` and the word "a"."""
+def documented_parameters(node: ast.AST) -> set[str]:
+    """Return the parameters of a function, or of a class's `__init__`; without `self`, `cls` and the word "a"."""
     if isinstance(node, ast.ClassDef):
-        found = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
-        return parameters_of(found[0]) if found else set()
-    if not isinstance(node, stdlib.Function):
-        return set()
-    given = node.args
-    named = [*given.posonlyargs, *given.args, *given.kwonlyargs]
-    named += [extra for extra in (given.vararg, given.kwarg) if extra is not None]
-    return {item.arg for item in named} - {"self", "cls", "a"}
+        methods = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
+        return documented_parameters(methods[0]) if methods else set()
+    return set(parameter_names(node)) - {"self", "cls", "a"} if isinstance(node, Function) else set()
 
 
-def _samples() -> Iterator[Sample]:
-    paths = stdlib.paths()
-    modules = {stdlib.module_of(path) for path in paths} | set(sys.stdlib_module_names) - {"this"}
-    classes = {name for name, found in vars(builtins).items() if isinstance(found, type) and name[0].isupper()}
+def _read_samples() -> Iterator[Sample]:
+    paths = source_paths()
+    modules = {module_name(path) for path in paths} | set(sys.stdlib_module_names) - {"this"}
+    classes = {name for name, item in vars(builtins).items() if isinstance(item, type) and name[0].isupper()}
     for path in paths:
-        classes.update(name.decode() for name in _CLASS.findall((stdlib.root() / path).read_bytes()))
-    for docstring in stdlib.docstrings():
-        words, tags = tagged(docstring.text, parameters_of(docstring.found.node), classes, modules)
+        classes.update(name.decode() for name in _CLASS_DEFINITION.findall((library_root() / path).read_bytes()))
+    for docstring in docstrings():
+        parameters = documented_parameters(docstring.documented.node)
+        words, tags = tag_words(docstring.text, parameters, classes, modules)
         yield Sample(docstring.row, {"words": words, "tags": tags}, docstring.text)

@@ -9,13 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainer.data.cells import NOUNS
-from trainer.data.columns import lacking
-from trainer.data.images import SUFFIXES
-from trainer.data.readers import records_or_faults
-from trainer.data.rows import row_id
-from trainer.data.table import Columns, Table
-from trainer.data.utf8 import lines_or_faults
+from trainer.data.cells import IMAGE_SUFFIXES, ROLE_NOUNS
+from trainer.data.readers import missing_columns_error, read_lines_or_errors, read_records_or_errors
+from trainer.data.splits import row_id
+from trainer.data.table import ColumnNames, Table
 from trainer.errors import ConfigError, DataError, format_error
 from trainer.predict.given import has_lines, known_kinds
 from trainer.predict.stdin import stdin_lines
@@ -57,7 +54,7 @@ class Reading:
     """
 
     roles: tuple[str, ...]
-    columns: Columns
+    columns: ColumnNames
     numeric: Mapping[str, bool] = field(default_factory=dict)
     list_separator: str = " "
     separator: str | None = None
@@ -68,7 +65,9 @@ class Reading:
         columns = {role: self.columns.get(role) or role for role in self.roles}
         if "features" in self.roles:
             columns["features"] = list(self.numeric)
-        table = Table.of(columns, self.roles, lambda role: f"columns.{role}={columns[role]}", self.list_separator, [])
+        table = Table.for_roles(
+            columns, self.roles, lambda role: f"columns.{role}={columns[role]}", self.list_separator, []
+        )
         table.numeric.update(self.numeric)
         return table
 
@@ -84,16 +83,16 @@ def rows_of(given: Path | str | None, reading: Reading) -> Rows:
         return _from_lines(stdin_lines(), "standard input", reading, Path())
     if isinstance(given, str):
         return _from_lines(iter([given]), "input", reading, Path())
-    if given.is_dir() or given.suffix.lower() in SUFFIXES:
+    if given.is_dir() or given.suffix.lower() in IMAGE_SUFFIXES:
         return _from_images(given, reading)
     if has_lines(given):
-        return _from_lines(lines_or_faults(given), str(given), reading, given.parent)
+        return _from_lines(read_lines_or_errors(given), str(given), reading, given.parent)
     return _from_records(given, reading)
 
 
 def _from_records(path: Path, reading: Reading) -> Rows:
     table = reading.table()
-    found = records_or_faults(
+    found = read_records_or_errors(
         path, table.columns, separator=reading.separator, quote=reading.quote, named_by=_named_by(table)
     )
     for number, cells in enumerate(found, 1):
@@ -131,7 +130,9 @@ def _cells(line: str, spot: str, table: Table) -> Sequence[Any] | DataError:
     if roles == ("words",) and isinstance(found, list):
         return [found]
     if isinstance(found, dict):
-        return lacking(spot, found, table.columns, _named_by(table)) or [found[name] for name in table.columns]
+        return missing_columns_error(spot, found, table.columns, _named_by(table)) or [
+            found[name] for name in table.columns
+        ]
     wanted = "a list of words" if roles == ("words",) else f"an object with {', '.join(table.columns)}"
     return DataError(format_error(spot, f"expected {wanted} in JSON", "Or name a file, such as a CSV", value=found))
 
@@ -149,7 +150,7 @@ def _row(number: int, spot: str, cells: Sequence[Any] | DataError, table: Table,
     except DataError as error:
         return Row(number, spot, None, str(error))
     if sample.values is None:
-        nouns = " or ".join(NOUNS.get(role, role) for role in table.names if role != "features")
+        nouns = " or ".join(ROLE_NOUNS.get(role, role) for role in table.names if role != "features")
         return Row(number, spot, None, format_error(spot, f"lacks {nouns}", "Give one, or leave the row out"))
     return Row(number, spot, sample.values)
 
@@ -165,7 +166,7 @@ def _from_images(path: Path, reading: Reading) -> Rows:
         named = {"image": os.path.relpath(file, path)} if file != path else {}
         yield Row(number, str(file), {"image": {"bytes": None, "path": str(file)}}, named=named)
     if not number:
-        raise DataError(format_error(str(path), "holds no images", f"Images end in {', '.join(SUFFIXES)}"))
+        raise DataError(format_error(str(path), "holds no images", f"Images end in {', '.join(IMAGE_SUFFIXES)}"))
 
 
 def _images_in(folder: Path) -> Iterator[Path]:
@@ -173,5 +174,5 @@ def _images_in(folder: Path) -> Iterator[Path]:
     for path, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 yield Path(path, name)

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer.data.images import SUFFIXES
-from trainer.data.readers import suffix_of
+from trainer.data.cells import IMAGE_SUFFIXES
+from trainer.data.readers import format_suffix
 from trainer.errors import ConfigError, format_error, raise_if_any
 from trainer.predict.writing import check_output
 
@@ -65,7 +65,7 @@ def read_given(input: str | None, corpus: str | None, output: str | None) -> Giv
 
 def is_readable(path: Path) -> bool:
     """Whether the name of a file or folder says how it is read."""
-    return path.is_dir() or has_lines(path) or path.suffix.lower() in SUFFIXES or suffix_of(path) is not None
+    return path.is_dir() or has_lines(path) or path.suffix.lower() in IMAGE_SUFFIXES or format_suffix(path) is not None
 
 
 def has_lines(path: Path) -> bool:

@@ -7,7 +7,7 @@ import select
 import sys
 from collections.abc import Iterator
 
-from trainer.data.utf8 import decoded
+from trainer.data.readers import decode_line
 from trainer.errors import DataError
 
 _PIECE = 1 << 16
@@ -28,7 +28,7 @@ def stdin_lines() -> Iterator[str | DataError | None]:
         for line in lines:
             number += 1
             if piece or line:  # what the end leaves is a line unless it is empty
-                yield decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, _place(number), offset)
+                yield decode_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, _place(number), offset)
             offset += len(line) + 1
 
 

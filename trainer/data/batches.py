@@ -1,0 +1,240 @@
+"""Batches: which samples meet in which step, and how encoded rows become batches, in this process or in workers.
+
+The plan is a pure function of (seed, epoch), so resuming replays nothing. The loader gives the same bits for any number
+of workers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice, pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from trainer.protocols import Batch, Batching, Task, UsesExtraRows
+from trainer.sample_rng import SampleRng
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow
+
+
+@dataclass(frozen=True)
+class BatchIndices:
+    """The samples of a batch or a micro-batch.
+
+    Attributes:
+        epoch: The epoch, from 0.
+        ids: The positions of the samples in the split.
+    """
+
+    epoch: int
+    ids: tuple[int, ...]
+
+
+class BatchPlan:
+    """The global batches of a training run.
+
+    Every epoch visits all samples once, in a new order; its last batch may be smaller. The plan depends neither on the
+    number of micro-batches nor on the number of workers.
+
+    Args:
+        num_samples: Samples of the split, N.
+        batch_size: Samples of one optimizer step.
+        seed: The run's seed.
+        lengths: Tokens of each sample, int64 (N,): batches then hold samples of similar length (`bucketed`), which
+            changes which samples meet in a batch; None shuffles freely.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int, lengths: np.ndarray | None = None) -> None:
+        assert num_samples > 0
+        assert batch_size > 0
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.lengths = lengths
+        self.steps_per_epoch = -(-num_samples // batch_size)
+        self._order = lru_cache(maxsize=2)(self._make_order)
+
+    def batch(self, step: int) -> BatchIndices:
+        """Return the samples of optimizer step `step`, counted from 0 over all epochs."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.batch_size
+        return BatchIndices(epoch, tuple(self._order(epoch)[start : start + self.batch_size].tolist()))
+
+    def micro_batches(self, start: int, stop: int, accumulate: int) -> Iterator[BatchIndices]:
+        """Yield the micro-batches of the steps from `start` up to `stop` (exclusive), `accumulate` per step."""
+        for step in range(start, stop):
+            yield from split_batch(self.batch(step), accumulate)
+
+    def _make_order(self, epoch: int) -> np.ndarray:
+        order = permutation(self.num_samples, self.seed, epoch)
+        if self.lengths is None:
+            return order
+        order = order[np.argsort(self.lengths[order], kind="stable")]
+        full = self.num_samples // self.batch_size
+        # The partial batch stays last, as in every other order.
+        batches = [order[index * self.batch_size : (index + 1) * self.batch_size] for index in range(full)]
+        shuffled = [batches[index] for index in permutation(full, self.seed, epoch)]
+        return np.concatenate([*shuffled, order[full * self.batch_size :]])
+
+
+def split_batch(batch: BatchIndices, parts: int) -> list[BatchIndices]:
+    """Split a batch into `parts` micro-batches of nearly equal size, fewer if the batch has fewer samples."""
+    pieces = np.array_split(np.array(batch.ids), min(parts, len(batch.ids)))
+    return [BatchIndices(batch.epoch, tuple(piece.tolist())) for piece in pieces]
+
+
+def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    """Return a random order of `size` items, int64, the same for the same (seed, epoch) on every machine.
+
+    The order sorts the raw words of a counter-based generator. NumPy guarantees a stable stream of raw words, but not
+    a stable result of its own `permutation`.
+    """
+    key = np.random.SeedSequence((seed, epoch)).generate_state(2, np.uint64)
+    return np.argsort(np.random.Philox(key=key).random_raw(size), kind="stable")
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How batches are loaded; none of these options changes the content of a batch, except its layout.
+
+    Attributes:
+        batching: The layout of a micro-batch of texts.
+        workers: Number of worker processes; 0 loads in this process.
+        prefetch: Micro-batches that each worker keeps ready.
+        pin_memory: Use page-locked memory, so that copies overlap with the device's work.
+        persistent_workers: Keep the evaluation workers between evaluations.
+    """
+
+    batching: Batching
+    workers: int
+    prefetch: int
+    pin_memory: bool
+    persistent_workers: bool
+
+
+class Batches(Dataset[Batch]):
+    """A split as a map from `BatchIndices` to `Batch`."""
+
+    def __init__(
+        self, rows: datasets.Dataset, task: Task, batching: Batching, seed: int, *, training: bool = False
+    ) -> None:
+        self.rows = rows.with_format("arrow")
+        self.task = task
+        self.batching = batching
+        self.seed = seed
+        self.training = training
+
+    def __getitem__(self, indices: BatchIndices) -> Batch:
+        rng = SampleRng(self.seed, indices.epoch, indices.ids, self.training, len(self.rows))
+        extra_rows = self.task.extra_rows(rng) if isinstance(self.task, UsesExtraRows) else []
+        return self.task.collate(arrow_columns(self.rows[[*indices.ids, *extra_rows]]), rng, self.batching)
+
+
+class TrainLoader:
+    """The micro-batches of the training split, grouped by optimizer step."""
+
+    def __init__(self, batches: Batches, plan: BatchPlan, accumulate: int, options: LoaderOptions) -> None:
+        self.plan = plan
+        self.batches = batches
+        self._accumulate = accumulate
+        self._options = options
+
+    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of each step from `start` up to `stop` (exclusive).
+
+        One DataLoader iterator serves all epochs, so workers do not restart between epochs.
+        """
+        indices = self.plan.micro_batches(start, stop, self._accumulate)
+        stream = iter(_data_loader(self.batches, indices, self._options, persistent=False))
+        for step in range(start, stop):
+            size = min(self._accumulate, len(self.plan.batch(step).ids))
+            yield list(islice(stream, size))
+
+
+class EvaluationBatches:
+    """All rows of a split in order, `batch_size` per batch; can be iterated repeatedly until it is closed.
+
+    Workers survive from one evaluation to the next if `options.persistent_workers` is set.
+    """
+
+    def __init__(self, batches: Batches, batch_size: int, options: LoaderOptions) -> None:
+        ids = np.arange(len(batches.rows)).tolist()
+        indices = [BatchIndices(0, tuple(ids[start : start + batch_size])) for start in range(0, len(ids), batch_size)]
+        self._loader: DataLoader[Batch] | None = _data_loader(
+            batches, indices, options, persistent=options.persistent_workers
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        assert self._loader is not None, "closed"
+        return iter(self._loader)
+
+    def close(self) -> None:
+        """End the workers.
+
+        Without this call the garbage collector may destroy the workers' queues before the workers themselves, and then
+        waits for the workers.
+        """
+        self._loader = None
+
+
+def arrow_columns(table: pyarrow.Table) -> dict[str, Any]:
+    """Return the columns of an Arrow table without a Python object per value.
+
+    A column of numbers becomes an array (B,), a column of lists becomes B arrays.
+    """
+    result: dict[str, Any] = {}
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        if hasattr(column, "flatten") and hasattr(column, "offsets"):
+            offsets = column.offsets.to_numpy()
+            values = column.values.to_numpy(zero_copy_only=False)
+            result[name] = [values[begin:end] for begin, end in pairwise(offsets)]
+        else:
+            result[name] = column.to_numpy(zero_copy_only=False)
+    return result
+
+
+def _data_loader(
+    batches: Batches, indices: Iterable[BatchIndices], options: LoaderOptions, *, persistent: bool
+) -> DataLoader[Batch]:
+    return DataLoader(
+        batches,
+        sampler=indices,
+        batch_size=None,
+        num_workers=options.workers,
+        prefetch_factor=options.prefetch if options.workers else None,
+        pin_memory=options.pin_memory,
+        persistent_workers=persistent and options.workers > 0,
+        collate_fn=_keep_batch,
+        worker_init_fn=_ignore_signals,
+        # Without its own generator, a DataLoader draws from torch's global generator and so changes training.
+        generator=torch.Generator(),
+    )
+
+
+def _keep_batch(batch: Any) -> Any:
+    return batch
+
+
+def _ignore_signals(_: int) -> None:
+    """Ignore signals in a worker: the main process handles them, and still needs its workers to finish the step."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """Kill the workers at exit: they ignore SIGTERM, so the interpreter would wait for them, and they hold no state."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

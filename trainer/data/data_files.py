@@ -1,0 +1,186 @@
+"""Sources of files that the user names per split: find the files, fingerprint them, and read one split only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from difflib import get_close_matches
+from functools import cached_property
+from glob import glob, has_magic
+from hashlib import blake2b
+from os import R_OK, access
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from trainer.data.cells import file_bytes_digest
+from trainer.data.splits import SplitLayout, cache_key, cached_folder, read_splits, split_row_id
+from trainer.errors import ConfigError, DataError, format_error
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FileNames = str | list[str] | None
+"""A path, a pattern or a list of them; None for a split without files of its own."""
+
+Paths = dict[str, list[Path]]
+"""The files of each split that has its own."""
+
+_TEXT_SUFFIXES = (".txt", ".text", ".md", ".log")
+"""Suffixes of text files that contain no table."""
+
+
+class FileSource:
+    """The common part of the sources whose arguments `train`, `validation` and `test` name files.
+
+    A split without files is held out from the training files. The splits are memory-mapped Arrow files in the cache of
+    the datasets library, written once for each content of the files.
+
+    Attributes:
+        row_noun: The unit of a row's number in a message: `row`, `line`.
+        suffixes: The suffixes of files that can be read; None for any.
+    """
+
+    row_noun: ClassVar[str]
+    suffixes: ClassVar[Sequence[str] | None] = None
+
+    def __init__(
+        self,
+        train: FileNames,
+        validation: FileNames,
+        test: FileNames,
+        split: Mapping[str, float],
+        cache_dir: str | None,
+    ) -> None:
+        self._file_names: Mapping[str, FileNames] = {"train": train, "validation": validation, "test": test}
+        self._layout = SplitLayout.from_arguments(self._file_names, split)
+        self._cache_dir = cache_dir
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the contents of the files, of their order and of the way they are read; paths do not matter."""
+        return self._content_fingerprint()
+
+    def _content_fingerprint(self) -> str:
+        return files_fingerprint(self._paths, self._settings(), self._format_of)
+
+    def _settings(self) -> tuple[object, ...]:
+        """Return the arguments that the splits depend on, in the order in which they enter the fingerprint."""
+        raise NotImplementedError
+
+    def _format_of(self, path: Path) -> str | None:
+        """Return the format of a file, as far as its name decides it: `.gz` for a compressed text file."""
+        return path.suffix.lower() if path.suffix == ".gz" else ""
+
+    def describe_row(self, split: str, row: int) -> str:
+        """Return `my.csv, row 18`: the file of a row and its number in it."""
+        file, record = split_row_id(row)
+        return f"{(self._paths.get(split) or self._paths['train'])[file]}, {self.row_noun} {record}"
+
+    def for_split(self, split: str, numeric: Mapping[str, bool]) -> Self | None:
+        """Return the source that reads the files of one split only; None if the split needs the files of another."""
+        layout = self._layout.for_split(split)
+        if layout is None:
+            return None
+        source = copy(self)
+        for name in ("fingerprint", "_paths"):
+            source.__dict__.pop(name, None)
+        source._file_names, source._layout = layout.own, layout
+        return source
+
+    @cached_property
+    def _paths(self) -> Paths:
+        return find_data_files(self._file_names, self.suffixes)
+
+    def _cached_splits(
+        self, source: str, roles: Sequence[str], write: Callable[[Path], None], *more: str
+    ) -> dict[str, Dataset]:
+        """Return the splits from the cache folder of `source`; call `write` to fill it if needed."""
+        folder = cached_folder(self._cache_dir, source, cache_key(self.fingerprint, roles, *more), write)
+        return read_splits(folder, self._layout, self.describe_row)
+
+
+def find_data_files(names: Mapping[str, str | Sequence[str] | None], suffixes: Sequence[str] | None) -> Paths:
+    """Return the files of each split that has its own, in the given order; the files of a pattern by name.
+
+    Args:
+        names: A path, a pattern or several per split; None for no files.
+        suffixes: The suffixes of files that can be read; None for any.
+
+    Raises:
+        ConfigError: A split names no file.
+        DataError: A file is missing, unreadable, of an unknown format, or named for two splits.
+    """
+    found: Paths = {}
+    splits: dict[Path, str] = {}
+    for split, value in names.items():
+        if value is None:
+            continue
+        patterns = [value] if isinstance(value, str) else value
+        found[split] = list(dict.fromkeys(path for pattern in patterns for path in _matches(split, pattern, suffixes)))
+        if not found[split]:
+            raise ConfigError(format_error(split, "names no file", value=value))
+        for path in found[split]:
+            if (other := splits.setdefault(path.resolve(), split)) != split:
+                raise DataError(format_error(f"data.{split}", f"names a file of data.{other} too", value=str(path)))
+    return found
+
+
+def _matches(split: str, pattern: str, suffixes: Sequence[str] | None) -> list[Path]:
+    """Return the files that a path or a pattern names, sorted by name."""
+    path = Path(pattern).expanduser()
+    paths = [path]
+    if has_magic(pattern) and not path.exists():
+        paths = [Path(name) for name in sorted(glob(str(path), recursive=True)) if Path(name).is_file()]
+    if not paths or not paths[0].exists():
+        similar = get_close_matches(path.name, _names_in(path.parent), n=1, cutoff=0.5)
+        remedy = f"Did you mean {path.parent / similar[0]}" if similar else f"Paths are relative to {Path.cwd()}"
+        raise DataError(format_error(f"data.{split}", "no such file", remedy, value=pattern))
+    for path in paths:
+        if path.is_dir():
+            remedy = f"Name the files in it: {path / ('*.csv' if suffixes else '*.txt')}"
+            raise DataError(format_error(f"data.{split}", "expected a file, not a folder", remedy, value=pattern))
+        if suffixes is not None and not path.name.lower().endswith(tuple(suffixes)):
+            remedy = f"Supported formats: {', '.join(sorted(suffixes))}"
+            if path.suffix.lower() in _TEXT_SUFFIXES:
+                remedy += "; data=lines reads text files line by line"
+            raise DataError(format_error(str(path), "unsupported file format", remedy))
+        if not access(path, R_OK):
+            raise DataError(format_error(str(path), "permission denied", "Make the file readable for this user"))
+    return paths
+
+
+def _names_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
+def files_fingerprint(
+    paths: Mapping[str, Iterable[Path]], settings: object, format_of: Callable[[Path], str | None]
+) -> str:
+    """Return a digest of the contents of files, of their order and of the way they are read; paths do not matter.
+
+    Args:
+        paths: The files of each split.
+        settings: Everything else that the splits depend on.
+        format_of: The format of a file, as far as its name decides it.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    digest = blake2b(repr(settings).encode(), digest_size=16)
+    for split, files in paths.items():
+        for path in files:
+            digest.update(f"\n{split} {format_of(path)} {content_digest(path)}".encode())
+    return digest.hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """Return a digest of the content of a file.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        return file_bytes_digest(path)
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+        raise DataError(format_error(str(path), problem, "Check that the file is complete")) from error

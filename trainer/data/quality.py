@@ -1,0 +1,172 @@
+"""Data quality: digests that tell equal rows, and a report of duplicates, leaks, contradictions and empty texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainer.data.splits import normalize_whitespace
+from trainer.protocols import Columns
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+INPUT_DIGEST, TARGET_DIGEST = "input_digest", "target_digest"
+"""Columns of encoded data, int64: equal rows are found by them without keeping the raw rows."""
+
+_TARGET_ROLES = frozenset({"label", "labels", "value", "score", "tags"})
+
+
+def row_digests(rows: Columns, roles: Sequence[str]) -> dict[str, list[int]]:
+    """Return the columns `input_digest` and `target_digest` of raw rows; white space does not distinguish texts."""
+    inputs = [role for role in roles if role not in _TARGET_ROLES]
+    targets = [role for role in roles if role in _TARGET_ROLES]
+    return {name: _digests(rows, chosen) for name, chosen in ((INPUT_DIGEST, inputs), (TARGET_DIGEST, targets))}
+
+
+def block_digests(raw: Columns, blocks: Sequence[int]) -> dict[str, list[int]]:
+    """Return the digests and the column `row` of blocks, computed from the digests of their raw rows.
+
+    The first block has the digests of its raw row; the input digest of the n-th block also depends on n. So equal raw
+    rows have equal blocks, and the blocks of one row differ from each other.
+
+    Args:
+        raw: `input_digest`, `target_digest` and `row` of the raw rows.
+        blocks: The raw row of each block, in ascending order.
+    """
+    starts = {row: first for first, row in reversed(list(enumerate(blocks)))}
+    numbers = [position - starts[row] for position, row in enumerate(blocks)]
+    inputs = [raw[INPUT_DIGEST][row] for row in blocks]
+    return {
+        "row": [raw["row"][row] for row in blocks],
+        TARGET_DIGEST: [raw[TARGET_DIGEST][row] for row in blocks],
+        INPUT_DIGEST: [
+            _digest([digest, number]) if number else digest for digest, number in zip(inputs, numbers, strict=True)
+        ],
+    }
+
+
+def digest_of_rows(rows: Dataset) -> str:
+    """Return a digest of the inputs and targets of encoded rows in order, independent of the files they came from."""
+    columns = rows.with_format("numpy")
+    digest = blake2b(digest_size=8)
+    for name in (INPUT_DIGEST, TARGET_DIGEST):
+        digest.update(np.asarray(columns[name][:], dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _empty_digests() -> frozenset[int]:
+    """Return the `input_digest` of rows whose texts are all blank."""
+    return frozenset(_digest([""] * number) for number in range(1, 4))
+
+
+def _digests(rows: Columns, roles: Sequence[str]) -> list[int]:
+    return [_digest(values) for values in zip(*(rows[role] for role in roles), strict=True)] or [0] * len(rows["row"])
+
+
+def _digest(values: Sequence[Any]) -> int:
+    digest = blake2b(digest_size=8)
+    for value in values:
+        digest.update(_as_bytes(value))
+        digest.update(b"\0")
+    return int.from_bytes(digest.digest(), "big", signed=True)
+
+
+def _as_bytes(value: Any) -> bytes:
+    if isinstance(value, str):
+        return normalize_whitespace(value).encode()
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        content: bytes = value["bytes"]
+        return content
+    return json.dumps(value, sort_keys=True, default=str).encode()
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The share of a split's rows above which a measure is reported as a problem, and what to do about it."""
+
+    share: float
+    remedy: str
+
+
+LIMITS = {
+    "duplicates": Limit(0.05, "duplicate inputs: remove them or weight them deliberately"),
+    "leaked": Limit(0.01, "inputs that are also in another split: remove them from one of the two"),
+    "conflicting": Limit(0.01, "equal inputs with different targets: correct the wrong labels"),
+    "empty": Limit(0.0, "texts without any character but white space: remove them"),
+}
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """The quality of the splits.
+
+    Attributes:
+        rows: The number of rows of each split.
+        shares: Each measure of each split, as a share of the split's rows.
+        first: The position of the first affected row, by split and measure.
+    """
+
+    rows: dict[str, int]
+    shares: dict[str, dict[str, float]]
+    first: dict[tuple[str, str], int]
+
+    def warnings(self) -> list[str]:
+        """Return a line for each share above its limit."""
+        return [
+            f"{split}: {100 * share:.1f} % {name}, the first at position {self.first[split, name]}; "
+            f"{LIMITS[name].remedy}"
+            for split, measures in self.shares.items()
+            for name, share in measures.items()
+            if name in LIMITS and share > LIMITS[name].share
+        ]
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return the header and the rows of a table with one row per split."""
+        names = list(dict.fromkeys(name for measures in self.shares.values() for name in measures))
+        lines = [
+            [
+                split,
+                str(self.rows[split]),
+                *(f"{100 * measures[name]:.1f} %" if name in measures else "-" for name in names),
+            ]
+            for split, measures in self.shares.items()
+        ]
+        return ["split", "rows", *names], lines
+
+
+def measure_quality(encoded: Mapping[str, Dataset]) -> DataReport:
+    """Measure encoded splits, `train` first: duplicates, rows leaked from an earlier split, contradictions, blanks."""
+    seen = np.empty(0, dtype=np.int64)
+    shares: dict[str, dict[str, float]] = {}
+    first: dict[tuple[str, str], int] = {}
+    for split, rows in encoded.items():
+        columns = rows.with_format("numpy")
+        inputs, targets = np.asarray(columns[INPUT_DIGEST][:]), np.asarray(columns[TARGET_DIGEST][:])
+        measures = _duplicates_and_conflicts(inputs, targets)
+        if split != "train":
+            measures["leaked"] = np.isin(inputs, seen)
+        measures["empty"] = np.isin(inputs, list(_empty_digests()))
+        if "truncated" in rows.column_names:
+            measures["truncated"] = np.asarray(columns["truncated"][:])
+        shares[split] = {name: float(affected.mean()) for name, affected in measures.items()}
+        first |= {(split, name): int(affected.argmax()) for name, affected in measures.items() if affected.any()}
+        seen = np.union1d(seen, inputs)
+    return DataReport({split: len(rows) for split, rows in encoded.items()}, shares, first)
+
+
+def _duplicates_and_conflicts(inputs: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+    """Return masks (N,) of rows that repeat the inputs of another row, and of those with a different target."""
+    order = np.lexsort((np.arange(len(inputs)), targets, inputs))
+    same_inputs = np.zeros(len(inputs), dtype=bool)
+    same_inputs[1:] = inputs[order][1:] == inputs[order][:-1]
+    other_target = np.zeros(len(inputs), dtype=bool)
+    other_target[1:] = targets[order][1:] != targets[order][:-1]
+    duplicates, conflicting = np.zeros_like(same_inputs), np.zeros_like(same_inputs)
+    duplicates[order], conflicting[order] = same_inputs, same_inputs & other_target
+    return {"duplicates": duplicates, "conflicting": conflicting}
