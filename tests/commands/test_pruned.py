@@ -154,7 +154,7 @@ def test_adapters_are_merged_before(folder: Path, tmp_path: Path) -> None:
         (["prune=l1", "prune.amount=2.5"], "prune.amount: must be a share"),
         (
             ["prune=l1", "prune.targets=[nothing]"],
-            "prune.targets: fits no parameter with two axes or more, got 'nothing'",
+            "prune.targets: matches no parameter with two axes or more, got 'nothing'",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Weights to prune, and what torch's own functions make of them."""
+"""A model with weights to prune, and the masks that torch's own functions compute for it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,37 +19,40 @@ class Layers(nn.Module):
         self.head = nn.Linear(8, 4)
 
 
+NAMES = ("linear", "stack.0", "stack.1")
+"""The layers that are pruned by default."""
+
+
 def layers(seed: int = 0) -> Layers:
     torch.manual_seed(seed)
     return Layers()
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that are pruned by default."""
+    """Return the weights of the layers `NAMES`."""
     return {f"{name}.weight": model.get_submodule(name).weight.detach() for name in NAMES}  # type: ignore[misc]
 
 
-NAMES = ("linear", "stack.0", "stack.1")
-
-
-def masks_of(apply: Callable[..., Any], **arguments: Any) -> dict[str, Tensor]:
-    """The masks that a function of torch gives to the layers of a fresh model, one after another."""
+def torch_masks(prune: Callable[..., Any], seed: int = 0, **arguments: Any) -> dict[str, Tensor]:
+    """Return the masks that a function of `torch.nn.utils.prune` computes for a fresh model, layer after layer."""
     model = layers()
+    torch.manual_seed(seed)
     for name in NAMES:
-        apply(model.get_submodule(name), name="weight", **arguments)
-    return found_masks(model)
+        prune(model.get_submodule(name), name="weight", **arguments)
+    return masks_in(model)
 
 
-def found_masks(model: nn.Module) -> dict[str, Tensor]:
+def masks_in(model: nn.Module) -> dict[str, Tensor]:
+    """Return the masks in a model that torch has pruned."""
     return {f"{name}.weight": model.get_buffer(f"{name}.weight_mask") for name in NAMES}
 
 
-def assert_equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
+def assert_equal(masks: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert masks.keys() == expected.keys()
     for name, mask in expected.items():
-        assert found[name].dtype == torch.bool
-        assert torch.equal(found[name], mask.bool()), name
+        assert masks[name].dtype == torch.bool
+        assert torch.equal(masks[name], mask.bool()), name
 
 
-def zeros(masks: Mapping[str, Tensor]) -> dict[str, int]:
+def count_zeros(masks: Mapping[str, Tensor]) -> dict[str, int]:
     return {name: int((~mask).sum()) for name, mask in masks.items()}

@@ -31,7 +31,7 @@ from trainer.layout import CHECKPOINTS, CONFIG, STATE, TASK
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.model.pretrained_folder import ABOUT, LibraryModel
 from trainer.protocols import Batch, Batching, Loss, Task
-from trainer.prune.sparsity import described, sparsity
+from trainer.prune.masks import measure_sparsity, sparsity_report
 from trainer.targets import with_loss_head
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def load_checkpointed_model(
     }
     model = restored.model.to(torch_device).eval()
     if job.prune is not None:
-        zeros = described(sparsity(model, snapshot.tensors[MASKS].keys()))
+        zeros = sparsity_report(measure_sparsity(model, snapshot.tensors[MASKS].keys()))
         origin["pruning"] = {"method": job.prune, **zeros}
     return CheckpointedModel(
         folder, job, snapshot.step, restored.weights, task, model, restored.loss, torch_device, origin, config_text

@@ -33,9 +33,7 @@ from trainer.model.weights import fit_weights
 from trainer.model.weights_file import load_weights_file
 from trainer.model.weights_origin import doubts, tokenizer_beside
 from trainer.protocols import Batching, LanguageModelTask, Loss, Task, TaskInfo
-from trainer.prune.masks import Masks
-from trainer.prune.sparsity import sparsity, total
-from trainer.prune.targets import pruned_parameters
+from trainer.prune.masks import Masks, measure_sparsity, select_parameters, total_sparsity
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +167,7 @@ def build_masks(job: TrainJob, model: nn.Module, snapshot: Snapshot | None) -> M
     if snapshot is not None:
         return Masks(model, snapshot.tensors[MASKS])
     masks = prune_model(job.prune, model, job.seed)
-    zeros = total(sparsity(model, masks.names()))
+    zeros = total_sparsity(measure_sparsity(model, masks.names()))
     logger.info(
         "prune: %d of %d elements (%.1f %%) of %d weights are 0 and stay 0",
         *(zeros.zeros, zeros.size, 100 * zeros.share, len(masks.names())),
@@ -188,7 +186,7 @@ def prune_model(config: Mapping[str, Any], model: nn.Module, seed: int) -> Masks
     assert isinstance(backbone, nn.Module)
     compute_masks = instantiate("prune", own_keys(dict(config), PruneKeys), seed=seed)
     with in_group("prune"):
-        parameters = pruned_parameters(backbone, config.get("targets"))
+        parameters = select_parameters(backbone, config.get("targets"))
         # On the CPU, so that random masks do not depend on the device.
         weights = {f"{prefix}{name}": parameter.detach().cpu() for name, parameter in parameters.items()}
         kept: Mapping[str, Tensor] = compute_masks(weights)

@@ -48,13 +48,13 @@ def announce_early_end(training: Training) -> None:
 
 def announce_sparsity(training: Training) -> None:
     """An event for each kind of weights where some are pruned."""
-    from trainer.prune.sparsity import sparsity, total
+    from trainer.prune.masks import measure_sparsity, total_sparsity
 
     run, state = training.run, training.state
     names = run.masks.names()
     models = {"raw": run.model} | ({} if run.ema is None else {"ema": run.ema.module})
     for weights, model in models.items() if names else ():
-        layers = sparsity(model, names)
-        zeros = {"zeros": total(layers).zeros, "share": total(layers).share}
+        layers = measure_sparsity(model, names)
+        zeros = {"zeros": total_sparsity(layers).zeros, "share": total_sparsity(layers).share}
         values = {"weights": weights, **zeros, "layers": {layer.name: layer.share for layer in layers}}
         run.log("sparsity", state.step, values)

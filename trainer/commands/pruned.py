@@ -14,7 +14,7 @@ from trainer.builders.checkpointed import CheckpointedModel
 from trainer.builders.model import merge_adapters, prune_model
 from trainer.evaluate import evaluate
 from trainer.precision import Precision
-from trainer.prune.sparsity import compressed_bytes, described, sparsity
+from trainer.prune.masks import measure_bytes, measure_sparsity, sparsity_report
 from trainer.report.console import table
 
 
@@ -34,7 +34,7 @@ def prune_trained(trained: CheckpointedModel, part: Mapping[str, Any], split: st
     masks = prune_model(part, model, trained.job.seed)
     document = {
         "method": dict(part),
-        **described(sparsity(model, masks.names())),
+        **sparsity_report(measure_sparsity(model, masks.names())),
         "metrics": {name: _metrics(trained, each, split) for name, each in (("before", before), ("after", model))},
         "bytes": {name: _bytes(each) for name, each in (("before", before), ("after", model))},
     }
@@ -49,7 +49,7 @@ def _metrics(trained: CheckpointedModel, model: nn.Module, split: str) -> dict[s
 
 
 def _bytes(model: nn.Module) -> dict[str, int]:
-    plain, compressed = compressed_bytes(model)
+    plain, compressed = measure_bytes(model)
     return {"weights": plain, "compressed": compressed}
 
 

@@ -1,4 +1,4 @@
-"""Pruning by magnitude, over all weights at once."""
+"""Magnitude pruning over all weights together."""
 
 from collections.abc import Mapping
 
@@ -6,27 +6,27 @@ import torch
 from torch import Tensor
 from torch.nn.utils import prune
 
-from trainer.prune.amount import check_amount
-from trainer.prune.method import kept_by
+from trainer.prune.masks import check_amount, compute_masks
 
 
 def global_magnitude(weights: Mapping[str, Tensor], *, amount: float) -> dict[str, Tensor]:
-    """Of all weights together the elements nearest to 0 go, so that layers keep different shares.
+    """Prune the elements of all weights that are closest to 0, so the layers end up with different sparsities.
 
-    torch's `global_unstructured` with `L1Unstructured`. It may take all of a layer of small weights.
+    torch's `global_unstructured` with `L1Unstructured`. It may prune a layer of small weights completely.
 
     Args:
-        weights: By name, on the CPU, of any shape.
-        amount: A share of the elements of all of them, or a count. Elements that are 0 already go first.
+        weights: Weights of any shape by name, on the CPU.
+        amount: Share of the elements of all weights together, in [0, 1), or a count if it is an integer. Elements that
+            are 0 already are pruned first.
 
     Returns:
-        For each weight whether an element stays, boolean.
+        For each weight a boolean tensor of its shape: True keeps an element.
 
     Raises:
         ConfigError: The amount is out of range, or leaves nothing.
     """
     check_amount(amount, {"all weights": sum(weight.numel() for weight in weights.values())}, "elements")
-    together = torch.cat([weight.flatten() for weight in weights.values()])
-    kept = kept_by(prune.L1Unstructured(amount), {"all": together})["all"]
+    joined = torch.cat([weight.flatten() for weight in weights.values()])
+    kept = compute_masks(prune.L1Unstructured(amount), {"all": joined})["all"]
     parts = torch.split(kept, [weight.numel() for weight in weights.values()])
     return {name: part.view(weight.shape) for (name, weight), part in zip(weights.items(), parts, strict=True)}

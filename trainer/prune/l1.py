@@ -1,29 +1,29 @@
-"""Pruning by magnitude, weight by weight."""
+"""Magnitude pruning, each weight on its own."""
 
 from collections.abc import Mapping
 
 from torch import Tensor
 from torch.nn.utils import prune
 
-from trainer.prune.amount import check_amount
-from trainer.prune.method import kept_by
+from trainer.prune.masks import check_amount, compute_masks
 
 
 def l1(weights: Mapping[str, Tensor], *, amount: float) -> dict[str, Tensor]:
-    """Of each weight the elements nearest to 0 go: torch's `L1Unstructured`.
+    """Prune the elements of each weight that are closest to 0, by torch's `L1Unstructured`.
 
     Source: Han et al. 2015, "Learning both weights and connections for efficient neural networks",
     https://arxiv.org/abs/1506.02626.
 
     Args:
-        weights: By name, on the CPU, of any shape.
-        amount: A share of the elements of each weight, or a count. Elements that are 0 already go first.
+        weights: Weights of any shape by name, on the CPU.
+        amount: Share of the elements of each weight, in [0, 1), or a count if it is an integer. Elements that are 0
+            already are pruned first.
 
     Returns:
-        For each weight whether an element stays, boolean.
+        For each weight a boolean tensor of its shape: True keeps an element.
 
     Raises:
         ConfigError: The amount is out of range, or leaves nothing of a weight.
     """
     check_amount(amount, {name: weight.numel() for name, weight in weights.items()}, "elements")
-    return kept_by(prune.L1Unstructured(amount), weights)
+    return compute_masks(prune.L1Unstructured(amount), weights)

@@ -1,4 +1,4 @@
-"""Pruning at random."""
+"""Random pruning."""
 
 from collections.abc import Mapping
 
@@ -6,22 +6,21 @@ import torch
 from torch import Tensor
 from torch.nn.utils import prune
 
-from trainer.prune.amount import check_amount
-from trainer.prune.method import kept_by
+from trainer.prune.masks import check_amount, compute_masks
 
 
 def random(weights: Mapping[str, Tensor], seed: int, *, amount: float) -> dict[str, Tensor]:
-    """Of each weight as many elements go, whichever: what the other methods are to be better than.
+    """Prune random elements of each weight: the baseline for the other methods.
 
-    torch's `RandomUnstructured`, drawn on the CPU from a generator of its own.
+    torch's `RandomUnstructured`, with a CPU generator of its own.
 
     Args:
-        weights: By name, on the CPU, of any shape.
-        seed: The job's; the same one prunes the same elements.
-        amount: A share of the elements of each weight, or a count.
+        weights: Weights of any shape by name, on the CPU.
+        seed: Seed of the job. Equal seeds prune equal elements.
+        amount: Share of the elements of each weight, in [0, 1), or a count if it is an integer.
 
     Returns:
-        For each weight whether an element stays, boolean.
+        For each weight a boolean tensor of its shape: True keeps an element.
 
     Raises:
         ConfigError: The amount is out of range, or leaves nothing of a weight.
@@ -29,4 +28,4 @@ def random(weights: Mapping[str, Tensor], seed: int, *, amount: float) -> dict[s
     check_amount(amount, {name: weight.numel() for name, weight in weights.items()}, "elements")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return kept_by(prune.RandomUnstructured(amount), weights)
+        return compute_masks(prune.RandomUnstructured(amount), weights)
