@@ -64,6 +64,8 @@ def test_a_loss_that_needs_the_inputs_gets_them() -> None:
 
 def test_scores_are_the_output_unless_the_loss_has_its_own() -> None:
     class Own(nn.Module):
+        in_features = 2
+
         def scores(self, output: Tensor) -> Tensor:
             return output + 1
 
@@ -135,6 +137,8 @@ def test_a_scored_model_gives_the_scores_under_its_own_input_names() -> None:
             return 2 * x
 
     class Own(nn.Module):
+        in_features = 2
+
         def __init__(self) -> None:
             super().__init__()
             self.shift = nn.Parameter(torch.tensor(3.0))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import DataError, RowError, format_error
-from trainer.protocols import Batch, Loss
+from trainer.protocols import Batch, ChecksTargets, HasLossHead, Loss, UsesInputs
 
 _TOLERANCE = 1e-4
 """Largest difference from 1 of the sum of a row of shares."""
@@ -21,10 +21,9 @@ def count_targets(loss: Loss, batch: Batch) -> float:
         DataError: A target does not fit the loss; the sample is named.
     """
     assert batch.target is not None, "a batch to train on needs a target"
-    check = getattr(loss, "check", None)
-    if check is not None:
+    if isinstance(loss, ChecksTargets):
         try:
-            check(batch.target)
+            loss.check(batch.target)
         except RowError as error:
             raise DataError(f"{_describe_sample(batch, error.position)}: {error}") from error
     return float(loss.num_targets(batch.target))
@@ -33,20 +32,19 @@ def count_targets(loss: Loss, batch: Batch) -> float:
 def compute_loss(loss: Loss, output: Tensor, batch: Batch) -> Tensor:
     """Return the sum of the loss over a batch; a loss with `needs_inputs` also gets the model's inputs."""
     assert batch.target is not None, "a batch to train on needs a target"
-    if getattr(loss, "needs_inputs", False):
+    if isinstance(loss, UsesInputs) and loss.needs_inputs:
         return loss(output, batch.target, batch.inputs)  # type: ignore[call-arg]
     return loss(output, batch.target)
 
 
 def compute_scores(loss: Loss, output: Tensor) -> Tensor:
     """Return what metrics, predictions and artifacts see: the scores of the loss's head, or the output itself."""
-    scores = getattr(loss, "scores", None)
-    return output if scores is None else scores(output)
+    return loss.scores(output) if isinstance(loss, HasLossHead) else output
 
 
 def with_loss_head(model: nn.Module, loss: Loss) -> nn.Module:
     """Return a model that outputs what metrics see: a copy with the loss's head, or the model if there is none."""
-    if not hasattr(loss, "scores"):
+    if not isinstance(loss, HasLossHead):
         return model
     assert isinstance(loss, nn.Module)
     # A hook instead of a wrapper: the inputs keep the names of the model's forward, also in an exported graph.

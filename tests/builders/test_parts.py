@@ -58,7 +58,7 @@ def test_parts_that_cannot_be_imported_are_told_together_before_the_data_is_read
 def test_a_model_without_a_packed_path_says_what_to_do(data: list[str]) -> None:
     job, task, encoded = prepared(data)
     job = replace(job, model={"_target_": "torch.nn.Embedding", "num_embeddings": 9, "embedding_dim": 2})
-    model = build_model(job, task, None)
+    model = build_model(job, task, None, None)
 
     batches = Batches(encoded.splits["train"], task, "packed", job.seed)
     with pytest.raises(ConfigError, match=r"loader\.batching: torch\.nn\.Embedding does not accept this batch.*padded"):
@@ -70,12 +70,12 @@ def test_a_model_that_cannot_read_token_by_token_is_told_before_it_is_trained(da
     job = replace(job, export=job.export | {"formats": ["onnx", "onnx_cache"]})
     batches = Batches(encoded.splits["train"], task, "packed", job.seed)
     with pytest.raises(ConfigError, match=r"export\.formats: this model cannot decode token by token.*or name a GPT-2"):
-        check_model(job, build_model(job, task, None), batches)
+        check_model(job, build_model(job, task, None, None), batches)
 
 
 def test_decay_spares_biases_norms_and_embeddings(data: list[str]) -> None:
     job, task, _ = prepared(data, "optimizer.weight_decay=0.5")
-    model = build_model(job, task, None)
+    model = build_model(job, task, None, None)
     optimizer = build_optimizer(job, model, build_loss(job, task, CPU))
     decay = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["param_names"]}
 

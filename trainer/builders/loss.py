@@ -20,7 +20,7 @@ from trainer.config.pairing import unfit_targets
 from trainer.config.stored import job_from_text
 from trainer.errors import CheckpointError, ConfigError, format_error
 from trainer.layout import CHECKPOINTS, CONFIG, TASK
-from trainer.protocols import HasTrainTarget, Loss, Task
+from trainer.protocols import DeclaresTargets, HasTrainTarget, Loss, Task
 from trainer.targets import with_loss_head
 
 TEACHER = "teacher.json"
@@ -38,10 +38,9 @@ def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
         arguments["teacher_model"] = load_teacher(job.loss.get("teacher"), task, device, job.trust)
     loss = instantiate("loss", job.loss, **arguments)
     _check_ignore_index(loss, task)
-    supported = getattr(loss, "targets", None)
     for target in (task.target, task.train_target if isinstance(task, HasTrainTarget) else task.target):
-        if supported is not None and target not in supported:
-            raise ConfigError(format_error("loss", unfit_targets(supported, target), value=job.loss["_target_"]))
+        if isinstance(loss, DeclaresTargets) and target not in loss.targets:
+            raise ConfigError(format_error("loss", unfit_targets(loss.targets, target), value=job.loss["_target_"]))
     if not hasattr(loss, "num_targets"):
         problem = f"{job.loss['_target_']} has no num_targets method: a loss is a sum and must report its terms"
         raise ConfigError(format_error("loss", problem))

@@ -21,6 +21,7 @@ from trainer.config.jobs import TrainJob
 from trainer.config.schema import own_keys
 from trainer.config.sections import LoraKeys, ModelKeys, PruneKeys
 from trainer.data.batches import Batches, BatchIndices
+from trainer.decode.kv_cache import has_cache
 from trainer.durations import to_steps
 from trainer.errors import ConfigError, format_error
 from trainer.export.cases import traced_inputs
@@ -32,7 +33,17 @@ from trainer.model.pretrained_folder import weights_of_run
 from trainer.model.weights import fit_weights
 from trainer.model.weights_file import load_weights_file
 from trainer.model.weights_origin import doubts, tokenizer_beside
-from trainer.protocols import Batching, LanguageModelTask, Loss, Task, TaskInfo
+from trainer.protocols import (
+    Batching,
+    HasArchitecture,
+    HasCausality,
+    HasLossHead,
+    HasPackingSupport,
+    LanguageModelTask,
+    Loss,
+    Task,
+    TaskInfo,
+)
 from trainer.prune.masks import Masks, measure_sparsity, select_parameters, total_sparsity
 
 logger = logging.getLogger(__name__)
@@ -41,7 +52,7 @@ ARCHITECTURE = "model.json"
 """The document of a checkpoint from which a pretrained model is rebuilt without its original files."""
 
 
-def build_model(job: TrainJob, task: Task, snapshot: Snapshot | None, *, num_outputs: int | None = None) -> nn.Module:
+def build_model(job: TrainJob, task: Task, snapshot: Snapshot | None, loss: Loss | None) -> nn.Module:
     """Build the model on the CPU.
 
     Args:
@@ -49,12 +60,12 @@ def build_model(job: TrainJob, task: Task, snapshot: Snapshot | None, *, num_out
         task: The fitted task.
         snapshot: The checkpoint whose weights will be loaded into the model, so that no initial weights are read; None
             for a new run.
-        num_outputs: The number of features that the loss reads; None for the number of outputs that the task needs.
+        loss: The loss; if it has a head of its own, the model returns the features that the head reads.
 
     Raises:
         ConfigError: The model cannot be built from this config.
     """
-    info = task.info() if num_outputs is None else replace(task.info(), num_outputs=num_outputs)
+    info = replace(task.info(), num_outputs=loss.in_features) if isinstance(loss, HasLossHead) else task.info()
     arguments = info.arguments()
     if snapshot is not None and ARCHITECTURE in snapshot.documents:
         arguments["architecture"] = json.loads(snapshot.documents[ARCHITECTURE])
@@ -134,7 +145,7 @@ def restore_model(
     if loss_tensors is not None:
         assert isinstance(loss, nn.Module)
         load_weights(loss, loss_tensors)
-    model = build_model(job, task, snapshot, num_outputs=getattr(loss, "in_features", None))
+    model = build_model(job, task, snapshot, loss)
     load_weights(model, tensors)
     return Restored(model, loss, selected)
 
@@ -239,14 +250,15 @@ def compile_model(model: nn.Module, device: torch.device) -> None:
 def architecture_documents(model: nn.Module) -> dict[str, str]:
     """Return the documents from which a checkpoint's model can be rebuilt without its original files."""
     own = model.backbone if isinstance(model, FeatureExtractor) else model
-    architecture = getattr(own, "architecture", None)
-    return {} if architecture is None else {ARCHITECTURE: json.dumps(architecture, ensure_ascii=False) + "\n"}
+    if not isinstance(own, HasArchitecture):
+        return {}
+    return {ARCHITECTURE: json.dumps(own.architecture, ensure_ascii=False) + "\n"}
 
 
 def choose_batching(job: TrainJob, model: nn.Module) -> Batching:
     """Return the layout of the batches: padded instead of packed if the model does not support packed batches."""
     own = model.backbone if isinstance(model, FeatureExtractor) else model
-    if job.loader.batching == "packed" and getattr(own, "packed", True) is False:
+    if job.loader.batching == "packed" and isinstance(own, HasPackingSupport) and not own.packed:
         logger.info("loader.batching: this model does not support packed batches; they are padded")
         return "padded"
     return job.loader.batching
@@ -285,7 +297,7 @@ def check_model(job: TrainJob, model: nn.Module, batches: Batches) -> None:
 def _check_causality(task: Task, model: nn.Module) -> None:
     """Check pretrained models, whose class does not tell; `trainer.config` checks the other ones before torch loads."""
     expected = task.causal if isinstance(task, LanguageModelTask) else None
-    causal = getattr(model, "causal", None)
+    causal = model.causal if isinstance(model, HasCausality) else None
     if expected is None or causal is None or expected == causal:
         return
     problem = "sees the tokens that it must predict" if expected else "does not see the tokens after a masked token"
@@ -296,6 +308,6 @@ def _check_causality(task: Task, model: nn.Module) -> None:
 def _check_formats(job: TrainJob, model: nn.Module) -> None:
     """Check pretrained models, whose family is known only after their files have been read."""
     formats = job.export.get("formats") or []
-    if "onnx_cache" in formats and not getattr(model, "cached", False):
+    if "onnx_cache" in formats and not has_cache(model):
         problem = "this model cannot decode token by token, which onnx_cache needs"
         raise ConfigError(format_error("export.formats", problem, "Leave it out, or name a GPT-2", value=formats))

@@ -41,7 +41,7 @@ from trainer.errors import CheckpointError, ConfigError, did_you_mean, format_er
 from trainer.evaluate import evaluate, metric_directions
 from trainer.layout import CONFIG, TASK
 from trainer.precision import Precision
-from trainer.protocols import Batch, Loss, MetricSchedule, Task
+from trainer.protocols import Batch, HasTeacher, Loss, MetricSchedule, Task
 from trainer.run import Run, RunOutputs, StepCounts, Validation
 from trainer.state import TrainState
 
@@ -85,7 +85,7 @@ def build_training(
     if isinstance(schedule, MetricSchedule):
         steps = replace(steps, schedule_eval_every=schedule.every_steps)
     loss = build_loss(job, task, device)
-    model = build_model(job, task, snapshot, num_outputs=getattr(loss, "in_features", None))
+    model = build_model(job, task, snapshot, loss)
     model = to_device(job, model, device)
     masks = build_masks(job, model, snapshot)
     ema = None if job.ema.decay is None else Ema(model, job.ema.decay, loss)
@@ -215,7 +215,7 @@ def select_monitor(job: TrainJob, task: Task) -> tuple[str, bool]:
 
 def _documents(config_text: str, task: Task, model: nn.Module, loss: Loss) -> dict[str, str]:
     """Return the text files of a checkpoint that stay the same throughout a run."""
-    teacher = getattr(loss, "teacher_model", None)
+    teacher = loss.teacher_model if isinstance(loss, HasTeacher) else None
     return {
         CONFIG: config_text,
         TASK: json.dumps(task.state_dict(), ensure_ascii=False) + "\n",
