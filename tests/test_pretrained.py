@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tests.support.jobs import TINY, checkpoint_files, events, working_in
 from trainer.cli import main
-from trainer.task.tokenization import learn_wordpiece
+from trainer.task.tokenization import train_wordpiece
 
 KINDS = {"水果": "苹果香蕉葡萄柠檬桃子李子", "工具": "斧头锤子钳子扳手锯子钻头", "动物": "狐狸山羊老鹰獾猫狗马"}
 STEPS = 8
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             texts.append(text)
             lines.append(f"{text},{kind}")
         (made / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    tokenizer = learn_wordpiece([texts], vocab_size=200, lowercase=True)
+    tokenizer = train_wordpiece([texts], vocab_size=200, lowercase=True)
     config = BertConfig(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=16,

@@ -108,7 +108,7 @@ def test_a_task_from_a_checkpoint_keeps_its_labels_and_vocabulary(make: Callable
     assert relabelled.folder != first.folder
     # The same data: whoever goes on with it may have another cache, or none.
     assert relabelled.fingerprint == first.fingerprint
-    assert changed.label.classes.labels == ["fruit", "tool", "animal"]
+    assert changed.class_target.classes.labels == ["fruit", "tool", "animal"]
 
 
 def test_a_bad_row_is_named_and_nothing_is_kept(make: Callable[..., Any], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from tests.support.language_models import END, prompt_of
 from trainer.decode.generation import Continuation, PromptError, StoppingCriteria, TextGenerator
 from trainer.decode.greedy import Greedy
 from trainer.decode.kv_cache import open_session
-from trainer.task.tokenization import learn_wordpiece
+from trainer.task.tokenization import train_wordpiece
 
 PLAIN = {"max_new_tokens": 5, "min_new_tokens": 0, "repetition_penalty": 1.0, "no_repeat_ngram": 0}
 
@@ -21,7 +21,7 @@ def met(criteria: StoppingCriteria, *rows: list[int]) -> list[bool]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return learn_wordpiece([["one two three four five, six"] * 9], vocab_size=60, lowercase=False)
+    return train_wordpiece([["one two three four five, six"] * 9], vocab_size=60, lowercase=False)
 
 
 @pytest.fixture(scope="module")

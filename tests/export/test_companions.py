@@ -75,7 +75,7 @@ def test_golden_images_are_the_files_as_they_were(tmp_path: Path) -> None:
     Image.new("L", (4, 4), 9).save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
     task = ImageClassification(size=4, channels=1, resize="stretch", mean=[0.0], std=[1.0], augment={})
-    task.label.classes.learn(["a", "b"], at_least=2)
+    task.class_target.classes.fit(["a", "b"], at_least=2)
     samples = [{"image": {"bytes": None, "path": str(tmp_path / "a.png")}}, {"image": {"bytes": content, "path": None}}]
     stage = tmp_path / "stage"
     stage.mkdir()

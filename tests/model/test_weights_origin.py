@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from trainer.model.weights_origin import doubts, tokenizer_beside
-from trainer.task.tokenization import learn_wordpiece, load_tokenizer
+from trainer.task.tokenization import load_tokenizer, train_wordpiece
 
-THEIRS = learn_wordpiece([["apple pear plum"]], vocab_size=100, lowercase=True)
-OURS = learn_wordpiece([["apple pear corn"]], vocab_size=THEIRS.get_vocab_size(), lowercase=True)
+THEIRS = train_wordpiece([["apple pear plum"]], vocab_size=100, lowercase=True)
+OURS = train_wordpiece([["apple pear corn"]], vocab_size=THEIRS.get_vocab_size(), lowercase=True)
 LABELS = ["a", "b", "c", "d", "e"]
 SHAPES = {"token_embedding.weight": (THEIRS.get_vocab_size(), 16), "norm.weight": (16,), "head.weight": (5, 16)}
 SIZES = {"vocab_size": THEIRS.get_vocab_size(), "num_outputs": 5}

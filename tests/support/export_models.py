@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from trainer.export.artifacts import Artifact, publish
 from trainer.export.original import Original
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target, TaskInfo
-from trainer.task.answers import class_answers
+from trainer.task.class_targets import class_predictions
 
 MAX_LENGTH = 24
 LABELS = ["red", "green", "blue"]
@@ -101,7 +101,7 @@ class ToyTask:
     def predictions(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
     ) -> list[dict[str, Any]]:
-        return class_answers(output, LABELS, top)
+        return class_predictions(output, LABELS, top)
 
     def artifact_files(self) -> dict[str, str]:
         return {"labels.json": json.dumps(LABELS), "tokenizer.json": tokenizer().to_str()}

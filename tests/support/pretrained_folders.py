@@ -11,7 +11,7 @@ from tests.support.token_batches import MAX_LENGTH, VOCAB_SIZE, samples
 from trainer.model.pretrained import Pretrained
 from trainer.model.pretrained_loading import quiet
 from trainer.task.packing import lay_out, token_inputs
-from trainer.task.tokenization import learn_wordpiece
+from trainer.task.tokenization import train_wordpiece
 
 _SIZES: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "max_position_embeddings": MAX_LENGTH}
 _BERT = _SIZES | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -62,7 +62,7 @@ def save(name: str, folder: Path, **changes: Any) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    tokenizer = learn_wordpiece([["a few words to learn from"] * 9], vocab_size=VOCAB_SIZE, lowercase=True)
+    tokenizer = train_wordpiece([["a few words to learn from"] * 9], vocab_size=VOCAB_SIZE, lowercase=True)
     with quiet():
         model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -66,9 +66,9 @@ def write_pretrained(folder: Path) -> None:
     """`bert/` and `resnet/`: tiny models of transformers with random weights, BERT's with a tokenizer."""
     from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
 
-    from trainer.task.tokenization import learn_wordpiece
+    from trainer.task.tokenization import train_wordpiece
 
-    tokenizer = learn_wordpiece([[text for text, _ in rows(60)]], vocab_size=200, lowercase=True)
+    tokenizer = train_wordpiece([[text for text, _ in rows(60)]], vocab_size=200, lowercase=True)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     size = tokenizer.get_vocab_size()
     BertModel(BertConfig(vocab_size=size, max_position_embeddings=32, **sizes)).save_pretrained(folder / "bert")

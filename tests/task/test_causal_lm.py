@@ -61,7 +61,7 @@ def test_a_document_that_does_not_fit_becomes_blocks_that_share_a_token() -> Non
 @pytest.mark.parametrize("max_length", [3, 4, 5, 9, 24])
 def test_every_token_but_the_first_is_a_target_once(max_length: int, batching: Any) -> None:
     writer, rows = made([TEXTS[0] * 4], max_length=max_length)
-    (whole,) = writer.texts.encode_whole([TEXTS[0] * 4])
+    (whole,) = writer.texts.encode_untruncated([TEXTS[0] * 4])
     target = batch_of(writer, rows, list(range(len(rows))), batching).target
     assert target is not None
 

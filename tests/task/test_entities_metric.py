@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassF1Score
 
-from trainer.task.entities_metric import EntityScore, TagF1
+from trainer.task.classification_metrics import EntityScore, TagF1
 
 TAGS = ["B-X", "I-X", "O"]
 

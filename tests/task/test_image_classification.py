@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.support.predictions import answers
 from trainer.data.batches import Batches, BatchIndices
-from trainer.errors import DataError, RowError
+from trainer.errors import ConfigError, DataError, RowError
 from trainer.evaluate import metric_directions
 from trainer.export.cases import forward_of, proof_cases, traced_inputs
 from trainer.model.convnet import ConvNet
@@ -119,7 +119,7 @@ def test_mixup_is_of_both_images_as_the_epoch_augments_them() -> None:
     assert batch.target is not None
     assert partners != list(ids)
     for position, partner in enumerate(partners):
-        mine, other = made.label.encode([LABELS[position], LABELS[partner]])
+        mine, other = made.class_target.encode([LABELS[position], LABELS[partner]])
         share = batch.target[position, mine] if mine != other else None
         mixed = batch.inputs["pixel_values"][position]
         assert batch.target[position].sum().item() == pytest.approx(1.0, abs=1e-6)
@@ -132,7 +132,7 @@ def test_mixup_is_of_both_images_as_the_epoch_augments_them() -> None:
 def test_rows_that_cannot_be_used() -> None:
     with pytest.raises(DataError, match="at least 2 different labels"):
         task().fit(dataset(["cat"] * 3))
-    with pytest.raises(RowError, match=r"label: was never seen in training, got 'dgo'\. Did you mean dog") as caught:
+    with pytest.raises(RowError, match=r"label: does not occur in training, got 'dgo'\. Did you mean dog") as caught:
         fitted().encode({"image": [png(0), png(1)], "label": ["cat", "dgo"]})
     assert (caught.value.position, caught.value.role) == (1, "label")
     with pytest.raises(RowError, match="image: cannot be decoded") as caught:
@@ -200,3 +200,42 @@ def test_the_fingerprint_follows_what_encoding_depends_on() -> None:
 
     assert len(prints) == len(changes)
     assert task().fingerprint() == fitted().fingerprint() == task(augment={"flip": 0.5}).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"size": 0}, "size"),
+        ({"size": [4]}, "size"),
+        ({"mean": [0.5]}, "mean"),
+        ({"channels": 3, "mean": [0.5]}, "mean"),
+        ({"channels": 3, "std": [0.5]}, "std"),
+        ({"channels": 1, "std": [0.0]}, "std"),
+        ({"augment": {"crop": 1.5}}, "augment.crop"),
+        ({"augment": {"crop": float("inf")}}, "augment.crop"),
+        ({"augment": {"flip": 1.1}}, "augment.flip"),
+        ({"augment": {"rotate": -1}}, "augment.rotate"),
+        ({"augment": {"brightness": 1.5}}, "augment.brightness"),
+        ({"augment": {"contrast": float("nan")}}, "augment.contrast"),
+        ({"augment": {"cutout": -1}}, "augment.cutout"),
+        ({"augment": {"mixup": -1.0}}, "augment.mixup"),
+        ({"augment": {"cutmix": float("inf")}}, "augment.cutmix"),
+        ({"augment": {"mix_prob": 1.5}}, "augment.mix_prob"),
+        ({"augment": {"filp": 0.5}}, "augment.filp"),
+    ],
+)
+def test_invalid_settings_are_errors(change: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key}: ") as caught:
+        task(**change)
+    assert len(caught.value.messages) == 1
+
+
+def test_valid_amounts_are_accepted() -> None:
+    task(augment={"crop": 2, "flip": 1, "rotate": 180.0, "brightness": 1, "contrast": 0, "cutout": 3.0, "mixup": 32.0})
+    task(augment={"cutmix": 0, "mix_prob": 1.0})
+
+
+def test_all_invalid_settings_are_reported_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        task(size=0, channels=1, std=[-1.0], augment={"flip": 2, "mixup": -1})
+    assert len(caught.value.messages) == 4

@@ -4,18 +4,18 @@ import torch
 from tokenizers import Tokenizer, models
 
 from trainer.errors import ConfigError
-from trainer.task.language import likeliest_tokens, need_special, special_id, special_ids
+from trainer.task.language_modeling import most_likely_tokens, require_special_token
 from trainer.task.texts import Texts
-from trainer.task.tokenization import learn_wordpiece
+from trainer.task.tokenization import find_special_id, special_ids, train_wordpiece
 
 
 def learnt() -> Tokenizer:
-    return learn_wordpiece([["a b c d e"] * 9], vocab_size=100, lowercase=True)
+    return train_wordpiece([["a b c d e"] * 9], vocab_size=100, lowercase=True)
 
 
 def test_the_first_name_that_is_known() -> None:
-    assert special_id(learnt(), ("<mask>", "[MASK]", "[SEP]")) == 4
-    assert special_id(learnt(), ("<mask>",)) is None
+    assert find_special_id(learnt(), ("<mask>", "[MASK]", "[SEP]")) == 4
+    assert find_special_id(learnt(), ("<mask>",)) is None
 
 
 def test_special_and_unknown_tokens() -> None:
@@ -28,16 +28,16 @@ def test_special_and_unknown_tokens() -> None:
 
 
 def test_a_learnt_vocabulary_needs_no_check() -> None:
-    need_special(Texts(8, 100, None, True), ("<mask>",), "mask token")
+    require_special_token(Texts(8, 100, None, True), ("<mask>",), "mask token")
 
 
 def test_a_given_tokenizer_does(tmp_path: object) -> None:
     learnt().save(f"{tmp_path}/tokenizer.json")
     texts = Texts(8, 100, f"{tmp_path}/tokenizer.json", True)
-    need_special(texts, ("[MASK]",), "mask token")
+    require_special_token(texts, ("[MASK]",), "mask token")
 
-    with pytest.raises(ConfigError, match=r"tokenizer: has no mask token \(<mask>\)\. Give another one, or null"):
-        need_special(texts, ("<mask>",), "mask token")
+    with pytest.raises(ConfigError, match=r"tokenizer: has no mask token \(<mask>\)\. Name another one, or use null"):
+        require_special_token(texts, ("<mask>",), "mask token")
 
 
 def test_likeliest_tokens_of_extreme_and_half_logits() -> None:
@@ -46,7 +46,7 @@ def test_likeliest_tokens_of_extreme_and_half_logits() -> None:
     output = torch.zeros(3, size)
     output[0, 5], output[1, 6] = 6e4, 1.0
     for logits in (output, output.half()):
-        sure, likely, even = likeliest_tokens(logits, tokenizer, 2)
+        sure, likely, even = most_likely_tokens(logits, tokenizer, 2)
         assert sure == [(tokenizer.id_to_token(5), 1.0), (tokenizer.id_to_token(0), 0.0)]
         assert likely[0] == (tokenizer.id_to_token(6), pytest.approx(np.e / (np.e + size - 1), abs=1e-6))
         assert even == [(tokenizer.id_to_token(number), pytest.approx(1 / size, abs=1e-6)) for number in (0, 1)]

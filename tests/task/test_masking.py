@@ -3,11 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.task.masking import choose, hide
+from trainer.task.masked_lm import choose_tokens, mask_tokens
 
 
 def chosen(words: list[int], share: float, whole_words: bool, seed: int) -> list[int]:
-    places: list[int] = choose(np.array(words), share, whole_words, np.random.default_rng(seed)).tolist()
+    places: list[int] = choose_tokens(np.array(words), share, whole_words, np.random.default_rng(seed)).tolist()
     return places
 
 
@@ -47,7 +47,7 @@ def test_the_share_is_exact_on_average(sizes: list[int], whole_words: bool) -> N
 def test_what_is_not_chosen_stays_as_it_was() -> None:
     ids, places = np.arange(10, 40, dtype=np.int32), np.arange(0, 30, 3)
     for seed in range(50):
-        seen = hide(ids, places, 4, np.array([7, 8]), np.random.default_rng(seed))
+        seen = mask_tokens(ids, places, 4, np.array([7, 8]), np.random.default_rng(seed))
         changed = np.flatnonzero(seen != ids)
         assert set(changed) <= set(places)
         assert set(seen[changed]) <= {4, 7, 8}

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.preprocessing import StandardScaler
 
-from trainer.task.moments import Moments
+from trainer.task.numeric import Moments
 
 finite = st.floats(-1e6, 1e6)
 tables = arrays(np.float64, st.tuples(st.integers(1, 30), st.just(3)), elements=finite | st.just(np.nan))

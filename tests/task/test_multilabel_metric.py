@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from trainer.task.multilabel_metric import MeanAveragePrecision, average_precisions, decisions, multilabel_metrics
+from trainer.task.classification_metrics import MeanAveragePrecision, average_precisions, decide, multilabel_metrics
 
 
 def computed(logits: torch.Tensor, target: torch.Tensor, threshold: float, size: int = 7) -> dict[str, float]:
@@ -79,4 +79,4 @@ def test_more_is_better_everywhere_and_a_reset_forgets() -> None:
 
 
 def test_a_probability_at_the_threshold_is_not_above_it() -> None:
-    assert decisions(torch.tensor([[0.0, 1e-3, -1e-3]]), 0.5).tolist() == [[False, True, False]]
+    assert decide(torch.tensor([[0.0, 1e-3, -1e-3]]), 0.5).tolist() == [[False, True, False]]

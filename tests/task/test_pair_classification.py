@@ -131,7 +131,7 @@ def test_an_export_is_proved_with_three_inputs() -> None:
 
 
 def test_rows_that_cannot_be_used() -> None:
-    with pytest.raises(RowError, match=r"label: was never seen in training, got 'maybe'") as caught:
+    with pytest.raises(RowError, match=r"label: does not occur in training, got 'maybe'") as caught:
         fitted().encode({"text": ["a", "a"], "text_pair": ["b", "b"], "label": ["yes", "maybe"]})
     assert (caught.value.position, caught.value.role) == (1, "label")
     with pytest.raises(DataError, match="at least 2 different labels"):

@@ -4,15 +4,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from trainer.task.pairs import encode_pairs
-from trainer.task.tokenization import learn_wordpiece
+from trainer.task.pair_classification import encode_pairs
+from trainer.task.tokenization import train_wordpiece
 
 WORDS = ["ant", "bee", "cat", "dog"]
 texts = st.lists(st.sampled_from([*WORDS, "zebra"]), max_size=25).map(" ".join)
 
 
 def wordpiece() -> Tokenizer:
-    return learn_wordpiece([WORDS * 5], vocab_size=100, lowercase=True)
+    return train_wordpiece([WORDS * 5], vocab_size=100, lowercase=True)
 
 
 def roberta() -> Tokenizer:

@@ -42,7 +42,7 @@ def test_facts_are_those_of_the_texts_and_of_the_values() -> None:
     made = fitted()
 
     assert made.info().arguments() == {**made.texts.info_fields(), "num_outputs": 1, "num_train": 6}
-    assert made.values.mean == [4.0]
+    assert made.regression_target.mean == [4.0]
 
 
 @pytest.mark.parametrize("batching", ["packed", "bucketed", "fixed"])
@@ -61,7 +61,7 @@ def test_every_layout_gives_the_same_outputs_and_targets(batching: Batching) -> 
 
 def test_metrics_and_answers_are_in_the_users_units() -> None:
     made = fitted()
-    target = made.values.target(made.values.encode(VALUES))
+    target = made.regression_target.to_tensor(made.regression_target.encode(VALUES))
     metrics = made.metrics()
     metrics.update(target + 1.0, target)
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as reference
 
-from trainer.task.regression_metric import pearson, r2, regression_metrics, spearman
+from trainer.task.regression_metrics import pearson, r2, regression_metrics, spearman
 
 small = st.integers(-3, 3).map(float)
 rows = st.lists(st.tuples(small, small, small, small), min_size=3, max_size=40)

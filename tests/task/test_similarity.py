@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.evaluate import metric_directions
-from trainer.task import similarity
-from trainer.task.similarity import ranks, retrieval_metrics, score_metrics, uniformity_metric
+from trainer.task import embedding_metrics
+from trainer.task.embedding_metrics import positive_ranks, retrieval_metrics, score_metrics, uniformity_metric
 
 
 def random(samples: int, views: int, width: int = 4, seed: int = 0) -> Tensor:
@@ -63,7 +63,7 @@ def test_metrics_of_views_are_their_definitions_in_any_batches(samples: int, vie
 def test_cosines_are_taken_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     output = random(23, 2)
     whole = measured(output, 2)
-    monkeypatch.setattr(similarity, "_ELEMENTS", 70)
+    monkeypatch.setattr(embedding_metrics, "_MAX_COSINES", 70)
 
     assert measured(output, 2) == pytest.approx(whole, rel=1e-6)
     assert whole == pytest.approx(by_definition(output, 2), rel=1e-5)
@@ -124,7 +124,7 @@ def test_ranks_are_among_the_positives_of_all_samples() -> None:
     vectors = torch.tensor([[[1.0, 0], [0, 1]], [[0, 1.0], [1, 0]], [[-1.0, 0], [-1, 0]]])
 
     # The second anchor's positive is no nearer than the third sample's: that one counts as nearer.
-    assert ranks(vectors).tolist() == [2, 3, 1]
+    assert positive_ranks(vectors).tolist() == [2, 3, 1]
 
 
 def test_correlations_are_those_of_cosines_with_scores() -> None:

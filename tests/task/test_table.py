@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset, Features, Value
 from sklearn.preprocessing import StandardScaler
 
-from trainer.errors import ConfigError, DataError, RowError
+from trainer.errors import DataError, RowError
 from trainer.task.table import Table
 
 ROWS: list[dict[str, Any]] = [
@@ -27,7 +27,7 @@ def dataset(rows: list[dict[str, Any]], types: dict[str, str]) -> Dataset:
 
 def learnt(rows: list[dict[str, Any]] = ROWS, types: dict[str, str] = TYPES, max_categories: int = 100) -> Table:
     table = Table(max_categories)
-    table.learn(dataset(rows, types), ("features",))
+    table.fit(dataset(rows, types), ("features",))
     return table
 
 
@@ -125,7 +125,7 @@ def test_a_cell_that_does_not_fit_its_column(change: dict[str, Any], message: st
 
 def test_a_column_that_is_gone_and_one_that_is_new() -> None:
     table = learnt()
-    with pytest.raises(RowError, match=r"features: lack columns that training has, got \['city'\]"):
+    with pytest.raises(RowError, match=r"features: lack columns of the training split, got \['city'\]"):
         table.encode([{name: value for name, value in ROWS[0].items() if name != "city"}])
     assert encoded(table, shoe_size=43.0) == encoded(table)
 
@@ -134,8 +134,8 @@ def test_a_column_that_is_gone_and_one_that_is_new() -> None:
     ("rows", "types", "message"),
     [
         ([{"a": 1.0}] * 3, {"a": "float64"}, r"features: every column is the same in all rows .* got \['a'\]"),
-        ([{"a": -1e300}, {"a": 1e300}], {"a": "float64"}, "features: the column 'a' is too large to be standardized"),
-        ([{"a": b"x"}], {"a": "binary"}, "features: the column 'a' must hold numbers or texts, got 'binary'"),
+        ([{"a": -1e300}, {"a": 1e300}], {"a": "float64"}, "features: column 'a' is too large to be standardized"),
+        ([{"a": b"x"}], {"a": "binary"}, "features: column 'a' must contain numbers or texts, got 'binary'"),
     ],
 )
 def test_columns_that_cannot_be_used(rows: list[dict[str, Any]], types: dict[str, str], message: str) -> None:
@@ -149,11 +149,6 @@ def test_infinite_numbers_do_not_move_the_mean() -> None:
     assert encoded(table, age=40.0)["age"] == 0.0
 
 
-def test_a_limit_below_one() -> None:
-    with pytest.raises(ConfigError, match="max_categories: must be at least 1, got 0"):
-        Table(0)
-
-
 def test_the_log_says_what_a_split_lacks(caplog: pytest.LogCaptureFixture) -> None:
     table = learnt()
     splits = {
@@ -164,9 +159,9 @@ def test_the_log_says_what_a_split_lacks(caplog: pytest.LogCaptureFixture) -> No
         (test,) = table.check(splits)
 
     constant, train = caplog.messages
-    assert constant == "features: left out, the same in all rows of training: planet"
+    assert constant == "features: ignored because they are constant in training: planet"
     assert train == ("train: 4 rows, 5 columns as 11 features, 10.0 % of cells missing, 0.0 % of categories unknown")
-    assert "20.0 % of cells missing, 16.7 % of categories unknown; raise task.max_categories" in test
+    assert "20.0 % of cells missing, 16.7 % of categories unknown. Raise task.max_categories" in test
 
 
 def test_the_state_is_json_and_names_every_feature() -> None:

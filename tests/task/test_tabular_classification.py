@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.support.predictions import answers
 from trainer.data.batches import Batches, BatchIndices, BatchPlan, arrow_columns
-from trainer.errors import DataError, RowError
+from trainer.errors import ConfigError, DataError, RowError
 from trainer.export.cases import forward_of, proof_cases, timed_inputs, traced_inputs
 from trainer.sample_rng import SampleRng
 from trainer.task.tabular_classification import TabularClassification
@@ -46,7 +46,7 @@ def encoded(made: TabularClassification) -> Dataset:
 def test_facts_are_of_the_training_split() -> None:
     made = fitted()
 
-    assert made.label.classes.labels == ["fruit", "tool"]
+    assert made.class_target.classes.labels == ["fruit", "tool"]
     assert made.info().arguments() == {"num_features": 6, "num_outputs": 2, "class_counts": [3, 1], "num_train": 4}
 
 
@@ -75,7 +75,7 @@ def test_rows_have_no_length_to_group_by() -> None:
 def test_labels_and_cells_that_cannot_be_used() -> None:
     with pytest.raises(DataError, match="at least 2 different labels"):
         task().fit(dataset(["same"] * 4))
-    with pytest.raises(RowError, match=r"label: was never seen in training, got 'tol'\. Did you mean tool") as caught:
+    with pytest.raises(RowError, match=r"label: does not occur in training, got 'tol'\. Did you mean tool") as caught:
         fitted().encode({"features": FEATURES[:2], "label": ["fruit", "tol"]})
     assert (caught.value.position, caught.value.role) == (1, "label")
     with pytest.raises(RowError, match="size: must be a number") as caught:
@@ -128,6 +128,11 @@ def test_the_state_is_json_and_gives_the_same_task() -> None:
     for mine, other in zip(copy.encode(rows)["features"], made.encode(rows)["features"], strict=True):
         np.testing.assert_array_equal(mine, other)
     assert made.artifact_files().keys() == {"labels.json", "table.json"}
+
+
+def test_max_categories_must_be_at_least_1() -> None:
+    with pytest.raises(ConfigError, match=r"^max_categories: must be at least 1, got 0"):
+        TabularClassification(max_categories=0)
 
 
 def test_the_fingerprint_follows_what_encoding_depends_on() -> None:

@@ -39,7 +39,7 @@ def test_facts_and_batches() -> None:
     assert made.lengths(rows) is None
     assert batch.inputs["features"].shape == (2, 4)
     assert batch.target is not None
-    np.testing.assert_array_equal(batch.target.numpy(), np.stack(made.values.encode([VALUES[2], VALUES[0]])))
+    np.testing.assert_array_equal(batch.target.numpy(), np.stack(made.regression_target.encode([VALUES[2], VALUES[0]])))
 
 
 def test_a_linear_model_solved_on_its_batches_is_scikit_learns() -> None:

@@ -40,7 +40,7 @@ def encoded(made: TextClassification, rows: Dataset | None = None) -> Dataset:
 def test_labels_and_their_counts_come_from_training() -> None:
     made = fitted()
 
-    assert made.label.classes.labels == ["fruit", "tool"]
+    assert made.class_target.classes.labels == ["fruit", "tool"]
     assert made.info().arguments() == {
         "vocab_size": made.texts.tokenizer.get_vocab_size(),
         "num_outputs": 2,
@@ -64,7 +64,7 @@ def test_encoding_is_the_tokenizers_own_and_counts_what_is_lost() -> None:
 
 
 def test_a_label_that_training_never_saw() -> None:
-    with pytest.raises(RowError, match=r"label: was never seen in training, got 'tol'\. Did you mean tool") as caught:
+    with pytest.raises(RowError, match=r"label: does not occur in training, got 'tol'\. Did you mean tool") as caught:
         fitted().encode({"text": ["a", "b"], "label": ["fruit", "tol"]})
 
     assert (caught.value.position, caught.value.role) == (1, "label")
@@ -85,7 +85,7 @@ def test_many_unknown_tokens_and_cut_texts_are_warned_about(caplog: pytest.LogCa
     assert "0.0 % of tokens unknown, 0.0 % of texts truncated at 8 tokens" in quiet
     assert "75.0 % of tokens unknown, 100.0 % of texts truncated" in loud
     assert "task.tokenizer" in loud
-    assert "raise task.max_length" in loud
+    assert "Raise task.max_length" in loud
 
 
 def test_batches_in_each_layout_hold_the_same_samples() -> None:

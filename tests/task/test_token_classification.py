@@ -73,7 +73,7 @@ def test_words_that_do_not_fit_have_no_output_and_are_counted(caplog: pytest.Log
 
     assert list(rows["cut"]) == [1, 0, 0, 4]
     assert [len(first) for first in rows["first"]] == [len(tags) for tags in rows["tags"]] == [6, 4, 2, 6]
-    assert "train: 5 of 23 words do not fit into 8 tokens and are neither learnt nor scored" in caplog.text
+    assert "train: 5 of 23 words do not fit into 8 tokens and are neither trained on nor scored" in caplog.text
 
 
 def test_a_word_that_the_tokenizer_drops_has_no_output() -> None:
@@ -166,9 +166,9 @@ def test_every_metric_has_a_direction_and_the_monitor_is_one() -> None:
 @pytest.mark.parametrize(
     ("words", "tags", "role", "message"),
     [
-        (["a", "b"], ["O"], "tags", r"tags: must be one for each of the 2 words, got \['O'\]"),
-        ([], [], "words", r"words: must be at least one, got \[\]"),
-        (["a"], ["B-PRE"], "tags", r"tags: was never seen in training, got 'B-PRE'\. Did you mean B-PER"),
+        (["a", "b"], ["O"], "tags", r"tags: must be one per word, and there are 2 words, got \['O'\]"),
+        ([], [], "words", r"words: must not be empty, got \[\]"),
+        (["a"], ["B-PRE"], "tags", r"tags: does not occur in training, got 'B-PRE'\. Did you mean B-PER"),
     ],
 )
 def test_rows_that_cannot_be_used(words: list[str], tags: list[str], role: str, message: str) -> None:

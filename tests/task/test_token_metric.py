@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity as ReferencePerplexity
 
-from trainer.task.token_metric import Perplexity, TokenAccuracy
+from trainer.task.classification_metrics import Perplexity, TokenAccuracy
 
 
 def batches(vocab_size: int, *shapes: tuple[int, ...]) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from trainer.errors import ConfigError
 from trainer.task.texts import Texts
-from trainer.task.tokenization import SPECIAL_TOKENS, learn_wordpiece, load_tokenizer, pad_id, unknown_id
+from trainer.task.tokenization import SPECIAL_TOKENS, load_tokenizer, pad_id, train_wordpiece, unknown_id
 
 TEXTS = [
     "Return the running event loop.",
@@ -20,7 +20,7 @@ TEXTS = [
 
 
 def test_learns_whole_words_and_pieces() -> None:
-    tokenizer = learn_wordpiece([TEXTS * 5], vocab_size=200, lowercase=True)
+    tokenizer = train_wordpiece([TEXTS * 5], vocab_size=200, lowercase=True)
 
     assert tokenizer.encode("The LOOP").tokens == ["[CLS]", "the", "loop", "[SEP]"]
     assert [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS] == [0, 1, 2, 3, 4]
@@ -30,30 +30,30 @@ def test_learns_whole_words_and_pieces() -> None:
 
 
 def test_each_chinese_character_is_a_word() -> None:
-    tokenizer = learn_wordpiece([TEXTS * 5], vocab_size=200, lowercase=True)
+    tokenizer = train_wordpiece([TEXTS * 5], vocab_size=200, lowercase=True)
 
     assert tokenizer.encode("大学").tokens == ["[CLS]", "大", "学", "[SEP]"]
     assert tokenizer.token_to_id("##学") is None
 
 
 def test_characters_beyond_the_vocabulary_are_unknown() -> None:
-    tokenizer = learn_wordpiece([TEXTS], vocab_size=30, lowercase=True)
+    tokenizer = train_wordpiece([TEXTS], vocab_size=30, lowercase=True)
 
     assert tokenizer.get_vocab_size() <= 30
     assert "[UNK]" in tokenizer.encode("京").tokens
 
 
 def test_case_is_kept_on_request() -> None:
-    tokenizer = learn_wordpiece([["Loop loop LOOP"] * 9], vocab_size=100, lowercase=False)
+    tokenizer = train_wordpiece([["Loop loop LOOP"] * 9], vocab_size=100, lowercase=False)
 
     assert tokenizer.encode("Loop loop LOOP").tokens == ["[CLS]", "Loop", "loop", "LOOP", "[SEP]"]
 
 
 def test_every_process_learns_the_same_vocabulary(tmp_path: Path) -> None:
     script = (
-        "from trainer.task.tokenization import learn_wordpiece\n"
+        "from trainer.task.tokenization import train_wordpiece\n"
         "texts = [''.join(chr(97 + (i * j) % 26) for j in range(1, 9)) + ' ' + chr(0x4e00 + i) for i in range(400)]\n"
-        "print(learn_wordpiece([texts], vocab_size=600, lowercase=True).to_str())\n"
+        "print(train_wordpiece([texts], vocab_size=600, lowercase=True).to_str())\n"
     )
     learnt = {
         subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, cwd=Path.cwd()).stdout
@@ -64,7 +64,7 @@ def test_every_process_learns_the_same_vocabulary(tmp_path: Path) -> None:
 
 
 def test_a_given_tokenizer(tmp_path: Path) -> None:
-    learnt = learn_wordpiece([TEXTS * 5], vocab_size=200, lowercase=True)
+    learnt = train_wordpiece([TEXTS * 5], vocab_size=200, lowercase=True)
     learnt.enable_truncation(3)
     learnt.save(str(tmp_path / "tokenizer.json"))
 
@@ -76,7 +76,7 @@ def test_a_given_tokenizer(tmp_path: Path) -> None:
 def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
 
-    with pytest.raises(ConfigError, match=r"tokenizer: not a tokenizer\.json"):
+    with pytest.raises(ConfigError, match=r"tokenizer: is not a tokenizer\.json"):
         load_tokenizer(str(tmp_path))
     with pytest.raises(ConfigError, match=r"tokenizer: no such file, got 'nowhere/of/such\.json'"):
         load_tokenizer("nowhere/of/such.json")
@@ -95,7 +95,7 @@ def test_a_name_in_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.Monk
     (model / "refs").mkdir(parents=True)
     (model / "refs" / "main").write_text("abc")
     (model / "snapshots" / "abc").mkdir(parents=True)
-    learn_wordpiece([TEXTS * 5], vocab_size=200, lowercase=True).save(str(model / "snapshots/abc/tokenizer.json"))
+    train_wordpiece([TEXTS * 5], vocab_size=200, lowercase=True).save(str(model / "snapshots/abc/tokenizer.json"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
 
     assert load_tokenizer("owner/name").encode("the loop").tokens == ["[CLS]", "the", "loop", "[SEP]"]
@@ -126,22 +126,22 @@ def test_a_folder_with_merges(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_vocabulary(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"tokenizer: no tokenizer\.json in it, and none can be made"):
+    with pytest.raises(ConfigError, match=r"tokenizer: has no tokenizer\.json, and its files cannot be converted"):
         load_tokenizer(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     # The library itself makes one of five special tokens, to which every word is unknown.
-    with pytest.raises(ConfigError, match="tokenizer: there is no vocabulary in it"):
+    with pytest.raises(ConfigError, match="tokenizer: has no vocabulary"):
         load_tokenizer(str(tmp_path))
 
 
 def test_what_a_missing_tokenizer_would_encode_is_not_looked_for(tmp_path: Path) -> None:
-    learn_wordpiece([["a text"]], vocab_size=100, lowercase=True).save(str(tmp_path / "tokenizer.json"))
+    train_wordpiece([["a text"]], vocab_size=100, lowercase=True).save(str(tmp_path / "tokenizer.json"))
     there = Texts(8, 100, str(tmp_path), lowercase=True)
-    there.learn_from([])
+    there.fit_texts([])
     (tmp_path / "tokenizer.json").unlink()
     gone = Texts(8, 100, str(tmp_path), lowercase=True)
 
     with pytest.raises(ConfigError, match=r"^task\.tokenizer: "):
-        gone.key()
+        gone.fingerprint_parts()
     gone.load_state_dict(there.state_dict())
-    assert gone.key() == there.key()
+    assert gone.fingerprint_parts() == there.fingerprint_parts()

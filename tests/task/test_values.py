@@ -8,20 +8,20 @@ from datasets import Dataset
 from sklearn.preprocessing import StandardScaler
 
 from trainer.errors import DataError, RowError
-from trainer.task.values import Values
+from trainer.task.numeric import RegressionTarget
 
 ROWS = [[1.0, 1000.0], [2.0, 3000.0], [6.0, -500.0]]
 
 
-def learnt(rows: list[list[float]] = ROWS) -> Values:
-    values = Values()
-    values.learn(Dataset.from_dict({"value": rows}))
+def learnt(rows: list[list[float]] = ROWS) -> RegressionTarget:
+    values = RegressionTarget()
+    values.fit(Dataset.from_dict({"value": rows}))
     return values
 
 
 def test_targets_are_standardized_as_scikit_learn_does_and_answers_are_not() -> None:
     values = learnt()
-    target = values.target(values.encode(ROWS))
+    target = values.to_tensor(values.encode(ROWS))
 
     np.testing.assert_allclose(target.numpy(), StandardScaler().fit_transform(ROWS), rtol=1e-6)
     assert target.dtype == torch.float32
@@ -38,7 +38,7 @@ def test_one_value_is_predicted_as_a_number() -> None:
 def test_metrics_are_in_the_users_units() -> None:
     values = learnt([[0.0], [20.0]])
     metrics = values.metrics()
-    metrics.update(torch.tensor([[0.0], [0.5]]), values.target(values.encode([[10.0], [20.0]])))
+    metrics.update(torch.tensor([[0.0], [0.5]]), values.to_tensor(values.encode([[10.0], [20.0]])))
 
     assert metrics.compute()["mae"].item() == pytest.approx(2.5)
     assert metrics.compute()["rmse"].item() == pytest.approx(12.5**0.5)
@@ -77,7 +77,7 @@ def test_what_encoding_refuses_does_not_move_the_means() -> None:
                 "value, number 2 of 2: is too large to be standardized, got 1e+300.",
             ],
         ),
-        ([[], []], ["value: must be one number or more in every row, got []."]),
+        ([[], []], ["value: must be at least one number, got []."]),
     ],
 )
 def test_values_that_nothing_can_be_learnt_from(rows: list[list[float]], messages: list[str]) -> None:
@@ -88,7 +88,7 @@ def test_values_that_nothing_can_be_learnt_from(rows: list[list[float]], message
 
 
 def test_the_state_is_json_and_the_file_says_the_way_back() -> None:
-    values, copy = learnt(), Values()
+    values, copy = learnt(), RegressionTarget()
     copy.load_state_dict(json.loads(json.dumps(values.state_dict())))
     assert copy.state_dict() == values.state_dict()
 

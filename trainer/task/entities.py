@@ -1,9 +1,9 @@
-"""Entities of tagged words, by the rules of the CoNLL shared tasks, counted without a loop over words or rows.
+"""Entities of tagged words by the rules of the CoNLL shared tasks, counted without a loop over words or rows.
 
-A tag is `O`, or a prefix and a type: `B-PER` begins an entity, `I-PER` goes on with it, `E-` (`L-`) ends it, `S-`
-(`U-`) is one alone. An entity begins at a prefix that says so, and also where a tag of its type follows `O`, the end of
-another entity or another type; so every tag but `O` is in an entity, whatever came before it, and the IOB1, IOB2 and
-IOBES (BILOU) schemes are read alike. A tag without a prefix is the type of a word alone.
+A tag is `O`, or a prefix and a type: `B-PER` begins an entity, `I-PER` continues it, `E-` (`L-`) ends it, `S-` (`U-`)
+is an entity of one word. An entity begins at a prefix that says so, and also at a tag of its type after `O`, after the
+end of another entity, or after another type. So every tag except `O` is in an entity, whatever comes before it, and the
+IOB1, IOB2 and IOBES (BILOU) schemes are read alike. A tag without a prefix is the type of a single word.
 
 Source: Tjong Kim Sang and De Meulder 2003, "Introduction to the CoNLL-2003 shared task", the script `conlleval`.
 """
@@ -23,18 +23,18 @@ _CLOSING = "ESLU"
 
 
 def has_prefixes(tags: Sequence[str]) -> bool:
-    """Whether tags mark entities of several words: one of them begins with `B-` or `I-`."""
+    """Return True if tags mark entities of several words: one of them begins with `B-` or `I-`."""
     return any(tag.startswith(("B-", "I-")) for tag in tags)
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """What each of C tags says, with one more for what is no word: as `O`, it is outside.
+    """The meaning of each of C tags, and of one more for a position without a word, which is outside like `O`.
 
     Attributes:
-        types: The number of its type, from 0; -1 outside: int64 (C + 1,).
-        opens: Whether an entity begins at it, whatever came before: bool (C + 1,).
-        closes: Whether an entity ends at it, whatever comes after: bool (C + 1,).
+        types: The index of the tag's type, from 0; -1 outside: int64 (C + 1,).
+        opens: True if an entity begins at the tag, whatever comes before: bool (C + 1,).
+        closes: True if an entity ends at the tag, whatever comes after: bool (C + 1,).
     """
 
     types: Tensor
@@ -43,17 +43,17 @@ class Scheme:
 
 
 def read_scheme(tags: Sequence[str]) -> Scheme:
-    """The scheme of the tags, class by class."""
-    parts = [_parts(tag) for tag in tags]
-    numbers = {kind: number for number, kind in enumerate(dict.fromkeys(kind for _, kind in parts))}
-    types = [-1 if tag == OUTSIDE else numbers[kind] for tag, (_, kind) in zip(tags, parts, strict=True)]
+    """Return the scheme of the tags, class by class."""
+    parts = [_split_tag(tag) for tag in tags]
+    indices = {name: index for index, name in enumerate(dict.fromkeys(name for _, name in parts))}
+    types = [-1 if tag == OUTSIDE else indices[name] for tag, (_, name) in zip(tags, parts, strict=True)]
     opens = [prefix in _OPENING for prefix, _ in parts]
     closes = [prefix in _CLOSING for prefix, _ in parts]
     return Scheme(torch.tensor([*types, -1]), torch.tensor([*opens, False]), torch.tensor([*closes, False]))
 
 
-def _parts(tag: str) -> tuple[str, str]:
-    """The prefix and the type; a tag without a prefix is an entity alone, of a type that no prefixed tag has."""
+def _split_tag(tag: str) -> tuple[str, str]:
+    """Return prefix and type; a tag without a prefix is a one-word entity of a type that no prefixed tag has."""
     if len(tag) > 1 and tag[0] in _PREFIXES and tag[1] == "-":
         return tag[0], tag[2:]
     return "S", f"-{tag}"
@@ -61,12 +61,12 @@ def _parts(tag: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Entities:
-    """The entities of B rows of W words, where they begin.
+    """The entities in B rows of W words, given at their first words.
 
     Attributes:
-        begins: Whether one begins at a word: bool (B, W + 1).
-        types: The number of its type there: int64 (B, W + 1).
-        ends: The word it ends at there: int64 (B, W + 1).
+        begins: True at the first word of an entity: bool (B, W + 1).
+        types: The index of the entity's type there: int64 (B, W + 1).
+        ends: The last word of the entity there: int64 (B, W + 1).
     """
 
     begins: Tensor
@@ -75,17 +75,17 @@ class Entities:
 
 
 def find_entities(tags: Tensor, scheme: Scheme) -> Entities:
-    """The entities of tags int64 (B, W), classes or C for what is no word, which stands at the end of a row."""
-    # With one more word outside, every entity is followed by something, and no row is empty.
+    """Find the entities of tags int64 (B, W): classes, or C after the last word of a row."""
+    # One more position outside, so that every entity has a successor and no row is empty.
     tags = torch.cat([tags, tags.new_full((len(tags), 1), len(scheme.types) - 1)], dim=1)
     types = scheme.types[tags]
     inside = types >= 0
-    goes_on = inside[:, 1:] & inside[:, :-1] & (types[:, 1:] == types[:, :-1])
-    goes_on &= ~scheme.opens[tags[:, 1:]] & ~scheme.closes[tags[:, :-1]]
+    continues = inside[:, 1:] & inside[:, :-1] & (types[:, 1:] == types[:, :-1])
+    continues &= ~scheme.opens[tags[:, 1:]] & ~scheme.closes[tags[:, :-1]]
     begins = inside.clone()
-    begins[:, 1:] &= ~goes_on
+    begins[:, 1:] &= ~continues
     last = inside.clone()
-    last[:, :-1] &= ~goes_on
+    last[:, :-1] &= ~continues
     width = tags.shape[1]
     places = torch.arange(width, device=tags.device).expand_as(tags)
     ends = places.where(last, places.new_full((), width)).flip(1).cummin(dim=1).values.flip(1)
@@ -93,36 +93,41 @@ def find_entities(tags: Tensor, scheme: Scheme) -> Entities:
 
 
 def entity_spans(tags: Sequence[str | None]) -> list[dict[str, str | int]]:
-    """The entities of tagged words: their `type`, and the words from `start` to before `end`; None is no word.
+    """Return the `type` of each entity and its words, from `start` up to before `end`; None is no word.
 
-    A word alone, whose tag has no prefix, is an entity of the tag's own name.
+    A word whose tag has no prefix is an entity of the tag's own name.
     """
     known = sorted({tag for tag in tags if tag is not None})
     scheme = read_scheme(known)
-    found = find_entities(torch.tensor([[len(known) if tag is None else known.index(tag) for tag in tags]]), scheme)
-    starts = found.begins[0].nonzero().flatten().tolist()
+    indices = [len(known) if tag is None else known.index(tag) for tag in tags]
+    entities = find_entities(torch.tensor([indices]), scheme)
+    starts = entities.begins[0].nonzero().flatten().tolist()
     return [
-        {"type": _parts(str(tags[start]))[1].removeprefix("-"), "start": start, "end": int(found.ends[0, start]) + 1}
+        {
+            "type": _split_tag(str(tags[start]))[1].removeprefix("-"),
+            "start": start,
+            "end": int(entities.ends[0, start]) + 1,
+        }
         for start in starts
     ]
 
 
 def count_entities(predicted: Tensor, target: Tensor, scheme: Scheme, ignore_index: int = -100) -> Tensor:
-    """How many entities are found, predicted and there: int64 (3,), on the device of the tags, without a host sync.
+    """Count matched, predicted and actual entities: int64 (3,), on the device of the tags, without a host sync.
 
-    An entity is found where one of the same type, first and last word is predicted.
+    An entity matches if its type, first word and last word are predicted.
 
     Args:
         predicted: Classes (B, W).
-        target: Classes (B, W), `ignore_index` where there is no word to tag: those places are taken out, so that the
-            words beside them are neighbours.
-        scheme: Of the C classes, on the same device.
-        ignore_index: What is no word.
+        target: Classes (B, W), `ignore_index` at a position without a word to tag. These positions are removed, so
+            that the words next to them become neighbors.
+        scheme: The scheme of the C classes, on the same device.
+        ignore_index: The target at a position without a word to tag.
     """
     ignored = target == ignore_index
     order = ignored.int().argsort(dim=1, stable=True)
     no_word = len(scheme.types) - 1
-    found = find_entities(predicted.masked_fill(ignored, no_word).gather(1, order), scheme)
-    there = find_entities(target.masked_fill(ignored, no_word).gather(1, order), scheme)
-    matched = found.begins & there.begins & (found.types == there.types) & (found.ends == there.ends)
-    return torch.stack([matched.sum(), found.begins.sum(), there.begins.sum()])
+    guesses = find_entities(predicted.masked_fill(ignored, no_word).gather(1, order), scheme)
+    actual = find_entities(target.masked_fill(ignored, no_word).gather(1, order), scheme)
+    matched = guesses.begins & actual.begins & (guesses.types == actual.types) & (guesses.ends == actual.ends)
+    return torch.stack([matched.sum(), guesses.begins.sum(), actual.begins.sum()])

@@ -1,50 +1,46 @@
-"""Masked language modelling: tokens that are hidden are to be found again."""
+"""Masked language modeling: predict tokens that are hidden from the model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainer.constraints import Fraction, HubPath, validated
 from trainer.errors import ConfigError, format_error
-from trainer.protocols import BLOCK_OF, Batch, Batching, Columns, Inputs, Target, TaskInfo
-from trainer.task.answers import chosen, outputs_of_tokens
-from trainer.task.fingerprint import fingerprint
-from trainer.task.language import (
-    Vocabulary,
-    language_metrics,
-    likeliest_tokens,
-    need_special,
-    special_id,
-    special_ids,
-)
-from trainer.task.masking import choose, hide
-from trainer.task.texts import Texts
+from trainer.protocols import BLOCK_OF, Batch, Batching, Columns, Inputs, Target
+from trainer.task.class_targets import best_prediction
+from trainer.task.language_modeling import LanguageModeling, most_likely_tokens, require_special_token
+from trainer.task.packing import select_token_outputs
+from trainer.task.texts import MaxLength, Texts, VocabSize
+from trainer.task.tokenization import find_special_id, special_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from tokenizers import Encoding, Tokenizer
     from torch import Tensor
-    from torchmetrics import MetricCollection
 
     from trainer.sample_rng import SampleRng
 
 _MASK = ("[MASK]", "<mask>")
+_MASKED, _RANDOM = 0.8, 0.1
+"""Fractions of the chosen tokens that become the mask token, and another token; the others stay unchanged."""
 
 
-class MaskedLm:
-    """Texts in, the hidden tokens out (BERT's first task).
+class MaskedLm(LanguageModeling):
+    """Predict the hidden tokens of a text (BERT's first task).
 
-    Of each sample a share of the tokens is chosen, anew in every epoch, by the sample's own random generator. Of the
-    chosen ones 80 % become the mask token, 10 % a random token that is not special, 10 % stay; all are targets.
-    Special tokens and unknown ones are never chosen.
+    In every epoch the sample's own random generator chooses a fraction of the sample's tokens. Of the chosen tokens
+    80 % become the mask token, 10 % a random token that is not special, and 10 % stay; all of them are targets. Special
+    tokens and unknown tokens are never chosen.
 
-    What is chosen are units: tokens, or whole words as the tokenizer's pre-tokenizer splits them (a learnt vocabulary
-    splits as BERT's does: at spaces and punctuation, and each Chinese character is a word of its own). The units of a
-    sample with n tokens to choose from are put in random order and taken while they begin before `mask_share * n`
-    tokens, the one that crosses it with the probability of its part before it: so the expected number of chosen tokens
-    is `mask_share * n`, no sample is more than one unit off it, and the first unit is always taken.
+    The choice is between units: tokens, or whole words as the tokenizer's pre-tokenizer splits them (a trained
+    vocabulary splits as BERT does: at spaces and punctuation, and each Chinese character is a word of its own). The
+    units of a sample with n eligible tokens are put in random order and taken as long as they begin before
+    `mask_share * n` tokens; the unit that crosses this limit is taken with the probability of its part before the
+    limit. So the expected number of chosen tokens is `mask_share * n`, and no sample is more than one unit off. The
+    first unit is always taken.
 
     A text longer than `max_length` becomes several samples, its blocks, each framed as a text of its own.
 
@@ -52,11 +48,11 @@ class MaskedLm:
     with whole word masking for Chinese BERT", https://arxiv.org/abs/1906.08101.
 
     Args:
-        max_length: Tokens of a sample, special ones included; longer texts become several.
-        vocab_size: Entries of a vocabulary learnt from the training texts.
-        tokenizer: A `tokenizer.json` or its folder; None learns a WordPiece vocabulary.
-        lowercase: Lower case and no accents, in a learnt vocabulary.
-        mask_share: Share of the tokens that are chosen, in (0, 1).
+        max_length: Tokens of a sample, special tokens included; longer texts become several samples.
+        vocab_size: Entries of a vocabulary trained on the training texts.
+        tokenizer: A `tokenizer.json`, its folder, or a hub name; None trains a WordPiece vocabulary.
+        lowercase: For a trained vocabulary: convert texts to lower case without accents.
+        mask_share: Fraction of the tokens to choose, in (0, 1).
         whole_words: Choose whole words.
 
     Raises:
@@ -71,87 +67,70 @@ class MaskedLm:
     level = "token"
     causal = False
 
+    @validated()
     def __init__(
         self,
         *,
-        max_length: int,
-        vocab_size: int,
-        tokenizer: str | None,
+        max_length: MaxLength,
+        vocab_size: VocabSize,
+        tokenizer: HubPath | None,
         lowercase: bool,
-        mask_share: float,
+        mask_share: Fraction,
         whole_words: bool,
     ) -> None:
-        if not 0 < mask_share < 1:
-            raise ConfigError(format_error("mask_share", "must be in (0, 1)", value=mask_share))
-        self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
-        self.vocabulary = Vocabulary(self.texts)
-        need_special(self.texts, _MASK, "mask token")
-        if whole_words and self.texts.given is not None and self.texts.given.pre_tokenizer is None:
+        super().__init__("masked_lm/3", Texts(max_length, vocab_size, tokenizer, lowercase))
+        require_special_token(self.texts, _MASK, "mask token")
+        user_tokenizer = self.texts.user_tokenizer
+        if whole_words and user_tokenizer is not None and user_tokenizer.pre_tokenizer is None:
             problem = "the tokenizer does not split texts into words"
             raise ConfigError(format_error("whole_words", problem, "Use whole_words=false", value=whole_words))
         self.mask_share = mask_share
         self.whole_words = whole_words
 
-    def columns(self) -> tuple[str, ...]:
-        return ("text",)
-
-    def input_columns(self) -> tuple[str, ...]:
-        return ("text",)
-
-    def fingerprint(self) -> str:
-        return fingerprint("masked_lm/3", *self.texts.key())
-
     def fit(self, train: Dataset) -> None:
-        """Learns the vocabulary from the training texts, and counts its tokens in them."""
-        self.vocabulary.learn(train)
-        self._take_ids()
+        super().fit(train)
+        self._set_ids()
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:
-        """The columns of `encode_inputs` of every block, and which text each row is a block of.
+        """Return the columns of `encode_inputs` and `BLOCK_OF` of every block.
 
-        What is to be found again is drawn in each epoch.
+        Masks are not part of them, because they change in every epoch.
         """
         encodings = self.texts.tokenizer.encode_batch(list(rows["text"]))
         blocks = [[encoding, *encoding.overflowing] for encoding in encodings]
-        columns = self._columns([block for of_one in blocks for block in of_one])
-        block_of = [position for position, of_one in enumerate(blocks) for _ in of_one]
+        columns = self._word_columns([block for text_blocks in blocks for block in text_blocks])
+        block_of = [position for position, text_blocks in enumerate(blocks) for _ in text_blocks]
         return {**columns, "truncated": [False] * len(block_of), BLOCK_OF: block_of}
 
     def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
-        """Columns `input_ids`, `word_ids` (-1 at what is never masked), `truncated`, `unknown` of what fits."""
-        return self._columns(self.texts.tokenizer.encode_batch(list(rows["text"])))
+        """Return the columns `input_ids`, `word_ids` (-1 for a token that is never masked), `truncated`, `unknown`."""
+        return self._word_columns(self.texts.tokenizer.encode_batch(list(rows["text"])))
 
-    def _columns(self, encodings: Sequence[Encoding]) -> dict[str, list[Any]]:
-        columns = self.texts.columns(encodings)
+    def _word_columns(self, encodings: Sequence[Encoding]) -> dict[str, list[Any]]:
+        columns = self.texts.token_columns(encodings)
         columns["word_ids"] = []
         for encoding, ids in zip(encodings, columns["input_ids"], strict=True):
             words = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int32)
-            words[np.isin(ids, self._special)] = -1
+            words[np.isin(ids, self._special_ids)] = -1
             columns["word_ids"].append(words)
         return columns
 
-    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        return self.texts.check(encoded)
-
-    def lengths(self, encoded: Dataset) -> np.ndarray:
-        return self.texts.lengths(encoded)
-
-    def collate(self, rows: Columns, draws: SampleRng, batching: Batching) -> Batch:
-        """Packed: outputs at the chosen tokens alone, targets (B, M). Padded: outputs and targets (B, T)."""
-        masked, wanted, originals = [], [], []
+    def collate(self, rows: Columns, rng: SampleRng, batching: Batching) -> Batch:
+        """Make a batch. Packed: outputs only at chosen tokens, targets (B, M). Padded: outputs and targets (B, T)."""
+        masked, chosen, originals = [], [], []
         for position, (ids, words) in enumerate(zip(rows["input_ids"], rows["word_ids"], strict=True)):
-            generator = draws.generator(position)
-            places = choose(words, self.mask_share, self.whole_words, generator)
-            wanted.append(places)
-            originals.append(ids[places])
-            masked.append(hide(ids, places, self._mask_id, self._ordinary, generator))
+            generator = rng.generator(position)
+            tokens = choose_tokens(words, self.mask_share, self.whole_words, generator)
+            chosen.append(tokens)
+            originals.append(ids[tokens])
+            masked.append(mask_tokens(ids, tokens, self._mask_id, self._ordinary_ids, generator))
         layout = self.texts.lay_out(masked, batching)
-        outputs, target = layout.outputs_at(wanted, originals)
-        inputs = {**self.texts.inputs({"input_ids": masked}, layout), **outputs}
-        return Batch(inputs, target, len(masked), tuple(draws.ids))
+        request, target = layout.request_targets(chosen, originals)
+        inputs = {**self.texts.inputs_in_layout({"input_ids": masked}, layout), **request}
+        return Batch(inputs, target, len(masked), tuple(rng.ids))
 
     def prediction_rows(self, rows: Columns) -> Columns:
-        """Texts of the data with a mask token for a word near their middle, near enough to be read."""
+        """Replace a word near the middle of each text, within the tokens that are read, with a mask token."""
         mask = self.texts.tokenizer.id_to_token(self._mask_id)
         texts = [text.split() for text in rows["text"]]
         for words in texts:
@@ -159,78 +138,104 @@ class MaskedLm:
         return {"text": [" ".join(words) for words in texts]}
 
     def model_inputs(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
-        """The texts as they are. Packed: outputs at their mask tokens alone are asked for."""
+        """Make the model's inputs of unchanged texts; packed inputs request outputs only at their mask tokens."""
         layout = self.texts.lay_out(encoded["input_ids"], batching)
-        return {**self.texts.inputs({"input_ids": encoded["input_ids"]}, layout), **layout.asked(self._masks(encoded))}
-
-    def info(self) -> TaskInfo:
-        return TaskInfo(**self.vocabulary.info_fields())
-
-    def metrics(self) -> MetricCollection:
-        """Perplexity and accuracy over the chosen tokens."""
-        return language_metrics()
+        return {
+            **self.texts.inputs_in_layout({"input_ids": encoded["input_ids"]}, layout),
+            **layout.request_outputs(self._mask_offsets(encoded)),
+        }
 
     def predictions(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
     ) -> list[dict[str, Any]]:
-        """For each row the `text` with its mask tokens `filled`: for each one the likeliest `token` and `probability`.
+        """Return the `text` of each row with its mask tokens `filled` by the most likely `token` and its `probability`.
 
-        A mask token past the end of what is read stays, and is None in `filled`. Where `top` is above 1, there are
-        the `probabilities` of the `top` likeliest tokens. One that continues a word (`##ing`) is joined to it.
+        A mask token after the end of the tokens that are read stays, and is None in `filled`. If `top` is above 1,
+        there are the `probabilities` of the `top` most likely tokens. A token that continues a word (`##ing`) is joined
+        to it.
         """
         tokenizer = self.texts.tokenizer
         mask = tokenizer.id_to_token(self._mask_id)
         assert mask is not None
-        answers: list[dict[str, Any]] = []
-        found = outputs_of_tokens(output, self._masks(encoded), batching)
-        for text, scores in zip(rows["text"], found, strict=True):
+        predictions: list[dict[str, Any]] = []
+        outputs = select_token_outputs(output, self._mask_offsets(encoded), batching)
+        for text, scores in zip(rows["text"], outputs, strict=True):
             start, *rest = text.split(mask)
-            filled = [chosen("token", best) for best in likeliest_tokens(scores, tokenizer, top)][: len(rest)]
+            filled = [best_prediction("token", best) for best in most_likely_tokens(scores, tokenizer, top)]
+            filled = filled[: len(rest)]
             for token, following in zip(filled, rest, strict=False):
-                start = _joined(start, _spelled(tokenizer, token["token"])) + following
+                start = _join(start, _spell(tokenizer, token["token"])) + following
             unread = rest[len(filled) :]
-            answers.append({"text": mask.join([start, *unread]), "filled": [*filled, *[None] * len(unread)]})
-        return answers
-
-    def axes(self) -> dict[str, dict[int, str]]:
-        return self.texts.axes()
-
-    def axis_limits(self) -> dict[str, tuple[int, int]]:
-        return self.texts.axis_limits()
-
-    def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]:
-        return self.texts.example(sizes, generator)
-
-    def artifact_files(self) -> dict[str, str]:
-        return self.texts.artifact_files()
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.vocabulary.state_dict()
+            predictions.append({"text": mask.join([start, *unread]), "filled": [*filled, *[None] * len(unread)]})
+        return predictions
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.vocabulary.load_state_dict(state)
-        self._take_ids()
+        super().load_state_dict(state)
+        self._set_ids()
 
-    def _masks(self, encoded: Columns) -> list[np.ndarray]:
-        """The places of the mask tokens of each sample."""
+    def _mask_offsets(self, encoded: Columns) -> list[np.ndarray]:
+        """Return the offsets of the mask tokens of each sample."""
         return [np.flatnonzero(ids == self._mask_id) for ids in encoded["input_ids"]]
 
-    def _take_ids(self) -> None:
+    def _set_ids(self) -> None:
         tokenizer = self.texts.tokenizer
-        mask_id = special_id(tokenizer, _MASK)
-        assert mask_id is not None, "refused in the constructor"
+        mask_id = find_special_id(tokenizer, _MASK)
+        assert mask_id is not None, "checked in the constructor"
         self._mask_id = mask_id
-        self._special = special_ids(tokenizer)
+        self._special_ids = special_ids(tokenizer)
         ids = np.array(sorted(tokenizer.get_vocab().values()), dtype=np.int64)
-        self._ordinary = np.setdiff1d(ids, self._special)
+        self._ordinary_ids = np.setdiff1d(ids, self._special_ids)
 
 
-def _joined(text: str, piece: str) -> str:
-    """`text` and the text of a token after it: "walk " and "##ing" are "walking"."""
+def choose_tokens(words: np.ndarray, share: float, whole_words: bool, generator: np.random.Generator) -> np.ndarray:
+    """Choose the tokens of a sample to predict, as ascending offsets; see `MaskedLm` for the distribution.
+
+    Args:
+        words: The word of each token, (T,); -1 for a token that is never chosen.
+        share: Fraction of the eligible tokens, in (0, 1).
+        whole_words: Choose all tokens of a word together.
+        generator: Draws the order of the units, and whether to take the unit that crosses the limit.
+    """
+    places = np.flatnonzero(words >= 0)
+    if not len(places):
+        return places
+    units = words[places] if whole_words else places
+    _, unit, sizes = np.unique(units, return_inverse=True, return_counts=True)
+    order = generator.permutation(len(sizes))
+    before = np.cumsum(sizes[order]) - sizes[order]
+    taken = share * len(places) - before > generator.random() * sizes[order]
+    taken[0] = True
+    chosen = np.zeros(len(sizes), dtype=bool)
+    chosen[order[taken]] = True
+    kept: np.ndarray = places[chosen[unit]]
+    return kept
+
+
+def mask_tokens(
+    ids: np.ndarray, tokens: np.ndarray, mask_id: int, replacements: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """Return the ids of a sample with some tokens masked, replaced or left, (T,).
+
+    Args:
+        ids: The original ids, (T,).
+        tokens: Offsets of the chosen tokens.
+        mask_id: The id of the mask token.
+        replacements: The ids that may replace a chosen token.
+        generator: Draws what happens to each chosen token.
+    """
+    draw = generator.random(len(tokens))
+    random = replacements[generator.integers(len(replacements), size=len(tokens))]
+    result = ids.copy()
+    result[tokens] = np.where(draw < _MASKED, mask_id, np.where(draw < _MASKED + _RANDOM, random, ids[tokens]))
+    return result
+
+
+def _join(text: str, piece: str) -> str:
+    """Append the text of a token: "walk " and "##ing" become "walking"."""
     return text.rstrip() + piece[2:] if piece.startswith("##") else text + piece
 
 
-def _spelled(tokenizer: Tokenizer, token: str) -> str:
-    """The text that a token stands for, without the space that some vocabularies keep in it."""
-    number = tokenizer.token_to_id(token)
-    return token if number is None else tokenizer.decode([number], skip_special_tokens=False).strip()
+def _spell(tokenizer: Tokenizer, token: str) -> str:
+    """Return the text of a token without the space that some vocabularies keep in it."""
+    token_id = tokenizer.token_to_id(token)
+    return token if token_id is None else tokenizer.decode([token_id], skip_special_tokens=False).strip()

@@ -1,28 +1,29 @@
-"""Any number of labels for one text."""
+"""Classify texts: any number of labels per text."""
 
 from __future__ import annotations
 
+from trainer.constraints import Fraction, HubPath, validated
 from trainer.protocols import Inputs, Target
-from trainer.task.labels import Labels
-from trainer.task.supervised import Supervised
-from trainer.task.texts import Texts
+from trainer.task.class_targets import MultilabelTarget
+from trainer.task.supervised import SupervisedTask
+from trainer.task.texts import MaxLength, Texts, VocabSize
 
 
-class MultilabelClassification(Supervised):
-    """Text in, those of C labels out that hold for it: none, one or several.
+class MultilabelClassification(SupervisedTask):
+    """Predict which of C labels apply to a text: none, one or several.
 
-    The monitor is the micro F1, as in the literature on many labels: one over labels with a handful of positives in
-    the validation split moves with each of them.
+    The monitor is the micro F1, as in the literature on many labels: the macro F1 over labels with a handful of
+    positives in the validation split moves with each of these positives.
 
     Args:
-        max_length: Tokens of a sample, special ones included; longer texts are cut.
-        vocab_size: Entries of a vocabulary learnt from the training texts.
-        tokenizer: A `tokenizer.json`, its folder, or a name on the hub; None learns a WordPiece vocabulary.
-        lowercase: Lower case and no accents, in a learnt vocabulary.
-        threshold: A label is predicted where its probability is above it, in (0, 1); for F1 and exact match, too.
+        max_length: Tokens of a sample, special tokens included; longer texts are truncated.
+        vocab_size: Entries of a vocabulary trained on the training texts.
+        tokenizer: A `tokenizer.json`, its folder, or a hub name; None trains a WordPiece vocabulary.
+        lowercase: For a trained vocabulary: convert texts to lower case without accents.
+        threshold: A label is predicted if its probability is above this value, in (0, 1); also for F1 and exact match.
 
     Raises:
-        ConfigError: A value is out of range, or there is no such tokenizer.
+        ConfigError: A value is out of range.
     """
 
     monitor = "micro_f1"
@@ -31,9 +32,16 @@ class MultilabelClassification(Supervised):
     inputs: Inputs = "tokens"
     script = ("texts", "labels")
 
+    @validated()
     def __init__(
-        self, *, max_length: int, vocab_size: int, tokenizer: str | None, lowercase: bool, threshold: float
+        self,
+        *,
+        max_length: MaxLength,
+        vocab_size: VocabSize,
+        tokenizer: HubPath | None,
+        lowercase: bool,
+        threshold: Fraction,
     ) -> None:
-        self.labels = Labels(threshold)
         self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
-        super().__init__("multilabel_classification/1", ("text",), self.texts, self.labels)
+        self.multilabel_target = MultilabelTarget(threshold)
+        super().__init__("multilabel_classification/1", ("text",), self.texts, self.multilabel_target)

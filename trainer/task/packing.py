@@ -1,4 +1,6 @@
-"""Token rows to a micro-batch: packed without padding, or padded."""
+"""Layouts of a micro-batch of token rows: packed without padding, or padded."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +12,21 @@ from torch import Tensor
 from trainer.protocols import Batching
 
 Ids = np.ndarray
+"""Integers of one sample, (T,)."""
+
+IGNORE_INDEX = -100
+"""The target of a token that no loss or metric counts."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of B samples lie in R rows of L columns.
+    """Positions of the tokens of B samples in R rows of L columns.
 
     Attributes:
         shape: R and L.
-        places: The positions of each sample's tokens in the flattened rows, B arrays of its length.
-        numbers: The number of each sample within its row, from 1, (B,).
-        packed: Whether a row may hold several samples.
+        places: Positions of each sample's tokens in the flattened rows: B arrays, one entry per token.
+        numbers: The number of each sample within its row, from 1: (B,).
+        packed: True if a row may contain several samples.
     """
 
     shape: tuple[int, int]
@@ -29,44 +35,56 @@ class Layout:
     packed: bool
 
     def fill(self, samples: Sequence[Ids], fill: int) -> Tensor:
-        """A value for each token of each sample as int64 (R, L), `fill` where there is none."""
+        """Return one value per token of each sample as int64 (R, L), with `fill` at positions without a token."""
         rows = np.full(self.shape[0] * self.shape[1], fill, dtype=np.int64)
         rows[np.concatenate(self.places)] = np.concatenate(samples)
         return torch.from_numpy(rows.reshape(self.shape))
 
-    def index(self, wanted: Sequence[Ids] | None = None) -> Tensor:
-        """The flattened positions of each sample's tokens, or of those `wanted`: int64 (B, W), -1 past its end."""
-        chosen = self.places if wanted is None else [place[at] for place, at in zip(self.places, wanted, strict=True)]
+    def index(self, tokens: Sequence[Ids] | None = None) -> Tensor:
+        """Return the flattened positions of each sample's tokens: int64 (B, W), -1 after the last one.
+
+        Args:
+            tokens: The tokens to include, as offsets within each sample; None includes all tokens.
+        """
+        chosen = self.places if tokens is None else [place[at] for place, at in zip(self.places, tokens, strict=True)]
         index = np.full((len(chosen), max(map(len, chosen))), -1, dtype=np.int64)
         for row, positions in enumerate(chosen):
             index[row, : len(positions)] = positions
         return torch.from_numpy(index)
 
-    def asked(self, wanted: Sequence[Ids]) -> dict[str, Tensor]:
-        """What asks a model for outputs at the `wanted` tokens of each sample alone; of padded ones it gives all."""
-        return {"output_index": self.index(wanted)} if self.packed else {}
+    def request_outputs(self, tokens: Sequence[Ids]) -> dict[str, Tensor]:
+        """Return the model input that limits outputs to these tokens of each sample; padded layouts output all tokens.
 
-    def outputs_at(self, wanted: Sequence[Ids], values: Sequence[Ids]) -> tuple[dict[str, Tensor], Tensor]:
-        """What asks a model for outputs at the `wanted` tokens of each sample alone, and their targets, the `values`.
-
-        Packed: `output_index` and targets (B, W). Padded: nothing, and targets (R, L), so that the outputs at all
-        tokens serve. Targets are int64, -100 where there is none.
+        Args:
+            tokens: Offsets within each sample.
         """
-        index = self.index(wanted)
-        some = index >= 0
-        found = torch.from_numpy(np.concatenate(values).astype(np.int64))
+        return {"output_index": self.index(tokens)} if self.packed else {}
+
+    def request_targets(self, tokens: Sequence[Ids], classes: Sequence[Ids]) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the model input that limits outputs to these tokens of each sample, and their targets.
+
+        Packed: `output_index` and targets (B, W). Padded: no input, and targets (R, L) for the outputs of all tokens.
+        Targets are int64, `IGNORE_INDEX` at other positions.
+
+        Args:
+            tokens: Offsets within each sample.
+            classes: The target of each of these tokens.
+        """
+        index = self.index(tokens)
+        valid = index >= 0
+        values = torch.from_numpy(np.concatenate(classes).astype(np.int64))
         if self.packed:
-            return {"output_index": index}, torch.full_like(index, -100).masked_scatter_(some, found)
-        target = torch.full(self.shape, -100)
-        target.view(-1)[index[some]] = found
+            return {"output_index": index}, torch.full_like(index, IGNORE_INDEX).masked_scatter_(valid, values)
+        target = torch.full(self.shape, IGNORE_INDEX)
+        target.view(-1)[index[valid]] = values
         return {}, target
 
 
 def lay_out(lengths: Sequence[int], *, max_length: int, batching: Batching) -> Layout:
-    """Places for samples of these lengths.
+    """Return the layout of samples of these lengths.
 
-    `packed` fills rows with whole samples (see `pack`); `fixed` pads to `max_length`, `padded` and `bucketed`
-    to the longest sample.
+    `packed` fills rows with whole samples (see `pack`); `fixed` pads to `max_length`; `padded` and `bucketed` pad to
+    the longest sample.
     """
     if batching == "packed":
         return _packed(lengths)
@@ -74,7 +92,7 @@ def lay_out(lengths: Sequence[int], *, max_length: int, batching: Batching) -> L
 
 
 def token_inputs(samples: Sequence[Ids], layout: Layout, *, pad_id: int) -> dict[str, Tensor]:
-    """The ids of a layout and what says which of them belong together, all int64 (R, L).
+    """Return the ids in their layout and the inputs that separate the samples, all int64 (R, L).
 
     Padded: `input_ids` and `attention_mask`. Packed: `input_ids`, `position_ids` (restarting at each sample) and
     `sequence_ids` (1 for the first sample of a row, 2 for the second, 0 for padding).
@@ -90,8 +108,46 @@ def token_inputs(samples: Sequence[Ids], layout: Layout, *, pad_id: int) -> dict
 
 
 def padded_inputs(samples: Sequence[Ids], *, pad_id: int, width: int) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask`, both int64 (B, width), one sample a row."""
+    """Return `input_ids` and `attention_mask`, both int64 (B, width), one sample per row."""
     return token_inputs(samples, _padded([len(sample) for sample in samples], width), pad_id=pad_id)
+
+
+def select_token_outputs(output: Tensor, tokens: Sequence[Ids], batching: Batching) -> list[Tensor]:
+    """Return the outputs (W, C) of these tokens of each sample.
+
+    Args:
+        output: Padded: the outputs of all tokens, (B, T, C). Packed: the outputs requested for `tokens`, (B, W, C).
+        tokens: Offsets within each sample.
+        batching: The layout of the model's inputs.
+    """
+    if batching == "packed":
+        return [outputs[: len(offsets)] for outputs, offsets in zip(output, tokens, strict=True)]
+    return [outputs[offsets] for outputs, offsets in zip(output, tokens, strict=True)]
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Assign samples to rows of at most `capacity` tokens by first-fit decreasing.
+
+    Args:
+        lengths: Tokens of each sample, none above `capacity`.
+        capacity: Tokens that a row holds.
+
+    Returns:
+        The samples' positions, row by row. It never needs more than 11/9 of the fewest rows possible, plus one
+        (Johnson 1973, "Near-optimal bin packing algorithms").
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for sample in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        length = lengths[sample]
+        row = next((index for index, free in enumerate(room) if free >= length), None)
+        if row is None:
+            rows.append([sample])
+            room.append(capacity - length)
+        else:
+            rows[row].append(sample)
+            room[row] -= length
+    return rows
 
 
 def _padded(lengths: Sequence[int], width: int) -> Layout:
@@ -111,28 +167,3 @@ def _packed(lengths: Sequence[int]) -> Layout:
             numbers[member] = number
             start += lengths[member]
     return Layout((len(rows), width), tuple(places), numbers, packed=True)
-
-
-def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """First-fit decreasing: samples into rows of at most `capacity` tokens.
-
-    Args:
-        lengths: Tokens of each sample, none above `capacity`.
-        capacity: Tokens a row holds.
-
-    Returns:
-        The samples' positions, row by row. It never needs more than 11/9 of the fewest rows possible, plus one
-        (Johnson 1973, "Near-optimal bin packing algorithms").
-    """
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for sample in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        length = lengths[sample]
-        row = next((index for index, free in enumerate(room) if free >= length), None)
-        if row is None:
-            rows.append([sample])
-            room.append(capacity - length)
-        else:
-            rows[row].append(sample)
-            room[row] -= length
-    return rows

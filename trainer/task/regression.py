@@ -1,25 +1,29 @@
-"""One or more numbers for one text."""
+"""Predict one or more numbers for a text."""
 
 from __future__ import annotations
 
+from trainer.constraints import HubPath, validated
 from trainer.protocols import Inputs, Target
-from trainer.task.supervised import Supervised
-from trainer.task.texts import Texts
-from trainer.task.values import Values
+from trainer.task.numeric import RegressionTarget
+from trainer.task.supervised import SupervisedTask
+from trainer.task.texts import MaxLength, Texts, VocabSize
 
 
-class Regression(Supervised):
-    """Text in, V numbers out.
+class Regression(SupervisedTask):
+    """Predict V numbers for a text.
 
-    Targets are standardized by the training split, and the loss is that of standardized values; metrics and
-    answers are in the user's units. An exported graph gives standardized values, and `values.json` beside it the
-    way back.
+    Targets are standardized by the training split, and the loss compares standardized values; metrics and predictions
+    are in the user's units. An exported graph outputs standardized values, and `values.json` next to it has the means
+    and standard deviations to convert them back.
 
     Args:
-        max_length: Tokens of a sample, special ones included; longer texts are cut.
-        vocab_size: Entries of a vocabulary learnt from the training texts.
-        tokenizer: A `tokenizer.json`, its folder, or a name on the hub; None learns a WordPiece vocabulary.
-        lowercase: Lower case and no accents, in a learnt vocabulary.
+        max_length: Tokens of a sample, special tokens included; longer texts are truncated.
+        vocab_size: Entries of a vocabulary trained on the training texts.
+        tokenizer: A `tokenizer.json`, its folder, or a hub name; None trains a WordPiece vocabulary.
+        lowercase: For a trained vocabulary: convert texts to lower case without accents.
+
+    Raises:
+        ConfigError: A value is out of range.
     """
 
     monitor = "r2"
@@ -28,7 +32,10 @@ class Regression(Supervised):
     inputs: Inputs = "tokens"
     script = ("texts", "values")
 
-    def __init__(self, *, max_length: int, vocab_size: int, tokenizer: str | None, lowercase: bool) -> None:
+    @validated()
+    def __init__(
+        self, *, max_length: MaxLength, vocab_size: VocabSize, tokenizer: HubPath | None, lowercase: bool
+    ) -> None:
         self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
-        self.values = Values()
-        super().__init__("regression/1", ("text",), self.texts, self.values)
+        self.regression_target = RegressionTarget()
+        super().__init__("regression/1", ("text",), self.texts, self.regression_target)

@@ -1,18 +1,13 @@
-"""What the tasks share in which a sample is one input and one target: the two halves put together."""
+"""The base of tasks in which a sample is one input and one target, each with an encoder of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from trainer.protocols import Batch, Batching, Columns, TaskInfo
-from trainer.task.fingerprint import fingerprint
-from trainer.task.images import Images
-from trainer.task.label import Label
-from trainer.task.labels import Labels
-from trainer.task.table import Table
-from trainer.task.texts import Texts
-from trainer.task.values import Values
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,100 +17,176 @@ if TYPE_CHECKING:
 
     from trainer.sample_rng import SampleRng
 
-Reader = Texts | Table | Images
-"""What makes the inputs of a sample."""
 
-Wanted = Label | Labels | Values
-"""What is asked for: it makes targets, metrics and answers."""
+def fingerprint(name: str, *parts: Any) -> str:
+    """Return a digest of a task's name and version and of the settings that its encoding depends on (JSON)."""
+    return hashlib.blake2b(json.dumps((name, *parts)).encode(), digest_size=16).hexdigest()
 
 
-class Supervised:
-    """The methods of `Task`, each by the half that it concerns.
+class InputEncoder(Protocol):
+    """Encodes the inputs of samples: texts, tables or images. The methods are the same-named ones of `Task`."""
+
+    def fingerprint_parts(self) -> tuple[Any, ...]:
+        """Return the settings that `fit` and `encode` depend on, as JSON."""
+        ...
+
+    def fit(self, train: Dataset, roles: Sequence[str]) -> None:
+        """Learn from the columns `roles` of the training split what encoding needs."""
+        ...
+
+    def encode(self, values: Sequence[Any]) -> dict[str, list[Any]]:
+        """Turn the values of one column into encoded columns."""
+        ...
+
+    def check(self, encoded: Mapping[str, Dataset]) -> list[str]: ...
+
+    def lengths(self, encoded: Dataset) -> np.ndarray | None: ...
+
+    def model_inputs(self, rows: Columns, batching: Batching) -> dict[str, Tensor]: ...
+
+    def info_fields(self) -> dict[str, Any]:
+        """Return the fields of `TaskInfo` that the inputs determine."""
+        ...
+
+    def axes(self) -> dict[str, dict[int, str]]: ...
+
+    def axis_limits(self) -> dict[str, tuple[int, int]]: ...
+
+    def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]: ...
+
+    def artifact_files(self) -> dict[str, str]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class TargetEncoder(Protocol):
+    """Encodes the targets of samples, and provides their metrics and predictions."""
+
+    role: ClassVar[str]
+    """The column of the targets."""
+
+    def fit(self, train: Dataset) -> None:
+        """Learn the targets from the training split."""
+        ...
+
+    def encode(self, values: Any) -> list[Any]:
+        """Encode the target of each row."""
+        ...
+
+    def log_counts(self, encoded: Mapping[str, Dataset]) -> None:
+        """Log how many targets of each class each split has."""
+        ...
+
+    def to_tensor(self, rows: Any) -> Tensor:
+        """Turn the encoded targets of a batch into one tensor."""
+        ...
+
+    def info_fields(self) -> dict[str, Any]:
+        """Return the fields of `TaskInfo` that the targets determine."""
+        ...
+
+    def metrics(self) -> MetricCollection: ...
+
+    def predictions(self, output: Tensor, top: int) -> list[dict[str, Any]]: ...
+
+    def artifact_files(self) -> dict[str, str]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class SupervisedTask:
+    """The methods of `Task`, each delegated to the encoder that it concerns.
 
     Args:
-        version: The task's name with the version of its encoding.
-        roles: The columns that an input is made of; where there are several, `encode_inputs` is the task's own.
-        reader: What makes inputs of them.
-        wanted: What makes targets, metrics and answers.
+        version: The task's name with the version of its encoding, for the fingerprint.
+        roles: The input columns; a task with several overrides `encode_inputs`.
+        input_encoder: Encodes the inputs.
+        target_encoder: Encodes the targets, and provides metrics and predictions.
     """
 
-    def __init__(self, version: str, roles: tuple[str, ...], reader: Reader, wanted: Wanted) -> None:
+    def __init__(
+        self, version: str, roles: tuple[str, ...], input_encoder: InputEncoder, target_encoder: TargetEncoder
+    ) -> None:
         self._version = version
         self._roles = roles
-        self._reader = reader
-        self._wanted = wanted
+        self._input_encoder = input_encoder
+        self._target_encoder = target_encoder
 
     def columns(self) -> tuple[str, ...]:
-        return (*self._roles, self._wanted.role)
+        return (*self._roles, self._target_encoder.role)
 
     def input_columns(self) -> tuple[str, ...]:
         return self._roles
 
     def fingerprint(self) -> str:
-        return fingerprint(self._version, *self._reader.key())
+        return fingerprint(self._version, *self._input_encoder.fingerprint_parts())
 
     def fit(self, train: Dataset) -> None:
-        """Takes from the training split what the targets are, and what is to be known of the inputs.
+        """Fit both encoders to the training split.
 
         Raises:
-            DataError: Nothing can be learnt from them; see `learn` of either half.
+            DataError: The split is not sufficient; see `fit` of each encoder.
         """
-        self._wanted.learn(train)
-        self._reader.learn(train, self._roles)
+        self._target_encoder.fit(train)
+        self._input_encoder.fit(train, self._roles)
 
     def encode(self, rows: Columns) -> dict[str, list[Any]]:
-        """The columns of `encode_inputs`, and the encoded target under its own name.
+        """Return the columns of `encode_inputs`, and the encoded target under the name of its column.
 
         Raises:
-            RowError: A row does not fit what was learnt in training; see `encode` of either half.
+            RowError: A row does not fit the training split; see `encode` of each encoder.
         """
-        role = self._wanted.role
-        return {**self.encode_inputs(rows), role: self._wanted.encode(rows[role])}
+        role = self._target_encoder.role
+        return {**self.encode_inputs(rows), role: self._target_encoder.encode(rows[role])}
 
     def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
         (role,) = self._roles
-        return self._reader.encode(rows[role])
+        return self._input_encoder.encode(rows[role])
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        self._wanted.tell(encoded)
-        return self._reader.check(encoded)
+        self._target_encoder.log_counts(encoded)
+        return self._input_encoder.check(encoded)
 
     def lengths(self, encoded: Dataset) -> np.ndarray | None:
-        return self._reader.lengths(encoded)
+        return self._input_encoder.lengths(encoded)
 
-    def collate(self, rows: Columns, draws: SampleRng, batching: Batching) -> Batch:
-        target = self._wanted.target(rows[self._wanted.role])
-        return Batch(self.model_inputs(rows, batching), target, len(target), tuple(draws.ids))
+    def collate(self, rows: Columns, rng: SampleRng, batching: Batching) -> Batch:
+        target = self._target_encoder.to_tensor(rows[self._target_encoder.role])
+        return Batch(self.model_inputs(rows, batching), target, len(target), tuple(rng.ids))
 
     def model_inputs(self, encoded: Columns, batching: Batching) -> dict[str, Tensor]:
-        return self._reader.model_inputs(encoded, batching)
+        return self._input_encoder.model_inputs(encoded, batching)
 
     def info(self) -> TaskInfo:
-        return TaskInfo(**self._reader.info_fields(), **self._wanted.info_fields())
+        return TaskInfo(**self._input_encoder.info_fields(), **self._target_encoder.info_fields())
 
     def metrics(self) -> MetricCollection:
-        return self._wanted.metrics()
+        return self._target_encoder.metrics()
 
     def predictions(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
     ) -> list[dict[str, Any]]:
-        return self._wanted.predictions(output, top)
+        return self._target_encoder.predictions(output, top)
 
     def axes(self) -> dict[str, dict[int, str]]:
-        return self._reader.axes()
+        return self._input_encoder.axes()
 
     def axis_limits(self) -> dict[str, tuple[int, int]]:
-        return self._reader.axis_limits()
+        return self._input_encoder.axis_limits()
 
     def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]:
-        return self._reader.example(sizes, generator)
+        return self._input_encoder.example(sizes, generator)
 
     def artifact_files(self) -> dict[str, str]:
-        return {**self._wanted.artifact_files(), **self._reader.artifact_files()}
+        return {**self._target_encoder.artifact_files(), **self._input_encoder.artifact_files()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self._wanted.state_dict(), **self._reader.state_dict()}
+        return {**self._target_encoder.state_dict(), **self._input_encoder.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._wanted.load_state_dict(state)
-        self._reader.load_state_dict(state)
+        self._target_encoder.load_state_dict(state)
+        self._input_encoder.load_state_dict(state)

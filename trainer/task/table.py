@@ -1,4 +1,4 @@
-"""What the tasks over tables share: named columns of numbers and categories as one vector of features."""
+"""The input encoder of tasks that read tables: named columns of numbers and categories as one vector of features."""
 
 from __future__ import annotations
 
@@ -6,52 +6,152 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
-from trainer.errors import DataError, RowError, format_error, raise_if_any
+from trainer.errors import DataError, RowError, format_error
 from trainer.protocols import Batching, Columns
-from trainer.ranges import at_least
-from trainer.task.moments import Moments
-from trainer.task.table_columns import Category, Column, Number, learnt_category, learnt_number
+from trainer.task.numeric import Moments
 
 if TYPE_CHECKING:
+    import pyarrow
     from datasets import Dataset
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-_MANY_UNKNOWN = 0.05
-"""Above this share of categories, a run starts with a warning."""
+_MAX_UNKNOWN = 0.05
+"""A larger fraction of unknown categories is a warning."""
+
+
+@dataclass(frozen=True)
+class NumberColumn:
+    """A column of numbers: its standardized value, then 1 if it is missing.
+
+    Attributes:
+        name: The column's name.
+        mean: The mean in the training split; it replaces missing numbers.
+        std: The standard deviation in the training split; 0 for a constant column, which is no feature.
+        missing: True if the column has rows with and rows without a value in training.
+    """
+
+    kind: ClassVar[str] = "number"
+    name: str
+    mean: float
+    std: float
+    missing: bool
+
+    def features(self) -> list[str]:
+        """Return the names of its features, in their order."""
+        return [self.name] * (self.std > 0) + [f"{self.name} is missing"] * self.missing
+
+    def encode(self, cells: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the features of cells, float32 (N, 0 to 2), and False for each cell: no category is unknown.
+
+        Raises:
+            RowError: A cell is not a number, or not finite.
+        """
+        for position, cell in enumerate(cells):
+            if not isinstance(cell, int | float | None):
+                raise _cell_error(position, self.name, "must be a number, as in training", cell)
+        values = np.array(cells, dtype=np.float64)
+        missing = np.isnan(values)
+        with np.errstate(over="ignore"):
+            standardized = ((values - self.mean) / (self.std or 1.0)).astype(np.float32)
+        invalid = ~np.isfinite(standardized) & ~missing
+        if invalid.any():
+            position = int(invalid.argmax())
+            problem = "must be finite, and within float32 once it is standardized"
+            raise _cell_error(position, self.name, problem, cells[position])
+        standardized[missing] = 0.0
+        features = [standardized] * (self.std > 0) + [missing.astype(np.float32)] * self.missing
+        return np.array(features, dtype=np.float32).reshape(-1, len(cells)).T, np.zeros(len(cells), dtype=bool)
+
+
+@dataclass(frozen=True)
+class CategoryColumn:
+    """A column of texts as one-hot features: 1 at the category, at "missing", or at "other".
+
+    Attributes:
+        name: The column's name.
+        categories: The most frequent categories of the training split, sorted; all other categories are "other".
+        missing: True if the column has missing values in training; otherwise a missing value is "other", too.
+        constant: True if the column is the same in every row of training; then it is no feature.
+    """
+
+    kind: ClassVar[str] = "category"
+    name: str
+    categories: list[str]
+    missing: bool
+    constant: bool
+
+    def features(self) -> list[str]:
+        """Return the names of its features, in their order."""
+        if self.constant:
+            return []
+        known = [f"{self.name}={category}" for category in self.categories]
+        return [*known, *[f"{self.name} is missing"] * self.missing, f"{self.name} is other"]
+
+    def encode(self, cells: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the features of cells, float32 (N, slots), and True for each cell whose category has no own slot.
+
+        Raises:
+            RowError: A cell is not a text.
+        """
+        other = len(self.categories) + self.missing
+        slot_of: dict[str | None, int] = {category: slot for slot, category in enumerate(self.categories)}
+        slot_of[None] = len(self.categories)  # the slot for missing values, else the slot for other categories
+        for position, cell in enumerate(cells):
+            if not isinstance(cell, str | None):
+                raise _cell_error(position, self.name, "must be a text, as in training", cell)
+        slots = np.array([slot_of.get(cell, other) for cell in cells], dtype=np.int64)
+        unknown = np.array([cell not in slot_of for cell in cells], dtype=bool)
+        width = 0 if self.constant else other + 1
+        return np.eye(other + 1, width, dtype=np.float32)[slots], unknown
+
+
+Column = NumberColumn | CategoryColumn
+
+
+def fit_number_column(name: str, mean: float, std: float, high: float, missing: int, num_rows: int) -> NumberColumn:
+    """Return a column with this mean, standard deviation and maximum in training, `missing` in some of `num_rows`.
+
+    Raises:
+        DataError: The numbers are too large to be standardized.
+    """
+    if not np.isfinite(std):
+        raise DataError(format_error("features", f"column {name!r} is too large to be standardized", value=high))
+    return NumberColumn(name, mean, std, 0 < missing < num_rows)
+
+
+def fit_category_column(name: str, counter: Counter[str], missing: int, limit: int) -> CategoryColumn:
+    """Return a column with these counts of categories in training; at most `limit` of them get a feature."""
+    frequent = sorted(counter, key=lambda category: (-counter[category], category))[:limit]
+    return CategoryColumn(name, sorted(frequent), missing > 0, len(counter) + (missing > 0) < 2)
 
 
 class Table:
-    """Rows of named columns as features, by what the training split holds.
+    """Encodes rows of named columns as features learned from the training split.
 
-    A column is one of numbers or one of categories as its type says. Numbers are standardized by mean and standard
-    deviation of training, a missing one is 0, the mean, and where training has missing ones a further feature says so.
-    Categories are one-hot, see `Category`. What is the same in every row of training is left out.
+    A column contains numbers or categories, as its type says. Numbers are standardized by mean and standard deviation
+    of training, a missing number becomes 0, the mean, and if training has missing numbers a further feature marks them.
+    Categories are one-hot, see `CategoryColumn`. Columns that are constant in training are left out.
 
     Args:
-        max_categories: Categories of a column that get a feature of their own, the most frequent ones.
+        max_categories: Categories of a column with a feature of their own, the most frequent ones.
 
     Attributes:
-        columns: Those of the training split, in its order.
-
-    Raises:
-        ConfigError: It is below 1.
+        columns: The columns of the training split, in its order.
     """
 
     def __init__(self, max_categories: int) -> None:
-        raise_if_any(at_least("max_categories", max_categories, 1))
         self.max_categories = max_categories
         self.columns: list[Column] = []
 
-    def key(self) -> tuple[Any, ...]:
-        """What `learn` and `encode` depend on beside the data; JSON."""
+    def fingerprint_parts(self) -> tuple[Any, ...]:
         return (self.max_categories,)
 
     @property
@@ -61,50 +161,50 @@ class Table:
 
     @property
     def numeric(self) -> dict[str, bool]:
-        """The columns by name, and whether each is one of numbers."""
-        return {column.name: isinstance(column, Number) for column in self.columns}
+        """True for a column of numbers, False for a column of categories, by column name."""
+        return {column.name: isinstance(column, NumberColumn) for column in self.columns}
 
-    def learn(self, train: Dataset, roles: Sequence[str]) -> None:
-        """Takes the columns from the column of structs, `roles`, of the training split.
+    def fit(self, train: Dataset, roles: Sequence[str]) -> None:
+        """Learn the columns from the column of structs, `roles`, of the training split.
 
-        Infinite numbers are passed over: `encode` says where they are.
+        Infinite numbers are skipped here, because `encode` reports their positions.
 
         Raises:
-            DataError: A column holds neither numbers nor texts, or nothing in training varies.
+            DataError: A column contains neither numbers nor texts, or no column varies in training.
         """
         (role,) = roles
         rows = train.with_format("arrow").select_columns(role)
-        names = {field.name: _is_number(field.name, field.type) for field in rows[:1][role].type}
-        numbers, missing = Moments(sum(names.values())), Counter[str]()
-        counters = {name: Counter[str]() for name, is_number in names.items() if not is_number}
+        is_number = {field.name: _is_number(field.name, field.type) for field in rows[:1][role].type}
+        moments, missing = Moments(sum(is_number.values())), Counter[str]()
+        counters = {name: Counter[str]() for name, numeric in is_number.items() if not numeric}
         for batch in rows.iter(10_000):
-            cells = dict(zip(names, batch[role].combine_chunks().flatten(), strict=True))
+            cells = dict(zip(is_number, batch[role].combine_chunks().flatten(), strict=True))
             missing.update({name: _count_missing(column) for name, column in cells.items()})
-            numeric = [_as_numbers(column) for name, column in cells.items() if names[name]]
-            if numeric:
-                numbers.add(np.stack(numeric, axis=1))
+            numbers = [_to_numbers(column) for name, column in cells.items() if is_number[name]]
+            if numbers:
+                moments.add(np.stack(numbers, axis=1))
             for name, counter in counters.items():
                 counter.update(cell for cell in cells[name].to_pylist() if cell is not None)
-        moments = iter(zip(numbers.mean.tolist(), numbers.std.tolist(), numbers.high.tolist(), strict=True))
+        numbers_seen = iter(zip(moments.mean.tolist(), moments.std.tolist(), moments.high.tolist(), strict=True))
         self.columns = [
-            learnt_number(name, *next(moments), missing[name], len(train))
-            if is_number
-            else learnt_category(name, counters[name], missing[name], self.max_categories)
-            for name, is_number in names.items()
+            fit_number_column(name, *next(numbers_seen), missing[name], len(train))
+            if numeric
+            else fit_category_column(name, counters[name], missing[name], self.max_categories)
+            for name, numeric in is_number.items()
         ]
         if not self.features:
             problem = "every column is the same in all rows of training"
-            raise DataError(format_error("features", problem, value=list(names)))
+            raise DataError(format_error("features", problem, value=list(is_number)))
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-        """Columns `features` (float32 (F,)), `missing` (cells without a value), `unknown` (categories without a slot).
+        """Return the columns `features` (float32 (F,)), `missing` (number of cells) and `unknown` (number of cells).
 
         Raises:
-            RowError: A number is no finite number, a category no text, or there is no such column.
+            RowError: A number is not finite, a cell has the wrong type, or a column is missing.
         """
-        lacking = [column.name for column in self.columns if column.name not in rows[0]]
-        if lacking:
-            raise RowError(0, "features", format_error("features", "lack columns that training has", value=lacking))
+        absent = [column.name for column in self.columns if column.name not in rows[0]]
+        if absent:
+            raise RowError(0, "features", format_error("features", "lack columns of the training split", value=absent))
         cells = [[row[column.name] for row in rows] for column in self.columns]
         blocks = [column.encode(values) for column, values in zip(self.columns, cells, strict=True)]
         missing = [[value is None or value != value for value in values] for values in cells]
@@ -115,24 +215,24 @@ class Table:
         }
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        """Logs the size of each split and what it lacks; returns a warning where many of its categories are unknown."""
+        """Log size and missing cells of each split; return a warning for each split with many unknown categories."""
         warnings = []
         constant = [column.name for column in self.columns if not column.features()]
         if constant:
-            logger.info("features: left out, the same in all rows of training: %s", ", ".join(constant))
-        num_categories = sum(isinstance(column, Category) for column in self.columns)
+            logger.info("features: ignored because they are constant in training: %s", ", ".join(constant))
+        num_categories = sum(isinstance(column, CategoryColumn) for column in self.columns)
         for split, rows in encoded.items():
             columns = rows.with_format("numpy")
             missing = columns["missing"][:].sum() / (len(rows) * len(self.columns))
             unknown = columns["unknown"][:].sum() / max(1, len(rows) * num_categories)
-            told = (
+            summary = (
                 f"{split}: {len(rows)} rows, {len(self.columns)} columns as {len(self.features)} features, "
                 f"{100 * missing:.1f} % of cells missing, {100 * unknown:.1f} % of categories unknown"
             )
-            if unknown > _MANY_UNKNOWN:
-                warnings.append(f"{told}; raise task.max_categories, or leave such columns out")
+            if unknown > _MAX_UNKNOWN:
+                warnings.append(f"{summary}. Raise task.max_categories, or leave these columns out")
             else:
-                logger.info(told)
+                logger.info(summary)
         return warnings
 
     @staticmethod
@@ -141,7 +241,7 @@ class Table:
 
     @staticmethod
     def model_inputs(rows: Columns, batching: Batching) -> dict[str, Tensor]:
-        """The model's inputs for encoded rows, in any layout: `features`, float32 (B, F)."""
+        """Return the model's inputs for encoded rows, in any layout: `features`, float32 (B, F)."""
         return {"features": torch.from_numpy(np.stack(rows["features"]))}
 
     def info_fields(self) -> dict[str, Any]:
@@ -154,12 +254,12 @@ class Table:
         return {}
 
     def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]:
-        """Random features of mean 0 and standard deviation 1."""
+        """Return random features of mean 0 and standard deviation 1."""
         shape = (sizes["batch"], len(self.features))
         return {"features": torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))}
 
     def artifact_files(self) -> dict[str, str]:
-        """`table.json`: the columns, and the names of the graph's features in their order."""
+        """Return `table.json`: the columns, and the names of the graph's features in their order."""
         content = {**self.state_dict(), "features": self.features}
         return {"table.json": json.dumps(content, ensure_ascii=False, indent=1) + "\n"}
 
@@ -167,29 +267,34 @@ class Table:
         return {"columns": [{"kind": column.kind, **asdict(column)} for column in self.columns]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        kinds: dict[str, type[Column]] = {kind.kind: kind for kind in (Number, Category)}
+        types: dict[str, type[Column]] = {column.kind: column for column in (NumberColumn, CategoryColumn)}
         self.columns = [
-            kinds[column["kind"]](**{name: value for name, value in column.items() if name != "kind"})
+            types[column["kind"]](**{name: value for name, value in column.items() if name != "kind"})
             for column in state["columns"]
         ]
 
 
-def _is_number(name: str, kind: Any) -> bool:
-    """Whether an Arrow type is one of numbers; a column without any value counts as one."""
+def _is_number(name: str, arrow_type: pyarrow.DataType) -> bool:
+    """Return True if an Arrow type is numeric; a column without any value counts as numeric."""
     from pyarrow import types
 
-    if types.is_string(kind) or types.is_large_string(kind):
+    if types.is_string(arrow_type) or types.is_large_string(arrow_type):
         return False
-    if types.is_floating(kind) or types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind):
+    if any(is_type(arrow_type) for is_type in (types.is_floating, types.is_integer, types.is_boolean, types.is_null)):
         return True
-    raise DataError(format_error("features", f"the column {name!r} must hold numbers or texts", value=str(kind)))
+    problem = f"column {name!r} must contain numbers or texts"
+    raise DataError(format_error("features", problem, value=str(arrow_type)))
 
 
-def _as_numbers(column: Any) -> np.ndarray:
+def _to_numbers(column: pyarrow.Array) -> np.ndarray:
     values: np.ndarray = column.cast("float64", safe=False).to_numpy(zero_copy_only=False)
     return values
 
 
-def _count_missing(column: Any) -> int:
-    """Cells without a value; NaN is none."""
+def _count_missing(column: pyarrow.Array) -> int:
+    """Count the cells without a value; NaN is no value."""
     return int(column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False).sum())
+
+
+def _cell_error(position: int, name: str, problem: str, value: Any) -> RowError:
+    return RowError(position, "features", format_error(name, problem, value=value))

@@ -1,18 +1,22 @@
-"""One label for one row of a table."""
+"""Classify rows of a table."""
 
 from __future__ import annotations
 
+from trainer.constraints import Count, validated
 from trainer.protocols import Inputs, Target
-from trainer.task.label import Label
-from trainer.task.supervised import Supervised
+from trainer.task.class_targets import ClassTarget
+from trainer.task.supervised import SupervisedTask
 from trainer.task.table import Table
 
 
-class TabularClassification(Supervised):
-    """Columns of numbers and categories in, one of K classes out.
+class TabularClassification(SupervisedTask):
+    """Predict one of K classes for columns of numbers and categories.
 
     Args:
-        max_categories: Categories of a column that get a feature of their own, the most frequent ones.
+        max_categories: Categories of a column with a feature of their own, the most frequent ones.
+
+    Raises:
+        ConfigError: `max_categories` is below 1.
     """
 
     monitor = "accuracy"
@@ -21,12 +25,13 @@ class TabularClassification(Supervised):
     inputs: Inputs = "features"
     script = ("tables", "classes")
 
-    def __init__(self, *, max_categories: int) -> None:
+    @validated()
+    def __init__(self, *, max_categories: Count) -> None:
         self.table = Table(max_categories)
-        self.label = Label()
-        super().__init__("tabular_classification/1", ("features",), self.table, self.label)
+        self.class_target = ClassTarget()
+        super().__init__("tabular_classification/1", ("features",), self.table, self.class_target)
 
     @property
     def numeric(self) -> dict[str, bool]:
-        """The columns that are read, and whether each is one of numbers."""
+        """True for a column of numbers, False for a column of categories, by column name."""
         return self.table.numeric

@@ -1,22 +1,26 @@
-"""One or more numbers for one row of a table."""
+"""Predict one or more numbers for rows of a table."""
 
 from __future__ import annotations
 
+from trainer.constraints import Count, validated
 from trainer.protocols import Inputs, Target
-from trainer.task.supervised import Supervised
+from trainer.task.numeric import RegressionTarget
+from trainer.task.supervised import SupervisedTask
 from trainer.task.table import Table
-from trainer.task.values import Values
 
 
-class TabularRegression(Supervised):
-    """Columns of numbers and categories in, V numbers out.
+class TabularRegression(SupervisedTask):
+    """Predict V numbers for columns of numbers and categories.
 
-    Targets are standardized by the training split, and the loss is that of standardized values; metrics and
-    answers are in the user's units. An exported graph gives standardized values, and `values.json` beside it the
-    way back.
+    Targets are standardized by the training split, and the loss compares standardized values; metrics and predictions
+    are in the user's units. An exported graph outputs standardized values, and `values.json` next to it has the means
+    and standard deviations to convert them back.
 
     Args:
-        max_categories: Categories of a column that get a feature of their own, the most frequent ones.
+        max_categories: Categories of a column with a feature of their own, the most frequent ones.
+
+    Raises:
+        ConfigError: `max_categories` is below 1.
     """
 
     monitor = "r2"
@@ -25,12 +29,13 @@ class TabularRegression(Supervised):
     inputs: Inputs = "features"
     script = ("tables", "values")
 
-    def __init__(self, *, max_categories: int) -> None:
+    @validated()
+    def __init__(self, *, max_categories: Count) -> None:
         self.table = Table(max_categories)
-        self.values = Values()
-        super().__init__("tabular_regression/1", ("features",), self.table, self.values)
+        self.regression_target = RegressionTarget()
+        super().__init__("tabular_regression/1", ("features",), self.table, self.regression_target)
 
     @property
     def numeric(self) -> dict[str, bool]:
-        """The columns that are read, and whether each is one of numbers."""
+        """True for a column of numbers, False for a column of categories, by column name."""
         return self.table.numeric

@@ -1,21 +1,25 @@
-"""One label for one text."""
+"""Classify texts: one class per text."""
 
 from __future__ import annotations
 
+from trainer.constraints import HubPath, validated
 from trainer.protocols import Inputs, Target
-from trainer.task.label import Label
-from trainer.task.supervised import Supervised
-from trainer.task.texts import Texts
+from trainer.task.class_targets import ClassTarget
+from trainer.task.supervised import SupervisedTask
+from trainer.task.texts import MaxLength, Texts, VocabSize
 
 
-class TextClassification(Supervised):
-    """Text in, one of K classes out.
+class TextClassification(SupervisedTask):
+    """Predict one of K classes for a text.
 
     Args:
-        max_length: Tokens of a sample, special ones included; longer texts are cut.
-        vocab_size: Entries of a vocabulary learnt from the training texts.
-        tokenizer: A `tokenizer.json`, its folder, or a name on the hub; None learns a WordPiece vocabulary.
-        lowercase: Lower case and no accents, in a learnt vocabulary.
+        max_length: Tokens of a sample, special tokens included; longer texts are truncated.
+        vocab_size: Entries of a vocabulary trained on the training texts.
+        tokenizer: A `tokenizer.json`, its folder, or a hub name; None trains a WordPiece vocabulary.
+        lowercase: For a trained vocabulary: convert texts to lower case without accents.
+
+    Raises:
+        ConfigError: A value is out of range.
     """
 
     monitor = "accuracy"
@@ -24,7 +28,10 @@ class TextClassification(Supervised):
     inputs: Inputs = "tokens"
     script = ("texts", "classes")
 
-    def __init__(self, *, max_length: int, vocab_size: int, tokenizer: str | None, lowercase: bool) -> None:
+    @validated()
+    def __init__(
+        self, *, max_length: MaxLength, vocab_size: VocabSize, tokenizer: HubPath | None, lowercase: bool
+    ) -> None:
         self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
-        self.label = Label()
-        super().__init__("text_classification/1", ("text",), self.texts, self.label)
+        self.class_target = ClassTarget()
+        super().__init__("text_classification/1", ("text",), self.texts, self.class_target)

@@ -1,11 +1,14 @@
-"""Tokenizers: a WordPiece vocabulary learnt from texts, or one given as a file."""
+"""Tokenizers: a WordPiece vocabulary trained on the user's texts, or a tokenizer that the user names."""
+
+from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from trainer import hub
@@ -16,38 +19,38 @@ _PADDING = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
-def learn_wordpiece(batches: Iterable[list[str]], *, vocab_size: int, lowercase: bool) -> Tokenizer:
-    """A WordPiece tokenizer of at most `vocab_size` entries; the same texts give the same one.
+def train_wordpiece(batches: Iterable[list[str]], *, vocab_size: int, lowercase: bool) -> Tokenizer:
+    """Train a WordPiece tokenizer of at most `vocab_size` entries; equal texts give equal tokenizers.
 
-    Texts are normalized and split as BERT's are (each Chinese character is a word of its own) and framed as
+    Texts are normalized and split as BERT does (each Chinese character is a word of its own) and framed as
     `[CLS] text [SEP]`.
 
     Args:
-        batches: The texts, in batches, once through.
-        vocab_size: Entries in all, special tokens included.
-        lowercase: Lower case and no accents.
+        batches: The texts in batches, read once.
+        vocab_size: Entries in total, special tokens included.
+        lowercase: Convert texts to lower case without accents.
     """
     tokenizer = _wordpiece({}, lowercase)
     words = _count_words(tokenizer, batches)
     alphabet, continuing = _alphabet(words, limit=(vocab_size - len(SPECIAL_TOKENS)) // 2)
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
-        # The library numbers continuing characters in hash order, and merges depend on the numbers: fixing
-        # theirs, as if they were special tokens, makes the vocabulary the same in every process.
+        # The library numbers continuing characters in hash order, and merges depend on the numbers. Listing these
+        # characters as special tokens fixes their numbers, so every process trains the same vocabulary.
         special_tokens=[*SPECIAL_TOKENS, *alphabet, *(f"##{character}" for character in continuing)],
         show_progress=False,
         limit_alphabet=len(alphabet),
         initial_alphabet=alphabet,
     )
     tokenizer.train_from_iterator(_repeat(words), trainer)
-    learnt = _wordpiece(tokenizer.get_vocab(with_added_tokens=True), lowercase)
-    learnt.add_special_tokens(list(SPECIAL_TOKENS))
-    learnt.post_processor = processors.TemplateProcessing(
+    trained = _wordpiece(tokenizer.get_vocab(with_added_tokens=True), lowercase)
+    trained.add_special_tokens(list(SPECIAL_TOKENS))
+    trained.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, learnt.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+        special_tokens=[(token, trained.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
     )
-    return learnt
+    return trained
 
 
 def _wordpiece(vocabulary: dict[str, int], lowercase: bool) -> Tokenizer:
@@ -60,86 +63,6 @@ def _wordpiece(vocabulary: dict[str, int], lowercase: bool) -> Tokenizer:
     return tokenizer
 
 
-def load_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer of a `tokenizer.json`, of the folder that holds one, of a checkpoint, or of a name on the hub.
-
-    Where there is no such file, transformers makes the tokenizer of what there is (`vocab.txt`, `merges.txt`, ...).
-
-    Raises:
-        ConfigError: There is no such file, or it is not a tokenizer.
-    """
-    place = Path(path).expanduser()
-    file: Path | None = place
-    if place.is_dir():
-        names = (name for name in ("tokenizer.json", "task.json") if (place / name).is_file())
-        file = next((place / name for name in names), None)
-    elif not place.is_file():
-        file = _fetched(path)
-    try:
-        if file is None:
-            tokenizer = _converted(path, str(place) if place.is_dir() else path)
-        elif file.name == "task.json":  # a checkpoint's
-            tokenizer = Tokenizer.from_str(json.loads(file.read_text(encoding="utf-8"))["tokenizer"])
-        else:
-            tokenizer = Tokenizer.from_file(str(file))
-    except ConfigError:
-        raise
-    except Exception as error:  # the libraries raise bare Exception, and whatever a broken file leads to
-        reason = " ".join(str(error).split())
-        what = "not a tokenizer.json" if file else "no tokenizer.json in it, and none can be made of what there is"
-        raise ConfigError(format_error("tokenizer", f"{what} ({reason})", value=path)) from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
-def _fetched(name: str) -> Path | None:
-    """The `tokenizer.json` of a name on the hub, in the hub's own cache; None where the model has none."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    if not _HUB_NAME.fullmatch(name) or name.endswith(".json"):
-        raise ConfigError(format_error("tokenizer", "no such file", "Give a tokenizer.json or its folder", value=name))
-    try:
-        return Path(hf_hub_download(name, "tokenizer.json", local_files_only=not hub.reachable()))
-    except EntryNotFoundError as error:
-        if not isinstance(error, LocalEntryNotFoundError):
-            return None
-        reason = "the hub cannot be reached"
-    except Exception as error:  # of the network, of the name, of rights
-        reason = f"the hub does not give it: {str(error).strip().splitlines()[0]}"
-    remedy = (
-        "Give a tokenizer.json or its folder; without a network, fetch it elsewhere (hf download NAME tokenizer.json)"
-    )
-    raise ConfigError(format_error("tokenizer", f"no such file, and {reason}", remedy, value=name))
-
-
-def _converted(path: str, place: str) -> Tokenizer:
-    """The tokenizer that transformers makes of a folder or a name."""
-    from transformers import AutoTokenizer
-
-    offline = not Path(place).is_dir() and not hub.reachable()
-    made = AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=offline)
-    tokenizer: Tokenizer | None = getattr(made, "backend_tokenizer", None)
-    # Without its vocabulary the library makes a tokenizer all the same, to which every word is unknown.
-    if tokenizer is None or set(tokenizer.get_vocab()) <= set(made.all_special_tokens):
-        remedy = "Give a folder with tokenizer.json, or with vocab.txt or vocab.json and merges.txt beside config.json"
-        raise ConfigError(format_error("tokenizer", "there is no vocabulary in it", remedy, value=path))
-    return tokenizer
-
-
-def pad_id(tokenizer: Tokenizer) -> int:
-    """The id that fills rows; masked everywhere, so any valid id serves where a vocabulary has no padding token."""
-    ids = (tokenizer.token_to_id(token) for token in _PADDING)
-    return next((token for token in ids if token is not None), 0)
-
-
-def unknown_id(tokenizer: Tokenizer) -> int | None:
-    """The id of what the vocabulary does not know; None where every text can be spelled (byte-level vocabularies)."""
-    token = getattr(tokenizer.model, "unk_token", None)
-    return None if token is None else tokenizer.token_to_id(token)
-
-
 def _count_words(tokenizer: Tokenizer, batches: Iterable[list[str]]) -> Counter[str]:
     words: Counter[str] = Counter()
     for batch in batches:
@@ -150,9 +73,9 @@ def _count_words(tokenizer: Tokenizer, batches: Iterable[list[str]]) -> Counter[
 
 
 def _alphabet(words: Counter[str], *, limit: int) -> tuple[list[str], list[str]]:
-    """The most frequent characters, and those of them that also continue a word; at most `limit` in all.
+    """Return the most frequent characters, and the ones among them that also continue a word; at most `limit` in total.
 
-    The library's own choice breaks ties by hash order, anew in each process.
+    The library's own choice breaks ties in hash order, which differs between processes.
     """
     characters: Counter[str] = Counter()
     continuing: set[str] = set()
@@ -172,3 +95,97 @@ def _alphabet(words: Counter[str], *, limit: int) -> tuple[list[str], list[str]]
 def _repeat(words: Counter[str]) -> Iterator[list[str]]:
     for word in sorted(words):
         yield [word] * words[word]
+
+
+def load_tokenizer(path: str) -> Tokenizer:
+    """Load a tokenizer from a `tokenizer.json`, from a folder with one, from a checkpoint, or from a hub name.
+
+    If there is no `tokenizer.json`, transformers converts the files that there are (`vocab.txt`, `merges.txt`, ...).
+
+    Raises:
+        ConfigError: The file does not exist, or it is not a tokenizer.
+    """
+    place = Path(path).expanduser()
+    file: Path | None = place
+    if place.is_dir():
+        names = (name for name in ("tokenizer.json", "task.json") if (place / name).is_file())
+        file = next((place / name for name in names), None)
+    elif not place.is_file():
+        file = _download(path)
+    try:
+        if file is None:
+            tokenizer = _convert(path, str(place) if place.is_dir() else path)
+        elif file.name == "task.json":  # a checkpoint's
+            tokenizer = Tokenizer.from_str(json.loads(file.read_text(encoding="utf-8"))["tokenizer"])
+        else:
+            tokenizer = Tokenizer.from_file(str(file))
+    except ConfigError:
+        raise
+    except Exception as error:  # the libraries raise bare Exception, and a broken file can raise anything
+        reason = " ".join(str(error).split())
+        problem = "is not a tokenizer.json" if file else "has no tokenizer.json, and its files cannot be converted"
+        raise ConfigError(format_error("tokenizer", f"{problem} ({reason})", value=path)) from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _download(name: str) -> Path | None:
+    """Return the `tokenizer.json` of a hub name, in the hub's own cache, or None if the model has none."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if not _HUB_NAME.fullmatch(name) or name.endswith(".json"):
+        raise ConfigError(format_error("tokenizer", "no such file", "Name a tokenizer.json or its folder", value=name))
+    try:
+        return Path(hf_hub_download(name, "tokenizer.json", local_files_only=not hub.reachable()))
+    except EntryNotFoundError as error:
+        if not isinstance(error, LocalEntryNotFoundError):
+            return None
+        reason = "the hub cannot be reached"
+    except Exception as error:  # from the network, an invalid name, missing rights
+        reason = f"the hub does not provide it: {str(error).strip().splitlines()[0]}"
+    remedy = (
+        "Name a tokenizer.json or its folder; without a network, download it elsewhere "
+        "(hf download NAME tokenizer.json)"
+    )
+    raise ConfigError(format_error("tokenizer", f"no such file, and {reason}", remedy, value=name))
+
+
+def _convert(path: str, place: str) -> Tokenizer:
+    """Return the tokenizer that transformers converts from a folder or a hub name."""
+    from transformers import AutoTokenizer
+
+    offline = not Path(place).is_dir() and not hub.reachable()
+    converted = AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=offline)
+    tokenizer: Tokenizer | None = getattr(converted, "backend_tokenizer", None)
+    # Without vocabulary files the library still makes a tokenizer, to which every word is unknown.
+    if tokenizer is None or set(tokenizer.get_vocab()) <= set(converted.all_special_tokens):
+        remedy = "Name a folder with tokenizer.json, or with config.json and vocab.txt (or vocab.json and merges.txt)"
+        raise ConfigError(format_error("tokenizer", "has no vocabulary", remedy, value=path))
+    return tokenizer
+
+
+def pad_id(tokenizer: Tokenizer) -> int:
+    """Return the id that fills rows; it is always masked, so any id serves if the vocabulary has no padding token."""
+    ids = (tokenizer.token_to_id(token) for token in _PADDING)
+    return next((token for token in ids if token is not None), 0)
+
+
+def unknown_id(tokenizer: Tokenizer) -> int | None:
+    """Return the id of unknown tokens, or None if every text can be spelled (byte-level vocabularies)."""
+    token = getattr(tokenizer.model, "unk_token", None)
+    return None if token is None else tokenizer.token_to_id(token)
+
+
+def find_special_id(tokenizer: Tokenizer, names: Sequence[str]) -> int | None:
+    """Return the id of the first of these tokens that the tokenizer has, or None."""
+    ids = (tokenizer.token_to_id(name) for name in names)
+    return next((token_id for token_id in ids if token_id is not None), None)
+
+
+def special_ids(tokenizer: Tokenizer) -> np.ndarray:
+    """Return the ids that represent no text, int64, ascending: special tokens and the unknown token."""
+    special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    unknown = unknown_id(tokenizer)
+    return np.array(sorted(special if unknown is None else special | {unknown}), dtype=np.int64)

@@ -1,7 +1,7 @@
 """Metrics of predicted numbers, exact over a whole split.
 
-torchmetrics' own accumulate in float32, have no direction for the correlations, refuse a split of one sample, and rank
-in int32, which overflows where tens of thousands of targets are equal.
+torchmetrics' own metrics accumulate in float32, declare no direction for the correlations, reject a split of one
+sample, and rank in int32, which overflows if tens of thousands of targets are equal.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class Statistic(Metric):
-    """A statistic of all outputs and targets (N, V) of a split, in float64, as the mean over the V values.
+    """A statistic of all outputs and targets (N, V) of a split in float64, averaged over the V values.
 
-    It keeps them until the end, 8 * V bytes a sample; metrics in one collection share them.
+    It keeps them until the end, 8 * V bytes per sample; metrics in one collection share them.
 
     Args:
-        statistic: Outputs and targets (N, V), float64 on the host, to one number a value, (V,).
-        scale: What standardized outputs and targets are multiplied with, V numbers. Their means need not be added:
-            no statistic changes where both are shifted.
+        statistic: Maps outputs and targets (N, V), float64 on the host, to one number per value, (V,).
+        scale: Factors for standardized outputs and targets, V numbers. The means need not be added, because no
+            statistic changes if outputs and targets are shifted together.
     """
 
     full_state_update = False
@@ -38,31 +38,31 @@ class Statistic(Metric):
         self.add_state("targets", default=[], dist_reduce_fx="cat")
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Takes outputs and targets (B, V)."""
+        """Add outputs and targets (B, V)."""
         self.outputs.append(output.detach())
         self.targets.append(target)
 
     def compute(self) -> Tensor:
-        """The mean over the values: shape (), float64."""
+        """Return the mean over the values: shape (), float64."""
         scale = torch.tensor(self.scale, dtype=torch.float64)
         output, target = (dim_zero_cat(rows).cpu().double() * scale for rows in (self.outputs, self.targets))
         return self.statistic(output, target).mean()
 
 
 class Score(Statistic):
-    """A statistic of which more is better."""
+    """A statistic that is better if it is higher."""
 
     higher_is_better = True
 
 
 class Error(Statistic):
-    """A statistic of which less is better."""
+    """A statistic that is better if it is lower."""
 
     higher_is_better = False
 
 
 def regression_metrics(scale: Sequence[float]) -> MetricCollection:
-    """The metrics of standardized outputs and targets (B, V), in units of which one standard deviation is `scale`."""
+    """Return the metrics of standardized outputs and targets (B, V) whose standard deviations are `scale`."""
     return MetricCollection(
         {
             "r2": Score(r2, scale),
@@ -75,9 +75,9 @@ def regression_metrics(scale: Sequence[float]) -> MetricCollection:
 
 
 def r2(output: Tensor, target: Tensor) -> Tensor:
-    """1 - sum((target - output)^2) / sum((target - mean)^2), (N, V) to (V,): the share of the variance explained.
+    """1 - sum((target - output)^2) / sum((target - mean)^2), (N, V) to (V,): the fraction of explained variance.
 
-    Where all targets are equal there is nothing to explain: 1 where the outputs equal them, else 0, as in scikit-learn.
+    If all targets are equal there is no variance: 1 if the outputs equal them, else 0, as in scikit-learn.
     """
     residual = (target - output).square().sum(0)
     total = (target - target.mean(0)).square().sum(0)
@@ -96,7 +96,7 @@ def root_mean_squared_error(output: Tensor, target: Tensor) -> Tensor:
 
 
 def pearson(output: Tensor, target: Tensor) -> Tensor:
-    """Pearson's correlation, (N, V) to (V,); NaN where all outputs or all targets are equal: there is none."""
+    """Pearson's correlation, (N, V) to (V,); NaN if all outputs or all targets are equal, which leaves it undefined."""
     varied = (output.amin(0) < output.amax(0)) & (target.amin(0) < target.amax(0))
     output, target = (values - values.mean(0) for values in (output, target))
     correlation = (output * target).sum(0) / (output.norm(dim=0) * target.norm(dim=0))
@@ -104,7 +104,7 @@ def pearson(output: Tensor, target: Tensor) -> Tensor:
 
 
 def spearman(output: Tensor, target: Tensor) -> Tensor:
-    """Spearman's correlation, that of the ranks, (N, V) to (V,); equal numbers share the mean of their ranks."""
+    """Spearman's correlation: Pearson's of the ranks, (N, V) to (V,); equal numbers share the mean of their ranks."""
     return pearson(_ranks(output), _ranks(target))
 
 

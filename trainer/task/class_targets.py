@@ -1,0 +1,292 @@
+"""Target encoders for classes: one class per sample (`ClassTarget`) or any number of labels (`MultilabelTarget`)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+
+from trainer.errors import DataError, RowError, did_you_mean, format_error
+from trainer.task.texts import row_lengths
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+    from torchmetrics import MetricCollection
+
+logger = logging.getLogger(__name__)
+
+_MAX_LISTED = 20
+"""Log the counts of all classes up to this number, else only of the largest and the smallest."""
+
+_DECIMALS = 6
+
+
+class Classes:
+    """The labels of the training split, sorted, and how often each occurs there.
+
+    Attributes:
+        labels: The names; the index of a label is its class.
+        counts: Training targets of each label.
+    """
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+        self.counts: list[int] = []
+        self._indices: dict[str, int] = {}
+
+    def fit(self, labels: Iterable[str], *, at_least: int, role: str = "label") -> None:
+        """Collect the labels of the training targets.
+
+        Raises:
+            DataError: There are fewer than `at_least` different labels.
+        """
+        counts = Counter(labels)
+        if len(counts) < at_least:
+            problem = f"needs at least {at_least} different {'label' if at_least == 1 else 'labels'} in training"
+            raise DataError(format_error(role, problem, value=list(counts)))
+        self._set(sorted(counts), [counts[label] for label in sorted(counts)])
+
+    def indices(self, rows: Sequence[Sequence[str]], role: str = "label") -> list[list[int]]:
+        """Return the classes of the labels of each row.
+
+        Raises:
+            RowError: Labels do not occur in training; the error names all of them.
+        """
+        unknown: dict[str, int] = {}
+        for position, labels in enumerate(rows):
+            for label in labels:
+                if label not in self._indices:
+                    unknown.setdefault(label, position)
+        if unknown:
+            (label, position), *others = unknown.items()
+            names = ", ".join(repr(other) for other, _ in others[:_MAX_LISTED])
+            problem = "does not occur in training" + (f", nor do {names}" if others else "")
+            raise RowError(position, role, format_error(role, problem, did_you_mean(label, self.labels), value=label))
+        return [[self._indices[label] for label in labels] for labels in rows]
+
+    def log_counts(self, encoded: Mapping[str, Dataset], column: str) -> None:
+        """Log how many targets of each class each split has, the largest class first.
+
+        Args:
+            encoded: The splits.
+            column: The column of classes, one or a list per row.
+        """
+        for split, rows in encoded.items():
+            counts = np.zeros(len(self.labels), dtype=np.int64)
+            for batch in rows.with_format("arrow").select_columns(column).iter(10_000):
+                values = batch[column].combine_chunks()
+                classes = values.flatten() if hasattr(values, "value_lengths") else values
+                counts += np.bincount(classes.to_numpy(zero_copy_only=False), minlength=len(counts))
+            order = np.argsort(-counts, kind="stable")
+            entries = [f"{self.labels[index]} {counts[index]}" for index in order]
+            if len(entries) > _MAX_LISTED:
+                entries = [*entries[: _MAX_LISTED // 2], "...", *entries[-_MAX_LISTED // 2 :]]
+            logger.info("%s: targets of %d classes: %s", split, len(self.labels), ", ".join(entries))
+
+    def info_fields(self) -> dict[str, Any]:
+        return {"num_outputs": len(self.labels), "class_counts": self.counts}
+
+    def artifact_files(self) -> dict[str, str]:
+        return {"labels.json": json.dumps(self.labels, ensure_ascii=False, indent=1) + "\n"}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"labels": self.labels, "class_counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._set(list(state["labels"]), list(state["class_counts"]))
+
+    def _set(self, labels: list[str], counts: list[int]) -> None:
+        self.labels, self.counts = labels, counts
+        self._indices = {label: index for index, label in enumerate(labels)}
+
+
+class ClassTarget:
+    """Encodes one of K classes per sample.
+
+    Attributes:
+        classes: The labels of the training split.
+    """
+
+    role: ClassVar[str] = "label"
+
+    def __init__(self) -> None:
+        self.classes = Classes()
+
+    def fit(self, train: Dataset) -> None:
+        """Collect the labels and their counts from the column `label` of the training split.
+
+        Raises:
+            DataError: There are fewer than two labels.
+        """
+        batches = train.select_columns(self.role).iter(10_000)
+        self.classes.fit((label for batch in batches for label in batch[self.role]), at_least=2)
+
+    def encode(self, labels: Sequence[str]) -> list[int]:
+        """Return the class of each row.
+
+        Raises:
+            RowError: Labels do not occur in training.
+        """
+        return [index for (index,) in self.classes.indices([(label,) for label in labels], self.role)]
+
+    def log_counts(self, encoded: Mapping[str, Dataset]) -> None:
+        """Log how many samples of each class each split has."""
+        self.classes.log_counts(encoded, self.role)
+
+    @staticmethod
+    def to_tensor(classes: Sequence[int]) -> Tensor:
+        """Return the target of encoded rows, int64 (B,)."""
+        return torch.from_numpy(np.array(classes, dtype=np.int64))
+
+    def info_fields(self) -> dict[str, Any]:
+        return {**self.classes.info_fields(), "num_train": sum(self.classes.counts)}
+
+    def metrics(self) -> MetricCollection:
+        """Return accuracy, and F1 averaged over the classes so that rare ones count as much as frequent ones."""
+        from torchmetrics import MetricCollection
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+        count = len(self.classes.labels)
+        return MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(count, average="micro"),
+                "macro_f1": MulticlassF1Score(count, average="macro"),
+            }
+        )
+
+    def predictions(self, output: Tensor, top: int) -> list[dict[str, Any]]:
+        """Return `label` and `probability` for each row of logits (B, C), and the `probabilities` of the `top` ones."""
+        return class_predictions(output, self.classes.labels, top)
+
+    def artifact_files(self) -> dict[str, str]:
+        return self.classes.artifact_files()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.classes.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.classes.load_state_dict(state)
+
+
+class MultilabelTarget:
+    """Encodes the labels of a sample, out of C labels: none, one or several.
+
+    Args:
+        threshold: A label is predicted if its probability is above this value, in (0, 1); also for F1 and exact match.
+
+    Attributes:
+        classes: The labels of the training split.
+        num_train: Training samples.
+    """
+
+    role: ClassVar[str] = "labels"
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+        self.classes = Classes()
+        self.num_train = 0
+
+    def fit(self, train: Dataset) -> None:
+        """Collect the labels and their positives from the column `labels` of the training split.
+
+        Raises:
+            DataError: There are fewer than two labels.
+        """
+        rows = (labels for batch in train.select_columns(self.role).iter(10_000) for labels in batch[self.role])
+        self.classes.fit((label for labels in rows for label in set(labels)), at_least=2, role=self.role)
+        self.num_train = len(train)
+
+    def encode(self, rows: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Return the classes of each row, ascending, int32.
+
+        Raises:
+            RowError: Labels do not occur in training.
+        """
+        return [np.array(sorted(set(row)), dtype=np.int32) for row in self.classes.indices(rows, self.role)]
+
+    def log_counts(self, encoded: Mapping[str, Dataset]) -> None:
+        """Log how many labels the samples of each split have, and how many samples each label has."""
+        for split, rows in encoded.items():
+            counts = row_lengths(rows, self.role)
+            message = "%s: %d labels, %.2f per text, %.1f %% of texts without a label"
+            logger.info(message, split, len(self.classes.labels), counts.mean(), 100 * (counts == 0).mean())
+        self.classes.log_counts(encoded, self.role)
+
+    def to_tensor(self, rows: Sequence[np.ndarray]) -> Tensor:
+        """Return the target of encoded rows, 0 or 1, float32 (B, C)."""
+        target = np.zeros((len(rows), len(self.classes.labels)), dtype=np.float32)
+        for row, indices in enumerate(rows):
+            target[row, indices] = 1.0
+        return torch.from_numpy(target)
+
+    def info_fields(self) -> dict[str, Any]:
+        """Return the sizes; `class_counts` are the positives of each label in training."""
+        return {**self.classes.info_fields(), "num_train": self.num_train}
+
+    def metrics(self) -> MetricCollection:
+        """Return micro and macro F1 and the rate of exact matches at `threshold`, and the mean average precision."""
+        from trainer.task.classification_metrics import multilabel_metrics
+
+        return multilabel_metrics(len(self.classes.labels), self.threshold)
+
+    def predictions(self, output: Tensor, top: int) -> list[dict[str, Any]]:
+        """Return the `labels` above `threshold` for each row of logits (B, C), the most likely first.
+
+        `probabilities` contains these labels and at least the `top` most likely ones.
+        """
+        probabilities, order = output.float().sigmoid().sort(dim=-1, descending=True, stable=True)
+        counts = (probabilities > self.threshold).sum(dim=-1).tolist()
+        predictions: list[dict[str, Any]] = []
+        for values, indices, count in zip(probabilities.tolist(), order.tolist(), counts, strict=True):
+            shown = [self.classes.labels[index] for index in indices[: max(count, top)]]
+            by_label = dict(zip(shown, map(round_probability, values), strict=False))
+            predictions.append({"labels": shown[:count], "probabilities": by_label})
+        return predictions
+
+    def artifact_files(self) -> dict[str, str]:
+        """Return `labels.json`, and `threshold.json`: a label is predicted if sigmoid(logit) is above it."""
+        return {**self.classes.artifact_files(), "threshold.json": json.dumps(self.threshold) + "\n"}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.classes.state_dict(), "num_train": self.num_train}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.classes.load_state_dict(state)
+        self.num_train = int(state["num_train"])
+
+
+def round_probability(value: float) -> float:
+    """Round a probability to six decimals: float32 has no more."""
+    return round(value, _DECIMALS)
+
+
+def most_likely(output: Tensor, count: int) -> list[list[tuple[int, float]]]:
+    """Return the `count` most likely classes of each row of logits (N, C) and their probabilities.
+
+    Of equal probabilities the lower class comes first.
+    """
+    probabilities, order = output.float().softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    return [
+        [(index, round_probability(probability)) for index, probability in zip(indices, values, strict=True)]
+        for indices, values in zip(order[:, :count].tolist(), probabilities[:, :count].tolist(), strict=True)
+    ]
+
+
+def class_predictions(output: Tensor, labels: Sequence[str], top: int) -> list[dict[str, Any]]:
+    """Return `label` and `probability` for each row of logits (B, C), and `probabilities` if `top` is above 1."""
+    return [
+        best_prediction("label", [(labels[index], probability) for index, probability in best])
+        for best in most_likely(output, top)
+    ]
+
+
+def best_prediction(key: str, best: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    """Return the first name as `key` with its `probability`, and all `probabilities` if there are several names."""
+    name, probability = best[0]
+    return {key: name, "probability": probability} | ({"probabilities": dict(best)} if len(best) > 1 else {})

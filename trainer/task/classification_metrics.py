@@ -1,0 +1,271 @@
+"""Metrics of classes: tokens, multiple labels, and tagged words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MultilabelExactMatch, MultilabelF1Score
+from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.wrappers.abstract import WrapperMetric
+
+from trainer.task.entities import Scheme, count_entities, read_scheme
+
+_MAX_LOGITS = 2**22
+"""Logits to normalize at a time, so that an evaluation needs no second tensor of the size of its logits."""
+
+_MAX_LABELS = 256
+"""Labels to sort at a time."""
+
+
+class TokenAccuracy(Metric):
+    """Fraction of targets whose class has the largest score.
+
+    Args:
+        ignore_index: The target to leave out.
+    """
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+
+    num_right: Tensor
+    num_targets: Tensor
+
+    def __init__(self, ignore_index: int = -100) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+        for name in ("num_right", "num_targets"):
+            self.add_state(name, default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add scores (..., C) and classes (...,)."""
+        kept = target != self.ignore_index
+        self.num_right += (kept & (output.argmax(dim=-1) == target)).sum()
+        self.num_targets += kept.sum()
+
+    def compute(self) -> Tensor:
+        return self.num_right / self.num_targets
+
+
+class Perplexity(Metric):
+    """exp of the mean cross entropy of the targets.
+
+    Args:
+        ignore_index: The target to leave out.
+    """
+
+    higher_is_better = False
+    is_differentiable = False
+    full_state_update = False
+
+    cross_entropy: Tensor
+    num_targets: Tensor
+
+    def __init__(self, ignore_index: int = -100) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+        self.add_state("cross_entropy", default=torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("num_targets", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add logits or log-probabilities (..., C) and classes (...,)."""
+        logits, target = output.flatten(0, -2), target.flatten()
+        rows = max(1, _MAX_LOGITS // logits.shape[1])
+        for start in range(0, len(target), rows):
+            piece, classes = logits[start : start + rows].float(), target[start : start + rows]
+            self.cross_entropy += F.cross_entropy(piece, classes, ignore_index=self.ignore_index, reduction="sum")
+        self.num_targets += (target != self.ignore_index).sum()
+
+    def compute(self) -> Tensor:
+        return (self.cross_entropy / self.num_targets).exp()
+
+
+def language_metrics() -> MetricCollection:
+    """Return perplexity and accuracy over the tokens that have a target."""
+    return MetricCollection({"perplexity": Perplexity(), "accuracy": TokenAccuracy()})
+
+
+def multilabel_metrics(num_labels: int, threshold: float) -> MetricCollection:
+    """Return micro and macro F1, mean average precision, and the fraction of samples with all labels right.
+
+    Args:
+        num_labels: C, at least 2.
+        threshold: A label is predicted if its probability is above this value.
+    """
+    micro, macro = (
+        MultilabelF1Score(num_labels, average=average, validate_args=False) for average in ("micro", "macro")
+    )
+    exact = MultilabelExactMatch(num_labels, validate_args=False)
+    return MetricCollection(
+        {
+            "micro_f1": DecisionMetric(micro, threshold),
+            "macro_f1": DecisionMetric(macro, threshold),
+            "mean_average_precision": MeanAveragePrecision(),
+            "exact_match": DecisionMetric(exact, threshold),
+        }
+    )
+
+
+def decide(logits: Tensor, threshold: float) -> Tensor:
+    """Return True for each predicted label, in the shape of `logits`."""
+    return logits.float().sigmoid() > threshold
+
+
+class DecisionMetric(WrapperMetric):
+    """Apply a metric of 0 and 1 to logits.
+
+    torchmetrics takes a batch whose logits all happen to be in [0, 1] for probabilities, so it gets only decisions.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, metric: Metric, threshold: float) -> None:
+        super().__init__()
+        self.metric = metric
+        self.threshold = threshold
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add logits and labels of 0 and 1, both (B, C)."""
+        self.metric.update(decide(output, self.threshold).int(), target.int())
+
+    def compute(self) -> Tensor:
+        value: Tensor = self.metric.compute()
+        return value
+
+    def reset(self) -> None:
+        super().reset()
+        self.metric.reset()
+
+
+class MeanAveragePrecision(Metric):
+    """Mean of the labels' average precisions, exact; it keeps all logits of a split.
+
+    The average precision of a label is sum_n (R_n - R_(n-1)) P_n over the distinct scores as thresholds, from the
+    highest: P and R are precision and recall of the samples at or above the n-th. A label without a positive has no
+    average precision and is left out of the mean, which is NaN if no label remains.
+
+    Source: scikit-learn's `average_precision_score`; Zhu 2004, "Recall, precision and average precision".
+    """
+
+    higher_is_better = True
+    full_state_update = False
+    outputs: list[Tensor]
+    targets: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("outputs", default=[], dist_reduce_fx="cat")
+        self.add_state("targets", default=[], dist_reduce_fx="cat")
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add scores and labels of 0 and 1, both (B, C)."""
+        self.outputs.append(output.detach())
+        self.targets.append(target.bool())
+
+    def compute(self) -> Tensor:
+        """Return the mean: shape (), float64."""
+        output, target = (dim_zero_cat(rows).cpu() for rows in (self.outputs, self.targets))
+        parts = [slice(start, start + _MAX_LABELS) for start in range(0, output.shape[1], _MAX_LABELS)]
+        return torch.cat([average_precisions(output[:, part], target[:, part]) for part in parts]).nanmean()
+
+
+def average_precisions(scores: Tensor, target: Tensor) -> Tensor:
+    """Return the average precision of each label, (N, C) to (C,), float64; NaN for a label without a positive."""
+    order = scores.argsort(dim=0, descending=True)
+    scores, positive = scores.gather(0, order), target.gather(0, order)
+    places = torch.arange(len(scores))[:, None].expand_as(scores)
+    # Equal scores are one threshold: each takes precision and recall at the last of them.
+    is_last = torch.ones_like(positive)
+    is_last[:-1] = scores[:-1] != scores[1:]
+    last = places.masked_fill(~is_last, len(scores)).flip(0).cummin(0).values.flip(0)
+    precision = positive.cumsum(0).gather(0, last).double() / (last + 1)
+    return (precision * positive).sum(0) / positive.sum(0)
+
+
+class EntityScore(Metric):
+    """F1, precision or recall of entities over all types (micro-averaged), as `conlleval` and seqeval compute them.
+
+    The score is 0 if its divisor is 0.
+
+    Args:
+        tags: The names of the C classes.
+        score: The score to compute.
+        ignore_index: The target at a position without a word to tag.
+    """
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+
+    counts: Tensor
+    types: Tensor
+    opens: Tensor
+    closes: Tensor
+
+    def __init__(
+        self, tags: Sequence[str], score: Literal["f1", "precision", "recall"], ignore_index: int = -100
+    ) -> None:
+        super().__init__()
+        self.score = score
+        self.ignore_index = ignore_index
+        for name, table in vars(read_scheme(tags)).items():
+            self.register_buffer(name, table, persistent=False)
+        self.add_state("counts", default=torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add scores (B, W, C) and classes (B, W)."""
+        scheme = Scheme(self.types, self.opens, self.closes)
+        self.counts += count_entities(output.argmax(dim=-1), target, scheme, self.ignore_index)
+
+    def compute(self) -> Tensor:
+        matched, predicted, actual = self.counts.float()
+        divisor = {"f1": (predicted + actual) / 2, "precision": predicted, "recall": actual}[self.score]
+        score: Tensor = matched / divisor.clamp(min=0.5)
+        return score
+
+
+class TagF1(Metric):
+    """F1 of each tag over words, averaged over the tags that occur in targets or predictions.
+
+    Args:
+        num_classes: C.
+        ignore_index: The target at a position without a word to tag.
+    """
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+
+    counts: Tensor
+
+    def __init__(self, num_classes: int, ignore_index: int = -100) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.add_state("counts", default=torch.zeros(3, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add scores (..., C) and classes (...,)."""
+        target, predicted = target.flatten(), output.argmax(dim=-1).flatten()
+        ignored = target == self.ignore_index
+        # Count ignored words in a class of their own: selecting the others would wait for the device.
+        target = target.masked_fill(ignored, self.num_classes)
+        predicted = predicted.masked_fill(ignored, self.num_classes)
+        right = target.where(target == predicted, self.num_classes)
+        self.counts += torch.stack([self._count(classes) for classes in (right, predicted, target)])
+
+    def compute(self) -> Tensor:
+        right, predicted, actual = self.counts.float()
+        scores = right / ((predicted + actual) / 2).clamp(min=0.5)
+        mean: Tensor = scores.sum() / ((predicted + actual) > 0).sum().clamp(min=1)
+        return mean
+
+    def _count(self, classes: Tensor) -> Tensor:
+        # Not bincount, which waits for the device to learn the largest class.
+        counts = torch.zeros(self.num_classes + 1, dtype=torch.int64, device=classes.device)
+        return counts.index_add(0, classes, torch.ones_like(classes))[:-1]
