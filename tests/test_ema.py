@@ -10,7 +10,7 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def test_the_average_is_the_closed_form() -> None:
+def test_average_equals_the_closed_form() -> None:
     torch.manual_seed(0)
     model = nn.Linear(3, 2).double()
     ema = Ema(model, decay=0.9)
@@ -26,7 +26,7 @@ def test_the_average_is_the_closed_form() -> None:
     assert ema.state_dict() == {"updates": 30}
 
 
-def test_the_model_is_left_alone() -> None:
+def test_the_model_is_not_changed() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.Dropout())
     before = weights(model)
     ema = Ema(model, decay=0.5)
@@ -38,7 +38,7 @@ def test_the_model_is_left_alone() -> None:
     assert not any(module.training for module in ema.module.modules())
 
 
-def test_buffers_are_copied_whatever_their_type() -> None:
+def test_buffers_of_any_dtype_are_copied() -> None:
     model = nn.BatchNorm1d(2)
     ema = Ema(model, decay=0.999)
     for _ in range(3):
@@ -49,7 +49,7 @@ def test_buffers_are_copied_whatever_their_type() -> None:
     assert torch.equal(ema.module.running_mean, model.running_mean)
 
 
-def test_it_goes_on_where_it_stopped() -> None:
+def test_average_resumes_from_its_state() -> None:
     torch.manual_seed(0)
     values = [torch.randn(2, 3) for _ in range(16)]
     model = nn.Linear(3, 2)
@@ -74,7 +74,7 @@ def test_it_goes_on_where_it_stopped() -> None:
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_small_decays(decay: float) -> None:
+def test_decay_warmup_starts_at_a_tenth(decay: float) -> None:
     model = nn.Linear(1, 1)
     ema = Ema(model, decay)
     model.weight.data.fill_(7.0)
@@ -100,7 +100,7 @@ class Owning(nn.Module):
         return torch.tensor(target.numel())
 
 
-def test_the_weights_of_a_loss_are_averaged_with_the_models() -> None:
+def test_weights_of_a_loss_are_averaged_too() -> None:
     model, loss = nn.Linear(2, 2).double(), Owning()
     ema = Ema(model, 0.9, loss)
     expected = 1.0
@@ -119,7 +119,7 @@ def test_the_weights_of_a_loss_are_averaged_with_the_models() -> None:
     assert not ema.loss.scale.requires_grad
 
 
-def test_a_loss_without_weights_stays_itself() -> None:
+def test_a_loss_without_weights_is_not_copied() -> None:
     model, loss = nn.Linear(2, 2), CrossEntropy(None, 0.0, -100)
     ema = Ema(model, 0.9, loss)
     ema.update(model, loss)

@@ -1,4 +1,4 @@
-"""The experiments: each composes, runs through in seconds, and learns more than a simple model of the same data."""
+"""The experiments: each composes, trains in seconds with debug=smoke, and beats a simple baseline on the same data."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,50 +15,50 @@ CONF = Path(__file__).parent.parent / "conf"
 QUIET = ["device=cpu", "logger.console=none", "logger.tensorboard=false", "export.formats=[]"]
 
 
-class Simple(NamedTuple):
-    """A simple model of an experiment's data: what it is, and its score on the test split."""
+class Baseline(NamedTuple):
+    """A simple model of an experiment's data, and its score on the test split."""
 
     name: str
     metric: str
     score: float
 
 
-SIMPLE = {
-    "stdlib_docs": Simple("TF-IDF + logistic regression", "accuracy", 0.7337),
-    "stdlib_focal": Simple("TF-IDF + logistic regression", "macro_f1", 0.6751),
-    "stdlib_labels": Simple("TF-IDF + logistic regression", "micro_f1", 0.6640),
-    "stdlib_pairs": Simple("number of shared words + logistic regression", "accuracy", 0.8322),
-    "stdlib_sizes": Simple("TF-IDF + ridge regression", "r2", 0.3242),
-    "stdlib_similar": Simple("cosine of word counts", "mrr", 0.2948),
-    "stdlib_tags": Simple("most frequent tag of a word", "entity_f1", 0.4402),
-    "mlm": Simple("unigram", "perplexity", 432.56),
-    "stdlib_causal_lm": Simple("interpolated bigram", "perplexity", 82.11),
-    "digits": Simple("logistic regression", "accuracy", 0.9620),
-    "breast_cancer": Simple("majority", "accuracy", 0.5789),
-    "diabetes": Simple("ridge regression", "r2", 0.4398),
+BASELINES = {
+    "stdlib_docs": Baseline("TF-IDF + logistic regression", "accuracy", 0.7337),
+    "stdlib_focal": Baseline("TF-IDF + logistic regression", "macro_f1", 0.6751),
+    "stdlib_labels": Baseline("TF-IDF + logistic regression", "micro_f1", 0.6640),
+    "stdlib_pairs": Baseline("number of shared words + logistic regression", "accuracy", 0.8322),
+    "stdlib_sizes": Baseline("TF-IDF + ridge regression", "r2", 0.3242),
+    "stdlib_similar": Baseline("cosine of word counts", "mrr", 0.2948),
+    "stdlib_tags": Baseline("most frequent tag of a word", "entity_f1", 0.4402),
+    "mlm": Baseline("unigram", "perplexity", 432.56),
+    "stdlib_causal_lm": Baseline("interpolated bigram", "perplexity", 82.11),
+    "digits": Baseline("logistic regression", "accuracy", 0.9620),
+    "breast_cancer": Baseline("majority", "accuracy", 0.5789),
+    "diabetes": Baseline("ridge regression", "r2", 0.4398),
 }
-"""`python scripts/baselines.py` on Python 3.11; other versions have other docstrings, and nearly these scores."""
+"""The results of `python scripts/baselines.py` on Python 3.11; the docstrings of other versions differ a little."""
 
 NEEDS_FILES = {"mnist"}
-NEEDS_LIBRARY = {name for name in SIMPLE if name.startswith("stdlib")} | {"mlm"}
-"""Parses the standard library and learns a vocabulary first, a few seconds each."""
+NEEDS_LIBRARY = {name for name in BASELINES if name.startswith("stdlib")} | {"mlm"}
+"""Experiments that parse the standard library and train a tokenizer first, which takes a few seconds each."""
 
 
 def train(folder: Path, name: str, *overrides: str) -> dict[str, float]:
-    """Trains an experiment; its metrics on the test split."""
+    """Train an experiment; return its metrics on the test split."""
     with working_in(folder):
         assert main(["train", f"experiment={name}", f"run.dir={folder}/run", *QUIET, *overrides]) == 0
     (test,) = [event for event in events(folder / "run", "eval") if event["split"] == "test"]
     return test
 
 
-def test_all_are_here() -> None:
+def test_every_experiment_has_a_baseline() -> None:
     found = {file.stem for file in (CONF / "experiment").glob("*.yaml")}
-    assert found == SIMPLE.keys() | NEEDS_FILES
+    assert found == BASELINES.keys() | NEEDS_FILES
 
 
-@pytest.mark.parametrize("name", [*SIMPLE, *NEEDS_FILES])
-def test_composes_without_a_fault(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [*BASELINES, *NEEDS_FILES])
+def test_experiment_composes_to_a_valid_job(name: str, tmp_path: Path) -> None:
     register_defaults()
     files = [f"data.folder={tmp_path}"] * (name in NEEDS_FILES)
     config, choices = compose(CONF, "train", [f"experiment={name}", *files])
@@ -70,16 +70,16 @@ def test_composes_without_a_fault(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in NEEDS_LIBRARY)) for name in SIMPLE]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in NEEDS_LIBRARY)) for name in BASELINES]
 )
-def test_runs_through_in_seconds(name: str, tmp_path: Path) -> None:
+def test_smoke_run_reaches_its_end(name: str, tmp_path: Path) -> None:
     test = train(tmp_path, name, "debug=smoke")
 
-    assert test[SIMPLE[name].metric] == test[SIMPLE[name].metric], "not NaN"
+    assert test[BASELINES[name].metric] == test[BASELINES[name].metric], "not NaN"
     assert test["step"] == 6
 
 
-def test_runs_through_on_files_in_seconds(tmp_path: Path) -> None:
+def test_smoke_run_on_files_reaches_its_end(tmp_path: Path) -> None:
     write_idx(tmp_path / "idx", 120)
     test = train(tmp_path, "mnist", "debug=smoke", f"data.folder={tmp_path}/idx", f"data.cache_dir={tmp_path}/cache")
 
@@ -87,9 +87,9 @@ def test_runs_through_on_files_in_seconds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SIMPLE)
-def test_learns_more_than_a_simple_model(name: str, tmp_path: Path) -> None:
-    _, metric, simple = SIMPLE[name]
+@pytest.mark.parametrize("name", BASELINES)
+def test_experiment_beats_its_baseline(name: str, tmp_path: Path) -> None:
+    _, metric, baseline = BASELINES[name]
     score = train(tmp_path, name)[metric]
 
-    assert score < simple if metric == "perplexity" else score > simple
+    assert score < baseline if metric == "perplexity" else score > baseline

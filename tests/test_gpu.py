@@ -1,4 +1,4 @@
-"""What holds on the CPU holds on a CUDA device: `pytest -m gpu` on a machine that has one."""
+"""Guarantees of the CPU that also hold on a CUDA device: `pytest -m gpu` on a machine that has one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.jobs import events, train, working_in, write_data
-from tests.test_resume import STEPS, STOPS, Figure, check
+from tests.test_resume import STEPS, STOPS, Figure, check_resumes
 from trainer.cli import main
 
 pytestmark = pytest.mark.gpu
@@ -23,15 +23,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("batching", ["packed", "padded"])
-def test_resumed_runs_end_in_the_same_bytes(
+def test_resumed_run_is_bitwise_equal(
     precision: str, batching: str, data: list[str], tmp_path: Path, figure: Figure
 ) -> None:
     options = [f"precision={precision}", f"loader.batching={batching}"]
-    check([*data, *CUDA], options, tmp_path, STOPS, figure)
+    check_resumes([*data, *CUDA], options, tmp_path, STOPS, figure)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_trains_to_the_cpus_loss(precision: str, data: list[str], tmp_path: Path) -> None:
+def test_loss_is_close_to_the_loss_on_the_cpu(precision: str, data: list[str], tmp_path: Path) -> None:
     job = [*data, "train.duration=60", "model.dropout=0.0", "loss=focal"]
     assert train(tmp_path / "cpu", *job) == 0
     assert train(tmp_path / "cuda", *job, "device=cuda", f"precision={precision}") == 0
@@ -40,7 +40,7 @@ def test_trains_to_the_cpus_loss(precision: str, data: list[str], tmp_path: Path
     assert cuda == pytest.approx(cpu, rel=1e-3 if precision == "fp32" else 0.05)
 
 
-def test_a_replay_of_a_stretch_gives_the_same_bits(data: list[str], tmp_path: Path) -> None:
+def test_replay_between_checkpoints_is_bitwise_equal(data: list[str], tmp_path: Path) -> None:
     assert train(tmp_path / "run", *data, *CUDA, "precision=bf16") == 0
 
     assert main(["verify", f"run={tmp_path / 'run'}"]) == 0

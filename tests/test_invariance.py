@@ -1,17 +1,18 @@
-"""What a run learns does not depend on how it is watched, fed or cut."""
+"""What a run learns does not depend on how it is logged, evaluated, saved, fed, split or compiled."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.support.jobs import checkpoint_files, events, train, working_in, write_data
 
 STEPS = 20
 BASE = [f"train.duration={STEPS}", "train.log_every=1", "train.eval_every=8", "checkpoint.every=8"]
-LEARNT = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
+LEARNED = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -35,30 +36,25 @@ def losses(run_dir: Path) -> dict[int, tuple[float, float]]:
 @pytest.mark.parametrize(
     "changes",
     [
-        ["train.eval_every=1"],
-        ["train.eval_every=20"],
-        ["train.log_every=7"],
-        ["checkpoint.every=1", "checkpoint.keep=5"],
-        ["logger.tensorboard=true", "logger.console=plain"],
-        ["loader.eval_batch_size=3"],
+        ["train.eval_every=1", "loader.eval_batch_size=3", "checkpoint.monitor=loss"],
+        ["train.eval_every=20", "train.log_every=7", "logger.tensorboard=true", "logger.console=plain"],
+        ["checkpoint.every=1", "checkpoint.keep=5", "export.formats=[torchscript]"],
         ["loader.workers=1"],
         ["loader.workers=2", "loader.prefetch=1", "loader.persistent_workers=false"],
-        ["checkpoint.monitor=loss"],
-        ["export.formats=[torchscript]"],
     ],
-    ids=lambda changes: " ".join(changes),
+    ids=["evaluation", "logging", "saving", "worker", "workers"],
 )
-def test_the_same_bits(changes: list[str], data: list[str], reference: Path, tmp_path: Path) -> None:
+def test_weights_are_bitwise_equal(changes: list[str], data: list[str], reference: Path, tmp_path: Path) -> None:
     assert train(tmp_path / "run", *data, *BASE, *changes) == 0
 
-    found, expected = losses(tmp_path / "run"), losses(reference)
-    assert found
-    assert all(found[step] == expected[step] for step in found)
+    logged, expected = losses(tmp_path / "run"), losses(reference)
+    assert logged
+    assert all(logged[step] == expected[step] for step in logged)
     ours, theirs = checkpoint_files(tmp_path / "run", STEPS), checkpoint_files(reference, STEPS)
-    assert {name: ours[name] for name in LEARNT} == {name: theirs[name] for name in LEARNT}
+    assert {name: ours[name] for name in LEARNED} == {name: theirs[name] for name in LEARNED}
 
 
-def test_averaging_does_not_touch_the_weights(data: list[str], reference: Path, tmp_path: Path) -> None:
+def test_averaging_does_not_change_the_weights(data: list[str], reference: Path, tmp_path: Path) -> None:
     assert train(tmp_path / "run", *data, *BASE, "ema.decay=null") == 0
 
     ours, theirs = checkpoint_files(tmp_path / "run", STEPS), checkpoint_files(reference, STEPS)
@@ -67,22 +63,39 @@ def test_averaging_does_not_touch_the_weights(data: list[str], reference: Path, 
 
 
 @pytest.mark.parametrize("changes", [["train.accumulate=2"], ["train.accumulate=8"], ["loader.batching=padded"]])
-def test_the_same_to_rounding(changes: list[str], data: list[str], tmp_path: Path) -> None:
-    # Dropout draws by position in the micro-batch, so it is off here.
-    without = [*data, *BASE, "model.dropout=0.0", "optimizer=sgd", "optimizer.lr=0.05"]
-    assert train(tmp_path / "whole", *without) == 0
-    assert train(tmp_path / "cut", *without, *changes) == 0
+def test_weights_are_equal_up_to_rounding(changes: list[str], data: list[str], tmp_path: Path) -> None:
+    # Dropout draws by the position in the micro-batch, so it is off here.
+    job = [*data, *BASE, "model.dropout=0.0", "optimizer=sgd", "optimizer.lr=0.05"]
+    assert train(tmp_path / "whole", *job) == 0
+    assert train(tmp_path / "split", *job, *changes) == 0
 
-    whole, cut = losses(tmp_path / "whole"), losses(tmp_path / "cut")
+    whole, split = losses(tmp_path / "whole"), losses(tmp_path / "split")
     for step, values in whole.items():
-        assert cut[step] == pytest.approx(values, rel=2e-5), step
+        assert split[step] == pytest.approx(values, rel=2e-5), step
     name = f"checkpoints/step-{STEPS:08d}/model.safetensors"
-    ours, theirs = load_file(tmp_path / "cut" / name), load_file(tmp_path / "whole" / name)
-    for key, tensor in theirs.items():
-        torch.testing.assert_close(ours[key], tensor, rtol=0, atol=2e-5)
+    ours, theirs = load_file(tmp_path / "split" / name), load_file(tmp_path / "whole" / name)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
 
 
 def test_another_seed_is_another_run(data: list[str], reference: Path, tmp_path: Path) -> None:
     assert train(tmp_path / "run", *data, *BASE, "seed=1") == 0
 
     assert losses(tmp_path / "run") != losses(reference)
+
+
+# torch.compile itself still imports parts that torch.jit has made.
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.slow
+def test_compiled_training_has_the_losses_and_names_of_eager_training(data: list[str], tmp_path: Path) -> None:
+    job = [*data, "train.duration=6", "model.dropout=0.0"]
+    assert train(tmp_path / "eager", *job) == 0
+    assert train(tmp_path / "compiled", *job, "compile=true") == 0
+
+    eager, compiled = ([loss for loss, _ in losses(tmp_path / name).values()] for name in ("eager", "compiled"))
+    assert compiled == pytest.approx(eager, rel=1e-5)
+    names = []
+    for name in ("eager", "compiled"):
+        file = tmp_path / name / "checkpoints" / "step-00000006" / "model.safetensors"
+        with safe_open(file, framework="numpy") as weights:
+            names.append(set(weights.keys()))
+    assert names[0] == names[1]

@@ -1,23 +1,26 @@
-"""Processes that are killed or told to stop at any moment leave what goes on to the same bytes, with no manual step."""
+"""A process that is killed or stopped at any moment leaves a run that ends in the same bytes, without manual steps."""
 
 import os
 import random
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.jobs import TINY, checkpoint_files, events, train, working_in, write_data
+from tests.support.jobs import TINY, assert_same_end, checkpoint_files, events, train, working_in, write_data
 from tests.support.processes import start, wait_until
+from trainer.cli import main
 
 STEPS = 40
-JOB = [
-    *TINY,
-    f"train.duration={STEPS}",
-    "train.eval_every=10",
-    "checkpoint.every=4",
-    "resume=auto",
+JOB = [*TINY, f"train.duration={STEPS}", "train.eval_every=10", "checkpoint.every=4", "resume=auto"]
+LONG_STEPS = 120
+LONG_JOB = [
+    *(f"train.duration={LONG_STEPS}", "train.eval_every=20", "checkpoint.every=5"),
+    *("loader.workers=1", "resume=auto"),
 ]
 Figure = Callable[[str, int, int], None]
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -27,28 +30,30 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     folder = tmp_path_factory.mktemp("kill")
     with working_in(folder):
-        yield [*write_data(folder), "export.formats=[torchscript]"]
+        yield write_data(folder)
 
 
 @pytest.fixture(scope="module")
-def whole(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def job(data: list[str]) -> list[str]:
+    return [*JOB, *data, "export.formats=[torchscript]"]
+
+
+@pytest.fixture(scope="module")
+def expected(job: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The last checkpoint of a run that is never stopped."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
-    assert train(run_dir, *data, *JOB) == 0
-    return learnt(run_dir)
-
-
-def learnt(run_dir: Path) -> dict[str, bytes]:
+    assert train(run_dir, *job) == 0
     return checkpoint_files(run_dir, STEPS)
 
 
-def phases(run_dir: Path) -> dict[str, Callable[[], bool]]:
-    """When a run is in the middle of something."""
+def moments(run_dir: Path) -> dict[str, Callable[[], bool]]:
+    """Return the conditions that tell when a run is in the middle of something."""
 
     def logged(event: str, step: int) -> bool:
         metrics = run_dir / "metrics.jsonl"
         if not metrics.exists():
             return False
-        # A line may be half written while it is read.
+        # The last line may be written only in part.
         complete = metrics.read_text().rpartition("\n")[0]
         return f'{{"event": "{event}", "step": {step},' in complete
 
@@ -63,25 +68,7 @@ def phases(run_dir: Path) -> dict[str, Callable[[], bool]]:
     }
 
 
-def go_on(run_dir: Path, data: list[str], log: Path) -> int | None:
-    process = start(["train", f"run.dir={run_dir}", *JOB, *data], log)
-    process.join()
-    return process.exitcode
-
-
-def signalled(number: signal.Signals, phase: str, data: list[str], folder: Path) -> int | None:
-    """Sends a signal to a fresh run in one of its phases; its exit code."""
-    run_dir, log = folder / "run", folder / "log"
-    process = start(["train", f"run.dir={run_dir}", *JOB, *data], log)
-    wait_until(phases(run_dir)[phase], process)
-    assert process.pid is not None
-    if process.is_alive():
-        os.kill(process.pid, number)
-    process.join(60)
-    return process.exitcode
-
-
-PHASES = ("start", "first step", "evaluation", "saving", "training", "final evaluation", "export")
+MOMENTS = tuple(moments(Path()))
 FAST = [
     ("first step", signal.SIGTERM),
     ("evaluation", signal.SIGINT),
@@ -91,52 +78,62 @@ FAST = [
 
 
 def check_signal(
-    phase: str, number: signal.Signals, data: list[str], whole: dict[str, bytes], folder: Path, figure: Figure
+    moment: str, number: signal.Signals, job: list[str], expected: dict[str, bytes], folder: Path, figure: Figure
 ) -> None:
-    code = signalled(number, phase, data, folder)
-    told = (folder / "log").read_text()
-    assert code in (75, 0), told
-    if code == 75:
-        assert "trainer train resume=" in told or "start it again" in told
-    assert "Traceback" not in told
-    assert go_on(folder / "run", data, folder / "log") == 0, (folder / "log").read_text()
-    assert learnt(folder / "run") == whole
+    """Send a signal to a new run, start it again, and compare its end with a run that was never stopped."""
+    run_dir, log = folder / "run", folder / "log"
+    process = start(["train", f"run.dir={run_dir}", *job], log)
+    wait_until(moments(run_dir)[moment], process)
+    assert process.pid is not None
+    if process.is_alive():
+        os.kill(process.pid, number)
+    process.join(60)
+    output = log.read_text()
+    assert process.exitcode in (75, 0), output
+    if process.exitcode == 75:
+        assert "trainer train resume=" in output or "start it again" in output
+    assert "Traceback" not in output
+
+    again = start(["train", f"run.dir={run_dir}", *job], log)
+    again.join()
+    assert again.exitcode == 0, log.read_text()
+    assert checkpoint_files(run_dir, STEPS) == expected
     figure("runs stopped by a signal, resumed equal to the byte", 1, 1)
 
 
-@pytest.mark.parametrize(("phase", "number"), FAST)
-def test_a_signal(
-    phase: str, number: signal.Signals, data: list[str], whole: dict[str, bytes], tmp_path: Path, figure: Figure
+@pytest.mark.parametrize(("moment", "number"), FAST)
+def test_a_signal_stops_a_run_that_resumes_to_the_same_bytes(
+    moment: str, number: signal.Signals, job: list[str], expected: dict[str, bytes], tmp_path: Path, figure: Figure
 ) -> None:
-    check_signal(phase, number, data, whole, tmp_path, figure)
+    check_signal(moment, number, job, expected, tmp_path, figure)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("repeat", range(2))
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("phase", PHASES)
-def test_every_signal_in_every_phase(
-    phase: str,
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_every_signal_at_every_moment(
+    moment: str,
     number: signal.Signals,
     repeat: int,
-    data: list[str],
-    whole: dict[str, bytes],
+    job: list[str],
+    expected: dict[str, bytes],
     tmp_path: Path,
     figure: Figure,
 ) -> None:
-    check_signal(phase, number, data, whole, tmp_path, figure)
+    check_signal(moment, number, job, expected, tmp_path, figure)
 
 
-def kill_until_done(seed: int, data: list[str], folder: Path) -> int:
-    """Kills a run again and again, half of the times inside a save, until it gets through; how often it was killed."""
+def kill_until_done(seed: int, job: list[str], folder: Path) -> int:
+    """Kill a run twice, half of the times during a save, and let it end; return the number of kills."""
     chance = random.Random(seed)
     run_dir, kills = folder / "run", 0
     while True:
-        process = start(["train", f"run.dir={run_dir}", *JOB, *data], folder / "log")
+        process = start(["train", f"run.dir={run_dir}", *job], folder / "log")
         if kills >= 2:
             process.join()
         elif chance.random() < 0.5:
-            wait_until(phases(run_dir)["saving"], process)
+            wait_until(moments(run_dir)["saving"], process)
         else:
             process.join(chance.uniform(0.2, 2.0))
         if process.is_alive():
@@ -149,23 +146,23 @@ def kill_until_done(seed: int, data: list[str], folder: Path) -> int:
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 100))])
-def test_a_run_that_is_killed_again_and_again(
-    seed: int, data: list[str], whole: dict[str, bytes], tmp_path: Path, figure: Figure
+def test_a_killed_run_ends_in_the_same_bytes(
+    seed: int, job: list[str], expected: dict[str, bytes], tmp_path: Path, figure: Figure
 ) -> None:
-    kills = kill_until_done(seed, data, tmp_path)
+    kills = kill_until_done(seed, job, tmp_path)
 
     assert kills > 0
-    assert learnt(tmp_path / "run") == whole
+    assert checkpoint_files(tmp_path / "run", STEPS) == expected
     steps = [event["step"] for event in events(tmp_path / "run", "train")]
     assert set(steps) == set(range(1, STEPS + 1))
     figure("runs killed twice at random or inside a save, ended equal to the byte", 1, 1)
 
 
-def test_two_processes_cannot_train_in_one_folder(data: list[str], tmp_path: Path) -> None:
+def test_two_processes_cannot_train_in_one_folder(job: list[str], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    first = start(["train", f"run.dir={run_dir}", *JOB, *data], tmp_path / "first")
-    wait_until(phases(run_dir)["first step"], first)
-    second = start(["train", f"run.dir={run_dir}", *JOB, *data], tmp_path / "second")
+    first = start(["train", f"run.dir={run_dir}", *job], tmp_path / "first")
+    wait_until(moments(run_dir)["first step"], first)
+    second = start(["train", f"run.dir={run_dir}", *job], tmp_path / "second")
     second.join()
 
     assert first.is_alive()
@@ -173,3 +170,52 @@ def test_two_processes_cannot_train_in_one_folder(data: list[str], tmp_path: Pat
     first.join()
     assert second.exitcode == 3
     assert f"in use by process {first.pid}" in (tmp_path / "second").read_text()
+
+
+@pytest.fixture(scope="module")
+def long_run(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("long") / "run"
+    assert train(run_dir, *data, *LONG_JOB) == 0
+    return run_dir
+
+
+def start_command(run_dir: Path, data: list[str], after_step: int) -> "subprocess.Popen[str]":
+    """Start `python -m trainer train` as a process group of its own; return it after some steps."""
+    command = [sys.executable, "-m", "trainer", "train", *TINY, f"run.dir={run_dir}", *data, *LONG_JOB]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    metrics = run_dir / "metrics.jsonl"
+    while not metrics.exists() or not any(event["step"] >= after_step for event in events(run_dir, "train")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    return process
+
+
+def test_a_signal_to_the_process_group_completes_the_step(data: list[str], long_run: Path, tmp_path: Path) -> None:
+    process = start_command(tmp_path / "run", data, after_step=11)
+    # To the whole group, as a scheduler does: the loader's worker must live until the step is complete.
+    os.killpg(process.pid, signal.SIGTERM)
+    _, output = process.communicate(timeout=60)
+    stopped = events(tmp_path / "run", "train")[-1]["step"]
+
+    assert process.returncode == 75
+    assert f"stopped after step {stopped} of {LONG_STEPS}" in output
+    assert f"trainer train resume={tmp_path / 'run'}" in output
+    assert "Traceback" not in output
+    assert 11 <= stopped < LONG_STEPS
+    assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
+    assert_same_end(tmp_path / "run", long_run, stopped)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_a_command_killed_at_a_random_moment(
+    seed: int, data: list[str], long_run: Path, tmp_path: Path, figure: Figure
+) -> None:
+    process = start_command(tmp_path / "run", data, after_step=1)
+    time.sleep(random.Random(seed).uniform(0, 2))
+    process.kill()
+    process.communicate(timeout=60)
+
+    assert train(tmp_path / "run", *data, *LONG_JOB) == 0
+    assert checkpoint_files(tmp_path / "run", LONG_STEPS) == checkpoint_files(long_run, LONG_STEPS)
+    figure("commands killed at a random moment, ended equal to the byte", 1, 1)

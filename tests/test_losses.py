@@ -21,7 +21,7 @@ TASKS = {
     "similarity": [["task=sentence_embedding task.supervision=scored"]],
     "shares": [],
 }
-"""The tasks over texts of each kind of target; images alone have shares, which `test_resume_parts` trains on."""
+"""The tasks over texts of each kind of target; images alone have shares, which `test_resume` trains on."""
 
 OWN = {
     "kl_distillation": ["loss.teacher=teacher"],

@@ -9,7 +9,7 @@ from trainer.precision import MIN_SCALE, Precision
 CPU = torch.device("cpu")
 
 
-def test_fp32_computes_in_float32_and_scales_nothing() -> None:
+def test_fp32_computes_in_float32_without_loss_scaling() -> None:
     precision = Precision("fp32", CPU)
     with precision.autocast():
         output = nn.Linear(2, 2)(torch.ones(1, 2))
@@ -21,7 +21,7 @@ def test_fp32_computes_in_float32_and_scales_nothing() -> None:
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_half_precisions_compute_in_their_type_and_keep_weights_in_float32(name: str, dtype: torch.dtype) -> None:
+def test_half_precision_computes_in_its_dtype_with_float32_weights(name: str, dtype: torch.dtype) -> None:
     layer = nn.Linear(2, 2)
     with Precision(name, CPU).autocast():  # type: ignore[arg-type]
         output = layer(torch.ones(1, 2))
@@ -30,7 +30,7 @@ def test_half_precisions_compute_in_their_type_and_keep_weights_in_float32(name:
     assert layer.weight.dtype == torch.float32
 
 
-def test_fp16_gradients_are_those_of_the_loss_after_unscaling() -> None:
+def test_unscaled_fp16_gradients_are_the_gradients_of_the_loss() -> None:
     layer = nn.Linear(2, 1, bias=False)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     precision = Precision("fp16", CPU)
@@ -41,7 +41,7 @@ def test_fp16_gradients_are_those_of_the_loss_after_unscaling() -> None:
     assert layer.weight.grad.tolist() == [[1.0, 1.0]]
 
 
-def test_an_overflow_lowers_the_scale_and_moves_nothing_else() -> None:
+def test_an_overflow_only_lowers_the_scale() -> None:
     layer = nn.Linear(2, 1, bias=False)
     before = layer.weight.clone()
     optimizer = torch.optim.AdamW(layer.parameters(), lr=1.0, fused=True)
@@ -56,14 +56,14 @@ def test_an_overflow_lowers_the_scale_and_moves_nothing_else() -> None:
     assert torch.equal(layer.weight, before)
 
 
-def test_the_scale_is_not_lowered_for_ever() -> None:
+def test_the_scale_has_a_minimum() -> None:
     precision = Precision("fp16", CPU)
     precision.load_state_dict(precision.state_dict() | {"scale": MIN_SCALE})
 
     assert not precision.can_lower_scale
 
 
-def test_the_scaler_goes_on_where_it_stopped() -> None:
+def test_the_scaler_resumes_from_its_state() -> None:
     def run(precision: Precision, layer: nn.Module, steps: int) -> None:
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
         for _ in range(steps):

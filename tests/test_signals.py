@@ -10,7 +10,7 @@ from trainer.signals import STOP_SIGNALS, StopSignals
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_deferred_signal_waits(number: signal.Signals) -> None:
+def test_a_deferred_signal_is_recorded(number: signal.Signals) -> None:
     with StopSignals() as signals:
         with signals.deferred():
             assert not signals.should_stop()
@@ -20,12 +20,12 @@ def test_a_deferred_signal_waits(number: signal.Signals) -> None:
             signals.raise_if_received()
 
 
-def test_otherwise_it_raises_where_it_arrives() -> None:
+def test_a_signal_outside_a_deferred_block_raises_at_once() -> None:
     with StopSignals(), pytest.raises(Interrupted, match="SIGTERM"):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_handlers_are_as_before_afterwards() -> None:
+def test_signal_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
     with StopSignals(), pytest.raises(Interrupted):
         os.kill(os.getpid(), signal.SIGTERM)

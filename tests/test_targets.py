@@ -12,32 +12,32 @@ def batch(target: Tensor, ids: tuple[int, ...]) -> Batch:
     return Batch({"x": torch.zeros(len(ids), 2)}, target, len(ids), ids)
 
 
-class DataReport(CrossEntropy):
+class Checked(CrossEntropy):
     def check(self, target: Tensor) -> None:
         targets.check_classes(target, 3, -100)
 
 
-def checked() -> DataReport:
-    return DataReport(None, 0.0, -100)
+def checked() -> Checked:
+    return Checked(None, 0.0, -100)
 
 
 def test_targets_are_counted() -> None:
     assert targets.count_targets(checked(), batch(torch.tensor([0, 2, -100]), (7, 8, 9))) == 2.0
 
 
-def test_a_wrong_target_names_its_sample() -> None:
+def test_error_names_the_sample_of_a_wrong_target() -> None:
     with pytest.raises(
         DataError, match=r"^sample 8 \(position in its split\): target: must be a class in 0 \.\.\. 2, or"
     ):
         targets.count_targets(checked(), batch(torch.tensor([0, 3, 5]), (7, 8, 9)))
 
 
-def test_a_wrong_target_of_no_single_sample_names_all() -> None:
+def test_error_names_all_samples_if_rows_are_not_samples() -> None:
     with pytest.raises(DataError, match=r"^one of the samples 7, 8 \(positions in their split\): target: "):
         targets.count_targets(checked(), batch(torch.tensor([0, 3, 5]), (7, 8)))
 
 
-def test_a_loss_without_a_check_is_trusted() -> None:
+def test_a_loss_without_a_check_accepts_any_target() -> None:
     class Trusting:
         def __call__(self, output: Tensor, target: Tensor) -> Tensor:
             return output.sum()
@@ -48,7 +48,7 @@ def test_a_loss_without_a_check_is_trusted() -> None:
     assert targets.count_targets(Trusting(), batch(torch.tensor([900]), (0,))) == 1.0
 
 
-def test_a_loss_that_needs_the_inputs_gets_them() -> None:
+def test_a_loss_that_needs_inputs_gets_them() -> None:
     class Guided:
         needs_inputs = True
 
@@ -62,7 +62,7 @@ def test_a_loss_that_needs_the_inputs_gets_them() -> None:
     assert targets.compute_loss(Guided(), part.inputs["x"] + 1, part).item() == 2.0  # type: ignore[arg-type]
 
 
-def test_scores_are_the_output_unless_the_loss_has_its_own() -> None:
+def test_scores_are_the_output_unless_the_loss_has_a_head() -> None:
     class Own(nn.Module):
         in_features = 2
 
@@ -82,13 +82,13 @@ def test_scores_are_the_output_unless_the_loss_has_its_own() -> None:
         (torch.tensor([0, 1, 3]), 2, "got 3"),
     ],
 )
-def test_classes(target: Tensor, position: int, message: str) -> None:
+def test_check_classes(target: Tensor, position: int, message: str) -> None:
     with pytest.raises(RowError, match=message) as caught:
         targets.check_classes(target, 3, -100)
     assert caught.value.position == position
 
 
-def test_classes_of_an_unknown_number() -> None:
+def test_classes_without_a_known_number_of_classes() -> None:
     targets.check_classes(torch.tensor([900, -100]), None, -100)
     with pytest.raises(RowError, match="must be a class, 0 or more"):
         targets.check_classes(torch.tensor([-3]), None, -100)
@@ -103,21 +103,21 @@ def test_classes_of_an_unknown_number() -> None:
         (torch.tensor([[0.0, 1.0], [0.5, 1.0]]), 1, r"must be 0, 1, or -100 to be left out, got 0\.5"),
     ],
 )
-def test_multi_hot(target: Tensor, position: int, message: str) -> None:
+def test_check_multi_hot(target: Tensor, position: int, message: str) -> None:
     targets.check_multi_hot(torch.tensor([[0.0, 1.0], [-100.0, 1.0]]), 2, -100)
     with pytest.raises(RowError, match=message) as caught:
         targets.check_multi_hot(target, 2, -100)
     assert caught.value.position == position
 
 
-def test_values() -> None:
+def test_check_values() -> None:
     targets.check_values(torch.tensor([[1e30]]), None)
     with pytest.raises(RowError, match="must be finite, got nan") as caught:
         targets.check_values(torch.tensor([[1.0], [float("nan")]]), 1)
     assert caught.value.position == 1
 
 
-def test_similarities() -> None:
+def test_check_similarity() -> None:
     targets.check_similarity(torch.tensor([1.0, -1.0]))
     with pytest.raises(RowError, match=r"must be -1 or 1, got 0\.0"):
         targets.check_similarity(torch.tensor([1.0, 0.0]))
@@ -125,13 +125,13 @@ def test_similarities() -> None:
         targets.check_similarity(torch.tensor([[1.0]]))
 
 
-def test_views() -> None:
+def test_check_views() -> None:
     targets.check_views(torch.tensor([[4, 4], [5, 5]]))
     with pytest.raises(RowError, match="at least two views"):
         targets.check_views(torch.tensor([[4], [5]]))
 
 
-def test_a_scored_model_gives_the_scores_under_its_own_input_names() -> None:
+def test_a_model_with_a_loss_head_outputs_scores_and_keeps_its_input_names() -> None:
     class Named(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return 2 * x

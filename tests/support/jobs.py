@@ -1,7 +1,8 @@
-"""Whole jobs for tests: small real data in files, tiny models, run through the command line in this process."""
+"""Complete jobs for tests: small data files and tiny models, run through the command line in this process."""
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ TINY = (
 
 
 class Recorded:
-    """A report that remembers its events."""
+    """A report that records its events."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, int, dict[str, Any]]] = []
@@ -44,7 +45,7 @@ class Recorded:
 
 
 def rows(count: int, seed: int = 0) -> list[tuple[str, str]]:
-    """Texts of random length with words of one kind, and a few of another; no two are alike."""
+    """Unique texts of random length with words of one category and a few of another, each with its category."""
     random = np.random.default_rng(seed)
     kinds = list(WORDS)
     made = []
@@ -56,21 +57,21 @@ def rows(count: int, seed: int = 0) -> list[tuple[str, str]]:
 
 
 def write_csv(path: Path, count: int = 61, seed: int = 0) -> Path:
-    """A CSV with the columns `text` and `label`."""
+    """Write a CSV file with the columns `text` and `label`."""
     lines = [f"{text},{label}" for text, label in rows(count, seed)]
     path.write_text("\n".join(["text,label", *lines]) + "\n", encoding="utf-8")
     return path
 
 
 def write_data(folder: Path) -> list[str]:
-    """The overrides of a job on a training file of 61 texts, a validation and a test file."""
+    """Write a training file of 61 texts, a validation and a test file; return the overrides of a job on them."""
     sizes = {"train": 61, "validation": 20, "test": 20}
     files = {split: write_csv(folder / f"{split}.csv", size, seed) for seed, (split, size) in enumerate(sizes.items())}
     return ["data=files", *(f"data.{split}={file}" for split, file in files.items()), f"data.cache_dir={folder}/cache"]
 
 
 def write_roles(folder: Path, count: int = 61) -> list[str]:
-    """The overrides of a job on JSON Lines that play every role of a text task."""
+    """Write JSON Lines files with a column for every role of the text tasks; return the overrides of a job on them."""
     files = []
     for seed, (split, size) in enumerate({"train": count, "validation": 20, "test": 20}.items()):
         lines = []
@@ -97,7 +98,7 @@ def write_roles(folder: Path, count: int = 61) -> list[str]:
 
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
-    """The working directory and the encoding cache, for the block."""
+    """Change the working directory and the encoding cache during the block."""
     before, cache = Path.cwd(), os.environ.get("TRAINER_CACHE")
     os.chdir(folder)
     os.environ["TRAINER_CACHE"] = str(folder / "encoded-cache")
@@ -112,26 +113,56 @@ def working_in(folder: Path) -> Iterator[None]:
 
 
 def train(run_dir: Path, *overrides: str) -> int:
-    """`trainer train` into a run folder; the exit code."""
+    """Run `trainer train` into a run folder; return the exit code."""
     return main(["train", *TINY, f"run.dir={run_dir}", *overrides])
 
 
-def events(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, or those of one kind."""
+def events(run_dir: Path, name: str | None = None) -> list[dict[str, Any]]:
+    """Return the events of `metrics.jsonl`, or only those of one type."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if kind is None or line["event"] == kind]
+    return [line for line in lines if name is None or line["event"] == name]
 
 
 def without_clock(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Events without what depends on the machine's speed."""
+    """Return events without the values that depend on the machine's speed."""
     return [{key: value for key, value in event.items() if key != "samples_per_second"} for event in found]
 
 
 def checkpoint_files(run_dir: Path, step: int) -> dict[str, bytes]:
-    """Every file of a checkpoint but its config and manifest: what is learnt, where the run stands."""
+    """Return every file of a checkpoint except its config and manifest: the complete state of the run."""
     folder = run_dir / "checkpoints" / f"step-{step:08d}"
     return {
         file.name: file.read_bytes()
         for file in sorted(folder.iterdir())
         if file.name not in ("config.yaml", "MANIFEST.json")
     }
+
+
+def checkpoint_steps(run_dir: Path) -> list[int]:
+    """Return the steps of a run's checkpoints, ascending."""
+    return sorted(int(folder.name.removeprefix("step-")) for folder in (run_dir / "checkpoints").glob("step-*"))
+
+
+def stop_at(run_dir: Path, step: int) -> None:
+    """Leave a run as a kill right after the checkpoint of `step` would: without the later checkpoints."""
+    for later in checkpoint_steps(run_dir):
+        if later > step:
+            shutil.rmtree(run_dir / "checkpoints" / f"step-{later:08d}")
+
+
+def assert_same_end(resumed: Path, whole: Path, step: int) -> None:
+    """Check that a run resumed at `step` ended in the bytes of the whole run and logged the same events."""
+    end = checkpoint_steps(whole)[-1]
+    assert checkpoint_files(resumed, end) == checkpoint_files(whole, end)
+    expected = [event for event in events(whole) if event["step"] > step]
+    tail = [event for event in events(resumed) if event["event"] != "resume"]
+    assert without_clock(tail[-len(expected) :]) == without_clock(expected)
+
+
+def assert_resumes(whole: Path, step: int, *overrides: str) -> None:
+    """Resume a copy of a whole run from the checkpoint of `step`, and check that it ends in the same bytes."""
+    resumed = whole.with_name(f"{whole.name}-resumed-{step}")
+    shutil.copytree(whole, resumed)
+    stop_at(resumed, step)
+    assert main(["train", f"resume={resumed}", *overrides]) == 0
+    assert_same_end(resumed, whole, step)

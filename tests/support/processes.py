@@ -1,4 +1,4 @@
-"""Training in processes that tests may kill; a server that has imported everything forks them in milliseconds."""
+"""Training in processes that tests may kill, forked in milliseconds by a server that has imported everything."""
 
 import multiprocessing
 import os
@@ -27,14 +27,14 @@ _server.set_forkserver_preload(PRELOADED)
 
 
 def start(arguments: list[str], output: Path) -> BaseProcess:
-    """`trainer ARGUMENTS` in a process of its own, in this working directory; what it prints goes to `output`."""
+    """Start `trainer ARGUMENTS` in a process in this working directory; its output goes to the file `output`."""
     process = _server.Process(target=_run, args=(arguments, str(Path.cwd()), os.environ["TRAINER_CACHE"], str(output)))
     process.start()
     return process
 
 
 def wait_until(ready: Callable[[], bool], process: BaseProcess) -> None:
-    """Returns when `ready()`, or when the process has ended."""
+    """Return if `ready()` is true or the process has ended."""
     while process.is_alive() and not ready():
         time.sleep(0.002)
 

@@ -1,4 +1,4 @@
-"""Small data for every source that reads files."""
+"""Small data files for every source that reads files."""
 
 import gzip
 import struct
@@ -14,7 +14,7 @@ _SIZE = 14
 
 
 def write_sources(folder: Path) -> None:
-    """`lines.txt`, `tagged.conll`, `idx/`, `images/` and `saved/` in a folder."""
+    """Write `lines.txt`, `tagged.conll`, `idx/`, `images/` and `saved/` in a folder."""
     texts = rows(120)
     (folder / "lines.txt").write_text("\n".join(text for text, _ in texts) + "\n", encoding="utf-8")
     sentences = [[(word, "B-TOOL" if word in WORDS["tool"] else "O") for word in text.split()] for text, _ in texts]
@@ -31,7 +31,7 @@ def write_sources(folder: Path) -> None:
 
 
 def images(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Noisy grey images (N, 14, 14), uint8, with a bright square in one of four corners, and which."""
+    """Return noisy gray images (N, 14, 14), uint8, with a bright square in a corner, and the corners (N,), 0 to 3."""
     random = np.random.default_rng(seed)
     pictures = random.integers(0, 60, size=(count, _SIZE, _SIZE), dtype=np.uint8)
     corners = np.arange(count, dtype=np.uint8) % 4
@@ -42,7 +42,7 @@ def images(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_idx(folder: Path, count: int) -> None:
-    """The four files of MNIST's names; the training images are compressed."""
+    """Write four files with the names of MNIST's; the training images are compressed."""
     folder.mkdir()
     for prefix, number, seed in (("train", count, 0), ("t10k", count // 4, 1)):
         pictures, corners = images(number, seed)
@@ -55,7 +55,7 @@ def write_idx(folder: Path, count: int) -> None:
 
 
 def write_images(folder: Path, count: int) -> None:
-    """PNG files in a folder for each corner."""
+    """Write PNG files, one folder per corner."""
     for number, (picture, corner) in enumerate(zip(*images(count), strict=True)):
         place = folder / f"corner_{corner}"
         place.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def write_pretrained(folder: Path) -> None:
-    """`bert/` and `resnet/`: tiny models of transformers with random weights, BERT's with a tokenizer."""
+    """Write `bert/` (with a tokenizer) and `resnet/`, tiny models of transformers with random weights."""
     from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
 
     from trainer.task.tokenization import train_wordpiece

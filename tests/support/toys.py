@@ -1,4 +1,4 @@
-"""Parts that tests plug in, as a user would."""
+"""Parts that tests plug in as a user would."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.task.text_classification import TextClassification
 
 
 class NormedTokens(nn.Module):
-    """An embedding with batch norm, whose statistics follow the batches seen."""
+    """An embedding with batch norm, whose statistics follow the training batches."""
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class NormedTokens(nn.Module):
 
 
 class NormedEncoder(TextEncoder):
-    """A model with buffers that training moves."""
+    """A model with buffers that change during training."""
 
     def __init__(self, vocab_size: int, num_outputs: int, max_length: int, **options: Any) -> None:
         super().__init__(vocab_size, num_outputs, max_length, **options)
@@ -35,7 +35,7 @@ class NormedEncoder(TextEncoder):
 
 
 class AugmentedText(TextClassification):
-    """Drops tokens at random, anew for each sample and epoch."""
+    """A task that drops random tokens, different ones for each sample and epoch."""
 
     def collate(self, rows: Columns, draws: SampleRng, batching: Batching) -> Batch:
         kept = []
@@ -54,4 +54,4 @@ AUGMENTED = (
     "model.dropout=0.1",
     "model.pooling=mean",
 )
-"""The overrides of a job with both; resuming it needs `trust=[tests]`."""
+"""The overrides of a job with the task and the model above; resuming it needs `trust=[tests]`."""
