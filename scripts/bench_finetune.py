@@ -40,7 +40,7 @@ from trainer.config.stored import job_from_config
 from trainer.data.batches import Batches, BatchIndices
 from trainer.durations import to_steps
 from trainer.loop import fit, update_weights
-from trainer.model.pooling import pool_samples
+from trainer.model.layers import pool_samples
 from trainer.model.pretrained_loading import linear_head, quiet
 from trainer.protocols import Batching
 from trainer.run import RunOutputs

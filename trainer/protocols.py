@@ -459,16 +459,6 @@ class TokenByTokenModel(Protocol):
 
 
 @runtime_checkable
-class HasScoring(Protocol):
-    """A model that contains the loss whose own output layer turns features into scores.
-
-    See `trainer.targets.with_loss_head`.
-    """
-
-    scoring: HasLossHead
-
-
-@runtime_checkable
 class HasCausality(Protocol):
     """A model that declares if its tokens see only the tokens before them; None if that is unknown."""
 
@@ -494,13 +484,6 @@ class HasPooling(Protocol):
     """A model that pools token vectors to one vector per sample: `cls`, `mean`, `max` or `last`."""
 
     pooling: str
-
-
-@runtime_checkable
-class HasClassToken(Protocol):
-    """A vision transformer whose first token stands for the image; None if there is no such token."""
-
-    class_token: Tensor | None
 
 
 class Loader(Protocol):

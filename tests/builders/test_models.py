@@ -82,12 +82,12 @@ def test_weights_of_a_run_bring_their_tokenizer(
     assert f"note: task.tokenizer={first / 'model'}: " in capsys.readouterr().err
     assert _tokenizer(run) == _tokenizer(first)
     told = (run / "trainer.log").read_text("utf-8")
-    assert "head.* tells apart have other names (fruit is metal here)" in told
+    assert "the classes of head.* have other names (fruit is metal here)" in told
     assert f"task.tokenizer={first / 'model'}: the tokenizer that model.weights were trained with" in told
-    assert "tokens are others here" not in told
+    assert "tokens are different here" not in told
 
     assert train(anew, *other, "task.vocab_size=120", "task.tokenizer=null") == 0
-    assert "tokens are others here, and token_embedding.weight" in (anew / "trainer.log").read_text("utf-8")
+    assert "tokens are different here, and token_embedding.weight" in (anew / "trainer.log").read_text("utf-8")
     shutil.rmtree(first)
     assert_resumes(run)
 

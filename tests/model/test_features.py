@@ -12,7 +12,7 @@ from tests.support.exported_models import IMAGE_AXES, TOKEN_AXES, assert_exports
 from tests.support.token_batches import MAX_LENGTH, VOCAB_SIZE, exported_batches, packed, padded, samples, token_layouts
 from trainer.errors import ConfigError
 from trainer.model.convnet import ConvNet
-from trainer.model.features import FeatureExtractor
+from trainer.model.feature_extractor import FeatureExtractor
 from trainer.model.mlp import Mlp
 from trainer.model.resnet import ResNet
 from trainer.model.text_encoder import TextEncoder

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.support.exported_models import IMAGE_AXES, assert_exports_equal, images
 from trainer.errors import ConfigError
-from trainer.model.freezing import freeze, gradual
+from trainer.model.finetuning import freeze, gradual_unfreezing
 from trainer.model.resnet import ResNet
 from trainer.model.text_encoder import TextEncoder
 
@@ -175,7 +175,7 @@ class TestGradual:
     @given(entries=ENTRIES, steps=st.lists(st.integers(0, 8), min_size=1, max_size=8))
     def test_it_is_a_function_of_the_step(self, entries: list[tuple[str, int]], steps: Sequence[int]) -> None:
         model = encoder()
-        thaw = gradual(model, entries)
+        thaw = gradual_unfreezing(model, entries)
         assert trained(model) == set(NAMES)
         for step in steps:
             thaw(step)
@@ -185,7 +185,7 @@ class TestGradual:
     def test_what_is_frozen_for_good_stays_frozen(self) -> None:
         model = encoder()
         freeze(model, ["blocks.0"])
-        thaw = gradual(model, [("blocks", 2)])
+        thaw = gradual_unfreezing(model, [("blocks", 2)])
         thaw(1)
         assert not any(name.startswith("blocks.") for name in trained(model))
         thaw(2)
@@ -195,7 +195,7 @@ class TestGradual:
 
     def test_norms_are_held_until_their_parameters_train(self) -> None:
         model = resnet().train()
-        thaw = gradual(model, [("blocks.0", 2)])
+        thaw = gradual_unfreezing(model, [("blocks.0", 2)])
 
         def of_the_block(step: int) -> set[str]:
             thaw(step)
@@ -218,7 +218,7 @@ class TestGradual:
     def test_a_frozen_parameter_is_not_updated_and_then_it_is(self) -> None:
         model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
-        thaw = gradual(model, [("0", 2)])
+        thaw = gradual_unfreezing(model, [("0", 2)])
         for step in range(4):
             before = model[0].weight.detach().clone()
             thaw(step)
@@ -229,7 +229,7 @@ class TestGradual:
 
     def test_nothing_is_written_where_nothing_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = encoder()
-        thaw = gradual(model, [("blocks.0", 3), ("blocks.1", 5)])
+        thaw = gradual_unfreezing(model, [("blocks.0", 3), ("blocks.1", 5)])
         calls: list[bool] = []
         changed = nn.Parameter.requires_grad_
 
@@ -249,7 +249,7 @@ class TestGradual:
         model = encoder()
         freeze(model, ["norm"])
         with pytest.raises(ConfigError) as caught:
-            gradual(model, [("block", 3), ("norm.*", 1), ("head", -1)])
+            gradual_unfreezing(model, [("block", 3), ("norm.*", 1), ("head", -1)])
         assert caught.value.messages == (
             "freeze: fits no parameter, got 'block'. Near it: blocks, blocks.1, blocks.0.",
             "freeze: fits parameters only that are frozen for good, got 'norm.*'.",

@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.support.token_batches import VOCAB_SIZE, padded, samples
 from trainer.errors import ConfigError
-from trainer.model.lora import apply_lora, merge_lora
+from trainer.model.finetuning import apply_lora, merge_lora
 from trainer.model.text_encoder import TextEncoder
 
 LAYERS = ["query_key_value", "attention_output", "feed_forward.0", "feed_forward.2"]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from trainer.errors import ConfigError
-from trainer.model.noisy_tune import noisy_tune
+from trainer.model.finetuning import noisy_tune
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.model.packed_attention import FAMILIES, attention_masks, first_position
+from trainer.model.pretrained import FAMILIES, attention_masks, first_position
 
 # The third row has padding, 0, at its end.
 SEQUENCES = torch.tensor([[1, 1, 1, 2, 2, 3], [1, 1, 1, 1, 1, 1], [1, 1, 2, 2, 0, 0]])

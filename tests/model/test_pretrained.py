@@ -21,8 +21,8 @@ from tests.support.pretrained_folders import (
 )
 from tests.support.token_batches import VOCAB_SIZE, exported_batches
 from trainer.errors import ConfigError
-from trainer.model.packed_attention import FAMILIES
-from trainer.model.pooling import pool
+from trainer.model.layers import pool
+from trainer.model.pretrained import FAMILIES
 from trainer.optimizer.parameter_groups import layer_indices
 from trainer.task.tokenization import load_tokenizer
 

@@ -18,7 +18,7 @@ from tests.support.pretrained_folders import (
     reference,
 )
 from trainer.model import pretrained_folder
-from trainer.model.pooling import pool
+from trainer.model.layers import pool
 from trainer.model.pretrained import Pretrained
 from trainer.model.pretrained_folder import HEAD
 from trainer.task.tokenization import load_tokenizer

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.model.structure import structure
+from trainer.model.summary import summarize
 
 
 class Tied(nn.Module):
@@ -28,7 +28,7 @@ class Tied(nn.Module):
 @pytest.mark.parametrize("depth", [0, 1, 2, 3, 9])
 def test_the_rows_add_up_to_the_module_at_any_depth(depth: int) -> None:
     model = Tied()
-    rows = structure(model, depth)
+    rows = summarize(model, depth)
 
     assert sum(row.parameters for row in rows) == sum(p.numel() for p in model.parameters())
     assert sum(row.trainable for row in rows) == sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -38,7 +38,7 @@ def test_the_rows_add_up_to_the_module_at_any_depth(depth: int) -> None:
 
 def test_names_kinds_and_shapes() -> None:
     model = Tied()
-    rows = {row.name: row for row in structure(model, 2, lambda: model(torch.zeros(3, 5, dtype=torch.int64)))}
+    rows = {row.name: row for row in summarize(model, 2, lambda: model(torch.zeros(3, 5, dtype=torch.int64)))}
 
     assert list(rows) == ["", "embedding", "blocks", "blocks.0", "blocks.1", "head", "unused"]
     assert (rows[""].kind, rows[""].output, rows[""].parameters, rows[""].trainable) == ("Tied", (3, 5, 7), 1, 0)
@@ -54,6 +54,6 @@ def test_names_kinds_and_shapes() -> None:
 
 def test_the_model_keeps_no_hooks() -> None:
     model = Tied()
-    structure(model, 1, lambda: model(torch.zeros(1, 1, dtype=torch.int64)))
+    summarize(model, 1, lambda: model(torch.zeros(1, 1, dtype=torch.int64)))
 
     assert not any(module._forward_hooks for module in model.modules())

@@ -6,8 +6,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError
-from trainer.model.weights import fit_weights
-from trainer.model.weights_advice import Misfit, shape_of, table
+from trainer.model.weights import Mismatch, fit_weights, format_table, shape_of
 
 
 class Encoder(nn.Module):
@@ -128,9 +127,9 @@ def test_a_part_of_another_name() -> None:
 
 
 def test_a_long_table_shows_both_sides() -> None:
-    misfits = [Misfit(f"ours.{number}", None, "(2,)") for number in range(30)]
-    misfits += [Misfit(f"theirs.{number}", "(2,)", None) for number in range(30)]
-    lines = table(misfits).splitlines()
+    misfits = [Mismatch(f"ours.{number}", None, "(2,)") for number in range(30)]
+    misfits += [Mismatch(f"theirs.{number}", "(2,)", None) for number in range(30)]
+    lines = format_table(misfits).splitlines()
 
     assert len(lines) == 22
     assert sum("ours." in line.split()[0] for line in lines) == 10

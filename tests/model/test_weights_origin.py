@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.model.weights_origin import doubts, tokenizer_beside
+from trainer.model.weights_origin import find_tokenizer, mismatch_warnings
 from trainer.task.tokenization import load_tokenizer, train_wordpiece
 
 THEIRS = train_wordpiece([["apple pear plum"]], vocab_size=100, lowercase=True)
@@ -34,17 +34,17 @@ PLACES = {"": "model", "model": "model", "model/model.safetensors": "model", "ch
 
 @pytest.mark.parametrize("weights", PLACES)
 def test_the_tokenizer_of_weights(weights: str, run: Path, tmp_path: Path) -> None:
-    place = tokenizer_beside(str(run / weights))
+    place = find_tokenizer(str(run / weights))
     assert place == str(run / PLACES[weights])
     assert load_tokenizer(place).get_vocab() == THEIRS.get_vocab()
-    assert tokenizer_beside(str(tmp_path / "nowhere.pth")) is None
+    assert find_tokenizer(str(tmp_path / "nowhere.pth")) is None
 
 
 @pytest.mark.parametrize("weights", PLACES)
 def test_the_same_words_and_classes_are_no_doubt(weights: str, run: Path) -> None:
     files = {"tokenizer.json": THEIRS.to_str(), "labels.json": json.dumps(LABELS)}
-    assert doubts(str(run / weights), SHAPES, files, **SIZES) == []
-    assert doubts(str(run / weights), SHAPES, {}, **SIZES) == []
+    assert mismatch_warnings(str(run / weights), SHAPES, files, **SIZES) == []
+    assert mismatch_warnings(str(run / weights), SHAPES, {}, **SIZES) == []
 
 
 @pytest.mark.parametrize("weights", PLACES)
@@ -54,7 +54,7 @@ def test_other_words_and_classes_are_named_with_the_remedy(weights: str, run: Pa
     theirs, ours = ({number: token for token, number in each.get_vocab().items()} for each in (THEIRS, OURS))
     count = sum(ours.get(number) != token for number, token in theirs.items())
     assert 0 < count < len(theirs)
-    words, classes = doubts(path, SHAPES, files, **SIZES)
+    words, classes = mismatch_warnings(path, SHAPES, files, **SIZES)
     assert words == (
         f"weights: {count} of its {len(theirs)} tokens are others here, and token_embedding.weight has a row for each. "
         f"task.tokenizer={run / PLACES[weights]} takes its own; "
@@ -65,10 +65,13 @@ def test_other_words_and_classes_are_named_with_the_remedy(weights: str, run: Pa
         "Where they are other classes, model.weights_ignore=[head.*] learns a new head."
     )
     # What is learnt anew cannot be mistaken.
-    assert doubts(path, {"norm.weight": (16,)}, files, **SIZES) == []
+    assert mismatch_warnings(path, {"norm.weight": (16,)}, files, **SIZES) == []
 
 
 def test_what_somebody_else_left_tells_nothing(tmp_path: Path) -> None:
     for name, text in (("task.json", "[1]"), ("tokenizer.json", "no"), ("labels.json", "{")):
         (tmp_path / name).write_text(text)
-        assert doubts(str(tmp_path), SHAPES, {"tokenizer.json": OURS.to_str(), "labels.json": "[]"}, **SIZES) == []
+        assert (
+            mismatch_warnings(str(tmp_path), SHAPES, {"tokenizer.json": OURS.to_str(), "labels.json": "[]"}, **SIZES)
+            == []
+        )

@@ -72,7 +72,7 @@ def _ours(theirs: Any) -> Pretrained:
         MAX_LENGTH,
         "token",
         architecture_of("AutoModelForCausalLM", theirs.config),
-        path="",
+        path="unused",
         config={},
         pooling="mean",
         attention=None,

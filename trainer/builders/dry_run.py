@@ -17,7 +17,7 @@ from trainer.checkpoint.tensors import encode
 from trainer.config.jobs import TrainJob
 from trainer.ema import has_weights
 from trainer.loop import save_checkpoint, set_learning_rate, update_weights
-from trainer.model.structure import structure
+from trainer.model.summary import summarize
 from trainer.protocols import Batch, MetricSchedule
 from trainer.run import Run, RunOutputs
 from trainer.state import TrainState
@@ -132,10 +132,10 @@ def _schedule(job: TrainJob, run: Run) -> dict[str, Any]:
 
 def _model(run: Run, batch: Batch, depth: int) -> dict[str, Any]:
     run.model.eval()
-    rows = structure(run.model, depth, lambda: run.model(**batch.inputs))
+    rows = summarize(run.model, depth, lambda: run.model(**batch.inputs))
     run.model.train()
     # The loss's own parameters are trained too.
-    loss_rows = structure(run.loss, depth) if isinstance(run.loss, nn.Module) and has_weights(run.loss) else []
+    loss_rows = summarize(run.loss, depth) if isinstance(run.loss, nn.Module) and has_weights(run.loss) else []
     named = [asdict(row) for row in (*rows, *(replace(row, name=f"loss.{row.name}".rstrip(".")) for row in loss_rows))]
     return {
         "inputs": {name: list(tensor.shape) for name, tensor in batch.inputs.items()},

@@ -25,14 +25,19 @@ from trainer.decode.kv_cache import has_cache
 from trainer.durations import to_steps
 from trainer.errors import ConfigError, format_error
 from trainer.export.cases import traced_inputs
-from trainer.model.features import FeatureExtractor
-from trainer.model.freezing import fitting, freeze, gradual
-from trainer.model.lora import apply_lora, merge_lora
-from trainer.model.noisy_tune import noisy_tune
-from trainer.model.pretrained_folder import weights_of_run
+from trainer.model.feature_extractor import FeatureExtractor
+from trainer.model.finetuning import (
+    apply_lora,
+    freeze,
+    gradual_unfreezing,
+    matching_parameters,
+    merge_lora,
+    noisy_tune,
+)
+from trainer.model.pretrained_folder import read_run_weights
 from trainer.model.weights import fit_weights
 from trainer.model.weights_file import load_weights_file
-from trainer.model.weights_origin import doubts, tokenizer_beside
+from trainer.model.weights_origin import find_tokenizer, mismatch_warnings
 from trainer.protocols import (
     Batching,
     HasArchitecture,
@@ -72,7 +77,7 @@ def build_model(job: TrainJob, task: Task, snapshot: Snapshot | None, loss: Loss
     model: nn.Module = instantiate("model", own_keys(job.model, ModelKeys), **arguments)
     settings = ModelKeys(**{key: value for key, value in job.model.items() if key in ModelKeys.__dataclass_fields__})
     tokenizer = job.task.get("tokenizer")
-    if snapshot is None and settings.weights and tokenizer and tokenizer == tokenizer_beside(settings.weights):
+    if snapshot is None and settings.weights and tokenizer and tokenizer == find_tokenizer(settings.weights):
         logger.info("task.tokenizer=%s: the tokenizer that model.weights were trained with", tokenizer)
     with in_group("model"):
         if snapshot is None:
@@ -83,13 +88,13 @@ def build_model(job: TrainJob, task: Task, snapshot: Snapshot | None, loss: Loss
 def _initialize(model: nn.Module, settings: ModelKeys, seed: int, task: Task, info: TaskInfo) -> None:
     """Load `model.weights` into a new model and add the noise of `model.noisy_tune`."""
     if settings.weights is not None:
-        weights = weights_of_run(model, settings.weights) or load_weights_file(settings.weights)
+        weights = read_run_weights(model, settings.weights) or load_weights_file(settings.weights)
         report = fit_weights(model, weights, settings.weights_rename, settings.weights_ignore)
         logger.info("model.weights=%s: %s", settings.weights, report)
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in report.loaded}
         sizes = {"vocab_size": info.vocab_size, "num_outputs": info.num_outputs}
-        for doubt in doubts(settings.weights, shapes, task.artifact_files(), **sizes):
-            logger.warning("model.%s", doubt)
+        for warning in mismatch_warnings(settings.weights, shapes, task.artifact_files(), **sizes):
+            logger.warning("model.%s", warning)
     if settings.noisy_tune is not None:
         noisy_tune(model, settings.noisy_tune, torch.Generator().manual_seed(seed))
 
@@ -229,8 +234,8 @@ def build_unfreeze(
     backbone = model.backbone if isinstance(model, FeatureExtractor) else model
     assert isinstance(backbone, nn.Module)
     with in_group("model"):
-        unfreeze = gradual(backbone, pairs)
-    starts = {parameter: step for pattern, step in pairs for parameter in fitting(backbone, pattern)}
+        unfreeze = gradual_unfreezing(backbone, pairs)
+    starts = {parameter: step for pattern, step in pairs for parameter in matching_parameters(backbone, pattern)}
     modules = [model, loss] if isinstance(loss, nn.Module) else [model]
     trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
     if all(starts.get(parameter, 0) > 0 for parameter in trained):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from trainer.model.weights_origin import tokenizer_beside
+from trainer.model.weights_origin import find_tokenizer
 
 
 def with_tokenizer(config: Mapping[str, Any], given: Collection[str]) -> tuple[dict[str, Any], list[str]]:
@@ -18,7 +18,7 @@ def with_tokenizer(config: Mapping[str, Any], given: Collection[str]) -> tuple[d
     task, model = config.get("task"), config.get("model")
     weights = model.get("weights") if isinstance(model, Mapping) else None
     unset = isinstance(task, Mapping) and task.get("tokenizer", "") is None and "task.tokenizer" not in given
-    place = tokenizer_beside(weights) if unset and isinstance(weights, str) else None
+    place = find_tokenizer(weights) if unset and isinstance(weights, str) else None
     if place is None:
         return dict(config), []
     assert isinstance(task, Mapping)

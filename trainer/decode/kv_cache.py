@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from trainer.protocols import Cache, HasScoring, TokenByTokenModel
+from trainer.protocols import Cache, HasLossHead, TokenByTokenModel
 
 
 class DecodingSession(Protocol):
@@ -43,7 +43,8 @@ def cached_step(model: nn.Module, input_ids: Tensor, cache: Cache) -> tuple[Tens
     """
     assert isinstance(model, TokenByTokenModel)
     output, cache = model.step(input_ids, cache)
-    return (model.scoring.scores(output) if isinstance(model, HasScoring) else output), cache
+    scoring = dict(model.named_children()).get("scoring")
+    return (scoring.scores(output) if isinstance(scoring, HasLossHead) else output), cache
 
 
 class CachedSession:

@@ -1,29 +1,29 @@
-"""A small convolutional net: two convolutions with pooling, then linear layers."""
+"""A small convolutional network: two convolutions with pooling, then linear layers."""
 
 from collections import OrderedDict
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from annotated_types import MinLen
 from torch import Tensor, nn
 
-from trainer.errors import raise_if_any
-from trainer.model.checks import image_faults, width_faults
+from trainer.constraints import Count, Rule, validated
 
 
 class ConvNet(nn.Module):
-    """Convolution 3 x 3, ReLU and pooling 2 x 2, twice: by the mean, then by the maximum; linear layers, a linear head.
+    """Two 3 x 3 convolutions with ReLU and 2 x 2 pooling (mean, then maximum), linear layers, and a linear head.
 
-    The convolutions keep height and width, each pooling halves them and drops an odd last row or column, so the first
+    The convolutions keep height and width; each pooling halves them and drops an odd last row or column, so the first
     linear layer reads channels[1] * (H // 4) * (W // 4) values. With channels (16, 32), hidden layers (128, 64) and
-    10 outputs this is a usual net for 28 x 28 grey digits, with 214,538 parameters.
+    10 outputs this is a typical network for 28 x 28 grayscale digits, with 214,538 parameters.
 
-    Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition", for its kind.
+    Source: the architecture follows LeCun et al. 1998, "Gradient-based learning applied to document recognition".
 
     Args:
-        num_outputs: Columns of the output, C; None: the last hidden layer (B, D) is the output.
-        image_channels: Channels of the images.
-        image_size: Their height and width.
-        channels: Channels after the first and after the second convolution.
-        hidden: Width of each linear layer before the head, the last is D.
+        num_outputs: Number of outputs, C; None returns the last hidden layer (B, D).
+        image_channels: Number of channels of the images.
+        image_size: Height and width of the images in pixels.
+        channels: Number of channels after the first and after the second convolution.
+        hidden: Width of each linear layer before the head; the last one is D.
 
     Raises:
         ConfigError: A value is out of range, or the images are too small.
@@ -32,20 +32,24 @@ class ConvNet(nn.Module):
     inputs: ClassVar[tuple[str, ...]] = ("images",)
     levels: ClassVar[tuple[str, ...]] = ("sample",)
 
+    @validated(
+        Rule(
+            "min(image_size) >= 4",
+            key="image_size",
+            problem="must be at least 4 x 4 pixels",
+            remedy="Enlarge the images, or use model=mlp",
+        )
+    )
     def __init__(
         self,
         num_outputs: int | None,
         image_channels: int,
         image_size: tuple[int, int],
         *,
-        channels: tuple[int, int],
-        hidden: list[int],
+        channels: tuple[Count, Count],
+        hidden: Annotated[list[Count], MinLen(1)],
     ) -> None:
         super().__init__()
-        raise_if_any(
-            *width_faults(channels=channels, hidden=hidden),
-            *image_faults(image_size, 4, "Enlarge them, or take model=mlp"),
-        )
         first, second = channels
         height, width = image_size
         widths = [second * (height // 4) * (width // 4), *hidden]
@@ -59,7 +63,7 @@ class ConvNet(nn.Module):
         self.head = nn.Identity() if num_outputs is None else nn.Linear(hidden[-1], num_outputs)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Images (B, channels, H, W) to outputs (B, C)."""
+        """Return outputs (B, C) of images (B, channels, H, W)."""
         values = pixel_values
         for block in self.blocks:
             values = block(values)
@@ -73,5 +77,5 @@ def _convolution(before: int, after: int, pooling: nn.Module) -> nn.Sequential:
 
 
 def _linear(before: int, after: int) -> nn.Sequential:
-    # Flattening leaves the (B, D) between linear layers as they are.
+    # Flattening does not change the (B, D) between linear layers.
     return nn.Sequential(OrderedDict(flatten=nn.Flatten(), linear=nn.Linear(before, after), activation=nn.ReLU()))

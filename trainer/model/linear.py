@@ -5,43 +5,51 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.errors import ConfigError, format_error
-from trainer.model.pooling import pool_samples
+from trainer.constraints import Rule, validated
+from trainer.model.layers import pool_samples
 
 
 class Linear(nn.Module):
     """Inputs times a matrix plus a bias: `head.weight` (C, F) and `head.bias` (C,).
 
-    With a cross-entropy loss this is logistic regression, with a squared error it is linear regression. What it reads
-    is told by the facts that it is given:
+    With a cross-entropy loss this is logistic regression, with a squared error it is linear regression. It reads one
+    of these inputs:
 
     * features (B, F): the F features;
     * images (B, channels, H, W): the F = channels * H * W pixels;
-    * tokens: the share that each of the F = vocab_size ids has of the sample's tokens (a bag of words). The output is
-      the mean of one vector of C a token, plus the bias. With two kinds of tokens (a pair of texts) a word of the
-      second text has a vector of its own, and F is twice as large.
+    * tokens: the relative frequency of each of the F = vocab_size ids among the sample's tokens (a bag of words). The
+      output is the mean of one vector of C values per token, plus the bias. With two token types (a pair of texts),
+      words of the second text have their own vectors, and F is twice as large.
 
-    Tokens come in either layout, with the same output (see `TextEncoder`): padded with `attention_mask` (B, T), or
-    packed with `token_index` (B, T).
+    Tokens are padded with `attention_mask` (B, T) or packed with `token_index` (B, T), with the same output; see
+    `TextEncoder`.
 
     Source: McCullagh and Nelder 1989, "Generalized linear models"; Joachims 1998, "Text categorization with support
     vector machines: learning with many relevant features", for linear models of bags of words.
 
     Args:
-        num_outputs: Columns of the output, C.
-        vocab_size: Token ids are below it.
-        num_token_types: Kinds of tokens, 1 or 2.
-        num_features: Features of a sample.
-        image_channels: Channels of the images.
-        image_size: Their height and width.
+        num_outputs: Number of outputs, C.
+        vocab_size: Number of token ids.
+        num_token_types: Number of token types, 1 or 2.
+        num_features: Number of features of a sample.
+        image_channels: Number of channels of the images.
+        image_size: Height and width of the images in pixels.
 
     Raises:
-        ConfigError: It is asked for features in place of outputs.
+        ConfigError: The loss needs features before the outputs, and a linear model has none.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("tokens", "features", "images")
     levels: ClassVar[tuple[str, ...]] = ("sample",)
 
+    @validated(
+        Rule(
+            "num_outputs is not None",
+            key="_target_",
+            problem="a linear model has no features before its outputs, which the loss needs",
+            remedy="Use another model",
+        )
+    )
     def __init__(
         self,
         num_outputs: int | None,
@@ -52,9 +60,7 @@ class Linear(nn.Module):
         image_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        if num_outputs is None:
-            problem = "a linear model has outputs alone, no features before them"
-            raise ConfigError(format_error("_target_", problem, "Another model has them"))
+        assert num_outputs is not None
         self.vocab_size = vocab_size
         if vocab_size is not None:
             num_features = vocab_size * num_token_types
@@ -75,11 +81,11 @@ class Linear(nn.Module):
         token_index: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
-        """Outputs (B, C). Of a packed micro-batch only `token_index` matters: words of a bag have no positions."""
+        """Return outputs (B, C). In a packed batch only `token_index` matters, as a bag of words has no positions."""
         if input_ids is not None:
             assert self.vocab_size is not None
             ids = input_ids if token_type_ids is None else input_ids + self.vocab_size * token_type_ids
-            # The layer on the shares of the ids, without writing their F columns down.
+            # The linear layer on relative frequencies, without materializing their F columns.
             vectors = F.embedding(ids, self.head.weight.t())
             return pool_samples(vectors, attention_mask, token_index, "mean") + self.head.bias
         values = features if pixel_values is None else pixel_values.flatten(1)

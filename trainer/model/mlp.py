@@ -1,49 +1,49 @@
 """A multilayer perceptron on features or pixels."""
 
 from collections import OrderedDict
-from typing import ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 import torch.nn.functional as F
+from annotated_types import MinLen
 from torch import Tensor, nn
 
-from trainer.errors import raise_if_any
-from trainer.model.checks import dropout_faults, width_faults
+from trainer.constraints import BelowOne, Count, validated
 
 _ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalization that also trains on a single sample, as the last micro-batch of an epoch may be.
+    """Batch normalization that can also train on a micro-batch of one sample, as at the end of an epoch.
 
-    One sample has no variance; its running statistics then take the place of the batch's, and stay as they are.
+    One sample has no variance, so it is normalized by the running statistics, which do not change.
 
     Source: Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
     """
 
     def forward(self, values: Tensor) -> Tensor:
-        """Values (B, D) to the same shape."""
+        """Normalize values (B, D)."""
         if self.training and values.shape[0] == 1:
             return F.batch_norm(values, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(values)
 
 
 class Mlp(nn.Module):
-    """Layers of linear, norm, activation and dropout, then a linear head.
+    """Layers of linear, normalization, activation and dropout, then a linear head.
 
-    Images are read as their pixels, channel by channel. With `norm=batch` a step's result depends on how it is cut
-    into micro-batches; `layer` and `none` do not.
+    Images are flattened to their pixels, channel by channel. With `norm=batch` the result of a step depends on how it
+    is split into micro-batches; with `layer` and `none` it does not.
 
     Source: Rumelhart et al. 1986, "Learning representations by back-propagating errors".
 
     Args:
-        num_outputs: Columns of the output, C; None: the last hidden layer (B, D) is the output.
-        num_features: Features of a sample.
-        image_channels: Channels of the images.
-        image_size: Their height and width.
-        hidden: Width of each hidden layer, the last is D.
-        activation: The nonlinearity.
-        norm: Normalization before the activation.
-        dropout: Probability, after each activation.
+        num_outputs: Number of outputs, C; None returns the last hidden layer (B, D).
+        num_features: Number of features of a sample.
+        image_channels: Number of channels of the images.
+        image_size: Height and width of the images in pixels.
+        hidden: Width of each hidden layer; the last one is D.
+        activation: Activation function.
+        norm: Normalization before each activation.
+        dropout: Dropout probability after each activation.
 
     Raises:
         ConfigError: A value is out of range.
@@ -52,6 +52,7 @@ class Mlp(nn.Module):
     inputs: ClassVar[tuple[str, ...]] = ("features", "images")
     levels: ClassVar[tuple[str, ...]] = ("sample",)
 
+    @validated()
     def __init__(
         self,
         num_outputs: int | None,
@@ -59,13 +60,12 @@ class Mlp(nn.Module):
         image_channels: int | None = None,
         image_size: tuple[int, int] | None = None,
         *,
-        hidden: list[int],
+        hidden: Annotated[list[Count], MinLen(1)],
         activation: Literal["relu", "gelu", "silu", "tanh"],
         norm: Literal["none", "batch", "layer"],
-        dropout: float,
+        dropout: BelowOne,
     ) -> None:
         super().__init__()
-        raise_if_any(*width_faults(hidden=hidden), *dropout_faults(dropout))
         if image_size is not None:
             assert image_channels is not None
             num_features = image_channels * image_size[0] * image_size[1]
@@ -78,7 +78,7 @@ class Mlp(nn.Module):
         self.head = nn.Identity() if num_outputs is None else nn.Linear(hidden[-1], num_outputs)
 
     def forward(self, features: Tensor | None = None, pixel_values: Tensor | None = None) -> Tensor:
-        """`features` (B, F) or `pixel_values` (B, channels, H, W) to outputs (B, C)."""
+        """Return outputs (B, C) of `features` (B, F) or `pixel_values` (B, channels, H, W)."""
         values = features if pixel_values is None else pixel_values.flatten(1)
         assert values is not None
         for block in self.blocks:

@@ -1,40 +1,148 @@
-"""A text model of transformers, from its folder or the hub, with a head of outputs."""
+"""A text model of transformers, from a folder or the hub, with an output head."""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar, Literal
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import ConfigError, format_error
-from trainer.model.packed_attention import (
-    FAMILIES,
-    Family,
-    attention_masks,
-    first_position,
-    is_causal,
-    mask_as_taken,
-)
-from trainer.model.pooling import pool_samples, take_tokens
-from trainer.model.pretrained_config import read_config
-from trainer.model.pretrained_fit import check_fit, language_kind, width_of
+from trainer.constraints import HubPath, validated
+from trainer.errors import ConfigError, format_error, raise_if_any
+from trainer.model.layers import pool_samples, take_tokens
 from trainer.model.pretrained_loading import (
-    Kind,
+    AutoClass,
     architecture_of,
+    check_input,
     checkpoint_gradients,
     config_of,
     linear_head,
     make_model,
-    refuse_unread,
+    read_config,
+    width_of,
 )
+from trainer.protocols import Cache
+
+logger = logging.getLogger(__name__)
+
+_MIN_VOCABULARY_SHARE: Final = 0.9
+"""If the task's tokenizer has a smaller share of the model's vocabulary, it is probably not the model's own."""
+
+
+# Supported families: attention masks and positions for packed rows.
+#
+# The models take a finished mask in place of their own: boolean for torch's `scaled_dot_product_attention`, added to
+# the scores for the `eager` implementation. With a mask that confines a token to its own sample, several samples can
+# share a row, with the results of padded rows up to rounding.
+# Source: Krell et al. 2021, https://arxiv.org/abs/2107.02027.
+
+
+@dataclass(frozen=True)
+class Family:
+    """What packing several samples into a row requires to know about an architecture.
+
+    Attributes:
+        lm_head: Names of the language model's modules after the last hidden states, in order.
+        causal: Tokens see only earlier tokens.
+        after_padding: The first position is the padding token's id + 1.
+        token_types: The model has token type embeddings.
+    """
+
+    lm_head: tuple[str, ...]
+    causal: bool = False
+    after_padding: bool = False
+    token_types: bool = True
+
+
+_ROBERTA: Final = Family(("lm_head",), after_padding=True)
+
+FAMILIES: Final[Mapping[str, Family]] = {
+    "bert": Family(("cls",)),
+    "camembert": _ROBERTA,
+    "distilbert": Family(("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"), token_types=False),
+    "electra": Family(("generator_predictions", "generator_lm_head")),
+    "gpt2": Family(("lm_head",), causal=True, token_types=False),
+    "modernbert": Family(("head", "decoder"), token_types=False),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+}
+"""Families by the `model_type` of a config. Other models are not known to give equal results for packed rows."""
+
+
+def first_position(family: Family, config: Any) -> int:
+    """Return the position of a sample's first token."""
+    return int(config.pad_token_id) + 1 if family.after_padding else 0
+
+
+def is_causal(family: Family, config: Any) -> bool:
+    """Return True if tokens see only earlier tokens."""
+    return family.causal or getattr(config, "is_decoder", False)
+
+
+def language_model_class(config: Any) -> AutoClass:
+    """Return the class of a language model with its own head.
+
+    Raises:
+        ConfigError: The head of this family is not known.
+    """
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        problem = f"is a {config.model_type}, whose language model head is not supported"
+        raise ConfigError(format_error("path", problem, f"Supported are {', '.join(FAMILIES)}"))
+    return "AutoModelForCausalLM" if is_causal(family, config) else "AutoModelForMaskedLM"
+
+
+def attention_masks(
+    family: Family, config: Any, attention_mask: Tensor | None, sequence_ids: Tensor | None, dtype: torch.dtype
+) -> Tensor | dict[str, Tensor]:
+    """Return the model's `attention_mask`, (R, 1, 1 or L, L), or one mask per attention type of its layers.
+
+    Args:
+        family: Family of the model.
+        config: Config of the model; `_attn_implementation` is its attention implementation.
+        attention_mask: Mask of padded rows (R, L).
+        sequence_ids: Numbers of the samples in packed rows (R, L); used if there is no `attention_mask`.
+        dtype: Type of the scores to which the `eager` implementation adds the mask.
+    """
+    sequence = sequence_ids if attention_mask is None else attention_mask
+    assert sequence is not None
+    # In padded rows padding sees padding: in a narrow window, a row without any allowed position would give NaN.
+    same = sequence[:, None, :, None] == sequence[:, None, None, :]
+    columns = torch.arange(sequence.shape[1], device=sequence.device)
+    distance = columns[:, None] - columns
+    if is_causal(family, config):
+        allowed = same & (distance >= 0)
+    elif attention_mask is None:
+        allowed = same
+    else:
+        allowed = attention_mask.bool()[:, None, None, :]
+    full = _native_mask(allowed, config, dtype)
+    if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+        return full
+    # Samples are contiguous, so the distance in the row is the distance in the sample.
+    near = same & (distance.abs() <= config.sliding_window)
+    return {"full_attention": full, "sliding_attention": _native_mask(near, config, dtype)}
+
+
+def _native_mask(allowed: Tensor, config: Any, dtype: torch.dtype) -> Tensor:
+    """Convert a boolean mask to the form that the model's attention implementation takes."""
+    if config._attn_implementation != "eager":
+        return allowed
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+# The model
 
 
 class Chain(nn.Module):
-    """Named modules, one after the other.
+    """Named modules that run one after the other.
 
-    It is no `nn.Sequential`: the layers of a model are those of its largest list of modules, and the head is not one.
+    This is not an `nn.Sequential`, because the largest list of modules defines the layers of a model, and the head is
+    not one of them.
     """
 
     def __init__(self, **modules: nn.Module) -> None:
@@ -49,44 +157,45 @@ class Chain(nn.Module):
 
 
 class Pretrained(nn.Module):
-    """Token ids to outputs, one row a sample, or one a token, by any text model of transformers.
+    """Any text model of transformers that maps token ids to one row of outputs per sample or per token.
 
-    Inputs and outputs are those of `TextEncoder`, in both layouts. The outputs are a new linear layer's on the last
-    hidden states (D columns), pooled or token by token; those of a language model, as many as the task's vocabulary has
-    tokens, are its own head's. Only the families in `FAMILIES` take packed rows, which `packed` says.
+    Inputs and outputs are those of `TextEncoder`, in both layouts. A new linear layer computes the outputs from the
+    last hidden states (D columns), pooled or per token; a language model, with as many outputs as the task's vocabulary
+    has tokens, uses its own head. Only the families in `FAMILIES` support packed rows; see `packed`.
 
-    Token types (`token_type_ids`) are passed on to models that have embeddings of two or more types.
+    Token types (`token_type_ids`) are passed to models with embeddings of at least two types.
 
     Source: Wolf et al. 2020, "Transformers: state-of-the-art natural language processing",
     https://arxiv.org/abs/1910.03771.
 
     Args:
-        vocab_size: Token ids are below it.
-        num_outputs: Columns of the output, C; None: the D features before the head are the output.
-        max_length: No sample is longer.
-        output_level: Whether there is an output for each sample or for each token.
-        architecture: The attribute of that name of a model that was made before, such as a checkpoint holds. The model
-            is made of it, without `path` and `config`, with random weights that the checkpoint's are to replace.
+        vocab_size: Number of token ids.
+        num_outputs: Number of outputs, C; None returns the D features before the head.
+        max_length: Maximum length of a sample in tokens.
+        output_level: `sample` for one output per sample, `token` for one output per token.
+        architecture: The attribute `architecture` of an earlier model, from a checkpoint. The model is rebuilt from it
+            instead of `path` and `config`, with random weights that the checkpoint's weights replace.
         path: A folder with `config.json` and weights, or a name on the hub.
-        config: Changes of the keys of the model's own config.
-        pooling: How the tokens of a sample become one vector; of no effect on outputs of tokens.
-        attention: Its implementation; None: the one that transformers prefers.
-        gradient_checkpointing: Keep no activations inside the blocks: less memory, a third more time.
-        pretrained: Whether the weights are read, too; otherwise they are random.
+        config: Changes of the model's config.
+        pooling: How the tokens of a sample become one vector; ignored for token-level outputs.
+        attention: Attention implementation; None for the default of transformers.
+        gradient_checkpointing: Do not store activations inside blocks: less memory, about a third more time.
+        pretrained: Load the weights too; otherwise they are random.
 
     Attributes:
-        architecture: JSON that makes the module again: `{"class": ..., "config": ...}`.
-        packed: Whether packed rows give what padded ones do.
-        causal: Whether a token sees none of those after it; None where that is not known.
-        cached: Whether it can read token by token, with `empty_cache` and `step`.
+        architecture: JSON from which the module can be rebuilt: `{"class": ..., "config": ...}`.
+        packed: True if packed rows give the results of padded rows.
+        causal: True if tokens see only earlier tokens; None if unknown.
+        cached: True if the model can decode token by token with `empty_cache` and `step`.
 
     Raises:
-        ConfigError: There is no such model, its weights are not all there, or it does not fit the task.
+        ConfigError: There is no such model, weights are missing, or the model does not fit the task.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("tokens",)
     levels: ClassVar[tuple[str, ...]] = ("sample", "token")
 
+    @validated()
     def __init__(
         self,
         vocab_size: int,
@@ -95,7 +204,7 @@ class Pretrained(nn.Module):
         output_level: Literal["sample", "token"] = "sample",
         architecture: dict[str, Any] | None = None,
         *,
-        path: str,
+        path: HubPath,
         config: dict[str, Any],
         pooling: Literal["cls", "mean", "max", "last"],
         attention: Literal["sdpa", "eager"] | None,
@@ -103,31 +212,33 @@ class Pretrained(nn.Module):
         pretrained: bool,
     ) -> None:
         super().__init__()
-        kind: Kind
+        auto_class: AutoClass
         if architecture is None:
             own = read_config(path, config)
-            kind = language_kind(own) if output_level == "token" and num_outputs == vocab_size else "AutoModel"
+            has_lm_head = output_level == "token" and num_outputs == vocab_size
+            auto_class = language_model_class(own) if has_lm_head else "AutoModel"
         else:
-            kind, own = config_of(architecture)
+            auto_class, own = config_of(architecture)
         self.output_level = output_level
         self.pooling = pooling
         self.num_outputs = num_outputs
-        whole = make_model(kind, own, path if pretrained and architecture is None else None, attention)
+        loads_weights = pretrained and architecture is None
+        whole = make_model(auto_class, own, path if loads_weights else None, attention)
         self.base: Any = whole.base_model
-        refuse_unread(self.base, "input_ids")
+        check_input(self.base, "input_ids")
         self.family = FAMILIES.get(own.model_type)
         self.packed = self.family is not None
         self.cached = self.family is not None and self.family.causal and output_level == "token"
-        # Of transformers' own making, so that it holds what the model has changed in it.
+        # The model's copy of the config, with the changes that the model has made.
         self.config = whole.config
         self.causal = None if self.family is None else is_causal(self.family, self.config)
-        check_fit(self.base, self.config, self.family, vocab_size, max_length, told=pretrained and architecture is None)
-        if kind == "AutoModel":
+        _check_fit(self.base, self.config, self.family, vocab_size, max_length, warn=loads_weights)
+        if auto_class == "AutoModel":
             self.head = linear_head(width_of(self.config), num_outputs, self.config)
         else:
-            self.head = _lm_head(whole, self.family)
-        self.architecture = architecture or architecture_of(kind, self.config)
-        self._types = self._takes_types()
+            self.head = _language_model_head(whole, self.family)
+        self.architecture = architecture or architecture_of(auto_class, self.config)
+        self._uses_token_types = self._has_token_types()
         if gradient_checkpointing:
             checkpoint_gradients(self.base)
 
@@ -141,53 +252,49 @@ class Pretrained(nn.Module):
         token_type_ids: Tensor | None = None,
         output_index: Tensor | None = None,
     ) -> Tensor:
-        """Outputs in float32 or autocast's type: (B, C) of samples, (R, L, C) or S + (C,) of tokens.
+        """Return outputs (B, C) of samples, or (R, L, C) or S + (C,) of tokens, in float32 or autocast's dtype.
 
         Raises:
-            ConfigError: The rows are packed, and of its family it is not known that it keeps samples apart.
+            ConfigError: The rows are packed, and the model's family is not known to keep samples apart.
         """
-        more: dict[str, Any] = {}
-        if self._types and token_type_ids is not None:
-            more["token_type_ids"] = token_type_ids
+        inputs: dict[str, Any] = {}
+        if self._uses_token_types and token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
         if self.family is None:
             if attention_mask is None:
                 problem = f"{type(self.base).__name__} is not known to keep the samples of a packed row apart"
                 raise ConfigError(format_error("loader.batching", problem, "Set it to padded", value="packed"))
-            more["attention_mask"] = attention_mask
+            inputs["attention_mask"] = attention_mask
         else:
             if position_ids is None:
                 position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
-            more["position_ids"] = position_ids + first_position(self.family, self.config)
-            more["attention_mask"] = attention_masks(
+            inputs["position_ids"] = position_ids + first_position(self.family, self.config)
+            inputs["attention_mask"] = attention_masks(
                 self.family, self.config, attention_mask, sequence_ids, self.base.dtype
             )
-        hidden = self.base(input_ids=input_ids, **more).last_hidden_state
+        hidden = self.base(input_ids=input_ids, **inputs).last_hidden_state
         if self.output_level == "sample":
             hidden = pool_samples(hidden, attention_mask, token_index, self.pooling)
         elif output_index is not None:
             hidden = take_tokens(hidden, output_index)
         return self._outputs(hidden)
 
-    def empty_cache(self, batch_size: int) -> tuple[Tensor, ...]:
-        """What `step` begins with: the cache of `batch_size` sequences of which nothing is seen.
-
-        Keys and values of the P positions seen, each (B, heads, P, D / heads): the first layer's keys and its values,
-        the second layer's keys, and so on.
-        """
+    def empty_cache(self, batch_size: int) -> Cache:
+        """Return the cache of `batch_size` sequences without tokens, the input of the first `step`."""
         heads = self.config.num_attention_heads
         weight = self.base.get_input_embeddings().weight
         shape = (batch_size, heads, 0, width_of(self.config) // heads)
         return tuple(weight.new_empty(shape) for _ in range(2 * self.config.num_hidden_layers))
 
-    def step(self, input_ids: Tensor, cache: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The next T tokens of B sequences of equal length: a prompt, or the token that was chosen last.
+    def step(self, input_ids: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+        """Run the next T tokens of B sequences of equal length: a prompt, or the token chosen last.
 
         Args:
             input_ids: The tokens (B, T).
-            cache: From `empty_cache`, or from the step before; it stays as it is.
+            cache: The result of `empty_cache` or of the previous step; not changed.
 
         Returns:
-            The outputs of the last token (B, C), as `forward` gives them, and the cache of P + T tokens.
+            The outputs of the last token (B, C), as `forward` returns them, and the cache of P + T tokens.
         """
         from transformers import DynamicCache
 
@@ -199,7 +306,7 @@ class Pretrained(nn.Module):
         hidden = self.base(
             input_ids=input_ids,
             position_ids=positions[None],
-            attention_mask=mask_as_taken(allowed[None, None], self.config, self.base.dtype),
+            attention_mask=_native_mask(allowed[None, None], self.config, self.base.dtype),
             past_key_values=past,
             use_cache=True,
         ).last_hidden_state[:, -1]
@@ -207,8 +314,8 @@ class Pretrained(nn.Module):
         return self._outputs(hidden), extended
 
     @property
-    def headed(self) -> Kind:
-        """The class of transformers whose head may be this one; see `pretrained_folder.save`."""
+    def headed(self) -> AutoClass:
+        """The class of transformers whose head may compute the same outputs; see `pretrained_folder.save`."""
         return (
             "AutoModelForTokenClassification" if self.output_level == "token" else "AutoModelForSequenceClassification"
         )
@@ -218,12 +325,31 @@ class Pretrained(nn.Module):
         output: Tensor = self.head(hidden)
         return output if self.num_outputs is None else output[..., : self.num_outputs]
 
-    def _takes_types(self) -> bool:
-        known = "token_type_ids" in inspect.signature(self.base.forward).parameters
-        has_own = self.family is None or self.family.token_types
-        return known and has_own and getattr(self.config, "type_vocab_size", 0) > 1
+    def _has_token_types(self) -> bool:
+        takes_types = "token_type_ids" in inspect.signature(self.base.forward).parameters
+        has_embeddings = self.family is None or self.family.token_types
+        return takes_types and has_embeddings and getattr(self.config, "type_vocab_size", 0) > 1
 
 
-def _lm_head(whole: nn.Module, family: Family | None) -> Chain:
-    assert family is not None, "refused before"
+def _language_model_head(whole: nn.Module, family: Family | None) -> Chain:
+    assert family is not None, "language_model_class has checked it"
     return Chain(**{name: getattr(whole, name) for name in family.lm_head})
+
+
+def _check_fit(base: Any, config: Any, family: Family | None, vocab_size: int, max_length: int, *, warn: bool) -> None:
+    """Raise ConfigError if the tokenizer or the samples are too large; with `warn`, log a very small tokenizer."""
+    problems = []
+    embeddings = base.get_input_embeddings().num_embeddings
+    if vocab_size > embeddings:
+        problem = f"the model has embeddings of {embeddings} tokens, the task's tokenizer has {vocab_size}"
+        problems.append(format_error("path", problem, "Set task.tokenizer to the model's own tokenizer"))
+    elif warn and vocab_size < _MIN_VOCABULARY_SHARE * embeddings:
+        message = "the task's tokenizer has %d tokens, the model's has %d: is task.tokenizer the model's own?"
+        logger.warning(message, vocab_size, embeddings)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None:
+        positions -= first_position(family, config) if family else 0
+        if max_length > positions:
+            problem = f"the model has {positions} positions, the task's samples have up to {max_length} tokens"
+            problems.append(format_error("path", problem, f"Set task.max_length={positions}"))
+    raise_if_any(*problems)

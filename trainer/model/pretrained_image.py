@@ -1,4 +1,4 @@
-"""An image model of transformers, from its folder or the hub, with a linear head."""
+"""An image model of transformers, from a folder or the hub, with a linear head."""
 
 from __future__ import annotations
 
@@ -6,52 +6,54 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from trainer.constraints import HubPath, validated
 from trainer.errors import format_error, raise_if_any
-from trainer.model.pretrained_config import read_config
-from trainer.model.pretrained_fit import width_of
 from trainer.model.pretrained_loading import (
-    Kind,
+    AutoClass,
     architecture_of,
+    check_input,
     checkpoint_gradients,
     config_of,
     linear_head,
     make_model,
-    refuse_unread,
+    read_config,
+    width_of,
 )
 
 
 class PretrainedImage(nn.Module):
-    """Images to outputs, by any image model of transformers that gives hidden states (ViT, ResNet and others).
+    """Any image model of transformers that returns hidden states (ViT, ResNet and others), with a linear head.
 
     Source: Wolf et al. 2020, "Transformers: state-of-the-art natural language processing",
     https://arxiv.org/abs/1910.03771.
 
     Args:
-        num_outputs: Columns of the output, C; None: the D pooled features are the output.
-        image_channels: Channels of the images.
+        num_outputs: Number of outputs, C; None returns the D pooled features.
+        image_channels: Number of channels of the images.
         image_size: Height and width of the images in pixels.
-        architecture: The attribute of that name of a model that was made before, such as a checkpoint holds. The model
-            is made of it, without `path` and `config`, with random weights that the checkpoint's are to replace.
+        architecture: The attribute `architecture` of an earlier model, from a checkpoint. The model is rebuilt from it
+            instead of `path` and `config`, with random weights that the checkpoint's weights replace.
         path: A folder with `config.json` and weights, or a name on the hub.
-        config: Changes of the keys of the model's own config.
-        pooling: How the vectors of an image become one: `mean` or `max` over all of them (of the tokens of a ViT, or of
-            the places of a feature map), or `cls`, the first one, of models with such a token.
-        attention: Its implementation; None: the one that transformers prefers.
-        gradient_checkpointing: Keep no activations inside the blocks: less memory, a third more time.
-        pretrained: Whether the weights are read, too; otherwise they are random.
+        config: Changes of the model's config.
+        pooling: How the vectors of an image become one: `mean` or `max` over the tokens of a ViT or the positions of a
+            feature map, or `cls` for the first token of models with a class token.
+        attention: Attention implementation; None for the default of transformers.
+        gradient_checkpointing: Do not store activations inside blocks: less memory, about a third more time.
+        pretrained: Load the weights too; otherwise they are random.
 
     Attributes:
-        architecture: JSON that makes the module again: `{"class": ..., "config": ...}`.
+        architecture: JSON from which the module can be rebuilt: `{"class": ..., "config": ...}`.
 
     Raises:
-        ConfigError: There is no such model, its weights are not all there, or it does not fit the images.
+        ConfigError: There is no such model, weights are missing, or the model does not fit the images.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("images",)
     levels: ClassVar[tuple[str, ...]] = ("sample",)
-    headed: ClassVar[Kind] = "AutoModelForImageClassification"
-    """The class of transformers whose head may be this one; see `pretrained_folder.save`."""
+    headed: ClassVar[AutoClass] = "AutoModelForImageClassification"
+    """The class of transformers whose head may compute the same outputs; see `pretrained_folder.save`."""
 
+    @validated()
     def __init__(
         self,
         num_outputs: int | None,
@@ -59,7 +61,7 @@ class PretrainedImage(nn.Module):
         image_size: tuple[int, int],
         architecture: dict[str, Any] | None = None,
         *,
-        path: str,
+        path: HubPath,
         config: dict[str, Any],
         pooling: Literal["cls", "mean", "max"],
         attention: Literal["sdpa", "eager"] | None,
@@ -72,7 +74,7 @@ class PretrainedImage(nn.Module):
         self.pooling = pooling
         weights = path if pretrained and architecture is None else None
         self.base: Any = make_model("AutoModel", own, weights, attention)
-        refuse_unread(self.base, "pixel_values")
+        check_input(self.base, "pixel_values")
         self.config = self.base.config
         self.head = linear_head(width_of(self.config), num_outputs, self.config)
         self.architecture = architecture or architecture_of("AutoModel", self.config)
@@ -80,7 +82,7 @@ class PretrainedImage(nn.Module):
             checkpoint_gradients(self.base)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Images (B, channels, H, W) to outputs (B, C), in float32 or autocast's type."""
+        """Return outputs (B, C) of images (B, channels, H, W), in float32 or autocast's dtype."""
         hidden: Tensor = self.base(pixel_values=pixel_values).last_hidden_state
         if hidden.ndim == 4:
             hidden = hidden.flatten(2).transpose(1, 2)
@@ -93,23 +95,19 @@ class PretrainedImage(nn.Module):
 
 
 def _check_fit(config: Any, image_channels: int, image_size: tuple[int, int], pooling: str) -> None:
-    faults = []
+    problems = []
     channels = getattr(config, "num_channels", None)
     if channels is not None and channels != image_channels:
-        problem = f"the model reads images of {channels} channels, the task's have {image_channels}"
-        faults.append(format_error("path", problem, f"Set task.channels={channels}"))
+        problem = f"the model takes images of {channels} channels, the task's images have {image_channels}"
+        problems.append(format_error("path", problem, f"Set task.channels={channels}"))
     size = getattr(config, "image_size", None)
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         if (height, width) != tuple(image_size):
-            theirs = " x ".join(map(str, image_size))
-            problem = f"the model reads images of {height} x {width} pixels, the task's have {theirs}"
-            faults.append(format_error("path", problem, f"Set task.size=[{height},{width}]"))
+            given = " x ".join(map(str, image_size))
+            problem = f"the model takes images of {height} x {width} pixels, the task's images have {given}"
+            problems.append(format_error("path", problem, f"Set task.size=[{height},{width}]"))
     if pooling == "cls" and not hasattr(config, "hidden_size"):
-        remedy = "Set it to mean or max"
-        faults.append(
-            format_error(
-                "pooling", f"a {config.model_type} has no token that stands for the image", remedy, value=pooling
-            )
-        )
-    raise_if_any(*faults)
+        problem = f"a {config.model_type} has no class token"
+        problems.append(format_error("pooling", problem, "Set it to mean or max", value=pooling))
+    raise_if_any(*problems)

@@ -1,23 +1,25 @@
-"""Models of transformers: made from their config, with the weights of a checkpoint or random ones."""
+"""Models of transformers: find and change their config, build them, load their weights."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import logging
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
 from torch import nn
 
-from trainer.errors import ConfigError, format_error, raise_if_any
-from trainer.model.pretrained_config import is_offline, not_found, place_of
+from trainer import hub
+from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal[
+AutoClass = Literal[
     "AutoModel",
     "AutoModelForMaskedLM",
     "AutoModelForCausalLM",
@@ -26,101 +28,236 @@ Kind = Literal[
     "AutoModelForImageClassification",
 ]
 Attention = Literal["sdpa", "eager"]
+
+_HUB_NAME: Final = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_FIXED: Final = frozenset({"dtype", "is_encoder_decoder", "output_attentions", "output_hidden_states", "return_dict"})
+"""Config keys that must keep their values for the model to be trainable here."""
+
 _SHOWN: Final = 5
+_REMEDY: Final = "Undo the changes in model.config, or set model.pretrained=false for random weights"
 
 
-def architecture_of(kind: Kind, config: Any) -> dict[str, Any]:
-    """What `config_of` and `make_model` need to make a model again, as JSON.
+# The config
+
+
+def read_config(path: str, changes: Mapping[str, Any]) -> Any:
+    """Return the config of the model at `path` with `changes`; changes of nested keys keep the other nested keys.
+
+    Args:
+        path: A folder with a `config.json`, or a name on the hub.
+        changes: New values by key.
 
     Raises:
-        ConfigError: They could not: the config holds what does not go together.
+        ConfigError: There is no such model, or its config has no such key.
     """
-    architecture = {"class": kind, "config": json.loads(config.to_json_string(use_diff=False))}
+    config = _load_config(path, {})
+    if config.is_encoder_decoder:
+        problem = f"is a {config.model_type}, an encoder-decoder model"
+        raise ConfigError(format_error("path", problem, "Choose an encoder or a decoder", value=path))
+    if not changes:
+        return config
+    raise_if_any(*_unknown_keys("config", config, changes))
+    return _load_config(path, _merge(config, changes))
+
+
+def find_model(path: str) -> str:
+    """Return the folder at `path` if there is one, else `path` as a name on the hub.
+
+    Raises:
+        ConfigError: The path is neither a folder with a `config.json` nor a valid name.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if (folder / "config.json").is_file():
+            return str(folder)
+        raise ConfigError(format_error("path", "has no config.json", "Give the folder of a saved model", value=path))
+    if folder.exists():
+        raise ConfigError(format_error("path", "is a file", "Give the folder that contains config.json", value=path))
+    if not _HUB_NAME.fullmatch(path):
+        remedy = "Give the folder of a saved model, or its name on the hub (owner/name)"
+        raise ConfigError(format_error("path", "no such folder", remedy, value=path))
+    return path
+
+
+def _is_offline(name: str) -> bool:
+    """Return True if the result of `find_model` is not a local folder and the hub cannot be reached."""
+    return not Path(name).is_dir() and not hub.reachable()
+
+
+def _not_found(path: str, error: Exception) -> ConfigError:
+    """Return the error for a model that cannot be read from its folder or from the hub."""
+    reason = str(error).strip().split("\n")[0].rstrip(".")
+    if Path(path).expanduser().is_dir():
+        return ConfigError(format_error("path", f"cannot be read ({reason})", value=path))
+    if isinstance(error, OSError) and _is_offline(path):
+        reason = "the hub cannot be reached, and the model is not in the local cache"
+    problem = f"is neither a folder nor a model that the hub provides ({reason})"
+    remedy = (
+        "Check the name; without a network, download the model elsewhere (hf download NAME --local-dir FOLDER) and "
+        "give the folder"
+    )
+    return ConfigError(format_error("path", problem, remedy, value=path))
+
+
+def _load_config(path: str, changes: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    name = find_model(path)
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=_is_offline(name), **changes)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_found(path, error) from error
+    except Exception as error:
+        # The library's type checks raise classes that have moved between versions.
+        reason = " ".join(str(error).split())
+        problem = f"is invalid for this model ({type(error).__name__}: {reason})"
+        raise ConfigError(format_error("config", problem, value=changes)) from error
+
+
+def _unknown_keys(prefix: str, known: Any, changes: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a message for each key of `changes` that a config, or a mapping in it, does not have."""
+    names = list(known) if isinstance(known, Mapping) else _config_keys(known)
+    for key, value in changes.items():
+        if key not in names:
+            yield format_error(f"{prefix}.{key}", "unknown key", did_you_mean(str(key), names), value=value)
+            continue
+        inner = known[key] if isinstance(known, Mapping) else getattr(known, key, None)
+        if isinstance(value, Mapping) and _is_nested(inner):
+            yield from _unknown_keys(f"{prefix}.{key}", inner, value)
+
+
+def _config_keys(config: Any) -> list[str]:
+    own = [name for name in inspect.signature(type(config).__init__).parameters if name not in ("self", "kwargs")]
+    return sorted({*own, *config.attribute_map} - _FIXED)
+
+
+def _is_nested(value: Any) -> bool:
+    return bool(value) and (isinstance(value, Mapping) or hasattr(value, "attribute_map"))
+
+
+def _merge(known: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `changes`, with the other keys of mappings in them filled in."""
+    merged = {}
+    for key, value in changes.items():
+        inner = known.get(key) if isinstance(known, Mapping) else getattr(known, key, None)
+        if isinstance(value, Mapping) and isinstance(inner, Mapping):
+            value = {**inner, **_merge(inner, value)}
+        merged[key] = value
+    return merged
+
+
+def width_of(config: Any) -> int:
+    """Return the width of the last hidden states or of the last feature map, D.
+
+    Raises:
+        ConfigError: The config does not contain it.
+    """
+    width = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
+    if not isinstance(width, int):
+        problem = f"is a {config.model_type}, whose config does not contain the width of its outputs (hidden_size)"
+        raise ConfigError(format_error("path", problem))
+    return width
+
+
+# The architecture, which a checkpoint stores
+
+
+def architecture_of(auto_class: AutoClass, config: Any) -> dict[str, Any]:
+    """Return as JSON what `config_of` and `make_model` need to rebuild a model.
+
+    Raises:
+        ConfigError: The model could not be rebuilt, because the config is inconsistent.
+    """
+    architecture = {"class": auto_class, "config": json.loads(config.to_json_string(use_diff=False))}
     try:
         config_of(architecture)
     except ConfigError as error:
-        problem = f"a checkpoint could not be read with it: {error.messages[0]}"
-        raise ConfigError(format_error("config", problem, "Mend model.config")) from error
+        problem = f"a checkpoint of this model could not be loaded: {error.messages[0]}"
+        raise ConfigError(format_error("config", problem, "Correct model.config")) from error
     return architecture
 
 
-def config_of(architecture: dict[str, Any]) -> tuple[Kind, Any]:
-    """The class and the config of an `architecture_of`.
+def config_of(architecture: dict[str, Any]) -> tuple[AutoClass, Any]:
+    """Return the class and the config of an `architecture_of`.
 
     Raises:
-        ConfigError: This version of transformers does not know it.
+        ConfigError: This version of transformers does not support the architecture.
     """
     from transformers import AutoConfig
 
-    kinds: dict[str, Kind] = {kind: kind for kind in ("AutoModel", "AutoModelForMaskedLM", "AutoModelForCausalLM")}
+    names: tuple[AutoClass, ...] = ("AutoModel", "AutoModelForMaskedLM", "AutoModelForCausalLM")
+    classes: dict[str, AutoClass] = {name: name for name in names}
     values = dict(architecture["config"])
     model_type = values.pop("model_type", None)
     try:
-        return kinds[architecture["class"]], AutoConfig.for_model(model_type, **values)
+        return classes[architecture["class"]], AutoConfig.for_model(model_type, **values)
     except (KeyError, ValueError) as error:
-        problem = f"the architecture cannot be made again by this version of transformers ({error})"
+        problem = f"cannot be rebuilt with this version of transformers ({error})"
         raise ConfigError(format_error("architecture", problem, value=model_type)) from error
 
 
-def make_model(kind: Kind, config: Any, path: str | None, attention: Attention | None) -> Any:
-    """The model of a config, in float32.
+# The model
+
+
+def make_model(auto_class: AutoClass, config: Any, path: str | None, attention: Attention | None) -> Any:
+    """Build the model of a config, in float32.
 
     Args:
-        kind: The class that picks the model's own.
-        config: Its config.
-        path: Where its weights are; None: they are random.
-        attention: The implementation of attention; None: transformers' choice.
+        auto_class: The class that selects the model's own class.
+        config: The model's config.
+        path: Folder or name of the weights; None for random weights.
+        attention: The attention implementation; None for the default of transformers.
 
     Raises:
-        ConfigError: There is no such model, or its weights are not all there.
+        ConfigError: There is no such model, or weights are missing.
     """
     import transformers
 
-    auto = getattr(transformers, kind)
+    auto = getattr(transformers, auto_class)
     arguments: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False}
     if attention is not None:
         arguments["attn_implementation"] = attention
     if type(config) not in auto._model_mapping:
-        what = "language model with such a head" if kind != "AutoModel" else "model"
-        problem = f"is a {config.model_type}, of which transformers has no {what}"
+        noun = "language model with such a head" if auto_class != "AutoModel" else "model"
+        problem = f"is a {config.model_type}, and transformers has no {noun} of this type"
         raise ConfigError(format_error("path", problem, value=path))
-    # A pooler of its own is not used, and would be weights that no gradient reaches.
+    # The model's own pooler is not used, and its weights would get no gradient.
     if "add_pooling_layer" in inspect.signature(auto._model_mapping[type(config)].__init__).parameters:
         arguments["add_pooling_layer"] = False
     with quiet():
         if path is None:
-            model = _made(auto, config, arguments)
+            model = _from_config(auto, config, arguments)
         else:
-            # What is wrong with the config is found apart from what is wrong with the weights.
+            # Separates errors in the config from errors in the weights.
             with torch.device("meta"):
-                _made(auto, config, arguments)
-            model = _loaded(auto, config, path, arguments)
-    # No cache of keys and values: nothing here reads one.
+                _from_config(auto, config, arguments)
+            model = _from_pretrained(auto, config, path, arguments)
+    # No key-value cache: training and evaluation do not use it.
     model.config.use_cache = False
     return model
 
 
-def refuse_unread(base: Any, read: Literal["input_ids", "pixel_values"]) -> None:
-    """Raises for a model that does not take `read`: one of images for texts, or the other way round."""
-    if read not in inspect.signature(base.forward).parameters:
-        what = "texts" if read == "input_ids" else "images"
-        remedy = "model=pretrained takes models of texts, model=pretrained_image those of images"
-        raise ConfigError(format_error("path", f"is a {base.config.model_type}, which reads no {what}", remedy))
+def check_input(base: Any, name: Literal["input_ids", "pixel_values"]) -> None:
+    """Raise ConfigError if the model does not take the input: an image model for texts, or a text model for images."""
+    if name not in inspect.signature(base.forward).parameters:
+        noun = "texts" if name == "input_ids" else "images"
+        remedy = "Use model=pretrained for text models, model=pretrained_image for image models"
+        raise ConfigError(format_error("path", f"is a {base.config.model_type}, which does not take {noun}", remedy))
 
 
 def checkpoint_gradients(model: Any) -> None:
-    """Keeps no activations inside the blocks: they are computed again on the way back."""
+    """Recompute activations inside blocks in the backward pass instead of storing them."""
     try:
-        # Its new name; the old one warns where there are both.
+        # The newer name; the older one warns if both exist.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     except ValueError as error:
-        problem = f"{type(model).__name__} has no gradient checkpointing"
+        problem = f"{type(model).__name__} does not support gradient checkpointing"
         raise ConfigError(format_error("gradient_checkpointing", problem, "Set it to false", value=True)) from error
 
 
 def linear_head(features: int, num_outputs: int | None, config: Any) -> nn.Module:
-    """A new linear layer, initialized as transformers' own heads; the identity where the features are the output."""
+    """Return a new linear layer, initialized as in transformers; the identity if the features are the output."""
     if num_outputs is None:
         return nn.Identity()
     logger.info("new, with random weights: a linear head of %d outputs", num_outputs)
@@ -132,58 +269,55 @@ def linear_head(features: int, num_outputs: int | None, config: Any) -> nn.Modul
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Neither progress bars nor advice of transformers; what matters is raised or logged here."""
-    from transformers.utils import logging as theirs
+    """Turn off progress bars and advice of transformers; problems that matter are raised or logged here."""
+    from transformers.utils import logging as library
 
-    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
-    theirs.set_verbosity(logging.CRITICAL)
-    theirs.disable_progress_bar()  # type: ignore[no-untyped-call]
+    level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity(logging.CRITICAL)
+    library.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        theirs.set_verbosity(level)
+        library.set_verbosity(level)
         if bars:
-            theirs.enable_progress_bar()  # type: ignore[no-untyped-call]
+            library.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _made(auto: Any, config: Any, arguments: dict[str, Any]) -> Any:
+def _from_config(auto: Any, config: Any, arguments: dict[str, Any]) -> Any:
     try:
         return auto.from_config(config, **arguments)
     except Exception as error:
-        # A config that fits no model fails in any way while the model is made of it.
-        problem = f"no model can be made of it ({type(error).__name__}: {' '.join(str(error).split())})"
-        raise ConfigError(format_error("config", problem, "Mend model.config, or model.attention")) from error
+        # An inconsistent config can fail with any exception while the model is built.
+        problem = f"does not describe a valid model ({type(error).__name__}: {' '.join(str(error).split())})"
+        raise ConfigError(format_error("config", problem, "Correct model.config or model.attention")) from error
 
 
-def _loaded(auto: Any, config: Any, path: str, arguments: dict[str, Any]) -> Any:
-    place = place_of(path)
-    arguments |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "local_files_only": is_offline(place)}
+def _from_pretrained(auto: Any, config: Any, path: str, arguments: dict[str, Any]) -> Any:
+    name = find_model(path)
+    arguments |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "local_files_only": _is_offline(name)}
     try:
-        model, found = auto.from_pretrained(place, config=config, **arguments)
+        model, info = auto.from_pretrained(name, config=config, **arguments)
     except Exception as error:
-        # A damaged file fails as its format does.
-        raise not_found(path, error) from error
+        # A damaged file can fail with any exception of its format.
+        raise _not_found(path, error) from error
     prefix = f"{model.base_model_prefix}."
-    # The base model is `model` itself, or, beside a head, the module of that name.
+    # The base model is `model` itself, or if there is a head, the module of that name.
     inside = prefix if model.base_model is not model else ""
-    missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
+    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
     lost = [name for name in missing if name.startswith(inside)]
-    other = sorted((name, tuple(in_file), tuple(in_model)) for name, in_file, in_model in found["mismatched_keys"])
-    faults = []
-    if other:
-        shown = [f"{name} {in_file}, the model {in_model}" for name, in_file, in_model in other]
-        faults.append(format_error("path", f"has weights of other shapes: {_some(shown)}", _REMEDY, value=path))
+    mismatched = sorted((name, tuple(in_file), tuple(in_model)) for name, in_file, in_model in info["mismatched_keys"])
+    problems = []
+    if mismatched:
+        shapes = [f"{name} {in_file}, in the model {in_model}" for name, in_file, in_model in mismatched]
+        problems.append(format_error("path", f"has weights of other shapes: {_some(shapes)}", _REMEDY, value=path))
     if lost:
-        faults.append(format_error("path", f"has no weights for {_some(lost)}", _REMEDY, value=path))
-    raise_if_any(*faults)
-    unused = sorted(found["unexpected_keys"])
+        problems.append(format_error("path", f"has no weights for {_some(lost)}", _REMEDY, value=path))
+    raise_if_any(*problems)
+    unused = sorted(info["unexpected_keys"])
     logger.info("weights of %s loaded; not used: %s", path, _some(unused) if unused else "none")
     if missing:
         logger.info("new, with random weights: %s", _some(missing))
     return model
-
-
-_REMEDY: Final = "Take back the changes in model.config, or set model.pretrained=false for random weights"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,44 +1,42 @@
-"""A pre-norm transformer encoder over tokens, with a linear head on samples or on tokens.
-
-Source: Vaswani et al. 2017, "Attention is all you need"; pre-norm after Xiong et al. 2020, "On layer normalization in
-the transformer architecture".
-"""
+"""A pre-norm transformer encoder over tokens, with a linear head on samples or on tokens."""
 
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import raise_if_any
-from trainer.model.attention import Block, stack_faults
-from trainer.model.pooling import pool_samples, take_tokens
+from trainer.constraints import BelowOne, Count, validated
+from trainer.model.layers import HEADS_DIVIDE_DIM, TokenTransformer
 
 
-class TextEncoder(nn.Module):
-    """Token ids to outputs, one row a sample, or one a token.
+class TextEncoder(TokenTransformer):
+    """An encoder that maps token ids to one row of outputs per sample or per token.
 
-    It takes a micro-batch in either layout and gives the same output for both:
+    A micro-batch has one of two layouts, and a sample has the same output in both:
 
-    * padded: `input_ids` (B, T) and `attention_mask` (B, T), one sample a row;
-    * packed: `input_ids` (R, L) with several samples a row, `position_ids` (R, L) restarting at each sample,
-      `sequence_ids` (R, L) a number for each sample of a row, and, for outputs of samples,
-      `token_index` (B, T), where each sample's tokens lie in the flattened rows (-1 where a sample is shorter than T).
+    * padded: `input_ids` (B, T) and `attention_mask` (B, T), one sample per row;
+    * packed: `input_ids` (R, L) with several samples per row, `position_ids` (R, L) that restart at each sample,
+      `sequence_ids` (R, L) with a number for each sample of a row, and for sample-level outputs `token_index` (B, T),
+      the positions of each sample's tokens in the flattened rows (-1 after the end of a sample).
 
-    Outputs of tokens are those of all places of the rows, or of the places that `output_index` names: flattened
-    positions of any shape S, -1 where no output is wanted (there stands that of the first place).
+    Token-level outputs are returned for all positions of the rows, or for the flattened positions in `output_index` of
+    any shape S; an index of -1 means that no output is needed (it returns the output of the first position).
+
+    Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; pre-norm after Xiong et al. 2020,
+    https://arxiv.org/abs/2002.04745.
 
     Args:
-        vocab_size: Token ids are below it.
-        num_outputs: Columns of the output, C; None: the D features before the head are the output.
-        max_length: Positions it knows; no sample is longer.
-        output_level: Whether there is an output for each sample or for each token.
-        num_token_types: Kinds of tokens; where there are several, each has an embedding that is added to its tokens.
+        vocab_size: Number of token ids.
+        num_outputs: Number of outputs, C; None returns the D features before the head.
+        max_length: Number of positions; no sample is longer.
+        output_level: `sample` for one output per sample, `token` for one output per token.
+        num_token_types: Number of token types; with several, each token's type has an embedding too.
         dim: Width of the hidden states, D.
         depth: Number of blocks.
-        heads: Attention heads; divides `dim`.
+        heads: Number of attention heads; divides `dim`.
         hidden: Width of the feed-forward layers.
-        dropout: Probability, on embeddings and on what each block adds.
-        pooling: How the tokens of a sample become one vector; of no effect on outputs of tokens.
+        dropout: Dropout probability on embeddings and in blocks.
+        pooling: How the tokens of a sample become one vector; ignored for token-level outputs.
 
     Raises:
         ConfigError: A value is out of range.
@@ -48,6 +46,7 @@ class TextEncoder(nn.Module):
     levels: ClassVar[tuple[str, ...]] = ("sample", "token")
     causal: ClassVar[bool] = False
 
+    @validated(HEADS_DIVIDE_DIM)
     def __init__(
         self,
         vocab_size: int,
@@ -56,24 +55,26 @@ class TextEncoder(nn.Module):
         output_level: Literal["sample", "token"] = "sample",
         num_token_types: int = 1,
         *,
-        dim: int,
-        depth: int,
-        heads: int,
-        hidden: int,
-        dropout: float,
+        dim: Count,
+        depth: Count,
+        heads: Count,
+        hidden: Count,
+        dropout: BelowOne,
         pooling: Literal["cls", "mean", "max", "last"],
     ) -> None:
-        super().__init__()
-        raise_if_any(*stack_faults(dim=dim, depth=depth, heads=heads, hidden=hidden, dropout=dropout))
-        self.output_level = output_level
-        self.pooling = pooling
-        self.token_embedding = nn.Embedding(vocab_size, dim)
-        self.position_embedding = nn.Embedding(max_length, dim)
-        self.token_type_embedding = nn.Embedding(num_token_types, dim) if num_token_types > 1 else None
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(dim, heads, hidden, dropout) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim)
-        self.head = nn.Identity() if num_outputs is None else nn.Linear(dim, num_outputs)
+        super().__init__(
+            vocab_size,
+            num_outputs,
+            max_length,
+            output_level,
+            num_token_types,
+            dim=dim,
+            depth=depth,
+            heads=heads,
+            hidden=hidden,
+            dropout=dropout,
+            pooling=pooling,
+        )
         for embedding in (self.token_embedding, self.position_embedding, self.token_type_embedding):
             if embedding is not None:
                 nn.init.normal_(embedding.weight, std=0.02)
@@ -88,7 +89,7 @@ class TextEncoder(nn.Module):
         token_type_ids: Tensor | None = None,
         output_index: Tensor | None = None,
     ) -> Tensor:
-        """Outputs in float32 or autocast's type: (B, C) of samples, (R, L, C) or S + (C,) of tokens."""
+        """Return outputs (B, C) of samples, or (R, L, C) or S + (C,) of tokens, in float32 or autocast's dtype."""
         if attention_mask is None:
             assert position_ids is not None
             assert sequence_ids is not None
@@ -96,17 +97,8 @@ class TextEncoder(nn.Module):
         else:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
             mask = attention_mask.bool()[:, None, None, :]
-        hidden = self.token_embedding(input_ids) + self.position_embedding(position_ids)
-        if self.token_type_embedding is not None:
-            assert token_type_ids is not None
-            hidden = hidden + self.token_type_embedding(token_type_ids)
-        hidden = self.dropout(hidden)
+        hidden = self.embed(input_ids, position_ids, token_type_ids)
         for block in self.blocks:
             hidden = block(hidden, mask)
-        hidden = self.norm(hidden)
-        if self.output_level == "sample":
-            hidden = pool_samples(hidden, attention_mask, token_index, self.pooling)
-        elif output_index is not None:
-            hidden = take_tokens(hidden, output_index)
-        output: Tensor = self.head(hidden)
+        output: Tensor = self.head(self.select(self.norm(hidden), attention_mask, token_index, output_index))
         return output

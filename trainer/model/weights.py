@@ -1,11 +1,13 @@
-"""Given weights into a model: renamed, compared name by name, and loaded in place."""
+"""Load given weights into a model: rename them, compare them name by name, and suggest a remedy if they do not fit."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -13,21 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
-from trainer.model.weights_advice import Misfit, shape_of, table, way_out
 
 _RENAME: Final = "weights_rename"
 _IGNORE: Final = "weights_ignore"
-_SHOWN: Final = 5
+_MAX_NAMES: Final = 5
+_MAX_ROWS: Final = 20
+_MAX_PREFIXES: Final = 3
+_MAX_PATTERNS: Final = 4
 
 
 @dataclass(frozen=True)
-class Report:
-    """What became of the weights; as a string, a line for the log.
+class LoadReport:
+    """The result of loading weights; as a string, a line for the log.
 
     Attributes:
-        loaded: Names of the model that were loaded.
-        kept: Names of the model that keep their initial values.
-        unused: Names of the file, renamed, that the model has no place for, or none of that shape.
+        loaded: Names in the model that were loaded.
+        kept: Names in the model that keep their initial values.
+        unused: Names in the file, after renaming, that the model does not have, or not in this shape.
     """
 
     loaded: tuple[str, ...]
@@ -41,99 +45,109 @@ class Report:
         return "; ".join(parts)
 
 
+@dataclass(frozen=True)
+class Mismatch:
+    """A name whose tensors differ; None if there is no tensor of this name on a side."""
+
+    name: str
+    in_file: str | None
+    in_model: str | None
+
+
 def fit_weights(
     model: nn.Module, tensors: Mapping[str, Tensor], rename: Sequence[Sequence[str]], ignore: Sequence[str]
-) -> Report:
-    """Loads parameters and buffers in place, each in its own type and on its own device.
+) -> LoadReport:
+    """Load parameters and buffers in place; each keeps its dtype and device.
 
-    A weight with several names in the model (tied weights) needs one of them.
+    A weight with several names in the model (tied weights) needs only one of them.
 
     Args:
-        model: Unchanged where an error is raised.
+        model: Not changed if an error is raised.
         tensors: Tensors by name.
-        rename: Pairs of a regular expression and what replaces each of its matches (`re.sub`) in the names of
-            `tensors`, one pair after the other.
-        ignore: Patterns of names, `*` for any characters. For a name that fits one it is no fault to be missing from
-            `tensors`, to be unknown to the model, or to have another shape there.
+        rename: Pairs of a regular expression and a replacement for its matches in the names of `tensors` (`re.sub`),
+            applied one after the other.
+        ignore: Patterns of names, with `*` for any characters. A matching name may be missing from `tensors`, unknown
+            to the model, or of another shape.
 
     Raises:
-        ConfigError: A name or a shape does not fit, with a table of those and the likely remedy; a pair or a pattern is
-            wrong; nothing at all is loaded.
+        ConfigError: A name or a shape does not fit, with a table of mismatches and the likely remedy; or a pair or a
+            pattern is invalid; or nothing would be loaded.
     """
     renamed = _renamed(tensors, rename)
     targets = {name: target for name, target in model.state_dict().items() if isinstance(target, Tensor)}
     _check_patterns(ignore, [*targets, *renamed])
-    tied = _tied(targets)
+    tied = _tied_names(targets)
 
-    def faults_after(names: Mapping[str, str]) -> list[Misfit]:
-        found = find_misfits(targets, {names[name]: tensor for name, tensor in renamed.items()}, tied)
-        return [misfit for misfit in found if not any(fnmatchcase(misfit.name, pattern) for pattern in ignore)]
+    def mismatches_after(names: Mapping[str, str]) -> list[Mismatch]:
+        mismatches = find_mismatches(targets, {names[name]: tensor for name, tensor in renamed.items()}, tied)
+        return [item for item in mismatches if not any(fnmatchcase(item.name, pattern) for pattern in ignore)]
 
-    faults = faults_after({name: name for name in renamed})
-    if faults:
-        remedy = way_out(faults, faults_after, renamed, targets, (rename, ignore))
-        problem = f"weights: {len(faults)} of {len(targets | renamed)} names do not fit.\n{table(faults)}\n  {remedy}."
+    mismatches = mismatches_after({name: name for name in renamed})
+    if mismatches:
+        remedy = suggest_remedy(mismatches, mismatches_after, renamed, targets, (rename, ignore))
+        count = len(targets | renamed)
+        problem = f"weights: {len(mismatches)} of {count} names do not fit.\n{format_table(mismatches)}\n  {remedy}."
         raise ConfigError(problem)
-    ignored = {misfit.name for misfit in find_misfits(targets, renamed, tied)}
+    ignored = {mismatch.name for mismatch in find_mismatches(targets, renamed, tied)}
     fitting = {name: tensor for name, tensor in renamed.items() if name not in ignored}
     if not fitting:
         raise ConfigError(format_error(_IGNORE, "leaves nothing to load", value=list(ignore)))
     _check_tied(fitting, tied)
-    # Not strict, as what is absent was accounted for; through torch, for the hooks of modules that have some.
+    # Not strict, because missing names are ignored on purpose; through torch, for modules with load hooks.
     model.load_state_dict(fitting, strict=False)
     filled = {same for name in fitting for same in tied[name]}
-    return Report(
+    return LoadReport(
         loaded=tuple(name for name in targets if name in filled),
         kept=tuple(name for name in targets if name not in filled),
         unused=tuple(name for name in renamed if name not in fitting),
     )
 
 
-def find_misfits(
+def find_mismatches(
     targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor], tied: Mapping[str, Sequence[str]]
-) -> list[Misfit]:
-    """The names that do not fit: those of the model in its order, then those that it does not have.
+) -> list[Mismatch]:
+    """Return the names that do not fit: the model's names in order, then names that the model does not have.
 
     Args:
         targets: The model's tensors by name.
-        tensors: The given ones.
-        tied: For each name of the model, all names of the same tensor.
+        tensors: The given tensors by name.
+        tied: All names of the same tensor, for each name in the model.
     """
     missing = [
-        Misfit(name, None, shape_of(target))
+        Mismatch(name, None, shape_of(target))
         for name, target in targets.items()
         if not any(same in tensors for same in tied[name])
     ]
-    other = [
-        Misfit(name, shape_of(tensors[name]), shape_of(target))
+    different = [
+        Mismatch(name, shape_of(tensors[name]), shape_of(target))
         for name, target in targets.items()
-        if name in tensors and not _same_kind(tensors[name], target)
+        if name in tensors and not _is_compatible(tensors[name], target)
     ]
-    unknown = [Misfit(name, shape_of(tensor), None) for name, tensor in tensors.items() if name not in targets]
-    return [*missing, *other, *unknown]
+    unknown = [Mismatch(name, shape_of(tensor), None) for name, tensor in tensors.items() if name not in targets]
+    return [*missing, *different, *unknown]
 
 
-def _same_kind(tensor: Tensor, target: Tensor) -> bool:
-    # Integers for a floating weight are a quantized file: without its scales they mean nothing.
-    whole = not tensor.is_floating_point(), not target.is_floating_point()
-    return tensor.shape == target.shape and tensor.is_complex() == target.is_complex() and whole[0] == whole[1]
+def _is_compatible(tensor: Tensor, target: Tensor) -> bool:
+    # Integers for a floating-point weight come from a quantized file; without their scales they are meaningless.
+    same_kind = tensor.is_floating_point() == target.is_floating_point()
+    return tensor.shape == target.shape and tensor.is_complex() == target.is_complex() and same_kind
 
 
 def _renamed(tensors: Mapping[str, Tensor], rename: Sequence[Sequence[str]]) -> dict[str, Tensor]:
     names = {name: name for name in tensors}
     for number, pair in enumerate(rename, start=1):
-        where = f"{_RENAME}: entry {number}"
+        key = f"{_RENAME}: entry {number}"
         if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise ConfigError(format_error(where, "must be [regular expression, replacement]", value=pair))
+            raise ConfigError(format_error(key, "must be [regular expression, replacement]", value=pair))
         try:
             pattern = re.compile(pair[0])
-            changed = {name: pattern.sub(pair[1], shown) for name, shown in names.items()}
+            changed = {name: pattern.sub(pair[1], current) for name, current in names.items()}
         except (re.error, IndexError) as error:
-            raise ConfigError(format_error(where, f"is no regular expression ({error})", value=list(pair))) from error
+            problem = f"is not a valid regular expression with its replacement ({error})"
+            raise ConfigError(format_error(key, problem, value=list(pair))) from error
         if not any(map(pattern.search, names.values())):
-            raise ConfigError(
-                format_error(where, "fits no name", f"There are {_some(list(names.values()))}", value=pair[0])
-            )
+            remedy = f"The names are {_some(list(names.values()))}"
+            raise ConfigError(format_error(key, "matches no name", remedy, value=pair[0]))
         names = changed
     renamed: dict[str, Tensor] = {}
     for name, new in names.items():
@@ -145,18 +159,18 @@ def _renamed(tensors: Mapping[str, Tensor], rename: Sequence[Sequence[str]]) -> 
 
 
 def _check_patterns(ignore: Sequence[str], names: list[str]) -> None:
-    faults = [
-        format_error(_IGNORE, "fits no name", did_you_mean(pattern, sorted(set(names))[:20]), value=pattern)
+    problems = [
+        format_error(_IGNORE, "matches no name", did_you_mean(pattern, sorted(set(names))[:20]), value=pattern)
         for pattern in ignore
         if not any(fnmatchcase(name, pattern) for name in names)
     ]
-    raise_if_any(*faults)
+    raise_if_any(*problems)
 
 
-def _tied(targets: Mapping[str, Tensor]) -> dict[str, list[str]]:
+def _tied_names(targets: Mapping[str, Tensor]) -> dict[str, list[str]]:
     groups: defaultdict[tuple[object, ...], list[str]] = defaultdict(list)
     for name, target in targets.items():
-        # An empty tensor has no memory to share.
+        # Empty tensors share no memory.
         place = target.data_ptr() if target.numel() else name
         groups[place, target.shape, target.stride(), target.dtype].append(name)
     return {name: group for group in groups.values() for name in group}
@@ -166,10 +180,129 @@ def _check_tied(tensors: Mapping[str, Tensor], tied: Mapping[str, Sequence[str]]
     for name, tensor in tensors.items():
         for same in tied[name]:
             if same in tensors and not torch.equal(tensor, tensors[same]):
-                problem = f"{name} and {same} are one tensor in the model, and two different ones in the file"
-                raise ConfigError(format_error("weights", problem, f"Rename one of them by {_RENAME}, and ignore it"))
+                problem = f"{name} and {same} are one tensor in the model but two different tensors in the file"
+                remedy = f"Rename one of them with {_RENAME} and ignore it"
+                raise ConfigError(format_error("weights", problem, remedy))
+
+
+# The message for weights that do not fit
+
+
+def shape_of(tensor: Tensor) -> str:
+    """Return a tensor's shape, followed by its dtype if it is not a floating-point type."""
+    shape = str(tuple(tensor.shape))
+    return shape if tensor.is_floating_point() else f"{shape} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def format_table(mismatches: Sequence[Mismatch]) -> str:
+    """Return a table of names, shapes in the file and in the model, and the most similar name on the other side.
+
+    The table has at most 20 rows.
+    """
+    missing = [mismatch.name for mismatch in mismatches if mismatch.in_file is None]
+    unknown = [mismatch.name for mismatch in mismatches if mismatch.in_model is None]
+    # Rows alternate between the sides; otherwise one side of a large model could fill the table.
+    ranks = {id(mismatch): rank for side in _sides(mismatches) for rank, mismatch in enumerate(side)}
+    shown = sorted(mismatches, key=lambda mismatch: ranks[id(mismatch)])[:_MAX_ROWS]
+    rows = [("name", "in the file", "in the model", "")]
+    for item in shown:
+        others = unknown if item.in_file is None else missing if item.in_model is None else []
+        similar = get_close_matches(item.name, others, n=1, cutoff=0.6)
+        rows.append(
+            (item.name, item.in_file or "-", item.in_model or "-", f"similar to {similar[0]}" if similar else "")
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    more = [f"and {len(mismatches) - len(shown)} more"] if len(mismatches) > len(shown) else []
+    return "\n".join(f"    {line}" for line in lines + more)
+
+
+def suggest_remedy(
+    mismatches: Sequence[Mismatch],
+    mismatches_after: Callable[[Mapping[str, str]], list[Mismatch]],
+    tensors: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    current: tuple[Sequence[Sequence[str]], Sequence[str]],
+) -> str:
+    """Return the keys that would load every tensor with a counterpart, as a sentence without a period.
+
+    Args:
+        mismatches: The names that do not fit.
+        mismatches_after: Returns the names that do not fit after the file's names are replaced by others.
+        tensors: The file's tensors by name.
+        targets: The model's tensors by name.
+        current: The current values of `weights_rename` and `weights_ignore`.
+    """
+    rename, ignore = current
+    left, names = list(mismatches), set(tensors)
+    pairs = [list(pair) for pair in rename]
+    for old, new in _likely_prefixes(tensors, targets):
+        changed = {name: new + name.removeprefix(old) if name.startswith(old) else name for name in tensors}
+        if len(set(changed.values())) == len(changed) and len(after := mismatches_after(changed)) < len(left):
+            left, names = after, set(changed.values())
+            pairs = [*map(list, rename), [f"^{_escape(old)}", new]]
+    fitting = (names & set(targets)) - {mismatch.name for mismatch in left}
+    if not fitting:
+        return "No name is in the model: the weights are of another model, or need model.weights_rename"
+    keys = [_override(_RENAME, pairs)] if len(pairs) > len(rename) else []
+    if not left:
+        return f"To load all tensors, set {keys[0]}"
+    keys.append(_override(_IGNORE, [*ignore, *_patterns([mismatch.name for mismatch in left], fitting)]))
+    return f"To load what fits, set {' '.join(keys)}; ignored tensors keep their initial values or are not used"
+
+
+def _override(name: str, value: object) -> str:
+    return f"model.{name}='{json.dumps(value, separators=(',', ':'))}'"
+
+
+def _sides(mismatches: Sequence[Mismatch]) -> list[list[Mismatch]]:
+    sides: defaultdict[tuple[bool, bool], list[Mismatch]] = defaultdict(list)
+    for mismatch in mismatches:
+        sides[mismatch.in_file is None, mismatch.in_model is None].append(mismatch)
+    return list(sides.values())
+
+
+def _likely_prefixes(tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """Return prefixes of the file's names with the prefixes that replace them in the model, the most frequent first.
+
+    Each name in the model is paired with the names in the file that have the same shape and share the longest ending.
+    """
+    by_ending: defaultdict[tuple[str, torch.Size], list[str]] = defaultdict(list)
+    for name, tensor in tensors.items():
+        for ending in _endings(name):
+            by_ending[ending, tensor.shape].append(name)
+    votes: Counter[tuple[str, str]] = Counter()
+    for name, target in targets.items():
+        for ending in _endings(name):
+            others = by_ending.get((ending, target.shape), ())
+            pairs = {(other.removesuffix(ending), name.removesuffix(ending)) for other in others}
+            if pairs:
+                votes.update(pairs)
+                break
+    return [pair for pair, _ in votes.most_common(_MAX_PREFIXES + 1) if pair[0] != pair[1]][:_MAX_PREFIXES]
+
+
+def _endings(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
+def _patterns(names: Sequence[str], fitting: set[str]) -> list[str]:
+    """Return patterns of leading parts that match all `names` and none of the names that fit."""
+    patterns: dict[str, None] = {}
+    for name in names:
+        parts = name.split(".")
+        beginnings = (".".join(parts[:length]) + "." for length in range(1, len(parts)))
+        unique = (start + "*" for start in beginnings if not any(other.startswith(start) for other in fitting))
+        patterns[next(unique, name)] = None
+    return list(patterns)[:_MAX_PATTERNS] + ["..."] * (len(patterns) > _MAX_PATTERNS)
+
+
+def _escape(prefix: str) -> str:
+    # In brackets, because a backslash has other meanings in shells, in YAML and in Hydra's grammar.
+    return re.sub(r"([^\w])", r"[\1]", prefix)
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more

@@ -1,4 +1,4 @@
-"""What given weights were made for, as far as it lies beside them: a tokenizer, the names of classes."""
+"""The files next to given weights that show what they were trained for: a tokenizer, the names of classes."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer.errors import format_error
+from trainer.layout import CHECKPOINTS, MODEL, TASK, TOKENIZER
 
 _KEY: Final = "weights"
-_TOKENIZER: Final = "tokenizer.json"
 _LABELS: Final = "labels.json"
-_STATE: Final = "task.json"
 _SHOWN: Final = 3
 
 
-def tokenizer_beside(weights: str) -> str | None:
-    """What `task.tokenizer` takes to read texts as they were read in training; None where nothing tells.
+def find_tokenizer(weights: str) -> str | None:
+    """Return the value of `task.tokenizer` that tokenizes as in the training of the weights; None if unknown.
 
     Args:
         weights: A run, one of its checkpoints, a folder with weights, or a file in such a folder.
     """
     for folder in _folders(weights):
-        if "tokenizer" in _learnt(folder):
+        if "tokenizer" in _learned(folder):
             return str(folder)
     return None
 
 
-def doubts(
+def mismatch_warnings(
     weights: str,
     loaded: Mapping[str, tuple[int, ...]],
     files: Mapping[str, str],
@@ -36,74 +35,78 @@ def doubts(
     vocab_size: int | None,
     num_outputs: int | None,
 ) -> list[str]:
-    """Warnings of tensors that fit by their shape and mean something else here.
+    """Return warnings about tensors that have the right shape but another meaning in this task.
 
     Args:
-        weights: As in `tokenizer_beside`.
-        loaded: The shapes of the model's tensors that were taken from there, by name, in the model's order.
+        weights: As in `find_tokenizer`.
+        loaded: Shapes of the model's tensors that were loaded from the weights, by name, in the model's order.
         files: The task's artifact files, name to text.
-        vocab_size: Entries of the task's vocabulary.
-        num_outputs: Outputs that the task asks for.
+        vocab_size: Size of the task's vocabulary.
+        num_outputs: Number of outputs that the task needs.
     """
-    learnt: dict[str, Any] = {}
+    learned: dict[str, Any] = {}
     for folder in _folders(weights):
-        learnt = _learnt(folder) | learnt
-    found = []
-    rows = [name for name, shape in loaded.items() if len(shape) == 2 and shape[0] == vocab_size]
-    tokens, here = _tokens(learnt.get("tokenizer")), _tokens(files.get(_TOKENIZER))
-    others = sum(here.get(number) != token for number, token in tokens.items())
-    if rows and here and others:
-        problem = f"{others} of its {len(tokens)} tokens are others here, and {rows[0]} has a row for each"
-        remedy = f"task.tokenizer={tokenizer_beside(weights)} takes its own"
-        found.append(format_error(_KEY, problem, f"{remedy}; model.weights_ignore=[{_layer(rows[0])}] learns new rows"))
+        learned = _learned(folder) | learned
+    warnings = []
+    embeddings = [name for name, shape in loaded.items() if len(shape) == 2 and shape[0] == vocab_size]
+    tokens, own_tokens = _tokens(learned.get("tokenizer")), _tokens(files.get(TOKENIZER))
+    different = sum(own_tokens.get(number) != token for number, token in tokens.items())
+    if embeddings and own_tokens and different:
+        name = embeddings[0]
+        problem = f"{different} of its {len(tokens)} tokens are different here, and {name} has a row per token"
+        remedy = (
+            f"Set task.tokenizer={find_tokenizer(weights)} to use the tokenizer of the weights, or "
+            f"model.weights_ignore=[{_layer_pattern(name)}] to learn new rows"
+        )
+        warnings.append(format_error(_KEY, problem, remedy))
     heads = [name for name, shape in loaded.items() if shape and shape[0] == num_outputs]
-    pairs = zip(learnt.get("labels", []), json.loads(files.get(_LABELS, "[]")), strict=False)
-    other = [f"{theirs} is {ours} here" for theirs, ours in pairs if theirs != ours]
-    if heads and other:
-        more = f" and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
-        head = _layer(heads[-1])
-        problem = f"classes that {head} tells apart have other names ({', '.join(other[:_SHOWN])}{more})"
-        remedy = f"Where they are other classes, model.weights_ignore=[{head}] learns a new head"
-        found.append(format_error(_KEY, problem, remedy))
-    return found
+    pairs = zip(learned.get("labels", []), json.loads(files.get(_LABELS, "[]")), strict=False)
+    renamed = [f"{theirs} is {ours} here" for theirs, ours in pairs if theirs != ours]
+    if heads and renamed:
+        more = f" and {len(renamed) - _SHOWN} more" if len(renamed) > _SHOWN else ""
+        head = _layer_pattern(heads[-1])
+        problem = f"the classes of {head} have other names ({', '.join(renamed[:_SHOWN])}{more})"
+        remedy = f"If they are different classes, set model.weights_ignore=[{head}] to learn a new head"
+        warnings.append(format_error(_KEY, problem, remedy))
+    return warnings
 
 
 def _folders(weights: str) -> Iterator[Path]:
-    """Where what belongs to weights may lie, the nearest first."""
-    place = Path(weights).expanduser()
-    folder = place if place.is_dir() else place.parent
+    """Yield the folders that may contain files that belong to the weights, the nearest first."""
+    path = Path(weights).expanduser()
+    folder = path if path.is_dir() else path.parent
     yield folder
-    yield folder / "model"
-    if folder.parent.name == "checkpoints":
-        yield folder.parent.parent / "model"
+    yield folder / MODEL
+    if folder.parent.name == CHECKPOINTS:
+        yield folder.parent.parent / MODEL
 
 
-def _learnt(folder: Path) -> dict[str, Any]:
-    """The `tokenizer`, as text, and the `labels` of a folder of artifacts or of a checkpoint."""
+def _learned(folder: Path) -> dict[str, Any]:
+    """Return the `tokenizer`, as text, and the `labels` of a folder of artifacts or of a checkpoint."""
     try:
-        if (folder / _STATE).is_file():
-            state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        if (folder / TASK).is_file():
+            state = json.loads((folder / TASK).read_text(encoding="utf-8"))
             return {key: state[key] for key in ("tokenizer", "labels") if key in state}
-        tokenizer, labels = folder / _TOKENIZER, folder / _LABELS
-        found = {"tokenizer": tokenizer.read_text(encoding="utf-8")} if tokenizer.is_file() else {}
-        return found | ({"labels": json.loads(labels.read_text(encoding="utf-8"))} if labels.is_file() else {})
-    except (OSError, ValueError, TypeError):  # of somebody else, or damaged: it tells nothing
+        tokenizer, labels = folder / TOKENIZER, folder / _LABELS
+        learned = {"tokenizer": tokenizer.read_text(encoding="utf-8")} if tokenizer.is_file() else {}
+        return learned | ({"labels": json.loads(labels.read_text(encoding="utf-8"))} if labels.is_file() else {})
+    except (OSError, ValueError, TypeError):  # damaged, or files of another program
         return {}
 
 
 def _tokens(text: str | None) -> dict[int, str]:
-    """The tokens of a `tokenizer.json` by their number; empty where there is none, or none that can be read."""
+    """Return the tokens of a `tokenizer.json` by number; empty if it is missing or cannot be read."""
     from tokenizers import Tokenizer
 
     if text is None:
         return {}
     try:
         return {number: token for token, number in Tokenizer.from_str(text).get_vocab().items()}
-    except Exception:  # the library raises bare Exception
+    except Exception:  # the library raises a bare Exception
         return {}
 
 
-def _layer(name: str) -> str:
-    """A pattern of the names of a layer, of which one tensor's is given."""
+def _layer_pattern(name: str) -> str:
+    """Return a pattern that matches all tensors of the layer of a tensor."""
     layer = name.rpartition(".")[0]
     return f"{layer}.*" if layer else name

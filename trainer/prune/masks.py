@@ -14,7 +14,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from trainer.checkpoint.tensors import encode
 from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
-from trainer.model.freezing import fitting
+from trainer.model.finetuning import matching_parameters
 
 _HEAD: Final = "head"
 _LAYERS: Final = (nn.Linear, _ConvNd)
@@ -81,7 +81,8 @@ def select_parameters(model: nn.Module, patterns: Sequence[str] | None) -> dict[
             )
     else:
         matches = {
-            pattern: [parameter for parameter in fitting(model, pattern) if parameter.ndim > 1] for pattern in patterns
+            pattern: [parameter for parameter in matching_parameters(model, pattern) if parameter.ndim > 1]
+            for pattern in patterns
         }
         raise_if_any(*(_no_match(weights, pattern) for pattern in patterns if not matches[pattern]))
         selected = {id(parameter) for parameters in matches.values() for parameter in parameters}

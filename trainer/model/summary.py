@@ -1,4 +1,4 @@
-"""What a model is made of: its modules, the shapes they give, and where its parameters are."""
+"""A summary of a model: its modules, the shapes of their outputs, and their parameters."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Row:
+class ModuleRow:
     """One module of a model.
 
     Attributes:
-        name: Its path in the model; "" is the model itself.
-        kind: Its class.
-        output: The shape of what it gave last, or of the first tensor of that; None where it was not called.
-        parameters: Its own, and those of modules in it that have no row; a parameter that several share counts once,
-            where it is first met.
-        trainable: How many of these are trained.
+        name: Path in the model; "" is the model itself.
+        kind: Name of the class.
+        output: Shape of the last output, or of the first tensor in it; None if the module was not called.
+        parameters: Number of own parameters, including modules inside that have no row; shared parameters count once,
+            in the first module that has them.
+        trainable: Number of these parameters that are trained.
     """
 
     name: str
@@ -31,15 +31,15 @@ class Row:
     trainable: int
 
 
-def structure(model: nn.Module, depth: int, forward: Callable[[], Any] | None = None) -> list[Row]:
-    """A row for each module up to `depth` levels below the model; the parameters of the rows add up to the model's.
+def summarize(model: nn.Module, depth: int, forward: Callable[[], Any] | None = None) -> list[ModuleRow]:
+    """Return a row per module, up to `depth` levels below the model; their parameters add up to the model's.
 
     Args:
-        model: Left as it is; its forward hooks are called where `forward` is given.
-        depth: 0 for the model alone.
-        forward: Runs the model once, so that the shapes are known.
+        model: Not changed; its forward hooks are called if `forward` is given.
+        depth: Number of levels; 0 for the model only.
+        forward: Runs the model once, to learn the shapes of outputs.
     """
-    shapes = {} if forward is None else _shapes(model, forward)
+    shapes = {} if forward is None else _output_shapes(model, forward)
     rows: dict[str, list[Tensor]] = {}
     seen: set[int] = set()
     modules = dict(model.named_modules())
@@ -49,7 +49,7 @@ def structure(model: nn.Module, depth: int, forward: Callable[[], Any] | None = 
         seen |= {id(parameter) for parameter in own}
         rows.setdefault(row, []).extend(own)
     return [
-        Row(
+        ModuleRow(
             name,
             type(modules[name]).__name__,
             shapes.get(name),
@@ -60,10 +60,10 @@ def structure(model: nn.Module, depth: int, forward: Callable[[], Any] | None = 
     ]
 
 
-def _shapes(model: nn.Module, forward: Callable[[], Any]) -> dict[str, tuple[int, ...]]:
+def _output_shapes(model: nn.Module, forward: Callable[[], Any]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def remember(name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def make_hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, arguments: Any, output: Any) -> None:
             if (tensor := first_tensor(output)) is not None:
                 shapes[name] = tuple(tensor.shape)
@@ -72,14 +72,14 @@ def _shapes(model: nn.Module, forward: Callable[[], Any]) -> dict[str, tuple[int
 
     with ExitStack() as hooks, torch.no_grad():
         for name, module in model.named_modules():
-            hooks.callback(module.register_forward_hook(remember(name)).remove)
+            hooks.callback(module.register_forward_hook(make_hook(name)).remove)
         forward()
     return shapes
 
 
 def first_tensor(output: Any) -> Tensor | None:
-    """What a module gave, or of a mapping or a sequence the first tensor anywhere in it; None where there is none."""
+    """Return a module's output, or the first tensor anywhere in a mapping or sequence; None if there is none."""
     if isinstance(output, Tensor):
         return output
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
-    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
+    return next((tensor for part in parts if (tensor := first_tensor(part)) is not None), None)
