@@ -25,19 +25,19 @@ def scaled(step: int, *, factor: float, total_steps: int) -> float:
 HERE = "tests.builders.test_instantiate"
 
 
-def test_a_part_gets_its_keys_and_the_facts_it_has_parameters_for() -> None:
+def test_a_part_gets_its_keys_and_the_context_it_has_parameters_for() -> None:
     made = instantiate("model", {"_target_": f"{HERE}.Part", "size": 3}, num_outputs=5, vocab_size=100)
 
     assert (made.size, made.num_outputs) == (3, 5)
 
 
-def test_a_key_that_is_given_beats_the_fact() -> None:
+def test_a_key_overrides_the_context() -> None:
     assert (
         instantiate("model", {"_target_": f"{HERE}.Part", "size": 3, "num_outputs": 7}, num_outputs=5).num_outputs == 7
     )
 
 
-def test_facts_stay_the_same_objects() -> None:
+def test_context_objects_are_not_copied() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
     optimizer = instantiate("optimizer", {"_target_": "torch.optim.SGD", "lr": 0.1}, params=[("p", parameter)])
 
@@ -45,7 +45,7 @@ def test_facts_stay_the_same_objects() -> None:
     assert optimizer.param_groups[0]["param_names"] == ["p"]
 
 
-def test_a_partial_part_is_called_later() -> None:
+def test_a_partial_part_is_not_called() -> None:
     schedule: Callable[[int], float] = instantiate(
         "scheduler", {"_target_": f"{HERE}.scaled", "_partial_": True, "factor": 2.0}, total_steps=4, warmup_steps=1
     )
@@ -54,7 +54,7 @@ def test_a_partial_part_is_called_later() -> None:
     assert schedule(1) == 0.5
 
 
-def test_nested_parts_are_made_and_lists_are_lists() -> None:
+def test_nested_parts_are_instantiated_in_plain_lists() -> None:
     made = instantiate(
         "model", {"_target_": f"{HERE}.Part", "size": 1, "nested": [{"_target_": "torch.nn.ReLU"}]}, num_outputs=1
     )
@@ -87,12 +87,12 @@ def test_nested_parts_are_made_and_lists_are_lists() -> None:
         ({"_target_": f"{HERE}.Part", "size": -1}, r"model: cannot be created \(ValueError: size is negative\)"),
     ],
 )
-def test_what_cannot_be_made_is_told_with_its_cause(part: dict[str, Any], told: str) -> None:
+def test_errors_name_the_key_and_the_cause(part: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         instantiate("model", part, num_outputs=1)
 
 
-def test_a_parts_own_complaint_gets_the_groups_name() -> None:
+def test_errors_of_a_part_get_the_name_of_its_group() -> None:
     with pytest.raises(ConfigError) as caught:
         instantiate(
             "loss",

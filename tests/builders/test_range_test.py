@@ -24,7 +24,7 @@ def curve_of(losses: list[float]) -> RangeTest:
     return RangeTest([rising_lr(step) for step in range(len(losses))], losses, smooth(losses))
 
 
-def test_the_rate_rises_by_one_factor() -> None:
+def test_learning_rate_rises_by_a_constant_factor() -> None:
     assert rising_lr(0) == 1e-6
     assert rising_lr(99) == pytest.approx(10, rel=1e-12)
     factors = [rising_lr(step + 1) / rising_lr(step) for step in range(99)]
@@ -32,14 +32,14 @@ def test_the_rate_rises_by_one_factor() -> None:
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=30))
-def test_the_average_is_the_weighted_mean_of_the_losses(losses: list[float]) -> None:
+def test_smoothed_loss_is_the_weighted_mean(losses: list[float]) -> None:
     weights = [0.9 ** (len(losses) - 1 - step) for step in range(len(losses))]
     expected = math.fsum(w * x for w, x in zip(weights, losses, strict=True)) / math.fsum(weights)
 
     assert smooth(losses)[-1] == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
-def test_the_steepest_fall_before_the_minimum_is_found() -> None:
+def test_steepest_fall_before_the_minimum_is_selected() -> None:
     # Flat, then a fall that is steepest half-way, then a rise.
     losses = [1 / (1 + math.exp((step - 50) / 3)) + max(0.0, step - 75) for step in range(85)]
     chosen = steepest_lr(curve_of(losses))
@@ -49,12 +49,12 @@ def test_the_steepest_fall_before_the_minimum_is_found() -> None:
 
 
 @pytest.mark.parametrize("losses", [[], [1.0], [float(step) for step in range(50)], [3.0, 2.0, 9.0, 99.0]])
-def test_a_loss_that_never_falls_is_told(losses: list[float]) -> None:
+def test_a_loss_that_never_falls_is_an_error(losses: list[float]) -> None:
     with pytest.raises(ConfigError, match=r"optimizer\.lr: no learning rate lowered the loss, got 'auto'"):
         steepest_lr(curve_of(losses))
 
 
-def test_a_run_measures_its_rate_and_keeps_it(data: list[str], tmp_path: Path) -> None:
+def test_a_run_measures_its_learning_rate_once(data: list[str], tmp_path: Path) -> None:
     arguments = [*data, "optimizer.lr=auto", "run.name=measured", "resume=auto"]
     assert train(tmp_path / "run", *arguments) == 0
 

@@ -1,15 +1,19 @@
-"""Data that is wrong: told, and with `data.strict=true` refused."""
+"""Data problems: warnings, or errors with `data.strict=true`; the options of the loaders."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from tests.support.jobs import rows, train, working_in
+from tests.test_conf import job_of
+from trainer.builders.data import loader_options
 from trainer.cli import main
 
 
 def write_wrong(folder: Path) -> list[str]:
-    """A training file with every tenth text twice under two labels, and a validation file that repeats some of it."""
+    """Write a training file with every tenth text under two labels, and a validation file that repeats some of it."""
     made = rows(80)
     twice = [(text, "other") for text, _ in made[::10]]
     for name, lines in (
@@ -23,7 +27,7 @@ def write_wrong(folder: Path) -> list[str]:
     return ["data=files", *files, f"data.cache_dir={folder}/cache", "train.duration=2"]
 
 
-def test_wrong_data_is_told_and_trained_on(tmp_path: Path) -> None:
+def test_data_problems_are_warnings(tmp_path: Path) -> None:
     with working_in(tmp_path):
         assert train(tmp_path / "run", *write_wrong(tmp_path)) == 0
     log = (tmp_path / "run/trainer.log").read_text(encoding="utf-8")
@@ -33,7 +37,7 @@ def test_wrong_data_is_told_and_trained_on(tmp_path: Path) -> None:
     assert "validation: 33.3 % leaked, the first at position 0; inputs that are also in another split" in log
 
 
-def test_strict_refuses_it_with_all_that_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_strict_makes_data_problems_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with working_in(tmp_path):
         assert train(tmp_path / "run", *write_wrong(tmp_path), "data.strict=true") == 6
     told = capsys.readouterr().err.splitlines()
@@ -46,7 +50,7 @@ def test_strict_refuses_it_with_all_that_is_wrong(tmp_path: Path, capsys: pytest
     assert not list((tmp_path / "run").glob("checkpoints/step-*"))
 
 
-def test_rows_that_are_left_out_are_told_of_each_time_and_strictly_refused(
+def test_dropped_rows_are_reported_each_time_and_are_errors_if_strict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = [*(f"{text},{label}" for text, label in rows(80)), ",fruit", "  ,tool"]
@@ -65,3 +69,10 @@ def test_rows_that_are_left_out_are_told_of_each_time_and_strictly_refused(
 def test_strict_is_true_or_false(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "data.strict=maybe"]) == 2
     assert capsys.readouterr().err == "data.strict: must be true or false, got 'maybe'.\n"
+
+
+def test_pinned_memory_follows_the_device_unless_it_is_set() -> None:
+    def pinned(device: str, *overrides: str) -> Any:
+        return loader_options(job_of(*overrides), torch.device(device), "packed").pin_memory
+
+    assert (pinned("cpu"), pinned("cuda"), pinned("cuda", "loader.pin_memory=false")) == (False, True, False)

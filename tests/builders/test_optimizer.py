@@ -1,11 +1,19 @@
-"""Layers, hidden matrices and rates of the models that a job can name."""
+"""Parameter groups, layers and hidden matrices of the models of a job; optimizer and schedule from the config."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
+from tests.support.jobs import TINY, working_in, write_data
+from tests.test_conf import job_of
+from trainer.builders.data import build_encoded, build_task
 from trainer.builders.instantiate import instantiate
+from trainer.builders.loss import build_loss
+from trainer.builders.model import build_model
+from trainer.builders.optimizer import build_optimizer, build_schedule
 from trainer.config.catalogue import catalogue, own_folder
 from trainer.optimizer.parameter_groups import hidden_matrix_names, layer_indices, make_parameter_groups, no_decay_names
 
@@ -22,8 +30,8 @@ OWN = catalogue([own_folder()])
 MATRICES = {"query_key_value", "attention_output", "feed_forward.0", "feed_forward.2"}
 
 
-class Centres(nn.Module):
-    """A loss with a vector for each class, in the place of a head."""
+class Centers(nn.Module):
+    """A loss with a vector for each class instead of a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,11 +40,11 @@ class Centres(nn.Module):
 
 def modules_of(model: str, **facts: Any) -> nn.ModuleDict:
     made = instantiate("model", OWN.content("model", model), **(FACTS | facts))
-    return nn.ModuleDict({"model": made} if facts.get("num_outputs", 5) else {"model": made, "loss": Centres()})
+    return nn.ModuleDict({"model": made} if facts.get("num_outputs", 5) else {"model": made, "loss": Centers()})
 
 
 @pytest.mark.parametrize("model", NUM_LAYERS)
-def test_blocks_are_layers_and_the_head_is_above_them(model: str) -> None:
+def test_each_block_is_a_layer_and_the_head_is_the_last(model: str) -> None:
     layers = layer_indices(modules_of(model))
     blocks = {name.split(".")[2] for name in layers if name.startswith("model.blocks.")}
 
@@ -51,7 +59,7 @@ def test_blocks_are_layers_and_the_head_is_above_them(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["vit", "resnet", "mlp", "convnet"])
-def test_without_a_head_the_loss_is_above_the_blocks(model: str) -> None:
+def test_without_a_head_the_loss_is_the_last_layer(model: str) -> None:
     layers = layer_indices(modules_of(model, num_outputs=None))
     # A norm comes after the blocks of a transformer; elsewhere nothing does.
     above = NUM_LAYERS[model] + (model in TRANSFORMERS)
@@ -60,21 +68,21 @@ def test_without_a_head_the_loss_is_above_the_blocks(model: str) -> None:
 
 
 @pytest.mark.parametrize(("model", "num_outputs"), [("text_encoder", 5), ("vit", 5), ("vit", None)])
-def test_the_hidden_matrices_of_a_transformer_are_those_of_its_blocks(model: str, num_outputs: int | None) -> None:
+def test_hidden_matrices_of_a_transformer_are_in_its_blocks(model: str, num_outputs: int | None) -> None:
     hidden = hidden_matrix_names(modules_of(model, num_outputs=num_outputs))
     numbers = range(NUM_LAYERS[model])
 
     assert hidden == {f"model.blocks.{number}.{part}.weight" for number in numbers for part in MATRICES}
 
 
-def test_the_hidden_matrices_of_other_models() -> None:
+def test_hidden_matrices_of_other_models() -> None:
     assert hidden_matrix_names(modules_of("resnet")) == frozenset()
     assert len(hidden_matrix_names(modules_of("mlp"))) == 2
     assert len(hidden_matrix_names(modules_of("mlp", num_outputs=None))) == 2
     assert hidden_matrix_names(modules_of("linear")) == frozenset()
 
 
-def test_a_transformer_fine_tuned_layer_by_layer() -> None:
+def test_layer_decay_and_overrides_of_a_transformer() -> None:
     modules = modules_of("text_encoder")
     groups = make_parameter_groups(
         modules.named_parameters(),
@@ -93,3 +101,27 @@ def test_a_transformer_fine_tuned_layer_by_layer() -> None:
     assert values["model.norm.weight"] == (0.01, 0.0)
     assert values["model.head.weight"] == (0.1, 0.1)
     assert len(groups) == len(set(values.values())) == 8
+
+
+def test_biases_norms_and_embeddings_have_no_weight_decay(tmp_path: Path) -> None:
+    job = job_of(*write_data(tmp_path), *TINY, "optimizer.weight_decay=0.5")
+    task = build_task(job)
+    with working_in(tmp_path):
+        build_encoded(job, task, fitted=False)
+    model = build_model(job, task, None, None)
+    optimizer = build_optimizer(job, model, build_loss(job, task, torch.device("cpu")))
+    decay = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["param_names"]}
+
+    assert decay["model.head.weight"] == 0.5
+    assert {decay[f"model.{name}"] for name in ("head.bias", "norm.weight", "token_embedding.weight")} == {0.0}
+    assert decay.keys() == {f"model.{name}" for name, _ in model.named_parameters()}
+    assert all(group["initial_lr"] == 0.001 for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [("10%", 4), ("0.5ep", 4), ("3st", 3), ("6", 6)])
+def test_warmup_is_a_duration(warmup: str, steps: int) -> None:
+    schedule = build_schedule(job_of("scheduler=linear", f"scheduler.warmup={warmup}"), 8, 40)
+
+    assert schedule(steps) == 1.0
+    assert schedule(steps - 1) < 1.0
+    assert schedule(40) == 0.0

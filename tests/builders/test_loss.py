@@ -1,3 +1,5 @@
+"""The loss of a job and its teacher."""
+
 import json
 import shutil
 from collections.abc import Iterator
@@ -20,8 +22,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[str], Path]]:
-    """The overrides of the data, and the folder of a run on it."""
+def teacher_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[str], Path]]:
+    """Train a teacher; return the overrides of its data and its run folder."""
     folder = tmp_path_factory.mktemp("teacher")
     with working_in(folder):
         data = [*write_data(folder), "train.duration=6"]
@@ -29,8 +31,8 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[str]
         yield data, folder / "teacher"
 
 
-def test_the_teacher_is_the_best_checkpoint(taught: tuple[list[str], Path]) -> None:
-    data, folder = taught
+def test_the_teacher_is_the_best_checkpoint(teacher_run: tuple[list[str], Path]) -> None:
+    data, folder = teacher_run
     job = job_of(*data, *TINY)
     task = build_task(job)
     encoded = build_encoded(job, task, fitted=False)
@@ -45,8 +47,8 @@ def test_the_teacher_is_the_best_checkpoint(taught: tuple[list[str], Path]) -> N
     assert not output.requires_grad
 
 
-def test_a_student_learns_from_it_and_is_evaluated(taught: tuple[list[str], Path], tmp_path: Path) -> None:
-    data, folder = taught
+def test_a_student_learns_from_its_teacher(teacher_run: tuple[list[str], Path], tmp_path: Path) -> None:
+    data, folder = teacher_run
     run = tmp_path / "student"
 
     assert train(run, *data, "loss=kl_distillation", f"loss.teacher={folder}") == 0
@@ -62,8 +64,8 @@ def test_a_student_learns_from_it_and_is_evaluated(taught: tuple[list[str], Path
     assert losses[0] != pytest.approx(first[0], rel=1e-3)
 
 
-def test_a_teacher_of_something_else_is_refused(taught: tuple[list[str], Path], tmp_path: Path) -> None:
-    data, folder = taught
+def test_a_teacher_of_another_task_is_an_error(teacher_run: tuple[list[str], Path], tmp_path: Path) -> None:
+    data, folder = teacher_run
     job = job_of(*data, *TINY, "task.vocab_size=150")
     task = build_task(job)
     build_encoded(job, task, fitted=False)
@@ -80,8 +82,8 @@ def distilled(data: list[str], teacher: Path, run: Path, *options: str) -> int:
     return train(run, *data, "loss=kl_distillation", f"loss.teacher={teacher}", "checkpoint.every=1", *options)
 
 
-def test_a_teacher_that_has_changed_is_refused_on_resume(taught: tuple[list[str], Path], tmp_path: Path) -> None:
-    data, folder = taught
+def test_resume_with_a_changed_teacher_is_an_error(teacher_run: tuple[list[str], Path], tmp_path: Path) -> None:
+    data, folder = teacher_run
     teacher, run = tmp_path / "teacher", tmp_path / "run"
     shutil.copytree(folder, teacher)
     assert distilled(data, teacher, run) == 0
@@ -92,10 +94,8 @@ def test_a_teacher_that_has_changed_is_refused_on_resume(taught: tuple[list[str]
     assert main(["train", f"resume={run}", "train.duration=8"]) == 3
 
 
-def test_a_checkpoint_is_evaluated_and_exported_without_its_teacher(
-    taught: tuple[list[str], Path], tmp_path: Path
-) -> None:
-    data, folder = taught
+def test_eval_and_export_do_not_need_the_teacher(teacher_run: tuple[list[str], Path], tmp_path: Path) -> None:
+    data, folder = teacher_run
     teacher, run = tmp_path / "teacher", tmp_path / "run"
     shutil.copytree(folder, teacher)
     assert distilled(data, teacher, run) == 0
@@ -107,8 +107,8 @@ def test_a_checkpoint_is_evaluated_and_exported_without_its_teacher(
     assert main(["export", f"run={run}", "export.formats=[torchscript]"]) == 0
 
 
-def test_a_teacher_with_weights_in_its_loss_teaches_its_scores(taught: tuple[list[str], Path], tmp_path: Path) -> None:
-    data, _ = taught
+def test_a_teacher_with_a_loss_head_teaches_its_scores(teacher_run: tuple[list[str], Path], tmp_path: Path) -> None:
+    data, _ = teacher_run
     teacher = tmp_path / "teacher"
     assert train(teacher, *data, "loss=hierarchical_softmax", "loss.in_features=16") == 0
     job = job_of(*data, *TINY)

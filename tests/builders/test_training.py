@@ -1,0 +1,73 @@
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.jobs import TINY, Recorded, working_in, write_data
+from tests.test_conf import job_of
+from trainer.builders.data import build_encoded, build_task
+from trainer.builders.training import build_device, build_training, count_steps, select_monitor
+from trainer.config.jobs import TrainJob
+from trainer.data.encode import Encoded
+from trainer.errors import ConfigError
+from trainer.protocols import Task
+from trainer.run import RunOutputs
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Iterator[list[str]]:
+    with working_in(tmp_path):
+        yield write_data(tmp_path)
+
+
+def prepared(data: list[str], *overrides: str) -> tuple[TrainJob, Task, Encoded]:
+    job = job_of(*data, *TINY, *overrides)
+    task = build_task(job)
+    return job, task, build_encoded(job, task, fitted=False)
+
+
+def test_a_missing_device_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match=r"device: is not available on this machine, got 'cuda:99'.*device=cpu"):
+        build_device("cuda:99")
+    assert (build_device("auto").type == "cuda") == torch.cuda.is_available()
+
+
+def test_all_import_errors_are_reported_before_the_data_is_read(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    job = job_of("loss._target_=torch.nn.MSELos", "optimizer._target_=torch.optim.Addam", "data=files", "data.train=no")
+    with pytest.raises(ConfigError) as caught:
+        build_training(job, "", RunOutputs(Recorded()), None, ExitStack())
+    assert caught.value.messages == (
+        "loss._target_: there is no MSELos in torch.nn, got 'torch.nn.MSELos'. Did you mean MSELoss.",
+        "optimizer._target_: there is no Addam in torch.optim, got 'torch.optim.Addam'. Did you mean Adam.",
+    )
+    assert caplog.records == []  # no log lines of Hydra's own
+
+
+def test_an_unknown_metric_suggests_the_nearest_one(data: list[str]) -> None:
+    job, task, _ = prepared(data)
+    job = replace(job, checkpoint=replace(job.checkpoint, monitor="acuracy"))
+
+    with pytest.raises(ConfigError, match=r"checkpoint\.monitor: .*got 'acuracy'. Did you mean accuracy"):
+        select_monitor(job, task)
+    assert select_monitor(job_of("checkpoint.monitor=loss"), task) == ("loss", False)
+    assert select_monitor(job_of(), task) == ("accuracy", True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.duration=3ep", "train.eval_every=0.5ep", "checkpoint.every=50%"], (24, 4, 12)),
+        (["train.duration=10", "train.eval_every=10%", "checkpoint.every=7st"], (10, 1, 7)),
+    ],
+)
+def test_durations_are_converted_to_steps(overrides: list[str], expected: tuple[int, int, int]) -> None:
+    steps = count_steps(job_of(*overrides), steps_per_epoch=8)
+
+    assert (steps.total, steps.eval_every, steps.save_every) == expected
