@@ -3,19 +3,27 @@ from functools import partial
 from hypothesis import given
 from transformers.optimization import get_linear_schedule_with_warmup
 
-from tests.support.scheduler_reference import check_never_rises, check_warmup, every_run, factors, runs
+from tests.support.scheduler_reference import (
+    RUNS,
+    check_equal,
+    check_never_rises,
+    check_warmup,
+    reference_factors,
+    runs,
+)
 from trainer.scheduler.linear import linear
 
 
-@every_run
-def test_equals_transformers(warmup_steps, total_steps):
-    theirs = factors(get_linear_schedule_with_warmup, num_warmup_steps=warmup_steps, num_training_steps=total_steps)
-    for step in range(total_steps + 4):
-        assert linear(step, warmup_steps=warmup_steps, total_steps=total_steps) == theirs(step)
+def test_matches_transformers():
+    for warmup_steps, total_steps in RUNS:
+        theirs = reference_factors(
+            get_linear_schedule_with_warmup, num_warmup_steps=warmup_steps, num_training_steps=total_steps
+        )
+        check_equal(partial(linear, warmup_steps=warmup_steps, total_steps=total_steps), theirs, total_steps)
 
 
 @given(run=runs())
-def test_shape(run):
+def test_rises_then_decays_to_zero(run):
     warmup_steps, total_steps = run
     factor = partial(linear, warmup_steps=warmup_steps, total_steps=total_steps)
     check_warmup(factor, warmup_steps)

@@ -1,6 +1,6 @@
-"""A learning rate that never changes."""
+"""Constant learning rate."""
 
 
 def constant(step: int) -> float:
-    """The factor on the base learning rate at `step`: always 1."""
+    """Return the factor on the base learning rate at `step`: always 1."""
     return 1.0

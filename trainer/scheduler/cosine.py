@@ -1,28 +1,25 @@
-"""A learning rate that falls along a cosine."""
+"""Cosine decay of the learning rate after a linear warmup."""
 
-import math
-
-from trainer.errors import raise_if_any
-from trainer.ranges import positive
-from trainer.scheduler.progress import progress
+from trainer.constraints import Positive, validated
+from trainer.scheduler.decay import cosine_wave, progress
 
 
-def cosine(step: int, *, warmup_steps: int, total_steps: int, num_cycles: float) -> float:
-    """The factor on the base learning rate at `step`: up from 0 to 1 along a line, then (1 + cos(2 pi c t)) / 2.
+@validated()
+def cosine(step: int, *, warmup_steps: int, total_steps: int, num_cycles: Positive) -> float:
+    """Return the factor on the base learning rate at `step`: linear from 0 to 1, then (1 + cos(2 pi c t)) / 2.
 
-    t goes from 0 at the end of the warm-up to 1 at the end of the run, c is `num_cycles`. Without restarts, after
-    Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983.
+    t goes from 0 at the end of the warmup to 1 at the end of the run, c is `num_cycles`. Loshchilov and Hutter 2017,
+    https://arxiv.org/abs/1608.03983, without restarts.
 
     Args:
-        step: Optimizer updates done before this one.
-        warmup_steps: Updates of the linear rise.
-        total_steps: Updates of the whole run.
-        num_cycles: Waves of the cosine, above 0; 0.5 falls to 0 once.
+        step: Optimizer steps done before this one.
+        warmup_steps: Steps of the linear warmup.
+        total_steps: Steps of the whole run.
+        num_cycles: Periods of the cosine, greater than 0; 0.5 decays to 0 once.
 
     Raises:
         ConfigError: `num_cycles` is out of range.
     """
-    raise_if_any(positive("num_cycles", num_cycles))
     if step < warmup_steps:
         return step / warmup_steps
-    return 0.5 * (1.0 + math.cos(math.pi * num_cycles * 2.0 * progress(step, warmup_steps, total_steps)))
+    return cosine_wave(progress(step, warmup_steps, total_steps), num_cycles)

@@ -1,33 +1,30 @@
-"""A learning rate that falls along a cosine to a floor."""
+"""Cosine decay of the learning rate to a minimum after a linear warmup."""
 
-import math
-
-from trainer.errors import raise_if_any
-from trainer.ranges import positive, share
-from trainer.scheduler.progress import progress
+from trainer.constraints import Positive, Probability, validated
+from trainer.scheduler.decay import cosine_wave, progress
 
 
+@validated()
 def cosine_with_min_lr(
-    step: int, *, warmup_steps: int, total_steps: int, num_cycles: float, min_factor: float
+    step: int, *, warmup_steps: int, total_steps: int, num_cycles: Positive, min_factor: Probability
 ) -> float:
-    """The factor on the base learning rate at `step`: up from 0 to 1 along a line, then m + (1 - m) h.
+    """Return the factor on the base learning rate at `step`: linear from 0 to 1, then m + (1 - m) h.
 
-    The height h is (1 + cos(2 pi c t)) / 2, t goes from 0 at the end of the warm-up to 1 at the end of the run, c is
+    The height h is (1 + cos(2 pi c t)) / 2, t goes from 0 at the end of the warmup to 1 at the end of the run, c is
     `num_cycles`, m is `min_factor`. Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983, eq. 5, without
     restarts.
 
     Args:
-        step: Optimizer updates done before this one.
-        warmup_steps: Updates of the linear rise.
-        total_steps: Updates of the whole run.
-        num_cycles: Waves of the cosine, above 0; 0.5 falls to the floor once.
-        min_factor: The floor, in [0, 1]: a share of the base rate (transformers' `min_lr_rate`).
+        step: Optimizer steps done before this one.
+        warmup_steps: Steps of the linear warmup.
+        total_steps: Steps of the whole run.
+        num_cycles: Periods of the cosine, greater than 0; 0.5 decays to the minimum once.
+        min_factor: Minimum as a share of the base learning rate, in [0, 1] (transformers' `min_lr_rate`).
 
     Raises:
         ConfigError: `num_cycles` or `min_factor` is out of range.
     """
-    raise_if_any(positive("num_cycles", num_cycles), share("min_factor", min_factor))
     if step < warmup_steps:
         return step / warmup_steps
-    height = 0.5 * (1.0 + math.cos(math.pi * num_cycles * 2.0 * progress(step, warmup_steps, total_steps)))
+    height = cosine_wave(progress(step, warmup_steps, total_steps), num_cycles)
     return height * (1.0 - min_factor) + min_factor

@@ -1,15 +1,15 @@
-"""A learning rate that falls along a line."""
+"""Linear decay of the learning rate after a linear warmup."""
 
 
 def linear(step: int, *, warmup_steps: int, total_steps: int) -> float:
-    """The factor on the base learning rate at `step`: up from 0 to 1, then down to 0, both along a line.
+    """Return the factor on the base learning rate at `step`: linear from 0 to 1 and back to 0, then 0.
 
-    The schedule of BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805). It stays 0 after the run.
+    The schedule of BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
 
     Args:
-        step: Optimizer updates done before this one.
-        warmup_steps: Updates of the linear rise.
-        total_steps: Updates of the whole run.
+        step: Optimizer steps done before this one.
+        warmup_steps: Steps of the linear warmup.
+        total_steps: Steps of the whole run.
     """
     if step < warmup_steps:
         return step / warmup_steps

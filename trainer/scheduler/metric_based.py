@@ -1,0 +1,91 @@
+"""Shared parts of the schedules that follow the monitored metric."""
+
+import math
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Generic, Literal, TypeVar
+
+from trainer.scheduler.constant_with_warmup import constant_with_warmup
+
+
+@dataclass
+class MetricState:
+    """The part of a schedule's state that all metric-based schedules share; the names are keys of checkpoints.
+
+    Attributes:
+        scale: Factor on the base learning rate after the observations so far.
+        best: Best score so far.
+    """
+
+    scale: float = 1.0
+    best: float | None = None
+
+
+StateT = TypeVar("StateT", bound=MetricState)
+
+
+class MetricBased(Generic[StateT]):
+    """Base class of the schedules that raise or lower the learning rate by observations of the monitored metric.
+
+    The metric is observed at fixed steps of the run, every `every_steps`, independently of `train.eval_every`: the
+    frequency of evaluations does not change the training.
+    """
+
+    def __init__(
+        self,
+        state: StateT,
+        *,
+        warmup_steps: int,
+        every_steps: int,
+        factor: float,
+        patience: int,
+        threshold: float,
+        threshold_mode: Literal["rel", "abs"],
+        min_factor: float,
+        cooldown: int,
+    ) -> None:
+        self.every_steps = every_steps
+        self._warmup = partial(constant_with_warmup, warmup_steps=warmup_steps)
+        self._is_improvement = partial(is_improvement, threshold=threshold, threshold_mode=threshold_mode)
+        self._factor = factor
+        self._patience = patience
+        self._min_factor = min_factor
+        self._cooldown = cooldown
+        self._state = state
+
+    def __call__(self, step: int) -> float:
+        """Return the factor on the base learning rate at `step`, after the observations so far."""
+        return self._state.scale * self._warmup(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state after the observations so far, as JSON."""
+        return asdict(self._state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state returned by `state_dict`."""
+        self._state = type(self._state)(**state)
+
+
+def is_improvement(
+    value: float,
+    best: float | None,
+    *,
+    higher_is_better: bool,
+    threshold: float,
+    threshold_mode: Literal["rel", "abs"],
+) -> bool:
+    """Return True if `value` is better than `best` by more than the threshold, or finite and `best` is None.
+
+    The threshold is `threshold` (`abs`), or `threshold` times the magnitude of `best` (`rel`). (torch multiplies by
+    `best` itself, so a slightly worse score counts as better if scores are negative.) A value that is not finite is no
+    improvement.
+    """
+    if not math.isfinite(value):
+        return False
+    if best is None:
+        return True
+    if threshold_mode == "abs":
+        return value > best + threshold if higher_is_better else value < best - threshold
+    if higher_is_better:
+        return value > best * (1.0 + math.copysign(threshold, best))
+    return value < best * (1.0 - math.copysign(threshold, best))
