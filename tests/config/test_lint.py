@@ -228,7 +228,7 @@ class TestSweeps:
         assert told("train", *argv) == [
             f"loss: there is no such option, got 'cross'. Known: {', '.join(LOSSES)}.",
             "optimizer.lr: must be a number or auto, got 'abc'.",
-            "optimizer.lr: must be finite and above 0, got 0.",
+            "optimizer.lr: must be greater than 0, got 0.",
             "model.dim: must be an integer, got 'wide'.",
         ]
 

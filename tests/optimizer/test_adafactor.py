@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.support.optimizer_reference import (
-    assert_goes_on_bit_for_bit,
+    assert_resumes_bitwise_equal,
     gradients,
     groups,
     named_parameters,
@@ -25,7 +25,7 @@ def rms(value: torch.Tensor) -> torch.Tensor:
     return (value * value).mean().sqrt()
 
 
-def by_the_paper(start: torch.Tensor, steps: int, weight_decay: float, d: float) -> torch.Tensor:
+def evaluate_paper(start: torch.Tensor, steps: int, weight_decay: float, d: float) -> torch.Tensor:
     """Algorithms 4 and 5 of Shazeer and Stern 2018 with a given rate and a decay apart from the gradient."""
     value, row, column, square = start.clone(), 0.0, 0.0, 0.0
     for t in range(1, steps + 1):
@@ -45,13 +45,13 @@ def by_the_paper(start: torch.Tensor, steps: int, weight_decay: float, d: float)
     return value
 
 
-# 1 / sqrt(t) is below the rate from update 12 on.
+# 1 / sqrt(t) is below the learning rate from update 12 on.
 @pytest.mark.parametrize("d", [1.0, 2.0])
-def test_updates_are_the_papers(d):
+def test_updates_match_the_paper(d):
     start, end = trained(lambda params: make(params, d=d), 20, 0.3, 0.3)
     decay = {"weight": 0.3, "table": 0.0, "bias": 0.0}
     for name, value in end.items():
-        assert torch.allclose(value, by_the_paper(start[name], 20, decay[name], d), rtol=1e-10, atol=1e-12)
+        assert torch.allclose(value, evaluate_paper(start[name], 20, decay[name], d), rtol=1e-10, atol=1e-12)
 
 
 def test_the_state_of_a_matrix_is_a_row_and_a_column():
@@ -67,13 +67,12 @@ def test_the_state_of_a_matrix_is_a_row_and_a_column():
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.02, 0.3), (0.02, 0.0)]
 
 
-def test_a_run_goes_on_bit_for_bit():
-    assert_goes_on_bit_for_bit(make, 0.3, 0.3)
+def test_resumed_run_is_bitwise_equal():
+    assert_resumes_bitwise_equal(make, 0.3, 0.3)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
+def test_values_out_of_range_raise():
+    for name, value in [
         ("lr", 0.0),
         ("beta2_decay", 0.0),
         ("beta2_decay", -math.inf),
@@ -83,8 +82,6 @@ def test_a_run_goes_on_bit_for_bit():
         ("d", 0.9),
         ("d", math.nan),
         ("weight_decay", -0.1),
-    ],
-)
-def test_values_out_of_range(name, value):
-    with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
-        make(groups(named_parameters(), 0.1, 0.3), **{name: value})
+    ]:
+        with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
+            make(groups(named_parameters(), 0.1, 0.3), **{name: value})

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.optimizer_reference import assert_goes_on_bit_for_bit, gradients, groups, named_parameters, trained
+from tests.support.optimizer_reference import assert_resumes_bitwise_equal, gradients, groups, named_parameters, trained
 from trainer.errors import ConfigError
 from trainer.optimizer.adamw import adamw
 
@@ -15,7 +15,7 @@ def make(params, **changes):
     return adamw(params, **{**VALUES, **changes})
 
 
-def by_the_paper(start: torch.Tensor, steps: int, weight_decay: float) -> torch.Tensor:
+def evaluate_paper(start: torch.Tensor, steps: int, weight_decay: float) -> torch.Tensor:
     """Algorithm 2 of Loshchilov and Hutter 2019, the decay times the rate as in torch."""
     (beta1, beta2), value = VALUES["betas"], start.clone()
     m, v = torch.zeros_like(value), torch.zeros_like(value)
@@ -28,14 +28,14 @@ def by_the_paper(start: torch.Tensor, steps: int, weight_decay: float) -> torch.
     return value
 
 
-def test_updates_are_the_papers():
+def test_updates_match_the_paper():
     start, end = trained(make, 10, 0.01, 0.3)
     decay = {"weight": 0.3, "table": 0.0, "bias": 0.0}
     for name, value in end.items():
-        assert torch.allclose(value, by_the_paper(start[name], 10, decay[name]), rtol=1e-12, atol=1e-13)
+        assert torch.allclose(value, evaluate_paper(start[name], 10, decay[name]), rtol=1e-12, atol=1e-13)
 
 
-def test_groups_carry_names_and_values():
+def test_groups_have_names_and_values():
     optimizer = make(groups(named_parameters(), 0.02, 0.3))
     assert isinstance(optimizer, torch.optim.AdamW)
     assert [group["param_names"] for group in optimizer.param_groups] == [["weight"], ["table", "bias"]]
@@ -44,18 +44,17 @@ def test_groups_carry_names_and_values():
         assert (group["lr"], group["betas"], group["eps"], group["fused"]) == (0.02, (0.9, 0.99), 1e-8, True)
 
 
-def test_torch_chooses_the_kernel_where_none_is_fused():
+def test_torch_chooses_the_kernel_if_none_is_fused():
     parameters = [("weight", nn.Parameter(torch.zeros(2, 2, device="meta")))]
     assert make(groups(parameters, 0.01, 0.3)).param_groups[0]["fused"] is None
 
 
-def test_a_run_goes_on_bit_for_bit():
-    assert_goes_on_bit_for_bit(make, 0.01, 0.3)
+def test_resumed_run_is_bitwise_equal():
+    assert_resumes_bitwise_equal(make, 0.01, 0.3)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
+def test_values_out_of_range_raise():
+    for name, value in [
         ("lr", 0.0),
         ("lr", -1.0),
         ("lr", math.nan),
@@ -66,19 +65,17 @@ def test_a_run_goes_on_bit_for_bit():
         ("eps", 0.0),
         ("weight_decay", -0.1),
         ("weight_decay", math.nan),
-    ],
-)
-def test_values_out_of_range(name, value):
-    with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
-        make(groups(named_parameters(), 0.01, 0.3), **{name: value})
+    ]:
+        with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
+            make(groups(named_parameters(), 0.01, 0.3), **{name: value})
 
 
-def test_all_values_out_of_range_are_told_together():
-    with pytest.raises(ConfigError) as caught:
+def test_values_out_of_range_are_reported_together():
+    with pytest.raises(ConfigError) as error:
         make(groups(named_parameters(), 0.01, 0.3), lr=-1.0, betas=(1.0, 1.0), eps=0.0, weight_decay=-1.0)
-    assert [message.split(":")[0] for message in caught.value.messages] == ["lr", "betas", "eps", "weight_decay"]
+    assert [message.split(":")[0] for message in error.value.messages] == ["lr", "betas", "eps", "weight_decay"]
 
 
-def test_betas_may_come_as_a_list():
+def test_betas_may_be_a_list():
     optimizer = make(groups(named_parameters(), 0.01, 0.3), betas=[0.5, 0.6])
     assert optimizer.param_groups[0]["betas"] == (0.5, 0.6)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.support.optimizer_reference import (
-    assert_goes_on_bit_for_bit,
+    assert_resumes_bitwise_equal,
     gradients,
     groups,
     named_parameters,
@@ -23,7 +23,7 @@ def make(params, **changes):
     return lamb(params, **{**VALUES, **changes})
 
 
-def by_the_paper(start: torch.Tensor, steps: int, weight_decay: float) -> torch.Tensor:
+def evaluate_paper(start: torch.Tensor, steps: int, weight_decay: float) -> torch.Tensor:
     """Algorithm 2 of You et al. 2020 with phi(z) = z; a vector is not scaled."""
     (beta1, beta2), x = VALUES["betas"], start.clone()
     m, v = torch.zeros_like(x), torch.zeros_like(x)
@@ -38,14 +38,14 @@ def by_the_paper(start: torch.Tensor, steps: int, weight_decay: float) -> torch.
     return x
 
 
-def test_updates_are_the_papers():
+def test_updates_match_the_paper():
     start, end = trained(make, 10, 0.01, 0.3)
     decay = {"weight": 0.3, "table": 0.0, "bias": 0.0}
     for name, value in end.items():
-        assert torch.allclose(value, by_the_paper(start[name], 10, decay[name]), rtol=1e-12, atol=1e-13)
+        assert torch.allclose(value, evaluate_paper(start[name], 10, decay[name]), rtol=1e-12, atol=1e-13)
 
 
-def test_a_matrix_moves_by_the_rate_times_its_own_size():
+def test_a_matrix_moves_by_the_learning_rate_times_its_norm():
     start, end = trained(make, 1, 0.01, 0.3)
     for name in ("weight", "table"):
         moved = (end[name] - start[name]).norm() / start[name].norm()
@@ -53,18 +53,18 @@ def test_a_matrix_moves_by_the_rate_times_its_own_size():
 
 
 @pytest.mark.parametrize(("value", "gradient"), [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)])
-def test_a_norm_of_zero_scales_nothing(value, gradient):
+def test_a_norm_of_zero_does_not_scale(value, gradient):
     ends = []
-    for kind in (lamb, adamw):
+    for make_optimizer in (lamb, adamw):
         parameter = nn.Parameter(torch.full((2, 3), value, dtype=torch.float64))
-        optimizer = kind(groups([("weight", parameter)], 0.01, 0.0), **{**VALUES, "weight_decay": 0.0})
+        optimizer = make_optimizer(groups([("weight", parameter)], 0.01, 0.0), **{**VALUES, "weight_decay": 0.0})
         parameter.grad = torch.full_like(parameter, gradient)
         optimizer.step()
         ends.append(parameter.detach())
     assert torch.allclose(*ends, rtol=1e-12, atol=0)
 
 
-def test_a_parameter_without_a_gradient_stays():
+def test_a_parameter_without_a_gradient_is_unchanged():
     parameters = named_parameters()
     optimizer = make(groups(parameters, 0.01, 0.3))
     before = parameters[0][1].detach().clone()
@@ -78,21 +78,25 @@ def test_a_parameter_without_a_gradient_stays():
     assert [optimizer.state[parameter]["step"] for _, parameter in parameters] == [1, 1, 2]
 
 
-def test_groups_carry_names_and_values():
+def test_groups_have_names_and_values():
     optimizer = make(groups(named_parameters(), 0.02, 0.3), betas=[0.5, 0.6])
     assert [group["param_names"] for group in optimizer.param_groups] == [["weight"], ["table", "bias"]]
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.02, 0.3), (0.02, 0.0)]
     assert optimizer.param_groups[0]["betas"] == (0.5, 0.6)
 
 
-def test_a_run_goes_on_bit_for_bit():
-    assert_goes_on_bit_for_bit(make, 0.01, 0.3)
+def test_resumed_run_is_bitwise_equal():
+    assert_resumes_bitwise_equal(make, 0.01, 0.3)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("lr", 0.0), ("lr", math.nan), ("betas", (0.9, 1.0)), ("betas", (0.9,)), ("eps", 0.0), ("weight_decay", -0.1)],
-)
-def test_values_out_of_range(name, value):
-    with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
-        make(groups(named_parameters(), 0.01, 0.3), **{name: value})
+def test_values_out_of_range_raise():
+    for name, value in [
+        ("lr", 0.0),
+        ("lr", math.nan),
+        ("betas", (0.9, 1.0)),
+        ("betas", (0.9,)),
+        ("eps", 0.0),
+        ("weight_decay", -0.1),
+    ]:
+        with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
+            make(groups(named_parameters(), 0.01, 0.3), **{name: value})

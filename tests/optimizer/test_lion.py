@@ -2,11 +2,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.optimizer_reference import (
-    assert_goes_on_bit_for_bit,
+    assert_resumes_bitwise_equal,
     gradients,
     groups,
     named_parameters,
@@ -23,7 +23,7 @@ def make(params, **changes):
     return lion(params, **{**VALUES, **changes})
 
 
-def by_the_paper(start: torch.Tensor, steps: int, weight_decay: float, betas: tuple[float, float]) -> torch.Tensor:
+def evaluate_paper(start: torch.Tensor, steps: int, weight_decay: float, betas: tuple[float, float]) -> torch.Tensor:
     """Algorithm 2 of Chen et al. 2023."""
     value, m = start.clone(), torch.zeros_like(start)
     for t in range(1, steps + 1):
@@ -34,16 +34,17 @@ def by_the_paper(start: torch.Tensor, steps: int, weight_decay: float, betas: tu
     return value
 
 
-@pytest.mark.parametrize("betas", [(0.9, 0.99), (0.95, 0.98), (0.0, 0.0)])
-def test_updates_are_the_papers(betas):
+@pytest.mark.parametrize("betas", [(0.9, 0.99), (0.0, 0.0)])
+def test_updates_match_the_paper(betas):
     start, end = trained(lambda params: make(params, betas=betas), 10, 0.01, 0.3)
     decay = {"weight": 0.3, "table": 0.0, "bias": 0.0}
     for name, value in end.items():
-        assert torch.allclose(value, by_the_paper(start[name], 10, decay[name], betas), rtol=1e-12, atol=1e-13)
+        assert torch.allclose(value, evaluate_paper(start[name], 10, decay[name], betas), rtol=1e-12, atol=1e-13)
 
 
+@settings(max_examples=30)
 @given(st.floats(1e-6, 1e6))
-def test_the_size_of_the_gradient_does_not_matter(scale):
+def test_the_scale_of_the_gradient_does_not_matter(scale):
     ends = []
     for factor in (1.0, scale):
         parameters = named_parameters()
@@ -55,7 +56,7 @@ def test_the_size_of_the_gradient_does_not_matter(scale):
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
 
-def test_a_parameter_without_a_gradient_stays():
+def test_a_parameter_without_a_gradient_is_unchanged():
     parameters = named_parameters()
     optimizer = make(groups(parameters, 0.01, 0.3))
     before = [parameter.detach().clone() for _, parameter in parameters]
@@ -77,14 +78,17 @@ def test_groups_and_state():
     assert all(optimizer.state[parameter].keys() == {"exp_avg"} for _, parameter in parameters)
 
 
-def test_a_run_goes_on_bit_for_bit():
-    assert_goes_on_bit_for_bit(make, 0.01, 0.3)
+def test_resumed_run_is_bitwise_equal():
+    assert_resumes_bitwise_equal(make, 0.01, 0.3)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("lr", 0.0), ("lr", math.inf), ("betas", (0.9, 1.0)), ("betas", (0.9,)), ("weight_decay", -0.1)],
-)
-def test_values_out_of_range(name, value):
-    with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
-        make(groups(named_parameters(), 0.01, 0.3), **{name: value})
+def test_values_out_of_range_raise():
+    for name, value in [
+        ("lr", 0.0),
+        ("lr", math.inf),
+        ("betas", (0.9, 1.0)),
+        ("betas", (0.9,)),
+        ("weight_decay", -0.1),
+    ]:
+        with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
+            make(groups(named_parameters(), 0.01, 0.3), **{name: value})

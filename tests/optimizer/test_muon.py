@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from tests.support.optimizer_reference import assert_goes_on_bit_for_bit, gradients, groups, named_parameters, train
+from tests.support.optimizer_reference import assert_resumes_bitwise_equal, gradients, groups, named_parameters, train
 from trainer.errors import ConfigError
 from trainer.optimizer.muon import muon
 
@@ -27,13 +27,13 @@ def make(params, **changes):
 
 
 def random_gradients(step, parameter):
-    """Of full rank, unlike the rows of a sine: what is 0 but for rounding is made as large as all else."""
+    """Return gradients of full rank, unlike the rows of a sine: Muon scales rounding errors up to the rest."""
     generator = torch.Generator().manual_seed(step)
     return torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
 
 
-def orthogonal(matrix: torch.Tensor, steps: int) -> torch.Tensor:
-    """Jordan's iteration X <- a X + b (X X') X + c (X X')^2 X, begun at the matrix over its norm."""
+def orthogonalize(matrix: torch.Tensor, steps: int) -> torch.Tensor:
+    """Iterate X <- a X + b (X X') X + c (X X')^2 X (Jordan) from the matrix over its norm."""
     x = matrix / matrix.norm()
     for _ in range(steps):
         gram = x @ x.T
@@ -41,20 +41,21 @@ def orthogonal(matrix: torch.Tensor, steps: int) -> torch.Tensor:
     return x
 
 
-def by_the_paper(start: torch.Tensor, steps: int, *, nesterov: bool, ns_steps: int, factor: float) -> torch.Tensor:
+def evaluate_paper(start: torch.Tensor, steps: int, *, nesterov: bool, ns_steps: int, factor: float) -> torch.Tensor:
     value, buffer = start.clone(), torch.zeros_like(start)
     for t in range(1, steps + 1):
         g = random_gradients(t, value)
         buffer = 0.95 * buffer + g
-        step = orthogonal(g + 0.95 * buffer if nesterov else buffer, ns_steps)
+        step = orthogonalize(g + 0.95 * buffer if nesterov else buffer, ns_steps)
         value = value - 0.01 * (0.3 * value + factor * step)
     return value
 
 
-@pytest.mark.parametrize("nesterov", [True, False])
-@pytest.mark.parametrize("ns_steps", [1, 5])
-@pytest.mark.parametrize("adjust", ["match_rms_adamw", "original"])
-def test_hidden_matrices_are_moved_as_in_the_paper(nesterov, ns_steps, adjust):
+@pytest.mark.parametrize(
+    ("nesterov", "ns_steps", "adjust"),
+    [(True, 5, "match_rms_adamw"), (False, 1, "original"), (True, 1, "original"), (False, 5, "match_rms_adamw")],
+)
+def test_updates_of_hidden_matrices_match_the_paper(nesterov, ns_steps, adjust):
     steps = 4
     parameters = named_parameters(SHAPES)
     start = {name: parameter.detach().clone() for name, parameter in parameters}
@@ -69,12 +70,12 @@ def test_hidden_matrices_are_moved_as_in_the_paper(nesterov, ns_steps, adjust):
             continue
         rows, columns = SHAPES[name]
         factor = 0.2 * max(rows, columns) ** 0.5 if adjust == "match_rms_adamw" else max(1, rows / columns) ** 0.5
-        expected = by_the_paper(start[name], steps, nesterov=nesterov, ns_steps=ns_steps, factor=factor)
-        # torch iterates in bfloat16, which has 8 bits.
+        expected = evaluate_paper(start[name], steps, nesterov=nesterov, ns_steps=ns_steps, factor=factor)
+        # Torch iterates in bfloat16, which has 8 bits.
         assert (end - expected).norm() < 0.02 * (end - start[name]).norm()
 
 
-def test_it_is_torch_s_muon_and_torch_s_adamw():
+def test_updates_match_torchs_muon_and_adamw():
     joined = named_parameters(SHAPES)
     train(make(groups(joined, 0.01, 0.3)), joined, 1, 10)
     named = dict(named_parameters(SHAPES))
@@ -87,7 +88,8 @@ def test_it_is_torch_s_muon_and_torch_s_adamw():
             parameter.grad = gradients(step, parameter)
         matrices.step()
         others.step()
-    assert all(torch.equal(parameter, named[name]) for name, parameter in joined)
+    for name, parameter in joined:
+        torch.testing.assert_close(parameter, named[name], rtol=1e-12, atol=1e-13)
 
 
 def test_a_step_is_about_as_large_as_adamws():
@@ -101,13 +103,13 @@ def test_a_step_is_about_as_large_as_adamws():
     optimizer.step()
     moved = (dict(parameters)["weight"].detach() - start["weight"]) / 0.01
     assert 0.1 < moved.square().mean().sqrt() < 0.3
-    # All directions alike: the singular values of the step are near each other.
+    # The singular values of the step are near each other.
     values = torch.linalg.svdvals(moved) / (0.2 * 64**0.5)
     assert values.min() > 0.5
     assert values.max() < 1.5
 
 
-def test_it_is_one_optimizer():
+def test_both_optimizers_have_one_list_of_groups_and_one_state():
     parameters = named_parameters(SHAPES)
     optimizer = make(groups(parameters, 0.01, 0.3))
     train(optimizer, parameters, 1, 1)
@@ -122,7 +124,7 @@ def test_it_is_one_optimizer():
     assert all(parameter.grad is None for _, parameter in parameters)
 
 
-def test_a_rate_set_on_the_groups_holds_for_both():
+def test_a_learning_rate_set_on_the_groups_applies_to_both():
     parameters = named_parameters(SHAPES)
     optimizer = make(groups(parameters, 0.01, 0.3))
     before = [parameter.detach().clone() for _, parameter in parameters]
@@ -148,12 +150,12 @@ def test_a_scaler_skips_an_update_that_is_not_finite():
     assert scaler.get_scale() == 2.0
 
 
-@pytest.mark.parametrize("way", ["torch's own state", "a copy"])
-def test_other_ways_of_keeping_it_keep_one_state(way):
+@pytest.mark.parametrize("way", ["state_dict", "copy"])
+def test_copies_and_torch_state_keep_one_state(way):
     whole = named_parameters(SHAPES)
     optimizer = make(groups(whole, 0.01, 0.3))
     train(optimizer, whole, 1, 3)
-    if way == "a copy":
+    if way == "copy":
         parts, resumed = copy.deepcopy((whole, optimizer))
     else:
         parts = named_parameters(SHAPES)
@@ -168,24 +170,23 @@ def test_other_ways_of_keeping_it_keep_one_state(way):
 
 
 @pytest.mark.parametrize("decay", ["matrices", "all"])
-def test_a_run_goes_on_bit_for_bit(decay):
-    assert_goes_on_bit_for_bit(lambda params: make(params, hidden={"weight", "column"}), 0.01, 0.3, decay=decay)
+def test_resumed_run_is_bitwise_equal(decay):
+    assert_resumes_bitwise_equal(lambda params: make(params, hidden={"weight", "column"}), 0.01, 0.3, decay=decay)
 
 
-def test_matrices_alone():
+def test_a_model_of_only_hidden_matrices():
     parameters = named_parameters({"weight": (6, 4)})
     optimizer = make(groups(parameters, 0.01, 0.3))
     assert [group["param_names"] for group in optimizer.param_groups] == [["weight"]]
 
 
-def test_without_a_hidden_matrix():
-    with pytest.raises(ConfigError, match=r"^_target_: the model has no hidden matrix.*Take optimizer=adamw"):
+def test_a_model_without_hidden_matrix_raises():
+    with pytest.raises(ConfigError, match=r"^_target_: the model has no hidden matrix.*Use optimizer=adamw"):
         make(groups(named_parameters(), 0.01, 0.3), hidden=())
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
+def test_values_out_of_range_raise():
+    for name, value in [
         ("lr", 0.0),
         ("momentum", 1.0),
         ("momentum", -0.1),
@@ -194,8 +195,6 @@ def test_without_a_hidden_matrix():
         ("betas", (0.9, 1.0)),
         ("eps", 0.0),
         ("weight_decay", math.nan),
-    ],
-)
-def test_values_out_of_range(name, value):
-    with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
-        make(groups(named_parameters(), 0.01, 0.3), **{name: value})
+    ]:
+        with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
+            make(groups(named_parameters(), 0.01, 0.3), **{name: value})

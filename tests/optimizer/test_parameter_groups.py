@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.support.optimizer_reference import assert_goes_on_bit_for_bit
+from tests.support.optimizer_reference import assert_resumes_bitwise_equal
 from trainer.errors import ConfigError
 from trainer.optimizer.parameter_groups import (
     can_fuse,
@@ -51,7 +51,7 @@ def job(model: nn.Module, loss: nn.Module | None = None) -> nn.ModuleDict:
     return nn.ModuleDict({"model": model} if loss is None else {"model": model, "loss": loss})
 
 
-def of(module: nn.Module, **changes):
+def group_parameters(module: nn.Module, **changes):
     facts = {"lr": 0.01, "weight_decay": 0.1, "no_decay": no_decay_names(module), "layers": layer_indices(module)}
     return make_parameter_groups(module.named_parameters(), **{**facts, **changes})
 
@@ -70,7 +70,7 @@ def decays(groups):
 
 class TestDecay:
     def test_matrices_decay_and_nothing_else(self):
-        groups = of(Net())
+        groups = group_parameters(Net())
         assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.01, 0.1), (0.01, 0.0)]
         assert names(groups[0]) == ["conv.weight", "head.weight"]
         assert names(groups[1]) == [
@@ -84,29 +84,29 @@ class TestDecay:
             "head.bias",
         ]
 
-    def test_the_groups_do_not_depend_on_a_weight_decay_of_zero(self):
-        with_none = of(Net(), weight_decay=0.0)
-        assert [names(group) for group in with_none] == [names(group) for group in of(Net())]
+    def test_weight_decay_zero_does_not_change_the_groups(self):
+        with_none = group_parameters(Net(), weight_decay=0.0)
+        assert [names(group) for group in with_none] == [names(group) for group in group_parameters(Net())]
         assert [group["weight_decay"] for group in with_none] == [0.0, 0.0]
 
-    def test_all(self):
+    def test_decay_all(self):
         net = Net()
-        (group,) = of(net, decay="all")
+        (group,) = group_parameters(net, decay="all")
         assert names(group) == [name for name, _ in net.named_parameters()]
         assert group["weight_decay"] == 0.1
 
-    def test_an_optimizer_without_one(self):
+    def test_an_optimizer_without_weight_decay(self):
         net = Net()
-        (group,) = of(net, weight_decay=None)
+        (group,) = group_parameters(net, weight_decay=None)
         assert names(group) == [name for name, _ in net.named_parameters()]
         assert group.keys() == {"params", "lr"}
-        groups = of(net, weight_decay=None, overrides=[{"match": "*.bias", "weight_decay": 0.3}])
+        groups = group_parameters(net, weight_decay=None, overrides=[{"match": "*.bias", "weight_decay": 0.3}])
         assert [group.get("weight_decay") for group in groups] == [None, 0.3]
 
-    def test_an_optimizer_without_a_rate(self):
-        groups = of(Net(), lr=None)
+    def test_an_optimizer_without_learning_rate(self):
+        groups = group_parameters(Net(), lr=None)
         assert [group.keys() for group in groups] == [{"params", "weight_decay"}] * 2
-        groups = of(Net(), lr=None, overrides=[{"match": "head.*", "lr": 0.5}])
+        groups = group_parameters(Net(), lr=None, overrides=[{"match": "head.*", "lr": 0.5}])
         assert [(group.get("lr"), len(group["params"])) for group in groups] == [
             (None, 1),
             (0.5, 1),
@@ -115,13 +115,13 @@ class TestDecay:
         ]
 
     def test_a_group_without_parameters_is_left_out(self):
-        assert [names(group) for group in of(nn.Linear(2, 2, bias=False))] == [["weight"]]
+        assert [names(group) for group in group_parameters(nn.Linear(2, 2, bias=False))] == [["weight"]]
 
     def test_every_trainable_parameter_is_in_one_group(self):
         net = Net()
         net.tokens.requires_grad_(False)
         net.head.bias.requires_grad_(False)
-        grouped = [name for group in of(net) for name in names(group)]
+        grouped = [name for group in group_parameters(net) for name in names(group)]
         expected = {name for name, _ in net.named_parameters()} - {"tokens.weight", "head.bias"}
         assert len(grouped) == len(set(grouped))
         assert set(grouped) == expected
@@ -130,7 +130,7 @@ class TestDecay:
         net = Net()
         net.head.weight = net.tokens.weight
         assert no_decay_names(net) == {"tokens.weight", "plane.weight", "plane.bias", "norm.weight", "norm.bias"}
-        grouped = [name for group in of(net) for name in names(group)]
+        grouped = [name for group in group_parameters(net) for name in names(group)]
         assert grouped.count("tokens.weight") == 1
         assert "head.weight" not in grouped
         net = nn.Sequential(nn.Linear(4, 7), nn.Embedding(7, 4))
@@ -150,14 +150,14 @@ class TestLayers:
         assert layers["model.head.0.weight"] == layers["model.head.1.bias"] == 4
         assert layers.keys() == {name for name, _ in job(Stacked()).named_parameters()}
 
-    def test_a_loss_is_of_the_last_layer_and_its_lists_are_no_stack(self):
+    def test_a_loss_belongs_to_the_last_layer_and_its_lists_are_no_stack(self):
         loss = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 100))
         layers = layer_indices(job(Stacked(), loss))
         assert layers["loss.0.weight"] == layers["loss.1.bias"] == 4
         assert layers["model.blocks.2.norm.bias"] == 3
         assert set(layer_indices(job(nn.Linear(2, 2), loss)).values()) == {0}
 
-    def test_a_sequence_counts_what_has_parameters(self):
+    def test_entries_without_parameters_are_not_counted(self):
         net = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
         assert layer_indices(job(net)) == {
             "model.1.weight": 1,
@@ -173,7 +173,7 @@ class TestLayers:
         net.nothing = nn.Sequential(nn.ReLU(), nn.Dropout())
         assert set(layer_indices(job(net)).values()) == {0}
 
-    def test_a_shared_parameter_is_of_the_layer_it_is_first_in(self):
+    def test_a_shared_parameter_belongs_to_its_first_layer(self):
         net = Stacked()
         net.head[1].weight = net.tokens.weight
         net.blocks[2] = net.blocks[0]
@@ -183,8 +183,8 @@ class TestLayers:
         assert max(layers.values()) == 3
         assert not any(".blocks.2." in name or name == "model.head.1.weight" for name in layers)
 
-    def test_rates_fall_from_the_head_down(self):
-        found = rates(of(job(Stacked(), nn.Linear(2, 2)), layer_decay=0.5))
+    def test_learning_rates_decay_from_the_head_down(self):
+        found = rates(group_parameters(job(Stacked(), nn.Linear(2, 2)), layer_decay=0.5))
         assert found["model.head.1.weight"] == found["model.norm.bias"] == found["loss.weight"] == 0.01
         assert found["model.blocks.2.norm.weight"] == 0.01 * 0.5
         assert found["model.blocks.1.feed_forward.0.weight"] == 0.01 * 0.25
@@ -192,14 +192,14 @@ class TestLayers:
         assert found["model.tokens.weight"] == found["model.project.weight"] == 0.01 * 0.0625
 
     def test_a_group_for_each_rate_and_decay_in_the_order_of_the_model(self):
-        groups = of(job(Stacked()), layer_decay=0.5)
+        groups = group_parameters(job(Stacked()), layer_decay=0.5)
         assert [(group["lr"] / 0.01, group["weight_decay"]) for group in groups] == [
             (rate, decay) for decay in (0.1, 0.0) for rate in (0.0625, 0.125, 0.25, 0.5, 1.0)
         ]
 
     @pytest.mark.parametrize("layer_decay", [None, 1.0])
-    def test_no_decay_between_layers_is_the_two_groups(self, layer_decay):
-        groups = of(job(Stacked()), layer_decay=layer_decay)
+    def test_without_layer_decay_there_are_two_groups(self, layer_decay):
+        groups = group_parameters(job(Stacked()), layer_decay=layer_decay)
         assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.01, 0.1), (0.01, 0.0)]
 
 
@@ -209,10 +209,10 @@ class TestHidden:
         assert hidden_matrix_names(job(Stacked())) == expected
         assert hidden_matrix_names(job(Stacked(), nn.Linear(2, 2))) == expected
 
-    def test_a_model_that_is_a_sequence_ends_with_its_outputs(self):
+    def test_the_last_matrix_of_a_sequential_model_is_the_output(self):
         net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2))
         assert hidden_matrix_names(job(net)) == {"model.0.weight", "model.2.weight"}
-        # The classes are the loss's: what the model ends with is hidden.
+        # The loss scores the classes, so the model's last matrix is hidden.
         loss = nn.Linear(2, 9, bias=False)
         assert hidden_matrix_names(job(net, loss)) == {"model.0.weight", "model.2.weight", "model.3.weight"}
 
@@ -237,24 +237,24 @@ class TestHidden:
 
 
 class TestOverrides:
-    def test_a_rate_is_taken_as_it_is(self):
+    def test_an_overridden_learning_rate_is_not_decayed(self):
         overrides = [{"match": "blocks.*", "lr": 0.5}, {"match": "blocks.0.*", "lr": 0.25, "weight_decay": 0.7}]
-        groups = of(job(Stacked()), layer_decay=0.5, overrides=overrides)
+        groups = group_parameters(job(Stacked()), layer_decay=0.5, overrides=overrides)
         assert rates(groups)["model.blocks.1.norm.bias"] == 0.5
         assert rates(groups)["model.blocks.0.norm.bias"] == 0.25
         assert decays(groups)["model.blocks.0.norm.bias"] == 0.7
         assert decays(groups)["model.blocks.1.norm.bias"] == 0.0
         assert rates(groups)["model.head.0.bias"] == 0.01
 
-    def test_what_is_the_same_is_one_group(self):
+    def test_equal_values_share_one_group(self):
         overrides = [{"match": "*.bias", "weight_decay": 0.1}, {"match": "conv.weight", "weight_decay": 0}]
-        groups = of(Net(), overrides=overrides)
+        groups = group_parameters(Net(), overrides=overrides)
         assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
         assert names(groups[0]) == ["conv.bias", "plane.bias", "norm.bias", "head.weight", "head.bias"]
         assert names(groups[1]) == ["scale", "tokens.weight", "conv.weight", "plane.weight", "norm.weight"]
 
-    def test_the_loss_has_its_own_names(self):
-        groups = of(job(Net(), nn.Linear(2, 2)), overrides=[{"match": "loss.*", "lr": 0.3}])
+    def test_patterns_match_parameters_of_the_loss(self):
+        groups = group_parameters(job(Net(), nn.Linear(2, 2)), overrides=[{"match": "loss.*", "lr": 0.3}])
         assert {name for name, rate in rates(groups).items() if rate == 0.3} == {"loss.weight", "loss.bias"}
 
     @given(
@@ -270,25 +270,25 @@ class TestOverrides:
         ),
         st.sets(st.integers(0, 22)),
     )
-    def test_every_parameter_has_the_values_of_its_definition(
-        self, decay, layer_decay, weight_decay, overrides, frozen
-    ):
+    def test_every_parameter_has_the_defined_values(self, decay, layer_decay, weight_decay, overrides, frozen):
         module = job(Stacked())
         for position, parameter in enumerate(module.parameters()):
             parameter.requires_grad_(position not in frozen)
         layers, no_decay = layer_indices(module), no_decay_names(module)
         if any(not self._fits(entry, module) for entry in overrides):
-            with pytest.raises(ConfigError, match="frozen parameters only"):
-                of(module, overrides=overrides)
+            with pytest.raises(ConfigError, match="only frozen parameters"):
+                group_parameters(module, overrides=overrides)
             return
-        groups = of(module, decay=decay, layer_decay=layer_decay, weight_decay=weight_decay, overrides=overrides)
+        groups = group_parameters(
+            module, decay=decay, layer_decay=layer_decay, weight_decay=weight_decay, overrides=overrides
+        )
         expected = {}
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
             rate = 0.01 * (layer_decay or 1.0) ** (4 - layers[name])
-            spared = decay == "matrices" and (parameter.ndim < 2 or name in no_decay)
-            weight = 0.0 if spared else weight_decay
+            exempt = decay == "matrices" and (parameter.ndim < 2 or name in no_decay)
+            weight = 0.0 if exempt else weight_decay
             for entry in overrides:
                 if self._matches(entry["match"], name):
                     rate, weight = entry["lr"], entry.get("weight_decay", weight)
@@ -313,23 +313,26 @@ class TestOverrides:
         return any(self._matches(entry["match"], name) for name, p in module.named_parameters() if p.requires_grad)
 
 
-class TestFaults:
+class TestProblems:
     @pytest.mark.parametrize("layer_decay", [0.0, -0.5, 1.1, math.nan])
     def test_a_layer_decay_out_of_range(self, layer_decay):
-        with pytest.raises(ConfigError, match=r"^layer_decay: must be above 0 and at most 1, got "):
-            of(Net(), layer_decay=layer_decay)
+        with pytest.raises(ConfigError, match=r"^layer_decay: must be greater than 0 and at most 1, got "):
+            group_parameters(Net(), layer_decay=layer_decay)
 
-    def test_a_layer_decay_of_no_rate(self):
-        with pytest.raises(ConfigError, match=r"^layer_decay: needs a learning rate to begin with. Give optimizer.lr"):
-            of(Net(), layer_decay=0.5, lr=None)
+    def test_layer_decay_needs_a_learning_rate(self):
+        with pytest.raises(ConfigError, match=r"^layer_decay: needs a base learning rate"):
+            group_parameters(Net(), layer_decay=0.5, lr=None)
 
-    def test_all_faults_come_together(self):
+    def test_all_problems_are_reported_together(self):
         overrides = [{"match": "hed.*", "lr": 0.1}, {"match": "conv.*", "lr": -1}]
-        with pytest.raises(ConfigError) as caught:
-            of(Net(), decay="matrixes", layer_decay=2.0, overrides=overrides)
-        first, second, third, fourth = caught.value.messages
-        assert first == "overrides: entry 1, match: fits no parameter, got 'hed.*'. Near it: head.bias, head.weight."
-        assert second == "overrides: entry 2, lr: must be finite and above 0, got -1."
+        with pytest.raises(ConfigError) as error:
+            group_parameters(Net(), decay="matrixes", layer_decay=2.0, overrides=overrides)
+        first, second, third, fourth = error.value.messages
+        assert (
+            first
+            == "overrides: entry 1, match: matches no parameter, got 'hed.*'. Similar names: head.bias, head.weight."
+        )
+        assert second == "overrides: entry 2, lr: must be greater than 0, got -1."
         assert third == "decay: must be matrices or all, got 'matrixes'. Did you mean matrices."
         assert fourth.startswith("layer_decay: ")
 
@@ -343,14 +346,14 @@ class TestFaults:
         ("meta", torch.float32, False),
     ],
 )
-def test_fused_where_every_parameter_can_be(device, dtype, fused):
+def test_can_fuse_if_every_parameter_is_supported(device, dtype, fused):
     parameters = nn.ParameterDict(
         {
             "plain": nn.Parameter(torch.zeros(2, 2)),
             "other": nn.Parameter(torch.zeros(2, 2, device=device, dtype=dtype)),
         }
     )
-    assert can_fuse(of(parameters)) is fused
+    assert can_fuse(group_parameters(parameters)) is fused
 
 
 FOREIGN = {
@@ -365,9 +368,8 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("name", FOREIGN)
-@pytest.mark.parametrize("weight_decay", [None, 0.1])
-def test_torchs_other_optimizers_take_the_groups_and_go_on(name, weight_decay):
+@pytest.mark.parametrize(("name", "weight_decay"), list(zip(FOREIGN, [None, 0.1] * 4, strict=True)))
+def test_torchs_other_optimizers_accept_the_groups_and_resume(name, weight_decay):
     overrides = [{"match": "bias", "lr": 0.02}]
 
     def make(params):
@@ -376,4 +378,4 @@ def test_torchs_other_optimizers_take_the_groups_and_go_on(name, weight_decay):
         assert found["bias"] == 0.02
         return optimizer
 
-    assert_goes_on_bit_for_bit(make, FOREIGN[name]["lr"], weight_decay, overrides=overrides)
+    assert_resumes_bitwise_equal(make, FOREIGN[name]["lr"], weight_decay, overrides=overrides)

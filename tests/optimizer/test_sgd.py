@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tests.support.optimizer_reference import assert_goes_on_bit_for_bit, gradients, groups, named_parameters, trained
+from tests.support.optimizer_reference import assert_resumes_bitwise_equal, gradients, groups, named_parameters, trained
 from trainer.errors import ConfigError
 from trainer.optimizer.sgd import sgd
 
@@ -14,7 +14,9 @@ def make(params, **changes):
     return sgd(params, **{**VALUES, **changes})
 
 
-def by_hand(start: torch.Tensor, steps: int, weight_decay: float, momentum: float, nesterov: bool) -> torch.Tensor:
+def update_by_hand(
+    start: torch.Tensor, steps: int, weight_decay: float, momentum: float, nesterov: bool
+) -> torch.Tensor:
     value, velocity = start.clone(), torch.zeros_like(start)
     for step in range(1, steps + 1):
         g = gradients(step, value) + weight_decay * value
@@ -24,15 +26,15 @@ def by_hand(start: torch.Tensor, steps: int, weight_decay: float, momentum: floa
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
-def test_updates_are_the_rules(momentum, nesterov):
+def test_updates_match_the_rule(momentum, nesterov):
     start, end = trained(lambda params: make(params, momentum=momentum, nesterov=nesterov), 10, 0.1, 0.3)
     decay = {"weight": 0.3, "table": 0.0, "bias": 0.0}
     for name, value in end.items():
-        expected = by_hand(start[name], 10, decay[name], momentum, nesterov)
+        expected = update_by_hand(start[name], 10, decay[name], momentum, nesterov)
         assert torch.allclose(value, expected, rtol=1e-12, atol=1e-13)
 
 
-def test_groups_carry_names_and_values():
+def test_groups_have_names_and_values():
     optimizer = make(groups(named_parameters(), 0.2, 0.3))
     assert isinstance(optimizer, torch.optim.SGD)
     assert [group["param_names"] for group in optimizer.param_groups] == [["weight"], ["table", "bias"]]
@@ -42,23 +44,20 @@ def test_groups_carry_names_and_values():
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, True)])
-def test_a_run_goes_on_bit_for_bit(momentum, nesterov):
-    assert_goes_on_bit_for_bit(lambda params: make(params, momentum=momentum, nesterov=nesterov), 0.1, 0.3)
+def test_resumed_run_is_bitwise_equal(momentum, nesterov):
+    assert_resumes_bitwise_equal(lambda params: make(params, momentum=momentum, nesterov=nesterov), 0.1, 0.3)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
+def test_values_out_of_range_raise():
+    for name, value in [
         ("lr", 0.0),
         ("lr", math.nan),
         ("momentum", 1.0),
         ("momentum", -0.1),
         ("weight_decay", -0.1),
-    ],
-)
-def test_values_out_of_range(name, value):
-    with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
-        make(groups(named_parameters(), 0.1, 0.3), **{name: value})
+    ]:
+        with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
+            make(groups(named_parameters(), 0.1, 0.3), **{name: value})
 
 
 def test_nesterov_needs_momentum():

@@ -1,4 +1,4 @@
-"""What the optimizers are compared on: parameters, gradients, groups, a plain loop, a checkpoint in between."""
+"""Parameters, gradients, groups and a training loop for tests of optimizers."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ def gradients(step: int, parameter: Tensor) -> Tensor:
 
 
 def groups(parameters: Pairs, lr: float, weight_decay: float, **more: Any) -> list[dict[str, Any]]:
-    """The groups that build makes; `table` is an embedding's."""
+    """Return the parameter groups of a job; `table` belongs to an embedding."""
     layers = {name: 0 for name, _ in parameters}
     facts = {"no_decay": {"table"}, "layers": layers, **more}
     return make_parameter_groups(parameters, lr=lr, weight_decay=weight_decay, **facts)
@@ -39,21 +39,21 @@ def groups(parameters: Pairs, lr: float, weight_decay: float, **more: Any) -> li
 def train(optimizer: torch.optim.Optimizer, parameters: Pairs, first: int, last: int) -> None:
     for step in range(first, last + 1):
         for _, parameter in parameters:
-            # With the parameter's strides, as autograd makes them.
+            # Gradients have the strides of the parameter, as in autograd.
             parameter.grad = torch.empty_like(parameter).copy_(gradients(step, parameter))
         optimizer.step()
 
 
 def trained(make: Make, steps: int, lr: float, weight_decay: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The parameters before and after `steps` updates, in float64."""
+    """Return the parameters before and after `steps` updates, in float64."""
     parameters = named_parameters()
     start = {name: parameter.detach().clone() for name, parameter in parameters}
     train(make(groups(parameters, lr, weight_decay)), parameters, 1, steps)
     return start, {name: parameter.detach() for name, parameter in parameters}
 
 
-def assert_goes_on_bit_for_bit(make: Make, lr: float, weight_decay: float, **more: Any) -> None:
-    """5 updates are 3, a checkpoint into a fresh optimizer, and 2; also for convolutions and single columns."""
+def assert_resumes_bitwise_equal(make: Make, lr: float, weight_decay: float, **more: Any) -> None:
+    """Check that 5 updates equal 3 updates, a checkpoint restored into a new optimizer, and 2 more updates."""
     shapes = {**SHAPES, "kernel": (4, 3, 2, 2), "column": (6, 1), "scale": ()}
 
     def fresh() -> tuple[Pairs, torch.optim.Optimizer]:

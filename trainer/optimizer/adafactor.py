@@ -2,53 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Lt
 
-from trainer.errors import format_error, raise_if_any
-from trainer.ranges import not_negative, positive
+from trainer.constraints import AtLeastOne, NonNegative, Positive, validated
 
 
+@validated()
 def adafactor(
     params: list[dict[str, Any]],
-    lr: float,
-    beta2_decay: float,
-    eps: tuple[float | None, float],
-    d: float,
-    weight_decay: float,
+    lr: Positive,
+    beta2_decay: Annotated[float, Lt(0)],
+    eps: tuple[Positive | None, Positive],
+    d: AtLeastOne,
+    weight_decay: NonNegative,
 ) -> torch.optim.Optimizer:
-    """Adam's scaling from the row and column means of the squared gradients: memory of n + m for an n x m matrix.
+    """Make Adafactor: Adam's scaling from row and column means of squared gradients, n + m values for an n x m matrix.
 
-    Shazeer and Stern 2018, https://arxiv.org/abs/1804.04235, without their first moment. The paper sets the rate itself
-    (a relative step of min(0.01, 1 / sqrt(t))); here `lr` and the schedule do, and torch keeps 1 / sqrt(t) as a bound:
-    update t moves a parameter by max(eps2, RMS of the parameter) * min(lr, 1 / sqrt(t)) times its scaled gradient. With
-    lr = 0.01 the bound is met from update 10,000 on; a constant rate is not constant beyond 1 / lr^2 updates.
+    Shazeer and Stern 2018, https://arxiv.org/abs/1804.04235, without the first moment. The paper sets the learning rate
+    itself (a relative step of min(0.01, 1 / sqrt(t))); here `lr` and the schedule set it, and torch keeps 1 / sqrt(t)
+    as an upper bound: update t moves a parameter by max(eps2, RMS of the parameter) * min(lr, 1 / sqrt(t)) times its
+    scaled gradient. With lr = 0.01 the bound applies from update 10,000 on: a constant learning rate decays after
+    1 / lr^2 updates.
 
     Args:
-        params: The groups of `make_parameter_groups`; their own `lr` and `weight_decay` go first.
-        lr: Base learning rate, above 0, relative to the size of the parameters.
-        beta2_decay: c, below 0: the running means of squares keep 1 - t^c at update t.
-        eps: The least root mean square that a gradient is divided by, above 0 (None: the float type's epsilon), and the
-            least size of a parameter in its step, above 0.
-        d: A scaled gradient of a larger root mean square is scaled down to it; at least 1.
-        weight_decay: At least 0; multiplied by the learning rate, apart from the gradient.
+        params: The groups of `make_parameter_groups`; a group's own `lr` and `weight_decay` take precedence.
+        lr: Base learning rate, greater than 0, relative to the size of the parameters.
+        beta2_decay: c, less than 0: the decay of the running means of squares is 1 - t^c at update t.
+        eps: Smallest root mean square that a gradient is divided by (None: the float type's epsilon) and smallest
+            parameter size used in a step, both greater than 0.
+        d: Largest root mean square of a scaled gradient, at least 1; larger ones are scaled down.
+        weight_decay: Decoupled weight decay, at least 0; multiplied by the learning rate.
 
     Raises:
         ConfigError: A value is out of range.
     """
-    raise_if_any(
-        positive("lr", lr),
-        None if -float("inf") < beta2_decay < 0 else format_error("beta2_decay", "must be below 0", value=beta2_decay),
-        _eps_fault(eps),
-        None if 1 <= d < float("inf") else format_error("d", "must be finite and at least 1", value=d),
-        not_negative("weight_decay", weight_decay),
-    )
     pair = (eps[0], eps[1])
     return torch.optim.Adafactor(params, lr=lr, beta2_decay=beta2_decay, eps=pair, d=d, weight_decay=weight_decay)
-
-
-def _eps_fault(eps: tuple[float | None, float]) -> str | None:
-    if len(eps) == 2 and (eps[0] is None or positive("", eps[0]) is None) and positive("", eps[1]) is None:
-        return None
-    return format_error("eps", "must be two values above 0, the first of which may be null", value=eps)

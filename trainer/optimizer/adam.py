@@ -6,38 +6,32 @@ from typing import Any
 
 import torch
 
-from trainer.errors import raise_if_any
+from trainer.constraints import BelowOne, NonNegative, Positive, validated
 from trainer.optimizer.parameter_groups import can_fuse
-from trainer.ranges import not_negative, positive, two_below_one
 
 
+@validated()
 def adam(
     params: list[dict[str, Any]],
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
+    lr: Positive,
+    betas: tuple[BelowOne, BelowOne],
+    eps: Positive,
+    weight_decay: NonNegative,
 ) -> torch.optim.Optimizer:
-    """Adam (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980); its weight decay is the L2 penalty's gradient.
+    """Make Adam (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980); weight decay is the gradient of an L2 penalty.
 
-    That gradient goes through the running means like any other, so weights with large gradients decay less; for a
-    decay that is the same for all there is `adamw`.
+    This gradient is part of the running means, so weights with large gradients decay less; `adamw` decays all weights
+    at the same rate.
 
     Args:
-        params: The groups of `make_parameter_groups`; their own `lr` and `weight_decay` go first.
-        lr: Base learning rate, above 0.
+        params: The groups of `make_parameter_groups`; a group's own `lr` and `weight_decay` take precedence.
+        lr: Base learning rate, greater than 0.
         betas: Decay of the running means of the gradient and of its square, each in [0, 1).
-        eps: Added to the root of the running mean of squares, above 0.
-        weight_decay: At least 0; times the parameter, added to the gradient.
+        eps: Added to the root of the running mean of squares, greater than 0.
+        weight_decay: L2 penalty, at least 0; multiplied by the parameter and added to the gradient.
 
     Raises:
         ConfigError: A value is out of range.
     """
-    raise_if_any(
-        positive("lr", lr),
-        two_below_one("betas", betas),
-        positive("eps", eps),
-        not_negative("weight_decay", weight_decay),
-    )
     pair, fused = (float(betas[0]), float(betas[1])), can_fuse(params) or None
     return torch.optim.Adam(params, lr=lr, betas=pair, eps=eps, weight_decay=weight_decay, fused=fused)

@@ -7,48 +7,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.errors import raise_if_any
-from trainer.ranges import not_negative, positive, two_below_one
+from trainer.constraints import BelowOne, NonNegative, Positive, validated
 
 
+@validated()
 def lamb(
     params: list[dict[str, Any]],
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
+    lr: Positive,
+    betas: tuple[BelowOne, BelowOne],
+    eps: Positive,
+    weight_decay: NonNegative,
 ) -> torch.optim.Optimizer:
-    """Layer-wise adaptive moments for large batches (You et al. 2020, https://arxiv.org/abs/1904.00962, algorithm 2).
+    """Make LAMB: layer-wise adaptive moments for large batches.
+
+    You et al. 2020, https://arxiv.org/abs/1904.00962, algorithm 2.
 
     With r = AdamW's direction + weight_decay * x, a matrix x moves by -lr * |x| / |r| * r, with 2-norms over the whole
-    parameter; the factor is 1 where one of them is 0. Biases, gains and whatever else has fewer than two axes move by
-    -lr * r, as in the authors' code. The function phi of the norm is the identity.
+    parameter; the factor is 1 if one of the norms is 0. Biases, gains and all other parameters with fewer than two axes
+    move by -lr * r, as in the authors' code. The function phi of the norm is the identity.
 
     Args:
-        params: The groups of `make_parameter_groups`; their own `lr` and `weight_decay` go first.
-        lr: Base learning rate, above 0.
+        params: The groups of `make_parameter_groups`; a group's own `lr` and `weight_decay` take precedence.
+        lr: Base learning rate, greater than 0.
         betas: Decay of the running means of the gradient and of its square, each in [0, 1).
-        eps: Added to the root of the running mean of squares, above 0.
-        weight_decay: At least 0; times the parameter, added to the direction before its norm is taken.
+        eps: Added to the root of the running mean of squares, greater than 0.
+        weight_decay: At least 0; multiplied by the parameter and added to the direction before its norm is computed.
 
     Raises:
         ConfigError: A value is out of range.
     """
-    raise_if_any(
-        positive("lr", lr),
-        two_below_one("betas", betas),
-        positive("eps", eps),
-        not_negative("weight_decay", weight_decay),
-    )
     return Lamb(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
 
 
 class Lamb(torch.optim.Optimizer):
-    """The state of a parameter: `exp_avg` and `exp_avg_sq` in its shape, `step` its number of updates."""
+    """LAMB. The state of a parameter is `exp_avg` and `exp_avg_sq` in its shape, and `step`, its number of updates."""
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are never given
-        assert closure is None, "gradients are taken before a step"
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
+        assert closure is None, "gradients must be computed before the step"
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:
@@ -59,7 +55,7 @@ class Lamb(torch.optim.Optimizer):
     def _directions(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         beta1, beta2 = group["betas"]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        states = [self._advanced(parameter) for parameter in parameters]
+        states = [self._advance(parameter) for parameter in parameters]
         means = [state["exp_avg"] for state in states]
         squares = [state["exp_avg_sq"] for state in states]
         torch._foreach_lerp_(means, gradients, 1 - beta1)
@@ -73,7 +69,7 @@ class Lamb(torch.optim.Optimizer):
         torch._foreach_add_(directions, parameters, alpha=group["weight_decay"])
         return list(directions)
 
-    def _advanced(self, parameter: Tensor) -> dict[str, Any]:
+    def _advance(self, parameter: Tensor) -> dict[str, Any]:
         state: dict[str, Any] = self.state[parameter]
         if not state:
             state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
@@ -88,6 +84,6 @@ def _scale_to_parameters(directions: list[Tensor], parameters: list[Tensor]) -> 
     directions = [directions[position] for position in scaled]
     sizes = torch.stack(torch._foreach_norm([parameters[position] for position in scaled]))
     lengths = torch.stack(torch._foreach_norm(directions))
-    # On the device: reading a norm would wait for it.
+    # Computed on the device: reading a norm would wait for it.
     factors = torch.where((sizes > 0) & (lengths > 0), sizes / lengths, 1.0)
     torch._foreach_mul_(directions, list(factors.unbind()))

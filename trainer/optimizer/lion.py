@@ -7,41 +7,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.errors import raise_if_any
-from trainer.ranges import not_negative, positive, two_below_one
+from trainer.constraints import BelowOne, NonNegative, Positive, validated
 
 
+@validated()
 def lion(
     params: list[dict[str, Any]],
-    lr: float,
-    betas: tuple[float, float],
-    weight_decay: float,
+    lr: Positive,
+    betas: tuple[BelowOne, BelowOne],
+    weight_decay: NonNegative,
 ) -> torch.optim.Optimizer:
-    """EvoLved sIgn mOmeNtum, with decoupled weight decay (Chen et al. 2023, https://arxiv.org/abs/2302.06675).
+    """Make Lion: evolved sign momentum with decoupled weight decay (Chen et al. 2023, https://arxiv.org/abs/2302.06675).
 
     With the momentum m and the gradient g, the parameter moves by -lr * (sign(beta1 m + (1 - beta1) g) + weight_decay *
-    parameter), then m becomes beta2 m + (1 - beta2) g. Every entry moves by the whole rate, so the paper takes one that
-    is 3 to 10 times smaller than AdamW's and a weight decay that is as much larger.
+    parameter), then m becomes beta2 m + (1 - beta2) g. Every entry moves by the full learning rate, so the paper uses a
+    learning rate 3 to 10 times smaller than AdamW's and a weight decay 3 to 10 times larger.
 
     Args:
-        params: The groups of `make_parameter_groups`; their own `lr` and `weight_decay` go first.
-        lr: Base learning rate, above 0.
-        betas: Decay of the momentum in the direction of a step, and in what is kept of it; each in [0, 1).
-        weight_decay: At least 0; multiplied by the learning rate.
+        params: The groups of `make_parameter_groups`; a group's own `lr` and `weight_decay` take precedence.
+        lr: Base learning rate, greater than 0.
+        betas: Decay of the momentum in the direction of a step and in the stored momentum, each in [0, 1).
+        weight_decay: Decoupled weight decay, at least 0; multiplied by the learning rate.
 
     Raises:
         ConfigError: A value is out of range.
     """
-    raise_if_any(positive("lr", lr), two_below_one("betas", betas), not_negative("weight_decay", weight_decay))
     return Lion(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})
 
 
 class Lion(torch.optim.Optimizer):
-    """The state of a parameter is its momentum, `exp_avg`, in its shape."""
+    """Lion. The state of a parameter is its momentum, `exp_avg`, in the shape of the parameter."""
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are never given
-        assert closure is None, "gradients are taken before a step"
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
+        assert closure is None, "gradients must be computed before the step"
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:

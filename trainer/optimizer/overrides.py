@@ -1,49 +1,49 @@
-"""What a job says of single parameters: their own learning rate and weight decay, by a pattern on their names."""
+"""Overrides of the learning rate and weight decay of single parameters, by a pattern on their names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
+from trainer.constraints import value_problems
 from trainer.errors import did_you_mean, format_error
-from trainer.ranges import not_negative, positive
 
-_RANGES: Final[Mapping[str, Callable[[str, float], str | None]]] = {"lr": positive, "weight_decay": not_negative}
-_FORM: Final = "An entry is {match: <pattern of names>, lr: ..., weight_decay: ...}, one of the values at least"
+_ANNOTATIONS: Final = {"lr": "Positive", "weight_decay": "NonNegative"}
+_FORM: Final = "Write {match: <pattern of names>, lr: ..., weight_decay: ...} with at least one of the values"
 _MODEL: Final = "model."
-_SHOWN: Final = 3
+_NUM_SUGGESTIONS: Final = 3
 
 
-def overridden(name: str, overrides: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """The `lr` and `weight_decay` that `overrides` give the parameter `name`; key by key the last match holds."""
-    found: dict[str, float] = {}
+def find_override(name: str, overrides: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the `lr` and `weight_decay` that `overrides` set for a parameter; for each key, the last match wins."""
+    values: dict[str, float] = {}
     for entry in overrides:
-        if fnmatchcase(_shown(name), entry["match"]):
-            found.update({key: float(entry[key]) for key in _RANGES if key in entry})
-    return found
+        if fnmatchcase(_displayed(name), entry["match"]):
+            values.update({key: float(entry[key]) for key in _ANNOTATIONS if key in entry})
+    return values
 
 
-def override_faults(overrides: Sequence[Any], trainable: Mapping[str, bool]) -> list[str]:
-    """What is wrong with the entries: those of `form_faults`, and patterns that fit no parameter that is trained.
+def find_override_problems(overrides: Sequence[Any], trainable: Mapping[str, bool]) -> list[str]:
+    """Return a message for each problem: malformed entries, and patterns that match no trainable parameter.
 
     Args:
-        overrides: As the user wrote them.
-        trainable: Every parameter's name, and whether it is not frozen.
+        overrides: The entries as the user wrote them.
+        trainable: For each parameter's name, False if it is frozen.
     """
-    shown = {_shown(name): free for name, free in trainable.items()}
-    faults = []
-    for where, entry in _numbered(overrides):
-        faults += _entry_faults(where, entry)
+    displayed = {_displayed(name): free for name, free in trainable.items()}
+    problems: list[str] = []
+    for key, entry in _numbered(overrides):
+        problems += _entry_problems(key, entry)
         if isinstance(entry, Mapping) and _is_pattern(entry.get("match")):
-            faults += filter(None, [_match_fault(f"{where}, match", entry["match"], shown)])
-    return faults
+            problems += _match_problems(f"{key}, match", entry["match"], displayed)
+    return problems
 
 
 def form_faults(overrides: Sequence[Any]) -> list[str]:
-    """What is wrong with the entries whatever the model, one message each."""
-    return [fault for where, entry in _numbered(overrides) for fault in _entry_faults(where, entry)]
+    """Return a message for each malformed entry; this needs no model."""
+    return [problem for key, entry in _numbered(overrides) for problem in _entry_problems(key, entry)]
 
 
 def _numbered(overrides: Sequence[Any]) -> list[tuple[str, Any]]:
@@ -54,48 +54,40 @@ def _is_pattern(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _entry_faults(where: str, entry: Any) -> list[str]:
+def _entry_problems(key: str, entry: Any) -> Iterator[str]:
     if not isinstance(entry, Mapping):
-        return [format_error(where, "must be a mapping", _FORM, value=entry)]
-    known = ["match", *_RANGES]
-    faults = [
-        format_error(where, "has an unknown key", did_you_mean(str(key), known), value=key)
-        for key in entry
-        if key not in known
-    ]
-    if not faults and not any(key in entry for key in _RANGES):
-        faults.append(format_error(where, "sets nothing", _FORM))
-    for key, in_range in _RANGES.items():
-        if key in entry and (fault := _value_fault(f"{where}, {key}", entry[key], in_range)):
-            faults.append(fault)
+        yield format_error(key, "must be a mapping", _FORM, value=entry)
+        return
+    known = ["match", *_ANNOTATIONS]
+    unknown = [name for name in entry if name not in known]
+    for name in unknown:
+        yield format_error(key, "has an unknown key", did_you_mean(str(name), known), value=name)
+    if not unknown and not any(name in entry for name in _ANNOTATIONS):
+        yield format_error(key, "sets no value", _FORM)
+    for name, annotation in _ANNOTATIONS.items():
+        if name in entry:
+            yield from value_problems(f"{key}, {name}", entry[name], annotation)
     if not _is_pattern(pattern := entry.get("match")):
-        remedy = "blocks.0.* or *.bias, for example"
-        faults.append(format_error(f"{where}, match", "must be a pattern of parameter names", remedy, value=pattern))
-    return faults
+        remedy = "Use blocks.0.* or *.bias, for example"
+        yield format_error(f"{key}, match", "must be a pattern of parameter names", remedy, value=pattern)
 
 
-def _value_fault(where: str, value: Any, in_range: Callable[[str, float], str | None]) -> str | None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return format_error(where, "must be a number", value=value)
-    return in_range(where, value)
-
-
-def _match_fault(where: str, pattern: str, trainable: Mapping[str, bool]) -> str | None:
+def _match_problems(key: str, pattern: str, trainable: Mapping[str, bool]) -> Iterator[str]:
     matched = [name for name in trainable if fnmatchcase(name, pattern)]
     if not matched:
-        return format_error(where, "fits no parameter", _nearest_names(pattern, list(trainable)), value=pattern)
-    if not any(trainable[name] for name in matched):
-        return format_error(where, "fits frozen parameters only", value=pattern)
-    return None
+        yield format_error(key, "matches no parameter", _suggest_names(pattern, list(trainable)), value=pattern)
+    elif not any(trainable[name] for name in matched):
+        yield format_error(key, "matches only frozen parameters", value=pattern)
 
 
-def _nearest_names(pattern: str, names: list[str]) -> str:
-    found = get_close_matches(pattern.strip("*"), names, n=_SHOWN, cutoff=0.5)
-    if found:
-        return f"Near it: {', '.join(found)}"
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"There are {', '.join(names[:_SHOWN])}{more}"
+def _suggest_names(pattern: str, names: list[str]) -> str:
+    similar = get_close_matches(pattern.strip("*"), names, n=_NUM_SUGGESTIONS, cutoff=0.5)
+    if similar:
+        return f"Similar names: {', '.join(similar)}"
+    more = f" and {len(names) - _NUM_SUGGESTIONS} more" if len(names) > _NUM_SUGGESTIONS else ""
+    return f"The names are {', '.join(names[:_NUM_SUGGESTIONS])}{more}"
 
 
-def _shown(name: str) -> str:
+def _displayed(name: str) -> str:
+    """Return a parameter's name as users see it, without the leading `model.`."""
     return name.removeprefix(_MODEL)

@@ -1,4 +1,4 @@
-"""Which parameters an optimizer gets, and at what learning rate and weight decay each of them."""
+"""The parameter groups of an optimizer: the learning rate and weight decay of each parameter."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from typing import Any, Final, Literal
 from torch import nn
 
 from trainer.errors import did_you_mean, format_error, raise_if_any
-from trainer.optimizer.overrides import overridden, override_faults
+from trainer.optimizer.overrides import find_override, find_override_problems
 
-# Their tables and gains are matrices by shape alone: a row of a table that no batch uses would only shrink.
-_UNDECAYED: Final = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
+# Only by shape are their tables and gains matrices; weight decay would shrink table rows that no batch uses.
+_NO_DECAY: Final = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
 _FUSED_DEVICES: Final = frozenset({"cpu", "cuda", "mps"})
 _LOSS: Final = "loss."
 _DECAYS: Final = ["matrices", "all"]
 
 
 def no_decay_names(module: nn.Module) -> frozenset[str]:
-    """The names, as in `module.named_parameters()`, of the embeddings' and norms' own parameters.
+    """Return the names, as in `module.named_parameters()`, of the parameters of embeddings and norms.
 
     A parameter shared by an embedding and another layer (tied weights) counts as the embedding's.
     """
-    found = {
+    members = {
         id(parameter)
         for part in module.modules()
-        if isinstance(part, _UNDECAYED)
+        if isinstance(part, _NO_DECAY)
         for parameter in part.parameters(recurse=False)
     }
-    return frozenset(name for name, parameter in module.named_parameters() if id(parameter) in found)
+    return frozenset(name for name, parameter in module.named_parameters() if id(parameter) in members)
 
 
 def layer_indices(module: nn.Module) -> dict[str, int]:
-    """The layer of each parameter, from the inputs (0) up, for `make_parameter_groups`.
+    """Return the layer of each parameter by name, counted from the inputs (0) up, for `make_parameter_groups`.
 
-    The stack is the `nn.ModuleList` or `nn.Sequential` with the most parameters that lies in no other: its entries are
-    the layers 1, 2, ... (those without a parameter are passed over), what was registered before it is layer 0, what
-    was registered after it is one layer above it. A module without such a list is one layer.
+    The stack is the outermost `nn.ModuleList` or `nn.Sequential` with the most parameters. Its entries with parameters
+    are the layers 1, 2, ...; parameters registered before it are layer 0, parameters registered after it are one layer
+    above it. A module without such a list is one layer.
 
     Args:
-        module: The job's `model` and, where it has parameters, its `loss`, which is of the highest layer.
+        module: The job's `model` and, if it has parameters, its `loss`, which belongs to the highest layer.
     """
     names = [name for name, _ in module.named_parameters()]
-    prefix = _stack(module)
+    prefix = _find_stack(module)
     entries = {_entry(name, prefix): None for name in names if prefix is not None and name.startswith(prefix)}
     numbers = {entry: number for number, entry in enumerate(entries, start=1)}
     layers: dict[str, int] = {}
@@ -58,14 +58,15 @@ def layer_indices(module: nn.Module) -> dict[str, int]:
 
 
 def hidden_matrix_names(module: nn.Module) -> frozenset[str]:
-    """The names of the hidden matrices: what lies between a model's inputs and its outputs and has two axes.
+    """Return the names of the hidden matrices: parameters with two axes between a model's inputs and its outputs.
 
-    These are the matrices of the stack of `layer_indices`, or of the whole model where it has none, without embeddings.
-    What comes after the stack, also a loss's own parameters, is the output; where nothing does, the last matrix is.
+    These are the matrices of the stack (see `layer_indices`), or of the whole model if it has no stack, without
+    embeddings. Parameters after the stack, including the loss's own, are the output layer; without any, the last matrix
+    of the stack is the output layer.
     """
     parameters = dict(module.named_parameters())
     no_decay = no_decay_names(module)
-    prefix = _stack(module) or ""
+    prefix = _find_stack(module) or ""
     stack = [name for name in parameters if name.startswith(prefix) and not name.startswith(_LOSS)]
     matrices = [name for name in stack if parameters[name].ndim == 2 and name not in no_decay]
     if stack and stack[-1] == list(parameters)[-1]:
@@ -84,30 +85,31 @@ def make_parameter_groups(
     layer_decay: float | None = None,
     overrides: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """The trainable parameters in groups of one learning rate and weight decay: those that decay, then the others.
+    """Group the trainable parameters by learning rate and weight decay: first those that decay, then the others.
 
-    A parameter of layer l, counted from the inputs, is trained at lr * layer_decay ^ (last layer - l) (Clark et al.
-    2020, https://arxiv.org/abs/2003.10555; Bao et al. 2021, https://arxiv.org/abs/2106.08254). Each group holds (name,
-    parameter) pairs, which torch keeps apart as `params` and `param_names`; parameters keep their order.
+    The learning rate of layer l, counted from the inputs, is lr * layer_decay ^ (last layer - l) (Clark et al. 2020,
+    https://arxiv.org/abs/2003.10555; Bao et al. 2021, https://arxiv.org/abs/2106.08254). Each group has (name,
+    parameter) pairs, which torch stores as `params` and `param_names`; parameters keep their order.
 
     Args:
-        named_parameters: All parameters of the job, a shared one once; a frozen one is in no group. One is not frozen.
-        lr: The base learning rate; None, where an optimizer was given none, is in no group.
-        weight_decay: The weight decay; None, where an optimizer was given none, is in no group.
-        no_decay: Names of parameters that do not decay in spite of their shape; see `no_decay_names`.
-        layers: The layer of each name; see `layer_indices`.
-        decay: What decays: `matrices` spares biases, norms, embeddings and whatever else has fewer than two axes.
+        named_parameters: All parameters of the job, shared ones once; frozen ones are skipped, at least one is not.
+        lr: Base learning rate; with None, groups get no `lr` and the optimizer's default applies.
+        weight_decay: Weight decay; with None, groups get no `weight_decay` and the optimizer's default applies.
+        no_decay: Names of parameters that never decay, whatever their shape; see `no_decay_names`.
+        layers: Layer of each parameter by name; see `layer_indices`.
+        decay: Parameters that decay: `matrices` excludes biases, norms, embeddings and all others with fewer than two
+            axes; `all` excludes none.
         layer_decay: Factor on the learning rate from each layer to the one below it, in (0, 1]; None is 1.
-        overrides: Entries {match, lr, weight_decay}: what they set holds as it is for the parameters whose name,
-            without the leading `model.`, fits the pattern `match`, `*` for any characters. The last match holds.
+        overrides: Entries {match, lr, weight_decay}. They set the values of the parameters whose name, without the
+            leading `model.`, matches the pattern `match` (`*` for any characters). The last match takes precedence.
 
     Raises:
-        ConfigError: A value is out of range, or an entry of `overrides` fits nothing.
+        ConfigError: A value is out of range, or an entry of `overrides` matches no parameter.
     """
     named = list(named_parameters)
     _check(named, lr, decay, layer_decay, overrides)
     last = max(layers.values(), default=0)
-    # Apart even where the weight decay is 0: a checkpoint knows its groups by their parameters.
+    # Two groups even if the weight decay is 0: a checkpoint identifies its groups by their parameters.
     members: dict[tuple[bool, float | None, float | None], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named:
         if not parameter.requires_grad:
@@ -115,15 +117,15 @@ def make_parameter_groups(
         rate, weight = lr, weight_decay
         if lr is not None and layer_decay is not None:
             rate = lr * layer_decay ** (last - layers[name])
-        spared = weight is not None and decay == "matrices" and (parameter.ndim < 2 or name in no_decay)
-        if spared:
+        exempt = weight is not None and decay == "matrices" and (parameter.ndim < 2 or name in no_decay)
+        if exempt:
             weight = 0.0
-        own = overridden(name, overrides)
+        own = find_override(name, overrides)
         rate = own.get("lr", rate)
         if "weight_decay" in own:
             weight = own["weight_decay"]
-            spared = weight == 0
-        members.setdefault((spared, rate, weight), []).append((name, parameter))
+            exempt = weight == 0
+        members.setdefault((exempt, rate, weight), []).append((name, parameter))
     return [
         {
             "params": pairs,
@@ -142,23 +144,23 @@ def can_fuse(groups: Iterable[dict[str, Any]]) -> bool:
     )
 
 
-def _stack(module: nn.Module) -> str | None:
-    """What the names of the stack's parameters begin with."""
+def _find_stack(module: nn.Module) -> str | None:
+    """Return the prefix of the names of the stack's parameters, or None without a stack."""
     sizes = {
         prefix: sum(parameter.numel() for parameter in part.parameters())
-        for prefix, part in _lists("", module)
+        for prefix, part in _find_lists("", module)
         if not prefix.startswith(_LOSS)
     }
     largest = max(sizes, key=lambda prefix: sizes[prefix], default=None)
     return largest if largest is not None and sizes[largest] else None
 
 
-def _lists(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _find_lists(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     if isinstance(module, nn.ModuleList | nn.Sequential):
         yield prefix, module
         return
     for name, child in module.named_children():
-        yield from _lists(f"{prefix}{name}.", child)
+        yield from _find_lists(f"{prefix}{name}.", child)
 
 
 def _entry(name: str, prefix: str) -> str:
@@ -174,13 +176,13 @@ def _check(
 ) -> None:
     trainable = {name: parameter.requires_grad for name, parameter in named}
     assert any(trainable.values()), "there is nothing to optimize"
-    problems = override_faults(overrides, trainable)
+    problems = find_override_problems(overrides, trainable)
     if decay not in _DECAYS:
         problems.append(
             format_error("decay", f"must be {' or '.join(_DECAYS)}", did_you_mean(decay, _DECAYS), value=decay)
         )
     if layer_decay is not None and not 0 < layer_decay <= 1:
-        problems.append(format_error("layer_decay", "must be above 0 and at most 1", value=layer_decay))
+        problems.append(format_error("layer_decay", "must be greater than 0 and at most 1", value=layer_decay))
     if layer_decay is not None and lr is None:
-        problems.append(format_error("layer_decay", "needs a learning rate to begin with", "Give optimizer.lr"))
+        problems.append(format_error("layer_decay", "needs a base learning rate", "Set optimizer.lr"))
     raise_if_any(*problems)

@@ -18,17 +18,17 @@ def sgd(
     nesterov: bool,
     weight_decay: NonNegative,
 ) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with momentum (Sutskever et al. 2013, https://proceedings.mlr.press/v28/sutskever13).
+    """Make stochastic gradient descent with momentum (Sutskever et al. 2013, https://proceedings.mlr.press/v28/sutskever13).
 
     Args:
-        params: The groups of `make_parameter_groups`; their own `lr` and `weight_decay` go first.
-        lr: Base learning rate, above 0.
+        params: The groups of `make_parameter_groups`; a group's own `lr` and `weight_decay` take precedence.
+        lr: Base learning rate, greater than 0.
         momentum: Decay of the running sum of gradients, in [0, 1).
-        nesterov: Whether the step looks ahead along the momentum, which then must be above 0.
-        weight_decay: At least 0; times the parameter, added to the gradient.
+        nesterov: Use Nesterov momentum, which needs a momentum greater than 0.
+        weight_decay: L2 penalty, at least 0; multiplied by the parameter and added to the gradient.
 
     Raises:
-        ConfigError: A value is out of range, or `nesterov` is on without momentum.
+        ConfigError: A value is out of range, or `nesterov` is set without momentum.
     """
     fused = can_fuse(params) or None
     return torch.optim.SGD(params, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused)
