@@ -114,7 +114,6 @@ RANGES: dict[str, Range] = {
     "loss.gamma_negative": not_negative,
     "loss.gamma_positive": not_negative,
     "loss.clip": below_one,
-    "loss.alpha": share,
     "loss.smooth": positive,
     "loss.temperature": positive,
     "loss.delta": positive,

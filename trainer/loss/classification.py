@@ -1,215 +1,309 @@
-"""One algebra for the losses over classes: weights, label smoothing, focusing and ignored targets combine.
+"""Shared parts of the losses over classes: class weights, label smoothing, focusing and ignored targets combine.
 
 Notation: C classes, class probabilities p (softmax of a row's logits), class weights w, label smoothing e, a target y.
 
     cross entropy   H = (1 - e) * w[y] * -log p[y]  +  e / C * sum_c w[c] * -log p[c]
     focal           (1 - p[y]) ** gamma * H
-    poly            H  +  epsilon * w[y] * (1 - t)    with t = (1 - e) * p[y] + e / C, the sum of the smoothed target
-                                                      times p
+    poly            H  +  epsilon * w[y] * (1 - t)    with t = (1 - e) * p[y] + e / C, the sum over the classes of the
+                                                      smoothed target times p
 
-Smoothing spreads the share e of the target over all classes (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567);
-the weights enter its term as they do in torch. Focusing multiplies what smoothing and weights made, and looks at the
-probability of the target itself. gamma = 0, epsilon = 0 and e = 0 are the plain cross entropy, to the bit.
+Label smoothing spreads the share e of the target over all classes (Szegedy et al. 2016,
+https://arxiv.org/abs/1512.00567); the class weights enter its term as they do in torch. Focusing multiplies the
+smoothed, weighted cross entropy and depends only on the probability of the target itself. With gamma = 0, epsilon = 0
+or e = 0 the same code computes the plain cross entropy.
 
-A target may also be shares s of the classes, as of two images that were mixed. Its loss is then the mean of the loss
-over the classes, weighted by their shares: sum_y s[y] * loss(y). For the cross entropy that is torch's own with
-probabilities.
+A target may also be shares s of the classes, for example of two images that were mixed. Its loss is the mean of the
+loss over the classes, weighted by their shares: sum_y s[y] * loss(y). For the cross entropy this equals torch's cross
+entropy with probabilities.
 
-A target equal to `ignore_index` is left out: its row adds nothing to the value, to the gradient or to the count.
+A target equal to `ignore_index` is ignored: its row adds nothing to the loss, the gradient or the count.
 
-Normalisation: a loss is the sum over the rows, and `num_targets` counts the targets that are not ignored. It is not
-the sum of their weights, by which torch's weighted mean divides, so that a row weighs the same whatever else is in
-its batch. Weights that come from the training data have the mean 1 over the training targets: both divisors then
+Normalization: a loss is the sum over the rows, and `num_targets` counts the targets that are not ignored. Torch's
+weighted mean divides by the sum of their weights instead; with the count, a row's weight does not depend on the rest of
+its batch. Weights that come from the training data have a mean of 1 over the training targets: the two divisors then
 agree on average, and the learning rate keeps its meaning.
 
-Weights of a class with n of the N training targets, K classes having any:
+Weights of a class with n of the N training targets, if K classes occur:
 
     auto               N / (K * n), the inverse class frequency
-    effective_number   proportional to (1 - b) / (1 - b ** n), b = 0.999, the inverse of the number of samples that are
-                       not alike (Cui et al. 2019, https://arxiv.org/abs/1901.05555), scaled to the mean 1
+    effective_number   proportional to (1 - b) / (1 - b ** n), b = 0.999, the inverse of the effective number of samples
+                       (Cui et al. 2019, https://arxiv.org/abs/1901.05555), scaled to a mean of 1
 
-A class that never occurs has the weight 1: it is no target in training, but it takes part in the smoothing term.
+A class that never occurs has the weight 1: it is never a training target, but it is part of the smoothing term.
 
-Logits (..., C) meet targets (...,): leading axes are flattened. Everything is computed in float32, or in float64
-where the logits are.
+Logits (..., C) have targets (...,): leading axes are flattened. Everything is computed in float32, or in float64 for
+float64 logits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from trainer.constraints import Rule
 from trainer.errors import format_error
-from trainer.loss.surprise import surprise_and_spread
 from trainer.targets import check_classes, check_shares
 
-Weights = Sequence[float] | Literal["auto", "effective_number"] | None
+ClassWeights = Sequence[float] | Literal["auto", "effective_number"] | None
+IGNORE_INDEX_RULES: Final = (
+    Rule(
+        "ignore_index not in (0, 1)",
+        key="ignore_index",
+        problem="collides with a real class or label",
+        remedy="Use a negative number",
+    ),
+)
+WEIGHT_RULES: Final = (
+    Rule("not isinstance(weight, list) or any(weight)", key="weight", problem="must have a value greater than 0"),
+)
 _BETA = 0.999
+_CHUNK_ELEMENTS = 2**23
+"""Elements of a chunk of logits: 32 MiB in float32. A smaller chunk would stay in the cache, but each pass over a chunk
+waits for all threads, and these waits dominate on a busy machine."""
 
 
-class ClassRows(NamedTuple):
-    """What is known of each row, (B,), 0 where it is ignored; of targets that are shares, of each class, (B, C).
+class ClassTerms(NamedTuple):
+    """The terms of the losses: one entry per row (B,), 0 if ignored, or per class (B, C) if the targets are shares.
 
     Attributes:
-        surprise: -log p[y].
-        weight: w[y].
-        cross_entropy: H, weighted and smoothed.
-        shares: (B, C), where the targets are shares.
+        nll: The negative log-likelihood -log p[y].
+        weight: The class weight w[y].
+        cross_entropy: The weighted, smoothed cross entropy H.
+        shares: The targets (B, C) if they are shares.
     """
 
-    surprise: Tensor
+    nll: Tensor
     weight: Tensor
     cross_entropy: Tensor
     shares: Tensor | None = None
 
-    def total(self, values: Tensor) -> Tensor:
-        """The sum of a loss's values, of the shape of the others: shape ()."""
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of a loss's values, which have the shape of the terms: shape ()."""
         return (values if self.shares is None else self.shares * values).sum()
 
 
-def class_rows(
+def compute_class_terms(
     output: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float, ignore_index: int
-) -> ClassRows:
-    """The rows of logits (..., C) with targets (...,), flattened, or of logits (B, C) with shares (B, C).
+) -> ClassTerms:
+    """Compute the terms of logits (..., C) with targets (...,), flattened, or of logits (B, C) with shares (B, C).
 
     Args:
         output: Logits (..., C).
-        target: Classes (...,), or `ignore_index`; or, floating, shares.
+        target: Classes (...,) or `ignore_index`, or shares if it is floating-point.
         weight: Class weights (C,), or None.
-        label_smoothing: In [0, 1).
-        ignore_index: The target that is left out.
+        label_smoothing: Share of the target spread over the classes, in [0, 1).
+        ignore_index: Target that is ignored.
 
     Raises:
         ValueError: The shapes do not fit.
     """
     if target.is_floating_point():
-        return _share_rows(output, target, weight, label_smoothing)
-    logits, classes = flatten(output, target)
+        return _compute_share_terms(output, target, weight, label_smoothing)
+    logits, classes = flatten_rows(output, target)
     num_classes = logits.shape[1]
-    _check_weights(weight, num_classes)
+    _check_num_weights(weight, num_classes)
     ignored = classes == ignore_index
     classes = classes.masked_fill(ignored, 0)
-    surprise, spread = surprise_and_spread(logits, classes, weight, spread=label_smoothing > 0)
-    surprise = surprise.masked_fill(ignored, 0)
-    of_target = torch.ones_like(surprise) if weight is None else weight.to(surprise.dtype)[classes]
-    of_target = of_target.masked_fill(ignored, 0)
-    cross_entropy = of_target * surprise
-    if spread is not None:
+    nll, smooth_nll = compute_nll(logits, classes, weight, smoothing=label_smoothing > 0)
+    nll = nll.masked_fill(ignored, 0)
+    target_weight = torch.ones_like(nll) if weight is None else weight.to(nll.dtype)[classes]
+    target_weight = target_weight.masked_fill(ignored, 0)
+    cross_entropy = target_weight * nll
+    if smooth_nll is not None:
         share = label_smoothing / num_classes
-        cross_entropy = (1 - label_smoothing) * cross_entropy + share * spread.masked_fill(ignored, 0)
-    return ClassRows(surprise, of_target, cross_entropy)
+        cross_entropy = (1 - label_smoothing) * cross_entropy + share * smooth_nll.masked_fill(ignored, 0)
+    return ClassTerms(nll, target_weight, cross_entropy)
 
 
-def _share_rows(output: Tensor, shares: Tensor, weight: Tensor | None, label_smoothing: float) -> ClassRows:
+def _compute_share_terms(output: Tensor, shares: Tensor, weight: Tensor | None, label_smoothing: float) -> ClassTerms:
     if output.ndim != 2 or output.shape != shares.shape:
-        found = f"an output {tuple(output.shape)} and shares {tuple(shares.shape)}"
-        raise ValueError(f"{found} do not fit: both are (B, C)")
-    _check_weights(weight, output.shape[1])
-    surprise = -at_least_float32(output).log_softmax(dim=1)
-    of_class = torch.ones_like(surprise) if weight is None else weight.to(surprise.dtype).expand_as(surprise)
-    cross_entropy = of_class * surprise
+        shapes = f"an output {tuple(output.shape)} and shares {tuple(shares.shape)}"
+        raise ValueError(f"{shapes} do not fit: both must be (B, C)")
+    _check_num_weights(weight, output.shape[1])
+    nll = -promote_to_float32(output).log_softmax(dim=1)
+    class_weight = torch.ones_like(nll) if weight is None else weight.to(nll.dtype).expand_as(nll)
+    cross_entropy = class_weight * nll
     if label_smoothing > 0:
-        spread = label_smoothing / output.shape[1] * cross_entropy.sum(dim=1, keepdim=True)
-        cross_entropy = (1 - label_smoothing) * cross_entropy + spread
-    return ClassRows(surprise, of_class, cross_entropy, shares)
+        smooth_loss = label_smoothing / output.shape[1] * cross_entropy.sum(dim=1, keepdim=True)
+        cross_entropy = (1 - label_smoothing) * cross_entropy + smooth_loss
+    return ClassTerms(nll, class_weight, cross_entropy, shares)
 
 
-def _check_weights(weight: Tensor | None, num_classes: int) -> None:
+def _check_num_weights(weight: Tensor | None, num_classes: int) -> None:
     if weight is not None and weight.shape != (num_classes,):
         raise ValueError(f"{weight.numel()} class weights for an output of {num_classes} classes")
 
 
-def flatten(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (..., C) and targets (...,) as (B, C) and (B,).
+# Negative log-likelihood
+
+
+def compute_nll(
+    logits: Tensor, target: Tensor, weight: Tensor | None, *, smoothing: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Compute each row's negative log-likelihood and its smoothing term, with a closed-form gradient.
+
+    For logits x of C classes with p = softmax(x), a target y and class weights w,
+
+        nll        = -log p[y]                  d nll / d x        = p - onehot(y)
+        smooth_nll = -sum_c w[c] * log p[c]     d smooth_nll / d x = p * sum(w) - w
+
+    Every loss over classes is a function of these two numbers per row, so autograd sees vectors (B,) and never stores a
+    (B, C) tensor. Both passes process the rows in chunks and work in place: the only new tensor of size (B, C) is the
+    gradient, while `torch.nn.functional.cross_entropy` makes three.
+
+    Args:
+        logits: (B, C), of any floating-point type.
+        target: Classes (B,), all valid.
+        weight: Class weights w (C,); None for ones.
+        smoothing: Also compute `smooth_nll`, which takes another pass; else None is returned for it.
+
+    Returns:
+        `nll` and `smooth_nll`, both (B,), in float32 or in float64 for float64 logits.
+    """
+    apply: Any = _NegativeLogLikelihood.apply
+    terms: tuple[Tensor, Tensor | None] = apply(logits, target, weight, smoothing)
+    return terms
+
+
+class _NegativeLogLikelihood(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        nll = logits.new_empty(len(logits), dtype=dtype)
+        smooth_nll = logits.new_empty(len(logits), dtype=dtype) if smoothing else None
+        for chunk, workspace in _chunks(logits, dtype):
+            log_p = torch.log_softmax(logits[chunk], 1, dtype=dtype, out=workspace)
+            nll[chunk] = -log_p.gather(1, target[chunk, None]).squeeze(1)
+            if smooth_nll is not None:
+                # Not a matrix product: autocast would round it.
+                smooth_nll[chunk] = -(log_p if weight is None else log_p.mul_(weight.to(dtype))).sum(dim=1)
+        ctx.save_for_backward(logits, target, weight)
+        return nll, smooth_nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_nll: Tensor, grad_smooth: Tensor | None) -> tuple[Tensor, None, None, None]:
+        logits, target, weight = ctx.saved_tensors
+        dtype = grad_nll.dtype
+        w = grad_nll.new_ones(1) if weight is None else weight.to(dtype)
+        grad_p = grad_nll
+        if grad_smooth is not None:
+            grad_p = grad_nll + grad_smooth * (logits.shape[1] if weight is None else w.sum())
+        gradient = torch.empty_like(logits)
+        for chunk, workspace in _chunks(logits, dtype):
+            same = dtype == logits.dtype
+            # Recomputing the softmax is cheaper than saving it: it is written to the memory of the gradient.
+            p = torch.softmax(logits[chunk], 1, dtype=dtype, out=gradient[chunk] if same else workspace)
+            p.mul_(grad_p[chunk, None])
+            if grad_smooth is not None:
+                p.addcmul_(grad_smooth[chunk, None], w, value=-1)
+            p[torch.arange(len(p), device=p.device), target[chunk]] -= grad_nll[chunk]
+            if not same:
+                gradient[chunk] = p
+        return gradient, None, None, None
+
+
+def _chunks(logits: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Yield slices of the rows, each with a workspace of its shape; all slices share the same memory."""
+    num_rows, num_classes = logits.shape
+    step = max(1, _CHUNK_ELEMENTS // max(1, num_classes))
+    workspace = logits.new_empty(min(step, num_rows), num_classes, dtype=dtype)
+    for start in range(0, num_rows, step):
+        yield slice(start, start + step), workspace[: num_rows - start]
+
+
+# Outputs and targets
+
+
+def flatten_rows(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Reshape outputs (..., C) and targets (...,) to (B, C) and (B,).
 
     Raises:
-        ValueError: The target is not the output's shape without its last axis.
+        ValueError: The target's shape is not the output's shape without its last axis.
     """
     if output.ndim == 0 or output.shape[:-1] != target.shape:
-        found = f"an output {tuple(output.shape)} and a target {tuple(target.shape)}"
-        raise ValueError(f"{found} do not fit: an output (..., C) has a score for each class, its target is (...,)")
+        shapes = f"an output {tuple(output.shape)} and a target {tuple(target.shape)}"
+        raise ValueError(f"{shapes} do not fit: the output must be (..., C) and its target (...,)")
     return output.reshape(-1, output.shape[-1]), target.reshape(-1)
 
 
-def at_least_float32(output: Tensor) -> Tensor:
-    """`output` in float32, or as it is where it is float64."""
+def promote_to_float32(output: Tensor) -> Tensor:
+    """Return a float64 output unchanged and any other output in float32."""
     return output if output.dtype == torch.float64 else output.float()
 
 
-def count_targets(target: Tensor, ignore_index: int) -> Tensor:
-    """How many entries of `target` are not ignored: int64, shape (), without a host sync."""
+def count_not_ignored(target: Tensor, ignore_index: int) -> Tensor:
+    """Count the entries of a target that are not ignored: int64, shape (), without a host sync."""
     return (target != ignore_index).sum()
 
 
-def count_rows(target: Tensor, ignore_index: int) -> Tensor:
-    """How many targets are not ignored, classes (...,) or rows of shares (B, C): int64, shape ()."""
+def count_class_targets(target: Tensor, ignore_index: int) -> Tensor:
+    """Count the targets that are not ignored, classes (...,) or rows of shares (B, C): int64, shape ()."""
     if target.is_floating_point():
         return torch.full((), len(target), dtype=torch.int64, device=target.device)
-    return count_targets(target, ignore_index)
+    return count_not_ignored(target, ignore_index)
 
 
 def check_class_targets(target: Tensor, num_classes: int | None, ignore_index: int) -> None:
-    """Raises RowError unless the targets are classes, or shares of them."""
+    """Raise RowError unless the targets are classes or shares."""
     if target.is_floating_point():
         check_shares(target, num_classes)
     else:
         check_classes(target, num_classes, ignore_index)
 
 
-def class_weights(weights: Weights, class_counts: Sequence[int] | None) -> Tensor | None:
-    """The weights of the C classes, float32 (C,); None for none. They have passed `weight_faults`."""
+# Class weights
+
+
+def infer_num_classes(class_counts: Sequence[int] | None, num_outputs: int | None) -> int | None:
+    """Return the number of classes C, or None if the task does not know it."""
+    return num_outputs if class_counts is None else len(class_counts)
+
+
+def find_weight_problems(
+    key: str, weights: ClassWeights, class_counts: Sequence[int] | None, num_classes: int | None
+) -> list[str]:
+    """Return a message for each reason why the class weights do not fit the classes.
+
+    Args:
+        key: Name of the parameter.
+        weights: One weight per class, or the rule that derives them from the counts.
+        class_counts: Training targets of each class (C entries); None if the task does not count them.
+        num_classes: Number of classes C; None if it is unknown.
+    """
+    if weights is None:
+        return []
+    if (class_counts if isinstance(weights, str) else num_classes) is None:
+        problem = "class weights need a task that counts its classes"
+        return [format_error(key, problem, f"Use {key}=null", value=weights)]
+    if not isinstance(weights, str) and len(weights) != num_classes:
+        return [format_error(key, f"must have one value for each of the {num_classes} classes", value=weights)]
+    return []
+
+
+def make_class_weights(weights: ClassWeights, class_counts: Sequence[int] | None) -> Tensor | None:
+    """Return the weights of the C classes, float32 (C,), or None; `find_weight_problems` must have found no problem."""
     if weights is None:
         return None
     if isinstance(weights, str):
-        assert class_counts is not None, "checked by weight_faults"
-        weights = _inverse(class_counts, weights)
+        assert class_counts is not None, "checked by find_weight_problems"
+        weights = _balance(class_counts, weights)
     return torch.tensor(weights, dtype=torch.float32)
 
 
-def _inverse(counts: Sequence[int], rule: str) -> list[float]:
+def _balance(counts: Sequence[int], rule: str) -> list[float]:
     raw = [1 / (count if rule == "auto" else effective_number(count)) if count > 0 else 0.0 for count in counts]
     mass = math.fsum(count * weight for count, weight in zip(counts, raw, strict=True))
     return [sum(counts) * weight / mass if weight > 0 else 1.0 for weight in raw]
 
 
 def effective_number(count: int) -> float:
-    """(1 - b ** n) / (1 - b) for n samples, b = 0.999: n where n is small, never above 1000."""
+    """Return the effective number of n samples, (1 - b ** n) / (1 - b), b = 0.999: near n for few, at most 1000."""
     return math.expm1(count * math.log(_BETA)) / (_BETA - 1)
-
-
-def num_classes_of(class_counts: Sequence[int] | None, num_outputs: int | None) -> int | None:
-    """C, where the running job says it."""
-    return num_outputs if class_counts is None else len(class_counts)
-
-
-def weight_faults(
-    name: str, weights: Weights, class_counts: Sequence[int] | None, num_classes: int | None, *, largest: float
-) -> list[str]:
-    """What is wrong with the weights of the classes.
-
-    Args:
-        name: The parameter's name.
-        weights: One weight a class, or the rule that makes them of the counts.
-        class_counts: Training targets of each class (C entries); None where the task does not count them.
-        num_classes: C; None where it is not known.
-        largest: The largest weight a user may give.
-    """
-    if weights is None:
-        return []
-    if (class_counts if isinstance(weights, str) else num_classes) is None:
-        problem = "class weights need a task whose classes are counted"
-        return [format_error(name, problem, f"Use {name}=null", value=weights)]
-    if isinstance(weights, str):
-        rules = ("auto", "effective_number")
-        return [] if weights in rules else [format_error(name, f"must be one of {', '.join(rules)}", value=weights)]
-    faults = []
-    if len(weights) != num_classes:
-        faults.append(format_error(name, f"needs one value for each of the {num_classes} classes", value=weights))
-    if not all(0 <= weight <= largest and math.isfinite(weight) for weight in weights):
-        allowed = "finite and not negative" if math.isinf(largest) else f"between 0 and {largest:g}"
-        faults.append(format_error(name, f"every value must be {allowed}", value=weights))
-    return faults

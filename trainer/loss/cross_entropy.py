@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from trainer.constraints import BelowOne, NonNegative, validated
 from trainer.errors import raise_if_any
 from trainer.loss.classification import (
+    IGNORE_INDEX_RULES,
+    WEIGHT_RULES,
     check_class_targets,
-    class_rows,
-    class_weights,
-    count_rows,
-    num_classes_of,
-    weight_faults,
+    compute_class_terms,
+    count_class_targets,
+    find_weight_problems,
+    infer_num_classes,
+    make_class_weights,
 )
-from trainer.ranges import below_one
 
 
 class CrossEntropy(nn.Module):
     """Cross entropy of logits (..., C) with classes (...,) or shares (B, C): torch's with `reduction="sum"`.
 
-    Weights, label smoothing and ignored targets combine as `trainer.loss.classification` says; the divisor of a step,
-    `num_targets`, counts targets and not their weights.
+    `trainer.loss.classification` defines how weights, label smoothing and ignored targets combine. `num_targets`, the
+    divisor of a step, counts targets, not their weights.
 
     Args:
-        weight: One factor a class; "auto" or "effective_number" for factors of mean 1 from the training counts; None
-            for none.
+        weight: One factor per class, at least 0; "auto" or "effective_number" for factors with a mean of 1 from the
+            training counts; None for no weights.
         label_smoothing: Share of the target spread evenly over the classes, in [0, 1).
-        ignore_index: The target that is left out of the sum and of the count.
-        class_counts: Training targets of each class, where the task counts them.
-        num_outputs: C, where it is known.
+        ignore_index: Target that is ignored in the sum and in the count.
+        class_counts: Training targets of each class, if the task counts them.
+        num_outputs: Number of classes C, if it is known.
 
     Raises:
         ConfigError: A value is out of range, or `weight` does not fit the classes.
@@ -40,33 +41,31 @@ class CrossEntropy(nn.Module):
     targets: ClassVar[tuple[str, ...]] = ("class", "shares")
     weight: Tensor | None
 
+    @validated(*WEIGHT_RULES, *IGNORE_INDEX_RULES)
     def __init__(
         self,
-        weight: list[float] | Literal["auto", "effective_number"] | None,
-        label_smoothing: float,
+        weight: list[NonNegative] | Literal["auto", "effective_number"] | None,
+        label_smoothing: BelowOne,
         ignore_index: int,
         class_counts: list[int] | None = None,
         num_outputs: int | None = None,
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes_of(class_counts, num_outputs)
-        raise_if_any(
-            *weight_faults("weight", weight, class_counts, self.num_classes, largest=math.inf),
-            below_one("label_smoothing", label_smoothing),
-        )
-        self.register_buffer("weight", class_weights(weight, class_counts), persistent=False)
+        self.num_classes = infer_num_classes(class_counts, num_outputs)
+        raise_if_any(*find_weight_problems("weight", weight, class_counts, self.num_classes))
+        self.register_buffer("weight", make_class_weights(weight, class_counts), persistent=False)
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """The sum over the targets: shape (), float32 (float64 for float64 logits)."""
-        rows = class_rows(output, target, self.weight, self.label_smoothing, self.ignore_index)
-        return rows.total(rows.cross_entropy)
+        """Return the sum over the targets: shape (), float32 (float64 for float64 logits)."""
+        terms = compute_class_terms(output, target, self.weight, self.label_smoothing, self.ignore_index)
+        return terms.sum(terms.cross_entropy)
 
     def num_targets(self, target: Tensor) -> Tensor:
-        """How many targets are not ignored: int64, shape ()."""
-        return count_rows(target, self.ignore_index)
+        """Count the targets that are not ignored: int64, shape ()."""
+        return count_class_targets(target, self.ignore_index)
 
     def check(self, target: Tensor) -> None:
-        """Raises RowError unless the targets are classes or shares."""
+        """Raise RowError unless the targets are classes or shares."""
         check_class_targets(target, self.num_classes, self.ignore_index)

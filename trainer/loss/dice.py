@@ -1,4 +1,4 @@
-"""Dice loss over classes, or over several labels."""
+"""Dice loss over classes or over several labels."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import format_error, raise_if_any
-from trainer.loss.classification import at_least_float32, count_targets, flatten
-from trainer.loss.multilabel import ignore_index_faults, label_entries
-from trainer.ranges import positive
+from trainer.constraints import Positive, Rule, validated
+from trainer.loss.classification import IGNORE_INDEX_RULES, count_not_ignored, flatten_rows, promote_to_float32
+from trainer.loss.multilabel import prepare_labels
 from trainer.targets import check_classes, check_multi_hot
 
 _AXES = {"batch": (0, 1), "sample": (1,), "class": (0,)}
@@ -22,23 +21,23 @@ class Dice(nn.Module):
         1 - (2 * sum(p * y) + smooth) / (sum(p) + sum(y) + smooth)
 
     Milletari et al. 2016, https://arxiv.org/abs/1606.04797, with plain sums in the denominator as in Sudre et al. 2017,
-    https://arxiv.org/abs/1707.03237. Classes, logits (..., C) and int64 (...,): p is the softmax, y is one-hot. Several
-    labels, logits and float targets (B, C): p is the sigmoid. `per` says what the sums go over:
+    https://arxiv.org/abs/1707.03237. For classes, logits (..., C) and int64 (...,), p is the softmax and y is one-hot.
+    For several labels, logits and float targets (B, C), p is the sigmoid. `per` sets the scope of the sums:
 
         batch    all entries: one coefficient
-        class    the rows: one coefficient a class, of which the mean is taken
-        sample   the classes: one coefficient a row, of which the sum is taken
+        class    the rows: one coefficient per class, and their mean
+        sample   the classes: one coefficient per row, and their sum
 
-    The value is a sum over rows: the coefficient's loss times their number where it is a statistic of the whole batch
-    (batch, class). Accumulation does not merge such batches: the step then is the mean over its micro-batches' own
-    statistics, weighted by their rows. With `per=sample` it is a true sum, and micro-batches add up exactly. The
-    divisor of a step, `num_targets`, counts rows; a row of labels is ignored when all of its entries are.
+    The loss is a sum over rows: for batch and class, which are statistics of the whole batch, the value times the
+    number of rows. Gradient accumulation does not merge such batches: the step is then the mean over its micro-batches'
+    own statistics, weighted by their rows. With `per=sample` it is a true sum, and micro-batches add up exactly.
+    `num_targets`, the divisor of a step, counts rows; a row of labels is ignored if all its entries are ignored.
 
     Args:
-        smooth: Added to numerator and denominator; above 0.
-        per: What a coefficient is taken over.
-        ignore_index: The target, a row's class or a label's entry, that is left out of all sums.
-        num_outputs: C, where it is known.
+        smooth: Added to numerator and denominator, greater than 0.
+        per: Scope of a coefficient.
+        ignore_index: Target, a row's class or a label's entry, that is ignored in all sums.
+        num_outputs: Number of classes or labels C, if it is known.
 
     Raises:
         ConfigError: A value is out of range.
@@ -46,55 +45,51 @@ class Dice(nn.Module):
 
     targets: ClassVar[tuple[str, ...]] = ("class", "multi_hot")
 
+    @validated(
+        Rule("per in ('batch', 'sample', 'class')", key="per", problem="must be one of batch, sample, class"),
+        *IGNORE_INDEX_RULES,
+    )
     def __init__(
         self,
-        smooth: float,
+        smooth: Positive,
         per: Literal["batch", "sample", "class"],
         ignore_index: int,
         num_outputs: int | None = None,
     ) -> None:
         super().__init__()
-        known = per in _AXES
-        raise_if_any(
-            positive("smooth", smooth),
-            None if known else format_error("per", f"must be one of {', '.join(_AXES)}", value=per),
-        )
         self.smooth = smooth
         self.per = per
         self.ignore_index = ignore_index
         self.num_outputs = num_outputs
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """The loss times the number of rows: shape (), float32 (float64 for float64 logits)."""
-        p, y = self._labels(output, target) if target.is_floating_point() else self._classes(output, target)
+        """Return the loss times the number of rows: shape (), float32 (float64 for float64 logits)."""
+        p, y = self._prepare_labels(output, target) if target.is_floating_point() else self._one_hot(output, target)
         axes = _AXES[self.per]
         common = (p * y).sum(axes)
         loss = 1 - (2 * common + self.smooth) / (p.sum(axes) + y.sum(axes) + self.smooth)
         return loss.sum() if self.per == "sample" else loss.mean() * self.num_targets(target)
 
-    def _classes(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities and one-hot targets (B, C), 0 in rows that are ignored."""
-        logits, classes = flatten(output, target)
+    def _one_hot(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return probabilities and one-hot targets (B, C), 0 in ignored rows."""
+        logits, classes = flatten_rows(output, target)
         ignored = (classes == self.ignore_index)[:, None]
-        p = at_least_float32(logits).softmax(dim=1).masked_fill(ignored, 0)
+        p = promote_to_float32(logits).softmax(dim=1).masked_fill(ignored, 0)
         y = torch.zeros_like(p).scatter_(1, classes[:, None].masked_fill(ignored, 0), 1)
         return p, y.masked_fill_(ignored, 0)
 
-    def _labels(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities and targets (B, C), 0 where an entry is ignored."""
-        logits, labels, ignored = label_entries(output, target, self.ignore_index)
+    def _prepare_labels(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return probabilities and targets (B, C), 0 in ignored entries."""
+        logits, labels, ignored = prepare_labels(output, target, self.ignore_index)
         return logits.sigmoid().masked_fill(ignored, 0), labels
 
     def num_targets(self, target: Tensor) -> Tensor:
-        """How many rows are not ignored: int64, shape ()."""
+        """Count the rows that are not ignored: int64, shape ()."""
         if not target.is_floating_point():
-            return count_targets(target, self.ignore_index)
+            return count_not_ignored(target, self.ignore_index)
         return (target != self.ignore_index).any(dim=1).sum()
 
     def check(self, target: Tensor) -> None:
-        """Raises RowError unless the targets are classes or labels."""
-        if not target.is_floating_point():
-            check_classes(target, self.num_outputs, self.ignore_index)
-            return
-        raise_if_any(*ignore_index_faults(self.ignore_index))
-        check_multi_hot(target, self.num_outputs, self.ignore_index)
+        """Raise RowError unless the targets are classes or labels."""
+        check = check_multi_hot if target.is_floating_point() else check_classes
+        check(target, self.num_outputs, self.ignore_index)

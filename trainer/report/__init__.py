@@ -1,1 +1,1 @@
-"""Outputs for the events of a run: the screen, log files, metrics.jsonl, TensorBoard, and the HTML report."""
+"""Where the events of a run go."""
