@@ -28,7 +28,7 @@ from trainer.config.entries import faults
         ({"model": {"weights_rename": [["a"]]}}, "model.weights_rename: entry 1: must be [regular expression, "),
         ({"model": {"weights_rename": [["a", "b"], ["(", ""]]}}, "model.weights_rename: entry 2: is no regular"),
         ({"model": {"weights_rename": [["a", r"\1"]]}}, "model.weights_rename: entry 1: is no regular expression (inv"),
-        ({"optimizer": {"overrides": [{"match": "a", "lr": 0}]}}, "optimizer.overrides: entry 1, lr: must be greater than 0"),
+        ({"optimizer": {"overrides": [{"match": "a", "lr": 0}]}}, "optimizer.overrides: entry 1, lr: must be greater"),
         ({"optimizer": {"overrides": [{"lr": 1}]}}, "optimizer.overrides: entry 1, match: must be a pattern of par"),
     ],
 )
