@@ -1,4 +1,4 @@
-"""A small standard library, so that a source of it loads at once."""
+"""Fixtures for sources: a temporary working folder, and a small standard library that loads at once."""
 
 import sysconfig
 from collections.abc import Callable
@@ -8,8 +8,15 @@ import pytest
 
 
 @pytest.fixture
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change to a temporary folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
-    """Makes the given sources the library; 100 functions of `cmd` beside them leave no split empty."""
+    """Return a function that makes the given sources the library, with 100 more functions so that no split is empty."""
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "lib"))
 
     def make(sources: dict[str, str]) -> None:

@@ -1,47 +1,67 @@
-"""Every kind of cell becomes the value of its role, or says why not."""
-
 from decimal import Decimal
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image
 
 from trainer.data.cells import (
+    IMAGE_SUFFIXES,
     REMEDIES,
     ROLE_NOUNS,
+    as_text,
     cell_parser,
     describe_incomplete_rows,
+    encode_png,
+    image_digest,
     is_number,
     parse_number,
     split_key,
 )
 
+NAN, INFINITY = float("nan"), float("inf")
 
-@pytest.mark.parametrize(
-    ("cell", "value"),
-    [
-        ("1", 1.0), (" -2.5e3 ", -2500.0), (".5", 0.5), ("+7", 7.0), (3, 3.0), (True, 1.0), (Decimal("1.25"), 1.25),
-        (None, None), ("", None), (" \t", None), (float("nan"), None), ("NaN", None),
-    ],
-)  # fmt: skip
-def test_numbers_and_their_texts_are_numbers(cell: Any, value: float | None) -> None:
-    assert parse_number(cell) == value
+
+def test_cells_become_strings() -> None:
+    for value in ("None", "", " 好 "):
+        assert as_text(value) == value
+    numbers = {7: "7", 2**70: str(2**70), True: "1", False: "0", 2.0: "2", 0.5: "0.5", INFINITY: "inf"}
+    for number, text in numbers.items():
+        assert as_text(number) == text
+    assert as_text(NAN) is as_text(None) is None
+
+
+@pytest.mark.parametrize("value", [["a"], {"a": 1}, b"a", "\ud83d"])
+def test_values_that_are_not_text_are_rejected(value: object) -> None:
+    with pytest.raises(ValueError, match=r"expected a string|surrogate"):
+        as_text(value)
+
+
+def test_numbers_and_their_texts_are_parsed() -> None:
+    cells = {"1": 1.0, " -2.5e3 ": -2500.0, ".5": 0.5, "+7": 7.0, 3: 3.0, True: 1.0, Decimal("1.25"): 1.25}
+    for cell, number in cells.items():
+        assert parse_number(cell) == number
+    for empty in (None, "", " \t", NAN, "NaN"):
+        assert parse_number(empty) is None
 
 
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ("one", "expected a number, got 'one'"),
         ("1_000", "expected a number, got '1_000'"),
         ("1,5", "expected a number, got '1,5'"),
         ([1], "expected a number, got list"),
         ("-inf", "expected a finite number, got '-inf'"),
-        (float("inf"), "expected a finite number, got inf"),
+        (INFINITY, "expected a finite number, got inf"),
         ("x" * 99, "expected a number, got '" + "x" * 56 + "..."),
     ],
 )
-def test_what_is_no_number_is_refused(cell: Any, message: str) -> None:
+def test_cells_that_are_not_finite_numbers_are_rejected(cell: Any, message: str) -> None:
     with pytest.raises(ValueError, match="expected a") as caught:
         parse_number(cell)
 
@@ -50,7 +70,7 @@ def test_what_is_no_number_is_refused(cell: Any, message: str) -> None:
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_a_number_survives_its_text(value: float) -> None:
+def test_number_survives_its_text(value: float) -> None:
     assert parse_number(repr(value)) == parse_number(value) == value
     assert is_number(repr(value))
 
@@ -86,12 +106,9 @@ CELLS: list[tuple[str, Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("role", "cell", "value"), CELLS)
-def test_a_cell_becomes_the_value_of_its_role(role: str, cell: Any, value: Any) -> None:
-    assert cell_parser(role, "|")(cell) == value
-
-
-def test_a_space_separates_at_any_white_space() -> None:
+def test_cell_becomes_the_value_of_its_role() -> None:
+    for role, cell, value in CELLS:
+        assert cell_parser(role, "|")(cell) == value, (role, cell)
     assert cell_parser("tags", " ")(" O  B-A\tO ") == ["O", "B-A", "O"]
 
 
@@ -107,18 +124,18 @@ def test_a_space_separates_at_any_white_space() -> None:
         ("image", 1.5j, "expected a string, got complex"),
     ],
 )
-def test_what_cannot_be_used_is_refused(role: str, cell: Any, message: str) -> None:
+def test_cell_of_the_wrong_type_is_rejected(role: str, cell: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         cell_parser(role, "|")(cell)
 
 
-def test_every_role_has_a_converter_a_noun_and_a_remedy() -> None:
-    assert (
-        {role for role, _, _ in CELLS} | {"features", "text_pair", "negative"} == ROLE_NOUNS.keys() == REMEDIES.keys()
-    )
+def test_every_role_has_a_parser_a_noun_and_a_remedy() -> None:
+    tested = {role for role, _, _ in CELLS} | {"features", "text_pair", "negative"}
+
+    assert tested == ROLE_NOUNS.keys() == REMEDIES.keys()
 
 
-def test_the_key_of_a_row_is_its_inputs_alone() -> None:
+def test_split_key_consists_of_the_inputs_only() -> None:
     assert split_key({"text": " a  b", "label": "x", "labels": ["y"], "value": [1.0], "score": 1.0}) == " a  b"
     assert split_key({"words": ["a", "b"], "tags": ["O", "O"]}) == "a b"
     assert split_key({"text": "a  b", "text_pair": "c"}) == split_key({"text": " a b", "text_pair": "c "}) == "a b\0c"
@@ -127,7 +144,7 @@ def test_the_key_of_a_row_is_its_inputs_alone() -> None:
     assert split_key({"label": "x"}) == ""
 
 
-def test_the_key_of_features_is_that_of_their_values() -> None:
+def test_split_key_of_features_depends_on_their_values_only() -> None:
     key = split_key({"features": {"a": 1.0, "b": None, "c": "x  y"}})
 
     assert key == split_key({"features": {"c": "x  y", "a": "1", "b": None}})
@@ -135,7 +152,7 @@ def test_the_key_of_features_is_that_of_their_values() -> None:
     assert key != split_key({"features": {"b": 1.0, "a": None, "c": "x  y"}})
 
 
-def test_the_key_of_an_image_is_that_of_its_content(tmp_path: Any) -> None:
+def test_split_key_of_an_image_depends_on_its_content_only(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"content")
 
     key = split_key({"image": {"bytes": None, "path": str(tmp_path / "a.png")}})
@@ -144,15 +161,35 @@ def test_the_key_of_an_image_is_that_of_its_content(tmp_path: Any) -> None:
     assert key != split_key({"image": {"bytes": b"other", "path": None}})
 
 
-@pytest.mark.parametrize(
-    ("roles", "text"),
-    [
-        (["text"], "rows without a text"),
-        (["text", "label"], "rows without a text or a label"),
-        (["text", "text_pair", "score"], "rows without a text, a second text or a score"),
-        (["features", "value"], "rows without a value"),
-        (["text", "labels"], "rows without a text"),
-    ],
-)
-def test_what_a_row_lacks_is_said(roles: list[str], text: str) -> None:
-    assert describe_incomplete_rows(roles) == text
+def test_incomplete_rows_are_described_by_their_required_roles() -> None:
+    assert describe_incomplete_rows(["text"]) == "rows without a text"
+    assert describe_incomplete_rows(["text", "label"]) == "rows without a text or a label"
+    roles = ["text", "text_pair", "score"]
+    assert describe_incomplete_rows(roles) == "rows without a text, a second text or a score"
+    assert describe_incomplete_rows(["features", "value", "labels"]) == "rows without a value"
+
+
+@given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=12)))
+def test_png_keeps_every_pixel(pixels: np.ndarray) -> None:
+    image = encode_png(pixels)
+
+    with Image.open(BytesIO(image["bytes"])) as decoded:
+        assert (decoded.format, decoded.mode) == ("PNG", "L")
+        assert np.array_equal(np.asarray(decoded), pixels)
+    assert image["path"] is None
+
+
+def test_image_digest_depends_on_the_content_only(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"a")
+
+    digest = image_digest({"bytes": None, "path": str(tmp_path / "a.png")})
+
+    assert digest == image_digest({"bytes": b"a", "path": None}) != image_digest({"bytes": b"", "path": None})
+    with pytest.raises(FileNotFoundError):
+        image_digest({"bytes": None, "path": str(tmp_path / "b.png")})
+
+
+def test_pillow_reads_every_image_suffix() -> None:
+    Image.init()
+
+    assert {Image.EXTENSION[suffix] for suffix in IMAGE_SUFFIXES} >= {"PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"}

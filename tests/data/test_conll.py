@@ -1,5 +1,3 @@
-"""Words and tags, one a line."""
-
 import gzip
 import re
 from pathlib import Path
@@ -16,8 +14,7 @@ ROLES = ("words", "tags")
 
 
 @pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def _validation_file(working_folder: Path) -> None:
     Path("held.conll").write_text("held O\n")
 
 
@@ -55,23 +52,20 @@ def test_sentences_end_at_blank_lines_and_documents(name: str) -> None:
     assert sentences(conll(name, tag=1))[0] == (["EU", "rejects"], ["NNP", "VBZ"])
 
 
-def test_chinese_one_sign_a_line() -> None:
-    text = "\n\n".join("\n".join(f"{sign} {tag}" for sign, tag in zip(*pair, strict=True)) for pair in [
-        ("我爱北京", ["O", "O", "B-LOC", "I-LOC"]), ("你好", ["O", "O"]),
-    ])  # fmt: skip
-    Path("a.conll").write_text(text, encoding="utf-8-sig")
+def test_last_sentence_needs_no_blank_line() -> None:
+    Path("a.conll").write_text("我 O\n爱 O\n\n你 O\n好 O", encoding="utf-8-sig")
 
-    assert sentences(conll()) == [(list("我爱北京"), ["O", "O", "B-LOC", "I-LOC"]), (list("你好"), ["O", "O"])]
+    assert sentences(conll()) == [(["我", "爱"], ["O", "O"]), (["你", "好"], ["O", "O"])]
 
 
-def test_columns_may_be_separated_by_tabs_and_lines_be_comments() -> None:
+def test_columns_may_be_separated_by_tabs_and_comments_are_skipped() -> None:
     Path("a.conll").write_text("# text = New York #1\n1\tNew York\tB\n2\t#1\tO\n\n# c\n")
     Path("held.conll").write_text("1\theld\tO\n")
 
     assert sentences(conll(separator="\t", word=1, comment="# ")) == [(["New York", "#1"], ["B", "O"])]
 
 
-def test_shares_follow_the_words_alone() -> None:
+def test_shares_depend_on_the_words_only() -> None:
     Path("a.conll").write_text("".join(f"number O\n{n % 150} {n % 7}\n\n" for n in range(300)))
 
     splits = conll(validation=None, split=SHARES).load(ROLES)
@@ -81,7 +75,7 @@ def test_shares_follow_the_words_alone() -> None:
         assert {assign_split(" ".join(words), SHARES) for words in rows["words"]} == {split}
 
 
-def test_words_alone_may_be_asked_for() -> None:
+def test_columns_are_the_requested_roles() -> None:
     Path("a.conll").write_text("a O\n")
     source = conll()
 
@@ -91,7 +85,7 @@ def test_words_alone_may_be_asked_for() -> None:
     assert source.describe_role("text") == "the column text of data=conll"
 
 
-def test_the_fingerprint_follows_content_and_parameters() -> None:
+def test_fingerprint_depends_on_content_and_arguments() -> None:
     Path("a.conll").write_text("a b O\n")
     Path("b.conll").write_text("a b O\n")
 
@@ -107,28 +101,19 @@ def test_the_fingerprint_follows_content_and_parameters() -> None:
         ("a O\n\nb x O\n", {}, "a.conll, line 3: expected 2 columns as in the lines before, got 3."),
         ("a O\n", {"tag": 2}, "a.conll, line 1: data.tag=2 is out of range: the line has 2 columns."),
         ("a O\n", {"word": -3}, "a.conll, line 1: data.word=-3 is out of range: the line has 2 columns."),
-        ("word\n", {}, "a.conll, line 1: data.word=0 and data.tag=-1 are the same column: the line has 1 columns."),
+        ("word\n", {}, "a.conll, line 1: data.word=0 and data.tag=-1 are the same column: the line has 1"),
         ("a\t\n", {"separator": "\t"}, "a.conll, line 1, data.tag=-1: is empty."),
-        ("\n\n", {}, "a.conll: contains no sentence."),
-        ("-DOCSTART- O\n", {}, "a.conll: contains no sentence."),
+        ("\n\n-DOCSTART- O\n", {}, "a.conll: contains no sentence."),
     ],
 )
-def test_what_cannot_be_used_is_one_message(content: str, changes: dict[str, Any], message: str) -> None:
+def test_unusable_file_is_one_message(content: str, changes: dict[str, Any], message: str) -> None:
     Path("a.conll").write_text(content)
 
     with pytest.raises(DataError, match="^" + re.escape(message)):
         conll(**changes).load(ROLES)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"tag": 0}, "tag: must differ from data.word, got 0."),
-        ({"separator": ""}, "separator: must be one or more characters without a line break, or null, got ''."),
-        ({"comment": "\n"}, "comment: must be one or more characters without a line break, or null, got '\\n'."),
-        ({"split": {}}, "split: must have the keys validation and test, got {}."),
-    ],
-)
-def test_parameters_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match="^" + re.escape(message)):
-        conll(**changes)
+def test_arguments_out_of_range_are_rejected() -> None:
+    for key, value in (("tag", 0), ("separator", ""), ("separator", "a\n"), ("comment", "\n"), ("split", {})):
+        with pytest.raises(ConfigError, match=f"^{key}: must "):
+            conll(**{key: value})

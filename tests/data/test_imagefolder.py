@@ -1,5 +1,3 @@
-"""Folders of images, with and without splits."""
-
 import logging
 import re
 from pathlib import Path
@@ -11,13 +9,10 @@ from PIL import Image
 from trainer.data.imagefolder import ImageFolder
 from trainer.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.usefixtures("working_folder")
+
 SHARES = {"validation": 0.1, "test": 0.1}
 ROLES = ("image", "label")
-
-
-@pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def folder(root: str = "root", **changes: Any) -> ImageFolder:
@@ -25,14 +20,14 @@ def folder(root: str = "root", **changes: Any) -> ImageFolder:
 
 
 def write(*paths: str) -> None:
-    """Files that need not be images: a source does not decode them."""
+    """Write files that are not images: a source does not decode them."""
     for path in paths:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_bytes(path.encode())
 
 
-def names(source: ImageFolder) -> dict[str, list[tuple[str, str]]]:
-    """(path below the root, label) of each row."""
+def paths_and_labels(source: ImageFolder) -> dict[str, list[tuple[str, str]]]:
+    """Return (path below the root, label) of each row."""
     root = f"{Path('root').absolute()}/"
     return {
         split: [(row["image"]["path"].removeprefix(root), row["label"]) for row in rows]
@@ -41,7 +36,7 @@ def names(source: ImageFolder) -> dict[str, list[tuple[str, str]]]:
 
 
 @pytest.mark.parametrize("name", ["validation", "valid", "val"])
-def test_a_folder_for_each_split(name: str) -> None:
+def test_each_split_has_a_folder_of_its_own(name: str) -> None:
     write(
         "root/train/b/2.PNG",
         "root/train/b/10.jpg",
@@ -51,7 +46,7 @@ def test_a_folder_for_each_split(name: str) -> None:
     )
     source = folder()
 
-    assert names(source) == {
+    assert paths_and_labels(source) == {
         "train": [("train/a/x/1.png", "a"), ("train/b/10.jpg", "b"), ("train/b/2.PNG", "b")],
         "validation": [(f"{name}/c/1.gif", "c")],
         "test": [("test/a/1.webp", "a")],
@@ -62,7 +57,7 @@ def test_a_folder_for_each_split(name: str) -> None:
     assert {row["image"]["bytes"] for row in rows["train"]} == {None}
 
 
-def test_classes_alone_lend_shares_by_content() -> None:
+def test_shares_depend_on_the_content_of_images() -> None:
     write(*(f"root/类{n % 2}/{n}.png" for n in range(200)))
     for number in range(0, 200, 2):
         Path(f"root/类0/copy{number}.png").write_bytes(Path(f"root/类0/{number}.png").read_bytes())
@@ -81,47 +76,47 @@ def test_classes_alone_lend_shares_by_content() -> None:
 def test_classes_may_have_the_names_of_splits() -> None:
     write(*(f"root/{name}/{number}.png" for name in ("train", "test", "car") for number in range(50)))
 
-    assert {label for rows in names(folder()).values() for _, label in rows} == {"train", "test", "car"}
+    assert {label for rows in paths_and_labels(folder()).values() for _, label in rows} == {"train", "test", "car"}
 
 
-def test_hidden_files_are_passed_over_and_others_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_hidden_files_are_skipped_and_other_files_reported(caplog: pytest.LogCaptureFixture) -> None:
     write("root/train/a/1.png", "root/train/a/.2.png", "root/train/.b/3.png", "root/train/a/.c/4.png")
     write(
         "root/val/a/1.png", "root/.DS_Store", "root/train/a/notes.txt", "root/train/a/x/readme.md", "root/train/z.png"
     )
 
-    assert names(folder(split=SHARES | {"test": 0})) == {
+    assert paths_and_labels(folder(split=SHARES | {"test": 0})) == {
         "train": [("train/a/1.png", "a")],
         "validation": [("val/a/1.png", "a")],
     }
-    told = "data.root: skipped 3 files outside of class folders or without an image suffix; first: root/train/z.png"
-    assert caplog.record_tuples == [("trainer.data.imagefolder", logging.WARNING, told)]
+    warning = "data.root: skipped 3 files outside of class folders or without an image suffix; first: root/train/z.png"
+    assert caplog.record_tuples == [("trainer.data.imagefolder", logging.WARNING, warning)]
 
 
-def test_links_are_followed_and_circles_end() -> None:
+def test_links_are_followed_and_cycles_end() -> None:
     write("root/train/a/1.png", "root/val/a/1.png", "far/more/2.png")
     Path("root/train/a/2.png").symlink_to(Path("far/more/2.png").absolute())
     Path("root/train/b").symlink_to(Path("far").absolute())
     Path("far/again").symlink_to(Path("far").absolute())
 
-    assert names(folder(split=SHARES | {"test": 0}))["train"] == [
+    assert paths_and_labels(folder(split=SHARES | {"test": 0}))["train"] == [
         ("train/a/1.png", "a"), ("train/a/2.png", "a"), ("train/b/more/2.png", "b"),
     ]  # fmt: skip
 
 
-def test_the_fingerprint_follows_contents_and_classes_not_the_place() -> None:
+def test_fingerprint_depends_on_contents_and_classes_but_not_on_the_path() -> None:
     write("root/train/a/1.png", "root/val/a/1.png")
-    known = folder().fingerprint
+    fingerprint = folder().fingerprint
 
     Path("root").rename("moved")
-    assert folder("moved").fingerprint == known
+    assert folder("moved").fingerprint == fingerprint
     (path,) = [row["image"]["path"] for row in folder("moved", split=SHARES | {"test": 0}).load(ROLES)["train"]]
     assert path == str(Path("moved/train/a/1.png").absolute())
     Path("moved/train/a").rename("moved/train/b")
-    assert folder("moved").fingerprint != known
+    assert folder("moved").fingerprint != fingerprint
     Path("moved/train/b").rename("moved/train/a")
     Path("moved/train/a/1.png").write_bytes(b"root/train/a/2.png")
-    assert folder("moved").fingerprint != known
+    assert folder("moved").fingerprint != fingerprint
 
 
 def test_real_images_can_be_decoded_from_their_paths() -> None:
@@ -156,14 +151,14 @@ def test_real_images_can_be_decoded_from_their_paths() -> None:
         ),
     ],
 )
-def test_what_cannot_be_used_is_one_message(paths: list[str], message: str) -> None:
+def test_unusable_folder_is_one_message(paths: list[str], message: str) -> None:
     write(*paths)
 
     with pytest.raises(DataError, match="^" + re.escape(message)):
         folder().load(ROLES)
 
 
-def test_a_link_to_nowhere_is_one_message() -> None:
+def test_broken_link_is_one_message() -> None:
     write("root/train/a/1.png", "root/val/a/1.png")
     Path("root/train/a/2.png").symlink_to("nowhere.png")
 
@@ -171,9 +166,13 @@ def test_a_link_to_nowhere_is_one_message() -> None:
         folder().load(ROLES)
 
 
-def test_parameters_out_of_range_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^root: must be a folder, got ''\."):
-        folder("")
-    with pytest.raises(ConfigError, match=r"^split\.validation: a run needs a validation split"):
-        folder(split=SHARES | {"validation": 0})
+def test_arguments_out_of_range_are_rejected() -> None:
+    for changes, key in (
+        ({"root": ""}, "root"),
+        ({"split": SHARES | {"validation": 0}}, r"split\.validation"),
+        ({"split": {"validation": 0.5, "test": 0.5}}, "split"),
+        ({"split": {}}, "split"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{key}: "):
+            folder(**changes)  # type: ignore[arg-type]
     assert folder().describe_role("image") == "the column image of data=imagefolder"

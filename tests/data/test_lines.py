@@ -1,5 +1,3 @@
-"""Texts of plain files, in any script."""
-
 import gzip
 import re
 from pathlib import Path
@@ -9,14 +7,11 @@ import pytest
 
 from trainer.data.lines import Lines, read_texts
 from trainer.data.splits import assign_split
-from trainer.errors import ConfigError, DataError
+from trainer.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("working_folder")
 
 SHARES = {"validation": 0.1, "test": 0.1}
-
-
-@pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def lines(train: str | list[str], **changes: Any) -> Lines:
@@ -24,26 +19,17 @@ def lines(train: str | list[str], **changes: Any) -> Lines:
     return Lines(train, **arguments | {"cache_dir": "cache"} | changes)
 
 
-CONTENT = "\n第一行 \n  第二行\r\n \n\t\n第三行\n\n"
-
-
-@pytest.mark.parametrize(
-    ("documents", "found"),
-    [
-        ("line", [(2, "第一行 "), (3, "  第二行"), (6, "第三行")]),
-        ("blank", [(2, "第一行 \n  第二行"), (6, "第三行")]),
-        ("file", [(2, "第一行 \n  第二行\n \n\t\n第三行")]),
-    ],
-)
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
-def test_a_text_is_a_line_a_block_or_a_file(name: str, documents: str, found: list[tuple[int, str]]) -> None:
-    content = CONTENT.encode("utf-8-sig")
+def test_text_is_a_line_a_block_or_a_file(name: str) -> None:
+    content = "\n第一行 \n  第二行\r\n \n\t\n第三行\n\n".encode("utf-8-sig")
     Path(name).write_bytes(gzip.compress(content, mtime=0) if name.endswith(".gz") else content)
 
-    assert list(read_texts(Path(name), documents)) == found
+    assert list(read_texts(Path(name), "line")) == [(2, "第一行 "), (3, "  第二行"), (6, "第三行")]
+    assert list(read_texts(Path(name), "blank")) == [(2, "第一行 \n  第二行"), (6, "第三行")]
+    assert list(read_texts(Path(name), "file")) == [(2, "第一行 \n  第二行\n \n\t\n第三行")]
 
 
-def test_the_last_line_needs_no_end() -> None:
+def test_last_line_without_a_line_end_is_read() -> None:
     Path("a.txt").write_text("a\nb")
 
     assert [list(read_texts(Path("a.txt"), documents)) for documents in ("line", "blank", "file")] == [
@@ -51,7 +37,7 @@ def test_the_last_line_needs_no_end() -> None:
     ]  # fmt: skip
 
 
-def test_shares_follow_the_text_and_rows_know_their_place() -> None:
+def test_shares_depend_on_the_text_and_rows_know_their_line() -> None:
     Path("a.txt").write_text("".join(f"第 {n} 行\n\n" for n in range(300)), encoding="utf-8")
     Path("b.txt").write_text("".join(f"第 {n} 行\n" for n in range(200, 400)), encoding="utf-8")
     source = lines(["a.txt", "b.txt"])
@@ -67,7 +53,7 @@ def test_shares_follow_the_text_and_rows_know_their_place() -> None:
             assert Path(name).read_text(encoding="utf-8").splitlines()[int(number) - 1] == text
 
 
-def test_splits_of_their_own() -> None:
+def test_splits_with_files_of_their_own() -> None:
     Path("a.txt").write_text("a\n")
     Path("b.txt").write_text("b\nc\n")
 
@@ -79,7 +65,7 @@ def test_splits_of_their_own() -> None:
     assert source.describe_role("label") == "the column label of data=lines"
 
 
-def test_the_fingerprint_follows_content_and_parameters() -> None:
+def test_fingerprint_depends_on_content_and_arguments() -> None:
     Path("a.txt").write_text("a\n")
     Path("moved.md").write_text("a\n")
     Path("b.txt").write_text("b\n")
@@ -89,28 +75,13 @@ def test_the_fingerprint_follows_content_and_parameters() -> None:
     assert len({source.fingerprint for source in [lines("a.txt"), *others]}) == 4
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "a.txt: contains no text. Name another file."),
-        (b"\n \n", "a.txt: contains no text."),
-        ("你".encode("gb18030"), "a.txt, line 1: byte 0xc4 at offset 0 of the file is not UTF-8."),
-    ],
-)
-def test_what_cannot_be_used_is_one_message(content: bytes, message: str) -> None:
-    Path("a.txt").write_bytes(content)
-
-    with pytest.raises(DataError, match="^" + re.escape(message)):
-        lines("a.txt").load(("text",))
-
-
-def test_a_damaged_gz_is_one_message() -> None:
-    Path("a.gz").write_bytes(gzip.compress(b"a text\n" * 99, mtime=0)[:-9])
-
-    with pytest.raises(DataError, match=r"^a\.gz: cannot be read: .*Check that"):
-        lines("a.gz").load(("text",))
-
-
-def test_another_unit_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^documents: must be one of line, blank, file, got 'page'\."):
-        lines("a.txt", documents="page")
+def test_unusable_file_is_one_message() -> None:
+    truncated = gzip.compress(b"a text\n" * 99, mtime=0)[:-9]
+    for name, content, message in (
+        ("a.txt", b"\n \n", "a.txt: contains no text. Name another file."),
+        ("a.txt", "你".encode("gb18030"), "a.txt, line 1: byte 0xc4 at offset 0 of the file is not UTF-8."),
+        ("a.gz", truncated, "a.gz: cannot be read: "),
+    ):
+        Path(name).write_bytes(content)
+        with pytest.raises(DataError, match="^" + re.escape(message)):
+            lines(name).load(("text",))

@@ -1,5 +1,3 @@
-"""Every format gives every value as it stands, and what is broken is one message with its place."""
-
 import gzip
 import json
 import re
@@ -11,8 +9,18 @@ import pyarrow as pa
 import pytest
 from pyarrow import feather, parquet
 
-from trainer.data.readers import format_suffix, format_suffixes, read_records, read_records_or_errors
+from trainer.data.readers import (
+    column_names,
+    format_suffix,
+    format_suffixes,
+    read_lines,
+    read_lines_or_errors,
+    read_records,
+    read_records_or_errors,
+)
 from trainer.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("working_folder")
 
 ROWS = [
     ("None", "1"),
@@ -26,29 +34,23 @@ ROWS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def read(name: str, quote: str | None = '"') -> list[tuple[Any, ...]]:
+def read(name: str) -> list[tuple[Any, ...]]:
     keys = "data.text and data.label"
-    found = read_records(Path(name), ["text", "label"], separator=None, quote=quote, named_by=keys)
-    return [tuple(values) for values in found]
+    records = read_records(Path(name), ["text", "label"], separator=None, quote='"', named_by=keys)
+    return [tuple(values) for values in records]
 
 
-def cells(values: list[tuple[str, str]], separator: str = ",") -> str:
-    quoted = [['"' + cell.replace('"', '""') + '"' for cell in ("text", "label")]]
-    quoted += [['"' + cell.replace('"', '""') + '"' for cell in row] for row in values]
+def csv_text(rows: list[tuple[str, str]], separator: str = ",") -> str:
+    quoted = [['"' + cell.replace('"', '""') + '"' for cell in row] for row in [("text", "label"), *rows]]
     return "\n".join(separator.join(row) for row in quoted) + "\n"
 
 
-def table(values: list[tuple[str, str]]) -> pa.Table:
-    return pa.table({"id": range(len(values)), "label": [row[1] for row in values], "text": [row[0] for row in values]})
+def table(rows: list[tuple[str, str]]) -> pa.Table:
+    return pa.table({"id": range(len(rows)), "label": [row[1] for row in rows], "text": [row[0] for row in rows]})
 
 
-def objects(values: list[tuple[str, str]]) -> list[dict[str, str]]:
-    return [{"text": text, "label": label} for text, label in values]
+def objects(rows: list[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"text": text, "label": label} for text, label in rows]
 
 
 def write_stream(path: str) -> None:
@@ -62,10 +64,10 @@ def json_lines(values: list[dict[str, Any]]) -> str:
 
 
 WRITERS: dict[str, Callable[[str], object]] = {
-    "a.csv": lambda path: Path(path).write_text(cells(ROWS), encoding="utf-8"),
-    "bom.csv": lambda path: Path(path).write_text(cells(ROWS), encoding="utf-8-sig"),
-    "a.TSV": lambda path: Path(path).write_text(cells(ROWS, "\t"), encoding="utf-8"),
-    "a.csv.gz": lambda path: Path(path).write_bytes(gzip.compress(cells(ROWS).encode(), mtime=0)),
+    "a.csv": lambda path: Path(path).write_text(csv_text(ROWS), encoding="utf-8"),
+    "bom.csv": lambda path: Path(path).write_text(csv_text(ROWS), encoding="utf-8-sig"),
+    "a.TSV": lambda path: Path(path).write_text(csv_text(ROWS, "\t"), encoding="utf-8"),
+    "a.csv.gz": lambda path: Path(path).write_bytes(gzip.compress(csv_text(ROWS).encode(), mtime=0)),
     "a.jsonl": lambda path: Path(path).write_text("\n" + json_lines(objects(ROWS)), encoding="utf-8-sig"),
     "a.v2.jsonl.gz": lambda path: Path(path).write_bytes(gzip.compress(json_lines(objects(ROWS)).encode(), mtime=0)),
     "list.json": lambda path: Path(path).write_text(json.dumps(objects(ROWS), indent=1)),
@@ -77,117 +79,79 @@ WRITERS: dict[str, Callable[[str], object]] = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_format_gives_every_value_as_it_stands(name: str) -> None:
+def test_every_format_keeps_every_value(name: str) -> None:
     WRITERS[name](name)
 
     assert read(name) == ROWS
+    assert {"text", "label"} <= set(column_names(Path(name), separator=None, quote='"'))
 
 
-def test_every_suffix_has_its_case() -> None:
+def test_every_format_is_tested() -> None:
     assert {format_suffix(Path(name)) for name in WRITERS} | {".tsv.gz", ".json.gz"} == set(format_suffixes())
     assert format_suffix(Path("a.gz")) is None
 
 
-def test_a_cell_may_be_long() -> None:
+def test_long_cells_are_read() -> None:
     Path("a.csv").write_text("text,label\n" + "a" * 200_000 + ",b\n")
 
     assert len(read("a.csv")[0][0]) == 200_000
 
 
-def test_a_key_that_a_later_object_lacks_is_a_null() -> None:
+def test_key_missing_from_a_later_object_is_a_missing_value() -> None:
     Path("a.jsonl").write_text(json_lines([{"text": "a", "label": 1}, {"text": "b"}]))
 
     assert read("a.jsonl") == [("a", 1), ("b", None)]
 
 
-BROKEN: dict[str, tuple[str, bytes, str]] = {
-    "column": (
-        "a.csv",
-        b"texts,label\na,b\n",
-        "a.csv: has no column 'text'. Did you mean texts? Its columns are 'texts', 'label';",
-    ),
-    "columns": (
-        "a.csv",
-        b"x,y\na,b\n",
-        "a.csv: has no column 'text' and no column 'label'. Its columns are 'x', 'y'; name them by data.text",
-    ),
-    "columns misspelt": (
-        "a.jsonl",
-        b'{"texts": "a", "lable": "b"}',
-        "a.jsonl: has no column 'text' and no column 'label'. Did you mean texts and lable? Its columns are 'texts'",
-    ),
-    "twice": ("a.csv", b"text,text,label\na,b,c\n", "a.csv: has 2 columns 'text'."),
-    "separator": ("a.csv", b"text;label\na;b\n", "and their separator in data.separator."),
-    "empty": ("a.csv", b"", "a.csv: is empty."),
-    "encoding": (
-        "a.csv",
-        "text,label\na,b\n你,b\n".encode("gb18030"),
-        "a.csv, line 3: byte 0xc4 at offset 15 of the file is not UTF-8.",
-    ),
-    "utf-16": (
-        "a.csv",
-        "text,label\n".encode("utf-16"),
-        "a.csv, line 1: byte 0xff at offset 0 of the file is not UTF-8.",
-    ),
-    "ragged": (
-        "a.csv",
-        b'text,label\n"two\nlines",b\na,b,c\n',
-        "a.csv, line 4: expected 2 cells as in the header, got 3. Quote cells that contain ',' or a line end.",
-    ),
-    "short": ("a.tsv", b"text\tlabel\na\n", "a.tsv, line 2: expected 2 cells as in the header, got 1."),
-    "quote": ("a.csv", b'text,label\na,b\n"c,d\ne,f\n', "a.csv, line 3: broken CSV: unexpected end of data."),
-    "inner": ("a.tsv", b'text\tlabel\n"a" b\tc\n', "a.tsv, line 2: broken CSV: '\t' expected after '\"'."),
-    "json": (
-        "a.jsonl",
-        b'{"text": "a", "label": "b"}\n\n{"text": "a", "label": }\n',
-        "a.jsonl, line 3: broken JSON at column 24: Expecting value.",
-    ),
-    "json list": (
-        "a.json",
-        b'[\n{"text": "a",\n\n "label": }]',
-        "a.json, line 4: broken JSON at column 11: Expecting value.",
-    ),
-    "json item": ("a.json", b'[{"text": "a", "label": "b"}, 3]', "a.json, item 2: expected an object with the columns"),
-    "json value": (
-        "a.jsonl",
-        b'"text"\n',
-        "a.jsonl, line 1: expected an object with the columns text, label, got 'str'.",
-    ),
-    "json column": (
-        "a.json",
-        b'{"data": [{"text": "a"}]}',
-        "a.json: has no column 'text' and no column 'label'. Its columns are 'data';",
-    ),
-    "parquet": ("a.parquet", b"PAR1 this is no Parquet file PAR1", "a.parquet: cannot be read: "),
-    "arrow": ("a.arrow", b"ARROW1 this is no Arrow file", "a.arrow: cannot be read: "),
-    "stream": ("a.arrow", b"neither is this a stream", "a.arrow: cannot be read: "),
-    "gzip": ("a.csv.gz", gzip.compress(b"text,label\na,b\n" * 99, mtime=0)[:-20], "a.csv.gz: cannot be read: "),
-    "no gzip": ("a.csv.gz", b"text,label\na,b\n", "a.csv.gz: cannot be read: Not a gzipped file"),
-}
+TWO_MISSING = "has no column 'text' and no column 'label'. "
+BROKEN: list[tuple[str, bytes, str]] = [
+    ("a.csv", b"texts,label\na,b\n", "has no column 'text'. Did you mean texts? Its columns are 'texts', 'label';"),
+    ("a.csv", b"x,y\na,b\n", TWO_MISSING + "Its columns are 'x', 'y'; name them by data.text and data.label."),
+    ("a.jsonl", b'{"texts": 1, "lable": 2}', TWO_MISSING + "Did you mean texts and lable? Its columns are 'texts'"),
+    ("a.json", b'{"data": [{"text": "a"}]}', TWO_MISSING + "Its columns are 'data';"),
+    ("a.csv", b"text,text,label\na,b,c\n", "has 2 columns 'text'."),
+    ("a.csv", b"text;label\na;b\n", "and their separator in data.separator."),
+    ("a.csv", b"", "is empty."),
+    ("a.csv", "text,label\na,b\n你,b\n".encode("gb18030"), "line 3: byte 0xc4 at offset 15 of the file is not UTF-8."),
+    ("a.csv", "text,label\n".encode("utf-16"), "line 1: byte 0xff at offset 0 of the file is not UTF-8."),
+    ("a.csv", b'text,label\n"two\nlines",b\na,b,c\n', "line 4: expected 2 cells as in the header, got 3. Quote cells"),
+    ("a.tsv", b"text\tlabel\na\n", "line 2: expected 2 cells as in the header, got 1."),
+    ("a.csv", b'text,label\na,b\n"c,d\ne,f\n', "line 3: broken CSV: unexpected end of data."),
+    ("a.tsv", b'text\tlabel\n"a" b\tc\n', "line 2: broken CSV: '\t' expected after '\"'."),
+    ("a.jsonl", b'{"text": "a", "label": "b"}\n\n{"text": "a", "label": }\n', "line 3: broken JSON at column 24: Exp"),
+    ("a.json", b'[\n{"text": "a",\n\n "label": }]', "line 4: broken JSON at column 11: Expecting value."),
+    ("a.json", b'[{"text": "a", "label": "b"}, 3]', "item 2: expected an object with the columns"),
+    ("a.jsonl", b'"text"\n', "line 1: expected an object with the columns text, label, got 'str'."),
+    ("a.parquet", b"PAR1 this is no Parquet file PAR1", "cannot be read: "),
+    ("a.arrow", b"ARROW1 this is no Arrow file", "cannot be read: "),
+    ("a.arrow", b"neither is this a stream", "cannot be read: "),
+    ("a.csv.gz", gzip.compress(b"text,label\na,b\n" * 99, mtime=0)[:-20], "cannot be read: "),
+    ("a.csv.gz", b"text,label\na,b\n", "cannot be read: Not a gzipped file"),
+]
 
 
-@pytest.mark.parametrize("case", BROKEN)
-def test_what_is_broken_is_one_message_with_its_place(case: str) -> None:
-    name, content, message = BROKEN[case]
-    Path(name).write_bytes(content)
+def test_broken_file_is_one_message_with_the_place() -> None:
+    for name, content, message in BROKEN:
+        Path(name).write_bytes(content)
 
-    with pytest.raises(DataError, match="^.*" + re.escape(message)) as caught:
-        read(name)
+        with pytest.raises(DataError, match=f"^{name}[:,] (.* )?{re.escape(message)}") as caught:
+            read(name)
 
-    assert len(caught.value.messages) == 1
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(("name", "schema"), [("a.parquet", ["text"]), ("a.feather", ["label", "text2"])])
-def test_a_column_missing_from_a_table_is_one_message(name: str, schema: list[str]) -> None:
-    write = parquet.write_table if name == "a.parquet" else feather.write_feather
-    write(pa.table({column: ["a"] for column in schema}), name)
-
-    with pytest.raises(DataError, match=rf"^{name}: has no column '(label|text)'\. .*Its columns are '{schema[0]}'"):
-        read(name)
+        assert len(caught.value.messages) == 1
+        assert "\n" not in str(caught.value)
 
 
-def test_damage_inside_a_parquet_file_is_one_message() -> None:
+def test_column_missing_from_a_parquet_or_arrow_file_is_reported() -> None:
+    for name, write, columns in (
+        ("a.parquet", parquet.write_table, ["text"]),
+        ("a.feather", feather.write_feather, ["label", "text2"]),
+    ):
+        write(pa.table({column: ["a"] for column in columns}), name)
+        with pytest.raises(DataError, match=rf"^{name}: has no column '(label|text)'\. .*are '{columns[0]}'"):
+            read(name)
+
+
+def test_damage_inside_a_parquet_file_is_reported() -> None:
     parquet.write_table(table([(f"text {n}", "a") for n in range(1000)]), "a.parquet", compression="zstd")
     content = bytearray(Path("a.parquet").read_bytes())
     content[3000:3400] = bytes(400)
@@ -214,19 +178,18 @@ def test_damage_inside_a_parquet_file_is_one_message() -> None:
         ("a.json", b'[{"text": "one"}, 2, {"text": "three"}]', ["one", "item 2", "three"]),
     ],
 )
-def test_a_broken_record_is_a_fault_of_its_own(tmp_path: Path, name: str, content: bytes, expected: list[str]) -> None:
-    file = tmp_path / name
-    file.write_bytes(content)
-    found = list(read_records_or_errors(file, ["text"], separator=None, quote='"', named_by="data.text"))
+def test_broken_record_does_not_affect_other_records(name: str, content: bytes, expected: list[str]) -> None:
+    Path(name).write_bytes(content)
+    records = list(read_records_or_errors(Path(name), ["text"], separator=None, quote='"', named_by="data.text"))
 
-    assert len(found) == len(expected)
-    for one, wanted in zip(found, expected, strict=True):
-        if isinstance(one, DataError):
-            assert str(one).startswith(f"{file}, {wanted}: ")
+    assert len(records) == len(expected)
+    for record, text in zip(records, expected, strict=True):
+        if isinstance(record, DataError):
+            assert str(record).startswith(f"{name}, {text}: ")
         else:
-            assert one[0] == wanted
-    with pytest.raises(DataError, match=str(expected[1] if expected[0] == "one" else expected[0])):
-        list(read_records(file, ["text"], separator=None, quote='"', named_by="data.text"))
+            assert record[0] == text
+    with pytest.raises(DataError, match=next(text for text in expected if " " in text)):
+        list(read_records(Path(name), ["text"], separator=None, quote='"', named_by="data.text"))
 
 
 @pytest.mark.parametrize(
@@ -238,8 +201,26 @@ def test_a_broken_record_is_a_fault_of_its_own(tmp_path: Path, name: str, conten
         ("a.json", b"[1,", "broken JSON"),
     ],
 )
-def test_what_is_broken_as_a_whole_is_no_record(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
+def test_broken_header_or_list_ends_the_file(name: str, content: bytes, message: str) -> None:
+    Path(name).write_bytes(content)
 
     with pytest.raises(DataError, match=message):
-        list(read_records_or_errors(tmp_path / name, ["text"], separator=None, quote='"', named_by="data.text"))
+        list(read_records_or_errors(Path(name), ["text"], separator=None, quote='"', named_by="data.text"))
+
+
+def test_line_that_is_not_utf_8_does_not_affect_other_lines() -> None:
+    Path("a.txt").write_bytes(b"\xef\xbb\xbfone\ntw\xff\nthree\r\n\xfe")
+    one, two, three, four = read_lines_or_errors(Path("a.txt"))
+
+    assert (one, three) == ("one\n", "three\r\n")
+    assert str(two).startswith("a.txt, line 2: byte 0xff at offset 9 of the file is not UTF-8. Convert the file")
+    assert str(four).startswith("a.txt, line 4: byte 0xfe")
+    with pytest.raises(DataError, match="line 2"):
+        list(read_lines(Path("a.txt")))
+
+
+def test_truncated_text_file_is_reported() -> None:
+    Path("cut.txt.gz").write_bytes(b"\x1f\x8b\x08\x00")
+
+    with pytest.raises(DataError, match=r"^cut\.txt\.gz: cannot be read: .*Check that the file is complete"):
+        list(read_lines_or_errors(Path("cut.txt.gz")))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.data.data_files import FileSource
+from trainer.constraints import NonEmptyStr, Rule, validated
+from trainer.data.data_files import DataFiles, FileSource
 from trainer.data.readers import read_lines
-from trainer.data.splits import Sample, row_id, split_schema, write_splits
-from trainer.errors import ConfigError, DataError, format_error
+from trainer.data.splits import SPLIT_RULES, Sample, Shares, row_id, split_schema, write_splits
+from trainer.errors import DataError, format_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,24 +45,24 @@ class Conll(FileSource):
 
     row_noun = "line"
 
+    @validated(
+        *SPLIT_RULES,
+        Rule("word != tag", "tag", "must differ from data.word"),
+        Rule("'\\n' not in separator and '\\r' not in separator", "separator", "must not contain a line break"),
+        Rule("'\\n' not in comment and '\\r' not in comment", "comment", "must not contain a line break"),
+    )
     def __init__(
         self,
-        train: str | list[str],
-        validation: str | list[str] | None,
-        test: str | list[str] | None,
+        train: DataFiles,
+        validation: DataFiles | None,
+        test: DataFiles | None,
         word: int,
         tag: int,
-        separator: str | None,
-        comment: str | None,
-        split: Mapping[str, float],
+        separator: NonEmptyStr | None,
+        comment: NonEmptyStr | None,
+        split: Shares,
         cache_dir: str | None,
     ) -> None:
-        if word == tag:
-            raise ConfigError(format_error("tag", "must differ from data.word", value=tag))
-        for name, text in {"separator": separator, "comment": comment}.items():
-            if text is not None and (not text or not set(text).isdisjoint("\r\n")):
-                problem = "must be one or more characters without a line break, or null"
-                raise ConfigError(format_error(name, problem, value=text))
         super().__init__(train, validation, test, split, cache_dir)
         self._columns = {"words": word, "tags": tag}
         self._separator = separator

@@ -10,17 +10,20 @@ from glob import glob, has_magic
 from hashlib import blake2b
 from os import R_OK, access
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self, TypeAlias
 
+from annotated_types import MinLen
+
+from trainer.constraints import DataFile
 from trainer.data.cells import file_bytes_digest
-from trainer.data.splits import SplitLayout, cache_key, cached_folder, read_splits, split_row_id
-from trainer.errors import ConfigError, DataError, format_error
+from trainer.data.splits import Shares, SplitLayout, cache_key, cached_folder, read_splits, split_row_id
+from trainer.errors import DataError, format_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FileNames = str | list[str] | None
-"""A path, a pattern or a list of them; None for a split without files of its own."""
+DataFiles: TypeAlias = DataFile | Annotated[list[DataFile], MinLen(1)]
+"""A path, a pattern such as `data/*.csv`, or a list of them."""
 
 Paths = dict[str, list[Path]]
 """The files of each split that has its own."""
@@ -45,13 +48,13 @@ class FileSource:
 
     def __init__(
         self,
-        train: FileNames,
-        validation: FileNames,
-        test: FileNames,
-        split: Mapping[str, float],
+        train: DataFiles,
+        validation: DataFiles | None,
+        test: DataFiles | None,
+        split: Shares,
         cache_dir: str | None,
     ) -> None:
-        self._file_names: Mapping[str, FileNames] = {"train": train, "validation": validation, "test": test}
+        self._file_names: Mapping[str, DataFiles | None] = {"train": train, "validation": validation, "test": test}
         self._layout = SplitLayout.from_arguments(self._file_names, split)
         self._cache_dir = cache_dir
 
@@ -107,7 +110,6 @@ def find_data_files(names: Mapping[str, str | Sequence[str] | None], suffixes: S
         suffixes: The suffixes of files that can be read; None for any.
 
     Raises:
-        ConfigError: A split names no file.
         DataError: A file is missing, unreadable, of an unknown format, or named for two splits.
     """
     found: Paths = {}
@@ -117,8 +119,6 @@ def find_data_files(names: Mapping[str, str | Sequence[str] | None], suffixes: S
             continue
         patterns = [value] if isinstance(value, str) else value
         found[split] = list(dict.fromkeys(path for pattern in patterns for path in _matches(split, pattern, suffixes)))
-        if not found[split]:
-            raise ConfigError(format_error(split, "names no file", value=value))
         for path in found[split]:
             if (other := splits.setdefault(path.resolve(), split)) != split:
                 raise DataError(format_error(f"data.{split}", f"names a file of data.{other} too", value=str(path)))

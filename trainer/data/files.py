@@ -6,14 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
+from annotated_types import Len
+
+from trainer.constraints import NonEmptyStr, Rule, validated
 from trainer.data.cells import ROLE_NOUNS, cell_parser, describe_incomplete_rows, image_digest
-from trainer.data.data_files import FileSource
+from trainer.data.data_files import DataFiles, FileSource
 from trainer.data.readers import column_names, format_suffix, format_suffixes, read_records
-from trainer.data.splits import row_id, split_schema, write_splits
-from trainer.data.table import Record, Table, describe_columns, describe_no_rows, validate_columns
-from trainer.errors import ConfigError, DataError, format_error
+from trainer.data.splits import SPLIT_RULES, Shares, row_id, split_schema, write_splits
+from trainer.data.table import COLUMN_RULES, Record, RoleColumns, Table, check_roles, describe_columns, describe_no_rows
+from trainer.errors import DataError, format_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,33 +55,38 @@ class Files(FileSource):
     row_noun = "row"
     suffixes = format_suffixes()
 
+    @validated(
+        *SPLIT_RULES,
+        *COLUMN_RULES,
+        Rule("text != label", "label", "must differ from data.text"),
+        Rule("separator not in ['\\n', '\\r']", "separator", "must not be a line break"),
+        Rule("quote not in ['\\n', '\\r']", "quote", "must not be a line break"),
+        Rule(
+            "'\\n' not in list_separator and '\\r' not in list_separator",
+            "list_separator",
+            "must not contain a line break",
+        ),
+    )
     def __init__(
         self,
-        train: str | list[str],
-        validation: str | list[str] | None,
-        test: str | list[str] | None,
-        text: str,
-        label: str,
-        columns: Mapping[str, str | list[str] | None],
-        split: Mapping[str, float],
-        list_separator: str,
-        separator: str | None,
-        quote: str | None,
+        train: DataFiles,
+        validation: DataFiles | None,
+        test: DataFiles | None,
+        text: NonEmptyStr,
+        label: NonEmptyStr,
+        columns: RoleColumns,
+        split: Shares,
+        list_separator: NonEmptyStr,
+        separator: Annotated[str, Len(1, 1)] | None,
+        quote: Annotated[str, Len(1, 1)] | None,
         cache_dir: str | None,
     ) -> None:
-        if text == label:
-            raise ConfigError(format_error("label", "must differ from data.text", value=label))
-        validate_columns(columns, [role for role in ROLE_NOUNS if role not in ("text", "label")])
+        check_roles(columns, [role for role in ROLE_NOUNS if role not in ("text", "label")])
         super().__init__(train, validation, test, split, cache_dir)
         self._columns = {"text": text, "label": label, **columns}
         self._numeric: dict[str, bool] = {}
         self._list_separator = list_separator
         self._csv_options = {"separator": separator, "quote": quote}
-        if not list_separator or not set(list_separator).isdisjoint("\r\n"):
-            raise ConfigError(format_error("list_separator", "must be one or more characters", value=list_separator))
-        for name, character in self._csv_options.items():
-            if character is not None and (len(character) != 1 or character in "\r\n"):
-                raise ConfigError(format_error(name, "must be one character or null", value=character))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -9,9 +9,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.constraints import DataName, NonEmptyStr, Rule, validated
 from trainer.data.cells import ROLE_NOUNS, describe_incomplete_rows
 from trainer.data.data_files import content_digest
 from trainer.data.splits import (
+    SPLIT_KEYS,
+    Shares,
     SplitLayout,
     cache_key,
     cached_folder,
@@ -21,8 +24,8 @@ from trainer.data.splits import (
     split_schema,
     write_splits,
 )
-from trainer.data.table import Record, Table, describe_columns, describe_no_rows, validate_columns
-from trainer.errors import ConfigError, DataError, did_you_mean, format_error
+from trainer.data.table import COLUMN_RULES, Record, RoleColumns, Table, check_roles, describe_columns, describe_no_rows
+from trainer.errors import DataError, did_you_mean, format_error
 from trainer.hub import reachable
 
 if TYPE_CHECKING:
@@ -57,15 +60,36 @@ class Hub:
         ConfigError: An argument is out of its range.
     """
 
+    @validated(
+        SPLIT_KEYS,
+        *COLUMN_RULES,
+        Rule(
+            "sorted(splits) == ['test', 'train', 'validation']",
+            "splits",
+            "must have the keys train, validation and test",
+        ),
+        Rule("splits['train'] is not None", "splits.train", "must be the name of a split"),
+        Rule(
+            "sum(split[name] for name in ['validation', 'test'] if splits[name] is None) < 1",
+            "split",
+            "leaves no rows for training",
+        ),
+        Rule(
+            "splits['validation'] is not None or split['validation'] > 0",
+            "split.validation",
+            "a run needs a validation split",
+            "Set a share above 0, or name a split in data.splits.validation",
+        ),
+    )
     def __init__(
         self,
-        path: str,
+        path: DataName,
         name: str | None,
         revision: str | None,
-        splits: Mapping[str, str | None],
-        columns: Mapping[str, str | list[str] | None],
-        split: Mapping[str, float],
-        list_separator: str,
+        splits: Mapping[str, NonEmptyStr | None],
+        columns: RoleColumns,
+        split: Shares,
+        list_separator: NonEmptyStr,
         cache_dir: str | None,
     ) -> None:
         self._path, self._name, self._revision = path, name, revision
@@ -73,13 +97,7 @@ class Hub:
         self._columns = columns
         self._list_separator = list_separator
         self._cache_dir = cache_dir
-        if set(splits) != set(_SPLITS):
-            raise ConfigError(format_error("splits", f"must have the keys {', '.join(_SPLITS)}", value=dict(splits)))
-        if splits["train"] is None:
-            raise ConfigError(format_error("splits.train", "must be the name of a split", value=None))
-        if not list_separator:
-            raise ConfigError(format_error("list_separator", "must be one or more characters", value=list_separator))
-        validate_columns(columns, list(ROLE_NOUNS))
+        check_roles(columns, list(ROLE_NOUNS))
         self._layout = SplitLayout.from_arguments({name: splits[name] for name in _SPLITS}, split)
 
     @cached_property

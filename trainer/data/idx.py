@@ -9,14 +9,17 @@ from functools import cached_property
 from hashlib import blake2b
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from trainer.constraints import DataFile, DataFolder, Rule, validated
 from trainer.data.cells import encode_png
 from trainer.data.data_files import Paths, files_fingerprint, find_data_files
 from trainer.data.splits import (
+    SPLIT_KEYS,
     Sample,
+    Shares,
     SplitLayout,
     cache_key,
     cached_folder,
@@ -26,7 +29,7 @@ from trainer.data.splits import (
     split_schema,
     write_splits,
 )
-from trainer.errors import DataError, format_error, raise_if_any
+from trainer.errors import DataError, format_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,6 +41,43 @@ _KEYS = {"image": "images", "label": "labels"}
 _PREFIXES = {"train": "train", "test": "t10k"}
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 """The type of the numbers, by the third byte of a file."""
+
+_ImagesAndLabels: TypeAlias = Mapping[str, DataFile | None]
+
+_RULES = (
+    SPLIT_KEYS,
+    Rule("sorted(train) == ['images', 'labels']", "train", "must have the keys images and labels"),
+    Rule("sorted(validation) == ['images', 'labels']", "validation", "must have the keys images and labels"),
+    Rule("sorted(test) == ['images', 'labels']", "test", "must have the keys images and labels"),
+    Rule("(train['images'] is None) == (train['labels'] is None)", "train", "must name both files or none"),
+    Rule(
+        "(validation['images'] is None) == (validation['labels'] is None)",
+        "validation",
+        "must name both files or none",
+    ),
+    Rule("(test['images'] is None) == (test['labels'] is None)", "test", "must name both files or none"),
+    Rule(
+        "folder is not None or train['images'] is not None or train['labels'] is not None",
+        "folder",
+        "is required, or data.train.images and data.train.labels",
+    ),
+    Rule(
+        "folder is None or all(files['images'] is files['labels'] is None for files in [train, validation, test])",
+        "folder",
+        "must be null if files are named one by one",
+    ),
+    Rule(
+        "(0 if validation['images'] else split['validation']) + (0 if test['images'] else split['test']) < 1",
+        "split",
+        "leaves no rows for training",
+    ),
+    Rule(
+        "validation['images'] is not None or split['validation'] > 0",
+        "split.validation",
+        "a run needs a validation split",
+        "Set a share above 0, or name files in data.validation",
+    ),
+)
 
 
 class Idx:
@@ -60,35 +100,21 @@ class Idx:
         ConfigError: An argument is out of its range.
     """
 
+    @validated(*_RULES)
     def __init__(
         self,
-        folder: str | None,
-        train: Mapping[str, str | None],
-        validation: Mapping[str, str | None],
-        test: Mapping[str, str | None],
-        split: Mapping[str, float],
+        folder: DataFolder | None,
+        train: _ImagesAndLabels,
+        validation: _ImagesAndLabels,
+        test: _ImagesAndLabels,
+        split: Shares,
         cache_dir: str | None,
     ) -> None:
         named = {"train": train, "validation": validation, "test": test}
-        problems = []
-        for name, files in named.items():
-            if set(files) != {"images", "labels"}:
-                problems.append(format_error(name, "must have the keys images and labels", value=dict(files)))
-            elif len(present := [key for key, file in files.items() if file is not None]) == 1:
-                missing = "labels" if present == ["images"] else "images"
-                problem = f"is required together with data.{name}.{present[0]}"
-                problems.append(format_error(f"{name}.{missing}", problem, value=None))
-        if folder is None and train.get("images") is None:
-            problem = "is required, or data.train.images and data.train.labels"
-            problems.append(format_error("folder", problem, value=None))
-        if folder is not None and any(file is not None for files in named.values() for file in files.values()):
-            problems.append(format_error("folder", "must be null if files are named one by one", value=folder))
-        raise_if_any(*problems)
         self._folder = folder
         self._named = {name: files if files["images"] is not None else None for name, files in named.items()}
         self._split = split
         self._cache_dir = cache_dir
-        SplitLayout.from_arguments({"train": "", "validation": None, "test": None} if folder else self._named, split)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from trainer.constraints import DataFolder, Rule, validated
 from trainer.data.cells import IMAGE_SUFFIXES
 from trainer.data.data_files import content_digest, files_fingerprint
 from trainer.data.splits import (
+    SPLIT_KEYS,
     Sample,
+    Shares,
     SplitLayout,
     cache_key,
     cached_folder,
@@ -22,7 +25,7 @@ from trainer.data.splits import (
     split_schema,
     write_splits,
 )
-from trainer.errors import ConfigError, DataError, format_error
+from trainer.errors import DataError, format_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,10 +55,17 @@ class ImageFolder:
         ConfigError: An argument is out of its range.
     """
 
-    def __init__(self, root: str, split: Mapping[str, float], cache_dir: str | None) -> None:
-        if not root:
-            raise ConfigError(format_error("root", "must be a folder", value=root))
-        SplitLayout.from_arguments({"train": root, "validation": None, "test": None}, split)
+    @validated(
+        SPLIT_KEYS,
+        Rule("split['validation'] + split['test'] < 1", "split", "leaves no rows for training"),
+        Rule(
+            "split['validation'] > 0",
+            "split.validation",
+            "a run needs a validation split",
+            "Set a share above 0",
+        ),
+    )
+    def __init__(self, root: DataFolder, split: Shares, cache_dir: str | None) -> None:
         self._root = Path(root).expanduser()
         self._split = split
         self._cache_dir = cache_dir

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from trainer.data.data_files import FileSource
+from trainer.constraints import validated
+from trainer.data.data_files import DataFiles, FileSource
 from trainer.data.readers import read_lines
-from trainer.data.splits import Sample, row_id, split_schema, write_splits
-from trainer.errors import ConfigError, DataError, format_error
+from trainer.data.splits import SPLIT_RULES, Sample, Shares, row_id, split_schema, write_splits
+from trainer.errors import DataError, format_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _VERSION = 1
 """Increase it if the same files give different splits."""
-
-_DOCUMENTS = ("line", "blank", "file")
 
 
 class Lines(FileSource):
@@ -42,17 +41,16 @@ class Lines(FileSource):
 
     row_noun = "line"
 
+    @validated(*SPLIT_RULES)
     def __init__(
         self,
-        train: str | list[str],
-        validation: str | list[str] | None,
-        test: str | list[str] | None,
+        train: DataFiles,
+        validation: DataFiles | None,
+        test: DataFiles | None,
         documents: Literal["line", "blank", "file"],
-        split: Mapping[str, float],
+        split: Shares,
         cache_dir: str | None,
     ) -> None:
-        if documents not in _DOCUMENTS:
-            raise ConfigError(format_error("documents", f"must be one of {', '.join(_DOCUMENTS)}", value=documents))
         super().__init__(train, validation, test, split, cache_dir)
         self._documents = documents
 

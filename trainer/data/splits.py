@@ -15,16 +15,37 @@ from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
+from trainer.constraints import BelowOne, Rule
 from trainer.data.cells import CLASS_ROLES, split_key
-from trainer.errors import ConfigError, DataError, format_error
+from trainer.errors import DataError, format_error
 
 if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
 _LOG = logging.getLogger(__name__)
+
+Shares: TypeAlias = Mapping[str, BelowOne]
+"""The shares of `validation` and `test` that are held out from training, each in [0, 1)."""
+
+SPLIT_KEYS = Rule("sorted(split) == ['test', 'validation']", "split", "must have the keys validation and test")
+SPLIT_RULES = (
+    SPLIT_KEYS,
+    Rule(
+        "(split['validation'] if validation is None else 0) + (split['test'] if test is None else 0) < 1",
+        "split",
+        "leaves no rows for training",
+    ),
+    Rule(
+        "validation is not None or split['validation'] > 0",
+        "split.validation",
+        "a run needs a validation split",
+        "Set a share above 0, or name files in data.validation",
+    ),
+)
+"""Rules of a source with the arguments `validation`, `test` and `split`."""
 
 _RECORD_BITS = 40
 _BATCH_BYTES = 4 << 20
@@ -101,23 +122,8 @@ class SplitLayout:
 
     @classmethod
     def from_arguments(cls, own: Mapping[str, Any], split: Mapping[str, float]) -> SplitLayout:
-        """Return the layout for the constructor arguments of a source.
-
-        Raises:
-            ConfigError: The shares are out of range, or leave a split without rows.
-        """
-        shares = {name: float(share) for name, share in split.items() if own.get(name) is None}
-        if set(split) != {"validation", "test"}:
-            raise ConfigError(format_error("split", "must have the keys validation and test", value=dict(split)))
-        for name, share in split.items():
-            if not 0 <= share < 1:
-                raise ConfigError(format_error(f"split.{name}", "must be in [0, 1)", value=share))
-        if sum(shares.values()) >= 1:
-            raise ConfigError(format_error("split", "leaves no rows for training", value=dict(split)))
-        if shares.get("validation") == 0:
-            remedy = "Set a share above 0, or name files in data.validation"
-            raise ConfigError(format_error("split.validation", "a run needs a validation split", remedy, value=0))
-        return cls(own, shares)
+        """Return the layout for constructor arguments that meet `SPLIT_RULES`."""
+        return cls(own, {name: float(share) for name, share in split.items() if own.get(name) is None})
 
     def for_split(self, split: str) -> SplitLayout | None:
         """Return the layout with only this split; None if the split takes rows from another one or gives some."""

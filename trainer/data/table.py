@@ -6,8 +6,11 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
+from annotated_types import MinLen
+
+from trainer.constraints import NonEmptyStr, Rule
 from trainer.data.cells import REMEDIES, ROLE_NOUNS, as_text, cell_parser, is_number, parse_number, shorten, split_key
 from trainer.data.splits import Sample, split_row_id
 from trainer.errors import DataError, did_you_mean, format_error, raise_if_any
@@ -20,31 +23,41 @@ ColumnNames = Mapping[str, str | Sequence[str] | None]
 Record = tuple[int, str, Sequence[Any]]
 """The column `row`, the place for a message (`my.csv, row 18`), and a value for each column."""
 
+RoleColumns: TypeAlias = Mapping[str, NonEmptyStr | Annotated[list[NonEmptyStr], MinLen(1)] | None]
+"""`ColumnNames` as the argument of a source."""
+
+COLUMN_RULES = (
+    Rule(
+        "not any(isinstance(columns[role], list) and role not in ['value', 'features'] for role in columns)",
+        "columns",
+        "only value and features may have a list of columns",
+    ),
+    Rule(
+        "all(len(set(columns[role])) == len(columns[role]) for role in columns if isinstance(columns[role], list))",
+        "columns",
+        "must not name a column twice for one role",
+    ),
+)
+"""Rules of a source with the argument `columns`."""
+
 _MULTI_COLUMN_ROLES = ("value", "features")
 
 
-def validate_columns(columns: ColumnNames, roles: Sequence[str]) -> None:
-    """Check that `columns` has exactly the keys `roles` and that its values can be names of columns.
+def check_roles(columns: ColumnNames, roles: Sequence[str]) -> None:
+    """Check that `columns` has exactly the keys `roles`.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: It has other keys.
     """
-    problems = []
-    for role in columns:
-        if role not in roles:
-            remedy = did_you_mean(role, list(roles))
-            problems.append(format_error(f"columns.{role}", "unknown role", remedy, value=columns[role]))
-    problems += [
-        format_error("columns", f"must have the key {role}", value=dict(columns))
-        for role in roles
-        if role not in columns
+    unknown = [
+        format_error(f"columns.{role}", "unknown role", did_you_mean(role, list(roles)), value=columns[role])
+        for role in columns
+        if role not in roles
     ]
-    for role, name in columns.items():
-        if role not in _MULTI_COLUMN_ROLES and not isinstance(name, str | None):
-            problems.append(format_error(f"columns.{role}", "must be one column", value=name))
-        elif name is not None and (not name or (not isinstance(name, str) and len(set(name)) < len(name))):
-            problems.append(format_error(f"columns.{role}", "must be a column or a list of distinct ones", value=name))
-    raise_if_any(*problems)
+    missing = [role for role in roles if role not in columns]
+    raise_if_any(
+        *unknown, *(format_error(f"columns.{role}", "is missing", f"Set data.columns.{role}=null") for role in missing)
+    )
 
 
 def describe_columns(key: str, name: str | Sequence[str] | None) -> str:

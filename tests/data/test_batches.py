@@ -1,0 +1,157 @@
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.data.batches import (
+    Batches,
+    BatchIndices,
+    BatchPlan,
+    EvaluationBatches,
+    LoaderOptions,
+    TrainLoader,
+    arrow_columns,
+    permutation,
+    split_batch,
+)
+from trainer.protocols import Batch, Batching
+from trainer.sample_rng import SampleRng
+
+ROWS = Dataset.from_dict({"x": list(range(23)), "ragged": [list(range(n % 4)) for n in range(23)]})
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 2**31), st.integers(0, 5))
+def test_epoch_visits_every_sample_once(num_samples: int, batch_size: int, seed: int, epoch: int) -> None:
+    plan = BatchPlan(num_samples, batch_size, seed)
+    first = epoch * plan.steps_per_epoch
+    batches = [plan.batch(step) for step in range(first, first + plan.steps_per_epoch)]
+
+    assert sorted(sample for batch in batches for sample in batch.ids) == list(range(num_samples))
+    assert {batch.epoch for batch in batches} == {epoch}
+    assert all(len(batch.ids) == batch_size for batch in batches[:-1])
+    assert BatchPlan(num_samples, batch_size, seed).batch(first) == batches[0]
+
+
+@given(st.integers(1, 64), st.integers(1, 12))
+def test_micro_batches_make_up_the_batch(size: int, parts: int) -> None:
+    batch = BatchIndices(2, tuple(range(100, 100 + size)))
+    pieces = split_batch(batch, parts)
+
+    assert tuple(sample for piece in pieces for sample in piece.ids) == batch.ids
+    assert len(pieces) == min(parts, size)
+    assert max(len(piece.ids) for piece in pieces) - min(len(piece.ids) for piece in pieces) <= 1
+    assert all(piece.epoch == 2 for piece in pieces)
+
+
+def test_permutation_is_the_same_on_every_machine() -> None:
+    assert permutation(8, seed=0, epoch=0).tolist() == [0, 3, 7, 5, 1, 2, 6, 4]
+    assert permutation(8, seed=0, epoch=1).tolist() != permutation(8, seed=0, epoch=0).tolist()
+    assert permutation(8, seed=1, epoch=0).tolist() != permutation(8, seed=0, epoch=0).tolist()
+
+
+def test_permutation_is_uniform() -> None:
+    firsts = np.bincount([permutation(5, seed=7, epoch=epoch)[0] for epoch in range(2000)], minlength=5)
+
+    # Binomial(2000, 1/5): six standard deviations are 107.
+    assert abs(firsts - 400).max() < 107
+
+
+def test_bucketed_batches_have_similar_lengths_and_a_new_order_each_epoch() -> None:
+    lengths = np.random.default_rng(0).integers(1, 100, size=103)
+    plan = BatchPlan(103, 10, seed=0, lengths=lengths)
+    batches = [plan.batch(step) for step in range(plan.steps_per_epoch)]
+
+    assert sorted(sample for batch in batches for sample in batch.ids) == list(range(103))
+    assert [len(batch.ids) for batch in batches] == [10] * 10 + [3]
+    assert max(np.ptp(lengths[list(batch.ids)]) for batch in batches) < 30
+    assert [batch.ids for batch in batches] != [plan.batch(11 + step).ids for step in range(11)]
+
+
+class NoisyTask:
+    """Draws a number for each sample, as an augmentation would."""
+
+    def collate(self, rows: Any, rng: SampleRng, batching: Batching) -> Batch:
+        noise = [rng.generator(position).random() for position in range(len(rows["x"]))]
+        inputs = {"x": torch.tensor(rows["x"]), "noise": torch.tensor(noise, dtype=torch.float64)}
+        return Batch(inputs, torch.tensor(rows["x"]), len(noise), tuple(rng.ids))
+
+
+def options(**changes: Any) -> LoaderOptions:
+    defaults = {"batching": "padded", "workers": 0, "prefetch": 2, "pin_memory": False, "persistent_workers": True}
+    return LoaderOptions(**(defaults | changes))
+
+
+def batches() -> Batches:
+    return Batches(ROWS, NoisyTask(), "padded", seed=5)  # type: ignore[arg-type]  only `collate` is called
+
+
+def steps(start: int, stop: int, accumulate: int = 1, **changes: Any) -> Iterator[list[Batch]]:
+    return TrainLoader(batches(), BatchPlan(23, 6, seed=5), accumulate, options(**changes)).steps(start, stop)
+
+
+def ids_and_noise(loaded: Iterator[list[Batch]]) -> list[tuple[tuple[int, ...], list[float]]]:
+    return [
+        (
+            tuple(sample for batch in step for sample in batch.ids),
+            torch.cat([batch.inputs["noise"] for batch in step]).tolist(),
+        )
+        for step in loaded
+    ]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_number_of_workers_does_not_change_batches(workers: int) -> None:
+    assert ids_and_noise(steps(0, 10, workers=workers)) == ids_and_noise(steps(0, 10))
+
+
+def test_later_start_continues_the_same_sequence() -> None:
+    assert ids_and_noise(steps(7, 12)) == ids_and_noise(steps(0, 12))[7:]
+
+
+def test_accumulation_splits_the_same_samples_into_micro_batches() -> None:
+    whole, accumulated = list(steps(0, 9)), list(steps(0, 9, accumulate=4))
+
+    assert ids_and_noise(iter(accumulated)) == ids_and_noise(iter(whole))
+    assert [len(step) for step in accumulated] == [4] * 9
+    assert [len(batch.ids) for batch in accumulated[3]] == [2, 1, 1, 1]
+
+
+def test_sample_draws_new_numbers_in_each_epoch() -> None:
+    drawn = ids_and_noise(steps(0, 8))
+    first, second = (
+        {sample: noise for ids, noises in epoch for sample, noise in zip(ids, noises, strict=True)}
+        for epoch in (drawn[:4], drawn[4:])
+    )
+
+    assert first.keys() == second.keys()
+    assert all(first[sample] != second[sample] for sample in first)
+
+
+def test_loading_does_not_use_the_global_generators() -> None:
+    state, legacy = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
+    list(steps(0, 5, workers=1))
+    with closing(EvaluationBatches(batches(), 4, options())) as loader:
+        list(loader)
+
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], legacy)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_visits_all_rows_in_order_every_time(workers: int) -> None:
+    with closing(EvaluationBatches(batches(), 10, options(workers=workers))) as loader:
+        for _ in range(2):
+            assert [batch.ids for batch in loader] == [tuple(range(10)), tuple(range(10, 20)), (20, 21, 22)]
+
+
+def test_arrow_columns_become_arrays() -> None:
+    columns = arrow_columns(ROWS.with_format("arrow")[[3, 2, 0]])
+
+    assert columns["x"].tolist() == [3, 2, 0]
+    assert [list(row) for row in columns["ragged"]] == [[0, 1, 2], [0, 1], []]

@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.data.quality import (
+    INPUT_DIGEST,
+    TARGET_DIGEST,
+    block_digests,
+    digest_of_rows,
+    measure_quality,
+    row_digests,
+)
+
+Rows = list[tuple[int, int]]
+"""(input digest, target digest) of each row."""
+
+some_rows = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), min_size=1, max_size=30)
+
+
+def dataset(rows: Rows) -> Dataset:
+    return Dataset.from_dict({INPUT_DIGEST: [row[0] for row in rows], TARGET_DIGEST: [row[1] for row in rows]})
+
+
+def test_digests_ignore_white_space_and_separate_inputs_from_targets() -> None:
+    rows = {"text": ["a b", "a  b\n", "a c", "a b"], "label": ["x", "x", "x", "y"], "row": [1, 2, 3, 4]}
+    digests = row_digests(rows, ("text", "label"))
+    first, second, third, fourth = digests[INPUT_DIGEST]
+
+    assert first == second == fourth != third
+    first, second, third, fourth = digests[TARGET_DIGEST]
+    assert first == second == third != fourth
+    assert all(-(2**63) <= value < 2**63 for values in digests.values() for value in values)
+
+
+def test_digests_separate_roles() -> None:
+    roles = ("text", "text_pair")
+    one = row_digests({"text": ["a"], "text_pair": ["bc"], "row": [1]}, roles)
+    other = row_digests({"text": ["ab"], "text_pair": ["c"], "row": [1]}, roles)
+
+    assert one[INPUT_DIGEST] != other[INPUT_DIGEST]
+    assert one[TARGET_DIGEST] == [0]
+
+
+def test_digests_of_features_images_and_values_depend_on_content() -> None:
+    rows = {
+        "features": [{"a": 1.0, "b": None}, {"b": None, "a": 1.0}, {"a": 2.0, "b": None}],
+        "image": [{"bytes": b"x", "path": "1.png"}, {"bytes": b"x", "path": "2.png"}, {"bytes": None, "path": "3.png"}],
+        "value": [[1.0], [1.0], [1.5]],
+        "row": [1, 2, 3],
+    }
+    for roles in (("features", "value"), ("image", "value")):
+        for first, second, third in row_digests(rows, roles).values():
+            assert first == second != third
+
+
+def test_equal_rows_have_equal_blocks_and_blocks_of_a_row_differ() -> None:
+    raw = {INPUT_DIGEST: [5, 6, 5], TARGET_DIGEST: [1, 2, 1], "row": [10, 11, 12]}
+    blocks = block_digests(raw, [0, 0, 1, 2, 2])
+
+    assert blocks["row"] == [10, 10, 11, 12, 12]
+    assert blocks[TARGET_DIGEST] == [1, 1, 2, 1, 1]
+    inputs = blocks[INPUT_DIGEST]
+    assert (inputs[0], inputs[2]) == (5, 6)
+    assert inputs[:2] == inputs[3:]
+    assert len(set(inputs)) == 3
+
+
+@given(some_rows, some_rows)
+def test_measures_equal_counts_by_hand(train: Rows, test: Rows) -> None:
+    shares = measure_quality({"train": dataset(train), "test": dataset(test)}).shares
+
+    for name, rows in (("train", train), ("test", test)):
+        inputs = [row[0] for row in rows]
+        assert shares[name]["duplicates"] == pytest.approx(1 - len(set(inputs)) / len(inputs))
+        conflicts = sum(len({t for i, t in rows if i == each}) - 1 for each in set(inputs))
+        assert shares[name]["conflicting"] == pytest.approx(conflicts / len(rows))
+    train_inputs = {row[0] for row in train}
+    assert shares["test"]["leaked"] == pytest.approx(np.mean([row[0] in train_inputs for row in test]))
+    assert "leaked" not in shares["train"]
+
+
+def test_warning_names_the_first_leaked_row() -> None:
+    report = measure_quality({"train": dataset([(1, 0), (2, 0)]), "validation": dataset([(3, 0), (2, 0)])})
+
+    (warning,) = report.warnings()
+    assert warning.startswith("validation: 50.0 % leaked, the first at position 1; ")
+
+
+def test_second_of_two_equal_rows_is_the_duplicate() -> None:
+    report = measure_quality({"train": dataset([(1, 0), (2, 0), (1, 1)])})
+
+    assert report.first == {("train", "duplicates"): 2, ("train", "conflicting"): 2}
+
+
+def test_blank_texts_are_reported() -> None:
+    (blank,) = row_digests({"text": ["  "], "row": [1]}, ("text",))[INPUT_DIGEST]
+    report = measure_quality({"train": dataset([(1, 0), (blank, 0)])})
+
+    assert report.shares["train"]["empty"] == 0.5
+    (warning,) = report.warnings()
+    assert warning.startswith("train: 50.0 % empty, the first at position 1; ")
+
+
+def test_table_has_one_row_per_split() -> None:
+    rows = dataset([(1, 0), (2, 0)]).add_column("truncated", [True, False])
+
+    assert measure_quality({"train": rows, "test": rows.select([1])}).table() == (
+        ["split", "rows", "duplicates", "conflicting", "empty", "truncated", "leaked"],
+        [
+            ["train", "2", "0.0 %", "0.0 %", "0.0 %", "50.0 %", "-"],
+            ["test", "1", "0.0 %", "0.0 %", "0.0 %", "0.0 %", "100.0 %"],
+        ],
+    )
+
+
+def test_digest_of_rows_depends_on_inputs_targets_and_order() -> None:
+    digests = {digest_of_rows(dataset(rows)) for rows in ([(1, 0), (2, 0)], [(2, 0), (1, 0)], [(1, 0), (2, 1)])}
+
+    assert len(digests) == 3
+    assert digest_of_rows(dataset([(1, 0), (2, 0)])) in digests
