@@ -1,8 +1,8 @@
-"""Packed against padded batches on the default job: the same samples, a whole training step each, taking turns.
+"""Packed batches compared with padded batches on the default job: whole training steps on the same samples, in turn.
 
     python scripts/bench_batching.py [--steps 60] [--output result.json] [key=value ...]
 
-A step is collating, forward, backward, clipping and the optimizer's update. Keys change the job as in `trainer train`.
+A step is collation, forward, backward, clipping and the optimizer's update. Keys change the job as in `trainer train`.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ WARM_UP = 5
 
 
 class Silent:
-    """A report that nobody reads."""
+    """A report that ignores all events."""
 
     def log(self, event: str, *, step: int, epoch: float, values: Any) -> None:
-        """Nothing is written."""
+        """Ignore the event."""
 
 
 def default_job(overrides: list[str]) -> TrainJob:
@@ -51,7 +51,7 @@ def build(job: TrainJob, batching: Batching, closing: ExitStack) -> Training:
 
 
 def tokens(batch: Batch) -> tuple[int, int]:
-    """Positions computed, and those of them that hold a token."""
+    """Return the number of computed positions, and how many of them contain a token."""
     mask = batch.inputs.get("attention_mask", batch.inputs.get("sequence_ids"))
     assert mask is not None
     return mask.numel(), int((mask > 0).sum())

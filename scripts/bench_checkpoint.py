@@ -1,7 +1,7 @@
-"""What a verified checkpoint costs beside `torch.save`, and what a save on the background thread costs the training.
+"""The time of a verified checkpoint compared with `torch.save`, and the time that a background save costs training.
 
-Every round runs each way once, in turn, so that a slow moment of the machine falls on all; medians are compared.
-Both ways of saving keep the last two and remove the one before.
+Every round runs each variant once, in turn, so that a slow moment of the machine affects all; medians are compared.
+All variants keep the last two checkpoints and delete the one before.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _STALL = 0.35
 
 
 def main() -> None:
-    """Measures, prints a table and writes it as JSON where `--output` says."""
+    """Measure, print a table, and write the results as JSON to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=240, help="of model, EMA and AdamW moments together")
+    parser.add_argument("--megabytes", type=int, default=240, help="total size of model, EMA and AdamW moments")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--folder", type=Path, help="on the device to measure; a temporary folder by default")
     parser.add_argument("--output", type=Path, help="JSON file")
@@ -60,17 +60,21 @@ def main() -> None:
 
 
 def state(megabytes: int) -> dict[str, dict[str, Tensor]]:
-    """A model, its EMA and two moments, of about that size together."""
+    """Return a model, its EMA and two moments of about this total size."""
     layers = max(1, megabytes * 2**20 // (4 * 4 * _SIDE * _SIDE))
 
-    def drawn(suffix: str) -> dict[str, Tensor]:
+    def random_weights(suffix: str) -> dict[str, Tensor]:
         return {f"layers.{index}.weight{suffix}": torch.randn(_SIDE, _SIDE) for index in range(layers)}
 
-    return {"model": drawn(""), "ema": drawn(""), "optimizer": drawn("/exp_avg") | drawn("/exp_avg_sq")}
+    return {
+        "model": random_weights(""),
+        "ema": random_weights(""),
+        "optimizer": random_weights("/exp_avg") | random_weights("/exp_avg_sq"),
+    }
 
 
 def measure(folder: Path, tensors: dict[str, dict[str, Tensor]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way in each round, after two rounds that do not count."""
+    """Return the seconds of each variant in each round, after two warmup rounds."""
     store, background = Store(folder / "blocking", keep=2), Store(folder / "background", keep=2)
     saver = Saver(background)
     documents = {"state.json": "{}"}

@@ -1,8 +1,8 @@
-"""Resuming late in an epoch against resuming early: from a stored checkpoint to the first update after it.
+"""Resuming late in an epoch compared with resuming early: from a stored checkpoint to the first update after it.
 
     python scripts/bench_resume.py [--rounds 9] [--output result.json] [key=value ...]
 
-Every round resumes at 10 % and at 90 % of the first epoch of the default job, in turn; medians are compared.
+Every round resumes the default job at 10 % and at 90 % of its first epoch, in turn; medians are compared.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ TARGET = 1.1
 
 
 class Silent:
-    """A report that nobody reads."""
+    """A report that ignores all events."""
 
     def log(self, event: str, *, step: int, epoch: float, values: Any) -> None:
-        """Nothing is written."""
+        """Ignore the event."""
 
 
 def checkpoints(job: TrainJob, text: str, folder: Path) -> dict[str, int]:
-    """Stores a checkpoint at 10 % and one at 90 % of the first epoch; their steps."""
+    """Save a checkpoint at 10 % and one at 90 % of the first epoch; return their steps."""
     with ExitStack() as closing:
         saved: list[Snapshot] = []
-        outlets = RunOutputs(Silent(), save=saved.append)
-        built = build_training(job, text, outlets, None, closing)
+        outputs = RunOutputs(Silent(), save=saved.append)
+        built = build_training(job, text, outputs, None, closing)
         steps = {share: int(built.run.steps.per_epoch * float(share[:-1]) / 100) for share in ("10%", "90%")}
-        # One update gives the optimizer its state; where the data stands is the step alone.
+        # One update gives the optimizer its state; the position in the data is only the step.
         update_weights(built.run, 0, next(built.run.loader.steps(0, 1)))
         store = Store(folder, keep=2)
         for step in steps.values():
@@ -56,7 +56,7 @@ def checkpoints(job: TrainJob, text: str, folder: Path) -> dict[str, int]:
 
 
 def resume(job: TrainJob, text: str, folder: Path, step: int) -> float:
-    """Seconds from the folder to the end of the first update."""
+    """Return the seconds from loading the checkpoint to the end of the first update."""
     started = time.perf_counter()
     with ExitStack() as closing:
         snapshot = Store(folder, keep=2).load(f"step-{step}")
