@@ -213,7 +213,7 @@ def test_weights_that_are_not_finite_are_not_saved() -> None:
     with torch.no_grad():
         run.model.get_parameter("layer.bias").fill_(float("inf"))
 
-    with pytest.raises(DivergedError, match=r"step 5: the run diverged: model\.layer\.bias not finite") as caught:
+    with pytest.raises(DivergedError, match=r"step 5: the run diverged: model\.layer\.bias is not finite") as caught:
         save_checkpoint(run, TrainState(step=5))
     assert caught.value.messages[-1] == "diagnosis of step 5"
     assert saved == []

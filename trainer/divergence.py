@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint.tensors import decode, encode
-from trainer.errors import CheckpointError, format_error
+from trainer.errors import CheckpointError, DivergedError, format_error
 from trainer.layout import CONFIG, DIVERGENCE_BATCH, DIVERGENCE_REPORT
 from trainer.protocols import Batch
 from trainer.run import DivergenceReport, Run
+
+_REMEDY = "  Lower optimizer.lr, lengthen scheduler.warmup or set train.max_grad_norm, and start a new run."
+_MAX_SAMPLES = 16
+_MAX_NAMES = 3
 
 
 def diagnose(
@@ -59,6 +63,31 @@ def diagnose(
         },
     }
     return DivergenceReport(step, report, batch)
+
+
+def diverged_step_error(
+    run: Run, step: int, loss: float, grad_norm: float, micro_batches: list[Batch]
+) -> DivergedError:
+    """Save the diagnosis of a step, counted from 1, and return the error that names its loss, gradient and samples."""
+    ids = [sample for batch in micro_batches for sample in batch.ids]
+    shown = ", ".join(map(str, ids[:_MAX_SAMPLES])) + (f", ... ({len(ids)} in all)" if len(ids) > _MAX_SAMPLES else "")
+    return DivergedError(
+        f"step {step}: the run diverged: loss {loss}, gradient norm {grad_norm}; the weights were not updated.\n"
+        f"  samples of the step (positions in the training split): {shown}\n"
+        f"{_REMEDY}",
+        run.outputs.save_divergence(diagnose(run, step, loss, grad_norm, micro_batches)),
+    )
+
+
+def diverged_weights_error(run: Run, step: int, names: list[str]) -> DivergedError:
+    """Save the diagnosis of weights that are not finite, and return the error that names them."""
+    shown = ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")
+    verb = "is" if len(names) == 1 else "are"
+    return DivergedError(
+        f"step {step}: the run diverged: {shown} {verb} not finite; no checkpoint was saved.",
+        _REMEDY,
+        run.outputs.save_divergence(diagnose(run, step, None, None, [])),
+    )
 
 
 def non_finite_parameters(run: Run) -> list[str]:

@@ -10,15 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from trainer.capture import capture
-from trainer.divergence import diagnose, non_finite_parameters
-from trainer.errors import DivergedError, Interrupted
+from trainer.divergence import diverged_step_error, diverged_weights_error, non_finite_parameters
+from trainer.errors import Interrupted
 from trainer.protocols import Batch, Loss, MetricSchedule
 from trainer.run import Run
 from trainer.state import Score, TrainState
 from trainer.targets import compute_loss, count_targets
-
-_MAX_SHOWN = {"samples": 16, "parameters": 3}
-_REMEDY = "  Lower optimizer.lr, lengthen scheduler.warmup or set train.max_grad_norm, and start a new run."
 
 
 def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
@@ -50,21 +47,23 @@ def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
         if run.ema is not None:
             run.ema.update(run.model, run.loss)
         state.advance()
-
         samples += sum(batch.num_samples for batch in micro_batches)
+
         if due(steps.log_every):
             log_step(run, state, loss, lr, grad_norm, samples / (time.perf_counter() - started))
         improved = False
         if due(steps.eval_every) or due(steps.schedule_eval_every):
             score = evaluate_weights(run, state)
             improved = state.record(score)
-            show_schedule(run, state, score)
-        stopping, finished = should_stop(), out_of_patience(run, state)
-        if improved or due(steps.save_every) or stopping or finished:
+            observe_score(run, state, score)
+
+        stop = should_stop()
+        finished = out_of_patience(run, state)
+        if improved or stop or finished or due(steps.save_every):
             save_checkpoint(run, state)
         if finished:
             return
-        if stopping and state.step < steps.total:
+        if stop and state.step < steps.total:
             raise Interrupted(f"stopped after step {state.step} of {steps.total}")
         if due(steps.log_every) or due(steps.eval_every):
             started, samples = time.perf_counter(), 0
@@ -78,7 +77,7 @@ def update_weights(run: Run, step: int, micro_batches: list[Batch]) -> tuple[flo
     while True:
         loss, grad_norm = compute_gradients(run, micro_batches)
         if not isfinite(loss) or not (isfinite(grad_norm) or run.precision.can_lower_scale):
-            raise diverged_at(run, step + 1, loss, grad_norm, micro_batches)
+            raise diverged_step_error(run, step + 1, loss, grad_norm, micro_batches)
         if run.precision.step(run.optimizer):
             run.masks.zero_weights()
             return loss, grad_norm
@@ -154,8 +153,8 @@ def evaluate_weights(run: Run, state: TrainState) -> Score:
     return best
 
 
-def show_schedule(run: Run, state: TrainState, score: Score) -> None:
-    """Pass the score to a schedule that follows the metric, at the steps that the schedule asks for."""
+def observe_score(run: Run, state: TrainState, score: Score) -> None:
+    """Show the score to a schedule that follows the metric, at the steps that the schedule asks for."""
     if isinstance(run.schedule, MetricSchedule) and state.step % run.schedule.every_steps == 0:
         run.schedule.observe(score.value, score.higher_is_better)
 
@@ -173,30 +172,6 @@ def save_checkpoint(run: Run, state: TrainState) -> None:
         DivergedError: A weight is not finite.
     """
     if names := non_finite_parameters(run):
-        raise diverged_weights(run, state.step, names)
+        raise diverged_weights_error(run, state.step, names)
     run.outputs.save(capture(run, state))
     run.log("checkpoint", state.step, {"best": state.best_step == state.step})
-
-
-def diverged_at(run: Run, step: int, loss: float, grad_norm: float, micro_batches: list[Batch]) -> DivergedError:
-    """Save the diagnosis of a step, counted from 1, and return the error that names its loss, gradient and samples."""
-    ids = [sample for batch in micro_batches for sample in batch.ids]
-    limit = _MAX_SHOWN["samples"]
-    shown = ", ".join(map(str, ids[:limit])) + (f", ... ({len(ids)} in all)" if len(ids) > limit else "")
-    return DivergedError(
-        f"step {step}: the run diverged: loss {loss}, gradient norm {grad_norm}; the weights were not updated.\n"
-        f"  samples of the step (positions in the training split): {shown}\n"
-        f"{_REMEDY}",
-        run.outputs.save_divergence(diagnose(run, step, loss, grad_norm, micro_batches)),
-    )
-
-
-def diverged_weights(run: Run, step: int, names: list[str]) -> DivergedError:
-    """Save the diagnosis of weights that are not finite, and return the error that names them."""
-    limit = _MAX_SHOWN["parameters"]
-    shown = ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-    return DivergedError(
-        f"step {step}: the run diverged: {shown} not finite; no checkpoint was saved.",
-        _REMEDY,
-        run.outputs.save_divergence(diagnose(run, step, None, None, [])),
-    )
