@@ -44,7 +44,7 @@ class TestLayers:
             pytest.param("utils.py", "", "every module has its layer", id="a module without a place"),
             pytest.param("errors.py", "import trainer.sample_rng", "Imports go down only", id="upwards"),
             pytest.param("draws.py", "import trainer.cli", "Imports go down only", id="upwards, far"),
-            pytest.param("report/jsonl.py", "import trainer.checkpoint", "Imports go down only", id="a sibling"),
+            pytest.param("report/events.py", "import trainer.checkpoint", "Imports go down only", id="a sibling"),
             pytest.param(
                 "protocols.py",
                 "def late() -> None:\n    import trainer.builders",
@@ -54,7 +54,10 @@ class TestLayers:
             pytest.param("loop.py", "import trainer.config", "Imports go down only", id="the config below build"),
             pytest.param("loop.py", "import hydra", "Nothing below build knows Hydra", id="Hydra below build"),
             pytest.param(
-                "report/jsonl.py", "from omegaconf import DictConfig", "Nothing below build knows Hydra", id="OmegaConf"
+                "report/events.py",
+                "from omegaconf import DictConfig",
+                "Nothing below build knows Hydra",
+                id="OmegaConf",
             ),
             pytest.param("cli.py", "import torch", "checked without torch", id="torch in the command line"),
             pytest.param("errors.py", "import torch", "checked without torch", id="torch behind the command line"),

@@ -1,4 +1,4 @@
-"""A disk that refuses a checkpoint ends the run with a clear error and harms nothing that was saved before."""
+"""A disk that cannot store a checkpoint ends the run with a clear error; earlier checkpoints stay intact."""
 
 import errno
 import os
@@ -20,10 +20,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
         yield write_data(folder)
 
 
-# A save syncs 7 files, its folder and the parent: the 3rd checkpoint, at its 2nd file, its manifest, its publication.
-@pytest.mark.parametrize("call", [22, 25, 28])
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
-def test_the_run_ends_and_goes_on_when_there_is_room(
+# A save syncs 7 files, the folder and its parent. These calls are in the 3rd checkpoint: its 2nd file, its manifest,
+# and its publication.
+@pytest.mark.parametrize(("call", "number"), [(22, errno.ENOSPC), (25, errno.EIO), (28, errno.EACCES)])
+def test_failing_disk_ends_the_run_which_can_be_resumed(
     call: int,
     number: int,
     data: list[str],
@@ -34,7 +34,7 @@ def test_the_run_ends_and_goes_on_when_there_is_room(
     assert train(tmp_path / "whole", *data, *JOB) == 0
     fsync, calls = os.fsync, 0
 
-    def refusing(file: int) -> None:
+    def fail(file: int) -> None:
         nonlocal calls
         calls += 1
         if calls >= call:
@@ -42,11 +42,11 @@ def test_the_run_ends_and_goes_on_when_there_is_room(
         fsync(file)
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", refusing)
+        patched.setattr(os, "fsync", fail)
         assert train(tmp_path / "run", *data, *JOB) == 3
-    told = capsys.readouterr().err
-    assert os.strerror(number) in told
-    assert str(tmp_path / "run" / "checkpoints") in told
+    message = capsys.readouterr().err
+    assert os.strerror(number) in message
+    assert str(tmp_path / "run" / "checkpoints") in message
 
     kept = sorted(folder.name for folder in (tmp_path / "run" / "checkpoints").glob("step-*"))
     assert kept[:2] == ["step-00000004", "step-00000008"]

@@ -1,4 +1,4 @@
-"""Without a network a name of the hub is told of at once, and with one it is asked for."""
+"""Names on the Hugging Face hub: one request with a network, an immediate error without one."""
 
 import socket
 import threading
@@ -14,21 +14,21 @@ from huggingface_hub import constants
 from trainer.data.cells import ROLE_NOUNS
 from trainer.data.hub import Hub
 from trainer.errors import ConfigError, DataError
-from trainer.hub import reachable
+from trainer.hub import is_reachable
 from trainer.model.pretrained_loading import read_config
 from trainer.task.tokenization import load_tokenizer
 
 
 @pytest.fixture(autouse=True)
-def asked_anew() -> Iterator[None]:
-    reachable.cache_clear()
+def clear_cache() -> Iterator[None]:
+    is_reachable.cache_clear()
     yield
-    reachable.cache_clear()
+    is_reachable.cache_clear()
 
 
 @pytest.fixture
-def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """The hub is an address at which nobody answers, and no library may wait before it asks again."""
+def unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """Make the hub an address at which no server answers, and forbid libraries to wait before another try."""
 
     def never(seconds: float) -> None:
         raise AssertionError(f"waits {seconds} s")
@@ -42,12 +42,12 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
         yield listening
 
 
-def test_a_hub_that_answers_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_reachable_hub_is_requested_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = []
 
     class Answer(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
-            asked.append(self.path)
+            requests.append(self.path)
             self.send_response(404)
             self.end_headers()
 
@@ -58,29 +58,29 @@ def test_a_hub_that_answers_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> No
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        assert reachable()
-        assert reachable()
+        assert is_reachable()
+        assert is_reachable()
         server.shutdown()
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
-def test_a_hub_that_nobody_may_ask_is_not_asked() -> None:
+def test_offline_mode_sends_no_request() -> None:
     assert constants.HF_HUB_OFFLINE
-    assert not reachable()
+    assert not is_reachable()
 
 
-def test_an_address_at_which_nothing_is(nobody: socket.socket) -> None:
-    assert not reachable()
+def test_closed_port_is_unreachable(unreachable_hub: socket.socket) -> None:
+    assert not is_reachable()
 
 
-def test_an_address_that_says_nothing(nobody: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    nobody.listen()
+def test_silent_server_is_unreachable(unreachable_hub: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    unreachable_hub.listen()
     monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "0.1")
-    assert not reachable()
+    assert not is_reachable()
 
 
-@pytest.mark.usefixtures("nobody")
-def test_no_library_tries_again_and_again(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("unreachable_hub")
+def test_no_library_tries_again(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^tokenizer: no such file, and the hub cannot be reached, got 'own/name'\."):
         load_tokenizer("own/name")
     with pytest.raises(ConfigError, match=r"^path: is neither a folder nor .* \(the hub cannot be reached"):

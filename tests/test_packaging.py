@@ -1,4 +1,4 @@
-"""What a user installs."""
+"""The wheel that users install."""
 
 import os
 import subprocess
@@ -29,14 +29,14 @@ def files(wheel: Path) -> set[str]:
         return set(archive.namelist())
 
 
-def test_it_holds_the_package_and_its_configs_and_nothing_else(wheel: Path) -> None:
+def test_wheel_contains_the_package_and_its_configs_only(wheel: Path) -> None:
     code = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "trainer").rglob("*.py")}
     configs = {f"trainer/{path.relative_to(REPOSITORY)}" for path in (REPOSITORY / "conf").rglob("*.yaml")}
     assert "trainer/conf/train.yaml" in configs
     assert {name for name in files(wheel) if ".dist-info/" not in name} == code | configs
 
 
-def test_its_metadata_is_the_projects(wheel: Path) -> None:
+def test_wheel_metadata(wheel: Path) -> None:
     folder = f"trainer-{trainer.__version__}.dist-info"
     with zipfile.ZipFile(wheel) as archive:
         metadata = Parser().parsestr(archive.read(f"{folder}/METADATA").decode())
@@ -48,12 +48,12 @@ def test_its_metadata_is_the_projects(wheel: Path) -> None:
     assert "trainer = trainer.cli:main" in entry_points
 
 
-def test_installed_it_finds_its_own_configs(wheel: Path, tmp_path: Path) -> None:
+def test_installed_package_finds_its_own_configs(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     command = [sys.executable, "-m", "trainer", "train", "--cfg", "job"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
-    # Not the repository as the working directory, where its own conf/ would be found.
+    # The working directory must not be the repository, whose conf/ would be used.
     shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     assert "batch_size:" in shown.stdout

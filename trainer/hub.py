@@ -1,4 +1,4 @@
-"""Whether the hub answers, asked once and not for long, before a library asks it again and again."""
+"""One quick check if the Hugging Face hub can be reached, before a library tries again and again."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from functools import cache
 
 
 @cache
-def reachable() -> bool:
-    """Whether something answers at the hub's address; false at once where `HF_HUB_OFFLINE` is set.
+def is_reachable() -> bool:
+    """Return True if a server answers at the hub's address; False at once if `HF_HUB_OFFLINE` is set.
 
-    Without a network huggingface_hub tries six times over 23 seconds for each file before it says so. One try here
-    waits 5 seconds at most for each of its phases (finding the name, connecting, reading), or what
-    `HF_HUB_ETAG_TIMEOUT` says. What a proxy answers counts: it is asked by huggingface_hub's own session.
+    Without a network, huggingface_hub tries six times over 23 seconds for each file before it fails. This single try
+    waits at most 5 seconds for each of its phases (name resolution, connection, response), or as long as
+    `HF_HUB_ETAG_TIMEOUT` says. An answer from a proxy counts: the request uses huggingface_hub's own session.
     """
     from huggingface_hub import constants, get_session
 
@@ -20,6 +20,6 @@ def reachable() -> bool:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or 5))
-    except Exception:  # of the network in any form, by whichever library the session is of
+    except Exception:  # any network error, of whichever library the session belongs to
         return False
     return True

@@ -1,4 +1,4 @@
-"""A run that diverges keeps what a person needs to see why, and what it takes to see it again."""
+"""A run that diverges saves a report of the cause and can be replayed to it."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.support.jobs import train, working_in, write_data
-from trainer.checkpoint.manifest import verify
+from trainer.checkpoint.manifest import find_faults
 from trainer.cli import main
 
 SGD = ["optimizer=sgd", "scheduler=constant", "train.max_grad_norm=null", "train.accumulate=2"]
@@ -45,14 +45,14 @@ def report(run: Path, step: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_step_that_diverges_is_kept_and_seen_again(
+def test_divergence_is_reported_and_replayed(
     precision: str, data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     assert train(run, *data, *SGD, "optimizer.lr=1e30", f"precision={precision}") == 5
     wrong = capsys.readouterr().err
     assert "step 2: the run diverged: loss nan" in wrong
-    assert f"What was found: {run}/diverged/step-00000002. To replay it: trainer verify run={run}" in wrong
+    assert f"Report: {run}/diverged/step-00000002. Replay it with: trainer verify run={run}" in wrong
 
     found = report(run, 2)
     assert (found["step"], found["loss"], found["lr"], found["precision"]) == (2, "nan", 1e30, precision)
@@ -61,18 +61,18 @@ def test_a_step_that_diverges_is_kept_and_seen_again(
     assert "model.head.weight" in found["not_finite"]["gradients"]
     assert found["grad_norms"]["model.head.weight"] == "nan"
     assert found["checkpoint"] == "checkpoints/step-00000001"
-    assert verify(run / found["checkpoint"]) == []
+    assert find_faults(run / found["checkpoint"]) == []
     batch = load_file(run / "diverged/step-00000002/batch.safetensors")
     assert {"0.inputs.input_ids", "0.target", "1.inputs.input_ids", "1.target"} <= batch.keys()
     assert sum(len(batch[f"{position}.target"]) for position in (0, 1)) == 8
 
     assert main(["verify", f"run={run}"]) == 0
     page = capsys.readouterr().out
-    assert "from step 1  diverged again: loss nan, gradient norm nan; the same in every number" in page
-    assert "equal in every bit" in page
+    assert "from step 1  diverged again: loss nan, gradient norm nan; all numbers equal" in page
+    assert "bitwise equal" in page
 
 
-def test_a_run_without_a_checkpoint_is_replayed_from_the_start(
+def test_run_without_a_checkpoint_is_replayed_from_the_start(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path / "run", *data, *SGD, "optimizer.lr=1e30", "checkpoint.every=10") == 5
@@ -82,10 +82,8 @@ def test_a_run_without_a_checkpoint_is_replayed_from_the_start(
     assert "from the start  diverged again" in capsys.readouterr().out
 
 
-def test_weights_that_are_not_finite_replace_no_checkpoint(
-    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # The first update makes weights of infinity out of gradients that are finite.
+def test_non_finite_weights_are_not_saved(data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # The first update turns finite gradients into infinite weights.
     run = tmp_path / "run"
     assert train(run, *data, *SGD, "optimizer.lr=1e39") == 5
     assert "step 1: the run diverged: model.token_embedding.weight, " in capsys.readouterr().err
@@ -98,24 +96,24 @@ def test_weights_that_are_not_finite_replace_no_checkpoint(
     assert "from the start  diverged again: weights not finite" in capsys.readouterr().out
 
 
-def test_a_divergence_that_does_not_come_again_is_told(
+def test_divergence_that_is_not_reproduced_is_an_error(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # A fault that lies in the process and not in what is learnt: the part counts its own calls.
+    # The cause is state of the process that no checkpoint contains: the loss counts its own calls.
     (tmp_path / "poisoned_losses.py").write_text(LOSS)
     run = tmp_path / "run"
     assert train(run, *data, "loss._target_=poisoned_losses.Poisoned", "+loss.after=4") == 5
     assert (report(run, 5)["loss"], report(run, 5)["checkpoint"]) == ("inf", "checkpoints/step-00000004")
 
     assert main(["verify", f"run={run}", "trust=[poisoned_losses]"]) == 3
-    assert "replay of the divergence of step-00000005: from step 4: step 5 did not diverge again" in (
+    assert "replay of the divergence at step-00000005: from step 4: step 5 did not diverge again" in (
         capsys.readouterr().err
     )
     shutil.rmtree(run / "checkpoints")
     assert main(["verify", f"run={run}", "trust=[poisoned_losses]"]) == 0
 
 
-def test_an_altered_number_of_the_report_is_named(
+def test_altered_number_of_the_report_is_named(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -124,10 +122,10 @@ def test_an_altered_number_of_the_report_is_named(
     file.write_text(json.dumps({**report(run, 2), "lr": 1.0}))
 
     assert main(["verify", f"run={run}"]) == 3
-    assert "lr 1.0 then, 1e+30 in the replay" in capsys.readouterr().err
+    assert "lr 1.0 recorded, 1e+30 replayed" in capsys.readouterr().err
 
 
-def test_a_bundle_that_cannot_be_written_hides_nothing(
+def test_report_that_cannot_be_written_does_not_hide_the_divergence(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -137,4 +135,4 @@ def test_a_bundle_that_cannot_be_written_hides_nothing(
     assert train(run, *data, *SGD, "optimizer.lr=1e30") == 5
     wrong = capsys.readouterr().err
     assert "step 2: the run diverged: loss nan" in wrong
-    assert "What was found could not be kept: " in wrong
+    assert "The report of the divergence could not be saved: " in wrong

@@ -1,4 +1,4 @@
-"""`eval` on other rows than the run's own: what it needs of them, and where their score goes."""
+"""`trainer eval` on rows other than the run's own: what it reads, and where the score is stored."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def folder(trained: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of the run in a working directory with `new.csv`; the data of training lies where it was."""
+    """Return a working directory with a copy of the run and `new.csv`; the training data stays in its place."""
     shutil.copytree(trained / "run", tmp_path / "run")
     with working_in(tmp_path):
         write_csv(tmp_path / "new.csv", 30, seed=9)
@@ -37,7 +37,7 @@ def score(run: Path, pattern: str = "test.json") -> dict[str, Any]:
     return found
 
 
-def test_a_score_on_other_data_stands_beside_the_runs_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_on_other_data_is_stored_next_to_the_runs_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = score(folder / "run")
     assert main(["eval", "run=run", "device=cpu", "data.test=new.csv"]) == 0
     other = score(folder / "run", OTHER)
@@ -60,7 +60,7 @@ def test_a_score_on_other_data_stands_beside_the_runs_own(folder: Path, capsys: 
     assert {"left": "data.test=new.csv"} in results.values()
 
 
-def test_the_same_rows_in_another_file_are_the_runs_own(trained: Path, folder: Path) -> None:
+def test_same_rows_in_another_file_count_as_the_runs_own(trained: Path, folder: Path) -> None:
     own = score(folder / "run")
     shutil.copyfile(trained / "test.csv", folder / "copy.csv")
 
@@ -69,7 +69,7 @@ def test_the_same_rows_in_another_file_are_the_runs_own(trained: Path, folder: P
 
 
 @pytest.mark.parametrize("overrides", [["loader.limit=5"], []])
-def test_fewer_rows_and_rows_that_changed_are_others(
+def test_fewer_or_changed_rows_count_as_other_data(
     overrides: list[str], trained: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own, kept = score(folder / "run"), (trained / "test.csv").read_bytes()
@@ -85,7 +85,7 @@ def test_fewer_rows_and_rows_that_changed_are_others(
     assert other["data"] == (overrides[0] if overrides else "data.test=changed since the run's own score")
 
 
-def test_rows_of_training_are_told_of(
+def test_rows_of_the_training_data_are_reported(
     folder: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (text, label), *_ = rows(61, seed=0)
@@ -101,7 +101,7 @@ def test_rows_of_training_are_told_of(
     assert "data.strict: test: 3.2 % leaked" in capsys.readouterr().err
 
 
-def test_no_more_is_needed_than_what_is_evaluated(
+def test_eval_reads_only_the_evaluated_split(
     trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("TRAINER_CACHE", str(folder / "cold"))
@@ -118,16 +118,18 @@ def test_no_more_is_needed_than_what_is_evaluated(
 
     same = [score(folder / "run", name)["accuracy"] for name in (OTHER, "test-named-*.json")]
     assert same[0] == same[1]
-    assert any("test: not compared with the rows of training: data.train: no such file" in m for m in caplog.messages)
+    assert any(
+        "test: cannot be compared with the training data: data.train: no such file" in m for m in caplog.messages
+    )
 
 
-def test_features_are_read_as_they_were_in_training(tmp_path: Path) -> None:
+def test_features_are_read_as_in_training(tmp_path: Path) -> None:
     lines = [f"{number},{'a' if number % 3 else number % 5},{'x' if number % 2 else 'y'}" for number in range(60)]
     options = ["task=tabular_classification", "data=files", "model=linear", "logger.console=none", "export.formats=[]"]
     options += ["data.label=kind", "data.train=train.csv", "data.validation=other.csv", "data.test=other.csv"]
     with working_in(tmp_path):
         (tmp_path / "train.csv").write_text("\n".join(["size,mark,kind", *lines]), encoding="utf-8")
-        # Of these alone the second column would be one of numbers.
+        # Without the training rows, the second column would be taken for numbers.
         (tmp_path / "other.csv").write_text("size,mark,kind\n3,2,x\n8,3,y\n", encoding="utf-8")
         shutil.copyfile(tmp_path / "other.csv", tmp_path / "test.csv")
         options[-1] = "data.test=test.csv"

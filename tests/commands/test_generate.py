@@ -1,4 +1,4 @@
-"""`trainer generate` on one small run: what it prints, what it writes, what it refuses."""
+"""`trainer generate` on one small run: texts, output files and errors."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ PROMPT = "apple banana (pear), axe"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run of a language model in `lm`, one of a classifier in `classes`."""
+    """Return a folder with the run of a language model in `lm` and of a classifier in `classes`."""
     made = tmp_path_factory.mktemp("generate")
     with working_in(made):
         learnt = ["train.duration=40", "optimizer.lr=0.03", "scheduler=constant", "ema.decay=null"]
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def small_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a language model of three words in `lm`."""
+    """Return a folder with the run of a language model with three words in `lm`."""
     made = tmp_path_factory.mktemp("three")
     texts = [json.dumps({"text": " ".join(words)}) for words in product("abc", repeat=3)]
     (made / "texts.jsonl").write_text("\n".join(texts), encoding="utf-8")
@@ -50,7 +50,7 @@ def generate(folder: Path, *overrides: str) -> int:
 
 @pytest.fixture
 def stdin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], None]]:
-    """Makes standard input hold something."""
+    """Return a function that sets the contents of standard input."""
     with ExitStack() as files:
 
         def hold(content: bytes) -> None:
@@ -66,21 +66,21 @@ def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_goes_on_with_a_prompt(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompt_is_continued(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate(folder, f"prompt={PROMPT}", "decode.max_new_tokens=4") == 0
     shown, note = capsys.readouterr()
     assert generate(folder, f"prompt={PROMPT}", "decode.max_new_tokens=4", "output=-") == 0
     (line,) = lines(capsys.readouterr().out)
 
     assert shown.rstrip("\n") == line["text"]
-    assert note == "note: prompt 1: 3 of its 7 tokens are unknown to the model's vocabulary\n"
+    assert note == "note: prompt 1: 3 of its 7 tokens are not in the vocabulary\n"
     assert line["prompt"] == PROMPT
     assert line["text"] == PROMPT + line["completion"]
     assert {*line} == {"prompt", "text", "completion", "tokens", "ended"}
 
 
 @pytest.mark.parametrize("way", ["greedy", "beam", "sample", "beam_sample"])
-def test_several_lines_are_what_each_is_alone(
+def test_several_prompts_give_the_same_as_each_alone(
     way: str, folder: Path, capsys: pytest.CaptureFixture[str], stdin: Callable[[bytes], None]
 ) -> None:
     prompts, more = ["apple", "cat dog horse", "pear"], [f"decode={way}", "decode.max_new_tokens=5", "output=-"]
@@ -97,7 +97,7 @@ def test_several_lines_are_what_each_is_alone(
     assert all(("score" in line) == way.startswith("beam") for line in lines(together))
 
 
-def test_several_continuations_into_a_file(folder: Path) -> None:
+def test_several_continuations_are_written_to_a_file(folder: Path) -> None:
     drawn = ["decode=sample", "decode.num_return=3", "decode.temperature=3", "decode.max_new_tokens=6"]
     found = []
     for seed in (0, 0, 1):
@@ -109,7 +109,7 @@ def test_several_continuations_into_a_file(folder: Path) -> None:
     assert found[0] == found[1] != found[2]
 
 
-def test_each_step_is_explained(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_steps_are_explained(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate(folder, "prompt=apple pear", "explain=5", "decode.max_new_tokens=3", "output=-") == 0
     (line,) = lines(capsys.readouterr().out)
     assert generate(folder, "prompt=apple pear", "explain=5", "decode.max_new_tokens=3") == 0
@@ -127,14 +127,14 @@ def test_each_step_is_explained(folder: Path, capsys: pytest.CaptureFixture[str]
         assert all(f"{choice['token']!r} {choice['probability']:.2%}" in row for choice in step["choices"])
 
 
-def test_what_was_drawn_is_told_beside_the_likeliest(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sampled_tokens_are_shown_next_to_the_most_likely(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     drawn = ["decode=sample", "decode.temperature=9", "decode.top_k=0", "decode.max_new_tokens=5"]
     assert generate(folder, "prompt=apple", "explain=2", *drawn) == 0
 
     assert "chosen" in capsys.readouterr().out.splitlines()[1]
 
 
-def test_a_stop_string_is_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stop_string_is_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["prompt=apple", "output=-", "decode.max_new_tokens=8", "decode.min_new_tokens=8"]
     assert generate(folder, *more) == 0
     (whole,) = lines(capsys.readouterr().out)
@@ -147,34 +147,40 @@ def test_a_stop_string_is_left_out(folder: Path, capsys: pytest.CaptureFixture[s
     assert whole["completion"].startswith(cut["completion"])
 
 
-def test_where_the_model_can_read_no_more_the_text_ends(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_ends_at_the_maximum_length_of_the_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["decode.max_new_tokens=99", "decode.min_new_tokens=99", "output=-"]
     assert generate(folder, "prompt=apple pear", "decode=beam", "decode.num_return=2", *more) == 0
-    told = capsys.readouterr()
+    captured = capsys.readouterr()
 
-    assert [(line["ended"], line["tokens"]) for line in lines(told.out)] == [("context", 14)] * 2
-    assert told.err.startswith("note: prompt 1: its text ended at 16 tokens")
-    assert told.err.count("\n") == 1
+    assert [(line["ended"], line["tokens"]) for line in lines(captured.out)] == [("context", 14)] * 2
+    assert captured.err.startswith("note: prompt 1: its text ended at 16 tokens")
+    assert captured.err.count("\n") == 1
 
 
-def test_a_text_ends_where_no_token_is_possible(small_vocabulary: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_ends_if_no_token_is_possible(small_vocabulary: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["decode=sample", "decode.no_repeat_ngram=1", "decode.min_new_tokens=9", "output=-"]
     assert generate(small_vocabulary, "prompt=b c", *more) == 0
-    told = capsys.readouterr()
-    (line,) = lines(told.out)
+    captured = capsys.readouterr()
+    (line,) = lines(captured.out)
 
     assert line["ended"] == "exhausted"
     assert line["text"] == "b c a"
-    assert told.err == "note: prompt 1: its text ended where decode.no_repeat_ngram leaves no token to go on with\n"
+    assert (
+        captured.err
+        == "note: prompt 1: its text ended because decode.no_repeat_ngram leaves no token to continue with\n"
+    )
 
 
-def test_the_name_of_a_file_is_a_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_name_as_prompt_is_a_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = folder / "train.jsonl"
     assert generate(folder, f"prompt={path}", "decode.max_new_tokens=1") == 2
-    assert f"note: prompt: a text, not the lines of the file {path}; these are read" in capsys.readouterr().err
+    assert (
+        f"note: prompt: used as a text. To continue the lines of the file {path}: prompt=- < {path}"
+        in capsys.readouterr().err
+    )
 
 
-def test_whoever_types_prompts_is_told_so(
+def test_reading_from_a_terminal_prints_a_note(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keyboard, terminal = os.openpty()
@@ -183,13 +189,13 @@ def test_whoever_types_prompts_is_told_so(
         monkeypatch.setattr(sys, "stdin", stdin)
         assert generate(folder, "decode.max_new_tokens=1") == 0
     os.close(keyboard)
-    told = capsys.readouterr()
+    captured = capsys.readouterr()
 
-    assert told.out.startswith("apple ")
-    assert told.err == "note: prompts are read from standard input, one a line\n"
+    assert captured.out.startswith("apple ")
+    assert captured.err == "note: reading prompts from standard input, one per line\n"
 
 
-def test_a_line_that_cannot_be_gone_on_from_does_not_stop_the_rest(
+def test_prompt_that_cannot_be_continued_does_not_stop_the_others(
     folder: Path, capsys: pytest.CaptureFixture[str], stdin: Callable[[bytes], None]
 ) -> None:
     prompts = ["apple", "", "pear " * 20, "cat"]
@@ -197,23 +203,23 @@ def test_a_line_that_cannot_be_gone_on_from_does_not_stop_the_rest(
     content = "\n".join(prompts).encode() + b"\nax\xffe\n"
     stdin(content)
     assert generate(folder, "output=-", "prompt=-") == 6
-    told = capsys.readouterr()
+    captured = capsys.readouterr()
     stdin(content)
     assert generate(folder, f"output={path}", "prompt=-") == 6
 
-    answers = lines(told.out)
-    assert [line["prompt"] for line in answers] == [*prompts, None]
-    first, second, third, last = (line for line in told.err.splitlines() if not line.startswith("note"))
-    assert [line.get("error") for line in answers] == [None, first, second, None, third]
+    texts = lines(captured.out)
+    assert [line["prompt"] for line in texts] == [*prompts, None]
+    first, second, third, last = (line for line in captured.err.splitlines() if not line.startswith("note"))
+    assert [line.get("error") for line in texts] == [None, first, second, None, third]
     assert first == "line 2: is empty after tokenization, got ''."
     assert second.startswith("line 3: has 20 tokens, but the model reads at most 16,")
     assert third.startswith("standard input, line 5: byte 0xff at offset 114 of the file is not UTF-8.")
-    assert last == "3 of 5 lines could not be gone on from."
+    assert last == "3 of 5 prompts could not be continued."
     with path.open(encoding="utf-8", newline="") as file:
         assert [row["error"] for row in csv.DictReader(file)] == ["", first, second, "", third]
 
 
-def test_what_is_refused_leaves_the_output_as_it_was(folder: Path, tmp_path: Path) -> None:
+def test_error_leaves_the_output_file_unchanged(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text("precious\n", encoding="utf-8")
 
@@ -223,50 +229,56 @@ def test_what_is_refused_leaves_the_output_as_it_was(folder: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("overrides", "code", "told"),
+    ("overrides", "code", "message"),
     [
         (["prompt=' '"], 2, "prompt: is empty after tokenization, got ' '."),
         (["prompt=a\udcffb"], 2, "prompt: is not UTF-8, got 'a\\udcffb'."),
-        (["prompt=apple", "decode=sample", f"decode.seed={1 << 64}"], 2, "decode.seed: must be at least 0 and below 2"),
-        (["run=classes", "prompt=apple"], 2, "run: holds no causal language model"),
+        (
+            ["prompt=apple", "decode=sample", f"decode.seed={1 << 64}"],
+            2,
+            "decode.seed: must be at least 0 and less than 2",
+        ),
+        (["run=classes", "prompt=apple"], 2, "run: contains no causal language model"),
         (["run=nowhere", "prompt=apple"], 3, "run: "),
         (["prompt=apple", "checkpoint=step-7"], 3, "step-00000007: no such checkpoint"),
         (["prompt=apple", "backend=onnx"], 3, "export.formats=[onnx_cache]"),
-        (["prompt=apple", "output=no/such/texts.jsonl"], 2, "output: its folder is not there"),
-        (["prompt=apple", "output=texts.doc"], 2, "output: is of no known kind"),
+        (["prompt=apple", "output=no/such/texts.jsonl"], 2, "output: its folder does not exist"),
+        (["prompt=apple", "output=texts.doc"], 2, "output: unknown file format"),
     ],
 )
-def test_what_is_refused(
-    overrides: list[str], code: int, told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+def test_errors(
+    overrides: list[str], code: int, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert generate(folder, *overrides) == code
     found = capsys.readouterr().err
-    assert told in found
+    assert message in found
     assert "Traceback" not in found
 
 
 @pytest.mark.parametrize(
-    ("run", "more", "code", "told"),
+    ("run", "more", "code", "message"),
     [
-        ("classes", ["prompt=x"], 2, "holds no causal language model"),
-        ("lm", ["prompt=x", "backend=onnx"], 3, "backend: there is no decoder as an artifact"),
+        ("classes", ["prompt=x"], 2, "contains no causal language model"),
+        ("lm", ["prompt=x", "backend=onnx"], 3, "backend: there is no exported decoder"),
         (
             "lm",
             ["prompt=", "output=texts.doc"],
             2,
-            "prompt: has no token to go on from, got ''.\noutput: is of no known",
+            "prompt: must not be empty, got ''.\noutput: unknown file",
         ),
     ],
 )
-def test_what_is_refused_before_torch_is_loaded(run: str, more: list[str], code: int, told: str, folder: Path) -> None:
+def test_errors_are_reported_before_torch_is_loaded(
+    run: str, more: list[str], code: int, message: str, folder: Path
+) -> None:
     program = "import sys; from trainer.cli import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; "
     command = [sys.executable, "-c", program + "sys.exit(code)", "generate", f"run={folder / run}", *more]
     done = subprocess.run(command, capture_output=True, text=True)
 
-    assert (done.returncode, told in done.stderr) == (code, True), done.stderr
+    assert (done.returncode, message in done.stderr) == (code, True), done.stderr
 
 
-def test_the_data_is_not_needed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_does_not_need_the_data(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with working_in(tmp_path):
         files = write_roles(tmp_path)
         assert train(tmp_path / "run", *files, "task=causal_lm", "train.duration=2") == 0
@@ -276,7 +288,7 @@ def test_the_data_is_not_needed(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out.startswith("apple")
 
 
-def test_scores_of_a_loss_with_parameters_and_of_adapters(
+def test_loss_with_parameters_and_adapters_are_supported(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with working_in(folder):
@@ -305,14 +317,14 @@ def test_scores_of_a_loss_with_parameters_and_of_adapters(
 
 @pytest.fixture(scope="module")
 def exported(folder: Path) -> Path:
-    """The export folder of the language model."""
+    """Return the export folder of the language model."""
     assert main(["export", f"run={folder / 'lm'}", "export.formats=[onnx_cache]"]) == 0
     return folder / "lm" / "export"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["greedy", "beam", "sample", "beam_sample"])
-def test_the_artifact_generates_the_same_texts(
+def test_exported_decoder_generates_the_same_texts(
     way: str, exported: Path, folder: Path, capsys: pytest.CaptureFixture[str], stdin: Callable[[bytes], None]
 ) -> None:
     found = []
@@ -329,7 +341,7 @@ def test_the_artifact_generates_the_same_texts(
 
 
 @pytest.mark.slow
-def test_the_folder_generates_without_this_tool(
+def test_artifact_folder_generates_without_trainer(
     exported: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = ["apple", "cat dog horse", "pear plum, axe", "Ω"]
@@ -358,7 +370,7 @@ def test_the_folder_generates_without_this_tool(
 
 
 @pytest.mark.slow
-def test_a_folder_of_artifacts_is_enough(
+def test_artifact_folder_is_sufficient(
     exported: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone = tmp_path / "artifacts"
@@ -372,8 +384,8 @@ def test_a_folder_of_artifacts_is_enough(
 
     assert main(["generate", f"run={alone}", *more, "precision=bf16", "checkpoint=last"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "checkpoint: is of a run, not of an artifact, got 'last'. Leave it out.",
-        "precision: is of a run, not of an artifact, got 'bf16'. Leave it out.",
+        "checkpoint: applies only to a run, not to an artifact, got 'last'. Leave it out.",
+        "precision: applies only to a run, not to an artifact, got 'bf16'. Leave it out.",
     ]
     assert main(["generate", f"run={alone}", *more, "backend=torch"]) == 3
     assert "run: " in capsys.readouterr().err
@@ -383,7 +395,7 @@ def test_a_folder_of_artifacts_is_enough(
 
 
 @pytest.mark.slow
-def test_the_folders_check_sees_other_tokens(exported: Path) -> None:
+def test_self_check_of_the_folder_detects_other_tokens(exported: Path) -> None:
     manifest = json.loads((exported / "manifest.json").read_text(encoding="utf-8"))
     golden = manifest["artifacts"]["onnx_cache"]["golden"]
     golden["tokens"][-1] += 1
@@ -394,8 +406,8 @@ def test_the_folders_check_sees_other_tokens(exported: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_pretrained_model_goes_on_as_transformers_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A fine-tuned GPT-2, its weights read by transformers from the run's checkpoint."""
+def test_pretrained_model_generates_as_transformers_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Compare a fine-tuned GPT-2 with transformers, which loads the weights of the run's checkpoint."""
     import torch
     from safetensors.torch import load_file
     from tokenizers import Tokenizer

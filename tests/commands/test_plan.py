@@ -28,7 +28,7 @@ def plan(capsys: pytest.CaptureFixture[str], *overrides: str) -> dict[str, Any]:
     return document
 
 
-def test_a_run_does_what_its_plan_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_matches_its_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_data(folder)
     before = {path.name for path in folder.iterdir()}
     planned = plan(capsys, *data, *LENGTHS)
@@ -44,14 +44,14 @@ def test_a_run_does_what_its_plan_says(folder: Path, capsys: pytest.CaptureFixtu
     assert {point["step"]: point["lr"] for point in planned["schedule"]["points"]} == {
         event["step"] - 1: event["lr"] for event in logged
     }
-    # Every file but the two that tell where the run stands, byte for byte as large.
+    # Every file has the planned size, except the files whose contents depend on the position.
     sizes = {file.name: file.stat().st_size for file in saved[-1].iterdir()}
     same = sizes.keys() - {"MANIFEST.json", "state.json", "config.yaml"}
     assert {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "task.json"} <= same
     assert {name: planned["checkpoint"]["files"][name] for name in same} == {name: sizes[name] for name in same}
 
 
-def test_memory_and_model_are_those_of_the_parts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_and_parameters_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     planned = plan(capsys, *write_data(folder), "loss=cross_entropy", "model.freeze=[token_embedding*]")
     model, memory = planned["model"], planned["memory"]
 
@@ -66,12 +66,12 @@ def test_memory_and_model_are_those_of_the_parts(folder: Path, capsys: pytest.Ca
     assert model["modules"][0]["output"] == [8, 3]
 
 
-def test_memory_is_that_of_all_that_will_be_trained(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_includes_weights_that_are_unfrozen_later(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = plan(capsys, *write_data(folder))
-    thawing = plan(capsys, *write_data(folder), "model.freeze=[{match:'token_embedding*',until:1ep}]")
+    unfreezing = plan(capsys, *write_data(folder), "model.freeze=[{match:'token_embedding*',until:1ep}]")
 
-    assert thawing["memory"] == plain["memory"]
-    assert thawing["model"]["trainable"] == plain["model"]["parameters"]
+    assert unfreezing["memory"] == plain["memory"]
+    assert unfreezing["model"]["trainable"] == plain["model"]["parameters"]
 
 
 def test_activations_grow_with_the_micro_batch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +91,7 @@ def test_padding_is_counted(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert 0 <= tokens["empty_share"] < padded["data"]["tokens"]["empty_share"] < 1
 
 
-def test_without_a_trial_what_it_measures_is_not_known(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_trial_measured_values_are_null(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     planned = plan(capsys, *write_data(folder), "trial=false", "optimizer.lr=auto", "scheduler=reduce_on_plateau")
 
     assert (planned["memory"]["optimizer"], planned["memory"]["activations"], planned["memory"]["total"]) == (None,) * 3
@@ -101,7 +101,7 @@ def test_without_a_trial_what_it_measures_is_not_known(folder: Path, capsys: pyt
     assert {point["lr"] for point in planned["schedule"]["points"]} == {None}
 
 
-def test_the_screen_and_the_depth(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_and_depth(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *TINY, *write_data(folder), "depth=1", "run.name=mine", "export.formats=[onnx]"]) == 0
     shown = capsys.readouterr().out
 
@@ -113,16 +113,16 @@ def test_the_screen_and_the_depth(folder: Path, capsys: pytest.CaptureFixture[st
     assert not (folder / "runs").exists()
 
 
-def test_micro_batches_that_are_not_of_one_size(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_micro_batches_of_different_sizes(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     uneven = [*write_data(folder), "train.accumulate=3", "train.duration=1"]
     assert main(["plan", *TINY, *uneven, "trial=false"]) == 0
     assert "8 samples = 3 x at most 3" in capfd.readouterr().out
     assert train(folder / "uneven", *uneven) == 0
-    told = "a step is 8 samples = 3 micro-batches of at most 3;"
-    assert told in (folder / "uneven/trainer.log").read_text(encoding="utf-8")
+    message = "step: 8 samples = 3 micro-batches of at most 3;"
+    assert message in (folder / "uneven/trainer.log").read_text(encoding="utf-8")
 
 
-def test_images_have_no_tokens(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_of_images_has_no_tokens(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lengths = ["train.duration=2", "loader.limit=40", "task.augment.mixup=0.2", "device=cpu"]
     assert main(["plan", "experiment=digits", "json=true", *lengths]) == 0
     planned = json.loads(capsys.readouterr().out)
@@ -132,20 +132,20 @@ def test_images_have_no_tokens(folder: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
-        (["resume=elsewhere"], "resume: a plan is that of a run from its start, got 'elsewhere'. Leave it out."),
+        (["resume=elsewhere"], "resume: plan cannot start from a checkpoint, got 'elsewhere'. Leave it out."),
         (["depth=-1"], "depth: must be at least 0, got -1."),
         (["train.batch_sise=3"], "Did you mean train.batch_size."),
         (["model.heads=3"], "model.heads: must divide model.dim (16), got 3"),
     ],
 )
-def test_faults(overrides: list[str], told: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors(overrides: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *TINY, *write_data(folder), *overrides]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_a_sparkline() -> None:
+def test_sparkline() -> None:
     assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
     assert sparkline([0.0, 0.0]) == "▁▁"
     assert sparkline([]) == ""

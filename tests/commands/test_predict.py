@@ -1,4 +1,4 @@
-"""`trainer predict` through the command line: a small run of each task, its answers beside what `eval` says of it."""
+"""`trainer predict` on the command line: a small run of each task, its predictions compared with `trainer eval`."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ TASKS: dict[str, Sequence[str]] = {
 
 
 def write_tables(folder: Path) -> list[str]:
-    """`<split>.csv` with numbers, a colour, a label and a value; the overrides of a job on them."""
+    """Write `<split>.csv` with numbers, a color, a label and a value; return the overrides of a job on them."""
     random = np.random.default_rng(0)
     for split, count in {"train": 61, "validation": 20, "test": 20}.items():
         lines = ["size,weight,colour,label,value"]
@@ -50,7 +50,7 @@ def write_tables(folder: Path) -> list[str]:
 
 
 def options_of(task: str, folder: Path) -> list[str]:
-    """The overrides of a job, its files in `folder`."""
+    """Return the overrides of a job whose files are in `folder`."""
     options = [f"task={task}", f"run.dir={folder / 'run'}", *COMMON, "train.duration=2ep", *TASKS[task]]
     if task.startswith("tabular"):
         inputs = "data.columns.features=[size,weight,colour]"
@@ -63,7 +63,7 @@ def options_of(task: str, folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def run_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
-    """A folder with a task's data and its `run`, trained once."""
+    """Return a function that gives a folder with a task's data and its `run`, trained once."""
     made: dict[str, Path] = {}
     with working_in(tmp_path_factory.mktemp("predict")):
 
@@ -77,10 +77,10 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., P
         yield of
 
 
-def predicted(folder: Path, given: Path | str, *options: str, code: int = 0) -> list[Any]:
-    """The answers in a file."""
-    output = folder / "answers.jsonl"
-    argv = [f"run={folder / 'run'}", f"input={given}", f"output={output}", "device=cpu", *options]
+def predicted(folder: Path, source: Path | str, *options: str, code: int = 0) -> list[Any]:
+    """Predict to a file and return its lines."""
+    output = folder / "predictions.jsonl"
+    argv = [f"run={folder / 'run'}", f"input={source}", f"output={output}", "device=cpu", *options]
     assert main(["predict", *argv]) == code
     return [json.loads(line) for line in output.read_text("utf-8").splitlines()]
 
@@ -91,8 +91,8 @@ def evaluated(folder: Path) -> dict[str, float]:
     return values
 
 
-def asked(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the test file."""
+def read_test_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of the test file."""
     return [json.loads(line) for line in (folder / "test.jsonl").read_text("utf-8").splitlines()]
 
 
@@ -101,78 +101,83 @@ def share(right: Sequence[bool]) -> float:
 
 
 @pytest.mark.parametrize("task", ["text_classification", "pair_classification"])
-def test_classes_are_those_that_are_evaluated(task: str, run_of: Callable[[str], Path]) -> None:
+def test_predicted_classes_match_the_evaluation(task: str, run_of: Callable[[str], Path]) -> None:
     folder = run_of(task)
-    answers = predicted(folder, folder / "test.jsonl", "top=2")
-    right = [answer["label"] == row["label"] for answer, row in zip(answers, asked(folder), strict=True)]
+    predictions = predicted(folder, folder / "test.jsonl", "top=2")
+    right = [
+        prediction["label"] == row["label"] for prediction, row in zip(predictions, read_test_rows(folder), strict=True)
+    ]
 
     assert share(right) == pytest.approx(evaluated(folder)["accuracy"])
-    for answer in answers:
-        best, probability = next(iter(answer["probabilities"].items()))
-        assert (answer["label"], answer["probability"]) == (best, probability)
-        assert probability == max(answer["probabilities"].values())
+    for prediction in predictions:
+        best, probability = next(iter(prediction["probabilities"].items()))
+        assert (prediction["label"], prediction["probability"]) == (best, probability)
+        assert probability == max(prediction["probabilities"].values())
 
 
-def test_classes_of_tables(run_of: Callable[[str], Path]) -> None:
+def test_predicted_classes_of_tables_match_the_evaluation(run_of: Callable[[str], Path]) -> None:
     folder = run_of("tabular_classification")
-    answers = predicted(folder, folder / "test.csv")
+    predictions = predicted(folder, folder / "test.csv")
     labels = [line.split(",")[3] for line in (folder / "test.csv").read_text().splitlines()[1:]]
 
-    assert share([answer["label"] == label for answer, label in zip(answers, labels, strict=True)]) == pytest.approx(
-        evaluated(folder)["accuracy"]
-    )
+    assert share(
+        [prediction["label"] == label for prediction, label in zip(predictions, labels, strict=True)]
+    ) == pytest.approx(evaluated(folder)["accuracy"])
     line = '{"size": -0.5, "weight": null, "colour": "violet"}'
     assert predicted(folder, line)[0]["label"] in ("large", "small")
 
 
-def test_values_of_tables_and_texts(run_of: Callable[[str], Path]) -> None:
+def test_predicted_values_match_the_evaluation(run_of: Callable[[str], Path]) -> None:
     tables, texts = run_of("tabular_regression"), run_of("regression")
     values = [float(line.split(",")[4]) for line in (tables / "test.csv").read_text().splitlines()[1:]]
-    found = [answer["value"] for answer in predicted(tables, tables / "test.csv")]
+    found = [prediction["value"] for prediction in predicted(tables, tables / "test.csv")]
     assert np.abs(np.subtract(found, values)).mean() == pytest.approx(evaluated(tables)["mae"], rel=1e-5)
 
-    found = [answer["value"] for answer in predicted(texts, texts / "test.jsonl")]
-    values = [row["value"] for row in asked(texts)]
+    found = [prediction["value"] for prediction in predicted(texts, texts / "test.jsonl")]
+    values = [row["value"] for row in read_test_rows(texts)]
     assert np.abs(np.subtract(found, values)).mean() == pytest.approx(evaluated(texts)["mae"], rel=1e-5)
 
 
-def test_labels_are_those_that_are_evaluated(run_of: Callable[[str], Path]) -> None:
+def test_predicted_labels_match_the_evaluation(run_of: Callable[[str], Path]) -> None:
     folder = run_of("multilabel_classification")
-    answers = predicted(folder, folder / "test.jsonl", "top=3")
-    right = [set(answer["labels"]) == set(row["labels"]) for answer, row in zip(answers, asked(folder), strict=True)]
+    predictions = predicted(folder, folder / "test.jsonl", "top=3")
+    right = [
+        set(prediction["labels"]) == set(row["labels"])
+        for prediction, row in zip(predictions, read_test_rows(folder), strict=True)
+    ]
 
     assert share(right) == pytest.approx(evaluated(folder)["exact_match"])
-    assert all(set(answer["probabilities"]) == {"animal", "fruit", "tool"} for answer in answers)
+    assert all(set(prediction["probabilities"]) == {"animal", "fruit", "tool"} for prediction in predictions)
 
 
-def test_tags_are_those_that_are_evaluated(run_of: Callable[[str], Path]) -> None:
+def test_predicted_tags_match_the_evaluation(run_of: Callable[[str], Path]) -> None:
     folder = run_of("token_classification")
-    answers = predicted(folder, folder / "test.jsonl")
+    predictions = predicted(folder, folder / "test.jsonl")
     pairs = [
         (found, tag)
-        for answer, row in zip(answers, asked(folder), strict=True)
-        for found, tag in zip(answer["tags"], row["tags"], strict=True)
+        for prediction, row in zip(predictions, read_test_rows(folder), strict=True)
+        for found, tag in zip(prediction["tags"], row["tags"], strict=True)
         if found is not None
     ]
 
     assert share([found == tag for found, tag in pairs]) == pytest.approx(evaluated(folder)["accuracy"])
-    assert [answer["words"] for answer in answers] == [row["words"] for row in asked(folder)]
+    assert [prediction["words"] for prediction in predictions] == [row["words"] for row in read_test_rows(folder)]
     (line,) = predicted(folder, "a saw  here")
     assert line["words"] == ["a", "saw", "here"]
     assert len(predicted(folder, "word " * 40)[0]["tags"]) == 40
 
 
-def test_images_of_a_folder(run_of: Callable[[str], Path]) -> None:
+def test_images_of_a_folder_are_predicted(run_of: Callable[[str], Path]) -> None:
     folder = run_of("image_classification")
-    answers = predicted(folder, folder / "images")
+    predictions = predicted(folder, folder / "images")
     (one,) = predicted(folder, folder / "images/corner_2/2.png")
 
-    assert len(answers) == 60
-    assert answers[0]["image"] == "corner_0/0.png"
-    assert {"image": "corner_2/2.png", **one} in [{**answer} for answer in answers]
+    assert len(predictions) == 60
+    assert predictions[0]["image"] == "corner_0/0.png"
+    assert {"image": "corner_2/2.png", **one} in [{**prediction} for prediction in predictions]
 
 
-def test_language_models_by_hand(run_of: Callable[[str], Path]) -> None:
+def test_language_models_match_a_direct_computation(run_of: Callable[[str], Path]) -> None:
     from trainer.builders.checkpointed import load_checkpointed_model
     from trainer.config.stored import job_from_text
 
@@ -204,52 +209,55 @@ def test_language_models_by_hand(run_of: Callable[[str], Path]) -> None:
     assert vector["embedding"] == pytest.approx(found["sentence_embedding"][1].tolist(), abs=1e-5)
 
 
-def test_neighbours_of_texts(run_of: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
+def test_nearest_texts_are_found(run_of: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
     folder = run_of("sentence_embedding")
     corpus = folder / "corpus.txt"
     texts = [text for text, _ in rows(30)]
     corpus.write_text("\n".join([*texts[:10], "", *texts[10:], texts[3]]), "utf-8")
     options = ["neighbours=3", f"corpus={corpus}"]
-    (answer,) = predicted(folder, texts[3], *options, code=6)
+    (prediction,) = predicted(folder, texts[3], *options, code=6)
     vectors = [np.array(found["embedding"]) for found in predicted(folder, corpus, code=6) if "embedding" in found]
     units = np.stack([vector / np.linalg.norm(vector) for vector in vectors])
     cosines = units @ units[3]
 
-    assert [hit["row"] for hit in answer["neighbours"][:2]] == [4, 32]  # the same text twice: the first row first
-    assert [hit["text"] for hit in answer["neighbours"][:2]] == [texts[3]] * 2
-    assert [hit["cosine"] for hit in answer["neighbours"]] == pytest.approx(
+    assert [hit["row"] for hit in prediction["neighbours"][:2]] == [4, 32]  # the same text twice: the first row first
+    assert [hit["text"] for hit in prediction["neighbours"][:2]] == [texts[3]] * 2
+    assert [hit["cosine"] for hit in prediction["neighbours"]] == pytest.approx(
         np.sort(cosines)[::-1][:3].tolist(), abs=2e-6
     )
-    assert "corpus.txt, line 11: lacks a text" in capfd.readouterr().err
+    assert "corpus.txt, line 11: has no text" in capfd.readouterr().err
     assert main(["predict", f"run={run_of('regression') / 'run'}", "input=x", *options]) == 2
-    assert "neighbours: are of vectors" in capfd.readouterr().err
+    assert "neighbours: needs a task that computes embeddings" in capfd.readouterr().err
 
 
-def test_standard_input_broken_rows_and_exit_code(run_of: Callable[[str], Path]) -> None:
+def test_broken_rows_of_standard_input_and_exit_code(run_of: Callable[[str], Path]) -> None:
     folder = run_of("text_classification")
     command = [sys.executable, "-m", "trainer", "predict", f"run={folder / 'run'}", "device=cpu"]
     given = b"apple\n\nsaw\n" + b"\xff\nfox\n"
     done = subprocess.run(command, input=given, capture_output=True, timeout=120, check=False)
-    answers = [json.loads(line) for line in done.stdout.decode().splitlines()]
+    predictions = [json.loads(line) for line in done.stdout.decode().splitlines()]
 
     assert done.returncode == 6
-    assert [list(answer) for answer in answers] == [
+    assert [list(prediction) for prediction in predictions] == [
         *(["label", "probability"], ["error"], ["label", "probability"], ["error"], ["label", "probability"])
     ]
-    told = done.stderr.decode().splitlines()
-    assert told[0] == answers[1]["error"] == "standard input, line 2: lacks a text. Give one, or leave the row out."
-    assert told[1] == answers[3]["error"]
-    assert told[2] == "2 of 5 rows could not be used; the others are answered."
+    errors = done.stderr.decode().splitlines()
+    assert errors[0] == predictions[1]["error"] == "standard input, line 2: has no text."
+    assert errors[1] == predictions[3]["error"]
+    assert errors[2] == "2 of 5 rows could not be used; the others were predicted."
 
 
-def test_broken_rows_of_files_are_passed_over(run_of: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
+def test_broken_rows_of_files_get_errors(run_of: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
     texts, images = run_of("text_classification"), run_of("image_classification")
     file = texts / "broken.jsonl"
     file.write_bytes(b'{"text": "apple"}\n{"text": \n{"label": "x"}\n{"text": "fox"}\n')
     first, *broken, last = predicted(texts, file, code=6)
     assert first["label"]
     assert last["label"]
-    assert [answer["error"].removeprefix(f"{file}, ").split(":")[0] for answer in broken] == ["line 2", "line 3"]
+    assert [prediction["error"].removeprefix(f"{file}, ").split(":")[0] for prediction in broken] == [
+        "line 2",
+        "line 3",
+    ]
 
     gallery = images / "gallery"
     gallery.mkdir()
@@ -262,7 +270,7 @@ def test_broken_rows_of_files_are_passed_over(run_of: Callable[[str], Path], cap
     assert "1 of 2 rows could not be used" in capfd.readouterr().err
 
 
-def test_columns_and_separators(run_of: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
+def test_columns_and_separators_can_be_set(run_of: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
     folder = run_of("text_classification")
     file = folder / "bodies.csv"
     file.write_text("id;body\n1;apple pear\n2;saw\n")
@@ -275,7 +283,7 @@ def test_columns_and_separators(run_of: Callable[[str], Path], capfd: pytest.Cap
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision(precision: str, run_of: Callable[[str], Path]) -> None:
+def test_half_precision_is_close_to_single(precision: str, run_of: Callable[[str], Path]) -> None:
     folder = run_of("text_classification")
     exact, half = (predicted(folder, folder / "test.jsonl", f"precision={name}") for name in ("fp32", precision))
     differences = [abs(one["probability"] - two["probability"]) for one, two in zip(exact, half, strict=True)]
@@ -283,7 +291,7 @@ def test_half_precision(precision: str, run_of: Callable[[str], Path]) -> None:
     assert 0 < max(differences) < 0.02
 
 
-def test_the_newest_run_and_weights_to_choose(run_of: Callable[[str], Path]) -> None:
+def test_newest_run_is_the_default_and_weights_can_be_chosen(run_of: Callable[[str], Path]) -> None:
     folder = run_of("text_classification")
     raw, ema = (predicted(folder, "apple", f"weights={weights}") for weights in ("raw", "ema"))
     assert raw != ema
@@ -300,19 +308,23 @@ def test_the_newest_run_and_weights_to_choose(run_of: Callable[[str], Path]) -> 
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["input=tst.jsonl"], 2, "input: no such file, got 'tst.jsonl'. Did you mean test.jsonl."),
+        (["input=tst.jsonl"], 2, "input: no such file, got 'tst.jsonl'. Did you mean test.jsonl?"),
         (
             ["input=tst.json", "neighbours=3", "top=0"],
             2,
-            "input: no such file, got 'tst.json'. Did you mean test.jsonl.",
+            "input: no such file, got 'tst.json'. Did you mean test.jsonl?",
         ),
         (["input=tst.json", "neighbours=3", "top=0"], 2, "corpus: must be given with neighbours"),
         (["input=tst.json", "neighbours=3", "top=0"], 2, "top: must be at least 1"),
-        (["input=x", "neighbours=3", "corpus=test.jsonl", "backend=onnx"], 2, "neighbours: are of vectors"),
+        (
+            ["input=x", "neighbours=3", "corpus=test.jsonl", "backend=onnx"],
+            2,
+            "neighbours: needs a task that computes embeddings",
+        ),
         (["input=x", "neighbours=3", "corpus=test.jsonl", "backend=onnx"], 2, "backend: the run has no such artifact"),
-        (["input=notes.md"], 2, "input: is a file of no known kind, got 'notes.md'. Known: .csv"),
-        (["input=x", "output=out.xls"], 2, "output: is of no known kind"),
-        (["input=test.jsonl", "output=./test.jsonl"], 2, "output: is the input"),
+        (["input=notes.md"], 2, "input: unknown file format, got 'notes.md'. Allowed: .csv"),
+        (["input=x", "output=out.xls"], 2, "output: unknown file format"),
+        (["input=test.jsonl", "output=./test.jsonl"], 2, "output: is the same file as input"),
         (["input=x", "backend=onx"], 2, "backend: must be one of torch, onnx or null, got 'onx'. Did you mean onnx."),
         (["input=x", "backend=onnx"], 3, "backend: the run has no such artifact"),
         (["input=x", "backend=onnx", "precision=bf16"], 2, "precision: is of PyTorch"),
@@ -321,12 +333,12 @@ def test_the_newest_run_and_weights_to_choose(run_of: Callable[[str], Path]) -> 
         (["input=x", "corpus=test.jsonl"], 2, "neighbours: must be given with corpus"),
         (["input=x", "top=0"], 2, "top: must be at least 1"),
         (["input=empty.csv"], 6, "empty.csv: is empty"),
-        (["input=images"], 2, "input: holds images, and the task reads text"),
-        (["input="], 6, "input: lacks a text"),
+        (["input=images"], 2, "input: contains images, but the task reads text"),
+        (["input="], 6, "input: has no text"),
         (["input=x", "neighbours=3", "corpus="], 2, "corpus: must be a file, got ''"),
     ],
 )
-def test_what_cannot_be_asked(
+def test_errors(
     options: list[str], code: int, message: str, run_of: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = run_of("text_classification")
@@ -338,7 +350,7 @@ def test_what_cannot_be_asked(
     assert message in capfd.readouterr().err
 
 
-def test_faults_are_told_before_torch_is_loaded(run_of: Callable[[str], Path]) -> None:
+def test_errors_are_reported_before_torch_is_loaded(run_of: Callable[[str], Path]) -> None:
     folder = run_of("text_classification")
     corpus = f"'neighbours=3', 'corpus={folder}/test.jsonl'"
     cases = {"'input=gone.csv'": "2", "'input=x', 'backend=onnx'": "3", f"'input=x', {corpus}": "2"}
@@ -352,7 +364,7 @@ def test_faults_are_told_before_torch_is_loaded(run_of: Callable[[str], Path]) -
 
 
 def close(one: Any, other: Any) -> bool:
-    """Equal, numbers to 1e-4."""
+    """Return True if two values are equal, numbers within 1e-4."""
     if isinstance(one, dict):
         return list(one) == list(other) and all(close(one[key], other[key]) for key in one)
     if isinstance(one, list):
@@ -363,7 +375,7 @@ def close(one: Any, other: Any) -> bool:
 @pytest.mark.parametrize(
     "task", [task if task == "text_classification" else pytest.param(task, marks=pytest.mark.slow) for task in TASKS]
 )
-def test_an_artifact_answers_as_the_model_does(task: str, run_of: Callable[[str], Path], tmp_path: Path) -> None:
+def test_exported_graph_predicts_as_the_model_does(task: str, run_of: Callable[[str], Path], tmp_path: Path) -> None:
     folder = run_of(task)
     if not (folder / "run/export/model.onnx").exists():
         assert main(["export", f"run={folder / 'run'}", "export.formats=[onnx]"]) == 0
@@ -382,7 +394,7 @@ def test_an_artifact_answers_as_the_model_does(task: str, run_of: Callable[[str]
     assert predicted(folder, given, f"run={folder / 'run/export'}", "backend=torch") == by_model
 
 
-def test_artifacts_without_their_run(
+def test_artifact_folder_without_its_run(
     run_of: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = run_of("text_classification")
@@ -391,24 +403,24 @@ def test_artifacts_without_their_run(
     ) == 0
     alone = shutil.copytree(folder / "run/export", tmp_path / "alone")
     shown = (alone / "manifest.json").read_text("utf-8")
-    assert str(folder) not in shown, "what leaves the house names no file of it"
+    assert str(folder) not in shown, "artifacts must not contain paths of this machine"
 
-    def asked(*options: str, code: int) -> str:
+    def error_of(*options: str, code: int) -> str:
         assert main(["predict", f"run={alone}", "input=a text", *options]) == code
         return capfd.readouterr().err
 
-    of_run = "is of a run, and this is a folder of artifacts"
-    assert f"weights: {of_run}" in (told := asked("weights=raw", "precision=bf16", code=2))
-    assert f"precision: {of_run}" in told
-    assert "Run their own script" in asked("backend=torch", code=3)
-    assert "loader.eval_batch_sise: there is no such key" in asked("loader.eval_batch_sise=3", code=2)
+    of_run = "applies only to a run, not to an artifact folder"
+    assert f"weights: {of_run}" in (errors := error_of("weights=raw", "precision=bf16", code=2))
+    assert f"precision: {of_run}" in errors
+    assert "Run their own script" in error_of("backend=torch", code=3)
+    assert "loader.eval_batch_sise: there is no such key" in error_of("loader.eval_batch_sise=3", code=2)
     (alone / "model.onnx").rename(alone / "model.bin")
-    assert "backend: the folder has no such artifact" in asked(code=3)
+    assert "backend: the folder has no such artifact" in error_of(code=3)
     (alone / "model.bin").rename(alone / "model.onnx")
     (alone / "manifest.json").write_text(shown.replace("trainer.task.text_classification.TextClass", "os.path.Join"))
-    assert "a checkpoint may name our own parts" in asked(code=3)
+    assert "a checkpoint may name our own parts" in error_of(code=3)
     (alone / "manifest.json").write_text(shown)
     (alone / "task.json").write_text("{}")
-    assert f"{alone}/task.json: cannot be used (KeyError: 'labels')" in asked(code=3)
+    assert f"{alone}/task.json: cannot be used (KeyError: 'labels')" in error_of(code=3)
     (alone / "manifest.json").unlink()
-    assert f"Run their own script: python {alone}/predict.py" in asked(code=3)
+    assert f"Run their own script: python {alone}/predict.py" in error_of(code=3)

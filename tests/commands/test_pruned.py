@@ -1,4 +1,4 @@
-"""`trainer export prune=...`: what leaves is pruned, proved and told; the run stays as it is."""
+"""`trainer export prune=...`: artifacts of a pruned copy; the run does not change."""
 
 import json
 from collections.abc import Iterator
@@ -35,13 +35,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def export(run: Path, *overrides: str, name: str = "export") -> dict[str, Any]:
-    """Exports; what the manifest in the folder `name` says."""
+    """Export and return the manifest in the folder `name`."""
     assert main(["export", f"run={run}", *overrides]) == 0
     content: dict[str, Any] = json.loads((run / name / "manifest.json").read_text(encoding="utf-8"))
     return content
 
 
-def test_the_artifacts_are_the_pruned_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_artifacts_contain_the_pruned_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = folder / "run"
     before = checkpoint_files(run, 40)
     name = "export-pruned-l1-0.3"
@@ -52,7 +52,7 @@ def test_the_artifacts_are_the_pruned_model(folder: Path, capsys: pytest.Capture
 
     assert manifest["formats"] == ["torchscript"]
     assert max(entry["largest_difference"] for entry in manifest["artifacts"].values()) < 1e-4
-    # Both as scored on the same split by PyTorch: the artifacts' own metric, and the one before.
+    # PyTorch computed both scores on the same split.
     score = json.loads((run / "eval" / "test.json").read_text(encoding="utf-8"))
     assert pruning["metrics"]["before"]["accuracy"] == score["accuracy"]
     assert pruning["metrics"]["before"]["loss"] == pytest.approx(score["loss"], rel=1e-5)
@@ -68,14 +68,14 @@ def test_the_artifacts_are_the_pruned_model(folder: Path, capsys: pytest.Capture
     assert sizes["before"]["weights"] == sizes["after"]["weights"]
     assert 0 < sizes["after"]["weights"] - sum(value.nbytes for value in kept.values()) < 2000
     assert sizes["after"]["compressed"] < sizes["before"]["compressed"] < sizes["before"]["weights"]
-    assert "the model before and after" in shown
-    # Neither the checkpoints nor `model/` are touched.
+    assert "model before and after pruning" in shown
+    # Neither the checkpoints nor `model/` change.
     assert checkpoint_files(run, 40) == before
     assert all((kept[name] != 0).all() for name in WEIGHTS)
 
 
 @pytest.mark.slow
-def test_the_graph_holds_the_weights_that_torch_would_prune(folder: Path) -> None:
+def test_graph_contains_the_weights_that_torch_would_prune(folder: Path) -> None:
     run = folder / "run"
     export(run, "prune=ln", "prune.amount=0.25", "export.formats=[onnx]", name="export-pruned-ln-0.25")
     graph = onnx.load(run / "export-pruned-ln-0.25" / "model.onnx").graph
@@ -87,7 +87,7 @@ def test_the_graph_holds_the_weights_that_torch_would_prune(folder: Path) -> Non
         layer.weight.data = torch.from_numpy(weights[name])
         prune.ln_structured(layer, "weight", 0.25, n=2, dim=0)
         expected = layer.weight.detach().numpy()
-        # A graph may hold a matrix as it is or transposed.
+        # A graph may contain a matrix or its transpose.
         same = [
             np.array_equal(value, each)
             for value in stored
@@ -97,7 +97,7 @@ def test_the_graph_holds_the_weights_that_torch_would_prune(folder: Path) -> Non
         assert any(same), name
 
 
-def test_the_artifacts_of_the_model_itself_stay(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_artifacts_of_the_unpruned_model_are_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = folder / "run"
     pruning = ["prune=l1", "prune.amount=0.6"]
     whole = export(run, "export.formats=[torchscript,pth]")
@@ -117,7 +117,7 @@ def test_the_artifacts_of_the_model_itself_stay(folder: Path, capsys: pytest.Cap
     assert "export-pruned-l1-0.6/model.pth: has 0 bytes" in capsys.readouterr().err
 
 
-def test_the_seed_of_the_run_decides_what_is_random(folder: Path) -> None:
+def test_random_pruning_follows_the_seed_of_the_run(folder: Path) -> None:
     options = ["prune=random", "prune.amount=0.5", "export.formats=[torchscript]"]
     manifests = [export(folder / "run", *options, name="export-pruned-random-0.5") for _ in range(2)]
     first, second = (manifest["provenance"]["pruning"] for manifest in manifests)
@@ -126,7 +126,7 @@ def test_the_seed_of_the_run_decides_what_is_random(folder: Path) -> None:
     assert first["total"]["share"] == 0.5
 
 
-def test_pruning_again_what_was_pruned(folder: Path, tmp_path: Path) -> None:
+def test_pruned_model_can_be_pruned_again(folder: Path, tmp_path: Path) -> None:
     options = ["train.duration=4", "prune=l1", "prune.amount=0.5"]
     assert train(tmp_path / "run", *write_data(folder), *options) == 0
     options = ["prune=l1", "prune.amount=0.75", "export.formats=[torchscript]"]
@@ -135,7 +135,7 @@ def test_pruning_again_what_was_pruned(folder: Path, tmp_path: Path) -> None:
     assert manifest["provenance"]["pruning"]["total"]["zeros"] == 1536 * 3 // 4
 
 
-def test_adapters_are_merged_before(folder: Path, tmp_path: Path) -> None:
+def test_adapters_are_merged_before_pruning(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     options = ["train.duration=4", "model.lora={rank:2}"]
     assert train(tmp_path / "run", *write_data(folder), *options) == 0
@@ -147,7 +147,7 @@ def test_adapters_are_merged_before(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["prune=l2"], "prune: there is no such option, got 'l2'"),
         (["prune.amount=0.3"], "prune.amount: no prune is chosen, got 0.3"),
@@ -158,8 +158,8 @@ def test_adapters_are_merged_before(folder: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_pruned_so(
-    overrides: list[str], told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_pruning_is_refused(
+    overrides: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", f"run={folder / 'run'}", *overrides]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

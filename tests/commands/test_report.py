@@ -27,7 +27,7 @@ def cells(page: str) -> list[list[str]]:
     return [[html.unescape(cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)] for row in rows]
 
 
-def test_the_page_of_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_page_of_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "run=runs/one"]) == 0
     assert capsys.readouterr().out.strip() == "runs/one/report.html"
     page = Path("runs/one/report.html").read_text(encoding="utf-8")
@@ -38,28 +38,28 @@ def test_the_page_of_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert ["optimizer.lr", "0.001"] in rows
     shown = next(row for row in rows if row[:2] == ["one", "test"])
     assert f"{evaluation['accuracy']:.4f}" in shown
-    # Loss, rate, norm and speed of training; loss, accuracy and macro F1 of validation, raw and averaged.
+    # Training: loss, learning rate, norm and speed. Validation: loss, accuracy and macro F1, raw and averaged.
     assert page.count("<svg") == 7
     assert page.count("<title>raw</title>") == page.count("<title>ema</title>") == 3
-    assert 'class="marked"' not in page
+    assert 'class="highlighted"' not in page
 
 
-def test_runs_side_by_side(folder: Path) -> None:
+def test_runs_are_shown_side_by_side(folder: Path) -> None:
     assert main(["report", "run=runs/one", "beside=[runs/two]", "output=both.html"]) == 0
     page = Path("both.html").read_text(encoding="utf-8")
     rows = cells(page)
 
     assert [row[0] for row in rows if row[3:4] == ["end"]] == ["one", "two"]
-    # What differs comes first and stands out.
+    # Keys that differ come first and are highlighted.
     first = rows.index(["key", "one", "two"]) + 1
     assert {row[0] for row in rows[first : first + 3]} == {"run.dir", "ema.decay", "optimizer.lr"}
     assert ["optimizer.lr", "0.001", "0.5"] in rows
-    assert page.count('class="marked"') == 3
+    assert page.count('class="highlighted"') == 3
     assert {"one raw", "one ema", "two raw"} <= set(re.findall(r"<title>(.*?)</title>", page))
     assert "two ema" not in page
 
 
-def test_the_artifacts_proof_is_shown(folder: Path) -> None:
+def test_proofs_of_artifacts_are_shown(folder: Path) -> None:
     export = folder / "runs" / "one" / "export"
     export.mkdir(exist_ok=True)
     proof = {"file": "model.onnx", "bytes": 77, "largest_difference": 1e-6, "metrics": {"accuracy": 0.25}}
@@ -73,13 +73,15 @@ def test_the_artifacts_proof_is_shown(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "code", "told"),
+    ("overrides", "code", "message"),
     [
         (["run=nowhere"], 3, "run: there is no such folder, got 'nowhere'"),
         (["run=runs/one", "beside=[nowhere]"], 3, "beside: no such folder, got 'nowhere'"),
         (["run=runs/one", "output=no/where.html"], 2, "output: cannot be written"),
     ],
 )
-def test_faults(overrides: list[str], code: int, told: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors(
+    overrides: list[str], code: int, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["report", *overrides]) == code
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

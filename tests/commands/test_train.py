@@ -1,4 +1,4 @@
-"""How a run starts: one that cannot leaves everything as it was, and one that stops says how to go on."""
+"""The start and the stop of a run: a run that cannot start changes nothing; a stopped run says how to resume."""
 
 import os
 import shutil
@@ -15,19 +15,19 @@ from trainer.loss.cross_entropy import CrossEntropy
 
 
 class Stopping(CrossEntropy):
-    """Cross entropy that asks its process to stop, once."""
+    """Cross entropy that sends its process SIGTERM, once."""
 
-    asked = False
+    stopped = False
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        if not Stopping.asked:
-            Stopping.asked = True
+        if not Stopping.stopped:
+            Stopping.stopped = True
             os.kill(os.getpid(), signal.SIGTERM)
         return super().__call__(output, target)
 
 
-OWN = ["loss._target_=tests.commands.test_train.Stopping", "loss.weight=null", "loss.label_smoothing=0.0"]
-OWN += ["loss.ignore_index=-100"]
+STOPPING = ["loss._target_=tests.commands.test_train.Stopping", "loss.weight=null", "loss.label_smoothing=0.0"]
+STOPPING += ["loss.ignore_index=-100"]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file but the lock, whose content is the process that holds it."""
+    """Return every file except the lock, which contains the process that holds it."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -53,7 +53,7 @@ def content(folder: Path) -> dict[str, bytes]:
         (["optimizer.overrides=[{match:nothing,lr:1}]"], 2),
     ],
 )
-def test_a_run_that_never_started_leaves_nothing(overrides: list[str], code: int, tmp_path: Path) -> None:
+def test_run_that_never_started_leaves_nothing(overrides: list[str], code: int, tmp_path: Path) -> None:
     with working_in(tmp_path):
         data = write_data(tmp_path)
         (tmp_path / "made").mkdir()
@@ -68,7 +68,7 @@ def test_a_run_that_never_started_leaves_nothing(overrides: list[str], code: int
 
 
 @pytest.mark.parametrize(
-    ("fault", "overrides", "code", "told"),
+    ("fault", "overrides", "code", "message"),
     [
         ("data", ["train.duration=34ep"], 6, "data.train: no such file"),
         ("content", ["train.duration=34ep", "logger.tensorboard=true"], 3, "data: the data has changed"),
@@ -76,11 +76,11 @@ def test_a_run_that_never_started_leaves_nothing(overrides: list[str], code: int
         (None, ["device=cuda", "train.duration=9"], 2, "device: is not available"),
     ],
 )
-def test_a_resume_that_fails_changes_nothing(
+def test_failing_resume_changes_nothing(
     fault: str | None,
     overrides: list[str],
     code: int,
-    told: str,
+    message: str,
     folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -98,12 +98,12 @@ def test_a_resume_that_fails_changes_nothing(
     finally:
         shutil.copyfile(kept, file)
 
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert content(tmp_path / "run") == before
     assert (tmp_path / "run" / ".lock").exists()
 
 
-def test_a_duration_that_is_past_names_key_value_and_remedy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_duration_before_the_checkpoint_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", f"resume={folder / 'run'}", "train.duration=0.25ep"]) == 2
     assert (
         capsys.readouterr()
@@ -112,8 +112,8 @@ def test_a_duration_that_is_past_names_key_value_and_remedy(folder: Path, capsys
     )
 
 
-def test_an_emptied_cache_is_no_other_data(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Nor does what is opened before the first step draw from a generator.
+def test_empty_cache_does_not_change_training(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nothing that is opened before the first step draws from a random generator either.
     for name, more in (("warm", []), ("cold", ["logger.tensorboard=true"])):
         shutil.copytree(folder / "run", tmp_path / name)
         if name == "cold":
@@ -123,22 +123,22 @@ def test_an_emptied_cache_is_no_other_data(folder: Path, tmp_path: Path, monkeyp
     assert checkpoint_files(tmp_path / "cold", 6) == checkpoint_files(tmp_path / "warm", 6)
 
 
-def test_the_command_to_go_on_is_complete(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_resume_command_is_complete(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "a run"
-    Stopping.asked = False
-    assert train(run, *write_data(folder), *OWN, "train.duration=4") == 75
-    command = capsys.readouterr().err.splitlines()[-1].removeprefix("go on with: ")
+    Stopping.stopped = False
+    assert train(run, *write_data(folder), *STOPPING, "train.duration=4") == 75
+    command = capsys.readouterr().err.splitlines()[-1].removeprefix("Resume with: ")
 
     assert command == f"trainer train 'resume={run}' trust=[tests]"
-    assert train(run, *write_data(folder), *OWN) == 3
-    assert f"Go on with {command.removeprefix('trainer train ')}, or name" in capsys.readouterr().err
+    assert train(run, *write_data(folder), *STOPPING) == 3
+    assert f"Resume it with {command.removeprefix('trainer train ')}, or name" in capsys.readouterr().err
     assert main(["train", f"resume={run}", "trust=[tests]"]) == 0
     capsys.readouterr()
     assert main(["predict", f"run={run}", "trust=[tests]", "input=a pear", "backend=onnx"]) == 3
     assert f"trainer export 'run={run}' trust=[tests] export.formats=[onnx]" in capsys.readouterr().err
 
 
-def test_what_is_relative_is_found_from_where_the_run_was_started(tmp_path: Path) -> None:
+def test_relative_paths_start_where_the_run_was_started(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     with working_in(tmp_path):
         data = [text.replace(f"{tmp_path}/", "") for text in write_data(tmp_path) if "cache_dir" not in text]
@@ -147,7 +147,7 @@ def test_what_is_relative_is_found_from_where_the_run_was_started(tmp_path: Path
         shutil.copytree("run", "there")
         assert main(["train", "resume=there", "train.duration=5"]) == 0
     with working_in(tmp_path / "elsewhere"):
-        # Of the same name, and no data of the run.
+        # Has the same name but does not belong to the run.
         write_csv(tmp_path / "elsewhere" / "test.csv", 20, seed=8)
         assert main(["train", "resume=../run", "train.duration=5"]) == 0
         assert main(["verify", "run=../run"]) == 0
@@ -155,7 +155,7 @@ def test_what_is_relative_is_found_from_where_the_run_was_started(tmp_path: Path
         assert main(["eval", "run=../run", "device=cpu", "data.test=test.csv"]) == 0
 
     assert checkpoint_files(tmp_path / "run", 5) == checkpoint_files(tmp_path / "there", 5)
-    # Its config stays as it was given: data that is moved with its run is found where it is then.
+    # The stored config keeps relative paths, so data that is moved together with its run is found.
     stored = [(tmp_path / name / "config.yaml").read_text() for name in ("there", "run")]
     assert stored[0] == stored[1].replace("resume: ../run", "resume: there")
     names = {path.name for path in (tmp_path / "run" / "eval").iterdir()}
@@ -168,9 +168,10 @@ def test_what_is_relative_is_found_from_where_the_run_was_started(tmp_path: Path
         assert main(["eval", "run=run", "device=cpu", "split=train"]) == 0
 
 
-def test_float16_on_a_cpu_is_told_to_be_slow_once(folder: Path) -> None:
+def test_fp16_on_a_cpu_logs_one_warning(folder: Path) -> None:
     assert train(folder / "half", *write_data(folder), "train.duration=2", "precision=fp16") == 0
-    told = [
-        (folder / name / "trainer.log").read_text("utf-8").count("precision=fp16 is many") for name in ("half", "run")
+    counts = [
+        (folder / name / "trainer.log").read_text("utf-8").count("precision=fp16 is many times slower")
+        for name in ("half", "run")
     ]
-    assert told == [1, 0]
+    assert counts == [1, 0]

@@ -1,4 +1,4 @@
-"""`train`, `eval` and `export` on one small run: what appears, what is refused, and with which exit code."""
+"""`train`, `eval` and `export` on one small run: the files they write, and errors with their exit codes."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def read(path: Path) -> dict[str, object]:
     return content
 
 
-def test_the_run_folder_holds_everything(folder: Path) -> None:
+def test_run_folder_is_complete(folder: Path) -> None:
     run = folder / "run"
     newest = sorted((run / "checkpoints").iterdir())[-1]
 
@@ -54,19 +54,23 @@ def test_the_run_folder_holds_everything(folder: Path) -> None:
         *("predict.py", "rows.py", "check.py", "task.py", "task.json"),
         *("golden.npz", "golden.json", "golden.pt", "labels.json", "tokenizer.json"),
     }
+    # Every file follows the umask.
+    assert {path.stat().st_mode for path in (run / "model").iterdir()} == {(run / "config.yaml").stat().st_mode}
     assert events(run)[0]["event"] == "start"
     assert events(run)[-1]["event"] == "end"
     assert list((run / "tensorboard").iterdir())
 
 
-def test_a_format_of_other_tasks_is_refused_and_nothing_goes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_format_of_another_task_is_refused_and_removes_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = sorted((folder / "run" / "export").iterdir())
     assert main(["export", f"run={folder / 'run'}", "export.formats=[onnx_cache]"]) == 2
     assert "onnx_cache is of causal language models, and the task is TextClassification" in capsys.readouterr().err
     assert sorted((folder / "run" / "export").iterdir()) == before
 
 
-def test_the_best_weights_are_the_ones_that_leave(folder: Path) -> None:
+def test_best_weights_are_exported(folder: Path) -> None:
     run = folder / "run"
     scores = [event for event in events(run, "eval") if event["split"] == "validation"]
     best = max(scores, key=lambda event: (event["accuracy"], -event["step"], event["weights"] == "raw"))
@@ -81,7 +85,7 @@ def test_the_best_weights_are_the_ones_that_leave(folder: Path) -> None:
     assert all((kept[key] == left[key]).all() for key in kept)
 
 
-def test_eval_gives_what_training_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_repeats_the_score_of_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reported = read(folder / "run" / "eval" / "test.json")
     (folder / "run" / "eval" / "test.json").unlink()
 
@@ -90,7 +94,7 @@ def test_eval_gives_what_training_reported(folder: Path, capsys: pytest.CaptureF
     assert f"{reported['accuracy']:.4f}" in capsys.readouterr().out
 
 
-def test_eval_of_another_checkpoint_split_weights_and_data(folder: Path) -> None:
+def test_eval_of_another_checkpoint_split_weights_and_precision(folder: Path) -> None:
     arguments = ["split=validation", "checkpoint=last", "weights=ema", "precision=bf16", "loader.eval_batch_size=7"]
     assert main(["eval", f"run={folder / 'run'}", "device=cpu", *arguments]) == 0
     found = read(folder / "run" / "eval" / "validation.json")
@@ -100,26 +104,26 @@ def test_eval_of_another_checkpoint_split_weights_and_data(folder: Path) -> None
     assert found["accuracy"] == pytest.approx(expected[0]["accuracy"], abs=0.051)
 
 
-def test_a_checkpoint_named_by_its_path_is_the_one(folder: Path) -> None:
+def test_checkpoint_can_be_named_by_its_path(folder: Path) -> None:
     first = sorted((folder / "run" / "checkpoints").iterdir())[0]
 
     assert main(["eval", f"run={first}", "device=cpu", "split=train"]) == 0
     assert read(folder / "run" / "eval" / "train.json")["step"] == int(first.name.removeprefix("step-"))
 
 
-def test_the_artifact_folder_answers_without_this_tool(folder: Path) -> None:
+def test_artifact_folder_predicts_without_trainer(folder: Path) -> None:
     script = folder / "run" / "export" / "predict.py"
     done = subprocess.run(
         [sys.executable, "-I", str(script), "apple pear banana", "cat dog horse"], capture_output=True, check=True
     )
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    predictions = [json.loads(line) for line in done.stdout.splitlines()]
 
-    assert len(answers) == 2
-    assert {answer["label"] for answer in answers} <= {"fruit", "tool", "animal"}
+    assert len(predictions) == 2
+    assert {prediction["label"] for prediction in predictions} <= {"fruit", "tool", "animal"}
     assert subprocess.run([sys.executable, "-I", str(script), "--check"], capture_output=True).returncode == 0
 
 
-def test_export_again_in_one_format(folder: Path) -> None:
+def test_export_of_fewer_formats_removes_the_others(folder: Path) -> None:
     assert main(["export", f"run={folder / 'run'}", "export.formats=[torchscript]", "split=validation"]) == 0
     manifest = read(folder / "run" / "export" / "manifest.json")
 
@@ -127,7 +131,7 @@ def test_export_again_in_one_format(folder: Path) -> None:
     assert not (folder / "run" / "export" / "model.onnx").exists()
 
 
-def test_an_artifact_past_its_tolerance_is_not_published_and_the_run_has_its_report(
+def test_artifact_beyond_the_tolerance_is_not_published_but_the_report_is_written(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # No two float32 implementations agree to 1e-12.
@@ -139,7 +143,7 @@ def test_an_artifact_past_its_tolerance_is_not_published_and_the_run_has_its_rep
     assert "accuracy" in (folder / "failed" / "report.html").read_text("utf-8")
 
 
-def test_texts_and_labels_in_chinese(tmp_path: Path) -> None:
+def test_chinese_texts_and_labels(tmp_path: Path) -> None:
     kinds = {"水果": "苹果香蕉葡萄柠檬", "动物": "老虎大象猴子熊猫"}
     lines = [
         f"我喜欢{signs[i % 8]}和{signs[(i * 3 + 1) % 8]}{i},{kind}" for i in range(60) for kind, signs in kinds.items()
@@ -160,30 +164,30 @@ def test_texts_and_labels_in_chinese(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "code", "told"),
+    ("overrides", "code", "message"),
     [
         (["optimizer=sgd", "optimizer.lr=1e30", "train.max_grad_norm=null"], 5, "the run diverged"),
         (["data.train=nowhere.csv"], 6, "data.train: no such file, got 'nowhere.csv'"),
         (["data.label=kind"], 6, "'kind'"),
         (["checkpoint.monitor=acc"], 2, "checkpoint.monitor: "),
-        (["model.heads=3"], 2, "model.heads: must divide model.dim (16), got 3"),
+        (["model.heads=3"], 2, "model.heads: must divide dim (16), got 3"),
         (["loss._target_=nowhere.Loss"], 2, "loss._target_: there is no package nowhere"),
         (["resume=nowhere"], 3, "resume: there is no such folder, got 'nowhere'"),
     ],
 )
-def test_what_is_wrong_ends_with_its_code_and_one_message(
-    overrides: list[str], code: int, told: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_errors_have_an_exit_code_and_no_traceback(
+    overrides: list[str], code: int, message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = {word.partition("=")[0] for word in overrides}
-    data = [word for word in write_data(folder) if word.partition("=")[0] not in given]
+    overridden = {word.partition("=")[0] for word in overrides}
+    data = [word for word in write_data(folder) if word.partition("=")[0] not in overridden]
 
     assert train(tmp_path / "run", *data, "train.duration=30", *overrides) == code
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert "Traceback" not in error
 
 
-def test_rare_labels_and_empty_texts_of_ones_own_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_rare_labels_and_empty_texts_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lines = [f"text number {n},{'common' if n % 2 else 'usual'}" for n in range(120)]
     lines += [f"a rare text {n},rare{n}" for n in range(30)] + [" ,common", ",usual"]
     (tmp_path / "my.csv").write_text("\n".join(["text,label", *lines]), encoding="utf-8")
@@ -191,12 +195,12 @@ def test_rare_labels_and_empty_texts_of_ones_own_file(tmp_path: Path, caplog: py
         data = ["data=files", "data.train=my.csv", f"data.cache_dir={tmp_path}/cache"]
         assert train(tmp_path / "run", *data, "train.duration=2") == 0
 
-    told = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert any("dropped 2 rows without a text or a label" in message for message in told)
-    assert any("rows with a label that occurs in no training row" in message for message in told)
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert any("dropped 2 rows without a text or a label" in message for message in warnings)
+    assert any("rows with a label that occurs in no training row" in message for message in warnings)
 
 
-def test_a_run_without_a_test_split_is_scored_on_validation(folder: Path, tmp_path: Path) -> None:
+def test_run_without_a_test_split_is_scored_on_validation(folder: Path, tmp_path: Path) -> None:
     data = [word for word in write_data(folder) if not word.startswith("data.test=")]
     assert train(tmp_path / "run", *data, "data.split.test=0", "train.duration=4") == 0
 

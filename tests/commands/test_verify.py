@@ -1,4 +1,4 @@
-"""`trainer verify` sees what was altered, and says where."""
+"""`trainer verify` detects alterations and names their place."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from trainer.checkpoint.store import load_folder, write_snapshot
 from trainer.cli import main
 
 STEPS = 8
-Told = Callable[..., str]
+Verify = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def run(whole: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Told:
-    """Verifies a run in which something does not hold; what is told."""
+def verify_damaged(capsys: pytest.CaptureFixture[str]) -> Verify:
+    """Return a function that verifies a damaged run and returns the error output."""
 
     def verify(run: Path, *keys: str) -> str:
         capsys.readouterr()
@@ -57,7 +57,7 @@ def checkpoint(run: Path, step: int) -> Path:
 
 
 def alter_and_seal(folder: Path, file: str, name: str) -> None:
-    """Changes a value of a checkpoint's tensor and writes it with a manifest that fits."""
+    """Change a value of a checkpoint's tensor and write a matching manifest."""
     snapshot = load_folder(folder)
     with torch.no_grad():
         snapshot.tensors[file][name].view(-1)[-1] += 0.25
@@ -65,7 +65,7 @@ def alter_and_seal(folder: Path, file: str, name: str) -> None:
     write_snapshot(folder, snapshot, ordinal=1000)
 
 
-def test_a_good_run_holds_and_is_left_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_intact_run_passes_and_is_not_changed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = content(run)
     assert main(["verify", f"run={run}"]) == 0
     page = capsys.readouterr().out
@@ -77,8 +77,8 @@ def test_a_good_run_holds_and_is_left_alone(run: Path, capsys: pytest.CaptureFix
     assert ["model.torchscript.pt", "intact"] in lines
     assert ["golden.npz", "intact"] in lines
     assert "replay of step-00000006 to step-00000008" in page
-    assert "logged steps  2, equal in every bit" in page
-    assert "tensors       90, equal in every bit" in page
+    assert "logged steps  2, bitwise equal" in page
+    assert "tensors       90, bitwise equal" in page
     assert "state         equal" in page
 
 
@@ -87,39 +87,41 @@ def test_a_good_run_holds_and_is_left_alone(run: Path, capsys: pytest.CaptureFix
     [["precision=fp16"], ["precision=bf16", "ema.decay=null"], ["optimizer=sgd", "loader.workers=1"]],
     ids=lambda options: " ".join(options),
 )
-def test_every_kind_of_run_holds(options: list[str], data: list[str], tmp_path: Path) -> None:
+def test_run_with_other_options_passes(options: list[str], data: list[str], tmp_path: Path) -> None:
     assert train(tmp_path / "run", *data, "train.duration=5", *options) == 0
     assert main(["verify", f"run={tmp_path / 'run'}"]) == 0
 
 
-def test_a_run_that_was_resumed_holds(data: list[str], tmp_path: Path) -> None:
+def test_resumed_run_passes(data: list[str], tmp_path: Path) -> None:
     assert train(tmp_path / "run", *data, "train.duration=4") == 0
     assert main(["train", f"resume={tmp_path / 'run'}", "train.duration=6"]) == 0
     assert main(["verify", f"run={tmp_path / 'run'}"]) == 0
 
 
 @pytest.mark.parametrize(("start", "stop"), [("step-2", 4), ("step-0", 2)])
-def test_the_stretch_can_be_chosen(start: str, stop: int, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_start_of_the_replay_can_be_chosen(
+    start: str, stop: int, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["verify", f"run={run}", f"start={start}"]) == 0
     page = capsys.readouterr().out
     assert f"to step-{stop:08d}\n" in page
-    assert "logged steps  2, equal in every bit" in page
+    assert "logged steps  2, bitwise equal" in page
 
 
-def test_a_part_of_a_stretch_is_compared_by_what_was_logged(
-    run: Path, told: Told, capsys: pytest.CaptureFixture[str]
+def test_partial_replay_compares_logged_values(
+    run: Path, verify_damaged: Verify, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["verify", f"run={run}", "steps=1"]) == 0
     page = capsys.readouterr().out
-    assert "logged steps    1, equal in every bit" in page
-    assert "not compared: the replay ended after step 7, as asked for" in page
+    assert "logged steps    1, bitwise equal" in page
+    assert "not compared: the replay ended after step 7, as requested" in page
 
     (run / "metrics.jsonl").unlink()
-    assert "none of the replayed steps was logged, so nothing was compared" in told(run, "steps=1")
+    assert "none of the replayed steps was logged, so nothing was compared" in verify_damaged(run, "steps=1")
 
 
-def test_a_flipped_bit_is_reported_and_the_intact_ones_replayed(
-    run: Path, told: Told, capsys: pytest.CaptureFixture[str]
+def test_flipped_bit_is_reported_and_intact_checkpoints_replayed(
+    run: Path, verify_damaged: Verify, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = checkpoint(run, 8) / "model.safetensors"
     altered = bytearray(weights.read_bytes())
@@ -131,8 +133,8 @@ def test_a_flipped_bit_is_reported_and_the_intact_ones_replayed(
     assert "replay of step-00000004 to step-00000006" in page
     assert wrong.startswith(f"{checkpoint(run, 8)}: model.safetensors has checksum ")
     assert len(wrong.splitlines()) == 1
-    assert "start: there is no intact checkpoint of this step" in told(run, "start=step-8")
-    assert "start: there is no intact checkpoint after this step" in told(run, "start=step-6")
+    assert "start: this step has no intact checkpoint" in verify_damaged(run, "start=step-8")
+    assert "start: there is no intact checkpoint after this step" in verify_damaged(run, "start=step-6")
 
 
 @pytest.mark.parametrize(
@@ -143,23 +145,23 @@ def test_a_flipped_bit_is_reported_and_the_intact_ones_replayed(
         ("optimizer", "model.head.weight/exp_avg"),
     ],
 )
-def test_a_tensor_that_training_does_not_give_is_named(file: str, name: str, run: Path, told: Told) -> None:
+def test_tensor_that_differs_from_the_replay_is_named(file: str, name: str, run: Path, verify_damaged: Verify) -> None:
     alter_and_seal(checkpoint(run, 8), file, name)
 
-    (line,) = told(run).splitlines()
+    (line,) = verify_damaged(run).splitlines()
     assert f"tensors: {file}/{name} differs: 1 of " in line
-    assert line.endswith("values, by 0.25 at most.")
+    assert line.endswith("values, by at most 0.25.")
 
 
-def test_an_altered_start_is_seen_in_the_first_step(run: Path, told: Told) -> None:
+def test_altered_start_differs_in_the_first_step(run: Path, verify_damaged: Verify) -> None:
     alter_and_seal(checkpoint(run, 6), "model", "head.weight")
 
-    lines = told(run, "start=step-6").splitlines()
+    lines = verify_damaged(run, "start=step-6").splitlines()
     assert "logged steps: step 7 is the first to differ: loss " in lines[0]
     assert "more differ" in lines[1]
 
 
-def test_an_altered_state_is_named(run: Path, told: Told) -> None:
+def test_altered_state_is_named(run: Path, verify_damaged: Verify) -> None:
     snapshot = load_folder(checkpoint(run, 8))
     state = json.loads(snapshot.documents["state.json"])
     state["train"]["best_step"] = 7
@@ -167,41 +169,41 @@ def test_an_altered_state_is_named(run: Path, told: Told) -> None:
     shutil.rmtree(checkpoint(run, 8))
     write_snapshot(checkpoint(run, 8), type(snapshot)(8, snapshot.tensors, documents), ordinal=1000)
 
-    (line,) = told(run).splitlines()
+    (line,) = verify_damaged(run).splitlines()
     assert "state: state.json: train.best_step 7 stored, " in line
 
 
-def test_a_tampered_line_names_its_step(run: Path, told: Told) -> None:
+def test_altered_log_line_is_named_by_its_step(run: Path, verify_damaged: Verify) -> None:
     lines = [json.dumps(event) for event in events(run)]
     logged = next(event for event in events(run, "train") if event["step"] == 7)
     changed = {**logged, "grad_norm": logged["grad_norm"] * (1 + 2**-52)}
     text = [json.dumps(changed) if line == json.dumps(logged) else line for line in lines]
     (run / "metrics.jsonl").write_text("\n".join(text) + "\n")
 
-    (line,) = told(run).splitlines()
+    (line,) = verify_damaged(run).splitlines()
     assert f"step 7 is the first to differ: grad_norm {changed['grad_norm']!r} logged, {logged['grad_norm']!r}" in line
 
 
-def test_an_altered_artifact(run: Path, told: Told) -> None:
+def test_altered_artifacts_are_reported(run: Path, verify_damaged: Verify) -> None:
     with (run / "export" / "golden.npz").open("r+b") as file:
         file.write(b"X")
     (run / "export" / "labels.json").unlink()
 
-    first, second = sorted(told(run).splitlines())
+    first, second = sorted(verify_damaged(run).splitlines())
     assert first.startswith(f"{run}/export/golden.npz: has the SHA-256 ")
     assert second == f"{run}/export/labels.json: is missing."
 
 
-def test_a_run_with_one_checkpoint_is_not_replayed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_with_one_checkpoint_is_not_replayed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for step in (2, 4, 6):
         shutil.rmtree(checkpoint(run, step))
     assert main(["verify", f"run={run}"]) == 0
-    assert "not replayed: it takes two intact checkpoints. start=step-0 replays from the start." in (
+    assert "no replay: two intact checkpoints are needed. Set start=step-0 to replay from the start." in (
         capsys.readouterr().out
     )
 
 
-def test_the_keys_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "start=last", "steps=0", "device=gpu", "stepz=1"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "stepz: there is no such key, got 1. Did you mean steps.",

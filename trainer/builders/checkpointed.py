@@ -27,7 +27,7 @@ from trainer.data.batches import Batches, EvaluationBatches
 from trainer.data.encode import Encoded
 from trainer.errors import ConfigError, did_you_mean, format_error
 from trainer.export.weights import save_library
-from trainer.layout import CHECKPOINTS, CONFIG, STATE, TASK
+from trainer.layout import CHECKPOINTS, CONFIG, MODEL, STATE, TASK
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.model.pretrained_folder import ABOUT, LibraryModel
 from trainer.protocols import Batch, Batching, Loss, Task
@@ -169,7 +169,7 @@ def save_model(checkpointed: CheckpointedModel) -> Path:
     """
     from safetensors.torch import save_file
 
-    folder = checkpointed.folder / "model"
+    folder = checkpointed.folder / MODEL
     if folder.exists():
         shutil.rmtree(folder)  # of an earlier run, perhaps in another layout
     folder.mkdir()
@@ -188,6 +188,10 @@ def save_model(checkpointed: CheckpointedModel) -> Path:
         save_file(tensors, folder / "model.safetensors")
     name = ABOUT if isinstance(model, LibraryModel) else "config.json"
     (folder / name).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    # safetensors creates its files with mode 0600, whatever the umask.
+    mode = (folder / name).stat().st_mode
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(mode)
     for name, text in task.artifact_files().items():
         (folder / name).write_text(text, encoding="utf-8")
     return folder

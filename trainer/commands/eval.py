@@ -1,37 +1,177 @@
-"""`trainer eval`: a checkpoint's loss and metrics on a split."""
+"""`trainer eval`: loss and metrics of a checkpoint on a split, of the run's own data or of other data."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from trainer.commands.folders import existing_run_folder, named_checkpoint
+from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.jobs import EvalJob
+from trainer.config.policy import differences
 from trainer.config.stored import job_from_text
-from trainer.report.console import open_console, table
+from trainer.errors import ConfigError, DataError
+from trainer.layout import EVALUATIONS
+from trainer.report.console import open_console, print_table
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from trainer.builders.checkpointed import CheckpointedModel
+    from trainer.precision import PrecisionName
+
+logger = logging.getLogger(__name__)
+
+_SPLITS = frozenset({"train", "validation", "test"})
+_NOT_DATA = frozenset({"strict", "cache_dir"})
+"""Keys of `data` that do not change the rows."""
 
 
 def run(job: EvalJob, config: dict[str, Any]) -> None:
-    """Evaluates, prints a table and writes `eval/<split>.json` in the run folder.
+    """Evaluate, print a table and write `eval/<split>.json` in the run folder.
 
-    Rows that are not the run's own are compared with those of training, and their score has a name of its own.
+    Rows other than the run's own are compared with the training rows, and their score is stored under another name.
 
     Args:
         job: The checked config.
-        config: The same as plain data; not needed.
+        config: The same as plain data; unused.
     """
-    from trainer.builders.checkpointed import load_checkpointed_model
-    from trainer.commands.scores import check_other, evaluate_split, other_data, read_split, result_rows
+    from trainer.builders.checkpointed import load_checkpointed_model, select_split
+    from trainer.builders.data import build_split
 
-    trained = load_checkpointed_model(
-        existing_run_folder(job.run),
+    checkpointed = load_checkpointed_model(
+        find_run_folder(job.run),
         lambda text: job_from_text(text, trust=job.trust, overrides=job.stored_overrides),
-        checkpoint=named_checkpoint(job.run, job.checkpoint),
+        checkpoint=select_checkpoint(job.run, job.checkpoint),
         weights=job.weights,
         device=job.device,
     )
-    rows = read_split(trained, job.split)
-    changed = other_data(trained, job.split, rows)
+    rows = select_split(build_split(checkpointed.job, checkpointed.task, job.split), job.split)
+    changed = find_changed_keys(checkpointed, job.split, rows)
     if changed:
-        check_other(trained, job.split, rows)
-    name, values = evaluate_split(trained, job.split, rows, job.precision, changed)
-    table(open_console("auto"), str(trained.folder), *result_rows([(name, trained, values)]))
+        check_foreign_rows(checkpointed, job.split, rows)
+    name, values = evaluate_split(checkpointed, job.split, rows, job.precision, changed)
+    print_table(open_console("auto"), str(checkpointed.folder), *score_table([(name, checkpointed, values)]))
+
+
+def evaluate_split(
+    checkpointed: CheckpointedModel, split: str, rows: Dataset, precision: PrecisionName, changed: Mapping[str, Any]
+) -> tuple[str, dict[str, float]]:
+    """Compute loss and metrics on the rows of a split and write them to `eval/<name>.json` in the run folder.
+
+    Args:
+        checkpointed: The model.
+        split: The name of the split.
+        rows: The encoded rows of the split.
+        precision: The precision of the forward pass.
+        changed: The keys that make the rows differ from the run's own, with their values; empty for its own rows.
+
+    Returns:
+        The name (the split's for the run's own rows, else one that identifies the other rows) and the values.
+    """
+    from trainer.builders.model import choose_batching
+    from trainer.data.quality import digest_of_rows
+    from trainer.evaluate import evaluate
+    from trainer.precision import Precision
+
+    name, source = split, {"digest": digest_of_rows(rows)}
+    if changed:
+        name = f"{split}-{_make_label(split, changed)}-{source['digest'][:8]}"
+        source["data"] = " ".join(f"{key}={value}" for key, value in changed.items())
+    device = checkpointed.device
+    batches = checkpointed.batches(rows, choose_batching(checkpointed.job, checkpointed.model))
+    values = evaluate(
+        checkpointed.model,
+        checkpointed.loss,
+        batches,
+        checkpointed.task.metrics(),
+        precision=Precision(precision, device),
+        device=device,
+    )
+    file = checkpointed.folder / EVALUATIONS / f"{name}.json"
+    file.parent.mkdir(exist_ok=True)
+    document = {"split": split, "step": checkpointed.step, "weights": checkpointed.weights, "precision": precision}
+    file.write_text(json.dumps(document | source | values, indent=1) + "\n", encoding="utf-8")
+    return name, values
+
+
+def find_changed_keys(checkpointed: CheckpointedModel, split: str, rows: Dataset) -> dict[str, Any]:
+    """Return the keys that make the rows of a split differ from the run's own rows; empty for its own rows.
+
+    If the run has a score on the split, the digest of its rows decides; else the keys changed for this evaluation do.
+    """
+    from trainer.data.quality import digest_of_rows
+
+    changed = _changed_data_keys(checkpointed, split)
+    known = _read_digest(checkpointed.folder / EVALUATIONS / f"{split}.json")
+    if known is None:
+        return changed
+    if known == digest_of_rows(rows):
+        return {}
+    return changed or {f"data.{split}": "changed since the run's own score"}
+
+
+def _changed_data_keys(checkpointed: CheckpointedModel, split: str) -> dict[str, Any]:
+    """Return the changed keys on which the rows of a split depend, with their new values."""
+    own = job_from_text(checkpointed.config_text, trust=None)
+    job = checkpointed.job
+    # A split with its own files does not depend on others; splits without files may take rows from training.
+    is_independent = split != "train" and job.data.get(split) is not None
+    ignored = _NOT_DATA | ((_SPLITS | {"split"}) - {split} if is_independent else frozenset())
+    changes = differences(own.data, job.data)
+    changed = {f"data.{key}": new for key, _, new in changes if key.partition(".")[0] not in ignored}
+    if own.loader.limit != job.loader.limit:
+        changed["loader.limit"] = job.loader.limit
+    return changed
+
+
+def _read_digest(file: Path) -> str | None:
+    try:
+        digest = json.loads(file.read_text(encoding="utf-8")).get("digest")
+    except (OSError, ValueError):
+        return None
+    return digest if isinstance(digest, str) else None
+
+
+def _make_label(split: str, changed: Mapping[str, Any]) -> str:
+    """Return a word for other rows that is valid in a file name: the name of their file if there is one."""
+    value = changed.get(f"data.{split}")
+    first = value[0] if isinstance(value, list) and value else value
+    stem = Path(str(first)).name.partition(".")[0] if f"data.{split}" in changed else ""
+    return re.sub(r"[^\w-]+", "_", stem).strip("_") or "other"
+
+
+def check_foreign_rows(checkpointed: CheckpointedModel, split: str, rows: Dataset) -> None:
+    """Warn of problems of rows that are not the run's own, such as rows that are in its training data.
+
+    Raises:
+        DataError: There are problems, and the job treats data problems as errors.
+    """
+    from trainer.builders.data import build_encoded
+    from trainer.data.quality import measure_quality
+
+    own = job_from_text(checkpointed.config_text, trust=None)
+    try:
+        train = build_encoded(own, checkpointed.task, fitted=True).splits["train"]
+    except (ConfigError, DataError) as error:
+        logger.warning("%s: cannot be compared with the training data: %s", split, error.messages[0])
+        return
+    name = split if split != "train" else "data.train"
+    warnings = measure_quality({"train": train, name: rows}).warnings()
+    problems = [warning for warning in warnings if warning.startswith(f"{name}:")]
+    if problems and checkpointed.job.data.get("strict"):
+        raise DataError(*(f"data.strict: {problem}" for problem in problems))
+    for problem in problems:
+        logger.warning(problem)
+
+
+def score_table(
+    scores: Sequence[tuple[str, CheckpointedModel, dict[str, float]]],
+) -> tuple[list[str], list[list[Any]]]:
+    """Return the columns and rows of a table of evaluations, each with its name."""
+    metrics = list(scores[0][2])
+    rows = [[name, model.step, model.weights, *values.values()] for name, model, values in scores]
+    return ["split", "step", "weights", *metrics], rows

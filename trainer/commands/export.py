@@ -1,101 +1,104 @@
-"""`trainer export`: a checkpoint's weights as artifacts, each proved equal to the model."""
+"""`trainer export`: the weights of a checkpoint as artifacts, each proved equal to the model, pruned on request."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from trainer.commands.folders import existing_run_folder, named_checkpoint
+from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.jobs import ExportJob
 from trainer.config.pairing import format_faults
 from trainer.config.stored import job_from_text, load_stored_config
 from trainer.errors import raise_if_any
 from trainer.layout import EXPORT, PRUNED_EXPORT
-from trainer.report.console import open_console, table
+from trainer.report.console import open_console, print_table
 from trainer.signals import exit_on_sigterm
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from trainer.builders.checkpointed import CheckpointedModel
     from trainer.export.artifacts import Artifact
 
 
 def run(job: ExportJob, config: dict[str, Any]) -> None:
-    """Writes and proves the artifacts of a run, of a pruned copy in a folder of its own, and prints what was proved.
+    """Write and prove the artifacts of a run and print the proofs; a pruned copy gets a folder of its own.
 
     Args:
         job: The checked config.
-        config: The same as plain data; not needed.
+        config: The same as plain data; unused.
     """
-    folder = existing_run_folder(job.run)
+    folder = find_run_folder(job.run)
     raise_if_any(*format_faults({**load_stored_config(folder, "run"), "export": job.export}))
     from trainer.builders.checkpointed import load_checkpointed_model
 
-    trained = load_checkpointed_model(
+    checkpointed = load_checkpointed_model(
         folder,
         lambda text: job_from_text(text, trust=job.trust, overrides=job.stored_overrides),
-        checkpoint=named_checkpoint(job.run, job.checkpoint),
+        checkpoint=select_checkpoint(job.run, job.checkpoint),
         weights=job.weights,
         device="cpu",
     )
     console = open_console("auto")
     if job.prune is not None:
-        from trainer.commands.pruned import prune_trained, show_pruning
-
-        trained = prune_trained(trained, job.prune, job.split)
-        show_pruning(console, trained.origin["pruning"])
-    name = EXPORT if job.prune is None else pruned_name(job.prune)
+        checkpointed = prune_copy(checkpointed, job.prune, job.split)
+        print_pruning(console, checkpointed.origin["pruning"])
+    name = EXPORT if job.prune is None else pruned_folder_name(job.prune)
     with exit_on_sigterm():
-        artifacts = export_trained(trained, job.export, job.split, name)
-    show_artifacts(console, artifacts)
+        artifacts = export_artifacts(checkpointed, job.export, job.split, name)
+    print_artifacts(console, artifacts)
 
 
-def pruned_name(prune: Mapping[str, Any]) -> str:
-    """The folder of a pruned copy's artifacts, so that those of the model itself stay: `export-pruned-l1-0.3`."""
+def pruned_folder_name(prune: Mapping[str, Any]) -> str:
+    """Return the folder for the artifacts of a pruned copy, next to the model's own: `export-pruned-l1-0.3`."""
     amount = [str(prune["amount"])] if "amount" in prune else []
     return PRUNED_EXPORT + "-".join([prune["_target_"].rpartition(".")[2], *amount])
 
 
-def export_trained(
-    trained: CheckpointedModel, export: dict[str, Any], split: str, name: str = EXPORT
+def export_artifacts(
+    checkpointed: CheckpointedModel, export: dict[str, Any], split: str, name: str = EXPORT
 ) -> list[Artifact]:
-    """The artifacts that the group `export` asks for, proved on a split, in the folder `name` of the run."""
+    """Write the artifacts that the group `export` names, proved on a split, into the folder `name` of the run."""
     from trainer.builders.instantiate import instantiate
-    from trainer.commands.answering import answering_config
+    from trainer.commands.predict import prediction_config
     from trainer.export.original import Original
 
+    task = checkpointed.task
     original = Original(
-        model=trained.inference_model().cpu(),
-        task=trained.task,
-        evaluation=lambda: trained.split_batches(split, "padded"),
-        training=lambda count: trained.split_batches("train", "padded", count),
-        samples=trained.encoded.samples(split),
-        architecture={"model": trained.job.model, "facts": trained.task.info().arguments()},
-        provenance=trained.provenance | {"split": split, "config": answering_config(trained.job, trained.task)},
+        model=checkpointed.inference_model().cpu(),
+        task=task,
+        evaluation=lambda: checkpointed.split_batches(split, "padded"),
+        training=lambda count: checkpointed.split_batches("train", "padded", count),
+        samples=checkpointed.encoded.samples(split),
+        architecture={"model": checkpointed.job.model, "facts": task.info().arguments()},
+        provenance=checkpointed.provenance | {"split": split, "config": prediction_config(checkpointed.job, task)},
     )
-    artifacts: list[Artifact] = instantiate("export", export)(trained.folder / name, original)
+    artifacts: list[Artifact] = instantiate("export", export)(checkpointed.folder / name, original)
     return artifacts
 
 
-def show_artifacts(console: Console, artifacts: list[Artifact]) -> None:
-    """Two tables: what was proved of each artifact, and how long each takes beside PyTorch."""
+def print_artifacts(console: Console, artifacts: list[Artifact]) -> None:
+    """Print two tables: the proof of each artifact, and their latency compared with PyTorch."""
     if not artifacts:
         return
-    table(
+    print_table(
         console,
         f"artifacts in {artifacts[0].path.parent}",
-        ["artifact", "bytes", "largest difference", "decisions agree", "metric", "PyTorch's"],
+        ["artifact", "bytes", "max difference", "decision agreement", "metric", "metric (PyTorch)"],
         [[a.path.name, a.num_bytes, a.largest_difference, a.agreement, a.metric, a.pytorch_metric] for a in artifacts],
     )
-    if kept := [artifact.path.name for artifact in artifacts if artifact.kept]:
-        console.out(f"kept from an earlier export of the same model: {', '.join(kept)}", highlight=False)
+    if reused := [artifact.path.name for artifact in artifacts if artifact.kept]:
+        console.out(f"reused from an earlier export of the same model: {', '.join(reused)}", highlight=False)
     timings = artifacts[0].timings
     if not timings:
         return
-    table(
+    print_table(
         console,
-        "milliseconds a call on this CPU, medians, and how many times as fast as eager PyTorch",
+        "median latency per call on this CPU (ms) and speed-up over eager PyTorch",
         [*timings[0].sizes, *timings[0].milliseconds],
         [
             [
@@ -105,3 +108,60 @@ def show_artifacts(console: Console, artifacts: list[Artifact]) -> None:
             for row in timings
         ],
     )
+
+
+def prune_copy(checkpointed: CheckpointedModel, prune: Mapping[str, Any], split: str) -> CheckpointedModel:
+    """Return a pruned copy; its origin records the zeros, and the sizes and metrics before and after.
+
+    Args:
+        checkpointed: The model, which is not changed; adapters are merged into the copy's weights first.
+        prune: The group `prune`.
+        split: The split on which the metrics are computed.
+
+    Raises:
+        ConfigError: The model cannot be pruned this way.
+    """
+    from trainer.builders.model import merge_adapters, prune_model
+    from trainer.prune.masks import measure_bytes, measure_sparsity, sparsity_report
+
+    before = merge_adapters(checkpointed.job, checkpointed.model)
+    after = deepcopy(before)
+    masks = prune_model(prune, after, checkpointed.job.seed)
+    models = {"before": before, "after": after}
+    sizes = {name: dict(zip(("weights", "compressed"), measure_bytes(m), strict=True)) for name, m in models.items()}
+    document = {
+        "method": dict(prune),
+        **sparsity_report(measure_sparsity(after, masks.names())),
+        "metrics": {name: _evaluate(checkpointed, model, split) for name, model in models.items()},
+        "bytes": sizes,
+    }
+    return replace(checkpointed, model=after, origin=checkpointed.origin | {"pruning": document})
+
+
+def _evaluate(checkpointed: CheckpointedModel, model: nn.Module, split: str) -> dict[str, float]:
+    from trainer.evaluate import evaluate
+    from trainer.precision import Precision
+
+    device = checkpointed.device
+    batches = checkpointed.split_batches(split, "padded")
+    metrics = checkpointed.task.metrics()
+    return evaluate(model, checkpointed.loss, batches, metrics, precision=Precision("fp32", device), device=device)
+
+
+def print_pruning(console: Console, document: Mapping[str, Any]) -> None:
+    """Print two tables: the zeros of each weight, and the model before and after pruning."""
+    print_sparsity(console, document)
+    rows = [
+        [when, *document["bytes"][when].values(), *document["metrics"][when].values()] for when in ("before", "after")
+    ]
+    columns = ["pruning", "bytes", "compressed bytes", *document["metrics"]["before"]]
+    print_table(console, "model before and after pruning", columns, rows)
+
+
+def print_sparsity(console: Console, document: Mapping[str, Any]) -> None:
+    """Print the zeros of each weight."""
+    rows = [
+        [each["name"], " x ".join(map(str, each["shape"])), each["zeros"], f"{each['share']:.1%}"]
+        for each in (*document["layers"], document["total"])
+    ]
+    print_table(console, "pruned weights", ["weight", "shape", "zeros", "share"], rows)

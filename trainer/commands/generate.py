@@ -1,7 +1,8 @@
-"""`trainer generate`: texts that a run's language model goes on with."""
+"""`trainer generate`: continue prompts with the language model of a run or of an artifact folder."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
@@ -9,60 +10,168 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.commands.writer import writer_of
+from trainer.commands.run_folders import find_run_folder, run_argument, select_checkpoint
 from trainer.config.jobs import GenerateJob
-from trainer.errors import ConfigError, DataError, format_error, raise_if_any
-from trainer.predict.stdin import stdin_lines
-from trainer.predict.writing import Write, check_output, writing
-from trainer.report.console import open_console, table
+from trainer.config.signatures import attribute
+from trainer.config.stored import exported_config, job_from_text, load_stored_config
+from trainer.data.readers import first_line_of
+from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
+from trainer.layout import EXPORT, EXPORT_MANIFEST, ONNX_CACHE, TOKENIZER
+from trainer.predict.files import Write, check_output, open_output
+from trainer.predict.input_rows import read_stdin_lines
+from trainer.report.console import open_console, print_table
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from trainer.decode.generation import EndReason, ExplainedStep, GeneratedText, TextGenerator
 
-_SHOWN = 40  # characters of the text so far, in a row of the table
-_LONGEST_NAME = 255  # of a file, in characters
+_SHOWN_CHARACTERS = 40
+"""Length of the text so far in a row of the table."""
+
+_MAX_NAME_LENGTH = 255
+"""Length of a file name in characters."""
+
+_DEFAULTS = {"checkpoint": ("best",), "weights": ("auto",), "precision": ("fp32",), "device": ("auto", "cpu")}
+"""Keys that an artifact folder does not support, and the values that are accepted for it."""
 
 
 def run(job: GenerateJob, config: dict[str, Any]) -> None:
-    """Goes on with each prompt and prints the texts, or writes them with what is known of them.
+    """Continue each prompt and print the texts, or write them with details.
 
-    Prompts are gone on with one by one, each from the same seed: a text depends on nothing but its own prompt.
+    Prompts are continued one by one, each from the same seed, so a text depends only on its own prompt.
 
     Args:
         job: The checked config.
-        config: The same as plain data; not needed.
+        config: The same as plain data; unused.
 
     Raises:
-        ConfigError: The run has no causal language model, or the prompt cannot be gone on from.
-        DataError: Lines of standard input could not be gone on from; the others were.
+        ConfigError: The run has no causal language model, or the prompt cannot be continued.
+        DataError: Lines of standard input could not be continued; the others were.
     """
     output = None if job.output in (None, "-") else Path(str(job.output)).expanduser()
-    _check_texts(job.prompt, output)
-    writer = writer_of(job)
-    with nullcontext(None) if job.output is None else writing(output) as write:
-        count, num_faults = _write_all(job, writer, write)
-    if num_faults:
-        raise DataError(f"{num_faults} of {count} lines could not be gone on from.")
+    _check_prompt_and_output(job.prompt, output)
+    generator = load_generator(job)
+    with nullcontext(None) if job.output is None else open_output(output) as write:
+        count, num_errors = _continue_prompts(job, generator, write)
+    if num_errors:
+        raise DataError(f"{num_errors} of {count} prompts could not be continued.")
 
 
-def _check_texts(prompt: str | None, output: Path | None) -> None:
-    """Refuses, with all that is wrong, a prompt that no model can go on from and a file that cannot be written."""
-    faults = []
+def load_generator(job: GenerateJob) -> TextGenerator:
+    """Load the model that `run` and `backend` name; their errors are reported before anything heavy is loaded.
+
+    Raises:
+        ConfigError: It is no causal language model, or it does not support keys of the job.
+        CheckpointError: It cannot be used.
+    """
+    artifacts = None if job.backend == "torch" else _find_artifacts(job)
+    return _load_from_run(job) if artifacts is None else _load_from_artifacts(job, artifacts)
+
+
+def _check_prompt_and_output(prompt: str | None, output: Path | None) -> None:
+    """Refuse a prompt that no model can continue and a file that cannot be written, together."""
+    problems = []
     if prompt == "":
-        faults.append(format_error("prompt", "has no token to go on from", value=prompt))
-    elif prompt is not None and any("\ud800" <= sign <= "\udfff" for sign in prompt):
-        # What is not UTF-8 on a command line becomes these.
-        faults.append(format_error("prompt", "is not UTF-8", value=prompt))
+        problems.append(format_error("prompt", "must not be empty", value=prompt))
+    elif prompt is not None and any("\ud800" <= character <= "\udfff" for character in prompt):
+        # Python decodes bytes of a command line that are not UTF-8 to these characters.
+        problems.append(format_error("prompt", "is not UTF-8", value=prompt))
     try:
         if output is not None:
             check_output(output)
     except ConfigError as error:
-        faults += error.messages
-    raise_if_any(*faults)
+        problems += error.messages
+    raise_if_any(*problems)
 
 
-def _write_all(job: GenerateJob, writer: TextGenerator, write: Write | None) -> tuple[int, int]:
-    """How many prompts there were, and how many of them could not be gone on from."""
+def _find_artifacts(job: GenerateJob) -> Path | None:
+    """Return the artifact folder to use in place of the run's model; None to use the model."""
+    if job.run is not None and exported_config(job.run) is not None:
+        return Path(job.run)
+    if job.backend is None:
+        return None
+    folder = find_run_folder(job.run)
+    _check_language_model(folder)
+    return folder / EXPORT
+
+
+def _load_from_artifacts(job: GenerateJob, folder: Path) -> TextGenerator:
+    """Load an exported decoder; needs nothing but the artifact folder."""
+    try:
+        manifest = json.loads((folder / EXPORT_MANIFEST).read_text(encoding="utf-8"))
+        graph, end_id = folder / ONNX_CACHE, manifest["artifacts"]["onnx_cache"]["end_id"]
+        _, max_length = manifest["axes"]["sequence"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        remedy = f"Write it: trainer export {run_argument('run', folder.parent)} export.formats=[onnx_cache]"
+        problem = "there is no exported decoder"
+        raise CheckpointError(format_error("backend", problem, remedy, value=str(folder / ONNX_CACHE))) from error
+    unsupported = [key for key, values in _DEFAULTS.items() if getattr(job, key) not in values]
+    problem, remedy = "applies only to a run, not to an artifact", "Leave it out"
+    raise_if_any(*(format_error(key, problem, remedy, value=getattr(job, key)) for key in unsupported))
+    import torch
+    from tokenizers import Tokenizer
+
+    from trainer.decode.generation import TextGenerator
+    from trainer.decode.onnx_session import OnnxSession, load_graph
+
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        session = load_graph(graph)
+    except Exception as error:  # many types: the folder may come from anywhere
+        problem = f"cannot be used ({type(error).__name__}: {first_line_of(error)})"
+        raise CheckpointError(format_error(str(folder), problem, "Copy the artifact folder again")) from error
+    return TextGenerator(
+        lambda: OnnxSession(session), _without_limits(tokenizer), end_id, max_length, torch.device("cpu")
+    )
+
+
+def _load_from_run(job: GenerateJob) -> TextGenerator:
+    folder = find_run_folder(job.run)
+    _check_language_model(folder)
+    from tokenizers import Tokenizer
+
+    from trainer.builders.checkpointed import load_checkpointed_model
+    from trainer.decode.generation import TextGenerator
+    from trainer.decode.kv_cache import open_session
+    from trainer.protocols import LanguageModelTask
+
+    checkpointed = load_checkpointed_model(
+        folder,
+        lambda text: job_from_text(text, trust=job.trust),
+        checkpoint=select_checkpoint(job.run, job.checkpoint),
+        weights=job.weights,
+        device=job.device,
+    )
+    task: Any = checkpointed.task
+    if not (isinstance(checkpointed.task, LanguageModelTask) and checkpointed.task.causal):
+        value = f"task {type(task).__name__}"
+        raise ConfigError(format_error("run", "contains no causal language model", value=value))
+    tokenizer = Tokenizer.from_str(task.artifact_files()[TOKENIZER])
+    _, max_length = task.axis_limits()["sequence"]
+    model = checkpointed.inference_model()
+    return TextGenerator(
+        lambda: open_session(model), _without_limits(tokenizer), task.end_id, max_length, checkpointed.device
+    )
+
+
+def _without_limits(tokenizer: Tokenizer) -> Tokenizer:
+    """Switch off truncation and padding of a tokenizer and return it."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _check_language_model(folder: Path) -> None:
+    """Refuse a run of another task before anything heavy is loaded."""
+    task = load_stored_config(folder, key="run")["task"]["_target_"]
+    if str(task).startswith("trainer.") and attribute(task, "causal") is not True:
+        problem, remedy = "contains no causal language model", "Train one: trainer train task=causal_lm"
+        raise ConfigError(format_error("run", problem, remedy, value=f"task {task}"))
+
+
+def _continue_prompts(job: GenerateJob, generator: TextGenerator, write: Write | None) -> tuple[int, int]:
+    """Return the number of prompts and the number of those that could not be continued."""
     import torch
 
     from trainer.builders.instantiate import instantiate
@@ -70,94 +179,93 @@ def _write_all(job: GenerateJob, writer: TextGenerator, write: Write | None) -> 
     from trainer.precision import Precision
 
     decode = instantiate("decode", job.decode)
-    number = num_faults = 0
-    with torch.inference_mode(), Precision(job.precision, writer.device).autocast():
-        for number, text in enumerate(_prompts(job.prompt), 1):
+    number = num_errors = 0
+    with torch.inference_mode(), Precision(job.precision, generator.device).autocast():
+        for number, text in enumerate(_read_prompts(job.prompt), 1):
             try:
-                prompt = writer.encode_prompt(_readable(text))
+                prompt = generator.encode_prompt(_require_text(text))
             except (DataError, PromptError) as error:
                 if job.prompt not in (None, "-"):
                     raise ConfigError(format_error("prompt", str(error), value=text)) from error
-                num_faults += 1
-                _write_fault(write, number, text, error)
+                num_errors += 1
+                _write_error(write, number, text, error)
                 continue
-            assert isinstance(text, str), "it was read"
-            if unknown := writer.count_unknown_tokens(prompt):
-                problem = f"{unknown} of its {prompt.length} tokens are unknown to the model's vocabulary"
-                _tell(f"prompt {number}: {problem}")
-            ended = set()
-            for continuation in decode(writer.open_session(), prompt):
-                written = writer.complete(text, prompt, continuation, job.decode.get("stop", ()))
-                steps = [] if job.explain is None else writer.explain(prompt, continuation, job.explain)
-                _write(write, text, written, steps)
-                ended.add(written.ended)
-            _tell_ends(number, ended, writer.max_length)
-    return number, num_faults
+            assert isinstance(text, str), "errors were handled above"
+            if unknown := generator.count_unknown_tokens(prompt):
+                _print_note(f"prompt {number}: {unknown} of its {prompt.length} tokens are not in the vocabulary")
+            reasons = set()
+            for continuation in decode(generator.open_session(), prompt):
+                generated = generator.complete(text, prompt, continuation, job.decode.get("stop", ()))
+                steps = [] if job.explain is None else generator.explain(prompt, continuation, job.explain)
+                _write_text(write, text, generated, steps)
+                reasons.add(generated.ended)
+            _print_end_reasons(number, reasons, generator.max_length)
+    return number, num_errors
 
 
-def _prompts(given: str | None) -> Iterator[str | DataError]:
-    """The prompts; in the place of a line that is not UTF-8 what is wrong with it."""
-    if given not in (None, "-"):
-        if Path(str(given)[:_LONGEST_NAME]).is_file():
-            _tell(f"prompt: a text, not the lines of the file {given}; these are read with prompt=- < {given}")
-        yield str(given)
+def _read_prompts(prompt: str | None) -> Iterator[str | DataError]:
+    """Yield the prompts, and a DataError for a line that is not UTF-8."""
+    if prompt not in (None, "-"):
+        if Path(str(prompt)[:_MAX_NAME_LENGTH]).is_file():
+            _print_note(f"prompt: used as a text. To continue the lines of the file {prompt}: prompt=- < {prompt}")
+        yield str(prompt)
         return
     if sys.stdin.isatty():
-        _tell("prompts are read from standard input, one a line")
-    for line in stdin_lines():
+        _print_note("reading prompts from standard input, one per line")
+    for line in read_stdin_lines():
         if line is not None:
             yield line if isinstance(line, DataError) else line.rstrip("\r")
 
 
-def _readable(text: str | DataError) -> str:
+def _require_text(text: str | DataError) -> str:
     if isinstance(text, DataError):
         raise text
     return text
 
 
-def _tell(note: str) -> None:
+def _print_note(note: str) -> None:
     print(f"note: {note}", file=sys.stderr, flush=True)
 
 
-def _tell_ends(number: int, ended: Collection[EndReason], max_length: int) -> None:
-    """Why texts of a prompt ended before they were to."""
-    if "context" in ended:
-        limit = f"{max_length} tokens, the most that the model was trained to read (task.max_length)"
-        _tell(f"prompt {number}: its text ended at {limit}")
-    if "exhausted" in ended:
-        _tell(f"prompt {number}: its text ended where decode.no_repeat_ngram leaves no token to go on with")
+def _print_end_reasons(number: int, reasons: Collection[EndReason], max_length: int) -> None:
+    """Explain texts of a prompt that ended early."""
+    if "context" in reasons:
+        limit = f"{max_length} tokens, the maximum length of the model (task.max_length)"
+        _print_note(f"prompt {number}: its text ended at {limit}")
+    if "exhausted" in reasons:
+        _print_note(f"prompt {number}: its text ended because decode.no_repeat_ngram leaves no token to continue with")
 
 
-def _write_fault(write: Write | None, number: int, text: str | DataError, error: Exception) -> None:
-    """Tells what is wrong with a line; where answers are data, it stands in the answer's place."""
-    fault = str(error) if isinstance(text, DataError) else format_error(f"line {number}", str(error), value=text)
-    print(fault, file=sys.stderr, flush=True)
+def _write_error(write: Write | None, number: int, text: str | DataError, error: Exception) -> None:
+    """Print the error of a line; in an output file it takes the place of the text."""
+    message = str(error) if isinstance(text, DataError) else format_error(f"line {number}", str(error), value=text)
+    print(message, file=sys.stderr, flush=True)
     if write is not None:
-        write({"prompt": None if isinstance(text, DataError) else text, "error": fault})
+        write({"prompt": None if isinstance(text, DataError) else text, "error": message})
         sys.stdout.flush()
 
 
-def _write(write: Write | None, prompt: str, written: GeneratedText, steps: Sequence[ExplainedStep]) -> None:
+def _write_text(write: Write | None, prompt: str, generated: GeneratedText, steps: Sequence[ExplainedStep]) -> None:
     if write is None:
         if steps:
-            _show_steps(steps)
-        print(written.text, flush=True)
+            _print_steps(steps)
+        print(generated.text, flush=True)
         return
-    line = {"prompt": prompt, **asdict(written)} | ({"steps": [asdict(step) for step in steps]} if steps else {})
-    if written.score is None:
+    line = {"prompt": prompt, **asdict(generated)} | ({"steps": [asdict(step) for step in steps]} if steps else {})
+    if generated.score is None:
         del line["score"]
     write(line)
     sys.stdout.flush()
 
 
-def _show_steps(steps: Sequence[ExplainedStep]) -> None:
-    """The text so far and the best next tokens, a row a step; what was chosen where that was another one."""
+def _print_steps(steps: Sequence[ExplainedStep]) -> None:
+    """Print one row per step: the text so far, the most likely next tokens, and the chosen one if it is another."""
     columns = ["input", *(f"choice {place}" for place in range(1, len(steps[0].choices) + 1))]
-    others = any(step.chosen != step.choices[0] for step in steps)
+    show_chosen = any(step.chosen != step.choices[0] for step in steps)
     rows = []
     for step in steps:
-        so_far = " ".join(step.input.split())
-        choices = [*step.choices, step.chosen] if others else step.choices
+        text = " ".join(step.input.split())
+        choices = [*step.choices, step.chosen] if show_chosen else step.choices
         shown = [f"{choice.token!r} {choice.probability:.2%}" for choice in choices]
-        rows.append([so_far if len(so_far) <= _SHOWN else f"…{so_far[-_SHOWN:]}", *shown])
-    table(open_console("auto"), "next tokens", [*columns, "chosen"] if others else columns, rows)
+        rows.append([text if len(text) <= _SHOWN_CHARACTERS else f"…{text[-_SHOWN_CHARACTERS:]}", *shown])
+    print_table(open_console("auto"), "next tokens", [*columns, "chosen"] if show_chosen else columns, rows)

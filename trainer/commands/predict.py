@@ -1,166 +1,309 @@
-"""`trainer predict`: a run's answers to rows without targets."""
+"""`trainer predict`: predictions of a run's model, or of its exported graph, for rows without targets."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from trainer.commands.folders import argument, existing_run_folder
-from trainer.config.jobs import PredictJob
+from trainer.commands.run_folders import find_run_folder, run_argument, select_checkpoint
+from trainer.config.jobs import PredictJob, TrainJob
+from trainer.config.sections import ColumnsSection
 from trainer.config.signatures import attribute
-from trainer.config.stored import exported_config, load_stored_config
+from trainer.config.stored import exported_config, job_from_text, load_stored_config, with_overrides
+from trainer.config.trust import trusted
+from trainer.data.readers import first_line_of
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
 from trainer.export.script import RUN
-from trainer.layout import EXPORT, EXPORT_MANIFEST, ONNX
-from trainer.predict.asked import Reading, rows_of
-from trainer.predict.given import read_given
-from trainer.predict.writing import writing
+from trainer.layout import CHECKPOINTS, CONFIG, EXPORT, EXPORT_MANIFEST, ONNX, TASK
+from trainer.predict.files import PredictionPaths, open_output, resolve_paths
+from trainer.predict.input_rows import RowFormat, read_rows
 
 if TYPE_CHECKING:
-    from trainer.predict.answering import Answering, Tally, Window
+    import torch
+    from torch import Tensor, nn
 
-_TOLD = 100
-"""Rows that cannot be used are told one by one up to so many; the output has them all."""
+    from trainer.precision import Precision
+    from trainer.predict.neighbors import Corpus
+    from trainer.predict.predictor import Forward, Predictor, RowCounts, Window
+    from trainer.protocols import Batching, Task
 
-_NO_VECTORS = format_error(
+_MAX_PRINTED_ERRORS = 100
+"""Errors of single rows that are printed; the output contains all of them."""
+
+_CELL_FORMAT = {"list_separator": " ", "separator": None, "quote": '"'}
+"""Format of cells if the source does not declare it."""
+
+_ARTIFACT_DEFAULTS = {"checkpoint": ("best",), "weights": ("auto",), "precision": ("fp32",), "device": ("auto", "cpu")}
+"""Keys that an artifact folder does not support, and the values that are accepted for it."""
+
+_NO_EMBEDDINGS = format_error(
     "neighbours",
-    "are of vectors, and the run's task makes none",
+    "needs a task that computes embeddings",
     "Train one: trainer train task=sentence_embedding",
 )
 
 
 def run(job: PredictJob, config: dict[str, Any]) -> None:
-    """Answers each row of the input, in its order: one JSON object a line, or a file.
+    """Predict each row of the input in order: one JSON object per line, or a file.
 
     Args:
         job: The checked config.
-        config: The same as plain data; not needed.
+        config: The same as plain data; unused.
 
     Raises:
-        ConfigError: An input is not there, or the run cannot answer it.
+        ConfigError: An input does not exist, or the run cannot predict it.
         CheckpointError: The run, its checkpoint or its artifact cannot be used.
-        DataError: Rows could not be used; the others were answered.
+        DataError: Some rows could not be used; the others were predicted.
     """
-    given, corpus, output = read_given(job.input, job.corpus, job.output)
-    alone = None if job.run is None or job.backend == "torch" else exported_config(job.run)
-    folder = existing_run_folder(job.run) if alone is None else Path(str(job.run))
-    graph = _graph(folder / EXPORT if alone is None else folder)
-    _check(job, folder, graph, alone)
-    from trainer.commands.answering import answering_of, answering_of_artifact
-    from trainer.predict.answering import Tally
+    paths = resolve_paths(job.input, job.corpus, job.output)
+    exported = None if job.run is None or job.backend == "torch" else exported_config(job.run)
+    folder = find_run_folder(job.run) if exported is None else Path(str(job.run))
+    graph = _find_graph(folder / EXPORT if exported is None else folder)
+    _check(job, folder, graph, exported)
+    from trainer.predict.predictor import RowCounts
 
-    if alone is None:
-        answering, reading = answering_of(job, folder, graph if job.backend == "onnx" else None)
+    if exported is None:
+        predictor, row_format = _load_from_run(job, folder, graph if job.backend == "onnx" else None)
     else:
         assert graph is not None, "it was checked"
-        answering, reading = answering_of_artifact(job, graph, alone)
-    tally = Tally()
-    windows = _answered(job, given, corpus, answering, reading, tally)
-    with writing(output) as write:
-        told = 0
-        for window in windows:
-            for row, answer in window:
-                if row.fault is not None and (told := told + 1) <= _TOLD:
-                    _tell(row.fault)
-                write(answer)
-            if output is None:
+        predictor, row_format = _load_from_artifacts(job, graph, exported)
+    counts = RowCounts()
+    num_printed = 0
+    with open_output(paths.output) as write:
+        for window in _predict(job, paths, predictor, row_format, counts):
+            for row, prediction in window:
+                if row.error is not None and (num_printed := num_printed + 1) <= _MAX_PRINTED_ERRORS:
+                    _print_error(row.error)
+                write(prediction)
+            if paths.output is None:
                 sys.stdout.flush()
-    _conclude(tally, answering)
+    _conclude(counts, predictor)
 
 
-def _graph(folder: Path) -> Path | None:
-    """The ONNX file that answers, of a folder of artifacts; None where there is none."""
+def _find_graph(folder: Path) -> Path | None:
+    """Return the ONNX file of an artifact folder that `predict` can run; None if there is none."""
     try:
-        # The manifest comes last: without it the artifacts are not complete, or not proved.
-        found = json.loads((folder / EXPORT_MANIFEST).read_text("utf-8"))["artifacts"]
-        files = [folder / found[name]["file"] for name in RUN if name in found]
+        # The manifest is written last: without it the artifacts are incomplete or not proved.
+        artifacts = json.loads((folder / EXPORT_MANIFEST).read_text("utf-8"))["artifacts"]
+        files = [folder / artifacts[name]["file"] for name in RUN if name in artifacts]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return next((file for file in files if file.is_file()), None)
 
 
-def _check(job: PredictJob, folder: Path, graph: Path | None, alone: Mapping[str, Any] | None) -> None:
-    """Whether there is what is to answer and it can, as far as that can be known before anything heavy is loaded."""
-    faults = []
-    config = load_stored_config(folder, key="run") if alone is None else alone
+def _check(job: PredictJob, folder: Path, graph: Path | None, exported: Mapping[str, Any] | None) -> None:
+    """Report everything that prevents the prediction and shows before anything heavy is loaded."""
+    problems = []
+    config = load_stored_config(folder, key="run") if exported is None else exported
     task = str(config["task"]["_target_"])
-    # The target of a task that makes vectors follows from its keys.
+    # Tasks that compute embeddings have no fixed target: it depends on their keys.
     if job.neighbours is not None and task.startswith("trainer.") and attribute(task, "target") is not None:
-        faults.append(_NO_VECTORS)
-    if alone is not None:
-        own = {"checkpoint": "best", "weights": "auto", "precision": "fp32"}
-        wrong = [(key, getattr(job, key)) for key, usual in own.items() if getattr(job, key) != usual]
-        wrong += [("device", job.device)] if job.device not in ("auto", "cpu") else []
-        remedy = "Leave it out, or name the run folder"
-        faults += [
-            format_error(key, "is of a run, and this is a folder of artifacts", remedy, value=v) for key, v in wrong
-        ]
-    absent = graph is None and (alone is not None or job.backend == "onnx")
-    if absent:
-        name, where, run = ("run", folder / EXPORT, folder) if alone is None else ("folder", folder, Path("PATH"))
-        remedy = f"Write one: trainer export {argument('run', run)} export.formats=[onnx]"
-        faults.append(format_error("backend", f"the {name} has no such artifact", remedy, value=str(where / ONNX)))
-    if absent and len(faults) == 1:
-        raise CheckpointError(*faults)
-    raise_if_any(*faults)
+        problems.append(_NO_EMBEDDINGS)
+    if exported is not None:
+        unsupported = [key for key, values in _ARTIFACT_DEFAULTS.items() if getattr(job, key) not in values]
+        problem, remedy = "applies only to a run, not to an artifact folder", "Leave it out, or name the run folder"
+        problems += [format_error(key, problem, remedy, value=getattr(job, key)) for key in unsupported]
+    needs_graph = exported is not None or job.backend == "onnx"
+    if graph is None and needs_graph:
+        owner, path, run = ("run", folder / EXPORT, folder) if exported is None else ("folder", folder, Path("PATH"))
+        remedy = f"Write one: trainer export {run_argument('run', run)} export.formats=[onnx]"
+        problem = f"the {owner} has no such artifact"
+        problems.append(format_error("backend", problem, remedy, value=str(path / ONNX)))
+        if len(problems) == 1:
+            raise CheckpointError(*problems)
+    raise_if_any(*problems)
 
 
-def _answered(
-    job: PredictJob,
-    given: Path | str | None,
-    corpus: Path | None,
-    answering: Answering,
-    reading: Reading,
-    tally: Tally,
+def prediction_config(job: TrainJob, task: Task) -> dict[str, Any]:
+    """Return the part of a run's config that predictions from its artifacts need; it names no file of the run.
+
+    It has the keys `task`, `data` and `loader` of the config.
+    """
+    columns = _find_columns(job.data)
+    known = {role: columns[role] for role in task.input_columns() if isinstance(columns.get(role), str)}
+    cells = {key: job.data.get(key, default) for key, default in _CELL_FORMAT.items()}
+    return {
+        # The task's state contains the tokenizer.
+        "task": job.task | ({"tokenizer": None} if "tokenizer" in job.task else {}),
+        "data": {"columns": known, **cells},
+        "loader": {"eval_batch_size": job.loader.eval_batch_size},
+    }
+
+
+def _load_from_artifacts(job: PredictJob, graph: Path, config: Mapping[str, Any]) -> tuple[Predictor, RowFormat]:
+    """Load an exported graph and its task; needs nothing but the artifact folder.
+
+    Args:
+        job: The checked config.
+        graph: The file of the graph.
+        config: The result of `prediction_config`, as the folder's manifest contains it.
+
+    Raises:
+        CheckpointError: The folder is damaged, or names code that is not trusted.
+    """
+    from trainer.builders.instantiate import instantiate
+    from trainer.predict.predictor import Predictor
+
+    if untrusted := trusted(config, job.trust):
+        raise CheckpointError(*untrusted)
+    config = with_overrides(config, job.stored_overrides)
+    task: Task = instantiate("task", config["task"])
+    try:
+        task.load_state_dict(json.loads((graph.parent / TASK).read_text("utf-8")))
+    except Exception as error:  # many types: the folder may come from anywhere
+        problem = f"cannot be used ({type(error).__name__}: {first_line_of(error)})"
+        remedy = "Copy the artifact folder again"
+        raise CheckpointError(format_error(str(graph.parent / TASK), problem, remedy)) from error
+    forward = _load_graph(graph)
+    batch_size = config["loader"]["eval_batch_size"]
+    return Predictor(task, forward, "padded", batch_size, job.top), _row_format(config["data"], task, job.columns)
+
+
+def _load_from_run(job: PredictJob, folder: Path, graph: Path | None) -> tuple[Predictor, RowFormat]:
+    """Load the model of a checkpoint, or an exported graph and the run's task.
+
+    Args:
+        job: The checked config.
+        folder: The run folder.
+        graph: The file of the graph; None uses the model.
+
+    Raises:
+        CheckpointError: The checkpoint or the artifact cannot be used.
+        ConfigError: The run's task cannot predict.
+    """
+    from trainer.builders.checkpointed import load_checkpointed_model
+    from trainer.builders.model import choose_batching
+    from trainer.precision import Precision
+    from trainer.predict.predictor import Predictor, check_task
+
+    checkpoint = select_checkpoint(job.run, job.checkpoint)
+
+    def read_config(text: str) -> TrainJob:
+        return job_from_text(text, trust=job.trust, overrides=job.stored_overrides)
+
+    batching: Batching = "padded"
+    if graph is not None:
+        own, task = _load_task(folder, checkpoint, read_config)
+        forward = _load_graph(graph)
+    else:
+        checkpointed = load_checkpointed_model(
+            folder, read_config, checkpoint=checkpoint, weights=job.weights, device=job.device
+        )
+        own, task = checkpointed.job, checkpointed.task
+        batching = "packed" if choose_batching(own, checkpointed.model) == "packed" else "padded"
+        model = checkpointed.inference_model().eval()
+        forward = _make_forward(model, checkpointed.device, Precision(job.precision, checkpointed.device))
+    check_task(task)
+    predictor = Predictor(task, forward, batching, own.loader.eval_batch_size, job.top)
+    return predictor, _row_format(own.data, task, job.columns)
+
+
+def _load_task(folder: Path, checkpoint: str, read_config: Callable[[str], TrainJob]) -> tuple[TrainJob, Task]:
+    """Return the run's config and its task without the weights."""
+    from trainer.builders.data import build_task
+    from trainer.checkpoint.store import Store
+
+    path = Store(folder / CHECKPOINTS, keep=2).find(checkpoint)
+    job = read_config((path / CONFIG).read_text("utf-8"))
+    return job, build_task(job, json.loads((path / TASK).read_text("utf-8")))
+
+
+def _make_forward(model: nn.Module, device: torch.device, precision: Precision) -> Forward:
+    import torch
+
+    def forward(inputs: Mapping[str, Tensor]) -> Tensor:
+        with torch.inference_mode(), precision.autocast():
+            output: Tensor = model(**{name: value.to(device) for name, value in inputs.items()})
+        return output
+
+    return forward
+
+
+def _load_graph(path: Path) -> Forward:
+    from trainer.export.onnx import open_session
+
+    try:
+        forward, _, _ = open_session(path)
+    except Exception as error:  # ONNX Runtime raises types of its own
+        reason = str(error).strip().splitlines()[0]
+        remedy = "Export it again: trainer export"
+        raise CheckpointError(format_error(str(path), f"cannot be loaded ({reason})", remedy)) from error
+    return forward
+
+
+def _find_columns(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of the run's own data by role."""
+    columns: dict[str, Any] = {"text": data["text"]} if "text" in data else {}
+    return columns | (dict(data["columns"]) if isinstance(data.get("columns"), Mapping) else {})
+
+
+def _row_format(data: Mapping[str, Any], task: Task, named: ColumnsSection) -> RowFormat:
+    """Return the columns of the run's own data, replaced by those that the command line names."""
+    from trainer.protocols import HasNumericColumns
+
+    return RowFormat(
+        roles=tuple(task.input_columns()),
+        columns=_find_columns(data) | {role: column for role, column in vars(named).items() if column is not None},
+        numeric=task.numeric if isinstance(task, HasNumericColumns) else {},
+        **{key: data.get(key, default) for key, default in _CELL_FORMAT.items()},
+    )
+
+
+def _predict(
+    job: PredictJob, paths: PredictionPaths, predictor: Predictor, row_format: RowFormat, counts: RowCounts
 ) -> Iterator[Window]:
-    if corpus is None:
-        yield from answering.windows(rows_of(given, reading), tally)
+    if paths.corpus is None:
+        yield from predictor.predict(read_rows(paths.input, row_format), counts)
         return
     assert job.neighbours is not None, "the config was checked"
-    if answering.task.target not in ("views", "similarity"):
-        raise ConfigError(_NO_VECTORS)
-    from trainer.predict.neighbours import Corpus
+    if predictor.task.target not in ("views", "similarity"):
+        raise ConfigError(_NO_EMBEDDINGS)
+    from trainer.predict.neighbors import Corpus
 
     with TemporaryDirectory() as folder:
-        texts = Corpus(Path(folder))
+        corpus = Corpus(Path(folder))
         try:
-            for window in answering.windows(rows_of(corpus, reading), tally):
-                for row, answer in window:
-                    if row.fault is not None:
-                        _tell(row.fault)
+            for window in predictor.predict(read_rows(paths.corpus, row_format), counts):
+                for row, prediction in window:
+                    if row.error is not None:
+                        _print_error(row.error)
                     elif row.values is not None:
-                        texts.add(row.number, row.values["text"], answer["embedding"])
-            if not len(texts):
-                raise DataError(format_error("corpus", "holds no text", value=str(corpus)))
-            for window in answering.windows(rows_of(given, reading), tally):
-                yield from _nearest(window, texts, job.neighbours, answering.batch_size)
+                        corpus.add(row.number, row.values["text"], prediction["embedding"])
+            if not len(corpus):
+                raise DataError(format_error("corpus", "contains no text", value=str(paths.corpus)))
+            for window in predictor.predict(read_rows(paths.input, row_format), counts):
+                yield from _replace_by_neighbors(window, corpus, job.neighbours, predictor.batch_size)
         finally:
-            texts.close()
+            corpus.close()
 
 
-def _nearest(window: Window, texts: Any, count: int, size: int) -> Iterator[Window]:
+def _replace_by_neighbors(window: Window, corpus: Corpus, count: int, batch_size: int) -> Iterator[Window]:
     import numpy as np
 
     rest = iter(window)
-    while part := list(islice(rest, size)):
-        vectors = [answer["embedding"] for row, answer in part if row.fault is None]
-        found: Iterator[Sequence[Any]] = iter(texts.nearest(np.array(vectors), count) if vectors else [])
-        yield [(row, answer if row.fault is not None else {"neighbours": next(found)}) for row, answer in part]
+    while part := list(islice(rest, batch_size)):
+        vectors = [prediction["embedding"] for row, prediction in part if row.error is None]
+        neighbors: Iterator[Sequence[Any]] = iter(corpus.nearest(np.array(vectors), count) if vectors else [])
+        yield [
+            (row, prediction if row.error is not None else {"neighbours": next(neighbors)}) for row, prediction in part
+        ]
 
 
-def _conclude(tally: Tally, answering: Answering) -> None:
-    if tally.num_truncated:
-        length = answering.task.axis_limits().get("sequence", (1, 0))[1]
-        _tell(f"note: {tally.num_truncated} of {tally.num_rows} texts were cut at {length} tokens (task.max_length)")
-    if tally.num_faults:
-        others = "; the others are answered" if tally.num_faults < tally.num_rows else ""
-        raise DataError(f"{tally.num_faults} of {tally.num_rows} rows could not be used{others}.")
+def _conclude(counts: RowCounts, predictor: Predictor) -> None:
+    """Print a note about truncated rows, and raise DataError if some rows could not be used."""
+    if counts.num_truncated:
+        length = predictor.task.axis_limits().get("sequence", (1, 0))[1]
+        note = f"{counts.num_truncated} of {counts.num_rows} texts were truncated to {length} tokens (task.max_length)"
+        _print_error(f"note: {note}")
+    if counts.num_errors:
+        others = "; the others were predicted" if counts.num_errors < counts.num_rows else ""
+        raise DataError(f"{counts.num_errors} of {counts.num_rows} rows could not be used{others}.")
 
 
-def _tell(message: str) -> None:
+def _print_error(message: str) -> None:
     print(message, file=sys.stderr, flush=True)

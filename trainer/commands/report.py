@@ -1,4 +1,4 @@
-"""`trainer report`: one offline page of HTML about a run, or about several side by side."""
+"""`trainer report`: one offline HTML page about a run, or about several runs side by side."""
 
 from __future__ import annotations
 
@@ -8,93 +8,94 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.commands.results import Results, flat, results
+from trainer.commands.run_folders import RunRecord, flatten, read_run
 from trainer.config.jobs import ReportJob
 from trainer.errors import ConfigError, format_error
 from trainer.layout import EXPORT_MANIFEST, LOG, REPORT, export_folders
-from trainer.report.curves import Series
-from trainer.report.page import Section, page
+from trainer.report.page import Section, Series, render_page
 
 _NOT_PLOTTED = ("event", "step", "epoch", "split", "weights", "best_step")
 
+_NamedRuns = Sequence[tuple[str, RunRecord]]
+
 
 def run(job: ReportJob, config: dict[str, Any]) -> None:
-    """Writes `report.html` into the run folder, or into `output`, and says where.
+    """Write `report.html` into the run folder or to `output`, and print its path.
 
     Args:
         job: The checked config.
-        config: The same as plain data; not needed.
+        config: The same as plain data; unused.
 
     Raises:
         CheckpointError: There is no such run.
         ConfigError: The file cannot be written.
     """
-    found = [results(job.run), *(results(path, "beside") for path in job.beside)]
-    file = found[0].folder / REPORT if job.output is None else Path(job.output)
+    records = [read_run(job.run), *(read_run(path, "beside") for path in job.beside)]
+    file = records[0].folder / REPORT if job.output is None else Path(job.output)
     try:
-        write_page(file, found)
+        write_page(file, records)
     except OSError as error:
         raise ConfigError(format_error("output", f"cannot be written ({error.strerror})", value=str(file))) from error
     print(file)
 
 
-def write_page(file: Path, found: Sequence[Results]) -> None:
-    """Writes the page about runs, the first of which it is called after.
+def write_page(file: Path, records: Sequence[RunRecord]) -> None:
+    """Write the page about runs.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
-    names = _names(found)
-    file.write_text(page(" and ".join(names), list(sections(found, names))), encoding="utf-8")
+    names = _short_names(records)
+    file.write_text(render_page(" and ".join(names), list(make_sections(records, names))), encoding="utf-8")
 
 
-def _names(found: Sequence[Results]) -> list[str]:
-    """The folders, without what they have in common."""
-    paths = [str(each.folder.absolute()) for each in found]
+def _short_names(records: Sequence[RunRecord]) -> list[str]:
+    """Return the run folders without their common parent."""
+    paths = [str(record.folder.absolute()) for record in records]
     if len(paths) == 1:
-        return [found[0].folder.name]
+        return [records[0].folder.name]
     common = os.path.commonpath(paths)
     return [
-        os.path.relpath(path, common) if path != common else each.folder.name
-        for path, each in zip(paths, found, strict=True)
+        os.path.relpath(path, common) if path != common else record.folder.name
+        for path, record in zip(paths, records, strict=True)
     ]
 
 
-def sections(found: Sequence[Results], names: Sequence[str]) -> Iterator[Section]:
-    """What the page says of runs, each under its name."""
-    runs = list(zip(names, found, strict=True))
+def make_sections(records: Sequence[RunRecord], names: Sequence[str]) -> Iterator[Section]:
+    """Yield the sections of the page, each run under its name."""
+    runs = list(zip(names, records, strict=True))
     yield Section(
         "runs",
-        ["run", "steps", "epochs", "ended with", "best", "of", "weights", "at step"],
-        [_run(*pair) for pair in runs],
+        ["run", "steps", "epochs", "last event", "best score", "metric", "weights", "best step"],
+        [_summarize(*pair) for pair in runs],
     )
-    yield Section("training", figures=_figures(runs, "train", {}))
-    yield Section("validation", figures=_figures(runs, "eval", {"split": "validation"}))
+    yield Section("training", figures=_collect_figures(runs, "train", {}))
+    yield Section("validation", figures=_collect_figures(runs, "eval", {"split": "validation"}))
     yield _evaluations(runs)
     yield _artifacts(runs)
-    warnings = [f"{name}: {line}" for name, each in runs for line in _warnings(each.folder)]
+    warnings = [f"{name}: {line}" for name, record in runs for line in _read_warnings(record.folder)]
     yield Section("warnings", text="\n".join(warnings))
     yield _configs(runs)
 
 
-def _run(name: str, found: Results) -> list[Any]:
-    last = found.events[-1] if found.events else {}
-    best = found.best or {}
+def _summarize(name: str, record: RunRecord) -> list[Any]:
+    last = record.events[-1] if record.events else {}
+    best = record.best or {}
     score = [best.get(key) for key in ("value", "name", "weights", "step")]
     return [name, last.get("step"), last.get("epoch"), last.get("event"), *score]
 
 
-def _figures(runs: Sequence[tuple[str, Results]], event: str, where: dict[str, Any]) -> Mapping[str, Series]:
-    """Curves of every number of an event: by its name, a line for each run and for raw and averaged weights."""
+def _collect_figures(runs: _NamedRuns, event: str, filters: dict[str, Any]) -> Mapping[str, Series]:
+    """Return the curves of every number of an event: a line for each run, and for raw and averaged weights."""
     figures: dict[str, dict[str, dict[int, float]]] = {}
-    for name, found in runs:
-        chosen = [each for each in found.events if each["event"] == event and where.items() <= each.items()]
-        values = dict.fromkeys(key for each in chosen for key in each if _is_plotted(key, each[key]))
-        for weights in dict.fromkeys(each.get("weights") for each in chosen):
+    for name, record in runs:
+        events = [each for each in record.events if each["event"] == event and filters.items() <= each.items()]
+        values = dict.fromkeys(key for each in events for key in each if _is_plotted(key, each[key]))
+        for weights in dict.fromkeys(each.get("weights") for each in events):
             line = " ".join(filter(None, (name if len(runs) > 1 else "", weights))) or name
-            picked = where | ({"weights": weights} if weights else {})
+            selected = filters | ({"weights": weights} if weights else {})
             for value in values:
-                figures.setdefault(value, {})[line] = found.series(event, value, **picked)
+                figures.setdefault(value, {})[line] = record.series(event, value, **selected)
     return figures
 
 
@@ -102,45 +103,48 @@ def _is_plotted(key: str, value: Any) -> bool:
     return key not in _NOT_PLOTTED and isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _evaluations(runs: Sequence[tuple[str, Results]]) -> Section:
-    rows = [(name, values) for name, found in runs for values in found.evaluations.values()]
+def _evaluations(runs: _NamedRuns) -> Section:
+    rows = [(name, values) for name, record in runs for values in record.evaluations.values()]
     columns = list(dict.fromkeys(key for _, values in rows for key in values))
-    return Section("evaluation", ["run", *columns], [[name, *map(values.get, columns)] for name, values in rows])
+    return Section("evaluations", ["run", *columns], [[name, *map(values.get, columns)] for name, values in rows])
 
 
-def _artifacts(runs: Sequence[tuple[str, Results]]) -> Section:
-    columns = ["run", "artifact", "file", "bytes", "largest difference", "decisions agree", "metric", "PyTorch's"]
+def _artifacts(runs: _NamedRuns) -> Section:
+    columns = [
+        *("run", "artifact", "file", "bytes"),
+        *("max difference", "decision agreement", "metric", "metric (PyTorch)"),
+    ]
     rows = []
-    for name, folder in ((name, folder) for name, found in runs for folder in export_folders(found.folder)):
+    for name, folder in ((name, folder) for name, record in runs for folder in export_folders(record.folder)):
         file = folder / EXPORT_MANIFEST
         manifest = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"artifacts": {}}
         monitor = manifest.get("monitor")
         for artifact, proof in manifest["artifacts"].items():
-            where = f"{folder.name}/{proof.get('file')}"
-            proved = [where, *map(proof.get, ("bytes", "largest_difference", "decision_agreement"))]
+            path = f"{folder.name}/{proof.get('file')}"
+            values = map(proof.get, ("bytes", "largest_difference", "decision_agreement"))
             scores = [(each.get("metrics") or {}).get(monitor) for each in (proof, manifest)]
-            rows.append([name, artifact, *proved, *scores])
+            rows.append([name, artifact, path, *values, *scores])
     return Section("artifacts", columns, rows)
 
 
-def _warnings(folder: Path) -> list[str]:
+def _read_warnings(folder: Path) -> list[str]:
     file = folder / LOG
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return list(dict.fromkeys(line.split(": ", 1)[-1] for line in lines if " WARNING " in line or " ERROR " in line))
 
 
-def _configs(runs: Sequence[tuple[str, Results]]) -> Section:
-    """Every key; what differs between the runs stands out, and stands first."""
-    configs = [dict(flat(found.config)) for _, found in runs]
+def _configs(runs: _NamedRuns) -> Section:
+    """Return a table of every key; keys whose values differ come first and are highlighted."""
+    configs = [dict(flatten(record.config)) for _, record in runs]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     differing = {key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)}
     rows = [
-        [key, *(_value(config, key) for config in configs)]
+        [key, *(_format_value(config, key) for config in configs)]
         for key in sorted(keys, key=lambda key: key not in differing)
     ]
-    return Section("config", ["key", *(name for name, _ in runs)], rows, marked=frozenset(differing))
+    return Section("config", ["key", *(name for name, _ in runs)], rows, highlighted=frozenset(differing))
 
 
-def _value(config: dict[str, Any], key: str) -> str:
+def _format_value(config: dict[str, Any], key: str) -> str:
     value = config.get(key, "")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

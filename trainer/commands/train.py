@@ -1,4 +1,4 @@
-"""`trainer train`: builds, fits, scores the best weights on the test split, and writes the artifacts."""
+"""`trainer train`: train, evaluate the best weights on the test split, and write the artifacts."""
 
 from __future__ import annotations
 
@@ -12,83 +12,82 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from trainer.commands.announcements import announce_early_end, announce_sparsity, announce_start
-from trainer.commands.folders import (
-    argument,
-    existing_run_folder,
-    fixed_run_folder,
-    new_run_folder,
-    unless_started,
+from trainer.commands.run_folders import (
+    claim_fixed_folder,
+    create_run_folder,
+    discard_unless_started,
+    find_run_folder,
+    run_argument,
 )
 from trainer.config.jobs import TrainJob
 from trainer.config.policy import resume_config
 from trainer.config.stored import config_text, job_from_text, stored_config
 from trainer.errors import CheckpointError, Interrupted, ProofError
 from trainer.layout import CHECKPOINTS, CONFIG, DIVERGED, LOG, LR_RANGE, METRICS, REPORT, TENSORBOARD, step_name
-from trainer.report.console import open_console, table
+from trainer.report.console import open_console, print_table
 from trainer.signals import StopSignals
 
 if TYPE_CHECKING:
     from trainer.builders.training import Training
     from trainer.checkpoint.store import Saver, Snapshot
-    from trainer.report.reports import Sink
+    from trainer.report.events import Sink
     from trainer.run import DivergenceReport
 
 logger = logging.getLogger(__name__)
 
 
 def run(job: TrainJob, config: dict[str, Any]) -> None:
-    """Trains a job to its end.
+    """Train a job to its end.
 
     Args:
         job: The checked config.
         config: The same as plain data, to be stored.
 
     Raises:
-        TrainerError: Whatever a user can mend or has asked for.
+        TrainerError: Every error that the user can fix, and every stop that the user has requested.
     """
     from trainer.checkpoint.lock import run_lock
 
     cwd = Path(config["run"]["cwd"] or "").expanduser().absolute()
     config = config | {"run": config["run"] | {"cwd": str(cwd)}}
     with StopSignals() as signals:
-        own = job.run.dir is None or not Path(job.run.dir).exists()
-        folder = _folder(job)
+        created = job.run.dir is None or not Path(job.run.dir).exists()
+        folder = _find_or_create_folder(job)
         try:
-            with run_lock(folder), unless_started(folder, own=own):
-                snapshot = _snapshot(job, folder)
+            with run_lock(folder), discard_unless_started(folder, created=created):
+                snapshot = _load_snapshot(job, folder)
                 notes: list[str] = []
                 if snapshot is not None and job.resume == "auto":
                     config, notes = resume_config(stored_config(snapshot.documents[CONFIG]), config)
                     job = replace(job, optimizer=config["optimizer"])
-                _run(job, config, folder, snapshot, signals, notes)
+                _train(job, config, folder, snapshot, signals, notes)
         except Interrupted as error:
-            raise Interrupted(*error.messages, _way_on(folder)) from error
+            raise Interrupted(*error.messages, _resume_instruction(folder)) from error
 
 
-def _folder(job: TrainJob) -> Path:
+def _find_or_create_folder(job: TrainJob) -> Path:
     if job.resume is None:
-        return new_run_folder(job.run)
-    return fixed_run_folder(job.run) if job.resume == "auto" else existing_run_folder(job.resume)
+        return create_run_folder(job.run)
+    return claim_fixed_folder(job.run) if job.resume == "auto" else find_run_folder(job.resume)
 
 
-def _snapshot(job: TrainJob, folder: Path) -> Snapshot | None:
+def _load_snapshot(job: TrainJob, folder: Path) -> Snapshot | None:
     from trainer.checkpoint.store import Store
 
     store = Store(folder / CHECKPOINTS, job.checkpoint.keep)
     if job.resume is None or (job.resume == "auto" and not store.list()):
         return None
-    named = Path(job.resume).name
-    return store.load(named if named.startswith("step-") else "last")
+    name = Path(job.resume).name
+    return store.load(name if name.startswith("step-") else "last")
 
 
-def _way_on(folder: Path) -> str:
+def _resume_instruction(folder: Path) -> str:
     if any((folder / CHECKPOINTS).glob("step-*")):
-        return f"go on with: trainer train {argument('resume', folder)}"
-    return "no checkpoint was taken yet: start it again"
+        return f"Resume with: trainer train {run_argument('resume', folder)}"
+    return "No checkpoint was saved yet. Start the run again."
 
 
-def _run(
+def _train(
     job: TrainJob,
     config: dict[str, Any],
     folder: Path,
@@ -99,72 +98,117 @@ def _run(
     from trainer.builders.training import build_training
     from trainer.checkpoint.store import Saver, Store
     from trainer.loop import fit
-    from trainer.report.logs import run_logs
-    from trainer.report.reports import Reports
+    from trainer.report.events import Reports
+    from trainer.report.logs import log_to_file_and_screen
     from trainer.run import RunOutputs
 
     console = open_console(job.logger.console)
-    first = not (folder / METRICS).exists()
+    is_new = not (folder / METRICS).exists()
     with ExitStack() as stack:
         quiet = job.logger.console == "none"
-        write_log = stack.enter_context(run_logs(folder / LOG, console, quiet=quiet))
+        open_log = stack.enter_context(log_to_file_and_screen(folder / LOG, console, quiet=quiet))
         logger.info("run folder: %s", folder)
         for note in notes:
             logger.info(note)
         if job.optimizer.get("lr") == "auto":
-            found = job.optimizer | {"lr": _find_lr(job, folder)}
-            job, config = replace(job, optimizer=found), config | {"optimizer": found}
+            optimizer = job.optimizer | {"lr": _find_lr(job, folder)}
+            job, config = replace(job, optimizer=optimizer), config | {"optimizer": optimizer}
         text = config_text(config)
         saver = Saver(Store(folder / CHECKPOINTS, job.checkpoint.keep))
         stack.callback(saver.close)
         reports = stack.enter_context(Reports())
-        outlets = RunOutputs(
+        outputs = RunOutputs(
             report=reports,
             save=saver.submit,
-            save_divergence=lambda findings: _keep_findings(findings, text, folder, saver),
+            save_divergence=lambda divergence: _save_divergence(divergence, text, folder, saver),
         )
-        training = build_training(job, text, outlets, snapshot, stack)
-        # It can start: until here nothing of a run that is resumed has changed, and nothing of a new one is there.
+        training = build_training(job, text, outputs, snapshot, stack)
+        # The run can start. Up to here a resumed run's folder is unchanged and a new run's folder is empty.
         (folder / CONFIG).write_text(text, encoding="utf-8")
-        write_log()
-        reports.add(*_sinks(job, folder, console, training.run.steps.total))
-        announce_start(job, training, first)
-        if job.logger.console != "none":
-            table(console, "data", *training.data_report.table())
+        open_log()
+        reports.add(*_open_sinks(job, folder, console, training.run.steps.total))
+        _log_start(job, training, is_new)
+        if not quiet:
+            print_table(console, "data", *training.data_report.table())
         with signals.deferred():
             fit(training.run, training.state, signals.should_stop)
         saver.close()
         signals.raise_if_received()
-        announce_early_end(training)
-        announce_sparsity(training)
+        _log_early_stop(training)
+        _log_sparsity(training)
         _finish(job, folder, training, console)
 
 
 def _find_lr(job: TrainJob, folder: Path) -> float:
-    """The learning rate by a range test; its curve is kept in `lr_range.json`."""
+    """Return the learning rate that a range test finds; its curve is kept in `lr_range.json`."""
     from trainer.builders.range_test import range_test, steepest_lr
 
     curve = range_test(job)
     (folder / LR_RANGE).write_text(json.dumps(vars(curve)) + "\n", encoding="utf-8")
-    # Two digits: the rest is noise, and it is to be read in the config.
+    # Two digits: the rest is noise, and people read it in the config.
     lr = float(f"{steepest_lr(curve):.1e}")
-    logger.info("optimizer.lr=auto: %g, where the loss fell fastest; the curve: %s", lr, folder / LR_RANGE)
+    logger.info("optimizer.lr=auto: %g, where the loss fell fastest (curve: %s)", lr, folder / LR_RANGE)
     return lr
 
 
-def _sinks(job: TrainJob, folder: Path, console: Console, total_steps: int) -> Iterator[Sink | None]:
-    """Where the events of a run go: the screen, `metrics.jsonl` and, where it is wanted, TensorBoard."""
-    from trainer.report.console import screen
-    from trainer.report.jsonl import JsonLines
-    from trainer.report.tensorboard import TensorBoard
+def _open_sinks(job: TrainJob, folder: Path, console: Console, total_steps: int) -> Iterator[Sink | None]:
+    """Yield the outputs for events: the screen, `metrics.jsonl` and, if requested, TensorBoard."""
+    from trainer.report.console import open_screen
+    from trainer.report.events import JsonLines, TensorBoard
 
-    yield screen(job.logger.console, console, total_steps=total_steps)
+    yield open_screen(job.logger.console, console, total_steps=total_steps)
     yield JsonLines(folder / METRICS)
     yield TensorBoard(folder / TENSORBOARD) if job.logger.tensorboard else None
 
 
-def _keep_findings(findings: DivergenceReport, text: str, folder: Path, saver: Saver) -> str:
-    """Writes what is known of a step that diverged into the run folder; the line of the message that says where."""
+def _log_start(job: TrainJob, training: Training, is_new: bool) -> None:
+    """Log the arithmetic of a step and the device, and report the `start` or `resume` event."""
+    run, state = training.run, training.state
+    size, remainder = divmod(job.train.batch_size, job.train.accumulate)
+    micro_batch = f"at most {size + 1}" if remainder else str(size)
+    logger.info(
+        "step: %d samples = %d micro-batch%s of %s; %d steps per epoch, %d in total; %s, %s, %d parameters",
+        *(job.train.batch_size, job.train.accumulate, "" if job.train.accumulate == 1 else "es", micro_batch),
+        *(run.steps.per_epoch, run.steps.total, run.device, job.precision),
+        sum(parameter.numel() for parameter in run.model.parameters()),
+    )
+    if job.precision == "fp16" and run.device.type == "cpu":
+        logger.warning(
+            "precision=fp16 is many times slower than fp32 on a CPU. Use fp32, or a device that supports float16"
+        )
+    # `resume` even without a checkpoint if an earlier process left events: it takes back those after its step.
+    event = "start" if is_new else "resume"
+    run.log(event, state.step, {"seed": job.seed})
+    _log_sparsity(training)
+
+
+def _log_early_stop(training: Training) -> None:
+    """Log and report that a run stopped before its last step, if it did."""
+    run, state = training.run, training.state
+    if state.step == run.steps.total:
+        return
+    best = "no score was finite" if state.best is None else f"best {state.best.name} at step {state.best_step}"
+    logger.info("train.patience: stopped early after step %d of %d; %s", state.step, run.steps.total, best)
+    run.log("early_end", state.step, {"best_step": state.best_step})
+
+
+def _log_sparsity(training: Training) -> None:
+    """Report the zeros of pruned weights, one event for the raw and one for the averaged weights."""
+    from trainer.prune.masks import measure_sparsity, total_sparsity
+
+    run, state = training.run, training.state
+    names = run.masks.names()
+    models = {"raw": run.model} | ({} if run.ema is None else {"ema": run.ema.module})
+    for weights, model in models.items() if names else ():
+        layers = measure_sparsity(model, names)
+        total = total_sparsity(layers)
+        zeros = {"zeros": total.zeros, "share": total.share}
+        values = {"weights": weights, **zeros, "layers": {layer.name: layer.share for layer in layers}}
+        run.log("sparsity", state.step, values)
+
+
+def _save_divergence(divergence: DivergenceReport, text: str, folder: Path, saver: Saver) -> str:
+    """Write the report of a step that diverged into the run folder; return the line that says where it is."""
     from trainer.checkpoint.listing import find_newest_intact
     from trainer.divergence import write_divergence
 
@@ -172,23 +216,22 @@ def _keep_findings(findings: DivergenceReport, text: str, folder: Path, saver: S
         saver.close()
     except CheckpointError as error:
         logger.error("the last checkpoint was not saved: %s", error)
-    bundle = folder / DIVERGED / step_name(findings.step)
+    bundle = folder / DIVERGED / step_name(divergence.step)
     try:
-        before = find_newest_intact(folder / CHECKPOINTS, below=findings.step)
-        write_divergence(bundle, findings, text, None if before is None else f"{CHECKPOINTS}/{before.folder.name}")
+        before = find_newest_intact(folder / CHECKPOINTS, below=divergence.step)
+        write_divergence(bundle, divergence, text, None if before is None else f"{CHECKPOINTS}/{before.folder.name}")
     except (OSError, CheckpointError) as error:
-        return f"  What was found could not be kept: {error}"
-    return f"  What was found: {bundle}. To replay it: trainer verify {argument('run', folder)}"
+        return f"  The report of the divergence could not be saved: {error}"
+    return f"  Report: {bundle}. Replay it with: trainer verify {run_argument('run', folder)}"
 
 
 def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -> None:
-    """Evaluates and exports the best checkpoint, just as `eval` and `export` would."""
+    """Evaluate and export the best checkpoint, as `trainer eval` and `trainer export` would."""
     from trainer.builders.checkpointed import load_checkpointed_model, save_model
-    from trainer.commands.export import export_trained, show_artifacts
-    from trainer.commands.pruned import show_sparsity
+    from trainer.commands.eval import evaluate_split, score_table
+    from trainer.commands.export import export_artifacts, print_artifacts, print_sparsity
     from trainer.commands.report import write_page
-    from trainer.commands.results import results
-    from trainer.commands.scores import evaluate_split, result_rows
+    from trainer.commands.run_folders import read_run
 
     checkpoint = "last" if training.state.best is None else "best"
     best = load_checkpointed_model(
@@ -201,15 +244,15 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
     run.log("eval", state.step, event)
     save_model(best)
     try:
-        artifacts = export_trained(best, job.export, split)
-    except ProofError:  # of an artifact; all else that the run has learnt is to be seen
-        write_page(folder / REPORT, [results(str(folder))])
+        artifacts = export_artifacts(best, job.export, split)
+    except ProofError:
+        # Everything else that the run has produced must be visible.
+        write_page(folder / REPORT, [read_run(str(folder))])
         raise
     run.log("end", state.step, {"formats": [artifact.name for artifact in artifacts]})
     if job.logger.console != "none":
-        columns, rows = result_rows([(split, best, values)])
-        table(console, f"{folder}", columns, rows)
+        print_table(console, f"{folder}", *score_table([(split, best, values)]))
         if job.prune is not None:
-            show_sparsity(console, best.origin["pruning"])
-        show_artifacts(console, artifacts)
-    write_page(folder / REPORT, [results(str(folder))])
+            print_sparsity(console, best.origin["pruning"])
+        print_artifacts(console, artifacts)
+    write_page(folder / REPORT, [read_run(str(folder))])

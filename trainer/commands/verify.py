@@ -1,9 +1,12 @@
-"""`trainer verify`: whether what lies in a run folder is what was written, and what training writes again."""
+"""`trainer verify`: check the checkpoints and artifacts of a run, and train a part of it again, bit for bit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,124 +14,332 @@ from rich.console import Console
 
 from trainer.checkpoint.listing import find_step_folders, list_newest_first
 from trainer.checkpoint.manifest import find_faults
-from trainer.commands.folders import existing_run_folder
-from trainer.config.jobs import VerifyJob
-from trainer.errors import CheckpointError, format_error
-from trainer.layout import CHECKPOINTS, DIVERGED, DIVERGENCE_REPORT, export_folders, step_name
-from trainer.report.console import open_console, table
+from trainer.commands.run_folders import find_run_folder
+from trainer.config.jobs import TrainJob, VerifyJob
+from trainer.config.policy import differences
+from trainer.config.stored import job_from_text
+from trainer.errors import CheckpointError, DivergedError, Interrupted, format_error
+from trainer.layout import (
+    CHECKPOINTS,
+    CONFIG,
+    DIVERGED,
+    DIVERGENCE_REPORT,
+    METRICS,
+    STATE,
+    export_folders,
+    step_name,
+)
+from trainer.report.console import open_console, print_table
+from trainer.report.events import read_events
 
 if TYPE_CHECKING:
-    from trainer.commands.reproduction import Check
+    from trainer.checkpoint.store import Snapshot
+    from trainer.run import DivergenceReport
+
+_CLOCK_VALUES = {"samples_per_second"}
+"""Logged values that depend on the machine's speed and are not compared."""
 
 
 @dataclass(frozen=True)
-class Intact:
+class IntactCheckpoints:
     """The intact checkpoints of a run.
 
     Attributes:
-        folders: Step to folder, ascending.
-        newest: Their steps, the one saved last first.
+        folders: Step -> folder, ascending.
+        newest_first: Their steps, the one saved last first.
     """
 
     folders: dict[int, Path]
-    newest: tuple[int, ...]
+    newest_first: tuple[int, ...]
 
-    def before(self, step: int) -> int | None:
-        """The one saved last of those below a step."""
-        return next((found for found in self.newest if found < step), None)
+    def newest_before(self, step: int) -> int | None:
+        """Return the step of the checkpoint saved last among those of lower steps."""
+        return next((each for each in self.newest_first if each < step), None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One comparison of a replay with what the run recorded.
+
+    Attributes:
+        subject: What was compared.
+        result: The result if nothing differs, or why it was not compared.
+        fault: The first difference; "" if there is none.
+    """
+
+    subject: str
+    result: str
+    fault: str = ""
+
+
+@dataclass
+class Replay:
+    """The outcome of training a part of a run again; also the report that the run logs to.
+
+    Attributes:
+        logged: Step -> the values of its `train` event.
+        snapshot: The state at its end, as a checkpoint would contain it; None if it diverged.
+        divergence: The report of the step that diverged, if one did.
+    """
+
+    logged: dict[int, dict[str, Any]] = field(default_factory=dict)
+    snapshot: Snapshot | None = None
+    divergence: DivergenceReport | None = None
+
+    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+        if event == "train":
+            self.logged[step] = dict(values)
 
 
 def run(job: VerifyJob, config: dict[str, Any]) -> None:
-    """Verifies, prints a table of each kind of thing, and writes nothing.
+    """Verify a run and print a table for each type of check. Writes nothing.
 
     Args:
         job: The checked config.
-        config: The same as plain data; not needed.
+        config: The same as plain data; unused.
 
     Raises:
-        CheckpointError: Whatever does not hold, a message each.
+        CheckpointError: Something differs; one message for each difference.
     """
-    folder = existing_run_folder(job.run)
+    folder = find_run_folder(job.run)
     console = open_console("auto")
-    intact, wrong = _checkpoints(folder / CHECKPOINTS, console)
+    intact, faults = _verify_checkpoints(folder / CHECKPOINTS, console)
     for artifacts in export_folders(folder):
-        wrong += _artifacts(artifacts, console)
-    wrong += _stretch(job, folder, intact, console)
-    wrong += _divergence(job, folder, intact, console)
-    if wrong:
-        raise CheckpointError(*wrong)
+        faults += _verify_artifacts(artifacts, console)
+    faults += _verify_training(job, folder, intact, console)
+    faults += _verify_divergence(job, folder, intact, console)
+    if faults:
+        raise CheckpointError(*faults)
 
 
-def _checkpoints(root: Path, console: Console) -> tuple[Intact, list[str]]:
-    faults = {step: _faults(folder) for step, folder in find_step_folders(root).items()}
-    rows = [[step_name(step), "; ".join(found) or "intact"] for step, found in faults.items()]
+def _verify_checkpoints(root: Path, console: Console) -> tuple[IntactCheckpoints, list[str]]:
+    folders = find_step_folders(root)
+    faults = {step: _find_checkpoint_faults(folder) for step, folder in folders.items()}
+    rows = [[step_name(step), "; ".join(each) or "intact"] for step, each in faults.items()]
     if rows:
-        table(console, str(root), ["checkpoint", "found"], rows)
-    wrong = [f"{root / step_name(step)}: {fault}." for step, found in faults.items() for fault in found]
-    intact = {step: folder for step, folder in find_step_folders(root).items() if not faults[step]}
-    return Intact(intact, tuple(one.step for one in list_newest_first(root) if one.step in intact)), wrong
+        print_table(console, str(root), ["checkpoint", "state"], rows)
+    messages = [f"{root / step_name(step)}: {fault}." for step, each in faults.items() for fault in each]
+    intact = {step: folder for step, folder in folders.items() if not faults[step]}
+    newest = tuple(checkpoint.step for checkpoint in list_newest_first(root) if checkpoint.step in intact)
+    return IntactCheckpoints(intact, newest), messages
 
 
-def _faults(folder: Path) -> list[str]:
+def _find_checkpoint_faults(folder: Path) -> list[str]:
     try:
         return find_faults(folder)
     except CheckpointError as error:
         return [message.removesuffix(".") for message in error.messages]
 
 
-def _artifacts(folder: Path, console: Console) -> list[str]:
+def _verify_artifacts(folder: Path, console: Console) -> list[str]:
     from trainer.export.folder import verify as verify_export
 
-    found = verify_export(folder)
-    if found:
-        table(console, str(folder), ["file", "found"], [[name, fault or "intact"] for name, fault in found.items()])
-    return [f"{folder / name}: {fault}." for name, fault in found.items() if fault]
+    faults = verify_export(folder)
+    if faults:
+        rows = [[name, fault or "intact"] for name, fault in faults.items()]
+        print_table(console, str(folder), ["file", "state"], rows)
+    return [f"{folder / name}: {fault}." for name, fault in faults.items() if fault]
 
 
-def _stretch(job: VerifyJob, folder: Path, intact: Intact, console: Console) -> list[str]:
-    bounds = _bounds(job.start, intact)
-    if bounds is None:
-        remedy = "start=step-0 replays from the start" if intact.folders else "The run has none"
-        console.out(f"not replayed: it takes two intact checkpoints. {remedy}.", highlight=False)
+def _verify_training(job: VerifyJob, folder: Path, intact: IntactCheckpoints, console: Console) -> list[str]:
+    steps = _select_replay(job.start, intact)
+    if steps is None:
+        remedy = "Set start=step-0 to replay from the start" if intact.folders else "The run has none"
+        console.out(f"no replay: two intact checkpoints are needed. {remedy}.", highlight=False)
         return []
-    from trainer.commands.reproduction import check_stretch
-
-    start, stop = bounds
-    checks = check_stretch(job, folder, intact.folders.get(start), intact.folders[stop])
+    start, stop = steps
+    comparisons = compare_training(job, folder, intact.folders.get(start), intact.folders[stop])
     origin = step_name(start) if start in intact.folders else "the start"
-    return _show(console, folder, f"replay of {origin} to {step_name(stop)}", checks)
+    return _print_comparisons(console, folder, f"replay of {origin} to {step_name(stop)}", comparisons)
 
 
-def _bounds(start: str | None, intact: Intact) -> tuple[int, int] | None:
-    """The steps that a replay starts from and is compared with; step 0 needs no checkpoint."""
+def _select_replay(start: str | None, intact: IntactCheckpoints) -> tuple[int, int] | None:
+    """Return the first and the last step of the replay; step 0 needs no checkpoint."""
     if start is None:
-        stop = next(iter(intact.newest), None)
-        before = None if stop is None else intact.before(stop)
+        stop = next(iter(intact.newest_first), None)
+        before = None if stop is None else intact.newest_before(stop)
         return None if stop is None or before is None else (before, stop)
     first = int(start.removeprefix("step-"))
-    known = f"Intact are {', '.join(map(str, intact.folders)) or 'none'}"
+    remedy = f"Intact checkpoints: {', '.join(map(str, intact.folders)) or 'none'}"
     if first and first not in intact.folders:
-        raise CheckpointError(format_error("start", "there is no intact checkpoint of this step", known, value=start))
+        raise CheckpointError(format_error("start", "this step has no intact checkpoint", remedy, value=start))
     after = [step for step in intact.folders if step > first]
     if not after:
-        raise CheckpointError(
-            format_error("start", "there is no intact checkpoint after this step", known, value=start)
-        )
+        problem = "there is no intact checkpoint after this step"
+        raise CheckpointError(format_error("start", problem, remedy, value=start))
     return first, after[0]
 
 
-def _divergence(job: VerifyJob, folder: Path, intact: Intact, console: Console) -> list[str]:
+def _verify_divergence(job: VerifyJob, folder: Path, intact: IntactCheckpoints, console: Console) -> list[str]:
     bundles = [path.parent for path in sorted((folder / DIVERGED).glob(f"step-*/{DIVERGENCE_REPORT}"))]
     if not bundles:
         return []
-    from trainer.commands.reproduction import check_divergence
-
     bundle = bundles[-1]
-    before = intact.before(int(bundle.name.removeprefix("step-")))
-    checks = check_divergence(job, bundle, None if before is None else intact.folders[before])
-    return _show(console, bundle, f"replay of the divergence of {bundle.name}", checks)
+    before = intact.newest_before(int(bundle.name.removeprefix("step-")))
+    comparisons = compare_divergence(job, bundle, None if before is None else intact.folders[before])
+    return _print_comparisons(console, bundle, f"replay of the divergence at {bundle.name}", comparisons)
 
 
-def _show(console: Console, about: Path, title: str, checks: Sequence[Check]) -> list[str]:
-    table(console, title, ["compared", "found"], [[check.what, check.fault or check.found] for check in checks])
-    return [f"{about}: {title}: {check.what}: {check.fault}." for check in checks if check.fault]
+def _print_comparisons(console: Console, path: Path, title: str, comparisons: Sequence[Comparison]) -> list[str]:
+    rows = [[each.subject, each.fault or each.result] for each in comparisons]
+    print_table(console, title, ["compared", "result"], rows)
+    return [f"{path}: {title}: {each.subject}: {each.fault}." for each in comparisons if each.fault]
+
+
+def compare_training(job: VerifyJob, folder: Path, start: Path | None, stop: Path) -> list[Comparison]:
+    """Train from one checkpoint to the next again, or only `job.steps` steps, and compare.
+
+    The logged numbers are compared step by step. If the next checkpoint is reached, its whole state is compared too.
+
+    Args:
+        job: The checked config of the verb.
+        folder: The run folder.
+        start: The first checkpoint; None is the start of the run.
+        stop: The next checkpoint.
+
+    Raises:
+        CheckpointError: A checkpoint cannot be used.
+    """
+    from trainer.checkpoint.store import load_folder
+
+    stored = load_folder(stop)
+    text = stored.documents[CONFIG]
+    first = None if start is None else load_folder(start)
+    begin = 0 if first is None else first.step
+    end = stored.step if job.steps is None else min(stored.step, begin + job.steps)
+    done = replay(_train_job(job, text), text, first, end)
+    comparisons = [_compare_logged(folder / METRICS, done, needed=end < stored.step)]
+    if done.divergence is not None:
+        return [*comparisons, Comparison("end", "", f"the replay diverged at step {done.divergence.step}")]
+    if end < stored.step:
+        result = f"not compared: the replay ended after step {end}, as requested"
+        return [*comparisons, Comparison("tensors, state", result)]
+    assert done.snapshot is not None
+    return [*comparisons, *_compare_states(stored, done.snapshot)]
+
+
+def compare_divergence(job: VerifyJob, bundle: Path, before: Path | None) -> list[Comparison]:
+    """Train from the last checkpoint before a divergence again, and compare the reports of the divergence.
+
+    Args:
+        job: The checked config of the verb.
+        bundle: The folder with the report of the divergence.
+        before: The last intact checkpoint before it; None if there is none.
+
+    Raises:
+        CheckpointError: The folder or the checkpoint cannot be used.
+    """
+    from trainer.checkpoint.store import load_folder
+    from trainer.checkpoint.tensors import tensor_differences
+    from trainer.divergence import read_divergence
+
+    stored, text, checkpoint = read_divergence(bundle)
+    # A run that diverged before its first checkpoint may have been started again in the same folder.
+    first = None if before is None or checkpoint is None else load_folder(before)
+    replayed = replay(_train_job(job, text), text, first, stored.step).divergence
+    origin = "the start" if first is None else f"step {first.step}"
+    if replayed is None:
+        return [Comparison(f"from {origin}", "", f"step {stored.step} did not diverge again")]
+    fault = _summarize(
+        f"{path} {old!r} recorded, {new!r} replayed" for path, old, new in differences(stored.report, replayed.report)
+    )
+    numbers = f"loss {stored.report['loss']}, gradient norm {stored.report['grad_norm']}"
+    again = f"diverged again: {'weights not finite' if stored.report['loss'] is None else numbers}"
+    batch_fault = _summarize(tensor_differences({"batch": stored.batch}, {"batch": replayed.batch}))
+    return [
+        Comparison(f"from {origin}", f"{again}; all numbers equal", fault),
+        Comparison("batch", f"{len(stored.batch)} tensors, bitwise equal", batch_fault),
+    ]
+
+
+def replay(job: TrainJob, config_text: str, start: Snapshot | None, stop: int) -> Replay:
+    """Train from a checkpoint to the end of step `stop`, logging and evaluating as the run did. Writes nothing.
+
+    Args:
+        job: The run's config.
+        config_text: The same as it is stored.
+        start: The checkpoint to start from; None is the start of the run.
+        stop: The last step.
+
+    Raises:
+        CheckpointError: The checkpoint belongs to another model, optimizer or data.
+    """
+    from trainer.builders.training import build_training
+    from trainer.loop import fit
+    from trainer.run import RunOutputs
+
+    done = Replay()
+    snapshots: deque[Snapshot] = deque(maxlen=1)
+    divergences: list[DivergenceReport] = []
+
+    def keep_divergence(divergence: DivergenceReport) -> str:
+        divergences.append(divergence)
+        return ""
+
+    with ExitStack() as closing:
+        outputs = RunOutputs(report=done, save=snapshots.append, save_divergence=keep_divergence)
+        training = build_training(job, config_text, outputs, start, closing)
+        with suppress(Interrupted, DivergedError):
+            fit(training.run, training.state, lambda: training.state.step >= stop)
+    if divergences:
+        done.divergence = divergences[0]
+    else:
+        done.snapshot = snapshots[0]
+    return done
+
+
+def _train_job(job: VerifyJob, text: str) -> TrainJob:
+    device = () if job.device is None else (("device", job.device),)
+    return job_from_text(text, trust=job.trust, overrides=(*job.stored_overrides, *device))
+
+
+def _compare_logged(metrics: Path, done: Replay, *, needed: bool) -> Comparison:
+    subject = "logged steps"
+    events = read_events(metrics) if metrics.exists() else []
+    stored = {event["step"]: event for event in events if event["event"] == "train"}
+    common = sorted(stored.keys() & done.logged.keys())
+    for step in common:
+        for name, value in done.logged[step].items():
+            if name not in _CLOCK_VALUES and stored[step].get(name) != value:
+                old = stored[step].get(name)
+                fault = f"step {step} is the first to differ: {name} {old!r} logged, {value!r} replayed"
+                return Comparison(subject, "", fault)
+    if needed and not common:
+        return Comparison(subject, "", "none of the replayed steps was logged, so nothing was compared. Raise steps")
+    return Comparison(subject, f"{len(common)}, bitwise equal")
+
+
+def _compare_states(stored: Snapshot, replayed: Snapshot) -> list[Comparison]:
+    from trainer.checkpoint.tensors import tensor_differences
+
+    before, after = (json.loads(snapshot.documents[STATE], parse_constant=str) for snapshot in (stored, replayed))
+    old_versions, new_versions = before.pop("versions"), after.pop("versions")
+    fault = _summarize(f"{STATE}: {path} {_show(old, new)}" for path, old, new in differences(before, after))
+    for name in dict.fromkeys([*stored.documents, *replayed.documents]):
+        if name != STATE and stored.documents.get(name) != replayed.documents.get(name):
+            fault = fault or f"{name} differs"
+    count = sum(map(len, stored.tensors.values()))
+    tensor_fault = _summarize(tensor_differences(stored.tensors, replayed.tensors))
+    comparisons = [
+        Comparison("tensors", f"{count}, bitwise equal", tensor_fault),
+        Comparison("state", "equal", fault),
+    ]
+    if old_versions != new_versions:
+        result = f"written by {_join_versions(old_versions)}; replayed by {_join_versions(new_versions)}"
+        comparisons.append(Comparison("versions", result))
+    return comparisons
+
+
+def _summarize(lines: Iterable[str]) -> str:
+    """Return the first of several lines and the number of the others."""
+    first, *others = [*lines] or [""]
+    return f"{first}; {len(others)} more differ" if others else first
+
+
+def _show(old: Any, new: Any) -> str:
+    text = f"{old!r} stored, {new!r} replayed"
+    return text if len(text) < 100 else "differs"
+
+
+def _join_versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

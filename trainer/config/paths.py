@@ -83,10 +83,10 @@ def missing_inputs(config: Mapping[str, Any]) -> list[str]:
     if not all(isinstance(config.get(key, 0), str | None) for key in keys):
         return []
     # Its readers import numpy, which no other verb waits for.
-    from trainer.predict.given import read_given
+    from trainer.predict.files import resolve_paths
 
     try:
-        read_given(*(config[key] for key in keys))
+        resolve_paths(*(config[key] for key in keys))
     except ConfigError as error:
         return list(error.messages)
     return []

@@ -26,7 +26,7 @@ from trainer.data.splits import (
 )
 from trainer.data.table import COLUMN_RULES, Record, RoleColumns, Table, check_roles, describe_columns, describe_no_rows
 from trainer.errors import DataError, did_you_mean, format_error
-from trainer.hub import reachable
+from trainer.hub import is_reachable
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -151,7 +151,7 @@ class Hub:
         # Its handler prints messages that it also propagates to the run's own log.
         logging.getLogger("huggingface_hub").handlers.clear()
         folder = self._folder
-        if folder is None and not reachable():
+        if folder is None and not is_reachable():
             # The library would fall back to its cache only after many retries.
             config.HF_HUB_OFFLINE = True
         try:

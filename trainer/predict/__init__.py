@@ -1,1 +1,1 @@
-"""Answers of a trained model to rows without targets, as many as there are, in the order in which they come."""
+"""Predictions of a trained model for any number of rows without targets, in the order of the rows."""

@@ -1,1 +1,1 @@
-"""Where the events of a run go."""
+"""Outputs for the events of a run: the screen, log files, metrics.jsonl, TensorBoard, and the HTML report."""

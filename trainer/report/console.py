@@ -14,59 +14,57 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-Choice = Literal["auto", "rich", "plain", "none"]
+ConsoleStyle = Literal["auto", "rich", "plain", "none"]
 
 _LABELS = {"samples_per_second": "samples/s", "tokens_per_second": "tokens/s"}
 _RATES = frozenset(_LABELS)
 
 
-def open_console(choice: Choice) -> Console:
-    """Standard output; `rich` takes it for a terminal even where it is none."""
-    return Console(force_terminal=True if choice == "rich" else None)
+def open_console(style: ConsoleStyle) -> Console:
+    """Return a console on standard output; `rich` treats any output as a terminal."""
+    return Console(force_terminal=True if style == "rich" else None)
 
 
-def screen(choice: Choice, console: Console, *, total_steps: int) -> Display | Lines | None:
-    """The report for the screen.
+def open_screen(style: ConsoleStyle, console: Console, *, total_steps: int) -> Display | Lines | None:
+    """Return the sink that shows events on the screen.
 
     Args:
-        choice: `auto` is `rich` on a terminal and `plain` elsewhere; `none` gives None.
-        console: The screen; log records must go through the same one (see `logs.run_logs`).
+        style: `auto` is `rich` on a terminal and `plain` elsewhere; `none` returns None.
+        console: The screen; log records must be printed through it too (see `log_to_file_and_screen`).
         total_steps: Optimizer steps of the whole run.
     """
-    if choice == "none":
+    if style == "none":
         return None
-    capable = console.is_terminal and not console.is_dumb_terminal
-    return (
-        Display(console, total_steps)
-        if choice == "rich" or (choice == "auto" and capable)
-        else Lines(console, total_steps)
-    )
+    is_capable = console.is_terminal and not console.is_dumb_terminal
+    if style == "rich" or (style == "auto" and is_capable):
+        return Display(console, total_steps)
+    return Lines(console, total_steps)
 
 
 class Lines:
-    """One line for each event."""
+    """Prints one line per event."""
 
     def __init__(self, console: Console, total_steps: int) -> None:
         self._console = console
         self._pace = Pace(total_steps)
 
     def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
-        self._pace.see(step)
-        fields = [f"{event:<10}", f"{self._pace.progress(step)}  epoch {epoch:6.2f}", *_fields(values)]
+        self._pace.observe(step)
+        fields = [f"{event:<10}", f"{self._pace.progress(step)}  epoch {epoch:6.2f}", *_format_fields(values)]
         if event == "train":
-            fields.append(f"left {self._pace.left(step)}")
+            fields.append(f"eta {self._pace.eta(step)}")
         self._console.out("  ".join(fields), highlight=False)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing; no resources are held."""
 
 
 class Display:
-    """A bar over the steps with the newest numbers below it; other events than `train` are lines above it.
+    """A progress bar over the steps with the newest numbers below it; events other than `train` are lines above it.
 
-    It takes the terminal at the first event and gives it back at the `end` event or in `close`. It has no thread of
-    its own, and so is redrawn at events only: a loader's worker that is forked while another thread draws would
-    inherit a held lock.
+    It takes over the terminal at the first event and releases it at the `end` event or in `close`. It has no thread of
+    its own and is redrawn only at events: a loader's worker that is forked while another thread draws would inherit a
+    locked lock.
     """
 
     def __init__(self, console: Console, total_steps: int) -> None:
@@ -84,55 +82,56 @@ class Display:
         self._live = Live(Group(self._progress, self._numbers), console=console, auto_refresh=False)
 
     def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
-        self._pace.see(step)
+        self._pace.observe(step)
         if not self._live.is_started:
             self._live.start()
         if event == "train":
-            self._numbers.plain = "  ".join(_fields(values))
+            self._numbers.plain = "  ".join(_format_fields(values))
         else:
-            self._console.out("  ".join([event, self._pace.progress(step), *_fields(values)]), highlight=False)
-        description = f"epoch {epoch:.2f}  left {self._pace.left(step)}"
+            line = "  ".join([event, self._pace.progress(step), *_format_fields(values)])
+            self._console.out(line, highlight=False)
+        description = f"epoch {epoch:.2f}  eta {self._pace.eta(step)}"
         self._progress.update(self._task, completed=step, description=description)
         self._live.refresh()
         if event == "end":
-            self.close()  # results come below it
+            self.close()  # results are printed below the display
 
     def close(self) -> None:
-        """Leaves the last state on the screen and gives the terminal back; a second call does nothing."""
+        """Leave the last state on the screen and release the terminal; a second call does nothing."""
         self._live.stop()
 
 
 class Pace:
-    """How far a run is and how long it still takes, at its average speed in this process."""
+    """Progress and remaining time of a run, at its average speed in this process."""
 
     def __init__(self, total_steps: int) -> None:
         self._total_steps = total_steps
         self._first: tuple[int, float] | None = None
 
-    def see(self, step: int) -> None:
-        """Counts from the first step seen: the one a run was resumed at, if it was."""
+    def observe(self, step: int) -> None:
+        """Start the clock at the first step observed, which is later than 0 in a resumed run."""
         if self._first is None:
             self._first = step, time.monotonic()
 
     def progress(self, step: int) -> str:
-        """`  50/930`, always as wide."""
+        """Return `  50/930`, always of the same width."""
         return f"{step:>{len(str(self._total_steps))}}/{self._total_steps}"
 
-    def left(self, step: int) -> str:
-        """`0:12:34`; `?` before the first step is done."""
+    def eta(self, step: int) -> str:
+        """Return the remaining time, `0:12:34`; `?` before the first step is done."""
         if self._first is None or step <= self._first[0]:
             return "?"
-        first_step, since = self._first
-        return time_left(step - first_step, self._total_steps - step, time.monotonic() - since)
+        first_step, start = self._first
+        return estimate_time(step - first_step, self._total_steps - step, time.monotonic() - start)
 
 
-def time_left(done_steps: int, steps_to_go: int, seconds: float) -> str:
-    """The time that `steps_to_go` take when `done_steps` took `seconds`, as hours, minutes and seconds."""
-    return str(timedelta(seconds=round(seconds / done_steps * steps_to_go)))
+def estimate_time(done_steps: int, remaining_steps: int, seconds: float) -> str:
+    """Return the time for `remaining_steps` if `done_steps` took `seconds`: hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds / done_steps * remaining_steps)))
 
 
-def number(value: float) -> str:
-    """A number for a person: integers as they are, floats with four decimals or, far from 1, in powers of ten."""
+def format_number(value: float) -> str:
+    """Format a number for people: integers in full, floats with four decimals, or with an exponent if far from 1."""
     if isinstance(value, int) or value == 0 or not math.isfinite(value):
         return f"{value:g}" if isinstance(value, float) else str(value)
     if 0.01 <= abs(value) < 10_000:
@@ -140,18 +139,19 @@ def number(value: float) -> str:
     return f"{value:.3e}"
 
 
-def table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Prints results: with rules on a terminal, else as aligned text of any width, so that nothing is cut off.
+def print_table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table: with rules on a terminal, else as aligned text of any width, so that nothing is cut off.
 
-    Floats are shown by `number`, None as nothing, anything else by `str`; columns of numbers are aligned right.
+    Floats are formatted by `format_number`, None is empty, everything else by `str`. Columns of numbers are
+    right-aligned.
     """
     rows = [list(row) for row in rows]
-    cells = [[_cell(value) for value in row] for row in rows]
-    right = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(columns))]
+    cells = [[_format_cell(value) for value in row] for row in rows]
+    is_right = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(columns))]
     if console.is_terminal:
         drawn = Table(title=title, title_justify="left")
-        for name, is_right in zip(columns, right, strict=True):
-            drawn.add_column(name, justify="right" if is_right else "left", overflow="fold")
+        for name, right in zip(columns, is_right, strict=True):
+            drawn.add_column(name, justify="right" if right else "left", overflow="fold")
         for row in cells:
             drawn.add_row(*map(Text, row))
         console.print(drawn)
@@ -160,29 +160,29 @@ def table(console: Console, title: str, columns: Sequence[str], rows: Iterable[S
     console.out(title, highlight=False)
     for row in [list(columns), *cells]:
         padded = (
-            f"{cell:>{width}}" if is_right else f"{cell:<{width}}"
-            for cell, width, is_right in zip(row, widths, right, strict=True)
+            f"{cell:>{width}}" if right else f"{cell:<{width}}"
+            for cell, width, right in zip(row, widths, is_right, strict=True)
         )
         console.out("  " + "  ".join(padded).rstrip(), highlight=False)
 
 
-def _fields(values: Mapping[str, Any]) -> list[str]:
+def _format_fields(values: Mapping[str, Any]) -> list[str]:
     shown = {name: value for name, value in values.items() if value is not None and value is not False}
-    return [_field(name, value) for name, value in shown.items() if not isinstance(value, Mapping)]
+    return [_format_field(name, value) for name, value in shown.items() if not isinstance(value, Mapping)]
 
 
-def _field(name: str, value: Any) -> str:
+def _format_field(name: str, value: Any) -> str:
     if value is True:
         return name
     if isinstance(value, str):
         return value
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    shown = f"{value:.0f}" if name in _RATES else number(value)
+    shown = f"{value:.0f}" if name in _RATES else format_number(value)
     return f"{_LABELS.get(name, name)} {shown:>9}"
 
 
-def _cell(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if isinstance(value, float):
-        return number(value)
+        return format_number(value)
     return "" if value is None else str(value)

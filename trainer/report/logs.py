@@ -1,4 +1,4 @@
-"""Python's logging during a run: `trainer.log` in the run folder, and the screen."""
+"""Python's logging during a run: to `trainer.log` in the run folder and to the screen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.logging import RichHandler
 
-NOISY = (
+NOISY_LIBRARIES = (
     "absl",
     "datasets",
     "filelock",
@@ -30,33 +30,32 @@ NOISY = (
     "transformers",
     "urllib3",
 )
-"""Libraries that report their own progress as information; of them only warnings and errors are kept."""
+"""Libraries that log their own progress as information; only their warnings and errors are kept."""
 
 
 @contextmanager
-def run_logs(path: Path, console: Console, *, quiet: bool) -> Iterator[Callable[[], None]]:
-    """Sends log records to a file and the screen while the block lasts; Python's warnings are records too.
+def log_to_file_and_screen(path: Path, console: Console, *, quiet: bool) -> Iterator[Callable[[], None]]:
+    """Send log records and Python's warnings to a file and the screen during the block.
 
-    Those for the file wait until what the block is given is called: a run that never starts leaves no file.
-
-    Handlers that are already there stay. All levels are as before when the block ends.
+    Yields a function that opens the file. Records wait in memory until then, so a run that never starts leaves no file.
+    Existing handlers stay. At the end of the block, all levels are restored.
 
     Args:
-        path: The file, appended to; its folder exists by then.
-        console: The screen, the same as the progress display's, so that a record is printed above it.
-        quiet: The screen gets warnings and errors only; the file gets information too.
+        path: The file, which is appended to; its folder exists when the file is opened.
+        console: The screen, shared with the progress display, so that records are printed above it.
+        quiet: Print only warnings and errors on the screen; the file always gets information too.
     """
     root = logging.getLogger()
     waiting = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
-    handlers = [waiting, _screen(console, logging.WARNING if quiet else logging.INFO)]
-    levels = {logger: logger.level for logger in (root, *map(logging.getLogger, NOISY))}
+    handlers = [waiting, _screen_handler(console, logging.WARNING if quiet else logging.INFO)]
+    levels = {logger: logger.level for logger in (root, *map(logging.getLogger, NOISY_LIBRARIES))}
     for logger, level in levels.items():
         logger.setLevel(logging.INFO if logger is root else max(level, logging.WARNING))
     for handler in handlers:
         root.addHandler(handler)
     logging.captureWarnings(True)
     try:
-        yield lambda: _write(waiting, path)
+        yield lambda: _open_file(waiting, path)
     finally:
         logging.captureWarnings(False)
         if waiting.target is not None:
@@ -68,25 +67,25 @@ def run_logs(path: Path, console: Console, *, quiet: bool) -> Iterator[Callable[
             logger.setLevel(level)
 
 
-def _write(waiting: MemoryHandler, path: Path) -> None:
-    """Writes what waited into the file, and from here on each record at once."""
-    waiting.setTarget(_file(path))
+def _open_file(waiting: MemoryHandler, path: Path) -> None:
+    """Write the waiting records to the file, and from now on every record at once."""
+    waiting.setTarget(_file_handler(path))
     waiting.flush()
     waiting.capacity = 0
 
 
-def _file(path: Path) -> logging.Handler:
+def _file_handler(path: Path) -> logging.Handler:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     return handler
 
 
-def _screen(console: Console, level: int) -> logging.Handler:
+def _screen_handler(console: Console, level: int) -> logging.Handler:
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, log_time_format="[%H:%M:%S]")
     else:
-        # Rich folds lines at 80 columns where there is no terminal; a log file wants them whole.
+        # Rich wraps lines at 80 columns if there is no terminal, but redirected output must keep them whole.
         handler = logging.StreamHandler(console.file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     handler.setLevel(level)

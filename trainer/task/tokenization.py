@@ -138,7 +138,7 @@ def _download(name: str) -> Path | None:
     if not _HUB_NAME.fullmatch(name) or name.endswith(".json"):
         raise ConfigError(format_error("tokenizer", "no such file", "Name a tokenizer.json or its folder", value=name))
     try:
-        return Path(hf_hub_download(name, "tokenizer.json", local_files_only=not hub.reachable()))
+        return Path(hf_hub_download(name, "tokenizer.json", local_files_only=not hub.is_reachable()))
     except EntryNotFoundError as error:
         if not isinstance(error, LocalEntryNotFoundError):
             return None
@@ -156,7 +156,7 @@ def _convert(path: str, place: str) -> Tokenizer:
     """Return the tokenizer that transformers converts from a folder or a hub name."""
     from transformers import AutoTokenizer
 
-    offline = not Path(place).is_dir() and not hub.reachable()
+    offline = not Path(place).is_dir() and not hub.is_reachable()
     converted = AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=offline)
     tokenizer: Tokenizer | None = getattr(converted, "backend_tokenizer", None)
     # Without vocabulary files the library still makes a tokenizer, to which every word is unknown.

@@ -1,4 +1,4 @@
-"""Rows to answers: their order, their batches, their faults, and the memory they take."""
+"""Predictions for rows: their order, batches, errors and memory."""
 
 import json
 import tracemalloc
@@ -15,9 +15,9 @@ from pyarrow import parquet
 from torch import Tensor
 
 from trainer.errors import ConfigError
-from trainer.predict import answering
-from trainer.predict.answering import Answering, Tally, check_task
-from trainer.predict.asked import Reading, Row, rows_of
+from trainer.predict import predictor
+from trainer.predict.input_rows import InputRow, RowFormat, read_rows
+from trainer.predict.predictor import Predictor, RowCounts, check_task
 from trainer.protocols import Batching
 from trainer.task.causal_lm import CausalLm
 from trainer.task.text_classification import TextClassification
@@ -33,20 +33,22 @@ def task() -> TextClassification:
 
 
 def lengths(inputs: Mapping[str, Tensor]) -> Tensor:
-    """Logits that say how many tokens each sample has."""
+    """Return logits that encode the number of tokens of each sample."""
     packed = "token_index" in inputs
     counts = (inputs["token_index"] >= 0).sum(dim=1) if packed else inputs["attention_mask"].sum(dim=1)
     return torch.stack([counts.float() / 4, torch.zeros(len(counts))], dim=1)
 
 
-def rows(texts: list[str]) -> Iterator[Row | None]:
+def make_rows(texts: list[str]) -> Iterator[InputRow | None]:
     for number, text in enumerate(texts, 1):
-        yield Row(number, f"row {number}", {"text": text}, named={"number": number})
+        yield InputRow(number, f"row {number}", {"text": text}, identity={"number": number})
 
 
 @pytest.mark.parametrize("batching", ["packed", "padded"])
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_answers_come_in_the_order_of_the_rows(task: TextClassification, batching: Batching, batch_size: int) -> None:
+def test_predictions_come_in_the_order_of_the_rows(
+    task: TextClassification, batching: Batching, batch_size: int
+) -> None:
     sizes: list[list[int]] = []
 
     def forward(inputs: Mapping[str, Tensor]) -> Tensor:
@@ -54,71 +56,76 @@ def test_answers_come_in_the_order_of_the_rows(task: TextClassification, batchin
         sizes.append((output[:, 0] * 4).int().tolist())
         return output
 
-    tally = Tally()
+    row_counts = RowCounts()
     found = [
         each
-        for window in Answering(task, forward, batching, batch_size, 1).windows(rows(TEXTS), tally)
+        for window in Predictor(task, forward, batching, batch_size, 1).predict(make_rows(TEXTS), row_counts)
         for each in window
     ]
     counts = [min(8, len(text.split()) + 2) for text in TEXTS]
 
-    assert [answer["number"] for _, answer in found] == list(range(1, 41))
-    for count, (_, answer) in zip(counts, found, strict=True):
-        assert answer["label"] == "even"
-        assert answer["probability"] == pytest.approx(1 / (1 + np.exp(-count / 4)), abs=1e-6)
+    assert [prediction["number"] for _, prediction in found] == list(range(1, 41))
+    for count, (_, prediction) in zip(counts, found, strict=True):
+        assert prediction["label"] == "even"
+        assert prediction["probability"] == pytest.approx(1 / (1 + np.exp(-count / 4)), abs=1e-6)
     span = 16 * batch_size
     windows = [sorted(counts[start : start + span], reverse=True) for start in range(0, 40, span)]
     assert list(chain(*sizes)) == list(chain(*windows))
     assert max(map(len, sizes)) == min(batch_size, 40)
-    assert (tally.num_rows, tally.num_faults) == (40, 0)
-    assert tally.num_truncated == sum(len(text.split()) > 6 for text in TEXTS)
+    assert (row_counts.num_rows, row_counts.num_errors) == (40, 0)
+    assert row_counts.num_truncated == sum(len(text.split()) > 6 for text in TEXTS)
 
 
-def test_rows_that_cannot_be_used_are_passed_over(task: TextClassification) -> None:
-    def some() -> Iterator[Row | None]:
-        yield Row(1, "row 1", None, "row 1: lacks a text.")
-        yield Row(2, "row 2", {"text": "end"})
-        yield Row(3, "row 3", None, "row 3: is broken.")
+def test_unusable_rows_get_an_error(task: TextClassification) -> None:
+    def some() -> Iterator[InputRow | None]:
+        yield InputRow(1, "row 1", None, "row 1: has no text.")
+        yield InputRow(2, "row 2", {"text": "end"})
+        yield InputRow(3, "row 3", None, "row 3: is broken.")
 
-    tally = Tally()
-    (window,) = Answering(task, lengths, "packed", 2, 1).windows(some(), tally)
+    row_counts = RowCounts()
+    (window,) = Predictor(task, lengths, "packed", 2, 1).predict(some(), row_counts)
     first, second, third = window
 
-    assert first[1] == {"error": first[0].fault} == {"error": "row 1: lacks a text."}
+    assert first[1] == {"error": first[0].error} == {"error": "row 1: has no text."}
     assert second[1]["label"] == "even"
-    assert second[0].fault is None
+    assert second[0].error is None
     assert third[1] == {"error": "row 3: is broken."}
-    assert (tally.num_rows, tally.num_faults) == (3, 2)
+    assert (row_counts.num_rows, row_counts.num_errors) == (3, 2)
 
 
-def test_texts_of_which_the_tokenizer_leaves_nothing() -> None:
-    writer = CausalLm(max_length=8, vocab_size=100, tokenizer=None, lowercase=True)
-    writer.fit(Dataset.from_dict({"text": TEXTS}))
-    size = writer.info().vocab_size
+def test_text_that_is_empty_after_tokenization_is_an_error() -> None:
+    language_model = CausalLm(max_length=8, vocab_size=100, tokenizer=None, lowercase=True)
+    language_model.fit(Dataset.from_dict({"text": TEXTS}))
+    size = language_model.info().vocab_size
 
     def forward(inputs: Mapping[str, Tensor]) -> Tensor:
         return torch.zeros(*inputs["output_index"].shape, size)
 
-    tally = Tally()
-    (window,) = Answering(writer, forward, "packed", 4, 1).windows(rows(["word end", "\u200b\x01", "word"]), tally)
+    row_counts = RowCounts()
+    (window,) = Predictor(language_model, forward, "packed", 4, 1).predict(
+        make_rows(["word end", "\u200b\x01", "word"]), row_counts
+    )
 
-    assert window[1][1] == {"number": 2, "error": "row 2: text: the tokenizer leaves nothing of it."}
-    assert [answer.get("perplexity") for _, answer in window] == [pytest.approx(size), None, None]
-    assert tally.num_faults == 1
+    assert window[1][1] == {"number": 2, "error": "row 2: text: is empty after tokenization."}
+    assert [prediction.get("perplexity") for _, prediction in window] == [pytest.approx(size), None, None]
+    assert row_counts.num_errors == 1
 
 
-def test_a_batch_of_many_outputs_is_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = CausalLm(max_length=8, vocab_size=100, tokenizer=None, lowercase=True)
-    writer.fit(Dataset.from_dict({"text": TEXTS}))
-    size = writer.info().vocab_size
-    monkeypatch.setattr(answering, "_OUTPUTS", 16 * size)
+def test_batches_with_many_outputs_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    language_model = CausalLm(max_length=8, vocab_size=100, tokenizer=None, lowercase=True)
+    language_model.fit(Dataset.from_dict({"text": TEXTS}))
+    size = language_model.info().vocab_size
+    monkeypatch.setattr(predictor, "_MAX_OUTPUTS", 16 * size)
     shapes = []
 
     def forward(inputs: Mapping[str, Tensor]) -> Tensor:
         shapes.append(tuple(inputs["input_ids"].shape))
         return torch.zeros(*inputs["input_ids"].shape, size)
 
-    found = [len(window) for window in Answering(writer, forward, "padded", 64, 1).windows(rows(TEXTS), Tally())]
+    found = [
+        len(window)
+        for window in Predictor(language_model, forward, "padded", 64, 1).predict(make_rows(TEXTS), RowCounts())
+    ]
 
     assert found == [40]
     assert {rows * width for rows, width in shapes} <= {*range(17)}
@@ -126,24 +133,24 @@ def test_a_batch_of_many_outputs_is_a_small_one(monkeypatch: pytest.MonkeyPatch)
     assert max(rows for rows, _ in shapes) > 2
 
 
-def test_a_wait_ends_a_window(task: TextClassification) -> None:
-    def waiting() -> Iterator[Row | None]:
+def test_waiting_for_input_ends_a_window(task: TextClassification) -> None:
+    def waiting() -> Iterator[InputRow | None]:
         yield None
-        yield from rows(["a", "b"])
+        yield from make_rows(["a", "b"])
         yield None
-        yield from rows(["c"])
+        yield from make_rows(["c"])
 
-    windows = Answering(task, lengths, "packed", 2, 1).windows(waiting(), Tally())
+    windows = Predictor(task, lengths, "packed", 2, 1).predict(waiting(), RowCounts())
     assert [len(window) for window in windows] == [2, 1]
 
 
-def test_a_task_without_answers_is_told() -> None:
+def test_task_without_prediction_methods_is_refused() -> None:
     class Mine:
         def input_columns(self) -> tuple[str, ...]:
             return ("text",)
 
     with pytest.raises(
-        ConfigError, match=r"task: answers no rows: Mine lacks encode_inputs, model_inputs, predictions\."
+        ConfigError, match=r"task: Mine cannot predict, it has no encode_inputs, model_inputs, predictions\."
     ):
         check_task(Mine())
 
@@ -172,15 +179,17 @@ def test_memory_does_not_grow_with_the_file(
 ) -> None:
     file = tmp_path / f"rows.{write.__name__.removeprefix('write_')}"
     peaks, sizes = [], []
-    size = 1_100 if write is write_parquet else 200  # Parquet becomes Python objects 1,024 rows at a time
-    for count in (size, size, 5 * size):  # the first one pays for what is made once
+    size = 1_100 if write is write_parquet else 200  # Parquet is converted to Python objects 1,024 rows at a time
+    for count in (size, size, 5 * size):  # the first run pays for one-time allocations
         texts = [f"{number}{'x' * 3_000}" for number in range(count)]
         write(file, texts)
         sizes.append(sum(map(len, texts)))
         del texts
         tracemalloc.start()
-        answers = Answering(task, lengths, "padded", 2, 1)
-        total = sum(len(window) for window in answers.windows(rows_of(file, Reading(("text",), {})), Tally()))
+        rows_predictor = Predictor(task, lengths, "padded", 2, 1)
+        total = sum(
+            len(window) for window in rows_predictor.predict(read_rows(file, RowFormat(("text",), {})), RowCounts())
+        )
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert total == count

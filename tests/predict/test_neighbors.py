@@ -1,4 +1,4 @@
-"""Nearest neighbours beside brute force, ties by row included, with and without faiss."""
+"""Nearest neighbors compared with brute force, including ties, with and without faiss."""
 
 import sys
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-import trainer.predict.neighbours as module
-from trainer.predict.neighbours import Corpus
+import trainer.predict.neighbors as module
+from trainer.predict.neighbors import Corpus
 
 
 @pytest.fixture
@@ -19,23 +19,23 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
 
 
 def units(vectors: np.ndarray) -> np.ndarray:
-    """Vectors of length 1 as float32 has them; zeros stay."""
+    """Return vectors scaled to length 1 in float32; zero vectors stay zero."""
     lengths = np.linalg.norm(vectors.astype(float), axis=1, keepdims=True)
     return np.divide(vectors, lengths, where=lengths > 0, out=np.zeros(vectors.shape)).astype(np.float32).astype(float)
 
 
 def brute_force(queries: np.ndarray, vectors: np.ndarray, count: int) -> list[list[tuple[int, float]]]:
-    """Rows from 1 and cosines, by float64 and a stable sort of all of them."""
-    found = []
+    """Return row numbers and cosines in float64 by a stable sort of all rows."""
+    neighbors = []
     for cosines in np.round(units(queries) @ units(vectors).T, 6):
         order = np.argsort(-cosines, kind="stable")[:count]
-        found.append([(int(place) + 1, float(cosines[place])) for place in order])
-    return found
+        neighbors.append([(int(place) + 1, float(cosines[place])) for place in order])
+    return neighbors
 
 
 @pytest.mark.parametrize("with_faiss", [False, True])
 @pytest.mark.parametrize("block", [7, 64, 1 << 14])
-def test_neighbours_are_those_of_brute_force(
+def test_neighbors_equal_brute_force(
     corpus: Corpus, block: int, with_faiss: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_BLOCK", block)
@@ -45,7 +45,7 @@ def test_neighbours_are_those_of_brute_force(
         faiss.METRIC_INNER_PRODUCT = 0  # type: ignore[attr-defined]
 
         def knn(queries: np.ndarray, vectors: np.ndarray, k: int, metric: int) -> tuple[np.ndarray, np.ndarray]:
-            """Ties in any order, here the last first."""
+            """Return ties in arbitrary order, here the last first."""
             calls.append(k)
             products = queries @ vectors.T
             places = np.argsort(products, axis=1, kind="stable")[:, ::-1][:, :k]
@@ -56,7 +56,7 @@ def test_neighbours_are_those_of_brute_force(
     else:
         monkeypatch.setitem(sys.modules, "faiss", None)
     random = np.random.default_rng(0)
-    vectors = random.integers(-2, 3, size=(201, 3)).astype(np.float32)  # few directions: ties everywhere, and zeros
+    vectors = random.integers(-2, 3, size=(201, 3)).astype(np.float32)  # few directions: many ties, and zero vectors
     vectors[100:] = random.standard_normal((101, 3))
     vectors[60:100] = 1.0
     for row, vector in enumerate(vectors, 1):
@@ -69,7 +69,7 @@ def test_neighbours_are_those_of_brute_force(
     assert bool(calls) is (with_faiss and block > 22)
 
 
-def test_rows_keep_their_numbers_and_a_small_corpus_gives_all(corpus: Corpus) -> None:
+def test_row_numbers_are_kept_and_a_small_corpus_returns_all_rows(corpus: Corpus) -> None:
     corpus.add(2, "two", [1.0, 0.0])
     corpus.add(7, "seven", [1.0, 1.0])
     (hits,) = corpus.nearest(np.array([[0.0, 3.0]]), 5)
@@ -79,7 +79,7 @@ def test_rows_keep_their_numbers_and_a_small_corpus_gives_all(corpus: Corpus) ->
     assert corpus.nearest(np.array([[0.0, 3.0]]), 1) == [[{"row": 9, "text": "", "cosine": 1.0}]]
 
 
-def test_what_float32_alone_tells_apart_is_a_tie(corpus: Corpus) -> None:
+def test_cosines_that_differ_only_in_float32_are_ties(corpus: Corpus) -> None:
     random = np.random.default_rng(0)
     query = random.standard_normal(256)
     for row in range(1, 101):

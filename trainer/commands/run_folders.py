@@ -1,0 +1,202 @@
+"""Run folders: where a new run goes, which run is meant, and what a run recorded. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from trainer.checkpoint.listing import list_newest_first, rank_by_score
+from trainer.config.sections import RunSection
+from trainer.config.stored import load_stored_config
+from trainer.config.trust import trust_argument
+from trainer.errors import CheckpointError, format_error
+from trainer.layout import CHECKPOINTS, DIVERGED, EVALUATIONS, LOCK, METRICS, RUNS
+from trainer.report.events import read_events
+
+
+def create_run_folder(run: RunSection) -> Path:
+    """Create the folder of a new run: `run.dir`, else `runs/<date>_<time>[_name]`, numbered if that name is taken.
+
+    Raises:
+        CheckpointError: `run.dir` already contains a run, or cannot be created.
+    """
+    if run.dir is not None:
+        folder = _claim_folder("run.dir", Path(run.dir))
+        if (folder / CHECKPOINTS).is_dir():
+            remedy = f"Resume it with {run_argument('resume', folder)}, or name another folder"
+            raise CheckpointError(format_error("run.dir", "already contains a run", remedy, value=run.dir))
+        return folder
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + (f"_{run.name}" if run.name else "")
+    for number in count(1):
+        folder = RUNS / (stamp if number == 1 else f"{stamp}_{number}")
+        with suppress(FileExistsError):  # taken, perhaps by a process that starts at the same moment
+            return _create("run.name", folder, exist_ok=False)
+    raise AssertionError("count never ends")
+
+
+def claim_fixed_folder(run: RunSection) -> Path:
+    """Return the folder that `resume=auto` resumes or starts: `run.dir`, else `runs/<name>`."""
+    assert run.dir is not None or run.name is not None, "the config was checked"
+    return _claim_folder("run.name", Path(run.dir) if run.dir is not None else RUNS / str(run.name))
+
+
+def find_run_folder(path: str | None, key: str = "run") -> Path:
+    """Return the run folder that a path names: a run folder or one of its checkpoints; None is the newest run.
+
+    Args:
+        path: The path.
+        key: The key that contains the path, for messages.
+
+    Raises:
+        CheckpointError: There is no run.
+    """
+    if path is None:
+        return find_newest_run()
+    folder = Path(path)
+    for candidate in (folder, folder.parent, folder.parent.parent):
+        # A run that diverged early has no checkpoint.
+        if (candidate / CHECKPOINTS).is_dir() or (candidate / DIVERGED).is_dir():
+            return candidate
+    problem = "contains no run" if folder.exists() else "no such folder"
+    raise CheckpointError(format_error(key, problem, "Give a run folder or one of its checkpoints", value=path))
+
+
+def find_newest_run() -> Path:
+    """Return the run under `runs/` that saved the newest checkpoint.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    if runs := list_runs_newest_first():
+        return runs[0]
+    problem = f"there is no run under {RUNS.absolute()}"
+    raise CheckpointError(format_error("run", problem, "Train one, or name its folder with run=PATH"))
+
+
+def list_runs_newest_first() -> list[Path]:
+    """Return the runs under `runs/`, the one that saved the newest checkpoint first."""
+    runs = [folder for folder in RUNS.glob("**/") if (folder / CHECKPOINTS).is_dir()]
+    return sorted(runs, key=lambda folder: (folder / CHECKPOINTS).stat().st_mtime, reverse=True)
+
+
+def select_checkpoint(path: str | None, checkpoint: str) -> str:
+    """Return the name of the checkpoint to use: the one that `path` names, else `checkpoint`."""
+    name = "" if path is None else Path(path).name
+    return name if name.startswith("step-") else checkpoint
+
+
+def run_argument(key: str, folder: Path) -> str:
+    """Return the argument that names a run, `resume=runs/demo`, with the trust that the run's own parts need."""
+    trust = ""
+    with suppress(CheckpointError):  # whoever reads the run reports that it cannot be read
+        trust = trust_argument(load_stored_config(folder))
+    return quote(f"{key}={folder}") + trust
+
+
+@contextmanager
+def discard_unless_started(folder: Path, *, created: bool) -> Iterator[None]:
+    """Remove what a run left if the block fails before the run has started.
+
+    Args:
+        folder: The run folder, locked.
+        created: The folder was created for this run, so it is removed too.
+    """
+    try:
+        yield
+    except BaseException:
+        if all(path.name == LOCK for path in folder.iterdir()):
+            (folder / LOCK).unlink(missing_ok=True)
+            if created:
+                folder.rmdir()
+        raise
+
+
+def _claim_folder(key: str, folder: Path) -> Path:
+    """Create a folder; an existing one must be empty or belong to a run, which has a lock."""
+    _create(key, folder, exist_ok=True)
+    if any(folder.iterdir()) and not (folder / LOCK).exists():
+        problem, remedy = "contains files that are not from a run", "Name a folder that is new or empty"
+        raise CheckpointError(format_error(key, problem, remedy, value=str(folder)))
+    return folder
+
+
+def _create(key: str, folder: Path, *, exist_ok: bool) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=exist_ok)
+    except OSError as error:
+        if isinstance(error, FileExistsError) and not exist_ok:
+            raise
+        raise CheckpointError(format_error(key, f"cannot be created ({error.strerror})", value=str(folder))) from error
+    return folder
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run recorded.
+
+    Attributes:
+        folder: The run folder.
+        config: Its resolved config, as data; nothing in it is executed.
+        events: The events of `metrics.jsonl`, as if the run had never stopped.
+        evaluations: The contents of `eval/<split>.json`, by split.
+        best: Score and step of the best checkpoint; None without one.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    events: list[dict[str, Any]]
+    evaluations: dict[str, dict[str, Any]]
+    best: dict[str, Any] | None
+
+    def series(self, event: str, name: str, **filters: Any) -> dict[int, float]:
+        """Return step -> value `name` of the events `event` whose values equal `filters`."""
+        selected = (item for item in self.events if item["event"] == event and name in item)
+        return {
+            item["step"]: item[name]
+            for item in selected
+            if all(item.get(key) == value for key, value in filters.items())
+        }
+
+
+def read_run(path: str | None, key: str = "run") -> RunRecord:
+    """Return what a run recorded.
+
+    Args:
+        path: As in `find_run_folder`.
+        key: The key that contains the path, for messages.
+
+    Raises:
+        CheckpointError: There is no run, or a file of it cannot be read.
+    """
+    folder = find_run_folder(path, key)
+    if not (folder / METRICS).is_file():
+        raise CheckpointError(format_error(key, f"contains no {METRICS}", "Give a run folder", value=str(folder)))
+    evaluations = {file.stem: _read_json(file) for file in sorted((folder / EVALUATIONS).glob("*.json"))}
+    ranked = rank_by_score(list_newest_first(folder / CHECKPOINTS))
+    best = {"step": ranked[0].step, **(ranked[0].score or {})} if ranked else None
+    return RunRecord(folder, load_stored_config(folder, key), read_events(folder / METRICS), evaluations, best)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        remedy = "Evaluate again: trainer eval"
+        raise CheckpointError(format_error(str(file), f"is damaged ({error})", remedy)) from error
+    return document
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value of a config with its dotted key; an empty mapping counts as a value."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

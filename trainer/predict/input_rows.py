@@ -1,0 +1,213 @@
+"""Rows to predict, read one by one: of a text, of standard input, of a file, or of a folder of images."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trainer.data.cells import IMAGE_SUFFIXES, ROLE_NOUNS
+from trainer.data.readers import decode_line, missing_columns_error, read_lines_or_errors, read_records_or_errors
+from trainer.data.splits import row_id
+from trainer.data.table import ColumnNames, Table
+from trainer.errors import ConfigError, DataError, format_error
+from trainer.predict.files import INPUT_FORMATS, has_lines
+
+_READ_BYTES = 1 << 16
+
+
+class InputRow(NamedTuple):
+    """A row to predict.
+
+    Attributes:
+        number: Counted from 1.
+        location: Where it is, for a message: `my.csv, row 18`.
+        values: Its values by role; None if it cannot be used.
+        error: Why it cannot be used.
+        identity: Fields that its prediction starts with, so that a reader knows which row it belongs to.
+    """
+
+    number: int
+    location: str
+    values: Mapping[str, Any] | None
+    error: str | None = None
+    identity: Mapping[str, Any] = {}
+
+
+InputRows = Iterator[InputRow | None]
+"""Rows; None before the next row must be waited for."""
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """The columns of the rows and how files write them.
+
+    Attributes:
+        roles: The roles that a row must have.
+        columns: The column or columns of each role in a file; a role that is absent is its own column.
+        numeric: The features by name; True for a column of numbers.
+        list_separator: Separates words in one cell.
+        separator: Separates cells of CSV and TSV; None follows the file's suffix.
+        quote: Encloses cells of CSV and TSV; None if quotes are ordinary characters.
+    """
+
+    roles: tuple[str, ...]
+    columns: ColumnNames
+    numeric: Mapping[str, bool] = field(default_factory=dict)
+    list_separator: str = " "
+    separator: str | None = None
+    quote: str | None = '"'
+
+    def table(self) -> Table:
+        """Return the columns of a table that have the roles."""
+        columns = {role: self.columns.get(role) or role for role in self.roles}
+        if "features" in self.roles:
+            columns["features"] = list(self.numeric)
+        table = Table.for_roles(
+            columns, self.roles, lambda role: f"columns.{role}={columns[role]}", self.list_separator, []
+        )
+        table.numeric.update(self.numeric)
+        return table
+
+
+def read_rows(source: Path | str | None, row_format: RowFormat) -> InputRows:
+    """Yield the rows of a file or a folder, of a text, or of standard input (None).
+
+    Raises:
+        ConfigError: The input is images but the task reads none.
+        DataError: The file as a whole cannot be used.
+    """
+    if source is None:
+        return _read_lines(read_stdin_lines(), "standard input", row_format, Path())
+    if isinstance(source, str):
+        return _read_lines(iter([source]), "input", row_format, Path())
+    if source.is_dir() or source.suffix.lower() in IMAGE_SUFFIXES:
+        return _read_images(source, row_format)
+    if has_lines(source):
+        return _read_lines(read_lines_or_errors(source), str(source), row_format, source.parent)
+    return _read_records(source, row_format)
+
+
+def read_stdin_lines() -> Iterator[str | DataError | None]:
+    """Yield the lines of standard input: a DataError for a line that is not UTF-8, None before a wait.
+
+    A program that writes a line and waits for its prediction gets it at once, and a long pipe is read in large chunks.
+    A byte order mark is removed.
+    """
+    rest, number, offset = b"", 0, 0
+    for chunk in _read_chunks(sys.stdin.fileno()):
+        if chunk is None:
+            yield None
+            continue
+        *lines, rest = (rest + chunk).split(b"\n") if chunk else [rest, b""]
+        for line in lines:
+            number += 1
+            if chunk or line:  # text after the last line break is a line unless it is empty
+                content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                yield decode_line(content, f"standard input, line {number}", offset)
+            offset += len(line) + 1
+
+
+def _read_chunks(descriptor: int) -> Iterator[bytes | None]:
+    """Yield what is there to read, None before a wait, and the empty chunk at the end."""
+    while True:
+        if not select.select([descriptor], [], [], 0)[0]:
+            yield None
+        chunk = os.read(descriptor, _READ_BYTES)
+        yield chunk
+        if not chunk:
+            return
+
+
+def _read_records(path: Path, row_format: RowFormat) -> InputRows:
+    table = row_format.table()
+    records = read_records_or_errors(
+        path, table.columns, separator=row_format.separator, quote=row_format.quote, named_by=_named_by(table)
+    )
+    for number, cells in enumerate(records, 1):
+        yield _make_row(number, f"{path}, row {number}", cells, table, path.parent)
+
+
+def _read_lines(lines: Iterator[str | DataError | None], name: str, row_format: RowFormat, folder: Path) -> InputRows:
+    table = row_format.table()
+    number = 0
+    for line in lines:
+        if line is None:
+            yield None
+            continue
+        number += 1
+        location = name if name == "input" else f"{name}, line {number}"
+        cells = line if isinstance(line, DataError) else _parse_line(line.rstrip("\r\n"), location, table)
+        yield _make_row(number, location, cells, table, folder)
+
+
+def _parse_line(line: str, location: str, table: Table) -> Sequence[Any] | DataError:
+    """Return a line as the cells of its columns: one text, two separated by a tab, words, a path, or an object."""
+    roles = tuple(table.names)
+    if roles == ("text", "text_pair"):
+        texts = line.split("\t")
+        problem = "expected two texts separated by a tab"
+        return texts if len(texts) == 2 else DataError(format_error(location, problem, value=len(texts)))
+    if roles == ("words",) and not line.lstrip().startswith("["):
+        return [line.split()]
+    if len(table.columns) == 1 and roles[0] in ("text", "image"):
+        return [line]
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        value = f"broken JSON at column {error.colno}: {error.msg}"
+    if roles == ("words",) and isinstance(value, list):
+        return [value]
+    if isinstance(value, dict):
+        problem_with_columns = missing_columns_error(location, value, table.columns, _named_by(table))
+        return problem_with_columns or [value[name] for name in table.columns]
+    expected = "a list of words" if roles == ("words",) else f"an object with {', '.join(table.columns)}"
+    remedy = "Or name a file, such as a CSV"
+    return DataError(format_error(location, f"expected {expected} in JSON", remedy, value=value))
+
+
+def _named_by(table: Table) -> str:
+    """Return the keys that name the columns; features have the names of training and may be null."""
+    return "their names in training, with null for missing values" if "features" in table.names else table.named_by
+
+
+def _make_row(number: int, location: str, cells: Sequence[Any] | DataError, table: Table, folder: Path) -> InputRow:
+    if isinstance(cells, DataError):
+        return InputRow(number, location, None, str(cells))
+    try:
+        (sample,) = table.samples(iter([(row_id(0, number), location, cells)]), [folder])
+    except DataError as error:
+        return InputRow(number, location, None, str(error))
+    if sample.values is None:
+        nouns = [ROLE_NOUNS.get(role, role) for role in table.names if role != "features"]
+        missing = " or no ".join(noun.removeprefix("a ").removeprefix("an ") for noun in nouns)
+        return InputRow(number, location, None, format_error(location, f"has no {missing}"))
+    return InputRow(number, location, sample.values)
+
+
+def _read_images(path: Path, row_format: RowFormat) -> InputRows:
+    if row_format.roles != ("image",):
+        problem = f"contains images, but the task reads {', '.join(row_format.roles)}"
+        remedy = f"{INPUT_FORMATS}. Pass a text that is also the name of a file through standard input"
+        raise ConfigError(format_error("input", problem, remedy, value=str(path)))
+    files = iter([path]) if path.is_file() else _find_images(path)
+    number = 0
+    for number, file in enumerate(files, 1):
+        identity = {"image": os.path.relpath(file, path)} if file != path else {}
+        yield InputRow(number, str(file), {"image": {"bytes": None, "path": str(file)}}, identity=identity)
+    if not number:
+        raise DataError(format_error(str(path), "contains no images", f"Images end in {', '.join(IMAGE_SUFFIXES)}"))
+
+
+def _find_images(folder: Path) -> Iterator[Path]:
+    """Yield the images below a folder, sorted by name, without hidden files and folders."""
+    for path, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield Path(path, name)

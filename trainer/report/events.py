@@ -1,0 +1,169 @@
+"""Event sinks of a run: `metrics.jsonl`, TensorBoard, and a report that passes events to several sinks."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trainer.protocols import Report
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+class Sink(Report, Protocol):
+    """A report that holds resources open."""
+
+    def close(self) -> None:
+        """Release the resources; a second call does nothing."""
+        ...
+
+
+class Reports:
+    """A report that passes each event to its sinks in order, and closes all of them at the end of its `with` block.
+
+    Args:
+        sinks: The sinks; None, a sink that is switched off, is ignored.
+    """
+
+    def __init__(self, *sinks: Sink | None) -> None:
+        self._sinks: list[Sink] = []
+        self._closing = ExitStack()
+        self.add(*sinks)
+
+    def add(self, *sinks: Sink | None) -> None:
+        """Add sinks that receive every event from now on."""
+        for sink in sinks:
+            if sink is not None:
+                self._sinks.append(sink)
+                self._closing.callback(sink.close)
+
+    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+        for sink in self._sinks:
+            sink.log(event, step=step, epoch=epoch, values=values)
+
+    def __enter__(self) -> Reports:
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        # The error is passed on, so a sink that cannot be closed does not hide it.
+        self._closing.__exit__(*details)
+
+
+class JsonLines:
+    """Appends events to a file, one JSON object per line; lines are never rewritten.
+
+    Each line is passed to the operating system at once, so a killed process loses no event that it logged. Floats that
+    JSON cannot express are written as the strings "nan", "inf" and "-inf".
+
+    Args:
+        path: The file, created if it does not exist, in an existing folder. If it ends in the middle of a line because
+            the process or the machine stopped there, new events start on a new line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            self._append(b"\n")
+
+    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+        """Append a line; `values` are floats, integers, strings, booleans, None, lists of strings or mappings."""
+        head = {"event": event, "step": step, "epoch": epoch}
+        assert not head.keys() & values.keys(), f"an event's values cannot be named {sorted(head)}"
+        record = {name: _to_json(value) for name, value in (head | dict(values)).items()}
+        self._append(json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _append(self, line: bytes) -> None:
+        while line:
+            line = line[os.write(self._file, line) :]
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Return the events of `metrics.jsonl` as if the run had never stopped.
+
+    A line `{"event": "resume", "step": N}` cancels the earlier lines of steps after N, which the resumed run logs
+    again. The strings "nan", "inf" and "-inf" become floats. Incomplete lines (see `JsonLines`) are ignored.
+    """
+    events: list[dict[str, Any]] = []
+    for line in path.read_bytes().split(b"\n"):
+        record = _parse(line)
+        if record is None:
+            continue
+        if record["event"] == "resume":
+            events = [event for event in events if event["step"] <= record["step"]]
+        events.append(record)
+    return events
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # not JSON, or cut in the middle of a character
+        return None
+    return {name: _NON_FINITE.get(value, value) if isinstance(value, str) else value for name, value in record.items()}
+
+
+def _to_json(value: Any) -> Any:
+    return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class TensorBoard:
+    """Writes the numbers of training and evaluation events as TensorBoard scalars over the step.
+
+    Tags are `train/loss`, `validation/accuracy` (an evaluation under its split) and `validation-ema/accuracy` (an
+    evaluation of the averaged weights). A `resume` event at step N cancels what earlier processes wrote after step N,
+    so the curves show one run.
+
+    Args:
+        folder: The folder of the event files, created at the first event.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+
+    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+        writer = self._writer or self._open(step + 1 if event == "resume" else None)
+        if event == "train":
+            _add_scalars(writer, "train", {**values, "epoch": epoch}, step)
+        if event == "eval":
+            _add_scalars(writer, _evaluation_tag(values), values, step)
+        # The curves up to a checkpoint are on disk no later than the checkpoint's own event.
+        if event == "checkpoint":
+            writer.flush()
+
+    def close(self) -> None:
+        """Write pending values and close the file; a second call does nothing."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _open(self, purge_step: int | None) -> SummaryWriter:
+        # The import takes 0.35 s on top of torch, so only runs that log to TensorBoard do it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
+        return self._writer
+
+
+def _add_scalars(writer: SummaryWriter, prefix: str, values: Mapping[str, Any], step: int) -> None:
+    for name, value in values.items():
+        if isinstance(value, int | float):
+            writer.add_scalar(f"{prefix}/{name}", value, step)
+
+
+def _evaluation_tag(values: Mapping[str, Any]) -> str:
+    return f"{values['split']}-ema" if values["weights"] == "ema" else str(values["split"])
