@@ -1,4 +1,4 @@
-"""Answers of a task to outputs that a test makes up."""
+"""Predictions of a task from outputs that a test makes up."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 from trainer.protocols import Batching, Task
 
 
-def answers(
+def predict(
     task: Task,
     output: Tensor,
     rows: Mapping[str, Sequence[Any]] | None = None,
@@ -16,6 +16,6 @@ def answers(
     *,
     top: int = 1,
 ) -> list[dict[str, Any]]:
-    """The answers for an output; `rows` are for tasks whose answers repeat what was asked."""
+    """Return the predictions for an output; `rows` are for tasks whose predictions repeat the input."""
     encoded = {} if rows is None else task.encode_inputs(rows)
     return task.predictions(output, rows=rows or {}, encoded=encoded, batching=batching, top=top)

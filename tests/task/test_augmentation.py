@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def generator(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def image(height: int = 7, width: int = 5, channels: int = 3, seed: int = 0) -> np.ndarray:
+def random_image(height: int = 7, width: int = 5, channels: int = 3, seed: int = 0) -> np.ndarray:
     return generator(seed).integers(1, 256, size=(height, width, channels), dtype=np.uint8)
 
 
@@ -40,10 +40,10 @@ def image(height: int = 7, width: int = 5, channels: int = 3, seed: int = 0) -> 
     st.integers(0, 100),
     st.dictionaries(st.sampled_from(sorted(OPERATIONS)), st.sampled_from([0, 1])),
 )
-def test_shape_and_type_stay_and_the_image_is_not_touched(
+def test_augment_keeps_shape_and_input_and_is_deterministic(
     height: int, width: int, channels: int, seed: int, amounts: dict[str, float]
 ) -> None:
-    pixels = image(height, width, channels)
+    pixels = random_image(height, width, channels)
     before = pixels.copy()
     pixels.flags.writeable = False
     changed = augment(pixels, amounts, generator(seed))
@@ -53,15 +53,15 @@ def test_shape_and_type_stay_and_the_image_is_not_touched(
     np.testing.assert_array_equal(changed, augment(pixels, amounts, generator(seed)))
 
 
-def test_nothing_is_done_without_amounts() -> None:
-    pixels = image()
+def test_zero_amounts_change_nothing() -> None:
+    pixels = random_image()
 
     assert augment(pixels, {}, generator()) is pixels
     assert augment(pixels, dict.fromkeys(AMOUNTS, 0), generator()) is pixels
 
 
-def test_operations_run_in_their_order() -> None:
-    pixels, draws = image(), generator(3)
+def test_operations_run_in_fixed_order() -> None:
+    pixels, draws = random_image(), generator(3)
     expected = pixels
     for operation, name in ((crop, "crop"), (flip, "flip"), (rotate, "rotate")):
         expected = operation(expected, draws, AMOUNTS[name])
@@ -71,8 +71,8 @@ def test_operations_run_in_their_order() -> None:
     np.testing.assert_array_equal(augment(pixels, dict(reversed(AMOUNTS.items())), generator(3)), expected)
 
 
-def test_a_crop_is_every_shift_of_the_image_by_up_to_the_border() -> None:
-    pixels = image(3, 4, 1)
+def test_crop_reaches_every_shift_up_to_the_border() -> None:
+    pixels = random_image(3, 4, 1)
     padded = np.zeros((7, 8, 1), dtype=np.uint8)
     padded[2:5, 2:6] = pixels
     windows = {padded[top : top + 3, left : left + 4].tobytes() for top in range(5) for left in range(5)}
@@ -80,8 +80,8 @@ def test_a_crop_is_every_shift_of_the_image_by_up_to_the_border() -> None:
     assert {crop(pixels, generator(seed), 2).tobytes() for seed in range(500)} == windows
 
 
-def test_an_image_is_flipped_as_often_as_asked() -> None:
-    pixels, draws = image(), generator()
+def test_flip_has_the_given_probability() -> None:
+    pixels, draws = random_image(), generator()
     results = [flip(pixels, draws, 0.3) for _ in range(2000)]
     flipped = [np.array_equal(result, pixels[:, ::-1]) for result in results]
 
@@ -90,7 +90,7 @@ def test_an_image_is_flipped_as_often_as_asked() -> None:
     assert np.array_equal(flip(pixels, draws, 1.0), pixels[:, ::-1])
 
 
-def test_a_rotation_keeps_the_middle_and_blackens_the_corners() -> None:
+def test_rotation_keeps_the_center_and_blackens_the_corners() -> None:
     pixels = np.full((21, 21, 1), 200, dtype=np.uint8)
     turned = rotate(pixels, generator(5), 45.0)
 
@@ -103,19 +103,16 @@ def test_a_rotation_keeps_the_middle_and_blackens_the_corners() -> None:
     )
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(
-    ("operation", "kind"), [(brightness, ImageEnhance.Brightness), (contrast, ImageEnhance.Contrast)]
-)
-def test_factors_are_within_the_amount(
-    operation: Callable[[np.ndarray, np.random.Generator, float], np.ndarray], kind: type, channels: int
-) -> None:
-    pixels = image(9, 9, channels)
-    flat = pixels[:, :, 0] if channels == 1 else pixels
-    for seed in range(5):
-        factor = 1 + generator(seed).uniform(-0.5, 0.5)
-        expected = np.asarray(kind(Image.fromarray(flat)).enhance(factor)).reshape(pixels.shape)
-        np.testing.assert_array_equal(operation(pixels, generator(seed), 0.5), expected)
+def test_brightness_and_contrast_equal_pillow() -> None:
+    for channels in (1, 3):
+        pixels = random_image(9, 9, channels)
+        image = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
+        for seed in range(5):
+            factor = 1 + generator(seed).uniform(-0.5, 0.5)
+            brighter = np.asarray(ImageEnhance.Brightness(image).enhance(factor)).reshape(pixels.shape)
+            np.testing.assert_array_equal(brightness(pixels, generator(seed), 0.5), brighter)
+            stronger = np.asarray(ImageEnhance.Contrast(image).enhance(factor)).reshape(pixels.shape)
+            np.testing.assert_array_equal(contrast(pixels, generator(seed), 0.5), stronger)
     shades = np.full((4, 4, 1), 100, dtype=np.uint8)
     means = [brightness(shades, generator(seed), 0.5).mean() for seed in range(300)]
     assert 49 <= min(means) < 55
@@ -123,7 +120,7 @@ def test_factors_are_within_the_amount(
 
 
 def test_cutout_erases_a_square_around_any_pixel() -> None:
-    pixels = image(6, 6, 3)
+    pixels = random_image(6, 6, 3)
     erased = set()
     for seed in range(1000):
         black = (cutout(pixels, generator(seed), 3) == 0).all(axis=2)
@@ -144,7 +141,7 @@ def flat(values: Sequence[float], size: int = 8) -> torch.Tensor:
     return torch.tensor(values)[:, None, None, None].expand(-1, 1, size, size).clone()
 
 
-def test_a_partner_is_the_samples_own_in_any_batch_and_comes_from_the_whole_split() -> None:
+def test_partner_depends_on_the_sample_and_comes_from_the_whole_split() -> None:
     mixing = Mixing({"mixup": 1.0})
     together = mixing.partners(sample_rng(range(400)))
 
@@ -158,8 +155,8 @@ def test_a_partner_is_the_samples_own_in_any_batch_and_comes_from_the_whole_spli
     assert len(set(together)) > 300
 
 
-def test_what_is_drawn_to_mix_is_not_what_is_drawn_to_augment() -> None:
-    """Else an image were flipped exactly where it is mixed."""
+def test_mixing_and_augmentation_draw_independently() -> None:
+    # Otherwise an image would be flipped exactly if it is mixed.
     drawn = sample_rng(range(400))
     partners = Mixing({"mixup": 1.0, "mix_prob": 0.5}).partners(drawn)
     mixed = np.array(partners) != np.arange(400)
@@ -168,7 +165,7 @@ def test_what_is_drawn_to_mix_is_not_what_is_drawn_to_augment() -> None:
     assert np.mean(mixed == flipped) == pytest.approx(0.5, abs=0.1)
 
 
-def test_mixup_is_the_weighted_sum_and_its_share_is_beta() -> None:
+def test_mixup_is_the_weighted_sum_with_a_beta_weight() -> None:
     ids = range(3000)
     own, other = flat([1.0] * 3000, size=1), flat([-1.0] * 3000, size=1)
     for alpha in (0.2, 1.0, 4.0):
@@ -180,7 +177,7 @@ def test_mixup_is_the_weighted_sum_and_its_share_is_beta() -> None:
         assert shares.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.06)
 
 
-def test_cutmix_pastes_one_box_and_the_share_is_what_is_left() -> None:
+def test_cutmix_pastes_one_box_and_weighs_by_area() -> None:
     own, other = flat([1.0] * 300, size=16), flat([0.0] * 300, size=16)
     mixed, shares = Mixing({"cutmix": 1.0}).mix(own, other, sample_rng(range(300)))
 
@@ -193,7 +190,7 @@ def test_cutmix_pastes_one_box_and_the_share_is_what_is_left() -> None:
     assert shares.max() > 0.99
 
 
-def test_a_box_inside_has_the_images_proportions_and_its_centre_is_anywhere() -> None:
+def test_box_has_the_images_aspect_ratio_and_any_center() -> None:
     generator, centres, areas = np.random.default_rng(0), set(), set()
     for _ in range(2000):
         rows, columns = random_box(12, 8, 0.75, generator)
@@ -207,7 +204,7 @@ def test_a_box_inside_has_the_images_proportions_and_its_centre_is_anywhere() ->
     assert len(centres) == 12 * 8
 
 
-def test_what_is_not_mixed_stays_to_the_bit() -> None:
+def test_images_that_are_not_mixed_stay_bitwise_equal() -> None:
     pixels = torch.randn(50, 3, 5, 4, generator=torch.Generator().manual_seed(0))
     others = pixels.flip(0)
     never, sometimes = Mixing({"mixup": 1.0, "mix_prob": 0.0}), Mixing({"mixup": 1.0, "mix_prob": 0.4})
@@ -224,7 +221,7 @@ def test_what_is_not_mixed_stays_to_the_bit() -> None:
     assert np.mean([partner != own for own, partner in enumerate(partners)]) == pytest.approx(0.4, abs=0.04)
 
 
-def test_with_both_half_of_the_samples_get_each() -> None:
+def test_with_both_each_gets_half_of_the_samples() -> None:
     own, other = flat([1.0] * 1000, size=16), flat([0.0] * 1000, size=16)
     mixed, shares = Mixing({"mixup": 1.0, "cutmix": 1.0}).mix(own, other, sample_rng(range(1000)))
     cut = ((mixed == 0) | (mixed == 1)).all(dim=3).all(dim=2).all(dim=1) & (shares < 1)
@@ -239,13 +236,13 @@ def test_mixing_with_an_equal_image_changes_nothing() -> None:
         torch.testing.assert_close(mixed, pixels, rtol=0, atol=1e-6)
 
 
-def test_the_shares_of_the_classes() -> None:
+def test_mixed_target_weighs_the_classes() -> None:
     shares = mixed_target(np.array([0, 2, 1]), np.array([1, 2, 0]), torch.tensor([0.75, 0.25, 1.0]), 3)
 
     assert shares.tolist() == [[0.75, 0.25, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
 
 
-def test_off_is_off() -> None:
+def test_mixing_is_off_without_amounts() -> None:
     assert not Mixing({})
     assert not Mixing({"mixup": 0.0, "cutmix": 0, "mix_prob": 1.0})
     assert Mixing({"cutmix": 0.5})

@@ -1,5 +1,3 @@
-import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,7 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tests.support.predictions import answers
+from tests.support.predictions import predict
 from tests.support.token_targets import LAYOUTS, assert_layouts_agree, batch_of, decoder, fitted, measured
 from trainer.errors import ConfigError
 from trainer.task.causal_lm import CausalLm
@@ -32,7 +30,7 @@ def made(texts: list[str] = TEXTS, **changes: Any) -> tuple[CausalLm, Dataset]:
     return fitted(task(**changes), text=texts)
 
 
-def test_a_document_is_its_tokens_and_an_end() -> None:
+def test_document_is_its_tokens_and_an_end_token() -> None:
     writer, rows = made()
     tokens = [writer.texts.tokenizer.id_to_token(number) for number in rows["input_ids"][1]]
 
@@ -40,7 +38,7 @@ def test_a_document_is_its_tokens_and_an_end() -> None:
     assert writer.end_id == writer.texts.tokenizer.token_to_id("[SEP]")
 
 
-def test_a_document_that_does_not_fit_becomes_blocks_that_share_a_token() -> None:
+def test_long_document_becomes_overlapping_blocks() -> None:
     long = "the loop is running again and again and again"
     writer, rows = made(["the loop is running", long, "", "the"], max_length=5)
     tokens = [[writer.texts.tokenizer.id_to_token(number) for number in ids] for ids in rows["input_ids"]]
@@ -57,19 +55,18 @@ def test_a_document_that_does_not_fit_becomes_blocks_that_share_a_token() -> Non
     assert not any(rows["truncated"])
 
 
-@pytest.mark.parametrize("batching", LAYOUTS)
 @pytest.mark.parametrize("max_length", [3, 4, 5, 9, 24])
-def test_every_token_but_the_first_is_a_target_once(max_length: int, batching: Any) -> None:
+def test_every_token_except_the_first_is_a_target_once(max_length: int) -> None:
     writer, rows = made([TEXTS[0] * 4], max_length=max_length)
     (whole,) = writer.texts.encode_untruncated([TEXTS[0] * 4])
-    target = batch_of(writer, rows, list(range(len(rows))), batching).target
-    assert target is not None
-
-    assert sorted(target[target != -100].tolist()) == sorted([*whole.ids[1:], writer.end_id])
+    for batching in LAYOUTS:
+        target = batch_of(writer, rows, list(range(len(rows))), batching).target
+        assert target is not None
+        assert sorted(target[target != -100].tolist()) == sorted([*whole.ids[1:], writer.end_id])
 
 
 @pytest.mark.parametrize("batching", LAYOUTS)
-def test_the_target_is_the_next_token_of_the_document(batching: Any) -> None:
+def test_target_is_the_next_token_of_the_document(batching: Any) -> None:
     writer, rows = made()
     batch = batch_of(writer, rows, [4, 2, 0], batching)
     ids, target = batch.inputs["input_ids"], batch.target
@@ -96,11 +93,10 @@ def test_the_target_is_the_next_token_of_the_document(batching: Any) -> None:
     assert int((target != -100).sum()) == sum(len(document) - 1 for document in found)
 
 
-@pytest.mark.parametrize("max_length", [24, 7])
-def test_every_layout_is_the_same_mathematics(max_length: int) -> None:
-    writer, rows = made(max_length=max_length)
-
-    assert_layouts_agree(writer, rows, decoder(writer))
+def test_layouts_agree() -> None:
+    for max_length in (24, 7):
+        writer, rows = made(max_length=max_length)
+        assert_layouts_agree(writer, rows, decoder(writer))
 
 
 def test_documents_of_a_row_do_not_see_each_other() -> None:
@@ -117,19 +113,19 @@ def test_documents_of_a_row_do_not_see_each_other() -> None:
     assert not torch.equal(before, after)
 
 
-@pytest.mark.parametrize("batching", LAYOUTS)
-def test_empty_documents_have_no_target(batching: Any) -> None:
+def test_empty_documents_have_no_target() -> None:
     writer, _ = made()
     rows = Dataset.from_dict({"text": ["", "\n"]})
     rows = rows.map(writer.encode, batched=True, remove_columns=rows.column_names)
-    batch = batch_of(writer, rows, [0, 1], batching)
 
     assert [list(ids) for ids in rows["input_ids"]] == [[writer.end_id]] * 2
-    assert batch.target is not None
-    assert (batch.target == -100).all()
+    for batching in LAYOUTS:
+        batch = batch_of(writer, rows, [0, 1], batching)
+        assert batch.target is not None
+        assert (batch.target == -100).all()
 
 
-def test_the_perplexity_is_that_of_the_documents_one_by_one() -> None:
+def test_perplexity_equals_that_of_single_documents() -> None:
     writer, rows = made()
     model = decoder(writer)
     log_p = []
@@ -147,14 +143,14 @@ def test_the_perplexity_is_that_of_the_documents_one_by_one() -> None:
     }
 
 
-def test_answers_are_the_next_tokens_and_the_perplexity() -> None:
+def test_predictions_are_next_tokens_and_perplexity() -> None:
     writer, _ = made()
     size = writer.info().num_outputs
     rows = {"text": ["loop loop", "loop"]}
     loop = writer.texts.tokenizer.token_to_id("loop")
     output = torch.zeros(2, 2, size)
     output[0, 0, loop], output[0, 1, writer.end_id], output[1, 0, loop] = 2.0, 30.0, 30.0
-    two, one = answers(writer, output, rows)
+    two, one = predict(writer, output, rows)
 
     others = [writer.texts.tokenizer.id_to_token(number) for number in range(6) if number != writer.end_id]
     assert [best["token"] for best in two["next"]] == ["[SEP]", *others[:4]]
@@ -162,24 +158,18 @@ def test_answers_are_the_next_tokens_and_the_perplexity() -> None:
     assert two["perplexity"] == pytest.approx((np.exp(2) + size - 1) / np.exp(2), rel=1e-6)
     assert one["next"][0] == {"token": "loop", "probability": pytest.approx(1.0)}
     assert one["perplexity"] is None
-    assert len(answers(writer, output, rows, top=7)[0]["next"]) == 7
+    assert len(predict(writer, output, rows, top=7)[0]["next"]) == 7
 
 
-def test_facts_state_and_fingerprint() -> None:
+def test_info_and_lengths() -> None:
     writer, rows = made()
-    copy = task()
-    copy.load_state_dict(json.loads(json.dumps(writer.state_dict())))
 
-    assert copy.info() == writer.info()
     assert writer.info().num_outputs == writer.info().vocab_size
     assert writer.info().output_level == "token"
-    assert [ids.tolist() for ids in copy.encode({"text": TEXTS})["input_ids"]] == list(rows["input_ids"])
-    assert pickle.loads(pickle.dumps(writer)).state_dict() == writer.state_dict()
     assert writer.lengths(rows).tolist() == [len(ids) for ids in rows["input_ids"]]
-    assert len({other.fingerprint() for other in (task(), task(max_length=9), task(lowercase=True))}) == 3
 
 
-def test_the_artifacts_tokenizer_encodes_a_prompt_as_documents_were() -> None:
+def test_artifact_tokenizer_encodes_prompts_like_documents() -> None:
     writer, rows = made()
     tokenizer = Tokenizer.from_str(writer.artifact_files()["tokenizer.json"])
 
@@ -188,15 +178,7 @@ def test_the_artifacts_tokenizer_encodes_a_prompt_as_documents_were() -> None:
     assert writer.texts.tokenizer.encode("a").tokens == ["[CLS]", "a", "[SEP]"]
 
 
-def test_examples_fit_the_model() -> None:
-    writer, _ = made()
-    inputs = writer.example({"batch": 2, "sequence": 5}, np.random.default_rng(0))
-
-    assert set(inputs) == set(writer.axes())
-    assert decoder(writer)(**inputs).shape == (2, 5, writer.info().vocab_size)
-
-
-def test_the_end_of_a_given_tokenizer(tmp_path: Path) -> None:
+def test_user_tokenizer_needs_an_end_token(tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     given = Tokenizer(models.WordLevel({"a": 0, "tuple": 1, "[UNK]": 2}, unk_token="[UNK]"))
     given.pre_tokenizer = pre_tokenizers.Whitespace()

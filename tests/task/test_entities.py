@@ -1,5 +1,5 @@
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.task.entities import count_entities, has_prefixes, read_scheme
@@ -73,18 +73,21 @@ def check(rows: list[tuple[list[str], list[str]]], names: list[str]) -> None:
     assert got.tolist() == counted(predicted, there)
 
 
+@settings(max_examples=50)
 @given(pairs(BIO))
-def test_bio_is_read_as_conlleval_reads_it(rows: list[tuple[list[str], list[str]]]) -> None:
+def test_bio_counts_equal_conlleval(rows: list[tuple[list[str], list[str]]]) -> None:
     check(rows, BIO)
 
 
+@settings(max_examples=50)
 @given(pairs(TAGS))
-def test_bioes_is_read_as_seqeval_reads_it(rows: list[tuple[list[str], list[str]]]) -> None:
+def test_bioes_counts_equal_seqeval(rows: list[tuple[list[str], list[str]]]) -> None:
     check(rows, TAGS)
 
 
+@settings(max_examples=50)
 @given(pairs(BIO), st.integers(0, 2**20 - 1))
-def test_places_without_a_word_do_not_part_their_neighbours(
+def test_positions_without_a_word_do_not_separate_neighbors(
     rows: list[tuple[list[str], list[str]]], pattern: int
 ) -> None:
     predicted, there = map(list, zip(*rows, strict=True))
@@ -103,7 +106,7 @@ def test_places_without_a_word_do_not_part_their_neighbours(
     assert got.tolist() == counted(predicted, there)
 
 
-def test_by_hand() -> None:
+def test_counts_equal_hand_computed_values() -> None:
     there = [["B-PER", "I-PER", "O", "B-LOC"], ["I-LOC", "B-LOC", "I-PER", "O"]]
     found = [["B-PER", "I-PER", "O", "B-PER"], ["I-LOC", "I-LOC", "I-PER", "O"]]
     names = ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
@@ -114,7 +117,7 @@ def test_by_hand() -> None:
     assert got.tolist() == [2, 4, 5]
 
 
-def test_tags_without_prefix_are_words_alone() -> None:
+def test_tags_without_prefix_are_single_words() -> None:
     names = ["ADJ", "B-N", "I-N", "N", "O"]
     there = [["N", "N", "B-N", "N", "O"], ["ADJ", "B-N", "I-N", "O", "O"]]
 
@@ -123,7 +126,7 @@ def test_tags_without_prefix_are_words_alone() -> None:
     assert got.tolist() == [6, 6, 6]
 
 
-def test_bilou_is_bioes() -> None:
+def test_bilou_equals_bioes() -> None:
     names, others = ["B-X", "I-X", "L-X", "U-X", "O"], ["B-X", "I-X", "E-X", "S-X", "O"]
     one, other = read_scheme(names), read_scheme(others)
 
@@ -137,7 +140,7 @@ def test_rows_without_words() -> None:
         assert count_entities(empty, empty, scheme).tolist() == [0, 0, 0]
 
 
-def test_prefixes() -> None:
+def test_prefixes_are_detected() -> None:
     assert has_prefixes(["O", "I-PER"])
     assert has_prefixes(["B-PER"])
     assert not has_prefixes(["NOUN", "O", "B", "E-X"])

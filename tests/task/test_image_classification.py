@@ -1,5 +1,3 @@
-import json
-import pickle
 from io import BytesIO
 from typing import Any, get_args
 
@@ -9,7 +7,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from tests.support.predictions import answers
+from tests.support.predictions import predict
 from trainer.data.batches import Batches, BatchIndices
 from trainer.errors import ConfigError, DataError, RowError
 from trainer.evaluate import metric_directions
@@ -50,7 +48,7 @@ def batches(made: ImageClassification, batching: Batching = "padded", *, trainin
     return Batches(encoded, made, batching, seed=0, training=training)
 
 
-def test_encoded_rows_become_a_batch_in_every_layout() -> None:
+def test_batches_are_equal_in_every_layout() -> None:
     made = fitted()
     for batching in get_args(Batching):
         batch = batches(made, batching)[BatchIndices(0, (3, 0))]
@@ -62,7 +60,7 @@ def test_encoded_rows_become_a_batch_in_every_layout() -> None:
         np.testing.assert_allclose(batch.inputs["pixel_values"].numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_facts_are_of_the_training_split() -> None:
+def test_info_describes_the_training_split() -> None:
     made = fitted()
 
     assert made.info().arguments() == {
@@ -77,7 +75,7 @@ def test_facts_are_of_the_training_split() -> None:
     assert made.lengths(dataset()) is None
 
 
-def test_a_sample_is_augmented_alike_in_any_batch_and_not_in_evaluation() -> None:
+def test_augmentation_depends_on_the_sample_and_skips_evaluation() -> None:
     made = fitted(augment={"crop": 2, "flip": 0.5, "rotate": 20.0, "cutout": 3})
     trained, evaluated, plain = batches(made, training=True), batches(made), batches(fitted(), training=True)
 
@@ -91,7 +89,7 @@ def test_a_sample_is_augmented_alike_in_any_batch_and_not_in_evaluation() -> Non
     assert not torch.equal(together[:2], pixels(plain, 0, 0, 1))
 
 
-def test_a_mixed_sample_is_the_same_in_any_batch_and_evaluation_is_not_mixed() -> None:
+def test_mixing_depends_on_the_sample_and_skips_evaluation() -> None:
     amounts = {"crop": 2, "flip": 0.5, "mixup": 0.5, "cutmix": 0.5}
     made = fitted(augment=amounts)
     trained, evaluated = batches(made, training=True), batches(made)
@@ -107,7 +105,7 @@ def test_a_mixed_sample_is_the_same_in_any_batch_and_evaluation_is_not_mixed() -
     assert torch.equal(evaluated[BatchIndices(1, (0, 3))].target, torch.tensor([0, 2]))
 
 
-def test_mixup_is_of_both_images_as_the_epoch_augments_them() -> None:
+def test_mixup_combines_two_augmented_images() -> None:
     changes = {"crop": 2, "flip": 0.5}
     made, plain = fitted(augment=changes | {"mixup": 1.0}), fitted(augment=changes)
     ids = (0, 1, 2, 3, 4)
@@ -129,7 +127,7 @@ def test_mixup_is_of_both_images_as_the_epoch_augments_them() -> None:
             torch.testing.assert_close(mixed, expected, rtol=0, atol=1e-5)
 
 
-def test_rows_that_cannot_be_used() -> None:
+def test_unusable_rows_are_errors() -> None:
     with pytest.raises(DataError, match="at least 2 different labels"):
         task().fit(dataset(["cat"] * 3))
     with pytest.raises(RowError, match=r"label: does not occur in training, got 'dgo'\. Did you mean dog") as caught:
@@ -140,18 +138,18 @@ def test_rows_that_cannot_be_used() -> None:
     assert (caught.value.position, caught.value.role) == (0, "image")
 
 
-def test_metrics_of_few_classes_and_answers() -> None:
+def test_metrics_of_few_classes_and_predictions() -> None:
     made = fitted()
     metrics = made.metrics()
     metrics.update(torch.tensor([[2.0, 1, 0], [2, 1, 0], [1, 2, 0]]), torch.tensor([0, 1, 1]))
 
     assert set(metrics) == {"accuracy", "macro_f1"}
     assert metrics.compute()["accuracy"].item() == pytest.approx(2 / 3)
-    assert answers(made, torch.tensor([[0.0, 50.0, 0.0]])) == [{"label": "dog", "probability": 1.0}]
+    assert predict(made, torch.tensor([[0.0, 50.0, 0.0]])) == [{"label": "dog", "probability": 1.0}]
     assert made.monitor in metrics
 
 
-def test_the_five_best_of_many_classes() -> None:
+def test_top_5_accuracy_of_many_classes() -> None:
     made = fitted([str(number) for number in range(8)])
     metrics = made.metrics()
     # All right at once first: the metrics must not be taken for one another for the rest of the split.
@@ -164,7 +162,7 @@ def test_the_five_best_of_many_classes() -> None:
     assert metric_directions(metrics) == {"loss": False, "accuracy": True, "macro_f1": True, "top_5_accuracy": True}
 
 
-def test_an_export_is_proved_at_several_batch_sizes_without_further_axes() -> None:
+def test_export_cases_vary_only_the_batch_size() -> None:
     made = fitted()
     facts = {name: getattr(made.info(), name) for name in ("num_outputs", "image_channels", "image_size")}
     model = ConvNet(**facts, channels=(2, 3), hidden=[4])
@@ -176,35 +174,8 @@ def test_an_export_is_proved_at_several_batch_sizes_without_further_axes() -> No
     assert made.axis_limits() == {}
 
 
-def test_the_state_is_json_and_gives_the_same_task() -> None:
-    made, copy = fitted(), task()
-    copy.load_state_dict(json.loads(json.dumps(made.state_dict())))
-    rows = {"image": [png(0)], "label": ["cat"]}
-
-    assert copy.info() == made.info()
-    assert copy.encode(rows) == made.encode(rows)
-    assert copy.state_dict() == made.state_dict() == pickle.loads(pickle.dumps(made)).state_dict()
-    assert made.artifact_files().keys() == {"labels.json", "image.json"}
-
-
-def test_the_fingerprint_follows_what_encoding_depends_on() -> None:
-    changes: list[dict[str, Any]] = [
-        {},
-        {"size": 4},
-        {"channels": 1},
-        {"resize": "crop"},
-        {"channels": 1, "mean": [0.5]},
-        {"channels": 1, "std": [0.5]},
-    ]
-    prints = {task(**options).fingerprint() for options in changes}
-
-    assert len(prints) == len(changes)
-    assert task().fingerprint() == fitted().fingerprint() == task(augment={"flip": 0.5}).fingerprint()
-
-
-@pytest.mark.parametrize(
-    ("change", "key"),
-    [
+def test_invalid_settings_are_errors() -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"size": 0}, "size"),
         ({"size": [4]}, "size"),
         ({"mean": [0.5]}, "mean"),
@@ -222,12 +193,11 @@ def test_the_fingerprint_follows_what_encoding_depends_on() -> None:
         ({"augment": {"cutmix": float("inf")}}, "augment.cutmix"),
         ({"augment": {"mix_prob": 1.5}}, "augment.mix_prob"),
         ({"augment": {"filp": 0.5}}, "augment.filp"),
-    ],
-)
-def test_invalid_settings_are_errors(change: dict[str, Any], key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^{key}: ") as caught:
-        task(**change)
-    assert len(caught.value.messages) == 1
+    ]
+    for change, key in cases:
+        with pytest.raises(ConfigError, match=rf"^{key}: ") as caught:
+            task(**change)
+        assert len(caught.value.messages) == 1, change
 
 
 def test_valid_amounts_are_accepted() -> None:

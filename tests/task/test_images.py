@@ -24,7 +24,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def images(**changes: Any) -> Images:
+def make_images(**changes: Any) -> Images:
     return Images(**(OPTIONS | changes))
 
 
@@ -34,11 +34,11 @@ def stored(image: Image.Image, kind: str = "PNG", **options: Any) -> dict[str, A
     return {"bytes": data.getvalue(), "path": None}
 
 
-def grey(height: int, width: int, seed: int = 0) -> np.ndarray:
+def gray_pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(256, size=(height, width), dtype=np.uint8)
 
 
-def colour(height: int, width: int, seed: int = 0) -> np.ndarray:
+def color_pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8)
 
 
@@ -47,7 +47,7 @@ def split(*arrays: np.ndarray) -> Dataset:
 
 
 def fitted(*arrays: np.ndarray, **changes: Any) -> Images:
-    made = images(**changes)
+    made = make_images(**changes)
     made.fit(split(*arrays), ("image",))
     return made
 
@@ -57,46 +57,46 @@ def pixels_of(made: Images, *arrays: np.ndarray) -> list[np.ndarray]:
     return [np.frombuffer(data, np.uint8).reshape(*made.size, made.channels) for data in encoded["pixels"]]
 
 
-def test_pixels_are_those_of_the_image() -> None:
-    shades, colours = grey(4, 6), colour(5, 3)
+def test_pixels_equal_the_image() -> None:
+    shades, colours = gray_pixels(4, 6), color_pixels(5, 3)
 
     np.testing.assert_array_equal(pixels_of(fitted(shades), shades)[0][:, :, 0], shades)
     np.testing.assert_array_equal(pixels_of(fitted(colours), colours)[0], colours)
 
 
-def test_what_is_auto_is_learnt_from_the_training_images() -> None:
-    shades = [grey(4, 6, seed) for seed in range(3)]
+def test_auto_settings_are_learned_from_the_training_images() -> None:
+    shades = [gray_pixels(4, 6, seed) for seed in range(3)]
     made = fitted(*shades)
 
     assert made.info_fields() == {"image_channels": 1, "image_size": (4, 6)}
     assert made.mean == pytest.approx([np.mean(shades) / 255], rel=1e-12)
     assert made.std == pytest.approx([np.std(shades) / 255], rel=1e-12)
-    mixed = fitted(grey(4, 6), colour(4, 6))
+    mixed = fitted(gray_pixels(4, 6), color_pixels(4, 6))
     assert mixed.channels == 3
-    both = np.stack([np.repeat(grey(4, 6)[:, :, None], 3, axis=2), colour(4, 6)]) / 255
+    both = np.stack([np.repeat(gray_pixels(4, 6)[:, :, None], 3, axis=2), color_pixels(4, 6)]) / 255
     assert mixed.mean == pytest.approx(both.mean(axis=(0, 1, 2)), rel=1e-12)
     assert mixed.std == pytest.approx(both.std(axis=(0, 1, 2)), rel=1e-12)
 
 
-def test_what_is_given_is_taken() -> None:
-    made = fitted(grey(4, 6), size=[2, 3], channels=3, mean=[0.1, 0.2, 0.3], std=[1, 2, 3])
+def test_fixed_settings_are_kept() -> None:
+    made = fitted(gray_pixels(4, 6), size=[2, 3], channels=3, mean=[0.1, 0.2, 0.3], std=[1, 2, 3])
 
     assert made.info_fields() == {"image_channels": 3, "image_size": (2, 3)}
     assert (made.mean, made.std) == ([0.1, 0.2, 0.3], [1, 2, 3])
-    half = fitted(grey(4, 6), size=8, channels=1, mean=[0.5])
+    half = fitted(gray_pixels(4, 6), size=8, channels=1, mean=[0.5])
     assert (half.size, half.mean) == ((8, 8), [0.5])
     assert half.std != []
 
 
-def test_moments_are_of_images_as_they_are_fitted() -> None:
-    shades = grey(9, 9)
+def test_moments_are_of_resized_images() -> None:
+    shades = gray_pixels(9, 9)
     made = fitted(shades, size=3)
     small = np.asarray(Image.fromarray(shades).resize((3, 3), Image.Resampling.BILINEAR))
 
     assert made.mean == pytest.approx([small.mean() / 255], rel=1e-12)
 
 
-def test_a_constant_channel_is_not_divided_by_zero() -> None:
+def test_constant_channel_is_not_divided_by_zero() -> None:
     made = fitted(np.full((4, 4), 7, dtype=np.uint8))
 
     assert made.std == [1.0]
@@ -104,7 +104,7 @@ def test_a_constant_channel_is_not_divided_by_zero() -> None:
     torch.testing.assert_close(inputs["pixel_values"], torch.zeros(1, 1, 4, 4), rtol=0, atol=1e-7)
 
 
-def test_at_most_so_many_images_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moments_use_a_limited_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.task.images._MAX_SAMPLED", 3)
     shades = [np.full((2, 2), value, dtype=np.uint8) for value in (0, 10, 20, 30, 40)]
 
@@ -113,7 +113,7 @@ def test_at_most_so_many_images_are_looked_at(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
-def test_images_of_another_size_are_fitted(resize: str) -> None:
+def test_images_of_another_size_are_resized(resize: str) -> None:
     wide = np.zeros((4, 8, 3), dtype=np.uint8)
     wide[:, :4] = 255
     made = fitted(wide, size=4, resize=resize)
@@ -133,14 +133,14 @@ def test_images_of_another_size_are_fitted(resize: str) -> None:
     assert made.encode(split(wide[:, :4])["image"])["resized"] == [False]
 
 
-def test_a_crop_takes_the_middle() -> None:
+def test_crop_takes_the_middle() -> None:
     wide = np.zeros((4, 12), dtype=np.uint8)
     wide[:, 4:8] = 200
 
     assert (pixels_of(fitted(wide, size=4, resize="crop"), wide)[0] == 200).all()
 
 
-def test_the_orientation_is_that_of_exif() -> None:
+def test_exif_orientation_is_applied() -> None:
     shades = np.zeros((16, 32), dtype=np.uint8)
     shades[:, :16] = 255
     exif = Image.Exif()
@@ -151,9 +151,9 @@ def test_the_orientation_is_that_of_exif() -> None:
     np.testing.assert_allclose(np.asarray(turned), np.rot90(shades, -1), atol=3)
 
 
-@pytest.mark.parametrize(
-    ("image", "kind", "mode", "value"),
-    [
+def test_pixel_formats_become_8_bit_gray_or_color() -> None:
+    sixteen_bits = Image.fromarray(np.full((2, 2), 0x1234, dtype=np.uint16))
+    cases: list[tuple[Image.Image, str, str, Any]] = [
         (Image.new("1", (2, 2), 1), "PNG", "L", 255),
         (Image.new("LA", (2, 2), (9, 255)), "PNG", "L", 9),
         (Image.new("LA", (2, 2), (9, 0)), "PNG", "L", 255),
@@ -161,24 +161,22 @@ def test_the_orientation_is_that_of_exif() -> None:
         (Image.new("RGBA", (2, 2), (9, 8, 7, 255)), "PNG", "RGB", (9, 8, 7)),
         (Image.new("P", (2, 2), 0), "GIF", "RGB", 0),
         (Image.new("CMYK", (2, 2), (0, 0, 0, 0)), "TIFF", "RGB", 255),
-        (Image.fromarray(np.full((2, 2), 0x1234, dtype=np.uint16)), "PNG", "L", 0x12),
-        (Image.fromarray(np.full((2, 2), 0x1234, dtype=np.uint16)), "PPM", "L", 0x12),
-        (Image.fromarray(np.full((2, 2), 0x1234, dtype=np.uint16)), "TIFF", "L", 0x12),
-    ],
-)
-def test_kinds_of_pixels(image: Image.Image, kind: str, mode: str, value: Any) -> None:
-    decoded = decode_image(stored(image, kind))
-
-    assert decoded.mode == mode
-    assert (np.asarray(decoded) == value).all()
+        (sixteen_bits, "PNG", "L", 0x12),
+        (sixteen_bits, "PPM", "L", 0x12),
+        (sixteen_bits, "TIFF", "L", 0x12),
+    ]
+    for image, file_format, mode, value in cases:
+        decoded = decode_image(stored(image, file_format))
+        assert decoded.mode == mode, (image.mode, file_format)
+        assert (np.asarray(decoded) == value).all(), (image.mode, file_format)
 
 
-def test_files_are_read_where_they_lie(tmp_path: Path) -> None:
-    Image.fromarray(grey(4, 4)).save(tmp_path / "a.png")
-    made = fitted(grey(4, 4))
+def test_paths_are_read(tmp_path: Path) -> None:
+    Image.fromarray(gray_pixels(4, 4)).save(tmp_path / "a.png")
+    made = fitted(gray_pixels(4, 4))
     (data,) = made.encode([{"bytes": None, "path": str(tmp_path / "a.png")}])["pixels"]
 
-    assert data == grey(4, 4).tobytes()
+    assert data == gray_pixels(4, 4).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -191,74 +189,74 @@ def test_files_are_read_where_they_lie(tmp_path: Path) -> None:
         (stored(Image.fromarray(np.zeros((2, 2), dtype=np.float32)), "TIFF"), "32 bits per pixel have no known range"),
     ],
 )
-def test_images_that_cannot_be_decoded(image: dict[str, Any], message: str) -> None:
-    made = fitted(grey(4, 4))
-    good = stored(Image.fromarray(grey(4, 4)))
+def test_undecodable_images_are_row_errors(image: dict[str, Any], message: str) -> None:
+    made = fitted(gray_pixels(4, 4))
+    good = stored(Image.fromarray(gray_pixels(4, 4)))
 
     with pytest.raises(RowError, match=message) as caught:
         made.encode([good, image])
     assert (caught.value.position, caught.value.role) == (1, "image")
 
 
-def test_a_truncated_file_is_noticed() -> None:
-    whole = stored(Image.fromarray(colour(32, 32)))["bytes"]
+def test_truncated_file_is_a_row_error() -> None:
+    whole = stored(Image.fromarray(color_pixels(32, 32)))["bytes"]
 
     with pytest.raises(RowError, match="cannot be decoded"):
-        fitted(colour(32, 32)).encode([{"bytes": whole[: len(whole) // 2], "path": None}])
+        fitted(color_pixels(32, 32)).encode([{"bytes": whole[: len(whole) // 2], "path": None}])
 
 
-def test_learning_passes_over_what_encoding_refuses() -> None:
-    made = images()
-    good = stored(Image.fromarray(grey(4, 4)))
+def test_fit_skips_images_that_encoding_rejects() -> None:
+    made = make_images()
+    good = stored(Image.fromarray(gray_pixels(4, 4)))
     bad = {"bytes": b"no image", "path": None}
     made.fit(Dataset.from_dict({"image": [bad, good]}), ("image",))
 
     assert made.size == (4, 4)
     for options in ({}, {"size": 4, "channels": 1}):
         with pytest.raises(DataError, match="no image of the training split can be decoded"):
-            images(**options).fit(Dataset.from_dict({"image": [bad, bad]}), ("image",))
+            make_images(**options).fit(Dataset.from_dict({"image": [bad, bad]}), ("image",))
 
 
-def test_several_sizes_are_not_guessed_at() -> None:
+def test_several_sizes_need_an_explicit_size() -> None:
     with pytest.raises(DataError, match=r"task\.size: cannot be auto .* 4 x 6 and 5 x 5, got 'auto'") as caught:
-        fitted(grey(4, 6), grey(5, 5))
+        fitted(gray_pixels(4, 6), gray_pixels(5, 5))
     assert "Set it, such as task.size=224" in str(caught.value)
-    assert fitted(grey(4, 6), grey(5, 5), size=4).size == (4, 4)
+    assert fitted(gray_pixels(4, 6), gray_pixels(5, 5), size=4).size == (4, 4)
 
 
 def test_inputs_are_standardized() -> None:
-    made = fitted(colour(4, 6), mean=[0.5, 0.4, 0.3], std=[0.1, 0.2, 0.3], channels=3)
-    rows = made.encode(split(colour(4, 6, 1), colour(4, 6, 2))["image"])
+    made = fitted(color_pixels(4, 6), mean=[0.5, 0.4, 0.3], std=[0.1, 0.2, 0.3], channels=3)
+    rows = made.encode(split(color_pixels(4, 6, 1), color_pixels(4, 6, 2))["image"])
     values = made.pixel_inputs(rows, SampleRng(0, 0, (0, 1)))["pixel_values"]
-    expected = (np.stack([colour(4, 6, 1), colour(4, 6, 2)]) / 255 - [0.5, 0.4, 0.3]) / [0.1, 0.2, 0.3]
+    expected = (np.stack([color_pixels(4, 6, 1), color_pixels(4, 6, 2)]) / 255 - [0.5, 0.4, 0.3]) / [0.1, 0.2, 0.3]
 
     assert values.dtype == torch.float32
     assert values.is_contiguous()
     np.testing.assert_allclose(values.numpy(), expected.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-5)
 
 
-def test_augmentation_is_of_training_alone_and_of_a_sample_alone() -> None:
-    made = fitted(colour(8, 8), augment={"crop": 2, "flip": 0.5})
-    rows = made.encode(split(*(colour(8, 8, seed) for seed in range(4)))["image"])
+def test_augmentation_is_for_training_only_and_depends_on_the_sample() -> None:
+    made = fitted(color_pixels(8, 8), augment={"crop": 2, "flip": 0.5})
+    rows = made.encode(split(*(color_pixels(8, 8, seed) for seed in range(4)))["image"])
     plain = made.pixel_inputs(rows, SampleRng(0, 0, (4, 5, 6, 7)))["pixel_values"]
     trained = made.pixel_inputs(rows, SampleRng(0, 0, (4, 5, 6, 7), training=True))["pixel_values"]
     alone = made.pixel_inputs({"pixels": rows["pixels"][2:3]}, SampleRng(0, 0, (6,), training=True))["pixel_values"]
     later = made.pixel_inputs(rows, SampleRng(0, 1, (4, 5, 6, 7), training=True))["pixel_values"]
 
-    assert torch.equal(plain, images_without(made, rows))
+    assert torch.equal(plain, inputs_without_augmentation(made, rows))
     assert not torch.equal(trained, plain)
     assert torch.equal(alone[0], trained[2])
     assert not torch.equal(later, trained)
 
 
-def images_without(made: Images, rows: dict[str, list[Any]]) -> torch.Tensor:
-    other = images()
+def inputs_without_augmentation(made: Images, rows: dict[str, list[Any]]) -> torch.Tensor:
+    other = make_images()
     other.load_state_dict(made.state_dict())
     return other.pixel_inputs(rows, SampleRng(0, 0, (4, 5, 6, 7), training=True))["pixel_values"]
 
 
-def test_examples_and_files() -> None:
-    made = fitted(colour(4, 6))
+def test_examples_and_artifact_file() -> None:
+    made = fitted(color_pixels(4, 6))
     inputs = made.example({"batch": 3}, np.random.default_rng(0))
 
     assert inputs["pixel_values"].shape == (3, 3, 4, 6)
@@ -270,19 +268,19 @@ def test_examples_and_files() -> None:
     }
 
 
-def test_the_state_is_json_and_gives_the_same_pixels() -> None:
-    made, copy = fitted(colour(4, 6)), images()
+def test_state_is_json_and_gives_the_same_pixels() -> None:
+    made, copy = fitted(color_pixels(4, 6)), make_images()
     copy.load_state_dict(json.loads(json.dumps(made.state_dict())))
 
     assert copy.info_fields() == made.info_fields()
-    np.testing.assert_array_equal(pixels_of(copy, colour(4, 6, 1)), pixels_of(made, colour(4, 6, 1)))
+    np.testing.assert_array_equal(pixels_of(copy, color_pixels(4, 6, 1)), pixels_of(made, color_pixels(4, 6, 1)))
     assert copy.state_dict() == made.state_dict()
 
 
 def test_shapes_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    made = fitted(colour(4, 6), colour(8, 8), size=[4, 6])
-    encoded = Dataset.from_dict(made.encode(split(colour(4, 6), colour(8, 8))["image"]))
+    made = fitted(color_pixels(4, 6), color_pixels(8, 8), size=[4, 6])
+    encoded = Dataset.from_dict(made.encode(split(color_pixels(4, 6), color_pixels(8, 8))["image"]))
     made.check({"train": encoded})
 
     assert "train: 2 images of 4 x 6 pixels, color, 50.0 % of them resized (stretch)" in caplog.text

@@ -1,4 +1,3 @@
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -7,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tests.support.predictions import answers
+from tests.support.predictions import predict
 from tests.support.token_targets import LAYOUTS, assert_layouts_agree, batch_of, encoder, fitted, measured
 from trainer.errors import ConfigError
 from trainer.protocols import Batching
-from trainer.task.masked_lm import MaskedLm
+from trainer.task.masked_lm import MaskedLm, choose_tokens, mask_tokens
 from trainer.task.tokenization import special_ids, train_wordpiece
 
 TEXTS = [
@@ -34,7 +35,7 @@ def made(texts: list[str] = TEXTS, **changes: Any) -> tuple[MaskedLm, Dataset]:
     return fitted(task(**changes), text=texts)
 
 
-def test_special_and_unknown_tokens_are_of_no_word() -> None:
+def test_special_and_unknown_tokens_have_no_word() -> None:
     masker, rows = made()
     columns = masker.encode({"text": ["the loop 龍 [SEP] it"]})
 
@@ -42,7 +43,7 @@ def test_special_and_unknown_tokens_are_of_no_word() -> None:
     assert rows["word_ids"][3][:9].count(-1) == 1  # [CLS]
 
 
-def test_a_word_of_several_tokens_and_a_chinese_character_are_words() -> None:
+def test_word_ids_group_pieces_and_separate_chinese_characters() -> None:
     masker, _ = made(["loop pool 大 学"] * 9)
     encoding = masker.texts.tokenizer.encode("pololo大学")
     words = masker.encode({"text": ["pololo大学"]})["word_ids"][0].tolist()
@@ -52,7 +53,7 @@ def test_a_word_of_several_tokens_and_a_chinese_character_are_words() -> None:
     assert len(words) > 5
 
 
-def test_eight_of_ten_are_masked_one_is_another_and_one_stays() -> None:
+def test_chosen_tokens_are_masked_80_random_10_kept_10_percent() -> None:
     masker, rows = made(["the loop is running and read again by it " * 22] * 2, max_length=200)
     tokenizer = masker.texts.tokenizer
     special = special_ids(tokenizer)
@@ -79,7 +80,7 @@ def test_eight_of_ten_are_masked_one_is_another_and_one_stays() -> None:
     assert not np.isin(was, special).any()
 
 
-def test_every_sample_has_a_target_and_the_rest_is_as_it_was() -> None:
+def test_every_sample_has_a_target_and_other_tokens_are_unchanged() -> None:
     masker, rows = made(whole_words=True)
     for epoch in range(50):
         batch = batch_of(masker, rows, range(5), "padded", epoch=epoch)
@@ -91,7 +92,7 @@ def test_every_sample_has_a_target_and_the_rest_is_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("batching", LAYOUTS)
-def test_a_samples_mask_follows_from_seed_epoch_and_sample_alone(batching: Any) -> None:
+def test_mask_depends_only_on_seed_epoch_and_sample(batching: Any) -> None:
     masker, rows = made()
 
     def masks(ids: list[int], **at: int) -> dict[int, list[tuple[int, int]]]:
@@ -114,7 +115,7 @@ def test_a_samples_mask_follows_from_seed_epoch_and_sample_alone(batching: Any) 
     assert whole != masks([0, 1, 2, 3, 4], seed=1)
 
 
-def test_packed_batches_ask_for_the_chosen_tokens_alone() -> None:
+def test_packed_batches_request_only_chosen_tokens() -> None:
     masker, rows = made(mask_share=0.5)
     batch = batch_of(masker, rows, range(5), "packed")
     index = batch.inputs["output_index"]
@@ -126,14 +127,13 @@ def test_packed_batches_ask_for_the_chosen_tokens_alone() -> None:
     assert "token_index" not in batch.inputs
 
 
-@pytest.mark.parametrize("whole_words", [False, True])
-def test_every_layout_is_the_same_mathematics(whole_words: bool) -> None:
-    masker, rows = made(whole_words=whole_words, mask_share=0.3)
+def test_layouts_agree() -> None:
+    for whole_words in (False, True):
+        masker, rows = made(whole_words=whole_words, mask_share=0.3)
+        assert_layouts_agree(masker, rows, encoder(masker))
 
-    assert_layouts_agree(masker, rows, encoder(masker))
 
-
-def test_texts_without_a_token_to_find() -> None:
+def test_texts_without_an_eligible_token_have_no_target() -> None:
     masker, _ = made()
     rows = Dataset.from_dict({"text": ["", "龍 龍"]})
     rows = rows.map(masker.encode, batched=True, remove_columns=rows.column_names)
@@ -144,7 +144,14 @@ def test_texts_without_a_token_to_find() -> None:
         assert encoder(masker)(**batch.inputs).shape[:-1] == batch.target.shape
 
 
-def test_long_texts_become_blocks_with_every_token_in_one() -> None:
+def test_info_has_one_output_per_token_of_the_vocabulary() -> None:
+    info = made()[0].info()
+
+    assert info.num_outputs == info.vocab_size
+    assert info.output_level == "token"
+
+
+def test_long_texts_become_blocks_that_cover_every_token() -> None:
     long = "the loop is running again and again and again " * 3
     masker, rows = made(["the loop is running", long, ""], max_length=8)
     (whole,) = masker.texts.encode_untruncated([long])
@@ -160,7 +167,7 @@ def test_long_texts_become_blocks_with_every_token_in_one() -> None:
     assert masker.check({"train": rows}) == []
 
 
-def test_metrics_and_their_directions() -> None:
+def test_metrics_have_directions() -> None:
     masker, rows = made()
     metrics = masker.metrics()
     values = measured(masker, encoder(masker), [batch_of(masker, rows, range(5), "packed")])
@@ -173,7 +180,7 @@ def test_metrics_and_their_directions() -> None:
     assert values["perplexity"] > 1
 
 
-def test_a_text_that_asks_has_one_mask_and_it_is_read() -> None:
+def test_prediction_rows_have_one_mask_within_the_length() -> None:
     masker, _ = made()
     long = " ".join(["x"] * 3 * masker.texts.max_length)
     asked = masker.prediction_rows({"text": ["one", "one two three", long]})
@@ -184,7 +191,7 @@ def test_a_text_that_asks_has_one_mask_and_it_is_read() -> None:
 
 
 @pytest.mark.parametrize("batching", ["padded", "packed"])
-def test_answers_fill_the_masks(batching: Batching) -> None:
+def test_predictions_fill_the_masks(batching: Batching) -> None:
     masker, _ = made()
     tokenizer = masker.texts.tokenizer
     vocabulary = tokenizer.get_vocab()
@@ -200,7 +207,7 @@ def test_answers_fill_the_masks(batching: Batching) -> None:
             places = np.flatnonzero(ids == vocabulary["[MASK]"])
             wide[row, places] = found[row, : len(places)]
         found = wide
-    filled, plain, cut = answers(masker, found, rows, batching)
+    filled, plain, cut = predict(masker, found, rows, batching)
 
     assert filled["text"] == f"a {word}, b{part[2:]}!"
     assert [token["token"] for token in filled["filled"]] == [word, part]
@@ -210,41 +217,16 @@ def test_answers_fill_the_masks(batching: Batching) -> None:
     assert cut["text"].startswith(f"{word} x")
     assert cut["text"].endswith("[MASK]")
     assert cut["filled"][1] is None
-    assert len(answers(masker, found, rows, batching, top=3)[0]["filled"][0]["probabilities"]) == 3
+    assert len(predict(masker, found, rows, batching, top=3)[0]["filled"][0]["probabilities"]) == 3
 
 
-def test_facts_state_and_fingerprint() -> None:
-    masker, rows = made()
-    copy = task()
-    copy.load_state_dict(json.loads(json.dumps(masker.state_dict())))
-    first, second = (batch_of(each, rows, range(5), "padded") for each in (masker, copy))
-
-    assert copy.info() == masker.info()
-    assert masker.info().num_outputs == masker.info().vocab_size == masker.texts.tokenizer.get_vocab_size()
-    assert masker.info().output_level == "token"
-    assert torch.equal(first.inputs["input_ids"], second.inputs["input_ids"])
-    assert pickle.loads(pickle.dumps(masker)).state_dict() == masker.state_dict()
-    # Masking is not encoding: another share finds the same encoded texts.
-    assert task(mask_share=0.4, whole_words=True).fingerprint() == masker.fingerprint()
-    assert task(max_length=21).fingerprint() != masker.fingerprint()
+def test_mask_share_outside_0_to_1_is_an_error() -> None:
+    for share in (0.0, 1.0, -0.1, float("nan")):
+        with pytest.raises(ConfigError, match=r"^mask_share: must be"):
+            task(mask_share=share)
 
 
-def test_examples_fit_the_model() -> None:
-    masker, _ = made()
-    inputs = masker.example({"batch": 2, "sequence": 5}, np.random.default_rng(0))
-
-    assert set(inputs) == set(masker.axes())
-    assert encoder(masker)(**inputs).shape == (2, 5, masker.info().vocab_size)
-    assert list(masker.artifact_files()) == ["tokenizer.json"]
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, float("nan")])
-def test_shares_that_cannot_be(share: float) -> None:
-    with pytest.raises(ConfigError, match=r"^mask_share: must be"):
-        task(mask_share=share)
-
-
-def test_tokenizers_that_cannot_serve(tmp_path: Path) -> None:
+def test_unsuitable_tokenizers_are_errors(tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     plain = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -260,10 +242,61 @@ def test_tokenizers_that_cannot_serve(tmp_path: Path) -> None:
         task(tokenizer=str(file), whole_words=True)
 
 
-def test_a_given_tokenizer_masks_with_its_own_token(tmp_path: Path) -> None:
+def test_user_tokenizer_masks_with_its_own_token(tmp_path: Path) -> None:
     given = train_wordpiece([TEXTS], vocab_size=150, lowercase=True)
     given.save(str(tmp_path / "tokenizer.json"))
     masker, rows = made(tokenizer=str(tmp_path))
     inputs = batch_of(masker, rows, range(5), "padded").inputs
 
     assert (inputs["input_ids"] == given.token_to_id("[MASK]")).any()
+
+
+def chosen_tokens(words: list[int], share: float, whole_words: bool, seed: int) -> list[int]:
+    places: list[int] = choose_tokens(np.array(words), share, whole_words, np.random.default_rng(seed)).tolist()
+    return places
+
+
+@given(
+    st.lists(st.integers(1, 4), max_size=40), st.sampled_from([0.05, 0.15, 0.5, 0.9]), st.booleans(), st.integers(0, 99)
+)
+def test_number_of_chosen_tokens_is_within_one_unit(
+    sizes: list[int], share: float, whole_words: bool, seed: int
+) -> None:
+    words = [-1, *(number for number, size in enumerate(sizes) for _ in range(size)), -1]
+    tokens = chosen_tokens(words, share, whole_words, seed)
+    expected, largest = share * sum(sizes), max(sizes, default=1) if whole_words else 1
+
+    assert tokens == sorted(set(tokens))
+    assert all(words[place] >= 0 for place in tokens)
+    assert bool(tokens) == bool(sizes)
+    assert len(tokens) < expected + largest or len(tokens) == largest
+    assert len(tokens) > expected - largest
+    if whole_words:
+        numbers = [words[place] for place in tokens]
+        assert all(numbers.count(number) == sizes[number] for number in numbers)
+    elif sizes:
+        assert len(tokens) in (max(1, int(expected)), max(1, int(expected) + 1))
+
+
+@pytest.mark.parametrize(("sizes", "whole_words"), [([1] * 45, False), ([3, 1, 2, 1, 1, 4, 2, 1] * 6, True)])
+def test_share_is_exact_on_average(sizes: list[int], whole_words: bool) -> None:
+    words = [number for number, size in enumerate(sizes) for _ in range(size)]
+    trials = 4000
+    counts = np.zeros(len(words))
+    for seed in range(trials):
+        counts[chosen_tokens(words, 0.15, whole_words, seed)] += 1
+
+    # The total's spread is below one unit a sample, each token's is that of a coin.
+    assert abs(counts.sum() / trials - 0.15 * len(words)) < 4 * max(sizes) / np.sqrt(trials)
+    assert np.abs(counts / trials - 0.15).max() < (5 if whole_words else 4.5) * np.sqrt(0.15 * 0.85 / trials)
+
+
+def test_other_tokens_stay_unchanged() -> None:
+    ids, places = np.arange(10, 40, dtype=np.int32), np.arange(0, 30, 3)
+    for seed in range(50):
+        seen = mask_tokens(ids, places, 4, np.array([7, 8]), np.random.default_rng(seed))
+        changed = np.flatnonzero(seen != ids)
+        assert set(changed) <= set(places)
+        assert set(seen[changed]) <= {4, 7, 8}
+        assert seen.dtype == ids.dtype
+    assert ids.tolist() == list(range(10, 40))

@@ -10,7 +10,7 @@ lengths = st.lists(st.integers(1, 30), min_size=1, max_size=60)
 
 
 @given(lengths, st.integers(0, 20))
-def test_rows_hold_every_sample_once_and_never_overflow(lengths: list[int], spare: int) -> None:
+def test_rows_contain_every_sample_once_and_never_overflow(lengths: list[int], spare: int) -> None:
     capacity = max(lengths) + spare
     rows = pack(lengths, capacity)
 
@@ -19,7 +19,7 @@ def test_rows_hold_every_sample_once_and_never_overflow(lengths: list[int], spar
 
 
 @given(lengths)
-def test_rows_are_at_most_eleven_ninths_of_the_fewest(lengths: list[int]) -> None:
+def test_number_of_rows_is_within_eleven_ninths_of_the_optimum(lengths: list[int]) -> None:
     capacity = max(lengths)
     fewest = -(-sum(lengths) // capacity)
 
@@ -31,7 +31,7 @@ def test_rows_are_at_most_eleven_ninths_of_the_fewest(lengths: list[int]) -> Non
     )
 
 
-def test_first_fit_decreasing_by_hand() -> None:
+def test_first_fit_decreasing_equals_a_hand_computed_case() -> None:
     assert pack([4, 8, 1, 4, 2, 1], 10) == [[1, 4], [0, 3, 2, 5]]
 
 
@@ -40,7 +40,7 @@ def samples(lengths: list[int]) -> list[np.ndarray]:
 
 
 @given(lengths)
-def test_the_token_index_finds_every_token(lengths: list[int]) -> None:
+def test_token_index_finds_every_token(lengths: list[int]) -> None:
     inputs = packed(samples(lengths))
     flat, positions = inputs["input_ids"].flatten(), inputs["position_ids"].flatten()
 
@@ -53,14 +53,14 @@ def test_the_token_index_finds_every_token(lengths: list[int]) -> None:
     assert (inputs["sequence_ids"] > 0).sum() == sum(lengths)
 
 
-def test_neighbours_in_a_row_have_different_sequence_ids() -> None:
+def test_neighbors_in_a_row_have_different_sequence_ids() -> None:
     inputs = packed(samples([3, 2, 5]))
 
     assert inputs["sequence_ids"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 2, 2]]
     assert inputs["input_ids"].tolist() == [[300, 301, 302, 303, 304], [100, 101, 102, 200, 201]]
 
 
-def test_padded_rows() -> None:
+def test_padded_rows_have_a_mask() -> None:
     inputs = padded_inputs(samples([2, 3]), pad_id=9, width=4)
 
     assert inputs["input_ids"].tolist() == [[100, 101, 9, 9], [200, 201, 202, 9]]
@@ -80,12 +80,12 @@ def test_each_batching_has_its_layout() -> None:
 
 
 @given(lengths, st.data())
-def test_an_index_finds_what_is_wanted(lengths: list[int], data: st.DataObject) -> None:
-    wanted = [np.array(data.draw(st.lists(st.integers(0, length - 1), max_size=4)), dtype=int) for length in lengths]
-    wanted[0] = np.array([lengths[0] - 1])
+def test_index_finds_the_requested_tokens(lengths: list[int], data: st.DataObject) -> None:
+    tokens = [np.array(data.draw(st.lists(st.integers(0, length - 1), max_size=4)), dtype=int) for length in lengths]
+    tokens[0] = np.array([lengths[0] - 1])
     for batching in ("packed", "padded"):
         layout = lay_out(lengths, max_length=30, batching=batching)  # type: ignore[arg-type]
         flat = layout.fill(samples(lengths), -7).flatten()
-        for sample, chosen, row in zip(samples(lengths), wanted, layout.index(wanted), strict=True):
+        for sample, chosen, row in zip(samples(lengths), tokens, layout.index(tokens), strict=True):
             assert flat[row[row >= 0]].tolist() == sample[chosen].tolist()
             assert (row >= 0).tolist() == [True] * len(chosen) + [False] * (len(row) - len(chosen))

@@ -1,5 +1,3 @@
-import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +5,16 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from tests.support.predictions import answers
+from tests.support.predictions import predict
 from trainer.data.batches import Batches, BatchIndices
 from trainer.errors import ConfigError, DataError, RowError
-from trainer.export.cases import forward_of, proof_cases
-from trainer.model.linear import Linear
 from trainer.protocols import Batch, Batching
-from trainer.task.pair_classification import PairClassification
+from trainer.task.pair_classification import PairClassification, encode_pairs
+from trainer.task.tokenization import train_wordpiece
 
 FIRST = ["a red apple", "a green pear", "an old saw and a hammer and a nail and a saw", "hammer", "saw"]
 SECOND = ["apple", "hammer", "the new saw", "pear", "a saw and a hammer and a nail and a saw"]
@@ -57,7 +56,7 @@ def batch(made: PairClassification, batching: Batching) -> Batch:
     return Batches(encoded, made, batching, seed=0)[BatchIndices(0, tuple(range(5)))]
 
 
-def test_a_pair_is_framed_with_types_and_both_texts_are_kept() -> None:
+def test_pair_is_one_sequence_with_token_types() -> None:
     made = fitted()
     columns = made.encode({"text": FIRST, "text_pair": SECOND, "label": LABELS})
     tokens = [[made.texts.tokenizer.id_to_token(token) for token in ids] for ids in columns["input_ids"]]
@@ -71,7 +70,7 @@ def test_a_pair_is_framed_with_types_and_both_texts_are_kept() -> None:
     assert made.encode({"text": ["京"], "text_pair": ["都 apple"], "label": ["no"]})["unknown"] == [2]
 
 
-def test_facts_say_how_many_token_types_there_are(without_types: str) -> None:
+def test_info_contains_the_number_of_token_types(without_types: str) -> None:
     made, other = fitted(), fitted(tokenizer=without_types)
 
     assert made.info().arguments() == {
@@ -87,28 +86,13 @@ def test_facts_say_how_many_token_types_there_are(without_types: str) -> None:
     assert other.example({"batch": 2, "sequence": 5}, np.random.default_rng(0)).keys() == other.axes().keys()
 
 
-@pytest.mark.parametrize("batching", ["packed", "bucketed", "fixed"])
-def test_every_layout_gives_the_same_outputs_and_targets(batching: Batching) -> None:
-    made = fitted()
-    torch.manual_seed(0)
-    model = Linear(2, vocab_size=made.info().vocab_size, num_token_types=2)
-    padded, other = batch(made, "padded"), batch(made, batching)
-
-    assert padded.target is not None
-    assert other.target is not None
-    assert padded.target.tolist() == other.target.tolist() == [1, 0, 1, 0, 1]
-    torch.testing.assert_close(model(**padded.inputs), model(**other.inputs), rtol=0, atol=1e-5)
-    assert other.inputs["token_type_ids"].shape == other.inputs["input_ids"].shape
-    assert other.inputs["token_type_ids"].sum() == padded.inputs["token_type_ids"].sum() > 0
-
-
-def test_the_vocabulary_has_the_words_of_both_texts() -> None:
+def test_vocabulary_contains_words_of_both_texts() -> None:
     vocabulary = fitted().texts.tokenizer.get_vocab()
 
     assert {"red", "new"} <= vocabulary.keys()
 
 
-def test_an_example_has_types_where_there_are_tokens() -> None:
+def test_example_has_ascending_token_types() -> None:
     made = fitted()
     inputs = made.example({"batch": 50, "sequence": 7}, np.random.default_rng(0))
     types, mask = inputs["token_type_ids"], inputs["attention_mask"]
@@ -120,17 +104,7 @@ def test_an_example_has_types_where_there_are_tokens() -> None:
     assert all((row[kept].diff() >= 0).all() for row, kept in zip(types, mask.bool(), strict=True))
 
 
-def test_an_export_is_proved_with_three_inputs() -> None:
-    made = fitted()
-    model = Linear(2, vocab_size=made.info().vocab_size, num_token_types=2)
-    with torch.no_grad():
-        cases = proof_cases(made, forward_of(model))
-
-    assert all(case.inputs.keys() == made.axes().keys() for case in cases)
-    assert any(case.padded for case in cases)
-
-
-def test_rows_that_cannot_be_used() -> None:
+def test_unusable_rows_are_errors() -> None:
     with pytest.raises(RowError, match=r"label: does not occur in training, got 'maybe'") as caught:
         fitted().encode({"text": ["a", "a"], "text_pair": ["b", "b"], "label": ["yes", "maybe"]})
     assert (caught.value.position, caught.value.role) == (1, "label")
@@ -139,36 +113,84 @@ def test_rows_that_cannot_be_used() -> None:
 
 
 @pytest.mark.parametrize(("change", "key"), [({"max_length": 4}, "max_length"), ({"vocab_size": 99}, "vocab_size")])
-def test_sizes_that_cannot_work(change: dict[str, int], key: str) -> None:
+def test_sizes_below_the_minimum_are_errors(change: dict[str, int], key: str) -> None:
     with pytest.raises(ConfigError, match=f"{key}: must be at least"):
         task(**change)
 
 
-def test_metrics_and_answers_are_those_of_classes() -> None:
+def test_metrics_and_predictions_are_those_of_classes() -> None:
     made = fitted()
     metrics = made.metrics()
     metrics.update(torch.tensor([[2.0, 1], [2, 1], [2, 1], [1, 2]]), torch.tensor([0, 0, 1, 1]))
 
     assert metrics.compute()["accuracy"].item() == 3 / 4
     assert metrics.compute()["macro_f1"].item() == pytest.approx((4 / 5 + 2 / 3) / 2)
-    assert answers(made, torch.tensor([[0.0, 0.0]])) == [{"label": "no", "probability": 0.5}]
+    assert predict(made, torch.tensor([[0.0, 0.0]])) == [{"label": "no", "probability": 0.5}]
 
 
-def test_the_state_is_json_and_gives_the_same_task() -> None:
-    made, copy = fitted(), task()
-    copy.load_state_dict(json.loads(json.dumps(made.state_dict())))
-    rows = {"text": FIRST, "text_pair": SECOND, "label": LABELS}
-
-    assert copy.info() == made.info()
-    assert copy.state_dict() == made.state_dict() == pickle.loads(pickle.dumps(made)).state_dict()
-    assert [ids.tolist() for ids in copy.encode(rows)["input_ids"]] == [
-        ids.tolist() for ids in made.encode(rows)["input_ids"]
-    ]
-    assert made.artifact_files().keys() == {"labels.json", "tokenizer.json"}
+WORDS = ["ant", "bee", "cat", "dog"]
+pair_texts = st.lists(st.sampled_from([*WORDS, "zebra"]), max_size=25).map(" ".join)
 
 
-def test_the_fingerprint_follows_what_encoding_depends_on() -> None:
-    prints = {made.fingerprint() for made in (task(), task(max_length=9), task(vocab_size=151), task(lowercase=False))}
+def wordpiece() -> Tokenizer:
+    return train_wordpiece([WORDS * 5], vocab_size=100, lowercase=True)
 
-    assert len(prints) == 4
-    assert task().fingerprint() == fitted().fingerprint()
+
+def roberta() -> Tokenizer:
+    """`<s> a </s> </s> b </s>`, without token types."""
+    names = ["<s>", "</s>", "<unk>", *WORDS]
+    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>:0", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return tokenizer
+
+
+TOKENIZERS = {"wordpiece": wordpiece(), "roberta": roberta()}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(max_examples=50)
+@given(st.lists(st.tuples(pair_texts, pair_texts), min_size=1, max_size=5), st.integers(5, 30))
+def test_truncation_equals_the_tokenizers_longest_first(
+    kind: str, pairs: list[tuple[str, str]], max_length: int
+) -> None:
+    tokenizer = TOKENIZERS[kind]
+    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    expected = tokenizer.encode_batch(pairs)
+    found = encode_pairs(tokenizer, *zip(*pairs, strict=True), max_length)
+
+    assert [ids.tolist() for ids, _, _ in found] == [encoding.ids for encoding in expected]
+    assert [types.tolist() for _, types, _ in found] == [encoding.type_ids for encoding in expected]
+    assert [cut for _, _, cut in found] == [bool(encoding.overflowing) for encoding in expected]
+
+
+def test_second_text_survives_a_long_first_one() -> None:
+    tokenizer = wordpiece()
+    (ids, types, cut), (_, _, whole) = encode_pairs(
+        tokenizer, ["ant " * 50, "ant"], ["bee cat dog", "bee"], max_length=11
+    )
+
+    words = [tokenizer.id_to_token(token) for token in ids]
+    assert words == ["[CLS]", *["ant"] * 5, "[SEP]", "bee", "cat", "dog", "[SEP]"]
+    assert types.tolist() == [0] * 7 + [1] * 4
+    assert (cut, whole) == (True, False)
+
+
+def test_truncation_of_the_tokenizer_is_restored() -> None:
+    tokenizer = wordpiece()
+    encode_pairs(tokenizer, ["ant"], ["bee"], 5)
+    assert tokenizer.truncation is None
+
+    tokenizer.enable_truncation(7)
+    before = tokenizer.to_str()
+    encode_pairs(tokenizer, ["ant"], ["bee"], 5)
+    assert tokenizer.to_str() == before
+
+
+def test_long_texts_are_truncated_in_linear_time() -> None:
+    # The library's own truncation builds 111,555 pieces here, 50 times as many at three times the length.
+    found = encode_pairs(wordpiece(), ["ant " * 20_000], ["bee " * 20_000], 9)
+
+    assert np.array(found[0][0]).shape == (9,)

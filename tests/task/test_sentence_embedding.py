@@ -1,6 +1,4 @@
-import json
 import logging
-import pickle
 from typing import Any, get_args
 
 import numpy as np
@@ -10,7 +8,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.support.predictions import answers
+from tests.support.predictions import predict
 from trainer.config.signatures import attribute
 from trainer.data.batches import Batches, BatchIndices
 from trainer.errors import ConfigError, DataError, RowError
@@ -80,7 +78,7 @@ def texts_of(made: SentenceEmbedding, of: Batch) -> list[str]:
     return [made.texts.tokenizer.decode(row[kept].tolist()) for row, kept in zip(ids, mask, strict=True)]
 
 
-def test_without_supervision_each_text_is_twice_one_behind_the_other() -> None:
+def test_without_supervision_each_text_appears_twice() -> None:
     made = fitted(supervision="none")
     found = batch(made, "padded", ids=(1, 3))
 
@@ -91,7 +89,7 @@ def test_without_supervision_each_text_is_twice_one_behind_the_other() -> None:
     assert made.columns() == ("text",)
 
 
-def test_the_two_copies_differ_by_dropout_alone() -> None:
+def test_two_views_differ_only_by_dropout() -> None:
     made = fitted(supervision="none")
     for batching in get_args(Batching):
         inputs = batch(made, batching).inputs
@@ -102,7 +100,7 @@ def test_the_two_copies_differ_by_dropout_alone() -> None:
         torch.testing.assert_close(views[:, 0], views[:, 1], rtol=0, atol=1e-5)
 
 
-def test_positives_are_for_evaluation_alone_where_there_is_no_supervision() -> None:
+def test_without_supervision_positives_are_for_evaluation_only() -> None:
     made = fitted(supervision="none", evaluate_pairs=True)
 
     assert made.columns() == ("text", "positive")
@@ -127,22 +125,23 @@ def test_views_of_pairs_and_triplets() -> None:
 
 
 @pytest.mark.parametrize("options", [options for options in CASES if options != {"supervision": "scored"}])
-@pytest.mark.parametrize("batching", ["packed", "bucketed", "fixed"])
-def test_every_layout_gives_the_same_loss_and_gradient(options: dict[str, Any], batching: Batching) -> None:
+def test_layouts_give_the_same_loss_and_gradient(options: dict[str, Any]) -> None:
     made = fitted(**options, dim=6)
     loss, model = loss_for(made), encoder(made)
     results = []
-    for found in (batch(made, "padded"), batch(made, batching)):
+    for batching in ("padded", "packed", "bucketed", "fixed"):
+        found = batch(made, batching)  # type: ignore[arg-type]
         assert found.target is not None
         assert count_targets(loss, found) == 5
         output: Tensor = model(**found.inputs)
         gradients = torch.autograd.grad(loss(output, found.target), list(model.parameters()))
         results.append((output.detach(), torch.cat([gradient.flatten() for gradient in gradients])))
-    (padded, expected), (other, got) = results
+    (padded, expected), *others = results
 
     assert padded.shape == (5 * (3 if made.supervision == "triplets" else 2), 6)
-    torch.testing.assert_close(other, padded, rtol=0, atol=1e-5)
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    for output, gradient in others:
+        torch.testing.assert_close(output, padded, rtol=0, atol=1e-5)
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_scores_become_similarities() -> None:
@@ -165,18 +164,18 @@ def test_two_scores_become_exactly_minus_one_and_one() -> None:
     assert made.similarity_target.encode([0.1, 0.7]) == [-1.0, 1.0]
 
 
-def test_graded_scores_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_graded_scores_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    for options, told in (({}, True), ({"threshold": 4.0}, False)):
+    for options, is_logged in (({}, True), ({"threshold": 4.0}, False)):
         caplog.clear()
         made = fitted(supervision="scored", **options)
         made.check({"train": encoded(made)})
-        assert ("scores of 0 to 5 become similarities of -1 to 1" in caplog.text) is told
+        assert ("scores of 0 to 5 become similarities of -1 to 1" in caplog.text) is is_logged
         assert caplog.text.count("5 texts") == 2
         assert "train, text_pair: 5 texts" in caplog.text
 
 
-def test_scores_that_cannot_be_used() -> None:
+def test_unusable_scores_are_errors() -> None:
     with pytest.raises(RowError, match="score: must be finite, got nan") as caught:
         fitted(supervision="scored").encode(
             {"text": TEXTS[:2], "text_pair": TEXTS[:2], "score": [1.0, float("nan")]},
@@ -197,7 +196,7 @@ def test_scores_that_cannot_be_used() -> None:
         ({"max_length": 2}, "max_length: must be at least 3"),
     ],
 )
-def test_settings_that_cannot_work(change: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_errors(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         task(**change)
 
@@ -206,7 +205,7 @@ def test_settings_that_cannot_work(change: dict[str, Any], message: str) -> None
     ("supervision", "monitor", "target"),
     [("none", "loss", "views"), ("pairs", "mrr", "views"), ("scored", "spearman", "similarity")],
 )
-def test_the_supervision_decides_monitor_and_target(supervision: Supervision, monitor: str, target: str) -> None:
+def test_supervision_determines_monitor_and_target(supervision: Supervision, monitor: str, target: str) -> None:
     made = task(supervision=supervision)
 
     assert (made.monitor, made.target) == (monitor, target)
@@ -217,7 +216,7 @@ def test_the_supervision_decides_monitor_and_target(supervision: Supervision, mo
 
 
 @pytest.mark.parametrize("options", CASES)
-def test_metrics_read_what_a_model_gives(options: dict[str, Any]) -> None:
+def test_metrics_accept_the_output_of_a_model(options: dict[str, Any]) -> None:
     made = fitted(**options)
     metrics = made.metrics()
     model = encoder(made).eval()
@@ -247,7 +246,7 @@ def test_training_brings_pairs_together() -> None:
     assert metrics.compute()["recall_at_1"] == 1
 
 
-def test_lengths_are_of_all_views_in_training() -> None:
+def test_lengths_include_all_training_views() -> None:
     none, pairs, triplets = (fitted(supervision=name) for name in ("none", "pairs", "triplets"))
     of_none = fitted(supervision="none", evaluate_pairs=True)
     rows = encoded(triplets)
@@ -261,16 +260,16 @@ def test_lengths_are_of_all_views_in_training() -> None:
     assert rows["positive_truncated"] == [False, False, False, True, False]
 
 
-def test_facts_and_answers() -> None:
+def test_info_and_predictions() -> None:
     made, projected = fitted(), fitted(dim=3)
 
     assert made.info().arguments() == {**made.texts.info_fields(), "num_outputs": None, "num_train": 5}
     assert projected.info().num_outputs == 3
     assert encoder(made)(**batch(made, "padded").inputs).shape == (10, 16)
-    assert answers(made, torch.tensor([[0.5, 2.0]])) == [{"embedding": [0.5, 2.0]}]
+    assert predict(made, torch.tensor([[0.5, 2.0]])) == [{"embedding": [0.5, 2.0]}]
 
 
-def test_an_export_is_proved_with_texts_alone() -> None:
+def test_export_cases_have_only_text_inputs() -> None:
     made = fitted(supervision="triplets")
     with torch.no_grad():
         cases = proof_cases(made, forward_of(encoder(made).eval()))
@@ -279,29 +278,7 @@ def test_an_export_is_proved_with_texts_alone() -> None:
     assert {case.expected.shape for case in cases} == {(size, 16) for size in (1, 3, 8)}
 
 
-@pytest.mark.parametrize("options", CASES)
-def test_the_state_is_json_and_gives_the_same_task(options: dict[str, Any]) -> None:
-    made, copy = fitted(**options), task(**options)
-    copy.load_state_dict(json.loads(json.dumps(made.state_dict())))
-    rows = {name: dataset()[name][:] for name in made.columns()}
-
-    assert copy.info() == made.info()
-    assert copy.state_dict() == made.state_dict() == pickle.loads(pickle.dumps(made)).state_dict()
-    one, other = copy.encode(rows), made.encode(rows)
-    assert one.keys() == other.keys()
-    assert all(np.array_equal(a, b) for name in one for a, b in zip(one[name], other[name], strict=True))
-    assert made.artifact_files().keys() == {"tokenizer.json"}
-
-
-def test_the_fingerprint_follows_what_encoding_depends_on() -> None:
-    changes: list[dict[str, Any]] = [*CASES, {"max_length": 9}, {"vocab_size": 151}, {"lowercase": False}]
-    prints = {task(**options).fingerprint() for options in changes}
-
-    assert len(prints) == len(changes)
-    assert task(dim=7).fingerprint() == task().fingerprint() == fitted().fingerprint()
-
-
-def test_info_nce_of_a_batch_is_that_of_its_texts() -> None:
+def test_info_nce_of_a_batch_equals_the_formula() -> None:
     made = fitted()
     model, found = encoder(made), batch(made, "packed")
     assert found.target is not None

@@ -25,7 +25,7 @@ def dataset(rows: list[dict[str, Any]], types: dict[str, str]) -> Dataset:
     return Dataset.from_dict({"features": rows}, features=features)
 
 
-def learnt(rows: list[dict[str, Any]] = ROWS, types: dict[str, str] = TYPES, max_categories: int = 100) -> Table:
+def fit_table(rows: list[dict[str, Any]] = ROWS, types: dict[str, str] = TYPES, max_categories: int = 100) -> Table:
     table = Table(max_categories)
     table.fit(dataset(rows, types), ("features",))
     return table
@@ -36,8 +36,8 @@ def encoded(table: Table, **changes: Any) -> dict[str, float]:
     return dict(zip(table.features, row.tolist(), strict=True))
 
 
-def test_every_column_by_hand() -> None:
-    table = learnt()
+def test_features_equal_hand_computed_values() -> None:
+    table = fit_table()
     columns = table.encode(ROWS)
 
     assert table.features == [
@@ -71,8 +71,8 @@ def test_every_column_by_hand() -> None:
     assert columns["unknown"] == [0, 0, 0, 0]
 
 
-def test_what_training_never_had() -> None:
-    table = learnt()
+def test_values_that_training_lacks() -> None:
+    table = fit_table()
     found = encoded(table, age=None, income=nan, city="Köln", planet="Mars", sick="no")
 
     assert found == dict.fromkeys(table.features, 0.0) | {"income is missing": 1, "city is other": 1, "sick=no": 1}
@@ -83,25 +83,25 @@ def test_what_training_never_had() -> None:
 
 
 def test_rare_categories_share_a_feature() -> None:
-    table = learnt(max_categories=1)
+    table = fit_table(max_categories=1)
 
     # Bonn and Trier are equally frequent in training, less than Ulm.
     assert [name for name in table.features if name.startswith("city")] == ["city=Ulm", "city is other"]
     assert encoded(table, city="Bonn")["city is other"] == 1
 
 
-def test_what_is_the_same_in_all_rows_is_no_feature_unless_it_is_missing_in_some() -> None:
+def test_constant_column_is_a_feature_only_if_partly_missing() -> None:
     rows = [{"a": 0.1, "b": 7.0, "c": None, "d": "x", "e": 1.0}] * 3 + [{"a": 0.1, "b": None, "c": None, "e": 2.0}]
-    table = learnt(rows, {"a": "float64", "b": "float64", "c": "string", "d": "string", "e": "float64"})
+    table = fit_table(rows, {"a": "float64", "b": "float64", "c": "string", "d": "string", "e": "float64"})
 
     assert table.features == ["b is missing", "d=x", "d is missing", "d is other", "e"]
     assert table.encode([{"a": 99.0, "b": 8.0, "c": "new", "d": "x", "e": 1.5}])["features"][0].shape == (5,)
 
 
-def test_integers_truth_values_and_empty_columns_are_numbers() -> None:
+def test_integers_booleans_and_empty_columns_are_numeric() -> None:
     types = {"count": "int64", "flag": "bool", "empty": "null"}
     rows = [{"count": 1, "flag": True, "empty": None}, {"count": 3, "flag": False, "empty": None}]
-    table = learnt(rows, types)
+    table = fit_table(rows, types)
 
     assert table.features == ["count", "flag"]
     assert np.stack(table.encode(rows)["features"]).tolist() == [[-1, 1], [1, -1]]
@@ -116,15 +116,15 @@ def test_integers_truth_values_and_empty_columns_are_numbers() -> None:
         ({"city": 7.0}, r"city: must be a text, as in training, got 7\.0"),
     ],
 )
-def test_a_cell_that_does_not_fit_its_column(change: dict[str, Any], message: str) -> None:
+def test_cell_of_the_wrong_type_or_range_is_a_row_error(change: dict[str, Any], message: str) -> None:
     with pytest.raises(RowError, match=message) as caught:
-        learnt().encode([ROWS[1], ROWS[2] | change, ROWS[3]])
+        fit_table().encode([ROWS[1], ROWS[2] | change, ROWS[3]])
 
     assert (caught.value.position, caught.value.role) == (1, "features")
 
 
-def test_a_column_that_is_gone_and_one_that_is_new() -> None:
-    table = learnt()
+def test_missing_column_is_an_error_and_new_column_is_ignored() -> None:
+    table = fit_table()
     with pytest.raises(RowError, match=r"features: lack columns of the training split, got \['city'\]"):
         table.encode([{name: value for name, value in ROWS[0].items() if name != "city"}])
     assert encoded(table, shoe_size=43.0) == encoded(table)
@@ -138,19 +138,19 @@ def test_a_column_that_is_gone_and_one_that_is_new() -> None:
         ([{"a": b"x"}], {"a": "binary"}, "features: column 'a' must contain numbers or texts, got 'binary'"),
     ],
 )
-def test_columns_that_cannot_be_used(rows: list[dict[str, Any]], types: dict[str, str], message: str) -> None:
+def test_unusable_columns_are_data_errors(rows: list[dict[str, Any]], types: dict[str, str], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        learnt(rows, types)
+        fit_table(rows, types)
 
 
-def test_infinite_numbers_do_not_move_the_mean() -> None:
-    table = learnt([*ROWS, ROWS[0] | {"age": inf}])
+def test_infinite_numbers_do_not_change_the_mean() -> None:
+    table = fit_table([*ROWS, ROWS[0] | {"age": inf}])
 
     assert encoded(table, age=40.0)["age"] == 0.0
 
 
-def test_the_log_says_what_a_split_lacks(caplog: pytest.LogCaptureFixture) -> None:
-    table = learnt()
+def test_missing_cells_and_unknown_categories_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    table = fit_table()
     splits = {
         "train": Dataset.from_dict(table.encode(ROWS)),
         "test": Dataset.from_dict(table.encode([ROWS[0] | {"city": "Köln"}, ROWS[1]])),
@@ -164,16 +164,16 @@ def test_the_log_says_what_a_split_lacks(caplog: pytest.LogCaptureFixture) -> No
     assert "20.0 % of cells missing, 16.7 % of categories unknown. Raise task.max_categories" in test
 
 
-def test_the_state_is_json_and_names_every_feature() -> None:
-    table, copy = learnt(), Table(100)
+def test_state_is_json_and_names_every_feature() -> None:
+    table, copy = fit_table(), Table(100)
     copy.load_state_dict(json.loads(json.dumps(table.state_dict())))
 
     assert copy.columns == table.columns
     assert json.loads(table.artifact_files()["table.json"]) == {**table.state_dict(), "features": table.features}
 
 
-def test_inputs_and_examples_have_the_width_of_the_features() -> None:
-    table = learnt()
+def test_inputs_and_examples_have_one_column_per_feature() -> None:
+    table = fit_table()
     inputs = table.model_inputs(table.encode(ROWS), "padded")
     example = table.example({"batch": 3}, np.random.default_rng(0))
 

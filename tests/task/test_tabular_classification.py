@@ -1,14 +1,10 @@
-import json
-import pickle
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from torch import nn
 
-from tests.support.predictions import answers
+from tests.support.predictions import predict
 from trainer.data.batches import Batches, BatchIndices, BatchPlan, arrow_columns
 from trainer.errors import ConfigError, DataError, RowError
 from trainer.export.cases import forward_of, proof_cases, timed_inputs, traced_inputs
@@ -43,14 +39,14 @@ def encoded(made: TabularClassification) -> Dataset:
     return rows.map(made.encode, batched=True, batch_size=3, remove_columns=rows.column_names)
 
 
-def test_facts_are_of_the_training_split() -> None:
+def test_info_describes_the_training_split() -> None:
     made = fitted()
 
     assert made.class_target.classes.labels == ["fruit", "tool"]
     assert made.info().arguments() == {"num_features": 6, "num_outputs": 2, "class_counts": [3, 1], "num_train": 4}
 
 
-def test_encoded_rows_become_a_batch_in_every_layout() -> None:
+def test_batches_are_equal_in_every_layout() -> None:
     made = fitted()
     rows = encoded(made)
     batch = Batches(rows, made, "packed", seed=0)[BatchIndices(0, (2, 0))]
@@ -65,14 +61,14 @@ def test_encoded_rows_become_a_batch_in_every_layout() -> None:
     np.testing.assert_array_equal(batch.inputs["features"].numpy(), np.stack(expected))
 
 
-def test_rows_have_no_length_to_group_by() -> None:
+def test_rows_have_no_length() -> None:
     made = fitted()
 
     assert made.lengths(encoded(made)) is None
     assert sorted(BatchPlan(4, 3, 0, None).batch(0).ids) != []
 
 
-def test_labels_and_cells_that_cannot_be_used() -> None:
+def test_unusable_labels_and_cells_are_errors() -> None:
     with pytest.raises(DataError, match="at least 2 different labels"):
         task().fit(dataset(["same"] * 4))
     with pytest.raises(RowError, match=r"label: does not occur in training, got 'tol'\. Did you mean tool") as caught:
@@ -83,7 +79,7 @@ def test_labels_and_cells_that_cannot_be_used() -> None:
     assert (caught.value.position, caught.value.role) == (0, "features")
 
 
-def test_metrics_and_answers_are_those_of_classes() -> None:
+def test_metrics_and_predictions_are_those_of_classes() -> None:
     made = fitted()
     metrics = made.metrics()
     metrics.update(torch.tensor([[2.0, 1], [2, 1], [2, 1], [1, 2]]), torch.tensor([0, 0, 1, 1]))
@@ -91,7 +87,7 @@ def test_metrics_and_answers_are_those_of_classes() -> None:
     assert {name: value.item() for name, value in metrics.compute().items()} == pytest.approx(
         {"accuracy": 3 / 4, "macro_f1": (4 / 5 + 2 / 3) / 2}
     )
-    assert answers(made, torch.tensor([[-1.0, 1.0]])) == [
+    assert predict(made, torch.tensor([[-1.0, 1.0]])) == [
         {"label": "tool", "probability": pytest.approx(1 / (1 + np.exp(-2)))}
     ]
 
@@ -106,7 +102,7 @@ class OnFeatures(nn.Module):
         return output
 
 
-def test_an_export_is_proved_at_several_batch_sizes_without_further_axes() -> None:
+def test_export_cases_vary_only_the_batch_size() -> None:
     made = fitted()
     with torch.no_grad():
         cases = proof_cases(made, forward_of(OnFeatures(made)))
@@ -118,23 +114,6 @@ def test_an_export_is_proved_at_several_batch_sizes_without_further_axes() -> No
     assert [sizes for sizes, _ in timed_inputs(made)] == [{"batch": 1}, {"batch": 8}]
 
 
-def test_the_state_is_json_and_gives_the_same_task() -> None:
-    made, copy = fitted(), task()
-    copy.load_state_dict(json.loads(json.dumps(made.state_dict())))
-    rows: dict[str, Any] = {"features": FEATURES, "label": LABELS}
-
-    assert copy.info() == made.info()
-    assert copy.state_dict() == made.state_dict() == pickle.loads(pickle.dumps(made)).state_dict()
-    for mine, other in zip(copy.encode(rows)["features"], made.encode(rows)["features"], strict=True):
-        np.testing.assert_array_equal(mine, other)
-    assert made.artifact_files().keys() == {"labels.json", "table.json"}
-
-
 def test_max_categories_must_be_at_least_1() -> None:
     with pytest.raises(ConfigError, match=r"^max_categories: must be at least 1, got 0"):
         TabularClassification(max_categories=0)
-
-
-def test_the_fingerprint_follows_what_encoding_depends_on() -> None:
-    assert task().fingerprint() == fitted().fingerprint()
-    assert task().fingerprint() != TabularClassification(max_categories=11).fingerprint()

@@ -1,6 +1,3 @@
-import json
-import pickle
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +6,7 @@ from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
-from tests.support.predictions import answers
+from tests.support.predictions import predict
 from trainer.data.batches import Batches, BatchIndices
 from trainer.errors import DataError, RowError
 from trainer.export.cases import forward_of, proof_cases
@@ -30,7 +27,7 @@ def fitted() -> TabularRegression:
     return made
 
 
-def test_facts_and_batches() -> None:
+def test_info_and_batches() -> None:
     made = fitted()
     rows = dataset().map(made.encode, batched=True, batch_size=2, remove_columns=["features", "value", "row"])
     batch = Batches(rows, made, "packed", seed=0)[BatchIndices(0, (2, 0))]
@@ -42,7 +39,7 @@ def test_facts_and_batches() -> None:
     np.testing.assert_array_equal(batch.target.numpy(), np.stack(made.regression_target.encode([VALUES[2], VALUES[0]])))
 
 
-def test_a_linear_model_solved_on_its_batches_is_scikit_learns() -> None:
+def test_least_squares_on_its_batches_equals_scikit_learn() -> None:
     table, values = load_diabetes(return_X_y=True, scaled=False)
     rows = Dataset.from_dict(
         {
@@ -62,19 +59,19 @@ def test_a_linear_model_solved_on_its_batches_is_scikit_learns() -> None:
     metrics.update(output, batch.target)
     found = LinearRegression().fit(table, values).predict(table)
 
-    assert [row["value"] for row in answers(made, output)] == pytest.approx(found.tolist(), rel=1e-5)
+    assert [row["value"] for row in predict(made, output)] == pytest.approx(found.tolist(), rel=1e-5)
     assert metrics.compute()["r2"].item() == pytest.approx(r2_score(values, found), abs=1e-6)
     assert metrics.compute()["mae"].item() == pytest.approx(np.abs(values - found).mean(), rel=1e-5)
 
 
-def test_rows_that_cannot_be_used() -> None:
+def test_unusable_rows_are_errors() -> None:
     with pytest.raises(DataError, match="value: is the same in every row of training"):
         TabularRegression(max_categories=10).fit(dataset([[1.0], [1.0], [1.0]]))
     with pytest.raises(RowError, match="value: must be finite"):
         fitted().encode({"features": FEATURES[:1], "value": [[float("nan"), 1.0]]})
 
 
-def test_an_export_is_proved_at_several_batch_sizes() -> None:
+def test_export_cases_vary_only_the_batch_size() -> None:
     made = fitted()
     model = Linear(made.info().num_outputs, num_features=made.info().num_features)
     with torch.no_grad():
@@ -82,13 +79,3 @@ def test_an_export_is_proved_at_several_batch_sizes() -> None:
 
     assert [tuple(case.expected.shape) for case in cases] == [(1, 2), (3, 2), (8, 2)]
     assert made.artifact_files().keys() == {"values.json", "table.json"}
-
-
-def test_the_state_is_json_and_gives_the_same_task() -> None:
-    made, copy = fitted(), TabularRegression(max_categories=10)
-    copy.load_state_dict(json.loads(json.dumps(made.state_dict())))
-
-    assert copy.info() == made.info()
-    assert copy.state_dict() == made.state_dict() == pickle.loads(pickle.dumps(made)).state_dict()
-    assert answers(copy, torch.ones(1, 2)) == answers(made, torch.ones(1, 2))
-    assert copy.fingerprint() == made.fingerprint() != TabularRegression(max_categories=9).fingerprint()

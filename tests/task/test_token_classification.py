@@ -1,14 +1,12 @@
 import json
 import logging
-import pickle
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 
-from tests.support.predictions import answers
+from tests.support.predictions import predict
 from tests.support.token_targets import LAYOUTS, assert_layouts_agree, batch_of, encoder, fitted, measured
 from trainer.errors import DataError, RowError
 from trainer.protocols import Batching
@@ -37,7 +35,7 @@ def made(**changes: Any) -> tuple[TokenClassification, Dataset]:
     return fitted(task(**changes), words=WORDS, tags=TAGS)
 
 
-def test_tags_and_their_counts_come_from_training() -> None:
+def test_info_describes_the_training_split() -> None:
     tagger, _ = made()
 
     assert tagger.classes.labels == ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
@@ -45,7 +43,7 @@ def test_tags_and_their_counts_come_from_training() -> None:
     assert (tagger.info().num_outputs, tagger.info().output_level) == (5, "token")
 
 
-def test_the_first_token_of_a_word_carries_its_tag() -> None:
+def test_first_token_of_a_word_has_its_tag() -> None:
     tagger, rows = made()
     tokens = [tagger.texts.tokenizer.id_to_token(number) for number in rows["input_ids"][1]]
 
@@ -55,7 +53,7 @@ def test_the_first_token_of_a_word_carries_its_tag() -> None:
     assert list(rows["cut"]) == [0] * 4
 
 
-def test_pieces_of_a_word_have_no_target() -> None:
+def test_other_pieces_of_a_word_have_no_target() -> None:
     tagger, _ = fitted(task(), words=[["loop", "pool"]] * 9, tags=[["O", "B-PER"]] * 9)
     words = ["pololo", "loop", "loppool"]
     pieces = tagger.texts.tokenizer.encode(words, is_pretokenized=True)
@@ -66,7 +64,7 @@ def test_pieces_of_a_word_have_no_target() -> None:
     assert all(pieces.word_ids[place - 1] != pieces.word_ids[place] for place in encoded["first"][0])
 
 
-def test_words_that_do_not_fit_have_no_output_and_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_words_beyond_max_length_have_no_output_and_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     tagger, rows = made(max_length=8)
     with caplog.at_level(logging.INFO):
         tagger.check({"train": rows})
@@ -76,7 +74,7 @@ def test_words_that_do_not_fit_have_no_output_and_are_counted(caplog: pytest.Log
     assert "train: 5 of 23 words do not fit into 8 tokens and are neither trained on nor scored" in caplog.text
 
 
-def test_a_word_that_the_tokenizer_drops_has_no_output() -> None:
+def test_word_that_the_tokenizer_drops_has_no_output() -> None:
     tagger, _ = made()
     encoded = tagger.encode({"words": [["John", "\x00", "Lee"], ["\x00"]], "tags": [["B-PER", "O", "B-PER"], ["O"]]})
 
@@ -85,20 +83,19 @@ def test_a_word_that_the_tokenizer_drops_has_no_output() -> None:
     assert encoded["cut"] == [1, 1]
 
 
-@pytest.mark.parametrize("batching", LAYOUTS)
-def test_a_batch_of_words_without_output(batching: Any) -> None:
+def test_batch_of_words_without_output() -> None:
     tagger, _ = made()
     rows = Dataset.from_dict({"words": [["\x00"], ["\x00", "\x00"]], "tags": [["O"], ["O", "O"]]})
     rows = rows.map(tagger.encode, batched=True, remove_columns=rows.column_names)
-    batch = batch_of(tagger, rows, [0, 1], batching)
-    output = encoder(tagger)(**batch.inputs)
+    for batching in LAYOUTS:
+        batch = batch_of(tagger, rows, [0, 1], batching)
+        output = encoder(tagger)(**batch.inputs)
+        assert batch.target is not None
+        assert (batch.target == -100).all()
+        assert output.shape[:-1] == batch.target.shape
 
-    assert batch.target is not None
-    assert (batch.target == -100).all()
-    assert output.shape[:-1] == batch.target.shape
 
-
-def test_packed_batches_ask_for_the_words_alone() -> None:
+def test_packed_batches_request_only_words() -> None:
     tagger, rows = made()
     packed = batch_of(tagger, rows, [2, 1], "packed")
     padded = batch_of(tagger, rows, [2, 1], "padded")
@@ -117,14 +114,13 @@ def test_packed_batches_ask_for_the_words_alone() -> None:
     assert packed.ids == (2, 1)
 
 
-@pytest.mark.parametrize("max_length", [14, 6])
-def test_every_layout_is_the_same_mathematics(max_length: int) -> None:
-    tagger, rows = made(max_length=max_length)
+def test_layouts_agree() -> None:
+    for max_length in (14, 6):
+        tagger, rows = made(max_length=max_length)
+        assert_layouts_agree(tagger, rows, encoder(tagger))
 
-    assert_layouts_agree(tagger, rows, encoder(tagger))
 
-
-def test_metrics_over_batches_are_those_of_the_split() -> None:
+def test_metrics_over_batches_equal_those_of_the_split() -> None:
     tagger, rows = made()
     model = encoder(tagger)
     apart = [batch_of(tagger, rows, [number], "packed") for number in range(4)]
@@ -132,7 +128,7 @@ def test_metrics_over_batches_are_those_of_the_split() -> None:
     assert measured(tagger, model, apart) == measured(tagger, model, [batch_of(tagger, rows, range(4), "packed")])
 
 
-def test_metrics_by_hand() -> None:
+def test_metrics_equal_hand_computed_values() -> None:
     tagger, _ = made()
     target = torch.tensor([[1, 3, 4, 0], [4, 0, -100, -100]])
     predicted = torch.tensor([[1, 3, 4, 1], [0, 0, 0, 0]])  # PER 0-1 found, LOC 3 as PER, two LOC alone where one is
@@ -145,7 +141,7 @@ def test_metrics_by_hand() -> None:
     )
 
 
-def test_tags_without_prefixes_are_scored_word_by_word() -> None:
+def test_tags_without_prefixes_are_scored_per_word() -> None:
     tagger, rows = fitted(task(), words=WORDS[:2], tags=[list("NNVPNN."), list("NVVN")])
 
     assert tagger.monitor == "macro_f1"
@@ -155,7 +151,7 @@ def test_tags_without_prefixes_are_scored_word_by_word() -> None:
     }
 
 
-def test_every_metric_has_a_direction_and_the_monitor_is_one() -> None:
+def test_metrics_have_directions_and_include_the_monitor() -> None:
     tagger, _ = made()
     metrics = tagger.metrics()
 
@@ -171,7 +167,7 @@ def test_every_metric_has_a_direction_and_the_monitor_is_one() -> None:
         (["a"], ["B-PRE"], "tags", r"tags: does not occur in training, got 'B-PRE'\. Did you mean B-PER"),
     ],
 )
-def test_rows_that_cannot_be_used(words: list[str], tags: list[str], role: str, message: str) -> None:
+def test_unusable_rows_are_errors(words: list[str], tags: list[str], role: str, message: str) -> None:
     tagger, _ = made()
     with pytest.raises(RowError, match=message) as caught:
         tagger.encode({"words": [["a"], words], "tags": [["O"], tags]})
@@ -179,13 +175,13 @@ def test_rows_that_cannot_be_used(words: list[str], tags: list[str], role: str, 
     assert (caught.value.position, caught.value.role) == (1, role)
 
 
-def test_one_tag_cannot_be_learnt() -> None:
+def test_single_tag_is_a_data_error() -> None:
     with pytest.raises(DataError, match="tags: needs at least 2 different labels"):
         task().fit(Dataset.from_dict({"words": [["a", "b"]], "tags": [["O", "O"]]}))
 
 
 @pytest.mark.parametrize("batching", ["padded", "packed"])
-def test_answers_are_tags_of_words_and_entities(batching: Batching) -> None:
+def test_predictions_are_tags_and_entities(batching: Batching) -> None:
     tagger, _ = made()
     rows = {"words": [["one", "\u200b", "two", "three"], ["one"]]}
     encoded = tagger.encode_inputs(rows)
@@ -197,7 +193,7 @@ def test_answers_are_tags_of_words_and_entities(batching: Batching) -> None:
             wide[row, places] = scores[row, : len(places)]
         scores = wide
 
-    assert answers(tagger, scores, rows, batching) == [
+    assert predict(tagger, scores, rows, batching) == [
         {
             "words": ["one", "\u200b", "two", "three"],
             "tags": ["O", None, "B-PER", "I-PER"],
@@ -207,33 +203,16 @@ def test_answers_are_tags_of_words_and_entities(batching: Batching) -> None:
     ]
 
 
-def test_the_state_is_json_and_gives_the_same_task() -> None:
-    tagger, _ = fitted(task(), words=WORDS[:2], tags=[list("NNVPNN."), list("NVVN")])
-    copy = task()
-    copy.load_state_dict(json.loads(json.dumps(tagger.state_dict())))
-    rows = {"words": [["John", "ran"]], "tags": [["N", "V"]]}
-
-    assert copy.info() == tagger.info()
-    assert copy.monitor == tagger.monitor == "macro_f1"
-    assert json.dumps(copy.encode(rows), default=np.ndarray.tolist) == json.dumps(
-        tagger.encode(rows), default=np.ndarray.tolist
-    )
-    assert pickle.loads(pickle.dumps(tagger)).state_dict() == tagger.state_dict()
-
-
-def test_examples_and_files() -> None:
-    tagger, _ = made()
-    inputs = tagger.example({"batch": 3, "sequence": 7}, np.random.default_rng(0))
-
-    assert set(inputs) == set(tagger.axes())
-    assert encoder(tagger)(**inputs).shape == (3, 7, 5)
-    assert json.loads(tagger.artifact_files()["tags.json"]) == tagger.classes.labels
-    assert "tokenizer.json" in tagger.artifact_files()
-
-
-def test_lengths_and_fingerprint() -> None:
+def test_artifact_file_contains_the_tags() -> None:
     tagger, rows = made()
 
+    assert json.loads(tagger.artifact_files()["tags.json"]) == tagger.classes.labels
     assert tagger.lengths(rows).tolist() == [len(ids) for ids in rows["input_ids"]]
-    assert len({other.fingerprint() for other in (task(), task(max_length=9), task(lowercase=True))}) == 3
-    assert task().fingerprint() == tagger.fingerprint()
+
+
+def test_restored_state_has_the_monitor_of_its_tags() -> None:
+    tagger, _ = fitted(task(), words=WORDS[:2], tags=[list("NNVPNN."), list("NVVN")])
+    copy = task()
+    copy.load_state_dict(tagger.state_dict())
+
+    assert copy.monitor == tagger.monitor == "macro_f1"

@@ -19,7 +19,7 @@ TEXTS = [
 ]
 
 
-def test_learns_whole_words_and_pieces() -> None:
+def test_vocabulary_contains_words_and_pieces() -> None:
     tokenizer = train_wordpiece([TEXTS * 5], vocab_size=200, lowercase=True)
 
     assert tokenizer.encode("The LOOP").tokens == ["[CLS]", "the", "loop", "[SEP]"]
@@ -43,13 +43,13 @@ def test_characters_beyond_the_vocabulary_are_unknown() -> None:
     assert "[UNK]" in tokenizer.encode("京").tokens
 
 
-def test_case_is_kept_on_request() -> None:
+def test_case_is_kept_without_lowercase() -> None:
     tokenizer = train_wordpiece([["Loop loop LOOP"] * 9], vocab_size=100, lowercase=False)
 
     assert tokenizer.encode("Loop loop LOOP").tokens == ["[CLS]", "Loop", "loop", "LOOP", "[SEP]"]
 
 
-def test_every_process_learns_the_same_vocabulary(tmp_path: Path) -> None:
+def test_every_process_trains_the_same_vocabulary(tmp_path: Path) -> None:
     script = (
         "from trainer.task.tokenization import train_wordpiece\n"
         "texts = [''.join(chr(97 + (i * j) % 26) for j in range(1, 9)) + ' ' + chr(0x4e00 + i) for i in range(400)]\n"
@@ -63,7 +63,7 @@ def test_every_process_learns_the_same_vocabulary(tmp_path: Path) -> None:
     assert len(learnt) == 1
 
 
-def test_a_given_tokenizer(tmp_path: Path) -> None:
+def test_user_tokenizer_is_loaded_without_truncation(tmp_path: Path) -> None:
     learnt = train_wordpiece([TEXTS * 5], vocab_size=200, lowercase=True)
     learnt.enable_truncation(3)
     learnt.save(str(tmp_path / "tokenizer.json"))
@@ -73,7 +73,7 @@ def test_a_given_tokenizer(tmp_path: Path) -> None:
         assert len(given.encode("the loop the loop").ids) == 6
 
 
-def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
+def test_invalid_or_missing_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
 
     with pytest.raises(ConfigError, match=r"tokenizer: is not a tokenizer\.json"):
@@ -82,7 +82,7 @@ def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
         load_tokenizer("nowhere/of/such.json")
 
 
-def test_a_name_without_a_network() -> None:
+def test_hub_name_without_a_network_is_an_error() -> None:
     with pytest.raises(ConfigError) as caught:
         load_tokenizer("bert-base-cased")
 
@@ -90,7 +90,7 @@ def test_a_name_without_a_network() -> None:
     assert "hf download" in str(caught.value)
 
 
-def test_a_name_in_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_name_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tmp_path / "models--owner--name"
     (model / "refs").mkdir(parents=True)
     (model / "refs" / "main").write_text("abc")
@@ -101,7 +101,7 @@ def test_a_name_in_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.Monk
     assert load_tokenizer("owner/name").encode("the loop").tokens == ["[CLS]", "the", "loop", "[SEP]"]
 
 
-def test_a_folder_with_a_list_of_words(tmp_path: Path) -> None:
+def test_folder_with_vocab_txt_is_converted(tmp_path: Path) -> None:
     words = [*SPECIAL_TOKENS, "the", "loop", "##s"]
     (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
@@ -112,7 +112,7 @@ def test_a_folder_with_a_list_of_words(tmp_path: Path) -> None:
     assert tokenizer.get_vocab_size() == len(words)
 
 
-def test_a_folder_with_merges(tmp_path: Path) -> None:
+def test_folder_with_merges_is_converted(tmp_path: Path) -> None:
     learnt = Tokenizer(models.BPE())
     learnt.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(vocab_size=290, special_tokens=["<|endoftext|>"], show_progress=False)
@@ -125,7 +125,7 @@ def test_a_folder_with_merges(tmp_path: Path) -> None:
     assert unknown_id(tokenizer) is None
 
 
-def test_a_folder_without_a_vocabulary(tmp_path: Path) -> None:
+def test_folder_without_a_vocabulary_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"tokenizer: has no tokenizer\.json, and its files cannot be converted"):
         load_tokenizer(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
@@ -134,7 +134,7 @@ def test_a_folder_without_a_vocabulary(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path))
 
 
-def test_what_a_missing_tokenizer_would_encode_is_not_looked_for(tmp_path: Path) -> None:
+def test_missing_tokenizer_has_no_fingerprint_until_state_is_loaded(tmp_path: Path) -> None:
     train_wordpiece([["a text"]], vocab_size=100, lowercase=True).save(str(tmp_path / "tokenizer.json"))
     there = Texts(8, 100, str(tmp_path), lowercase=True)
     there.fit_texts([])

@@ -19,21 +19,21 @@ def computed(output: torch.Tensor, target: torch.Tensor, scale: list[float], siz
     return {name: value.item() for name, value in metrics.compute().items()}
 
 
-def test_they_are_those_of_scikit_learn_and_scipy_in_the_users_units() -> None:
+def test_metrics_equal_scikit_learn_and_scipy_in_the_users_units() -> None:
     generator = np.random.default_rng(0)
     mean, std = np.array([1000.0, -3.0]), np.array([250.0, 0.01])
     target = generator.normal(size=(200, 2)).astype(np.float32)
     output = (target + generator.normal(size=(200, 2))).astype(np.float32)
     got = computed(torch.from_numpy(output), torch.from_numpy(target), std.tolist())
-    wanted, found = target.astype(float) * std + mean, output.astype(float) * std + mean
+    actual, predicted = target.astype(float) * std + mean, output.astype(float) * std + mean
 
     assert got == pytest.approx(
         {
-            "r2": reference.r2_score(wanted, found),
-            "mae": reference.mean_absolute_error(wanted, found),
-            "rmse": reference.root_mean_squared_error(wanted, found),
-            "pearson": np.mean([stats.pearsonr(wanted[:, value], found[:, value])[0] for value in (0, 1)]),
-            "spearman": np.mean([stats.spearmanr(wanted[:, value], found[:, value])[0] for value in (0, 1)]),
+            "r2": reference.r2_score(actual, predicted),
+            "mae": reference.mean_absolute_error(actual, predicted),
+            "rmse": reference.root_mean_squared_error(actual, predicted),
+            "pearson": np.mean([stats.pearsonr(actual[:, value], predicted[:, value])[0] for value in (0, 1)]),
+            "spearman": np.mean([stats.spearmanr(actual[:, value], predicted[:, value])[0] for value in (0, 1)]),
         },
         rel=1e-9,
     )
@@ -41,7 +41,7 @@ def test_they_are_those_of_scikit_learn_and_scipy_in_the_users_units() -> None:
 
 @settings(max_examples=25)
 @given(rows)
-def test_ties_and_constants_as_in_scikit_learn_and_scipy(rows: list[tuple[float, ...]]) -> None:
+def test_ties_and_constants_equal_scikit_learn_and_scipy(rows: list[tuple[float, ...]]) -> None:
     table = torch.tensor(rows, dtype=torch.float64)
     output, target = table[:, :2], table[:, 2:]
 
@@ -65,13 +65,13 @@ def test_many_equal_targets_do_not_overflow_the_ranks() -> None:
     assert spearman(output, target).item() == pytest.approx(1.0)
 
 
-def test_a_split_of_one_sample() -> None:
+def test_split_of_one_sample() -> None:
     values = computed(torch.tensor([[1.0]]), torch.tensor([[2.0]]), [10.0])
 
     assert (values["r2"], values["mae"], values["rmse"]) == (0.0, 10.0, 10.0)
 
 
-def test_each_has_a_direction_and_they_keep_one_copy_of_the_split() -> None:
+def test_metrics_have_a_direction_and_share_one_copy_of_the_split() -> None:
     metrics = regression_metrics([1.0])
     metrics.update(torch.zeros(3, 1), torch.ones(3, 1))
 

@@ -9,30 +9,30 @@ from trainer.task.texts import Texts
 from trainer.task.tokenization import find_special_id, special_ids, train_wordpiece
 
 
-def learnt() -> Tokenizer:
+def trained_tokenizer() -> Tokenizer:
     return train_wordpiece([["a b c d e"] * 9], vocab_size=100, lowercase=True)
 
 
-def test_the_first_name_that_is_known() -> None:
-    assert find_special_id(learnt(), ("<mask>", "[MASK]", "[SEP]")) == 4
-    assert find_special_id(learnt(), ("<mask>",)) is None
+def test_first_known_special_token_is_found() -> None:
+    assert find_special_id(trained_tokenizer(), ("<mask>", "[MASK]", "[SEP]")) == 4
+    assert find_special_id(trained_tokenizer(), ("<mask>",)) is None
 
 
-def test_special_and_unknown_tokens() -> None:
+def test_special_ids_include_the_unknown_token() -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1, "b": 2}, unk_token="<unk>"))
     tokenizer.add_special_tokens(["<s>"])
     tokenizer.add_tokens(["word"])
 
     assert special_ids(tokenizer).tolist() == [1, 3]
-    assert special_ids(learnt()).tolist() == [0, 1, 2, 3, 4]
+    assert special_ids(trained_tokenizer()).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_learnt_vocabulary_needs_no_check() -> None:
+def test_trained_vocabulary_needs_no_special_token() -> None:
     require_special_token(Texts(8, 100, None, True), ("<mask>",), "mask token")
 
 
-def test_a_given_tokenizer_does(tmp_path: object) -> None:
-    learnt().save(f"{tmp_path}/tokenizer.json")
+def test_user_tokenizer_without_the_special_token_is_an_error(tmp_path: object) -> None:
+    trained_tokenizer().save(f"{tmp_path}/tokenizer.json")
     texts = Texts(8, 100, f"{tmp_path}/tokenizer.json", True)
     require_special_token(texts, ("[MASK]",), "mask token")
 
@@ -40,8 +40,8 @@ def test_a_given_tokenizer_does(tmp_path: object) -> None:
         require_special_token(texts, ("<mask>",), "mask token")
 
 
-def test_likeliest_tokens_of_extreme_and_half_logits() -> None:
-    tokenizer = learnt()
+def test_most_likely_tokens_of_extreme_and_half_logits() -> None:
+    tokenizer = trained_tokenizer()
     size = tokenizer.get_vocab_size()
     output = torch.zeros(3, size)
     output[0, 5], output[1, 6] = 6e4, 1.0

@@ -15,7 +15,7 @@ from trainer.task import embedding_metrics
 from trainer.task.embedding_metrics import positive_ranks, retrieval_metrics, score_metrics, uniformity_metric
 
 
-def random(samples: int, views: int, width: int = 4, seed: int = 0) -> Tensor:
+def random_vectors(samples: int, views: int, width: int = 4, seed: int = 0) -> Tensor:
     return torch.randn(samples * views, width, generator=torch.Generator().manual_seed(seed))
 
 
@@ -54,14 +54,14 @@ def by_definition(output: Tensor, views: int) -> dict[str, float]:
 
 
 @given(st.integers(2, 30), st.sampled_from([2, 3, 4]), st.integers(0, 1000), st.integers(1, 30))
-def test_metrics_of_views_are_their_definitions_in_any_batches(samples: int, views: int, seed: int, batch: int) -> None:
-    output = random(samples, views, seed=seed)
+def test_metrics_equal_their_definitions_for_any_batch_size(samples: int, views: int, seed: int, batch: int) -> None:
+    output = random_vectors(samples, views, seed=seed)
 
     assert measured(output, views, batch=batch) == pytest.approx(by_definition(output, views), rel=1e-5, abs=1e-5)
 
 
-def test_cosines_are_taken_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    output = random(23, 2)
+def test_cosines_computed_in_pieces_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = random_vectors(23, 2)
     whole = measured(output, 2)
     monkeypatch.setattr(embedding_metrics, "_MAX_COSINES", 70)
 
@@ -69,8 +69,8 @@ def test_cosines_are_taken_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) 
     assert whole == pytest.approx(by_definition(output, 2), rel=1e-5)
 
 
-def test_uniformity_is_that_of_the_paper() -> None:
-    output = random(40, 2)
+def test_uniformity_equals_the_formula_of_the_paper() -> None:
+    output = random_vectors(40, 2)
     anchors = F.normalize(output, dim=1)[::2]
     metric = uniformity_metric()
     metric.update(output, torch.zeros(40, 2, dtype=torch.int64))
@@ -79,23 +79,22 @@ def test_uniformity_is_that_of_the_paper() -> None:
     torch.testing.assert_close(metric.compute()["uniformity"], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_vectors_that_are_all_the_same_find_nothing() -> None:
+def test_identical_vectors_retrieve_nothing() -> None:
     values = measured(torch.ones(20, 3), 2)
 
     assert (values["recall_at_1"], values["recall_at_5"], values["mrr"]) == (0, 0, pytest.approx(1 / 10))
     assert (values["alignment"], values["uniformity"]) == (0, pytest.approx(0, abs=1e-6))
 
 
-@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-def test_vectors_without_a_direction_find_nothing(value: float) -> None:
-    values = measured(torch.full((12, 3), value), 2)
+def test_vectors_without_a_direction_retrieve_nothing() -> None:
+    for value in (0.0, float("nan"), float("inf")):
+        values = measured(torch.full((12, 3), value), 2)
+        assert values["recall_at_5"] == 0
+        assert values["mrr"] == pytest.approx(1 / 6)
 
-    assert values["recall_at_5"] == 0
-    assert values["mrr"] == pytest.approx(1 / 6)
 
-
-def test_length_does_not_count() -> None:
-    output = random(9, 2)
+def test_length_of_vectors_does_not_matter() -> None:
+    output = random_vectors(9, 2)
     lengths = torch.linspace(0.1, 50, 18)[:, None]
 
     assert measured(output * lengths, 2) == pytest.approx(measured(output, 2), rel=1e-5)
@@ -114,7 +113,7 @@ def test_perfect_embeddings() -> None:
 
 
 def test_a_single_sample() -> None:
-    values = measured(random(1, 2), 2)
+    values = measured(random_vectors(1, 2), 2)
 
     assert values["mrr"] == 1
     assert math.isnan(values["uniformity"])
@@ -127,8 +126,8 @@ def test_ranks_are_among_the_positives_of_all_samples() -> None:
     assert positive_ranks(vectors).tolist() == [2, 3, 1]
 
 
-def test_correlations_are_those_of_cosines_with_scores() -> None:
-    output, target = random(30, 2), torch.rand(30, generator=torch.Generator().manual_seed(1)).round(decimals=1)
+def test_correlations_equal_scipy_on_cosines() -> None:
+    output, target = random_vectors(30, 2), torch.rand(30, generator=torch.Generator().manual_seed(1)).round(decimals=1)
     metrics = score_metrics()
     for start in (0, 10, 20):
         metrics.update(output[2 * start : 2 * start + 20], target[start : start + 10])
@@ -140,12 +139,12 @@ def test_correlations_are_those_of_cosines_with_scores() -> None:
 
 
 def test_half_precision_is_measured_in_float32() -> None:
-    output = random(10, 2).bfloat16()
+    output = random_vectors(10, 2).bfloat16()
 
     assert measured(output, 2) == measured(output.float(), 2)
 
 
-def test_directions_and_copies() -> None:
+def test_metrics_have_directions_and_pickle() -> None:
     known = metric_directions(retrieval_metrics(negatives=True)) | metric_directions(score_metrics())
 
     assert [name for name, higher in known.items() if not higher] == ["loss", "alignment", "uniformity"]
