@@ -26,9 +26,8 @@ from torch import Tensor
 from trainer.builders.data import build_encoded, build_task
 from trainer.builders.instantiate import instantiate
 from trainer.config.compose import compose, plain, register_defaults
-from trainer.config.jobs import TrainJob
-from trainer.config.schema import own_keys
-from trainer.config.sections import DataKeys
+from trainer.config.jobs import DataKeys, TrainJob
+from trainer.config.schema import option_keys
 from trainer.config.stored import job_from_config
 from trainer.data.batches import Batches, BatchIndices
 from trainer.protocols import Batch, Task
@@ -109,7 +108,7 @@ def problem_of(name: str) -> Problem:
     job = job_of(f"experiment={name}")
     task = build_task(job)
     encoded = build_encoded(job, task, fitted=False).splits
-    raw = instantiate("data", own_keys(job.data, DataKeys)).load(task.columns())
+    raw = instantiate("data", option_keys(job.data, DataKeys)).load(task.columns())
     splits = {}
     for split in ("train", "validation", "test"):
         # A split as one batch in the layout of training: masks are drawn as its evaluation draws them.

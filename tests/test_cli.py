@@ -72,7 +72,7 @@ def test_help_of_a_verb_shows_the_keys_of_what_is_chosen(capsys: pytest.CaptureF
     assert cli.main(["train", "loss=focal", "--help"]) == 0
     page = capsys.readouterr().out
     assert "train.batch_size=32 " in page
-    assert "loss=focal: what is minimized; options: adaptive_softmax, " in page
+    assert "loss=focal: the function to minimize; options: adaptive_softmax, " in page
     assert "loss.gamma: 2.0 " in page
     assert "_target_" not in page
     assert cli.main(["eval", "--help"]) == 0
@@ -100,11 +100,11 @@ def test_help_follows_what_an_experiment_chooses_and_passes_over_what_is_wrong()
 
 
 @pytest.mark.parametrize(
-    ("verb", "remedy"), [("trian", "Did you mean train."), ("xyz", f"Known: {', '.join(cli.VERBS)}.")]
+    ("verb", "remedy"), [("trian", "Did you mean train?"), ("xyz", f"Known: {', '.join(cli.VERBS)}.")]
 )
 def test_an_unknown_verb(verb: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb]) == 2
-    assert capsys.readouterr().err.startswith(f"{verb}: there is no such verb. {remedy}")
+    assert capsys.readouterr().err.startswith(f"{verb}: unknown verb. {remedy}")
 
 
 def test_a_job_starts_and_hydra_leaves_nothing_behind(started: Started, elsewhere: Path) -> None:

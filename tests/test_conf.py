@@ -13,11 +13,10 @@ from tests.support.sources import write_pretrained, write_sources
 from trainer.builders.instantiate import instantiate, locate, parameters
 from trainer.builders.training import build_training
 from trainer.checkpoint.store import Snapshot
-from trainer.config.catalogue import Catalogue
 from trainer.config.compose import compose, plain, register_defaults
-from trainer.config.jobs import BARE_GROUPS, TrainJob
-from trainer.config.schema import own_keys
-from trainer.config.sections import DataKeys
+from trainer.config.groups import Groups
+from trainer.config.jobs import PRESET_GROUPS, DataKeys, TrainJob
+from trainer.config.schema import option_keys
 from trainer.config.signatures import attribute
 from trainer.config.stored import config_text, job_from_config
 from trainer.evaluate import metric_directions
@@ -27,7 +26,7 @@ from trainer.run import RunOutputs
 CONF = Path(__file__).parent.parent / "conf"
 FILES = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.glob("**/*.yaml"))
 GROUPS = ("task", "data", "model", "loss", "optimizer", "scheduler", "prune", "export")
-OPTIONS = [name for name in FILES if "/" in name and name.split("/")[0] in (*GROUPS, *BARE_GROUPS)]
+OPTIONS = [name for name in FILES if "/" in name and name.split("/")[0] in (*GROUPS, *PRESET_GROUPS)]
 REST = {"train", "eval", "export", "predict", "verify", "hydra/output/runs", "generate", "plan", "diff", "report"}
 REST |= {f"decode/{name}" for name in ("greedy", "beam", "sample", "beam_sample")}  # tests/decode/test_options.py
 NEEDED = {
@@ -84,7 +83,7 @@ TEXT = ("task.vocab_size=200", "task.max_length=16")
 def fitting(option: str) -> list[str]:
     """What goes with an option: values without a default, a task that it serves."""
     group, name = option.split("/")
-    target = Catalogue((CONF,)).content(group, name).get("_target_", "")
+    target = Groups((CONF,)).content(group, name).get("_target_", "")
     fits = {"loss": ("targets", TASK_OF_TARGET), "model": ("inputs", TASK_OF_INPUTS)}
     if group not in fits:
         return list(NEEDED.get(option, []))
@@ -141,7 +140,7 @@ def test_says_every_parameter_that_a_user_may_set(option: str) -> None:
 @pytest.mark.parametrize("name", [option.split("/")[1] for option in OPTIONS if option.startswith("data/")])
 def test_a_source_gives_what_it_says(name: str, folder: Path) -> None:
     roles = ROLES.get(name, ("text", "label"))
-    made = instantiate("data", own_keys(job_of(f"data={name}", *fitting(f"data/{name}")).data, DataKeys))
+    made = instantiate("data", option_keys(job_of(f"data={name}", *fitting(f"data/{name}")).data, DataKeys))
     splits = made.load(roles)
 
     assert made.fingerprint
@@ -196,7 +195,7 @@ def small(option: str, folder: Path) -> list[str]:
     return [*chosen, *source, *text, *SMALL.get(model, ()), *lengths, "device=cpu"]
 
 
-@pytest.mark.parametrize("option", [option for option in OPTIONS if option.split("/")[0] in BARE_GROUPS])
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.split("/")[0] in PRESET_GROUPS])
 def test_changes_something(option: str) -> None:
     group, name = option.split("/")
     assert replace(job_of(f"{group}={name}", *fitting(option))) != job_of()

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.jobs import rows, working_in
 from trainer.cli import main
-from trainer.config.lint import check_command
+from trainer.config.command import check_command
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

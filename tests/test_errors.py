@@ -3,7 +3,7 @@ import pytest
 from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
 
 
-def test_all_faults_come_together() -> None:
+def test_all_messages_are_raised_together() -> None:
     raise_if_any()
     raise_if_any(None, None)
     with pytest.raises(ConfigError) as caught:
@@ -13,15 +13,15 @@ def test_all_faults_come_together() -> None:
     assert str(caught.value) == "a: is wrong.\nb: too."
 
 
-def test_a_message_names_key_problem_value_and_remedy() -> None:
+def test_message_has_key_problem_value_and_remedy() -> None:
     assert format_error("optimizer.lr", "must be above 0", value=-1) == "optimizer.lr: must be above 0, got -1."
     assert (
-        format_error("data.text", "is no column", "Did you mean body") == "data.text: is no column. Did you mean body."
+        format_error("data.text", "is no column", "Did you mean body") == "data.text: is no column. Did you mean body?"
     )
     assert format_error("run", "there is none", "Has it a name?", value=None).endswith("got None. Has it a name?")
 
 
-def test_the_nearest_of_what_is_known_is_named() -> None:
+def test_nearest_known_name_is_suggested() -> None:
     assert did_you_mean("adam", ["lamb", "adamw", "sgd"]) == "Did you mean adamw"
     assert did_you_mean("xyz", ["sgd", "lamb"]) == "Known: lamb, sgd"
     assert did_you_mean("xyz", []) == ""

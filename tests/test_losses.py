@@ -9,10 +9,10 @@ import pytest
 
 from tests.support.jobs import train, working_in, write_roles
 from trainer.cli import main
-from trainer.config.catalogue import catalogue, own_folder
+from trainer.config.groups import groups_in, own_folder
 from trainer.config.signatures import attribute
 
-LOSSES = catalogue([own_folder()]).options("loss")
+LOSSES = groups_in([own_folder()]).options("loss")
 TASKS = {
     "class": [[]],
     "multi_hot": [["task=multilabel_classification"]],
@@ -31,7 +31,7 @@ OWN = {
 
 
 def kinds(loss: str) -> tuple[str, ...]:
-    target = catalogue([own_folder()]).content("loss", loss)["_target_"]
+    target = groups_in([own_folder()]).content("loss", loss)["_target_"]
     found: tuple[str, ...] = attribute(target, "targets")
     return found
 

@@ -1,4 +1,4 @@
-"""The command `trainer`: finds the verb, checks the command line, starts the job. Imports nothing heavy."""
+"""The command `trainer`: find the verb, check the command line, start the job. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ import sys
 import traceback
 from difflib import get_close_matches
 from importlib import import_module
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer.errors import ConfigError, Interrupted, TrainerError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
     from omegaconf import DictConfig
 
-    from trainer.config.lint import Plan
+    from trainer.config.command import CheckedCommand
 
 VERBS = {
-    "train": "train a model; score the best weights on the test split; write and prove the artifacts",
-    "plan": "all that can be known of a training job without running it: steps, schedule, model, memory, files",
-    "eval": "score a checkpoint of a run on a split",
+    "train": "train a model, evaluate its best weights on the test split, and write proved artifacts",
+    "plan": "show a training job without running it: steps, schedule, model, memory, files",
+    "eval": "evaluate a checkpoint of a run on a split",
     "export": "write a checkpoint of a run as artifacts, each proved equal to the model",
-    "predict": "answer rows without targets: a text, standard input, a file of any kind",
-    "generate": "go on with a text, with the language model of a run",
-    "verify": "check the checkpoints and artifacts of a run; replay a stretch of it, bit for bit",
-    "diff": "two runs: what differs in their configs and results, and the first step where they part",
-    "report": "one offline page about a run, or several side by side: curves, scores, artifacts, config",
+    "predict": "predict for a text, standard input, a file or a folder of images",
+    "generate": "continue a prompt with a trained language model",
+    "verify": "check the checkpoints and artifacts of a run, and replay some of its steps bit for bit",
+    "diff": "compare two runs: configs, results, and the first step at which they diverge",
+    "report": "write an offline page about one or several runs: curves, scores, artifacts, config",
 }
+
+INPUT_CHECKS = {"predict": "trainer.predict.files"}
+"""Modules that check more values of a verb with `input_problems`; imported only for that verb."""
 
 HELP = """\
 usage: trainer VERB [key=value ...] [flags]
@@ -35,11 +40,11 @@ verbs
 {verbs}
 
 flags
-  -h, --help      this page; after a verb its keys, e.g. trainer train loss=focal --help
-  --version       the version
-  --debug         tracebacks of errors
-  -m, --multirun  a sweep: a job for each combination of key=a,b
-  and all of Hydra's: --cfg job, --info, --config-dir, --shell-completion, ... (trainer VERB --hydra-help)
+  -h, --help      show this page, or the keys of a verb: trainer train loss=focal --help
+  --version       show the version
+  --debug         show the traceback of an error
+  -m, --multirun  run a sweep: one job for each combination of key=a,b
+  and all flags of Hydra: --cfg job, --info, --config-dir, --shell-completion, ... (see trainer VERB --hydra-help)
 
 examples
   trainer train
@@ -49,21 +54,21 @@ examples
   trainer train resume=runs/2030-01-31_12-00-00
   trainer eval run=runs/2030-01-31_12-00-00 split=test
   trainer export run=runs/2030-01-31_12-00-00 export.formats=[onnx]
-  trainer predict run=runs/2030-01-31_12-00-00 input=my.csv output=answers.jsonl
+  trainer predict run=runs/2030-01-31_12-00-00 input=my.csv output=predictions.jsonl
   trainer generate run=runs/2030-01-31_12-00-00 prompt="Return the" decode=beam
   trainer verify run=runs/2030-01-31_12-00-00
   trainer diff left=runs/2030-01-31_12-00-00 right=runs/2030-02-01_12-00-00
   trainer report run=runs/2030-01-31_12-00-00
 
 exit codes
-  0 done                      3 a checkpoint or a run cannot be used   6 the data cannot be used
-  1 a bug, with a traceback   4 an artifact failed its proof          75 stopped by a signal, can be resumed
+  0 success                   3 a checkpoint or a run cannot be used   6 the data cannot be used
+  1 a bug, with a traceback   4 an artifact failed its proof          75 stopped by a signal; can be resumed
   2 the command is wrong      5 the run diverged
 """
 
 
-class JobFailed(Exception):  # noqa: N818  what failed has been told already
-    """A job of a sweep ended with an exit code; the other jobs go on."""
+class JobFailed(Exception):  # noqa: N818  its error has been printed already
+    """A job of a sweep failed with an exit code; the other jobs still run."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(exit_code)
@@ -71,7 +76,7 @@ class JobFailed(Exception):  # noqa: N818  what failed has been told already
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command line (without the program's name) and returns its exit code."""
+    """Run a command line (without the program's name) and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
@@ -80,30 +85,30 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read the output has gone; the interpreter must not fail once more when it flushes at its exit.
+        # The reader of the output has gone; the interpreter must not fail again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except JobFailed as failed:
         return failed.exit_code
     except Exception as error:
-        told = _user_error(error)
-        if told is None:
+        user_error = _user_error(error)
+        if user_error is None:
             raise
         if debug:
             traceback.print_exception(error)
-        _tell(told)
-        return told.exit_code
+        _print_error(user_error)
+        return user_error.exit_code
     return 0
 
 
 def _user_error(error: BaseException | None) -> TrainerError | None:
-    """The user error that an exception is or was caused by."""
+    """Return the user error that an exception is, or that caused it."""
     while error is not None and not isinstance(error, TrainerError):
         error = error.__cause__
     return error
 
 
-def _tell(error: TrainerError) -> None:
+def _print_error(error: TrainerError) -> None:
     print(*error.messages, sep="\n", file=sys.stderr, flush=True)
 
 
@@ -122,7 +127,7 @@ def _run(arguments: list[str]) -> None:
     verb, *rest = arguments
     if verb not in VERBS:
         near = get_close_matches(verb, VERBS, n=1)
-        raise ConfigError(f"{verb}: there is no such verb. " + (f"Did you mean {near[0]}." if near else _known()))
+        raise ConfigError(f"{verb}: unknown verb. " + (f"Did you mean {near[0]}?" if near else _known_verbs()))
     if {"-h", "--help"} & set(rest):
         from trainer.config.help import verb_help
 
@@ -131,31 +136,42 @@ def _run(arguments: list[str]) -> None:
     _run_verb(verb, rest)
 
 
-def _known() -> str:
-    return f"Known: {', '.join(VERBS)}. trainer --help tells more."
+def _known_verbs() -> str:
+    return f"Known: {', '.join(VERBS)}. See trainer --help."
 
 
 def _run_verb(verb: str, rest: list[str]) -> None:
-    # A console script lacks what `python -m` has: parts and data readers of the working directory can be imported.
+    # Unlike `python -m`, a console script cannot import parts and data readers of the working directory by default.
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)
-    from trainer.config.lint import check_command
+    from trainer.config.command import check_command
 
-    plan = check_command(verb, rest)
-    for note in plan.notes:
+    command = check_command(verb, rest, _input_check(verb))
+    for note in command.notes:
         print(f"note: {note}", file=sys.stderr)
-    if plan.resumed is not None:
-        _start(verb, *plan.job_of(plan.resumed))
+    single = command.single
+    if single is None:
+        _run_hydra(command)
+    elif single.hydra is None:
+        _start(verb, single.job, single.config)
     else:
-        _through_hydra(plan)
+        from trainer.config.compose import run_with_hydra
+
+        run_with_hydra(single.hydra, lambda: _start(verb, single.job, single.config))
 
 
-def _start(verb: str, job: object, config: dict[str, object]) -> None:
+def _input_check(verb: str) -> Callable[[Mapping[str, Any]], Iterable[str]] | None:
+    """Return the check of the verb's inputs, which lies above the config and is imported only for this verb."""
+    module = INPUT_CHECKS.get(verb)
+    return None if module is None else import_module(module).input_problems
+
+
+def _start(verb: str, job: object, config: dict[str, Any]) -> None:
     import_module(f"trainer.commands.{verb}").run(job, config)
 
 
-def _through_hydra(plan: Plan) -> None:
-    """Hydra composes and runs the job or the jobs, or shows what its flags ask for."""
+def _run_hydra(command: CheckedCommand) -> None:
+    """Let Hydra run the jobs of a sweep, or show what its flags ask for."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
@@ -163,46 +179,41 @@ def _through_hydra(plan: Plan) -> None:
 
     from trainer.config.compose import one_line
 
-    failures: list[Exception] = []
+    line = command.line
 
     def task(config: DictConfig) -> None:
-        about = HydraConfig.get()
-        swept = about.mode == RunMode.MULTIRUN
-        if swept:
-            print(f"job {about.job.num}: {' '.join(about.overrides.task)}", file=sys.stderr)
+        hydra_config = HydraConfig.get()
+        is_sweep = hydra_config.mode == RunMode.MULTIRUN
+        if is_sweep:
+            print(f"job {hydra_config.job.num}: {' '.join(hydra_config.overrides.task)}", file=sys.stderr)
         try:
-            run_dir = os.path.relpath(about.runtime.output_dir) if swept else None
-            _start(plan.request.verb, *plan.job(config, about.runtime.choices, run_dir))
+            run_dir = os.path.relpath(hydra_config.runtime.output_dir) if is_sweep else None
+            _start(line.verb, *command.composed_job(config, hydra_config.runtime.choices, run_dir))
         except Exception as error:
-            if swept:
-                _end_job(error)
-            failures.append(error)
+            _end_job(error)
 
     # Hydra then lets every exception of a sweep through, whole and with its cause.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [sys.argv[0], *plan.hydra_argv]
+    sys.argv = [sys.argv[0], *line.hydra_argv()]
     try:
-        hydra.main(version_base="1.3", config_path=str(plan.request.folder), config_name=plan.request.name)(task)()
+        hydra.main(version_base="1.3", config_path=str(line.folder), config_name=line.config_name)(task)()
     except (ConfigCompositionException, MissingConfigException, OverrideParseException) as error:
         raise ConfigError(one_line(error)) from error
-    if failures:
-        # Past Hydra, which would put a line of its own before what is told.
-        raise failures[0]
 
 
 def _end_job(error: Exception) -> NoReturn:
-    """Tells at once what ended a job of a sweep; a signal ends the whole sweep."""
-    told = _user_error(error)
-    if told is None:
+    """Print the error of a job of a sweep at once; a signal ends the whole sweep."""
+    user_error = _user_error(error)
+    if user_error is None:
         raise error
-    _tell(told)
-    if isinstance(told, Interrupted):
-        sys.exit(told.exit_code)
-    raise JobFailed(told.exit_code) from error
+    _print_error(user_error)
+    if isinstance(user_error, Interrupted):
+        sys.exit(user_error.exit_code)
+    raise JobFailed(user_error.exit_code) from error
 
 
 def _complete(arguments: list[str]) -> None:
-    """Shell completion: of verbs here, of what follows a verb by Hydra, which is not told of the verb."""
+    """Complete verbs here; Hydra, which does not know the verb, completes the rest of the line."""
     program, *words = os.environ.get("COMP_LINE", "trainer").split(" ")
     verb = words[0] if words else ""
     if len(words) > 1 and verb in VERBS:

@@ -206,7 +206,7 @@ class _Expansion(ast.NodeTransformer):
         self.resolve = resolve
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
-        text = self.resolve(node.id)
+        text = None if node.id in _SCALARS else self.resolve(node.id)
         return node if text is None else _parse_text(text)
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
@@ -638,7 +638,8 @@ def validated(*rules: Rule) -> Callable[[_Part], _Part]:
 def _validated_function(function: Any, rules: Sequence[Rule]) -> Any:
     signature = inspect.signature(function)
     annotations = {
-        name: _resolved(parameter.annotation, function.__globals__) for name, parameter in signature.parameters.items()
+        name: resolved_annotation(parameter.annotation, function.__globals__)
+        for name, parameter in signature.parameters.items()
     }
 
     @wraps(function)
@@ -665,7 +666,7 @@ def _validated_class(part: Any, rules: Sequence[Rule]) -> Any:
         annotations = {}
         for item in dataclasses.fields(self):
             owner = next(each for each in sources if item.name in inspect.get_annotations(each))
-            annotations[item.name] = _resolved(item.type, _globals_of(owner))
+            annotations[item.name] = resolved_annotation(item.type, _globals_of(owner))
         declared = [rule for each in reversed(sources) for rule in each.__dict__.get("__rules__", ())]
         _check({name: getattr(self, name) for name in annotations}, annotations, declared)
         if after is not None:
@@ -681,7 +682,7 @@ def _globals_of(owner: type) -> Mapping[str, Any]:
     return vars(sys.modules[owner.__module__])
 
 
-def _resolved(annotation: Any, scope: Mapping[str, Any]) -> str:
+def resolved_annotation(annotation: Any, scope: Mapping[str, Any]) -> str:
     """Return the text of an annotation without the aliases of the module that it is written in."""
 
     def resolve(name: str) -> str | None:

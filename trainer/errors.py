@@ -1,7 +1,7 @@
-"""What can go wrong on the user's side, and the exit code that says so.
+"""Errors of the user and their exit codes.
 
-A `TrainerError` is one or several messages for a person, without a traceback. What is wrong inside the
-tool is an `assert` or any other exception: exit code 1, with its traceback.
+A `TrainerError` is one or several messages for the user, without a traceback. An `assert` or any other exception is a
+bug of this tool: exit code 1, with its traceback.
 """
 
 from difflib import get_close_matches
@@ -11,7 +11,7 @@ _ABSENT: Final = object()
 
 
 class TrainerError(Exception):
-    """A user error: `messages` are complete, one line (or one small block) each."""
+    """A user error; each of its `messages` is complete, one line or a small block."""
 
     exit_code: ClassVar[int] = 1
 
@@ -21,7 +21,7 @@ class TrainerError(Exception):
 
 
 class ConfigError(TrainerError):
-    """The configuration or the command line is wrong."""
+    """The config or the command line is wrong."""
 
     exit_code = 2
 
@@ -33,7 +33,7 @@ class CheckpointError(TrainerError):
 
 
 class ProofError(TrainerError):
-    """An artifact is not equal to the model it was exported from."""
+    """An artifact is not equal to the model that it was exported from."""
 
     exit_code = 4
 
@@ -50,35 +50,36 @@ class DataError(TrainerError):
     exit_code = 6
 
 
-class Interrupted(TrainerError):  # noqa: N818  it is not an error: the run goes on later
-    """A signal stopped the run after a complete step; the messages say how to go on."""
+class Interrupted(TrainerError):  # noqa: N818  not an error: the run can be resumed
+    """A signal stopped the run after a complete step; the messages say how to resume it."""
 
     exit_code = 75
 
 
-def raise_if_any(*faults: str | None) -> None:
-    """Raises one ConfigError with all `faults` that there are."""
-    found = [fault for fault in faults if fault is not None]
-    if found:
-        raise ConfigError(*found)
+def raise_if_any(*problems: str | None) -> None:
+    """Raise one ConfigError with all messages that are not None."""
+    messages = [problem for problem in problems if problem is not None]
+    if messages:
+        raise ConfigError(*messages)
 
 
 def format_error(key: str, problem: str, remedy: str = "", *, value: Any = _ABSENT) -> str:
-    """One message in the house's form: `<key>: <problem>, got <value>. <remedy>`.
+    """Return a message in the form of this project: `<key>: <problem>, got <value>. <remedy>`.
 
     Args:
         key: The full dotted key (`optimizer.lr`), or the file and row for data.
-        problem: What is wrong or expected, without a full stop.
-        remedy: Allowed values, the nearest match or what to do; a sentence, without a full stop.
-        value: What was found, shown by `repr`; left out when not given.
+        problem: The problem or the requirement, without a period.
+        remedy: What to do, the allowed values or the nearest match; a sentence without its period or question mark.
+        value: The wrong value, shown by `repr`; left out by default.
     """
     got = "" if value is _ABSENT else f", got {value!r}"
-    stop = "" if remedy.endswith("?") else "."
+    is_question = remedy.rpartition(". ")[2].startswith("Did you mean")
+    stop = "" if remedy.endswith("?") else "?" if is_question else "."
     return f"{key}: {problem}{got}." + (f" {remedy}{stop}" if remedy else "")
 
 
 def did_you_mean(name: str, known: "list[str]") -> str:
-    """`Did you mean x` for the closest of `known`, else the list of what is known; empty without any."""
+    """Return `Did you mean x` for the closest of `known`, else the list of known names; empty if there are none."""
     matches = get_close_matches(name, known, n=1, cutoff=0.5)
     if matches:
         return f"Did you mean {matches[0]}"
@@ -86,7 +87,7 @@ def did_you_mean(name: str, known: "list[str]") -> str:
 
 
 class RowError(Exception):
-    """A row of data cannot be used. Whoever knows the split and the file turns it into a `DataError`."""
+    """A row of data cannot be used. Callers that know the split and the file turn it into a `DataError`."""
 
     def __init__(self, position: int, role: str, message: str) -> None:
         super().__init__(message)

@@ -14,7 +14,7 @@ from trainer.builders.instantiate import instantiate
 from trainer.builders.loss import build_loss
 from trainer.builders.model import build_model
 from trainer.builders.optimizer import build_optimizer, build_schedule
-from trainer.config.catalogue import catalogue, own_folder
+from trainer.config.groups import groups_in, own_folder
 from trainer.optimizer.parameter_groups import hidden_matrix_names, layer_indices, make_parameter_groups, no_decay_names
 
 FACTS: dict[str, Any] = {
@@ -26,7 +26,7 @@ FACTS: dict[str, Any] = {
 }
 NUM_LAYERS = {"text_encoder": 2, "vit": 6, "resnet": 9, "mlp": 2, "convnet": 4}
 TRANSFORMERS = {"text_encoder", "vit"}
-OWN = catalogue([own_folder()])
+OWN = groups_in([own_folder()])
 MATRICES = {"query_key_value", "attention_output", "feed_forward.0", "feed_forward.2"}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.jobs import working_in
 from trainer.commands.run_folders import claim_fixed_folder, create_run_folder, find_run_folder, select_checkpoint
-from trainer.config.sections import RunSection
+from trainer.config.jobs import RunSection
 from trainer.errors import CheckpointError
 
 

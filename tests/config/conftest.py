@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
-from trainer.config.compose import compose
+from trainer.config.command import check_command
 from trainer.config.jobs import Job
-from trainer.config.lint import check_command
 
 Composed = Callable[..., tuple[Job, dict[str, Any]]]
 
@@ -20,12 +19,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def composed() -> Composed:
-    """The job of a verb and its overrides, and its plain values, checked and composed as for a run."""
+    """Returns the job of a verb and its overrides, and its plain values, as they start."""
 
     def job(verb: str, *overrides: str) -> tuple[Job, dict[str, Any]]:
-        plan = check_command(verb, overrides)
-        if plan.resumed is not None:
-            return plan.job_of(plan.resumed)
-        return plan.job(*compose(plan.request.folder, plan.request.name, plan.hydra_argv), None)
+        single = check_command(verb, overrides).single
+        assert single is not None
+        return single.job, single.config
 
     return job

@@ -1,13 +1,13 @@
-"""A group that a job can do without: `prune`."""
+"""The optional group `prune`, whose part may be null."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from trainer.config.command import check_command
 from trainer.config.help import verb_help
-from trainer.config.lint import check_command
-from trainer.config.policy import resume_config
+from trainer.config.resume import resume_config
 from trainer.config.stored import job_from_config
 from trainer.errors import ConfigError
 
@@ -15,7 +15,7 @@ Composed = Callable[..., tuple[Any, dict[str, Any]]]
 
 
 @pytest.mark.parametrize("verb", ["train", "export"])
-def test_null_unless_an_option_is_chosen(verb: str, composed: Composed) -> None:
+def test_prune_is_null_unless_an_option_is_chosen(verb: str, composed: Composed) -> None:
     assert composed(verb)[0].prune is None
     assert composed(verb, "~prune")[0].prune is None
     chosen = composed(verb, "prune=ln", "prune.amount=2", "prune.targets=[blocks.*]")[0].prune
@@ -28,29 +28,32 @@ def test_null_unless_an_option_is_chosen(verb: str, composed: Composed) -> None:
 
 @pytest.mark.parametrize("verb", ["train", "export"])
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
-        ("prune=null", "prune: must be the name of an option, got None. ~prune leaves it out."),
-        ("+prune=l1", "prune: is there already. Leave out the +: prune=l1."),
+        ("prune=null", "prune: must be the name of an option, got None. Delete it with ~prune."),
+        ("+prune=l1", "prune: already exists. Leave out the +: prune=l1."),
         ("prune.amount=0.3", "prune.amount: no prune is chosen, got 0.3. Add prune=global_magnitude or prune=l1 or"),
-        ("prune={amount: 0.3}", "prune._target_: must be the dotted name of a class or function, got None. One of "),
-        ("prune=l1,ln", "prune: several values make a sweep"),
+        (
+            "prune={amount: 0.3}",
+            "prune._target_: must be the dotted name of a class or function",
+        ),
+        ("prune=l1,ln", "prune: several values need a sweep"),
     ],
 )
-def test_what_is_wrong_with_the_choice(verb: str, override: str, told: str) -> None:
+def test_errors_of_the_choice(verb: str, override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_command(verb, [override])
-    assert caught.value.messages[0].startswith(told)
+    assert caught.value.messages[0].startswith(message)
 
 
 def test_a_sweep_over_its_options_is_checked() -> None:
-    assert check_command("train", ["-m", "prune=l1,random", "prune.amount=0.1,0.5"]).hydra_argv
-    with pytest.raises(ConfigError, match=r"prune\.amount: must be a share.* got 1\.5"):
+    assert check_command("train", ["-m", "prune=l1,random", "prune.amount=0.1,0.5"]).line.hydra_argv()
+    with pytest.raises(ConfigError, match=r"prune\.amount: must be at least 0 and less than 1, got 1\.5"):
         check_command("train", ["-m", "prune=l1,random", "prune.amount=0.1,1.5"])
 
 
-def test_help_says_that_there_is_none_and_the_keys_of_a_chosen_one() -> None:
-    assert "\nprune=null: weights that are 0 from the start" in verb_help("train", [])
+def test_help_shows_null_or_the_keys_of_a_chosen_option() -> None:
+    assert "\nprune=null: weights fixed at 0 during training" in verb_help("train", [])
     assert "prune.amount" not in verb_help("train", [])
     chosen = verb_help("train", ["prune=ln"])
 
@@ -69,5 +72,5 @@ def test_a_resumed_run_neither_gains_nor_loses_it(composed: Composed) -> None:
     _, without = composed("train")
     _, pruned = composed("train", "prune=l1")
     for stored, current in ((without, pruned), (pruned, without)):
-        with pytest.raises(ConfigError, match="prune: a resumed run keeps it"):
+        with pytest.raises(ConfigError, match="prune: cannot change when a run is resumed"):
             resume_config(stored, current)

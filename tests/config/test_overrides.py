@@ -1,6 +1,6 @@
 import pytest
 
-from trainer.config.overrides import parse, quoted
+from trainer.config.overrides import parse_overrides, quoted
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from trainer.config.overrides import parse, quoted
     ],
 )
 def test_words_beyond_ascii_need_no_quotes(text: str, value: object) -> None:
-    (override,), faults = parse([quoted(text)])
+    (override,), problems = parse_overrides([quoted(text)])
 
-    assert faults == []
+    assert problems == []
     assert override.value() == value

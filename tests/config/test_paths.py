@@ -4,32 +4,34 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config.lint import check_command
-from trainer.config.paths import located
+from trainer.config.command import check_command
+from trainer.config.paths import locate_paths
 from trainer.errors import ConfigError, DataError
 
+KL = {"_target_": "trainer.loss.kl_distillation.KlDistillation"}
 
-def faults(*overrides: str) -> tuple[str, ...]:
+
+def errors_of(*overrides: str) -> tuple[str, ...]:
     with pytest.raises((ConfigError, DataError)) as caught:
         check_command("train", overrides)
     return caught.value.messages
 
 
-def test_data_alone_is_a_fault_of_data_and_all_of_it_is_told(elsewhere: Path) -> None:
+def test_missing_data_is_a_data_error(elsewhere: Path) -> None:
     (elsewhere / "valid.csv").touch()
     with pytest.raises(DataError) as caught:
         check_command("train", ["data=files", "data.train=[q.csv,valid.csv]", "data.validation=vald.csv"])
     assert caught.value.messages == (
         f"data.train: no such file, got 'q.csv'. Paths are relative to {elsewhere}.",
-        "data.validation: no such file, got 'vald.csv'. Did you mean valid.csv.",
+        "data.validation: no such file, got 'vald.csv'. Did you mean valid.csv?",
     )
 
 
-def test_with_other_faults_it_is_told_beside_them() -> None:
+def test_missing_data_is_reported_with_other_errors() -> None:
     with pytest.raises(ConfigError) as caught:
         check_command("train", ["data=files", "data.train=a.csv", "optimizer.lr=-1", "model.weights=w.pth"])
     assert [message.split(",")[0] for message in caught.value.messages] == [
-        "optimizer.lr: must be finite and above 0",
+        "optimizer.lr: must be greater than 0",
         "model.weights: no such file or folder",
         "data.train: no such file",
     ]
@@ -47,7 +49,7 @@ def test_with_other_faults_it_is_told_beside_them() -> None:
     ],
 )
 def test_each_key_that_names_a_path(overrides: list[str], told: str) -> None:
-    (message,) = faults(*overrides)
+    (message,) = errors_of(*overrides)
     assert message.startswith(told)
 
 
@@ -57,7 +59,7 @@ def test_patterns_names_of_the_hub_and_other_sources_are_left_to_what_reads_them
     check_command("train", ["model=pretrained", "model.path=owner/name"])
     check_command("train", ["model=pretrained", "model.path=bert-base-uncased"])
     check_command("train", ["data=hub", "data.path=owner/name"])
-    assert check_command("train", ["data=files", "data.train=nowhere.csv", "--cfg", "job"]).request.verb == "train"
+    assert check_command("train", ["data=files", "data.train=nowhere.csv", "--cfg", "job"]).line.verb == "train"
 
 
 def test_only_what_is_there_is_found_from_where_a_run_was_started(elsewhere: Path) -> None:
@@ -65,18 +67,18 @@ def test_only_what_is_there_is_found_from_where_a_run_was_started(elsewhere: Pat
     start.mkdir()
     for name in ("a.csv", "b.csv", "pixels"):
         (start / name).touch()
-    config = {"run": {"cwd": str(start)}, "loss": {"teacher": "b.csv"}, "model": {"weights": "b.csv"}}
+    config = {"run": {"cwd": str(start)}, "loss": KL | {"teacher": "b.csv"}, "model": {"weights": "b.csv"}}
     files = {
         "_target_": "trainer.data.files.Files",
         "train": ["a.csv", "gone.csv"],
         "test": "[ab].csv",
         "text": "a.csv",
     }
-    found = located(config | {"data": files})
+    moved = locate_paths(config | {"data": files})
 
-    assert found["data"] == files | {"train": [f"{start}/a.csv", "gone.csv"], "test": f"{start}/[ab].csv"}
-    assert (found["loss"], found["model"]) == ({"teacher": f"{start}/b.csv"}, {"weights": "b.csv"})
+    assert moved["data"] == files | {"train": [f"{start}/a.csv", "gone.csv"], "test": f"{start}/[ab].csv"}
+    assert (moved["loss"], moved["model"]) == (KL | {"teacher": f"{start}/b.csv"}, {"weights": "b.csv"})
     idx = {"_target_": "trainer.data.idx.Idx", "folder": None, "train": {"images": "pixels", "labels": "/pixels"}}
-    assert located(config | {"data": idx})["data"]["train"] == {"images": f"{start}/pixels", "labels": "/pixels"}
+    assert locate_paths(config | {"data": idx})["data"]["train"] == {"images": f"{start}/pixels", "labels": "/pixels"}
     for same in ({}, {"run": "runs/x", "data": files}, config | {"run": {"cwd": None}}, {"run": {"cwd": "."}}):
-        assert located(same) == same
+        assert locate_paths(same) == same

@@ -5,14 +5,21 @@ from typing import Any
 import pytest
 
 from trainer.config.jobs import TrainJob
-from trainer.config.stored import config_text, job_from_config, job_from_text, load_stored_config, stored_config
+from trainer.config.stored import (
+    config_text,
+    job_from_config,
+    job_from_text,
+    load_stored_config,
+    parse_stored_config,
+    untrusted_targets,
+)
 from trainer.config.stored import with_overrides as changed
 from trainer.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture
 def config(composed: Callable[..., Any], elsewhere: Path) -> dict[str, Any]:
-    """A complete configuration, as a run stores it."""
+    """A complete config, as a run stores it."""
     (elsewhere / "a.csv").touch()
     _, values = composed("train", "data=files", "data.train=a.csv", "optimizer.lr=3e-5")
     assert isinstance(values, dict)
@@ -20,7 +27,7 @@ def config(composed: Callable[..., Any], elsewhere: Path) -> dict[str, Any]:
 
 
 def test_a_stored_text_comes_back_as_it_was(config: dict[str, Any], tmp_path: Path) -> None:
-    assert stored_config(config_text(config)) == config
+    assert parse_stored_config(config_text(config)) == config
     (tmp_path / "config.yaml").write_text(config_text(config), encoding="utf-8")
     assert load_stored_config(tmp_path) == config
     job = job_from_config(config)
@@ -33,12 +40,12 @@ def test_a_stored_text_comes_back_as_it_was(config: dict[str, Any], tmp_path: Pa
 )
 def test_a_text_that_is_no_configuration(text: str) -> None:
     with pytest.raises(CheckpointError, match=r"^config\.yaml: "):
-        stored_config(text)
+        parse_stored_config(text)
 
 
 @pytest.mark.parametrize(
     ("name", "problem"),
-    [("there", "holds neither config.yaml nor a checkpoint"), ("not_there", "there is no such folder")],
+    [("there", "contains neither config.yaml nor a checkpoint"), ("not_there", "no such folder")],
 )
 def test_a_folder_without_a_configuration(tmp_path: Path, name: str, problem: str) -> None:
     (tmp_path / "there").mkdir()
@@ -53,14 +60,14 @@ def test_overrides_of_a_stored_configuration(config: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
         changed(config, [("data.tst", "b.csv"), ("loader.worker", 2)])
     assert caught.value.messages == (
-        "data.tst: there is no such key, got 'b.csv'. Did you mean data.test.",
-        "loader.worker: there is no such key, got 2. Did you mean loader.workers.",
+        "data.tst: unknown key, got 'b.csv'. Did you mean data.test?",
+        "loader.worker: unknown key, got 2. Did you mean loader.workers?",
     )
     with pytest.raises(ConfigError, match=r"^loader\.workers: must be an integer, got 'x'"):
         job_from_text(config_text(config), trust=[], overrides=[("loader.workers", "x")])
 
 
-def test_code_that_is_not_ours_must_be_trusted_by_the_user(config: dict[str, Any]) -> None:
+def test_foreign_code_must_be_trusted_by_the_user(config: dict[str, Any]) -> None:
     config["loss"] = {"_target_": "json.JSONDecoder"}
     config["trust"] = ["json"]
     with pytest.raises(CheckpointError, match=r"^loss\._target_: .*trust=\[json\]"):
@@ -69,17 +76,54 @@ def test_code_that_is_not_ours_must_be_trusted_by_the_user(config: dict[str, Any
     assert job_from_text(config_text(config), trust=None).loss == config["loss"]
 
 
-def test_keys_that_are_newer_than_a_stored_text_have_their_defaults(config: dict[str, Any]) -> None:
+def test_keys_newer_than_a_stored_text_get_their_defaults(config: dict[str, Any]) -> None:
     older = {name: dict(part) if isinstance(part, dict) else part for name, part in config.items()}
     del older["prune"], older["train"]["patience"], older["loss"]["label_smoothing"], older["model"]["lora"]
 
-    found = stored_config(config_text(older))
-    assert found == config
-    assert job_from_config(found).train.patience is None
+    stored = parse_stored_config(config_text(older))
+    assert stored == config
+    assert job_from_config(stored).train.patience is None
 
 
-def test_what_was_taken_out_of_a_part_that_needs_no_value_stays_out(config: dict[str, Any]) -> None:
+def test_parts_of_unknown_targets_are_not_completed(config: dict[str, Any]) -> None:
     mine = config | {"loss": {"_target_": "json.Loss"}, "optimizer": {"_target_": "trainer.nowhere.Gone", "lr": 1.0}}
-    found = stored_config(config_text(mine))
-    assert found["loss"] == {"_target_": "json.Loss"}
-    assert found["optimizer"]["lr"] == 1.0
+    stored = parse_stored_config(config_text(mine))
+    assert stored["loss"] == {"_target_": "json.Loss"}
+    assert stored["optimizer"]["lr"] == 1.0
+
+
+def test_targets_that_a_stored_config_may_name() -> None:
+    for target in (
+        "trainer.loss.focal.Focal",
+        "trainer.scheduler.cosine.cosine",
+        "torch.optim.Adam",
+        "torch.optim.adam.Adam",
+        "torch.nn.Linear",
+        "transformers.BertModel",
+        "mine.Loss",
+    ):
+        assert untrusted_targets({"loss": {"_target_": target}}, ["mine"]) == []
+
+
+def test_targets_that_a_stored_config_must_not_name() -> None:
+    for target in (
+        "os.system",
+        "evil.Loss",
+        "minex.Loss",
+        "trainer",
+        "trainerx.Loss",
+        "trainer.loss.focal.torch.load",
+        "trainer.loss.focal.F",
+        "trainer.config.groups.find_spec",
+        "torch.load",
+        "torch.optim.adam.torch.load",
+        "torch.nn.functional.handle_torch_function",
+        "torch.hub.load",
+        "transformers.utils.os.system",
+        "transformers.utils.import_utils.subprocess.Popen",
+        "transformers.AutoModel.from_pretrained",
+        "transformers.",
+    ):
+        (message,) = untrusted_targets({"model": {"parts": [{"_target_": target}]}}, ["mine"])
+        assert message.startswith("model.parts.0._target_: a checkpoint may name")
+        assert f"got {target!r}. If you trust it, set trust=[{target.split('.')[0]}]" in message

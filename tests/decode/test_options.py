@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from trainer.config.compose import compose
+from trainer.config.command import check_command
 from trainer.config.help import verb_help
-from trainer.config.lint import check_command
 from trainer.errors import ConfigError
 
 CONF = Path(__file__).parents[2] / "conf" / "decode"
@@ -24,9 +23,9 @@ def _other_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def job_of(*overrides: str) -> Any:
-    plan = check_command("generate", overrides)
-    job, _ = plan.job(*compose(plan.request.folder, plan.request.name, plan.hydra_argv), None)
-    return job
+    single = check_command("generate", overrides).single
+    assert single is not None
+    return single.job
 
 
 def test_each_option_sets_every_parameter_of_its_strategy() -> None:

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from trainer.builders.instantiate import instantiate
-from trainer.config.jobs import TrainJob
-from trainer.config.schema import own_keys
-from trainer.config.sections import DataKeys
+from trainer.config.jobs import DataKeys, TrainJob
+from trainer.config.schema import option_keys
 from trainer.data.batches import Batches, BatchPlan, EvaluationBatches, LoaderOptions, TrainLoader
 from trainer.data.encode import Encoded, cache_root, encode
 from trainer.data.quality import DataReport, measure_quality
@@ -31,12 +30,12 @@ def build_task(job: TrainJob, state: dict[str, Any] | None = None) -> Task:
 
 def build_encoded(job: TrainJob, task: Task, *, fitted: bool) -> Encoded:
     """Encode all splits, or read them from the cache; the task is fitted afterwards."""
-    return _encode(job, instantiate("data", own_keys(job.data, DataKeys)), task, fitted=fitted)
+    return _encode(job, instantiate("data", option_keys(job.data, DataKeys)), task, fitted=fitted)
 
 
 def build_split(job: TrainJob, task: Task, split: str) -> Encoded:
     """Encode one split for a fitted task. Sources that can read a split on its own read nothing else."""
-    source: Source = instantiate("data", own_keys(job.data, DataKeys))
+    source: Source = instantiate("data", option_keys(job.data, DataKeys))
     numeric = task.numeric if isinstance(task, HasNumericColumns) else {}
     single = source.for_split(split, numeric) if isinstance(source, SeparableSource) else None
     return _encode(job, single or source, task, fitted=True)

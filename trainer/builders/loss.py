@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from trainer.builders.instantiate import instantiate, locate, parameters
 from trainer.builders.model import restore_model
 from trainer.checkpoint.store import Store
+from trainer.config.compatibility import incompatible_targets
 from trainer.config.jobs import TrainJob
-from trainer.config.pairing import unfit_targets
 from trainer.config.stored import job_from_text
 from trainer.errors import CheckpointError, ConfigError, format_error
 from trainer.layout import CHECKPOINTS, CONFIG, TASK
@@ -40,7 +40,9 @@ def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
     _check_ignore_index(loss, task)
     for target in (task.target, task.train_target if isinstance(task, HasTrainTarget) else task.target):
         if isinstance(loss, DeclaresTargets) and target not in loss.targets:
-            raise ConfigError(format_error("loss", unfit_targets(loss.targets, target), value=job.loss["_target_"]))
+            raise ConfigError(
+                format_error("loss", incompatible_targets(loss.targets, target), value=job.loss["_target_"])
+            )
     if not hasattr(loss, "num_targets"):
         problem = f"{job.loss['_target_']} has no num_targets method: a loss is a sum and must report its terms"
         raise ConfigError(format_error("loss", problem))

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from trainer.builders.instantiate import in_group, instantiate
 from trainer.capture import MASKS, load_weights, select_weights
 from trainer.checkpoint.store import Snapshot
-from trainer.config.jobs import TrainJob
-from trainer.config.schema import own_keys
-from trainer.config.sections import LoraKeys, ModelKeys, PruneKeys
+from trainer.config.jobs import LoraKeys, ModelKeys, PruneKeys, TrainJob
+from trainer.config.schema import option_keys
 from trainer.data.batches import Batches, BatchIndices
 from trainer.decode.kv_cache import has_cache
 from trainer.durations import to_steps
@@ -37,7 +36,7 @@ from trainer.model.finetuning import (
 from trainer.model.pretrained_folder import read_run_weights
 from trainer.model.weights import fit_weights
 from trainer.model.weights_file import load_weights_file
-from trainer.model.weights_origin import find_tokenizer, mismatch_warnings
+from trainer.model.weights_origin import mismatch_warnings
 from trainer.protocols import (
     Batching,
     HasArchitecture,
@@ -50,6 +49,7 @@ from trainer.protocols import (
     TaskInfo,
 )
 from trainer.prune.masks import Masks, measure_sparsity, select_parameters, total_sparsity
+from trainer.weights_folder import find_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def build_model(job: TrainJob, task: Task, snapshot: Snapshot | None, loss: Loss
     arguments = info.arguments()
     if snapshot is not None and ARCHITECTURE in snapshot.documents:
         arguments["architecture"] = json.loads(snapshot.documents[ARCHITECTURE])
-    model: nn.Module = instantiate("model", own_keys(job.model, ModelKeys), **arguments)
+    model: nn.Module = instantiate("model", option_keys(job.model, ModelKeys), **arguments)
     settings = ModelKeys(**{key: value for key, value in job.model.items() if key in ModelKeys.__dataclass_fields__})
     tokenizer = job.task.get("tokenizer")
     if snapshot is None and settings.weights and tokenizer and tokenizer == find_tokenizer(settings.weights):
@@ -200,7 +200,7 @@ def prune_model(config: Mapping[str, Any], model: nn.Module, seed: int) -> Masks
     # The head on inner features is new and takes the place of the model's own head, so it is not pruned.
     prefix, backbone = ("backbone.", model.backbone) if isinstance(model, FeatureExtractor) else ("", model)
     assert isinstance(backbone, nn.Module)
-    compute_masks = instantiate("prune", own_keys(dict(config), PruneKeys), seed=seed)
+    compute_masks = instantiate("prune", option_keys(dict(config), PruneKeys), seed=seed)
     with in_group("prune"):
         parameters = select_parameters(backbone, config.get("targets"))
         # On the CPU, so that random masks do not depend on the device.

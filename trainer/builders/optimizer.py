@@ -11,9 +11,8 @@ from torch import nn
 
 from trainer.builders.instantiate import in_group, instantiate, locate, parameters
 from trainer.config import schema
-from trainer.config.jobs import TrainJob
-from trainer.config.schema import own_keys
-from trainer.config.sections import OptimizerKeys
+from trainer.config.jobs import OptimizerKeys, TrainJob
+from trainer.config.schema import option_keys
 from trainer.durations import to_steps
 from trainer.errors import ConfigError, format_error
 from trainer.optimizer.parameter_groups import hidden_matrix_names, layer_indices, make_parameter_groups, no_decay_names
@@ -34,7 +33,7 @@ def build_optimizer(job: TrainJob, model: nn.Module, loss: Loss) -> torch.optim.
     if not any(parameter.requires_grad for parameter in modules.parameters()):
         remedy = "Leave something trainable, such as the head"
         raise ConfigError(format_error("model.freeze", "leaves nothing to train", remedy, value=job.model["freeze"]))
-    config = own_keys(job.optimizer, OptimizerKeys)
+    config = option_keys(job.optimizer, OptimizerKeys)
     with in_group("optimizer"):
         groups = make_parameter_groups(
             modules.named_parameters(),

@@ -31,8 +31,8 @@ from trainer.builders.optimizer import build_optimizer, build_schedule
 from trainer.capture import restore
 from trainer.checkpoint.store import Snapshot
 from trainer.config import schema
+from trainer.config.compatibility import UNKNOWN_METRIC
 from trainer.config.jobs import TrainJob
-from trainer.config.pairing import NO_METRIC
 from trainer.data.encode import Encoded
 from trainer.data.quality import DataReport
 from trainer.durations import to_steps
@@ -209,7 +209,7 @@ def select_monitor(job: TrainJob, task: Task) -> tuple[str, bool]:
     monitor = job.checkpoint.monitor or task.monitor
     if monitor not in directions:
         remedy = did_you_mean(monitor, list(directions))
-        raise ConfigError(format_error("checkpoint.monitor", NO_METRIC, remedy, value=monitor))
+        raise ConfigError(format_error("checkpoint.monitor", UNKNOWN_METRIC, remedy, value=monitor))
     return monitor, directions[monitor]
 
 

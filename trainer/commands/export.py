@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from trainer.commands.run_folders import find_run_folder, select_checkpoint
+from trainer.config.compatibility import validate_formats
 from trainer.config.jobs import ExportJob
-from trainer.config.pairing import format_faults
 from trainer.config.stored import job_from_text, load_stored_config
 from trainer.errors import raise_if_any
 from trainer.layout import EXPORT, PRUNED_EXPORT
@@ -33,7 +33,7 @@ def run(job: ExportJob, config: dict[str, Any]) -> None:
         config: The same as plain data; unused.
     """
     folder = find_run_folder(job.run)
-    raise_if_any(*format_faults({**load_stored_config(folder, "run"), "export": job.export}))
+    raise_if_any(*validate_formats({**load_stored_config(folder, "run"), "export": job.export}))
     from trainer.builders.checkpointed import load_checkpointed_model
 
     checkpointed = load_checkpointed_model(

@@ -11,11 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from trainer.commands.run_folders import find_run_folder, run_argument, select_checkpoint
-from trainer.config.jobs import PredictJob, TrainJob
-from trainer.config.sections import ColumnsSection
+from trainer.config.jobs import ColumnsSection, PredictJob, TrainJob
 from trainer.config.signatures import attribute
-from trainer.config.stored import exported_config, job_from_text, load_stored_config, with_overrides
-from trainer.config.trust import trusted
+from trainer.config.stored import exported_config, job_from_text, load_stored_config, untrusted_targets, with_overrides
 from trainer.data.readers import first_line_of
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
 from trainer.export.script import RUN
@@ -149,7 +147,7 @@ def _load_from_artifacts(job: PredictJob, graph: Path, config: Mapping[str, Any]
     from trainer.builders.instantiate import instantiate
     from trainer.predict.predictor import Predictor
 
-    if untrusted := trusted(config, job.trust):
+    if untrusted := untrusted_targets(config, job.trust):
         raise CheckpointError(*untrusted)
     config = with_overrides(config, job.stored_overrides)
     task: Task = instantiate("task", config["task"])

@@ -13,9 +13,8 @@ from shlex import quote
 from typing import Any
 
 from trainer.checkpoint.listing import list_newest_first, rank_by_score
-from trainer.config.sections import RunSection
-from trainer.config.stored import load_stored_config
-from trainer.config.trust import trust_argument
+from trainer.config.jobs import RunSection
+from trainer.config.stored import load_stored_config, trust_argument
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import CHECKPOINTS, DIVERGED, EVALUATIONS, LOCK, METRICS, RUNS
 from trainer.report.events import read_events

@@ -20,8 +20,8 @@ from trainer.commands.run_folders import (
     run_argument,
 )
 from trainer.config.jobs import TrainJob
-from trainer.config.policy import resume_config
-from trainer.config.stored import config_text, job_from_text, stored_config
+from trainer.config.resume import resume_config
+from trainer.config.stored import config_text, job_from_text, parse_stored_config
 from trainer.errors import CheckpointError, Interrupted, ProofError
 from trainer.layout import CHECKPOINTS, CONFIG, DIVERGED, LOG, LR_RANGE, METRICS, REPORT, TENSORBOARD, step_name
 from trainer.report.console import open_console, print_table
@@ -58,7 +58,7 @@ def run(job: TrainJob, config: dict[str, Any]) -> None:
                 snapshot = _load_snapshot(job, folder)
                 notes: list[str] = []
                 if snapshot is not None and job.resume == "auto":
-                    config, notes = resume_config(stored_config(snapshot.documents[CONFIG]), config)
+                    config, notes = resume_config(parse_stored_config(snapshot.documents[CONFIG]), config)
                     job = replace(job, optimizer=config["optimizer"])
                 _train(job, config, folder, snapshot, signals, notes)
         except Interrupted as error:

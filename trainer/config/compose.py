@@ -1,66 +1,145 @@
-"""A configuration out of YAML files and overrides, by Hydra; and the same as plain values."""
+"""Composition of a config from YAML files and overrides, by Hydra, and its conversion to plain values."""
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
+from hydra.core.utils import run_job
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from trainer.config import jobs, schema
 from trainer.errors import ConfigError, format_error
 
+_JOB_NAME = "cli"
+"""`hydra.job.name` as Hydra's main sets it: the module that starts it."""
+
 
 def register_defaults() -> None:
-    """Puts the defaults of the keys we own where the YAML files find them, as `<verb>_defaults`."""
-    for verb, kind in jobs.JOBS.items():
-        ConfigStore.instance().store(name=f"{verb}_defaults", node=schema.defaults(kind), provider="trainer")
+    """Make the defaults of jobs and sections available to the YAML files, as `<verb>_defaults`."""
+    for verb, job_type in jobs.JOBS.items():
+        ConfigStore.instance().store(name=f"{verb}_defaults", node=schema.defaults(job_type), provider="trainer")
 
 
-def compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str | None]]:
-    """The configuration `name` of `folder`, and the option of each group in it.
-
-    Interpolations that refer to Hydra's own configuration find it afterwards.
+def compose_with_hydra(folder: Path, name: str, overrides: Sequence[str]) -> DictConfig:
+    """Compose the config `name` of `folder`, with Hydra's own config in its key `hydra`.
 
     Raises:
         ConfigError: It cannot be composed.
     """
     try:
-        with initialize_config_dir(str(folder), version_base="1.3", job_name="trainer"):
-            config = hydra_compose(name, overrides=list(overrides), return_hydra_config=True)
+        with initialize_config_dir(str(folder), version_base="1.3", job_name=_JOB_NAME):
+            return hydra_compose(name, overrides=list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(one_line(error)) from error
-    with open_dict(config.hydra):
-        # What only a started job has, so that values that refer to it can be checked before.
-        config.hydra.job.num, config.hydra.job.id = 0, "0"
-        config.hydra.runtime.output_dir = os.getcwd()
+
+
+def compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str | None]]:
+    """Compose the config `name` of `folder`; return it and the option of each group in it.
+
+    Interpolations that refer to Hydra's own config have values afterwards.
+
+    Raises:
+        ConfigError: It cannot be composed.
+    """
+    config = compose_with_hydra(folder, name, overrides)
+    publish_hydra_config(config)
+    return without_hydra(config), choices_of(config)
+
+
+def publish_hydra_config(config: DictConfig) -> None:
+    """Give interpolations such as `${hydra:runtime.output_dir}` the values that they have in the job."""
     HydraConfig.instance().set_config(config)
-    choices = {str(key): value for key, value in config.hydra.runtime.choices.items()}
+    output_dir = os.path.abspath(str(OmegaConf.select(config, "hydra.run.dir")))
+    with read_write(config.hydra), open_dict(config.hydra):
+        # A sweep replaces the number and id of the job after the check.
+        config.hydra.job.num, config.hydra.job.id = 0, "0"
+        config.hydra.runtime.output_dir = output_dir
+    HydraConfig.instance().set_config(config)
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """Return a copy of the config without Hydra's own."""
     job = copy.deepcopy(config)
     with open_dict(job):
         del job["hydra"]
-    return job, choices
+    return job
+
+
+def choices_of(config: DictConfig) -> dict[str, str | None]:
+    """Return the option of each group in the config."""
+    return {str(key): value for key, value in config.hydra.runtime.choices.items()}
+
+
+def is_sweep_by_default(config: DictConfig) -> bool:
+    """Tell if Hydra's own config asks for a sweep (`hydra.mode`)."""
+    return bool(config.hydra.mode == RunMode.MULTIRUN)
+
+
+def record_overrides(config: DictConfig, overrides: Sequence[Override]) -> None:
+    """Record all overrides in Hydra's own config as if Hydra had applied them."""
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.overrides.task = [str(item.input_line) for item in overrides]
+        form = config.hydra.job.config.override_dirname
+        config.hydra.job.override_dirname = get_overrides_dirname(
+            list(overrides), list(form.exclude_keys), form.item_sep, form.kv_sep
+        )
+
+
+def run_with_hydra(config: DictConfig, job: Callable[[], None]) -> None:
+    """Run a job in the environment that Hydra's own config describes: folder, variables, logging, callbacks."""
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.mode = RunMode.RUN
+    callbacks = Callbacks(config)
+    name = config.hydra.job.config_name
+    callbacks.on_run_start(config=config, config_name=name)
+    with initialize_config_dir(os.getcwd(), version_base="1.3", job_name=_JOB_NAME):
+        context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=callbacks)
+    failures: list[Exception] = []
+
+    def task(_: DictConfig) -> None:
+        try:
+            job()
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    outcome = run_job(
+        task_function=task,
+        config=config,
+        job_dir_key="hydra.run.dir",
+        job_subdir_key=None,
+        hydra_context=context,
+    )
+    callbacks.on_run_end(config=config, config_name=name, job_return=outcome)
+    if failures:
+        # Raised here, as Hydra would print a line of its own before the error.
+        raise failures[0]
 
 
 def one_line(error: BaseException) -> str:
-    """What Hydra or OmegaConf says, with the cause that it hides."""
-    said = str(error).strip() or type(error).__name__
-    return f"{said} {str(error.__cause__).strip()}" if error.__cause__ else said
+    """Return the message of Hydra or OmegaConf with its hidden cause."""
+    message = str(error).strip() or type(error).__name__
+    return f"{message} {str(error.__cause__).strip()}" if error.__cause__ else message
 
 
-def apply(config: DictConfig, overrides: Sequence[Override]) -> list[str]:
-    """Changes `config` in place as Hydra does; returns what cannot be done."""
-    faults = []
+def apply_overrides(config: DictConfig, overrides: Sequence[Override]) -> list[str]:
+    """Change `config` in place as Hydra does; return a message for each override that cannot be applied."""
+    problems = []
     for override in overrides:
         try:
             if override.is_delete():
@@ -70,26 +149,27 @@ def apply(config: DictConfig, overrides: Sequence[Override]) -> list[str]:
             else:
                 set_value(config, override.key_or_group, override.value())
         except OmegaConfBaseException as error:
-            faults.append(format_error(override.key_or_group, "cannot be set", str(error).splitlines()[0].rstrip(".")))
-    return faults
+            reason = str(error).splitlines()[0].rstrip(".")
+            problems.append(format_error(override.key_or_group, "cannot be set", reason))
+    return problems
 
 
 def set_value(config: DictConfig, path: str, value: Any) -> None:
-    """Sets the value at a dotted path in place; a mapping is merged."""
+    """Set the value at a dotted path in place; merge a mapping into the existing one."""
     OmegaConf.update(config, path, value, merge=True, force_add=True)
 
 
 def plain(config: DictConfig) -> tuple[dict[str, Any], list[str]]:
-    """A configuration as mappings, lists and scalars, and a message for each interpolation without a value.
+    """Return a config as mappings, lists and scalars, and a message for each interpolation without a value.
 
-    With such a message the interpolations are left as they are written; so is `???`.
+    If there is such a message, interpolations stay as they are written. `???` always stays.
     """
-    faults = list(filter(None, (_unresolved(config, path) for path in _interpolations(config))))
-    return as_written(config) if faults else _container(config, resolve=True), faults
+    problems = list(filter(None, (_unresolved(config, path) for path in _interpolations(config))))
+    return unresolved(config) if problems else _container(config, resolve=True), problems
 
 
-def as_written(config: DictConfig) -> dict[str, Any]:
-    """A configuration as mappings, lists and scalars, its interpolations as they are written."""
+def unresolved(config: DictConfig) -> dict[str, Any]:
+    """Return a config as mappings, lists and scalars, with interpolations as they are written."""
     return _container(config, resolve=False)
 
 
@@ -112,10 +192,9 @@ def _unresolved(config: DictConfig, path: str) -> str:
     try:
         OmegaConf.select(config, path, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        written: Any = as_written(config)
+        written: Any = unresolved(config)
         for name in path.split("."):
             written = written[int(name) if isinstance(written, list) else name]
-        return format_error(
-            path, "the interpolation has no value", str(error).splitlines()[0].rstrip("."), value=written
-        )
+        reason = str(error).splitlines()[0].rstrip(".")
+        return format_error(path, "the interpolation has no value", reason, value=written)
     return ""

@@ -1,101 +1,283 @@
-"""The jobs of the verbs: their keys, sections and groups."""
+"""The jobs of the verbs and their sections: every key that is not a part's own, with its type, range and default."""
 
 # ruff: noqa: RUF009  each of these calls makes a dataclasses.field
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from trainer.config.schema import group, key, optional_group, section, text
-from trainer.config.sections import (
-    CheckpointSection,
-    ColumnsSection,
-    DataKeys,
-    EmaSection,
-    LoaderSection,
-    LoggerSection,
-    ModelKeys,
-    OptimizerKeys,
-    PruneKeys,
-    RunSection,
-    TrainSection,
+from annotated_types import Ge, Gt, MinLen
+
+from trainer.config.schema import as_overrides, group, key, optional_group, section, text
+from trainer.constraints import (
+    BelowOne,
+    Count,
+    NonEmptyStr,
+    NonNegative,
+    NonNegativeInt,
+    Note,
+    Positive,
+    PositiveToOne,
+    Seed,
+    WeightsPath,
 )
 
+Duration: TypeAlias = int | str
+"""Optimizer steps, or a number with a unit: `500st`, `3ep`, `0.5ep`, `10%` (of the run)."""
+
 Part: TypeAlias = dict[str, Any]
-"""What `_target_` names and its keyword arguments."""
+"""A `_target_` and its keyword arguments."""
+
+_DEVICE = "auto, cpu, cuda, cuda:N or mps"
+_PRECISION = "number format of the forward pass: fp32, bf16 or fp16"
+_TRUST = "packages whose code the config in a checkpoint may name"
+_NEWEST = "run folder; null is the newest run"
+_NEWEST_OR_ARTIFACTS = "run folder, or a folder of artifacts; null is the newest run"
+_JSON = "print one JSON document instead of tables"
+_BACKEND = "torch runs a checkpoint, onnx {}; null is onnx if run is a folder of artifacts, else torch"
+
+
+# Keys that all options of a group share
+
+
+@dataclass(frozen=True)
+class DataKeys:
+    """Keys of every data source."""
+
+    strict: bool = key(False, "treat data problems as errors; false only warns")
+
+
+@dataclass(frozen=True)
+class LoraKeys:
+    """Keys of `model.lora`."""
+
+    rank: Count = key(8, "inner size of the two matrices added next to each weight")
+    alpha: Positive = key(16.0, "scale of the added product: alpha / rank")
+    dropout: BelowOne = key(0.0, "dropout probability at the input of the adapters, in [0, 1)")
+    targets: Annotated[list[NonEmptyStr], MinLen(1)] | Literal["all-linear"] = key(
+        "all-linear", "names of modules, such as [query_key_value]; all-linear is every linear layer except the head"
+    )
+
+
+@dataclass(frozen=True)
+class ModelKeys:
+    """Keys of every model."""
+
+    weights: WeightsPath | None = key(None, "initial weights: a .safetensors or .pth file, a folder or a run")
+    weights_rename: list[list[str]] = key(
+        [], "[regular expression, replacement] pairs applied in order to the names in that file"
+    )
+    weights_ignore: list[str] = key(
+        [], "patterns of names that may be missing from that file, unused, or of another shape"
+    )
+    freeze: list[Any] = key([], "patterns of parameter names not to train, or {match: <pattern>, until: <duration>}")
+    features: list[str] = key([], "modules whose pooled outputs feed a new head that replaces the model's own")
+    noisy_tune: NonNegative | None = key(
+        None, "noise added to each matrix at the start, in standard deviations of the matrix; null adds none"
+    )
+    lora: dict[str, Any] | None = key(
+        None, f"low-rank adapters, {as_overrides(LoraKeys)}; {{}} uses these defaults; null adds none"
+    )
+    channels_last: bool = key(False, "train convolutions with channels innermost in memory, which is often faster")
+
+
+@dataclass(frozen=True)
+class OverrideKeys:
+    """Keys of an entry of `optimizer.overrides`."""
+
+    match: NonEmptyStr = key("*", "pattern of parameter names, such as blocks.0.* or *.bias")
+    lr: Positive = key(1e-3, "learning rate")
+    weight_decay: NonNegative = key(0.0, "weight decay")
+
+
+@dataclass(frozen=True)
+class OptimizerKeys:
+    """Keys of every optimizer."""
+
+    decay: Literal["matrices", "all"] = key(
+        "matrices", "parameters with weight decay: all, or matrices (no biases, norms and embeddings)"
+    )
+    layer_decay: PositiveToOne | None = key(
+        None, "factor on the learning rate from each layer to the layer below it, in (0, 1]; null is 1"
+    )
+    overrides: list[dict[str, Any]] = key(
+        [], "{match: <pattern of names>, lr: ..., weight_decay: ...} entries; the last match wins"
+    )
+
+
+@dataclass(frozen=True)
+class PruneKeys:
+    """Keys of every pruning method."""
+
+    targets: Annotated[list[NonEmptyStr], MinLen(1)] | None = key(
+        None, "patterns of module names; null is all linear layers and convolutions except the head"
+    )
+
+
+# Sections
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """The folder of the run."""
+
+    name: str | None = key(None, "suffix of the folder's name; the whole name if resume=auto")
+    dir: NonEmptyStr | None = key(None, "run folder; null is runs/<date>_<time>[_name], or runs/<name> if resume=auto")
+    cwd: str | None = key(None, "base folder of relative paths of data and of a teacher; null is the current directory")
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    """The length of the run and its intervals."""
+
+    duration: Annotated[Duration, Gt(0)] = key("4ep", "length of the run: optimizer steps, or a number with st or ep")
+    batch_size: Count = key(32, "samples of one optimizer step, over all micro-batches and devices")
+    accumulate: Count = key(1, "micro-batches of one optimizer step; changes the memory used, not the result")
+    max_grad_norm: Positive | None = key(1.0, "largest L2 norm of the gradients; null never scales them down")
+    log_every: Annotated[Duration, Gt(0)] = key(10, "interval between log lines")
+    eval_every: Annotated[Duration, Gt(0)] = key("1ep", "interval between evaluations on the validation split")
+    patience: Annotated[Duration, Gt(0)] | None = key(
+        None, "stop early if the monitored metric has not improved for this long; null never stops early"
+    )
+
+
+@dataclass(frozen=True)
+class LoaderSection:
+    """How samples become batches and reach the device."""
+
+    batching: Literal["packed", "padded", "bucketed", "fixed"] = key(
+        "packed", "layout of a batch: packed joins several samples in a row"
+    )
+    workers: NonNegativeInt = key(0, "processes that prepare batches; 0 uses the training process")
+    prefetch: Count = key(2, "batches that each worker keeps ready")
+    pin_memory: bool | None = key(None, "copy batches through page-locked memory; null does so on CUDA")
+    persistent_workers: bool = key(True, "keep the workers from epoch to epoch")
+    eval_batch_size: Count = key(128, "samples of one evaluation batch")
+    limit: Count | None = key(
+        None, "use only this many evenly spaced samples of each split (for quick trials); null uses all"
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointSection:
+    """The checkpoints."""
+
+    every: Annotated[Duration, Gt(0)] = key("1ep", "interval between checkpoints")
+    keep: Annotated[int, Ge(2), Note("one may be damaged")] = key(
+        2, "number of newest checkpoints kept, at least 2; the best one is kept as well"
+    )
+    monitor: NonEmptyStr | None = key(None, "metric that selects the best checkpoint; null is the task's default")
+
+
+@dataclass(frozen=True)
+class EmaSection:
+    """The exponential moving average of the weights."""
+
+    decay: BelowOne | None = key(
+        0.999, "exponential moving average of the weights: decay per step, in [0, 1); null turns it off"
+    )
+
+
+@dataclass(frozen=True)
+class LoggerSection:
+    """Where metrics are written while the run goes."""
+
+    console: Literal["auto", "rich", "plain", "none"] = key(
+        "auto", "output on the screen; auto is rich on a terminal, else plain"
+    )
+    tensorboard: bool = key(True, "write event files for TensorBoard")
+
+
+@dataclass(frozen=True)
+class ColumnsSection:
+    """The columns of an input file; null is the column of the run's own data, or the role's name."""
+
+    text: str | None = key(None, "column of texts")
+    text_pair: str | None = key(None, "column of second texts")
+    words: str | None = key(None, "column of lists of words")
+    image: str | None = key(None, "column of image paths, relative to the folder of the file that contains them")
+
+
+# Jobs
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """All of a training job."""
+    """A training job."""
 
-    seed: int = key(0, "fixes order, initial weights and every draw; 0 or more")
-    device: str = key("auto", "auto, cpu, cuda, cuda:N or mps")
-    precision: Literal["fp32", "bf16", "fp16"] = key("fp32", "of the forward and backward pass; weights stay fp32")
-    compile: bool = key(False, "torch.compile the model")
-    resume: str | None = key(None, "null; auto: go on in runs/<run.name> or start it; or a run or checkpoint folder")
-    trust: list[str] = key([], "packages that the config inside a checkpoint may name")
-    run: RunSection = section(RunSection, "where the run is kept")
-    train: TrainSection = section(TrainSection, "how long, in what pieces")
+    seed: Seed = key(0, "seed of the sample order, the initial weights and all random numbers; at least 0")
+    device: str = key("auto", f"device: {_DEVICE}")
+    precision: Literal["fp32", "bf16", "fp16"] = key(
+        "fp32", "number format of the forward and backward pass: fp32, bf16 or fp16; weights stay fp32"
+    )
+    compile: bool = key(False, "compile the model with torch.compile")
+    resume: str | None = key(
+        None, "run or checkpoint folder to resume; auto resumes or starts runs/<run.name>; null starts a new run"
+    )
+    trust: list[str] = key([], _TRUST)
+    run: RunSection = section(RunSection, "the folder of the run")
+    train: TrainSection = section(TrainSection, "the length of the run and its intervals")
     loader: LoaderSection = section(LoaderSection, "how samples become batches")
-    checkpoint: CheckpointSection = section(CheckpointSection, "what is kept to go on from")
-    ema: EmaSection = section(EmaSection, "moving average of the weights")
-    logger: LoggerSection = section(LoggerSection, "what is shown while it runs")
-    task: Part = group("what is learnt: columns, encoding, metrics")
-    data: Part = group("where samples come from", DataKeys)
+    checkpoint: CheckpointSection = section(CheckpointSection, "the checkpoints")
+    ema: EmaSection = section(EmaSection, "the moving average of the weights")
+    logger: LoggerSection = section(LoggerSection, "where metrics are written")
+    task: Part = group("what the model learns: columns, encoding, metrics")
+    data: Part = group("the source of the samples", DataKeys)
     model: Part = group("the network", ModelKeys)
-    loss: Part = group("what is minimized")
+    loss: Part = group("the function to minimize")
     optimizer: Part = group("how weights are updated", OptimizerKeys)
     scheduler: Part = group("the learning rate over the run")
-    prune: Part | None = optional_group("weights that are 0 from the start to the end", PruneKeys)
-    export: Part = group("artifacts written at the end")
+    prune: Part | None = optional_group("weights fixed at 0 during training", PruneKeys)
+    export: Part = group("the artifacts written at the end")
 
 
 @dataclass(frozen=True)
 class PlanJob(TrainJob):
-    """All of a training job, to be looked at before it is run."""
+    """A training job, examined without running it."""
 
-    json: bool = key(False, "one JSON document in place of tables")
-    trial: bool = key(True, "one update on the CPU, thrown away, measures memory; false: only what is known without")
-    depth: int = key(3, "levels of modules that are shown; deeper ones are counted with those they are in")
+    json: bool = key(False, _JSON)
+    trial: bool = key(True, "measure memory with one trial update on the CPU; false shows only what is known without")
+    depth: NonNegativeInt = key(3, "levels of modules shown; deeper modules are counted in their parents")
 
 
 @dataclass(frozen=True)
 class DiffJob:
-    """What two runs have in common is left out."""
+    """A comparison of two runs."""
 
-    left: str | None = key(None, "a run folder; null: the newest run but one")
-    right: str | None = key(None, "a run folder; null: the newest run")
-    json: bool = key(False, "one JSON document in place of tables")
+    left: str | None = key(None, "run folder; null is the second newest run")
+    right: str | None = key(None, _NEWEST)
+    json: bool = key(False, _JSON)
 
 
 @dataclass(frozen=True)
 class RunJob:
-    """A job about a run that there is."""
+    """A job about an existing run."""
 
-    run: str | None = key(None, "the run folder; null: the newest run")
-    trust: list[str] = key([], "packages that the config inside a checkpoint may name")
+    run: str | None = key(None, _NEWEST)
+    trust: list[str] = key([], _TRUST)
 
 
 @dataclass(frozen=True)
 class CheckpointJob(RunJob):
     """A job about the model of a run."""
 
-    checkpoint: str = key("best", "best, last or step-N")
-    weights: Literal["auto", "raw", "ema"] = key("auto", "auto: the ones that scored best")
+    checkpoint: str = key("best", "checkpoint: best, last or step-N")
+    weights: Literal["auto", "raw", "ema"] = key(
+        "auto", "weights: raw, ema, or auto, which takes those that scored best"
+    )
 
 
 @dataclass(frozen=True)
 class DeviceJob(CheckpointJob):
-    """A job that computes with the model of a run."""
+    """A job that runs the model of a run."""
 
-    device: str = key("auto", "auto, cpu, cuda, cuda:N or mps")
-    precision: Literal["fp32", "bf16", "fp16"] = key("fp32", "of the forward pass")
+    device: str = key("auto", f"device: {_DEVICE}")
+    precision: Literal["fp32", "bf16", "fp16"] = key("fp32", _PRECISION)
 
 
 @dataclass(frozen=True)
 class DataJob(RunJob):
-    """A job that reads data of a run. `stored_overrides` are changes of the run's own config: full key and value."""
+    """A job that reads the data of a run. `stored_overrides` replace keys of the run's config: full key and value."""
 
     stored_overrides: tuple[tuple[str, Any], ...] = ()
 
@@ -104,64 +286,72 @@ class DataJob(RunJob):
 class ReportJob:
     """A page about a run."""
 
-    run: str | None = key(None, "the run folder; null: the newest run")
-    beside: list[str] = key([], "further run folders, side by side with it")
-    output: str | None = key(None, "the file; null: report.html in the run folder")
+    run: str | None = key(None, _NEWEST)
+    beside: list[str] = key([], "other run folders to show side by side with it")
+    output: str | None = key(None, "file of the page; null is report.html in the run folder")
 
 
 @dataclass(frozen=True)
 class EvalJob(DeviceJob, DataJob):
-    """All of an evaluation."""
+    """An evaluation."""
 
-    split: str = key("test", "train, validation or test")
+    split: Literal["train", "validation", "test"] = key("test", "split to evaluate: train, validation or test")
 
 
 @dataclass(frozen=True)
 class ExportJob(CheckpointJob, DataJob):
-    """All of an export."""
+    """An export."""
 
-    split: str = key("test", "the split that the metric of an artifact is proved on")
-    prune: Part | None = optional_group("weights of the artifacts that become 0", PruneKeys)
+    split: Literal["train", "validation", "test"] = key(
+        "test", "split that proves the metric of an artifact: train, validation or test"
+    )
+    prune: Part | None = optional_group("weights of the artifacts that are set to 0", PruneKeys)
     export: Part = group("the artifacts")
 
 
 @dataclass(frozen=True)
 class PredictJob(DeviceJob, DataJob):
-    """All of a prediction."""
+    """A prediction."""
 
-    run: str | None = key(None, "the run folder, or a folder of artifacts; null: the newest run")
-    input: str | None = text(None, "a text, a file or a folder of images; null or -: each line of standard input")
-    output: str | None = key(None, "a file, .jsonl, .csv or .parquet; null or -: JSON lines on standard output")
-    columns: ColumnsSection = section(ColumnsSection, "which columns of a file are read")
-    backend: Literal["torch", "onnx"] | None = key(
-        None, "torch: a checkpoint; onnx: an artifact; null: onnx where run is a folder of artifacts, else torch"
+    run: str | None = key(None, _NEWEST_OR_ARTIFACTS)
+    input: str | None = text(
+        None, "text, file or folder of images; null or - reads one row from each line of standard input"
     )
-    top: int = key(1, "so many of the likeliest classes or tokens, with their probabilities")
-    neighbours: int | None = key(None, "so many nearest texts of the corpus, by the cosine of their vectors")
-    corpus: str | None = text(None, "a file of the texts that neighbours are looked for among")
+    output: str | None = key(
+        None, "file for the predictions: .jsonl, .csv or .parquet; null or - prints JSON lines to standard output"
+    )
+    columns: ColumnsSection = section(ColumnsSection, "the columns to read from a file")
+    backend: Literal["torch", "onnx"] | None = key(None, _BACKEND.format("an artifact"))
+    top: Count = key(1, "number of most likely classes or tokens to show, with their probabilities")
+    neighbours: Count | None = key(None, "number of nearest texts of the corpus to show, by cosine similarity")
+    corpus: str | None = text(None, "file of the texts among which neighbours are searched")
 
 
 @dataclass(frozen=True)
 class GenerateJob(DeviceJob):
-    """All of a generation of text."""
+    """A generation of text."""
 
-    run: str | None = key(None, "the run folder, or a folder of artifacts; null: the newest run")
-    prompt: str | None = text(None, "what the text goes on from; null or -: each line of standard input")
-    output: str | None = key(None, "a file, .jsonl, .csv or .parquet; -: JSON lines on standard output; null: texts")
-    explain: int | None = key(None, "so many best next tokens at each step, with their probabilities")
-    backend: Literal["torch", "onnx"] | None = key(
-        None, "torch: a checkpoint; onnx: onnx_cache; null: onnx where run is a folder of artifacts, else torch"
+    run: str | None = key(None, _NEWEST_OR_ARTIFACTS)
+    prompt: str | None = text(None, "text to continue; null or - reads one prompt from each line of standard input")
+    output: str | None = key(
+        None, "file for the texts: .jsonl, .csv or .parquet; - prints JSON lines to standard output; null prints texts"
     )
+    explain: Count | None = key(None, "number of most likely tokens to show at each step, with their probabilities")
+    backend: Literal["torch", "onnx"] | None = key(None, _BACKEND.format("the artifact onnx_cache"))
     decode: Part = group("how tokens are chosen")
 
 
 @dataclass(frozen=True)
 class VerifyJob(DataJob):
-    """All of a verification."""
+    """A verification."""
 
-    start: str | None = key(None, "step-N: replay from that checkpoint (step-0: the start); null: the last but one")
-    steps: int | None = key(None, "replay so many steps only and compare what was logged; null: up to the next one")
-    device: str | None = key(None, "auto, cpu, cuda, cuda:N or mps; null: the run's own")
+    start: str | None = key(
+        None, "checkpoint to replay from: step-N (step-0 is the start); null is the second newest checkpoint"
+    )
+    steps: Count | None = key(
+        None, "replay only this many steps and compare the logged values; null replays up to the next checkpoint"
+    )
+    device: str | None = key(None, f"device: {_DEVICE}; null is the run's own")
 
 
 Job: TypeAlias = TrainJob | DiffJob | EvalJob | ExportJob | PredictJob | ReportJob | GenerateJob | VerifyJob
@@ -179,20 +369,20 @@ JOBS: dict[str, JobType] = {
     "diff": DiffJob,
     "report": ReportJob,
 }
-"""The verbs that read a configuration."""
+"""The job type of each verb."""
 
 STORED_SECTIONS = ("data", "loader")
-"""What of a run's own config `eval`, `export`, `predict` and `verify` may change on the command line."""
+"""Sections of a run's config that `eval`, `export`, `predict` and `verify` may change on the command line."""
 
-BARE_GROUPS = ("experiment", "debug")
-"""Groups whose options change other sections and have none of their own."""
-
-
-def bare_groups(kind: type) -> tuple[str, ...]:
-    """The groups of a job whose options change other sections."""
-    return BARE_GROUPS if issubclass(kind, TrainJob) else ()
+PRESET_GROUPS = ("experiment", "debug")
+"""Groups whose options set keys of other sections and make no part."""
 
 
-def stored_sections(kind: type) -> tuple[str, ...]:
-    """What of a run's own config a job may change."""
-    return STORED_SECTIONS if any(item.name == "stored_overrides" for item in fields(kind)) else ()
+def preset_groups(job_type: type) -> tuple[str, ...]:
+    """Return the groups of a job whose options set keys of other sections."""
+    return PRESET_GROUPS if issubclass(job_type, TrainJob) else ()
+
+
+def stored_sections(job_type: type) -> tuple[str, ...]:
+    """Return the sections of a run's config that a job may change."""
+    return STORED_SECTIONS if any(item.name == "stored_overrides" for item in fields(job_type)) else ()

@@ -1,4 +1,4 @@
-"""The command line after the verb: Hydra's flags and overrides, read by Hydra's own parsers."""
+"""The command line after the verb: flags and overrides, parsed by Hydra's own parsers and sorted by subject."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -14,21 +15,22 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, ValueType
 from hydra.errors import HydraException
 
-from trainer.config.catalogue import Catalogue
+from trainer.config import jobs, schema
+from trainer.config.groups import Groups, groups_in, own_folder, search_folder, working_folder
 from trainer.errors import ConfigError, format_error
 
-# What stands between the signs that lists, mappings and sweeps are written with.
+# A word between the signs of the syntax of lists, mappings and sweeps.
 _WORD = re.compile(r"[^\[\]{}:,\s][^\[\]{}:,]*")
 
 
 @dataclass(frozen=True)
-class Command:
-    """What follows the verb.
+class Arguments:
+    """The command line after the verb.
 
     Attributes:
-        overrides: `key=value` and its forms, as written.
+        overrides: `key=value` and its other forms, as written.
         flags: Hydra's flags with their values, as written.
-        options: The same flags, parsed.
+        options: The flags, parsed.
     """
 
     overrides: tuple[str, ...]
@@ -36,21 +38,174 @@ class Command:
     options: argparse.Namespace
 
     @property
-    def multirun(self) -> bool:
-        """Whether it is a sweep."""
+    def is_sweep(self) -> bool:
+        """Tell if several jobs may run (`--multirun`)."""
         return bool(self.options.multirun)
 
     @property
-    def shows(self) -> bool:
-        """Whether Hydra is asked to show something instead of running a job."""
-        given = self.options
-        return bool(given.cfg or given.info or given.hydra_help or given.shell_completion)
+    def shows_hydra(self) -> bool:
+        """Tell if Hydra shows its own state instead of running a job (`--info`, `--hydra-help`, completion)."""
+        return bool(self.options.info or self.options.hydra_help or self.options.shell_completion)
+
+    @property
+    def needs_hydra(self) -> bool:
+        """Tell if Hydra's own main must run: for sweeps and flags that show something or run a job of the past."""
+        return self.is_sweep or self.shows_hydra or bool(self.options.cfg or self.options.experimental_rerun)
 
 
-def split(argv: Sequence[str], texts: Collection[str] = ()) -> tuple[Command, list[str]]:
-    """The flags and overrides of a command line, in any order, and what is wrong with the flags.
+@dataclass(frozen=True)
+class OverrideGroups:
+    """Overrides by subject.
 
-    The values of the keys `texts` are taken as they are written, whatever signs they hold.
+    Attributes:
+        groups: Choices of options.
+        values: Values of keys.
+        hydra: Hydra's own config, except its search path.
+        stored: Values of keys of a run's config (`eval`, `export`, `predict`, `verify`).
+    """
+
+    groups: tuple[Override, ...]
+    values: tuple[Override, ...]
+    hydra: tuple[Override, ...]
+    stored: tuple[Override, ...]
+
+    def keys(self) -> frozenset[str]:
+        """Return the full keys that get a value."""
+        names = {item.key_or_group for item in self.values}
+        for item in self.values:
+            value = item.value()
+            names |= {f"{item.key_or_group}.{key}" for key in value} if isinstance(value, dict) else set()
+        return frozenset(names)
+
+    def stored_pairs(self) -> tuple[tuple[str, Any], ...]:
+        """Return the full keys and values that replace those of a run's config."""
+        return tuple((item.key_or_group, item.value()) for item in self.stored)
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """A parsed command line.
+
+    Attributes:
+        verb: The verb.
+        arguments: Its flags and overrides as written.
+        overrides: Its overrides by subject.
+        folder: The folder of the primary config.
+        searchpath: More entries of Hydra's search path: the user's, and the working directory's `conf`.
+        groups: The groups of all config folders.
+    """
+
+    verb: str
+    arguments: Arguments
+    overrides: OverrideGroups
+    folder: Path
+    searchpath: tuple[str, ...]
+    groups: Groups
+
+    @property
+    def job_type(self) -> jobs.JobType:
+        """The job type of the verb."""
+        return jobs.JOBS[self.verb]
+
+    @property
+    def config_name(self) -> str:
+        """The name of the primary config."""
+        return str(self.arguments.options.config_name or self.verb).removesuffix(".yaml")
+
+    def hydra_overrides(self) -> list[str]:
+        """Return the overrides of Hydra's own config, including the search path."""
+        folder = self.arguments.options.config_dir
+        extra = [_entry(Path(folder))] if folder else []
+        return [*_lines(self.overrides.hydra), *_searchpath_override([*extra, *self.searchpath])]
+
+    def task_overrides(self) -> list[str]:
+        """Return the choices of options and the values of keys in the order of the command line, for Hydra.
+
+        Hydra takes a new key in a mapping of a part only with `++`; such keys are checked here.
+        """
+        kept = {*_lines(self.overrides.groups), *_lines(self.overrides.values)}
+        groups = schema.groups(self.job_type)
+        inner = {
+            str(item.input_line)
+            for item in self.overrides.values
+            if item.key_or_group.count(".") > 1 and item.key_or_group.split(".")[0] in groups
+            if not (item.is_add() or item.is_force_add() or item.is_delete())
+        }
+        return [f"++{text}" if text in inner else text for text in self.arguments.overrides if text in kept]
+
+    def hydra_argv(self) -> list[str]:
+        """Return the command line for Hydra's own main."""
+        hydra = _lines(self.overrides.hydra)
+        return [*hydra, *self.task_overrides(), *_searchpath_override(self.searchpath), *self.arguments.flags]
+
+    def resume_path(self) -> str | None:
+        """Return the run or checkpoint folder that `resume=PATH` names."""
+        values = [
+            item.value() for item in self.overrides.values if item.key_or_group == "resume" and not is_sweep(item)
+        ]
+        path = values[-1] if values and self.verb == "train" else None
+        return path if isinstance(path, str) and path != "auto" else None
+
+
+def parse_command_line(verb: str, argv: Sequence[str]) -> tuple[CommandLine, list[str]]:
+    """Parse the command line after the verb; also return the problems of its syntax."""
+    arguments, problems = split_arguments(argv, schema.texts(jobs.JOBS[verb]))
+    parsed, unreadable = parse_overrides(arguments.overrides)
+    options = arguments.options
+    folder = Path(options.config_path).resolve() if options.config_path else own_folder()
+    extra = Path(options.config_dir).resolve() if options.config_dir else None
+    if extra is not None and not extra.is_dir():
+        raise ConfigError(format_error("--config-dir", "no such folder", value=options.config_dir))
+    working = working_folder()
+    searchpath = [entry for item in parsed for entry in _search_entries(item)]
+    searchpath += [_entry(working)] if working else []
+    groups = groups_in([folder, extra, *map(search_folder, searchpath)])
+    kept = [item for item in parsed if item.key_or_group != "hydra.searchpath"]
+    overrides = _sorted_by_subject(verb, kept, groups)
+    return CommandLine(verb, arguments, overrides, folder, tuple(searchpath), groups), [*problems, *unreadable]
+
+
+def _search_entries(override: Override) -> list[str]:
+    value = override.value() if override.key_or_group == "hydra.searchpath" else None
+    return [str(entry) for entry in value] if isinstance(value, list) else []
+
+
+def _sorted_by_subject(verb: str, parsed: Sequence[Override], groups: Groups) -> OverrideGroups:
+    job_type = jobs.JOBS[verb]
+    names = set(groups.names())
+    if not issubclass(job_type, jobs.TrainJob):
+        names &= set(schema.groups(job_type))
+    subjects: dict[str, list[Override]] = {"groups": [], "values": [], "hydra": [], "stored": []}
+    for item in parsed:
+        key = item.key_or_group
+        top, _, inner = key.partition(".")
+        if key.startswith(("hydra.", "hydra/")):
+            subjects["hydra"].append(item)
+        elif inner and top in jobs.stored_sections(job_type) and not is_sweep(item):
+            subjects["stored"].append(item)
+        elif key in names and not isinstance(item.value(), dict):
+            subjects["groups"].append(item)
+        else:
+            subjects["values"].append(item)
+    return OverrideGroups(**{name: tuple(items) for name, items in subjects.items()})
+
+
+def _lines(items: Sequence[Override]) -> list[str]:
+    return [str(item.input_line) for item in items]
+
+
+def _entry(folder: Path) -> str:
+    return f"file://{folder.resolve()}"
+
+
+def _searchpath_override(entries: Sequence[str]) -> list[str]:
+    return [f"hydra.searchpath=[{','.join(map(repr, entries))}]"] if entries else []
+
+
+def split_arguments(argv: Sequence[str], texts: Collection[str] = ()) -> tuple[Arguments, list[str]]:
+    """Split a command line into flags and overrides, in any order; also return the problems of the flags.
+
+    The values of the keys `texts` are taken verbatim.
     """
     parser = get_args_parser()
     known = sorted(flag for action in parser._actions for flag in action.option_strings)
@@ -60,18 +215,18 @@ def split(argv: Sequence[str], texts: Collection[str] = ()) -> tuple[Command, li
 
     parser.error = fail  # type: ignore[method-assign]  # argparse would print its own usage and exit
     options, unknown = parser.parse_known_intermixed_args(list(argv))
-    # What follows an unknown flag is left over as well.
+    # An override after an unknown flag is left over as well.
     overrides = [*options.overrides, *(text for text in unknown if not text.startswith("-"))]
     rest = list(argv)
     for text in (*options.overrides, *unknown):
         rest.remove(text)
-    faults = [_unknown_flag(text, known) for text in unknown if text.startswith("-")]
+    problems = [_unknown_flag(text, known) for text in unknown if text.startswith("-")]
     written = [as_text(text) if text.partition("=")[0] in texts else quoted(text) for text in overrides]
-    return Command(tuple(written), tuple(rest), options), faults
+    return Arguments(tuple(written), tuple(rest), options), problems
 
 
 def quoted(text: str) -> str:
-    """An override whose words beyond ASCII are in quotes; Hydra reads no others, and a shell eats a user's own quotes.
+    """Put the words beyond ASCII of an override in quotes, as Hydra reads them only so and a shell removes quotes.
 
     A value that has quotes already stays as it is.
     """
@@ -82,66 +237,66 @@ def quoted(text: str) -> str:
 
 
 def as_text(text: str) -> str:
-    """An override whose value is one quoted text without interpolations; `null` and a quoted value stay as they are."""
+    """Turn the value of an override into one quoted text without interpolations; `null` and quoted values stay."""
     key, equals, value = text.partition("=")
     if not value or value == "null" or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
         return text
-    # Only before a quote, the end or an interpolation does a backslash mean anything.
+    # A backslash has a meaning only before a quote, the end or an interpolation.
     escaped = re.sub(r"(\\*)(\$\{|'|\Z)", lambda found: 2 * found[1] + (found[2] and "\\" + found[2]), value)
     return f"{key}{equals}'{escaped}'"
 
 
 def _unknown_flag(flag: str, known: Sequence[str]) -> str:
     near = get_close_matches(flag.partition("=")[0], known, n=1)
-    return format_error(
-        flag, "there is no such flag", f"Did you mean {near[0]}" if near else f"Known: {', '.join(known)}"
-    )
+    return format_error(flag, "unknown flag", f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}")
 
 
-def parse(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
-    """The overrides that can be read, and a message with the spot for each of the others."""
+def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
+    """Parse overrides; also return a message that marks the position for each one that cannot be parsed."""
     parser = OverridesParser.create()
-    read: list[Override] = []
-    faults: list[str] = []
+    parsed: list[Override] = []
+    problems: list[str] = []
     for text in texts:
         try:
             override = parser.parse_override(text)
             if not override.key_or_group:
                 raise HydraException
-            read.append(override)
+            parsed.append(override)
         except HydraException as error:
-            faults.append(_unreadable(text, error.__cause__))
-    return read, faults
+            problems.append(_unreadable(text, error.__cause__))
+    return parsed, problems
 
 
 def _unreadable(text: str, cause: Any) -> str:
     if text.find("=") < 1 and not text.startswith("~"):
-        return format_error(
-            text, "is neither a verb's key nor a flag", "Overrides are written key=value, without spaces"
-        )
+        return format_error(text, "is neither an override nor a flag", "Write overrides as key=value, without spaces")
     token = getattr(cause, "offendingToken", None)
-    spot: int = next(
-        (place for place in (getattr(cause, "startIndex", None), getattr(token, "start", None)) if place is not None),
+    position: int = next(
+        (
+            offset
+            for offset in (getattr(cause, "startIndex", None), getattr(token, "start", None))
+            if offset is not None
+        ),
         len(text),
     )
-    message = format_error(text, "cannot be read at the mark", "Text with special characters is quoted: 'key=\"a, b\"'")
-    return f"{message}\n    {text}\n    {' ' * spot}^"
+    message = format_error(text, "syntax error at the mark", "Quote text with special characters: 'key=\"a, b\"'")
+    return f"{message}\n    {text}\n    {' ' * position}^"
 
 
 def is_sweep(override: Override) -> bool:
-    """Whether an override gives several values."""
+    """Tell if an override gives several values."""
     return bool(override.is_sweep_override())
 
 
-def variants(override: Override, catalogue: Catalogue) -> list[str]:
-    """An override once for each of its values; empty where the values cannot be listed (ranges, intervals)."""
+def variants(override: Override, groups: Groups) -> list[str]:
+    """Return an override once for each of its values; empty if they cannot be listed (ranges, intervals)."""
     if not is_sweep(override):
         return [str(override.input_line)]
     key = override.get_key_element()
     if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
         glob = override.value()
         assert isinstance(glob, Glob)
-        return [f"{key}={option}" for option in glob.filter(catalogue.options(override.key_or_group))]
+        return [f"{key}={option}" for option in glob.filter(groups.options(override.key_or_group))]
     if override.value_type in (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP):
         return [f"{key}={value}" for value in override.sweep_string_iterator()]
     return []

@@ -1,109 +1,103 @@
-"""Files and folders that a job is to read: whether they are there, told before anything heavy is loaded."""
+"""Paths in a config, as the parameters of parts declare them: existence, base folder, and what follows from them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import ConfigError, format_error
+from trainer.config import jobs, schema, signatures
+from trainer.constraints import PathTo, map_paths, paths_in
+from trainer.errors import format_error
+from trainer.weights_folder import find_tokenizer
 
-_DATA = {
-    "trainer.data.files.Files": ("train", "validation", "test"),
-    "trainer.data.lines.Lines": ("train", "validation", "test"),
-    "trainer.data.conll.Conll": ("train", "validation", "test"),
-    "trainer.data.imagefolder.ImageFolder": ("root",),
-    "trainer.data.idx.Idx": ("folder",),
-}
-"""The keys of our own sources that name files and folders; patterns are left to the source."""
-
-_STARTED = {
-    **_DATA,
-    "trainer.data.idx.Idx": ("folder", "train", "validation", "test"),
-    "trainer.data.hub.Hub": ("path",),
-}
-"""The same, with what names a folder or something else."""
-
-_DATA_NOUNS = {"root": "folder", "folder": "folder"}
+_DATA = "data"
 
 
-def missing_data(config: Mapping[str, Any]) -> list[str]:
-    """The keys of `data` that name what is not there."""
-    data = config.get("data")
-    if not isinstance(data, Mapping):
-        return []
-    keys = _DATA.get(str(data.get("_target_")), ())
-    return [message for key in keys for message in _missing(f"data.{key}", data.get(key), _DATA_NOUNS.get(key, "file"))]
+def missing_paths(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Return a message for each path that does not exist: paths of data, and all others."""
+    messages: dict[bool, dict[tuple[str, bool], str]] = {True: {}, False: {}}
+    # The path of a model is reported before that of the task's tokenizer, which follows it.
+    for group, key, value, annotation in sorted(_path_values(config), key=lambda item: item[0] == "task"):
+        for path, about in paths_in(value, annotation):
+            if about.must_exist and (not about.hub or _cannot_be_a_name(path)):
+                for message in _missing(f"{group}.{key}", path, about.noun):
+                    messages[group == _DATA].setdefault(
+                        (path if about.hub else f"{group}.{key} {path}", about.hub), message
+                    )
+    return list(messages[True].values()), list(messages[False].values())
 
 
-def located(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration whose paths of data and of a teacher are found from elsewhere than `run.cwd`, where they start.
+def locate_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config with the paths that start at `run.cwd` usable from the working directory.
 
-    What is not there is left as it is, and so found, or missed, in the working directory.
+    A path that does not exist there stays as it is, to be found, or missed, in the working directory.
     """
     cwd = run.get("cwd") if isinstance(run := config.get("run"), Mapping) else None
-    found = dict(config)
+    located = dict(config)
     if not isinstance(cwd, str) or Path(cwd) == Path.cwd():
-        return found
-    target = str(data.get("_target_")) if isinstance(data := config.get("data"), Mapping) else ""
-    for group, keys in (("data", _STARTED.get(target, ())), ("loss", ("teacher",))):
-        part = found.get(group)
-        if isinstance(part, Mapping):
-            found[group] = {**part, **{key: _from(Path(cwd), part[key]) for key in keys if key in part}}
-    return found
+        return located
+
+    def change(path: str, about: PathTo) -> str:
+        if not about.from_cwd or not path:
+            return path
+        moved = Path(cwd) / Path(path).expanduser()
+        return str(moved) if moved.exists() or (has_magic(path) and glob(str(moved), recursive=True)) else path
+
+    for group, key, value, annotation in _path_values(config):
+        located[group] = {**located[group], key: map_paths(value, annotation, change)}
+    return located
 
 
-def _from(start: Path, value: Any) -> Any:
-    if isinstance(value, list):
-        return [_from(start, item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: _from(start, item) for key, item in value.items()}
-    if not isinstance(value, str) or not value:
-        return value
-    path = start / Path(value).expanduser()
-    return str(path) if path.exists() or (has_magic(value) and glob(str(path), recursive=True)) else value
+def inherit_tokenizer(config: Mapping[str, Any], explicit: Collection[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the config with the tokenizer of `model.weights` unless one is set, and a note if that changes it.
+
+    Args:
+        config: Plain values.
+        explicit: Full keys of the command line: `task.tokenizer=null` there learns a vocabulary.
+    """
+    task, model = config.get("task"), config.get("model")
+    weights = model.get("weights") if isinstance(model, Mapping) else None
+    unset = isinstance(task, Mapping) and task.get("tokenizer", "") is None and "task.tokenizer" not in explicit
+    tokenizer = find_tokenizer(weights) if unset and isinstance(weights, str) else None
+    if tokenizer is None:
+        return dict(config), []
+    assert isinstance(task, Mapping)
+    note = f"task.tokenizer={tokenizer}: the tokenizer of model.weights; set task.tokenizer=null to train a new one"
+    return {**config, "task": {**task, "tokenizer": tokenizer}}, [note]
 
 
-def missing_parts(config: Mapping[str, Any]) -> list[str]:
-    """The other keys that name what is not there: weights, a teacher, a model or tokenizer not of the hub."""
-    parts = {name: part for name, part in config.items() if isinstance(part, Mapping)}
-    flat = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
-    found = [message for key in ("model.weights", "loss.teacher") for message in _missing(key, flat.get(key))]
-    hub = [key for key in ("model.path", "task.tokenizer") if _is_path(flat.get(key))]
-    messages = [message for key in hub for message in _missing(key, flat[key])]
-    # task.tokenizer follows model.path unless it is given.
-    return [*found, *(messages[:1] if len({flat[key] for key in hub}) == 1 else messages)]
-
-
-def missing_inputs(config: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the files that `trainer predict` is to read and write."""
-    keys = ("input", "corpus", "output")
-    if not all(isinstance(config.get(key, 0), str | None) for key in keys):
-        return []
-    # Its readers import numpy, which no other verb waits for.
-    from trainer.predict.files import resolve_paths
-
-    try:
-        resolve_paths(*(config[key] for key in keys))
-    except ConfigError as error:
-        return list(error.messages)
-    return []
-
-
-def _is_path(value: Any) -> bool:
-    """Whether a value can be no `owner/name` of the hub."""
-    return isinstance(value, str) and (value.startswith((".", "/", "~")) or value.count("/") > 1 or "\\" in value)
-
-
-def _missing(key: str, value: Any, noun: str = "file or folder") -> Iterator[str]:
-    for given in value if isinstance(value, list) else [value]:
-        if not isinstance(given, str) or has_magic(given):
+def _path_values(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, str]]:
+    """Yield group, key, value and annotation of every key whose annotation declares a path."""
+    for group in schema.groups(jobs.TrainJob):
+        part = config.get(group)
+        if not isinstance(part, Mapping):
             continue
-        path = Path(given).expanduser()
-        if not path.exists():
-            names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-            similar = get_close_matches(path.name, names, n=1)
-            remedy = f"Did you mean {path.parent / similar[0]}" if similar else f"Paths are relative to {Path.cwd()}"
-            yield format_error(key, f"no such {noun}", remedy, value=given)
+        shared = schema.shared_keys(jobs.TrainJob, group)
+        annotations = dict(schema.keys(shared)) if shared else {}
+        try:
+            signature = signatures.read(str(part.get("_target_")))
+        except LookupError:
+            signature = None
+        annotations |= signature.annotations if signature else {}
+        for key, value in part.items():
+            if "PathTo(" in annotations.get(key, ""):
+                yield group, key, value, annotations[key]
+
+
+def _cannot_be_a_name(path: str) -> bool:
+    """Tell if a path cannot be the name `owner/name` of the hub."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
+
+
+def _missing(key: str, value: str, noun: str) -> Iterator[str]:
+    if not value or has_magic(value):
+        return
+    path = Path(value).expanduser()
+    if not path.exists():
+        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = get_close_matches(path.name, siblings, n=1)
+        remedy = f"Did you mean {path.parent / near[0]}?" if near else f"Paths are relative to {Path.cwd()}"
+        yield format_error(key, f"no such {noun}", remedy, value=value)

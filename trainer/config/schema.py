@@ -1,107 +1,113 @@
-"""How the keys we own are declared, and what can be asked of them: each is a field of a dataclass.
+"""Field helpers: how the keys of jobs and sections are declared, and functions that read the declarations.
 
-A job (`trainer.config.jobs`) has keys, sections (`trainer.config.sections`) and groups. The options of a group make
-parts, whose keys are the parameters of what their `_target_` names and are not declared anywhere else.
+A job type (`trainer.config.jobs`) has keys, sections and groups. An option of a group makes a part; its keys are the
+parameters of the part's `_target_` and are declared only there.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 from dataclasses import MISSING, Field, field, fields, is_dataclass
+from functools import lru_cache
 from typing import Any
+
+from trainer.constraints import resolved_annotation
 
 
 def key(default: Any, doc: str) -> Any:
-    """A key of a job or section."""
+    """Declare a key of a job or section."""
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"doc": doc})
     return field(default=default, metadata={"doc": doc})
 
 
 def text(default: str | None, doc: str) -> Any:
-    """A key of a job whose value is a text of a user, taken as it is written."""
+    """Declare a key of a job whose value is free text, taken verbatim from the command line."""
     return field(default=default, metadata={"doc": doc, "text": True})
 
 
-def section(kind: type, doc: str) -> Any:
-    """A section of a job, with its schema."""
-    return field(default_factory=kind, metadata={"doc": doc, "section": kind})
+def section(section_type: type, doc: str) -> Any:
+    """Declare a section of a job."""
+    return field(default_factory=section_type, metadata={"doc": doc, "section": section_type})
 
 
 def group(doc: str, keys: type | None = None) -> Any:
-    """A group of a job; `keys` is the schema of those that all its options have."""
+    """Declare a group of a job; `keys` declares the keys that all options of the group share."""
     return field(default_factory=dict, metadata={"doc": doc, "group": True, "keys": keys})
 
 
 def optional_group(doc: str, keys: type) -> Any:
-    """A group that a job can do without: its part may be null."""
+    """Declare a group whose part may be null."""
     return field(default=None, metadata={"doc": doc, "group": True, "keys": keys, "optional": True})
 
 
-def keys(kind: type) -> dict[str, str]:
-    """The configurable keys of a job or section, with their annotations."""
-    return {item.name: str(item.type) for item in _own_first(kind) if "doc" in item.metadata}
+@lru_cache(maxsize=64)
+def keys(job_type: type) -> dict[str, str]:
+    """Return the configurable keys of a job or section, with their annotations."""
+    scope = vars(sys.modules[job_type.__module__])
+    return {item.name: resolved_annotation(item.type, scope) for item in _ordered(job_type) if "doc" in item.metadata}
 
 
-def _own_first(kind: type) -> list[Field[Any]]:
-    """The fields of a job or section, those before that it does not share with other jobs."""
-    own = inspect.get_annotations(kind)
-    return sorted(fields(kind), key=lambda item: item.name not in own)
+def _ordered(job_type: type) -> list[Field[Any]]:
+    """Return the fields of a job or section; those that it does not share with other jobs come first."""
+    own = inspect.get_annotations(job_type)
+    return sorted(fields(job_type), key=lambda item: item.name not in own)
 
 
-def doc(kind: type, name: str) -> str:
-    """What a key means."""
-    return next(str(item.metadata["doc"]) for item in fields(kind) if item.name == name)
+def doc(job_type: type, name: str) -> str:
+    """Return the help text of a key."""
+    return next(str(item.metadata["doc"]) for item in fields(job_type) if item.name == name)
 
 
-def texts(kind: type) -> frozenset[str]:
-    """The keys of a job whose values are texts of a user, taken as they are written."""
-    return frozenset(item.name for item in fields(kind) if "text" in item.metadata)
+def texts(job_type: type) -> frozenset[str]:
+    """Return the keys of a job whose values are free text."""
+    return frozenset(item.name for item in fields(job_type) if "text" in item.metadata)
 
 
-def sections(kind: type) -> dict[str, type]:
-    """The sections of a job that we own, with their schemas."""
-    return {item.name: item.metadata["section"] for item in fields(kind) if "section" in item.metadata}
+def sections(job_type: type) -> dict[str, type]:
+    """Return the sections of a job, with their types."""
+    return {item.name: item.metadata["section"] for item in fields(job_type) if "section" in item.metadata}
 
 
-def groups(kind: type) -> tuple[str, ...]:
-    """The groups of a job that make a part."""
-    return tuple(item.name for item in fields(kind) if "group" in item.metadata)
+def groups(job_type: type) -> tuple[str, ...]:
+    """Return the groups of a job that make a part."""
+    return tuple(item.name for item in fields(job_type) if "group" in item.metadata)
 
 
-def needed_groups(kind: type) -> tuple[str, ...]:
-    """The groups that a job cannot do without; the part of another one may be null."""
-    return tuple(item.name for item in fields(kind) if "group" in item.metadata and "optional" not in item.metadata)
+def required_groups(job_type: type) -> tuple[str, ...]:
+    """Return the groups of a job whose part must not be null."""
+    return tuple(item.name for item in fields(job_type) if "group" in item.metadata and "optional" not in item.metadata)
 
 
-def shared_keys(kind: type, group: str) -> type | None:
-    """The schema of the keys that every option of a group has, whatever it makes; build itself uses them."""
-    found = next((item for item in fields(kind) if item.name == group), None)
-    return None if found is None else found.metadata.get("keys")
+def shared_keys(job_type: type, group: str) -> type | None:
+    """Return the declaration of the keys that all options of a group share; the builders use them themselves."""
+    declared = next((item for item in fields(job_type) if item.name == group), None)
+    return None if declared is None else declared.metadata.get("keys")
 
 
-def own_keys(part: dict[str, Any], shared: type) -> dict[str, Any]:
-    """The keys of a part without those that every option of its group has."""
+def option_keys(part: dict[str, Any], shared: type) -> dict[str, Any]:
+    """Return the keys of a part without the keys that all options of its group share."""
     return {key: value for key, value in part.items() if key not in keys(shared)}
 
 
-def defaults(kind: type) -> dict[str, Any]:
-    """The default of every key of a job or section as plain mappings; a group's own keys are left to the YAML."""
-    found: dict[str, Any] = {}
-    for item in _own_first(kind):
+def defaults(job_type: type) -> dict[str, Any]:
+    """Return the default of every key of a job or section as plain mappings; options of groups have theirs in YAML."""
+    values: dict[str, Any] = {}
+    for item in _ordered(job_type):
         if "doc" not in item.metadata:
             continue
         if "optional" in item.metadata:
-            found[item.name] = None
+            values[item.name] = None
             continue
         if "group" in item.metadata:
-            found |= {item.name: defaults(shared)} if (shared := item.metadata["keys"]) else {}
+            values |= {item.name: defaults(shared)} if (shared := item.metadata["keys"]) else {}
             continue
         value = item.default if item.default_factory is MISSING else item.default_factory()
-        found[item.name] = defaults(type(value)) if is_dataclass(value) else value
-    return found
+        values[item.name] = defaults(type(value)) if is_dataclass(value) else value
+    return values
 
 
-def written(kind: type) -> str:
-    """The keys of a section with their defaults, as they are written on the command line."""
-    return "{" + ", ".join(f"{name}: {value}" for name, value in defaults(kind).items()) + "}"
+def as_overrides(section_type: type) -> str:
+    """Return the keys of a section with their defaults, in the syntax of the command line."""
+    return "{" + ", ".join(f"{name}: {value}" for name, value in defaults(section_type).items()) + "}"

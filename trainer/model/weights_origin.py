@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Final
 
 from trainer.errors import format_error
-from trainer.layout import CHECKPOINTS, MODEL, TASK, TOKENIZER
+from trainer.layout import TOKENIZER
+from trainer.weights_folder import LABELS, find_tokenizer, read_encoding, related_folders
 
 _KEY: Final = "weights"
-_LABELS: Final = "labels.json"
 _SHOWN: Final = 3
-
-
-def find_tokenizer(weights: str) -> str | None:
-    """Return the value of `task.tokenizer` that tokenizes as in the training of the weights; None if unknown.
-
-    Args:
-        weights: A run, one of its checkpoints, a folder with weights, or a file in such a folder.
-    """
-    for folder in _folders(weights):
-        if "tokenizer" in _learned(folder):
-            return str(folder)
-    return None
 
 
 def mismatch_warnings(
@@ -45,8 +32,8 @@ def mismatch_warnings(
         num_outputs: Number of outputs that the task needs.
     """
     learned: dict[str, Any] = {}
-    for folder in _folders(weights):
-        learned = _learned(folder) | learned
+    for folder in related_folders(weights):
+        learned = read_encoding(folder) | learned
     warnings = []
     embeddings = [name for name, shape in loaded.items() if len(shape) == 2 and shape[0] == vocab_size]
     tokens, own_tokens = _tokens(learned.get("tokenizer")), _tokens(files.get(TOKENIZER))
@@ -60,7 +47,7 @@ def mismatch_warnings(
         )
         warnings.append(format_error(_KEY, problem, remedy))
     heads = [name for name, shape in loaded.items() if shape and shape[0] == num_outputs]
-    pairs = zip(learned.get("labels", []), json.loads(files.get(_LABELS, "[]")), strict=False)
+    pairs = zip(learned.get("labels", []), json.loads(files.get(LABELS, "[]")), strict=False)
     renamed = [f"{theirs} is {ours} here" for theirs, ours in pairs if theirs != ours]
     if heads and renamed:
         more = f" and {len(renamed) - _SHOWN} more" if len(renamed) > _SHOWN else ""
@@ -69,29 +56,6 @@ def mismatch_warnings(
         remedy = f"If they are different classes, set model.weights_ignore=[{head}] to learn a new head"
         warnings.append(format_error(_KEY, problem, remedy))
     return warnings
-
-
-def _folders(weights: str) -> Iterator[Path]:
-    """Yield the folders that may contain files that belong to the weights, the nearest first."""
-    path = Path(weights).expanduser()
-    folder = path if path.is_dir() else path.parent
-    yield folder
-    yield folder / MODEL
-    if folder.parent.name == CHECKPOINTS:
-        yield folder.parent.parent / MODEL
-
-
-def _learned(folder: Path) -> dict[str, Any]:
-    """Return the `tokenizer`, as text, and the `labels` of a folder of artifacts or of a checkpoint."""
-    try:
-        if (folder / TASK).is_file():
-            state = json.loads((folder / TASK).read_text(encoding="utf-8"))
-            return {key: state[key] for key in ("tokenizer", "labels") if key in state}
-        tokenizer, labels = folder / TOKENIZER, folder / _LABELS
-        learned = {"tokenizer": tokenizer.read_text(encoding="utf-8")} if tokenizer.is_file() else {}
-        return learned | ({"labels": json.loads(labels.read_text(encoding="utf-8"))} if labels.is_file() else {})
-    except (OSError, ValueError, TypeError):  # damaged, or files of another program
-        return {}
 
 
 def _tokens(text: str | None) -> dict[int, str]:

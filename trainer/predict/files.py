@@ -80,6 +80,18 @@ def resolve_paths(input: str | None, corpus: str | None, output: str | None) -> 
     return PredictionPaths(inputs.get("input"), corpus_path, target)
 
 
+def input_problems(config: Mapping[str, Any]) -> list[str]:
+    """Return the problems of the files that a prediction reads and writes, before anything heavy is loaded."""
+    keys = ("input", "corpus", "output")
+    if not all(isinstance(config.get(key, 0), str | None) for key in keys):
+        return []
+    try:
+        resolve_paths(*(config[key] for key in keys))
+    except ConfigError as error:
+        return list(error.messages)
+    return []
+
+
 def is_readable(path: Path) -> bool:
     """Return True if the name of a file or folder determines how it is read."""
     return path.is_dir() or has_lines(path) or path.suffix.lower() in IMAGE_SUFFIXES or format_suffix(path) is not None

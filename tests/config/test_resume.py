@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from trainer.config import jobs, schema
-from trainer.config.policy import NOTES, SAFE, resume_config
+from trainer.config.resume import NOTES, SAFE, resume_config
 from trainer.errors import ConfigError
 
 STORED: dict[str, Any] = schema.defaults(jobs.TrainJob) | {
@@ -25,7 +25,7 @@ def changed(**changes: Any) -> dict[str, Any]:
     return config
 
 
-def test_the_same_configuration_goes_on() -> None:
+def test_equal_config_resumes() -> None:
     assert resume_config(STORED, copy.deepcopy(STORED)) == (STORED, [])
     assert resume_config(STORED, changed(loss__gamma=2, loss__betas=(0.9, 0.99)))[1] == []
 
@@ -43,7 +43,7 @@ def test_the_same_configuration_goes_on() -> None:
         {"export__formats": ["torchscript"], "export__tolerance": 1.0},
     ],
 )
-def test_how_a_run_is_executed_may_change(changes: dict[str, Any]) -> None:
+def test_execution_may_change(changes: dict[str, Any]) -> None:
     current = changed(**changes)
     assert resume_config(STORED, current) == (current, [])
 
@@ -54,18 +54,18 @@ def test_a_new_duration_is_explained() -> None:
     assert "schedule" in note
 
 
-def test_every_difference_in_what_is_learnt_is_refused_at_once() -> None:
+def test_all_other_differences_are_errors_together() -> None:
     current = changed(seed=1, loss__gamma=3.0, model__dim=64, train__batch_size=8, loader__workers=3, ema__decay=None)
     current["loss"]["extra"] = 1
     with pytest.raises(ConfigError) as caught:
         resume_config(STORED, current)
-    assert {message.split(". Leave")[0] for message in caught.value.messages} == {
-        "seed: a resumed run keeps it: 0 -> 1",
-        "train.batch_size: a resumed run keeps it: 32 -> 8",
-        "ema.decay: a resumed run keeps it: 0.999 -> None",
-        "loss.gamma: a resumed run keeps it: 2.0 -> 3.0",
-        "loss.extra: a resumed run keeps it: (absent) -> 1",
-        "model.dim: a resumed run keeps it: 128 -> 64",
+    assert {message.split(". Keep")[0] for message in caught.value.messages} == {
+        "seed: cannot change when a run is resumed: 0 -> 1",
+        "train.batch_size: cannot change when a run is resumed: 32 -> 8",
+        "ema.decay: cannot change when a run is resumed: 0.999 -> None",
+        "loss.gamma: cannot change when a run is resumed: 2.0 -> 3.0",
+        "loss.extra: cannot change when a run is resumed: (absent) -> 1",
+        "model.dim: cannot change when a run is resumed: 128 -> 64",
     }
 
 
@@ -75,13 +75,13 @@ def test_another_part_is_one_difference() -> None:
         resume_config(STORED, changed(loss=loss))
     (message,) = caught.value.messages
     assert message.startswith(
-        "loss._target_: a resumed run keeps it: 'trainer.loss.focal.Focal' -> 'trainer.loss.cross"
+        "loss._target_: cannot change when a run is resumed: 'trainer.loss.focal.Focal' -> 'trainer.loss.cross"
     )
 
 
-def test_the_remedy_names_the_weights_where_the_model_takes_them() -> None:
+def test_remedy_names_the_weights_if_the_model_takes_them() -> None:
     stored = changed(model__weights=None)
-    with pytest.raises(ConfigError, match=r"model\.weights=<checkpoint> starts one from the weights"):
+    with pytest.raises(ConfigError, match=r"model\.weights=<checkpoint> starts it from the weights"):
         resume_config(stored, stored | {"seed": 1})
 
 
@@ -90,7 +90,7 @@ def test_false_is_not_zero() -> None:
         resume_config(STORED, changed(compile=0))
 
 
-def test_the_list_names_keys_that_there_are() -> None:
+def test_list_names_existing_keys() -> None:
     sections = schema.sections(jobs.TrainJob)
     for path in {*SAFE, *NOTES}:
         section, _, key = path.partition(".")

@@ -1,4 +1,4 @@
-"""The configuration folders and what they offer: groups, their options, the keys of an option."""
+"""The config folders and their contents: groups, the options of a group, the keys of an option."""
 
 from __future__ import annotations
 
@@ -17,76 +17,80 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def own_folder() -> Path:
-    """Our own configuration: inside the package where it is installed, beside it in a checkout."""
+    """Return the config folder of this project: inside the installed package, or next to it in a checkout."""
     inside = PACKAGE / "conf"
     return inside if inside.is_dir() else PACKAGE.parent / "conf"
 
 
 def working_folder() -> Path | None:
-    """The `conf` of the working directory, where it is not our own."""
+    """Return the `conf` of the working directory, unless it is this project's own."""
     folder = Path.cwd() / "conf"
     return folder if folder.is_dir() and folder.resolve() != own_folder().resolve() else None
 
 
 def search_folder(entry: str) -> Path | None:
-    """The folder of one entry of Hydra's search path (`file://...`, `pkg://...` or a path), where it has one."""
+    """Return the folder of an entry of Hydra's search path (`file://...`, `pkg://...` or a path), if it has one."""
     if entry.startswith("pkg://"):
         package, *rest = entry.removeprefix("pkg://").replace("/", ".").split(".")
         spec = find_spec(package)
-        places = spec.submodule_search_locations if spec else None
-        return Path(next(iter(places))).joinpath(*rest) if places else None
+        locations = spec.submodule_search_locations if spec else None
+        return Path(next(iter(locations))).joinpath(*rest) if locations else None
     return Path(entry.removeprefix("file://"))
 
 
 @dataclass(frozen=True)
-class Catalogue:
-    """Configuration folders, the first of which wins."""
+class Groups:
+    """The groups of several config folders; earlier folders take precedence."""
 
     folders: tuple[Path, ...]
 
-    def groups(self) -> list[str]:
-        """Every group with an option, nested ones as `model/backbone`; Hydra's own are left out."""
-        found = {
+    def names(self) -> list[str]:
+        """Return every group with an option, nested ones as `model/backbone`, without Hydra's own."""
+        names = {
             file.parent.relative_to(folder).as_posix()
             for folder in self.folders
             for file in folder.rglob("*.yaml")
             if file.parent != folder
         }
-        return sorted(group for group in found if group.split("/")[0] != "hydra")
+        return sorted(group for group in names if group.split("/")[0] != "hydra")
 
     def options(self, group: str) -> list[str]:
-        """The options of a group."""
+        """Return the options of a group."""
         return sorted({file.stem for folder in self.folders for file in (folder / group).glob("*.yaml")})
 
+    def listed(self, group: str) -> str:
+        """Return the options of a group, joined by commas."""
+        return ", ".join(self.options(group))
+
     def file(self, group: str, option: str) -> Path | None:
-        """The file of an option."""
+        """Return the file of an option."""
         files = (folder / group / f"{option}.yaml" for folder in self.folders)
         return next((file for file in files if file.is_file()), None)
 
     def content(self, group: str, option: str) -> dict[str, Any]:
-        """The keys of an option, without its defaults list; empty where there is no such option."""
+        """Return the keys of an option without its defaults list; empty if there is no such option."""
         file = self.file(group, option)
         content = _content(file) if file else {}
-        # An option that also chooses others is written for the whole configuration (`# @package _global_`).
+        # An option that also chooses other groups is written for the whole config (`# @package _global_`).
         own = content.get(group)
         return own if isinstance(own, dict) and "_target_" in own else content
 
     def defaults(self, name: str) -> list[Any]:
-        """The defaults list of a primary configuration, with those of the ones in it."""
+        """Return the defaults list of a primary config, with the lists of the configs in it."""
         files = (folder / f"{name}.yaml" for folder in self.folders)
         file = next((file for file in files if file.is_file()), None)
         listed = list(_loaded(file).get("defaults", [])) if file else []
         return [inner for item in listed for inner in (self.defaults(item) if isinstance(item, str) else ()) or [item]]
 
     def option_of(self, group: str, target: str) -> str | None:
-        """The option of a group that makes `target`."""
+        """Return the option of a group that makes `target`."""
         matches = (name for name in self.options(group) if self.content(group, name).get("_target_") == target)
         return next(matches, None)
 
 
-def catalogue(folders: Sequence[Path | None]) -> Catalogue:
-    """The catalogue of those `folders` that there are."""
-    return Catalogue(tuple(folder for folder in folders if folder is not None and folder.is_dir()))
+def groups_in(folders: Sequence[Path | None]) -> Groups:
+    """Return the groups of the folders that exist."""
+    return Groups(tuple(folder for folder in folders if folder is not None and folder.is_dir()))
 
 
 def _content(file: Path) -> dict[str, Any]:

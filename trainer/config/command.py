@@ -1,0 +1,262 @@
+"""A command line to a checked, typed job in one pass; all errors are reported together, before torch loads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
+
+from trainer.config import compose, jobs, overrides, schema
+from trainer.config.groups import Groups
+from trainer.config.overrides import CommandLine, is_sweep
+from trainer.config.paths import inherit_tokenizer, locate_paths, missing_paths
+from trainer.config.resume import compose_resumed
+from trainer.config.stored import exported_config, load_stored_config, untrusted_targets, with_overrides
+from trainer.config.unknown_keys import KnownKeys, is_known, leaves, validate_choice
+from trainer.config.validate import drop_replaced_keys, job_of, typed_job, validate_config, validate_value
+from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
+
+_Item = TypeVar("_Item")
+
+InputCheck = Callable[[Mapping[str, Any]], Iterable[str]]
+"""Returns the problems of the values of a command that another module reads, such as the files of a prediction."""
+
+_ARTIFACT_VERBS = ("predict", "generate")
+"""Verbs that can run a folder of artifacts without its run."""
+
+
+@dataclass(frozen=True)
+class CheckedJob:
+    """The one job of a command line.
+
+    Attributes:
+        job: The typed job.
+        config: The same as plain values, in the order of the schema.
+        hydra: The composed config with Hydra's own; None for a resumed run.
+    """
+
+    job: jobs.Job
+    config: dict[str, Any]
+    hydra: DictConfig | None = None
+
+
+@dataclass(frozen=True)
+class CheckedCommand:
+    """A command line without errors.
+
+    Attributes:
+        line: The command line.
+        single: Its one job; None if Hydra's own main must run, for a sweep or to show something.
+        notes: What the user should know before it starts.
+    """
+
+    line: CommandLine
+    single: CheckedJob | None
+    notes: tuple[str, ...] = ()
+
+    def composed_job(
+        self, composed: DictConfig, choices: Mapping[str, str | None], run_dir: str | None
+    ) -> tuple[jobs.Job, dict[str, Any]]:
+        """Return the typed job of a config that Hydra's main composed, and the same as plain values.
+
+        Args:
+            composed: The config, without Hydra's own.
+            choices: The option of each group in it.
+            run_dir: The run folder if `run.dir` is null; None for the default.
+
+        Raises:
+            ConfigError: All its errors.
+        """
+        line = self.line
+        config, problems = compose.plain(composed)
+        raise_if_any(*problems)
+        config = drop_replaced_keys(config, choices, line.overrides.keys(), line.groups)
+        config, _ = inherit_tokenizer(config, line.overrides.keys())
+        if run_dir is not None and isinstance(config.get("run"), dict) and config["run"].get("dir") is None:
+            config["run"]["dir"] = run_dir
+        known = KnownKeys(line.job_type, line.groups, config)
+        job = typed_job(locate_paths(config), known, line.overrides.stored_pairs())
+        return job, _in_schema_order(config, line)
+
+
+@dataclass
+class _Findings:
+    """The results of checking the jobs of a command line."""
+
+    problems: list[str] = field(default_factory=list)
+    missing_data: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    composed: DictConfig | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def check_command(verb: str, argv: Sequence[str], check_inputs: InputCheck | None = None) -> CheckedCommand:
+    """Check the command line after the verb.
+
+    Raises:
+        ConfigError: All its errors.
+        CheckpointError: The run to resume or to read cannot be used.
+        DataError: The only errors are files of data that do not exist.
+    """
+    compose.register_defaults()
+    line, problems = overrides.parse_command_line(verb, argv)
+    problems += _unintended_sweeps(line)
+    choices, invalid = _valid_choices(line)
+    problems += invalid
+    if line.arguments.shows_hydra:
+        _raise(problems)
+        return CheckedCommand(line, None)
+    if (path := line.resume_path()) is not None:
+        config, notes, invalid = compose_resumed(line, choices, path)
+        _raise([*problems, *invalid])
+        return CheckedCommand(line, _checked_job(config, line, None), tuple(notes))
+    findings = _Findings(problems)
+    for chosen in _one_at_a_time([overrides.variants(item, line.groups) for item in choices]):
+        _check_jobs(line, chosen, findings, check_inputs)
+    findings.problems += _validate_stored_overrides(line)
+    if findings.missing_data and not findings.problems:
+        raise DataError(*dict.fromkeys(findings.missing_data))
+    _raise([*findings.problems, *findings.missing_data])
+    _check_run(line)
+    notes = tuple(dict.fromkeys(findings.notes))
+    assert findings.composed is not None
+    if line.arguments.needs_hydra or compose.is_sweep_by_default(findings.composed):
+        return CheckedCommand(line, None, notes)
+    return CheckedCommand(line, _checked_job(findings.config, line, findings.composed), notes)
+
+
+def _raise(problems: Sequence[str]) -> None:
+    raise_if_any(*dict.fromkeys(problems))
+
+
+def _checked_job(config: Mapping[str, Any], line: CommandLine, hydra: DictConfig | None) -> CheckedJob:
+    job = job_of(locate_paths(config), line.job_type, line.overrides.stored_pairs())
+    return CheckedJob(job, _in_schema_order(config, line), hydra)
+
+
+def _in_schema_order(config: Mapping[str, Any], line: CommandLine) -> dict[str, Any]:
+    return {key: config[key] for key in schema.keys(line.job_type)}
+
+
+def _unintended_sweeps(line: CommandLine) -> list[str]:
+    remedy = "Write a list as [a,b], or run a job for each value with --multirun (-m)"
+    return [
+        format_error(item.key_or_group, "several values need a sweep", remedy, value=item.get_value_string())
+        for item in (*line.overrides.groups, *line.overrides.values)
+        if is_sweep(item) and not line.arguments.is_sweep
+    ]
+
+
+def _valid_choices(line: CommandLine) -> tuple[list[Override], list[str]]:
+    """Return the choices of options that exist, and the problems of the others."""
+    chosen = (*schema.groups(line.job_type), *jobs.preset_groups(line.job_type))
+    valid: list[Override] = []
+    problems: list[str] = []
+    for item in line.overrides.groups:
+        invalid = validate_choice(item, line.job_type, line.groups, chosen)
+        problems += invalid
+        valid += [] if invalid else [item]
+    return valid, problems
+
+
+def _check_jobs(line: CommandLine, chosen: Sequence[str], findings: _Findings, check_inputs: InputCheck | None) -> None:
+    """Check the jobs with the given choices of options: one, or one for each value of a sweep."""
+    try:
+        composed = compose.compose_with_hydra(line.folder, line.config_name, [*line.hydra_overrides(), *chosen])
+    except ConfigError as error:
+        findings.problems += error.messages
+        return
+    choices = compose.choices_of(composed)
+    known = KnownKeys(line.job_type, line.groups, compose.unresolved(compose.without_hydra(composed)))
+    valid: list[list[str]] = []
+    for item in line.overrides.values:
+        problems = known.validate_override(item)
+        findings.problems += problems
+        valid += [] if problems else [overrides.variants(item, Groups(()))]
+    for lines in _one_at_a_time(valid):
+        changed = composed.copy()
+        values, _ = overrides.parse_overrides(lines)
+        findings.problems += compose.apply_overrides(changed, values)
+        compose.record_overrides(changed, overrides.parse_overrides(line.task_overrides())[0])
+        compose.publish_hydra_config(changed)
+        findings.composed = changed
+        config, unresolved = compose.plain(compose.without_hydra(changed))
+        findings.problems += unresolved
+        findings.config = _derive(config, choices, line, findings)
+        # Hydra also shows a config that still lacks a value.
+        if not line.arguments.options.cfg:
+            _check_config(findings.config, line, findings, check_inputs)
+
+
+def _derive(
+    config: Mapping[str, Any], choices: Mapping[str, str | None], line: CommandLine, findings: _Findings
+) -> dict[str, Any]:
+    """Return the config with the values that follow from others."""
+    explicit = line.overrides.keys()
+    kept = drop_replaced_keys(config, choices, explicit, line.groups)
+    dropped = [path for path in leaves(config) if not is_known(kept, path)]
+    if dropped:
+        findings.notes.append(f"left out {', '.join(dropped)}, which belong to the replaced _target_")
+    kept, notes = inherit_tokenizer(kept, explicit)
+    findings.notes += notes
+    return kept
+
+
+def _check_config(
+    config: Mapping[str, Any], line: CommandLine, findings: _Findings, check_inputs: InputCheck | None
+) -> None:
+    findings.problems += validate_config(config, KnownKeys(line.job_type, line.groups, config))
+    missing_data, missing = missing_paths(locate_paths(config))
+    findings.problems += missing
+    findings.missing_data += missing_data
+    if check_inputs is not None:
+        findings.problems += check_inputs(config)
+
+
+def _one_at_a_time(choices: Sequence[Sequence[_Item]]) -> list[list[_Item]]:
+    """Return the first of each, then every other one once next to the first of the rest: a sum, not a product."""
+    present = [items for items in choices if items]
+    first = [items[0] for items in present]
+    others = [
+        [*first[:position], item, *first[position + 1 :]]
+        for position, items in enumerate(present)
+        for item in items[1:]
+    ]
+    return [first, *others]
+
+
+def _validate_stored_overrides(line: CommandLine) -> list[str]:
+    """Return the problems of changes of a run's config that show without the run."""
+    keys = schema.keys(jobs.LoaderSection)
+    known = KnownKeys(jobs.TrainJob, line.groups, {"loader": schema.defaults(jobs.LoaderSection)})
+    problems: list[str] = []
+    for path, value in line.overrides.stored_pairs():
+        section, _, key = path.partition(".")
+        if section == "loader" and key not in keys:
+            problems.append(known.unknown(path, value))
+        elif section == "loader":
+            problems += validate_value(path, value, keys[key])
+    return problems
+
+
+def _check_run(line: CommandLine) -> None:
+    """Check that the run which another verb than `train` names can be used as the command line asks.
+
+    Raises:
+        CheckpointError: It cannot.
+    """
+    if issubclass(line.job_type, jobs.TrainJob):
+        return
+    values = {item.key_or_group: item.value() for item in line.overrides.values}
+    run, trust = values.get("run"), values.get("trust")
+    if isinstance(run, str):
+        may_be_artifacts = line.verb in _ARTIFACT_VERBS and values.get("backend") != "torch"
+        exported = exported_config(run) if may_be_artifacts else None
+        stored = load_stored_config(run, key="run") if exported is None else exported
+        packages = [str(package) for package in trust] if isinstance(trust, list) else []
+        if untrusted := untrusted_targets(stored, packages):
+            raise CheckpointError(*untrusted)
+        with_overrides(stored, line.overrides.stored_pairs())

@@ -1,0 +1,189 @@
+"""Compatibility of parts: attributes that parts declare in their sources are compared before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from trainer.config import signatures
+from trainer.config.groups import Groups
+from trainer.constraints import literals
+from trainer.errors import did_you_mean, format_error
+
+_CACHE = "onnx_cache"
+"""The format of a decoder that reads token by token."""
+
+UNKNOWN_METRIC = "is not a metric of this task that has a direction"
+
+
+def incompatible_targets(loss_targets: Collection[str], target: str) -> str:
+    """Return the problem of a loss that does not take the task's kind of target."""
+    return f"takes {' or '.join(loss_targets)} targets, but the task has {target}"
+
+
+def validate_compatibility(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
+    """Yield the problems of parts that do not fit each other, as far as their sources declare it."""
+    yield from _validate_targets(config, groups)
+    yield from _validate_model(config, groups)
+    yield from _validate_monitor(config)
+    yield from _validate_causality(config)
+    yield from _validate_views(config)
+    yield from _validate_held_out(config)
+    yield from _validate_pruning(config)
+    yield from validate_formats(config)
+
+
+def value_at(config: Any, key: str) -> Any:
+    """Return the value of a dotted key, or None if there is none."""
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return config
+
+
+def _validate_targets(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
+    taken, targets = _attribute(config, "loss", "targets"), _targets(config)
+    for target, reason in targets.items() if taken else ():
+        if target not in taken:
+            declared = {option: _declared(groups, "loss", option, "targets") for option in groups.options("loss")}
+            fitting = [option for option, values in declared.items() if {*targets} <= {*values}]
+            problem = incompatible_targets(taken, f"{target}{reason}")
+            yield format_error("loss", problem, f"Use one of {', '.join(fitting)}", value=_name(config, "loss"))
+
+
+def _targets(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the kinds of targets of the task's batches, in evaluation and training, each with the reason for it."""
+    target = _attribute(config, "task", "target")
+    keys = _attribute(config, "task", "shares_by") or ()
+    amounts = {key: value_at(config["task"], key) for key in keys}
+    mixing = [f"task.{key}" for key, amount in amounts.items() if isinstance(amount, int | float) and amount > 0]
+    targets = {target: ""} if target else {}
+    return targets | ({"shares": f" by {' and '.join(mixing)}"} if mixing else {})
+
+
+def _validate_model(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
+    pairs = (
+        ("inputs", "inputs", "reads {}, but the task has {}"),
+        ("levels", "level", "has an output for each {}, but the task needs one for each {}"),
+    )
+    for declared, needed, problem in pairs:
+        supported, value = _attribute(config, "model", declared), _attribute(config, "task", needed)
+        if supported and value and value not in supported:
+            options = groups.options("model")
+            fitting = [option for option in options if value in _declared(groups, "model", option, declared)]
+            text = problem.format(" or ".join(supported), value)
+            yield format_error("model", text, f"Use one of {', '.join(fitting)}", value=_name(config, "model"))
+
+
+def _validate_monitor(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the problem of a monitored metric that the task never has, whatever its data."""
+    known, monitor = _attribute(config, "task", "monitors"), value_at(config, "checkpoint.monitor")
+    if known and isinstance(monitor, str) and monitor not in ("", "loss", *known):
+        remedy = did_you_mean(monitor, ["loss", *known])
+        yield format_error("checkpoint.monitor", UNKNOWN_METRIC, remedy, value=monitor)
+
+
+def _validate_causality(config: Mapping[str, Any]) -> Iterator[str]:
+    """A language model must not see the token it predicts; a masked one must see the tokens after it."""
+    needed, causal = _attribute(config, "task", "causal"), _attribute(config, "model", "causal")
+    if needed is None or causal is None or needed == causal:
+        return
+    problem = "sees the tokens that it must predict" if needed else "does not see the tokens after a masked token"
+    remedy = "Use model=decoder" if needed else "Use model=text_encoder"
+    yield format_error("model", problem, remedy, value=_name(config, "model"))
+
+
+def _validate_views(config: Mapping[str, Any]) -> Iterator[str]:
+    """Without supervision a text is compared with itself, and only dropout makes its two views different."""
+    model = config.get("model")
+    if value_at(config, "task.supervision") != "none" or not isinstance(model, Mapping):
+        return
+    is_known = _attribute(config, "model", "inputs") is not None and "path" not in model
+    if is_known and not model.get("dropout") and not value_at(model, "lora.dropout"):
+        has_key = "dropout" in model
+        problem = "without dropout the two views of a text are equal, and task.supervision=none has no other views"
+        remedy = f"{'Set it above 0' if has_key else 'Use a model with dropout'}, or use task.supervision=pairs"
+        key = "model.dropout" if has_key else "model"
+        yield format_error(key, problem, remedy, value=model.get("dropout"))
+
+
+def _validate_held_out(config: Mapping[str, Any]) -> Iterator[str]:
+    """Shares of the training data are held out for the splits that have no data of their own."""
+    data = config.get("data")
+    if not isinstance(data, Mapping) or not isinstance(data.get("split"), Mapping):
+        return
+    splits = data.get("splits", data)
+    shares = {
+        name: share
+        for name, share in data["split"].items()
+        if name in splits and not _is_set(splits[name]) and type(share) in (int, float) and 0 <= share < 1
+    }
+    if sum(shares.values()) >= 1:
+        yield format_error("data.split", "the shares leave no training data", value=data["split"])
+    if shares.get("validation") == 0:
+        problem, remedy = "a run needs a validation split", "Set a share, or data.validation"
+        yield format_error("data.split.validation", problem, remedy, value=0)
+
+
+def _is_set(value: Any) -> bool:
+    return any(map(_is_set, value.values())) if isinstance(value, Mapping) else value is not None
+
+
+def _validate_pruning(config: Mapping[str, Any]) -> Iterator[str]:
+    prune, model = config.get("prune"), config.get("model")
+    if not isinstance(prune, Mapping) or not isinstance(model, Mapping):
+        return
+    if model.get("lora") is not None:
+        problem = "the adapters of model.lora would fill in the pruned weights when they are merged"
+        yield format_error("prune", problem, "Leave out model.lora, or prune the trained run: trainer export prune=l1")
+    axes, dim = _weight_axes(config), prune.get("dim")
+    if isinstance(dim, int) and not -axes <= dim < axes:
+        problem = f"must be an axis of weights with {axes} axes"
+        yield format_error("prune.dim", problem, "Use 0 for outputs or 1 for inputs", value=dim)
+    amount, smallest = prune.get("amount"), _smallest_weight(config)
+    if isinstance(amount, int) and prune.get("targets") is None and smallest is not None and amount >= smallest:
+        unit = "slices" if "dim" in prune else "elements"
+        problem = f"must be less than {smallest}, the number of {unit} of the smallest weights of this model"
+        yield format_error("prune.amount", problem, "Prune fewer, or name weights in prune.targets", value=amount)
+
+
+def _weight_axes(config: Mapping[str, Any]) -> int:
+    """Return the most axes of a weight: four for 2-d convolutions, unless the model is known to read no images."""
+    inputs = _attribute(config, "model", "inputs") or ("images",)
+    return 4 if "images" in inputs or "path" in config["model"] else 2
+
+
+def _smallest_weight(config: Mapping[str, Any]) -> int | None:
+    """Return the number of units of the smallest weight of a transformer, unless weights are pruned together."""
+    prune, model = config["prune"], config["model"]
+    dim, hidden = model.get("dim"), model.get("hidden")
+    together = _attribute(config, "prune", "PRUNES_TOGETHER")
+    if together or "heads" not in model or not isinstance(dim, int) or not isinstance(hidden, int):
+        return None
+    return min(dim, hidden) * (1 if "dim" in prune else dim)
+
+
+def validate_formats(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the problem of an export format that no model of the task can be written in."""
+    task, formats = config.get("task"), value_at(config, "export.formats")
+    target = str(task.get("_target_")) if isinstance(task, Mapping) else ""
+    if not isinstance(formats, list) or _CACHE not in formats or not target.startswith(signatures.OWN):
+        return
+    if signatures.attribute(target, "causal") is not True:
+        signature = signatures.read(str(value_at(config, "export._target_")))
+        fitting = [name for name in literals(signature.annotations["formats"]) if name != _CACHE] if signature else []
+        problem = f"{_CACHE} needs a causal language model, but the task is {_name(config, 'task')}"
+        yield format_error("export.formats", problem, f"Use some of {', '.join(fitting)}", value=formats)
+
+
+def _attribute(config: Mapping[str, Any], group: str, name: str) -> Any:
+    part = config.get(group)
+    target = part.get("_target_") if isinstance(part, Mapping) else None
+    return signatures.attribute(target, name) if isinstance(target, str) else None
+
+
+def _declared(groups: Groups, group: str, option: str, name: str) -> Collection[str]:
+    return signatures.attribute(str(groups.content(group, option).get("_target_")), name) or ()
+
+
+def _name(config: Mapping[str, Any], group: str) -> str:
+    return str(config[group]["_target_"]).rsplit(".", 1)[-1]

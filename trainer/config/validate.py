@@ -1,0 +1,418 @@
+"""Validation of a whole config: every error at once, and the typed job of a config without errors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from trainer.config import jobs, schema, signatures
+from trainer.config.compatibility import validate_compatibility, value_at
+from trainer.config.groups import Groups
+from trainer.config.signatures import OWN, Signature
+from trainer.config.unknown_keys import KnownKeys
+from trainer.constraints import (
+    broken_rules,
+    describe,
+    fits_type,
+    forms,
+    is_constrained,
+    literals,
+    mapping_item,
+    value_problems,
+)
+from trainer.durations import FORMS, Duration, parse
+from trainer.errors import did_you_mean, format_error, raise_if_any
+
+HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_", "_args_"})
+_MEASURED = "optimizer.lr"
+"""A key that may be `auto`; the optimizer then gets the value that a range test selects."""
+
+_SYNTAX = {
+    "device": (r"auto|cpu|mps|cuda(:\d+)?", "must be auto, cpu, cuda, cuda:N or mps"),
+    "checkpoint": (r"best|last|step-\d+", "must be best, last or step-N"),
+    "start": (r"step-\d+", "must be step-N"),
+}
+_FREEZE = "An entry is a pattern of parameter names, or {match: <pattern>, until: <duration>}"
+_OVERRIDE = "An entry is {match: <pattern of names>, lr: ..., weight_decay: ...}, with at least one of the values"
+
+
+def typed_job(
+    config: Mapping[str, Any], known: KnownKeys, stored_overrides: tuple[tuple[str, Any], ...] = ()
+) -> jobs.Job:
+    """Return the typed job of a config.
+
+    Raises:
+        ConfigError: All its errors.
+    """
+    raise_if_any(*dict.fromkeys(validate_config(config, known)))
+    return job_of(config, known.job_type, stored_overrides)
+
+
+def job_of(config: Mapping[str, Any], job_type: type, stored_overrides: tuple[tuple[str, Any], ...] = ()) -> jobs.Job:
+    """Return the typed job of a config that has been validated."""
+    sections = schema.sections(job_type)
+    values = {name: sections[name](**config[name]) if name in sections else config[name] for name in config}
+    if jobs.stored_sections(job_type):
+        values["stored_overrides"] = stored_overrides
+    job: jobs.Job = job_type(**values)
+    return job
+
+
+def validate_config(config: Mapping[str, Any], known: KnownKeys) -> list[str]:
+    """Return every error of a config of plain values: unknown keys, types, ranges, combinations."""
+    keys = schema.keys(known.job_type)
+    sections = schema.sections(known.job_type)
+    problems = [known.unknown(key, value) for key, value in config.items() if key not in keys]
+    for name, annotation in keys.items():
+        value = config.get(name)
+        if name in schema.groups(known.job_type):
+            problems += validate_part(name, value, known)
+        elif name in sections:
+            problems += _validate_section(name, value, sections[name], known)
+        elif name not in config:
+            problems.append(format_error(name, "is missing"))
+        else:
+            problems += validate_value(name, value, annotation)
+    # One message per key: a value of the wrong type or out of range is not judged further.
+    reported = {problem.partition(":")[0] for problem in problems}
+    further = [*_validate_own_keys(config), *validate_compatibility(config, known.groups)]
+    return [*problems, *(problem for problem in further if problem.partition(":")[0] not in reported)]
+
+
+def _validate_section(name: str, section: Any, section_type: type, known: KnownKeys) -> list[str]:
+    keys = schema.keys(section_type)
+    if not isinstance(section, Mapping):
+        return [format_error(name, "must be a section", f"Its keys are {', '.join(keys)}", value=section)]
+    problems = [known.unknown(f"{name}.{key}", value) for key, value in section.items() if key not in keys]
+    problems += [format_error(f"{name}.{key}", "is missing") for key in keys if key not in section]
+    for key, value in section.items():
+        problems += validate_value(f"{name}.{key}", value, keys[key]) if key in keys else []
+    return problems
+
+
+def validate_value(path: str, value: Any, annotation: str) -> list[str]:
+    """Return the problems of a value that must fit `annotation`."""
+    if value == "???":
+        return [format_error(path, "needs a value", f"Set {path}=<{describe(annotation)}>")]
+    # An interpolation that is still there has been reported already.
+    if "${" in str(value):
+        return []
+    if fits_type(value, annotation):
+        return value_problems(path, value, annotation)
+    if isinstance(value, Mapping) and value and (inner := mapping_item(annotation)):
+        return [problem for key, item in value.items() for problem in validate_value(f"{path}.{key}", item, inner)]
+    remedy = forms(annotation)
+    if isinstance(value, str) and fits_type([value], annotation):
+        remedy = f"Write {path}=[{value}]"
+    known = literals(annotation)
+    wrong = [item for item in (value if isinstance(value, list) else [value]) if item not in known]
+    if wrong and isinstance(wrong[0], str) and did_you_mean(wrong[0], known).startswith("Did you mean"):
+        remedy = did_you_mean(wrong[0], known)
+    return [format_error(path, f"must be {describe(annotation)}", remedy, value=value)]
+
+
+# Parts
+
+
+def validate_part(group: str, part: Any, known: KnownKeys) -> list[str]:
+    """Return the problems of the part of a group: its target, keys and values."""
+    if part is None and group not in schema.required_groups(known.job_type):
+        return []
+    if not isinstance(part, Mapping):
+        remedy = f"Choose one of {known.groups.listed(group)}"
+        return [format_error(group, "must be the name of an option", remedy, value=part)]
+    shared_type = schema.shared_keys(known.job_type, group)
+    shared = {} if shared_type is None else schema.keys(shared_type)
+    values = ((key, part[key]) for key in shared if key in part)
+    problems = [problem for key, value in values for problem in validate_value(f"{group}.{key}", value, shared[key])]
+    own = {key: value for key, value in part.items() if key not in shared}
+    target = part.get("_target_")
+    if not isinstance(target, str) or target == "???":
+        remedy = f"Choose one of {known.groups.listed(group)}"
+        problem = "must be the dotted name of a class or function"
+        return [*problems, format_error(f"{group}._target_", problem, remedy, value=target)]
+    if not target.startswith(OWN):
+        return [*problems, *_validate_plugged_in(group, own, target)]
+    return [*problems, *_validate_own_part(group, own, target, known)]
+
+
+def _validate_own_part(group: str, part: Mapping[str, Any], target: str, known: KnownKeys) -> list[str]:
+    try:
+        signature = signatures.read(target)
+    except LookupError as error:
+        return [format_error(f"{group}._target_", "does not exist", str(error), value=target)]
+    if signature is None:
+        return []
+    problems: dict[str, list[str]] = {}
+    for key, value in part.items():
+        path = f"{group}.{key}"
+        annotation = "Any" if key in HYDRA_KEYS else signature.annotation(str(key))
+        if path == _MEASURED and annotation is not None:
+            annotation += " | Literal['auto']"
+        known_key = annotation is not None
+        problems[key] = validate_value(path, value, str(annotation)) if known_key else [known.unknown(path, value)]
+    missing = _missing_keys(group, part, signature, known.groups)
+    option = known.groups.option_of(group, target)
+    return [
+        *_flat(problems),
+        *broken_rules(part, signature.rules, prefix=f"{group}.", skip=_wrong(problems)),
+        *(
+            format_error(f"{group}.{key}", "is missing", f"{group}={option} sets {value!r}")
+            for key, value in missing.items()
+        ),
+        *_unknown_inner_keys(group, part, known),
+    ]
+
+
+def _flat(problems: Mapping[str, Sequence[str]]) -> list[str]:
+    return [problem for messages in problems.values() for problem in messages]
+
+
+def _wrong(problems: Mapping[str, Sequence[str]]) -> frozenset[str]:
+    return frozenset(str(key) for key, messages in problems.items() if messages)
+
+
+def _unknown_inner_keys(group: str, part: Mapping[str, Any], known: KnownKeys) -> Iterator[str]:
+    """Yield a message for each unknown key of a mapping in a part; the target's option defines which keys exist."""
+    option = known.groups.option_of(group, str(part["_target_"]))
+    for name, written in known.groups.content(group, option).items() if option else ():
+        value = part.get(name)
+        if isinstance(written, Mapping) and written and isinstance(value, Mapping):
+            yield from (known.unknown(f"{group}.{name}.{key}", value[key]) for key in value if key not in written)
+
+
+def _validate_plugged_in(group: str, part: Mapping[str, Any], target: str) -> list[str]:
+    """Return the problems of a part that is not this project's: its name, and its own declarations if readable."""
+    package = target.partition(".")[0]
+    if not package.isidentifier() or "." not in target:
+        problem = "must be the dotted name of a class or function"
+        return [format_error(f"{group}._target_", problem, "Write it like my_package.MyLoss", value=target)]
+    problems = {key: validate_value(f"{group}.{key}", value, "Any") for key, value in part.items() if value == "???"}
+    if find_spec(package) is None:
+        remedy = "Packages are searched in the working directory and where Python finds them"
+        missing = format_error(f"{group}._target_", f"there is no package {package}", remedy, value=target)
+        return [*_flat(problems), missing]
+    try:
+        signature = signatures.read(target)
+    except LookupError as error:
+        return [*_flat(problems), format_error(f"{group}._target_", *_split_remedy(str(error)), value=target)]
+    if signature is None:
+        return _flat(problems)
+    for key in part.keys() - HYDRA_KEYS - problems.keys():
+        annotation = signature.annotation(str(key)) or "Any"
+        problems[key] = validate_value(f"{group}.{key}", part[key], annotation) if is_constrained(annotation) else []
+    return [*_flat(problems), *broken_rules(part, signature.rules, prefix=f"{group}.", skip=_wrong(problems))]
+
+
+def _split_remedy(message: str) -> tuple[str, str]:
+    problem, _, remedy = message.partition(". ")
+    return problem.rstrip("."), remedy
+
+
+def _missing_keys(group: str, part: Mapping[str, Any], signature: Signature, groups: Groups) -> dict[str, Any]:
+    """Return the required keys that a part lacks, with the values that its target's own option sets."""
+    option = groups.option_of(group, str(part["_target_"]))
+    written = groups.content(group, option) if option else {}
+    required = signature.required
+    return {key: value for key, value in written.items() if key not in part and {key, f"{key}_steps"} & required}
+
+
+def complete_part(group: str, part: Mapping[str, Any], groups: Groups) -> dict[str, Any]:
+    """Return a part that was valid when it was stored, with the defaults of keys that its target has gained since."""
+    target = part.get("_target_")
+    if not isinstance(target, str) or not target.startswith(OWN):
+        return dict(part)
+    try:
+        signature = signatures.read(target)
+    except LookupError:
+        return dict(part)
+    return dict(part) if signature is None else {**part, **_missing_keys(group, part, signature, groups)}
+
+
+def drop_replaced_keys(
+    config: Mapping[str, Any], choices: Mapping[str, str | None], explicit: Collection[str], groups: Groups
+) -> dict[str, Any]:
+    """Return the config without the keys of options whose `_target_` was replaced: they belong to the old target.
+
+    Keys in `explicit` (dotted, from the command line) stay, and so do keys that the chosen experiment and debug options
+    set for the group, and Hydra's own keys.
+    """
+    kept_keys = set(explicit)
+    for preset in jobs.PRESET_GROUPS:
+        content = groups.content(preset, choices.get(preset) or "")
+        kept_keys |= {f"{name}.{key}" for name, part in content.items() if isinstance(part, Mapping) for key in part}
+    kept = dict(config)
+    for group, part in config.items():
+        option = groups.content(group, choices.get(group) or "")
+        if not isinstance(part, Mapping) or option.get("_target_") in (None, part.get("_target_")):
+            continue
+        kept[group] = {
+            key: value
+            for key, value in part.items()
+            if key in HYDRA_KEYS or f"{group}.{key}" in kept_keys or key not in option
+        }
+    return kept
+
+
+# Keys of jobs and sections, and the entries of their lists and mappings
+
+
+def _validate_own_keys(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the problems that the types do not cover; keys that are absent or of the wrong type are skipped."""
+    flat = {
+        f"{top}.{key}": item
+        for top, value in config.items()
+        if isinstance(value, Mapping)
+        for key, item in value.items()
+    }
+    flat |= config
+    yield from _validate_syntax(flat)
+    yield from _validate_prediction(flat)
+    yield from _validate_intervals(flat)
+    yield from _validate_phases(flat)
+    yield from _validate_freeze(config)
+    yield from _validate_lora(value_at(config, "model.lora"))
+    yield from _validate_renames(value_at(config, "model.weights_rename"))
+    yield from _validate_overrides(config)
+
+
+def _validate_syntax(flat: Mapping[str, Any]) -> Iterator[str]:
+    for key, (pattern, problem) in _SYNTAX.items():
+        value = flat.get(key)
+        if isinstance(value, str) and not re.fullmatch(pattern, value):
+            yield format_error(key, problem, value=value)
+    name = flat.get("run.name")
+    if isinstance(name, str) and (not name or "/" in name or "\\" in name or name in (".", "..")):
+        yield format_error("run.name", "must be the name of a folder", "Set run.dir for a path", value=name)
+    if flat.get("resume") == "auto" and "run.name" in flat and flat["run.name"] is None and not flat.get("run.dir"):
+        yield format_error("resume", "auto needs a run with a fixed folder", "Set run.name", value="auto")
+
+
+def _validate_prediction(flat: Mapping[str, Any]) -> Iterator[str]:
+    if "neighbours" in flat and "corpus" in flat and (flat["neighbours"] is None) != (flat["corpus"] is None):
+        missing, present = ("corpus", "neighbours") if flat["corpus"] is None else ("neighbours", "corpus")
+        remedy = "Set both, such as neighbours=5 corpus=my.txt"
+        yield format_error(missing, f"must be set together with {present}", remedy, value=None)
+    if flat.get("backend") != "onnx":
+        return
+    if flat.get("precision") not in (None, "fp32"):
+        problem = "has no effect on artifacts, which have their own number format"
+        yield format_error("precision", problem, "Use fp32", value=flat["precision"])
+    if flat.get("device") not in (None, "auto", "cpu"):
+        yield format_error("device", "artifacts run only on the CPU", "Use auto or cpu", value=flat["device"])
+
+
+def _validate_intervals(flat: Mapping[str, Any]) -> Iterator[str]:
+    length = parse(flat.get("train.duration"))
+    if length is not None and length.unit == "%":
+        problem = "percentages are not allowed here, as this is the length of the run"
+        yield format_error("train.duration", problem, "Use st or ep", value=flat["train.duration"])
+    batch_size, accumulate = flat.get("train.batch_size"), flat.get("train.accumulate")
+    if isinstance(batch_size, int) and isinstance(accumulate, int) and 1 <= batch_size < accumulate:
+        problem = f"must not be greater than train.batch_size ({batch_size}), which it divides into micro-batches"
+        yield format_error("train.accumulate", problem, value=accumulate)
+
+
+def _validate_phases(flat: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the problems of the phases of a schedule that are too long for the run."""
+    length = parse(flat.get("train.duration"))
+    durations = {key: parse(flat.get(f"scheduler.{key}")) for key in ("warmup", "decay")}
+    shares = {
+        key: _share_of_run(duration, length)
+        for key, duration in durations.items()
+        if duration is not None and _is_comparable(duration, length)
+    }
+    for key, share in shares.items():
+        path = f"scheduler.{key}"
+        if key == "warmup" and flat.get("scheduler.three_phase") is True and share > 0.5:
+            problem = "must be at most half of the run if scheduler.three_phase is true"
+            yield format_error(path, problem, value=flat[path])
+        elif share > 1:
+            problem = f"must not be longer than the run (train.duration is {flat['train.duration']})"
+            yield format_error(path, problem, value=flat[path])
+    if len(shares) == 2 and sum(shares.values()) > 1 >= max(shares.values()):
+        phases = f"{flat['scheduler.warmup']} and {flat['scheduler.decay']}"
+        yield format_error("scheduler", "warmup and decay together must not be longer than the run", value=phases)
+
+
+def _is_comparable(phase: Duration, length: Duration | None) -> bool:
+    return phase.unit == "%" or (length is not None and length.unit == phase.unit and length.amount > 0)
+
+
+def _share_of_run(phase: Duration, length: Duration | None) -> float:
+    if phase.unit == "%":
+        return float(phase.amount) / 100
+    assert length is not None
+    return float(phase.amount / length.amount)
+
+
+def _validate_freeze(config: Mapping[str, Any]) -> Iterator[str]:
+    entries = value_at(config, "model.freeze")
+    if not isinstance(entries, list):
+        return
+    for number, entry in enumerate(entries, start=1):
+        path = f"model.freeze: entry {number}"
+        pattern = entry.get("match") if isinstance(entry, Mapping) else entry
+        if isinstance(entry, Mapping) and set(entry) != {"match", "until"}:
+            yield format_error(path, "must have match and until", _FREEZE, value=entry)
+        elif not isinstance(pattern, str) or not pattern:
+            yield format_error(path, "must be a pattern of parameter names", _FREEZE, value=entry)
+        elif isinstance(entry, Mapping) and parse(entry["until"]) is None:
+            yield format_error(f"{path}, until", "must be a duration", FORMS, value=entry["until"])
+    if "*" in entries and not _may_train_frozen(config):
+        yield format_error("model.freeze", "leaves nothing to train", "Leave out the head, for example", value=entries)
+
+
+def _may_train_frozen(config: Mapping[str, Any]) -> bool:
+    """Tell if something may be trained when the whole model is frozen: a new head, adapters, weights of the loss."""
+    loss = config.get("loss")
+    target = str(loss.get("_target_")) if isinstance(loss, Mapping) else ""
+    has_weights = not target.startswith(OWN) or "in_features" in (loss or {})
+    return has_weights or bool(value_at(config, "model.features")) or value_at(config, "model.lora") is not None
+
+
+def _validate_lora(lora: Any) -> Iterator[str]:
+    if not isinstance(lora, Mapping):
+        return
+    keys = schema.keys(jobs.LoraKeys)
+    for key, value in lora.items():
+        if key in keys:
+            yield from validate_value(f"model.lora.{key}", value, keys[key])
+        else:
+            yield format_error(f"model.lora.{key}", "unknown key", did_you_mean(str(key), list(keys)), value=value)
+    if find_spec("peft") is None:
+        yield format_error("model.lora", "needs the package peft, which is not installed", "pip install trainer[lora]")
+
+
+def _validate_renames(pairs: Any) -> Iterator[str]:
+    for number, pair in enumerate(pairs if isinstance(pairs, list) else [], start=1):
+        path = f"model.weights_rename: entry {number}"
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(item, str) for item in pair):
+            yield format_error(path, "must be [regular expression, replacement]", value=pair)
+            continue
+        try:
+            re.sub(pair[0], pair[1], "")
+        except (re.error, IndexError) as error:
+            yield format_error(path, f"is not a valid regular expression ({error})", value=pair)
+
+
+def _validate_overrides(config: Mapping[str, Any]) -> Iterator[str]:
+    entries = value_at(config, "optimizer.overrides")
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        return
+    keys = schema.keys(jobs.OverrideKeys)
+    for number, entry in enumerate(entries, start=1):
+        path = f"optimizer.overrides: entry {number}"
+        for key in entry.keys() - keys.keys():
+            yield format_error(path, "has an unknown key", did_you_mean(str(key), list(keys)), value=key)
+        if "match" not in entry:
+            yield format_error(f"{path}, match", "is missing", _OVERRIDE)
+        if entry.keys() <= {"match"}:
+            yield format_error(path, "sets nothing", _OVERRIDE)
+        for key in keys.keys() & entry.keys():
+            yield from validate_value(f"{path}, {key}", entry[key], keys[key])
+    if value_at(config, "optimizer.lr") == "auto" and any("lr" in entry for entry in entries):
+        problem = "auto measures one learning rate for all parameters, but optimizer.overrides sets others"
+        yield format_error("optimizer.lr", problem, "Set a number, or leave lr out of the overrides", value="auto")
