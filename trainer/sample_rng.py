@@ -1,4 +1,4 @@
-"""Randomness of single samples: a function of (seed, epoch, sample), which neither workers nor a resume can move."""
+"""Random numbers per sample: a function of (seed, epoch, sample), so neither workers nor a resume change them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class SampleRng:
 
     Attributes:
         seed: The run's seed.
-        epoch: The epoch the samples are drawn in.
-        ids: The samples' positions in their split.
-        training: Whether they are drawn to be trained on; augmentation is for those alone.
-        num_rows: Rows of the split, for a sample that wants further ones; 0 where nobody asks.
+        epoch: The epoch of the micro-batch.
+        ids: The positions of the samples in their split.
+        training: True for samples to train on; only these are augmented.
+        num_rows: Rows of the split, for a task that adds rows to a batch; 0 if it adds none.
     """
 
     seed: int
@@ -27,13 +27,13 @@ class SampleRng:
     num_rows: int = 0
 
     def generator(self, position: int, *stream: int) -> np.random.Generator:
-        """The generator of the sample at `position` of the micro-batch; a fresh one at every call.
+        """Return a new generator for the sample at `position` of the micro-batch.
 
-        Each `stream` of a sample draws independently of the others and of the one without a number.
+        The numbers of each `stream` of a sample are independent of its other streams and of the one without a number.
         """
         key = np.random.SeedSequence((self.seed, self.epoch, int(self.ids[position])), spawn_key=stream)
         return np.random.Generator(np.random.Philox(key))
 
-    def of(self, ids: Sequence[int]) -> SampleRng:
-        """The generators of other samples of the same epoch."""
+    def for_samples(self, ids: Sequence[int]) -> SampleRng:
+        """Return the generators of other samples of the same epoch."""
         return replace(self, ids=ids)

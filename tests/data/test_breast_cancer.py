@@ -1,5 +1,3 @@
-"""The tumours are scikit-learn's."""
-
 import numpy as np
 from datasets import concatenate_datasets
 from sklearn.datasets import load_breast_cancer
@@ -7,7 +5,7 @@ from sklearn.datasets import load_breast_cancer
 from trainer.data.breast_cancer import BreastCancer
 
 
-def test_features_and_labels_are_those_of_scikit_learn() -> None:
+def test_features_and_labels_equal_scikit_learn() -> None:
     source, known = BreastCancer(), load_breast_cancer()
 
     splits = source.load(("features", "label"))

@@ -1,5 +1,3 @@
-"""The patients are scikit-learn's."""
-
 import numpy as np
 from datasets import concatenate_datasets
 from sklearn.datasets import load_diabetes
@@ -7,7 +5,7 @@ from sklearn.datasets import load_diabetes
 from trainer.data.diabetes import Diabetes
 
 
-def test_features_and_values_are_those_of_scikit_learn() -> None:
+def test_features_and_values_equal_scikit_learn() -> None:
     source, known = Diabetes(), load_diabetes(scaled=False)
 
     splits = source.load(("features", "value"))

@@ -1,5 +1,3 @@
-"""The digits are scikit-learn's, as images and as features."""
-
 from io import BytesIO
 
 import numpy as np
@@ -10,7 +8,7 @@ from sklearn.datasets import load_digits
 from trainer.data.digits import Digits
 
 
-def test_images_features_and_labels_are_those_of_scikit_learn() -> None:
+def test_images_features_and_labels_equal_scikit_learn() -> None:
     source, known = Digits(), load_digits()
 
     splits = source.load(("image", "features", "label"))
@@ -26,7 +24,7 @@ def test_images_features_and_labels_are_those_of_scikit_learn() -> None:
         assert sample["label"] == str(known.target[number])
 
 
-def test_what_is_not_asked_for_moves_nothing() -> None:
+def test_requested_roles_do_not_change_the_splits() -> None:
     source = Digits()
 
     splits = source.load(("label",))

@@ -51,7 +51,7 @@ def test_encoding_runs_once(
 ) -> None:
     first_parts, second_parts = make(), make()
     first = run(first_parts, tmp_path)
-    # A second start must need neither the raw data nor the tokenizer's training.
+    # A second start needs neither the raw data nor the tokenizer's training.
     monkeypatch.setattr(Files, "load", None)
     with caplog.at_level(logging.INFO):
         second = run(second_parts, tmp_path)
@@ -67,7 +67,7 @@ def test_encoding_runs_once(
     assert second.splits["train"].cache_files
 
 
-def test_what_goes_in_decides_what_is_found(make: Callable[..., Any], tmp_path: Path) -> None:
+def test_data_and_task_options_decide_the_cache_folder(make: Callable[..., Any], tmp_path: Path) -> None:
     first = run(make(), tmp_path)
     longer = run(make(max_length=13), tmp_path)
     with (tmp_path / "train.csv").open("a", encoding="utf-8") as file:
@@ -78,7 +78,7 @@ def test_what_goes_in_decides_what_is_found(make: Callable[..., Any], tmp_path: 
     assert len(grown.splits["train"]) == len(first.splits["train"]) + 1
 
 
-def test_a_limit_spreads_over_the_split_and_keeps_all_labels(make: Callable[..., Any], tmp_path: Path) -> None:
+def test_limit_takes_evenly_spaced_rows_and_keeps_all_labels(make: Callable[..., Any], tmp_path: Path) -> None:
     whole_parts, parts = make(), make()
     whole, limited = run(whole_parts, tmp_path), run(parts, tmp_path, limit=5)
 
@@ -88,14 +88,14 @@ def test_a_limit_spreads_over_the_split_and_keeps_all_labels(make: Callable[...,
     assert limited.splits["train"]["row"][4] == whole.splits["train"]["row"][39]
 
 
-def test_the_first_rows_stay_as_they_were(make: Callable[..., Any], tmp_path: Path) -> None:
+def test_raw_samples_are_the_first_rows(make: Callable[..., Any], tmp_path: Path) -> None:
     source, task = make()
     raw = source.load(task.columns())["validation"]
     for _ in range(2):
         assert run((source, task), tmp_path).samples("validation") == [raw[row] for row in range(4)]
 
 
-def test_a_task_from_a_checkpoint_keeps_its_labels_and_vocabulary(make: Callable[..., Any], tmp_path: Path) -> None:
+def test_task_from_a_checkpoint_keeps_its_labels_and_vocabulary(make: Callable[..., Any], tmp_path: Path) -> None:
     source, task = make()
     first = run((source, task), tmp_path)
     again, restored = make()
@@ -106,12 +106,12 @@ def test_a_task_from_a_checkpoint_keeps_its_labels_and_vocabulary(make: Callable
     changed.load_state_dict(task.state_dict() | {"labels": ["fruit", "tool", "animal"]})
     relabelled = run((other, changed), tmp_path, fitted=True)
     assert relabelled.folder != first.folder
-    # The same data: whoever goes on with it may have another cache, or none.
+    # The same data: a resumed run may have another cache, or none.
     assert relabelled.fingerprint == first.fingerprint
     assert changed.class_target.classes.labels == ["fruit", "tool", "animal"]
 
 
-def test_a_bad_row_is_named_and_nothing_is_kept(make: Callable[..., Any], tmp_path: Path) -> None:
+def test_unusable_row_is_named_and_nothing_is_stored(make: Callable[..., Any], tmp_path: Path) -> None:
     with (tmp_path / "validation.csv").open("a", encoding="utf-8") as file:
         file.write("a stone,mineral\n")
 
@@ -120,7 +120,7 @@ def test_a_bad_row_is_named_and_nothing_is_kept(make: Callable[..., Any], tmp_pa
     assert not list((tmp_path / "cache" / "encoded").iterdir())
 
 
-def test_the_cache_lies_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     monkeypatch.delenv("TRAINER_CACHE", raising=False)
     assert cache_root() == Path("/caches/trainer")
@@ -128,7 +128,7 @@ def test_the_cache_lies_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp
     assert cache_root() == tmp_path
 
 
-@pytest.mark.parametrize("damage", ["emptied", "removed", "no index", "cut"])
+@pytest.mark.parametrize("damage", ["emptied", "removed", "no index", "truncated"])
 def test_damaged_encoded_data_is_encoded_again(
     damage: str, make: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -139,7 +139,7 @@ def test_damaged_encoded_data_is_encoded_again(
         (folder / "train.arrow").write_bytes(b"")
     elif damage == "removed":
         (folder / "validation.arrow").unlink()
-    elif damage == "cut":
+    elif damage == "truncated":
         (folder / "train.arrow").write_bytes((folder / "train.arrow").read_bytes()[:-200])
     else:
         (folder / "index.json").unlink()
@@ -152,27 +152,27 @@ def test_damaged_encoded_data_is_encoded_again(
     assert not [record for record in caplog.records if "is damaged" in record.message]
 
 
-def test_a_cache_that_cannot_be_written_is_named(make: Callable[..., Any], tmp_path: Path) -> None:
+def test_cache_folder_that_cannot_be_written_is_named(make: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     with pytest.raises(DataError, match=r"file: cannot store the encoded data .*TRAINER_CACHE"):
         run(make(), tmp_path, root=tmp_path / "file")
 
 
-def test_another_process_that_was_faster_is_no_fault(
+def test_folder_of_a_faster_process_is_used(
     make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rename = Path.rename
 
-    def late(self: Path, target: Path) -> Path:
+    def rename_too_late(self: Path, target: Path) -> Path:
         shutil.copytree(self, target)
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", late)
+    monkeypatch.setattr(Path, "rename", rename_too_late)
     assert len(run(make(), tmp_path).splits["train"]) == 40
 
 
-def test_a_text_may_become_several_rows(make: Callable[..., Any], tmp_path: Path) -> None:
+def test_text_may_become_several_rows(make: Callable[..., Any], tmp_path: Path) -> None:
     source, _ = make()
     with (tmp_path / "train.csv").open("a", encoding="utf-8") as file:
         file.write(f"{'one two three four five six ' * 3},fruit\n{'one two three four five six ' * 3},fruit\n")
@@ -180,13 +180,25 @@ def test_a_text_may_become_several_rows(make: Callable[..., Any], tmp_path: Path
     rows = run((source, CausalLm(**options)), tmp_path).splits["train"].with_format("numpy")
     again = run((source, CausalLm(**options)), tmp_path).splits["train"].with_format("numpy")
 
-    of_long = [rows[int(place)] for place in np.flatnonzero(rows["row"][:] >= rows["row"][:].max() - 1)]
-    assert len(of_long) == 6
-    assert [row["row"] for row in of_long] == [of_long[0]["row"]] * 3 + [of_long[3]["row"]] * 3
-    assert [len(row["input_ids"]) for row in of_long] == [8, 8, 5] * 2
-    # Texts that are the same have the same blocks; no block is that of another place.
-    found = [row["input_digest"] for row in of_long]
-    assert found[:3] == found[3:]
-    assert len(set(found)) == 3
+    blocks = [rows[int(place)] for place in np.flatnonzero(rows["row"][:] >= rows["row"][:].max() - 1)]
+    assert len(blocks) == 6
+    assert [row["row"] for row in blocks] == [blocks[0]["row"]] * 3 + [blocks[3]["row"]] * 3
+    assert [len(row["input_ids"]) for row in blocks] == [8, 8, 5] * 2
+    # Equal texts have equal blocks; the blocks of one text differ.
+    digests = [row["input_digest"] for row in blocks]
+    assert digests[:3] == digests[3:]
+    assert len(set(digests)) == 3
     assert "block_of" not in rows.column_names
     assert again[:]["row"].tolist() == rows[:]["row"].tolist()
+
+
+def test_warnings_of_the_source_are_stored_with_the_data(make: Callable[..., Any], tmp_path: Path) -> None:
+    with (tmp_path / "train.csv").open("a", encoding="utf-8") as file:
+        file.write(" ,fruit\n")
+
+    first, second = run(make(), tmp_path), run(make(), tmp_path)
+
+    assert (first.fresh, second.fresh) == (True, False)
+    (warning,) = first.warnings
+    assert warning.startswith("data.train: dropped 1 rows without a text or a label; the first is ")
+    assert second.warnings == first.warnings

@@ -1,4 +1,4 @@
-"""The documentation of the running interpreter: real sources, so what is asserted holds on every supported one."""
+"""The standard library of the running interpreter; all assertions are true on every supported version."""
 
 import inspect
 import json
@@ -30,10 +30,10 @@ def samples(splits: dict[str, Dataset]) -> Dataset:
     return concatenate_datasets(list(splits.values()))
 
 
-def test_there_are_thousands_of_samples_in_15_topics(samples: Dataset) -> None:
+def test_library_has_thousands_of_samples_in_15_topics(samples: Dataset) -> None:
     counts = Counter(samples["label"])
 
-    assert 5000 < len(samples) < 7500  # some systems package tkinter apart
+    assert 5000 < len(samples) < 7500  # some systems package tkinter separately
     assert len(counts) == 15
     assert min(counts, key=counts.__getitem__) == "crypto"
     assert 60 < counts["crypto"] < 80
@@ -46,7 +46,7 @@ def test_texts_are_distinct_and_have_four_words(samples: Dataset) -> None:
     assert min(len(text.split()) for text in texts) == 4
 
 
-def test_splits_follow_from_the_text_and_hold_every_topic(splits: dict[str, Dataset]) -> None:
+def test_splits_depend_on_the_text_and_contain_every_topic(splits: dict[str, Dataset]) -> None:
     total = sum(map(len, splits.values()))
 
     assert list(splits) == ["train", "validation", "test"]
@@ -56,18 +56,22 @@ def test_splits_follow_from_the_text_and_hold_every_topic(splits: dict[str, Data
         assert len(samples) == pytest.approx(total * (0.8 if split == "train" else 0.1), rel=0.1)
 
 
-def test_known_objects_are_found_under_their_topic_and_no_tests(samples: Dataset) -> None:
-    found = dict(
+def test_objects_have_their_topic_and_tests_are_left_out(samples: Dataset) -> None:
+    objects = dict(
         zip(samples["name"], zip(samples["label"], samples["kind"], samples["text"], strict=True), strict=True)
     )
 
-    assert found["json.decoder.JSONDecoder.decode"] == ("internet", "function", inspect.getdoc(json.JSONDecoder.decode))
-    assert found["json"] == ("internet", "module", inspect.getdoc(json))
-    assert found["cmd.Cmd"][:2] == ("gui", "class")
-    assert not any(name.startswith(("test.", "idlelib.", "pip.")) or ".test." in name for name in found)
+    assert objects["json.decoder.JSONDecoder.decode"] == (
+        "internet",
+        "function",
+        inspect.getdoc(json.JSONDecoder.decode),
+    )
+    assert objects["json"] == ("internet", "module", inspect.getdoc(json))
+    assert objects["cmd.Cmd"][:2] == ("gui", "class")
+    assert not any(name.startswith(("test.", "idlelib.", "pip.")) or ".test." in name for name in objects)
 
 
-def test_a_row_says_where_it_came_from(splits: dict[str, Dataset]) -> None:
+def test_row_has_its_file_and_line(splits: dict[str, Dataset]) -> None:
     sample = next(sample for sample in splits["train"] if sample["name"] == "json.decoder.JSONDecoder")
 
     place = StdlibDocs().describe_row("train", sample["row"])
@@ -79,7 +83,7 @@ def test_a_row_says_where_it_came_from(splits: dict[str, Dataset]) -> None:
     assert splits["train"].features["row"].dtype == "int64"
 
 
-def test_tests_duplicates_short_and_unknown_ones_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tests_duplicates_and_short_docstrings_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     many = "\n".join(f"def f{n}():\n    'What the function {n} does'" for n in range(100))
     for name, source in {
@@ -103,7 +107,7 @@ def test_tests_duplicates_short_and_unknown_ones_are_left_out(tmp_path: Path, mo
     }
 
 
-def test_the_labels_are_topic_kind_and_access(library: Library) -> None:
+def test_labels_are_topic_type_and_access(library: Library) -> None:
     methods = {"__init__": "What it is made of", "_f": "What it does inside"}
     lines = ["class C:", "    'What the class is for'"]
     lines += [line for name, text in methods.items() for line in (f"    def {name}(self):", f"        {text!r}")]
@@ -112,17 +116,17 @@ def test_the_labels_are_topic_kind_and_access(library: Library) -> None:
     samples = concatenate_datasets(list(StdlibDocs().load(("text", "labels")).values()))
 
     assert samples.features["labels"] == List(Value("string"))
-    found = dict(zip(samples["name"], samples["labels"], strict=True))
-    assert {name: labels for name, labels in found.items() if "filler" not in name} == {
+    by_name = dict(zip(samples["name"], samples["labels"], strict=True))
+    assert {name: labels for name, labels in by_name.items() if "filler" not in name} == {
         "json.C": ["internet", "class", "public"],
         "json.C.__init__": ["internet", "method", "public"],
         "json.C._f": ["internet", "method", "private"],
         "_weakrefset": ["types", "module", "private"],
     }
-    assert found["cmd.filler7"] == ["gui", "function", "public"]
+    assert by_name["cmd.filler7"] == ["gui", "function", "public"]
 
 
-def test_what_is_asked_for_moves_nothing(splits: dict[str, Dataset], library: Library) -> None:
+def test_requested_roles_do_not_change_the_splits(splits: dict[str, Dataset], library: Library) -> None:
     assert list(splits["train"].features) == ["text", "label", "name", "kind", "row"]
     assert splits["train"]["row"][:] == sorted(splits["train"]["row"][:])
     library({})
@@ -130,7 +134,7 @@ def test_what_is_asked_for_moves_nothing(splits: dict[str, Dataset], library: Li
     assert more.remove_columns("labels").to_dict() == some.to_dict()
 
 
-def test_the_fingerprint_follows_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprint_depends_on_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     (tmp_path / "json").mkdir()
     file = tmp_path / "json" / "decoder.py"
@@ -142,12 +146,12 @@ def test_the_fingerprint_follows_the_sources(tmp_path: Path, monkeypatch: pytest
     assert StdlibDocs().fingerprint != first
 
 
-def test_an_interpreter_without_sources_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interpreter_without_sources_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "python311.zip"))
 
     with pytest.raises(DataError, match=r"python311\.zip: does not contain the sources .* data=files"):
         StdlibDocs().load(("text", "label"))
 
 
-def test_a_column_is_named_for_a_message() -> None:
+def test_columns_are_named_for_messages() -> None:
     assert StdlibDocs().describe_role("label") == "the column label of data=stdlib_docs"

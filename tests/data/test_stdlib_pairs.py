@@ -1,5 +1,3 @@
-"""Docstrings with their own and with other signatures."""
-
 import ast
 from collections import Counter
 from collections.abc import Callable
@@ -15,18 +13,19 @@ Library = Callable[[dict[str, str]], None]
 ROLES = ("text", "text_pair", "label")
 
 
-@pytest.mark.parametrize(
-    "line",
-    ["def dump(obj, fp, /, *, skipkeys=False, **kw)", "async def run(self, *args: int) -> None", "def f()"],
-)
-def test_a_signature_is_the_line_of_the_source(line: str) -> None:
-    (function,) = ast.parse(f"{line}:\n    pass").body
+def test_signature_is_the_line_of_the_source() -> None:
+    for line in (
+        "def dump(obj, fp, /, *, skipkeys=False, **kw)",
+        "async def run(self, *args: int) -> None",
+        "def f()",
+    ):
+        (function,) = ast.parse(f"{line}:\n    pass").body
 
-    assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-    assert signature(function) == line
+        assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        assert signature(function) == line
 
 
-def test_every_function_comes_with_its_own_and_with_another_signature(library: Library) -> None:
+def test_every_function_has_its_own_and_another_signature(library: Library) -> None:
     library({"json.py": "class C:\n    'No function at all'\n    def f(self):\n        'One of its methods'\n"})
 
     splits = StdlibPairs().load(ROLES)
@@ -45,7 +44,7 @@ def test_every_function_comes_with_its_own_and_with_another_signature(library: L
         assert {assign_split(text, {"validation": 0.1, "test": 0.1}) for text in rows["text"]} == {split}
 
 
-def test_an_equal_signature_is_no_mismatch(library: Library) -> None:
+def test_equal_signature_is_never_a_mismatch(library: Library) -> None:
     library({"json.py": "\n".join(f"def f(x):\n    'Number {n} of the same'" for n in range(300))})
 
     rows = concatenate_datasets(list(StdlibPairs().load(ROLES).values()))
@@ -55,7 +54,7 @@ def test_an_equal_signature_is_no_mismatch(library: Library) -> None:
     assert all((row["text_pair"] == "def f(x)") == (row["label"] == "match") for row in same)
 
 
-def test_it_is_the_same_at_every_call_and_knows_its_places(library: Library) -> None:
+def test_pairs_are_the_same_on_every_call_and_know_their_line(library: Library) -> None:
     library({})
     source = StdlibPairs()
 
@@ -72,7 +71,7 @@ def test_it_is_the_same_at_every_call_and_knows_its_places(library: Library) -> 
 
 
 @pytest.mark.slow
-def test_a_common_signature_does_not_tell() -> None:
+def test_common_signature_does_not_reveal_the_label() -> None:
     samples = concatenate_datasets(list(StdlibPairs().load(ROLES).values()))
 
     assert len(samples) > 8000

@@ -1,5 +1,3 @@
-"""First sentences and what follows them."""
-
 from collections.abc import Callable
 
 import pytest
@@ -12,20 +10,17 @@ Library = Callable[[dict[str, str]], None]
 ROLES = ("text", "positive")
 
 
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("One line only", ("One line only", "")),
-        ("A summary.\n\n  Indented rest.\n\nMore.", ("A summary.", "Indented rest.\n\nMore.")),
-        ("A summary\nof two lines\n \nThe rest", ("A summary\nof two lines", "The rest")),
-        ("First sentence. Second one.", ("First sentence.", "Second one.")),
-        ("Is it so? Yes", ("Is it so?", "Yes")),
-        ("Some, i.e. Two of e.g. three", ("Some, i.e. Two of e.g. three", "")),
-        ("Version 1.5 of sys.version", ("Version 1.5 of sys.version", "")),
-    ],
-)
-def test_a_docstring_is_divided_behind_its_first_sentence(text: str, parts: tuple[str, str]) -> None:
-    assert summary_and_rest(text) == parts
+def test_docstring_is_split_after_its_first_sentence() -> None:
+    for text, summary, rest in (
+        ("One line only", "One line only", ""),
+        ("A summary.\n\n  Indented rest.\n\nMore.", "A summary.", "Indented rest.\n\nMore."),
+        ("A summary\nof two lines\n \nThe rest", "A summary\nof two lines", "The rest"),
+        ("First sentence. Second one.", "First sentence.", "Second one."),
+        ("Is it so? Yes", "Is it so?", "Yes"),
+        ("Some, i.e. Two of e.g. three", "Some, i.e. Two of e.g. three", ""),
+        ("Version 1.5 of sys.version", "Version 1.5 of sys.version", ""),
+    ):
+        assert summary_and_rest(text) == (summary, rest)
 
 
 def test_pairs_have_four_words_and_share_no_text(library: Library) -> None:
@@ -51,7 +46,7 @@ def test_pairs_have_four_words_and_share_no_text(library: Library) -> None:
             assert assign_split(f"{text} {positive}", {"validation": 0.1, "test": 0.1}) == split
 
 
-def test_a_row_knows_its_place(library: Library) -> None:
+def test_row_has_its_file_and_line(library: Library) -> None:
     library({"json.py": "\n\ndef f():\n    'The very first of all. The rest of all that.'"})
     source = StdlibSimilar()
 
@@ -64,7 +59,7 @@ def test_a_row_knows_its_place(library: Library) -> None:
 
 
 @pytest.mark.slow
-def test_there_are_thousands_in_the_real_library() -> None:
+def test_library_has_thousands_of_pairs() -> None:
     splits = StdlibSimilar().load(ROLES)
 
     assert 2000 < sum(map(len, splits.values())) < 5000

@@ -1,10 +1,7 @@
-"""Docstrings and how large their functions are."""
-
 import ast
 import math
 from collections.abc import Callable
 
-import pytest
 from datasets import concatenate_datasets
 
 from trainer.data.stdlib_sizes import StdlibSizes, measure
@@ -12,24 +9,20 @@ from trainer.data.stdlib_sizes import StdlibSizes, measure
 Library = Callable[[dict[str, str]], None]
 
 
-@pytest.mark.parametrize(
-    ("source", "parameters", "lines"),
-    [
+def test_parameters_and_lines_are_counted() -> None:
+    for source, num_parameters, num_lines in (
         ("def f():\n    'Doc.'", 0, 1),
         ("def f(a, /, b, *rest, c, **more):\n    'Doc.'\n    return a", 5, 2),
         ("def f(self, a):\n    '''Two\n    lines.'''\n    a()\n    return a", 1, 3),
         ("async def f(cls):\n    'Doc.'\n    return 1", 0, 2),
         ("def f(a, self):\n    'Doc.'\n    return 1", 2, 2),
-    ],
-)
-def test_parameters_and_lines_are_counted(source: str, parameters: int, lines: int) -> None:
-    (node,) = ast.parse(source).body
-    assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-
-    assert measure(node) == [parameters, math.log2(lines)]
+    ):
+        (node,) = ast.parse(source).body
+        assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        assert measure(node) == [num_parameters, math.log2(num_lines)]
 
 
-def test_functions_alone_are_rows_and_know_their_place(library: Library) -> None:
+def test_only_functions_are_rows_and_have_their_line(library: Library) -> None:
     code = "'The module says four words.'\n\nclass C:\n    'The class says four words.'\n"
     code += "    def method(self, x):\n        'The very method says this.'\n        return x\n"
     library({"json.py": code})

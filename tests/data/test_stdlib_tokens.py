@@ -1,5 +1,3 @@
-"""Names in docstrings, found by the sources that they belong to."""
-
 import ast
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +15,7 @@ MODULES = {"json", "json.decoder", "collections", "time", "os", "os.path"}
 
 
 def entities(text: str, *parameters: str) -> list[tuple[str, str]]:
-    """(kind, words without white space between) of each, as a reader of BIO tags finds them."""
+    """Return (type, words without white space between them) of each entity in BIO tags."""
     words, tags = tag_words(text, parameters, CLASSES, MODULES)
     found: list[tuple[str, str]] = []
     for word, tag in zip(words, tags, strict=True):
@@ -29,9 +27,8 @@ def entities(text: str, *parameters: str) -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
+def test_names_are_found_with_their_type() -> None:
+    for text, found in (
         ("Write obj to fp.", [("parameter", "obj"), ("parameter", "fp")]),
         ("Call obj.write, not objects", [("parameter", "obj")]),
         ("See json.decoder for more", [("module", "json.decoder")]),
@@ -43,20 +40,18 @@ def entities(text: str, *parameters: str) -> list[tuple[str, str]]:
         ("Message for a Message object", [("class", "Message")]),
         ("FTP instances use FTP", [("class", "FTP")]),
         ("e.g. nothing of this, i.e. 1.5", []),
-    ],
-)
-def test_names_are_found_by_kind(text: str, found: list[tuple[str, str]]) -> None:
-    assert entities(text, "obj", "fp") == found
+    ):
+        assert entities(text, "obj", "fp") == found, text
 
 
-def test_words_are_runs_of_letters_and_single_signs() -> None:
+def test_words_are_runs_of_letters_and_single_characters() -> None:
     words, tags = tag_words("Don't *open* a_file\n中文:1.5", [], [], [])
 
     assert words == ["Don", "'", "t", "*", "open", "*", "a_file", "中文", ":", "1", ".", "5"]
     assert tags == ["O"] * 12
 
 
-def test_parameters_are_those_of_the_function_or_of_the_class() -> None:
+def test_parameters_belong_to_the_function_or_the_class() -> None:
     function, outer, empty = ast.parse(
         "def f(self, a, /, b, *args, c=1, **kw): pass\n"
         "class A:\n    def g(self, y): pass\n    def __init__(self, x): pass\n"
@@ -68,7 +63,7 @@ def test_parameters_are_those_of_the_function_or_of_the_class() -> None:
     assert documented_parameters(empty) == documented_parameters(ast.parse("")) == set()
 
 
-def test_a_library_tags_its_docstrings(library: Library) -> None:
+def test_docstrings_of_a_library_are_tagged(library: Library) -> None:
     decoder = """class JSONDecoder:
     'Raises ValueError for broken text'
     def decode(self, text):
@@ -91,7 +86,7 @@ def test_a_library_tags_its_docstrings(library: Library) -> None:
 
 
 @pytest.mark.slow
-def test_the_real_library_has_thousands_of_each_kind() -> None:
+def test_library_has_thousands_of_each_type() -> None:
     splits = StdlibTokens().load(ROLES)
 
     samples = concatenate_datasets(list(splits.values()))

@@ -150,7 +150,7 @@ class ImageClassification(SupervisedTask):
 
     def collate(self, rows: Columns, rng: SampleRng, batching: Batching) -> Batch:
         extra = self.extra_rows(rng)
-        inputs = self.images.pixel_inputs(rows, rng.of([*rng.ids, *extra]))
+        inputs = self.images.pixel_inputs(rows, rng.for_samples([*rng.ids, *extra]))
         count = len(rng.ids)
         if not extra:
             return Batch(inputs, self.class_target.to_tensor(rows["label"]), count, tuple(rng.ids))
