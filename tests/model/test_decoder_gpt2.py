@@ -1,4 +1,4 @@
-"""The decoder against transformers' GPT-2 with the same weights."""
+"""The decoder compared with GPT-2 of transformers with the same weights."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from trainer.model.decoder import Decoder
 
 
 def gpt2_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A GPT-2's weights under our names."""
+    """Return the weights of a GPT-2 under our names."""
     names = {
         "wte": "token_embedding",
         "wpe": "position_embedding",
@@ -34,7 +34,7 @@ def gpt2_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
         new = name.removeprefix("transformer.")
         for theirs, our in names.items():
             new = new.replace(theirs, our)
-        # Its Conv1D multiplies from the other side.
+        # Conv1D stores the transposed weight.
         ours[new] = value.T if ".c_" in name and name.endswith("weight") else value
     return ours
 
@@ -68,9 +68,9 @@ class TestGpt2:
     @torch.no_grad()
     def test_logits_of_padded_samples(self, ours: Decoder, theirs: Any) -> None:
         inputs = padded(samples(6))
-        here = inputs["attention_mask"].bool()
+        mask = inputs["attention_mask"].bool()
 
-        torch.testing.assert_close(ours(**inputs)[here], theirs(**inputs).logits[here], rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours(**inputs)[mask], theirs(**inputs).logits[mask], rtol=0, atol=1e-5)
 
     def test_gradients(self, ours: Decoder, theirs: Any) -> None:
         ids = tokens(5, 64)
@@ -91,5 +91,5 @@ class TestGpt2:
 
             torch.testing.assert_close(logits, output.logits[:, -1], rtol=0, atol=1e-5)
 
-    def test_as_many_parameters(self, ours: Decoder, theirs: Any) -> None:
+    def test_parameter_counts_are_equal(self, ours: Decoder, theirs: Any) -> None:
         assert parameter_count(ours) == theirs.num_parameters()

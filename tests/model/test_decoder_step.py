@@ -1,8 +1,7 @@
-"""The decoder's steps, eager and in a graph, against the whole."""
+"""The decoder's cached steps, eager and exported, compared with the whole forward."""
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,24 +9,27 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from tests.support.decoders import decoder, tokens
-from trainer.model.decoder import Cache, Decoder
+from trainer.model.decoder import Decoder
+from trainer.protocols import Cache
 
 
 class TestCache:
     @torch.no_grad()
-    @pytest.mark.parametrize("cuts", [range(65), (0, 64), (0, 1, 64), (0, 40, 41, 42, 64), (0, 7, 30, 64)])
-    @pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False}])
-    def test_steps_give_the_logits_of_the_whole(self, cuts: tuple[int, ...], changes: dict[str, Any]) -> None:
-        model, ids = decoder(**changes), tokens(3, 64)
-        whole, cache = model(ids), model.empty_cache(3)
-        for start, stop in pairwise(cuts):
-            logits, cache = model.step(ids[:, start:stop], cache)
+    def test_steps_give_the_logits_of_the_whole_sequence(self) -> None:
+        ids = tokens(3, 64)
+        for changes in ({}, {"tie_embeddings": False}):
+            model = decoder(**changes)
+            whole = model(ids)
+            for cuts in (range(65), (0, 64), (0, 40, 41, 42, 64)):
+                cache = model.empty_cache(3)
+                for start, stop in pairwise(cuts):
+                    logits, cache = model.step(ids[:, start:stop], cache)
 
-            torch.testing.assert_close(logits, whole[:, stop - 1], rtol=0, atol=1e-5)
-            assert [tuple(part.shape) for part in cache] == [(3, 4, stop, 8)] * 6
+                    torch.testing.assert_close(logits, whole[:, stop - 1], rtol=0, atol=1e-5)
+                    assert [tuple(part.shape) for part in cache] == [(3, 4, stop, 8)] * 6
 
     @torch.no_grad()
-    def test_a_cache_stays_as_it_was_and_can_go_on_in_two_ways(self) -> None:
+    def test_a_cache_is_not_changed_and_can_be_extended_twice(self) -> None:
         model, ids = decoder(), tokens(2, 9)
         _, cache = model.step(ids[:, :8], model.empty_cache(2))
         kept = [part.clone() for part in cache]
@@ -39,7 +41,7 @@ class TestCache:
         assert all(torch.equal(part, copy) for part, copy in zip(cache, kept, strict=True))
 
     @torch.no_grad()
-    def test_sequences_can_change_places(self) -> None:
+    def test_sequences_can_be_reordered(self) -> None:
         model, ids, order = decoder(), tokens(3, 9), torch.tensor([2, 0, 0])
         _, cache = model.step(ids[:, :8], model.empty_cache(3))
         logits, _ = model.step(ids[order, 8:], tuple(part[order] for part in cache))
@@ -51,15 +53,15 @@ class TestCache:
         model, ids = decoder(), tokens(2, 20)
         with torch.autocast("cpu", torch.bfloat16):
             whole, cache = model(ids), model.empty_cache(2)
-            for place in range(20):
-                logits, cache = model.step(ids[:, place : place + 1], cache)
+            for position in range(20):
+                logits, cache = model.step(ids[:, position : position + 1], cache)
                 assert logits.dtype == whole.dtype == torch.bfloat16
-                error = (logits - whole[:, place]).abs().max() / whole.abs().max()
+                error = (logits - whole[:, position]).abs().max() / whole.abs().max()
                 assert error < 0.03
 
 
 class Step(nn.Module):
-    """A step as a graph would have it."""
+    """A step as the forward of a module, for export."""
 
     def __init__(self, model: Decoder) -> None:
         super().__init__()
@@ -79,7 +81,7 @@ class TestExportedStep:
         return tokens(batch, new), cache
 
     @torch.no_grad()
-    def test_a_program_is_equal(self) -> None:
+    def test_exported_program_matches(self) -> None:
         model = decoder().eval()
         dims = {0: Dim("batch", min=1), 2: Dim("past", min=0, max=63)}
         shapes = ({0: dims[0], 1: Dim("new", min=1, max=64)}, tuple(dims for _ in model.empty_cache(1)))
@@ -90,7 +92,7 @@ class TestExportedStep:
 
     @torch.no_grad()
     @pytest.mark.slow
-    def test_an_onnx_graph_is_equal(self, tmp_path: Path) -> None:
+    def test_onnx_graph_matches(self, tmp_path: Path) -> None:
         import onnxruntime
 
         from trainer.export.isolation import silence
@@ -109,7 +111,7 @@ class TestExportedStep:
         names = [node.name for node in session.get_inputs()]
         for case in self.CASES:
             ids, cache = self.inputs(model, *case)
-            found = session.run(None, {name: value.numpy() for name, value in zip(names, (ids, *cache), strict=True)})
+            outputs = session.run(None, {name: value.numpy() for name, value in zip(names, (ids, *cache), strict=True)})
             logits, after = model.step(ids, cache)
-            for one, other in zip(found, (logits, *after), strict=True):
+            for one, other in zip(outputs, (logits, *after), strict=True):
                 torch.testing.assert_close(torch.from_numpy(one), other, rtol=0, atol=1e-5)

@@ -37,8 +37,8 @@ def pair(first: list[int], second: list[int]) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": types}
 
 
-def written_out(made: DecomposableAttention, first: list[int], second: list[int]) -> Tensor:
-    """Parikh et al. 2016, equations 1 to 5, token by token: outputs (C,)."""
+def reference(made: DecomposableAttention, first: list[int], second: list[int]) -> Tensor:
+    """Equations 1 to 5 of Parikh et al. 2016, computed token by token: outputs (C,)."""
     sides = [[made.token_embedding.weight[token] for token in text] for text in (first, second)]
     pooled = []
     for own, other in (sides, sides[::-1]):
@@ -46,45 +46,45 @@ def written_out(made: DecomposableAttention, first: list[int], second: list[int]
         compared = []
         for vector in own:
             scores = torch.stack([made.align(vector) @ made.align(value) / len(vector) ** 0.5 for value in others])
-            found = sum(weight * value for weight, value in zip(scores.softmax(0), others, strict=True))
-            compared.append(made.compare(torch.cat([vector, found, (vector - found).abs(), vector * found])))
+            aligned = sum(weight * value for weight, value in zip(scores.softmax(0), others, strict=True))
+            compared.append(made.compare(torch.cat([vector, aligned, (vector - aligned).abs(), vector * aligned])))
         pooled += [torch.stack(compared).mean(0), torch.stack(compared).amax(0)]
     output: Tensor = made.head(made.aggregate(torch.cat(pooled)))
     return output
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("first", "second"), [([3], [4, 5]), ([7, 8, 9, 7], [9]), ([1, 2, 3, 4, 5], [5, 4, 11])])
-def test_equals_the_paper_written_out(first: list[int], second: list[int]) -> None:
+def test_matches_the_papers_equations() -> None:
     made = model()
-
-    torch.testing.assert_close(made(**pair(first, second))[0], written_out(made, first, second), rtol=0, atol=1e-6)
+    for first, second in (([3], [4, 5]), ([7, 8, 9, 7], [9]), ([1, 2, 3, 4, 5], [5, 4, 11])):
+        expected = reference(made, first, second)
+        torch.testing.assert_close(made(**pair(first, second))[0], expected, rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
-def test_equal_tokens_find_each_other_before_anything_is_learnt() -> None:
+def test_equal_tokens_attend_to_each_other_before_training() -> None:
     torch.manual_seed(0)
     made = DecomposableAttention(1000, 2, 2, dim=64, hidden=8, dropout=0.0)
     inputs = pair([10, 11, 12], [13, 11, 14, 15])
     tokens = made.token_embedding(inputs["input_ids"])
     types = inputs["token_type_ids"]
-    found = made._found(tokens, types[:, :, None] != types[:, None, :])
+    aligned = made._align(tokens, types[:, :, None] != types[:, None, :])
 
-    alike = F.cosine_similarity(tokens, found, dim=-1)[0]
-    assert alike[[1, 4]].min() > 0.95
-    assert alike[[0, 2, 3, 5, 6]].max() < 0.5
-
-
-@pytest.mark.parametrize("count", [1, 2, 33])
-def test_packed_rows_give_the_output_of_padded_ones(count: int) -> None:
-    made, texts = model(), samples(count)
-
-    output = made(**typed(packed, texts))
-    assert output.shape == (count, 3)
-    torch.testing.assert_close(output, made(**typed(padded, texts)), rtol=0, atol=2e-6)
+    similarity = F.cosine_similarity(tokens, aligned, dim=-1)[0]
+    assert similarity[[1, 4]].min() > 0.95
+    assert similarity[[0, 2, 3, 5, 6]].max() < 0.5
 
 
-def test_packed_rows_give_the_gradients_of_padded_ones() -> None:
+def test_packed_rows_give_the_outputs_of_padded_rows() -> None:
+    for count in (1, 33):
+        made, texts = model(), samples(count)
+
+        output = made(**typed(packed, texts))
+        assert output.shape == (count, 3)
+        torch.testing.assert_close(output, made(**typed(padded, texts)), rtol=0, atol=2e-6)
+
+
+def test_packed_rows_give_the_gradients_of_padded_rows() -> None:
     made = model().double()
     gradients = []
     for layout in (packed, padded):
@@ -97,7 +97,7 @@ def test_packed_rows_give_the_gradients_of_padded_ones() -> None:
         torch.testing.assert_close(gradient, other, rtol=0, atol=1e-11)
 
 
-def test_a_sample_does_not_see_its_neighbours() -> None:
+def test_samples_of_a_packed_row_do_not_see_each_other() -> None:
     made, texts = model(), samples(12)
     together = made(**typed(packed, texts))
     changed = made(**typed(packed, [*texts[:1], *samples(11, seed=1)]))
@@ -107,7 +107,7 @@ def test_a_sample_does_not_see_its_neighbours() -> None:
 
 
 @torch.no_grad()
-def test_padding_changes_nothing_and_a_text_may_be_empty() -> None:
+def test_padding_does_not_matter_and_a_text_may_be_empty() -> None:
     made = model()
     texts = [np.array([4]), np.array([5, 6, 7])]
     short = typed(padded, texts)
@@ -117,41 +117,41 @@ def test_padding_changes_nothing_and_a_text_may_be_empty() -> None:
     torch.testing.assert_close(made(**short)[:1], alone, rtol=0, atol=1e-6)
 
 
-def test_one_text_is_compared_with_itself() -> None:
+def test_a_single_text_is_compared_with_itself() -> None:
     made, texts = model(num_token_types=1), samples(5)
 
     torch.testing.assert_close(made(**packed(texts)), made(**padded(texts)), rtol=0, atol=2e-6)
 
 
-def test_every_parameter_learns_and_there_are_features() -> None:
+def test_gradients_reach_every_parameter_and_features_are_returned() -> None:
     inputs = typed(packed, samples(9))
 
     assert_gradients_reach_everything(model(), inputs)
     assert model(num_outputs=None)(**inputs).shape == (9, 24)
 
 
-def test_what_is_out_of_range_is_told_at_once() -> None:
+def test_invalid_values_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
         model(dim=0, hidden=0, dropout=1.0)
 
     assert [message.split(":")[0] for message in caught.value.messages] == ["dim", "hidden", "dropout"]
 
 
-def test_a_trace_and_a_program_give_its_outputs(tmp_path: Path) -> None:
+def test_exported_outputs_match(tmp_path: Path) -> None:
     traced, *others = [_with_types(batch) for batch in exported_batches()]
 
     assert_exports_equal(model(), traced, others, AXES, LIMITS, tmp_path)
 
 
 @pytest.mark.slow
-def test_an_onnx_graph_gives_its_outputs(tmp_path: Path) -> None:
+def test_onnx_outputs_match(tmp_path: Path) -> None:
     traced, *others = [_with_types(batch) for batch in exported_batches()]
 
     assert_onnx_equal(model(), traced, others, AXES, LIMITS, tmp_path)
 
 
 def _with_types(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The second text of each pair begins in its middle; of a single token the first text is empty."""
-    there = batch["attention_mask"]
-    second = there.cumsum(1) > there.sum(1, keepdim=True) // 2
-    return batch | {"token_type_ids": second.long() * there}
+    """Let the second text of each pair begin in the middle; for a single token the first text is empty."""
+    present = batch["attention_mask"]
+    second = present.cumsum(1) > present.sum(1, keepdim=True) // 2
+    return batch | {"token_type_ids": second.long() * present}

@@ -27,8 +27,8 @@ def lenet(
     return LeNet(num_outputs, channels, size, activation=activation)
 
 
-def on_padded_digits(model: LeNet, digits: Tensor, activation: Any) -> Tensor:
-    """The paper's layers on 32 x 32 pixels, C5 as the convolution that it is there."""
+def reference(model: LeNet, digits: Tensor, activation: Any) -> Tensor:
+    """The paper's layers on 32 x 32 pixels, with C5 as a convolution."""
     weights = list(model.parameters())
     c1 = activation(F.conv2d(F.pad(digits, (2, 2, 2, 2)), weights[0], weights[1]))
     c3 = activation(F.conv2d(F.avg_pool2d(c1, 2), weights[2], weights[3]))
@@ -38,41 +38,39 @@ def on_padded_digits(model: LeNet, digits: Tensor, activation: Any) -> Tensor:
 
 
 @pytest.mark.parametrize(("activation", "function"), [("tanh", torch.tanh), ("relu", F.relu)])
-def test_on_digits_it_is_the_papers_net(activation: str, function: Any) -> None:
+def test_matches_the_papers_network(activation: str, function: Any) -> None:
     model = lenet(activation=activation).double()
     digits = images(5, 1, 28, 28)["pixel_values"].double()
 
-    torch.testing.assert_close(model(digits), on_padded_digits(model, digits, function), rtol=0, atol=1e-12)
+    torch.testing.assert_close(model(digits), reference(model, digits, function), rtol=0, atol=1e-12)
 
 
-def test_its_layers_have_the_papers_sizes() -> None:
+def test_layers_have_the_papers_sizes() -> None:
     model = lenet()
     count = {name: parameter_count(block) for name, block in model.blocks.named_children()}
 
-    # C1, C5 and F6 as in the paper; C3 has 1,516 there, where it does not see all channels.
+    # C1, C5 and F6 as in the paper, where C3 reads only some channels and has 1,516 parameters.
     assert count == {"0": 156, "1": 2_416, "2": 48_120, "3": 10_164}
     assert parameter_count(model) == 61_706
 
 
-@pytest.mark.parametrize(
-    ("channels", "size", "flat"), [(1, (12, 12), 16), (3, (32, 32), 576), (2, (13, 31), 80), (1, (28, 28), 400)]
-)
-def test_adapts_to_the_images(channels: int, size: tuple[int, int], flat: int) -> None:
-    model = lenet(3, channels, size)
-    pixels = images(2, channels, *size)["pixel_values"]
+def test_adapts_to_the_image_size() -> None:
+    for channels, size, flat in ((1, (12, 12), 16), (3, (32, 32), 576), (2, (13, 31), 80)):
+        model = lenet(3, channels, size)
+        pixels = images(2, channels, *size)["pixel_values"]
 
-    assert model(pixels).shape == (2, 3)
-    assert model.get_parameter("blocks.2.linear.weight").shape == (120, flat)
-    channels_last = model(pixels.contiguous(memory_format=torch.channels_last))
-    torch.testing.assert_close(channels_last, model(pixels), rtol=0, atol=1e-6)
+        assert model(pixels).shape == (2, 3)
+        assert model.get_parameter("blocks.2.linear.weight").shape == (120, flat)
+        channels_last = model(pixels.contiguous(memory_format=torch.channels_last))
+        torch.testing.assert_close(channels_last, model(pixels), rtol=0, atol=1e-6)
 
 
-def test_without_outputs_it_gives_f6() -> None:
+def test_without_outputs_it_returns_f6() -> None:
     bare, whole = lenet(None), lenet()
     assert_gives_features_without_outputs(bare, whole, images(3, 1, 28, 28), 84)
 
 
-def test_each_convolution_and_hidden_layer_is_a_layer_of_its_own() -> None:
+def test_each_convolution_and_linear_layer_is_an_optimizer_layer() -> None:
     layers = layer_indices(nn.ModuleDict({"model": lenet()}))
 
     assert sorted(set(layers.values())) == [1, 2, 3, 4, 5]
@@ -84,19 +82,19 @@ def test_gradients_reach_every_parameter() -> None:
     assert_gradients_reach_everything(lenet(channels=3, size=(14, 12)), images(8, 3, 14, 12))
 
 
-@pytest.mark.parametrize("size", [(11, 28), (28, 11), (8, 8)])
-def test_small_images_are_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(ConfigError, match=r"12 x 12 pixels at least, got \[.*\]\. Enlarge them, or take model=convnet"):
-        lenet(size=size)
+def test_small_images_are_rejected() -> None:
+    for size in ((11, 28), (28, 11)):
+        with pytest.raises(ConfigError, match=r"^image_size: .*12 x 12 pixels"):
+            lenet(size=size)
 
 
 INPUTS = [images(count, 3, 13, 16, count) for count in (4, 1, 9)]
 
 
-def test_artifacts_are_equal(tmp_path: Path) -> None:
+def test_exported_outputs_match(tmp_path: Path) -> None:
     assert_exports_equal(lenet(7, 3, (13, 16)), INPUTS[0], INPUTS[1:], IMAGE_AXES, {}, tmp_path)
 
 
 @pytest.mark.slow
-def test_onnx_is_equal(tmp_path: Path) -> None:
+def test_onnx_outputs_match(tmp_path: Path) -> None:
     assert_onnx_equal(lenet(7, 3, (13, 16)), INPUTS[0], INPUTS[1:], IMAGE_AXES, {}, tmp_path)

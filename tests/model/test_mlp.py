@@ -30,14 +30,14 @@ def mlp(num_outputs: int | None = 5, **changes: Any) -> Mlp:
     return Mlp(num_outputs, **(facts | SHAPE | changes))
 
 
-def by_hand(model: Mlp, values: Tensor, activation: Any, norm: str) -> Tensor:
-    """The forward of a model in evaluation with two hidden layers, from its weights."""
+def reference(model: Mlp, values: Tensor, activation: Any, norm: str) -> Tensor:
+    """The output of a model with two hidden layers in evaluation mode, computed from its weights."""
     weights = model.state_dict()
     for block in ("blocks.0", "blocks.1"):
         values = values @ weights[f"{block}.linear.weight"].T + weights[f"{block}.linear.bias"]
         if norm == "layer":
-            centred = values - values.mean(1, keepdim=True)
-            values = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+            centered = values - values.mean(1, keepdim=True)
+            values = centered / (centered.square().mean(1, keepdim=True) + 1e-5).sqrt()
         elif norm == "batch":
             values = values - weights[f"{block}.norm.running_mean"]
             values = values / (weights[f"{block}.norm.running_var"] + 1e-5).sqrt()
@@ -48,42 +48,40 @@ def by_hand(model: Mlp, values: Tensor, activation: Any, norm: str) -> Tensor:
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "layer"])
-@pytest.mark.parametrize(
-    ("activation", "function"), [("relu", F.relu), ("gelu", F.gelu), ("silu", F.silu), ("tanh", torch.tanh)]
-)
-def test_forward_by_hand(norm: Any, activation: Any, function: Any) -> None:
-    model = mlp(norm=norm, activation=activation).double()
-    # Away from what norms begin with, 0 and 1.
-    model(3 * features(32, 7)["features"].double() + 1)
-    for name, value in model.named_parameters():
-        if ".norm." in name:
-            nn.init.uniform_(value, 0.5, 1.5)
-    model.eval()
-    values = features(6, 7, seed=1)["features"].double()
+def test_forward_matches_the_reference(norm: Any) -> None:
+    for activation, function in (("relu", F.relu), ("gelu", F.gelu), ("silu", F.silu), ("tanh", torch.tanh)):
+        model = mlp(norm=norm, activation=activation).double()
+        # Move the norms away from their initial values, 0 and 1.
+        model(3 * features(32, 7)["features"].double() + 1)
+        for name, value in model.named_parameters():
+            if ".norm." in name:
+                nn.init.uniform_(value, 0.5, 1.5)
+        model.eval()
+        values = features(6, 7, seed=1)["features"].double()
 
-    torch.testing.assert_close(model(values), by_hand(model, values, function, norm), rtol=0, atol=1e-12)
+        torch.testing.assert_close(model(values), reference(model, values, function, norm), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("channels", "size"), [(1, (8, 8)), (3, (5, 9)), (4, (1, 1))])
-def test_pixels_are_read_channel_by_channel(channels: int, size: tuple[int, int]) -> None:
-    number = channels * size[0] * size[1]
-    picture = mlp(image_channels=channels, image_size=size)
-    table = mlp(num_features=number)
-    table.load_state_dict(picture.state_dict())
-    pixels = images(3, channels, *size)["pixel_values"]
+def test_images_are_flattened_channel_by_channel() -> None:
+    for channels, size in ((1, (8, 8)), (3, (5, 9)), (4, (1, 1))):
+        number = channels * size[0] * size[1]
+        image_model = mlp(image_channels=channels, image_size=size)
+        table_model = mlp(num_features=number)
+        table_model.load_state_dict(image_model.state_dict())
+        pixels = images(3, channels, *size)["pixel_values"]
 
-    assert picture(pixel_values=pixels).shape == (3, 5)
-    assert torch.equal(picture(pixel_values=pixels), table(pixels.reshape(3, number)))
-    channels_last = pixels.contiguous(memory_format=torch.channels_last)
-    assert torch.equal(picture(pixel_values=channels_last), picture(pixel_values=pixels))
+        assert image_model(pixel_values=pixels).shape == (3, 5)
+        assert torch.equal(image_model(pixel_values=pixels), table_model(pixels.reshape(3, number)))
+        channels_last = pixels.contiguous(memory_format=torch.channels_last)
+        assert torch.equal(image_model(pixel_values=channels_last), image_model(pixel_values=pixels))
 
 
-def test_without_outputs_it_gives_the_last_hidden_layer() -> None:
+def test_without_outputs_it_returns_the_last_hidden_layer() -> None:
     bare, whole = mlp(None), mlp()
     assert_gives_features_without_outputs(bare, whole, features(6, 7), 12)
 
 
-def test_each_hidden_layer_is_a_layer_of_its_own() -> None:
+def test_each_hidden_layer_is_an_optimizer_layer() -> None:
     layers = layer_indices(nn.ModuleDict({"model": mlp(hidden=[16, 12, 8], norm="layer")}))
 
     assert layers["model.blocks.0.linear.weight"] == layers["model.blocks.0.norm.bias"] == 1
@@ -92,7 +90,7 @@ def test_each_hidden_layer_is_a_layer_of_its_own() -> None:
     assert parameter_count(mlp()) == 7 * 16 + 16 + 16 * 12 + 12 + 12 * 5 + 5
 
 
-def test_dropout_is_on_in_training_alone() -> None:
+def test_dropout_is_only_active_in_training() -> None:
     model, values = mlp(dropout=0.5), features(6, 7)["features"]
 
     assert not torch.equal(model(values), model(values))
@@ -101,7 +99,7 @@ def test_dropout_is_on_in_training_alone() -> None:
 
 
 class TestBatchNorm:
-    def test_of_several_samples_it_is_torchs(self) -> None:
+    def test_matches_torch_for_several_samples(self) -> None:
         ours, theirs = BatchNorm(7), nn.BatchNorm1d(7)
         for seed, count in enumerate([2, 5, 33]):
             values = features(count, 7, seed)["features"]
@@ -109,7 +107,7 @@ class TestBatchNorm:
         for name, value in theirs.state_dict().items():
             assert torch.equal(ours.state_dict()[name], value)
 
-    def test_one_sample_is_trained_with_the_running_statistics(self) -> None:
+    def test_one_sample_is_normalized_by_the_running_statistics(self) -> None:
         norm, value = BatchNorm(7), features(1, 7)["features"]
         norm(features(9, 7, seed=1)["features"])
         before = {name: state.clone() for name, state in norm.state_dict().items()}
@@ -119,18 +117,18 @@ class TestBatchNorm:
         assert torch.equal(trained, norm.eval()(value))
 
 
-@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
-@pytest.mark.parametrize("count", [1, 16])
-def test_gradients_reach_every_parameter(norm: Any, count: int) -> None:
-    # An activation without a flat side: of one sample a ReLU may stop a whole unit.
-    assert_gradients_reach_everything(mlp(norm=norm, activation="tanh"), features(count, 7))
+def test_gradients_reach_every_parameter() -> None:
+    # With tanh, which has no flat part: a single sample may turn off whole units of a ReLU.
+    for norm in ("none", "batch", "layer"):
+        for count in (1, 16):
+            assert_gradients_reach_everything(mlp(norm=norm, activation="tanh"), features(count, 7))
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_invalid_values_are_reported_together() -> None:
+    with pytest.raises(ConfigError) as error:
         mlp(hidden=[16, 0], dropout=1.0)
 
-    assert [message.split(":")[0] for message in caught.value.messages] == ["hidden", "dropout"]
+    assert [message.split(":")[0] for message in error.value.messages] == ["hidden", "dropout"]
 
 
 CASES = [
@@ -145,11 +143,11 @@ CASES = [
 
 
 @pytest.mark.parametrize(("changes", "inputs", "axes"), CASES)
-def test_artifacts_are_equal(changes: Any, inputs: Any, axes: Any, tmp_path: Path) -> None:
+def test_exported_outputs_match(changes: Any, inputs: Any, axes: Any, tmp_path: Path) -> None:
     assert_exports_equal(mlp(**changes), inputs[0], inputs[1:], axes, {}, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("changes", "inputs", "axes"), CASES)
-def test_onnx_is_equal(changes: Any, inputs: Any, axes: Any, tmp_path: Path) -> None:
+def test_onnx_outputs_match(changes: Any, inputs: Any, axes: Any, tmp_path: Path) -> None:
     assert_onnx_equal(mlp(**changes), inputs[0], inputs[1:], axes, {}, tmp_path)

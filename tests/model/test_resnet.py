@@ -27,8 +27,8 @@ def resnet(num_outputs: int | None = 10, channels: int = 3, size: tuple[int, int
     return ResNet(num_outputs, channels, size, **(SHAPE | changes))
 
 
-def by_hand(model: ResNet, images: Tensor) -> Tensor:
-    """The forward from the weights, block by block; batch normalization as in training."""
+def reference(model: ResNet, images: Tensor) -> Tensor:
+    """The output computed from the weights, block by block, with batch normalization as in training."""
     weights = model.state_dict()
 
     def normed(values: Tensor, name: str) -> Tensor:
@@ -53,49 +53,48 @@ def by_hand(model: ResNet, images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("shortcut", ["identity", "projection"])
-@pytest.mark.parametrize(("depth", "size"), [(8, (16, 16)), (14, (7, 12))])
-def test_forward_by_hand(shortcut: Any, depth: int, size: tuple[int, int]) -> None:
-    model = resnet(depth=depth, size=size, shortcut=shortcut).double()
-    for name, value in model.named_parameters():
-        if "norm" in name or "projection.1" in name:
-            nn.init.uniform_(value, 0.5, 1.5)
-    pixels = images(6, 3, *size)["pixel_values"].double()
+def test_forward_matches_the_reference(shortcut: Any) -> None:
+    for depth, size in ((8, (16, 16)), (14, (7, 12))):
+        model = resnet(depth=depth, size=size, shortcut=shortcut).double()
+        for name, value in model.named_parameters():
+            if "norm" in name or "projection.1" in name:
+                nn.init.uniform_(value, 0.5, 1.5)
+        pixels = images(6, 3, *size)["pixel_values"].double()
 
-    torch.testing.assert_close(model(pixels), by_hand(model, pixels), rtol=0, atol=1e-10)
+        torch.testing.assert_close(model(pixels), reference(model, pixels), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(("depth", "count"), [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018)])
-def test_parameters_are_the_papers(depth: int, count: int) -> None:
+def test_parameter_counts_match_the_paper() -> None:
     """Table 6 gives 0.27M, 0.46M, 0.66M and 0.85M."""
-    with torch.device("meta"):
-        identity = ResNet(10, 3, (32, 32), depth=depth, width=16, shortcut="identity")
-        projection = ResNet(10, 3, (32, 32), depth=depth, width=16, shortcut="projection")
+    for depth, count in ((20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018)):
+        with torch.device("meta"):
+            identity = ResNet(10, 3, (32, 32), depth=depth, width=16, shortcut="identity")
+            projection = ResNet(10, 3, (32, 32), depth=depth, width=16, shortcut="projection")
 
-    assert parameter_count(identity) == count
-    # Two convolutions 1 x 1 and their norms.
-    assert parameter_count(projection) == count + 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
-    layers = [part for name, part in identity.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)]
-    assert len(layers) == depth
-
-
-@pytest.mark.parametrize("shortcut", ["identity", "projection"])
-@pytest.mark.parametrize(("channels", "size"), [(1, (5, 5)), (3, (32, 32)), (2, (9, 31)), (1, (28, 28))])
-def test_adapts_to_the_images(channels: int, size: tuple[int, int], shortcut: Any) -> None:
-    model = resnet(7, channels, size, shortcut=shortcut)
-    pixels = images(1, channels, *size)["pixel_values"]
-
-    assert model(pixels).shape == (1, 7)
-    model.eval()
-    channels_last = model(pixels.contiguous(memory_format=torch.channels_last))
-    torch.testing.assert_close(channels_last, model(pixels), rtol=0, atol=1e-5)
+        assert parameter_count(identity) == count
+        # Two 1 x 1 convolutions and their norms.
+        assert parameter_count(projection) == count + 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
+        layers = [module for module in identity.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        assert len(layers) == depth
 
 
-def test_without_outputs_it_gives_the_mean_of_the_last_stage() -> None:
+def test_adapts_to_the_image_size() -> None:
+    for channels, size, shortcut in ((1, (5, 5), "identity"), (2, (9, 31), "projection"), (3, (32, 32), "identity")):
+        model = resnet(7, channels, size, shortcut=shortcut)
+        pixels = images(1, channels, *size)["pixel_values"]
+
+        assert model(pixels).shape == (1, 7)
+        model.eval()
+        channels_last = model(pixels.contiguous(memory_format=torch.channels_last))
+        torch.testing.assert_close(channels_last, model(pixels), rtol=0, atol=1e-5)
+
+
+def test_without_outputs_it_returns_the_mean_of_the_last_stage() -> None:
     bare, whole = resnet(None).eval(), resnet().eval()
     assert_gives_features_without_outputs(bare, whole, images(3, 3, 16, 16), 16)
 
 
-def test_each_block_is_a_layer_of_its_own() -> None:
+def test_each_block_is_an_optimizer_layer() -> None:
     layers = layer_indices(nn.ModuleDict({"model": resnet(depth=20)}))
 
     assert layers["model.stem.weight"] == layers["model.norm.weight"] == 0
@@ -103,41 +102,38 @@ def test_each_block_is_a_layer_of_its_own() -> None:
     assert layers["model.head.weight"] == 10
 
 
-def test_activations_keep_their_size_at_the_start() -> None:
+def test_initialization_is_he_normal() -> None:
     """He et al. 2015: var(w) = 2 / fan_in."""
     weight = resnet(width=64).get_parameter("blocks.2.convolution2.weight")
 
     assert weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
 
 
-@pytest.mark.parametrize("shortcut", ["identity", "projection"])
-def test_gradients_reach_every_parameter(shortcut: Any) -> None:
-    assert_gradients_reach_everything(resnet(shortcut=shortcut), images(8, 3, 16, 16))
+def test_gradients_reach_every_parameter() -> None:
+    for shortcut in ("identity", "projection"):
+        assert_gradients_reach_everything(resnet(shortcut=shortcut), images(8, 3, 16, 16))
 
 
-@pytest.mark.parametrize("depth", [2, 7, 18, 21, -4])
-def test_depths_between_are_refused(depth: int) -> None:
-    with pytest.raises(ConfigError, match=rf"depth: must be 6n \+ 2, got {depth}\. Usual are 20, 32, 44, 56 and 110"):
-        resnet(depth=depth)
-
-
-def test_all_that_is_wrong_is_told_at_once() -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_invalid_values_are_reported_together() -> None:
+    for depth in (2, 7, 18, 21, -4):
+        with pytest.raises(ConfigError, match=rf"^depth: .*got {depth}"):
+            resnet(depth=depth)
+    with pytest.raises(ConfigError) as error:
         resnet(depth=9, width=0, size=(4, 32))
 
-    assert [message.split(":")[0] for message in caught.value.messages] == ["depth", "width", "image_size"]
+    assert {message.split(":")[0] for message in error.value.messages} == {"depth", "width", "image_size"}
 
 
 INPUTS = [images(count, 3, 13, 16, count) for count in (4, 1, 9)]
 
 
 @pytest.mark.parametrize("shortcut", ["identity", "projection"])
-def test_artifacts_are_equal(shortcut: Any, tmp_path: Path) -> None:
+def test_exported_outputs_match(shortcut: Any, tmp_path: Path) -> None:
     model = resnet(size=(13, 16), shortcut=shortcut)
     assert_exports_equal(model, INPUTS[0], INPUTS[1:], IMAGE_AXES, {}, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shortcut", ["identity", "projection"])
-def test_onnx_is_equal(shortcut: Any, tmp_path: Path) -> None:
+def test_onnx_outputs_match(shortcut: Any, tmp_path: Path) -> None:
     assert_onnx_equal(resnet(size=(13, 16), shortcut=shortcut), INPUTS[0], INPUTS[1:], IMAGE_AXES, {}, tmp_path)

@@ -36,14 +36,14 @@ def vit(num_outputs: int | None = 10, channels: int = 3, size: tuple[int, int] =
 
 
 def patches(pixels: Tensor, side: int) -> Tensor:
-    """Squares of an image (channels, H, W), row by row, each channel by channel: (T, channels * side * side)."""
+    """Patches of an image (channels, H, W) in row-major order, flattened: (T, channels * side * side)."""
     _, height, width = pixels.shape
     corners = [(top, left) for top in range(0, height, side) for left in range(0, width, side)]
     return torch.stack([pixels[:, top : top + side, left : left + side].flatten() for top, left in corners])
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_is_torchs_own_pre_norm_encoder_on_patches(pooling: str) -> None:
+def test_matches_torchs_pre_norm_encoder_on_patches(pooling: str) -> None:
     model = vit(pooling=pooling).double()
     if pooling == "cls":
         nn.init.normal_(model.get_parameter("class_token"))
@@ -60,7 +60,7 @@ def test_is_torchs_own_pre_norm_encoder_on_patches(pooling: str) -> None:
     torch.testing.assert_close(model(pixels), model.head(pooled), rtol=0, atol=1e-10)
 
 
-def test_parameters_are_those_of_the_papers_base_model() -> None:
+def test_parameter_count_matches_the_papers_base_model() -> None:
     """ViT-B/16 at 224 x 224 with 1,000 classes; table 1 gives 86M."""
     base: dict[str, Any] = {"patch": 16, "dim": 768, "depth": 12, "heads": 12, "hidden": 3072, "pooling": "cls"}
     with torch.device("meta"):
@@ -70,26 +70,24 @@ def test_parameters_are_those_of_the_papers_base_model() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-@pytest.mark.parametrize(
-    ("channels", "size", "patch"), [(1, (8, 8), 2), (3, (32, 32), 4), (2, (9, 30), 3), (1, (28, 28), 28)]
-)
-def test_adapts_to_the_images(channels: int, size: tuple[int, int], patch: int, pooling: Any) -> None:
-    model = vit(7, channels, size, patch=patch, pooling=pooling)
-    pixels = images(2, channels, *size)["pixel_values"]
+def test_adapts_to_the_image_size(pooling: Any) -> None:
+    for channels, size, patch in ((1, (8, 8), 2), (2, (9, 30), 3), (1, (28, 28), 28)):
+        model = vit(7, channels, size, patch=patch, pooling=pooling)
+        pixels = images(2, channels, *size)["pixel_values"]
 
-    assert model(pixels).shape == (2, 7)
-    assert len(model.position_embedding.weight) == size[0] * size[1] // patch**2 + (pooling == "cls")
-    channels_last = model(pixels.contiguous(memory_format=torch.channels_last))
-    torch.testing.assert_close(channels_last, model(pixels), rtol=0, atol=1e-5)
+        assert model(pixels).shape == (2, 7)
+        assert len(model.position_embedding.weight) == size[0] * size[1] // patch**2 + (pooling == "cls")
+        channels_last = model(pixels.contiguous(memory_format=torch.channels_last))
+        torch.testing.assert_close(channels_last, model(pixels), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_without_outputs_it_gives_the_pooled_vector(pooling: Any) -> None:
+def test_without_outputs_it_returns_the_pooled_vector(pooling: Any) -> None:
     bare, whole = vit(None, pooling=pooling), vit(pooling=pooling)
     assert_gives_features_without_outputs(bare, whole, images(3, 3, 12, 16), 32)
 
 
-def test_each_block_is_a_layer_of_its_own() -> None:
+def test_each_block_is_an_optimizer_layer() -> None:
     module = nn.ModuleDict({"model": vit(pooling="cls", depth=3)})
     layers = layer_indices(module)
     below = ("model.class_token", "model.patch_embedding.weight", "model.position_embedding.weight")
@@ -100,62 +98,53 @@ def test_each_block_is_a_layer_of_its_own() -> None:
     assert "model.position_embedding.weight" in no_decay_names(module)
 
 
-@pytest.mark.parametrize(
-    ("alone", "silenced"),
-    [
+def test_each_dropout_is_only_active_in_training() -> None:
+    cases = (
         ("dropout", []),
         ("blocks.1.dropout", ["blocks.1.attention_output"]),
         ("blocks.1.dropout", ["blocks.1.feed_forward.2"]),
-    ],
-)
-def test_dropout_is_on_everywhere_in_training_alone(alone: str, silenced: list[str]) -> None:
-    model, pixels = vit(dropout=0.5), images(3, 3, 12, 16)["pixel_values"]
-    for name, part in model.named_modules():
-        if isinstance(part, nn.Dropout) and name != alone:
-            part.p = 0.0
-        if name in silenced:
-            for value in part.parameters():
-                nn.init.zeros_(value)
-
-    assert not torch.equal(model(pixels), model(pixels))
-    model.eval()
-    assert torch.equal(model(pixels), model(pixels))
-
-
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_gradients_reach_every_parameter(pooling: Any) -> None:
-    assert_gradients_reach_everything(vit(pooling=pooling), images(8, 3, 12, 16))
-
-
-@pytest.mark.parametrize("size", [(12, 18), (18, 12)])
-def test_a_patch_that_does_not_divide_the_images_is_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        vit(size=size)
-
-    shown = f"{size[0]} x {size[1]}"
-    assert caught.value.messages == (
-        f"patch: must divide height and width of the images ({shown}), got 4. These do: 1, 2, 3, 6.",
     )
+    for active, silenced in cases:
+        model, pixels = vit(dropout=0.5), images(3, 3, 12, 16)["pixel_values"]
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Dropout) and name != active:
+                module.p = 0.0
+            if name in silenced:
+                for value in module.parameters():
+                    nn.init.zeros_(value)
+
+        assert not torch.equal(model(pixels), model(pixels))
+        model.eval()
+        assert torch.equal(model(pixels), model(pixels))
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
-    with pytest.raises(ConfigError) as caught:
-        vit(patch=5, dim=30, depth=0, dropout=1.0)
+def test_gradients_reach_every_parameter() -> None:
+    for pooling in ("cls", "mean"):
+        assert_gradients_reach_everything(vit(pooling=pooling), images(8, 3, 12, 16))
 
-    assert [message.split(":")[0] for message in caught.value.messages] == ["patch", "depth", "heads", "dropout"]
-    with pytest.raises(ConfigError, match=r"patch: must be at least 1, got 0\."):
-        vit(patch=0)
+
+def test_a_patch_that_does_not_divide_the_image_size_is_rejected() -> None:
+    for size in ((12, 18), (18, 12)):
+        with pytest.raises(ConfigError, match=rf"^patch: .*{size[0]} x {size[1]}.*got 4.*1, 2, 3, 6"):
+            vit(size=size)
+
+
+def test_invalid_values_are_reported_together() -> None:
+    with pytest.raises(ConfigError) as error:
+        vit(patch=0, dim=30, depth=0, dropout=1.0)
+
+    assert {message.split(":")[0] for message in error.value.messages} == {"patch", "depth", "heads", "dropout"}
 
 
 INPUTS = [images(count, 3, 12, 16, count) for count in (4, 1, 9)]
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_artifacts_are_equal(pooling: Any, tmp_path: Path) -> None:
+def test_exported_outputs_match(pooling: Any, tmp_path: Path) -> None:
     assert_exports_equal(vit(pooling=pooling), INPUTS[0], INPUTS[1:], IMAGE_AXES, {}, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_onnx_is_equal(pooling: Any, tmp_path: Path) -> None:
+def test_onnx_outputs_match(pooling: Any, tmp_path: Path) -> None:
     assert_onnx_equal(vit(pooling=pooling), INPUTS[0], INPUTS[1:], IMAGE_AXES, {}, tmp_path)
