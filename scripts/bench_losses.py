@@ -1,8 +1,8 @@
-"""What a loss costs beside torch's plain cross entropy, and what hierarchical softmax saves beside a full one.
+"""Compare the time of our losses with torch's cross entropy, and of hierarchical softmax with a full softmax.
 
-Every round runs each way once, in turn, so that a slow moment of the machine falls on all; medians are compared. The
-gradients are set to None before each way, as the training loop does. Counts of the classes fall as 1 / rank (Zipf), and
-the targets are drawn by them; the optimizer is fused AdamW on dense gradients for both softmaxes.
+Each round runs every variant once, so a slow moment of the machine affects all of them; medians are compared. Gradients
+are set to None before each variant, as in the training loop. Class counts are proportional to 1 / rank (Zipf), and
+targets are sampled by them; the optimizer is fused AdamW on dense gradients for both softmaxes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WORDS, _FEATURES = 100_000, 128
 
 
 def main() -> None:
-    """Measures, prints a table and writes it as JSON where `--output` says."""
+    """Measure, print a table and write it as JSON to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024], help="targets of a hierarchical batch")
@@ -64,11 +64,11 @@ Ratios = dict[str, dict[str, float | str | bool]]
 
 
 def measure(batches: list[int], rounds: int) -> dict[str, Any]:
-    """All ways with the present number of threads, printed as a table."""
+    """Measure all variants with the current number of threads and print a table."""
     torch.manual_seed(0)
-    seconds, ratios = logits_losses(rounds)
+    seconds, ratios = time_logits_losses(rounds)
     for batch in batches:
-        more_seconds, more_ratios = softmaxes(batch, rounds)
+        more_seconds, more_ratios = time_softmaxes(batch, rounds)
         seconds, ratios = seconds | more_seconds, ratios | more_ratios
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     print(f"threads: {torch.get_num_threads()}")
@@ -80,8 +80,8 @@ def measure(batches: list[int], rounds: int) -> dict[str, Any]:
     return {"median_seconds": medians, "seconds": seconds, "ratios": ratios}
 
 
-def logits_losses(rounds: int) -> tuple[Seconds, Ratios]:
-    """Forward and backward of our losses over float32 logits, beside torch's sum."""
+def time_logits_losses(rounds: int) -> tuple[Seconds, Ratios]:
+    """Time forward and backward passes of our losses and of torch's over float32 logits."""
     logits = torch.randn(_ROWS, _CLASSES, requires_grad=True)
     target = torch.randint(_CLASSES, (_ROWS,))
     focal = Focal(gamma=2.0, alpha=None, label_smoothing=0.0, ignore_index=-100, class_counts=None)
@@ -96,18 +96,18 @@ def logits_losses(rounds: int) -> tuple[Seconds, Ratios]:
         "cross_entropy, smoothed 0.1": lambda: smoothed(logits, target),
         "focal, gamma 2": lambda: focal(logits, target),
     }
-    ways = {name: with_backward(loss, [logits]) for name, loss in losses.items()}
-    seconds = in_turn(ways, rounds)
+    variants = {name: with_backward(loss, [logits]) for name, loss in losses.items()}
+    seconds = time_in_turn(variants, rounds)
     reference = seconds["torch's cross entropy"]
     return seconds, {
-        f"{name} / torch's cross entropy": at_most(ratio_of(values, reference), _SLOWDOWN)
+        f"{name} / torch's cross entropy": at_most(median_ratio(values, reference), _SLOWDOWN)
         for name, values in seconds.items()
         if not name.startswith("torch's")
     }
 
 
-def softmaxes(batch: int, rounds: int) -> tuple[Seconds, Ratios]:
-    """A full and a hierarchical softmax over the same features, without and with the optimizer's step."""
+def time_softmaxes(batch: int, rounds: int) -> tuple[Seconds, Ratios]:
+    """Time a full and a hierarchical softmax over the same features, without and with the optimizer's step."""
     counts = [10_000_000 // rank + 1 for rank in range(1, _WORDS + 1)]
     target = torch.multinomial(torch.tensor(counts, dtype=torch.float64), batch, replacement=True)
     features = torch.randn(batch, _FEATURES, requires_grad=True)
@@ -117,18 +117,21 @@ def softmaxes(batch: int, rounds: int) -> tuple[Seconds, Ratios]:
         "full": (full, lambda: F.cross_entropy(full(features), target, reduction="sum")),
         "hierarchical": (tree, lambda: tree(features, target)),
     }
-    ways: dict[str, Callable[[], object]] = {}
+    variants: dict[str, Callable[[], object]] = {}
     for name, (module, loss) in losses.items():
         backward = with_backward(loss, [features, *module.parameters()])
         optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
-        ways[f"{name} softmax, {batch} targets"] = backward
-        ways[f"{name} softmax, {batch} targets, with AdamW"] = lambda run=backward, step=optimizer.step: (run(), step())
-    seconds = in_turn(ways, rounds)
+        variants[f"{name} softmax, {batch} targets"] = backward
+        variants[f"{name} softmax, {batch} targets, with AdamW"] = lambda run=backward, step=optimizer.step: (
+            run(),
+            step(),
+        )
+    seconds = time_in_turn(variants, rounds)
     ratios: Ratios = {}
     for suffix in ("", ", with AdamW"):
         full_seconds, tree_seconds = (seconds[f"{name} softmax, {batch} targets{suffix}"] for name in losses)
-        value = ratio_of(full_seconds, tree_seconds)
-        # The update of all weights is the same work for both, so it has no target of its own.
+        value = median_ratio(full_seconds, tree_seconds)
+        # Updating all weights takes the same time for both, so this ratio has no target.
         ratios[f"full / hierarchical, {batch} targets{suffix}"] = (
             {"value": value} if suffix else at_least(value, _SPEEDUP)
         )
@@ -136,7 +139,7 @@ def softmaxes(batch: int, rounds: int) -> tuple[Seconds, Ratios]:
 
 
 def with_backward(loss: Callable[[], Tensor], leaves: Iterable[Tensor]) -> Callable[[], None]:
-    """Forward and backward from no gradients."""
+    """Return a function that runs forward and backward passes without earlier gradients."""
     leaves = list(leaves)
 
     def run() -> None:
@@ -147,20 +150,20 @@ def with_backward(loss: Callable[[], Tensor], leaves: Iterable[Tensor]) -> Calla
     return run
 
 
-def in_turn(ways: dict[str, Callable[[], object]], rounds: int) -> Seconds:
-    """Seconds of each way in each round, after two rounds that do not count; every other round goes backwards."""
-    seconds: Seconds = {name: [] for name in ways}
+def time_in_turn(variants: dict[str, Callable[[], object]], rounds: int) -> Seconds:
+    """Return the seconds of each variant in each round after two warmup rounds; every other round runs in reverse."""
+    seconds: Seconds = {name: [] for name in variants}
     for step in range(rounds + _WARMUP):
-        for name in list(ways) if step % 2 else list(reversed(ways)):
+        for name in list(variants) if step % 2 else list(reversed(variants)):
             start = time.perf_counter()
-            ways[name]()
+            variants[name]()
             if step >= _WARMUP:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
-def ratio_of(ours: list[float], theirs: list[float]) -> float:
-    """The ratio of the medians."""
+def median_ratio(ours: list[float], theirs: list[float]) -> float:
+    """Return the ratio of the medians."""
     return statistics.median(ours) / statistics.median(theirs)
 
 
