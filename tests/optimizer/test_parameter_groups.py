@@ -333,7 +333,7 @@ class TestProblems:
             == "overrides: entry 1, match: matches no parameter, got 'hed.*'. Similar names: head.bias, head.weight."
         )
         assert second == "overrides: entry 2, lr: must be greater than 0, got -1."
-        assert third == "decay: must be matrices or all, got 'matrixes'. Did you mean matrices."
+        assert third == "decay: must be matrices or all, got 'matrixes'. Did you mean matrices?"
         assert fourth.startswith("layer_decay: ")
 
 

@@ -4,7 +4,7 @@ from fnmatch import fnmatchcase
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.optimizer.overrides import find_override, find_override_problems
+from trainer.optimizer.parameter_groups import find_override, find_override_problems
 
 NAMES = [
     "model.embedding.weight",
@@ -51,7 +51,7 @@ ENTRIES_WITH_PROBLEMS = [
         {"match": "head.*", "rate": 1},
         "overrides: entry 1: has an unknown key, got 'rate'. Known: lr, match, weight",
     ),
-    ({"match": "head.*", "weightdecay": 1}, "got 'weightdecay'. Did you mean weight_decay."),
+    ({"match": "head.*", "weightdecay": 1}, "got 'weightdecay'. Did you mean weight_decay?"),
     ({"match": "head.*", "lr": 0.0}, "overrides: entry 1, lr: must be greater than 0, got 0.0."),
     ({"match": "head.*", "lr": math.nan}, "overrides: entry 1, lr: must be finite and greater than 0, got nan."),
     ({"match": "head.*", "lr": None}, "overrides: entry 1, lr: must be a number, got None."),
