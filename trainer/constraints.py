@@ -464,7 +464,7 @@ class Rule:
             comparisons, `and`, `or`, `not`, `in`, `if`/`else`, subscripts, generator expressions, and abs, all, any,
             int, float, isinstance, len, list, max, min, set, sorted, str and sum. A condition that cannot be evaluated,
             as an argument is absent or of another type, counts as met.
-        key: The parameter that the message is about.
+        key: The parameter that the message is about, or `parameter.key` for a key of a mapping.
         problem: The problem, without a period; `{name}` stands for an argument.
         remedy: The remedy, likewise.
     """
@@ -490,9 +490,12 @@ class Rule:
         """Return the message for arguments that break the rule."""
         key = f"{prefix}{self.key}"
         problem, remedy = (text.format_map(arguments) for text in (self.problem, self.remedy))
-        if self.key not in arguments:
-            return format_error(key, problem, remedy)
-        return format_error(key, problem, remedy, value=arguments[self.key])
+        value: Any = arguments
+        for name in self.key.split("."):
+            if not isinstance(value, Mapping) or name not in value:
+                return format_error(key, problem, remedy)
+            value = value[name]
+        return format_error(key, problem, remedy, value=value)
 
 
 def broken_rules(

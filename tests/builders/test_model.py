@@ -165,7 +165,7 @@ def test_noisy_tune_depends_on_the_seed_and_happens_once(data: list[str], tmp_pa
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("model.lora={rnk:2}", "model.lora.rnk: there is no such key, got 2. Did you mean rank."),
+        ("model.lora={rnk:2}", "model.lora.rnk: unknown key, got 2. Did you mean rank?"),
         ("model.freeze=[nothing]", "model.freeze: "),
         ("model.freeze=[{match:x}]", "model.freeze: entry 1: must have match and until, got {"),
         ("model.freeze=['[bte]*','pos*',norm,head]", "model.freeze: leaves nothing to train, got ['[bte]*'"),

@@ -44,8 +44,8 @@ def test_all_import_errors_are_reported_before_the_data_is_read(
     with pytest.raises(ConfigError) as caught:
         build_training(job, "", RunOutputs(Recorded()), None, ExitStack())
     assert caught.value.messages == (
-        "loss._target_: there is no MSELos in torch.nn, got 'torch.nn.MSELos'. Did you mean MSELoss.",
-        "optimizer._target_: there is no Addam in torch.optim, got 'torch.optim.Addam'. Did you mean Adam.",
+        "loss._target_: there is no MSELos in torch.nn, got 'torch.nn.MSELos'. Did you mean MSELoss?",
+        "optimizer._target_: there is no Addam in torch.optim, got 'torch.optim.Addam'. Did you mean Adam?",
     )
     assert caplog.records == []  # no log lines of Hydra's own
 

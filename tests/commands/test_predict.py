@@ -325,7 +325,7 @@ def test_newest_run_is_the_default_and_weights_can_be_chosen(run_of: Callable[[s
         (["input=notes.md"], 2, "input: unknown file format, got 'notes.md'. Allowed: .csv"),
         (["input=x", "output=out.xls"], 2, "output: unknown file format"),
         (["input=test.jsonl", "output=./test.jsonl"], 2, "output: is the same file as input"),
-        (["input=x", "backend=onx"], 2, "backend: must be one of torch, onnx or null, got 'onx'. Did you mean onnx."),
+        (["input=x", "backend=onx"], 2, "backend: must be one of torch, onnx or null, got 'onx'. Did you mean onnx?"),
         (["input=x", "backend=onnx"], 3, "backend: the run has no such artifact"),
         (["input=x", "backend=onnx", "precision=bf16"], 2, "precision: is of PyTorch"),
         (["input=x", "backend=onnx", "device=cuda"], 2, "device: is of PyTorch"),
@@ -413,7 +413,7 @@ def test_artifact_folder_without_its_run(
     assert f"weights: {of_run}" in (errors := error_of("weights=raw", "precision=bf16", code=2))
     assert f"precision: {of_run}" in errors
     assert "Run their own script" in error_of("backend=torch", code=3)
-    assert "loader.eval_batch_sise: there is no such key" in error_of("loader.eval_batch_sise=3", code=2)
+    assert "loader.eval_batch_sise: unknown key" in error_of("loader.eval_batch_sise=3", code=2)
     (alone / "model.onnx").rename(alone / "model.bin")
     assert "backend: the folder has no such artifact" in error_of(code=3)
     (alone / "model.bin").rename(alone / "model.onnx")

@@ -149,7 +149,7 @@ def test_adapters_are_merged_before_pruning(folder: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["prune=l2"], "prune: there is no such option, got 'l2'"),
+        (["prune=l2"], "prune: unknown option, got 'l2'"),
         (["prune.amount=0.3"], "prune.amount: no prune is chosen, got 0.3"),
         (["prune=l1", "prune.amount=2.5"], "prune.amount: must be a share"),
         (

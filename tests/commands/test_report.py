@@ -75,7 +75,7 @@ def test_proofs_of_artifacts_are_shown(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "code", "message"),
     [
-        (["run=nowhere"], 3, "run: there is no such folder, got 'nowhere'"),
+        (["run=nowhere"], 3, "run: no such folder, got 'nowhere'"),
         (["run=runs/one", "beside=[nowhere]"], 3, "beside: no such folder, got 'nowhere'"),
         (["run=runs/one", "output=no/where.html"], 2, "output: cannot be written"),
     ],

@@ -172,7 +172,7 @@ def test_chinese_texts_and_labels(tmp_path: Path) -> None:
         (["checkpoint.monitor=acc"], 2, "checkpoint.monitor: "),
         (["model.heads=3"], 2, "model.heads: must divide dim (16), got 3"),
         (["loss._target_=nowhere.Loss"], 2, "loss._target_: there is no package nowhere"),
-        (["resume=nowhere"], 3, "resume: there is no such folder, got 'nowhere'"),
+        (["resume=nowhere"], 3, "resume: no such folder, got 'nowhere'"),
     ],
 )
 def test_errors_have_an_exit_code_and_no_traceback(

@@ -206,7 +206,7 @@ def test_run_with_one_checkpoint_is_not_replayed(run: Path, capsys: pytest.Captu
 def test_keys_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "start=last", "steps=0", "device=gpu", "stepz=1"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "stepz: there is no such key, got 1. Did you mean steps.",
+        "stepz: unknown key, got 1. Did you mean steps?",
         "steps: must be at least 1, got 0.",
         "device: must be auto, cpu, cuda, cuda:N or mps, got 'gpu'.",
         "start: must be step-N, got 'last'.",

@@ -27,7 +27,7 @@ def test_files_keep_the_given_order_and_patterns_are_sorted_by_name() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("data/trian.csv", "data.train: no such file, got 'data/trian.csv'. Did you mean data/train.csv."),
+        ("data/trian.csv", "data.train: no such file, got 'data/trian.csv'. Did you mean data/train.csv?"),
         ("nowhere/a.csv", "data.train: no such file, got 'nowhere/a.csv'. Paths are relative to /"),
         ("data/*.tsv", "data.train: no such file, got 'data/*.tsv'."),
         ("data", "data.train: expected a file, not a folder, got 'data'. Name the files in it: data/*.csv."),

@@ -128,7 +128,7 @@ def test_unknown_split_or_column_is_one_message() -> None:
         ({"splits": SPLITS | {"train": "x"}}, f"data.splits.train: {no_split}, got 'x'. Known: train."),
         (
             {"columns": COLUMNS | {"text": "txt"}},
-            "data.columns.text: split train has no such column, got 'txt'. Did you mean text.",
+            "data.columns.text: split train has no such column, got 'txt'. Did you mean text?",
         ),
         (
             {"columns": COLUMNS | {"text": "words"}},

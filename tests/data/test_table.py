@@ -151,7 +151,7 @@ def test_every_wrong_role_is_reported() -> None:
         "columns.text: is missing. Set data.columns.text=null.",
         "columns.label: is missing. Set data.columns.label=null.",
     ]
-    assert "Did you mean text." in caught.value.messages[0]
+    assert "Did you mean text?" in caught.value.messages[0]
 
 
 def test_description_of_a_table_without_complete_rows_names_the_required_roles() -> None:

@@ -134,8 +134,8 @@ def test_faults_come_together() -> None:
     assert caught.value.messages == (
         "lora.rank: must be at least 1, got 0.",
         "lora.dropout: must be in [0, 1), got 1.0.",
-        "lora.alpha: must be finite and above 0, got -1.0.",
-        "lora.targets: the model has no such module, got 'queri_key_value'. Did you mean query_key_value.",
+        "lora.alpha: must be greater than 0, got -1.0.",
+        "lora.targets: the model has no such module, got 'queri_key_value'. Did you mean query_key_value?",
         "lora.targets: is no linear layer, embedding or convolution, got 'blocks.0'. In it are "
         "blocks.0.query_key_value, blocks.0.attention_output, blocks.0.feed_forward.0, blocks.0.feed_forward.2.",
         "lora.targets: is no linear layer, embedding or convolution, got 'norm'. Known: "

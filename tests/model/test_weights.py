@@ -145,7 +145,7 @@ class TestIgnore:
 
     def test_a_pattern_that_fits_nothing(self) -> None:
         message = refusal(Net(), other(Net()), [], ["heads.*", "head.*"])
-        assert message == "weights_ignore: fits no name, got 'heads.*'. Did you mean head.bias."
+        assert message == "weights_ignore: fits no name, got 'heads.*'. Did you mean head.bias?"
 
     def test_nothing_left(self) -> None:
         message = refusal(Net(), {"x": torch.ones(1)}, [], ["*"])

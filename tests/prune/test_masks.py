@@ -173,7 +173,7 @@ def test_pattern_without_a_match_is_reported_with_similar_names() -> None:
         select_parameters(layers(), ["linaer.weight", "*.bias", "head"])
     misspelled, bias = caught.value.messages
     assert misspelled.startswith("targets: ")
-    assert misspelled.endswith("got 'linaer.weight'. Did you mean linear.weight.")
+    assert misspelled.endswith("got 'linaer.weight'. Did you mean linear.weight?")
     assert "got '*.bias'. Known: embedding.weight, head.weight, linear.weight" in bias
 
 

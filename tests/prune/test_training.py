@@ -148,8 +148,8 @@ def test_replay_from_the_start_computes_the_same_masks(data: list[str], tmp_path
         (["prune=ln", "prune.n=0"], "prune.n: must be "),
         (["prune=ln", "prune.dim=a"], "prune.dim: must be an integer, got 'a'"),
         (["prune=l1", "prune.targets=[head.bias]"], "prune.targets: "),
-        (["prune=ln", "prune.dim=2"], "prune.dim: there is no such axis"),
-        (["prune=l1", "prune.amount=300"], "prune.amount: leaves nothing of "),
+        (["prune=ln", "prune.dim=2"], "prune.dim: must be an axis"),
+        (["prune=l1", "prune.amount=300"], "prune.amount: must be less than"),
         (
             ["prune=l1", "prune.amount=300", "prune.targets=['blocks.0.*']"],
             "prune.amount: leaves nothing of blocks.0.attention_output.weight",
@@ -167,4 +167,4 @@ def test_resume_rejects_another_amount(data: list[str], tmp_path: Path, capsys: 
     assert train(tmp_path / "run", *data, *HALF) == 0
 
     assert main(["train", f"resume={tmp_path / 'run'}", "prune.amount=0.6"]) == 2
-    assert "prune.amount: a resumed run keeps it: 0.5 -> 0.6" in capsys.readouterr().err
+    assert "prune.amount: cannot change when a run is resumed: 0.5 -> 0.6" in capsys.readouterr().err

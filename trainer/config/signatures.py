@@ -76,7 +76,10 @@ def read(target: str) -> Signature | None:
 
 
 def attribute(target: str, name: str) -> Any:
-    """Return the literal value of a class attribute of a dotted `target`; None if there is none to read."""
+    """Return a literal that a dotted `target` declares; None if there is none to read.
+
+    A class declares an attribute, itself or in a base; a function declares a constant of its module.
+    """
     try:
         located = _located(target)
         if located is None:
@@ -84,7 +87,10 @@ def attribute(target: str, name: str) -> Any:
         definition, module = _definition(*located)
     except (LookupError, _Unreadable):
         return None
-    return _attribute(definition, module, name) if isinstance(definition, ast.ClassDef) else None
+    if isinstance(definition, ast.ClassDef):
+        return _attribute(definition, module, name)
+    values = (_assignment(item, name) for item in module.tree.body)
+    return next((_literal(value) for value in values if value is not None), None)
 
 
 def defines(target: str) -> bool:
@@ -374,13 +380,17 @@ def _declared_rules(node: ast.expr, module: _Module) -> Iterator[Rule]:
             return
 
 
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
 def _attribute(definition: ast.ClassDef, module: _Module, name: str) -> Any:
     for item in definition.body:
         if (value := _assignment(item, name)) is not None:
-            try:
-                return ast.literal_eval(value)
-            except ValueError:
-                return None
+            return _literal(value)
     for base in definition.bases:
         found = _class_of(base, module)
         if found is not None and isinstance(found[0], ast.ClassDef):

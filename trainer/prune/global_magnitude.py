@@ -6,10 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils import prune
 
-from trainer.prune.masks import check_amount, compute_masks
+from trainer.constraints import validated
+from trainer.prune.masks import Amount, check_amount, compute_masks
+
+PRUNES_TOGETHER = True
+"""A layer may lose all its elements, so the amount is not compared with the size of the smallest weight."""
 
 
-def global_magnitude(weights: Mapping[str, Tensor], *, amount: float) -> dict[str, Tensor]:
+@validated()
+def global_magnitude(weights: Mapping[str, Tensor], *, amount: Amount) -> dict[str, Tensor]:
     """Prune the elements of all weights that are closest to 0, so the layers end up with different sparsities.
 
     torch's `global_unstructured` with `L1Unstructured`. It may prune a layer of small weights completely.

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn.utils import prune
 
-from trainer.prune.masks import check_amount, compute_masks
+from trainer.constraints import validated
+from trainer.prune.masks import Amount, check_amount, compute_masks
 
 
-def l1(weights: Mapping[str, Tensor], *, amount: float) -> dict[str, Tensor]:
+@validated()
+def l1(weights: Mapping[str, Tensor], *, amount: Amount) -> dict[str, Tensor]:
     """Prune the elements of each weight that are closest to 0, by torch's `L1Unstructured`.
 
     Source: Han et al. 2015, "Learning both weights and connections for efficient neural networks",

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn.utils import prune
 
+from trainer.constraints import PositiveOrInfinite, validated
 from trainer.errors import ConfigError, format_error
-from trainer.prune.masks import check_amount, compute_masks
+from trainer.prune.masks import Amount, check_amount, compute_masks
 
 
-def ln(weights: Mapping[str, Tensor], *, amount: float, n: float, dim: int) -> dict[str, Tensor]:
+@validated()
+def ln(weights: Mapping[str, Tensor], *, amount: Amount, n: PositiveOrInfinite, dim: int) -> dict[str, Tensor]:
     """Prune the slices of each weight along one axis that have the smallest n-norm, by torch's `LnStructured`.
 
     Source: Li et al. 2017, "Pruning filters for efficient convnets", https://arxiv.org/abs/1608.08710, with n = 1.
@@ -26,8 +28,6 @@ def ln(weights: Mapping[str, Tensor], *, amount: float, n: float, dim: int) -> d
     Raises:
         ConfigError: A value is out of range, or nothing is left of a weight.
     """
-    if not n > 0:
-        raise ConfigError(format_error("n", "must be above 0", value=n))
     too_few_axes = [
         f"{name} {tuple(weight.shape)}" for name, weight in weights.items() if not -weight.ndim <= dim < weight.ndim
     ]

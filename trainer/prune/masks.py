@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.prune import BasePruningMethod
 
 from trainer.checkpoint.tensors import encode
+from trainer.constraints import BelowOne, NonNegativeInt
 from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
 from trainer.model.finetuning import matching_parameters
+
+Amount: TypeAlias = NonNegativeInt | BelowOne
+"""A share in [0, 1), or a count if it is an integer: 1 is one element, 1.0 would be all."""
 
 _HEAD: Final = "head"
 _LAYERS: Final = (nn.Linear, _ConvNd)
@@ -106,8 +110,8 @@ def _no_match(weights: Collection[str], pattern: str) -> str:
     return format_error("targets", problem, did_you_mean(pattern.strip("*").strip("."), [*weights]), value=pattern)
 
 
-def check_amount(amount: float, sizes: Mapping[str, int], unit: str) -> None:
-    """Check that an amount is in range and leaves something of every weight.
+def check_amount(amount: Amount, sizes: Mapping[str, int], unit: str) -> None:
+    """Check that an amount leaves something of every weight.
 
     Args:
         amount: A share in [0, 1), or a count if it is an integer of at least 0: 1 is one element, 1.0 would be all.
@@ -115,12 +119,9 @@ def check_amount(amount: float, sizes: Mapping[str, int], unit: str) -> None:
         unit: The name of the unit in the plural: `elements`.
 
     Raises:
-        ConfigError: The amount is out of range, or leaves nothing of a weight (every such weight is named).
+        ConfigError: The amount leaves nothing of a weight (every such weight is named).
     """
     is_count = isinstance(amount, int)
-    if not (amount >= 0 if is_count else 0 <= amount < 1):
-        problem = "must be a share, at least 0 and below 1, or a count, an integer"
-        raise ConfigError(format_error("amount", problem, value=amount))
     errors = []
     for name, size in sizes.items():
         count = amount if is_count else round(amount * size)  # the rounding of torch.nn.utils.prune

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils import prune
 
-from trainer.prune.masks import check_amount, compute_masks
+from trainer.constraints import validated
+from trainer.prune.masks import Amount, check_amount, compute_masks
 
 
-def random(weights: Mapping[str, Tensor], seed: int, *, amount: float) -> dict[str, Tensor]:
+@validated()
+def random(weights: Mapping[str, Tensor], seed: int, *, amount: Amount) -> dict[str, Tensor]:
     """Prune random elements of each weight: the baseline for the other methods.
 
     torch's `RandomUnstructured`, with a CPU generator of its own.

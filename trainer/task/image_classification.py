@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from annotated_types import Len
 
-from trainer.constraints import Count, Finite, Positive, Rule, validated
+from trainer.constraints import Count, Finite, PositiveOrInfinite, Rule, validated
 from trainer.errors import did_you_mean, format_error, raise_if_any
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target, TaskInfo
 from trainer.task.augmentation import OPERATIONS, Mixing, mixed_target
@@ -50,47 +50,47 @@ _RULES = (
     Rule(
         "augment['crop'] >= 0 and augment['crop'] % 1 == 0",
         key="augment.crop",
-        problem="must be a whole number and at least 0, got {augment[crop]}",
+        problem="must be a whole number and at least 0",
     ),
     Rule(
         "0 <= augment['flip'] <= 1",
         key="augment.flip",
-        problem="must be between 0 and 1, got {augment[flip]}",
+        problem="must be between 0 and 1",
     ),
     Rule(
         "0 <= augment['rotate'] <= 180",
         key="augment.rotate",
-        problem="must be between 0 and 180, got {augment[rotate]}",
+        problem="must be between 0 and 180",
     ),
     Rule(
         "0 <= augment['brightness'] <= 1",
         key="augment.brightness",
-        problem="must be between 0 and 1, got {augment[brightness]}",
+        problem="must be between 0 and 1",
     ),
     Rule(
         "0 <= augment['contrast'] <= 1",
         key="augment.contrast",
-        problem="must be between 0 and 1, got {augment[contrast]}",
+        problem="must be between 0 and 1",
     ),
     Rule(
         "augment['cutout'] >= 0 and augment['cutout'] % 1 == 0",
         key="augment.cutout",
-        problem="must be a whole number and at least 0, got {augment[cutout]}",
+        problem="must be a whole number and at least 0",
     ),
     Rule(
         "0 <= augment['mixup'] < 1e999",
         key="augment.mixup",
-        problem="must be finite and at least 0, got {augment[mixup]}",
+        problem="must be finite and at least 0",
     ),
     Rule(
         "0 <= augment['cutmix'] < 1e999",
         key="augment.cutmix",
-        problem="must be finite and at least 0, got {augment[cutmix]}",
+        problem="must be finite and at least 0",
     ),
     Rule(
         "0 <= augment['mix_prob'] <= 1",
         key="augment.mix_prob",
-        problem="must be between 0 and 1, got {augment[mix_prob]}",
+        problem="must be between 0 and 1",
     ),
 )
 
@@ -127,7 +127,7 @@ class ImageClassification(SupervisedTask):
         channels: Literal["auto", 1, 3],
         resize: Literal["stretch", "crop", "pad"],
         mean: Literal["auto"] | list[Finite],
-        std: Literal["auto"] | list[Positive],
+        std: Literal["auto"] | list[PositiveOrInfinite],
         augment: Mapping[str, float],
     ) -> None:
         known = [*OPERATIONS, "mixup", "cutmix", "mix_prob"]
