@@ -135,9 +135,8 @@ def test_state_is_the_parameters():
     assert loss.to("meta").rank.device.type == "meta"
 
 
-@pytest.mark.parametrize(
-    ("change", "keys"),
-    [
+def test_wrong_arguments_raise():
+    for change, keys in [
         ({"cutoffs": []}, ["cutoffs"]),
         ({"cutoffs": [0, 3]}, ["cutoffs"]),
         ({"cutoffs": [3, 10]}, ["cutoffs"]),
@@ -151,13 +150,17 @@ def test_state_is_the_parameters():
         ({"ignore_index": 1}, ["ignore_index"]),
         ({"num_outputs": None}, ["_target_"]),
         ({"num_outputs": 1}, ["_target_"]),
-    ],
-)
-def test_wrong_arguments_raise(change, keys):
-    arguments = {"in_features": 64, "cutoffs": [1, 2, 3], "div_value": 4.0, "head_bias": False, "ignore_index": -100}
-    with pytest.raises(ConfigError) as error:
-        AdaptiveSoftmax(**arguments | {"num_outputs": 10} | change)
-    assert [message.split(":")[0] for message in error.value.messages] == keys
+    ]:
+        arguments = {
+            "in_features": 64,
+            "cutoffs": [1, 2, 3],
+            "div_value": 4.0,
+            "head_bias": False,
+            "ignore_index": -100,
+        }
+        with pytest.raises(ConfigError) as error:
+            AdaptiveSoftmax(**arguments | {"num_outputs": 10} | change)
+        assert [message.split(":")[0] for message in error.value.messages] == keys
 
 
 def test_wrong_outputs_and_targets_are_reported():

@@ -69,9 +69,8 @@ def test_shares_are_counted_by_rows_and_checked():
         loss(torch.zeros(1, 3), torch.tensor([[0.5, 0.5]]))
 
 
-@pytest.mark.parametrize(
-    ("change", "key"),
-    [
+def test_wrong_arguments_raise():
+    for change, key in [
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"label_smoothing": math.nan}, "label_smoothing"),
         ({"weight": [1.0, -0.5]}, "weight"),
@@ -81,12 +80,10 @@ def test_shares_are_counted_by_rows_and_checked():
         ({"weight": "inverse"}, "weight"),
         ({"weight": "auto", "class_counts": None}, "weight"),
         ({"ignore_index": 0}, "ignore_index"),
-    ],
-)
-def test_wrong_arguments_raise(change, key):
-    arguments = {"weight": None, "label_smoothing": 0.0, "ignore_index": -100, "class_counts": [3, 4]}
-    with pytest.raises(ConfigError, match=rf"^{key}: "):
-        CrossEntropy(**arguments | change)
+    ]:
+        arguments = {"weight": None, "label_smoothing": 0.0, "ignore_index": -100, "class_counts": [3, 4]}
+        with pytest.raises(ConfigError, match=rf"^{key}: "):
+            CrossEntropy(**arguments | change)
 
 
 def test_all_wrong_arguments_are_reported_together():

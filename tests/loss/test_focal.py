@@ -186,9 +186,8 @@ def test_alpha_moves_with_the_module():
         assert loss.alpha.device.type == loss.label_alpha.device.type == "meta"
 
 
-@pytest.mark.parametrize(
-    ("change", "key"),
-    [
+def test_wrong_arguments_raise():
+    for change, key in [
         ({"gamma": -0.5}, "gamma"),
         ({"gamma": math.inf}, "gamma"),
         ({"alpha": -0.5}, "alpha"),
@@ -198,9 +197,7 @@ def test_alpha_moves_with_the_module():
         ({"alpha": [1.0]}, "alpha"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"ignore_index": 1}, "ignore_index"),
-    ],
-)
-def test_wrong_arguments_raise(change, key):
-    arguments = {"gamma": 2.0, "alpha": None, "label_smoothing": 0.0, "ignore_index": -100, "class_counts": [3, 4]}
-    with pytest.raises(ConfigError, match=rf"^{key}: "):
-        Focal(**arguments | change)
+    ]:
+        arguments = {"gamma": 2.0, "alpha": None, "label_smoothing": 0.0, "ignore_index": -100, "class_counts": [3, 4]}
+        with pytest.raises(ConfigError, match=rf"^{key}: "):
+            Focal(**arguments | change)
