@@ -1,9 +1,9 @@
-"""What simple models score on the data of the experiments: the same splits, the same targets, the task's own metrics.
+"""Score simple models on the data of the experiments: same splits, same targets, and the task's own metrics.
 
     python scripts/baselines.py [--only digits stdlib_docs] [--output scripts/results/baselines.json]
 
-Every row is learnt on the training split of `experiment=NAME` and scored on its test split; what is free to choose
-(a penalty, the weights of a mixture) is chosen on the validation split. Needs scikit-learn.
+Every baseline is fitted on the training split of `experiment=NAME` and scored on its test split; hyperparameters (a
+penalty, the weights of a mixture) are chosen on the validation split. Needs scikit-learn.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from trainer.protocols import Batch, Task
 
 CONF = Path(__file__).parent.parent / "conf"
 PENALTIES = (0.1, 1.0, 10.0, 100.0)
-"""The values of C that are tried where one is chosen on the validation split; scikit-learn's default is 1."""
+"""Values of C to choose from on the validation split; scikit-learn's default is 1."""
 
 Scores = dict[str, dict[str, float]]
-"""By the name of a baseline: the metrics."""
+"""The metrics of each baseline by name."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Raw rows, their encoded rows in the same order, and one batch with all of them."""
+    """Raw rows, their encoded rows in the same order, and one batch with all rows."""
 
     raw: Any
     encoded: Any
@@ -56,7 +56,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Problem:
-    """An experiment without its model."""
+    """The data and the metrics of an experiment, without its model."""
 
     task: Task
     train: Split
@@ -64,17 +64,17 @@ class Problem:
     test: Split
 
     def score(self, output: Any, split: Split | None = None) -> dict[str, float]:
-        """The task's metrics of outputs on a split, the test split unless another is named."""
+        """Return the task's metrics of outputs on a split, by default the test split."""
         metrics = self.task.metrics()
         metrics.update(torch.as_tensor(np.asarray(output)).float(), (split or self.test).target)
-        found = {name: value.item() for name, value in metrics.compute().items()}
-        # A correlation with what is the same everywhere is none.
-        return {name: value for name, value in found.items() if not np.isnan(value)}
+        values = {name: value.item() for name, value in metrics.compute().items()}
+        # A correlation with a constant is undefined.
+        return {name: value for name, value in values.items() if not np.isnan(value)}
 
     def best(self, candidates: Sequence[Callable[[Split], Any]], metric: str) -> dict[str, float]:
-        """The test metrics of the candidate that is best on the validation split."""
-        found = [self.score(candidate(self.validation), self.validation)[metric] for candidate in candidates]
-        return self.score(candidates[int(np.argmax(found))](self.test))
+        """Return the test metrics of the candidate with the best metric on the validation split."""
+        scores = [self.score(candidate(self.validation), self.validation)[metric] for candidate in candidates]
+        return self.score(candidates[int(np.argmax(scores))](self.test))
 
 
 def main() -> None:
@@ -84,34 +84,36 @@ def main() -> None:
     arguments = parser.parse_args()
     results: dict[str, dict[str, Any]] = {}
     for name in arguments.only:
-        problem = problem_of(name)
+        problem = load_problem(name)
         started = time.perf_counter()
         scores = BASELINES[name](problem)
         sizes = {split: len(getattr(problem, split).raw) for split in ("train", "validation", "test")}
         results[name] = {"rows": sizes, "scores": scores}
-        print(f"{name}: {sizes['train']} rows, {sizes['test']} of test, {time.perf_counter() - started:.0f} s")
+        print(
+            f"{name}: {sizes['train']} training rows, {sizes['test']} test rows, {time.perf_counter() - started:.0f} s"
+        )
         for baseline, values in scores.items():
-            print(f"  {baseline:<58}" + "".join(f"  {metric} {value:.4f}" for metric, value in values.items()))
+            print(f"  {baseline:<62}" + "".join(f"  {metric} {value:.4f}" for metric, value in values.items()))
     if arguments.output:
         document = {"python": platform.python_version(), "experiments": results}
         arguments.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def job_of(*overrides: str) -> TrainJob:
+def compose_job(*overrides: str) -> TrainJob:
     register_defaults()
     config, _ = compose(CONF, "train", list(overrides))
     return job_from_config(plain(config)[0])
 
 
-def problem_of(name: str) -> Problem:
-    """The splits of an experiment as its training sees them."""
-    job = job_of(f"experiment={name}")
+def load_problem(name: str) -> Problem:
+    """Return the splits of an experiment as its training sees them."""
+    job = compose_job(f"experiment={name}")
     task = build_task(job)
     encoded = build_encoded(job, task, fitted=False).splits
     raw = instantiate("data", option_keys(job.data, DataKeys)).load(task.columns())
     splits = {}
     for split in ("train", "validation", "test"):
-        # A split as one batch in the layout of training: masks are drawn as its evaluation draws them.
+        # A split as one batch in the layout of training, with the masks of an evaluation.
         batches = Batches(encoded[split], task, job.loader.batching, job.seed)
         batch = batches[BatchIndices(0, tuple(range(len(encoded[split]))))]
         splits[split] = Split(raw[split], encoded[split].with_format("numpy"), batch)
@@ -119,7 +121,7 @@ def problem_of(name: str) -> Problem:
 
 
 def tf_idf(problem: Problem, **settings: Any) -> Callable[[Split], Any]:
-    """TF-IDF vectors of texts, learnt on the training split."""
+    """Return a function to TF-IDF vectors of texts, fitted on the training split."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(**settings).fit(problem.train.raw["text"])
@@ -129,7 +131,7 @@ def tf_idf(problem: Problem, **settings: Any) -> Callable[[Split], Any]:
 def logistic(
     problem: Problem, features: Callable[[Split], Any], metric: str, penalties: Sequence[float] = PENALTIES
 ) -> dict[str, float]:
-    """Logistic regression, one against the rest where a sample has several labels; `metric` chooses the penalty."""
+    """Score logistic regression, one-vs-rest for several labels per sample; `metric` chooses the penalty."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
 
@@ -143,18 +145,18 @@ def logistic(
 
 
 def _logits(model: Any, features: Callable[[Split], Any], split: Split) -> np.ndarray:
-    found = np.asarray(model.decision_function(features(split)))
-    return np.stack([-found, found], axis=1) if found.ndim == 1 else found
+    scores = np.asarray(model.decision_function(features(split)))
+    return np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores
 
 
 def majority(problem: Problem) -> dict[str, float]:
-    """The most frequent class of training."""
+    """Score the most frequent training class."""
     counts = torch.bincount(problem.train.target).float()
     return problem.score(counts.expand(len(problem.test.target), -1))
 
 
-def columns(problem: Problem) -> Callable[[Split], np.ndarray]:
-    """The features as the model sees them: standardized by training."""
+def standardized_features(problem: Problem) -> Callable[[Split], np.ndarray]:
+    """Return a function to the features as the model sees them, standardized on the training split."""
     return lambda split: np.stack(split.encoded["features"][:])
 
 
@@ -165,27 +167,27 @@ def text_classification(problem: Problem) -> Scores:
 def multilabel_classification(problem: Problem) -> Scores:
     most = problem.train.target.mean(dim=0).logit().clamp(-20, 20)
     usual = problem.score(most.expand(len(problem.test.target), -1))
-    return {"labels that most texts have": usual, **bags_of_words(problem, "micro_f1")}
+    return {"most frequent labels": usual, **bags_of_words(problem, "micro_f1")}
 
 
 def bags_of_words(problem: Problem, metric: str) -> Scores:
-    """As scikit-learn has it by default, and with what is usually gained by hand."""
+    """Score TF-IDF with scikit-learn's defaults, and with the usual manual improvements."""
     pairs = tf_idf(problem, ngram_range=(1, 2), sublinear_tf=True, min_df=2)
     return {
         "TF-IDF + logistic regression": logistic(problem, tf_idf(problem), metric, (1.0,)),
-        "the same of words and pairs of words, C tuned": logistic(problem, pairs, metric),
+        "TF-IDF of words and word pairs + logistic regression, C tuned": logistic(problem, pairs, metric),
     }
 
 
 def tabular_classification(problem: Problem) -> Scores:
-    found = logistic(problem, columns(problem), "accuracy")
-    return {"majority": majority(problem), "logistic regression": found}
+    scores = logistic(problem, standardized_features(problem), "accuracy")
+    return {"majority": majority(problem), "logistic regression": scores}
 
 
 def tabular_regression(problem: Problem) -> Scores:
     from sklearn.linear_model import Ridge
 
-    features = columns(problem)
+    features = standardized_features(problem)
     rows, target = features(problem.train), problem.train.target.numpy()
 
     def predict(model: Any, split: Split) -> np.ndarray:
@@ -199,7 +201,7 @@ def tabular_regression(problem: Problem) -> Scores:
 
 
 def regression(problem: Problem) -> Scores:
-    """Ridge regression on how often words occur, as scikit-learn has it by default and with what is gained by hand."""
+    """Score ridge regression on TF-IDF with scikit-learn's defaults, and with the usual manual improvements."""
     from sklearn.linear_model import Ridge
 
     rows = [tf_idf(problem), tf_idf(problem, ngram_range=(1, 2), sublinear_tf=True, min_df=2)]
@@ -215,7 +217,7 @@ def regression(problem: Problem) -> Scores:
     return {
         "mean": problem.score(np.zeros(problem.test.target.shape)),
         "TF-IDF + ridge regression": problem.score(plain(problem.test)),
-        "the same of words and pairs of words, alpha tuned": problem.best(tuned, "r2"),
+        "TF-IDF of words and word pairs + ridge regression, alpha tuned": problem.best(tuned, "r2"),
     }
 
 
@@ -232,7 +234,7 @@ def image_classification(problem: Problem) -> Scores:
 
 
 def pair_classification(problem: Problem) -> Scores:
-    """Logistic regression on the number of shared words; also on likeness in words and letters, and on lengths."""
+    """Score logistic regression on the number of shared words; also on cosines of words and letters, and lengths."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import StandardScaler
 
@@ -244,26 +246,26 @@ def pair_classification(problem: Problem) -> Scores:
     def cosine(one: Any, other: Any) -> np.ndarray:
         return np.asarray(one.multiply(other).sum(axis=1)).ravel()
 
-    def alike(split: Split) -> np.ndarray:
+    def similarities(split: Split) -> np.ndarray:
         sides = [split.raw[role][:] for role in ("text", "text_pair")]
-        found = [[{*split_words(text)} for text in side] for side in sides]
-        common = np.array([len(one & other) for one, other in zip(*found, strict=True)])
-        lengths = [np.log1p([len(words) for words in side]) for side in found]
+        word_sets = [[{*split_words(text)} for text in side] for side in sides]
+        common = np.array([len(one & other) for one, other in zip(*word_sets, strict=True)])
+        lengths = [np.log1p([len(words) for words in side]) for side in word_sets]
         cosines = [cosine(*map(made.transform, sides)) for made in (words, letters)]
         return np.column_stack([common, *cosines, *lengths, common / np.expm1(lengths[1]).clip(1)])
 
-    scaler = StandardScaler().fit(alike(problem.train))
-    found = logistic(problem, lambda split: scaler.transform(alike(split)), "accuracy")
-    shared = logistic(problem, lambda split: alike(split)[:, :1], "accuracy", (1.0,))
+    scaler = StandardScaler().fit(similarities(problem.train))
+    tuned = logistic(problem, lambda split: scaler.transform(similarities(split)), "accuracy")
+    shared = logistic(problem, lambda split: similarities(split)[:, :1], "accuracy", (1.0,))
     return {
         "majority": majority(problem),
         "number of shared words + logistic regression": shared,
-        "cosines, lengths, overlap + logistic regression": found,
+        "cosines, lengths, overlap + logistic regression": tuned,
     }
 
 
 def sentence_embedding(problem: Problem) -> Scores:
-    """TF-IDF vectors; texts of one meaning are near together where they share words."""
+    """Score TF-IDF vectors: texts with the same meaning are close if they share words."""
     from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
     def vectors(vectorizer: Any, split: Split) -> np.ndarray:
@@ -271,16 +273,16 @@ def sentence_embedding(problem: Problem) -> Scores:
         return np.stack(both, axis=1).reshape(2 * len(split.raw), -1)
 
     texts = [*problem.train.raw["text"], *problem.train.raw["positive"]]
-    ways: list[dict[str, Any]] = [{}, {"ngram_range": (1, 2), "min_df": 2}, {"token_pattern": r"[A-Za-z]+|\d+"}]
+    variants: list[dict[str, Any]] = [{}, {"ngram_range": (1, 2), "min_df": 2}, {"token_pattern": r"[A-Za-z]+|\d+"}]
     tuned = [
-        TfidfVectorizer(sublinear_tf=True, stop_words=stop, **way).fit(texts)
+        TfidfVectorizer(sublinear_tf=True, stop_words=stop, **options).fit(texts)
         for stop in (None, "english")
-        for way in ways
+        for options in variants
     ]
     return {
         "cosine of word counts": problem.score(vectors(CountVectorizer().fit(texts), problem.test)),
         "TF-IDF cosine": problem.score(vectors(TfidfVectorizer().fit(texts), problem.test)),
-        "the best of six TF-IDF cosines": problem.best([partial(vectors, made) for made in tuned], "mrr"),
+        "best of six TF-IDF cosines": problem.best([partial(vectors, made) for made in tuned], "mrr"),
     }
 
 
@@ -297,7 +299,7 @@ BASELINES: dict[str, Callable[[Problem], Scores]] = {
     "breast_cancer": tabular_classification,
     "diabetes": tabular_regression,
 }
-"""By the name of the experiment."""
+"""The baselines of each experiment by name."""
 
 
 if __name__ == "__main__":
