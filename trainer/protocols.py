@@ -92,10 +92,11 @@ Inputs = Literal["tokens", "features", "images"]
 """
 
 
+@runtime_checkable
 class Loss(Protocol):
     """A loss is a sum over targets; the loop divides by the number of targets of the whole optimizer step.
 
-    A loss may also fit `DeclaresTargets`, `ChecksTargets`, `UsesInputs`, `HasLossHead` or `HasTeacher`.
+    A loss may also fit `DeclaresTargets`, `ChecksTargets`, `IgnoresTargets`, `UsesInputs`, `HasLossHead`, `HasTeacher`.
     """
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
@@ -124,6 +125,13 @@ class ChecksTargets(Protocol):
     def check(self, target: Tensor) -> None:
         """Raise RowError if the loss does not support a target."""
         ...
+
+
+@runtime_checkable
+class IgnoresTargets(Protocol):
+    """A loss that leaves targets of this value out."""
+
+    ignore_index: int
 
 
 @runtime_checkable

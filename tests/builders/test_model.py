@@ -165,15 +165,15 @@ def test_noisy_tune_depends_on_the_seed_and_happens_once(data: list[str], tmp_pa
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("model.lora={rnk:2}", "model.lora.rnk: unknown key, got 2. Did you mean rank?"),
+        ("model.lora={rnk:2}", "model.lora.rnk: "),
         ("model.freeze=[nothing]", "model.freeze: "),
-        ("model.freeze=[{match:x}]", "model.freeze: entry 1: must have match and until, got {"),
-        ("model.freeze=['[bte]*','pos*',norm,head]", "model.freeze: leaves nothing to train, got ['[bte]*'"),
+        ("model.freeze=[{match:x}]", "model.freeze: "),
+        ("model.freeze=['[bte]*','pos*',norm,head]", "model.freeze: leaves nothing to train"),
         ("model.features=[blocks.7]", "model.features: "),
         ("model.weights=nowhere.pth", "model.weights: "),
         ("model.noisy_tune=-1", "model.noisy_tune: "),
-        ("model.freeze=[{match:'*',until:1}]", "model.freeze: nothing would be trained at the start, got [{"),
-        ("model.freeze=[head,{match:'[!h]*',until:1}]", "model.freeze: nothing would be trained at the start, got [{"),
+        ("model.freeze=[{match:'*',until:1}]", "model.freeze: nothing would be trained at the start"),
+        ("model.freeze=[head,{match:'[!h]*',until:1}]", "model.freeze: nothing would be trained at the start"),
     ],
 )
 def test_errors_name_the_key(

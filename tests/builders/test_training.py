@@ -43,10 +43,11 @@ def test_all_import_errors_are_reported_before_the_data_is_read(
     job = job_of("loss._target_=torch.nn.MSELos", "optimizer._target_=torch.optim.Addam", "data=files", "data.train=no")
     with pytest.raises(ConfigError) as caught:
         build_training(job, "", RunOutputs(Recorded()), None, ExitStack())
-    assert caught.value.messages == (
-        "loss._target_: there is no MSELos in torch.nn, got 'torch.nn.MSELos'. Did you mean MSELoss?",
-        "optimizer._target_: there is no Addam in torch.optim, got 'torch.optim.Addam'. Did you mean Adam?",
-    )
+    loss, optimizer = caught.value.messages
+    assert loss.startswith("loss._target_: ")
+    assert "MSELoss" in loss
+    assert optimizer.startswith("optimizer._target_: ")
+    assert "Adam" in optimizer
     assert caplog.records == []  # no log lines of Hydra's own
 
 

@@ -20,7 +20,7 @@ from trainer.config.jobs import TrainJob
 from trainer.config.stored import job_from_text
 from trainer.errors import CheckpointError, ConfigError, format_error
 from trainer.layout import CHECKPOINTS, CONFIG, TASK
-from trainer.protocols import DeclaresTargets, HasTrainTarget, Loss, Task
+from trainer.protocols import DeclaresTargets, HasTrainTarget, IgnoresTargets, Loss, Task
 from trainer.targets import with_loss_head
 
 TEACHER = "teacher.json"
@@ -43,7 +43,7 @@ def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
             raise ConfigError(
                 format_error("loss", incompatible_targets(loss.targets, target), value=job.loss["_target_"])
             )
-    if not hasattr(loss, "num_targets"):
+    if not isinstance(loss, Loss):
         problem = f"{job.loss['_target_']} has no num_targets method: a loss is a sum and must report its terms"
         raise ConfigError(format_error("loss", problem))
     return cast(Loss, loss.to(device) if isinstance(loss, nn.Module) else loss)
@@ -54,13 +54,14 @@ def needs_teacher(job: TrainJob) -> bool:
     return "teacher_model" in parameters(locate("loss", job.loss))
 
 
-def _check_ignore_index(loss: Any, task: Task) -> None:
+def _check_ignore_index(loss: object, task: Task) -> None:
     """Raise ConfigError if `loss.ignore_index` is one of the task's classes."""
-    ignore_index = getattr(loss, "ignore_index", None)
+    if not isinstance(loss, IgnoresTargets):
+        return
     classes = {"class": range(task.info().num_outputs or 0), "multi_hot": range(2)}.get(task.target, range(0))
-    if ignore_index in classes:
+    if loss.ignore_index in classes:
         problem = f"collides with a real class, 0 to {classes[-1]}"
-        raise ConfigError(format_error("loss.ignore_index", problem, "Use a negative number", value=ignore_index))
+        raise ConfigError(format_error("loss.ignore_index", problem, "Use a negative number", value=loss.ignore_index))
 
 
 @dataclass(frozen=True)
