@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
@@ -33,6 +33,7 @@ def random_image(height: int = 7, width: int = 5, channels: int = 3, seed: int =
     return generator(seed).integers(1, 256, size=(height, width, channels), dtype=np.uint8)
 
 
+@settings(max_examples=40)
 @given(
     st.integers(1, 9),
     st.integers(1, 9),

@@ -55,42 +55,43 @@ def test_long_document_becomes_overlapping_blocks() -> None:
     assert not any(rows["truncated"])
 
 
-@pytest.mark.parametrize("max_length", [3, 4, 5, 9, 24])
-def test_every_token_except_the_first_is_a_target_once(max_length: int) -> None:
-    writer, rows = made([TEXTS[0] * 4], max_length=max_length)
-    (whole,) = writer.texts.encode_untruncated([TEXTS[0] * 4])
+def test_every_token_except_the_first_is_a_target_once() -> None:
+    cases: list[int] = [3, 4, 5, 9, 24]
+    for max_length in cases:
+        writer, rows = made([TEXTS[0] * 4], max_length=max_length)
+        (whole,) = writer.texts.encode_untruncated([TEXTS[0] * 4])
+        for batching in LAYOUTS:
+            target = batch_of(writer, rows, list(range(len(rows))), batching).target
+            assert target is not None
+            assert sorted(target[target != -100].tolist()) == sorted([*whole.ids[1:], writer.end_id])
+
+
+def test_target_is_the_next_token_of_the_document() -> None:
     for batching in LAYOUTS:
-        target = batch_of(writer, rows, list(range(len(rows))), batching).target
+        writer, rows = made()
+        batch = batch_of(writer, rows, [4, 2, 0], batching)
+        ids, target = batch.inputs["input_ids"], batch.target
+
         assert target is not None
-        assert sorted(target[target != -100].tolist()) == sorted([*whole.ids[1:], writer.end_id])
-
-
-@pytest.mark.parametrize("batching", LAYOUTS)
-def test_target_is_the_next_token_of_the_document(batching: Any) -> None:
-    writer, rows = made()
-    batch = batch_of(writer, rows, [4, 2, 0], batching)
-    ids, target = batch.inputs["input_ids"], batch.target
-
-    assert target is not None
-    assert target.shape == ids.shape
-    assert "output_index" not in batch.inputs
-    assert "token_index" not in batch.inputs
-    # Read along the targets from each document's first token, every document comes out.
-    found = []
-    starts = (ids == ids).nonzero().tolist()
-    mask = batch.inputs.get("attention_mask")
-    for row, column in starts:
-        begins = batch.inputs["position_ids"][row, column] == 0 if mask is None else column == 0
-        inside = batch.inputs["sequence_ids"][row, column] > 0 if mask is None else mask[row, column] > 0
-        if begins and inside:
-            document = [ids[row, column].item()]
-            while target[row, column] != -100:
-                document.append(target[row, column].item())
-                column += 1
-                assert ids[row, column] == document[-1]
-            found.append(document)
-    assert sorted(found) == sorted(rows["input_ids"][number] for number in (4, 2, 0))
-    assert int((target != -100).sum()) == sum(len(document) - 1 for document in found)
+        assert target.shape == ids.shape
+        assert "output_index" not in batch.inputs
+        assert "token_index" not in batch.inputs
+        # Read along the targets from each document's first token, every document comes out.
+        documents = []
+        starts = (ids == ids).nonzero().tolist()
+        mask = batch.inputs.get("attention_mask")
+        for row, column in starts:
+            begins = batch.inputs["position_ids"][row, column] == 0 if mask is None else column == 0
+            inside = batch.inputs["sequence_ids"][row, column] > 0 if mask is None else mask[row, column] > 0
+            if begins and inside:
+                document = [ids[row, column].item()]
+                while target[row, column] != -100:
+                    document.append(target[row, column].item())
+                    column += 1
+                    assert ids[row, column] == document[-1]
+                documents.append(document)
+        assert sorted(documents) == sorted(rows["input_ids"][number] for number in (4, 2, 0))
+        assert int((target != -100).sum()) == sum(len(document) - 1 for document in documents)
 
 
 def test_layouts_agree() -> None:
@@ -180,13 +181,13 @@ def test_artifact_tokenizer_encodes_prompts_like_documents() -> None:
 
 def test_user_tokenizer_needs_an_end_token(tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
-    given = Tokenizer(models.WordLevel({"a": 0, "tuple": 1, "[UNK]": 2}, unk_token="[UNK]"))
-    given.pre_tokenizer = pre_tokenizers.Whitespace()
-    given.save(str(file))
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "tuple": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(file))
     with pytest.raises(ConfigError, match="tokenizer: has no end-of-text token"):
         task(tokenizer=str(file))
 
-    given.add_special_tokens(["<s>", "</s>"])
-    given.save(str(file))
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.save(str(file))
     _, rows = made(tokenizer=str(file))
-    assert rows["input_ids"][2] == [0, 1, given.token_to_id("</s>")]
+    assert rows["input_ids"][2] == [0, 1, tokenizer.token_to_id("</s>")]

@@ -80,6 +80,6 @@ def test_single_and_unknown_labels_are_errors() -> None:
 def test_macro_f1_shows_a_missed_rare_class() -> None:
     metrics = fit_class_target("dog", "cat").metrics()
     metrics.update(torch.tensor([[0.0, 1.0]] * 4), torch.tensor([1, 1, 1, 0]))
-    found = {name: round(float(value), 4) for name, value in metrics.compute().items()}
+    values = {name: round(float(value), 4) for name, value in metrics.compute().items()}
     # F1 of cat is 0, of dog 2 * 3 / (2 * 3 + 1).
-    assert found == {"accuracy": 0.75, "macro_f1": 0.4286}
+    assert values == {"accuracy": 0.75, "macro_f1": 0.4286}

@@ -175,12 +175,12 @@ def test_multilabel_metrics_equal_scikit_learn(threshold: float, spread: float) 
 def test_average_precision_with_ties_equals_scikit_learn(rows: list[tuple[int, bool]]) -> None:
     scores = torch.tensor([[float(score)] for score, _ in rows])
     target = torch.tensor([[positive] for _, positive in rows])
-    found = average_precisions(scores, target)
+    precisions = average_precisions(scores, target)
 
     if not target.any():
-        assert found.isnan().all()
+        assert precisions.isnan().all()
         return
-    assert found.item() == pytest.approx(reference.average_precision_score(target[:, 0], scores[:, 0]), abs=1e-12)
+    assert precisions.item() == pytest.approx(reference.average_precision_score(target[:, 0], scores[:, 0]), abs=1e-12)
 
 
 def test_labels_without_a_positive_are_left_out_of_the_mean() -> None:

@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
@@ -53,6 +53,7 @@ def by_definition(output: Tensor, views: int) -> dict[str, float]:
     return values
 
 
+@settings(max_examples=40)
 @given(st.integers(2, 30), st.sampled_from([2, 3, 4]), st.integers(0, 1000), st.integers(1, 30))
 def test_metrics_equal_their_definitions_for_any_batch_size(samples: int, views: int, seed: int, batch: int) -> None:
     output = random_vectors(samples, views, seed=seed)

@@ -11,16 +11,16 @@ Entity = tuple[str, int, int]
 
 def begins(before: str, tag: str) -> bool:
     """`startOfChunk` of conlleval, with S as seqeval has it."""
-    (last, last_type), (kind, type_) = split(before), split(tag)
-    if kind in "BS" or (last in "ES" and kind in "EI") or (last == "O" and kind in "EI"):
+    (last, last_type), (prefix, type_) = split(before), split(tag)
+    if prefix in "BS" or (last in "ES" and prefix in "EI") or (last == "O" and prefix in "EI"):
         return True
-    return kind != "O" and last_type != type_
+    return prefix != "O" and last_type != type_
 
 
 def ends(before: str, tag: str) -> bool:
     """`endOfChunk` of conlleval, with S as seqeval has it."""
-    (last, last_type), (kind, type_) = split(before), split(tag)
-    if last in "ES" or (last in "BI" and kind in "BSO"):
+    (last, last_type), (prefix, type_) = split(before), split(tag)
+    if last in "ES" or (last in "BI" and prefix in "BSO"):
         return True
     return last != "O" and last_type != type_
 
@@ -31,19 +31,19 @@ def split(tag: str) -> tuple[str, str]:
 
 def entities(tags: list[str]) -> set[Entity]:
     """The entities of a row, tag by tag."""
-    found = set()
+    spans = set()
     start, before = 0, "O"
     for place, tag in enumerate([*tags, "O"]):
         if ends(before, tag):
-            found.add((split(before)[1], start, place - 1))
+            spans.add((split(before)[1], start, place - 1))
         if begins(before, tag):
             start = place
         before = tag
-    return found
+    return spans
 
 
-def counted(predicted: list[list[str]], there: list[list[str]]) -> list[int]:
-    rows = [(entities(one), entities(other)) for one, other in zip(predicted, there, strict=True)]
+def counted(predicted: list[list[str]], actual: list[list[str]]) -> list[int]:
+    rows = [(entities(one), entities(other)) for one, other in zip(predicted, actual, strict=True)]
     return [
         sum(map(len, numbers)) for numbers in ([a & b for a, b in rows], [a for a, _ in rows], [b for _, b in rows])
     ]
@@ -57,20 +57,20 @@ def tensors(rows: list[list[str]], names: list[str], width: int, fill: int) -> t
 def pairs(names: list[str]) -> st.SearchStrategy[list[tuple[list[str], list[str]]]]:
     tag = st.sampled_from(names)
     row = st.lists(st.tuples(tag, tag, st.booleans()), max_size=9)
-    # Half of the predictions are right, else few entities are found.
+    # Half of the predictions are right, else few entities match.
     made = row.map(lambda words: ([b if right else a for a, b, right in words], [b for _, b, _ in words]))
     return st.lists(made, min_size=1, max_size=6)
 
 
 def check(rows: list[tuple[list[str], list[str]]], names: list[str]) -> None:
-    predicted, there = map(list, zip(*rows, strict=True))
-    width = max(map(len, there))
+    predicted, actual = map(list, zip(*rows, strict=True))
+    width = max(map(len, actual))
     got = count_entities(
         tensors(predicted, names, width, 0),
-        tensors(there, names, width, -100),
+        tensors(actual, names, width, -100),
         read_scheme(names),
     )
-    assert got.tolist() == counted(predicted, there)
+    assert got.tolist() == counted(predicted, actual)
 
 
 @settings(max_examples=50)
@@ -90,10 +90,10 @@ def test_bioes_counts_equal_seqeval(rows: list[tuple[list[str], list[str]]]) -> 
 def test_positions_without_a_word_do_not_separate_neighbors(
     rows: list[tuple[list[str], list[str]]], pattern: int
 ) -> None:
-    predicted, there = map(list, zip(*rows, strict=True))
+    predicted, actual = map(list, zip(*rows, strict=True))
     scheme = read_scheme(BIO)
     dense, sparse = [], []
-    for number, (one, other) in enumerate(zip(predicted, there, strict=True)):
+    for number, (one, other) in enumerate(zip(predicted, actual, strict=True)):
         spaced: list[tuple[int, int]] = []
         for place, (a, b) in enumerate(zip(one, other, strict=True)):
             spaced += [(0, -100)] * (pattern >> (number + place) % 20 & 1) + [(BIO.index(a), BIO.index(b))]
@@ -103,25 +103,25 @@ def test_positions_without_a_word_do_not_separate_neighbors(
 
     got = count_entities(wide[..., 0], wide[..., 1], scheme)
 
-    assert got.tolist() == counted(predicted, there)
+    assert got.tolist() == counted(predicted, actual)
 
 
 def test_counts_equal_hand_computed_values() -> None:
-    there = [["B-PER", "I-PER", "O", "B-LOC"], ["I-LOC", "B-LOC", "I-PER", "O"]]
-    found = [["B-PER", "I-PER", "O", "B-PER"], ["I-LOC", "I-LOC", "I-PER", "O"]]
+    actual = [["B-PER", "I-PER", "O", "B-LOC"], ["I-LOC", "B-LOC", "I-PER", "O"]]
+    predicted = [["B-PER", "I-PER", "O", "B-PER"], ["I-LOC", "I-LOC", "I-PER", "O"]]
     names = ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
 
-    # There: PER 0-1, LOC 3; LOC 0, LOC 1, PER 2. Found: PER 0-1, PER 3; LOC 0-1, PER 2.
-    got = count_entities(tensors(found, names, 4, 0), tensors(there, names, 4, 0), read_scheme(names))
+    # Actual: PER 0-1, LOC 3; LOC 0, LOC 1, PER 2. Predicted: PER 0-1, PER 3; LOC 0-1, PER 2.
+    got = count_entities(tensors(predicted, names, 4, 0), tensors(actual, names, 4, 0), read_scheme(names))
 
     assert got.tolist() == [2, 4, 5]
 
 
 def test_tags_without_prefix_are_single_words() -> None:
     names = ["ADJ", "B-N", "I-N", "N", "O"]
-    there = [["N", "N", "B-N", "N", "O"], ["ADJ", "B-N", "I-N", "O", "O"]]
+    actual = [["N", "N", "B-N", "N", "O"], ["ADJ", "B-N", "I-N", "O", "O"]]
 
-    got = count_entities(tensors(there, names, 5, 0), tensors(there, names, 5, 0), read_scheme(names))
+    got = count_entities(tensors(actual, names, 5, 0), tensors(actual, names, 5, 0), read_scheme(names))
 
     assert got.tolist() == [6, 6, 6]
 

@@ -94,14 +94,14 @@ def test_mixing_depends_on_the_sample_and_skips_evaluation() -> None:
     made = fitted(augment=amounts)
     trained, evaluated = batches(made, training=True), batches(made)
     together = trained[BatchIndices(1, (0, 1, 2, 3, 4))]
-    alone = trained[BatchIndices(1, (4, 3))]
+    separate = trained[BatchIndices(1, (4, 3))]
 
     assert together.target is not None
-    assert alone.target is not None
+    assert separate.target is not None
     assert (together.num_samples, together.ids) == (5, (0, 1, 2, 3, 4))
     assert together.inputs["pixel_values"].shape == (5, 1, 8, 6)
-    assert torch.equal(together.inputs["pixel_values"][3], alone.inputs["pixel_values"][1])
-    assert torch.equal(together.target[3], alone.target[1])
+    assert torch.equal(together.inputs["pixel_values"][3], separate.inputs["pixel_values"][1])
+    assert torch.equal(together.target[3], separate.target[1])
     assert torch.equal(evaluated[BatchIndices(1, (0, 3))].target, torch.tensor([0, 2]))
 
 

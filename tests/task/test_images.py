@@ -28,9 +28,9 @@ def make_images(**changes: Any) -> Images:
     return Images(**(OPTIONS | changes))
 
 
-def stored(image: Image.Image, kind: str = "PNG", **options: Any) -> dict[str, Any]:
+def stored(image: Image.Image, file_format: str = "PNG", **options: Any) -> dict[str, Any]:
     data = BytesIO()
-    image.save(data, format=kind, **options)
+    image.save(data, format=file_format, **options)
     return {"bytes": data.getvalue(), "path": None}
 
 
@@ -112,25 +112,26 @@ def test_moments_use_a_limited_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fitted(*shades).std == pytest.approx([np.std([0, 20, 40]) / 255])
 
 
-@pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
-def test_images_of_another_size_are_resized(resize: str) -> None:
-    wide = np.zeros((4, 8, 3), dtype=np.uint8)
-    wide[:, :4] = 255
-    made = fitted(wide, size=4, resize=resize)
-    (found,) = pixels_of(made, wide)
-    left, right = found[:, 0], found[:, -1]
+def test_images_of_another_size_are_resized() -> None:
+    cases: list[str] = ["stretch", "crop", "pad"]
+    for resize in cases:
+        wide = np.zeros((4, 8, 3), dtype=np.uint8)
+        wide[:, :4] = 255
+        made = fitted(wide, size=4, resize=resize)
+        (pixels,) = pixels_of(made, wide)
+        left, right = pixels[:, 0], pixels[:, -1]
 
-    if resize == "pad":
-        assert (found[0] == 0).all()
-        assert (found[3] == 0).all()
-        assert (found[1:3, 0] == 255).all()
-    else:
-        assert (left == 255).all()
-        assert (right == 0).all()
-    edge = found[2, :, 0].astype(int)
-    assert (np.diff(edge) <= 0).all()
-    assert made.encode(split(wide)["image"])["resized"] == [True]
-    assert made.encode(split(wide[:, :4])["image"])["resized"] == [False]
+        if resize == "pad":
+            assert (pixels[0] == 0).all()
+            assert (pixels[3] == 0).all()
+            assert (pixels[1:3, 0] == 255).all()
+        else:
+            assert (left == 255).all()
+            assert (right == 0).all()
+        edge = pixels[2, :, 0].astype(int)
+        assert (np.diff(edge) <= 0).all()
+        assert made.encode(split(wide)["image"])["resized"] == [True]
+        assert made.encode(split(wide[:, :4])["image"])["resized"] == [False]
 
 
 def test_crop_takes_the_middle() -> None:
@@ -179,23 +180,21 @@ def test_paths_are_read(tmp_path: Path) -> None:
     assert data == gray_pixels(4, 4).tobytes()
 
 
-@pytest.mark.parametrize(
-    ("image", "message"),
-    [
+def test_undecodable_images_are_row_errors() -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"bytes": b"no image", "path": None}, r"image: cannot be decoded \(cannot identify .* got '8 bytes'"),
         ({"bytes": None, "path": "nowhere/cat.png"}, r"cannot be decoded \(.*No such file.* got 'nowhere/cat\.png'"),
         ({"bytes": None, "path": None}, r"image: cannot be decoded \(neither bytes nor path\), got None"),
         (stored(Image.fromarray(np.zeros((2, 2), dtype=np.int32)), "TIFF"), "32 bits per pixel have no known range"),
         (stored(Image.fromarray(np.zeros((2, 2), dtype=np.float32)), "TIFF"), "32 bits per pixel have no known range"),
-    ],
-)
-def test_undecodable_images_are_row_errors(image: dict[str, Any], message: str) -> None:
-    made = fitted(gray_pixels(4, 4))
-    good = stored(Image.fromarray(gray_pixels(4, 4)))
+    ]
+    for image, message in cases:
+        made = fitted(gray_pixels(4, 4))
+        good = stored(Image.fromarray(gray_pixels(4, 4)))
 
-    with pytest.raises(RowError, match=message) as caught:
-        made.encode([good, image])
-    assert (caught.value.position, caught.value.role) == (1, "image")
+        with pytest.raises(RowError, match=message) as caught:
+            made.encode([good, image])
+        assert (caught.value.position, caught.value.role) == (1, "image")
 
 
 def test_truncated_file_is_a_row_error() -> None:
@@ -240,12 +239,12 @@ def test_augmentation_is_for_training_only_and_depends_on_the_sample() -> None:
     rows = made.encode(split(*(color_pixels(8, 8, seed) for seed in range(4)))["image"])
     plain = made.pixel_inputs(rows, SampleRng(0, 0, (4, 5, 6, 7)))["pixel_values"]
     trained = made.pixel_inputs(rows, SampleRng(0, 0, (4, 5, 6, 7), training=True))["pixel_values"]
-    alone = made.pixel_inputs({"pixels": rows["pixels"][2:3]}, SampleRng(0, 0, (6,), training=True))["pixel_values"]
+    single = made.pixel_inputs({"pixels": rows["pixels"][2:3]}, SampleRng(0, 0, (6,), training=True))["pixel_values"]
     later = made.pixel_inputs(rows, SampleRng(0, 1, (4, 5, 6, 7), training=True))["pixel_values"]
 
     assert torch.equal(plain, inputs_without_augmentation(made, rows))
     assert not torch.equal(trained, plain)
-    assert torch.equal(alone[0], trained[2])
+    assert torch.equal(single[0], trained[2])
     assert not torch.equal(later, trained)
 
 

@@ -97,20 +97,18 @@ def test_metrics_are_in_the_users_units() -> None:
     assert metrics.compute()["rmse"].item() == pytest.approx(12.5**0.5)
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
+def test_unusable_row_is_a_row_error() -> None:
+    cases: list[tuple[list[float], str]] = [
         ([1.0, nan], "value: must be finite, .* got nan"),
         ([1.0, -inf], "value: must be finite, .* got -inf"),
         ([1e300, 1.0], r"value: must be finite, .* got 1e\+300"),
         ([1.0], r"value: must be 2 numbers, as in the first row of training, got \[1\.0\]"),
-    ],
-)
-def test_unusable_row_is_a_row_error(row: list[float], message: str) -> None:
-    with pytest.raises(RowError, match=message) as caught:
-        fit_values().encode([ROWS[0], row])
+    ]
+    for row, message in cases:
+        with pytest.raises(RowError, match=message) as caught:
+            fit_values().encode([ROWS[0], row])
 
-    assert (caught.value.position, caught.value.role) == (1, "value")
+        assert (caught.value.position, caught.value.role) == (1, "value")
 
 
 def test_rows_that_encoding_rejects_do_not_change_the_means() -> None:
@@ -119,9 +117,8 @@ def test_rows_that_encoding_rejects_do_not_change_the_means() -> None:
     assert (values.mean, values.std) == (fit_values().mean, fit_values().std)
 
 
-@pytest.mark.parametrize(
-    ("rows", "messages"),
-    [
+def test_unusable_training_values_are_data_errors() -> None:
+    cases: list[tuple[list[list[float]], list[str]]] = [
         ([[3.0], [3.0]], ["value: is the same in every row of training, got 3.0."]),
         (
             [[3.0, 1e300], [3.0, -1e300]],
@@ -131,13 +128,12 @@ def test_rows_that_encoding_rejects_do_not_change_the_means() -> None:
             ],
         ),
         ([[], []], ["value: must be at least one number, got []."]),
-    ],
-)
-def test_unusable_training_values_are_data_errors(rows: list[list[float]], messages: list[str]) -> None:
-    with pytest.raises(DataError) as caught:
-        fit_values(rows)
+    ]
+    for rows, messages in cases:
+        with pytest.raises(DataError) as caught:
+            fit_values(rows)
 
-    assert list(caught.value.messages) == messages
+        assert list(caught.value.messages) == messages
 
 
 def test_state_and_file_convert_outputs_back() -> None:

@@ -80,12 +80,12 @@ def texts_of(made: SentenceEmbedding, of: Batch) -> list[str]:
 
 def test_without_supervision_each_text_appears_twice() -> None:
     made = fitted(supervision="none")
-    found = batch(made, "padded", ids=(1, 3))
+    examples = batch(made, "padded", ids=(1, 3))
 
-    assert texts_of(made, found) == ["a green pear", "a green pear", "hammer", "hammer"]
-    assert found.target is not None
-    assert found.target.tolist() == [[1, 1], [3, 3]]
-    assert (found.num_samples, found.ids, found.target.dtype) == (2, (1, 3), torch.int64)
+    assert texts_of(made, examples) == ["a green pear", "a green pear", "hammer", "hammer"]
+    assert examples.target is not None
+    assert examples.target.tolist() == [[1, 1], [3, 3]]
+    assert (examples.num_samples, examples.ids, examples.target.dtype) == (2, (1, 3), torch.int64)
     assert made.columns() == ("text",)
 
 
@@ -115,12 +115,12 @@ def test_views_of_pairs_and_triplets() -> None:
     pairs, triplets = fitted(), fitted(supervision="triplets")
 
     for training in (True, False):
-        found = batch(pairs, "padded", training=training, ids=(2, 0))
-        assert texts_of(pairs, found) == ["an old saw and a hammer", "saw and nail", "a red apple", "apple"]
-        found = batch(triplets, "padded", training=training, ids=(4,))
-        assert texts_of(triplets, found) == ["the saw", "a saw", "apple and pear"]
-        assert found.target is not None
-        assert found.target.tolist() == [[4, 4, 4]]
+        examples = batch(pairs, "padded", training=training, ids=(2, 0))
+        assert texts_of(pairs, examples) == ["an old saw and a hammer", "saw and nail", "a red apple", "apple"]
+        examples = batch(triplets, "padded", training=training, ids=(4,))
+        assert texts_of(triplets, examples) == ["the saw", "a saw", "apple and pear"]
+        assert examples.target is not None
+        assert examples.target.tolist() == [[4, 4, 4]]
     assert {"apple", "new"} <= pairs.texts.tokenizer.get_vocab().keys()
 
 
@@ -130,11 +130,11 @@ def test_layouts_give_the_same_loss_and_gradient(options: dict[str, Any]) -> Non
     loss, model = loss_for(made), encoder(made)
     results = []
     for batching in ("padded", "packed", "bucketed", "fixed"):
-        found = batch(made, batching)  # type: ignore[arg-type]
-        assert found.target is not None
-        assert count_targets(loss, found) == 5
-        output: Tensor = model(**found.inputs)
-        gradients = torch.autograd.grad(loss(output, found.target), list(model.parameters()))
+        examples = batch(made, batching)  # type: ignore[arg-type]
+        assert examples.target is not None
+        assert count_targets(loss, examples) == 5
+        output: Tensor = model(**examples.inputs)
+        gradients = torch.autograd.grad(loss(output, examples.target), list(model.parameters()))
         results.append((output.detach(), torch.cat([gradient.flatten() for gradient in gradients])))
     (padded, expected), *others = results
 
@@ -187,61 +187,61 @@ def test_unusable_scores_are_errors() -> None:
         task(supervision="scored", threshold=5.5).fit(dataset())
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_invalid_settings_are_errors() -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"evaluate_pairs": True}, "^evaluate_pairs: only supervision=none"),
         ({"threshold": 0.5}, "^threshold: only supervision=scored"),
         ({"dim": 0}, "^dim: must be at least 1, got 0"),
         ({"max_length": 2}, "max_length: must be at least 3"),
-    ],
-)
-def test_invalid_settings_are_errors(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        task(**change)
+    ]
+    for change, message in cases:
+        with pytest.raises(ConfigError, match=message):
+            task(**change)
 
 
-@pytest.mark.parametrize(
-    ("supervision", "monitor", "target"),
-    [("none", "loss", "views"), ("pairs", "mrr", "views"), ("scored", "spearman", "similarity")],
-)
-def test_supervision_determines_monitor_and_target(supervision: Supervision, monitor: str, target: str) -> None:
-    made = task(supervision=supervision)
+def test_supervision_determines_monitor_and_target() -> None:
+    cases: list[tuple[Supervision, str, str]] = [
+        ("none", "loss", "views"),
+        ("pairs", "mrr", "views"),
+        ("scored", "spearman", "similarity"),
+    ]
+    for supervision, monitor, target in cases:
+        made = task(supervision=supervision)
 
-    assert (made.monitor, made.target) == (monitor, target)
-    assert monitor in {"loss", *made.metrics().keys()}
-    # A loss is held to the target of the task that is made, not to one that the class seems to have.
-    assert attribute("trainer.task.sentence_embedding.SentenceEmbedding", "target") is None
-    assert attribute("trainer.task.sentence_embedding.SentenceEmbedding", "inputs") == "tokens"
+        assert (made.monitor, made.target) == (monitor, target)
+        assert monitor in {"loss", *made.metrics().keys()}
+        # A loss is held to the target of the task that is made, not to one that the class seems to have.
+        assert attribute("trainer.task.sentence_embedding.SentenceEmbedding", "target") is None
+        assert attribute("trainer.task.sentence_embedding.SentenceEmbedding", "inputs") == "tokens"
 
 
-@pytest.mark.parametrize("options", CASES)
-def test_metrics_accept_the_output_of_a_model(options: dict[str, Any]) -> None:
-    made = fitted(**options)
-    metrics = made.metrics()
-    model = encoder(made).eval()
-    for ids in ((0, 1, 2), (3, 4)):
-        found = batch(made, "packed", training=False, ids=ids)
-        with torch.no_grad():
-            metrics.update(model(**found.inputs), found.target)
+def test_metrics_accept_the_output_of_a_model() -> None:
+    for options in CASES:
+        made = fitted(**options)
+        metrics = made.metrics()
+        model = encoder(made).eval()
+        for ids in ((0, 1, 2), (3, 4)):
+            examples = batch(made, "packed", training=False, ids=ids)
+            with torch.no_grad():
+                metrics.update(model(**examples.inputs), examples.target)
 
-    assert all(torch.isfinite(value) for value in metrics.compute().values())
-    assert ("alignment" in metrics) is (made.target == "views" and len(made.roles) > 1)
-    assert ("triplet_accuracy" in metrics) is (made.supervision == "triplets")
+        assert all(torch.isfinite(value) for value in metrics.compute().values())
+        assert ("alignment" in metrics) is (made.target == "views" and len(made.roles) > 1)
+        assert ("triplet_accuracy" in metrics) is (made.supervision == "triplets")
 
 
 def test_training_brings_pairs_together() -> None:
     made = fitted(dim=8)
     model, loss = encoder(made), InfoNce(0.1, True)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    found = batch(made, "packed")
-    assert found.target is not None
-    for _ in range(30):
+    examples = batch(made, "packed")
+    assert examples.target is not None
+    for _ in range(15):
         optimizer.zero_grad()
-        loss(model(**found.inputs), found.target).backward()
+        loss(model(**examples.inputs), examples.target).backward()
         optimizer.step()
     metrics = made.metrics()
-    metrics.update(model(**found.inputs), found.target)
+    metrics.update(model(**examples.inputs), examples.target)
 
     assert metrics.compute()["recall_at_1"] == 1
 
@@ -280,10 +280,10 @@ def test_export_cases_have_only_text_inputs() -> None:
 
 def test_info_nce_of_a_batch_equals_the_formula() -> None:
     made = fitted()
-    model, found = encoder(made), batch(made, "packed")
-    assert found.target is not None
-    output = model(**found.inputs)
+    model, examples = encoder(made), batch(made, "packed")
+    assert examples.target is not None
+    output = model(**examples.inputs)
     anchors, positives = F.normalize(output[::2]), F.normalize(output[1::2])
     expected = F.cross_entropy(anchors @ positives.T / 0.05, torch.arange(5), reduction="sum")
 
-    torch.testing.assert_close(InfoNce(0.05, False)(output, found.target), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(InfoNce(0.05, False)(output, examples.target), expected, rtol=1e-5, atol=1e-5)

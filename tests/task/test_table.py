@@ -21,7 +21,7 @@ TYPES = {"age": "float64", "income": "float64", "city": "string", "planet": "str
 
 
 def dataset(rows: list[dict[str, Any]], types: dict[str, str]) -> Dataset:
-    features = Features({"features": {name: Value(kind) for name, kind in types.items()}})
+    features = Features({"features": {name: Value(dtype) for name, dtype in types.items()}})
     return Dataset.from_dict({"features": rows}, features=features)
 
 
@@ -73,9 +73,9 @@ def test_features_equal_hand_computed_values() -> None:
 
 def test_values_that_training_lacks() -> None:
     table = fit_table()
-    found = encoded(table, age=None, income=nan, city="Köln", planet="Mars", sick="no")
+    features = encoded(table, age=None, income=nan, city="Köln", planet="Mars", sick="no")
 
-    assert found == dict.fromkeys(table.features, 0.0) | {"income is missing": 1, "city is other": 1, "sick=no": 1}
+    assert features == dict.fromkeys(table.features, 0.0) | {"income is missing": 1, "city is other": 1, "sick=no": 1}
     assert encoded(table, city=None)["city is other"] == 1
     columns = table.encode([ROWS[0] | {"city": "Köln", "planet": "Mars"}, ROWS[0] | {"city": None, "sick": "no"}])
     assert columns["unknown"] == [2, 0]
@@ -107,20 +107,18 @@ def test_integers_booleans_and_empty_columns_are_numeric() -> None:
     assert np.stack(table.encode(rows)["features"]).tolist() == [[-1, 1], [1, -1]]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_cell_of_the_wrong_type_or_range_is_a_row_error() -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"age": "old"}, "age: must be a number, as in training, got 'old'"),
         ({"age": inf}, "age: must be finite, .* got inf"),
         ({"age": 1e300}, r"age: must be finite, .* got 1e\+300"),
         ({"city": 7.0}, r"city: must be a text, as in training, got 7\.0"),
-    ],
-)
-def test_cell_of_the_wrong_type_or_range_is_a_row_error(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(RowError, match=message) as caught:
-        fit_table().encode([ROWS[1], ROWS[2] | change, ROWS[3]])
+    ]
+    for change, message in cases:
+        with pytest.raises(RowError, match=message) as caught:
+            fit_table().encode([ROWS[1], ROWS[2] | change, ROWS[3]])
 
-    assert (caught.value.position, caught.value.role) == (1, "features")
+        assert (caught.value.position, caught.value.role) == (1, "features")
 
 
 def test_missing_column_is_an_error_and_new_column_is_ignored() -> None:
@@ -130,17 +128,15 @@ def test_missing_column_is_an_error_and_new_column_is_ignored() -> None:
     assert encoded(table, shoe_size=43.0) == encoded(table)
 
 
-@pytest.mark.parametrize(
-    ("rows", "types", "message"),
-    [
+def test_unusable_columns_are_data_errors() -> None:
+    cases: list[tuple[list[dict[str, Any]], dict[str, str], str]] = [
         ([{"a": 1.0}] * 3, {"a": "float64"}, r"features: every column is the same in all rows .* got \['a'\]"),
         ([{"a": -1e300}, {"a": 1e300}], {"a": "float64"}, "features: column 'a' is too large to be standardized"),
         ([{"a": b"x"}], {"a": "binary"}, "features: column 'a' must contain numbers or texts, got 'binary'"),
-    ],
-)
-def test_unusable_columns_are_data_errors(rows: list[dict[str, Any]], types: dict[str, str], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        fit_table(rows, types)
+    ]
+    for rows, types, message in cases:
+        with pytest.raises(DataError, match=message):
+            fit_table(rows, types)
 
 
 def test_infinite_numbers_do_not_change_the_mean() -> None:

@@ -12,10 +12,10 @@ from trainer.sample_rng import SampleRng
 from trainer.task.tabular_classification import TabularClassification
 
 FEATURES = [
-    {"size": 1.0, "colour": "red"},
-    {"size": 2.0, "colour": None},
-    {"size": None, "colour": "green"},
-    {"size": 9.0, "colour": "red"},
+    {"size": 1.0, "color": "red"},
+    {"size": 2.0, "color": None},
+    {"size": None, "color": "green"},
+    {"size": 9.0, "color": "red"},
 ]
 LABELS = ["fruit", "fruit", "tool", "fruit"]
 
@@ -75,7 +75,7 @@ def test_unusable_labels_and_cells_are_errors() -> None:
         fitted().encode({"features": FEATURES[:2], "label": ["fruit", "tol"]})
     assert (caught.value.position, caught.value.role) == (1, "label")
     with pytest.raises(RowError, match="size: must be a number") as caught:
-        fitted().encode({"features": [{"size": "big", "colour": None}], "label": ["fruit"]})
+        fitted().encode({"features": [{"size": "big", "color": None}], "label": ["fruit"]})
     assert (caught.value.position, caught.value.role) == (0, "features")
 
 

@@ -13,7 +13,7 @@ from trainer.export.cases import forward_of, proof_cases
 from trainer.model.linear import Linear
 from trainer.task.tabular_regression import TabularRegression
 
-FEATURES = [{"size": 1.0, "colour": "red"}, {"size": 2.0, "colour": None}, {"size": 9.0, "colour": "red"}]
+FEATURES = [{"size": 1.0, "color": "red"}, {"size": 2.0, "color": None}, {"size": 9.0, "color": "red"}]
 VALUES = [[1.0, 10.0], [2.0, 30.0], [6.0, 20.0]]
 
 
@@ -57,11 +57,11 @@ def test_least_squares_on_its_batches_equals_scikit_learn() -> None:
     output = features @ solution
     metrics = made.metrics()
     metrics.update(output, batch.target)
-    found = LinearRegression().fit(table, values).predict(table)
+    predicted = LinearRegression().fit(table, values).predict(table)
 
-    assert [row["value"] for row in predict(made, output)] == pytest.approx(found.tolist(), rel=1e-5)
-    assert metrics.compute()["r2"].item() == pytest.approx(r2_score(values, found), abs=1e-6)
-    assert metrics.compute()["mae"].item() == pytest.approx(np.abs(values - found).mean(), rel=1e-5)
+    assert [row["value"] for row in predict(made, output)] == pytest.approx(predicted.tolist(), rel=1e-5)
+    assert metrics.compute()["r2"].item() == pytest.approx(r2_score(values, predicted), abs=1e-6)
+    assert metrics.compute()["mae"].item() == pytest.approx(np.abs(values - predicted).mean(), rel=1e-5)
 
 
 def test_unusable_rows_are_errors() -> None:

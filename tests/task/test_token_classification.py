@@ -131,7 +131,9 @@ def test_metrics_over_batches_equal_those_of_the_split() -> None:
 def test_metrics_equal_hand_computed_values() -> None:
     tagger, _ = made()
     target = torch.tensor([[1, 3, 4, 0], [4, 0, -100, -100]])
-    predicted = torch.tensor([[1, 3, 4, 1], [0, 0, 0, 0]])  # PER 0-1 found, LOC 3 as PER, two LOC alone where one is
+    predicted = torch.tensor(
+        [[1, 3, 4, 1], [0, 0, 0, 0]]
+    )  # PER 0-1 is right, LOC 3 is tagged PER, and there are two LOC for one
     metrics = tagger.metrics()
     metrics.update(torch.nn.functional.one_hot(predicted, 5).float(), target)
 
@@ -159,20 +161,18 @@ def test_metrics_have_directions_and_include_the_monitor() -> None:
     assert tagger.monitor in metrics
 
 
-@pytest.mark.parametrize(
-    ("words", "tags", "role", "message"),
-    [
+def test_unusable_rows_are_errors() -> None:
+    cases: list[tuple[list[str], list[str], str, str]] = [
         (["a", "b"], ["O"], "tags", r"tags: must be one per word, and there are 2 words, got \['O'\]"),
         ([], [], "words", r"words: must not be empty, got \[\]"),
         (["a"], ["B-PRE"], "tags", r"tags: does not occur in training, got 'B-PRE'\. Did you mean B-PER"),
-    ],
-)
-def test_unusable_rows_are_errors(words: list[str], tags: list[str], role: str, message: str) -> None:
-    tagger, _ = made()
-    with pytest.raises(RowError, match=message) as caught:
-        tagger.encode({"words": [["a"], words], "tags": [["O"], tags]})
+    ]
+    for words, tags, role, message in cases:
+        tagger, _ = made()
+        with pytest.raises(RowError, match=message) as caught:
+            tagger.encode({"words": [["a"], words], "tags": [["O"], tags]})
 
-    assert (caught.value.position, caught.value.role) == (1, role)
+        assert (caught.value.position, caught.value.role) == (1, role)
 
 
 def test_single_tag_is_a_data_error() -> None:
@@ -180,27 +180,28 @@ def test_single_tag_is_a_data_error() -> None:
         task().fit(Dataset.from_dict({"words": [["a", "b"]], "tags": [["O", "O"]]}))
 
 
-@pytest.mark.parametrize("batching", ["padded", "packed"])
-def test_predictions_are_tags_and_entities(batching: Batching) -> None:
-    tagger, _ = made()
-    rows = {"words": [["one", "\u200b", "two", "three"], ["one"]]}
-    encoded = tagger.encode_inputs(rows)
-    # The class of each token that is a word, in the padded layout beside [CLS] and further tokens.
-    scores = torch.nn.functional.one_hot(torch.tensor([[4, 1, 3], [0, 2, 2]]), 5).float()
-    if batching == "padded":
-        wide = torch.zeros(2, int(max(map(max, encoded["first"]))) + 2, 5)
-        for row, places in enumerate(encoded["first"]):
-            wide[row, places] = scores[row, : len(places)]
-        scores = wide
+def test_predictions_are_tags_and_entities() -> None:
+    cases: list[Batching] = ["padded", "packed"]
+    for batching in cases:
+        tagger, _ = made()
+        rows = {"words": [["one", "\u200b", "two", "three"], ["one"]]}
+        encoded = tagger.encode_inputs(rows)
+        # One score per word; the padded layout has [CLS] and other tokens, too.
+        scores = torch.nn.functional.one_hot(torch.tensor([[4, 1, 3], [0, 2, 2]]), 5).float()
+        if batching == "padded":
+            wide = torch.zeros(2, int(max(map(max, encoded["first"]))) + 2, 5)
+            for row, places in enumerate(encoded["first"]):
+                wide[row, places] = scores[row, : len(places)]
+            scores = wide
 
-    assert predict(tagger, scores, rows, batching) == [
-        {
-            "words": ["one", "\u200b", "two", "three"],
-            "tags": ["O", None, "B-PER", "I-PER"],
-            "entities": [{"type": "PER", "start": 2, "end": 4}],
-        },
-        {"words": ["one"], "tags": ["B-LOC"], "entities": [{"type": "LOC", "start": 0, "end": 1}]},
-    ]
+        assert predict(tagger, scores, rows, batching) == [
+            {
+                "words": ["one", "\u200b", "two", "three"],
+                "tags": ["O", None, "B-PER", "I-PER"],
+                "entities": [{"type": "PER", "start": 2, "end": 4}],
+            },
+            {"words": ["one"], "tags": ["B-LOC"], "entities": [{"type": "LOC", "start": 0, "end": 1}]},
+        ]
 
 
 def test_artifact_file_contains_the_tags() -> None:

@@ -55,22 +55,22 @@ def test_every_process_trains_the_same_vocabulary(tmp_path: Path) -> None:
         "texts = [''.join(chr(97 + (i * j) % 26) for j in range(1, 9)) + ' ' + chr(0x4e00 + i) for i in range(400)]\n"
         "print(train_wordpiece([texts], vocab_size=600, lowercase=True).to_str())\n"
     )
-    learnt = {
+    vocabularies = {
         subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, cwd=Path.cwd()).stdout
         for _ in range(3)
     }
 
-    assert len(learnt) == 1
+    assert len(vocabularies) == 1
 
 
 def test_user_tokenizer_is_loaded_without_truncation(tmp_path: Path) -> None:
-    learnt = train_wordpiece([TEXTS * 5], vocab_size=200, lowercase=True)
-    learnt.enable_truncation(3)
-    learnt.save(str(tmp_path / "tokenizer.json"))
+    trained = train_wordpiece([TEXTS * 5], vocab_size=200, lowercase=True)
+    trained.enable_truncation(3)
+    trained.save(str(tmp_path / "tokenizer.json"))
 
     for path in (tmp_path, tmp_path / "tokenizer.json"):
-        given = load_tokenizer(str(path))
-        assert len(given.encode("the loop the loop").ids) == 6
+        loaded = load_tokenizer(str(path))
+        assert len(loaded.encode("the loop the loop").ids) == 6
 
 
 def test_invalid_or_missing_file_is_an_error(tmp_path: Path) -> None:
@@ -113,15 +113,15 @@ def test_folder_with_vocab_txt_is_converted(tmp_path: Path) -> None:
 
 
 def test_folder_with_merges_is_converted(tmp_path: Path) -> None:
-    learnt = Tokenizer(models.BPE())
-    learnt.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(vocab_size=290, special_tokens=["<|endoftext|>"], show_progress=False)
-    learnt.train_from_iterator([text.lower() for text in TEXTS * 5], trainer)
-    learnt.model.save(str(tmp_path))
+    trained.train_from_iterator([text.lower() for text in TEXTS * 5], trainer)
+    trained.model.save(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     tokenizer = load_tokenizer(str(tmp_path))
 
-    assert tokenizer.encode("run the loop").tokens == learnt.encode("run the loop").tokens
+    assert tokenizer.encode("run the loop").tokens == trained.encode("run the loop").tokens
     assert unknown_id(tokenizer) is None
 
 
