@@ -154,7 +154,8 @@ def test_metadata_inside_unions_lists_and_mappings() -> None:
         "key: must be at least 0, got -2.",
         "key: must be at least 0, got -3.",
     ]
-    assert len(value_problems("key", {"a": [2]}, "dict[str, tuple[BelowOne, ...]]")) == 1
+    (message,) = value_problems("key", {"a": [2]}, "dict[str, tuple[BelowOne, ...]]")
+    assert message.startswith("key.a: must be at least 0")
     assert value_problems("key", 1.5, "Annotated[float, Le(1), Note('a share')]") == [
         "key: must be at most 1 (a share), got 1.5."
     ]
@@ -162,8 +163,10 @@ def test_metadata_inside_unions_lists_and_mappings() -> None:
 
 def test_paths_of_a_value() -> None:
     annotation = "DataFile | list[DataFile] | Mapping[str, DataFolder | None] | None"
-    assert [(path, about.noun) for path, about in paths_in(["a", "b"], annotation)] == [("a", "file"), ("b", "file")]
-    assert [(path, about.noun) for path, about in paths_in({"x": "a", "y": None}, annotation)] == [("a", "folder")]
+    assert [(path, about.noun) for path, about, _ in paths_in(["a", "b"], annotation)] == [("a", "file"), ("b", "file")]
+    assert [(path, about.noun, key) for path, about, key in paths_in({"x": "a", "y": None}, annotation)] == [
+        ("a", "folder", ".x")
+    ]
     assert map_paths(["a", "b"], annotation, lambda path, about: f"/{path}") == ["/a", "/b"]
     assert list(paths_in("a", "str")) == []
 

@@ -129,8 +129,8 @@ def value_problems(key: str, value: Any, annotation: str) -> list[str]:
     node = _parsed(annotation)
     if not _fits_type(value, node):
         return [format_error(key, f"must be {_described(node)}", value=value)]
-    found = [format_error(key, problem, value=item) for problem, item in _range_problems(value, node)]
-    return list(dict.fromkeys(found))
+    problems = [format_error(f"{key}{path}", text, value=item) for text, item, path in _range_problems(value, node)]
+    return list(dict.fromkeys(problems))
 
 
 def fits_type(value: Any, annotation: str) -> bool:
@@ -171,14 +171,14 @@ def is_constrained(annotation: str) -> bool:
     return any(_name(node.value) == "Annotated" and _metadata(node) for node in nodes)
 
 
-def paths_in(value: Any, annotation: str) -> Iterator[tuple[str, PathTo]]:
-    """Yield each path in a value with its metadata, in lists and mappings too."""
+def paths_in(value: Any, annotation: str) -> Iterator[tuple[str, PathTo, str]]:
+    """Yield each path in a value, its metadata, and its key in the value (`.key` in a mapping, else empty)."""
     yield from _paths(value, _parsed(annotation), None)
 
 
 def map_paths(value: Any, annotation: str, change: Callable[[str, PathTo], str]) -> Any:
     """Return the value with each of its paths changed, in lists and mappings too."""
-    changed = {path: change(path, about) for path, about in paths_in(value, annotation)}
+    changed = {path: change(path, about) for path, about, _ in paths_in(value, annotation)}
     return _replaced(value, changed)
 
 
@@ -275,16 +275,17 @@ def _is_endless(arguments: Sequence[ast.expr]) -> bool:
     return len(arguments) == 1 or (isinstance(last, ast.Constant) and last.value is Ellipsis)
 
 
-def _items(value: Any, node: ast.Subscript) -> Iterator[tuple[Any, ast.expr]]:
-    """Yield the items of a container, each with its annotation."""
+def _items(value: Any, node: ast.Subscript) -> Iterator[tuple[Any, ast.expr, str]]:
+    """Yield the items of a container, each with its annotation and its key (`.key` in a mapping, else empty)."""
     arguments = _arguments(node)
     if _name(node.value) in _MAPPINGS and isinstance(value, Mapping):
         for key, item in value.items():
-            yield key, arguments[0]
-            yield item, arguments[1]
+            yield key, arguments[0], ""
+            yield item, arguments[1], f".{key}"
     elif _name(node.value) in _SEQUENCES and isinstance(value, list | tuple):
         fixed = _name(node.value) in ("tuple", "Tuple") and not _is_endless(arguments)
-        yield from zip(value, arguments if fixed else [arguments[0]] * len(value), strict=False)
+        annotations = arguments if fixed else [arguments[0]] * len(value)
+        yield from ((item, annotation, "") for item, annotation in zip(value, annotations, strict=False))
 
 
 def _fits_type(value: Any, node: ast.expr) -> bool:
@@ -307,32 +308,36 @@ def _fits_subscript(value: Any, node: ast.Subscript) -> bool:
     if name == "Annotated":
         return _fits_type(value, arguments[0])
     if name in _MAPPINGS:
-        return isinstance(value, Mapping) and all(_fits_type(*pair) for pair in _items(value, node))
+        return isinstance(value, Mapping) and all(_fits_type(item, inner) for item, inner, _ in _items(value, node))
     if name not in _SEQUENCES:
         return True
     if not isinstance(value, list | tuple):
         return False
     if name in ("tuple", "Tuple") and not _is_endless(arguments) and len(value) != len(arguments):
         return False
-    return all(_fits_type(*pair) for pair in _items(value, node))
+    return all(_fits_type(item, inner) for item, inner, _ in _items(value, node))
 
 
-def _range_problems(value: Any, node: ast.expr) -> list[tuple[str, Any]]:
-    """Return each problem and the value that has it, for a value whose type fits."""
+def _range_problems(value: Any, node: ast.expr) -> list[tuple[str, Any, str]]:
+    """Return each problem, the value that has it and the value's key, for a value whose type fits."""
     if len(alternatives := _alternatives(node)) > 1:
         tried = [_range_problems(value, item) for item in alternatives if _fits_type(value, item)]
         if not all(tried):
             return []
         if all(problems[0][1] is value for problems in tried):
-            problems = list(dict.fromkeys(problem for ((problem, _), *_) in tried))
-            return [(" or ".join([problems[0], *(each.removeprefix("must be ") for each in problems[1:])]), value)]
+            problems = list(dict.fromkeys(problem for ((problem, *_), *_) in tried))
+            return [(" or ".join([problems[0], *(each.removeprefix("must be ") for each in problems[1:])]), value, "")]
         return tried[-1]
     if not isinstance(node, ast.Subscript):
         return []
     if _name(node.value) != "Annotated":
-        return [problem for pair in _items(value, node) for problem in _range_problems(*pair)]
+        return [
+            (problem, wrong, f"{path}{inner_path}")
+            for item, annotation, path in _items(value, node)
+            for problem, wrong, inner_path in _range_problems(item, annotation)
+        ]
     inner = _range_problems(value, _arguments(node)[0])
-    return inner or [(problem, value) for problem in _metadata_problems(value, _metadata(node))]
+    return inner or [(problem, value, "") for problem in _metadata_problems(value, _metadata(node))]
 
 
 def _metadata_problems(value: Any, metadata: Sequence[Any]) -> Iterator[str]:
@@ -350,7 +355,7 @@ def _metadata_problems(value: Any, metadata: Sequence[Any]) -> Iterator[str]:
 
 
 def _length_problem(least: int, most: int | None, value: Any) -> str:
-    unit = "characters" if isinstance(value, str) else "items"
+    unit = f"{'character' if isinstance(value, str) else 'item'}{'' if most == 1 else 's'}"
     if least == 1 and most is None:
         return "must not be empty"
     if most is None:
@@ -432,16 +437,16 @@ def _plural(node: ast.expr) -> str:
     return _PLURALS.get(_name(node)) or f"items, each {_described(node)}"
 
 
-def _paths(value: Any, node: ast.expr, about: PathTo | None) -> Iterator[tuple[str, PathTo]]:
+def _paths(value: Any, node: ast.expr, about: PathTo | None, key: str = "") -> Iterator[tuple[str, PathTo, str]]:
     for alternative in _alternatives(node):
         if isinstance(alternative, ast.Subscript) and _name(alternative.value) == "Annotated":
             marks = [item for item in _metadata(alternative) if isinstance(item, PathTo)]
-            yield from _paths(value, _arguments(alternative)[0], marks[0] if marks else about)
+            yield from _paths(value, _arguments(alternative)[0], marks[0] if marks else about, key)
         elif isinstance(alternative, ast.Subscript):
-            for item, annotation in _items(value, alternative):
-                yield from _paths(item, annotation, about)
+            for item, annotation, path in _items(value, alternative):
+                yield from _paths(item, annotation, about, f"{key}{path}")
         elif isinstance(value, str) and about is not None and _name(alternative) == "str":
-            yield value, about
+            yield value, about, key
 
 
 def _replaced(value: Any, changed: Mapping[str, str]) -> Any:

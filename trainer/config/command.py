@@ -208,8 +208,9 @@ def _derive(
 def _check_config(
     config: Mapping[str, Any], line: CommandLine, findings: _Findings, check_inputs: InputCheck | None
 ) -> None:
-    findings.problems += validate_config(config, KnownKeys(line.job_type, line.groups, config))
-    missing_data, missing = missing_paths(locate_paths(config))
+    problems = validate_config(config, KnownKeys(line.job_type, line.groups, config))
+    findings.problems += problems
+    missing_data, missing = missing_paths(locate_paths(config), {problem.partition(":")[0] for problem in problems})
     findings.problems += missing
     findings.missing_data += missing_data
     if check_inputs is not None:

@@ -28,7 +28,6 @@ def validate_compatibility(config: Mapping[str, Any], groups: Groups) -> Iterato
     yield from _validate_monitor(config)
     yield from _validate_causality(config)
     yield from _validate_views(config)
-    yield from _validate_held_out(config)
     yield from _validate_pruning(config)
     yield from validate_formats(config)
 
@@ -104,28 +103,6 @@ def _validate_views(config: Mapping[str, Any]) -> Iterator[str]:
         remedy = f"{'Set it above 0' if has_key else 'Use a model with dropout'}, or use task.supervision=pairs"
         key = "model.dropout" if has_key else "model"
         yield format_error(key, problem, remedy, value=model.get("dropout"))
-
-
-def _validate_held_out(config: Mapping[str, Any]) -> Iterator[str]:
-    """Shares of the training data are held out for the splits that have no data of their own."""
-    data = config.get("data")
-    if not isinstance(data, Mapping) or not isinstance(data.get("split"), Mapping):
-        return
-    splits = data.get("splits", data)
-    shares = {
-        name: share
-        for name, share in data["split"].items()
-        if name in splits and not _is_set(splits[name]) and type(share) in (int, float) and 0 <= share < 1
-    }
-    if sum(shares.values()) >= 1:
-        yield format_error("data.split", "the shares leave no training data", value=data["split"])
-    if shares.get("validation") == 0:
-        problem, remedy = "a run needs a validation split", "Set a share, or data.validation"
-        yield format_error("data.split.validation", problem, remedy, value=0)
-
-
-def _is_set(value: Any) -> bool:
-    return any(map(_is_set, value.values())) if isinstance(value, Mapping) else value is not None
 
 
 def _validate_pruning(config: Mapping[str, Any]) -> Iterator[str]:

@@ -16,18 +16,26 @@ from trainer.weights_folder import find_tokenizer
 _DATA = "data"
 
 
-def missing_paths(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Return a message for each path that does not exist: paths of data, and all others."""
-    messages: dict[bool, dict[tuple[str, bool], str]] = {True: {}, False: {}}
+def missing_paths(config: Mapping[str, Any], skip: Collection[str] = ()) -> tuple[list[str], list[str]]:
+    """Return a message for each path that does not exist: paths of data, and all others.
+
+    Args:
+        config: Plain values.
+        skip: Keys whose errors have been reported already.
+    """
+    data: list[str] = []
+    others: dict[str, str] = {}
     # The path of a model is reported before that of the task's tokenizer, which follows it.
     for group, key, value, annotation in sorted(_path_values(config), key=lambda item: item[0] == "task"):
-        for path, about in paths_in(value, annotation):
-            if about.must_exist and (not about.hub or _cannot_be_a_name(path)):
-                for message in _missing(f"{group}.{key}", path, about.noun):
-                    messages[group == _DATA].setdefault(
-                        (path if about.hub else f"{group}.{key} {path}", about.hub), message
-                    )
-    return list(messages[True].values()), list(messages[False].values())
+        for path, about, inner in paths_in(value, annotation):
+            full_key = f"{group}.{key}{inner}"
+            if full_key in skip or not about.must_exist or (about.hub and not _cannot_be_a_name(path)):
+                continue
+            if (message := _missing(full_key, path, about.noun)) and group == _DATA:
+                data.append(message)
+            elif message:
+                others.setdefault(path if about.hub else full_key, message)
+    return data, list(others.values())
 
 
 def locate_paths(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,12 +100,13 @@ def _cannot_be_a_name(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
 
 
-def _missing(key: str, value: str, noun: str) -> Iterator[str]:
+def _missing(key: str, value: str, noun: str) -> str | None:
     if not value or has_magic(value):
-        return
+        return None
     path = Path(value).expanduser()
-    if not path.exists():
-        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = get_close_matches(path.name, siblings, n=1)
-        remedy = f"Did you mean {path.parent / near[0]}?" if near else f"Paths are relative to {Path.cwd()}"
-        yield format_error(key, f"no such {noun}", remedy, value=value)
+    if path.exists():
+        return None
+    siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, siblings, n=1)
+    remedy = f"Did you mean {path.parent / near[0]}?" if near else f"Paths are relative to {Path.cwd()}"
+    return format_error(key, f"no such {noun}", remedy, value=value)
