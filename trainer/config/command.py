@@ -110,9 +110,9 @@ def check_command(verb: str, argv: Sequence[str], check_inputs: InputCheck | Non
         _raise(problems)
         return CheckedCommand(line, None)
     if (path := line.resume_path()) is not None:
-        config, notes, invalid = compose_resumed(line, choices, path)
+        config, changes, invalid = compose_resumed(line, choices, path)
         _raise([*problems, *invalid])
-        return CheckedCommand(line, _checked_job(config, line, None), tuple(notes))
+        return CheckedCommand(line, _checked_job(config, line, None), tuple(changes))
     findings = _Findings(problems)
     for chosen in _one_at_a_time([overrides.variants(item, line.groups) for item in choices]):
         _check_jobs(line, chosen, findings, check_inputs)

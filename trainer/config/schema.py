@@ -42,9 +42,13 @@ def optional_group(doc: str, keys: type) -> Any:
     return field(default=None, metadata={"doc": doc, "group": True, "keys": keys, "optional": True})
 
 
-@lru_cache(maxsize=64)
 def keys(job_type: type) -> dict[str, str]:
     """Return the configurable keys of a job or section, with their annotations."""
+    return _keys(job_type)
+
+
+@lru_cache(maxsize=64)
+def _keys(job_type: type) -> dict[str, str]:
     scope = vars(sys.modules[job_type.__module__])
     return {item.name: resolved_annotation(item.type, scope) for item in _ordered(job_type) if "doc" in item.metadata}
 
