@@ -25,7 +25,7 @@ from trainer.task.tokenization import load_tokenizer
 
 TAGS = ["O", "B-tool", "I-tool", "B-fruit", "I-fruit"]
 HEADED = {"bert", "camembert", "distilbert", "electra", "gpt2", "roberta", "xlm-roberta"}
-"""Those whose class for tagging has nothing but a linear layer on the hidden states."""
+"""Families whose token classification class has only a linear layer on the hidden states."""
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def save(model: Pretrained, source: Path, name: str, place: Path, **options: Any
         return pretrained_folder.save(model, place, inputs_of(name), files_of(source), **options)
 
 
-def assert_comes_back(model: Pretrained, place: Path) -> None:
-    """The folder brings back every bit into a model that had others."""
+def assert_round_trip(model: Pretrained, place: Path) -> None:
+    """Loading the folder restores every bit in a model with other weights."""
     other = deepcopy(model)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -65,26 +65,26 @@ def mask_of(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_language_model_is_its_own_class(name: str, folder: Folders, tmp_path: Path) -> None:
+def test_a_language_model_uses_its_own_class(name: str, folder: Folders, tmp_path: Path) -> None:
     model = model_of(folder(name), **LANGUAGE)
-    said = save(model, folder(name), name, tmp_path / "saved")
+    about = save(model, folder(name), name, tmp_path / "saved")
     own = reference(language_model(name), tmp_path / "saved")
-    assert said == {"library": "transformers", "class": type(own).__name__}
+    assert about == {"library": "transformers", "class": type(own).__name__}
     inputs = inputs_of(name)
     with torch.no_grad():
         expected = model(**inputs)[mask_of(inputs)]
         torch.testing.assert_close(own(**inputs).logits[mask_of(inputs)], expected, rtol=0, atol=1e-5)
     assert getattr(own.config, "use_cache", False) == (name == "gpt2")
-    assert_comes_back(model, tmp_path / "saved")
+    assert_round_trip(model, tmp_path / "saved")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_tagger_is_the_library_s_where_its_head_is(name: str, folder: Folders, tmp_path: Path) -> None:
+def test_a_tagger_uses_the_librarys_class_if_the_heads_match(name: str, folder: Folders, tmp_path: Path) -> None:
     from transformers import AutoModelForTokenClassification
 
     model = model_of(folder(name), output_level="token")
-    said = save(model, folder(name), name, tmp_path / "saved")
-    assert ("head" not in said) == (name in HEADED)
+    about = save(model, folder(name), name, tmp_path / "saved")
+    assert ("head" not in about) == (name in HEADED)
     if name in HEADED:
         own = reference(AutoModelForTokenClassification, tmp_path / "saved")
         inputs = inputs_of(name)
@@ -93,16 +93,16 @@ def test_tagger_is_the_library_s_where_its_head_is(name: str, folder: Folders, t
                 own(**inputs).logits[mask_of(inputs)], model(**inputs)[mask_of(inputs)], rtol=0, atol=1e-5
             )
         assert [own.config.id2label[number] for number in range(5)] == TAGS
-    assert_comes_back(model, tmp_path / "saved")
+    assert_round_trip(model, tmp_path / "saved")
 
 
 @pytest.mark.parametrize("name", ["bert", "modernbert"])
-def test_head_of_our_own_lies_beside_the_model(name: str, folder: Folders, tmp_path: Path) -> None:
+def test_our_own_head_is_saved_next_to_the_model(name: str, folder: Folders, tmp_path: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
     model = model_of(folder(name))
-    said = save(model, folder(name), name, tmp_path / "saved")
-    assert said["head"] == HEAD
+    about = save(model, folder(name), name, tmp_path / "saved")
+    assert about["head"] == HEAD
     own, head = reference(AutoModel, tmp_path / "saved"), load_file(tmp_path / "saved" / HEAD)
     inputs = inputs_of(name)
     with torch.no_grad():
@@ -110,17 +110,17 @@ def test_head_of_our_own_lies_beside_the_model(name: str, folder: Folders, tmp_p
         torch.testing.assert_close(
             pooled @ head["head.weight"].T + head["head.bias"], model(**inputs), rtol=0, atol=1e-5
         )
-    told = json.loads((tmp_path / "saved" / "head.json").read_text("utf-8"))
-    assert told["reads"] == "last_hidden_state, pooled: mean"
-    assert told["tensors"] == {"head.weight": [5, 32], "head.bias": [5]}
+    content = json.loads((tmp_path / "saved" / "head.json").read_text("utf-8"))
+    assert content["reads"] == "last_hidden_state, pooled: mean"
+    assert content["tensors"] == {"head.weight": [5, 32], "head.bias": [5]}
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert tokenizer("a few words")["input_ids"] == load_tokenizer(str(folder(name))).encode("a few words").ids
     assert tokenizer.model_max_length == 64
     assert {*tokenizer("a few words")} == {*inputs}
-    assert_comes_back(model, tmp_path / "saved")
+    assert_round_trip(model, tmp_path / "saved")
 
 
-def test_half(folder: Folders, tmp_path: Path) -> None:
+def test_half_precision(folder: Folders, tmp_path: Path) -> None:
     from transformers import AutoModelForMaskedLM
 
     model = model_of(folder("bert"), **LANGUAGE)
@@ -137,23 +137,22 @@ def test_half(folder: Folders, tmp_path: Path) -> None:
     assert not torch.equal(model(**inputs), expected)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "last"])
 @pytest.mark.parametrize("dim", [None, 7])
-def test_sentence_transformers_gives_the_same_embeddings(
-    pooling: str, dim: int | None, folder: Folders, tmp_path: Path
-) -> None:
+def test_sentence_transformers_gives_equal_embeddings(dim: int | None, folder: Folders, tmp_path: Path) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    model = model_of(folder("bert"), num_outputs=dim, pooling=pooling)
-    said = save(model, folder("bert"), "bert", tmp_path / "saved", max_length=6)
-    assert said["library"] == "sentence-transformers"
-    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "saved"), device="cpu")
     texts = ["a few words", "learn", "a few words to learn from, more than fit"]
     tokenizer = load_tokenizer(str(folder("bert")))
     tokenizer.enable_truncation(6)
-    got = torch.from_numpy(theirs.encode(texts, show_progress_bar=False))
-    for text, row in zip(texts, got, strict=True):
-        ids = torch.tensor([tokenizer.encode(text).ids])
-        with torch.no_grad():
-            expected = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
-        torch.testing.assert_close(row, expected, rtol=0, atol=1e-5)
-    assert_comes_back(model, tmp_path / "saved")
+    for pooling in ("cls", "mean", "max", "last"):
+        model = model_of(folder("bert"), num_outputs=dim, pooling=pooling)
+        saved = tmp_path / pooling
+        about = save(model, folder("bert"), "bert", saved, max_length=6)
+        assert about["library"] == "sentence-transformers"
+        theirs = sentence_transformers.SentenceTransformer(str(saved), device="cpu")
+        embeddings = torch.from_numpy(theirs.encode(texts, show_progress_bar=False))
+        for text, row in zip(texts, embeddings, strict=True):
+            ids = torch.tensor([tokenizer.encode(text).ids])
+            with torch.no_grad():
+                expected = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
+            torch.testing.assert_close(row, expected, rtol=0, atol=1e-5)
+        assert_round_trip(model, saved)

@@ -28,42 +28,43 @@ def encoder(pooling: Any = "mean", depth: int = 3) -> TextEncoder:
     ).eval()
 
 
-def by_hooks(model: nn.Module, names: list[str], inputs: dict[str, Tensor]) -> list[Tensor]:
-    """What the modules give, by hooks of this test."""
-    found: dict[str, Tensor] = {}
+def hooked_outputs(model: nn.Module, names: list[str], inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Return the outputs of the modules, recorded with hooks."""
+    outputs: dict[str, Tensor] = {}
     handles = [
-        model.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: found.update({name: output}))
+        model.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
         for name in names
     ]
     model(**inputs)
     for handle in handles:
         handle.remove()
-    return [found[name] for name in names]
+    return [outputs[name] for name in names]
 
 
 def of_sample(tokens: Tensor, how: str) -> Tensor:
     return {"cls": tokens[0], "last": tokens[-1], "mean": tokens.mean(0), "max": tokens.max(0).values}[how]
 
 
-@pytest.mark.parametrize("how", ["cls", "mean", "max", "last"])
 @pytest.mark.parametrize("layout", [packed, padded])
-def test_hidden_states_are_pooled_sample_by_sample(how: str, layout: Any) -> None:
+def test_hidden_states_are_pooled_per_sample(layout: Any) -> None:
     texts = samples(7)
-    reference, inputs = encoder(how), layout(texts)
-    model = FeatureExtractor(encoder(how), BLOCKS, 5, inputs).eval()
-    rows = []
-    for text in texts:
-        # Each sample by itself, without padding.
-        states = by_hooks(reference, BLOCKS, padded([text], width=len(text)))
-        rows.append(torch.cat([of_sample(state[0], how) for state in states]))
-    expected = model.head(torch.stack(rows))
+    inputs = layout(texts)
+    for pooling in ("cls", "mean", "max", "last"):
+        reference = encoder(pooling)
+        model = FeatureExtractor(encoder(pooling), BLOCKS, 5, inputs).eval()
+        rows = []
+        for text in texts:
+            # Each sample alone, without padding.
+            states = hooked_outputs(reference, BLOCKS, padded([text], width=len(text)))
+            rows.append(torch.cat([of_sample(state[0], pooling) for state in states]))
+        expected = model.head(torch.stack(rows))
 
-    assert model.num_features == 24
-    assert expected.shape == (7, 5)
-    torch.testing.assert_close(model(**inputs), expected, rtol=0, atol=2e-6)
+        assert model.num_features == 24
+        assert expected.shape == (7, 5)
+        torch.testing.assert_close(model(**inputs), expected, rtol=0, atol=2e-6)
 
 
-def test_by_hand() -> None:
+def test_matches_a_manual_forward() -> None:
     torch.manual_seed(1)
     model = encoder()
     inputs = padded(samples(4), width=MAX_LENGTH)
@@ -78,11 +79,11 @@ def test_by_hand() -> None:
     torch.testing.assert_close(extractor(**inputs), expected, rtol=0, atol=2e-6)
 
 
-def test_feature_maps_are_averaged_over_their_places() -> None:
+def test_feature_maps_are_averaged_over_height_and_width() -> None:
     inputs = images(6, 3, 8, 8)
     reference = ResNet(3, 3, (8, 8), depth=8, width=4, shortcut="projection").eval()
     names = [*(f"blocks.{number}" for number in range(3)), "head"]
-    *maps, outputs = by_hooks(reference, names, inputs)
+    *maps, outputs = hooked_outputs(reference, names, inputs)
     model = FeatureExtractor(copy.deepcopy(reference), names, 2, inputs).eval()
 
     assert [tuple(one.shape[1:]) for one in maps] == [(4, 8, 8), (8, 4, 4), (16, 2, 2)]
@@ -90,32 +91,33 @@ def test_feature_maps_are_averaged_over_their_places() -> None:
     torch.testing.assert_close(model(**inputs), model.head(expected), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("how", ["cls", "mean"])
-def test_tokens_of_images_are_pooled_as_the_model_does(how: Any) -> None:
+def test_image_tokens_are_pooled_as_in_the_model() -> None:
     inputs = images(3, 1, 8, 8)
-    vit = ViT(3, 1, (8, 8), patch=4, dim=8, depth=2, heads=2, hidden=16, dropout=0.0, pooling=how).eval()
-    (state,) = by_hooks(vit, ["blocks.0"], inputs)
-    model = FeatureExtractor(vit, ["blocks.0"], None, inputs).eval()
-    torch.testing.assert_close(model(**inputs), state[:, 0] if how == "cls" else state.mean(1), rtol=0, atol=1e-7)
+    for pooling in ("cls", "mean"):
+        vit = ViT(3, 1, (8, 8), patch=4, dim=8, depth=2, heads=2, hidden=16, dropout=0.0, pooling=pooling).eval()
+        (state,) = hooked_outputs(vit, ["blocks.0"], inputs)
+        model = FeatureExtractor(vit, ["blocks.0"], None, inputs).eval()
+        expected = state[:, 0] if pooling == "cls" else state.mean(1)
+        torch.testing.assert_close(model(**inputs), expected, rtol=0, atol=1e-7)
 
 
-def test_vectors_are_taken_as_they_are() -> None:
+def test_vectors_are_used_unchanged() -> None:
     mlp = Mlp(3, num_features=4, hidden=[6, 5], activation="relu", dropout=0.0, norm="none").eval()
     inputs = {"features": torch.randn(7, 4)}
     names = [name for name, module in mlp.named_modules() if isinstance(module, nn.Linear)]
     model = FeatureExtractor(mlp, names, None, inputs).eval()
-    assert torch.equal(model(**inputs), torch.cat(by_hooks(mlp, names, inputs), dim=1))
+    assert torch.equal(model(**inputs), torch.cat(hooked_outputs(mlp, names, inputs), dim=1))
     assert model.num_features == 6 + 5 + 3
 
 
-def test_outputs_of_samples_are_taken_in_packed_rows_too() -> None:
+def test_sample_outputs_are_used_for_packed_rows() -> None:
     backbone, inputs = encoder(), packed(samples(9))
     assert len(inputs["input_ids"]) != 9
     model = FeatureExtractor(backbone, ["head"], None, inputs).eval()
     assert torch.equal(model(**inputs), backbone(**inputs))
 
 
-def test_of_several_calls_the_last_one_counts() -> None:
+def test_the_last_of_several_calls_is_used() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -131,7 +133,7 @@ def test_of_several_calls_the_last_one_counts() -> None:
 
 
 class Tuples(nn.Module):
-    """A module of transformers' kind: it gives a tuple whose first part is None, in a dict."""
+    """A module that returns a dict with None and a tuple, as modules of transformers do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,14 +156,14 @@ class Outer(nn.Module):
         return states
 
 
-def test_of_a_collection_the_first_tensor_is_taken() -> None:
+def test_the_first_tensor_of_a_collection_is_used() -> None:
     outer, inputs = Outer(), {"features": torch.randn(3, 4)}
     model = FeatureExtractor(outer, ["inner"], None, inputs)
     assert torch.equal(model(**inputs), outer.inner.layer(inputs["features"]))
 
 
 @pytest.mark.slow
-def test_models_of_transformers() -> None:
+def test_inner_modules_of_transformers() -> None:
     from transformers import BertConfig, BertModel
 
     class Adapter(nn.Module):
@@ -191,7 +193,7 @@ def test_models_of_transformers() -> None:
 
 
 class TestTraining:
-    def test_what_no_feature_depends_on_is_not_trained(self) -> None:
+    def test_parameters_without_influence_are_frozen(self) -> None:
         inputs = padded(samples(4))
         model = FeatureExtractor(encoder(), ["blocks.1", "blocks.0"], 2, inputs).train()
         frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -202,7 +204,7 @@ class TestTraining:
         for name, parameter in model.named_parameters():
             assert (parameter.grad is not None) == (name not in frozen), name
 
-    def test_what_was_frozen_stays_frozen(self) -> None:
+    def test_frozen_parameters_stay_frozen(self) -> None:
         backbone = encoder().requires_grad_(False)
         model = FeatureExtractor(backbone, ["blocks.0"], 2, padded(samples(4)))
         assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == {
@@ -210,10 +212,10 @@ class TestTraining:
             "head.bias",
         }
 
-    def test_gradients_are_those_of_the_hooks(self) -> None:
+    def test_gradients_match_the_hooked_outputs(self) -> None:
         inputs = packed(samples(5))
         model = FeatureExtractor(encoder().double(), ["blocks.1"], None, inputs).eval()
-        (state,) = by_hooks(model.backbone, ["blocks.1"], inputs)
+        (state,) = hooked_outputs(model.backbone, ["blocks.1"], inputs)
         index = inputs["token_index"]
         flat = state.flatten(0, 1)
         expected = torch.stack([flat[places[places >= 0]].mean(0) for places in index])
@@ -224,7 +226,7 @@ class TestTraining:
 
 
 class TestDryRun:
-    def test_it_moves_neither_generators_nor_modes_nor_statistics(self) -> None:
+    def test_it_changes_no_random_state_mode_or_statistics(self) -> None:
         resnet = ResNet(3, 3, (8, 8), depth=8, width=4, shortcut="projection").train()
         resnet.blocks[1].eval()
         modes = {name: module.training for name, module in resnet.named_modules()}
@@ -236,14 +238,14 @@ class TestDryRun:
         assert all(torch.equal(buffer, before[name]) for name, buffer in resnet.named_buffers())
         assert all(parameter.grad is None for parameter in resnet.parameters())
 
-    def test_it_runs_without_gradients_too(self) -> None:
+    def test_it_works_under_no_grad(self) -> None:
         with torch.no_grad():
             model = FeatureExtractor(encoder(), ["blocks.0"], 2, padded(samples(4)))
         assert model.backbone.blocks[0].attention_output.weight.requires_grad
         assert not model.backbone.blocks[1].attention_output.weight.requires_grad
 
 
-def test_the_signature_is_that_of_the_model() -> None:
+def test_forward_has_the_signature_of_the_model() -> None:
     backbone, inputs = encoder(), padded(samples(4))
     model = FeatureExtractor(backbone, ["blocks.0"], 2, inputs).eval()
     assert inspect.signature(model.forward) == inspect.signature(backbone.forward)
@@ -253,7 +255,7 @@ def test_the_signature_is_that_of_the_model() -> None:
     assert torch.equal(model(inputs["input_ids"], inputs["attention_mask"]), model(**inputs))
 
 
-def test_a_copy_has_features_of_its_own() -> None:
+def test_a_copy_is_independent() -> None:
     inputs = padded(samples(4))
     model = FeatureExtractor(encoder(), ["blocks.0"], 2, inputs).eval()
     before = model(**inputs)
@@ -268,7 +270,7 @@ def test_a_copy_has_features_of_its_own() -> None:
     assert torch.equal(twin(**inputs), before)
 
 
-def test_checkpointed_blocks_leave_nothing_behind() -> None:
+def test_checkpointed_blocks_keep_no_outputs() -> None:
     from torch.utils.checkpoint import checkpoint
 
     class Checkpointed(nn.Module):
@@ -289,7 +291,7 @@ def test_checkpointed_blocks_leave_nothing_behind() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_it_is_the_same() -> None:
+def test_compiled_outputs_match() -> None:
     texts = samples(6)
     model = FeatureExtractor(encoder(), BLOCKS, 5, padded(texts)).eval()
     expected = [model(**inputs) for inputs in (packed(texts), packed(texts[:3]))]
@@ -309,53 +311,52 @@ def image_case() -> tuple[FeatureExtractor, list[dict[str, Tensor]]]:
     return FeatureExtractor(convnet, ["blocks.0", "blocks.2"], 4, batches[0]), batches
 
 
-def test_artifacts_on_tokens_are_equal(tmp_path: Path) -> None:
+def test_exported_outputs_on_tokens_match(tmp_path: Path) -> None:
     model, (traced, *others) = token_case()
     assert_exports_equal(model, traced, others, TOKEN_AXES, {"sequence": (1, MAX_LENGTH)}, tmp_path)
 
 
-def test_artifacts_on_images_are_equal(tmp_path: Path) -> None:
+def test_exported_outputs_on_images_match(tmp_path: Path) -> None:
     model, (traced, *others) = image_case()
     assert_exports_equal(model, traced, others, IMAGE_AXES, {}, tmp_path)
 
 
 @pytest.mark.slow
-def test_onnx_is_equal(tmp_path: Path) -> None:
+def test_onnx_outputs_match(tmp_path: Path) -> None:
     model, (traced, *others) = token_case()
     assert_onnx_equal(model, traced, others, TOKEN_AXES, {"sequence": (1, MAX_LENGTH)}, tmp_path)
     model, (traced, *others) = image_case()
     assert_onnx_equal(model, traced, others, IMAGE_AXES, {}, tmp_path)
 
 
-class TestRefusals:
-    def refusal(self, model: nn.Module, names: list[str], inputs: dict[str, Tensor]) -> tuple[str, ...]:
-        with pytest.raises(ConfigError) as caught:
-            FeatureExtractor(model, names, 3, inputs)
-        return caught.value.messages
+def problems(model: nn.Module, names: list[str], inputs: dict[str, Tensor]) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as error:
+        FeatureExtractor(model, names, 3, inputs)
+    assert all(message.startswith("features: ") for message in error.value.messages)
+    return error.value.messages
 
-    def test_names_come_together(self) -> None:
-        assert self.refusal(encoder(), ["block.0", "blocks.1", "xyzzy"], padded(samples(2))) == (
-            "features: the model has no such module, got 'block.0'. Did you mean blocks.0.",
-            "features: the model has no such module, got 'xyzzy'. Known: token_embedding, position_embedding, dropout, "
-            "blocks, norm, head and what is in them.",
-        )
-        assert self.refusal(encoder(), [], padded(samples(2)))[0].startswith("features: must name one module at least,")
-        twice = self.refusal(encoder(), ["norm", "norm"], padded(samples(2)))
-        assert twice == ("features: names a module twice, got ['norm', 'norm'].",)
 
-    def test_modules_that_give_nothing_to_pool(self) -> None:
-        inputs = {"features": torch.randn(3, 4)}
-        assert self.refusal(Outer(), ["list"], inputs) == (
-            "features: gives no tensor where the model is run, got 'list'.",
-        )
-        (message,) = self.refusal(Outer(), ["whole"], inputs)
-        assert message.startswith("features: whole gives (3, 4) int64, which cannot be pooled.")
-        texts = padded(samples(3))
-        (message,) = self.refusal(encoder(), ["position_embedding"], texts)
-        assert message.startswith("features: position_embedding gives (64, 8) float32, which cannot be pooled. Wanted")
+def test_unknown_names_are_reported_together() -> None:
+    first, second = problems(encoder(), ["block.0", "blocks.1", "xyzzy"], padded(samples(2)))
+    assert "got 'block.0'. Did you mean blocks.0" in first
+    assert "got 'xyzzy'. Known: token_embedding, position_embedding, dropout, blocks, norm, head" in second
+    assert "at least one module" in problems(encoder(), [], padded(samples(2)))[0]
+    (message,) = problems(encoder(), ["norm", "norm"], padded(samples(2)))
+    assert "twice, got ['norm', 'norm']" in message
 
-    def test_outputs_of_tokens(self) -> None:
-        (_, fixed), (_, rows) = token_layouts([np.arange(3), np.arange(5)])
-        message = "features: are pooled to one vector a sample, and the task has outputs of tokens."
-        assert self.refusal(encoder(), ["blocks.0"], rows) == (message,)
-        assert self.refusal(encoder(), ["blocks.0"], fixed | {"output_index": torch.zeros(2)}) == (message,)
+
+def test_modules_without_suitable_outputs_are_rejected() -> None:
+    inputs = {"features": torch.randn(3, 4)}
+    (message,) = problems(Outer(), ["list"], inputs)
+    assert "no tensor" in message
+    (message,) = problems(Outer(), ["whole"], inputs)
+    assert "whole returns (3, 4) int64" in message
+    (message,) = problems(encoder(), ["position_embedding"], padded(samples(3)))
+    assert "position_embedding returns (64, 8) float32" in message
+
+
+def test_token_level_tasks_are_rejected() -> None:
+    (_, fixed), (_, rows) = token_layouts([np.arange(3), np.arange(5)])
+    for inputs in (rows, fixed | {"output_index": torch.zeros(2)}):
+        (message,) = problems(encoder(), ["blocks.0"], inputs)
+        assert "one output per sample" in message

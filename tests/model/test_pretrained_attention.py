@@ -1,4 +1,4 @@
-"""The masks against a definition pair by pair."""
+"""Attention masks of pretrained models, compared with a definition for each pair of positions."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 from trainer.model.pretrained import FAMILIES, attention_masks, first_position
 
-# The third row has padding, 0, at its end.
+# The third row ends with padding, 0.
 SEQUENCES = torch.tensor([[1, 1, 1, 2, 2, 3], [1, 1, 1, 1, 1, 1], [1, 1, 2, 2, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
 
@@ -19,7 +19,7 @@ def config(**keys: Any) -> Any:
 
 @pytest.mark.parametrize("keys", [{}, {"is_decoder": True}])
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
-def test_a_token_sees_its_own_sample(name: str, keys: dict[str, Any]) -> None:
+def test_tokens_see_only_their_own_sample(name: str, keys: dict[str, Any]) -> None:
     mask = attention_masks(FAMILIES[name], config(**keys), None, SEQUENCES, torch.float32)
 
     assert isinstance(mask, torch.Tensor)
@@ -31,19 +31,19 @@ def test_a_token_sees_its_own_sample(name: str, keys: dict[str, Any]) -> None:
                 assert mask[row, 0, query, key] == visible
 
 
-def test_padding_is_seen_by_none_of_the_tokens() -> None:
+def test_tokens_do_not_see_padding() -> None:
     both = attention_masks(FAMILIES["bert"], config(), MASK, None, torch.float32)
     causal = attention_masks(FAMILIES["gpt2"], config(), MASK, None, torch.float32)
 
     assert torch.equal(both, MASK.bool()[:, None, None, :])
     assert torch.equal(causal[0, 0], torch.ones(6, 6).tril().bool())
     assert torch.equal(causal[1, 0, :3], torch.ones(6, 6).tril().bool()[:3])
-    # Else a row of scores would be all hidden, and NaN.
+    # A row without any allowed position would give NaN.
     assert causal.any(dim=-1).all()
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_window_lies_within_the_sample(packed: bool) -> None:
+def test_sliding_windows_stay_within_the_sample(packed: bool) -> None:
     keys = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 1}
     rows = SEQUENCES if packed else MASK
     masks = attention_masks(
@@ -59,7 +59,7 @@ def test_a_window_lies_within_the_sample(packed: bool) -> None:
     assert near.any(dim=-1).all()
 
 
-def test_what_is_added_to_the_scores() -> None:
+def test_eager_masks_are_added_to_the_scores() -> None:
     mask = attention_masks(FAMILIES["bert"], config(_attn_implementation="eager"), MASK, None, torch.float64)
 
     assert mask.dtype == torch.float64
@@ -67,7 +67,7 @@ def test_what_is_added_to_the_scores() -> None:
     assert mask.min() == torch.finfo(torch.float64).min
 
 
-def test_the_first_position() -> None:
+def test_first_position() -> None:
     assert {name: first_position(family, config()) for name, family in FAMILIES.items() if family.after_padding} == {
         "camembert": 2,
         "roberta": 2,
