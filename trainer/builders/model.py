@@ -34,9 +34,8 @@ from trainer.model.finetuning import (
     noisy_tune,
 )
 from trainer.model.pretrained_folder import read_run_weights
-from trainer.model.weights import fit_weights
+from trainer.model.weights import fit_weights, mismatch_warnings
 from trainer.model.weights_file import load_weights_file
-from trainer.model.weights_origin import mismatch_warnings
 from trainer.protocols import (
     Batching,
     HasArchitecture,

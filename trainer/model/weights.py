@@ -1,4 +1,4 @@
-"""Load given weights into a model: rename them, compare them name by name, and suggest a remedy if they do not fit."""
+"""Load given weights into a model: rename, compare and check them, and suggest a remedy if they do not fit."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import Any, Final
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
+from trainer.layout import TOKENIZER
+from trainer.weights_folder import LABELS, find_tokenizer, read_encoding, related_folders
 
+_WEIGHTS: Final = "weights"
 _RENAME: Final = "weights_rename"
 _IGNORE: Final = "weights_ignore"
 _MAX_NAMES: Final = 5
 _MAX_ROWS: Final = 20
 _MAX_PREFIXES: Final = 3
 _MAX_PATTERNS: Final = 4
+_MAX_CLASSES: Final = 3
 
 
 @dataclass(frozen=True)
@@ -182,7 +187,7 @@ def _check_tied(tensors: Mapping[str, Tensor], tied: Mapping[str, Sequence[str]]
             if same in tensors and not torch.equal(tensor, tensors[same]):
                 problem = f"{name} and {same} are one tensor in the model but two different tensors in the file"
                 remedy = f"Rename one of them with {_RENAME} and ignore it"
-                raise ConfigError(format_error("weights", problem, remedy))
+                raise ConfigError(format_error(_WEIGHTS, problem, remedy))
 
 
 # The message for weights that do not fit
@@ -306,3 +311,66 @@ def _escape(prefix: str) -> str:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     return ", ".join(names[:_MAX_NAMES]) + more
+
+
+# Warnings about weights that fit but were trained for other tokens or classes
+
+
+def mismatch_warnings(
+    weights: str,
+    loaded: Mapping[str, tuple[int, ...]],
+    files: Mapping[str, str],
+    *,
+    vocab_size: int | None,
+    num_outputs: int | None,
+) -> list[str]:
+    """Return warnings about tensors that have the right shape but another meaning in this task.
+
+    Args:
+        weights: As in `find_tokenizer`.
+        loaded: Shapes of the model's tensors that were loaded from the weights, by name, in the model's order.
+        files: The task's artifact files, name to text.
+        vocab_size: Size of the task's vocabulary.
+        num_outputs: Number of outputs that the task needs.
+    """
+    learned: dict[str, Any] = {}
+    for folder in related_folders(weights):
+        learned = read_encoding(folder) | learned
+    warnings = []
+    embeddings = [name for name, shape in loaded.items() if len(shape) == 2 and shape[0] == vocab_size]
+    tokens, own_tokens = _tokens(learned.get("tokenizer")), _tokens(files.get(TOKENIZER))
+    different = sum(own_tokens.get(number) != token for number, token in tokens.items())
+    if embeddings and own_tokens and different:
+        name = embeddings[0]
+        problem = f"{different} of its {len(tokens)} tokens are different here, and {name} has a row per token"
+        remedy = (
+            f"Set task.tokenizer={find_tokenizer(weights)} to use the tokenizer of the weights, or "
+            f"model.weights_ignore=[{_layer_pattern(name)}] to learn new rows"
+        )
+        warnings.append(format_error(_WEIGHTS, problem, remedy))
+    heads = [name for name, shape in loaded.items() if shape and shape[0] == num_outputs]
+    pairs = zip(learned.get("labels", []), json.loads(files.get(LABELS, "[]")), strict=False)
+    renamed = [f"{theirs} is {ours} here" for theirs, ours in pairs if theirs != ours]
+    if heads and renamed:
+        more = f" and {len(renamed) - _MAX_CLASSES} more" if len(renamed) > _MAX_CLASSES else ""
+        head = _layer_pattern(heads[-1])
+        problem = f"the classes of {head} have other names ({', '.join(renamed[:_MAX_CLASSES])}{more})"
+        remedy = f"If they are different classes, set model.weights_ignore=[{head}] to learn a new head"
+        warnings.append(format_error(_WEIGHTS, problem, remedy))
+    return warnings
+
+
+def _tokens(text: str | None) -> dict[int, str]:
+    """Return the tokens of a `tokenizer.json` by number; empty if it is missing or cannot be read."""
+    if text is None:
+        return {}
+    try:
+        return {number: token for token, number in Tokenizer.from_str(text).get_vocab().items()}
+    except Exception:  # the library raises a bare Exception
+        return {}
+
+
+def _layer_pattern(name: str) -> str:
+    """Return a pattern that matches all tensors of the layer of a tensor."""
+    layer = name.rpartition(".")[0]
+    return f"{layer}.*" if layer else name

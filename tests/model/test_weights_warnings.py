@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer.model.weights_origin import find_tokenizer, mismatch_warnings
+from trainer.model.weights import mismatch_warnings
 from trainer.task.tokenization import load_tokenizer, train_wordpiece
+from trainer.weights_folder import find_tokenizer
 
 THEIRS = train_wordpiece([["apple pear plum"]], vocab_size=100, lowercase=True)
 OURS = train_wordpiece([["apple pear corn"]], vocab_size=THEIRS.get_vocab_size(), lowercase=True)
