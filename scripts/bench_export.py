@@ -1,4 +1,4 @@
-"""What exported models lose and gain beside eager PyTorch: size, the task's metric, milliseconds.
+"""Size, metric and latency of exported models, compared with eager PyTorch.
 
     python scripts/bench_export.py [--run RUN] [--minilm FOLDER | --no-minilm] [--seconds 60] [--threads 1 2]
                                    [--output scripts/results/export.json] [key=value ...]
@@ -31,12 +31,11 @@ import torch
 from trainer.builders.checkpointed import CheckpointedModel, load_checkpointed_model
 from trainer.cli import main as trainer
 from trainer.config.stored import job_from_text
-from trainer.export.candidate import Candidate
+from trainer.export.compare import Limits
 from trainer.export.folder import files_of
-from trainer.export.formats import FORMATS
-from trainer.export.gate import judge
-from trainer.export.proof import Limits
-from trainer.export.subject import Subject
+from trainer.export.formats.catalog import FORMATS
+from trainer.export.model import ExportModel
+from trainer.export.prove import StagedArtifact, prove_formats
 from trainer.export.timing import EAGER, Timing, measure
 
 FORMATS_TIMED = ("torchscript", "onnx", "onnx_fp16", "onnx_int8")
@@ -53,11 +52,11 @@ def main() -> None:
     parser.add_argument("--minilm", type=Path, help="a folder with the weights and the tokenizer of a text encoder")
     parser.add_argument("--no-minilm", action="store_true", help="only the text encoder")
     parser.add_argument(
-        "--seconds", type=float, default=60.0, help="of measuring, for each model and number of threads"
+        "--seconds", type=float, default=60.0, help="time of measuring for each model and number of threads"
     )
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
     parser.add_argument("--output", type=Path, help="JSON file")
-    parser.add_argument("--table", type=Path, help="an earlier --output, printed as a Markdown table; nothing is run")
+    parser.add_argument("--table", type=Path, help="print an earlier --output as a Markdown table and run nothing")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     if options.table:
@@ -86,7 +85,7 @@ def main() -> None:
 
 
 def train(folder: Path, keys: Sequence[str]) -> Path:
-    """A run in `folder`."""
+    """Train a run in `folder`."""
     with torch.enable_grad():
         code = trainer(["train", f"run.dir={folder}", *QUIET, *keys])
     if code:
@@ -95,7 +94,7 @@ def train(folder: Path, keys: Sequence[str]) -> Path:
 
 
 def embedding(model: Path) -> list[str]:
-    """The keys of a job that leaves a pretrained model as it is: one step of no size."""
+    """Return the keys of a job that leaves a pretrained model unchanged: one step with a negligible learning rate."""
     return [
         "task=sentence_embedding",
         "model=pretrained",
@@ -115,58 +114,69 @@ def minilm() -> Path:
 
 
 def bench(run: Path, stage: Path, threads: Sequence[int], seconds: float) -> dict[str, Any]:
-    """Sizes, metrics and times of the formats of a run's best weights, and what is to be reached."""
+    """Return sizes, metrics and latencies of the formats for a run's best weights, and the targets."""
     trained = load_checkpointed_model(
         run, partial(job_from_text, trust=[], overrides=[]), checkpoint="best", weights="auto", device="cpu"
     )
     model = trained.inference_model().cpu()
-    subject = Subject(model, trained.task, lambda: trained.split_batches("train", "padded", CALIBRATION))
+    exported = ExportModel(
+        model,
+        trained.task,
+        evaluation=lambda: trained.split_batches("test", "padded"),
+        training=lambda count: trained.split_batches("train", "padded", count),
+        calibration=CALIBRATION,
+    )
     stage.mkdir()
     chosen = [FORMATS[name] for name in FORMATS_TIMED]
-    verdict = judge(chosen, stage, subject, lambda: trained.split_batches("test", "padded"), LIMITS)
-    for failure in verdict.failures:
+    result = prove_formats(chosen, stage, exported, LIMITS)
+    for failure in result.failures:
         print(failure, file=sys.stderr)
     monitor = trained.task.monitor
-    artifacts = {each.format.name: artifact(each, stage, monitor, verdict.metrics) for each in verdict.proved}
-    times = {str(count): rows(trained, subject, verdict.proved, stage, count, seconds) for count in threads}
+    artifacts = {each.format.name: describe(each, stage, monitor, result.metrics) for each in result.proved}
+    times = {str(count): rows(trained, exported, result.proved, stage, count, seconds) for count in threads}
     return {
         "parameters": sum(each.numel() for each in model.parameters()),
         "metric": monitor,
-        "pytorch": verdict.metrics[monitor],
+        "pytorch": result.metrics[monitor],
         "artifacts": artifacts,
         "threads": times,
         "targets": {count: targets(artifacts, each) for count, each in times.items()},
     }
 
 
-def artifact(candidate: Candidate, stage: Path, monitor: str, pytorch: dict[str, float]) -> dict[str, Any]:
+def describe(staged: StagedArtifact, stage: Path, monitor: str, pytorch: dict[str, float]) -> dict[str, Any]:
     size, full = (
         sum(path.stat().st_size for path in files_of(stage, FORMATS[name].path))
-        for name in (candidate.format.name, "onnx")
+        for name in (staged.format.name, "onnx")
     )
-    metric = candidate.comparison.values()[monitor]
+    metric = staged.comparison.metrics()[monitor]
     return {
-        "variant": candidate.variant.name,
+        "variant": staged.variant.name,
         "bytes": size,
         "share_of_fp32": round(size / full, 4),
         "metric": metric,
         "metric_gained": metric - pytorch[monitor],
-        "decisions_agree": candidate.comparison.likeness.agreement,
-        "largest_difference": candidate.largest_difference,
+        "decisions_agree": staged.comparison.agreement.decision_agreement,
+        "largest_difference": staged.largest_difference,
     }
 
 
 def rows(
-    trained: CheckpointedModel, subject: Subject, proved: Sequence[Candidate], stage: Path, threads: int, seconds: float
+    trained: CheckpointedModel,
+    exported: ExportModel,
+    proved: Sequence[StagedArtifact],
+    stage: Path,
+    threads: int,
+    seconds: float,
 ) -> list[dict[str, Any]]:
-    """Milliseconds at every batch size and length, with a number of threads."""
+    """Return milliseconds at every batch size and length, with a number of threads."""
     limit = trained.task.axis_limits()["sequence"][1]
     sizes = [{"batch": batch, "sequence": length} for batch in BATCHES for length in LENGTHS if length <= limit]
     inputs = [(each, trained.task.example(each, np.random.default_rng(0))) for each in sizes]
     with on_threads(threads):
-        # Loaded anew: a session keeps the number of threads it was opened with.
-        loaded = {each.format.name: each.format.load(stage / each.format.path, subject)[0] for each in proved}
-        timings = measure({EAGER: subject.pytorch, **loaded}, inputs, seconds=seconds)
+        # Loaded again: a session keeps the number of threads that it was opened with.
+        loaded = {each.format.name: each.format.load(stage / each.format.path, exported)[0] for each in proved}
+        timings = measure({EAGER: exported.eager_forward, **loaded}, inputs, seconds=seconds)
     return [row(timing) for timing in timings]
 
 
@@ -186,13 +196,13 @@ def on_threads(count: int) -> Iterator[None]:
 
 
 def targets(artifacts: dict[str, Any], timings: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What is to be reached at batch 1: the slowest and the fastest length, and the size."""
+    """Compare speed-up at batch 1 (lowest and highest over the lengths) and size with the targets."""
     single = [each["times_as_fast_as_eager"] for each in timings if each["sizes"]["batch"] == 1]
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name in ("onnx", "onnx_int8"):
         if name in artifacts:
             low, high = min(each[name] for each in single), max(each[name] for each in single)
-            found[f"{name} / eager, batch 1"] = {
+            results[f"{name} / eager, batch 1"] = {
                 "lowest": low,
                 "highest": high,
                 "target": f">= {FASTER}",
@@ -200,14 +210,14 @@ def targets(artifacts: dict[str, Any], timings: Sequence[dict[str, Any]]) -> dic
             }
     if "onnx_int8" in artifacts:
         share = artifacts["onnx_int8"]["share_of_fp32"]
-        found["onnx_int8 / onnx, bytes"] = {"value": share, "target": f"<= {SMALLER}", "met": share <= SMALLER}
-    return found
+        results["onnx_int8 / onnx, bytes"] = {"value": share, "target": f"<= {SMALLER}", "met": share <= SMALLER}
+    return results
 
 
 def show(name: str, model: dict[str, Any]) -> None:
     print(f"\n{name}: {model['parameters']:,} parameters, {model['metric']} {model['pytorch']:.4f} in PyTorch")
     for format_name, each in model["artifacts"].items():
-        agree = "" if each["decisions_agree"] is None else f"{100 * each['decisions_agree']:7.2f} % decide alike"
+        agree = "" if each["decisions_agree"] is None else f"{100 * each['decisions_agree']:7.2f} % equal decisions"
         print(
             f"  {format_name:12}{each['bytes']:>12,} bytes {each['share_of_fp32']:6.3f}  {model['metric']} "
             f"{each['metric']:.4f} ({100 * each['metric_gained']:+.2f} points)  {agree}  {each['variant']}"
@@ -221,13 +231,13 @@ def show(name: str, model: dict[str, Any]) -> None:
             )
             print(f"    {each['sizes']['batch']:2} x {each['sizes']['sequence']:<5}", *cells)
         print("    columns:", ", ".join(timings[0]["milliseconds"]))
-        for what, target in model["targets"][threads].items():
+        for name, target in model["targets"][threads].items():
             values = ", ".join(f"{key} {target[key]:.2f}" for key in ("lowest", "highest", "value") if key in target)
-            print(f"    {what}: {values}   target {target['target']}: {'met' if target['met'] else 'MISSED'}")
+            print(f"    {name}: {values}   target {target['target']}: {'met' if target['met'] else 'MISSED'}")
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result of a bench in Markdown: a row for each model, number of threads and format, a column a shape."""
+    """Format results as Markdown: a row per model, number of threads and format, a column per shape."""
     models = result["models"]
     shapes = [f"{batch} x {length}" for batch in BATCHES for length in LENGTHS]
     lines = [["model", "threads", "format", "size", "metric", *shapes], ["---"] * (5 + len(shapes))]
@@ -247,7 +257,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _vector_instructions() -> str:
-    """What int8 products run on; the ratios of another processor are others."""
+    """Return the instructions for int8 products, on which the ratios depend."""
     path = Path("/proc/cpuinfo")
     flags = set(path.read_text().split()) if path.exists() else set()
     return next(

@@ -1,8 +1,8 @@
-"""What the export of a BERT-base takes: the peak of memory over its weights, and the time, proof included.
+"""Memory and time of exporting a BERT-base, with the proof: the peak of memory relative to the weights, and seconds.
 
-A process of its own builds the model from its config (random weights), then publishes it. Its resident memory is read
-before the model is there (the libraries alone), with the model, and at its peak during the export. The ratio is that of
-the growth over the libraries, the model's own weights included, to the weights: 1 is the model alone.
+A separate process builds the model from its config (random weights), then publishes it. Its resident memory is read
+before the model is built (only the libraries), with the model, and at its peak during the export. The ratio is the
+growth over the libraries, including the model's own weights, divided by the weights: 1 is only the model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MEGABYTE = 1_000_000
 
 
 def main() -> None:
-    """Measures, prints a table and writes it as JSON where `--output` says."""
+    """Measure, print a table, and write it as JSON to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=12, help="of the BERT; 12 is its base size")
     parser.add_argument("--formats", default="onnx,torchscript", help="to export, comma-separated")
@@ -51,15 +51,15 @@ def main() -> None:
 
 
 def measure(layers: int, formats: list[str], threads: int) -> dict[str, Any]:
-    """Megabytes, their ratio and seconds, in this process."""
-    import onnxruntime  # noqa: F401  each of these is loaded by an export, and none of them is what is measured
+    """Return megabytes, their ratio and seconds of an export in this process."""
+    import onnxruntime  # noqa: F401  loaded by an export, and not to be measured
     import onnxscript  # noqa: F401
     import torch
     import torch.onnx
     from transformers import BertConfig, BertModel  # noqa: F401
 
     from trainer.export.artifacts import publish
-    from trainer.export.original import Original
+    from trainer.export.model import ExportModel
     from trainer.model.pretrained import Pretrained
     from trainer.protocols import Batch
 
@@ -86,9 +86,9 @@ def measure(layers: int, formats: list[str], threads: int) -> dict[str, Any]:
         with_model = _memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
         begin, begin_cpu = time.perf_counter(), time.process_time()
-        original = Original(
-            model=model,
-            task=task,
+        exported = ExportModel(
+            model,
+            task,
             evaluation=batches,
             training=lambda count: batches(),
             samples=samples,
@@ -97,7 +97,7 @@ def measure(layers: int, formats: list[str], threads: int) -> dict[str, Any]:
         )
         published = publish(
             folder / "export",
-            original,
+            exported,
             formats=formats,  # type: ignore[arg-type]
             half=False,
             int8=None,
@@ -114,7 +114,7 @@ def measure(layers: int, formats: list[str], threads: int) -> dict[str, Any]:
 
 
 def _task() -> tuple[Any, list[Any], list[dict[str, str]]]:
-    """A classification of short texts, two batches of it, and samples as their source gives them."""
+    """Return a classification of short texts, two batches for it, and samples as read from their source."""
     from datasets import Dataset
 
     from trainer.data.batches import arrow_columns
@@ -134,10 +134,10 @@ def _task() -> tuple[Any, list[Any], list[dict[str, str]]]:
     return task, made, [{"text": text, "label": label} for text, label in zip(texts[:4], labels[:4], strict=True)]
 
 
-def _memory(what: str) -> float:
-    """A figure of this process in megabytes: `VmRSS` now, `VmHWM` at its peak."""
+def _memory(field: str) -> float:
+    """Return a figure of this process in megabytes: `VmRSS` now, `VmHWM` at its peak."""
     lines = Path("/proc/self/status").read_text("ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:")) * 1024 / _MEGABYTE
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024 / _MEGABYTE
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from trainer.decode.generation import Prompt
 from trainer.decode.greedy import Greedy
 from trainer.decode.kv_cache import CachedSession, OpenSession, UncachedSession
 from trainer.decode.onnx_session import OnnxSession, load_graph
-from trainer.export.cached_decoder import write_cached_decoder
-from trainer.export.subject import Subject
+from trainer.export.formats.onnx_cache import write_onnx_cache
+from trainer.export.model import ExportModel
 from trainer.layout import ONNX_CACHE
 from trainer.model.decoder import Decoder
 from trainer.task.causal_lm import CausalLm
@@ -55,7 +55,7 @@ def make_sessions(length: int, vocab_size: int, folder: Path) -> dict[str, OpenS
     task = CausalLm(max_length=length, vocab_size=100, tokenizer=None, lowercase=True)
     task.fit(Dataset.from_dict({"text": ["a few words"]}))
     with torch.no_grad():
-        write_cached_decoder(folder / ONNX_CACHE, Subject(model, task))
+        write_onnx_cache(folder / ONNX_CACHE, ExportModel(model, task))
     session = load_graph(folder / ONNX_CACHE)
     return {
         "cached": lambda: CachedSession(model),

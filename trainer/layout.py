@@ -36,6 +36,17 @@ STATE: Final = "state.json"
 TASK: Final = "task.json"
 """What the task learned from the training split (labels, tokenizer): in a checkpoint and next to the artifacts."""
 
+GOLDEN_ROWS: Final = "golden.json"
+GOLDEN_ARRAYS: Final = "golden.npz"
+GOLDEN_TENSORS: Final = "golden.pt"
+"""Samples with their predictions next to the artifacts; the model's inputs and output for them, twice."""
+
+PREDICT_FORMATS: Final = ("onnx", "onnx_fp16", "onnx_int8")
+"""The export formats that can predict from rows, in order of preference."""
+
+PREDICT_SCRIPT: Final = "predict.py"
+"""The command next to the artifacts, and the key of their `task.json` that names the modules which it loads."""
+
 CHECKPOINT_MANIFEST: Final = "MANIFEST.json"
 """Sizes and checksums of a checkpoint's files."""
 

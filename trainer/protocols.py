@@ -437,7 +437,7 @@ class HasPredictScript(Protocol):
     """A task whose artifacts can predict without the trainer; artifacts of other tasks have no `predict.py`."""
 
     script: tuple[str, str] | None
-    """Two modules of `trainer.export.standalone`: one makes model inputs of rows, one makes predictions of outputs."""
+    """Type of the rows and of the answers: keys of `READERS` and `ANSWERS` in `trainer.export.bundle`."""
 
 
 Cache: TypeAlias = "tuple[Tensor, ...]"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.export_models import ToyModel, batches, publish_toy, toy_original
+from tests.support.export_models import ToyModel, batches, publish_toy, toy_export_model
 from trainer.export.artifacts import Artifact
 from trainer.protocols import Batch
 
@@ -55,7 +55,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     model = ToyModel().train()
     model.head.eval()
     before = world(model)
-    original = toy_original(
+    original = toy_export_model(
         model,
         evaluation=drawing_batches,
         training=lambda count: drawing_batches(),

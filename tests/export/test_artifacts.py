@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-import trainer.export.onnx as exporter
+import trainer.export.formats.onnx as exporter
 from tests.export.conftest import Published
-from tests.support.export_models import ToyModel, ToyTask, batches, publish_toy, toy_original
+from tests.support.export_models import ToyModel, ToyTask, batches, publish_toy, toy_export_model
 from trainer.errors import CheckpointError, ConfigError, ProofError
 from trainer.export.folder import verify
 
@@ -19,6 +19,7 @@ from trainer.export.folder import verify
 def test_folder_holds_everything_and_nothing_else(published: Published) -> None:
     assert sorted(path.name for path in published.folder.iterdir()) == [
         "README.md",
+        "answers.py",
         "check.py",
         "golden.json",
         "golden.npz",
@@ -29,7 +30,8 @@ def test_folder_holds_everything_and_nothing_else(published: Published) -> None:
         "model.torchscript.pt",
         "predict.py",
         "rows.py",
-        "task.py",
+        "task.json",
+        "texts.py",
         "tokenizer.json",
     ]
 
@@ -89,12 +91,12 @@ def test_past_the_tolerance_the_file_goes_and_the_proved_one_stays(
     (tmp_path / "manifest.json").write_text("{}")
     (tmp_path / ".tmp-killed").mkdir()
     with pytest.raises(ProofError) as caught:  # ONNX Runtime rounds differently from torch; a state dict cannot
-        publish_toy(tmp_path, toy_original(ToyModel()), ["onnx", "pth"], tolerance=0.0)
+        publish_toy(tmp_path, toy_export_model(ToyModel()), ["onnx", "pth"], tolerance=1e-12)
     (message,) = caught.value.messages
     assert message.startswith("model.onnx: output[")
     assert "batch=" in message
     assert "input_ids (" in message
-    assert "within 0, got " in message
+    assert "within 1e-12, got " in message
     left = {path.name for path in tmp_path.iterdir()}
     companions = {"golden.json", "golden.npz", "golden.pt", "labels.json", "tokenizer.json", "README.md"}
     assert left == {"model.pth", "manifest.json", *companions}
@@ -103,7 +105,7 @@ def test_past_the_tolerance_the_file_goes_and_the_proved_one_stays(
     # torch's own trace goes to a file if anywhere: it cannot be disabled and never propagates.
     others = [record for record in caplog.records if record.name != "torch.__trace"]
     assert [record.getMessage() for record in others] == [
-        f"{tmp_path / 'model.onnx'}, of an earlier export, is removed: there is no manifest.json that says what it is"
+        f"{tmp_path / 'model.onnx'}, from an earlier export, is removed: no manifest.json describes it"
     ]
 
 
@@ -117,7 +119,7 @@ class Frozen(ToyModel):
 
 def test_frozen_dimension_in_torchscript(tmp_path: Path) -> None:
     with pytest.raises(ProofError, match=r"model\.torchscript\.pt: output\[0, \d\] at batch=1, sequence=1, without"):
-        publish_toy(tmp_path, toy_original(Frozen()), ["torchscript"])
+        publish_toy(tmp_path, toy_export_model(Frozen()), ["torchscript"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -132,30 +134,30 @@ class Constant(ToyModel):
 
 def test_frozen_dimension_in_onnx(tmp_path: Path) -> None:
     with pytest.raises(ProofError, match=r"model\.onnx: cannot be exported .*input_ids .*sequence"):
-        publish_toy(tmp_path, toy_original(Constant()), ["onnx"])
+        publish_toy(tmp_path, toy_export_model(Constant()), ["onnx"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_branch_taken_by_the_traced_shape_alone(tmp_path: Path) -> None:
     with pytest.raises(ProofError, match=r"model\.torchscript\.pt: output\[\d, \d\] at batch=1, sequence=1"):
-        publish_toy(tmp_path, toy_original(Constant()), ["torchscript"])
+        publish_toy(tmp_path, toy_export_model(Constant()), ["torchscript"])
 
 
 def test_nothing_to_write(tmp_path: Path) -> None:
-    assert publish_toy(tmp_path / "export", toy_original(ToyModel()), []) == []
+    assert publish_toy(tmp_path / "export", toy_export_model(ToyModel()), []) == []
     assert not (tmp_path / "export").exists()
 
 
 @pytest.mark.parametrize("name", ["tolerance", "metric_budget"])
 @pytest.mark.parametrize("value", [-1e-9, float("nan")])
 def test_limits_are_not_negative(tmp_path: Path, name: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=f"^{name}: must not be negative"):
-        publish_toy(tmp_path, toy_original(ToyModel()), ["torchscript"], **{name: value})
+    with pytest.raises(ConfigError, match=f"^{name}: must be "):
+        publish_toy(tmp_path, toy_export_model(ToyModel()), ["torchscript"], **{name: value})
 
 
 def test_large_weights_are_listed_verified_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporter, "_PROTOBUF_LIMIT", 1)
-    (artifact,) = publish_toy(tmp_path, toy_original(ToyModel()), ["onnx"])
+    (artifact,) = publish_toy(tmp_path, toy_export_model(ToyModel()), ["onnx"])
     main, data = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
     (beside,) = json.loads((tmp_path / "manifest.json").read_text("utf-8"))["artifacts"]["onnx"]["beside"]
     assert beside["file"] == "model.onnx.data"
@@ -164,7 +166,7 @@ def test_large_weights_are_listed_verified_and_removed(tmp_path: Path, monkeypat
     assert set(verify(tmp_path).values()) == {""}
     data.write_bytes(data.read_bytes()[:-1])
     assert {name for name, fault in verify(tmp_path).items() if fault} == {"model.onnx.data"}
-    publish_toy(tmp_path, toy_original(ToyModel(), provenance={"step": 2}), ["torchscript"])
+    publish_toy(tmp_path, toy_export_model(ToyModel(), provenance={"step": 2}), ["torchscript"])
     assert not main.exists()
     assert not data.exists()
 
@@ -174,7 +176,7 @@ def test_folder_is_published_described_and_replaced(tmp_path: Path) -> None:
     old = {"file": "safetensors/old.bin"}
     (tmp_path / old["file"]).write_text("of an earlier call")
     (tmp_path / "manifest.json").write_text(json.dumps({"artifacts": {"safetensors": old}, "files": []}))
-    (artifact,) = publish_toy(tmp_path, toy_original(ToyModel()), ["safetensors"])
+    (artifact,) = publish_toy(tmp_path, toy_export_model(ToyModel()), ["safetensors"])
     files = {path.name for path in (tmp_path / "safetensors").iterdir()}
     assert files == {"model.safetensors", "config.json", "labels.json", "tokenizer.json"}
     entry = json.loads((tmp_path / "manifest.json").read_text("utf-8"))["artifacts"]["safetensors"]
@@ -182,13 +184,13 @@ def test_folder_is_published_described_and_replaced(tmp_path: Path) -> None:
     assert artifact.num_bytes == sum(each["bytes"] for each in (entry, *entry["beside"]))
     assert artifact.largest_difference == 0.0
     assert artifact.timings == []
-    publish_toy(tmp_path, toy_original(ToyModel(), provenance={"step": 2}), ["pth"])
+    publish_toy(tmp_path, toy_export_model(ToyModel(), provenance={"step": 2}), ["pth"])
     assert not (tmp_path / "safetensors").exists()
 
 
 def test_half_is_judged_by_the_metric_alone(tmp_path: Path) -> None:
-    whole = publish_toy(tmp_path, toy_original(ToyModel()), ["pth", "safetensors"])
-    half = publish_toy(tmp_path, toy_original(ToyModel()), ["pth", "safetensors"], half=True)
+    whole = publish_toy(tmp_path, toy_export_model(ToyModel()), ["pth", "safetensors"])
+    half = publish_toy(tmp_path, toy_export_model(ToyModel()), ["pth", "safetensors"], half=True)
     for before, after in zip(whole, half, strict=True):
         assert after.largest_difference > before.largest_difference == 0.0
         assert after.num_bytes < before.num_bytes
@@ -202,12 +204,12 @@ def test_what_is_somebody_elses_stays(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).write_text("mine")
     for provenance in ({}, {"step": 2}):
-        publish_toy(tmp_path, toy_original(ToyModel(), provenance=provenance), ["pth"])
+        publish_toy(tmp_path, toy_export_model(ToyModel(), provenance=provenance), ["pth"])
     assert [(tmp_path / name).read_text() for name in names] == ["mine"] * 3
 
 
 def test_what_is_somebody_elses_and_in_the_way_is_told_before_any_work(tmp_path: Path) -> None:
-    publish_toy(tmp_path, toy_original(ToyModel()), ["safetensors"])
+    publish_toy(tmp_path, toy_export_model(ToyModel()), ["safetensors"])
     (tmp_path / "tokenizer.json").unlink()
     for name in ("model.pth", "manifest.json.d", "tokenizer.json"):
         (tmp_path / name).mkdir()
@@ -220,7 +222,7 @@ def test_what_is_somebody_elses_and_in_the_way_is_told_before_any_work(tmp_path:
     model = ToyModel()
     model.forward = work  # type: ignore[assignment, method-assign]
     with pytest.raises(CheckpointError) as caught:
-        publish_toy(tmp_path, toy_original(model), ["pth"])
+        publish_toy(tmp_path, toy_export_model(model), ["pth"])
     assert caught.value.messages == (
         f"{tmp_path / 'model.pth'}: is a folder where an export writes a file. Move it away, or delete it.",
         f"{tmp_path / 'tokenizer.json'}: is a folder where an export writes a file. Move it away, or delete it.",
@@ -233,7 +235,7 @@ def test_what_is_somebody_elses_and_in_the_way_is_told_before_any_work(tmp_path:
     with pytest.raises(
         CheckpointError, match=r"manifest\.json: is a folder[^\0]*safetensors: is a file where an export"
     ):
-        publish_toy(tmp_path, toy_original(model), ["pth"])
+        publish_toy(tmp_path, toy_export_model(model), ["pth"])
 
 
 class Unsupervised(ToyTask):
@@ -250,14 +252,14 @@ class Unscored(Unsupervised):
 
 
 def test_task_that_monitors_its_loss_is_judged_by_its_first_metric(tmp_path: Path) -> None:
-    (artifact,) = publish_toy(tmp_path, toy_original(ToyModel(), Unsupervised()), ["pth"])
+    (artifact,) = publish_toy(tmp_path, toy_export_model(ToyModel(), Unsupervised()), ["pth"])
     manifest = json.loads((tmp_path / "manifest.json").read_text("utf-8"))
     assert manifest["monitor"] == "accuracy"
     assert artifact.metric == artifact.pytorch_metric == manifest["metrics"]["accuracy"]
 
 
 def test_task_without_metrics_is_judged_by_its_outputs(tmp_path: Path) -> None:
-    (artifact,) = publish_toy(tmp_path, toy_original(ToyModel(), Unscored()), ["pth"])
+    (artifact,) = publish_toy(tmp_path, toy_export_model(ToyModel(), Unscored()), ["pth"])
     manifest = json.loads((tmp_path / "manifest.json").read_text("utf-8"))
     assert (manifest["monitor"], manifest["metrics"]) == (None, {})
     assert (artifact.metric, artifact.agreement, artifact.largest_difference) == (None, 1.0, 0.0)
@@ -274,5 +276,5 @@ class TooLarge(ToyModel):
 
 def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ProofError, match=r"model\.pth: the output at batch=1.* must be finite"):
-        publish_toy(tmp_path, toy_original(TooLarge()), ["pth"], half=True)
+        publish_toy(tmp_path, toy_export_model(TooLarge()), ["pth"], half=True)
     assert list(tmp_path.iterdir()) == []

@@ -12,8 +12,8 @@ import pytest
 from tests.support.jobs import train, working_in, write_data
 from trainer.cli import main
 from trainer.export.cases import Forward
-from trainer.export.formats import FORMATS, HALF, Format, Variant
-from trainer.export.subject import Subject
+from trainer.export.formats.catalog import FORMATS, HALF_FORMATS, Format, Variant
+from trainer.export.model import ExportModel
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def run(folder: Path) -> Path:
 def truncating(format: Format) -> Format:
     """The same format, whose file loses its end once it is written."""
 
-    def write(path: Path, subject: Subject) -> dict[str, Any]:
+    def write(path: Path, subject: ExportModel) -> dict[str, Any]:
         details = format.variants[0].write(path, subject)
         file = path / "model.safetensors" if path.is_dir() else path
         file.write_bytes(file.read_bytes()[: file.stat().st_size * 9 // 10])
@@ -126,11 +126,11 @@ def test_file_that_is_truncated_after_writing(
 def test_inexact_format_whose_answers_are_others(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def load(path: Path, subject: Subject) -> tuple[Forward, dict[str, Any]]:
-        forward, declared = HALF["pth_legacy"].load(path, subject)
+    def load(path: Path, subject: ExportModel) -> tuple[Forward, dict[str, Any]]:
+        forward, declared = HALF_FORMATS["pth_legacy"].load(path, subject)
         return lambda inputs: forward(inputs).roll(1, -1), declared
 
-    monkeypatch.setitem(HALF, "pth", replace(HALF["pth"], load=load))
+    monkeypatch.setitem(HALF_FORMATS, "pth", replace(HALF_FORMATS["pth"], load=load))
     blind = ["export.half=true", "export.metric_budget=1.0"]
     assert main(["export", f"run={run}", "export.formats=[pth,pth_legacy]", *blind]) == 4
     told = capsys.readouterr().err

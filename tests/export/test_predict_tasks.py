@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -17,7 +15,6 @@ from tests.support.bare_python import bare, run_bare
 from tests.support.jobs import TINY, working_in, write_roles
 from tests.support.sources import write_idx
 from trainer.cli import main
-from trainer.export.script import compose
 
 TEXT = TINY[:6]
 QUIET = ["train.duration=6", "train.batch_size=8", "logger.console=none", "logger.tensorboard=false", "device=cpu"]
@@ -168,18 +165,3 @@ def test_answers_of_a_folder_alone(task: str, tmp_path: Path) -> None:
     spots = [[number.match(each["error"])[1] if "error" in each else None for each in part] for part in (got, want)]  # type: ignore[index]
     assert spots[0] == spots[1]
     assert_alike(got, want)
-
-
-@pytest.mark.parametrize("pieces", [("texts", "classes"), ("pairs", "classes"), ("images", "classes")])
-def test_a_composed_script_is_in_the_house_style(pieces: tuple[str, str], tmp_path: Path) -> None:
-    script = tmp_path / "task.py"
-    script.write_text(compose(pieces), "utf-8")
-    config = str(Path(__file__).parents[2] / "pyproject.toml")
-    for command in (["check"], ["format", "--check"]):
-        result = subprocess.run(
-            [sys.executable, "-m", "ruff", *command, "--config", config, "--no-cache", str(script)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == 0, result.stdout

@@ -95,7 +95,7 @@ class TestExportedStep:
     def test_onnx_graph_matches(self, tmp_path: Path) -> None:
         import onnxruntime
 
-        from trainer.export.isolation import silence
+        from trainer.export.model import silence
 
         model = decoder().eval()
         dims = {0: Dim("batch", min=1), 2: Dim("past", min=0, max=63)}

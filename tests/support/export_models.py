@@ -1,4 +1,4 @@
-"""A small text classifier with attention, and its task: what the export is tested with."""
+"""A small text classifier with attention, and its task, for the tests of exports."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from trainer.export.artifacts import Artifact, publish
-from trainer.export.original import Original
+from trainer.export.model import ExportModel
 from trainer.protocols import Batch, Batching, Columns, Inputs, Target, TaskInfo
 from trainer.task.class_targets import class_predictions
 
@@ -107,11 +107,11 @@ class ToyTask:
         return {"labels.json": json.dumps(LABELS), "tokenizer.json": tokenizer().to_str()}
 
 
-def toy_original(model: nn.Module, task: Any = None, **others: Any) -> Original:
-    """The toy model, or another for its task, and its data; `others` are further attributes."""
-    return Original(
+def toy_export_model(model: nn.Module, task: Any = None, **others: Any) -> ExportModel:
+    """Return the toy model, or another model for its task, with its data; `others` are further attributes."""
+    return ExportModel(
         **{
-            "model": model,
+            "original": model,
             "task": task or ToyTask(),
             "evaluation": batches,
             "training": lambda count: batches(),
@@ -123,10 +123,10 @@ def toy_original(model: nn.Module, task: Any = None, **others: Any) -> Original:
     )
 
 
-def publish_toy(folder: Path, original: Original, formats: list[Any], **settings: Any) -> list[Artifact]:
-    """Publishes with settings of which no test needs to speak, but those it speaks of."""
-    usual = {"half": False, "int8": None, "calibration": 8, "golden": 4, "tolerance": 1e-4, "metric_budget": 0.0}
-    return publish(folder, original, formats=formats, **{**usual, **settings})
+def publish_toy(folder: Path, model: ExportModel, formats: list[Any], **settings: Any) -> list[Artifact]:
+    """Publish with defaults for the settings that a test does not need."""
+    defaults = {"half": False, "int8": None, "calibration": 8, "golden": 4, "tolerance": 1e-4, "metric_budget": 0.0}
+    return publish(folder, model, formats=formats, **{**defaults, **settings})
 
 
 def tokenizer() -> Tokenizer:

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trainer.export.onnx import open_session, save_graph
-from trainer.export.subject import capture
-from trainer.export.torchscript import open_trace, save_trace
+from trainer.export.formats.onnx import open_session, save_graph
+from trainer.export.formats.torchscript import load_trace, save_trace
+from trainer.export.model import capture
 
 Axes = Mapping[str, Mapping[int, str]]
 
@@ -51,7 +51,7 @@ def assert_exports_equal(
     """A trace and a program made at `traced` give at `others` what the model gives, within 1e-5."""
     model.eval()
     save_trace(model, traced, folder / "model.pt")
-    trace = open_trace(folder / "model.pt", tuple(traced))
+    trace = load_trace(folder / "model.pt", tuple(traced))
     program = capture(model, traced, axes, limits).module()
     with torch.no_grad():
         for inputs in others:

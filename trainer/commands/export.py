@@ -65,19 +65,19 @@ def export_artifacts(
     """Write the artifacts that the group `export` names, proved on a split, into the folder `name` of the run."""
     from trainer.builders.instantiate import instantiate
     from trainer.commands.predict import prediction_config
-    from trainer.export.original import Original
+    from trainer.export.model import ExportModel
 
     task = checkpointed.task
-    original = Original(
-        model=checkpointed.inference_model().cpu(),
-        task=task,
+    model = ExportModel(
+        checkpointed.inference_model().cpu(),
+        task,
         evaluation=lambda: checkpointed.split_batches(split, "padded"),
         training=lambda count: checkpointed.split_batches("train", "padded", count),
         samples=checkpointed.encoded.samples(split),
         architecture={"model": checkpointed.job.model, "facts": task.info().arguments()},
         provenance=checkpointed.provenance | {"split": split, "config": prediction_config(checkpointed.job, task)},
     )
-    artifacts: list[Artifact] = instantiate("export", export)(checkpointed.folder / name, original)
+    artifacts: list[Artifact] = instantiate("export", export)(checkpointed.folder / name, model)
     return artifacts
 
 
@@ -91,7 +91,7 @@ def print_artifacts(console: Console, artifacts: list[Artifact]) -> None:
         ["artifact", "bytes", "max difference", "decision agreement", "metric", "metric (PyTorch)"],
         [[a.path.name, a.num_bytes, a.largest_difference, a.agreement, a.metric, a.pytorch_metric] for a in artifacts],
     )
-    if reused := [artifact.path.name for artifact in artifacts if artifact.kept]:
+    if reused := [artifact.path.name for artifact in artifacts if artifact.reused]:
         console.out(f"reused from an earlier export of the same model: {', '.join(reused)}", highlight=False)
     timings = artifacts[0].timings
     if not timings:

@@ -16,8 +16,7 @@ from trainer.config.signatures import attribute
 from trainer.config.stored import exported_config, job_from_text, load_stored_config, untrusted_targets, with_overrides
 from trainer.data.readers import first_line_of
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
-from trainer.export.script import RUN
-from trainer.layout import CHECKPOINTS, CONFIG, EXPORT, EXPORT_MANIFEST, ONNX, TASK
+from trainer.layout import CHECKPOINTS, CONFIG, EXPORT, EXPORT_MANIFEST, ONNX, PREDICT_FORMATS, PREDICT_SCRIPT, TASK
 from trainer.predict.files import PredictionPaths, open_output, resolve_paths
 from trainer.predict.input_rows import RowFormat, read_rows
 
@@ -88,7 +87,7 @@ def _find_graph(folder: Path) -> Path | None:
     try:
         # The manifest is written last: without it the artifacts are incomplete or not proved.
         artifacts = json.loads((folder / EXPORT_MANIFEST).read_text("utf-8"))["artifacts"]
-        files = [folder / artifacts[name]["file"] for name in RUN if name in artifacts]
+        files = [folder / artifacts[name]["file"] for name in PREDICT_FORMATS if name in artifacts]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return next((file for file in files if file.is_file()), None)
@@ -152,7 +151,9 @@ def _load_from_artifacts(job: PredictJob, graph: Path, config: Mapping[str, Any]
     config = with_overrides(config, job.stored_overrides)
     task: Task = instantiate("task", config["task"])
     try:
-        task.load_state_dict(json.loads((graph.parent / TASK).read_text("utf-8")))
+        state = json.loads((graph.parent / TASK).read_text("utf-8"))
+        state.pop(PREDICT_SCRIPT, None)  # for the script next to the artifacts, not for the task
+        task.load_state_dict(state)
     except Exception as error:  # many types: the folder may come from anywhere
         problem = f"cannot be used ({type(error).__name__}: {first_line_of(error)})"
         remedy = "Copy the artifact folder again"
@@ -223,7 +224,7 @@ def _make_forward(model: nn.Module, device: torch.device, precision: Precision) 
 
 
 def _load_graph(path: Path) -> Forward:
-    from trainer.export.onnx import open_session
+    from trainer.export.formats.onnx import open_session
 
     try:
         forward, _, _ = open_session(path)

@@ -1,27 +1,29 @@
-"""From a trained model to files that run without it, each proved equal to it before it is published."""
+"""The pipeline from a trained model to published artifacts: write, prove, reuse, time, bundle, publish."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Interval
 
-from trainer.errors import ConfigError, ProofError, format_error
+from trainer.constraints import Count, NonNegative, Positive, validated
+from trainer.errors import ProofError
+from trainer.export.bundle_files import BUNDLE_FILES, write_bundle_files
 from trainer.export.cases import timed_inputs
-from trainer.export.companions import COMPANIONS, manifest, versions, write_companions
-from trainer.export.folder import MANIFEST, publish_files, refuse_foreign, staging
-from trainer.export.formats import FORMATS, HALF, Format
-from trainer.export.gate import Verdict, judge
-from trainer.export.isolation import random_state_kept
-from trainer.export.kept import Kept, keep
-from trainer.export.original import Original
-from trainer.export.proof import Limits
-from trainer.export.subject import Subject
+from trainer.export.compare import Limits
+from trainer.export.folder import publish_files, refuse_foreign, staging
+from trainer.export.formats.catalog import FORMATS, HALF_FORMATS, Format
+from trainer.export.manifest import make_manifest, package_versions
+from trainer.export.model import ExportModel, preserve_random_state
+from trainer.export.prove import ProofResult, prove_formats
+from trainer.export.reuse import ReusedArtifacts, reuse_artifacts
 from trainer.export.timing import EAGER, Timing, measure
+from trainer.layout import EXPORT_MANIFEST
 
 _TIMING_SECONDS = 1.2  # for each model
 
@@ -35,13 +37,13 @@ class Artifact:
     Attributes:
         name: Its format, a key of `FORMATS`.
         path: Its file or folder.
-        num_bytes: The size of all its files.
-        largest_difference: Of any output from PyTorch's, over all shapes tried and the evaluation split.
-        agreement: Share of equal decisions on the evaluation split; None where an output decides nothing.
-        metric: Of those of the task that which judges artifacts, on the evaluation split; None where there is none.
-        pytorch_metric: The same of the model itself. Of an artifact that is kept, None is a number that is not finite.
-        timings: Of every format and of `pytorch`; the same in every artifact of one call.
-        kept: Whether an earlier call wrote and proved it.
+        num_bytes: Size of all its files.
+        largest_difference: Largest difference of an output from PyTorch's, over all shapes and the evaluation split.
+        agreement: Share of equal decisions on the evaluation split; None if outputs are no decisions.
+        metric: The judging metric on the evaluation split; None if the task has no metric.
+        pytorch_metric: The same of the model itself. For a reused artifact, None also stands for NaN or infinity.
+        timings: Latencies of all formats and of `pytorch`, the same for all artifacts of one call.
+        reused: True if an earlier call wrote and proved it.
     """
 
     name: str
@@ -52,12 +54,13 @@ class Artifact:
     metric: float | None
     pytorch_metric: float | None
     timings: list[Timing]
-    kept: bool
+    reused: bool
 
 
+@validated()
 def publish(
     folder: Path,
-    original: Original,
+    model: ExportModel,
     *,
     formats: list[
         Literal[
@@ -74,110 +77,96 @@ def publish(
     ],
     half: bool,
     int8: Literal["dynamic", "static"] | None,
-    calibration: int,
-    golden: int,
-    tolerance: float,
-    metric_budget: float,
+    calibration: Count,
+    golden: Annotated[int, Interval(ge=0, le=4)],
+    tolerance: Positive,
+    metric_budget: NonNegative,
 ) -> list[Artifact]:
-    """Writes a model in each of `formats`, proves each equal to it and publishes what is proved.
+    """Write a model in each of `formats`, prove that each equals it, and publish those that pass.
 
-    Artifacts of an earlier call stay as `keep` says. The model and all global generators stay as they are.
+    Artifacts of an earlier call are reused, see `reuse_artifacts`. The model and all global generators are unchanged.
 
     Args:
-        folder: Where to; made if need be.
-        original: The model.
-        formats, half, calibration, golden: As `conf/export` says.
-        int8: As in `Subject`.
-        tolerance, metric_budget: As in `Limits`.
+        folder: The export folder, created if it does not exist.
+        model: The model.
+        formats, half, golden: See `conf/export`.
+        int8, calibration: See `ExportModel`.
+        tolerance, metric_budget: See `Limits`.
 
     Returns:
-        All that is in the folder.
+        All artifacts in the folder.
 
     Raises:
-        ConfigError: A number is negative.
-        CheckpointError: The folder cannot be written, is in use, or holds what no export made where this one writes.
-        ProofError: An artifact cannot be exported or is not equal; the others are published, and what an earlier call
-            published in its place stays as the rest does. Where there are no others the folder stays as it was.
+        ConfigError: A number is out of range.
+        CheckpointError: The folder cannot be written, is in use, or contains files of others in the place of its own.
+        ProofError: An artifact cannot be exported or is not equal. The others are published, and earlier artifacts that
+            can be reused stay. If no artifact passes, the folder is unchanged.
     """
-    _check(golden=golden, tolerance=tolerance, metric_budget=metric_budget)
     if not formats:
         return []
-    chosen = [(FORMATS | HALF if half else FORMATS)[name] for name in dict.fromkeys(formats)]
+    selected = [(FORMATS | HALF_FORMATS if half else FORMATS)[name] for name in dict.fromkeys(formats)]
     folders = [FORMATS["safetensors"].path]
-    files = [MANIFEST, *(each.path for each in FORMATS.values()), *COMPANIONS, *original.task.artifact_files()]
+    files = [EXPORT_MANIFEST, *(each.path for each in FORMATS.values()), *BUNDLE_FILES, *model.task.artifact_files()]
     refuse_foreign(folder, files=[name for name in files if name not in folders], folders=folders)
-    with random_state_kept(), torch.no_grad(), staging(folder) as stage:
-        subject = original.subject(calibration, int8, scratch=stage)
-        return _export(folder, stage, original, subject, chosen, Limits(tolerance, metric_budget), golden)
+    limits = Limits(tolerance, metric_budget)
+    with preserve_random_state(), torch.no_grad(), staging(folder) as stage:
+        model = replace(model, calibration=calibration, int8=int8, scratch=stage)
+        return _export(folder, stage, model, selected, limits, golden)
 
 
 def _export(
-    folder: Path,
-    stage: Path,
-    original: Original,
-    subject: Subject,
-    formats: Sequence[Format],
-    limits: Limits,
-    golden: int,
+    folder: Path, stage: Path, model: ExportModel, formats: Sequence[Format], limits: Limits, golden: int
 ) -> list[Artifact]:
-    """Fills a stage and publishes it; where nothing in it is proved, the folder stays as it was."""
-    terms = {"provenance": original.provenance, **asdict(limits), "versions": versions()}
-    verdict = judge(formats, stage, subject, original.evaluation, limits)
-    failures = list(verdict.failures)
-    if not verdict.proved:
-        raise _failed(failures)
-    kept = keep(folder, stage, [candidate.format.name for candidate in verdict.proved], terms)
-    timings = _timings(stage, subject, verdict, kept)
-    content = manifest(stage, subject, verdict, kept, timings, terms)
-    failure = write_companions(stage, subject, original.samples, golden, content)
+    """Fill a stage and publish it; if nothing in it is proved, the folder is unchanged."""
+    result = prove_formats(formats, stage, model, limits)
+    failures = list(result.failures)
+    if not result.proved:
+        raise _join(failures)
+    conditions = {"provenance": model.provenance, **asdict(limits), "versions": package_versions()}
+    reused = reuse_artifacts(folder, stage, [artifact.format.name for artifact in result.proved], conditions)
+    timings = _measure(stage, model, result, reused)
+    manifest = make_manifest(stage, model, result, reused, timings, conditions)
+    failure = write_bundle_files(stage, model, golden, manifest)
     failures += [] if failure is None else [failure]
-    publish_files(stage, folder, known=[*(format.path for format in FORMATS.values()), *COMPANIONS])
-    for name, reason in kept.lost.items():
-        logger.warning("%s, of an earlier export, is removed: %s", folder / name, reason)
+    publish_files(stage, folder, known=[*(format.path for format in FORMATS.values()), *BUNDLE_FILES])
+    for name, reason in reused.lost.items():
+        logger.warning("%s, from an earlier export, is removed: %s", folder / name, reason)
     if failures:
-        raise _failed(failures)
-    return _artifacts(folder, content, timings)
+        raise _join(failures)
+    return _artifacts(folder, manifest, timings)
 
 
-def _failed(failures: Sequence[ProofError]) -> ProofError:
+def _join(failures: Sequence[ProofError]) -> ProofError:
     error = ProofError(*(message for failure in failures for message in failure.messages))
     error.__cause__ = failures[0]
     return error
 
 
-def _timings(stage: Path, subject: Subject, verdict: Verdict, kept: Kept) -> list[Timing]:
-    """Of all programs that there are, side by side."""
-    programs = {each.format.name: each.forward for each in verdict.proved if each.format.timed}
-    for format in (FORMATS[name] for name in kept.entries):
+def _measure(stage: Path, model: ExportModel, result: ProofResult, reused: ReusedArtifacts) -> list[Timing]:
+    """Time all programs, written and reused, together with eager PyTorch."""
+    programs = {artifact.format.name: artifact.forward for artifact in result.proved if artifact.format.timed}
+    for format in (FORMATS[name] for name in reused.entries):
         if format.timed:
-            programs[format.name], _ = format.load(stage / format.path, subject)
+            programs[format.name], _ = format.load(stage / format.path, model)
     if not programs:
         return []
-    forwards = {EAGER: subject.pytorch, **{name: programs[name] for name in FORMATS if name in programs}}
-    return measure(forwards, timed_inputs(subject.task), seconds=_TIMING_SECONDS * len(forwards))
+    forwards = {EAGER: model.eager_forward, **{name: programs[name] for name in FORMATS if name in programs}}
+    return measure(forwards, timed_inputs(model.task), seconds=_TIMING_SECONDS * len(forwards))
 
 
-def _artifacts(folder: Path, content: Mapping[str, Any], timings: list[Timing]) -> list[Artifact]:
-    monitor = content["monitor"]
+def _artifacts(folder: Path, manifest: Mapping[str, Any], timings: list[Timing]) -> list[Artifact]:
+    monitor = manifest["monitor"]
     return [
         Artifact(
             name=name,
             path=folder / FORMATS[name].path,
-            num_bytes=sum(each["bytes"] for each in (entry, *entry.get("beside", ()))),
+            num_bytes=sum(file["bytes"] for file in (entry, *entry.get("beside", ()))),
             largest_difference=entry["largest_difference"],
             agreement=entry["decision_agreement"],
             metric=entry["metrics"].get(monitor),
-            pytorch_metric=content["metrics"].get(monitor),
+            pytorch_metric=manifest["metrics"].get(monitor),
             timings=timings,
-            kept=name in content["kept"],
+            reused=name in manifest["kept"],
         )
-        for name, entry in content["artifacts"].items()
+        for name, entry in manifest["artifacts"].items()
     ]
-
-
-def _check(**numbers: float) -> None:
-    messages = [
-        format_error(name, "must not be negative", value=value) for name, value in numbers.items() if not value >= 0
-    ]
-    if messages:
-        raise ConfigError(*messages)

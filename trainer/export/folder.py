@@ -1,46 +1,56 @@
-"""The export folder: staged beside itself, published by renames, described by `manifest.json`."""
+"""The export folder: staged inside itself, published by renames, described by `manifest.json`, safe on a full disk."""
 
+from __future__ import annotations
+
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainer.errors import CheckpointError, format_error
-from trainer.export.storage import storage_told
+from trainer.errors import CheckpointError, TrainerError, format_error
+from trainer.layout import EXPORT_MANIFEST
 
-MANIFEST = "manifest.json"
+if TYPE_CHECKING:
+    from torch import nn
+
 UNFINISHED = ".tmp-"
-"""What the names of folders begin with that are gone once an export is done."""
+"""Prefix of folders that are removed at the end of an export."""
 
 LARGE_WEIGHTS = ".data"
-"""What is added to the name of a graph for that of the file with weights too large for it."""
+"""Suffix of the file for weights that are too large for the file of their graph."""
 
-_MOVE = "Move it away, or delete it"
+_REMEDY = "Move it away, or delete it"
+_STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_STORAGE_REMEDY = "Remove the cause, then export again: the artifacts of an earlier export are unchanged"
+_NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+_MARGIN = 2**20  # bytes in addition to the weights, for names, code and shapes
 
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """An empty folder inside `folder` (the same file system, so that a rename is atomic), gone afterwards.
+    """Provide an empty folder inside `folder` (so that renames are atomic) and remove it after the block.
 
     Raises:
         CheckpointError: `folder` cannot be written, or another process exports into it.
     """
     with _locked(folder):
         try:
-            for left in folder.glob(f"{UNFINISHED}*"):  # of a process that was killed
+            for left in folder.glob(f"{UNFINISHED}*"):  # left by a process that was killed
                 shutil.rmtree(left)
             stage = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
         except OSError as error:
             raise CheckpointError(format_error(str(folder), f"cannot be written: {error.strerror}")) from error
         try:
-            with storage_told(folder, stage):
+            with _storage_errors(folder, stage):
                 yield stage
         finally:
             shutil.rmtree(stage)
@@ -48,113 +58,161 @@ def staging(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds a folder, made if need be; the kernel lets go of it with the process."""
+    """Hold a lock on a folder, which is created if it does not exist; the kernel releases it with the process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileExistsError as error:
-        problem = "is a file where an export makes a folder"
-        raise CheckpointError(format_error(str(folder), problem, _MOVE)) from error
+        raise CheckpointError(format_error(str(folder), "is a file where an export needs a folder", _REMEDY)) from error
     except OSError as error:
         raise CheckpointError(format_error(str(folder), f"cannot be made or opened: {error.strerror}")) from error
     try:
-        with suppress(OSError):  # some file systems of networks have no locks
+        with suppress(OSError):  # some network file systems have no locks
             try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 problem = "another process exports into it"
                 raise CheckpointError(
-                    format_error(str(folder), problem, "Wait until that is done, or stop it")
+                    format_error(str(folder), problem, "Wait until it has finished, or stop it")
                 ) from error
         yield
     finally:
         with suppress(OSError):
-            fcntl.flock(held, fcntl.LOCK_UN)  # also for processes that were forked meanwhile
-        os.close(held)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for processes that were forked in the meantime
+        os.close(descriptor)
+
+
+@contextmanager
+def _storage_errors(folder: Path, stage: Path) -> Iterator[None]:
+    """Turn a full or failing disk into a `CheckpointError` that names the file in `folder`, not the one in `stage`."""
+    try:
+        yield
+    except TrainerError:
+        raise
+    except Exception as error:
+        storage_error = find_storage_error(error)
+        if storage_error is None:
+            raise
+        file = Path(storage_error.filename) if isinstance(storage_error.filename, str) else stage
+        path = folder / file.relative_to(stage) if file.is_relative_to(stage) else file
+        problem = f"cannot be written: {storage_error.strerror}"
+        raise CheckpointError(format_error(str(path), problem, _STORAGE_REMEDY)) from error
+
+
+def find_storage_error(error: BaseException | None) -> OSError | None:
+    """Return the error of a full or failing disk that an exception is or was caused by, or None."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
+            return error
+        # safetensors is written in Rust and raises no OSError.
+        if (match := re.search(r"\(os error (\d+)\)", str(error))) and int(match[1]) in _STORAGE_ERRORS:
+            return OSError(int(match[1]), os.strerror(int(match[1])))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def reserve(path: Path, model: nn.Module) -> None:
+    """Reserve disk space for a file of a model's weights; `path` is an empty file afterwards.
+
+    torch's writers abort the process, or raise an obscure error, if the disk is full.
+
+    Raises:
+        OSError: There is not enough space.
+    """
+    size = sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
+    with path.open("wb") as file:
+        if not hasattr(os, "posix_fallocate"):
+            return
+        try:
+            os.posix_fallocate(file.fileno(), 0, size + _MARGIN)
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+        file.truncate(0)
 
 
 def refuse_foreign(folder: Path, *, files: Iterable[str], folders: Iterable[str]) -> None:
-    """Looks for what somebody else has laid where an export writes.
+    """Check that nothing that no export has written is in the place of something that an export writes.
 
     Args:
-        folder: The export folder; it may not be there.
+        folder: The export folder, which need not exist.
         files: Names of files that an export writes, replaces or removes.
-        folders: The same of folders.
+        folders: Names of folders that an export writes, replaces or removes.
 
     Raises:
-        CheckpointError: A file is a folder or the other way round, or a folder has files of which no manifest tells.
+        CheckpointError: A file is a folder or the other way round, or a folder has files that no manifest lists.
     """
-    faults = [
-        format_error(str(folder / name), "is a folder where an export writes a file", _MOVE)
+    errors = [
+        format_error(str(folder / name), "is a folder where an export writes a file", _REMEDY)
         for name in dict.fromkeys(files)
         if (folder / name).is_dir()
     ]
-    listed = _listed(folder)
+    listed = {entry["file"] for entry in _listed_files(folder)}
     for name in folders:
         if (folder / name).is_file():
-            faults.append(format_error(str(folder / name), "is a file where an export writes a folder", _MOVE))
-        inside = (path for path in sorted((folder / name).rglob("*")) if path.is_file())
-        strange = [path for path in inside if path.relative_to(folder).as_posix() not in listed]
-        faults += [format_error(str(path), "is in a folder that an export replaces", _MOVE) for path in strange]
-    if faults:
-        raise CheckpointError(*faults)
+            errors.append(format_error(str(folder / name), "is a file where an export writes a folder", _REMEDY))
+        present = (path for path in sorted((folder / name).rglob("*")) if path.is_file())
+        foreign = [path for path in present if path.relative_to(folder).as_posix() not in listed]
+        errors += [format_error(str(path), "is in a folder that an export replaces", _REMEDY) for path in foreign]
+    if errors:
+        raise CheckpointError(*errors)
 
 
 def publish_files(stage: Path, folder: Path, *, known: Sequence[str]) -> None:
-    """Moves all of `stage` that is finished into `folder`; `manifest.json` goes first and comes last.
+    """Move everything finished in `stage` into `folder`; `manifest.json` is removed first and moved last.
 
-    So a folder with a manifest is complete, and one without is not to be used.
+    So a folder with a manifest is complete, and a folder without one must not be used. All files get the permissions
+    of any new file, because some writers make files that only their owner can read.
 
     Args:
-        stage: Files and folders.
-        folder: Where they replace those of the same name.
-        known: Names that an earlier call may have left in `folder` and that are removed, as by `remove`. So are the
-            files that its manifest describes.
-
-    All files get the permissions of any new file: some writers make theirs for their owner alone.
+        stage: Files and folders, which replace those with the same name.
+        folder: The export folder.
+        known: Names of artifacts and files of an earlier export to remove, as `remove` does. The files that the earlier
+            manifest lists are removed as well.
     """
     umask = os.umask(0)
     os.umask(umask)
     for path in stage.rglob("*"):
         if path.is_file():
             path.chmod(0o666 & ~umask)
-    names = [*known, *_described(folder)]
-    (folder / MANIFEST).unlink(missing_ok=True)
+    names = [*known, *_listed_bundle_files(folder)]
+    (folder / EXPORT_MANIFEST).unlink(missing_ok=True)
     for name in names:
         remove(folder, name)
-    done = (path for path in stage.iterdir() if not path.name.startswith(UNFINISHED))
-    for path in sorted(done, key=lambda path: path.name == MANIFEST):
+    finished = (path for path in stage.iterdir() if not path.name.startswith(UNFINISHED))
+    for path in sorted(finished, key=lambda path: path.name == EXPORT_MANIFEST):
         os.replace(path, folder / path.name)
 
 
-def _described(folder: Path) -> list[str]:
-    """The files right in a folder that its manifest describes beside the artifacts; none where it says nothing."""
+def _listed_bundle_files(folder: Path) -> list[str]:
+    """Return the files directly in a folder that its manifest lists next to the artifacts; none without a manifest."""
     try:
-        names = [entry["file"] for entry in json.loads((folder / MANIFEST).read_text("utf-8"))["files"]]
+        names = [entry["file"] for entry in json.loads((folder / EXPORT_MANIFEST).read_text("utf-8"))["files"]]
         return [name for name in names if Path(name).name == name]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
-def _listed(folder: Path) -> set[str]:
-    """All files that a folder's manifest describes; none where it says nothing."""
+def _listed_files(folder: Path) -> list[dict[str, Any]]:
+    """Return the entries of all files in a folder's manifest; none without a readable manifest."""
     try:
-        return {entry["file"] for entry in _entries_of(json.loads((folder / MANIFEST).read_text("utf-8")))}
+        entries = _file_entries(json.loads((folder / EXPORT_MANIFEST).read_text("utf-8")))
+        return [entry for entry in entries if isinstance(entry["file"], str)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return set()
+        return []
 
 
-def _entries_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a manifest says of each file: of artifacts, of those beside them, of the others."""
+def _file_entries(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a manifest's entries for artifacts, for further files of artifacts, and for all other files."""
     artifacts = manifest["artifacts"].values()
-    beside = [each for entry in artifacts for each in entry.get("beside", ())]
-    return [*artifacts, *beside, *manifest["files"]]
+    further = [entry for artifact in artifacts for entry in artifact.get("beside", ())]
+    return [*artifacts, *further, *manifest["files"]]
 
 
 def files_of(folder: Path, name: str) -> list[Path]:
-    """The files of an artifact: the main one, then the one with its large weights, where there is one.
+    """Return the files of an artifact: the main one, then the one with its large weights if it exists.
 
-    Of an artifact that is a folder all its files, the largest first.
+    For an artifact that is a folder, return all of its files, the largest first.
     """
     main = folder / name
     if main.is_dir():
@@ -165,7 +223,7 @@ def files_of(folder: Path, name: str) -> list[Path]:
 
 
 def remove(folder: Path, name: str) -> None:
-    """Removes an artifact, a file or a folder, and what it needs beside it, as far as they are there."""
+    """Remove the files of an artifact, or another file, if they exist."""
     if (folder / name).is_dir():
         shutil.rmtree(folder / name)
     for path in files_of(folder, name):
@@ -173,47 +231,47 @@ def remove(folder: Path, name: str) -> None:
 
 
 def describe(path: Path, folder: Path) -> dict[str, Any]:
-    """`file` (its path in `folder`), `bytes` and `sha256` of a file."""
+    """Return a file's manifest entry: `file` (its path in `folder`), `bytes` and `sha256`."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"file": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": digest}
 
 
 def verify(folder: Path) -> dict[str, str]:
-    """Every file that an export folder's manifest describes, with what is wrong with it; "" where nothing is.
+    """Return a problem for each file in an export folder's manifest: "" if the file is intact.
 
-    A folder that is absent or empty has none.
+    The result is empty for a folder that does not exist or is empty.
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         return {}
     try:
-        content = json.loads((folder / MANIFEST).read_text("utf-8"))
-        return {entry["file"]: fault_of(folder, entry) for entry in _entries_of(content)}
+        manifest = json.loads((folder / EXPORT_MANIFEST).read_text("utf-8"))
+        return {entry["file"]: find_fault(folder, entry) for entry in _file_entries(manifest)}
     except FileNotFoundError:
-        return {MANIFEST: "is missing: the artifacts are not complete"}
+        return {EXPORT_MANIFEST: "is missing: the artifacts are not complete"}
     except OSError as error:
-        return {MANIFEST: f"cannot be read: {error.strerror}"}
+        return {EXPORT_MANIFEST: f"cannot be read: {error.strerror}"}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return {MANIFEST: f"is not what was written ({type(error).__name__}: {error})"}
+        return {EXPORT_MANIFEST: f"is not what was written ({type(error).__name__}: {error})"}
 
 
-def fault_of(folder: Path, written: Mapping[str, Any]) -> str:
-    """What is wrong with a file that `describe` described; "" where nothing is."""
+def find_fault(folder: Path, entry: Mapping[str, Any]) -> str:
+    """Return the problem of a file with a manifest entry, or "" if the file is intact."""
     try:
-        found = describe(folder / written["file"], folder)
+        current = describe(folder / entry["file"], folder)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    if found["bytes"] != written["bytes"]:
-        return f"has {found['bytes']} bytes instead of {written['bytes']}"
-    if found["sha256"] != written["sha256"]:
-        return f"has the SHA-256 {found['sha256'][:12]}… instead of {written['sha256'][:12]}…"
+    if current["bytes"] != entry["bytes"]:
+        return f"has {current['bytes']} bytes instead of {entry['bytes']}"
+    if current["sha256"] != entry["sha256"]:
+        return f"has the SHA-256 {current['sha256'][:12]}… instead of {entry['sha256'][:12]}…"
     return ""
 
 
 def link(path: Path, target: Path) -> None:
-    """Gives a file a second name, and where the file system has no such thing, a copy."""
+    """Hard-link a file, or copy it on file systems without links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(path, target)
@@ -222,12 +280,12 @@ def link(path: Path, target: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes what `to_json` gives."""
+    """Write a document as `to_json` formats it."""
     path.write_text(to_json(content), "utf-8")
 
 
 def to_json(content: Mapping[str, Any]) -> str:
-    """Strict JSON: a number that is not finite, which JSON does not know, becomes null."""
+    """Format a document as strict JSON: NaN and infinities, which JSON does not have, become null."""
     return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

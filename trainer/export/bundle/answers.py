@@ -1,0 +1,184 @@
+"""Makes answers of a model's outputs. The docstring of each class says what is printed for a row."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from trainer.export.bundle.predict import Folder, Inputs, Row
+
+
+class Classes:
+    """Prints a JSON object per row: `label` and its `probability`; with --top N the `probabilities` of the N best."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    def answer(self, logits: np.ndarray, rows: list[Row], inputs: Inputs, top: int) -> list[Row]:
+        labels = self.folder.read_json("labels.json")
+        return [best_answer("label", most_likely(row, labels, top)) for row in logits]
+
+
+class Labels:
+    """Prints a JSON object per row: its `labels`, most likely first, and their `probabilities`, at least --top N."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    def answer(self, logits: np.ndarray, rows: list[Row], inputs: Inputs, top: int) -> list[Row]:
+        labels, threshold = self.folder.read_json("labels.json"), self.folder.read_json("threshold.json")
+        answers: list[Row] = []
+        for probabilities in 1 / (1 + np.exp(-logits)):
+            order = np.argsort(-probabilities, kind="stable")
+            count = int((probabilities > threshold).sum())
+            shown = {labels[number]: round(float(probabilities[number]), 6) for number in order[: max(count, top)]}
+            answers.append({"labels": [labels[number] for number in order[:count]], "probabilities": shown})
+        return answers
+
+
+class Values:
+    """Prints a JSON object per row: its `value`, a number or several, in the units of the training data."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    def answer(self, standardized: np.ndarray, rows: list[Row], inputs: Inputs, top: int) -> list[Row]:
+        units = self.folder.read_json("values.json")
+        values = (standardized.astype(np.float64) * units["std"] + units["mean"]).tolist()
+        return [{"value": row[0] if len(row) == 1 else row} for row in values]
+
+
+class Embeddings:
+    """Prints a JSON object per row: its `embedding`, a list of numbers."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    def answer(self, vectors: np.ndarray, rows: list[Row], inputs: Inputs, top: int) -> list[Row]:
+        return [{"embedding": row} for row in vectors.tolist()]
+
+
+class Tags:
+    """Prints a JSON object per row: `words`, their `tags` (null for words after the model's limit), and `entities`.
+
+    An entity has a `type` and consists of the words from `start` to before `end`.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    def answer(self, logits: np.ndarray, rows: list[Row], inputs: Inputs, top: int) -> list[Row]:
+        names = self.folder.read_json("tags.json")
+        answers: list[Row] = []
+        for row, best, words in zip(rows, logits.argmax(axis=-1).tolist(), inputs["words"].tolist(), strict=True):
+            # The first token of a word has its tag.
+            tag_of = {word: names[number] for word, number in zip(reversed(words), reversed(best), strict=True)}
+            tags = [tag_of.get(word) for word in range(len(row["words"]))]
+            has_spans = any(name.startswith(("B-", "I-")) for name in names)
+            answers.append({"words": row["words"], "tags": tags, **({"entities": entities(tags)} if has_spans else {})})
+        return answers
+
+
+class Masked:
+    """Prints a JSON object per row: the `text`, and how its mask tokens were `filled`: `token` and `probability`.
+
+    null is a mask after the model's limit; with --top N there are the `probabilities` of the N best tokens.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    def answer(self, logits: np.ndarray, rows: list[Row], inputs: Inputs, top: int) -> list[Row]:
+        names, tokenizer = vocabulary(self.folder, logits.shape[-1]), tokenizer_of(self.folder)
+        mask = next(name for name in ("[MASK]", "<mask>") if name in names)
+        answers: list[Row] = []
+        for row, ids, scores in zip(rows, inputs["input_ids"], logits, strict=True):
+            text, *rest = row["text"].split(mask)
+            places = np.flatnonzero(ids == names.index(mask))
+            filled = [best_answer("token", most_likely(scores[place], names, top)) for place in places][: len(rest)]
+            for token, following in zip(filled, rest, strict=False):
+                piece = tokenizer.decode([names.index(token["token"])], skip_special_tokens=False).strip()
+                text = (text.rstrip() + piece[2:] if piece.startswith("##") else text + piece) + following
+            unread = rest[len(filled) :]
+            answers.append({"text": mask.join([text, *unread]), "filled": [*filled, *[None] * len(unread)]})
+        return answers
+
+
+class NextTokens:
+    """Prints a JSON object per row: the most likely tokens that come `next`, 5 or --top N, and the `perplexity`."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    def answer(self, logits: np.ndarray, rows: list[Row], inputs: Inputs, top: int) -> list[Row]:
+        names = vocabulary(self.folder, logits.shape[-1])
+        answers: list[Row] = []
+        for scores, ids, mask in zip(logits, inputs["input_ids"], inputs["attention_mask"], strict=True):
+            last = int(mask.sum()) - 1
+            best = most_likely(scores[last], names, max(5, top)).items()
+            following = [{"token": token, "probability": probability} for token, probability in best]
+            answers.append({"next": following, "perplexity": perplexity(scores[:last], ids[1 : last + 1])})
+        return answers
+
+
+ANSWERS = {
+    "classes": Classes,
+    "labels": Labels,
+    "values": Values,
+    "embeddings": Embeddings,
+    "tags": Tags,
+    "masked": Masked,
+    "next_tokens": NextTokens,
+}
+
+
+def most_likely(logits: np.ndarray, names: list[str], count: int) -> dict[str, float]:
+    powers = np.exp(logits - logits.max())
+    probabilities = powers / powers.sum()
+    best = np.argsort(-probabilities, kind="stable")[:count]
+    return {names[number]: round(float(probabilities[number]), 6) for number in best}
+
+
+def best_answer(key: str, probabilities: dict[str, float]) -> Row:
+    name, probability = next(iter(probabilities.items()))
+    others = {"probabilities": probabilities} if len(probabilities) > 1 else {}
+    return {key: name, "probability": probability, **others}
+
+
+def tokenizer_of(folder: Folder) -> Any:
+    return folder.load("texts.py")["open_tokenizer"](folder)
+
+
+@cache
+def vocabulary(folder: Folder, size: int) -> list[str]:
+    """Return the tokens by their ids; a token without a name has its number."""
+    tokenizer = tokenizer_of(folder)
+    return [tokenizer.id_to_token(number) or str(number) for number in range(size)]
+
+
+def perplexity(logits: np.ndarray, ids: np.ndarray) -> float | None:
+    """Return the perplexity of all tokens except for the first one."""
+    if not len(ids):
+        return None
+    shifted = (logits - logits.max(axis=-1, keepdims=True)).astype(np.float64)
+    nll = np.log(np.exp(shifted).sum(axis=-1)) - shifted[np.arange(len(ids)), ids]
+    return round(float(np.exp(nll.mean())), 6)
+
+
+def entities(tags: list[str | None]) -> list[Row]:
+    """An entity ends where the type changes, at B, S and U, and after E, S, L and U."""
+    spans: list[Row] = []
+    closed = True
+    for place, tag in enumerate(tags):
+        if tag is None or tag == "O":
+            closed = True
+            continue
+        prefix, name = (tag[0], tag[2:]) if tag[1:2] == "-" and tag[0] in "BIESLU" else ("S", tag)
+        if closed or prefix in "BSU" or name != spans[-1]["type"]:
+            spans.append({"type": name, "start": place, "end": place})
+        spans[-1]["end"] = place + 1
+        closed = prefix in "ESLU"
+    return spans

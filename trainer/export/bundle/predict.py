@@ -1,0 +1,175 @@
+"""Predict with the model in this folder: one JSON object per row and line, {"error": ...} for a row that is broken."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import re
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+BATCH_SIZE = 32
+FILE_NAME = re.compile(r"(?![{\[])\S*(/\S*|\.[A-Za-z][A-Za-z0-9]{0,9})")
+FORMATS = ("onnx", "onnx_fp16", "onnx_int8")
+READERS = {"texts": "texts.py", "pairs": "texts.py", "words": "texts.py", "images": "images.py", "tables": "tables.py"}
+"""The module of each type of rows; the field "predict.py" of task.json names the types of rows and of answers."""
+
+Row = dict[str, Any]
+Inputs = dict[str, np.ndarray]
+
+
+class Folder:
+    """The files next to this script. If one cannot be used, the process ends with exit code 3."""
+
+    def __init__(self) -> None:
+        self.path = Path(__file__).resolve().parent
+        self._loaded: dict[str, Any] = {}
+
+    def open(self, name: str, read: Callable[[str], Any]) -> Any:
+        """Return `read` of a file's path; the result is kept."""
+        if name not in self._loaded:
+            try:
+                self._loaded[name] = read(str(self.path / name))
+            except Exception as error:  # of many types; without the file there are no answers
+                problem = "is damaged" if (self.path / name).exists() else "is missing"
+                print(f"{self.path / name}: {problem}. Get the folder again.", file=sys.stderr)
+                raise SystemExit(3) from error
+        return self._loaded[name]
+
+    def read_json(self, name: str) -> Any:
+        return self.open(name, lambda path: json.loads(Path(path).read_text("utf-8")))
+
+    def load(self, module: str) -> Row:
+        """Return the names that a module in this folder defines."""
+        if not (self.path / module).is_file():
+            print(f"{self.path / module}: is missing. Get the folder again.", file=sys.stderr)
+            raise SystemExit(3)
+        if module not in self._loaded:
+            self._loaded[module] = runpy.run_path(str(self.path / module))
+        names: Row = self._loaded[module]
+        return names
+
+    @property
+    def manifest(self) -> Row:
+        manifest: Row = self.read_json("manifest.json")
+        return manifest
+
+    @property
+    def max_length(self) -> int:
+        """The largest number of tokens."""
+        return int(self.manifest["axes"]["sequence"][1])
+
+    def make_task(self) -> tuple[Any, Any]:
+        """Return what makes model inputs of rows, and what makes answers of outputs, as task.json says."""
+        rows, answers = self.read_json("task.json")["predict.py"]
+        return self.load(READERS[rows])["READERS"][rows](self), self.load("answers.py")["ANSWERS"][answers](self)
+
+
+class Predictor:
+    """Answers rows with an ONNX file of this folder.
+
+    Args:
+        file: Name of the ONNX file.
+    """
+
+    def __init__(self, file: str = "model.onnx") -> None:
+        self.folder = Folder()
+        self.rows = self.folder.load("rows.py")
+        self.reader, self.answerer = self.folder.make_task()
+        self.are_files = self.folder.manifest["reads"] == ["image"]
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # errors are raised
+        cpu = ["CPUExecutionProvider"]
+        self.session = self.folder.open(file, lambda path: onnxruntime.InferenceSession(path, options, cpu))
+
+    def run(self, inputs: Inputs) -> np.ndarray:
+        """Return the model's output for its inputs."""
+        used = {node.name: inputs[node.name] for node in self.session.get_inputs()}
+        return np.asarray(self.session.run(["output"], used)[0])
+
+    def predict(self, rows: list[Row], top: int = 1) -> list[Row]:
+        """Return an answer for each row, {"error": ...} for a row that is broken."""
+        if not rows:
+            return []
+        try:
+            inputs: Inputs = self.reader.encode(rows)
+        except Exception as error:  # a broken row can raise anything
+            if len(rows) == 1:
+                return [{"error": self.rows["reason_of"](error)}]
+            return [answer for row in rows for answer in self.predict([row], top)]
+        answers: list[Row] = self.answerer.answer(self.run(inputs), rows, inputs, top)
+        return answers
+
+    def answers(self, sources: list[str], top: int) -> Iterator[list[Row]]:
+        """Yield the answers for the rows of all sources in order, batch by batch; errors name the place of the row."""
+        reading = self.reader.read_line, self.columns(), self.are_files
+        for batch in self.rows["batches"](sources, *reading, BATCH_SIZE):
+            answers = iter(self.predict([row for _, row, _ in batch if row is not None], top))
+            placed = [(place, {"error": fault} if row is None else next(answers)) for place, row, fault in batch]
+            yield [{"error": f"{place}: {each['error']}"} if "error" in each else each for place, each in placed]
+
+    def fault_of(self, source: str) -> str | None:
+        """Return the problem of an argument: `-`, a file of rows, or a row, which must not look like a missing file."""
+        if os.path.exists(source):
+            known = self.are_files or source.lower().endswith(self.rows["SUFFIXES"])
+            return None if known else f"{source}: unknown type of file. Known: {', '.join(self.rows['SUFFIXES'])}."
+        is_name = source != "-" and (self.are_files or FILE_NAME.fullmatch(source))
+        return f"{source}: no such file. Pass a text that looks like a file by standard input." if is_name else None
+
+    def columns(self) -> Row:
+        """Return the columns of a file, as in training, by their names in a row."""
+        manifest = self.folder.manifest
+        if manifest["reads"] == ["features"]:
+            return {column["name"]: column["name"] for column in self.folder.read_json("table.json")["columns"]}
+        own = manifest["provenance"].get("config", {"data": {"columns": {}}})["data"]["columns"]
+        return {role: own.get(role, role) for role in manifest["reads"]}
+
+
+def describe(*parts: type) -> str:
+    """Return the docstrings of classes: what is read, and what is printed."""
+    return "\n\n".join(inspect.cleandoc(part.__doc__ or "") for part in parts)
+
+
+def main() -> int:
+    folder = Folder()
+    manifest = folder.manifest
+    models = {name: entry for name, entry in manifest["artifacts"].items() if name in FORMATS}
+    description = describe(*map(type, folder.make_task()))
+    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=description)
+    parser.add_argument("rows", nargs="*", default=["-"], help="default: standard input")
+    parser.add_argument("--model", choices=models, default=next(iter(models)), help="default: %(default)s")
+    parser.add_argument("--top", type=int, default=1, metavar="N", help="default: 1")
+    parser.add_argument("--check", action="store_true", help="compare with the golden rows, exit code 1 if they differ")
+    arguments = parser.parse_args()
+    model = models[arguments.model]
+    predictor = Predictor(model["file"])
+    if arguments.check:
+        limit = manifest["tolerance"] if model["exact"] else 2 * model["largest_difference"]
+        return 0 if folder.load("check.py")["check"](predictor, limit) else 1
+    if faults := [fault for fault in map(predictor.fault_of, arguments.rows) if fault]:
+        print(*faults, sep="\n", file=sys.stderr)
+        return 2
+    count = broken = 0
+    for answers in predictor.answers(arguments.rows, arguments.top):
+        print(*(json.dumps(answer, ensure_ascii=False) for answer in answers), sep="\n", flush=True)
+        count, broken = count + len(answers), broken + sum("error" in answer for answer in answers)
+    if broken:
+        others = "; the others are answered" if broken < count else ""
+        print(f"{broken} of {count} rows could not be used{others}.", file=sys.stderr)
+    return 6 if broken else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # the reader of the answers has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

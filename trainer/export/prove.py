@@ -1,0 +1,231 @@
+"""The proof: formats are written and compared with PyTorch, variant after variant, until one passes or none is left."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import ProofError, format_error
+from trainer.export.cases import Forward
+from trainer.export.compare import (
+    Comparison,
+    Evaluation,
+    Limits,
+    ShapeResult,
+    check_metric,
+    compare_cases,
+    format_shapes,
+    judging_metric,
+    proof_errors,
+)
+from trainer.export.folder import remove
+from trainer.export.formats.catalog import FORMATS, Format, Variant
+from trainer.export.model import ExportModel
+from trainer.protocols import Task
+
+logger = logging.getLogger(__name__)
+
+_CACHE_SIZE = 2**24  # values of PyTorch's outputs that are kept between attempts: 64 MB
+
+_EXPORT_REMEDY = "Keep input sizes symbolic in forward (no int() of a size, no loop over it), or leave out this format"
+_SOURCE_REMEDY = "Leave out this format, or fix the model's forward"
+
+
+@dataclass(frozen=True)
+class StagedArtifact:
+    """A format in one of its variants: written into the staging folder and loaded from there.
+
+    Attributes:
+        format: The format.
+        variant: The way in which it was written.
+        forward: The loaded artifact.
+        shapes: The shapes that it was run at.
+        comparison: Its comparison with PyTorch on real data; empty until the evaluation split has been run.
+        details: Manifest keys of only this artifact.
+    """
+
+    format: Format
+    variant: Variant
+    forward: Forward
+    shapes: list[ShapeResult]
+    comparison: Comparison
+    details: dict[str, Any]
+
+    @property
+    def largest_difference(self) -> float:
+        """Largest difference of an output, over all shapes and the evaluation split."""
+        return max(self.comparison.largest_difference, *(shape.difference for shape in self.shapes))
+
+    def check_evaluation(self, pytorch: Mapping[str, float], task: Task, budget: float) -> None:
+        """Check the results on the evaluation split.
+
+        Raises:
+            ProofError: An output differed, the judging metric is worse than PyTorch's by more than `budget`, or the
+                outputs of an inexact format do not agree with PyTorch's.
+        """
+        if self.comparison.failure is not None:
+            raise self.comparison.failure
+        if (metric := judging_metric(task)) is not None:
+            check_metric(
+                self.format.path,
+                metric,
+                pytorch[metric],
+                self.comparison.metrics()[metric],
+                higher_is_better=task.metrics()[metric].higher_is_better,
+                budget=budget,
+            )
+        if not self.format.exact:
+            self.comparison.agreement.check(self.format.path)
+
+
+@dataclass(frozen=True)
+class ProofResult:
+    """The result of `prove_formats`.
+
+    Attributes:
+        proved: The artifacts that passed, in the order of the formats. The files of all others are removed.
+        failures: The reasons of the others, one per format.
+        metrics: PyTorch's metrics on the evaluation split; empty if nothing could be run on it.
+    """
+
+    proved: list[StagedArtifact]
+    failures: list[ProofError]
+    metrics: dict[str, float]
+
+
+def prove_formats(formats: Sequence[Format], stage: Path, model: ExportModel, limits: Limits) -> ProofResult:
+    """Write each format into `stage` and prove it. Each attempt passes over the evaluation split once.
+
+    The format that another one is made of is proved with it, also if it was not requested.
+
+    Args:
+        formats: The formats to write; each attempt tries the next variant of every format that has not passed.
+        stage: A folder.
+        model: The model.
+        limits: The differences that an artifact may have.
+    """
+    trials = _make_trials(formats)
+    attempts = max(len(trial.format.variants) for trial in trials)
+    cache_size = _CACHE_SIZE if attempts > 1 else 0
+    evaluation = Evaluation(model.evaluation, model.eager_forward, model.task.metrics(), cache_size=cache_size)
+    for attempt in range(attempts):
+        staged: list[tuple[_Trial, StagedArtifact]] = []
+        for trial in trials:
+            if trial.is_due(attempt):
+                remove(stage, trial.format.path)
+                with trial.record_refusal():
+                    variant = trial.format.variants[attempt]
+                    staged.append((trial, stage_artifact(trial.format, variant, stage, model, limits)))
+        if staged:
+            evaluation.run([artifact.comparison for _, artifact in staged])
+        for trial, artifact in staged:
+            with trial.record_refusal():
+                artifact.check_evaluation(evaluation.metrics, model.task, limits.metric_budget)
+                trial.artifact = artifact
+    _warn_about_metric(judging_metric(model.task), evaluation.metrics)
+    requested = {trial.format.name: trial for trial in trials if trial.format in formats}
+    for trial in trials:
+        if trial.format.name not in requested or not trial.passed:
+            remove(stage, trial.format.path)
+    in_order = [requested[format.name] for format in formats]
+    return ProofResult(
+        proved=[trial.artifact for trial in in_order if trial.passed and trial.artifact],
+        failures=[_failure(trial, requested) for trial in in_order if not trial.passed],
+        metrics=evaluation.metrics,
+    )
+
+
+def stage_artifact(format: Format, variant: Variant, stage: Path, model: ExportModel, limits: Limits) -> StagedArtifact:
+    """Write a variant of a format into `stage`, load the file, and compare it with PyTorch at the model's cases.
+
+    Raises:
+        ProofError: It cannot be written, loaded or run, a dimension is frozen, or an output differs.
+    """
+    path = stage / format.path
+    cases = model.cases  # PyTorch's outputs, computed before an exporter gets hold of the model
+    with proof_errors(format.path, f"cannot be exported ({format_shapes(model.traced)})", _EXPORT_REMEDY):
+        details = variant.write(path, model)
+    with proof_errors(format.path, "cannot be loaded", _EXPORT_REMEDY):
+        forward, declared = format.load(path, model)
+    tolerance = limits.tolerance_of(exact=format.exact, bitwise=format.bitwise)
+    shapes = compare_cases(format.path, forward, cases, tolerance)
+    task = model.task
+    comparison = Comparison(format.path, forward, task.metrics(), tolerance, task.target)
+    return StagedArtifact(format, variant, forward, shapes, comparison, {**details, **declared})
+
+
+@dataclass
+class _Trial:
+    """The attempts at one format.
+
+    Attributes:
+        format: The format.
+        source: The trial of the format that it is made of.
+        refusals: The reason for each variant that was refused.
+        artifact: The variant that passed.
+    """
+
+    format: Format
+    source: _Trial | None
+    refusals: list[ProofError] = field(default_factory=list)
+    artifact: StagedArtifact | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.artifact is not None and not self.has_refused_source
+
+    @property
+    def has_refused_source(self) -> bool:
+        return self.source is not None and bool(self.source.refusals)
+
+    def is_due(self, attempt: int) -> bool:
+        """Return whether a variant is to be tried in this attempt."""
+        return self.artifact is None and attempt < len(self.format.variants) and not self.has_refused_source
+
+    @contextmanager
+    def record_refusal(self) -> Iterator[None]:
+        """Record a `ProofError` of the block instead of raising it."""
+        try:
+            yield
+        except ProofError as refusal:
+            self.refusals.append(refusal)
+
+
+def _make_trials(formats: Sequence[Format]) -> list[_Trial]:
+    """Make a trial for each format; the formats that others are made of come first."""
+    requested = {format.name: format for format in formats}
+    names = dict.fromkeys(format.made_of for format in formats if format.made_of is not None)
+    sources = {name: _Trial(requested.get(name, FORMATS[name]), None) for name in names}
+    others = [format for format in formats if format.name not in sources]
+    return [*sources.values(), *(_Trial(format, sources.get(format.made_of or "")) for format in others)]
+
+
+def _failure(trial: _Trial, requested: Mapping[str, _Trial]) -> ProofError:
+    """Return the reason why no variant passed; variants with the same reason share a line."""
+    format = trial.format
+    if trial.source is not None and trial.has_refused_source:
+        made_of = trial.source.format
+        problem = f"is made of {made_of.path}, which is refused"
+        # If the source was requested, its own failure is reported as well.
+        reasons = [] if made_of.name in requested else [f"  {each}" for each in trial.source.refusals[0].messages]
+        return ProofError("\n".join([format_error(format.path, problem, _SOURCE_REMEDY), *reasons]))
+    if len(format.variants) == 1:
+        return trial.refusals[0]
+    names: dict[str, list[str]] = {}
+    for variant, refusal in zip(format.variants, trial.refusals, strict=True):
+        for message in refusal.messages:
+            names.setdefault(message, []).append(variant.name)
+    reasons = [f"  {'; '.join(variants)}: {message}" for message, variants in names.items()]
+    problem = f"none of its {len(format.variants)} variants passes"
+    return ProofError("\n".join([format_error(format.path, problem, "Leave out this format"), *reasons]))
+
+
+def _warn_about_metric(metric: str | None, metrics: Mapping[str, float]) -> None:
+    value = metrics.get(metric or "", 0.0)
+    if not isfinite(value):
+        logger.warning("%s is %s over the evaluation split: it cannot judge artifacts", metric, value)

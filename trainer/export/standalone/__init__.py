@@ -1,1 +1,0 @@
-"""Files that are copied beside an artifact and run there without this package."""
