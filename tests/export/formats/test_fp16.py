@@ -108,16 +108,16 @@ def test_values_out_of_range_stay_in_float32(extreme: ExportModel, tmp_path: Pat
     assert TensorProto.FLOAT16 in {each.data_type for each in weights_of(path).values()}
 
 
-@pytest.mark.parametrize("left_out", ["_large_values", "_leaves_range", "_is_single"])
-def test_each_reason_to_stay_in_float32_is_one(
-    extreme: ExportModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
+@pytest.mark.parametrize("ignored", ["_find_large_values", "_leaves_range", "_needs_fp32"])
+def test_each_reason_to_stay_in_float32_is_needed(
+    extreme: ExportModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ignored: str
 ) -> None:
     nothing: dict[str, Any] = {
-        "_large_values": lambda *_: set(),
+        "_find_large_values": lambda *_: set(),
         "_leaves_range": lambda _: False,
-        "_is_single": lambda node: node.op_type in trainer.export.formats.fp16._TYPED,
+        "_needs_fp32": lambda node: node.op_type in trainer.export.formats.fp16._TYPED_OPERATORS,
     }
-    monkeypatch.setattr(trainer.export.formats.fp16, left_out, nothing[left_out])
+    monkeypatch.setattr(trainer.export.formats.fp16, ignored, nothing[ignored])
     path = tmp_path / "model.fp16.onnx"
     write_fp16(path, extreme)
     results = in_true_half(path, extreme)
