@@ -183,7 +183,7 @@ def write_golden(stage: Path, task: Task, rows: Sequence[Mapping[str, Any]], for
 
 
 def _write_golden_tensors(stage: Path, inputs: Mapping[str, Tensor], output: Tensor) -> None:
-    """Write `input.<name>` and `output` as NumPy arrays and as tensors, which C++ reads by `torch::jit::pickle_load`."""
+    """Write `input.<name>` and `output` as NumPy arrays and as tensors (C++: `torch::jit::pickle_load`)."""
     tensors = {**{f"input.{name}": value.contiguous() for name, value in inputs.items()}, "output": output}
     arrays: dict[str, Any] = {name: value.numpy() for name, value in tensors.items()}
     np.savez(stage / GOLDEN_ARRAYS, allow_pickle=False, **arrays)
