@@ -48,20 +48,19 @@ def diagnosis() -> DivergenceReport:
 
 
 def test_the_diagnosis_lists_what_is_not_finite(diagnosis: DivergenceReport) -> None:
-    found = diagnosis
-    assert found.step == 3
-    assert found.report["step"] == 3
-    assert found.report["loss"] == "nan"
-    assert found.report["grad_norm"] == "nan"
-    assert found.report["lr"] == 0.1
-    assert found.report["samples"] == [0, 1, 2, 3, 70, 71]
-    assert found.report["not_finite"] == {
+    assert diagnosis.step == 3
+    assert diagnosis.report["step"] == 3
+    assert diagnosis.report["loss"] == "nan"
+    assert diagnosis.report["grad_norm"] == "nan"
+    assert diagnosis.report["lr"] == 0.1
+    assert diagnosis.report["samples"] == [0, 1, 2, 3, 70, 71]
+    assert diagnosis.report["not_finite"] == {
         "parameters": [],
         "buffers": [],
         "gradients": ["layer.weight", "layer.bias"],
         "inputs": ["1.inputs.x"],
     }
-    assert set(found.batch) == {"0.inputs.x", "0.target", "1.inputs.x", "1.target"}
+    assert set(diagnosis.batch) == {"0.inputs.x", "0.target", "1.inputs.x", "1.target"}
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
@@ -72,12 +71,12 @@ def test_finite_gradients_are_not_listed_if_only_their_norm_overflows(max_grad_n
     with torch.no_grad():
         run.model.layer.weight.zero_()
     loss, norm = compute_gradients(run, micro_batches)
-    found = diagnose(run, 1, loss, norm, micro_batches)
+    report = diagnose(run, 1, loss, norm, micro_batches).report
 
     assert (loss < 10, norm) == (True, float("inf"))
-    assert found.report["not_finite"]["gradients"] == []
-    assert found.report["grad_norms"]["layer.weight"] == "inf"
-    assert 0.1 < found.report["grad_norms"]["layer.bias"] < 1
+    assert report["not_finite"]["gradients"] == []
+    assert report["grad_norms"]["layer.weight"] == "inf"
+    assert 0.1 < report["grad_norms"]["layer.bias"] < 1
 
 
 class Cusp:
@@ -92,10 +91,10 @@ class Cusp:
 
 def test_float16_diverges_at_its_smallest_loss_scale() -> None:
     run = make_run(loss=Cusp(), precision=Precision("fp16", CPU))
-    found = diverge(run, r"step 1: the run diverged: loss 0\.0, gradient norm nan").report
+    report = diverge(run, r"step 1: the run diverged: loss 0\.0, gradient norm nan").report
 
-    assert (found["loss"], found["grad_norm"]) == (0.0, "nan")
-    assert (found["precision"], found["scale"]) == ("fp16", MIN_SCALE)
+    assert (report["loss"], report["grad_norm"]) == (0.0, "nan")
+    assert (report["precision"], report["scale"]) == ("fp16", MIN_SCALE)
 
 
 def test_non_finite_parameters_of_the_model_and_its_average() -> None:

@@ -53,8 +53,8 @@ def train(folder: Path, name: str, *overrides: str) -> dict[str, float]:
 
 
 def test_every_experiment_has_a_baseline() -> None:
-    found = {file.stem for file in (CONF / "experiment").glob("*.yaml")}
-    assert found == BASELINES.keys() | NEEDS_FILES
+    experiments = {file.stem for file in (CONF / "experiment").glob("*.yaml")}
+    assert experiments == BASELINES.keys() | NEEDS_FILES
 
 
 @pytest.mark.parametrize("name", [*BASELINES, *NEEDS_FILES])

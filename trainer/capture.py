@@ -70,7 +70,7 @@ def restore(run: Run, state: TrainState, snapshot: Snapshot) -> None:
 
 
 def _other_modules(run: Run) -> dict[str, nn.Module]:
-    """Return the modules besides the model that a checkpoint stores, by the names of their files."""
+    """Return the modules other than the model that a checkpoint stores, by the names of their files."""
     modules = run.modules()
     del modules["model"]
     # Most losses are modules without weights or buffers.

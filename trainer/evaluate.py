@@ -60,6 +60,6 @@ def evaluate(
 
 
 def metric_directions(metrics: MetricCollection) -> dict[str, bool]:
-    """Return True for each metric of which higher values are better; the loss and every metric with a direction."""
+    """Return the direction of the loss and of every metric that has one: True if higher is better."""
     directions = {str(name): metric.higher_is_better for name, metric in metrics.items(keep_base=True)}
     return {"loss": False} | {name: higher for name, higher in directions.items() if higher is not None}

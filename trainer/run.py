@@ -1,4 +1,4 @@
-"""What a training run is made of: its parts, its length, its validation, and where its output goes."""
+"""What a training run is made of: its parts, its length, its validation and its outputs."""
 
 from __future__ import annotations
 

@@ -40,9 +40,9 @@ def test_data_problems_are_warnings(tmp_path: Path) -> None:
 def test_strict_makes_data_problems_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with working_in(tmp_path):
         assert train(tmp_path / "run", *write_wrong(tmp_path), "data.strict=true") == 6
-    told = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
 
-    assert [line.split(",")[0] for line in told] == [
+    assert [line.split(",")[0] for line in lines] == [
         "data.strict: train: 9.1 % duplicates",
         "data.strict: train: 9.1 % conflicting",
         "data.strict: validation: 33.3 % leaked",
@@ -56,14 +56,14 @@ def test_dropped_rows_are_reported_each_time_and_are_errors_if_strict(
     lines = [*(f"{text},{label}" for text, label in rows(80)), ",fruit", "  ,tool"]
     (tmp_path / "my.csv").write_text("\n".join(["text,label", *lines]), encoding="utf-8")
     job = ["data=files", f"data.train={tmp_path}/my.csv", f"data.cache_dir={tmp_path}/cache", "train.duration=1"]
-    told = f"data.train: dropped 2 rows without a text or a label; the first is {tmp_path}/my.csv, row 81"
+    message = f"data.train: dropped 2 rows without a text or a label; the first is {tmp_path}/my.csv, row 81"
     with working_in(tmp_path):
         for name in ("read", "cached"):
             assert train(tmp_path / name, *job) == 0
-            assert (tmp_path / name / "trainer.log").read_text(encoding="utf-8").count(told) == 1
+            assert (tmp_path / name / "trainer.log").read_text(encoding="utf-8").count(message) == 1
         capsys.readouterr()
         assert train(tmp_path / "strict", *job, "data.strict=true") == 6
-    assert f"data.strict: {told}" in capsys.readouterr().err
+    assert f"data.strict: {message}" in capsys.readouterr().err
 
 
 def test_strict_is_true_or_false(capsys: pytest.CaptureFixture[str]) -> None:

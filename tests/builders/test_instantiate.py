@@ -64,7 +64,7 @@ def test_nested_parts_are_instantiated_in_plain_lists() -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "told"),
+    ("config", "message"),
     [
         (
             {"_target_": "nowhere.Part"},
@@ -87,9 +87,9 @@ def test_nested_parts_are_instantiated_in_plain_lists() -> None:
         ({"_target_": f"{HERE}.Part", "size": -1}, r"model: cannot be created \(ValueError: size is negative\)"),
     ],
 )
-def test_errors_name_the_key_and_the_cause(part: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
-        instantiate("model", part, num_outputs=1)
+def test_errors_name_the_key_and_the_cause(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        instantiate("model", config, num_outputs=1)
 
 
 def test_errors_of_a_part_get_the_name_of_its_group() -> None:

@@ -56,10 +56,10 @@ def test_a_student_learns_from_its_teacher(teacher_run: tuple[list[str], Path], 
     assert len(losses) == 6
     assert (run / "eval/test.json").exists()
     # With the whole weight on the labels it is cross entropy, whoever teaches.
-    alone, labels = tmp_path / "alone", tmp_path / "labels"
-    assert train(alone, *data, "loss=kl_distillation", f"loss.teacher={folder}", "loss.weight=0.0") == 0
-    assert train(labels, *data) == 0
-    first = [events(path, "train")[0]["loss"] for path in (alone, labels)]
+    labels_only, no_teacher = tmp_path / "labels_only", tmp_path / "no_teacher"
+    assert train(labels_only, *data, "loss=kl_distillation", f"loss.teacher={folder}", "loss.weight=0.0") == 0
+    assert train(no_teacher, *data) == 0
+    first = [events(path, "train")[0]["loss"] for path in (labels_only, no_teacher)]
     assert first[0] == pytest.approx(first[1], rel=1e-6)
     assert losses[0] != pytest.approx(first[0], rel=1e-3)
 

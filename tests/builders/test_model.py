@@ -92,10 +92,10 @@ def test_weights_of_a_run_come_with_its_tokenizer(
     assert train(run, *other) == 0
     assert f"note: task.tokenizer={first / 'model'}: " in capsys.readouterr().err
     assert _tokenizer(run) == _tokenizer(first)
-    told = (run / "trainer.log").read_text("utf-8")
-    assert "the classes of head.* have other names (fruit is metal here)" in told
-    assert f"task.tokenizer={first / 'model'}: the tokenizer that model.weights were trained with" in told
-    assert "tokens are different here" not in told
+    log = (run / "trainer.log").read_text("utf-8")
+    assert "the classes of head.* have other names (fruit is metal here)" in log
+    assert f"task.tokenizer={first / 'model'}: the tokenizer that model.weights were trained with" in log
+    assert "tokens are different here" not in log
 
     assert train(anew, *other, "task.vocab_size=120", "task.tokenizer=null") == 0
     assert "tokens are different here, and token_embedding.weight" in (anew / "trainer.log").read_text("utf-8")
@@ -111,10 +111,10 @@ def test_mismatched_weights_are_listed(data: list[str], tmp_path: Path, capsys: 
     assert train(tmp_path / "first", *data) == 0
     capsys.readouterr()
     assert train(tmp_path / "run", *data, f"model.weights={tmp_path / 'first'}", "model.dim=8") == 2
-    told = capsys.readouterr().err
-    assert "\nmodel.weights: " in told
-    assert "head.weight" in told
-    assert "model.weights_ignore" in told
+    errors = capsys.readouterr().err
+    assert "\nmodel.weights: " in errors
+    assert "head.weight" in errors
+    assert "model.weights_ignore" in errors
 
 
 def test_layers_unfreeze_at_their_steps_also_after_a_resume(data: list[str], tmp_path: Path) -> None:
@@ -289,8 +289,8 @@ def test_a_channels_last_run_learns_the_same_and_resumes(image_job: list[str], t
     run = tmp_path / "run"
     assert main([*image_job, f"run.dir={tmp_path / 'plain'}"]) == 0
     assert main([*image_job, "model.channels_last=true", f"run.dir={run}"]) == 0
-    found, expected = (events(folder, "train") for folder in (run, tmp_path / "plain"))
-    for ours, theirs in zip(found, expected, strict=True):
+    logged, expected = (events(folder, "train") for folder in (run, tmp_path / "plain"))
+    for ours, theirs in zip(logged, expected, strict=True):
         assert (ours["loss"], ours["grad_norm"]) == pytest.approx((theirs["loss"], theirs["grad_norm"]), rel=1e-5)
     ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (run, tmp_path / "plain"))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)

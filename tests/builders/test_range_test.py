@@ -66,7 +66,7 @@ def test_a_run_measures_its_learning_rate_once(data: list[str], tmp_path: Path) 
     assert train(tmp_path / "given", *data, f"optimizer.lr={lr}") == 0
     assert checkpoint_files(tmp_path / "run", 6) == checkpoint_files(tmp_path / "given", 6)
 
-    # Asked for again on going on, it is the one that was found.
+    # A resumed run keeps the learning rate that was measured.
     before = len(events(tmp_path / "run"))
     assert train(tmp_path / "run", *arguments) == 0
     assert [event["event"] for event in events(tmp_path / "run")[before:]] != []

@@ -45,15 +45,15 @@ class Recorded:
 
 
 def rows(count: int, seed: int = 0) -> list[tuple[str, str]]:
-    """Unique texts of random length with words of one category and a few of another, each with its category."""
+    """Return unique texts of random length with words of one category and a few of another, each with its category."""
     random = np.random.default_rng(seed)
-    kinds = list(WORDS)
-    made = []
+    categories = list(WORDS)
+    texts = []
     for number in range(count):
-        kind = kinds[random.integers(len(kinds))]
-        words = [*random.choice(WORDS[kind], size=random.integers(2, 9)), *random.choice(WORDS["tool"], size=2)]
-        made.append((f"{' '.join(random.permutation(words))} {number}", kind))
-    return made
+        category = categories[random.integers(len(categories))]
+        words = [*random.choice(WORDS[category], size=random.integers(2, 9)), *random.choice(WORDS["tool"], size=2)]
+        texts.append((f"{' '.join(random.permutation(words))} {number}", category))
+    return texts
 
 
 def write_csv(path: Path, count: int = 61, seed: int = 0) -> Path:
@@ -75,15 +75,15 @@ def write_roles(folder: Path, count: int = 61) -> list[str]:
     files = []
     for seed, (split, size) in enumerate({"train": count, "validation": 20, "test": 20}.items()):
         lines = []
-        for number, (text, kind) in enumerate(rows(size, seed)):
+        for number, (text, category) in enumerate(rows(size, seed)):
             words = text.split()
             line = {
                 "text": text,
-                "label": kind,
-                "labels": sorted({kind, *(other for other, known in WORDS.items() if {*known} & {*words})}),
+                "label": category,
+                "labels": sorted({category, *(other for other, known in WORDS.items() if {*known} & {*words})}),
                 "value": float(len(words)),
-                "text_pair": " ".join(WORDS[kind][:3]),
-                "positive": f"{kind} {words[0]}",
+                "text_pair": " ".join(WORDS[category][:3]),
+                "positive": f"{category} {words[0]}",
                 "negative": f"wrong {words[-1]}",
                 "score": float(number % 2),
                 "words": words,
@@ -123,9 +123,9 @@ def events(run_dir: Path, name: str | None = None) -> list[dict[str, Any]]:
     return [line for line in lines if name is None or line["event"] == name]
 
 
-def without_clock(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_clock(logged: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return events without the values that depend on the machine's speed."""
-    return [{key: value for key, value in event.items() if key != "samples_per_second"} for event in found]
+    return [{key: value for key, value in event.items() if key != "samples_per_second"} for event in logged]
 
 
 def checkpoint_files(run_dir: Path, step: int) -> dict[str, bytes]:

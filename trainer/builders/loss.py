@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
     if not isinstance(loss, Loss):
         problem = f"{job.loss['_target_']} has no num_targets method: a loss is a sum and must report its terms"
         raise ConfigError(format_error("loss", problem))
-    return cast(Loss, loss.to(device) if isinstance(loss, nn.Module) else loss)
+    return loss.to(device) if isinstance(loss, nn.Module) else loss
 
 
 def needs_teacher(job: TrainJob) -> bool:
