@@ -1,5 +1,7 @@
 """Prompts, stopping criteria, and the text of generated tokens."""
 
+from typing import Any
+
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -49,15 +51,20 @@ def test_text_ends_at_the_maximum_number_of_tokens() -> None:
     assert met(StoppingCriteria(prompt_of([7, 8], max_length=3), 2, []), [7, 8, 1]) == [True]
 
 
-@pytest.mark.parametrize(
-    ("new", "reason"),
-    [([END], "end"), ([3], "stop"), ([1, 2, 1], "length"), ([1, 2], "context"), ([1], "exhausted"), ([], "exhausted")],
-)
-def test_end_reason(new: list[int], reason: str) -> None:
-    criteria = StoppingCriteria(prompt_of([7], max_length=3), 3, ["3"])
-    text = criteria.continuation(torch.tensor([7, *new]), score=-0.5)
+def test_end_reason() -> None:
+    cases: list[Any] = [
+        ([END], "end"),
+        ([3], "stop"),
+        ([1, 2, 1], "length"),
+        ([1, 2], "context"),
+        ([1], "exhausted"),
+        ([], "exhausted"),
+    ]
+    for new, reason in cases:
+        criteria = StoppingCriteria(prompt_of([7], max_length=3), 3, ["3"])
+        text = criteria.continuation(torch.tensor([7, *new]), score=-0.5)
 
-    assert (text.ids, text.ended, text.score) == (tuple(new), reason, -0.5)
+        assert (text.ids, text.ended, text.score) == (tuple(new), reason, -0.5)
 
 
 def test_prompt_has_no_special_tokens(generator: TextGenerator) -> None:
@@ -67,10 +74,10 @@ def test_prompt_has_no_special_tokens(generator: TextGenerator) -> None:
     assert tuple(prompt.ids.tolist()) == ids_of(generator, "two one")
 
 
-@pytest.mark.parametrize(("text", "problem"), [(" \n", "empty"), ("one " * 12, "12 tokens")])
-def test_empty_and_too_long_prompts_are_rejected(text: str, problem: str, generator: TextGenerator) -> None:
-    with pytest.raises(PromptError, match=problem):
-        generator.encode_prompt(text)
+def test_empty_and_too_long_prompts_are_rejected(generator: TextGenerator) -> None:
+    for text, problem in [(" \n", "empty"), ("one " * 12, "12 tokens")]:
+        with pytest.raises(PromptError, match=problem):
+            generator.encode_prompt(text)
 
 
 def test_completion_is_spelled_in_the_context_of_the_prompt(generator: TextGenerator) -> None:
@@ -106,12 +113,13 @@ def test_end_token_is_counted_but_not_shown(generator: TextGenerator) -> None:
     assert (text.text, text.tokens) == ("one two", 2)
 
 
-@pytest.mark.parametrize("stop", [["three f", "three"], ["no", "three four"], ["four", "three"]])
-def test_completion_is_cut_before_the_first_stop_string(stop: list[str], generator: TextGenerator) -> None:
-    continuation = Continuation(ids_of(generator, "two three four"), "stop")
-    text = generator.complete("three  one", generator.encode_prompt("three  one"), continuation, stop)
+def test_completion_is_cut_before_the_first_stop_string(generator: TextGenerator) -> None:
+    cases: list[Any] = [["three f", "three"], ["no", "three four"], ["four", "three"]]
+    for stop in cases:
+        continuation = Continuation(ids_of(generator, "two three four"), "stop")
+        text = generator.complete("three  one", generator.encode_prompt("three  one"), continuation, stop)
 
-    assert (text.text, text.completion) == ("three  one two ", " two ")
+        assert (text.text, text.completion) == ("three  one two ", " two ")
 
 
 @torch.inference_mode()

@@ -37,14 +37,14 @@ def test_each_option_sets_every_parameter_of_its_strategy() -> None:
         assert job_of(f"decode={option}").decode.items() >= content.items()
 
 
-@pytest.mark.parametrize("option", ["greedy", "beam_sample"])
-def test_help_shows_every_key_of_an_option(option: str) -> None:
-    whole, chosen = verb_help("generate", []), verb_help("generate", [f"decode={option}"])
-    _, *blocks = re.split("\n *decode=", whole)
-    shown = "".join(block for block in blocks if block.startswith(("greedy:", f"{option} also has\n")))
-    keys = {key for key in job_of(f"decode={option}").decode if not key.startswith("_")}
+def test_help_shows_every_key_of_an_option() -> None:
+    for option in ["greedy", "beam_sample"]:
+        whole, chosen = verb_help("generate", []), verb_help("generate", [f"decode={option}"])
+        _, *blocks = re.split("\n *decode=", whole)
+        shown = "".join(block for block in blocks if block.startswith(("greedy:", f"{option} also has\n")))
+        keys = {key for key in job_of(f"decode={option}").decode if not key.startswith("_")}
 
-    assert keys == {*re.findall(r"decode\.(\w+): ", shown)} == {*re.findall(r"decode\.(\w+): ", chosen)}
+        assert keys == {*re.findall(r"decode\.(\w+): ", shown)} == {*re.findall(r"decode\.(\w+): ", chosen)}
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,8 @@ def test_invalid_values_are_rejected(overrides: list[str], key: str, value: str)
     assert value in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_prompt_is_taken_literally() -> None:
+    cases: list[Any] = [
         "Hello, world (x): [1] {a}",
         'don\'t say "no"',
         "a\\'b",
@@ -89,10 +88,9 @@ def test_invalid_values_are_rejected(overrides: list[str], key: str, value: str)
         " lead ",
         "'",
         "true",
-    ],
-)
-def test_prompt_is_taken_literally(text: str) -> None:
-    assert job_of(f"prompt={text}").prompt == text
+    ]
+    for text in cases:
+        assert job_of(f"prompt={text}").prompt == text
 
 
 def test_quoted_and_null_prompts_follow_hydra() -> None:

@@ -1,8 +1,8 @@
 """Score processors: known values, and transformers' own processors."""
 
 from math import inf, log
+from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -37,9 +37,8 @@ def test_repetition_penalty_lowers_positive_and_negative_scores() -> None:
     assert scores.tolist() == [[2.0, -2.0, 1.0]] * 2
 
 
-@pytest.mark.parametrize(
-    ("size", "ids", "tokens"),
-    [
+def test_tokens_that_would_repeat_an_ngram_are_banned() -> None:
+    cases: list[Any] = [
         (1, [3, 1, 3], {1, 3}),
         (2, [1, 2, 1, 4, 1], {2, 4}),
         (3, [1, 2, 3, 1, 2], {3}),
@@ -47,10 +46,9 @@ def test_repetition_penalty_lowers_positive_and_negative_scores() -> None:
         (2, [1], set()),
         (2, [1, 2, 3], set()),
         (4, [1, 2, 1, 2], set()),
-    ],
-)
-def test_tokens_that_would_repeat_an_ngram_are_banned(size: int, ids: list[int], tokens: set[int]) -> None:
-    assert banned(ban_repeated_ngrams(size)(torch.tensor([ids]), torch.zeros(1, 5))) == [tokens]
+    ]
+    for size, ids, tokens in cases:
+        assert banned(ban_repeated_ngrams(size)(torch.tensor([ids]), torch.zeros(1, 5))) == [tokens]
 
 
 def test_each_row_bans_its_own_ngrams() -> None:
@@ -63,16 +61,15 @@ def test_token_is_banned_before_a_length() -> None:
     assert banned(process_end(torch.tensor([[1, 2, 3]]), torch.zeros(1, 5))) == [set()]
 
 
-@pytest.mark.parametrize(("k", "tokens"), [(1, {2}), (2, {0, 2, 3}), (9, {0, 1, 2, 3})])
-def test_top_k_keeps_the_best_tokens_and_ties(k: int, tokens: set[int]) -> None:
-    assert possible(keep_top_k(k)(torch.tensor([[0]]), torch.tensor([[1.0, 0.0, 3.0, 1.0]]))) == tokens
+def test_top_k_keeps_the_best_tokens_and_ties() -> None:
+    for k, tokens in [(1, {2}), (2, {0, 2, 3}), (9, {0, 1, 2, 3})]:
+        assert possible(keep_top_k(k)(torch.tensor([[0]]), torch.tensor([[1.0, 0.0, 3.0, 1.0]]))) == tokens
 
 
-@pytest.mark.parametrize(
-    ("p", "keep", "tokens"), [(0.5, 1, {1}), (0.51, 1, {1, 3}), (0.99, 1, {0, 1, 2, 3}), (0.1, 2, {1, 3})]
-)
-def test_top_p_keeps_the_smallest_sufficient_set(p: float, keep: int, tokens: set[int]) -> None:
-    assert possible(keep_top_p(p, keep)(torch.tensor([[0]]), PROBABILITIES)) == tokens
+def test_top_p_keeps_the_smallest_sufficient_set() -> None:
+    cases: list[Any] = [(0.5, 1, {1}), (0.51, 1, {1, 3}), (0.99, 1, {0, 1, 2, 3}), (0.1, 2, {1, 3})]
+    for p, keep, tokens in cases:
+        assert possible(keep_top_p(p, keep)(torch.tensor([[0]]), PROBABILITIES)) == tokens
 
 
 def test_options_without_an_effect_have_no_processor() -> None:

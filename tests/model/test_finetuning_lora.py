@@ -34,29 +34,27 @@ def trainable(model: nn.Module) -> set[str]:
 
 
 class TestWithPeft:
-    @pytest.mark.parametrize(
-        ("targets", "names"),
-        [
+    def test_only_adapters_and_the_head_are_trainable(self) -> None:
+        cases: list[Any] = [
             ("all-linear", [f"blocks.{block}.{layer}" for block in range(2) for layer in LAYERS]),
             (["query_key_value"], ["blocks.0.query_key_value", "blocks.1.query_key_value"]),
             (["blocks.1.feed_forward.0", "blocks.0.attention_output"], None),
-        ],
-    )
-    def test_only_adapters_and_the_head_are_trainable(self, targets: Any, names: list[str] | None) -> None:
-        model, inputs = encoder().eval(), padded(samples(4))
-        names = names or targets
-        before = model(**inputs)
+        ]
+        for targets, names in cases:
+            model, inputs = encoder().eval(), padded(samples(4))
+            names = names or targets
+            before = model(**inputs)
 
-        assert list(apply_lora(model, 3, 6.0, 0.1, targets)) == names
-        assert trainable(model) == {"head.weight", "head.bias"} | {
-            f"{name}.lora_{part}.default.weight" for name in names for part in "AB"
-        }
-        assert torch.equal(model.eval()(**inputs), before)
-        randomize(model)
-        model.train()(**inputs).pow(2).sum().backward()
-        for name, parameter in model.named_parameters():
-            assert (parameter.grad is not None) == (name in trainable(model)), name
-            assert parameter.grad is None or parameter.grad.abs().sum() > 0, name
+            assert list(apply_lora(model, 3, 6.0, 0.1, targets)) == names
+            assert trainable(model) == {"head.weight", "head.bias"} | {
+                f"{name}.lora_{part}.default.weight" for name in names for part in "AB"
+            }
+            assert torch.equal(model.eval()(**inputs), before)
+            randomize(model)
+            model.train()(**inputs).pow(2).sum().backward()
+            for name, parameter in model.named_parameters():
+                assert (parameter.grad is not None) == (name in trainable(model)), name
+                assert parameter.grad is None or parameter.grad.abs().sum() > 0, name
 
     def test_output_includes_the_low_rank_product(self) -> None:
         layer = nn.Sequential(nn.Linear(5, 4))
@@ -68,24 +66,24 @@ class TestWithPeft:
         x = torch.randn(7, 5)
         torch.testing.assert_close(layer(x), x @ (weight + 3.0 / 2 * product).T + bias, rtol=0, atol=1e-5)
 
-    @pytest.mark.parametrize("targets", ["all-linear", ["token_embedding", "attention_output"]])
-    def test_merging_restores_the_model(self, targets: Any) -> None:
-        model, inputs = encoder().eval(), padded(samples(4))
-        names = [(name, parameter.shape) for name, parameter in model.named_parameters()]
-        types = [type(module) for module in model.modules()]
-        before = model(**inputs)
-        apply_lora(model, 4, 8.0, 0.2, targets)
-        for parameter_name, parameter in model.named_parameters():
-            if "lora_" in parameter_name:
-                nn.init.normal_(parameter, std=0.1)
-        changed = model.eval()(**inputs)
-        merge_lora(model)
+    def test_merging_restores_the_model(self) -> None:
+        for targets in ["all-linear", ["token_embedding", "attention_output"]]:
+            model, inputs = encoder().eval(), padded(samples(4))
+            names = [(name, parameter.shape) for name, parameter in model.named_parameters()]
+            types = [type(module) for module in model.modules()]
+            before = model(**inputs)
+            apply_lora(model, 4, 8.0, 0.2, targets)
+            for parameter_name, parameter in model.named_parameters():
+                if "lora_" in parameter_name:
+                    nn.init.normal_(parameter, std=0.1)
+            changed = model.eval()(**inputs)
+            merge_lora(model)
 
-        assert (changed - before).abs().max() > 1e-3
-        torch.testing.assert_close(model(**inputs), changed, rtol=0, atol=2e-6)
-        assert sorted((name, parameter.shape) for name, parameter in model.named_parameters()) == sorted(names)
-        assert [type(module) for module in model.modules()] == types
-        encoder().load_state_dict(model.state_dict())
+            assert (changed - before).abs().max() > 1e-3
+            torch.testing.assert_close(model(**inputs), changed, rtol=0, atol=2e-6)
+            assert sorted((name, parameter.shape) for name, parameter in model.named_parameters()) == sorted(names)
+            assert [type(module) for module in model.modules()] == types
+            encoder().load_state_dict(model.state_dict())
 
     def test_a_copy_is_independent(self) -> None:
         model, inputs = encoder(), padded(samples(4))
@@ -141,15 +139,13 @@ def test_problems_are_reported_together() -> None:
     assert "got 'norm'" in messages[5]
 
 
-@pytest.mark.parametrize(
-    ("model", "targets", "problem"),
-    [
+def test_invalid_targets_are_rejected() -> None:
+    cases: list[Any] = [
         (encoder(), "query_key_value", "must be a list"),
         (encoder(), [], "must be a list"),
         (nn.Sequential(nn.Conv2d(1, 1, 1)), "all-linear", "no linear layers"),
         (nn.MultiheadAttention(4, 2), ["out_proj"], "is no linear layer"),
-    ],
-)
-def test_invalid_targets_are_rejected(model: nn.Module, targets: Any, problem: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^lora\.targets: .*{problem}"):
-        apply_lora(model, 2, 4.0, 0.0, targets)
+    ]
+    for model, targets, problem in cases:
+        with pytest.raises(ConfigError, match=rf"^lora\.targets: .*{problem}"):
+            apply_lora(model, 2, 4.0, 0.0, targets)

@@ -37,12 +37,12 @@ def reference(model: LeNet, digits: Tensor, activation: Any) -> Tensor:
     return F.linear(f6, weights[8], weights[9])
 
 
-@pytest.mark.parametrize(("activation", "function"), [("tanh", torch.tanh), ("relu", F.relu)])
-def test_matches_the_papers_network(activation: str, function: Any) -> None:
-    model = lenet(activation=activation).double()
-    digits = images(5, 1, 28, 28)["pixel_values"].double()
+def test_matches_the_papers_network() -> None:
+    for activation, function in [("tanh", torch.tanh), ("relu", F.relu)]:
+        model = lenet(activation=activation).double()
+        digits = images(5, 1, 28, 28)["pixel_values"].double()
 
-    torch.testing.assert_close(model(digits), reference(model, digits, function), rtol=0, atol=1e-12)
+        torch.testing.assert_close(model(digits), reference(model, digits, function), rtol=0, atol=1e-12)
 
 
 def test_layers_have_the_papers_sizes() -> None:

@@ -47,19 +47,19 @@ def reference(model: Mlp, values: Tensor, activation: Any, norm: str) -> Tensor:
     return values @ weights["head.weight"].T + weights["head.bias"]
 
 
-@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
-def test_forward_matches_the_reference(norm: Any) -> None:
-    for activation, function in (("relu", F.relu), ("gelu", F.gelu), ("silu", F.silu), ("tanh", torch.tanh)):
-        model = mlp(norm=norm, activation=activation).double()
-        # Move the norms away from their initial values, 0 and 1.
-        model(3 * features(32, 7)["features"].double() + 1)
-        for name, value in model.named_parameters():
-            if ".norm." in name:
-                nn.init.uniform_(value, 0.5, 1.5)
-        model.eval()
-        values = features(6, 7, seed=1)["features"].double()
+def test_forward_matches_the_reference() -> None:
+    for norm in ["none", "batch", "layer"]:
+        for activation, function in (("relu", F.relu), ("gelu", F.gelu), ("silu", F.silu), ("tanh", torch.tanh)):
+            model = mlp(norm=norm, activation=activation).double()
+            # Move the norms away from their initial values, 0 and 1.
+            model(3 * features(32, 7)["features"].double() + 1)
+            for name, value in model.named_parameters():
+                if ".norm." in name:
+                    nn.init.uniform_(value, 0.5, 1.5)
+            model.eval()
+            values = features(6, 7, seed=1)["features"].double()
 
-        torch.testing.assert_close(model(values), reference(model, values, function, norm), rtol=0, atol=1e-12)
+            torch.testing.assert_close(model(values), reference(model, values, function, norm), rtol=0, atol=1e-12)
 
 
 def test_images_are_flattened_channel_by_channel() -> None:

@@ -35,51 +35,51 @@ def test_every_family_is_tested() -> None:
     assert CONFIGS.keys() == FAMILIES.keys()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_hidden_states_match_transformers(name: str, folder: Folders) -> None:
-    from transformers import AutoModel
+def test_hidden_states_match_transformers(folder: Folders) -> None:
+    for name in CONFIGS:
+        from transformers import AutoModel
 
-    inputs = layouts(6, typed=name in TYPED)[0]
-    mask = inputs["attention_mask"].bool()
-    for attention in (None, "eager"):
-        model = model_of(folder(name), attention=attention)
-        own = reference(AutoModel, folder(name), **({"attn_implementation": attention} if attention else {}))
-        expected = own(**inputs).last_hidden_state
+        inputs = layouts(6, typed=name in TYPED)[0]
+        mask = inputs["attention_mask"].bool()
+        for attention in (None, "eager"):
+            model = model_of(folder(name), attention=attention)
+            own = reference(AutoModel, folder(name), **({"attn_implementation": attention} if attention else {}))
+            expected = own(**inputs).last_hidden_state
 
-        torch.testing.assert_close(last_hidden(model, inputs)[mask], expected[mask], rtol=0, atol=1e-5)
-        torch.testing.assert_close(model(**inputs), model.head(pool(expected, mask, "mean")), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_packed_rows_give_the_results_of_padded_rows(name: str, folder: Folders) -> None:
-    padded, packed = layouts(13, typed=True)
-    weights = torch.randn(13, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert packed["input_ids"].shape[0] < 13
-    for attention in ("sdpa", "eager"):
-        model = model_of(folder(name), attention=attention).double()
-
-        torch.testing.assert_close(model(**packed), model(**padded), rtol=0, atol=1e-10)
-        in_padded, in_packed = gradients(model, padded, weights), gradients(model, packed, weights)
-        assert in_packed.keys() == dict(model.named_parameters()).keys()
-        for parameter, gradient in in_packed.items():
-            torch.testing.assert_close(gradient, in_padded[parameter], rtol=0, atol=1e-9, msg=parameter)
+            torch.testing.assert_close(last_hidden(model, inputs)[mask], expected[mask], rtol=0, atol=1e-5)
+            torch.testing.assert_close(model(**inputs), model.head(pool(expected, mask, "mean")), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_language_model_uses_its_own_head(name: str, folder: Folders) -> None:
-    model = model_of(folder(name), **LANGUAGE)
-    padded, packed = layouts(7, pooled=False)
-    own = reference(language_model(name), folder(name))
-    expected = own(**padded).logits.flatten(0, 1)
-    for inputs, index in zip((padded, packed), places(7), strict=True):
-        chosen = index >= 0
-        output = model(**inputs, output_index=index)
-        assert output.shape == (*index.shape, VOCAB_SIZE)
-        torch.testing.assert_close(output[chosen], expected[places(7)[0]][chosen], rtol=0, atol=1e-5)
-    everywhere, mask = model(**padded), padded["attention_mask"].bool()
-    torch.testing.assert_close(everywhere[mask], own(**padded).logits[mask], rtol=0, atol=1e-5)
-    # Tied embeddings are counted once.
-    assert sum(parameter.numel() for parameter in model.parameters()) == own.num_parameters()
+def test_packed_rows_give_the_results_of_padded_rows(folder: Folders) -> None:
+    for name in CONFIGS:
+        padded, packed = layouts(13, typed=True)
+        weights = torch.randn(13, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        assert packed["input_ids"].shape[0] < 13
+        for attention in ("sdpa", "eager"):
+            model = model_of(folder(name), attention=attention).double()
+
+            torch.testing.assert_close(model(**packed), model(**padded), rtol=0, atol=1e-10)
+            in_padded, in_packed = gradients(model, padded, weights), gradients(model, packed, weights)
+            assert in_packed.keys() == dict(model.named_parameters()).keys()
+            for parameter, gradient in in_packed.items():
+                torch.testing.assert_close(gradient, in_padded[parameter], rtol=0, atol=1e-9, msg=parameter)
+
+
+def test_a_language_model_uses_its_own_head(folder: Folders) -> None:
+    for name in CONFIGS:
+        model = model_of(folder(name), **LANGUAGE)
+        padded, packed = layouts(7, pooled=False)
+        own = reference(language_model(name), folder(name))
+        expected = own(**padded).logits.flatten(0, 1)
+        for inputs, index in zip((padded, packed), places(7), strict=True):
+            chosen = index >= 0
+            output = model(**inputs, output_index=index)
+            assert output.shape == (*index.shape, VOCAB_SIZE)
+            torch.testing.assert_close(output[chosen], expected[places(7)[0]][chosen], rtol=0, atol=1e-5)
+        everywhere, mask = model(**padded), padded["attention_mask"].bool()
+        torch.testing.assert_close(everywhere[mask], own(**padded).logits[mask], rtol=0, atol=1e-5)
+        # Tied embeddings are counted once.
+        assert sum(parameter.numel() for parameter in model.parameters()) == own.num_parameters()
 
 
 def test_optimizer_layers_are_the_models_layers(folder: Folders) -> None:

@@ -42,21 +42,21 @@ def test_tokens_do_not_see_padding() -> None:
     assert causal.any(dim=-1).all()
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_sliding_windows_stay_within_the_sample(packed: bool) -> None:
-    keys = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 1}
-    rows = SEQUENCES if packed else MASK
-    masks = attention_masks(
-        FAMILIES["modernbert"], config(**keys), None if packed else rows, rows if packed else None, torch.float32
-    )
+def test_sliding_windows_stay_within_the_sample() -> None:
+    for packed in [True, False]:
+        keys = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 1}
+        rows = SEQUENCES if packed else MASK
+        masks = attention_masks(
+            FAMILIES["modernbert"], config(**keys), None if packed else rows, rows if packed else None, torch.float32
+        )
 
-    assert set(masks) == {"full_attention", "sliding_attention"}
-    near = masks["sliding_attention"]
-    for row, sequence in enumerate(rows.tolist()):
-        for query, own in enumerate(sequence):
-            for key, other in enumerate(sequence):
-                assert near[row, 0, query, key] == (own == other and abs(query - key) <= 1)
-    assert near.any(dim=-1).all()
+        assert set(masks) == {"full_attention", "sliding_attention"}
+        near = masks["sliding_attention"]
+        for row, sequence in enumerate(rows.tolist()):
+            for query, own in enumerate(sequence):
+                for key, other in enumerate(sequence):
+                    assert near[row, 0, query, key] == (own == other and abs(query - key) <= 1)
+        assert near.any(dim=-1).all()
 
 
 def test_eager_masks_are_added_to_the_scores() -> None:

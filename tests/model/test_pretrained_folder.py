@@ -64,60 +64,60 @@ def mask_of(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return inputs["attention_mask"].bool()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_language_model_uses_its_own_class(name: str, folder: Folders, tmp_path: Path) -> None:
-    model = model_of(folder(name), **LANGUAGE)
-    about = save(model, folder(name), name, tmp_path / "saved")
-    own = reference(language_model(name), tmp_path / "saved")
-    assert about == {"library": "transformers", "class": type(own).__name__}
-    inputs = inputs_of(name)
-    with torch.no_grad():
-        expected = model(**inputs)[mask_of(inputs)]
-        torch.testing.assert_close(own(**inputs).logits[mask_of(inputs)], expected, rtol=0, atol=1e-5)
-    assert getattr(own.config, "use_cache", False) == (name == "gpt2")
-    assert_round_trip(model, tmp_path / "saved")
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_tagger_uses_the_librarys_class_if_the_heads_match(name: str, folder: Folders, tmp_path: Path) -> None:
-    from transformers import AutoModelForTokenClassification
-
-    model = model_of(folder(name), output_level="token")
-    about = save(model, folder(name), name, tmp_path / "saved")
-    assert ("head" not in about) == (name in HEADED)
-    if name in HEADED:
-        own = reference(AutoModelForTokenClassification, tmp_path / "saved")
+def test_a_language_model_uses_its_own_class(folder: Folders, tmp_path: Path) -> None:
+    for name in CONFIGS:
+        model = model_of(folder(name), **LANGUAGE)
+        about = save(model, folder(name), name, tmp_path / name)
+        own = reference(language_model(name), tmp_path / name)
+        assert about == {"library": "transformers", "class": type(own).__name__}
         inputs = inputs_of(name)
         with torch.no_grad():
+            expected = model(**inputs)[mask_of(inputs)]
+            torch.testing.assert_close(own(**inputs).logits[mask_of(inputs)], expected, rtol=0, atol=1e-5)
+        assert getattr(own.config, "use_cache", False) == (name == "gpt2")
+        assert_round_trip(model, tmp_path / name)
+
+
+def test_a_tagger_uses_the_librarys_class_if_the_heads_match(folder: Folders, tmp_path: Path) -> None:
+    for name in CONFIGS:
+        from transformers import AutoModelForTokenClassification
+
+        model = model_of(folder(name), output_level="token")
+        about = save(model, folder(name), name, tmp_path / name)
+        assert ("head" not in about) == (name in HEADED)
+        if name in HEADED:
+            own = reference(AutoModelForTokenClassification, tmp_path / name)
+            inputs = inputs_of(name)
+            with torch.no_grad():
+                torch.testing.assert_close(
+                    own(**inputs).logits[mask_of(inputs)], model(**inputs)[mask_of(inputs)], rtol=0, atol=1e-5
+                )
+            assert [own.config.id2label[number] for number in range(5)] == TAGS
+        assert_round_trip(model, tmp_path / name)
+
+
+def test_our_own_head_is_saved_next_to_the_model(folder: Folders, tmp_path: Path) -> None:
+    for name in ["bert", "modernbert"]:
+        from transformers import AutoModel, AutoTokenizer
+
+        model = model_of(folder(name))
+        about = save(model, folder(name), name, tmp_path / name)
+        assert about["head"] == HEAD
+        own, head = reference(AutoModel, tmp_path / name), load_file(tmp_path / name / HEAD)
+        inputs = inputs_of(name)
+        with torch.no_grad():
+            pooled = pool(own(**inputs).last_hidden_state, mask_of(inputs), "mean")
             torch.testing.assert_close(
-                own(**inputs).logits[mask_of(inputs)], model(**inputs)[mask_of(inputs)], rtol=0, atol=1e-5
+                pooled @ head["head.weight"].T + head["head.bias"], model(**inputs), rtol=0, atol=1e-5
             )
-        assert [own.config.id2label[number] for number in range(5)] == TAGS
-    assert_round_trip(model, tmp_path / "saved")
-
-
-@pytest.mark.parametrize("name", ["bert", "modernbert"])
-def test_our_own_head_is_saved_next_to_the_model(name: str, folder: Folders, tmp_path: Path) -> None:
-    from transformers import AutoModel, AutoTokenizer
-
-    model = model_of(folder(name))
-    about = save(model, folder(name), name, tmp_path / "saved")
-    assert about["head"] == HEAD
-    own, head = reference(AutoModel, tmp_path / "saved"), load_file(tmp_path / "saved" / HEAD)
-    inputs = inputs_of(name)
-    with torch.no_grad():
-        pooled = pool(own(**inputs).last_hidden_state, mask_of(inputs), "mean")
-        torch.testing.assert_close(
-            pooled @ head["head.weight"].T + head["head.bias"], model(**inputs), rtol=0, atol=1e-5
-        )
-    content = json.loads((tmp_path / "saved" / "head.json").read_text("utf-8"))
-    assert content["reads"] == "last_hidden_state, pooled: mean"
-    assert content["tensors"] == {"head.weight": [5, 32], "head.bias": [5]}
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
-    assert tokenizer("a few words")["input_ids"] == load_tokenizer(str(folder(name))).encode("a few words").ids
-    assert tokenizer.model_max_length == 64
-    assert {*tokenizer("a few words")} == {*inputs}
-    assert_round_trip(model, tmp_path / "saved")
+        content = json.loads((tmp_path / name / "head.json").read_text("utf-8"))
+        assert content["reads"] == "last_hidden_state, pooled: mean"
+        assert content["tensors"] == {"head.weight": [5, 32], "head.bias": [5]}
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        assert tokenizer("a few words")["input_ids"] == load_tokenizer(str(folder(name))).encode("a few words").ids
+        assert tokenizer.model_max_length == 64
+        assert {*tokenizer("a few words")} == {*inputs}
+        assert_round_trip(model, tmp_path / name)
 
 
 def test_half_precision(folder: Folders, tmp_path: Path) -> None:
@@ -137,22 +137,22 @@ def test_half_precision(folder: Folders, tmp_path: Path) -> None:
     assert not torch.equal(model(**inputs), expected)
 
 
-@pytest.mark.parametrize("dim", [None, 7])
-def test_sentence_transformers_gives_equal_embeddings(dim: int | None, folder: Folders, tmp_path: Path) -> None:
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-    texts = ["a few words", "learn", "a few words to learn from, more than fit"]
-    tokenizer = load_tokenizer(str(folder("bert")))
-    tokenizer.enable_truncation(6)
-    for pooling in ("cls", "mean", "max", "last"):
-        model = model_of(folder("bert"), num_outputs=dim, pooling=pooling)
-        saved = tmp_path / pooling
-        about = save(model, folder("bert"), "bert", saved, max_length=6)
-        assert about["library"] == "sentence-transformers"
-        theirs = sentence_transformers.SentenceTransformer(str(saved), device="cpu")
-        embeddings = torch.from_numpy(theirs.encode(texts, show_progress_bar=False))
-        for text, row in zip(texts, embeddings, strict=True):
-            ids = torch.tensor([tokenizer.encode(text).ids])
-            with torch.no_grad():
-                expected = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
-            torch.testing.assert_close(row, expected, rtol=0, atol=1e-5)
-        assert_round_trip(model, saved)
+def test_sentence_transformers_gives_equal_embeddings(folder: Folders, tmp_path: Path) -> None:
+    for dim in [None, 7]:
+        sentence_transformers = pytest.importorskip("sentence_transformers")
+        texts = ["a few words", "learn", "a few words to learn from, more than fit"]
+        tokenizer = load_tokenizer(str(folder("bert")))
+        tokenizer.enable_truncation(6)
+        for pooling in ("cls", "mean", "max", "last"):
+            model = model_of(folder("bert"), num_outputs=dim, pooling=pooling)
+            saved = tmp_path / f"{pooling}-{dim}"
+            about = save(model, folder("bert"), "bert", saved, max_length=6)
+            assert about["library"] == "sentence-transformers"
+            theirs = sentence_transformers.SentenceTransformer(str(saved), device="cpu")
+            embeddings = torch.from_numpy(theirs.encode(texts, show_progress_bar=False))
+            for text, row in zip(texts, embeddings, strict=True):
+                ids = torch.tensor([tokenizer.encode(text).ids])
+                with torch.no_grad():
+                    expected = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
+                torch.testing.assert_close(row, expected, rtol=0, atol=1e-5)
+            assert_round_trip(model, saved)

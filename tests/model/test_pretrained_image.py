@@ -63,44 +63,44 @@ def model_of(path: Path, **changes: Any) -> PretrainedImage:
     return PretrainedImage(**(FACTS | KEYS | {"path": str(path)} | changes)).eval()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_matches_the_classifier_of_transformers(name: str, folder: Callable[[str], Path]) -> None:
-    from transformers import AutoModelForImageClassification
+def test_matches_the_classifier_of_transformers(folder: Callable[[str], Path]) -> None:
+    for name in CONFIGS:
+        from transformers import AutoModelForImageClassification
 
-    own = reference(AutoModelForImageClassification, folder(name), num_labels=2)
-    model = model_of(folder(name), num_outputs=2, pooling="cls" if name == "vit" else "mean")
-    head = own.classifier if name == "vit" else own.classifier[-1]
-    model.head.load_state_dict(head.state_dict())
-    inputs = images(3, 3, 16, 16)
+        own = reference(AutoModelForImageClassification, folder(name), num_labels=2)
+        model = model_of(folder(name), num_outputs=2, pooling="cls" if name == "vit" else "mean")
+        head = own.classifier if name == "vit" else own.classifier[-1]
+        model.head.load_state_dict(head.state_dict())
+        inputs = images(3, 3, 16, 16)
 
-    torch.testing.assert_close(model(**inputs), own(**inputs).logits, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_pooling(name: str, folder: Callable[[str], Path]) -> None:
-    from transformers import AutoModel
-
-    inputs = images(3, 3, 16, 16)
-    hidden = reference(AutoModel, folder(name))(**inputs).last_hidden_state
-    axes = 1 if hidden.ndim == 3 else (2, 3)
-    for pooling, expected in (("mean", hidden.mean(dim=axes)), ("max", hidden.amax(dim=axes))):
-        model = model_of(folder(name), num_outputs=None, pooling=pooling)
-        torch.testing.assert_close(model(**inputs), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(**inputs), own(**inputs).logits, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_model_is_rebuilt_without_its_folder(name: str, folder: Callable[[str], Path], tmp_path: Path) -> None:
-    model = model_of(folder(name))
-    again = model_of(tmp_path / "nowhere", architecture=json.loads(json.dumps(model.architecture)))
-    again.load_state_dict(model.state_dict())
+def test_pooling(folder: Callable[[str], Path]) -> None:
+    for name in CONFIGS:
+        from transformers import AutoModel
 
-    assert again.architecture == model.architecture
-    assert torch.equal(again(**images(2, 3, 16, 16)), model(**images(2, 3, 16, 16)))
+        inputs = images(3, 3, 16, 16)
+        hidden = reference(AutoModel, folder(name))(**inputs).last_hidden_state
+        axes = 1 if hidden.ndim == 3 else (2, 3)
+        for pooling, expected in (("mean", hidden.mean(dim=axes)), ("max", hidden.amax(dim=axes))):
+            model = model_of(folder(name), num_outputs=None, pooling=pooling)
+            torch.testing.assert_close(model(**inputs), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_gradients_reach_every_parameter(name: str, folder: Callable[[str], Path]) -> None:
-    assert_gradients_reach_everything(model_of(folder(name)), images(8, 3, 16, 16))
+def test_a_model_is_rebuilt_without_its_folder(folder: Callable[[str], Path], tmp_path: Path) -> None:
+    for name in CONFIGS:
+        model = model_of(folder(name))
+        again = model_of(tmp_path / "nowhere", architecture=json.loads(json.dumps(model.architecture)))
+        again.load_state_dict(model.state_dict())
+
+        assert again.architecture == model.architecture
+        assert torch.equal(again(**images(2, 3, 16, 16)), model(**images(2, 3, 16, 16)))
+
+
+def test_gradients_reach_every_parameter(folder: Callable[[str], Path]) -> None:
+    for name in CONFIGS:
+        assert_gradients_reach_everything(model_of(folder(name)), images(8, 3, 16, 16))
 
 
 def test_optimizer_layers_are_the_models_layers(folder: Callable[[str], Path]) -> None:
@@ -185,34 +185,41 @@ def rows_of(images: list[Image.Image]) -> dict[str, Any]:
     return {"image": [{"bytes": file.getvalue(), "path": None} for file in files]}
 
 
-@pytest.mark.parametrize(("name", "channels"), [("vit", 3), ("vit", 1), ("resnet", 3)])
-def test_saved_image_processor_matches_the_task(
-    name: str, channels: int, folder: Callable[[str], Path], tmp_path: Path
-) -> None:
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
+def test_saved_image_processor_matches_the_task(folder: Callable[[str], Path], tmp_path: Path) -> None:
+    for name, channels in [("vit", 3), ("vit", 1), ("resnet", 3)]:
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    mode = "L" if channels == 1 else "RGB"
-    task = ImageClassification(size=16, channels="auto", resize="stretch", mean="auto", std="auto", augment={})
-    seen = rows_of(pictures(mode, (16, 16), (24, 20))) | {"label": ["cat", "dog"]}
-    task.fit(Dataset.from_dict(seen))
-    changes = {"config": {"num_channels": channels}, "pretrained": False, "pooling": "cls" if name == "vit" else "mean"}
-    model = model_of(folder(name), num_outputs=2, **changes, **task.images.info_fields())
-    with torch.no_grad():
-        about = pretrained_folder.save(
-            model, tmp_path / "saved", images(2, channels, 16, 16), task.artifact_files(), max_length=None, half=False
-        )
-    assert about["class"].endswith("ForImageClassification")
+        mode = "L" if channels == 1 else "RGB"
+        task = ImageClassification(size=16, channels="auto", resize="stretch", mean="auto", std="auto", augment={})
+        seen = rows_of(pictures(mode, (16, 16), (24, 20))) | {"label": ["cat", "dog"]}
+        task.fit(Dataset.from_dict(seen))
+        changes = {
+            "config": {"num_channels": channels},
+            "pretrained": False,
+            "pooling": "cls" if name == "vit" else "mean",
+        }
+        model = model_of(folder(name), num_outputs=2, **changes, **task.images.info_fields())
+        with torch.no_grad():
+            about = pretrained_folder.save(
+                model,
+                tmp_path / f"{name}-{channels}",
+                images(2, channels, 16, 16),
+                task.artifact_files(),
+                max_length=None,
+                half=False,
+            )
+        assert about["class"].endswith("ForImageClassification")
 
-    own = reference(AutoModelForImageClassification, tmp_path / "saved")
-    read = AutoImageProcessor.from_pretrained(tmp_path / "saved", backend="pil")
-    for size in ((16, 16), (30, 21)):  # the right size, and a size that is resized
-        shown = pictures(mode, size)
-        expected = task.model_inputs(task.encode_inputs(rows_of(shown)), "padded")
-        inputs = read(shown, return_tensors="pt")
-        assert inputs.keys() == expected.keys()
-        torch.testing.assert_close(inputs["pixel_values"], expected["pixel_values"], rtol=0, atol=1e-6)
-        torch.testing.assert_close(own(**inputs).logits, model(**expected), rtol=0, atol=1e-5)
-    assert own.config.id2label == {0: "cat", 1: "dog"}
+        own = reference(AutoModelForImageClassification, tmp_path / f"{name}-{channels}")
+        read = AutoImageProcessor.from_pretrained(tmp_path / f"{name}-{channels}", backend="pil")
+        for size in ((16, 16), (30, 21)):  # the right size, and a size that is resized
+            shown = pictures(mode, size)
+            expected = task.model_inputs(task.encode_inputs(rows_of(shown)), "padded")
+            inputs = read(shown, return_tensors="pt")
+            assert inputs.keys() == expected.keys()
+            torch.testing.assert_close(inputs["pixel_values"], expected["pixel_values"], rtol=0, atol=1e-6)
+            torch.testing.assert_close(own(**inputs).logits, model(**expected), rtol=0, atol=1e-5)
+        assert own.config.id2label == {0: "cat", 1: "dog"}
 
 
 def test_saved_image_processor_does_not_resize_if_the_task_crops(folder: Callable[[str], Path], tmp_path: Path) -> None:

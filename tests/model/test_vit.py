@@ -42,22 +42,22 @@ def patches(pixels: Tensor, side: int) -> Tensor:
     return torch.stack([pixels[:, top : top + side, left : left + side].flatten() for top, left in corners])
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_matches_torchs_pre_norm_encoder_on_patches(pooling: str) -> None:
-    model = vit(pooling=pooling).double()
-    if pooling == "cls":
-        nn.init.normal_(model.get_parameter("class_token"))
-    reference = torchs_encoder(model, dim=32, heads=4, hidden=48, depth=2)
-    pixels = images(3, 3, 12, 16)["pixel_values"].double()
-    weights = model.state_dict()
-    squares = torch.stack([patches(image, 4) for image in pixels])
-    tokens = squares @ weights["patch_embedding.weight"].flatten(1).T + weights["patch_embedding.bias"]
-    if pooling == "cls":
-        tokens = torch.cat([weights["class_token"].expand(3, 1, 32), tokens], dim=1)
-    hidden = reference(tokens + weights["position_embedding.weight"])
-    pooled = hidden[:, 0] if pooling == "cls" else hidden.mean(1)
+def test_matches_torchs_pre_norm_encoder_on_patches() -> None:
+    for pooling in ["cls", "mean"]:
+        model = vit(pooling=pooling).double()
+        if pooling == "cls":
+            nn.init.normal_(model.get_parameter("class_token"))
+        reference = torchs_encoder(model, dim=32, heads=4, hidden=48, depth=2)
+        pixels = images(3, 3, 12, 16)["pixel_values"].double()
+        weights = model.state_dict()
+        squares = torch.stack([patches(image, 4) for image in pixels])
+        tokens = squares @ weights["patch_embedding.weight"].flatten(1).T + weights["patch_embedding.bias"]
+        if pooling == "cls":
+            tokens = torch.cat([weights["class_token"].expand(3, 1, 32), tokens], dim=1)
+        hidden = reference(tokens + weights["position_embedding.weight"])
+        pooled = hidden[:, 0] if pooling == "cls" else hidden.mean(1)
 
-    torch.testing.assert_close(model(pixels), model.head(pooled), rtol=0, atol=1e-10)
+        torch.testing.assert_close(model(pixels), model.head(pooled), rtol=0, atol=1e-10)
 
 
 def test_parameter_count_matches_the_papers_base_model() -> None:
@@ -69,22 +69,22 @@ def test_parameter_count_matches_the_papers_base_model() -> None:
     assert parameter_count(model) == 86_567_656
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_adapts_to_the_image_size(pooling: Any) -> None:
-    for channels, size, patch in ((1, (8, 8), 2), (2, (9, 30), 3), (1, (28, 28), 28)):
-        model = vit(7, channels, size, patch=patch, pooling=pooling)
-        pixels = images(2, channels, *size)["pixel_values"]
+def test_adapts_to_the_image_size() -> None:
+    for pooling in ["cls", "mean"]:
+        for channels, size, patch in ((1, (8, 8), 2), (2, (9, 30), 3), (1, (28, 28), 28)):
+            model = vit(7, channels, size, patch=patch, pooling=pooling)
+            pixels = images(2, channels, *size)["pixel_values"]
 
-        assert model(pixels).shape == (2, 7)
-        assert len(model.position_embedding.weight) == size[0] * size[1] // patch**2 + (pooling == "cls")
-        channels_last = model(pixels.contiguous(memory_format=torch.channels_last))
-        torch.testing.assert_close(channels_last, model(pixels), rtol=0, atol=1e-5)
+            assert model(pixels).shape == (2, 7)
+            assert len(model.position_embedding.weight) == size[0] * size[1] // patch**2 + (pooling == "cls")
+            channels_last = model(pixels.contiguous(memory_format=torch.channels_last))
+            torch.testing.assert_close(channels_last, model(pixels), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_without_outputs_it_returns_the_pooled_vector(pooling: Any) -> None:
-    bare, whole = vit(None, pooling=pooling), vit(pooling=pooling)
-    assert_gives_features_without_outputs(bare, whole, images(3, 3, 12, 16), 32)
+def test_without_outputs_it_returns_the_pooled_vector() -> None:
+    for pooling in ["cls", "mean"]:
+        bare, whole = vit(None, pooling=pooling), vit(pooling=pooling)
+        assert_gives_features_without_outputs(bare, whole, images(3, 3, 12, 16), 32)
 
 
 def test_each_block_is_an_optimizer_layer() -> None:
