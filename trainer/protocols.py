@@ -222,7 +222,7 @@ class TaskInfo:
         max_length: Tokens of the longest sample, special tokens included, for tasks that read tokens.
         pad_id: Token id that fills padded rows, for tasks that read tokens.
         num_features: Width F of `features` (B, F), for tasks that read tables.
-        image_channels: Channels of `pixel_values` (1 grey, 3 color), for tasks that read images.
+        image_channels: Channels of `pixel_values` (1 gray, 3 color), for tasks that read images.
         image_size: Height and width of `pixel_values` in pixels, for tasks that read images.
         num_outputs: Width C of the model's output; None asks for the model's own features.
         class_counts: Training targets of each of the C classes or labels.

@@ -61,7 +61,7 @@ def _split_tag(tag: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Entities:
-    """The entities in B rows of W words, given at their first words.
+    """The entities in B rows of W words, stored at their first words.
 
     Attributes:
         begins: True at the first word of an entity: bool (B, W + 1).

@@ -43,8 +43,8 @@ class Images:
             must all have one size.
         channels: 1 for gray, 3 for color; `auto` is 1 if all training images are gray.
         resize: How to fit an image of another size: `stretch` it, `crop` the middle, or `pad` with black.
-        mean: Mean of each channel of pixels from 0 to 1; `auto` takes the mean of the training images.
-        std: Standard deviation of each channel of pixels from 0 to 1; `auto` takes that of the training images.
+        mean: Mean of each channel of pixels from 0 to 1; `auto` measures the training images.
+        std: Standard deviation of each channel of pixels from 0 to 1; `auto` measures the training images.
         augment: Amounts of the operations of `trainer.task.augmentation`, for training only.
     """
 

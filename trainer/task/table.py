@@ -38,7 +38,7 @@ class NumberColumn:
         missing: True if the column has rows with and rows without a value in training.
     """
 
-    kind: ClassVar[str] = "number"
+    column_type: ClassVar[str] = "number"
     name: str
     mean: float
     std: float
@@ -82,7 +82,7 @@ class CategoryColumn:
         constant: True if the column is the same in every row of training; then it is no feature.
     """
 
-    kind: ClassVar[str] = "category"
+    column_type: ClassVar[str] = "category"
     name: str
     categories: list[str]
     missing: bool
@@ -264,10 +264,10 @@ class Table:
         return {"table.json": json.dumps(content, ensure_ascii=False, indent=1) + "\n"}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"columns": [{"kind": column.kind, **asdict(column)} for column in self.columns]}
+        return {"columns": [{"kind": column.column_type, **asdict(column)} for column in self.columns]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        types: dict[str, type[Column]] = {column.kind: column for column in (NumberColumn, CategoryColumn)}
+        types: dict[str, type[Column]] = {column.column_type: column for column in (NumberColumn, CategoryColumn)}
         self.columns = [
             types[column["kind"]](**{name: value for name, value in column.items() if name != "kind"})
             for column in state["columns"]

@@ -32,7 +32,7 @@ class TokenClassification:
     """Predict one of K tags for each word.
 
     The tokenizer gets the words one by one, and the first token of a word carries its tag; its other tokens have no
-    target. Words past `max_length`, and words of which the tokenizer leaves nothing (control characters), have no
+    target. Words past `max_length`, and words that the tokenizer drops entirely (control characters), have no
     output and are neither trained on nor scored; `check` logs their number.
 
     If a tag begins with `B-` or `I-`, tags mark entities (see `trainer.task.entities`) and `entity_f1` picks the best
