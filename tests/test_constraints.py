@@ -252,3 +252,15 @@ def test_a_dataclass_is_checked_with_its_bases() -> None:
         assert [message.split(":")[0] for message in caught.value.messages] == ["name", "low"]
     with pytest.raises(ConfigError, match="name: must be longer"):
         Further(low=1, high=2, name="a")
+
+
+def test_arguments_are_checked_again_when_they_change() -> None:
+    @validated(Rule("low < high", key="low", problem="must be less than high ({high})"))
+    def make(step: int, *, low: NonNegative, high: NonNegative) -> float:
+        return low + high + step
+
+    assert [make(step, low=1, high=2) for step in range(3)] == [3, 4, 5]
+    for low, high in ((-1, 2), (2, 1), (float("nan"), 2)):
+        with pytest.raises(ConfigError, match="low: must"):
+            make(3, low=low, high=high)
+        assert make(3, low=1, high=2) == 6

@@ -650,14 +650,25 @@ def _validated_function(function: Any, rules: Sequence[Rule]) -> Any:
         for name, parameter in signature.parameters.items()
     }
 
+    named = {name for rule in rules for name in rule.names()}
+    free = [name not in named and not is_constrained(text) for name, text in annotations.items()]
+    num_free = free.index(False) if False in free else len(free)
+    accepted: dict[str, Any] | None = None
+
     @wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
+        nonlocal accepted
+        # The loop calls a schedule at every step with the same keyword arguments: they are checked once.
+        if kwargs == accepted and len(args) <= num_free:
+            return function(*args, **kwargs)
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError:
             return function(*args, **kwargs)  # raises the interpreter's own message
         bound.apply_defaults()
         _check(bound.arguments, annotations, rules)
+        is_plain = len(args) <= num_free and all(isinstance(value, int | float | str) for value in kwargs.values())
+        accepted = kwargs if is_plain else None
         return function(*args, **kwargs)
 
     return checked
