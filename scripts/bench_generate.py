@@ -1,10 +1,10 @@
-"""Tokens of our decoder with its cache, without it, and by ONNX Runtime: the same greedy texts, taking turns.
+"""Compare the speed of our decoder with its cache, without it, and in ONNX Runtime on the same greedy texts.
 
     python scripts/bench_generate.py [--tokens 256] [--rounds 5] [--output result.json]
 
-Without a cache every step reads the whole text again. `whole` computes the scores at every position, as a plain forward
-does, `last` at the last one alone, which is the fairer rival. The prompt is one token, so that half of the text is read
-on average; `at the end` is the time of the last token alone.
+Without a cache, every step reads the whole text again. `whole` computes the scores at every position, as a plain
+forward does; `last` computes only the last ones, which is the fairer baseline. The prompt is one token, so half of the
+text is read on average; `at_the_end` is the time of the last token only. The variants run in alternating order.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from trainer.model.decoder import Decoder
 from trainer.task.causal_lm import CausalLm
 
 MODEL: dict[str, Any] = {"dim": 128, "depth": 4, "heads": 4, "hidden": 512, "dropout": 0.1, "pooling": "last"}
-"""The default decoder."""
+"""Options of the default decoder."""
 
 SETTINGS: dict[str, Any] = {"min_new_tokens": 0, "repetition_penalty": 1.0, "no_repeat_ngram": 0, "stop": []}
 
 
 class LastScoresSession(UncachedSession):
-    """Reads everything again, and computes the scores at the last position alone."""
+    """A session without a cache that computes only the scores at the last position."""
 
     def feed(self, input_ids: Tensor) -> Tensor:
         self._ids = input_ids if self._ids is None else torch.cat([self._ids, input_ids], dim=1)
@@ -56,25 +56,25 @@ def make_sessions(length: int, vocab_size: int, folder: Path) -> dict[str, OpenS
     task.fit(Dataset.from_dict({"text": ["a few words"]}))
     with torch.no_grad():
         write_onnx_cache(folder / ONNX_CACHE, ExportModel(model, task))
-    session = load_graph(folder / ONNX_CACHE)
+    graph = load_graph(folder / ONNX_CACHE)
     return {
         "cached": lambda: CachedSession(model),
         "last": lambda: LastScoresSession(model),
         "whole": lambda: UncachedSession(model),
-        "onnx": lambda: OnnxSession(session),
+        "onnx": lambda: OnnxSession(graph),
     }
 
 
 def generate(open_session: OpenSession, length: int) -> tuple[tuple[int, ...], float]:
-    """The tokens, and the seconds they took."""
+    """Return the generated tokens and the seconds."""
     prompt = Prompt(torch.tensor([1]), None, length, lambda ids: "")
     started = time.perf_counter()
-    (found,) = Greedy(max_new_tokens=length - 1, **SETTINGS)(open_session(), prompt)
-    return found.ids, time.perf_counter() - started
+    (continuation,) = Greedy(max_new_tokens=length - 1, **SETTINGS)(open_session(), prompt)
+    return continuation.ids, time.perf_counter() - started
 
 
 def last_token(open_session: OpenSession, length: int) -> float:
-    """The seconds of one token after `length` - 1 others."""
+    """Return the seconds of one token after `length` - 1 others."""
     session = open_session()
     session.feed(torch.arange(length - 1)[None] + 1)
     started = time.perf_counter()
@@ -84,7 +84,7 @@ def last_token(open_session: OpenSession, length: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=256, help="of the whole text")
+    parser.add_argument("--tokens", type=int, default=256, help="length of the whole text in tokens")
     parser.add_argument("--vocab-size", type=int, default=8000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path)
@@ -93,7 +93,7 @@ def main() -> None:
     at_the_end: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         sessions = make_sessions(options.tokens, options.vocab_size, Path(folder))
-        texts = {name: generate(opened, options.tokens)[0] for name, opened in sessions.items()}
+        texts = {name: generate(open_session, options.tokens)[0] for name, open_session in sessions.items()}
         assert len(set(texts.values())) == 1, "the texts differ"
         for turn in range(options.rounds):
             for name in sessions if turn % 2 else reversed(sessions):

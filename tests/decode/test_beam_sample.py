@@ -12,7 +12,7 @@ from trainer.decode.sample import Sample
 @torch.inference_mode()
 @pytest.mark.parametrize("count", [24, pytest.param(400, marks=pytest.mark.slow)])
 def test_matches_transformers_with_the_same_seed(count: int) -> None:
-    for case in cases(count, beams=True, drawn=True):
+    for case in cases(count, beams=True, sampled=True):
         check(case, BeamSample(**case.settings)(CachedSession(case.ours), case.prompt))
 
 

@@ -14,7 +14,7 @@ from trainer.decode.sample import Sample
 @torch.inference_mode()
 @pytest.mark.parametrize("count", [24, pytest.param(300, marks=pytest.mark.slow)])
 def test_matches_transformers_with_the_same_seed(count: int) -> None:
-    for case in cases(count, drawn=True):
+    for case in cases(count, sampled=True):
         check(case, Sample(**case.settings)(CachedSession(case.ours), case.prompt))
 
 

@@ -1,4 +1,4 @@
-"""A small decoder and what it reads."""
+"""A small decoder and its inputs."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ CLASSES: dict[str, Any] = {"num_outputs": 5, "output_level": "sample"}
 
 
 def decoder(**changes: Any) -> Decoder:
-    """One whose positions and attention matter: with the small weights it begins with they hardly do."""
+    """Return a decoder with larger weights than the initial ones, so that positions and attention matter."""
     torch.manual_seed(0)
     model = Decoder(**(FACTS | SHAPE | {"tie_embeddings": True} | changes))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What holds of every model, and of its artifacts: what they give at sizes they never saw."""
+"""Properties of every model and of its exported artifacts, at sizes that were not traced."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def assert_gradients_reach_everything(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
-    """Every parameter of the model in training has a finite gradient that is not 0."""
+    """Check that every parameter of the model in training mode has a finite, nonzero gradient."""
     model.train().zero_grad()
     output = model(**inputs)
     generator = torch.Generator().manual_seed(0)
@@ -32,7 +32,7 @@ def assert_gradients_reach_everything(model: nn.Module, inputs: Mapping[str, Ten
 def assert_gives_features_without_outputs(
     bare: nn.Module, whole: nn.Module, inputs: Mapping[str, Tensor], width: int
 ) -> None:
-    """A model without outputs gives what the head of one that has some reads, `width` numbers a sample."""
+    """Check that a model without outputs returns the features that the head of the whole model reads."""
     assert isinstance(whole.head, nn.Module)
     bare.load_state_dict({name: value for name, value in whole.state_dict().items() if not name.startswith("head.")})
     hidden, output = bare(**inputs), whole(**inputs)
@@ -48,7 +48,7 @@ def assert_exports_equal(
     limits: Mapping[str, tuple[int, int]],
     folder: Path,
 ) -> None:
-    """A trace and a program made at `traced` give at `others` what the model gives, within 1e-5."""
+    """Check that a trace and a program made with `traced` match the model on `others` within 1e-5."""
     model.eval()
     save_trace(model, traced, folder / "model.pt")
     trace = load_trace(folder / "model.pt", tuple(traced))
@@ -68,7 +68,7 @@ def assert_onnx_equal(
     limits: Mapping[str, tuple[int, int]],
     folder: Path,
 ) -> None:
-    """An ONNX graph made at `traced` gives at `others` what the model gives, within 1e-5."""
+    """Check that an ONNX graph made with `traced` matches the model on `others` within 1e-5."""
     model.eval()
     with torch.no_grad():
         save_graph(capture(model, traced, axes, limits), folder / "model.onnx", axes)

@@ -1,4 +1,4 @@
-"""A tiny GPT-2 with random weights, as transformers generates with it and as we do."""
+"""A tiny GPT-2 with random weights, for comparing our generation with transformers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DRAWN: dict[str, Any] = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "seed": 
 
 @lru_cache(maxsize=16)
 def models(seed: int) -> tuple[Any, Pretrained]:
-    """A model of transformers and ours with the same weights; larger weights make sharper distributions."""
+    """Return a model of transformers and ours with the same weights; larger weights give sharper distributions."""
     torch.manual_seed(seed)
     theirs = _made(VOCAB_SIZE)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def models(seed: int) -> tuple[Any, Pretrained]:
 
 
 def models_of_table(probabilities: Tensor) -> tuple[Any, Pretrained]:
-    """The same of next-token probabilities (V, V) after each token, whatever came before it."""
+    """Return such models whose next-token probabilities (V, V) depend only on the last token."""
     torch.manual_seed(0)
     theirs = _made(len(probabilities), tie_word_embeddings=False)
     with torch.no_grad():
@@ -85,13 +85,13 @@ def _ours(theirs: Any) -> Pretrained:
 
 
 def prompt_of(ids: Sequence[int], *, end_id: int | None = END, max_length: int = MAX_LENGTH) -> Prompt:
-    """A prompt whose text is its token ids."""
+    """Return a prompt whose text is its token ids."""
     return Prompt(torch.tensor(ids), end_id, max_length, lambda row: " ".join(map(str, row)))
 
 
 @dataclass(frozen=True)
 class Case:
-    """One generation: the models, what is gone on from, settings in our words."""
+    """One generation: the models, the prompt, and our settings."""
 
     theirs: Any
     ours: Pretrained
@@ -99,45 +99,45 @@ class Case:
     settings: dict[str, Any]
 
     def reference(self) -> list[tuple[tuple[int, ...], float | None]]:
-        """What transformers gives: the new tokens up to the end, and a score where it ranks by one."""
-        given = dict(self.settings)
-        seed = given.pop("seed", None)
-        given["no_repeat_ngram_size"] = given.pop("no_repeat_ngram")
-        given["num_return_sequences"] = given.pop("num_return", 1)
-        assert given.pop("stop") == []
+        """Return the new tokens up to the end token by transformers, and the scores of beam search."""
+        settings = dict(self.settings)
+        seed = settings.pop("seed", None)
+        settings["no_repeat_ngram_size"] = settings.pop("no_repeat_ngram")
+        settings["num_return_sequences"] = settings.pop("num_return", 1)
+        assert settings.pop("stop") == []
         ids = self.prompt.ids[None]
         torch.manual_seed(seed or 0)
         with quiet():
-            found = self.theirs.generate(
+            output = self.theirs.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=seed is not None,
                 output_scores=True,
                 return_dict_in_generate=True,
-                **given,
+                **settings,
             )
-        rows = [row[len(self.prompt.ids) :].tolist() for row in found.sequences]
+        rows = [row[len(self.prompt.ids) :].tolist() for row in output.sequences]
         rows = [row[: row.index(END) + 1] if END in row else row for row in rows]
-        if given.get("num_beams", 1) == 1:
+        if settings.get("num_beams", 1) == 1:
             return [(tuple(row), None) for row in rows]
-        pairs = zip(map(tuple, rows), found.sequences_scores.tolist(), strict=True)
-        # Below that there is no text, only what fills its place: impossible tokens, or a beam that is none.
-        return [(row, score) for row, score in pairs if score * len(row) ** given["length_penalty"] > -1e8]
+        pairs = zip(map(tuple, rows), output.sequences_scores.tolist(), strict=True)
+        # Lower scores mark placeholders: impossible tokens, or unused beams.
+        return [(row, score) for row, score in pairs if score * len(row) ** settings["length_penalty"] > -1e8]
 
 
-def check(case: Case, found: Sequence[Continuation]) -> None:
-    """The continuations are those of transformers, token by token, and so are their scores."""
+def check(case: Case, texts: Sequence[Continuation]) -> None:
+    """Check that the continuations have the tokens and the scores of transformers."""
     expected = case.reference()
-    assert [each.ids for each in found] == [ids for ids, _ in expected], case.settings
-    for each, (_, score) in zip(found, expected, strict=True):
+    assert [each.ids for each in texts] == [ids for ids, _ in expected], case.settings
+    for each, (_, score) in zip(texts, expected, strict=True):
         assert (each.score is None) == (score is None)
         if score is not None:
             assert abs(each.score - score) < 1e-4 * max(1.0, abs(score)), case.settings
         assert (each.ended == "end") == (each.ids[-1] == END)
 
 
-def cases(count: int, *, beams: bool = False, drawn: bool = False) -> Iterator[Case]:
-    """Models, prompts and settings at random, each setting with and without an effect."""
+def cases(count: int, *, beams: bool = False, sampled: bool = False) -> Iterator[Case]:
+    """Yield random models, prompts and settings, each setting with and without an effect."""
     for number in range(count):
         pick = random.Random(number)
         longest = pick.choice([1, 5, 12, 20])
@@ -153,7 +153,7 @@ def cases(count: int, *, beams: bool = False, drawn: bool = False) -> Iterator[C
             settings["length_penalty"] = pick.choice([0.0, 1.0, -1.0, 2.0])
             settings["early_stopping"] = pick.choice([True, False, "never"])
             settings["num_return"] = pick.randint(1, settings["num_beams"])
-        if drawn:
+        if sampled:
             settings["temperature"] = pick.choice([1.0, 0.7, 2.0])
             settings["top_k"] = pick.choice([0, 1, 5, 50])
             settings["top_p"] = pick.choice([1.0, 0.9, 0.3])

@@ -1,4 +1,4 @@
-"""Tiny models of transformers with random weights, saved as its own library saves them."""
+"""Tiny models of transformers with random weights, saved as transformers saves them."""
 
 from pathlib import Path
 from typing import Any
@@ -43,18 +43,18 @@ FACTS: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "num_outputs": 5, "max_length
 LANGUAGE: dict[str, Any] = {"num_outputs": VOCAB_SIZE, "output_level": "token"}
 
 TYPED = ("bert", "electra")
-"""Those with embeddings of two token types."""
+"""Families with embeddings of two token types."""
 
 
 def language_model(name: str) -> Any:
-    """The class that transformers has for the language model of a family."""
+    """Return the language model class of a family in transformers."""
     import transformers
 
     return transformers.AutoModelForCausalLM if name == "gpt2" else transformers.AutoModelForMaskedLM
 
 
 def save(name: str, folder: Path, **changes: Any) -> Path:
-    """A tiny language model of a family, with weights that are not at a fixed point, and a tokenizer."""
+    """Save a tiny language model of a family with perturbed weights, and a tokenizer."""
     from transformers import AutoConfig
 
     torch.manual_seed(0)
@@ -70,44 +70,44 @@ def save(name: str, folder: Path, **changes: Any) -> Path:
 
 
 def reference(auto: Any, path: Path, **arguments: Any) -> Any:
-    """What transformers itself makes of a folder, for evaluation."""
+    """Load a folder with transformers, in evaluation mode."""
     with quiet():
         return auto.from_pretrained(path, **arguments).eval()
 
 
 def texts(count: int, seed: int = 0) -> list[Any]:
-    """Samples of 1 to 64 tokens without any of the special ones, by which some models know padding."""
+    """Return samples of 1 to 64 tokens without special tokens, which some models treat as padding."""
     return [sample % (VOCAB_SIZE - 5) + 5 for sample in samples(count, seed)]
 
 
 def layouts(count: int, *, pooled: bool = True, typed: bool = False) -> list[dict[str, Tensor]]:
-    """The same samples, padded and packed."""
+    """Return the same samples padded and packed."""
     made = texts(count)
-    kinds = [(sample > VOCAB_SIZE // 2).astype("int64") for sample in made]
-    found = []
+    types = [(sample > VOCAB_SIZE // 2).astype("int64") for sample in made]
+    results = []
     for batching in ("padded", "packed"):
         layout = lay_out([len(text) for text in made], max_length=MAX_LENGTH, batching=batching)  # type: ignore[arg-type]
         inputs = token_inputs(made, layout, pad_id=0)
         if layout.packed and pooled:
             inputs["token_index"] = layout.index()
         if typed:
-            inputs["token_type_ids"] = layout.fill(kinds, 0)
-        found.append(inputs)
-    return found
+            inputs["token_type_ids"] = layout.fill(types, 0)
+        results.append(inputs)
+    return results
 
 
 def places(count: int) -> tuple[Tensor, Tensor]:
-    """Where every third token of each sample lies in the padded and in the packed rows of `layouts`."""
+    """Return the positions of every third token of each sample in the padded and packed rows of `layouts`."""
     made = texts(count)
-    found = []
+    results = []
     for batching in ("padded", "packed"):
         layout = lay_out([len(text) for text in made], max_length=MAX_LENGTH, batching=batching)  # type: ignore[arg-type]
-        found.append(layout.index([torch.arange(0, len(text), 3).numpy() for text in made]))
-    return found[0], found[1]
+        results.append(layout.index([torch.arange(0, len(text), 3).numpy() for text in made]))
+    return results[0], results[1]
 
 
 class Folders:
-    """The folder of a tiny model of a family, made when it is first asked for."""
+    """Folders of tiny models by family, created on first use."""
 
     def __init__(self, factory: pytest.TempPathFactory) -> None:
         self._factory = factory
@@ -125,7 +125,7 @@ def model_of(path: Path, **changes: Any) -> Pretrained:
 
 
 def last_hidden(model: Pretrained, inputs: dict[str, Tensor]) -> Tensor:
-    """The base model's hidden states in a forward."""
+    """Return the hidden states of the base model."""
     seen: list[Tensor] = []
     hook = model.base.register_forward_hook(lambda *arguments: seen.append(arguments[-1].last_hidden_state))
     model(**inputs)

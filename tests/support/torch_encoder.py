@@ -1,4 +1,4 @@
-"""torch's own pre-norm encoder, with the weights of a model's blocks."""
+"""The pre-norm encoder of torch with the weights of a model's blocks."""
 
 from torch import Tensor, nn
 
@@ -11,11 +11,11 @@ _NAMES = {
     "feed_forward.0": "linear1",
     "feed_forward.2": "linear2",
 }
-"""What a block calls its parts, and torch's layer."""
+"""Names of the modules of our block, and of torch's layer."""
 
 
 def torchs_encoder(model: nn.Module, *, dim: int, heads: int, hidden: int, depth: int) -> nn.TransformerEncoder:
-    """The blocks of `model` and the norm behind them, in the model's precision."""
+    """Return torch's encoder with the blocks and the final norm of `model`, in the model's precision."""
     encoder = nn.TransformerEncoder(
         nn.TransformerEncoderLayer(dim, heads, hidden, 0.0, "gelu", batch_first=True, norm_first=True),
         num_layers=depth,
