@@ -443,8 +443,9 @@ def test_cache_folder_that_cannot_be_written_is_one_message() -> None:
         ({"list_separator": ""}, "list_separator"),
         ({"list_separator": "a\n"}, "list_separator"),
         ({"columns": COLUMNS | {"text": "a"}}, "columns.text"),
-        ({"columns": COLUMNS | {"words": ["a", "b"]}}, "columns"),
-        ({"columns": COLUMNS | {"value": ["a", "a"]}}, "columns"),
+        ({"columns": COLUMNS | {"words": ["a", "b"]}}, "columns.*"),
+        ({"columns": COLUMNS | {"value": ["a", "a"]}}, "columns.value"),
+        ({"columns": COLUMNS | {"features": ["a", "a"]}}, "columns.features"),
         ({"columns": COLUMNS | {"features": []}}, "columns"),
     ],
 )

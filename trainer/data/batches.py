@@ -1,4 +1,4 @@
-"""Batches: which samples meet in which step, and how encoded rows become batches, in this process or in workers.
+"""Batches: the plan of the samples of each step, and the loader of encoded rows, in this process or in workers.
 
 The plan is a pure function of (seed, epoch), so resuming replays nothing. The loader gives the same bits for any number
 of workers.
@@ -105,7 +105,7 @@ def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How batches are loaded; none of these options changes the content of a batch, except its layout.
+    """Options for loading batches; only `batching` changes a batch, and only its layout.
 
     Attributes:
         batching: The layout of a micro-batch of texts.

@@ -48,7 +48,7 @@ REMEDIES = {
     "features": "Features are numbers, texts or empty; list the columns to use in data.columns.features",
     "image": "Write the path of an image file, relative to the folder of the file that contains the path",
 }
-"""What to do about a cell that cannot be used, by role."""
+"""The remedy for a cell that cannot be used, by role."""
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Suffixes of the files that count as images."""

@@ -103,7 +103,7 @@ class FileSource:
 
 
 def find_data_files(names: Mapping[str, str | Sequence[str] | None], suffixes: Sequence[str] | None) -> Paths:
-    """Return the files of each split that has its own, in the given order; the files of a pattern by name.
+    """Return the files of each split that has its own, in the order of their names; a pattern's files sorted by name.
 
     Args:
         names: A path, a pattern or several per split; None for no files.
@@ -112,17 +112,17 @@ def find_data_files(names: Mapping[str, str | Sequence[str] | None], suffixes: S
     Raises:
         DataError: A file is missing, unreadable, of an unknown format, or named for two splits.
     """
-    found: Paths = {}
-    splits: dict[Path, str] = {}
+    paths: Paths = {}
+    split_of: dict[Path, str] = {}
     for split, value in names.items():
         if value is None:
             continue
         patterns = [value] if isinstance(value, str) else value
-        found[split] = list(dict.fromkeys(path for pattern in patterns for path in _matches(split, pattern, suffixes)))
-        for path in found[split]:
-            if (other := splits.setdefault(path.resolve(), split)) != split:
+        paths[split] = list(dict.fromkeys(path for pattern in patterns for path in _matches(split, pattern, suffixes)))
+        for path in paths[split]:
+            if (other := split_of.setdefault(path.resolve(), split)) != split:
                 raise DataError(format_error(f"data.{split}", f"names a file of data.{other} too", value=str(path)))
-    return found
+    return paths
 
 
 def _matches(split: str, pattern: str, suffixes: Sequence[str] | None) -> list[Path]:

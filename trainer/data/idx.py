@@ -187,8 +187,8 @@ def read_idx(path: Path, *, num_dims: int, type_codes: Sequence[int]) -> np.ndar
     if content[:4].hex() not in magic_numbers:
         compressed = content[:2] == b"\x1f\x8b"
         remedy = "Decompress it, or let its name end in .gz" if compressed else "Are images and labels mixed up?"
-        kind = f"an IDX file with {num_dims} dimension{'s' if num_dims > 1 else ''}"
-        problem = f"is not {kind}: the magic number must be {magic_numbers[0]}"
+        dimensions = f"{num_dims} dimension{'s' if num_dims > 1 else ''}"
+        problem = f"is not an IDX file with {dimensions}: the magic number must be {magic_numbers[0]}"
         raise DataError(format_error(str(path), problem, remedy, value=content[:4].hex()))
     damaged = "The file is truncated or damaged; download it again"
     if len(content) < header_size:
@@ -222,7 +222,7 @@ def _find_standard_files(folder: Path) -> Paths:
     if not folder.is_dir():
         remedy = f"Paths are relative to {Path.cwd()}"
         raise DataError(format_error("data.folder", "no such folder", remedy, value=str(folder)))
-    found: Paths = {}
+    files: Paths = {}
     for split, prefix in _PREFIXES.items():
         names = [f"{prefix}-images{{}}idx3-ubyte{{}}", f"{prefix}-labels{{}}idx1-ubyte{{}}"]
         candidates = [[folder / name.format(sign, end) for sign in "-." for end in ("", ".gz")] for name in names]
@@ -233,5 +233,5 @@ def _find_standard_files(folder: Path) -> Paths:
             remedy = "Files may be plain or .gz; name other files in data.train.images and data.train.labels"
             raise DataError(format_error(str(folder), problem, remedy))
         if not missing:
-            found[split] = [path for path in present if path is not None]
-    return found
+            files[split] = [path for path in present if path is not None]
+    return files

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 INPUT_DIGEST, TARGET_DIGEST = "input_digest", "target_digest"
-"""Columns of encoded data, int64: equal rows are found by them without keeping the raw rows."""
+"""Columns of encoded data, int64, that identify equal rows without keeping the raw rows."""
 
 _TARGET_ROLES = frozenset({"label", "labels", "value", "score", "tags"})
 
@@ -88,7 +88,7 @@ def _as_bytes(value: Any) -> bytes:
 
 @dataclass(frozen=True)
 class Limit:
-    """The share of a split's rows above which a measure is reported as a problem, and what to do about it."""
+    """The largest share of a split's rows that is not reported as a problem, and the remedy."""
 
     share: float
     remedy: str
@@ -161,7 +161,7 @@ def measure_quality(encoded: Mapping[str, Dataset]) -> DataReport:
 
 
 def _duplicates_and_conflicts(inputs: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
-    """Return masks (N,) of rows that repeat the inputs of another row, and of those with a different target."""
+    """Return masks (N,) of rows that repeat another row's inputs, and of repeated rows with a different target."""
     order = np.lexsort((np.arange(len(inputs)), targets, inputs))
     same_inputs = np.zeros(len(inputs), dtype=bool)
     same_inputs[1:] = inputs[order][1:] == inputs[order][:-1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -89,7 +89,7 @@ class Sample(NamedTuple):
     """A row before it is assigned to a split.
 
     Attributes:
-        row: The column `row`, where the row came from.
+        row: The column `row`, which identifies the origin of the row.
         values: The value in each role; None for a row that lacks a value and is dropped.
         key: The text that decides the split; None for `split_key(values)`.
     """
@@ -100,7 +100,7 @@ class Sample(NamedTuple):
 
 
 class DroppedRows(NamedTuple):
-    """Rows that are in no split: their origin, what they are, their number, and the `row` of the first."""
+    """Rows that are in no split: their origin, a description, their number, and the `row` of the first."""
 
     origin: str
     description: str
@@ -113,7 +113,7 @@ class SplitLayout:
     """The splits of a source, and which of them are held out from the training data.
 
     Attributes:
-        own: What the user named for `train`, `validation` and `test`; None for a split held out from training.
+        own: The data that the user named for `train`, `validation` and `test`; None for a held-out split.
         shares: The share of training, in [0, 1), of each split without data of its own.
     """
 
@@ -284,9 +284,9 @@ def write_splits(
                     count, first = count + 1, row if first < 0 else first
                     continue
                 kept[origin] += 1
-                split = (
-                    assign_split(split_key(values) or str(row) if key is None else key, shares) if shares else origin
-                )
+                split = origin
+                if shares:
+                    split = assign_split(split_key(values) or str(row) if key is None else key, shares)
                 writers[split].add(*(values[role] for role in roles), row)
                 if split == "train":
                     for role, seen in classes.items():
@@ -299,10 +299,7 @@ def write_splits(
             problem = f"none of the {kept['train']} rows of data.train was assigned to this split"
             raise DataError(format_error(f"data.{name}", problem, _more_rows(name)))
     for name in layout.held_out:
-        unseen = list(_drop_unseen(folder, name, classes))
-        if sum(item.num_rows for item in unseen) == writers[name].num_rows:
-            raise DataError(format_error(f"data.{name}", f"contains only {unseen[0].description}", _more_rows(name)))
-        dropped += unseen
+        dropped += _drop_unseen(folder, name, writers[name].num_rows, classes)
     (folder / "dropped.json").write_text(json.dumps(dropped))
 
 
@@ -312,16 +309,23 @@ def _more_rows(split: str) -> str:
     return f"Add rows, or change the shares in data.split{own_files}"
 
 
-def _drop_unseen(folder: Path, split: str, classes: Mapping[str, set[str]]) -> Iterator[DroppedRows]:
+def _drop_unseen(folder: Path, split: str, num_rows: int, classes: Mapping[str, set[str]]) -> list[DroppedRows]:
     """Drop the rows of a held-out split whose class occurs in no training row.
 
     A rare class may be held out completely. The random split causes this, not a mistake in the user's file.
+
+    Raises:
+        DataError: No row is left.
     """
+    dropped = []
     for role, known in classes.items():
         count, row = drop_unseen_classes(folder / f"{split}.arrow", role, known)
         if count:
             noun = "tag" if role == "tags" else "label"
-            yield DroppedRows(split, f"rows with a {noun} that occurs in no training row", count, row)
+            dropped.append(DroppedRows(split, f"rows with a {noun} that occurs in no training row", count, row))
+    if sum(item.num_rows for item in dropped) == num_rows:
+        raise DataError(format_error(f"data.{split}", f"contains only {dropped[0].description}", _more_rows(split)))
+    return dropped
 
 
 def cache_key(fingerprint: str, roles: Iterable[str], *more: str) -> str:

@@ -68,7 +68,7 @@ class StdlibSource:
         name: The name of the source in `data=`.
         columns: The columns, except `row`.
         read_samples: Returns the samples in order, with the docstring as their key.
-        settings: What enters the fingerprint besides the standard library: a name and a version.
+        settings: Further parts of the fingerprint: a name and a version.
     """
 
     def __init__(

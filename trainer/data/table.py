@@ -29,13 +29,18 @@ RoleColumns: TypeAlias = Mapping[str, NonEmptyStr | Annotated[list[NonEmptyStr],
 COLUMN_RULES = (
     Rule(
         "not any(isinstance(columns[role], list) and role not in ['value', 'features'] for role in columns)",
-        "columns",
-        "only value and features may have a list of columns",
+        "columns.*",
+        "must be one column, except for value and features, which may be lists of columns",
     ),
     Rule(
-        "all(len(set(columns[role])) == len(columns[role]) for role in columns if isinstance(columns[role], list))",
-        "columns",
-        "must not name a column twice for one role",
+        "not isinstance(columns['value'], list) or len(set(columns['value'])) == len(columns['value'])",
+        "columns.value",
+        "must not name a column twice",
+    ),
+    Rule(
+        "not isinstance(columns['features'], list) or len(set(columns['features'])) == len(columns['features'])",
+        "columns.features",
+        "must not name a column twice",
     ),
 )
 """Rules of a source with the argument `columns`."""
