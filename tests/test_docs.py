@@ -120,7 +120,7 @@ def test_training_commands_are_valid(page: str, folder: Path) -> None:
         elif not makes_a_run(command):
             continue
         verb, *words = shlex.split(command)[1:]
-        assert check_command(verb, words).request.verb == "train", command
+        assert check_command(verb, words).line.verb == "train", command
 
 
 @pytest.mark.slow

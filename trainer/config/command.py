@@ -170,17 +170,19 @@ def _check_jobs(line: CommandLine, chosen: Sequence[str], findings: _Findings, c
         findings.problems += error.messages
         return
     choices = compose.choices_of(composed)
-    known = KnownKeys(line.job_type, line.groups, compose.unresolved(compose.without_hydra(composed)))
-    valid: list[list[str]] = []
+    tree = {key: value for key, value in compose.unresolved(composed).items() if key != "hydra"}
+    known = KnownKeys(line.job_type, line.groups, tree)
+    valid: list[list[Override]] = []
     for item in line.overrides.values:
         problems = known.validate_override(item)
         findings.problems += problems
-        valid += [] if problems else [overrides.variants(item, Groups(()))]
-    for lines in _one_at_a_time(valid):
-        changed = composed.copy()
-        values, _ = overrides.parse_overrides(lines)
+        valid += [] if problems else [_values_of(item)]
+    jobs_of_sweep = _one_at_a_time(valid)
+    for values in jobs_of_sweep:
+        # Copies take most of the time of a check, and one job needs none.
+        changed = composed.copy() if len(jobs_of_sweep) > 1 else composed
         findings.problems += compose.apply_overrides(changed, values)
-        compose.record_overrides(changed, overrides.parse_overrides(line.task_overrides())[0])
+        compose.record_overrides(changed, line.task_overrides())
         compose.publish_hydra_config(changed)
         findings.composed = changed
         config, unresolved = compose.plain(compose.without_hydra(changed))
@@ -189,6 +191,13 @@ def _check_jobs(line: CommandLine, chosen: Sequence[str], findings: _Findings, c
         # Hydra also shows a config that still lacks a value.
         if not line.arguments.options.cfg:
             _check_config(findings.config, line, findings, check_inputs)
+
+
+def _values_of(override: Override) -> list[Override]:
+    """Return an override once for each of its values."""
+    if not is_sweep(override):
+        return [override]
+    return overrides.parse_overrides(overrides.variants(override, Groups(())))[0]
 
 
 def _derive(

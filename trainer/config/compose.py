@@ -10,13 +10,11 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
-from hydra.core.utils import run_job
 from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
@@ -102,6 +100,10 @@ def record_overrides(config: DictConfig, overrides: Sequence[Override]) -> None:
 
 def run_with_hydra(config: DictConfig, job: Callable[[], None]) -> None:
     """Run a job in the environment that Hydra's own config describes: folder, variables, logging, callbacks."""
+    # Imported here, as errors of the config are reported without these modules.
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.utils import run_job
+
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.mode = RunMode.RUN
     callbacks = Callbacks(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -118,25 +118,23 @@ class CommandLine:
         extra = [_entry(Path(folder))] if folder else []
         return [*_lines(self.overrides.hydra), *_searchpath_override([*extra, *self.searchpath])]
 
-    def task_overrides(self) -> list[str]:
+    def task_overrides(self) -> list[Override]:
         """Return the choices of options and the values of keys in the order of the command line, for Hydra.
 
         Hydra takes a new key in a mapping of a part only with `++`; such keys are checked here.
         """
-        kept = {*_lines(self.overrides.groups), *_lines(self.overrides.values)}
         groups = schema.groups(self.job_type)
-        inner = {
-            str(item.input_line)
-            for item in self.overrides.values
-            if item.key_or_group.count(".") > 1 and item.key_or_group.split(".")[0] in groups
-            if not (item.is_add() or item.is_force_add() or item.is_delete())
-        }
-        return [f"++{text}" if text in inner else text for text in self.arguments.overrides if text in kept]
+        given = {str(item.input_line): item for item in (*self.overrides.groups, *self.overrides.values)}
+        for line, item in given.items():
+            is_inner = item.key_or_group.count(".") > 1 and item.key_or_group.split(".")[0] in groups
+            if is_inner and not (item.is_add() or item.is_force_add() or item.is_delete()):
+                given[line] = replace(item, input_line=f"++{line}")
+        return [given[text] for text in self.arguments.overrides if text in given]
 
     def hydra_argv(self) -> list[str]:
         """Return the command line for Hydra's own main."""
         hydra = _lines(self.overrides.hydra)
-        return [*hydra, *self.task_overrides(), *_searchpath_override(self.searchpath), *self.arguments.flags]
+        return [*hydra, *_lines(self.task_overrides()), *_searchpath_override(self.searchpath), *self.arguments.flags]
 
     def resume_path(self) -> str | None:
         """Return the run or checkpoint folder that `resume=PATH` names."""
