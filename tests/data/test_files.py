@@ -433,8 +433,8 @@ def test_cache_folder_that_cannot_be_written_is_one_message() -> None:
         ({"label": "text"}, "label"),
         ({"split": {"validation": 0.1}}, "split"),
         ({"split": SHARES | {"dev": 0.1}}, "split"),
-        ({"split": SHARES | {"test": 1}}, "split"),
-        ({"split": SHARES | {"test": -0.1}}, "split"),
+        ({"split": SHARES | {"test": 1}}, "split.test"),
+        ({"split": SHARES | {"test": -0.1}}, "split.test"),
         ({"split": {"validation": 0.5, "test": 0.5}}, "split"),
         ({"split": {"validation": 0, "test": 0.5}}, "split.validation"),
         ({"separator": "||"}, "separator"),
@@ -446,7 +446,7 @@ def test_cache_folder_that_cannot_be_written_is_one_message() -> None:
         ({"columns": COLUMNS | {"words": ["a", "b"]}}, "columns.*"),
         ({"columns": COLUMNS | {"value": ["a", "a"]}}, "columns.value"),
         ({"columns": COLUMNS | {"features": ["a", "a"]}}, "columns.features"),
-        ({"columns": COLUMNS | {"features": []}}, "columns"),
+        ({"columns": COLUMNS | {"features": []}}, "columns.features"),
     ],
 )
 def test_arguments_out_of_range_are_rejected_before_any_file_is_opened(changes: dict[str, Any], key: str) -> None:

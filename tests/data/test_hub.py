@@ -182,7 +182,7 @@ def test_arguments_out_of_range_are_rejected() -> None:
         ({"list_separator": ""}, "list_separator"),
         ({"columns": COLUMNS | {"foo": "a"}}, r"columns\.foo"),
         ({"columns": COLUMNS | {"text": ["a", "b"]}}, r"columns\.\*"),
-        ({"split": SHARES | {"test": 1.5}}, "split"),
+        ({"split": SHARES | {"test": 1.5}}, r"split\.test"),
         ({"split": {"validation": 0.5, "test": 0.5}}, "split"),
         ({"split": {"validation": 0, "test": 0.5}}, r"split\.validation"),
     ):

@@ -173,7 +173,7 @@ def test_folder_without_the_files_is_one_message() -> None:
             ["train", "test"],
         ),
         ("a", {"test": {}}, ["test"]),
-        ("a", {"split": SHARES | {"test": 1}}, ["split"]),
+        ("a", {"split": SHARES | {"test": 1}}, ["split.test"]),
         ("a", {"split": {"validation": 0.5, "test": 0.5}}, ["split"]),
         ("a", {"split": {"validation": 0, "test": 0.5}}, ["split.validation"]),
     ],
