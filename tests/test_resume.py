@@ -156,19 +156,15 @@ def test_a_run_without_its_config_resumes_from_its_checkpoints(
     assert_same_end(resumable, whole, 5)
 
 
-@pytest.mark.parametrize(
-    ("change", "key"),
-    [
-        ("optimizer.lr=0.5", "optimizer.lr"),
-        ("train.batch_size=4", "train.batch_size"),
-        ("loss=focal", "loss._target_"),
-    ],
-)
-def test_a_resumed_run_may_not_change_what_it_learns(
-    change: str, key: str, resumable: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["train", f"resume={resumable}", change]) == 2
-    assert f"{key}: " in capsys.readouterr().err
+def test_a_resumed_run_may_not_change_what_it_learns(resumable: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = {
+        "optimizer.lr": "optimizer.lr=0.5",
+        "train.batch_size": "train.batch_size=4",
+        "loss._target_": "loss=focal",
+    }
+    for key, change in changes.items():
+        assert main(["train", f"resume={resumable}", change]) == 2
+        assert f"{key}: " in capsys.readouterr().err
 
 
 def test_a_run_does_not_resume_on_changed_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

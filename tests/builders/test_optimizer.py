@@ -43,36 +43,37 @@ def modules_of(model: str, **facts: Any) -> nn.ModuleDict:
     return nn.ModuleDict({"model": made} if facts.get("num_outputs", 5) else {"model": made, "loss": Centers()})
 
 
-@pytest.mark.parametrize("model", NUM_LAYERS)
-def test_each_block_is_a_layer_and_the_head_is_the_last(model: str) -> None:
-    layers = layer_indices(modules_of(model))
-    blocks = {name.split(".")[2] for name in layers if name.startswith("model.blocks.")}
+def test_each_block_is_a_layer_and_the_head_is_the_last() -> None:
+    stems = {"text_encoder": "token_embedding", "vit": "patch_embedding", "resnet": "stem"}
+    for model, num_layers in NUM_LAYERS.items():
+        layers = layer_indices(modules_of(model))
+        blocks = {name.split(".")[2] for name in layers if name.startswith("model.blocks.")}
 
-    assert len(blocks) == NUM_LAYERS[model]
-    for name, layer in layers.items():
-        part, _, rest = name.removeprefix("model.").partition(".")
-        if part == "blocks" and model in TRANSFORMERS | {"resnet"}:
-            assert layer == int(rest.split(".")[0]) + 1
-    assert layers["model.head.weight"] == NUM_LAYERS[model] + 1
-    stem = {"text_encoder": "token_embedding", "vit": "patch_embedding", "resnet": "stem"}.get(model)
-    assert stem is None or layers[f"model.{stem}.weight"] == 0
-
-
-@pytest.mark.parametrize("model", ["vit", "resnet", "mlp", "convnet"])
-def test_without_a_head_the_loss_is_the_last_layer(model: str) -> None:
-    layers = layer_indices(modules_of(model, num_outputs=None))
-    # A norm comes after the blocks of a transformer; elsewhere nothing does.
-    above = NUM_LAYERS[model] + (model in TRANSFORMERS)
-
-    assert layers["loss.weight"] == max(layers.values()) == above
+        assert len(blocks) == num_layers
+        for name, layer in layers.items():
+            part, _, rest = name.removeprefix("model.").partition(".")
+            if part == "blocks" and model in TRANSFORMERS | {"resnet"}:
+                assert layer == int(rest.split(".")[0]) + 1
+        assert layers["model.head.weight"] == num_layers + 1
+        if model in stems:
+            assert layers[f"model.{stems[model]}.weight"] == 0
 
 
-@pytest.mark.parametrize(("model", "num_outputs"), [("text_encoder", 5), ("vit", 5), ("vit", None)])
-def test_hidden_matrices_of_a_transformer_are_in_its_blocks(model: str, num_outputs: int | None) -> None:
-    hidden = hidden_matrix_names(modules_of(model, num_outputs=num_outputs))
-    numbers = range(NUM_LAYERS[model])
+def test_without_a_head_the_loss_is_the_last_layer() -> None:
+    for model in ("vit", "resnet", "mlp", "convnet"):
+        layers = layer_indices(modules_of(model, num_outputs=None))
+        # A norm comes after the blocks of a transformer; in the other models nothing does.
+        above = NUM_LAYERS[model] + (model in TRANSFORMERS)
 
-    assert hidden == {f"model.blocks.{number}.{part}.weight" for number in numbers for part in MATRICES}
+        assert layers["loss.weight"] == max(layers.values()) == above
+
+
+def test_hidden_matrices_of_a_transformer_are_in_its_blocks() -> None:
+    for model, num_outputs in (("text_encoder", 5), ("vit", 5), ("vit", None)):
+        hidden = hidden_matrix_names(modules_of(model, num_outputs=num_outputs))
+        numbers = range(NUM_LAYERS[model])
+
+        assert hidden == {f"model.blocks.{number}.{part}.weight" for number in numbers for part in MATRICES}
 
 
 def test_hidden_matrices_of_other_models() -> None:
