@@ -43,7 +43,7 @@ _MIN_VOCABULARY_SHARE: Final = 0.9
 
 @dataclass(frozen=True)
 class Family:
-    """What packing several samples into a row requires to know about an architecture.
+    """The properties of an architecture that matter for packing several samples into a row.
 
     Attributes:
         lm_head: Names of the language model's modules after the last hidden states, in order.

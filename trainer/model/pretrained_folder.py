@@ -1,6 +1,6 @@
 """Save and load a pretrained model in the folder layout of its own library, as its `save_pretrained` would.
 
-The layout is that of transformers, or of sentence-transformers for embeddings of texts.
+The library is transformers, or sentence-transformers for embeddings of texts.
 """
 
 from __future__ import annotations
