@@ -151,7 +151,7 @@ def test_adapters_are_merged_before_pruning(folder: Path, tmp_path: Path) -> Non
     [
         (["prune=l2"], "prune: unknown option, got 'l2'"),
         (["prune.amount=0.3"], "prune.amount: no prune is chosen, got 0.3"),
-        (["prune=l1", "prune.amount=2.5"], "prune.amount: must be a share"),
+        (["prune=l1", "prune.amount=2.5"], "prune.amount: must be "),
         (
             ["prune=l1", "prune.targets=[nothing]"],
             "prune.targets: matches no parameter with two axes or more, got 'nothing'",

@@ -1,4 +1,4 @@
-"""One exported folder for all tests that look at one: writing ONNX takes seconds."""
+"""One exported folder for all tests that need one, because writing ONNX takes seconds."""
 
 import random
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from trainer.protocols import Batch
 
 @dataclass(frozen=True)
 class Published:
-    """What `publish` gave for the toy model, and the state of the world before and after."""
+    """The result of `publish` for the toy model, and the global state before and after."""
 
     folder: Path
     artifacts: list[Artifact]
@@ -26,8 +26,8 @@ class Published:
     after: dict[str, Any]
 
 
-def world(model: torch.nn.Module) -> dict[str, Any]:
-    """All that `publish` must leave as it is."""
+def global_state(model: torch.nn.Module) -> dict[str, Any]:
+    """Return everything that `publish` must leave unchanged."""
     return {
         "python": random.getstate(),
         "numpy": [np.asarray(part).tolist() for part in np.random.get_state()],
@@ -41,7 +41,7 @@ def world(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def drawing_batches() -> Iterator[Batch]:
-    """The evaluation split from a loader that draws from the global generators."""
+    """Yield the evaluation split and draw from the global generators."""
     for batch in batches():
         random.random()
         np.random.random()
@@ -54,12 +54,12 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     folder = tmp_path_factory.mktemp("run") / "export"
     model = ToyModel().train()
     model.head.eval()
-    before = world(model)
-    original = toy_export_model(
+    before = global_state(model)
+    export_model = toy_export_model(
         model,
         evaluation=drawing_batches,
         training=lambda count: drawing_batches(),
         provenance={"step": 930, "weights": "ema"},
     )
-    artifacts = publish_toy(folder, original, ["onnx", "torchscript"])
-    return Published(folder, artifacts, model, before, world(model))
+    artifacts = publish_toy(folder, export_model, ["onnx", "torchscript"])
+    return Published(folder, artifacts, model, before, global_state(model))

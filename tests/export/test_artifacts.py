@@ -16,7 +16,7 @@ from trainer.errors import CheckpointError, ConfigError, ProofError
 from trainer.export.folder import verify
 
 
-def test_folder_holds_everything_and_nothing_else(published: Published) -> None:
+def test_folder_contains_exactly_the_expected_files(published: Published) -> None:
     assert sorted(path.name for path in published.folder.iterdir()) == [
         "README.md",
         "answers.py",
@@ -36,11 +36,11 @@ def test_folder_holds_everything_and_nothing_else(published: Published) -> None:
     ]
 
 
-def test_caller_notices_nothing(published: Published) -> None:
+def test_model_and_global_state_are_unchanged(published: Published) -> None:
     assert published.before == published.after
 
 
-def test_artifacts_for_the_table(published: Published) -> None:
+def test_returned_artifacts_have_the_measured_values(published: Published) -> None:
     by_name = {artifact.name: artifact for artifact in published.artifacts}
     assert list(by_name) == ["onnx", "torchscript"]
     accuracy = ToyTask().metrics()["accuracy"]
@@ -55,7 +55,7 @@ def test_artifacts_for_the_table(published: Published) -> None:
         assert set(artifact.timings[0].milliseconds) == {"pytorch", "onnx", "torchscript"}
 
 
-def test_manifest_describes_every_file(published: Published) -> None:
+def test_manifest_lists_every_file(published: Published) -> None:
     manifest = json.loads((published.folder / "manifest.json").read_text("utf-8"))
     described = [*manifest["artifacts"].values(), *manifest["files"]]
     assert {entry["file"] for entry in described} | {"manifest.json"} == {p.name for p in published.folder.iterdir()}
@@ -65,7 +65,7 @@ def test_manifest_describes_every_file(published: Published) -> None:
         assert entry["sha256"] == hashlib.sha256(content).hexdigest()
 
 
-def test_manifest_says_how_it_was_proved(published: Published) -> None:
+def test_manifest_records_the_proof(published: Published) -> None:
     manifest = json.loads((published.folder / "manifest.json").read_text("utf-8"))
     assert manifest["formats"] == ["onnx", "torchscript"]
     assert manifest["provenance"] == {"step": 930, "weights": "ema"}
@@ -77,14 +77,14 @@ def test_manifest_says_how_it_was_proved(published: Published) -> None:
     assert manifest["artifacts"]["onnx"]["output"] == {"name": "output", "shape": ["batch", 3]}
     assert manifest["artifacts"]["torchscript"]["inputs"] == ["input_ids", "attention_mask"]
     for artifact in manifest["artifacts"].values():
-        tried = {(row["sizes"]["batch"], row["sizes"]["sequence"], row["padded"]) for row in artifact["shapes"]}
-        assert {(1, 1, False), (1, 24, True), (3, 1, False), (3, 24, False)} <= tried
+        shapes = {(row["sizes"]["batch"], row["sizes"]["sequence"], row["padded"]) for row in artifact["shapes"]}
+        assert {(1, 1, False), (1, 24, True), (3, 1, False), (3, 24, False)} <= shapes
         assert artifact["metrics"] == manifest["metrics"]
         assert artifact["largest_difference"] >= max(row["difference"] for row in artifact["shapes"])
     assert {row["sizes"]["batch"] for row in manifest["timings"]["rows"]} == {1, 8}
 
 
-def test_past_the_tolerance_the_file_goes_and_the_proved_one_stays(
+def test_artifact_above_the_tolerance_is_removed_and_the_other_published(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "model.onnx").write_text("of an earlier call")
@@ -98,8 +98,8 @@ def test_past_the_tolerance_the_file_goes_and_the_proved_one_stays(
     assert "input_ids (" in message
     assert "within 1e-12, got " in message
     left = {path.name for path in tmp_path.iterdir()}
-    companions = {"golden.json", "golden.npz", "golden.pt", "labels.json", "tokenizer.json", "README.md"}
-    assert left == {"model.pth", "manifest.json", *companions}
+    bundle = {"golden.json", "golden.npz", "golden.pt", "labels.json", "tokenizer.json", "README.md"}
+    assert left == {"model.pth", "manifest.json", *bundle}
     assert json.loads((tmp_path / "manifest.json").read_text("utf-8"))["formats"] == ["pth"]
     assert capfd.readouterr() == ("", "")
     # torch's own trace goes to a file if anywhere: it cannot be disabled and never propagates.
@@ -110,21 +110,21 @@ def test_past_the_tolerance_the_file_goes_and_the_proved_one_stays(
 
 
 class Frozen(ToyModel):
-    """Reads a size as a Python number, which tracing writes down as a constant."""
+    """Reads a size as a Python number, which tracing records as a constant."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Any = None) -> Tensor:
         positions = torch.arange(int(input_ids.shape[1]))
         return super().forward(input_ids, attention_mask, positions)
 
 
-def test_frozen_dimension_in_torchscript(tmp_path: Path) -> None:
+def test_frozen_dimension_in_torchscript_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ProofError, match=r"model\.torchscript\.pt: output\[0, \d\] at batch=1, sequence=1, without"):
         publish_toy(tmp_path, toy_export_model(Frozen()), ["torchscript"])
     assert list(tmp_path.iterdir()) == []
 
 
 class Constant(ToyModel):
-    """Takes one length alone."""
+    """Is right only at the length that it is traced at."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Any = None) -> Tensor:
         if input_ids.shape[1] == 12:
@@ -132,25 +132,33 @@ class Constant(ToyModel):
         return super().forward(input_ids, attention_mask) * 2
 
 
-def test_frozen_dimension_in_onnx(tmp_path: Path) -> None:
+def test_frozen_dimension_in_onnx_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ProofError, match=r"model\.onnx: cannot be exported .*input_ids .*sequence"):
         publish_toy(tmp_path, toy_export_model(Constant()), ["onnx"])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_branch_taken_by_the_traced_shape_alone(tmp_path: Path) -> None:
+def test_branch_on_the_traced_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ProofError, match=r"model\.torchscript\.pt: output\[\d, \d\] at batch=1, sequence=1"):
         publish_toy(tmp_path, toy_export_model(Constant()), ["torchscript"])
 
 
-def test_nothing_to_write(tmp_path: Path) -> None:
+def test_no_formats_write_nothing(tmp_path: Path) -> None:
     assert publish_toy(tmp_path / "export", toy_export_model(ToyModel()), []) == []
     assert not (tmp_path / "export").exists()
 
 
-@pytest.mark.parametrize("name", ["tolerance", "metric_budget"])
-@pytest.mark.parametrize("value", [-1e-9, float("nan")])
-def test_limits_are_not_negative(tmp_path: Path, name: str, value: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tolerance", -1e-9),
+        ("tolerance", 0.0),
+        ("metric_budget", -1e-9),
+        ("metric_budget", float("nan")),
+        ("golden", 5),
+    ],
+)
+def test_limits_out_of_range_are_rejected(tmp_path: Path, name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"^{name}: must be "):
         publish_toy(tmp_path, toy_export_model(ToyModel()), ["torchscript"], **{name: value})
 
@@ -159,9 +167,9 @@ def test_large_weights_are_listed_verified_and_removed(tmp_path: Path, monkeypat
     monkeypatch.setattr(exporter, "_PROTOBUF_LIMIT", 1)
     (artifact,) = publish_toy(tmp_path, toy_export_model(ToyModel()), ["onnx"])
     main, data = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
-    (beside,) = json.loads((tmp_path / "manifest.json").read_text("utf-8"))["artifacts"]["onnx"]["beside"]
-    assert beside["file"] == "model.onnx.data"
-    assert beside["sha256"] == hashlib.sha256(data.read_bytes()).hexdigest()
+    (external,) = json.loads((tmp_path / "manifest.json").read_text("utf-8"))["artifacts"]["onnx"]["beside"]
+    assert external["file"] == "model.onnx.data"
+    assert external["sha256"] == hashlib.sha256(data.read_bytes()).hexdigest()
     assert artifact.num_bytes == main.stat().st_size + data.stat().st_size
     assert set(verify(tmp_path).values()) == {""}
     data.write_bytes(data.read_bytes()[:-1])
@@ -171,7 +179,7 @@ def test_large_weights_are_listed_verified_and_removed(tmp_path: Path, monkeypat
     assert not data.exists()
 
 
-def test_folder_is_published_described_and_replaced(tmp_path: Path) -> None:
+def test_artifact_that_is_a_folder_is_published_listed_and_replaced(tmp_path: Path) -> None:
     (tmp_path / "safetensors").mkdir()
     old = {"file": "safetensors/old.bin"}
     (tmp_path / old["file"]).write_text("of an earlier call")
@@ -188,7 +196,7 @@ def test_folder_is_published_described_and_replaced(tmp_path: Path) -> None:
     assert not (tmp_path / "safetensors").exists()
 
 
-def test_half_is_judged_by_the_metric_alone(tmp_path: Path) -> None:
+def test_half_precision_weights_are_judged_by_the_metric(tmp_path: Path) -> None:
     whole = publish_toy(tmp_path, toy_export_model(ToyModel()), ["pth", "safetensors"])
     half = publish_toy(tmp_path, toy_export_model(ToyModel()), ["pth", "safetensors"], half=True)
     for before, after in zip(whole, half, strict=True):
@@ -198,7 +206,7 @@ def test_half_is_judged_by_the_metric_alone(tmp_path: Path) -> None:
     assert [(entry["variant"], entry["exact"]) for entry in entries] == [("fp16", False)] * 2
 
 
-def test_what_is_somebody_elses_stays(tmp_path: Path) -> None:
+def test_foreign_files_stay(tmp_path: Path) -> None:
     names = ("model.pth.notes", "golden-mine.txt", "notes/model.onnx")
     (tmp_path / "notes").mkdir()
     for name in names:
@@ -208,7 +216,7 @@ def test_what_is_somebody_elses_stays(tmp_path: Path) -> None:
     assert [(tmp_path / name).read_text() for name in names] == ["mine"] * 3
 
 
-def test_what_is_somebody_elses_and_in_the_way_is_told_before_any_work(tmp_path: Path) -> None:
+def test_foreign_files_in_the_way_are_reported_before_any_work(tmp_path: Path) -> None:
     publish_toy(tmp_path, toy_export_model(ToyModel()), ["safetensors"])
     (tmp_path / "tokenizer.json").unlink()
     for name in ("model.pth", "manifest.json.d", "tokenizer.json"):
@@ -239,19 +247,19 @@ def test_what_is_somebody_elses_and_in_the_way_is_told_before_any_work(tmp_path:
 
 
 class Unsupervised(ToyTask):
-    """Its best checkpoint is picked by the loss."""
+    """Selects its best checkpoint by the loss."""
 
     monitor = "loss"
 
 
 class Unscored(Unsupervised):
-    """Has no metric."""
+    """A task without metrics."""
 
     def metrics(self) -> MetricCollection:
         return MetricCollection({})
 
 
-def test_task_that_monitors_its_loss_is_judged_by_its_first_metric(tmp_path: Path) -> None:
+def test_task_that_monitors_the_loss_is_judged_by_its_first_metric(tmp_path: Path) -> None:
     (artifact,) = publish_toy(tmp_path, toy_export_model(ToyModel(), Unsupervised()), ["pth"])
     manifest = json.loads((tmp_path / "manifest.json").read_text("utf-8"))
     assert manifest["monitor"] == "accuracy"
@@ -266,7 +274,7 @@ def test_task_without_metrics_is_judged_by_its_outputs(tmp_path: Path) -> None:
 
 
 class TooLarge(ToyModel):
-    """Has weights that float16 has no numbers for."""
+    """Has weights beyond the range of float16."""
 
     def __init__(self) -> None:
         super().__init__()

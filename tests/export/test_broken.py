@@ -1,4 +1,4 @@
-"""Exports that are wrong on purpose, through the command line: refused by name and shape, the others published."""
+"""Exports that are broken on purpose, through the command line: refused by name and shape, the others published."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def run_of(folder: Path, name: str, broken_in: str, formats: str) -> tuple[Path, int]:
-    """A run with a model of `tests.support.broken_models`, and the exit code of training and exporting it."""
+    """Train and export a model of `tests.support.broken_models`; return the run and the exit code."""
     run = folder / f"{name}-{broken_in}-{len(formats)}"
     model = [f"model._target_=tests.support.broken_models.{name}", f"+model.broken_in={broken_in}"]
     model += ["model.dropout=0.1", "model.pooling=mean"]
@@ -32,7 +32,7 @@ def run_of(folder: Path, name: str, broken_in: str, formats: str) -> tuple[Path,
 
 
 def published(run: Path) -> list[str]:
-    """The formats in the manifest, which are those whose files are there."""
+    """Return the formats in the manifest, and check that their files are the ones in the folder."""
     manifest = json.loads((run / "export" / "manifest.json").read_text("utf-8"))
     files = {path.name for path in (run / "export").iterdir()}
     assert {FORMATS[name].path for name in manifest["formats"]} == files & {each.path for each in FORMATS.values()}
@@ -56,33 +56,33 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "broken_in", "message"),
+    ("name", "broken_in", "pattern"),
     [pytest.param(*fault, marks=[pytest.mark.slow] if fault[1] == "program" else []) for fault in FAULTS],
 )
-def test_broken_export(
-    name: str, broken_in: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+def test_broken_export_is_refused(
+    name: str, broken_in: str, pattern: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     traced, captured = ("torchscript,pth", ["pth"]), ("onnx,onnx_fp16,onnx_int8,torchscript,pt2", ["torchscript"])
     formats, good = traced if broken_in == "trace" else captured
     run, code = run_of(folder, name, broken_in, formats)
     assert code == 4
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     for format in {*formats.split(",")} - {*good}:
-        reason = MADE_OF_IT if format in ("onnx_fp16", "onnx_int8") else message
-        assert re.search(rf"^{re.escape(FORMATS[format].path)}: ({reason})", told, re.MULTILINE), told
+        reason = MADE_OF_IT if format in ("onnx_fp16", "onnx_int8") else pattern
+        assert re.search(rf"^{re.escape(FORMATS[format].path)}: ({reason})", message, re.MULTILINE), message
     assert published(run) == good
 
 
 @pytest.mark.slow
-def test_graph_that_is_wrong_is_not_made_smaller_where_it_is_not_asked_for(
+def test_formats_made_of_a_broken_graph_are_refused_if_the_graph_is_not_requested(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, code = run_of(folder, "DropoutLeftOn", "program", "onnx_fp16,onnx_int8,pth")
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert code == 4
     for name in ("onnx_fp16", "onnx_int8"):
         reason = rf"{MADE_OF_IT}.*\n  model\.onnx: {WRONG}"
-        assert re.search(rf"^{re.escape(FORMATS[name].path)}: {reason}", told, re.MULTILINE), told
+        assert re.search(rf"^{re.escape(FORMATS[name].path)}: {reason}", message, re.MULTILINE), message
     assert published(run) == ["pth"]
 
 
@@ -94,10 +94,10 @@ def run(folder: Path) -> Path:
 
 
 def truncating(format: Format) -> Format:
-    """The same format, whose file loses its end once it is written."""
+    """Return a format whose file is truncated after it is written."""
 
-    def write(path: Path, subject: ExportModel) -> dict[str, Any]:
-        details = format.variants[0].write(path, subject)
+    def write(path: Path, model: ExportModel) -> dict[str, Any]:
+        details = format.variants[0].write(path, model)
         file = path / "model.safetensors" if path.is_dir() else path
         file.write_bytes(file.read_bytes()[: file.stat().st_size * 9 // 10])
         return details
@@ -112,33 +112,35 @@ def truncating(format: Format) -> Format:
         *("torchscript", "pth", "safetensors"),
     ],
 )
-def test_file_that_is_truncated_after_writing(
+def test_truncated_file_is_refused(
     name: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(FORMATS, name, truncating(FORMATS[name]))
     assert main(["export", f"run={run}", f"export.formats=[{name},pth_legacy]"]) == 4
-    told = capsys.readouterr().err
-    assert told.startswith(f"{FORMATS[name].path}: cannot be loaded: ")
-    assert len(told.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"{FORMATS[name].path}: cannot be loaded: ")
+    assert len(message.splitlines()) == 1
     assert published(run) == ["pth_legacy"]
 
 
-def test_inexact_format_whose_answers_are_others(
+def test_inexact_format_with_other_decisions_is_refused(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def load(path: Path, subject: ExportModel) -> tuple[Forward, dict[str, Any]]:
-        forward, declared = HALF_FORMATS["pth_legacy"].load(path, subject)
+    def load(path: Path, model: ExportModel) -> tuple[Forward, dict[str, Any]]:
+        forward, declared = HALF_FORMATS["pth_legacy"].load(path, model)
         return lambda inputs: forward(inputs).roll(1, -1), declared
 
     monkeypatch.setitem(HALF_FORMATS, "pth", replace(HALF_FORMATS["pth"], load=load))
     blind = ["export.half=true", "export.metric_budget=1.0"]
     assert main(["export", f"run={run}", "export.formats=[pth,pth_legacy]", *blind]) == 4
-    told = capsys.readouterr().err
-    assert told.startswith("model.pth: decisions over the evaluation split must agree with PyTorch's in 0.75 or more")
+    message = capsys.readouterr().err
+    assert message.startswith(
+        "model.pth: decisions over the evaluation split must agree with PyTorch's in 0.75 or more"
+    )
     assert published(run) == ["pth_legacy"]
 
 
-def test_verify_looks_at_every_file_of_an_artifact(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_checks_every_file_of_an_artifact(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", f"run={run}", "export.formats=[safetensors,pth]"]) == 0
     assert main(["verify", f"run={run}"]) == 0
     config = run / "export" / "safetensors" / "config.json"

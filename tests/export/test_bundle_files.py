@@ -1,7 +1,9 @@
-"""What lies beside the artifacts."""
+"""The files next to the artifacts: golden rows, scripts, README, manifest."""
 
+import importlib
 import json
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -17,13 +19,15 @@ from PIL import Image
 from torch import Tensor
 
 import trainer
+import trainer.task
 from tests.export.conftest import Published
 from tests.support.export_models import SAMPLES, ToyModel, ToyTask, publish_toy, toy_export_model
 from trainer.errors import ProofError
-from trainer.export.bundle_files import write_bundle_files, write_golden
+from trainer.export.bundle_files import BUNDLE_FILES, write_bundle_files, write_golden
 from trainer.export.folder import verify
 from trainer.export.model import ExportModel
 from trainer.export.readme import write_readme
+from trainer.layout import PREDICT_FORMATS
 from trainer.protocols import Batching, Columns
 from trainer.task.image_classification import ImageClassification
 
@@ -32,7 +36,7 @@ def read(folder: Path, name: str) -> Any:
     return json.loads((folder / name).read_text("utf-8"))
 
 
-def test_golden_rows_inputs_output_and_answers_belong_together(published: Published) -> None:
+def test_golden_rows_inputs_output_and_answers_match(published: Published) -> None:
     golden, task = read(published.folder, "golden.json"), ToyTask()
     assert golden["rows"] == [{"text": sample["text"]} for sample in SAMPLES]
     rows = {"text": [row["text"] for row in golden["rows"]]}
@@ -55,7 +59,7 @@ def test_golden_rows_inputs_output_and_answers_belong_together(published: Publis
     np.testing.assert_allclose(got, output, atol=1e-6, rtol=0)
 
 
-def test_of_large_outputs_one_row_is_enough(tmp_path: Path) -> None:
+def test_large_outputs_leave_one_golden_row(tmp_path: Path) -> None:
     def wide(inputs: Any) -> Tensor:
         return torch.zeros(len(inputs["input_ids"]), 3).repeat(1, 2**18)
 
@@ -70,7 +74,7 @@ def test_of_large_outputs_one_row_is_enough(tmp_path: Path) -> None:
         assert arrays["input.input_ids"].shape == (1, 3)
 
 
-def test_golden_images_are_the_files_as_they_were(tmp_path: Path) -> None:
+def test_golden_images_are_copied_unchanged(tmp_path: Path) -> None:
     Image.new("L", (4, 4), 9).save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
     task = ImageClassification(size=4, channels=1, resize="stretch", mean=[0.0], std=[1.0], augment={})
@@ -87,24 +91,24 @@ def test_golden_images_are_the_files_as_they_were(tmp_path: Path) -> None:
 GOLDEN = ("golden.json", "golden.npz", "golden.pt")
 
 
-class Shouting(ToyTask):
-    """Reads other words than the pieces of its script."""
+class Prefixing(ToyTask):
+    """Reads other words than its script."""
 
     def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
         return super().encode_inputs({"text": [f"w3 {text}" for text in rows["text"]]})
 
 
-def test_scripts_that_answer_otherwise_are_not_published(tmp_path: Path) -> None:
+def test_scripts_with_other_answers_are_not_published(tmp_path: Path) -> None:
     with pytest.raises(ProofError, match=r"predict\.py: does not answer as the task does: FAILED: input_ids: "):
-        publish_toy(tmp_path, toy_export_model(ToyModel(), Shouting()), ["onnx"])
+        publish_toy(tmp_path, toy_export_model(ToyModel(), Prefixing()), ["onnx"])
     assert not {"predict.py", "texts.py", "task.json"} & {path.name for path in tmp_path.iterdir()}
     assert (tmp_path / "model.onnx").is_file()
     assert "predict.py" not in (tmp_path / "README.md").read_text("utf-8")
     assert "predict.py" not in {entry["file"] for entry in read(tmp_path, "manifest.json")["files"]}
 
 
-def companions(published: Published, stage: Path, task: ToyTask) -> tuple[set[str], ProofError | None]:
-    """What is written beside the published artifacts without golden rows, and why there are no scripts."""
+def write_bundle(published: Published, stage: Path, task: ToyTask) -> tuple[set[str], ProofError | None]:
+    """Write the files without golden rows; return their names and the failure of the scripts."""
     content = read(published.folder, "manifest.json")
     stage.mkdir()
     for entry in content["artifacts"].values():
@@ -114,11 +118,11 @@ def companions(published: Published, stage: Path, task: ToyTask) -> tuple[set[st
     return {path.name for path in stage.iterdir()} - {"model.onnx", "model.torchscript.pt"}, failure
 
 
-def test_without_golden_rows_no_row_leaves(published: Published, tmp_path: Path) -> None:
+def test_without_golden_rows_no_sample_is_published(published: Published, tmp_path: Path) -> None:
     stage = tmp_path / "stage"
-    found, failure = companions(published, stage, ToyTask())
+    names, failure = write_bundle(published, stage, ToyTask())
     with_golden = {path.name for path in published.folder.iterdir()}
-    assert found == with_golden - {*GOLDEN, "model.onnx", "model.torchscript.pt"}
+    assert names == with_golden - {*GOLDEN, "model.onnx", "model.torchscript.pt"}
     assert failure is None
     assert set(verify(stage).values()) == {""}
     text = (stage / "README.md").read_text("utf-8")
@@ -134,25 +138,25 @@ def test_without_golden_rows_no_row_leaves(published: Published, tmp_path: Path)
 
 
 def test_without_golden_rows_the_scripts_are_proved(published: Published, tmp_path: Path) -> None:
-    found, failure = companions(published, tmp_path / "stage", Shouting())
+    names, failure = write_bundle(published, tmp_path / "stage", Prefixing())
     assert "does not answer as the task does: FAILED: input_ids: " in str(failure)
-    assert not found & {*GOLDEN, "predict.py", "texts.py", "task.json"}
+    assert not names & {*GOLDEN, "predict.py", "texts.py", "task.json"}
 
 
-def test_as_many_golden_rows_as_are_asked_for(tmp_path: Path) -> None:
+def test_number_of_golden_rows_is_the_setting(tmp_path: Path) -> None:
     publish_toy(tmp_path, toy_export_model(ToyModel()), ["torchscript"], golden=1)
     assert read(tmp_path, "golden.json")["rows"] == [{"text": SAMPLES[0]["text"]}]
 
 
-class Silent(Shouting):
+class WithoutScript(Prefixing):
     script = None
 
 
-def test_a_task_without_pieces_has_no_scripts(tmp_path: Path) -> None:
+def test_task_without_script_has_no_scripts_and_old_ones_are_removed(tmp_path: Path) -> None:
     for name in ("predict.py", "task.py", "texts.py", "golden-7.png"):
         (tmp_path / name).write_text("of an earlier call")
     (tmp_path / "manifest.json").write_text('{"files": [{"file": "golden-7.png"}]}')
-    publish_toy(tmp_path, toy_export_model(ToyModel(), Silent()), ["torchscript"])
+    publish_toy(tmp_path, toy_export_model(ToyModel(), WithoutScript()), ["torchscript"])
     assert {path.name for path in tmp_path.iterdir()} == {
         "README.md",
         "golden.json",
@@ -165,7 +169,7 @@ def test_a_task_without_pieces_has_no_scripts(tmp_path: Path) -> None:
     }
 
 
-def test_manifest_says_what_reads_and_runs_it(published: Published) -> None:
+def test_manifest_records_task_columns_and_versions(published: Published) -> None:
     manifest = read(published.folder, "manifest.json")
     assert (manifest["task"], manifest["reads"], manifest["pad_id"]) == ("ToyTask", ["text"], 0)
     assert manifest["versions"]["trainer"] == trainer.__version__
@@ -173,7 +177,7 @@ def test_manifest_says_what_reads_and_runs_it(published: Published) -> None:
     assert manifest["timings"]["rows"][0]["milliseconds"].keys() == {"pytorch", "onnx", "torchscript"}
 
 
-def test_code_of_the_readme_runs(published: Published) -> None:
+def test_code_in_the_readme_runs(published: Published) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (published.folder / "README.md").read_text("utf-8"), re.DOTALL)
     assert len(blocks) == 2
     environment = {**os.environ, "PYTHONPATH": ""}
@@ -193,7 +197,7 @@ def test_code_of_the_readme_runs(published: Published) -> None:
     ]
 
 
-def test_readme_tells_whoever_knows_nothing(published: Published) -> None:
+def test_readme_describes_inputs_outputs_and_files(published: Published) -> None:
     text = (published.folder / "README.md").read_text("utf-8")
     assert "it reads a text." in text
     assert "`red`, `green`, `blue`: the 3 outputs" in text
@@ -206,7 +210,7 @@ def test_readme_tells_whoever_knows_nothing(published: Published) -> None:
             assert f"`{path.name}`" in text
 
 
-def test_readme_of_what_was_not_measured(published: Published, tmp_path: Path) -> None:
+def test_readme_without_measurements(published: Published, tmp_path: Path) -> None:
     manifest = read(published.folder, "manifest.json")
     manifest["metrics"]["macro_f1"] = None
     manifest["artifacts"] = {"torchscript": {**manifest["artifacts"]["torchscript"], "largest_difference": None}}
@@ -214,3 +218,15 @@ def test_readme_of_what_was_not_measured(published: Published, tmp_path: Path) -
     assert "onnxruntime.InferenceSession" not in text
     assert "## Labels" not in text
     assert "| `model.torchscript.pt` |" in text
+
+
+def test_scripts_of_all_tasks_exist() -> None:
+    from trainer.export.bundle import answers, predict
+
+    assert predict.FORMATS == PREDICT_FORMATS
+    for module in pkgutil.iter_modules(trainer.task.__path__, "trainer.task."):
+        for task in vars(importlib.import_module(module.name)).values():
+            if isinstance(task, type) and isinstance(script := getattr(task, "script", None), tuple):
+                rows, outputs = script
+                assert predict.READERS[rows] in BUNDLE_FILES
+                assert outputs in answers.ANSWERS

@@ -21,7 +21,7 @@ from trainer.export.folder import describe, publish_files, reserve, staging, ver
 from trainer.signals import exit_on_sigterm
 
 
-def test_stage_is_gone_afterwards_and_so_are_those_of_killed_processes(tmp_path: Path) -> None:
+def test_stage_and_stages_of_killed_processes_are_removed(tmp_path: Path) -> None:
     (tmp_path / "export" / ".tmp-killed").mkdir(parents=True)
     with staging(tmp_path / "export") as stage:
         (stage / "model.onnx").write_text("half")
@@ -29,13 +29,13 @@ def test_stage_is_gone_afterwards_and_so_are_those_of_killed_processes(tmp_path:
     assert list((tmp_path / "export").iterdir()) == []
 
 
-def test_stage_is_gone_after_an_error(tmp_path: Path) -> None:
+def test_stage_is_removed_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), staging(tmp_path):
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_stage_is_gone_after_a_signal(tmp_path: Path) -> None:
+def test_stage_is_removed_after_a_signal(tmp_path: Path) -> None:
     # Exporters raise something of their own for any `Exception`.
     with pytest.raises(SystemExit) as ended, exit_on_sigterm(), staging(tmp_path), suppress(Exception):
         signal.raise_signal(signal.SIGTERM)
@@ -44,7 +44,7 @@ def test_stage_is_gone_after_a_signal(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_folder_that_another_process_fills_is_left_alone(tmp_path: Path) -> None:
+def test_folder_in_use_by_another_process_is_refused(tmp_path: Path) -> None:
     with staging(tmp_path) as stage:
         (stage / "model.onnx").write_text("half")
         with pytest.raises(CheckpointError, match="another process exports into it"), staging(tmp_path):
@@ -54,7 +54,7 @@ def test_folder_that_another_process_fills_is_left_alone(tmp_path: Path) -> None
         pass
 
 
-def test_folder_that_is_a_file(tmp_path: Path) -> None:
+def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "export").touch()
     for folder, fault in (("export", "is a file where an export needs a folder"), ("export/more", "Not a directory")):
         with pytest.raises(CheckpointError, match=f"{folder}: .*{fault}"), staging(tmp_path / folder):
@@ -72,7 +72,7 @@ def test_files_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     assert modes == {(tmp_path / "usual").stat().st_mode}
 
 
-def test_publishing_replaces_and_removes(tmp_path: Path) -> None:
+def test_publishing_replaces_and_removes_files(tmp_path: Path) -> None:
     for name in ("manifest.json", "model.onnx", "old.bin", "mine.txt"):
         (tmp_path / name).write_text("old")
     with staging(tmp_path) as stage:
@@ -84,7 +84,7 @@ def test_publishing_replaces_and_removes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["labels.json", "../labels.json"])
-def test_files_of_an_earlier_manifest_go_if_they_lie_in_the_folder(name: str, tmp_path: Path) -> None:
+def test_files_of_an_earlier_manifest_are_removed_only_inside_the_folder(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "export"
     folder.mkdir()
     (folder / name).write_text("old")
@@ -95,7 +95,7 @@ def test_files_of_an_earlier_manifest_go_if_they_lie_in_the_folder(name: str, tm
     assert (folder / name).exists() == (name != "labels.json")
 
 
-def test_folder_that_was_published_by_half_has_no_manifest(tmp_path: Path) -> None:
+def test_partly_published_folder_has_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("old")
     (tmp_path / "zzz.onnx").mkdir()  # cannot be replaced by a file
     with staging(tmp_path) as stage:
@@ -119,13 +119,13 @@ def test_json_is_strict(tmp_path: Path) -> None:
     assert text.endswith("}\n")
 
 
-def test_description(tmp_path: Path) -> None:
+def test_entry_has_name_size_and_checksum(tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
     path.write_bytes(b"abc")
     assert describe(path, tmp_path) == {"file": "labels.json", "bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
 
 
-def test_what_the_manifest_describes_is_verified(tmp_path: Path) -> None:
+def test_verify_reports_changed_and_missing_files(tmp_path: Path) -> None:
     for name in ("model.onnx", "weights.bin", "labels.json"):
         (tmp_path / name).write_text(name)
     artifact = {**describe(tmp_path / "model.onnx", tmp_path), "beside": [describe(tmp_path / "weights.bin", tmp_path)]}
@@ -136,13 +136,13 @@ def test_what_the_manifest_describes_is_verified(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_text("model.ONNX")
     (tmp_path / "weights.bin").write_text("")
     (tmp_path / "labels.json").unlink()
-    found = verify(tmp_path)
-    assert found["model.onnx"].startswith("has the SHA-256 ")
-    assert found["weights.bin"] == "has 0 bytes instead of 11"
-    assert found["labels.json"] == "is missing"
+    faults = verify(tmp_path)
+    assert faults["model.onnx"].startswith("has the SHA-256 ")
+    assert faults["weights.bin"] == "has 0 bytes instead of 11"
+    assert faults["labels.json"] == "is missing"
 
 
-def test_a_manifest_that_is_a_folder(tmp_path: Path) -> None:
+def test_manifest_that_is_a_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").mkdir()
     assert verify(tmp_path) == {"manifest.json": "cannot be read: Is a directory"}
 
@@ -150,12 +150,12 @@ def test_a_manifest_that_is_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["{", "{}", "[]", '{"artifacts": [], "files": []}', '{"artifacts": {}, "files": [{}]}']
 )
-def test_a_manifest_that_is_not_one(text: str, tmp_path: Path) -> None:
+def test_damaged_manifest_is_reported(text: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
     assert verify(tmp_path)["manifest.json"].startswith("is not what was written")
 
 
-def test_no_folder_an_empty_one_and_one_that_is_not_complete(tmp_path: Path) -> None:
+def test_verify_of_missing_empty_and_incomplete_folders(tmp_path: Path) -> None:
     assert verify(tmp_path / "absent") == verify(tmp_path) == {}
     (tmp_path / "model.onnx").touch()
     assert verify(tmp_path) == {"manifest.json": "is missing: the artifacts are not complete"}
@@ -194,22 +194,22 @@ SLOW = ("onnx", "onnx_fp16", "onnx_int8", "pt2")
         *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
     ],
 )
-def test_full_disk_is_told_as_one_and_leaves_all_as_it_was(
+def test_full_disk_is_reported_and_leaves_the_folder_unchanged(
     name: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = state(run / "export")
     capsys.readouterr()
     with files_of_at_most(12 * 1024):
         code = main(["export", f"run={run}", f"export.formats=[{name},pth]"])
-    told = capsys.readouterr().err
-    assert code == 3, told
-    assert told.startswith(str(run / "export")), told
-    assert "cannot be written: File too large. Remove the cause, then export again" in told
-    assert len(told.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert code == 3, message
+    assert message.startswith(str(run / "export")), message
+    assert "cannot be written: File too large. Remove the cause, then export again" in message
+    assert len(message.splitlines()) == 1
     assert state(run / "export") == before
 
 
-def test_room_is_promised_by_the_file_system(tmp_path: Path) -> None:
+def test_disk_space_is_reserved(tmp_path: Path) -> None:
     model, path = nn.Linear(1000, 1000), tmp_path / "model.pth"
     with files_of_at_most(6_000_000):
         reserve(path, model)
@@ -229,12 +229,12 @@ def full(*, wrapped: bool) -> None:
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_what_libraries_make_of_a_full_disk_is_seen_through(wrapped: bool, tmp_path: Path) -> None:
+def test_full_disk_is_recognized_in_errors_of_libraries(wrapped: bool, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot be written: No space left on device\."), staging(tmp_path):
         full(wrapped=wrapped)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+def test_other_errors_are_unchanged(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), staging(tmp_path):
         torch.load(tmp_path / "absent")

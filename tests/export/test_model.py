@@ -13,28 +13,28 @@ from tests.support.export_models import ToyModel, ToyTask, batches
 from trainer.export.model import ExportModel, preserve_random_state, silence
 
 
-def test_calibration_has_every_sample_a_few_at_a_time() -> None:
-    subject = ExportModel(ToyModel(), ToyTask(), training=lambda count: batches(2, batch_size=count), calibration=20)
-    parts = subject.calibration_inputs()
+def test_calibration_has_every_sample_in_small_batches() -> None:
+    model = ExportModel(ToyModel(), ToyTask(), training=lambda count: batches(2, batch_size=count), calibration=20)
+    parts = model.calibration_inputs()
     assert [len(part["input_ids"]) for part in parts] == [8, 8, 4, 8, 8, 4]
     for batch, three in zip(batches(num_batches=2, batch_size=20), (parts[:3], parts[3:]), strict=True):
         for name, value in batch.inputs.items():
             assert torch.equal(torch.cat([part[name] for part in three]), value)
 
 
-def test_calibration_without_samples_has_those_of_the_cases() -> None:
-    subject = ExportModel(ToyModel(), ToyTask())
-    assert [part["input_ids"].shape for part in subject.calibration_inputs()] == [
-        case.inputs["input_ids"].shape for case in subject.cases
+def test_calibration_without_samples_uses_the_cases() -> None:
+    model = ExportModel(ToyModel(), ToyTask())
+    assert [part["input_ids"].shape for part in model.calibration_inputs()] == [
+        case.inputs["input_ids"].shape for case in model.cases
     ]
 
 
-def test_what_is_shared_is_made_once() -> None:
+def test_shared_results_are_computed_once() -> None:
     made: list[ExportModel] = []
-    subject = ExportModel(ToyModel(), ToyTask())
+    model = ExportModel(ToyModel(), ToyTask())
     for _ in range(2):
-        subject.compute_once(made.append)
-    assert made == [subject]
+        model.compute_once(made.append)
+    assert made == [model]
 
 
 def draw() -> tuple[float, float, float]:
@@ -42,7 +42,7 @@ def draw() -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("error", [None, ValueError])
-def test_random_states_are_put_back(error: type[Exception] | None) -> None:
+def test_random_states_are_restored(error: type[Exception] | None) -> None:
     expected = None
     with preserve_random_state():
         expected = draw()

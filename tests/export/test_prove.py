@@ -19,150 +19,154 @@ from trainer.export.prove import ProofResult, prove_formats
 
 
 @pytest.fixture(scope="module")
-def subject() -> ExportModel:
+def model() -> ExportModel:
     with torch.no_grad():
         return ExportModel(ToyModel(), ToyTask(), evaluation=batches)
 
 
 def shifted(by: float) -> Callable[[Path, ExportModel], dict[str, Any]]:
-    """A way of writing a format whose first class is more, or less, likely than PyTorch has it."""
+    """Return a function that writes a format whose logits of the first class are shifted."""
 
-    def write(path: Path, subject: ExportModel) -> dict[str, Any]:
+    def write(path: Path, model: ExportModel) -> dict[str, Any]:
         path.write_text(str(by))
         return {"by": by}
 
     return write
 
 
-def load(path: Path, subject: ExportModel) -> tuple[Forward, dict[str, Any]]:
+def load(path: Path, model: ExportModel) -> tuple[Forward, dict[str, Any]]:
     by = float(path.read_text())
 
     def forward(inputs: Mapping[str, Tensor]) -> Tensor:
-        return subject.eager_forward(inputs) + torch.tensor([by, 0.0, 0.0])
+        return model.eager_forward(inputs) + torch.tensor([by, 0.0, 0.0])
 
     return forward, {}
 
 
-def made(name: str, *shifts: float, exact: bool = False) -> Format:
+def make_format(name: str, *shifts: float, exact: bool = False) -> Format:
     variants = tuple(Variant(f"by {by:g}", shifted(by)) for by in shifts)
     return Format(name, f"model.{name}", load, variants, exact=exact)
 
 
-def judged(formats: list[Format], folder: Path, subject: ExportModel, **limits: float) -> ProofResult:
+def prove(formats: list[Format], folder: Path, model: ExportModel, **limits: float) -> ProofResult:
     with torch.no_grad():
-        return prove_formats(formats, folder, subject, Limits(**{"tolerance": 1e-4, "metric_budget": 0.05, **limits}))
+        return prove_formats(formats, folder, model, Limits(**{"tolerance": 1e-4, "metric_budget": 0.05, **limits}))
 
 
-def test_first_variant_inside_the_budget_is_taken(tmp_path: Path, subject: ExportModel) -> None:
-    verdict = judged([made("one", 100.0, 0.001, 0.0), made("two", 0.002)], tmp_path, subject)
-    assert [candidate.variant.name for candidate in verdict.proved] == ["by 0.001", "by 0.002"]
-    assert verdict.failures == []
-    assert [candidate.details for candidate in verdict.proved] == [{"by": 0.001}, {"by": 0.002}]
+def test_first_variant_within_the_budget_is_taken(tmp_path: Path, model: ExportModel) -> None:
+    result = prove([make_format("one", 100.0, 0.001, 0.0), make_format("two", 0.002)], tmp_path, model)
+    assert [artifact.variant.name for artifact in result.proved] == ["by 0.001", "by 0.002"]
+    assert result.failures == []
+    assert [artifact.details for artifact in result.proved] == [{"by": 0.001}, {"by": 0.002}]
     assert (tmp_path / "model.one").read_text() == "0.001"
 
 
-def test_pytorch_runs_once_over_the_split_for_all_variants(tmp_path: Path, subject: ExportModel) -> None:
+def test_pytorch_runs_once_over_the_split_for_all_variants(tmp_path: Path, model: ExportModel) -> None:
     calls = []
-    watched = subject.module.register_forward_hook(lambda *_: calls.append(None))
-    verdict = judged([made("one", 100.0, 50.0, 0.001)], tmp_path, subject)
+    watched = model.module.register_forward_hook(lambda *_: calls.append(None))
+    result = prove([make_format("one", 100.0, 50.0, 0.001)], tmp_path, model)
     watched.remove()
-    assert [candidate.variant.name for candidate in verdict.proved] == ["by 0.001"]
+    assert [artifact.variant.name for artifact in result.proved] == ["by 0.001"]
     num_batches = len([*batches()])
     # These artifacts run the model too: each of the three at every case and on every batch.
-    assert len(calls) == 3 * (len(subject.cases) + num_batches) + num_batches
+    assert len(calls) == 3 * (len(model.cases) + num_batches) + num_batches
 
 
-def test_difference_of_an_inexact_format_is_recorded_and_not_refused(tmp_path: Path, subject: ExportModel) -> None:
-    (candidate,) = judged([made("one", 0.001)], tmp_path, subject).proved
-    assert candidate.largest_difference == pytest.approx(0.001, rel=1e-3)
-    assert candidate.comparison.agreement.decision_agreement is not None
-    verdict = judged([made("one", 0.001, exact=True)], tmp_path, subject)
-    assert verdict.proved == []
-    assert str(verdict.failures[0]).startswith("model.one: output[0, 0] at batch=1, sequence=1, without padding")
+def test_difference_of_an_inexact_format_is_recorded(tmp_path: Path, model: ExportModel) -> None:
+    (artifact,) = prove([make_format("one", 0.001)], tmp_path, model).proved
+    assert artifact.largest_difference == pytest.approx(0.001, rel=1e-3)
+    assert artifact.comparison.agreement.decision_agreement is not None
+    result = prove([make_format("one", 0.001, exact=True)], tmp_path, model)
+    assert result.proved == []
+    assert str(result.failures[0]).startswith("model.one: output[0, 0] at batch=1, sequence=1, without padding")
 
 
-def test_when_none_fits_each_variant_is_told_and_no_file_is_left(tmp_path: Path, subject: ExportModel) -> None:
-    verdict = judged([made("one", 100.0, 8.0), made("two", 0.0)], tmp_path, subject)
-    (failure,) = verdict.failures
+def test_every_refused_variant_is_reported_and_no_file_is_left(tmp_path: Path, model: ExportModel) -> None:
+    result = prove([make_format("one", 100.0, 8.0), make_format("two", 0.0)], tmp_path, model)
+    (failure,) = result.failures
     first, *reasons = str(failure).splitlines()
     assert first == "model.one: none of its 2 variants passes. Leave out this format."
     assert [reason.split(": ")[:2] for reason in reasons] == [["  by 100", "model.one"], ["  by 8", "model.one"]]
     assert all("accuracy over the evaluation split must be within 0.05" in reason for reason in reasons)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.two"]
-    assert [candidate.format.name for candidate in verdict.proved] == ["two"]
+    assert [artifact.format.name for artifact in result.proved] == ["two"]
 
 
-def test_variant_that_cannot_be_written_gives_way_to_the_next(tmp_path: Path, subject: ExportModel) -> None:
-    def fail(path: Path, subject: ExportModel) -> dict[str, Any]:
+def test_next_variant_is_tried_if_one_cannot_be_written(tmp_path: Path, model: ExportModel) -> None:
+    def fail(path: Path, model: ExportModel) -> dict[str, Any]:
         path.write_text("half")
         (path.parent / f"{path.name}.data").write_text("weights")
         raise RuntimeError("no such operator")
 
     format = Format("one", "model.one", load, (Variant("first", fail), Variant("second", shifted(0.0))))
-    (candidate,) = judged([format], tmp_path, subject).proved
-    assert candidate.variant.name == "second"
+    (artifact,) = prove([format], tmp_path, model).proved
+    assert artifact.variant.name == "second"
     assert [path.name for path in tmp_path.iterdir()] == ["model.one"]
-    (failure,) = judged([Format("one", "model.one", load, (Variant("first", fail),))], tmp_path, subject).failures
+    (failure,) = prove([Format("one", "model.one", load, (Variant("first", fail),))], tmp_path, model).failures
     assert str(failure).startswith(
         "model.one: cannot be exported (input_ids (2, 12), attention_mask (2, 12)): no such operator."
     )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_same_reason_is_told_once(tmp_path: Path, subject: ExportModel) -> None:
-    def fail(path: Path, subject: ExportModel) -> dict[str, Any]:
+def test_equal_reasons_share_a_line(tmp_path: Path, model: ExportModel) -> None:
+    def fail(path: Path, model: ExportModel) -> dict[str, Any]:
         raise RuntimeError("no such operator")
 
     format = Format("one", "model.one", load, (Variant("first", fail), Variant("second", fail)))
-    (failure,) = judged([format], tmp_path, subject).failures
+    (failure,) = prove([format], tmp_path, model).failures
     assert str(failure).count("no such operator") == 1
     assert "\n  first; second: model.one: cannot be exported" in str(failure)
 
 
-@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("requested", [True, False])
 @pytest.mark.parametrize(("shifts", "reason"), [((1.0,), r"output\[0, 0\] at batch=1"), ((), "no such operator")])
-def test_what_a_refused_format_is_made_of_is_not_taken_for_another(
-    asked: bool, shifts: tuple[float, ...], reason: str, tmp_path: Path, subject: ExportModel, monkeypatch: Any
+def test_format_made_of_a_refused_format_is_refused(
+    requested: bool, shifts: tuple[float, ...], reason: str, tmp_path: Path, model: ExportModel, monkeypatch: Any
 ) -> None:
-    def fail(path: Path, subject: ExportModel) -> dict[str, Any]:
+    def fail(path: Path, model: ExportModel) -> dict[str, Any]:
         raise RuntimeError("no such operator")
 
-    source = made("source", *shifts, exact=True) if shifts else replace(made("source"), variants=(Variant("-", fail),))
+    source = (
+        make_format("source", *shifts, exact=True)
+        if shifts
+        else replace(make_format("source"), variants=(Variant("-", fail),))
+    )
     monkeypatch.setitem(FORMATS, "source", source)
-    other = replace(made("other", 0.0, 0.0), made_of="source")
-    verdict = judged([other, source] if asked else [other], tmp_path, subject)
-    assert verdict.proved == []
-    assert str(verdict.failures[0]).startswith("model.other: is made of model.source, which is refused.")
-    assert [bool(re.search(reason, str(failure))) for failure in verdict.failures] == (
-        [False, True] if asked else [True]
+    other = replace(make_format("other", 0.0, 0.0), made_of="source")
+    result = prove([other, source] if requested else [other], tmp_path, model)
+    assert result.proved == []
+    assert str(result.failures[0]).startswith("model.other: is made of model.source, which is refused.")
+    assert [bool(re.search(reason, str(failure))) for failure in result.failures] == (
+        [False, True] if requested else [True]
     )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_format_is_made_of_is_proved_on_real_data_too(
-    tmp_path: Path, subject: ExportModel, monkeypatch: pytest.MonkeyPatch
+def test_source_format_is_proved_on_real_data(
+    tmp_path: Path, model: ExportModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong_in_batches(path: Path, subject: ExportModel) -> tuple[Forward, dict[str, Any]]:
-        return lambda inputs: subject.eager_forward(inputs) + (len(inputs["input_ids"]) == 16), {}
+    def wrong_in_batches(path: Path, model: ExportModel) -> tuple[Forward, dict[str, Any]]:
+        return lambda inputs: model.eager_forward(inputs) + (len(inputs["input_ids"]) == 16), {}
 
-    source = replace(made("source", 0.0, exact=True), load=wrong_in_batches)
+    source = replace(make_format("source", 0.0, exact=True), load=wrong_in_batches)
     monkeypatch.setitem(FORMATS, "source", source)
-    good = replace(made("good", 0.0), made_of="source")
-    verdict = judged([good, made("other", 0.0)], tmp_path, subject)
-    assert [candidate.format.name for candidate in verdict.proved] == ["other"]
-    assert "in batch 0 of the evaluation split (input_ids (16, " in str(verdict.failures[0])
+    good = replace(make_format("good", 0.0), made_of="source")
+    result = prove([good, make_format("other", 0.0)], tmp_path, model)
+    assert [artifact.format.name for artifact in result.proved] == ["other"]
+    assert "in batch 0 of the evaluation split (input_ids (16, " in str(result.failures[0])
     assert [path.name for path in tmp_path.iterdir()] == ["model.other"]
 
 
-def test_what_nobody_asked_for_is_not_published(tmp_path: Path, subject: ExportModel, monkeypatch: Any) -> None:
-    monkeypatch.setitem(FORMATS, "source", made("source", 0.0, exact=True))
-    verdict = judged([replace(made("other", 0.0), made_of="source")], tmp_path, subject)
-    assert [candidate.format.name for candidate in verdict.proved] == ["other"]
+def test_source_format_is_published_only_if_requested(tmp_path: Path, model: ExportModel, monkeypatch: Any) -> None:
+    monkeypatch.setitem(FORMATS, "source", make_format("source", 0.0, exact=True))
+    result = prove([replace(make_format("other", 0.0), made_of="source")], tmp_path, model)
+    assert [artifact.format.name for artifact in result.proved] == ["other"]
     assert [path.name for path in tmp_path.iterdir()] == ["model.other"]
 
 
 class Blind(ToyTask):
-    """Its metric is the same whatever comes."""
+    """Has a metric with a constant value."""
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -194,29 +198,29 @@ class BlindMetric(Metric):
         (lambda output: output * 1.2, ""),
     ],
 )
-def test_metric_that_sees_nothing_does_not_judge_alone(
+def test_outputs_are_compared_if_the_metric_is_blind(
     value: float, change: Callable[[Tensor], Tensor], message: str, tmp_path: Path, caplog: Any
 ) -> None:
-    def changed(path: Path, subject: ExportModel) -> tuple[Forward, dict[str, Any]]:
-        return lambda inputs: change(subject.eager_forward(inputs)), {}
+    def changed(path: Path, model: ExportModel) -> tuple[Forward, dict[str, Any]]:
+        return lambda inputs: change(model.eager_forward(inputs)), {}
 
     with torch.no_grad():
         blind = ExportModel(ToyModel(), Blind(value), evaluation=batches)
-    verdict = judged([replace(made("one", 0.0), load=changed)], tmp_path, blind)
-    assert [message in str(failure) for failure in verdict.failures] == ([True] if message else [])
-    said = [record.getMessage() for record in caplog.records if record.name == "trainer.export.prove"]
-    told = ["accuracy is nan over the evaluation split: it cannot judge artifacts"]
-    assert said == ([] if value == 0.0 else told)
+    result = prove([replace(make_format("one", 0.0), load=changed)], tmp_path, blind)
+    assert [message in str(failure) for failure in result.failures] == ([True] if message else [])
+    messages = [record.getMessage() for record in caplog.records if record.name == "trainer.export.prove"]
+    warning = ["accuracy is nan over the evaluation split: it cannot judge artifacts"]
+    assert messages == ([] if value == 0.0 else warning)
 
 
-def test_not_a_number_is_as_far_off_as_can_be(tmp_path: Path, subject: ExportModel) -> None:
-    (failure,) = judged([made("one", float("nan"), exact=True)], tmp_path, subject).failures
+def test_nan_is_refused(tmp_path: Path, model: ExportModel) -> None:
+    (failure,) = prove([make_format("one", float("nan"), exact=True)], tmp_path, model).failures
     assert "got nan" in str(failure)
-    (failure,) = judged([made("one", float("nan"))], tmp_path, subject, metric_budget=1.0).failures
+    (failure,) = prove([make_format("one", float("nan"))], tmp_path, model, metric_budget=1.0).failures
     assert "must be finite, got nan" in str(failure)
 
 
-def test_config_takes_the_formats_that_there_are() -> None:
+def test_formats_of_publish_are_the_catalog() -> None:
     (literal,) = get_args(get_type_hints(artifacts.publish)["formats"])
     assert set(get_args(literal)) == set(FORMATS)
     assert all(name == format.name for name, format in FORMATS.items())
@@ -225,5 +229,5 @@ def test_config_takes_the_formats_that_there_are() -> None:
 def test_no_two_formats_share_a_file() -> None:
     paths = [format.path for format in FORMATS.values()]
     assert len({*paths}) == len(paths)
-    # What lies beside an artifact is found by its name: `model.onnx.data` must be no other's.
+    # Further files of an artifact are found by its name: `model.onnx.data` must not belong to another one.
     assert not [one for one in paths for other in paths if one.startswith(f"{other}.")]

@@ -1,4 +1,4 @@
-"""What an earlier export left in the folder."""
+"""Artifacts of an earlier export that are reused."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ def manifest(folder: Path) -> Any:
     return json.loads((folder / "manifest.json").read_text("utf-8"))
 
 
-def test_artifacts_of_the_same_model_stay_as_they_were_proved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_artifacts_of_the_same_model_are_reused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     publish_toy(tmp_path, MODEL, ["torchscript", "safetensors"])
     before = manifest(tmp_path)
     inode = (tmp_path / "model.torchscript.pt").stat().st_ino
@@ -50,13 +50,13 @@ def test_artifacts_of_the_same_model_stay_as_they_were_proved(tmp_path: Path, ca
 
 
 class Broken(ToyModel):
-    """Its program is right at the length that it is traced at alone; its weights are as good as any."""
+    """Its program is right only at the length that it is traced at; its weights are not affected."""
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         return super().forward(*inputs, **named) * len(str(named["input_ids"].shape[1]))
 
 
-def test_nothing_goes_where_nothing_is_proved(tmp_path: Path) -> None:
+def test_folder_is_unchanged_if_nothing_is_proved(tmp_path: Path) -> None:
     publish_toy(tmp_path, MODEL, ["pth", "torchscript"])
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for provenance in (MODEL.provenance, {"step": 931}):
@@ -65,7 +65,7 @@ def test_nothing_goes_where_nothing_is_proved(tmp_path: Path) -> None:
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_artifact_stays_in_whose_place_another_fails_beside_a_proved_one(tmp_path: Path) -> None:
+def test_earlier_artifact_stays_if_its_replacement_fails(tmp_path: Path) -> None:
     publish_toy(tmp_path, MODEL, ["torchscript"])
     with pytest.raises(ProofError, match=r"model\.torchscript\.pt"):
         publish_toy(tmp_path, toy_export_model(Broken(), provenance=MODEL.provenance), ["torchscript", "pth"])
@@ -80,30 +80,30 @@ def test_artifact_stays_in_whose_place_another_fails_beside_a_proved_one(tmp_pat
         ({"tolerance": 1e-5}, "this export differs in tolerance"),
     ],
 )
-def test_artifacts_of_another_model_go_and_that_is_said(
+def test_artifacts_of_another_model_are_removed_with_a_warning(
     change: dict[str, Any], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish_toy(tmp_path, MODEL, ["pth", "safetensors"])
-    original = toy_export_model(ToyModel(), provenance=change.pop("provenance", MODEL.provenance))
-    publish_toy(tmp_path, original, ["pth_legacy"], **change)
+    model = toy_export_model(ToyModel(), provenance=change.pop("provenance", MODEL.provenance))
+    publish_toy(tmp_path, model, ["pth_legacy"], **change)
     assert manifest(tmp_path)["formats"] == ["pth_legacy"]
     assert set(verify(tmp_path).values()) == {""}
     assert not (tmp_path / "safetensors").exists()
-    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert said == [
+    messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert messages == [
         f"{tmp_path / name}, from an earlier export, is removed: {reason}" for name in ("safetensors", "model.pth")
     ]
 
 
 def lost(folder: Path, stage: Path, **changed: Any) -> dict[str, str]:
-    """What does not stay beside a new `pth_legacy`, and why."""
-    found = manifest(folder)
+    """Return the artifacts that cannot be reused next to a new `pth_legacy`, with the reasons."""
+    document = manifest(folder)
     shutil.rmtree(stage, ignore_errors=True)
-    terms = {key: found[key] for key in ("provenance", "versions", "tolerance", "metric_budget")}
-    return reuse_artifacts(folder, stage, ["pth_legacy"], terms | changed).lost
+    conditions = {key: document[key] for key in ("provenance", "versions", "tolerance", "metric_budget")}
+    return reuse_artifacts(folder, stage, ["pth_legacy"], conditions | changed).lost
 
 
-def test_only_what_is_still_what_was_proved_stays(tmp_path: Path) -> None:
+def test_changed_artifacts_are_not_reused(tmp_path: Path) -> None:
     folder, stage = tmp_path / "export", tmp_path / "stage"
     publish_toy(folder, MODEL, ["pth", "safetensors", "pth_legacy"])
     text = (folder / "manifest.json").read_text("utf-8")
@@ -116,12 +116,12 @@ def test_only_what_is_still_what_was_proved_stays(tmp_path: Path) -> None:
     torch = {**manifest(folder)["versions"], "torch": "1"}
     assert lost(folder, stage, versions=torch)["model.pth"] == "this export differs in torch"
     for wrong in ("", "[]", text.replace('"metrics"', '"scores"'), text.replace('"tolerance"', '"x"')):
-        terms = {"provenance": {}, "versions": {}, "tolerance": 1.0, "metric_budget": 1.0}
+        conditions = {"provenance": {}, "versions": {}, "tolerance": 1.0, "metric_budget": 1.0}
         (folder / "manifest.json").write_text(wrong)
-        assert reuse_artifacts(folder, stage, [], terms).lost["model.pth"] == "no manifest.json describes it"
+        assert reuse_artifacts(folder, stage, [], conditions).lost["model.pth"] == "no manifest.json describes it"
 
 
-def test_a_file_system_without_links_takes_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_copied_on_file_systems_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse_to_link(*paths: Any) -> None:
         raise PermissionError("not here")
 

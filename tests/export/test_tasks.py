@@ -58,7 +58,7 @@ def assert_proved(manifest: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("option", marked(TASKS))
-def test_task(option: str, folder: Path) -> None:
+def test_every_task_exports(option: str, folder: Path) -> None:
     manifest = exported(option, folder, [*PROGRAMS, *WEIGHTS])
     assert_proved(manifest)
     for declared in (manifest["artifacts"]["onnx"]["output"]["shape"], *_shapes(manifest)):
@@ -66,7 +66,7 @@ def test_task(option: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("option", marked(MODELS))
-def test_model(option: str, folder: Path) -> None:
+def test_every_model_exports(option: str, folder: Path) -> None:
     assert_proved(exported(option, folder, ["onnx", "torchscript", "safetensors"]))
 
 

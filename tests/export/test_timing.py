@@ -44,7 +44,7 @@ def inputs_of(*sizes: int) -> list[tuple[Sizes, dict[str, Tensor]]]:
     return [({"batch": size}, {"x": torch.zeros(size)}) for size in sizes]
 
 
-def test_models_take_turns_at_every_shape_the_smallest_first(clock: Clock) -> None:
+def test_models_take_turns_at_every_shape_smallest_first(clock: Clock) -> None:
     models = {"pytorch": clock.model("pytorch", lambda size: 0.2 * size), "onnx": clock.model("onnx", lambda _: 0.1)}
     rows = measure(models, inputs_of(8, 1), seconds=30.0)
     assert [row.sizes for row in rows] == [{"batch": 1}, {"batch": 8}]
@@ -55,7 +55,7 @@ def test_models_take_turns_at_every_shape_the_smallest_first(clock: Clock) -> No
     assert 23.0 < clock.now <= 30.0
 
 
-def test_a_turn_of_quick_calls_is_timed_after_the_first_of_them(clock: Clock) -> None:
+def test_first_calls_of_a_turn_are_not_timed(clock: Clock) -> None:
     """A model that is slow in the first calls after a pause, as idle threads are."""
     slow = iter([])
 
@@ -77,14 +77,14 @@ def test_every_shape_of_quick_models_is_timed(clock: Clock) -> None:
     assert clock.now < 1.3 * len(models)
 
 
-def test_a_shape_that_would_take_too_long_is_left_out(clock: Clock) -> None:
+def test_shape_that_would_take_too_long_is_skipped(clock: Clock) -> None:
     model = clock.model("pytorch", lambda size: 0.1 * size)
     rows = measure({"pytorch": model}, inputs_of(1, 4, 100), seconds=6.0)
     assert [row.sizes for row in rows] == [{"batch": 1}, {"batch": 4}]
     assert clock.now < 6.0
 
 
-def test_the_first_shape_is_timed_whatever_the_time(clock: Clock) -> None:
+def test_first_shape_is_always_timed(clock: Clock) -> None:
     rows = measure({"pytorch": clock.model("pytorch", lambda _: 1.0)}, inputs_of(2, 3), seconds=0.0)
     assert [row.sizes for row in rows] == [{"batch": 2}]
     calls = [name for name, _ in clock.calls]

@@ -1,4 +1,4 @@
-"""A Python with the standard library and the packages that the scripts of an export folder may need, and no other."""
+"""A Python with only the standard library and the packages that the scripts of an export folder may need."""
 
 import subprocess
 import sys
@@ -6,11 +6,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGES = ("numpy", "numpy.libs", "onnxruntime", "tokenizers", "PIL", "pillow.libs")
-"""All that the scripts are given; the `.libs` hold what the packages link to."""
+"""The packages for the scripts; the `.libs` contain the libraries that the packages link to."""
 
 
 def bare(folder: Path) -> Path:
-    """A folder with the packages that the scripts may need and no other."""
+    """Create a folder with only the packages that the scripts may need."""
     packages = folder / "packages"
     packages.mkdir()
     for name in PACKAGES:
@@ -21,7 +21,7 @@ def bare(folder: Path) -> Path:
 
 
 def run_bare(packages: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A script in a Python that has the standard library and `packages`."""
+    """Run a script in a Python with only the standard library and `packages`."""
     start = (
         f"import runpy, sys; sys.path.append({str(packages)!r}); sys.argv = sys.argv[1:]; "
         "code = 0\n"

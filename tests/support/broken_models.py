@@ -1,4 +1,4 @@
-"""Models whose exports are wrong, each in one of the ways in which exports are."""
+"""Models whose exports are wrong, each in one typical way."""
 
 from typing import Any, Literal
 
@@ -10,12 +10,12 @@ from trainer.model.text_encoder import TextEncoder
 
 
 class Broken(TextEncoder):
-    """A right model, but for what an exporter sees of it.
+    """A model that is right except when an exporter runs it.
 
     Args:
-        vocab_size, num_outputs, max_length: As of a `TextEncoder`.
-        broken_in: The exporter that it is broken in: the one that traces, or the one that captures a program.
-        options: As of a `TextEncoder`.
+        vocab_size, num_outputs, max_length: See `TextEncoder`.
+        broken_in: The exporter in which it is broken: tracing, or capturing a program.
+        options: See `TextEncoder`.
     """
 
     def __init__(
@@ -31,12 +31,12 @@ class Broken(TextEncoder):
         self.broken_in = broken_in
 
     def broken(self) -> bool:
-        """Whether the exporter is looking."""
+        """Return whether the exporter is running the model."""
         return torch.jit.is_tracing() if self.broken_in == "trace" else torch.compiler.is_exporting()
 
 
 class FrozenDimension(Broken):
-    """Knows one length alone."""
+    """Supports only one length."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **packed: Tensor) -> Tensor:
         if self.broken():
@@ -45,7 +45,7 @@ class FrozenDimension(Broken):
 
 
 class DroppedMask(Broken):
-    """Forgets the mask."""
+    """Ignores the mask."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **packed: Tensor) -> Tensor:
         if self.broken():
@@ -54,7 +54,7 @@ class DroppedMask(Broken):
 
 
 class DropoutLeftOn(Broken):
-    """SampleRng a number in evaluation mode."""
+    """Applies dropout in evaluation mode."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **packed: Tensor) -> Tensor:
         output = super().forward(input_ids, attention_mask, **packed)
@@ -62,7 +62,7 @@ class DropoutLeftOn(Broken):
 
 
 class SizeAsNumber(Broken):
-    """Reads a size as a Python number, which a trace writes down as a constant."""
+    """Reads a size as a Python number, which a trace records as a constant."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **packed: Tensor) -> Tensor:
         output = super().forward(input_ids, attention_mask, **packed)

@@ -50,7 +50,7 @@ def wide_toy() -> ToyModel:
 
 
 @pytest.fixture(scope="module")
-def subject() -> ExportModel:
+def model() -> ExportModel:
     with torch.no_grad():
         return ExportModel(wide_toy(), ToyTask())
 
@@ -65,36 +65,36 @@ def weights_of(path: Path) -> dict[str, TensorProto]:
     return {each.name: each for each in onnx.load(path).graph.initializer}
 
 
-def in_true_half(path: Path, subject: ExportModel) -> list[tuple[np.ndarray, np.ndarray]]:
+def in_true_half(path: Path, model: ExportModel) -> list[tuple[np.ndarray, np.ndarray]]:
     """Outputs of a graph computed by onnx in the types that it declares, and PyTorch's, of every case."""
     evaluator = ReferenceEvaluator(str(path))
     with np.errstate(all="ignore"):
-        outputs = [evaluator.run(None, {k: v.numpy() for k, v in case.inputs.items()})[0] for case in subject.cases]
-    return [(got, case.expected.numpy()) for got, case in zip(outputs, subject.cases, strict=True)]
+        outputs = [evaluator.run(None, {k: v.numpy() for k, v in case.inputs.items()})[0] for case in model.cases]
+    return [(got, case.expected.numpy()) for got, case in zip(outputs, model.cases, strict=True)]
 
 
-def test_half_the_size_and_near_at_shapes_never_traced(subject: ExportModel, tmp_path: Path) -> None:
+def test_graph_has_half_the_size_and_is_close_at_untraced_shapes(model: ExportModel, tmp_path: Path) -> None:
     path = tmp_path / "model.fp16.onnx"
-    details = write_fp16(path, subject)
+    details = write_fp16(path, model)
     onnx.checker.check_model(path, full_check=True)
-    assert path.stat().st_size < 0.55 * shared_graph(subject).stat().st_size
+    assert path.stat().st_size < 0.55 * shared_graph(model).stat().st_size
     assert details["float16_operators"] > details["float32_operators"] > 0
-    forward, declared = load_onnx(path, subject)
+    forward, declared = load_onnx(path, model)
     assert declared["output"] == {"name": "output", "shape": ["batch", 3]}
-    tried = compare_cases(path.name, forward, subject.cases, 1e-2)
-    assert len(tried) == len(subject.cases) > 6
-    assert all(forward(case.inputs).dtype == torch.float32 for case in subject.cases)
+    shapes = compare_cases(path.name, forward, model.cases, 1e-2)
+    assert len(shapes) == len(model.cases) > 6
+    assert all(forward(case.inputs).dtype == torch.float32 for case in model.cases)
     matrices = [each for each in weights_of(path).values() if len(each.dims) > 1]
     assert len(matrices) == 4
     assert {each.data_type for each in matrices} == {TensorProto.FLOAT16}
 
 
-def test_inputs_and_outputs_keep_their_types(subject: ExportModel, tmp_path: Path) -> None:
+def test_inputs_and_outputs_keep_their_types(model: ExportModel, tmp_path: Path) -> None:
     path = tmp_path / "model.fp16.onnx"
-    write_fp16(path, subject)
+    write_fp16(path, model)
     types = [
         {each.name: each.type.tensor_type.elem_type for each in [*graph.input, *graph.output]}
-        for graph in (onnx.load(path).graph, onnx.load(shared_graph(subject)).graph)
+        for graph in (onnx.load(path).graph, onnx.load(shared_graph(model)).graph)
     ]
     assert types[0] == types[1]
 
@@ -124,15 +124,13 @@ def test_each_reason_to_stay_in_float32_is_needed(
     assert not all(np.allclose(got, expected, atol=2e-2) for got, expected in results)
 
 
-def test_weights_beside_the_graph_come_to_lie_beside_the_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_external_weights_are_written_next_to_the_new_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer.export.formats.onnx, "_PROTOBUF_LIMIT", 1)
     with torch.no_grad():
-        subject = ExportModel(ToyModel(), ToyTask(), scratch=tmp_path)
-    write_onnx(tmp_path / "model.onnx", subject)  # its weights then have two names
-    write_fp16(tmp_path / "model.fp16.onnx", subject)
+        model = ExportModel(ToyModel(), ToyTask(), scratch=tmp_path)
+    write_onnx(tmp_path / "model.onnx", model)  # its weights then have two names
+    write_fp16(tmp_path / "model.fp16.onnx", model)
     names = ["model.fp16.onnx", "model.fp16.onnx.data", "model.onnx", "model.onnx.data"]
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == names
-    forward, _ = load_onnx(tmp_path / "model.fp16.onnx", subject)
-    compare_cases("model.fp16.onnx", forward, subject.cases, 1e-2)
+    forward, _ = load_onnx(tmp_path / "model.fp16.onnx", model)
+    compare_cases("model.fp16.onnx", forward, model.cases, 1e-2)

@@ -54,20 +54,18 @@ def tied() -> ExportModel:
         return ExportModel(tied_model(), ToyTask())
 
 
-def products_of(subject: ExportModel, path: Path) -> onnx.ModelProto:
-    model = onnx.load(shared_graph(subject))
-    normalize_linear_layers(model.graph)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path)
-    return model
+def normalize(model: ExportModel, path: Path) -> onnx.ModelProto:
+    graph_model = onnx.load(shared_graph(model))
+    normalize_linear_layers(graph_model.graph)
+    onnx.checker.check_model(graph_model, full_check=True)
+    onnx.save(graph_model, path)
+    return graph_model
 
 
-def test_every_product_has_its_weight_on_the_right_and_every_weight_is_stored_once(
-    tied: ExportModel, tmp_path: Path
-) -> None:
+def test_every_product_is_a_matmul_and_every_weight_is_stored_once(tied: ExportModel, tmp_path: Path) -> None:
     assert {"Gemm", "Transpose"} <= {node.op_type for node in onnx.load(shared_graph(tied)).graph.node}
     path = tmp_path / "model.onnx"
-    graph = products_of(tied, path).graph
+    graph = normalize(tied, path).graph
     matrices = [each.name for each in graph.initializer if len(each.dims) > 1]
     products = [node.input[1] for node in graph.node if node.op_type == "MatMul"]
     assert len(matrices) == 2
@@ -77,8 +75,8 @@ def test_every_product_has_its_weight_on_the_right_and_every_weight_is_stored_on
     compare_cases(path.name, forward, tied.cases, 1e-5)
 
 
-def test_layers_have_the_names_of_the_model_and_all_their_readers(tied: ExportModel, tmp_path: Path) -> None:
-    layers = {layer.name: layer for layer in find_layers(products_of(tied, tmp_path / "model.onnx").graph)}
+def test_layers_have_the_names_of_the_model_and_all_readers(tied: ExportModel, tmp_path: Path) -> None:
+    layers = {layer.name: layer for layer in find_layers(normalize(tied, tmp_path / "model.onnx").graph)}
     assert {name: (len(layer.nodes), layer.size) for name, layer in layers.items()} == {
         "head": (3, 8 * 1200),
         "twice": (2, 64),
@@ -86,10 +84,10 @@ def test_layers_have_the_names_of_the_model_and_all_their_readers(tied: ExportMo
     assert all(layer.is_tied for layer in layers.values())
 
 
-def test_a_weight_whose_name_the_exporter_changed_is_named_by_its_bias(tmp_path: Path) -> None:
+def test_renamed_weight_is_named_by_its_bias(tmp_path: Path) -> None:
     with torch.no_grad():
-        subject = ExportModel(ToyModel(), ToyTask())
-    layers = find_layers(products_of(subject, tmp_path / "model.onnx").graph)
+        model = ExportModel(ToyModel(), ToyTask())
+    layers = find_layers(normalize(model, tmp_path / "model.onnx").graph)
     assert [layer.name for layer in layers] == ["tokens", "positions", "query_key_value", "head"]
     assert [layer.operator for layer in layers] == ["Gather", "Gather", "MatMul", "MatMul"]
     assert not any(layer.is_tied for layer in layers)
@@ -134,21 +132,21 @@ class Stretched(nn.Module):
         return self.head(hidden)
 
 
-def subject_of(model: nn.Module, int8: Method | None = None) -> ExportModel:
+def export_model(model: nn.Module, int8: Method | None = None) -> ExportModel:
     with torch.no_grad():
         return ExportModel(model, ToyTask(), training=lambda count: batches(), int8=int8)
 
 
-def error(forward: Forward, subject: ExportModel) -> float:
+def error(forward: Forward, model: ExportModel) -> float:
     """The difference from PyTorch on the evaluation split, by the size of its outputs."""
-    expected = torch.cat([subject.module(**batch.inputs) for batch in batches()])
+    expected = torch.cat([model.module(**batch.inputs) for batch in batches()])
     got = torch.cat([forward(batch.inputs) for batch in batches()])
     return float((got - expected).norm() / expected.norm())
 
 
-def agreement(forward: Forward, subject: ExportModel) -> float:
+def agreement(forward: Forward, model: ExportModel) -> float:
     """The share of equal decisions on the evaluation split."""
-    equal = [forward(each.inputs).argmax(-1) == subject.module(**each.inputs).argmax(-1) for each in batches()]
+    equal = [forward(each.inputs).argmax(-1) == model.module(**each.inputs).argmax(-1) for each in batches()]
     return float(torch.cat(equal).float().mean())
 
 
@@ -162,30 +160,29 @@ def own_decisions(model: nn.Module) -> Callable[[], Iterator[Batch]]:
     return labelled
 
 
-def judged(subject: ExportModel, stage: Path, budget: float = 0.02) -> ProofResult:
+def prove(model: ExportModel, stage: Path, budget: float = 0.02) -> ProofResult:
     with torch.no_grad():
-        subject = replace(subject, evaluation=own_decisions(subject.module))
-        return prove_formats([FORMATS["onnx_int8"]], stage, subject, Limits(1e-4, budget))
+        model = replace(model, evaluation=own_decisions(model.module))
+        return prove_formats([FORMATS["onnx_int8"]], stage, model, Limits(1e-4, budget))
 
 
 @pytest.fixture(scope="module")
 def toys() -> dict[Method, ExportModel]:
-    return {method: subject_of(wide_toy(), method) for method in ("dynamic", "static")}
+    return {method: export_model(wide_toy(), method) for method in ("dynamic", "static")}
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
-@pytest.mark.parametrize("method", ["dynamic", "static"])
-def test_weights_are_int8_and_decisions_hold_at_shapes_never_traced(
+@pytest.mark.parametrize(("method", "per_channel"), [("dynamic", True), ("static", False)])
+def test_weights_are_int8_and_decisions_agree_at_untraced_shapes(
     toys: dict[Method, ExportModel], tmp_path: Path, method: Method, per_channel: bool
 ) -> None:
-    subject, path = toys[method], tmp_path / "model.int8.onnx"
-    details = write_int8(path, subject, per_channel=per_channel)
+    model, path = toys[method], tmp_path / "model.int8.onnx"
+    details = write_int8(path, model, per_channel=per_channel)
     assert details == {
         "activations": method,
         "int8_layers": ["tokens", "positions", "query_key_value", "head"],
         "float32_layers": [],
     }
-    assert path.stat().st_size < 0.35 * shared_graph(subject).stat().st_size
+    assert path.stat().st_size < 0.35 * shared_graph(model).stat().st_size
     graph = onnx.load(path).graph
     matrices = {each.name: each for each in graph.initializer if len(each.dims) > 1}
     assert Counter(each.data_type in _INT8 for each in matrices.values()) == {True: 4}
@@ -193,33 +190,30 @@ def test_weights_are_int8_and_decisions_hold_at_shapes_never_traced(
     assert (
         max(int(abs(each.astype(int)).max()) for each in products) == 64
     )  # 7 bits: nothing saturates, whatever the processor
-    forward, declared = load_onnx(path, subject)
+    forward, declared = load_onnx(path, model)
     assert declared["output"] == {"name": "output", "shape": ["batch", 3]}
-    compare_cases(path.name, forward, subject.cases, 0.05)
-    assert agreement(forward, subject) > 0.95
-    assert error(forward, subject) < 0.05
+    compare_cases(path.name, forward, model.cases, 0.05)
+    assert agreement(forward, model) > 0.95
+    assert error(forward, model) < 0.05
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_scales_are_one_a_layer_or_one_an_output(
-    toys: dict[Method, ExportModel], tmp_path: Path, per_channel: bool
-) -> None:
+def test_scales_are_per_layer_or_per_output(toys: dict[Method, ExportModel], tmp_path: Path, per_channel: bool) -> None:
     write_int8(tmp_path / "model.onnx", toys["dynamic"], per_channel=per_channel)
     scales = [each for each in onnx.load(tmp_path / "model.onnx").graph.initializer if each.name.endswith("_scale")]
     sizes = sorted(each.dims[0] if each.dims else 1 for each in scales)
     assert sizes == ([1, 1, 3, 384] if per_channel else [1, 1, 1, 1])
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
-@pytest.mark.parametrize("method", ["dynamic", "static"])
+@pytest.mark.parametrize(("method", "per_channel"), [("dynamic", True), ("static", False)])
 def test_tied_weights_are_quantized_once(tmp_path: Path, method: Method, per_channel: bool) -> None:
-    subject, path = subject_of(tied_model(), method), tmp_path / "model.onnx"
-    write_int8(path, subject, per_channel=per_channel)
+    model, path = export_model(tied_model(), method), tmp_path / "model.onnx"
+    write_int8(path, model, per_channel=per_channel)
     matrices = [each.data_type for each in onnx.load(path).graph.initializer if len(each.dims) > 1]
     assert len(matrices) == 2
     assert {*matrices} <= _INT8
-    forward, _ = load_onnx(path, subject)
-    assert error(forward, subject) < 0.05
+    forward, _ = load_onnx(path, model)
+    assert error(forward, model) < 0.05
 
 
 class Pixels(ToyTask):
@@ -247,7 +241,7 @@ class Convolutions(nn.Module):
         return self.head(self.second(self.first(pixel_values).relu()).relu().mean((2, 3)))
 
 
-def test_convolutions_are_static_unless_said_otherwise_and_never_dynamic(tmp_path: Path) -> None:
+def test_convolutions_are_quantized_statically_or_not_at_all(tmp_path: Path) -> None:
     with torch.random.fork_rng():
         model = Convolutions()
     with torch.no_grad():
@@ -265,37 +259,37 @@ def test_convolutions_are_static_unless_said_otherwise_and_never_dynamic(tmp_pat
     assert (details["int8_layers"], details["float32_layers"]) == (["head"], ["first", "second"])
     model.head = nn.Identity()  # type: ignore[assignment]
     with torch.no_grad():
-        subject = ExportModel(model, Pixels(), int8="dynamic")
+        model = ExportModel(model, Pixels(), int8="dynamic")
     with pytest.raises(ProofError, match="no layer that dynamic int8 quantizes, got 'dynamic'"):
-        write_int8(path, subject, per_channel=True)
+        write_int8(path, model, per_channel=True)
 
 
-def test_one_scale_a_layer_where_that_serves(tmp_path: Path) -> None:
-    (candidate,) = judged(subject_of(Stretched()), tmp_path).proved
-    assert candidate.variant.name == "per tensor"
+def test_per_tensor_is_tried_first(tmp_path: Path) -> None:
+    (artifact,) = prove(export_model(Stretched()), tmp_path).proved
+    assert artifact.variant.name == "per tensor"
 
 
-def test_then_one_an_output(tmp_path: Path) -> None:
-    (candidate,) = judged(subject_of(Stretched(outputs=(0, 1, 2))), tmp_path).proved
-    assert candidate.variant.name == "per channel"
-    assert candidate.details["float32_layers"] == []
+def test_per_channel_is_tried_second(tmp_path: Path) -> None:
+    (artifact,) = prove(export_model(Stretched(outputs=(0, 1, 2))), tmp_path).proved
+    assert artifact.variant.name == "per channel"
+    assert artifact.details["float32_layers"] == []
 
 
-def test_then_without_the_most_sensitive_layer(tmp_path: Path) -> None:
-    (candidate,) = judged(subject_of(Stretched(inputs=(2,))), tmp_path).proved
-    assert candidate.variant.name == "per channel, 1 layer in fp32"
-    assert candidate.details["float32_layers"] == ["layers.2"]
+def test_most_sensitive_layer_is_left_out_third(tmp_path: Path) -> None:
+    (artifact,) = prove(export_model(Stretched(inputs=(2,))), tmp_path).proved
+    assert artifact.variant.name == "per channel, 1 layer in fp32"
+    assert artifact.details["float32_layers"] == ["layers.2"]
 
 
-def test_layers_that_would_leave_it_no_smaller_than_float16_are_not_left_out() -> None:
-    subject = subject_of(Stretched(inputs=(1, 2)))
-    quantization = subject.compute_once(Quantization)
+def test_too_many_fp32_layers_are_refused() -> None:
+    model = export_model(Stretched(inputs=(1, 2)))
+    quantization = model.compute_once(Quantization)
     assert [layer.name for layer in quantization.most_sensitive(1)] in (["layers.1"], ["layers.2"])
     with pytest.raises(ProofError, match="with 4 of its 6 layers in float32 it is no smaller than in float16"):
         quantization.most_sensitive(4)
 
 
-def test_a_model_that_no_variant_serves_is_not_published(tmp_path: Path) -> None:
+def test_model_that_no_variant_fits_is_not_published(tmp_path: Path) -> None:
     model = Stretched(inputs=(0, 1, 2, 3))
     original = toy_export_model(model, evaluation=own_decisions(model))
     with pytest.raises(ProofError) as raised:
@@ -303,8 +297,8 @@ def test_a_model_that_no_variant_serves_is_not_published(tmp_path: Path) -> None
     assert raised.value.exit_code == 4
     (message,) = raised.value.messages
     assert message.startswith("model.int8.onnx: none of its 5 variants passes.")
-    told = [line.strip().split(": ", 2) for line in message.splitlines()[1:]]
-    reason = {name: reason for names, *_, reason in told for name in names.split("; ")}
+    lines = [line.strip().split(": ", 2) for line in message.splitlines()[1:]]
+    reason = {name: reason for names, *_, reason in lines for name in names.split("; ")}
     for variant in ("per tensor", "per channel", "per channel, 1 layer in fp32"):
         assert reason[variant].startswith("accuracy over the evaluation split must be within 0.02")
     assert not list(tmp_path.glob("*.onnx"))

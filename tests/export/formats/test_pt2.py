@@ -12,37 +12,37 @@ from trainer.export.model import ExportModel, capture
 
 
 @pytest.fixture(scope="module")
-def subject() -> ExportModel:
+def model() -> ExportModel:
     with torch.no_grad():
         return ExportModel(ToyModel(), ToyTask())
 
 
-def test_program_is_loaded_afresh_and_proved(tmp_path: Path, subject: ExportModel) -> None:
+def test_saved_program_is_loaded_and_proved(tmp_path: Path, model: ExportModel) -> None:
     path = tmp_path / "model.pt2"
-    assert write_pt2(path, subject) == {"inputs": ["input_ids", "attention_mask"]}
+    assert write_pt2(path, model) == {"inputs": ["input_ids", "attention_mask"]}
     with torch.no_grad():
-        forward, _ = load_pt2(path, subject)
-        compare_cases(path.name, forward, subject.cases, 1e-6)
+        forward, _ = load_pt2(path, model)
+        compare_cases(path.name, forward, model.cases, 1e-6)
     assert str(Path.cwd()).encode() not in path.read_bytes()  # it is stored, not compressed
 
 
-def test_frozen_dimension_is_named(tmp_path: Path, subject: ExportModel) -> None:
+def test_frozen_dimension_is_refused(tmp_path: Path, model: ExportModel) -> None:
     path = tmp_path / "model.pt2"
-    axes = {name: {0: "batch"} for name in subject.task.axes()}
+    axes = {name: {0: "batch"} for name in model.task.axes()}
     with torch.no_grad():
-        torch.export.save(capture(subject.module, subject.traced, axes, {}), path)
+        torch.export.save(capture(model.module, model.traced, axes, {}), path)
     with pytest.raises(
         ProofError, match=r"^model\.pt2: dimension 1 of input_ids must be symbolic \(sequence\), got 12"
     ):
-        load_pt2(path, subject)
+        load_pt2(path, model)
 
 
-def test_program_is_captured_once(subject: ExportModel) -> None:
-    assert subject.program is subject.program
+def test_program_is_captured_once(model: ExportModel) -> None:
+    assert model.program is model.program
 
 
 class Uncapturable(ToyModel):
-    """Counts how often somebody tried."""
+    """Counts how often somebody shapes."""
 
     calls = 0
 
@@ -53,14 +53,14 @@ class Uncapturable(ToyModel):
         return super().forward(input_ids, attention_mask) * 2
 
 
-def test_what_cannot_be_captured_is_tried_once() -> None:
+def test_failed_capture_is_tried_once() -> None:
     with torch.no_grad():
-        subject = ExportModel(Uncapturable(), ToyTask())
+        model = ExportModel(Uncapturable(), ToyTask())
         errors = []
         for _ in range(2):
             before = Uncapturable.calls
             with pytest.raises(Exception, match="data-dependent") as caught:
-                _ = subject.program
+                _ = model.program
             errors.append((caught.value, Uncapturable.calls - before))
     assert errors[0][0] is errors[1][0]
     assert errors[0][1] > 0 == errors[1][1]

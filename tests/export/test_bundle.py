@@ -1,0 +1,383 @@
+"""The scripts next to the artifacts, run as their users would, and the answers of every task's script."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.export.conftest import Published
+from tests.support.bare_python import bare, run_bare
+from tests.support.export_models import ToyModel, ToyTask
+from tests.support.jobs import TINY, working_in, write_roles
+from tests.support.sources import write_idx
+from trainer.cli import main
+
+TEXTS = ["w1 w2 w3", "w4", " ".join(["w7", "w8"] * 30)]
+
+
+def run_script(folder: Path, *arguments: str, lines: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-I", str(folder / "predict.py"), *arguments]
+    return subprocess.run(command, input=lines, capture_output=True, text=True, check=False)
+
+
+def expected(top: int = 1) -> list[dict[str, Any]]:
+    """Return PyTorch's answers to `TEXTS`."""
+    task, rows = ToyTask(), {"text": TEXTS}
+    encoded = task.encode_inputs(rows)
+    with torch.no_grad():
+        output = ToyModel().eval()(**task.model_inputs(encoded, "padded"))
+    return task.predictions(output, rows=rows, encoded=encoded, batching="padded", top=top)
+
+
+def assert_answers(result: subprocess.CompletedProcess[str], top: int = 1) -> None:
+    assert (result.returncode, result.stderr) == (0, "")
+    for ours, theirs in zip(map(json.loads, result.stdout.splitlines()), expected(top), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert ours["label"] == theirs["label"]
+        assert ours["probability"] == pytest.approx(theirs["probability"], abs=2e-6)
+        assert ours.get("probabilities") == pytest.approx(theirs.get("probabilities"), abs=2e-6)
+
+
+def test_texts_as_arguments_are_answered(published: Published) -> None:
+    assert_answers(run_script(published.folder, *TEXTS))
+
+
+def test_texts_as_lines_are_answered(published: Published) -> None:
+    assert_answers(run_script(published.folder, "--top", "2", lines="\n".join(TEXTS) + "\n"), top=2)
+
+
+def test_script_needs_neither_this_package_nor_torch(published: Published, tmp_path: Path) -> None:
+    assert_answers(run_bare(bare(tmp_path), str(published.folder / "predict.py"), *TEXTS))
+
+
+def test_texts_in_files_are_answered(published: Published, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(f"\ufeff{TEXTS[0]}\r\n", "utf-8")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": TEXTS[1], "more": None}) + "\n\n", "utf-8")
+    (tmp_path / "c.csv").write_text(f'more,text\n"1,\n2",{TEXTS[2]}\n', "utf-8")
+    assert_answers(run_script(published.folder, *(str(tmp_path / name) for name in ("a.txt", "b.jsonl", "c.csv"))))
+
+
+def test_broken_rows_do_not_stop_the_others(published: Published, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text}).encode() for text in TEXTS]
+    broken = [b'{"txt": "w1"}', b'{"text": ', b'{"text": " "}', b"[1]", b'{"text": "\xff"}', b'{"text": ["w1"]}', b""]
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b"\n".join([lines[0], *broken, *lines[1:]]))
+    result = run_script(published.folder, str(file))
+    assert (result.returncode, result.stderr) == (6, "6 of 9 rows could not be used; the others are answered.\n")
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [answer["error"].removeprefix(f"{file}, ") for answer in answers[1:7]] == [
+        "line 2: has no column 'text'. It has 'txt'",
+        "line 3: broken JSON at column 10: Expecting value",
+        "line 4: is empty",
+        "line 5: expected an object in JSON, got list",
+        "line 6: is not UTF-8",
+        "line 7: expected a text, got list",
+    ]
+    assert [answer["label"] for answer in (answers[0], *answers[7:])] == [answer["label"] for answer in expected()]
+
+
+def test_broken_tables_do_not_stop_the_others(published: Published, tmp_path: Path) -> None:
+    files = {
+        "cells.csv": b'more,text\n1,w1 w2 w3\n2\n3,"w"4\n4,\n5,w4\n',
+        "columns.csv": b"more,txt\n1,w1\n",
+        "twice.csv": b"text,text\nw1,w2\n",
+        "empty.csv": b"",
+        "bytes.csv": b"text\nw\xff\nw4\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    result = run_script(published.folder, *(str(tmp_path / name) for name in files))
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert (result.returncode, result.stderr) == (6, "7 of 10 rows could not be used; the others are answered.\n")
+    assert [answer.get("error", answer.get("label")).removeprefix(f"{tmp_path}/") for answer in answers] == [
+        expected()[0]["label"],
+        "cells.csv, line 3: broken CSV: expected 2 cells as in the header, got 1",
+        "cells.csv, line 4: broken CSV: ',' expected after '\"'",
+        "cells.csv, row 4: is empty",
+        expected()[1]["label"],
+        "columns.csv: needs one column 'text'. It has 'more', 'txt'",
+        "twice.csv: needs one column 'text'. It has 'text', 'text'",
+        "empty.csv: needs one column 'text'. It has none",
+        "bytes.csv, row 1: is not UTF-8",
+        expected()[1]["label"],
+    ]
+
+
+def test_blank_line_is_a_row(published: Published) -> None:
+    result = run_script(published.folder, lines=f"\ufeff{TEXTS[0]}\n\n{TEXTS[1]}\n")
+    assert result.returncode == 6
+    first, blank, last = map(json.loads, result.stdout.splitlines())
+    assert [first["label"], last["label"]] == [answer["label"] for answer in expected()[:2]]
+    assert blank == {"error": "standard input, line 2: is empty"}
+
+
+def test_each_line_is_answered_before_the_next_is_read(published: Published) -> None:
+    command = [sys.executable, "-I", str(published.folder / "predict.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for text, want in zip(TEXTS, expected(), strict=True):
+            print(text, file=process.stdin, flush=True)
+            assert json.loads(process.stdout.readline())["label"] == want["label"]
+
+
+def test_missing_and_unknown_files_are_reported(published: Published, tmp_path: Path) -> None:
+    (tmp_path / "rows.tsv").write_text("text\n")
+    result = run_script(published.folder, "w1", "zh.cs", "gone/rows", str(tmp_path / "rows.tsv"))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == [
+        "zh.cs: no such file. Pass a text that looks like a file by standard input.",
+        "gone/rows: no such file. Pass a text that looks like a file by standard input.",
+        f"{tmp_path}/rows.tsv: unknown type of file. Known: .txt, .jsonl, .csv.",
+    ]
+
+
+def test_columns_of_files_have_the_names_of_training(copy: Path, tmp_path: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
+    manifest["provenance"]["config"] = {"data": {"columns": {"text": "content"}}}
+    (copy / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    (tmp_path / "rows.csv").write_text("content\n" + "\n".join(TEXTS), "utf-8")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "w1", "Content": "w2"}), "utf-8")
+
+    assert_answers(run_script(copy, str(tmp_path / "rows.csv")))
+    assert_answers(run_script(copy, *TEXTS))
+    result = run_script(copy, str(tmp_path / "rows.jsonl"))
+    assert "rows.jsonl, line 1: has no column 'content'. It has 'text', 'Content'" in result.stdout
+    assert (result.returncode, result.stderr) == (6, "1 of 1 rows could not be used.\n")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.onnx", "tokenizer.json", "labels.json", "manifest.json", "rows.py", "task.json", "texts.py"]
+)
+def test_missing_file_is_reported(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    result = run_script(copy, "w1")
+    problem = f"{copy / name}: is missing. Get the folder again.\n"
+    assert (result.returncode, result.stdout, result.stderr) == (3, "", problem)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "labels.json", "manifest.json"])
+def test_damaged_file_is_reported(copy: Path, name: str) -> None:
+    (copy / name).write_bytes((copy / name).read_bytes()[:-100] + b"\0" * 3)
+    result = run_script(copy, "w1")
+    problem = f"{copy / name}: is damaged. Get the folder again.\n"
+    assert (result.returncode, result.stdout, result.stderr) == (3, "", problem)
+
+
+@pytest.fixture
+def copy(published: Published, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(published.folder, tmp_path / "copy"))
+
+
+def test_check_passes(copy: Path) -> None:
+    result = run_script(copy, "--check")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [line.split(":")[:2] for line in result.stdout.splitlines()] == [
+        ["ok", " input_ids"],
+        ["ok", " attention_mask"],
+        ["ok", " output"],
+        ["ok", " answers"],
+    ]
+
+
+def test_check_detects_another_model(copy: Path) -> None:
+    with np.load(copy / "golden.npz") as golden:
+        arrays = {name: golden[name] for name in golden.files}
+    arrays["output"][-1, -1] += 0.01
+    np.savez(copy / "golden.npz", **arrays)
+    result = run_script(copy, "--check")
+    assert result.returncode == 1
+    assert "FAILED: output: largest difference 0.01, allowed 0.0001" in result.stdout
+
+
+def test_check_detects_another_tokenizer(copy: Path) -> None:
+    file = copy / "tokenizer.json"
+    content = json.loads(file.read_text("utf-8"))
+    words = content["model"]["vocab"]
+    words["w1"], words["w2"] = words["w2"], words["w1"]
+    file.write_text(json.dumps(content), "utf-8")
+    result = run_script(copy, "--check")
+    assert result.returncode == 1
+    assert "FAILED: input_ids: largest difference 1, allowed" in result.stdout
+
+
+@pytest.mark.parametrize("labels", [["green", "red", "blue"], ["red", "green"]])
+def test_check_detects_other_labels(copy: Path, labels: list[str]) -> None:
+    (copy / "labels.json").write_text(json.dumps(labels), "utf-8")
+    result = run_script(copy, "--check")
+    assert result.returncode == 1
+    assert "FAILED: answers: largest difference inf" in result.stdout or "IndexError" in result.stderr
+
+
+def test_scripts_import_only_three_packages(published: Published) -> None:
+    imported = set()
+    for name in ("predict.py", "texts.py", "answers.py", "rows.py", "check.py"):
+        source = (published.folder / name).read_text("utf-8")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and not str(node.module).startswith("trainer."):
+                imported.add(str(node.module).partition(".")[0])
+            elif isinstance(node, ast.Import):
+                imported.update(alias.name.partition(".")[0] for alias in node.names)
+    assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime", "tokenizers"}
+
+
+TEXT = TINY[:6]
+QUIET = ["train.duration=6", "train.batch_size=8", "logger.console=none", "logger.tensorboard=false", "device=cpu"]
+
+SENTENCES = [
+    "apple banana cherry 3",
+    "saw",
+    "Der Fuchs läuft über 20 Äcker \U0001f98a, 这里 and there.",
+    " ".join(["hammer drill"] * 20),
+    "\u0000",
+    "fox, goat & ibis",
+]
+
+
+class Case(NamedTuple):
+    """The overrides of a job and a file of rows to predict."""
+
+    overrides: list[str]
+    rows: Path
+
+
+def text_case(task: str, *overrides: str) -> Callable[[Path], Case]:
+    """Return a function that prepares a task over text, on data with a column for every role."""
+
+    def make(folder: Path) -> Case:
+        pairs = [(first, second) for first, second in product(SENTENCES, SENTENCES[:4])]
+        mrows_file = [text.replace("banana", "[MASK]").replace("goat", "[MASK]") for text in SENTENCES]
+        rows = [
+            {"text": mrows_file[number % len(mrows_file)], "text_pair": pair[1], "words": pair[0].split()}
+            for number, pair in enumerate(pairs)
+        ]
+        lines = [json.dumps(row) for row in rows]
+        lines[2:2] = ['{"text": ', "{}", json.dumps({"text": 7.0, "text_pair": 1.5, "words": ["fox", 3]})]
+        lines.append(json.dumps({"text": "saw", "text_pair": "axe", "words": "New York| is |fox"}))
+        rows_file = folder / "rows_file.jsonl"
+        rows_file.write_text("\n".join(lines) + "\n", "utf-8")
+        return Case([f"task={task}", *write_roles(folder), *TEXT, *overrides], rows_file)
+
+    return make
+
+
+def image_case(folder: Path) -> Case:
+    write_idx(folder / "idx", 60)
+    random = np.random.default_rng(0)
+    pixels = random.integers(256, size=(20, 30, 4), dtype=np.uint8)
+    Image.fromarray(pixels[:14, :14, 0]).save(folder / "grey.png")
+    Image.fromarray(pixels).save(folder / "clear.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(pixels[:, :, :3]).save(folder / "colour.jpg", exif=turned)
+    Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257).save(folder / "deep.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    rows_file = folder / "rows_file.csv"
+    rows_file.write_text("image\ngrey.png\nclear.png\nbroken.png\ncolour.jpg\ndeep.png\n")
+    overrides = ["task=image_classification", "data=idx", f"data.folder={folder}/idx", f"data.cache_dir={folder}/cache"]
+    return Case([*overrides, "model=lenet", "task.resize=crop"], rows_file)
+
+
+def table_case(task: str) -> Callable[[Path], Case]:
+    def make(folder: Path) -> Case:
+        random = np.random.default_rng(0)
+        lines = ["size,town,constant,level,label,price"]
+        for number in range(80):
+            size = "" if number % 9 == 0 else f"{random.normal(170, 9):.3f}"
+            town = random.choice(["Bern", "Köln", "", "Ulm", "Graz"])
+            lines.append(f"{size},{town},1,{random.integers(3)},{'ab'[number % 2]},{random.normal(1e4, 3e3):.2f}")
+        (folder / "train.csv").write_text("\n".join(lines) + "\n", "utf-8")
+        if task == "tabular_classification":
+            rows_file = folder / "rows_file.csv"
+            rows = [
+                "size,town,constant,level",
+                "1e3,Nowhere,2,",
+                ",,,1",
+                "tall,Bern,1,1",
+                "170,7,1,2",
+                "170,7",
+                "nan,, ,1",
+            ]
+        else:
+            rows_file = folder / "rows_file.jsonl"
+            cells = [[170, "Bern", 1, 2], [None, "", " ", None], ["1_7", "Bern", 1, 2], [1e300, "Bern", 1, 2]]
+            cells += [[True, 3.0, 1, "2"], [170, ["Bern"], 1, 2], [float("nan"), "Ulm", 1, 1], ["inf", "Ulm", 1, 1]]
+            objects = [dict(zip(("size", "town", "constant", "level"), each, strict=True)) for each in cells]
+            objects += [{"size": 170, "Town": "Bern", "constant": 1, "level": 2}, {}]
+            rows = [*map(json.dumps, objects), "[1]"]
+        rows_file.write_text("\n".join(rows) + "\n", "utf-8")
+        columns = ["data.columns.features=[size,town,constant,level]", "data.columns.value=price"]
+        files = ["data=files", f"data.train={folder}/train.csv", f"data.cache_dir={folder}/cache", *columns]
+        return Case([f"task={task}", *files, "task.max_categories=3", "model=mlp", "model.hidden=[8]"], rows_file)
+
+    return make
+
+
+JOBS: dict[str, Callable[[Path], Case]] = {
+    "text_classification": text_case("text_classification"),
+    "multilabel_classification": text_case("multilabel_classification", "task.threshold=0.45"),
+    "pair_classification": text_case("pair_classification"),
+    "regression": text_case("regression"),
+    "token_classification": text_case("token_classification", "data.list_separator='|'"),
+    "mrows_file_lm": text_case("mrows_file_lm"),
+    "causal_lm": text_case("causal_lm"),
+    "sentence_embedding": text_case("sentence_embedding"),
+    "image_classification": image_case,
+    "tabular_classification": table_case("tabular_classification"),
+    "tabular_regression": table_case("tabular_regression"),
+}
+
+
+def assert_close(got: Any, want: Any) -> None:
+    """Compare answers up to rounding to six decimals and float32 sums in another order."""
+    if isinstance(want, dict):
+        assert list(got) == list(want)
+        for name in want:
+            if name != "error":
+                assert_close(got[name], want[name])
+    elif isinstance(want, list):
+        assert len(got) == len(want)
+        for one, other in zip(got, want, strict=True):
+            assert_close(one, other)
+    elif isinstance(want, float):
+        assert got == pytest.approx(want, abs=3e-6, rel=3e-6)
+    else:
+        assert got == want
+
+
+def test_every_task_has_its_job() -> None:
+    tasks = {path.stem for path in (Path(__file__).parents[2] / "conf/task").glob("*.yaml")}
+    assert tasks == JOBS.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", JOBS)
+def test_script_answers_as_trainer_predict(task: str, tmp_path: Path) -> None:
+    overrides, rows_file = JOBS[task](tmp_path)
+    run, answers = tmp_path / "run", tmp_path / "answers.jsonl"
+    with working_in(tmp_path):
+        assert main(["train", *overrides, *QUIET, "export.formats=[onnx]", f"run.dir={run}"]) == 0
+        code = main(["predict", f"run={run}", f"input={rows_file}", f"output={answers}", "top=2", "device=cpu"])
+    packages = bare(tmp_path)
+    checked = run_bare(packages, str(run / "export/predict.py"), "--check")
+    assert (checked.returncode, checked.stderr) == (0, ""), checked.stdout
+    result = run_bare(packages, str(run / "export/predict.py"), "--top", "2", str(rows_file))
+    assert "rows could not be used; the others are answered." in result.stderr
+    assert (result.returncode, code) == (6, 6), "one of the rows is broken"
+    want = [json.loads(line) for line in answers.read_text("utf-8").splitlines()]
+    got = [json.loads(line) for line in result.stdout.splitlines()]
+    number = re.compile(r".*?(?:row|line) (\d+)")
+    spots = [[number.match(each["error"])[1] if "error" in each else None for each in part] for part in (got, want)]  # type: ignore[index]
+    assert spots[0] == spots[1]
+    assert_close(got, want)
