@@ -257,9 +257,9 @@ def text_case(task: str, *overrides: str) -> Callable[[Path], Case]:
 
     def make(folder: Path) -> Case:
         pairs = [(first, second) for first, second in product(SENTENCES, SENTENCES[:4])]
-        mrows_file = [text.replace("banana", "[MASK]").replace("goat", "[MASK]") for text in SENTENCES]
+        masked = [text.replace("banana", "[MASK]").replace("goat", "[MASK]") for text in SENTENCES]
         rows = [
-            {"text": mrows_file[number % len(mrows_file)], "text_pair": pair[1], "words": pair[0].split()}
+            {"text": masked[number % len(masked)], "text_pair": pair[1], "words": pair[0].split()}
             for number, pair in enumerate(pairs)
         ]
         lines = [json.dumps(row) for row in rows]
@@ -330,7 +330,7 @@ JOBS: dict[str, Callable[[Path], Case]] = {
     "pair_classification": text_case("pair_classification"),
     "regression": text_case("regression"),
     "token_classification": text_case("token_classification", "data.list_separator='|'"),
-    "mrows_file_lm": text_case("mrows_file_lm"),
+    "masked_lm": text_case("masked_lm"),
     "causal_lm": text_case("causal_lm"),
     "sentence_embedding": text_case("sentence_embedding"),
     "image_classification": image_case,
