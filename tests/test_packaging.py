@@ -33,7 +33,7 @@ def test_wheel_contains_the_package_and_its_configs_only(wheel: Path) -> None:
     code = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "trainer").rglob("*.py")}
     configs = {f"trainer/{path.relative_to(REPOSITORY)}" for path in (REPOSITORY / "conf").rglob("*.yaml")}
     assert "trainer/conf/train.yaml" in configs
-    assert {name for name in files(wheel) if ".dist-info/" not in name} == code | configs
+    assert {name for name in files(wheel) if ".dist-info/" not in name} == code | configs | {"trainer/py.typed"}
 
 
 def test_wheel_metadata(wheel: Path) -> None:

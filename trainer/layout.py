@@ -34,7 +34,7 @@ STATE: Final = "state.json"
 """Position, score, random generators and versions of a checkpoint."""
 
 TASK: Final = "task.json"
-"""What the task learned from the training split (labels, tokenizer): in a checkpoint and next to the artifacts."""
+"""State of the fitted task (labels, tokenizer): in a checkpoint and next to the artifacts."""
 
 GOLDEN_ROWS: Final = "golden.json"
 GOLDEN_ARRAYS: Final = "golden.npz"
@@ -77,5 +77,5 @@ def step_name(step: int) -> str:
 
 
 def export_folders(run: Path) -> list[Path]:
-    """Return the artifact folders in a run folder: first the model's own, then those of pruned copies."""
+    """Return the artifact folders in a run folder: the model's own first, then the folders of pruned copies."""
     return [folder for folder in (run / EXPORT, *sorted(run.glob(f"{PRUNED_EXPORT}*"))) if folder.is_dir()]

@@ -27,7 +27,7 @@ def make(step: int, score: float | None = None, *, higher: bool = True, name: st
     return Snapshot(step, {"model": weights, "ema": dict(weights), "optimizer": moments}, documents)
 
 
-def same(found: Snapshot, expected: Snapshot) -> bool:
+def same(loaded: Snapshot, expected: Snapshot) -> bool:
     def bits(snapshot: Snapshot) -> dict[str, Any]:
         return {
             f"{file}/{name}": (tensor.dtype, tensor.shape, tensor.reshape(-1).view(torch.uint8).tolist())
@@ -35,8 +35,8 @@ def same(found: Snapshot, expected: Snapshot) -> bool:
             for name, tensor in tensors.items()
         }
 
-    documents = dict(found.documents) == dict(expected.documents)
-    return found.step == expected.step and documents and bits(found) == bits(expected)
+    documents = dict(loaded.documents) == dict(expected.documents)
+    return loaded.step == expected.step and documents and bits(loaded) == bits(expected)
 
 
 @pytest.fixture(name="make")

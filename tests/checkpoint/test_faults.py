@@ -59,8 +59,8 @@ def assert_unharmed(folder, make, same, new):
     assert {20, new} & set(steps)
     for step in steps:
         assert find_faults(store.path(step)) == []
-        found = store.load(f"step-{step}")
-        assert same(found, make(step, scores.get(step))) or (step == new and same(found, make(new, 0.3)))
+        loaded = store.load(f"step-{step}")
+        assert same(loaded, make(step, scores.get(step))) or (step == new and same(loaded, make(new, 0.3)))
     assert store.load("best").step == 10
     return store
 

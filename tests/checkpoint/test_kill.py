@@ -56,11 +56,11 @@ def test_kill_while_saving_leaves_the_newest_checkpoint_intact(folder, make, sam
             durable = int.from_bytes((first + pipe.read())[-4:], "little")
 
         store = Store(folder, keep=2)
-        found = store.load("last")
-        newest = found.step
+        loaded = store.load("last")
+        newest = loaded.step
         assert newest in (durable, durable + 1)
         score = 1 / newest if saving is save_until_killed else None
-        assert same(found, make(newest, score))
+        assert same(loaded, make(newest, score))
         assert all(find_faults(store.path(step)) == [] for step in store.list())
         assert len(store.list()) >= min(2, newest)
     figure("SIGKILLs while saving, newest checkpoint intact", count, count)

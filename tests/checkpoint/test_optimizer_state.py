@@ -45,9 +45,9 @@ def round_trip(optimizer):
 
 
 def assert_same_state(one, other):
-    found = [one.state[p] for group in one.param_groups for p in group["params"]]
+    states = [one.state[p] for group in one.param_groups for p in group["params"]]
     expected = [other.state[p] for group in other.param_groups for p in group["params"]]
-    for state, reference in zip(found, expected, strict=True):
+    for state, reference in zip(states, expected, strict=True):
         assert state.keys() == reference.keys()
         for key, value in reference.items():
             if isinstance(value, torch.Tensor):

@@ -36,12 +36,12 @@ def named_tensors(draw):
 
 @given(named_tensors())
 def test_round_trip_keeps_every_bit(tensors):
-    found = decode(encode_file(tensors))
-    assert found.keys() == tensors.keys()
+    decoded = decode(encode_file(tensors))
+    assert decoded.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype
-        assert found[name].shape == tensor.shape
-        assert bits(found[name]) == bits(tensor)
+        assert decoded[name].dtype == tensor.dtype
+        assert decoded[name].shape == tensor.shape
+        assert bits(decoded[name]) == bits(tensor)
 
 
 def test_file_equals_the_librarys_own():
@@ -65,9 +65,9 @@ def test_memory_mapped_readers_can_read_the_file(tmp_path):
 
 def test_tied_weights_and_views_are_stored_under_each_name():
     weight = torch.nn.Parameter(torch.randn(2, 3))
-    found = decode(encode_file({"one": weight, "two": weight, "view": weight.T}))
-    assert torch.equal(found["one"], found["two"])
-    assert torch.equal(found["view"], weight.detach().T)
+    decoded = decode(encode_file({"one": weight, "two": weight, "view": weight.T}))
+    assert torch.equal(decoded["one"], decoded["two"])
+    assert torch.equal(decoded["view"], weight.detach().T)
 
 
 @pytest.mark.parametrize("tensor", [torch.ones(2, dtype=torch.complex128), torch.eye(2).to_sparse()])

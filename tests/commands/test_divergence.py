@@ -40,8 +40,8 @@ def data(tmp_path: Path) -> Iterator[list[str]]:
 
 
 def report(run: Path, step: int) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / f"diverged/step-{step:08d}/report.json").read_text())
-    return found
+    document: dict[str, Any] = json.loads((run / f"diverged/step-{step:08d}/report.json").read_text())
+    return document
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -54,14 +54,14 @@ def test_divergence_is_reported_and_replayed(
     assert "step 2: the run diverged: loss nan" in wrong
     assert f"Report: {run}/diverged/step-00000002. Replay it with: trainer verify run={run}" in wrong
 
-    found = report(run, 2)
-    assert (found["step"], found["loss"], found["lr"], found["precision"]) == (2, "nan", 1e30, precision)
-    assert len(found["samples"]) == 8
-    assert found["not_finite"]["parameters"] == found["not_finite"]["inputs"] == []
-    assert "model.head.weight" in found["not_finite"]["gradients"]
-    assert found["grad_norms"]["model.head.weight"] == "nan"
-    assert found["checkpoint"] == "checkpoints/step-00000001"
-    assert find_faults(run / found["checkpoint"]) == []
+    document = report(run, 2)
+    assert (document["step"], document["loss"], document["lr"], document["precision"]) == (2, "nan", 1e30, precision)
+    assert len(document["samples"]) == 8
+    assert document["not_finite"]["parameters"] == document["not_finite"]["inputs"] == []
+    assert "model.head.weight" in document["not_finite"]["gradients"]
+    assert document["grad_norms"]["model.head.weight"] == "nan"
+    assert document["checkpoint"] == "checkpoints/step-00000001"
+    assert find_faults(run / document["checkpoint"]) == []
     batch = load_file(run / "diverged/step-00000002/batch.safetensors")
     assert {"0.inputs.input_ids", "0.target", "1.inputs.input_ids", "1.target"} <= batch.keys()
     assert sum(len(batch[f"{position}.target"]) for position in (0, 1)) == 8
@@ -88,10 +88,10 @@ def test_non_finite_weights_are_not_saved(data: list[str], tmp_path: Path, capsy
     assert train(run, *data, *SGD, "optimizer.lr=1e39") == 5
     assert "step 1: the run diverged: model.token_embedding.weight, " in capsys.readouterr().err
 
-    found = report(run, 1)
+    document = report(run, 1)
     assert not (run / "checkpoints").exists()
-    assert (found["loss"], found["samples"], found["not_finite"]["gradients"]) == (None, [], [])
-    assert {"model.head.weight", "ema.head.weight"} <= set(found["not_finite"]["parameters"])
+    assert (document["loss"], document["samples"], document["not_finite"]["gradients"]) == (None, [], [])
+    assert {"model.head.weight", "ema.head.weight"} <= set(document["not_finite"]["parameters"])
     assert main(["verify", f"run={run}"]) == 0
     assert "from the start  diverged again: weights not finite" in capsys.readouterr().out
 

@@ -33,8 +33,8 @@ def folder(trained: Path, tmp_path: Path) -> Iterator[Path]:
 
 def score(run: Path, pattern: str = "test.json") -> dict[str, Any]:
     (file,) = (run / "eval").glob(pattern)
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return document
 
 
 def test_score_on_other_data_is_stored_next_to_the_runs_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

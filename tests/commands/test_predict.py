@@ -130,12 +130,12 @@ def test_predicted_classes_of_tables_match_the_evaluation(run_of: Callable[[str]
 def test_predicted_values_match_the_evaluation(run_of: Callable[[str], Path]) -> None:
     tables, texts = run_of("tabular_regression"), run_of("regression")
     values = [float(line.split(",")[4]) for line in (tables / "test.csv").read_text().splitlines()[1:]]
-    found = [prediction["value"] for prediction in predicted(tables, tables / "test.csv")]
-    assert np.abs(np.subtract(found, values)).mean() == pytest.approx(evaluated(tables)["mae"], rel=1e-5)
+    values_predicted = [prediction["value"] for prediction in predicted(tables, tables / "test.csv")]
+    assert np.abs(np.subtract(values_predicted, values)).mean() == pytest.approx(evaluated(tables)["mae"], rel=1e-5)
 
-    found = [prediction["value"] for prediction in predicted(texts, texts / "test.jsonl")]
+    values_predicted = [prediction["value"] for prediction in predicted(texts, texts / "test.jsonl")]
     values = [row["value"] for row in read_test_rows(texts)]
-    assert np.abs(np.subtract(found, values)).mean() == pytest.approx(evaluated(texts)["mae"], rel=1e-5)
+    assert np.abs(np.subtract(values_predicted, values)).mean() == pytest.approx(evaluated(texts)["mae"], rel=1e-5)
 
 
 def test_predicted_labels_match_the_evaluation(run_of: Callable[[str], Path]) -> None:
@@ -154,13 +154,13 @@ def test_predicted_tags_match_the_evaluation(run_of: Callable[[str], Path]) -> N
     folder = run_of("token_classification")
     predictions = predicted(folder, folder / "test.jsonl")
     pairs = [
-        (found, tag)
+        (predicted_tag, tag)
         for prediction, row in zip(predictions, read_test_rows(folder), strict=True)
-        for found, tag in zip(prediction["tags"], row["tags"], strict=True)
-        if found is not None
+        for predicted_tag, tag in zip(prediction["tags"], row["tags"], strict=True)
+        if predicted_tag is not None
     ]
 
-    assert share([found == tag for found, tag in pairs]) == pytest.approx(evaluated(folder)["accuracy"])
+    assert share([predicted_tag == tag for predicted_tag, tag in pairs]) == pytest.approx(evaluated(folder)["accuracy"])
     assert [prediction["words"] for prediction in predictions] == [row["words"] for row in read_test_rows(folder)]
     (line,) = predicted(folder, "a saw  here")
     assert line["words"] == ["a", "saw", "here"]
@@ -181,7 +181,7 @@ def test_language_models_match_a_direct_computation(run_of: Callable[[str], Path
     from trainer.builders.checkpointed import load_checkpointed_model
     from trainer.config.stored import job_from_text
 
-    found = {}
+    direct = {}
     for task in ("masked_lm", "causal_lm", "sentence_embedding"):
         loaded = load_checkpointed_model(
             run_of(task) / "run",
@@ -191,22 +191,22 @@ def test_language_models_match_a_direct_computation(run_of: Callable[[str], Path
             device="cpu",
         )
         encoded = loaded.task.encode_inputs({"text": ["apple [MASK] saw"]})
-        found[task] = encoded["input_ids"][0], loaded.model(**loaded.task.model_inputs(encoded, "padded"))[0].detach()
+        direct[task] = encoded["input_ids"][0], loaded.model(**loaded.task.model_inputs(encoded, "padded"))[0].detach()
     text = "apple [MASK] saw"
     (masked,) = predicted(run_of("masked_lm"), text)
     (causal,) = predicted(run_of("causal_lm"), text)
     (vector,) = predicted(run_of("sentence_embedding"), text)
 
-    ids, output = found["masked_lm"]
+    ids, output = direct["masked_lm"]
     place = int(np.flatnonzero(ids == 4)[0])
     assert masked["filled"][0]["probability"] == pytest.approx(float(output[place].softmax(-1).max()), abs=2e-6)
     assert masked["text"].startswith("apple")
     assert "[MASK]" not in masked["text"]
-    ids, output = found["causal_lm"]
+    ids, output = direct["causal_lm"]
     surprises = -output.log_softmax(-1)[range(len(ids) - 1), ids[1:].tolist()]
     assert causal["perplexity"] == pytest.approx(float(surprises.mean().exp()), rel=1e-4)
     assert causal["next"][0]["probability"] == pytest.approx(float(output[-1].softmax(-1).max()), abs=2e-6)
-    assert vector["embedding"] == pytest.approx(found["sentence_embedding"][1].tolist(), abs=1e-5)
+    assert vector["embedding"] == pytest.approx(direct["sentence_embedding"][1].tolist(), abs=1e-5)
 
 
 def test_nearest_texts_are_found(run_of: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
@@ -216,7 +216,7 @@ def test_nearest_texts_are_found(run_of: Callable[[str], Path], capfd: pytest.Ca
     corpus.write_text("\n".join([*texts[:10], "", *texts[10:], texts[3]]), "utf-8")
     options = ["neighbours=3", f"corpus={corpus}"]
     (prediction,) = predicted(folder, texts[3], *options, code=6)
-    vectors = [np.array(found["embedding"]) for found in predicted(folder, corpus, code=6) if "embedding" in found]
+    vectors = [np.array(line["embedding"]) for line in predicted(folder, corpus, code=6) if "embedding" in line]
     units = np.stack([vector / np.linalg.norm(vector) for vector in vectors])
     cosines = units @ units[3]
 
@@ -233,8 +233,8 @@ def test_nearest_texts_are_found(run_of: Callable[[str], Path], capfd: pytest.Ca
 def test_broken_rows_of_standard_input_and_exit_code(run_of: Callable[[str], Path]) -> None:
     folder = run_of("text_classification")
     command = [sys.executable, "-m", "trainer", "predict", f"run={folder / 'run'}", "device=cpu"]
-    given = b"apple\n\nsaw\n" + b"\xff\nfox\n"
-    done = subprocess.run(command, input=given, capture_output=True, timeout=120, check=False)
+    content = b"apple\n\nsaw\n" + b"\xff\nfox\n"
+    done = subprocess.run(command, input=content, capture_output=True, timeout=120, check=False)
     predictions = [json.loads(line) for line in done.stdout.decode().splitlines()]
 
     assert done.returncode == 6
@@ -379,19 +379,19 @@ def test_exported_graph_predicts_as_the_model_does(task: str, run_of: Callable[[
     folder = run_of(task)
     if not (folder / "run/export/model.onnx").exists():
         assert main(["export", f"run={folder / 'run'}", "export.formats=[onnx]"]) == 0
-    given = next(path for path in (folder / "test.jsonl", folder / "test.csv", folder / "images") if path.exists())
+    source = next(path for path in (folder / "test.jsonl", folder / "test.csv", folder / "images") if path.exists())
     if task == "masked_lm":
-        given = folder / "masked.txt"
-        given.write_text("apple [MASK] saw\n[MASK] fox\nno mask\n")
-    by_model = predicted(folder, given)
-    by_graph = predicted(folder, given, "backend=onnx")
+        source = folder / "masked.txt"
+        source.write_text("apple [MASK] saw\n[MASK] fox\nno mask\n")
+    by_model = predicted(folder, source)
+    by_graph = predicted(folder, source, "backend=onnx")
     alone = shutil.copytree(folder / "run/export", tmp_path / "alone")
 
     assert len(by_model) > 2
     assert close(by_model, by_graph), (by_model[:2], by_graph[:2])
-    assert predicted(folder, given, f"run={alone}") == by_graph
-    assert predicted(folder, given, f"run={folder / 'run/export'}") == by_graph
-    assert predicted(folder, given, f"run={folder / 'run/export'}", "backend=torch") == by_model
+    assert predicted(folder, source, f"run={alone}") == by_graph
+    assert predicted(folder, source, f"run={folder / 'run/export'}") == by_graph
+    assert predicted(folder, source, f"run={folder / 'run/export'}", "backend=torch") == by_model
 
 
 def test_artifact_folder_without_its_run(

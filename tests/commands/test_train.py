@@ -56,14 +56,20 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_run_that_never_started_leaves_nothing(overrides: list[str], code: int, tmp_path: Path) -> None:
     with working_in(tmp_path):
         data = write_data(tmp_path)
-        (tmp_path / "made").mkdir()
-        for place in ("new", "made"):
-            assert train(tmp_path / place, *data, *overrides) == code
-        assert main(["train", *data, *overrides]) == code
-        assert main(["train", *data, *overrides, "run.name=nightly", "resume=auto"]) == code
+        assert train(tmp_path / "new", *data, *overrides) == code
 
     assert not (tmp_path / "new").exists()
-    assert not list((tmp_path / "made").iterdir())
+
+
+def test_run_that_never_started_leaves_its_folder_empty(tmp_path: Path) -> None:
+    with working_in(tmp_path):
+        data = [*write_data(tmp_path), "data.label=nothing"]
+        (tmp_path / "existing").mkdir()
+        assert train(tmp_path / "existing", *data) == 6
+        assert main(["train", *data]) == 6
+        assert main(["train", *data, "run.name=nightly", "resume=auto"]) == 6
+
+    assert not list((tmp_path / "existing").iterdir())
     assert not list((tmp_path / "runs").iterdir())
 
 

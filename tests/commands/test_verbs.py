@@ -97,11 +97,11 @@ def test_eval_repeats_the_score_of_training(folder: Path, capsys: pytest.Capture
 def test_eval_of_another_checkpoint_split_weights_and_precision(folder: Path) -> None:
     arguments = ["split=validation", "checkpoint=last", "weights=ema", "precision=bf16", "loader.eval_batch_size=7"]
     assert main(["eval", f"run={folder / 'run'}", "device=cpu", *arguments]) == 0
-    found = read(folder / "run" / "eval" / "validation.json")
+    document = read(folder / "run" / "eval" / "validation.json")
 
-    assert (found["step"], found["weights"], found["precision"]) == (24, "ema", "bf16")
+    assert (document["step"], document["weights"], document["precision"]) == (24, "ema", "bf16")
     expected = [event for event in events(folder / "run", "eval") if event["step"] == 24 and event["weights"] == "ema"]
-    assert found["accuracy"] == pytest.approx(expected[0]["accuracy"], abs=0.051)
+    assert document["accuracy"] == pytest.approx(expected[0]["accuracy"], abs=0.051)
 
 
 def test_checkpoint_can_be_named_by_its_path(folder: Path) -> None:

@@ -62,10 +62,10 @@ def test_neighbors_equal_brute_force(
     for row, vector in enumerate(vectors, 1):
         corpus.add(row, f"text {row} é", vector.tolist())
     queries = np.concatenate([vectors[:5], np.zeros((1, 3), np.float32), vectors[98:103]])
-    found = corpus.nearest(queries, 6)
+    neighbors = corpus.nearest(queries, 6)
 
-    assert [[(hit["row"], hit["cosine"]) for hit in hits] for hits in found] == brute_force(queries, vectors, 6)
-    assert all(hit["text"] == f"text {hit['row']} é" for hits in found for hit in hits)
+    assert [[(hit["row"], hit["cosine"]) for hit in hits] for hits in neighbors] == brute_force(queries, vectors, 6)
+    assert all(hit["text"] == f"text {hit['row']} é" for hits in neighbors for hit in hits)
     assert bool(calls) is (with_faiss and block > 22)
 
 

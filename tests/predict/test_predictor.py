@@ -57,15 +57,15 @@ def test_predictions_come_in_the_order_of_the_rows(
         return output
 
     row_counts = RowCounts()
-    found = [
+    pairs = [
         each
         for window in Predictor(task, forward, batching, batch_size, 1).predict(make_rows(TEXTS), row_counts)
         for each in window
     ]
     counts = [min(8, len(text.split()) + 2) for text in TEXTS]
 
-    assert [prediction["number"] for _, prediction in found] == list(range(1, 41))
-    for count, (_, prediction) in zip(counts, found, strict=True):
+    assert [prediction["number"] for _, prediction in pairs] == list(range(1, 41))
+    for count, (_, prediction) in zip(counts, pairs, strict=True):
         assert prediction["label"] == "even"
         assert prediction["probability"] == pytest.approx(1 / (1 + np.exp(-count / 4)), abs=1e-6)
     span = 16 * batch_size
@@ -122,12 +122,12 @@ def test_batches_with_many_outputs_are_small(monkeypatch: pytest.MonkeyPatch) ->
         shapes.append(tuple(inputs["input_ids"].shape))
         return torch.zeros(*inputs["input_ids"].shape, size)
 
-    found = [
+    sizes = [
         len(window)
         for window in Predictor(language_model, forward, "padded", 64, 1).predict(make_rows(TEXTS), RowCounts())
     ]
 
-    assert found == [40]
+    assert sizes == [40]
     assert {rows * width for rows, width in shapes} <= {*range(17)}
     assert min(rows for rows, _ in shapes) == 2
     assert max(rows for rows, _ in shapes) > 2

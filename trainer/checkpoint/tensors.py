@@ -75,7 +75,7 @@ def tensor_differences(stored: Mapping[str, NamedTensors], replayed: Mapping[str
     """
     for file in dict.fromkeys([*stored, *replayed]):
         before, after = stored.get(file, {}), replayed.get(file, {})
-        for name in dict.fromkeys([*before, *after]):
+        for name in sorted({*before, *after}):
             if name not in before or name not in after:
                 yield f"{file}/{name} is only in the {'checkpoint' if name in before else 'replay'}"
             elif difference := _describe_difference(before[name], after[name]):

@@ -81,7 +81,7 @@ def _compare_values(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[s
         name: values
         for name, values in sides.items()
         if len(values) == 1 or not _is_equal(*values.values())
-        # If one run has keys and the other an empty value in their place, the keys alone are listed.
+        # If one run has keys and the other an empty value in their place, only the keys are listed.
         if name not in parents or any(values.values())
     }
 

@@ -138,7 +138,7 @@ def _create(key: str, folder: Path, *, exist_ok: bool) -> Path:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run recorded.
+    """The config, events and scores that a run recorded.
 
     Attributes:
         folder: The run folder.
@@ -165,7 +165,7 @@ class RunRecord:
 
 
 def read_run(path: str | None, key: str = "run") -> RunRecord:
-    """Return what a run recorded.
+    """Return the config, events and scores that a run recorded.
 
     Args:
         path: As in `find_run_folder`.

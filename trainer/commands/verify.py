@@ -53,7 +53,7 @@ class IntactCheckpoints:
     newest_first: tuple[int, ...]
 
     def newest_before(self, step: int) -> int | None:
-        """Return the step of the checkpoint saved last among those of lower steps."""
+        """Return the step of the checkpoint saved last among checkpoints of lower steps."""
         return next((each for each in self.newest_first if each < step), None)
 
 

@@ -226,7 +226,7 @@ def _open_parquet(file: IO[bytes]) -> Iterator[Write]:
 
 @contextmanager
 def _in_groups(add: Callable[[list[str], list[Mapping[str, Any]]], None]) -> Iterator[Write]:
-    """Pass predictions on in groups; the columns are those of the first prediction without an error, and `error`."""
+    """Pass predictions on in groups. Columns: the fields of the first prediction without an error, and `error`."""
     names: list[str] = []
     waiting: list[Mapping[str, Any]] = []
 
