@@ -1,7 +1,7 @@
-# `make` lists the targets. Every target that needs the environment makes it first.
+# `make` lists the targets. Every target that needs the environment creates it first.
 
 PYTHON ?= python3
-# Passed on: `make train ARGS="loss=focal device=cpu"`, `make test ARGS="-k focal"`.
+# Passed on to the command: `make train ARGS="loss=focal device=cpu"`, `make test ARGS="-k focal"`.
 ARGS ?=
 
 BIN := .venv/bin
@@ -21,10 +21,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-train: $(STAMP) ## train; ARGS are the command's (model=..., optimizer.lr=...)
+train: $(STAMP) ## train; ARGS are its keys (model=..., optimizer.lr=...)
 	$(BIN)/trainer train experiment=stdlib_docs $(ARGS)
 
-test: $(STAMP) ## run the tests but the slow ones; ARGS are pytest's
+test: $(STAMP) ## run the tests except the slow ones; ARGS go to pytest
 	$(PYTEST) $(ARGS)
 
 test-all: $(STAMP) ## run the slow tests too
@@ -46,7 +46,7 @@ docs: $(STAMP) ## regenerate docs/reference from the YAML comments and dataclass
 smoke: $(STAMP) ## one short training run, end to end, on the CPU
 	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && $(BIN)/trainer train debug=smoke device=cpu run.dir="$$dir/run" $(ARGS)
 
-ci: lint smoke test ## all that must pass before a change goes in
+ci: lint smoke test ## run everything that must pass before a change is merged
 
 clean: ## delete caches and built packages; .venv and runs/ stay
 	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

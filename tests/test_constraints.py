@@ -97,7 +97,7 @@ def test_exactly_one_scalar_kind_but_ints_are_floats(value: Any) -> None:
         ("float | None", "a number or null"),
         ("Literal['a', 'b'] | None", "one of a, b or null"),
         ("list[float] | Literal['auto']", "a list of numbers or auto"),
-        ("tuple[float, float]", "a list of 2: a number, a number"),
+        ("tuple[float, float]", "a list of 2 numbers"),
         ("tuple[int, ...]", "a list of integers"),
         ("dict[str, int]", "a mapping to integers"),
         ("list[Literal['a', 'b']]", "a list of items, each one of a, b"),

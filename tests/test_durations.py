@@ -40,12 +40,12 @@ def test_the_nearest_step_is_exact_and_halves_go_up() -> None:
 )
 def test_what_is_no_duration(value: object) -> None:
     assert parse(value) is None
-    with pytest.raises(ConfigError, match=r"^train\.duration: is not a duration, got .*500st"):
+    with pytest.raises(ConfigError, match=r"^train\.duration: must be a duration, got .*500st"):
         to_steps(value, 100, key="train.duration")  # type: ignore[arg-type]
 
 
 def test_a_percentage_needs_a_length() -> None:
-    with pytest.raises(ConfigError, match=r"^duration: a percentage .*got '10%'"):
+    with pytest.raises(ConfigError, match=r"^duration: percentages .*got '10%'"):
         to_steps("10%", 100)
 
 

@@ -161,7 +161,7 @@ def _run_verb(verb: str, rest: list[str]) -> None:
 
 
 def _input_check(verb: str) -> Callable[[Mapping[str, Any]], Iterable[str]] | None:
-    """Return the check of the verb's inputs, which lies above the config and is imported only for this verb."""
+    """Return the check of the verb's inputs; it is in a layer above the config and is imported only for this verb."""
     module = INPUT_CHECKS.get(verb)
     return None if module is None else import_module(module).input_problems
 

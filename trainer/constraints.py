@@ -58,6 +58,11 @@ class PathTo:
     must_exist: bool = True
     hub: bool = False
 
+    @property
+    def words(self) -> str:
+        """The words that follow "must be" for such a value."""
+        return "a path" if self.must_exist and not self.hub else "a path or a name"
+
 
 Finite: TypeAlias = Annotated[float, Interval()]
 """A finite number."""
@@ -101,8 +106,8 @@ HubPath: TypeAlias = Annotated[str, MinLen(1), PathTo(from_cwd=False, hub=True)]
 """A folder, relative to the working directory, or `owner/name` on the Hugging Face hub."""
 
 _METADATA: Final[dict[str, Callable[..., Any]]] = {
-    kind.__name__: kind
-    for kind in (Ge, Gt, Le, Lt, Interval, Len, MinLen, MaxLen, MultipleOf, AllowInfinity, Note, PathTo)
+    cls.__name__: cls
+    for cls in (Ge, Gt, Le, Lt, Interval, Len, MinLen, MaxLen, MultipleOf, AllowInfinity, Note, PathTo)
 }
 _SCALARS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "int": ("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool)),
@@ -183,7 +188,7 @@ def map_paths(value: Any, annotation: str, change: Callable[[str, PathTo], str])
 
 
 def expanded(annotation: str, resolve: Callable[[str], str | None]) -> str:
-    """Return the annotation with the names of aliases replaced by what they stand for.
+    """Return the annotation with each alias replaced by its definition.
 
     Args:
         annotation: The text of an annotation.
@@ -406,7 +411,7 @@ def _shown(bound: Any) -> str:
 
 def _described(node: ast.expr) -> str:
     if len(alternatives := _alternatives(node)) > 1:
-        return " or ".join(dict.fromkeys(_described(alternative) for alternative in alternatives))
+        return _described_union(alternatives)
     if isinstance(node, ast.Subscript):
         return _described_subscript(node)
     name = _name(node)
@@ -415,25 +420,40 @@ def _described(node: ast.expr) -> str:
     return _SEQUENCES.get(name) or _MAPPINGS.get(name) or "any value"
 
 
+def _described_union(alternatives: Sequence[ast.expr]) -> str:
+    literals = [isinstance(item, ast.Subscript) and _name(item.value) == "Literal" for item in alternatives]
+    only_literals = any(literals) and all(
+        is_literal or _name(item) == "None" for item, is_literal in zip(alternatives, literals, strict=True)
+    )
+    words = [_described(item).removeprefix("one of ") for item in alternatives]
+    *others, last = dict.fromkeys(words)
+    text = f"{', '.join(others)} or {last}" if others else last
+    return f"one of {text}" if only_literals and "," in text else text
+
+
 def _described_subscript(node: ast.Subscript) -> str:
     name, arguments = _name(node.value), _arguments(node)
     if name == "Literal":
         values = [str(value) for value in _literal_values(node)]
         return f"one of {', '.join(values)}" if len(values) > 1 else values[0]
     if name == "Annotated":
-        return _described(arguments[0])
+        paths = [item for item in _metadata(node) if isinstance(item, PathTo)]
+        return paths[0].words if paths else _described(arguments[0])
     if name in _MAPPINGS | _SEQUENCES and _name(arguments[-1]) == "Any":
         return (_MAPPINGS | _SEQUENCES)[name]
     if name in _MAPPINGS:
         return f"a mapping to {_plural(arguments[1])}"
     if name in ("tuple", "Tuple") and not _is_endless(arguments):
+        if len(set(plurals := [_plural(argument) for argument in arguments])) == 1 and ", each" not in plurals[0]:
+            return f"a list of {len(arguments)} {plurals[0]}"
         return f"a list of {len(arguments)}: {', '.join(map(_described, arguments))}"
     return f"a list of {_plural(arguments[0])}" if name in _SEQUENCES else "any value"
 
 
 def _plural(node: ast.expr) -> str:
     if isinstance(node, ast.Subscript) and _name(node.value) == "Annotated":
-        return _plural(_arguments(node)[0])
+        paths = [item for item in _metadata(node) if isinstance(item, PathTo) and item.words == "a path"]
+        return "paths" if paths else _plural(_arguments(node)[0])
     return _PLURALS.get(_name(node)) or f"items, each {_described(node)}"
 
 
@@ -467,8 +487,8 @@ class Rule:
     Attributes:
         condition: A Python expression over the parameters that must be true. It may use constants, arithmetic,
             comparisons, `and`, `or`, `not`, `in`, `if`/`else`, subscripts, generator expressions, and abs, all, any,
-            int, float, isinstance, len, list, max, min, set, sorted, str and sum. A condition that cannot be evaluated,
-            as an argument is absent or of another type, counts as met.
+            int, float, isinstance, len, list, max, min, set, sorted, str and sum. A condition that cannot be evaluated
+            because an argument is absent or has another type counts as met.
         key: The parameter that the message is about, or `parameter.key` for a key of a mapping.
         problem: The problem, without a period; `{name}` stands for an argument.
         remedy: The remedy, likewise.
@@ -570,11 +590,11 @@ def _condition(text: str) -> ast.expr:
 
 
 def _evaluated(node: ast.expr, names: Mapping[str, Any]) -> Any:
-    """Evaluate an expression of the few kinds that a `Rule` may have.
+    """Evaluate an expression in the subset of Python that a `Rule` allows.
 
     Raises:
         LookupError: A name is unknown.
-        TypeError: The expression is of another kind, or an operator does not take its operands.
+        TypeError: The expression is outside that subset, or an operator does not take its operands.
     """
     match node:
         case ast.Constant():

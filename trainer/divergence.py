@@ -1,4 +1,4 @@
-"""Why a run diverged: the diagnosis of the step that ended it, saved in a folder from which it can be replayed."""
+"""The diagnosis of a run that diverged: a report about its last step, from which the step can be replayed."""
 
 from __future__ import annotations
 

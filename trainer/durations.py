@@ -11,7 +11,8 @@ from trainer.errors import ConfigError, format_error
 
 Unit = Literal["st", "ep", "%"]
 
-FORMS = "An integer (optimizer steps) or a number with a unit: 500st, 3ep, 0.5ep, 10%"
+FORMS = "Use optimizer steps (500 or 500st), epochs (3ep or 0.5ep) or a share of the run (0% to 100%)"
+"""The remedy for a value that is not a duration."""
 
 _PATTERN = re.compile(r"(?P<amount>[0-9]+(?:\.[0-9]+)?)(?P<unit>st|ep|%)")
 
@@ -25,7 +26,7 @@ class Duration:
 
 
 def parse(value: Any) -> Duration | None:
-    """The duration that `value` writes, or None where it writes none."""
+    """Return the duration that a value stands for, or None if it is not a duration."""
     if isinstance(value, int) and not isinstance(value, bool):
         return Duration(Decimal(value), "st") if value >= 0 else None
     match = _PATTERN.fullmatch(value) if isinstance(value, str) else None
@@ -40,24 +41,22 @@ def parse(value: Any) -> Duration | None:
 
 
 def to_steps(value: int | str, steps_per_epoch: int, total_steps: int | None = None, *, key: str = "duration") -> int:
-    """A duration in optimizer steps.
-
-    The nearest step (halves go up); at least 1, unless the duration is zero.
+    """Convert a duration to optimizer steps: the nearest step (halves go up), at least 1 unless the duration is zero.
 
     Args:
-        value: The duration as it is written.
+        value: The duration in the config, such as 500, `500st`, `3ep` or `10%`.
         steps_per_epoch: Optimizer steps of one epoch.
-        total_steps: Optimizer steps of the whole run; None while that is what is being computed.
-        key: The name in messages.
+        total_steps: Optimizer steps of the whole run; None if the duration is the length of the run itself.
+        key: The key of the duration, for messages.
 
     Raises:
-        ConfigError: `value` is no duration, or a percentage of a length that is not known.
+        ConfigError: `value` is not a duration, or it is a percentage and `total_steps` is None.
     """
     duration = parse(value)
     if duration is None:
-        raise ConfigError(format_error(key, "is not a duration", FORMS, value=value))
+        raise ConfigError(format_error(key, "must be a duration", FORMS, value=value))
     if duration.unit == "%" and total_steps is None:
-        raise ConfigError(format_error(key, "a percentage has nothing to refer to here", "Use st or ep", value=value))
+        raise ConfigError(format_error(key, "percentages are not allowed here", "Use st or ep", value=value))
     scale = {"st": Decimal(1), "ep": Decimal(steps_per_epoch), "%": Decimal(total_steps or 0) / 100}[duration.unit]
     steps = int((duration.amount * scale).to_integral_value(ROUND_HALF_UP))
     return max(steps, 1) if duration.amount else 0

@@ -1,6 +1,6 @@
 """An exponential moving average of the weights, kept next to the model.
 
-Source: Polyak and Juditsky 1992; the warmup of the decay is the one of TensorFlow's ExponentialMovingAverage.
+Source: Polyak and Juditsky 1992; the decay warms up as in TensorFlow's ExponentialMovingAverage.
 """
 
 from copy import deepcopy

@@ -73,8 +73,8 @@ def format_error(key: str, problem: str, remedy: str = "", *, value: Any = _ABSE
         value: The wrong value, shown by `repr`; left out by default.
     """
     got = "" if value is _ABSENT else f", got {value!r}"
-    is_question = remedy.rpartition(". ")[2].startswith("Did you mean")
-    stop = "" if remedy.endswith("?") else "?" if is_question else "."
+    last_sentence = remedy.replace("? ", ". ").rpartition(". ")[2]
+    stop = "" if remedy.endswith("?") else "?" if last_sentence.startswith("Did you mean") else "."
     return f"{key}: {problem}{got}." + (f" {remedy}{stop}" if remedy else "")
 
 

@@ -28,8 +28,8 @@ def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
 
     Raises:
         Interrupted: `should_stop` stopped the run between two steps; a checkpoint was saved.
-        DivergedError: The loss or a gradient is not finite, and the weights are those of the step before; or weights
-            that were to be saved are not finite.
+        DivergedError: The loss or a gradient is not finite (the weights were not updated), or weights are not finite
+            when they should be saved.
     """
     steps = run.steps
 
@@ -93,7 +93,7 @@ def compute_gradients(run: Run, micro_batches: list[Batch]) -> tuple[float, floa
         The mean loss, and the 2-norm of its gradient before clipping.
     """
     run.optimizer.zero_grad(set_to_none=True)
-    # Counted on the host, before the batches are copied to the device: this waits for nothing.
+    # Counted on the host, before the batches are copied: nothing has to wait for the device.
     num_targets = max(1.0, sum(count_targets(run.loss, batch) for batch in micro_batches))
     mean_loss = torch.zeros((), device=run.device)
     for host_batch in micro_batches:
@@ -116,7 +116,7 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float | None) -> 
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if max_norm is not None:
-        # A norm that is not finite must not spread to finite gradients: the diagnosis lists those that are not.
+        # A norm that is not finite must not spread to finite gradients: the diagnosis lists the gradients that are not.
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm.nan_to_num(0.0, 0.0))
     return norm
 
@@ -154,7 +154,7 @@ def evaluate_weights(run: Run, state: TrainState) -> Score:
 
 
 def observe_score(run: Run, state: TrainState, score: Score) -> None:
-    """Show the score to a schedule that follows the metric, at the steps that the schedule asks for."""
+    """Show the score to a schedule that follows the metric, at the steps that the schedule requests."""
     if isinstance(run.schedule, MetricSchedule) and state.step % run.schedule.every_steps == 0:
         run.schedule.observe(score.value, score.higher_is_better)
 
@@ -166,7 +166,7 @@ def out_of_patience(run: Run, state: TrainState) -> bool:
 
 
 def save_checkpoint(run: Run, state: TrainState) -> None:
-    """Save a checkpoint, unless its weights are not finite: it must not take the place of a good one.
+    """Save a checkpoint, unless its weights are not finite: such a checkpoint must not replace a good one.
 
     Raises:
         DivergedError: A weight is not finite.

@@ -83,10 +83,10 @@ Target = Literal["class", "shares", "multi_hot", "values", "views", "similarity"
 
 
 Inputs = Literal["tokens", "features", "images"]
-"""What a model reads:
+"""The inputs that a model reads:
 
 * `tokens`: `input_ids` and what belongs to them, padded (`attention_mask`) or packed (`position_ids`, `sequence_ids`,
-  `token_index`); `output_index` of any shape says at which flattened positions outputs are wanted;
+  `token_index`); `output_index` of any shape selects the flattened positions that need outputs;
 * `features`: `features`, float32 (B, F);
 * `images`: `pixel_values`, float32 (B, channels, H, W).
 """
@@ -408,10 +408,10 @@ class UsesExtraRows(Protocol):
 
 @runtime_checkable
 class HasPredictionRows(Protocol):
-    """A task for which rows of the data are no sensible inputs of a prediction as they are."""
+    """A task that must prepare rows of the data before it can predict them."""
 
     def prediction_rows(self, rows: Columns) -> Columns:
-        """Turn rows of the data into inputs worth a prediction, such as texts with a mask token."""
+        """Turn rows of the data into inputs of a prediction, such as texts with a mask token."""
         ...
 
 
@@ -468,7 +468,7 @@ class TokenByTokenModel(Protocol):
 
 @runtime_checkable
 class HasCausality(Protocol):
-    """A model that declares if its tokens see only the tokens before them; None if that is unknown."""
+    """A model that declares if its tokens attend only to earlier tokens; None if that is unknown."""
 
     causal: bool | None
 

@@ -1,4 +1,4 @@
-"""What a training run is made of: its parts, its length, its validation and its outputs."""
+"""A training run: its parts, its length, its validation and its outputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StepCounts:
         log_every: Steps between log lines.
         eval_every: Steps between evaluations.
         save_every: Steps between checkpoints; the best weights are saved in addition.
-        schedule_eval_every: Steps between the evaluations that a schedule needs which follows the metric.
+        schedule_eval_every: Steps between the evaluations for a schedule that follows the metric.
         patience: The run stops at the evaluation at which the best score is this many steps old; None never stops it.
     """
 
@@ -43,10 +43,10 @@ class StepCounts:
 
 @dataclass(frozen=True)
 class Validation:
-    """The evaluation that a run is monitored by.
+    """The evaluation that monitors a run.
 
     Attributes:
-        evaluate: A model and its loss to the mean loss and the metrics on the validation split.
+        evaluate: Maps a model and its loss to the mean loss and the metrics on the validation split.
         monitor: The metric that picks the best weights.
         higher_is_better: The direction of that metric.
     """
@@ -73,7 +73,7 @@ class DivergenceReport:
 
 @dataclass(frozen=True)
 class RunOutputs:
-    """Where the output of a run goes.
+    """The destinations of a run's output.
 
     Attributes:
         report: Receives the events.
@@ -94,8 +94,8 @@ class Run:
         model: The model that is trained.
         loss: A sum over targets; the optimizer also trains its own parameters, if it has some.
         optimizer: Each of its groups carries `initial_lr`, the base learning rate.
-        schedule: Step, counted from 0, to the factor on the base learning rates.
-        unfreeze: Makes parameters trainable that are frozen up to a step; called with the number of completed steps.
+        schedule: Maps a step, counted from 0, to the factor on the base learning rates.
+        unfreeze: Makes frozen parameters trainable when their step comes; called with the number of completed steps.
         precision: Autocast and loss scaling.
         ema: The averaged weights of the model, and of the loss if it has some; None is off.
         masks: The weights of the model that are pruned and stay 0.
@@ -131,7 +131,7 @@ class Run:
         self.outputs.report.log(event, step=step, epoch=step / self.steps.per_epoch, values=values)
 
     def modules(self) -> dict[str, nn.Module]:
-        """Return the modules of the run by name: `model`, and if there are any `loss`, `ema` and `ema_loss`."""
+        """Return the modules of the run by name: `model` and, if present, `loss`, `ema` and `ema_loss`."""
         modules = {"model": self.model}
         if isinstance(self.loss, nn.Module):
             modules["loss"] = self.loss

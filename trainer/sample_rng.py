@@ -29,7 +29,7 @@ class SampleRng:
     def generator(self, position: int, *stream: int) -> np.random.Generator:
         """Return a new generator for the sample at `position` of the micro-batch.
 
-        The numbers of each `stream` of a sample are independent of its other streams and of the one without a number.
+        Each `stream` of a sample is independent of the sample's other streams, including the one without a number.
         """
         key = np.random.SeedSequence((self.seed, self.epoch, int(self.ids[position])), spawn_key=stream)
         return np.random.Generator(np.random.Philox(key))

@@ -81,7 +81,7 @@ def test_another_part_is_one_difference() -> None:
 
 def test_remedy_names_the_weights_if_the_model_takes_them() -> None:
     stored = changed(model__weights=None)
-    with pytest.raises(ConfigError, match=r"model\.weights=<checkpoint> starts it from the weights"):
+    with pytest.raises(ConfigError, match=r"model\.weights=<checkpoint> starts the new run from these weights"):
         resume_config(stored, stored | {"seed": 1})
 
 

@@ -298,7 +298,7 @@ def test_role_without_a_column_is_absent() -> None:
 
     train = files(columns=COLUMNS | {"labels": None}).load(("text", "labels"))["train"]
     assert train.column_names == ["text", "row"]
-    message = r"^train\.csv: has no column 'labels'\. .*by data\.text and data\.columns\.labels"
+    message = r"^train\.csv: has no column 'labels'\. .*set data\.text and data\.columns\.labels"
     with pytest.raises(DataError, match=message):
         files().load(("text", "labels"))
 
@@ -350,7 +350,7 @@ def test_images_are_found_next_to_their_file_wherever_it_is() -> None:
     ("validation", "message"),
     [
         ("a,b,label\nx,1,c\n", "held.csv, row 1, column 'a': expected a number, got 'x'; every training row has"),
-        ("a,label\n1,c\n", "held.csv: has no column 'b'. Its columns are 'a', 'label'; name them by data.columns.f"),
+        ("a,label\n1,c\n", "held.csv: has no column 'b'. Its columns are 'a', 'label'; set data.columns.f"),
     ],
 )
 def test_other_splits_must_have_the_features_of_training(validation: str, message: str) -> None:

@@ -35,8 +35,8 @@ ROWS = [
 
 
 def read(name: str) -> list[tuple[Any, ...]]:
-    keys = "data.text and data.label"
-    records = read_records(Path(name), ["text", "label"], separator=None, quote='"', named_by=keys)
+    remedy = "set data.text and data.label"
+    records = read_records(Path(name), ["text", "label"], separator=None, quote='"', column_remedy=remedy)
     return [tuple(values) for values in records]
 
 
@@ -106,11 +106,11 @@ def test_key_missing_from_a_later_object_is_a_missing_value() -> None:
 TWO_MISSING = "has no column 'text' and no column 'label'. "
 BROKEN: list[tuple[str, bytes, str]] = [
     ("a.csv", b"texts,label\na,b\n", "has no column 'text'. Did you mean texts? Its columns are 'texts', 'label';"),
-    ("a.csv", b"x,y\na,b\n", TWO_MISSING + "Its columns are 'x', 'y'; name them by data.text and data.label."),
+    ("a.csv", b"x,y\na,b\n", TWO_MISSING + "Its columns are 'x', 'y'; set data.text and data.label."),
     ("a.jsonl", b'{"texts": 1, "lable": 2}', TWO_MISSING + "Did you mean texts and lable? Its columns are 'texts'"),
     ("a.json", b'{"data": [{"text": "a"}]}', TWO_MISSING + "Its columns are 'data';"),
     ("a.csv", b"text,text,label\na,b,c\n", "has 2 columns 'text'."),
-    ("a.csv", b"text;label\na;b\n", "and their separator in data.separator."),
+    ("a.csv", b"text;label\na;b\n", "and their separator with data.separator."),
     ("a.csv", b"", "is empty."),
     ("a.csv", "text,label\na,b\n你,b\n".encode("gb18030"), "line 3: byte 0xc4 at offset 15 of the file is not UTF-8."),
     ("a.csv", "text,label\n".encode("utf-16"), "line 1: byte 0xff at offset 0 of the file is not UTF-8."),
@@ -180,7 +180,9 @@ def test_damage_inside_a_parquet_file_is_reported() -> None:
 )
 def test_broken_record_does_not_affect_other_records(name: str, content: bytes, expected: list[str]) -> None:
     Path(name).write_bytes(content)
-    records = list(read_records_or_errors(Path(name), ["text"], separator=None, quote='"', named_by="data.text"))
+    records = list(
+        read_records_or_errors(Path(name), ["text"], separator=None, quote='"', column_remedy="set data.text")
+    )
 
     assert len(records) == len(expected)
     for record, text in zip(records, expected, strict=True):
@@ -189,7 +191,7 @@ def test_broken_record_does_not_affect_other_records(name: str, content: bytes, 
         else:
             assert record[0] == text
     with pytest.raises(DataError, match=next(text for text in expected if " " in text)):
-        list(read_records(Path(name), ["text"], separator=None, quote='"', named_by="data.text"))
+        list(read_records(Path(name), ["text"], separator=None, quote='"', column_remedy="set data.text"))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ def test_broken_header_or_list_ends_the_file(name: str, content: bytes, message:
     Path(name).write_bytes(content)
 
     with pytest.raises(DataError, match=message):
-        list(read_records_or_errors(Path(name), ["text"], separator=None, quote='"', named_by="data.text"))
+        list(read_records_or_errors(Path(name), ["text"], separator=None, quote='"', column_remedy="set data.text"))
 
 
 def test_line_that_is_not_utf_8_does_not_affect_other_lines() -> None:

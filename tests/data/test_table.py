@@ -37,8 +37,8 @@ def test_columns_are_in_the_order_of_the_roles() -> None:
     some_roles = table("value", "text", "labels", "other")
 
     assert some_roles.columns == ["v", "w", "t"]
-    assert some_roles.named_by == "data.value and data.text"
-    assert table("text", "label", "score").named_by == "data.text, data.label and data.score"
+    assert some_roles.column_remedy == "set data.value and data.text"
+    assert table("text", "label", "score").column_remedy == "set data.text, data.label and data.score"
 
 
 def test_features_are_the_columns_without_another_requested_role() -> None:

@@ -203,7 +203,7 @@ def test_readme_describes_inputs_outputs_and_files(published: Published) -> None
     assert "`red`, `green`, `blue`: the 3 outputs" in text
     assert "| `input_ids` | in | int64 | (batch, sequence) |" in text
     assert "| `output` | out | float32 | (batch, 3) |" in text
-    assert "`sequence` is 1 to 24" in text
+    assert "`sequence` is between 1 and 24" in text
     assert "| step | `930` |" in text
     for path in published.folder.iterdir():
         if path.name not in ("README.md", "labels.json"):

@@ -152,7 +152,7 @@ def test_manifest_that_is_a_folder_is_reported(tmp_path: Path) -> None:
 )
 def test_damaged_manifest_is_reported(text: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
-    assert verify(tmp_path)["manifest.json"].startswith("is not what was written")
+    assert verify(tmp_path)["manifest.json"].startswith("is damaged")
 
 
 def test_verify_of_missing_empty_and_incomplete_folders(tmp_path: Path) -> None:

@@ -86,12 +86,12 @@ def test_line_is_parsed_for_the_roles(line: str, row_format: RowFormat, values: 
         (
             '{"size": 2}',
             FEATURES,
-            "rows.txt, line 1: has no column 'colour'. Its columns are 'size'; name them by their names in",
+            "rows.txt, line 1: has no column 'colour'. Its columns are 'size'; use the column names of",
         ),
         (
             "{}",
             FEATURES,
-            "rows.txt, line 1: has no columns 'size', 'colour'. Name them by their names in training, with",
+            "rows.txt, line 1: has no columns 'size', 'colour'. Use the column names of the training data, and",
         ),
         ('{"size": "big", "colour": 1}', FEATURES, "rows.txt, line 1, column 'size': expected a number, got 'big'"),
     ],
@@ -111,7 +111,7 @@ def test_columns_are_selected_by_role(tmp_path: Path) -> None:
 
     assert read(file, PAIR) == [("a", "b")]
     assert read(file, WORDS) == [["x", "y z"]]
-    with pytest.raises(DataError, match=r"has no column 'text'.* name them by columns\.text\."):
+    with pytest.raises(DataError, match=r"has no column 'text'.* set columns\.text\."):
         read(file, TEXT)
 
 
@@ -126,15 +126,17 @@ def test_object_without_a_column_is_an_error_and_null_is_a_missing_value(tmp_pat
     assert whole == {"size": 1.0, "colour": "red"}
     place = {"json": "item", "jsonl": "line"}[suffix]
     assert first.startswith(
-        f"{file}, {place} 1: has no column 'colour'. Its columns are 'color', 'size'; name them by their names"
+        f"{file}, {place} 1: has no column 'colour'. Its columns are 'color', 'size'; use the column names"
     )
-    assert third.startswith(f"{file}, {place} 3: has no columns 'size', 'colour'. Name them by")
-    assert "name them by columns.text." in read(file, TEXT)[0]
+    assert third.startswith(f"{file}, {place} 3: has no columns 'size', 'colour'. Use the column names of")
+    assert "set columns.text." in read(file, TEXT)[0]
 
 
 def test_table_without_a_column_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("size,color\n1,red\n", "utf-8")
-    with pytest.raises(DataError, match=r"has no column 'colour'\. Did you mean color\? .* by their names in training"):
+    with pytest.raises(
+        DataError, match=r"has no column 'colour'\. Did you mean color\? .* use the column names of the training data"
+    ):
         read(tmp_path / "rows.csv", FEATURES)
 
 

@@ -1,8 +1,8 @@
 """The checkpoints of one run: saving (in the background too), choosing, loading, and deleting old ones.
 
-A checkpoint is written into `.tmp-step-…` next to its final place and renamed when every byte is on the device.
-A checkpoint to be deleted is renamed to `.trash-step-…` before its files go.
-So a folder `step-…` is complete whenever the machine stops.
+A checkpoint is written into `.tmp-step-…` next to its final place and renamed when every byte is on the disk.
+A checkpoint to be deleted is renamed to `.trash-step-…` before its files are deleted.
+So a folder `step-…` is always complete, even if the machine stops at any moment.
 
 Importing this module does not import torch: checkpoints are chosen and verified without it.
 """
@@ -63,7 +63,7 @@ class Snapshot:
 class Store:
     """The checkpoints in one folder. The folder's contents are the only record; there is no index next to it.
 
-    One process at a time may save (see `run_lock`); any number may load meanwhile.
+    One process at a time may save (see `run_lock`); any number may load at the same time.
 
     Args:
         folder: `<run folder>/checkpoints`; created by the first save.
@@ -161,8 +161,10 @@ class Store:
                 return read(folder)
             except DamagedError as fault:
                 _logger.warning("skipping the damaged checkpoint %s: %s", folder, fault)
-        problem = "contains no intact checkpoint" + (" with a score" if which == "best" else "")
-        raise CheckpointError(format_error(str(self._folder), problem, self._list_steps()))
+        problem, remedy = "contains no intact checkpoint", self._list_steps()
+        if which == "best" and self.list():
+            problem, remedy = f"{problem} with a score", f"{remedy}. Set checkpoint=last to use one without a score"
+        raise CheckpointError(format_error(str(self._folder), problem, remedy))
 
     def _list_steps(self) -> str:
         return f"Existing steps: {', '.join(map(str, self.list())) or 'none'}"
@@ -177,7 +179,7 @@ class Store:
         _delete(old)
 
     def _clean_up(self) -> None:
-        """Remove or complete what a process left behind that was killed while it saved."""
+        """Remove or complete the folders left by a process that was killed while it saved."""
         entries = atomic_io.list_entries(self._folder)
         for path in entries:
             if path.name.startswith((_TEMPORARY, _TRASH)):

@@ -1,4 +1,4 @@
-"""Run folders: where a new run goes, which run is meant, and what a run recorded. Needs no torch."""
+"""Run folders: create one, find one, and read its config, events and scores. Needs no torch."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ def _check_config(
 
 
 def _one_at_a_time(choices: Sequence[Sequence[_Item]]) -> list[list[_Item]]:
-    """Return the first of each, then every other one once next to the first of the rest: a sum, not a product."""
+    """Return the first items together, then each other item once among the first items: a sum, not a product."""
     present = [items for items in choices if items]
     first = [items[0] for items in present]
     others = [
@@ -253,7 +253,7 @@ def _validate_stored_overrides(line: CommandLine) -> list[str]:
 
 
 def _check_run(line: CommandLine) -> None:
-    """Check that the run which another verb than `train` names can be used as the command line asks.
+    """Check that a run named by a verb other than `train` can be used with this command line.
 
     Raises:
         CheckpointError: It cannot.

@@ -13,11 +13,11 @@ from trainer.errors import did_you_mean, format_error
 _CACHE = "onnx_cache"
 """The format of a decoder that reads token by token."""
 
-UNKNOWN_METRIC = "is not a metric of this task that has a direction"
+UNKNOWN_METRIC = "must be a metric of this task for which higher or lower is better"
 
 
 def incompatible_targets(loss_targets: Collection[str], target: str) -> str:
-    """Return the problem of a loss that does not take the task's kind of target."""
+    """Return the problem of a loss that does not support the type of the task's targets."""
     return f"takes {' or '.join(loss_targets)} targets, but the task has {target}"
 
 
@@ -50,7 +50,7 @@ def _validate_targets(config: Mapping[str, Any], groups: Groups) -> Iterator[str
 
 
 def _targets(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the kinds of targets of the task's batches, in evaluation and training, each with the reason for it."""
+    """Return the types of the task's targets in evaluation and training, each with the reason for it."""
     target = _attribute(config, "task", "target")
     keys = _attribute(config, "task", "shares_by") or ()
     amounts = {key: value_at(config["task"], key) for key in keys}

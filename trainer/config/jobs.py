@@ -30,7 +30,7 @@ Part: TypeAlias = dict[str, Any]
 
 _DEVICE = "auto, cpu, cuda, cuda:N or mps"
 _PRECISION = "number format of the forward pass: fp32, bf16 or fp16"
-_TRUST = "packages whose code the config in a checkpoint may name"
+_TRUST = "packages of your own whose code the config of a checkpoint may run"
 _NEWEST = "run folder; null is the newest run"
 _NEWEST_OR_ARTIFACTS = "run folder, or a folder of artifacts; null is the newest run"
 _JSON = "print one JSON document instead of tables"
@@ -131,7 +131,7 @@ class TrainSection:
     """The length of the run and its intervals."""
 
     duration: Annotated[Duration, Gt(0)] = key("4ep", "length of the run: optimizer steps, or a number with st or ep")
-    batch_size: Count = key(32, "samples of one optimizer step, over all micro-batches and devices")
+    batch_size: Count = key(32, "samples of one optimizer step, over all its micro-batches")
     accumulate: Count = key(1, "micro-batches of one optimizer step; changes the memory used, not the result")
     max_grad_norm: Positive | None = key(1.0, "largest L2 norm of the gradients; null never scales them down")
     log_every: Annotated[Duration, Gt(0)] = key(10, "interval between log lines")
@@ -143,10 +143,10 @@ class TrainSection:
 
 @dataclass(frozen=True)
 class LoaderSection:
-    """How samples become batches and reach the device."""
+    """The batches: how samples form them and reach the device."""
 
     batching: Literal["packed", "padded", "bucketed", "fixed"] = key(
-        "packed", "layout of a batch: packed joins several samples in a row"
+        "packed", "layout of a batch: packed (several samples share a row), padded, bucketed or fixed"
     )
     workers: NonNegativeInt = key(0, "processes that prepare batches; 0 uses the training process")
     prefetch: Count = key(2, "batches that each worker keeps ready")
@@ -180,7 +180,7 @@ class EmaSection:
 
 @dataclass(frozen=True)
 class LoggerSection:
-    """Where metrics are written while the run goes."""
+    """The outputs for metrics during the run."""
 
     console: Literal["auto", "rich", "plain", "none"] = key(
         "auto", "output on the screen; auto is rich on a terminal, else plain"
@@ -218,7 +218,7 @@ class TrainJob:
     run: RunSection = section(RunSection, "the folder of the run")
     train: TrainSection = section(TrainSection, "the length of the run and its intervals")
     loader: LoaderSection = section(LoaderSection, "how samples become batches")
-    checkpoint: CheckpointSection = section(CheckpointSection, "the checkpoints")
+    checkpoint: CheckpointSection = section(CheckpointSection, "when checkpoints are saved, and which are kept")
     ema: EmaSection = section(EmaSection, "the moving average of the weights")
     logger: LoggerSection = section(LoggerSection, "where metrics are written")
     task: Part = group("what the model learns: columns, encoding, metrics")
@@ -324,7 +324,7 @@ class PredictJob(DeviceJob, DataJob):
     backend: Literal["torch", "onnx"] | None = key(None, _BACKEND.format("an artifact"))
     top: Count = key(1, "number of most likely classes or tokens to show, with their probabilities")
     neighbours: Count | None = key(None, "number of nearest texts of the corpus to show, by cosine similarity")
-    corpus: str | None = text(None, "file of the texts among which neighbours are searched")
+    corpus: str | None = text(None, "file of texts in which neighbors are searched")
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def _change(old: Any, new: Any) -> str:
 def _forbidden_change(key: str, old: Any, new: Any, stored: Mapping[str, Any]) -> str:
     remedy = "Keep the old value, or start a new run"
     if "weights" in stored.get("model", {}):
-        remedy += "; model.weights=<checkpoint> starts it from the weights"
+        remedy += "; model.weights=<checkpoint> starts the new run from these weights"
     return f"{key}: cannot change when a run is resumed: {_change(old, new)}. {remedy}."
 
 

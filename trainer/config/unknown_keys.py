@@ -108,10 +108,13 @@ class KnownKeys:
         return [*(schema.keys(shared) if shared else ()), *own]
 
     def _other_option(self, group: str, name: str) -> str:
-        for option in self.groups.options(group) if group in schema.groups(self.job_type) else ():
-            public = [key for key in self.groups.content(group, option) if not key.startswith("_")]
-            if near := get_close_matches(name, public, n=1, cutoff=0.6):
-                return f"{group}={option} has {group}.{near[0]}"
+        """Return a hint to an option of the group that has the key, or else one with a similar name; may be empty."""
+        options = self.groups.options(group) if group in schema.groups(self.job_type) else ()
+        for cutoff in (1.0, 0.6):
+            for option in options:
+                public = [key for key in self.groups.content(group, option) if not key.startswith("_")]
+                if near := get_close_matches(name, public, n=1, cutoff=cutoff):
+                    return f"{group}={option} has {group}.{near[0]}"
         return ""
 
     @staticmethod

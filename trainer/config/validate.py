@@ -191,7 +191,7 @@ def _validate_plugged_in(group: str, part: Mapping[str, Any], target: str) -> li
         return [format_error(f"{group}._target_", problem, "Write it like my_package.MyLoss", value=target)]
     problems = {key: validate_value(f"{group}.{key}", value, "Any") for key, value in part.items() if value == "???"}
     if find_spec(package) is None:
-        remedy = "Packages are searched in the working directory and where Python finds them"
+        remedy = "Install it, or put it in the working directory"
         missing = format_error(f"{group}._target_", f"there is no package {package}", remedy, value=target)
         return [*_flat(problems), missing]
     try:

@@ -171,8 +171,9 @@ def _load(source: Source, task: Task) -> dict[str, Dataset]:
     for split, rows in raw.items():
         missing = [role for role in task.columns() if role not in rows.column_names]
         if missing:
-            problem = f"the {split} split has no such column, which the task requires"
-            raise DataError(*(format_error(source.describe_role(role), problem) for role in missing))
+            problem = f"is not in the {split} split, but the task requires it"
+            remedy = "Choose other data"
+            raise DataError(*(format_error(source.describe_role(role), problem, remedy) for role in missing))
     return raw
 
 

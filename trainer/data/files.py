@@ -159,7 +159,7 @@ class Files(FileSource):
     def _records(self, split: str, table: Table) -> Iterator[Record]:
         for index, path in enumerate(self._paths[split]):
             number = 0
-            records = read_records(path, table.columns, **self._csv_options, named_by=table.named_by)
+            records = read_records(path, table.columns, **self._csv_options, column_remedy=table.column_remedy)
             for number, values in enumerate(records, 1):
                 yield row_id(index, number), f"{path}, row {number}", values
             if not number:
@@ -172,7 +172,7 @@ class Files(FileSource):
         try:
             if not isinstance(column, str) or column not in column_names(path, **self._csv_options):
                 return
-            for (cell,) in read_records(path, [column], **self._csv_options, named_by=""):
+            for (cell,) in read_records(path, [column], **self._csv_options, column_remedy=""):
                 image = parse_image(cell)
                 if image is not None and image["bytes"] is None:
                     yield image_digest(image | {"path": path.parent / Path(image["path"]).expanduser()})

@@ -123,7 +123,7 @@ def first_line_of(error: Exception) -> str:
 
 
 def read_records(
-    path: Path, columns: Sequence[str], *, separator: str | None, quote: str | None, named_by: str
+    path: Path, columns: Sequence[str], *, separator: str | None, quote: str | None, column_remedy: str
 ) -> Records:
     """Yield the values of `columns`, record by record; a single JSON list is the only format that is read at once.
 
@@ -132,19 +132,19 @@ def read_records(
         columns: The columns, in this order.
         separator: The separator of the cells in CSV and TSV; None for the comma and the tab.
         quote: The quote around CSV and TSV cells that contain separators or line ends; None if quotes are ordinary.
-        named_by: The keys that name the columns, for a message: `data.text and data.label`.
+        column_remedy: What to do about missing columns, for a message: `set data.text and data.label`.
 
     Raises:
         DataError: The file is empty, broken, not UTF-8, or lacks a column.
     """
-    for record in _read(path, columns, separator, quote, named_by, sparse=True):
+    for record in _read(path, columns, separator, quote, column_remedy, sparse=True):
         if isinstance(record, DataError):
             raise record
         yield record
 
 
 def read_records_or_errors(
-    path: Path, columns: Sequence[str], *, separator: str | None, quote: str | None, named_by: str
+    path: Path, columns: Sequence[str], *, separator: str | None, quote: str | None, column_remedy: str
 ) -> RecordsOrErrors:
     """Yield the records as `read_records` does, with an error in the place of each broken one.
 
@@ -154,17 +154,17 @@ def read_records_or_errors(
     Raises:
         DataError: The file is empty, cannot be read, lacks a column in its header, or is broken as a whole.
     """
-    return _read(path, columns, separator, quote, named_by, sparse=False)
+    return _read(path, columns, separator, quote, column_remedy, sparse=False)
 
 
 def _read(
-    path: Path, columns: Sequence[str], separator: str | None, quote: str | None, named_by: str, *, sparse: bool
+    path: Path, columns: Sequence[str], separator: str | None, quote: str | None, column_remedy: str, *, sparse: bool
 ) -> RecordsOrErrors:
     try:
-        yield from _parse_file(path, columns, separator, quote, None if sparse else named_by)
+        yield from _parse_file(path, columns, separator, quote, None if sparse else column_remedy)
     except _ColumnError as error:
         wrong, names = error.args
-        raise DataError(_column_problem(path, wrong, names, named_by)) from None
+        raise DataError(_column_problem(path, wrong, names, column_remedy)) from None
 
 
 def column_names(path: Path, *, separator: str | None, quote: str | None) -> list[str]:
@@ -191,11 +191,15 @@ def format_suffixes() -> list[str]:
 
 
 def _parse_file(
-    path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None, named_by: str | None = None
+    path: Path,
+    columns: Sequence[str] | None,
+    separator: str | None,
+    quote: str | None,
+    column_remedy: str | None = None,
 ) -> RecordsOrErrors:
     """Yield the values of `columns`, record by record; without `columns`, yield the names of all columns once.
 
-    With `named_by`, a JSON object that lacks a column is broken.
+    With `column_remedy`, a JSON object that lacks a column is broken.
     """
     suffix = format_suffix(path)
     assert suffix is not None
@@ -204,7 +208,7 @@ def _parse_file(
             raise DataError(format_error(str(path), "is empty", "Name another file"))
         parse = _PARSERS[suffix]
         if parse is _parse_json:
-            parse = partial(_parse_json, named_by=named_by)
+            parse = partial(_parse_json, column_remedy=column_remedy)
         yield from parse(path, columns, separator, quote)
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from error
@@ -268,7 +272,7 @@ def _parse_json(
     separator: str | None,
     quote: str | None,
     *,
-    named_by: str | None = None,
+    column_remedy: str | None = None,
 ) -> RecordsOrErrors:
     """Read one object per line, or one list of objects."""
     objects = _json_list(path) if _first_character(path) == "[" else _json_lines(path)
@@ -284,8 +288,8 @@ def _parse_json(
         if columns is None:
             yield list(item)
             return
-        if named_by is not None:
-            yield missing_columns_error(place, item, columns, named_by) or [item[column] for column in columns]
+        if column_remedy is not None:
+            yield missing_columns_error(place, item, columns, column_remedy) or [item[column] for column in columns]
             continue
         if not checked:
             _column_positions(list(item), columns)
@@ -377,14 +381,14 @@ def _column_positions(names: Sequence[str], columns: Sequence[str]) -> list[int]
     return [names.index(column) for column in columns]
 
 
-def _column_problem(path: Path, wrong: Sequence[str], names: list[str], named_by: str | None) -> str:
+def _column_problem(path: Path, wrong: Sequence[str], names: list[str], column_remedy: str | None) -> str:
     """Return the message for columns that are missing or occur more than once."""
     counts = {column: names.count(column) for column in wrong}
     problems = [f"{count} columns {column!r}" if count else f"no column {column!r}" for column, count in counts.items()]
-    remedy = f"Its columns are {', '.join(map(repr, names))}; name them by {named_by}"
+    remedy = f"Its columns are {', '.join(map(repr, names))}; {column_remedy}"
     hints = [hint for column in wrong if (hint := did_you_mean(column, names)).startswith(_DID_YOU_MEAN)]
     if len(names) == 1 and not set(",;|\t").isdisjoint(names[0]):
-        remedy += ", and their separator in data.separator"
+        remedy += ", and their separator with data.separator"
     elif hints:
         alternatives = " and ".join(hint.removeprefix(_DID_YOU_MEAN) for hint in hints)
         remedy = f"{_DID_YOU_MEAN}{alternatives}? {remedy}"
@@ -392,16 +396,16 @@ def _column_problem(path: Path, wrong: Sequence[str], names: list[str], named_by
 
 
 def missing_columns_error(
-    place: str, item: Mapping[str, Any], columns: Sequence[str], named_by: str
+    place: str, item: Mapping[str, Any], columns: Sequence[str], column_remedy: str
 ) -> DataError | None:
     """Return the error for a JSON object that lacks some of the columns; None if it has all of them."""
     missing = [column for column in columns if column not in item]
     if not missing:
         return None
     problem = f"has no {'column' if len(missing) == 1 else 'columns'} {', '.join(map(repr, missing))}"
-    remedy = f"Name them by {named_by}"
+    remedy = column_remedy[:1].upper() + column_remedy[1:]
     if item:
-        remedy = f"Its columns are {', '.join(map(repr, item))}; name them by {named_by}"
+        remedy = f"Its columns are {', '.join(map(repr, item))}; {column_remedy}"
     return DataError(format_error(place, problem, remedy))
 
 

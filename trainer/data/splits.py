@@ -372,7 +372,8 @@ def read_splits(folder: Path, layout: SplitLayout, describe_row: Callable[[str, 
     import datasets
 
     for name, description, count, row in json.loads((folder / "dropped.json").read_text()):
-        _LOG.warning("data.%s: dropped %d %s; the first is %s", name, count, description, describe_row(name, row))
+        rows = description.replace("rows", "row", 1) if count == 1 else description
+        _LOG.warning("data.%s: dropped %d %s; the first is %s", name, count, rows, describe_row(name, row))
     return {name: datasets.Dataset.from_file(str(folder / f"{name}.arrow")) for name in layout.names}
 
 

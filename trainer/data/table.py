@@ -132,10 +132,10 @@ class Table:
         return [name for names in self.names.values() for name in names]
 
     @property
-    def named_by(self) -> str:
-        """The keys that name the columns: `data.text and data.label`."""
+    def column_remedy(self) -> str:
+        """What to do about missing columns, for a message: `set data.text and data.label`."""
         keys = [key.partition("=")[0] for key in self.keys.values()]
-        return ", ".join([*keys[:-2], " and ".join(keys[-2:])])
+        return f"set {', '.join([*keys[:-2], ' and '.join(keys[-2:])])}"
 
     def detect_numeric(self, records: Callable[[], Iterator[Record]]) -> None:
         """Fill `numeric`: a feature is numeric if every training cell that is not empty is a number.

@@ -132,7 +132,7 @@ def reserve(path: Path, model: nn.Module) -> None:
 
 
 def refuse_foreign(folder: Path, *, files: Iterable[str], folders: Iterable[str]) -> None:
-    """Check that nothing that no export has written is in the place of something that an export writes.
+    """Check that no file or folder from elsewhere is in the place of something that an export writes.
 
     Args:
         folder: The export folder, which need not exist.
@@ -252,7 +252,7 @@ def verify(folder: Path) -> dict[str, str]:
     except OSError as error:
         return {EXPORT_MANIFEST: f"cannot be read: {error.strerror}"}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return {EXPORT_MANIFEST: f"is not what was written ({type(error).__name__}: {error})"}
+        return {EXPORT_MANIFEST: f"is damaged ({type(error).__name__}: {error})"}
 
 
 def find_fault(folder: Path, entry: Mapping[str, Any]) -> str:

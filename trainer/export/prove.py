@@ -101,7 +101,7 @@ class ProofResult:
 def prove_formats(formats: Sequence[Format], stage: Path, model: ExportModel, limits: Limits) -> ProofResult:
     """Write each format into `stage` and prove it. Each attempt passes over the evaluation split once.
 
-    The format that another one is made of is proved with it, also if it was not requested.
+    A format that another one is made of is proved as well, even if it was not requested.
 
     Args:
         formats: The formats to write; each attempt tries the next variant of every format that has not passed.
@@ -147,7 +147,7 @@ def stage_artifact(format: Format, variant: Variant, stage: Path, model: ExportM
         ProofError: It cannot be written, loaded or run, a dimension is frozen, or an output differs.
     """
     path = stage / format.path
-    cases = model.cases  # PyTorch's outputs, computed before an exporter gets hold of the model
+    cases = model.cases  # PyTorch's outputs, computed before an exporter can change the model
     with proof_errors(format.path, f"cannot be exported ({format_shapes(model.traced)})", _EXPORT_REMEDY):
         details = variant.write(path, model)
     with proof_errors(format.path, "cannot be loaded", _EXPORT_REMEDY):
@@ -184,7 +184,7 @@ class _Trial:
         return self.source is not None and bool(self.source.refusals)
 
     def is_due(self, attempt: int) -> bool:
-        """Return whether a variant is to be tried in this attempt."""
+        """Return True if a variant should be tried in this attempt."""
         return self.artifact is None and attempt < len(self.format.variants) and not self.has_refused_source
 
     @contextmanager

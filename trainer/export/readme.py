@@ -41,7 +41,7 @@ print(output.shape, np.abs(output - golden["output"]).max())
 ```"""
 
 _CHECK = "python predict.py --check\n"
-_ABOUT_CHECK = """`--check` runs the golden rows and reports if this machine gives the trained model's answers.
+_ABOUT_CHECK = """`--check` runs the golden rows and reports if this machine reproduces the trained model's predictions.
 """
 
 _CODE_WITHOUT_GOLDEN = """```python
@@ -64,15 +64,15 @@ print(predictor.predict(rows))
 
 _FILES: Final = {
     EXPORT_MANIFEST: "proofs of the artifacts, timings, versions, checksums",
-    GOLDEN_ROWS: "rows of the evaluation split and the answers to them",
+    GOLDEN_ROWS: "rows of the evaluation split and their predictions",
     GOLDEN_ARRAYS: "the model's inputs and output for those rows, for NumPy",
     GOLDEN_TENSORS: "the same for PyTorch and, with `torch::jit::pickle_load`, C++",
-    TASK: "what the task learned from its training data; `trainer predict run=FOLDER` uses this folder, too",
+    TASK: "what the task learned from its training data; `trainer predict run=FOLDER` also reads this folder",
     PREDICT_SCRIPT: "the command",
     "texts.py": "turns texts into the model's inputs",
     "images.py": "turns images into the model's inputs",
     "tables.py": "turns rows of a table into the model's inputs",
-    "answers.py": "turns outputs into answers",
+    "answers.py": "turns outputs into predictions",
     "rows.py": "reads rows from arguments, files and lines",
     "check.py": "runs `--check`",
     "generate.py": 'continues texts: `python generate.py "a prompt"`; see `--help`',
@@ -121,7 +121,9 @@ def _example(stage: Path, usage: str | None) -> str:
         return ""
     golden = json.loads((stage / GOLDEN_ROWS).read_text("utf-8"))
     row, answer = (_shortened(golden[name][0]) for name in ("rows", "answers"))
-    return f"For example (the first of `{GOLDEN_ROWS}`; long ones are cut here):\n\n```text\n{row}\n{answer}\n```"
+    return (
+        f"For example (the first of `{GOLDEN_ROWS}`; long values are shortened here):\n\n```text\n{row}\n{answer}\n```"
+    )
 
 
 def _labels(stage: Path) -> str:
@@ -150,8 +152,8 @@ pip install {" ".join(["onnxruntime", "numpy", packages]).strip()}
 {usage.strip()}
 ```
 
-{about_check}`--model` selects another of the ONNX files. A row that cannot be used gives `{{"error": ...}}` in its
-place, and exit code 6 at the end."""
+{about_check}`--model` selects another ONNX file. For a row that cannot be used, the output is `{{"error": ...}}`, and
+the exit code is then 6."""
 
 
 def _code(stage: Path, manifest: Mapping[str, Any], usage: str | None) -> str:
@@ -162,7 +164,7 @@ def _code(stage: Path, manifest: Mapping[str, Any], usage: str | None) -> str:
     if not _has_golden(stage):
         return f"## In your own code\n\nIn this folder:\n\n{_CODE_WITHOUT_GOLDEN.format(file=file)}"
     code = f"## In your own code\n\nIn this folder, only the graph:\n\n{_CODE.format(file=file)}"
-    return code + (f"\n\nor from rows to answers:\n\n{_PREDICTOR.format(file=file)}" if usage else "")
+    return code + (f"\n\nor from rows to predictions:\n\n{_PREDICTOR.format(file=file)}" if usage else "")
 
 
 def _has_golden(stage: Path) -> bool:
@@ -176,7 +178,7 @@ def _tensors(manifest: Mapping[str, Any]) -> str:
         for name, tensor in tensors.items()
     ]
     axes = [
-        f"`{axis}` is {low} or more" if high is None else f"`{axis}` is {low} to {high}"
+        f"`{axis}` is at least {low}" if high is None else f"`{axis}` is between {low} and {high}"
         for axis, (low, high) in manifest["axes"].items()
     ]
     table = _table(["tensor", "", "type", "shape"], rows)
@@ -191,11 +193,13 @@ def _accuracy(manifest: Mapping[str, Any]) -> str:
         rows.append([f"`{entry['file']}`", str(entry["bytes"]), _number(entry["largest_difference"], ".2g"), *scores])
     split = manifest["provenance"].get("split", "evaluation")
     reused = ", ".join(f"`{manifest['artifacts'][name]['file']}`" for name in manifest["kept"])
-    earlier = f"\n\nAn earlier export of the same model wrote {reused} and measured its figures." if reused else ""
+    earlier = (
+        f"\n\nAn earlier export of the same model wrote {reused} and measured the figures for it." if reused else ""
+    )
     return f"""## Accuracy
 
-On the {split} split. The difference is the largest of any output from PyTorch's, there and at shapes that no exporter
-saw.
+On the {split} split. The difference is the largest difference of an output from PyTorch's, on this split and at shapes
+that were never traced.
 
 {_table(["file", "bytes", "difference", *metrics], rows)}{earlier}"""
 

@@ -127,7 +127,7 @@ def _read_chunks(descriptor: int) -> Iterator[bytes | None]:
 def _read_records(path: Path, row_format: RowFormat) -> InputRows:
     table = row_format.table()
     records = read_records_or_errors(
-        path, table.columns, separator=row_format.separator, quote=row_format.quote, named_by=_named_by(table)
+        path, table.columns, separator=row_format.separator, quote=row_format.quote, column_remedy=_column_remedy(table)
     )
     for number, cells in enumerate(records, 1):
         yield _make_row(number, f"{path}, row {number}", cells, table, path.parent)
@@ -164,16 +164,18 @@ def _parse_line(line: str, location: str, table: Table) -> Sequence[Any] | DataE
     if roles == ("words",) and isinstance(value, list):
         return [value]
     if isinstance(value, dict):
-        problem_with_columns = missing_columns_error(location, value, table.columns, _named_by(table))
+        problem_with_columns = missing_columns_error(location, value, table.columns, _column_remedy(table))
         return problem_with_columns or [value[name] for name in table.columns]
     expected = "a list of words" if roles == ("words",) else f"an object with {', '.join(table.columns)}"
     remedy = "Or name a file, such as a CSV"
     return DataError(format_error(location, f"expected {expected} in JSON", remedy, value=value))
 
 
-def _named_by(table: Table) -> str:
-    """Return the keys that name the columns; features have the names of training and may be null."""
-    return "their names in training, with null for missing values" if "features" in table.names else table.named_by
+def _column_remedy(table: Table) -> str:
+    """Return what to do about missing columns; features have the names of training and may be null."""
+    if "features" in table.names:
+        return "use the column names of the training data, and null for missing values"
+    return table.column_remedy
 
 
 def _make_row(number: int, location: str, cells: Sequence[Any] | DataError, table: Table, folder: Path) -> InputRow:
