@@ -137,7 +137,7 @@ def test_plan_of_images_has_no_tokens(folder: Path, capsys: pytest.CaptureFixtur
         (["resume=elsewhere"], "resume: plan cannot start from a checkpoint, got 'elsewhere'. Leave it out."),
         (["depth=-1"], "depth: must be at least 0, got -1."),
         (["train.batch_sise=3"], "Did you mean train.batch_size?"),
-        (["model.heads=3"], "model.heads: must divide model.dim (16), got 3"),
+        (["model.heads=3"], "model.heads: must divide dim (16), got 3"),
     ],
 )
 def test_errors(overrides: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -314,7 +314,7 @@ def test_newest_run_is_the_default_and_weights_can_be_chosen(run_of: Callable[[s
             2,
             "input: no such file, got 'tst.json'. Did you mean test.jsonl?",
         ),
-        (["input=tst.json", "neighbours=3", "top=0"], 2, "corpus: must be given with neighbours"),
+        (["input=tst.json", "neighbours=3", "top=0"], 2, "corpus: must be set together with neighbours"),
         (["input=tst.json", "neighbours=3", "top=0"], 2, "top: must be at least 1"),
         (
             ["input=x", "neighbours=3", "corpus=test.jsonl", "backend=onnx"],
@@ -327,10 +327,10 @@ def test_newest_run_is_the_default_and_weights_can_be_chosen(run_of: Callable[[s
         (["input=test.jsonl", "output=./test.jsonl"], 2, "output: is the same file as input"),
         (["input=x", "backend=onx"], 2, "backend: must be one of torch, onnx or null, got 'onx'. Did you mean onnx?"),
         (["input=x", "backend=onnx"], 3, "backend: the run has no such artifact"),
-        (["input=x", "backend=onnx", "precision=bf16"], 2, "precision: is of PyTorch"),
-        (["input=x", "backend=onnx", "device=cuda"], 2, "device: is of PyTorch"),
-        (["input=x", "neighbours=3"], 2, "corpus: must be given with neighbours"),
-        (["input=x", "corpus=test.jsonl"], 2, "neighbours: must be given with corpus"),
+        (["input=x", "backend=onnx", "precision=bf16"], 2, "precision: has no effect on artifacts"),
+        (["input=x", "backend=onnx", "device=cuda"], 2, "device: artifacts run only on the CPU"),
+        (["input=x", "neighbours=3"], 2, "corpus: must be set together with neighbours"),
+        (["input=x", "corpus=test.jsonl"], 2, "neighbours: must be set together with corpus"),
         (["input=x", "top=0"], 2, "top: must be at least 1"),
         (["input=empty.csv"], 6, "empty.csv: is empty"),
         (["input=images"], 2, "input: contains images, but the task reads text"),
@@ -412,7 +412,7 @@ def test_artifact_folder_without_its_run(
     of_run = "applies only to a run, not to an artifact folder"
     assert f"weights: {of_run}" in (errors := error_of("weights=raw", "precision=bf16", code=2))
     assert f"precision: {of_run}" in errors
-    assert "Run their own script" in error_of("backend=torch", code=3)
+    assert "own script: python" in error_of("backend=torch", code=3)
     assert "loader.eval_batch_sise: unknown key" in error_of("loader.eval_batch_sise=3", code=2)
     (alone / "model.onnx").rename(alone / "model.bin")
     assert "backend: the folder has no such artifact" in error_of(code=3)
@@ -423,4 +423,4 @@ def test_artifact_folder_without_its_run(
     (alone / "task.json").write_text("{}")
     assert f"{alone}/task.json: cannot be used (KeyError: 'labels')" in error_of(code=3)
     (alone / "manifest.json").unlink()
-    assert f"Run their own script: python {alone}/predict.py" in error_of(code=3)
+    assert f"own script: python: python {alone}/predict.py" in error_of(code=3)

@@ -66,7 +66,7 @@ def test_format_of_another_task_is_refused_and_removes_nothing(
 ) -> None:
     before = sorted((folder / "run" / "export").iterdir())
     assert main(["export", f"run={folder / 'run'}", "export.formats=[onnx_cache]"]) == 2
-    assert "onnx_cache is of causal language models, and the task is TextClassification" in capsys.readouterr().err
+    assert "export.formats: onnx_cache needs a causal language model" in capsys.readouterr().err
     assert sorted((folder / "run" / "export").iterdir()) == before
 
 
