@@ -6,12 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.constraints import (
-    Count,
-    NonEmptyStr,
-    NonNegative,
-    NonNegativeInt,
-    Rule,
+from trainer.annotations import (
     describe,
     fits_type,
     forms,
@@ -19,9 +14,9 @@ from trainer.constraints import (
     map_paths,
     mapping_item,
     paths_in,
-    validated,
     value_problems,
 )
+from trainer.constraints import Count, NonEmptyStr, NonNegative, NonNegativeInt, Rule, validated
 from trainer.errors import ConfigError
 
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from trainer.errors import ConfigError, Interrupted, TrainerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from omegaconf import DictConfig
 
@@ -129,9 +131,11 @@ def _run(arguments: list[str]) -> None:
         near = get_close_matches(verb, VERBS, n=1)
         raise ConfigError(f"{verb}: unknown verb. " + (f"Did you mean {near[0]}?" if near else _known_verbs()))
     if {"-h", "--help"} & set(rest):
-        from trainer.config.help import verb_help
+        with _garbage_collection_off():
+            from trainer.config.help import verb_help
 
-        print(f"usage: trainer {verb} [key=value ...] [flags]\n\n{VERBS[verb]}\n{verb_help(verb, rest)}")
+            keys = verb_help(verb, rest)
+        print(f"usage: trainer {verb} [key=value ...] [flags]\n\n{VERBS[verb]}\n{keys}")
         return
     _run_verb(verb, rest)
 
@@ -144,9 +148,10 @@ def _run_verb(verb: str, rest: list[str]) -> None:
     # Unlike `python -m`, a console script cannot import parts and data readers of the working directory by default.
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)
-    from trainer.config.command import check_command
+    with _garbage_collection_off():
+        from trainer.config.command import check_command
 
-    command = check_command(verb, rest, _input_check(verb))
+        command = check_command(verb, rest, _input_check(verb))
     for note in command.notes:
         print(f"note: {note}", file=sys.stderr)
     single = command.single
@@ -158,6 +163,23 @@ def _run_verb(verb: str, rest: list[str]) -> None:
         from trainer.config.compose import run_with_hydra
 
         run_with_hydra(single.hydra, lambda: _start(verb, single.job, single.config))
+
+
+@contextmanager
+def _garbage_collection_off() -> Iterator[None]:
+    """Turn the cyclic garbage collector off: a start makes many objects that live as long as the process.
+
+    Afterwards the collector ignores these objects until the next start, or it would scan all of them once.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    gc.unfreeze()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 def _input_check(verb: str) -> Callable[[Mapping[str, Any]], Iterable[str]] | None:

@@ -3,9 +3,10 @@ from textwrap import dedent
 
 import pytest
 
+from trainer.annotations import aliases
 from trainer.config import signatures
 from trainer.config.signatures import attribute, defines, read
-from trainer.constraints import ALIASES, Rule
+from trainer.rules import Rule
 
 
 @pytest.fixture
@@ -172,10 +173,10 @@ def test_aliases_and_rules_of_a_users_own_part_are_read(elsewhere: Path) -> None
     assert found is not None
     assert found == read("mine.Mine")
     assert dict(found.annotations) == {
-        "momentum": ALIASES["BelowOne"],
+        "momentum": aliases()["BelowOne"],
         "scale": "Annotated[float, Gt(1)] | None",
-        "weights": f"list[{ALIASES['Count']}]",
-        "every_steps": ALIASES["Count"],
+        "weights": f"list[{aliases()['Count']}]",
+        "every_steps": aliases()["Count"],
     }
     assert found.annotation("every") == "Annotated[Duration, Gt(0)]"
     assert found.rules == (

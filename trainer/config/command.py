@@ -101,7 +101,7 @@ def check_command(verb: str, argv: Sequence[str], check_inputs: InputCheck | Non
         CheckpointError: The run to resume or to read cannot be used.
         DataError: The only errors are files of data that do not exist.
     """
-    compose.register_defaults()
+    compose.register_defaults(jobs.JOBS[verb])
     line, problems = overrides.parse_command_line(verb, argv)
     problems += _unintended_sweeps(line)
     choices, invalid = _valid_choices(line)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from trainer.annotations import literals
 from trainer.config import signatures
 from trainer.config.groups import Groups
-from trainer.constraints import literals
 from trainer.errors import did_you_mean, format_error
 
 _CACHE = "onnx_cache"

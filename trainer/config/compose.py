@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -20,17 +19,22 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.config import jobs, schema
+from trainer.config import schema
+from trainer.config.jobs import JOBS, TrainJob
 from trainer.errors import ConfigError, format_error
 
 _JOB_NAME = "cli"
 """`hydra.job.name` as Hydra's main sets it: the module that starts it."""
 
 
-def register_defaults() -> None:
-    """Make the defaults of jobs and sections available to the YAML files, as `<verb>_defaults`."""
-    for verb, job_type in jobs.JOBS.items():
-        ConfigStore.instance().store(name=f"{verb}_defaults", node=schema.defaults(job_type), provider="trainer")
+def register_defaults(job_type: type = TrainJob) -> None:
+    """Make the defaults of a job and its sections available to the YAML files, as `<verb>_defaults`.
+
+    The defaults of the jobs that it extends come along, as its primary config may include theirs.
+    """
+    for verb, each in JOBS.items():
+        if issubclass(job_type, each):
+            ConfigStore.instance().store(name=f"{verb}_defaults", node=schema.defaults(each), provider="trainer")
 
 
 def compose_with_hydra(folder: Path, name: str, overrides: Sequence[str]) -> DictConfig:
@@ -61,20 +65,20 @@ def compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[DictConf
 
 def publish_hydra_config(config: DictConfig) -> None:
     """Give interpolations such as `${hydra:runtime.output_dir}` the values that they have in the job."""
-    HydraConfig.instance().set_config(config)
-    output_dir = os.path.abspath(str(OmegaConf.select(config, "hydra.run.dir")))
     with read_write(config.hydra), open_dict(config.hydra):
         # A sweep replaces the number and id of the job after the check.
         config.hydra.job.num, config.hydra.job.id = 0, "0"
-        config.hydra.runtime.output_dir = output_dir
     HydraConfig.instance().set_config(config)
+    output_dir = os.path.abspath(str(OmegaConf.select(config, "hydra.run.dir")))
+    for holder in (config, cast(DictConfig, HydraConfig.instance().cfg)):
+        with read_write(holder.hydra), open_dict(holder.hydra):
+            holder.hydra.runtime.output_dir = output_dir
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
     """Return a copy of the config without Hydra's own."""
-    job = copy.deepcopy(config)
-    with open_dict(job):
-        del job["hydra"]
+    job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    OmegaConf.set_struct(job, True)
     return job
 
 

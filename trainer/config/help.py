@@ -45,7 +45,7 @@ def _composed(verb: str, argv: list[str]) -> tuple[Groups, dict[str, str], set[s
     from trainer.config.overrides import parse_command_line, variants
     from trainer.config.unknown_keys import validate_choice
 
-    register_defaults()
+    register_defaults(jobs.JOBS[verb])
     line, _ = parse_command_line(verb, argv)
     known = (*schema.groups(line.job_type), *jobs.preset_groups(line.job_type))
     valid = [item for item in line.overrides.groups if not validate_choice(item, line.job_type, line.groups, known)]

@@ -4,23 +4,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, TypeAlias
-
-from annotated_types import Ge, Gt, MinLen
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from trainer.config.schema import as_overrides, group, key, optional_group, section, text
-from trainer.constraints import (
-    BelowOne,
-    Count,
-    NonEmptyStr,
-    NonNegative,
-    NonNegativeInt,
-    Note,
-    Positive,
-    PositiveToOne,
-    Seed,
-    WeightsPath,
-)
+
+if TYPE_CHECKING:
+    # Only the texts of the annotations are read: this module is loaded at every start.
+    from annotated_types import Ge, Gt, MinLen
+
+    from trainer.constraints import (
+        BelowOne,
+        Count,
+        NonEmptyStr,
+        NonNegative,
+        NonNegativeInt,
+        Note,
+        Positive,
+        PositiveToOne,
+        Seed,
+        WeightsPath,
+    )
 
 Duration: TypeAlias = int | str
 """Optimizer steps, or a number with a unit: `500st`, `3ep`, `0.5ep`, `10%` (of the run)."""

@@ -12,8 +12,6 @@ from dataclasses import MISSING, Field, field, fields, is_dataclass
 from functools import lru_cache
 from typing import Any
 
-from trainer.constraints import resolved_annotation
-
 
 def key(default: Any, doc: str) -> Any:
     """Declare a key of a job or section."""
@@ -49,8 +47,11 @@ def keys(job_type: type) -> dict[str, str]:
 
 @lru_cache(maxsize=64)
 def _keys(job_type: type) -> dict[str, str]:
+    # Imported here, as the help of a verb does without it.
+    from trainer.annotations import resolve_annotation
+
     scope = vars(sys.modules[job_type.__module__])
-    return {item.name: resolved_annotation(item.type, scope) for item in _ordered(job_type) if "doc" in item.metadata}
+    return {item.name: resolve_annotation(item.type, scope) for item in _ordered(job_type) if "doc" in item.metadata}
 
 
 def _ordered(job_type: type) -> list[Field[Any]]:

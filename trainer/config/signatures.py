@@ -13,15 +13,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from trainer import constraints
-from trainer.constraints import Rule
+from trainer.annotations import aliases, expand_aliases, fits_type, value_problems
 from trainer.errors import did_you_mean
+from trainer.rules import Rule
 
 PACKAGE = Path(__file__).resolve().parents[1]
 OWN = f"{PACKAGE.name}."
 
 _Definition: TypeAlias = ast.ClassDef | ast.FunctionDef
-_CONSTRAINTS = constraints.__name__
+_CONSTRAINTS = f"{OWN}constraints"
 _DYNAMIC = ("globals(", "vars(", "setattr(")
 
 
@@ -52,8 +52,8 @@ class Signature:
         steps = self.annotations.get(f"{key}_steps")
         if steps is None:
             return "Any" if self.open else None
-        duration = "Annotated[Duration, Gt(0)]" if constraints.value_problems(key, 0, steps) else "Duration"
-        return f"{duration} | None" if constraints.fits_type(None, steps) else duration
+        duration = "Annotated[Duration, Gt(0)]" if value_problems(key, 0, steps) else "Duration"
+        return f"{duration} | None" if fits_type(None, steps) else duration
 
 
 def read(target: str) -> Signature | None:
@@ -346,13 +346,13 @@ def _expanded(text: str, module: _Module, above: tuple[str, ...]) -> str:
     def resolve(name: str) -> str | None:
         source = _imported(module, name) or ""
         if source.startswith(f"{_CONSTRAINTS}."):
-            return constraints.ALIASES.get(source.removeprefix(f"{_CONSTRAINTS}."))
+            return aliases().get(source.removeprefix(f"{_CONSTRAINTS}."))
         assigned = _assigned(module, name) if name not in above else None
         if assigned is None or isinstance(assigned[0], ast.Call):
             return None
         return _expanded(ast.unparse(assigned[0]), assigned[1], (*above, name))
 
-    return constraints.expanded(text, resolve)
+    return expand_aliases(text, resolve)
 
 
 def _rules(definition: _Definition, module: _Module) -> Iterator[Rule]:

@@ -7,13 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from trainer.config import jobs, schema, signatures
-from trainer.config.compatibility import validate_compatibility, value_at
-from trainer.config.groups import Groups
-from trainer.config.signatures import OWN, Signature
-from trainer.config.unknown_keys import KnownKeys
-from trainer.constraints import (
-    broken_rules,
+from trainer.annotations import (
     describe,
     fits_type,
     forms,
@@ -22,8 +16,14 @@ from trainer.constraints import (
     mapping_item,
     value_problems,
 )
+from trainer.config import jobs, schema, signatures
+from trainer.config.compatibility import validate_compatibility, value_at
+from trainer.config.groups import Groups
+from trainer.config.signatures import OWN, Signature
+from trainer.config.unknown_keys import KnownKeys
 from trainer.durations import FORMS, Duration, parse
 from trainer.errors import did_you_mean, format_error, raise_if_any
+from trainer.rules import broken_rules
 
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_", "_args_"})
 _MEASURED = "optimizer.lr"

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from trainer.constraints import value_problems
+from trainer.annotations import value_problems
 from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
 
 _FREEZE: Final = "freeze"
