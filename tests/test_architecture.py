@@ -47,7 +47,7 @@ def test_broken_import_contracts_are_reported(copy: Path) -> None:
     checked = lint_imports(copy)
     assert checked.returncode == 1, checked.stdout + checked.stderr
     broken = [line for line in checked.stdout.splitlines() if " BROKEN" in line]
-    for contract in ("Imports go down only", "Nothing below build knows Hydra", "checked without torch"):
+    for contract in ("Imports go down only", "Nothing below builders knows Hydra", "checked without torch"):
         assert any(contract in line for line in broken), checked.stdout
     for finding in (
         "trainer.protocols -> trainer.builders",
