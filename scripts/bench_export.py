@@ -217,7 +217,7 @@ def targets(artifacts: dict[str, Any], timings: Sequence[dict[str, Any]]) -> dic
 def show(name: str, model: dict[str, Any]) -> None:
     print(f"\n{name}: {model['parameters']:,} parameters, {model['metric']} {model['pytorch']:.4f} in PyTorch")
     for format_name, each in model["artifacts"].items():
-        agree = "" if each["decisions_agree"] is None else f"{100 * each['decisions_agree']:7.2f} % equal decisions"
+        agree = "" if each["decisions_agree"] is None else f"{100 * each['decisions_agree']:7.2f}% equal decisions"
         print(
             f"  {format_name:12}{each['bytes']:>12,} bytes {each['share_of_fp32']:6.3f}  {model['metric']} "
             f"{each['metric']:.4f} ({100 * each['metric_gained']:+.2f} points)  {agree}  {each['variant']}"

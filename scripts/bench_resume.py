@@ -2,7 +2,7 @@
 
     python scripts/bench_resume.py [--rounds 9] [--output result.json] [key=value ...]
 
-Every round resumes the default job at 10 % and at 90 % of its first epoch, in turn; medians are compared.
+Every round resumes the default job at 10% and at 90% of its first epoch, in turn; medians are compared.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Silent:
 
 
 def checkpoints(job: TrainJob, text: str, folder: Path) -> dict[str, int]:
-    """Save a checkpoint at 10 % and one at 90 % of the first epoch; return their steps."""
+    """Save a checkpoint at 10% and one at 90% of the first epoch; return their steps."""
     with ExitStack() as closing:
         saved: list[Snapshot] = []
         outputs = RunOutputs(Silent(), save=saved.append)

@@ -65,7 +65,7 @@ def test_checkpoint_works_without_the_model_folder(task: str, folder: Path, tmp_
     options = [f"task={task}", "export.formats=[onnx]", "model.config.hidden_dropout_prob=0.0", "optimizer.lr=5e-3"]
     assert main(["train", *job(folder, model, run, *options)]) == 0
 
-    assert "0.0 % of tokens unknown" in (run / "trainer.log").read_text(encoding="utf-8")
+    assert "0.0% of tokens unknown" in (run / "trainer.log").read_text(encoding="utf-8")
     first, *_, last = (event["loss"] for event in events(run, "train"))
     assert last < first
     assert (run / "export/model.onnx").exists()

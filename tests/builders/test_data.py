@@ -32,9 +32,9 @@ def test_data_problems_are_warnings(tmp_path: Path) -> None:
         assert train(tmp_path / "run", *write_wrong(tmp_path)) == 0
     log = (tmp_path / "run/trainer.log").read_text(encoding="utf-8")
 
-    assert "train: 9.1 % duplicates, the first at position " in log
-    assert "train: 9.1 % conflicting, the first at position " in log
-    assert "validation: 33.3 % leaked, the first at position 0; inputs that are also in another split" in log
+    assert "train: 9.1% duplicates, the first at position " in log
+    assert "train: 9.1% conflicting, the first at position " in log
+    assert "validation: 33.3% leaked, the first at position 0; inputs that are also in another split" in log
 
 
 def test_strict_makes_data_problems_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,9 +43,9 @@ def test_strict_makes_data_problems_errors(tmp_path: Path, capsys: pytest.Captur
     lines = capsys.readouterr().err.splitlines()
 
     assert [line.split(",")[0] for line in lines] == [
-        "data.strict: train: 9.1 % duplicates",
-        "data.strict: train: 9.1 % conflicting",
-        "data.strict: validation: 33.3 % leaked",
+        "data.strict: train: 9.1% duplicates",
+        "data.strict: train: 9.1% conflicting",
+        "data.strict: validation: 33.3% leaked",
     ]
     assert not list((tmp_path / "run").glob("checkpoints/step-*"))
 

@@ -85,7 +85,7 @@ def test_warning_names_the_first_leaked_row() -> None:
     report = measure_quality({"train": dataset([(1, 0), (2, 0)]), "validation": dataset([(3, 0), (2, 0)])})
 
     (warning,) = report.warnings()
-    assert warning.startswith("validation: 50.0 % leaked, the first at position 1; ")
+    assert warning.startswith("validation: 50.0% leaked, the first at position 1; ")
 
 
 def test_second_of_two_equal_rows_is_the_duplicate() -> None:
@@ -100,7 +100,7 @@ def test_blank_texts_are_reported() -> None:
 
     assert report.shares["train"]["empty"] == 0.5
     (warning,) = report.warnings()
-    assert warning.startswith("train: 50.0 % empty, the first at position 1; ")
+    assert warning.startswith("train: 50.0% empty, the first at position 1; ")
 
 
 def test_table_has_one_row_per_split() -> None:
@@ -109,8 +109,8 @@ def test_table_has_one_row_per_split() -> None:
     assert measure_quality({"train": rows, "test": rows.select([1])}).table() == (
         ["split", "rows", "duplicates", "conflicting", "empty", "truncated", "leaked"],
         [
-            ["train", "2", "0.0 %", "0.0 %", "0.0 %", "50.0 %", "-"],
-            ["test", "1", "0.0 %", "0.0 %", "0.0 %", "0.0 %", "100.0 %"],
+            ["train", "2", "0.0%", "0.0%", "0.0%", "50.0%", "-"],
+            ["test", "1", "0.0%", "0.0%", "0.0%", "0.0%", "100.0%"],
         ],
     )
 

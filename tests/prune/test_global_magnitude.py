@@ -29,5 +29,5 @@ def test_a_whole_weight_may_be_pruned_but_not_all_weights() -> None:
     weights["linear.weight"] = weights["linear.weight"] * 1e-6
 
     assert count_zeros(global_magnitude(weights, amount=48))["linear.weight"] == 48
-    with pytest.raises(ConfigError, match="leaves nothing of all weights, which has 231 elements"):
+    with pytest.raises(ConfigError, match="prunes all of all weights, which has 231 elements"):
         global_magnitude(weights, amount=231)

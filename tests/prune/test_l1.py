@@ -39,6 +39,6 @@ def test_every_weight_of_which_nothing_is_left_is_named() -> None:
     with pytest.raises(ConfigError) as caught:
         l1(weights_of(layers()), amount=48)
     assert [message.split(", got")[0] for message in caught.value.messages] == [
-        "amount: leaves nothing of linear.weight, which has 48 elements",
-        "amount: leaves nothing of stack.1.weight, which has 48 elements",
+        "amount: prunes all of linear.weight, which has 48 elements",
+        "amount: prunes all of stack.1.weight, which has 48 elements",
     ]

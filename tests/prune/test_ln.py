@@ -30,5 +30,5 @@ def test_values_out_of_range_are_rejected() -> None:
         ln(weights_of(layers()), amount=0.3, n=0, dim=0)
     with pytest.raises(ConfigError, match=r"dim: there is no such axis in linear\.weight \(8, 6\), got 2"):
         ln(weights_of(layers()), amount=0.3, n=2, dim=2)
-    with pytest.raises(ConfigError, match=r"leaves nothing of stack\.0\.weight, which has 3 slices, got 0\.9"):
+    with pytest.raises(ConfigError, match=r"prunes all of stack\.0\.weight, which has 3 slices, got 0\.9"):
         ln(weights_of(layers()), amount=0.9, n=2, dim=1)

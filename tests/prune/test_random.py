@@ -31,5 +31,5 @@ def test_global_generator_is_left_unchanged() -> None:
 
 
 def test_something_of_each_weight_must_be_left() -> None:
-    with pytest.raises(ConfigError, match=r"leaves nothing of linear\.weight"):
+    with pytest.raises(ConfigError, match=r"prunes all of linear\.weight"):
         random(weights_of(layers()), 0, amount=48)

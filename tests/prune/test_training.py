@@ -152,7 +152,7 @@ def test_replay_from_the_start_computes_the_same_masks(data: list[str], tmp_path
         (["prune=l1", "prune.amount=300"], "prune.amount: must be less than"),
         (
             ["prune=l1", "prune.amount=300", "prune.targets=['blocks.0.*']"],
-            "prune.amount: leaves nothing of blocks.0.attention_output.weight",
+            "prune.amount: prunes all of blocks.0.attention_output.weight",
         ),
     ],
 )

@@ -282,4 +282,4 @@ def test_shapes_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     encoded = Dataset.from_dict(made.encode(split(color_pixels(4, 6), color_pixels(8, 8))["image"]))
     made.check({"train": encoded})
 
-    assert "train: 2 images of 4 x 6 pixels, color, 50.0 % of them resized (stretch)" in caplog.text
+    assert "train: 2 images of 4 x 6 pixels, color, 50.0% of them resized (stretch)" in caplog.text

@@ -88,7 +88,7 @@ def test_label_counts_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         made.check({"train": encoded(made)})
 
-    assert caplog.messages[0] == "train: 3 labels, 1.00 per text, 16.7 % of texts without a label"
+    assert caplog.messages[0] == "train: 3 labels, 1.00 per text, 16.7% of texts without a label"
 
 
 def test_threshold_outside_0_to_1_is_an_error() -> None:

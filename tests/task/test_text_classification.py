@@ -80,8 +80,8 @@ def test_unknown_tokens_and_truncation_are_warned_about(caplog: pytest.LogCaptur
         (loud,) = made.check({"test": encoded(made, dataset(["京 都 大 学 京 都 大 学 京 都"], ["tool"]))})
 
     (quiet,) = (message for message in caplog.messages if "classes" not in message)
-    assert "0.0 % of tokens unknown, 0.0 % of texts truncated at 8 tokens" in quiet
-    assert "75.0 % of tokens unknown, 100.0 % of texts truncated" in loud
+    assert "0.0% of tokens unknown, 0.0% of texts truncated at 8 tokens" in quiet
+    assert "75.0% of tokens unknown, 100.0% of texts truncated" in loud
     assert "task.tokenizer" in loud
     assert "Raise task.max_length" in loud
 

@@ -83,7 +83,7 @@ class CheckpointedModel:
         return with_loss_head(merge_adapters(self.job, self.model), self.loss)
 
     def split_batches(self, split: str, batching: Batching, count: int | None = None) -> Iterator[Batch]:
-        """Yield the batches of a split in order, once; with `count`, of only so many evenly spaced samples.
+        """Yield the batches of a split in order, once; with `count`, of only that many evenly spaced samples.
 
         Raises:
             ConfigError: The data has no such split.

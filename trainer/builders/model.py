@@ -184,7 +184,7 @@ def build_masks(job: TrainJob, model: nn.Module, snapshot: Snapshot | None) -> M
     masks = prune_model(job.prune, model, job.seed)
     zeros = total_sparsity(measure_sparsity(model, masks.names()))
     logger.info(
-        "prune: %d of %d elements (%.1f %%) of %d weights are 0 and stay 0",
+        "prune: %d of %d elements (%.1f%%) of %d weights are 0 and stay 0",
         *(zeros.zeros, zeros.size, 100 * zeros.share, len(masks.names())),
     )
     return masks

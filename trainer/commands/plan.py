@@ -93,7 +93,7 @@ def _tokens(tokens: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
 
 
 def _format_share(name: str, value: Any) -> Any:
-    return value if name == "rows" or value is None else f"{100 * value:.1f} %"
+    return value if name == "rows" or value is None else f"{100 * value:.1f}%"
 
 
 def _steps(step: Mapping[str, Any]) -> list[list[Any]]:
@@ -103,8 +103,16 @@ def _steps(step: Mapping[str, Any]) -> list[list[Any]]:
         ["step", f"{step['batch_size']} samples = {step['accumulate']} x {at_most}{step['micro_batch']}"],
         ["epoch", f"{step['steps_per_epoch']} steps, the last with {step['last_batch_of_epoch']} samples"],
         ["run", f"{step['total_steps']} steps = {step['epochs']:g} epochs, {step['samples']} samples"],
-        *([name, f"every {every[name]} steps, {times[name]} times"] for name in every),
+        *([name, f"{_format_interval(every[name])}, {_format_times(times[name])}"] for name in every),
     ]
+
+
+def _format_interval(steps: int) -> str:
+    return "every step" if steps == 1 else f"every {steps} steps"
+
+
+def _format_times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _modules(model: Mapping[str, Any]) -> list[list[Any]]:

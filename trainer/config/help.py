@@ -15,7 +15,7 @@ _FEW = 4
 
 
 def verb_help(verb: str, argv: list[str]) -> str:
-    """Return the keys of a verb, with those of the option that the job of `argv` has of each group.
+    """Return the keys of a verb and, for each group, the keys of the option in the job of `argv`.
 
     A group with few options, none of which `argv` chooses, also shows the additional keys of the other options.
     """

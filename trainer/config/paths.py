@@ -25,7 +25,7 @@ def missing_paths(config: Mapping[str, Any], skip: Collection[str] = ()) -> tupl
     """
     data: list[str] = []
     others: dict[str, str] = {}
-    # The path of a model is reported before that of the task's tokenizer, which follows it.
+    # The path of a model is reported before the path of the task's tokenizer, whose default depends on it.
     for group, key, value, annotation in sorted(_path_values(config), key=lambda item: item[0] == "task"):
         for path, about, inner in paths_in(value, annotation):
             full_key = f"{group}.{key}{inner}"

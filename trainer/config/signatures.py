@@ -1,7 +1,7 @@
 """The parameters, rules and declared attributes of parts, read from their source without importing it.
 
-Readable are the modules of this package and of the working directory. Other packages may create their names while they
-are imported, so nothing is said about them.
+Only modules of this package and of the working directory are read. Other packages may create their names during the
+import, so their sources prove nothing.
 """
 
 from __future__ import annotations
@@ -169,11 +169,11 @@ def _in_package(folder: Path, package: list[str], rest: list[str], *, own: bool)
 
 
 def _definition(module: _Module, names: list[str]) -> tuple[_Definition, _Module]:
-    """Return the definition of a name, where it is imported from if need be.
+    """Return the definition of a name, in another module if it is imported from there.
 
     Raises:
         LookupError: The module has no such name.
-        _Unreadable: The name is made in a way that the source does not tell.
+        _Unreadable: The source does not show how the name is defined.
     """
     try:
         scope: list[ast.stmt] = module.tree.body
@@ -243,7 +243,7 @@ def _imported(module: _Module, name: str) -> str | None:
 
 
 def _assigned(module: _Module, name: str) -> tuple[ast.expr, _Module] | None:
-    """Return what a module assigns to a name at its top level, where it is imported from if need be."""
+    """Return the expression that a module, or the module that it imports the name from, assigns to a name."""
     for item in module.tree.body:
         if (value := _assignment(item, name)) is not None:
             return value, module

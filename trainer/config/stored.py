@@ -1,4 +1,4 @@
-"""The config in a run and its checkpoints: reading it, completing it, and what it may name.
+"""The config in a run and its checkpoints: read it, complete it, and restrict the code that it may name.
 
 A checkpoint is data and may come from anyone, so its config may name only known code.
 """
@@ -47,7 +47,7 @@ def parse_stored_config(text: str, name: str = CONFIG) -> dict[str, Any]:
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise CheckpointError(format_error(name, f"cannot be read ({str(error).splitlines()[0]})")) from error
     if not isinstance(config, DictConfig) or "model" not in config:
-        raise CheckpointError(format_error(name, "is not the config of a run"))
+        raise CheckpointError(format_error(name, "does not contain the config of a run"))
     return _complete(unresolved(config))
 
 
@@ -190,7 +190,7 @@ def _is_library_class(target: str) -> bool:
     """Tell if a target is a class in a module of a library.
 
     Every name before the last must be a module of that library: a module also holds what it imports, and
-    `transformers.utils.os.system` would be a way out.
+    `transformers.utils.os.system` would be a loophole.
     """
     *modules, name = target.split(".")
     if not _is_named(target, LIBRARIES) or not name[:1].isupper():

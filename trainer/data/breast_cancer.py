@@ -8,7 +8,7 @@ from trainer.data.scikit_learn import Rows, ScikitLearnSource, read_table
 class BreastCancer(ScikitLearnSource):
     """569 rows: columns `features` (30 numbers), `label` (`malignant` or `benign`) and `row`.
 
-    Splits of 80, 10 and 10 % depend on the features only.
+    Splits of 80%, 10% and 10% depend on the features only.
 
     Source: W. N. Street, W. H. Wolberg and O. L. Mangasarian, Nuclear feature extraction for breast tumor diagnosis,
     1993; https://archive.ics.uci.edu/dataset/17.

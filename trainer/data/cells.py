@@ -41,7 +41,7 @@ _INPUT_ROLES = ("text", "text_pair", "words", "features", "image")
 
 REMEDIES = {
     **dict.fromkeys(("text", "text_pair", "positive", "negative", "label"), "Texts and labels are strings or numbers"),
-    **dict.fromkeys(("value", "score"), "Values and scores are finite numbers"),
+    **dict.fromkeys(("value", "score"), "Values and scores must be finite numbers"),
     **dict.fromkeys(
         ("labels", "words", "tags"), "Write a JSON list, or one text with its parts separated by data.list_separator"
     ),

@@ -8,7 +8,7 @@ from trainer.data.scikit_learn import Rows, ScikitLearnSource, read_table
 class Diabetes(ScikitLearnSource):
     """442 rows: columns `features` (10 numbers, in clinical units), `value` (disease progression) and `row`.
 
-    Splits of 80, 10 and 10 % depend on the features only.
+    Splits of 80%, 10% and 10% depend on the features only.
 
     Source: B. Efron, T. Hastie, I. Johnstone and R. Tibshirani, Least Angle Regression, 2004;
     https://arxiv.org/abs/math/0406456.

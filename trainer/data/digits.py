@@ -11,7 +11,7 @@ from trainer.data.scikit_learn import Rows, ScikitLearnSource, read_table
 class Digits(ScikitLearnSource):
     """1,797 rows: columns `image` (8 by 8 gray pixels, a PNG), `features` (the 64 pixels, 0 to 16), `label` and `row`.
 
-    Splits of 80, 10 and 10 % depend on the pixels only.
+    Splits of 80%, 10% and 10% depend on the pixels only.
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, 1998;
     https://archive.ics.uci.edu/dataset/80.

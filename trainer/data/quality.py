@@ -119,7 +119,7 @@ class DataReport:
     def warnings(self) -> list[str]:
         """Return a line for each share above its limit."""
         return [
-            f"{split}: {100 * share:.1f} % {name}, the first at position {self.first[split, name]}; "
+            f"{split}: {100 * share:.1f}% {name}, the first at position {self.first[split, name]}; "
             f"{LIMITS[name].remedy}"
             for split, measures in self.shares.items()
             for name, share in measures.items()
@@ -133,7 +133,7 @@ class DataReport:
             [
                 split,
                 str(self.rows[split]),
-                *(f"{100 * measures[name]:.1f} %" if name in measures else "-" for name in names),
+                *(f"{100 * measures[name]:.1f}%" if name in measures else "-" for name in names),
             ]
             for split, measures in self.shares.items()
         ]

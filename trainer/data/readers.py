@@ -132,7 +132,7 @@ def read_records(
         columns: The columns, in this order.
         separator: The separator of the cells in CSV and TSV; None for the comma and the tab.
         quote: The quote around CSV and TSV cells that contain separators or line ends; None if quotes are ordinary.
-        column_remedy: What to do about missing columns, for a message: `set data.text and data.label`.
+        column_remedy: The remedy for missing columns, for a message: `set data.text and data.label`.
 
     Raises:
         DataError: The file is empty, broken, not UTF-8, or lacks a column.

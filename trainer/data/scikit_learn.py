@@ -25,7 +25,7 @@ Rows = Iterator[Mapping[str, Any]]
 
 
 class ScikitLearnSource:
-    """A data set of scikit-learn, in splits of 80, 10 and 10 % that depend on the features only.
+    """A data set of scikit-learn, in splits of 80%, 10% and 10% that depend on the features only.
 
     Args:
         name: The name of the data set, also in `data=`.

@@ -380,7 +380,7 @@ def read_splits(folder: Path, layout: SplitLayout, describe_row: Callable[[str, 
 def split_in_memory(
     schema: pyarrow.Schema, samples: Iterable[Sample], shares: Mapping[str, float]
 ) -> dict[str, Dataset]:
-    """Return the splits `train` and those of `shares` in memory, for small data that never changes.
+    """Return the split `train` and the splits in `shares` in memory, for small data that never changes.
 
     Args:
         schema: The columns; `row` is the last.

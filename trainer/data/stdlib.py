@@ -60,7 +60,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class StdlibSource:
-    """Samples made of docstrings of the standard library, in splits of 80, 10 and 10 %.
+    """Samples made of docstrings of the standard library, in splits of 80%, 10% and 10%.
 
     The splits depend on the docstring only: every sample made of one docstring is in the same split.
 

@@ -17,7 +17,7 @@ class StdlibDocs(StdlibSource):
     Docstrings have at least 4 words and are distinct; tests of the library are left out. Each topic is a group of
     chapters of the Library Reference. The `labels` are the topic, the type of the object (`module`, `class`, `function`
     or `method`), and `private` if a part of its name starts with one underscore, else `public`. Splits of 80, 10 and
-    10 % depend on the text only.
+    10% depend on the text only.
     """
 
     def __init__(self) -> None:

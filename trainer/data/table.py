@@ -133,7 +133,7 @@ class Table:
 
     @property
     def column_remedy(self) -> str:
-        """What to do about missing columns, for a message: `set data.text and data.label`."""
+        """The remedy for missing columns, for a message: `set data.text and data.label`."""
         keys = [key.partition("=")[0] for key in self.keys.values()]
         return f"set {', '.join([*keys[:-2], ' and '.join(keys[-2:])])}"
 

@@ -51,7 +51,7 @@ class CachedSession:
     """A session that feeds each token to the model once, so a step costs only the new tokens.
 
     The cache grows by concatenation at each step. Writing into a preallocated cache was measured and does not pay off:
-    copying 256 positions is 3 % of a step (4 layers of width 128), and an exported graph cannot update its inputs.
+    copying 256 positions is 3% of a step (4 layers of width 128), and an exported graph cannot update its inputs.
 
     Args:
         model: A `TokenByTokenModel`.

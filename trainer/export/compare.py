@@ -1,4 +1,4 @@
-"""Comparisons of an artifact with PyTorch; a difference that is not allowed raises `ProofError`."""
+"""Comparisons of an artifact with PyTorch; a difference beyond the limits raises `ProofError`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class ShapeResult:
 def proof_errors(artifact: str, problem: str, remedy: str) -> Iterator[None]:
     """Turn any exception of an exporter or a runtime into a `ProofError` that names `artifact`.
 
-    Bad data, signals and full disks are no fault of the artifact and keep their types.
+    Errors of the data, signals and full disks are not the artifact's fault and keep their types.
     """
     try:
         yield
@@ -213,7 +213,7 @@ def check_metric(
     scale = max(1.0, abs(expected))
     if not loss <= (budget + _ROUNDING) * scale:
         problem = f"{metric} over the evaluation split must be within {budget * scale:g} of PyTorch's {expected:.9g}"
-        remedy = "The file is removed; export.metric_budget is the loss allowed"
+        remedy = "The file is removed; export.metric_budget is the largest loss allowed"
         raise ProofError(format_error(artifact, problem, remedy, value=value))
 
 
@@ -278,7 +278,7 @@ class OutputAgreement:
         self._rows[width] = self._rows.get(width, 0) + len(outputs)
 
     def check(self, artifact: str) -> None:
-        """Check what no metric may hide.
+        """Check for differences that a metric could hide.
 
         Raises:
             ProofError: Too many decisions differ, or outputs are nearly as far from PyTorch's as arbitrary ones.
@@ -297,7 +297,7 @@ class OutputAgreement:
 def decisions(output: Tensor, target: Target) -> Tensor | None:
     """Return the decisions of an output (B, ..., C): the most likely class, or each label that is more likely than not.
 
-    None if outputs are no decisions.
+    None if outputs are not decisions.
     """
     if target == "class" and output.ndim > 1 and output.shape[-1] > 1:
         return output.argmax(-1)

@@ -43,8 +43,8 @@ def measure(
     """Time every model at every shape, the smallest shape first, in about `seconds` in total.
 
     The models take turns, so that a machine that is slow for a while slows down all of them; within its turn, each runs
-    as it would alone. A shape is skipped if, going by the shape before it, even its fewest calls would take longer than
-    the remaining time. The first shape is never skipped.
+    as if it were the only one. A shape is skipped if, going by the shape before it, even its fewest calls would take
+    longer than the remaining time. The first shape is never skipped.
     """
     end = perf_counter() + seconds
     ordered = sorted(inputs, key=lambda each: _count_elements(each[1]))

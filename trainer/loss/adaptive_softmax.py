@@ -22,7 +22,7 @@ class AdaptiveSoftmax(SoftmaxLayerLoss):
     Args:
         in_features: Features per target D that the model returns, at least 1.
         cutoffs: Ends of the head and of each cluster but the last in the sorted classes, ascending, each in
-            1 ... C - 1; None for 5 % and 25 % of the classes.
+            1 ... C - 1; None for 5% and 25% of the classes.
         div_value: Ratio of the widths of consecutive clusters' projections, at least 1.
         head_bias: Add a bias to the scores of the head.
         ignore_index: Target that is ignored in the sum and in the count.
@@ -41,7 +41,7 @@ class AdaptiveSoftmax(SoftmaxLayerLoss):
             "cutoffs is None or (len(cutoffs) > 0 and cutoffs == sorted(set(cutoffs)))",
             key="cutoffs",
             problem="must be ascending numbers of classes",
-            remedy="Use null for 5 % and 25 % of the classes",
+            remedy="Use null for 5% and 25% of the classes",
         ),
         Rule(
             "in_features >= div_value ** (1 if cutoffs is None else len(cutoffs))",
@@ -101,7 +101,7 @@ def _check(in_features: int, cutoffs: list[int], div_value: float, num_classes: 
     if cutoffs[-1] >= num_classes:
         problem = f"must be numbers of classes between 1 and {num_classes - 1}"
         raise ConfigError(
-            format_error("cutoffs", problem, "Use cutoffs=null for 5 % and 25 % of the classes", value=cutoffs)
+            format_error("cutoffs", problem, "Use cutoffs=null for 5% and 25% of the classes", value=cutoffs)
         )
     if in_features < div_value ** len(cutoffs):
         problem = f"leaves no feature of in_features={in_features} for the last of {len(cutoffs)} clusters"

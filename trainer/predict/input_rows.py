@@ -172,7 +172,7 @@ def _parse_line(line: str, location: str, table: Table) -> Sequence[Any] | DataE
 
 
 def _column_remedy(table: Table) -> str:
-    """Return what to do about missing columns; features have the names of training and may be null."""
+    """Return the remedy for missing columns; features have the names of training and may be null."""
     if "features" in table.names:
         return "use the column names of the training data, and null for missing values"
     return table.column_remedy

@@ -119,14 +119,14 @@ def check_amount(amount: Amount, sizes: Mapping[str, int], unit: str) -> None:
         unit: The name of the unit in the plural: `elements`.
 
     Raises:
-        ConfigError: The amount leaves nothing of a weight (every such weight is named).
+        ConfigError: The amount prunes all of a weight; the messages name every such weight.
     """
     is_count = isinstance(amount, int)
     errors = []
     for name, size in sizes.items():
         count = amount if is_count else round(amount * size)  # the rounding of torch.nn.utils.prune
         if size and count >= size:
-            problem = f"leaves nothing of {name}, which has {size} {unit}"
+            problem = f"prunes all of {name}, which has {size} {unit}"
             remedy = "Reduce it, or remove the weight from prune.targets"
             errors.append(format_error("amount", problem, remedy, value=amount))
     raise_if_any(*errors)

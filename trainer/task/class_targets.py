@@ -214,7 +214,7 @@ class MultilabelTarget:
         """Log how many labels the samples of each split have, and how many samples each label has."""
         for split, rows in encoded.items():
             counts = row_lengths(rows, self.role)
-            message = "%s: %d labels, %.2f per text, %.1f %% of texts without a label"
+            message = "%s: %d labels, %.2f per text, %.1f%% of texts without a label"
             logger.info(message, split, len(self.classes.labels), counts.mean(), 100 * (counts == 0).mean())
         self.classes.log_counts(encoded, self.role)
 

@@ -109,7 +109,7 @@ class Images:
         color = "gray" if self.channels == 1 else "color"
         for split, rows in encoded.items():
             resized = 100 * rows.with_format("numpy")["resized"][:].mean()
-            message = "%s: %d images of %d x %d pixels, %s, %.1f %% of them resized (%s)"
+            message = "%s: %d images of %d x %d pixels, %s, %.1f%% of them resized (%s)"
             logger.info(message, split, len(rows), height, width, color, resized, self.resize)
         return []
 

@@ -32,7 +32,7 @@ class MaskedLm(LanguageModeling):
     """Predict the hidden tokens of a text (BERT's first task).
 
     In every epoch the sample's own random generator chooses a fraction of the sample's tokens. Of the chosen tokens
-    80 % become the mask token, 10 % a random token that is not special, and 10 % stay; all of them are targets. Special
+    80% become the mask token, 10% a random token that is not special, and 10% stay; all of them are targets. Special
     tokens and unknown tokens are never chosen.
 
     The choice is between units: tokens, or whole words as the tokenizer's pre-tokenizer splits them (a trained

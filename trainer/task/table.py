@@ -227,7 +227,7 @@ class Table:
             unknown = columns["unknown"][:].sum() / max(1, len(rows) * num_categories)
             summary = (
                 f"{split}: {len(rows)} rows, {len(self.columns)} columns as {len(self.features)} features, "
-                f"{100 * missing:.1f} % of cells missing, {100 * unknown:.1f} % of categories unknown"
+                f"{100 * missing:.1f}% of cells missing, {100 * unknown:.1f}% of categories unknown"
             )
             if unknown > _MAX_UNKNOWN:
                 warnings.append(f"{summary}. Raise task.max_categories, or leave these columns out")

@@ -140,8 +140,8 @@ class Texts:
             if truncated > _MAX_TRUNCATED:
                 remedies.append("Raise task.max_length")
             summary = (
-                f"{split}: {len(rows)} texts, {100 * unknown:.1f} % of tokens unknown, "
-                f"{100 * truncated:.1f} % of texts truncated at {self.max_length} tokens"
+                f"{split}: {len(rows)} texts, {100 * unknown:.1f}% of tokens unknown, "
+                f"{100 * truncated:.1f}% of texts truncated at {self.max_length} tokens"
             )
             if remedies:
                 warnings.append(". ".join([summary, *remedies]))

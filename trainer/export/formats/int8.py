@@ -209,7 +209,7 @@ def _first_samples(batches: Sequence[dict[str, Tensor]]) -> Iterator[dict[str, T
 
 
 def _relative_error(expected: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
-    """Return the root of the summed squared differences divided by that of the squares; infinity for other numbers."""
+    """Return the norm of the differences divided by the norm of `expected`; infinity if the result is not finite."""
     pairs = zip(expected, outputs, strict=True)
     differences = sum(float((ours - theirs).double().square().sum()) for theirs, ours in pairs)
     squares = sum(float(theirs.double().square().sum()) for theirs in expected)
@@ -269,7 +269,7 @@ def normalize_linear_layers(graph: GraphProto) -> None:
 
 
 def _replace_nodes(graph: GraphProto, nodes: Sequence[NodeProto], weights: Iterable[TensorProto]) -> None:
-    """Replace the nodes of a graph, and its weights by those of `weights` that the nodes read."""
+    """Replace the nodes of a graph; its weights become the `weights` that the new nodes read."""
     read = {name for node in nodes for name in node.input} | {output.name for output in graph.output}
     weights = [weight for weight in weights if weight.name in read]
     # The quantizer infers shapes and rejects a graph whose old ones differ.
