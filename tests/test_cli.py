@@ -100,7 +100,12 @@ def test_help_follows_what_an_experiment_chooses_and_passes_over_what_is_wrong()
 
 
 @pytest.mark.parametrize(
-    ("verb", "remedy"), [("trian", "Did you mean train?"), ("xyz", f"Known: {', '.join(cli.VERBS)}.")]
+    ("verb", "remedy"),
+    [
+        ("trian", "Did you mean train?"),
+        ("xyz", f"Known: {', '.join(cli.VERBS)}."),
+        ("loss=focal", "Put the verb first, for example: trainer train loss=focal"),
+    ],
 )
 def test_an_unknown_verb(verb: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb]) == 2

@@ -128,8 +128,7 @@ def _run(arguments: list[str]) -> None:
         return
     verb, *rest = arguments
     if verb not in VERBS:
-        near = get_close_matches(verb, VERBS, n=1)
-        raise ConfigError(f"{verb}: unknown verb. " + (f"Did you mean {near[0]}?" if near else _known_verbs()))
+        raise ConfigError(f"{verb}: unknown verb. {_verb_remedy(verb)}")
     if {"-h", "--help"} & set(rest):
         with _garbage_collection_off():
             from trainer.config.help import verb_help
@@ -140,8 +139,11 @@ def _run(arguments: list[str]) -> None:
     _run_verb(verb, rest)
 
 
-def _known_verbs() -> str:
-    return f"Known: {', '.join(VERBS)}. See trainer --help."
+def _verb_remedy(verb: str) -> str:
+    if "=" in verb:
+        return f"Put the verb first, for example: trainer train {verb}"
+    near = get_close_matches(verb, VERBS, n=1)
+    return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(VERBS)}. See trainer --help."
 
 
 def _run_verb(verb: str, rest: list[str]) -> None:

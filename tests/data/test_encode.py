@@ -200,5 +200,5 @@ def test_warnings_of_the_source_are_stored_with_the_data(make: Callable[..., Any
 
     assert (first.fresh, second.fresh) == (True, False)
     (warning,) = first.warnings
-    assert warning.startswith("data.train: dropped 1 rows without a text or a label; the first is ")
+    assert warning.startswith("data.train: dropped 1 row without a text or a label; the first is ")
     assert second.warnings == first.warnings

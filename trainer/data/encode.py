@@ -185,7 +185,9 @@ def _encode_split(source: Source, task: Task, split: str, rows: Dataset, file: P
             encoded = task.encode(columns)
         except RowError as error:
             place = source.describe_row(split, columns["row"][error.position])
-            raise DataError(f"{place}, {source.describe_role(error.role)}: {error}") from error
+            # The description of the role takes the place of its name.
+            problem = str(error).removeprefix(f"{error.role}: ")
+            raise DataError(f"{place}, {source.describe_role(error.role)}: {problem}") from error
         digests = {**row_digests(columns, task.columns()), "row": list(columns["row"])}
         blocks = encoded.pop(BLOCK_OF, None)
         return {**encoded, **(digests if blocks is None else block_digests(digests, blocks))}

@@ -70,7 +70,7 @@ def decode_line(line: bytes, place: str, offset: int) -> str | DataError:
         return line.decode()
     except UnicodeDecodeError as error:
         byte = f"byte {line[error.start]:#04x} at offset {offset + error.start} of the file is not UTF-8"
-        remedy = "Convert the file from its encoding, for example: iconv -f GB18030 -t UTF-8"
+        remedy = "Convert the file from its encoding, for example: iconv -f LATIN1 -t UTF-8"
         return DataError(format_error(place, byte, remedy))
 
 
