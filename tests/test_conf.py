@@ -1,8 +1,8 @@
-"""Every YAML in conf/ composes to a job without a fault and builds a part that works in a run."""
+"""Every YAML file in conf/ composes to a valid job and makes a part that works in a run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -75,31 +75,32 @@ SMALL = {
     "vit": ("model.dim=16", "model.depth=1", "model.heads=2", "model.hidden=16", "model.patch=4"),
     "mlp": (),
 }
-"""What makes a model small; the others are."""
+"""Overrides that make a model small, for the models that are not small by default."""
 
 TEXT = ("task.vocab_size=200", "task.max_length=16")
 
 
 def fitting(option: str) -> list[str]:
-    """What goes with an option: values without a default, a task that it serves."""
+    """Return the overrides that an option needs: values without a default, a task that it fits."""
     group, name = option.split("/")
     target = Groups((CONF,)).content(group, name).get("_target_", "")
     fits = {"loss": ("targets", TASK_OF_TARGET), "model": ("inputs", TASK_OF_INPUTS)}
     if group not in fits:
         return list(NEEDED.get(option, []))
-    wanted, tasks = fits[group]
-    return [*tasks[attribute(target, wanted)[0]], *NEEDED.get(option, [])]
+    name_of_attribute, tasks = fits[group]
+    return [*tasks[attribute(target, name_of_attribute)[0]], *NEEDED.get(option, [])]
 
 
-def test_every_file_is_an_option_or_known_otherwise() -> None:
+def test_every_file_is_an_option_or_listed_here() -> None:
     assert set(FILES) - set(OPTIONS) == REST
     assert len(OPTIONS) == 90
 
 
 BY_DATA = ("image_classification", "token_classification", "sentence_embedding")
-"""Tasks whose metrics follow from more than the task."""
+"""Tasks whose metrics depend on the data or on keys."""
 
 
+@cache
 def job_of(*overrides: str) -> TrainJob:
     register_defaults()
     config, _ = compose(CONF, "train", list(overrides))
@@ -110,92 +111,99 @@ def job_of(*overrides: str) -> TrainJob:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A working directory with small data for every source and every role, and a run to learn from."""
-    made = tmp_path_factory.mktemp("conf")
-    with working_in(made):
-        write_sources(made)
-        write_pretrained(made)
-        assert train(made / "teacher", *write_roles(made), "train.duration=2") == 0
-        yield made
+    """Yield a working directory with small data for every source and role, and the run of a teacher."""
+    root = tmp_path_factory.mktemp("conf")
+    with working_in(root):
+        write_sources(root)
+        write_pretrained(root)
+        assert train(root / "teacher", *write_roles(root), "train.duration=2") == 0
+        yield root
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_composes_without_a_fault(option: str) -> None:
-    assert isinstance(job_of(option.replace("/", "="), *fitting(option)), TrainJob)
+def in_groups(*groups: str) -> list[str]:
+    return [option for option in OPTIONS if option.split("/")[0] in groups]
 
 
-@pytest.mark.parametrize("option", [option for option in OPTIONS if option.split("/")[0] in GROUPS])
-def test_says_every_parameter_that_a_user_may_set(option: str) -> None:
-    group, name = option.split("/")
-    part = getattr(job_of(f"{group}={name}", *fitting(option)), group)
-    wanted = {
-        parameter.name
-        for parameter in parameters(locate(group, part)).values()
-        if parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY
-    }
-
-    assert {name.removesuffix("_steps") for name in wanted} - {"total"} <= part.keys()
+def failures(check: Callable[[str], None], options: Iterable[str]) -> dict[str, str]:
+    """Return the error of each file of conf/ that does not pass a check."""
+    errors = {}
+    for option in options:
+        try:
+            check(option)
+        except Exception as error:
+            errors[f"conf/{option}.yaml"] = repr(error)
+    return errors
 
 
-@pytest.mark.parametrize("name", [option.split("/")[1] for option in OPTIONS if option.startswith("data/")])
-def test_a_source_gives_what_it_says(name: str, folder: Path) -> None:
-    roles = ROLES.get(name, ("text", "label"))
-    made = instantiate("data", option_keys(job_of(f"data={name}", *fitting(f"data/{name}")).data, DataKeys))
-    splits = made.load(roles)
+def test_every_option_composes_to_a_valid_job() -> None:
+    def check(option: str) -> None:
+        job = job_of(option.replace("/", "="), *fitting(option))
+        assert option.split("/")[0] in GROUPS or job != job_of(), "the preset changes nothing"
 
-    assert made.fingerprint
-    assert {"train", "validation", "test"} == splits.keys()
-    assert all({*roles, "row"} <= {*rows.column_names} for rows in splits.values())
-    assert made.describe_row("train", splits["train"]["row"][0])
+    assert failures(check, OPTIONS) == {}
 
 
-def test_an_export_is_a_function_with_its_settings() -> None:
+def test_every_option_lists_the_required_parameters_of_its_part() -> None:
+    def check(option: str) -> None:
+        group, name = option.split("/")
+        part = getattr(job_of(f"{group}={name}", *fitting(option)), group)
+        required = {
+            parameter.name.removesuffix("_steps")
+            for parameter in parameters(locate(group, part)).values()
+            if parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY
+        }
+        assert required - {"total"} <= part.keys()
+
+    assert failures(check, in_groups(*GROUPS)) == {}
     assert callable(instantiate("export", job_of().export))
 
 
-@pytest.mark.parametrize(
-    "option", [option for option in OPTIONS if option.split("/")[0] in GROUPS and option[:4] not in ("data", "expo")]
-)
-def test_builds_and_trains(option: str, folder: Path) -> None:
-    job = small_job(option, folder)
+def test_every_source_loads_rows_with_the_roles_that_it_names(folder: Path) -> None:
+    def check(option: str) -> None:
+        name = option.split("/")[1]
+        roles = ROLES.get(name, ("text", "label"))
+        source = instantiate("data", option_keys(job_of(f"data={name}", *fitting(option)).data, DataKeys))
+        splits = source.load(roles)
+        assert source.fingerprint
+        assert {"train", "validation", "test"} == splits.keys()
+        assert all({*roles, "row"} <= {*rows.column_names} for rows in splits.values())
+        assert source.describe_row("train", splits["train"]["row"][0])
+
+    assert failures(check, in_groups("data")) == {}
+
+
+@pytest.mark.parametrize("group", ["task", "model", "loss", "optimizer", "scheduler", "prune"])
+def test_every_part_trains_on_small_data(group: str, folder: Path) -> None:
+    assert failures(lambda option: check_training(option, folder), in_groups(group)) == {}
+
+
+def check_training(option: str, folder: Path) -> None:
+    job = job_of(*small_overrides(option, folder))
     saved: list[Snapshot] = []
     report = Recorded()
     with ExitStack() as closing:
-        outlets = RunOutputs(report, save=saved.append)
-        built = build_training(job, config_text({}), outlets, None, closing)
+        built = build_training(job, config_text({}), RunOutputs(report, save=saved.append), None, closing)
         fit(built.run, built.state, lambda: False)
 
     assert built.state.step == 3
-    # What is read of the task before torch is loaded, and what there is; of some it depends on the data or on keys.
-    told = {"loss", *attribute(job.task["_target_"], "monitors")}
-    there = {*metric_directions(built.task.metrics())}
-    assert there <= told
-    assert there == told or job.task["_target_"].split(".")[2] in BY_DATA
+    # The config reads a task's metrics from its source; of some tasks the metrics depend on the data or on keys.
+    declared = {"loss", *attribute(job.task["_target_"], "monitors")}
+    actual = {*metric_directions(built.task.metrics())}
+    assert actual <= declared
+    assert actual == declared or job.task["_target_"].split(".")[2] in BY_DATA
     assert all(torch.isfinite(parameter).all() for parameter in built.run.model.parameters())
     assert [snapshot.step for snapshot in saved][-1] == 3
     (first, *_) = [values for event, _, values in report.events if event == "train"]
     assert first["grad_norm"] > 0
 
 
-def small_job(option: str, folder: Path) -> TrainJob:
-    """A job with an option on small data, of three steps."""
-    return job_of(*small(option, folder))
-
-
-def small(option: str, folder: Path) -> list[str]:
-    """The overrides of such a job."""
+def small_overrides(option: str, folder: Path) -> list[str]:
+    """Return the overrides for a run of three steps with an option on small data."""
     chosen = [option.replace("/", "="), *fitting(option)]
     composed = job_of(*chosen)
-    embedded = "features" in composed.task["_target_"] or "tabular" in composed.task["_target_"]
-    images = "image" in composed.task["_target_"]
-    source = [] if embedded or images else write_roles(folder)
-    text = [] if embedded or images else TEXT
+    is_table = "features" in composed.task["_target_"] or "tabular" in composed.task["_target_"]
+    is_text = not is_table and "image" not in composed.task["_target_"]
+    source = [*write_roles(folder), *TEXT] if is_text else []
     model = composed.model["_target_"].split(".")[2]
     lengths = ["train.duration=3", "train.eval_every=3", "train.batch_size=8", "train.log_every=1", "loader.limit=40"]
-    return [*chosen, *source, *text, *SMALL.get(model, ()), *lengths, "device=cpu"]
-
-
-@pytest.mark.parametrize("option", [option for option in OPTIONS if option.split("/")[0] in PRESET_GROUPS])
-def test_changes_something(option: str) -> None:
-    group, name = option.split("/")
-    assert replace(job_of(f"{group}={name}", *fitting(option))) != job_of()
+    return [*chosen, *source, *SMALL.get(model, ()), *lengths, "device=cpu"]
