@@ -162,8 +162,10 @@ class Store:
             except DamagedError as fault:
                 _logger.warning("skipping the damaged checkpoint %s: %s", folder, fault)
         problem, remedy = "contains no intact checkpoint", self._list_steps()
-        if which == "best" and self.list():
-            problem, remedy = f"{problem} with a score", f"{remedy}. Set checkpoint=last to use one without a score"
+        if which == "best":
+            problem += " with a score"
+            if any(each.score is None and each.fault is None for each in list_newest_first(self._folder)):
+                remedy += ". Set checkpoint=last to use one without a score"
         raise CheckpointError(format_error(str(self._folder), problem, remedy))
 
     def _list_steps(self) -> str:

@@ -307,7 +307,7 @@ def _validate_prediction(flat: Mapping[str, Any]) -> Iterator[str]:
 def _validate_intervals(flat: Mapping[str, Any]) -> Iterator[str]:
     length = parse(flat.get("train.duration"))
     if length is not None and length.unit == "%":
-        problem = "percentages are not allowed here, as this is the length of the run"
+        problem = "percentages are not allowed here, because this is the length of the run"
         yield format_error("train.duration", problem, "Use st or ep", value=flat["train.duration"])
     batch_size, accumulate = flat.get("train.batch_size"), flat.get("train.accumulate")
     if isinstance(batch_size, int) and isinstance(accumulate, int) and 1 <= batch_size < accumulate:
