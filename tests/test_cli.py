@@ -1,5 +1,6 @@
-"""The command, as far as it goes without torch."""
+"""The command line, up to the start of a job and without torch."""
 
+import gc
 import os
 import re
 import subprocess
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory, and an environment and import path that are put back."""
+    """Return an empty working directory; environment and import path are restored afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -28,7 +29,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Started:
-    """Stands where a job would start: keeps the jobs, or ends them as it is told."""
+    """Replaces the start of a job: records the jobs, and raises the error set for the number of a job."""
 
     def __init__(self) -> None:
         self.jobs: list[tuple[str, Any, dict[str, Any]]] = []
@@ -42,25 +43,25 @@ class Started:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Started:
-    """No command is imported."""
+    """Record the jobs instead of running them."""
     start = Started()
     monkeypatch.setattr(cli, "_start", start)
     return start
 
 
-@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])
-def test_help_names_verbs_and_exit_codes(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(argv) == 0
-    page = capsys.readouterr().out
+def test_help_names_verbs_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [cli.main(argv) for argv in ([], ["-h"], ["--help"])] == [0, 0, 0]
+    pages = capsys.readouterr().out
+    page = pages[: len(pages) // 3]
+    assert pages == 3 * page
     assert [verb for verb in cli.VERBS if f"\n  {verb} " not in page] == []
     for error in (ConfigError, CheckpointError, DataError, Interrupted):
         assert f" {error.exit_code} " in page
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_every_verb_is_a_command(verb: str) -> None:
-    assert (ROOT / "trainer" / "commands" / f"{verb}.py").is_file()
-    assert (ROOT / "conf" / f"{verb}.yaml").is_file()
+def test_every_verb_is_a_command_with_a_config() -> None:
+    assert {path.stem for path in (ROOT / "conf").glob("*.yaml")} == {*cli.VERBS}
+    assert {*cli.VERBS} <= {path.stem for path in (ROOT / "trainer" / "commands").glob("*.py")}
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +69,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"trainer {__version__}\n"
 
 
-def test_help_of_a_verb_shows_the_keys_of_what_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_a_verb_shows_the_keys_of_the_chosen_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "loss=focal", "--help"]) == 0
     page = capsys.readouterr().out
     assert "train.batch_size=32 " in page
@@ -79,20 +80,20 @@ def test_help_of_a_verb_shows_the_keys_of_what_is_chosen(capsys: pytest.CaptureF
     assert "checkpoint=best " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("option", [path.stem for path in sorted((ROOT / "conf" / "task").glob("*.yaml"))])
-def test_help_of_a_task_shows_the_job_that_it_makes(option: str) -> None:
+def test_help_of_a_task_shows_its_job() -> None:
     register_defaults()
-    config, choices = compose(ROOT / "conf", "train", [f"task={option}"])
-    page = verb_help("train", [f"task={option}"])
-    headings = dict(re.findall(r"^(\w+)=(\w+): .*options: ", page, re.MULTILINE))
-    assert headings == {group: choices[group] or "null" for group in headings}
-    assert {"task", "data", "model", "loss"} <= {*headings}
-    assert not re.search("_target_|override /|_self_", page)
-    keys = {*re.findall(r"^  task\.(\w+)", page, re.MULTILINE)}
-    assert keys == {str(key) for key in config["task"]} - {"_target_"}
+    for option in sorted(path.stem for path in (ROOT / "conf" / "task").glob("*.yaml")):
+        config, choices = compose(ROOT / "conf", "train", [f"task={option}"])
+        page = verb_help("train", [f"task={option}"])
+        headings = dict(re.findall(r"^(\w+)=(\w+): .*options: ", page, re.MULTILINE))
+        assert headings == {group: choices[group] or "null" for group in headings}, option
+        assert {"task", "data", "model", "loss"} <= {*headings}, option
+        assert not re.search("_target_|override /|_self_", page), option
+        keys = {*re.findall(r"^  task\.(\w+)", page, re.MULTILINE)}
+        assert keys == {str(key) for key in config["task"]} - {"_target_"}, option
 
 
-def test_help_follows_what_an_experiment_chooses_and_passes_over_what_is_wrong() -> None:
+def test_help_follows_an_experiment_and_ignores_errors() -> None:
     page = verb_help("train", ["experiment=digits", "loss=focall", "--help"])
     assert "\ntask=image_classification: " in page
     assert "\ndata=digits: " in page
@@ -120,8 +121,16 @@ def test_a_job_starts_and_hydra_leaves_nothing_behind(started: Started, elsewher
     assert sys.path[0] == str(elsewhere)
 
 
+def test_garbage_collector_is_on_when_a_job_starts(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    enabled: list[bool] = []
+    monkeypatch.setattr(cli, "_start", lambda *_: enabled.append(gc.isenabled()))
+    assert cli.main(["train"]) == 0
+    assert cli.main(["train", "lss=focal"]) == 2
+    assert [*enabled, gc.isenabled()] == [True, True]
+
+
 @pytest.mark.parametrize("error", [CheckpointError("a", "b"), DataError("a", "b"), Interrupted("a", "b")])
-def test_a_user_error_is_told_plainly(
+def test_user_error_is_printed_without_a_traceback(
     error: TrainerError, started: Started, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started.errors[0] = error
@@ -129,7 +138,7 @@ def test_a_user_error_is_told_plainly(
     assert capsys.readouterr().err == "a\nb\n"
 
 
-def test_a_user_error_is_found_behind_what_it_caused(started: Started, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_error_that_caused_another_error_is_printed(started: Started, capsys: pytest.CaptureFixture[str]) -> None:
     wrapped = RuntimeError("outer")
     wrapped.__cause__ = DataError("inner")
     started.errors[0] = wrapped
@@ -145,13 +154,13 @@ def test_debug_shows_the_traceback(started: Started, capsys: pytest.CaptureFixtu
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_bug_is_no_message(started: Started) -> None:
+def test_bug_is_raised(started: Started) -> None:
     started.errors[0] = ZeroDivisionError("bug")
     with pytest.raises(ZeroDivisionError):
         cli.main(["train"])
 
 
-def test_a_key_pressed_is_no_traceback(started: Started) -> None:
+def test_keyboard_interrupt_has_no_traceback(started: Started) -> None:
     started.errors[0] = KeyboardInterrupt()  # type: ignore[assignment]
     assert cli.main(["train"]) == 130
 
@@ -210,7 +219,7 @@ HEAVY += "'torch', 'transformers', 'datasets', 'hydra', 'numpy'} & set(sys.modul
         (["train", "lss=focal", "optimizer.lrr=1", "+loss.gama=2"], "2 hydra"),
     ],
 )
-def test_what_is_loaded_on_the_way(argv: list[str], last: str) -> None:
+def test_heavy_modules_are_not_imported(argv: list[str], last: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.run(
         [sys.executable, "-c", HEAVY, *argv], capture_output=True, text=True, env=environment, check=True
@@ -218,7 +227,7 @@ def test_what_is_loaded_on_the_way(argv: list[str], last: str) -> None:
     assert process.stdout.splitlines()[-1] == last
 
 
-def test_nobody_reads_to_the_end() -> None:
+def test_closed_output_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m trainer train --help | head -1; exit ${{PIPESTATUS[0]}}"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=False)

@@ -262,7 +262,7 @@ class TestStoredRuns:
             assert (job.data["train"], job.loss["gamma"], job.resume) == ("a.csv", 2.0, path)
             assert values["trust"] == []
 
-    def test_safe_changes_and_the_same_choice_go_through(self, composed: Composed, run: Path) -> None:
+    def test_safe_changes_and_the_same_choice_are_accepted(self, composed: Composed, run: Path) -> None:
         argv = ["resume=runs/a", "train.duration=8ep", "loss=focal", "loader.workers=2"]
         job, _ = composed("train", *argv)
         assert (job.train.duration, job.loader.workers) == ("8ep", 2)

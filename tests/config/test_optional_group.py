@@ -61,14 +61,14 @@ def test_help_shows_null_or_the_keys_of_a_chosen_option() -> None:
     assert chosen.count("prune.targets") == chosen.count("prune.dim") == 1
 
 
-def test_a_stored_configuration_from_before_there_was_the_group(composed: Composed) -> None:
+def test_stored_config_older_than_the_group_gets_null(composed: Composed) -> None:
     _, values = composed("train")
     older = {key: value for key, value in values.items() if key != "prune"}
 
     assert job_from_config(older).prune is None
 
 
-def test_a_resumed_run_neither_gains_nor_loses_it(composed: Composed) -> None:
+def test_resumed_run_keeps_its_option(composed: Composed) -> None:
     _, without = composed("train")
     _, pruned = composed("train", "prune=l1")
     for stored, current in ((without, pruned), (pruned, without)):

@@ -1,4 +1,4 @@
-"""Files and folders that are not there, told before torch is loaded."""
+"""Files and folders that are not there, message before torch is loaded."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_missing_data_is_reported_with_other_errors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["task=image_classification", "data=imagefolder", "data.root=x"], "data.root: no such folder, got 'x'"),
         (["task=image_classification", "data=idx", "data.folder=x"], "data.folder: no such folder, got 'x'"),
@@ -48,12 +48,12 @@ def test_missing_data_is_reported_with_other_errors() -> None:
         (["task.tokenizer='~/x/t.json'"], "task.tokenizer: no such file or folder, got '~/x/t.json'"),
     ],
 )
-def test_each_key_that_names_a_path(overrides: list[str], told: str) -> None:
+def test_each_key_that_names_a_path(overrides: list[str], message: str) -> None:
     (message,) = errors_of(*overrides)
-    assert message.startswith(told)
+    assert message.startswith(message)
 
 
-def test_patterns_names_of_the_hub_and_other_sources_are_left_to_what_reads_them(elsewhere: Path) -> None:
+def test_patterns_and_hub_names_are_not_checked(elsewhere: Path) -> None:
     (elsewhere / "mine.py").write_text("def load(train): ...\n", encoding="utf-8")
     check_command("train", ["data=files", "data.train=part-*.csv"])
     check_command("train", ["model=pretrained", "model.path=owner/name"])
@@ -62,7 +62,7 @@ def test_patterns_names_of_the_hub_and_other_sources_are_left_to_what_reads_them
     assert check_command("train", ["data=files", "data.train=nowhere.csv", "--cfg", "job"]).line.verb == "train"
 
 
-def test_only_what_is_there_is_found_from_where_a_run_was_started(elsewhere: Path) -> None:
+def test_existing_paths_are_resolved_against_run_cwd(elsewhere: Path) -> None:
     start = elsewhere / "start"
     start.mkdir()
     for name in ("a.csv", "b.csv", "pixels"):

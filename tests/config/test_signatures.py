@@ -59,26 +59,26 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def test_a_class_is_its_constructor(package: Path) -> None:
-    found = read("pkg.loss.focal.Focal")
-    assert found is not None
-    assert found.annotations == {"gamma": "float", "alpha": "list[float] | None", "eps": "Any"}
-    assert found.required == {"gamma"}
-    assert found.open
-    assert found.annotation("anything") == "Any"
-    assert read("pkg.loss.focal.Child") == found
+def test_class_has_the_parameters_of_its_constructor(package: Path) -> None:
+    signature = read("pkg.loss.focal.Focal")
+    assert signature is not None
+    assert signature.annotations == {"gamma": "float", "alpha": "list[float] | None", "eps": "Any"}
+    assert signature.required == {"gamma"}
+    assert signature.open
+    assert signature.annotation("anything") == "Any"
+    assert read("pkg.loss.focal.Child") == signature
 
 
-def test_a_dataclass_has_the_fields_of_those_it_inherits_from(package: Path) -> None:
-    found = read("pkg.loss.focal.Further")
-    assert found is not None
-    assert dict(found.annotations) == {"size": "int", "start": "int", "name": "str | None", "more": "float"}
-    assert found.required == {"start", "more"}
+def test_dataclass_has_inherited_fields(package: Path) -> None:
+    signature = read("pkg.loss.focal.Further")
+    assert signature is not None
+    assert dict(signature.annotations) == {"size": "int", "start": "int", "name": "str | None", "more": "float"}
+    assert signature.required == {"start", "more"}
     assert read("pkg.loss.focal.Strange") is None
     assert read("pkg.loss.focal.Mixed") is None
 
 
-def test_a_method_a_dataclass_and_nothing(package: Path) -> None:
+def test_method_dataclass_and_class_without_constructor(package: Path) -> None:
     method = read("pkg.loss.focal.Focal.of")
     assert method is not None
     assert method.annotations == {"name": "str"}
@@ -90,20 +90,20 @@ def test_a_method_a_dataclass_and_nothing(package: Path) -> None:
     assert empty.annotation("x") is None
 
 
-def test_what_another_library_defines_cannot_be_judged(package: Path) -> None:
+def test_targets_of_other_libraries_are_not_read(package: Path) -> None:
     assert read("pkg.loss.focal.Foreign") is None
     assert read("pkg.loss.focal.system") is None
 
 
 def test_a_key_of_a_steps_parameter_is_a_duration(package: Path) -> None:
-    found = read("pkg.loss.focal.wave")
-    assert found == read("pkg.schedule.cosine")
-    assert found is not None
-    assert found.annotation("warmup") == "Duration"
-    assert found.annotation("tail") == "Duration | None"
-    assert found.annotation("warmup_steps") == "int"
-    assert found.annotation("warm") is None
-    assert found.annotation("step") is None
+    signature = read("pkg.loss.focal.wave")
+    assert signature == read("pkg.schedule.cosine")
+    assert signature is not None
+    assert signature.annotation("warmup") == "Duration"
+    assert signature.annotation("tail") == "Duration | None"
+    assert signature.annotation("warmup_steps") == "int"
+    assert signature.annotation("warm") is None
+    assert signature.annotation("step") is None
 
 
 @pytest.mark.parametrize(
@@ -117,12 +117,12 @@ def test_a_key_of_a_steps_parameter_is_a_duration(package: Path) -> None:
         ("pkg.loss", "names a package"),
     ],
 )
-def test_a_name_that_there_is_not(package: Path, target: str, message: str) -> None:
+def test_missing_names_are_reported(package: Path, target: str, message: str) -> None:
     with pytest.raises(LookupError, match=message.replace(".", r"\.")):
         read(target)
 
 
-def test_defined_here_or_only_imported(package: Path) -> None:
+def test_imported_names_are_not_defined(package: Path) -> None:
     assert defines("pkg.loss.focal.Focal")
     assert defines("pkg.loss.focal.Focal.of")
     for target in ("pkg.loss.focal.system", "pkg.loss.focal.wave", "pkg.loss.focal", "pkg.nothing.X", "other.X"):
@@ -169,17 +169,17 @@ def test_aliases_and_rules_of_a_users_own_part_are_read(elsewhere: Path) -> None
         "from trainer.constraints import Count, Rule\nWeight = Count\n"
         "ORDERED = [Rule('momentum < scale', key='momentum', problem='must be below {scale}')]\n"
     )
-    found = read("mine.parts.Mine")
-    assert found is not None
-    assert found == read("mine.Mine")
-    assert dict(found.annotations) == {
+    signature = read("mine.parts.Mine")
+    assert signature is not None
+    assert signature == read("mine.Mine")
+    assert dict(signature.annotations) == {
         "momentum": aliases()["BelowOne"],
         "scale": "Annotated[float, Gt(1)] | None",
         "weights": f"list[{aliases()['Count']}]",
         "every_steps": aliases()["Count"],
     }
-    assert found.annotation("every") == "Annotated[Duration, Gt(0)]"
-    assert found.rules == (
+    assert signature.annotation("every") == "Annotated[Duration, Gt(0)]"
+    assert signature.rules == (
         Rule("len(weights) > 1", "weights", "must be several"),
         Rule("momentum < scale", "momentum", "must be below {scale}"),
     )
@@ -214,7 +214,7 @@ def test_names_that_a_users_module_binds_exist(elsewhere: Path) -> None:
 @pytest.mark.parametrize(
     "source", ["from losses import *", "def __getattr__(name): ...", "globals()['X'] = 1", "x = ("]
 )
-def test_names_that_a_source_may_bind_are_left_to_the_run(source: str, elsewhere: Path) -> None:
+def test_dynamic_names_are_not_reported_as_missing(source: str, elsewhere: Path) -> None:
     (elsewhere / "my_parts.py").write_text(source)
     assert read("my_parts.X") is None
     assert read("torch.nn.Nothing") is None

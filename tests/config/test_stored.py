@@ -26,7 +26,7 @@ def config(composed: Callable[..., Any], elsewhere: Path) -> dict[str, Any]:
     return values
 
 
-def test_a_stored_text_comes_back_as_it_was(config: dict[str, Any], tmp_path: Path) -> None:
+def test_stored_config_round_trips(config: dict[str, Any], tmp_path: Path) -> None:
     assert parse_stored_config(config_text(config)) == config
     (tmp_path / "config.yaml").write_text(config_text(config), encoding="utf-8")
     assert load_stored_config(tmp_path) == config
@@ -38,7 +38,7 @@ def test_a_stored_text_comes_back_as_it_was(config: dict[str, Any], tmp_path: Pa
 @pytest.mark.parametrize(
     "text", ["", "- 1", "a: 1", "a: [", "model: 1\nmodel: 2", "!!python/object/apply:os.system [ls]"]
 )
-def test_a_text_that_is_no_configuration(text: str) -> None:
+def test_invalid_stored_config_is_an_error(text: str) -> None:
     with pytest.raises(CheckpointError, match=r"^config\.yaml: "):
         parse_stored_config(text)
 
@@ -47,13 +47,13 @@ def test_a_text_that_is_no_configuration(text: str) -> None:
     ("name", "problem"),
     [("there", "contains neither config.yaml nor a checkpoint"), ("not_there", "no such folder")],
 )
-def test_a_folder_without_a_configuration(tmp_path: Path, name: str, problem: str) -> None:
+def test_folder_without_a_config_is_an_error(tmp_path: Path, name: str, problem: str) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(CheckpointError, match=f"^run: {problem}, got "):
         load_stored_config(tmp_path / name, key="run")
 
 
-def test_overrides_of_a_stored_configuration(config: dict[str, Any]) -> None:
+def test_overrides_change_a_stored_config(config: dict[str, Any]) -> None:
     job = job_from_text(config_text(config), trust=[], overrides=[("data.test", "b.csv"), ("loader.workers", 2)])
     assert (job.data["test"], job.data["train"], job.loader.workers) == ("b.csv", "a.csv", 2)
     assert config["loader"]["workers"] == 0

@@ -118,7 +118,7 @@ class Constraint:
     wrong: list[Any]
 
 
-VALUES = (
+VALUES: tuple[Any, ...] = (
     -1,
     0,
     math.inf,

@@ -78,7 +78,7 @@ class OverrideGroups:
         return frozenset(names)
 
     def stored_pairs(self) -> tuple[tuple[str, Any], ...]:
-        """Return the full keys and values that replace those of a run's config."""
+        """Return the full keys and values that replace values of a run's config."""
         return tuple((item.key_or_group, item.value()) for item in self.stored)
 
 
@@ -240,7 +240,7 @@ def as_text(text: str) -> str:
     if not value or value == "null" or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
         return text
     # A backslash has a meaning only before a quote, the end or an interpolation.
-    escaped = re.sub(r"(\\*)(\$\{|'|\Z)", lambda found: 2 * found[1] + (found[2] and "\\" + found[2]), value)
+    escaped = re.sub(r"(\\*)(\$\{|'|\Z)", lambda match: 2 * match[1] + (match[2] and "\\" + match[2]), value)
     return f"{key}{equals}'{escaped}'"
 
 

@@ -41,7 +41,7 @@ def missing_paths(config: Mapping[str, Any], skip: Collection[str] = ()) -> tupl
 def locate_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config with the paths that start at `run.cwd` usable from the working directory.
 
-    A path that does not exist there stays as it is, to be found, or missed, in the working directory.
+    A path that does not exist there stays as it is, relative to the working directory.
     """
     cwd = run.get("cwd") if isinstance(run := config.get("run"), Mapping) else None
     located = dict(config)

@@ -69,10 +69,10 @@ def read(target: str) -> Signature | None:
     if not names:
         raise LookupError("names a module; a class or function in it is needed")
     try:
-        found = _definition(module, names)
+        definition = _definition(module, names)
     except _Unreadable:
         return None
-    return _signature(*found, bound=len(names) > 1)
+    return _signature(*definition, bound=len(names) > 1)
 
 
 def attribute(target: str, name: str) -> Any:
@@ -179,20 +179,20 @@ def _definition(module: _Module, names: list[str]) -> tuple[_Definition, _Module
         scope: list[ast.stmt] = module.tree.body
     except (SyntaxError, ValueError, OSError) as error:  # reported with the reason when the module is imported
         raise _Unreadable from error
-    found: _Definition | None = None
+    definition: _Definition | None = None
     where = module.name
     for name in names:
         definitions = {item.name: item for item in scope if isinstance(item, _Definition)}
         if name not in definitions:
-            if found is None and (source := _imported(module, name)):
+            if definition is None and (source := _imported(module, name)):
                 return _imported_definition(source)
             raise _missing(module, where, name, scope)
         where += f".{name}"
-        found = definitions[name]
-        scope = found.body
-    if found is None:
+        definition = definitions[name]
+        scope = definition.body
+    if definition is None:
         raise _Unreadable
-    return found, module
+    return definition, module
 
 
 def _imported_definition(source: str) -> tuple[_Definition, _Module]:
@@ -271,12 +271,12 @@ def _assignment(item: ast.stmt, name: str) -> ast.expr | None:
 
 def _signature(definition: _Definition, module: _Module, *, bound: bool) -> Signature | None:
     if isinstance(definition, ast.FunctionDef):
-        return _of_function(definition, module, bound=bound)
+        return _function_signature(definition, module, bound=bound)
     if _is_dataclass(definition):
-        return _of_fields(definition, module)
+        return _dataclass_signature(definition, module)
     for item in definition.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            return _of_function(item, module, bound=True)
+            return _function_signature(item, module, bound=True)
     if not definition.bases:
         return Signature({}, frozenset(), open=False)
     base = _class_of(definition.bases[0], module)
@@ -287,15 +287,15 @@ def _is_dataclass(definition: ast.ClassDef) -> bool:
     return any("dataclass" in ast.unparse(decorator) for decorator in definition.decorator_list)
 
 
-def _of_fields(definition: ast.ClassDef, module: _Module) -> Signature | None:
+def _dataclass_signature(definition: ast.ClassDef, module: _Module) -> Signature | None:
     """Return the fields of a dataclass and its bases; None if a base cannot be read."""
     annotations: dict[str, str] = {}
     required: set[str] = set()
     rules: tuple[Rule, ...] = ()
     for base in reversed(definition.bases):
-        found = _class_of(base, module)
-        is_fields = found is not None and isinstance(found[0], ast.ClassDef) and _is_dataclass(found[0])
-        inherited = _of_fields(*found) if found is not None and is_fields else None  # type: ignore[arg-type]
+        parent = _class_of(base, module)
+        is_fields = parent is not None and isinstance(parent[0], ast.ClassDef) and _is_dataclass(parent[0])
+        inherited = _dataclass_signature(*parent) if parent is not None and is_fields else None  # type: ignore[arg-type]
         if inherited is None:
             return None
         annotations |= inherited.annotations
@@ -323,7 +323,7 @@ def _class_of(base: ast.expr, module: _Module) -> tuple[_Definition, _Module] | 
         return None
 
 
-def _of_function(definition: ast.FunctionDef, module: _Module, *, bound: bool) -> Signature:
+def _function_signature(definition: ast.FunctionDef, module: _Module, *, bound: bool) -> Signature:
     parameters = definition.args
     positional = [*parameters.posonlyargs, *parameters.args]
     optional = {argument.arg for argument in positional[len(positional) - len(parameters.defaults) :]}
@@ -392,9 +392,9 @@ def _attribute(definition: ast.ClassDef, module: _Module, name: str) -> Any:
         if (value := _assignment(item, name)) is not None:
             return _literal(value)
     for base in definition.bases:
-        found = _class_of(base, module)
-        if found is not None and isinstance(found[0], ast.ClassDef):
-            value = _attribute(*found, name)  # type: ignore[arg-type]
+        parent = _class_of(base, module)
+        if parent is not None and isinstance(parent[0], ast.ClassDef):
+            value = _attribute(*parent, name)  # type: ignore[arg-type]
             if value is not None:
                 return value
     return None
