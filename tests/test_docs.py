@@ -130,6 +130,12 @@ def test_a_slow_command_runs(command: str, folder: Path) -> None:
     run_command(command)
 
 
+def test_the_reference_is_current() -> None:
+    generated = runpy.run_path(str(ROOT / "scripts/reference.py"))["pages"]()
+    stored = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs/reference").glob("*.md")}
+    assert stored == generated, "docs/reference is out of date: run `make docs`"
+
+
 def test_every_run_that_is_used_is_created_by_a_command() -> None:
     used = {run for commands in COMMANDS.values() for command in commands for run in runs_in(command)}
     assert used == RUNS.keys()
