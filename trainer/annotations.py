@@ -1,6 +1,6 @@
 """Annotations of parameters as text: their grammar, and the check of a value against one of them.
 
-A text is enough, as `trainer.config` reads it from the source of a part that it does not import. Metadata of
+A text is enough, because `trainer.config` reads it from the source of a part that it does not import. Metadata of
 `Annotated` is known by its name; the names of `trainer.constraints` stand for their definitions there.
 """
 
@@ -21,7 +21,7 @@ from trainer.errors import format_error
 from trainer.rules import evaluate
 
 _Bound: TypeAlias = tuple[Any, bool]
-"""A limit of a number, and if the limit itself is excluded."""
+"""A limit of a number; True if the limit itself is excluded."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class PathTo:
         noun: What is at the path, for messages.
         from_cwd: A relative path starts at `run.cwd`.
         must_exist: A path that does not exist is an error.
-        hub: `owner/name` may also be a name on the Hugging Face hub; only what can be no such name must exist.
+        hub: `owner/name` may also be a name on the Hugging Face hub; only what cannot be such a name must exist.
     """
 
     noun: Literal["file", "folder", "file or folder"] = "file or folder"
