@@ -121,7 +121,7 @@ def test_a_job_starts_and_hydra_leaves_nothing_behind(started: Started, elsewher
     assert sys.path[0] == str(elsewhere)
 
 
-def test_garbage_collector_is_on_when_a_job_starts(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_garbage_collector_is_on_when_a_job_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     enabled: list[bool] = []
     monkeypatch.setattr(cli, "_start", lambda *_: enabled.append(gc.isenabled()))
     assert cli.main(["train"]) == 0
