@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.jobs import working_in
 from tests.support.sources import write_pretrained, write_sources
-from tests.test_conf import OPTIONS, small
+from tests.test_conf import OPTIONS, small_overrides
 from trainer.cli import main
 
 TASKS = [option for option in OPTIONS if option.startswith("task/")]
@@ -37,7 +37,7 @@ def exported(option: str, folder: Path, formats: list[str]) -> dict[str, Any]:
     run = folder / option.replace("/", "-")
     quiet = ["logger.console=none", "logger.tensorboard=false"]
     settings = [f"export.formats=[{','.join(formats)}]", f"run.dir={run}", *quiet]
-    assert main(["train", *small(option, folder), *settings]) == 0
+    assert main(["train", *small_overrides(option, folder), *settings]) == 0
     manifest: dict[str, Any] = json.loads((run / "export" / "manifest.json").read_text("utf-8"))
     assert list(manifest["artifacts"]) == formats
     return manifest

@@ -55,14 +55,16 @@ def test_packed_rows_give_the_results_of_padded_rows(folder: Folders) -> None:
         padded, packed = layouts(13, typed=True)
         weights = torch.randn(13, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         assert packed["input_ids"].shape[0] < 13
+        # Rotary position embeddings are computed in float32, also in a float64 model.
+        tolerance = 1e-7 if name == "modernbert" else 1e-10
         for attention in ("sdpa", "eager"):
             model = model_of(folder(name), attention=attention).double()
 
-            torch.testing.assert_close(model(**packed), model(**padded), rtol=0, atol=1e-10)
+            torch.testing.assert_close(model(**packed), model(**padded), rtol=0, atol=tolerance)
             in_padded, in_packed = gradients(model, padded, weights), gradients(model, packed, weights)
             assert in_packed.keys() == dict(model.named_parameters()).keys()
             for parameter, gradient in in_packed.items():
-                torch.testing.assert_close(gradient, in_padded[parameter], rtol=0, atol=1e-9, msg=parameter)
+                torch.testing.assert_close(gradient, in_padded[parameter], rtol=0, atol=10 * tolerance, msg=parameter)
 
 
 def test_a_language_model_uses_its_own_head(folder: Folders) -> None:
