@@ -48,7 +48,11 @@ def test_early_stopping_never_finds_a_longer_text() -> None:
     """Token 1 leads to the end, to 2, which ends, or to 3, which rarely leads to an endless sequence of 4."""
     rare = 1e-6
     table = torch.full((6, 6), rare)
-    for token, following in {1: {0: 0.3, 2: 0.35, 3: 0.35}, 2: {0: 0.95, 5: 0.05}, 3: {0: 0.8, 4: 0.15, 5: 0.05}}.items():
+    for token, following in {
+        1: {0: 0.3, 2: 0.35, 3: 0.35},
+        2: {0: 0.95, 5: 0.05},
+        3: {0: 0.8, 4: 0.15, 5: 0.05},
+    }.items():
         for after, probability in following.items():
             table[token, after] = probability
     table[4, 4] = table[5, 5] = table[0, 0] = 1.0
