@@ -65,7 +65,7 @@ def test_the_diagnosis_lists_what_is_not_finite(diagnosis: DivergenceReport) -> 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
 def test_finite_gradients_are_not_listed_if_only_their_norm_overflows(max_grad_norm: float | None) -> None:
-    # The weight's gradient is finite, and too large for a norm in float32; the bias's is of ordinary size.
+    # The gradient of the weight is finite, but its norm overflows float32; the gradient of the bias is small.
     micro_batches = [make_batch(torch.full((2, 4), 3e38), torch.tensor([0, 1]))]
     run = make_run([micro_batches], max_grad_norm=max_grad_norm)
     with torch.no_grad():

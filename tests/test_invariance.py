@@ -1,4 +1,4 @@
-"""What a run learns does not depend on how it is logged, evaluated, saved, fed, split or compiled."""
+"""Logging, evaluating, saving, loading, splitting and compiling do not change what a run learns."""
 
 from collections.abc import Iterator
 from pathlib import Path

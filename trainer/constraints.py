@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache, wraps
 from typing import Annotated, Any, TypeAlias, TypeVar
 
-from annotated_types import Ge, Gt, Interval, MinLen, MultipleOf
+from annotated_types import Ge, Gt, Interval, MinLen
 
 from trainer.annotations import PathTo, is_constrained, resolve_annotation, value_problems
 from trainer.errors import raise_if_any
@@ -63,7 +63,6 @@ Count: TypeAlias = Annotated[int, Ge(1)]
 """1, 2, 3, ..."""
 NonNegativeInt: TypeAlias = Annotated[int, Ge(0)]
 """0, 1, 2, ..."""
-WholeNumber: TypeAlias = Annotated[float, Ge(0), MultipleOf(1)]
 """0, 1, 2, ..., also written as 2.0."""
 Seed: TypeAlias = Annotated[int, Interval(ge=0, lt=2**64)]
 """The seed of a random number generator."""

@@ -22,7 +22,7 @@ def test_matches_transformers():
             ours = partial(
                 cosine_with_restarts, warmup_steps=warmup_steps, total_steps=total_steps, num_cycles=num_cycles
             )
-            # The remainder is of integers here, of rounded quotients in transformers.
+            # We take the remainder of integers; transformers takes it of rounded quotients.
             for step in range(total_steps + 4):
                 assert ours(step) == pytest.approx(reference(step), abs=1e-14)
 
