@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import pytest
+from annotated_types import Lt
 
 from trainer.constraints import Count, NonEmptyStr, NonNegative, NonNegativeInt, Rule, validated
 from trainer.errors import ConfigError
@@ -103,3 +104,15 @@ def test_arguments_are_checked_again_when_they_change() -> None:
         with pytest.raises(ConfigError, match="low: must"):
             make(3, low=low, high=high)
         assert make(3, low=1, high=2) == 6
+
+
+LIMIT = 5
+
+
+def test_a_limit_may_be_a_constant_of_the_module() -> None:
+    def make(gamma: "Annotated[float, Lt(LIMIT)]") -> float:
+        return gamma
+
+    assert validated()(make)(3.0) == 3.0
+    with pytest.raises(ConfigError, match="gamma: must be less than 5, got 9"):
+        validated()(make)(9.0)

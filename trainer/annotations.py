@@ -474,6 +474,8 @@ def resolve_annotation(annotation: Any, scope: Mapping[str, Any]) -> str:
         if name not in scope:  # imported only for the type checker
             return aliases().get(name)
         value = scope[name]
+        if isinstance(value, int | float):  # a constant of the module, such as the limit in `Lt(LIMIT)`
+            return repr(value)
         return annotation_text(value) if get_origin(value) is not None or isinstance(value, UnionType) else None
 
     return "Any" if annotation is inspect.Parameter.empty else expand_aliases(annotation_text(annotation), resolve)
