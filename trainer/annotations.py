@@ -136,7 +136,7 @@ def value_problems(key: str, value: Any, annotation: str) -> list[str]:
 
 
 def fits_type(value: Any, annotation: str) -> bool:
-    """Tell if `annotation` allows values of this type, in range or not."""
+    """Return whether `annotation` allows values of this type, in range or not."""
     return _fits_type(value, _parsed(annotation))
 
 
@@ -168,7 +168,7 @@ def mapping_item(annotation: str) -> str | None:
 
 
 def is_constrained(annotation: str) -> bool:
-    """Tell if `annotation` has metadata that this module knows."""
+    """Return whether `annotation` has metadata that this module knows."""
     nodes = (node for node in ast.walk(_parsed(annotation)) if isinstance(node, ast.Subscript))
     return any(_name(node.value) == "Annotated" and _metadata_calls(node) for node in nodes)
 
@@ -279,7 +279,7 @@ def _metadata(node: ast.Subscript) -> _Metadata:
 
 
 def _is_endless(arguments: Sequence[ast.expr]) -> bool:
-    """Tell if a tuple's arguments allow any length."""
+    """Return whether a tuple's arguments allow any length."""
     last = arguments[-1]
     return len(arguments) == 1 or (isinstance(last, ast.Constant) and last.value is Ellipsis)
 

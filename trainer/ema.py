@@ -60,7 +60,7 @@ class Ema:
 
 
 def has_weights(loss: object) -> bool:
-    """Return True if a loss has parameters of its own."""
+    """Return whether a loss has parameters of its own."""
     return isinstance(loss, nn.Module) and next(loss.parameters(), None) is not None
 
 

@@ -8,7 +8,7 @@ from functools import cache
 
 @cache
 def is_reachable() -> bool:
-    """Return True if a server answers at the hub's address; False at once if `HF_HUB_OFFLINE` is set.
+    """Return whether a server answers at the hub's address; False at once if `HF_HUB_OFFLINE` is set.
 
     Without a network, huggingface_hub tries six times over 23 seconds for each file before it fails. This single try
     waits at most 5 seconds, or `HF_HUB_ETAG_TIMEOUT`, for each of its phases: name resolution, connection, response.

@@ -160,7 +160,7 @@ def observe_score(run: Run, state: TrainState, score: Score) -> None:
 
 
 def out_of_patience(run: Run, state: TrainState) -> bool:
-    """Return True if this step was evaluated and the best score is too old."""
+    """Return whether this step was evaluated and the best score is too old."""
     patience = run.steps.patience
     return patience is not None and state.score is not None and state.steps_since_best() >= patience
 

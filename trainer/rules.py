@@ -32,7 +32,7 @@ class Rule:
     remedy: str = ""
 
     def broken_by(self, arguments: Mapping[str, Any]) -> bool:
-        """Tell if the arguments do not meet the condition."""
+        """Return whether the arguments do not meet the condition."""
         try:
             return not evaluate(_condition(self.condition), arguments)
         except (LookupError, TypeError, ValueError, ArithmeticError):

@@ -56,7 +56,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def should_stop(self) -> bool:
-        """Return True if a signal has arrived."""
+        """Return whether a signal has arrived."""
         return self.received is not None
 
     @contextmanager

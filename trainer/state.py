@@ -23,7 +23,7 @@ class Score:
     weights: str
 
     def is_better_than(self, other: Score | None) -> bool:
-        """Return True if the score is strictly better, or the first one; NaN is never better."""
+        """Return whether the score is strictly better or the first one; NaN is never better."""
         if other is None:
             return self.value == self.value
         return self.value > other.value if self.higher_is_better else self.value < other.value

@@ -50,7 +50,7 @@ def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
 
 
 def needs_teacher(job: TrainJob) -> bool:
-    """Return True if the loss learns from another run's model."""
+    """Return whether the loss learns from another run's model."""
     return "teacher_model" in parameters(locate("loss", job.loss))
 
 

@@ -48,7 +48,7 @@ class RangeTest:
             self.smoothed = smooth(self.loss)
 
     def has_risen(self) -> bool:
-        """Return True if the smoothed loss has risen far above its minimum."""
+        """Return whether the smoothed loss has risen far above its minimum."""
         return bool(self.smoothed) and self.smoothed[-1] > _RISE * min(self.smoothed)
 
 

@@ -62,7 +62,7 @@ def _open_locked(folder: Path) -> int:
 
 
 def _is_same_file(file: int, path: Path) -> bool:
-    """Return True if an open file is the one at a path."""
+    """Return whether an open file is the one at a path."""
     try:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:

@@ -87,7 +87,7 @@ def _compare_values(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[s
 
 
 def _is_equal(left: Any, right: Any) -> bool:
-    """Return True if two values are the same; NaN equals NaN."""
+    """Return whether two values are the same; NaN equals NaN."""
     return type(left) is type(right) and (left == right or (left != left and right != right))
 
 

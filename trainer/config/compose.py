@@ -88,7 +88,7 @@ def choices_of(config: DictConfig) -> dict[str, str | None]:
 
 
 def is_sweep_by_default(config: DictConfig) -> bool:
-    """Tell if Hydra's own config asks for a sweep (`hydra.mode`)."""
+    """Return whether Hydra's own config asks for a sweep (`hydra.mode`)."""
     return bool(config.hydra.mode == RunMode.MULTIRUN)
 
 

@@ -39,17 +39,17 @@ class Arguments:
 
     @property
     def is_sweep(self) -> bool:
-        """Tell if several jobs may run (`--multirun`)."""
+        """Return whether several jobs may run (`--multirun`)."""
         return bool(self.options.multirun)
 
     @property
     def shows_hydra(self) -> bool:
-        """Tell if Hydra shows its own state instead of running a job (`--info`, `--hydra-help`, completion)."""
+        """Return whether Hydra shows its own state instead of running a job (`--info`, `--hydra-help`, completion)."""
         return bool(self.options.info or self.options.hydra_help or self.options.shell_completion)
 
     @property
     def needs_hydra(self) -> bool:
-        """Tell if Hydra's own main must run: for sweeps and flags that show something or run a job of the past."""
+        """Return whether Hydra's own main must run: for sweeps and flags that show something or rerun a past job."""
         return self.is_sweep or self.shows_hydra or bool(self.options.cfg or self.options.experimental_rerun)
 
 
@@ -282,7 +282,7 @@ def _unreadable(text: str, cause: Any) -> str:
 
 
 def is_sweep(override: Override) -> bool:
-    """Tell if an override gives several values."""
+    """Return whether an override gives several values."""
     return bool(override.is_sweep_override())
 
 

@@ -96,7 +96,7 @@ def _path_values(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, str
 
 
 def _cannot_be_a_name(path: str) -> bool:
-    """Tell if a path cannot be the name `owner/name` of the hub."""
+    """Return whether a path cannot be the name `owner/name` of the hub."""
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
 
 

@@ -94,7 +94,7 @@ def attribute(target: str, name: str) -> Any:
 
 
 def defines(target: str) -> bool:
-    """Tell if a dotted target is a class or function that this package itself defines and does not only import."""
+    """Return whether a dotted target is a class or function that this package defines and does not only import."""
     if not target.startswith(OWN):
         return False
     try:

@@ -187,7 +187,7 @@ def _is_known(target: str) -> bool:
 
 
 def _is_library_class(target: str) -> bool:
-    """Tell if a target is a class in a module of a library.
+    """Return whether a target is a class in a module of a library.
 
     Every name before the last must be a module of that library: a module also holds what it imports, and
     `transformers.utils.os.system` would be a loophole.

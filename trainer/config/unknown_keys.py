@@ -51,7 +51,7 @@ class KnownKeys:
         return [] if current is not _ABSENT or self._is_open(path) else [self.unknown(path, value)]
 
     def _is_open(self, path: str) -> bool:
-        """Tell if a key is new in a mapping of another library's keys, such as `model.config`; its part checks it."""
+        """Return whether a key is in a mapping of another library, such as `model.config`; its part checks the key."""
         names = path.split(".")
         above = find(self.tree, ".".join(names[:2]))
         return len(names) > 2 and names[0] in schema.groups(self.job_type) and above == {}
@@ -167,7 +167,7 @@ def find(tree: Any, path: str) -> Any:
 
 
 def is_known(tree: Mapping[str, Any], path: str) -> bool:
-    """Tell if there is a value at a dotted path."""
+    """Return whether there is a value at a dotted path."""
     return find(tree, path) is not _ABSENT
 
 

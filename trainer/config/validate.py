@@ -366,7 +366,7 @@ def _validate_freeze(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _may_train_frozen(config: Mapping[str, Any]) -> bool:
-    """Tell if something may be trained when the whole model is frozen: a new head, adapters, weights of the loss."""
+    """Return whether anything is trained if the whole model is frozen: a new head, adapters, weights of the loss."""
     loss = config.get("loss")
     target = str(loss.get("_target_")) if isinstance(loss, Mapping) else ""
     has_weights = not target.startswith(OWN) or "in_features" in (loss or {})

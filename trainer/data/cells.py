@@ -103,7 +103,7 @@ def parse_number(value: Any) -> float | None:
 
 
 def is_number(value: Any) -> bool:
-    """Return True if a cell that is not empty is a number or the text of one, including infinity."""
+    """Return whether a cell that is not empty is a number or the text of one, including infinity."""
     if not isinstance(value, str):
         return isinstance(value, int | float | Decimal)
     try:

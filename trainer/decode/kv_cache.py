@@ -32,7 +32,7 @@ def open_session(model: nn.Module) -> DecodingSession:
 
 
 def has_cache(model: object) -> bool:
-    """Return True if the model can decode token by token with a key-value cache."""
+    """Return whether the model can decode token by token with a key-value cache."""
     return isinstance(model, TokenByTokenModel) and model.cached
 
 

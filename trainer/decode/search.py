@@ -236,7 +236,7 @@ class BeamSearch:
         return self.early_stopping is True and bool(finished.used.all())
 
     def _can_improve(self, best: Tensor, finished: _Hypotheses, length: int) -> bool:
-        """Return True if the best beam could still beat the worst finished text."""
+        """Return whether the best beam could still beat the worst finished text."""
         assume_longest = self.early_stopping == "never" and self.length_penalty > 0
         divisor = self._divisor(self.criteria.max_length if assume_longest else length)
         return bool(best / divisor > finished.scores.min())

@@ -184,7 +184,7 @@ class _Trial:
         return self.source is not None and bool(self.source.refusals)
 
     def is_due(self, attempt: int) -> bool:
-        """Return True if a variant should be tried in this attempt."""
+        """Return whether a variant should be tried in this attempt."""
         return self.artifact is None and attempt < len(self.format.variants) and not self.has_refused_source
 
     @contextmanager

@@ -79,7 +79,7 @@ def first_position(family: Family, config: Any) -> int:
 
 
 def is_causal(family: Family, config: Any) -> bool:
-    """Return True if tokens see only earlier tokens."""
+    """Return whether tokens see only earlier tokens."""
     return family.causal or getattr(config, "is_decoder", False)
 
 

@@ -80,7 +80,7 @@ def find_model(path: str) -> str:
 
 
 def _is_offline(name: str) -> bool:
-    """Return True if the result of `find_model` is not a local folder and the hub cannot be reached."""
+    """Return whether the result of `find_model` is not a local folder and the hub cannot be reached."""
     return not Path(name).is_dir() and not hub.is_reachable()
 
 

@@ -142,7 +142,7 @@ def make_parameter_groups(
 
 
 def can_fuse(groups: Iterable[dict[str, Any]]) -> bool:
-    """Tell if one fused kernel can update all parameters: they are floating-point and on a supported device."""
+    """Return whether one fused kernel can update all parameters: they are floating-point and on a supported device."""
     return all(
         parameter.is_floating_point() and parameter.device.type in _FUSED_DEVICES
         for group in groups

@@ -93,12 +93,12 @@ def input_problems(config: Mapping[str, Any]) -> list[str]:
 
 
 def is_readable(path: Path) -> bool:
-    """Return True if the name of a file or folder determines how it is read."""
+    """Return whether the name of a file or folder determines how it is read."""
     return path.is_dir() or has_lines(path) or path.suffix.lower() in IMAGE_SUFFIXES or format_suffix(path) is not None
 
 
 def has_lines(path: Path) -> bool:
-    """Return True if each line of the file is a row."""
+    """Return whether each line of the file is a row."""
     return path.name.lower().endswith(LINE_SUFFIXES)
 
 

@@ -74,7 +74,7 @@ def is_improvement(
     threshold: float,
     threshold_mode: Literal["rel", "abs"],
 ) -> bool:
-    """Return True if `value` is better than `best` by more than the threshold, or finite and `best` is None.
+    """Return whether `value` is better than `best` by more than the threshold, or finite and `best` is None.
 
     The threshold is `threshold` (`abs`), or `threshold` times the magnitude of `best` (`rel`). (torch multiplies by
     `best` itself, so a slightly worse score counts as better if scores are negative.) A value that is not finite is no

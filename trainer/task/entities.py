@@ -23,7 +23,7 @@ _CLOSING = "ESLU"
 
 
 def has_prefixes(tags: Sequence[str]) -> bool:
-    """Return True if tags mark entities of several words: one of them begins with `B-` or `I-`."""
+    """Return whether tags mark entities of several words: one of them begins with `B-` or `I-`."""
     return any(tag.startswith(("B-", "I-")) for tag in tags)
 
 

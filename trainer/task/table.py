@@ -275,7 +275,7 @@ class Table:
 
 
 def _is_number(name: str, arrow_type: pyarrow.DataType) -> bool:
-    """Return True if an Arrow type is numeric; a column without any value counts as numeric."""
+    """Return whether an Arrow type is numeric; a column without any value counts as numeric."""
     from pyarrow import types
 
     if types.is_string(arrow_type) or types.is_large_string(arrow_type):
