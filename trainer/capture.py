@@ -38,7 +38,7 @@ def capture(run: Run, state: TrainState) -> Snapshot:
         "schedule": run.schedule.state_dict() if isinstance(run.schedule, MetricSchedule) else None,
         "precision": run.precision.state_dict(),
         "optimizer": optimizer_scalars,
-        "generators": capture_rng_state(),
+        "generators": capture_rng_state(devices=not run.rng.keyed),
         "data": run.data_fingerprint,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
     }
@@ -67,6 +67,11 @@ def restore(run: Run, state: TrainState, snapshot: Snapshot) -> None:
     state.load_state_dict(document["train"])
     # Last: building and loading may have drawn random numbers.
     restore_rng_state(document["generators"])
+
+
+def is_keyed(snapshot: Snapshot) -> bool:
+    """Return whether a run draws its random numbers by step and piece; runs of earlier versions did not."""
+    return "torch" not in json.loads(snapshot.documents[STATE])["generators"]
 
 
 def _other_modules(run: Run) -> dict[str, nn.Module]:

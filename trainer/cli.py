@@ -9,6 +9,7 @@ import traceback
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer.errors import ConfigError, Interrupted, TrainerError
@@ -80,6 +81,8 @@ class JobFailed(Exception):  # noqa: N818  its error has been printed already
 def main(argv: list[str] | None = None) -> int:
     """Run a command line (without the program's name) and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["--rank"]:  # started by `trainer.launch`
+        return _run_rank(Path(arguments[1]))
     debug = "--debug" in arguments
     try:
         _run([argument for argument in arguments if argument != "--debug"])
@@ -146,10 +149,27 @@ def _verb_remedy(verb: str) -> str:
     return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(VERBS)}. See trainer --help."
 
 
-def _run_verb(verb: str, rest: list[str]) -> None:
+def _run_rank(path: Path) -> int:
+    """Run one process of a job that several processes run together."""
+    from trainer.launch import run_rank
+
+    def start(verb: str, config: dict[str, Any], overrides: list[Any]) -> None:
+        from trainer.config.command import job_of_config
+
+        _start(verb, job_of_config(verb, config, overrides), config)
+
+    _make_directory_importable()
+    return run_rank(path, start)
+
+
+def _make_directory_importable() -> None:
     # Unlike `python -m`, a console script cannot import parts and data readers of the working directory by default.
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)
+
+
+def _run_verb(verb: str, rest: list[str]) -> None:
+    _make_directory_importable()
     with _garbage_collection_off():
         from trainer.config.command import check_command
 

@@ -65,10 +65,18 @@ def diagnose(
     return DivergenceReport(step, report, batch)
 
 
-def diverged_step_error(
-    run: Run, step: int, loss: float, grad_norm: float, micro_batches: list[Batch]
-) -> DivergedError:
-    """Save the diagnosis of a step, counted from 1, and return the error that names its loss, gradient and samples."""
+def diverged_step_error(run: Run, step: int, loss: float, grad_norm: float, own_batches: list[Batch]) -> DivergedError:
+    """Save the diagnosis of a step, counted from 1, and return the error that names its loss, gradient and samples.
+
+    Args:
+        run: The parts, still with the gradients of the step.
+        step: The step.
+        loss: The loss of the step.
+        grad_norm: The 2-norm of the gradient before clipping.
+        own_batches: The micro-batches of this process; the diagnosis shows those of all.
+    """
+    all_batches = [batch for batches in run.ranks.gather(own_batches) for batch in batches if batch.num_samples]
+    micro_batches = sorted(all_batches, key=lambda batch: batch.piece)
     ids = [sample for batch in micro_batches for sample in batch.ids]
     shown = ", ".join(map(str, ids[:_MAX_SAMPLES])) + (f", ... ({len(ids)} in all)" if len(ids) > _MAX_SAMPLES else "")
     return DivergedError(

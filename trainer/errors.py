@@ -56,6 +56,10 @@ class Interrupted(TrainerError):  # noqa: N818  not an error: the run can be res
     exit_code = 75
 
 
+class LostRankError(TrainerError):
+    """Another process of the run has ended; that process reports the reason."""
+
+
 def raise_if_any(*problems: str | None) -> None:
     """Raise one ConfigError with all messages that are not None."""
     messages = [problem for problem in problems if problem is not None]

@@ -3,6 +3,7 @@
 runs/<run>/                     the run folder
   config.yaml  metrics.jsonl  trainer.log  report.html  lr_range.json  .lock
   tensorboard/
+  logs/rank-1.log               warnings of the second process of a run on several devices
   checkpoints/step-00000930/    state.json  task.json  config.yaml  MANIFEST.json  *.safetensors
   diverged/step-00000930/       report.json  batch.safetensors  config.yaml
   eval/<split>.json
@@ -24,6 +25,9 @@ CONFIG: Final = "config.yaml"
 
 METRICS: Final = "metrics.jsonl"
 LOG: Final = "trainer.log"
+RANK_LOGS: Final = "logs"
+"""Folder of `rank-<N>.log`: the warnings of the processes after the first one, if they have some."""
+
 REPORT: Final = "report.html"
 LR_RANGE: Final = "lr_range.json"
 LOCK: Final = ".lock"

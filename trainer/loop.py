@@ -15,7 +15,7 @@ from trainer.errors import Interrupted
 from trainer.protocols import Batch, Loss, MetricSchedule
 from trainer.run import Run
 from trainer.state import Score, TrainState
-from trainer.targets import compute_loss, count_targets
+from trainer.targets import compute_shared_loss, count_targets
 
 
 def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
@@ -50,14 +50,15 @@ def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
         samples += sum(batch.num_samples for batch in micro_batches)
 
         if due(steps.log_every):
-            log_step(run, state, loss, lr, grad_norm, samples / (time.perf_counter() - started))
+            (all_samples,) = run.ranks.sum(samples)
+            log_step(run, state, loss, lr, grad_norm, all_samples / (time.perf_counter() - started))
         improved = False
         if due(steps.eval_every) or due(steps.schedule_eval_every):
             score = evaluate_weights(run, state)
             improved = state.record(score)
             observe_score(run, state, score)
 
-        stop = should_stop()
+        stop = run.ranks.any(should_stop())
         finished = out_of_patience(run, state)
         if improved or stop or finished or due(steps.save_every):
             save_checkpoint(run, state)
@@ -75,34 +76,37 @@ def update_weights(run: Run, step: int, micro_batches: list[Batch]) -> tuple[flo
     In float16, an update whose gradients overflow is repeated with a smaller loss scale, so no step is skipped.
     """
     while True:
-        loss, grad_norm = compute_gradients(run, micro_batches)
+        loss, grad_norm = compute_gradients(run, step, micro_batches)
         if not isfinite(loss) or not (isfinite(grad_norm) or run.precision.can_lower_scale):
             raise diverged_step_error(run, step + 1, loss, grad_norm, micro_batches)
         if run.precision.step(run.optimizer):
             run.masks.zero_weights()
+            run.ranks.average_batch_norm(run.model)
             return loss, grad_norm
 
 
-def compute_gradients(run: Run, micro_batches: list[Batch]) -> tuple[float, float]:
+def compute_gradients(run: Run, step: int, micro_batches: list[Batch]) -> tuple[float, float]:
     """Set the gradients of the mean loss over all targets of a step, clipped.
 
-    The loss of each micro-batch is a sum, divided by the number of targets of the whole step. So k micro-batches equal
-    one batch that is k times as large, however the targets are distributed.
+    The loss of each micro-batch is a sum, divided by the number of targets of the whole step on all devices. So k
+    micro-batches equal one batch that is k times as large, however the targets and the samples are distributed.
 
     Returns:
         The mean loss, and the 2-norm of its gradient before clipping.
     """
     run.optimizer.zero_grad(set_to_none=True)
     # Counted on the host, before the batches are copied: nothing has to wait for the device.
-    num_targets = max(1.0, sum(count_targets(run.loss, batch) for batch in micro_batches))
+    (num_targets,) = run.ranks.sum(sum(count_targets(run.loss, batch) for batch in micro_batches))
     mean_loss = torch.zeros((), device=run.device)
     for host_batch in micro_batches:
         batch = host_batch.to(run.device)
+        run.rng.start(step, batch.piece)
         with run.precision.autocast():
             output = run.model(**batch.inputs)
-        loss = compute_loss(run.loss, output, batch) / num_targets
-        run.precision.backward(loss)
-        mean_loss += loss.detach()
+        loss, value = compute_shared_loss(run.loss, output, batch, run.ranks)
+        run.precision.backward(loss / max(1.0, num_targets))
+        mean_loss += value / max(1.0, num_targets)
+    run.ranks.sum_gradients(trained_parameters(run.optimizer), mean_loss)
     run.masks.zero_gradients()
     run.precision.unscale(run.optimizer)
     grad_norm = clip_gradients(run.optimizer, run.max_grad_norm)
@@ -111,9 +115,14 @@ def compute_gradients(run: Run, micro_batches: list[Batch]) -> tuple[float, floa
     return loss_value, norm_value
 
 
+def trained_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the parameters of an optimizer, in the order of its groups."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
     """Scale the gradients down to a 2-norm of at most `max_norm`; return the norm before, shape ()."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = trained_parameters(optimizer)
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if max_norm is not None:
         # A norm that is not finite must not spread to finite gradients: the diagnosis lists the gradients that are not.

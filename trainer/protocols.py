@@ -6,7 +6,7 @@ Shapes: B samples of a micro-batch, R rows and L columns of a packed or padded m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
@@ -35,12 +35,14 @@ class Batch:
         target: The tensor that the loss compares the output with; None if the task has no target.
         num_samples: The number of samples, B.
         ids: The positions of the samples in their split, for messages.
+        piece: The position of this micro-batch among all that form its step, on whichever device they run.
     """
 
     inputs: dict[str, Tensor]
     target: Tensor | None
     num_samples: int
     ids: tuple[int, ...]
+    piece: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`; from pinned memory, the copy overlaps with the host's work."""
@@ -53,7 +55,7 @@ class Batch:
     def _apply(self, change: Callable[[Tensor], Tensor]) -> Batch:
         inputs = {name: change(tensor) for name, tensor in self.inputs.items()}
         target = None if self.target is None else change(self.target)
-        return Batch(inputs, target, self.num_samples, self.ids)
+        return replace(self, inputs=inputs, target=target)
 
 
 @runtime_checkable
@@ -132,6 +134,14 @@ class IgnoresTargets(Protocol):
     """A loss that leaves targets of this value out."""
 
     ignore_index: int
+
+
+@runtime_checkable
+class HasBatchStatistic(Protocol):
+    """A loss that may be a statistic of the whole batch: its value is no sum of the values of the batch's samples."""
+
+    is_batch_statistic: bool
+    """True if it is: the rows of a micro-batch are then gathered from all devices before the loss is computed."""
 
 
 @runtime_checkable

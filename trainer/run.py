@@ -14,6 +14,8 @@ from trainer.ema import Ema
 from trainer.precision import Precision
 from trainer.protocols import Loader, Loss, Report, Schedule
 from trainer.prune.masks import Masks
+from trainer.ranks import Ranks
+from trainer.step_rng import StepRng
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class Run:
         ema: The averaged weights of the model, and of the loss if it has some; None is off.
         masks: The weights of the model that are pruned and stay 0.
         loader: The training data.
+        ranks: The processes that train together; each has a share of every micro-batch.
+        rng: The random numbers of the forward passes.
         device: The device of the model and the batches.
         max_grad_norm: Gradients with a larger 2-norm are scaled down to it; None never clips.
         steps: The length of the run and its intervals.
@@ -118,6 +122,8 @@ class Run:
     ema: Ema | None
     masks: Masks
     loader: Loader
+    ranks: Ranks
+    rng: StepRng
     device: torch.device
     max_grad_norm: float | None
     steps: StepCounts

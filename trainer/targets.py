@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import DataError, RowError, format_error
-from trainer.protocols import Batch, ChecksTargets, HasLossHead, Loss, UsesInputs
+from trainer.protocols import Batch, ChecksTargets, HasBatchStatistic, HasLossHead, Loss, UsesInputs
+from trainer.ranks import Ranks
 
 _TOLERANCE = 1e-4
 """Largest difference from 1 of the sum of a row of shares."""
@@ -21,6 +22,8 @@ def count_targets(loss: Loss, batch: Batch) -> float:
         DataError: A target does not fit the loss; the sample is named.
     """
     assert batch.target is not None, "a batch to train on needs a target"
+    if not batch.num_samples:
+        return 0.0  # a filler
     if isinstance(loss, ChecksTargets):
         try:
             loss.check(batch.target)
@@ -35,6 +38,27 @@ def compute_loss(loss: Loss, output: Tensor, batch: Batch) -> Tensor:
     if isinstance(loss, UsesInputs) and loss.needs_inputs:
         return loss(output, batch.target, batch.inputs)  # type: ignore[call-arg]
     return loss(output, batch.target)
+
+
+def compute_shared_loss(loss: Loss, output: Tensor, batch: Batch, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """Return this process's share of the loss of a micro-batch, for its gradient, and its share of the loss's value.
+
+    The loss is a sum over targets, so a process's share is the loss of its own. A statistic of the whole batch is
+    computed by every process, from the rows of all; its value is the first process's share.
+    """
+    if not batch.num_samples:
+        output = output * 0.0  # a filler: it has a gradient, and the gradient is 0
+    if ranks.size == 1 or not (isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic):
+        total = compute_loss(loss, output, batch)
+        total = total if batch.num_samples else total * 0.0
+        return total, total.detach()
+    assert batch.target is not None, "a batch to train on needs a target"
+    own = slice(None) if batch.num_samples else slice(0)
+    total = loss(ranks.gather_rows(output[own]), ranks.gather_rows(batch.target[own]))
+    value = total.detach()
+    # A process without rows of its own still needs a gradient to send: it is 0.
+    total = total if batch.num_samples else total + output.sum() * 0.0
+    return total, value if ranks.is_first else torch.zeros_like(value)
 
 
 def compute_scores(loss: Loss, output: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from trainer.data.encode import Encoded, cache_root, encode
 from trainer.data.quality import DataReport, measure_quality
 from trainer.errors import DataError
 from trainer.protocols import Batching, HasNumericColumns, SeparableSource, Source, Task
+from trainer.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -74,16 +75,24 @@ def build_batch_plan(job: TrainJob, task: Task, encoded: Encoded) -> BatchPlan:
 
 
 def build_loaders(
-    job: TrainJob, task: Task, encoded: Encoded, plan: BatchPlan, batching: Batching, device: torch.device
+    job: TrainJob,
+    task: Task,
+    encoded: Encoded,
+    plan: BatchPlan,
+    batching: Batching,
+    device: torch.device,
+    ranks: Ranks,
+    *,
+    fill: bool,
 ) -> tuple[TrainLoader, EvaluationBatches]:
-    """Build the loader of the training split and the loader of the validation split."""
+    """Build the loader of the training split and the loader of the validation split, of this process's share."""
     options = loader_options(job, device, batching)
     train, validation = (
         Batches(encoded.splits[split], task, batching, job.seed, training=split == "train")
         for split in ("train", "validation")
     )
-    loader = TrainLoader(train, plan, job.train.accumulate, options)
-    return loader, EvaluationBatches(validation, job.loader.eval_batch_size, options)
+    loader = TrainLoader(train, plan, job.train.accumulate, options, ranks, fill=fill)
+    return loader, EvaluationBatches(validation, job.loader.eval_batch_size, options, ranks)
 
 
 def loader_options(job: TrainJob, device: torch.device, batching: Batching) -> LoaderOptions:

@@ -15,6 +15,7 @@ from trainer.builders.training import build_training
 from trainer.config.jobs import TrainJob
 from trainer.errors import ConfigError, DivergedError, Interrupted, format_error
 from trainer.loop import fit
+from trainer.ranks import Ranks
 from trainer.run import RunOutputs, StepCounts
 
 _LOWEST, _HIGHEST = 1e-6, 10.0
@@ -52,16 +53,17 @@ class RangeTest:
         return bool(self.smoothed) and self.smoothed[-1] > _RISE * min(self.smoothed)
 
 
-def range_test(job: TrainJob) -> RangeTest:
+def range_test(job: TrainJob, ranks: Ranks | None = None) -> RangeTest:
     """Train a new model for at most 100 steps with a rising learning rate; only the curve is kept.
 
     Args:
         job: The checked config; its learning rate is ignored.
+        ranks: The processes that train together; None is this process alone.
     """
     curve = RangeTest()
     with ExitStack() as closing:
         trial = replace(job, optimizer={**job.optimizer, "lr": 1.0}, ema=replace(job.ema, decay=None))
-        training = build_training(trial, "", RunOutputs(curve), None, closing)
+        training = build_training(trial, "", RunOutputs(curve), None, closing, ranks)
         steps = StepCounts(_STEPS, training.run.steps.per_epoch, log_every=1, eval_every=None, save_every=None)
         run = replace(training.run, schedule=rising_lr, steps=steps)
         with suppress(DivergedError, Interrupted):

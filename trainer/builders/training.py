@@ -28,7 +28,7 @@ from trainer.builders.model import (
     to_device,
 )
 from trainer.builders.optimizer import build_optimizer, build_schedule
-from trainer.capture import restore
+from trainer.capture import is_keyed, restore
 from trainer.checkpoint.store import Snapshot
 from trainer.config import schema
 from trainer.config.compatibility import UNKNOWN_METRIC
@@ -41,9 +41,11 @@ from trainer.errors import CheckpointError, ConfigError, did_you_mean, format_er
 from trainer.evaluate import evaluate, metric_directions
 from trainer.layout import CONFIG, TASK
 from trainer.precision import Precision
-from trainer.protocols import Batch, HasTeacher, Loss, MetricSchedule, Task
+from trainer.protocols import Batch, HasBatchStatistic, HasTeacher, Loss, MetricSchedule, Task
+from trainer.ranks import Ranks, join_ranks
 from trainer.run import Run, RunOutputs, StepCounts, Validation
 from trainer.state import TrainState
+from trainer.step_rng import StepRng
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,12 @@ class Training:
 
 
 def build_training(
-    job: TrainJob, config_text: str, outputs: RunOutputs, snapshot: Snapshot | None, closing: ExitStack
+    job: TrainJob,
+    config_text: str,
+    outputs: RunOutputs,
+    snapshot: Snapshot | None,
+    closing: ExitStack,
+    ranks: Ranks | None = None,
 ) -> Training:
     """Build every part of a job; with a snapshot, restore the state that it was taken from.
 
@@ -70,7 +77,9 @@ def build_training(
         outputs: Where the output of the run goes.
         snapshot: The checkpoint to resume from; None for a new run.
         closing: Receives what must be closed after the run.
+        ranks: The processes that train together; None is this process alone.
     """
+    ranks = ranks or Ranks()
     device = build_device(job.device)
     check_targets(job)
     seed_rng(job.seed, device)
@@ -91,7 +100,9 @@ def build_training(
     ema = None if job.ema.decay is None else Ema(model, job.ema.decay, loss)
     if job.compile:  # after the EMA copied the model as it was before
         compile_model(model, device)
-    loader, validation_batches = build_loaders(job, task, encoded, plan, choose_batching(job, model), device)
+    fill = isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic
+    batching = choose_batching(job, model)
+    loader, validation_batches = build_loaders(job, task, encoded, plan, batching, device, ranks, fill=fill)
     closing.callback(validation_batches.close)
     check_model(job, model, loader.batches)
     precision = Precision(job.precision, device)
@@ -105,10 +116,12 @@ def build_training(
         ema=ema,
         masks=masks,
         loader=loader,
+        ranks=ranks,
+        rng=StepRng(job.seed, device, keyed=snapshot is None or is_keyed(snapshot)),
         device=device,
         max_grad_norm=job.train.max_grad_norm,
         steps=steps,
-        validation=build_validation(job, task, validation_batches, precision, device),
+        validation=build_validation(job, task, validation_batches, precision, device, ranks),
         outputs=outputs,
         documents=_documents(config_text, task, model, loss),
         data_fingerprint=encoded.fingerprint,
@@ -117,7 +130,16 @@ def build_training(
     if snapshot is not None:
         _check_teacher(snapshot, run.documents)
         restore(run, state, snapshot)
+    ranks.broadcast_weights(run.modules().values())
     return Training(run, state, task, encoded, data_report)
+
+
+def join_devices(job: TrainJob) -> Ranks:
+    """Join the processes that train a job together, after the device of this one is known to exist."""
+    device = build_device(job.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return join_ranks("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", job.launch.timeout)
 
 
 def build_device(name: str) -> torch.device:
@@ -129,6 +151,8 @@ def build_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
+    if device.type == "cuda" and device.index is None and (local := os.environ.get("LOCAL_RANK")) is not None:
+        device = torch.device("cuda", int(local))
     present = {
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
@@ -185,7 +209,7 @@ def count_steps(job: TrainJob, steps_per_epoch: int) -> StepCounts:
 
 
 def build_validation(
-    job: TrainJob, task: Task, batches: Iterable[Batch], precision: Precision, device: torch.device
+    job: TrainJob, task: Task, batches: Iterable[Batch], precision: Precision, device: torch.device, ranks: Ranks
 ) -> Validation:
     """Build the evaluation on the validation split.
 
@@ -194,7 +218,7 @@ def build_validation(
     """
 
     def evaluate_validation(model: nn.Module, loss: Loss) -> dict[str, float]:
-        return evaluate(model, loss, batches, task.metrics(), precision=precision, device=device)
+        return evaluate(model, loss, batches, task.metrics(), precision=precision, device=device, ranks=ranks)
 
     return Validation(evaluate_validation, *select_monitor(job, task))
 

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 
 
-def capture_rng_state() -> dict[str, Any]:
-    """Return the states of the global generators of Python, NumPy, torch and every device that is in use."""
+def capture_rng_state(*, devices: bool = True) -> dict[str, Any]:
+    """Return the states of the global generators of Python and NumPy, and of torch and every device that is in use.
+
+    Args:
+        devices: False leaves out torch and the devices, whose generators are seeded anew in every step.
+    """
     version, words, gauss = random.getstate()
     algorithm, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
@@ -24,8 +28,10 @@ def capture_rng_state() -> dict[str, Any]:
             "has_gauss": int(has_gauss),
             "cached": float(cached),
         },
-        "torch": _pack(torch.get_rng_state().numpy()),
     }
+    if not devices:
+        return state
+    state["torch"] = _pack(torch.get_rng_state().numpy())
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = [_pack(device.numpy()) for device in torch.cuda.get_rng_state_all()]
     if torch.backends.mps.is_available():
@@ -44,6 +50,8 @@ def restore_rng_state(state: dict[str, Any]) -> None:
     random.setstate((python["version"], tuple(words), python["gauss"]))
     keys = _unpack(numpy["keys"], np.uint32)
     np.random.set_state((numpy["kind"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
+    if "torch" not in state:
+        return
     torch.set_rng_state(_as_tensor(state["torch"]))
     # The count is 0 without CUDA.
     for index, text in enumerate(state.get("cuda", [])[: torch.cuda.device_count()]):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,21 +23,53 @@ from trainer.config.jobs import TrainJob
 from trainer.config.resume import resume_config
 from trainer.config.stored import config_text, job_from_text, parse_stored_config
 from trainer.errors import CheckpointError, Interrupted, ProofError
-from trainer.layout import CHECKPOINTS, CONFIG, DIVERGED, LOG, LR_RANGE, METRICS, REPORT, TENSORBOARD, step_name
+from trainer.launch import is_rank, launch, num_processes
+from trainer.layout import (
+    CHECKPOINTS,
+    CONFIG,
+    DIVERGED,
+    LOG,
+    LR_RANGE,
+    METRICS,
+    RANK_LOGS,
+    REPORT,
+    TENSORBOARD,
+    step_name,
+)
 from trainer.report.console import open_console, print_table
 from trainer.signals import StopSignals
 
 if TYPE_CHECKING:
     from trainer.builders.training import Training
     from trainer.checkpoint.store import Saver, Snapshot
+    from trainer.ranks import Ranks
     from trainer.report.events import Sink
     from trainer.run import DivergenceReport
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from.
+
+    Attributes:
+        job: The checked config.
+        config: The same as plain data, to be stored.
+        folder: The run folder.
+        step: The step of the checkpoint to resume from; None for a new run.
+        notes: What changes when the run resumes.
+    """
+
+    job: TrainJob
+    config: dict[str, Any]
+    folder: Path
+    step: int | None
+    notes: list[str]
+
+
 def run(job: TrainJob, config: dict[str, Any]) -> None:
-    """Train a job to its end.
+    """Train a job to its end, in this process or in one for each of its devices.
 
     Args:
         job: The checked config.
@@ -46,23 +78,64 @@ def run(job: TrainJob, config: dict[str, Any]) -> None:
     Raises:
         TrainerError: Every error that the user can fix, and every stop that the user has requested.
     """
-    from trainer.checkpoint.lock import run_lock
-
+    devices = num_processes(job.devices)
+    config = config | {"devices": devices}
+    if devices > 1 and not is_rank():
+        launch("train", config, (), devices, job.launch.grace)
+        return
     cwd = Path(config["run"]["cwd"] or "").expanduser().absolute()
     config = config | {"run": config["run"] | {"cwd": str(cwd)}}
-    with StopSignals() as signals:
-        created = job.run.dir is None or not Path(job.run.dir).exists()
-        folder = _find_or_create_folder(job)
-        try:
-            with run_lock(folder), discard_unless_started(folder, created=created):
-                snapshot = _load_snapshot(job, folder)
-                notes: list[str] = []
-                if snapshot is not None and job.resume == "auto":
-                    config, notes = resume_config(parse_stored_config(snapshot.documents[CONFIG]), config)
-                    job = replace(job, optimizer=config["optimizer"])
-                _train(job, config, folder, snapshot, signals, notes)
-        except Interrupted as error:
-            raise Interrupted(*error.messages, _resume_instruction(folder)) from error
+    with StopSignals() as signals, ExitStack() as stack:
+        if devices == 1:
+            start, snapshot = _prepare(job, config, stack)
+            _train(start, snapshot, signals, None)
+        else:
+            _train_with_others(job, config, signals, stack)
+
+
+def _prepare(job: TrainJob, config: dict[str, Any], stack: ExitStack) -> tuple[Start, Snapshot | None]:
+    """Lock the run folder until the stack is closed, and read the checkpoint to resume from."""
+    from trainer.checkpoint.lock import run_lock
+
+    created = job.run.dir is None or not Path(job.run.dir).exists()
+    folder = _find_or_create_folder(job)
+    stack.enter_context(_resume_instruction_added(folder))
+    stack.enter_context(run_lock(folder))
+    stack.enter_context(discard_unless_started(folder, created=created))
+    snapshot = _load_snapshot(job, folder)
+    notes: list[str] = []
+    if snapshot is not None and job.resume == "auto":
+        config, notes = resume_config(parse_stored_config(snapshot.documents[CONFIG]), config)
+        job = replace(job, optimizer=config["optimizer"])
+    return Start(job, config, folder, None if snapshot is None else snapshot.step, notes), snapshot
+
+
+def _train_with_others(job: TrainJob, config: dict[str, Any], signals: StopSignals, stack: ExitStack) -> None:
+    """Train in this process, one of several: the first one prepares the run for all."""
+    from trainer.builders.training import join_devices
+    from trainer.checkpoint.store import Store
+
+    ranks = join_devices(job)
+    stack.callback(ranks.close)
+    start: Start | None = None
+    snapshot: Snapshot | None = None
+    if ranks.is_first:
+        start, snapshot = _prepare(job, config, stack)
+    start = ranks.broadcast(start)
+    assert start is not None
+    if not ranks.is_first:
+        stack.enter_context(_resume_instruction_added(start.folder))
+        if start.step is not None:
+            snapshot = Store(start.folder / CHECKPOINTS, job.checkpoint.keep).load(f"step-{start.step}")
+    _train(start, snapshot, signals, ranks)
+
+
+@contextmanager
+def _resume_instruction_added(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted(*error.messages, _resume_instruction(folder)) from error
 
 
 def _find_or_create_folder(job: TrainJob) -> Path:
@@ -87,51 +160,48 @@ def _resume_instruction(folder: Path) -> str:
     return "No checkpoint was saved yet. Start the run again."
 
 
-def _train(
-    job: TrainJob,
-    config: dict[str, Any],
-    folder: Path,
-    snapshot: Snapshot | None,
-    signals: StopSignals,
-    notes: list[str],
-) -> None:
+def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks: Ranks | None) -> None:
     from trainer.builders.training import build_training
     from trainer.checkpoint.store import Saver, Store
     from trainer.loop import fit
     from trainer.report.events import Reports
-    from trainer.report.logs import log_to_file_and_screen
     from trainer.run import RunOutputs
 
+    job, config, folder = start.job, start.config, start.folder
+    is_first = ranks is None or ranks.is_first
     console = open_console(job.logger.console)
     is_new = not (folder / METRICS).exists()
     with ExitStack() as stack:
-        quiet = job.logger.console == "none"
-        open_log = stack.enter_context(log_to_file_and_screen(folder / LOG, console, quiet=quiet))
-        logger.info("run folder: %s", folder)
-        for note in notes:
-            logger.info(note)
+        open_log = _open_logs(start, ranks, console, stack)
         if job.optimizer.get("lr") == "auto":
-            optimizer = job.optimizer | {"lr": _find_lr(job, folder)}
+            optimizer = job.optimizer | {"lr": _find_lr(job, folder, ranks)}
             job, config = replace(job, optimizer=optimizer), config | {"optimizer": optimizer}
         text = config_text(config)
-        saver = Saver(Store(folder / CHECKPOINTS, job.checkpoint.keep))
-        stack.callback(saver.close)
         reports = stack.enter_context(Reports())
-        outputs = RunOutputs(
-            report=reports,
-            save=saver.submit,
-            save_divergence=lambda divergence: _save_divergence(divergence, text, folder, saver),
-        )
-        training = build_training(job, text, outputs, snapshot, stack)
-        # The run can start. Up to here a resumed run's folder is unchanged and a new run's folder is empty.
-        (folder / CONFIG).write_text(text, encoding="utf-8")
-        open_log()
-        reports.add(*_open_sinks(job, folder, console, training.run.steps.total))
+        outputs = RunOutputs(report=reports)
+        if is_first:
+            saver = Saver(Store(folder / CHECKPOINTS, job.checkpoint.keep))
+            stack.callback(saver.close)
+            outputs = RunOutputs(
+                report=reports,
+                save=saver.submit,
+                save_divergence=lambda divergence: _save_divergence(divergence, text, folder, saver),
+            )
+        training = build_training(job, text, outputs, snapshot, stack, ranks)
+        if is_first:
+            # The run can start. Up to here a resumed run's folder is unchanged and a new run's folder is empty.
+            (folder / CONFIG).write_text(text, encoding="utf-8")
+            open_log()
+            reports.add(*_open_sinks(job, folder, console, training.run.steps.total))
         _log_start(job, training, is_new)
-        if not quiet:
+        if is_first and job.logger.console != "none":
             print_table(console, "data", *training.data_report.table())
         with signals.deferred():
             fit(training.run, training.state, signals.should_stop)
+        if ranks is not None:
+            ranks.close()
+        if not is_first:
+            return
         saver.close()
         signals.raise_if_received()
         _log_early_stop(training)
@@ -139,12 +209,31 @@ def _train(
         _finish(job, folder, training, console)
 
 
-def _find_lr(job: TrainJob, folder: Path) -> float:
+def _open_logs(start: Start, ranks: Ranks | None, console: Console, stack: ExitStack) -> Callable[[], None]:
+    """Send log records to the screen and, once the returned function is called, to the run folder.
+
+    Of the processes after the first one only the warnings are kept, in a file each.
+    """
+    from trainer.report.logs import log_to_file_and_screen, log_warnings_to_file
+
+    if ranks is not None and not ranks.is_first:
+        stack.enter_context(log_warnings_to_file(start.folder / RANK_LOGS / f"rank-{ranks.rank}.log"))
+        return lambda: None
+    quiet = start.job.logger.console == "none"
+    open_log = stack.enter_context(log_to_file_and_screen(start.folder / LOG, console, quiet=quiet))
+    logger.info("run folder: %s", start.folder)
+    for note in start.notes:
+        logger.info(note)
+    return open_log
+
+
+def _find_lr(job: TrainJob, folder: Path, ranks: Ranks | None) -> float:
     """Return the learning rate that a range test finds; its curve is kept in `lr_range.json`."""
     from trainer.builders.range_test import range_test, steepest_lr
 
-    curve = range_test(job)
-    (folder / LR_RANGE).write_text(json.dumps(vars(curve)) + "\n", encoding="utf-8")
+    curve = range_test(job, ranks)
+    if ranks is None or ranks.is_first:
+        (folder / LR_RANGE).write_text(json.dumps(vars(curve)) + "\n", encoding="utf-8")
     # Two digits: the rest is noise, and people read it in the config.
     lr = float(f"{steepest_lr(curve):.1e}")
     logger.info("optimizer.lr=auto: %g, where the loss fell fastest (curve: %s)", lr, folder / LR_RANGE)

@@ -137,6 +137,18 @@ def _checked_job(config: Mapping[str, Any], line: CommandLine, hydra: DictConfig
     return CheckedJob(job, _in_schema_order(config, line), hydra)
 
 
+def job_of_config(verb: str, config: Mapping[str, Any], stored_overrides: Iterable[Sequence[Any]]) -> jobs.Job:
+    """Return the typed job of a config that another process has checked.
+
+    Args:
+        verb: The verb.
+        config: The config, complete.
+        stored_overrides: Full key and value of each change of a stored config.
+    """
+    pairs = tuple((str(key), value) for key, value in stored_overrides)
+    return job_of(locate_paths(config), jobs.JOBS[verb], pairs)
+
+
 def _in_schema_order(config: Mapping[str, Any], line: CommandLine) -> dict[str, Any]:
     return {key: config[key] for key in schema.keys(line.job_type)}
 

@@ -182,6 +182,14 @@ class EmaSection:
 
 
 @dataclass(frozen=True)
+class LaunchSection:
+    """The processes of a job with several devices."""
+
+    grace: Positive = key(30.0, "seconds that the other processes have to end after one has failed")
+    timeout: Positive = key(1800.0, "seconds that a process waits for the others before the run fails")
+
+
+@dataclass(frozen=True)
 class LoggerSection:
     """The outputs for metrics during the run."""
 
@@ -210,6 +218,12 @@ class TrainJob:
 
     seed: Seed = key(0, "seed of the sample order, the initial weights and all random numbers; at least 0")
     device: str = key("auto", f"device: {_DEVICE}")
+    devices: Count | Literal["auto"] = key(
+        1, "number of devices that train together, a process each; auto is every GPU; changes the time, not the result"
+    )
+    shard: bool | Count = key(
+        False, "store weights, gradients and optimizer in shards: true over all devices, or over groups of this many"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = key(
         "fp32", "number format of the forward and backward pass: fp32, bf16 or fp16; weights stay fp32"
     )
@@ -224,6 +238,7 @@ class TrainJob:
     checkpoint: CheckpointSection = section(CheckpointSection, "when checkpoints are saved, and which are kept")
     ema: EmaSection = section(EmaSection, "the moving average of the weights")
     logger: LoggerSection = section(LoggerSection, "where metrics are written")
+    launch: LaunchSection = section(LaunchSection, "how the processes of several devices wait for each other")
     task: Part = group("what the model learns: columns, encoding, metrics")
     data: Part = group("the source of the samples", DataKeys)
     model: Part = group("the network", ModelKeys)

@@ -20,6 +20,9 @@ from trainer.errors import CheckpointError, ConfigError, format_error
 
 SAFE = (
     "device",
+    "devices",
+    "shard",
+    "launch.*",
     "resume",
     "trust",
     "run.*",

@@ -10,7 +10,7 @@ import atexit
 import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from trainer.protocols import Batch, Batching, Task, UsesExtraRows
+from trainer.ranks import Ranks
 from trainer.sample_rng import SampleRng
 
 if TYPE_CHECKING:
@@ -34,10 +35,14 @@ class BatchIndices:
     Attributes:
         epoch: The epoch, from 0.
         ids: The positions of the samples in the split.
+        piece: The position among the micro-batches of a step, over all devices.
+        is_filler: The samples are another device's: this device runs them too, but they count for nothing.
     """
 
     epoch: int
     ids: tuple[int, ...]
+    piece: int = 0
+    is_filler: bool = False
 
 
 class BatchPlan:
@@ -70,10 +75,30 @@ class BatchPlan:
         start = position * self.batch_size
         return BatchIndices(epoch, tuple(self._order(epoch)[start : start + self.batch_size].tolist()))
 
-    def micro_batches(self, start: int, stop: int, accumulate: int) -> Iterator[BatchIndices]:
-        """Yield the micro-batches of the steps from `start` up to `stop` (exclusive), `accumulate` per step."""
-        for step in range(start, stop):
-            yield from split_batch(self.batch(step), accumulate)
+    def micro_batches(
+        self, step: int, accumulate: int, rank: int = 0, num_ranks: int = 1, *, fill: bool = False
+    ) -> list[BatchIndices]:
+        """Return a device's share of the micro-batches of a step.
+
+        A step has `accumulate` micro-batches. Each is divided among the devices, so it has the same samples whatever
+        the number of devices is.
+
+        Args:
+            step: The optimizer step, counted from 0 over all epochs.
+            accumulate: Micro-batches of a step.
+            rank: The device, from 0.
+            num_ranks: The number of devices.
+            fill: Give a device without a sample of its own the first sample of the micro-batch as a filler; otherwise
+                it leaves the micro-batch out.
+        """
+        shares: list[BatchIndices] = []
+        for index, micro_batch in enumerate(split_batch(self.batch(step), accumulate)):
+            pieces, piece = split_batch(micro_batch, num_ranks), index * num_ranks + rank
+            if rank < len(pieces):
+                shares.append(replace(pieces[rank], piece=piece))
+            elif fill:
+                shares.append(BatchIndices(micro_batch.epoch, micro_batch.ids[:1], piece, is_filler=True))
+        return shares
 
     def _make_order(self, epoch: int) -> np.ndarray:
         order = permutation(self.num_samples, self.seed, epoch)
@@ -137,41 +162,72 @@ class Batches(Dataset[Batch]):
     def __getitem__(self, indices: BatchIndices) -> Batch:
         rng = SampleRng(self.seed, indices.epoch, indices.ids, self.training, len(self.rows))
         extra_rows = self.task.extra_rows(rng) if isinstance(self.task, UsesExtraRows) else []
-        return self.task.collate(arrow_columns(self.rows[[*indices.ids, *extra_rows]]), rng, self.batching)
+        batch = self.task.collate(arrow_columns(self.rows[[*indices.ids, *extra_rows]]), rng, self.batching)
+        num_samples = 0 if indices.is_filler else batch.num_samples
+        return replace(batch, num_samples=num_samples, piece=indices.piece)
 
 
 class TrainLoader:
-    """The micro-batches of the training split, grouped by optimizer step."""
+    """The micro-batches of the training split, grouped by optimizer step.
 
-    def __init__(self, batches: Batches, plan: BatchPlan, accumulate: int, options: LoaderOptions) -> None:
+    Args:
+        batches: The training split.
+        plan: The samples of each step.
+        accumulate: Micro-batches of a step.
+        options: How batches are loaded.
+        ranks: The devices that share each micro-batch.
+        fill: Every device needs a batch for each micro-batch, if only a filler (see `BatchPlan.micro_batches`).
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        plan: BatchPlan,
+        accumulate: int,
+        options: LoaderOptions,
+        ranks: Ranks | None = None,
+        *,
+        fill: bool = False,
+    ) -> None:
         self.plan = plan
         self.batches = batches
         self._accumulate = accumulate
         self._options = options
+        self._ranks = ranks or Ranks()
+        self._fill = fill
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """Yield the micro-batches of each step from `start` up to `stop` (exclusive).
+        """Yield this device's micro-batches of each step from `start` up to `stop` (exclusive).
 
         One DataLoader iterator serves all epochs, so workers do not restart between epochs.
         """
-        indices = self.plan.micro_batches(start, stop, self._accumulate)
+        indices = (each for step in range(start, stop) for each in self._micro_batches(step))
         stream = iter(_data_loader(self.batches, indices, self._options, persistent=False))
         for step in range(start, stop):
-            size = min(self._accumulate, len(self.plan.batch(step).ids))
-            yield list(islice(stream, size))
+            yield list(islice(stream, len(self._micro_batches(step))))
+
+    def _micro_batches(self, step: int) -> list[BatchIndices]:
+        return self.plan.micro_batches(step, self._accumulate, self._ranks.rank, self._ranks.size, fill=self._fill)
 
 
 class EvaluationBatches:
     """All rows of a split in order, `batch_size` per batch; can be iterated repeatedly until it is closed.
 
-    Workers survive from one evaluation to the next if `options.persistent_workers` is set.
+    Workers survive from one evaluation to the next if `options.persistent_workers` is set. Several devices share the
+    batches: each has consecutive ones, and none is read twice.
     """
 
-    def __init__(self, batches: Batches, batch_size: int, options: LoaderOptions) -> None:
+    def __init__(self, batches: Batches, batch_size: int, options: LoaderOptions, ranks: Ranks | None = None) -> None:
+        ranks = ranks or Ranks()
         ids = np.arange(len(batches.rows)).tolist()
         indices = [BatchIndices(0, tuple(ids[start : start + batch_size])) for start in range(0, len(ids), batch_size)]
+        # Rounded up: the first device has a batch, however few there are.
+        bounds = [-(-len(indices) * rank // ranks.size) for rank in range(ranks.size + 1)]
         self._loader: DataLoader[Batch] | None = _data_loader(
-            batches, indices, options, persistent=options.persistent_workers
+            batches,
+            indices[bounds[ranks.rank] : bounds[ranks.rank + 1]],
+            options,
+            persistent=options.persistent_workers,
         )
 
     def __iter__(self) -> Iterator[Batch]:

@@ -59,6 +59,7 @@ class Dice(nn.Module):
         super().__init__()
         self.smooth = smooth
         self.per = per
+        self.is_batch_statistic = per != "sample"
         self.ignore_index = ignore_index
         self.num_outputs = num_outputs
 

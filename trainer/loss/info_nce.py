@@ -39,6 +39,7 @@ class InfoNce(nn.Module):
     """
 
     targets: ClassVar[tuple[str, ...]] = ("views",)
+    is_batch_statistic: ClassVar[bool] = True
 
     @validated()
     def __init__(self, temperature: Positive, symmetric: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,8 @@ class MseCorrelation(RegressionLoss):
     Raises:
         ConfigError: `correlation` is out of range.
     """
+
+    is_batch_statistic: ClassVar[bool] = True
 
     @validated()
     def __init__(self, correlation: NonNegative, num_outputs: int | None = None) -> None:

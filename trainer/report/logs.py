@@ -67,6 +67,23 @@ def log_to_file_and_screen(path: Path, console: Console, *, quiet: bool) -> Iter
             logger.setLevel(level)
 
 
+@contextmanager
+def log_warnings_to_file(path: Path) -> Iterator[None]:
+    """Send warnings and errors to a file during the block, which is created with the first of them."""
+    root = logging.getLogger()
+    path.parent.mkdir(exist_ok=True)
+    handler = _file_handler(path, delay=True)
+    handler.setLevel(logging.WARNING)
+    root.addHandler(handler)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        handler.close()
+
+
 def _open_file(waiting: MemoryHandler, path: Path) -> None:
     """Write the waiting records to the file, and from now on every record at once."""
     waiting.setTarget(_file_handler(path))
@@ -74,8 +91,8 @@ def _open_file(waiting: MemoryHandler, path: Path) -> None:
     waiting.capacity = 0
 
 
-def _file_handler(path: Path) -> logging.Handler:
-    handler = logging.FileHandler(path, encoding="utf-8")
+def _file_handler(path: Path, *, delay: bool = False) -> logging.Handler:
+    handler = logging.FileHandler(path, encoding="utf-8", delay=delay)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     return handler
 

@@ -1,0 +1,205 @@
+"""The processes that train one model together: their ranks, and what they exchange.
+
+The processes of a run differ only in the samples that they read. Whatever decides how the run goes on (the loss, the
+gradient, scores, a request to stop) is exchanged first, so that all of them decide alike.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed import TCPStore
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from trainer.errors import LostRankError
+from trainer.launch import LISTEN_FD
+
+_Value = TypeVar("_Value")
+
+_BUCKET_BYTES = 2**26
+"""Gradients are exchanged in pieces of about this size: few calls, and little memory beyond the gradients."""
+
+
+class Ranks:
+    """A group of processes, each with its device; by default this process alone, which exchanges nothing.
+
+    Every process of the group must make the same calls in the same order.
+
+    Args:
+        rank: The number of this process, from 0.
+        size: The number of processes.
+
+    Raises (every method):
+        LostRankError: Another process has ended.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        assert 0 <= rank < size
+        self.rank = rank
+        self.size = size
+
+    def close(self) -> None:
+        """Leave the group; no other method may be called afterwards."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    @property
+    def is_first(self) -> bool:
+        """True for the process that writes the run's files and the screen."""
+        return self.rank == 0
+
+    def sum(self, *values: float) -> list[float]:
+        """Return the sum of each value over all processes, in float64; waits for no device."""
+        if self.size == 1:
+            return [float(value) for value in values]
+        total = torch.tensor(values, dtype=torch.float64)
+        with _lost_rank():
+            dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def any(self, flag: bool) -> bool:
+        """Return True if the flag of any process is True."""
+        return self.sum(float(flag))[0] > 0
+
+    def broadcast(self, value: _Value) -> _Value:
+        """Return the first process's value; the values of the others are ignored."""
+        if self.size == 1:
+            return value
+        values = [value]
+        with _lost_rank():
+            dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        return values[0]
+
+    def gather(self, value: _Value) -> list[_Value]:
+        """Return the value of each process, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[_Value] = [value] * self.size
+        with _lost_rank():
+            dist.all_gather_object(values, value)
+        return values
+
+    def broadcast_weights(self, modules: Iterable[nn.Module]) -> None:
+        """Replace parameters and buffers by those of the first process: another processor may initialize otherwise."""
+        tensors = [tensor.detach() for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        for tensor in tensors if self.size > 1 else ():
+            with _lost_rank():
+                dist.broadcast(tensor, src=0)
+
+    @torch.no_grad()
+    def sum_gradients(self, parameters: Sequence[Tensor], loss: Tensor) -> None:
+        """Replace the gradients, and the loss of shape (), by their sums over all processes.
+
+        A gradient is None afterwards only if it is None in every process: a process without samples has none.
+        """
+        if self.size == 1:
+            return
+        present = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
+        with _lost_rank():
+            dist.all_reduce(present, op=dist.ReduceOp.MAX)
+        used = [parameter for parameter, some in zip(parameters, present.tolist(), strict=True) if some]
+        for parameter in used:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in used if parameter.grad is not None]
+        for tensors in _buckets([loss, *gradients]):
+            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            with _lost_rank():
+                dist.all_reduce(flat)
+            for tensor, summed in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+                tensor.copy_(summed.view_as(tensor))
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Return the rows (N, ...) of all processes by rank; only this process's own rows keep their gradient.
+
+        So if every process computes the same value of all rows, the sum of their gradients is the value's gradient.
+        """
+        if self.size == 1:
+            return rows
+        sizes = [int(size) for size in self._gather_sizes(len(rows))]
+        shape = rows.shape[1:]
+        # Gloo and NCCL gather tensors of one shape.
+        padded = torch.zeros((max(sizes), *shape), dtype=rows.dtype, device=rows.device)
+        padded[: len(rows)] = rows.detach()
+        gathered = [torch.empty_like(padded) for _ in sizes]
+        with _lost_rank():
+            dist.all_gather(gathered, padded)
+        parts = [part[:size] for part, size in zip(gathered, sizes, strict=True)]
+        parts[self.rank] = rows
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def average_batch_norm(self, module: nn.Module) -> None:
+        """Average the running statistics of batch normalization over all processes."""
+        layers = [each for each in module.modules() if isinstance(each, _NormBase) and each.running_mean is not None]
+        for layer in layers if self.size > 1 else ():
+            for statistic in (layer.running_mean, layer.running_var):
+                assert statistic is not None
+                with _lost_rank():
+                    dist.all_reduce(statistic)
+                statistic.div_(self.size)
+            if layer.num_batches_tracked is not None:
+                with _lost_rank():
+                    dist.all_reduce(layer.num_batches_tracked, op=dist.ReduceOp.MAX)
+
+    def _gather_sizes(self, size: int) -> list[int]:
+        sizes = torch.zeros(self.size, dtype=torch.int64)
+        sizes[self.rank] = size
+        with _lost_rank():
+            dist.all_reduce(sizes)
+        return sizes.tolist()
+
+
+def join_ranks(backend: str, timeout: float) -> Ranks:
+    """Join the processes that the environment names (RANK, WORLD_SIZE, as torchrun sets them), if it names several.
+
+    Args:
+        backend: `gloo` for CPUs, `cpu:gloo,cuda:nccl` for GPUs.
+        timeout: Seconds to wait for another process before the run fails.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        return Ranks()
+    limit = timedelta(seconds=timeout)
+    with _lost_rank():
+        if (socket := os.environ.get(LISTEN_FD)) is None:
+            dist.init_process_group(backend, timeout=limit)
+        else:
+            store = TCPStore(
+                os.environ["MASTER_ADDR"],
+                int(os.environ["MASTER_PORT"]),
+                size,
+                is_master=rank == 0,
+                timeout=limit,
+                master_listen_fd=int(socket) if rank == 0 else None,
+            )
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    return Ranks(rank, size)
+
+
+@contextmanager
+def _lost_rank() -> Iterator[None]:
+    """Turn the error of an exchange into the one that says why: another process has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostRankError(f"the connection to another process of the run was lost ({error})") from error
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Group tensors of one dtype and device into lists of about `_BUCKET_BYTES`; the order is always the same."""
+    buckets: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        key = (tensor.dtype, tensor.device)
+        bucket = buckets.setdefault(key, [])
+        bucket.append(tensor)
+        if sum(each.numel() * each.element_size() for each in bucket) >= _BUCKET_BYTES:
+            yield buckets.pop(key)
+    yield from buckets.values()
