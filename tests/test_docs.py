@@ -113,7 +113,8 @@ def test_quick_commands_run(page: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page, commands in TRAINING.items() if commands])
-def test_training_commands_are_valid(page: str, folder: Path) -> None:
+def test_training_commands_are_valid(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(folder))  # as the command does
     for command in TRAINING[page]:
         if not makes_a_run(command) and runs_in(command) <= {"runs/demo"}:
             ensure_runs(command, folder)

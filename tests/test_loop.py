@@ -19,8 +19,10 @@ from trainer.loss.cross_entropy import CrossEntropy
 from trainer.precision import Precision
 from trainer.protocols import Batch, Loss
 from trainer.prune.masks import Masks
+from trainer.ranks import Ranks
 from trainer.run import Run, RunOutputs, StepCounts, Validation
 from trainer.state import TrainState
+from trainer.step_rng import StepRng
 
 CPU = torch.device("cpu")
 IGNORED = -100
@@ -98,6 +100,8 @@ def make_run(
         ema=None,
         masks=Masks(model, {}),
         loader=RepeatedSteps(micro_batches),
+        ranks=Ranks(),
+        rng=StepRng(0, CPU),
         device=CPU,
         max_grad_norm=None,
         steps=steps or StepCounts(6, len(micro_batches), log_every=1, eval_every=3, save_every=4),
@@ -116,7 +120,7 @@ def events(run: Run, name: str) -> list[tuple[int, dict[str, Any]]]:
 
 def gradients_of(micro_batches: list[Batch], **changes: Any) -> dict[str, Tensor]:
     run = make_run([micro_batches], dtype=torch.float64, **changes)
-    compute_gradients(run, micro_batches)
+    compute_gradients(run, 0, micro_batches)
     return {name: value.grad.clone() for name, value in run.model.named_parameters() if value.grad is not None}
 
 
@@ -132,7 +136,7 @@ def test_micro_batches_have_the_gradient_of_one_large_batch(shape: list[tuple[in
 def test_loss_of_a_step_is_the_mean_over_all_its_targets() -> None:
     batches = random_batches([5, 1, 4], [3, 1, 0])
     run = make_run([batches], dtype=torch.float64)
-    loss, norm = compute_gradients(run, batches)
+    loss, norm = compute_gradients(run, 0, batches)
     whole = concatenate(batches)
     assert whole.target is not None
     expected = nn.functional.cross_entropy(
@@ -153,7 +157,7 @@ def test_a_step_without_any_target_has_zero_gradients() -> None:
 def test_clipping_keeps_the_direction_and_the_norm_is_the_one_before() -> None:
     batches = random_batches([8], [0])
     unclipped, clipped = gradients_of(batches), gradients_of(batches, max_grad_norm=0.01)
-    _, norm = compute_gradients(make_run([batches], dtype=torch.float64, max_grad_norm=0.01), batches)
+    _, norm = compute_gradients(make_run([batches], dtype=torch.float64, max_grad_norm=0.01), 0, batches)
 
     assert norm > 0.01
     for name, gradient in unclipped.items():
@@ -169,8 +173,8 @@ def test_pruned_weights_have_no_gradient_and_do_not_count_in_the_norm(precision:
     run = replace(run, masks=Masks(run.model, {"layer.weight": kept}))
     unmasked = make_run([batches])
     unmasked.model.load_state_dict(run.model.state_dict())
-    compute_gradients(unmasked, batches)
-    _, norm = compute_gradients(run, batches)
+    compute_gradients(unmasked, 0, batches)
+    _, norm = compute_gradients(run, 0, batches)
     weight, bias = (unmasked.model.get_parameter(f"layer.{name}").grad for name in ("weight", "bias"))
     gradient = run.model.get_parameter("layer.weight").grad
     assert weight is not None

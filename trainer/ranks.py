@@ -14,8 +14,8 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore
 from torch import Tensor, nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is imported only if distributed is available
 from torch.nn.modules.batchnorm import _NormBase
 
 from trainer.errors import LostRankError

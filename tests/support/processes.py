@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -26,9 +26,10 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(PRELOADED)
 
 
-def start(arguments: list[str], output: Path) -> BaseProcess:
+def start(arguments: list[str], output: Path, environment: Mapping[str, str] | None = None) -> BaseProcess:
     """Start `trainer ARGUMENTS` in a process in this working directory; its output goes to the file `output`."""
-    process = _server.Process(target=_run, args=(arguments, str(Path.cwd()), os.environ["TRAINER_CACHE"], str(output)))
+    variables = {"TRAINER_CACHE": os.environ["TRAINER_CACHE"], **(environment or {})}
+    process = _server.Process(target=_run, args=(arguments, str(Path.cwd()), variables, str(output)))
     process.start()
     return process
 
@@ -39,9 +40,9 @@ def wait_until(ready: Callable[[], bool], process: BaseProcess) -> None:
         time.sleep(0.002)
 
 
-def _run(arguments: list[str], folder: str, cache: str, output: str) -> None:
+def _run(arguments: list[str], folder: str, variables: dict[str, str], output: str) -> None:
     os.chdir(folder)
-    os.environ["TRAINER_CACHE"] = cache
+    os.environ.update(variables)
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

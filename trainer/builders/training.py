@@ -80,6 +80,8 @@ def build_training(
         ranks: The processes that train together; None is this process alone.
     """
     ranks = ranks or Ranks()
+    if job.shard:
+        raise ConfigError(format_error("shard", "is not supported", "Leave it out", value=job.shard))
     device = build_device(job.device)
     check_targets(job)
     seed_rng(job.seed, device)

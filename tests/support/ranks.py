@@ -1,0 +1,49 @@
+"""Several processes that train together, started as torchrun starts them, but forked from a server in milliseconds."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from tests.support.processes import start
+
+
+def free_port() -> int:
+    """Return a port of this machine that is free at the moment."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+def start_ranks(arguments: list[str], size: int, folder: Path) -> list[BaseProcess]:
+    """Start `trainer ARGUMENTS` in `size` processes that form a group, each with its output in `folder/rank-N.txt`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port = str(free_port())
+    return [start(arguments, folder / f"rank-{rank}.txt", _environment(rank, size, port)) for rank in range(size)]
+
+
+def run_ranks(arguments: list[str], size: int, folder: Path, timeout: float = 60.0) -> list[int | None]:
+    """Run `trainer ARGUMENTS` in `size` processes and return their exit codes; None for one that has not ended."""
+    processes = start_ranks(arguments, size, folder)
+    for process in processes:
+        process.join(timeout)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return codes
+
+
+def _environment(rank: int, size: int, port: str) -> Mapping[str, str]:
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "GLOO_SOCKET_IFNAME": "lo" if os.uname().sysname == "Linux" else "lo0",
+    }
