@@ -1,6 +1,7 @@
 """Rules, and the check of a part's arguments when it is created."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
@@ -33,6 +34,43 @@ from trainer.errors import ConfigError
 )
 def test_a_rule_is_evaluated_safely(condition: str, arguments: dict[str, Any], broken: bool) -> None:
     assert Rule(condition, "key", "is wrong").broken_by(arguments) is broken
+
+
+def test_variables_of_generator_expressions_are_no_parameters() -> None:
+    rule = Rule("all(x > low for x in items if x != high) and len(y) > 1", "low", "")
+    assert rule.names() == {"items", "low", "high", "y"}
+    assert Rule("any(x for x in items) or x", "x", "").names() == {"items", "x"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (Rule("dmi > 0", "dim", "is wrong"), "names dmi, which is not a parameter. Did you mean dim"),
+        (Rule("dim > 0", "dmi.x", "is wrong"), "names dmi"),
+        (Rule("dim > 0", "dim", "is wrong for {heds}"), "names heds"),
+        (Rule("dim > 0", "dim", "is wrong", "Use {dims[0]}"), "names dims"),
+        (Rule("dim > 0", "dim", "is {wrong"), "cannot be read"),
+        (Rule("any(x > 0 for x in dim) and x", "dim", "is wrong"), "names x"),
+        (Rule("dim.real > 0", "dim", "is wrong"), r"cannot be read \(dim.real is not allowed here\)"),
+        (Rule("dim == 1 or (lambda: dim)()", "dim", "is wrong"), "is not allowed here"),
+        (Rule("[x for x in dim]", "dim", "is wrong"), "is not allowed here"),
+        (Rule("max(dim, key=len)", "dim", "is wrong"), "is not allowed here"),
+        (Rule("max(*dim)", "dim", "is wrong"), "is not allowed here"),
+        (Rule("dim >", "dim", "is wrong"), "cannot be read"),
+    ],
+)
+def test_a_rule_that_cannot_be_checked_is_refused_when_the_part_is_defined(rule: Rule, words: str) -> None:
+    def make(dim: int, heads: int) -> int:
+        return dim + heads
+
+    class Part:
+        dim: int
+        heads: int
+
+    for part in (make, Part):
+        name, condition = part.__qualname__, re.escape(repr(rule.condition))
+        with pytest.raises(TypeError, match=rf"{name}: the rule {condition} .*{words}"):
+            validated(rule)(part)
 
 
 Weights: TypeAlias = NonNegative | list[NonNegative] | None

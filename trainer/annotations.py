@@ -1,27 +1,22 @@
-"""Annotations of parameters as text: their grammar, and the check of a value against one of them.
+"""Annotations of parameters: the check of a value against one of them, and its description in words.
 
-A text is enough, because `trainer.config` reads it from the source of a part that it does not import. Metadata of
-`Annotated` is known by its name; the names of `trainer.constraints` stand for their definitions there.
+An annotation is an object: a type, a construct of `typing`, or `Annotated` with metadata of `annotated_types` and this
+module. Anything else allows every value.
 """
 
 from __future__ import annotations
 
-import ast
-import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from types import UnionType
-from typing import Any, Final, Literal, TypeAlias, get_origin
+from fractions import Fraction
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Interval, Le, Len, Lt, MaxLen, MinLen, MultipleOf
 
 from trainer.durations import FORMS, parse
 from trainer.errors import format_error
-from trainer.rules import evaluate
-
-_Bound: TypeAlias = tuple[Any, bool]
-"""A limit of a number; True if the limit itself is excluded."""
 
 
 @dataclass(frozen=True)
@@ -46,323 +41,236 @@ class PathTo:
         return "a path" if self.must_exist and not self.hub else "a path or a name"
 
 
-_METADATA: Final[dict[str, tuple[str, ...]]] = {
-    "Gt": ("gt",),
-    "Ge": ("ge",),
-    "Lt": ("lt",),
-    "Le": ("le",),
-    "Interval": (),
-    "MultipleOf": ("multiple_of",),
-    "Len": ("min_length", "max_length"),
-    "MinLen": ("min_length",),
-    "MaxLen": ("max_length",),
-    "AllowInfinity": (),
-    "Note": ("text",),
-    "PathTo": ("noun", "from_cwd", "must_exist", "hub"),
+@dataclass(frozen=True)
+class AllowInfinity:
+    """Metadata: an infinite number is allowed. All other numbers with metadata must be finite."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Metadata: the reason for a range, shown in parentheses after it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class IsDuration:
+    """Metadata: an integer or text is a duration."""
+
+
+_RANGES: Final = (Gt, Ge, Lt, Le, Interval, MultipleOf)
+METADATA: Final = (*_RANGES, Len, MinLen, MaxLen, AllowInfinity, Note, PathTo, IsDuration)
+"""The metadata that has a meaning."""
+_SCALARS: Final[dict[object, tuple[str, Callable[[object], bool]]]] = {
+    int: ("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    float: ("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)),
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    str: ("text", lambda value: isinstance(value, str)),
+    NoneType: ("null", lambda value: value is None),
 }
-"""Classes of metadata, most of them of `annotated_types`, with their positional parameters."""
-
-_SCALARS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
-    "int": ("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool)),
-    "float": ("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)),
-    "bool": ("true or false", lambda value: isinstance(value, bool)),
-    "str": ("text", lambda value: isinstance(value, str)),
-    "None": ("null", lambda value: value is None),
-    "Duration": ("a duration", lambda value: parse(value) is not None),
-}
-_SEQUENCES: Final = {"list": "a list", "List": "a list", "Sequence": "a list", "tuple": "a list", "Tuple": "a list"}
-_MAPPINGS: Final = {"dict": "a mapping", "Dict": "a mapping", "Mapping": "a mapping"}
-_PLURALS: Final = {"int": "integers", "float": "numbers", "bool": "true or false", "str": "texts", "Any": "anything"}
+_PLURALS: Final[dict[object, str]] = {int: "integers", float: "numbers", bool: "true or false", str: "texts"}
 
 
-class _Metadata:
-    """The metadata of one `Annotated`; of several limits on the same side, the last one counts."""
-
-    def __init__(self) -> None:
-        self.lower: _Bound | None = None
-        self.upper: _Bound | None = None
-        self.step: float | None = None
-        self.has_range = False
-        self.allows_infinity = False
-        self.min_length = 0
-        self.max_length: int | None = None
-        self.notes: list[str] = []
-        self.path: PathTo | None = None
-
-    def add(self, name: str, values: Mapping[str, Any]) -> None:
-        """Add the metadata of the class `name` with these arguments."""
-        self.allows_infinity |= name == "AllowInfinity"
-        self.has_range |= name in ("Gt", "Ge", "Lt", "Le", "Interval", "MultipleOf")
-        for argument, value in values.items():
-            match argument:
-                case _ if value is None:
-                    continue
-                case "ge" | "gt":
-                    self.lower = (value, argument == "gt")
-                case "le" | "lt":
-                    self.upper = (value, argument == "lt")
-                case "multiple_of":
-                    self.step = value
-                case "min_length":
-                    self.min_length = max(self.min_length, value)
-                case "max_length":
-                    self.max_length = value if self.max_length is None else min(self.max_length, value)
-                case "text":
-                    self.notes.append(value)
+# Values
 
 
-@lru_cache(maxsize=1)
-def aliases() -> dict[str, str]:
-    """Return the names that `trainer.constraints` gives to annotations, with the text that they stand for."""
-    source = Path(__file__).with_name("constraints.py").read_text(encoding="utf-8")
-    return {
-        item.target.id: ast.unparse(item.value)
-        for item in ast.parse(source).body
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value is not None
-    }
-
-
-def value_problems(key: str, value: Any, annotation: str) -> list[str]:
+def value_problems(key: str, value: object, annotation: object) -> list[str]:
     """Return a message for each problem of a value that `annotation` does not allow.
 
-    The grammar: int, float, bool, str, None, Duration, `|`, Optional, Union, Literal, list, Sequence, tuple, dict,
-    Mapping, Annotated, Any. An int is a float, a bool is no int. An annotation outside the grammar allows every value.
+    An int is a float, a bool is no int. An annotation that this module does not know allows every value.
     """
-    node = _parsed(annotation)
-    if not _fits_type(value, node):
-        return [format_error(key, f"must be {_described(node)}", value=value)]
-    problems = [format_error(f"{key}{path}", text, value=item) for text, item, path in _range_problems(value, node)]
-    return list(dict.fromkeys(problems))
+    if not fits_type(value, annotation):
+        return [format_error(key, f"must be {describe(annotation)}", value=value)]
+    problems = _range_problems(value, annotation)
+    return list(dict.fromkeys(format_error(f"{key}{path}", text, value=item) for text, item, path in problems))
 
 
-def fits_type(value: Any, annotation: str) -> bool:
+def fits_type(value: object, annotation: object) -> bool:
     """Return whether `annotation` allows values of this type, in range or not."""
-    return _fits_type(value, _parsed(annotation))
+    origin, arguments = _origin(annotation), get_args(annotation)
+    if origin is Union:
+        return any(fits_type(value, alternative) for alternative in arguments)
+    if origin is Literal:
+        return any(type(value) is type(known) and value == known for known in arguments)
+    if origin is Annotated:
+        return fits_type(value, arguments[0]) and (not _is_duration(annotation) or parse(value) is not None)
+    if origin in _SCALARS:
+        return _SCALARS[origin][1](value)
+    if origin is Mapping:
+        good = isinstance(value, Mapping)
+    elif origin is Sequence or origin is tuple:
+        fixed = _fixed_items(annotation)
+        good = isinstance(value, list | tuple) and (fixed is None or len(fixed) == len(value))
+    else:
+        return True
+    return good and all(fits_type(item, inner) for item, inner, _ in _items(value, annotation))
 
 
-def describe(annotation: str) -> str:
-    """Return the values of `annotation` in words that follow "must be"."""
-    return _described(_parsed(annotation))
-
-
-def forms(annotation: str) -> str:
-    """Return how a value of `annotation` is written if its description does not say it; may be empty."""
-    names = {node.id for node in ast.walk(_parsed(annotation)) if isinstance(node, ast.Name)}
-    return FORMS if "Duration" in names else ""
-
-
-def literals(annotation: str) -> list[str]:
+def literals(annotation: object) -> list[str]:
     """Return the texts that the `Literal`s of `annotation` allow."""
-    subscripts = [node for node in ast.walk(_parsed(annotation)) if isinstance(node, ast.Subscript)]
-    values = [value for node in subscripts if _name(node.value) == "Literal" for value in _literal_values(node)]
+    values = [value for inner in _walk(annotation) if _origin(inner) is Literal for value in get_args(inner)]
     return [value for value in values if isinstance(value, str)]
 
 
-def mapping_item(annotation: str) -> str | None:
+def mapping_item(annotation: object) -> object | None:
     """Return the annotation of a mapping's values if `annotation` allows a mapping or null only."""
-    others = [node for node in _alternatives(_parsed(annotation)) if not isinstance(node, ast.Constant)]
-    only = others[0] if len(others) == 1 else None
-    if not isinstance(only, ast.Subscript) or _name(only.value) not in _MAPPINGS:
+    others = [item for item in _alternatives(annotation) if _origin(item) is not NoneType]
+    if len(others) != 1 or _origin(others[0]) is not Mapping or not get_args(others[0]):
         return None
-    return ast.unparse(_arguments(only)[1])
+    return _item(others[0])
 
 
-def is_constrained(annotation: str) -> bool:
+def is_constrained(annotation: object) -> bool:
     """Return whether `annotation` has metadata that this module knows."""
-    nodes = (node for node in ast.walk(_parsed(annotation)) if isinstance(node, ast.Subscript))
-    return any(_name(node.value) == "Annotated" and _metadata_calls(node) for node in nodes)
+    return any(_metadata(inner) for inner in _walk(annotation))
 
 
-def paths_in(value: Any, annotation: str) -> Iterator[tuple[str, PathTo, str]]:
+def paths_in(
+    value: object, annotation: object, about: PathTo | None = None, key: str = ""
+) -> Iterator[tuple[str, PathTo, str]]:
     """Yield each path in a value, its metadata, and its key in the value (`.key` in a mapping, else empty)."""
-    yield from _paths(value, _parsed(annotation), None)
-
-
-def map_paths(value: Any, annotation: str, change: Callable[[str, PathTo], str]) -> Any:
-    """Return the value with each of its paths changed, in lists and mappings too."""
-    changed = {path: change(path, about) for path, about, _ in paths_in(value, annotation)}
-    return _replaced(value, changed)
-
-
-def expand_aliases(annotation: str, resolve: Callable[[str], str | None]) -> str:
-    """Return the annotation with each alias replaced by its definition.
-
-    Args:
-        annotation: The text of an annotation.
-        resolve: Returns the expanded text of an alias, or None for any other name.
-    """
-    return ast.unparse(_Expansion(resolve).visit(_parse_text(annotation)))
-
-
-def annotation_text(annotation: Any) -> str:
-    """Return the text of an annotation: itself, or the `repr` of a type in the grammar of this module."""
-    if isinstance(annotation, str):
-        return annotation
-    if annotation is None or annotation is type(None):
-        return "None"
-    return annotation.__name__ if isinstance(annotation, type) and get_origin(annotation) is None else repr(annotation)
-
-
-class _Expansion(ast.NodeTransformer):
-    def __init__(self, resolve: Callable[[str], str | None]) -> None:
-        self.resolve = resolve
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        text = None if node.id in _SCALARS else self.resolve(node.id)
-        return node if text is None else _parse_text(text)
-
-    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
-        return ast.Name(node.attr) if node.attr in aliases() else node
-
-    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
-        if _name(node.value) != "Literal":
-            node.slice = self.visit(node.slice)
-        return node
-
-
-def _parse_text(annotation: str) -> ast.expr:
-    try:
-        expression = ast.parse(annotation, mode="eval").body
-    except SyntaxError:  # the repr of an object that is no type
-        return ast.Name("Any")
-    if isinstance(expression, ast.Constant) and isinstance(expression.value, str):
-        return _parse_text(expression.value)
-    return expression
-
-
-@lru_cache(maxsize=1024)
-def _parsed(annotation: str) -> ast.expr:
-    return _Expansion(aliases().get).visit(_parse_text(annotation))  # type: ignore[no-any-return]
-
-
-def _name(node: ast.expr) -> str:
-    if isinstance(node, ast.Name):
-        return "None" if node.id == "NoneType" else node.id
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    return "None" if isinstance(node, ast.Constant) and node.value is None else ""
-
-
-def _arguments(node: ast.Subscript) -> list[ast.expr]:
-    return list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
-
-
-def _literal_values(node: ast.Subscript) -> list[Any]:
-    return [ast.literal_eval(argument) for argument in _arguments(node)]
-
-
-def _alternatives(node: ast.expr) -> list[ast.expr]:
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        return _alternatives(node.left) + _alternatives(node.right)
-    if isinstance(node, ast.Subscript) and _name(node.value) in ("Union", "Optional"):
-        none = [ast.Constant(None)] if _name(node.value) == "Optional" else []
-        return [item for argument in _arguments(node) for item in _alternatives(argument)] + none
-    return [node]
-
-
-def _metadata_calls(node: ast.Subscript) -> list[ast.Call]:
-    """Return the metadata of an `Annotated` that this module knows."""
-    return [item for item in _arguments(node)[1:] if isinstance(item, ast.Call) and _name(item.func) in _METADATA]
-
-
-def _metadata(node: ast.Subscript) -> _Metadata:
-    metadata = _Metadata()
-    for call in _metadata_calls(node):
-        name = _name(call.func)
-        values = dict(zip(_METADATA[name], (evaluate(argument, {}) for argument in call.args), strict=False))
-        values |= {str(keyword.arg): evaluate(keyword.value, {}) for keyword in call.keywords}
-        if name == "PathTo":
-            metadata.path = metadata.path or PathTo(**values)
+    for alternative in _alternatives(annotation):
+        if _origin(alternative) is Annotated:
+            inner = next((item for item in _metadata(alternative) if isinstance(item, PathTo)), about)
+            yield from paths_in(value, get_args(alternative)[0], inner, key)
+        elif alternative is str and isinstance(value, str) and about is not None:
+            yield value, about, key
         else:
-            metadata.add(name, values)
-    return metadata
+            for item, inner_annotation, path in _items(value, alternative):
+                yield from paths_in(item, inner_annotation, about, f"{key}{path}")
 
 
-def _is_endless(arguments: Sequence[ast.expr]) -> bool:
-    """Return whether a tuple's arguments allow any length."""
-    last = arguments[-1]
-    return len(arguments) == 1 or (isinstance(last, ast.Constant) and last.value is Ellipsis)
+def map_paths(value: object, annotation: object, change: Callable[[str, PathTo], str]) -> object:
+    """Return the value with each of its paths changed, in lists and mappings too."""
+    return _replaced(value, {path: change(path, about) for path, about, _ in paths_in(value, annotation)})
 
 
-def _items(value: Any, node: ast.Subscript) -> Iterator[tuple[Any, ast.expr, str]]:
+def _replaced(value: object, changed: Mapping[str, str]) -> object:
+    if isinstance(value, list | tuple):
+        return [_replaced(item, changed) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _replaced(item, changed) for key, item in value.items()}
+    return changed.get(value, value) if isinstance(value, str) else value
+
+
+# Structure
+
+
+def _origin(annotation: object) -> object:
+    """Return the construct of an annotation: a type, or one of Union, Literal, Annotated, Mapping, Sequence, tuple."""
+    origin = NoneType if annotation is None else get_origin(annotation) or annotation
+    if origin is UnionType:
+        return Union
+    if (origin is Union or origin is Literal or origin is Annotated) and not get_args(annotation):
+        return Any
+    if origin is dict or origin is list:
+        return Mapping if origin is dict else Sequence
+    try:
+        hash(origin)
+    except TypeError:
+        return Any
+    return origin
+
+
+def _alternatives(annotation: object) -> Sequence[object]:
+    return get_args(annotation) if _origin(annotation) is Union else (annotation,)
+
+
+def _metadata(annotation: object) -> list[object]:
+    """Return the metadata of an `Annotated` that this module knows."""
+    metadata = get_args(annotation)[1:] if _origin(annotation) is Annotated else ()
+    return [item for item in metadata if isinstance(item, METADATA)]
+
+
+def _walk(annotation: object) -> Iterator[object]:
+    """Yield an annotation and the annotations in it."""
+    yield annotation
+    origin, arguments = _origin(annotation), get_args(annotation)
+    for inner in () if origin is Literal else arguments[:1] if origin is Annotated else arguments:
+        yield from _walk(inner)
+
+
+def _is_duration(annotation: object) -> bool:
+    return any(isinstance(item, IsDuration) for item in _metadata(annotation))
+
+
+def _fixed_items(annotation: object) -> Sequence[object] | None:
+    """Return the annotations of the items of a tuple of fixed length; None for any other annotation."""
+    arguments = getattr(annotation, "__args__", None)  # `tuple[()]` has arguments, `tuple` has not
+    if _origin(annotation) is not tuple or arguments is None or arguments[1:] == (Ellipsis,):
+        return None
+    is_unpacked = any(getattr(argument, "__unpacked__", False) for argument in arguments)
+    return None if is_unpacked else tuple(arguments)
+
+
+def _item(annotation: object) -> object:
+    """Return the annotation of the values of a mapping or of the items of a list of any length."""
+    arguments = get_args(annotation)
+    if _origin(annotation) is Mapping:
+        return arguments[1] if len(arguments) == 2 else Any
+    return arguments[0] if arguments and not getattr(arguments[0], "__unpacked__", False) else Any
+
+
+def _items(value: object, annotation: object) -> Iterator[tuple[object, object, str]]:
     """Yield the items of a container, each with its annotation and its key (`.key` in a mapping, else empty)."""
-    arguments = _arguments(node)
-    if _name(node.value) in _MAPPINGS and isinstance(value, Mapping):
+    origin = _origin(annotation)
+    if origin is Mapping and isinstance(value, Mapping):
+        arguments = get_args(annotation) or (Any,)
         for key, item in value.items():
             yield key, arguments[0], ""
-            yield item, arguments[1], f".{key}"
-    elif _name(node.value) in _SEQUENCES and isinstance(value, list | tuple):
-        fixed = _name(node.value) in ("tuple", "Tuple") and not _is_endless(arguments)
-        annotations = arguments if fixed else [arguments[0]] * len(value)
-        yield from ((item, annotation, "") for item, annotation in zip(value, annotations, strict=False))
+            yield item, _item(annotation), f".{key}"
+    elif origin in (Sequence, tuple) and isinstance(value, list | tuple):
+        fixed = _fixed_items(annotation)
+        inner = [_item(annotation)] * len(value) if fixed is None else fixed
+        yield from ((item, each, "") for item, each in zip(value, inner, strict=False))
 
 
-def _fits_type(value: Any, node: ast.expr) -> bool:
-    if len(alternatives := _alternatives(node)) > 1:
-        return any(_fits_type(value, alternative) for alternative in alternatives)
-    if isinstance(node, ast.Subscript):
-        return _fits_subscript(value, node)
-    name = _name(node)
-    if name in _SCALARS:
-        return _SCALARS[name][1](value)
-    if name in _SEQUENCES:
-        return isinstance(value, list | tuple)
-    return isinstance(value, Mapping) if name in _MAPPINGS else True
+# Ranges
 
 
-def _fits_subscript(value: Any, node: ast.Subscript) -> bool:
-    name, arguments = _name(node.value), _arguments(node)
-    if name == "Literal":
-        return any(type(value) is type(known) and value == known for known in _literal_values(node))
-    if name == "Annotated":
-        return _fits_type(value, arguments[0])
-    if name in _MAPPINGS:
-        return isinstance(value, Mapping) and all(_fits_type(item, inner) for item, inner, _ in _items(value, node))
-    if name not in _SEQUENCES:
-        return True
-    if not isinstance(value, list | tuple):
-        return False
-    if name in ("tuple", "Tuple") and not _is_endless(arguments) and len(value) != len(arguments):
-        return False
-    return all(_fits_type(item, inner) for item, inner, _ in _items(value, node))
-
-
-def _range_problems(value: Any, node: ast.expr) -> list[tuple[str, Any, str]]:
+def _range_problems(value: object, annotation: object) -> list[tuple[str, object, str]]:
     """Return each problem, the value that has it and the value's key, for a value whose type fits."""
-    if len(alternatives := _alternatives(node)) > 1:
-        tried = [_range_problems(value, item) for item in alternatives if _fits_type(value, item)]
+    origin = _origin(annotation)
+    if origin is Union:
+        tried = [_range_problems(value, item) for item in get_args(annotation) if fits_type(value, item)]
         if not all(tried):
             return []
         if all(problems[0][1] is value for problems in tried):
             problems = list(dict.fromkeys(problem for ((problem, *_), *_) in tried))
             return [(" or ".join([problems[0], *(each.removeprefix("must be ") for each in problems[1:])]), value, "")]
         return tried[-1]
-    if not isinstance(node, ast.Subscript):
-        return []
-    if _name(node.value) != "Annotated":
-        return [
-            (problem, wrong, f"{path}{inner_path}")
-            for item, annotation, path in _items(value, node)
-            for problem, wrong, inner_path in _range_problems(item, annotation)
-        ]
-    inner = _range_problems(value, _arguments(node)[0])
-    return inner or [(problem, value, "") for problem in _metadata_problems(value, _metadata(node))]
+    if origin is Annotated:
+        inner = _range_problems(value, get_args(annotation)[0])
+        return inner or [(problem, value, "") for problem in _metadata_problems(value, annotation)]
+    return [
+        (problem, wrong, f"{path}{inner_path}")
+        for item, item_annotation, path in _items(value, annotation)
+        for problem, wrong, inner_path in _range_problems(item, item_annotation)
+    ]
 
 
-def _metadata_problems(value: Any, metadata: _Metadata) -> Iterator[str]:
-    notes = "".join(f" ({note})" for note in metadata.notes)
-    duration = parse(value) if isinstance(value, str) else None
-    if duration is not None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        amount = value if duration is None else float(duration.amount)
-        if problem := _number_problem(amount, metadata):
+def _metadata_problems(value: object, annotation: object) -> Iterator[str]:
+    metadata = _metadata(annotation)
+    notes = "".join(f" ({item.text})" for item in metadata if isinstance(item, Note))
+    if isinstance(value, str) and any(map(_is_duration, _walk(annotation))) and (duration := parse(value)):
+        value = Fraction(duration.amount)
+    if isinstance(value, int | float | Fraction) and not isinstance(value, bool):
+        if problem := _number_problem(value, metadata):
             yield problem + notes
     elif isinstance(value, str | list | tuple | Mapping):
-        least, most = metadata.min_length, metadata.max_length
+        least = max(_numbers(metadata, "min_length"), default=0)
+        most = min(_numbers(metadata, "max_length"), default=None)
         if len(value) < least or (most is not None and len(value) > most):
             yield _length_problem(least, most, value) + notes
 
 
-def _length_problem(least: int, most: int | None, value: Any) -> str:
+def _numbers(metadata: Iterable[object], name: str) -> list[float]:
+    """Return the numbers that metadata gives to an attribute such as `ge` or `max_length`."""
+    values = (getattr(item, name, None) for item in metadata)
+    return [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+
+
+def _length_problem(least: float, most: float | None, value: object) -> str:
     unit = f"{'character' if isinstance(value, str) else 'item'}{'' if most == 1 else 's'}"
     if least == 1 and most is None:
         return "must not be empty"
@@ -371,111 +279,98 @@ def _length_problem(least: int, most: int | None, value: Any) -> str:
     return f"must have {least} {unit}" if least == most else f"must have {least} to {most} {unit}"
 
 
-def _number_problem(value: float, metadata: _Metadata) -> str | None:
-    lower, upper, step = metadata.lower, metadata.upper, metadata.step
-    infinite = not math.isfinite(value) and not metadata.allows_infinity
-    good = not (metadata.has_range and infinite) and value == value
-    good = good and (lower is None or (value > lower[0] if lower[1] else value >= lower[0]))
-    good = good and (upper is None or (value < upper[0] if upper[1] else value <= upper[0]))
-    good = good and (step is None or (math.isfinite(value) and value % step == 0))
-    if good or not metadata.has_range:
+def _number_problem(value: float | Fraction, metadata: Sequence[object]) -> str | None:
+    """Return the problem of a number; of several limits on the same side, the strictest one counts."""
+    if not any(isinstance(item, _RANGES) for item in metadata):
         return None
-    limits = _limits(lower, upper)
-    if step is not None:
-        limits = f"{'a whole number' if step == 1 else f'a multiple of {step}'}{f', {limits}' if limits else ''}"
-    finite = "finite" if infinite and (lower is None or upper is None) else ""
-    return f"must be {' and '.join(filter(None, [finite, limits]))}"
+    # A limit comes with 0 or 1, so that of two equal limits the one that excludes its value is the strictest.
+    lower = max([(x, 0) for x in _numbers(metadata, "ge")] + [(x, 1) for x in _numbers(metadata, "gt")], default=None)
+    upper = min([(x, 1) for x in _numbers(metadata, "le")] + [(x, 0) for x in _numbers(metadata, "lt")], default=None)
+    steps = [step for step in _numbers(metadata, "multiple_of") if step]
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    must_be_finite = infinite and not any(isinstance(item, AllowInfinity) for item in metadata)
+    good = not must_be_finite and value == value
+    good = good and (lower is None or (value > lower[0] if lower[1] else value >= lower[0]))
+    good = good and (upper is None or (value <= upper[0] if upper[1] else value < upper[0]))
+    if good and all(not infinite and _is_multiple(value, step) for step in steps):
+        return None
+    words = ["a whole number" if step == 1 else f"a multiple of {step}" for step in steps]
+    if lower and upper and (lower[1], upper[1]) == (0, 1):
+        limits = [f"between {_shown(lower[0])} and {_shown(upper[0])}"]
+    else:
+        limits = [f"{'greater than' if lower[1] else 'at least'} {_shown(lower[0])}"] if lower else []
+        limits += [f"{'at most' if upper[1] else 'less than'} {_shown(upper[0])}"] if upper else []
+    required = ", ".join(filter(None, [*words, " and ".join(limits)])) or "a number"
+    if must_be_finite and (lower is None or upper is None):
+        required = f"finite and {required}".removesuffix(" and a number")
+    return f"must be {required}"
 
 
-def _limits(lower: _Bound | None, upper: _Bound | None) -> str:
-    if lower and upper and not lower[1] and not upper[1]:
-        return f"between {lower[0]} and {upper[0]}"
-    words = [f"{'greater than' if lower[1] else 'at least'} {lower[0]}"] if lower else []
-    words += [f"{'less than' if upper[1] else 'at most'} {_shown(upper[0])}"] if upper else []
-    return " and ".join(words)
+def _is_multiple(value: float | Fraction, step: float) -> bool:
+    try:
+        return value % step == 0
+    except OverflowError:  # an integer beyond the floating-point numbers, and a step that is no integer
+        return False
 
 
-def _shown(bound: Any) -> str:
+def _shown(bound: float) -> str:
     power = bound.bit_length() - 1 if isinstance(bound, int) else 0
     return f"2 ** {power}" if power >= 32 and bound == 1 << power else str(bound)
 
 
-def _described(node: ast.expr) -> str:
-    if len(alternatives := _alternatives(node)) > 1:
-        return _described_union(alternatives)
-    if isinstance(node, ast.Subscript):
-        return _described_subscript(node)
-    name = _name(node)
-    if name in _SCALARS:
-        return _SCALARS[name][0]
-    return _SEQUENCES.get(name) or _MAPPINGS.get(name) or "any value"
+# Words
 
 
-def _described_union(alternatives: Sequence[ast.expr]) -> str:
-    literals = [isinstance(item, ast.Subscript) and _name(item.value) == "Literal" for item in alternatives]
-    only_literals = any(literals) and all(
-        is_literal or _name(item) == "None" for item, is_literal in zip(alternatives, literals, strict=True)
-    )
-    words = [_described(item).removeprefix("one of ") for item in alternatives]
+def describe(annotation: object) -> str:
+    """Return the values of `annotation` in words that follow "must be"."""
+    origin, arguments = _origin(annotation), get_args(annotation)
+    if origin is Union:
+        return _described_union(arguments)
+    if origin is Literal:
+        values = [str(value) for value in arguments]
+        return f"one of {', '.join(values)}" if len(values) > 1 else values[0]
+    if origin is Annotated:
+        path = next((item for item in _metadata(annotation) if isinstance(item, PathTo)), None)
+        return path.words if path else "a duration" if _is_duration(annotation) else describe(arguments[0])
+    if origin in _SCALARS:
+        return _SCALARS[origin][0]
+    if origin is Mapping:
+        return _described_container("a mapping", "value", "a mapping to {}", _item(annotation))
+    if origin not in (Sequence, tuple):
+        return "any value"
+    if (fixed := _fixed_items(annotation)) is None:
+        return _described_container("a list", "item", "a list of {}", _item(annotation))
+    plurals = {_plural(item) for item in fixed}
+    if len(fixed) > 1 and len(plurals) == 1 and (plural := plurals.pop()):
+        return f"a list of {len(fixed)} {plural}"
+    return f"a list of {len(fixed)}: {', '.join(map(describe, fixed))}" if fixed else "an empty list"
+
+
+def _described_container(noun: str, part: str, of_several: str, item: object) -> str:
+    if describe(item) == "any value":
+        return noun
+    plural = _plural(item)
+    return of_several.format(plural) if plural else f"{noun} in which each {part} is {describe(item)}"
+
+
+def _described_union(alternatives: Sequence[object]) -> str:
+    origins = {_origin(item) for item in alternatives}
+    words = [describe(item).removeprefix("one of ") for item in alternatives]
     *others, last = dict.fromkeys(words)
     text = f"{', '.join(others)} or {last}" if others else last
-    return f"one of {text}" if only_literals and "," in text else text
+    return f"one of {text}" if Literal in origins and origins <= {Literal, NoneType} and "," in text else text
 
 
-def _described_subscript(node: ast.Subscript) -> str:
-    name, arguments = _name(node.value), _arguments(node)
-    if name == "Literal":
-        values = [str(value) for value in _literal_values(node)]
-        return f"one of {', '.join(values)}" if len(values) > 1 else values[0]
-    if name == "Annotated":
-        path = _metadata(node).path
-        return path.words if path else _described(arguments[0])
-    if name in _MAPPINGS | _SEQUENCES and _name(arguments[-1]) == "Any":
-        return (_MAPPINGS | _SEQUENCES)[name]
-    if name in _MAPPINGS:
-        return f"a mapping to {_plural(arguments[1])}"
-    if name in ("tuple", "Tuple") and not _is_endless(arguments):
-        if len(set(plurals := [_plural(argument) for argument in arguments])) == 1 and ", each" not in plurals[0]:
-            return f"a list of {len(arguments)} {plurals[0]}"
-        return f"a list of {len(arguments)}: {', '.join(map(_described, arguments))}"
-    return f"a list of {_plural(arguments[0])}" if name in _SEQUENCES else "any value"
+def _plural(annotation: object) -> str:
+    """Return the plural of a type's noun; empty if it has none."""
+    if _origin(annotation) is not Annotated:
+        return _PLURALS.get(_origin(annotation), "")
+    if _is_duration(annotation):
+        return "durations"
+    path = next((item for item in _metadata(annotation) if isinstance(item, PathTo)), None)
+    return "paths" if path and path.words == "a path" else _plural(get_args(annotation)[0])
 
 
-def _plural(node: ast.expr) -> str:
-    if isinstance(node, ast.Subscript) and _name(node.value) == "Annotated":
-        path = _metadata(node).path
-        return "paths" if path is not None and path.words == "a path" else _plural(_arguments(node)[0])
-    return _PLURALS.get(_name(node)) or f"items, each {_described(node)}"
-
-
-def _paths(value: Any, node: ast.expr, about: PathTo | None, key: str = "") -> Iterator[tuple[str, PathTo, str]]:
-    for alternative in _alternatives(node):
-        if isinstance(alternative, ast.Subscript) and _name(alternative.value) == "Annotated":
-            yield from _paths(value, _arguments(alternative)[0], _metadata(alternative).path or about, key)
-        elif isinstance(alternative, ast.Subscript):
-            for item, annotation, path in _items(value, alternative):
-                yield from _paths(item, annotation, about, f"{key}{path}")
-        elif isinstance(value, str) and about is not None and _name(alternative) == "str":
-            yield value, about, key
-
-
-def _replaced(value: Any, changed: Mapping[str, str]) -> Any:
-    if isinstance(value, list | tuple):
-        return [_replaced(item, changed) for item in value]
-    if isinstance(value, Mapping):
-        return {key: _replaced(item, changed) for key, item in value.items()}
-    return changed.get(value, value) if isinstance(value, str) else value
-
-
-def resolve_annotation(annotation: Any, scope: Mapping[str, Any]) -> str:
-    """Return the text of an annotation without the aliases of the module that it is written in."""
-
-    def resolve(name: str) -> str | None:
-        if name not in scope:  # imported only for the type checker
-            return aliases().get(name)
-        value = scope[name]
-        if isinstance(value, int | float):  # a constant of the module, such as the limit in `Lt(LIMIT)`
-            return repr(value)
-        return annotation_text(value) if get_origin(value) is not None or isinstance(value, UnionType) else None
-
-    return "Any" if annotation is inspect.Parameter.empty else expand_aliases(annotation_text(annotation), resolve)
+def forms(annotation: object) -> str:
+    """Return how a value of `annotation` is written if its description does not say it; may be empty."""
+    return FORMS if any(map(_is_duration, _walk(annotation))) else ""

@@ -13,32 +13,27 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache, wraps
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 from annotated_types import Ge, Gt, Interval, MinLen
 
-from trainer.annotations import PathTo, is_constrained, resolve_annotation, value_problems
+from trainer.annotations import (
+    AllowInfinity,
+    IsDuration,
+    Note,
+    PathTo,
+    is_constrained,
+    value_problems,
+)
+from trainer.declarations import resolve_annotation
 from trainer.errors import raise_if_any
 from trainer.rules import Rule, broken_rules
 
 __all__ = ["AllowInfinity", "Note", "PathTo", "Rule", "validated"]
 
 _Part = TypeVar("_Part", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True)
-class AllowInfinity:
-    """Metadata: an infinite number is allowed. All other numbers with metadata must be finite."""
-
-
-@dataclass(frozen=True)
-class Note:
-    """Metadata: the reason for a range, shown in parentheses after it."""
-
-    text: str
 
 
 Finite: TypeAlias = Annotated[float, Interval()]
@@ -63,9 +58,10 @@ Count: TypeAlias = Annotated[int, Ge(1)]
 """1, 2, 3, ..."""
 NonNegativeInt: TypeAlias = Annotated[int, Ge(0)]
 """0, 1, 2, ..."""
-"""0, 1, 2, ..., also written as 2.0."""
 Seed: TypeAlias = Annotated[int, Interval(ge=0, lt=2**64)]
 """The seed of a random number generator."""
+Duration: TypeAlias = Annotated[int | str, IsDuration()]
+"""Optimizer steps, or a number with a unit: `500st`, `3ep`, `0.5ep`, `10%` (of the run)."""
 NonEmptyStr: TypeAlias = Annotated[str, MinLen(1)]
 """Text of at least one character."""
 DataFile: TypeAlias = Annotated[str, MinLen(1), PathTo("file")]
@@ -91,6 +87,7 @@ def validated(*rules: Rule) -> Callable[[_Part], _Part]:
     Only arguments whose annotation has metadata are checked; a type without metadata is left to the type checker.
 
     Raises:
+        TypeError: A rule is no expression that a `Rule` allows, or names a parameter that the part does not have.
         ConfigError: The decorated callable is called with arguments that are wrong; has all messages.
     """
     assert all(isinstance(rule, Rule) for rule in rules), "write @validated() with parentheses"
@@ -102,11 +99,18 @@ def validated(*rules: Rule) -> Callable[[_Part], _Part]:
     return decorate
 
 
+def _require_readable(rules: Sequence[Rule], part: Any, parameters: Collection[str]) -> None:
+    for rule in rules:
+        if fault := rule.fault(parameters):
+            raise TypeError(f"{part.__module__}.{part.__qualname__}: {'. '.join(filter(None, fault))}")
+
+
 def _validated_function(function: Any, rules: Sequence[Rule]) -> Any:
     accepted: dict[str, Any] | None = None
+    _require_readable(rules, function, inspect.signature(function).parameters if rules else ())
 
     @cache  # at the first call, as most parts that are imported are never made
-    def declaration() -> tuple[inspect.Signature, dict[str, str], int]:
+    def declaration() -> tuple[inspect.Signature, dict[str, object], int]:
         """Return the signature, its annotations, and the number of leading parameters that nothing constrains."""
         signature = inspect.signature(function)
         annotations = {
@@ -157,6 +161,8 @@ def _validated_class(part: Any, rules: Sequence[Rule]) -> Any:
     __post_init__.__validates__ = True  # type: ignore[attr-defined]
     part.__post_init__ = __post_init__
     part.__rules__ = tuple(rules)
+    fields = {name for each in inspect.getmro(part) for name in inspect.get_annotations(each)}
+    _require_readable(rules, part, fields)
     return part
 
 
@@ -164,7 +170,7 @@ def _globals_of(owner: type) -> Mapping[str, Any]:
     return vars(sys.modules[owner.__module__])
 
 
-def _check(arguments: Mapping[str, Any], annotations: Mapping[str, str], rules: Sequence[Rule]) -> None:
+def _check(arguments: Mapping[str, Any], annotations: Mapping[str, object], rules: Sequence[Rule]) -> None:
     problems = {
         name: value_problems(name, value, annotations[name])
         for name, value in arguments.items()

@@ -68,7 +68,7 @@ def test_three_typos_are_reported_together() -> None:
         (["compile=1"], "compile: must be true or false, got 1."),
         (["precision=fp31"], "precision: must be one of fp32, bf16, fp16, got 'fp31'. Did you mean fp32?"),
         (["model.pooling=men"], "model.pooling: must be one of "),
-        (["export.formats=[onnx,torchscrpt]"], "export.formats: must be a list of items, each one of onnx, "),
+        (["export.formats=[onnx,torchscrpt]"], "export.formats: must be a list in which each item is one of onnx, "),
         (["task=image_classification", "task.augment.mixup=abc"], "task.augment.mixup: must be a number, got 'abc'."),
         (
             ["task=image_classification", "+task.augment.mixp=1"],

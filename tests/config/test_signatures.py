@@ -1,11 +1,15 @@
 from pathlib import Path
 from textwrap import dedent
+from typing import Annotated, Any
 
 import pytest
+from annotated_types import Ge, Gt
 
-from trainer.annotations import aliases
 from trainer.config import signatures
+from trainer.config.command import check_command
 from trainer.config.signatures import attribute, defines, read
+from trainer.constraints import BelowOne, Count, Duration, Note
+from trainer.errors import ConfigError
 from trainer.rules import Rule
 
 
@@ -21,6 +25,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             """
             from dataclasses import dataclass
             from os import system
+            from typing import ClassVar
             from pkg.schedule import Warm, cosine as wave
             raise RuntimeError("imported")
 
@@ -53,8 +58,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
     )
     (root / "schedule.py").write_text(
+        "from dataclasses import dataclass as record\n"
         "def cosine(step: int, /, *, warmup_steps: int, tail_steps: int | None = None): ...\n"
-        "@dataclass\nclass Warm:\n    size: str\n    start: int\n"
+        "@record(frozen=True)\nclass Warm:\n    size: str\n    start: int\n"
     )
     return root
 
@@ -62,17 +68,17 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_class_has_the_parameters_of_its_constructor(package: Path) -> None:
     signature = read("pkg.loss.focal.Focal")
     assert signature is not None
-    assert signature.annotations == {"gamma": "float", "alpha": "list[float] | None", "eps": "Any"}
+    assert signature.annotations == {"gamma": float, "alpha": list[float] | None, "eps": Any}
     assert signature.required == {"gamma"}
     assert signature.open
-    assert signature.annotation("anything") == "Any"
+    assert signature.annotation("anything") is Any
     assert read("pkg.loss.focal.Child") == signature
 
 
 def test_dataclass_has_inherited_fields(package: Path) -> None:
     signature = read("pkg.loss.focal.Further")
     assert signature is not None
-    assert dict(signature.annotations) == {"size": "int", "start": "int", "name": "str | None", "more": "float"}
+    assert dict(signature.annotations) == {"size": int, "start": int, "name": str | None, "more": float}
     assert signature.required == {"start", "more"}
     assert read("pkg.loss.focal.Strange") is None
     assert read("pkg.loss.focal.Mixed") is None
@@ -81,10 +87,10 @@ def test_dataclass_has_inherited_fields(package: Path) -> None:
 def test_method_dataclass_and_class_without_constructor(package: Path) -> None:
     method = read("pkg.loss.focal.Focal.of")
     assert method is not None
-    assert method.annotations == {"name": "str"}
+    assert method.annotations == {"name": str}
     data = read("pkg.loss.focal.Data")
     assert data is not None
-    assert (data.annotations, data.required) == ({"size": "int", "name": "str | None"}, {"size"})
+    assert (data.annotations, data.required) == ({"size": int, "name": str | None}, {"size"})
     empty = read("pkg.loss.focal.Empty")
     assert empty is not None
     assert empty.annotation("x") is None
@@ -99,9 +105,9 @@ def test_a_key_of_a_steps_parameter_is_a_duration(package: Path) -> None:
     signature = read("pkg.loss.focal.wave")
     assert signature == read("pkg.schedule.cosine")
     assert signature is not None
-    assert signature.annotation("warmup") == "Duration"
-    assert signature.annotation("tail") == "Duration | None"
-    assert signature.annotation("warmup_steps") == "int"
+    assert signature.annotation("warmup") == Duration
+    assert signature.annotation("tail") == Duration | None
+    assert signature.annotation("warmup_steps") is int
     assert signature.annotation("warm") is None
     assert signature.annotation("step") is None
 
@@ -146,7 +152,7 @@ def test_a_class_attribute_is_read_also_from_a_base(package: Path) -> None:
 
 USER = """
 from typing import Annotated
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 from trainer.constraints import BelowOne as Momentum, Rule, validated
 from .shared import Weight, ORDERED
 raise SystemExit("imported")
@@ -173,12 +179,12 @@ def test_aliases_and_rules_of_a_users_own_part_are_read(elsewhere: Path) -> None
     assert signature is not None
     assert signature == read("mine.Mine")
     assert dict(signature.annotations) == {
-        "momentum": aliases()["BelowOne"],
-        "scale": "Annotated[float, Gt(1)] | None",
-        "weights": f"list[{aliases()['Count']}]",
-        "every_steps": aliases()["Count"],
+        "momentum": BelowOne,
+        "scale": Annotated[float, Gt(1)] | None,
+        "weights": list[Count],
+        "every_steps": Count,
     }
-    assert signature.annotation("every") == "Annotated[Duration, Gt(0)]"
+    assert signature.annotation("every") == Annotated[Duration, Gt(0)]
     assert signature.rules == (
         Rule("len(weights) > 1", "weights", "must be several"),
         Rule("momentum < scale", "momentum", "must be below {scale}"),
@@ -218,3 +224,67 @@ def test_dynamic_names_are_not_reported_as_missing(source: str, elsewhere: Path)
     (elsewhere / "my_parts.py").write_text(source)
     assert read("my_parts.X") is None
     assert read("torch.nn.Nothing") is None
+
+
+NAMESAKES = """
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Literal
+import trainer.constraints as c
+from trainer.constraints import Rule as Relation, validated as checked
+from .own import Seed, Note, Rule, validated
+
+class Mode(Enum):
+    A = "a"
+
+class Probability: ...
+
+class Loss:
+    @validated(Relation("size > 1", "size", "is no rule of ours"))
+    @checked(Rule("size > 1", "size", "is no rule of ours"), Relation("size > 0", "size", "must be above 0"))
+    def __init__(
+        self, mode: Annotated[Mode, Note(Mode.A)], share: Probability, seed: "Seed | None",
+        kind: Literal[Mode.A] = Mode.A, size: Annotated[c.Count, c.Note("why")] = 1,
+    ): ...
+"""
+
+
+def test_names_of_a_users_own_are_not_taken_for_constraints(elsewhere: Path) -> None:
+    (elsewhere / "mine").mkdir()
+    (elsewhere / "mine" / "__init__.py").touch()
+    (elsewhere / "mine" / "own.py").write_text(
+        "class Seed: ...\nclass Note: ...\nclass Rule: ...\ndef validated(x): ...\n"
+    )
+    (elsewhere / "mine" / "loss.py").write_text(NAMESAKES)
+    signature = read("mine.loss.Loss")
+    assert signature is not None
+    size = Annotated[int, Ge(1), Note("why")]
+    assert signature.annotations == {"mode": Any, "share": Any, "seed": Any | None, "kind": Any, "size": size}
+    assert signature.rules == (Rule("size > 0", "size", "must be above 0"),)
+
+
+def test_definitions_that_refer_to_themselves_are_read(elsewhere: Path) -> None:
+    (elsewhere / "first.py").write_text("from second import A\nB = list[C]\nC = B | None\nRULES = [*RULES]\n")
+    (elsewhere / "second.py").write_text(
+        "from trainer.constraints import validated\nfrom first import A, B, RULES\n"
+        "@validated(*RULES)\ndef make(a: A, b: B): ...\n"
+    )
+    signature = read("second.make")
+    assert signature is not None
+    assert signature.annotations == {"a": Any, "b": list[Any | None]}
+    assert signature.rules == ()
+
+
+def test_rules_that_cannot_be_checked_are_reported(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(elsewhere)
+    (elsewhere / "mine.py").write_text(
+        "from trainer.constraints import Rule, validated\n"
+        "@validated(Rule('hihg > 0', 'high', 'is wrong'), Rule('high.real', 'high', 'is wrong'))\n"
+        "def make(step, /, *, high: int): ...\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        check_command("train", ["loss._target_=mine.make"])
+    first, second = caught.value.messages
+    assert first.startswith("loss._target_: the rule 'hihg > 0' names hihg, which is not a parameter, got 'mine.make'.")
+    assert first.endswith("Did you mean high?")
+    assert second.startswith("loss._target_: the rule 'high.real' cannot be read")

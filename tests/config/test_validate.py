@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shlex
+import sys
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -16,6 +17,7 @@ from trainer.builders.instantiate import locate
 from trainer.config.command import check_command
 from trainer.config.groups import groups_in, own_folder
 from trainer.config.signatures import read
+from trainer.declarations import resolve_annotation
 from trainer.errors import ConfigError, DataError
 
 CASES: list[tuple[str, str]] = [
@@ -152,15 +154,27 @@ def constraints() -> list[Constraint]:
             assert signature is not None, target
             for key in groups.content(group, option):
                 parameter = key if key in signature.annotations else f"{key}_steps"
-                declared = signature.annotations.get(parameter, "Any")
+                declared = signature.annotations.get(parameter, Any)
                 if not is_constrained(declared):
                     continue
-                texts = (declared, signature.annotation(key) or "")
+                texts = (declared, signature.annotation(key) or Any)
                 wrong = [value for value in VALUES if all(value_problems(key, value, text) for text in texts)]
                 in_type = [value for value in wrong if all(fits_type(value, text) for text in texts)]
                 constrained.append(Constraint(group, option, target, key, parameter, in_type or wrong))
     assert len(constrained) > 150
     return constrained
+
+
+def test_constraints_are_the_same_in_the_source_and_at_the_constructor() -> None:
+    for item in constraints():
+        make = locate(item.group, {"_target_": item.target})
+        sources = inspect.getmro(make) if isinstance(make, type) else ()
+        owner = next((each for each in sources if item.parameter in inspect.get_annotations(each)), make)
+        module = sys.modules[owner.__module__]
+        parameter = inspect.signature(make).parameters[item.parameter]
+        signature = read(item.target)
+        assert signature is not None
+        assert signature.annotations[item.parameter] == resolve_annotation(parameter.annotation, vars(module)), item
 
 
 def override(key: str, value: Any) -> str:

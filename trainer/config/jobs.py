@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from trainer.config.schema import as_overrides, group, key, optional_group, section, text
 
 if TYPE_CHECKING:
-    # Only the texts of the annotations are read: this module is loaded at every start.
+    # `schema.keys` finds these names: this module is loaded at every start, also to print help.
     from annotated_types import Ge, Gt, MinLen
 
     from trainer.constraints import (
         BelowOne,
         Count,
+        Duration,
         NonEmptyStr,
         NonNegative,
         NonNegativeInt,
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
         Seed,
         WeightsPath,
     )
-
-Duration: TypeAlias = int | str
-"""Optimizer steps, or a number with a unit: `500st`, `3ep`, `0.5ep`, `10%` (of the run)."""
 
 Part: TypeAlias = dict[str, Any]
 """A `_target_` and its keyword arguments."""

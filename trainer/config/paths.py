@@ -77,8 +77,8 @@ def inherit_tokenizer(config: Mapping[str, Any], explicit: Collection[str]) -> t
     return {**config, "task": {**task, "tokenizer": tokenizer}}, [note]
 
 
-def _path_values(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, str]]:
-    """Yield group, key, value and annotation of every key whose annotation declares a path."""
+def _path_values(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, object]]:
+    """Yield group, key, value and annotation of every key of a part."""
     for group in schema.groups(jobs.TrainJob):
         part = config.get(group)
         if not isinstance(part, Mapping):
@@ -90,9 +90,7 @@ def _path_values(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, str
         except LookupError:
             signature = None
         annotations |= signature.annotations if signature else {}
-        for key, value in part.items():
-            if "PathTo(" in annotations.get(key, ""):
-                yield group, key, value, annotations[key]
+        yield from ((group, key, value, annotations[key]) for key, value in part.items() if key in annotations)
 
 
 def _cannot_be_a_name(path: str) -> bool:

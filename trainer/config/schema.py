@@ -40,17 +40,18 @@ def optional_group(doc: str, keys: type) -> Any:
     return field(default=None, metadata={"doc": doc, "group": True, "keys": keys, "optional": True})
 
 
-def keys(job_type: type) -> dict[str, str]:
+def keys(job_type: type) -> dict[str, object]:
     """Return the configurable keys of a job or section, with their annotations."""
     return _keys(job_type)
 
 
 @lru_cache(maxsize=64)
-def _keys(job_type: type) -> dict[str, str]:
+def _keys(job_type: type) -> dict[str, object]:
     # Imported here, as the help of a verb does without it.
-    from trainer.annotations import resolve_annotation
+    from trainer import constraints
+    from trainer.declarations import resolve_annotation
 
-    scope = vars(sys.modules[job_type.__module__])
+    scope = vars(constraints) | vars(sys.modules[job_type.__module__])
     return {item.name: resolve_annotation(item.type, scope) for item in _ordered(job_type) if "doc" in item.metadata}
 
 

@@ -7,13 +7,18 @@ import, so their sources prove nothing.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, ClassVar, Optional, TypeAlias, get_origin
 
-from trainer.annotations import aliases, expand_aliases, fits_type, value_problems
+from annotated_types import Gt
+
+from trainer.annotations import fits_type, value_problems
+from trainer.constraints import Duration, validated
+from trainer.declarations import Binding, bindings, find_builtin, meaning, read_annotation
 from trainer.errors import did_you_mean
 from trainer.rules import Rule
 
@@ -21,7 +26,6 @@ PACKAGE = Path(__file__).resolve().parents[1]
 OWN = f"{PACKAGE.name}."
 
 _Definition: TypeAlias = ast.ClassDef | ast.FunctionDef
-_CONSTRAINTS = f"{OWN}constraints"
 _DYNAMIC = ("globals(", "vars(", "setattr(")
 
 
@@ -30,19 +34,20 @@ class Signature:
     """Parameters of a callable.
 
     Attributes:
-        annotations: The text of the annotation of every parameter that can be passed by name, without aliases (`Any`
-            without an annotation).
+        annotations: The annotation of every parameter that can be passed by name (Any without an annotation).
         required: The parameters without a default.
         open: The callable takes any other keyword (`**kwargs`).
         rules: The relations between parameters that `@validated` declares.
+        faults: Why rules cannot be checked: the problem of each and its remedy.
     """
 
-    annotations: Mapping[str, str]
+    annotations: Mapping[str, object]
     required: frozenset[str]
     open: bool
     rules: tuple[Rule, ...] = ()
+    faults: tuple[tuple[str, str], ...] = ()
 
-    def annotation(self, key: str) -> str | None:
+    def annotation(self, key: str) -> object | None:
         """Return the annotation of the YAML key `key`, or None if there is no such key.
 
         The key `x` of a parameter `x_steps` is a duration.
@@ -51,9 +56,9 @@ class Signature:
             return self.annotations[key]
         steps = self.annotations.get(f"{key}_steps")
         if steps is None:
-            return "Any" if self.open else None
-        duration = "Annotated[Duration, Gt(0)]" if value_problems(key, 0, steps) else "Duration"
-        return f"{duration} | None" if fits_type(None, steps) else duration
+            return Any if self.open else None
+        duration = Annotated[Duration, Gt(0)] if value_problems(key, 0, steps) else Duration
+        return Optional[duration] if fits_type(None, steps) else duration  # noqa: UP045  mypy knows no type here
 
 
 def read(target: str) -> Signature | None:
@@ -89,8 +94,7 @@ def attribute(target: str, name: str) -> Any:
         return None
     if isinstance(definition, ast.ClassDef):
         return _attribute(definition, module, name)
-    values = (_assignment(item, name) for item in module.tree.body)
-    return next((_literal(value) for value in values if value is not None), None)
+    return _literal(module.names.get(name))
 
 
 def defines(target: str) -> bool:
@@ -103,12 +107,11 @@ def defines(target: str) -> bool:
         return False
     assert located is not None
     module, names = located
-    scope: Iterable[ast.stmt] = module.tree.body
+    scope = module.names
     for name in names:
-        matches = [item for item in scope if isinstance(item, _Definition) and item.name == name]
-        if not matches:
+        if not isinstance(definition := scope.get(name), _Definition):
             return False
-        scope = matches[-1].body
+        scope = bindings(definition.body, module.package)
     return bool(names)
 
 
@@ -128,13 +131,14 @@ class _Module:
     path: Path
 
     @property
-    def tree(self) -> ast.Module:
-        return _tree(self.path)
+    def names(self) -> Mapping[str, Binding]:
+        """The names that the module binds."""
+        return _names(self.path, self.package)
 
 
 @lru_cache(maxsize=128)
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+def _names(path: Path, package: str) -> dict[str, Binding]:
+    return bindings(ast.parse(path.read_text(encoding="utf-8"), filename=str(path)).body, package)
 
 
 def _located(target: str) -> tuple[_Module, list[str]] | None:
@@ -176,94 +180,69 @@ def _definition(module: _Module, names: list[str]) -> tuple[_Definition, _Module
         _Unreadable: The source does not show how the name is defined.
     """
     try:
-        scope: list[ast.stmt] = module.tree.body
+        scope = module.names
     except (SyntaxError, ValueError, OSError) as error:  # reported with the reason when the module is imported
         raise _Unreadable from error
     definition: _Definition | None = None
     where = module.name
-    for name in names:
-        definitions = {item.name: item for item in scope if isinstance(item, _Definition)}
-        if name not in definitions:
-            if definition is None and (source := _imported(module, name)):
-                return _imported_definition(source)
+    for position, name in enumerate(names):
+        binding = scope.get(name)
+        if isinstance(binding, str) and definition is None:
+            located = _located(".".join([binding, *names[position + 1 :]]))
+            if located is None:
+                raise _Unreadable
+            return _definition(*located)
+        if not isinstance(binding, _Definition):
             raise _missing(module, where, name, scope)
         where += f".{name}"
-        definition = definitions[name]
-        scope = definition.body
+        definition, scope = binding, bindings(binding.body, module.package)
     if definition is None:
         raise _Unreadable
     return definition, module
 
 
-def _imported_definition(source: str) -> tuple[_Definition, _Module]:
-    located = _located(source)
-    if located is None:
-        raise _Unreadable
-    return _definition(*located)
-
-
-def _missing(module: _Module, where: str, name: str, scope: Iterable[ast.stmt]) -> Exception:
-    bound = set(_bound_names(scope))
-    known = sorted(each for each in bound if not each.startswith("_"))
+def _missing(module: _Module, where: str, name: str, scope: Mapping[str, Binding]) -> Exception:
+    known = sorted(each for each in scope if not each.startswith("_"))
     if not module.name.startswith(OWN):
         source = module.path.read_text(encoding="utf-8")
         is_package = module.path.name == "__init__.py"
-        if is_package or name in bound or {"*", "__getattr__"} & bound or any(word in source for word in _DYNAMIC):
+        if is_package or name in scope or {"*", "__getattr__"} & {*scope} or any(word in source for word in _DYNAMIC):
             return _Unreadable()
     else:
-        known = [item.name for item in scope if isinstance(item, _Definition) and not item.name.startswith("_")]
+        known = [each for each in known if isinstance(scope[each], _Definition)]
     return LookupError(f"there is no {name} in {where}. {did_you_mean(name, known)}".rstrip())
 
 
-def _bound_names(body: Iterable[ast.stmt]) -> Iterator[str]:
-    """Yield the names that statements bind, in blocks too."""
-    for item in body:
-        if isinstance(item, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield item.name
-        elif isinstance(item, ast.Import | ast.ImportFrom):
-            yield from ((alias.asname or alias.name).partition(".")[0] for alias in item.names)
-        else:
-            yield from (node.id for node in ast.walk(item) if isinstance(node, ast.Name))
-            for node in ast.iter_child_nodes(item):
-                if isinstance(node, ast.ExceptHandler):
-                    yield from _bound_names(node.body)
-                elif isinstance(node, ast.stmt):
-                    yield from _bound_names([node])
+def _follow(name: str, module: _Module) -> tuple[Binding, _Module]:
+    """Return what a name of a module is bound to, and the module that binds it: the last one that can be read."""
+    passed: set[tuple[Path, str]] = set()
+    binding = module.names.get(name)
+    while isinstance(binding, str) and meaning(binding) is Any and (module.path, name) not in passed:
+        passed.add((module.path, name))
+        try:
+            located = _located(binding)
+            if located is None or len(located[1]) != 1 or located[1][0] not in located[0].names:
+                break
+        except (LookupError, SyntaxError, ValueError, OSError):
+            break
+        module, (name,) = located
+        binding = module.names[name]
+    return binding, module
 
 
-def _imported(module: _Module, name: str) -> str | None:
-    """Return the dotted name that a module imports as `name`."""
-    for item in module.tree.body:
-        for alias in item.names if isinstance(item, ast.ImportFrom) else ():
-            if (alias.asname or alias.name) == name and isinstance(item, ast.ImportFrom):
-                above = module.package.split(".")
-                start = ".".join(above[: len(above) - item.level + 1]) if item.level else ""
-                return ".".join(filter(None, [start, item.module, alias.name]))
-    return None
+def _find(name: str, module: _Module, above: tuple[tuple[Path, str], ...] = ()) -> object:
+    """Return the object that a name means in annotations of a module; `above` are the aliases that are being read."""
+    if name not in module.names:
+        return find_builtin(name)
+    binding, where = _follow(name, module)
+    if isinstance(binding, ast.expr):
+        alias = (where.path, name)
+        return Any if alias in above else _read(binding, where, (*above, alias))
+    return meaning(binding)
 
 
-def _assigned(module: _Module, name: str) -> tuple[ast.expr, _Module] | None:
-    """Return the expression that a module, or the module that it imports the name from, assigns to a name."""
-    for item in module.tree.body:
-        if (value := _assignment(item, name)) is not None:
-            return value, module
-    source = _imported(module, name)
-    try:
-        located = _located(source) if source else None
-        return _assigned(located[0], located[1][0]) if located is not None and len(located[1]) == 1 else None
-    except (LookupError, SyntaxError, OSError):
-        return None
-
-
-def _assignment(item: ast.stmt, name: str) -> ast.expr | None:
-    """Return the value that a statement assigns to `name`."""
-    if isinstance(item, ast.AnnAssign):
-        target: ast.expr = item.target
-    elif isinstance(item, ast.Assign):
-        target = item.targets[0]
-    else:
-        return None
-    return item.value if isinstance(target, ast.Name) and target.id == name else None
+def _read(node: ast.expr | None, module: _Module, above: tuple[tuple[Path, str], ...] = ()) -> object:
+    return Any if node is None else read_annotation(node, partial(_find, module=module, above=above))
 
 
 # Signatures
@@ -272,7 +251,7 @@ def _assignment(item: ast.stmt, name: str) -> ast.expr | None:
 def _signature(definition: _Definition, module: _Module, *, bound: bool) -> Signature | None:
     if isinstance(definition, ast.FunctionDef):
         return _function_signature(definition, module, bound=bound)
-    if _is_dataclass(definition):
+    if _is_dataclass(definition, module):
         return _dataclass_signature(definition, module)
     for item in definition.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
@@ -283,20 +262,23 @@ def _signature(definition: _Definition, module: _Module, *, bound: bool) -> Sign
     return None if base is None else _signature(*base, bound=True)
 
 
-def _is_dataclass(definition: ast.ClassDef) -> bool:
-    return any("dataclass" in ast.unparse(decorator) for decorator in definition.decorator_list)
+def _is_dataclass(definition: ast.ClassDef, module: _Module) -> bool:
+    return any(_decorator(item, module) is dataclasses.dataclass for item in definition.decorator_list)
+
+
+def _decorator(node: ast.expr, module: _Module) -> object:
+    """Return the function that a decorator, with arguments or without, names."""
+    return _read(node.func if isinstance(node, ast.Call) else node, module)
 
 
 def _dataclass_signature(definition: ast.ClassDef, module: _Module) -> Signature | None:
     """Return the fields of a dataclass and its bases; None if a base cannot be read."""
-    annotations: dict[str, str] = {}
+    annotations: dict[str, object] = {}
     required: set[str] = set()
     rules: tuple[Rule, ...] = ()
     for base in reversed(definition.bases):
         parent = _class_of(base, module)
-        is_fields = parent is not None and isinstance(parent[0], ast.ClassDef) and _is_dataclass(parent[0])
-        inherited = _dataclass_signature(*parent) if parent is not None and is_fields else None  # type: ignore[arg-type]
-        if inherited is None:
+        if parent is None or not _is_dataclass(*parent) or (inherited := _dataclass_signature(*parent)) is None:
             return None
         annotations |= inherited.annotations
         required |= inherited.required
@@ -304,23 +286,21 @@ def _dataclass_signature(definition: ast.ClassDef, module: _Module) -> Signature
     for item in definition.body:
         if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
             continue
-        annotation = _annotation(item.annotation, module)
-        if "ClassVar" in annotation:
+        annotation = _read(item.annotation, module)
+        if annotation is ClassVar or get_origin(annotation) is ClassVar:
             continue
         annotations[item.target.id] = annotation
         required.discard(item.target.id)
         if item.value is None:
             required.add(item.target.id)
     rules += tuple(_rules(definition, module))
-    return Signature(annotations, frozenset(required), open=False, rules=rules)
+    return Signature(annotations, frozenset(required), False, rules, _faults(rules, annotations))
 
 
-def _class_of(base: ast.expr, module: _Module) -> tuple[_Definition, _Module] | None:
+def _class_of(base: ast.expr, module: _Module) -> tuple[ast.ClassDef, _Module] | None:
     """Return a base class and its module; None if it cannot be read."""
-    try:
-        return _definition(module, [base.id]) if isinstance(base, ast.Name) else None
-    except (LookupError, _Unreadable):
-        return None
+    binding, where = _follow(base.id, module) if isinstance(base, ast.Name) else (None, module)
+    return (binding, where) if isinstance(binding, ast.ClassDef) else None
 
 
 def _function_signature(definition: ast.FunctionDef, module: _Module, *, bound: bool) -> Signature:
@@ -329,49 +309,36 @@ def _function_signature(definition: ast.FunctionDef, module: _Module, *, bound: 
     optional = {argument.arg for argument in positional[len(positional) - len(parameters.defaults) :]}
     keywords = zip(parameters.kwonlyargs, parameters.kw_defaults, strict=True)
     optional |= {name.arg for name, value in keywords if value is not None}
-    named = [*parameters.args[1 if bound and not parameters.posonlyargs else 0 :], *parameters.kwonlyargs]
-    annotations = {item.arg: _annotation(item.annotation, module) for item in named}
-    is_open = parameters.kwarg is not None
+    positional = positional[1:] if bound else positional
+    named = [item for item in (*positional, *parameters.kwonlyargs) if item not in parameters.posonlyargs]
+    annotations = {item.arg: _read(item.annotation, module) for item in named}
     rules = tuple(_rules(definition, module))
-    return Signature(annotations, frozenset(annotations) - optional, open=is_open, rules=rules)
+    faults = _faults(rules, [item.arg for item in (*positional, *parameters.kwonlyargs)])
+    return Signature(annotations, frozenset(annotations) - optional, parameters.kwarg is not None, rules, faults)
 
 
-def _annotation(node: ast.expr | None, module: _Module) -> str:
-    return "Any" if node is None else _expanded(ast.unparse(node), module, ())
-
-
-def _expanded(text: str, module: _Module, above: tuple[str, ...]) -> str:
-    """Return an annotation without the aliases of its module; `above` are those that are being expanded."""
-
-    def resolve(name: str) -> str | None:
-        source = _imported(module, name) or ""
-        if source.startswith(f"{_CONSTRAINTS}."):
-            return aliases().get(source.removeprefix(f"{_CONSTRAINTS}."))
-        assigned = _assigned(module, name) if name not in above else None
-        if assigned is None or isinstance(assigned[0], ast.Call):
-            return None
-        return _expanded(ast.unparse(assigned[0]), assigned[1], (*above, name))
-
-    return expand_aliases(text, resolve)
+def _faults(rules: Iterable[Rule], parameters: Collection[str]) -> tuple[tuple[str, str], ...]:
+    return tuple(filter(None, (rule.fault(parameters) for rule in rules)))
 
 
 def _rules(definition: _Definition, module: _Module) -> Iterator[Rule]:
     """Yield the rules that `@validated(...)` declares."""
     for decorator in definition.decorator_list:
-        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).rpartition(".")[2] == "validated":
+        if isinstance(decorator, ast.Call) and _decorator(decorator, module) is validated:
             for argument in decorator.args:
                 yield from _declared_rules(argument, module)
 
 
-def _declared_rules(node: ast.expr, module: _Module) -> Iterator[Rule]:
+def _declared_rules(node: Binding, module: _Module, above: tuple[Binding, ...] = ()) -> Iterator[Rule]:
+    """Yield the rules in an argument of `@validated`; `above` are the lists that contain it."""
     if isinstance(node, ast.Starred):
-        yield from _declared_rules(node.value, module)
-    elif isinstance(node, ast.List | ast.Tuple):
+        yield from _declared_rules(node.value, module, above)
+    elif isinstance(node, ast.List | ast.Tuple) and node not in above:
         for item in node.elts:
-            yield from _declared_rules(item, module)
-    elif isinstance(node, ast.Name) and (assigned := _assigned(module, node.id)):
-        yield from _declared_rules(*assigned)
-    elif isinstance(node, ast.Call):
+            yield from _declared_rules(item, module, (*above, node))
+    elif isinstance(node, ast.Name):
+        yield from _declared_rules(*_follow(node.id, module), above)
+    elif isinstance(node, ast.Call) and _decorator(node, module) is Rule:
         try:
             positional = [ast.literal_eval(argument) for argument in node.args]
             named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
@@ -380,21 +347,15 @@ def _declared_rules(node: ast.expr, module: _Module) -> Iterator[Rule]:
             return
 
 
-def _literal(node: ast.expr) -> Any:
+def _literal(node: Binding) -> Any:
     try:
-        return ast.literal_eval(node)
+        return ast.literal_eval(node) if isinstance(node, ast.expr) else None
     except ValueError:
         return None
 
 
 def _attribute(definition: ast.ClassDef, module: _Module, name: str) -> Any:
-    for item in definition.body:
-        if (value := _assignment(item, name)) is not None:
-            return _literal(value)
-    for base in definition.bases:
-        parent = _class_of(base, module)
-        if parent is not None and isinstance(parent[0], ast.ClassDef):
-            value = _attribute(*parent, name)  # type: ignore[arg-type]
-            if value is not None:
-                return value
-    return None
+    value = _literal(bindings(definition.body, module.package).get(name))
+    parents = (_class_of(base, module) for base in definition.bases)
+    inherited = (_attribute(*parent, name) for parent in parents if parent is not None)
+    return value if value is not None else next((each for each in inherited if each is not None), None)

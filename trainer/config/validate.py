@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 from trainer.annotations import (
     describe,
@@ -92,7 +92,7 @@ def _validate_section(name: str, section: Any, section_type: type, known: KnownK
     return problems
 
 
-def validate_value(path: str, value: Any, annotation: str) -> list[str]:
+def validate_value(path: str, value: Any, annotation: object) -> list[str]:
     """Return the problems of a value that must fit `annotation`."""
     if value == "???":
         return [format_error(path, "needs a value", f"Set {path}=<{describe(annotation)}>")]
@@ -148,16 +148,15 @@ def _validate_own_part(group: str, part: Mapping[str, Any], target: str, known: 
     problems: dict[str, list[str]] = {}
     for key, value in part.items():
         path = f"{group}.{key}"
-        annotation = "Any" if key in HYDRA_KEYS else signature.annotation(str(key))
+        annotation: Any = Any if key in HYDRA_KEYS else signature.annotation(str(key))
         if path == _MEASURED and annotation is not None:
-            annotation += " | Literal['auto']"
-        known_key = annotation is not None
-        problems[key] = validate_value(path, value, str(annotation)) if known_key else [known.unknown(path, value)]
+            annotation = annotation | Literal["auto"]
+        problems[key] = [known.unknown(path, value)] if annotation is None else validate_value(path, value, annotation)
     missing = _missing_keys(group, part, signature, known.groups)
     option = known.groups.option_of(group, target)
     return [
         *_flat(problems),
-        *broken_rules(part, signature.rules, prefix=f"{group}.", skip=_wrong(problems)),
+        *_validate_rules(group, part, signature, problems),
         *(
             format_error(f"{group}.{key}", "is missing", f"{group}={option} sets {value!r}")
             for key, value in missing.items()
@@ -170,8 +169,15 @@ def _flat(problems: Mapping[str, Sequence[str]]) -> list[str]:
     return [problem for messages in problems.values() for problem in messages]
 
 
-def _wrong(problems: Mapping[str, Sequence[str]]) -> frozenset[str]:
-    return frozenset(str(key) for key, messages in problems.items() if messages)
+def _validate_rules(
+    group: str, part: Mapping[str, Any], signature: Signature, problems: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Return the rules that cannot be checked, or that the keys break which have no problem of their own."""
+    if signature.faults:
+        target = part["_target_"]
+        return [format_error(f"{group}._target_", *fault, value=target) for fault in signature.faults]
+    wrong = frozenset(str(key) for key, messages in problems.items() if messages)
+    return broken_rules(part, signature.rules, prefix=f"{group}.", skip=wrong)
 
 
 def _unknown_inner_keys(group: str, part: Mapping[str, Any], known: KnownKeys) -> Iterator[str]:
@@ -189,7 +195,7 @@ def _validate_plugged_in(group: str, part: Mapping[str, Any], target: str) -> li
     if not package.isidentifier() or "." not in target:
         problem = "must be the dotted name of a class or function"
         return [format_error(f"{group}._target_", problem, "Write it like my_package.MyLoss", value=target)]
-    problems = {key: validate_value(f"{group}.{key}", value, "Any") for key, value in part.items() if value == "???"}
+    problems = {key: validate_value(f"{group}.{key}", value, Any) for key, value in part.items() if value == "???"}
     if find_spec(package) is None:
         remedy = "Install it, or put it in the working directory"
         missing = format_error(f"{group}._target_", f"there is no package {package}", remedy, value=target)
@@ -201,9 +207,9 @@ def _validate_plugged_in(group: str, part: Mapping[str, Any], target: str) -> li
     if signature is None:
         return _flat(problems)
     for key in part.keys() - HYDRA_KEYS - problems.keys():
-        annotation = signature.annotation(str(key)) or "Any"
+        annotation = signature.annotation(str(key)) or Any
         problems[key] = validate_value(f"{group}.{key}", part[key], annotation) if is_constrained(annotation) else []
-    return [*_flat(problems), *broken_rules(part, signature.rules, prefix=f"{group}.", skip=_wrong(problems))]
+    return [*_flat(problems), *_validate_rules(group, part, signature, problems)]
 
 
 def _split_remedy(message: str) -> tuple[str, str]:
