@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer.errors import ConfigError, Interrupted, TrainerError
+from trainer.layout import Document
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterator
 
     from omegaconf import DictConfig
 
-    from trainer.config.command import CheckedCommand
+    from trainer.config.command import CheckedCommand, InputCheck
 
 VERBS = {
     "train": "train a model, evaluate its best weights on the test split, and write proved artifacts",
@@ -153,7 +154,7 @@ def _run_rank(path: Path) -> int:
     """Run one process of a job that several processes run together."""
     from trainer.launch import run_rank
 
-    def start(verb: str, config: dict[str, Any], overrides: list[Any]) -> None:
+    def start(verb: str, config: Document, overrides: list[Any]) -> None:
         from trainer.config.command import job_of_config
 
         _start(verb, job_of_config(verb, config, overrides), config)
@@ -204,13 +205,13 @@ def _garbage_collection_off() -> Iterator[None]:
             gc.enable()
 
 
-def _input_check(verb: str) -> Callable[[Mapping[str, Any]], Iterable[str]] | None:
+def _input_check(verb: str) -> InputCheck | None:
     """Return the check of the verb's inputs; it is in a layer above the config and is imported only for this verb."""
     module = INPUT_CHECKS.get(verb)
     return None if module is None else import_module(module).input_problems
 
 
-def _start(verb: str, job: object, config: dict[str, Any]) -> None:
+def _start(verb: str, job: object, config: Document) -> None:
     import_module(f"trainer.commands.{verb}").run(job, config)
 
 

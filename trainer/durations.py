@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from trainer.errors import ConfigError, format_error
 
@@ -25,7 +25,7 @@ class Duration:
     unit: Unit
 
 
-def parse(value: Any) -> Duration | None:
+def parse(value: object) -> Duration | None:
     """Return the duration that a value stands for, or None if it is not a duration."""
     if isinstance(value, int) and not isinstance(value, bool):
         return Duration(Decimal(value), "st") if value >= 0 else None

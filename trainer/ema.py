@@ -4,12 +4,12 @@ Source: Polyak and Juditsky 1992; the decay warms up as in TensorFlow's Exponent
 """
 
 from copy import deepcopy
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
 
-from trainer.protocols import Loss
+from trainer.protocols import Loss, StateDict
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -50,11 +50,11 @@ class Ema:
             _average(self.loss, loss, 1 - decay)
         self.updates += 1
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return only the counter; the weights are in `module.state_dict()`."""
         return {"updates": self.updates}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore what `state_dict` returned."""
         self.updates = int(state["updates"])
 

@@ -5,7 +5,7 @@ bug of this tool: exit code 1, with its traceback.
 """
 
 from difflib import get_close_matches
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 _ABSENT: Final = object()
 
@@ -67,7 +67,7 @@ def raise_if_any(*problems: str | None) -> None:
         raise ConfigError(*messages)
 
 
-def format_error(key: str, problem: str, remedy: str = "", *, value: Any = _ABSENT) -> str:
+def format_error(key: str, problem: str, remedy: str = "", *, value: object = _ABSENT) -> str:
     """Return a message in the form of this project: `<key>: <problem>, got <value>. <remedy>`.
 
     Args:

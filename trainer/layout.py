@@ -15,7 +15,10 @@ runs/<run>/                     the run folder
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+Document = dict[str, Any]
+"""The object in a JSON or YAML file; the module that reads the file knows the keys."""
 
 RUNS: Final = Path("runs")
 """Default parent of run folders, relative to the working directory."""

@@ -1,10 +1,12 @@
 """Numeric precision of forward and backward: float32, or autocast to bfloat16, or to float16 with loss scaling."""
 
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from trainer.protocols import StateDict
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 
@@ -29,7 +31,7 @@ class Precision:
         self._device = device
         self._scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16", init_scale=2.0**14)
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[object]:
         """Return the context of a forward pass."""
         dtype = _DTYPES.get(self.name)
         return torch.autocast(self._device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
@@ -59,11 +61,11 @@ class Precision:
         """The factor on the loss; 1 without a scaler."""
         return self._scaler.get_scale()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the state of the scaler; empty without one."""
         return self._scaler.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore what `state_dict` returned."""
         if state:
             self._scaler.load_state_dict(state)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict, runtime_checkable
+
+from trainer.layout import Document
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +23,26 @@ if TYPE_CHECKING:
 Batching = Literal["packed", "padded", "bucketed", "fixed"]
 Columns = Mapping[str, Sequence[Any]]
 """A slice of a table: one sequence per column, all of the same length."""
+
+Row = Mapping[str, Any]
+"""A row of a table: a value per column."""
+
+
+class ImageCell(TypedDict):
+    bytes: bytes | None
+    path: str | None
+
+
+"""An encoded image, in memory or in its file, in the layout of the datasets library."""
+
+EncodedColumns = dict[str, list[Any]]
+"""Encoded rows: one list per column, all of the same length."""
+
+Prediction = dict[str, Any]
+"""One JSON object per predicted row; `Task.predictions` lists the keys."""
+
+StateDict = dict[str, Any]
+"""State of a part, by name."""
 
 BLOCK_OF = "block_of"
 """The column of encoded rows with the position of the raw row that each is a block of, if a raw row has several."""
@@ -62,11 +84,11 @@ class Batch:
 class Stateful(Protocol):
     """A part that changes during a run: its state is saved in checkpoints and restored on resume."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the state."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore what `state_dict` returned."""
         ...
 
@@ -300,7 +322,7 @@ class Task(Stateful, Protocol):
         """Learn from the training split what encoding needs. Called once, before `encode`."""
         ...
 
-    def encode(self, rows: Columns) -> dict[str, list[Any]]:
+    def encode(self, rows: Columns) -> EncodedColumns:
         """Turn raw columns into encoded columns, row by row. The result is cached.
 
         A raw row may become several encoded rows, its blocks: then the column `BLOCK_OF` contains, for each encoded
@@ -311,7 +333,7 @@ class Task(Stateful, Protocol):
         """
         ...
 
-    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
+    def encode_inputs(self, rows: Columns) -> EncodedColumns:
         """Turn the columns `input_columns` into encoded columns, row by row: `encode` without the targets.
 
         Raises:
@@ -349,7 +371,7 @@ class Task(Stateful, Protocol):
 
     def predictions(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
-    ) -> list[dict[str, Any]]:
+    ) -> list[Prediction]:
         """Turn outputs into one JSON object per row for a person to read, probabilities to six decimals.
 
         * a class: `{"label": "cat", "probability": 0.9}`, and if `top` is above 1 also `"probabilities": {"cat": 0.9,
@@ -494,7 +516,7 @@ class HasPackingSupport(Protocol):
 class HasArchitecture(Protocol):
     """A model that can be rebuilt without its original files from this JSON, which is saved in each checkpoint."""
 
-    architecture: dict[str, Any]
+    architecture: Document
 
 
 @runtime_checkable
@@ -534,6 +556,6 @@ class MetricSchedule(Stateful, Protocol):
 class Report(Protocol):
     """Receives the events of a run: `metrics.jsonl` (one line per event), the screen, TensorBoard."""
 
-    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, object]) -> None:
         """Record an event, such as `train` or `eval`, after a step."""
         ...

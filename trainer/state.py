@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+
+from trainer.protocols import StateDict
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,11 @@ class TrainState:
         """Return the updates since the best score, or since the start if there is none."""
         return self.step - (self.best_step or 0)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the state as JSON."""
         return asdict(self)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore what `state_dict` returned."""
         self.step = int(state["step"])
         self.best_step = state["best_step"]

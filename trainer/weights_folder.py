@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from trainer.layout import CHECKPOINTS, TASK, TOKENIZER
+from trainer.layout import CHECKPOINTS, TASK, TOKENIZER, Document
 
 LABELS = "labels.json"
 
@@ -31,7 +30,7 @@ def related_folders(weights: str) -> Iterator[Path]:
         yield folder.parent.parent / "model"
 
 
-def read_encoding(folder: Path) -> dict[str, Any]:
+def read_encoding(folder: Path) -> Document:
     """Return the `tokenizer`, as text, and the `labels` of a folder of artifacts or of a checkpoint."""
     try:
         if (folder / TASK).is_file():

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ from trainer.data.batches import Batches, EvaluationBatches
 from trainer.data.encode import Encoded
 from trainer.errors import ConfigError, did_you_mean, format_error
 from trainer.export.formats.safetensors import save_library
-from trainer.layout import CHECKPOINTS, CONFIG, MODEL, STATE, TASK
+from trainer.layout import CHECKPOINTS, CONFIG, MODEL, STATE, TASK, Document
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.model.pretrained_folder import ABOUT, LibraryModel
 from trainer.protocols import Batch, Batching, Loss, Task
@@ -65,7 +65,7 @@ class CheckpointedModel:
     model: nn.Module
     loss: Loss
     device: torch.device
-    origin: dict[str, Any]
+    origin: Document
     config_text: str
 
     @cached_property
@@ -74,7 +74,7 @@ class CheckpointedModel:
         return build_encoded(self.job, self.task, fitted=True)
 
     @property
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Document:
         """The origin of the weights and the fingerprint of their data, as artifacts carry it."""
         return {**self.origin, "data": self.encoded.fingerprint}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +14,13 @@ from trainer.data.batches import Batches, BatchPlan, EvaluationBatches, LoaderOp
 from trainer.data.encode import Encoded, cache_root, encode
 from trainer.data.quality import DataReport, measure_quality
 from trainer.errors import DataError
-from trainer.protocols import Batching, HasNumericColumns, SeparableSource, Source, Task
+from trainer.protocols import Batching, HasNumericColumns, SeparableSource, Source, StateDict, Task
 from trainer.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
 
-def build_task(job: TrainJob, state: dict[str, Any] | None = None) -> Task:
+def build_task(job: TrainJob, state: StateDict | None = None) -> Task:
     """Build the task; `state` is what it learned from its training split, if a checkpoint contains that."""
     task: Task = instantiate("task", job.task)
     if state is not None:

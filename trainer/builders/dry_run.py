@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from trainer.checkpoint.store import Snapshot
 from trainer.checkpoint.tensors import encode
 from trainer.config.jobs import TrainJob
 from trainer.ema import has_weights
+from trainer.layout import Document
 from trainer.loop import save_checkpoint, set_learning_rate, update_weights
 from trainer.model.summary import summarize
 from trainer.protocols import Batch, MetricSchedule
@@ -28,7 +28,7 @@ _NUM_STEPS = 20
 """First steps whose batches are examined for padding."""
 
 
-def dry_run(job: TrainJob, config_text: str, *, trial: bool, depth: int) -> dict[str, Any]:
+def dry_run(job: TrainJob, config_text: str, *, trial: bool, depth: int) -> Document:
     """Describe a job as a JSON document; only the encoding cache is written.
 
     Args:
@@ -61,7 +61,7 @@ def dry_run(job: TrainJob, config_text: str, *, trial: bool, depth: int) -> dict
 class _NoReport:
     """A report that ignores all events."""
 
-    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, object]) -> None:
         pass
 
 
@@ -71,7 +71,7 @@ def _on_cpu(job: TrainJob) -> TrainJob:
     return replace(job, device="cpu", compile=False, optimizer=optimizer, loader=loader)
 
 
-def _data(job: TrainJob, training: Training) -> dict[str, Any]:
+def _data(job: TrainJob, training: Training) -> Document:
     report, task = training.data_report, training.task
     splits = {split: {"rows": rows, **report.shares.get(split, {})} for split, rows in report.rows.items()}
     document = {"source": job.data["_target_"], "fingerprint": training.encoded.fingerprint, "splits": splits}
@@ -94,7 +94,7 @@ def _empty_share(run: Run, lengths: np.ndarray) -> float | None:
     return 1 - filled / sum(batch.inputs["input_ids"].numel() for batch in batches)
 
 
-def _steps(job: TrainJob, training: Training) -> dict[str, Any]:
+def _steps(job: TrainJob, training: Training) -> Document:
     steps, rows = training.run.steps, training.data_report.rows["train"]
     epochs, rest = divmod(steps.total, steps.per_epoch)
     intervals = {"log": steps.log_every, "evaluate": steps.eval_every, "save": steps.save_every}
@@ -113,7 +113,7 @@ def _steps(job: TrainJob, training: Training) -> dict[str, Any]:
     }
 
 
-def _schedule(job: TrainJob, run: Run) -> dict[str, Any]:
+def _schedule(job: TrainJob, run: Run) -> Document:
     total = run.steps.total
     steps = np.unique(np.linspace(0, total - 1, min(total, _NUM_POINTS)).astype(np.int64)).tolist()
     base = max(float(group["initial_lr"]) for group in run.optimizer.param_groups)
@@ -130,7 +130,7 @@ def _schedule(job: TrainJob, run: Run) -> dict[str, Any]:
     }
 
 
-def _model(run: Run, batch: Batch, depth: int) -> dict[str, Any]:
+def _model(run: Run, batch: Batch, depth: int) -> Document:
     run.model.eval()
     rows = summarize(run.model, depth, lambda: run.model(**batch.inputs))
     run.model.train()
@@ -145,7 +145,7 @@ def _model(run: Run, batch: Batch, depth: int) -> dict[str, Any]:
     }
 
 
-def _optimizer(job: TrainJob, run: Run) -> dict[str, Any]:
+def _optimizer(job: TrainJob, run: Run) -> Document:
     counts: dict[tuple[float, float], int] = {}
     for group in run.optimizer.param_groups:
         key = float(group["initial_lr"]), float(group.get("weight_decay", 0.0))
@@ -206,7 +206,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _checkpoint(job: TrainJob, snapshot: Snapshot | None) -> dict[str, Any]:
+def _checkpoint(job: TrainJob, snapshot: Snapshot | None) -> Document:
     """Return the sizes of a checkpoint's files and the number of checkpoints kept: the newest ones and the best one."""
     kept = job.checkpoint.keep + 1
     if snapshot is None:

@@ -14,6 +14,7 @@ import hydra
 from hydra.errors import InstantiationException
 
 from trainer.errors import ConfigError, TrainerError, did_you_mean, format_error
+from trainer.layout import Document
 
 _MAX_LISTED = 20
 """A module's names are listed in a message only if there are at most this many."""
@@ -22,7 +23,7 @@ _MAX_LISTED = 20
 logging.getLogger(hydra.utils.__name__).setLevel(logging.CRITICAL)
 
 
-def instantiate(group: str, config: Mapping[str, Any], /, **context: Any) -> Any:
+def instantiate(group: str, config: Document, /, **context: Any) -> Any:
     """Create the part of a group from its `_target_` and keys.
 
     Args:
@@ -63,7 +64,7 @@ def in_group(group: str) -> Iterator[None]:
         raise ConfigError(*(f"{group}.{message}" for message in error.messages)) from error
 
 
-def locate(group: str, config: Mapping[str, Any]) -> Callable[..., Any]:
+def locate(group: str, config: Document) -> Callable[..., Any]:
     """Return the class or function that `_target_` names.
 
     Raises:
@@ -100,7 +101,7 @@ def _import_problem(path: str) -> tuple[str, str]:
     return f"there is no {name} in {module}", near if listed else ""
 
 
-def _check_arguments(group: str, path: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+def _check_arguments(group: str, path: str, target: Callable[..., Any], arguments: Mapping[str, object]) -> None:
     try:
         signature = inspect.signature(target)
     except (TypeError, ValueError):

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from trainer.config.compatibility import incompatible_targets
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import job_from_text
 from trainer.errors import CheckpointError, ConfigError, format_error
-from trainer.layout import CHECKPOINTS, CONFIG, TASK
+from trainer.layout import CHECKPOINTS, CONFIG, TASK, Document
 from trainer.protocols import DeclaresTargets, HasTrainTarget, IgnoresTargets, Loss, Task
 from trainer.targets import with_loss_head
 
@@ -74,7 +73,7 @@ class Teacher:
     """
 
     model: Callable[..., Tensor]
-    identity: dict[str, Any]
+    identity: Document
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():
@@ -85,7 +84,7 @@ class Teacher:
         return json.dumps(self.identity) + "\n"
 
 
-def load_teacher(path: Any, task: Task, device: torch.device, trust: list[str]) -> Teacher:
+def load_teacher(path: object, task: Task, device: torch.device, trust: list[str]) -> Teacher:
     """Load the best checkpoint of a run as a teacher.
 
     Args:

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from trainer.decode.kv_cache import has_cache
 from trainer.durations import to_steps
 from trainer.errors import ConfigError, format_error
 from trainer.export.cases import traced_inputs
+from trainer.layout import Document
 from trainer.model.feature_extractor import FeatureExtractor
 from trainer.model.finetuning import (
     apply_lora,
@@ -190,7 +190,7 @@ def build_masks(job: TrainJob, model: nn.Module, snapshot: Snapshot | None) -> M
     return masks
 
 
-def prune_model(config: Mapping[str, Any], model: nn.Module, seed: int) -> Masks:
+def prune_model(config: Document, model: nn.Module, seed: int) -> Masks:
     """Prune a model in place, as the group `prune` says.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from trainer.config.jobs import OptimizerKeys, TrainJob
 from trainer.config.schema import option_keys
 from trainer.durations import to_steps
 from trainer.errors import ConfigError, format_error
+from trainer.layout import Document
 from trainer.optimizer.parameter_groups import hidden_matrix_names, layer_indices, make_parameter_groups, no_decay_names
 from trainer.protocols import Loss, Schedule
 
@@ -61,7 +61,7 @@ def build_schedule(job: TrainJob, steps_per_epoch: int, total_steps: int) -> Sch
     If the schedule has a parameter `x_steps`, the key `x` is a duration and is converted to steps here.
     """
     names = parameters(locate("scheduler", job.scheduler))
-    config: dict[str, Any] = {}
+    config: Document = {}
     for key, value in job.scheduler.items():
         if f"{key}_steps" in names:
             steps = config[f"{key}_steps"] = to_steps(value, steps_per_epoch, total_steps)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trainer.checkpoint.atomic_io import list_entries
 from trainer.checkpoint.manifest import STEP_FOLDER, DamagedError, find_faults, read_document, read_manifest
-from trainer.layout import STATE
+from trainer.layout import STATE, Document
 
 REPLACED = ".old-"
 """Prefix of a checkpoint's folder while another checkpoint of the same step takes its place."""
@@ -32,7 +31,7 @@ class ListedCheckpoint:
     step: int
     folder: Path
     ordinal: int
-    score: Mapping[str, Any] | None
+    score: Document | None
     fault: DamagedError | None
 
 
@@ -77,7 +76,7 @@ def rank_by_score(newest_first: Sequence[ListedCheckpoint]) -> list[ListedCheckp
     scored = [(each.score, each) for each in newest_first if each.score is not None]
     scored = [(score, each) for score, each in scored if not math.isnan(score["value"])]
 
-    def rank(pair: tuple[Mapping[str, Any], ListedCheckpoint]) -> tuple[float, int]:
+    def rank(pair: tuple[Document, ListedCheckpoint]) -> tuple[float, int]:
         score, checkpoint = pair
         return -score["value"] if score["higher_is_better"] else score["value"], checkpoint.step
 

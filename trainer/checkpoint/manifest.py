@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from trainer.checkpoint.atomic_io import FileDigest, digest_file
 from trainer.errors import CheckpointError, format_error
-from trainer.layout import CHECKPOINT_MANIFEST
+from trainer.layout import CHECKPOINT_MANIFEST, Document
 
 FORMAT: Final = 1
 STEP_FOLDER: Final = re.compile(r"step-(\d{8,})")
@@ -123,7 +123,7 @@ def read_document(folder: Path, name: str) -> str | None:
     return None if written is None else _read_verified(folder, name, written).decode()
 
 
-def _seal(fields: dict[str, Any]) -> bytes:
+def _seal(fields: Document) -> bytes:
     crc = zlib.crc32(json.dumps(fields, sort_keys=True).encode())
     return (json.dumps({**fields, "checksum": f"{crc:08x}"}, indent=1, sort_keys=True) + "\n").encode()
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainer.errors import CheckpointError, format_error
+from trainer.layout import Document
 
 # The schedule sets the learning rate; the other options choose how a step is computed, not its result.
 _NOT_STORED: Final = {
@@ -28,7 +29,7 @@ _MAX_NAMES: Final = 3
 """Parameters that an error message names."""
 
 
-def capture_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def capture_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], Document]:
     """Return the state of an optimizer that was built from named parameters, without its learning rate.
 
     Returns:
@@ -38,7 +39,7 @@ def capture_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str
         CheckpointError: The optimizer was built without names, or its state is neither a tensor nor JSON.
     """
     tensors: dict[str, Tensor] = {}
-    values: dict[str, dict[str, Any]] = {}
+    values: dict[str, Document] = {}
     for name, parameter, _ in _named_parameters(optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
@@ -55,7 +56,7 @@ def capture_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str
     return tensors, {"groups": groups, "values": values}
 
 
-def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], document: Document) -> None:
     """Load a state that `capture_optimizer` returned; the learning rate stays the optimizer's own.
 
     Raises:
@@ -79,7 +80,7 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], docum
             optimizer.state[parameter] = state
 
 
-def _named_parameters(optimizer: Optimizer) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+def _named_parameters(optimizer: Optimizer) -> Iterator[tuple[str, Tensor, Document]]:
     for group in optimizer.param_groups:
         if "param_names" not in group:
             raise CheckpointError(
@@ -89,7 +90,7 @@ def _named_parameters(optimizer: Optimizer) -> Iterator[tuple[str, Tensor, dict[
             yield name, parameter, group
 
 
-def _as_json(name: str, value: Any) -> Any:
+def _as_json(name: str, value: object) -> Any:
     try:
         json.dumps(value)
     except TypeError as error:
@@ -116,7 +117,7 @@ def _check_names(stored: list[list[str]], current: list[list[str]]) -> None:
         raise CheckpointError(format_error("optimizer", problem, "Restore the settings that define the groups"))
 
 
-def _place(key: str, value: Tensor, parameter: Tensor, group: Mapping[str, Any]) -> Tensor:
+def _place(key: str, value: Tensor, parameter: Tensor, group: Mapping[str, object]) -> Tensor:
     """Return a copy of a state tensor with the device and the strides that the optimizer expects."""
     if key == "step":
         # As in torch: on the host, unless the kernel that updates the parameter counts the steps.

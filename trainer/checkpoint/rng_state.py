@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import random
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.layout import Document
 
-def capture_rng_state(*, devices: bool = True) -> dict[str, Any]:
+
+def capture_rng_state(*, devices: bool = True) -> Document:
     """Return the states of the global generators of Python and NumPy, and of torch and every device that is in use.
 
     Args:
@@ -19,7 +20,7 @@ def capture_rng_state(*, devices: bool = True) -> dict[str, Any]:
     """
     version, words, gauss = random.getstate()
     algorithm, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    state: dict[str, Any] = {
+    state: Document = {
         "python": {"version": version, "words": _pack(np.array(words, np.uint32)), "gauss": gauss},
         "numpy": {
             "kind": algorithm,
@@ -39,7 +40,7 @@ def capture_rng_state(*, devices: bool = True) -> dict[str, Any]:
     return state
 
 
-def restore_rng_state(state: dict[str, Any]) -> None:
+def restore_rng_state(state: Document) -> None:
     """Set every generator to the state that `capture_rng_state` returned.
 
     States of devices that this machine does not have are skipped: a run that resumes on other devices cannot draw the

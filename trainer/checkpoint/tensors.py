@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 import torch
 from safetensors.torch import load
 from torch import Tensor
 
 from trainer.errors import CheckpointError, format_error
+from trainer.layout import Document
 
 NamedTensors = Mapping[str, Tensor]
 
@@ -46,7 +47,7 @@ def encode(tensors: NamedTensors) -> Iterator[bytes | memoryview]:
     """
     # Wide elements first: every tensor then starts at a multiple of its element size, as readers that map it need.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: Document = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in ordered:
         if tensor.layout is not torch.strided or tensor.dtype not in _DTYPES or name == "__metadata__":

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from trainer.commands.run_folders import RunRecord, flatten, list_runs_newest_first, read_run
 from trainer.config.jobs import DiffJob
 from trainer.errors import CheckpointError, format_error
+from trainer.layout import Document
 from trainer.report.console import open_console, print_table
 
 _ABSENT = "(none)"
@@ -16,7 +16,7 @@ _MAX_CHARACTERS = 60
 """Longer values are shortened in the table."""
 
 
-def run(job: DiffJob, config: dict[str, Any]) -> None:
+def run(job: DiffJob, config: Document) -> None:
     """Print the differences between two runs.
 
     Args:
@@ -52,7 +52,7 @@ def _select_runs(job: DiffJob) -> tuple[str, str]:
     return left, right
 
 
-def compare_runs(left: RunRecord, right: RunRecord) -> dict[str, Any]:
+def compare_runs(left: RunRecord, right: RunRecord) -> Document:
     """Return the differences as JSON: key -> the values of the runs that have the key, under `left` and `right`."""
     return {
         "left": str(left.folder),
@@ -63,14 +63,14 @@ def compare_runs(left: RunRecord, right: RunRecord) -> dict[str, Any]:
     }
 
 
-def _flatten_results(record: RunRecord) -> dict[str, Any]:
+def _flatten_results(record: RunRecord) -> Document:
     values = {f"best.{key}": value for key, value in (record.best or {}).items()}
     for split, scores in record.evaluations.items():
         values |= {f"{split}.{key}": value for key, value in scores.items()}
     return values
 
 
-def _compare_values(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _compare_values(left: Mapping[str, object], right: Mapping[str, object]) -> dict[str, Document]:
     names = dict.fromkeys((*left, *right))
     parents = {name.rpartition(".")[0] for name in names}
     sides = {
@@ -86,12 +86,12 @@ def _compare_values(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[s
     }
 
 
-def _is_equal(left: Any, right: Any) -> bool:
+def _is_equal(left: object, right: object) -> bool:
     """Return whether two values are the same; NaN equals NaN."""
     return type(left) is type(right) and (left == right or (left != left and right != right))
 
 
-def _compare_steps(left: Mapping[int, float], right: Mapping[int, float]) -> dict[str, Any]:
+def _compare_steps(left: Mapping[int, float], right: Mapping[int, float]) -> Document:
     """Compare the training losses of the steps that both runs logged."""
     shared = sorted(left.keys() & right.keys())
     first = next((step for step in shared if not _is_equal(left[step], right[step])), None)
@@ -103,21 +103,21 @@ def _compare_steps(left: Mapping[int, float], right: Mapping[int, float]) -> dic
     }
 
 
-def _table_rows(differences: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
+def _table_rows(differences: Mapping[str, Document]) -> list[list[object]]:
     return [
         [name, _shorten(values.get("left", _ABSENT)), _shorten(values.get("right", _ABSENT))]
         for name, values in differences.items()
     ]
 
 
-def _shorten(value: Any) -> Any:
+def _shorten(value: object) -> object:
     if isinstance(value, float):
         return value
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 3]}..."
 
 
-def _describe_steps(steps: Mapping[str, Any]) -> str:
+def _describe_steps(steps: Document) -> str:
     if not steps["shared"]:
         return "training loss: the runs logged no step in common"
     first = steps["first_different"]

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.jobs import EvalJob
 from trainer.config.resume import differences
 from trainer.config.stored import job_from_text
 from trainer.errors import ConfigError, DataError
-from trainer.layout import EVALUATIONS
+from trainer.layout import EVALUATIONS, Document
 from trainer.report.console import open_console, print_table
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _NOT_DATA = frozenset({"strict", "cache_dir"})
 """Keys of `data` that do not change the rows."""
 
 
-def run(job: EvalJob, config: dict[str, Any]) -> None:
+def run(job: EvalJob, config: Document) -> None:
     """Evaluate, print a table and write `eval/<split>.json` in the run folder.
 
     Rows other than the run's own are compared with the training rows, and their score is stored under another name.
@@ -58,7 +58,7 @@ def run(job: EvalJob, config: dict[str, Any]) -> None:
 
 
 def evaluate_split(
-    checkpointed: CheckpointedModel, split: str, rows: Dataset, precision: PrecisionName, changed: Mapping[str, Any]
+    checkpointed: CheckpointedModel, split: str, rows: Dataset, precision: PrecisionName, changed: Document
 ) -> tuple[str, dict[str, float]]:
     """Compute loss and metrics on the rows of a split and write them to `eval/<name>.json` in the run folder.
 
@@ -98,7 +98,7 @@ def evaluate_split(
     return name, values
 
 
-def find_changed_keys(checkpointed: CheckpointedModel, split: str, rows: Dataset) -> dict[str, Any]:
+def find_changed_keys(checkpointed: CheckpointedModel, split: str, rows: Dataset) -> Document:
     """Return the keys that make the rows of a split differ from the run's own rows; empty for its own rows.
 
     If the run has a score on the split, the digest of its rows decides; else the keys changed for this evaluation do.
@@ -114,7 +114,7 @@ def find_changed_keys(checkpointed: CheckpointedModel, split: str, rows: Dataset
     return changed or {f"data.{split}": "changed since the run's own score"}
 
 
-def _changed_data_keys(checkpointed: CheckpointedModel, split: str) -> dict[str, Any]:
+def _changed_data_keys(checkpointed: CheckpointedModel, split: str) -> Document:
     """Return the changed keys on which the rows of a split depend, with their new values."""
     own = job_from_text(checkpointed.config_text, trust=None)
     job = checkpointed.job
@@ -136,7 +136,7 @@ def _read_digest(file: Path) -> str | None:
     return digest if isinstance(digest, str) else None
 
 
-def _make_label(split: str, changed: Mapping[str, Any]) -> str:
+def _make_label(split: str, changed: Document) -> str:
     """Return a word for other rows that is valid in a file name: the name of their file if there is one."""
     value = changed.get(f"data.{split}")
     first = value[0] if isinstance(value, list) and value else value
@@ -170,7 +170,7 @@ def check_foreign_rows(checkpointed: CheckpointedModel, split: str, rows: Datase
 
 def score_table(
     scores: Sequence[tuple[str, CheckpointedModel, dict[str, float]]],
-) -> tuple[list[str], list[list[Any]]]:
+) -> tuple[list[str], list[list[object]]]:
     """Return the columns and rows of a table of evaluations, each with its name."""
     metrics = list(scores[0][2])
     rows = [[name, model.step, model.weights, *values.values()] for name, model, values in scores]

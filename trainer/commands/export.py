@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -14,7 +13,7 @@ from trainer.config.compatibility import validate_formats
 from trainer.config.jobs import ExportJob
 from trainer.config.stored import job_from_text, load_stored_config
 from trainer.errors import raise_if_any
-from trainer.layout import EXPORT, PRUNED_EXPORT
+from trainer.layout import EXPORT, PRUNED_EXPORT, Document
 from trainer.report.console import open_console, print_table
 from trainer.signals import exit_on_sigterm
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from trainer.export.artifacts import Artifact
 
 
-def run(job: ExportJob, config: dict[str, Any]) -> None:
+def run(job: ExportJob, config: Document) -> None:
     """Write and prove the artifacts of a run and print the proofs; a pruned copy gets a folder of its own.
 
     Args:
@@ -53,14 +52,14 @@ def run(job: ExportJob, config: dict[str, Any]) -> None:
     print_artifacts(console, artifacts)
 
 
-def pruned_folder_name(prune: Mapping[str, Any]) -> str:
+def pruned_folder_name(prune: Document) -> str:
     """Return the folder for the artifacts of a pruned copy, next to the model's own: `export-pruned-l1-0.3`."""
     amount = [str(prune["amount"])] if "amount" in prune else []
     return PRUNED_EXPORT + "-".join([prune["_target_"].rpartition(".")[2], *amount])
 
 
 def export_artifacts(
-    checkpointed: CheckpointedModel, export: dict[str, Any], split: str, name: str = EXPORT
+    checkpointed: CheckpointedModel, export: Document, split: str, name: str = EXPORT
 ) -> list[Artifact]:
     """Write the artifacts that the group `export` names, proved on a split, into the folder `name` of the run."""
     from trainer.builders.instantiate import instantiate
@@ -110,7 +109,7 @@ def print_artifacts(console: Console, artifacts: list[Artifact]) -> None:
     )
 
 
-def prune_copy(checkpointed: CheckpointedModel, prune: Mapping[str, Any], split: str) -> CheckpointedModel:
+def prune_copy(checkpointed: CheckpointedModel, prune: Document, split: str) -> CheckpointedModel:
     """Return a pruned copy; its origin records the zeros, and the sizes and metrics before and after.
 
     Args:
@@ -148,7 +147,7 @@ def _evaluate(checkpointed: CheckpointedModel, model: nn.Module, split: str) -> 
     return evaluate(model, checkpointed.loss, batches, metrics, precision=Precision("fp32", device), device=device)
 
 
-def print_pruning(console: Console, document: Mapping[str, Any]) -> None:
+def print_pruning(console: Console, document: Document) -> None:
     """Print two tables: the zeros of each weight, and the model before and after pruning."""
     print_sparsity(console, document)
     rows = [
@@ -158,7 +157,7 @@ def print_pruning(console: Console, document: Mapping[str, Any]) -> None:
     print_table(console, "model before and after pruning", columns, rows)
 
 
-def print_sparsity(console: Console, document: Mapping[str, Any]) -> None:
+def print_sparsity(console: Console, document: Document) -> None:
     """Print the zeros of each weight."""
     rows = [
         [each["name"], " x ".join(map(str, each["shape"])), each["zeros"], f"{each['share']:.1%}"]

@@ -16,7 +16,7 @@ from trainer.config.signatures import attribute
 from trainer.config.stored import exported_config, job_from_text, load_stored_config
 from trainer.data.readers import first_line_of
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
-from trainer.layout import EXPORT, EXPORT_MANIFEST, ONNX_CACHE, TOKENIZER
+from trainer.layout import EXPORT, EXPORT_MANIFEST, ONNX_CACHE, TOKENIZER, Document
 from trainer.predict.files import Write, check_output, open_output
 from trainer.predict.input_rows import read_stdin_lines
 from trainer.report.console import open_console, print_table
@@ -36,7 +36,7 @@ _DEFAULTS = {"checkpoint": ("best",), "weights": ("auto",), "precision": ("fp32"
 """Keys that an artifact folder does not support, and the values that are accepted for it."""
 
 
-def run(job: GenerateJob, config: dict[str, Any]) -> None:
+def run(job: GenerateJob, config: Document) -> None:
     """Continue each prompt and print the texts, or write them with details.
 
     Prompts are continued one by one, each from the same seed, so a text depends only on its own prompt.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -13,14 +12,14 @@ from trainer.config.jobs import PlanJob, TrainJob
 from trainer.config.schema import keys
 from trainer.config.stored import config_text
 from trainer.errors import ConfigError, format_error
-from trainer.layout import CHECKPOINTS, CONFIG, EVALUATIONS, EXPORT, LOG, METRICS, MODEL, RUNS, TENSORBOARD
+from trainer.layout import CHECKPOINTS, CONFIG, EVALUATIONS, EXPORT, LOG, METRICS, MODEL, RUNS, TENSORBOARD, Document
 from trainer.report.console import format_number, open_console, print_table
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SHOWN_POINTS = 6
 
 
-def run(job: PlanJob, config: dict[str, Any]) -> None:
+def run(job: PlanJob, config: Document) -> None:
     """Print the plan of a job. Creates no run folder and writes nothing but the encoding cache.
 
     Args:
@@ -67,7 +66,7 @@ def _list_files(job: PlanJob) -> dict[str, str]:
     return {f"{folder}/{path}": contents for path, contents in files.items() if contents}
 
 
-def _tables(document: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[str], list[list[Any]]]]:
+def _tables(document: Document) -> Iterator[tuple[str, Sequence[str], Sequence[Sequence[object]]]]:
     yield "data", *_data(document["data"])
     if tokens := document["data"].get("tokens"):
         yield "tokens per epoch and per training sample", *_tokens(tokens)
@@ -79,7 +78,7 @@ def _tables(document: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[str], l
     yield "files", ("path", "contents"), [[path, contents] for path, contents in document["files"].items()]
 
 
-def _data(data: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+def _data(data: Document) -> tuple[list[str], list[list[object]]]:
     names = list(dict.fromkeys(name for values in data["splits"].values() for name in values))
     rows = [
         [split, *(_format_share(name, values.get(name)) for name in names)] for split, values in data["splits"].items()
@@ -87,16 +86,16 @@ def _data(data: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     return ["split", *names], rows
 
 
-def _tokens(tokens: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+def _tokens(tokens: Document) -> tuple[list[str], list[list[object]]]:
     *names, share = tokens
     return [*names, "padding"], [[*(tokens[name] for name in names), _format_share(share, tokens[share])]]
 
 
-def _format_share(name: str, value: Any) -> Any:
+def _format_share(name: str, value: float | None) -> float | str | None:
     return value if name == "rows" or value is None else f"{100 * value:.1f}%"
 
 
-def _steps(step: Mapping[str, Any]) -> list[list[Any]]:
+def _steps(step: Document) -> list[list[object]]:
     every, times = step["every"], step["times"]
     at_most = "" if step["accumulate"] * step["micro_batch"] == step["batch_size"] else "at most "
     return [
@@ -115,7 +114,7 @@ def _format_times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
 
-def _modules(model: Mapping[str, Any]) -> list[list[Any]]:
+def _modules(model: Document) -> list[list[object]]:
     rows = [
         [
             "  " * row["name"].count(".") + (row["name"].rpartition(".")[2] or "(itself)"),
@@ -129,7 +128,7 @@ def _modules(model: Mapping[str, Any]) -> list[list[Any]]:
     return [*rows, ["total", "", "", model["parameters"], model["trainable"]]]
 
 
-def _memory(document: Mapping[str, Any]) -> list[list[str]]:
+def _memory(document: Document) -> list[list[str]]:
     rows = [[name, _format_bytes(value)] for name, value in document["memory"].items()]
     checkpoint = document["checkpoint"]
     return [*rows, ["checkpoint", f"{_format_bytes(checkpoint['bytes'])}, at most {checkpoint['kept']} kept"]]
@@ -144,7 +143,7 @@ def _format_bytes(count: int | None) -> str:
     return f"{value:.0f} B" if unit == 0 else f"{value:.1f} {('kB', 'MB', 'GB')[unit - 1]}"
 
 
-def _print_schedule(console: Console, schedule: Mapping[str, Any]) -> None:
+def _print_schedule(console: Console, schedule: Document) -> None:
     points = schedule["points"]
     base = schedule["lr"]
     note = " (scores may change it)" if schedule["follows_scores"] else ""

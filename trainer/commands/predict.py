@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainer.commands.run_folders import find_run_folder, run_argument, select_checkpoint
 from trainer.config.jobs import ColumnsSection, PredictJob, TrainJob
@@ -16,9 +16,20 @@ from trainer.config.signatures import attribute
 from trainer.config.stored import exported_config, job_from_text, load_stored_config, untrusted_targets, with_overrides
 from trainer.data.readers import first_line_of
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
-from trainer.layout import CHECKPOINTS, CONFIG, EXPORT, EXPORT_MANIFEST, ONNX, PREDICT_FORMATS, PREDICT_SCRIPT, TASK
+from trainer.layout import (
+    CHECKPOINTS,
+    CONFIG,
+    EXPORT,
+    EXPORT_MANIFEST,
+    ONNX,
+    PREDICT_FORMATS,
+    PREDICT_SCRIPT,
+    TASK,
+    Document,
+)
 from trainer.predict.files import PredictionPaths, open_output, resolve_paths
 from trainer.predict.input_rows import RowFormat, read_rows
+from trainer.protocols import Prediction
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +56,7 @@ _NO_EMBEDDINGS = format_error(
 )
 
 
-def run(job: PredictJob, config: dict[str, Any]) -> None:
+def run(job: PredictJob, config: Document) -> None:
     """Predict each row of the input in order: one JSON object per line, or a file.
 
     Args:
@@ -93,7 +104,7 @@ def _find_graph(folder: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _check(job: PredictJob, folder: Path, graph: Path | None, exported: Mapping[str, Any] | None) -> None:
+def _check(job: PredictJob, folder: Path, graph: Path | None, exported: Document | None) -> None:
     """Report everything that prevents the prediction and shows before anything heavy is loaded."""
     problems = []
     config = load_stored_config(folder, key="run") if exported is None else exported
@@ -116,7 +127,7 @@ def _check(job: PredictJob, folder: Path, graph: Path | None, exported: Mapping[
     raise_if_any(*problems)
 
 
-def prediction_config(job: TrainJob, task: Task) -> dict[str, Any]:
+def prediction_config(job: TrainJob, task: Task) -> Document:
     """Return the part of a run's config that predictions from its artifacts need; it names no file of the run.
 
     It has the keys `task`, `data` and `loader` of the config.
@@ -132,7 +143,7 @@ def prediction_config(job: TrainJob, task: Task) -> dict[str, Any]:
     }
 
 
-def _load_from_artifacts(job: PredictJob, graph: Path, config: Mapping[str, Any]) -> tuple[Predictor, RowFormat]:
+def _load_from_artifacts(job: PredictJob, graph: Path, config: Document) -> tuple[Predictor, RowFormat]:
     """Load an exported graph and its task; needs nothing but the artifact folder.
 
     Args:
@@ -235,21 +246,22 @@ def _load_graph(path: Path) -> Forward:
     return forward
 
 
-def _find_columns(data: Mapping[str, Any]) -> dict[str, Any]:
+def _find_columns(data: Document) -> Document:
     """Return the columns of the run's own data by role."""
-    columns: dict[str, Any] = {"text": data["text"]} if "text" in data else {}
+    columns: Document = {"text": data["text"]} if "text" in data else {}
     return columns | (dict(data["columns"]) if isinstance(data.get("columns"), Mapping) else {})
 
 
-def _row_format(data: Mapping[str, Any], task: Task, named: ColumnsSection) -> RowFormat:
+def _row_format(data: Document, task: Task, named: ColumnsSection) -> RowFormat:
     """Return the columns of the run's own data, replaced by those that the command line names."""
     from trainer.protocols import HasNumericColumns
 
+    cells: Document = {key: data.get(key, default) for key, default in _CELL_FORMAT.items()}
     return RowFormat(
         roles=tuple(task.input_columns()),
         columns=_find_columns(data) | {role: column for role, column in vars(named).items() if column is not None},
         numeric=task.numeric if isinstance(task, HasNumericColumns) else {},
-        **{key: data.get(key, default) for key, default in _CELL_FORMAT.items()},
+        **cells,
     )
 
 
@@ -287,7 +299,7 @@ def _replace_by_neighbors(window: Window, corpus: Corpus, count: int, batch_size
     rest = iter(window)
     while part := list(islice(rest, batch_size)):
         vectors = [prediction["embedding"] for row, prediction in part if row.error is None]
-        neighbors: Iterator[Sequence[Any]] = iter(corpus.nearest(np.array(vectors), count) if vectors else [])
+        neighbors: Iterator[Sequence[Prediction]] = iter(corpus.nearest(np.array(vectors), count) if vectors else [])
         yield [
             (row, prediction if row.error is not None else {"neighbours": next(neighbors)}) for row, prediction in part
         ]

@@ -6,12 +6,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from trainer.commands.run_folders import RunRecord, flatten, read_run
 from trainer.config.jobs import ReportJob
 from trainer.errors import ConfigError, format_error
-from trainer.layout import EXPORT_MANIFEST, LOG, REPORT, export_folders
+from trainer.layout import EXPORT_MANIFEST, LOG, REPORT, Document, export_folders
 from trainer.report.page import Section, Series, render_page
 
 _NOT_PLOTTED = ("event", "step", "epoch", "split", "weights", "best_step")
@@ -19,7 +18,7 @@ _NOT_PLOTTED = ("event", "step", "epoch", "split", "weights", "best_step")
 _NamedRuns = Sequence[tuple[str, RunRecord]]
 
 
-def run(job: ReportJob, config: dict[str, Any]) -> None:
+def run(job: ReportJob, config: Document) -> None:
     """Write `report.html` into the run folder or to `output`, and print its path.
 
     Args:
@@ -78,14 +77,14 @@ def make_sections(records: Sequence[RunRecord], names: Sequence[str]) -> Iterato
     yield _configs(runs)
 
 
-def _summarize(name: str, record: RunRecord) -> list[Any]:
+def _summarize(name: str, record: RunRecord) -> list[object]:
     last = record.events[-1] if record.events else {}
     best = record.best or {}
     score = [best.get(key) for key in ("value", "name", "weights", "step")]
     return [name, last.get("step"), last.get("epoch"), last.get("event"), *score]
 
 
-def _collect_figures(runs: _NamedRuns, event: str, filters: dict[str, Any]) -> Mapping[str, Series]:
+def _collect_figures(runs: _NamedRuns, event: str, filters: Document) -> Mapping[str, Series]:
     """Return the curves of every number of an event: a line for each run, and for raw and averaged weights."""
     figures: dict[str, dict[str, dict[int, float]]] = {}
     for name, record in runs:
@@ -99,7 +98,7 @@ def _collect_figures(runs: _NamedRuns, event: str, filters: dict[str, Any]) -> M
     return figures
 
 
-def _is_plotted(key: str, value: Any) -> bool:
+def _is_plotted(key: str, value: object) -> bool:
     return key not in _NOT_PLOTTED and isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -145,6 +144,6 @@ def _configs(runs: _NamedRuns) -> Section:
     return Section("config", ["key", *(name for name, _ in runs)], rows, highlighted=frozenset(differing))
 
 
-def _format_value(config: dict[str, Any], key: str) -> str:
+def _format_value(config: Document, key: str) -> str:
     value = config.get(key, "")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

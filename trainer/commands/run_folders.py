@@ -10,13 +10,12 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 from trainer.checkpoint.listing import list_newest_first, rank_by_score
 from trainer.config.jobs import RunSection
 from trainer.config.stored import load_stored_config, trust_argument
 from trainer.errors import CheckpointError, format_error
-from trainer.layout import CHECKPOINTS, DIVERGED, EVALUATIONS, LOCK, METRICS, RUNS
+from trainer.layout import CHECKPOINTS, DIVERGED, EVALUATIONS, LOCK, METRICS, RUNS, Document
 from trainer.report.events import read_events
 
 
@@ -149,12 +148,12 @@ class RunRecord:
     """
 
     folder: Path
-    config: dict[str, Any]
-    events: list[dict[str, Any]]
-    evaluations: dict[str, dict[str, Any]]
-    best: dict[str, Any] | None
+    config: Document
+    events: list[Document]
+    evaluations: dict[str, Document]
+    best: Document | None
 
-    def series(self, event: str, name: str, **filters: Any) -> dict[int, float]:
+    def series(self, event: str, name: str, **filters: object) -> dict[int, float]:
         """Return step -> value `name` of the events `event` whose values equal `filters`."""
         selected = (item for item in self.events if item["event"] == event and name in item)
         return {
@@ -183,16 +182,16 @@ def read_run(path: str | None, key: str = "run") -> RunRecord:
     return RunRecord(folder, load_stored_config(folder, key), read_events(folder / METRICS), evaluations, best)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> Document:
     try:
-        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        document: Document = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         remedy = "Evaluate again: trainer eval"
         raise CheckpointError(format_error(str(file), f"is damaged ({error})", remedy)) from error
     return document
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield every value of a config with its dotted key; an empty mapping counts as a value."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:

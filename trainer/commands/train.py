@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -34,6 +34,7 @@ from trainer.layout import (
     RANK_LOGS,
     REPORT,
     TENSORBOARD,
+    Document,
     step_name,
 )
 from trainer.report.console import open_console, print_table
@@ -62,13 +63,13 @@ class Start:
     """
 
     job: TrainJob
-    config: dict[str, Any]
+    config: Document
     folder: Path
     step: int | None
     notes: list[str]
 
 
-def run(job: TrainJob, config: dict[str, Any]) -> None:
+def run(job: TrainJob, config: Document) -> None:
     """Train a job to its end, in this process or in one for each of its devices.
 
     Args:
@@ -93,7 +94,7 @@ def run(job: TrainJob, config: dict[str, Any]) -> None:
             _train_with_others(job, config, signals, stack)
 
 
-def _prepare(job: TrainJob, config: dict[str, Any], stack: ExitStack) -> tuple[Start, Snapshot | None]:
+def _prepare(job: TrainJob, config: Document, stack: ExitStack) -> tuple[Start, Snapshot | None]:
     """Lock the run folder until the stack is closed, and read the checkpoint to resume from."""
     from trainer.checkpoint.lock import run_lock
 
@@ -110,7 +111,7 @@ def _prepare(job: TrainJob, config: dict[str, Any], stack: ExitStack) -> tuple[S
     return Start(job, config, folder, None if snapshot is None else snapshot.step, notes), snapshot
 
 
-def _train_with_others(job: TrainJob, config: dict[str, Any], signals: StopSignals, stack: ExitStack) -> None:
+def _train_with_others(job: TrainJob, config: Document, signals: StopSignals, stack: ExitStack) -> None:
     """Train in this process, one of several: the first one prepares the run for all."""
     from trainer.builders.training import join_devices
     from trainer.checkpoint.store import Store

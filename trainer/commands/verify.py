@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -26,6 +26,7 @@ from trainer.layout import (
     DIVERGENCE_REPORT,
     METRICS,
     STATE,
+    Document,
     export_folders,
     step_name,
 )
@@ -82,16 +83,16 @@ class Replay:
         divergence: The report of the step that diverged, if one did.
     """
 
-    logged: dict[int, dict[str, Any]] = field(default_factory=dict)
+    logged: dict[int, Mapping[str, object]] = field(default_factory=dict)
     snapshot: Snapshot | None = None
     divergence: DivergenceReport | None = None
 
-    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, object]) -> None:
         if event == "train":
             self.logged[step] = dict(values)
 
 
-def run(job: VerifyJob, config: dict[str, Any]) -> None:
+def run(job: VerifyJob, config: Document) -> None:
     """Verify a run and print a table for each type of check. Writes nothing.
 
     Args:
@@ -336,7 +337,7 @@ def _summarize(lines: Iterable[str]) -> str:
     return f"{first}; {len(others)} more differ" if others else first
 
 
-def _show(old: Any, new: Any) -> str:
+def _show(old: object, new: object) -> str:
     text = f"{old!r} stored, {new!r} replayed"
     return text if len(text) < 100 else "differs"
 

@@ -14,6 +14,8 @@ from math import isfinite, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.protocols import ImageCell, Row
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -54,7 +56,11 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm
 """Suffixes of the files that count as images."""
 
 
-def as_text(value: Any) -> str | None:
+CellParser = Callable[[Any], Any]
+"""A function from a cell to its value in a role; None if the cell has no value."""
+
+
+def as_text(value: object) -> str | None:
     """Return a text or a label as a string: 3, 3.0 and True become `3`, `3` and `1`; None and NaN become None.
 
     Raises:
@@ -76,7 +82,7 @@ def as_text(value: Any) -> str | None:
     raise ValueError(f"expected a string, got {type(value).__name__}")
 
 
-def parse_number(value: Any) -> float | None:
+def parse_number(value: object) -> float | None:
     """Return a finite number from a number or its text; None for an empty cell (None, NaN, white space).
 
     Raises:
@@ -102,7 +108,7 @@ def parse_number(value: Any) -> float | None:
     return number
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Return whether a cell that is not empty is a number or the text of one, including infinity."""
     if not isinstance(value, str):
         return isinstance(value, int | float | Decimal)
@@ -113,22 +119,22 @@ def is_number(value: Any) -> bool:
     return True
 
 
-def shorten(value: Any) -> str:
+def shorten(value: object) -> str:
     """Return the `repr` of a value for a message, at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _parse_text(value: Any) -> str | None:
+def _parse_text(value: object) -> str | None:
     text = as_text(value)
     return None if text is None or not text or text.isspace() else text
 
 
-def _parse_label(value: Any) -> str | None:
+def _parse_label(value: object) -> str | None:
     return as_text(value) or None
 
 
-def _split_list(value: Any, separator: str) -> list[Any]:
+def _split_list(value: object, separator: str) -> list[object]:
     """Return the parts of a list, or of a text split at the separator; a space splits at any white space."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return list(value)
@@ -136,27 +142,27 @@ def _split_list(value: Any, separator: str) -> list[Any]:
     return [part.strip() for part in text.split(None if separator == " " else separator) if part.strip()]
 
 
-def _parse_labels(value: Any, separator: str) -> list[str]:
+def _parse_labels(value: object, separator: str) -> list[str]:
     """Return distinct labels; a row may have none."""
     labels = [_parse_label(part) for part in _split_list(value, separator)]
     return list(dict.fromkeys(label for label in labels if label is not None))
 
 
-def _parse_words(value: Any, separator: str) -> list[str] | None:
+def _parse_words(value: object, separator: str) -> list[str] | None:
     words = [_parse_label(part) for part in _split_list(value, separator)]
     if any(word is None or word.isspace() for word in words):
         raise ValueError("one of the words or tags is empty")
     return [word for word in words if word is not None] or None
 
 
-def _parse_tags(value: Any, separator: str) -> list[str] | None:
+def _parse_tags(value: object, separator: str) -> list[str] | None:
     tags = _parse_words(value, separator)
     if isinstance(value, str) and any(len(tag.split()) > 1 for tag in tags or ()):
         raise ValueError(f"a tag contains white space, got {shorten(value)}; check data.list_separator")
     return tags
 
 
-def _parse_values(cells: Sequence[Any]) -> list[float] | None:
+def _parse_values(cells: Sequence[object]) -> list[float] | None:
     """Return one number per column, or the numbers of the list in a single column."""
     if len(cells) == 1 and isinstance(cells[0], Sequence) and not isinstance(cells[0], str | bytes):
         cells = cells[0]
@@ -164,7 +170,7 @@ def _parse_values(cells: Sequence[Any]) -> list[float] | None:
     return None if not numbers or None in numbers else [number for number in numbers if number is not None]
 
 
-def _parse_image(value: Any) -> dict[str, Any] | None:
+def _parse_image(value: object) -> ImageCell | None:
     """Return `bytes` of an encoded image or `path` of a file, in the layout of the datasets library."""
     if isinstance(value, bytes):
         return {"bytes": value, "path": None} if value else None
@@ -176,14 +182,14 @@ def _parse_image(value: Any) -> dict[str, Any] | None:
     return None if path is None else {"bytes": None, "path": path}
 
 
-def cell_parser(role: str, separator: str) -> Callable[[Any], Any]:
+def cell_parser(role: str, separator: str) -> CellParser:
     """Return the function from a cell to its value in a role; for `value`, from a list of cells.
 
     Args:
         role: One of `ROLE_NOUNS`, except `features`.
         separator: The separator between the parts of a list in one cell.
     """
-    parsers: dict[str, Callable[[Any], Any]] = {
+    parsers: dict[str, CellParser] = {
         "label": _parse_label,
         "labels": partial(_parse_labels, separator=separator),
         "words": partial(_parse_words, separator=separator),
@@ -195,7 +201,7 @@ def cell_parser(role: str, separator: str) -> Callable[[Any], Any]:
     return parsers.get(role, _parse_text)
 
 
-def split_key(values: Mapping[str, Any]) -> str:
+def split_key(values: Row) -> str:
     """Return the text that decides the split of a row: its inputs only; a text or words as they are.
 
     Raises:
@@ -228,7 +234,7 @@ def describe_incomplete_rows(roles: Iterable[str]) -> str:
     return "rows without " + ", ".join([*nouns[:-2], " or ".join(nouns[-2:])])
 
 
-def image_digest(image: Mapping[str, Any]) -> str:
+def image_digest(image: ImageCell) -> str:
     """Return a digest of the bytes of an encoded image, in memory or in its file.
 
     Raises:
@@ -236,6 +242,7 @@ def image_digest(image: Mapping[str, Any]) -> str:
     """
     if image["bytes"] is not None:
         return blake2b(image["bytes"], digest_size=16).hexdigest()
+    assert image["path"] is not None
     return file_bytes_digest(Path(image["path"]))
 
 
@@ -249,7 +256,7 @@ def file_bytes_digest(path: Path) -> str:
         return file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
 
 
-def encode_png(pixels: np.ndarray) -> dict[str, Any]:
+def encode_png(pixels: np.ndarray) -> ImageCell:
     """Return pixels uint8 (H, W) as an encoded gray image, lossless."""
     from PIL import Image
 

@@ -10,17 +10,17 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainer.data.quality import block_digests, row_digests
 from trainer.errors import DataError, RowError, format_error
-from trainer.protocols import BLOCK_OF, Columns, Source, Task
+from trainer.protocols import BLOCK_OF, Columns, EncodedColumns, Row, Source, StateDict, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,11 +51,11 @@ class Encoded:
     warnings: list[str]
     fresh: bool
 
-    def samples(self, split: str) -> list[dict[str, Any]]:
+    def samples(self, split: str) -> list[Row]:
         """Return the first raw rows of a split, at most 4."""
         from pyarrow import parquet
 
-        rows: list[dict[str, Any]] = parquet.read_table(self.folder / _SAMPLES.format(split=split)).to_pylist()
+        rows: list[Row] = parquet.read_table(self.folder / _SAMPLES.format(split=split)).to_pylist()
         return rows
 
 
@@ -180,7 +180,7 @@ def _load(source: Source, task: Task) -> dict[str, Dataset]:
 def _encode_split(source: Source, task: Task, split: str, rows: Dataset, file: Path) -> int:
     """Encode a split into a file and return the number of encoded rows."""
 
-    def encode_rows(columns: Columns) -> dict[str, list[Any]]:
+    def encode_rows(columns: Columns) -> EncodedColumns:
         try:
             encoded = task.encode(columns)
         except RowError as error:
@@ -204,7 +204,7 @@ def _encode_split(source: Source, task: Task, split: str, rows: Dataset, file: P
     return len(encoded)
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Dataset], list[str]] | None:
+def _read(folder: Path) -> tuple[StateDict, dict[str, Dataset], list[str]] | None:
     """Return the task's state, the splits and the warnings in a cache folder; None if the folder does not exist.
 
     A damaged folder is deleted at once: later, another process may have put an intact one in its place.
@@ -225,5 +225,5 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Dataset], list[str]] 
         return None
 
 
-def _digest(parts: list[Any]) -> str:
+def _digest(parts: Sequence[object]) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()

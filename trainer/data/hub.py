@@ -233,7 +233,7 @@ class Hub:
                 yield row_id(0, number), self.describe_row(split, number), cells
 
 
-def _class_label(feature: Any) -> Any:
+def _class_label(feature: object) -> Any:
     """Return the ClassLabel of a column of classes or of lists of classes; None for any other column."""
     from datasets import ClassLabel
 
@@ -241,7 +241,7 @@ def _class_label(feature: Any) -> Any:
     return inner if isinstance(inner, ClassLabel) else None
 
 
-def _class_names(feature: Any, value: Any) -> Any:
+def _class_names(feature: object, value: Any) -> Any:
     """Return the name of a class, or the names of several; None for an unknown class."""
     if isinstance(value, list):
         return [_class_names(feature, item) for item in value]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def _digests(rows: Columns, roles: Sequence[str]) -> list[int]:
     return [_digest(values) for values in zip(*(rows[role] for role in roles), strict=True)] or [0] * len(rows["row"])
 
 
-def _digest(values: Sequence[Any]) -> int:
+def _digest(values: Sequence[object]) -> int:
     digest = blake2b(digest_size=8)
     for value in values:
         digest.update(_as_bytes(value))
@@ -77,7 +77,7 @@ def _digest(values: Sequence[Any]) -> int:
     return int.from_bytes(digest.digest(), "big", signed=True)
 
 
-def _as_bytes(value: Any) -> bytes:
+def _as_bytes(value: object) -> bytes:
     if isinstance(value, str):
         return normalize_whitespace(value).encode()
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):

@@ -11,15 +11,16 @@ import gzip
 import json
 import zlib
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import DataError, did_you_mean, format_error
+from trainer.protocols import Row
 
-Records = Iterator[Sequence[Any]]
-RecordsOrErrors = Iterator[Sequence[Any] | DataError]
+Records = Iterator[Sequence[object]]
+RecordsOrErrors = Iterator[Sequence[object] | DataError]
 """Records, with an error in the place of each broken one."""
 
 _READ_ERRORS = (OSError, EOFError, zlib.error)
@@ -176,7 +177,7 @@ def column_names(path: Path, *, separator: str | None, quote: str | None) -> lis
     names = next(_parse_file(path, None, separator, quote), [])
     if isinstance(names, DataError):
         raise names
-    return list(names)
+    return [str(name) for name in names]
 
 
 def format_suffix(path: Path) -> str | None:
@@ -301,7 +302,7 @@ def _first_character(path: Path) -> str:
     return next((text[0] for line in LineReader(path) if (text := line.strip())), "")
 
 
-def _json_list(path: Path) -> Iterator[tuple[str, Any]]:
+def _json_list(path: Path) -> Iterator[tuple[str, object]]:
     items = _load_json(path, 0, "".join(read_lines(path)))
     if isinstance(items, DataError):
         raise items
@@ -309,7 +310,7 @@ def _json_list(path: Path) -> Iterator[tuple[str, Any]]:
         yield f"{path}, item {number}", item
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+def _json_lines(path: Path) -> Iterator[tuple[str, object]]:
     lines = LineReader(path)
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -395,9 +396,7 @@ def _column_problem(path: Path, wrong: Sequence[str], names: list[str], column_r
     return format_error(str(path), f"has {' and '.join(problems)}", remedy)
 
 
-def missing_columns_error(
-    place: str, item: Mapping[str, Any], columns: Sequence[str], column_remedy: str
-) -> DataError | None:
+def missing_columns_error(place: str, item: Row, columns: Sequence[str], column_remedy: str) -> DataError | None:
     """Return the error for a JSON object that lacks some of the columns; None if it has all of them."""
     missing = [column for column in columns if column not in item]
     if not missing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from importlib.util import find_spec
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.data.cells import split_key
 from trainer.data.splits import Sample, row_id, split_in_memory, split_row_id, split_schema
 from trainer.errors import ConfigError, format_error
+from trainer.protocols import Row
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,7 +21,7 @@ _VERSION = 1
 
 _SHARES = {"validation": 0.1, "test": 0.1}
 
-Rows = Iterator[Mapping[str, Any]]
+Rows = Iterator[Row]
 """The value of each role, `features` among them, row by row."""
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 from trainer.constraints import BelowOne, Rule
 from trainer.data.cells import CLASS_ROLES, split_key
 from trainer.errors import DataError, format_error
+from trainer.protocols import EncodedColumns, Row
 
 if TYPE_CHECKING:
     import pyarrow
@@ -95,7 +96,7 @@ class Sample(NamedTuple):
     """
 
     row: int
-    values: Mapping[str, Any] | None
+    values: Row | None
     key: str | None = None
 
 
@@ -176,12 +177,12 @@ class SplitWriter:
         import pyarrow
 
         self.num_rows = 0
-        self._rows: list[Sequence[Any]] = []
+        self._rows: list[Sequence[object]] = []
         self._bytes = 0
         self._schema = schema
         self._writer = pyarrow.ipc.new_stream(str(path), schema)
 
-    def add(self, *values: Any) -> None:
+    def add(self, *values: object) -> None:
         """Write one row, now or with its batch: one value for each column of the schema."""
         self._rows.append(values)
         self.num_rows += 1
@@ -396,7 +397,7 @@ def split_in_memory(
     features = Features.from_arrow_schema(schema)
     datasets = {}
     for split, assigned in splits.items():
-        columns: dict[str, list[Any]] = {
+        columns: EncodedColumns = {
             name: [sample.values[name] for sample in assigned if sample.values is not None]
             for name in schema.names[:-1]
         }

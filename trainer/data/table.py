@@ -11,7 +11,17 @@ from typing import Annotated, Any, TypeAlias
 from annotated_types import MinLen
 
 from trainer.constraints import NonEmptyStr, Rule
-from trainer.data.cells import REMEDIES, ROLE_NOUNS, as_text, cell_parser, is_number, parse_number, shorten, split_key
+from trainer.data.cells import (
+    REMEDIES,
+    ROLE_NOUNS,
+    CellParser,
+    as_text,
+    cell_parser,
+    is_number,
+    parse_number,
+    shorten,
+    split_key,
+)
 from trainer.data.splits import Sample, split_row_id
 from trainer.errors import DataError, did_you_mean, format_error, raise_if_any
 
@@ -20,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 ColumnNames = Mapping[str, str | Sequence[str] | None]
 """The column of each role; `value` and `features` may have several. None for a role without a column."""
 
-Record = tuple[int, str, Sequence[Any]]
+Record = tuple[int, str, Sequence[object]]
 """The column `row`, the place for a message (`my.csv, row 18`), and a value for each column."""
 
 RoleColumns: TypeAlias = Mapping[str, NonEmptyStr | Annotated[list[NonEmptyStr], MinLen(1)] | None]
@@ -175,7 +185,7 @@ class Table:
         Raises:
             DataError: A cell cannot be used.
         """
-        parts: list[tuple[str, int | slice, Callable[[Any], Any]]] = []
+        parts: list[tuple[str, int | slice, CellParser]] = []
         start = 0
         for role, names in self.names.items():
             several = role in _MULTI_COLUMN_ROLES
@@ -218,10 +228,10 @@ class Table:
             place = f"{place}, column {self.names['image'][0]!r}"
             raise DataError(format_error(place, problem, REMEDIES["image"], value=image["path"])) from error
 
-    def _parse_features(self, cells: Sequence[Any]) -> dict[str, float | str | None]:
+    def _parse_features(self, cells: Sequence[object]) -> dict[str, float | str | None]:
         return {name: self._parse_feature(name, cell) for name, cell in zip(self.names["features"], cells, strict=True)}
 
-    def _parse_feature(self, name: str, cell: Any) -> float | str | None:
+    def _parse_feature(self, name: str, cell: object) -> float | str | None:
         if not self.numeric[name]:
             text = as_text(cell)
             return text if text and not text.isspace() else None

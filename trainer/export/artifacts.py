@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Interval
@@ -23,7 +23,7 @@ from trainer.export.model import ExportModel, preserve_random_state
 from trainer.export.prove import ProofResult, prove_formats
 from trainer.export.reuse import ReusedArtifacts, reuse_artifacts
 from trainer.export.timing import EAGER, Timing, measure
-from trainer.layout import EXPORT_MANIFEST
+from trainer.layout import EXPORT_MANIFEST, Document
 
 _TIMING_SECONDS = 1.2  # for each model
 
@@ -154,7 +154,7 @@ def _measure(stage: Path, model: ExportModel, result: ProofResult, reused: Reuse
     return measure(forwards, timed_inputs(model.task), seconds=_TIMING_SECONDS * len(forwards))
 
 
-def _artifacts(folder: Path, manifest: Mapping[str, Any], timings: list[Timing]) -> list[Artifact]:
+def _artifacts(folder: Path, manifest: Document, timings: list[Timing]) -> list[Artifact]:
     monitor = manifest["monitor"]
     return [
         Artifact(

@@ -29,8 +29,9 @@ from trainer.layout import (
     PREDICT_FORMATS,
     PREDICT_SCRIPT,
     TASK,
+    Document,
 )
-from trainer.protocols import Columns, HasPredictionRows, HasPredictScript, Task
+from trainer.protocols import Columns, HasPredictionRows, HasPredictScript, Row, Task
 
 _ANSWERS: Final = "answers.py"
 _CHECK: Final = "check.py"
@@ -52,7 +53,7 @@ _MAX_GOLDEN_VALUES = 2**20
 _TOP = 3
 
 
-def write_bundle_files(stage: Path, model: ExportModel, golden: int, manifest: Mapping[str, Any]) -> ProofError | None:
+def write_bundle_files(stage: Path, model: ExportModel, golden: int, manifest: Document) -> ProofError | None:
     """Write all files next to the artifacts of a stage, the manifest last.
 
     Args:
@@ -95,9 +96,7 @@ def _write_texts(stage: Path, texts: Mapping[str, str]) -> list[Path]:
     return [stage / name for name in texts]
 
 
-def _write_scripts(
-    stage: Path, script: tuple[str, str], manifest: Mapping[str, Any]
-) -> tuple[list[Path], ProofError | None]:
+def _write_scripts(stage: Path, script: tuple[str, str], manifest: Document) -> tuple[list[Path], ProofError | None]:
     """Copy the scripts for a task and prove them; return their paths, or no path and the reason."""
     write_json(stage / EXPORT_MANIFEST, manifest)
     write_json(stage / TASK, {PREDICT_SCRIPT: script})
@@ -145,7 +144,7 @@ def script_usage(script: tuple[str, str]) -> str:
     return predict_script.describe(reader, ANSWERS[answers])
 
 
-def write_golden(stage: Path, task: Task, rows: Sequence[Mapping[str, Any]], forward: Forward) -> list[Path]:
+def write_golden(stage: Path, task: Task, rows: Sequence[Row], forward: Forward) -> list[Path]:
     """Write golden rows: rows with their answers, the model's inputs and its output, as JSON, arrays and tensors.
 
     Recipients of an artifact can check it with them. If outputs are large, such as logits over a vocabulary for each

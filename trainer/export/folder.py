@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainer.errors import CheckpointError, TrainerError, format_error
-from trainer.layout import EXPORT_MANIFEST
+from trainer.layout import EXPORT_MANIFEST, Document
 
 if TYPE_CHECKING:
     from torch import nn
@@ -193,7 +193,7 @@ def _listed_bundle_files(folder: Path) -> list[str]:
         return []
 
 
-def _listed_files(folder: Path) -> list[dict[str, Any]]:
+def _listed_files(folder: Path) -> list[Document]:
     """Return the entries of all files in a folder's manifest; none without a readable manifest."""
     try:
         entries = _file_entries(json.loads((folder / EXPORT_MANIFEST).read_text("utf-8")))
@@ -202,7 +202,7 @@ def _listed_files(folder: Path) -> list[dict[str, Any]]:
         return []
 
 
-def _file_entries(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _file_entries(manifest: Document) -> list[Document]:
     """Return a manifest's entries for artifacts, for further files of artifacts, and for all other files."""
     artifacts = manifest["artifacts"].values()
     further = [entry for artifact in artifacts for entry in artifact.get("beside", ())]
@@ -230,7 +230,7 @@ def remove(folder: Path, name: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def describe(path: Path, folder: Path) -> dict[str, Any]:
+def describe(path: Path, folder: Path) -> Document:
     """Return a file's manifest entry: `file` (its path in `folder`), `bytes` and `sha256`."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -255,7 +255,7 @@ def verify(folder: Path) -> dict[str, str]:
         return {EXPORT_MANIFEST: f"is damaged ({type(error).__name__}: {error})"}
 
 
-def find_fault(folder: Path, entry: Mapping[str, Any]) -> str:
+def find_fault(folder: Path, entry: Document) -> str:
     """Return the problem of a file with a manifest entry, or "" if the file is intact."""
     try:
         current = describe(folder / entry["file"], folder)
@@ -279,17 +279,17 @@ def link(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Document) -> None:
     """Write a document as `to_json` formats it."""
     path.write_text(to_json(content), "utf-8")
 
 
-def to_json(content: Mapping[str, Any]) -> str:
+def to_json(content: Document) -> str:
     """Format a document as strict JSON: NaN and infinities, which JSON does not have, become null."""
     return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

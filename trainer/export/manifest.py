@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -21,6 +21,7 @@ from trainer.export.model import ExportModel
 from trainer.export.prove import ProofResult, StagedArtifact
 from trainer.export.reuse import ReusedArtifacts
 from trainer.export.timing import Timing
+from trainer.layout import Document
 
 _VERSION: Final = 2
 _PACKAGES: Final = ("numpy", "onnx", "onnxruntime", "tokenizers", "torch", "transformers")
@@ -32,8 +33,8 @@ def make_manifest(
     result: ProofResult,
     reused: ReusedArtifacts,
     timings: Sequence[Timing],
-    conditions: Mapping[str, Any],
-) -> dict[str, Any]:
+    conditions: Document,
+) -> Document:
     """Return the manifest of the staged and the reused artifacts, except for the files next to them.
 
     Args:
@@ -86,7 +87,7 @@ def _output_shape(cases: Sequence[Case]) -> list[int | str]:
     ]
 
 
-def _entry(stage: Path, artifact: StagedArtifact) -> dict[str, Any]:
+def _entry(stage: Path, artifact: StagedArtifact) -> Document:
     main, *further = (describe(path, stage) for path in files_of(stage, artifact.format.path))
     return {
         **main,

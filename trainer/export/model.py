@@ -22,7 +22,8 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from trainer.export.cases import BATCH, Case, Forward, forward_of, proof_cases, traced_inputs
-from trainer.protocols import Batch, Task
+from trainer.layout import Document
+from trainer.protocols import Batch, Row, Task
 
 _ALIGNMENT = 64  # bytes
 _CALIBRATION_BATCH = 8  # samples; calibration may keep all intermediate values of a batch in memory
@@ -56,9 +57,9 @@ class ExportModel:
     task: Task
     evaluation: Callable[[], Iterable[Batch]] = tuple
     training: Callable[[int], Iterable[Batch]] = _no_training_batches
-    samples: Sequence[Mapping[str, Any]] = ()
-    architecture: Mapping[str, Any] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    samples: Sequence[Row] = ()
+    architecture: Document = field(default_factory=dict)
+    provenance: Document = field(default_factory=dict)
     calibration: int = 0
     int8: Literal["dynamic", "static"] | None = None
     scratch: Path | None = None

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 from trainer.errors import ProofError, format_error
 from trainer.export.cases import Forward
@@ -26,6 +25,7 @@ from trainer.export.compare import (
 from trainer.export.folder import remove
 from trainer.export.formats.catalog import FORMATS, Format, Variant
 from trainer.export.model import ExportModel
+from trainer.layout import Document
 from trainer.protocols import Task
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class StagedArtifact:
     forward: Forward
     shapes: list[ShapeResult]
     comparison: Comparison
-    details: dict[str, Any]
+    details: Document
 
     @property
     def largest_difference(self) -> float:

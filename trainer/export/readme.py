@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from trainer.layout import (
     EXPORT_MANIFEST,
@@ -15,6 +15,7 @@ from trainer.layout import (
     PREDICT_FORMATS,
     PREDICT_SCRIPT,
     TASK,
+    Document,
 )
 
 README: Final = "README.md"
@@ -84,7 +85,7 @@ _FILES: Final = {
 }
 
 
-def write_readme(stage: Path, manifest: Mapping[str, Any], usage: str | None) -> Path:
+def write_readme(stage: Path, manifest: Document, usage: str | None) -> Path:
     """Write `README.md`.
 
     Args:
@@ -108,7 +109,7 @@ def write_readme(stage: Path, manifest: Mapping[str, Any], usage: str | None) ->
     return path
 
 
-def _title(manifest: Mapping[str, Any]) -> str:
+def _title(manifest: Document) -> str:
     inputs = " and ".join(_NOUNS.get(role, role) for role in manifest["reads"])
     return f"""# {manifest["provenance"].get("run", "A trained model")}
 
@@ -136,7 +137,7 @@ def _labels(stage: Path) -> str:
     return ""
 
 
-def _predict(stage: Path, manifest: Mapping[str, Any], usage: str | None) -> str:
+def _predict(stage: Path, manifest: Document, usage: str | None) -> str:
     if usage is None:
         return ""
     packages = {"image": "pillow", "features": ""}.get(manifest["reads"][0], "tokenizers")
@@ -156,7 +157,7 @@ pip install {" ".join(["onnxruntime", "numpy", packages]).strip()}
 the exit code is then 6."""
 
 
-def _code(stage: Path, manifest: Mapping[str, Any], usage: str | None) -> str:
+def _code(stage: Path, manifest: Document, usage: str | None) -> str:
     artifacts = manifest["artifacts"]
     file = next((artifacts[name]["file"] for name in PREDICT_FORMATS if name in artifacts), None)
     if file is None:
@@ -171,7 +172,7 @@ def _has_golden(stage: Path) -> bool:
     return (stage / GOLDEN_ROWS).is_file()
 
 
-def _tensors(manifest: Mapping[str, Any]) -> str:
+def _tensors(manifest: Document) -> str:
     rows = [
         [f"`{name}`", direction, tensor["dtype"], f"({', '.join(map(str, tensor['shape']))})"]
         for direction, tensors in (("in", manifest["inputs"]), ("out", manifest["outputs"]))
@@ -185,7 +186,7 @@ def _tensors(manifest: Mapping[str, Any]) -> str:
     return f"## Inputs and output\n\n{table}\n\n{'; '.join(axes)}."
 
 
-def _accuracy(manifest: Mapping[str, Any]) -> str:
+def _accuracy(manifest: Document) -> str:
     metrics = list(manifest["metrics"])
     rows = [["PyTorch", "", "", *(_number(value, ".4f") for value in manifest["metrics"].values())]]
     for entry in manifest["artifacts"].values():
@@ -213,7 +214,7 @@ def _other_files(stage: Path) -> str:
     return "## Other files\n\n" + _table(["file", "content"], rows)
 
 
-def _origin(manifest: Mapping[str, Any]) -> str:
+def _origin(manifest: Document) -> str:
     versions = {f"version of {name}": value for name, value in manifest["versions"].items()}
     facts = {**manifest["provenance"], **versions}
     rows = [[name.replace("_", " "), f"`{value}`"] for name, value in facts.items() if not isinstance(value, Mapping)]
@@ -237,6 +238,6 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _shortened(value: Any) -> str:
+def _shortened(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 3]}..."

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from trainer.export.folder import files_of, find_fault, link, to_json
 from trainer.export.formats.catalog import FORMATS
-from trainer.layout import EXPORT_MANIFEST
+from trainer.layout import EXPORT_MANIFEST, Document
 
 
 @dataclass(frozen=True)
@@ -23,14 +22,12 @@ class ReusedArtifacts:
         lost: The reason for each artifact that cannot be reused, by its file name.
     """
 
-    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    entries: dict[str, Document] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
 
 
-def reuse_artifacts(
-    folder: Path, stage: Path, written: Collection[str], conditions: Mapping[str, Any]
-) -> ReusedArtifacts:
+def reuse_artifacts(folder: Path, stage: Path, written: Collection[str], conditions: Document) -> ReusedArtifacts:
     """Link the reusable artifacts of an earlier export into a stage.
 
     Args:
@@ -65,7 +62,7 @@ def reuse_artifacts(
     return reused
 
 
-def _changed_conditions(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _changed_conditions(earlier: Document, now: Document) -> list[str]:
     """Return the names of the conditions that differ from those of the earlier artifacts."""
     changes = [
         key
@@ -76,7 +73,7 @@ def _changed_conditions(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> l
     return changes + [key for key in ("tolerance", "metric_budget") if not earlier[key] <= now[key]]
 
 
-def _link_files(folder: Path, stage: Path, name: str, entry: Mapping[str, Any]) -> str:
+def _link_files(folder: Path, stage: Path, name: str, entry: Document) -> str:
     """Link the files of an artifact into a stage, or return the problem of the first file that has changed."""
     described = {each["file"]: each for each in (entry, *entry.get("beside", ()))}
     if fault := next(filter(None, (find_fault(folder, each) for each in described.values())), ""):

@@ -133,7 +133,7 @@ def _forward_like(model: nn.Module) -> Any:
     return forward
 
 
-def _keep_output(module: Any, inputs: Any, output: Any) -> None:
+def _keep_output(module: Any, inputs: object, output: object) -> None:
     if module.kept is not None:
         module.kept.append(first_tensor(output))
 

@@ -130,7 +130,7 @@ class _Freezable:
 
 
 @cache
-def _freezable_class(norm: type[Any]) -> type[Any]:
+def _freezable_class(norm: type[nn.Module]) -> type[nn.Module]:
     # Under the norm's own name, for code that distinguishes or prints modules by class name.
     return type(norm.__name__, (_Freezable, norm), {"__module__": norm.__module__, "__doc__": norm.__doc__})
 

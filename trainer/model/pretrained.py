@@ -10,9 +10,11 @@ from typing import Any, ClassVar, Final, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from trainer.constraints import HubPath, validated
 from trainer.errors import ConfigError, format_error, raise_if_any
+from trainer.layout import Document
 from trainer.model.layers import pool_samples, take_tokens
 from trainer.model.pretrained_loading import (
     AutoClass,
@@ -73,17 +75,17 @@ FAMILIES: Final[Mapping[str, Family]] = {
 """Families by the `model_type` of a config. Other models are not known to give equal results for packed rows."""
 
 
-def first_position(family: Family, config: Any) -> int:
+def first_position(family: Family, config: PreTrainedConfig) -> int:
     """Return the position of a sample's first token."""
     return int(config.pad_token_id) + 1 if family.after_padding else 0
 
 
-def is_causal(family: Family, config: Any) -> bool:
+def is_causal(family: Family, config: PreTrainedConfig) -> bool:
     """Return whether tokens see only earlier tokens."""
     return family.causal or getattr(config, "is_decoder", False)
 
 
-def language_model_class(config: Any) -> AutoClass:
+def language_model_class(config: PreTrainedConfig) -> AutoClass:
     """Return the class of a language model with its own head.
 
     Raises:
@@ -97,7 +99,11 @@ def language_model_class(config: Any) -> AutoClass:
 
 
 def attention_masks(
-    family: Family, config: Any, attention_mask: Tensor | None, sequence_ids: Tensor | None, dtype: torch.dtype
+    family: Family,
+    config: PreTrainedConfig,
+    attention_mask: Tensor | None,
+    sequence_ids: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor | dict[str, Tensor]:
     """Return the model's `attention_mask`, (R, 1, 1 or L, L), or one mask per attention type of its layers.
 
@@ -128,7 +134,7 @@ def attention_masks(
     return {"full_attention": full, "sliding_attention": _native_mask(near, config, dtype)}
 
 
-def _native_mask(allowed: Tensor, config: Any, dtype: torch.dtype) -> Tensor:
+def _native_mask(allowed: Tensor, config: PreTrainedConfig, dtype: torch.dtype) -> Tensor:
     """Convert a boolean mask to the form that the model's attention implementation takes."""
     if config._attn_implementation != "eager":
         return allowed
@@ -202,10 +208,10 @@ class Pretrained(nn.Module):
         num_outputs: int | None,
         max_length: int,
         output_level: Literal["sample", "token"] = "sample",
-        architecture: dict[str, Any] | None = None,
+        architecture: Document | None = None,
         *,
         path: HubPath,
-        config: dict[str, Any],
+        config: Document,
         pooling: Literal["cls", "mean", "max", "last"],
         attention: Literal["sdpa", "eager"] | None,
         gradient_checkpointing: bool,
@@ -336,7 +342,15 @@ def _language_model_head(whole: nn.Module, family: Family | None) -> Chain:
     return Chain(**{name: getattr(whole, name) for name in family.lm_head})
 
 
-def _check_fit(base: Any, config: Any, family: Family | None, vocab_size: int, max_length: int, *, warn: bool) -> None:
+def _check_fit(
+    base: Any,
+    config: PreTrainedConfig,
+    family: Family | None,
+    vocab_size: int,
+    max_length: int,
+    *,
+    warn: bool,
+) -> None:
     """Raise ConfigError if the tokenizer or the samples are too large; with `warn`, log a very small tokenizer."""
     problems = []
     embeddings = base.get_input_embeddings().num_embeddings

@@ -13,9 +13,10 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from trainer.errors import ConfigError
-from trainer.layout import MODEL, TOKENIZER
+from trainer.layout import MODEL, TOKENIZER, Document
 from trainer.model.pretrained import Pretrained
 from trainer.model.pretrained_image import PretrainedImage
 from trainer.model.pretrained_loading import AutoClass, make_model, quiet
@@ -55,7 +56,7 @@ def save(
     *,
     max_length: int | None,
     half: bool,
-) -> dict[str, Any]:
+) -> Document:
     """Write a model as its library would: `config.json`, `model.safetensors`, and the tokenizer or image processor.
 
     The class is a language model with its own head; or `model.headed`, if that class gives this model's outputs with
@@ -148,7 +149,7 @@ def _make(model: LibraryModel, auto_class: AutoClass, labels: list[str] | None) 
 
 def _library_model(
     model: LibraryModel, labels: list[str] | None, example: Mapping[str, Tensor] | None
-) -> tuple[Any, dict[str, str]]:
+) -> tuple[PreTrainedModel, dict[str, str]]:
     """Return the library's model on the device `meta`, and its tensor names by ours.
 
     With an `example`, the model has a head if the head gives our outputs for the example.
@@ -193,7 +194,7 @@ def _matching_names(
     return names if same else None
 
 
-def _names(model: LibraryModel, whole: Any) -> dict[str, str]:
+def _names(model: LibraryModel, whole: PreTrainedModel) -> dict[str, str]:
     """Return the names that the library's model may have for our tensors, by ours."""
     prefix = "" if whole.base_model is whole else f"{whole.base_model_prefix}."
     names = {}
@@ -315,6 +316,6 @@ def write_sentence_modules(
     save_file(renamed, folder / _DENSE)
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write_json(path: Path, content: object) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

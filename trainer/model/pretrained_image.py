@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from trainer.constraints import HubPath, validated
 from trainer.errors import format_error, raise_if_any
+from trainer.layout import Document
 from trainer.model.pretrained_loading import (
     AutoClass,
     architecture_of,
@@ -59,10 +61,10 @@ class PretrainedImage(nn.Module):
         num_outputs: int | None,
         image_channels: int,
         image_size: tuple[int, int],
-        architecture: dict[str, Any] | None = None,
+        architecture: Document | None = None,
         *,
         path: HubPath,
-        config: dict[str, Any],
+        config: Document,
         pooling: Literal["cls", "mean", "max"],
         attention: Literal["sdpa", "eager"] | None,
         gradient_checkpointing: bool,
@@ -94,7 +96,7 @@ class PretrainedImage(nn.Module):
         return output
 
 
-def _check_fit(config: Any, image_channels: int, image_size: tuple[int, int], pooling: str) -> None:
+def _check_fit(config: PreTrainedConfig, image_channels: int, image_size: tuple[int, int], pooling: str) -> None:
     problems = []
     channels = getattr(config, "num_channels", None)
     if channels is not None and channels != image_channels:

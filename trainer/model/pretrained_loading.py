@@ -13,9 +13,11 @@ from typing import Any, Final, Literal
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from trainer import hub
 from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
+from trainer.layout import Document
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ _REMEDY: Final = "Undo the changes in model.config, or set model.pretrained=fals
 # The config
 
 
-def read_config(path: str, changes: Mapping[str, Any]) -> Any:
+def read_config(path: str, changes: Document) -> PreTrainedConfig:
     """Return the config of the model at `path` with `changes`; changes of nested keys keep the other nested keys.
 
     Args:
@@ -99,12 +101,15 @@ def _not_found(path: str, error: Exception) -> ConfigError:
     return ConfigError(format_error("path", problem, remedy, value=path))
 
 
-def _load_config(path: str, changes: Mapping[str, Any]) -> Any:
+def _load_config(path: str, changes: Document) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     name = find_model(path)
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=_is_offline(name), **changes)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            name, trust_remote_code=False, local_files_only=_is_offline(name), **changes
+        )
+        return config
     except (OSError, ValueError, KeyError) as error:
         raise _not_found(path, error) from error
     except Exception as error:
@@ -114,7 +119,7 @@ def _load_config(path: str, changes: Mapping[str, Any]) -> Any:
         raise ConfigError(format_error("config", problem, value=changes)) from error
 
 
-def _unknown_keys(prefix: str, known: Any, changes: Mapping[str, Any]) -> Iterator[str]:
+def _unknown_keys(prefix: str, known: Any, changes: Mapping[str, object]) -> Iterator[str]:
     """Yield a message for each key of `changes` that a config, or a mapping in it, does not have."""
     names = list(known) if isinstance(known, Mapping) else _config_keys(known)
     for key, value in changes.items():
@@ -126,16 +131,16 @@ def _unknown_keys(prefix: str, known: Any, changes: Mapping[str, Any]) -> Iterat
             yield from _unknown_keys(f"{prefix}.{key}", inner, value)
 
 
-def _config_keys(config: Any) -> list[str]:
+def _config_keys(config: PreTrainedConfig) -> list[str]:
     own = [name for name in inspect.signature(type(config).__init__).parameters if name not in ("self", "kwargs")]
     return sorted({*own, *config.attribute_map} - _FIXED)
 
 
-def _is_nested(value: Any) -> bool:
+def _is_nested(value: object) -> bool:
     return bool(value) and (isinstance(value, Mapping) or hasattr(value, "attribute_map"))
 
 
-def _merge(known: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(known: Any, changes: Mapping[str, object]) -> Document:
     """Return `changes`, with the other keys of mappings in them filled in."""
     merged = {}
     for key, value in changes.items():
@@ -146,7 +151,7 @@ def _merge(known: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def width_of(config: Any) -> int:
+def width_of(config: PreTrainedConfig) -> int:
     """Return the width of the last hidden states or of the last feature map, D.
 
     Raises:
@@ -162,7 +167,7 @@ def width_of(config: Any) -> int:
 # The architecture, which a checkpoint stores
 
 
-def architecture_of(auto_class: AutoClass, config: Any) -> dict[str, Any]:
+def architecture_of(auto_class: AutoClass, config: PreTrainedConfig) -> Document:
     """Return as JSON what `config_of` and `make_model` need to rebuild a model.
 
     Raises:
@@ -177,7 +182,7 @@ def architecture_of(auto_class: AutoClass, config: Any) -> dict[str, Any]:
     return architecture
 
 
-def config_of(architecture: dict[str, Any]) -> tuple[AutoClass, Any]:
+def config_of(architecture: Document) -> tuple[AutoClass, PreTrainedConfig]:
     """Return the class and the config of an `architecture_of`.
 
     Raises:
@@ -199,7 +204,7 @@ def config_of(architecture: dict[str, Any]) -> tuple[AutoClass, Any]:
 # The model
 
 
-def make_model(auto_class: AutoClass, config: Any, path: str | None, attention: Attention | None) -> Any:
+def make_model(auto_class: AutoClass, config: PreTrainedConfig, path: str | None, attention: Attention | None) -> Any:
     """Build the model of a config, in float32.
 
     Args:
@@ -214,7 +219,7 @@ def make_model(auto_class: AutoClass, config: Any, path: str | None, attention: 
     import transformers
 
     auto = getattr(transformers, auto_class)
-    arguments: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False}
+    arguments: Document = {"dtype": torch.float32, "trust_remote_code": False}
     if attention is not None:
         arguments["attn_implementation"] = attention
     if type(config) not in auto._model_mapping:
@@ -256,7 +261,7 @@ def checkpoint_gradients(model: Any) -> None:
         raise ConfigError(format_error("gradient_checkpointing", problem, "Set it to false", value=True)) from error
 
 
-def linear_head(features: int, num_outputs: int | None, config: Any) -> nn.Module:
+def linear_head(features: int, num_outputs: int | None, config: PreTrainedConfig) -> nn.Module:
     """Return a new linear layer, initialized as in transformers; the identity if the features are the output."""
     if num_outputs is None:
         return nn.Identity()
@@ -283,18 +288,20 @@ def quiet() -> Iterator[None]:
             library.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _from_config(auto: Any, config: Any, arguments: dict[str, Any]) -> Any:
+def _from_config(auto: Any, config: PreTrainedConfig, arguments: Document) -> PreTrainedModel:
     try:
-        return auto.from_config(config, **arguments)
+        model: PreTrainedModel = auto.from_config(config, **arguments)
+        return model
     except Exception as error:
         # An inconsistent config can fail with any exception while the model is built.
         problem = f"does not describe a valid model ({type(error).__name__}: {' '.join(str(error).split())})"
         raise ConfigError(format_error("config", problem, "Correct model.config or model.attention")) from error
 
 
-def _from_pretrained(auto: Any, config: Any, path: str, arguments: dict[str, Any]) -> Any:
+def _from_pretrained(auto: Any, config: PreTrainedConfig, path: str, arguments: Document) -> PreTrainedModel:
     name = find_model(path)
     arguments |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "local_files_only": _is_offline(name)}
+    model: PreTrainedModel
     try:
         model, info = auto.from_pretrained(name, config=config, **arguments)
     except Exception as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ class ModuleRow:
     trainable: int
 
 
-def summarize(model: nn.Module, depth: int, forward: Callable[[], Any] | None = None) -> list[ModuleRow]:
+def summarize(model: nn.Module, depth: int, forward: Callable[[], object] | None = None) -> list[ModuleRow]:
     """Return a row per module, up to `depth` levels below the model; their parameters add up to the model's.
 
     Args:
@@ -60,11 +59,11 @@ def summarize(model: nn.Module, depth: int, forward: Callable[[], Any] | None = 
     ]
 
 
-def _output_shapes(model: nn.Module, forward: Callable[[], Any]) -> dict[str, tuple[int, ...]]:
+def _output_shapes(model: nn.Module, forward: Callable[[], object]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def make_hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, arguments: Any, output: Any) -> None:
+    def make_hook(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, arguments: object, output: object) -> None:
             if (tensor := first_tensor(output)) is not None:
                 shapes[name] = tuple(tensor.shape)
 
@@ -77,7 +76,7 @@ def _output_shapes(model: nn.Module, forward: Callable[[], Any]) -> dict[str, tu
     return shapes
 
 
-def first_tensor(output: Any) -> Tensor | None:
+def first_tensor(output: object) -> Tensor | None:
     """Return a module's output, or the first tensor anywhere in a mapping or sequence; None if there is none."""
     if isinstance(output, Tensor):
         return output

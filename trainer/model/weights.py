@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import Final
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
-from trainer.layout import TOKENIZER
+from trainer.layout import TOKENIZER, Document
 from trainer.weights_folder import LABELS, find_tokenizer, read_encoding, related_folders
 
 _WEIGHTS: Final = "weights"
@@ -333,7 +333,7 @@ def mismatch_warnings(
         vocab_size: Size of the task's vocabulary.
         num_outputs: Number of outputs that the task needs.
     """
-    learned: dict[str, Any] = {}
+    learned: Document = {}
     for folder in related_folders(weights):
         learned = read_encoding(folder) | learned
     warnings = []

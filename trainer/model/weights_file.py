@@ -9,7 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -149,7 +149,7 @@ def _unpickling_error(reason: str, place: Path) -> ConfigError:
     return _error(problem, remedy, str(place))
 
 
-def _find_weights(content: Any, place: Path) -> dict[str, Tensor]:
+def _find_weights(content: object, place: Path) -> dict[str, Tensor]:
     candidates = dict(_tensor_mappings(content, ""))
     if not candidates:
         raise _error("contains no named tensors", "Save model.state_dict()", str(place))
@@ -163,7 +163,7 @@ def _find_weights(content: Any, place: Path) -> dict[str, Tensor]:
     return next(iter(candidates.values()))
 
 
-def _tensor_mappings(content: Any, path: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _tensor_mappings(content: object, path: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield the innermost mappings of tensors and their paths, without optimizer state and the like."""
     if not isinstance(content, Mapping):
         return

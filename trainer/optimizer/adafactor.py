@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from annotated_types import Lt
 
 from trainer.constraints import AtLeastOne, NonNegative, Positive, validated
+from trainer.optimizer.parameter_groups import ParameterGroup
 
 
 @validated()
 def adafactor(
-    params: list[dict[str, Any]],
+    params: list[ParameterGroup],
     lr: Positive,
     beta2_decay: Annotated[float, Lt(0)],
     eps: tuple[Positive | None, Positive],

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from trainer.constraints import BelowOne, NonNegative, Positive, validated
-from trainer.optimizer.parameter_groups import can_fuse
+from trainer.optimizer.parameter_groups import ParameterGroup, can_fuse
 
 
 @validated()
 def adamw(
-    params: list[dict[str, Any]],
+    params: list[ParameterGroup],
     lr: Positive,
     betas: tuple[BelowOne, BelowOne],
     eps: Positive,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from trainer.constraints import BelowOne, NonNegative, Positive, validated
+from trainer.optimizer.parameter_groups import ParameterGroup
 
 
 @validated()
 def lamb(
-    params: list[dict[str, Any]],
+    params: list[ParameterGroup],
     lr: Positive,
     betas: tuple[BelowOne, BelowOne],
     eps: Positive,
@@ -52,7 +51,7 @@ class Lamb(torch.optim.Optimizer):
                 _scale_to_parameters(directions, parameters)
                 torch._foreach_add_(parameters, directions, alpha=-group["lr"])
 
-    def _directions(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    def _directions(self, parameters: list[Tensor], group: ParameterGroup) -> list[Tensor]:
         beta1, beta2 = group["betas"]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         states = [self._advance(parameter) for parameter in parameters]
@@ -69,8 +68,8 @@ class Lamb(torch.optim.Optimizer):
         torch._foreach_add_(directions, parameters, alpha=group["weight_decay"])
         return list(directions)
 
-    def _advance(self, parameter: Tensor) -> dict[str, Any]:
-        state: dict[str, Any] = self.state[parameter]
+    def _advance(self, parameter: Tensor) -> ParameterGroup:
+        state: ParameterGroup = self.state[parameter]
         if not state:
             state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
         state["step"] += 1

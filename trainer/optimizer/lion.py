@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from trainer.constraints import BelowOne, NonNegative, Positive, validated
+from trainer.optimizer.parameter_groups import ParameterGroup
 
 
 @validated()
 def lion(
-    params: list[dict[str, Any]],
+    params: list[ParameterGroup],
     lr: Positive,
     betas: tuple[BelowOne, BelowOne],
     weight_decay: NonNegative,

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Interval
 
 from trainer.constraints import BelowOne, NonNegative, Positive, validated
 from trainer.errors import ConfigError, format_error
-from trainer.optimizer.parameter_groups import can_fuse
+from trainer.optimizer.parameter_groups import ParameterGroup, can_fuse
 
 
 @validated()
 def muon(
-    params: list[dict[str, Any]],
+    params: list[ParameterGroup],
     lr: Positive,
     momentum: BelowOne,
     nesterov: bool,
@@ -57,11 +57,11 @@ def muon(
     if not matrices:
         problem = "the model has no hidden matrix that Muon could train"
         raise ConfigError(format_error("_target_", problem, "Use optimizer=adamw", value="trainer.optimizer.muon.muon"))
-    shared: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
-    newton_schulz: dict[str, Any] = {"nesterov": nesterov, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
+    shared: ParameterGroup = {"lr": lr, "weight_decay": weight_decay}
+    newton_schulz: ParameterGroup = {"nesterov": nesterov, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
     parts: list[torch.optim.Optimizer] = [torch.optim.Muon(matrices, momentum=momentum, **newton_schulz, **shared)]
     if others:
-        adam: dict[str, Any] = {"betas": tuple(betas), "eps": eps, "fused": can_fuse(others) or None}
+        adam: ParameterGroup = {"betas": tuple(betas), "eps": eps, "fused": can_fuse(others) or None}
         parts.append(torch.optim.AdamW(others, **adam, **shared))
     return CombinedOptimizer(parts)
 
@@ -79,10 +79,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
         for part in self.parts:
             part.step()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> ParameterGroup:
         return {**super().__getstate__(), "parts": self.parts}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: ParameterGroup) -> None:
         super().__setstate__(state)
         self._share()
 
@@ -93,6 +93,6 @@ class CombinedOptimizer(torch.optim.Optimizer):
             part.param_groups = [next(groups) for _ in part.param_groups]
 
 
-def _select(params: list[dict[str, Any]], hidden: Collection[str], *, inside: bool) -> list[dict[str, Any]]:
+def _select(params: list[ParameterGroup], hidden: Collection[str], *, inside: bool) -> list[ParameterGroup]:
     kept = [[pair for pair in group["params"] if (pair[0] in hidden) == inside] for group in params]
     return [{**group, "params": pairs} for group, pairs in zip(params, kept, strict=True) if pairs]

@@ -22,6 +22,9 @@ _FORM: Final = "Write {match: <pattern of names>, lr: ..., weight_decay: ...} wi
 _MODEL: Final = "model."
 _NUM_SUGGESTIONS: Final = 3
 
+ParameterGroup = dict[str, Any]
+"""The parameters and options of a group, as PyTorch's optimizers take them."""
+
 
 def no_decay_names(module: nn.Module) -> frozenset[str]:
     """Return the names, as in `module.named_parameters()`, of the parameters of embeddings and norms.
@@ -90,7 +93,7 @@ def make_parameter_groups(
     decay: Literal["matrices", "all"] = "matrices",
     layer_decay: float | None = None,
     overrides: Sequence[Mapping[str, Any]] = (),
-) -> list[dict[str, Any]]:
+) -> list[ParameterGroup]:
     """Group the trainable parameters by learning rate and weight decay: first those that decay, then the others.
 
     The learning rate of layer l, counted from the inputs, is lr * layer_decay ^ (last layer - l) (Clark et al. 2020,
@@ -141,7 +144,7 @@ def make_parameter_groups(
     ]
 
 
-def can_fuse(groups: Iterable[dict[str, Any]]) -> bool:
+def can_fuse(groups: Iterable[ParameterGroup]) -> bool:
     """Return whether one fused kernel can update all parameters: they are floating-point and on a supported device."""
     return all(
         parameter.is_floating_point() and parameter.device.type in _FUSED_DEVICES
@@ -206,7 +209,7 @@ def find_override(name: str, overrides: Iterable[Mapping[str, Any]]) -> dict[str
     return values
 
 
-def find_override_problems(overrides: Sequence[Any], trainable: Mapping[str, bool]) -> list[str]:
+def find_override_problems(overrides: Sequence[object], trainable: Mapping[str, bool]) -> list[str]:
     """Return a message for each problem: malformed entries, and patterns that match no trainable parameter.
 
     Args:
@@ -223,11 +226,11 @@ def find_override_problems(overrides: Sequence[Any], trainable: Mapping[str, boo
     return problems
 
 
-def _is_pattern(value: Any) -> bool:
+def _is_pattern(value: object) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _entry_problems(key: str, entry: Any) -> Iterator[str]:
+def _entry_problems(key: str, entry: object) -> Iterator[str]:
     if not isinstance(entry, Mapping):
         yield format_error(key, "must be a mapping", _FORM, value=entry)
         return

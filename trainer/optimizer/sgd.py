@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from trainer.constraints import BelowOne, NonNegative, Positive, Rule, validated
-from trainer.optimizer.parameter_groups import can_fuse
+from trainer.optimizer.parameter_groups import ParameterGroup, can_fuse
 
 
 @validated(Rule("momentum > 0 or not nesterov", key="nesterov", problem="needs momentum greater than 0"))
 def sgd(
-    params: list[dict[str, Any]],
+    params: list[ParameterGroup],
     lr: Positive,
     momentum: BelowOne,
     nesterov: bool,

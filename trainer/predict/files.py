@@ -17,8 +17,9 @@ from typing import IO, Any, NamedTuple
 from trainer.data.cells import IMAGE_SUFFIXES
 from trainer.data.readers import format_suffix
 from trainer.errors import ConfigError, format_error, raise_if_any
+from trainer.protocols import Prediction
 
-Write = Callable[[Mapping[str, Any]], None]
+Write = Callable[[Prediction], None]
 
 LINE_SUFFIXES = (".txt", ".txt.gz")
 """Suffixes of files whose lines are the rows."""
@@ -163,11 +164,11 @@ def open_output(path: Path | None) -> Iterator[Write]:
         partial.unlink(missing_ok=True)
 
 
-def _write_to_stdout(prediction: Mapping[str, Any]) -> None:
+def _write_to_stdout(prediction: Prediction) -> None:
     sys.stdout.write(_to_json(prediction) + "\n")
 
 
-def _to_json(value: Any) -> str:
+def _to_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -186,7 +187,7 @@ def _open_csv(file: IO[bytes]) -> Iterator[Write]:
 
     writer = csv.writer(TextFile(), lineterminator="\n")
 
-    def add(names: list[str], predictions: list[Mapping[str, Any]]) -> None:
+    def add(names: list[str], predictions: list[Prediction]) -> None:
         if not file.tell():
             writer.writerow(names)
         for prediction in predictions:
@@ -205,7 +206,7 @@ def _open_parquet(file: IO[bytes]) -> Iterator[Write]:
     schema: list[Any] = []
     writers: list[Any] = []
 
-    def add(names: list[str], predictions: list[Mapping[str, Any]]) -> None:
+    def add(names: list[str], predictions: list[Prediction]) -> None:
         if not writers:
             first = next((prediction for prediction in predictions if _ERROR not in prediction), {})
             schema.extend(pyarrow.field(name, _column_type(name, first.get(name))) for name in names)
@@ -225,12 +226,12 @@ def _open_parquet(file: IO[bytes]) -> Iterator[Write]:
 
 
 @contextmanager
-def _in_groups(add: Callable[[list[str], list[Mapping[str, Any]]], None]) -> Iterator[Write]:
+def _in_groups(add: Callable[[list[str], list[Prediction]], None]) -> Iterator[Write]:
     """Pass predictions on in groups. Columns: the fields of the first prediction without an error, and `error`."""
     names: list[str] = []
-    waiting: list[Mapping[str, Any]] = []
+    waiting: list[Prediction] = []
 
-    def write(prediction: Mapping[str, Any]) -> None:
+    def write(prediction: Prediction) -> None:
         if not names and _ERROR not in prediction:
             names.extend([*prediction, _ERROR])
         waiting.append(prediction)
@@ -246,11 +247,11 @@ def _write_text(file: IO[bytes], text: str) -> None:
     file.write(text.encode())
 
 
-def _to_cell(value: Any) -> Any:
+def _to_cell(value: object) -> object:
     return _to_json(value) if isinstance(value, list | dict) else value
 
 
-def _column_type(name: str, value: Any) -> Any:
+def _column_type(name: str, value: object) -> object:
     import pyarrow
 
     if isinstance(value, str) or name == _ERROR:
@@ -260,12 +261,12 @@ def _column_type(name: str, value: Any) -> Any:
     return pyarrow.list_(pyarrow.float64()) if _is_numbers(value) else pyarrow.string()
 
 
-def _to_column(value: Any, column_type: Any) -> Any:
+def _to_column(value: object, column_type: Any) -> object:
     """Return a value as its column stores it; JSON in a column of texts."""
     import pyarrow
 
     return _to_cell(value) if column_type == pyarrow.string() else value
 
 
-def _is_numbers(value: Any) -> bool:
+def _is_numbers(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(each, int | float) for each in value)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from trainer.data.cells import IMAGE_SUFFIXES, ROLE_NOUNS
 from trainer.data.readers import decode_line, missing_columns_error, read_lines_or_errors, read_records_or_errors
@@ -17,6 +17,7 @@ from trainer.data.splits import row_id
 from trainer.data.table import ColumnNames, Table
 from trainer.errors import ConfigError, DataError, format_error
 from trainer.predict.files import INPUT_FORMATS, has_lines
+from trainer.protocols import Row
 
 _READ_BYTES = 1 << 16
 
@@ -34,9 +35,9 @@ class InputRow(NamedTuple):
 
     number: int
     location: str
-    values: Mapping[str, Any] | None
+    values: Row | None
     error: str | None = None
-    identity: Mapping[str, Any] = {}
+    identity: Mapping[str, object] = {}
 
 
 InputRows = Iterator[InputRow | None]
@@ -146,7 +147,7 @@ def _read_lines(lines: Iterator[str | DataError | None], name: str, row_format: 
         yield _make_row(number, location, cells, table, folder)
 
 
-def _parse_line(line: str, location: str, table: Table) -> Sequence[Any] | DataError:
+def _parse_line(line: str, location: str, table: Table) -> Sequence[object] | DataError:
     """Return a line as the cells of its columns: one text, two separated by a tab, words, a path, or an object."""
     roles = tuple(table.names)
     if roles == ("text", "text_pair"):
@@ -178,7 +179,7 @@ def _column_remedy(table: Table) -> str:
     return table.column_remedy
 
 
-def _make_row(number: int, location: str, cells: Sequence[Any] | DataError, table: Table, folder: Path) -> InputRow:
+def _make_row(number: int, location: str, cells: Sequence[object] | DataError, table: Table, folder: Path) -> InputRow:
     if isinstance(cells, DataError):
         return InputRow(number, location, None, str(cells))
     try:

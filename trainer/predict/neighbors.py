@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
+
+from trainer.protocols import Prediction
 
 _BLOCK = 1 << 14
 """Vectors of the corpus that are in memory at once."""
@@ -52,7 +53,7 @@ class Corpus:
         self._rows.append(row)
         self._ends.append(self._ends[-1] + len(encoded))
 
-    def nearest(self, vectors: np.ndarray, count: int) -> list[list[dict[str, Any]]]:
+    def nearest(self, vectors: np.ndarray, count: int) -> list[list[Prediction]]:
         """Return the `count` nearest texts of each vector (B, D): their `row`, `text` and `cosine`, nearest first."""
         for file in self._files:
             file.flush()
@@ -75,7 +76,7 @@ class Corpus:
             block = np.fromfile(self._vectors, dtype=np.float32, count=size * dim, offset=4 * start * dim)
             yield start, block.reshape(size, dim)
 
-    def _entry(self, key: int) -> dict[str, Any]:
+    def _entry(self, key: int) -> Prediction:
         place = -key & (1 << _ROW_BITS) - 1
         begin, end = self._ends[place], self._ends[place + 1]
         with self._texts.open("rb") as file:

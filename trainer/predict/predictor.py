@@ -5,17 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainer.errors import ConfigError, RowError, format_error
 from trainer.predict.input_rows import InputRow, InputRows
-from trainer.protocols import Batching, Task
+from trainer.protocols import Batching, Columns, EncodedColumns, Prediction, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Forward = Callable[[Mapping[str, "Tensor"]], "Tensor"]
-Prediction = dict[str, Any]
 Window = list[tuple[InputRow, Prediction]]
 
 _TASK_METHODS = ("input_columns", "encode_inputs", "model_inputs", "predictions")
@@ -118,7 +117,7 @@ class Predictor:
                 predictions[usable[kept[index]]] = prediction
         return predictions
 
-    def _encode(self, columns: Mapping[str, Sequence[Any]], count: int) -> tuple[dict[str, list[Any]], dict[int, str]]:
+    def _encode(self, columns: Columns, count: int) -> tuple[EncodedColumns, dict[int, str]]:
         """Return the encoded rows, and the errors of rows that cannot be encoded by their index."""
         errors: dict[int, str] = {}
         if not count:
@@ -145,7 +144,7 @@ class Predictor:
             }
         return encoded, errors
 
-    def _batch_indices(self, encoded: Mapping[str, Sequence[Any]], count: int) -> Iterator[list[int]]:
+    def _batch_indices(self, encoded: Columns, count: int) -> Iterator[list[int]]:
         """Yield batches of rows of similar length, the longest first so that too little memory shows at once."""
         lengths = [len(ids) for ids in encoded["input_ids"]] if "input_ids" in encoded else [1] * count
         order = sorted(range(count), key=lambda index: -lengths[index])
@@ -159,5 +158,5 @@ class Predictor:
             start = stop
 
 
-def _count_characters(value: Any) -> int:
+def _count_characters(value: object) -> int:
     return len(value) if isinstance(value, str) else sum(map(len, value)) if isinstance(value, list) else 0

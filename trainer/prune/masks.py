@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from trainer.checkpoint.tensors import encode
 from trainer.constraints import BelowOne, NonNegativeInt
 from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
+from trainer.layout import Document
 from trainer.model.finetuning import matching_parameters
 
 Amount: TypeAlias = NonNegativeInt | BelowOne
@@ -181,7 +182,7 @@ def total_sparsity(weights: Collection[WeightSparsity]) -> WeightSparsity:
     return WeightSparsity("total", (), zeros, size)
 
 
-def sparsity_report(weights: Collection[WeightSparsity]) -> dict[str, Any]:
+def sparsity_report(weights: Collection[WeightSparsity]) -> Document:
     """Return a JSON document of the zeros: `layers` for the single weights, and `total`."""
     rows = [
         {**asdict(weight), "shape": list(weight.shape), "share": weight.share}

@@ -48,7 +48,7 @@ class Lines:
         self._console = console
         self._pace = Pace(total_steps)
 
-    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, object]) -> None:
         self._pace.observe(step)
         fields = [f"{event:<10}", f"{self._pace.progress(step)}  epoch {epoch:6.2f}", *_format_fields(values)]
         if event == "train":
@@ -81,7 +81,7 @@ class Display:
         self._numbers = Text(no_wrap=True, overflow="ellipsis")
         self._live = Live(Group(self._progress, self._numbers), console=console, auto_refresh=False)
 
-    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, object]) -> None:
         self._pace.observe(step)
         if not self._live.is_started:
             self._live.start()
@@ -139,7 +139,7 @@ def format_number(value: float) -> str:
     return f"{value:.3e}"
 
 
-def print_table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def print_table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table: with rules on a terminal, else as aligned text of any width, so that nothing is cut off.
 
     Floats are formatted by `format_number`, None is empty, everything else by `str`. Columns of numbers are
@@ -166,7 +166,7 @@ def print_table(console: Console, title: str, columns: Sequence[str], rows: Iter
         console.out("  " + "  ".join(padded).rstrip(), highlight=False)
 
 
-def _format_fields(values: Mapping[str, Any]) -> list[str]:
+def _format_fields(values: Mapping[str, object]) -> list[str]:
     shown = {name: value for name, value in values.items() if value is not None and value is not False}
     return [_format_field(name, value) for name, value in shown.items() if not isinstance(value, Mapping)]
 
@@ -182,7 +182,7 @@ def _format_field(name: str, value: Any) -> str:
     return f"{_LABELS.get(name, name)} {shown:>9}"
 
 
-def _format_cell(value: Any) -> str:
+def _format_cell(value: object) -> str:
     if isinstance(value, float):
         return format_number(value)
     return "" if value is None else str(value)

@@ -8,8 +8,10 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
 
+from trainer.layout import Document
 from trainer.protocols import Report
 
 if TYPE_CHECKING:
@@ -45,16 +47,18 @@ class Reports:
                 self._sinks.append(sink)
                 self._closing.callback(sink.close)
 
-    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, object]) -> None:
         for sink in self._sinks:
             sink.log(event, step=step, epoch=epoch, values=values)
 
     def __enter__(self) -> Reports:
         return self
 
-    def __exit__(self, *details: Any) -> None:
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         # The error is passed on, so a sink that cannot be closed does not hide it.
-        self._closing.__exit__(*details)
+        self._closing.__exit__(error_type, error, traceback)
 
 
 class JsonLines:
@@ -74,7 +78,7 @@ class JsonLines:
         if size and os.pread(self._file, 1, size - 1) != b"\n":
             self._append(b"\n")
 
-    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, object]) -> None:
         """Append a line; `values` are floats, integers, strings, booleans, None, lists of strings or mappings."""
         head = {"event": event, "step": step, "epoch": epoch}
         assert not head.keys() & values.keys(), f"an event's values cannot be named {sorted(head)}"
@@ -92,13 +96,13 @@ class JsonLines:
             line = line[os.write(self._file, line) :]
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
+def read_events(path: Path) -> list[Document]:
     """Return the events of `metrics.jsonl` as if the run had never stopped.
 
     A line `{"event": "resume", "step": N}` cancels the earlier lines of steps after N, which the resumed run logs
     again. The strings "nan", "inf" and "-inf" become floats. Incomplete lines (see `JsonLines`) are ignored.
     """
-    events: list[dict[str, Any]] = []
+    events: list[Document] = []
     for line in path.read_bytes().split(b"\n"):
         record = _parse(line)
         if record is None:
@@ -109,7 +113,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     return events
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> Document | None:
     try:
         record = json.loads(line)
     except ValueError:  # not JSON, or cut in the middle of a character
@@ -117,7 +121,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return {name: _NON_FINITE.get(value, value) if isinstance(value, str) else value for name, value in record.items()}
 
 
-def _to_json(value: Any) -> Any:
+def _to_json(value: object) -> object:
     return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -136,7 +140,7 @@ class TensorBoard:
         self._folder = folder
         self._writer: SummaryWriter | None = None
 
-    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, object]) -> None:
         writer = self._writer or self._open(step + 1 if event == "resume" else None)
         if event == "train":
             _add_scalars(writer, "train", {**values, "epoch": epoch}, step)
@@ -159,11 +163,11 @@ class TensorBoard:
         return self._writer
 
 
-def _add_scalars(writer: SummaryWriter, prefix: str, values: Mapping[str, Any], step: int) -> None:
+def _add_scalars(writer: SummaryWriter, prefix: str, values: Mapping[str, object], step: int) -> None:
     for name, value in values.items():
         if isinstance(value, int | float):
             writer.add_scalar(f"{prefix}/{name}", value, step)
 
 
-def _evaluation_tag(values: Mapping[str, Any]) -> str:
+def _evaluation_tag(values: Mapping[str, object]) -> str:
     return f"{values['split']}-ema" if values["weights"] == "ema" else str(values["split"])

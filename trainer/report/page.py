@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
 
 from jinja2 import Environment
 from markupsafe import Markup
@@ -87,7 +86,7 @@ class Section:
 
     title: str
     columns: Sequence[str] = ()
-    rows: Sequence[Sequence[Any]] = ()
+    rows: Sequence[Sequence[object]] = ()
     highlighted: frozenset[str] = frozenset()
     figures: Mapping[str, Series] = field(default_factory=dict)
     text: str = ""
@@ -112,7 +111,7 @@ def render_page(title: str, sections: Sequence[Section]) -> str:
     return environment.from_string(_TEMPLATE).render(title=title, sections=shown, colors=_COLORS)
 
 
-def _format_cell(value: Any) -> str:
+def _format_cell(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):

@@ -3,8 +3,9 @@
 import math
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
+from trainer.protocols import StateDict
 from trainer.scheduler.constant_with_warmup import constant_with_warmup
 
 
@@ -57,11 +58,11 @@ class MetricBased(Generic[StateT]):
         """Return the factor on the base learning rate at `step`, after the observations so far."""
         return self._state.scale * self._warmup(step)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the state after the observations so far, as JSON."""
         return asdict(self._state)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore the state returned by `state_dict`."""
         self._state = type(self._state)(**state)
 

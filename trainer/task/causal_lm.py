@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from trainer.constraints import HubPath, validated
-from trainer.protocols import BLOCK_OF, Batch, Batching, Columns, Inputs, Target
+from trainer.protocols import BLOCK_OF, Batch, Batching, Columns, EncodedColumns, Inputs, Prediction, Target
 from trainer.task.class_targets import round_probability
 from trainer.task.language_modeling import LanguageModeling, most_likely_tokens, require_special_token
 from trainer.task.packing import IGNORE_INDEX, select_token_outputs
@@ -69,7 +69,7 @@ class CausalLm(LanguageModeling):
         assert end_id is not None, "checked in the constructor"
         return end_id
 
-    def encode(self, rows: Columns) -> dict[str, list[Any]]:
+    def encode(self, rows: Columns) -> EncodedColumns:
         """Return the columns `input_ids`, `truncated` (always False), `unknown` and `BLOCK_OF` of every block."""
         length = self.texts.max_length
         blocks, block_of = [], []
@@ -85,7 +85,7 @@ class CausalLm(LanguageModeling):
             BLOCK_OF: block_of,
         }
 
-    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
+    def encode_inputs(self, rows: Columns) -> EncodedColumns:
         """Return the columns `input_ids`, `truncated` and `unknown` of the beginning of each text.
 
         There is no end-of-text token, because the prediction continues the text.
@@ -109,14 +109,14 @@ class CausalLm(LanguageModeling):
 
     def predictions(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
-    ) -> list[dict[str, Any]]:
+    ) -> list[Prediction]:
         """Return the most likely `next` tokens of each row, at least 5 or `top` if that is more, and its `perplexity`.
 
         The perplexity is over all tokens except the first, without an end of text; None for a single token.
         """
         samples = select_token_outputs(output, _all_tokens(encoded), batching)
         last = torch.stack([scores[-1] for scores in samples])
-        predictions: list[dict[str, Any]] = []
+        predictions: list[Prediction] = []
         next_tokens = most_likely_tokens(last, self.texts.tokenizer, max(_NUM_NEXT, top))
         for ids, scores, best in zip(encoded["input_ids"], samples, next_tokens, strict=True):
             target = torch.from_numpy(ids[1:].astype(np.int64)).to(scores.device)

@@ -6,12 +6,14 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 
 from trainer.errors import DataError, RowError, did_you_mean, format_error
+from trainer.protocols import Prediction, StateDict
+from trainer.task.supervised import TargetFields
 from trainer.task.texts import row_lengths
 
 if TYPE_CHECKING:
@@ -89,16 +91,16 @@ class Classes:
                 entries = [*entries[: _MAX_LISTED // 2], "...", *entries[-_MAX_LISTED // 2 :]]
             logger.info("%s: targets of %d classes: %s", split, len(self.labels), ", ".join(entries))
 
-    def info_fields(self) -> dict[str, Any]:
+    def info_fields(self) -> TargetFields:
         return {"num_outputs": len(self.labels), "class_counts": self.counts}
 
     def artifact_files(self) -> dict[str, str]:
         return {"labels.json": json.dumps(self.labels, ensure_ascii=False, indent=1) + "\n"}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"labels": self.labels, "class_counts": self.counts}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self._set(list(state["labels"]), list(state["class_counts"]))
 
     def _set(self, labels: list[str], counts: list[int]) -> None:
@@ -144,7 +146,7 @@ class ClassTarget:
         """Return the target of encoded rows, int64 (B,)."""
         return torch.from_numpy(np.array(classes, dtype=np.int64))
 
-    def info_fields(self) -> dict[str, Any]:
+    def info_fields(self) -> TargetFields:
         return {**self.classes.info_fields(), "num_train": sum(self.classes.counts)}
 
     def metrics(self) -> MetricCollection:
@@ -160,17 +162,17 @@ class ClassTarget:
             }
         )
 
-    def predictions(self, output: Tensor, top: int) -> list[dict[str, Any]]:
+    def predictions(self, output: Tensor, top: int) -> list[Prediction]:
         """Return `label` and `probability` for each row of logits (B, C), and the `probabilities` of the `top` ones."""
         return class_predictions(output, self.classes.labels, top)
 
     def artifact_files(self) -> dict[str, str]:
         return self.classes.artifact_files()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return self.classes.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.classes.load_state_dict(state)
 
 
@@ -225,7 +227,7 @@ class MultilabelTarget:
             target[row, indices] = 1.0
         return torch.from_numpy(target)
 
-    def info_fields(self) -> dict[str, Any]:
+    def info_fields(self) -> TargetFields:
         """Return the sizes; `class_counts` are the positives of each label in training."""
         return {**self.classes.info_fields(), "num_train": self.num_train}
 
@@ -235,14 +237,14 @@ class MultilabelTarget:
 
         return multilabel_metrics(len(self.classes.labels), self.threshold)
 
-    def predictions(self, output: Tensor, top: int) -> list[dict[str, Any]]:
+    def predictions(self, output: Tensor, top: int) -> list[Prediction]:
         """Return the `labels` above `threshold` for each row of logits (B, C), the most likely first.
 
         `probabilities` contains these labels and at least the `top` most likely ones.
         """
         probabilities, order = output.float().sigmoid().sort(dim=-1, descending=True, stable=True)
         counts = (probabilities > self.threshold).sum(dim=-1).tolist()
-        predictions: list[dict[str, Any]] = []
+        predictions: list[Prediction] = []
         for values, indices, count in zip(probabilities.tolist(), order.tolist(), counts, strict=True):
             shown = [self.classes.labels[index] for index in indices[: max(count, top)]]
             by_label = dict(zip(shown, map(round_probability, values), strict=False))
@@ -253,10 +255,10 @@ class MultilabelTarget:
         """Return `labels.json`, and `threshold.json`: a label is predicted if sigmoid(logit) is above it."""
         return {**self.classes.artifact_files(), "threshold.json": json.dumps(self.threshold) + "\n"}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {**self.classes.state_dict(), "num_train": self.num_train}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.classes.load_state_dict(state)
         self.num_train = int(state["num_train"])
 
@@ -278,7 +280,7 @@ def most_likely(output: Tensor, count: int) -> list[list[tuple[int, float]]]:
     ]
 
 
-def class_predictions(output: Tensor, labels: Sequence[str], top: int) -> list[dict[str, Any]]:
+def class_predictions(output: Tensor, labels: Sequence[str], top: int) -> list[Prediction]:
     """Return `label` and `probability` for each row of logits (B, C), and `probabilities` if `top` is above 1."""
     return [
         best_prediction("label", [(labels[index], probability) for index, probability in best])
@@ -286,7 +288,7 @@ def class_predictions(output: Tensor, labels: Sequence[str], top: int) -> list[d
     ]
 
 
-def best_prediction(key: str, best: Sequence[tuple[str, float]]) -> dict[str, Any]:
+def best_prediction(key: str, best: Sequence[tuple[str, float]]) -> Prediction:
     """Return the first name as `key` with its `probability`, and all `probabilities` if there are several names."""
     name, probability = best[0]
     return {key: name, "probability": probability} | ({"probabilities": dict(best)} if len(best) > 1 else {})

@@ -6,14 +6,15 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
 from trainer.errors import DataError, RowError, format_error
-from trainer.protocols import Batching, Columns
+from trainer.protocols import Batching, Columns, EncodedColumns, ImageCell, StateDict
 from trainer.task.augmentation import OPERATIONS, augment
+from trainer.task.supervised import InputFields
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,7 +67,7 @@ class Images:
         self.augment = dict(augment)
         self._fingerprint_parts = (list(sides), self.channels, resize, self.mean.copy(), self.std.copy())
 
-    def fingerprint_parts(self) -> tuple[Any, ...]:
+    def fingerprint_parts(self) -> tuple[object, ...]:
         return self._fingerprint_parts
 
     def fit(self, train: Dataset, roles: Sequence[str]) -> None:
@@ -84,13 +85,13 @@ class Images:
             mean, std = self._moments(train, role)
             self.mean, self.std = self.mean or mean, self.std or std
 
-    def encode(self, images: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    def encode(self, images: Sequence[ImageCell]) -> EncodedColumns:
         """Return the columns `pixels` (bytes, H * W * C) and `resized` (True if the image had another size).
 
         Raises:
             RowError: An image cannot be decoded.
         """
-        columns: dict[str, list[Any]] = {"pixels": [], "resized": []}
+        columns: EncodedColumns = {"pixels": [], "resized": []}
         for position, image in enumerate(images):
             try:
                 decoded = decode_image(image)
@@ -129,7 +130,7 @@ class Images:
     def lengths(encoded: Dataset) -> None:
         return None
 
-    def info_fields(self) -> dict[str, Any]:
+    def info_fields(self) -> InputFields:
         return {"image_channels": self.channels, "image_size": self.size}
 
     def axes(self) -> dict[str, dict[int, str]]:
@@ -148,15 +149,15 @@ class Images:
         settings = {**self._learned(), "resize": self.resize, "interpolation": "bilinear"}
         return {"image.json": json.dumps(settings, indent=1) + "\n"}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"images": self._learned()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         learned = state["images"]
         self.size, self.channels = tuple(learned["size"]), int(learned["channels"])
         self.mean, self.std = list(learned["mean"]), list(learned["std"])
 
-    def _learned(self) -> dict[str, Any]:
+    def _learned(self) -> StateDict:
         return {"size": list(self.size), "channels": self.channels, "mean": self.mean, "std": self.std}
 
     def _fit_shape(self, train: Dataset, role: str) -> None:
@@ -212,7 +213,7 @@ class Images:
         return torch.from_numpy(np.ascontiguousarray(values.transpose(0, 3, 1, 2)))
 
 
-def decode_image(image: Mapping[str, Any]) -> Image:
+def decode_image(image: ImageCell) -> Image:
     """Decode the `bytes` or the file `path` of an image to 8 bits, mode `L` or `RGB`.
 
     Raises:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainer.errors import ConfigError, format_error
-from trainer.protocols import TaskInfo
+from trainer.protocols import StateDict, TaskInfo
 from trainer.task.class_targets import most_likely
 from trainer.task.supervised import fingerprint
 from trainer.task.texts import Texts
@@ -89,10 +89,10 @@ class LanguageModeling:
     def artifact_files(self) -> dict[str, str]:
         return self.texts.artifact_files()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {**self.texts.state_dict(), "token_counts": self.token_counts}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.texts.load_state_dict(state)
         self.token_counts = list(state["token_counts"])
 

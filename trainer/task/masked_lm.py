@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainer.constraints import Fraction, HubPath, validated
 from trainer.errors import ConfigError, format_error
-from trainer.protocols import BLOCK_OF, Batch, Batching, Columns, Inputs, Target
+from trainer.protocols import BLOCK_OF, Batch, Batching, Columns, EncodedColumns, Inputs, Prediction, StateDict, Target
 from trainer.task.class_targets import best_prediction
 from trainer.task.language_modeling import LanguageModeling, most_likely_tokens, require_special_token
 from trainer.task.packing import select_token_outputs
@@ -91,7 +91,7 @@ class MaskedLm(LanguageModeling):
         super().fit(train)
         self._set_ids()
 
-    def encode(self, rows: Columns) -> dict[str, list[Any]]:
+    def encode(self, rows: Columns) -> EncodedColumns:
         """Return the columns of `encode_inputs` and `BLOCK_OF` of every block.
 
         Masks are not part of them, because they change in every epoch.
@@ -102,11 +102,11 @@ class MaskedLm(LanguageModeling):
         block_of = [position for position, text_blocks in enumerate(blocks) for _ in text_blocks]
         return {**columns, "truncated": [False] * len(block_of), BLOCK_OF: block_of}
 
-    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
+    def encode_inputs(self, rows: Columns) -> EncodedColumns:
         """Return the columns `input_ids`, `word_ids` (-1 for a token that is never masked), `truncated`, `unknown`."""
         return self._word_columns(self.texts.tokenizer.encode_batch(list(rows["text"])))
 
-    def _word_columns(self, encodings: Sequence[Encoding]) -> dict[str, list[Any]]:
+    def _word_columns(self, encodings: Sequence[Encoding]) -> EncodedColumns:
         columns = self.texts.token_columns(encodings)
         columns["word_ids"] = []
         for encoding, ids in zip(encodings, columns["input_ids"], strict=True):
@@ -147,7 +147,7 @@ class MaskedLm(LanguageModeling):
 
     def predictions(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
-    ) -> list[dict[str, Any]]:
+    ) -> list[Prediction]:
         """Return the `text` of each row with its mask tokens `filled` by the most likely `token` and its `probability`.
 
         A mask token after the end of the tokens that are read stays, and is None in `filled`. If `top` is above 1,
@@ -157,7 +157,7 @@ class MaskedLm(LanguageModeling):
         tokenizer = self.texts.tokenizer
         mask = tokenizer.id_to_token(self._mask_id)
         assert mask is not None
-        predictions: list[dict[str, Any]] = []
+        predictions: list[Prediction] = []
         outputs = select_token_outputs(output, self._mask_offsets(encoded), batching)
         for text, scores in zip(rows["text"], outputs, strict=True):
             start, *rest = text.split(mask)
@@ -169,7 +169,7 @@ class MaskedLm(LanguageModeling):
             predictions.append({"text": mask.join([start, *unread]), "filled": [*filled, *[None] * len(unread)]})
         return predictions
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         super().load_state_dict(state)
         self._set_ids()
 

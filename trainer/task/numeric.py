@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 
 from trainer.errors import DataError, RowError, format_error
+from trainer.protocols import Prediction, StateDict
+from trainer.task.supervised import TargetFields
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -135,7 +137,7 @@ class RegressionTarget:
         """Return the target of encoded rows, float32 (B, V)."""
         return torch.from_numpy(np.stack(rows))
 
-    def info_fields(self) -> dict[str, Any]:
+    def info_fields(self) -> TargetFields:
         return {"num_outputs": len(self.mean), "num_train": self.num_train}
 
     def metrics(self) -> MetricCollection:
@@ -144,7 +146,7 @@ class RegressionTarget:
 
         return regression_metrics(self.std)
 
-    def predictions(self, output: Tensor, top: int) -> list[dict[str, Any]]:
+    def predictions(self, output: Tensor, top: int) -> list[Prediction]:
         """Return the `value` in the user's units for each row of outputs (B, V): a number, or a list if V is above 1.
 
         `top` has no effect.
@@ -156,10 +158,10 @@ class RegressionTarget:
         """Return `values.json`: a value in the user's units is the graph's output times `std` plus `mean`."""
         return {"values.json": json.dumps({"mean": self.mean, "std": self.std}, indent=1) + "\n"}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"value_mean": self.mean, "value_std": self.std, "num_train": self.num_train}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.mean, self.std = list(state["value_mean"]), list(state["value_std"])
         self.num_train = int(state["num_train"])
 
@@ -223,8 +225,8 @@ class SimilarityTarget:
         """Return the target of encoded rows, float32 (B,)."""
         return torch.from_numpy(np.array(similarities, dtype=np.float32))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"score_range": None if self.range is None else list(self.range)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.range = None if state["score_range"] is None else tuple(state["score_range"])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
 from annotated_types import Ge
 
 from trainer.constraints import HubPath, Note, validated
-from trainer.protocols import Columns, Inputs, Target, TaskInfo
+from trainer.protocols import Columns, EncodedColumns, Inputs, Target, TaskInfo
 from trainer.task.class_targets import ClassTarget
 from trainer.task.supervised import SupervisedTask
 from trainer.task.texts import Texts, VocabSize
@@ -64,10 +64,10 @@ class PairClassification(SupervisedTask):
         """2 if the tokenizer tells the texts of a pair apart by token types, else 1."""
         return max(self.texts.tokenizer.encode("a", "b").type_ids) + 1
 
-    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
+    def encode_inputs(self, rows: Columns) -> EncodedColumns:
         """Return the columns `input_ids`, `truncated`, `unknown`, and `token_type_ids` if there are two types."""
         encoded = encode_pairs(self.texts.tokenizer, rows["text"], rows["text_pair"], self.texts.max_length)
-        columns: dict[str, list[Any]] = {
+        columns: EncodedColumns = {
             "input_ids": [ids for ids, _, _ in encoded],
             "truncated": [truncated for _, _, truncated in encoded],
             "unknown": self.texts.count_unknown([ids for ids, _, _ in encoded]),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
 from trainer.constraints import Count, Finite, HubPath, Rule, validated
-from trainer.protocols import Batch, Batching, Columns, Inputs, Target, TaskInfo
+from trainer.protocols import Batch, Batching, Columns, EncodedColumns, Inputs, Prediction, StateDict, Target, TaskInfo
 from trainer.task.numeric import SimilarityTarget
 from trainer.task.supervised import fingerprint
 from trainer.task.texts import MaxLength, Texts, VocabSize
@@ -142,7 +142,7 @@ class SentenceEmbedding:
             self.similarity_target.fit(train)
         self.texts.fit(train, _TEXT_ROLES[self.supervision])
 
-    def encode(self, rows: Columns) -> dict[str, list[Any]]:
+    def encode(self, rows: Columns) -> EncodedColumns:
         """Return `input_ids`, `truncated`, `unknown`, the same for other roles (`positive_ids`, ...), `similarity`.
 
         Raises:
@@ -156,7 +156,7 @@ class SentenceEmbedding:
             columns["similarity"] = self.similarity_target.encode(rows["score"])
         return columns
 
-    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
+    def encode_inputs(self, rows: Columns) -> EncodedColumns:
         return self.texts.encode(rows["text"])
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
@@ -207,7 +207,7 @@ class SentenceEmbedding:
 
     def predictions(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
-    ) -> list[dict[str, Any]]:
+    ) -> list[Prediction]:
         """Return the `embedding` of each row of vectors (B, D), as numbers."""
         return [{"embedding": row} for row in output.float().tolist()]
 
@@ -223,10 +223,10 @@ class SentenceEmbedding:
     def artifact_files(self) -> dict[str, str]:
         return self.texts.artifact_files()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {**self.texts.state_dict(), "num_train": self.num_train, **self.similarity_target.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.texts.load_state_dict(state)
         self.num_train = int(state["num_train"])
         self.similarity_target.load_state_dict(state)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Required, TypedDict
 
-from trainer.protocols import Batch, Batching, Columns, TaskInfo
+from trainer.protocols import Batch, Batching, Columns, EncodedColumns, Prediction, StateDict, Target, TaskInfo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,15 +18,36 @@ if TYPE_CHECKING:
     from trainer.sample_rng import SampleRng
 
 
-def fingerprint(name: str, *parts: Any) -> str:
+def fingerprint(name: str, *parts: object) -> str:
     """Return a digest of a task's name and version and of the settings that its encoding depends on (JSON)."""
     return hashlib.blake2b(json.dumps((name, *parts)).encode(), digest_size=16).hexdigest()
+
+
+class InputFields(TypedDict, total=False):
+    """Fields of `TaskInfo` that the inputs determine."""
+
+    vocab_size: int
+    max_length: int
+    pad_id: int
+    num_token_types: int
+    num_features: int
+    image_channels: int
+    image_size: tuple[int, ...]
+
+
+class TargetFields(TypedDict, total=False):
+    """Fields of `TaskInfo` that the targets determine."""
+
+    num_outputs: Required[int]
+    class_counts: list[int]
+    num_train: int
+    train_target: Target
 
 
 class InputEncoder(Protocol):
     """Encodes the inputs of samples: texts, tables or images. The methods are the same-named ones of `Task`."""
 
-    def fingerprint_parts(self) -> tuple[Any, ...]:
+    def fingerprint_parts(self) -> tuple[object, ...]:
         """Return the settings that `fit` and `encode` depend on, as JSON."""
         ...
 
@@ -34,7 +55,7 @@ class InputEncoder(Protocol):
         """Learn from the columns `roles` of the training split what encoding needs."""
         ...
 
-    def encode(self, values: Sequence[Any]) -> dict[str, list[Any]]:
+    def encode(self, values: Sequence[Any]) -> EncodedColumns:
         """Turn the values of one column into encoded columns."""
         ...
 
@@ -44,7 +65,7 @@ class InputEncoder(Protocol):
 
     def model_inputs(self, rows: Columns, batching: Batching) -> dict[str, Tensor]: ...
 
-    def info_fields(self) -> dict[str, Any]:
+    def info_fields(self) -> InputFields:
         """Return the fields of `TaskInfo` that the inputs determine."""
         ...
 
@@ -56,9 +77,9 @@ class InputEncoder(Protocol):
 
     def artifact_files(self) -> dict[str, str]: ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> StateDict: ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: StateDict) -> None: ...
 
 
 class TargetEncoder(Protocol):
@@ -83,19 +104,19 @@ class TargetEncoder(Protocol):
         """Turn the encoded targets of a batch into one tensor."""
         ...
 
-    def info_fields(self) -> dict[str, Any]:
+    def info_fields(self) -> TargetFields:
         """Return the fields of `TaskInfo` that the targets determine."""
         ...
 
     def metrics(self) -> MetricCollection: ...
 
-    def predictions(self, output: Tensor, top: int) -> list[dict[str, Any]]: ...
+    def predictions(self, output: Tensor, top: int) -> list[Prediction]: ...
 
     def artifact_files(self) -> dict[str, str]: ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> StateDict: ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: StateDict) -> None: ...
 
 
 class SupervisedTask:
@@ -134,7 +155,7 @@ class SupervisedTask:
         self._target_encoder.fit(train)
         self._input_encoder.fit(train, self._roles)
 
-    def encode(self, rows: Columns) -> dict[str, list[Any]]:
+    def encode(self, rows: Columns) -> EncodedColumns:
         """Return the columns of `encode_inputs`, and the encoded target under the name of its column.
 
         Raises:
@@ -143,7 +164,7 @@ class SupervisedTask:
         role = self._target_encoder.role
         return {**self.encode_inputs(rows), role: self._target_encoder.encode(rows[role])}
 
-    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
+    def encode_inputs(self, rows: Columns) -> EncodedColumns:
         (role,) = self._roles
         return self._input_encoder.encode(rows[role])
 
@@ -169,7 +190,7 @@ class SupervisedTask:
 
     def predictions(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
-    ) -> list[dict[str, Any]]:
+    ) -> list[Prediction]:
         return self._target_encoder.predictions(output, top)
 
     def axes(self) -> dict[str, dict[int, str]]:
@@ -184,9 +205,9 @@ class SupervisedTask:
     def artifact_files(self) -> dict[str, str]:
         return {**self._target_encoder.artifact_files(), **self._input_encoder.artifact_files()}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {**self._target_encoder.state_dict(), **self._input_encoder.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self._target_encoder.load_state_dict(state)
         self._input_encoder.load_state_dict(state)

@@ -7,14 +7,15 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 
 from trainer.errors import DataError, RowError, format_error
-from trainer.protocols import Batching, Columns
+from trainer.protocols import Batching, Columns, EncodedColumns, Row, StateDict
 from trainer.task.numeric import Moments
+from trainer.task.supervised import InputFields
 
 if TYPE_CHECKING:
     import pyarrow
@@ -48,7 +49,7 @@ class NumberColumn:
         """Return the names of its features, in their order."""
         return [self.name] * (self.std > 0) + [f"{self.name} is missing"] * self.missing
 
-    def encode(self, cells: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, cells: Sequence[object]) -> tuple[np.ndarray, np.ndarray]:
         """Return the features of cells, float32 (N, 0 to 2), and False for each cell: no category is unknown.
 
         Raises:
@@ -95,14 +96,14 @@ class CategoryColumn:
         known = [f"{self.name}={category}" for category in self.categories]
         return [*known, *[f"{self.name} is missing"] * self.missing, f"{self.name} is other"]
 
-    def encode(self, cells: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, cells: Sequence[object]) -> tuple[np.ndarray, np.ndarray]:
         """Return the features of cells, float32 (N, slots), and True for each cell whose category has no own slot.
 
         Raises:
             RowError: A cell is not a text.
         """
         other = len(self.categories) + self.missing
-        slot_of: dict[str | None, int] = {category: slot for slot, category in enumerate(self.categories)}
+        slot_of: dict[object, int] = {category: slot for slot, category in enumerate(self.categories)}
         slot_of[None] = len(self.categories)  # the slot for missing values, else the slot for other categories
         for position, cell in enumerate(cells):
             if not isinstance(cell, str | None):
@@ -151,7 +152,7 @@ class Table:
         self.max_categories = max_categories
         self.columns: list[Column] = []
 
-    def fingerprint_parts(self) -> tuple[Any, ...]:
+    def fingerprint_parts(self) -> tuple[object, ...]:
         return (self.max_categories,)
 
     @property
@@ -196,7 +197,7 @@ class Table:
             problem = "every column is the same in all rows of training"
             raise DataError(format_error("features", problem, value=list(is_number)))
 
-    def encode(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    def encode(self, rows: Sequence[Row]) -> EncodedColumns:
         """Return the columns `features` (float32 (F,)), `missing` (number of cells) and `unknown` (number of cells).
 
         Raises:
@@ -244,7 +245,7 @@ class Table:
         """Return the model's inputs for encoded rows, in any layout: `features`, float32 (B, F)."""
         return {"features": torch.from_numpy(np.stack(rows["features"]))}
 
-    def info_fields(self) -> dict[str, Any]:
+    def info_fields(self) -> InputFields:
         return {"num_features": len(self.features)}
 
     def axes(self) -> dict[str, dict[int, str]]:
@@ -263,10 +264,10 @@ class Table:
         content = {**self.state_dict(), "features": self.features}
         return {"table.json": json.dumps(content, ensure_ascii=False, indent=1) + "\n"}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"columns": [{"kind": column.column_type, **asdict(column)} for column in self.columns]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         types: dict[str, type[Column]] = {column.column_type: column for column in (NumberColumn, CategoryColumn)}
         self.columns = [
             types[column["kind"]](**{name: value for name, value in column.items() if name != "kind"})
@@ -296,5 +297,5 @@ def _count_missing(column: pyarrow.Array) -> int:
     return int(column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False).sum())
 
 
-def _cell_error(position: int, name: str, problem: str, value: Any) -> RowError:
+def _cell_error(position: int, name: str, problem: str, value: object) -> RowError:
     return RowError(position, "features", format_error(name, problem, value=value))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import numpy as np
 from annotated_types import Ge
 
 from trainer.constraints import Note
 from trainer.errors import ConfigError
-from trainer.protocols import Batching, Columns
+from trainer.protocols import Batching, Columns, EncodedColumns, StateDict
 from trainer.task.packing import Layout, lay_out, padded_inputs, token_inputs
-from trainer.task.supervised import fingerprint
+from trainer.task.supervised import InputFields, fingerprint
 from trainer.task.tokenization import load_tokenizer, pad_id, train_wordpiece, unknown_id
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Texts:
         self._user_digest = None if self._user_tokenizer is None else fingerprint(self._user_tokenizer.to_str())
         self._tokenizer: Tokenizer | None = None
 
-    def fingerprint_parts(self) -> tuple[Any, ...]:
+    def fingerprint_parts(self) -> tuple[object, ...]:
         """Return the settings that `fit` and `encode` depend on, as JSON.
 
         Raises:
@@ -99,7 +99,7 @@ class Texts:
         """The id that fills rows."""
         return pad_id(self.tokenizer)
 
-    def encode(self, texts: Sequence[str]) -> dict[str, list[Any]]:
+    def encode(self, texts: Sequence[str]) -> EncodedColumns:
         """Return the columns `input_ids`, `truncated` and `unknown` (tokens outside the vocabulary) of texts."""
         return self.token_columns(self.tokenizer.encode_batch(list(texts)))
 
@@ -113,7 +113,7 @@ class Texts:
             tokenizer.enable_truncation(self.max_length)
         return encodings
 
-    def token_columns(self, encodings: Sequence[Encoding]) -> dict[str, list[Any]]:
+    def token_columns(self, encodings: Sequence[Encoding]) -> EncodedColumns:
         """Return the columns of `encode` for texts that are tokenized already."""
         ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
         return {
@@ -171,7 +171,7 @@ class Texts:
         inputs = self.inputs_in_layout(rows, layout)
         return {**inputs, "token_index": layout.index()} if layout.packed else inputs
 
-    def info_fields(self) -> dict[str, Any]:
+    def info_fields(self) -> InputFields:
         return {
             "vocab_size": self.tokenizer.get_vocab_size(),
             "max_length": self.max_length,
@@ -195,10 +195,10 @@ class Texts:
     def artifact_files(self) -> dict[str, str]:
         return {"tokenizer.json": self.tokenizer.to_str(pretty=True) + "\n"}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"tokenizer": self.tokenizer.to_str(), "given": self._user_digest}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_str(state["tokenizer"])

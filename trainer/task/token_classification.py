@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainer.constraints import HubPath, validated
 from trainer.errors import RowError, format_error
-from trainer.protocols import Batch, Batching, Columns, Inputs, Target, TaskInfo
+from trainer.protocols import Batch, Batching, Columns, EncodedColumns, Inputs, Prediction, StateDict, Target, TaskInfo
 from trainer.task.class_targets import Classes
 from trainer.task.entities import entity_spans, has_prefixes
 from trainer.task.packing import select_token_outputs
@@ -83,7 +83,7 @@ class TokenClassification:
         self.texts.fit_texts([" ".join(row) for row in batch["words"]] for batch in words)
         self._choose_monitor()
 
-    def encode(self, rows: Columns) -> dict[str, list[Any]]:
+    def encode(self, rows: Columns) -> EncodedColumns:
         """Return the columns of `encode_inputs`, and `tags`: the classes of the words that have an output.
 
         Raises:
@@ -99,7 +99,7 @@ class TokenClassification:
         columns["tags"] = [np.array(classes, dtype=np.int32) for classes in self.classes.indices(read_tags, "tags")]
         return columns
 
-    def encode_inputs(self, rows: Columns) -> dict[str, list[Any]]:
+    def encode_inputs(self, rows: Columns) -> EncodedColumns:
         """Return the columns `input_ids`, `truncated`, `unknown`, and the words that have an output.
 
         `read` has the positions of these words, `first` the offset of the first token of each, and `cut` the number of
@@ -112,7 +112,7 @@ class TokenClassification:
             if not len(words):
                 raise RowError(position, "words", format_error("words", "must not be empty", value=list(words)))
         encodings = self.texts.tokenizer.encode_batch([list(words) for words in rows["words"]], is_pretokenized=True)
-        columns: dict[str, list[Any]] = {"read": [], "first": [], "cut": []}
+        columns: EncodedColumns = {"read": [], "first": [], "cut": []}
         for words, encoding in zip(rows["words"], encodings, strict=True):
             first = {word: offset for offset, word in reversed([*enumerate(encoding.word_ids)]) if word is not None}
             columns["read"].append(np.array(sorted(first), dtype=np.int32))
@@ -167,13 +167,13 @@ class TokenClassification:
 
     def predictions(
         self, output: Tensor, *, rows: Columns, encoded: Columns, batching: Batching, top: int
-    ) -> list[dict[str, Any]]:
+    ) -> list[Prediction]:
         """Return the `words` of each row and their `tags`, None for a word that was not read.
 
         If tags mark entities, also `entities`: the `type`, and the words from `start` up to before `end`.
         """
         labels = self.classes.labels
-        predictions: list[dict[str, Any]] = []
+        predictions: list[Prediction] = []
         outputs = select_token_outputs(output, encoded["first"], batching)
         for words, read, scores in zip(rows["words"], encoded["read"], outputs, strict=True):
             tags: list[str | None] = [None] * len(words)
@@ -196,10 +196,10 @@ class TokenClassification:
         """Return `tags.json` and `tokenizer.json`."""
         return {"tags.json": self.classes.artifact_files()["labels.json"], **self.texts.artifact_files()}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {**self.classes.state_dict(), **self.texts.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.classes.load_state_dict(state)
         self.texts.load_state_dict(state)
         self._choose_monitor()

@@ -118,7 +118,7 @@ def place_row(place: str, source: Any, read: Callable[[Any], Row]) -> PlacedRow:
         return place, None, reason_of(error)
 
 
-def as_text(cell: Any) -> str:
+def as_text(cell: object) -> str:
     """Return a text; a number becomes one as in training: 3, 3.0 and True are `3`, `3` and `1`."""
     if not isinstance(cell, str | int | float | None):
         raise ValueError(f"expected a text, got {type(cell).__name__}")

@@ -43,7 +43,7 @@ class Tables:
         ]
         return {"features": np.concatenate(blocks, axis=1)}
 
-    def categories(self, column: Row, cells: list[Any]) -> np.ndarray:
+    def categories(self, column: Row, cells: list[object]) -> np.ndarray:
         """One-hot: the known categories, missing if training had missing cells, others."""
         known, other = column["categories"], len(column["categories"]) + column["missing"]
         texts = [None if is_missing(cell) else self.as_text(cell) for cell in cells]
@@ -54,7 +54,7 @@ class Tables:
 READERS = {"tables": Tables}
 
 
-def numbers(column: Row, cells: list[Any]) -> np.ndarray:
+def numbers(column: Row, cells: list[object]) -> np.ndarray:
     values = np.array([np.nan if is_missing(cell) else number(column, cell) for cell in cells])
     missing = np.isnan(values)
     standardized = np.where(missing, 0.0, (values - column["mean"]) / (column["std"] or 1.0))
@@ -71,5 +71,5 @@ def number(column: Row, cell: Any) -> float:
         raise ValueError(f"column {column['name']!r}: expected a number, got {cell!r}") from None
 
 
-def is_missing(cell: Any) -> bool:
+def is_missing(cell: object) -> bool:
     return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())

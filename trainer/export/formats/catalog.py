@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from trainer.export.cases import Forward
 from trainer.export.formats.fp16 import write_fp16
@@ -18,12 +18,12 @@ from trainer.export.formats.pth import load_pth, write_pth
 from trainer.export.formats.safetensors import load_safetensors, write_safetensors
 from trainer.export.formats.torchscript import load_torchscript, write_torchscript
 from trainer.export.model import ExportModel
-from trainer.layout import ONNX, ONNX_CACHE
+from trainer.layout import ONNX, ONNX_CACHE, Document
 
-Write = Callable[[Path, ExportModel], dict[str, Any]]
+Write = Callable[[Path, ExportModel], Document]
 """Writes a format to a path and returns keys (JSON) for the manifest."""
 
-Load = Callable[[Path, ExportModel], tuple[Forward, dict[str, Any]]]
+Load = Callable[[Path, ExportModel], tuple[Forward, Document]]
 """Loads a written format as a function of the model's inputs and returns keys (JSON) for the manifest.
 
 Raises ProofError if the inputs or dimensions that the file declares are not the task's.

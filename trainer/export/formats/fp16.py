@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from math import ceil
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +14,7 @@ from torch import Tensor
 from trainer.export.folder import LARGE_WEIGHTS, UNFINISHED
 from trainer.export.formats.onnx import has_external_weights, load_graph, shared_graph
 from trainer.export.model import ExportModel
+from trainer.layout import Document
 
 _FP32_OPERATORS = {
     *("CumSum", "Div", "Exp", "Log", "LogSoftmax", "Pow", "Reciprocal", "Softmax", "Softplus", "Sqrt", "Tan")
@@ -25,7 +25,7 @@ _LARGEST = float(np.finfo(np.float16).max) / 8  # other inputs may give larger v
 _PROBES = ("ReduceMax", "ReduceMin")
 
 
-def write_fp16(path: Path, model: ExportModel) -> dict[str, Any]:
+def write_fp16(path: Path, model: ExportModel) -> Document:
     """Write the model's graph in half precision; inputs and outputs keep their names and types.
 
     As in torch's autocast, sums, powers, quotients, norms and softmax stay in float32. So does every operator that

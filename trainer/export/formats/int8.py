@@ -11,7 +11,7 @@ from functools import cached_property
 from math import ceil, inf, isfinite, prod, sqrt
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import onnx
@@ -23,6 +23,7 @@ from trainer.errors import ProofError, format_error
 from trainer.export.folder import LARGE_WEIGHTS
 from trainer.export.formats.onnx import has_external_weights, load_graph, open_session, shared_graph
 from trainer.export.model import ExportModel, silence
+from trainer.layout import Document
 
 _MAX_GROUPS = 24
 """Sensitivity is measured layer by layer; in graphs with more layers, for groups of neighboring layers."""
@@ -43,7 +44,7 @@ _WEIGHT_INPUT: Final = {"MatMul": 1, "Conv": 1, "Gather": 0}
 """Position of the weight among the inputs of an operator."""
 
 
-def write_int8(path: Path, model: ExportModel, *, per_channel: bool, num_fp32_layers: int = 0) -> dict[str, Any]:
+def write_int8(path: Path, model: ExportModel, *, per_channel: bool, num_fp32_layers: int = 0) -> Document:
     """Write the model's graph with its layers in int8.
 
     Args:
@@ -124,7 +125,7 @@ class Quantization:
 
     def write(self, path: Path, layers: Sequence[Layer], *, per_channel: bool) -> None:
         """Write the graph with `layers` in int8."""
-        settings: dict[str, Any] = {
+        settings: Document = {
             "op_types_to_quantize": ["MatMul", "Conv", "Gather", "Transpose"],
             "nodes_to_quantize": [name for layer in layers for name in layer.nodes],
             "per_channel": per_channel,

@@ -26,7 +26,7 @@ from trainer.export.cases import Forward
 from trainer.export.compare import Dimensions, check_inputs, check_output
 from trainer.export.folder import UNFINISHED, files_of, link
 from trainer.export.model import ExportModel, silence
-from trainer.layout import ONNX
+from trainer.layout import ONNX, Document
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -43,7 +43,7 @@ _RAW_DATA: Final = 9  # TensorProto.raw_data
 _LENGTH_DELIMITED: Final = 2  # wire type
 
 
-def write_onnx(path: Path, model: ExportModel) -> dict[str, Any]:
+def write_onnx(path: Path, model: ExportModel) -> Document:
     """Write the model's graph.
 
     Args:
@@ -65,7 +65,7 @@ def shared_graph(model: ExportModel) -> Path:
     return model.compute_once(_export_graph)[0]
 
 
-def _export_graph(model: ExportModel) -> tuple[Path, dict[str, Any]]:
+def _export_graph(model: ExportModel) -> tuple[Path, Document]:
     folder = Path(mkdtemp(dir=model.scratch, prefix=UNFINISHED))
     finalize(model, shutil.rmtree, folder, ignore_errors=True)
     path = folder / ONNX
@@ -137,7 +137,7 @@ def _is_finite(weights: onnx_ir.Value) -> bool:
     return all(value is not None and np.isfinite(value.numpy()).all() for value in values)
 
 
-def load_onnx(path: Path, model: ExportModel) -> tuple[Forward, dict[str, Any]]:
+def load_onnx(path: Path, model: ExportModel) -> tuple[Forward, Document]:
     """Load the graph into a session of its own and check its declared dimensions.
 
     Returns:

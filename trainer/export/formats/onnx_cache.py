@@ -20,7 +20,8 @@ from trainer.export.cases import BATCH, Forward
 from trainer.export.compare import check_inputs
 from trainer.export.formats.onnx import save_exported
 from trainer.export.model import ExportModel, silence
-from trainer.protocols import Cache, HasEndToken
+from trainer.layout import Document
+from trainer.protocols import Cache, HasEndToken, TokenByTokenModel
 
 NEW, PAST = "new", "past"
 """The axes of the tokens that a step reads and of the tokens in the cache."""
@@ -41,7 +42,7 @@ class Step(nn.Module):
         return cached_step(self.model, input_ids, cache)
 
 
-def write_onnx_cache(path: Path, model: ExportModel) -> dict[str, Any]:
+def write_onnx_cache(path: Path, model: ExportModel) -> Document:
     """Write the graph of a step.
 
     Inputs are `input_ids` (batch, new) and `past_<n>` (batch, heads, past, D / heads), keys and values of each layer in
@@ -74,7 +75,7 @@ def write_onnx_cache(path: Path, model: ExportModel) -> dict[str, Any]:
         return {"opset": save_exported(exported, program, path)}
 
 
-def load_onnx_cache(path: Path, model: ExportModel) -> tuple[Forward, dict[str, Any]]:
+def load_onnx_cache(path: Path, model: ExportModel) -> tuple[Forward, Document]:
     """Load the graph as a function of the whole model's inputs that reads them through the cache.
 
     Every position is compared, as part of a prompt and as a step: the first half of the tokens is read one by one, then
@@ -140,6 +141,6 @@ def _capture_step(model: ExportModel) -> ExportedProgram:
         return torch.export.export(Step(model.module), (), {IDS: ids, "cache": cache}, dynamic_shapes=shapes)
 
 
-def _empty_cache(model: Any, batch_size: int) -> Cache:
-    cache: Cache = model.empty_cache(batch_size)
-    return cache
+def _empty_cache(model: nn.Module, batch_size: int) -> Cache:
+    assert isinstance(model, TokenByTokenModel)
+    return model.empty_cache(batch_size)

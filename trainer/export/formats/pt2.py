@@ -15,9 +15,10 @@ from trainer.export.cases import Forward
 from trainer.export.compare import Dimensions, check_inputs, check_output
 from trainer.export.folder import reserve
 from trainer.export.model import ExportModel, silence
+from trainer.layout import Document
 
 
-def write_pt2(path: Path, model: ExportModel) -> dict[str, Any]:
+def write_pt2(path: Path, model: ExportModel) -> Document:
     """Write the model's program.
 
     Returns:
@@ -30,7 +31,7 @@ def write_pt2(path: Path, model: ExportModel) -> dict[str, Any]:
     return {"inputs": list(model.traced)}
 
 
-def load_pt2(path: Path, model: ExportModel) -> tuple[Forward, dict[str, Any]]:
+def load_pt2(path: Path, model: ExportModel) -> tuple[Forward, Document]:
     """Load the program and check its declared dimensions.
 
     Raises:

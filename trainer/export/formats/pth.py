@@ -1,7 +1,6 @@
 """The weights as a file of `torch.save`: only tensors, which `torch.load(..., weights_only=True)` reads."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,11 +8,12 @@ from torch import Tensor
 from trainer.export.cases import Forward, forward_of
 from trainer.export.folder import reserve
 from trainer.export.model import ExportModel, in_float16, scrambled
+from trainer.layout import Document
 from trainer.model.weights import fit_weights
 from trainer.model.weights_file import load_weights_file
 
 
-def write_pth(path: Path, model: ExportModel, *, half: bool, legacy: bool) -> dict[str, Any]:
+def write_pth(path: Path, model: ExportModel, *, half: bool, legacy: bool) -> Document:
     """Write a state dict.
 
     Args:
@@ -32,7 +32,7 @@ def write_pth(path: Path, model: ExportModel, *, half: bool, legacy: bool) -> di
     return {"tensors": len(tensors)}
 
 
-def load_pth(path: Path, model: ExportModel) -> tuple[Forward, dict[str, Any]]:
+def load_pth(path: Path, model: ExportModel) -> tuple[Forward, Document]:
     """Load the file as `model.weights` does, into a copy of the model whose own weights are scrambled."""
     module = scrambled(model.module)
     fit_weights(module, load_weights_file(str(path)), [], [])

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from torch import Tensor
 
 from trainer.export.cases import Forward, forward_of, traced_inputs
 from trainer.export.model import ExportModel, in_float16, scrambled, silence
+from trainer.layout import Document
 from trainer.model import pretrained_folder
 from trainer.model.pretrained_folder import LibraryModel
 from trainer.model.weights import fit_weights
@@ -26,7 +27,7 @@ _EMBEDDINGS: Final[tuple[Target, ...]] = ("views", "similarity")
 """The targets of tasks whose outputs are embeddings."""
 
 
-def write_safetensors(path: Path, model: ExportModel, *, half: bool) -> dict[str, Any]:
+def write_safetensors(path: Path, model: ExportModel, *, half: bool) -> Document:
     """Write the folder `path`, with floating-point weights in float16 if `half`.
 
     Returns:
@@ -46,7 +47,7 @@ def write_safetensors(path: Path, model: ExportModel, *, half: bool) -> dict[str
     return {"library": "trainer", "read_by": "model.weights=<this folder>"}
 
 
-def save_library(model: LibraryModel, folder: Path, task: Task, *, half: bool) -> dict[str, Any]:
+def save_library(model: LibraryModel, folder: Path, task: Task, *, half: bool) -> Document:
     """Write a model in the layout of its own library; see `trainer.model.pretrained_folder.save`."""
     lengths = task.axis_limits().get("sequence") if task.target in _EMBEDDINGS else None
     max_length = None if lengths is None else lengths[1]
@@ -55,7 +56,7 @@ def save_library(model: LibraryModel, folder: Path, task: Task, *, half: bool) -
         return pretrained_folder.save(model, folder, example, files, max_length=max_length, half=half)
 
 
-def load_safetensors(path: Path, model: ExportModel) -> tuple[Forward, dict[str, Any]]:
+def load_safetensors(path: Path, model: ExportModel) -> tuple[Forward, Document]:
     """Load the folder with the library that it is written for."""
     module = scrambled(model.module)
     if isinstance(module, LibraryModel):
@@ -66,9 +67,9 @@ def load_safetensors(path: Path, model: ExportModel) -> tuple[Forward, dict[str,
     return forward_of(module), {}
 
 
-def _without_tied(state: Mapping[str, Any]) -> dict[str, Tensor]:
+def _without_tied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors, tied ones only under their first name: safetensors has no shared tensors."""
-    unique: dict[Any, tuple[str, Tensor]] = {}
+    unique: dict[object, tuple[str, Tensor]] = {}
     for name, tensor in state.items():
         if isinstance(tensor, Tensor):
             identity = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trainer.export.cases import Forward
 from trainer.export.folder import reserve
 from trainer.export.model import ExportModel, silence
+from trainer.layout import Document
 
 
 class Positional(nn.Module):
@@ -26,7 +27,7 @@ class Positional(nn.Module):
         return output
 
 
-def write_torchscript(path: Path, model: ExportModel) -> dict[str, Any]:
+def write_torchscript(path: Path, model: ExportModel) -> Document:
     """Trace the model.
 
     Returns:
@@ -36,7 +37,7 @@ def write_torchscript(path: Path, model: ExportModel) -> dict[str, Any]:
     return {"inputs": list(model.traced)}
 
 
-def load_torchscript(path: Path, model: ExportModel) -> tuple[Forward, dict[str, Any]]:
+def load_torchscript(path: Path, model: ExportModel) -> tuple[Forward, Document]:
     """Load the module. A traced module declares no dimensions."""
     return load_trace(path, tuple(model.traced)), {}
 
