@@ -140,7 +140,7 @@ def test_literals_and_forms() -> None:
         ("BelowOne", [0, 0.5, 1 - 1e-16], [-1e-9, 1, 1.0, math.inf, math.nan]),
         ("Fraction", [1e-300, 0.999], [0.0, 1.0, -1.0, math.inf, math.nan]),
         ("PositiveToOne", [1e-300, 1], [0, 1.01]),
-        ("Count", [1, 2**70], [0, -1]),
+        ("Count", [1, 2**70, 10**400], [0, -1]),
         ("NonNegativeInt", [0], [-1]),
         ("Seed", [0, 2**64 - 1], [-1, 2**64]),
         ("NonEmptyStr", ["a"], [""]),
@@ -151,6 +151,7 @@ def test_literals_and_forms() -> None:
         ("Annotated[int, Ge(0)] | BelowOne", [7, 0.5], [-1, 1.0, 1.5]),
         ("Annotated[Positive, Ge(-1), Lt(5), Le(9)]", [4], [0, 5]),
         ("Annotated[int, MultipleOf(3), Ge(0)]", [0, 3], [4, -3]),
+        ("Annotated[float, MultipleOf(0.5)]", [0, 1.5], [0.25, 10**400]),
         ("Annotated[str, MinLen(4)]", ["10ep"], ["3ep"]),
     ],
 )

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from trainer.config import jobs, schema
-from trainer.config.resume import NOTES, SAFE, resume_config
+from trainer.config.stored import NOTES, SAFE, resume_config
 from trainer.errors import ConfigError
 
 STORED: dict[str, Any] = schema.defaults(jobs.TrainJob) | {

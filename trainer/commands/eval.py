@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.jobs import EvalJob
-from trainer.config.resume import differences
-from trainer.config.stored import job_from_text
+from trainer.config.stored import differences, job_from_text
 from trainer.errors import ConfigError, DataError
 from trainer.layout import EVALUATIONS, Document
 from trainer.report.console import open_console, print_table

@@ -20,8 +20,7 @@ from trainer.commands.run_folders import (
     run_argument,
 )
 from trainer.config.jobs import TrainJob
-from trainer.config.resume import resume_config
-from trainer.config.stored import config_text, job_from_text, parse_stored_config
+from trainer.config.stored import config_text, job_from_text, parse_stored_config, resume_config
 from trainer.errors import CheckpointError, Interrupted, ProofError
 from trainer.launch import is_rank, launch, num_processes
 from trainer.layout import (

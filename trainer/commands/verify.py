@@ -16,8 +16,7 @@ from trainer.checkpoint.listing import find_step_folders, list_newest_first
 from trainer.checkpoint.manifest import find_faults
 from trainer.commands.run_folders import find_run_folder
 from trainer.config.jobs import TrainJob, VerifyJob
-from trainer.config.resume import differences
-from trainer.config.stored import job_from_text
+from trainer.config.stored import differences, job_from_text
 from trainer.errors import CheckpointError, DivergedError, Interrupted, format_error
 from trainer.layout import (
     CHECKPOINTS,

@@ -10,13 +10,17 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from trainer.config import compose, jobs, overrides, schema
-from trainer.config.groups import Groups
-from trainer.config.overrides import CommandLine, is_sweep
+from trainer.config.groups import Groups, KnownKeys, is_known, leaves
+from trainer.config.overrides import CommandLine, is_sweep, validate_choice
 from trainer.config.paths import inherit_tokenizer, locate_paths, missing_paths
-from trainer.config.resume import compose_resumed
-from trainer.config.stored import exported_config, load_stored_config, untrusted_targets, with_overrides
-from trainer.config.unknown_keys import KnownKeys, is_known, leaves, validate_choice
-from trainer.config.validate import drop_replaced_keys, job_of, typed_job, validate_config, validate_value
+from trainer.config.stored import (
+    compose_resumed,
+    exported_config,
+    load_stored_config,
+    untrusted_targets,
+    with_overrides,
+)
+from trainer.config.validate import job_of, typed_job, validate_config, validate_value
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
 
 _Item = TypeVar("_Item")
@@ -73,7 +77,7 @@ class CheckedCommand:
         line = self.line
         config, problems = compose.plain(composed)
         raise_if_any(*problems)
-        config = drop_replaced_keys(config, choices, line.overrides.keys(), line.groups)
+        config = compose.drop_replaced_keys(config, choices, line.overrides.keys(), line.groups)
         config, _ = inherit_tokenizer(config, line.overrides.keys())
         if run_dir is not None and isinstance(config.get("run"), dict) and config["run"].get("dir") is None:
             config["run"]["dir"] = run_dir
@@ -217,7 +221,7 @@ def _derive(
 ) -> dict[str, Any]:
     """Return the config with the values that follow from others."""
     explicit = line.overrides.keys()
-    kept = drop_replaced_keys(config, choices, explicit, line.groups)
+    kept = compose.drop_replaced_keys(config, choices, explicit, line.groups)
     dropped = [path for path in leaves(config) if not is_known(kept, path)]
     if dropped:
         findings.notes.append(f"left out {', '.join(dropped)}, which belong to the replaced _target_")

@@ -7,7 +7,7 @@ from typing import Any
 
 from trainer.annotations import literals
 from trainer.config import signatures
-from trainer.config.groups import Groups
+from trainer.config.groups import OWN, Groups
 from trainer.errors import did_you_mean, format_error
 
 _CACHE = "onnx_cache"
@@ -143,7 +143,7 @@ def validate_formats(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the problem of an export format that no model of the task can be written in."""
     task, formats = config.get("task"), value_at(config, "export.formats")
     target = str(task.get("_target_")) if isinstance(task, Mapping) else ""
-    if not isinstance(formats, list) or _CACHE not in formats or not target.startswith(signatures.OWN):
+    if not isinstance(formats, list) or _CACHE not in formats or not target.startswith(OWN):
         return
     if signatures.attribute(target, "causal") is not True:
         signature = signatures.read(str(value_at(config, "export._target_")))

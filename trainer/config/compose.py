@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from trainer.config import schema
-from trainer.config.jobs import JOBS, TrainJob
+from trainer.config.groups import HYDRA_KEYS, Groups
+from trainer.config.jobs import JOBS, PRESET_GROUPS, TrainJob
 from trainer.errors import ConfigError, format_error
 
 _JOB_NAME = "cli"
@@ -204,3 +205,28 @@ def _unresolved(config: DictConfig, path: str) -> str:
         reason = str(error).splitlines()[0].rstrip(".")
         return format_error(path, "the interpolation has no value", reason, value=written)
     return ""
+
+
+def drop_replaced_keys(
+    config: Mapping[str, Any], choices: Mapping[str, str | None], explicit: Collection[str], groups: Groups
+) -> dict[str, Any]:
+    """Return the config without the keys of options whose `_target_` was replaced: they belong to the old target.
+
+    Keys in `explicit` (dotted, from the command line) stay, and so do keys that the chosen experiment and debug options
+    set for the group, and Hydra's own keys.
+    """
+    kept_keys = set(explicit)
+    for preset in PRESET_GROUPS:
+        content = groups.content(preset, choices.get(preset) or "")
+        kept_keys |= {f"{name}.{key}" for name, part in content.items() if isinstance(part, Mapping) for key in part}
+    kept = dict(config)
+    for group, part in config.items():
+        option = groups.content(group, choices.get(group) or "")
+        if not isinstance(part, Mapping) or option.get("_target_") in (None, part.get("_target_")):
+            continue
+        kept[group] = {
+            key: value
+            for key, value in part.items()
+            if key in HYDRA_KEYS or f"{group}.{key}" in kept_keys or key not in option
+        }
+    return kept

@@ -42,8 +42,7 @@ def _composed(verb: str, argv: list[str]) -> tuple[Groups, dict[str, str], set[s
     """
     # Imported here, as Hydra takes longer to import than the rest of the help.
     from trainer.config.compose import compose, register_defaults
-    from trainer.config.overrides import parse_command_line, variants
-    from trainer.config.unknown_keys import validate_choice
+    from trainer.config.overrides import parse_command_line, validate_choice, variants
 
     register_defaults(jobs.JOBS[verb])
     line, _ = parse_command_line(verb, argv)

@@ -298,3 +298,34 @@ def variants(override: Override, groups: Groups) -> list[str]:
     if override.value_type in (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP):
         return [f"{key}={value}" for value in override.sweep_string_iterator()]
     return []
+
+
+def validate_choice(override: Override, job_type: type, groups: Groups, chosen: Sequence[str]) -> list[str]:
+    """Return the problems of the choice of an option. `chosen` are the groups that have an option by default."""
+    group = override.key_or_group
+    if override.is_delete():
+        required = group in schema.required_groups(job_type)
+        return [format_error(group, "cannot be deleted", f"Choose one of {groups.listed(group)}")] if required else []
+    if override.package is None and group in chosen and (override.is_add() or override.is_force_add()):
+        return [format_error(group, "already exists", f"Leave out the +: {group}={override.get_value_string()}")]
+    names: list[Any] = []
+    for text in variants(override, groups):
+        value = text.partition("=")[2].strip("'\"") if is_sweep(override) else override.value()
+        names += value if isinstance(value, list) else [value]
+    if is_sweep(override) and not names:
+        remedy = f"Known: {groups.listed(group)}"
+        return [format_error(group, "matches no option", remedy, value=override.get_value_string())]
+    return [problem for name in names for problem in _validate_option(group, name, job_type, groups)]
+
+
+def _validate_option(group: str, name: Any, job_type: type, groups: Groups) -> list[str]:
+    options = groups.options(group)
+    if isinstance(name, str) and name.removesuffix(".yaml") in options:
+        return []
+    if name is None:
+        required = group in schema.required_groups(job_type)
+        remedy = f"Choose one of {', '.join(options)}" if required else f"Delete it with ~{group}"
+        return [format_error(group, "must be the name of an option", remedy, value=None)]
+    near = get_close_matches(str(name), options, n=1, cutoff=0.6)
+    remedy = f"Did you mean {group}={near[0]}?" if near else f"Known: {', '.join(options)}"
+    return [format_error(group, "unknown option", remedy, value=name)]

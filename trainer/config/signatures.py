@@ -17,13 +17,11 @@ from typing import Annotated, Any, ClassVar, Optional, TypeAlias, get_origin
 from annotated_types import Gt
 
 from trainer.annotations import fits_type, value_problems
+from trainer.config.groups import OWN, PACKAGE
 from trainer.constraints import Duration, validated
 from trainer.declarations import Binding, bindings, find_builtin, meaning, read_annotation
 from trainer.errors import did_you_mean
 from trainer.rules import Rule
-
-PACKAGE = Path(__file__).resolve().parents[1]
-OWN = f"{PACKAGE.name}."
 
 _Definition: TypeAlias = ast.ClassDef | ast.FunctionDef
 _DYNAMIC = ("globals(", "vars(", "setattr(")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -18,14 +18,12 @@ from trainer.annotations import (
 )
 from trainer.config import jobs, schema, signatures
 from trainer.config.compatibility import validate_compatibility, value_at
-from trainer.config.groups import Groups
-from trainer.config.signatures import OWN, Signature
-from trainer.config.unknown_keys import KnownKeys
+from trainer.config.groups import HYDRA_KEYS, OWN, Groups, KnownKeys
+from trainer.config.signatures import Signature
 from trainer.durations import FORMS, Duration, parse
 from trainer.errors import did_you_mean, format_error, raise_if_any
 from trainer.rules import broken_rules
 
-HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_", "_args_"})
 _MEASURED = "optimizer.lr"
 """A key that may be `auto`; the optimizer then gets the value that a range test selects."""
 
@@ -235,31 +233,6 @@ def complete_part(group: str, part: Mapping[str, Any], groups: Groups) -> dict[s
     except LookupError:
         return dict(part)
     return dict(part) if signature is None else {**part, **_missing_keys(group, part, signature, groups)}
-
-
-def drop_replaced_keys(
-    config: Mapping[str, Any], choices: Mapping[str, str | None], explicit: Collection[str], groups: Groups
-) -> dict[str, Any]:
-    """Return the config without the keys of options whose `_target_` was replaced: they belong to the old target.
-
-    Keys in `explicit` (dotted, from the command line) stay, and so do keys that the chosen experiment and debug options
-    set for the group, and Hydra's own keys.
-    """
-    kept_keys = set(explicit)
-    for preset in jobs.PRESET_GROUPS:
-        content = groups.content(preset, choices.get(preset) or "")
-        kept_keys |= {f"{name}.{key}" for name, part in content.items() if isinstance(part, Mapping) for key in part}
-    kept = dict(config)
-    for group, part in config.items():
-        option = groups.content(group, choices.get(group) or "")
-        if not isinstance(part, Mapping) or option.get("_target_") in (None, part.get("_target_")):
-            continue
-        kept[group] = {
-            key: value
-            for key, value in part.items()
-            if key in HYDRA_KEYS or f"{group}.{key}" in kept_keys or key not in option
-        }
-    return kept
 
 
 # Keys of jobs and sections, and the entries of their lists and mappings
