@@ -41,7 +41,8 @@ from trainer.errors import CheckpointError, ConfigError, did_you_mean, format_er
 from trainer.evaluate import evaluate, metric_directions
 from trainer.layout import CONFIG, TASK
 from trainer.precision import Precision
-from trainer.protocols import Batch, HasBatchStatistic, HasTeacher, Loss, MetricSchedule, Task
+from trainer.protocols import Batch, HasBatchStatistic, HasTeacher, Loss, MetricSchedule, Schedule, Task
+from trainer.prune.masks import Masks
 from trainer.ranks import Ranks, join_ranks
 from trainer.run import Run, RunOutputs, StepCounts, Validation
 from trainer.state import TrainState
@@ -89,19 +90,9 @@ def build_training(
     encoded = build_encoded(job, task, fitted=snapshot is not None)
     data_report = check_data(job, task, encoded)
     plan = build_batch_plan(job, task, encoded)
-    steps = count_steps(job, plan.steps_per_epoch)
-    if snapshot is not None:
-        _check_duration(job, steps, snapshot)
-    schedule = build_schedule(job, steps.per_epoch, steps.total)
-    if isinstance(schedule, MetricSchedule):
-        steps = replace(steps, schedule_eval_every=schedule.every_steps)
+    steps, schedule = _build_steps(job, plan.steps_per_epoch, snapshot)
     loss = build_loss(job, task, device)
-    model = build_model(job, task, snapshot, loss)
-    model = to_device(job, model, device)
-    masks = build_masks(job, model, snapshot)
-    ema = None if job.ema.decay is None else Ema(model, job.ema.decay, loss)
-    if job.compile:  # after the EMA copied the model as it was before
-        compile_model(model, device)
+    model, masks, ema = _build_model(job, task, snapshot, loss, device)
     fill = isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic
     batching = choose_batching(job, model)
     loader, validation_batches = build_loaders(job, task, encoded, plan, batching, device, ranks, fill=fill)
@@ -134,6 +125,29 @@ def build_training(
         restore(run, state, snapshot)
     ranks.broadcast_weights(run.modules().values())
     return Training(run, state, task, encoded, data_report)
+
+
+def _build_steps(job: TrainJob, steps_per_epoch: int, snapshot: Snapshot | None) -> tuple[StepCounts, Schedule]:
+    """Build the schedule, and count the steps between the evaluations that it follows, if any."""
+    steps = count_steps(job, steps_per_epoch)
+    if snapshot is not None:
+        _check_duration(job, steps, snapshot)
+    schedule = build_schedule(job, steps.per_epoch, steps.total)
+    if isinstance(schedule, MetricSchedule):
+        steps = replace(steps, schedule_eval_every=schedule.every_steps)
+    return steps, schedule
+
+
+def _build_model(
+    job: TrainJob, task: Task, snapshot: Snapshot | None, loss: Loss, device: torch.device
+) -> tuple[nn.Module, Masks, Ema | None]:
+    """Build the model on its device, with the masks of its pruned weights and its average."""
+    model = to_device(job, build_model(job, task, snapshot, loss), device)
+    masks = build_masks(job, model, snapshot)
+    ema = None if job.ema.decay is None else Ema(model, job.ema.decay, loss)
+    if job.compile:  # after the EMA copied the model as it was before
+        compile_model(model, device)
+    return model, masks, ema
 
 
 def join_devices(job: TrainJob) -> Ranks:

@@ -295,13 +295,17 @@ def write_splits(
             if not kept[origin]:
                 raise no_rows_error(origin)
             dropped += [DroppedRows(origin, incomplete, count, first)] if count else []
+    _check_not_empty(writers, kept)
+    for name in layout.held_out:
+        dropped += _drop_unseen(folder, name, writers[name].num_rows, classes)
+    (folder / "dropped.json").write_text(json.dumps(dropped))
+
+
+def _check_not_empty(writers: Mapping[str, SplitWriter], kept: Mapping[str, int]) -> None:
     for name, writer in writers.items():
         if not writer.num_rows:
             problem = f"none of the {kept['train']} rows of data.train was assigned to this split"
             raise DataError(format_error(f"data.{name}", problem, _more_rows(name)))
-    for name in layout.held_out:
-        dropped += _drop_unseen(folder, name, writers[name].num_rows, classes)
-    (folder / "dropped.json").write_text(json.dumps(dropped))
 
 
 def _more_rows(split: str) -> str:

@@ -29,6 +29,10 @@ _TIMING_SECONDS = 1.2  # for each model
 
 logger = logging.getLogger(__name__)
 
+FormatName = Literal[
+    "onnx", "onnx_fp16", "onnx_int8", "onnx_cache", "torchscript", "pt2", "safetensors", "pth", "pth_legacy"
+]
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -62,19 +66,7 @@ def publish(
     folder: Path,
     model: ExportModel,
     *,
-    formats: list[
-        Literal[
-            "onnx",
-            "onnx_fp16",
-            "onnx_int8",
-            "onnx_cache",
-            "torchscript",
-            "pt2",
-            "safetensors",
-            "pth",
-            "pth_legacy",
-        ]
-    ],
+    formats: list[FormatName],
     half: bool,
     int8: Literal["dynamic", "static"] | None,
     calibration: Count,

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from trainer.annotations import value_problems
+from trainer.constraints import BelowOne, Count, NonNegative, Positive
 from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
 
 _FREEZE: Final = "freeze"
@@ -197,9 +198,9 @@ def apply_lora(
     """
     names, problems = _lora_targets(model, targets)
     raise_if_any(
-        *value_problems(f"{_LORA}.rank", rank, "Count"),
-        *value_problems(f"{_LORA}.alpha", alpha, "Positive"),
-        *value_problems(f"{_LORA}.dropout", dropout, "BelowOne"),
+        *value_problems(f"{_LORA}.rank", rank, Count),
+        *value_problems(f"{_LORA}.alpha", alpha, Positive),
+        *value_problems(f"{_LORA}.dropout", dropout, BelowOne),
         *problems,
     )
     peft = _import_peft()
@@ -303,7 +304,7 @@ def noisy_tune(model: nn.Module, strength: float, generator: torch.Generator) ->
     Raises:
         ConfigError: The strength is out of range.
     """
-    raise_if_any(*value_problems("noisy_tune", strength, "NonNegative"))
+    raise_if_any(*value_problems("noisy_tune", strength, NonNegative))
     if strength == 0:
         return
     for parameter in model.parameters():

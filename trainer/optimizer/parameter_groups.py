@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from torch import nn
 
 from trainer.annotations import value_problems
+from trainer.constraints import NonNegative, Positive
 from trainer.errors import did_you_mean, format_error, raise_if_any
 
 # Only by shape are their tables and gains matrices; weight decay would shrink table rows that no batch uses.
@@ -17,7 +18,7 @@ _NO_DECAY: Final = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
 _FUSED_DEVICES: Final = frozenset({"cpu", "cuda", "mps"})
 _LOSS: Final = "loss."
 _DECAYS: Final = ["matrices", "all"]
-_ANNOTATIONS: Final = {"lr": "Positive", "weight_decay": "NonNegative"}
+_ANNOTATIONS: Final = {"lr": Positive, "weight_decay": NonNegative}
 _FORM: Final = "Write {match: <pattern of names>, lr: ..., weight_decay: ...} with at least one of the values"
 _MODEL: Final = "model."
 _NUM_SUGGESTIONS: Final = 3
@@ -123,25 +124,21 @@ def make_parameter_groups(
     for name, parameter in named:
         if not parameter.requires_grad:
             continue
-        rate, weight = lr, weight_decay
-        if lr is not None and layer_decay is not None:
-            rate = lr * layer_decay ** (last - layers[name])
-        exempt = weight is not None and decay == "matrices" and (parameter.ndim < 2 or name in no_decay)
-        if exempt:
-            weight = 0.0
+        rate = lr if lr is None or layer_decay is None else lr * layer_decay ** (last - layers[name])
+        exempt = weight_decay is not None and decay == "matrices" and (parameter.ndim < 2 or name in no_decay)
+        weight = 0.0 if exempt else weight_decay
         own = find_override(name, overrides)
-        rate = own.get("lr", rate)
         if "weight_decay" in own:
             weight = own["weight_decay"]
             exempt = weight == 0
-        members.setdefault((exempt, rate, weight), []).append((name, parameter))
-    return [
-        {
-            "params": pairs,
-            **{key: value for key, value in (("lr", rate), ("weight_decay", weight)) if value is not None},
-        }
-        for (_, rate, weight), pairs in sorted(members.items(), key=lambda item: item[0][0])
-    ]
+        members.setdefault((exempt, own.get("lr", rate), weight), []).append((name, parameter))
+    in_order = sorted(members.items(), key=lambda item: item[0][0])
+    return [_make_group(pairs, rate, weight) for (_, rate, weight), pairs in in_order]
+
+
+def _make_group(pairs: list[tuple[str, nn.Parameter]], lr: float | None, weight_decay: float | None) -> ParameterGroup:
+    options = {"lr": lr, "weight_decay": weight_decay}
+    return {"params": pairs, **{name: value for name, value in options.items() if value is not None}}
 
 
 def can_fuse(groups: Iterable[ParameterGroup]) -> bool:
