@@ -112,6 +112,8 @@ def test_scalar_has_one_type_but_ints_are_also_floats(value: Any) -> None:
         ("dict[str, int]", "a mapping to integers"),
         ("list[Literal['a', 'b']]", "a list in which each item is one of a, b"),
         ("dict[str, int | None]", "a mapping in which each value is an integer or null"),
+        ("list[dict[str, Any]]", "a list of mappings"),
+        ("dict[str, list[str]]", "a mapping in which each value is a list of texts"),
         ("tuple[int]", "a list of 1: an integer"),
         ("tuple[()]", "an empty list"),
         ("list", "a list"),

@@ -364,7 +364,10 @@ def _described_union(alternatives: Sequence[object]) -> str:
 def _plural(annotation: object) -> str:
     """Return the plural of a type's noun; empty if it has none."""
     if _origin(annotation) is not Annotated:
-        return _PLURALS.get(_origin(annotation), "")
+        noun = describe(annotation)
+        return (
+            f"{noun.removeprefix('a ')}s" if noun in ("a mapping", "a list") else _PLURALS.get(_origin(annotation), "")
+        )
     if _is_duration(annotation):
         return "durations"
     path = next((item for item in _metadata(annotation) if isinstance(item, PathTo)), None)

@@ -94,8 +94,9 @@ class Groups:
 
     def option_of(self, group: str, target: str) -> str | None:
         """Return the option of a group that makes `target`."""
-        matches = (name for name in self.options(group) if self.content(group, name).get("_target_") == target)
-        return next(matches, None)
+        # An option has the name of its module, which saves reading the files of most of the other options.
+        names = sorted(self.options(group), key=lambda name: name not in target.split("."))
+        return next((name for name in names if self.content(group, name).get("_target_") == target), None)
 
 
 def groups_in(folders: Sequence[Path | None]) -> Groups:
@@ -206,9 +207,8 @@ class KnownKeys:
         if parent in sections:
             return list(schema.keys(sections[parent]))
         option = self.groups.option_of(parent, str(above.get("_target_")))
-        shared = schema.shared_keys(self.job_type, parent)
         own = self.groups.content(parent, option) if option else map(str, above)
-        return [*(schema.keys(shared) if shared else ()), *own]
+        return [*schema.shared_keys(self.job_type, parent), *own]
 
     def _other_option(self, group: str, name: str) -> str:
         """Return a hint to an option of the group that has the key, or else one with a similar name; may be empty."""

@@ -88,7 +88,7 @@ def _groups(
         shown = [*_option(group, option, folders)]
         yield from shown
         # The options of a group that may be null list these keys themselves.
-        if (shared := schema.shared_keys(job_type, group)) and group in schema.required_groups(job_type):
+        if (shared := schema.shared_type(job_type, group)) and group in schema.required_groups(job_type):
             yield from _table(f"{group}.", schema.defaults(shared), shared)
         if group not in chosen:
             yield from _others(group, option, shown, folders)

@@ -83,13 +83,11 @@ def _path_values(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, obj
         part = config.get(group)
         if not isinstance(part, Mapping):
             continue
-        shared = schema.shared_keys(jobs.TrainJob, group)
-        annotations = dict(schema.keys(shared)) if shared else {}
         try:
             signature = signatures.read(str(part.get("_target_")))
         except LookupError:
             signature = None
-        annotations |= signature.annotations if signature else {}
+        annotations = schema.shared_keys(jobs.TrainJob, group) | dict(signature.annotations if signature else {})
         yield from ((group, key, value, annotations[key]) for key, value in part.items() if key in annotations)
 
 

@@ -86,10 +86,16 @@ def required_groups(job_type: type) -> tuple[str, ...]:
     return tuple(item.name for item in fields(job_type) if "group" in item.metadata and "optional" not in item.metadata)
 
 
-def shared_keys(job_type: type, group: str) -> type | None:
+def shared_type(job_type: type, group: str) -> type | None:
     """Return the declaration of the keys that all options of a group share; the builders use them themselves."""
     declared = next((item for item in fields(job_type) if item.name == group), None)
     return None if declared is None else declared.metadata.get("keys")
+
+
+def shared_keys(job_type: type, group: str) -> dict[str, object]:
+    """Return the keys that all options of a group share, with their annotations."""
+    shared = shared_type(job_type, group)
+    return {} if shared is None else keys(shared)
 
 
 def option_keys(part: dict[str, Any], shared: type) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from itertools import chain
 from typing import Any, Literal
 
 from trainer.annotations import (
@@ -66,7 +67,7 @@ def validate_config(config: Mapping[str, Any], known: KnownKeys) -> list[str]:
     for name, annotation in keys.items():
         value = config.get(name)
         if name in schema.groups(known.job_type):
-            problems += validate_part(name, value, known)
+            problems += _validate_part(name, value, known)
         elif name in sections:
             problems += _validate_section(name, value, sections[name], known)
         elif name not in config:
@@ -114,105 +115,75 @@ def validate_value(path: str, value: Any, annotation: object) -> list[str]:
 # Parts
 
 
-def validate_part(group: str, part: Any, known: KnownKeys) -> list[str]:
+def _validate_part(group: str, part: Any, known: KnownKeys) -> list[str]:
     """Return the problems of the part of a group: its target, keys and values."""
     if part is None and group not in schema.required_groups(known.job_type):
         return []
+    remedy = f"Choose one of {known.groups.listed(group)}"
     if not isinstance(part, Mapping):
-        remedy = f"Choose one of {known.groups.listed(group)}"
         return [format_error(group, "must be the name of an option", remedy, value=part)]
-    shared_type = schema.shared_keys(known.job_type, group)
-    shared = {} if shared_type is None else schema.keys(shared_type)
+    shared = schema.shared_keys(known.job_type, group)
     values = ((key, part[key]) for key in shared if key in part)
     problems = [problem for key, value in values for problem in validate_value(f"{group}.{key}", value, shared[key])]
-    own = {key: value for key, value in part.items() if key not in shared}
+    own = {str(key): value for key, value in part.items() if key not in shared}
     target = part.get("_target_")
     if not isinstance(target, str) or target == "???":
-        remedy = f"Choose one of {known.groups.listed(group)}"
         problem = "must be the dotted name of a class or function"
         return [*problems, format_error(f"{group}._target_", problem, remedy, value=target)]
-    if not target.startswith(OWN):
-        return [*problems, *_validate_plugged_in(group, own, target)]
-    return [*problems, *_validate_own_part(group, own, target, known)]
-
-
-def _validate_own_part(group: str, part: Mapping[str, Any], target: str, known: KnownKeys) -> list[str]:
-    try:
-        signature = signatures.read(target)
-    except LookupError as error:
-        return [format_error(f"{group}._target_", "does not exist", str(error), value=target)]
+    signature, wrong_target = _read_signature(group, target)
+    checked = {key: _validate_key(group, key, value, target, signature, known) for key, value in own.items()}
+    problems += [*chain.from_iterable(checked.values()), *wrong_target]
     if signature is None:
-        return []
-    problems: dict[str, list[str]] = {}
-    for key, value in part.items():
-        path = f"{group}.{key}"
-        annotation: Any = Any if key in HYDRA_KEYS else signature.annotation(str(key))
-        if path == _MEASURED and annotation is not None:
-            annotation = annotation | Literal["auto"]
-        problems[key] = [known.unknown(path, value)] if annotation is None else validate_value(path, value, annotation)
-    missing = _missing_keys(group, part, signature, known.groups)
-    option = known.groups.option_of(group, target)
-    return [
-        *_flat(problems),
-        *_validate_rules(group, part, signature, problems),
-        *(
-            format_error(f"{group}.{key}", "is missing", f"{group}={option} sets {value!r}")
-            for key, value in missing.items()
-        ),
-        *_unknown_inner_keys(group, part, known),
-    ]
+        return problems
+    problems += [format_error(f"{group}._target_", *fault, value=target) for fault in signature.faults]
+    wrong = frozenset(key for key, messages in checked.items() if messages)
+    problems += [] if signature.faults else broken_rules(own, signature.rules, prefix=f"{group}.", skip=wrong)
+    return [*problems, *_validate_option_keys(group, own, signature, known)] if target.startswith(OWN) else problems
 
 
-def _flat(problems: Mapping[str, Sequence[str]]) -> list[str]:
-    return [problem for messages in problems.values() for problem in messages]
+def _read_signature(group: str, target: str) -> tuple[Signature | None, list[str]]:
+    """Return the signature of a target if its source can be read, and the problem of the target."""
+    package = target.partition(".")[0]
+    if not package.isidentifier() or "." not in target:
+        problem, remedy = "must be the dotted name of a class or function", "Write it like my_package.MyLoss"
+    elif find_spec(package) is None:
+        problem, remedy = f"there is no package {package}", "Install it, or put it in the working directory"
+    else:
+        try:
+            return signatures.read(target), []
+        except LookupError as error:
+            problem, _, remedy = str(error).partition(". ")
+            problem, remedy = (
+                ("does not exist", str(error)) if target.startswith(OWN) else (problem.rstrip("."), remedy)
+            )
+    return None, [format_error(f"{group}._target_", problem, remedy, value=target)]
 
 
-def _validate_rules(
-    group: str, part: Mapping[str, Any], signature: Signature, problems: Mapping[str, Sequence[str]]
+def _validate_key(
+    group: str, key: str, value: Any, target: str, signature: Signature | None, known: KnownKeys
 ) -> list[str]:
-    """Return the rules that cannot be checked, or that the keys break which have no problem of their own."""
-    if signature.faults:
-        target = part["_target_"]
-        return [format_error(f"{group}._target_", *fault, value=target) for fault in signature.faults]
-    wrong = frozenset(str(key) for key, messages in problems.items() if messages)
-    return broken_rules(part, signature.rules, prefix=f"{group}.", skip=wrong)
+    """Return the problems of a key of a part; a user's own part has any key, and values are free unless limited."""
+    path = f"{group}.{key}"
+    annotation: Any = Any if signature is None or key in HYDRA_KEYS else signature.annotation(key)
+    if not target.startswith(OWN):
+        return validate_value(path, value, annotation if is_constrained(annotation) else Any)
+    if annotation is None:
+        return [known.unknown(path, value)]
+    return validate_value(path, value, annotation | Literal["auto"] if path == _MEASURED else annotation)
 
 
-def _unknown_inner_keys(group: str, part: Mapping[str, Any], known: KnownKeys) -> Iterator[str]:
-    """Yield a message for each unknown key of a mapping in a part; the target's option defines which keys exist."""
+def _validate_option_keys(group: str, part: Mapping[str, Any], signature: Signature, known: KnownKeys) -> Iterator[str]:
+    """Yield a message for each key that a part lacks, and for each unknown key of a mapping in it.
+
+    The option of the target defines which keys exist.
+    """
     option = known.groups.option_of(group, str(part["_target_"]))
+    for key, value in _missing_keys(group, part, signature, known.groups).items():
+        yield format_error(f"{group}.{key}", "is missing", f"{group}={option} sets {value!r}")
     for name, written in known.groups.content(group, option).items() if option else ():
         value = part.get(name)
         if isinstance(written, Mapping) and written and isinstance(value, Mapping):
             yield from (known.unknown(f"{group}.{name}.{key}", value[key]) for key in value if key not in written)
-
-
-def _validate_plugged_in(group: str, part: Mapping[str, Any], target: str) -> list[str]:
-    """Return the problems of a part that is not this project's: its name, and its own declarations if readable."""
-    package = target.partition(".")[0]
-    if not package.isidentifier() or "." not in target:
-        problem = "must be the dotted name of a class or function"
-        return [format_error(f"{group}._target_", problem, "Write it like my_package.MyLoss", value=target)]
-    problems = {key: validate_value(f"{group}.{key}", value, Any) for key, value in part.items() if value == "???"}
-    if find_spec(package) is None:
-        remedy = "Install it, or put it in the working directory"
-        missing = format_error(f"{group}._target_", f"there is no package {package}", remedy, value=target)
-        return [*_flat(problems), missing]
-    try:
-        signature = signatures.read(target)
-    except LookupError as error:
-        return [*_flat(problems), format_error(f"{group}._target_", *_split_remedy(str(error)), value=target)]
-    if signature is None:
-        return _flat(problems)
-    for key in part.keys() - HYDRA_KEYS - problems.keys():
-        annotation = signature.annotation(str(key)) or Any
-        problems[key] = validate_value(f"{group}.{key}", part[key], annotation) if is_constrained(annotation) else []
-    return [*_flat(problems), *_validate_rules(group, part, signature, problems)]
-
-
-def _split_remedy(message: str) -> tuple[str, str]:
-    problem, _, remedy = message.partition(". ")
-    return problem.rstrip("."), remedy
 
 
 def _missing_keys(group: str, part: Mapping[str, Any], signature: Signature, groups: Groups) -> dict[str, Any]:
@@ -228,10 +199,7 @@ def complete_part(group: str, part: Mapping[str, Any], groups: Groups) -> dict[s
     target = part.get("_target_")
     if not isinstance(target, str) or not target.startswith(OWN):
         return dict(part)
-    try:
-        signature = signatures.read(target)
-    except LookupError:
-        return dict(part)
+    signature, _ = _read_signature(group, target)
     return dict(part) if signature is None else {**part, **_missing_keys(group, part, signature, groups)}
 
 
