@@ -1,5 +1,5 @@
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -7,15 +7,22 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanSquaredError, Metric, MetricCollection
 
 from tests.support.export_models import ToyModel, ToyTask, batches
+from trainer.errors import ProofError
 from trainer.export import artifacts
-from trainer.export.cases import Forward
+from trainer.export.cases import Forward, forward_of
 from trainer.export.compare import Limits
 from trainer.export.formats.catalog import FORMATS, Format, Variant
 from trainer.export.model import ExportModel
-from trainer.export.prove import ProofResult, prove_formats
+from trainer.export.prove import Comparison, Evaluation, ProofResult, prove_formats
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -231,3 +238,97 @@ def test_no_two_formats_share_a_file() -> None:
     assert len({*paths}) == len(paths)
     # Further files of an artifact are found by its name: `model.onnx.data` must not belong to another one.
     assert not [one for one in paths for other in paths if one.startswith(f"{other}.")]
+
+
+# The evaluation split
+
+
+def toy() -> ToyModel:
+    return ToyModel().eval()
+
+
+def comparison(forward: Forward, tolerance: float = 1e-4) -> Comparison:
+    return Comparison("model.onnx", forward, ToyTask().metrics(), tolerance, "class")
+
+
+def evaluate(*comparisons: Comparison) -> dict[str, float]:
+    """Run the comparisons and return PyTorch's metrics."""
+    evaluation = Evaluation(batches, forward_of(toy()), ToyTask().metrics(), cache_size=0)
+    evaluation.run(comparisons)
+    return evaluation.metrics
+
+
+def test_equal_artifact_has_equal_metrics() -> None:
+    equal = comparison(forward_of(toy()), tolerance=0.0)
+    assert evaluate(equal) == equal.metrics()
+    assert equal.agreement.decision_agreement == 1.0
+    assert equal.largest_difference == 0.0
+    assert equal.failure is None
+
+
+def test_decisions_and_metrics_are_the_artifacts() -> None:
+    def rotated(inputs: Mapping[str, Tensor]) -> Tensor:
+        output = toy()(**inputs)
+        output[::4] = output[::4].roll(1, dims=-1)  # changes every fourth decision
+        return output
+
+    other = comparison(rotated, tolerance=torch.inf)
+    evaluate(other)
+    expected = ToyTask().metrics()
+    for batch in batches():
+        expected.update(rotated(batch.inputs), batch.target)
+    assert other.agreement.decision_agreement == 0.75
+    assert other.metrics() == {name: value.item() for name, value in expected.compute().items()}
+
+
+def test_failure_on_real_data_names_the_batch_and_ends_only_its_own_comparison() -> None:
+    calls = []
+
+    def wrong(inputs: Mapping[str, Tensor]) -> Tensor:
+        calls.append(len(calls))
+        return toy()(**inputs) + (0.01 if len(calls) == 3 else 0.0)
+
+    def failing(inputs: Mapping[str, Tensor]) -> Tensor:
+        raise RuntimeError("no")
+
+    differs, fails, good = comparison(wrong), comparison(failing), comparison(forward_of(toy()))
+    evaluate(differs, fails, good)
+    assert isinstance(differs.failure, ProofError)
+    assert "in batch 2 of the evaluation split (input_ids (16, " in str(differs.failure)
+    assert len(calls) == 3
+    assert str(fails.failure).startswith("model.onnx: fails in batch 0 of the evaluation split: no.")
+    assert good.failure is None
+    assert good.agreement.decision_agreement == 1.0
+
+
+@pytest.mark.parametrize(("cache_size", "runs"), [(64 * 3, 4), (64 * 3 - 1, 5), (0, 8)])
+def test_pytorch_runs_again_only_on_batches_outside_the_cache(cache_size: int, runs: int) -> None:
+    calls = []
+
+    def eager(inputs: Mapping[str, Tensor]) -> Tensor:
+        calls.append(inputs)
+        return toy()(**inputs)
+
+    def shifted(inputs: Mapping[str, Tensor]) -> Tensor:
+        return toy()(**inputs) + 0.25
+
+    evaluation = Evaluation(batches, eager, ToyTask().metrics(), cache_size=cache_size)
+    first, second = comparison(shifted, torch.inf), comparison(shifted, torch.inf)
+    evaluation.run([first])
+    metrics = evaluation.metrics
+    evaluation.run([second])
+    assert len(calls) == runs
+    assert evaluation.metrics == metrics == first.metrics()
+    assert second.largest_difference == first.largest_difference == pytest.approx(0.25, abs=1e-6)
+    assert second.agreement.decision_agreement == first.agreement.decision_agreement
+
+
+def test_single_output_is_no_decision() -> None:
+    def first_column(inputs: Mapping[str, Tensor]) -> Tensor:
+        return toy()(**inputs)[:, :1]
+
+    metrics = MetricCollection({"mse": MeanSquaredError()})
+    single = Comparison("model.onnx", first_column, metrics.clone(), 1e-4, "values")
+    with_floats = [replace(batch, target=batch.target[:, None].float()) for batch in batches()]
+    Evaluation(lambda: with_floats, first_column, metrics, cache_size=0).run([single])
+    assert single.agreement.decision_agreement is None

@@ -26,7 +26,7 @@ from trainer.config.jobs import TrainJob
 from trainer.data.batches import Batches, EvaluationBatches
 from trainer.data.encode import Encoded
 from trainer.errors import ConfigError, did_you_mean, format_error
-from trainer.export.formats.safetensors import save_library
+from trainer.export.formats.weights import save_library
 from trainer.layout import CHECKPOINTS, CONFIG, MODEL, STATE, TASK, Document
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.model.pretrained_folder import ABOUT, LibraryModel

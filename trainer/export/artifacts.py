@@ -18,10 +18,9 @@ from trainer.export.cases import timed_inputs
 from trainer.export.compare import Limits
 from trainer.export.folder import publish_files, refuse_foreign, staging
 from trainer.export.formats.catalog import FORMATS, HALF_FORMATS, Format
-from trainer.export.manifest import make_manifest, package_versions
+from trainer.export.manifest import ReusedArtifacts, make_manifest, package_versions, reuse_artifacts
 from trainer.export.model import ExportModel, preserve_random_state
 from trainer.export.prove import ProofResult, prove_formats
-from trainer.export.reuse import ReusedArtifacts, reuse_artifacts
 from trainer.export.timing import EAGER, Timing, measure
 from trainer.layout import EXPORT_MANIFEST, Document
 

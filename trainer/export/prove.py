@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from trainer.errors import ProofError, format_error
 from trainer.export.cases import Forward
 from trainer.export.compare import (
-    Comparison,
-    Evaluation,
     Limits,
+    OutputAgreement,
     ShapeResult,
     check_metric,
     compare_cases,
     format_shapes,
     judging_metric,
+    largest_difference,
     proof_errors,
 )
 from trainer.export.folder import remove
 from trainer.export.formats.catalog import FORMATS, Format, Variant
 from trainer.export.model import ExportModel
 from trainer.layout import Document
-from trainer.protocols import Task
+from trainer.protocols import Batch, Target, Task
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +40,109 @@ _CACHE_SIZE = 2**24  # values of PyTorch's outputs that are kept between attempt
 
 _EXPORT_REMEDY = "Keep input sizes symbolic in forward (no int() of a size, no loop over it), or leave out this format"
 _SOURCE_REMEDY = "Leave out this format, or fix the model's forward"
+
+
+class Comparison:
+    """One artifact next to PyTorch on the evaluation split.
+
+    Args:
+        artifact: Its file name.
+        forward: The loaded artifact.
+        metrics: Fresh metrics.
+        tolerance: Largest difference of an output, see `largest_difference`.
+        target: Type of the task's targets, see `OutputAgreement`.
+
+    Attributes:
+        largest_difference: Largest absolute difference of an output so far.
+        agreement: Agreement over all outputs.
+        failure: The error that ended the comparison; later batches are not run.
+    """
+
+    def __init__(
+        self, artifact: str, forward: Forward, metrics: MetricCollection, tolerance: float, target: Target
+    ) -> None:
+        self.largest_difference = 0.0
+        self.agreement = OutputAgreement(target)
+        self.failure: ProofError | None = None
+        self._artifact = artifact
+        self._forward = forward
+        self._metrics = metrics
+        self._tolerance = tolerance
+
+    def update(self, batch: Batch, where: str, expected: Tensor) -> None:
+        """Run one batch for which PyTorch's output is `expected` (B, ..., C)."""
+        if self.failure is not None:
+            return
+        assert batch.target is not None, "a proof needs targets"
+        try:
+            with proof_errors(self._artifact, f"fails {where}", "The file is removed"):
+                output = self._forward(batch.inputs)
+            difference = largest_difference(self._artifact, where, batch.inputs, expected, output, self._tolerance)
+        except ProofError as error:
+            self.failure = error
+            return
+        self.largest_difference = max(self.largest_difference, difference)
+        self._metrics.update(output, batch.target)
+        self.agreement.update(expected, output, batch.target)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the artifact's metrics over all batches."""
+        return _to_numbers(self._metrics)
+
+
+class Evaluation:
+    """The evaluation split and PyTorch's outputs for it.
+
+    Args:
+        batches: Returns the split in padded batches with targets, the same at each call.
+        forward: The eager model.
+        metrics: Fresh metrics.
+        cache_size: Number of output values to keep, so that the model is not run again on their batches.
+
+    Attributes:
+        metrics: PyTorch's metrics; empty until `run` has been called.
+    """
+
+    def __init__(
+        self,
+        batches: Callable[[], Iterable[Batch]],
+        forward: Forward,
+        metrics: MetricCollection,
+        *,
+        cache_size: int,
+    ) -> None:
+        self.metrics: dict[str, float] = {}
+        self._batches = batches
+        self._forward = forward
+        self._collection = metrics
+        self._room = cache_size
+        self._outputs: list[Tensor] = []
+        self._done = False
+
+    def run(self, comparisons: Sequence[Comparison]) -> None:
+        """Run every artifact on every batch, next to PyTorch."""
+        batch: Batch | None = None
+        for number, batch in enumerate(self._batches()):
+            assert batch.target is not None, "a proof needs targets"
+            expected = self._outputs[number] if number < len(self._outputs) else self._forward(batch.inputs)
+            if not self._done:
+                self._collection.update(expected, batch.target)
+                self._keep(number, expected)
+            for comparison in comparisons:
+                comparison.update(batch, f"in batch {number} of the evaluation split", expected)
+        assert batch is not None, "a proof needs an evaluation split with samples"
+        self.metrics = _to_numbers(self._collection)
+        self._done = True
+
+    def _keep(self, number: int, output: Tensor) -> None:
+        """Keep the output of a batch if all earlier outputs are kept and there is room."""
+        if number == len(self._outputs) and output.numel() <= self._room:
+            self._room -= output.numel()
+            self._outputs.append(output.clone())  # not a view that would keep a larger tensor alive
+
+
+def _to_numbers(metrics: MetricCollection) -> dict[str, float]:
+    return {name: value.item() for name, value in metrics.compute().items()}
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from trainer.export.formats.int8 import write_int8
 from trainer.export.formats.onnx import load_onnx, write_onnx
 from trainer.export.formats.onnx_cache import load_onnx_cache, write_onnx_cache
 from trainer.export.formats.pt2 import load_pt2, write_pt2
-from trainer.export.formats.pth import load_pth, write_pth
-from trainer.export.formats.safetensors import load_safetensors, write_safetensors
 from trainer.export.formats.torchscript import load_torchscript, write_torchscript
+from trainer.export.formats.weights import load_pth, load_safetensors, write_pth, write_safetensors
 from trainer.export.model import ExportModel
 from trainer.layout import ONNX, ONNX_CACHE, Document
 

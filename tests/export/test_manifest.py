@@ -12,7 +12,7 @@ import pytest
 from tests.support.export_models import ToyModel, publish_toy, toy_export_model
 from trainer.errors import ProofError
 from trainer.export.folder import verify
-from trainer.export.reuse import reuse_artifacts
+from trainer.export.manifest import reuse_artifacts
 
 MODEL = toy_export_model(ToyModel(), provenance={"step": 930, "weights": "ema", "score": float("nan")})
 

@@ -1,8 +1,8 @@
-"""The weights as a folder of safetensors, in the layout of the model's own library.
+"""The weights as files: a folder of safetensors, or a file of `torch.save`.
 
 A wrapper of a library's model is written in that library's layout (see `trainer.model.pretrained_folder`). The folder
 of any other model contains `model.safetensors`, `config.json` and the task's files; `model.weights=FOLDER` reads it.
-The folder is proved by loading it into a copy of the model whose own weights are scrambled.
+Weights are proved by loading them into a copy of the model whose own weights are scrambled.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from trainer.export.cases import Forward, forward_of, traced_inputs
+from trainer.export.folder import reserve
 from trainer.export.model import ExportModel, in_float16, scrambled, silence
 from trainer.layout import Document
 from trainer.model import pretrained_folder
@@ -75,3 +77,29 @@ def _without_tied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             identity = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name
             unique.setdefault(identity, (name, tensor))
     return {name: tensor.contiguous() for name, tensor in unique.values()}
+
+
+def write_pth(path: Path, model: ExportModel, *, half: bool, legacy: bool) -> Document:
+    """Write a state dict that contains only tensors, so `torch.load(..., weights_only=True)` reads it.
+
+    Args:
+        path: The file.
+        model: The model.
+        half: Store floating-point weights in float16.
+        legacy: Use the format before torch 1.6, which is no zip archive.
+
+    Returns:
+        `tensors`, the number of tensors.
+    """
+    module = in_float16(model.module) if half else model.module
+    tensors = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
+    reserve(path, module)
+    torch.save(tensors, path, _use_new_zipfile_serialization=not legacy)
+    return {"tensors": len(tensors)}
+
+
+def load_pth(path: Path, model: ExportModel) -> tuple[Forward, Document]:
+    """Load the file as `model.weights` does, into a copy of the model whose own weights are scrambled."""
+    module = scrambled(model.module)
+    fit_weights(module, load_weights_file(str(path)), [], [])
+    return forward_of(module), {}
