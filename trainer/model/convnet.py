@@ -1,15 +1,15 @@
 """A small convolutional network: two convolutions with pooling, then linear layers."""
 
-from collections import OrderedDict
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from annotated_types import MinLen
-from torch import Tensor, nn
+from torch import nn
 
 from trainer.constraints import Count, Rule, validated
+from trainer.model.layers import ImageBlocks, convolution_block, linear_block
 
 
-class ConvNet(nn.Module):
+class ConvNet(ImageBlocks):
     """Two 3 x 3 convolutions with ReLU and 2 x 2 pooling (mean, then maximum), linear layers, and a linear head.
 
     The convolutions keep height and width; each pooling halves them and drops an odd last row or column, so the first
@@ -28,9 +28,6 @@ class ConvNet(nn.Module):
     Raises:
         ConfigError: A value is out of range, or the images are too small.
     """
-
-    inputs: ClassVar[tuple[str, ...]] = ("images",)
-    levels: ClassVar[tuple[str, ...]] = ("sample",)
 
     @validated(
         Rule(
@@ -55,27 +52,9 @@ class ConvNet(nn.Module):
         widths = [second * (height // 4) * (width // 4), *hidden]
         self.blocks = nn.ModuleList(
             [
-                _convolution(image_channels, first, nn.AvgPool2d(2)),
-                _convolution(first, second, nn.MaxPool2d(2)),
-                *(_linear(before, after) for before, after in zip(widths, hidden, strict=False)),
+                convolution_block(nn.Conv2d(image_channels, first, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)),
+                convolution_block(nn.Conv2d(first, second, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+                *(linear_block(before, after, nn.ReLU()) for before, after in zip(widths, hidden, strict=False)),
             ]
         )
         self.head = nn.Identity() if num_outputs is None else nn.Linear(hidden[-1], num_outputs)
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return outputs (B, C) of images (B, channels, H, W)."""
-        values = pixel_values
-        for block in self.blocks:
-            values = block(values)
-        output: Tensor = self.head(values)
-        return output
-
-
-def _convolution(before: int, after: int, pooling: nn.Module) -> nn.Sequential:
-    convolution = nn.Conv2d(before, after, kernel_size=3, padding=1)
-    return nn.Sequential(OrderedDict(convolution=convolution, activation=nn.ReLU(), pooling=pooling))
-
-
-def _linear(before: int, after: int) -> nn.Sequential:
-    # Flattening does not change the (B, D) between linear layers.
-    return nn.Sequential(OrderedDict(flatten=nn.Flatten(), linear=nn.Linear(before, after), activation=nn.ReLU()))

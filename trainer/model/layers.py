@@ -1,6 +1,7 @@
-"""Layers that several models share: transformer blocks, token embeddings, pooling of tokens."""
+"""Layers that several models share: blocks of images, transformer blocks, token embeddings, pooling of tokens."""
 
-from typing import Final, Literal
+from collections import OrderedDict
+from typing import ClassVar, Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,33 @@ from trainer.constraints import BelowOne, Count, Rule
 Pooling = Literal["cls", "mean", "max", "last"]
 
 HEADS_DIVIDE_DIM: Final = Rule("dim % heads == 0", key="heads", problem="must divide dim ({dim})")
+
+
+class ImageBlocks(nn.Module):
+    """Base class of networks that run images through blocks, one after the other, and a head."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("images",)
+    levels: ClassVar[tuple[str, ...]] = ("sample",)
+    blocks: nn.ModuleList
+    head: nn.Module
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Return outputs (B, C) of images (B, channels, H, W)."""
+        values = pixel_values
+        for block in self.blocks:
+            values = block(values)
+        output: Tensor = self.head(values)
+        return output
+
+
+def convolution_block(convolution: nn.Conv2d, activation: nn.Module, pooling: nn.Module) -> nn.Sequential:
+    """Return a block of images: convolution, activation, pooling."""
+    return nn.Sequential(OrderedDict(convolution=convolution, activation=activation, pooling=pooling))
+
+
+def linear_block(before: int, after: int, activation: nn.Module) -> nn.Sequential:
+    """Return a block of vectors; it flattens images (B, channels, H, W) and does not change vectors (B, D)."""
+    return nn.Sequential(OrderedDict(flatten=nn.Flatten(), linear=nn.Linear(before, after), activation=activation))
 
 
 class TransformerBlock(nn.Module):

@@ -1,18 +1,18 @@
 """LeNet-5."""
 
-from collections import OrderedDict
-from typing import ClassVar, Final, Literal
+from typing import Final, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from trainer.constraints import Rule, validated
+from trainer.model.layers import ImageBlocks, convolution_block, linear_block
 
 _ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 _CHANNELS: Final = (6, 16)
 _HIDDEN: Final = (120, 84)
 
 
-class LeNet(nn.Module):
+class LeNet(ImageBlocks):
     """Two 5 x 5 convolutions with 2 x 2 pooling (C1 and S2, C3 and S4), two linear layers (C5, F6), and a linear head.
 
     Images are padded by 2 pixels on each side, as the paper pads 28 x 28 digits to 32 x 32; C5 reads all values of S4.
@@ -31,9 +31,6 @@ class LeNet(nn.Module):
     Raises:
         ConfigError: The images are too small.
     """
-
-    inputs: ClassVar[tuple[str, ...]] = ("images",)
-    levels: ClassVar[tuple[str, ...]] = ("sample",)
 
     @validated(
         # With fewer pixels the second convolution has no output.
@@ -58,27 +55,11 @@ class LeNet(nn.Module):
         widths = (_CHANNELS[1] * height * width, *_HIDDEN)
         self.blocks = nn.ModuleList(
             [
-                _convolution(image_channels, _CHANNELS[0], 2, make_activation()),
-                _convolution(*_CHANNELS, 0, make_activation()),
-                *(_linear(widths[index], widths[index + 1], make_activation()) for index in (0, 1)),
+                convolution_block(
+                    nn.Conv2d(image_channels, _CHANNELS[0], 5, padding=2), make_activation(), nn.AvgPool2d(2)
+                ),
+                convolution_block(nn.Conv2d(*_CHANNELS, 5), make_activation(), nn.AvgPool2d(2)),
+                *(linear_block(widths[index], widths[index + 1], make_activation()) for index in (0, 1)),
             ]
         )
         self.head = nn.Identity() if num_outputs is None else nn.Linear(_HIDDEN[-1], num_outputs)
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return outputs (B, C) of images (B, channels, H, W)."""
-        values = pixel_values
-        for block in self.blocks:
-            values = block(values)
-        output: Tensor = self.head(values)
-        return output
-
-
-def _convolution(before: int, after: int, padding: int, activation: nn.Module) -> nn.Sequential:
-    convolution = nn.Conv2d(before, after, kernel_size=5, padding=padding)
-    return nn.Sequential(OrderedDict(convolution=convolution, activation=activation, pooling=nn.AvgPool2d(2)))
-
-
-def _linear(before: int, after: int, activation: nn.Module) -> nn.Sequential:
-    # Flattening does not change the (B, D) between linear layers.
-    return nn.Sequential(OrderedDict(flatten=nn.Flatten(), linear=nn.Linear(before, after), activation=activation))

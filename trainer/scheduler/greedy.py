@@ -27,7 +27,7 @@ class _State(MetricState):
     scores: list[float] = field(default_factory=list)
 
 
-class Greedy(MetricBased[_State]):
+class Greedy(MetricBased):
     """Linear warmup from 0 to 1; then observations multiply or divide the factor on the base learning rate by F.
 
     F is `factor`. More than `patience` consecutive observations that beat the best score increase the learning rate,
@@ -57,6 +57,9 @@ class Greedy(MetricBased[_State]):
         ConfigError: Values are out of range.
     """
 
+    state_type = _State
+    _state: _State
+
     @validated()
     def __init__(
         self,
@@ -75,7 +78,6 @@ class Greedy(MetricBased[_State]):
         reset_after: Count | None,
     ) -> None:
         super().__init__(
-            _State(),
             warmup_steps=warmup_steps,
             every_steps=every_steps,
             factor=factor,

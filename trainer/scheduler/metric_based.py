@@ -3,8 +3,9 @@
 import math
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Generic, Literal, TypeVar
+from typing import ClassVar, Literal
 
+from trainer.constraints import Count, Fraction, NonNegative, NonNegativeInt, Probability, validated
 from trainer.protocols import StateDict
 from trainer.scheduler.constant_with_warmup import constant_with_warmup
 
@@ -22,28 +23,29 @@ class MetricState:
     best: float | None = None
 
 
-StateT = TypeVar("StateT", bound=MetricState)
-
-
-class MetricBased(Generic[StateT]):
+class MetricBased:
     """Base class of the schedules that raise or lower the learning rate by observations of the monitored metric.
 
     The metric is observed at fixed steps of the run, every `every_steps`, independently of `train.eval_every`: the
-    frequency of evaluations does not change the training.
+    frequency of evaluations does not change the training. A schedule sets `state_type` and defines `observe`, and
+    documents the arguments.
     """
 
+    state_type: ClassVar[type[MetricState]]
+    _state: MetricState
+
+    @validated()
     def __init__(
         self,
-        state: StateT,
         *,
-        warmup_steps: int,
-        every_steps: int,
-        factor: float,
-        patience: int,
-        threshold: float,
+        warmup_steps: NonNegativeInt,
+        every_steps: Count,
+        factor: Fraction,
+        patience: NonNegativeInt,
+        threshold: NonNegative,
         threshold_mode: Literal["rel", "abs"],
-        min_factor: float,
-        cooldown: int,
+        min_factor: Probability,
+        cooldown: NonNegativeInt,
     ) -> None:
         self.every_steps = every_steps
         self._warmup = partial(constant_with_warmup, warmup_steps=warmup_steps)
@@ -52,7 +54,7 @@ class MetricBased(Generic[StateT]):
         self._patience = patience
         self._min_factor = min_factor
         self._cooldown = cooldown
-        self._state = state
+        self._state = self.state_type()
 
     def __call__(self, step: int) -> float:
         """Return the factor on the base learning rate at `step`, after the observations so far."""
@@ -64,7 +66,7 @@ class MetricBased(Generic[StateT]):
 
     def load_state_dict(self, state: StateDict) -> None:
         """Restore the state returned by `state_dict`."""
-        self._state = type(self._state)(**state)
+        self._state = self.state_type(**state)
 
 
 def is_improvement(

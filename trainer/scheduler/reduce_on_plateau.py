@@ -1,9 +1,7 @@
 """Learning rate that decreases when the monitored metric has stopped improving."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-from trainer.constraints import Count, Fraction, NonNegative, NonNegativeInt, Probability, validated
 from trainer.scheduler.metric_based import MetricBased, MetricState
 
 
@@ -20,7 +18,7 @@ class _State(MetricState):
     cooldown_left: int = 0
 
 
-class ReduceOnPlateau(MetricBased[_State]):
+class ReduceOnPlateau(MetricBased):
     """Linear warmup from 0 to 1; then each plateau multiplies the factor on the base learning rate by `factor`.
 
     A plateau is more than `patience` consecutive observations that do not beat the best score. It is torch's
@@ -44,30 +42,8 @@ class ReduceOnPlateau(MetricBased[_State]):
         ConfigError: Values are out of range.
     """
 
-    @validated()
-    def __init__(
-        self,
-        *,
-        warmup_steps: NonNegativeInt,
-        every_steps: Count,
-        factor: Fraction,
-        patience: NonNegativeInt,
-        threshold: NonNegative,
-        threshold_mode: Literal["rel", "abs"],
-        min_factor: Probability,
-        cooldown: NonNegativeInt,
-    ) -> None:
-        super().__init__(
-            _State(),
-            warmup_steps=warmup_steps,
-            every_steps=every_steps,
-            factor=factor,
-            patience=patience,
-            threshold=threshold,
-            threshold_mode=threshold_mode,
-            min_factor=min_factor,
-            cooldown=cooldown,
-        )
+    state_type = _State
+    _state: _State
 
     def observe(self, value: float, higher_is_better: bool) -> None:
         """Observe a score; a score that is not finite is no improvement."""
