@@ -99,14 +99,14 @@ def validated(*rules: Rule) -> Callable[[_Part], _Part]:
     return decorate
 
 
-def _require_readable(rules: Sequence[Rule], part: Any, parameters: Collection[str]) -> None:
+def _require_readable(rules: Sequence[Rule], part: Callable[..., object] | type, parameters: Collection[str]) -> None:
     for rule in rules:
         if fault := rule.fault(parameters):
             raise TypeError(f"{part.__module__}.{part.__qualname__}: {'. '.join(filter(None, fault))}")
 
 
 def _validated_function(function: Any, rules: Sequence[Rule]) -> Any:
-    accepted: dict[str, Any] | None = None
+    accepted: dict[str, object] | None = None
     _require_readable(rules, function, inspect.signature(function).parameters if rules else ())
 
     @cache  # at the first call, as most parts that are imported are never made
@@ -166,11 +166,11 @@ def _validated_class(part: Any, rules: Sequence[Rule]) -> Any:
     return part
 
 
-def _globals_of(owner: type) -> Mapping[str, Any]:
+def _globals_of(owner: type) -> Mapping[str, object]:
     return vars(sys.modules[owner.__module__])
 
 
-def _check(arguments: Mapping[str, Any], annotations: Mapping[str, object], rules: Sequence[Rule]) -> None:
+def _check(arguments: Mapping[str, object], annotations: Mapping[str, object], rules: Sequence[Rule]) -> None:
     problems = {
         name: value_problems(name, value, annotations[name])
         for name, value in arguments.items()

@@ -32,7 +32,7 @@ def validate_compatibility(config: Mapping[str, Any], groups: Groups) -> Iterato
     yield from validate_formats(config)
 
 
-def value_at(config: Any, key: str) -> Any:
+def value_at(config: object, key: str) -> Any:
     """Return the value of a dotted key, or None if there is none."""
     for name in key.split("."):
         config = config.get(name) if isinstance(config, Mapping) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,24 +168,22 @@ class KnownKeys:
             return []
         return [format_error(path, "cannot be deleted", "Set a value; null turns off an optional feature")]
 
-    def unknown(self, path: str, value: Any = _ABSENT) -> str:
+    def unknown(self, path: str, value: object = _ABSENT) -> str:
         """Return the message for an unknown key."""
         parent, _, name = path.rpartition(".")
         above = find(self.tree, parent) if parent else self.tree
         if above is _ABSENT:
             return self.unknown(parent)
-        shown = {} if value is _ABSENT else {"value": value}
+        error = partial(format_error, path) if value is _ABSENT else partial(format_error, path, value=value)
         if above is None and parent in schema.groups(self.job_type):
             options = " or ".join(f"{parent}={option}" for option in self.groups.options(parent))
-            return format_error(path, f"no {parent} is chosen", f"Add {options}", **shown)
+            return error(f"no {parent} is chosen", f"Add {options}")
         if above is None:
             example = "..." if value is _ABSENT else value
-            return format_error(
-                path, f"{parent} is null and has no keys", f"Set {parent}={{{name}: {example}}}", **shown
-            )
+            return error(f"{parent} is null and has no keys", f"Set {parent}={{{name}: {example}}}")
         if not isinstance(above, Mapping):
-            return format_error(path, f"{parent} is a value and has no keys", **shown)
-        return format_error(path, "unknown key", self._remedy(parent, name, above), **shown)
+            return error(f"{parent} is a value and has no keys")
+        return error("unknown key", self._remedy(parent, name, above))
 
     def _remedy(self, parent: str, name: str, above: Mapping[str, Any]) -> str:
         siblings = [key for key in self._siblings(parent, above) if key != name and not key.startswith("_")]
@@ -226,7 +224,7 @@ class KnownKeys:
         return "" if target.startswith(OWN) else f"Add a key of {target} with +{group}.<key>=<value>"
 
 
-def find(tree: Any, path: str) -> Any:
+def find(tree: object, path: str) -> Any:
     """Return the value at a dotted path, or a marker that equals no value if there is none."""
     for name in path.split("."):
         if isinstance(tree, Mapping) and name in tree:

@@ -70,7 +70,7 @@ def _table(prefix: str, values: Mapping[str, Any], declared_in: type) -> Iterato
     yield from (f"  {left:<{width}}  {doc}" for left, doc in rows)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     return str(value)

@@ -265,7 +265,7 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
     return parsed, problems
 
 
-def _unreadable(text: str, cause: Any) -> str:
+def _unreadable(text: str, cause: object) -> str:
     if text.find("=") < 1 and not text.startswith("~"):
         return format_error(text, "is neither an override nor a flag", "Write overrides as key=value, without spaces")
     token = getattr(cause, "offendingToken", None)
@@ -308,7 +308,7 @@ def validate_choice(override: Override, job_type: type, groups: Groups, chosen: 
         return [format_error(group, "cannot be deleted", f"Choose one of {groups.listed(group)}")] if required else []
     if override.package is None and group in chosen and (override.is_add() or override.is_force_add()):
         return [format_error(group, "already exists", f"Leave out the +: {group}={override.get_value_string()}")]
-    names: list[Any] = []
+    names: list[object] = []
     for text in variants(override, groups):
         value = text.partition("=")[2].strip("'\"") if is_sweep(override) else override.value()
         names += value if isinstance(value, list) else [value]
@@ -318,7 +318,7 @@ def validate_choice(override: Override, job_type: type, groups: Groups, chosen: 
     return [problem for name in names for problem in _validate_option(group, name, job_type, groups)]
 
 
-def _validate_option(group: str, name: Any, job_type: type, groups: Groups) -> list[str]:
+def _validate_option(group: str, name: object, job_type: type, groups: Groups) -> list[str]:
     options = groups.options(group)
     if isinstance(name, str) and name.removesuffix(".yaml") in options:
         return []

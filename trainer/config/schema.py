@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 
-def key(default: Any, doc: str) -> Any:
+def key(default: object, doc: str) -> Any:
     """Declare a key of a job or section."""
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"doc": doc})

@@ -202,7 +202,7 @@ def trust_argument(config: Mapping[str, Any]) -> str:
     return f" trust=[{','.join(sorted(packages))}]" if packages else ""
 
 
-def _targets(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _targets(tree: object, prefix: str = "") -> Iterator[tuple[str, str]]:
     items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in items:
         if key == "_target_":
@@ -279,15 +279,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
             yield path, before, after
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _change(old: Any, new: Any) -> str:
+def _change(old: object, new: object) -> str:
     return " -> ".join("(absent)" if value is _ABSENT else repr(value) for value in (old, new))
 
 
-def _forbidden_change(key: str, old: Any, new: Any, stored: Mapping[str, Any]) -> str:
+def _forbidden_change(key: str, old: object, new: object, stored: Mapping[str, Any]) -> str:
     remedy = "Keep the old value, or start a new run"
     if "weights" in stored.get("model", {}):
         remedy += "; model.weights=<checkpoint> starts the new run from these weights"

@@ -80,7 +80,7 @@ def validate_config(config: Mapping[str, Any], known: KnownKeys) -> list[str]:
     return [*problems, *(problem for problem in further if problem.partition(":")[0] not in reported)]
 
 
-def _validate_section(name: str, section: Any, section_type: type, known: KnownKeys) -> list[str]:
+def _validate_section(name: str, section: object, section_type: type, known: KnownKeys) -> list[str]:
     keys = schema.keys(section_type)
     if not isinstance(section, Mapping):
         return [format_error(name, "must be a section", f"Its keys are {', '.join(keys)}", value=section)]
@@ -91,7 +91,7 @@ def _validate_section(name: str, section: Any, section_type: type, known: KnownK
     return problems
 
 
-def validate_value(path: str, value: Any, annotation: object) -> list[str]:
+def validate_value(path: str, value: object, annotation: object) -> list[str]:
     """Return the problems of a value that must fit `annotation`."""
     if value == "???":
         return [format_error(path, "needs a value", f"Set {path}=<{describe(annotation)}>")]
@@ -115,7 +115,7 @@ def validate_value(path: str, value: Any, annotation: object) -> list[str]:
 # Parts
 
 
-def _validate_part(group: str, part: Any, known: KnownKeys) -> list[str]:
+def _validate_part(group: str, part: object, known: KnownKeys) -> list[str]:
     """Return the problems of the part of a group: its target, keys and values."""
     if part is None and group not in schema.required_groups(known.job_type):
         return []
@@ -160,7 +160,7 @@ def _read_signature(group: str, target: str) -> tuple[Signature | None, list[str
 
 
 def _validate_key(
-    group: str, key: str, value: Any, target: str, signature: Signature | None, known: KnownKeys
+    group: str, key: str, value: object, target: str, signature: Signature | None, known: KnownKeys
 ) -> list[str]:
     """Return the problems of a key of a part; a user's own part has any key, and values are free unless limited."""
     path = f"{group}.{key}"
@@ -320,7 +320,7 @@ def _may_train_frozen(config: Mapping[str, Any]) -> bool:
     return has_weights or bool(value_at(config, "model.features")) or value_at(config, "model.lora") is not None
 
 
-def _validate_lora(lora: Any) -> Iterator[str]:
+def _validate_lora(lora: object) -> Iterator[str]:
     if not isinstance(lora, Mapping):
         return
     keys = schema.keys(jobs.LoraKeys)
@@ -333,7 +333,7 @@ def _validate_lora(lora: Any) -> Iterator[str]:
         yield format_error("model.lora", "needs the package peft, which is not installed", "pip install trainer[lora]")
 
 
-def _validate_renames(pairs: Any) -> Iterator[str]:
+def _validate_renames(pairs: object) -> Iterator[str]:
     for number, pair in enumerate(pairs if isinstance(pairs, list) else [], start=1):
         path = f"model.weights_rename: entry {number}"
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(item, str) for item in pair):
@@ -352,13 +352,13 @@ def _validate_overrides(config: Mapping[str, Any]) -> Iterator[str]:
     keys = schema.keys(jobs.OverrideKeys)
     for number, entry in enumerate(entries, start=1):
         path = f"optimizer.overrides: entry {number}"
-        for key in entry.keys() - keys.keys():
+        for key in (key for key in entry if key not in keys):
             yield format_error(path, "has an unknown key", did_you_mean(str(key), list(keys)), value=key)
         if "match" not in entry:
             yield format_error(f"{path}, match", "is missing", _OVERRIDE)
         if entry.keys() <= {"match"}:
             yield format_error(path, "sets nothing", _OVERRIDE)
-        for key in keys.keys() & entry.keys():
+        for key in (key for key in keys if key in entry):
             yield from validate_value(f"{path}, {key}", entry[key], keys[key])
     if value_at(config, "optimizer.lr") == "auto" and any("lr" in entry for entry in entries):
         problem = "auto measures one learning rate for all parameters, but optimizer.overrides sets others"
