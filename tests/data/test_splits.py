@@ -17,8 +17,6 @@ from trainer.data.splits import (
     SplitLayout,
     SplitWriter,
     assign_split,
-    cache_key,
-    cached_folder,
     drop_unseen_classes,
     normalize_whitespace,
     read_splits,
@@ -218,39 +216,6 @@ def test_held_out_split_with_unseen_classes_only_is_rejected(tmp_path: Path) -> 
 def test_split_without_rows_is_rejected(tmp_path: Path, samples: list[Sample], message: str) -> None:
     with pytest.raises(DataError, match="^" + re.escape(message)):
         write_and_read(tmp_path, TRAIN_ONLY, {"train": samples}, ("text",))
-
-
-def test_folder_is_filled_once_and_complete_or_not_at_all(tmp_path: Path) -> None:
-    def fail(folder: Path) -> None:
-        (folder / "half").touch()
-        raise DataError("broken")
-
-    with pytest.raises(DataError, match="broken"):
-        cached_folder(str(tmp_path), "source", "key", fail)
-    assert list((tmp_path / "source").iterdir()) == []
-
-    folder = cached_folder(str(tmp_path), "source", "key", lambda folder: (folder / "whole").touch())
-    assert cached_folder(str(tmp_path), "source", "key", fail) == folder == tmp_path / "source" / "key"
-    assert [path.name for path in folder.iterdir()] == ["whole"]
-
-
-def test_folder_of_a_faster_process_is_used(tmp_path: Path) -> None:
-    def write(folder: Path) -> None:
-        (folder / "mine").touch()
-        (tmp_path / "source" / "key").mkdir()
-        (tmp_path / "source" / "key" / "theirs").touch()
-
-    folder = cached_folder(str(tmp_path), "source", "key", write)
-
-    assert [path.name for path in folder.iterdir()] == ["theirs"]
-    assert [path.name for path in (tmp_path / "source").iterdir()] == ["key"]
-
-
-def test_cache_key_depends_on_roles_and_more() -> None:
-    keys = {cache_key("a", roles, *more) for roles in (["text"], ["text", "label"], []) for more in ((), ("/data",))}
-
-    assert len(keys) == 6
-    assert all(re.fullmatch(r"a-[0-9a-f]{12}", key) for key in keys)
 
 
 def test_dropped_rows_are_stored_and_reported_on_every_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,8 @@ from annotated_types import MinLen
 
 from trainer.constraints import DataFile
 from trainer.data.cells import file_bytes_digest
-from trainer.data.splits import Shares, SplitLayout, cache_key, cached_folder, read_splits, split_row_id
+from trainer.data.split_cache import cache_key, cached_splits
+from trainer.data.splits import Shares, SplitLayout, split_row_id
 from trainer.errors import DataError, format_error
 
 if TYPE_CHECKING:
@@ -98,8 +99,8 @@ class FileSource:
         self, source: str, roles: Sequence[str], write: Callable[[Path], None], *more: str
     ) -> dict[str, Dataset]:
         """Return the splits from the cache folder of `source`; call `write` to fill it if needed."""
-        folder = cached_folder(self._cache_dir, source, cache_key(self.fingerprint, roles, *more), write)
-        return read_splits(folder, self._layout, self.describe_row)
+        key = cache_key(self.fingerprint, roles, *more)
+        return cached_splits(self._cache_dir, source, key, write, self._layout, self.describe_row)
 
 
 def find_data_files(names: Mapping[str, str | Sequence[str] | None], suffixes: Sequence[str] | None) -> Paths:

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 from trainer.constraints import DataName, NonEmptyStr, Rule, validated
 from trainer.data.cells import ROLE_NOUNS, describe_incomplete_rows
 from trainer.data.data_files import content_digest
+from trainer.data.split_cache import cache_key, cached_splits
 from trainer.data.splits import (
     SPLIT_KEYS,
     Shares,
     SplitLayout,
-    cache_key,
-    cached_folder,
-    read_splits,
     row_id,
     split_row_id,
     split_schema,
@@ -125,8 +123,8 @@ class Hub:
         """
         available = [role for role in roles if role in self._columns]
         key = cache_key(self.fingerprint, available)
-        folder = cached_folder(self._cache_dir, "trainer_hub", key, lambda new: self._write(new, available))
-        return read_splits(folder, self._layout, self.describe_row)
+        write = partial(self._write, roles=available)
+        return cached_splits(self._cache_dir, "trainer_hub", key, write, self._layout, self.describe_row)
 
     def describe_row(self, split: str, row: int) -> str:
         """Return `stanfordnlp/imdb, split train, row 18`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import blake2b
 from math import prod
 from pathlib import Path
@@ -16,14 +16,12 @@ import numpy as np
 from trainer.constraints import DataFile, DataFolder, Rule, validated
 from trainer.data.cells import encode_png
 from trainer.data.data_files import Paths, files_fingerprint, find_data_files
+from trainer.data.split_cache import cache_key, cached_splits
 from trainer.data.splits import (
     SPLIT_KEYS,
     Sample,
     Shares,
     SplitLayout,
-    cache_key,
-    cached_folder,
-    read_splits,
     row_id,
     split_row_id,
     split_schema,
@@ -130,8 +128,8 @@ class Idx:
         """
         names = [role for role in _KEYS if role in roles]
         key = cache_key(self.fingerprint, names)
-        folder = cached_folder(self._cache_dir, "trainer_idx", key, lambda new: self._write(new, names))
-        return read_splits(folder, self._layout, self.describe_row)
+        write = partial(self._write, names=names)
+        return cached_splits(self._cache_dir, "trainer_idx", key, write, self._layout, self.describe_row)
 
     def describe_row(self, split: str, row: int) -> str:
         """Return `train-images-idx3-ubyte, image 18`."""

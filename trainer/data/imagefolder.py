@@ -5,21 +5,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from trainer.constraints import DataFolder, Rule, validated
 from trainer.data.cells import IMAGE_SUFFIXES
 from trainer.data.data_files import content_digest, files_fingerprint
+from trainer.data.split_cache import cache_key, cached_splits
 from trainer.data.splits import (
     SPLIT_KEYS,
     Sample,
     Shares,
     SplitLayout,
-    cache_key,
-    cached_folder,
-    read_splits,
     row_id,
     split_row_id,
     split_schema,
@@ -86,8 +84,8 @@ class ImageFolder:
         """
         names = [role for role in ("image", "label") if role in roles]
         key = cache_key(self.fingerprint, names, str(self._root.absolute()))
-        folder = cached_folder(self._cache_dir, "trainer_imagefolder", key, lambda new: self._write(new, names))
-        return read_splits(folder, self._layout, self.describe_row)
+        write = partial(self._write, names=names)
+        return cached_splits(self._cache_dir, "trainer_imagefolder", key, write, self._layout, self.describe_row)
 
     def describe_row(self, split: str, row: int) -> str:
         """Return `photos/train/cat/18.jpg`."""

@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
@@ -331,45 +330,6 @@ def _drop_unseen(folder: Path, split: str, num_rows: int, classes: Mapping[str, 
     if sum(item.num_rows for item in dropped) == num_rows:
         raise DataError(format_error(f"data.{split}", f"contains only {dropped[0].description}", _more_rows(split)))
     return dropped
-
-
-def cache_key(fingerprint: str, roles: Iterable[str], *more: str) -> str:
-    """Return the name of a cache folder: the same data with other roles has its own folder."""
-    parts = blake2b(repr((tuple(roles), more)).encode(), digest_size=6).hexdigest()
-    return f"{fingerprint}-{parts}"
-
-
-def cached_folder(cache_dir: str | None, source: str, key: str, write: Callable[[Path], None]) -> Path:
-    """Return the folder `source/key` of the cache; call `write` to fill it if it does not exist.
-
-    Raises:
-        DataError: The folder cannot be written.
-    """
-    import datasets
-
-    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / source
-    folder = cache / key
-    if not folder.is_dir():
-        try:
-            _fill(cache, folder, write)
-        except OSError as error:
-            problem = f"cannot store the splits: {error.strerror or error}"
-            raise DataError(format_error("data.cache_dir", problem, "Name another folder", value=str(cache))) from error
-    return folder
-
-
-def _fill(cache: Path, folder: Path, write: Callable[[Path], None]) -> None:
-    """Make `folder` in `cache` atomically: it appears complete or not at all."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".tmp-", dir=cache) as temporary:
-        splits = Path(temporary, "splits")
-        splits.mkdir()
-        write(splits)
-        try:
-            splits.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process finished first, with the same splits
-                raise
 
 
 def read_splits(folder: Path, layout: SplitLayout, describe_row: Callable[[str, int], str]) -> dict[str, Dataset]:
