@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.optimizer_reference import assert_resumes_bitwise_equal, gradients, groups, named_parameters, trained
+from tests.support.optimizer_reference import (
+    assert_groups,
+    assert_out_of_range,
+    assert_resumes_bitwise_equal,
+    assert_updates_match,
+    gradients,
+    groups,
+    named_parameters,
+)
 from trainer.errors import ConfigError
 from trainer.optimizer.adamw import adamw
 
@@ -29,19 +37,13 @@ def evaluate_paper(start: torch.Tensor, steps: int, weight_decay: float) -> torc
 
 
 def test_updates_match_the_paper():
-    start, end = trained(make, 10, 0.01, 0.3)
-    decay = {"weight": 0.3, "table": 0.0, "bias": 0.0}
-    for name, value in end.items():
-        assert torch.allclose(value, evaluate_paper(start[name], 10, decay[name]), rtol=1e-12, atol=1e-13)
+    assert_updates_match(make, evaluate_paper)
 
 
 def test_groups_have_names_and_values():
     optimizer = make(groups(named_parameters(), 0.02, 0.3))
     assert isinstance(optimizer, torch.optim.AdamW)
-    assert [group["param_names"] for group in optimizer.param_groups] == [["weight"], ["table", "bias"]]
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
-    for group in optimizer.param_groups:
-        assert (group["lr"], group["betas"], group["eps"], group["fused"]) == (0.02, (0.9, 0.99), 1e-8, True)
+    assert_groups(optimizer, lr=0.02, betas=(0.9, 0.99), eps=1e-8, fused=True)
 
 
 def test_torch_chooses_the_kernel_if_none_is_fused():
@@ -54,7 +56,8 @@ def test_resumed_run_is_bitwise_equal():
 
 
 def test_values_out_of_range_raise():
-    for name, value in [
+    assert_out_of_range(
+        make,
         ("lr", 0.0),
         ("lr", -1.0),
         ("lr", math.nan),
@@ -65,9 +68,7 @@ def test_values_out_of_range_raise():
         ("eps", 0.0),
         ("weight_decay", -0.1),
         ("weight_decay", math.nan),
-    ]:
-        with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
-            make(groups(named_parameters(), 0.01, 0.3), **{name: value})
+    )
 
 
 def test_values_out_of_range_are_reported_together():

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -6,14 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.optimizer_reference import (
+    assert_groups,
+    assert_out_of_range,
     assert_resumes_bitwise_equal,
+    assert_updates_match,
     gradients,
     groups,
     named_parameters,
     train,
-    trained,
 )
-from trainer.errors import ConfigError
 from trainer.optimizer.lion import lion
 
 VALUES = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.3}
@@ -36,10 +38,7 @@ def evaluate_paper(start: torch.Tensor, steps: int, weight_decay: float, betas: 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.99), (0.0, 0.0)])
 def test_updates_match_the_paper(betas):
-    start, end = trained(lambda params: make(params, betas=betas), 10, 0.01, 0.3)
-    decay = {"weight": 0.3, "table": 0.0, "bias": 0.0}
-    for name, value in end.items():
-        assert torch.allclose(value, evaluate_paper(start[name], 10, decay[name], betas), rtol=1e-12, atol=1e-13)
+    assert_updates_match(partial(make, betas=betas), partial(evaluate_paper, betas=betas))
 
 
 @settings(max_examples=30)
@@ -72,9 +71,7 @@ def test_groups_and_state():
     parameters = named_parameters()
     optimizer = make(groups(parameters, 0.02, 0.3), betas=[0.5, 0.6])
     train(optimizer, parameters, 1, 1)
-    assert [group["param_names"] for group in optimizer.param_groups] == [["weight"], ["table", "bias"]]
-    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.02, 0.3), (0.02, 0.0)]
-    assert optimizer.param_groups[0]["betas"] == (0.5, 0.6)
+    assert_groups(optimizer, lr=0.02, betas=(0.5, 0.6))
     assert all(optimizer.state[parameter].keys() == {"exp_avg"} for _, parameter in parameters)
 
 
@@ -83,12 +80,11 @@ def test_resumed_run_is_bitwise_equal():
 
 
 def test_values_out_of_range_raise():
-    for name, value in [
+    assert_out_of_range(
+        make,
         ("lr", 0.0),
         ("lr", math.inf),
         ("betas", (0.9, 1.0)),
         ("betas", (0.9,)),
         ("weight_decay", -0.1),
-    ]:
-        with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
-            make(groups(named_parameters(), 0.01, 0.3), **{name: value})
+    )

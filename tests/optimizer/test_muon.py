@@ -4,7 +4,14 @@ import math
 import pytest
 import torch
 
-from tests.support.optimizer_reference import assert_resumes_bitwise_equal, gradients, groups, named_parameters, train
+from tests.support.optimizer_reference import (
+    assert_out_of_range,
+    assert_resumes_bitwise_equal,
+    gradients,
+    groups,
+    named_parameters,
+    train,
+)
 from trainer.errors import ConfigError
 from trainer.optimizer.muon import muon
 
@@ -186,7 +193,8 @@ def test_a_model_without_hidden_matrix_raises():
 
 
 def test_values_out_of_range_raise():
-    for name, value in [
+    assert_out_of_range(
+        make,
         ("lr", 0.0),
         ("momentum", 1.0),
         ("momentum", -0.1),
@@ -195,6 +203,4 @@ def test_values_out_of_range_raise():
         ("betas", (0.9, 1.0)),
         ("eps", 0.0),
         ("weight_decay", math.nan),
-    ]:
-        with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
-            make(groups(named_parameters(), 0.01, 0.3), **{name: value})
+    )

@@ -1,9 +1,18 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from tests.support.optimizer_reference import assert_resumes_bitwise_equal, gradients, groups, named_parameters, trained
+from tests.support.optimizer_reference import (
+    assert_groups,
+    assert_out_of_range,
+    assert_resumes_bitwise_equal,
+    assert_updates_match,
+    gradients,
+    groups,
+    named_parameters,
+)
 from trainer.errors import ConfigError
 from trainer.optimizer.sgd import sgd
 
@@ -27,20 +36,14 @@ def update_by_hand(
 
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
 def test_updates_match_the_rule(momentum, nesterov):
-    start, end = trained(lambda params: make(params, momentum=momentum, nesterov=nesterov), 10, 0.1, 0.3)
-    decay = {"weight": 0.3, "table": 0.0, "bias": 0.0}
-    for name, value in end.items():
-        expected = update_by_hand(start[name], 10, decay[name], momentum, nesterov)
-        assert torch.allclose(value, expected, rtol=1e-12, atol=1e-13)
+    options = {"momentum": momentum, "nesterov": nesterov}
+    assert_updates_match(partial(make, **options), partial(update_by_hand, **options), lr=0.1)
 
 
 def test_groups_have_names_and_values():
     optimizer = make(groups(named_parameters(), 0.2, 0.3))
     assert isinstance(optimizer, torch.optim.SGD)
-    assert [group["param_names"] for group in optimizer.param_groups] == [["weight"], ["table", "bias"]]
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
-    for group in optimizer.param_groups:
-        assert (group["lr"], group["momentum"], group["nesterov"], group["fused"]) == (0.2, 0.9, False, True)
+    assert_groups(optimizer, lr=0.2, momentum=0.9, nesterov=False, fused=True)
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, True)])
@@ -49,15 +52,14 @@ def test_resumed_run_is_bitwise_equal(momentum, nesterov):
 
 
 def test_values_out_of_range_raise():
-    for name, value in [
+    assert_out_of_range(
+        make,
         ("lr", 0.0),
         ("lr", math.nan),
         ("momentum", 1.0),
         ("momentum", -0.1),
         ("weight_decay", -0.1),
-    ]:
-        with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
-            make(groups(named_parameters(), 0.1, 0.3), **{name: value})
+    )
 
 
 def test_nesterov_needs_momentum():

@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from trainer.checkpoint.optimizer_state import capture_optimizer, restore_optimizer
 from trainer.checkpoint.tensors import decode, encode
+from trainer.errors import ConfigError
 from trainer.optimizer.parameter_groups import make_parameter_groups
 
 SHAPES = {"weight": (3, 4), "table": (5, 2), "bias": (3,)}
@@ -50,6 +52,36 @@ def trained(make: Make, steps: int, lr: float, weight_decay: float) -> tuple[dic
     start = {name: parameter.detach().clone() for name, parameter in parameters}
     train(make(groups(parameters, lr, weight_decay)), parameters, 1, steps)
     return start, {name: parameter.detach() for name, parameter in parameters}
+
+
+def assert_updates_match(
+    make: Make,
+    reference: Callable[[Tensor, int, float], Tensor],
+    *,
+    steps: int = 10,
+    lr: float = 0.01,
+    rtol: float = 1e-12,
+    atol: float = 1e-13,
+) -> None:
+    """Check updates against `reference`, from a parameter's start, the number of updates and the weight decay."""
+    start, end = trained(make, steps, lr, 0.3)
+    for name, decay in {"weight": 0.3, "table": 0.0, "bias": 0.0}.items():
+        assert torch.allclose(end[name], reference(start[name], steps, decay), rtol=rtol, atol=atol), name
+
+
+def assert_groups(optimizer: torch.optim.Optimizer, **options: Any) -> None:
+    """Check that a weight decay of 0.3 applies only to `weight`, and that both groups have the options."""
+    assert [group["param_names"] for group in optimizer.param_groups] == [["weight"], ["table", "bias"]]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    for group in optimizer.param_groups:
+        assert {name: group[name] for name in options} == options
+
+
+def assert_out_of_range(make: Callable[..., object], *arguments: tuple[str, object]) -> None:
+    """Check that each argument is refused with its name and the allowed values."""
+    for name, value in arguments:
+        with pytest.raises(ConfigError, match=rf"^{name}: must be .*, got "):
+            make(groups(named_parameters(), 0.01, 0.3), **{name: value})
 
 
 def assert_resumes_bitwise_equal(make: Make, lr: float, weight_decay: float, **more: Any) -> None:
