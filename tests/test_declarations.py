@@ -1,12 +1,15 @@
 """The names and annotations of a module, read from its source."""
 
 import ast
+import typing
 from typing import Annotated, Any, Literal
 
+import pytest
 from annotated_types import Ge
 
 from trainer import constraints
 from trainer.annotations import IsDuration, value_problems
+from trainer.constraints import Count
 from trainer.declarations import bindings, find_builtin, meaning, read_annotation, resolve_annotation
 
 
@@ -46,3 +49,10 @@ def test_names_imported_for_the_type_checker_are_read_from_the_source() -> None:
     scope = {"__name__": "trainer.constraints", "Literal": Literal}
     expected = Annotated[Any, Ge(0)] | Literal["a"]
     assert resolve_annotation("Annotated[Tensor, Ge(0)] | Literal['a']", scope) == expected
+
+
+@pytest.mark.parametrize("annotation", [list["Count"], "list['Count']", "'list[Count]'", typing.List["Count"]])  # noqa: UP006
+def test_strings_inside_annotations_are_evaluated(annotation: object) -> None:
+    assert value_problems("key", [0], resolve_annotation(annotation, vars(constraints))) == [
+        "key: must be at least 1, got 0."
+    ]

@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from types import ModuleType
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from types import ModuleType, SimpleNamespace
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_type_hints
 
 from trainer.annotations import METADATA
 from trainer.rules import evaluate
@@ -154,13 +154,14 @@ def find_builtin(name: str) -> object:
 
 
 def resolve_annotation(annotation: object, scope: Mapping[str, object]) -> object:
-    """Return the object of an annotation that may be a string; `scope` holds the globals of its module."""
+    """Return the object of an annotation, with its strings evaluated; `scope` holds the globals of its module."""
     if annotation is inspect.Parameter.empty:
         return Any
+    with suppress(Exception):  # such as a name that is imported only for the type checker
+        holder = SimpleNamespace(__annotations__={"value": annotation})
+        return get_type_hints(holder, dict(scope), include_extras=True)["value"]
     if not isinstance(annotation, str):
         return annotation
-    with suppress(Exception):  # such as a name that is imported only for the type checker
-        return resolve_annotation(eval(annotation, dict(scope)), scope)
     imports = _bindings_of(str(scope.get("__name__")))
 
     def find(name: str) -> object:
