@@ -89,6 +89,27 @@ def build_training(
     task = build_task(job, None if snapshot is None else json.loads(snapshot.documents[TASK]))
     encoded = build_encoded(job, task, fitted=snapshot is not None)
     data_report = check_data(job, task, encoded)
+    run = _build_run(job, config_text, outputs, snapshot, closing, ranks, device, task, encoded)
+    state = TrainState()
+    if snapshot is not None:
+        _check_teacher(snapshot, run.documents)
+        restore(run, state, snapshot)
+    ranks.broadcast_weights(run.modules().values())
+    return Training(run, state, task, encoded, data_report)
+
+
+def _build_run(
+    job: TrainJob,
+    config_text: str,
+    outputs: RunOutputs,
+    snapshot: Snapshot | None,
+    closing: ExitStack,
+    ranks: Ranks,
+    device: torch.device,
+    task: Task,
+    encoded: Encoded,
+) -> Run:
+    """Build the run from its data; the state of a snapshot is not restored."""
     plan = build_batch_plan(job, task, encoded)
     steps, schedule = _build_steps(job, plan.steps_per_epoch, snapshot)
     loss = build_loss(job, task, device)
@@ -99,7 +120,7 @@ def build_training(
     closing.callback(validation_batches.close)
     check_model(job, model, loader.batches)
     precision = Precision(job.precision, device)
-    run = Run(
+    return Run(
         model=model,
         loss=loss,
         optimizer=build_optimizer(job, model, loss),
@@ -119,12 +140,6 @@ def build_training(
         documents=_documents(config_text, task, model, loss),
         data_fingerprint=encoded.fingerprint,
     )
-    state = TrainState()
-    if snapshot is not None:
-        _check_teacher(snapshot, run.documents)
-        restore(run, state, snapshot)
-    ranks.broadcast_weights(run.modules().values())
-    return Training(run, state, task, encoded, data_report)
 
 
 def _build_steps(job: TrainJob, steps_per_epoch: int, snapshot: Snapshot | None) -> tuple[StepCounts, Schedule]:
