@@ -8,12 +8,16 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
+# Tests that compute: other kernels and thread counts round differently, as other processors do.
+NUMERIC := $(wildcard $(addprefix tests/,builders data/test_batches.py decode export/test_compare.py loss model optimizer predict prune \
+	scheduler task $(addsuffix .py,$(addprefix test_,divergence ema evaluate invariance loop losses precision pretrained resume targets))))
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help train test test-all lint format docs smoke ci clean
+.PHONY: help train test test-all test-portable lint format docs smoke ci clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("Python 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'
@@ -29,6 +33,12 @@ test: $(STAMP) ## run the tests except the slow ones; ARGS go to pytest
 
 test-all: $(STAMP) ## run the slow tests too
 	$(PYTEST) -m "not gpu" $(ARGS)
+
+test-portable: $(STAMP) ## run the numeric tests with the kernels of other processors, on 1 and 2 threads
+	failed=0; for kernels in "default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41" "avx2 ONEDNN_MAX_CPU_ISA=AVX2"; do for threads in 1 2; do \
+		echo "ATEN_CPU_CAPABILITY=$$kernels OMP_NUM_THREADS=$$threads"; \
+		env ATEN_CPU_CAPABILITY=$$kernels OMP_NUM_THREADS=$$threads $(PYTEST) $(NUMERIC) $(ARGS) || failed=1; \
+	done; done; exit $$failed
 
 lint: $(STAMP) ## style, types, layers
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What holds for every test: no network, one thread for each process, properties without a deadline."""
+"""Settings of every test: no network, one thread for each process by default, properties without a deadline."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 # Before anything imports torch or transformers, and inherited by the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
