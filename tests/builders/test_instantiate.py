@@ -9,10 +9,13 @@ from trainer.builders.instantiate import instantiate
 from trainer.errors import ConfigError
 
 
-class Part:
+class Part(torch.nn.Module):
     """A part as a user would write one."""
 
+    forward = len
+
     def __init__(self, size: int, num_outputs: int, nested: Any = None) -> None:
+        super().__init__()
         if size < 0:
             raise ValueError("size is negative")
         self.size, self.num_outputs, self.nested = size, num_outputs, nested
@@ -54,6 +57,27 @@ def test_a_partial_part_is_not_called() -> None:
     assert schedule(1) == 0.5
 
 
+class Ramp:
+    def __init__(self, total_steps: int) -> None:
+        self.total_steps = total_steps
+
+    def __call__(self, step: int) -> float:
+        return step / self.total_steps
+
+
+@pytest.mark.parametrize("target", ["Ramp", "scaled"])
+@pytest.mark.parametrize("partial", [True, False])
+def test_a_schedule_is_a_function_or_made_by_a_class_whatever_partial_says(target: str, partial: bool) -> None:
+    config = {"_target_": f"{HERE}.{target}", "_partial_": partial, **({"factor": 1.0} if target == "scaled" else {})}
+
+    assert instantiate("scheduler", config, total_steps=4)(1) == 0.25
+
+
+def test_a_function_that_is_the_part_needs_its_arguments() -> None:
+    with pytest.raises(ConfigError, match=r"^scheduler\.factor: is missing"):
+        instantiate("scheduler", {"_target_": f"{HERE}.scaled", "_partial_": True}, total_steps=4)
+
+
 def test_nested_parts_are_instantiated_in_plain_lists() -> None:
     made = instantiate(
         "model", {"_target_": f"{HERE}.Part", "size": 1, "nested": [{"_target_": "torch.nn.ReLU"}]}, num_outputs=1
@@ -81,7 +105,7 @@ def test_nested_parts_are_instantiated_in_plain_lists() -> None:
         ({"_target_": f"{HERE}.HERE"}, r"model\._target_: .*"),
         (
             {"_target_": f"{HERE}.Part"},
-            "model: .*missing a required argument: 'size'.*It takes size, num_outputs, nested",
+            rf"^model\.size: is missing; {HERE}.Part needs it for its parameter size\. Set \+\+model\.size=<value>",
         ),
         ({"_target_": f"{HERE}.Part", "size": 1, "sise": 2}, "model: .*unexpected keyword argument 'sise'"),
         ({"_target_": f"{HERE}.Part", "size": -1}, r"model: cannot be created \(ValueError: size is negative\)"),

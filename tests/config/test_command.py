@@ -341,3 +341,34 @@ def test_declarations_of_parts_are_read_from_their_sources(elsewhere: Path, monk
         "optimizer.lr: must be greater than 0, got -1.",
         "optimizer.nesterov: needs momentum greater than 0, got True.",
     ]
+
+
+def test_required_parameters_of_own_parts_are_checked_before_the_import(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(elsewhere)
+    (elsewhere / "mine.py").write_text(
+        "raise SystemExit('imported')\n"
+        "def ramp(step, *, warmup_steps, total_steps): ...\n"
+        "class Ramp:\n"
+        "    def __init__(self, warmup_steps, total_steps): ...\n"
+        "class Loss:\n"
+        "    def __init__(self, power, class_counts, other=1): ...\n"
+        "def sgd(params, lr, momentum): ...\n"
+        "@unknown\n"
+        "def wrapped(set_by_the_decorator): ...\n"
+    )
+    parts = ["loss._target_=mine.Loss", "optimizer._target_=mine.sgd", "scheduler._target_=mine.Ramp"]
+    with pytest.raises(ConfigError) as caught:
+        check_command("train", parts)
+
+    keys = [message.partition(":")[0] for message in caught.value.messages]
+    assert sorted(keys) == ["loss.power", "optimizer.lr", "optimizer.momentum", "scheduler.warmup"]
+    for message in caught.value.messages:
+        remedy = message.partition("Set ")[2].partition(",")[0].replace("<value>", "1")
+        parts.append(remedy)
+    assert check_command("train", parts).single is not None
+
+    assert errors_of("train", "scheduler._target_=mine.ramp")[0].startswith("scheduler.warmup: is missing")
+    assert check_command("train", ["scheduler=greedy", "scheduler._target_=mine.ramp", "scheduler.warmup=1"]).single
+    assert check_command("train", ["loss._target_=mine.wrapped"]).single

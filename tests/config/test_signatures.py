@@ -283,7 +283,7 @@ def test_rules_that_cannot_be_checked_are_reported(elsewhere: Path, monkeypatch:
         "def make(step, /, *, high: int): ...\n"
     )
     with pytest.raises(ConfigError) as caught:
-        check_command("train", ["loss._target_=mine.make"])
+        check_command("train", ["loss._target_=mine.make", "+loss.high=1"])
     first, second = caught.value.messages
     assert first.startswith("loss._target_: the rule 'hihg > 0' names hihg, which is not a parameter, got 'mine.make'.")
     assert first.endswith("Did you mean high?")

@@ -3,7 +3,9 @@
 import io
 import logging
 import math
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -262,3 +264,22 @@ class TestTable:
         console = Console(file=io.StringIO())
         print_table(console, "artifacts", ["file", "ms"], [])
         assert written(console).splitlines() == ["artifacts", "  file  ms"]
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [
+        ("screen = open_console('plain', outlives_reader=True); screen.out('a'); screen.out('b')", 0),
+        ("cli._run = lambda _: open_console('plain').out('a'); raise SystemExit(cli.main(['diff']))", 141),
+    ],
+)
+def test_a_closed_pipe_ends_a_verb_quietly_but_not_a_training_run(code: str, exit_code: int) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = f"from trainer import cli; from trainer.report.console import open_console; {code}"
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    os.close(writer)
+
+    assert (done.returncode, done.stderr) == (exit_code, b"")

@@ -13,11 +13,15 @@ from typing import Any
 import hydra
 from hydra.errors import InstantiationException
 
+from trainer.builders.contracts import check_contract
+from trainer.config.validate import CALL_ARGUMENTS, is_the_part, missing_argument
 from trainer.errors import ConfigError, TrainerError, did_you_mean, format_error
 from trainer.layout import Document
 
 _MAX_LISTED = 20
 """A module's names are listed in a message only if there are at most this many."""
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 # Hydra also logs what cannot be imported, at length; our message is enough.
 logging.getLogger(hydra.utils.__name__).setLevel(logging.CRITICAL)
@@ -33,26 +37,28 @@ def instantiate(group: str, config: Document, /, **context: Any) -> Any:
             it has a parameter for, unless the config sets them.
 
     Raises:
-        ConfigError: The target cannot be imported, does not take these keys, or rejects their values.
+        ConfigError: The target cannot be imported, does not take these keys, rejects their values, or makes a part that
+            does not fit the contract of its group.
     """
     target = locate(group, config)
     keys = {key: value for key, value in config.items() if key not in ("_target_", "_partial_", "_convert_")}
     needed = {name: value for name, value in context.items() if name in parameters(target) and name not in keys}
-    partial = bool(config.get("_partial_", False))
-    if not partial:
-        _check_arguments(group, config["_target_"], target, keys | needed)
+    partial = is_the_part(group, config, parameters(target), is_class=inspect.isclass(target))
+    _check_arguments(group, config["_target_"], target, keys | needed, CALL_ARGUMENTS.get(group, 0) if partial else 0)
     try:
         bound = hydra.utils.instantiate({**config, "_partial_": True}, _convert_="all")
         # The context is bound here: Hydra would copy them, and parameters must stay the same objects.
         bound = functools.partial(bound, **needed)
         with in_group(group):
-            return bound if partial else bound()
+            part = bound if partial else bound()
     except TrainerError:
         raise
     except (InstantiationException, ValueError, TypeError, ImportError, OSError) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         problem = f"cannot be created ({type(cause).__name__}: {cause})"
         raise ConfigError(format_error(group, problem)) from cause
+    check_contract(group, config["_target_"], part)
+    return part
 
 
 @contextmanager
@@ -101,12 +107,19 @@ def _import_problem(path: str) -> tuple[str, str]:
     return f"there is no {name} in {module}", near if listed else ""
 
 
-def _check_arguments(group: str, path: str, target: Callable[..., Any], arguments: Mapping[str, object]) -> None:
+def _check_arguments(
+    group: str, path: str, target: Callable[..., Any], arguments: Mapping[str, Any], call_arguments: int
+) -> None:
+    """Check that a target can be called with `arguments` by name and `call_arguments` more by position."""
     try:
         signature = inspect.signature(target)
     except (TypeError, ValueError):
         return
     try:
-        signature.bind(**arguments)
+        signature.bind(*[None] * call_arguments, **arguments)
     except TypeError as error:
-        raise ConfigError(f"{group}: {path} {error}. It takes {', '.join(signature.parameters)}.") from error
+        by_name = [each for each in signature.parameters.values() if each.kind in _BY_NAME][call_arguments:]
+        missing = [each.name for each in by_name if each.default is each.empty and each.name not in arguments]
+        problems = [missing_argument(group, name, path) for name in missing]
+        names = ", ".join(signature.parameters)
+        raise ConfigError(*problems or [f"{group}: {path} {error}. It takes {names}."]) from error

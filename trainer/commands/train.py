@@ -169,7 +169,8 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
 
     job, config, folder = start.job, start.config, start.folder
     is_first = ranks is None or ranks.is_first
-    console = open_console(job.logger.console)
+    # The files of the run tell the same as the screen, so a run outlives `trainer train | head`.
+    console = open_console(job.logger.console, outlives_reader=True)
     is_new = not (folder / METRICS).exists()
     with ExitStack() as stack:
         open_log = _open_logs(start, ranks, console, stack)

@@ -37,6 +37,8 @@ class Signature:
         open: The callable takes any other keyword (`**kwargs`).
         rules: The relations between parameters that `@validated` declares.
         faults: Why rules cannot be checked: the problem of each and its remedy.
+        is_class: The callable is a class.
+        is_wrapped: A decorator of another package may set or add parameters.
     """
 
     annotations: Mapping[str, object]
@@ -44,6 +46,8 @@ class Signature:
     open: bool
     rules: tuple[Rule, ...] = ()
     faults: tuple[tuple[str, str], ...] = ()
+    is_class: bool = False
+    is_wrapped: bool = False
 
     def annotation(self, key: str) -> object | None:
         """Return the annotation of the YAML key `key`, or None if there is no such key.
@@ -75,7 +79,20 @@ def read(target: str) -> Signature | None:
         definition = _definition(module, names)
     except _Unreadable:
         return None
-    return _signature(*definition, bound=len(names) > 1)
+    signature = _signature(*definition, bound=len(names) > 1)
+    if signature is None:
+        return None
+    is_class = isinstance(definition[0], ast.ClassDef)
+    return dataclasses.replace(signature, is_class=is_class, is_wrapped=_is_wrapped(*definition))
+
+
+def _is_wrapped(definition: _Definition, module: _Module) -> bool:
+    init = [item for item in definition.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
+    return any(
+        _decorator(decorator, module) not in (validated, dataclasses.dataclass)
+        for item in (definition, *(init if isinstance(definition, ast.ClassDef) else ()))
+        for decorator in item.decorator_list
+    )
 
 
 def attribute(target: str, name: str) -> Any:

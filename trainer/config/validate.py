@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields
 from importlib.util import find_spec
 from itertools import chain
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from trainer.config.groups import HYDRA_KEYS, OWN, Groups, KnownKeys
 from trainer.config.signatures import Signature
 from trainer.durations import FORMS, Duration, parse
 from trainer.errors import did_you_mean, format_error, raise_if_any
+from trainer.protocols import TaskInfo
 from trainer.rules import broken_rules
 
 _MEASURED = "optimizer.lr"
@@ -33,6 +35,19 @@ _SYNTAX = {
     "checkpoint": (r"best|last|step-\d+", "must be best, last or step-N"),
     "start": (r"step-\d+", "must be step-N"),
 }
+CALL_ARGUMENTS = {"scheduler": 1, "prune": 1, "export": 2}
+"""Number of arguments by position that a target gets in a call if it is the part itself."""
+
+_TASK_INFO = frozenset(field.name for field in fields(TaskInfo))
+_BUILDER_ARGUMENTS: Mapping[str, frozenset[str]] = {
+    "model": _TASK_INFO | {"architecture"},
+    "loss": _TASK_INFO | {"teacher_model"},
+    "optimizer": frozenset({"params", "hidden"}),
+    "scheduler": frozenset({"total_steps"}),
+    "prune": frozenset({"seed"}),
+}
+"""Parameters that `builders` fills in by name."""
+
 _FREEZE = "An entry is a pattern of parameter names, or {match: <pattern>, until: <duration>}"
 _OVERRIDE = "An entry is {match: <pattern of names>, lr: ..., weight_decay: ...}, with at least one of the values"
 
@@ -138,7 +153,42 @@ def _validate_part(group: str, part: object, known: KnownKeys) -> list[str]:
     problems += [format_error(f"{group}._target_", *fault, value=target) for fault in signature.faults]
     wrong = frozenset(key for key, messages in checked.items() if messages)
     problems += [] if signature.faults else broken_rules(own, signature.rules, prefix=f"{group}.", skip=wrong)
-    return [*problems, *_validate_option_keys(group, own, signature, known)] if target.startswith(OWN) else problems
+    if target.startswith(OWN):
+        return [*problems, *_validate_option_keys(group, own, signature, known)]
+    unset = _missing_arguments(group, own, signature, known)
+    return [*problems, *(missing_argument(group, name, target) for name in unset)]
+
+
+def is_the_part(group: str, part: Mapping[str, Any], names: Collection[str], *, is_class: bool) -> bool:
+    """Return whether a target is the part, its arguments bound, instead of making the part.
+
+    A replaced `_target_` keeps the `_partial_` of its option, but a class always makes the part, and a function of the
+    step (one of its parameters' `names`) is a schedule.
+    """
+    return not is_class and (bool(part.get("_partial_")) or (group == "scheduler" and "step" in names))
+
+
+def missing_argument(group: str, name: str, target: str) -> str:
+    """Return the message about a required parameter that nobody sets; `x_steps` of a schedule is the key `x`."""
+    is_duration = group == "scheduler" and name.endswith("_steps")
+    key, value = (name.removesuffix("_steps"), "5%") if is_duration else (name, "<value>")
+    remedy = f"Set ++{group}.{key}={value}, or give {name} a default"
+    return format_error(f"{group}.{key}", f"is missing; {target} needs it for its parameter {name}", remedy)
+
+
+def _missing_arguments(group: str, part: Mapping[str, Any], signature: Signature, known: KnownKeys) -> list[str]:
+    """Return the required parameters of a plugged-in part that neither its keys nor `builders` set."""
+    task = value_at(known.tree, "task._target_")
+    # The facts of another task may have more fields; then it is checked when the part is made.
+    is_own_task = isinstance(task, str) and task.startswith(OWN)
+    if signature.is_wrapped or "_args_" in part or (group in ("model", "loss") and not is_own_task):
+        return []
+    is_part = is_the_part(group, part, signature.annotations, is_class=signature.is_class)
+    names = list(signature.annotations)[CALL_ARGUMENTS.get(group, 0) if is_part else 0 :]
+    provided = {*part, *_BUILDER_ARGUMENTS.get(group, ())}
+    if group == "scheduler":
+        provided |= {f"{key}_steps" for key in part}
+    return [name for name in names if name in signature.required - provided]
 
 
 def _read_signature(group: str, target: str) -> tuple[Signature | None, list[str]]:

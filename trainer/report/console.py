@@ -14,15 +14,37 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from trainer.signals import drop_output
+
 ConsoleStyle = Literal["auto", "rich", "plain", "none"]
 
 _LABELS = {"samples_per_second": "samples/s", "tokens_per_second": "tokens/s"}
 _RATES = frozenset(_LABELS)
 
 
-def open_console(style: ConsoleStyle) -> Console:
-    """Return a console on standard output; `rich` treats any output as a terminal."""
-    return Console(force_terminal=True if style == "rich" else None)
+class _Screen(Console):
+    """A console that raises BrokenPipeError if the reader of the output has gone, or prints nothing from then on."""
+
+    def __init__(self, style: ConsoleStyle, *, outlives_reader: bool) -> None:
+        super().__init__(force_terminal=True if style == "rich" else None)
+        self._outlives_reader = outlives_reader
+
+    def on_broken_pipe(self) -> None:
+        """Called in the `except` block of a failed write; rich itself would end the process with exit code 1."""
+        if not self._outlives_reader:
+            raise
+        drop_output()
+        self.quiet = True
+
+
+def open_console(style: ConsoleStyle, *, outlives_reader: bool = False) -> Console:
+    """Return a console on standard output.
+
+    Args:
+        style: `rich` treats any output as a terminal.
+        outlives_reader: Print nothing if the reader of the output has gone, instead of raising BrokenPipeError.
+    """
+    return _Screen(style, outlives_reader=outlives_reader)
 
 
 def open_screen(style: ConsoleStyle, console: Console, *, total_steps: int) -> Display | Lines | None:
