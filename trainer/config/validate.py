@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import fields
 from importlib.util import find_spec
 from itertools import chain
 from typing import Any, Literal
@@ -24,7 +23,6 @@ from trainer.config.groups import HYDRA_KEYS, OWN, Groups, KnownKeys
 from trainer.config.signatures import Signature
 from trainer.durations import FORMS, Duration, parse
 from trainer.errors import did_you_mean, format_error, raise_if_any
-from trainer.protocols import TaskInfo
 from trainer.rules import broken_rules
 
 _MEASURED = "optimizer.lr"
@@ -38,15 +36,15 @@ _SYNTAX = {
 CALL_ARGUMENTS = {"scheduler": 1, "prune": 1, "export": 2}
 """Number of arguments by position that a target gets in a call if it is the part itself."""
 
-_TASK_INFO = frozenset(field.name for field in fields(TaskInfo))
+_TASK_INFO = f"{OWN}protocols.TaskInfo"
 _BUILDER_ARGUMENTS: Mapping[str, frozenset[str]] = {
-    "model": _TASK_INFO | {"architecture"},
-    "loss": _TASK_INFO | {"teacher_model"},
+    "model": frozenset({"architecture"}),
+    "loss": frozenset({"teacher_model"}),
     "optimizer": frozenset({"params", "hidden"}),
     "scheduler": frozenset({"total_steps"}),
     "prune": frozenset({"seed"}),
 }
-"""Parameters that `builders` fills in by name."""
+"""Parameters that `builders` fills in by name. Models and losses also get the fields of `TaskInfo`."""
 
 _FREEZE = "An entry is a pattern of parameter names, or {match: <pattern>, until: <duration>}"
 _OVERRIDE = "An entry is {match: <pattern of names>, lr: ..., weight_decay: ...}, with at least one of the values"
@@ -188,6 +186,8 @@ def _missing_arguments(group: str, part: Mapping[str, Any], signature: Signature
     provided = {*part, *_BUILDER_ARGUMENTS.get(group, ())}
     if group == "scheduler":
         provided |= {f"{key}_steps" for key in part}
+    if group in ("model", "loss") and (task_info := signatures.read(_TASK_INFO)):
+        provided |= task_info.annotations.keys()
     return [name for name in names if name in signature.required - provided]
 
 
