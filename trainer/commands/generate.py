@@ -14,7 +14,7 @@ from trainer.commands.run_folders import find_run_folder, run_argument, select_c
 from trainer.config.jobs import GenerateJob
 from trainer.config.signatures import attribute
 from trainer.config.stored import exported_config, job_from_text, load_stored_config
-from trainer.data.readers import first_line_of
+from trainer.data.line_reader import first_line_of
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
 from trainer.layout import EXPORT, EXPORT_MANIFEST, ONNX_CACHE, TOKENIZER, Document
 from trainer.predict.files import Write, check_output, open_output

@@ -14,7 +14,7 @@ from trainer.commands.run_folders import find_run_folder, run_argument, select_c
 from trainer.config.jobs import ColumnsSection, PredictJob, TrainJob
 from trainer.config.signatures import attribute
 from trainer.config.stored import exported_config, job_from_text, load_stored_config, untrusted_targets, with_overrides
-from trainer.data.readers import first_line_of
+from trainer.data.line_reader import first_line_of
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
 from trainer.layout import (
     CHECKPOINTS,

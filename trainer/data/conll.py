@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from trainer.constraints import NonEmptyStr, Rule, validated
 from trainer.data.data_files import DataFiles, FileSource
-from trainer.data.readers import read_lines
+from trainer.data.line_reader import read_lines
 from trainer.data.splits import SPLIT_RULES, Sample, Shares, row_id, split_schema, write_splits
 from trainer.errors import DataError, format_error
 

@@ -1,4 +1,4 @@
-"""Read lines of text files, and records of CSV, TSV, JSON, JSON Lines, Parquet and Arrow files, one by one.
+"""Read records of CSV, TSV, JSON, JSON Lines, Parquet and Arrow files, one by one.
 
 Values are never guessed: a cell of a CSV file is a string, even if it is `None` or `007`. A problem is a `DataError`
 that names the file and the line.
@@ -7,15 +7,13 @@ that names the file and the line.
 from __future__ import annotations
 
 import csv
-import gzip
 import json
-import zlib
-from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from trainer.data.line_reader import READ_ERRORS, LineReader, first_line_of, read_lines, unreadable_error
 from trainer.errors import DataError, did_you_mean, format_error
 from trainer.protocols import Row
 
@@ -23,104 +21,11 @@ Records = Iterator[Sequence[object]]
 RecordsOrErrors = Iterator[Sequence[object] | DataError]
 """Records, with an error in the place of each broken one."""
 
-_READ_ERRORS = (OSError, EOFError, zlib.error)
-"""Errors of reading a file that is missing, truncated or damaged."""
-
 _BATCH_ROWS = 1_024
 """Rows of a Parquet or Arrow file that are Python objects at a time."""
 
 _DID_YOU_MEAN = "Did you mean "
 _JSON_REMEDY = 'Write one object per line, {"text": ..., "label": ...}, or one list of such objects'
-
-
-def read_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 text file, plain or .gz, with their line ends and without a byte order mark.
-
-    Raises:
-        DataError: The file cannot be read, or a line is not UTF-8.
-    """
-    for line in read_lines_or_errors(path):
-        if isinstance(line, DataError):
-            raise line
-        yield line
-
-
-def read_lines_or_errors(path: Path) -> Iterator[str | DataError]:
-    """Yield the lines as `read_lines` does, with an error in the place of a line that is not UTF-8.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    try:
-        lines = LineReader(path)
-        for line in lines:
-            yield lines.take_error() or line
-    except _READ_ERRORS as error:
-        raise _unreadable(path, error) from error
-
-
-def decode_line(line: bytes, place: str, offset: int) -> str | DataError:
-    """Return a line as text, or the error if it is not UTF-8.
-
-    Args:
-        line: The bytes of the line.
-        place: The file and the line, for the message.
-        offset: The position of the line in the file, in bytes.
-    """
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        byte = f"byte {line[error.start]:#04x} at offset {offset + error.start} of the file is not UTF-8"
-        remedy = "Convert the file from its encoding, for example: iconv -f LATIN1 -t UTF-8"
-        return DataError(format_error(place, byte, remedy))
-
-
-class LineReader:
-    """Iterate over the lines of a file with their ends, without a byte order mark; keep an error for each bad line.
-
-    Bytes that are not UTF-8 are replaced. A parser of records takes the error after each record, so that the error
-    affects this record only.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._error: DataError | None = None
-        self._lines = self._read(path)
-
-    def __iter__(self) -> Iterator[str]:
-        return self._lines
-
-    def take_error(self) -> DataError | None:
-        """Return and clear the first error in the lines since the last call."""
-        error, self._error = self._error, None
-        return error
-
-    def _read(self, path: Path) -> Iterator[str]:
-        offset = 0
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                text = decode_line(line, f"{path}, line {number}", offset)
-                if isinstance(text, DataError):
-                    self._error = self._error or text
-                    text = line.decode(errors="replace")
-                yield text.removeprefix(BOM_UTF8.decode()) if number == 1 else text
-                offset += len(line)
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(
-        format_error(
-            str(path),
-            f"cannot be read: {first_line_of(error)}",
-            "Check that the file is complete and that you have permission to read it",
-        )
-    )
-
-
-def first_line_of(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def read_records(
@@ -211,8 +116,8 @@ def _parse_file(
         if parse is _parse_json:
             parse = partial(_parse_json, column_remedy=column_remedy)
         yield from parse(path, columns, separator, quote)
-    except _READ_ERRORS as error:
-        raise _unreadable(path, error) from error
+    except READ_ERRORS as error:
+        raise unreadable_error(path, error) from error
 
 
 def _parse_csv(

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.data.cells import IMAGE_SUFFIXES, ROLE_NOUNS
-from trainer.data.readers import decode_line, missing_columns_error, read_lines_or_errors, read_records_or_errors
+from trainer.data.line_reader import decode_line, read_lines_or_errors
+from trainer.data.readers import missing_columns_error, read_records_or_errors
 from trainer.data.splits import row_id
 from trainer.data.table import ColumnNames, Table
 from trainer.errors import ConfigError, DataError, format_error

@@ -1,0 +1,26 @@
+from pathlib import Path
+
+import pytest
+
+from trainer.data.line_reader import read_lines, read_lines_or_errors
+from trainer.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("working_folder")
+
+
+def test_line_that_is_not_utf_8_does_not_affect_other_lines() -> None:
+    Path("a.txt").write_bytes(b"\xef\xbb\xbfone\ntw\xff\nthree\r\n\xfe")
+    one, two, three, four = read_lines_or_errors(Path("a.txt"))
+
+    assert (one, three) == ("one\n", "three\r\n")
+    assert str(two).startswith("a.txt, line 2: byte 0xff at offset 9 of the file is not UTF-8. Convert the file")
+    assert str(four).startswith("a.txt, line 4: byte 0xfe")
+    with pytest.raises(DataError, match="line 2"):
+        list(read_lines(Path("a.txt")))
+
+
+def test_truncated_text_file_is_reported() -> None:
+    Path("cut.txt.gz").write_bytes(b"\x1f\x8b\x08\x00")
+
+    with pytest.raises(DataError, match=r"^cut\.txt\.gz: cannot be read: .*Check that the file is complete"):
+        list(read_lines_or_errors(Path("cut.txt.gz")))
