@@ -91,7 +91,7 @@ def check_signal(
     output = log.read_text()
     assert process.exitcode in (75, 0), output
     if process.exitcode == 75:
-        assert "trainer train resume=" in output or "start it again" in output
+        assert "trainer train resume=" in output or "Start the run again" in output
     assert "Traceback" not in output
 
     again = start(["train", f"run.dir={run_dir}", *job], log)

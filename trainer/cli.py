@@ -13,6 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer.errors import ConfigError, Interrupted, TrainerError
+from trainer.launch import (
+    is_first_on_machine,
+    is_reported_elsewhere,
+    reported_once_per_machine,
+    run_rank,
+    set_rank_defaults,
+)
 from trainer.layout import Document
 from trainer.signals import drop_output
 
@@ -85,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["--rank"]:  # started by `trainer.launch`
         return _run_rank(Path(arguments[1]))
+    set_rank_defaults()
     debug = "--debug" in arguments
     try:
         _run([argument for argument in arguments if argument != "--debug"])
@@ -102,7 +110,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         if debug:
             traceback.print_exception(error)
-        _print_error(user_error)
+        if not is_reported_elsewhere(user_error):
+            _print_error(user_error)
         return user_error.exit_code
     return 0
 
@@ -152,7 +161,6 @@ def _verb_remedy(verb: str) -> str:
 
 def _run_rank(path: Path) -> int:
     """Run one process of a job that several processes run together."""
-    from trainer.launch import run_rank
 
     def start(verb: str, config: Document, overrides: list[Any]) -> None:
         from trainer.config.command import job_of_config
@@ -171,11 +179,11 @@ def _make_directory_importable() -> None:
 
 def _run_verb(verb: str, rest: list[str]) -> None:
     _make_directory_importable()
-    with _garbage_collection_off():
+    with _garbage_collection_off(), reported_once_per_machine():
         from trainer.config.command import check_command
 
         command = check_command(verb, rest, _input_check(verb))
-    for note in command.notes:
+    for note in command.notes if is_first_on_machine() else ():
         print(f"note: {note}", file=sys.stderr)
     single = command.single
     if single is None:

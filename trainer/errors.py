@@ -57,7 +57,15 @@ class Interrupted(TrainerError):  # noqa: N818  not an error: the run can be res
 
 
 class LostRankError(TrainerError):
-    """Another process of the run has ended; that process reports the reason."""
+    """Another process of the run has ended or does not answer; whatever ended it is reported elsewhere."""
+
+
+class ReportedError(TrainerError):
+    """Another process of the run reports the error: this one ends with the same exit code and without a message."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__()
+        self.exit_code = exit_code  # type: ignore[misc]  # a class variable of all other errors
 
 
 def raise_if_any(*problems: str | None) -> None:

@@ -15,11 +15,15 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is imported only if distributed is available
+from torch.distributed import (  # type: ignore[attr-defined]  # they are imported only if distributed is available
+    Store,
+    TCPStore,
+    rendezvous,
+)
 from torch.nn.modules.batchnorm import _NormBase
 
 from trainer.errors import LostRankError
-from trainer.launch import LISTEN_FD
+from trainer.launch import LISTEN_FD, note_joined, report_once_with
 
 _Value = TypeVar("_Value")
 
@@ -157,20 +161,22 @@ class Ranks:
         return sizes.tolist()
 
 
-def join_ranks(backend: str, timeout: float) -> Ranks:
-    """Join the processes that the environment names (RANK, WORLD_SIZE, as torchrun sets them), if it names several.
+def connect(timeout: float) -> Store | None:
+    """Connect to the other processes that the environment names (RANK, WORLD_SIZE, as torchrun sets them), if any.
+
+    Afterwards an error that several processes have is reported by one of them.
 
     Args:
-        backend: `gloo` for CPUs, `cpu:gloo,cuda:nccl` for GPUs.
         timeout: Seconds to wait for another process before the run fails.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
-        return Ranks()
+        return None
     limit = timedelta(seconds=timeout)
+    store: Store
     with _lost_rank():
         if (socket := os.environ.get(LISTEN_FD)) is None:
-            dist.init_process_group(backend, timeout=limit)
+            store, _, _ = next(rendezvous("env://", rank, size, timeout=limit))
         else:
             store = TCPStore(
                 os.environ["MASTER_ADDR"],
@@ -180,7 +186,25 @@ def join_ranks(backend: str, timeout: float) -> Ranks:
                 timeout=limit,
                 master_listen_fd=int(socket) if rank == 0 else None,
             )
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    report_once_with(lambda text: store.add(f"reported/{text}", 1) == 1)
+    return store
+
+
+def join_ranks(backend: str, timeout: float, store: Store | None) -> Ranks:
+    """Form the group of the processes that are connected; the other methods exchange values in it.
+
+    Args:
+        backend: `gloo` for CPUs, `cpu:gloo,cuda:nccl` for GPUs.
+        timeout: Seconds to wait for another process before the run fails.
+        store: The connection to the others; None is this process alone.
+    """
+    if store is None:
+        return Ranks()
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    limit = timedelta(seconds=timeout)
+    with _lost_rank():
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    note_joined()
     return Ranks(rank, size)
 
 
@@ -190,7 +214,8 @@ def _lost_rank() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostRankError(f"the connection to another process of the run was lost ({error})") from error
+        reason = str(error).partition("\n")[0]
+        raise LostRankError(f"the connection to another process of the run was lost ({reason})") from error
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -38,24 +39,49 @@ def drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Hold SIGTERM, SIGINT and SIGUSR1 back in the block: for this process, and for those that it starts.
+
+    A process that is started in the block gets its signals when it enters `StopSignals`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent_thread() -> None:
+    """Have the kernel kill this process when the thread that started it ends. Only Linux can do so."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
+
+
 class StopSignals:
     """Catch SIGTERM, SIGINT and SIGUSR1 during a `with` block.
 
     Inside `deferred()` the first signal is only recorded, so that a step can be completed; outside it raises
     `Interrupted` at once. A second signal has its default effect: the process ends.
 
+    Args:
+        ends_on_second: False ignores a second signal. One of several processes may get the same request twice: from
+            the process that started it, and from a scheduler or a terminal that signals all processes of a job.
+
     Attributes:
         received: The first signal; None if there was none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ends_on_second: bool = True) -> None:
         self.received: signal.Signals | None = None
+        self._ends_on_second = ends_on_second
         self._deferring = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
         for number in STOP_SIGNALS:
             self._before[number] = signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # see `signals_blocked`
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,12 +94,12 @@ class StopSignals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Record the first signal in this block instead of raising; `should_stop` reports it."""
-        self._deferring = True
+        """Record the first signal in this block instead of raising; `should_stop` reports it. Blocks may be nested."""
+        before, self._deferring = self._deferring, True
         try:
             yield
         finally:
-            self._deferring = False
+            self._deferring = before
 
     def raise_if_received(self) -> None:
         """Raise the recorded signal.
@@ -85,8 +111,10 @@ class StopSignals:
             raise Interrupted(f"stopped by {self.received.name}")
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self.received is not None:
+            return
         self.received = signal.Signals(number)
-        for other in STOP_SIGNALS:
+        for other in STOP_SIGNALS if self._ends_on_second else ():
             signal.signal(other, signal.SIG_DFL)
         if not self._deferring:
             self.raise_if_received()

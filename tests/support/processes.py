@@ -22,14 +22,14 @@ PRELOADED = [
     "trainer.model.text_encoder",
 ]
 
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(PRELOADED)
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(PRELOADED)
 
 
 def start(arguments: list[str], output: Path, environment: Mapping[str, str] | None = None) -> BaseProcess:
     """Start `trainer ARGUMENTS` in a process in this working directory; its output goes to the file `output`."""
     variables = {"TRAINER_CACHE": os.environ["TRAINER_CACHE"], **(environment or {})}
-    process = _server.Process(target=_run, args=(arguments, str(Path.cwd()), variables, str(output)))
+    process = server.Process(target=run_command, args=(arguments, str(Path.cwd()), variables, str(output)))
     process.start()
     return process
 
@@ -40,7 +40,8 @@ def wait_until(ready: Callable[[], bool], process: BaseProcess) -> None:
         time.sleep(0.002)
 
 
-def _run(arguments: list[str], folder: str, variables: dict[str, str], output: str) -> None:
+def run_command(arguments: list[str], folder: str, variables: dict[str, str], output: str) -> None:
+    """Run `trainer ARGUMENTS` in this process and end it."""
     os.chdir(folder)
     os.environ.update(variables)
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -6,8 +6,8 @@ import json
 import logging
 import os
 import random
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,9 +41,9 @@ from trainer.errors import CheckpointError, ConfigError, did_you_mean, format_er
 from trainer.evaluate import evaluate, metric_directions
 from trainer.layout import CONFIG, TASK
 from trainer.precision import Precision
-from trainer.protocols import Batch, HasBatchStatistic, HasTeacher, Loss, MetricSchedule, Schedule, Task
+from trainer.protocols import Batch, HasBatchStatistic, HasTeacher, Loss, MetricSchedule, Schedule, StateDict, Task
 from trainer.prune.masks import Masks
-from trainer.ranks import Ranks, join_ranks
+from trainer.ranks import Ranks, connect, join_ranks
 from trainer.run import Run, RunOutputs, StepCounts, Validation
 from trainer.state import TrainState
 from trainer.step_rng import StepRng
@@ -165,12 +165,37 @@ def _build_model(
     return model, masks, ema
 
 
-def join_devices(job: TrainJob) -> Ranks:
-    """Join the processes that train a job together, after the device of this one is known to exist."""
+def join_devices(job: TrainJob, task_state: StateDict | None) -> Ranks:
+    """Join the processes that train a job together, each with its device.
+
+    The data is encoded before: no process that waits for another must wait longer because one encodes. On a machine,
+    one process encodes and the others read the result.
+
+    Args:
+        job: The checked config.
+        task_state: The state of the task in the checkpoint that the job resumes from; None for a new run.
+    """
+    store = connect(job.launch.timeout)
     device = build_device(job.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return join_ranks("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", job.launch.timeout)
+    check_targets(job)
+    seed_rng(job.seed, device)
+    with _silent_logs():
+        # Warnings are repeated when the run reads the cache.
+        build_encoded(job, build_task(job, task_state), fitted=task_state is not None)
+    return join_ranks("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", job.launch.timeout, store)
+
+
+@contextmanager
+def _silent_logs() -> Iterator[None]:
+    """Print no log record in the block, as Python otherwise does before a run has set up its logs."""
+    handler = logging.NullHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def build_device(name: str) -> torch.device:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import LOCK
+
+if TYPE_CHECKING:
+    from trainer.ranks import Ranks
+
+_TOKEN = ".shared-"
+_PATIENCE_SECONDS = 90.0
+"""NFS may remember for a minute that a file does not exist."""
 
 _held: set[int] = set()
 
@@ -43,6 +53,43 @@ def run_lock(folder: Path) -> Iterator[None]:
         if file in _held:
             _held.remove(file)
             os.close(file)
+
+
+def require_shared(folder: Path, ranks: Ranks) -> None:
+    """Check that all processes of a run see the run folder of the first one, which holds its lock.
+
+    Raises:
+        CheckpointError: Some do not.
+    """
+    if ranks.size == 1:
+        return
+    host = socket.gethostname()
+    token = folder / f"{_TOKEN}{uuid4().hex}"
+    if ranks.is_first:
+        token.touch()
+    try:
+        token, first_host = ranks.broadcast((token, host))
+        seen = _appears(token, patience=0.0 if host == first_host else _PATIENCE_SECONDS)
+        blind = [place for place in ranks.gather(None if seen else f"rank {ranks.rank} on {host}") if place]
+    finally:
+        if ranks.is_first:
+            token.unlink(missing_ok=True)
+    if blind:
+        problem = f"is not the same folder for all processes of the run; {', '.join(blind)} cannot see it"
+        remedy = "Start all processes in one folder, or set run.dir to a folder that all machines share"
+        raise CheckpointError(format_error("run.dir", problem, remedy, value=str(folder)))
+
+
+def _appears(path: Path, patience: float) -> bool:
+    """Return whether a file exists, or appears in time."""
+    deadline = time.monotonic() + patience
+    while True:
+        # Reading the folder makes a network file system look again.
+        if path.parent.is_dir() and path.name in os.listdir(path.parent):
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.5)
 
 
 def _open_locked(folder: Path) -> int:

@@ -40,9 +40,14 @@ def create_run_folder(run: RunSection) -> Path:
 
 
 def claim_fixed_folder(run: RunSection) -> Path:
-    """Return the folder that `resume=auto` resumes or starts: `run.dir`, else `runs/<name>`."""
+    """Create the folder that `resume=auto` resumes or starts, unless it exists, and return it."""
+    return _claim_folder("run.name", fixed_folder(run))
+
+
+def fixed_folder(run: RunSection) -> Path:
+    """Return the path of the folder that `resume=auto` resumes or starts: `run.dir`, else `runs/<name>`."""
     assert run.dir is not None or run.name is not None, "the config was checked"
-    return _claim_folder("run.name", Path(run.dir) if run.dir is not None else RUNS / str(run.name))
+    return Path(run.dir) if run.dir is not None else RUNS / str(run.name)
 
 
 def find_run_folder(path: str | None, key: str = "run") -> Path:

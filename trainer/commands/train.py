@@ -7,22 +7,26 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from trainer.checkpoint.listing import find_newest_intact, list_newest_first
+from trainer.checkpoint.manifest import read_document
 from trainer.commands.run_folders import (
     claim_fixed_folder,
     create_run_folder,
     discard_unless_started,
     find_run_folder,
+    fixed_folder,
     run_argument,
 )
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import config_text, job_from_text, parse_stored_config, resume_config
-from trainer.errors import CheckpointError, Interrupted, ProofError
-from trainer.launch import is_rank, launch, num_processes
+from trainer.errors import CheckpointError, DivergedError, Interrupted, ProofError, ReportedError
+from trainer.launch import is_rank, launch, note_run_folder, num_processes
 from trainer.layout import (
     CHECKPOINTS,
     CONFIG,
@@ -32,6 +36,7 @@ from trainer.layout import (
     METRICS,
     RANK_LOGS,
     REPORT,
+    TASK,
     TENSORBOARD,
     Document,
     step_name,
@@ -42,6 +47,7 @@ from trainer.signals import StopSignals
 if TYPE_CHECKING:
     from trainer.builders.training import Training
     from trainer.checkpoint.store import Saver, Snapshot
+    from trainer.protocols import StateDict
     from trainer.ranks import Ranks
     from trainer.report.events import Sink
     from trainer.run import DivergenceReport
@@ -81,14 +87,14 @@ def run(job: TrainJob, config: Document) -> None:
     devices = num_processes(job.devices)
     config = config | {"devices": devices}
     if devices > 1 and not is_rank():
-        launch("train", config, (), devices, job.launch.grace)
+        launch("train", config, (), devices, job.launch.grace, _advise_resume)
         return
     cwd = Path(config["run"]["cwd"] or "").expanduser().absolute()
     config = config | {"run": config["run"] | {"cwd": str(cwd)}}
-    with StopSignals() as signals, ExitStack() as stack:
+    with StopSignals(ends_on_second=not is_rank()) as signals, ExitStack() as stack:
         if devices == 1:
             start, snapshot = _prepare(job, config, stack)
-            _train(start, snapshot, signals, None)
+            _train_alone(start, snapshot, signals)
         else:
             _train_with_others(job, config, signals, stack)
 
@@ -101,6 +107,7 @@ def _prepare(job: TrainJob, config: Document, stack: ExitStack) -> tuple[Start, 
     folder = _find_or_create_folder(job)
     stack.enter_context(_resume_instruction_added(folder))
     stack.enter_context(run_lock(folder))
+    note_run_folder(folder)
     stack.enter_context(discard_unless_started(folder, created=created))
     snapshot = _load_snapshot(job, folder)
     notes: list[str] = []
@@ -110,24 +117,49 @@ def _prepare(job: TrainJob, config: Document, stack: ExitStack) -> tuple[Start, 
     return Start(job, config, folder, None if snapshot is None else snapshot.step, notes), snapshot
 
 
+def _train_alone(start: Start, snapshot: Snapshot | None, signals: StopSignals) -> None:
+    from trainer.ranks import Ranks
+
+    _train(start, snapshot, signals, Ranks(), ExitStack())
+
+
 def _train_with_others(job: TrainJob, config: Document, signals: StopSignals, stack: ExitStack) -> None:
     """Train in this process, one of several: the first one prepares the run for all."""
     from trainer.builders.training import join_devices
+    from trainer.checkpoint.lock import require_shared
     from trainer.checkpoint.store import Store
 
-    ranks = join_devices(job)
-    stack.callback(ranks.close)
+    ranks = join_devices(job, _stored_task_state(job))
+    group = stack.enter_context(ExitStack())
+    # From here on, the processes agree when to stop.
+    group.enter_context(signals.deferred())
+    group.callback(ranks.close)
     start: Start | None = None
     snapshot: Snapshot | None = None
     if ranks.is_first:
         start, snapshot = _prepare(job, config, stack)
     start = ranks.broadcast(start)
     assert start is not None
+    require_shared(start.folder, ranks)
     if not ranks.is_first:
         stack.enter_context(_resume_instruction_added(start.folder))
         if start.step is not None:
             snapshot = Store(start.folder / CHECKPOINTS, job.checkpoint.keep).load(f"step-{start.step}")
-    _train(start, snapshot, signals, ranks)
+    _train(start, snapshot, signals, ranks, group)
+
+
+def _stored_task_state(job: TrainJob) -> StateDict | None:
+    """Return the state of the task in the newest checkpoint of the run that a job resumes; None for a new run."""
+    folder: Path | None = None
+    if job.resume == "auto":
+        folder = fixed_folder(job.run)
+    elif job.resume is not None:
+        folder = find_run_folder(job.resume, "resume")
+    for checkpoint in [] if folder is None else list_newest_first(folder / CHECKPOINTS):
+        if checkpoint.fault is None and (text := read_document(checkpoint.folder, TASK)):
+            state: StateDict = json.loads(text)
+            return state
+    return None
 
 
 @contextmanager
@@ -154,21 +186,35 @@ def _load_snapshot(job: TrainJob, folder: Path) -> Snapshot | None:
     return store.load(name if name.startswith("step-") else "last")
 
 
+def _advise_resume(folder: Path) -> list[str]:
+    """Say how to resume a run that has lost a process."""
+    newest = find_newest_intact(folder / CHECKPOINTS)
+    found = [] if newest is None else [f"The newest checkpoint is {newest.folder}."]
+    return [*found, _resume_instruction(folder)]
+
+
 def _resume_instruction(folder: Path) -> str:
     if any((folder / CHECKPOINTS).glob("step-*")):
         return f"Resume with: trainer train {run_argument('resume', folder)}"
     return "No checkpoint was saved yet. Start the run again."
 
 
-def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks: Ranks | None) -> None:
+def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks: Ranks, group: ExitStack) -> None:
+    """Train to the end.
+
+    Args:
+        start: What the run starts from.
+        snapshot: The checkpoint to resume from; None for a new run.
+        signals: Stop the run.
+        ranks: The processes that train together.
+        group: Is closed when they have trained; the first one then goes on without the others.
+    """
     from trainer.builders.training import build_training
     from trainer.checkpoint.store import Saver, Store
-    from trainer.loop import fit
     from trainer.report.events import Reports
     from trainer.run import RunOutputs
 
     job, config, folder = start.job, start.config, start.folder
-    is_first = ranks is None or ranks.is_first
     # The files of the run tell the same as the screen, so a run outlives `trainer train | head`.
     console = open_console(job.logger.console, outlives_reader=True)
     is_new = not (folder / METRICS).exists()
@@ -180,44 +226,80 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
         text = config_text(config)
         reports = stack.enter_context(Reports())
         outputs = RunOutputs(report=reports)
-        if is_first:
+        saver: Saver | None = None
+        if ranks.is_first:
             saver = Saver(Store(folder / CHECKPOINTS, job.checkpoint.keep))
             stack.callback(saver.close)
             outputs = RunOutputs(
                 report=reports,
                 save=saver.submit,
-                save_divergence=lambda divergence: _save_divergence(divergence, text, folder, saver),
+                save_divergence=partial(_save_divergence, text=text, folder=folder, saver=saver),
             )
         training = build_training(job, text, outputs, snapshot, stack, ranks)
-        if is_first:
+        _stop_if_agreed(signals, ranks)
+        if ranks.is_first:
             # The run can start. Up to here a resumed run's folder is unchanged and a new run's folder is empty.
             (folder / CONFIG).write_text(text, encoding="utf-8")
             open_log()
             reports.add(*_open_sinks(job, folder, console, training.run.steps.total))
         _log_start(job, training, is_new)
-        if is_first and job.logger.console != "none":
+        if ranks.is_first and job.logger.console != "none":
             print_table(console, "data", *training.data_report.table())
-        with signals.deferred():
-            fit(training.run, training.state, signals.should_stop)
-        if ranks is not None:
-            ranks.close()
-        if not is_first:
+        _fit(training, signals, saver)
+        group.close()
+        if not ranks.is_first:
             return
-        saver.close()
         signals.raise_if_received()
         _log_early_stop(training)
         _log_sparsity(training)
         _finish(job, folder, training, console)
 
 
-def _open_logs(start: Start, ranks: Ranks | None, console: Console, stack: ExitStack) -> Callable[[], None]:
+def _fit(training: Training, signals: StopSignals, saver: Saver | None) -> None:
+    """Train until the end, a signal or a divergence; all processes return once the last checkpoint is on the disk.
+
+    Args:
+        training: The run.
+        signals: Stop the run.
+        saver: Saves the checkpoints; None in all processes except the first.
+    """
+    from trainer.loop import fit
+
+    ranks = training.run.ranks
+    with signals.deferred():
+        try:
+            fit(training.run, training.state, signals.should_stop)
+        except (Interrupted, DivergedError) as error:  # all processes raise it after the same step
+            if saver is not None:
+                saver.close()
+            ranks.any(False)
+            if not ranks.is_first:
+                raise ReportedError(error.exit_code) from error
+            raise
+        if saver is not None:
+            saver.close()
+        _stop_if_agreed(signals, ranks)
+
+
+def _stop_if_agreed(signals: StopSignals, ranks: Ranks) -> None:
+    """Stop all processes if one of them has received a signal.
+
+    Raises:
+        Interrupted: One has.
+    """
+    if ranks.any(signals.should_stop()):
+        signals.raise_if_received()
+        raise Interrupted("stopped by a signal to another process of the run")
+
+
+def _open_logs(start: Start, ranks: Ranks, console: Console, stack: ExitStack) -> Callable[[], None]:
     """Send log records to the screen and, once the returned function is called, to the run folder.
 
     Of the processes after the first one only the warnings are kept, in a file each.
     """
     from trainer.report.logs import log_to_file_and_screen, log_warnings_to_file
 
-    if ranks is not None and not ranks.is_first:
+    if not ranks.is_first:
         stack.enter_context(log_warnings_to_file(start.folder / RANK_LOGS / f"rank-{ranks.rank}.log"))
         return lambda: None
     quiet = start.job.logger.console == "none"
@@ -228,12 +310,12 @@ def _open_logs(start: Start, ranks: Ranks | None, console: Console, stack: ExitS
     return open_log
 
 
-def _find_lr(job: TrainJob, folder: Path, ranks: Ranks | None) -> float:
+def _find_lr(job: TrainJob, folder: Path, ranks: Ranks) -> float:
     """Return the learning rate that a range test finds; its curve is kept in `lr_range.json`."""
     from trainer.builders.range_test import range_test, steepest_lr
 
     curve = range_test(job, ranks)
-    if ranks is None or ranks.is_first:
+    if ranks.is_first:
         (folder / LR_RANGE).write_text(json.dumps(vars(curve)) + "\n", encoding="utf-8")
     # Two digits: the rest is noise, and people read it in the config.
     lr = float(f"{steepest_lr(curve):.1e}")
@@ -297,9 +379,8 @@ def _log_sparsity(training: Training) -> None:
         run.log("sparsity", state.step, values)
 
 
-def _save_divergence(divergence: DivergenceReport, text: str, folder: Path, saver: Saver) -> str:
+def _save_divergence(divergence: DivergenceReport, *, text: str, folder: Path, saver: Saver) -> str:
     """Write the report of a step that diverged into the run folder; return the line that says where it is."""
-    from trainer.checkpoint.listing import find_newest_intact
     from trainer.divergence import write_divergence
 
     try:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from trainer.protocols import Batch, Batching, Task, UsesExtraRows
 from trainer.ranks import Ranks
 from trainer.sample_rng import SampleRng
+from trainer.signals import STOP_SIGNALS, end_with_parent_thread
 
 if TYPE_CHECKING:
     import datasets
@@ -272,7 +273,7 @@ def _data_loader(
         pin_memory=options.pin_memory,
         persistent_workers=persistent and options.workers > 0,
         collate_fn=_keep_batch,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_init_worker,
         # Without its own generator, a DataLoader draws from torch's global generator and so changes training.
         generator=torch.Generator(),
     )
@@ -282,10 +283,14 @@ def _keep_batch(batch: Any) -> Any:
     return batch
 
 
-def _ignore_signals(_: int) -> None:
-    """Ignore signals in a worker: the main process handles them, and still needs its workers to finish the step."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+def _init_worker(_: int) -> None:
+    """Ignore signals in a worker: the main process handles them, and still needs its workers to finish the step.
+
+    A worker ends with the main process, also if that is killed.
+    """
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    end_with_parent_thread()
 
 
 @atexit.register

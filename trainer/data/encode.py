@@ -5,13 +5,14 @@ The name of a cache folder is a digest of everything that the encoding depends o
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,22 +86,49 @@ def encode(source: Source, task: Task, *, limit: int | None, root: Path, fitted:
     if fitted and (cached is None or cached[0] != task.state_dict()):
         folder = root / "encoded" / _digest([*parts, task.state_dict()])
         cached = _read(folder)
-    fresh = cached is None
+    fresh = False
     if cached is None:
-        with _recorded_warnings() as warnings:
-            raw = _prepare(source, task, limit, fitted)
-        try:
-            _write(folder, source, task, raw, warnings)
-        except OSError as error:
-            remedy = "Name another folder in the environment variable TRAINER_CACHE"
-            raise DataError(format_error(str(root), f"cannot store the encoded data ({error})", remedy)) from error
-        cached = _read(folder)
-        if cached is None:
-            raise DataError(format_error(str(folder), "cannot be read back", "Delete this folder of the cache"))
-    else:
+        with _locked(folder):
+            cached = _read(folder)
+            if cached is None:
+                fresh = True
+                cached = _encode(source, task, limit, root, folder, fitted=fitted)
+    if not fresh:
         logger.info("encoded data: reused from %s", folder)
     task.load_state_dict(cached[0])
     return Encoded(cached[1], _digest(parts), folder, cached[2], fresh)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process encodes the data of a cache folder. A process that ends releases its lock."""
+    path = folder.with_name(f"{folder.name}.lock")
+    with ExitStack() as stack:
+        # On a file system without locks, each process encodes for itself; the first one that is done stores the result.
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever waits for the removed file finds the data in the cache.
+            stack.callback(path.unlink, missing_ok=True)
+        yield
+
+
+def _encode(
+    source: Source, task: Task, limit: int | None, root: Path, folder: Path, *, fitted: bool
+) -> tuple[StateDict, dict[str, Dataset], list[str]]:
+    """Encode the data into a cache folder and read it back."""
+    with _recorded_warnings() as warnings:
+        raw = _prepare(source, task, limit, fitted)
+    try:
+        _write(folder, source, task, raw, warnings)
+    except OSError as error:
+        remedy = "Name another folder in the environment variable TRAINER_CACHE"
+        raise DataError(format_error(str(root), f"cannot store the encoded data ({error})", remedy)) from error
+    cached = _read(folder)
+    if cached is None:
+        raise DataError(format_error(str(folder), "cannot be read back", "Delete this folder of the cache"))
+    return cached
 
 
 class _WarningRecorder(logging.Handler):

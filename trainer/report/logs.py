@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
@@ -69,9 +70,8 @@ def log_to_file_and_screen(path: Path, console: Console, *, quiet: bool) -> Iter
 
 @contextmanager
 def log_warnings_to_file(path: Path) -> Iterator[None]:
-    """Send warnings and errors to a file during the block, which is created with the first of them."""
+    """Send warnings and errors to a file during the block; the first of them creates the file and its folder."""
     root = logging.getLogger()
-    path.parent.mkdir(exist_ok=True)
     handler = _file_handler(path, delay=True)
     handler.setLevel(logging.WARNING)
     root.addHandler(handler)
@@ -91,8 +91,16 @@ def _open_file(waiting: MemoryHandler, path: Path) -> None:
     waiting.capacity = 0
 
 
+class _NewFolderHandler(logging.FileHandler):
+    """A handler that creates the folder of its file when it opens the file."""
+
+    def _open(self) -> TextIOWrapper:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        return super()._open()
+
+
 def _file_handler(path: Path, *, delay: bool = False) -> logging.Handler:
-    handler = logging.FileHandler(path, encoding="utf-8", delay=delay)
+    handler = (_NewFolderHandler if delay else logging.FileHandler)(path, encoding="utf-8", delay=delay)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     return handler
 

@@ -1,0 +1,49 @@
+"""A process of a job that runs a line of Python instead of a verb, without torch: for tests of the launcher."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from trainer.errors import ConfigError, DataError, Interrupted, LostRankError, ReportedError
+from trainer.launch import note_joined, note_run_folder, run_rank
+from trainer.signals import StopSignals
+
+NAMES = {
+    each.__name__: each
+    for each in (ConfigError, DataError, Interrupted, LostRankError, ReportedError, StopSignals, Path)
+} | {"note_joined": note_joined, "note_run_folder": note_run_folder, "os": os, "signal": signal, "time": time}
+
+BOOTSTRAP = (
+    f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); "
+    "from tests.support.fake_rank import main; sys.exit(main(sys.argv[3]))"
+)
+"""Takes the place of the launcher's own."""
+
+
+def main(path: str) -> int:
+    """Run the line of this process's rank in the config of a job."""
+
+    def start(_: str, config: dict[str, object], __: list[object]) -> None:
+        rank = int(os.environ["RANK"])
+        exec(str(config[str(rank)]), {**NAMES, "rank": rank})
+
+    return run_rank(Path(path), start)
+
+
+if __name__ == "__main__":  # the process that watches: the lines of all ranks, and the seconds of grace
+    from trainer import launch
+    from trainer.errors import TrainerError
+
+    launch._BOOTSTRAP = BOOTSTRAP  # type: ignore[misc]
+    *lines, grace = sys.argv[1:]
+    try:
+        config = {str(rank): line for rank, line in enumerate(lines)}
+        launch.launch("train", config, (), len(lines), float(grace), lambda folder: [f"advice about {folder}"])
+    except TrainerError as error:
+        print(*error.messages, sep="\n", file=sys.stderr)
+        print(*getattr(error, "__notes__", ()), sep="\n")
+        sys.exit(error.exit_code)
+    finally:
+        assert "torch" not in sys.modules
