@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trainer.checkpoint.optimizer_state import capture_optimizer, restore_optimizer
@@ -21,6 +22,18 @@ from trainer.state import TrainState
 
 MASKS = "masks"
 """The tensors of a checkpoint that mark the weights that are kept, if some are pruned."""
+
+
+def current_versions() -> dict[str, str]:
+    """Return the versions of the software that may change the bits of a run."""
+    return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}}
+
+
+def describe_machine(device: torch.device) -> dict[str, int | str]:
+    """Return the threads and the processor of this process: with others, sums may be rounded differently."""
+    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    return {"threads": torch.get_num_threads(), "processor": name}
 
 
 def capture(run: Run, state: TrainState) -> Snapshot:
@@ -40,7 +53,7 @@ def capture(run: Run, state: TrainState) -> Snapshot:
         "optimizer": optimizer_scalars,
         "generators": capture_rng_state(devices=not run.rng.keyed),
         "data": run.data_fingerprint,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
+        "versions": current_versions(),
     }
     return Snapshot(state.step, tensors, {STATE: json.dumps(document, indent=1) + "\n", **run.documents})
 

@@ -205,7 +205,10 @@ def test_damaged_step_named_by_the_user_is_an_error(folder, make):
     for load in (lambda: store.load("step-2"), lambda: load_folder(folder / "step-00000002")):
         with pytest.raises(CheckpointError, match=r"step-00000002: is damaged: model.safetensors is missing\. \w+"):
             load()
-    with pytest.raises(CheckpointError, match=r"Existing steps: 1, 2. `last` is the newest intact one"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"Existing steps: 1, 2. Newest intact one: checkpoint=last",
+    ):
         store.find("step-2")
 
 

@@ -1,6 +1,7 @@
 """`trainer verify` detects alterations and names their place."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -211,3 +212,20 @@ def test_keys_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
         "device: must be auto, cpu, cuda, cuda:N or mps, got 'gpu'.",
         "start: must be step-N, got 'last'.",
     ]
+
+
+def test_replay_uses_the_recorded_threads_and_names_another_processor(run: Path, verify_damaged: Verify) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        assert main(["verify", f"run={run}"]) == 0
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+    assert events(run, "start")[0]["threads"] == before
+
+    metrics = run / "metrics.jsonl"
+    metrics.write_text(re.sub(r'"processor": *"[^"]*"', '"processor": "Z80"', metrics.read_text()))
+    newest = checkpoint(run, STEPS)
+    alter_and_seal(newest, "model", next(iter(load_folder(newest).tensors["model"])))
+    assert "(possible reason: processor Z80 then, " in verify_damaged(run)

@@ -372,3 +372,13 @@ def test_required_parameters_of_own_parts_are_checked_before_the_import(
     assert errors_of("train", "scheduler._target_=mine.ramp")[0].startswith("scheduler.warmup: is missing")
     assert check_command("train", ["scheduler=greedy", "scheduler._target_=mine.ramp", "scheduler.warmup=1"]).single
     assert check_command("train", ["loss._target_=mine.wrapped"]).single
+
+
+def test_every_option_with_an_unknown_key_is_named() -> None:
+    (message,) = errors_of("train", "data.train=my.csv")
+    assert "data=conll and data=files and data=idx and data=lines have data.train." in message
+
+
+def test_a_remote_value_is_no_suggestion() -> None:
+    assert errors_of("train", "precision=fp8") == ["precision: must be one of fp32, bf16, fp16, got 'fp8'."]
+    assert errors_of("train", "precision=fp23")[0].endswith("Did you mean fp32?")

@@ -67,6 +67,15 @@ def test_overrides_change_a_stored_config(config: dict[str, Any]) -> None:
         job_from_text(config_text(config), trust=[], overrides=[("loader.workers", "x")])
 
 
+def test_unknown_keys_of_a_stored_config_are_not_looked_for_in_other_options(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        changed(config, [("loss.gamma", 2)])
+
+    (message,) = caught.value.messages
+    assert message.startswith("loss.gamma: unknown key, got 2. Known: loss.")
+    assert "loss=" not in message
+
+
 def test_foreign_code_must_be_trusted_by_the_user(config: dict[str, Any]) -> None:
     config["loss"] = {"_target_": "json.JSONDecoder"}
     config["trust"] = ["json"]

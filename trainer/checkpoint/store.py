@@ -148,7 +148,7 @@ class Store:
     def _first_intact(self, which: str, read: Callable[[Path], _Result]) -> _Result:
         match = re.fullmatch(r"step-(\d+)", which)
         if match:
-            remedy = f"{self._list_steps()}. `last` is the newest intact one"
+            remedy = f"{self._list_steps()}. Newest intact one: checkpoint=last, or resume=<run folder>"
             return _read_or_explain(self.path(int(match[1])), read, remedy)
         if which not in ("last", "best"):
             raise ConfigError(format_error("checkpoint", "unknown", "Allowed: best, last, step-N", value=which))

@@ -335,6 +335,8 @@ def _open_sinks(job: TrainJob, folder: Path, console: Console, total_steps: int)
 
 def _log_start(job: TrainJob, training: Training, is_new: bool) -> None:
     """Log the arithmetic of a step and the device, and report the `start` or `resume` event."""
+    from trainer.capture import describe_machine
+
     run, state = training.run, training.state
     size, remainder = divmod(job.train.batch_size, job.train.accumulate)
     micro_batch = f"at most {size + 1}" if remainder else str(size)
@@ -350,7 +352,7 @@ def _log_start(job: TrainJob, training: Training, is_new: bool) -> None:
         )
     # `resume` even without a checkpoint if an earlier process left events: it takes back those after its step.
     event = "start" if is_new else "resume"
-    run.log(event, state.step, {"seed": job.seed})
+    run.log(event, state.step, {"seed": job.seed, **describe_machine(run.device)})
     _log_sparsity(training)
 
 

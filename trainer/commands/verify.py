@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,8 +80,10 @@ class Replay:
         logged: Step -> the values of its `train` event.
         snapshot: The state at its end, as a checkpoint would contain it; None if it diverged.
         divergence: The report of the step that diverged, if one did.
+        machine: Threads, processor and versions of the replay.
     """
 
+    machine: dict[str, int | str] = field(default_factory=dict)
     logged: dict[int, Mapping[str, object]] = field(default_factory=dict)
     snapshot: Snapshot | None = None
     divergence: DivergenceReport | None = None
@@ -207,15 +209,20 @@ def compare_training(job: VerifyJob, folder: Path, start: Path | None, stop: Pat
     first = None if start is None else load_folder(start)
     begin = 0 if first is None else first.step
     end = stored.step if job.steps is None else min(stored.step, begin + job.steps)
-    done = replay(_train_job(job, text), text, first, end)
+    recorded = _recorded_machine(folder, begin)
+    with _threads_of(recorded):
+        done = replay(_train_job(job, text), text, first, end)
     comparisons = [_compare_logged(folder / METRICS, done, needed=end < stored.step)]
     if done.divergence is not None:
-        return [*comparisons, Comparison("end", "", f"the replay diverged at step {done.divergence.step}")]
-    if end < stored.step:
+        comparisons.append(Comparison("end", "", f"the replay diverged at step {done.divergence.step}"))
+    elif end < stored.step:
         result = f"not compared: the replay ended after step {end}, as requested"
-        return [*comparisons, Comparison("tensors, state", result)]
-    assert done.snapshot is not None
-    return [*comparisons, *_compare_states(stored, done.snapshot)]
+        comparisons.append(Comparison("tensors, state", result))
+    else:
+        assert done.snapshot is not None
+        comparisons += _compare_states(stored, done.snapshot)
+    recorded |= json.loads(stored.documents[STATE], parse_constant=str)["versions"]
+    return _explain_faults(comparisons, recorded, done.machine)
 
 
 def compare_divergence(job: VerifyJob, bundle: Path, before: Path | None) -> list[Comparison]:
@@ -236,7 +243,8 @@ def compare_divergence(job: VerifyJob, bundle: Path, before: Path | None) -> lis
     stored, text, checkpoint = read_divergence(bundle)
     # A run that diverged before its first checkpoint may have been started again in the same folder.
     first = None if before is None or checkpoint is None else load_folder(before)
-    replayed = replay(_train_job(job, text), text, first, stored.step).divergence
+    with _threads_of(_recorded_machine(bundle.parent.parent, 0 if first is None else first.step)):
+        replayed = replay(_train_job(job, text), text, first, stored.step).divergence
     origin = "the start" if first is None else f"step {first.step}"
     if replayed is None:
         return [Comparison(f"from {origin}", "", f"step {stored.step} did not diverge again")]
@@ -265,6 +273,7 @@ def replay(job: TrainJob, config_text: str, start: Snapshot | None, stop: int) -
         CheckpointError: The checkpoint belongs to another model, optimizer or data.
     """
     from trainer.builders.training import build_training
+    from trainer.capture import current_versions, describe_machine
     from trainer.loop import fit
     from trainer.run import RunOutputs
 
@@ -279,6 +288,7 @@ def replay(job: TrainJob, config_text: str, start: Snapshot | None, stop: int) -
     with ExitStack() as closing:
         outputs = RunOutputs(report=done, save=snapshots.append, save_divergence=keep_divergence)
         training = build_training(job, config_text, outputs, start, closing)
+        done.machine = {**describe_machine(training.run.device), **current_versions()}
         with suppress(Interrupted, DivergedError):
             fit(training.run, training.state, lambda: training.state.step >= stop)
     if divergences:
@@ -286,6 +296,38 @@ def replay(job: TrainJob, config_text: str, start: Snapshot | None, stop: int) -
     else:
         done.snapshot = snapshots[0]
     return done
+
+
+def _recorded_machine(folder: Path, step: int) -> dict[str, int | str]:
+    """Return the threads and the processor of the process that trained on from a step; empty if none are recorded."""
+    metrics = folder / METRICS
+    events = read_events(metrics) if metrics.exists() else []
+    starts = [event for event in events if event["event"] in ("start", "resume") and event["step"] <= step]
+    return {name: starts[-1][name] for name in ("threads", "processor") if starts and name in starts[-1]}
+
+
+@contextmanager
+def _threads_of(recorded: Mapping[str, int | str]) -> Iterator[None]:
+    """Compute with the recorded number of threads: it decides how sums are split, and so how they are rounded."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(recorded.get("threads", before)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _explain_faults(
+    comparisons: Iterable[Comparison], recorded: Mapping[str, int | str], machine: Mapping[str, int | str]
+) -> list[Comparison]:
+    """Add to each difference what else differs from the process that trained, because it may be the reason."""
+    reasons = [
+        f"{name} {old} then, {machine[name]} now" for name, old in recorded.items() if machine.get(name, old) != old
+    ]
+    note = f" (possible reason: {'; '.join(reasons)})" if reasons else ""
+    return [replace(each, fault=each.fault + note) if each.fault else each for each in comparisons]
 
 
 def _train_job(job: VerifyJob, text: str) -> TrainJob:

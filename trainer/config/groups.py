@@ -130,11 +130,13 @@ class KnownKeys:
         job_type: The verb's job type.
         groups: The groups of all config folders.
         tree: The composed config, not resolved.
+        is_stored: The config belongs to a run, so its options cannot be chosen again.
     """
 
     job_type: type
     groups: Groups
     tree: Mapping[str, Any]
+    is_stored: bool = False
 
     def validate_override(self, override: Override) -> list[str]:
         """Return the problems of the key of an override of a value."""
@@ -194,6 +196,8 @@ class KnownKeys:
         if elsewhere := [path for path in leaves(self.tree) if path.rpartition(".")[2] == name and path != itself]:
             return f"Did you mean {' or '.join(elsewhere)}?"
         known = f"Known: {', '.join(prefix + key for key in dict.fromkeys(siblings))}" if siblings else "It has no keys"
+        if self.is_stored:
+            return known
         return ". ".join(filter(None, [self._other_option(parent, name), known, self._plugged_in(parent, above)]))
 
     def _siblings(self, parent: str, above: Mapping[str, Any]) -> list[str]:
@@ -209,13 +213,18 @@ class KnownKeys:
         return [*schema.shared_keys(self.job_type, parent), *own]
 
     def _other_option(self, group: str, name: str) -> str:
-        """Return a hint to an option of the group that has the key, or else one with a similar name; may be empty."""
+        """Return a hint to the options of the group that have the key, or else a similar one; may be empty."""
         options = self.groups.options(group) if group in schema.groups(self.job_type) else ()
         for cutoff in (1.0, 0.6):
+            having: dict[str, list[str]] = {}
             for option in options:
                 public = [key for key in self.groups.content(group, option) if not key.startswith("_")]
-                if near := get_close_matches(name, public, n=1, cutoff=cutoff):
-                    return f"{group}={option} has {group}.{near[0]}"
+                for near in get_close_matches(name, public, n=1, cutoff=cutoff):
+                    having.setdefault(near, []).append(f"{group}={option}")
+            if having:
+                near = name if name in having else get_close_matches(name, list(having), n=1)[0]
+                verb = "has" if len(having[near]) == 1 else "have"
+                return f"{' and '.join(having[near])} {verb} {group}.{near}"
         return ""
 
     @staticmethod

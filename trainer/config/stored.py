@@ -149,7 +149,7 @@ def with_overrides(config: Mapping[str, Any], pairs: Sequence[tuple[str, Any]]) 
 
 def known_keys(config: Mapping[str, Any]) -> KnownKeys:
     """Return the keys that a stored config has."""
-    return KnownKeys(jobs.TrainJob, Groups((own_folder(),)), config)
+    return KnownKeys(jobs.TrainJob, Groups((own_folder(),)), config, is_stored=True)
 
 
 def job_from_config(config: Mapping[str, Any]) -> jobs.TrainJob:

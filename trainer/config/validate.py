@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
 from importlib.util import find_spec
 from itertools import chain
 from typing import Any, Literal
@@ -118,10 +119,11 @@ def validate_value(path: str, value: object, annotation: object) -> list[str]:
     remedy = forms(annotation)
     if isinstance(value, str) and fits_type([value], annotation):
         remedy = f"Write {path}=[{value}]"
+    # The message lists all values, so a remote guess would only mislead: 8-bit floats are not "fp32".
     known = literals(annotation)
     wrong = [item for item in (value if isinstance(value, list) else [value]) if item not in known]
-    if wrong and isinstance(wrong[0], str) and did_you_mean(wrong[0], known).startswith("Did you mean"):
-        remedy = did_you_mean(wrong[0], known)
+    if wrong and isinstance(wrong[0], str) and (near := get_close_matches(wrong[0], known, n=1, cutoff=0.6)):
+        remedy = f"Did you mean {near[0]}"
     return [format_error(path, f"must be {describe(annotation)}", remedy, value=value)]
 
 
