@@ -79,6 +79,8 @@ def value_problems(key: str, value: object, annotation: object) -> list[str]:
 
     An int is a float, a bool is no int. An annotation that this module does not know allows every value.
     """
+    # The text of an annotation would allow everything.
+    assert not isinstance(annotation, str), annotation
     if not fits_type(value, annotation):
         return [format_error(key, f"must be {describe(annotation)}", value=value)]
     problems = _range_problems(value, annotation)
