@@ -1,5 +1,9 @@
+import re
+from pathlib import Path
+
 import pytest
 
+import trainer
 from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
 
 
@@ -25,3 +29,19 @@ def test_nearest_known_name_is_suggested() -> None:
     assert did_you_mean("adam", ["lamb", "adamw", "sgd"]) == "Did you mean adamw"
     assert did_you_mean("xyz", ["sgd", "lamb"]) == "Known: lamb, sgd"
     assert did_you_mean("xyz", []) == ""
+
+
+def test_remedies_name_keys_with_their_group() -> None:
+    """`Use threshold=null` cannot be typed: the key on the command line is task.threshold."""
+    remedy = re.compile(r'"(?:Use|Set) (\w+)=')
+    groups = {"backend", "checkpoint", "data", "decode", "device", "loss", "model", "optimizer", "precision", "resume"}
+    top_level = groups | {"scheduler", "start", "task", "weights"}
+    package = Path(trainer.__file__).parent
+    keys = {
+        (file.name, key)
+        for file in package.rglob("*.py")
+        for key in remedy.findall(file.read_text(encoding="utf-8"))
+        if key not in top_level
+    }
+
+    assert not keys

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from tests.support.jobs import events, train, working_in, write_data
 from trainer.checkpoint.store import load_folder, write_snapshot
 from trainer.cli import main
+from trainer.commands import verify
 
 STEPS = 8
 Verify = Callable[..., str]
@@ -214,15 +216,25 @@ def test_keys_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_replay_uses_the_recorded_threads_and_names_another_processor(run: Path, verify_damaged: Verify) -> None:
+def test_replay_uses_the_recorded_threads_and_names_another_processor(
+    run: Path, verify_damaged: Verify, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = torch.get_num_threads()
+    threads = []
+
+    def counted(*arguments: Any) -> verify.Replay:
+        threads.append(torch.get_num_threads())
+        return replay(*arguments)
+
+    replay = verify.replay
+    monkeypatch.setattr(verify, "replay", counted)
     torch.set_num_threads(before + 1)
     try:
         assert main(["verify", f"run={run}"]) == 0
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
-    assert events(run, "start")[0]["threads"] == before
+    assert [events(run, "start")[0]["threads"]] == threads == [before]
 
     metrics = run / "metrics.jsonl"
     metrics.write_text(re.sub(r'"processor": *"[^"]*"', '"processor": "Z80"', metrics.read_text()))

@@ -62,7 +62,9 @@ def test_number_of_weights_must_match_the_labels():
 
 @pytest.mark.parametrize(("class_counts", "num_train"), [(None, 100), (COUNTS, None)])
 def test_auto_needs_counted_labels(class_counts, num_train):
-    with pytest.raises(ConfigError, match=r"^pos_weight: needs a task that counts.*, got 'auto'\. Use pos_weight=null"):
+    with pytest.raises(
+        ConfigError, match=r"^pos_weight: needs a task that counts.*, got 'auto'\. Use loss\.pos_weight=null"
+    ):
         BinaryCrossEntropy("auto", 0.0, -100, class_counts, 4, num_train)
 
 

@@ -179,7 +179,7 @@ class KnownKeys:
         error = partial(format_error, path) if value is _ABSENT else partial(format_error, path, value=value)
         if above is None and parent in schema.groups(self.job_type):
             options = " or ".join(f"{parent}={option}" for option in self.groups.options(parent))
-            return error(f"no {parent} is chosen", f"Add {options}")
+            return error(f"no {parent} is chosen", "" if self.is_stored else f"Add {options}")
         if above is None:
             example = "..." if value is _ABSENT else value
             return error(f"{parent} is null and has no keys", f"Set {parent}={{{name}: {example}}}")

@@ -101,7 +101,7 @@ def _check(in_features: int, cutoffs: list[int], div_value: float, num_classes: 
     if cutoffs[-1] >= num_classes:
         problem = f"must be numbers of classes between 1 and {num_classes - 1}"
         raise ConfigError(
-            format_error("cutoffs", problem, "Use cutoffs=null for 5% and 25% of the classes", value=cutoffs)
+            format_error("cutoffs", problem, "Use loss.cutoffs=null for 5% and 25% of the classes", value=cutoffs)
         )
     if in_features < div_value ** len(cutoffs):
         problem = f"leaves no feature of in_features={in_features} for the last of {len(cutoffs)} clusters"

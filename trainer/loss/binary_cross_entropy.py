@@ -64,7 +64,7 @@ class BinaryCrossEntropy(MultilabelLoss):
         if pos_weight == "auto":
             if positives is None or num_train is None:
                 problem = "needs a task that counts its labels and training samples"
-                raise ConfigError(format_error("pos_weight", problem, "Use pos_weight=null", value=pos_weight))
+                raise ConfigError(format_error("pos_weight", problem, "Use loss.pos_weight=null", value=pos_weight))
             return balance_pos_weight(positives, num_train)
         if pos_weight is not None and self.num_outputs not in (None, len(pos_weight)):
             problem = f"must have one value for each of the {self.num_outputs} labels"

@@ -282,7 +282,7 @@ def find_weight_problems(
         return []
     if (class_counts if isinstance(weights, str) else num_classes) is None:
         problem = "class weights need a task that counts its classes"
-        return [format_error(key, problem, f"Use {key}=null", value=weights)]
+        return [format_error(key, problem, f"Use loss.{key}=null", value=weights)]
     if not isinstance(weights, str) and len(weights) != num_classes:
         return [format_error(key, f"must have one value for each of the {num_classes} classes", value=weights)]
     return []

@@ -83,7 +83,7 @@ class MaskedLm(LanguageModeling):
         user_tokenizer = self.texts.user_tokenizer
         if whole_words and user_tokenizer is not None and user_tokenizer.pre_tokenizer is None:
             problem = "the tokenizer does not split texts into words"
-            raise ConfigError(format_error("whole_words", problem, "Use whole_words=false", value=whole_words))
+            raise ConfigError(format_error("whole_words", problem, "Use task.whole_words=false", value=whole_words))
         self.mask_share = mask_share
         self.whole_words = whole_words
 

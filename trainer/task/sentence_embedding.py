@@ -86,13 +86,13 @@ class SentenceEmbedding:
             "not evaluate_pairs or supervision == 'none'",
             key="evaluate_pairs",
             problem="only supervision=none supports it; other settings are evaluated on the texts they train on",
-            remedy="Use evaluate_pairs=false",
+            remedy="Use task.evaluate_pairs=false",
         ),
         Rule(
             "threshold is None or supervision == 'scored'",
             key="threshold",
             problem="only supervision=scored reads scores",
-            remedy="Use threshold=null",
+            remedy="Use task.threshold=null",
         ),
     )
     def __init__(
