@@ -270,6 +270,11 @@ class TestTable:
     ("code", "exit_code"),
     [
         ("screen = open_console('plain', outlives_reader=True); screen.out('a'); screen.out('b')", 0),
+        (
+            "import logging; from trainer.report import logs; log = logging.getLogger();"
+            "log.addHandler(logs._screen_handler(open_console('plain'), 0)); log.error('a'); log.error('b')",
+            0,
+        ),
         ("cli._run = lambda _: open_console('plain').out('a'); raise SystemExit(cli.main(['diff']))", 141),
     ],
 )

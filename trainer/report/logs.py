@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from io import TextIOWrapper
 from logging.handlers import MemoryHandler
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.logging import RichHandler
+
+from trainer.signals import drop_output
 
 NOISY_LIBRARIES = (
     "absl",
@@ -105,13 +108,23 @@ def _file_handler(path: Path, *, delay: bool = False) -> logging.Handler:
     return handler
 
 
+class _StreamHandler(logging.StreamHandler[TextIO]):
+    """A handler that writes nothing if the reader of the output has gone; other errors are reported as usual."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is given by logging
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            drop_output()
+        else:
+            super().handleError(record)
+
+
 def _screen_handler(console: Console, level: int) -> logging.Handler:
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, log_time_format="[%H:%M:%S]")
     else:
         # Rich wraps lines at 80 columns if there is no terminal, but redirected output must keep them whole.
-        handler = logging.StreamHandler(console.file)
+        handler = _StreamHandler(console.file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     handler.setLevel(level)
     return handler
