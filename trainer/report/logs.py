@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from io import TextIOWrapper
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -124,7 +124,7 @@ def _screen_handler(console: Console, level: int) -> logging.Handler:
         handler = RichHandler(console=console, show_path=False, log_time_format="[%H:%M:%S]")
     else:
         # Rich wraps lines at 80 columns if there is no terminal, but redirected output must keep them whole.
-        handler = _StreamHandler(console.file)
+        handler = _StreamHandler(cast(TextIO, console.file))
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     handler.setLevel(level)
     return handler
