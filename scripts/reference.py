@@ -126,7 +126,7 @@ def group_page(group: str) -> str:
     lines = [f"# {group}", "", NOTE, "", f"{schema.doc(owner, group).capitalize()}."]
     files = sorted((CONF / group).glob("*.yaml"))
     lines += ["", "Options: " + ", ".join(f"[`{file.stem}`](#{group}{file.stem})" for file in files) + "."]
-    if shared := schema.shared_keys(owner, group):
+    if shared := schema.shared_type(owner, group):
         lines += ["", "## Keys of every option", "", *key_table(f"{group}.", schema.defaults(shared), shared)]
     for file in files:
         lines += option_section(group, file)
