@@ -39,20 +39,32 @@ class Ranks:
     Args:
         rank: The number of this process, from 0.
         size: The number of processes.
+        group: The connection of the processes; None is the one that was joined first.
 
     Raises (every method):
         LostRankError: Another process has ended.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, group: dist.ProcessGroup | None = None) -> None:
         assert 0 <= rank < size
         self.rank = rank
         self.size = size
+        self._group = group
 
     def close(self) -> None:
         """Leave the group; no other method may be called afterwards."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+    def for_thread(self) -> Ranks:
+        """Return the same processes with a connection of their own, so that another thread can use it at any time.
+
+        All processes must call this together.
+        """
+        if self.size == 1:
+            return self
+        with _lost_rank():
+            return Ranks(self.rank, self.size, dist.new_group(backend="gloo"))
 
     @property
     def is_first(self) -> bool:
@@ -65,7 +77,7 @@ class Ranks:
             return [float(value) for value in values]
         total = torch.tensor(values, dtype=torch.float64)
         with _lost_rank():
-            dist.all_reduce(total)
+            dist.all_reduce(total, group=self._group)
         return [float(value) for value in total.tolist()]
 
     def any(self, flag: bool) -> bool:
@@ -78,7 +90,7 @@ class Ranks:
             return value
         values = [value]
         with _lost_rank():
-            dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+            dist.broadcast_object_list(values, src=0, group=self._group, device=torch.device("cpu"))
         return values[0]
 
     def gather(self, value: _Value) -> list[_Value]:
@@ -87,7 +99,7 @@ class Ranks:
             return [value]
         values: list[_Value] = [value] * self.size
         with _lost_rank():
-            dist.all_gather_object(values, value)
+            dist.all_gather_object(values, value, group=self._group)
         return values
 
     def broadcast_weights(self, modules: Iterable[nn.Module]) -> None:
@@ -95,7 +107,7 @@ class Ranks:
         tensors = [tensor.detach() for module in modules for tensor in (*module.parameters(), *module.buffers())]
         for tensor in tensors if self.size > 1 else ():
             with _lost_rank():
-                dist.broadcast(tensor, src=0)
+                dist.broadcast(tensor, src=0, group=self._group)
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Sequence[Tensor], loss: Tensor) -> None:
@@ -107,7 +119,7 @@ class Ranks:
             return
         present = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
         with _lost_rank():
-            dist.all_reduce(present, op=dist.ReduceOp.MAX)
+            dist.all_reduce(present, op=dist.ReduceOp.MAX, group=self._group)
         used = [parameter for parameter, some in zip(parameters, present.tolist(), strict=True) if some]
         for parameter in used:
             if parameter.grad is None:
@@ -116,7 +128,7 @@ class Ranks:
         for tensors in _buckets([loss, *gradients]):
             flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
             with _lost_rank():
-                dist.all_reduce(flat)
+                dist.all_reduce(flat, group=self._group)
             for tensor, summed in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
                 tensor.copy_(summed.view_as(tensor))
 
@@ -134,7 +146,7 @@ class Ranks:
         padded[: len(rows)] = rows.detach()
         gathered = [torch.empty_like(padded) for _ in sizes]
         with _lost_rank():
-            dist.all_gather(gathered, padded)
+            dist.all_gather(gathered, padded, group=self._group)
         parts = [part[:size] for part, size in zip(gathered, sizes, strict=True)]
         parts[self.rank] = rows
         return torch.cat(parts)
@@ -147,17 +159,17 @@ class Ranks:
             for statistic in (layer.running_mean, layer.running_var):
                 assert statistic is not None
                 with _lost_rank():
-                    dist.all_reduce(statistic)
+                    dist.all_reduce(statistic, group=self._group)
                 statistic.div_(self.size)
             if layer.num_batches_tracked is not None:
                 with _lost_rank():
-                    dist.all_reduce(layer.num_batches_tracked, op=dist.ReduceOp.MAX)
+                    dist.all_reduce(layer.num_batches_tracked, op=dist.ReduceOp.MAX, group=self._group)
 
     def _gather_sizes(self, size: int) -> list[int]:
         sizes = torch.zeros(self.size, dtype=torch.int64)
         sizes[self.rank] = size
         with _lost_rank():
-            dist.all_reduce(sizes)
+            dist.all_reduce(sizes, group=self._group)
         return sizes.tolist()
 
 
