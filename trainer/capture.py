@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainer.checkpoint.optimizer_state import capture_optimizer, restore_optimizer
+from trainer.checkpoint.optimizer_state import capture_optimizer, read_own_rows, restore_optimizer
 from trainer.checkpoint.rng_state import capture_rng_state, restore_rng_state
+from trainer.checkpoint.shards import Rows, Shard
 from trainer.checkpoint.store import Snapshot
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import STATE
 from trainer.protocols import MetricSchedule
 from trainer.run import Run
+from trainer.sharding import Sharding, first_row, is_sharded, own_rows
 from trainer.state import TrainState
 
 MASKS = "masks"
@@ -55,7 +58,21 @@ def capture(run: Run, state: TrainState) -> Snapshot:
         "data": run.data_fingerprint,
         "versions": current_versions(),
     }
-    return Snapshot(state.step, tensors, {STATE: json.dumps(document, indent=1) + "\n", **run.documents})
+    documents = {STATE: json.dumps(document, indent=1) + "\n", **run.documents}
+    if run.sharding is None:
+        return Snapshot(state.step, tensors, documents)
+    return _own_part(Snapshot(state.step, tensors, documents), run.sharding)
+
+
+def _own_part(snapshot: Snapshot, sharding: Sharding) -> Snapshot:
+    """Return the part of a snapshot that this process saves: its rows; the first process all other tensors too."""
+    tensors: dict[str, dict[str, Tensor]] = {}
+    rows: dict[str, dict[str, Rows]] = {}
+    for file, named in snapshot.tensors.items() if sharding.is_first_copy else ():
+        own = {name: each.detach() for name, each in named.items() if is_sharded(each) or sharding.index == 0}
+        tensors[file] = {name: own_rows(each) for name, each in own.items()}
+        rows[file] = {name: Rows(first_row(each), tuple(each.shape)) for name, each in own.items() if is_sharded(each)}
+    return replace(snapshot, tensors=tensors, shard=Shard(sharding.index, sharding.count, rows))
 
 
 def restore(run: Run, state: TrainState, snapshot: Snapshot) -> None:
@@ -101,10 +118,30 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: A name or a shape differs.
     """
+    own = module.state_dict()
+    if any(map(is_sharded, own.values())):
+        _load_rows(own, tensors)
+        return
     try:
         module.load_state_dict(dict(tensors), strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"the checkpoint's weights do not fit the model: {error}") from error
+
+
+@torch.no_grad()
+def _load_rows(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Load the rows that this process stores; only these are read."""
+    problems = [f"missing {name}" for name in own if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in own]
+    for name, tensor in own.items():
+        if name in tensors:
+            rows = read_own_rows(tensors, name, tensor)
+            if rows is None:
+                problems.append(f"{name} has another shape than {tuple(tensor.shape)}")
+            else:
+                own_rows(tensor).copy_(rows)
+    if problems:
+        raise CheckpointError(f"the checkpoint's weights do not fit the model: {'; '.join(problems)}")
 
 
 def select_weights(snapshot: Snapshot, weights: str) -> tuple[str, Mapping[str, Tensor], Mapping[str, Tensor] | None]:

@@ -16,6 +16,7 @@ from trainer.errors import CheckpointError, DivergedError, format_error
 from trainer.layout import CONFIG, DIVERGENCE_BATCH, DIVERGENCE_REPORT
 from trainer.protocols import Batch
 from trainer.run import DivergenceReport, Run
+from trainer.sharding import gather_shards, own_rows
 
 _REMEDY = "  Lower optimizer.lr, lengthen scheduler.warmup or set train.max_grad_norm, and start a new run."
 _MAX_SAMPLES = 16
@@ -55,11 +56,12 @@ def diagnose(
         "not_finite": {
             "parameters": non_finite_parameters(run),
             "buffers": _non_finite(buffers),
-            "gradients": _non_finite(gradients.items()),
+            "gradients": _non_finite_of_all(run, gradients.items()),
             "inputs": _non_finite(batch.items()),
         },
         "grad_norms": {
-            name: _json_float(float(torch.linalg.vector_norm(gradient.float()))) for name, gradient in gradients.items()
+            name: _json_float(float(gather_shards(torch.linalg.vector_norm(gradient.float()))))
+            for name, gradient in gradients.items()
         },
     }
     return DivergenceReport(step, report, batch)
@@ -99,11 +101,17 @@ def diverged_weights_error(run: Run, step: int, names: list[str]) -> DivergedErr
 
 
 def non_finite_parameters(run: Run) -> list[str]:
-    """Return the parameters with a value that is not finite: `model.<name>`, `loss.<name>`, `ema.<name>`."""
-    return _non_finite(
-        (f"{part}.{name}", parameter)
-        for part, module in run.modules().items()
-        for name, parameter in module.named_parameters()
+    """Return the parameters with a value that is not finite: `model.<name>`, `loss.<name>`, `ema.<name>`.
+
+    With shards, every process must call this.
+    """
+    return _non_finite_of_all(
+        run,
+        (
+            (f"{part}.{name}", parameter)
+            for part, module in run.modules().items()
+            for name, parameter in module.named_parameters()
+        ),
     )
 
 
@@ -162,6 +170,15 @@ def _non_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
     # One wait for the device, not one per tensor: this runs before every save.
     finite = torch.stack([torch.isfinite(tensor.detach()).all() for tensor in tensors.values()]).tolist()
     return [name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite]
+
+
+def _non_finite_of_all(run: Run, named: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Return the names of tensors with a value that is not finite, in any process's rows of them."""
+    rows = {name: own_rows(tensor.detach()) for name, tensor in named}
+    names = set(_non_finite(rows.items()))
+    if run.sharding is not None:
+        names = set().union(*run.ranks.gather(names))
+    return [name for name in rows if name in names]
 
 
 def _json_float(value: float | None) -> float | str | None:

@@ -57,8 +57,10 @@ def evaluate(
                 batch = host_batch.to(device)
                 with precision.autocast():
                     output = model(**batch.inputs)
-                total += compute_loss(loss, output, batch)
-                metrics.update(compute_scores(loss, output).float(), batch.target)
+                value, scores = compute_loss(loss, output, batch), compute_scores(loss, output)
+                if batch.num_samples:  # not a filler, which only joins in: with shards, all run the model together
+                    total += value
+                    metrics.update(scores.float(), batch.target)
     finally:
         for module, training in modes.items():
             module.training = training

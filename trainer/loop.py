@@ -14,6 +14,7 @@ from trainer.divergence import diverged_step_error, diverged_weights_error, non_
 from trainer.errors import Interrupted
 from trainer.protocols import Batch, Loss, MetricSchedule
 from trainer.run import Run
+from trainer.sharding import gather_shards, is_sharded
 from trainer.state import Score, TrainState
 from trainer.targets import compute_shared_loss, count_targets
 
@@ -106,7 +107,9 @@ def compute_gradients(run: Run, step: int, micro_batches: list[Batch]) -> tuple[
         loss, value = compute_shared_loss(run.loss, output, batch, run.ranks)
         run.precision.backward(loss / max(1.0, num_targets))
         mean_loss += value / max(1.0, num_targets)
-    run.ranks.sum_gradients(trained_parameters(run.optimizer), mean_loss)
+    # The gradients of sharded parameters are summed already, by their backward pass.
+    unsummed = [parameter for parameter in trained_parameters(run.optimizer) if not is_sharded(parameter)]
+    run.ranks.sum_gradients(unsummed, mean_loss)
     run.masks.zero_gradients()
     run.precision.unscale(run.optimizer)
     grad_norm = clip_gradients(run.optimizer, run.max_grad_norm)
@@ -123,7 +126,7 @@ def trained_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
     """Scale the gradients down to a 2-norm of at most `max_norm`; return the norm before, shape ()."""
     parameters = trained_parameters(optimizer)
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = gather_shards(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if max_norm is not None:
         # A norm that is not finite must not spread to finite gradients: the diagnosis lists the gradients that are not.
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm.nan_to_num(0.0, 0.0))

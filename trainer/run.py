@@ -15,6 +15,7 @@ from trainer.precision import Precision
 from trainer.protocols import Loader, Loss, Report, Schedule
 from trainer.prune.masks import Masks
 from trainer.ranks import Ranks
+from trainer.sharding import Sharding
 from trainer.step_rng import StepRng
 
 
@@ -111,6 +112,7 @@ class Run:
         outputs: Where events, checkpoints and the diagnosis of a divergence go.
         documents: The text files that each checkpoint contains next to the state: config, task, architecture.
         data_fingerprint: The fingerprint of the encoded data.
+        sharding: How the weights and their state are divided among the processes; None is not at all.
     """
 
     model: nn.Module
@@ -131,6 +133,7 @@ class Run:
     outputs: RunOutputs
     documents: Mapping[str, str]
     data_fingerprint: str
+    sharding: Sharding | None = None
 
     def log(self, event: str, step: int, values: Mapping[str, Any]) -> None:
         """Report an event at a step."""

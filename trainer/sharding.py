@@ -8,8 +8,9 @@ Source: Zhao et al. 2023, "PyTorch FSDP", https://arxiv.org/abs/2304.11277.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,16 +78,18 @@ def find_blocks(module: nn.Module) -> list[nn.Module]:
 
     An entry that shares a parameter with the rest of the module (tied weights) is left out.
     """
-    owners: dict[nn.Parameter, int] = {}
-    for part in module.modules():
-        for parameter in part.parameters(recurse=False):
-            owners[parameter] = owners.get(parameter, 0) + 1
+    owners = _count_owners(module)
     blocks = []
     for block in _find_entries(module):
-        own = [parameter for part in block.modules() for parameter in part.parameters(recurse=False)]
-        if own and all(own.count(parameter) == owners[parameter] for parameter in dict.fromkeys(own)):
+        own = _count_owners(block)
+        if own and all(owners[parameter] == count for parameter, count in own.items()):
             blocks.append(block)
     return blocks
+
+
+def _count_owners(module: nn.Module) -> Counter[nn.Parameter]:
+    """Return the number of modules that have each parameter."""
+    return Counter(parameter for part in module.modules() for parameter in part.parameters(recurse=False))
 
 
 def _find_entries(module: nn.Module) -> Iterator[nn.Module]:
@@ -126,11 +129,6 @@ def first_row(tensor: Tensor) -> int:
     (dim,) = (axis for axis, placement in enumerate(sharded.placements) if isinstance(placement, Shard))
     chunk = -(-sharded.shape[0] // sharded.device_mesh.size(dim))  # as torch.chunk divides
     return min(sharded.shape[0], chunk * sharded.device_mesh.get_local_rank(dim))
-
-
-def strip_shards(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors by name, each as the rows that this process stores."""
-    return {name: own_rows(tensor) for name, tensor in named.items()}
 
 
 def count_shards(shard: bool | int, ranks: Ranks) -> int:

@@ -163,10 +163,11 @@ def test_every_fault_is_reported(checkpoint):
 def test_newer_format_is_refused_with_the_remedy(checkpoint, folder, monkeypatch):
     manifest = read_manifest(checkpoint)
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.checkpoint.manifest.FORMAT", 2)
+        patch.setattr("trainer.checkpoint.manifest.FORMAT", 3)
+        patch.setattr("trainer.checkpoint.manifest.is_shard_file", lambda name: True)
         (checkpoint / MANIFEST).write_bytes(manifest.render())
         assert find_faults(checkpoint) == []
-    message = "has format 2, but this version of trainer reads formats up to 1. Upgrade trainer"
+    message = "has format 3, but this version of trainer reads formats up to 2. Upgrade trainer"
     for use in (
         lambda: load_folder(checkpoint),
         lambda: Store(folder, 2).load("last"),

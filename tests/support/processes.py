@@ -15,6 +15,7 @@ PRELOADED = [
     "torchmetrics.classification",
     "trainer.commands.train",
     "trainer.builders.checkpointed",
+    "torch.distributed.fsdp",
     "trainer.builders.training",
     "trainer.checkpoint.store",
     "trainer.export.artifacts",

@@ -91,7 +91,7 @@ def build_loaders(
         for split in ("train", "validation")
     )
     loader = TrainLoader(train, plan, job.train.accumulate, options, ranks, fill=fill)
-    return loader, EvaluationBatches(validation, job.loader.eval_batch_size, options, ranks)
+    return loader, EvaluationBatches(validation, job.loader.eval_batch_size, options, ranks, fill=fill)
 
 
 def loader_options(job: TrainJob, device: torch.device, batching: Batching) -> LoaderOptions:

@@ -36,7 +36,7 @@ from trainer.config.jobs import TrainJob
 from trainer.data.encode import Encoded
 from trainer.data.quality import DataReport
 from trainer.durations import to_steps
-from trainer.ema import Ema
+from trainer.ema import Ema, has_weights
 from trainer.errors import CheckpointError, ConfigError, did_you_mean, format_error, raise_if_any
 from trainer.evaluate import evaluate, metric_directions
 from trainer.layout import CONFIG, TASK
@@ -45,10 +45,14 @@ from trainer.protocols import Batch, HasBatchStatistic, HasTeacher, Loss, Metric
 from trainer.prune.masks import Masks
 from trainer.ranks import Ranks, connect, join_ranks
 from trainer.run import Run, RunOutputs, StepCounts, Validation
+from trainer.sharding import Sharding, count_shards
 from trainer.state import TrainState
 from trainer.step_rng import StepRng
 
 logger = logging.getLogger(__name__)
+
+_SHARDABLE_OPTIMIZERS = frozenset(f"trainer.optimizer.{name}.{name}" for name in ("adam", "adamw", "lion", "sgd"))
+"""Optimizers that update each element on its own, or were compared with one device."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,6 @@ def build_training(
         ranks: The processes that train together; None is this process alone.
     """
     ranks = ranks or Ranks()
-    if job.shard:
-        raise ConfigError(format_error("shard", "is not supported", "Leave it out", value=job.shard))
     device = build_device(job.device)
     check_targets(job)
     seed_rng(job.seed, device)
@@ -94,7 +96,8 @@ def build_training(
     if snapshot is not None:
         _check_teacher(snapshot, run.documents)
         restore(run, state, snapshot)
-    ranks.broadcast_weights(run.modules().values())
+    if run.sharding is None:
+        ranks.broadcast_weights(run.modules().values())
     return Training(run, state, task, encoded, data_report)
 
 
@@ -114,7 +117,8 @@ def _build_run(
     steps, schedule = _build_steps(job, plan.steps_per_epoch, snapshot)
     loss = build_loss(job, task, device)
     model, masks, ema = _build_model(job, task, snapshot, loss, device)
-    fill = isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic
+    sharding = _shard(job, model, loss, ema, ranks, device)
+    fill = sharding is not None or (isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic)
     batching = choose_batching(job, model)
     loader, validation_batches = build_loaders(job, task, encoded, plan, batching, device, ranks, fill=fill)
     closing.callback(validation_batches.close)
@@ -139,6 +143,7 @@ def _build_run(
         outputs=outputs,
         documents=_documents(config_text, task, model, loss),
         data_fingerprint=encoded.fingerprint,
+        sharding=sharding,
     )
 
 
@@ -163,6 +168,50 @@ def _build_model(
     if job.compile:  # after the EMA copied the model as it was before
         compile_model(model, device)
     return model, masks, ema
+
+
+def _shard(
+    job: TrainJob, model: nn.Module, loss: Loss, ema: Ema | None, ranks: Ranks, device: torch.device
+) -> Sharding | None:
+    """Divide the model, the average and the loss's own weights among the processes, as the key `shard` says.
+
+    Every process builds the complete model once, before this.
+
+    Raises:
+        ConfigError: A part of the job does not work in shards.
+    """
+    count = count_shards(job.shard, ranks)
+    if count == 1:
+        return None
+    check_shardable(job)
+    modules = [ema.module] if ema is not None else []
+    if ema is not None and isinstance(ema.loss, nn.Module) and ema.loss is not loss:
+        modules.append(ema.loss)
+    modules += [model, loss] if isinstance(loss, nn.Module) and has_weights(loss) else [model]
+    ranks.broadcast_weights(modules)
+    sharding = Sharding(ranks, count, device)
+    for module in modules:
+        sharding.shard(module)
+    return sharding
+
+
+def check_shardable(job: TrainJob) -> None:
+    """Check that a job has only parts that are known to work with shards.
+
+    Raises:
+        ConfigError: Some do not; all of them are listed.
+    """
+    target = job.optimizer["_target_"]
+    errors = []
+    if target not in _SHARDABLE_OPTIMIZERS:
+        names = ", ".join(sorted(each.rpartition(".")[2] for each in _SHARDABLE_OPTIMIZERS))
+        problem = "does not support shard"
+        errors.append(format_error("optimizer", problem, f"Use one of {names}, or set shard=false", value=target))
+    if job.prune is not None:
+        errors.append(format_error("prune", "does not support shard", "Set shard=false"))
+    if job.compile:
+        errors.append(format_error("compile", "does not support shard", "Set shard=false", value=True))
+    raise_if_any(*errors)
 
 
 def join_devices(job: TrainJob, task_state: StateDict | None) -> Ranks:

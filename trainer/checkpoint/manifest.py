@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Final
 
 from trainer.checkpoint.atomic_io import FileDigest, digest_file
+from trainer.checkpoint.shards import is_shard_file
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import CHECKPOINT_MANIFEST, Document
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""The newest format. Checkpoints whose files all contain complete tensors are written in format 1, as ever."""
+
 STEP_FOLDER: Final = re.compile(r"step-(\d{8,})")
 
 
@@ -45,7 +48,8 @@ class Manifest:
     def render(self) -> bytes:
         """Return the canonical bytes, the only ones that a reader accepts; `checksum` covers all other fields."""
         files = {name: {"size": file.size, "crc32": f"{file.crc32:08x}"} for name, file in self.files.items()}
-        return _seal({"format": FORMAT, "step": self.step, "ordinal": self.ordinal, "files": files})
+        number = FORMAT if any(map(is_shard_file, self.files)) else 1
+        return _seal({"format": number, "step": self.step, "ordinal": self.ordinal, "files": files})
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trainer.checkpoint.tensors import StoredTensors
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import Document
+from trainer.sharding import first_row, is_sharded, own_rows
 
 # The schedule sets the learning rate; the other options choose how a step is computed, not its result.
 _NOT_STORED: Final = {
@@ -75,7 +77,7 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], docum
     optimizer.state.clear()
     for name, parameter, group in named:
         state = dict(document["values"].get(name, {}))
-        state.update({key: _place(key, tensors[f"{name}/{key}"], parameter, group) for key in keys.get(name, [])})
+        state.update({key: _place(key, tensors, f"{name}/{key}", parameter, group) for key in keys.get(name, [])})
         if state:
             optimizer.state[parameter] = state
 
@@ -117,13 +119,33 @@ def _check_names(stored: list[list[str]], current: list[list[str]]) -> None:
         raise CheckpointError(format_error("optimizer", problem, "Restore the settings that define the groups"))
 
 
-def _place(key: str, value: Tensor, parameter: Tensor, group: Mapping[str, object]) -> Tensor:
+def read_own_rows(tensors: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor | None:
+    """Return the rows of a stored tensor that this process stores of `like`; None if the shapes differ.
+
+    If `like` is not sharded, these are all rows. From `StoredTensors` only these rows are read.
+    """
+    if (tensors.shape(name) if isinstance(tensors, StoredTensors) else tensors[name].shape) != like.shape:
+        return None
+    if not is_sharded(like):
+        return tensors[name]
+    start, count = first_row(like), len(own_rows(like))
+    if isinstance(tensors, StoredTensors):
+        return tensors.read_rows(name, start, start + count)
+    return tensors[name][start : start + count]
+
+
+def _place(
+    key: str, tensors: Mapping[str, Tensor], name: str, parameter: Tensor, group: Mapping[str, object]
+) -> Tensor:
     """Return a copy of a state tensor with the device and the strides that the optimizer expects."""
     if key == "step":
         # As in torch: on the host, unless the kernel that updates the parameter counts the steps.
         on_device = bool(group.get("fused") or group.get("capturable"))
-        return value.to(parameter.device if on_device else "cpu", copy=True)
-    if value.shape == parameter.shape:
-        # Fused kernels walk through memory: the strides must equal the parameter's.
-        return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-    return value.to(parameter.device, copy=True)
+        return tensors[name].to(parameter.device if on_device else "cpu", copy=True)
+    rows = read_own_rows(tensors, name, parameter)
+    if rows is None:
+        return tensors[name].to(parameter.device, copy=True)
+    # Fused kernels walk through memory: the strides must equal the parameter's.
+    state = torch.empty_like(parameter, dtype=rows.dtype, requires_grad=False)
+    own_rows(state).copy_(rows)
+    return state

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,10 +25,12 @@ from trainer.checkpoint.manifest import (
     DamagedError,
     Manifest,
     UnreadableError,
+    read_document,
     read_files,
     read_manifest,
     require_intact,
 )
+from trainer.checkpoint.shards import SUFFIX, Shard, is_shard_file, tensors_name
 from trainer.errors import CheckpointError, ConfigError, format_error
 from trainer.layout import CHECKPOINT_MANIFEST, step_name
 
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_SUFFIX = ".safetensors"
+    from trainer.ranks import Ranks
+
 _TEMPORARY = ".tmp-"
 _TRASH = ".trash-"
 
@@ -53,11 +56,13 @@ class Snapshot:
         tensors: File name without suffix (`model`, `ema`, `optimizer`) -> named tensors; each becomes
             `<name>.safetensors`.
         documents: File name (`state.json`, `config.yaml`, `task.json`) -> its text.
+        shard: The part of the state that this snapshot has, if several devices store it together; None is all of it.
     """
 
     step: int
     tensors: Mapping[str, Mapping[str, Tensor]]
     documents: Mapping[str, str]
+    shard: Shard | None = None
 
 
 class Store:
@@ -93,19 +98,20 @@ class Store:
         """Return the folder of an intact checkpoint, chosen as by `load`; needs no torch."""
         return self._first_intact(which, require_intact)
 
-    def load(self, which: str) -> Snapshot:
+    def load(self, which: str, *, on_demand: bool = False) -> Snapshot:
         """Return the contents of a checkpoint, every byte verified.
 
         A damaged one is skipped with a warning in favor of the next, unless it was named by its step.
 
         Args:
             which: `last` (the one saved last), `best` (the best score, the earliest in a tie) or `step-N`.
+            on_demand: Read each tensor only when it is used (`StoredTensors`).
 
         Raises:
             ConfigError: `which` is none of these.
             CheckpointError: There is no such checkpoint, or it is damaged and no other can replace it.
         """
-        return self._first_intact(which, read_snapshot)
+        return self._first_intact(which, read_snapshot_on_demand if on_demand else read_snapshot)
 
     def save(self, snapshot: Snapshot, protect: Collection[int] = ()) -> Path:
         """Write a checkpoint; once it is durable, delete those older than the newest `keep` intact ones.
@@ -120,30 +126,71 @@ class Store:
         Raises:
             CheckpointError: A file operation failed. Earlier checkpoints are unchanged.
         """
-        atomic_io.create_folder(self._folder)
-        self._clean_up()
-        target = self._folder / step_name(snapshot.step)
-        temporary = target.with_name(_TEMPORARY + target.name)
-        earlier = list_newest_first(self._folder)
-        # A manifest that cannot be read may contain a higher ordinal.
-        ordinal = 1 + len(earlier) + max((each.ordinal for each in earlier), default=0)
+        temporary, ordinal = self._begin(snapshot.step)
         try:
             write_snapshot(temporary, snapshot, ordinal)
-            self._publish(temporary, target)
+            target = self._publish(temporary)
         except BaseException:
             with suppress(CheckpointError):
                 atomic_io.remove_folder(temporary)
             raise
-        with suppress(OSError):
-            self._verified[target] = atomic_io.stamp_folder(target)
+        self._delete_outdated({snapshot.step, *protect})
+        return target
+
+    def save_shard(self, snapshot: Snapshot, ranks: Ranks, protect: Collection[int] = ()) -> Path:
+        """Write a checkpoint together with other processes, each of which calls this with its own shard.
+
+        Each process writes its rows; the first one publishes the folder when all rows are on the disk. If an operation
+        fails in one process, the save fails in all of them.
+
+        Args:
+            snapshot: The part to write; the documents of the first process count.
+            ranks: The processes, with a connection that no other thread uses.
+            protect: Steps to keep, whatever their age.
+
+        Raises:
+            CheckpointError: A file operation failed in some process. Earlier checkpoints are unchanged.
+        """
+
+        def begin() -> tuple[Path, int]:
+            temporary, ordinal = self._begin(snapshot.step)
+            atomic_io.create_folder(temporary)
+            return temporary, ordinal
+
+        def publish() -> Path:
+            written = {name: digest for files in shards for name, digest in files.items()}
+            _write_manifest(temporary, Manifest(snapshot.step, ordinal, written))
+            target = self._publish(temporary)
+            self._delete_outdated({snapshot.step, *protect})
+            return target
+
+        temporary, ordinal = _agree(ranks, begin)[0]
         try:
-            outdated = self._find_outdated({snapshot.step, *protect})
+            shards = _agree(ranks, lambda: _write_shard(temporary, snapshot, ranks), on_all=True)
+            return _agree(ranks, publish)[0]
+        except BaseException:
+            if ranks.is_first:
+                with suppress(CheckpointError):
+                    atomic_io.remove_folder(temporary)
+            raise
+
+    def _begin(self, step: int) -> tuple[Path, int]:
+        """Return the folder in which to write a step's checkpoint, and its ordinal."""
+        atomic_io.create_folder(self._folder)
+        self._clean_up()
+        earlier = list_newest_first(self._folder)
+        # A manifest that cannot be read may contain a higher ordinal.
+        ordinal = 1 + len(earlier) + max((each.ordinal for each in earlier), default=0)
+        return self._folder / (_TEMPORARY + step_name(step)), ordinal
+
+    def _delete_outdated(self, protected: set[int]) -> None:
+        try:
+            outdated = self._find_outdated(protected)
         except UnreadableError as fault:
             _logger.warning("%s: %s. Keeping all older checkpoints.", self._folder, fault)
-            return target
+            return
         for folder in outdated:
             _delete(folder)
-        return target
 
     def _first_intact(self, which: str, read: Callable[[Path], _Result]) -> _Result:
         match = re.fullmatch(r"step-(\d+)", which)
@@ -171,14 +218,19 @@ class Store:
     def _list_steps(self) -> str:
         return f"Existing steps: {', '.join(map(str, self.list())) or 'none'}"
 
-    def _publish(self, temporary: Path, target: Path) -> None:
+    def _publish(self, temporary: Path) -> Path:
+        """Give a complete folder its final name; return its path."""
+        target = temporary.with_name(temporary.name.removeprefix(_TEMPORARY))
         if target not in atomic_io.list_entries(self._folder):
             atomic_io.rename(temporary, target)
-            return
-        old = target.with_name(REPLACED + target.name)
-        atomic_io.rename(target, old)
-        atomic_io.rename(temporary, target)
-        _delete(old)
+        else:
+            old = target.with_name(REPLACED + target.name)
+            atomic_io.rename(target, old)
+            atomic_io.rename(temporary, target)
+            _delete(old)
+        with suppress(OSError):
+            self._verified[target] = atomic_io.stamp_folder(target)
+        return target
 
     def _clean_up(self) -> None:
         """Remove or complete the folders left by a process that was killed while it saved."""
@@ -227,10 +279,13 @@ class Saver:
 
     Args:
         store: Where the snapshots go.
+        ranks: The processes that each save a shard, with a connection of their own for the background threads; None
+            saves complete snapshots.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, ranks: Ranks | None = None) -> None:
         self._store = store
+        self._ranks = ranks
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[Path] | None = None
         self._copies: dict[str, dict[str, Tensor]] = {}
@@ -246,8 +301,11 @@ class Saver:
         self._wait()
         # The memory of the previous copies is free again, so no save allocates (and page-locks) it anew.
         self._copies = _copy(snapshot.tensors, self._copies)
-        copied = Snapshot(snapshot.step, self._copies, dict(snapshot.documents))
-        self._saving = self._pool.submit(self._store.save, copied, tuple(protect))
+        copied = replace(snapshot, tensors=self._copies, documents=dict(snapshot.documents))
+        if self._ranks is None:
+            self._saving = self._pool.submit(self._store.save, copied, tuple(protect))
+        else:
+            self._saving = self._pool.submit(self._store.save_shard, copied, self._ranks, tuple(protect))
 
     def close(self) -> None:
         """Wait for the last save; nothing can be submitted afterwards.
@@ -275,19 +333,61 @@ def write_snapshot(folder: Path, snapshot: Snapshot, ordinal: int) -> None:
     contents: dict[str, Iterable[bytes | memoryview]] = {
         name: [text.encode()] for name, text in snapshot.documents.items()
     }
-    contents.update({name + _SUFFIX: encode(tensors) for name, tensors in snapshot.tensors.items()})
+    contents.update({name + SUFFIX: encode(tensors) for name, tensors in snapshot.tensors.items()})
     assert len(contents) == len(snapshot.documents) + len(snapshot.tensors), "two files with one name"
     assert CHECKPOINT_MANIFEST not in contents, "the manifest is written here"
     atomic_io.create_folder(folder)
+    _write_manifest(folder, Manifest(snapshot.step, ordinal, _write_files(folder, contents)))
 
+
+def _write_shard(folder: Path, snapshot: Snapshot, ranks: Ranks) -> dict[str, FileDigest]:
+    """Write the rows of this process, and in the first process the documents."""
+    from trainer.checkpoint.tensors import encode
+
+    assert snapshot.shard is not None
+    documents = snapshot.documents if ranks.is_first else {}
+    contents: dict[str, Iterable[bytes | memoryview]] = {name: [text.encode()] for name, text in documents.items()}
+    for name, tensors in snapshot.tensors.items():
+        contents[snapshot.shard.file_name(name)] = encode(tensors, snapshot.shard.rows.get(name, {}))
+    written = _write_files(folder, contents)
+    atomic_io.sync_folder(folder)
+    return written
+
+
+def _write_files(folder: Path, contents: Mapping[str, Iterable[bytes | memoryview]]) -> dict[str, FileDigest]:
     def write(name: str) -> FileDigest:
         return atomic_io.write_file(folder / name, contents[name])
 
     # In parallel: one file is checksummed while another waits for the device.
     with ThreadPoolExecutor(4) as pool:
-        written = dict(zip(contents, pool.map(write, contents), strict=True))
-    atomic_io.write_file(folder / CHECKPOINT_MANIFEST, [Manifest(snapshot.step, ordinal, written).render()])
+        return dict(zip(contents, pool.map(write, contents), strict=True))
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    atomic_io.write_file(folder / CHECKPOINT_MANIFEST, [manifest.render()])
     atomic_io.sync_folder(folder)
+
+
+def _agree(ranks: Ranks, work: Callable[[], _Result], *, on_all: bool = False) -> list[_Result]:
+    """Do some work in the first process, or in all; return its result in each of them.
+
+    Raises:
+        CheckpointError: The work failed in some process; all processes raise the error of the first of them.
+    """
+    results: list[_Result] = []
+    messages: tuple[str, ...] = ()
+    failure: Exception | None = None
+    if on_all or ranks.is_first:
+        try:
+            results = [work()]
+        except Exception as error:
+            failure = error
+            messages = error.messages if isinstance(error, CheckpointError) else (f"a checkpoint failed: {error!r}",)
+    outcomes = ranks.gather((results, messages))
+    first_messages = next((messages for _, messages in outcomes if messages), ())
+    if first_messages:
+        raise CheckpointError(*first_messages) from failure
+    return [result for results, _ in outcomes for result in results]
 
 
 def read_snapshot(folder: Path) -> Snapshot:
@@ -297,16 +397,42 @@ def read_snapshot(folder: Path) -> Snapshot:
         DamagedError: A file is missing, altered or not in the manifest.
         CheckpointError: A newer version of trainer wrote the format.
     """
-    from trainer.checkpoint.tensors import decode
+    from trainer.checkpoint.tensors import decode, decode_shards
 
     manifest = read_manifest(folder)
     tensors: dict[str, Mapping[str, Tensor]] = {}
     documents: dict[str, str] = {}
-    for name, data in read_files(folder, manifest):
-        if name.endswith(_SUFFIX):
-            tensors[name.removesuffix(_SUFFIX)] = decode(data)
+    shards: dict[str, list[bytes]] = {}
+    for file, data in read_files(folder, manifest):
+        if (name := tensors_name(file)) is None:
+            documents[file] = data.decode()
+        elif is_shard_file(file):
+            shards.setdefault(name, []).append(data)
         else:
-            documents[name] = data.decode()
+            tensors[name] = decode(data)
+    for name in list(shards):
+        tensors[name] = decode_shards(shards.pop(name))
+    return Snapshot(manifest.step, tensors, documents)
+
+
+def read_snapshot_on_demand(folder: Path) -> Snapshot:
+    """Return the verified contents of a checkpoint folder; its tensors are read when they are used.
+
+    Raises:
+        DamagedError: A file is missing, altered or not in the manifest.
+        CheckpointError: A newer version of trainer wrote the format.
+    """
+    from trainer.checkpoint.tensors import StoredTensors
+
+    manifest = read_manifest(require_intact(folder))
+    paths: dict[str, list[Path]] = {}
+    documents: dict[str, str] = {}
+    for file in manifest.files:
+        if (name := tensors_name(file)) is None:
+            documents[file] = read_document(folder, file) or ""
+        else:
+            paths.setdefault(name, []).append(folder / file)
+    tensors = {name: StoredTensors(files) for name, files in paths.items()}
     return Snapshot(manifest.step, tensors, documents)
 
 

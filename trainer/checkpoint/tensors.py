@@ -1,16 +1,21 @@
-"""Named tensors as the bytes of a safetensors file (https://huggingface.co/docs/safetensors, section Format), and the
-bitwise comparison of two sets of them."""
+"""Named tensors as the bytes of a safetensors file (https://huggingface.co/docs/safetensors, section Format), complete
+or only some rows of each, and the bitwise comparison of two sets of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 from typing import Final
 
 import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from trainer.checkpoint.manifest import DamagedError
+from trainer.checkpoint.shards import Rows
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import Document
 
@@ -36,18 +41,27 @@ _DTYPES: Final = {
 }
 
 
-def encode(tensors: NamedTensors) -> Iterator[bytes | memoryview]:
+_TORCH_DTYPES: Final = {name: dtype for dtype, name in _DTYPES.items()}
+_ROWS: Final = "rows"
+"""Metadata of a file whose tensors are not complete: tensor name -> [first row, shape of the complete tensor]."""
+
+
+def encode(tensors: NamedTensors, rows: Mapping[str, Rows] | None = None) -> Iterator[bytes | memoryview]:
     """Yield the bytes of the file in order: the header, then each tensor's own memory.
 
     The library's `save` first builds the whole file in memory, which takes several times as long as writing it.
     Tensors that share memory (tied weights) are written once under each name.
+
+    Args:
+        tensors: The tensors by name.
+        rows: The place of tensors that are not complete.
 
     Raises:
         CheckpointError: The format has no such dtype or layout.
     """
     # Wide elements first: every tensor then starts at a multiple of its element size, as readers that map it need.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header: Document = {"__metadata__": {"format": "pt"}}
+    header: Document = {"__metadata__": {"format": "pt", **({} if rows is None else {_ROWS: json.dumps(rows)})}}
     end = 0
     for name, tensor in ordered:
         if tensor.layout is not torch.strided or tensor.dtype not in _DTYPES or name == "__metadata__":
@@ -65,6 +79,126 @@ def encode(tensors: NamedTensors) -> Iterator[bytes | memoryview]:
 def decode(data: bytes) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file, on the CPU, in memory of their own."""
     return load(data)
+
+
+def decode_shards(files: Iterable[bytes]) -> dict[str, Tensor]:
+    """Return the complete tensors of which several safetensors files contain the rows.
+
+    Raises:
+        DamagedError: Rows are missing.
+    """
+    pieces: dict[str, list[tuple[Rows, Tensor]]] = {}
+    for data in files:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        rows = _read_rows(header)
+        for name, tensor in load(data).items():
+            pieces.setdefault(name, []).append((rows.get(name, Rows(0, tuple(tensor.shape))), tensor))
+    return {name: _join(name, parts) for name, parts in pieces.items()}
+
+
+def _read_rows(header: Document) -> dict[str, Rows]:
+    text = header.get("__metadata__", {}).get(_ROWS, "{}")
+    return {name: Rows(start, tuple(shape)) for name, (start, shape) in json.loads(text).items()}
+
+
+def _join(name: str, parts: list[tuple[Rows, Tensor]]) -> Tensor:
+    shape = parts[0][0].shape
+    if len(parts) == 1 and parts[0][1].shape == shape:
+        return parts[0][1]
+    ordered = sorted((part for part in parts if len(part[1])), key=lambda part: part[0].start)
+    end = 0
+    for rows, tensor in ordered:
+        if rows.start != end or rows.shape != shape:
+            break
+        end += len(tensor)
+    if end != shape[0]:
+        raise DamagedError(f"the rows of {name} from {end} on are missing")
+    # Without rows at all, every file has an empty tensor of the right shape.
+    return torch.cat([tensor for _, tensor in ordered]) if ordered else parts[0][1]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """The place of some rows of a tensor in a file."""
+
+    path: Path
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    rows: Rows
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of safetensors files, each read only when it is used: not the whole set is in memory.
+
+    Args:
+        paths: The files; those that contain only some rows of a tensor are joined.
+
+    Raises (every method):
+        CheckpointError: A file cannot be read.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._pieces: dict[str, list[_Piece]] = {}
+        for path in paths:
+            for name, piece in _read_header(path):
+                self._pieces.setdefault(name, []).append(piece)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return _join(name, [(piece.rows, _read(piece, 0, piece.shape)) for piece in self._pieces[name]])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pieces)
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a complete tensor."""
+        return self._pieces[name][0].rows.shape
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Return the rows of a tensor from `start` up to `stop` (exclusive); no others are read."""
+        found = []
+        for piece in self._pieces[name]:
+            first = max(start, piece.rows.start)
+            count = min(stop, piece.rows.start + piece.shape[0]) - first
+            if count > 0:
+                part = _read(piece, first - piece.rows.start, (count, *piece.shape[1:]))
+                found.append((Rows(first - start, (stop - start, *piece.shape[1:])), part))
+        first_piece = self._pieces[name][0]
+        return _join(name, found) if found else torch.empty((0, *first_piece.shape[1:]), dtype=first_piece.dtype)
+
+
+def _read_header(path: Path) -> Iterator[tuple[str, _Piece]]:
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+    except OSError as error:
+        raise CheckpointError(format_error(str(path), f"cannot be read: {error.strerror}")) from error
+    rows = _read_rows(header)
+    for name, entry in header.items():
+        if name != "__metadata__":
+            shape = tuple(entry["shape"])
+            offset = 8 + size + entry["data_offsets"][0]
+            yield name, _Piece(path, offset, _TORCH_DTYPES[entry["dtype"]], shape, rows.get(name, Rows(0, shape)))
+
+
+def _read(piece: _Piece, row: int, shape: tuple[int, ...]) -> Tensor:
+    """Return rows of a piece from its row `row` on."""
+    if not (count := prod(shape)):
+        return torch.empty(shape, dtype=piece.dtype)
+    data = bytearray(count * piece.dtype.itemsize)
+    try:
+        with piece.path.open("rb") as file:
+            file.seek(piece.offset + row * prod(piece.shape[1:]) * piece.dtype.itemsize)
+            size = file.readinto(data)
+    except OSError as error:
+        raise CheckpointError(format_error(str(piece.path), f"cannot be read: {error.strerror}")) from error
+    if size != len(data):
+        raise CheckpointError(format_error(str(piece.path), "has become shorter while it was read"))
+    return torch.frombuffer(data, dtype=piece.dtype).view(shape)
 
 
 def tensor_differences(stored: Mapping[str, NamedTensors], replayed: Mapping[str, NamedTensors]) -> Iterator[str]:

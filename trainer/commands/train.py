@@ -144,7 +144,8 @@ def _train_with_others(job: TrainJob, config: Document, signals: StopSignals, st
     if not ranks.is_first:
         stack.enter_context(_resume_instruction_added(start.folder))
         if start.step is not None:
-            snapshot = Store(start.folder / CHECKPOINTS, job.checkpoint.keep).load(f"step-{start.step}")
+            store = Store(start.folder / CHECKPOINTS, job.checkpoint.keep)
+            snapshot = store.load(f"step-{start.step}", on_demand=bool(job.shard))
     _train(start, snapshot, signals, ranks, group)
 
 
@@ -183,7 +184,7 @@ def _load_snapshot(job: TrainJob, folder: Path) -> Snapshot | None:
     if job.resume is None or (job.resume == "auto" and not store.list()):
         return None
     name = Path(job.resume).name
-    return store.load(name if name.startswith("step-") else "last")
+    return store.load(name if name.startswith("step-") else "last", on_demand=bool(job.shard))
 
 
 def _advise_resume(folder: Path) -> list[str]:
@@ -213,6 +214,7 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
     from trainer.checkpoint.store import Saver, Store
     from trainer.report.events import Reports
     from trainer.run import RunOutputs
+    from trainer.sharding import count_shards
 
     job, config, folder = start.job, start.config, start.folder
     # The files of the run tell the same as the screen, so a run outlives `trainer train | head`.
@@ -227,9 +229,12 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
         reports = stack.enter_context(Reports())
         outputs = RunOutputs(report=reports)
         saver: Saver | None = None
-        if ranks.is_first:
-            saver = Saver(Store(folder / CHECKPOINTS, job.checkpoint.keep))
+        sharded = count_shards(job.shard, ranks) > 1
+        if ranks.is_first or sharded:
+            saver = Saver(Store(folder / CHECKPOINTS, job.checkpoint.keep), ranks.for_thread() if sharded else None)
             stack.callback(saver.close)
+            outputs = RunOutputs(report=reports, save=saver.submit)
+        if ranks.is_first and saver is not None:
             outputs = RunOutputs(
                 report=reports,
                 save=saver.submit,
@@ -261,7 +266,7 @@ def _fit(training: Training, signals: StopSignals, saver: Saver | None) -> None:
     Args:
         training: The run.
         signals: Stop the run.
-        saver: Saves the checkpoints; None in all processes except the first.
+        saver: Saves the checkpoints; None in a process that does not take part in that.
     """
     from trainer.loop import fit
 

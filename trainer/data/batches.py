@@ -215,18 +215,31 @@ class EvaluationBatches:
     """All rows of a split in order, `batch_size` per batch; can be iterated repeatedly until it is closed.
 
     Workers survive from one evaluation to the next if `options.persistent_workers` is set. Several devices share the
-    batches: each has consecutive ones, and none is read twice.
+    batches: each has consecutive ones, and none is read twice. With `fill`, devices with fewer batches get fillers, so
+    that all have as many.
     """
 
-    def __init__(self, batches: Batches, batch_size: int, options: LoaderOptions, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self,
+        batches: Batches,
+        batch_size: int,
+        options: LoaderOptions,
+        ranks: Ranks | None = None,
+        *,
+        fill: bool = False,
+    ) -> None:
         ranks = ranks or Ranks()
         ids = np.arange(len(batches.rows)).tolist()
         indices = [BatchIndices(0, tuple(ids[start : start + batch_size])) for start in range(0, len(ids), batch_size)]
         # Rounded up: the first device has a batch, however few there are.
         bounds = [-(-len(indices) * rank // ranks.size) for rank in range(ranks.size + 1)]
+        own = indices[bounds[ranks.rank] : bounds[ranks.rank + 1]]
+        if fill:
+            fillers = -(-len(indices) // ranks.size) - len(own)
+            own += [replace(indices[0], ids=indices[0].ids[:1], is_filler=True)] * fillers
         self._loader: DataLoader[Batch] | None = _data_loader(
             batches,
-            indices[bounds[ranks.rank] : bounds[ranks.rank + 1]],
+            own,
             options,
             persistent=options.persistent_workers,
         )
