@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError, format_error
+from trainer.protocols import HasLossHead
 from trainer.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -53,24 +54,42 @@ class Sharding:
         self._mesh: DeviceMesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
 
     def shard(self, module: nn.Module) -> None:
-        """Replace the parameters of a module by this process's rows of them; buffers stay complete.
+        """Replace the parameters of a model by this process's rows of them, block by block; buffers stay complete.
 
         Raises:
             ConfigError: A parameter has no axis.
         """
+        for block in find_blocks(module):
+            self._shard(block)
+        self._shard(module)
+
+    def shard_loss(self, loss: nn.Module) -> None:
+        """Replace the parameters of a loss by this process's rows of them.
+
+        The loss is complete as a whole while it runs: which of its modules run may depend on the targets, and all
+        processes must ask for the same rows.
+
+        Raises:
+            ConfigError: A parameter has no axis.
+        """
+        from torch.distributed.fsdp import register_fsdp_forward_method
+
+        self._shard(loss)
+        if isinstance(loss, HasLossHead):
+            register_fsdp_forward_method(loss, "scores")
+
+    def _shard(self, module: nn.Module) -> None:
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
         if scalars := [name for name, parameter in module.named_parameters() if parameter.ndim == 0]:
             problem = f"the parameter {scalars[0]} is a single number, which cannot be divided"
             raise ConfigError(format_error("shard", problem, "Set shard=false, or give it the shape (1,)"))
-        # Complete again after the forward pass would be complete until the next backward pass, which an evaluation
-        # does not have: the averaged weights would then be updated in memory that is about to be freed.
-        for part in (*find_blocks(module), module):
-            fully_shard(part, mesh=self._mesh, reshard_after_forward=True)
-        for part in module.modules():
-            if isinstance(part, FSDPModule):
-                part.set_gradient_divide_factor(1.0)  # sums, as losses are
-                part.set_force_sum_reduction_for_comms(True)  # gloo has no other
+        # Never complete after a forward pass, also not the outermost module: an evaluation has no backward pass that
+        # would end this, and the averaged weights would then be updated in memory that is about to be freed.
+        fully_shard(module, mesh=self._mesh, reshard_after_forward=True)
+        assert isinstance(module, FSDPModule)
+        module.set_gradient_divide_factor(1.0)  # sums, as losses are
+        module.set_force_sum_reduction_for_comms(True)  # gloo has no other
 
 
 def find_blocks(module: nn.Module) -> list[nn.Module]:

@@ -9,13 +9,14 @@ import shutil
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from trainer.builders.instantiate import in_group, instantiate
 from trainer.capture import MASKS, load_weights, select_weights
-from trainer.checkpoint.store import Snapshot
+from trainer.checkpoint.store import Snapshot, load_folder
 from trainer.config.jobs import LoraKeys, ModelKeys, PruneKeys, TrainJob
 from trainer.config.schema import option_keys
 from trainer.data.batches import Batches, BatchIndices
@@ -23,7 +24,7 @@ from trainer.decode.kv_cache import has_cache
 from trainer.durations import to_steps
 from trainer.errors import ConfigError, format_error
 from trainer.export.cases import traced_inputs
-from trainer.layout import Document
+from trainer.layout import CHECKPOINT_MANIFEST, Document
 from trainer.model.feature_extractor import FeatureExtractor
 from trainer.model.finetuning import (
     apply_lora,
@@ -87,7 +88,11 @@ def build_model(job: TrainJob, task: Task, snapshot: Snapshot | None, loss: Loss
 def _initialize(model: nn.Module, settings: ModelKeys, seed: int, task: Task, info: TaskInfo) -> None:
     """Load `model.weights` into a new model and add the noise of `model.noisy_tune`."""
     if settings.weights is not None:
-        weights = read_run_weights(model, settings.weights) or load_weights_file(settings.weights)
+        weights = (
+            read_run_weights(model, settings.weights)
+            or _read_shards(Path(settings.weights).expanduser())
+            or load_weights_file(settings.weights)
+        )
         report = fit_weights(model, weights, settings.weights_rename, settings.weights_ignore)
         logger.info("model.weights=%s: %s", settings.weights, report)
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in report.loaded}
@@ -96,6 +101,13 @@ def _initialize(model: nn.Module, settings: ModelKeys, seed: int, task: Task, in
             logger.warning("model.%s", warning)
     if settings.noisy_tune is not None:
         noisy_tune(model, settings.noisy_tune, torch.Generator().manual_seed(seed))
+
+
+def _read_shards(folder: Path) -> Mapping[str, Tensor]:
+    """Return the weights in the folder of a checkpoint in shards; nothing for another folder."""
+    if not (folder / CHECKPOINT_MANIFEST).is_file() or (folder / "model.safetensors").exists():
+        return {}
+    return load_folder(folder).tensors["model"]
 
 
 def _adapt(model: nn.Module, settings: ModelKeys, task: Task, info: TaskInfo) -> nn.Module:

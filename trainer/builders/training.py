@@ -51,8 +51,8 @@ from trainer.step_rng import StepRng
 
 logger = logging.getLogger(__name__)
 
-_SHARDABLE_OPTIMIZERS = frozenset(f"trainer.optimizer.{name}.{name}" for name in ("adam", "adamw", "lion", "sgd"))
-"""Optimizers that update each element on its own, or were compared with one device."""
+_SHARDABLE_OPTIMIZERS = ("adam", "adamw", "lamb", "lion", "sgd")
+"""Optimizers whose updates in shards were compared with the updates of complete weights."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ def build_training(
     """
     ranks = ranks or Ranks()
     device = build_device(job.device)
+    if count_shards(job.shard, ranks) > 1:
+        check_shardable(job)
     check_targets(job)
     seed_rng(job.seed, device)
     task = build_task(job, None if snapshot is None else json.loads(snapshot.documents[TASK]))
@@ -183,15 +185,15 @@ def _shard(
     count = count_shards(job.shard, ranks)
     if count == 1:
         return None
-    check_shardable(job)
-    modules = [ema.module] if ema is not None else []
-    if ema is not None and isinstance(ema.loss, nn.Module) and ema.loss is not loss:
-        modules.append(ema.loss)
-    modules += [model, loss] if isinstance(loss, nn.Module) and has_weights(loss) else [model]
-    ranks.broadcast_weights(modules)
+    models = [model] if ema is None else [ema.module, model]
+    losses = [loss] if ema is None or ema.loss is loss else [ema.loss, loss]
+    with_weights: list[nn.Module] = [each for each in losses if isinstance(each, nn.Module) and has_weights(each)]
+    ranks.broadcast_weights([*models, *with_weights])
     sharding = Sharding(ranks, count, device)
-    for module in modules:
-        sharding.shard(module)
+    for model_or_average in models:
+        sharding.shard(model_or_average)
+    for loss_or_average in with_weights:
+        sharding.shard_loss(loss_or_average)
     return sharding
 
 
@@ -203,10 +205,9 @@ def check_shardable(job: TrainJob) -> None:
     """
     target = job.optimizer["_target_"]
     errors = []
-    if target not in _SHARDABLE_OPTIMIZERS:
-        names = ", ".join(sorted(each.rpartition(".")[2] for each in _SHARDABLE_OPTIMIZERS))
-        problem = "does not support shard"
-        errors.append(format_error("optimizer", problem, f"Use one of {names}, or set shard=false", value=target))
+    if target not in {f"trainer.optimizer.{name}.{name}" for name in _SHARDABLE_OPTIMIZERS}:
+        remedy = f"Use one of {', '.join(_SHARDABLE_OPTIMIZERS)}, or set shard=false"
+        errors.append(format_error("optimizer", "does not support shard", remedy, value=target))
     if job.prune is not None:
         errors.append(format_error("prune", "does not support shard", "Set shard=false"))
     if job.compile:

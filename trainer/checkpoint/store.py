@@ -31,7 +31,7 @@ from trainer.checkpoint.manifest import (
     require_intact,
 )
 from trainer.checkpoint.shards import SUFFIX, Shard, is_shard_file, tensors_name
-from trainer.errors import CheckpointError, ConfigError, format_error
+from trainer.errors import CheckpointError, ConfigError, ReportedError, format_error
 from trainer.layout import CHECKPOINT_MANIFEST, step_name
 
 if TYPE_CHECKING:
@@ -297,6 +297,7 @@ class Saver:
 
         Raises:
             CheckpointError: The previous save failed; this one was not started.
+            ReportedError: The same, in the processes after the first one.
         """
         self._wait()
         # The memory of the previous copies is free again, so no save allocates (and page-locks) it anew.
@@ -312,14 +313,21 @@ class Saver:
 
         Raises:
             CheckpointError: The last save failed.
+            ReportedError: The same, in the processes after the first one.
         """
         self._pool.shutdown(wait=True)
         self._wait()
 
     def _wait(self) -> None:
         saving, self._saving = self._saving, None
-        if saving is not None:
+        if saving is None:
+            return
+        try:
             saving.result()
+        except CheckpointError as error:
+            if self._ranks is None or self._ranks.is_first:
+                raise
+            raise ReportedError(error.exit_code) from error
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, ordinal: int) -> None:

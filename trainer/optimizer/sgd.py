@@ -6,6 +6,7 @@ import torch
 
 from trainer.constraints import BelowOne, NonNegative, Positive, Rule, validated
 from trainer.optimizer.parameter_groups import ParameterGroup, can_fuse
+from trainer.sharding import is_sharded
 
 
 @validated(Rule("momentum > 0 or not nesterov", key="nesterov", problem="needs momentum greater than 0"))
@@ -28,5 +29,6 @@ def sgd(
     Raises:
         ConfigError: A value is out of range, or `nesterov` is set without momentum.
     """
-    fused = can_fuse(params) or None
+    # torch's fused kernel does not take shards.
+    fused = (can_fuse(params) and not any(is_sharded(each) for group in params for _, each in group["params"])) or None
     return torch.optim.SGD(params, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused)
