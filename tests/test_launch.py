@@ -241,3 +241,31 @@ def test_devices_must_be_as_many_as_the_processes(monkeypatch: pytest.MonkeyPatc
     assert [num_processes(devices) for devices in (1, 4, "auto")] == [4, 4, 4]
     with pytest.raises(ConfigError, match="devices: 4 processes of the run have been started, got 3"):
         num_processes(3)
+
+
+@pytest.mark.parametrize("code", [0, 6, 75])
+def test_the_example_job_of_slurm_is_queued_again_after_a_signal(code: int, tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text(f'#!/bin/bash\necho "$@" > {tmp_path}/line\nexit {code}\n')
+    (tmp_path / "scontrol").write_text(f'#!/bin/bash\necho "$@" > {tmp_path}/requeued\n')
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    script = Path(__file__).parent.parent / "scripts" / "slurm.sh"
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "9"}
+    done = subprocess.run(["bash", script, "run.name=big"], env=variables, check=False)
+    assert done.returncode == code
+    assert (tmp_path / "line").read_text() == "--kill-on-bad-exit=1 trainer train resume=auto run.name=big\n"
+    assert (tmp_path / "requeued").exists() == (code == 75)
+
+
+def test_the_process_that_watches_imports_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\na b c d,x\n")
+    script = (
+        "import subprocess, sys\n"
+        "from trainer import launch\n"
+        "from trainer.cli import main\n"
+        "launch._start = lambda *_: subprocess.Popen([sys.executable, '-c', ''])\n"
+        f"assert main(['train', 'data=files', 'data.train={tmp_path}/train.csv', 'devices=2', *sys.argv[1:]]) == 0\n"
+        "assert not {'torch', 'transformers', 'datasets', 'numpy'} & sys.modules.keys(), sys.modules.keys()\n"
+    )
+    for arguments in ([], ["-m", "seed=0,1"]):
+        subprocess.run([sys.executable, "-c", script, *arguments], cwd=tmp_path, check=True)

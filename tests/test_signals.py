@@ -2,11 +2,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from trainer.errors import Interrupted
-from trainer.signals import STOP_SIGNALS, StopSignals
+from trainer.signals import STOP_SIGNALS, StopSignals, signals_blocked
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -47,3 +48,27 @@ def test_a_second_signal_ends_the_process() -> None:
 
     assert done.stdout == "once\n"
     assert done.returncode == -signal.SIGTERM
+
+
+def test_one_of_several_processes_ignores_further_signals() -> None:
+    script = (
+        "import os, signal\n"
+        "from trainer.signals import StopSignals\n"
+        "with StopSignals(ends_on_second=False) as signals, signals.deferred():\n"
+        "    with signals.deferred():\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print(signals.received.name, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "print('end')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    assert (done.stdout, done.returncode) == ("SIGTERM\nend\n", 0)
+
+
+def test_a_blocked_signal_arrives_when_a_process_is_ready() -> None:
+    with signals_blocked():
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        with pytest.raises(Interrupted, match="SIGTERM"), StopSignals():
+            pass

@@ -75,7 +75,7 @@ examples
 exit codes
   0 success                   3 a checkpoint or a run cannot be used   6 the data cannot be used
   1 a bug, with a traceback   4 an artifact failed its proof          75 stopped by a signal; can be resumed
-  2 the command is wrong      5 the run diverged
+  2 the command is wrong      5 the run diverged                       128 + N signal N killed a process of the run
 """
 
 
@@ -237,7 +237,7 @@ def _run_hydra(command: CheckedCommand) -> None:
     def task(config: DictConfig) -> None:
         hydra_config = HydraConfig.get()
         is_sweep = hydra_config.mode == RunMode.MULTIRUN
-        if is_sweep:
+        if is_sweep and is_first_on_machine():
             print(f"job {hydra_config.job.num}: {' '.join(hydra_config.overrides.task)}", file=sys.stderr)
         try:
             run_dir = os.path.relpath(hydra_config.runtime.output_dir) if is_sweep else None

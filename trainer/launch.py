@@ -43,6 +43,7 @@ _JOINED: Final = "joined"
 _RUN_FOLDER: Final = "run-folder"
 
 _POLL_SECONDS: Final = 0.02
+_REPORT_SECONDS: Final = 5.0
 _LAST_LINES: Final = 20
 
 # `python -m trainer` would take a folder `trainer` of the working directory for this package.
@@ -388,8 +389,11 @@ def report_once_with(is_first: Callable[[str], bool]) -> None:
 
 
 def is_reported_elsewhere(error: TrainerError) -> bool:
-    """Return whether another process has reported the same error."""
-    if not error.messages:
+    """Return whether another process has reported the same error, or reports it in a moment."""
+    if isinstance(error, ReportedError):
+        if {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & os.environ.keys():
+            # torchrun and Slurm may end all processes once one has ended: the one that reports must not come last.
+            time.sleep(_REPORT_SECONDS)
         return True
     digest = hashlib.blake2b(str(error).encode(), digest_size=12).hexdigest()
     try:

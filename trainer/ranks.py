@@ -10,12 +10,14 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import (  # type: ignore[attr-defined]  # they are imported only if distributed is available
+    PrefixStore,
     Store,
     TCPStore,
     rendezvous,
@@ -26,6 +28,8 @@ from trainer.errors import LostRankError
 from trainer.launch import LISTEN_FD, note_joined, report_once_with
 
 _Value = TypeVar("_Value")
+
+_jobs = count()
 
 _BUCKET_BYTES = 2**26
 """Gradients are exchanged in pieces of about this size: few calls, and little memory beyond the gradients."""
@@ -198,8 +202,10 @@ def connect(timeout: float) -> Store | None:
                 timeout=limit,
                 master_listen_fd=int(socket) if rank == 0 else None,
             )
-    report_once_with(lambda text: store.add(f"reported/{text}", 1) == 1)
-    return store
+    # The processes of a sweep connect once for each job, perhaps to the same store.
+    own = PrefixStore(f"job-{next(_jobs)}", store)
+    report_once_with(lambda text: own.add(f"reported/{text}", 1) == 1)
+    return own
 
 
 def join_ranks(backend: str, timeout: float, store: Store | None) -> Ranks:

@@ -65,8 +65,9 @@ class StopSignals:
     `Interrupted` at once. A second signal has its default effect: the process ends.
 
     Args:
-        ends_on_second: False ignores a second signal. One of several processes may get the same request twice: from
-            the process that started it, and from a scheduler or a terminal that signals all processes of a job.
+        ends_on_second: False ignores a second signal, also after the block. One of several processes may get the same
+            request twice, the second time when it is about to end: from the process that started it, and from a
+            scheduler or a terminal that signals all processes of a job.
 
     Attributes:
         received: The first signal; None if there was none.
@@ -86,7 +87,7 @@ class StopSignals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if self._ends_on_second else signal.SIG_IGN)
 
     def should_stop(self) -> bool:
         """Return whether a signal has arrived."""

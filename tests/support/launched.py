@@ -6,6 +6,7 @@ of starting a new interpreter. All else is the launcher's own: environment, pipe
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO
@@ -21,9 +23,10 @@ from unittest.mock import patch
 from tests.support.processes import run_command, server
 
 
-def start_launched(arguments: list[str], output: Path) -> BaseProcess:
+def start_launched(arguments: list[str], output: Path, **variables: str) -> BaseProcess:
     """Start `trainer ARGUMENTS` with several devices; its output goes to the file `output`."""
-    process = server.Process(target=_watch, args=(arguments, str(Path.cwd()), os.environ["TRAINER_CACHE"], str(output)))
+    variables["TRAINER_CACHE"] = os.environ["TRAINER_CACHE"]
+    process = server.Process(target=_watch, args=(arguments, str(Path.cwd()), variables, str(output)))
     process.start()
     return process
 
@@ -64,9 +67,9 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def _watch(arguments: list[str], folder: str, cache: str, output: str) -> None:
+def _watch(arguments: list[str], folder: str, variables: dict[str, str], output: str) -> None:
     with patch("trainer.launch.subprocess.Popen", _Forked):
-        run_command(arguments, folder, {"TRAINER_CACHE": cache}, output)
+        run_command(arguments, folder, variables, output)
 
 
 class _Forked(subprocess.Popen[bytes]):
@@ -102,9 +105,11 @@ class _Forked(subprocess.Popen[bytes]):
                 os.dup2(stdout.fileno(), 2)
             for name in os.listdir("/proc/self/fd"):
                 number = int(name)
-                if number > 2 and number not in pass_fds:
+                if number > 2 and number not in (*pass_fds, resource_tracker.getfd()):
                     with suppress(OSError):  # the folder that was listed
                         os.close(number)
+            # The server has made itself the default way to start processes, such as a loader's workers.
+            multiprocessing.set_start_method("fork", force=True)
             os.environ.clear()
             os.environ.update(env)
             Path("/proc/self/comm").write_text(f"rank-{env['RANK']}")

@@ -129,7 +129,8 @@ def _train_with_others(job: TrainJob, config: Document, signals: StopSignals, st
     from trainer.checkpoint.lock import require_shared
     from trainer.checkpoint.store import Store
 
-    ranks = join_devices(job, _stored_task_state(job))
+    with _resume_instruction_added(None):
+        ranks = join_devices(job, _stored_task_state(job))
     group = stack.enter_context(ExitStack())
     # From here on, the processes agree when to stop.
     group.enter_context(signals.deferred())
@@ -164,11 +165,13 @@ def _stored_task_state(job: TrainJob) -> StateDict | None:
 
 
 @contextmanager
-def _resume_instruction_added(folder: Path) -> Iterator[None]:
+def _resume_instruction_added(folder: Path | None) -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        raise Interrupted(*error.messages, _resume_instruction(folder)) from error
+        # The signal may have arrived inside OmegaConf, which adds lines to the message of every exception.
+        reason, *_ = str(error).splitlines()
+        raise Interrupted(reason, _resume_instruction(folder)) from error
 
 
 def _find_or_create_folder(job: TrainJob) -> Path:
@@ -194,7 +197,9 @@ def _advise_resume(folder: Path) -> list[str]:
     return [*found, _resume_instruction(folder)]
 
 
-def _resume_instruction(folder: Path) -> str:
+def _resume_instruction(folder: Path | None) -> str:
+    if folder is None:
+        return "The run had not begun. Start it again."
     if any((folder / CHECKPOINTS).glob("step-*")):
         return f"Resume with: trainer train {run_argument('resume', folder)}"
     return "No checkpoint was saved yet. Start the run again."
