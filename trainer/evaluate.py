@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
     from trainer.precision import Precision
-
-_State: TypeAlias = "dict[str, Tensor | list[Tensor]]"
-"""The state of a metric by name; a list has one tensor for each batch."""
 
 
 def evaluate(
@@ -64,49 +61,29 @@ def evaluate(
     finally:
         for module, training in modes.items():
             module.training = training
-    if ranks is None or ranks.size == 1:
-        return _values(total.item(), num_targets, metrics)
-    parts = ranks.gather((total.item(), num_targets, _metric_states(metrics)))
-    values: dict[str, float] = {}
-    if ranks.is_first:
-        _merge(metrics, [states for _, _, states in parts])
-        values = _values(sum(part[0] for part in parts), sum(part[1] for part in parts), metrics)
+    ranks = ranks or Ranks()
+    if ranks.size > 1:
+        share_states(metrics, ranks)
+    parts = ranks.gather((total.item(), num_targets))
+    mean = sum(part for part, _ in parts) / max(1.0, sum(count for _, count in parts))
+    values = {"loss": mean, **{name: value.item() for name, value in metrics.compute().items()}}
     return ranks.broadcast(values)
 
 
-def _values(total: float, num_targets: float, metrics: MetricCollection) -> dict[str, float]:
-    mean = total / max(1.0, num_targets)
-    return {"loss": mean, **{name: value.item() for name, value in metrics.compute().items()}}
+def share_states(metrics: MetricCollection, ranks: Ranks) -> None:
+    """Make the metrics compute their values from the states of all processes, in the order of ranks.
 
+    A list, such as the outputs of each batch, is then in the order of one process that had read all batches.
+    """
 
-def _metric_states(metrics: MetricCollection) -> list[_State]:
-    """Return the state of every metric, also of metrics inside others, on the CPU."""
-    # Metrics of one group share a state, which this call hands to each of them.
-    metrics.items(keep_base=True, copy_state=True)
-    return [_state_on(metric.metric_state, torch.device("cpu")) for metric in _all_metrics(metrics)]
+    def gather(state: Tensor, group: object) -> list[Tensor]:
+        states = [each.to(state.device) for each in ranks.gather(state.cpu())]
+        # torchmetrics stands in for the list of a process without batches with an empty tensor of any type.
+        return [each for each in states if each.numel()] or states
 
-
-def _merge(metrics: MetricCollection, states: list[list[_State]]) -> None:
-    """Set each metric to the state of a process that had seen the batches of all processes, in the order of ranks."""
-    for position, metric in enumerate(_all_metrics(metrics)):
-        *others, last = (_state_on(state[position], metric.device) for state in states)
-        for name, value in last.items():
-            setattr(metric, name, value)
-        for state in reversed(others):
-            metric.merge_state(state)  # which puts the given state before the metric's own
-        # Computing must not ask the other processes again.
-        metric.distributed_available_fn = lambda: False
-
-
-def _state_on(state: _State, device: torch.device) -> _State:
-    return {
-        name: [each.to(device) for each in value] if isinstance(value, list) else value.to(device)
-        for name, value in state.items()
-    }
-
-
-def _all_metrics(metrics: MetricCollection) -> list[Metric]:
-    return [module for module in metrics.modules() if isinstance(module, Metric)]
+    for metric in (module for module in metrics.modules() if isinstance(module, Metric)):
+        metric.dist_sync_fn = gather
+        metric.distributed_available_fn = lambda: True
 
 
 def metric_directions(metrics: MetricCollection) -> dict[str, bool]:

@@ -53,8 +53,11 @@ def compute_shared_loss(loss: Loss, output: Tensor, batch: Batch, ranks: Ranks) 
         total = total if batch.num_samples else total * 0.0
         return total, total.detach()
     assert batch.target is not None, "a batch to train on needs a target"
+    target = batch.target
+    if output.ndim > 2:  # (B, T, C) of one process may be longer than in another
+        output, target = output.flatten(0, -2), target.flatten()
     own = slice(None) if batch.num_samples else slice(0)
-    total = loss(ranks.gather_rows(output[own]), ranks.gather_rows(batch.target[own]))
+    total = loss(ranks.gather_rows(output[own]), ranks.gather_rows(target[own]))
     value = total.detach()
     # A process without rows of its own still needs a gradient to send: it is 0.
     total = total if batch.num_samples else total + output.sum() * 0.0
