@@ -85,14 +85,20 @@ class Failure:
 # The processes of a job
 
 
-def num_processes(devices: int | str) -> int:
+def num_processes(devices: int | str, device: str = "auto") -> int:
     """Return the number of processes of a job: those that torchrun or Slurm have started, else one for each device.
+
+    Args:
+        devices: The number of devices; `auto` counts the GPUs.
+        device: The device's name; `auto` counts no GPUs if it is another device.
 
     Raises:
         ConfigError: The processes that were started are not as many as `devices`.
     """
     if not is_rank():
-        return count_gpus() if devices == "auto" else int(devices)
+        if devices != "auto":
+            return int(devices)
+        return count_gpus() if device in ("auto", "cuda") else 1
     size = int(os.environ.get("WORLD_SIZE", 1))
     if devices not in ("auto", 1, size):
         problem = f"{size} process{'' if size == 1 else 'es'} of the run have been started"

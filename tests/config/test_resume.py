@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from trainer.config import jobs, schema
-from trainer.config.stored import NOTES, SAFE, resume_config
+from trainer.config.stored import NOTES, SAFE, config_text, parse_stored_config, resume_config
 from trainer.errors import ConfigError
 
 STORED: dict[str, Any] = schema.defaults(jobs.TrainJob) | {
@@ -34,6 +34,7 @@ def test_equal_config_resumes() -> None:
     "changes",
     [
         {"device": "cuda"},
+        {"devices": 4, "shard": 2, "launch": {"grace": 1.0, "timeout": 2.0}},
         {"resume": "auto", "trust": ["mine"]},
         {"run": {"name": "x", "dir": None}},
         {"train__accumulate": 4, "train__log_every": 1, "train__eval_every": "2ep"},
@@ -46,6 +47,14 @@ def test_equal_config_resumes() -> None:
 def test_execution_may_change(changes: dict[str, Any]) -> None:
     current = changed(**changes)
     assert resume_config(STORED, current) == (current, [])
+
+
+def test_a_run_from_before_several_devices_resumes_on_several() -> None:
+    old = {key: value for key, value in STORED.items() if key not in ("devices", "shard", "launch")}
+    stored = parse_stored_config(config_text(old))
+    assert [stored[key] for key in ("devices", "shard")] == [1, False]
+    current = stored | {"devices": 2, "shard": True}
+    assert resume_config(stored, current) == (current, [])
 
 
 def test_a_new_duration_is_explained() -> None:

@@ -82,6 +82,18 @@ CASES: list[tuple[str, str]] = [
     ("'model.lora={rank:0,alpha:0,dropout:1}'", "model.lora.rank 1 0; model.lora.alpha 0 0; model.lora.dropout 0 1 1"),
     ("'model.freeze=[1]'", "model.freeze 1 1"),
     ("'model.freeze=[a,{match:a,until:3epp}]'", "model.freeze 2"),
+    ("devices=0", "devices 1 0"),
+    ("devices=-1 shard=0", "devices 1 -1; shard 1 0"),
+    ("devices=all shard=yes", "devices; shard"),
+    ("devices=2 device=cuda:1", "device 2"),
+    ("devices=auto device=mps", "device"),
+    ("shard=true", "shard 1"),
+    ("shard=2", "shard 1 2"),
+    ("devices=4 shard=3", "shard 4 3"),
+    (
+        "devices=4 device=mps shard=8 optimizer=muon prune=l1 compile=true train.batch_size=0",
+        "device; shard 4 8; optimizer; prune; compile; train.batch_size 1 0",
+    ),
     (
         "'model.weights_rename=[[a]]' 'optimizer.overrides=[{match:a,lr:0},{lr:1},{match:a},{matc:a,lr:1}]'",
         "model.weights_rename 1; optimizer.overrides 1 0 0; optimizer.overrides 2; optimizer.overrides 3; optimizer.overrides 4; optimizer.overrides 4",  # noqa: E501

@@ -51,9 +51,6 @@ from trainer.step_rng import StepRng
 
 logger = logging.getLogger(__name__)
 
-_SHARDABLE_OPTIMIZERS = ("adam", "adamw", "lamb", "lion", "sgd")
-"""Optimizers whose updates in shards were compared with the updates of complete weights."""
-
 
 @dataclass(frozen=True)
 class Training:
@@ -86,8 +83,6 @@ def build_training(
     """
     ranks = ranks or Ranks()
     device = build_device(job.device)
-    if count_shards(job.shard, ranks) > 1:
-        check_shardable(job)
     check_targets(job)
     seed_rng(job.seed, device)
     task = build_task(job, None if snapshot is None else json.loads(snapshot.documents[TASK]))
@@ -197,24 +192,6 @@ def _shard(
     return sharding
 
 
-def check_shardable(job: TrainJob) -> None:
-    """Check that a job has only parts that are known to work with shards.
-
-    Raises:
-        ConfigError: Some do not; all of them are listed.
-    """
-    target = job.optimizer["_target_"]
-    errors = []
-    if target not in {f"trainer.optimizer.{name}.{name}" for name in _SHARDABLE_OPTIMIZERS}:
-        remedy = f"Use one of {', '.join(_SHARDABLE_OPTIMIZERS)}, or set shard=false"
-        errors.append(format_error("optimizer", "does not support shard", remedy, value=target))
-    if job.prune is not None:
-        errors.append(format_error("prune", "does not support shard", "Set shard=false"))
-    if job.compile:
-        errors.append(format_error("compile", "does not support shard", "Set shard=false", value=True))
-    raise_if_any(*errors)
-
-
 def join_devices(job: TrainJob, task_state: StateDict | None) -> Ranks:
     """Join the processes that train a job together, each with its device.
 
@@ -249,22 +226,33 @@ def _silent_logs() -> Iterator[None]:
 
 
 def build_device(name: str) -> torch.device:
-    """Return the device of a name; `auto` takes CUDA, else MPS, else the CPU.
+    """Return the device of a name; `auto` takes CUDA, else MPS, else the CPU. Each of several processes has its own.
 
     Raises:
-        ConfigError: This machine has no such device.
+        ConfigError: This machine has no such device, or fewer than processes.
     """
+    size, local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and device.index is None and (local := os.environ.get("LOCAL_RANK")) is not None:
-        device = torch.device("cuda", int(local))
+        # MPS is a single device, and its tensors cannot be exchanged.
+        has_mps = size == 1 and torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    device, count = torch.device(name), torch.cuda.device_count()
+    if size > 1 and (device.type == "mps" or device.index is not None):
+        problem = f"names a single device, but this machine has {size} processes of the run"
+        raise ConfigError(format_error("device", problem, "Set device=cuda or device=cpu", value=name))
+    if device.type == "cuda" and torch.cuda.is_available() and size > count:
+        # All processes report the same, so that it is printed once.
+        problem = f"this machine has {count} CUDA device{'' if count == 1 else 's'}, and each process needs its own"
+        remedy = f"Use at most {count}, or set device=cpu"
+        raise ConfigError(format_error("devices", problem, remedy, value=size))
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        # Slurm may show each of its tasks one GPU of its own.
+        device = torch.device("cuda", 0 if count == 1 and "SLURM_PROCID" in os.environ else local)
     present = {
-        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "cuda": torch.cuda.is_available() and (device.index or 0) < count,
         "mps": torch.backends.mps.is_available(),
     }
     if not present.get(device.type, True):
-        count = torch.cuda.device_count()
         remedy = f"PyTorch finds {count} CUDA device{'' if count == 1 else 's'}. Set device=cpu or device=auto"
         raise ConfigError(format_error("device", "is not available on this machine", remedy, value=name))
     return device

@@ -84,8 +84,8 @@ def run(job: TrainJob, config: Document) -> None:
     Raises:
         TrainerError: Every error that the user can fix, and every stop that the user has requested.
     """
-    devices = num_processes(job.devices)
-    config = config | {"devices": devices}
+    devices = num_processes(job.devices, job.device)
+    config = config | {"devices": devices, "shard": job.shard if devices > 1 else False}
     if devices > 1 and not is_rank():
         launch("train", config, (), devices, job.launch.grace, _advise_resume)
         return

@@ -20,6 +20,7 @@ from trainer.annotations import (
 )
 from trainer.config import jobs, schema, signatures
 from trainer.config.compatibility import validate_compatibility, value_at
+from trainer.config.devices import validate_devices
 from trainer.config.groups import HYDRA_KEYS, OWN, Groups, KnownKeys
 from trainer.config.signatures import Signature
 from trainer.durations import FORMS, Duration, parse
@@ -268,6 +269,7 @@ def _validate_own_keys(config: Mapping[str, Any]) -> Iterator[str]:
     }
     flat |= config
     yield from _validate_syntax(flat)
+    yield from validate_devices(config)
     yield from _validate_prediction(flat)
     yield from _validate_intervals(flat)
     yield from _validate_phases(flat)

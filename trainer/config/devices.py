@@ -1,0 +1,55 @@
+"""Validation of the keys of several devices: which combinations cannot work is known before torch is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from trainer.config.groups import OWN
+from trainer.errors import format_error
+from trainer.launch import is_rank
+
+_SHARDABLE_OPTIMIZERS: Final = ("adam", "adamw", "lamb", "lion", "sgd")
+"""Optimizers whose updates in shards were compared with the updates of complete weights."""
+
+_WITHOUT_SHARDS: Final = "Set shard=false"
+
+
+def validate_devices(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the problems of `devices` and `shard`; wrong types are reported elsewhere."""
+    devices, device = config.get("devices"), config.get("device")
+    several = devices == "auto" or (isinstance(devices, int) and devices > 1)
+    if several and device == "mps":
+        yield format_error("device", "mps is a single device", "Set devices=1, or device=cpu", value=device)
+    elif several and isinstance(device, str) and device.startswith("cuda:"):
+        remedy = "Set device=cuda, or devices=1. CUDA_VISIBLE_DEVICES selects GPUs"
+        yield format_error("device", f"names a single device, but devices is {devices}", remedy, value=device)
+    if _is_sharded(config.get("shard")):
+        yield from _validate_shard(config["shard"], devices)
+        yield from _validate_parts(config)
+
+
+def _is_sharded(shard: object) -> bool:
+    return shard is True or (isinstance(shard, int) and not isinstance(shard, bool) and shard > 1)
+
+
+def _validate_shard(shard: bool | int, devices: object) -> Iterator[str]:
+    # Under torchrun and Slurm the default of `devices` stands for the number of processes.
+    if devices == 1 and not is_rank():
+        yield format_error("shard", "needs several devices, but devices is 1", "Set devices=N", value=shard)
+    elif isinstance(devices, int) and devices > 1 and devices % int(shard):
+        problem = f"must divide the number of devices, {devices}"
+        yield format_error("shard", problem, "Set shard=true for all devices", value=shard)
+
+
+def _validate_parts(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the parts that are not known to work with shards."""
+    optimizer = config.get("optimizer")
+    target = str(optimizer.get("_target_")) if isinstance(optimizer, Mapping) else None
+    if target is not None and target not in {f"{OWN}optimizer.{name}.{name}" for name in _SHARDABLE_OPTIMIZERS}:
+        remedy = f"Use one of {', '.join(_SHARDABLE_OPTIMIZERS)}, or set shard=false"
+        yield format_error("optimizer", "does not support shard", remedy, value=target)
+    if config.get("prune") is not None:
+        yield format_error("prune", "does not support shard", _WITHOUT_SHARDS)
+    if config.get("compile") is True:
+        yield format_error("compile", "does not support shard", _WITHOUT_SHARDS, value=True)
