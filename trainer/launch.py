@@ -112,6 +112,11 @@ def is_rank() -> bool:
     return "RANK" in os.environ
 
 
+def is_first_rank() -> bool:
+    """Return whether this process writes the results of a job: it is the first of several, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def is_first_on_machine() -> bool:
     """Return whether this process may print what all processes of a job know."""
     return os.environ.get("LOCAL_RANK", "0") == "0" or not is_rank()

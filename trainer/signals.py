@@ -52,6 +52,13 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def end_on_signals() -> None:
+    """Let SIGTERM, SIGINT and SIGUSR1 end this process at once, also if it was started in `signals_blocked`."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
 def end_with_parent_thread() -> None:
     """Have the kernel kill this process when the thread that started it ends. Only Linux can do so."""
     if sys.platform == "linux":

@@ -45,7 +45,7 @@ def test_each_of_several_processes_needs_a_device_of_its_own(monkeypatch: pytest
             build_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ConfigError, match="devices: this machine has 2 CUDA devices.*got 3"):
+    with pytest.raises(ConfigError, match=r"devices: this machine has 2 CUDA devices.*got 3"):
         build_device("auto")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert build_device("cuda") == torch.device("cuda", 1)

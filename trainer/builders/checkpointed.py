@@ -37,6 +37,8 @@ from trainer.targets import with_loss_head
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from trainer.ranks import Ranks
+
 logger = logging.getLogger(__name__)
 
 
@@ -93,11 +95,11 @@ class CheckpointedModel:
             rows = rows.select([number * len(rows) // count for number in range(count)])
         yield from self.batches(rows, batching)
 
-    def batches(self, rows: Dataset, batching: Batching) -> Iterator[Batch]:
-        """Yield the batches of encoded rows in order, once."""
+    def batches(self, rows: Dataset, batching: Batching, ranks: Ranks | None = None) -> Iterator[Batch]:
+        """Yield the batches of encoded rows in order, once; if several processes share them, those of this process."""
         batches = Batches(rows, self.task, batching, self.job.seed)
         options = loader_options(self.job, self.device, batching)
-        with closing(EvaluationBatches(batches, self.job.loader.eval_batch_size, options)) as loader:
+        with closing(EvaluationBatches(batches, self.job.loader.eval_batch_size, options, ranks)) as loader:
             yield from loader
 
 

@@ -6,8 +6,8 @@ import json
 import logging
 import os
 import random
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,6 +44,7 @@ from trainer.precision import Precision
 from trainer.protocols import Batch, HasBatchStatistic, HasTeacher, Loss, MetricSchedule, Schedule, StateDict, Task
 from trainer.prune.masks import Masks
 from trainer.ranks import Ranks, connect, join_ranks
+from trainer.report.logs import logs_silenced
 from trainer.run import Run, RunOutputs, StepCounts, Validation
 from trainer.sharding import Sharding, count_shards
 from trainer.state import TrainState
@@ -208,21 +209,10 @@ def join_devices(job: TrainJob, task_state: StateDict | None) -> Ranks:
         torch.cuda.set_device(device)
     check_targets(job)
     seed_rng(job.seed, device)
-    with _silent_logs():
+    with logs_silenced():
         # Warnings are repeated when the run reads the cache.
         build_encoded(job, build_task(job, task_state), fitted=task_state is not None)
     return join_ranks("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", job.launch.timeout, store)
-
-
-@contextmanager
-def _silent_logs() -> Iterator[None]:
-    """Print no log record in the block, as Python otherwise does before a run has set up its logs."""
-    handler = logging.NullHandler()
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)
 
 
 def build_device(name: str) -> torch.device:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,18 @@ from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.jobs import EvalJob
 from trainer.config.stored import differences, job_from_text
 from trainer.errors import ConfigError, DataError
+from trainer.launch import is_first_rank, is_rank, launch, num_processes
 from trainer.layout import EVALUATIONS, Document
 from trainer.report.console import open_console, print_table
+from trainer.report.logs import logs_silenced
+from trainer.signals import end_on_signals
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from trainer.builders.checkpointed import CheckpointedModel
     from trainer.precision import PrecisionName
+    from trainer.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +41,44 @@ def run(job: EvalJob, config: Document) -> None:
 
     Args:
         job: The checked config.
-        config: The same as plain data; unused.
+        config: The same as plain data.
+    """
+    devices = num_processes(job.devices, job.device)
+    if devices > 1 and not is_rank():
+        launch("eval", config, job.stored_overrides, devices, job.launch.grace)
+    elif devices > 1:
+        end_on_signals()
+        _evaluate_with_others(job)
+    else:
+        _show(*_evaluate(job))
+
+
+def _evaluate_with_others(job: EvalJob) -> None:
+    """Evaluate this process's share of the batches; the first process prints and writes the result."""
+    from trainer.ranks import connect, join_ranks
+
+    store = connect(job.launch.timeout)
+    with ExitStack() as stack:
+
+        def join() -> Ranks:
+            ranks = join_ranks("gloo", job.launch.timeout, store)
+            stack.callback(ranks.close)
+            return ranks
+
+        if is_first_rank():
+            _show(*_evaluate(job, join))
+        else:
+            stack.enter_context(logs_silenced())
+            _evaluate(job, join)
+
+
+def _evaluate(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple[str, CheckpointedModel, dict[str, float]]:
+    """Return the name of the score, the model and the values.
+
+    Args:
+        job: The checked config.
+        join: Joins the processes that share the batches. It is called when all that a single process can find wrong is
+            known and the data is encoded, so that no process waits for another one that encodes.
     """
     from trainer.builders.checkpointed import load_checkpointed_model, select_split
     from trainer.builders.data import build_split
@@ -52,12 +94,22 @@ def run(job: EvalJob, config: Document) -> None:
     changed = find_changed_keys(checkpointed, job.split, rows)
     if changed:
         check_foreign_rows(checkpointed, job.split, rows)
-    name, values = evaluate_split(checkpointed, job.split, rows, job.precision, changed)
+    ranks = None if join is None else join()
+    name, values = evaluate_split(checkpointed, job.split, rows, job.precision, changed, ranks)
+    return name, checkpointed, values
+
+
+def _show(name: str, checkpointed: CheckpointedModel, values: dict[str, float]) -> None:
     print_table(open_console("auto"), str(checkpointed.folder), *score_table([(name, checkpointed, values)]))
 
 
 def evaluate_split(
-    checkpointed: CheckpointedModel, split: str, rows: Dataset, precision: PrecisionName, changed: Document
+    checkpointed: CheckpointedModel,
+    split: str,
+    rows: Dataset,
+    precision: PrecisionName,
+    changed: Document,
+    ranks: Ranks | None = None,
 ) -> tuple[str, dict[str, float]]:
     """Compute loss and metrics on the rows of a split and write them to `eval/<name>.json` in the run folder.
 
@@ -67,6 +119,7 @@ def evaluate_split(
         rows: The encoded rows of the split.
         precision: The precision of the forward pass.
         changed: The keys that make the rows differ from the run's own, with their values; empty for its own rows.
+        ranks: The processes that share the batches, of which the first one writes; None is this process alone.
 
     Returns:
         The name (the split's for the run's own rows, else one that identifies the other rows) and the values.
@@ -81,7 +134,7 @@ def evaluate_split(
         name = f"{split}-{_make_label(split, changed)}-{source['digest'][:8]}"
         source["data"] = " ".join(f"{key}={value}" for key, value in changed.items())
     device = checkpointed.device
-    batches = checkpointed.batches(rows, choose_batching(checkpointed.job, checkpointed.model))
+    batches = checkpointed.batches(rows, choose_batching(checkpointed.job, checkpointed.model), ranks)
     values = evaluate(
         checkpointed.model,
         checkpointed.loss,
@@ -89,7 +142,10 @@ def evaluate_split(
         checkpointed.task.metrics(),
         precision=Precision(precision, device),
         device=device,
+        ranks=ranks,
     )
+    if ranks is not None and not ranks.is_first:
+        return name, values
     file = checkpointed.folder / EVALUATIONS / f"{name}.json"
     file.parent.mkdir(exist_ok=True)
     document = {"split": split, "step": checkpointed.step, "weights": checkpointed.weights, "precision": precision}

@@ -312,6 +312,11 @@ class EvalJob(DeviceJob, DataJob):
     """An evaluation."""
 
     split: Literal["train", "validation", "test"] = key("test", "split to evaluate: train, validation or test")
+    devices: Count | Literal["auto"] = key(
+        1,
+        "number of devices that share the batches, a process each; auto is every GPU",
+    )
+    launch: LaunchSection = section(LaunchSection, "how the processes of several devices wait for each other")
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,17 @@ def log_to_file_and_screen(path: Path, console: Console, *, quiet: bool) -> Iter
 
 
 @contextmanager
+def logs_silenced() -> Iterator[None]:
+    """Print no log record in the block, as Python otherwise does before logs are set up."""
+    handler = logging.NullHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+@contextmanager
 def log_warnings_to_file(path: Path) -> Iterator[None]:
     """Send warnings and errors to a file during the block; the first of them creates the file and its folder."""
     root = logging.getLogger()
