@@ -165,6 +165,36 @@ def test_a_process_that_hangs_is_killed(fault: str, job: list[str], expected: di
     check_resumes(tmp_path / "run", job, expected)
 
 
+@pytest.fixture(scope="module")
+def expected_in_shards(job: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The last checkpoint of a run in shards that is never stopped."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    assert run(run_dir, [*job, "shard=true"])[0] == 0
+    return checkpoint_files(run_dir, STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "code", "message"),
+    [
+        ("target:1:14", 6, "target: is bad"),
+        ("nan:1:6", 5, "step 6: the run diverged"),
+        ("bug:1:6", 1, "ValueError: a bug"),
+        ("kill:0:14", 137, "rank 0 was killed by SIGKILL"),
+        ("kill:1:14", 137, "rank 1 was killed by SIGKILL"),
+        ("stop:0:6", 137, "rank 0 did not answer"),
+        ("stop:1:6", 137, "rank 1 did not answer"),
+    ],
+)
+def test_a_fault_of_one_process_in_shards(
+    fault: str, code: int, message: str, job: list[str], expected_in_shards: dict[str, bytes], tmp_path: Path
+) -> None:
+    line = [*job, "shard=true"]
+    found, screen = run(tmp_path / "run", line, "launch.timeout=4", "launch.grace=3", fault=fault)
+    assert (found, screen.count(message)) == (code, 1), screen
+    check_resumes(tmp_path / "run", line, expected_in_shards)
+
+
 def moments(run_dir: Path, process: BaseProcess | None = None) -> dict[str, Callable[[], bool]]:
     """Return the conditions that tell when a run is in the middle of something."""
 
@@ -231,7 +261,7 @@ def test_a_signal_stops_all_processes_after_the_same_step(
     screen = screen_of(run_dir).read_text()
     assert process.exitcode in (75, 0), screen
     if process.exitcode == 75:
-        assert sum(text in screen for text in ("trainer train resume=", "Start the run again", "had not begun")) == 1
+        assert ("Resume with: trainer train resume=" in screen) != ("Start the run again" in screen)
     assert "Traceback" not in screen
     check_resumes(run_dir, job, expected)
     figure("runs on two devices stopped by a signal, resumed equal to the byte", 1, 1)
@@ -268,3 +298,14 @@ def test_a_killed_run_ends_in_the_same_bytes(
     kill_at_random(seed, job, tmp_path / "run", figure)
     check_resumes(tmp_path / "run", job, expected)
     figure("runs on two devices killed at random, ended equal to the byte", 1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 120))
+def test_a_killed_run_in_shards_ends_in_the_same_bytes(
+    seed: int, job: list[str], expected_in_shards: dict[str, bytes], tmp_path: Path, figure: Figure
+) -> None:
+    line = [*job, "shard=true"]
+    kill_at_random(seed, line, tmp_path / "run", figure)
+    check_resumes(tmp_path / "run", line, expected_in_shards)
+    figure("runs in shards killed at random, ended equal to the byte", 1, 1)

@@ -72,3 +72,14 @@ def test_a_blocked_signal_arrives_when_a_process_is_ready() -> None:
         signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
         with pytest.raises(Interrupted, match="SIGTERM"), StopSignals():
             pass
+
+
+def test_an_error_that_a_signal_caused_in_a_library_is_a_stop() -> None:
+    def import_part() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception as error:
+            raise ImportError("no such part") from error
+
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"), StopSignals():
+        import_part()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.jobs import TINY, checkpoint_files, events, train, working_in, write_data
+from tests.support.jobs import TINY, checkpoint_files, events, working_in, write_data
 from tests.support.launched import start_launched
 from tests.support.processes import start
 from tests.support.ranks import free_port, run_ranks, start_ranks
@@ -174,7 +174,9 @@ def test_four_processes_that_start_cold_encode_once(job: list[str], tmp_path: Pa
         line = [*job, "data._target_=counted.Counted", "trust=[counted]", "train.duration=2"]
         assert run_ranks(["train", *line, "run.dir=four"], 4, tmp_path) == [0] * 4, screens(tmp_path)
         assert len((tmp_path / "loads").read_text().splitlines()) == 1
-        assert train(tmp_path / "one", *line, "train.accumulate=4") == 0
+        alone = start(["train", *line, "run.dir=one", "train.accumulate=4"], tmp_path / "alone.txt")
+        alone.join(60)
+        assert alone.exitcode == 0, (tmp_path / "alone.txt").read_text()
         assert len((tmp_path / "loads").read_text().splitlines()) == 1
         assert len(events(tmp_path / "four")) == len(events(tmp_path / "one"))
     assert not list((tmp_path / "encoded-cache" / "encoded").glob("*.lock"))

@@ -439,7 +439,7 @@ def _describe(rank: int, error: Exception) -> Failure:
     user_error = next((cause for cause in causes if isinstance(cause, TrainerError)), None)
     details = traceback.format_exception(error)
     if user_error is None:
-        return Failure(rank, 1, details)
+        return Failure(rank, 1, ["".join(details).rstrip()])
     is_consequence = any(isinstance(cause, LostRankError | ReportedError) for cause in causes)
     return Failure(
         rank, user_error.exit_code, list(user_error.messages), is_consequence, details="".join(details).rstrip()

@@ -227,6 +227,23 @@ def join_ranks(backend: str, timeout: float, store: Store | None) -> Ranks:
 
 
 @contextmanager
+def lost_rank_reported(ranks: Ranks) -> Iterator[None]:
+    """Turn the error of an exchange that torch makes itself, as for shards, into `LostRankError`.
+
+    Raises:
+        LostRankError: Another process has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Gloo's errors have no type of their own.
+        if ranks.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        with _lost_rank():
+            raise
+
+
+@contextmanager
 def _lost_rank() -> Iterator[None]:
     """Turn the error of an exchange into the one that says why: another process has ended."""
     try:

@@ -84,6 +84,7 @@ class StopSignals:
         self.received: signal.Signals | None = None
         self._ends_on_second = ends_on_second
         self._deferring = False
+        self._has_raised = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -92,9 +93,13 @@ class StopSignals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # see `signals_blocked`
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler if self._ends_on_second else signal.SIG_IGN)
+        if self._has_raised and isinstance(error, Exception) and not isinstance(error, Interrupted):
+            # The handler raised inside code that took the exception for an error of its own.
+            assert self.received is not None
+            raise Interrupted(f"stopped by {self.received.name}") from error
 
     def should_stop(self) -> bool:
         """Return whether a signal has arrived."""
@@ -125,4 +130,5 @@ class StopSignals:
         for other in STOP_SIGNALS if self._ends_on_second else ():
             signal.signal(other, signal.SIG_DFL)
         if not self._deferring:
+            self._has_raised = True
             self.raise_if_received()

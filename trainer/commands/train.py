@@ -91,7 +91,11 @@ def run(job: TrainJob, config: Document) -> None:
         return
     cwd = Path(config["run"]["cwd"] or "").expanduser().absolute()
     config = config | {"run": config["run"] | {"cwd": str(cwd)}}
-    with StopSignals(ends_on_second=not is_rank()) as signals, ExitStack() as stack:
+    with (
+        _resume_instruction_added(None),
+        StopSignals(ends_on_second=not is_rank()) as signals,
+        ExitStack() as stack,
+    ):
         if devices == 1:
             start, snapshot = _prepare(job, config, stack)
             _train_alone(start, snapshot, signals)
@@ -129,8 +133,7 @@ def _train_with_others(job: TrainJob, config: Document, signals: StopSignals, st
     from trainer.checkpoint.lock import require_shared
     from trainer.checkpoint.store import Store
 
-    with _resume_instruction_added(None):
-        ranks = join_devices(job, _stored_task_state(job))
+    ranks = join_devices(job, _stored_task_state(job))
     group = stack.enter_context(ExitStack())
     # From here on, the processes agree when to stop.
     group.enter_context(signals.deferred())
@@ -169,6 +172,8 @@ def _resume_instruction_added(folder: Path | None) -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
+        if len(error.messages) > 1:
+            raise
         # The signal may have arrived inside OmegaConf, which adds lines to the message of every exception.
         reason, *_ = str(error).splitlines()
         raise Interrupted(reason, _resume_instruction(folder)) from error
@@ -199,7 +204,7 @@ def _advise_resume(folder: Path) -> list[str]:
 
 def _resume_instruction(folder: Path | None) -> str:
     if folder is None:
-        return "The run had not begun. Start it again."
+        return "Start the run again."
     if any((folder / CHECKPOINTS).glob("step-*")):
         return f"Resume with: trainer train {run_argument('resume', folder)}"
     return "No checkpoint was saved yet. Start the run again."
@@ -274,11 +279,13 @@ def _fit(training: Training, signals: StopSignals, saver: Saver | None) -> None:
         saver: Saves the checkpoints; None in a process that does not take part in that.
     """
     from trainer.loop import fit
+    from trainer.ranks import lost_rank_reported
 
     ranks = training.run.ranks
     with signals.deferred():
         try:
-            fit(training.run, training.state, signals.should_stop)
+            with lost_rank_reported(ranks):
+                fit(training.run, training.state, signals.should_stop)
         except (Interrupted, DivergedError) as error:  # all processes raise it after the same step
             if saver is not None:
                 saver.close()
