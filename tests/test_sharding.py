@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.jobs import TINY, checkpoint_files, events, stop_at, without_clock, working_in, write_data
-from tests.support.ranks import run_ranks
+import trainer
+from tests.support.jobs import (
+    TINY,
+    assert_same_end,
+    checkpoint_files,
+    events,
+    stop_at,
+    without_clock,
+    working_in,
+    write_data,
+)
+from tests.support.processes import wait_until
+from tests.support.ranks import run_ranks, start_ranks
 from trainer.checkpoint.store import Snapshot, load_folder
 from trainer.checkpoint.tensors import tensor_differences
+from trainer.cli import main
+from trainer.config.devices import _SHARDABLE_OPTIMIZERS
 
 STEPS = 12
 JOB = [f"train.duration={STEPS}", "train.eval_every=4", "checkpoint.every=4"]
@@ -88,3 +102,162 @@ def test_resumed_shards_continue_with_the_same_bytes(sharded: Path, job: list[st
     codes = run_ranks(["train", f"resume={resumed}", "checkpoint.every=1", "checkpoint.keep=9"], 2, output)
     assert codes == [0, 0], [file.read_text() for file in output.iterdir()]
     assert checkpoint_files(resumed, STEPS) == checkpoint_files(sharded, STEPS)
+
+
+def test_eval_takes_shards(sharded: Path) -> None:
+    quiet = ["device=cpu", f"run={sharded}"]
+    assert main(["eval", *quiet, "split=validation"]) == 0
+    values = json.loads((sharded / "eval" / "validation.json").read_text())
+    best = max(event["accuracy"] for event in events(sharded, "eval") if event["split"] == "validation")
+    assert values["accuracy"] == best
+
+
+def test_predict_export_and_teachers_take_shards(sharded: Path, job: list[str], tmp_path: Path) -> None:
+    quiet = ["device=cpu", f"run={sharded}"]
+    assert main(["export", f"run={sharded}", "export.formats=[safetensors]"]) == 0
+    (tmp_path / "rows.csv").write_text("text\napple pear\n")
+    assert main(["predict", *quiet, f"input={tmp_path}/rows.csv", f"output={tmp_path}/out.csv"]) == 0
+    assert (tmp_path / "out.csv").read_text().count("\n") == 2
+    student = ["loss=kl_distillation", f"loss.teacher={sharded}", "train.duration=1"]
+    assert main(["train", *job, *student, f"run.dir={tmp_path}/student"]) == 0
+    weights = sharded / "checkpoints" / f"step-{STEPS:08d}"
+    assert main(["train", *job, f"model.weights={weights}", "train.duration=1", f"run.dir={tmp_path}/tuned"]) == 0
+
+
+def test_flipped_bit_in_a_shard_falls_back_to_the_checkpoint_before(sharded: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(sharded, damaged)
+    shard = damaged / "checkpoints" / f"step-{STEPS:08d}" / "optimizer-00002-of-00002.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    codes = run_ranks(["train", f"resume={damaged}"], 2, tmp_path / "output")
+    assert codes == [0, 0]
+    assert checkpoint_files(damaged, STEPS) == checkpoint_files(sharded, STEPS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (["optimizer=muon", "model.depth=2"], "optimizer"),
+        (["optimizer=adafactor"], "optimizer"),
+        (["prune=l1"], "prune"),
+        (["compile=true"], "compile"),
+    ],
+)
+def test_unproved_parts_are_refused_by_name(arguments: list[str], key: str, job: list[str], tmp_path: Path) -> None:
+    line = ["train", *job, *arguments, "shard=true", f"run.dir={tmp_path}/run"]
+    assert run_ranks(line, 2, tmp_path / "output") == [2, 2]
+    printed = "".join(file.read_text() for file in (tmp_path / "output").iterdir())
+    assert f"{key}: does not support shard" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_shard_must_divide_the_devices(job: list[str], tmp_path: Path) -> None:
+    line = ["train", *job, "shard=3", f"run.dir={tmp_path}/run"]
+    assert run_ranks(line, 2, tmp_path / "output") == [2, 2]
+
+
+OPTIMIZERS = {"adam": 0.0, "lion": 0.0, "sgd": 1e-6, "lamb": 1e-5}
+"""Largest difference of a weight after 12 steps; AdamW's is tested above. Muon and Adafactor are refused."""
+
+
+def test_every_optimizer_is_proved_or_refused() -> None:
+    options = {file.stem for file in Path(trainer.__file__).parents[1].joinpath("conf/optimizer").glob("*.yaml")}
+    assert options == {*OPTIMIZERS, "adamw", "muon", "adafactor"}
+    assert {*OPTIMIZERS, "adamw"} == {*_SHARDABLE_OPTIMIZERS}
+
+
+ALTERNATIVES = {
+    **{name: ([f"optimizer={name}"], tolerance) for name, tolerance in OPTIMIZERS.items()},
+    "clipped": (["train.max_grad_norm=0.1", "optimizer=sgd", "optimizer.lr=0.1"], 1e-6),
+    "accumulated": (["train.accumulate=2", "optimizer=sgd", "optimizer.lr=0.1"], 1e-6),
+    "fp16": (["precision=fp16"], 0.0),
+    "bf16": (["precision=bf16"], 0.0),
+    "one sample in the last batch": (["train.batch_size=10"], 0.0),
+    "frozen": (["model.depth=3", "model.freeze=[blocks.0,{match: blocks.1, until: 5}]"], 0.0),
+    "adapters": (["model.lora={}"], 0.0),
+    "loss with clusters": (["loss=adaptive_softmax"], 0.0),
+    "loss with a tree": (["loss=hierarchical_softmax"], 0.0),
+    "language model": (["task=causal_lm", "model=decoder"], 0.0),
+    "features": (["model.features=[blocks.0]"], 0.0),
+    "learning rate from a range test": (["optimizer.lr=auto"], 0.0),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALTERNATIVES)
+def test_shards_equal_complete_weights(name: str, job: list[str], tmp_path: Path) -> None:
+    arguments, tolerance = ALTERNATIVES[name]
+    line = [*job, UNCLIPPED, *arguments]
+    shards = train_on(2, tmp_path / "shards", *line, "shard=true")
+    complete = train_on(2, tmp_path / "complete", *line)
+    if tolerance:
+        assert largest_difference(shards, complete, STEPS) <= tolerance
+    else:
+        assert_same_state(shards, complete, STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "shard"), [(2, "false"), (3, "false"), (3, "true"), (4, "true"), (4, "2")])
+def test_resume_on_as_many_devices_is_bitwise_equal(devices: int, shard: str, job: list[str], tmp_path: Path) -> None:
+    whole = train_on(devices, tmp_path / "whole", *job, f"shard={shard}")
+    resumed = tmp_path / "resumed"
+    shutil.copytree(whole, resumed)
+    stop_at(resumed, 8)
+    output = tmp_path / "output"
+    assert run_ranks(["train", f"resume={resumed}"], devices, output) == [0] * devices
+    assert_same_end(resumed, whole, 8)
+
+
+@pytest.mark.slow
+def test_run_goes_on_with_another_number_of_shards(job: list[str], tmp_path: Path) -> None:
+    length = ["train.duration=20", "checkpoint.every=1", "checkpoint.keep=20"]
+    # Dropout is drawn for each device's piece of a batch.
+    line = [*job, *length, "model.dropout=0", "optimizer=sgd", "optimizer.lr=0.1"]
+    run_dir, one = tmp_path / "run", tmp_path / "one"
+    train_on(2, run_dir, *line, "shard=true")
+    for step, devices, shard in ((7, 1, "false"), (14, 3, "true")):
+        stop_at(run_dir, step)
+        resume = ["train", f"resume={run_dir}", f"devices={devices}", f"shard={shard}"]
+        assert run_ranks(resume, devices, tmp_path / f"output-{devices}") == [0] * devices
+    assert len(list((run_dir / "checkpoints" / "step-00000020").glob("model-*"))) == 3
+    assert train_on(1, one, *line) == one
+    assert largest_difference(run_dir, one, 20) <= 1e-5
+
+
+BIG = [
+    "model.dim=384",
+    "model.depth=24",
+    "model.heads=4",
+    "model.hidden=1536",
+    "train.duration=3",
+    "checkpoint.every=2",
+]
+"""170 MB of weights: with gradients, AdamW's state, the average and the copies to be saved, 1.5 GB."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of memory is Linux's")
+def test_model_that_fits_no_device_trains_in_shards(job: list[str], tmp_path: Path) -> None:
+    limit = 1150 * 2**20
+    line = ["train", *job, *BIG]
+    in_shards = [*line, "shard=true", f"run.dir={tmp_path}/shards"]
+    assert run_ranks(in_shards, 2, tmp_path / "output", timeout=150, memory=limit) == [0, 0]
+    complete = run_ranks([*line, f"run.dir={tmp_path}/complete"], 2, tmp_path / "complete-output", 150, limit)
+    assert 0 not in complete
+    assert "can't allocate memory" in (tmp_path / "complete-output" / "rank-0.txt").read_text()
+
+
+def test_lost_device_is_named(job: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    run_dir = tmp_path / "run"
+    line = ["train", *job, "shard=true", "train.duration=100000", "checkpoint.every=4", f"run.dir={run_dir}"]
+    first, second = start_ranks(line, 2, output)
+    wait_until(lambda: len(list((run_dir / "checkpoints").glob("step-*"))) > 1, first)
+    second.kill()
+    first.join(60)
+    assert first.exitcode == 1
+    assert "the connection to another process of the run was lost" in (output / "rank-0.txt").read_text()
+    assert "Traceback" not in (output / "rank-0.txt").read_text()
+    second.join()

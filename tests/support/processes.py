@@ -1,7 +1,9 @@
 """Training in processes that tests may kill, forked in milliseconds by a server that has imported everything."""
 
+import ctypes
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
@@ -23,14 +25,22 @@ PRELOADED = [
     "trainer.model.text_encoder",
 ]
 
+_M_MMAP_THRESHOLD = -3
+"""Of glibc's malloc.h: the size from which a block is a mapping of its own."""
+
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(PRELOADED)
 
 
-def start(arguments: list[str], output: Path, environment: Mapping[str, str] | None = None) -> BaseProcess:
-    """Start `trainer ARGUMENTS` in a process in this working directory; its output goes to the file `output`."""
+def start(
+    arguments: list[str], output: Path, environment: Mapping[str, str] | None = None, memory: int | None = None
+) -> BaseProcess:
+    """Start `trainer ARGUMENTS` in a process in this working directory; its output goes to the file `output`.
+
+    With `memory`, the process gets at most this many bytes of memory after its start (Linux).
+    """
     variables = {"TRAINER_CACHE": os.environ["TRAINER_CACHE"], **(environment or {})}
-    process = server.Process(target=run_command, args=(arguments, str(Path.cwd()), variables, str(output)))
+    process = server.Process(target=run_command, args=(arguments, str(Path.cwd()), variables, str(output), memory))
     process.start()
     return process
 
@@ -41,8 +51,16 @@ def wait_until(ready: Callable[[], bool], process: BaseProcess) -> None:
         time.sleep(0.002)
 
 
-def run_command(arguments: list[str], folder: str, variables: dict[str, str], output: str) -> None:
+def run_command(
+    arguments: list[str], folder: str, variables: dict[str, str], output: str, memory: int | None = None
+) -> None:
     """Run `trainer ARGUMENTS` in this process and end it."""
+    if memory is not None:
+        # Large blocks are given back as soon as they are freed, so that the limit counts what is in use.
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 16)
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        limit = memory + 1024 * int(status.partition("VmData:")[2].split()[0])
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     os.chdir(folder)
     os.environ.update(variables)
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

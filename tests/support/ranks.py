@@ -18,16 +18,23 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-def start_ranks(arguments: list[str], size: int, folder: Path) -> list[BaseProcess]:
+def start_ranks(arguments: list[str], size: int, folder: Path, memory: int | None = None) -> list[BaseProcess]:
     """Start `trainer ARGUMENTS` in `size` processes that form a group, each with its output in `folder/rank-N.txt`."""
     folder.mkdir(parents=True, exist_ok=True)
     port = str(free_port())
-    return [start(arguments, folder / f"rank-{rank}.txt", _environment(rank, size, port)) for rank in range(size)]
+    return [
+        start(arguments, folder / f"rank-{rank}.txt", _environment(rank, size, port), memory) for rank in range(size)
+    ]
 
 
-def run_ranks(arguments: list[str], size: int, folder: Path, timeout: float = 60.0) -> list[int | None]:
-    """Run `trainer ARGUMENTS` in `size` processes and return their exit codes; None for one that has not ended."""
-    processes = start_ranks(arguments, size, folder)
+def run_ranks(
+    arguments: list[str], size: int, folder: Path, timeout: float = 60.0, memory: int | None = None
+) -> list[int | None]:
+    """Run `trainer ARGUMENTS` in `size` processes and return their exit codes; None for one that has not ended.
+
+    With `memory`, each process gets at most this many bytes of memory after its start (Linux).
+    """
+    processes = start_ranks(arguments, size, folder, memory)
     for process in processes:
         process.join(timeout)
     codes = [process.exitcode for process in processes]

@@ -118,7 +118,8 @@ def load_checkpointed_model(
     Raises:
         CheckpointError: There is no such checkpoint, or it is damaged.
     """
-    snapshot = Store(folder / CHECKPOINTS, keep=2).load(checkpoint)
+    # The state of the optimizer, and the weights that are not selected, would take several times the model's memory.
+    snapshot = Store(folder / CHECKPOINTS, keep=2).load(checkpoint, on_demand=True)
     config_text = snapshot.documents[CONFIG]
     job = read_config(config_text)
     torch_device = build_device(device)

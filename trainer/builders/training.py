@@ -182,8 +182,8 @@ def _shard(
     if count == 1:
         return None
     models = [model] if ema is None else [ema.module, model]
-    losses = [loss] if ema is None or ema.loss is loss else [ema.loss, loss]
-    with_weights: list[nn.Module] = [each for each in losses if isinstance(each, nn.Module) and has_weights(each)]
+    losses: list[object] = [loss] if ema is None or ema.loss is loss else [ema.loss, loss]
+    with_weights = [each for each in losses if isinstance(each, nn.Module) and has_weights(each)]
     ranks.broadcast_weights([*models, *with_weights])
     sharding = Sharding(ranks, count, device)
     for model_or_average in models:

@@ -316,6 +316,7 @@ class Saver:
             ReportedError: The same, in the processes after the first one.
         """
         self._pool.shutdown(wait=True)
+        self._copies = {}
         self._wait()
 
     def _wait(self) -> None:
