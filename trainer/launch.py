@@ -112,6 +112,11 @@ def is_rank() -> bool:
     return "RANK" in os.environ
 
 
+def is_watched() -> bool:
+    """Return whether `launch` has started this process, and watches it."""
+    return _FOLDER in os.environ
+
+
 def is_first_rank() -> bool:
     """Return whether this process writes the results of a job: it is the first of several, or the only one."""
     return os.environ.get("RANK", "0") == "0"

@@ -233,7 +233,7 @@ def build_device(name: str) -> torch.device:
     if device.type == "cuda" and torch.cuda.is_available() and size > count:
         # All processes report the same, so that it is printed once.
         problem = f"this machine has {count} CUDA device{'' if count == 1 else 's'}, and each process needs its own"
-        remedy = f"Use at most {count}, or set device=cpu"
+        remedy = f"Use at most {count}, or a machine with more, or set device=cpu"
         raise ConfigError(format_error("devices", problem, remedy, value=size))
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
         # Slurm may show each of its tasks one GPU of its own.

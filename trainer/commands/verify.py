@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from trainer.checkpoint.listing import find_step_folders, list_newest_first
-from trainer.checkpoint.manifest import find_faults
+from trainer.checkpoint.manifest import find_faults, read_document
+from trainer.checkpoint.shards import is_shard_file
 from trainer.commands.run_folders import find_run_folder
 from trainer.config.jobs import TrainJob, VerifyJob
 from trainer.config.stored import differences, job_from_text
 from trainer.errors import CheckpointError, DivergedError, Interrupted, format_error
+from trainer.launch import RankError, is_first_rank, is_rank, is_watched, launch
 from trainer.layout import (
     CHECKPOINTS,
     CONFIG,
@@ -25,15 +29,23 @@ from trainer.layout import (
     DIVERGENCE_REPORT,
     METRICS,
     STATE,
+    TASK,
     Document,
     export_folders,
     step_name,
 )
 from trainer.report.console import open_console, print_table
 from trainer.report.events import read_events
+from trainer.report.logs import logs_silenced
+from trainer.signals import end_on_signals
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.checkpoint.shards import Rows
     from trainer.checkpoint.store import Snapshot
+    from trainer.protocols import StateDict
+    from trainer.ranks import Ranks
     from trainer.run import DivergenceReport
 
 _CLOCK_VALUES = {"samples_per_second"}
@@ -93,32 +105,115 @@ class Replay:
             self.logged[step] = dict(values)
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a run to train again.
+
+    Attributes:
+        path: The folder to name in messages.
+        title: The title of the table of its comparisons.
+        job: The run's config.
+        start: The checkpoint to start from; None is the start of the run.
+        compare: Trains the part again, together with other processes, and compares.
+    """
+
+    path: Path
+    title: str
+    job: TrainJob
+    start: Path | None
+    compare: Callable[[Ranks | None], list[Comparison]]
+
+    @property
+    def devices(self) -> int:
+        """The number of devices that the part was trained on."""
+        return self.job.devices if isinstance(self.job.devices, int) else 1
+
+
 def run(job: VerifyJob, config: Document) -> None:
     """Verify a run and print a table for each type of check. Writes nothing.
 
+    A part that was trained on several devices is trained again in as many processes.
+
     Args:
         job: The checked config.
-        config: The same as plain data; unused.
+        config: The same as plain data.
 
     Raises:
         CheckpointError: Something differs; one message for each difference.
     """
     folder = find_run_folder(job.run)
-    console = open_console("auto")
+    if is_rank():
+        end_on_signals()
+    # The process that has started this one has checked the files.
+    console = open_console("auto") if not is_watched() and is_first_rank() else None
     intact, faults = _verify_checkpoints(folder / CHECKPOINTS, console)
-    for artifacts in export_folders(folder):
-        faults += _verify_artifacts(artifacts, console)
-    faults += _verify_training(job, folder, intact, console)
-    faults += _verify_divergence(job, folder, intact, console)
+    if console is None:
+        faults = []
+    else:
+        for artifacts in export_folders(folder):
+            faults += _verify_artifacts(artifacts, console)
+    parts = [*_training_parts(job, folder, intact, console), *_divergence_parts(job, folder, intact)]
+    if is_rank():
+        faults += _replay_with_others(parts)
+    else:
+        assert console is not None
+        for part in parts:
+            if part.devices == 1:
+                faults += _print_comparisons(console, part, part.compare(None))
+        for devices in sorted({part.devices for part in parts} - {1}):
+            faults += _launch(job, config, devices, parts)
     if faults:
         raise CheckpointError(*faults)
 
 
-def _verify_checkpoints(root: Path, console: Console) -> tuple[IntactCheckpoints, list[str]]:
+def _launch(job: VerifyJob, config: Document, devices: int, parts: Sequence[Part]) -> list[str]:
+    """Replay the parts that were trained on a number of devices in as many processes; return what differs."""
+    grace = max(part.job.launch.grace for part in parts if part.devices == devices)
+    try:
+        launch("verify", config, job.stored_overrides, devices, grace)
+    except RankError as error:
+        if error.exit_code != CheckpointError.exit_code:
+            raise
+        return list(error.messages)
+    return []
+
+
+def _replay_with_others(parts: Sequence[Part]) -> list[str]:
+    """Replay the parts that were trained on as many devices as there are processes; the first process prints."""
+    from trainer.builders.training import join_devices
+
+    size = int(os.environ["WORLD_SIZE"])
+    console = open_console("auto")
+    faults: list[str] = []
+    for part in parts:
+        if part.devices != size and is_first_rank() and not is_watched():
+            trained = f"trained on {part.devices} device{'' if part.devices == 1 else 's'}, not on {size}"
+            console.out(f"no {part.title}: it was {trained}.", highlight=False)
+    own_parts = [part for part in parts if part.devices == size]
+    if not own_parts:
+        return faults
+    with ExitStack() as stack:
+        if not is_first_rank():
+            stack.enter_context(logs_silenced())
+        ranks = join_devices(own_parts[0].job, _task_state(own_parts[0].start))
+        stack.callback(ranks.close)
+        for part in own_parts:
+            comparisons = part.compare(ranks)
+            if ranks.is_first:
+                faults += _print_comparisons(console, part, comparisons)
+    return faults
+
+
+def _task_state(checkpoint: Path | None) -> StateDict | None:
+    text = None if checkpoint is None else read_document(checkpoint, TASK)
+    return None if text is None else json.loads(text)
+
+
+def _verify_checkpoints(root: Path, console: Console | None) -> tuple[IntactCheckpoints, list[str]]:
     folders = find_step_folders(root)
     faults = {step: _find_checkpoint_faults(folder) for step, folder in folders.items()}
     rows = [[step_name(step), "; ".join(each) or "intact"] for step, each in faults.items()]
-    if rows:
+    if rows and console is not None:
         print_table(console, str(root), ["checkpoint", "state"], rows)
     messages = [f"{root / step_name(step)}: {fault}." for step, each in faults.items() for fault in each]
     intact = {step: folder for step, folder in folders.items() if not faults[step]}
@@ -143,16 +238,19 @@ def _verify_artifacts(folder: Path, console: Console) -> list[str]:
     return [f"{folder / name}: {fault}." for name, fault in faults.items() if fault]
 
 
-def _verify_training(job: VerifyJob, folder: Path, intact: IntactCheckpoints, console: Console) -> list[str]:
+def _training_parts(job: VerifyJob, folder: Path, intact: IntactCheckpoints, console: Console | None) -> Iterator[Part]:
     steps = _select_replay(job.start, intact)
     if steps is None:
         remedy = "Set start=step-0 to replay from the start" if intact.folders else "The run has none"
-        console.out(f"no replay: two intact checkpoints are needed. {remedy}.", highlight=False)
-        return []
-    start, stop = steps
-    comparisons = compare_training(job, folder, intact.folders.get(start), intact.folders[stop])
-    origin = step_name(start) if start in intact.folders else "the start"
-    return _print_comparisons(console, folder, f"replay of {origin} to {step_name(stop)}", comparisons)
+        if console is not None:
+            console.out(f"no replay: two intact checkpoints are needed. {remedy}.", highlight=False)
+        return
+    first, last = steps
+    start, stop = intact.folders.get(first), intact.folders[last]
+    origin = "the start" if start is None else step_name(first)
+    stored = _train_job(job, read_document(stop, CONFIG) or "")
+    compare = partial(compare_training, job, folder, start, stop)
+    yield Part(folder, f"replay of {origin} to {step_name(last)}", stored, start, compare)
 
 
 def _select_replay(start: str | None, intact: IntactCheckpoints) -> tuple[int, int] | None:
@@ -172,23 +270,28 @@ def _select_replay(start: str | None, intact: IntactCheckpoints) -> tuple[int, i
     return first, after[0]
 
 
-def _verify_divergence(job: VerifyJob, folder: Path, intact: IntactCheckpoints, console: Console) -> list[str]:
+def _divergence_parts(job: VerifyJob, folder: Path, intact: IntactCheckpoints) -> Iterator[Part]:
     bundles = [path.parent for path in sorted((folder / DIVERGED).glob(f"step-*/{DIVERGENCE_REPORT}"))]
-    if not bundles:
-        return []
-    bundle = bundles[-1]
-    before = intact.newest_before(int(bundle.name.removeprefix("step-")))
-    comparisons = compare_divergence(job, bundle, None if before is None else intact.folders[before])
-    return _print_comparisons(console, bundle, f"replay of the divergence at {bundle.name}", comparisons)
+    for bundle in bundles[-1:]:
+        before = intact.newest_before(int(bundle.name.removeprefix("step-")))
+        start = None if before is None else intact.folders[before]
+        try:
+            stored = _train_job(job, (bundle / CONFIG).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(format_error(str(bundle), f"cannot be read ({error})")) from error
+        compare = partial(compare_divergence, job, bundle, start)
+        yield Part(bundle, f"replay of the divergence at {bundle.name}", stored, start, compare)
 
 
-def _print_comparisons(console: Console, path: Path, title: str, comparisons: Sequence[Comparison]) -> list[str]:
+def _print_comparisons(console: Console, part: Part, comparisons: Sequence[Comparison]) -> list[str]:
     rows = [[each.subject, each.fault or each.result] for each in comparisons]
-    print_table(console, title, ["compared", "result"], rows)
-    return [f"{path}: {title}: {each.subject}: {each.fault}." for each in comparisons if each.fault]
+    print_table(console, part.title, ["compared", "result"], rows)
+    return [f"{part.path}: {part.title}: {each.subject}: {each.fault}." for each in comparisons if each.fault]
 
 
-def compare_training(job: VerifyJob, folder: Path, start: Path | None, stop: Path) -> list[Comparison]:
+def compare_training(
+    job: VerifyJob, folder: Path, start: Path | None, stop: Path, ranks: Ranks | None = None
+) -> list[Comparison]:
     """Train from one checkpoint to the next again, or only `job.steps` steps, and compare.
 
     The logged numbers are compared step by step. If the next checkpoint is reached, its whole state is compared too.
@@ -198,20 +301,19 @@ def compare_training(job: VerifyJob, folder: Path, start: Path | None, stop: Pat
         folder: The run folder.
         start: The first checkpoint; None is the start of the run.
         stop: The next checkpoint.
+        ranks: The processes that train together; None is this process alone.
 
     Raises:
         CheckpointError: A checkpoint cannot be used.
     """
-    from trainer.checkpoint.store import load_folder
-
-    stored = load_folder(stop)
+    stored = _load(stop)
     text = stored.documents[CONFIG]
-    first = None if start is None else load_folder(start)
+    first = None if start is None else _load(start)
     begin = 0 if first is None else first.step
     end = stored.step if job.steps is None else min(stored.step, begin + job.steps)
     recorded = _recorded_machine(folder, begin)
     with _threads_of(recorded):
-        done = replay(_train_job(job, text), text, first, end)
+        done = replay(_train_job(job, text), text, first, end, ranks)
     comparisons = [_compare_logged(folder / METRICS, done, needed=end < stored.step)]
     if done.divergence is not None:
         comparisons.append(Comparison("end", "", f"the replay diverged at step {done.divergence.step}"))
@@ -220,31 +322,33 @@ def compare_training(job: VerifyJob, folder: Path, start: Path | None, stop: Pat
         comparisons.append(Comparison("tensors, state", result))
     else:
         assert done.snapshot is not None
-        comparisons += _compare_states(stored, done.snapshot)
+        comparisons += _compare_states(stored, done.snapshot, ranks)
     recorded |= json.loads(stored.documents[STATE], parse_constant=str)["versions"]
     return _explain_faults(comparisons, recorded, done.machine)
 
 
-def compare_divergence(job: VerifyJob, bundle: Path, before: Path | None) -> list[Comparison]:
+def compare_divergence(
+    job: VerifyJob, bundle: Path, before: Path | None, ranks: Ranks | None = None
+) -> list[Comparison]:
     """Train from the last checkpoint before a divergence again, and compare the reports of the divergence.
 
     Args:
         job: The checked config of the verb.
         bundle: The folder with the report of the divergence.
         before: The last intact checkpoint before it; None if there is none.
+        ranks: The processes that train together; None is this process alone.
 
     Raises:
         CheckpointError: The folder or the checkpoint cannot be used.
     """
-    from trainer.checkpoint.store import load_folder
     from trainer.checkpoint.tensors import tensor_differences
     from trainer.divergence import read_divergence
 
     stored, text, checkpoint = read_divergence(bundle)
     # A run that diverged before its first checkpoint may have been started again in the same folder.
-    first = None if before is None or checkpoint is None else load_folder(before)
+    first = None if before is None or checkpoint is None else _load(before)
     with _threads_of(_recorded_machine(bundle.parent.parent, 0 if first is None else first.step)):
-        replayed = replay(_train_job(job, text), text, first, stored.step).divergence
+        replayed = replay(_train_job(job, text), text, first, stored.step, ranks).divergence
     origin = "the start" if first is None else f"step {first.step}"
     if replayed is None:
         return [Comparison(f"from {origin}", "", f"step {stored.step} did not diverge again")]
@@ -260,7 +364,18 @@ def compare_divergence(job: VerifyJob, bundle: Path, before: Path | None) -> lis
     ]
 
 
-def replay(job: TrainJob, config_text: str, start: Snapshot | None, stop: int) -> Replay:
+def _load(folder: Path) -> Snapshot:
+    """Return a checkpoint; of one in shards, tensors are read when they are used: it may not fit into memory."""
+    from trainer.checkpoint.store import load_folder, read_snapshot_on_demand
+
+    return (
+        read_snapshot_on_demand(folder)
+        if any(is_shard_file(file.name) for file in folder.iterdir())
+        else load_folder(folder)
+    )
+
+
+def replay(job: TrainJob, config_text: str, start: Snapshot | None, stop: int, ranks: Ranks | None = None) -> Replay:
     """Train from a checkpoint to the end of step `stop`, logging and evaluating as the run did. Writes nothing.
 
     Args:
@@ -268,6 +383,7 @@ def replay(job: TrainJob, config_text: str, start: Snapshot | None, stop: int) -
         config_text: The same as it is stored.
         start: The checkpoint to start from; None is the start of the run.
         stop: The last step.
+        ranks: The processes that train together; None is this process alone.
 
     Raises:
         CheckpointError: The checkpoint belongs to another model, optimizer or data.
@@ -287,7 +403,7 @@ def replay(job: TrainJob, config_text: str, start: Snapshot | None, stop: int) -
 
     with ExitStack() as closing:
         outputs = RunOutputs(report=done, save=snapshots.append, save_divergence=keep_divergence)
-        training = build_training(job, config_text, outputs, start, closing)
+        training = build_training(job, config_text, outputs, start, closing, ranks)
         done.machine = {**describe_machine(training.run.device), **current_versions()}
         with suppress(Interrupted, DivergedError):
             fit(training.run, training.state, lambda: training.state.step >= stop)
@@ -351,7 +467,7 @@ def _compare_logged(metrics: Path, done: Replay, *, needed: bool) -> Comparison:
     return Comparison(subject, f"{len(common)}, bitwise equal")
 
 
-def _compare_states(stored: Snapshot, replayed: Snapshot) -> list[Comparison]:
+def _compare_states(stored: Snapshot, replayed: Snapshot, ranks: Ranks | None) -> list[Comparison]:
     from trainer.checkpoint.tensors import tensor_differences
 
     before, after = (json.loads(snapshot.documents[STATE], parse_constant=str) for snapshot in (stored, replayed))
@@ -361,7 +477,10 @@ def _compare_states(stored: Snapshot, replayed: Snapshot) -> list[Comparison]:
         if name != STATE and stored.documents.get(name) != replayed.documents.get(name):
             fault = fault or f"{name} differs"
     count = sum(map(len, stored.tensors.values()))
-    tensor_fault = _summarize(tensor_differences(stored.tensors, replayed.tensors))
+    tensor_faults = [*tensor_differences(_stored_part(stored, replayed), replayed.tensors)]
+    if ranks is not None:  # each process has its own weights, or its own rows of them
+        tensor_faults = [fault for faults in ranks.gather(tensor_faults) for fault in faults]
+    tensor_fault = _summarize(dict.fromkeys(tensor_faults))
     comparisons = [
         Comparison("tensors", f"{count}, bitwise equal", tensor_fault),
         Comparison("state", "equal", fault),
@@ -370,6 +489,32 @@ def _compare_states(stored: Snapshot, replayed: Snapshot) -> list[Comparison]:
         result = f"written by {_join_versions(old_versions)}; replayed by {_join_versions(new_versions)}"
         comparisons.append(Comparison("versions", result))
     return comparisons
+
+
+def _stored_part(stored: Snapshot, replayed: Snapshot) -> Mapping[str, Mapping[str, Tensor]]:
+    """Return the tensors of a checkpoint, or the rows of them that this process has trained again."""
+    shard = replayed.shard
+    if shard is None:
+        return stored.tensors
+    part: dict[str, dict[str, Tensor]] = {}
+    for file, named in replayed.tensors.items():
+        # The first process has every tensor, or some rows of it: one that is missing there is missing everywhere.
+        known = stored.tensors.get(file, {})
+        names = known if shard.index == 0 else [name for name in known if name in named]
+        part[file] = {name: _rows_of(known, name, named, shard.rows.get(file, {})) for name in names}
+    return part
+
+
+def _rows_of(
+    stored: Mapping[str, Tensor], name: str, replayed: Mapping[str, Tensor], rows: Mapping[str, Rows]
+) -> Tensor:
+    from trainer.checkpoint.tensors import StoredTensors
+
+    if name not in rows:
+        return stored[name]
+    start = rows[name].start
+    stop = start + len(replayed[name])
+    return stored.read_rows(name, start, stop) if isinstance(stored, StoredTensors) else stored[name][start:stop]
 
 
 def _summarize(lines: Iterable[str]) -> str:

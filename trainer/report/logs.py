@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -73,11 +74,12 @@ def log_to_file_and_screen(path: Path, console: Console, *, quiet: bool) -> Iter
 
 @contextmanager
 def logs_silenced() -> Iterator[None]:
-    """Print no log record in the block, as Python otherwise does before logs are set up."""
+    """Print no log record and no warning in the block, as Python otherwise does before logs are set up."""
     handler = logging.NullHandler()
     logging.getLogger().addHandler(handler)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         logging.getLogger().removeHandler(handler)
 
