@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.support.jobs import TINY, checkpoint_files, events, train, without_clock, working_in, write_data
+from tests.support.jobs import (
+    TINY,
+    checkpoint_files,
+    checkpoint_steps,
+    events,
+    stop_at,
+    train,
+    without_clock,
+    working_in,
+    write_data,
+    write_roles,
+)
 from tests.support.ranks import run_ranks
+from trainer.checkpoint.rng_state import capture_rng_state
+from trainer.checkpoint.store import load_folder, write_snapshot
+from trainer.cli import main
+from trainer.data.batches import BatchPlan
 
 STEPS = 12
 JOB = [f"train.duration={STEPS}", "train.eval_every=4", "checkpoint.every=4"]
@@ -52,3 +73,200 @@ def test_the_tools_own_launch_trains_the_same_bytes(two_devices: Path, job: list
     assert checkpoint_files(run_dir, STEPS) == checkpoint_files(two_devices, STEPS)
     assert without_clock(events(run_dir)) == without_clock(events(two_devices))
     assert not (run_dir / "logs").exists()
+
+
+TEXT = TINY[:6]
+"""The options of a small text encoder."""
+
+ON_TEXT = {
+    "adam": ["optimizer=adam"],
+    "sgd": ["optimizer=sgd"],
+    "lion": ["optimizer=lion"],
+    "lamb": ["optimizer=lamb"],
+    "muon": ["optimizer=muon", "model.depth=2"],
+    "adafactor": ["optimizer=adafactor"],
+    "bf16": ["precision=bf16"],
+    "fp16": ["precision=fp16"],
+    "unfreeze": ["model.depth=3", "model.freeze=[blocks.0,{match: blocks.1, until: 5}]"],
+    "lora": ["model.lora={}"],
+    "prune": ["prune=l1"],
+    "features": ["model.features=[blocks.0]"],
+    "adaptive_softmax": ["loss=adaptive_softmax"],
+    "hierarchical_softmax": ["loss=hierarchical_softmax"],
+    "reduce_on_plateau": ["scheduler=reduce_on_plateau"],
+    "patience": ["train.patience=4"],
+    "range_test": ["optimizer.lr=auto"],
+    "workers": ["loader.workers=1"],
+    "padded": ["loader.batching=padded"],
+    "bucketed": ["loader.batching=bucketed"],
+    "fixed": ["loader.batching=fixed"],
+    "multilabel": ["task=multilabel_classification"],
+    "pairs": ["task=pair_classification"],
+    "regression": ["task=regression"],
+    "tags": ["task=token_classification"],
+    "masked_lm": ["task=masked_lm"],
+    "causal_lm": ["task=causal_lm", "model=decoder"],
+}
+"""Jobs on the data of `write_roles` whose loss is a sum over samples or targets."""
+
+ON_TABLES_AND_IMAGES = {
+    "images": ["task=image_classification", "data=digits"],
+    "mixup": ["task=image_classification", "data=digits", "task.augment.mixup=0.2"],
+    "tabular_classification": ["task=tabular_classification", "data=breast_cancer"],
+    "tabular_regression": ["task=tabular_regression", "data=diabetes"],
+}
+
+STATISTICS = {
+    "dice": ["loss=dice"],
+    "dice_of_padded_tags": ["task=token_classification", "loss=dice", "loader.batching=padded"],
+    "mse_correlation": ["task=regression", "loss=mse_correlation"],
+    "info_nce": ["task=sentence_embedding", "task.supervision=pairs"],
+}
+"""Jobs whose loss is a statistic of the whole batch."""
+
+IN_MAKE_TEST = ("adafactor", "fp16", "multilabel")
+"""Jobs that `make test` trains; the others are slow tests. Each is the only one that finds some mistake."""
+
+
+@pytest.fixture(scope="module")
+def roles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    folder = tmp_path_factory.mktemp("roles")
+    with working_in(folder):
+        yield write_roles(folder)
+
+
+def line_of(name: str, roles: list[str]) -> list[str]:
+    """Return the arguments of a job of the tables above."""
+    common = [*TINY[6:], "train.duration=9", "train.eval_every=4", "checkpoint.every=4", "loader.eval_batch_size=8"]
+    if name in ON_TABLES_AND_IMAGES:
+        return [*common, "loader.limit=61", *ON_TABLES_AND_IMAGES[name]]
+    return [*common, *TEXT, *roles, *(ON_TEXT | STATISTICS)[name]]
+
+
+def train_alone(run_dir: Path, *arguments: str) -> Path:
+    """Train on one device; return the run folder."""
+    assert main(["train", *arguments, f"run.dir={run_dir}"]) == 0
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in IN_MAKE_TEST else pytest.param(name, marks=pytest.mark.slow)
+        for name in (*ON_TEXT, *ON_TABLES_AND_IMAGES)
+    ],
+)
+def test_every_part_trains_the_same_bytes_on_two_devices(
+    name: str, roles: list[str], tmp_path: Path, figure: Callable[[str, int, int], None]
+) -> None:
+    line = line_of(name, roles)
+    two = train_on(2, tmp_path / "two", *line)
+    one = train_alone(tmp_path / "one", *line, "train.accumulate=2")
+    steps = checkpoint_steps(one)
+    assert checkpoint_steps(two) == steps
+    for step in steps:
+        assert checkpoint_files(two, step) == checkpoint_files(one, step)
+    assert without_clock(events(two)) == without_clock(events(one))
+    figure("jobs equal to the byte on one and on two devices", 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    [
+        ("dice_of_padded_tags", 2),
+        *(
+            pytest.param(name, devices, marks=pytest.mark.slow)
+            for name in STATISTICS
+            for devices in (2, 3)
+            if (name, devices) != ("dice_of_padded_tags", 2)
+        ),
+    ],
+)
+def test_a_statistic_of_the_batch_sees_the_samples_of_all_devices(
+    name: str, devices: int, roles: list[str], tmp_path: Path
+) -> None:
+    # Plain SGD: Adam would turn the rounding of a gradient near 0 into a step of full length.
+    line = [*line_of(name, roles), "model.dropout=0.0", "optimizer=sgd", "optimizer.lr=0.1"]
+    several = train_on(devices, tmp_path / "several", *line)
+    one = train_alone(tmp_path / "one", *line)
+    assert_close(several, one, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["regression", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tags", "masked_lm", "images"))]
+)
+def test_three_devices_share_what_does_not_divide(name: str, roles: list[str], tmp_path: Path) -> None:
+    # 61 samples, 12 in a step: the last batch of an epoch is one sample, and a split of 20 has fewer batches than
+    # there are devices.
+    line = [*line_of(name, roles), "train.batch_size=12", "optimizer=sgd", "optimizer.lr=0.1"]
+    line += ["loader.eval_batch_size=16", "train.duration=7", *(["model.dropout=0.0"] if name != "images" else [])]
+    several = train_on(3, tmp_path / "several", *line)
+    one = train_alone(tmp_path / "one", *line)
+    assert_close(several, one, 1e-6)
+
+
+def assert_close(run: Path, expected: Path, tolerance: float) -> None:
+    """Check that weights, averages, losses and metrics of two runs differ only by rounding."""
+    step = checkpoint_steps(expected)[-1]
+    actual, wanted = (load_folder(each / "checkpoints" / f"step-{step:08d}").tensors for each in (run, expected))
+    for file in ("model", "ema"):
+        for name, tensor in wanted[file].items():
+            torch.testing.assert_close(actual[file][name], tensor, rtol=tolerance, atol=tolerance)
+    assert len(events(run)) == len(events(expected))
+    for event, other in zip(without_clock(events(run)), without_clock(events(expected)), strict=True):
+        assert event.keys() == other.keys()
+        for key, value in other.items():
+            assert event[key] == (pytest.approx(value, rel=1e-4, abs=1e-5) if isinstance(value, float) else value)
+
+
+def test_a_run_moves_from_two_devices_to_one_and_to_three(job: list[str], tmp_path: Path) -> None:
+    line = [*job, "train.duration=20", "checkpoint.every=5", "checkpoint.keep=9", "model.dropout=0.0", "resume=auto"]
+    # Plain SGD, as above: AdamW differs by 1e-4 after these steps.
+    line += ["optimizer=sgd", "optimizer.lr=0.1"]
+    whole = train_alone(tmp_path / "whole", *line)
+    moved = tmp_path / "moved"
+    for devices, end in ((2, 5), (1, 10), (3, 20)):
+        train_on(devices, moved, *line, "train.duration=20")
+        stop_at(moved, end)
+    actual, expected = (load_folder(run / "checkpoints" / "step-00000020").tensors["model"] for run in (moved, whole))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(actual[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_a_run_of_an_earlier_version_resumes_on_one_device_only(job: list[str], tmp_path: Path) -> None:
+    run = train_alone(tmp_path / "run", *job, "train.duration=4")
+    folder = run / "checkpoints" / "step-00000004"
+    snapshot = load_folder(folder)
+    state = json.loads(snapshot.documents["state.json"])
+    state["generators"] |= capture_rng_state()  # in sequence, as earlier versions drew them
+    documents = {**snapshot.documents, "state.json": json.dumps(state)}
+    shutil.rmtree(folder)
+    write_snapshot(folder, replace(snapshot, documents=documents), 1)
+    line = ["train", f"resume={run}", "train.duration=6"]
+    output = tmp_path / "output"
+    assert 2 in run_ranks(line, 2, output)
+    assert "devices: an earlier version started this run" in "".join(file.read_text() for file in output.iterdir())
+    assert main(line) == 0
+
+
+@given(
+    num_samples=st.integers(1, 40),
+    batch_size=st.integers(1, 12),
+    accumulate=st.integers(1, 5),
+    size=st.integers(1, 5),
+)
+def test_the_devices_share_each_micro_batch(num_samples: int, batch_size: int, accumulate: int, size: int) -> None:
+    plan = BatchPlan(num_samples, batch_size, seed=1)
+    for step in range(plan.steps_per_epoch + 1):
+        alone = plan.micro_batches(step, accumulate)
+        shares = [plan.micro_batches(step, accumulate, rank, size) for rank in range(size)]
+        filled = [plan.micro_batches(step, accumulate, rank, size, fill=True) for rank in range(size)]
+        # Together they have the samples of one device, in its order; a filler repeats a sample and counts for nothing.
+        in_order = sorted((batch for share in shares for batch in share), key=lambda batch: batch.piece)
+        assert [id for batch in in_order for id in batch.ids] == [id for batch in alone for id in batch.ids]
+        assert len({batch.piece for batch in in_order}) == len(in_order)
+        assert {len(share) for share in filled} == {len(alone)}
+        assert [[batch for batch in share if not batch.is_filler] for share in filled] == shares
+        # The pieces of several devices are the micro-batches of one, if the samples suffice for all of them.
+        if len(plan.batch(step).ids) % (accumulate * size) == 0:
+            assert in_order == plan.micro_batches(step, accumulate * size)

@@ -133,7 +133,7 @@ def _build_run(
         masks=masks,
         loader=loader,
         ranks=ranks,
-        rng=StepRng(job.seed, device, keyed=snapshot is None or is_keyed(snapshot)),
+        rng=_build_rng(job, snapshot, ranks, device),
         device=device,
         max_grad_norm=job.train.max_grad_norm,
         steps=steps,
@@ -143,6 +143,19 @@ def _build_run(
         data_fingerprint=encoded.fingerprint,
         sharding=sharding,
     )
+
+
+def _build_rng(job: TrainJob, snapshot: Snapshot | None, ranks: Ranks, device: torch.device) -> StepRng:
+    """Build the random numbers of the forward passes; a run of an earlier version keeps drawing them in sequence.
+
+    Raises:
+        ConfigError: Such a run is resumed on several devices, which would draw other numbers.
+    """
+    keyed = snapshot is None or is_keyed(snapshot)
+    if not keyed and ranks.size > 1:
+        problem = "an earlier version started this run, which can resume only on one device"
+        raise ConfigError(format_error("devices", problem, "Set devices=1", value=ranks.size))
+    return StepRng(job.seed, device, keyed=keyed)
 
 
 def _build_steps(job: TrainJob, steps_per_epoch: int, snapshot: Snapshot | None) -> tuple[StepCounts, Schedule]:
