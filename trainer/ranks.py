@@ -31,7 +31,7 @@ _Value = TypeVar("_Value")
 
 _jobs = count()
 
-_BUCKET_BYTES = 2**26
+BUCKET_BYTES = 2**26
 """Gradients are exchanged in pieces of about this size: few calls, and little memory beyond the gradients."""
 
 
@@ -254,12 +254,12 @@ def _lost_rank() -> Iterator[None]:
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Group tensors of one dtype and device into lists of about `_BUCKET_BYTES`; the order is always the same."""
+    """Group tensors of one dtype and device into lists of about `BUCKET_BYTES`; the order is always the same."""
     buckets: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         key = (tensor.dtype, tensor.device)
         bucket = buckets.setdefault(key, [])
         bucket.append(tensor)
-        if sum(each.numel() * each.element_size() for each in bucket) >= _BUCKET_BYTES:
+        if sum(each.numel() * each.element_size() for each in bucket) >= BUCKET_BYTES:
             yield buckets.pop(key)
     yield from buckets.values()

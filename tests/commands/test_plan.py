@@ -82,6 +82,57 @@ def test_activations_grow_with_the_micro_batch(folder: Path, capsys: pytest.Capt
     assert 2.5 < whole["memory"]["activations"] / cut["memory"]["activations"] < 6
 
 
+def test_share_of_each_device(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_data(folder)
+    one = plan(capsys, *data, "train.accumulate=2")
+    three = plan(capsys, *data, "train.accumulate=2", "devices=3")
+    # 8 samples are two micro-batches of 4, of which the first device has 2; the last batch has 5: 3 and 2.
+    assert three["devices"] == {
+        "count": 3,
+        "shards": 1,
+        "copies": 3,
+        "micro_batches": [2, 2, 2],
+        "piece": [1, 2],
+        "samples": {"step": [4, 2, 2], "last_step_of_epoch": [2, 2, 1]},
+    }
+    assert one["devices"]["samples"] == {"step": [8], "last_step_of_epoch": [5]}
+    assert three["steps"] == one["steps"]
+    assert three["checkpoint"] == one["checkpoint"]
+    assert 0.3 < three["memory"]["activations"] / one["memory"]["activations"] < 0.8
+    assert three["memory"]["exchange"] == three["memory"]["gradients"]
+
+
+def test_shards_divide_the_memory(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_data(folder)
+    complete, sharded = (plan(capsys, *data, "devices=4", f"shard={shard}") for shard in ("false", "2"))
+    assert (sharded["devices"]["shards"], sharded["devices"]["copies"]) == (2, 2)
+    for name in ("weights", "gradients", "optimizer", "ema"):
+        assert complete["memory"][name] / 2 <= sharded["memory"][name] < complete["memory"][name] * 0.55
+    assert sharded["memory"]["activations"] == complete["memory"]["activations"]
+    memory = sharded["memory"]
+    assert memory["total"] == sum(value for name, value in memory.items() if name != "total")
+    assert 0 < memory["gathered"] <= 2 * complete["memory"]["weights"]
+
+
+def test_tables_of_several_devices(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["plan", *TINY, *write_data(folder), "devices=12", "shard=4"]
+    assert main(line) == 0
+    shown = capsys.readouterr().out
+    assert "3 x 4 shards" in shown
+    assert "0 to 1 samples on each device" in shown
+    assert "4 devices never have a sample: raise train.batch_size" in shown
+    assert "memory of one step on each device" in shown
+    assert not caplog.messages
+
+    monkeypatch.setattr("trainer.builders.dry_run._available_memory", lambda name, devices: 1000)
+    assert main([*line, "shard=false"]) == 0
+    (warning,) = caplog.messages
+    assert warning.startswith("memory: a step needs ")
+    assert "which has 1.0 kB. Set shard=true" in warning
+
+
 def test_padding_is_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wide = [*write_data(folder), "task.max_length=40", "train.batch_size=32"]
     packed, padded = (plan(capsys, *wide, f"loader.batching={way}") for way in ("packed", "padded"))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,12 +17,16 @@ from trainer.builders.training import Training, build_training
 from trainer.checkpoint.store import Snapshot
 from trainer.checkpoint.tensors import encode
 from trainer.config.jobs import TrainJob
+from trainer.data.batches import BatchPlan, TrainLoader
 from trainer.ema import has_weights
+from trainer.launch import num_processes
 from trainer.layout import Document
 from trainer.loop import save_checkpoint, set_learning_rate, update_weights
 from trainer.model.summary import summarize
 from trainer.protocols import Batch, MetricSchedule
+from trainer.ranks import BUCKET_BYTES, Ranks
 from trainer.run import Run, RunOutputs
+from trainer.sharding import count_shards, find_blocks
 from trainer.state import TrainState
 
 _NUM_POINTS = 21
@@ -38,13 +45,19 @@ def dry_run(job: TrainJob, config_text: str, *, trial: bool, depth: int) -> Docu
         depth: Levels of modules to list.
     """
     saved: list[Snapshot] = []
+    devices = num_processes(job.devices, job.device)
+    shards = count_shards(job.shard, Ranks(0, devices))
     with ExitStack() as closing:
         training = build_training(_on_cpu(job), config_text, RunOutputs(_NoReport(), saved.append), None, closing)
         run = training.run
-        first = next(run.loader.steps(0, 1))[0]
+        # The first device has the largest share of a micro-batch.
+        assert isinstance(run.loader, TrainLoader)
+        share, *_ = run.loader.plan.micro_batches(0, job.train.accumulate, 0, devices)
+        first = run.loader.batches[share]
         document = {
             "data": _data(job, training),
             "steps": _steps(job, training),
+            "devices": _devices(job, run.loader.plan, devices, shards),
             "schedule": _schedule(job, run),
             "model": _model(run, first, depth),
             "optimizer": _optimizer(job, run),
@@ -53,7 +66,8 @@ def dry_run(job: TrainJob, config_text: str, *, trial: bool, depth: int) -> Docu
         activations = _try_update(run, training.state, first) if trial else None
         return {
             **document,
-            "memory": _memory(run, activations),
+            "memory": _memory(run, activations, devices, shards),
+            "memory_available": _available_memory(job.device, devices),
             "checkpoint": _checkpoint(job, saved[0] if saved else None),
         }
 
@@ -68,7 +82,7 @@ class _NoReport:
 def _on_cpu(job: TrainJob) -> TrainJob:
     optimizer = job.optimizer | ({"lr": 1.0} if job.optimizer.get("lr") == "auto" else {})
     loader = replace(job.loader, workers=0, pin_memory=False)
-    return replace(job, device="cpu", compile=False, optimizer=optimizer, loader=loader)
+    return replace(job, device="cpu", devices=1, shard=False, compile=False, optimizer=optimizer, loader=loader)
 
 
 def _data(job: TrainJob, training: Training) -> Document:
@@ -110,6 +124,26 @@ def _steps(job: TrainJob, training: Training) -> Document:
         "samples": epochs * rows + rest * job.train.batch_size,
         "every": every,
         "times": {name: -(-steps.total // interval) for name, interval in every.items()},
+    }
+
+
+def _devices(job: TrainJob, plan: BatchPlan, devices: int, shards: int) -> Document:
+    """Return what each device does in a full step and in the last step of an epoch: lists have a value for each one."""
+    steps = {"step": 0, "last_step_of_epoch": plan.steps_per_epoch - 1}
+    shares = {
+        name: [plan.micro_batches(step, job.train.accumulate, rank, devices) for rank in range(devices)]
+        for name, step in steps.items()
+    }
+    sizes = [len(piece.ids) for pieces in shares["step"] for piece in pieces]
+    return {
+        "count": devices,
+        "shards": shards,
+        "copies": devices // shards,
+        "micro_batches": [len(pieces) for pieces in shares["step"]],
+        "piece": [min(sizes), max(sizes)],
+        "samples": {
+            name: [sum(len(piece.ids) for piece in pieces) for pieces in each] for name, each in shares.items()
+        },
     }
 
 
@@ -187,23 +221,60 @@ def _weights(*modules: object) -> Iterator[Tensor]:
             yield from module.buffers()
 
 
-def _memory(run: Run, activations: int | None) -> dict[str, int | None]:
-    """Return the bytes that a step needs; without a trial, the optimizer's state and the activations are None."""
+def _memory(run: Run, activations: int | None, devices: int, shards: int) -> dict[str, int | None]:
+    """Return the bytes that a step needs on a device; without a trial, the optimizer's and the activations' are None.
+
+    With shards, this is the first device, which has the most rows.
+    """
     averaged = () if run.ema is None else (run.ema.module, None if run.ema.loss is run.loss else run.ema.loss)
     trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
     state = [value for values in run.optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
+    gradients = [parameter for parameter in trained if parameter.requires_grad]
     document = {
-        "weights": _bytes(_weights(run.model, run.loss)),
-        "gradients": _bytes(parameter for parameter in trained if parameter.requires_grad),
-        "optimizer": None if activations is None else _bytes(state),
-        "ema": _bytes(_weights(*averaged)),
+        "weights": _bytes(_weights(run.model, run.loss), shards),
+        "gradients": _bytes(gradients, shards),
+        "optimizer": None if activations is None else _bytes(state, shards),
+        "ema": _bytes(_weights(*averaged), shards),
         "activations": activations,
     }
+    if shards > 1:
+        document["gathered"] = _gathered_bytes(run.model)
+    elif devices > 1:
+        largest = max((gradient.nbytes for gradient in gradients), default=0)
+        document["exchange"] = min(_bytes(gradients), BUCKET_BYTES + largest)
     return {**document, "total": None if activations is None else sum(value or 0 for value in document.values())}
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
+def _bytes(tensors: Iterable[Tensor], shards: int = 1) -> int:
+    """Return the bytes of tensors; of parameters and of the state of their optimizer, those of the first shard."""
+    return sum(tensor.nbytes if tensor.ndim == 0 or shards == 1 else _rows_bytes(tensor, shards) for tensor in tensors)
+
+
+def _rows_bytes(tensor: Tensor, shards: int) -> int:
+    return -(-len(tensor) // shards) * (tensor.nbytes // max(1, len(tensor)))
+
+
+def _gathered_bytes(model: nn.Module) -> int:
+    """Return about the bytes of the complete weights and gradients that a device needs at the same time.
+
+    These are the parameters outside of the blocks, and two blocks: the one that runs and the next one.
+    """
+    blocks = [sum(parameter.nbytes for parameter in block.parameters()) for block in find_blocks(model)]
+    outside = sum(parameter.nbytes for parameter in model.parameters()) - sum(blocks)
+    return 2 * (outside + sum(sorted(blocks)[-2:]))
+
+
+def _available_memory(name: str, devices: int) -> int | None:
+    """Return the bytes that a process of this machine may use on its device; None if they are not known."""
+    if name != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    if name not in ("cpu", "auto"):
+        return None
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // devices]
+    with suppress(OSError, ValueError):  # a group of processes without a limit has the text "max"
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")) // devices)
+    own, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return min(limits if own == resource.RLIM_INFINITY else [*limits, own])
 
 
 def _checkpoint(job: TrainJob, snapshot: Snapshot | None) -> Document:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from trainer.config.stored import config_text
 from trainer.errors import ConfigError, format_error
 from trainer.layout import CHECKPOINTS, CONFIG, EVALUATIONS, EXPORT, LOG, METRICS, MODEL, RUNS, TENSORBOARD, Document
 from trainer.report.console import format_number, open_console, print_table
+
+logger = logging.getLogger(__name__)
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SHOWN_POINTS = 6
@@ -37,6 +40,7 @@ def run(job: PlanJob, config: Document) -> None:
 
     text = config_text({key: config[key] for key in keys(TrainJob)})
     document = dry_run(job, text, trial=job.trial, depth=job.depth) | {"files": _list_files(job)}
+    _warn_of_memory(document)
     if job.json:
         print(json.dumps(document, indent=1, ensure_ascii=False))
         return
@@ -45,6 +49,18 @@ def run(job: PlanJob, config: Document) -> None:
         print_table(console, title, columns, rows)
         console.out("", highlight=False)
     _print_schedule(console, document["schedule"])
+
+
+def _warn_of_memory(document: Document) -> None:
+    needed, available = document["memory"]["total"], document["memory_available"]
+    if needed is None or available is None or needed <= available:
+        return
+    several = document["devices"]["count"] > 1
+    fewer = "Set shard=true" if several and document["devices"]["shards"] == 1 else "Use more devices with shard=true"
+    logger.warning(
+        "memory: a step needs %s on each device, which has %s. %s, or raise train.accumulate",
+        *(_format_bytes(needed), _format_bytes(available), fewer),
+    )
 
 
 def _list_files(job: PlanJob) -> dict[str, str]:
@@ -71,10 +87,13 @@ def _tables(document: Document) -> Iterator[tuple[str, Sequence[str], Sequence[S
     if tokens := document["data"].get("tokens"):
         yield "tokens per epoch and per training sample", *_tokens(tokens)
     yield "steps", ("quantity", "value"), _steps(document["steps"])
+    if document["devices"]["count"] > 1:
+        yield "devices", ("quantity", "value"), _devices(document["devices"])
     yield "model", ("module", "type", "output", "parameters", "trainable"), _modules(document["model"])
     groups = [[group["lr"], group["weight_decay"], group["parameters"]] for group in document["optimizer"]["groups"]]
     yield f"optimizer: {document['optimizer']['optimizer']}", ("lr", "weight_decay", "parameters"), groups
-    yield "memory of one step, without the workspaces of kernels", ("use", "size"), _memory(document)
+    place = " on each device" if document["devices"]["count"] > 1 else ""
+    yield f"memory of one step{place}, without the workspaces of kernels", ("use", "size"), _memory(document)
     yield "files", ("path", "contents"), [[path, contents] for path, contents in document["files"].items()]
 
 
@@ -104,6 +123,28 @@ def _steps(step: Document) -> list[list[object]]:
         ["run", f"{step['total_steps']} steps = {step['epochs']:g} epochs, {step['samples']} samples"],
         *([name, f"{_format_interval(every[name])}, {_format_times(times[name])}"] for name in every),
     ]
+
+
+def _devices(devices: Document) -> list[list[object]]:
+    count, shards, copies = (devices[name] for name in ("count", "shards", "copies"))
+    smallest, largest = devices["piece"]
+    samples = {name: _format_range(values) for name, values in devices["samples"].items()}
+    idle = devices["samples"]["step"].count(0)
+    stored = "complete on each device" if shards == 1 else f"{copies} x {shards} shards"
+    rows: list[list[object]] = [
+        ["weights", stored],
+        ["micro-batch", f"divided among {count} devices: {_format_range([smallest, largest])} samples on each"],
+        ["step", f"{samples['step']} samples on each device, {_format_range(devices['micro_batches'])} micro-batches"],
+        ["last step of an epoch", f"{samples['last_step_of_epoch']} samples on each device"],
+    ]
+    if idle:
+        rows.append(["idle", f"{idle} devices never have a sample: raise train.batch_size"])
+    return rows
+
+
+def _format_range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _format_interval(steps: int) -> str:
