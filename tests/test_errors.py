@@ -22,7 +22,7 @@ def test_message_has_key_problem_value_and_remedy() -> None:
     assert (
         format_error("data.text", "is no column", "Did you mean body") == "data.text: is no column. Did you mean body?"
     )
-    assert format_error("run", "there is none", "Has it a name?", value=None).endswith("got None. Has it a name?")
+    assert format_error("run", "there is none", "Has it a name?", value=None).endswith("got null. Has it a name?")
 
 
 def test_nearest_known_name_is_suggested() -> None:

@@ -14,6 +14,9 @@ Unit = Literal["st", "ep", "%"]
 FORMS = "Use optimizer steps (500 or 500st), epochs (3ep or 0.5ep) or a share of the run (0% to 100%)"
 """The remedy for a value that is not a duration."""
 
+LENGTH_FORMS = "Use optimizer steps (500 or 500st) or epochs (3ep or 0.5ep)"
+"""The remedy for the length of a run, which cannot be a share of itself."""
+
 _PATTERN = re.compile(r"(?P<amount>[0-9]+(?:\.[0-9]+)?)(?P<unit>st|ep|%)")
 
 
@@ -54,9 +57,11 @@ def to_steps(value: int | str, steps_per_epoch: int, total_steps: int | None = N
     """
     duration = parse(value)
     if duration is None:
-        raise ConfigError(format_error(key, "must be a duration", FORMS, value=value))
+        raise ConfigError(
+            format_error(key, "must be a duration", LENGTH_FORMS if total_steps is None else FORMS, value=value)
+        )
     if duration.unit == "%" and total_steps is None:
-        raise ConfigError(format_error(key, "percentages are not allowed here", "Use st or ep", value=value))
+        raise ConfigError(format_error(key, "percentages are not allowed here", LENGTH_FORMS, value=value))
     scale = {"st": Decimal(1), "ep": Decimal(steps_per_epoch), "%": Decimal(total_steps or 0) / 100}[duration.unit]
     steps = int((duration.amount * scale).to_integral_value(ROUND_HALF_UP))
     return max(steps, 1) if duration.amount else 0

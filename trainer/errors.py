@@ -82,12 +82,19 @@ def format_error(key: str, problem: str, remedy: str = "", *, value: object = _A
         key: The full dotted key (`optimizer.lr`), or the file and row for data.
         problem: The problem or the requirement, without a period.
         remedy: What to do, the allowed values or the nearest match; a sentence without its period or question mark.
-        value: The wrong value, shown by `repr`; left out by default.
+        value: The wrong value, see `show_value`; left out by default.
     """
-    got = "" if value is _ABSENT else f", got {value!r}"
+    got = "" if value is _ABSENT else f", got {show_value(value)}"
     last_sentence = remedy.replace("? ", ". ").rpartition(". ")[2]
     stop = "" if remedy.endswith("?") else "?" if last_sentence.startswith("Did you mean") else "."
     return f"{key}: {problem}{got}." + (f" {remedy}{stop}" if remedy else "")
+
+
+def show_value(value: object) -> str:
+    """Return a value as YAML writes it if it is null, true or false, otherwise its `repr`."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value)
 
 
 def did_you_mean(name: str, known: "list[str]") -> str:

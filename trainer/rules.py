@@ -24,8 +24,8 @@ class Rule:
     Attributes:
         condition: A Python expression over the parameters that must be true. It may use constants, arithmetic,
             comparisons, `and`, `or`, `not`, `in`, `if`/`else`, subscripts, generator expressions, and abs, all, any,
-            int, float, isinstance, len, list, max, min, set, sorted, str and sum. A condition that cannot be evaluated
-            because an argument is absent or has another type counts as met.
+            int, float, isinstance, len, list, max, min, set, sorted, str and sum. A condition that
+            cannot be evaluated, because an argument is absent or has another type, is treated as true.
         key: The parameter that the message is about, or `parameter.key` for a key of a mapping.
         problem: The problem, without a period; `{name}` stands for an argument.
         remedy: The remedy, likewise.

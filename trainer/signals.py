@@ -20,7 +20,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 def exit_on_sigterm() -> Iterator[None]:
     """Make SIGTERM end the block as Ctrl-C does, so that cleanup runs.
 
-    It raises SystemExit, which is no `Exception`: a library could take that for an error of its own. The exit code is
+    It raises SystemExit, which is not an `Exception`, so no library handles it as an error of its own. The exit code is
     the one that a shell reports for the signal.
     """
 

@@ -23,7 +23,7 @@ def count_targets(loss: Loss, batch: Batch) -> float:
     """
     assert batch.target is not None, "a batch to train on needs a target"
     if not batch.num_samples:
-        return 0.0  # a filler
+        return 0.0  # a filler, see `BatchPlan.micro_batches`
     if isinstance(loss, ChecksTargets):
         try:
             loss.check(batch.target)

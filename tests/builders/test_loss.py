@@ -74,7 +74,7 @@ def test_a_teacher_of_another_task_is_an_error(teacher_run: tuple[list[str], Pat
         load_teacher(str(folder), task, CPU, [])
     with pytest.raises(ConfigError, match=r"loss\.teacher: has no usable checkpoint, got "):
         load_teacher(str(tmp_path / "nowhere"), task, CPU, [])
-    with pytest.raises(ConfigError, match=r"loss\.teacher: must be a run folder, got None"):
+    with pytest.raises(ConfigError, match=r"loss\.teacher: must be a run folder, got null"):
         load_teacher(None, task, CPU, [])
 
 

@@ -269,7 +269,7 @@ def test_channels_last_is_the_layout_of_weights_average_and_activations() -> Non
 
 
 def test_channels_last_needs_a_convolution() -> None:
-    with pytest.raises(ConfigError, match=r"model\.channels_last: this model has no 2-d convolution, got True"):
+    with pytest.raises(ConfigError, match=r"model\.channels_last: this model has no 2-d convolution, got true"):
         to_device(JOB, nn.Linear(2, 2), CPU)
 
 

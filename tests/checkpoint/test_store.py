@@ -207,7 +207,7 @@ def test_damaged_step_named_by_the_user_is_an_error(folder, make):
             load()
     with pytest.raises(
         CheckpointError,
-        match=r"Existing steps: 1, 2. Newest intact one: checkpoint=last",
+        match=r"Existing steps: 1, 2. The newest intact one is checkpoint=last",
     ):
         store.find("step-2")
 

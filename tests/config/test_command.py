@@ -53,18 +53,22 @@ def test_three_typos_are_reported_together() -> None:
         # options
         (["loss=focall"], "loss: unknown option, got 'focall'. Did you mean loss=focal?"),
         (["loss=xyz"], "loss: unknown option, got 'xyz'. Known: adaptive_softmax, "),
-        (["loss=null"], "loss: must be the name of an option, got None. Choose one of adaptive_softmax, "),
+        (["loss=null"], "loss: must be the name of an option, got null. Choose one of adaptive_softmax, "),
         (["~loss"], "loss: cannot be deleted. Choose one of adaptive_softmax, "),
+        (
+            ["export=null"],
+            "export: must be the name of an option, got null. To write no artifacts, set export.formats=[].",
+        ),
         (["+loss=focal"], "loss: already exists. Leave out the +: loss=focal."),
         (
             ["experiment=stdlib_focl"],
             "experiment: unknown option, got 'stdlib_focl'. Did you mean experiment=stdl",
         ),
-        (["experiment=null"], "experiment: must be the name of an option, got None. Delete it with ~experiment."),
+        (["experiment=null"], "experiment: must be the name of an option, got null. Delete it with ~experiment."),
         # values
         (["optimizer.lr=abc"], "optimizer.lr: must be a number or auto, got 'abc'."),
         (["train.batch_size=3.5"], "train.batch_size: must be an integer, got 3.5."),
-        (["train.batch_size=true"], "train.batch_size: must be an integer, got True."),
+        (["train.batch_size=true"], "train.batch_size: must be an integer, got true."),
         (["compile=1"], "compile: must be true or false, got 1."),
         (["precision=fp31"], "precision: must be one of fp32, bf16, fp16, got 'fp31'. Did you mean fp32?"),
         (["model.pooling=men"], "model.pooling: must be one of "),
@@ -274,7 +278,7 @@ class TestStoredRuns:
         )
         assert {message.split(":")[0] for message in messages} == {
             "seed",
-            "loss._target_",
+            "loss",
             "model.dmi",
             "debug",
             "resume",
@@ -339,7 +343,7 @@ def test_declarations_of_parts_are_read_from_their_sources(elsewhere: Path, monk
         "loss.low: must not be greater than high (2), got 3.",
         "loss.scale: must be greater than 0, got 0.",
         "optimizer.lr: must be greater than 0, got -1.",
-        "optimizer.nesterov: needs momentum greater than 0, got True.",
+        "optimizer.nesterov: needs momentum greater than 0, got true.",
     ]
 
 
@@ -376,7 +380,7 @@ def test_required_parameters_of_own_parts_are_checked_before_the_import(
 
 def test_every_option_with_an_unknown_key_is_named() -> None:
     (message,) = errors_of("train", "data.train=my.csv")
-    assert "data=conll and data=files and data=idx and data=lines have data.train." in message
+    assert "data=conll, data=files, data=idx and data=lines have data.train." in message
 
 
 def test_a_remote_value_is_no_suggestion() -> None:

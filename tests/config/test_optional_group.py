@@ -29,7 +29,7 @@ def test_prune_is_null_unless_an_option_is_chosen(verb: str, composed: Composed)
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("prune=null", "prune: must be the name of an option, got None. Delete it with ~prune."),
+        ("prune=null", "prune: must be the name of an option, got null. Delete it with ~prune."),
         ("+prune=l1", "prune: already exists. Leave out the +: prune=l1."),
         ("prune.amount=0.3", "prune.amount: no prune is chosen, got 0.3. Add prune=global_magnitude or prune=l1 or"),
         (

@@ -63,5 +63,5 @@ def test_values_out_of_range_raise():
 
 
 def test_nesterov_needs_momentum():
-    with pytest.raises(ConfigError, match=r"^nesterov: needs momentum greater than 0, got True"):
+    with pytest.raises(ConfigError, match=r"^nesterov: needs momentum greater than 0, got true"):
         make(groups(named_parameters(), 0.1, 0.3), momentum=0.0, nesterov=True)

@@ -7,13 +7,13 @@ import logging
 import numpy as np
 import torch
 
-from trainer.builders.instantiate import instantiate
+from trainer.builders.instantiate import in_group, instantiate
 from trainer.config.jobs import DataKeys, TrainJob
 from trainer.config.schema import option_keys
 from trainer.data.batches import Batches, BatchPlan, EvaluationBatches, LoaderOptions, TrainLoader
 from trainer.data.encode import Encoded, cache_root, encode
 from trainer.data.quality import DataReport, measure_quality
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
 from trainer.protocols import Batching, HasNumericColumns, SeparableSource, Source, StateDict, Task
 from trainer.ranks import Ranks
 
@@ -30,7 +30,22 @@ def build_task(job: TrainJob, state: StateDict | None = None) -> Task:
 
 def build_encoded(job: TrainJob, task: Task, *, fitted: bool) -> Encoded:
     """Encode all splits, or read them from the cache; the task is fitted afterwards."""
-    return _encode(job, instantiate("data", option_keys(job.data, DataKeys)), task, fitted=fitted)
+    try:
+        return _encode(job, instantiate("data", option_keys(job.data, DataKeys)), task, fitted=fitted)
+    except ConfigError:
+        _check_pretrained(job)
+        raise
+
+
+def _check_pretrained(job: TrainJob) -> None:
+    """Raise ConfigError if `task.tokenizer` only defaults to a pretrained model that does not exist."""
+    path = job.model.get("path")
+    if path is None or job.task.get("tokenizer") != path or not job.model["_target_"].startswith("trainer.model."):
+        return
+    from trainer.model.pretrained_loading import read_config
+
+    with in_group("model"):
+        read_config(path, {})
 
 
 def build_split(job: TrainJob, task: Task, split: str) -> Encoded:

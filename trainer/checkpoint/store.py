@@ -195,7 +195,8 @@ class Store:
     def _first_intact(self, which: str, read: Callable[[Path], _Result]) -> _Result:
         match = re.fullmatch(r"step-(\d+)", which)
         if match:
-            remedy = f"{self._list_steps()}. Newest intact one: checkpoint=last, or resume=<run folder>"
+            remedy = "The newest intact one is checkpoint=last; to resume from it, set resume=<run folder>"
+            remedy = f"{self._list_steps()}. {remedy}"
             return _read_or_explain(self.path(int(match[1])), read, remedy)
         if which not in ("last", "best"):
             raise ConfigError(format_error("checkpoint", "unknown", "Allowed: best, last, step-N", value=which))

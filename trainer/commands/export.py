@@ -10,6 +10,7 @@ from rich.console import Console
 
 from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.compatibility import validate_formats
+from trainer.config.groups import Groups, own_folder
 from trainer.config.jobs import ExportJob
 from trainer.config.stored import job_from_text, load_stored_config
 from trainer.errors import raise_if_any
@@ -32,7 +33,9 @@ def run(job: ExportJob, config: Document) -> None:
         config: The same as plain data; unused.
     """
     folder = find_run_folder(job.run)
-    raise_if_any(*validate_formats({**load_stored_config(folder, "run"), "export": job.export}))
+    raise_if_any(
+        *validate_formats({**load_stored_config(folder, "run"), "export": job.export}, Groups((own_folder(),)))
+    )
     from trainer.builders.checkpointed import load_checkpointed_model
 
     checkpointed = load_checkpointed_model(

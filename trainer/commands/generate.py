@@ -145,8 +145,7 @@ def _load_from_run(job: GenerateJob) -> TextGenerator:
     )
     task: Any = checkpointed.task
     if not (isinstance(checkpointed.task, LanguageModelTask) and checkpointed.task.causal):
-        value = f"task {type(task).__name__}"
-        raise ConfigError(format_error("run", "contains no causal language model", value=value))
+        raise ConfigError(_no_language_model(type(task).__name__, folder))
     tokenizer = Tokenizer.from_str(task.artifact_files()[TOKENIZER])
     _, max_length = task.axis_limits()["sequence"]
     model = checkpointed.inference_model()
@@ -166,8 +165,12 @@ def _check_language_model(folder: Path) -> None:
     """Refuse a run of another task before anything heavy is loaded."""
     task = load_stored_config(folder, key="run")["task"]["_target_"]
     if str(task).startswith("trainer.") and attribute(task, "causal") is not True:
-        problem, remedy = "contains no causal language model", "Train one: trainer train task=causal_lm"
-        raise ConfigError(format_error("run", problem, remedy, value=f"task {task}"))
+        raise ConfigError(_no_language_model(str(task).rpartition(".")[2], folder))
+
+
+def _no_language_model(task: str, folder: Path) -> str:
+    problem = f"contains no causal language model, but a model for the task {task}"
+    return format_error("run", problem, "Train one: trainer train task=causal_lm", value=str(folder))
 
 
 def _continue_prompts(job: GenerateJob, generator: TextGenerator, write: Write | None) -> tuple[int, int]:

@@ -67,8 +67,8 @@ def find_run_folder(path: str | None, key: str = "run") -> Path:
         # A run that diverged early has no checkpoint.
         if (candidate / CHECKPOINTS).is_dir() or (candidate / DIVERGED).is_dir():
             return candidate
-    problem = "contains no run" if folder.exists() else "no such folder"
-    raise CheckpointError(format_error(key, problem, "Give a run folder or one of its checkpoints", value=path))
+    problem = "is not a folder" if folder.is_file() else "contains no run" if folder.is_dir() else "no such folder"
+    raise CheckpointError(format_error(key, problem, "Name a run folder or one of its checkpoints", value=path))
 
 
 def find_newest_run() -> Path:
@@ -180,7 +180,7 @@ def read_run(path: str | None, key: str = "run") -> RunRecord:
     """
     folder = find_run_folder(path, key)
     if not (folder / METRICS).is_file():
-        raise CheckpointError(format_error(key, f"contains no {METRICS}", "Give a run folder", value=str(folder)))
+        raise CheckpointError(format_error(key, f"contains no {METRICS}", "Name a run folder", value=str(folder)))
     evaluations = {file.stem: _read_json(file) for file in sorted((folder / EVALUATIONS).glob("*.json"))}
     ranked = rank_by_score(list_newest_first(folder / CHECKPOINTS))
     best = {"step": ranked[0].step, **(ranked[0].score or {})} if ranked else None

@@ -260,7 +260,7 @@ def _select_replay(start: str | None, intact: IntactCheckpoints) -> tuple[int, i
         before = None if stop is None else intact.newest_before(stop)
         return None if stop is None or before is None else (before, stop)
     first = int(start.removeprefix("step-"))
-    remedy = f"Intact checkpoints: {', '.join(map(str, intact.folders)) or 'none'}"
+    remedy = f"Intact checkpoints: {', '.join(f'step-{step}' for step in intact.folders) or 'none'}"
     if first and first not in intact.folders:
         raise CheckpointError(format_error("start", "this step has no intact checkpoint", remedy, value=start))
     after = [step for step in intact.folders if step > first]

@@ -13,12 +13,23 @@ from trainer.errors import did_you_mean, format_error
 _CACHE = "onnx_cache"
 """The format of a decoder that reads token by token."""
 
-UNKNOWN_METRIC = "must be a metric of this task for which higher or lower is better"
+UNKNOWN_METRIC = "must be a metric by which checkpoints of this task can be ranked"
+
+_TARGETS = {
+    "class": "classes",
+    "shares": "shares of classes",
+    "multi_hot": "sets of labels",
+    "values": "numbers",
+    "views": "views of a sample",
+    "similarity": "similarities",
+}
+"""The types of targets in messages."""
 
 
 def incompatible_targets(loss_targets: Collection[str], target: str) -> str:
     """Return the problem of a loss that does not support the type of the task's targets."""
-    return f"takes {' or '.join(loss_targets)} targets, but the task has {target}"
+    taken = " or ".join(_TARGETS.get(each, each) for each in loss_targets)
+    return f"takes {taken} as targets, but the targets of the task are {_TARGETS.get(target, target)}"
 
 
 def validate_compatibility(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
@@ -26,10 +37,10 @@ def validate_compatibility(config: Mapping[str, Any], groups: Groups) -> Iterato
     yield from _validate_targets(config, groups)
     yield from _validate_model(config, groups)
     yield from _validate_monitor(config)
-    yield from _validate_causality(config)
+    yield from _validate_causality(config, groups)
     yield from _validate_views(config)
     yield from _validate_pruning(config)
-    yield from validate_formats(config)
+    yield from validate_formats(config, groups)
 
 
 def value_at(config: object, key: str) -> Any:
@@ -45,8 +56,8 @@ def _validate_targets(config: Mapping[str, Any], groups: Groups) -> Iterator[str
         if target not in taken:
             declared = {option: _declared(groups, "loss", option, "targets") for option in groups.options("loss")}
             fitting = [option for option, values in declared.items() if {*targets} <= {*values}]
-            problem = incompatible_targets(taken, f"{target}{reason}")
-            yield format_error("loss", problem, f"Use one of {', '.join(fitting)}", value=_name(config, "loss"))
+            problem = incompatible_targets(taken, target) + reason
+            yield format_error("loss", problem, f"Use one of {', '.join(fitting)}", value=_name(config, "loss", groups))
 
 
 def _targets(config: Mapping[str, Any]) -> dict[str, str]:
@@ -56,12 +67,12 @@ def _targets(config: Mapping[str, Any]) -> dict[str, str]:
     amounts = {key: value_at(config["task"], key) for key in keys}
     mixing = [f"task.{key}" for key, amount in amounts.items() if isinstance(amount, int | float) and amount > 0]
     targets = {target: ""} if target else {}
-    return targets | ({"shares": f" by {' and '.join(mixing)}"} if mixing else {})
+    return targets | ({"shares": f" because of {' and '.join(mixing)}"} if mixing else {})
 
 
 def _validate_model(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
     pairs = (
-        ("inputs", "inputs", "reads {}, but the task has {}"),
+        ("inputs", "inputs", "reads {}, but the inputs of the task are {}"),
         ("levels", "level", "has an output for each {}, but the task needs one for each {}"),
     )
     for declared, needed, problem in pairs:
@@ -70,7 +81,7 @@ def _validate_model(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
             options = groups.options("model")
             fitting = [option for option in options if value in _declared(groups, "model", option, declared)]
             text = problem.format(" or ".join(supported), value)
-            yield format_error("model", text, f"Use one of {', '.join(fitting)}", value=_name(config, "model"))
+            yield format_error("model", text, f"Use one of {', '.join(fitting)}", value=_name(config, "model", groups))
 
 
 def _validate_monitor(config: Mapping[str, Any]) -> Iterator[str]:
@@ -81,14 +92,14 @@ def _validate_monitor(config: Mapping[str, Any]) -> Iterator[str]:
         yield format_error("checkpoint.monitor", UNKNOWN_METRIC, remedy, value=monitor)
 
 
-def _validate_causality(config: Mapping[str, Any]) -> Iterator[str]:
+def _validate_causality(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
     """A language model must not see the token it predicts; a masked one must see the tokens after it."""
     needed, causal = _attribute(config, "task", "causal"), _attribute(config, "model", "causal")
     if needed is None or causal is None or needed == causal:
         return
     problem = "sees the tokens that it must predict" if needed else "does not see the tokens after a masked token"
     remedy = "Use model=decoder" if needed else "Use model=text_encoder"
-    yield format_error("model", problem, remedy, value=_name(config, "model"))
+    yield format_error("model", problem, remedy, value=_name(config, "model", groups))
 
 
 def _validate_views(config: Mapping[str, Any]) -> Iterator[str]:
@@ -139,7 +150,7 @@ def _smallest_weight(config: Mapping[str, Any]) -> int | None:
     return min(dim, hidden) * (1 if "dim" in prune else dim)
 
 
-def validate_formats(config: Mapping[str, Any]) -> Iterator[str]:
+def validate_formats(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
     """Yield the problem of an export format that no model of the task can be written in."""
     task, formats = config.get("task"), value_at(config, "export.formats")
     target = str(task.get("_target_")) if isinstance(task, Mapping) else ""
@@ -148,7 +159,7 @@ def validate_formats(config: Mapping[str, Any]) -> Iterator[str]:
     if signatures.attribute(target, "causal") is not True:
         signature = signatures.read(str(value_at(config, "export._target_")))
         fitting = [name for name in literals(signature.annotations["formats"]) if name != _CACHE] if signature else []
-        problem = f"{_CACHE} needs a causal language model, but the task is {_name(config, 'task')}"
+        problem = f"{_CACHE} needs a causal language model, but the task is {_name(config, 'task', groups)}"
         yield format_error("export.formats", problem, f"Use some of {', '.join(fitting)}", value=formats)
 
 
@@ -162,5 +173,7 @@ def _declared(groups: Groups, group: str, option: str, name: str) -> Collection[
     return signatures.attribute(str(groups.content(group, option).get("_target_")), name) or ()
 
 
-def _name(config: Mapping[str, Any], group: str) -> str:
-    return str(config[group]["_target_"]).rsplit(".", 1)[-1]
+def _name(config: Mapping[str, Any], group: str, groups: Groups) -> str:
+    """Return the chosen option of a group, or the class if no option makes it."""
+    target = str(config[group]["_target_"])
+    return groups.option_of(group, target) or target.rsplit(".", 1)[-1]

@@ -224,7 +224,9 @@ class KnownKeys:
             if having:
                 near = name if name in having else get_close_matches(name, list(having), n=1)[0]
                 verb = "has" if len(having[near]) == 1 else "have"
-                return f"{' and '.join(having[near])} {verb} {group}.{near}"
+                *others, last = having[near]
+                names = f"{', '.join(others)} and {last}" if others else last
+                return f"{names} {verb} {group}.{near}"
         return ""
 
     @staticmethod

@@ -93,7 +93,7 @@ def _groups(
         if group not in chosen:
             yield from _others(group, option, shown, folders)
     if example := _example(verb, job_type, folders, _default_options(verb, folders)):
-        yield from ["", f"{example} --help shows the keys of that option; so do the other groups"]
+        yield from ["", f"{example} --help shows the keys of that option; the same works for every group"]
     for group in jobs.preset_groups(job_type):
         yield from ["", f"{group}: presets that set several keys at once; options: {', '.join(folders.options(group))}"]
 

@@ -69,7 +69,7 @@ class ModelKeys:
         [], "[regular expression, replacement] pairs applied in order to the names in that file"
     )
     weights_ignore: list[str] = key(
-        [], "patterns of names that may be missing from that file, unused, or of another shape"
+        [], "patterns of names whose weights may be missing from that file, unexpected, or of another shape"
     )
     freeze: list[Any] = key([], "patterns of parameter names not to train, or {match: <pattern>, until: <duration>}")
     features: list[str] = key([], "modules whose pooled outputs feed a new head that replaces the model's own")
@@ -131,10 +131,10 @@ class RunSection:
 class TrainSection:
     """The length of the run and its intervals."""
 
-    duration: Annotated[Duration, Gt(0)] = key("4ep", "length of the run: optimizer steps, or a number with st or ep")
+    duration: Annotated[Duration, Gt(0)] = key("4ep", "length of the run: steps (500 or 500st) or epochs (3ep)")
     batch_size: Count = key(32, "samples of one optimizer step, over all its micro-batches")
     accumulate: Count = key(1, "micro-batches of one optimizer step; changes the memory used, not the result")
-    max_grad_norm: Positive | None = key(1.0, "largest L2 norm of the gradients; null never scales them down")
+    max_grad_norm: Positive | None = key(1.0, "L2 norm to which the gradients are clipped; null never clips")
     log_every: Annotated[Duration, Gt(0)] = key(10, "interval between log lines")
     eval_every: Annotated[Duration, Gt(0)] = key("1ep", "interval between evaluations on the validation split")
     patience: Annotated[Duration, Gt(0)] | None = key(

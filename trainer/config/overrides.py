@@ -277,7 +277,9 @@ def _unreadable(text: str, cause: object) -> str:
         ),
         len(text),
     )
-    message = format_error(text, "syntax error at the mark", "Quote text with special characters: 'key=\"a, b\"'")
+    message = format_error(
+        text, "syntax error at the mark", "Close every bracket, and quote text with special characters: 'key=\"a, b\"'"
+    )
     return f"{message}\n    {text}\n    {' ' * position}^"
 
 
@@ -325,6 +327,8 @@ def _validate_option(group: str, name: object, job_type: type, groups: Groups) -
     if name is None:
         required = group in schema.required_groups(job_type)
         remedy = f"Choose one of {', '.join(options)}" if required else f"Delete it with ~{group}"
+        if group == "export":
+            remedy = "To write no artifacts, set export.formats=[]"
         return [format_error(group, "must be the name of an option", remedy, value=None)]
     near = get_close_matches(str(name), options, n=1, cutoff=0.6)
     remedy = f"Did you mean {group}={near[0]}?" if near else f"Known: {', '.join(options)}"

@@ -24,7 +24,7 @@ from trainer.config.groups import Groups, KnownKeys, is_known, own_folder
 from trainer.config.overrides import CommandLine, is_sweep
 from trainer.config.paths import locate_paths
 from trainer.config.validate import complete_part, typed_job, validate_config
-from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any
+from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any, show_value
 from trainer.layout import CONFIG
 
 LIBRARIES = ("torch.optim", "torch.nn", "transformers", "torchmetrics")
@@ -33,7 +33,7 @@ LIBRARIES = ("torch.optim", "torch.nn", "transformers", "torchmetrics")
 _GROUPS = schema.groups(jobs.TrainJob)
 _ABSENT: Any = object()
 
-SAFE = (
+MAY_CHANGE = (
     "device",
     "devices",
     "shard",
@@ -55,7 +55,7 @@ SAFE = (
     "logger.*",
     "export.*",
 )
-"""Keys that change how a run is executed and shown. All others change what it learns, so a resumed run keeps them."""
+"""Keys that may change on resume: they decide how a run is executed and shown. All others decide what it learns."""
 
 NOTES = {
     "train.duration": "the rest of the schedule follows the new length, so the learning rate may jump at this step",
@@ -110,6 +110,8 @@ def load_stored_config(path: str | Path, key: str = "resume") -> dict[str, Any]:
     existing = [file for file in files if file.is_file()]
     if not existing:
         problem = "contains neither config.yaml nor a checkpoint" if folder.is_dir() else "no such folder"
+        if folder.is_file():
+            problem = "is not a folder"
         remedy = "Name a run folder or one of its checkpoints"
         if (folder / "predict.py").is_file():
             problem = "contains artifacts without the run that made them"
@@ -250,7 +252,7 @@ def resume_config(stored: Mapping[str, Any], current: Mapping[str, Any]) -> tupl
     """
     current = _with_measured_rate(stored, current)
     changes = list(differences(stored, current))
-    forbidden = [change for change in changes if not any(fnmatchcase(change[0], safe) for safe in SAFE)]
+    forbidden = [change for change in changes if not any(fnmatchcase(change[0], safe) for safe in MAY_CHANGE)]
     if forbidden:
         raise ConfigError(*(_forbidden_change(*change, stored) for change in forbidden))
     notes = [f"{key}: {_change(old, new)}; {NOTES[key]}" for key, old, new in changes if key in NOTES]
@@ -284,14 +286,18 @@ def _listed(value: object) -> Any:
 
 
 def _change(old: object, new: object) -> str:
-    return " -> ".join("(absent)" if value is _ABSENT else repr(value) for value in (old, new))
+    return " -> ".join("(absent)" if value is _ABSENT else show_value(value) for value in (old, new))
 
 
 def _forbidden_change(key: str, old: object, new: object, stored: Mapping[str, Any]) -> str:
     remedy = "Keep the old value, or start a new run"
     if "weights" in stored.get("model", {}):
-        remedy += "; model.weights=<checkpoint> starts the new run from these weights"
-    return f"{key}: cannot change when a run is resumed: {_change(old, new)}. {remedy}."
+        remedy += "; model.weights=<checkpoint> starts the new run from the weights of this one"
+    group, change = key.removesuffix("._target_"), _change(old, new)
+    options = [Groups((own_folder(),)).option_of(group, str(target)) for target in (old, new)] if group != key else []
+    if options and all(options):
+        key, change = group, " -> ".join(map(str, options))
+    return f"{key}: cannot change when a run is resumed: {change}. {remedy}."
 
 
 def compose_resumed(

@@ -23,7 +23,7 @@ from trainer.config.compatibility import validate_compatibility, value_at
 from trainer.config.devices import validate_devices
 from trainer.config.groups import HYDRA_KEYS, OWN, Groups, KnownKeys
 from trainer.config.signatures import Signature
-from trainer.durations import FORMS, Duration, parse
+from trainer.durations import FORMS, LENGTH_FORMS, Duration, parse
 from trainer.errors import did_you_mean, format_error, raise_if_any
 from trainer.rules import broken_rules
 
@@ -117,7 +117,7 @@ def validate_value(path: str, value: object, annotation: object) -> list[str]:
         return value_problems(path, value, annotation)
     if isinstance(value, Mapping) and value and (inner := mapping_item(annotation)):
         return [problem for key, item in value.items() for problem in validate_value(f"{path}.{key}", item, inner)]
-    remedy = forms(annotation)
+    remedy = LENGTH_FORMS if path == "train.duration" else forms(annotation)
     if isinstance(value, str) and fits_type([value], annotation):
         remedy = f"Write {path}=[{value}]"
     # The message lists all values, so a remote guess would only mislead: 8-bit floats are not "fp32".
@@ -308,8 +308,8 @@ def _validate_prediction(flat: Mapping[str, Any]) -> Iterator[str]:
 def _validate_intervals(flat: Mapping[str, Any]) -> Iterator[str]:
     length = parse(flat.get("train.duration"))
     if length is not None and length.unit == "%":
-        problem = "percentages are not allowed here, because this is the length of the run"
-        yield format_error("train.duration", problem, "Use st or ep", value=flat["train.duration"])
+        problem = "cannot be a share of the run, because it is the length of the run"
+        yield format_error("train.duration", problem, LENGTH_FORMS, value=flat["train.duration"])
     batch_size, accumulate = flat.get("train.batch_size"), flat.get("train.accumulate")
     if isinstance(batch_size, int) and isinstance(accumulate, int) and 1 <= batch_size < accumulate:
         problem = f"must not be greater than train.batch_size ({batch_size}), which it divides into micro-batches"

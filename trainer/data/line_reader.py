@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +52,8 @@ def decode_line(line: bytes, place: str, offset: int) -> str | DataError:
         return line.decode()
     except UnicodeDecodeError as error:
         byte = f"byte {line[error.start]:#04x} at offset {offset + error.start} of the file is not UTF-8"
-        remedy = "Convert the file from its encoding, for example: iconv -f LATIN1 -t UTF-8"
+        encoding = "UTF-16" if offset == 0 and line.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "LATIN1"
+        remedy = f"Convert the file from its encoding, for example: iconv -f {encoding} -t UTF-8 OLD > NEW"
         return DataError(format_error(place, byte, remedy))
 
 

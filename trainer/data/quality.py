@@ -1,4 +1,4 @@
-"""Data quality: digests that tell equal rows, and a report of duplicates, leaks, contradictions and empty texts."""
+"""Data quality: digests that identify equal rows, and a report of duplicates, leaks, contradictions and empty texts."""
 
 from __future__ import annotations
 
