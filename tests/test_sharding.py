@@ -32,6 +32,9 @@ STEPS = 12
 JOB = [f"train.duration={STEPS}", "train.eval_every=4", "checkpoint.every=4"]
 """With dropout, averaged weights, three evaluation batches and, in each epoch of 8 steps, a smaller last batch."""
 
+WIDTH = ["model.dim=32", "model.hidden=32"]
+"""A shard of a bias has 16 values: kernels may round the values after their last whole vector differently."""
+
 UNCLIPPED = "train.max_grad_norm=null"
 """The norm of a sharded gradient is summed in another order, so clipping agrees only up to rounding."""
 
@@ -40,7 +43,7 @@ UNCLIPPED = "train.max_grad_norm=null"
 def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     folder = tmp_path_factory.mktemp("sharding")
     with working_in(folder):
-        yield [*TINY, *JOB, "loader.eval_batch_size=8", *write_data(folder)]
+        yield [*TINY, *JOB, *WIDTH, "loader.eval_batch_size=8", *write_data(folder)]
 
 
 def train_on(devices: int, run_dir: Path, *arguments: str) -> Path:
@@ -143,6 +146,7 @@ def test_flipped_bit_in_a_shard_falls_back_to_the_checkpoint_before(sharded: Pat
         (["optimizer=adafactor"], "optimizer"),
         (["prune=l1"], "prune"),
         (["compile=true"], "compile"),
+        (["model.channels_last=true"], "model.channels_last"),
     ],
 )
 def test_unproved_parts_are_refused_by_name(arguments: list[str], key: str, job: list[str], tmp_path: Path) -> None:
@@ -159,7 +163,7 @@ def test_shard_must_divide_the_devices(job: list[str], tmp_path: Path) -> None:
 
 
 OPTIMIZERS = {"adam": 0.0, "lion": 0.0, "sgd": 1e-6, "lamb": 1e-5}
-"""Largest difference of a weight after 12 steps; AdamW's is tested above. Muon and Adafactor are refused."""
+"""The largest difference of a weight after 12 steps; AdamW's is tested above. Muon and Adafactor are refused."""
 
 
 def test_every_optimizer_is_proved_or_refused() -> None:
@@ -192,10 +196,7 @@ def test_shards_equal_complete_weights(name: str, job: list[str], tmp_path: Path
     line = [*job, UNCLIPPED, *arguments]
     shards = train_on(2, tmp_path / "shards", *line, "shard=true")
     complete = train_on(2, tmp_path / "complete", *line)
-    if tolerance:
-        assert largest_difference(shards, complete, STEPS) <= tolerance
-    else:
-        assert_same_state(shards, complete, STEPS)
+    assert largest_difference(shards, complete, STEPS) <= tolerance
 
 
 @pytest.mark.slow

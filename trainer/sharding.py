@@ -57,7 +57,7 @@ class Sharding:
         """Replace the parameters of a model by this process's rows of them, block by block; buffers stay complete.
 
         Raises:
-            ConfigError: A parameter has no axis.
+            ConfigError: A parameter cannot be divided by rows.
         """
         for block in find_blocks(module):
             self._shard(block)
@@ -70,7 +70,7 @@ class Sharding:
         processes must ask for the same rows.
 
         Raises:
-            ConfigError: A parameter has no axis.
+            ConfigError: A parameter cannot be divided by rows.
         """
         from torch.distributed.fsdp import register_fsdp_forward_method
 
@@ -81,9 +81,13 @@ class Sharding:
     def _shard(self, module: nn.Module) -> None:
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
-        if scalars := [name for name, parameter in module.named_parameters() if parameter.ndim == 0]:
-            problem = f"the parameter {scalars[0]} is a single number, which cannot be divided"
-            raise ConfigError(format_error("shard", problem, "Set shard=false, or give it the shape (1,)"))
+        for name, parameter in module.named_parameters():
+            if parameter.ndim == 0 or not parameter.is_contiguous():
+                problem = "is a single number" if parameter.ndim == 0 else "is not stored row by row"
+                remedy = "Set shard=false"
+                raise ConfigError(
+                    format_error("shard", f"the parameter {name} {problem} and cannot be divided", remedy)
+                )
         # Never complete after a forward pass, also not the outermost module: an evaluation has no backward pass that
         # would end this, and the averaged weights would then be updated in memory that is about to be freed.
         fully_shard(module, mesh=self._mesh, reshard_after_forward=True)

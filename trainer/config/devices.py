@@ -51,5 +51,8 @@ def _validate_parts(config: Mapping[str, Any]) -> Iterator[str]:
         yield format_error("optimizer", "does not support shard", remedy, value=target)
     if config.get("prune") is not None:
         yield format_error("prune", "does not support shard", _WITHOUT_SHARDS)
+    model = config.get("model")
+    if isinstance(model, Mapping) and model.get("channels_last") is True:
+        yield format_error("model.channels_last", "does not support shard", _WITHOUT_SHARDS, value=True)
     if config.get("compile") is True:
         yield format_error("compile", "does not support shard", _WITHOUT_SHARDS, value=True)
