@@ -274,3 +274,12 @@ def test_the_devices_share_each_micro_batch(num_samples: int, batch_size: int, a
         # The pieces of several devices are the micro-batches of one, if the samples suffice for all of them.
         if len(plan.batch(step).ids) % (accumulate * size) == 0:
             assert in_order == plan.micro_batches(step, accumulate * size)
+
+
+def test_a_step_with_fewer_samples_than_devices_warns_and_is_logged(job: list[str], tmp_path: Path) -> None:
+    run = train_on(3, tmp_path / "run", *job, "train.batch_size=2", "train.duration=2")
+    log = (run / "trainer.log").read_text(encoding="utf-8")
+    assert "step: 2 samples = 1 micro-batch of 2; " in log
+    assert "; 3 x cpu, fp32, " in log
+    assert log.count("train.batch_size: a micro-batch has 2 samples, so 1 of 3 devices have none") == 1
+    assert [file.read_text() for file in (run / "logs").glob("*")] == []

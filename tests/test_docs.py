@@ -42,9 +42,14 @@ def is_training(command: str) -> bool:
     return command.startswith("trainer train ") and " --" not in command
 
 
+def is_launched(command: str) -> bool:
+    return command.startswith("torchrun ")
+
+
 def is_quick(command: str) -> bool:
     """Return whether a command takes a few seconds at most, given the run `runs/demo`."""
-    return not is_training(command) and not command.startswith("trainer export ") and runs_in(command) <= {"runs/demo"}
+    takes_long = is_training(command) or is_launched(command) or command.startswith("trainer export ")
+    return not takes_long and runs_in(command) <= {"runs/demo"}
 
 
 RUNS = {
@@ -57,6 +62,7 @@ RUNS = {
 """The commands that create the run folders which other commands use."""
 QUICK = {page: list(filter(is_quick, commands)) for page, commands in COMMANDS.items()}
 TRAINING = {page: list(filter(is_training, commands)) for page, commands in COMMANDS.items()}
+LAUNCHED = [command for commands in COMMANDS.values() for command in commands if is_launched(command)]
 SLOW = dict.fromkeys(c for commands in COMMANDS.values() for c in commands if not is_quick(c) and not makes_a_run(c))
 
 
@@ -86,6 +92,11 @@ def run_command(command: str) -> None:
     program, *words = shlex.split(command)
     if program == "trainer":
         assert main(shortened(words)) == 0, command
+    elif program == "torchrun":
+        # Two processes of this machine instead of those of several machines.
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainer"]
+        line = [sys.executable, *launcher, *shortened(words[words.index("trainer") + 1 :])]
+        subprocess.run(line, check=True, capture_output=True)
     elif program == "python":
         script = [str(ROOT / words[0]) if words[0].startswith("scripts/") else words[0], *words[1:]]
         subprocess.run([sys.executable, *script], check=True, capture_output=True)
@@ -100,6 +111,8 @@ def shortened(words: list[str]) -> list[str]:
     verb, *rest = [word.replace("device=cuda", "device=cpu") for word in words]
     if verb != "train" or "--help" in rest or any(word.startswith("resume=runs") for word in rest):
         return [verb, *rest]
+    # As many processes as any machine can run.
+    rest = [re.sub(r"^(devices|shard)=(\d+|auto)$", r"\1=2", word) for word in rest]
     short = [word for word in SHORT if word not in rest]
     is_named = any(word.startswith("run.dir=runs/") for word in rest)
     return [verb, *rest, *short, *([] if is_named else ["export.formats=[]"])]
@@ -122,6 +135,15 @@ def test_training_commands_are_valid(page: str, folder: Path, monkeypatch: pytes
             continue
         verb, *words = shlex.split(command)[1:]
         assert check_command(verb, words).line.verb == "train", command
+
+
+def test_commands_of_torchrun_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LAUNCHED
+    for command in LAUNCHED:
+        words = shlex.split(command)
+        monkeypatch.setenv("RANK", "0")
+        verb, *rest = words[words.index("trainer") + 1 :]
+        assert check_command(verb, rest).line.verb == "train", command
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,10 @@ def evaluate(
         share_states(metrics, ranks)
     parts = ranks.gather((total.item(), num_targets))
     mean = sum(part for part, _ in parts) / max(1.0, sum(count for _, count in parts))
-    values = {"loss": mean, **{name: value.item() for name, value in metrics.compute().items()}}
+    with warnings.catch_warnings():
+        # If there are fewer batches than processes, some have none, but compute the values of all.
+        warnings.filterwarnings("ignore", "The ``compute`` method of metric", UserWarning)
+        values = {"loss": mean, **{name: value.item() for name, value in metrics.compute().items()}}
     return ranks.broadcast(values)
 
 

@@ -120,6 +120,10 @@ Inputs = Literal["tokens", "features", "images"]
 class Loss(Protocol):
     """A loss is a sum over targets; the loop divides by the number of targets of the whole optimizer step.
 
+    The number is counted over all micro-batches and all devices, so a loss needs to know neither. A device without a
+    sample of its own may call it with the rows of another device's sample; the result is then multiplied by 0. A loss
+    whose value is no sum over samples must fit `HasBatchStatistic`; otherwise each device would compute its own value.
+
     A loss may also fit `DeclaresTargets`, `ChecksTargets`, `IgnoresTargets`, `UsesInputs`, `HasLossHead`, `HasTeacher`.
     """
 
@@ -160,7 +164,11 @@ class IgnoresTargets(Protocol):
 
 @runtime_checkable
 class HasBatchStatistic(Protocol):
-    """A loss that may be a statistic of the whole batch: its value is no sum of the values of the batch's samples."""
+    """A loss that may be a statistic of the whole batch: its value is no sum of the values of the batch's samples.
+
+    It returns its value times the number of targets. Every device calls it with the same rows, so it must use no random
+    numbers; only a device's own rows pass a gradient on. Micro-batches of one device are not joined.
+    """
 
     is_batch_statistic: bool
     """True if it is: the rows of a micro-batch are then gathered from all devices before the loss is computed."""
@@ -366,7 +374,11 @@ class Task(Stateful, Protocol):
         ...
 
     def metrics(self) -> MetricCollection:
-        """Return new metrics over (output, target); the caller moves them to the device."""
+        """Return new metrics over (output, target); the caller moves them to the device.
+
+        Several devices update a metric with consecutive parts of a split. Its states are then merged in the order of
+        the data, so each state needs a `dist_reduce_fx`, such as "sum" for counts and "cat" for rows.
+        """
         ...
 
     def predictions(

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from trainer.protocols import StateDict
     from trainer.ranks import Ranks
     from trainer.report.events import Sink
-    from trainer.run import DivergenceReport
+    from trainer.run import DivergenceReport, Run
 
 logger = logging.getLogger(__name__)
 
@@ -257,7 +257,7 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
             (folder / CONFIG).write_text(text, encoding="utf-8")
             open_log()
             reports.add(*_open_sinks(job, folder, console, training.run.steps.total))
-        _log_start(job, training, is_new)
+            _log_start(job, training, is_new)
         if ranks.is_first and job.logger.console != "none":
             print_table(console, "data", *training.data_report.table())
         _fit(training, signals, saver)
@@ -360,9 +360,14 @@ def _log_start(job: TrainJob, training: Training, is_new: bool) -> None:
     logger.info(
         "step: %d samples = %d micro-batch%s of %s; %d steps per epoch, %d in total; %s, %s, %d parameters",
         *(job.train.batch_size, job.train.accumulate, "" if job.train.accumulate == 1 else "es", micro_batch),
-        *(run.steps.per_epoch, run.steps.total, run.device, job.precision),
+        *(run.steps.per_epoch, run.steps.total, _device_name(run), job.precision),
         sum(parameter.numel() for parameter in run.model.parameters()),
     )
+    if run.ranks.size > (micro_batch_size := max(1, size)):
+        logger.warning(
+            "train.batch_size: a micro-batch has %d samples, so %d of %d devices have none",
+            *(micro_batch_size, run.ranks.size - micro_batch_size, run.ranks.size),
+        )
     if job.precision == "fp16" and run.device.type == "cpu":
         logger.warning(
             "precision=fp16 is many times slower than fp32 on a CPU. Use fp32, or a device that supports float16"
@@ -371,6 +376,13 @@ def _log_start(job: TrainJob, training: Training, is_new: bool) -> None:
     event = "start" if is_new else "resume"
     run.log(event, state.step, {"seed": job.seed, **describe_machine(run.device)})
     _log_sparsity(training)
+
+
+def _device_name(run: Run) -> str:
+    if run.ranks.size == 1:
+        return str(run.device)
+    shards = "" if run.sharding is None else f" in groups of {run.sharding.count} shards"
+    return f"{run.ranks.size} x {run.device.type}{shards}"
 
 
 def _log_early_stop(training: Training) -> None:
