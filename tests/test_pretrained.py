@@ -96,6 +96,14 @@ def test_unknown_key_of_the_model_config_is_an_error(
     assert "hidden_dropout_prob" in message
 
 
+def test_missing_model_is_reported_under_its_own_key(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The path is also the default of task.tokenizer, which is loaded first."""
+    assert main(["train", *job(folder, Path("nobody/nothing"), tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith("model.path: is neither a folder nor a model that the hub provides")
+
+
 def test_causality_must_fit_the_language_task(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = job(folder, folder / "bert", tmp_path / "run", "task=causal_lm", "export.formats=[]")
     assert main(["train", *wrong]) == 2

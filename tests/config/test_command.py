@@ -67,6 +67,15 @@ def test_three_typos_are_reported_together() -> None:
         (["experiment=null"], "experiment: must be the name of an option, got null. Delete it with ~experiment."),
         # values
         (["optimizer.lr=abc"], "optimizer.lr: must be a number or auto, got 'abc'."),
+        (
+            ["train.duration=3x"],
+            "train.duration: must be a duration, got '3x'. Use optimizer steps (500 or 500st) or epochs (3",
+        ),
+        (
+            ["loss=mse"],
+            "loss: takes numbers as targets, but the targets of the task are classes, got 'mse'. Use one of ",
+        ),
+        (["model=resnet"], "model: reads images, but the inputs of the task are tokens, got 'resnet'. Use one of "),
         (["train.batch_size=3.5"], "train.batch_size: must be an integer, got 3.5."),
         (["train.batch_size=true"], "train.batch_size: must be an integer, got true."),
         (["compile=1"], "compile: must be true or false, got 1."),
@@ -309,7 +318,8 @@ class TestStoredRuns:
     def test_errors_of_eval_and_export(self) -> None:
         assert errors_of("eval", "lodaer.workers=1", "loader.worker=1", "loader.workers=x", "split=tst", "lr=1") == [
             "lodaer: unknown key. Did you mean loader?",
-            "lr: unknown key, got 1. Known: split, run, trust, checkpoint, weights, device, precision, data, loader.",
+            "lr: unknown key, got 1. Known: split, devices, launch, run, trust, checkpoint, weights, device, "
+            "precision, data, loader.",
             "split: must be one of train, validation, test, got 'tst'. Did you mean test?",
             "loader.worker: unknown key, got 1. Did you mean loader.workers?",
             "loader.workers: must be an integer, got 'x'.",

@@ -19,6 +19,13 @@ def test_line_that_is_not_utf_8_does_not_affect_other_lines() -> None:
         list(read_lines(Path("a.txt")))
 
 
+def test_remedy_names_the_encoding_of_a_byte_order_mark() -> None:
+    Path("a.txt").write_bytes("one\n".encode("utf-16"))
+    (error, *_) = read_lines_or_errors(Path("a.txt"))
+
+    assert "iconv -f UTF-16 -t UTF-8" in str(error)
+
+
 def test_truncated_text_file_is_reported() -> None:
     Path("cut.txt.gz").write_bytes(b"\x1f\x8b\x08\x00")
 
