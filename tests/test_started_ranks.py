@@ -82,6 +82,7 @@ def test_tasks_of_slurm_train_the_same_bytes(job: list[str], launched: dict[str,
         ("optimizer.lrr=1", 2, "optimizer.lrr: unknown key"),
         ("devices=3", 2, "devices: 2 processes of the run have been started, got 3"),
         ("device=cuda", 2, "device: is not available on this machine"),
+        ("run.dir=.", 3, "run.dir: contains files that are not from a run"),
         ("data.text=nothing", 6, "has no column 'nothing'"),
         ("checkpoint.monitor=nothing", 2, "checkpoint.monitor: "),
     ],
@@ -89,7 +90,8 @@ def test_tasks_of_slurm_train_the_same_bytes(job: list[str], launched: dict[str,
 def test_an_error_of_all_processes_is_printed_once(
     argument: str, code: int, message: str, job: list[str], tmp_path: Path
 ) -> None:
-    assert run_ranks(["train", *job, f"run.dir={tmp_path / 'run'}", argument], 2, tmp_path) == [code, code]
+    line = ["train", *job, *([] if argument.startswith("run.") else [f"run.dir={tmp_path / 'run'}"]), argument]
+    assert run_ranks(line, 2, tmp_path) == [code, code]
     printed = "".join(screens(tmp_path))
     assert printed.count(message) == 1
     assert printed.count("\n") == 1

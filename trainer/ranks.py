@@ -20,6 +20,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # they are import
     PrefixStore,
     Store,
     TCPStore,
+    distributed_c10d,
     rendezvous,
 )
 from torch.nn.modules.batchnorm import _NormBase
@@ -220,6 +221,9 @@ def join_ranks(backend: str, timeout: float, store: Store | None) -> Ranks:
         return Ranks()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     limit = timedelta(seconds=timeout)
+    # For all groups: those of shards are made inside torch, which has no parameter for it.
+    distributed_c10d.default_pg_timeout = limit
+    distributed_c10d.default_pg_nccl_timeout = limit  # type: ignore[attr-defined]
     with _lost_rank():
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     note_joined()

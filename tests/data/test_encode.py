@@ -1,5 +1,9 @@
+import fcntl
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,3 +206,29 @@ def test_warnings_of_the_source_are_stored_with_the_data(make: Callable[..., Any
     (warning,) = first.warnings
     assert warning.startswith("data.train: dropped 1 row without a text or a label; the first is ")
     assert second.warnings == first.warnings
+
+
+def test_a_killed_process_leaves_no_lock(make: Callable[..., Any], tmp_path: Path) -> None:
+    fingerprint = run(make(), tmp_path).fingerprint
+    encoded = tmp_path / "cache" / "encoded"
+    shutil.rmtree(encoded)
+    encoded.mkdir()
+    script = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from trainer.data.encode import _locked\n"
+        "with _locked(Path(sys.argv[1])):\n"
+        "    print(flush=True)\n"
+        "    time.sleep(100)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, encoded / fingerprint], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        file = os.open(encoded / f"{fingerprint}.lock", os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(file)
+        process.kill()
+
+    assert run(make(), tmp_path).fresh
+    assert [path.name for path in encoded.iterdir()] == [fingerprint]

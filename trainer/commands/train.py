@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from trainer.commands.run_folders import (
 )
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import config_text, job_from_text, parse_stored_config, resume_config
-from trainer.errors import CheckpointError, DivergedError, Interrupted, ProofError, ReportedError
+from trainer.errors import CheckpointError, DivergedError, Interrupted, ProofError, ReportedError, TrainerError
 from trainer.launch import is_rank, launch, note_run_folder, num_processes
 from trainer.layout import (
     CHECKPOINTS,
@@ -140,9 +140,15 @@ def _train_with_others(job: TrainJob, config: Document, signals: StopSignals, st
     group.callback(ranks.close)
     start: Start | None = None
     snapshot: Snapshot | None = None
+    problem: TrainerError | None = None
     if ranks.is_first:
-        start, snapshot = _prepare(job, config, stack)
-    start = ranks.broadcast(start)
+        try:
+            start, snapshot = _prepare(job, config, stack)
+        except TrainerError as error:
+            problem = error
+    exit_code, start = ranks.broadcast((None if problem is None else problem.exit_code, start))
+    if exit_code is not None:
+        raise problem or ReportedError(exit_code)
     assert start is not None
     require_shared(start.folder, ranks)
     if not ranks.is_first:
@@ -155,15 +161,16 @@ def _train_with_others(job: TrainJob, config: Document, signals: StopSignals, st
 
 def _stored_task_state(job: TrainJob) -> StateDict | None:
     """Return the state of the task in the newest checkpoint of the run that a job resumes; None for a new run."""
-    folder: Path | None = None
-    if job.resume == "auto":
-        folder = fixed_folder(job.run)
-    elif job.resume is not None:
-        folder = find_run_folder(job.resume, "resume")
-    for checkpoint in [] if folder is None else list_newest_first(folder / CHECKPOINTS):
-        if checkpoint.fault is None and (text := read_document(checkpoint.folder, TASK)):
-            state: StateDict = json.loads(text)
-            return state
+    with suppress(CheckpointError):  # the first process reports what is wrong with the run
+        folder: Path | None = None
+        if job.resume == "auto":
+            folder = fixed_folder(job.run)
+        elif job.resume is not None:
+            folder = find_run_folder(job.resume, "resume")
+        for checkpoint in [] if folder is None else list_newest_first(folder / CHECKPOINTS):
+            if checkpoint.fault is None and (text := read_document(checkpoint.folder, TASK)):
+                state: StateDict = json.loads(text)
+                return state
     return None
 
 
