@@ -49,7 +49,9 @@ def test_the_failure_that_caused_the_others_is_reported_once() -> None:
 
 
 def test_the_first_process_reports_what_all_have_agreed_on() -> None:
-    code, screen = run("note_joined(); time.sleep(0.3); raise Interrupted('stopped')", "raise ReportedError(75)")
+    code, screen = run(
+        "note_joined(); time.sleep(0.3); raise Interrupted('stopped')", "note_joined(); raise ReportedError(75)"
+    )
     assert (code, screen) == (75, "stopped\n")
 
 

@@ -7,6 +7,7 @@ gradient, scores, a request to stop) is exchanged first, so that all of them dec
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -31,6 +32,9 @@ from trainer.launch import LISTEN_FD, note_joined, report_once_with
 _Value = TypeVar("_Value")
 
 _jobs = count()
+
+_REPORT_SECONDS = 5.0
+"""Time that other processes have to find the same error."""
 
 BUCKET_BYTES = 2**26
 """Gradients are exchanged in pieces of about this size: few calls, and little memory beyond the gradients."""
@@ -205,7 +209,17 @@ def connect(timeout: float) -> Store | None:
             )
     # The processes of a sweep connect once for each job, perhaps to the same store.
     own = PrefixStore(f"job-{next(_jobs)}", store)
-    report_once_with(lambda text: own.add(f"reported/{text}", 1) == 1)
+    is_host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+    def is_first_report(text: str) -> bool:
+        position = own.add(text, 1)
+        deadline = time.monotonic() + _REPORT_SECONDS
+        # The store ends with its host, and then nobody knows any more what has been reported.
+        while is_host and own.add(text, 0) < size and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return position == 1
+
+    report_once_with(is_first_report)
     return own
 
 
