@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 import trainer
 from tests.support.jobs import (
@@ -27,10 +28,13 @@ from trainer.checkpoint.store import Snapshot, load_folder
 from trainer.checkpoint.tensors import tensor_differences
 from trainer.cli import main
 from trainer.config.devices import _SHARDABLE_OPTIMIZERS
+from trainer.data.batches import EvaluationBatches, LoaderOptions
+from trainer.ranks import Ranks
+from trainer.sharding import find_blocks
 
 STEPS = 12
-JOB = [f"train.duration={STEPS}", "train.eval_every=4", "checkpoint.every=4"]
-"""With dropout, averaged weights, three evaluation batches and, in each epoch of 8 steps, a smaller last batch."""
+JOB = [f"train.duration={STEPS}", "train.eval_every=1", "checkpoint.every=4", "checkpoint.keep=9"]
+"""With dropout, averaged weights, evaluations of three batches and, in each epoch of 8 steps, a smaller last batch."""
 
 WIDTH = ["model.dim=32", "model.hidden=32"]
 """A shard of a bias has 16 values: kernels may round the values after their last whole vector differently."""
@@ -87,6 +91,35 @@ def test_shards_equal_complete_weights_to_the_byte(sharded: Path, job: list[str]
     norms = [[event.pop("grad_norm", 0.0) for event in run] for run in (logged, expected)]
     assert logged == expected
     assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+
+
+def test_blocks_are_the_entries_of_the_outermost_lists() -> None:
+    layers = nn.ModuleList([nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.ReLU(), nn.Linear(2, 2)])
+    model = nn.ModuleDict({"layers": layers, "head": nn.Linear(2, 2)})
+    assert find_blocks(model) == [layers[0], layers[2]]
+
+
+def test_block_with_tied_weights_stays_with_the_rest() -> None:
+    layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    head = nn.Linear(2, 2)
+    head.weight = layers[0].weight
+    assert find_blocks(nn.ModuleDict({"layers": layers, "head": head})) == [layers[1]]
+
+
+def test_all_devices_evaluate_as_many_batches(job: list[str]) -> None:
+    class Rows:
+        rows = range(20)
+
+    options = LoaderOptions("padded", 0, 2, pin_memory=False, persistent_workers=False)
+    for devices in (1, 2, 3, 4, 7):
+        loaders = [
+            EvaluationBatches(Rows(), 8, options, Ranks(rank, devices), fill=True)  # type: ignore[arg-type]
+            for rank in range(devices)
+        ]
+        shares = [list(loader._loader.sampler) for loader in loaders]  # type: ignore[union-attr]
+        assert len({len(share) for share in shares}) == 1
+        ids = [sample for share in shares for batch in share if not batch.is_filler for sample in batch.ids]
+        assert ids == list(range(20))
 
 
 def test_each_device_writes_its_rows(sharded: Path) -> None:
