@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat, dim_zero_mean
 
+from trainer.errors import format_error, raise_if_any
 from trainer.protocols import Batch, Loss
 from trainer.ranks import Ranks
 from trainer.targets import compute_loss, compute_scores, count_targets
@@ -88,6 +90,25 @@ def share_states(metrics: MetricCollection, ranks: Ranks) -> None:
     for metric in (module for module in metrics.modules() if isinstance(module, Metric)):
         metric.dist_sync_fn = gather
         metric.distributed_available_fn = lambda: True
+
+
+def check_shareable(metrics: MetricCollection) -> None:
+    """Raise ConfigError if a value cannot be computed from the states of several processes, as of a user's metric."""
+    problems = []
+    for name, metric in metrics.items(keep_base=True):
+        for part in (module for module in metric.modules() if isinstance(module, Metric)):
+            for state, reduction in part._reductions.items():
+                is_list = isinstance(part._defaults[state], list)
+                own_reduction = type(part).__module__.startswith("torchmetrics.") and not is_list
+                if is_list and reduction is not dim_zero_cat:
+                    problem, remedy = "is a list that is not joined", "Give it dist_reduce_fx='cat'"
+                elif reduction is dim_zero_mean or (reduction is None and not own_reduction):
+                    problem, remedy = "is not a sum", "Give it dist_reduce_fx='sum', 'min', 'max' or a function"
+                else:
+                    continue
+                text = f"several devices cannot share the metric {name}, because its state {state} {problem}"
+                problems.append(format_error("devices", text, f"{remedy}, or set devices=1"))
+    raise_if_any(*problems)
 
 
 def metric_directions(metrics: MetricCollection) -> dict[str, bool]:

@@ -82,7 +82,7 @@ def update_weights(run: Run, step: int, micro_batches: list[Batch]) -> tuple[flo
             raise diverged_step_error(run, step + 1, loss, grad_norm, micro_batches)
         if run.precision.step(run.optimizer):
             run.masks.zero_weights()
-            run.ranks.average_batch_norm(run.model)
+            run.ranks.average_batch_norm(run.model, sum(batch.num_samples for batch in micro_batches))
             return loss, grad_norm
 
 

@@ -161,18 +161,35 @@ class Ranks:
         return torch.cat(parts)
 
     @torch.no_grad()
-    def average_batch_norm(self, module: nn.Module) -> None:
-        """Average the running statistics of batch normalization over all processes."""
-        layers = [each for each in module.modules() if isinstance(each, _NormBase) and each.running_mean is not None]
-        for layer in layers if self.size > 1 else ():
-            for statistic in (layer.running_mean, layer.running_var):
-                assert statistic is not None
-                with _lost_rank():
-                    dist.all_reduce(statistic, group=self._group)
-                statistic.div_(self.size)
-            if layer.num_batches_tracked is not None:
-                with _lost_rank():
-                    dist.all_reduce(layer.num_batches_tracked, op=dist.ReduceOp.MAX, group=self._group)
+    def average_batch_norm(self, module: nn.Module, num_samples: int) -> None:
+        """Average the running statistics of batch normalization over all processes.
+
+        Args:
+            module: The model.
+            num_samples: Samples of this process in the step: the weight of its statistics. Without samples it has none.
+        """
+        layers = [
+            layer
+            for layer in module.modules()
+            if isinstance(layer, _NormBase) and layer.training and layer.running_mean is not None
+        ]
+        if self.size == 1 or not layers:
+            return
+        statistics = [each for layer in layers for each in (layer.running_mean, layer.running_var) if each is not None]
+        # The last number is the sum of the weights.
+        flat = torch.cat([*(each.double() for each in statistics), statistics[0].new_ones(1).double()]) * num_samples
+        with _lost_rank():
+            dist.all_reduce(flat, group=self._group)
+        averages = torch.split(flat[:-1] / flat[-1], [each.numel() for each in statistics])
+        for statistic, average in zip(statistics, averages, strict=True):
+            statistic.copy_(average)
+        counts = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
+        if counts:
+            most = torch.stack(counts)
+            with _lost_rank():
+                dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self._group)
+            for count_of_layer, value in zip(counts, most, strict=True):
+                count_of_layer.copy_(value)
 
     def _gather_sizes(self, size: int) -> list[int]:
         sizes = torch.zeros(self.size, dtype=torch.int64)

@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from trainer.errors import DataError, RowError, format_error
 from trainer.protocols import Batch, ChecksTargets, HasBatchStatistic, HasLossHead, Loss, UsesInputs
@@ -57,7 +58,12 @@ def compute_shared_loss(loss: Loss, output: Tensor, batch: Batch, ranks: Ranks) 
     if output.ndim > 2:  # (B, T, C) of one process may be longer than in another
         output, target = output.flatten(0, -2), target.flatten()
     own = slice(None) if batch.num_samples else slice(0)
-    total = loss(ranks.gather_rows(output[own]), ranks.gather_rows(target[own]))
+    rows = ranks.gather_rows(output[own]), ranks.gather_rows(target[own])
+    if isinstance(loss, nn.Module) and not ranks.is_first:
+        # Every process has the complete gradient of the loss's own weights: it counts once.
+        total = functional_call(loss, {name: weight.detach() for name, weight in loss.named_parameters()}, rows)
+    else:
+        total = loss(*rows)
     value = total.detach()
     # A process without rows of its own still needs a gradient to send: it is 0.
     total = total if batch.num_samples else total + output.sum() * 0.0

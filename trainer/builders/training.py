@@ -38,10 +38,20 @@ from trainer.data.quality import DataReport
 from trainer.durations import to_steps
 from trainer.ema import Ema, has_weights
 from trainer.errors import CheckpointError, ConfigError, did_you_mean, format_error, raise_if_any
-from trainer.evaluate import evaluate, metric_directions
+from trainer.evaluate import check_shareable, evaluate, metric_directions
 from trainer.layout import CONFIG, TASK
 from trainer.precision import Precision
-from trainer.protocols import Batch, HasBatchStatistic, HasTeacher, Loss, MetricSchedule, Schedule, StateDict, Task
+from trainer.protocols import (
+    Batch,
+    HasBatchStatistic,
+    HasTeacher,
+    Loss,
+    MetricSchedule,
+    Schedule,
+    StateDict,
+    Task,
+    UsesInputs,
+)
 from trainer.prune.masks import Masks
 from trainer.ranks import Ranks, connect, join_ranks
 from trainer.report.logs import logs_silenced
@@ -115,6 +125,7 @@ def _build_run(
     steps, schedule = _build_steps(job, plan.steps_per_epoch, snapshot)
     loss = build_loss(job, task, device)
     model, masks, ema = _build_model(job, task, snapshot, loss, device)
+    _check_statistic(job, loss, ranks)
     sharding = _shard(job, model, loss, ema, ranks, device)
     fill = sharding is not None or (isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic)
     batching = choose_batching(job, model)
@@ -179,6 +190,19 @@ def _build_model(
     if job.compile:  # after the EMA copied the model as it was before
         compile_model(model, device)
     return model, masks, ema
+
+
+def _check_statistic(job: TrainJob, loss: Loss, ranks: Ranks) -> None:
+    """Raise ConfigError if the loss is a statistic of the whole batch that several devices cannot compute together."""
+    if ranks.size == 1 or not (isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic):
+        return
+    problem = None
+    if isinstance(loss, UsesInputs) and loss.needs_inputs:
+        problem = "a statistic of the batch that needs the inputs works only on one device"
+    elif count_shards(job.shard, ranks) > 1 and isinstance(loss, nn.Module) and has_weights(loss):
+        problem = "a statistic of the batch that has weights does not support shard"
+    if problem is not None:
+        raise ConfigError(format_error("loss", problem, "Set devices=1", value=job.loss["_target_"]))
 
 
 def _shard(
@@ -311,8 +335,10 @@ def build_validation(
     """Build the evaluation on the validation split.
 
     Raises:
-        ConfigError: The task has no metric of the name `checkpoint.monitor`.
+        ConfigError: The task has no metric of the name `checkpoint.monitor`, or one that several devices cannot share.
     """
+    if ranks.size > 1:
+        check_shareable(task.metrics())
 
     def evaluate_validation(model: nn.Module, loss: Loss) -> dict[str, float]:
         return evaluate(model, loss, batches, task.metrics(), precision=precision, device=device, ranks=ranks)
