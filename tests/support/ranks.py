@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
-from tests.support.processes import start
+import torch.distributed as dist
+
+from tests.support.processes import server, start
+from trainer.ranks import Ranks
 
 
 def free_port() -> int:
@@ -54,3 +59,24 @@ def _environment(rank: int, size: int, port: str) -> Mapping[str, str]:
         "MASTER_PORT": port,
         "GLOO_SOCKET_IFNAME": "lo" if os.uname().sysname == "Linux" else "lo0",
     }
+
+
+def call_ranks(function: Callable[[Ranks], Any], size: int, folder: Path, timeout: float = 60.0) -> list[Any]:
+    """Return what a function of a module returns in each of `size` processes that form a group, by rank."""
+    processes = [server.Process(target=_call, args=(function, rank, size, str(folder))) for rank in range(size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+    assert [process.exitcode for process in processes] == [0] * size
+    return [pickle.loads((folder / f"result-{rank}").read_bytes()) for rank in range(size)]
+
+
+def _call(function: Callable[[Ranks], Any], rank: int, size: int, folder: str) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = _environment(rank, size, "")["GLOO_SOCKET_IFNAME"]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store-{size}", rank=rank, world_size=size)
+    result = function(Ranks(rank, size))
+    Path(folder, f"result-{rank}").write_bytes(pickle.dumps(result))
+    dist.destroy_process_group()

@@ -125,7 +125,7 @@ def _build_run(
     steps, schedule = _build_steps(job, plan.steps_per_epoch, snapshot)
     loss = build_loss(job, task, device)
     model, masks, ema = _build_model(job, task, snapshot, loss, device)
-    _check_statistic(job, loss, ranks)
+    check_statistic(loss, ranks, count_shards(job.shard, ranks))
     sharding = _shard(job, model, loss, ema, ranks, device)
     fill = sharding is not None or (isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic)
     batching = choose_batching(job, model)
@@ -192,17 +192,17 @@ def _build_model(
     return model, masks, ema
 
 
-def _check_statistic(job: TrainJob, loss: Loss, ranks: Ranks) -> None:
+def check_statistic(loss: Loss, ranks: Ranks, num_shards: int) -> None:
     """Raise ConfigError if the loss is a statistic of the whole batch that several devices cannot compute together."""
     if ranks.size == 1 or not (isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic):
         return
-    problem = None
+    name = type(loss).__qualname__
     if isinstance(loss, UsesInputs) and loss.needs_inputs:
         problem = "a statistic of the batch that needs the inputs works only on one device"
-    elif count_shards(job.shard, ranks) > 1 and isinstance(loss, nn.Module) and has_weights(loss):
-        problem = "a statistic of the batch that has weights does not support shard"
-    if problem is not None:
-        raise ConfigError(format_error("loss", problem, "Set devices=1", value=job.loss["_target_"]))
+        raise ConfigError(format_error("loss", problem, "Set devices=1", value=name))
+    if num_shards > 1 and has_weights(loss):
+        problem = "a statistic of the batch that has weights cannot be divided"
+        raise ConfigError(format_error("loss", problem, "Set shard=false", value=name))
 
 
 def _shard(
