@@ -79,4 +79,5 @@ def _call(function: Callable[[Ranks], Any], rank: int, size: int, folder: str) -
     dist.init_process_group("gloo", init_method=f"file://{folder}/store-{size}", rank=rank, world_size=size)
     result = function(Ranks(rank, size))
     Path(folder, f"result-{rank}").write_bytes(pickle.dumps(result))
+    dist.barrier()  # nobody leaves while another still connects
     dist.destroy_process_group()
