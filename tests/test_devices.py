@@ -96,6 +96,8 @@ ON_TEXT = {
     "reduce_on_plateau": ["scheduler=reduce_on_plateau"],
     "patience": ["train.patience=4"],
     "range_test": ["optimizer.lr=auto"],
+    "greedy": ["scheduler=greedy", "scheduler.every=2"],
+    "scored_pairs": ["task=sentence_embedding", "task.supervision=scored", "loss=cosine_embedding"],
     "workers": ["loader.workers=1"],
     "padded": ["loader.batching=padded"],
     "bucketed": ["loader.batching=bucketed"],
@@ -111,6 +113,7 @@ ON_TEXT = {
 
 ON_TABLES_AND_IMAGES = {
     "images": ["task=image_classification", "data=digits"],
+    "vit": ["task=image_classification", "data=digits", "model=vit", *TINY[:4], "model.patch=4"],
     "mixup": ["task=image_classification", "data=digits", "task.augment.mixup=0.2"],
     "tabular_classification": ["task=tabular_classification", "data=breast_cancer"],
     "tabular_regression": ["task=tabular_regression", "data=diabetes"],
