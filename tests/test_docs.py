@@ -201,3 +201,10 @@ def test_the_table_of_exported_models_equals_the_stored_result() -> None:
     table = bench["table"](json.loads((ROOT / "scripts/results/export.json").read_text(encoding="utf-8")))
     assert len(table.splitlines()) > 10
     assert f"\n\n{table}\n\n" in TEXTS["docs/benchmarks.md"]
+
+
+def test_the_table_of_several_devices_equals_the_stored_result() -> None:
+    bench = runpy.run_path(str(ROOT / "scripts/bench_devices.py"))
+    table = bench["table"](json.loads((ROOT / "scripts/results/devices.json").read_text(encoding="utf-8")))
+    assert len(table.splitlines()) > 4
+    assert f"\n\n{table}\n\n" in TEXTS["docs/benchmarks.md"]
