@@ -73,6 +73,6 @@ def test_a_task_with_other_targets_is_an_error_that_lists_the_losses_that_fit(
     assert main(["train", f"task={task}", f"loss={loss}"]) == 2
     (message,) = capsys.readouterr().err.splitlines()
     assert message.startswith("loss: ")
-    assert all(name in message for name in (*supported_targets(loss), target))
+    assert f"got '{loss}'" in message
     fitting = message.rpartition("Use one of ")[2].rstrip(".").split(", ")
     assert set(fitting) == {other for other in LOSSES if target in supported_targets(other)}
