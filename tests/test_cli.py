@@ -208,7 +208,7 @@ def test_completion(line: str, words: str, monkeypatch: pytest.MonkeyPatch, caps
 HEAVY = (
     "import sys; sys.argv[0] = 'trainer'; from trainer.cli import main; code = main(); print(); print(code, *sorted({"
 )
-HEAVY += "'torch', 'transformers', 'datasets', 'hydra', 'numpy'} & set(sys.modules)))"
+HEAVY += "'torch', 'transformers', 'datasets', 'hydra', 'numpy', 'ctypes', 'subprocess'} & set(sys.modules)))"
 
 
 @pytest.mark.parametrize(

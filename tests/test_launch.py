@@ -14,11 +14,11 @@ import pytest
 
 from tests.support.launched import children, is_running
 from trainer.errors import ConfigError
-from trainer.launch import first_host, num_processes, slurm_environment
+from trainer.rank_environment import first_host, num_processes, slurm_environment
 
 WAIT = "time.sleep(100)"
 ENDS_WITH_GROUP = "note_joined(); time.sleep(0.3); raise LostRankError('lost')"
-"""What a process does whose exchange with another process fails."""
+"""The lines of a process that has lost the connection to another one."""
 
 
 def start(*lines: str, grace: float = 20.0) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""What the processes of a run exchange, in groups of two and three against a single process."""
+"""The exchanges of two and three processes, compared with a single process."""
 
 from __future__ import annotations
 
@@ -105,10 +105,11 @@ def losses_and_gradients(ranks: Ranks) -> dict[str, list[Tensor]]:
         loss = make()
         output = x.flatten(0, 1) @ weight if kind == "views" else x @ weight
         batch = Batch({}, target, 0 if is_filler else len(target), tuple(range(len(target))))
-        total, value = compute_shared_loss(loss, output, batch, ranks)
+        total, counts = compute_shared_loss(loss, output, batch, ranks)
         total.backward()
         assert isinstance(loss, nn.Module)
         parameters = [weight, *loss.parameters()]
+        value = total.detach() if counts else torch.zeros_like(total)
         ranks.sum_gradients(parameters, value)
         results[name] = [value, *(each.grad for each in parameters if each.grad is not None)]
     return results

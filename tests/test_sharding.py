@@ -272,7 +272,7 @@ BIG = [
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit of memory is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process by RLIMIT_DATA")
 def test_model_that_fits_no_device_trains_in_shards(job: list[str], tmp_path: Path) -> None:
     limit = 1150 * 2**20
     line = ["train", *job, *BIG]

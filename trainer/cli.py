@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer.errors import ConfigError, Interrupted, TrainerError
-from trainer.launch import (
+from trainer.layout import Document
+from trainer.rank_environment import (
     is_first_on_machine,
     is_reported_elsewhere,
     reported_once_per_machine,
-    run_rank,
     set_rank_defaults,
 )
-from trainer.layout import Document
 from trainer.signals import drop_output
 
 if TYPE_CHECKING:
@@ -161,6 +160,7 @@ def _verb_remedy(verb: str) -> str:
 
 def _run_rank(path: Path) -> int:
     """Run one process of a job that several processes run together."""
+    from trainer.launch import run_rank
 
     def start(verb: str, config: Document, overrides: list[Any]) -> None:
         from trainer.config.command import job_of_config

@@ -34,8 +34,8 @@ _MODULES: Final = (
 _BUILTINS: Final[dict[str, object]] = {each.__name__: each for each in (int, float, bool, str, list, tuple, dict)}
 
 Binding: TypeAlias = ast.ClassDef | ast.FunctionDef | ast.expr | str | None
-"""What a name of a module is bound to: a definition, the value of an assignment, the dotted name of an import, or
-something else (None)."""
+"""The binding of a name of a module: a definition, the value of an assignment, the dotted name of an import, or None
+for anything else."""
 
 
 @dataclass(frozen=True)

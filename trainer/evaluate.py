@@ -70,8 +70,9 @@ def evaluate(
     parts = ranks.gather((total.item(), num_targets))
     mean = sum(part for part, _ in parts) / max(1.0, sum(count for _, count in parts))
     with warnings.catch_warnings():
-        # If there are fewer batches than processes, some have none, but compute the values of all.
-        warnings.filterwarnings("ignore", "The ``compute`` method of metric", UserWarning)
+        if ranks.size > 1:
+            # If there are fewer batches than processes, some have none, but compute the values of all.
+            warnings.filterwarnings("ignore", "The ``compute`` method of metric", UserWarning)
         values = {"loss": mean, **{name: value.item() for name, value in metrics.compute().items()}}
     return ranks.broadcast(values)
 

@@ -1,15 +1,13 @@
 """Start a process for each device of a job on this machine, pass signals on to them, and end them together.
 
-This process only watches: it imports no torch and has no share of the work. `torchrun` and Slurm start the processes
-themselves; each of them is told its rank by the environment.
+This process only watches: it imports no torch and has no share of the work. torchrun and Slurm start the processes
+themselves and set the environment that `trainer.rank_environment` reads.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import select
 import signal
 import socket
@@ -26,24 +24,16 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any, Final
 
-from trainer.errors import ConfigError, Interrupted, LostRankError, ReportedError, TrainerError, format_error
+from trainer.errors import Interrupted, LostRankError, ReportedError, TrainerError
+from trainer.rank_environment import JOINED, LAUNCH_FOLDER, LISTEN_FD, NCCL, RUN_FOLDER, write_note
 from trainer.signals import STOP_SIGNALS, end_with_parent_thread, signals_blocked
-
-LISTEN_FD: Final = "TRAINER_LISTEN_FD"
-"""Environment variable with the open socket on which the first process listens: no other process can take its port."""
 
 _PARENT_FD: Final = "TRAINER_PARENT_FD"
 """Environment variable with the end of a pipe that is closed when the process that watches has ended."""
 
-_FOLDER: Final = "TRAINER_LAUNCH_DIR"
-"""Environment variable with the folder in which the processes leave notes for the process that watches."""
-
 _JOB: Final = "job.json"
-_JOINED: Final = "joined"
-_RUN_FOLDER: Final = "run-folder"
 
 _POLL_SECONDS: Final = 0.02
-_REPORT_SECONDS: Final = 5.0
 _LAST_LINES: Final = 20
 
 # `python -m trainer` would take a folder `trainer` of the working directory for this package.
@@ -80,119 +70,6 @@ class Failure:
     is_consequence: bool = False
     is_death: bool = False
     details: str = ""
-
-
-# The processes of a job
-
-
-def num_processes(devices: int | str, device: str = "auto") -> int:
-    """Return the number of processes of a job: those that torchrun or Slurm have started, else one for each device.
-
-    Args:
-        devices: The number of devices; `auto` counts the GPUs.
-        device: The device's name; `auto` counts no GPUs if it is another device.
-
-    Raises:
-        ConfigError: The processes that were started are not as many as `devices`.
-    """
-    if not is_rank():
-        if devices != "auto":
-            return int(devices)
-        return count_gpus() if device in ("auto", "cuda") else 1
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    if devices not in ("auto", 1, size):
-        problem = f"{size} process{'' if size == 1 else 'es'} of the run have been started"
-        with reported_once_per_machine():
-            raise ConfigError(format_error("devices", problem, "Leave it out, or set it to this number", value=devices))
-    return size
-
-
-def is_rank() -> bool:
-    """Return whether this process is one of several that train together."""
-    return "RANK" in os.environ
-
-
-def is_watched() -> bool:
-    """Return whether `launch` has started this process, and watches it."""
-    return _FOLDER in os.environ
-
-
-def is_first_rank() -> bool:
-    """Return whether this process writes the results of a job: it is the first of several, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def is_first_on_machine() -> bool:
-    """Return whether this process may print what all processes of a job know."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" or not is_rank()
-
-
-def count_gpus() -> int:
-    """Return the number of visible NVIDIA GPUs, found without torch; 1 if there is none."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return max(1, len([name for name in visible.split(",") if name.strip()]))
-    return max(1, len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))
-
-
-@contextmanager
-def reported_once_per_machine() -> Iterator[None]:
-    """Silence a user error in all processes of a machine except the first: it is the same in each of them."""
-    try:
-        yield
-    except TrainerError as error:
-        if not is_first_on_machine():
-            raise ReportedError(error.exit_code) from error
-        raise
-
-
-def slurm_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables with which a task of a Slurm step joins the other tasks; empty outside such a step.
-
-    `srun` sets the variables that are read here, of the step or else of the job. A batch script itself and a step of
-    one task are no group. What is set already is left as it is.
-
-    Args:
-        variables: The environment of this process.
-    """
-    size = variables.get("SLURM_STEP_NUM_TASKS") or variables.get("SLURM_NTASKS") or "1"
-    is_batch_script = variables.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_NUM_TASKS" not in variables
-    if "RANK" in variables or "SLURM_PROCID" not in variables or is_batch_script or int(size) < 2:
-        return {}
-    nodes = next((variables[name] for name in _NODE_LISTS if variables.get(name)), "127.0.0.1")
-    job, step = (int(variables.get(name) or 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    defaults = {
-        "LOCAL_RANK": variables.get("SLURM_LOCALID", "0"),
-        "MASTER_ADDR": first_host(nodes),
-        # Below the ports that the system gives out, and rarely the same for two steps on one machine.
-        "MASTER_PORT": str(20000 + (job * 7 + step) % 10000),
-        "OMP_NUM_THREADS": variables.get("SLURM_CPUS_PER_TASK") or "1",
-    }
-    unset = {name: value for name, value in defaults.items() if name not in variables}
-    return {"RANK": variables["SLURM_PROCID"], "WORLD_SIZE": size, **unset}
-
-
-_NODE_LISTS: Final = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
-
-
-def first_host(nodes: str) -> str:
-    """Return the first host of a Slurm node list: `gpu03` of `gpu[03-05,9],login1`."""
-    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
-    assert first is not None
-    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first[0])
-
-
-def set_rank_defaults() -> None:
-    """Complete the environment of a process that torchrun or Slurm have started."""
-    os.environ.update(slurm_environment(os.environ))
-    if is_rank():
-        os.environ.update({name: value for name, value in _NCCL.items() if name not in os.environ})
-
-
-_NCCL: Final = {
-    # Reductions inside a switch may sum in another order from run to run.
-    "NCCL_NVLS_ENABLE": "0",
-    "NCCL_COLLNET_ENABLE": "0",
-}
 
 
 # The process that watches
@@ -241,7 +118,7 @@ def launch(
             "MASTER_PORT": str(listening.getsockname()[1]),
             LISTEN_FD: str(listening.fileno()),
             _PARENT_FD: str(parent),
-            _FOLDER: str(folder),
+            LAUNCH_FOLDER: str(folder),
         }
         processes: list[subprocess.Popen[bytes]] = []
         try:
@@ -251,7 +128,7 @@ def launch(
             failures = _wait(processes, folder, grace, received)
         finally:
             _kill(processes)
-        run_folder = _read_note(folder, _RUN_FOLDER)
+        run_folder = _read_note(folder, RUN_FOLDER)
     if len(received) > 1:
         signal.signal(received[1], signal.SIG_DFL)
         signal.raise_signal(received[1])
@@ -272,7 +149,7 @@ def _error_of(failure: Failure, advice: Sequence[str]) -> TrainerError:
 def _environment(size: int) -> dict[str, str]:
     """Return the environment of all processes; what the user has set is left as it is."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    defaults = {"OMP_NUM_THREADS": str(max(1, cores // size)), **_NCCL}
+    defaults = {"OMP_NUM_THREADS": str(max(1, cores // size)), **NCCL}
     if sys.platform == "linux":
         defaults["GLOO_SOCKET_IFNAME"] = "lo"  # the host's name may not resolve
     unset = {name: value for name, value in defaults.items() if name not in os.environ}
@@ -350,7 +227,7 @@ def _wait(
         now = time.monotonic()
         if failed and deadline == float("inf"):
             # Until all have joined, none has begun the run: nothing can be lost.
-            deadline = now + (grace if _read_note(folder, _JOINED) is not None else 0.0)
+            deadline = now + (grace if _read_note(folder, JOINED) is not None else 0.0)
         if now > deadline:
             killed.update(running)
             for rank in running:
@@ -391,33 +268,6 @@ def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 # The processes that are watched
 
 
-_is_first_report: Callable[[str], bool] | None = None
-
-
-def report_once_with(is_first: Callable[[str], bool]) -> None:
-    """Let the processes that are connected agree on which of them reports an error that several have.
-
-    Args:
-        is_first: Returns True for the first of the processes that call it with a text.
-    """
-    global _is_first_report
-    _is_first_report = is_first
-
-
-def is_reported_elsewhere(error: TrainerError) -> bool:
-    """Return whether another process has reported the same error, or reports it in a moment."""
-    if isinstance(error, ReportedError):
-        if {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & os.environ.keys():
-            # torchrun and Slurm may end all processes once one has ended: the one that reports must not come last.
-            time.sleep(_REPORT_SECONDS)
-        return True
-    digest = hashlib.blake2b(str(error).encode(), digest_size=12).hexdigest()
-    try:
-        return is_rank() and _is_first_report is not None and not _is_first_report(digest)
-    except Exception:  # the process that keeps the reports has ended
-        return False
-
-
 def run_rank(path: Path, start: Callable[[str, dict[str, Any], list[Any]], None]) -> int:
     """Run this process's share of a job; return its exit code. An error is recorded for the process that watches.
 
@@ -432,7 +282,7 @@ def run_rank(path: Path, start: Callable[[str, dict[str, Any], list[Any]], None]
         start(document["verb"], document["config"], document["stored_overrides"])
     except Exception as error:
         failure = _describe(rank, error)
-        _write_note(_failure_note(rank), json.dumps(asdict(failure)))
+        write_note(_failure_note(rank), json.dumps(asdict(failure)))
         return failure.exit_code
     return 0
 
@@ -465,23 +315,8 @@ def _end_with_parent(pipe: int) -> None:
     threading.Thread(target=watch, daemon=True, name="parent").start()
 
 
-def note_joined() -> None:
-    """Tell the process that watches, if there is one, that this process has joined the others."""
-    _write_note(_JOINED, "")
-
-
-def note_run_folder(folder: Path) -> None:
-    """Tell the process that watches, if there is one, the run folder of the job."""
-    _write_note(_RUN_FOLDER, str(folder))
-
-
 def _failure_note(rank: int) -> str:
     return f"failure-{rank}.json"
-
-
-def _write_note(name: str, text: str) -> None:
-    if (folder := os.environ.get(_FOLDER)) is not None:
-        (Path(folder) / name).write_text(text, encoding="utf-8")
 
 
 def _read_note(folder: Path, name: str) -> str | None:

@@ -104,11 +104,13 @@ def compute_gradients(run: Run, step: int, micro_batches: list[Batch]) -> tuple[
         run.rng.start(step, batch.piece)
         with run.precision.autocast():
             output = run.model(**batch.inputs)
-        loss, value = compute_shared_loss(run.loss, output, batch, run.ranks)
-        run.precision.backward(loss / max(1.0, num_targets))
-        mean_loss += value / max(1.0, num_targets)
+        total, counts = compute_shared_loss(run.loss, output, batch, run.ranks)
+        loss = total / max(1.0, num_targets)
+        run.precision.backward(loss)
+        if counts:
+            mean_loss += loss.detach()
     # The gradients of sharded parameters are summed already, by their backward pass.
-    unsummed = [parameter for parameter in trained_parameters(run.optimizer) if not is_sharded(parameter)]
+    unsummed = (parameter for parameter in trained_parameters(run.optimizer) if not is_sharded(parameter))
     run.ranks.sum_gradients(unsummed, mean_loss)
     run.masks.zero_gradients()
     run.precision.unscale(run.optimizer)

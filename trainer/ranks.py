@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
@@ -27,7 +27,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # they are import
 from torch.nn.modules.batchnorm import _NormBase
 
 from trainer.errors import LostRankError
-from trainer.launch import LISTEN_FD, note_joined, report_once_with
+from trainer.rank_environment import LISTEN_FD, note_joined, report_once_with
 
 _Value = TypeVar("_Value")
 
@@ -119,13 +119,14 @@ class Ranks:
                 dist.broadcast(tensor, src=0, group=self._group)
 
     @torch.no_grad()
-    def sum_gradients(self, parameters: Sequence[Tensor], loss: Tensor) -> None:
+    def sum_gradients(self, parameters: Iterable[Tensor], loss: Tensor) -> None:
         """Replace the gradients, and the loss of shape (), by their sums over all processes.
 
         A gradient is None afterwards only if it is None in every process: a process without samples has none.
         """
         if self.size == 1:
             return
+        parameters = list(parameters)
         present = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
         with _lost_rank():
             dist.all_reduce(present, op=dist.ReduceOp.MAX, group=self._group)
@@ -148,7 +149,7 @@ class Ranks:
         """
         if self.size == 1:
             return rows
-        sizes = [int(size) for size in self._gather_sizes(len(rows))]
+        sizes = self._gather_sizes(len(rows))
         shape = rows.shape[1:]
         # Gloo and NCCL gather tensors of one shape.
         padded = torch.zeros((max(sizes), *shape), dtype=rows.dtype, device=rows.device)
@@ -168,12 +169,14 @@ class Ranks:
             module: The model.
             num_samples: Samples of this process in the step: the weight of its statistics. Without samples it has none.
         """
+        if self.size == 1:
+            return
         layers = [
             layer
             for layer in module.modules()
             if isinstance(layer, _NormBase) and layer.training and layer.running_mean is not None
         ]
-        if self.size == 1 or not layers:
+        if not layers:
             return
         statistics = [each for layer in layers for each in (layer.running_mean, layer.running_var) if each is not None]
         # The last number is the sum of the weights.

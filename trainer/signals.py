@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -62,6 +61,8 @@ def end_on_signals() -> None:
 def end_with_parent_thread() -> None:
     """Have the kernel kill this process when the thread that started it ends. Only Linux can do so."""
     if sys.platform == "linux":
+        import ctypes  # here, because every command starts with this module
+
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
 
 

@@ -41,18 +41,17 @@ def compute_loss(loss: Loss, output: Tensor, batch: Batch) -> Tensor:
     return loss(output, batch.target)
 
 
-def compute_shared_loss(loss: Loss, output: Tensor, batch: Batch, ranks: Ranks) -> tuple[Tensor, Tensor]:
-    """Return this process's share of the loss of a micro-batch, for its gradient, and its share of the loss's value.
+def compute_shared_loss(loss: Loss, output: Tensor, batch: Batch, ranks: Ranks) -> tuple[Tensor, bool]:
+    """Return a loss whose gradient is this process's share, and whether its value counts towards the logged loss.
 
-    The loss is a sum over targets, so a process's share is the loss of its own. A statistic of the whole batch is
-    computed by every process, from the rows of all; its value is the first process's share.
+    The loss is a sum over targets, so a process's share is the loss of its own targets. Every process computes a
+    statistic of the whole batch from the rows of all processes; only the value of the first process counts.
     """
     if not batch.num_samples:
         output = output * 0.0  # a filler: it has a gradient, and the gradient is 0
     if ranks.size == 1 or not (isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic):
         total = compute_loss(loss, output, batch)
-        total = total if batch.num_samples else total * 0.0
-        return total, total.detach()
+        return (total, True) if batch.num_samples else (total * 0.0, False)
     assert batch.target is not None, "a batch to train on needs a target"
     target = batch.target
     if output.ndim > 2:  # (B, T, C) of one process may be longer than in another
@@ -64,10 +63,9 @@ def compute_shared_loss(loss: Loss, output: Tensor, batch: Batch, ranks: Ranks) 
         total = functional_call(loss, {name: weight.detach() for name, weight in loss.named_parameters()}, rows)
     else:
         total = loss(*rows)
-    value = total.detach()
     # A process without rows of its own still needs a gradient to send: it is 0.
     total = total if batch.num_samples else total + output.sum() * 0.0
-    return total, value if ranks.is_first else torch.zeros_like(value)
+    return total, ranks.is_first
 
 
 def compute_scores(loss: Loss, output: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from trainer.errors import ConfigError, DataError, Interrupted, LostRankError, ReportedError
-from trainer.launch import note_joined, note_run_folder, run_rank
+from trainer.launch import run_rank
+from trainer.rank_environment import note_joined, note_run_folder
 from trainer.signals import StopSignals
 
 NAMES = {

@@ -26,7 +26,7 @@ PRELOADED = [
 ]
 
 _M_MMAP_THRESHOLD = -3
-"""Of glibc's malloc.h: the size from which a block is a mapping of its own."""
+"""Parameter of glibc's `mallopt`: larger blocks get a mapping of their own (malloc.h)."""
 
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(PRELOADED)

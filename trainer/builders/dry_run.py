@@ -19,11 +19,11 @@ from trainer.checkpoint.tensors import encode
 from trainer.config.jobs import TrainJob
 from trainer.data.batches import BatchPlan, TrainLoader
 from trainer.ema import has_weights
-from trainer.launch import num_processes
 from trainer.layout import Document
 from trainer.loop import save_checkpoint, set_learning_rate, update_weights
 from trainer.model.summary import summarize
 from trainer.protocols import Batch, MetricSchedule
+from trainer.rank_environment import num_processes
 from trainer.ranks import BUCKET_BYTES, Ranks
 from trainer.run import Run, RunOutputs
 from trainer.sharding import count_shards, find_blocks

@@ -446,13 +446,18 @@ def read_snapshot_on_demand(folder: Path) -> Snapshot:
     return Snapshot(manifest.step, tensors, documents)
 
 
-def load_folder(folder: Path) -> Snapshot:
+def load_folder(folder: Path, *, on_demand: bool = False) -> Snapshot:
     """Return the contents of the checkpoint in a folder of any name, every byte verified.
+
+    Args:
+        folder: The folder.
+        on_demand: Read each tensor only when it is used (`StoredTensors`).
 
     Raises:
         CheckpointError: It is missing or damaged.
     """
-    return _read_or_explain(folder, read_snapshot, "Name the run folder instead to use its newest intact checkpoint")
+    read = read_snapshot_on_demand if on_demand else read_snapshot
+    return _read_or_explain(folder, read, "Name the run folder instead to use its newest intact checkpoint")
 
 
 def _read_or_explain(folder: Path, read: Callable[[Path], _Result], remedy: str) -> _Result:

@@ -14,8 +14,9 @@ from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.jobs import EvalJob
 from trainer.config.stored import differences, job_from_text
 from trainer.errors import ConfigError, DataError
-from trainer.launch import is_first_rank, is_rank, launch, num_processes
+from trainer.launch import launch
 from trainer.layout import EVALUATIONS, Document
+from trainer.rank_environment import is_first_rank, is_rank, num_processes
 from trainer.report.console import open_console, print_table
 from trainer.report.logs import logs_silenced
 from trainer.signals import end_on_signals

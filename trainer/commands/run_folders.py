@@ -12,10 +12,12 @@ from pathlib import Path
 from shlex import quote
 
 from trainer.checkpoint.listing import list_newest_first, rank_by_score
+from trainer.checkpoint.manifest import read_document
 from trainer.config.jobs import RunSection
 from trainer.config.stored import load_stored_config, trust_argument
 from trainer.errors import CheckpointError, format_error
-from trainer.layout import CHECKPOINTS, DIVERGED, EVALUATIONS, LOCK, METRICS, RUNS, Document
+from trainer.layout import CHECKPOINTS, DIVERGED, EVALUATIONS, LOCK, METRICS, RUNS, TASK, Document
+from trainer.protocols import StateDict
 from trainer.report.events import read_events
 
 
@@ -87,6 +89,12 @@ def list_runs_newest_first() -> list[Path]:
     """Return the runs under `runs/`, the one that saved the newest checkpoint first."""
     runs = [folder for folder in RUNS.glob("**/") if (folder / CHECKPOINTS).is_dir()]
     return sorted(runs, key=lambda folder: (folder / CHECKPOINTS).stat().st_mtime, reverse=True)
+
+
+def read_task_state(checkpoint: Path | None) -> StateDict | None:
+    """Return the state of the fitted task in a checkpoint; None without a checkpoint or if it contains none."""
+    text = None if checkpoint is None else read_document(checkpoint, TASK)
+    return None if text is None else json.loads(text)
 
 
 def select_checkpoint(path: str | None, checkpoint: str) -> str:

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from trainer.checkpoint.listing import find_newest_intact, list_newest_first
-from trainer.checkpoint.manifest import read_document
 from trainer.commands.run_folders import (
     claim_fixed_folder,
     create_run_folder,
     discard_unless_started,
     find_run_folder,
     fixed_folder,
+    read_task_state,
     run_argument,
 )
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import config_text, job_from_text, parse_stored_config, resume_config
 from trainer.errors import CheckpointError, DivergedError, Interrupted, ProofError, ReportedError, TrainerError
-from trainer.launch import is_rank, launch, note_run_folder, num_processes
+from trainer.launch import launch
 from trainer.layout import (
     CHECKPOINTS,
     CONFIG,
@@ -36,11 +36,11 @@ from trainer.layout import (
     METRICS,
     RANK_LOGS,
     REPORT,
-    TASK,
     TENSORBOARD,
     Document,
     step_name,
 )
+from trainer.rank_environment import is_rank, note_run_folder, num_processes
 from trainer.report.console import open_console, print_table
 from trainer.signals import StopSignals
 
@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts from.
+    """The starting point of a run.
 
     Attributes:
         job: The checked config.
@@ -168,8 +168,7 @@ def _stored_task_state(job: TrainJob) -> StateDict | None:
         elif job.resume is not None:
             folder = find_run_folder(job.resume, "resume")
         for checkpoint in [] if folder is None else list_newest_first(folder / CHECKPOINTS):
-            if checkpoint.fault is None and (text := read_document(checkpoint.folder, TASK)):
-                state: StateDict = json.loads(text)
+            if checkpoint.fault is None and (state := read_task_state(checkpoint.folder)):
                 return state
     return None
 
@@ -221,7 +220,7 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
     """Train to the end.
 
     Args:
-        start: What the run starts from.
+        start: The starting point of the run.
         snapshot: The checkpoint to resume from; None for a new run.
         signals: Stop the run.
         ranks: The processes that train together.
@@ -250,13 +249,10 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
         if ranks.is_first or sharded:
             saver = Saver(Store(folder / CHECKPOINTS, job.checkpoint.keep), ranks.for_thread() if sharded else None)
             stack.callback(saver.close)
-            outputs = RunOutputs(report=reports, save=saver.submit)
-        if ranks.is_first and saver is not None:
-            outputs = RunOutputs(
-                report=reports,
-                save=saver.submit,
-                save_divergence=partial(_save_divergence, text=text, folder=folder, saver=saver),
-            )
+            outputs = replace(outputs, save=saver.submit)
+            if ranks.is_first:
+                save_divergence = partial(_save_divergence, text=text, folder=folder, saver=saver)
+                outputs = replace(outputs, save_divergence=save_divergence)
         training = build_training(job, text, outputs, snapshot, stack, ranks)
         _stop_if_agreed(signals, ranks)
         if ranks.is_first:

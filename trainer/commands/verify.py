@@ -16,12 +16,11 @@ from rich.console import Console
 
 from trainer.checkpoint.listing import find_step_folders, list_newest_first
 from trainer.checkpoint.manifest import find_faults, read_document
-from trainer.checkpoint.shards import is_shard_file
-from trainer.commands.run_folders import find_run_folder
+from trainer.commands.run_folders import find_run_folder, read_task_state
 from trainer.config.jobs import TrainJob, VerifyJob
 from trainer.config.stored import differences, job_from_text
 from trainer.errors import CheckpointError, DivergedError, Interrupted, format_error
-from trainer.launch import RankError, is_first_rank, is_rank, is_watched, launch
+from trainer.launch import RankError, launch
 from trainer.layout import (
     CHECKPOINTS,
     CONFIG,
@@ -29,11 +28,11 @@ from trainer.layout import (
     DIVERGENCE_REPORT,
     METRICS,
     STATE,
-    TASK,
     Document,
     export_folders,
     step_name,
 )
+from trainer.rank_environment import is_first_rank, is_rank, is_watched
 from trainer.report.console import open_console, print_table
 from trainer.report.events import read_events
 from trainer.report.logs import logs_silenced
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 
     from trainer.checkpoint.shards import Rows
     from trainer.checkpoint.store import Snapshot
-    from trainer.protocols import StateDict
     from trainer.ranks import Ranks
     from trainer.run import DivergenceReport
 
@@ -195,18 +193,13 @@ def _replay_with_others(parts: Sequence[Part]) -> list[str]:
     with ExitStack() as stack:
         if not is_first_rank():
             stack.enter_context(logs_silenced())
-        ranks = join_devices(own_parts[0].job, _task_state(own_parts[0].start))
+        ranks = join_devices(own_parts[0].job, read_task_state(own_parts[0].start))
         stack.callback(ranks.close)
         for part in own_parts:
             comparisons = part.compare(ranks)
             if ranks.is_first:
                 faults += _print_comparisons(console, part, comparisons)
     return faults
-
-
-def _task_state(checkpoint: Path | None) -> StateDict | None:
-    text = None if checkpoint is None else read_document(checkpoint, TASK)
-    return None if text is None else json.loads(text)
 
 
 def _verify_checkpoints(root: Path, console: Console | None) -> tuple[IntactCheckpoints, list[str]]:
@@ -306,9 +299,12 @@ def compare_training(
     Raises:
         CheckpointError: A checkpoint cannot be used.
     """
-    stored = _load(stop)
+    from trainer.checkpoint.store import load_folder
+
+    # Tensors are read when they are used: a checkpoint in shards may not fit into memory.
+    stored = load_folder(stop, on_demand=True)
     text = stored.documents[CONFIG]
-    first = None if start is None else _load(start)
+    first = None if start is None else load_folder(start, on_demand=True)
     begin = 0 if first is None else first.step
     end = stored.step if job.steps is None else min(stored.step, begin + job.steps)
     recorded = _recorded_machine(folder, begin)
@@ -341,12 +337,13 @@ def compare_divergence(
     Raises:
         CheckpointError: The folder or the checkpoint cannot be used.
     """
+    from trainer.checkpoint.store import load_folder
     from trainer.checkpoint.tensors import tensor_differences
     from trainer.divergence import read_divergence
 
     stored, text, checkpoint = read_divergence(bundle)
     # A run that diverged before its first checkpoint may have been started again in the same folder.
-    first = None if before is None or checkpoint is None else _load(before)
+    first = None if before is None or checkpoint is None else load_folder(before, on_demand=True)
     with _threads_of(_recorded_machine(bundle.parent.parent, 0 if first is None else first.step)):
         replayed = replay(_train_job(job, text), text, first, stored.step, ranks).divergence
     origin = "the start" if first is None else f"step {first.step}"
@@ -362,17 +359,6 @@ def compare_divergence(
         Comparison(f"from {origin}", f"{again}; all numbers equal", fault),
         Comparison("batch", f"{len(stored.batch)} tensors, bitwise equal", batch_fault),
     ]
-
-
-def _load(folder: Path) -> Snapshot:
-    """Return a checkpoint; of one in shards, tensors are read when they are used: it may not fit into memory."""
-    from trainer.checkpoint.store import load_folder, read_snapshot_on_demand
-
-    return (
-        read_snapshot_on_demand(folder)
-        if any(is_shard_file(file.name) for file in folder.iterdir())
-        else load_folder(folder)
-    )
 
 
 def replay(job: TrainJob, config_text: str, start: Snapshot | None, stop: int, ranks: Ranks | None = None) -> Replay:

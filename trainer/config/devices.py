@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from trainer.config.groups import OWN
 from trainer.errors import format_error
-from trainer.launch import is_rank
+from trainer.rank_environment import is_rank
 
 _SHARDABLE_OPTIMIZERS: Final = ("adam", "adamw", "lamb", "lion", "sgd")
 """Optimizers whose updates in shards were compared with the updates of complete weights."""
