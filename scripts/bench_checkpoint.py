@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.store import Saver, Snapshot, Store
+from trainer.checkpoint.snapshot import Snapshot
+from trainer.checkpoint.store import Saver, Store
 
 _SIDE = 1024
 _WARMUP = 2

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from trainer.builders.training import build_training
-from trainer.checkpoint.store import Snapshot, Store
+from trainer.checkpoint.snapshot import Snapshot
+from trainer.checkpoint.store import Store
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import config_text, job_from_config

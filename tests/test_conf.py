@@ -12,7 +12,7 @@ from tests.support.jobs import TINY, Recorded, train, working_in, write_roles
 from tests.support.sources import write_pretrained, write_sources
 from trainer.builders.instantiate import instantiate, locate, parameters
 from trainer.builders.training import build_training
-from trainer.checkpoint.store import Snapshot
+from trainer.checkpoint.snapshot import Snapshot
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.groups import Groups
 from trainer.config.jobs import PRESET_GROUPS, DataKeys, TrainJob

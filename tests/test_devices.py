@@ -29,7 +29,7 @@ from tests.support.jobs import (
 )
 from tests.support.ranks import run_ranks
 from trainer.checkpoint.rng_state import capture_rng_state
-from trainer.checkpoint.store import load_folder, write_snapshot
+from trainer.checkpoint.snapshot import load_folder, write_snapshot
 from trainer.cli import main
 from trainer.data.batches import BatchPlan
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.support.jobs import Recorded
-from trainer.checkpoint.store import Snapshot
+from trainer.checkpoint.snapshot import Snapshot
 from trainer.ema import Ema
 from trainer.errors import DivergedError, Interrupted
 from trainer.loop import compute_gradients, evaluate_weights, fit, save_checkpoint, update_weights

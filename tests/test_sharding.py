@@ -24,7 +24,7 @@ from tests.support.jobs import (
 )
 from tests.support.processes import wait_until
 from tests.support.ranks import run_ranks, start_ranks
-from trainer.checkpoint.store import Snapshot, load_folder
+from trainer.checkpoint.snapshot import Snapshot, load_folder
 from trainer.checkpoint.tensors import tensor_differences
 from trainer.cli import main
 from trainer.config.devices import _SHARDABLE_OPTIMIZERS

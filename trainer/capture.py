@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trainer.checkpoint.optimizer_state import capture_optimizer, read_own_rows, restore_optimizer
 from trainer.checkpoint.rng_state import capture_rng_state, restore_rng_state
 from trainer.checkpoint.shards import Rows, Shard
-from trainer.checkpoint.store import Snapshot
+from trainer.checkpoint.snapshot import Snapshot
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import STATE
 from trainer.protocols import MetricSchedule

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.checkpoint.store import Snapshot
+from trainer.checkpoint.snapshot import Snapshot
 from trainer.ema import Ema
 from trainer.precision import Precision
 from trainer.protocols import Loader, Loss, Report, Schedule

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.checkpoint.store import Snapshot
+from trainer.checkpoint.snapshot import Snapshot
 
 MakeSnapshot = Callable[..., Snapshot]
 

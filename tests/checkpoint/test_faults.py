@@ -6,63 +6,23 @@ import itertools
 import os
 import re
 import shutil
-import threading
 
 import pytest
 
-from trainer.checkpoint.manifest import find_faults
+from tests.support.faults import SCORES, WRITING, Fault, assert_unharmed
 from trainer.checkpoint.store import Store
 from trainer.errors import CheckpointError
 
-WRITING = ("open", "write", "fsync", "close", "rename", "mkdir", "unlink", "rmdir")
-READING = ("listdir", "scandir", "stat", "lstat")
-
-
-class Fault:
-    """The n-th of the named operations, counted over all threads, fails once."""
-
-    def __init__(self, monkeypatch, operations, code, at):
-        self.reached = 0
-        self._lock = threading.Lock()
-        for module, name in operations:
-            monkeypatch.setattr(module, name, self._failing(name, getattr(module, name), code, at))
-
-    def _failing(self, name, real, code, at):
-        def operation(*args, **kwargs):
-            with self._lock:
-                self.reached += 1
-                fails = self.reached == at
-            if not fails:
-                return real(*args, **kwargs)
-            if name == "close":  # closes all the same, as the system does
-                real(*args, **kwargs)
-            raise OSError(code, os.strerror(code))
-
-        return operation
+READING = [(os, name) for name in ("listdir", "scandir", "stat", "lstat")] + [(io, "open")]
 
 
 @pytest.fixture
 def base(tmp_path, make):
     store = Store(tmp_path / "base", keep=2)
-    for step, score in ((10, 0.9), (20, 0.1), (30, 0.2)):
+    for step, score in SCORES.items():
         store.save(make(step, score))
     assert store.list() == (10, 20, 30)
     return tmp_path / "base"
-
-
-def assert_unharmed(folder, make, same, new):
-    """Check that every listed checkpoint is intact and that the best, the newest old and one more exist."""
-    store = Store(folder, keep=2)
-    scores = {10: 0.9, 20: 0.1, 30: 0.2}
-    steps = store.list()
-    assert {10, 30} <= set(steps)
-    assert {20, new} & set(steps)
-    for step in steps:
-        assert find_faults(store.path(step)) == []
-        loaded = store.load(f"step-{step}")
-        assert same(loaded, make(step, scores.get(step))) or (step == new and same(loaded, make(new, 0.3)))
-    assert store.load("best").step == 10
-    return store
 
 
 # Each fast case tries every 23rd operation from a different start; the slow case tries all.
@@ -79,9 +39,7 @@ def assert_unharmed(folder, make, same, new):
 def test_one_failing_file_operation_harms_no_earlier_checkpoint(
     base, tmp_path, make, same, code, start, stride, new, operation_type, figure
 ):
-    operations = [(os, name) for name in (WRITING if operation_type == "writing" else READING)]
-    if operation_type == "reading":
-        operations.append((io, "open"))
+    operations = WRITING if operation_type == "writing" else READING
     for at in itertools.count(start, stride):
         folder = tmp_path / "trial"
         shutil.copytree(base, folder)

@@ -8,7 +8,8 @@ import shutil
 import pytest
 
 from trainer.checkpoint.manifest import DamagedError, Manifest, find_faults, read_manifest, require_intact
-from trainer.checkpoint.store import Store, load_folder
+from trainer.checkpoint.snapshot import load_folder
+from trainer.checkpoint.store import Store
 from trainer.errors import CheckpointError
 from trainer.layout import CHECKPOINT_MANIFEST as MANIFEST
 

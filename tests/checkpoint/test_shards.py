@@ -18,14 +18,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.faults import SCORES, WRITING, Fault, assert_unharmed
 from trainer.checkpoint.manifest import DamagedError, find_faults, read_manifest
 from trainer.checkpoint.shards import Rows, Shard
-from trainer.checkpoint.store import Saver, Snapshot, Store, load_folder
+from trainer.checkpoint.snapshot import Snapshot, load_folder
+from trainer.checkpoint.store import Saver, Store
 from trainer.checkpoint.tensors import StoredTensors, decode_shards, encode
 from trainer.errors import CheckpointError, ReportedError
 from trainer.ranks import Ranks
-
-WRITING = ("open", "write", "fsync", "close", "rename", "mkdir", "unlink", "rmdir")
 
 
 class Threads(Ranks):
@@ -144,31 +144,6 @@ def _folder_of_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PYTEST_SHARDS", str(tmp_path))
 
 
-class FaultOnRank:
-    """The n-th of the named operations in one process's threads fails once."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, rank: int, at: int) -> None:
-        self.reached = 0
-        self._lock = threading.Lock()
-        for name in WRITING:
-            patch.setattr(os, name, self._failing(name, getattr(os, name), rank, at))
-
-    def _failing(self, name: str, real: Callable[..., Any], rank: int, at: int) -> Callable[..., Any]:
-        def operation(*args: Any, **kwargs: Any) -> Any:
-            if not threading.current_thread().name.startswith(f"rank-{rank}"):
-                return real(*args, **kwargs)
-            with self._lock:
-                self.reached += 1
-                fails = self.reached == at
-            if not fails:
-                return real(*args, **kwargs)
-            if name == "close":  # closes all the same, as the system does
-                real(*args, **kwargs)
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-        return operation
-
-
 @pytest.fixture
 def _files_in_the_thread_that_saves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write files one after the other, in the thread whose name tells the process."""
@@ -182,7 +157,7 @@ def _files_in_the_thread_that_saves(monkeypatch: pytest.MonkeyPatch) -> None:
         def map(self, function: Callable[[Any], Any], values: Any) -> Iterator[Any]:
             return map(function, values)
 
-    monkeypatch.setattr("trainer.checkpoint.store.ThreadPoolExecutor", InThisThread)
+    monkeypatch.setattr("trainer.checkpoint.snapshot.ThreadPoolExecutor", InThisThread)
 
 
 @pytest.mark.usefixtures("_files_in_the_thread_that_saves")
@@ -193,14 +168,14 @@ def _files_in_the_thread_that_saves(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_failing_file_operation_on_any_device_harms_no_earlier_checkpoint(
     folder: Path, tmp_path: Path, rank: int, start: int, stride: int, new: int, make: Any, same: Any, figure: Any
 ) -> None:
-    for step, score in ((10, 0.9), (20, 0.1), (30, 0.2)):
+    for step, score in SCORES.items():
         save_shards(folder, make(step, score), 3)
     assert Store(folder, 2).list() == (10, 20, 30)
     for at in itertools.count(start, stride):
         trial = tmp_path / "trial"
         shutil.copytree(folder, trial)
         with pytest.MonkeyPatch.context() as patch:
-            fault = FaultOnRank(patch, rank, at)
+            fault = Fault(patch, WRITING, errno.EIO, at, thread=f"rank-{rank}")
             outcomes = save_shards(trial, make(new, 0.3), 3)
         if fault.reached < at:
             break
@@ -208,28 +183,15 @@ def test_one_failing_file_operation_on_any_device_harms_no_earlier_checkpoint(
         assert [type(outcome) for outcome in outcomes] == [CheckpointError] * 3
         assert len(messages) == 1
         assert re.match(rf"{re.escape(str(trial))}\S*: cannot be .+: Input/output error\.", messages.pop())
-        assert_unharmed(trial, new, make, same)
+        store = assert_unharmed(trial, make, same, new)
+        save_shards(trial, make(50), 2)
+        assert all(path.name.startswith("step-") for path in trial.iterdir())
+        assert store.load("last").step == 50
         shutil.rmtree(trial)
     assert at > 10
     assert outcomes == [trial / f"step-{new:08d}"] * 3
     tried = (at - start) // stride
     figure("file operations of sharded saves made to fail on one device, earlier checkpoints unharmed", tried, tried)
-
-
-def assert_unharmed(folder: Path, new: int, make: Any, same: Any) -> None:
-    """Check that every listed checkpoint is intact and that the best, the newest old and one more exist."""
-    scores = {10: 0.9, 20: 0.1, 30: 0.2}
-    store = Store(folder, keep=2)
-    steps = store.list()
-    assert {10, 30} <= set(steps)
-    assert {20, new} & set(steps)
-    for step in steps:
-        assert find_faults(store.path(step)) == []
-        loaded = store.load(f"step-{step}")
-        assert same(loaded, make(step, scores.get(step))) or (step == new and same(loaded, make(new, 0.3)))
-    save_shards(folder, make(50), 2)
-    assert all(path.name.startswith("step-") for path in folder.iterdir())
-    assert store.load("last").step == 50
 
 
 def test_flipped_bits_in_each_shard_are_found(folder: Path, make: Any, figure: Any) -> None:

@@ -12,7 +12,8 @@ import torch
 
 from trainer.checkpoint.listing import find_newest_intact
 from trainer.checkpoint.manifest import find_faults, read_document
-from trainer.checkpoint.store import Saver, Snapshot, Store, load_folder
+from trainer.checkpoint.snapshot import Snapshot, load_folder
+from trainer.checkpoint.store import Saver, Store
 from trainer.errors import CheckpointError, ConfigError
 
 

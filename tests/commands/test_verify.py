@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.support.jobs import events, train, working_in, write_data
-from trainer.checkpoint.store import load_folder, write_snapshot
+from trainer.checkpoint.snapshot import load_folder, write_snapshot
 from trainer.cli import main
 from trainer.commands import verify
 

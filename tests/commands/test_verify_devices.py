@@ -12,7 +12,7 @@ import torch
 from tests.support.jobs import TINY, train, working_in, write_data
 from tests.support.launched import start_launched
 from tests.support.ranks import run_ranks
-from trainer.checkpoint.store import load_folder, write_snapshot
+from trainer.checkpoint.snapshot import load_folder, write_snapshot
 
 STEPS = 6
 JOB = [f"train.duration={STEPS}", "train.eval_every=2", "checkpoint.every=2", "logger.tensorboard=false"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.builders.training import Training, build_training
-from trainer.checkpoint.store import Snapshot
+from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.tensors import encode
 from trainer.config.jobs import TrainJob
 from trainer.data.batches import BatchPlan, TrainLoader

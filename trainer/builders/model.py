@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trainer.builders.instantiate import in_group, instantiate
 from trainer.capture import MASKS, load_weights, select_weights
-from trainer.checkpoint.store import Snapshot, load_folder
+from trainer.checkpoint.snapshot import Snapshot, load_folder
 from trainer.config.jobs import LoraKeys, ModelKeys, PruneKeys, TrainJob
 from trainer.config.schema import option_keys
 from trainer.data.batches import Batches, BatchIndices

@@ -29,7 +29,7 @@ from trainer.builders.model import (
 )
 from trainer.builders.optimizer import build_optimizer, build_schedule
 from trainer.capture import is_keyed, restore
-from trainer.checkpoint.store import Snapshot
+from trainer.checkpoint.snapshot import Snapshot
 from trainer.config import schema
 from trainer.config.compatibility import UNKNOWN_METRIC
 from trainer.config.jobs import TrainJob

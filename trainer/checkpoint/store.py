@@ -11,28 +11,32 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from trainer.checkpoint import atomic_io
-from trainer.checkpoint.atomic_io import FileDigest
 from trainer.checkpoint.listing import REPLACED, find_step_folders, list_newest_first, rank_by_score
 from trainer.checkpoint.manifest import (
     DamagedError,
     Manifest,
     UnreadableError,
-    read_document,
-    read_files,
-    read_manifest,
     require_intact,
 )
-from trainer.checkpoint.shards import SUFFIX, Shard, is_shard_file, tensors_name
+from trainer.checkpoint.snapshot import (
+    Snapshot,
+    read_or_explain,
+    read_snapshot,
+    read_snapshot_on_demand,
+    write_manifest,
+    write_shard,
+    write_snapshot,
+)
 from trainer.errors import CheckpointError, ConfigError, ReportedError, format_error
-from trainer.layout import CHECKPOINT_MANIFEST, step_name
+from trainer.layout import step_name
 
 if TYPE_CHECKING:
     import torch
@@ -45,24 +49,6 @@ _TRASH = ".trash-"
 
 _logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The state of a run between two steps.
-
-    Attributes:
-        step: Optimizer steps done.
-        tensors: File name without suffix (`model`, `ema`, `optimizer`) -> named tensors; each becomes
-            `<name>.safetensors`.
-        documents: File name (`state.json`, `config.yaml`, `task.json`) -> its text.
-        shard: The part of the state that this snapshot has, if several devices store it together; None is all of it.
-    """
-
-    step: int
-    tensors: Mapping[str, Mapping[str, Tensor]]
-    documents: Mapping[str, str]
-    shard: Shard | None = None
 
 
 class Store:
@@ -159,14 +145,14 @@ class Store:
 
         def publish() -> Path:
             written = {name: digest for files in shards for name, digest in files.items()}
-            _write_manifest(temporary, Manifest(snapshot.step, ordinal, written))
+            write_manifest(temporary, Manifest(snapshot.step, ordinal, written))
             target = self._publish(temporary)
             self._delete_outdated({snapshot.step, *protect})
             return target
 
         temporary, ordinal = _agree(ranks, begin)[0]
         try:
-            shards = _agree(ranks, lambda: _write_shard(temporary, snapshot, ranks), on_all=True)
+            shards = _agree(ranks, lambda: write_shard(temporary, snapshot, ranks), on_all=True)
             return _agree(ranks, publish)[0]
         except BaseException:
             if ranks.is_first:
@@ -197,7 +183,7 @@ class Store:
         if match:
             remedy = "The newest intact one is checkpoint=last; to resume from it, set resume=<run folder>"
             remedy = f"{self._list_steps()}. {remedy}"
-            return _read_or_explain(self.path(int(match[1])), read, remedy)
+            return read_or_explain(self.path(int(match[1])), read, remedy)
         if which not in ("last", "best"):
             raise ConfigError(format_error("checkpoint", "unknown", "Allowed: best, last, step-N", value=which))
         candidates = list_newest_first(self._folder)
@@ -332,52 +318,6 @@ class Saver:
             raise ReportedError(error.exit_code) from error
 
 
-def write_snapshot(folder: Path, snapshot: Snapshot, ordinal: int) -> None:
-    """Write a new checkpoint folder, synced to the device, MANIFEST.json last.
-
-    Raises:
-        CheckpointError: A file operation failed, or a tensor cannot be stored.
-    """
-    from trainer.checkpoint.tensors import encode
-
-    contents: dict[str, Iterable[bytes | memoryview]] = {
-        name: [text.encode()] for name, text in snapshot.documents.items()
-    }
-    contents.update({name + SUFFIX: encode(tensors) for name, tensors in snapshot.tensors.items()})
-    assert len(contents) == len(snapshot.documents) + len(snapshot.tensors), "two files with one name"
-    assert CHECKPOINT_MANIFEST not in contents, "the manifest is written here"
-    atomic_io.create_folder(folder)
-    _write_manifest(folder, Manifest(snapshot.step, ordinal, _write_files(folder, contents)))
-
-
-def _write_shard(folder: Path, snapshot: Snapshot, ranks: Ranks) -> dict[str, FileDigest]:
-    """Write the rows of this process, and in the first process the documents."""
-    from trainer.checkpoint.tensors import encode
-
-    assert snapshot.shard is not None
-    documents = snapshot.documents if ranks.is_first else {}
-    contents: dict[str, Iterable[bytes | memoryview]] = {name: [text.encode()] for name, text in documents.items()}
-    for name, tensors in snapshot.tensors.items():
-        contents[snapshot.shard.file_name(name)] = encode(tensors, snapshot.shard.rows.get(name, {}))
-    written = _write_files(folder, contents)
-    atomic_io.sync_folder(folder)
-    return written
-
-
-def _write_files(folder: Path, contents: Mapping[str, Iterable[bytes | memoryview]]) -> dict[str, FileDigest]:
-    def write(name: str) -> FileDigest:
-        return atomic_io.write_file(folder / name, contents[name])
-
-    # In parallel: one file is checksummed while another waits for the device.
-    with ThreadPoolExecutor(4) as pool:
-        return dict(zip(contents, pool.map(write, contents), strict=True))
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    atomic_io.write_file(folder / CHECKPOINT_MANIFEST, [manifest.render()])
-    atomic_io.sync_folder(folder)
-
-
 def _agree(ranks: Ranks, work: Callable[[], _Result], *, on_all: bool = False) -> list[_Result]:
     """Do some work in the first process, or in all; return its result in each of them.
 
@@ -398,74 +338,6 @@ def _agree(ranks: Ranks, work: Callable[[], _Result], *, on_all: bool = False) -
     if first_messages:
         raise CheckpointError(*first_messages) from failure
     return [result for results, _ in outcomes for result in results]
-
-
-def read_snapshot(folder: Path) -> Snapshot:
-    """Return the verified contents of a checkpoint folder, tensors on the CPU.
-
-    Raises:
-        DamagedError: A file is missing, altered or not in the manifest.
-        CheckpointError: A newer version of trainer wrote the format.
-    """
-    from trainer.checkpoint.tensors import decode, decode_shards
-
-    manifest = read_manifest(folder)
-    tensors: dict[str, Mapping[str, Tensor]] = {}
-    documents: dict[str, str] = {}
-    shards: dict[str, list[bytes]] = {}
-    for file, data in read_files(folder, manifest):
-        if (name := tensors_name(file)) is None:
-            documents[file] = data.decode()
-        elif is_shard_file(file):
-            shards.setdefault(name, []).append(data)
-        else:
-            tensors[name] = decode(data)
-    for name in list(shards):
-        tensors[name] = decode_shards(shards.pop(name))
-    return Snapshot(manifest.step, tensors, documents)
-
-
-def read_snapshot_on_demand(folder: Path) -> Snapshot:
-    """Return the verified contents of a checkpoint folder; its tensors are read when they are used.
-
-    Raises:
-        DamagedError: A file is missing, altered or not in the manifest.
-        CheckpointError: A newer version of trainer wrote the format.
-    """
-    from trainer.checkpoint.tensors import StoredTensors
-
-    manifest = read_manifest(require_intact(folder))
-    paths: dict[str, list[Path]] = {}
-    documents: dict[str, str] = {}
-    for file in manifest.files:
-        if (name := tensors_name(file)) is None:
-            documents[file] = read_document(folder, file) or ""
-        else:
-            paths.setdefault(name, []).append(folder / file)
-    tensors = {name: StoredTensors(files) for name, files in paths.items()}
-    return Snapshot(manifest.step, tensors, documents)
-
-
-def load_folder(folder: Path, *, on_demand: bool = False) -> Snapshot:
-    """Return the contents of the checkpoint in a folder of any name, every byte verified.
-
-    Args:
-        folder: The folder.
-        on_demand: Read each tensor only when it is used (`StoredTensors`).
-
-    Raises:
-        CheckpointError: It is missing or damaged.
-    """
-    read = read_snapshot_on_demand if on_demand else read_snapshot
-    return _read_or_explain(folder, read, "Name the run folder instead to use its newest intact checkpoint")
-
-
-def _read_or_explain(folder: Path, read: Callable[[Path], _Result], remedy: str) -> _Result:
-    try:
-        return read(folder)
-    except DamagedError as fault:
-        problem = f"is damaged: {fault}" if folder.is_dir() else "no such checkpoint"
-        raise CheckpointError(format_error(str(folder), problem, remedy)) from fault
 
 
 def _delete(folder: Path) -> None:

@@ -46,7 +46,8 @@ from trainer.signals import StopSignals
 
 if TYPE_CHECKING:
     from trainer.builders.training import Training
-    from trainer.checkpoint.store import Saver, Snapshot
+    from trainer.checkpoint.snapshot import Snapshot
+    from trainer.checkpoint.store import Saver
     from trainer.protocols import StateDict
     from trainer.ranks import Ranks
     from trainer.report.events import Sink

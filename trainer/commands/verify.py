@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trainer.checkpoint.shards import Rows
-    from trainer.checkpoint.store import Snapshot
+    from trainer.checkpoint.snapshot import Snapshot
     from trainer.ranks import Ranks
     from trainer.run import DivergenceReport
 
@@ -299,7 +299,7 @@ def compare_training(
     Raises:
         CheckpointError: A checkpoint cannot be used.
     """
-    from trainer.checkpoint.store import load_folder
+    from trainer.checkpoint.snapshot import load_folder
 
     # Tensors are read when they are used: a checkpoint in shards may not fit into memory.
     stored = load_folder(stop, on_demand=True)
@@ -337,7 +337,7 @@ def compare_divergence(
     Raises:
         CheckpointError: The folder or the checkpoint cannot be used.
     """
-    from trainer.checkpoint.store import load_folder
+    from trainer.checkpoint.snapshot import load_folder
     from trainer.checkpoint.tensors import tensor_differences
     from trainer.divergence import read_divergence
 

@@ -1,0 +1,165 @@
+"""The contents of a checkpoint: written into a folder, and read back with every byte verified.
+
+Importing this module does not import torch: checkpoints are chosen and verified without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from trainer.checkpoint import atomic_io
+from trainer.checkpoint.atomic_io import FileDigest
+from trainer.checkpoint.manifest import (
+    DamagedError,
+    Manifest,
+    read_document,
+    read_files,
+    read_manifest,
+    require_intact,
+)
+from trainer.checkpoint.shards import SUFFIX, Shard, is_shard_file, tensors_name
+from trainer.errors import CheckpointError, format_error
+from trainer.layout import CHECKPOINT_MANIFEST
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.ranks import Ranks
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a run between two steps.
+
+    Attributes:
+        step: Optimizer steps done.
+        tensors: File name without suffix (`model`, `ema`, `optimizer`) -> named tensors; each becomes
+            `<name>.safetensors`.
+        documents: File name (`state.json`, `config.yaml`, `task.json`) -> its text.
+        shard: The part of the state that this snapshot has, if several devices store it together; None is all of it.
+    """
+
+    step: int
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    documents: Mapping[str, str]
+    shard: Shard | None = None
+
+
+def write_snapshot(folder: Path, snapshot: Snapshot, ordinal: int) -> None:
+    """Write a new checkpoint folder, synced to the device, MANIFEST.json last.
+
+    Raises:
+        CheckpointError: A file operation failed, or a tensor cannot be stored.
+    """
+    from trainer.checkpoint.tensors import encode
+
+    contents: dict[str, Iterable[bytes | memoryview]] = {
+        name: [text.encode()] for name, text in snapshot.documents.items()
+    }
+    contents.update({name + SUFFIX: encode(tensors) for name, tensors in snapshot.tensors.items()})
+    assert len(contents) == len(snapshot.documents) + len(snapshot.tensors), "two files with one name"
+    assert CHECKPOINT_MANIFEST not in contents, "the manifest is written here"
+    atomic_io.create_folder(folder)
+    write_manifest(folder, Manifest(snapshot.step, ordinal, _write_files(folder, contents)))
+
+
+def write_shard(folder: Path, snapshot: Snapshot, ranks: Ranks) -> dict[str, FileDigest]:
+    """Write the rows of this process, and in the first process the documents."""
+    from trainer.checkpoint.tensors import encode
+
+    assert snapshot.shard is not None
+    documents = snapshot.documents if ranks.is_first else {}
+    contents: dict[str, Iterable[bytes | memoryview]] = {name: [text.encode()] for name, text in documents.items()}
+    for name, tensors in snapshot.tensors.items():
+        contents[snapshot.shard.file_name(name)] = encode(tensors, snapshot.shard.rows.get(name, {}))
+    written = _write_files(folder, contents)
+    atomic_io.sync_folder(folder)
+    return written
+
+
+def _write_files(folder: Path, contents: Mapping[str, Iterable[bytes | memoryview]]) -> dict[str, FileDigest]:
+    def write(name: str) -> FileDigest:
+        return atomic_io.write_file(folder / name, contents[name])
+
+    # In parallel: one file is checksummed while another waits for the device.
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(contents, pool.map(write, contents), strict=True))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    atomic_io.write_file(folder / CHECKPOINT_MANIFEST, [manifest.render()])
+    atomic_io.sync_folder(folder)
+
+
+def read_snapshot(folder: Path) -> Snapshot:
+    """Return the verified contents of a checkpoint folder, tensors on the CPU.
+
+    Raises:
+        DamagedError: A file is missing, altered or not in the manifest.
+        CheckpointError: A newer version of trainer wrote the format.
+    """
+    from trainer.checkpoint.tensors import decode, decode_shards
+
+    manifest = read_manifest(folder)
+    tensors: dict[str, Mapping[str, Tensor]] = {}
+    documents: dict[str, str] = {}
+    shards: dict[str, list[bytes]] = {}
+    for file, data in read_files(folder, manifest):
+        if (name := tensors_name(file)) is None:
+            documents[file] = data.decode()
+        elif is_shard_file(file):
+            shards.setdefault(name, []).append(data)
+        else:
+            tensors[name] = decode(data)
+    for name in list(shards):
+        tensors[name] = decode_shards(shards.pop(name))
+    return Snapshot(manifest.step, tensors, documents)
+
+
+def read_snapshot_on_demand(folder: Path) -> Snapshot:
+    """Return the verified contents of a checkpoint folder; its tensors are read when they are used.
+
+    Raises:
+        DamagedError: A file is missing, altered or not in the manifest.
+        CheckpointError: A newer version of trainer wrote the format.
+    """
+    from trainer.checkpoint.tensors import StoredTensors
+
+    manifest = read_manifest(require_intact(folder))
+    paths: dict[str, list[Path]] = {}
+    documents: dict[str, str] = {}
+    for file in manifest.files:
+        if (name := tensors_name(file)) is None:
+            documents[file] = read_document(folder, file) or ""
+        else:
+            paths.setdefault(name, []).append(folder / file)
+    tensors = {name: StoredTensors(files) for name, files in paths.items()}
+    return Snapshot(manifest.step, tensors, documents)
+
+
+def load_folder(folder: Path, *, on_demand: bool = False) -> Snapshot:
+    """Return the contents of the checkpoint in a folder of any name, every byte verified.
+
+    Args:
+        folder: The folder.
+        on_demand: Read each tensor only when it is used (`StoredTensors`).
+
+    Raises:
+        CheckpointError: It is missing or damaged.
+    """
+    read = read_snapshot_on_demand if on_demand else read_snapshot
+    return read_or_explain(folder, read, "Name the run folder instead to use its newest intact checkpoint")
+
+
+def read_or_explain(folder: Path, read: Callable[[Path], _Result], remedy: str) -> _Result:
+    try:
+        return read(folder)
+    except DamagedError as fault:
+        problem = f"is damaged: {fault}" if folder.is_dir() else "no such checkpoint"
+        raise CheckpointError(format_error(str(folder), problem, remedy)) from fault
