@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +23,7 @@ from trainer.commands.run_folders import (
     read_task_state,
     run_argument,
 )
+from trainer.commands.run_log import log_early_stop, log_sparsity, log_start, open_logs, open_sinks
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import config_text, job_from_text, parse_stored_config, resume_config
 from trainer.errors import CheckpointError, DivergedError, Interrupted, ProofError, ReportedError, TrainerError
@@ -31,12 +32,9 @@ from trainer.layout import (
     CHECKPOINTS,
     CONFIG,
     DIVERGED,
-    LOG,
     LR_RANGE,
     METRICS,
-    RANK_LOGS,
     REPORT,
-    TENSORBOARD,
     Document,
     step_name,
 )
@@ -50,8 +48,7 @@ if TYPE_CHECKING:
     from trainer.checkpoint.store import Saver
     from trainer.protocols import StateDict
     from trainer.ranks import Ranks
-    from trainer.report.events import Sink
-    from trainer.run import DivergenceReport, Run
+    from trainer.run import DivergenceReport
 
 logger = logging.getLogger(__name__)
 
@@ -238,7 +235,7 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
     console = open_console(job.logger.console, outlives_reader=True)
     is_new = not (folder / METRICS).exists()
     with ExitStack() as stack:
-        open_log = _open_logs(start, ranks, console, stack)
+        open_log = open_logs(job, folder, start.notes, ranks, console, stack)
         if job.optimizer.get("lr") == "auto":
             optimizer = job.optimizer | {"lr": _find_lr(job, folder, ranks)}
             job, config = replace(job, optimizer=optimizer), config | {"optimizer": optimizer}
@@ -260,8 +257,8 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
             # The run can start. Up to here a resumed run's folder is unchanged and a new run's folder is empty.
             (folder / CONFIG).write_text(text, encoding="utf-8")
             open_log()
-            reports.add(*_open_sinks(job, folder, console, training.run.steps.total))
-            _log_start(job, training, is_new)
+            reports.add(*open_sinks(job, folder, console, training.run.steps.total))
+            log_start(job, training, is_new)
         if ranks.is_first and job.logger.console != "none":
             print_table(console, "data", *training.data_report.table())
         _fit(training, signals, saver)
@@ -269,8 +266,8 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
         if not ranks.is_first:
             return
         signals.raise_if_received()
-        _log_early_stop(training)
-        _log_sparsity(training)
+        log_early_stop(training)
+        log_sparsity(training)
         _finish(job, folder, training, console)
 
 
@@ -313,24 +310,6 @@ def _stop_if_agreed(signals: StopSignals, ranks: Ranks) -> None:
         raise Interrupted("stopped by a signal to another process of the run")
 
 
-def _open_logs(start: Start, ranks: Ranks, console: Console, stack: ExitStack) -> Callable[[], None]:
-    """Send log records to the screen and, once the returned function is called, to the run folder.
-
-    Of the processes after the first one only the warnings are kept, in a file each.
-    """
-    from trainer.report.logs import log_to_file_and_screen, log_warnings_to_file
-
-    if not ranks.is_first:
-        stack.enter_context(log_warnings_to_file(start.folder / RANK_LOGS / f"rank-{ranks.rank}.log"))
-        return lambda: None
-    quiet = start.job.logger.console == "none"
-    open_log = stack.enter_context(log_to_file_and_screen(start.folder / LOG, console, quiet=quiet))
-    logger.info("run folder: %s", start.folder)
-    for note in start.notes:
-        logger.info(note)
-    return open_log
-
-
 def _find_lr(job: TrainJob, folder: Path, ranks: Ranks) -> float:
     """Return the learning rate that a range test finds; its curve is kept in `lr_range.json`."""
     from trainer.builders.range_test import range_test, steepest_lr
@@ -342,76 +321,6 @@ def _find_lr(job: TrainJob, folder: Path, ranks: Ranks) -> float:
     lr = float(f"{steepest_lr(curve):.1e}")
     logger.info("optimizer.lr=auto: %g, where the loss fell fastest (curve: %s)", lr, folder / LR_RANGE)
     return lr
-
-
-def _open_sinks(job: TrainJob, folder: Path, console: Console, total_steps: int) -> Iterator[Sink | None]:
-    """Yield the outputs for events: the screen, `metrics.jsonl` and, if requested, TensorBoard."""
-    from trainer.report.console import open_screen
-    from trainer.report.events import JsonLines, TensorBoard
-
-    yield open_screen(job.logger.console, console, total_steps=total_steps)
-    yield JsonLines(folder / METRICS)
-    yield TensorBoard(folder / TENSORBOARD) if job.logger.tensorboard else None
-
-
-def _log_start(job: TrainJob, training: Training, is_new: bool) -> None:
-    """Log the arithmetic of a step and the device, and report the `start` or `resume` event."""
-    from trainer.capture import describe_machine
-
-    run, state = training.run, training.state
-    size, remainder = divmod(job.train.batch_size, job.train.accumulate)
-    micro_batch = f"at most {size + 1}" if remainder else str(size)
-    logger.info(
-        "step: %d samples = %d micro-batch%s of %s; %d steps per epoch, %d in total; %s, %s, %d parameters",
-        *(job.train.batch_size, job.train.accumulate, "" if job.train.accumulate == 1 else "es", micro_batch),
-        *(run.steps.per_epoch, run.steps.total, _device_name(run), job.precision),
-        sum(parameter.numel() for parameter in run.model.parameters()),
-    )
-    if run.ranks.size > (micro_batch_size := max(1, size)):
-        logger.warning(
-            "train.batch_size: a micro-batch has %d samples, so %d of %d devices have none",
-            *(micro_batch_size, run.ranks.size - micro_batch_size, run.ranks.size),
-        )
-    if job.precision == "fp16" and run.device.type == "cpu":
-        logger.warning(
-            "precision=fp16 is many times slower than fp32 on a CPU. Use fp32, or a device that supports float16"
-        )
-    # `resume` even without a checkpoint if an earlier process left events: it takes back those after its step.
-    event = "start" if is_new else "resume"
-    run.log(event, state.step, {"seed": job.seed, **describe_machine(run.device)})
-    _log_sparsity(training)
-
-
-def _device_name(run: Run) -> str:
-    if run.ranks.size == 1:
-        return str(run.device)
-    shards = "" if run.sharding is None else f" in groups of {run.sharding.count} shards"
-    return f"{run.ranks.size} x {run.device.type}{shards}"
-
-
-def _log_early_stop(training: Training) -> None:
-    """Log and report that a run stopped before its last step, if it did."""
-    run, state = training.run, training.state
-    if state.step == run.steps.total:
-        return
-    best = "no score was finite" if state.best is None else f"best {state.best.name} at step {state.best_step}"
-    logger.info("train.patience: stopped early after step %d of %d; %s", state.step, run.steps.total, best)
-    run.log("early_end", state.step, {"best_step": state.best_step})
-
-
-def _log_sparsity(training: Training) -> None:
-    """Report the zeros of pruned weights, one event for the raw and one for the averaged weights."""
-    from trainer.prune.masks import measure_sparsity, total_sparsity
-
-    run, state = training.run, training.state
-    names = run.masks.names()
-    models = {"raw": run.model} | ({} if run.ema is None else {"ema": run.ema.module})
-    for weights, model in models.items() if names else ():
-        layers = measure_sparsity(model, names)
-        total = total_sparsity(layers)
-        zeros = {"zeros": total.zeros, "share": total.share}
-        values = {"weights": weights, **zeros, "layers": {layer.name: layer.share for layer in layers}}
-        run.log("sparsity", state.step, values)
 
 
 def _save_divergence(divergence: DivergenceReport, *, text: str, folder: Path, saver: Saver) -> str:

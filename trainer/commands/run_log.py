@@ -1,0 +1,112 @@
+"""The log of a training run: the outputs that it opens, and what it says at the start and the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from trainer.config.jobs import TrainJob
+from trainer.layout import LOG, METRICS, RANK_LOGS, TENSORBOARD
+
+if TYPE_CHECKING:
+    from trainer.builders.training import Training
+    from trainer.ranks import Ranks
+    from trainer.report.events import Sink
+    from trainer.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+def open_logs(
+    job: TrainJob, folder: Path, notes: Sequence[str], ranks: Ranks, console: Console, stack: ExitStack
+) -> Callable[[], None]:
+    """Send log records to the screen and, once the returned function is called, to the run folder.
+
+    Of the processes after the first one only the warnings are kept, in a file each.
+    """
+    from trainer.report.logs import log_to_file_and_screen, log_warnings_to_file
+
+    if not ranks.is_first:
+        stack.enter_context(log_warnings_to_file(folder / RANK_LOGS / f"rank-{ranks.rank}.log"))
+        return lambda: None
+    quiet = job.logger.console == "none"
+    open_log = stack.enter_context(log_to_file_and_screen(folder / LOG, console, quiet=quiet))
+    logger.info("run folder: %s", folder)
+    for note in notes:
+        logger.info(note)
+    return open_log
+
+
+def open_sinks(job: TrainJob, folder: Path, console: Console, total_steps: int) -> Iterator[Sink | None]:
+    """Yield the outputs for events: the screen, `metrics.jsonl` and, if requested, TensorBoard."""
+    from trainer.report.console import open_screen
+    from trainer.report.events import JsonLines, TensorBoard
+
+    yield open_screen(job.logger.console, console, total_steps=total_steps)
+    yield JsonLines(folder / METRICS)
+    yield TensorBoard(folder / TENSORBOARD) if job.logger.tensorboard else None
+
+
+def log_start(job: TrainJob, training: Training, is_new: bool) -> None:
+    """Log the arithmetic of a step and the device, and report the `start` or `resume` event."""
+    from trainer.capture import describe_machine
+
+    run, state = training.run, training.state
+    size, remainder = divmod(job.train.batch_size, job.train.accumulate)
+    micro_batch = f"at most {size + 1}" if remainder else str(size)
+    logger.info(
+        "step: %d samples = %d micro-batch%s of %s; %d steps per epoch, %d in total; %s, %s, %d parameters",
+        *(job.train.batch_size, job.train.accumulate, "" if job.train.accumulate == 1 else "es", micro_batch),
+        *(run.steps.per_epoch, run.steps.total, _device_name(run), job.precision),
+        sum(parameter.numel() for parameter in run.model.parameters()),
+    )
+    if run.ranks.size > (micro_batch_size := max(1, size)):
+        logger.warning(
+            "train.batch_size: a micro-batch has %d samples, so %d of %d devices have none",
+            *(micro_batch_size, run.ranks.size - micro_batch_size, run.ranks.size),
+        )
+    if job.precision == "fp16" and run.device.type == "cpu":
+        logger.warning(
+            "precision=fp16 is many times slower than fp32 on a CPU. Use fp32, or a device that supports float16"
+        )
+    # `resume` even without a checkpoint if an earlier process left events: it takes back those after its step.
+    event = "start" if is_new else "resume"
+    run.log(event, state.step, {"seed": job.seed, **describe_machine(run.device)})
+    log_sparsity(training)
+
+
+def _device_name(run: Run) -> str:
+    if run.ranks.size == 1:
+        return str(run.device)
+    shards = "" if run.sharding is None else f" in groups of {run.sharding.count} shards"
+    return f"{run.ranks.size} x {run.device.type}{shards}"
+
+
+def log_early_stop(training: Training) -> None:
+    """Log and report that a run stopped before its last step, if it did."""
+    run, state = training.run, training.state
+    if state.step == run.steps.total:
+        return
+    best = "no score was finite" if state.best is None else f"best {state.best.name} at step {state.best_step}"
+    logger.info("train.patience: stopped early after step %d of %d; %s", state.step, run.steps.total, best)
+    run.log("early_end", state.step, {"best_step": state.best_step})
+
+
+def log_sparsity(training: Training) -> None:
+    """Report the zeros of pruned weights, one event for the raw and one for the averaged weights."""
+    from trainer.prune.masks import measure_sparsity, total_sparsity
+
+    run, state = training.run, training.state
+    names = run.masks.names()
+    models = {"raw": run.model} | ({} if run.ema is None else {"ema": run.ema.module})
+    for weights, model in models.items() if names else ():
+        layers = measure_sparsity(model, names)
+        total = total_sparsity(layers)
+        zeros = {"zeros": total.zeros, "share": total.share}
+        values = {"weights": weights, **zeros, "layers": {layer.name: layer.share for layer in layers}}
+        run.log("sparsity", state.step, values)
