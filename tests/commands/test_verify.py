@@ -13,7 +13,7 @@ import torch
 from tests.support.jobs import events, train, working_in, write_data
 from trainer.checkpoint.snapshot import load_folder, write_snapshot
 from trainer.cli import main
-from trainer.commands import verify
+from trainer.commands import replay as replaying
 
 STEPS = 8
 Verify = Callable[..., str]
@@ -222,12 +222,12 @@ def test_replay_uses_the_recorded_threads_and_names_another_processor(
     before = torch.get_num_threads()
     threads = []
 
-    def counted(*arguments: Any) -> verify.Replay:
+    def counted(*arguments: Any) -> replaying.Replay:
         threads.append(torch.get_num_threads())
         return replay(*arguments)
 
-    replay = verify.replay
-    monkeypatch.setattr(verify, "replay", counted)
+    replay = replaying.replay
+    monkeypatch.setattr(replaying, "replay", counted)
     torch.set_num_threads(before + 1)
     try:
         assert main(["verify", f"run={run}"]) == 0
