@@ -1,0 +1,317 @@
+"""Fuzz the program: run it on hostile command lines, data files, documents, checkpoints and artifacts.
+
+    python scripts/fuzz.py [--cases 1000] [--seed 0] [--only command,data] [--jobs 2]
+
+Each case is a command in a process of its own, forked from one that has imported everything, with limits of memory and
+time. A case fails if it prints a traceback, a signal kills it, it hangs, it ends with an undocumented exit code, it
+fails without a message, or it prints control characters. Case N of a run with seed S is the first case of seed S + N,
+so one number repeats it; the command that does so is printed. Exit code 1 if a case has failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import resource
+import runpy
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from random import Random
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "120"}
+
+# The folder above is importable only now.
+from tests.support.hostile_commands import command_line  # noqa: E402
+from tests.support.hostile_files import damaged, reseal, write_variants  # noqa: E402
+from tests.support.jobs import TINY, write_data  # noqa: E402
+
+EXIT_CODES = {0, 2, 3, 4, 5, 6, 75, 130, 141}
+MEMORY = 4 << 30
+"""Bytes that a case may map on top of what the imports have mapped."""
+CPU_SECONDS = 20
+WALL_SECONDS = 120
+TRACEBACK = "Traceback (most recent call last)"
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+MakeCase = Callable[[Random, Path, Path], list[str]]
+"""Writes the files of a case into its folder and returns its command; also gets the folder of the intact files."""
+
+
+def command_case(random: Random, folder: Path, intact: Path) -> list[str]:
+    """Return a hostile command line."""
+    return command_line(random)
+
+
+def data_case(random: Random, folder: Path, intact: Path) -> list[str]:
+    """Plan a job, or predict, with a damaged data file."""
+    name = random.choice(sorted(path.name for path in (intact / "data").iterdir() if path.is_file()))
+    file = folder / name
+    file.write_bytes(damaged(random, (intact / "data" / name).read_bytes(), name))
+    if random.random() < 0.2:
+        return ["predict", f"run={intact / 'run'}", f"input={file}", "device=cpu"]
+    return ["plan", "trial=false", "data=files", f"data.train={file}", f"data.cache_dir={folder / 'cache'}", *TINY]
+
+
+def _damaged_copy(random: Random, folder: Path, intact: Path, pattern: str) -> Path:
+    """Copy the intact run and damage one or two of its files that match the pattern."""
+    run = folder / "run"
+    shutil.copytree(intact / "run", run)
+    files = sorted(path for path in run.rglob("*") if path.is_file() and re.search(pattern, path.name))
+    for file in random.sample(files, random.choice([1, 1, 1, 2])):
+        content = damaged(random, file.read_bytes(), file.name)
+        file.unlink()
+        file.write_bytes(content)
+        if random.random() < 0.5:
+            reseal(file)
+    return run
+
+
+def verbs_on(run: Path) -> list[list[str]]:
+    """Return a command of each verb that uses a run."""
+    return [
+        ["predict", f"run={run}", "input=hammer and saw", "device=cpu"],
+        ["eval", f"run={run}", "device=cpu"],
+        ["report", f"run={run}"],
+        ["diff", f"left={run}", f"right={run}"],
+        ["verify", f"run={run}", "steps=1", "device=cpu"],
+        ["export", f"run={run}", "export.formats=[safetensors]"],
+        ["train", f"resume={run}"],
+    ]
+
+
+def document_case(random: Random, folder: Path, intact: Path) -> list[str]:
+    """Run a verb on a run with damaged documents."""
+    return random.choice(verbs_on(_damaged_copy(random, folder, intact, r"\.(json|jsonl|yaml|log)$")))
+
+
+def checkpoint_case(random: Random, folder: Path, intact: Path) -> list[str]:
+    """Run a verb on a run with damaged weights."""
+    return random.choice(verbs_on(_damaged_copy(random, folder, intact, r"\.(safetensors|json)$")))
+
+
+def artifact_case(random: Random, folder: Path, intact: Path) -> list[str]:
+    """Predict with a damaged folder of artifacts."""
+    run = _damaged_copy(random, folder, intact, "") / "export"
+    return random.choice(
+        [
+            ["predict", f"run={run}", "input=hammer and saw"],
+            [f"{run}/predict.py", "hammer and saw"],
+            ["verify", f"run={run.parent}", "steps=1", "device=cpu"],
+        ]
+    )
+
+
+AREAS: dict[str, tuple[MakeCase, int]] = {
+    "command": (command_case, 10),
+    "data": (data_case, 4),
+    "documents": (document_case, 3),
+    "checkpoints": (checkpoint_case, 2),
+    "artifacts": (artifact_case, 1),
+}
+"""Each area with its share of the cases."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case while it runs."""
+
+    area: str
+    seed: int
+    command: Sequence[str]
+    folder: Path
+
+    @property
+    def output(self) -> Path:
+        """The file of what it prints."""
+        return self.folder.with_suffix(".out")
+
+
+def start(area: str, seed: int, scratch: Path, intact: Path) -> tuple[int, Case]:
+    """Make a case and start its process; return the id of the process and the case."""
+    folder = scratch / f"{area}-{seed}"
+    folder.mkdir()
+    case = Case(area, seed, AREAS[area][0](Random(f"{area}-{seed}"), folder, intact), folder)
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        _run(case)
+    return pid, case
+
+
+def _run(case: Case) -> None:
+    """Run a case in this forked process, which ends here."""
+    code = 1
+    try:
+        os.setsid()
+        os.chdir(case.folder)
+        target = os.open(case.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.alarm(WALL_SECONDS)
+        os.environ |= {"HOME": str(case.folder), "TRAINER_CACHE": str(case.folder / "encoded")}
+        code = execute(case.command)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except Exception:
+                traceback.print_exc(file=sys.__stderr__)
+        os._exit(code)
+
+
+def execute(command: Sequence[str]) -> int:
+    """Run a command in this process and return its exit code: arguments of `trainer`, or a script with its own."""
+    from trainer.cli import main
+
+    if not command or not command[0].endswith(".py"):
+        return main(list(command))
+    sys.argv = list(command)
+    runpy.run_path(command[0], run_name="__main__")
+    return 0
+
+
+def verdict(status: int, output: str) -> str:
+    """Return how a case ended: `exit N`, or the kind of its failure."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        return "hang" if number in (signal.SIGALRM, signal.SIGXCPU) else f"death by {signal.Signals(number).name}"
+    code = os.WEXITSTATUS(status)
+    if TRACEBACK in output:
+        return "traceback"
+    if code not in EXIT_CODES:
+        return f"undocumented exit code {code}"
+    if code and not output.strip():
+        return f"no message, exit code {code}"
+    if CONTROL.search(output):
+        return "control characters"
+    return f"exit {code}"
+
+
+def signature(result: str, output: str) -> str:
+    """Return what is special about a failure: the place and the last line of a traceback, or the last line."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    if result == "control characters":
+        lines = [line for line in lines if CONTROL.search(line)]
+    places = re.findall(r'File "[^"]*/(trainer/[^"]+|predict\.py)", line (\d+)', output)
+    place = f"{':'.join(places[-1])} " if places else ""
+    return place + ascii(lines[-1][:160] if lines else "")
+
+
+def prepare(intact: Path, areas: Sequence[str]) -> None:
+    """Write intact data, a run and its artifacts for cases to damage, and import everything that cases need.
+
+    A process of its own trains and tries the verbs, as forked cases must not inherit threads; then its imports are
+    repeated here.
+    """
+    (intact / "data").mkdir(parents=True)
+    if set(areas) == {"command"}:
+        commands = [["plan", "trial=false", "no_such_key=1"]]
+    else:
+        run = intact / "run"
+        length = ["train.duration=6st", "checkpoint.every=3st", "train.eval_every=3st"]
+        formats = "[safetensors,onnx]" if "artifacts" in areas else "[]"
+        job = [*TINY, *write_data(intact / "data"), *length, f"export.formats={formats}"]
+        write_variants(intact / "data")
+        commands = [["train", f"run.dir={run}", *job], *verbs_on(run), ["plan", *job, "trial=false"]]
+    pid = os.fork()
+    if pid == 0:
+        os.chdir(intact)
+        os.dup2(os.open(intact / "output.txt", os.O_WRONLY | os.O_CREAT), 1)
+        for command in commands:
+            if (code := execute(command)) and commands[0][0] == "train":
+                print(f"{shlex.join(command)}: exit code {code}", file=sys.stderr, flush=True)
+                os._exit(1)
+        (intact / "modules.txt").write_text("\n".join(sorted(sys.modules)), encoding="utf-8")
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+        sys.exit("The intact run cannot be used.")
+    for name in (intact / "modules.txt").read_text(encoding="utf-8").split("\n"):
+        with contextlib.suppress(Exception):  # a module that exists only after something else has run
+            import_module(name)
+
+
+def main() -> int:
+    """Run the cases and print the counts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default=",".join(AREAS), help="areas, joined by commas")
+    parser.add_argument("--jobs", type=int, default=2, help="cases at the same time")
+    parser.add_argument("--show", action="store_true", help="print the command and the output of every case")
+    options = parser.parse_args()
+    areas = options.only.split(",")
+    if unknown := set(areas) - set(AREAS):
+        parser.error(f"--only: unknown area {', '.join(sorted(unknown))}. Known: {', '.join(AREAS)}.")
+    scratch = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    try:
+        prepare(scratch / "intact", areas)
+        return fuzz(options, areas, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def fuzz(options: argparse.Namespace, areas: Sequence[str], scratch: Path) -> int:
+    """Run the cases; return 1 if one has failed."""
+    weighted = [area for area in areas for _ in range(AREAS[area][1])]
+    counts: Counter[tuple[str, str]] = Counter()
+    failures: Counter[tuple[str, str]] = Counter()
+    running: dict[int, Case] = {}
+    begin, seeds = time.monotonic(), iter(range(options.seed, options.seed + options.cases))
+    while True:
+        while len(running) < options.jobs and (seed := next(seeds, None)) is not None:
+            area = Random(seed).choice(weighted)
+            pid, case = start(area, seed, scratch, scratch / "intact")
+            running[pid] = case
+        if not running:
+            break
+        pid, status = os.wait()
+        case = running.pop(pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # what the case has left running
+        output = case.output.read_bytes().decode(errors="replace") if case.output.is_file() else ""
+        result = verdict(status, output)
+        counts[case.area, result] += 1
+        if options.show:
+            print(shlex.join(case.command), output, result, sep="\n", flush=True)
+        if not result.startswith("exit "):
+            where = signature(result, output)
+            if (result, where) not in failures:
+                repeat = f"python scripts/fuzz.py --cases 1 --show --only {case.area} --seed {case.seed}"
+                print(f"{result}: {where}", repeat, sep="\n    ", flush=True)
+            failures[result, where] += 1
+        shutil.rmtree(case.folder, ignore_errors=True)
+        case.output.unlink(missing_ok=True)
+    print(f"\n{sum(counts.values())} cases in {time.monotonic() - begin:.0f} s, seed {options.seed}")
+    for (area, result), count in sorted(counts.items()):
+        print(f"{area:<12} {result:<24} {count}")
+    for (result, where), count in failures.most_common():
+        print(f"{count:>5} times {result}: {where}")
+    return int(bool(failures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
