@@ -45,7 +45,7 @@ INPUT_CHECKS = {"predict": "trainer.predict.files"}
 """Modules that check more values of a verb with `input_problems`; imported only for that verb."""
 
 HELP = """\
-usage: trainer VERB [key=value ...] [flags]
+usage: trainer VERB [RUN] [key=value ...] [flags]
 
 verbs
 {verbs}
@@ -63,13 +63,14 @@ examples
   trainer plan loss=focal train.batch_size=256
   trainer train -m loss=focal,cross_entropy seed=0,1,2
   trainer train resume=runs/2030-01-31_12-00-00
-  trainer eval run=runs/2030-01-31_12-00-00 split=test
+  trainer eval runs/2030-01-31_12-00-00 split=test
   trainer export run=runs/2030-01-31_12-00-00 export.formats=[onnx]
-  trainer predict run=runs/2030-01-31_12-00-00 input=my.csv output=predictions.jsonl
+  trainer predict runs/2030-01-31_12-00-00 input=my.csv output=predictions.jsonl
+  trainer predict "a text for the newest run"
   trainer generate run=runs/2030-01-31_12-00-00 prompt="Return the" decode=beam
   trainer verify run=runs/2030-01-31_12-00-00
-  trainer diff left=runs/2030-01-31_12-00-00 right=runs/2030-02-01_12-00-00
-  trainer report run=runs/2030-01-31_12-00-00
+  trainer diff runs/2030-01-31_12-00-00 runs/2030-02-01_12-00-00
+  trainer report runs/2030-01-31_12-00-00
 
 exit codes
   0 success                   3 a checkpoint or a run cannot be used   6 the data cannot be used
@@ -144,9 +145,11 @@ def _run(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(rest):
         with _garbage_collection_off():
             from trainer.config.help import verb_help
+            from trainer.config.jobs import POSITIONS
 
             keys = verb_help(verb, rest)
-        print(f"usage: trainer {verb} [key=value ...] [flags]\n\n{VERBS[verb]}\n{keys}")
+        positions = "".join(f" [{key.upper()}]" for key in POSITIONS.get(verb, ()))
+        print(f"usage: trainer {verb}{positions} [key=value ...] [flags]\n\n{VERBS[verb]}\n{keys}")
         return
     _run_verb(verb, rest)
 

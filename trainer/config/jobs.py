@@ -392,6 +392,17 @@ JOBS: dict[str, JobType] = {
 }
 """The job type of each verb."""
 
+POSITIONS: dict[str, tuple[str, ...]] = {
+    "eval": ("run",),
+    "export": ("run",),
+    "predict": ("run", "input"),
+    "generate": ("run", "prompt"),
+    "verify": ("run",),
+    "diff": ("left", "right"),
+    "report": ("run", "beside"),
+}
+"""Keys of each verb whose values may be given without their names, in this order; a list takes all that are left."""
+
 STORED_SECTIONS = ("data", "loader")
 """Sections of a run's config that `eval`, `export`, `predict` and `verify` may change on the command line."""
 

@@ -19,6 +19,9 @@ from trainer.config import jobs, schema
 from trainer.config.groups import Groups, groups_in, own_folder, search_folder, working_folder
 from trainer.errors import ConfigError, format_error
 
+# `key=value`, `++key=value`, `~key` and their relatives in Hydra's grammar, not a text or a path such as ~/runs.
+_OVERRIDE = re.compile(r"(\+{0,2}|~)\w[\w.$/@:-]*=|~\w[\w.$/@:-]*\Z")
+
 # A word between the signs of the syntax of lists, mappings and sweeps.
 _WORD = re.compile(r"[^\[\]{}:,\s][^\[\]{}:,]*")
 
@@ -147,7 +150,7 @@ class CommandLine:
 
 def parse_command_line(verb: str, argv: Sequence[str]) -> tuple[CommandLine, list[str]]:
     """Parse the command line after the verb; also return the problems of its syntax."""
-    arguments, problems = split_arguments(argv, schema.texts(jobs.JOBS[verb]))
+    arguments, problems = split_arguments(argv, schema.texts(jobs.JOBS[verb]), jobs.POSITIONS.get(verb, ()))
     parsed, unreadable = parse_overrides(arguments.overrides)
     options = arguments.options
     folder = Path(options.config_path).resolve() if options.config_path else own_folder()
@@ -200,10 +203,15 @@ def _searchpath_override(entries: Sequence[str]) -> list[str]:
     return [f"hydra.searchpath=[{','.join(map(repr, entries))}]"] if entries else []
 
 
-def split_arguments(argv: Sequence[str], texts: Collection[str] = ()) -> tuple[Arguments, list[str]]:
+def split_arguments(
+    argv: Sequence[str], texts: Collection[str] = (), positions: Sequence[str] = ()
+) -> tuple[Arguments, list[str]]:
     """Split a command line into flags and overrides, in any order; also return the problems of the flags.
 
-    The values of the keys `texts` are taken verbatim.
+    Args:
+        argv: The command line after the verb.
+        texts: Keys whose values are taken verbatim.
+        positions: Keys whose values may be given without their names, in this order.
     """
     parser = get_args_parser()
     known = sorted(flag for action in parser._actions for flag in action.option_strings)
@@ -219,8 +227,34 @@ def split_arguments(argv: Sequence[str], texts: Collection[str] = ()) -> tuple[A
     for text in (*options.overrides, *unknown):
         rest.remove(text)
     problems = [_unknown_flag(text, known) for text in unknown if text.startswith("-")]
+    if positions:
+        overrides, surplus = _name_values(overrides, positions)
+        problems += surplus
     written = [as_text(text) if text.partition("=")[0] in texts else quoted(text) for text in overrides]
     return Arguments(tuple(written), tuple(rest), options), problems
+
+
+def _name_values(texts: Sequence[str], positions: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Write the values that were given without a key as `key=value`; also return the problems with them.
+
+    A single value for a verb that takes a run and a text is the run if it is a folder, else the text.
+    """
+    named = [text for text in texts if _OVERRIDE.match(text)]
+    values = [text for text in texts if not _OVERRIDE.match(text)]
+    present = {text.partition("=")[0] for text in named}
+    keys = [key for key in positions if key not in present]
+    if keys[:1] == ["run"] and keys[-1] in ("input", "prompt") and len(values) == 1:
+        keys = keys[:1] if Path(values[0]).expanduser().is_dir() else keys[1:]
+    if keys[-1:] == ["beside"]:
+        keys += ["beside"] * (len(values) - len(keys))
+    remedy = f"This verb takes {' and '.join(positions)} without a name, once"
+    problems = [format_error(value, "one value too many", remedy) for value in values[len(keys) :]]
+    lines: dict[str, list[str]] = {}
+    for key, value in zip(keys, values, strict=False):
+        # An empty key makes a text of the value alone.
+        lines.setdefault(key, []).append(as_text(f"={value}")[1:])
+    pairs = [f"{key}=[{','.join(texts)}]" if key == "beside" else f"{key}={texts[0]}" for key, texts in lines.items()]
+    return [*named, *pairs], problems
 
 
 def quoted(text: str) -> str:
