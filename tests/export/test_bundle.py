@@ -66,6 +66,14 @@ def test_texts_in_files_are_answered(published: Published, tmp_path: Path) -> No
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": TEXTS[1], "more": None}) + "\n\n", "utf-8")
     (tmp_path / "c.csv").write_text(f'more,text\n"1,\n2",{TEXTS[2]}\n', "utf-8")
     assert_answers(run_script(published.folder, *(str(tmp_path / name) for name in ("a.txt", "b.jsonl", "c.csv"))))
+    kept = run_script(published.folder, "--keep", "more,row", *(str(tmp_path / name) for name in ("b.jsonl", "c.csv")))
+    rows = [json.loads(line) for line in kept.stdout.splitlines()]
+    assert [(row["row"], row["input_more"], row["label"] != "") for row in rows] == [
+        (1, None, True),
+        (1, "1,\n2", True),
+    ]
+    refused = run_script(published.folder, "--keep", "more", str(tmp_path / "a.txt"))
+    assert (refused.returncode, refused.stderr.partition("--keep")[1]) == (2, "--keep")
 
 
 def test_broken_rows_do_not_stop_the_others(published: Published, tmp_path: Path) -> None:
@@ -368,11 +376,13 @@ def test_script_answers_as_trainer_predict(task: str, tmp_path: Path) -> None:
     run, answers = tmp_path / "run", tmp_path / "answers.jsonl"
     with working_in(tmp_path):
         assert main(["train", *overrides, *QUIET, "export.formats=[onnx]", f"run.dir={run}"]) == 0
-        code = main(["predict", f"run={run}", f"input={rows_file}", f"output={answers}", "top=2", "device=cpu"])
+        code = main(
+            ["predict", f"run={run}", f"input={rows_file}", f"output={answers}", "top=2", "keep=[row]", "device=cpu"]
+        )
     packages = bare(tmp_path)
     checked = run_bare(packages, str(run / "export/predict.py"), "--check")
     assert (checked.returncode, checked.stderr) == (0, ""), checked.stdout
-    result = run_bare(packages, str(run / "export/predict.py"), "--top", "2", str(rows_file))
+    result = run_bare(packages, str(run / "export/predict.py"), "--top", "2", "--keep", "row", str(rows_file))
     assert "rows could not be used; the others are answered." in result.stderr
     assert (result.returncode, code) == (6, 6), "one of the rows is broken"
     want = [json.loads(line) for line in answers.read_text("utf-8").splitlines()]

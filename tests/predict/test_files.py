@@ -1,6 +1,7 @@
 """Inputs and outputs of predictions: files, folders and texts are distinguished, and output files are complete."""
 
 import csv
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, DataError
 from trainer.predict.files import PredictionPaths, check_output, open_output, resolve_paths
+from trainer.protocols import Prediction
 
 
 @pytest.fixture
@@ -133,6 +135,22 @@ def test_parquet_columns_have_types(tmp_path: Path) -> None:
     assert table["error"].to_pylist() == ["row 1: nothing", None, None]
     assert table["embedding"].to_pylist() == [None, [0.1, 2.0], [1.5, 2.5]]
     assert table["tags"].to_pylist() == [None, "[]", '["O", null]']
+
+
+def test_parquet_columns_have_the_types_of_kept_values(tmp_path: Path) -> None:
+    day = datetime.date(2026, 1, 2)
+    rows: list[Prediction] = [
+        {"row": 1, "input_id": None, "input_day": None},
+        {"row": 2, "input_id": "a", "input_day": day},
+    ]
+    table = parquet.read_table(write_all(tmp_path / "out.parquet", rows))
+    assert table.to_pylist() == [row | {"error": None} for row in (rows[0], rows[1] | {"input_day": f'"{day}"'})]
+    assert str(table.schema.field("row").type) == "int64"
+
+    mixed: list[Prediction] = [{"input_id": 1}] * 1_000 + [{"input_id": "a"}]
+    with pytest.raises(DataError, match=r"column 'input_id': .*\.jsonl"):
+        write_all(tmp_path / "mixed.parquet", mixed)
+    assert not (tmp_path / "mixed.parquet").exists()
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])

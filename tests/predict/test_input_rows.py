@@ -115,6 +115,41 @@ def test_columns_are_selected_by_role(tmp_path: Path) -> None:
         read(file, TEXT)
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_predictions_repeat_the_number_and_columns_of_their_row(tmp_path: Path, suffix: str) -> None:
+    rows = [{"id": "7", "text": "one", "label": "x"}, {"id": "8", "text": "two", "label": "y"}]
+    file = tmp_path / f"rows.{suffix}"
+    if suffix == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    else:
+        lines = ["id,text,label", *(",".join(row.values()) for row in rows)]
+        file.write_text("".join(f"{line}\n" for line in (lines if suffix == "csv" else map(json.dumps, rows))))
+
+    kept = RowFormat(("text",), {}, keep=("label", "text", "row"))
+    assert [row and (row.identity, row.values) for row in read_rows(file, kept)] == [
+        ({"row": 1, "input_label": "x", "input_text": "one"}, {"text": "one"}),
+        ({"row": 2, "input_label": "y", "input_text": "two"}, {"text": "two"}),
+    ]
+    for source, problem in ((file, r"keep: .* has no such column, got 'key'"), ("a text", "keep: the input has no")):
+        with pytest.raises(ConfigError, match=problem):
+            list(read_rows(source, RowFormat(("text",), {}, keep=("row", "key"))))
+    (line,) = read_rows("a text", RowFormat(("text",), {}, keep=("row",)))
+    assert line is not None
+    assert line.identity == {"row": 1}
+
+
+def test_broken_rows_keep_their_number(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("id,text\n7\n8,two\n")
+
+    broken, two = read_rows(file, RowFormat(("text",), {}, keep=("row", "id")))
+    assert broken is not None
+    assert broken.error is not None
+    assert broken.identity == {"row": 1}
+    assert two is not None
+    assert two.identity == {"row": 2, "input_id": "8"}
+
+
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
 def test_object_without_a_column_is_an_error_and_null_is_a_missing_value(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"rows.{suffix}"

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from trainer.commands.run_folders import find_run_folder, run_argument, select_checkpoint
-from trainer.config.jobs import ColumnsSection, PredictJob, TrainJob
+from trainer.config.jobs import PredictJob, TrainJob
 from trainer.config.signatures import attribute
 from trainer.config.stored import exported_config, job_from_text, load_stored_config, untrusted_targets, with_overrides
 from trainer.data.line_reader import first_line_of
@@ -171,7 +171,7 @@ def _load_from_artifacts(job: PredictJob, graph: Path, config: Document) -> tupl
         raise CheckpointError(format_error(str(graph.parent / TASK), problem, remedy)) from error
     forward = _load_graph(graph)
     batch_size = config["loader"]["eval_batch_size"]
-    return Predictor(task, forward, "padded", batch_size, job.top), _row_format(config["data"], task, job.columns)
+    return Predictor(task, forward, "padded", batch_size, job.top), _row_format(config["data"], task, job)
 
 
 def _load_from_run(job: PredictJob, folder: Path, graph: Path | None) -> tuple[Predictor, RowFormat]:
@@ -210,7 +210,7 @@ def _load_from_run(job: PredictJob, folder: Path, graph: Path | None) -> tuple[P
         forward = _make_forward(model, checkpointed.device, Precision(job.precision, checkpointed.device))
     check_task(task)
     predictor = Predictor(task, forward, batching, own.loader.eval_batch_size, job.top)
-    return predictor, _row_format(own.data, task, job.columns)
+    return predictor, _row_format(own.data, task, job)
 
 
 def _load_task(folder: Path, checkpoint: str, read_config: Callable[[str], TrainJob]) -> tuple[TrainJob, Task]:
@@ -252,15 +252,16 @@ def _find_columns(data: Document) -> Document:
     return columns | (dict(data["columns"]) if isinstance(data.get("columns"), Mapping) else {})
 
 
-def _row_format(data: Document, task: Task, named: ColumnsSection) -> RowFormat:
+def _row_format(data: Document, task: Task, job: PredictJob) -> RowFormat:
     """Return the columns of the run's own data, replaced by those that the command line names."""
     from trainer.protocols import HasNumericColumns
 
     cells: Document = {key: data.get(key, default) for key, default in _CELL_FORMAT.items()}
     return RowFormat(
         roles=tuple(task.input_columns()),
-        columns=_find_columns(data) | {role: column for role, column in vars(named).items() if column is not None},
+        columns=_find_columns(data) | {role: name for role, name in vars(job.columns).items() if name is not None},
         numeric=task.numeric if isinstance(task, HasNumericColumns) else {},
+        keep=tuple(job.keep),
         **cells,
     )
 

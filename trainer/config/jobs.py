@@ -341,6 +341,9 @@ class PredictJob(DeviceJob, DataJob):
     output: str | None = key(
         None, "file for the predictions: .jsonl, .csv or .parquet; null or - prints JSON lines to standard output"
     )
+    keep: list[NonEmptyStr] = key(
+        [], "columns of the input that the output repeats as input_<column>; row is the number of the row, from 1"
+    )
     columns: ColumnsSection = section(ColumnsSection, "the columns to read from a file")
     backend: Literal["torch", "onnx"] | None = key(None, _BACKEND.format("an artifact"))
     top: Count = key(1, "number of most likely classes or tokens to show, with their probabilities")

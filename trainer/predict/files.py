@@ -8,15 +8,16 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from trainer.data.cells import IMAGE_SUFFIXES
+from trainer.data.line_reader import first_line_of
 from trainer.data.readers import format_suffix
-from trainer.errors import ConfigError, format_error, raise_if_any
+from trainer.errors import ConfigError, DataError, format_error, raise_if_any
 from trainer.protocols import Prediction
 
 Write = Callable[[Prediction], None]
@@ -169,7 +170,8 @@ def _write_to_stdout(prediction: Prediction) -> None:
 
 
 def _to_json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    # Kept columns of Parquet and Arrow files may have values such as dates.
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 @contextmanager
@@ -208,13 +210,18 @@ def _open_parquet(file: IO[bytes]) -> Iterator[Write]:
 
     def add(names: list[str], predictions: list[Prediction]) -> None:
         if not writers:
-            first = next((prediction for prediction in predictions if _ERROR not in prediction), {})
-            schema.extend(pyarrow.field(name, _column_type(name, first.get(name))) for name in names)
+            usable = [prediction for prediction in predictions if _ERROR not in prediction]
+            schema.extend(pyarrow.field(name, _column_type(name, [row.get(name) for row in usable])) for name in names)
             writers.append(parquet.ParquetWriter(file, pyarrow.schema(schema)))
-        columns = [
-            pyarrow.array([_to_column(row.get(field.name), field.type) for row in predictions], type=field.type)
-            for field in schema
-        ]
+        columns = []
+        for field in schema:
+            values = [_to_column(row.get(field.name), field.type) for row in predictions]
+            try:
+                columns.append(pyarrow.array(values, type=field.type))
+            except pyarrow.ArrowException as error:
+                problem = f"its values are not all {field.type} ({first_line_of(error)})"
+                remedy = "Write a file that ends in .jsonl or .csv"
+                raise DataError(format_error(f"column {field.name!r}", problem, remedy)) from error
         writers[0].write_table(pyarrow.Table.from_arrays(columns, schema=pyarrow.schema(schema)))
 
     try:
@@ -248,24 +255,30 @@ def _write_text(file: IO[bytes], text: str) -> None:
 
 
 def _to_cell(value: object) -> object:
-    return _to_json(value) if isinstance(value, list | dict) else value
+    return value if isinstance(value, str | int | float | None) else _to_json(value)
 
 
-def _column_type(name: str, value: object) -> object:
+def _column_type(name: str, values: Sequence[object]) -> object:
+    """Return the type of a column by the values of its first rows that could be used."""
     import pyarrow
 
-    if isinstance(value, str) or name == _ERROR:
+    present = [value for value in values if value is not None]
+    if name == _ERROR or any(isinstance(value, str) for value in present):
         return pyarrow.string()
-    if value is None or isinstance(value, int | float):
+    if present and all(type(value) is int for value in present):
+        return pyarrow.int64()
+    if all(isinstance(value, int | float) for value in present):
         return pyarrow.float64()
-    return pyarrow.list_(pyarrow.float64()) if _is_numbers(value) else pyarrow.string()
+    return pyarrow.list_(pyarrow.float64()) if all(map(_is_numbers, present)) else pyarrow.string()
 
 
 def _to_column(value: object, column_type: Any) -> object:
     """Return a value as its column stores it; JSON in a column of texts."""
     import pyarrow
 
-    return _to_cell(value) if column_type == pyarrow.string() else value
+    if column_type != pyarrow.string() or isinstance(value, str | None):
+        return value
+    return _to_json(value)
 
 
 def _is_numbers(value: object) -> bool:

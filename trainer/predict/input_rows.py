@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from trainer.data.cells import IMAGE_SUFFIXES, ROLE_NOUNS
 from trainer.data.line_reader import decode_line, read_lines_or_errors
-from trainer.data.readers import missing_columns_error, read_records_or_errors
+from trainer.data.readers import column_names, format_suffix, missing_columns_error, read_records_or_errors
 from trainer.data.splits import row_id
 from trainer.data.table import ColumnNames, Table
 from trainer.errors import ConfigError, DataError, format_error
@@ -21,6 +21,9 @@ from trainer.predict.files import INPUT_FORMATS, has_lines
 from trainer.protocols import Row
 
 _READ_BYTES = 1 << 16
+
+_NUMBER = "row"
+"""The name in `keep` that is the number of a row."""
 
 
 class InputRow(NamedTuple):
@@ -56,6 +59,7 @@ class RowFormat:
         list_separator: Separates words in one cell.
         separator: Separates cells of CSV and TSV; None follows the file's suffix.
         quote: Encloses cells of CSV and TSV; None if quotes are ordinary characters.
+        keep: Columns that the predictions repeat; `row` is the number of the row.
     """
 
     roles: tuple[str, ...]
@@ -64,6 +68,17 @@ class RowFormat:
     list_separator: str = " "
     separator: str | None = None
     quote: str | None = '"'
+    keep: tuple[str, ...] = ()
+
+    @property
+    def kept_columns(self) -> tuple[str, ...]:
+        """Return the columns of a file that the predictions repeat."""
+        return tuple(name for name in self.keep if name != _NUMBER)
+
+    def identity(self, number: int, kept: Sequence[object] = ()) -> dict[str, object]:
+        """Return the fields that a prediction starts with: the number of its row and the values of kept columns."""
+        fields: dict[str, object] = {_NUMBER: number} if _NUMBER in self.keep else {}
+        return fields | {f"input_{name}": value for name, value in zip(self.kept_columns, kept, strict=False)}
 
     def table(self) -> Table:
         """Return the columns of a table that have the roles."""
@@ -81,9 +96,13 @@ def read_rows(source: Path | str | None, row_format: RowFormat) -> InputRows:
     """Yield the rows of a file or a folder, of a text, or of standard input (None).
 
     Raises:
-        ConfigError: The input is images but the task reads none.
+        ConfigError: The input is images but the task reads none, or has no columns to keep.
         DataError: The file as a whole cannot be used.
     """
+    if row_format.kept_columns and not (isinstance(source, Path) and format_suffix(source)):
+        problem = "the input has no columns"
+        remedy = f"Name a file with columns such as a CSV, or set keep=[{_NUMBER}]"
+        raise ConfigError(format_error("keep", problem, remedy, value=list(row_format.keep)))
     if source is None:
         return _read_lines(read_stdin_lines(), "standard input", row_format, Path())
     if isinstance(source, str):
@@ -128,11 +147,20 @@ def _read_chunks(descriptor: int) -> Iterator[bytes | None]:
 
 def _read_records(path: Path, row_format: RowFormat) -> InputRows:
     table = row_format.table()
+    kept_columns = row_format.kept_columns
+    if kept_columns:
+        names = column_names(path, separator=row_format.separator, quote=row_format.quote)
+        if absent := [name for name in kept_columns if names.count(name) != 1]:
+            remedy = f"Choose among {', '.join(names)}"
+            raise ConfigError(format_error("keep", f"{path} has no such column", remedy, value=", ".join(absent)))
+    columns = list(dict.fromkeys([*table.columns, *kept_columns]))
     records = read_records_or_errors(
-        path, table.columns, separator=row_format.separator, quote=row_format.quote, column_remedy=_column_remedy(table)
+        path, columns, separator=row_format.separator, quote=row_format.quote, column_remedy=_column_remedy(table)
     )
     for number, cells in enumerate(records, 1):
-        yield _make_row(number, f"{path}, row {number}", cells, table, path.parent)
+        kept = () if isinstance(cells, DataError) else [cells[columns.index(name)] for name in kept_columns]
+        row = _make_row(number, f"{path}, row {number}", cells, table, path.parent)
+        yield row._replace(identity=row_format.identity(number, kept))
 
 
 def _read_lines(lines: Iterator[str | DataError | None], name: str, row_format: RowFormat, folder: Path) -> InputRows:
@@ -145,7 +173,7 @@ def _read_lines(lines: Iterator[str | DataError | None], name: str, row_format: 
         number += 1
         location = name if name == "input" else f"{name}, line {number}"
         cells = line if isinstance(line, DataError) else _parse_line(line.rstrip("\r\n"), location, table)
-        yield _make_row(number, location, cells, table, folder)
+        yield _make_row(number, location, cells, table, folder)._replace(identity=row_format.identity(number))
 
 
 def _parse_line(line: str, location: str, table: Table) -> Sequence[object] | DataError:
@@ -184,7 +212,7 @@ def _make_row(number: int, location: str, cells: Sequence[object] | DataError, t
     if isinstance(cells, DataError):
         return InputRow(number, location, None, str(cells))
     try:
-        (sample,) = table.samples(iter([(row_id(0, number), location, cells)]), [folder])
+        (sample,) = table.samples(iter([(row_id(0, number), location, cells[: len(table.columns)])]), [folder])
     except DataError as error:
         return InputRow(number, location, None, str(error))
     if sample.values is None:
@@ -202,7 +230,7 @@ def _read_images(path: Path, row_format: RowFormat) -> InputRows:
     files = iter([path]) if path.is_file() else _find_images(path)
     number = 0
     for number, file in enumerate(files, 1):
-        identity = {"image": os.path.relpath(file, path)} if file != path else {}
+        identity = row_format.identity(number) | ({"image": os.path.relpath(file, path)} if file != path else {})
         yield InputRow(number, str(file), {"image": {"bytes": None, "path": str(file)}}, identity=identity)
     if not number:
         raise DataError(format_error(str(path), "contains no images", f"Images end in {', '.join(IMAGE_SUFFIXES)}"))

@@ -78,12 +78,15 @@ class Predictor:
 
     Args:
         file: Name of the ONNX file.
+        keep: Columns of files that answers repeat as input_<column>; "row" is the number of the row.
     """
 
-    def __init__(self, file: str = "model.onnx") -> None:
+    def __init__(self, file: str = "model.onnx", keep: tuple[str, ...] = ()) -> None:
         self.folder = Folder()
         self.rows = self.folder.load("rows.py")
         self.reader, self.answerer = self.folder.make_task()
+        self.keep_number = "row" in keep
+        self.kept = {f"input_{column}": column for column in keep if column != "row"}
         self.are_files = self.folder.manifest["reads"] == ["image"]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised
@@ -110,14 +113,21 @@ class Predictor:
 
     def answers(self, sources: list[str], top: int) -> Iterator[list[Row]]:
         """Yield the answers for the rows of all sources in order, batch by batch; errors name the place of the row."""
-        reading = self.reader.read_line, self.columns(), self.are_files
+        reading = self.reader.read_line, {**self.columns(), **self.kept}, self.are_files
         for batch in self.rows["batches"](sources, *reading, BATCH_SIZE):
-            answers = iter(self.predict([row for _, row, _ in batch if row is not None], top))
-            placed = [(place, {"error": fault} if row is None else next(answers)) for place, row, fault in batch]
-            yield [{"error": f"{place}: {each['error']}"} if "error" in each else each for place, each in placed]
+            answers = iter(self.predict([row for _, _, row, _ in batch if row is not None], top))
+            placed = []
+            for number, place, row, fault in batch:
+                answer = {"error": fault} if row is None else next(answers)
+                own = {"row": number} if self.keep_number else {}
+                own |= {name: row[name] for name in self.kept} if row is not None else {}
+                placed.append({**own, "error": f"{place}: {answer['error']}"} if "error" in answer else own | answer)
+            yield placed
 
     def fault_of(self, source: str) -> str | None:
         """Return the problem of an argument: `-`, a file of rows, or a row, which must not look like a missing file."""
+        if self.kept and not source.lower().endswith((".csv", ".jsonl")):
+            return f"{source}: --keep {' '.join(self.kept.values())} needs a .csv or .jsonl file."
         if os.path.exists(source):
             known = self.are_files or source.lower().endswith(self.rows["SUFFIXES"])
             return None if known else f"{source}: unknown type of file. Known: {', '.join(self.rows['SUFFIXES'])}."
@@ -147,10 +157,11 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", default=["-"], help="default: standard input")
     parser.add_argument("--model", choices=models, default=next(iter(models)), help="default: %(default)s")
     parser.add_argument("--top", type=int, default=1, metavar="N", help="default: 1")
+    parser.add_argument("--keep", default="", metavar="A,B", help="columns to repeat; row is the row's number")
     parser.add_argument("--check", action="store_true", help="compare with the golden rows, exit code 1 if they differ")
     arguments = parser.parse_args()
     model = models[arguments.model]
-    predictor = Predictor(model["file"])
+    predictor = Predictor(model["file"], tuple(filter(None, arguments.keep.split(","))))
     if arguments.check:
         limit = manifest["tolerance"] if model["exact"] else 2 * model["largest_difference"]
         return 0 if folder.load("check.py")["check"](predictor, limit) else 1

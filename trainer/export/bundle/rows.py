@@ -13,22 +13,24 @@ SUFFIXES = (".txt", ".jsonl", ".csv")
 Row = dict[str, Any]
 ReadLine = Callable[[str], Row]
 PlacedRow = tuple[str, Row | None, str]  # the place of a row, its values or None, and the reason for None
+NumberedRow = tuple[int, str, Row | None, str]  # a number, counted from 1 in each source, and a placed row
 
 
 def batches(
     sources: list[str], read_line: ReadLine, columns: Row, are_files: bool, size: int
-) -> Iterator[list[PlacedRow]]:
+) -> Iterator[list[NumberedRow]]:
     """Yield the rows of all sources. `columns` are the columns of files by their names in a row.
 
     A batch ends before this process would wait for standard input.
     """
-    batch: list[PlacedRow] = []
+    batch: list[NumberedRow] = []
     for source in sources:
-        folder = os.path.dirname(source) if is_file(source) else ""
+        folder, number = os.path.dirname(source) if is_file(source) else "", 0
         for each in read_rows(source, read_line, columns):
             if each and each[1] and are_files:
                 each[1]["image"] = os.path.join(folder, os.path.expanduser(str(each[1]["image"] or "")))
-            batch += [each] if each else []
+            number += each is not None
+            batch += [(number, *each)] if each else []
             if batch and (each is None or len(batch) == size):
                 yield batch
                 batch = []
