@@ -160,9 +160,14 @@ def test_bug_is_raised(started: Started) -> None:
         cli.main(["train"])
 
 
-def test_keyboard_interrupt_has_no_traceback(started: Started) -> None:
+@pytest.mark.parametrize("argv", [["train"], ["train", "-m", "seed=0,1"]])
+def test_keyboard_interrupt_has_no_traceback(
+    argv: list[str], started: Started, capsys: pytest.CaptureFixture[str]
+) -> None:
     started.errors[0] = KeyboardInterrupt()  # type: ignore[assignment]
-    assert cli.main(["train"]) == 130
+    assert cli.main(argv) == 130
+    assert capsys.readouterr().err == ("job 0: seed=0\n" if "-m" in argv else "")
+    assert len(started.jobs) == 1
 
 
 def test_a_sweep_runs_each_job_in_its_own_folder(started: Started, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,12 +184,14 @@ def test_a_failed_job_of_a_sweep_does_not_stop_the_others(started: Started, caps
     assert "no data\n" in capsys.readouterr().err
 
 
-def test_a_signal_ends_a_sweep(started: Started) -> None:
-    started.errors[0] = Interrupted("stopped")
+def test_a_signal_ends_a_sweep(started: Started, capsys: pytest.CaptureFixture[str]) -> None:
+    started.errors[1] = Interrupted("stopped")
     with pytest.raises(SystemExit) as caught:
-        cli.main(["train", "-m", "seed=0,1"])
+        cli.main(["train", "-m", "seed=0,1,2"])
     assert caught.value.code == 75
-    assert len(started.jobs) == 1
+    assert len(started.jobs) == 2
+    sweep = "sweep: stopped in job 1; job 0 is complete. Start the other jobs again.\n"
+    assert capsys.readouterr().err.endswith(f"stopped\n{sweep}")
 
 
 def test_hydra_shows_the_configuration(started: Started, capsys: pytest.CaptureFixture[str]) -> None:

@@ -246,7 +246,7 @@ def _run_hydra(command: CheckedCommand) -> None:
             run_dir = os.path.relpath(hydra_config.runtime.output_dir) if is_sweep else None
             _start(line.verb, *command.composed_job(config, hydra_config.runtime.choices, run_dir))
         except Exception as error:
-            _end_job(error)
+            _end_job(error, hydra_config.job.num if is_sweep else None)
 
     # Hydra then lets every exception of a sweep through, whole and with its cause.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -257,13 +257,16 @@ def _run_hydra(command: CheckedCommand) -> None:
         raise ConfigError(one_line(error)) from error
 
 
-def _end_job(error: Exception) -> NoReturn:
-    """Print the error of a job of a sweep at once; a signal ends the whole sweep."""
+def _end_job(error: Exception, number: int | None) -> NoReturn:
+    """Print the error of a job at once. A signal ends the whole sweep; `number` is the job's place in it."""
     user_error = _user_error(error)
     if user_error is None:
         raise error
     _print_error(user_error)
     if isinstance(user_error, Interrupted):
+        if number is not None and is_first_on_machine():
+            before = {0: "no job is", 1: "job 0 is"}.get(number, f"jobs 0 to {number - 1} are")
+            print(f"sweep: stopped in job {number}; {before} complete. Start the other jobs again.", file=sys.stderr)
         sys.exit(user_error.exit_code)
     raise JobFailed(user_error.exit_code) from error
 

@@ -66,6 +66,7 @@ def test_three_typos_are_reported_together() -> None:
         ),
         (["experiment=null"], "experiment: must be the name of an option, got null. Delete it with ~experiment."),
         # values
+        (["device=1"], "device: must be text, got 1. Set device=cuda:1 for one GPU, or devices=N for several."),
         (["optimizer.lr=abc"], "optimizer.lr: must be a number or auto, got 'abc'."),
         (
             ["train.duration=3x"],
