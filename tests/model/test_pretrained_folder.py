@@ -60,6 +60,11 @@ def assert_round_trip(model: Pretrained, place: Path) -> None:
         assert torch.equal(other.state_dict()[name], tensor), name
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return content
+
+
 def mask_of(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return inputs["attention_mask"].bool()
 
@@ -110,9 +115,12 @@ def test_our_own_head_is_saved_next_to_the_model(folder: Folders, tmp_path: Path
             torch.testing.assert_close(
                 pooled @ head["head.weight"].T + head["head.bias"], model(**inputs), rtol=0, atol=1e-5
             )
-        content = json.loads((tmp_path / name / "head.json").read_text("utf-8"))
+        content = read_json(tmp_path / name / "head.json")
         assert content["reads"] == "last_hidden_state, pooled: mean"
         assert content["tensors"] == {"head.weight": [5, 32], "head.bias": [5]}
+        assert content["labels"] == TAGS
+        # Nothing promises a head that transformers would load: it starts a random one.
+        assert {"id2label", "label2id", "num_labels"}.isdisjoint(read_json(tmp_path / name / "config.json"))
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
         assert tokenizer("a few words")["input_ids"] == load_tokenizer(str(folder(name))).encode("a few words").ids
         assert tokenizer.model_max_length == 64

@@ -61,8 +61,8 @@ def save(
 
     The class is a language model with its own head; or `model.headed`, if that class gives this model's outputs with
     these weights; or else the class without a head. In the last case this model's head is written to
-    `head.safetensors`, and `head.json` describes its input. Text embeddings have the layout of sentence-transformers
-    instead.
+    `head.safetensors`, and `head.json` describes its input and names its outputs. Text embeddings have the layout of
+    sentence-transformers instead.
 
     Args:
         model: The model; not changed.
@@ -93,7 +93,7 @@ def save(
         write_sentence_modules(folder, model.config.hidden_size, model.pooling, rest, max_length=max_length)
         return {**about, "library": "sentence-transformers"}
     if rest:
-        _save_head(folder, model, rest)
+        _save_head(folder, model, rest, labels)
         about["head"] = HEAD
     return about
 
@@ -136,7 +136,11 @@ def _state_dict(model: LibraryModel) -> dict[str, Tensor]:
 
 def _make(model: LibraryModel, auto_class: AutoClass, labels: list[str] | None) -> Any:
     config = deepcopy(model.config)
-    if isinstance(model.head, nn.Linear):
+    if auto_class == "AutoModel":
+        # Names of classes would make a class with a head look loadable, and its head would be random. The default
+        # number of labels is not written.
+        config.num_labels = 2
+    elif isinstance(model.head, nn.Linear):
         config.num_labels = model.head.out_features
         if labels is not None and len(labels) == model.head.out_features:
             config.id2label = dict(enumerate(labels))
@@ -212,7 +216,7 @@ def _names(model: LibraryModel, whole: PreTrainedModel) -> dict[str, str]:
 # The other files
 
 
-def _save_head(folder: Path, model: LibraryModel, tensors: Mapping[str, Tensor]) -> None:
+def _save_head(folder: Path, model: LibraryModel, tensors: Mapping[str, Tensor], labels: list[str] | None) -> None:
     from safetensors.torch import save_file
 
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / HEAD)
@@ -222,7 +226,8 @@ def _save_head(folder: Path, model: LibraryModel, tensors: Mapping[str, Tensor])
         "computes": "x @ head.weight.T + head.bias" if isinstance(model.head, nn.Linear) else type(model.head).__name__,
         "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
     }
-    (folder / _HEAD_CONFIG).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    content |= {} if labels is None else {"labels": labels}
+    (folder / _HEAD_CONFIG).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_tokenizer(folder: Path, files: Mapping[str, str], inputs: list[str]) -> None:
