@@ -81,18 +81,18 @@ def restore(run: Run, state: TrainState, snapshot: Snapshot) -> None:
     Raises:
         CheckpointError: The checkpoint was saved with a different model, optimizer or data.
     """
-    document = json.loads(snapshot.documents[STATE])
+    document = snapshot.json(STATE)
     if document["data"] != run.data_fingerprint:
         problem = "the data has changed since the checkpoint was saved"
         raise CheckpointError(format_error("data", problem, "Restore the data, or start a new run"))
-    load_weights(run.model, snapshot.tensors["model"])
+    load_weights(run.model, snapshot.named_tensors("model"))
     for name, module in _other_modules(run).items():
-        load_weights(module, snapshot.tensors[name])
+        load_weights(module, snapshot.named_tensors(name))
     if run.ema is not None:
         run.ema.load_state_dict(document["ema"])
     if isinstance(run.schedule, MetricSchedule):
         run.schedule.load_state_dict(document["schedule"])
-    restore_optimizer(run.optimizer, snapshot.tensors["optimizer"], document["optimizer"])
+    restore_optimizer(run.optimizer, snapshot.named_tensors("optimizer"), document["optimizer"])
     run.precision.load_state_dict(document["precision"])
     state.load_state_dict(document["train"])
     # Last: building and loading may have drawn random numbers.
@@ -101,7 +101,7 @@ def restore(run: Run, state: TrainState, snapshot: Snapshot) -> None:
 
 def is_keyed(snapshot: Snapshot) -> bool:
     """Return whether a run draws its random numbers by step and piece; runs of earlier versions did not."""
-    return "torch" not in json.loads(snapshot.documents[STATE])["generators"]
+    return "torch" not in snapshot.json(STATE)["generators"]
 
 
 def _other_modules(run: Run) -> dict[str, nn.Module]:
@@ -153,7 +153,7 @@ def select_weights(snapshot: Snapshot, weights: str) -> tuple[str, Mapping[str, 
     Raises:
         CheckpointError: The checkpoint contains no averaged weights.
     """
-    score: dict[str, Any] | None = json.loads(snapshot.documents[STATE])["score"]
+    score: dict[str, Any] | None = snapshot.json(STATE)["score"]
     if weights == "auto":
         weights = score["weights"] if score else "raw"
     if weights == "ema" and "ema" not in snapshot.tensors:
@@ -164,4 +164,4 @@ def select_weights(snapshot: Snapshot, weights: str) -> tuple[str, Mapping[str, 
     loss = snapshot.tensors.get("loss")
     if averaged:
         loss = snapshot.tensors.get("ema_loss", loss)
-    return weights, snapshot.tensors["ema" if averaged else "model"], loss
+    return weights, snapshot.named_tensors("ema" if averaged else "model"), loss

@@ -147,7 +147,7 @@ def read_divergence(folder: Path) -> tuple[DivergenceReport, str, str | None]:
     try:
         report = json.loads((folder / DIVERGENCE_REPORT).read_text(encoding="utf-8"))
         checkpoint = report.pop("checkpoint")
-        batch = decode((folder / DIVERGENCE_BATCH).read_bytes())
+        batch = decode((folder / DIVERGENCE_BATCH).read_bytes(), DIVERGENCE_BATCH)
         divergence = DivergenceReport(int(report["step"]), report, batch)
         return divergence, (folder / CONFIG).read_text(encoding="utf-8"), checkpoint
     except Exception as error:  # a damaged file may lead to any

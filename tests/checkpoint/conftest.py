@@ -1,6 +1,5 @@
 """Small checkpoints whose contents are a function of their step."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.documents import state_text
 from trainer.checkpoint.snapshot import Snapshot
 
 MakeSnapshot = Callable[..., Snapshot]
@@ -22,8 +22,7 @@ def make(step: int, score: float | None = None, *, higher: bool = True, name: st
     }
     moments = {f"{key}/exp_avg": torch.randn(7, 5, generator=generator) for key in ("a", "b")}
     scored = None if score is None else {"name": name, "value": score, "higher_is_better": higher, "weights": "raw"}
-    state: dict[str, Any] = {"step": step, "score": scored}
-    documents = {"state.json": json.dumps(state), "config.yaml": f"seed: {step}\nname: Übung\n"}
+    documents = {"state.json": state_text(step, scored), "config.yaml": f"seed: {step}\nname: Übung\n"}
     return Snapshot(step, {"model": weights, "ema": dict(weights), "optimizer": moments}, documents)
 
 

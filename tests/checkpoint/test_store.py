@@ -10,6 +10,7 @@ import threading
 import pytest
 import torch
 
+from tests.support.documents import state_text
 from trainer.checkpoint.listing import find_newest_intact
 from trainer.checkpoint.manifest import find_faults, read_document
 from trainer.checkpoint.snapshot import Snapshot, load_folder
@@ -315,7 +316,7 @@ def test_shapes_dtypes_and_names_may_change_between_saves(roomy, same):
     snapshots = [
         Snapshot(1, {"model": {"a": torch.ones(3), "b": torch.ones(2)}}, {}),
         Snapshot(2, {"model": {"a": torch.ones(2, 2)}, "ema": {"a": torch.ones(1)}}, {}),
-        Snapshot(3, {"model": {"a": torch.ones(2, 2, dtype=torch.float16)}}, {"state.json": "{}"}),
+        Snapshot(3, {"model": {"a": torch.ones(2, 2, dtype=torch.float16)}}, {"state.json": state_text(3)}),
         Snapshot(4, {"optimizer": {}}, {}),
     ]
     for snapshot in snapshots:

@@ -120,22 +120,22 @@ def load_checkpointed_model(
     """
     # The state of the optimizer, and the weights that are not selected, would take several times the model's memory.
     snapshot = Store(folder / CHECKPOINTS, keep=2).load(checkpoint, on_demand=True)
-    config_text = snapshot.documents[CONFIG]
+    config_text = snapshot.text(CONFIG)
     job = read_config(config_text)
     torch_device = build_device(device)
-    task = build_task(job, json.loads(snapshot.documents[TASK]))
+    task = build_task(job, snapshot.json(TASK))
     restored = restore_model(job, task, snapshot, weights, lambda: _build_loss(job, task, torch_device))
     assert restored.loss is not None
     origin = {
         "run": folder.name,
         "step": snapshot.step,
         "weights": restored.weights,
-        "score": json.loads(snapshot.documents[STATE])["score"],
+        "score": snapshot.json(STATE)["score"],
         "config_sha256": hashlib.sha256(config_text.encode()).hexdigest(),
     }
     model = restored.model.to(torch_device).eval()
     if job.prune is not None:
-        zeros = sparsity_report(measure_sparsity(model, snapshot.tensors[MASKS].keys()))
+        zeros = sparsity_report(measure_sparsity(model, snapshot.named_tensors(MASKS).keys()))
         origin["pruning"] = {"method": job.prune, **zeros}
     return CheckpointedModel(
         folder, job, snapshot.step, restored.weights, task, model, restored.loss, torch_device, origin, config_text

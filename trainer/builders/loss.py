@@ -99,8 +99,8 @@ def load_teacher(path: object, task: Task, device: torch.device, trust: list[str
         snapshot = Store(Path(path) / CHECKPOINTS, keep=2).load("best")
     except CheckpointError as error:
         raise ConfigError(format_error("loss.teacher", "has no usable checkpoint", str(error), value=path)) from error
-    job = job_from_text(snapshot.documents[CONFIG], trust)
-    stored, own = json.loads(snapshot.documents[TASK]), json.loads(json.dumps(task.state_dict()))
+    job = job_from_text(snapshot.text(CONFIG), trust)
+    stored, own = snapshot.json(TASK), json.loads(json.dumps(task.state_dict()))
     if different := [name for name in own if own[name] != stored.get(name)]:
         remedy = "Train both on the same data with the same task"
         problem = f"was trained with a different {' and '.join(different)}"

@@ -73,7 +73,7 @@ def build_model(job: TrainJob, task: Task, snapshot: Snapshot | None, loss: Loss
     info = replace(task.info(), num_outputs=loss.in_features) if isinstance(loss, HasLossHead) else task.info()
     arguments = info.arguments()
     if snapshot is not None and ARCHITECTURE in snapshot.documents:
-        arguments["architecture"] = json.loads(snapshot.documents[ARCHITECTURE])
+        arguments["architecture"] = snapshot.json(ARCHITECTURE)
     model: nn.Module = instantiate("model", option_keys(job.model, ModelKeys), **arguments)
     settings = ModelKeys(**{key: value for key, value in job.model.items() if key in ModelKeys.__dataclass_fields__})
     tokenizer = job.task.get("tokenizer")
@@ -107,7 +107,7 @@ def _read_shards(folder: Path) -> Mapping[str, Tensor]:
     """Return the weights in the folder of a checkpoint in shards; nothing for another folder."""
     if not (folder / CHECKPOINT_MANIFEST).is_file() or (folder / "model.safetensors").exists():
         return {}
-    return load_folder(folder).tensors["model"]
+    return load_folder(folder).named_tensors("model")
 
 
 def _adapt(model: nn.Module, settings: ModelKeys, task: Task, info: TaskInfo) -> nn.Module:
@@ -192,7 +192,7 @@ def build_masks(job: TrainJob, model: nn.Module, snapshot: Snapshot | None) -> M
     if job.prune is None:
         return Masks(model, {})
     if snapshot is not None:
-        return Masks(model, snapshot.tensors[MASKS])
+        return Masks(model, snapshot.named_tensors(MASKS))
     masks = prune_model(job.prune, model, job.seed)
     zeros = total_sparsity(measure_sparsity(model, masks.names()))
     logger.info(

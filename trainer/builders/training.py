@@ -96,7 +96,7 @@ def build_training(
     device = build_device(job.device)
     check_targets(job)
     seed_rng(job.seed, device)
-    task = build_task(job, None if snapshot is None else json.loads(snapshot.documents[TASK]))
+    task = build_task(job, None if snapshot is None else snapshot.json(TASK))
     encoded = build_encoded(job, task, fitted=snapshot is not None)
     data_report = check_data(job, task, encoded)
     run = _build_run(job, config_text, outputs, snapshot, closing, ranks, device, task, encoded)

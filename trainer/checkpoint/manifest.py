@@ -8,13 +8,16 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Final
 
 from trainer.checkpoint.atomic_io import FileDigest, digest_file
 from trainer.checkpoint.shards import is_shard_file
+from trainer.documents import CHECKPOINT, SHAPES, check_checkpoint_document
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import CHECKPOINT_MANIFEST, Document
+from trainer.shapes import DocumentError, check_shape, parse_json, read_bytes, seal
 
 FORMAT: Final = 2
 """The newest format. Checkpoints whose files all contain complete tensors are written in format 1, as ever."""
@@ -49,7 +52,7 @@ class Manifest:
         """Return the canonical bytes, the only ones that a reader accepts; `checksum` covers all other fields."""
         files = {name: {"size": file.size, "crc32": f"{file.crc32:08x}"} for name, file in self.files.items()}
         number = FORMAT if any(map(is_shard_file, self.files)) else 1
-        return _seal({"format": number, "step": self.step, "ordinal": self.ordinal, "files": files})
+        return _render({"format": number, "step": self.step, "ordinal": self.ordinal, "files": files})
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -61,18 +64,21 @@ def read_manifest(folder: Path) -> Manifest:
     """
     data = _read(folder, CHECKPOINT_MANIFEST)
     try:
-        fields = json.loads(data)
-        sealed = _seal({name: value for name, value in fields.items() if name != "checksum"})
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise DamagedError(f"{CHECKPOINT_MANIFEST} is not the JSON that was written") from error
-    if data != sealed:
+        fields = parse_json(data, {str: object}, finite=True)
+    except DocumentError as error:
+        raise DamagedError(f"{CHECKPOINT_MANIFEST} is not the JSON that was written: {error}") from error
+    if data != _render(fields):
         raise DamagedError(f"{CHECKPOINT_MANIFEST} does not match its own checksum")
     # Every later format keeps the seal, so a flipped bit is never taken for a newer version.
-    if fields["format"] > FORMAT:
+    if isinstance(fields.get("format"), int) and fields["format"] > FORMAT:
         problem = f"has format {fields['format']}, but this version of trainer reads formats up to {FORMAT}"
         remedy = "Upgrade trainer to use this checkpoint"
         raise CheckpointError(format_error(str(folder / CHECKPOINT_MANIFEST), problem, remedy))
-    files = {name: FileDigest(file["size"], int(file["crc32"], 16)) for name, file in fields["files"].items()}
+    try:
+        check_shape(fields, CHECKPOINT)
+        files = {name: FileDigest(file["size"], int(file["crc32"], 16)) for name, file in fields["files"].items()}
+    except ValueError as error:
+        raise DamagedError(f"{CHECKPOINT_MANIFEST} is not what was written: {error}") from error
     match = STEP_FOLDER.fullmatch(folder.name)
     if match and int(match[1]) != fields["step"]:
         raise DamagedError(f"{CHECKPOINT_MANIFEST} belongs to step {fields['step']}, not to this folder")
@@ -124,12 +130,23 @@ def read_document(folder: Path, name: str) -> str | None:
         DamagedError: The manifest or that file is damaged.
     """
     written = read_manifest(folder).files.get(name)
-    return None if written is None else _read_verified(folder, name, written).decode()
+    return None if written is None else decode_document(name, _read_verified(folder, name, written))
 
 
-def _seal(fields: Document) -> bytes:
-    crc = zlib.crc32(json.dumps(fields, sort_keys=True).encode())
-    return (json.dumps({**fields, "checksum": f"{crc:08x}"}, indent=1, sort_keys=True) + "\n").encode()
+def decode_document(name: str, data: bytes) -> str:
+    """Return the text of a document of a checkpoint.
+
+    Raises:
+        DamagedError: It is intact, but not what a checkpoint contains.
+    """
+    try:
+        return check_checkpoint_document(name, data)
+    except DocumentError as error:
+        raise DamagedError(f"{name} is not what was written: {error}") from error
+
+
+def _render(fields: Document) -> bytes:
+    return (json.dumps(seal(fields), indent=1, sort_keys=True) + "\n").encode()
 
 
 def _iterate_faults(folder: Path) -> Iterator[str]:
@@ -138,7 +155,10 @@ def _iterate_faults(folder: Path) -> Iterator[str]:
     for name, written in manifest.files.items():
         # Missing files and folders in a file's place were reported above.
         with suppress(FileNotFoundError, IsADirectoryError), _reading(name):
-            yield from _compare(name, digest_file(folder / name), written)
+            faults = list(_compare(name, digest_file(folder / name), written))
+            yield from faults
+            if name in SHAPES and not faults:
+                decode_document(name, _read_verified(folder, name, written))
 
 
 def _find_misplaced(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -170,7 +190,9 @@ def _read_verified(folder: Path, name: str, written: FileDigest) -> bytes:
 def _read(folder: Path, name: str) -> bytes:
     try:
         with _reading(name):
-            return (folder / name).read_bytes()
+            return read_bytes(folder / name, inf)
+    except DocumentError as error:
+        raise DamagedError(f"{name} {error}") from error
     except (FileNotFoundError, IsADirectoryError) as error:
         raise DamagedError(f"{name} is missing") from error
 

@@ -5,6 +5,7 @@ Importing this module does not import torch: checkpoints are chosen and verified
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from trainer.checkpoint.atomic_io import FileDigest
 from trainer.checkpoint.manifest import (
     DamagedError,
     Manifest,
+    decode_document,
     read_document,
     read_files,
     read_manifest,
@@ -23,7 +25,7 @@ from trainer.checkpoint.manifest import (
 )
 from trainer.checkpoint.shards import SUFFIX, Shard, is_shard_file, tensors_name
 from trainer.errors import CheckpointError, format_error
-from trainer.layout import CHECKPOINT_MANIFEST
+from trainer.layout import CHECKPOINT_MANIFEST, Document
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from trainer.ranks import Ranks
 
 _Result = TypeVar("_Result")
+_ANOTHER = "Use another checkpoint"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,36 @@ class Snapshot:
     tensors: Mapping[str, Mapping[str, Tensor]]
     documents: Mapping[str, str]
     shard: Shard | None = None
+
+    def text(self, name: str) -> str:
+        """Return a document.
+
+        Raises:
+            CheckpointError: There is none.
+        """
+        if name not in self.documents:
+            raise CheckpointError(format_error(f"the checkpoint of step {self.step}", f"contains no {name}", _ANOTHER))
+        return self.documents[name]
+
+    def json(self, name: str) -> Document:
+        """Return a JSON document; its shape was checked when it was read.
+
+        Raises:
+            CheckpointError: There is none.
+        """
+        document: Document = json.loads(self.text(name))
+        return document
+
+    def named_tensors(self, name: str) -> Mapping[str, Tensor]:
+        """Return the tensors of a file.
+
+        Raises:
+            CheckpointError: There is none.
+        """
+        if name not in self.tensors:
+            problem = f"contains no {name}{SUFFIX}"
+            raise CheckpointError(format_error(f"the checkpoint of step {self.step}", problem, _ANOTHER))
+        return self.tensors[name]
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, ordinal: int) -> None:
@@ -109,14 +142,14 @@ def read_snapshot(folder: Path) -> Snapshot:
     manifest = read_manifest(folder)
     tensors: dict[str, Mapping[str, Tensor]] = {}
     documents: dict[str, str] = {}
-    shards: dict[str, list[bytes]] = {}
+    shards: dict[str, dict[str, bytes]] = {}
     for file, data in read_files(folder, manifest):
         if (name := tensors_name(file)) is None:
-            documents[file] = data.decode()
+            documents[file] = decode_document(file, data)
         elif is_shard_file(file):
-            shards.setdefault(name, []).append(data)
+            shards.setdefault(name, {})[file] = data
         else:
-            tensors[name] = decode(data)
+            tensors[name] = decode(data, file)
     for name in list(shards):
         tensors[name] = decode_shards(shards.pop(name))
     return Snapshot(manifest.step, tensors, documents)

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
 from trainer.checkpoint.manifest import DamagedError
 from trainer.checkpoint.shards import Rows
+from trainer.documents import ROWS, TENSOR
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import Document
+from trainer.shapes import DocumentError, check_shape, parse_json
 
 NamedTensors = Mapping[str, Tensor]
 
@@ -76,35 +79,66 @@ def encode(tensors: NamedTensors, rows: Mapping[str, Rows] | None = None) -> Ite
             yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
-def decode(data: bytes) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, on the CPU, in memory of their own."""
-    return load(data)
-
-
-def decode_shards(files: Iterable[bytes]) -> dict[str, Tensor]:
-    """Return the complete tensors of which several safetensors files contain the rows.
+def decode(data: bytes, file: str = "the file") -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, on the CPU, in memory of their own.
 
     Raises:
-        DamagedError: Rows are missing.
+        DamagedError: It is no such file; `file` is its name.
+    """
+    try:
+        return load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise DamagedError(f"{file} is not what was written: {error}") from error
+
+
+def decode_shards(files: Mapping[str, bytes]) -> dict[str, Tensor]:
+    """Return the complete tensors of which several safetensors files, by name, contain the rows.
+
+    Raises:
+        DamagedError: Rows are missing, or a file is no such file.
     """
     pieces: dict[str, list[tuple[Rows, Tensor]]] = {}
-    for data in files:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        rows = _read_rows(header)
-        for name, tensor in load(data).items():
+    for file, data in files.items():
+        tensors = decode(data, file)
+        _, rows = _parse_header(file, data[8 : 8 + int.from_bytes(data[:8], "little")])
+        for name, tensor in tensors.items():
             pieces.setdefault(name, []).append((rows.get(name, Rows(0, tuple(tensor.shape))), tensor))
     return {name: _join(name, parts) for name, parts in pieces.items()}
 
 
-def _read_rows(header: Document) -> dict[str, Rows]:
-    text = header.get("__metadata__", {}).get(_ROWS, "{}")
-    return {name: Rows(start, tuple(shape)) for name, (start, shape) in json.loads(text).items()}
+def _parse_header(file: str, text: bytes) -> tuple[Document, dict[str, Rows]]:
+    """Return the entries of a file's tensors, and the place of those that are not complete.
+
+    Raises:
+        DamagedError: The text is no header.
+    """
+    try:
+        header = parse_json(text, {"__metadata__?": {str: str}})
+        rows = parse_json(header.pop("__metadata__", {}).get(_ROWS, "{}"), ROWS)
+        check_shape(header, {str: TENSOR})
+        for name, entry in header.items():
+            start, end = entry["data_offsets"]
+            dtype = _TORCH_DTYPES.get(entry["dtype"])
+            if (
+                dtype is None
+                or min([start, *entry["shape"]]) < 0
+                or prod(entry["shape"]) * dtype.itemsize != end - start
+            ):
+                raise DocumentError(f"{name}: dtype, shape and place do not fit together")
+            first, whole = rows.get(name, (0, entry["shape"]))
+            if first < 0 or len(whole) != len(entry["shape"]) or whole[1:] != entry["shape"][1:]:
+                raise DocumentError(f"{name}: its rows do not fit into the complete tensor")
+    except DocumentError as error:
+        raise DamagedError(f"{file} is not what was written: {error}") from error
+    return header, {name: Rows(start, tuple(shape)) for name, (start, shape) in rows.items()}
 
 
 def _join(name: str, parts: list[tuple[Rows, Tensor]]) -> Tensor:
     shape = parts[0][0].shape
     if len(parts) == 1 and parts[0][1].shape == shape:
         return parts[0][1]
+    if not shape:
+        raise DamagedError(f"{name} is stored several times")
     ordered = sorted((part for part in parts if len(part[1])), key=lambda part: part[0].start)
     end = 0
     for rows, tensor in ordered:
@@ -174,15 +208,14 @@ def _read_header(path: Path) -> Iterator[tuple[str, _Piece]]:
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
+            text = file.read(min(size, path.stat().st_size))
     except OSError as error:
         raise CheckpointError(format_error(str(path), f"cannot be read: {error.strerror}")) from error
-    rows = _read_rows(header)
+    header, rows = _parse_header(path.name, text)
     for name, entry in header.items():
-        if name != "__metadata__":
-            shape = tuple(entry["shape"])
-            offset = 8 + size + entry["data_offsets"][0]
-            yield name, _Piece(path, offset, _TORCH_DTYPES[entry["dtype"]], shape, rows.get(name, Rows(0, shape)))
+        shape = tuple(entry["shape"])
+        offset = 8 + size + entry["data_offsets"][0]
+        yield name, _Piece(path, offset, _TORCH_DTYPES[entry["dtype"]], shape, rows.get(name, Rows(0, shape)))
 
 
 def _read(piece: _Piece, row: int, shape: tuple[int, ...]) -> Tensor:

@@ -90,7 +90,7 @@ def compare_training(
 
     # Tensors are read when they are used: a checkpoint in shards may not fit into memory.
     stored = load_folder(stop, on_demand=True)
-    text = stored.documents[CONFIG]
+    text = stored.text(CONFIG)
     first = None if start is None else load_folder(start, on_demand=True)
     begin = 0 if first is None else first.step
     end = stored.step if job.steps is None else min(stored.step, begin + job.steps)
@@ -106,7 +106,7 @@ def compare_training(
     else:
         assert done.snapshot is not None
         comparisons += _compare_states(stored, done.snapshot, ranks)
-    recorded |= json.loads(stored.documents[STATE], parse_constant=str)["versions"]
+    recorded |= stored.json(STATE)["versions"]
     return _explain_faults(comparisons, recorded, done.machine)
 
 
@@ -243,7 +243,7 @@ def _compare_logged(metrics: Path, done: Replay, *, needed: bool) -> Comparison:
 def _compare_states(stored: Snapshot, replayed: Snapshot, ranks: Ranks | None) -> list[Comparison]:
     from trainer.checkpoint.tensors import tensor_differences
 
-    before, after = (json.loads(snapshot.documents[STATE], parse_constant=str) for snapshot in (stored, replayed))
+    before, after = (json.loads(snapshot.text(STATE), parse_constant=str) for snapshot in (stored, replayed))
     old_versions, new_versions = before.pop("versions"), after.pop("versions")
     fault = _summarize(f"{STATE}: {path} {_show(old, new)}" for path, old, new in differences(before, after))
     for name in dict.fromkeys([*stored.documents, *replayed.documents]):

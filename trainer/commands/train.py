@@ -114,7 +114,7 @@ def _prepare(job: TrainJob, config: Document, stack: ExitStack) -> tuple[Start, 
     snapshot = _load_snapshot(job, folder)
     notes: list[str] = []
     if snapshot is not None and job.resume == "auto":
-        config, notes = resume_config(parse_stored_config(snapshot.documents[CONFIG]), config)
+        config, notes = resume_config(parse_stored_config(snapshot.text(CONFIG)), config)
         job = replace(job, optimizer=config["optimizer"])
     return Start(job, config, folder, None if snapshot is None else snapshot.step, notes), snapshot
 

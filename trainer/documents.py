@@ -1,0 +1,225 @@
+"""The documents of runs, checkpoints and artifact folders: the shape of each, and reading one that was damaged.
+
+Everything that comes back from a disk passes through here before it is used. `trainer.shapes` explains shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from trainer.errors import CheckpointError, format_error
+from trainer.layout import EXPORT_MANIFEST, STATE, TASK, Document
+from trainer.shapes import CHECKSUM, DocumentError, check_seal, check_shape, parse_json, read_bytes
+
+_SCORE: Final = {"name": str, "value": float, "higher_is_better": bool, "weights": str}
+_MAYBE_SCORE: Final = (_SCORE, None)
+_FILE: Final = {"file": str, "bytes": int, "sha256": str}
+_NUMBERS: Final = {str: (float, None)}
+
+CHECKPOINT: Final = {
+    "format": int,
+    "step": int,
+    "ordinal": int,
+    "files": {str: {"size": int, "crc32": str}},
+}
+"""The shape of MANIFEST.json."""
+
+TENSOR: Final = {"dtype": str, "shape": [int], "data_offsets": [int, int]}
+"""The shape of a tensor's entry in the header of a safetensors file."""
+
+ROWS: Final = {str: [int, [int]]}
+"""The shape of the metadata of tensors of which a file contains only some rows: first row, complete shape."""
+
+_STATE_SHAPE: Final = {
+    "score": _MAYBE_SCORE,
+    "train": {"step": int, "score": _MAYBE_SCORE, "best": _MAYBE_SCORE, "best_step": (int, None)},
+    "ema": ({"updates": int}, None),
+    "schedule": ({str: object}, None),
+    "precision": {str: object},
+    "optimizer": {"groups": [{"names": [str], "options": {str: object}}], "values": {str: {str: object}}},
+    "generators": {
+        "python": {"version": int, "words": str, "gauss": (float, None)},
+        "numpy": {"kind": str, "keys": str, "position": int, "has_gauss": int, "cached": float},
+        "torch?": str,
+        "cuda?": [str],
+        "mps?": str,
+    },
+    "data": str,
+    "versions": {str: str},
+}
+
+_TASK_SHAPE: Final = {
+    "labels?": [str],
+    "class_counts?": [int],
+    "num_train?": int,
+    "tokenizer?": str,
+    "given?": (str, None),
+    "token_counts?": [int],
+    "images?": {"size": [int, int], "channels": int, "mean": [float], "std": [float]},
+    "value_mean?": [float],
+    "value_std?": [float],
+    "score_range?": ([float, float], None),
+    "columns?": [{"kind": str, "name": str}],
+    "predict.py?": [str, str],
+}
+"""The fields that the tasks of this project have; a task of the user may have others."""
+
+SHAPES: Final[Mapping[str, object]] = {
+    STATE: _STATE_SHAPE,
+    TASK: _TASK_SHAPE,
+    "model.json": {"class": str, "config": {str: object}},
+}
+"""The shape of each JSON document in a checkpoint, by its file name."""
+
+EVALUATION: Final = {"split": str, "step": int, "weights": str, "digest?": str}
+"""The shape of `eval/<split>.json`; all other fields are metrics and the keys that were changed."""
+
+EVENT: Final = {"event": str, "step": int, "epoch": float}
+"""The shape of a line in metrics.jsonl."""
+
+DIVERGENCE: Final = {"step": int, "checkpoint": (str, None)}
+
+_ARTIFACT: Final = {
+    **_FILE,
+    "beside?": [_FILE],
+    "exact": bool,
+    "variant?": str,
+    "largest_difference": (float, None),
+    "relative_difference?": (float, None),
+    "decision_agreement": (float, None),
+    "metrics": _NUMBERS,
+    "end_id?": (int, None),
+    "golden?": {"prompt": [int], "tokens": [int]},
+}
+
+EXPORT: Final = {
+    "manifest_version": int,
+    "task": str,
+    "reads": [str],
+    "kept": [str],
+    "provenance": {
+        "config?": {
+            "task": {"_target_": str},
+            "data": {"columns": {str: object}, "list_separator": str, "separator": (str, None), "quote": (str, None)},
+            "loader": {"eval_batch_size": int},
+        },
+    },
+    "tolerance": float,
+    "metric_budget": float,
+    "versions": {str: str},
+    "monitor": (str, None),
+    "inputs": {str: {"dtype": str, "shape": [(int, str)]}},
+    "axes": {str: [int, (int, None)]},
+    "pad_id": (int, None),
+    "metrics": _NUMBERS,
+    "artifacts": {str: _ARTIFACT},
+    "timings": {"threads": int, "rows": [{"sizes": {str: int}, "milliseconds": {str: float}}]},
+    "files": [_FILE],
+}
+"""The shape of manifest.json in a folder of artifacts."""
+
+SEALED_SINCE: Final = 3
+"""The version of that manifest since which it contains a checksum of itself."""
+
+
+def read_document(path: Path, shape: object, remedy: str, *, finite: bool = False) -> Any:
+    """Return a JSON document.
+
+    Args:
+        path: The file.
+        shape: The shape of the document.
+        remedy: What to do if it is damaged, for the message.
+        finite: See `parse_json`.
+
+    Raises:
+        CheckpointError: It cannot be read, or it is not what was written.
+    """
+    try:
+        return parse_json(read_bytes(path), shape, finite=finite)
+    except (OSError, DocumentError) as error:
+        raise unusable(path, error, remedy) from error
+
+
+def read_text(path: Path, remedy: str) -> str:
+    """Return a text file.
+
+    Raises:
+        CheckpointError: It cannot be read, or it is not UTF-8.
+    """
+    try:
+        return read_bytes(path).decode("utf-8")
+    except (OSError, DocumentError) as error:
+        raise unusable(path, error, remedy) from error
+    except UnicodeDecodeError as error:
+        raise unusable(path, DocumentError("is not UTF-8 text"), remedy) from error
+
+
+def unusable(path: Path, error: Exception, remedy: str) -> CheckpointError:
+    """Return the error of a document that cannot be used: `<file>: is damaged: <field>: <problem>. <remedy>`."""
+    problem = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else f"is damaged: {error}"
+    return CheckpointError(format_error(str(path), problem, remedy))
+
+
+def check_checkpoint_document(name: str, data: bytes) -> str:
+    """Return the text of a document in a checkpoint after its shape has been checked.
+
+    Raises:
+        DocumentError: It is not what was written; its name is not in the message.
+    """
+    if name in SHAPES:
+        parse_json(data, SHAPES[name])
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DocumentError("is not UTF-8 text") from error
+
+
+def read_export_manifest(folder: Path) -> Document:
+    """Return the manifest of a folder of artifacts.
+
+    A manifest of an earlier version has no checksum of itself (`is_sealed`).
+
+    Raises:
+        FileNotFoundError: There is none.
+        CheckpointError: It cannot be read, it is not what was written, or it names a file outside of the folder.
+    """
+    path = folder / EXPORT_MANIFEST
+    remedy = "Copy the folder again, or export again"
+    try:
+        manifest: Document = parse_json(read_bytes(path), {str: object}, finite=True)
+        if is_sealed(manifest):
+            check_seal(manifest)
+        check_shape(manifest, EXPORT)
+        for entry in file_entries(manifest):
+            _check_place(folder, entry["file"])
+    except FileNotFoundError:
+        raise
+    except NotADirectoryError as error:
+        raise FileNotFoundError(str(path)) from error
+    except (OSError, DocumentError) as error:
+        raise unusable(path, error, remedy) from error
+    return manifest
+
+
+def is_sealed(manifest: Mapping[str, Any]) -> bool:
+    """Return whether a manifest has, or must have, a checksum of itself."""
+    version = manifest.get("manifest_version")
+    return CHECKSUM in manifest or (isinstance(version, int) and version >= SEALED_SINCE)
+
+
+def file_entries(manifest: Document) -> Iterator[Document]:
+    """Yield a manifest's entries for artifacts, for further files of artifacts, and for all other files."""
+    for artifact in manifest["artifacts"].values():
+        yield artifact
+        yield from artifact.get("beside", ())
+    yield from manifest["files"]
+
+
+def _check_place(folder: Path, name: str) -> None:
+    """Check that a manifest names a file inside its folder, also after links have been followed."""
+    path = PurePosixPath(name)
+    inside = path.parts and not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
+    if not inside or not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise DocumentError(f"names the file {name!r}, which is not inside of the folder")

@@ -1,0 +1,188 @@
+"""Checks of documents before they are used: JSON against a declared shape, and the seal of a document.
+
+A shape is written as the document looks: `{"step": int, "files": {str: {"size": int}}, "note?": (str, None)}`.
+
+* `int`, `float` (also an integer), `str`, `bool`, `None`; `object` allows everything.
+* `[shape]` is a list of any length, `[shape, shape]` a list of these two, `(shape, shape)` a choice.
+* `{str: shape}` is a mapping with any names, `{"name": shape}` has these fields; a name with `?` may be missing. More
+  fields are allowed, so that an older version reads what a newer one has added.
+
+This module is copied next to exported artifacts, so it needs only the standard library.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+CHECKSUM = "checksum"
+"""The field of a sealed document with the checksum of all other fields."""
+
+_LARGEST_FILE = 2**30
+"""Bytes of the largest document."""
+_DEEPEST = 100
+_LARGEST_INTEGER = 2**64
+_SHOWN_CHARACTERS = 60
+_WORDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false", None: "null"}
+_TYPES: dict[object, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
+
+
+class DocumentError(ValueError):
+    """A document is not what was written. The message starts with the field, if one is wrong."""
+
+
+def read_bytes(path: str | os.PathLike[str], largest: float = _LARGEST_FILE) -> bytes:
+    """Return the contents of a regular file of at most `largest` bytes.
+
+    Raises:
+        OSError: It cannot be read.
+        DocumentError: It is no regular file, which could block for ever or never end, or it is larger.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise DocumentError("is not a regular file")
+    if status.st_size > largest:
+        raise DocumentError(f"has {status.st_size} bytes, more than any document")
+    return Path(path).read_bytes()
+
+
+def parse_json(data: bytes | str, shape: object = object, *, finite: bool = False) -> Any:
+    """Return the JSON in `data`, which has the shape.
+
+    Args:
+        data: The text, as UTF-8 if it is bytes.
+        shape: The shape, see the module.
+        finite: Refuse NaN and infinity, for documents that are written without them.
+
+    Raises:
+        DocumentError: It is not JSON, has another shape, is nested deeply or has integers of more than 64 bits.
+    """
+    try:
+        document = json.loads(data if isinstance(data, str) else data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DocumentError("is not UTF-8 text") from error
+    except RecursionError as error:
+        raise DocumentError("is nested too deeply") from error
+    except ValueError as error:
+        raise DocumentError(f"is not JSON ({error})") from error
+    for problem in (*_find_extremes(document, finite), *_find_problems(document, shape, "")):
+        raise DocumentError(problem)
+    return document
+
+
+def check_shape(document: object, shape: object) -> None:
+    """Check that a document has a shape.
+
+    Raises:
+        DocumentError: It does not. The message starts with the first wrong field.
+    """
+    for problem in _find_problems(document, shape, ""):
+        raise DocumentError(problem)
+
+
+def seal(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a document with the checksum of them."""
+    own = {name: value for name, value in fields.items() if name != CHECKSUM}
+    crc = zlib.crc32(json.dumps(own, sort_keys=True).encode())
+    return {**own, CHECKSUM: f"{crc:08x}"}
+
+
+def check_seal(fields: dict[str, Any]) -> None:
+    """Check that a sealed document is what was written.
+
+    Raises:
+        DocumentError: A field has changed.
+    """
+    if fields.get(CHECKSUM) != seal(fields)[CHECKSUM]:
+        raise DocumentError("does not match its own checksum")
+
+
+def _find_extremes(document: object, finite: bool) -> Iterator[str]:
+    """Yield a problem of values that JSON allows but that no document has."""
+    level = [document]
+    for _ in range(_DEEPEST):
+        for value in level:
+            if isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
+                yield f"contains the integer {_show(value)}, which is out of range"
+            elif finite and isinstance(value, float) and not isfinite(value):
+                yield f"contains the number {value}"
+            elif isinstance(value, str) and not _is_text(value):
+                yield f"contains half of a character in {_show(value)}"
+        keys = [key for value in level if isinstance(value, dict) for key in value if not _is_text(key)]
+        if keys:
+            yield f"contains half of a character in {_show(keys[0])}"
+        inner = (value for value in level if isinstance(value, dict | list))
+        level = [each for value in inner for each in (value.values() if isinstance(value, dict) else value)]
+    if level:
+        yield f"is nested more than {_DEEPEST} levels deep"
+
+
+def _is_text(value: str) -> bool:
+    """Return whether a text can be written: JSON may contain half of a surrogate pair."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _find_problems(value: object, shape: object, path: str) -> Iterator[str]:
+    """Yield the problem of each field that does not fit."""
+    start = f"{path}: " if path else ""
+    if shape is object:
+        return
+    if isinstance(shape, tuple):
+        alternatives = [list(_find_problems(value, each, path)) for each in shape]
+        if all(alternatives):
+            # An object or a list that does not fit says more than "must be one of these".
+            inner = [problems[0] for problems, each in zip(alternatives, shape, strict=True) if _has_kind(value, each)]
+            yield inner[0] if inner else f"{start}must be {' or '.join(map(_describe, shape))}, got {_show(value)}"
+    elif not _has_kind(value, shape):
+        yield f"{start}must be {_describe(shape)}, got {_show(value)}"
+    elif isinstance(shape, list):
+        assert isinstance(value, list)
+        if len(shape) > 1 and len(value) != len(shape):
+            yield f"{start}must have {len(shape)} items, got {_show(value)}"
+        items = shape if len(shape) > 1 else shape * len(value)
+        for position, (each, item) in enumerate(zip(value, items, strict=False)):
+            yield from _find_problems(each, item, f"{path}[{position}]")
+    elif isinstance(shape, dict):
+        assert isinstance(value, dict)
+        prefix = f"{path}." if path else ""
+        for name, inner_shape in shape.items():
+            field = name if name is str else name.removesuffix("?")
+            if name is str:
+                for key, each in value.items():
+                    yield from _find_problems(each, inner_shape, f"{prefix}{_show(key)[1:-1]}")
+            elif field in value:
+                yield from _find_problems(value[field], inner_shape, f"{prefix}{field}")
+            elif field == name:
+                yield f"{prefix}{field}: is missing"
+
+
+def _has_kind(value: object, shape: object) -> bool:
+    """Return whether a value has the type of a shape, whatever it contains."""
+    if isinstance(shape, dict | list):
+        return isinstance(value, type(shape))
+    if shape is None:
+        return value is None
+    return isinstance(value, _TYPES[shape]) and (shape is bool or not isinstance(value, bool))
+
+
+def _describe(shape: object) -> str:
+    if isinstance(shape, dict | list):
+        return "a list" if isinstance(shape, list) else "an object"
+    return _WORDS[shape]  # type: ignore[index]  # all others
+
+
+def _show(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= _LARGEST_INTEGER:
+        return f"of {value.bit_length()} bits"
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
