@@ -1,11 +1,13 @@
 import json
 import math
 
+import pytest
+
 from trainer.state import Score, TrainState
 
 
-def score(value: float, *, higher_is_better: bool = True, weights: str = "raw") -> Score:
-    return Score("accuracy", value, higher_is_better, weights)
+def score(value: float, *, higher_is_better: bool = True, weights: str = "raw", loss: float | None = None) -> Score:
+    return Score("accuracy", value, higher_is_better, weights, loss)
 
 
 def test_better_is_strict_and_follows_the_direction_of_the_metric() -> None:
@@ -13,6 +15,17 @@ def test_better_is_strict_and_follows_the_direction_of_the_metric() -> None:
     assert not score(0.5).is_better_than(score(0.5))
     assert score(0.5, higher_is_better=False).is_better_than(score(0.6, higher_is_better=False))
     assert score(0.1).is_better_than(None)
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_the_loss_decides_between_equal_values(higher_is_better: bool) -> None:
+    low, high, nan, old = (
+        score(0.5, higher_is_better=higher_is_better, loss=loss) for loss in (1.0, 2.0, math.nan, None)
+    )
+    assert low.is_better_than(high)
+    assert not any(one.is_better_than(other) for one in (high, nan, old) for other in (low, old))
+    assert not low.is_better_than(low)
+    assert score(0.6, loss=2.0).is_better_than(score(0.5, loss=1.0))
 
 
 def test_nan_is_never_better() -> None:
@@ -46,7 +59,7 @@ def test_state_survives_json() -> None:
     state = TrainState()
     for _ in range(3):
         state.advance()
-    state.record(score(0.5, weights="ema"))
+    state.record(score(0.5, weights="ema", loss=1.5))
     copy = TrainState()
     copy.load_state_dict(json.loads(json.dumps(state.state_dict())))
 

@@ -151,7 +151,7 @@ def log_step(run: Run, state: TrainState, loss: float, lr: float, grad_norm: flo
 
 
 def evaluate_weights(run: Run, state: TrainState) -> Score:
-    """Evaluate the raw and the averaged weights, log both, and return the better score; raw wins a tie."""
+    """Evaluate the raw and the averaged weights, log both, and return the better score."""
     validation = run.validation
     candidates: dict[str, tuple[nn.Module, Loss]] = {"raw": (run.model, run.loss)}
     if run.ema is not None:
@@ -160,7 +160,8 @@ def evaluate_weights(run: Run, state: TrainState) -> Score:
     for weights, (model, loss) in candidates.items():
         values = validation.evaluate(model, loss)
         run.log("eval", state.step, {"split": "validation", "weights": weights, **values})
-        score = Score(validation.monitor, values[validation.monitor], validation.higher_is_better, weights)
+        monitor = validation.monitor
+        score = Score(monitor, values[monitor], validation.higher_is_better, weights, values.get("loss"))
         if best is None or score.is_better_than(best):
             best = score
     assert best is not None

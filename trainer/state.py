@@ -16,17 +16,21 @@ class Score:
         value: Its value on the validation split.
         higher_is_better: Its direction.
         weights: The weights with this value, `raw` or `ema`.
+        loss: Their validation loss, which decides between equal values; None in checkpoints of earlier versions.
     """
 
     name: str
     value: float
     higher_is_better: bool
     weights: str
+    loss: float | None = None
 
     def is_better_than(self, other: Score | None) -> bool:
-        """Return whether the score is strictly better or the first one; NaN is never better."""
+        """Return whether the score is strictly better, by its loss if the values are equal; NaN is never better."""
         if other is None:
             return self.value == self.value
+        if self.value == other.value and self.loss is not None and other.loss is not None:
+            return self.loss < other.loss
         return self.value > other.value if self.higher_is_better else self.value < other.value
 
 

@@ -196,7 +196,13 @@ def test_text_may_become_several_rows(make: Callable[..., Any], tmp_path: Path) 
     assert again[:]["row"].tolist() == rows[:]["row"].tolist()
 
 
-def test_warnings_of_the_source_are_stored_with_the_data(make: Callable[..., Any], tmp_path: Path) -> None:
+def test_warnings_of_the_source_are_stored_with_the_data(
+    make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed: list[str] = []
+    # Without a log, as in `trainer plan`, Python prints warnings itself.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(logging.lastResort, "emit", lambda record: printed.append(record.getMessage()))
     with (tmp_path / "train.csv").open("a", encoding="utf-8") as file:
         file.write(" ,fruit\n")
 
@@ -205,7 +211,7 @@ def test_warnings_of_the_source_are_stored_with_the_data(make: Callable[..., Any
     assert (first.fresh, second.fresh) == (True, False)
     (warning,) = first.warnings
     assert warning.startswith("data.train: dropped 1 row without a text or a label; the first is ")
-    assert second.warnings == first.warnings
+    assert second.warnings == first.warnings == printed
 
 
 def test_a_killed_process_leaves_no_lock(make: Callable[..., Any], tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_equal_rows_have_equal_blocks_and_blocks_of_a_row_differ() -> None:
 
 @given(some_rows, some_rows)
 def test_measures_equal_counts_by_hand(train: Rows, test: Rows) -> None:
-    shares = measure_quality({"train": dataset(train), "test": dataset(test)}).shares
+    shares = measure_quality({"train": dataset(train), "test": dataset(test)}, "class").shares
 
     for name, rows in (("train", train), ("test", test)):
         inputs = [row[0] for row in rows]
@@ -82,31 +82,38 @@ def test_measures_equal_counts_by_hand(train: Rows, test: Rows) -> None:
 
 
 def test_warning_names_the_first_leaked_row() -> None:
-    report = measure_quality({"train": dataset([(1, 0), (2, 0)]), "validation": dataset([(3, 0), (2, 0)])})
+    report = measure_quality({"train": dataset([(1, 0), (2, 0)]), "validation": dataset([(3, 0), (2, 0)])}, "class")
 
     (warning,) = report.warnings()
     assert warning.startswith("validation: 50.0% leaked, the first at position 1; ")
 
 
 def test_second_of_two_equal_rows_is_the_duplicate() -> None:
-    report = measure_quality({"train": dataset([(1, 0), (2, 0), (1, 1)])})
+    report = measure_quality({"train": dataset([(1, 0), (2, 0), (1, 1)])}, "class")
 
     assert report.first == {("train", "duplicates"): 2, ("train", "conflicting"): 2}
 
 
 def test_blank_texts_are_reported() -> None:
     (blank,) = row_digests({"text": ["  "], "row": [1]}, ("text",))[INPUT_DIGEST]
-    report = measure_quality({"train": dataset([(1, 0), (blank, 0)])})
+    report = measure_quality({"train": dataset([(1, 0), (blank, 0)])}, "class")
 
     assert report.shares["train"]["empty"] == 0.5
     (warning,) = report.warnings()
     assert warning.startswith("train: 50.0% empty, the first at position 1; ")
 
 
+def test_different_numbers_for_equal_inputs_are_no_contradiction() -> None:
+    rows = {"train": dataset([(1, 0), (1, 1)])}
+
+    assert measure_quality(rows, "class").shares["train"]["conflicting"] == 0.5
+    assert "conflicting" not in measure_quality(rows, "values").shares["train"]
+
+
 def test_table_has_one_row_per_split() -> None:
     rows = dataset([(1, 0), (2, 0)]).add_column("truncated", [True, False])
 
-    assert measure_quality({"train": rows, "test": rows.select([1])}).table() == (
+    assert measure_quality({"train": rows, "test": rows.select([1])}, "class").table() == (
         ["split", "rows", "duplicates", "conflicting", "empty", "truncated", "leaked"],
         [
             ["train", "2", "0.0%", "0.0%", "0.0%", "50.0%", "-"],

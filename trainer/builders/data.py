@@ -70,7 +70,7 @@ def check_data(job: TrainJob, task: Task, encoded: Encoded) -> DataReport:
     Raises:
         DataError: There are problems, and `data.strict` is true.
     """
-    report = measure_quality(encoded.splits)
+    report = measure_quality(encoded.splits, task.target)
     warnings = [*task.check(encoded.splits), *report.warnings()]
     problems = [*encoded.warnings, *warnings]
     if problems and job.data.get("strict"):

@@ -216,7 +216,7 @@ def check_foreign_rows(checkpointed: CheckpointedModel, split: str, rows: Datase
         logger.warning("%s: cannot be compared with the training data: %s", split, error.messages[0])
         return
     name = split if split != "train" else "data.train"
-    warnings = measure_quality({"train": train, name: rows}).warnings()
+    warnings = measure_quality({"train": train, name: rows}, checkpointed.task.target).warnings()
     problems = [warning for warning in warnings if warning.startswith(f"{name}:")]
     if problems and checkpointed.job.data.get("strict"):
         raise DataError(*(f"data.strict: {problem}" for problem in problems))

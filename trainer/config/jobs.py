@@ -167,7 +167,9 @@ class CheckpointSection:
     keep: Annotated[int, Ge(2), Note("one may be damaged")] = key(
         2, "number of newest checkpoints kept, at least 2; the best one is kept as well"
     )
-    monitor: NonEmptyStr | None = key(None, "metric that selects the best checkpoint; null is the task's default")
+    monitor: NonEmptyStr | None = key(
+        None, "metric that selects the best checkpoint, by the loss if it is equal; null is the task's default"
+    )
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,9 @@ class _WarningRecorder(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.messages.append(record.getMessage())
+        # Python prints warnings only as long as there is no handler at all, and this one would be the first.
+        if not logging.getLogger().handlers and logging.lastResort is not None:
+            logging.lastResort.handle(record)
 
 
 @contextmanager

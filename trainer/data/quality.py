@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trainer.data.splits import normalize_whitespace
-from trainer.protocols import Columns
+from trainer.protocols import Columns, Target
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -140,8 +140,13 @@ class DataReport:
         return ["split", "rows", *names], lines
 
 
-def measure_quality(encoded: Mapping[str, Dataset]) -> DataReport:
-    """Measure encoded splits, `train` first: duplicates, rows leaked from an earlier split, contradictions, blanks."""
+def measure_quality(encoded: Mapping[str, Dataset], target: Target | None) -> DataReport:
+    """Measure encoded splits, `train` first: duplicates, rows leaked from an earlier split, contradictions, blanks.
+
+    Args:
+        encoded: The splits.
+        target: The type of their targets; equal inputs may well have different numbers, so these are no contradictions.
+    """
     seen = np.empty(0, dtype=np.int64)
     shares: dict[str, dict[str, float]] = {}
     first: dict[tuple[str, str], int] = {}
@@ -149,6 +154,8 @@ def measure_quality(encoded: Mapping[str, Dataset]) -> DataReport:
         columns = rows.with_format("numpy")
         inputs, targets = np.asarray(columns[INPUT_DIGEST][:]), np.asarray(columns[TARGET_DIGEST][:])
         measures = _duplicates_and_conflicts(inputs, targets)
+        if target == "values":
+            del measures["conflicting"]
         if split != "train":
             measures["leaked"] = np.isin(inputs, seen)
         measures["empty"] = np.isin(inputs, list(_empty_digests()))
