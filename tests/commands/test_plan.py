@@ -133,6 +133,14 @@ def test_tables_of_several_devices(
     assert "which has 1.0 kB. Set shard=true" in warning
 
 
+def test_a_device_that_is_not_here_is_reported(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert plan(capsys, *write_data(folder), "device=cuda:97", "trial=false")["steps"]
+    (warning,) = caplog.messages
+    assert warning.startswith("device: is not available on this machine, got 'cuda:97'")
+
+
 def test_padding_is_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wide = [*write_data(folder), "task.max_length=40", "train.batch_size=32"]
     packed, padded = (plan(capsys, *wide, f"loader.batching={way}") for way in ("packed", "padded"))

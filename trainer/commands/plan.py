@@ -40,6 +40,7 @@ def run(job: PlanJob, config: Document) -> None:
 
     text = config_text({key: config[key] for key in keys(TrainJob)})
     document = dry_run(job, text, trial=job.trial, depth=job.depth) | {"files": _list_files(job)}
+    _warn_of_device(job.device)
     _warn_of_memory(document)
     if job.json:
         print(json.dumps(document, indent=1, ensure_ascii=False))
@@ -49,6 +50,16 @@ def run(job: PlanJob, config: Document) -> None:
         print_table(console, title, columns, rows)
         console.out("", highlight=False)
     _print_schedule(console, document["schedule"])
+
+
+def _warn_of_device(name: str) -> None:
+    """Warn if training would fail here: a plan runs on the CPU, so that it can be made on any machine."""
+    from trainer.builders.training import build_device
+
+    try:
+        build_device(name)
+    except ConfigError as error:
+        logger.warning("%s. The plan assumes that the machine of the run has it.", error.messages[0].removesuffix("."))
 
 
 def _warn_of_memory(document: Document) -> None:
