@@ -38,7 +38,7 @@ class PathTo:
     @property
     def words(self) -> str:
         """The words that follow "must be" for such a value."""
-        return "a path" if self.must_exist and not self.hub else "a path or a name"
+        return "a path or a name" if self.hub or (self.from_cwd and not self.must_exist) else "a path"
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,22 @@ class IsDuration:
     """Metadata: an integer or text is a duration."""
 
 
+_MAX_NAME: Final = 255
+"""Bytes that a file system allows in the name of a file or folder."""
+
 _RANGES: Final = (Gt, Ge, Lt, Le, Interval, MultipleOf)
 METADATA: Final = (*_RANGES, Len, MinLen, MaxLen, AllowInfinity, Note, PathTo, IsDuration)
 """The metadata that has a meaning."""
+
+
+def _is_float(value: float) -> bool:
+    """Return whether a number is no bool and not beyond the floating-point numbers, as an integer may be."""
+    return not isinstance(value, bool) and (isinstance(value, float) or abs(value) < 2**1024)
+
+
 _SCALARS: Final[dict[object, tuple[str, Callable[[object], bool]]]] = {
     int: ("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool)),
-    float: ("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)),
+    float: ("a number", lambda value: isinstance(value, int | float) and _is_float(value)),
     bool: ("true or false", lambda value: isinstance(value, bool)),
     str: ("text", lambda value: isinstance(value, str)),
     NoneType: ("null", lambda value: value is None),
@@ -85,6 +95,22 @@ def value_problems(key: str, value: object, annotation: object) -> list[str]:
         return [format_error(key, f"must be {describe(annotation)}", value=value)]
     problems = _range_problems(value, annotation)
     return list(dict.fromkeys(format_error(f"{key}{path}", text, value=item) for text, item, path in problems))
+
+
+def character_problems(value: object, key: str = "") -> Iterator[str]:
+    """Yield a message for each text in a config whose characters no file can take: NUL, and what is not UTF-8."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from character_problems(str(name), f"{key}: a name")
+            yield from character_problems(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from character_problems(item, key)
+    elif isinstance(value, str) and "\0" in value:
+        yield format_error(key, "contains a NUL character", "Leave it out", value=value)
+    elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        # Python decodes bytes of a command line that are not UTF-8 to these characters.
+        yield format_error(key, "is not UTF-8", "Encode it as UTF-8", value=value)
 
 
 def fits_type(value: object, annotation: object) -> bool:
@@ -254,6 +280,9 @@ def _range_problems(value: object, annotation: object) -> list[tuple[str, object
 def _metadata_problems(value: object, annotation: object) -> Iterator[str]:
     metadata = _metadata(annotation)
     notes = "".join(f" ({item.text})" for item in metadata if isinstance(item, Note))
+    is_path = isinstance(value, str) and any(isinstance(item, PathTo) for item in metadata)
+    if is_path and any(len(name.encode(errors="replace")) > _MAX_NAME for name in str(value).split("/")):
+        yield f"must not have a name of more than {_MAX_NAME} bytes"
     if isinstance(value, str) and any(map(_is_duration, _walk(annotation))) and (duration := parse(value)):
         value = Fraction(duration.amount)
     if isinstance(value, int | float | Fraction) and not isinstance(value, bool):

@@ -6,12 +6,14 @@ import gc
 import os
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from difflib import get_close_matches
 from importlib import import_module
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from trainer.display import MASK, escape_controls, is_secret, masked_yaml, print_lines
 from trainer.errors import ConfigError, Interrupted, TrainerError
 from trainer.layout import Document
 from trainer.rank_environment import (
@@ -23,7 +25,7 @@ from trainer.rank_environment import (
 from trainer.signals import drop_output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from omegaconf import DictConfig
 
@@ -90,9 +92,12 @@ class JobFailed(Exception):  # noqa: N818  its error has been printed already
 def main(argv: list[str] | None = None) -> int:
     """Run a command line (without the program's name) and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["--rank"]:  # started by `trainer.launch`
+    if arguments[:1] == ["--rank"] and len(arguments) == 2:  # started by `trainer.launch`
         return _run_rank(Path(arguments[1]))
     set_rank_defaults()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # characters that the encoding of the screen lacks
     debug = "--debug" in arguments
     try:
         _run([argument for argument in arguments if argument != "--debug"])
@@ -124,7 +129,7 @@ def _user_error(error: BaseException | None) -> TrainerError | None:
 
 
 def _print_error(error: TrainerError) -> None:
-    print(*error.messages, sep="\n", file=sys.stderr, flush=True)
+    print_lines(*error.messages)
 
 
 def _run(arguments: list[str]) -> None:
@@ -187,7 +192,7 @@ def _run_verb(verb: str, rest: list[str]) -> None:
 
         command = check_command(verb, rest, _input_check(verb))
     for note in command.notes if is_first_on_machine() else ():
-        print(f"note: {note}", file=sys.stderr)
+        print_lines(f"note: {note}")
     single = command.single
     if single is None:
         _run_hydra(command)
@@ -233,7 +238,7 @@ def _run_hydra(command: CheckedCommand) -> None:
     from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
     from hydra.types import RunMode
 
-    from trainer.config.compose import one_line
+    from trainer.config.compose import composition_problem
 
     line = command.line
 
@@ -241,7 +246,7 @@ def _run_hydra(command: CheckedCommand) -> None:
         hydra_config = HydraConfig.get()
         is_sweep = hydra_config.mode == RunMode.MULTIRUN
         if is_sweep and is_first_on_machine():
-            print(f"job {hydra_config.job.num}: {' '.join(hydra_config.overrides.task)}", file=sys.stderr)
+            print_lines(f"job {hydra_config.job.num}: {' '.join(hydra_config.overrides.task)}")
         try:
             run_dir = os.path.relpath(hydra_config.runtime.output_dir) if is_sweep else None
             _start(line.verb, *command.composed_job(config, hydra_config.runtime.choices, run_dir))
@@ -251,10 +256,30 @@ def _run_hydra(command: CheckedCommand) -> None:
     # Hydra then lets every exception of a sweep through, whole and with its cause.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [sys.argv[0], *line.hydra_argv()]
+    hydra_main = hydra.main(version_base="1.3", config_path=str(line.folder), config_name=line.config_name)(task)
+    if line.arguments.shows_hydra or line.arguments.options.cfg:
+        _show(hydra_main, line.arguments.options.package)
+        return
     try:
-        hydra.main(version_base="1.3", config_path=str(line.folder), config_name=line.config_name)(task)()
+        hydra_main()
     except (ConfigCompositionException, MissingConfigException, OverrideParseException) as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(composition_problem(error)) from error
+
+
+def _show(hydra_main: Callable[[], Any], package: str | None) -> None:
+    """Print what Hydra shows, without secrets; whatever it cannot show is an error of the command line."""
+    from trainer.config.compose import composition_problem
+
+    with redirect_stdout(StringIO()) as shown, redirect_stderr(StringIO()) as problem:
+        try:
+            hydra_main()
+        except SystemExit as end:
+            if end.code:
+                raise ConfigError(problem.getvalue().strip()) from None
+        except Exception as error:
+            raise ConfigError(composition_problem(error)) from error
+    text = MASK + "\n" if package is not None and is_secret(package) else masked_yaml(shown.getvalue())
+    print(escape_controls(text), end="")
 
 
 def _end_job(error: Exception, number: int | None) -> NoReturn:
@@ -273,7 +298,7 @@ def _end_job(error: Exception, number: int | None) -> NoReturn:
 
 def _complete(arguments: list[str]) -> None:
     """Complete verbs here; Hydra, which does not know the verb, completes the rest of the line."""
-    program, *words = os.environ.get("COMP_LINE", "trainer").split(" ")
+    program, *words = os.environ.setdefault("COMP_LINE", "trainer ").split(" ")
     verb = words[0] if words else ""
     if len(words) > 1 and verb in VERBS:
         os.environ["COMP_LINE"] = " ".join([program, *words[1:]])

@@ -76,6 +76,10 @@ WeightsPath: TypeAlias = Annotated[str, MinLen(1), PathTo(from_cwd=False)]
 """Weights that exist, relative to the working directory."""
 HubPath: TypeAlias = Annotated[str, MinLen(1), PathTo(from_cwd=False, hub=True)]
 """A folder, relative to the working directory, or `owner/name` on the Hugging Face hub."""
+AnyPath: TypeAlias = Annotated[str, MinLen(1), PathTo(from_cwd=False, must_exist=False)]
+"""A path, relative to the working directory; the job finds out if something is there."""
+BaseFolder: TypeAlias = Annotated[str, MinLen(1), PathTo("folder", from_cwd=False)]
+"""A folder that exists, relative to the working directory."""
 
 
 def validated(*rules: Rule) -> Callable[[_Part], _Part]:

@@ -7,7 +7,11 @@ bug of this tool: exit code 1, with its traceback.
 from difflib import get_close_matches
 from typing import ClassVar, Final
 
+from trainer.display import MASK, is_secret, mask_secrets
+
 _ABSENT: Final = object()
+_MAX_CHARACTERS: Final = 500
+"""Longer keys and values are shortened in messages."""
 
 
 class TrainerError(Exception):
@@ -84,17 +88,23 @@ def format_error(key: str, problem: str, remedy: str = "", *, value: object = _A
         remedy: What to do, the allowed values or the nearest match; a sentence without its period or question mark.
         value: The wrong value, see `show_value`; left out by default.
     """
-    got = "" if value is _ABSENT else f", got {show_value(value)}"
+    got = "" if value is _ABSENT else f", got {MASK if is_secret(key) else show_value(value)}"
     last_sentence = remedy.replace("? ", ". ").rpartition(". ")[2]
     stop = "" if remedy.endswith("?") else "?" if last_sentence.startswith("Did you mean") else "."
-    return f"{key}: {problem}{got}." + (f" {remedy}{stop}" if remedy else "")
+    return f"{_shorten(mask_secrets(key))}: {problem}{got}." + (f" {remedy}{stop}" if remedy else "")
 
 
 def show_value(value: object) -> str:
-    """Return a value as YAML writes it if it is null, true or false, otherwise its `repr`."""
+    """Return a value as YAML writes it if it is null, true or false, otherwise its `repr`; long ones are shortened."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return repr(value)
+    return _shorten(repr(value))
+
+
+def _shorten(text: str) -> str:
+    if len(text) <= _MAX_CHARACTERS:
+        return text
+    return f"{text[: _MAX_CHARACTERS // 2]}...{text[-_MAX_CHARACTERS // 4 :]} ({len(text)} characters)"
 
 
 def did_you_mean(name: str, known: "list[str]") -> str:

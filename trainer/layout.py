@@ -14,6 +14,7 @@ runs/<run>/                     the run folder
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,6 +77,11 @@ ONNX_CACHE: Final = "decoder_with_cache.onnx"
 """A language model's decoder with its key-value cache as inputs and outputs: the artifact `onnx_cache`."""
 
 TOKENIZER: Final = "tokenizer.json"
+
+
+def expand_home(path: str) -> str:
+    """Return a path with the home folder in place of `~` or `~user` at its beginning; any other text stays as it is."""
+    return path if "\0" in path else os.path.expanduser(path)
 
 
 def step_name(step: int) -> str:

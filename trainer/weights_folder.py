@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.layout import CHECKPOINTS, TASK, TOKENIZER, Document
+from trainer.layout import CHECKPOINTS, TASK, TOKENIZER, Document, expand_home
 
 LABELS = "labels.json"
 
@@ -22,7 +22,7 @@ def find_tokenizer(weights: str) -> str | None:
 
 def related_folders(weights: str) -> Iterator[Path]:
     """Yield the folders that may describe the weights, the nearest first."""
-    path = Path(weights).expanduser()
+    path = Path(expand_home(weights))
     folder = path if path.is_dir() else path.parent
     yield folder
     yield folder / "model"

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from trainer.config import jobs, schema
-from trainer.config.overrides import parse_overrides, quoted, split_arguments
+from trainer.config.arguments import quoted, split_arguments
+from trainer.config.overrides import parse_overrides
 
 
 @pytest.mark.parametrize(

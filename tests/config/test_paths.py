@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainer.config.command import check_command
+from trainer.config.jobs import TrainJob
 from trainer.config.paths import locate_paths
 from trainer.errors import ConfigError, DataError
 
@@ -74,11 +75,14 @@ def test_existing_paths_are_resolved_against_run_cwd(elsewhere: Path) -> None:
         "test": "[ab].csv",
         "text": "a.csv",
     }
-    moved = locate_paths(config | {"data": files})
+    moved = locate_paths(config | {"data": files}, TrainJob)
 
     assert moved["data"] == files | {"train": [f"{start}/a.csv", "gone.csv"], "test": f"{start}/[ab].csv"}
     assert (moved["loss"], moved["model"]) == (KL | {"teacher": f"{start}/b.csv"}, {"weights": "b.csv"})
     idx = {"_target_": "trainer.data.idx.Idx", "folder": None, "train": {"images": "pixels", "labels": "/pixels"}}
-    assert locate_paths(config | {"data": idx})["data"]["train"] == {"images": f"{start}/pixels", "labels": "/pixels"}
+    assert locate_paths(config | {"data": idx}, TrainJob)["data"]["train"] == {
+        "images": f"{start}/pixels",
+        "labels": "/pixels",
+    }
     for same in ({}, {"run": "runs/x", "data": files}, config | {"run": {"cwd": None}}, {"run": {"cwd": "."}}):
-        assert locate_paths(same) == same
+        assert locate_paths(same, TrainJob) == same

@@ -24,7 +24,7 @@ from trainer.decode.kv_cache import has_cache
 from trainer.durations import to_steps
 from trainer.errors import ConfigError, format_error
 from trainer.export.cases import traced_inputs
-from trainer.layout import CHECKPOINT_MANIFEST, Document
+from trainer.layout import CHECKPOINT_MANIFEST, Document, expand_home
 from trainer.model.feature_extractor import FeatureExtractor
 from trainer.model.finetuning import (
     apply_lora,
@@ -90,7 +90,7 @@ def _initialize(model: nn.Module, settings: ModelKeys, seed: int, task: Task, in
     if settings.weights is not None:
         weights = (
             read_run_weights(model, settings.weights)
-            or _read_shards(Path(settings.weights).expanduser())
+            or _read_shards(Path(expand_home(settings.weights)))
             or load_weights_file(settings.weights)
         )
         report = fit_weights(model, weights, settings.weights_rename, settings.weights_ignore)

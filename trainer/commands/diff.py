@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from trainer.commands.run_folders import RunRecord, flatten, list_runs_newest_first, read_run
 from trainer.config.jobs import DiffJob
+from trainer.display import displayable
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import Document
 from trainer.report.console import open_console, print_table
@@ -29,7 +30,7 @@ def run(job: DiffJob, config: Document) -> None:
     left, right = _select_runs(job)
     document = compare_runs(read_run(left, "left"), read_run(right, "right"))
     if job.json:
-        print(json.dumps(document, indent=1, ensure_ascii=False))
+        print(displayable(json.dumps(document, indent=1, ensure_ascii=False)))
         return
     console = open_console("auto")
     columns = ["", document["left"], document["right"]]

@@ -15,8 +15,9 @@ from trainer.config.jobs import GenerateJob
 from trainer.config.signatures import attribute
 from trainer.config.stored import exported_config, job_from_text, load_stored_config
 from trainer.data.line_reader import first_line_of
+from trainer.display import escape_controls, print_lines
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
-from trainer.layout import EXPORT, EXPORT_MANIFEST, ONNX_CACHE, TOKENIZER, Document
+from trainer.layout import EXPORT, EXPORT_MANIFEST, ONNX_CACHE, TOKENIZER, Document, expand_home
 from trainer.predict.files import Write, check_output, open_output
 from trainer.predict.input_rows import read_stdin_lines
 from trainer.report.console import open_console, print_table
@@ -49,7 +50,7 @@ def run(job: GenerateJob, config: Document) -> None:
         ConfigError: The run has no causal language model, or the prompt cannot be continued.
         DataError: Lines of standard input could not be continued; the others were.
     """
-    output = None if job.output in (None, "-") else Path(str(job.output)).expanduser()
+    output = None if job.output in (None, "-") else Path(expand_home(str(job.output)))
     _check_prompt_and_output(job.prompt, output)
     generator = load_generator(job)
     with nullcontext(None) if job.output is None else open_output(output) as write:
@@ -227,7 +228,7 @@ def _require_text(text: str | DataError) -> str:
 
 
 def _print_note(note: str) -> None:
-    print(f"note: {note}", file=sys.stderr, flush=True)
+    print_lines(f"note: {note}")
 
 
 def _print_end_reasons(number: int, reasons: Collection[EndReason], max_length: int) -> None:
@@ -242,7 +243,7 @@ def _print_end_reasons(number: int, reasons: Collection[EndReason], max_length: 
 def _write_error(write: Write | None, number: int, text: str | DataError, error: Exception) -> None:
     """Print the error of a line; in an output file it takes the place of the text."""
     message = str(error) if isinstance(text, DataError) else format_error(f"line {number}", str(error), value=text)
-    print(message, file=sys.stderr, flush=True)
+    print_lines(message)
     if write is not None:
         write({"prompt": None if isinstance(text, DataError) else text, "error": message})
         sys.stdout.flush()
@@ -252,7 +253,7 @@ def _write_text(write: Write | None, prompt: str, generated: GeneratedText, step
     if write is None:
         if steps:
             _print_steps(steps)
-        print(generated.text, flush=True)
+        print(escape_controls(generated.text), flush=True)
         return
     line = {"prompt": prompt, **asdict(generated)} | ({"steps": [asdict(step) for step in steps]} if steps else {})
     if generated.score is None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from trainer.config.jobs import PlanJob, TrainJob
 from trainer.config.schema import keys
 from trainer.config.stored import config_text
+from trainer.display import displayable
 from trainer.errors import ConfigError, format_error
 from trainer.layout import CHECKPOINTS, CONFIG, EVALUATIONS, EXPORT, LOG, METRICS, MODEL, RUNS, TENSORBOARD, Document
 from trainer.report.console import format_number, open_console, print_table
@@ -43,7 +44,7 @@ def run(job: PlanJob, config: Document) -> None:
     _warn_of_device(job.device)
     _warn_of_memory(document)
     if job.json:
-        print(json.dumps(document, indent=1, ensure_ascii=False))
+        print(displayable(json.dumps(document, indent=1, ensure_ascii=False)))
         return
     console = open_console("auto")
     for title, columns, rows in _tables(document):

@@ -15,6 +15,7 @@ from trainer.config.jobs import PredictJob, TrainJob
 from trainer.config.signatures import attribute
 from trainer.config.stored import exported_config, job_from_text, load_stored_config, untrusted_targets, with_overrides
 from trainer.data.line_reader import first_line_of
+from trainer.display import print_lines
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
 from trainer.layout import (
     CHECKPOINTS,
@@ -86,7 +87,7 @@ def run(job: PredictJob, config: Document) -> None:
         for window in _predict(job, paths, predictor, row_format, counts):
             for row, prediction in window:
                 if row.error is not None and (num_printed := num_printed + 1) <= _MAX_PRINTED_ERRORS:
-                    _print_error(row.error)
+                    print_lines(row.error)
                 write(prediction)
             if paths.output is None:
                 sys.stdout.flush()
@@ -283,7 +284,7 @@ def _predict(
             for window in predictor.predict(read_rows(paths.corpus, row_format), counts):
                 for row, prediction in window:
                     if row.error is not None:
-                        _print_error(row.error)
+                        print_lines(row.error)
                     elif row.values is not None:
                         corpus.add(row.number, row.values["text"], prediction["embedding"])
             if not len(corpus):
@@ -311,11 +312,7 @@ def _conclude(counts: RowCounts, predictor: Predictor) -> None:
     if counts.num_truncated:
         length = predictor.task.axis_limits().get("sequence", (1, 0))[1]
         note = f"{counts.num_truncated} of {counts.num_rows} texts were truncated to {length} tokens (task.max_length)"
-        _print_error(f"note: {note}")
+        print_lines(f"note: {note}")
     if counts.num_errors:
         others = "; the others were predicted" if counts.num_errors < counts.num_rows else ""
         raise DataError(f"{counts.num_errors} of {counts.num_rows} rows could not be used{others}.")
-
-
-def _print_error(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trainer.commands.run_folders import RunRecord, flatten, read_run
 from trainer.config.jobs import ReportJob
+from trainer.display import escape_controls
 from trainer.errors import ConfigError, format_error
 from trainer.layout import EXPORT_MANIFEST, LOG, REPORT, Document, export_folders
 from trainer.report.page import Section, Series, render_page
@@ -35,7 +36,7 @@ def run(job: ReportJob, config: Document) -> None:
         write_page(file, records)
     except OSError as error:
         raise ConfigError(format_error("output", f"cannot be written ({error.strerror})", value=str(file))) from error
-    print(file)
+    print(escape_controls(str(file)))
 
 
 def write_page(file: Path, records: Sequence[RunRecord]) -> None:

@@ -36,6 +36,7 @@ from trainer.layout import (
     METRICS,
     REPORT,
     Document,
+    expand_home,
     step_name,
 )
 from trainer.rank_environment import is_rank, note_run_folder, num_processes
@@ -87,7 +88,7 @@ def run(job: TrainJob, config: Document) -> None:
     if devices > 1 and not is_rank():
         launch("train", config, (), devices, job.launch.grace, _advise_resume)
         return
-    cwd = Path(config["run"]["cwd"] or "").expanduser().absolute()
+    cwd = Path(expand_home(config["run"]["cwd"] or "")).absolute()
     config = config | {"run": config["run"] | {"cwd": str(cwd)}}
     with (
         _resume_instruction_added(None),

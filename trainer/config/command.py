@@ -22,6 +22,7 @@ from trainer.config.stored import (
 )
 from trainer.config.validate import job_of, typed_job, validate_config, validate_value
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
+from trainer.layout import expand_home
 
 _Item = TypeVar("_Item")
 
@@ -82,7 +83,7 @@ class CheckedCommand:
         if run_dir is not None and isinstance(config.get("run"), dict) and config["run"].get("dir") is None:
             config["run"]["dir"] = run_dir
         known = KnownKeys(line.job_type, line.groups, config)
-        job = typed_job(locate_paths(config), known, line.overrides.stored_pairs())
+        job = typed_job(locate_paths(config, line.job_type), known, line.overrides.stored_pairs())
         return job, _in_schema_order(config, line)
 
 
@@ -114,6 +115,8 @@ def check_command(verb: str, argv: Sequence[str], check_inputs: InputCheck | Non
         _raise(problems)
         return CheckedCommand(line, None)
     if (path := line.resume_path()) is not None:
+        if wrong := validate_value("resume", path, schema.keys(jobs.TrainJob)["resume"]):
+            _raise([*problems, *wrong])
         config, changes, invalid = compose_resumed(line, choices, path)
         _raise([*problems, *invalid])
         return CheckedCommand(line, _checked_job(config, line, None), tuple(changes))
@@ -137,7 +140,7 @@ def _raise(problems: Sequence[str]) -> None:
 
 
 def _checked_job(config: Mapping[str, Any], line: CommandLine, hydra: DictConfig | None) -> CheckedJob:
-    job = job_of(locate_paths(config), line.job_type, line.overrides.stored_pairs())
+    job = job_of(locate_paths(config, line.job_type), line.job_type, line.overrides.stored_pairs())
     return CheckedJob(job, _in_schema_order(config, line), hydra)
 
 
@@ -150,7 +153,7 @@ def job_of_config(verb: str, config: Mapping[str, Any], stored_overrides: Iterab
         stored_overrides: Full key and value of each change of a stored config.
     """
     pairs = tuple((str(key), value) for key, value in stored_overrides)
-    return job_of(locate_paths(config), jobs.JOBS[verb], pairs)
+    return job_of(locate_paths(config, jobs.JOBS[verb]), jobs.JOBS[verb], pairs)
 
 
 def _in_schema_order(config: Mapping[str, Any], line: CommandLine) -> dict[str, Any]:
@@ -173,6 +176,8 @@ def _valid_choices(line: CommandLine) -> tuple[list[Override], list[str]]:
     problems: list[str] = []
     for item in line.overrides.groups:
         invalid = validate_choice(item, line.job_type, line.groups, chosen)
+        # A file that cannot be read is named here; Hydra would not name it.
+        invalid = invalid or line.groups.problems(item.key_or_group, item.value())
         problems += invalid
         valid += [] if invalid else [item]
     return valid, problems
@@ -235,7 +240,8 @@ def _check_config(
 ) -> None:
     problems = validate_config(config, KnownKeys(line.job_type, line.groups, config))
     findings.problems += problems
-    missing_data, missing = missing_paths(locate_paths(config), {problem.partition(":")[0] for problem in problems})
+    reported = {problem.partition(":")[0] for problem in problems}
+    missing_data, missing = missing_paths(locate_paths(config, line.job_type), line.job_type, reported)
     findings.problems += missing
     findings.missing_data += missing_data
     if check_inputs is not None:
@@ -279,6 +285,7 @@ def _check_run(line: CommandLine) -> None:
     values = {item.key_or_group: item.value() for item in line.overrides.values}
     run, trust = values.get("run"), values.get("trust")
     if isinstance(run, str):
+        run = expand_home(run)
         may_be_artifacts = line.verb in _ARTIFACT_VERBS and values.get("backend") != "torch"
         exported = exported_config(run) if may_be_artifacts else None
         stored = load_stored_config(run, key="run") if exported is None else exported

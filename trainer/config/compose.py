@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,11 @@ from trainer.config import schema
 from trainer.config.groups import HYDRA_KEYS, Groups
 from trainer.config.jobs import JOBS, PRESET_GROUPS, TrainJob
 from trainer.errors import ConfigError, format_error
+
+_OWN_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
+"""Exceptions of Hydra and OmegaConf whose messages are sentences."""
+
+_DETAIL = re.compile(r"\s+(?:full_key|object_type|reference_type)[:=]")
 
 _JOB_NAME = "cli"
 """`hydra.job.name` as Hydra's main sets it: the module that starts it."""
@@ -47,8 +53,8 @@ def compose_with_hydra(folder: Path, name: str, overrides: Sequence[str]) -> Dic
     try:
         with initialize_config_dir(str(folder), version_base="1.3", job_name=_JOB_NAME):
             return hydra_compose(name, overrides=list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(one_line(error)) from error
+    except Exception as error:  # Hydra has an exception of its own only for some of what it cannot compose
+        raise ConfigError(composition_problem(error)) from error
 
 
 def compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str | None]]:
@@ -138,10 +144,14 @@ def run_with_hydra(config: DictConfig, job: Callable[[], None]) -> None:
         raise failures[0]
 
 
-def one_line(error: BaseException) -> str:
-    """Return the message of Hydra or OmegaConf with its hidden cause."""
-    message = str(error).strip() or type(error).__name__
-    return f"{message} {str(error.__cause__).strip()}" if error.__cause__ else message
+def composition_problem(error: Exception) -> str:
+    """Return the message of an exception of Hydra with its hidden cause, without what it adds for developers."""
+    texts = [str(each) for each in (error, error.__cause__) if each is not None]
+    lines = [line.strip() for text in texts for line in text.splitlines() if not _DETAIL.match(line)]
+    message = " ".join(filter(None, lines)) or type(error).__name__
+    if isinstance(error, RecursionError):
+        return "The config is nested too deeply."
+    return message if isinstance(error, _OWN_ERRORS) else f"The config cannot be composed ({message})."
 
 
 def apply_overrides(config: DictConfig, overrides: Sequence[Override]) -> list[str]:
@@ -155,8 +165,8 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override]) -> list[s
                     del (OmegaConf.select(config, parent) if parent else config)[name]
             else:
                 set_value(config, override.key_or_group, override.value())
-        except OmegaConfBaseException as error:
-            reason = str(error).splitlines()[0].rstrip(".")
+        except (OmegaConfBaseException, ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = str(error).partition("\n")[0].rstrip(".")
             problems.append(format_error(override.key_or_group, "cannot be set", reason))
     return problems
 

@@ -23,6 +23,10 @@ OWN = f"{PACKAGE.name}."
 """The beginning of the dotted names of this package."""
 
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_", "_args_"})
+_MAX_DEPTH = 40
+"""Lists and mappings of a config may be nested this deep."""
+
+_MAX_VALUES = 100_000
 _ABSENT: Any = object()
 
 
@@ -85,6 +89,14 @@ class Groups:
         own = content.get(group)
         return own if isinstance(own, dict) and "_target_" in own else content
 
+    def problems(self, group: str, option: object) -> list[str]:
+        """Return the problem of the file of an option if it cannot be read."""
+        try:
+            self.content(group, option if isinstance(option, str) else "")
+        except ConfigError as error:
+            return list(error.messages)
+        return []
+
     def defaults(self, name: str) -> list[Any]:
         """Return the defaults list of a primary config, with the lists of the configs in it."""
         files = (folder / f"{name}.yaml" for folder in self.folders)
@@ -112,11 +124,32 @@ def _content(file: Path) -> dict[str, Any]:
 def _loaded(file: Path) -> dict[str, Any]:
     try:
         loaded = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise ConfigError(
-            format_error(str(file), f"cannot be read as YAML ({' '.join(str(error).split())})")
+            format_error(str(file), f"cannot be read as YAML ({' '.join(str(error).partition(';')[0].split())})")
         ) from error
+    if problem := size_problem(loaded):
+        raise ConfigError(format_error(str(file), problem, "Write it in fewer levels and values"))
     return loaded if isinstance(loaded, dict) else {}
+
+
+def size_problem(value: object) -> str | None:
+    """Return the problem of a value with too many levels or too many values, which aliases in YAML multiply."""
+    layer: list[Any] = [value]
+    count = 0
+    for _ in range(_MAX_DEPTH + 1):
+        holders = (holder.values() if isinstance(holder, dict) else holder for holder in layer if _holds(holder))
+        layer = [item for holder in holders for item in holder]
+        count += len(layer)
+        if not layer:
+            return None
+        if count > _MAX_VALUES:
+            return f"has more than {_MAX_VALUES} values"
+    return f"is nested more than {_MAX_DEPTH} levels deep"
+
+
+def _holds(value: object) -> bool:
+    return isinstance(value, list | dict)
 
 
 # Keys

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from annotated_types import Ge, Gt, MinLen
 
     from trainer.constraints import (
+        AnyPath,
+        BaseFolder,
         BelowOne,
         Count,
         Duration,
@@ -123,8 +125,10 @@ class RunSection:
     """The folder of the run."""
 
     name: str | None = key(None, "suffix of the folder's name; the whole name if resume=auto")
-    dir: NonEmptyStr | None = key(None, "run folder; null is runs/<date>_<time>[_name], or runs/<name> if resume=auto")
-    cwd: str | None = key(None, "base folder of relative paths of data and of a teacher; null is the current directory")
+    dir: AnyPath | None = key(None, "run folder; null is runs/<date>_<time>[_name], or runs/<name> if resume=auto")
+    cwd: BaseFolder | None = key(
+        None, "base folder of relative paths of data and of a teacher; null is the current directory"
+    )
 
 
 @dataclass(frozen=True)
@@ -228,7 +232,7 @@ class TrainJob:
         "fp32", "number format of the forward and backward pass: fp32, bf16 or fp16; weights stay fp32"
     )
     compile: bool = key(False, "compile the model with torch.compile")
-    resume: str | None = key(
+    resume: AnyPath | None = key(
         None, "run or checkpoint folder to resume; auto resumes or starts runs/<run.name>; null starts a new run"
     )
     trust: list[str] = key([], _TRUST)
@@ -262,8 +266,8 @@ class PlanJob(TrainJob):
 class DiffJob:
     """A comparison of two runs."""
 
-    left: str | None = key(None, "run folder; null is the second newest run")
-    right: str | None = key(None, _NEWEST)
+    left: AnyPath | None = key(None, "run folder; null is the second newest run")
+    right: AnyPath | None = key(None, _NEWEST)
     json: bool = key(False, _JSON)
 
 
@@ -271,7 +275,7 @@ class DiffJob:
 class RunJob:
     """A job about an existing run."""
 
-    run: str | None = key(None, _NEWEST)
+    run: AnyPath | None = key(None, _NEWEST)
     trust: list[str] = key([], _TRUST)
 
 
@@ -304,9 +308,9 @@ class DataJob(RunJob):
 class ReportJob:
     """A page about a run."""
 
-    run: str | None = key(None, _NEWEST)
-    beside: list[str] = key([], "other run folders to show side by side with it")
-    output: str | None = key(None, "file of the page; null is report.html in the run folder")
+    run: AnyPath | None = key(None, _NEWEST)
+    beside: list[AnyPath] = key([], "other run folders to show side by side with it")
+    output: AnyPath | None = key(None, "file of the page; null is report.html in the run folder")
 
 
 @dataclass(frozen=True)
@@ -336,11 +340,11 @@ class ExportJob(CheckpointJob, DataJob):
 class PredictJob(DeviceJob, DataJob):
     """A prediction."""
 
-    run: str | None = key(None, _NEWEST_OR_ARTIFACTS)
+    run: AnyPath | None = key(None, _NEWEST_OR_ARTIFACTS)
     input: str | None = text(
         None, "text, file or folder of images; null or - reads one row from each line of standard input"
     )
-    output: str | None = key(
+    output: AnyPath | None = key(
         None, "file for the predictions: .jsonl, .csv or .parquet; null or - prints JSON lines to standard output"
     )
     keep: list[NonEmptyStr] = key(
@@ -350,16 +354,16 @@ class PredictJob(DeviceJob, DataJob):
     backend: Literal["torch", "onnx"] | None = key(None, _BACKEND.format("an artifact"))
     top: Count = key(1, "number of most likely classes or tokens to show, with their probabilities")
     neighbours: Count | None = key(None, "number of nearest texts of the corpus to show, by cosine similarity")
-    corpus: str | None = text(None, "file of texts in which neighbors are searched")
+    corpus: AnyPath | None = text(None, "file of texts in which neighbors are searched")
 
 
 @dataclass(frozen=True)
 class GenerateJob(DeviceJob):
     """A generation of text."""
 
-    run: str | None = key(None, _NEWEST_OR_ARTIFACTS)
+    run: AnyPath | None = key(None, _NEWEST_OR_ARTIFACTS)
     prompt: str | None = text(None, "text to continue; null or - reads one prompt from each line of standard input")
-    output: str | None = key(
+    output: AnyPath | None = key(
         None, "file for the texts: .jsonl, .csv or .parquet; - prints JSON lines to standard output; null prints texts"
     )
     explain: Count | None = key(None, "number of most likely tokens to show at each step, with their probabilities")

@@ -1,59 +1,29 @@
-"""The command line after the verb: flags and overrides, parsed by Hydra's own parsers and sorted by subject."""
+"""The command line after the verb: its overrides, parsed by Hydra's own parser and sorted by subject."""
 
 from __future__ import annotations
 
-import argparse
-import re
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, ValueType
 from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
+from trainer.annotations import character_problems
 from trainer.config import jobs, schema
-from trainer.config.groups import Groups, groups_in, own_folder, search_folder, working_folder
-from trainer.errors import ConfigError, format_error
+from trainer.config.arguments import Arguments, split_arguments
+from trainer.config.groups import Groups, groups_in, own_folder, search_folder, size_problem, working_folder
+from trainer.display import displayable, mask_secrets
+from trainer.errors import ConfigError, format_error, raise_if_any
+from trainer.layout import expand_home
 
-# `key=value`, `++key=value`, `~key` and their relatives in Hydra's grammar, not a text or a path such as ~/runs.
-_OVERRIDE = re.compile(r"(\+{0,2}|~)\w[\w.$/@:-]*=|~\w[\w.$/@:-]*\Z")
-
-# A word between the signs of the syntax of lists, mappings and sweeps.
-_WORD = re.compile(r"[^\[\]{}:,\s][^\[\]{}:,]*")
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """The command line after the verb.
-
-    Attributes:
-        overrides: `key=value` and its other forms, as written.
-        flags: Hydra's flags with their values, as written.
-        options: The flags, parsed.
-    """
-
-    overrides: tuple[str, ...]
-    flags: tuple[str, ...]
-    options: argparse.Namespace
-
-    @property
-    def is_sweep(self) -> bool:
-        """Return whether several jobs may run (`--multirun`)."""
-        return bool(self.options.multirun)
-
-    @property
-    def shows_hydra(self) -> bool:
-        """Return whether Hydra shows its own state instead of running a job (`--info`, `--hydra-help`, completion)."""
-        return bool(self.options.info or self.options.hydra_help or self.options.shell_completion)
-
-    @property
-    def needs_hydra(self) -> bool:
-        """Return whether Hydra's own main must run: for sweeps and flags that show something or rerun a past job."""
-        return self.is_sweep or self.shows_hydra or bool(self.options.cfg or self.options.experimental_rerun)
+_MAX_NAME = 256
+"""No name of an option is this long, as no name of a file is."""
 
 
 @dataclass(frozen=True)
@@ -145,25 +115,45 @@ class CommandLine:
             item.value() for item in self.overrides.values if item.key_or_group == "resume" and not is_sweep(item)
         ]
         path = values[-1] if values and self.verb == "train" else None
-        return path if isinstance(path, str) and path != "auto" else None
+        return expand_home(path) if isinstance(path, str) and path != "auto" else None
 
 
 def parse_command_line(verb: str, argv: Sequence[str]) -> tuple[CommandLine, list[str]]:
     """Parse the command line after the verb; also return the problems of its syntax."""
+    raise_if_any(*(problem for text in argv for problem in character_problems(text, text.partition("=")[0])))
     arguments, problems = split_arguments(argv, schema.texts(jobs.JOBS[verb]), jobs.POSITIONS.get(verb, ()))
     parsed, unreadable = parse_overrides(arguments.overrides)
     options = arguments.options
     folder = Path(options.config_path).resolve() if options.config_path else own_folder()
     extra = Path(options.config_dir).resolve() if options.config_dir else None
-    if extra is not None and not extra.is_dir():
+    if extra is not None and not os.path.isdir(extra):
         raise ConfigError(format_error("--config-dir", "no such folder", value=options.config_dir))
     working = working_folder()
     searchpath = [entry for item in parsed for entry in _search_entries(item)]
     searchpath += [_entry(working)] if working else []
     groups = groups_in([folder, extra, *map(search_folder, searchpath)])
-    kept = [item for item in parsed if item.key_or_group != "hydra.searchpath"]
+    wrong = {str(item.input_line): problem for item in parsed if (problem := _hydra_problem(item))}
+    problems += wrong.values()
+    kept = [item for item in parsed if item.key_or_group != "hydra.searchpath" and item.input_line not in wrong]
     overrides = _sorted_by_subject(verb, kept, groups)
     return CommandLine(verb, arguments, overrides, folder, tuple(searchpath), groups), [*problems, *unreadable]
+
+
+def _hydra_problem(override: Override) -> str | None:
+    """Return the problem of a value for Hydra's own config that Hydra would meet with a traceback, or ignore."""
+    key = override.key_or_group
+    if override.is_delete() or is_sweep(override):
+        return None
+    value = override.value()
+    items = value if isinstance(value, list) else [value]
+    is_name = (item is None or (isinstance(item, str) and len(item) < _MAX_NAME) for item in items)
+    if key.startswith("hydra/") and not all(is_name):
+        return format_error(key, "must be the name of an option", value=value)
+    if key == "hydra.searchpath" and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        return format_error(key, "must be a list of folders", value=value)
+    if key == "hydra.verbose" and not (isinstance(value, bool) or all(isinstance(item, str) for item in items)):
+        return format_error(key, "must be true, false or names of loggers", value=value)
+    return None
 
 
 def _search_entries(override: Override) -> list[str]:
@@ -203,86 +193,6 @@ def _searchpath_override(entries: Sequence[str]) -> list[str]:
     return [f"hydra.searchpath=[{','.join(map(repr, entries))}]"] if entries else []
 
 
-def split_arguments(
-    argv: Sequence[str], texts: Collection[str] = (), positions: Sequence[str] = ()
-) -> tuple[Arguments, list[str]]:
-    """Split a command line into flags and overrides, in any order; also return the problems of the flags.
-
-    Args:
-        argv: The command line after the verb.
-        texts: Keys whose values are taken verbatim.
-        positions: Keys whose values may be given without their names, in this order.
-    """
-    parser = get_args_parser()
-    known = sorted(flag for action in parser._actions for flag in action.option_strings)
-
-    def fail(message: str) -> NoReturn:
-        raise ConfigError(f"{message[0].upper()}{message[1:]}.")
-
-    parser.error = fail  # type: ignore[method-assign]  # argparse would print its own usage and exit
-    options, unknown = parser.parse_known_intermixed_args(list(argv))
-    # An override after an unknown flag is left over as well.
-    overrides = [*options.overrides, *(text for text in unknown if not text.startswith("-"))]
-    rest = list(argv)
-    for text in (*options.overrides, *unknown):
-        rest.remove(text)
-    problems = [_unknown_flag(text, known) for text in unknown if text.startswith("-")]
-    if positions:
-        overrides, surplus = _name_values(overrides, positions)
-        problems += surplus
-    written = [as_text(text) if text.partition("=")[0] in texts else quoted(text) for text in overrides]
-    return Arguments(tuple(written), tuple(rest), options), problems
-
-
-def _name_values(texts: Sequence[str], positions: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Write the values that were given without a key as `key=value`; also return the problems with them.
-
-    A single value for a verb that takes a run and a text is the run if it is a folder, else the text.
-    """
-    named = [text for text in texts if _OVERRIDE.match(text)]
-    values = [text for text in texts if not _OVERRIDE.match(text)]
-    present = {text.partition("=")[0] for text in named}
-    keys = [key for key in positions if key not in present]
-    if keys[:1] == ["run"] and keys[-1] in ("input", "prompt") and len(values) == 1:
-        keys = keys[:1] if Path(values[0]).expanduser().is_dir() else keys[1:]
-    if keys[-1:] == ["beside"]:
-        keys += ["beside"] * (len(values) - len(keys))
-    remedy = f"This verb takes {' and '.join(positions)} without a name, once"
-    problems = [format_error(value, "one value too many", remedy) for value in values[len(keys) :]]
-    lines: dict[str, list[str]] = {}
-    for key, value in zip(keys, values, strict=False):
-        # An empty key makes a text of the value alone.
-        lines.setdefault(key, []).append(as_text(f"={value}")[1:])
-    pairs = [f"{key}=[{','.join(texts)}]" if key == "beside" else f"{key}={texts[0]}" for key, texts in lines.items()]
-    return [*named, *pairs], problems
-
-
-def quoted(text: str) -> str:
-    """Put the words beyond ASCII of an override in quotes, as Hydra reads them only so and a shell removes quotes.
-
-    A value that has quotes already stays as it is.
-    """
-    key, equals, value = text.partition("=")
-    if value.isascii() or "'" in value or '"' in value:
-        return text
-    return key + equals + _WORD.sub(lambda word: word[0] if word[0].isascii() else f"'{word[0]}'", value)
-
-
-def as_text(text: str) -> str:
-    """Turn the value of an override into one quoted text without interpolations; `null` and quoted values stay."""
-    key, equals, value = text.partition("=")
-    if not value or value == "null" or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
-        return text
-    # A backslash has a meaning only before a quote, the end or an interpolation.
-    escaped = re.sub(r"(\\*)(\$\{|'|\Z)", lambda match: 2 * match[1] + (match[2] and "\\" + match[2]), value)
-    return f"{key}{equals}'{escaped}'"
-
-
-def _unknown_flag(flag: str, known: Sequence[str]) -> str:
-    near = get_close_matches(flag.partition("=")[0], known, n=1)
-    return format_error(flag, "unknown flag", f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}")
-
-
 def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
     """Parse overrides; also return a message that marks the position for each one that cannot be parsed."""
     parser = OverridesParser.create()
@@ -293,9 +203,17 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
             override = parser.parse_override(text)
             if not override.key_or_group:
                 raise HydraException
-            parsed.append(override)
+            if problem := _value_problem(override):
+                problems.append(problem)
+            else:
+                parsed.append(override)
         except HydraException as error:
             problems.append(_unreadable(text, error.__cause__))
+        except RecursionError:
+            problems.append(format_error(text.partition("=")[0], "is nested too deeply", "Write it in fewer levels"))
+        except (ValueError, OverflowError) as error:
+            reason = str(error).partition(";")[0]  # the rest names a setting of Python
+            problems.append(format_error(text.partition("=")[0], f"cannot be read ({reason})", value=text))
     return parsed, problems
 
 
@@ -314,7 +232,24 @@ def _unreadable(text: str, cause: object) -> str:
     message = format_error(
         text, "syntax error at the mark", "Close every bracket, and quote text with special characters: 'key=\"a, b\"'"
     )
-    return f"{message}\n    {text}\n    {' ' * position}^"
+    if mask_secrets(text) != text:
+        return message
+    # The window around the mark is what a line of the screen can show.
+    before, after = displayable(text[max(0, position - 60) : position]), displayable(text[position : position + 60])
+    return f"{message}\n    {before}{after}\n    {' ' * len(before)}^"
+
+
+def _value_problem(override: Override) -> str | None:
+    """Return the problem of a value that Hydra parses and that it cannot use."""
+    key = override.key_or_group
+    if override.value_type in (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP):
+        try:
+            list(override.sweep_string_iterator())
+        except (TypeError, ValueError, OmegaConfBaseException) as error:
+            reason = str(error).splitlines()[0]
+            return format_error(key, f"cannot be read ({reason})", value=override.get_value_string())
+    problem = None if is_sweep(override) else size_problem(override.value())
+    return format_error(key, problem, "Write it in fewer levels and values") if problem else None
 
 
 def is_sweep(override: Override) -> bool:

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
-from trainer.annotations import PathTo, map_paths, paths_in
+from trainer.annotations import PathTo, is_constrained, map_paths, paths_in
 from trainer.config import jobs, schema, signatures
 from trainer.errors import format_error
+from trainer.layout import expand_home
 from trainer.weights_folder import find_tokenizer
 
 _DATA = "data"
 
 
-def missing_paths(config: Mapping[str, Any], skip: Collection[str] = ()) -> tuple[list[str], list[str]]:
+def missing_paths(config: Mapping[str, Any], job_type: type, skip: Collection[str] = ()) -> tuple[list[str], list[str]]:
     """Return a message for each path that does not exist: paths of data, and all others.
 
     Args:
         config: Plain values.
+        job_type: The job that the config is for.
         skip: Keys whose errors have been reported already.
     """
     data: list[str] = []
     others: dict[str, str] = {}
     # The path of a model is reported before the path of the task's tokenizer, whose default depends on it.
-    for group, key, value, annotation in sorted(_path_values(config), key=lambda item: item[0] == "task"):
+    for group, key, value, annotation in sorted(_path_values(config, job_type), key=lambda item: item[0] == "task"):
         for path, about, inner in paths_in(value, annotation):
-            full_key = f"{group}.{key}{inner}"
+            full_key = f"{group}.{key}{inner}" if group else f"{key}{inner}"
             if full_key in skip or not about.must_exist or (about.hub and not _cannot_be_a_name(path)):
                 continue
             if (message := _missing(full_key, path, about.noun)) and group == _DATA:
@@ -38,24 +41,25 @@ def missing_paths(config: Mapping[str, Any], skip: Collection[str] = ()) -> tupl
     return data, list(others.values())
 
 
-def locate_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config with the paths that start at `run.cwd` usable from the working directory.
+def locate_paths(config: Mapping[str, Any], job_type: type) -> dict[str, Any]:
+    """Return the config with paths that the working directory resolves, for a job.
 
-    A path that does not exist there stays as it is, relative to the working directory.
+    `~` becomes the home folder. A path that starts at `run.cwd` and does not exist there stays as it is.
     """
     cwd = run.get("cwd") if isinstance(run := config.get("run"), Mapping) else None
+    base = Path(expand_home(cwd)) if isinstance(cwd, str) else Path()
     located = dict(config)
-    if not isinstance(cwd, str) or Path(cwd) == Path.cwd():
-        return located
 
     def change(path: str, about: PathTo) -> str:
-        if not about.from_cwd or not path:
+        path = expand_home(path)
+        if not about.from_cwd or not path or base == Path() or base == Path.cwd():
             return path
-        moved = Path(cwd) / Path(path).expanduser()
-        return str(moved) if moved.exists() or (has_magic(path) and glob(str(moved), recursive=True)) else path
+        moved = str(base / path)
+        return moved if os.path.exists(moved) or (has_magic(path) and glob(moved, recursive=True)) else path
 
-    for group, key, value, annotation in _path_values(config):
-        located[group] = {**located[group], key: map_paths(value, annotation, change)}
+    for group, key, value, annotation in _path_values(config, job_type):
+        changed = map_paths(value, annotation, change)
+        located |= {group: {**located[group], key: changed}} if group else {key: changed}
     return located
 
 
@@ -77,8 +81,14 @@ def inherit_tokenizer(config: Mapping[str, Any], explicit: Collection[str]) -> t
     return {**config, "task": {**task, "tokenizer": tokenizer}}, [note]
 
 
-def _path_values(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, object]]:
-    """Yield group, key, value and annotation of every key of a part."""
+def _path_values(config: Mapping[str, Any], job_type: type) -> Iterator[tuple[str, str, Any, object]]:
+    """Yield group or section ("" for none), key, value and annotation of every key that may be a path."""
+    sections = {"": job_type, **schema.sections(job_type)}
+    for name, section_type in sections.items():
+        section = config if name == "" else config.get(name)
+        keys = {key: each for key, each in schema.keys(section_type).items() if is_constrained(each)}
+        if isinstance(section, Mapping):
+            yield from ((name, key, section[key], keys[key]) for key in keys if key in section)
     for group in schema.groups(jobs.TrainJob):
         part = config.get(group)
         if not isinstance(part, Mapping):
@@ -99,10 +109,11 @@ def _cannot_be_a_name(path: str) -> bool:
 def _missing(key: str, value: str, noun: str) -> str | None:
     if not value or has_magic(value):
         return None
-    path = Path(value).expanduser()
-    if path.exists():
+    path = Path(expand_home(value))
+    is_there = os.path.isdir if noun == "folder" else os.path.exists
+    if is_there(path):
         return None
-    siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    siblings = os.listdir(path.parent) if os.path.isdir(path.parent) else []
     near = get_close_matches(path.name, siblings, n=1)
     remedy = f"Did you mean {path.parent / near[0]}?" if near else f"Paths are relative to {Path.cwd()}"
     return format_error(key, f"no such {noun}", remedy, value=value)

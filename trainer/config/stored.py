@@ -180,7 +180,7 @@ def job_from_text(text: str, trust: Sequence[str] | None, overrides: Sequence[tu
     config = parse_stored_config(text)
     if trust is not None and (untrusted := untrusted_targets(config, trust)):
         raise CheckpointError(*untrusted)
-    return job_from_config(with_overrides(locate_paths(config), overrides))
+    return job_from_config(with_overrides(locate_paths(config, jobs.TrainJob), overrides))
 
 
 def untrusted_targets(config: Mapping[str, Any], trust: Sequence[str]) -> list[str]:

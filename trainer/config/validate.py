@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any, Literal
 
 from trainer.annotations import (
+    character_problems,
     describe,
     fits_type,
     forms,
@@ -24,11 +25,14 @@ from trainer.config.devices import validate_devices
 from trainer.config.groups import HYDRA_KEYS, OWN, Groups, KnownKeys
 from trainer.config.signatures import Signature
 from trainer.durations import FORMS, LENGTH_FORMS, Duration, parse
-from trainer.errors import did_you_mean, format_error, raise_if_any
+from trainer.errors import did_you_mean, format_error, raise_if_any, show_value
 from trainer.rules import broken_rules
 
 _MEASURED = "optimizer.lr"
 """A key that may be `auto`; the optimizer then gets the value that a range test selects."""
+
+_MAX_RUN_NAME = 200
+"""A folder's name may have 255 bytes; the date, the time and a number come before and after this one."""
 
 _SYNTAX = {
     "device": (r"auto|cpu|mps|cuda(:\d+)?", "must be auto, cpu, cuda, cuda:N or mps"),
@@ -37,6 +41,14 @@ _SYNTAX = {
 }
 CALL_ARGUMENTS = {"scheduler": 1, "prune": 1, "export": 2}
 """Number of arguments by position that a target gets in a call if it is the part itself."""
+
+_HYDRA_KEYS: Mapping[str, object] = {
+    "_partial_": bool,
+    "_convert_": Literal["none", "partial", "object", "all"],
+    "_recursive_": bool,
+    "_args_": list,
+}
+"""Keys with which Hydra makes a part that is plugged in."""
 
 _TASK_INFO = f"{OWN}protocols.TaskInfo"
 _BUILDER_ARGUMENTS: Mapping[str, frozenset[str]] = {
@@ -89,6 +101,7 @@ def validate_config(config: Mapping[str, Any], known: KnownKeys) -> list[str]:
             problems.append(format_error(name, "is missing"))
         else:
             problems += validate_value(name, value, annotation)
+    problems += character_problems(config)
     # One message per key: a value of the wrong type or out of range is not judged further.
     reported = {problem.partition(":")[0] for problem in problems}
     further = [*_validate_own_keys(config), *validate_compatibility(config, known.groups)]
@@ -219,12 +232,31 @@ def _validate_key(
 ) -> list[str]:
     """Return the problems of a key of a part; a user's own part has any key, and values are free unless limited."""
     path = f"{group}.{key}"
-    annotation: Any = Any if signature is None or key in HYDRA_KEYS else signature.annotation(key)
+    if key in HYDRA_KEYS:
+        return _validate_hydra_key(group, key, value, target, known)
+    annotation: Any = Any if signature is None else signature.annotation(key)
     if not target.startswith(OWN):
         return validate_value(path, value, annotation if is_constrained(annotation) else Any)
     if annotation is None:
         return [known.unknown(path, value)]
     return validate_value(path, value, annotation | Literal["auto"] if path == _MEASURED else annotation)
+
+
+def _validate_hydra_key(group: str, key: str, value: object, target: str, known: KnownKeys) -> list[str]:
+    """Return the problems of a key with which Hydra makes a part; a part of this project has those of its option."""
+    path = f"{group}.{key}"
+    if key == "_target_":
+        return []
+    if target.startswith(OWN):
+        option = known.groups.option_of(group, target)
+        content = known.groups.content(group, option) if option else {}
+        if key not in content:
+            return [format_error(path, f"has no effect on {target}", "Leave it out", value=value)]
+        required = content[key]
+        return [] if value is required else [format_error(path, f"must be {show_value(required)}", value=value)]
+    if key == "_partial_" and value is True and group not in CALL_ARGUMENTS:
+        return [format_error(path, f"must be false, as a {group} is made with its keys", value=value)]
+    return validate_value(path, value, _HYDRA_KEYS[key])
 
 
 def _validate_option_keys(group: str, part: Mapping[str, Any], signature: Signature, known: KnownKeys) -> Iterator[str]:
@@ -289,6 +321,8 @@ def _validate_syntax(flat: Mapping[str, Any]) -> Iterator[str]:
     name = flat.get("run.name")
     if isinstance(name, str) and (not name or "/" in name or "\\" in name or name in (".", "..")):
         yield format_error("run.name", "must be the name of a folder", "Set run.dir for a path", value=name)
+    if isinstance(name, str) and len(name.encode(errors="replace")) > _MAX_RUN_NAME:
+        yield format_error("run.name", f"must have at most {_MAX_RUN_NAME} bytes", value=name)
     if flat.get("resume") == "auto" and "run.name" in flat and flat["run.name"] is None and not flat.get("run.dir"):
         yield format_error("resume", "auto needs a run with a fixed folder", "Set run.name", value="auto")
 

@@ -19,6 +19,7 @@ from trainer.data.cells import file_bytes_digest
 from trainer.data.split_cache import cache_key, cached_splits
 from trainer.data.splits import Shares, SplitLayout, split_row_id
 from trainer.errors import DataError, format_error
+from trainer.layout import expand_home
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -128,7 +129,7 @@ def find_data_files(names: Mapping[str, str | Sequence[str] | None], suffixes: S
 
 def _matches(split: str, pattern: str, suffixes: Sequence[str] | None) -> list[Path]:
     """Return the files that a path or a pattern names, sorted by name."""
-    path = Path(pattern).expanduser()
+    path = Path(expand_home(pattern))
     paths = [path]
     if has_magic(pattern) and not path.exists():
         paths = [Path(name) for name in sorted(glob(str(path), recursive=True)) if Path(name).is_file()]

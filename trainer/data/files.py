@@ -17,6 +17,7 @@ from trainer.data.readers import column_names, format_suffix, format_suffixes, r
 from trainer.data.splits import SPLIT_RULES, Shares, row_id, split_schema, write_splits
 from trainer.data.table import COLUMN_RULES, Record, RoleColumns, Table, check_roles, describe_columns, describe_no_rows
 from trainer.errors import DataError, format_error
+from trainer.layout import expand_home
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -175,6 +176,6 @@ class Files(FileSource):
             for (cell,) in read_records(path, [column], **self._csv_options, column_remedy=""):
                 image = parse_image(cell)
                 if image is not None and image["bytes"] is None:
-                    yield image_digest(image | {"path": path.parent / Path(image["path"]).expanduser()})
+                    yield image_digest(image | {"path": path.parent / Path(expand_home(image["path"]))})
         except (DataError, OSError, ValueError):
             return

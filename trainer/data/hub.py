@@ -25,6 +25,7 @@ from trainer.data.splits import (
 from trainer.data.table import COLUMN_RULES, Record, RoleColumns, Table, check_roles, describe_columns, describe_no_rows
 from trainer.errors import DataError, did_you_mean, format_error
 from trainer.hub import is_reachable
+from trainer.layout import expand_home
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -137,7 +138,7 @@ class Hub:
     @property
     def _folder(self) -> Path | None:
         """The folder of the data; None for a data set of the hub."""
-        folder = Path(self._path).expanduser()
+        folder = Path(expand_home(self._path))
         return folder if folder.is_dir() else None
 
     @cached_property

@@ -28,6 +28,7 @@ from trainer.data.splits import (
     write_splits,
 )
 from trainer.errors import DataError, format_error
+from trainer.layout import expand_home
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -147,7 +148,7 @@ class Idx:
     def _paths(self) -> Paths:
         """The file of images and the file of labels of each split that has its own."""
         if self._folder is not None:
-            return _find_standard_files(Path(self._folder).expanduser())
+            return _find_standard_files(Path(expand_home(self._folder)))
         names = {
             name: None if files is None else [str(files["images"]), str(files["labels"])]
             for name, files in self._named.items()

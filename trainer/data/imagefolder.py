@@ -24,6 +24,7 @@ from trainer.data.splits import (
     write_splits,
 )
 from trainer.errors import DataError, format_error
+from trainer.layout import expand_home
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,7 +65,7 @@ class ImageFolder:
         ),
     )
     def __init__(self, root: DataFolder, split: Shares, cache_dir: str | None) -> None:
-        self._root = Path(root).expanduser()
+        self._root = Path(expand_home(root))
         self._split = split
         self._cache_dir = cache_dir
 

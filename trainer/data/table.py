@@ -24,6 +24,7 @@ from trainer.data.cells import (
 )
 from trainer.data.splits import Sample, split_row_id
 from trainer.errors import DataError, did_you_mean, format_error, raise_if_any
+from trainer.layout import expand_home
 
 _LOG = logging.getLogger(__name__)
 
@@ -220,7 +221,7 @@ class Table:
             return None
         image = values["image"]
         if image["bytes"] is None and folder is not None:
-            image["path"] = str((folder / Path(image["path"]).expanduser()).absolute())
+            image["path"] = str((folder / Path(expand_home(image["path"]))).absolute())
         try:
             return split_key(values)
         except OSError as error:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trainer.errors import ConfigError
-from trainer.layout import MODEL, TOKENIZER, Document
+from trainer.layout import MODEL, TOKENIZER, Document, expand_home
 from trainer.model.pretrained import Pretrained
 from trainer.model.pretrained_image import PretrainedImage
 from trainer.model.pretrained_loading import AutoClass, make_model, quiet
@@ -122,7 +122,7 @@ def read(model: LibraryModel, folder: Path) -> dict[str, Tensor]:
 
 def read_run_weights(model: nn.Module, path: str) -> dict[str, Tensor] | None:
     """Return the weights of a run's `model/` or of such a folder, under this model's names; None for other layouts."""
-    root = Path(path).expanduser()
+    root = Path(expand_home(path))
     folder = next((candidate for candidate in (root, root / MODEL) if (candidate / ABOUT).is_file()), None)
     return read(model, folder) if folder is not None and isinstance(model, LibraryModel) else None
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from trainer import hub
 from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
-from trainer.layout import Document
+from trainer.layout import Document, expand_home
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def find_model(path: str) -> str:
     Raises:
         ConfigError: The path is neither a folder with a `config.json` nor a valid name.
     """
-    folder = Path(path).expanduser()
+    folder = Path(expand_home(path))
     if folder.is_dir():
         if (folder / "config.json").is_file():
             return str(folder)
@@ -89,7 +89,7 @@ def _is_offline(name: str) -> bool:
 def _not_found(path: str, error: Exception) -> ConfigError:
     """Return the error for a model that cannot be read from its folder or from the hub."""
     reason = str(error).strip().split("\n")[0].rstrip(".")
-    if Path(path).expanduser().is_dir():
+    if Path(expand_home(path)).is_dir():
         return ConfigError(format_error("path", f"cannot be read ({reason})", value=path))
     if isinstance(error, OSError) and _is_offline(path):
         reason = "the hub cannot be reached, and the model is not in the local cache"

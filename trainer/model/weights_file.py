@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import ConfigError, format_error
-from trainer.layout import CHECKPOINTS
+from trainer.layout import CHECKPOINTS, expand_home
 
 _KEY: Final = "weights"
 _IN_FOLDERS: Final = (
@@ -49,7 +49,7 @@ def load_weights_file(path: str) -> dict[str, Tensor]:
     Raises:
         ConfigError: The file does not exist, is truncated, is no weights file, or contains code.
     """
-    place = Path(path).expanduser()
+    place = Path(expand_home(path))
     if place.is_dir():
         place = _find_in_folder(place)
     elif not place.exists():

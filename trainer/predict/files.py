@@ -17,7 +17,9 @@ from typing import IO, Any, NamedTuple
 from trainer.data.cells import IMAGE_SUFFIXES
 from trainer.data.line_reader import first_line_of
 from trainer.data.readers import format_suffix
+from trainer.display import escape_controls
 from trainer.errors import ConfigError, DataError, format_error, raise_if_any
+from trainer.layout import expand_home
 from trainer.protocols import Prediction
 
 Write = Callable[[Prediction], None]
@@ -68,7 +70,7 @@ def resolve_paths(input: str | None, corpus: str | None, output: str | None) -> 
     corpus_path = inputs.get("corpus")
     if isinstance(corpus_path, str):
         problems.append(format_error("corpus", "must be a file", value=corpus))
-    target = None if output in (None, "-") else Path(str(output)).expanduser()
+    target = None if output in (None, "-") else Path(expand_home(str(output)))
     if target is not None:
         try:
             check_output(target)
@@ -110,7 +112,7 @@ def _resolve_input(key: str, value: str | None) -> Path | str | None:
         return None
     if not value:  # as a path it would be the working directory
         return value
-    path = Path(value).expanduser()
+    path = Path(expand_home(value) if "/" in value else value)  # `~` alone begins a text
     try:
         exists = path.exists()
     except (OSError, ValueError):  # too long for a name, or with a null character
@@ -166,7 +168,7 @@ def open_output(path: Path | None) -> Iterator[Write]:
 
 
 def _write_to_stdout(prediction: Prediction) -> None:
-    sys.stdout.write(_to_json(prediction) + "\n")
+    sys.stdout.write(escape_controls(_to_json(prediction)) + "\n")
 
 
 def _to_json(value: object) -> str:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from trainer.display import displayable
 from trainer.signals import drop_output
 
 ConsoleStyle = Literal["auto", "rich", "plain", "none"]
@@ -23,11 +24,17 @@ _RATES = frozenset(_LABELS)
 
 
 class _Screen(Console):
-    """A console that raises BrokenPipeError if the reader of the output has gone, or prints nothing from then on."""
+    """A console that shows texts as they are, without secrets.
+
+    It raises BrokenPipeError if the reader of the output has gone, or prints nothing from then on.
+    """
 
     def __init__(self, style: ConsoleStyle, *, outlives_reader: bool) -> None:
-        super().__init__(force_terminal=True if style == "rich" else None)
+        super().__init__(force_terminal=True if style == "rich" else None, markup=False, emoji=False, highlight=False)
         self._outlives_reader = outlives_reader
+
+    def out(self, *objects: Any, **options: Any) -> None:
+        super().out(*(displayable(str(each)) for each in objects), **options)
 
     def on_broken_pipe(self) -> None:
         """Called in the `except` block of a failed write; rich itself would end the process with exit code 1."""
@@ -171,9 +178,9 @@ def print_table(console: Console, title: str, columns: Sequence[str], rows: Iter
     cells = [[_format_cell(value) for value in row] for row in rows]
     is_right = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(columns))]
     if console.is_terminal:
-        drawn = Table(title=title, title_justify="left")
+        drawn = Table(title=Text(displayable(title)), title_justify="left")
         for name, right in zip(columns, is_right, strict=True):
-            drawn.add_column(name, justify="right" if right else "left", overflow="fold")
+            drawn.add_column(Text(displayable(name)), justify="right" if right else "left", overflow="fold")
         for row in cells:
             drawn.add_row(*map(Text, row))
         console.print(drawn)
@@ -196,10 +203,8 @@ def _format_fields(values: Mapping[str, object]) -> list[str]:
 def _format_field(name: str, value: Any) -> str:
     if value is True:
         return name
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
+    if isinstance(value, str | list):
+        return displayable(value if isinstance(value, str) else ", ".join(map(str, value)), keep_lines=False)
     shown = f"{value:.0f}" if name in _RATES else format_number(value)
     return f"{_LABELS.get(name, name)} {shown:>9}"
 
@@ -207,4 +212,4 @@ def _format_field(name: str, value: Any) -> str:
 def _format_cell(value: object) -> str:
     if isinstance(value, float):
         return format_number(value)
-    return "" if value is None else str(value)
+    return "" if value is None else displayable(str(value), keep_lines=False)

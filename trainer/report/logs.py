@@ -15,6 +15,7 @@ from typing import TextIO, cast
 from rich.console import Console
 from rich.logging import RichHandler
 
+from trainer.display import displayable
 from trainer.signals import drop_output
 
 NOISY_LIBRARIES = (
@@ -107,6 +108,13 @@ def _open_file(waiting: MemoryHandler, path: Path) -> None:
     waiting.capacity = 0
 
 
+class _Formatter(logging.Formatter):
+    """A formatter that shows texts as they are, without secrets; a message that goes on in a new line is indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return displayable(super().format(record)).replace("\n", "\n    ")
+
+
 class _NewFolderHandler(logging.FileHandler):
     """A handler that creates the folder of its file when it opens the file."""
 
@@ -117,7 +125,7 @@ class _NewFolderHandler(logging.FileHandler):
 
 def _file_handler(path: Path, *, delay: bool = False) -> logging.Handler:
     handler = (_NewFolderHandler if delay else logging.FileHandler)(path, encoding="utf-8", delay=delay)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     return handler
 
 
@@ -135,9 +143,10 @@ def _screen_handler(console: Console, level: int) -> logging.Handler:
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, log_time_format="[%H:%M:%S]")
+        handler.setFormatter(_Formatter("%(message)s"))
     else:
         # Rich wraps lines at 80 columns if there is no terminal, but redirected output must keep them whole.
         handler = _StreamHandler(cast(TextIO, console.file))
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     handler.setLevel(level)
     return handler

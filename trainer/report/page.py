@@ -10,6 +10,7 @@ from html import escape
 from jinja2 import Environment
 from markupsafe import Markup
 
+from trainer.display import displayable
 from trainer.report.console import format_number
 
 Series = Mapping[str, Mapping[int, float]]
@@ -106,9 +107,13 @@ def render_page(title: str, sections: Sequence[Section]) -> str:
         for section in sections
     ]
     shown = [section for section in shown if section["rows"] or section["figures"] or section["text"]]
-    environment = Environment(autoescape=True, trim_blocks=True)
+    environment = Environment(autoescape=True, trim_blocks=True, finalize=_finalize)
     environment.filters["format_cell"] = _format_cell
     return environment.from_string(_TEMPLATE).render(title=title, sections=shown, colors=_COLORS)
+
+
+def _finalize(value: object) -> object:
+    return displayable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _format_cell(value: object) -> str:
@@ -153,7 +158,8 @@ def draw_curves(series: Series) -> str:
     ]
     for number, (name, line) in enumerate(lines.items()):
         points = [(to_right(x), to_bottom(scale(y))) for x, y in line]
-        parts.append(f'<g class="c{number % len(_COLORS)}"><title>{escape(name)}</title>{_draw_line(points)}</g>')
+        title = escape(displayable(name))
+        parts.append(f'<g class="c{number % len(_COLORS)}"><title>{title}</title>{_draw_line(points)}</g>')
     return "".join([*parts, "</svg>"])
 
 

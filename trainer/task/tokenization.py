@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from trainer import hub
 from trainer.errors import ConfigError, format_error
+from trainer.layout import expand_home
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _PADDING = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
@@ -105,7 +106,7 @@ def load_tokenizer(path: str) -> Tokenizer:
     Raises:
         ConfigError: The file does not exist, or it is not a tokenizer.
     """
-    place = Path(path).expanduser()
+    place = Path(expand_home(path))
     file: Path | None = place
     if place.is_dir():
         names = (name for name in ("tokenizer.json", "task.json") if (place / name).is_file())

@@ -1,0 +1,90 @@
+"""Text as a person may see it: control characters as escapes, and secrets masked.
+
+Everything that is printed, logged or put into a report comes through here. Files of data stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, Final, TextIO
+
+MASK: Final = "***"
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+"""Control characters except tab and line feed, marks of the direction of writing, and halves of surrogate pairs."""
+
+_WORDS = r"token|secret|password|passwd|passphrase|api_?key|private_?key|access_?key|credentials?"
+_SECRET_NAME = re.compile(rf"(?<![a-z])(?:{_WORDS})(?![a-z])", re.IGNORECASE)
+_VOCABULARY = re.compile(r"(?:^|_)(?:pad|mask|unk|cls|sep|bos|eos|stop|end|start|special)_?token", re.IGNORECASE)
+"""Names of tokens that are pieces of text."""
+
+_USER = re.compile(r"(?<=://)[^\s/?#'\"]+(?=@)")
+_NAMED = re.compile(
+    rf"(?P<name>(?<![\w.-])[\w.-]{{0,80}}?(?:{_WORDS})(?![a-z])[\w-]{{0,80}})(?P<sign>['\"]?\s*[=:]\s*(?=['\"])|=)"
+    r"(?P<value>'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\"|['\"]\S*|[^\s&'\",\]})]*[^\s&'\",\]}):.])",
+    re.IGNORECASE,
+)
+"""A name and its value: `a.token=x`, `?token=x`, `"token": "x"`."""
+
+
+def escape_controls(text: str, *, keep_lines: bool = True) -> str:
+    r"""Return a text without characters that a terminal obeys instead of showing them; `\u001b` takes the place of one.
+
+    The escapes are those of JSON, so a JSON document keeps its meaning.
+
+    Args:
+        text: The text.
+        keep_lines: Keep line feeds, else `\n` is in their place.
+    """
+    escaped = _CONTROL.sub(lambda match: "\\r" if match[0] == "\r" else f"\\u{ord(match[0]):04x}", text)
+    return escaped if keep_lines else escaped.replace("\n", "\\n")
+
+
+def displayable(text: str, *, keep_lines: bool = True) -> str:
+    """Return a text for the screen, a log or a report: without control characters and secrets."""
+    return escape_controls(mask_secrets(text), keep_lines=keep_lines)
+
+
+def is_secret(key: str) -> bool:
+    """Return whether the name of a key says that its value is a secret: `logger.api_key`."""
+    name = key.rpartition(".")[2]
+    return _SECRET_NAME.search(name) is not None and _VOCABULARY.search(name) is None
+
+
+def mask_secrets(text: str) -> str:
+    """Return a text in which the user and password of each URL, and each value with the name of a secret, is masked."""
+
+    def masked(match: re.Match[str]) -> str:
+        if not is_secret(match["name"]):
+            return match[0]
+        quote = match["value"][0] if match["value"][0] in "'\"" else ""
+        return f"{match['name']}{match['sign']}{quote}{MASK}{quote}"
+
+    return _NAMED.sub(masked, _USER.sub(MASK, text))
+
+
+def masked_yaml(text: str) -> str:
+    """Return YAML in which the values of secret keys and the secrets in URLs are masked."""
+
+    def masked(match: re.Match[str]) -> str:
+        return f"{match['name']}: {MASK}" if is_secret(match["name"]) and match["value"] != "null" else match[0]
+
+    return re.sub(r"(?m)(?P<name>[\w-]+): (?P<value>.+)$", masked, mask_secrets(text))
+
+
+def masked_config(value: Any, key: str = "") -> Any:
+    """Return a config in which the values of secret keys and the secrets in URLs are masked."""
+    if isinstance(value, Mapping):
+        return {name: masked_config(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked_config(item, key) for item in value]
+    if value is not None and not isinstance(value, bool) and is_secret(key):
+        return MASK
+    return mask_secrets(value) if isinstance(value, str) else value
+
+
+def print_lines(*texts: str, to: TextIO | None = None) -> None:
+    """Print texts of one or several lines each at once; to standard error unless `to` names another stream."""
+    print(*map(displayable, texts), sep="\n", file=to or sys.stderr, flush=True)
