@@ -241,13 +241,17 @@ def test_a_statistic_that_needs_the_inputs_is_refused() -> None:
 
 
 def exchanged(ranks: Ranks) -> dict[str, Any]:
-    """Return the sums of gradients of which some processes have none, and averaged running statistics."""
+    """Return the results of all exchanges: sums of gradients of which some processes have none, a flag and others."""
     everywhere, some, nowhere, half = (nn.Parameter(torch.zeros(2)) for _ in range(4))
     half.data = half.data.bfloat16()
     everywhere.grad, half.grad = torch.full((2,), ranks.rank + 1.0), torch.ones(2, dtype=torch.bfloat16)
     some.grad = torch.full((2,), 7.0) if ranks.rank == 1 else None
     loss = torch.tensor(0.5)
+    should_stop = ranks.share_flag(lambda: ranks.rank == 1)
+    stops = [should_stop()]
+    count = ranks.start_sum(ranks.rank + 0.25)
     ranks.sum_gradients([everywhere, some, nowhere, half], loss)
+    stops.append(should_stop())
     model = nn.Sequential(nn.BatchNorm1d(1), nn.BatchNorm1d(1).eval())
     for layer in model:
         layer.running_mean.fill_(float(ranks.rank))  # type: ignore[union-attr, operator]
@@ -257,6 +261,8 @@ def exchanged(ranks: Ranks) -> dict[str, Any]:
     return {
         "gradients": [None if each.grad is None else each.grad.tolist() for each in (everywhere, some, nowhere, half)],
         "loss": loss.item(),
+        "count": count(),
+        "stops": stops,
         "means": [layer.running_mean.item() for layer in model],  # type: ignore[union-attr, operator]
         "tracked": [layer.num_batches_tracked.item() for layer in model],  # type: ignore[union-attr, operator]
         "rows": ranks.gather_rows(torch.full((ranks.rank, 2), float(ranks.rank))).tolist(),
@@ -270,6 +276,8 @@ def test_exchanges(size: int, tmp_path: Path) -> None:
         assert results == {
             "gradients": [[total, total], [7.0, 7.0], None, [size, size]],
             "loss": 0.5 * size,
+            "count": total - 0.75 * size,
+            "stops": [False, True],
             "means": [pytest.approx(1 / 3), rank],
             "tracked": [size - 1, rank],
             "rows": [[float(owner)] * 2 for owner in range(size) for _ in range(owner)],

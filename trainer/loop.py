@@ -25,7 +25,8 @@ def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
     Args:
         run: The parts.
         state: The position and scores to start from; updated in place.
-        should_stop: Called after each step; if it returns True, a checkpoint is saved and the run stops.
+        should_stop: Called after each step; if it returns True, a checkpoint is saved and the run stops. It must return
+            the same in all processes; `Ranks.share_flag` makes a flag of one process that of all.
 
     Raises:
         Interrupted: `should_stop` stopped the run between two steps; a checkpoint was saved.
@@ -59,7 +60,7 @@ def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
             improved = state.record(score)
             observe_score(run, state, score)
 
-        stop = run.ranks.any(should_stop())
+        stop = should_stop()
         finished = out_of_patience(run, state)
         if improved or stop or finished or due(steps.save_every):
             save_checkpoint(run, state)
@@ -97,7 +98,8 @@ def compute_gradients(run: Run, step: int, micro_batches: list[Batch]) -> tuple[
     """
     run.optimizer.zero_grad(set_to_none=True)
     # Counted on the host, before the batches are copied: nothing has to wait for the device.
-    (num_targets,) = run.ranks.sum(sum(count_targets(run.loss, batch) for batch in micro_batches))
+    # The counts are exchanged during the first forward pass.
+    num_targets = run.ranks.start_sum(sum(count_targets(run.loss, batch) for batch in micro_batches))
     mean_loss = torch.zeros((), device=run.device)
     for host_batch in micro_batches:
         batch = host_batch.to(run.device)
@@ -105,7 +107,7 @@ def compute_gradients(run: Run, step: int, micro_batches: list[Batch]) -> tuple[
         with run.precision.autocast():
             output = run.model(**batch.inputs)
         total, counts = compute_shared_loss(run.loss, output, batch, run.ranks)
-        loss = total / max(1.0, num_targets)
+        loss = total / max(1.0, num_targets())
         run.precision.backward(loss)
         if counts:
             mean_loss += loss.detach()

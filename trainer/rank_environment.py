@@ -141,14 +141,15 @@ NCCL: Final = {
 # Errors that several processes have
 
 
-_is_first_report: Callable[[str], bool] | None = None
+_is_first_report: Callable[[str | None], bool] | None = None
 
 
-def report_once_with(is_first: Callable[[str], bool]) -> None:
+def report_once_with(is_first: Callable[[str | None], bool]) -> None:
     """Let the processes that are connected agree on which of them reports an error that several have.
 
     Args:
-        is_first: Returns True for the first of the processes that call it with a text.
+        is_first: Returns True for the first of the processes that call it with a text; called with None by a process
+            whose error another one reports. It may wait until all have called it.
     """
     global _is_first_report
     _is_first_report = is_first
@@ -157,19 +158,25 @@ def report_once_with(is_first: Callable[[str], bool]) -> None:
 def is_reported_elsewhere(error: TrainerError) -> bool:
     """Return whether another process has reported the same error, or reports it in a moment."""
     if isinstance(error, ReportedError):
+        _ask_for_report(None)
         if {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & os.environ.keys():
             # torchrun and Slurm may end all processes once one has ended: the one that reports must not come last.
             time.sleep(_REPORT_SECONDS)
         return True
-    if not is_rank() or _is_first_report is None:
+    if not is_rank():
         return False
     import hashlib  # here, because every command starts with this module
 
     digest = hashlib.blake2b(str(error).encode(), digest_size=12).hexdigest()
+    return not _ask_for_report(digest)
+
+
+def _ask_for_report(text: str | None) -> bool:
+    """Return whether this process is the first one that reports a text; None reports nothing."""
     try:
-        return not _is_first_report(digest)
+        return _is_first_report is None or _is_first_report(text)
     except Exception:  # the process that keeps the reports has ended
-        return False
+        return True
 
 
 # Notes for the process that watches

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
@@ -36,6 +36,9 @@ _jobs = count()
 _REPORT_SECONDS = 5.0
 """Time that other processes have to find the same error."""
 
+_FAILED = "failed"
+"""Key of the number of processes that have failed."""
+
 BUCKET_BYTES = 2**26
 """Gradients are exchanged in pieces of about this size: few calls, and little memory beyond the gradients."""
 
@@ -59,6 +62,8 @@ class Ranks:
         self.rank = rank
         self.size = size
         self._group = group
+        self._flag: Callable[[], bool] = lambda: False
+        self._is_flagged = False
 
     def close(self) -> None:
         """Leave the group; no other method may be called afterwards."""
@@ -88,6 +93,31 @@ class Ranks:
         with _lost_rank():
             dist.all_reduce(total, group=self._group)
         return [float(value) for value in total.tolist()]
+
+    def start_sum(self, value: float) -> Callable[[], float]:
+        """Start to sum a value over all processes, in float64, and return a function that waits for the sum."""
+        if self.size == 1:
+            return lambda: float(value)
+        total = torch.tensor(value, dtype=torch.float64)
+        with _lost_rank():
+            work = dist.all_reduce(total, group=self._group, async_op=True)
+
+        def wait() -> float:
+            with _lost_rank():
+                work.wait()
+            return total.item()
+
+        return wait
+
+    def share_flag(self, flag: Callable[[], bool]) -> Callable[[], bool]:
+        """Return a function that returns True, in all processes after the same step, once `flag` of any of them has.
+
+        `flag` is called when gradients are summed, so that it needs no exchange of its own. Only the last call counts.
+        """
+        if self.size == 1:
+            return flag
+        self._flag, self._is_flagged = flag, False
+        return lambda: self._is_flagged
 
     def any(self, flag: bool) -> bool:
         """Return True if the flag of any process is True."""
@@ -127,10 +157,13 @@ class Ranks:
         if self.size == 1:
             return
         parameters = list(parameters)
-        present = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
+        flags = [*(parameter.grad is not None for parameter in parameters), self._flag()]
+        of_any = torch.tensor(flags, dtype=torch.uint8)
         with _lost_rank():
-            dist.all_reduce(present, op=dist.ReduceOp.MAX, group=self._group)
-        used = [parameter for parameter, some in zip(parameters, present.tolist(), strict=True) if some]
+            dist.all_reduce(of_any, op=dist.ReduceOp.MAX, group=self._group)
+        *present, is_flagged = of_any.tolist()
+        self._is_flagged |= bool(is_flagged)
+        used = [parameter for parameter, some in zip(parameters, present, strict=True) if some]
         for parameter in used:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -231,13 +264,14 @@ def connect(timeout: float) -> Store | None:
     own = PrefixStore(f"job-{next(_jobs)}", store)
     is_host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
-    def is_first_report(text: str) -> bool:
-        position = own.add(text, 1)
+    def is_first_report(text: str | None) -> bool:
+        is_first = text is not None and own.add(text, 1) == 1
+        own.add(_FAILED, 1)
         deadline = time.monotonic() + _REPORT_SECONDS
         # The store ends with its host, and then nobody knows any more what has been reported.
-        while is_host and own.add(text, 0) < size and time.monotonic() < deadline:
+        while is_host and own.add(_FAILED, 0) < size and time.monotonic() < deadline:
             time.sleep(0.05)
-        return position == 1
+        return is_first
 
     report_once_with(is_first_report)
     return own

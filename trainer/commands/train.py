@@ -287,7 +287,7 @@ def _fit(training: Training, signals: StopSignals, saver: Saver | None) -> None:
     with signals.deferred():
         try:
             with lost_rank_reported(ranks):
-                fit(training.run, training.state, signals.should_stop)
+                fit(training.run, training.state, ranks.share_flag(signals.should_stop))
         except (Interrupted, DivergedError) as error:  # all processes raise it after the same step
             if saver is not None:
                 saver.close()
