@@ -101,7 +101,7 @@ def test_a_process_that_does_not_answer_is_reported() -> None:
 
 
 def test_grace_lets_a_process_end() -> None:
-    slow = "note_joined(); time.sleep(1); print('saved', flush=True); raise LostRankError('lost')"
+    slow = "note_joined(); time.sleep(0.4); print('saved', flush=True); raise LostRankError('lost')"
     process = start(slow, "note_joined(); raise DataError('bad')", grace=20.0)
     output, screen = process.communicate(timeout=60)
     assert (process.returncode, screen) == (6, "bad\n")

@@ -156,13 +156,12 @@ def test_a_killed_process_ends_the_run_which_resumes(
 
 
 @pytest.mark.parametrize("fault", ["stop", pytest.param("spin", marks=pytest.mark.slow)])
-def test_a_process_that_hangs_is_killed(fault: str, job: list[str], expected: dict[str, bytes], tmp_path: Path) -> None:
-    limits = ("launch.timeout=4", "launch.grace=1")
+def test_a_process_that_hangs_is_killed(fault: str, job: list[str], tmp_path: Path) -> None:
+    limits = ("launch.timeout=4", "launch.grace=0.5")
     code, screen = run(tmp_path / "run", job, *limits, fault=f"{fault}:1:6")
     assert code == 128 + signal.SIGKILL
     assert screen.startswith("rank 1 did not answer")
     assert f"Resume with: trainer train resume={tmp_path / 'run'}" in screen
-    check_resumes(tmp_path / "run", job, expected)
 
 
 @pytest.fixture(scope="module")
