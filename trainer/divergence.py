@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator
 from math import isfinite
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trainer.atomic_io import replaced_folder
 from trainer.checkpoint.tensors import decode, encode
 from trainer.errors import CheckpointError, DivergedError, format_error
 from trainer.layout import CONFIG, DIVERGENCE_BATCH, DIVERGENCE_REPORT
@@ -125,17 +125,15 @@ def write_divergence(folder: Path, divergence: DivergenceReport, config_text: st
         checkpoint: The last intact checkpoint before the step; None if there is none.
 
     Raises:
-        OSError: The folder cannot be written.
+        CheckpointError: The folder cannot be written.
     """
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    with (folder / DIVERGENCE_BATCH).open("wb") as file:
-        file.writelines(encode(divergence.batch))
-    (folder / CONFIG).write_text(config_text, encoding="utf-8")
-    # Last: a folder with a report is complete.
     report = {**divergence.report, "checkpoint": checkpoint}
-    (folder / DIVERGENCE_REPORT).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    with replaced_folder(folder) as stage:
+        with (stage / DIVERGENCE_BATCH).open("wb") as file:
+            file.writelines(encode(divergence.batch))
+        (stage / CONFIG).write_text(config_text, encoding="utf-8")
+        text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+        (stage / DIVERGENCE_REPORT).write_text(text, encoding="utf-8")
 
 
 def read_divergence(folder: Path) -> tuple[DivergenceReport, str, str | None]:

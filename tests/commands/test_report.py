@@ -77,7 +77,7 @@ def test_proofs_of_artifacts_are_shown(folder: Path) -> None:
     [
         (["run=nowhere"], 3, "run: no such folder, got 'nowhere'"),
         (["run=runs/one", "beside=[nowhere]"], 3, "beside: no such folder, got 'nowhere'"),
-        (["run=runs/one", "output=no/where.html"], 2, "output: cannot be written"),
+        (["run=runs/one", "output=no/where.html"], 2, "no/where.html: cannot be written: No such file or directory"),
     ],
 )
 def test_errors(

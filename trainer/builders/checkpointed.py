@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from trainer.atomic_io import replaced_folder
 from trainer.builders.data import build_encoded, build_task, loader_options
 from trainer.builders.loss import build_loss, needs_teacher
 from trainer.builders.model import merge_adapters, restore_model
@@ -172,29 +172,22 @@ def save_model(checkpointed: CheckpointedModel) -> Path:
     """
     from safetensors.torch import save_file
 
-    folder = checkpointed.folder / MODEL
-    if folder.exists():
-        shutil.rmtree(folder)  # of an earlier run, perhaps in another layout
-    folder.mkdir()
     model, task = checkpointed.inference_model().cpu(), checkpointed.task
     description = {
         "model": checkpointed.job.model,
         "facts": task.info().arguments(),
         "provenance": checkpointed.provenance,
     }
-    if isinstance(model, LibraryModel):
-        with torch.no_grad():
-            save_library(model, folder, task, half=False)
-    else:
-        # Tied weights are stored under each of their names: the format has no shared tensors.
-        tensors = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
-        save_file(tensors, folder / "model.safetensors")
-    name = ABOUT if isinstance(model, LibraryModel) else "config.json"
-    (folder / name).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    # safetensors creates its files with mode 0600, whatever the umask.
-    mode = (folder / name).stat().st_mode
-    for file in folder.rglob("*.safetensors"):
-        file.chmod(mode)
-    for name, text in task.artifact_files().items():
-        (folder / name).write_text(text, encoding="utf-8")
-    return folder
+    with replaced_folder(checkpointed.folder / MODEL) as folder:
+        if isinstance(model, LibraryModel):
+            with torch.no_grad():
+                save_library(model, folder, task, half=False)
+        else:
+            # Tied weights are stored under each of their names: the format has no shared tensors.
+            tensors = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
+            save_file(tensors, folder / "model.safetensors")
+        name = ABOUT if isinstance(model, LibraryModel) else "config.json"
+        (folder / name).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        for name, text in task.artifact_files().items():
+            (folder / name).write_text(text, encoding="utf-8")
+    return checkpointed.folder / MODEL

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.checkpoint.atomic_io import list_entries
+from trainer.atomic_io import list_entries
 from trainer.checkpoint.manifest import STEP_FOLDER, DamagedError, find_faults, read_document, read_manifest
 from trainer.layout import STATE, Document
 

@@ -12,7 +12,7 @@ from math import inf
 from pathlib import Path
 from typing import Final
 
-from trainer.checkpoint.atomic_io import FileDigest, digest_file
+from trainer.atomic_io import FileDigest, digest_file
 from trainer.checkpoint.shards import is_shard_file
 from trainer.documents import CHECKPOINT, SHAPES, check_checkpoint_document
 from trainer.errors import CheckpointError, format_error

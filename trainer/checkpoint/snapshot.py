@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from trainer.checkpoint import atomic_io
-from trainer.checkpoint.atomic_io import FileDigest
+from trainer import atomic_io
+from trainer.atomic_io import FileDigest
 from trainer.checkpoint.manifest import (
     DamagedError,
     Manifest,

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from trainer.checkpoint import atomic_io
+from trainer import atomic_io
 from trainer.checkpoint.listing import REPLACED, find_step_folders, list_newest_first, rank_by_score
 from trainer.checkpoint.manifest import (
     DamagedError,

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.atomic_io import create_folder, write_text
 from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.jobs import EvalJob
 from trainer.config.stored import differences, job_from_text
@@ -148,9 +149,9 @@ def evaluate_split(
     if ranks is not None and not ranks.is_first:
         return name, values
     file = checkpointed.folder / EVALUATIONS / f"{name}.json"
-    file.parent.mkdir(exist_ok=True)
+    create_folder(file.parent)
     document = {"split": split, "step": checkpointed.step, "weights": checkpointed.weights, "precision": precision}
-    file.write_text(json.dumps(document | source | values, indent=1) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(document | source | values, indent=1) + "\n")
     return name, values
 
 

@@ -7,10 +7,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from trainer.atomic_io import write_text
 from trainer.commands.run_folders import RunRecord, flatten, read_run
 from trainer.config.jobs import ReportJob
 from trainer.display import escape_controls
-from trainer.errors import ConfigError, format_error
+from trainer.errors import CheckpointError, ConfigError, TrainerError
 from trainer.layout import EXPORT_MANIFEST, LOG, REPORT, Document, export_folders
 from trainer.report.page import Section, Series, render_page
 
@@ -32,21 +33,18 @@ def run(job: ReportJob, config: Document) -> None:
     """
     records = [read_run(job.run), *(read_run(path, "beside") for path in job.beside)]
     file = records[0].folder / REPORT if job.output is None else Path(job.output)
-    try:
-        write_page(file, records)
-    except OSError as error:
-        raise ConfigError(format_error("output", f"cannot be written ({error.strerror})", value=str(file))) from error
+    write_page(file, records, CheckpointError if job.output is None else ConfigError)
     print(escape_controls(str(file)))
 
 
-def write_page(file: Path, records: Sequence[RunRecord]) -> None:
+def write_page(file: Path, records: Sequence[RunRecord], error_type: type[TrainerError] = CheckpointError) -> None:
     """Write the page about runs.
 
     Raises:
-        OSError: The file cannot be written.
+        TrainerError: The file cannot be written; of the type `error_type`.
     """
     names = _short_names(records)
-    file.write_text(render_page(" and ".join(names), list(make_sections(records, names))), encoding="utf-8")
+    write_text(file, render_page(" and ".join(names), list(make_sections(records, names))), error_type)
 
 
 def _short_names(records: Sequence[RunRecord]) -> list[str]:

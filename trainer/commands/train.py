@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from trainer.atomic_io import write_text
 from trainer.checkpoint.listing import find_newest_intact, list_newest_first
 from trainer.commands.run_folders import (
     claim_fixed_folder,
@@ -256,7 +257,7 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
         _stop_if_agreed(signals, ranks)
         if ranks.is_first:
             # The run can start. Up to here a resumed run's folder is unchanged and a new run's folder is empty.
-            (folder / CONFIG).write_text(text, encoding="utf-8")
+            write_text(folder / CONFIG, text)
             open_log()
             reports.add(*open_sinks(job, folder, console, training.run.steps.total))
             log_start(job, training, is_new)
@@ -317,7 +318,7 @@ def _find_lr(job: TrainJob, folder: Path, ranks: Ranks) -> float:
 
     curve = range_test(job, ranks)
     if ranks.is_first:
-        (folder / LR_RANGE).write_text(json.dumps(vars(curve)) + "\n", encoding="utf-8")
+        write_text(folder / LR_RANGE, json.dumps(vars(curve)) + "\n")
     # Two digits: the rest is noise, and people read it in the config.
     lr = float(f"{steepest_lr(curve):.1e}")
     logger.info("optimizer.lr=auto: %g, where the loss fell fastest (curve: %s)", lr, folder / LR_RANGE)
@@ -336,7 +337,7 @@ def _save_divergence(divergence: DivergenceReport, *, text: str, folder: Path, s
     try:
         before = find_newest_intact(folder / CHECKPOINTS, below=divergence.step)
         write_divergence(bundle, divergence, text, None if before is None else f"{CHECKPOINTS}/{before.folder.name}")
-    except (OSError, CheckpointError) as error:
+    except CheckpointError as error:
         return f"  The report of the divergence could not be saved: {error}"
     return f"  Report: {bundle}. Replay it with: trainer verify {run_argument('run', folder)}"
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.atomic_io import find_storage_error
 from trainer.errors import DataError, Interrupted, ProofError, format_error
 from trainer.export.cases import Case, Forward, Sizes
-from trainer.export.folder import find_storage_error
 from trainer.protocols import Target, Task
 
 _SHAPES_REMEDY = "The file is removed: it would be wrong, or fail, at shapes that it was not exported with"

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from trainer.errors import CheckpointError, TrainerError, format_error
+from trainer.atomic_io import finish_files, naming_errors, storage_errors_named
+from trainer.errors import CheckpointError, format_error
 from trainer.layout import EXPORT_MANIFEST, Document
-
-if TYPE_CHECKING:
-    from torch import nn
 
 UNFINISHED = ".tmp-"
 """Prefix of folders that are removed at the end of an export."""
@@ -29,10 +24,6 @@ LARGE_WEIGHTS = ".data"
 """Suffix of the file for weights that are too large for the file of their graph."""
 
 _REMEDY = "Move it away, or delete it"
-_STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-_STORAGE_REMEDY = "Remove the cause, then export again: the artifacts of an earlier export are unchanged"
-_NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-_MARGIN = 2**20  # bytes in addition to the weights, for names, code and shapes
 
 
 @contextmanager
@@ -43,17 +34,15 @@ def staging(folder: Path) -> Iterator[Path]:
         CheckpointError: `folder` cannot be written, or another process exports into it.
     """
     with _locked(folder):
-        try:
+        with naming_errors(folder):
             for left in folder.glob(f"{UNFINISHED}*"):  # left by a process that was killed
                 shutil.rmtree(left)
             stage = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
-        except OSError as error:
-            raise CheckpointError(format_error(str(folder), f"cannot be written: {error.strerror}")) from error
         try:
-            with _storage_errors(folder, stage):
+            with storage_errors_named(folder, stage, CheckpointError):
                 yield stage
         finally:
-            shutil.rmtree(stage)
+            shutil.rmtree(stage, ignore_errors=True)
 
 
 @contextmanager
@@ -80,55 +69,6 @@ def _locked(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for processes that were forked in the meantime
         os.close(descriptor)
-
-
-@contextmanager
-def _storage_errors(folder: Path, stage: Path) -> Iterator[None]:
-    """Turn a full or failing disk into a `CheckpointError` that names the file in `folder`, not the one in `stage`."""
-    try:
-        yield
-    except TrainerError:
-        raise
-    except Exception as error:
-        storage_error = find_storage_error(error)
-        if storage_error is None:
-            raise
-        file = Path(storage_error.filename) if isinstance(storage_error.filename, str) else stage
-        path = folder / file.relative_to(stage) if file.is_relative_to(stage) else file
-        problem = f"cannot be written: {storage_error.strerror}"
-        raise CheckpointError(format_error(str(path), problem, _STORAGE_REMEDY)) from error
-
-
-def find_storage_error(error: BaseException | None) -> OSError | None:
-    """Return the error of a full or failing disk that an exception is or was caused by, or None."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
-            return error
-        # safetensors is written in Rust and raises no OSError.
-        if (match := re.search(r"\(os error (\d+)\)", str(error))) and int(match[1]) in _STORAGE_ERRORS:
-            return OSError(int(match[1]), os.strerror(int(match[1])))
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def reserve(path: Path, model: nn.Module) -> None:
-    """Reserve disk space for a file of a model's weights; `path` is an empty file afterwards.
-
-    torch's writers abort the process, or raise an obscure error, if the disk is full.
-
-    Raises:
-        OSError: There is not enough space.
-    """
-    size = sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
-    with path.open("wb") as file:
-        if not hasattr(os, "posix_fallocate"):
-            return
-        try:
-            os.posix_fallocate(file.fileno(), 0, size + _MARGIN)
-        except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
-                raise OSError(error.errno, error.strerror, str(path)) from error
-        file.truncate(0)
 
 
 def refuse_foreign(folder: Path, *, files: Iterable[str], folders: Iterable[str]) -> None:
@@ -170,11 +110,7 @@ def publish_files(stage: Path, folder: Path, *, known: Sequence[str]) -> None:
         known: Names of artifacts and files of an earlier export to remove, as `remove` does. The files that the earlier
             manifest lists are removed as well.
     """
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in stage.rglob("*"):
-        if path.is_file():
-            path.chmod(0o666 & ~umask)
+    finish_files(stage)
     names = [*known, *_listed_bundle_files(folder)]
     (folder / EXPORT_MANIFEST).unlink(missing_ok=True)
     for name in names:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from trainer.atomic_io import replaced_file
 from trainer.data.cells import IMAGE_SUFFIXES
 from trainer.data.line_reader import first_line_of
 from trainer.data.readers import format_suffix
@@ -150,21 +150,13 @@ def open_output(path: Path | None) -> Iterator[Write]:
     if path is None:
         yield _write_to_stdout
         return
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     writers: dict[str, Callable[[IO[bytes]], Any]] = {
         ".jsonl": _open_jsonl,
         ".csv": _open_csv,
         ".parquet": _open_parquet,
     }
-    try:
-        with partial.open("wb") as file:
-            with writers[path.suffix.lower()](file) as write:
-                yield write
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced_file(path, ConfigError) as file, writers[path.suffix.lower()](file) as write:
+        yield write
 
 
 def _write_to_stdout(prediction: Prediction) -> None:

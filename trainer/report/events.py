@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
+from trainer.atomic_io import append, naming_errors
 from trainer.layout import Document
 from trainer.protocols import Report
 
@@ -73,7 +74,9 @@ class JsonLines:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._path = path
+        with naming_errors(path):
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         size = os.fstat(self._file).st_size
         if size and os.pread(self._file, 1, size - 1) != b"\n":
             self._append(b"\n")
@@ -92,8 +95,7 @@ class JsonLines:
             self._file = -1
 
     def _append(self, line: bytes) -> None:
-        while line:
-            line = line[os.write(self._file, line) :]
+        append(self._file, self._path, line)
 
 
 def read_events(path: Path) -> list[Document]:
@@ -141,19 +143,21 @@ class TensorBoard:
         self._writer: SummaryWriter | None = None
 
     def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, object]) -> None:
-        writer = self._writer or self._open(step + 1 if event == "resume" else None)
-        if event == "train":
-            _add_scalars(writer, "train", {**values, "epoch": epoch}, step)
-        if event == "eval":
-            _add_scalars(writer, _evaluation_tag(values), values, step)
-        # The curves up to a checkpoint are on disk no later than the checkpoint's own event.
-        if event == "checkpoint":
-            writer.flush()
+        with naming_errors(self._folder):
+            writer = self._writer or self._open(step + 1 if event == "resume" else None)
+            if event == "train":
+                _add_scalars(writer, "train", {**values, "epoch": epoch}, step)
+            if event == "eval":
+                _add_scalars(writer, _evaluation_tag(values), values, step)
+            # The curves up to a checkpoint are on disk no later than the checkpoint's own event.
+            if event == "checkpoint":
+                writer.flush()
 
     def close(self) -> None:
         """Write pending values and close the file; a second call does nothing."""
         if self._writer is not None:
-            self._writer.close()
+            with naming_errors(self._folder):
+                self._writer.close()
 
     def _open(self, purge_step: int | None) -> SummaryWriter:
         # The import takes 0.35 s on top of torch, so only runs that log to TensorBoard do it.

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from trainer.atomic_io import library_file
 from trainer.export.cases import Forward
 from trainer.export.compare import Dimensions, check_inputs, check_output
-from trainer.export.folder import reserve
 from trainer.export.model import ExportModel, silence
 from trainer.layout import Document
 
@@ -25,9 +25,8 @@ def write_pt2(path: Path, model: ExportModel) -> Document:
         `inputs`, their names: the program takes keyword arguments.
     """
     program = model.program
-    reserve(path, model.module)
-    with silence():
-        torch.export.save(program, path)
+    with silence(), library_file(path) as file:
+        torch.export.save(program, file)
     return {"inputs": list(model.traced)}
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.atomic_io import library_file
 from trainer.export.cases import Forward
-from trainer.export.folder import reserve
 from trainer.export.model import ExportModel, silence
 from trainer.layout import Document
 
@@ -46,11 +46,11 @@ def save_trace(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> No
     """Trace a model at `inputs` and save the module, which takes them in this order, without names."""
     # A new module is in training mode, and the trace would record that mode.
     wrapper = Positional(model, tuple(inputs)).eval()
-    reserve(path, model)
-    with silence():
+    # torch's own writer to a path aborts the process on a full disk.
+    with silence(), library_file(path) as file:
         # check_trace would compare one shape in this process; the proof compares many shapes with the loaded file.
         trace: Any = torch.jit.trace
-        trace(wrapper, tuple(inputs.values()), check_trace=False).save(str(path))
+        torch.jit.save(trace(wrapper, tuple(inputs.values()), check_trace=False), file)
 
 
 def load_trace(path: Path, names: tuple[str, ...]) -> Forward:

@@ -15,8 +15,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from trainer.atomic_io import library_file
 from trainer.export.cases import Forward, forward_of, traced_inputs
-from trainer.export.folder import reserve
 from trainer.export.model import ExportModel, in_float16, scrambled, silence
 from trainer.layout import Document
 from trainer.model import pretrained_folder
@@ -93,8 +93,8 @@ def write_pth(path: Path, model: ExportModel, *, half: bool, legacy: bool) -> Do
     """
     module = in_float16(model.module) if half else model.module
     tensors = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
-    reserve(path, module)
-    torch.save(tensors, path, _use_new_zipfile_serialization=not legacy)
+    with library_file(path) as file:
+        torch.save(tensors, file, _use_new_zipfile_serialization=not legacy)
     return {"tensors": len(tensors)}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.checkpoint.atomic_io import create_folder, digest_file, write_file
+from trainer.atomic_io import create_folder, digest_file, write_file
 from trainer.checkpoint.store import Store
 from trainer.errors import CheckpointError
 

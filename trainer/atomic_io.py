@@ -1,0 +1,414 @@
+"""Durable file operations. A crash or a full disk leaves the old file or the new one, never half of one.
+
+Every error names the path and the reason that the system gives. No other module writes files, except into a folder from
+`replaced_folder` or a temporary folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, Final, NamedTuple
+
+from trainer.errors import CheckpointError, TrainerError, format_error
+
+_TEMPORARY: Final = re.compile(r"\.trainer-[0-9a-f]{16}\.tmp")
+"""Names of files and folders that are not complete yet. The process that writes one holds a lock on it."""
+
+_STORAGE_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_REMEDIES: Final = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space, or raise the quota",
+    errno.EFBIG: "Raise the limit of file sizes (ulimit -f)",
+    errno.EROFS: "Use a folder that can be written",
+    errno.EACCES: "Allow writing there, or use another folder",
+    errno.EPERM: "Allow writing there, or use another folder",
+    errno.ENOENT: "Create its folder",
+    errno.EIO: "Check the disk",
+}
+
+# Small enough that a chunk is still in the processor's cache when, after its checksum, it is written.
+_CHUNK_BYTES = 1 << 20
+
+
+class FileDigest(NamedTuple):
+    """Size in bytes and CRC32 of a file's contents."""
+
+    size: int
+    crc32: int
+
+
+def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileDigest:
+    """Write a new file and fsync it; the checksum is computed from the bytes that are written.
+
+    Raises:
+        CheckpointError: The file exists, or an operation on it failed.
+    """
+    size = crc = 0
+    with _naming_errors(path, "written"):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            for chunk in _split(chunks):
+                crc = zlib.crc32(chunk, crc)
+                size += len(chunk)
+                _write_all(file, chunk)
+            os.fsync(file)
+        finally:
+            os.close(file)
+    return FileDigest(size, crc)
+
+
+def digest_file(path: Path) -> FileDigest:
+    """Return size and checksum of a file, which is read chunk by chunk.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    size = crc = 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            crc = zlib.crc32(chunk, crc)
+            size += len(chunk)
+    return FileDigest(size, crc)
+
+
+FolderStamp = frozenset[tuple[str, int, int, int]]
+
+
+def stamp_folder(folder: Path) -> FolderStamp:
+    """Return a value that changes when a file of the folder is written, replaced, added or removed; reads no file.
+
+    Raises:
+        OSError: The folder cannot be listed.
+    """
+    stats = [(path.name, path.stat(follow_symlinks=False)) for path in folder.iterdir()]
+    return frozenset((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+def list_entries(folder: Path) -> frozenset[Path]:
+    """Return the paths in a folder; empty if the folder does not exist."""
+    with _naming_errors(folder, "read"), suppress(FileNotFoundError):
+        return frozenset(folder.iterdir())
+    return frozenset()
+
+
+def create_folder(folder: Path) -> None:
+    """Create a folder and its missing parents."""
+    with _naming_errors(folder, "created"):
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        for path in reversed(missing):
+            path.mkdir()
+    for path in missing:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, as fsync of a file makes its bytes durable."""
+    with _naming_errors(folder, "synchronized"):
+        _sync(folder)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a folder and make the new name durable."""
+    with _naming_errors(source, f"renamed to {target.name}"):
+        os.rename(source, target)
+    sync_folder(target.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and its contents."""
+    with _naming_errors(folder, "removed"):
+        _remove(folder)
+
+
+@contextmanager
+def replaced_file(path: Path, error_type: type[TrainerError] = CheckpointError) -> Iterator[IO[bytes]]:
+    """Yield a file that takes the place of `path` when the block ends: complete, durable, and with its permissions.
+
+    If the block or a file operation fails, `path` is unchanged and nothing is left.
+
+    Raises:
+        TrainerError: A file operation failed; of the type `error_type`.
+    """
+    target = Path(os.path.realpath(path))
+    with naming_errors(path, error_type):
+        remove_leftovers(target.parent)
+        temporary, descriptor = _create_temporary(target.parent, is_folder=False)
+    try:
+        with _WrittenFile(path, error_type, descriptor) as raw:
+            buffered = io.BufferedWriter(raw)
+            yield buffered
+            buffered.flush()
+            with naming_errors(path, error_type):
+                if target.exists():
+                    os.fchmod(descriptor, target.stat().st_mode & 0o777)
+                os.fsync(descriptor)
+                os.rename(temporary, target)
+        with naming_errors(path, error_type):
+            _sync(target.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, error_type: type[TrainerError] = CheckpointError) -> None:
+    """Replace a file by a text in UTF-8, see `replaced_file`."""
+    with replaced_file(path, error_type) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def replaced_folder(
+    folder: Path, error_type: type[TrainerError] = CheckpointError, *, keeps_existing: bool = False
+) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `folder` when the block ends: complete and durable.
+
+    If the block or a file operation fails, `folder` is unchanged and nothing is left.
+
+    Args:
+        folder: The folder; its missing parents are created.
+        error_type: The type of an error of a file operation.
+        keeps_existing: Leave `folder` as it is if another process has made it during the block.
+
+    Raises:
+        TrainerError: A file operation failed; of the type `error_type`.
+    """
+    target = Path(os.path.realpath(folder))
+    with naming_errors(folder, error_type):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target.parent)
+        stage, lock = _create_temporary(target.parent, is_folder=True)
+    try:
+        with storage_errors_named(folder, stage, error_type):
+            yield stage
+        with naming_errors(folder, error_type):
+            finish_files(stage)
+            if not (keeps_existing and target.is_dir()):
+                _put_in_place(stage, target)
+                _sync(target.parent)
+    finally:
+        os.close(lock)
+        with suppress(OSError):
+            _remove(stage)
+
+
+def _put_in_place(stage: Path, target: Path) -> None:
+    """Rename a folder to `target`, which is removed afterwards if it exists."""
+    if not target.exists():
+        os.rename(stage, target)
+        return
+    old, lock = _create_temporary(target.parent, is_folder=True)
+    try:
+        os.rename(target, old)
+        try:
+            os.rename(stage, target)
+        except OSError:
+            os.rename(old, target)
+            raise
+    finally:
+        os.close(lock)
+        with suppress(OSError):
+            _remove(old)
+
+
+def finish_files(folder: Path) -> None:
+    """Make all files of a folder durable, with the permissions of any new file: some libraries make private ones.
+
+    Raises:
+        OSError: A file operation failed.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in (folder, *folder.rglob("*")):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
+        _sync(path)
+
+
+@contextmanager
+def library_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a new file for a library that aborts the process if a write fails, as torch does on a full disk.
+
+    The library sees every write succeed; the first one that failed is raised at the end of the block.
+
+    Raises:
+        OSError: A write failed.
+    """
+    with _ErrorKeepingFile(path, "wb") as file:
+        yield file
+    if file.failure is not None:
+        raise OSError(file.failure.errno, file.failure.strerror, str(path)) from file.failure
+
+
+class _ErrorKeepingFile(io.FileIO):
+    failure: OSError | None = None
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("torch would write past this object")
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        size = len(view)
+        try:
+            while view and self.failure is None:
+                view = view[super().write(view) :]
+        except OSError as error:
+            self.failure = error
+        return size
+
+
+class _WrittenFile(io.FileIO):
+    """A file whose failing writes name the file whose place it takes."""
+
+    def __init__(self, path: Path, error_type: type[TrainerError], descriptor: int) -> None:
+        super().__init__(descriptor, "r+b")
+        self._errors = path, error_type
+
+    def write(self, data: Any) -> int:
+        with naming_errors(*self._errors):
+            return os.write(self.fileno(), data)
+
+
+def append(file: int, path: Path, line: bytes) -> None:
+    """Append a line to an open file whole, or not at all.
+
+    Raises:
+        CheckpointError: The line cannot be written.
+    """
+    size = os.fstat(file).st_size
+    try:
+        with naming_errors(path):
+            _write_all(file, memoryview(line))
+    except CheckpointError:
+        with suppress(OSError):
+            os.ftruncate(file, size)
+        raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed have left in a folder: unfinished files and folders without a lock."""
+    if not folder.is_dir():
+        return
+    for path in [Path(entry.path) for entry in os.scandir(folder) if _TEMPORARY.fullmatch(entry.name)]:
+        with suppress(OSError):  # removed by another process, or locked by the one that writes it
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(path)
+            finally:
+                os.close(descriptor)
+
+
+def _create_temporary(folder: Path, *, is_folder: bool) -> tuple[Path, int]:
+    """Return a new file or folder in `folder`, and its open descriptor, which holds a lock."""
+    while True:
+        path = folder / f".trainer-{os.urandom(8).hex()}.tmp"
+        if is_folder:
+            path.mkdir()
+        try:
+            descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileNotFoundError:
+            if is_folder and folder.is_dir():
+                continue  # another process has taken it for a leftover
+            raise
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if path.exists():
+            return path, descriptor
+        os.close(descriptor)  # as above
+
+
+@contextmanager
+def storage_errors_named(target: Path, stage: Path, error_type: type[TrainerError]) -> Iterator[None]:
+    """Turn the error of a disk on which a library writes into `stage` into one that names the file in `target`."""
+    try:
+        yield
+    except TrainerError:
+        raise
+    except Exception as error:
+        failure = find_storage_error(error, target, stage)
+        if failure is None:
+            raise
+        file = Path(failure.filename) if isinstance(failure.filename, str) else stage
+        path = target / file.relative_to(stage) if file.is_relative_to(stage) else file
+        raise write_error(path, failure, error_type) from error
+
+
+def find_storage_error(error: BaseException | None, *folders: Path) -> OSError | None:
+    """Return the error of a full or failing disk that an exception is or was caused by, or None.
+
+    In `folders`, every error of a file operation counts.
+    """
+    while error is not None:
+        if isinstance(error, OSError):
+            file = Path(str(error.filename))
+            is_missing = error.errno == errno.ENOENT and file.parent.exists()  # a file to read, and no vanished folder
+            is_inside = any(file.is_relative_to(folder) for folder in folders)
+            if error.errno in _STORAGE_ERRORS or (is_inside and not is_missing):
+                return error
+        # safetensors is written in Rust and raises no OSError.
+        if (match := re.search(r"\(os error (\d+)\)", str(error))) and int(match[1]) in _STORAGE_ERRORS:
+            return OSError(int(match[1]), os.strerror(int(match[1])))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def write_error(path: Path | str, error: OSError, error_type: type[TrainerError] = CheckpointError) -> TrainerError:
+    """Return the error of a file that cannot be written."""
+    remedy = f"{_REMEDIES.get(error.errno or 0, 'Fix the cause')}, then run the command again"
+    return error_type(format_error(str(path), f"cannot be written: {error.strerror}", remedy))
+
+
+@contextmanager
+def naming_errors(path: Path, error_type: type[TrainerError] = CheckpointError) -> Iterator[None]:
+    """Turn an OSError of the block into an error about a file that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(path, error, error_type) from error
+
+
+@contextmanager
+def _naming_errors(path: Path, participle: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        remedy = "Earlier checkpoints are unchanged. Fix the cause, then resume the run"
+        raise CheckpointError(format_error(str(path), f"cannot be {participle}: {error.strerror}", remedy)) from error
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
+    for entry in path.iterdir():
+        _remove(entry)
+    path.rmdir()
+
+
+def _split(chunks: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+    for chunk in chunks:
+        view = memoryview(chunk)
+        for start in range(0, len(view), _CHUNK_BYTES):
+            yield view[start : start + _CHUNK_BYTES]
+
+
+def _write_all(file: int, chunk: memoryview) -> None:
+    # The system may write less than it is given, for example on a device that is nearly full.
+    while chunk:
+        chunk = chunk[os.write(file, chunk) :]
