@@ -123,6 +123,8 @@ EXPORT: Final = {
 SEALED_SINCE: Final = 3
 """The version of that manifest since which it contains a checksum of itself."""
 
+UNSEALED: Final = f"{EXPORT_MANIFEST} is from an earlier version and has no checksum of itself; export again to add one"
+
 
 def read_document(path: Path, shape: object, remedy: str, *, finite: bool = False) -> Any:
     """Return a JSON document.
@@ -176,30 +178,36 @@ def check_checkpoint_document(name: str, data: bytes) -> str:
         raise DocumentError("is not UTF-8 text") from error
 
 
-def read_export_manifest(folder: Path) -> Document:
+def read_export_manifest(folder: Path) -> Document | None:
+    """Return the manifest of a folder of artifacts; None if there is none.
+
+    Raises:
+        CheckpointError: See `load_export_manifest`.
+    """
+    try:
+        return load_export_manifest(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, DocumentError) as error:
+        remedy = "Copy the folder again, or delete it and export again"
+        raise unusable(folder / EXPORT_MANIFEST, error, remedy) from error
+
+
+def load_export_manifest(folder: Path, name: str = EXPORT_MANIFEST) -> Document:
     """Return the manifest of a folder of artifacts.
 
     A manifest of an earlier version has no checksum of itself (`is_sealed`).
 
     Raises:
-        FileNotFoundError: There is none.
-        CheckpointError: It cannot be read, it is not what was written, or it names a file outside of the folder.
+        OSError: It cannot be read.
+        DocumentError: It is not what was written, or it names a file outside of the folder.
     """
-    path = folder / EXPORT_MANIFEST
-    remedy = "Copy the folder again, or export again"
-    try:
-        manifest: Document = parse_json(read_bytes(path), {str: object}, finite=True)
-        if is_sealed(manifest):
-            check_seal(manifest)
-        check_shape(manifest, EXPORT)
-        for entry in file_entries(manifest):
-            _check_place(folder, entry["file"])
-    except FileNotFoundError:
-        raise
-    except NotADirectoryError as error:
-        raise FileNotFoundError(str(path)) from error
-    except (OSError, DocumentError) as error:
-        raise unusable(path, error, remedy) from error
+    manifest: Document = parse_json(read_bytes(folder / name), {str: object}, finite=True)
+    if is_sealed(manifest):
+        check_seal(manifest)
+    check_shape(manifest, EXPORT)
+    for entry in file_entries(manifest):
+        _check_place(folder, entry["file"])
     return manifest
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.documents import edit_manifest
 from tests.support.jobs import TINY, train, working_in, write_data, write_roles
 from tests.support.pretrained_folders import save
 from trainer.cli import main
@@ -396,10 +397,10 @@ def test_artifact_folder_is_sufficient(
 
 @pytest.mark.slow
 def test_self_check_of_the_folder_detects_other_tokens(exported: Path) -> None:
-    manifest = json.loads((exported / "manifest.json").read_text(encoding="utf-8"))
-    golden = manifest["artifacts"]["onnx_cache"]["golden"]
-    golden["tokens"][-1] += 1
-    (exported / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["artifacts"]["onnx_cache"]["golden"]["tokens"][-1] += 1
+
+    edit_manifest(exported, change)
     done = subprocess.run([sys.executable, "-I", str(exported / "generate.py"), "--check"], capture_output=True)
 
     assert done.returncode == 1

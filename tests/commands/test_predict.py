@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.documents import edit_manifest
 from tests.support.jobs import TINY, rows, working_in, write_roles
 from tests.support.sources import write_images
 from trainer.cli import main
@@ -417,7 +418,7 @@ def test_artifact_folder_without_its_run(
     (alone / "model.onnx").rename(alone / "model.bin")
     assert "backend: the folder has no such artifact" in error_of(code=3)
     (alone / "model.bin").rename(alone / "model.onnx")
-    (alone / "manifest.json").write_text(shown.replace("trainer.task.text_classification.TextClass", "os.path.Join"))
+    edit_manifest(alone, lambda document: document["provenance"]["config"]["task"].update(_target_="os.path.Join"))
     assert "a checkpoint may name only parts" in error_of(code=3)
     (alone / "manifest.json").write_text(shown)
     (alone / "task.json").write_text("{}")

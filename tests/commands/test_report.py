@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.documents import artifact_entry, export_manifest
 from tests.support.jobs import train, working_in, write_data
 from trainer.cli import main
+from trainer.export.folder import write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +64,9 @@ def test_runs_are_shown_side_by_side(folder: Path) -> None:
 def test_proofs_of_artifacts_are_shown(folder: Path) -> None:
     export = folder / "runs" / "one" / "export"
     export.mkdir(exist_ok=True)
-    proof = {"file": "model.onnx", "bytes": 77, "largest_difference": 1e-6, "metrics": {"accuracy": 0.25}}
-    manifest = {"monitor": "accuracy", "metrics": {"accuracy": 0.5}, "artifacts": {"onnx": proof}}
-    (export / "manifest.json").write_text(json.dumps(manifest))
+    proof = artifact_entry(bytes=77, largest_difference=1e-6, metrics={"accuracy": 0.25})
+    manifest = export_manifest(monitor="accuracy", metrics={"accuracy": 0.5}, artifacts={"onnx": proof})
+    write_manifest(export / "manifest.json", manifest)
     assert main(["report", "run=runs/one", "output=artifacts.html"]) == 0
 
     assert ["one", "onnx", "export/model.onnx", "77", "1.000e-06", "", "0.2500", "0.5000"] in cells(

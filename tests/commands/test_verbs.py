@@ -51,7 +51,7 @@ def test_run_folder_is_complete(folder: Path) -> None:
     }
     assert {path.name for path in (run / "export").iterdir()} == {
         *("model.onnx", "model.torchscript.pt", "manifest.json", "README.md"),
-        *("predict.py", "rows.py", "check.py", "texts.py", "answers.py", "task.json"),
+        *("predict.py", "rows.py", "check.py", "shapes.py", "texts.py", "answers.py", "task.json"),
         *("golden.npz", "golden.json", "golden.pt", "labels.json", "tokenizer.json"),
     }
     # Every file follows the umask.

@@ -11,9 +11,10 @@ from torchmetrics import MetricCollection
 
 import trainer.export.formats.onnx as exporter
 from tests.export.conftest import Published
+from tests.support.documents import artifact_entry, export_manifest
 from tests.support.export_models import ToyModel, ToyTask, batches, publish_toy, toy_export_model
 from trainer.errors import CheckpointError, ConfigError, ProofError
-from trainer.export.folder import verify
+from trainer.export.folder import verify, write_manifest
 
 
 def test_folder_contains_exactly_the_expected_files(published: Published) -> None:
@@ -30,6 +31,7 @@ def test_folder_contains_exactly_the_expected_files(published: Published) -> Non
         "model.torchscript.pt",
         "predict.py",
         "rows.py",
+        "shapes.py",
         "task.json",
         "texts.py",
         "tokenizer.json",
@@ -105,7 +107,7 @@ def test_artifact_above_the_tolerance_is_removed_and_the_other_published(
     # torch's own trace goes to a file if anywhere: it cannot be disabled and never propagates.
     others = [record for record in caplog.records if record.name != "torch.__trace"]
     assert [record.getMessage() for record in others] == [
-        f"{tmp_path / 'model.onnx'}, from an earlier export, is removed: no manifest.json describes it"
+        f"{tmp_path / 'model.onnx'}, from an earlier export, is removed: no intact manifest.json describes it"
     ]
 
 
@@ -181,9 +183,9 @@ def test_large_weights_are_listed_verified_and_removed(tmp_path: Path, monkeypat
 
 def test_artifact_that_is_a_folder_is_published_listed_and_replaced(tmp_path: Path) -> None:
     (tmp_path / "safetensors").mkdir()
-    old = {"file": "safetensors/old.bin"}
+    old = artifact_entry(file="safetensors/old.bin")
     (tmp_path / old["file"]).write_text("of an earlier call")
-    (tmp_path / "manifest.json").write_text(json.dumps({"artifacts": {"safetensors": old}, "files": []}))
+    write_manifest(tmp_path / "manifest.json", export_manifest(artifacts={"safetensors": old}))
     (artifact,) = publish_toy(tmp_path, toy_export_model(ToyModel()), ["safetensors"])
     files = {path.name for path in (tmp_path / "safetensors").iterdir()}
     assert files == {"model.safetensors", "config.json", "labels.json", "tokenizer.json"}

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,10 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.documents import artifact_entry, export_manifest
+from tests.support.faults import Fault
 from tests.support.jobs import train, working_in, write_data
 from trainer.cli import main
 from trainer.errors import CheckpointError
-from trainer.export.folder import describe, publish_files, staging, verify, write_json
+from trainer.export.folder import (
+    complete_publishing,
+    describe,
+    publish_files,
+    staging,
+    verify,
+    write_json,
+    write_manifest,
+)
 from trainer.signals import exit_on_sigterm
 
 
@@ -87,7 +98,8 @@ def test_files_of_an_earlier_manifest_are_removed_only_inside_the_folder(name: s
     folder = tmp_path / "export"
     folder.mkdir()
     (folder / name).write_text("old")
-    write_json(folder / "manifest.json", {"files": [{"file": name}]})
+    entry = {"file": name, "bytes": 3, "sha256": ""}
+    write_manifest(folder / "manifest.json", export_manifest(files=[entry]))
     with staging(folder) as stage:
         publish_files(stage, folder, known=[])
     assert list(folder.iterdir()) == []
@@ -103,6 +115,51 @@ def test_partly_published_folder_has_no_manifest(tmp_path: Path) -> None:
         with pytest.raises(IsADirectoryError):
             publish_files(stage, tmp_path, known=[])
     assert not (tmp_path / "manifest.json").exists()
+
+
+def write_export(folder: Path, content: str, *names: str) -> Path:
+    """Write files with a content, and the manifest that lists them as an artifact that is a folder and a file."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    main_file, *others = (describe(folder / name, folder) for name in names)
+    artifacts = {"safetensors": artifact_entry(**main_file)}
+    write_manifest(folder / "manifest.json", export_manifest(artifacts=artifacts, files=others))
+    return folder
+
+
+def test_killed_publishing_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process is killed before each of its changes of the folder; the next export completes what it began."""
+    known = ["safetensors", "model.pth"]
+    changes = [(os, "replace"), (os, "unlink"), (shutil, "rmtree")]
+    for number in range(1, 20):
+        folder = write_export(tmp_path / f"{number}", "old", "safetensors/model.safetensors", "tags.json", "old.json")
+        (folder / "mine.txt").write_text("mine")
+        stage = write_export(folder / ".tmp-1", "new", "safetensors/model.safetensors", "labels.json", "tags.json")
+        with monkeypatch.context() as patch:
+            fault = Fault(patch, changes, errno.EIO, number)
+            with suppress(OSError):
+                publish_files(stage, folder, known=known)
+        if fault.reached < number:
+            break
+        complete_publishing(folder, known)
+        with staging(folder):
+            pass
+        content = {
+            path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*.*") if path.is_file()
+        }
+        if content.pop("manifest.json") and number > 1:
+            assert set(verify(folder).values()) == {""}
+            expected = {"safetensors/model.safetensors", "labels.json", "tags.json"}
+            assert content == {**dict.fromkeys(expected, "new"), "mine.txt": "mine"}
+    assert number > 6
+
+
+def test_damaged_stage_is_not_published(tmp_path: Path) -> None:
+    stage = write_export(tmp_path / ".tmp-1", "new", "safetensors/model.safetensors", "labels.json")
+    (stage / "labels.json").write_text("NEW")
+    complete_publishing(tmp_path, [])
+    assert [path.name for path in tmp_path.iterdir()] == [".tmp-1"]
 
 
 def test_json_is_strict(tmp_path: Path) -> None:
@@ -127,9 +184,10 @@ def test_entry_has_name_size_and_checksum(tmp_path: Path) -> None:
 def test_verify_reports_changed_and_missing_files(tmp_path: Path) -> None:
     for name in ("model.onnx", "weights.bin", "labels.json"):
         (tmp_path / name).write_text(name)
-    artifact = {**describe(tmp_path / "model.onnx", tmp_path), "beside": [describe(tmp_path / "weights.bin", tmp_path)]}
-    content = {"artifacts": {"onnx": artifact}, "files": [describe(tmp_path / "labels.json", tmp_path)]}
-    write_json(tmp_path / "manifest.json", content)
+    beside = [describe(tmp_path / "weights.bin", tmp_path)]
+    artifact = artifact_entry(**describe(tmp_path / "model.onnx", tmp_path), beside=beside)
+    files = [describe(tmp_path / "labels.json", tmp_path)]
+    write_manifest(tmp_path / "manifest.json", export_manifest(artifacts={"onnx": artifact}, files=files))
     assert verify(tmp_path) == {"model.onnx": "", "weights.bin": "", "labels.json": ""}
 
     (tmp_path / "model.onnx").write_text("model.ONNX")
@@ -143,7 +201,7 @@ def test_verify_reports_changed_and_missing_files(tmp_path: Path) -> None:
 
 def test_manifest_that_is_a_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").mkdir()
-    assert verify(tmp_path) == {"manifest.json": "cannot be read: Is a directory"}
+    assert verify(tmp_path) == {"manifest.json": "is damaged: is not a regular file"}
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,9 @@ def test_changed_artifacts_are_not_reused(tmp_path: Path) -> None:
     for wrong in ("", "[]", text.replace('"metrics"', '"scores"'), text.replace('"tolerance"', '"x"')):
         conditions = {"provenance": {}, "versions": {}, "tolerance": 1.0, "metric_budget": 1.0}
         (folder / "manifest.json").write_text(wrong)
-        assert reuse_artifacts(folder, stage, [], conditions).lost["model.pth"] == "no manifest.json describes it"
+        assert (
+            reuse_artifacts(folder, stage, [], conditions).lost["model.pth"] == "no intact manifest.json describes it"
+        )
 
 
 def test_files_are_copied_on_file_systems_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
@@ -16,8 +15,9 @@ from trainer.config.signatures import attribute
 from trainer.config.stored import exported_config, job_from_text, load_stored_config
 from trainer.data.line_reader import first_line_of
 from trainer.display import escape_controls, print_lines
+from trainer.documents import UNSEALED, is_sealed, read_export_manifest
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
-from trainer.layout import EXPORT, EXPORT_MANIFEST, ONNX_CACHE, TOKENIZER, Document, expand_home
+from trainer.layout import EXPORT, ONNX_CACHE, TOKENIZER, Document, expand_home
 from trainer.predict.files import Write, check_output, open_output
 from trainer.predict.input_rows import read_stdin_lines
 from trainer.report.console import open_console, print_table
@@ -99,14 +99,17 @@ def _find_artifacts(job: GenerateJob) -> Path | None:
 
 def _load_from_artifacts(job: GenerateJob, folder: Path) -> TextGenerator:
     """Load an exported decoder; needs nothing but the artifact folder."""
+    manifest = read_export_manifest(folder)
     try:
-        manifest = json.loads((folder / EXPORT_MANIFEST).read_text(encoding="utf-8"))
-        graph, end_id = folder / ONNX_CACHE, manifest["artifacts"]["onnx_cache"]["end_id"]
-        _, max_length = manifest["axes"]["sequence"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        graph, end_id = folder / ONNX_CACHE, (manifest or {})["artifacts"]["onnx_cache"]["end_id"]
+        _, max_length = (manifest or {})["axes"]["sequence"]
+    except KeyError as error:
         remedy = f"Write it: trainer export {run_argument('run', folder.parent)} export.formats=[onnx_cache]"
         problem = "there is no exported decoder"
         raise CheckpointError(format_error("backend", problem, remedy, value=str(folder / ONNX_CACHE))) from error
+    assert manifest is not None
+    if not is_sealed(manifest):
+        print_lines(f"note: {folder}: {UNSEALED}.")
     unsupported = [key for key, values in _DEFAULTS.items() if getattr(job, key) not in values]
     problem, remedy = "applies only to a run, not to an artifact", "Leave it out"
     raise_if_any(*(format_error(key, problem, remedy, value=getattr(job, key)) for key in unsupported))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -16,12 +15,12 @@ from trainer.config.signatures import attribute
 from trainer.config.stored import exported_config, job_from_text, load_stored_config, untrusted_targets, with_overrides
 from trainer.data.line_reader import first_line_of
 from trainer.display import print_lines
+from trainer.documents import SHAPES, UNSEALED, is_sealed, read_document, read_export_manifest
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
 from trainer.layout import (
     CHECKPOINTS,
     CONFIG,
     EXPORT,
-    EXPORT_MANIFEST,
     ONNX,
     PREDICT_FORMATS,
     PREDICT_SCRIPT,
@@ -96,12 +95,10 @@ def run(job: PredictJob, config: Document) -> None:
 
 def _find_graph(folder: Path) -> Path | None:
     """Return the ONNX file of an artifact folder that `predict` can run; None if there is none."""
-    try:
-        # The manifest is written last: without it the artifacts are incomplete or not proved.
-        artifacts = json.loads((folder / EXPORT_MANIFEST).read_text("utf-8"))["artifacts"]
-        files = [folder / artifacts[name]["file"] for name in PREDICT_FORMATS if name in artifacts]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    # The manifest is written last: without it the artifacts are incomplete or not proved.
+    manifest = read_export_manifest(folder) or {"artifacts": {}}
+    artifacts = manifest["artifacts"]
+    files = [folder / artifacts[name]["file"] for name in PREDICT_FORMATS if name in artifacts]
     return next((file for file in files if file.is_file()), None)
 
 
@@ -163,13 +160,17 @@ def _load_from_artifacts(job: PredictJob, graph: Path, config: Document) -> tupl
     config = with_overrides(config, job.stored_overrides)
     task: Task = instantiate("task", config["task"])
     try:
-        state = json.loads((graph.parent / TASK).read_text("utf-8"))
+        state = read_document(graph.parent / TASK, SHAPES[TASK], "Copy the artifact folder again")
         state.pop(PREDICT_SCRIPT, None)  # for the script next to the artifacts, not for the task
         task.load_state_dict(state)
+    except CheckpointError:
+        raise
     except Exception as error:  # many types: the folder may come from anywhere
         problem = f"cannot be used ({type(error).__name__}: {first_line_of(error)})"
         remedy = "Copy the artifact folder again"
         raise CheckpointError(format_error(str(graph.parent / TASK), problem, remedy)) from error
+    if not is_sealed(read_export_manifest(graph.parent) or {}):
+        print_lines(f"note: {graph.parent}: {UNSEALED}.")
     forward = _load_graph(graph)
     batch_size = config["loader"]["eval_batch_size"]
     return Predictor(task, forward, "padded", batch_size, job.top), _row_format(config["data"], task, job)
@@ -219,9 +220,10 @@ def _load_task(folder: Path, checkpoint: str, read_config: Callable[[str], Train
     from trainer.builders.data import build_task
     from trainer.checkpoint.store import Store
 
-    path = Store(folder / CHECKPOINTS, keep=2).find(checkpoint)
-    job = read_config((path / CONFIG).read_text("utf-8"))
-    return job, build_task(job, json.loads((path / TASK).read_text("utf-8")))
+    # The weights are not read.
+    snapshot = Store(folder / CHECKPOINTS, keep=2).load(checkpoint, on_demand=True)
+    job = read_config(snapshot.text(CONFIG))
+    return job, build_task(job, snapshot.json(TASK))
 
 
 def _make_forward(model: nn.Module, device: torch.device, precision: Precision) -> Forward:

@@ -11,8 +11,9 @@ from trainer.atomic_io import write_text
 from trainer.commands.run_folders import RunRecord, flatten, read_run
 from trainer.config.jobs import ReportJob
 from trainer.display import escape_controls
+from trainer.documents import read_export_manifest
 from trainer.errors import CheckpointError, ConfigError, TrainerError
-from trainer.layout import EXPORT_MANIFEST, LOG, REPORT, Document, export_folders
+from trainer.layout import LOG, REPORT, Document, export_folders
 from trainer.report.page import Section, Series, render_page
 
 _NOT_PLOTTED = ("event", "step", "epoch", "split", "weights", "best_step")
@@ -114,8 +115,7 @@ def _artifacts(runs: _NamedRuns) -> Section:
     ]
     rows = []
     for name, folder in ((name, folder) for name, record in runs for folder in export_folders(record.folder)):
-        file = folder / EXPORT_MANIFEST
-        manifest = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"artifacts": {}}
+        manifest = read_export_manifest(folder) or {"artifacts": {}}
         monitor = manifest.get("monitor")
         for artifact, proof in manifest["artifacts"].items():
             path = f"{folder.name}/{proof.get('file')}"
@@ -127,7 +127,8 @@ def _artifacts(runs: _NamedRuns) -> Section:
 
 def _read_warnings(folder: Path) -> list[str]:
     file = folder / LOG
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    # A power cut may leave any bytes in a log.
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
     return list(dict.fromkeys(line.split(": ", 1)[-1] for line in lines if " WARNING " in line or " ERROR " in line))
 
 

@@ -17,6 +17,7 @@ from trainer.checkpoint.manifest import find_faults, read_document
 from trainer.commands.replay import Comparison, compare_divergence, compare_training, stored_job
 from trainer.commands.run_folders import find_run_folder, read_task_state
 from trainer.config.jobs import TrainJob, VerifyJob
+from trainer.documents import UNSEALED
 from trainer.errors import CheckpointError, format_error
 from trainer.launch import RankError, launch
 from trainer.layout import (
@@ -173,12 +174,15 @@ def _find_checkpoint_faults(folder: Path) -> list[str]:
 
 
 def _verify_artifacts(folder: Path, console: Console) -> list[str]:
+    from trainer.export.folder import is_verifiable
     from trainer.export.folder import verify as verify_export
 
     faults = verify_export(folder)
     if faults:
         rows = [[name, fault or "intact"] for name, fault in faults.items()]
         print_table(console, str(folder), ["file", "state"], rows)
+    if not is_verifiable(folder):
+        console.out(f"note: {folder}: {UNSEALED}.", highlight=False)
     return [f"{folder / name}: {fault}." for name, fault in faults.items() if fault]
 
 

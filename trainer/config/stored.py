@@ -5,7 +5,6 @@ A checkpoint is data and may come from anyone, so its config may name only known
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -24,6 +23,7 @@ from trainer.config.groups import Groups, KnownKeys, is_known, own_folder
 from trainer.config.overrides import CommandLine, is_sweep
 from trainer.config.paths import locate_paths
 from trainer.config.validate import complete_part, typed_job, validate_config
+from trainer.documents import read_export_manifest
 from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any, show_value
 from trainer.layout import CONFIG
 
@@ -127,12 +127,13 @@ def exported_config(path: str | Path) -> dict[str, Any] | None:
     """Return the part of a run's config that a folder of artifacts keeps for predictions; None if it has none.
 
     It has the keys `task`, `data` and `loader`.
+
+    Raises:
+        CheckpointError: The folder has a manifest that is not what was written.
     """
-    try:
-        manifest = json.loads((Path(path) / "manifest.json").read_text(encoding="utf-8"))
-        return dict(manifest["provenance"]["config"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    manifest = read_export_manifest(Path(path))
+    config: dict[str, Any] | None = None if manifest is None else manifest["provenance"].get("config")
+    return config
 
 
 def with_overrides(config: Mapping[str, Any], pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from trainer.errors import ProofError
 from trainer.export.bundle_files import BUNDLE_FILES, write_bundle_files
 from trainer.export.cases import timed_inputs
 from trainer.export.compare import Limits
-from trainer.export.folder import publish_files, refuse_foreign, staging
+from trainer.export.folder import complete_publishing, publish_files, refuse_foreign, staging
 from trainer.export.formats.catalog import FORMATS, HALF_FORMATS, Format
 from trainer.export.manifest import ReusedArtifacts, make_manifest, package_versions, reuse_artifacts
 from trainer.export.model import ExportModel, preserve_random_state
@@ -25,6 +25,7 @@ from trainer.export.timing import EAGER, Timing, measure
 from trainer.layout import EXPORT_MANIFEST, Document
 
 _TIMING_SECONDS = 1.2  # for each model
+_KNOWN = (*(each.path for each in FORMATS.values()), *BUNDLE_FILES)
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ def publish(
     selected = [(FORMATS | HALF_FORMATS if half else FORMATS)[name] for name in dict.fromkeys(formats)]
     folders = [FORMATS["safetensors"].path]
     files = [EXPORT_MANIFEST, *(each.path for each in FORMATS.values()), *BUNDLE_FILES, *model.task.artifact_files()]
+    complete_publishing(folder, _KNOWN)
     refuse_foreign(folder, files=[name for name in files if name not in folders], folders=folders)
     limits = Limits(tolerance, metric_budget)
     with preserve_random_state(), torch.no_grad(), staging(folder) as stage:
@@ -119,7 +121,7 @@ def _export(
     manifest = make_manifest(stage, model, result, reused, timings, conditions)
     failure = write_bundle_files(stage, model, golden, manifest)
     failures += [] if failure is None else [failure]
-    publish_files(stage, folder, known=[*(format.path for format in FORMATS.values()), *BUNDLE_FILES])
+    publish_files(stage, folder, known=_KNOWN)
     for name, reason in reused.lost.items():
         logger.warning("%s, from an earlier export, is removed: %s", folder / name, reason)
     if failures:

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer import shapes
 from trainer.errors import ProofError, format_error
 from trainer.export.bundle import predict as predict_script
 from trainer.export.bundle.answers import ANSWERS
 from trainer.export.cases import Forward
-from trainer.export.folder import describe, write_json
+from trainer.export.folder import describe, write_json, write_manifest
 from trainer.export.model import ExportModel
 from trainer.export.readme import README, write_readme
 from trainer.layout import (
@@ -37,13 +38,14 @@ _ANSWERS: Final = "answers.py"
 _CHECK: Final = "check.py"
 _ROWS: Final = "rows.py"
 _GENERATE: Final = "generate.py"
+_SHAPES: Final = "shapes.py"
 _GENERATED_FORMAT: Final = "onnx_cache"
 _OLD_SCRIPTS: Final = ("task.py",)
 """Scripts of exports before the scripts became fixed modules; an export removes them."""
 
 BUNDLE_FILES: Final = (
     *(GOLDEN_ROWS, GOLDEN_ARRAYS, GOLDEN_TENSORS, TASK, README),
-    *(PREDICT_SCRIPT, _ANSWERS, _CHECK, _ROWS, _GENERATE, *_OLD_SCRIPTS),
+    *(PREDICT_SCRIPT, _ANSWERS, _CHECK, _ROWS, _GENERATE, _SHAPES, *_OLD_SCRIPTS),
     *dict.fromkeys(predict_script.READERS.values()),
 )
 """The files that an earlier export may have left, in addition to the task's own files."""
@@ -85,8 +87,10 @@ def write_bundle_files(stage: Path, model: ExportModel, golden: int, manifest: D
     files += scripts
     if _GENERATED_FORMAT in manifest["artifacts"]:
         files.append(Path(shutil.copyfile(_SCRIPTS / _GENERATE, stage / _GENERATE)))
+        if not scripts:
+            files.append(Path(shutil.copyfile(shapes.__file__, stage / _SHAPES)))
     files.append(write_readme(stage, manifest, script_usage(script) if script and scripts else None))
-    write_json(stage / EXPORT_MANIFEST, {**manifest, "files": [describe(path, stage) for path in files]})
+    write_manifest(stage / EXPORT_MANIFEST, {**manifest, "files": [describe(path, stage) for path in files]})
     return failure
 
 
@@ -98,7 +102,7 @@ def _write_texts(stage: Path, texts: Mapping[str, str]) -> list[Path]:
 
 def _write_scripts(stage: Path, script: tuple[str, str], manifest: Document) -> tuple[list[Path], ProofError | None]:
     """Copy the scripts for a task and prove them; return their paths, or no path and the reason."""
-    write_json(stage / EXPORT_MANIFEST, manifest)
+    write_manifest(stage / EXPORT_MANIFEST, {**manifest, "files": []})
     write_json(stage / TASK, {PREDICT_SCRIPT: script})
     scripts = copy_scripts(stage, script)
     try:
@@ -119,7 +123,8 @@ def copy_scripts(folder: Path, script: tuple[str, str]) -> list[Path]:
     """
     rows, _ = script
     names = (PREDICT_SCRIPT, _ROWS, _CHECK, predict_script.READERS[rows], _ANSWERS)
-    return [Path(shutil.copyfile(_SCRIPTS / name, folder / name)) for name in names]
+    scripts = [Path(shutil.copyfile(_SCRIPTS / name, folder / name)) for name in names]
+    return [*scripts, Path(shutil.copyfile(shapes.__file__, folder / _SHAPES))]
 
 
 def prove_scripts(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -14,11 +15,18 @@ from math import isfinite
 from pathlib import Path
 
 from trainer.atomic_io import finish_files, naming_errors, storage_errors_named
+from trainer.documents import file_entries, is_sealed, load_export_manifest
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import EXPORT_MANIFEST, Document
+from trainer.shapes import DocumentError, seal
+
+logger = logging.getLogger(__name__)
 
 UNFINISHED = ".tmp-"
 """Prefix of folders that are removed at the end of an export."""
+
+_REPLACED = f"{UNFINISHED}{EXPORT_MANIFEST}"
+"""The name in a stage of the manifest that the stage replaces."""
 
 LARGE_WEIGHTS = ".data"
 """Suffix of the file for weights that are too large for the file of their graph."""
@@ -111,38 +119,70 @@ def publish_files(stage: Path, folder: Path, *, known: Sequence[str]) -> None:
             manifest lists are removed as well.
     """
     finish_files(stage)
-    names = [*known, *_listed_bundle_files(folder)]
-    (folder / EXPORT_MANIFEST).unlink(missing_ok=True)
+    moved = _published_names(stage)
+    names = [*known, *_listed_bundle_files(folder), *_listed_bundle_files(stage, _REPLACED)]
+    if (folder / EXPORT_MANIFEST).exists():
+        os.replace(folder / EXPORT_MANIFEST, stage / _REPLACED)
     for name in names:
-        remove(folder, name)
+        if name not in moved:
+            remove(folder, name)
     finished = (path for path in stage.iterdir() if not path.name.startswith(UNFINISHED))
     for path in sorted(finished, key=lambda path: path.name == EXPORT_MANIFEST):
         os.replace(path, folder / path.name)
 
 
-def _listed_bundle_files(folder: Path) -> list[str]:
+def _published_names(stage: Path) -> set[str]:
+    """Return the names in a stage's manifest that have left it, because a process was killed while it published."""
+    try:
+        entries = file_entries(load_export_manifest(stage))
+    except (OSError, DocumentError):
+        return set()
+    return {name for name in (entry["file"].partition("/")[0] for entry in entries) if not (stage / name).exists()}
+
+
+def complete_publishing(folder: Path, known: Sequence[str]) -> None:
+    """Publish what a process that was killed while it published has left in its stage.
+
+    Args:
+        folder: The export folder.
+        known: See `publish_files`.
+
+    Raises:
+        CheckpointError: The folder cannot be written, or another process exports into it.
+    """
+    if (folder / EXPORT_MANIFEST).exists() or not list(folder.glob(f"{UNFINISHED}*/{EXPORT_MANIFEST}")):
+        return
+    with _locked(folder):
+        for stage in folder.glob(f"{UNFINISHED}*"):
+            if _is_complete(stage, folder):
+                publish_files(stage, folder, known=known)
+                logger.info("%s: completed an export that was interrupted", folder)
+
+
+def _is_complete(stage: Path, folder: Path) -> bool:
+    """Return whether every file in a stage's manifest is intact, in the stage or already in the export folder."""
+    try:
+        entries = list(file_entries(load_export_manifest(stage)))
+    except (OSError, DocumentError):
+        return False
+    return all(not find_fault(stage, entry) or not find_fault(folder, entry) for entry in entries)
+
+
+def _listed_bundle_files(folder: Path, name: str = EXPORT_MANIFEST) -> list[str]:
     """Return the files directly in a folder that its manifest lists next to the artifacts; none without a manifest."""
     try:
-        names = [entry["file"] for entry in json.loads((folder / EXPORT_MANIFEST).read_text("utf-8"))["files"]]
-        return [name for name in names if Path(name).name == name]
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = load_export_manifest(folder, name)
+    except (OSError, DocumentError):
         return []
+    return [entry["file"] for entry in manifest["files"] if "/" not in entry["file"]]
 
 
 def _listed_files(folder: Path) -> list[Document]:
     """Return the entries of all files in a folder's manifest; none without a readable manifest."""
     try:
-        entries = _file_entries(json.loads((folder / EXPORT_MANIFEST).read_text("utf-8")))
-        return [entry for entry in entries if isinstance(entry["file"], str)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return list(file_entries(load_export_manifest(folder)))
+    except (OSError, DocumentError):
         return []
-
-
-def _file_entries(manifest: Document) -> list[Document]:
-    """Return a manifest's entries for artifacts, for further files of artifacts, and for all other files."""
-    artifacts = manifest["artifacts"].values()
-    further = [entry for artifact in artifacts for entry in artifact.get("beside", ())]
-    return [*artifacts, *further, *manifest["files"]]
 
 
 def files_of(folder: Path, name: str) -> list[Path]:
@@ -181,14 +221,22 @@ def verify(folder: Path) -> dict[str, str]:
     if not folder.is_dir() or not any(folder.iterdir()):
         return {}
     try:
-        manifest = json.loads((folder / EXPORT_MANIFEST).read_text("utf-8"))
-        return {entry["file"]: find_fault(folder, entry) for entry in _file_entries(manifest)}
+        manifest = load_export_manifest(folder)
     except FileNotFoundError:
         return {EXPORT_MANIFEST: "is missing: the artifacts are not complete"}
     except OSError as error:
         return {EXPORT_MANIFEST: f"cannot be read: {error.strerror}"}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return {EXPORT_MANIFEST: f"is damaged ({type(error).__name__}: {error})"}
+    except DocumentError as error:
+        return {EXPORT_MANIFEST: f"is damaged: {error}"}
+    return {entry["file"]: find_fault(folder, entry) for entry in file_entries(manifest)}
+
+
+def is_verifiable(folder: Path) -> bool:
+    """Return whether the manifest of an export folder, if it is intact, has a checksum of itself."""
+    try:
+        return is_sealed(load_export_manifest(folder))
+    except (OSError, DocumentError):
+        return True
 
 
 def find_fault(folder: Path, entry: Document) -> str:
@@ -213,6 +261,11 @@ def link(path: Path, target: Path) -> None:
         os.link(path, target)
     except OSError:
         shutil.copyfile(path, target)
+
+
+def write_manifest(path: Path, content: Document) -> None:
+    """Write a document with a checksum of itself, see `seal`."""
+    write_json(path, seal(json.loads(to_json(content))))
 
 
 def write_json(path: Path, content: Document) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 import torch
 
 import trainer
+from trainer.documents import SEALED_SINCE, load_export_manifest
 from trainer.export.cases import BATCH, Case
 from trainer.export.compare import judging_metric
 from trainer.export.folder import describe, files_of, find_fault, link, to_json
@@ -22,8 +23,8 @@ from trainer.export.model import ExportModel
 from trainer.export.prove import ProofResult, StagedArtifact
 from trainer.export.timing import Timing
 from trainer.layout import EXPORT_MANIFEST, Document
+from trainer.shapes import DocumentError
 
-_VERSION: Final = 2
 _PACKAGES: Final = ("numpy", "onnx", "onnxruntime", "tokenizers", "torch", "transformers")
 
 
@@ -57,11 +58,11 @@ def reuse_artifacts(folder: Path, stage: Path, written: Collection[str], conditi
         return ReusedArtifacts()
     reused = ReusedArtifacts()
     try:
-        manifest = json.loads((folder / EXPORT_MANIFEST).read_text("utf-8"))
-        entries, metrics = dict(manifest["artifacts"]), dict(manifest["metrics"])
-        changes = _changed_conditions(manifest, json.loads(to_json(conditions)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return ReusedArtifacts(lost={each.path: f"no {EXPORT_MANIFEST} describes it" for each in earlier})
+        manifest = load_export_manifest(folder)
+    except (OSError, DocumentError):
+        return ReusedArtifacts(lost={each.path: f"no intact {EXPORT_MANIFEST} describes it" for each in earlier})
+    entries, metrics = manifest["artifacts"], manifest["metrics"]
+    changes = _changed_conditions(manifest, json.loads(to_json(conditions)))
     for format in earlier:
         entry = entries.get(format.name)
         if entry is None:
@@ -123,7 +124,7 @@ def make_manifest(
     entries = {artifact.format.name: _entry(stage, artifact) for artifact in result.proved} | reused.entries
     artifacts = {name: entries[name] for name in FORMATS if name in entries}
     return {
-        "manifest_version": _VERSION,
+        "manifest_version": SEALED_SINCE,
         "task": type(task).__name__,
         "reads": list(task.input_columns()),
         "formats": list(artifacts),

@@ -76,6 +76,7 @@ _FILES: Final = {
     "answers.py": "turns outputs into predictions",
     "rows.py": "reads rows from arguments, files and lines",
     "check.py": "runs `--check`",
+    "shapes.py": "checks this folder's documents before they are used",
     "generate.py": 'continues texts: `python generate.py "a prompt"`; see `--help`',
     "tokenizer.json": "the tokenizer, for the package tokenizers",
     "image.json": "size, channels, mean and standard deviation of the images",

@@ -17,11 +17,12 @@ def check(predictor: Any, limit: float) -> bool:
     rows = golden["rows"]
     if predictor.are_files:
         rows = [{**row, "image": str(folder.path / row["image"])} for row in rows]
+    tensors = dict(folder.open("golden.npz", read_arrays))
     inputs = predictor.reader.encode(rows)
-    with folder.open("golden.npz", lambda path: np.load(path, allow_pickle=False)) as arrays:
-        tensors = {name.removeprefix("input."): arrays[name] for name in arrays.files}
+    if "output" not in tensors or not tensors.keys() <= {*inputs, "output"}:
+        folder.refuse("golden.npz", f"is damaged: contains {', '.join(tensors) or 'nothing'}")
     output = tensors.pop("output")
-    answers = predictor.answerer.answer(output, rows, inputs, golden["top"])
+    answers = predictor.answer(output, rows, inputs, golden["top"])
     results = [(name, difference(inputs[name], tensor), 1e-6) for name, tensor in tensors.items()]
     results.append(("output", difference(predictor.run(tensors), output), limit))
     results.append(("answers", difference(answers, golden["answers"]), 2e-6))
@@ -29,6 +30,11 @@ def check(predictor: Any, limit: float) -> bool:
         result = "ok" if value <= allowed else "FAILED"
         print(f"{result}: {name}: largest difference {value:.3g}, allowed {allowed:g}")
     return all(value <= allowed for _, value, allowed in results)
+
+
+def read_arrays(path: str) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name.removeprefix("input."): arrays[name] for name in arrays.files}
 
 
 def difference(value: Any, expected: Any) -> float:

@@ -12,6 +12,7 @@ Needs onnxruntime, numpy and tokenizers.
 
 import argparse
 import json
+import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,13 +23,22 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 FOLDER = Path(__file__).resolve().parent
+SHAPE = {
+    "artifacts": {
+        "onnx_cache": {"file": str, "end_id": (int, None), "golden": {"prompt": [int], "tokens": [int]}},
+    },
+    "axes": {"sequence": [int, int]},
+}
+"""The fields of the manifest that this script reads, as shapes.py explains them."""
 
 
 class Generator:
     """The decoder, its tokenizer, and their entries in the manifest."""
 
     def __init__(self) -> None:
-        manifest: dict[str, Any] = json.loads((FOLDER / "manifest.json").read_text("utf-8"))
+        shapes = runpy.run_path(str(FOLDER / "shapes.py"))
+        manifest = shapes["parse_json"](shapes["read_bytes"](FOLDER / "manifest.json"), SHAPE)
+        shapes["check_seal"](manifest)
         self.entry = manifest["artifacts"]["onnx_cache"]
         self.max_length = int(manifest["axes"]["sequence"][1])
         self.end_id = self.entry["end_id"]
@@ -110,7 +120,11 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.limit < 1 or arguments.top_k < 0 or not 0 < arguments.top_p <= 1 or (arguments.temperature or 1) < 0:
         parser.error("--limit must be at least 1, --top-k at least 0, --top-p in (0, 1], --temperature above 0")
-    generator = Generator()
+    try:
+        generator = Generator()
+    except Exception as error:  # of many types; without the files there are no texts
+        print(f"{FOLDER}: is damaged: {' '.join(str(error).split())}. Get the folder again.", file=sys.stderr)
+        return 3
     if arguments.check:
         equal = generator.check()
         print("ok" if equal else "FAILED: the tokens differ from the golden tokens")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import inspect
 import json
 import os
@@ -11,7 +12,7 @@ import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnxruntime
@@ -21,6 +22,35 @@ FILE_NAME = re.compile(r"(?![{\[])\S*(/\S*|\.[A-Za-z][A-Za-z0-9]{0,9})")
 FORMATS = ("onnx", "onnx_fp16", "onnx_int8")
 READERS = {"texts": "texts.py", "pairs": "texts.py", "words": "texts.py", "images": "images.py", "tables": "tables.py"}
 """The module of each type of rows; the field "predict.py" of task.json names the types of rows and of answers."""
+
+_FILE = {"file": str, "sha256": str}
+SHAPES: dict[str, object] = {
+    "manifest.json": {
+        "reads": [str],
+        "provenance": {"config?": {"data": {"columns": {str: object}, "list_separator?": str}}},
+        "tolerance": float,
+        "axes": {str: [int, (int, None)]},
+        "pad_id": (int, None),
+        "artifacts": {str: {**_FILE, "beside?": [_FILE], "exact": bool, "largest_difference": (float, None)}},
+        "files": [_FILE],
+    },
+    "task.json": {"predict.py": [str, str]},
+    "labels.json": [str],
+    "tags.json": [str],
+    "threshold.json": float,
+    "values.json": {"mean": [float], "std": [float]},
+    "image.json": {"size": [int, int], "channels": int, "resize": str, "mean": [float], "std": [float]},
+    "table.json": {
+        "columns": [
+            (
+                {"kind": str, "name": str, "missing": bool, "mean": float, "std": float},
+                {"kind": str, "name": str, "missing": bool, "categories": [str], "constant": bool},
+            )
+        ]
+    },
+    "golden.json": {"top": int, "rows": [{str: object}], "answers": [object]},
+}
+"""The shape of each document in this folder, as shapes.py explains them."""
 
 Row = dict[str, Any]
 Inputs = dict[str, np.ndarray]
@@ -34,24 +64,42 @@ class Folder:
         self._loaded: dict[str, Any] = {}
 
     def open(self, name: str, read: Callable[[str], Any]) -> Any:
-        """Return `read` of a file's path; the result is kept."""
+        """Return `read` of the path of a file that has not changed since the export; the result is kept."""
         if name not in self._loaded:
             try:
+                if name != "manifest.json":
+                    self._compare(name)
                 self._loaded[name] = read(str(self.path / name))
             except Exception as error:  # of many types; without the file there are no answers
-                problem = "is damaged" if (self.path / name).exists() else "is missing"
-                print(f"{self.path / name}: {problem}. Get the folder again.", file=sys.stderr)
-                raise SystemExit(3) from error
+                if not (self.path / name).exists():
+                    self.refuse(name, "is missing")
+                # An error of a library may have many lines.
+                self.refuse(name, f"is damaged: {' '.join(str(error).split()) or type(error).__name__}")
         return self._loaded[name]
 
+    def _compare(self, name: str) -> None:
+        """Compare the checksum of a file with the one in the manifest, if that lists the file."""
+        artifacts = self.manifest["artifacts"].values()
+        further = [entry for artifact in artifacts for entry in artifact.get("beside", ())]
+        checksums = {entry["file"]: entry["sha256"] for entry in (*artifacts, *further, *self.manifest["files"])}
+        if name in checksums:
+            with open(self.path / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != checksums[name]:
+                    raise ValueError("does not match its checksum in manifest.json")
+
+    def refuse(self, name: str, problem: str) -> NoReturn:
+        """End the process: without the file there are no answers."""
+        print(f"{self.path / name}: {problem}. Get the folder again.", file=sys.stderr)
+        raise SystemExit(3)
+
     def read_json(self, name: str) -> Any:
-        return self.open(name, lambda path: json.loads(Path(path).read_text("utf-8")))
+        shapes = self.load("shapes.py")
+        return self.open(name, lambda path: shapes["parse_json"](shapes["read_bytes"](path), SHAPES[name]))
 
     def load(self, module: str) -> Row:
         """Return the names that a module in this folder defines."""
         if not (self.path / module).is_file():
-            print(f"{self.path / module}: is missing. Get the folder again.", file=sys.stderr)
-            raise SystemExit(3)
+            self.refuse(module, "is missing")
         if module not in self._loaded:
             self._loaded[module] = runpy.run_path(str(self.path / module))
         names: Row = self._loaded[module]
@@ -60,6 +108,12 @@ class Folder:
     @property
     def manifest(self) -> Row:
         manifest: Row = self.read_json("manifest.json")
+        if "checked" not in self._loaded:
+            self._loaded["checked"] = True
+            try:
+                self.load("shapes.py")["check_seal"](manifest)
+            except ValueError as error:
+                self.refuse("manifest.json", f"is damaged: {error}")
         return manifest
 
     @property
@@ -70,6 +124,8 @@ class Folder:
     def make_task(self) -> tuple[Any, Any]:
         """Return what makes model inputs of rows, and what makes answers of outputs, as task.json says."""
         rows, answers = self.read_json("task.json")["predict.py"]
+        if rows not in READERS or answers not in self.load("answers.py")["ANSWERS"]:
+            self.refuse("task.json", f"is damaged: unknown types {rows!r} and {answers!r}")
         return self.load(READERS[rows])["READERS"][rows](self), self.load("answers.py")["ANSWERS"][answers](self)
 
 
@@ -95,8 +151,11 @@ class Predictor:
 
     def run(self, inputs: Inputs) -> np.ndarray:
         """Return the model's output for its inputs."""
-        used = {node.name: inputs[node.name] for node in self.session.get_inputs()}
-        return np.asarray(self.session.run(["output"], used)[0])
+        try:
+            used = {node.name: inputs[node.name] for node in self.session.get_inputs()}
+            return np.asarray(self.session.run(["output"], used)[0])
+        except Exception as error:
+            self._refuse_all(error)
 
     def predict(self, rows: list[Row], top: int = 1) -> list[Row]:
         """Return an answer for each row, {"error": ...} for a row that is broken."""
@@ -108,8 +167,19 @@ class Predictor:
             if len(rows) == 1:
                 return [{"error": self.rows["reason_of"](error)}]
             return [answer for row in rows for answer in self.predict([row], top)]
-        answers: list[Row] = self.answerer.answer(self.run(inputs), rows, inputs, top)
+        return self.answer(self.run(inputs), rows, inputs, top)
+
+    def answer(self, output: np.ndarray, rows: list[Row], inputs: Inputs, top: int) -> list[Row]:
+        """Return the answers for the rows of a batch, given the model's output."""
+        try:
+            answers: list[Row] = self.answerer.answer(output, rows, inputs, top)
+        except Exception as error:
+            self._refuse_all(error)
         return answers
+
+    def _refuse_all(self, error: Exception) -> NoReturn:
+        """End the process: each file is intact, but one is of another model."""
+        self.folder.refuse("", f"the files do not fit together ({type(error).__name__}: {error})")
 
     def answers(self, sources: list[str], top: int) -> Iterator[list[Row]]:
         """Yield the answers for the rows of all sources in order, batch by batch; errors name the place of the row."""
@@ -152,6 +222,8 @@ def main() -> int:
     folder = Folder()
     manifest = folder.manifest
     models = {name: entry for name, entry in manifest["artifacts"].items() if name in FORMATS}
+    if not models:
+        folder.refuse("manifest.json", f"lists no model in any of the formats {', '.join(FORMATS)}")
     description = describe(*map(type, folder.make_task()))
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=description)
     parser.add_argument("rows", nargs="*", default=["-"], help="default: standard input")
