@@ -75,9 +75,6 @@ def _check_prompt_and_output(prompt: str | None, output: Path | None) -> None:
     problems = []
     if prompt == "":
         problems.append(format_error("prompt", "must not be empty", value=prompt))
-    elif prompt is not None and any("\ud800" <= character <= "\udfff" for character in prompt):
-        # Python decodes bytes of a command line that are not UTF-8 to these characters.
-        problems.append(format_error("prompt", "is not UTF-8", value=prompt))
     try:
         if output is not None:
             check_output(output)

@@ -120,7 +120,9 @@ class CommandLine:
 
 def parse_command_line(verb: str, argv: Sequence[str]) -> tuple[CommandLine, list[str]]:
     """Parse the command line after the verb; also return the problems of its syntax."""
-    raise_if_any(*(problem for text in argv for problem in character_problems(text, text.partition("=")[0])))
+    for text in argv:
+        key, equals, value = text.partition("=")
+        raise_if_any(*character_problems(key, key), *character_problems(value if equals else key, key))
     arguments, problems = split_arguments(argv, schema.texts(jobs.JOBS[verb]), jobs.POSITIONS.get(verb, ()))
     parsed, unreadable = parse_overrides(arguments.overrides)
     options = arguments.options
