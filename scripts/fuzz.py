@@ -4,14 +4,15 @@
 
 Each case is a command in a process of its own, forked from one that has imported everything, with limits of memory and
 time. A case fails if it prints a traceback, a signal kills it, it hangs, it ends with an undocumented exit code, it
-fails without a message, or it prints control characters. Case N of a run with seed S is the first case of seed S + N,
-so one number repeats it; the command that does so is printed. Exit code 1 if a case has failed.
+fails without a message, or it prints control characters or a secret. Case N of a run with seed S is the first case of
+seed S + N, so one number repeats it; the command that does so is printed. Exit code 1 if a case has failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import re
 import resource
@@ -35,7 +36,7 @@ sys.path.insert(0, str(REPOSITORY))
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "120"}
 
 # The folder above is importable only now.
-from tests.support.hostile_commands import command_line  # noqa: E402
+from tests.support.hostile_commands import SECRET, command_line  # noqa: E402
 from tests.support.hostile_files import damaged, reseal, write_variants  # noqa: E402
 from tests.support.jobs import TINY, write_data  # noqa: E402
 
@@ -56,28 +57,36 @@ def command_case(random: Random, folder: Path, intact: Path) -> list[str]:
     return command_line(random)
 
 
-def data_case(random: Random, folder: Path, intact: Path) -> list[str]:
-    """Plan a job, or predict, with a damaged data file."""
+def _damaged_data(random: Random, folder: Path, intact: Path) -> Path:
     name = random.choice(sorted(path.name for path in (intact / "data").iterdir() if path.is_file()))
     file = folder / name
     file.write_bytes(damaged(random, (intact / "data" / name).read_bytes(), name))
-    if random.random() < 0.2:
-        return ["predict", f"run={intact / 'run'}", f"input={file}", "device=cpu"]
+    return file
+
+
+def data_case(random: Random, folder: Path, intact: Path) -> list[str]:
+    """Plan a job on a damaged data file."""
+    file = _damaged_data(random, folder, intact)
     return ["plan", "trial=false", "data=files", f"data.train={file}", f"data.cache_dir={folder / 'cache'}", *TINY]
 
 
-def _damaged_copy(random: Random, folder: Path, intact: Path, pattern: str) -> Path:
-    """Copy the intact run and damage one or two of its files that match the pattern."""
-    run = folder / "run"
-    shutil.copytree(intact / "run", run)
-    files = sorted(path for path in run.rglob("*") if path.is_file() and re.search(pattern, path.name))
+def input_case(random: Random, folder: Path, intact: Path) -> list[str]:
+    """Predict for a damaged data file."""
+    return ["predict", f"run={intact / 'run'}", f"input={_damaged_data(random, folder, intact)}", "device=cpu"]
+
+
+def _damaged_copy(random: Random, folder: Path, intact: Path, part: str, pattern: str) -> Path:
+    """Copy a part of the intact run and damage one or two of its files whose names match the pattern."""
+    copy = folder / "run" / part
+    shutil.copytree(intact / "run" / part, copy, ignore=None if part else shutil.ignore_patterns("export"))
+    files = sorted(path for path in copy.rglob("*") if path.is_file() and re.search(pattern, path.name))
     for file in random.sample(files, random.choice([1, 1, 1, 2])):
         content = damaged(random, file.read_bytes(), file.name)
         file.unlink()
         file.write_bytes(content)
         if random.random() < 0.5:
             reseal(file)
-    return run
+    return copy
 
 
 def verbs_on(run: Path) -> list[list[str]]:
@@ -95,29 +104,30 @@ def verbs_on(run: Path) -> list[list[str]]:
 
 def document_case(random: Random, folder: Path, intact: Path) -> list[str]:
     """Run a verb on a run with damaged documents."""
-    return random.choice(verbs_on(_damaged_copy(random, folder, intact, r"\.(json|jsonl|yaml|log)$")))
+    return random.choice(verbs_on(_damaged_copy(random, folder, intact, "", r"\.(json|jsonl|yaml|log)$")))
 
 
 def checkpoint_case(random: Random, folder: Path, intact: Path) -> list[str]:
-    """Run a verb on a run with damaged weights."""
-    return random.choice(verbs_on(_damaged_copy(random, folder, intact, r"\.(safetensors|json)$")))
+    """Run a verb on a run with damaged checkpoints."""
+    checkpoints = _damaged_copy(random, folder, intact, "checkpoints", r"\.(safetensors|json)$")
+    return random.choice(verbs_on(checkpoints.parent))
 
 
 def artifact_case(random: Random, folder: Path, intact: Path) -> list[str]:
-    """Predict with a damaged folder of artifacts."""
-    run = _damaged_copy(random, folder, intact, "") / "export"
-    return random.choice(
-        [
-            ["predict", f"run={run}", "input=hammer and saw"],
-            [f"{run}/predict.py", "hammer and saw"],
-            ["verify", f"run={run.parent}", "steps=1", "device=cpu"],
-        ]
-    )
+    """Use a damaged folder of artifacts; its code stays intact."""
+    export = _damaged_copy(random, folder, intact, "export", r"(?<!\.py)$")
+    if random.random() < 0.5:
+        return [f"{export}/predict.py", "hammer and saw"]
+    if random.random() < 0.5:
+        return ["predict", f"run={export}", "input=hammer and saw"]
+    shutil.copytree(intact / "run", export.parent, ignore=shutil.ignore_patterns("export"), dirs_exist_ok=True)
+    return random.choice([["verify", f"run={export.parent}", "steps=1", "device=cpu"], verbs_on(export.parent)[5]])
 
 
 AREAS: dict[str, tuple[MakeCase, int]] = {
     "command": (command_case, 10),
-    "data": (data_case, 4),
+    "data": (data_case, 3),
+    "input": (input_case, 2),
     "documents": (document_case, 3),
     "checkpoints": (checkpoint_case, 2),
     "artifacts": (artifact_case, 1),
@@ -208,6 +218,8 @@ def verdict(status: int, output: str) -> str:
         return f"no message, exit code {code}"
     if CONTROL.search(output):
         return "control characters"
+    if SECRET in output:
+        return "secret shown"
     return f"exit {code}"
 
 
@@ -228,21 +240,22 @@ def prepare(intact: Path, areas: Sequence[str]) -> None:
     repeated here.
     """
     (intact / "data").mkdir(parents=True)
-    if set(areas) == {"command"}:
-        commands = [["plan", "trial=false", "no_such_key=1"]]
-    else:
+    job = [*TINY, *write_data(intact / "data")]
+    write_variants(intact / "data")
+    commands = [["plan", *job, "trial=false"]]
+    if set(areas) - {"command", "data"}:
         run = intact / "run"
+        formats = "[safetensors,onnx]" if "artifacts" in areas else "[safetensors]"
         length = ["train.duration=6st", "checkpoint.every=3st", "train.eval_every=3st"]
-        formats = "[safetensors,onnx]" if "artifacts" in areas else "[]"
-        job = [*TINY, *write_data(intact / "data"), *length, f"export.formats={formats}"]
-        write_variants(intact / "data")
-        commands = [["train", f"run.dir={run}", *job], *verbs_on(run), ["plan", *job, "trial=false"]]
+        commands += [["train", f"run.dir={run}", *job, *length, f"export.formats={formats}"], *verbs_on(run)]
+    for name in ("torch", "datasets", "trainer.commands.plan"):  # once for both processes
+        import_module(name)
     pid = os.fork()
     if pid == 0:
         os.chdir(intact)
         os.dup2(os.open(intact / "output.txt", os.O_WRONLY | os.O_CREAT), 1)
         for command in commands:
-            if (code := execute(command)) and commands[0][0] == "train":
+            if code := execute(command):
                 print(f"{shlex.join(command)}: exit code {code}", file=sys.stderr, flush=True)
                 os._exit(1)
         (intact / "modules.txt").write_text("\n".join(sorted(sys.modules)), encoding="utf-8")
@@ -252,6 +265,7 @@ def prepare(intact: Path, areas: Sequence[str]) -> None:
     for name in (intact / "modules.txt").read_text(encoding="utf-8").split("\n"):
         with contextlib.suppress(Exception):  # a module that exists only after something else has run
             import_module(name)
+    gc.freeze()  # a collection in a forked process would copy all of it
 
 
 def main() -> int:

@@ -3,10 +3,12 @@
 import html
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.documents import artifact_entry, export_manifest
 from tests.support.jobs import train, working_in, write_data
@@ -87,3 +89,17 @@ def test_errors(
 ) -> None:
     assert main(["report", *overrides]) == code
     assert message in capsys.readouterr().err
+
+
+def test_secrets_of_a_config_are_masked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree("runs/one", "runs/secret")
+    config = yaml.safe_load(Path("runs/one/config.yaml").read_text())
+    config["data"] |= {"train": "https://me:hunter2@host/train.csv", "api_key": "hunter2"}
+    Path("runs/secret/config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert main(["report", "run=runs/secret", "output=secret.html"]) == 0
+    assert main(["diff", "left=runs/one", "right=runs/secret"]) == 0
+    assert main(["diff", "left=runs/one", "right=runs/secret", "json=true"]) == 0
+    shown = capsys.readouterr().out + Path("secret.html").read_text(encoding="utf-8")
+    assert "hunter2" not in shown
+    assert shown.count("https://***@host/train.csv") == 3
+    assert ["data.api_key", "***"] in cells(shown)

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from trainer.config import jobs
 from trainer.config.command import check_command
 from trainer.config.jobs import TrainJob
 from trainer.config.paths import locate_paths
-from trainer.errors import ConfigError, DataError
+from trainer.errors import CheckpointError, ConfigError, DataError
 
 KL = {"_target_": "trainer.loss.kl_distillation.KlDistillation"}
 
@@ -86,3 +87,43 @@ def test_existing_paths_are_resolved_against_run_cwd(elsewhere: Path) -> None:
     }
     for same in ({}, {"run": "runs/x", "data": files}, config | {"run": {"cwd": None}}, {"run": {"cwd": "."}}):
         assert locate_paths(same, TrainJob) == same
+
+
+PATHS = {
+    "train": ["resume", "run.dir", "run.cwd"],
+    "plan": ["resume", "run.dir", "run.cwd"],
+    "eval": ["run"],
+    "export": ["run"],
+    "predict": ["run", "output", "corpus"],
+    "generate": ["run", "output"],
+    "verify": ["run"],
+    "diff": ["left", "right"],
+    "report": ["run", "beside", "output"],
+}
+"""The keys of each verb that are paths, next to those of the parts."""
+
+
+@pytest.mark.parametrize("verb", jobs.JOBS)
+def test_home_is_expanded_in_every_path(verb: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(elsewhere))
+    for path in PATHS[verb]:
+        section, _, key = path.rpartition(".")
+        value, expanded = ("~/x", f"{elsewhere}/x") if key != "beside" else (["~/x"], [f"{elsewhere}/x"])
+        located = locate_paths({section: {key: value}} if section else {key: value}, jobs.JOBS[verb])
+        assert (located[section] if section else located)[key] == expanded, path
+
+
+def test_home_is_expanded_before_a_run_is_read(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(elsewhere))
+    for verb, key in (("train", "resume"), ("eval", "run"), ("predict", "run")):
+        with pytest.raises(CheckpointError) as caught:
+            check_command(verb, [f"{key}=~/gone"])
+        assert f"got '{elsewhere}/gone'" in str(caught.value)
+    with pytest.raises(DataError, match=f"got '{elsewhere}/gone.csv'"):
+        check_command("train", ["data=files", "data.train=[~/gone.csv]"])
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x.csv", "~nobody-of-this-name", "~0"])
+def test_an_unknown_user_is_a_missing_file(path: str) -> None:
+    assert errors_of("data=files", f"data.train='{path}'")[0].startswith(f"data.train: no such file, got '{path}'.")
+    assert errors_of(f"model.weights='{path}'")[0].startswith(f"model.weights: no such file or folder, got '{path}'.")

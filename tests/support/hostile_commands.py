@@ -7,6 +7,9 @@ from random import Random
 from trainer.config import jobs, schema
 from trainer.config.groups import Groups, leaves, own_folder
 
+SECRET = "hunter2"
+"""A password that no output may contain."""
+
 NASTY_TEXTS = (
     "",
     " ",
@@ -75,7 +78,7 @@ NASTY_TEXTS = (
     "9223372036854775808",
     "18446744073709551616",
     "???",
-    "https://user:hunter2@host.example/x?token=hunter2",
+    f"https://user:{SECRET}@host.example/x?token={SECRET}",
     "file:///etc/passwd",
     "s3://bucket/key",
 )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from trainer.commands.run_folders import RunRecord, flatten, list_runs_newest_first, read_run
 from trainer.config.jobs import DiffJob
-from trainer.display import displayable
+from trainer.display import displayable, masked_config
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import Document
 from trainer.report.console import open_console, print_table
@@ -79,7 +79,7 @@ def _compare_values(left: Mapping[str, object], right: Mapping[str, object]) -> 
         for name in names
     }
     return {
-        name: values
+        name: {side: masked_config(value, name) for side, value in values.items()}
         for name, values in sides.items()
         if len(values) == 1 or not _is_equal(*values.values())
         # If one run has keys and the other an empty value in their place, only the keys are listed.

@@ -10,7 +10,7 @@ from pathlib import Path
 from trainer.atomic_io import write_text
 from trainer.commands.run_folders import RunRecord, flatten, read_run
 from trainer.config.jobs import ReportJob
-from trainer.display import escape_controls
+from trainer.display import escape_controls, masked_config
 from trainer.documents import read_export_manifest
 from trainer.errors import CheckpointError, ConfigError, TrainerError
 from trainer.layout import LOG, REPORT, Document, export_folders
@@ -145,5 +145,5 @@ def _configs(runs: _NamedRuns) -> Section:
 
 
 def _format_value(config: Document, key: str) -> str:
-    value = config.get(key, "")
+    value = masked_config(config.get(key, ""), key)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

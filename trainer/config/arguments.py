@@ -110,14 +110,18 @@ def _name_values(texts: Sequence[str], positions: Sequence[str]) -> tuple[list[s
 
 
 def quoted(text: str) -> str:
-    """Put the words beyond ASCII of an override in quotes, as Hydra reads them only so and a shell removes quotes.
+    """Put the words of an override that Hydra reads only in quotes into quotes, as a shell removes them.
 
-    A value that has quotes already stays as it is.
+    These are words beyond ASCII, and paths in the home folder. A value that has quotes already stays as it is.
     """
     key, equals, value = text.partition("=")
-    if value.isascii() or "'" in value or '"' in value:
+    if (value.isascii() and "~" not in value) or "'" in value or '"' in value:
         return text
-    return key + equals + _WORD.sub(lambda word: word[0] if word[0].isascii() else f"'{word[0]}'", value)
+
+    def needs_quotes(word: str) -> bool:
+        return not word.isascii() or "~" in word
+
+    return key + equals + _WORD.sub(lambda word: f"'{word[0]}'" if needs_quotes(word[0]) else word[0], value)
 
 
 def as_text(text: str) -> str:
