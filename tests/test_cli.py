@@ -1,6 +1,7 @@
 """The command line, up to the start of a job and without torch."""
 
 import gc
+import io
 import os
 import re
 import subprocess
@@ -240,3 +241,21 @@ def test_closed_output_pipe_is_no_error() -> None:
     process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=False)
     assert process.stderr == ""
     assert process.stdout == "usage: trainer train [key=value ...] [flags]\n"
+
+
+def test_characters_that_the_screen_lacks_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding="ascii"))
+    assert cli.main(["--version"]) == 0
+    print("\u2581\udc80", flush=True)
+    assert content.getvalue().splitlines()[1:] == [rb"\u2581\udc80"]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--cfg", "job"], ["--cfg", "job", "--package", "data.api_key"], ["--info", "config"]]
+)
+def test_hydra_shows_no_secret(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "+data.api_key=hunter2", "loss=focal", *flags]) == 0
+    output = capsys.readouterr().out
+    assert "***" in output
+    assert "hunter2" not in output

@@ -37,12 +37,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "今天天气很好。",
         "no\0path",
         "e.g.",
+        "~",
+        "~50 people came",
+        "~nobody-of-this-name",
         '{"a":"b/c.csv"}',
         "x" * 5000 + ".csv",
     ],
 )
 def test_text_that_is_no_file_name_is_a_text(text: str, folder: Path) -> None:
     assert resolve_paths(text, None, None) == PredictionPaths(text, None, None)
+
+
+def test_home_is_expanded_only_in_a_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    assert resolve_paths("~/zh.csv", "~/texts.txt", "~/out.csv") == PredictionPaths(
+        folder / "zh.csv", folder / "texts.txt", folder / "out.csv"
+    )
 
 
 def test_existing_files_and_folders_are_inputs(folder: Path) -> None:
