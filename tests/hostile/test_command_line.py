@@ -29,6 +29,8 @@ CASES: list[tuple[list[str], str]] = [
     ([f"model.freeze={'{a:' * 100}1{'}' * 100}"], "model.freeze: is nested more than 40 levels deep"),
     ([f"model.freeze=json_str('{'[' * 3000}{']' * 3000}')"], "syntax error at the mark"),
     (["seed=sort(a,1)"], "seed=sort(a,1): syntax error at the mark"),
+    (["seed=[a,'${'']"], "seed=[a,'${'']: "),
+    (["model.freeze=['${','a']"], "model.freeze: has an interpolation that cannot be read"),
     (["seed=int(x)"], "seed=int(x): "),
     (["++loss._partial_=true"], "loss._partial_: has no effect on trainer.loss.cross_entropy.CrossEntropy"),
     (["++loss._convert_=1.5"], "loss._convert_: has no effect on trainer.loss.cross_entropy.CrossEntropy"),

@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, ValueType
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainer.annotations import character_problems
@@ -250,6 +251,11 @@ def _value_problem(override: Override) -> str | None:
         except (TypeError, ValueError, OmegaConfBaseException) as error:
             reason = str(error).splitlines()[0]
             return format_error(key, f"cannot be read ({reason})", value=override.get_value_string())
+    try:
+        OmegaConf.create([override.input_line])  # as Hydra records it
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        return format_error(key, f"has an interpolation that cannot be read ({reason})", value=override.input_line)
     problem = None if is_sweep(override) else size_problem(override.value())
     return format_error(key, problem, "Write it in fewer levels and values") if problem else None
 
