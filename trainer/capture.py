@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -88,15 +89,31 @@ def restore(run: Run, state: TrainState, snapshot: Snapshot) -> None:
     load_weights(run.model, snapshot.named_tensors("model"))
     for name, module in _other_modules(run).items():
         load_weights(module, snapshot.named_tensors(name))
-    if run.ema is not None:
-        run.ema.load_state_dict(document["ema"])
-    if isinstance(run.schedule, MetricSchedule):
-        run.schedule.load_state_dict(document["schedule"])
-    restore_optimizer(run.optimizer, snapshot.named_tensors("optimizer"), document["optimizer"])
-    run.precision.load_state_dict(document["precision"])
-    state.load_state_dict(document["train"])
+    with _naming_field("ema"):
+        if run.ema is not None:
+            run.ema.load_state_dict(document["ema"])
+    with _naming_field("schedule"):
+        if isinstance(run.schedule, MetricSchedule):
+            run.schedule.load_state_dict(document["schedule"])
+    with _naming_field("optimizer"):
+        restore_optimizer(run.optimizer, snapshot.named_tensors("optimizer"), document["optimizer"])
+    with _naming_field("precision"):
+        run.precision.load_state_dict(document["precision"])
+    with _naming_field("train"):
+        state.load_state_dict(document["train"])
     # Last: building and loading may have drawn random numbers.
-    restore_rng_state(document["generators"])
+    with _naming_field("generators"):
+        restore_rng_state(document["generators"])
+
+
+@contextmanager
+def _naming_field(field: str) -> Iterator[None]:
+    """Turn the error of a part that cannot load its state into a `CheckpointError` that names the state's field."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+        problem = f"cannot be restored ({type(error).__name__}: {error})"
+        raise CheckpointError(format_error(f"{STATE}: {field}", problem, "Use another checkpoint")) from error
 
 
 def is_keyed(snapshot: Snapshot) -> bool:

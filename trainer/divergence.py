@@ -12,10 +12,12 @@ from torch import Tensor
 
 from trainer.atomic_io import replaced_folder
 from trainer.checkpoint.tensors import decode, encode
+from trainer.documents import DIVERGENCE
 from trainer.errors import CheckpointError, DivergedError, format_error
 from trainer.layout import CONFIG, DIVERGENCE_BATCH, DIVERGENCE_REPORT
 from trainer.protocols import Batch
 from trainer.run import DivergenceReport, Run
+from trainer.shapes import parse_json, read_bytes
 from trainer.sharding import gather_shards, own_rows
 
 _REMEDY = "  Lower optimizer.lr, lengthen scheduler.warmup or set train.max_grad_norm, and start a new run."
@@ -143,7 +145,7 @@ def read_divergence(folder: Path) -> tuple[DivergenceReport, str, str | None]:
         CheckpointError: The folder is damaged.
     """
     try:
-        report = json.loads((folder / DIVERGENCE_REPORT).read_text(encoding="utf-8"))
+        report = parse_json(read_bytes(folder / DIVERGENCE_REPORT), DIVERGENCE)
         checkpoint = report.pop("checkpoint")
         batch = decode((folder / DIVERGENCE_BATCH).read_bytes(), DIVERGENCE_BATCH)
         divergence = DivergenceReport(int(report["step"]), report, batch)

@@ -13,7 +13,7 @@ from trainer.errors import CheckpointError, format_error
 from trainer.layout import EXPORT_MANIFEST, STATE, TASK, Document
 from trainer.shapes import CHECKSUM, DocumentError, check_seal, check_shape, parse_json, read_bytes
 
-_SCORE: Final = {"name": str, "value": float, "higher_is_better": bool, "weights": str}
+_SCORE: Final = {"name": str, "value": float, "higher_is_better": bool, "weights": str, "loss?": (float, None)}
 _MAYBE_SCORE: Final = (_SCORE, None)
 _FILE: Final = {"file": str, "bytes": int, "sha256": str}
 _NUMBERS: Final = {str: (float, None)}
@@ -76,7 +76,15 @@ SHAPES: Final[Mapping[str, object]] = {
 EVALUATION: Final = {"split": str, "step": int, "weights": str, "digest?": str}
 """The shape of `eval/<split>.json`; all other fields are metrics and the keys that were changed."""
 
-EVENT: Final = {"event": str, "step": int, "epoch": float}
+EVENT: Final = {
+    "event": str,
+    "step": int,
+    "epoch": float,
+    "split?": str,
+    "weights?": (str, None),
+    "threads?": int,
+    "processor?": str,
+}
 """The shape of a line in metrics.jsonl."""
 
 DIVERGENCE: Final = {"step": int, "checkpoint": (str, None)}
@@ -144,6 +152,18 @@ def read_document(path: Path, shape: object, remedy: str, *, finite: bool = Fals
         raise unusable(path, error, remedy) from error
 
 
+def read_file(path: Path, remedy: str) -> bytes:
+    """Return the contents of a file.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        return read_bytes(path)
+    except (OSError, DocumentError) as error:
+        raise unusable(path, error, remedy) from error
+
+
 def read_text(path: Path, remedy: str) -> str:
     """Return a text file.
 
@@ -151,9 +171,7 @@ def read_text(path: Path, remedy: str) -> str:
         CheckpointError: It cannot be read, or it is not UTF-8.
     """
     try:
-        return read_bytes(path).decode("utf-8")
-    except (OSError, DocumentError) as error:
-        raise unusable(path, error, remedy) from error
+        return read_file(path, remedy).decode("utf-8")
     except UnicodeDecodeError as error:
         raise unusable(path, DocumentError("is not UTF-8 text"), remedy) from error
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from trainer.documents import SHAPES
 from trainer.layout import CHECKPOINTS, TASK, TOKENIZER, Document, expand_home
+from trainer.shapes import parse_json, read_bytes
 
 LABELS = "labels.json"
 
@@ -34,10 +35,10 @@ def read_encoding(folder: Path) -> Document:
     """Return the `tokenizer`, as text, and the `labels` of a folder of artifacts or of a checkpoint."""
     try:
         if (folder / TASK).is_file():
-            state = json.loads((folder / TASK).read_text(encoding="utf-8"))
+            state = parse_json(read_bytes(folder / TASK), SHAPES[TASK])
             return {key: state[key] for key in ("tokenizer", "labels") if key in state}
         tokenizer, labels = folder / TOKENIZER, folder / LABELS
-        encoding = {"tokenizer": tokenizer.read_text(encoding="utf-8")} if tokenizer.is_file() else {}
-        return encoding | ({"labels": json.loads(labels.read_text(encoding="utf-8"))} if labels.is_file() else {})
-    except (OSError, ValueError, TypeError):  # a damaged file, or another program's, says nothing
+        encoding = {"tokenizer": read_bytes(tokenizer).decode()} if tokenizer.is_file() else {}
+        return encoding | ({"labels": parse_json(read_bytes(labels), [str])} if labels.is_file() else {})
+    except (OSError, ValueError):  # a damaged file, or another program's, says nothing
         return {}

@@ -132,7 +132,7 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, t
     assert cache_root() == tmp_path
 
 
-@pytest.mark.parametrize("damage", ["emptied", "removed", "no index", "truncated"])
+@pytest.mark.parametrize("damage", ["emptied", "removed", "no index", "truncated", "flipped"])
 def test_damaged_encoded_data_is_encoded_again(
     damage: str, make: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -143,6 +143,10 @@ def test_damaged_encoded_data_is_encoded_again(
         (folder / "train.arrow").write_bytes(b"")
     elif damage == "removed":
         (folder / "validation.arrow").unlink()
+    elif damage == "flipped":
+        data = bytearray((folder / "train.arrow").read_bytes())
+        data[len(data) * 2 // 3] ^= 1
+        (folder / "train.arrow").write_bytes(data)
     elif damage == "truncated":
         (folder / "train.arrow").write_bytes((folder / "train.arrow").read_bytes()[:-200])
     else:
@@ -154,6 +158,12 @@ def test_damaged_encoded_data_is_encoded_again(
     caplog.clear()
     run(make(), tmp_path)
     assert not [record for record in caplog.records if "is damaged" in record.message]
+
+
+def test_cache_is_private(make: Callable[..., Any], tmp_path: Path) -> None:
+    run(make(), tmp_path)
+    for path in (tmp_path / "cache").rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
 
 
 def test_cache_folder_that_cannot_be_written_is_named(make: Callable[..., Any], tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from trainer.data.split_cache import cache_key, cached_folder
+from trainer.data.split_cache import cache_key, cached_folder, write_index
 from trainer.errors import DataError
 
 
@@ -18,7 +19,7 @@ def test_folder_is_filled_once_and_complete_or_not_at_all(tmp_path: Path) -> Non
 
     folder = cached_folder(str(tmp_path), "source", "key", lambda folder: (folder / "whole").touch())
     assert cached_folder(str(tmp_path), "source", "key", fail) == folder == tmp_path / "source" / "key"
-    assert [path.name for path in folder.iterdir()] == ["whole"]
+    assert sorted(path.name for path in folder.iterdir()) == ["index.json", "whole"]
 
 
 def test_folder_of_a_faster_process_is_used(tmp_path: Path) -> None:
@@ -26,11 +27,42 @@ def test_folder_of_a_faster_process_is_used(tmp_path: Path) -> None:
         (folder / "mine").touch()
         (tmp_path / "source" / "key").mkdir()
         (tmp_path / "source" / "key" / "theirs").touch()
+        write_index(tmp_path / "source" / "key")
 
     folder = cached_folder(str(tmp_path), "source", "key", write)
 
-    assert [path.name for path in folder.iterdir()] == ["theirs"]
+    assert sorted(path.name for path in folder.iterdir()) == ["index.json", "theirs"]
     assert [path.name for path in (tmp_path / "source").iterdir()] == ["key"]
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["rows.arrow", "index.json"])
+@pytest.mark.parametrize("damage", [flip, Path.unlink, lambda path: path.write_text("null")])
+def test_damaged_folder_is_written_again(
+    name: str, damage: Callable[[Path], object], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def write(folder: Path) -> None:
+        (folder / "rows.arrow").write_text("many rows")
+
+    folder = cached_folder(str(tmp_path), "source", "key", write)
+    damage(folder / name)
+    assert cached_folder(str(tmp_path), "source", "key", write) == folder
+    assert (folder / "rows.arrow").read_text() == "many rows"
+    (message,) = caplog.messages
+    assert message.startswith(f"cache: {folder} is damaged")
+    cached_folder(str(tmp_path), "source", "key", write)
+    assert len(caplog.messages) == 1
+
+
+def test_cache_is_private(tmp_path: Path) -> None:
+    folder = cached_folder(str(tmp_path), "source", "key", lambda folder: (folder / "rows.arrow").touch())
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (folder.parent, folder, *folder.iterdir())}
+    assert modes == {"source": 0o700, "key": 0o700, "index.json": 0o600, "rows.arrow": 0o600}
 
 
 def test_cache_key_depends_on_roles_and_more() -> None:

@@ -15,11 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from trainer.errors import CheckpointError
 from trainer.report.events import JsonLines, Reports, TensorBoard, read_events
 
 NAMES = st.text(min_size=1).filter(lambda name: name not in {"event", "step", "epoch"})
 TEXTS = st.text().filter(lambda text: text not in {"nan", "inf", "-inf"})
-VALUES = st.dictionaries(NAMES, st.one_of(st.integers(), st.floats(), st.booleans(), st.none(), TEXTS), max_size=5)
+VALUES = st.dictionaries(
+    NAMES, st.one_of(st.integers(-(2**63), 2**63), st.floats(), st.booleans(), st.none(), TEXTS), max_size=5
+)
 
 
 def log(path: Path, *events: tuple[str, int]) -> None:
@@ -251,3 +254,26 @@ def test_tensorboard_without_events_writes_nothing(tmp_path: Path) -> None:
 def test_events_module_does_not_import_torch() -> None:
     code = "import sys, trainer.report.events; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b"null", "must be an object, got null"),
+        (b"[1, 2]", "must be an object, got [1, 2]"),
+        (b'{"step": 1, "epoch": 0}', "event: is missing"),
+        (b'{"event": "train", "step": "1", "epoch": 0}', 'step: must be an integer, got "1"'),
+        (b'{"event": "train", "step": ' + b"9" * 5000 + b"}", "is not JSON"),
+        (b'{"a":' * 100_000, "is nested too deeply"),
+    ],
+)
+def test_a_complete_line_that_is_no_event_is_named(line: bytes, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    start = b'{"event": "start", "step": 0, "epoch": 0.0}\n'
+    path.write_bytes(start + line + b"\n")
+    with pytest.raises(CheckpointError) as error:
+        read_events(path)
+    assert str(error.value).startswith(f"{path}: is damaged: line 2: {problem}")
+    assert str(error.value).endswith(". Delete this line.")
+    path.write_bytes(b"".join(each + b"\n" for each in path.read_bytes().split(b"\n") if each != line))
+    assert [event["event"] for event in read_events(path)] == ["start"]

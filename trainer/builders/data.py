@@ -13,7 +13,8 @@ from trainer.config.schema import option_keys
 from trainer.data.batches import Batches, BatchPlan, EvaluationBatches, LoaderOptions, TrainLoader
 from trainer.data.encode import Encoded, cache_root, encode
 from trainer.data.quality import DataReport, measure_quality
-from trainer.errors import ConfigError, DataError
+from trainer.errors import CheckpointError, ConfigError, DataError, TrainerError, format_error
+from trainer.layout import TASK
 from trainer.protocols import Batching, HasNumericColumns, SeparableSource, Source, StateDict, Task
 from trainer.ranks import Ranks
 
@@ -23,8 +24,15 @@ logger = logging.getLogger(__name__)
 def build_task(job: TrainJob, state: StateDict | None = None) -> Task:
     """Build the task; `state` is what it learned from its training split, if a checkpoint contains that."""
     task: Task = instantiate("task", job.task)
-    if state is not None:
+    if state is None:
+        return task
+    try:
         task.load_state_dict(state)
+    except TrainerError:
+        raise
+    except Exception as error:  # of many types: the state may be of another task, or its tokenizer damaged
+        problem = f"does not fit the task ({type(error).__name__}: {' '.join(str(error).split())})"
+        raise CheckpointError(format_error(TASK, problem, "Use another checkpoint")) from error
     return task
 
 

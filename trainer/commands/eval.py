@@ -20,6 +20,7 @@ from trainer.layout import EVALUATIONS, Document
 from trainer.rank_environment import is_first_rank, is_rank, num_processes
 from trainer.report.console import open_console, print_table
 from trainer.report.logs import logs_silenced
+from trainer.shapes import DocumentError, parse_json, read_bytes
 from trainer.signals import end_on_signals
 
 if TYPE_CHECKING:
@@ -187,10 +188,10 @@ def _changed_data_keys(checkpointed: CheckpointedModel, split: str) -> Document:
 
 def _read_digest(file: Path) -> str | None:
     try:
-        digest = json.loads(file.read_text(encoding="utf-8")).get("digest")
-    except (OSError, ValueError):
+        digest: str = parse_json(read_bytes(file), {"digest": str})["digest"]
+    except (OSError, DocumentError):
         return None
-    return digest if isinstance(digest, str) else None
+    return digest
 
 
 def _make_label(split: str, changed: Document) -> str:

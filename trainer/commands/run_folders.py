@@ -12,9 +12,10 @@ from pathlib import Path
 from shlex import quote
 
 from trainer.checkpoint.listing import list_newest_first, rank_by_score
-from trainer.checkpoint.manifest import read_document
+from trainer.checkpoint.manifest import read_document as read_verified_document
 from trainer.config.jobs import RunSection
 from trainer.config.stored import load_stored_config, trust_argument
+from trainer.documents import EVALUATION, read_document
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import CHECKPOINTS, DIVERGED, EVALUATIONS, LOCK, METRICS, RUNS, TASK, Document
 from trainer.protocols import StateDict
@@ -93,7 +94,7 @@ def list_runs_newest_first() -> list[Path]:
 
 def read_task_state(checkpoint: Path | None) -> StateDict | None:
     """Return the state of the fitted task in a checkpoint; None without a checkpoint or if it contains none."""
-    text = None if checkpoint is None else read_document(checkpoint, TASK)
+    text = None if checkpoint is None else read_verified_document(checkpoint, TASK)
     return None if text is None else json.loads(text)
 
 
@@ -168,7 +169,7 @@ class RunRecord:
 
     def series(self, event: str, name: str, **filters: object) -> dict[int, float]:
         """Return step -> value `name` of the events `event` whose values equal `filters`."""
-        selected = (item for item in self.events if item["event"] == event and name in item)
+        selected = (item for item in self.events if item["event"] == event and isinstance(item.get(name), int | float))
         return {
             item["step"]: item[name]
             for item in selected
@@ -189,19 +190,11 @@ def read_run(path: str | None, key: str = "run") -> RunRecord:
     folder = find_run_folder(path, key)
     if not (folder / METRICS).is_file():
         raise CheckpointError(format_error(key, f"contains no {METRICS}", "Name a run folder", value=str(folder)))
-    evaluations = {file.stem: _read_json(file) for file in sorted((folder / EVALUATIONS).glob("*.json"))}
+    files = sorted((folder / EVALUATIONS).glob("*.json"))
+    evaluations = {file.stem: read_document(file, EVALUATION, "Evaluate again: trainer eval") for file in files}
     ranked = rank_by_score(list_newest_first(folder / CHECKPOINTS))
     best = {"step": ranked[0].step, **(ranked[0].score or {})} if ranked else None
     return RunRecord(folder, load_stored_config(folder, key), read_events(folder / METRICS), evaluations, best)
-
-
-def _read_json(file: Path) -> Document:
-    try:
-        document: Document = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        remedy = "Evaluate again: trainer eval"
-        raise CheckpointError(format_error(str(file), f"is damaged ({error})", remedy)) from error
-    return document
 
 
 def flatten(config: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -23,15 +23,27 @@ from trainer.config.groups import Groups, KnownKeys, is_known, own_folder
 from trainer.config.overrides import CommandLine, is_sweep
 from trainer.config.paths import locate_paths
 from trainer.config.validate import complete_part, typed_job, validate_config
-from trainer.documents import read_export_manifest
+from trainer.documents import read_export_manifest, read_text
 from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any, show_value
 from trainer.layout import CONFIG
+from trainer.shapes import DocumentError, check_shape
 
 LIBRARIES = ("torch.optim", "torch.nn", "transformers", "torchmetrics")
 """Packages whose classes a stored `_target_` may name, besides the parts of this project."""
 
 _GROUPS = schema.groups(jobs.TrainJob)
 _ABSENT: Any = object()
+_ANOTHER_COPY = "Copy it from another checkpoint of the run"
+_DEEPEST, _MOST_VALUES = 50, 100_000
+_PART = {"_target_": str}
+_REQUIRED = ("task", "data", "model", "loss", "optimizer")
+_SECTIONS = [name for name, default in schema.defaults(jobs.TrainJob).items() if isinstance(default, dict)]
+_SHAPE = {
+    **{f"{name}?": (_PART, None) for name in _GROUPS if name not in _REQUIRED},
+    **dict.fromkeys(_REQUIRED, _PART),
+    **{f"{name}?": {str: object} for name in _SECTIONS},
+}
+"""The shape of a stored config: the parts and the sections; their keys are validated one by one."""
 
 MAY_CHANGE = (
     "device",
@@ -75,12 +87,39 @@ def parse_stored_config(text: str, name: str = CONFIG) -> dict[str, Any]:
         CheckpointError: The text is not a config.
     """
     try:
+        _check_size(yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
         config = OmegaConf.create(text)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise CheckpointError(format_error(name, f"cannot be read ({str(error).splitlines()[0]})")) from error
+    # Besides its own errors, the parser raises ValueError for long integers and impossible dates.
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(format_error(name, f"cannot be read ({reason})", _ANOTHER_COPY)) from error
     if not isinstance(config, DictConfig) or "model" not in config:
         raise CheckpointError(format_error(name, "does not contain the config of a run"))
-    return _complete(unresolved(config))
+    plain_config = unresolved(config)
+    try:
+        check_shape(plain_config, _SHAPE)
+    except DocumentError as error:
+        raise CheckpointError(format_error(name, f"is damaged: {error}", _ANOTHER_COPY)) from error
+    return _complete(plain_config)
+
+
+def _check_size(node: yaml.Node | None) -> None:
+    """Refuse a text whose references repeat its parts until they fill the memory, and one that is nested too deeply."""
+    sizes: dict[int, int] = {}
+
+    def size(node: object, depth: int) -> int:
+        if depth > _DEEPEST:
+            raise DocumentError("is nested too deeply")
+        if id(node) not in sizes:
+            values = getattr(node, "value", None)
+            # The values of a mapping are pairs of nodes, the value of a single text is no list.
+            items = values if isinstance(values, list) else []
+            inner = [each for item in items for each in (item if isinstance(item, tuple) else (item,))]
+            sizes[id(node)] = 1 + sum(size(each, depth + 1) for each in inner)
+        return sizes[id(node)]
+
+    if size(node, 0) > _MOST_VALUES:
+        raise DocumentError(f"contains more than {_MOST_VALUES} values")
 
 
 def _complete(config: dict[str, Any]) -> dict[str, Any]:
@@ -118,9 +157,9 @@ def load_stored_config(path: str | Path, key: str = "resume") -> dict[str, Any]:
             remedy = f"Run the folder's own script: python {folder / 'predict.py'}"
         raise CheckpointError(format_error(key, problem, remedy, value=str(path)))
     for file in existing[:-1]:
-        with suppress(CheckpointError, UnicodeDecodeError):
-            return parse_stored_config(file.read_text(encoding="utf-8"), str(file))
-    return parse_stored_config(existing[-1].read_text(encoding="utf-8"), str(existing[-1]))
+        with suppress(CheckpointError):
+            return parse_stored_config(read_text(file, _ANOTHER_COPY), str(file))
+    return parse_stored_config(read_text(existing[-1], _ANOTHER_COPY), str(existing[-1]))
 
 
 def exported_config(path: str | Path) -> dict[str, Any] | None:

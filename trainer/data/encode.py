@@ -15,13 +15,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from trainer.data.quality import block_digests, row_digests
+from trainer.data.split_cache import read_index, write_index
 from trainer.errors import DataError, RowError, format_error
 from trainer.protocols import BLOCK_OF, Columns, EncodedColumns, Row, Source, StateDict, Task
+from trainer.shapes import check_shape
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FORMAT = "5"
-_INDEX = "index.json"
+_SHAPE: Final = {"state": {str: object}, "rows": {str: int}, "warnings": [str]}
+"""The shape of the fields in the index of a cache folder."""
 _SAMPLES = "{split}.samples.parquet"
 _NUM_SAMPLES = 4
 
@@ -106,8 +109,8 @@ def _locked(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
         # On a file system without locks, each process encodes for itself; the first one that is done stores the result.
         with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.open("w"))
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = stack.enter_context(open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)))
             fcntl.flock(file, fcntl.LOCK_EX)
             # Whoever waits for the removed file finds the data in the cache.
             stack.callback(path.unlink, missing_ok=True)
@@ -171,17 +174,16 @@ def _write(folder: Path, source: Source, task: Task, raw: dict[str, Dataset], wa
     """Write `folder` atomically: it appears complete or not at all."""
     from pyarrow import parquet
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial.mkdir(mode=0o700)
     try:
         sizes = {}
         for split, rows in raw.items():
             sizes[split] = _encode_split(source, task, split, rows, partial / f"{split}.arrow")
             parquet.write_table(rows.with_format("arrow")[:_NUM_SAMPLES], partial / _SAMPLES.format(split=split))
-        index = {"state": task.state_dict(), "rows": sizes, "warnings": warnings}
-        (partial / _INDEX).write_text(json.dumps(index, ensure_ascii=False), encoding="utf-8")
+        write_index(partial, state=task.state_dict(), rows=sizes, warnings=warnings)
         try:
             partial.rename(folder)
         except OSError:
@@ -242,15 +244,16 @@ def _read(folder: Path) -> tuple[StateDict, dict[str, Dataset], list[str]] | Non
     """
     from datasets import Dataset
 
-    if not folder.exists():
+    index = read_index(folder)
+    if index is None:
         return None
     try:
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        check_shape(index, _SHAPE)
         splits = {split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in index["rows"]}
         if {split: len(rows) for split, rows in splits.items()} != index["rows"]:
             raise ValueError("rows are missing")
         return index["state"], splits, index["warnings"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         logger.warning("encoded data: %s is damaged (%s); encoding again", folder, " ".join(str(error).split()))
         shutil.rmtree(folder, ignore_errors=True)
         return None

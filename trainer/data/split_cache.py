@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import shutil
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from trainer.atomic_io import digest_file
 from trainer.data.splits import SplitLayout, read_splits
 from trainer.errors import DataError, format_error
+from trainer.layout import Document
+from trainer.shapes import DocumentError, check_seal, parse_json, read_bytes, seal
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+INDEX = "index.json"
+"""Checksums of a cache folder's files."""
+
+_LOG = logging.getLogger(__name__)
 
 
 def cached_splits(
@@ -55,22 +66,59 @@ def cached_folder(cache_dir: str | None, source: str, key: str, write: Callable[
 
     cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / source
     folder = cache / key
-    if not folder.is_dir():
+    if read_index(folder) is None:
         try:
             _fill(cache, folder, write)
         except OSError as error:
             problem = f"cannot store the splits: {error.strerror or error}"
             raise DataError(format_error("data.cache_dir", problem, "Name another folder", value=str(cache))) from error
+        if read_index(folder) is None:
+            raise DataError(format_error("data.cache_dir", "cannot be used", "Name another folder", value=str(folder)))
     return folder
+
+
+def write_index(folder: Path, **fields: object) -> None:
+    """Write `index.json`: the fields, and size and checksum of every file of a cache folder, which becomes private."""
+    folder.chmod(0o700)
+    digests = {}
+    for path in sorted(folder.iterdir()):
+        path.chmod(0o600)
+        digests[path.name] = list(digest_file(path))
+    index = folder / INDEX
+    index.touch(0o600)
+    index.write_text(json.dumps(seal({**fields, "files": digests}), ensure_ascii=False), encoding="utf-8")
+
+
+def read_index(folder: Path) -> Document | None:
+    """Return the fields in the `index.json` of a cache folder whose files are all intact.
+
+    Returns:
+        None if the folder does not exist. None also if a file is damaged, or if an earlier version wrote the folder
+        without checksums; then the folder is deleted at once: later, another process may have put an intact one there.
+    """
+    if not folder.exists():
+        return None
+    try:
+        index: Document = parse_json(read_bytes(folder / INDEX), {"files": {str: [int, int]}})
+        check_seal(index)
+        for name, digest in index["files"].items():
+            if list(digest_file(folder / name)) != digest:
+                raise DocumentError(f"{name} does not match its checksum")
+        return index
+    except (OSError, DocumentError) as error:
+        _LOG.warning("cache: %s is damaged or from an earlier version (%s); writing it again", folder, error)
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
 
 
 def _fill(cache: Path, folder: Path, write: Callable[[Path], None]) -> None:
     """Make `folder` in `cache` atomically: it appears complete or not at all."""
-    cache.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".tmp-", dir=cache) as temporary:
         splits = Path(temporary, "splits")
         splits.mkdir()
         write(splits)
+        write_index(splits)
         try:
             splits.rename(folder)
         except OSError:

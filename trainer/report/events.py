@@ -12,8 +12,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from trainer.atomic_io import append, naming_errors
+from trainer.documents import EVENT, read_file, unusable
 from trainer.layout import Document
 from trainer.protocols import Report
+from trainer.shapes import DocumentError, parse_json
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -103,10 +105,16 @@ def read_events(path: Path) -> list[Document]:
 
     A line `{"event": "resume", "step": N}` cancels the earlier lines of steps after N, which the resumed run logs
     again. The strings "nan", "inf" and "-inf" become floats. Incomplete lines (see `JsonLines`) are ignored.
+
+    Raises:
+        CheckpointError: The file cannot be read, or a complete line is no event.
     """
     events: list[Document] = []
-    for line in path.read_bytes().split(b"\n"):
-        record = _parse(line)
+    for number, line in enumerate(read_file(path, "Name another run").split(b"\n"), 1):
+        try:
+            record = _parse(line)
+        except DocumentError as error:
+            raise unusable(path, DocumentError(f"line {number}: {error}"), "Delete this line") from error
         if record is None:
             continue
         if record["event"] == "resume":
@@ -117,9 +125,12 @@ def read_events(path: Path) -> list[Document]:
 
 def _parse(line: bytes) -> Document | None:
     try:
-        record = json.loads(line)
-    except ValueError:  # not JSON, or cut in the middle of a character
-        return None
+        record = parse_json(line, EVENT)
+    except DocumentError as error:
+        # A line that was cut, perhaps in the middle of a character.
+        if isinstance(error.__cause__, ValueError) and not line.endswith(b"}"):
+            return None
+        raise
     return {name: _NON_FINITE.get(value, value) if isinstance(value, str) else value for name, value in record.items()}
 
 
