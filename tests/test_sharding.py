@@ -25,7 +25,7 @@ from tests.support.jobs import (
     write_data,
 )
 from tests.support.launched import ranks_of, start_launched
-from tests.support.processes import wait_until
+from tests.support.processes import start, wait_until
 from tests.support.ranks import run_ranks
 from trainer.checkpoint.snapshot import Snapshot, load_folder
 from trainer.checkpoint.tensors import tensor_differences
@@ -284,6 +284,12 @@ def test_model_that_fits_no_device_trains_in_shards(job: list[str], tmp_path: Pa
     complete = run_ranks([*line, f"run.dir={tmp_path}/complete"], 2, tmp_path / "complete-output", 150, limit)
     assert 0 not in complete
     assert "can't allocate memory" in (tmp_path / "complete-output" / "rank-0.txt").read_text()
+    for shard, code in (("true", 0), ("false", 2)):
+        output = tmp_path / f"plan-{shard}"
+        planning = start(["plan", *job, *BIG, "devices=2", f"shard={shard}"], output, memory=limit)
+        planning.join(150)
+        assert planning.exitcode == code, output.read_text()
+    assert "shard: a device needs " in output.read_text()
 
 
 def test_lost_device_is_named(job: list[str], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`trainer plan`: what it says is what a run does."""
 
 import json
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.jobs import TINY, events, train, working_in, write_data
+from trainer.builders import dry_run
 from trainer.cli import main
 from trainer.commands.plan import sparkline
 
@@ -126,11 +128,55 @@ def test_tables_of_several_devices(
     assert "memory of one step on each device" in shown
     assert not caplog.messages
 
-    monkeypatch.setattr("trainer.builders.dry_run._available_memory", lambda name, devices: 1000)
+    memory = plan(capsys, *line[1:], "shard=false")["memory"]
+    limit = memory["total"] - 1
+    monkeypatch.setattr("trainer.builders.dry_run._available_memory", lambda name, devices: limit)
+    caplog.clear()
     assert main([*line, "shard=false"]) == 0
     (warning,) = caplog.messages
     assert warning.startswith("memory: a step needs ")
-    assert "which has 1.0 kB. Set shard=true" in warning
+    assert "Set shard=true" in warning
+
+
+def test_job_that_cannot_fit_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = [*write_data(folder), "trial=false", "device=cpu", "ema.decay=0.9"]
+    needed = {}
+    for name, changes in {
+        "complete": (),
+        "shard=true": ("shard=true",),
+        "optimizer=sgd": ("optimizer=sgd",),
+        "ema.decay=null": ("ema.decay=null",),
+    }.items():
+        memory = plan(capsys, *data, "devices=2", *changes)["memory"]
+        needed[name] = sum(memory[part] for part in ("weights", "gradients", "optimizer", "ema", "saving"))
+    complete = needed.pop("complete")
+    # One byte less than needed is refused; each remedy that the message names fits.
+    monkeypatch.setattr("trainer.builders.dry_run._available_memory", lambda name, devices: complete - 1)
+    assert main(["plan", *TINY, *data, "devices=2"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("shard: a device needs ")
+    for remedy, smaller in needed.items():
+        assert remedy in message
+        assert smaller < complete
+        assert plan(capsys, *data, "devices=2", remedy)["steps"]
+
+
+def test_limit_of_a_process_is_its_own_and_the_machine_is_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"]
+    monkeypatch.setattr("trainer.builders.dry_run._CGROUP_LIMITS", tuple(map(str, files)))
+    whole = dry_run._host_limit(1)
+    assert dry_run._host_limit(2) == whole // 2
+    files[0].write_text("max\n")
+    files[1].write_text("6000000\n")
+    assert (dry_run._host_limit(1), dry_run._host_limit(3)) == (6000000, 2000000)
+    limits = {resource.RLIMIT_DATA: 5000, resource.RLIMIT_AS: 4000}
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (limits[which], -1))
+    monkeypatch.setattr(dry_run, "_used_bytes", {"VmData": 3000, "VmSize": 1000}.__getitem__)
+    assert (dry_run._host_limit(1), dry_run._host_limit(3)) == (2000, 2000)
 
 
 def test_a_device_that_is_not_here_is_reported(
@@ -153,7 +199,8 @@ def test_padding_is_counted(folder: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_without_a_trial_measured_values_are_null(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     planned = plan(capsys, *write_data(folder), "trial=false", "optimizer.lr=auto", "scheduler=reduce_on_plateau")
 
-    assert (planned["memory"]["optimizer"], planned["memory"]["activations"], planned["memory"]["total"]) == (None,) * 3
+    assert (planned["memory"]["activations"], planned["memory"]["total"]) == (None, None)
+    assert planned["memory"]["optimizer"] > planned["memory"]["gradients"]
     assert planned["checkpoint"] == {"files": None, "bytes": None, "kept": 3}
     assert planned["schedule"]["lr"] == "auto"
     assert planned["schedule"]["follows_scores"]

@@ -15,7 +15,7 @@ from trainer.config.stored import config_text
 from trainer.display import displayable
 from trainer.errors import ConfigError, format_error
 from trainer.layout import CHECKPOINTS, CONFIG, EVALUATIONS, EXPORT, LOG, METRICS, MODEL, RUNS, TENSORBOARD, Document
-from trainer.report.console import format_number, open_console, print_table
+from trainer.report.console import format_bytes, format_number, open_console, print_table
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def _warn_of_memory(document: Document) -> None:
     fewer = "Set shard=true" if several and document["devices"]["shards"] == 1 else "Use more devices with shard=true"
     logger.warning(
         "memory: a step needs %s on each device, which has %s. %s, or raise train.accumulate",
-        *(_format_bytes(needed), _format_bytes(available), fewer),
+        *(format_bytes(needed), format_bytes(available), fewer),
     )
 
 
@@ -182,18 +182,9 @@ def _modules(model: Document) -> list[list[object]]:
 
 
 def _memory(document: Document) -> list[list[str]]:
-    rows = [[name, _format_bytes(value)] for name, value in document["memory"].items()]
+    rows = [[name, format_bytes(value)] for name, value in document["memory"].items()]
     checkpoint = document["checkpoint"]
-    return [*rows, ["checkpoint", f"{_format_bytes(checkpoint['bytes'])}, at most {checkpoint['kept']} kept"]]
-
-
-def _format_bytes(count: int | None) -> str:
-    if count is None:
-        return "? (trial=false)"
-    value, unit = float(count), 0
-    while value >= 1000 and unit < 3:
-        value, unit = value / 1000, unit + 1
-    return f"{value:.0f} B" if unit == 0 else f"{value:.1f} {('kB', 'MB', 'GB')[unit - 1]}"
+    return [*rows, ["checkpoint", f"{format_bytes(checkpoint['bytes'])}, at most {checkpoint['kept']} kept"]]
 
 
 def _print_schedule(console: Console, schedule: Document) -> None:

@@ -159,6 +159,16 @@ def estimate_time(done_steps: int, remaining_steps: int, seconds: float) -> str:
     return str(timedelta(seconds=round(seconds / done_steps * remaining_steps)))
 
 
+def format_bytes(count: int | None) -> str:
+    """Return a number of bytes in a unit that people read; None was not measured."""
+    if count is None:
+        return "? (no trial)"
+    value, unit = float(count), 0
+    while value >= 1000 and unit < 3:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.0f} B" if unit == 0 else f"{value:.1f} {('kB', 'MB', 'GB')[unit - 1]}"
+
+
 def format_number(value: float) -> str:
     """Format a number for people: integers in full, floats with four decimals, or with an exponent if far from 1."""
     if isinstance(value, int) or value == 0 or not math.isfinite(value):
