@@ -266,6 +266,7 @@ class TaskInfo:
         image_size: Height and width of `pixel_values` in pixels, for tasks that read images.
         num_outputs: Width C of the model's output; None asks for the model's own features.
         class_counts: Training targets of each of the C classes or labels.
+        class_names: Names of the C classes or labels, in their order.
         num_train: Training samples; for language models the tokens of the training split.
         num_token_types: Token types that tell the texts of a pair apart (1: none), for tasks that read pairs.
         output_level: `token` if the model gives one output per token; None: one output per sample.
@@ -280,6 +281,7 @@ class TaskInfo:
     image_size: tuple[int, ...] | None = None
     num_outputs: int | None
     class_counts: list[int] | None = None
+    class_names: list[str] | None = None
     num_train: int | None = None
     num_token_types: int | None = None
     output_level: Literal["token"] | None = None

@@ -96,7 +96,8 @@ def test_three_typos_are_reported_together() -> None:
         (["optimizer.betas=[0.9]"], "optimizer.betas: must be a list of 2 numbers, got [0.9]."),
         (
             ["loss=focal", "loss.alpha=[a]"],
-            "loss.alpha: must be a number, a list of numbers, auto, effective_number or null, got ['a'].",
+            "loss.alpha: must be a number, a list of numbers, a mapping to numbers, auto, effective_number or null, "
+            "got ['a'].",
         ),
         (["train.duration=3epp"], "train.duration: must be a duration, got '3epp'. Use optimizer steps"),
         (["scheduler.warmup=x"], "scheduler.warmup: must be a duration, got 'x'."),

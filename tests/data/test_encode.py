@@ -60,9 +60,7 @@ def test_encoding_runs_once(
     with caplog.at_level(logging.INFO):
         second = run(second_parts, tmp_path)
 
-    assert [record.message for record in caplog.records] == [
-        f"encoded data: reused from {tmp_path}/cache/encoded/{first.fingerprint}"
-    ]
+    assert [record.message for record in caplog.records] == [f"encoded data: reused from {first.folder}"]
     assert second.fingerprint == first.fingerprint
     assert second_parts[1].state_dict() == first_parts[1].state_dict()
     assert {split: rows[:] for split, rows in second.splits.items()} == {
@@ -138,7 +136,7 @@ def test_damaged_encoded_data_is_encoded_again(
 ) -> None:
     first = run(make(), tmp_path)
     expected = {split: rows[:] for split, rows in first.splits.items()}
-    folder = tmp_path / "cache" / "encoded" / first.fingerprint
+    folder = first.folder
     if damage == "emptied":
         (folder / "train.arrow").write_bytes(b"")
     elif damage == "removed":
@@ -218,14 +216,14 @@ def test_warnings_of_the_source_are_stored_with_the_data(
 
     first, second = run(make(), tmp_path), run(make(), tmp_path)
 
-    assert (first.fresh, second.fresh) == (True, False)
     (warning,) = first.warnings
     assert warning.startswith("data.train: dropped 1 row without a text or a label; the first is ")
     assert second.warnings == first.warnings == printed
+    assert (first.unlogged, second.unlogged) == ([], [warning])
 
 
 def test_a_killed_process_leaves_no_lock(make: Callable[..., Any], tmp_path: Path) -> None:
-    fingerprint = run(make(), tmp_path).fingerprint
+    name = run(make(), tmp_path).folder.name
     encoded = tmp_path / "cache" / "encoded"
     shutil.rmtree(encoded)
     encoded.mkdir()
@@ -237,14 +235,14 @@ def test_a_killed_process_leaves_no_lock(make: Callable[..., Any], tmp_path: Pat
         "    print(flush=True)\n"
         "    time.sleep(100)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script, encoded / fingerprint], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", script, encoded / name], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        file = os.open(encoded / f"{fingerprint}.lock", os.O_RDWR)
+        file = os.open(encoded / f"{name}.lock", os.O_RDWR)
         with pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(file)
         process.kill()
 
-    assert run(make(), tmp_path).fresh
-    assert [path.name for path in encoded.iterdir()] == [fingerprint]
+    run(make(), tmp_path)
+    assert [path.name for path in encoded.iterdir()] == [name]

@@ -57,6 +57,24 @@ def test_each_split_has_a_folder_of_its_own(name: str) -> None:
     assert {row["image"]["bytes"] for row in rows["train"]} == {None}
 
 
+def test_case_of_the_names_of_splits_does_not_matter() -> None:
+    write("root/Train/a/1.png", "root/Train/b/1.png", "root/VAL/a/1.png", "root/Testing/b/1.png")
+
+    assert paths_and_labels(folder()) == {
+        "train": [("Train/a/1.png", "a"), ("Train/b/1.png", "b")],
+        "validation": [("VAL/a/1.png", "a")],
+        "test": [("Testing/b/1.png", "b")],
+    }
+
+
+@pytest.mark.parametrize("other", ["root/dog/outdoor/1.png", "root/dog/1.png"])
+def test_class_folders_with_other_contents_are_no_splits(other: str, caplog: pytest.LogCaptureFixture) -> None:
+    write("root/cat/indoor/1.png", "root/cat/garden/1.png", "root/dog/indoor/1.png", "root/dog/garden/1.png", other)
+    folder().fingerprint  # noqa: B018  it is computed when it is asked for
+
+    assert caplog.messages == []
+
+
 def test_shares_depend_on_the_content_of_images() -> None:
     write(*(f"root/类{n % 2}/{n}.png" for n in range(200)))
     for number in range(0, 200, 2):

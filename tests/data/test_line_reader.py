@@ -1,3 +1,5 @@
+import gzip
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,11 +21,28 @@ def test_line_that_is_not_utf_8_does_not_affect_other_lines() -> None:
         list(read_lines(Path("a.txt")))
 
 
-def test_remedy_names_the_encoding_of_a_byte_order_mark() -> None:
-    Path("a.txt").write_bytes("one\n".encode("utf-16"))
-    (error, *_) = read_lines_or_errors(Path("a.txt"))
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [
+        ("é\n".encode("utf-16"), "UTF-16"),
+        ("é\n".encode("utf-32"), "UTF-32"),
+        ("é “".encode("cp1252"), "WINDOWS-1252"),
+        (b"\x81\xe9", "ENCODING"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz"])
+def test_command_of_the_remedy_converts_the_file(content: bytes, encoding: str, suffix: str) -> None:
+    file = Path(f"a{suffix}")
+    file.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+    (error, *_) = read_lines_or_errors(file)
 
-    assert "iconv -f UTF-16 -t UTF-8" in str(error)
+    command = str(error).partition("for example: ")[2].removesuffix(".")
+    assert f"iconv -f {encoding} -t UTF-8" in command
+    if encoding != "ENCODING":
+        file.rename("OLD")
+        subprocess.run(command, shell=True, check=True)
+        Path("NEW").rename(file)
+        assert "".join(read_lines(file)) == content.decode(encoding)
 
 
 def test_truncated_text_file_is_reported() -> None:

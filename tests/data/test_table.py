@@ -1,4 +1,3 @@
-import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ def records(*rows: Sequence[Any]) -> list[Record]:
 
 
 def read_samples(table: Table, *rows: Sequence[Any], folder: Path | None = None) -> list[Sample]:
-    table.detect_numeric(lambda: iter(records(*rows)))
+    table.scan(lambda: iter(records(*rows)))
     return list(table.samples(iter(records(*rows)), [folder] if folder else []))
 
 
@@ -73,15 +72,21 @@ def test_feature_is_numeric_if_every_cell_is_a_number_or_empty() -> None:
     ]
 
 
-def test_mostly_numeric_column_of_texts_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    read_samples(table("features", available=["a", "b"]), ("1", "x"), ("2", "1"), ("NA", "y"), ("?", ""))
-    read_samples(table("features", available=["a"]), ("1",), ("2",), ("NA",))
+def test_mostly_numeric_column_of_texts_is_reported() -> None:
+    columns = table("features", available=["a", "b c"])
+    read_samples(columns, ("1", "x"), ("2", "1"), ("NA", "y"), ("?", ""))
+    one = table("features", available=["a"])
+    read_samples(one, ("1",), ("2",), ("NA",))
 
     warning = (
-        "data.features: column 'a' is read as text: 2 of its 3 cells are numbers, "
-        "the first other cell is 'NA' in a.csv, row 3"
+        "data.features: column 'a' is read as text: 2 of its 3 cells are numbers, the first other cell is 'NA' in "
+        "{place}. Correct such cells, or empty them. To leave it out, "
     )
-    assert caplog.record_tuples == [("trainer.data.table", logging.WARNING, warning)]
+    assert columns.warnings == []
+    assert one.warnings == [(f"{warning}list the other columns in data.columns.features.", 3)]
+    more = table("features", available=["a", "b c", "d"])
+    read_samples(more, ("1", "x", "y"), ("2", "x", "y"), ("NA", "x", "y"))
+    assert more.warnings == [(f"{warning}set 'data.columns.features=[\"b c\",d]'.", 3)]
 
 
 def test_incomplete_record_becomes_a_sample_without_values() -> None:
@@ -113,6 +118,9 @@ def test_image_path_is_relative_to_the_file_that_contains_it(tmp_path: Path) -> 
         (("score",), [("x",)], "a.csv, row 1, column 's': expected a number, got 'x'."),
         (("text",), [(["a"],)], "a.csv, row 1, column 't': expected a string, got list. Texts and labels are"),
         (("words", "tags"), [("a|b", "O")], "a.csv, row 1, data.tags: expected a tag for each of 2 words, got 1."),
+        (("labels",), [([1.0, 0.0],)], "a.csv, row 1, column 'l': expected the names of the labels, got a vector of"),
+        (("labels",), [("[0, 1, 0]",)], "a.csv, row 1, column 'l': expected the names of the labels, got a vector of"),
+        (("labels",), [("0|0",)], "a.csv, row 1, column 'l': expected the names of the labels, got a vector of"),
         (("tags",), [("O O",)], "a.csv, row 1, column 'ts': a tag contains white space, got 'O O'; check data.list"),
         (("image",), [("no.png",)], "a.csv, row 1, column 'i': the image cannot be read: No such file or directory"),
         (("features",), [("1",), ([1],)], "a.csv, row 2, column 'x': expected a string, got list. Features are"),
@@ -122,7 +130,7 @@ def test_unusable_cell_is_one_message_with_its_place(
     roles: tuple[str, ...], rows: list[tuple[Any, ...]], message: str
 ) -> None:
     with pytest.raises(DataError, match="^" + re.escape(message)) as caught:
-        read_samples(table(*roles, available=["x"]), *rows)
+        read_samples(table(*roles, available=["x"], labels="l"), *rows)
 
     assert len(caught.value.messages) == 1
 
@@ -134,10 +142,28 @@ def test_rows_with_different_numbers_of_values_are_rejected() -> None:
 
 def test_text_in_a_feature_that_is_numeric_in_training_is_rejected() -> None:
     features = table("features", available=["x"])
-    features.detect_numeric(lambda: iter(records(("1",), ("",))))
+    features.scan(lambda: iter(records(("1",), ("",))))
 
     with pytest.raises(DataError, match=r"^a\.csv, row 1, column 'x': .* got 'y'; every training row has a number"):
         list(features.samples(iter(records(("y",)))))
+
+
+def test_text_of_a_boolean_is_a_number_in_a_column_of_numbers() -> None:
+    features = table("features", available=["x"])
+    features.scan(lambda: iter(records((True,), (False,))))
+
+    samples = features.samples(iter(records((True,), ("True",), ("false",))))
+    assert [sample.values and sample.values["features"]["x"] for sample in samples] == [1.0, 1.0, 0.0]
+
+
+def test_several_columns_without_a_name_are_no_features() -> None:
+    spreadsheet = table("features", available=["a", "", ""])
+
+    assert spreadsheet.columns == ["a"]
+    assert [warning.message for warning in spreadsheet.warnings] == [
+        "data.features: columns without a name are left out."
+    ]
+    assert table("features", available=["a", ""]).columns == ["a", ""]
 
 
 def test_every_wrong_role_is_reported() -> None:

@@ -14,8 +14,9 @@ from tests.support.loss_sums import (
     logits_and_classes,
     value_and_gradient,
 )
-from trainer.errors import RowError
+from trainer.errors import ConfigError, RowError
 from trainer.loss import classification
+from trainer.loss.binary_cross_entropy import BinaryCrossEntropy
 from trainer.loss.classification import (
     compute_class_terms,
     compute_nll,
@@ -234,3 +235,41 @@ class TestWeights:
 
     def test_number_of_classes(self):
         assert [infer_num_classes(*known) for known in (([1, 2], None), (None, 3), (None, None))] == [2, 3, None]
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda weight, **facts: CrossEntropy(weight, 0.1, -100, **facts), "weight"),
+        (lambda weight, **facts: Poly(1.0, weight, 0.1, -100, **facts), "weight"),
+        (lambda alpha, **facts: Focal(2.0, alpha, 0.1, -100, **facts), "alpha"),
+        (lambda weight, **facts: BinaryCrossEntropy(weight, 0.1, -100, **facts), "pos_weight"),
+    ],
+)
+def test_weights_by_name_equal_weights_in_order(make, key):
+    facts = {"class_counts": [3, 4, 5], "class_names": ["a", "b", "1"]}
+    by_name, in_order = make({"b": 2, 1: 3.5, "a": 1}, **facts), make([1, 2, 3.5], **facts)
+    assert torch.equal(getattr(by_name, key), getattr(in_order, key))
+
+    for wrong, problems in [
+        ({"a": 1, "c": 2, "b": 1}, [f"{key}.c: is not a class.", f"{key}: has no value for 1, got"]),
+        ({"a": 1, "b": -2, 1: 1}, [f"{key}.b: must be at least 0"]),
+        ({"a": 0, "b": 0, 1: 0}, [f"{key}: must have a value greater than 0"]),
+    ]:
+        with pytest.raises(ConfigError) as error:
+            make(wrong, **facts)
+        messages = error.value.messages
+        assert all(got.startswith(text) for got, text in zip(messages, problems, strict=True)), messages
+    with pytest.raises(ConfigError, match=f"{key}: the classes of this task have no names"):
+        make({"a": 1}, num_outputs=2)
+
+
+def test_message_about_a_short_list_states_the_order():
+    with pytest.raises(ConfigError, match=r"of the 3 classes, got \[1, 2\]\. Their order is c, a, b; or give them"):
+        CrossEntropy([1, 2], 0.0, -100, num_outputs=3, class_names=["c", "a", "b"])
+
+
+def test_factors_above_1_are_accepted_for_classes():
+    loss = Focal(2.0, [0.5, 4.0], 0.0, -100, class_counts=[9, 1])
+    loss.check(torch.tensor([0, 1]))
+    assert loss(torch.zeros(1, 2), torch.tensor([1])).item() == pytest.approx(4 * 0.25 * math.log(2))

@@ -154,6 +154,17 @@ def test_a_task_that_does_not_fit_is_rejected(folder: Folders, caplog: pytest.Lo
     assert "is task.tokenizer the model's own?" in caplog.text
 
 
+def test_remedy_for_added_tokens_enlarges_the_model(folder: Folders, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    with pytest.raises(ConfigError) as error:
+        model_of(folder("bert"), vocab_size=VOCAB_SIZE + 3)
+    _, _, code = str(error.value).removesuffix(".").partition("enlarge the model in Python: ")
+    exec(code, {"model": AutoModel.from_pretrained(folder("bert")), "FOLDER": tmp_path})
+
+    assert model_of(tmp_path, vocab_size=VOCAB_SIZE + 3).base.get_input_embeddings().num_embeddings == VOCAB_SIZE + 3
+
+
 def test_an_image_model_is_rejected(tmp_path: Path) -> None:
     from transformers import ResNetConfig, ResNetModel
 

@@ -17,7 +17,7 @@ def classes(*labels: str) -> Classes:
 def test_counts_of_each_split_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     splits = {"train": Dataset.from_dict({"label": [1, 1, 0]}), "test": Dataset.from_dict({"label": [0, 0]})}
     with caplog.at_level(logging.INFO):
-        classes("cat", "dog").log_counts(splits, "label")
+        classes("cat", "dog").check(splits, "label")
 
     assert caplog.messages == ["train: targets of 2 classes: dog 2, cat 1", "test: targets of 2 classes: cat 2, dog 0"]
 
@@ -25,7 +25,7 @@ def test_counts_of_each_split_are_logged(caplog: pytest.LogCaptureFixture) -> No
 def test_labels_of_a_row_are_counted_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
     rows = Dataset.from_dict({"labels": [[0, 1], [], [1]]}).select([0, 1, 2, 0])
     with caplog.at_level(logging.INFO):
-        classes("cat", "dog").log_counts({"train": rows}, "labels")
+        classes("cat", "dog").check({"train": rows}, "labels")
 
     assert caplog.messages == ["train: targets of 2 classes: dog 3, cat 2"]
 
@@ -33,7 +33,7 @@ def test_labels_of_a_row_are_counted_one_by_one(caplog: pytest.LogCaptureFixture
 def test_only_largest_and_smallest_of_many_classes_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     numbers = [number for number in range(30) for _ in range(30 - number)]
     with caplog.at_level(logging.INFO):
-        classes(*(f"c{number:02}" for number in range(30))).log_counts(
+        classes(*(f"c{number:02}" for number in range(30))).check(
             {"train": Dataset.from_dict({"label": numbers})}, "label"
         )
 
@@ -50,11 +50,50 @@ def fit_class_target(*labels: str) -> ClassTarget:
 
 def test_classes_are_the_sorted_labels() -> None:
     label = fit_class_target("dog", "cat", "dog")
-    assert label.info_fields() == {"num_outputs": 2, "class_counts": [1, 2], "num_train": 3}
+    assert label.info_fields() == {
+        "num_outputs": 2,
+        "class_counts": [1, 2],
+        "class_names": ["cat", "dog"],
+        "num_train": 3,
+    }
     assert label.encode(["dog", "cat"]) == [1, 0]
     target = label.to_tensor([1, 0])
     assert target.dtype == torch.int64
     assert target.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("known", "spelled"),
+    [(("0", "1"), ("False", "True")), (("False", "True"), ("0", "1")), (("False", "True"), ("FALSE", "true"))],
+)
+def test_a_boolean_is_one_class_in_every_spelling(known: tuple[str, ...], spelled: tuple[str, ...]) -> None:
+    assert fit_class_target(*known).encode(spelled) == [0, 1]
+
+
+def test_only_booleans_have_other_spellings() -> None:
+    with pytest.raises(RowError, match="does not occur in training, got 'True'"):
+        fit_class_target("0", "1", "2").encode(["True"])
+    with pytest.raises(RowError, match="does not occur in training, got 'True'"):
+        fit_class_target("1", "true", "false").encode(["True"])
+
+
+@pytest.mark.parametrize(
+    ("names", "number"),
+    [
+        (("a", "b"), 0),
+        (("US", "us"), 1),
+        (("07", "7", "nan", "NaN"), 1),
+        (("1_0", "10"), 0),
+        (("a|b", "c|d"), 0),
+        (("a|b", "a", "b"), 0),
+        (("a|b", "b|c", "a|c"), 1),
+        (("stop, go", "rock, paper", "go"), 0),
+        (("B-PER", "I-PER", "O"), 0),
+        (("and/or", "either/or", "or"), 0),
+    ],
+)
+def test_names_that_are_probably_misread_are_warned_of(names: tuple[str, ...], number: int) -> None:
+    assert len(classes(*names).check({}, "label")) == number
 
 
 def test_state_restores_the_classes() -> None:

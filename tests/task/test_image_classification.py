@@ -68,6 +68,7 @@ def test_info_describes_the_training_split() -> None:
         "image_size": (8, 6),
         "num_outputs": 3,
         "class_counts": [3, 1, 1],
+        "class_names": ["cat", "dog", "owl"],
         "num_train": 5,
         "train_target": "class",
     }

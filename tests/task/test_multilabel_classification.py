@@ -42,6 +42,7 @@ def test_info_describes_the_training_split() -> None:
         **made.texts.info_fields(),
         "num_outputs": 3,
         "class_counts": [2, 2, 2],
+        "class_names": ["fruit", "red", "tool"],
         "num_train": 6,
     }
 

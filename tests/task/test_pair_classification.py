@@ -77,6 +77,7 @@ def test_info_contains_the_number_of_token_types(without_types: str) -> None:
         **made.texts.info_fields(),
         "num_outputs": 2,
         "class_counts": [2, 3],
+        "class_names": ["no", "yes"],
         "num_token_types": 2,
         "num_train": 5,
     }

@@ -177,3 +177,12 @@ def test_inputs_and_examples_have_one_column_per_feature() -> None:
     assert example["features"].shape == (3, 11)
     assert example["features"].dtype == inputs["features"].dtype
     assert table.info_fields() == {"num_features": 11}
+
+
+def test_a_boolean_is_one_category_in_every_spelling() -> None:
+    rows = [{"x": value} for value in ("True", "False")]
+    table = fit_table(rows, {"x": "string"})
+
+    columns = table.encode([{"x": "1"}, {"x": "false"}, {"x": "maybe"}])
+    assert [row.tolist() for row in columns["features"]] == [[0, 1, 0], [1, 0, 0], [0, 0, 1]]
+    assert columns["unknown"] == [0, 0, 1]

@@ -43,7 +43,13 @@ def test_info_describes_the_training_split() -> None:
     made = fitted()
 
     assert made.class_target.classes.labels == ["fruit", "tool"]
-    assert made.info().arguments() == {"num_features": 6, "num_outputs": 2, "class_counts": [3, 1], "num_train": 4}
+    assert made.info().arguments() == {
+        "num_features": 6,
+        "num_outputs": 2,
+        "class_counts": [3, 1],
+        "class_names": ["fruit", "tool"],
+        "num_train": 4,
+    }
 
 
 def test_batches_are_equal_in_every_layout() -> None:

@@ -45,6 +45,7 @@ def test_info_describes_the_training_split() -> None:
         "max_length": 8,
         "pad_id": 0,
         "class_counts": [3, 3],
+        "class_names": ["fruit", "tool"],
         "num_train": 6,
     }
 

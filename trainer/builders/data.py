@@ -83,8 +83,7 @@ def check_data(job: TrainJob, task: Task, encoded: Encoded) -> DataReport:
     problems = [*encoded.warnings, *warnings]
     if problems and job.data.get("strict"):
         raise DataError(*(f"data.strict: {problem}" for problem in problems))
-    # Reading the source logged its own warnings already, unless the encoding came from the cache.
-    for warning in warnings if encoded.fresh else problems:
+    for warning in [*encoded.unlogged, *warnings]:
         logger.warning(warning)
     return report
 

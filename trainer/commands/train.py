@@ -350,10 +350,12 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
     from trainer.commands.report import write_page
     from trainer.commands.run_folders import read_run
 
+    def read_config(text: str) -> TrainJob:
+        # The data may have been moved since the checkpoint was saved.
+        return replace(job_from_text(text, trust=None), data=job.data)
+
     checkpoint = "last" if training.state.best is None else "best"
-    best = load_checkpointed_model(
-        folder, lambda text: job_from_text(text, trust=None), checkpoint=checkpoint, weights="auto", device=job.device
-    )
+    best = load_checkpointed_model(folder, read_config, checkpoint=checkpoint, weights="auto", device=job.device)
     split = "test" if "test" in best.encoded.splits else "validation"
     _, values = evaluate_split(best, split, best.encoded.splits[split], "fp32", {})
     run, state = training.run, training.state

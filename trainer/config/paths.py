@@ -41,6 +41,15 @@ def missing_paths(config: Mapping[str, Any], job_type: type, skip: Collection[st
     return data, list(others.values())
 
 
+def data_paths(config: Mapping[str, Any], job_type: type) -> list[str]:
+    """Return the keys of `data` whose values are paths."""
+    return [
+        f"{group}.{key}"
+        for group, key, value, annotation in _path_values(config, job_type)
+        if group == _DATA and any(True for _ in paths_in(value, annotation))
+    ]
+
+
 def locate_paths(config: Mapping[str, Any], job_type: type) -> dict[str, Any]:
     """Return the config with paths that the working directory resolves, for a job.
 

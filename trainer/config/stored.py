@@ -21,7 +21,7 @@ from trainer.config import jobs, schema, signatures
 from trainer.config.compose import apply_overrides, compose, plain, set_value, unresolved
 from trainer.config.groups import Groups, KnownKeys, is_known, own_folder
 from trainer.config.overrides import CommandLine, is_sweep
-from trainer.config.paths import locate_paths
+from trainer.config.paths import data_paths, locate_paths
 from trainer.config.validate import complete_part, typed_job, validate_config
 from trainer.documents import read_export_manifest, read_text
 from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any, show_value
@@ -52,6 +52,8 @@ MAY_CHANGE = (
     "launch.*",
     "resume",
     "trust",
+    "data.cache_dir",
+    "data.strict",
     "run.*",
     "train.duration",
     "train.accumulate",
@@ -67,7 +69,10 @@ MAY_CHANGE = (
     "logger.*",
     "export.*",
 )
-"""Keys that may change on resume: they decide how a run is executed and shown. All others decide what it learns."""
+"""Keys that may change on resume: they decide how a run is executed and shown. All others decide what it learns.
+
+Paths of data may change too: a checkpoint has a fingerprint of the content, which is compared when a run is resumed.
+"""
 
 NOTES = {
     "train.duration": "the rest of the schedule follows the new length, so the learning rate may jump at this step",
@@ -292,7 +297,8 @@ def resume_config(stored: Mapping[str, Any], current: Mapping[str, Any]) -> tupl
     """
     current = _with_measured_rate(stored, current)
     changes = list(differences(stored, current))
-    forbidden = [change for change in changes if not any(fnmatchcase(change[0], safe) for safe in MAY_CHANGE)]
+    safe_keys = (*MAY_CHANGE, *data_paths(current, jobs.TrainJob))
+    forbidden = [change for change in changes if not any(fnmatchcase(change[0], safe) for safe in safe_keys)]
     if forbidden:
         raise ConfigError(*(_forbidden_change(*change, stored) for change in forbidden))
     notes = [f"{key}: {_change(old, new)}; {NOTES[key]}" for key, old, new in changes if key in NOTES]

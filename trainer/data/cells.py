@@ -5,6 +5,7 @@ A role is the use that a task makes of a column: `text`, `label`, `features`, ..
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
@@ -45,7 +46,8 @@ REMEDIES = {
     **dict.fromkeys(("text", "text_pair", "positive", "negative", "label"), "Texts and labels are strings or numbers"),
     **dict.fromkeys(("value", "score"), "Values and scores must be finite numbers"),
     **dict.fromkeys(
-        ("labels", "words", "tags"), "Write a JSON list, or one text with its parts separated by data.list_separator"
+        ("labels", "words", "tags"),
+        'Write a JSON list, such as ["a", "b"], or one text with its parts separated by data.list_separator',
     ),
     "features": "Features are numbers, texts or empty; list the columns to use in data.columns.features",
     "image": "Write the path of an image file, relative to the folder of the file that contains the path",
@@ -55,6 +57,8 @@ REMEDIES = {
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Suffixes of the files that count as images."""
 
+
+_ZEROS_AND_ONES = frozenset(("0", "1", "0.0", "1.0"))
 
 CellParser = Callable[[Any], Any]
 """A function from a cell to its value in a role; None if the cell has no value."""
@@ -119,6 +123,11 @@ def is_number(value: object) -> bool:
     return True
 
 
+def parse_boolean(value: object) -> bool | None:
+    """Return the truth value of `true` or `false` as CSV files write it, in any case; None for any other cell."""
+    return {"true": True, "false": False}.get(value.strip().casefold()) if isinstance(value, str) else None
+
+
 def shorten(value: object) -> str:
     """Return the `repr` of a value for a message, at most 60 characters."""
     text = repr(value)
@@ -135,17 +144,50 @@ def _parse_label(value: object) -> str | None:
 
 
 def _split_list(value: object, separator: str) -> list[object]:
-    """Return the parts of a list, or of a text split at the separator; a space splits at any white space."""
+    """Return the parts of a list, of the JSON text of one, or of a text split at the separator.
+
+    A space as the separator splits at any white space.
+    """
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return list(value)
     text = as_text(value) or ""
+    if (parts := _parse_json_list(text)) is not None:
+        return parts
     return [part.strip() for part in text.split(None if separator == " " else separator) if part.strip()]
 
 
+def _parse_json_list(text: str) -> list[object] | None:
+    """Return the list that a cell contains as JSON, if all its parts are strings, or all are numbers."""
+    if not (text[:1] == "[" and text[-1:] == "]") or "[" in text[1:].partition('"')[0]:
+        return None
+    try:
+        parts: list[object] = json.loads(text)
+    except ValueError:
+        return None
+    if all(isinstance(part, str) for part in parts) or all(isinstance(part, int | float) for part in parts):
+        return parts
+    return None
+
+
 def _parse_labels(value: object, separator: str) -> list[str]:
-    """Return distinct labels; a row may have none."""
-    labels = [_parse_label(part) for part in _split_list(value, separator)]
+    """Return distinct labels; a row may have none.
+
+    Raises:
+        ValueError: The list is a vector of 0 and 1 instead of names.
+    """
+    parts = _split_list(value, separator)
+    has_only_zeros_and_ones = {str(part) for part in parts} <= _ZEROS_AND_ONES
+    is_repeated = len(parts) > 1 and (isinstance(parts[0], float) or len(set(parts)) < len(parts))
+    if has_only_zeros_and_ones and is_repeated:
+        raise ValueError(f"expected the names of the labels, got a vector of 0 and 1: {shorten(value)}")
+    labels = [_parse_label(part) for part in parts]
     return list(dict.fromkeys(label for label in labels if label is not None))
+
+
+def has_repeated_label(value: object, separator: str) -> bool:
+    """Return whether a cell of `labels` contains a label twice."""
+    parts = [_parse_label(part) for part in _split_list(value, separator)]
+    return len(set(parts)) < len(parts)
 
 
 def _parse_words(value: object, separator: str) -> list[str] | None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from trainer.data import split_cache
 from trainer.data.quality import block_digests, row_digests
 from trainer.data.split_cache import read_index, write_index
 from trainer.errors import DataError, RowError, format_error
@@ -33,6 +34,10 @@ logger = logging.getLogger(__name__)
 _FORMAT = "5"
 _SHAPE: Final = {"state": {str: object}, "rows": {str: int}, "warnings": [str]}
 """The shape of the fields in the index of a cache folder."""
+
+_FOLDER_VERSION = 2
+"""Increase it if the same data is encoded otherwise; unlike `_FORMAT` it leaves the fingerprints of old runs alone."""
+
 _SAMPLES = "{split}.samples.parquet"
 _NUM_SAMPLES = 4
 
@@ -45,15 +50,15 @@ class Encoded:
         splits: The rows by split; column `row` identifies the raw row of each.
         fingerprint: Digest of the data and of the encoding; does not depend on the state of the cache.
         folder: The folder of the files.
-        warnings: The warnings that the source logged when it was read, such as dropped rows.
-        fresh: True if the data was encoded by this call, False if it came from the cache.
+        warnings: The warnings of the source when it was read, such as dropped rows.
+        unlogged: Those of `warnings` that were logged by an earlier call only, as the data came from the cache.
     """
 
     splits: dict[str, Dataset]
     fingerprint: str
     folder: Path
     warnings: list[str]
-    fresh: bool
+    unlogged: list[str]
 
     def samples(self, split: str) -> list[Row]:
         """Return the first raw rows of a split, at most 4."""
@@ -83,23 +88,26 @@ def encode(source: Source, task: Task, *, limit: int | None, root: Path, fitted:
     Raises:
         DataError: The data cannot be used.
     """
-    parts = [_FORMAT, source.fingerprint, task.fingerprint(), limit]
-    folder = root / "encoded" / _digest(parts)
-    cached = _read(folder)
-    if fitted and (cached is None or cached[0] != task.state_dict()):
-        folder = root / "encoded" / _digest([*parts, task.state_dict()])
+    with _recorded_warnings() as logged:
+        parts = [_FORMAT, source.fingerprint, task.fingerprint(), limit]
+        folder = root / "encoded" / _digest([*parts, _FOLDER_VERSION])
         cached = _read(folder)
-    fresh = False
-    if cached is None:
-        with _locked(folder):
+        if fitted and (cached is None or cached[0] != task.state_dict()):
+            folder = root / "encoded" / _digest([*parts, _FOLDER_VERSION, task.state_dict()])
             cached = _read(folder)
-            if cached is None:
-                fresh = True
-                cached = _encode(source, task, limit, root, folder, fitted=fitted)
+        fresh = False
+        if cached is None:
+            with _locked(folder):
+                cached = _read(folder)
+                if cached is None:
+                    fresh = True
+                    cached = _encode(source, task, limit, root, folder, logged, fitted=fitted)
     if not fresh:
         logger.info("encoded data: reused from %s", folder)
-    task.load_state_dict(cached[0])
-    return Encoded(cached[1], _digest(parts), folder, cached[2], fresh)
+    state, splits, warnings = cached
+    task.load_state_dict(state)
+    unlogged = [warning for warning in warnings if warning not in logged]
+    return Encoded(splits, _digest(parts), folder, warnings, unlogged)
 
 
 @contextmanager
@@ -118,11 +126,10 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _encode(
-    source: Source, task: Task, limit: int | None, root: Path, folder: Path, *, fitted: bool
+    source: Source, task: Task, limit: int | None, root: Path, folder: Path, warnings: list[str], *, fitted: bool
 ) -> tuple[StateDict, dict[str, Dataset], list[str]]:
-    """Encode the data into a cache folder and read it back."""
-    with _recorded_warnings() as warnings:
-        raw = _prepare(source, task, limit, fitted)
+    """Encode the data into a cache folder with the `warnings` that are logged until then, and read it back."""
+    raw = _prepare(source, task, limit, fitted)
     try:
         _write(folder, source, task, raw, warnings)
     except OSError as error:
@@ -140,7 +147,8 @@ class _WarningRecorder(logging.Handler):
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
+        if record.name != split_cache.__name__:  # the state of a cache is no property of the data
+            self.messages.append(record.getMessage())
         # Python prints warnings only as long as there is no handler at all, and this one would be the first.
         if not logging.getLogger().handlers and logging.lastResort is not None:
             logging.lastResort.handle(record)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from annotated_types import Len
 
@@ -45,7 +45,7 @@ class Files(FileSource):
             columns without another requested role; any other role None has no column.
         split: Shares of `validation` and `test` in [0, 1), for splits without files; 0 for no test split.
         list_separator: The separator of `labels`, `words` and `tags` in one cell; a space means any white space.
-        separator: The separator of CSV and TSV cells; None for the default of the suffix.
+        separator: The separator of CSV and TSV cells, `\\t` for a tab; None for the default of the suffix.
         quote: The quote around CSV and TSV cells; None if quotes are ordinary characters.
         cache_dir: The folder of the Arrow files; None for the cache of the datasets library.
 
@@ -78,7 +78,7 @@ class Files(FileSource):
         columns: RoleColumns,
         split: Shares,
         list_separator: NonEmptyStr,
-        separator: Annotated[str, Len(1, 1)] | None,
+        separator: Annotated[str, Len(1, 1)] | Literal["\\t"] | None,
         quote: Annotated[str, Len(1, 1)] | None,
         cache_dir: str | None,
     ) -> None:
@@ -86,8 +86,9 @@ class Files(FileSource):
         super().__init__(train, validation, test, split, cache_dir)
         self._columns = {"text": text, "label": label, **columns}
         self._numeric: dict[str, bool] = {}
-        self._list_separator = list_separator
-        self._csv_options = {"separator": separator, "quote": quote}
+        # A shell passes a tab as the two characters that stand for it.
+        self._list_separator = "\t" if list_separator == r"\t" else list_separator
+        self._csv_options = {"separator": "\t" if separator == r"\t" else separator, "quote": quote}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -144,7 +145,7 @@ class Files(FileSource):
         if self._numeric:
             table.numeric.update(self._numeric)
         else:
-            table.detect_numeric(lambda: self._records("train", table))
+            table.scan(lambda: self._records("train", table))
 
         def no_rows_error(origin: str) -> DataError:
             remedy = "Check the names of the columns"
@@ -155,7 +156,8 @@ class Files(FileSource):
             for origin, paths in self._paths.items()
         }
         schema = split_schema(table.names, table.numeric)
-        write_splits(folder, self._layout, schema, origins, describe_incomplete_rows(table.names), no_rows_error)
+        incomplete = describe_incomplete_rows(table.names)
+        write_splits(folder, self._layout, schema, origins, incomplete, no_rows_error, table.warnings)
 
     def _records(self, split: str, table: Table) -> Iterator[Record]:
         for index, path in enumerate(self._paths[split]):

@@ -200,7 +200,7 @@ class Hub:
                         remedy = did_you_mean(name, list(rows.column_names))
                         problem = f"split {self._splits[split]} has no such column"
                         raise DataError(format_error(f"data.columns.{role}", problem, remedy, value=name))
-        table.detect_numeric(lambda: self._records("train", table))
+        table.scan(lambda: self._records("train", table))
 
         def no_rows_error(origin: str) -> DataError:
             remedy = f"Check data.columns, or set data.splits.{origin}=null to hold out a share of training"
@@ -209,7 +209,8 @@ class Hub:
 
         origins = {split: table.samples(self._records(split, table)) for split in tables}
         schema = split_schema(table.names, table.numeric)
-        write_splits(folder, self._layout, schema, origins, describe_incomplete_rows(table.names), no_rows_error)
+        incomplete = describe_incomplete_rows(table.names)
+        write_splits(folder, self._layout, schema, origins, incomplete, no_rows_error, table.warnings)
 
     def _records(self, split: str, table: Table) -> Iterator[Record]:
         from datasets import Image

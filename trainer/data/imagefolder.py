@@ -34,16 +34,21 @@ _LOG = logging.getLogger(__name__)
 _VERSION = 1
 """Increase it if the same files give different splits."""
 
-_SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
-"""The split of a folder, by its name."""
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""The split of a folder, by its name in lower case."""
 
 
 class ImageFolder:
     """Columns `image` (the path of a file), `label` (the name of a folder) and `row`.
 
     Images are in `root/<class>/`, or in `root/train/<class>/`, `root/validation/<class>/` (or `valid`, `val`) and
-    `root/test/<class>/`, at any depth. Hidden files and folders are skipped, links are followed. The images that are
-    held out from training for `validation` and `test` are chosen by the bytes of an image only, as in `data=files`.
+    `root/test/<class>/`, at any depth; the case of the names of splits does not matter. Hidden files and folders are
+    skipped, links are followed. The images that are held out from training for `validation` and `test` are chosen by
+    the bytes of an image only, as in `data=files`.
 
     Args:
         root: The folder.
@@ -104,16 +109,18 @@ class ImageFolder:
             raise DataError(format_error("data.root", "no such folder", remedy, value=str(self._root)))
         folders = _folders_in(self._root)
         # Classes may have the names of splits: a folder `train` without folders is a class.
-        if "train" not in [path.name for path in folders] or not _folders_in(self._root / "train"):
+        if not any(_SPLITS.get(path.name.casefold()) == "train" and _folders_in(path) for path in folders):
+            _warn_of_splits(folders)
             return {"train": self._root}
         by_split: dict[str, Path] = {}
         for path in folders:
-            if path.name not in _SPLITS:
+            if path.name.casefold() not in _SPLITS:
                 problem = "has a folder that is not a split next to train"
                 remedy = f"Name the folders of splits {', '.join(_SPLITS)}"
                 raise DataError(format_error(str(self._root), problem, remedy, value=path.name))
-            if (other := by_split.setdefault(_SPLITS[path.name], path)) != path:
-                raise DataError(format_error(str(path), f"is the {_SPLITS[path.name]} split, and so is {other}"))
+            split = _SPLITS[path.name.casefold()]
+            if (other := by_split.setdefault(split, path)) != path:
+                raise DataError(format_error(str(path), f"is the {split} split, and so is {other}", "Merge them"))
         return {name: by_split[name] for name in ("train", "validation", "test") if name in by_split}
 
     @cached_property
@@ -150,6 +157,16 @@ class ImageFolder:
             key = content_digest(path) if origin == "train" and self._layout.held_out else ""
             image = {"bytes": None, "path": str(path.absolute())}
             yield Sample(row_id(0, number), {"image": image, "label": label}, key)
+
+
+def _warn_of_splits(folders: Sequence[Path]) -> None:
+    """Warn if class folders contain only folders, and all of them the same ones, as splits do."""
+    inner = [{path.name for path in _folders_in(folder)} for folder in folders]
+    has_images = any(_is_image(path) for folder in folders for path in folder.iterdir())
+    if len(inner) > 1 and len(inner[0]) > 1 and all(names == inner[0] for names in inner) and not has_images:
+        classes = ", ".join(path.name for path in folders)
+        message = "data.root: the classes %s all contain the folders %s; if these are the classes, rename the outer %s"
+        _LOG.warning(message, classes, ", ".join(sorted(inner[0])), "folders to train, validation and test")
 
 
 def _folders_in(folder: Path) -> list[Path]:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from trainer.errors import DataError, format_error
+
+_BYTE_ORDER_MARKS = {
+    BOM_UTF32_LE: "UTF-32",
+    BOM_UTF32_BE: "UTF-32",
+    BOM_UTF16_LE: "UTF-16",
+    BOM_UTF16_BE: "UTF-16",
+}
+"""The encoding that a file begins with; the mark of UTF-32 begins like the one of UTF-16."""
 
 READ_ERRORS = (OSError, EOFError, zlib.error)
 """Errors of reading a file that is missing, truncated or damaged."""
@@ -52,9 +61,20 @@ def decode_line(line: bytes, place: str, offset: int) -> str | DataError:
         return line.decode()
     except UnicodeDecodeError as error:
         byte = f"byte {line[error.start]:#04x} at offset {offset + error.start} of the file is not UTF-8"
-        encoding = "UTF-16" if offset == 0 and line.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "LATIN1"
-        remedy = f"Convert the file from its encoding, for example: iconv -f {encoding} -t UTF-8 OLD > NEW"
+        remedy = f"Convert the file to UTF-8, for example: {_conversion(line, offset, place)}"
         return DataError(format_error(place, byte, remedy))
+
+
+def _conversion(line: bytes, offset: int, place: str) -> str:
+    """Return the command that converts the file of a line that is not UTF-8."""
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if offset == 0 and line.startswith(mark)), None)
+    if encoding is None:
+        with suppress(UnicodeDecodeError):
+            line.decode("cp1252")
+            encoding = "WINDOWS-1252"
+    convert = f"iconv -f {encoding or 'ENCODING'} -t UTF-8"
+    is_compressed = place.rpartition(", ")[0].lower().endswith(".gz")
+    return f"gzip -dc OLD | {convert} | gzip > NEW" if is_compressed else f"{convert} OLD > NEW"
 
 
 class LineReader:

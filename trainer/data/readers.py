@@ -291,8 +291,13 @@ def _column_problem(path: Path, wrong: Sequence[str], names: list[str], column_r
     """Return the message for columns that are missing or occur more than once."""
     counts = {column: names.count(column) for column in wrong}
     problems = [f"{count} columns {column!r}" if count else f"no column {column!r}" for column, count in counts.items()]
+    if repeated := [column for column, count in counts.items() if count]:
+        problem = f"has {' and '.join(problems)}"
+        remedy = f"Give each column a name of its own: rename or remove one of {', '.join(map(repr, repeated))}"
+        return format_error(str(path), problem, remedy)
     remedy = f"Its columns are {', '.join(map(repr, names))}; {column_remedy}"
-    hints = [hint for column in wrong if (hint := did_you_mean(column, names)).startswith(_DID_YOU_MEAN)]
+    named = [name for name in names if name]
+    hints = [hint for column in wrong if (hint := did_you_mean(column, named)).startswith(_DID_YOU_MEAN)]
     if len(names) == 1 and not set(",;|\t").isdisjoint(names[0]):
         remedy += ", and their separator with data.separator"
     elif hints:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 INDEX = "index.json"
 """Checksums of a cache folder's files."""
 
+_VERSION = 2
+"""Increase it if the same data gives other files. A fingerprint, which old runs carry, must not depend on it."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -52,7 +55,7 @@ def cached_splits(
 
 def cache_key(fingerprint: str, roles: Iterable[str], *more: str) -> str:
     """Return the name of a cache folder: the same data with other roles has its own folder."""
-    parts = blake2b(repr((tuple(roles), more)).encode(), digest_size=6).hexdigest()
+    parts = blake2b(repr((_VERSION, tuple(roles), more)).encode(), digest_size=6).hexdigest()
     return f"{fingerprint}-{parts}"
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 from trainer.constraints import BelowOne, Rule
 from trainer.data.cells import CLASS_ROLES, split_key
+from trainer.data.plausibility import ColumnWarning
 from trainer.errors import DataError, format_error
 from trainer.protocols import EncodedColumns, Row
 
@@ -256,8 +257,9 @@ def write_splits(
     origins: Mapping[str, Iterable[Sample]],
     incomplete: str,
     no_rows_error: Callable[[str], DataError],
+    warnings: Sequence[ColumnWarning] = (),
 ) -> None:
-    """Write `<split>.arrow` for each split, in one pass over all samples, and `dropped.json` with the `DroppedRows`.
+    """Write `<split>.arrow` for each split, in one pass over all samples, `dropped.json` and `warnings.json`.
 
     Args:
         folder: The folder to write to.
@@ -266,6 +268,7 @@ def write_splits(
         origins: The samples of each split that has data of its own.
         incomplete: A description of the dropped samples: `rows without a text or a label`.
         no_rows_error: Returns the error for an origin whose samples are all dropped.
+        warnings: Warnings about the training data.
 
     Raises:
         DataError: A split has no rows, or an error of the samples.
@@ -298,6 +301,7 @@ def write_splits(
     for name in layout.held_out:
         dropped += _drop_unseen(folder, name, writers[name].num_rows, classes)
     (folder / "dropped.json").write_text(json.dumps(dropped))
+    (folder / "warnings.json").write_text(json.dumps(warnings))
 
 
 def _check_not_empty(writers: Mapping[str, SplitWriter], kept: Mapping[str, int]) -> None:
@@ -333,9 +337,11 @@ def _drop_unseen(folder: Path, split: str, num_rows: int, classes: Mapping[str, 
 
 
 def read_splits(folder: Path, layout: SplitLayout, describe_row: Callable[[str, int], str]) -> dict[str, Dataset]:
-    """Return the memory-mapped splits that `write_splits` wrote, and warn about the dropped rows."""
+    """Return the memory-mapped splits that `write_splits` wrote; repeat the warnings, and warn about dropped rows."""
     import datasets
 
+    for message, row in json.loads((folder / "warnings.json").read_text()):
+        _LOG.warning(message.replace("{place}", describe_row("train", row)))
     for name, description, count, row in json.loads((folder / "dropped.json").read_text()):
         rows = description.replace("rows", "row", 1) if count == 1 else description
         _LOG.warning("data.%s: dropped %d %s; the first is %s", name, count, rows, describe_row(name, row))

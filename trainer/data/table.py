@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,16 +17,16 @@ from trainer.data.cells import (
     CellParser,
     as_text,
     cell_parser,
+    has_repeated_label,
     is_number,
+    parse_boolean,
     parse_number,
-    shorten,
     split_key,
 )
+from trainer.data.plausibility import ColumnWarning, FeatureColumn
 from trainer.data.splits import Sample, split_row_id
 from trainer.errors import DataError, did_you_mean, format_error, raise_if_any
 from trainer.layout import expand_home
-
-_LOG = logging.getLogger(__name__)
 
 ColumnNames = Mapping[str, str | Sequence[str] | None]
 """The column of each role; `value` and `features` may have several. None for a role without a column."""
@@ -57,6 +57,7 @@ COLUMN_RULES = (
 """Rules of a source with the argument `columns`."""
 
 _MULTI_COLUMN_ROLES = ("value", "features")
+_MAX_LISTED = 20
 
 
 def check_roles(columns: ColumnNames, roles: Sequence[str]) -> None:
@@ -90,13 +91,15 @@ class Table:
         names: The columns of each role, in the order of the roles.
         keys: The name of each role in a message: `data.label=category`.
         separator: The separator between the parts of a list in one cell.
-        numeric: For each feature by name, True for numbers and False for texts; filled by `detect_numeric`.
+        numeric: For each feature by name, True for numbers and False for texts; filled by `scan`.
+        warnings: Warnings about the training data; filled by `scan`.
     """
 
     names: Mapping[str, Sequence[str]]
     keys: Mapping[str, str]
     separator: str
     numeric: dict[str, bool] = field(default_factory=dict)
+    warnings: list[ColumnWarning] = field(default_factory=list)
 
     @classmethod
     def for_roles(
@@ -129,13 +132,17 @@ class Table:
                 if (other := used.setdefault(name, role)) != role:
                     problem = f"is the column of {describe_role(other)} too"
                     raise DataError(format_error(describe_role(role), problem, "Name another column"))
+        warnings = []
         if "features" in roles and "features" not in names:
             names["features"] = [name for name in available if name not in used]
+            if names["features"].count("") > 1:  # a spreadsheet writes its empty columns too
+                names["features"] = [name for name in names["features"] if name]
+                warnings.append(ColumnWarning(f"{describe_role('features')}: columns without a name are left out.", 1))
             if not names["features"]:
                 problem = "no column is left for the features"
                 raise DataError(format_error(describe_role("features"), problem, value=list(available)))
         ordered = {role: names[role] for role in roles if role in names}
-        return cls(ordered, {role: describe_role(role) for role in ordered}, separator)
+        return cls(ordered, {role: describe_role(role) for role in ordered}, separator, warnings=warnings)
 
     @property
     def columns(self) -> list[str]:
@@ -148,33 +155,45 @@ class Table:
         keys = [key.partition("=")[0] for key in self.keys.values()]
         return f"set {', '.join([*keys[:-2], ' and '.join(keys[-2:])])}"
 
-    def detect_numeric(self, records: Callable[[], Iterator[Record]]) -> None:
-        """Fill `numeric`: a feature is numeric if every training cell that is not empty is a number.
+    def scan(self, records: Callable[[], Iterator[Record]]) -> None:
+        """Fill `numeric` and `warnings`: a feature is numeric if every training cell that is not empty is a number.
 
         Args:
-            records: Returns the records of the training data, before any are held out; called only with features.
+            records: Returns the records of the training data, before any are held out; called only with features or
+                labels.
         """
-        names = self.names.get("features")
-        if names is None:
-            return
-        positions = [(name, self.columns.index(name)) for name in names]
-        num_filled, num_numbers = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
-        first_text: dict[str, str] = {}
-        for _, place, values in records():
-            for name, position in positions:
+        if "features" in self.names:
+            self._scan_features(records, self.names["features"])
+        if "labels" in self.names:
+            (name,) = self.names["labels"]
+            position = self.columns.index(name)
+            cells = ((row, values[position]) for row, _, values in records())
+            repeated = [row for row, cell in cells if has_repeated_label(cell, self.separator)]
+            if repeated:
+                text = f"{self.keys['labels']}: {len(repeated)} rows contain a label twice, the first is {{place}}"
+                self.warnings.append(ColumnWarning(f"{text}. Write each label of a row once.", repeated[0]))
+
+    def _scan_features(self, records: Callable[[], Iterator[Record]], names: Sequence[str]) -> None:
+        scanned = [(self.columns.index(name), FeatureColumn(name)) for name in names]
+        for row, _, values in records():
+            for position, column in scanned:
                 value = values[position]
                 if value is None or value != value or (isinstance(value, str) and not value.strip()):
                     continue
-                num_filled[name] += 1
-                if is_number(value):
-                    num_numbers[name] += 1
-                elif name not in first_text:
-                    first_text[name] = f"{shorten(value)} in {place}"
-        self.numeric.update({name: name not in first_text for name in names})
-        for name, text in first_text.items():
-            if num_numbers[name] > num_filled[name] / 2:
-                message = "%s: column %r is read as text: %d of its %d cells are numbers, the first other cell is %s"
-                _LOG.warning(message, self.keys["features"], name, num_numbers[name], num_filled[name], text)
+                column.add(value, row)
+        for _, column in scanned:
+            self.numeric[column.name] = column.is_numeric
+            for message, row in column.warnings():
+                text = f"{self.keys['features']}: column {column.name!r} {message}. {self._without(column.name)}"
+                self.warnings.append(ColumnWarning(text, row))
+
+    def _without(self, name: str) -> str:
+        """Return the remedy of a column that is no feature."""
+        others = [other for other in self.names["features"] if other != name]
+        if not 0 < len(others) <= _MAX_LISTED:
+            return "To leave it out, list the other columns in data.columns.features."
+        listed = ",".join(other if other.isidentifier() else json.dumps(other) for other in others)
+        return f"To leave it out, set 'data.columns.features=[{listed}]'."
 
     def samples(self, records: Iterator[Record], folders: Sequence[Path] = ()) -> Iterator[Sample]:
         """Yield the records as samples; a record that lacks a required value becomes a sample without values.
@@ -237,7 +256,8 @@ class Table:
             text = as_text(cell)
             return text if text and not text.isspace() else None
         try:
-            return parse_number(cell)
+            # The training data may have had booleans in another format, where they are numbers.
+            return parse_number(cell) if (truth := parse_boolean(cell)) is None else float(truth)
         except ValueError as error:
             if is_number(cell):
                 raise

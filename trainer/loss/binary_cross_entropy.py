@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.constraints import BelowOne, NonNegative, Rule, validated
-from trainer.errors import ConfigError, format_error
-from trainer.loss.classification import IGNORE_INDEX_RULES, infer_num_classes
+from trainer.constraints import BelowOne, Rule, validated
+from trainer.errors import ConfigError, format_error, raise_if_any
+from trainer.loss.classification import (
+    IGNORE_INDEX_RULES,
+    Factors,
+    find_weight_problems,
+    infer_num_classes,
+    order_by_class,
+)
 from trainer.loss.multilabel import MultilabelLoss, balance_pos_weight, prepare_labels, smooth_labels
 
 
@@ -21,13 +28,14 @@ class BinaryCrossEntropy(MultilabelLoss):
     for negatives, as in `torch.nn.BCEWithLogitsLoss`. `num_targets`, the divisor of a step, counts entries.
 
     Args:
-        pos_weight: One factor per label, at least 0; "auto" for negatives / positives of each label in the training
-            split; None for no weights.
+        pos_weight: One factor per label, in their order or by name, at least 0; "auto" for negatives / positives of
+            each label in the training split; None for no weights.
         label_smoothing: Share of the target spread evenly over yes and no, in [0, 1).
         ignore_index: Entry that is ignored in the sum and in the count.
         class_counts: Training positives of each label, if the task counts them.
         num_outputs: Number of labels C, if it is known.
         num_train: Number of training samples, if it is known.
+        class_names: Names of the labels, if the task has them.
 
     Raises:
         ConfigError: A value is out of range, or `pos_weight` does not fit the labels.
@@ -41,18 +49,27 @@ class BinaryCrossEntropy(MultilabelLoss):
             key="pos_weight",
             problem="must have a value greater than 0",
         ),
+        Rule(
+            "not isinstance(pos_weight, dict) or any(pos_weight[name] for name in pos_weight)",
+            key="pos_weight",
+            problem="must have a value greater than 0",
+        ),
         *IGNORE_INDEX_RULES,
     )
     def __init__(
         self,
-        pos_weight: list[NonNegative] | Literal["auto"] | None,
+        pos_weight: Factors | Literal["auto"] | None,
         label_smoothing: BelowOne,
         ignore_index: int,
         class_counts: list[int] | None = None,
         num_outputs: int | None = None,
         num_train: int | None = None,
+        class_names: list[str] | None = None,
     ) -> None:
         super().__init__(ignore_index, infer_num_classes(class_counts, num_outputs))
+        if isinstance(pos_weight, Mapping):
+            raise_if_any(*find_weight_problems("pos_weight", pos_weight, class_counts, self.num_outputs, class_names))
+            pos_weight = list(order_by_class(pos_weight, class_names))
         weights = self._choose_weights(pos_weight, class_counts, num_train)
         buffer = None if weights is None else torch.tensor(weights, dtype=torch.float32)
         self.register_buffer("pos_weight", buffer, persistent=False)

@@ -38,18 +38,20 @@ float64 logits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trainer.constraints import Rule
-from trainer.errors import format_error
+from trainer.constraints import NonNegative, Rule
+from trainer.errors import did_you_mean, format_error
 from trainer.targets import check_classes, check_shares
 
-ClassWeights = Sequence[float] | Literal["auto", "effective_number"] | None
+Factors: TypeAlias = list[NonNegative] | Mapping[str | int | bool, NonNegative]
+"""A factor for each class or label, at least 0: in the order of the classes, or by name."""
+ClassWeights = Sequence[float] | Mapping[Any, float] | Literal["auto", "effective_number"] | None
 IGNORE_INDEX_RULES: Final = (
     Rule(
         "ignore_index not in (0, 1)",
@@ -60,8 +62,14 @@ IGNORE_INDEX_RULES: Final = (
 )
 WEIGHT_RULES: Final = (
     Rule("not isinstance(weight, list) or any(weight)", key="weight", problem="must have a value greater than 0"),
+    Rule(
+        "not isinstance(weight, dict) or any(weight[name] for name in weight)",
+        key="weight",
+        problem="must have a value greater than 0",
+    ),
 )
 _BETA = 0.999
+_MAX_NAMES = 20
 _CHUNK_ELEMENTS = 2**23
 """Elements of a chunk of logits: 32 MiB in float32. A smaller chunk would stay in the cache, but each pass over a chunk
 waits for all threads, and these waits dominate on a busy machine."""
@@ -268,34 +276,74 @@ def infer_num_classes(class_counts: Sequence[int] | None, num_outputs: int | Non
 
 
 def find_weight_problems(
-    key: str, weights: ClassWeights, class_counts: Sequence[int] | None, num_classes: int | None
+    key: str,
+    weights: ClassWeights,
+    class_counts: Sequence[int] | None,
+    num_classes: int | None,
+    class_names: Sequence[str] | None = None,
 ) -> list[str]:
     """Return a message for each reason why the class weights do not fit the classes.
 
     Args:
         key: Name of the parameter.
-        weights: One weight per class, or the rule that derives them from the counts.
+        weights: One weight per class, in order or by name, or the rule that derives them from the counts.
         class_counts: Training targets of each class (C entries); None if the task does not count them.
         num_classes: Number of classes C; None if it is unknown.
+        class_names: Names of the classes, in their order; None if they have none.
     """
     if weights is None:
         return []
+    if isinstance(weights, Mapping):
+        return _find_name_problems(key, weights, class_names)
     if (class_counts if isinstance(weights, str) else num_classes) is None:
         problem = "class weights need a task that counts its classes"
         return [format_error(key, problem, f"Use loss.{key}=null", value=weights)]
     if not isinstance(weights, str) and len(weights) != num_classes:
-        return [format_error(key, f"must have one value for each of the {num_classes} classes", value=weights)]
+        problem = f"must have one value for each of the {num_classes} classes"
+        remedy = f"Their order is {_list_names(class_names)}; or give them by name: {{NAME: VALUE}}"
+        return [format_error(key, problem, remedy if class_names else "", value=weights)]
     return []
 
 
-def make_class_weights(weights: ClassWeights, class_counts: Sequence[int] | None) -> Tensor | None:
+def _find_name_problems(key: str, weights: Mapping[Any, float], class_names: Sequence[str] | None) -> list[str]:
+    """Return a message for each name that is missing or unknown."""
+    if class_names is None:
+        remedy = f"Give loss.{key} as a list, one value for each class"
+        return [format_error(key, "the classes of this task have no names", remedy, value=dict(weights))]
+    names = list(class_names)
+    unknown = [str(name) for name in weights if str(name) not in names]
+    problems = [format_error(f"{key}.{name}", "is not a class", did_you_mean(name, names)) for name in unknown]
+    if missing := [name for name in names if name not in map(str, weights)]:
+        remedy = f"The classes are {_list_names(names)}"
+        problems.append(format_error(key, f"has no value for {_list_names(missing)}", remedy, value=dict(weights)))
+    return problems
+
+
+def _list_names(names: Sequence[str] | None) -> str:
+    shown = list(names or ())
+    return ", ".join(shown if len(shown) <= _MAX_NAMES else [*shown[:_MAX_NAMES], "..."])
+
+
+def order_by_class(
+    weights: Sequence[float] | Mapping[Any, float], class_names: Sequence[str] | None
+) -> Sequence[float]:
+    """Return one value per class, in the order of the classes; `find_weight_problems` must have found no problem."""
+    if not isinstance(weights, Mapping):
+        return weights
+    by_name = {str(name): value for name, value in weights.items()}
+    return [by_name[name] for name in class_names or ()]
+
+
+def make_class_weights(
+    weights: ClassWeights, class_counts: Sequence[int] | None, class_names: Sequence[str] | None = None
+) -> Tensor | None:
     """Return the weights of the C classes, float32 (C,), or None; `find_weight_problems` must have found no problem."""
     if weights is None:
         return None
     if isinstance(weights, str):
         assert class_counts is not None, "checked by find_weight_problems"
         weights = _balance(class_counts, weights)
-    return torch.tensor(weights, dtype=torch.float32)
+    return torch.tensor(order_by_class(weights, class_names), dtype=torch.float32)
 
 
 def _balance(counts: Sequence[int], rule: str) -> list[float]:

@@ -6,11 +6,12 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from trainer.constraints import BelowOne, NonNegative, validated
+from trainer.constraints import BelowOne, validated
 from trainer.errors import raise_if_any
 from trainer.loss.classification import (
     IGNORE_INDEX_RULES,
     WEIGHT_RULES,
+    Factors,
     check_class_targets,
     compute_class_terms,
     count_class_targets,
@@ -27,12 +28,13 @@ class CrossEntropy(nn.Module):
     divisor of a step, counts targets, not their weights.
 
     Args:
-        weight: One factor per class, at least 0; "auto" or "effective_number" for factors with a mean of 1 from the
-            training counts; None for no weights.
+        weight: One factor per class, in their order or by name, at least 0; "auto" or "effective_number" for factors
+            with a mean of 1 from the training counts; None for no weights.
         label_smoothing: Share of the target spread evenly over the classes, in [0, 1).
         ignore_index: Target that is ignored in the sum and in the count.
         class_counts: Training targets of each class, if the task counts them.
         num_outputs: Number of classes C, if it is known.
+        class_names: Names of the classes, if the task has them.
 
     Raises:
         ConfigError: A value is out of range, or `weight` does not fit the classes.
@@ -44,16 +46,17 @@ class CrossEntropy(nn.Module):
     @validated(*WEIGHT_RULES, *IGNORE_INDEX_RULES)
     def __init__(
         self,
-        weight: list[NonNegative] | Literal["auto", "effective_number"] | None,
+        weight: Factors | Literal["auto", "effective_number"] | None,
         label_smoothing: BelowOne,
         ignore_index: int,
         class_counts: list[int] | None = None,
         num_outputs: int | None = None,
+        class_names: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = infer_num_classes(class_counts, num_outputs)
-        raise_if_any(*find_weight_problems("weight", weight, class_counts, self.num_classes))
-        self.register_buffer("weight", make_class_weights(weight, class_counts), persistent=False)
+        raise_if_any(*find_weight_problems("weight", weight, class_counts, self.num_classes, class_names))
+        self.register_buffer("weight", make_class_weights(weight, class_counts, class_names), persistent=False)
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
 

@@ -12,6 +12,7 @@ from trainer.constraints import BelowOne, NonNegative, Rule, validated
 from trainer.errors import ConfigError, format_error, raise_if_any
 from trainer.loss.classification import (
     IGNORE_INDEX_RULES,
+    Factors,
     check_class_targets,
     compute_class_terms,
     count_class_targets,
@@ -43,15 +44,16 @@ class Focal(nn.Module):
 
     Args:
         gamma: Focusing exponent, at least 0: the larger, the less weight well-classified targets have.
-        alpha: One factor, or one per class or label, at least 0 and for labels at most 1; None for no factor with
-            classes and 0.25 with labels. "auto" balances by the training counts: the inverse class frequency with a
-            mean of 1, or the fraction of negatives of each label. "effective_number" uses effective numbers of samples
-            as counts.
+        alpha: One factor, or one per class or label, in their order or by name, at least 0 and for labels at most 1;
+            None for no factor with classes and 0.25 with labels. "auto" balances by the training counts: the inverse
+            class frequency with a mean of 1, or the fraction of negatives of each label. "effective_number" uses
+            effective numbers of samples as counts.
         label_smoothing: Share of the target spread evenly over the classes, or over yes and no, in [0, 1).
         ignore_index: Target that is ignored in the sum and in the count.
         class_counts: Training targets of each class, or positives of each label, if the task counts them.
         num_outputs: Number of classes or labels C, if it is known.
         num_train: Number of training samples, if it is known.
+        class_names: Names of the classes or labels, if the task has them.
         train_target: The type of floating-point targets: shares if "shares", else labels.
 
     Raises:
@@ -64,26 +66,32 @@ class Focal(nn.Module):
 
     @validated(
         Rule("not isinstance(alpha, list) or any(alpha)", key="alpha", problem="must have a value greater than 0"),
+        Rule(
+            "not isinstance(alpha, dict) or any(alpha[name] for name in alpha)",
+            key="alpha",
+            problem="must have a value greater than 0",
+        ),
         *IGNORE_INDEX_RULES,
     )
     def __init__(
         self,
         gamma: NonNegative,
-        alpha: NonNegative | list[NonNegative] | Literal["auto", "effective_number"] | None,
+        alpha: NonNegative | Factors | Literal["auto", "effective_number"] | None,
         label_smoothing: BelowOne,
         ignore_index: int,
         class_counts: list[int] | None = None,
         num_outputs: int | None = None,
         num_train: int | None = None,
         train_target: str | None = None,
+        class_names: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = infer_num_classes(class_counts, num_outputs)
         if isinstance(alpha, int | float):
             self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float32), persistent=False)
         else:
-            raise_if_any(*find_weight_problems("alpha", alpha, class_counts, self.num_classes))
-            self.register_buffer("alpha", make_class_weights(alpha, class_counts), persistent=False)
+            raise_if_any(*find_weight_problems("alpha", alpha, class_counts, self.num_classes, class_names))
+            self.register_buffer("alpha", make_class_weights(alpha, class_counts, class_names), persistent=False)
         self.register_buffer("label_alpha", self._choose_label_alpha(alpha, class_counts, num_train), persistent=False)
         self.gamma = gamma
         self.float_targets_are_labels = train_target != "shares"
@@ -91,7 +99,7 @@ class Focal(nn.Module):
         self.ignore_index = ignore_index
 
     def _choose_label_alpha(
-        self, alpha: float | list[float] | str | None, positives: list[int] | None, num_train: int | None
+        self, alpha: float | Factors | str | None, positives: list[int] | None, num_train: int | None
     ) -> Tensor | None:
         """Return alpha for labels, shape () or (C,); None if it depends on an unknown number of training samples."""
         if alpha is None:

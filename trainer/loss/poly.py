@@ -8,8 +8,8 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from trainer.constraints import BelowOne, NonNegative, validated
-from trainer.loss.classification import IGNORE_INDEX_RULES, WEIGHT_RULES, compute_class_terms
+from trainer.constraints import BelowOne, validated
+from trainer.loss.classification import IGNORE_INDEX_RULES, WEIGHT_RULES, Factors, compute_class_terms
 from trainer.loss.cross_entropy import CrossEntropy
 
 
@@ -23,12 +23,13 @@ class Poly(CrossEntropy):
 
     Args:
         epsilon: Added to the first coefficient, at least -1; a lower value would penalize confident, correct rows.
-        weight: One factor per class, at least 0; "auto" or "effective_number" for factors with a mean of 1 from the
-            training counts; None for no weights.
+        weight: One factor per class, in their order or by name, at least 0; "auto" or "effective_number" for factors
+            with a mean of 1 from the training counts; None for no weights.
         label_smoothing: Share of the target spread evenly over the classes, in [0, 1).
         ignore_index: Target that is ignored in the sum and in the count.
         class_counts: Training targets of each class, if the task counts them.
         num_outputs: Number of classes C, if it is known.
+        class_names: Names of the classes, if the task has them.
 
     Raises:
         ConfigError: A value is out of range, or `weight` does not fit the classes.
@@ -38,13 +39,14 @@ class Poly(CrossEntropy):
     def __init__(
         self,
         epsilon: Annotated[float, Ge(-1)],
-        weight: list[NonNegative] | Literal["auto", "effective_number"] | None,
+        weight: Factors | Literal["auto", "effective_number"] | None,
         label_smoothing: BelowOne,
         ignore_index: int,
         class_counts: list[int] | None = None,
         num_outputs: int | None = None,
+        class_names: list[str] | None = None,
     ) -> None:
-        super().__init__(weight, label_smoothing, ignore_index, class_counts, num_outputs)
+        super().__init__(weight, label_smoothing, ignore_index, class_counts, num_outputs, class_names)
         self.epsilon = epsilon
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:

@@ -356,7 +356,9 @@ def _check_fit(
     embeddings = base.get_input_embeddings().num_embeddings
     if vocab_size > embeddings:
         problem = f"the model has embeddings of {embeddings} tokens, the task's tokenizer has {vocab_size}"
-        problems.append(format_error("path", problem, "Set task.tokenizer to the model's own tokenizer"))
+        remedy = "Set task.tokenizer to the model's own tokenizer, or, if tokens were added to it, enlarge the model"
+        enlarge = f"in Python: model.resize_token_embeddings({vocab_size}); model.save_pretrained(FOLDER)"
+        problems.append(format_error("path", problem, f"{remedy} {enlarge}"))
     elif warn and vocab_size < _MIN_VOCABULARY_SHARE * embeddings:
         message = "the task's tokenizer has %d tokens, the model's has %d: is task.tokenizer the model's own?"
         logger.warning(message, vocab_size, embeddings)

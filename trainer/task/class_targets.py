@@ -13,6 +13,7 @@ import torch
 
 from trainer.errors import DataError, RowError, did_you_mean, format_error
 from trainer.protocols import Prediction, StateDict
+from trainer.task.class_names import are_all_in_brackets, boolean_spellings, warn_of_equal_names, warn_of_lists
 from trainer.task.supervised import TargetFields
 from trainer.task.texts import row_lengths
 
@@ -46,12 +47,15 @@ class Classes:
         """Collect the labels of the training targets.
 
         Raises:
-            DataError: There are fewer than `at_least` different labels.
+            DataError: There are fewer than `at_least` different labels, or all are lists that were written as texts.
         """
         counts = Counter(labels)
         if len(counts) < at_least:
             problem = f"needs at least {at_least} different {'label' if at_least == 1 else 'labels'} in training"
             raise DataError(format_error(role, problem, value=list(counts)))
+        if are_all_in_brackets(list(counts)):
+            remedy = 'Write several labels as a JSON list, ["a", "b"], and one label without brackets'
+            raise DataError(format_error(role, "looks like a list written as a text", remedy, value=min(counts)))
         self._set(sorted(counts), [counts[label] for label in sorted(counts)])
 
     def indices(self, rows: Sequence[Sequence[str]], role: str = "label") -> list[list[int]]:
@@ -60,20 +64,24 @@ class Classes:
         Raises:
             RowError: Labels do not occur in training; the error names all of them.
         """
+        unseen = {label for labels in rows for label in labels} - self._indices.keys()
+        indices = self._indices
+        if spellings := boolean_spellings(self._indices, unseen):
+            indices = self._indices | {label: self._indices[known] for label, known in spellings.items()}
         unknown: dict[str, int] = {}
         for position, labels in enumerate(rows):
             for label in labels:
-                if label not in self._indices:
+                if label not in indices:
                     unknown.setdefault(label, position)
         if unknown:
             (label, position), *others = unknown.items()
             names = ", ".join(repr(other) for other, _ in others[:_MAX_LISTED])
             problem = "does not occur in training" + (f", nor do {names}" if others else "")
             raise RowError(position, role, format_error(role, problem, did_you_mean(label, self.labels), value=label))
-        return [[self._indices[label] for label in labels] for labels in rows]
+        return [[indices[label] for label in labels] for labels in rows]
 
-    def log_counts(self, encoded: Mapping[str, Dataset], column: str) -> None:
-        """Log how many targets of each class each split has, the largest class first.
+    def check(self, encoded: Mapping[str, Dataset], column: str) -> list[str]:
+        """Log how many targets of each class each split has, the largest class first; return warnings about the names.
 
         Args:
             encoded: The splits.
@@ -90,9 +98,10 @@ class Classes:
             if len(entries) > _MAX_LISTED:
                 entries = [*entries[: _MAX_LISTED // 2], "...", *entries[-_MAX_LISTED // 2 :]]
             logger.info("%s: targets of %d classes: %s", split, len(self.labels), ", ".join(entries))
+        return [*warn_of_equal_names(self.labels, column), *warn_of_lists(self.labels, column)]
 
     def info_fields(self) -> TargetFields:
-        return {"num_outputs": len(self.labels), "class_counts": self.counts}
+        return {"num_outputs": len(self.labels), "class_counts": self.counts, "class_names": self.labels}
 
     def artifact_files(self) -> dict[str, str]:
         return {"labels.json": json.dumps(self.labels, ensure_ascii=False, indent=1) + "\n"}
@@ -137,9 +146,9 @@ class ClassTarget:
         """
         return [index for (index,) in self.classes.indices([(label,) for label in labels], self.role)]
 
-    def log_counts(self, encoded: Mapping[str, Dataset]) -> None:
-        """Log how many samples of each class each split has."""
-        self.classes.log_counts(encoded, self.role)
+    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+        """Log how many samples of each class each split has; return warnings about the names of the classes."""
+        return self.classes.check(encoded, self.role)
 
     @staticmethod
     def to_tensor(classes: Sequence[int]) -> Tensor:
@@ -198,11 +207,16 @@ class MultilabelTarget:
         """Collect the labels and their positives from the column `labels` of the training split.
 
         Raises:
-            DataError: There are fewer than two labels.
+            DataError: There are fewer than two labels, or every row has all of them.
         """
         rows = (labels for batch in train.select_columns(self.role).iter(10_000) for labels in batch[self.role])
         self.classes.fit((label for labels in rows for label in set(labels)), at_least=2, role=self.role)
         self.num_train = len(train)
+        if min(self.classes.counts) == self.num_train:
+            problem = "every row of training has all labels, so there is nothing to learn"
+            raise DataError(
+                format_error(self.role, problem, "Name the column of the labels", value=self.classes.labels)
+            )
 
     def encode(self, rows: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Return the classes of each row, ascending, int32.
@@ -212,13 +226,16 @@ class MultilabelTarget:
         """
         return [np.array(sorted(set(row)), dtype=np.int32) for row in self.classes.indices(rows, self.role)]
 
-    def log_counts(self, encoded: Mapping[str, Dataset]) -> None:
-        """Log how many labels the samples of each split have, and how many samples each label has."""
+    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+        """Log how many labels the samples have and how many samples each label has; return warnings."""
         for split, rows in encoded.items():
             counts = row_lengths(rows, self.role)
             message = "%s: %d labels, %.2f per text, %.1f%% of texts without a label"
             logger.info(message, split, len(self.classes.labels), counts.mean(), 100 * (counts == 0).mean())
-        self.classes.log_counts(encoded, self.role)
+        classes = zip(self.classes.labels, self.classes.counts, strict=True)
+        everywhere = [label for label, count in classes if count == self.num_train]
+        warnings = [f"labels: every row of training has the label {label!r}: leave it out" for label in everywhere]
+        return [*warnings, *self.classes.check(encoded, self.role)]
 
     def to_tensor(self, rows: Sequence[np.ndarray]) -> Tensor:
         """Return the target of encoded rows, 0 or 1, float32 (B, C)."""

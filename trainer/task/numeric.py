@@ -129,8 +129,9 @@ class RegressionTarget:
             raise RowError(position, "value", format_error("value", problem, value=float(values[position, place])))
         return list(standardized)
 
-    def log_counts(self, encoded: Mapping[str, Dataset]) -> None:
-        """Log nothing: numbers have no classes to count."""
+    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+        """Return no warnings: numbers have no classes to count."""
+        return []
 
     @staticmethod
     def to_tensor(rows: Sequence[np.ndarray]) -> Tensor:

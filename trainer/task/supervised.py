@@ -40,6 +40,7 @@ class TargetFields(TypedDict, total=False):
 
     num_outputs: Required[int]
     class_counts: list[int]
+    class_names: list[str]
     num_train: int
     train_target: Target
 
@@ -96,8 +97,8 @@ class TargetEncoder(Protocol):
         """Encode the target of each row."""
         ...
 
-    def log_counts(self, encoded: Mapping[str, Dataset]) -> None:
-        """Log how many targets of each class each split has."""
+    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+        """Log how many targets of each class each split has; return warnings."""
         ...
 
     def to_tensor(self, rows: Any) -> Tensor:
@@ -169,8 +170,7 @@ class SupervisedTask:
         return self._input_encoder.encode(rows[role])
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        self._target_encoder.log_counts(encoded)
-        return self._input_encoder.check(encoded)
+        return [*self._target_encoder.check(encoded), *self._input_encoder.check(encoded)]
 
     def lengths(self, encoded: Dataset) -> np.ndarray | None:
         return self._input_encoder.lengths(encoded)

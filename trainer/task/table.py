@@ -14,6 +14,7 @@ import torch
 
 from trainer.errors import DataError, RowError, format_error
 from trainer.protocols import Batching, Columns, EncodedColumns, Row, StateDict
+from trainer.task.class_names import boolean_spellings, warn_of_equal_names
 from trainer.task.numeric import Moments
 from trainer.task.supervised import InputFields
 
@@ -108,6 +109,9 @@ class CategoryColumn:
         for position, cell in enumerate(cells):
             if not isinstance(cell, str | None):
                 raise _cell_error(position, self.name, "must be a text, as in training", cell)
+        unseen = {cell for cell in cells if isinstance(cell, str)} - slot_of.keys()
+        for cell, category in boolean_spellings(self.categories, unseen).items():
+            slot_of[cell] = slot_of[category]
         slots = np.array([slot_of.get(cell, other) for cell in cells], dtype=np.int64)
         unknown = np.array([cell not in slot_of for cell in cells], dtype=bool)
         width = 0 if self.constant else other + 1
@@ -221,17 +225,21 @@ class Table:
         constant = [column.name for column in self.columns if not column.features()]
         if constant:
             logger.info("features: ignored because they are constant in training: %s", ", ".join(constant))
-        num_categories = sum(isinstance(column, CategoryColumn) for column in self.columns)
+        categorical = [column for column in self.columns if isinstance(column, CategoryColumn)]
+        full = [column.name for column in categorical if len(column.categories) == self.max_categories]
+        for column in categorical:
+            warnings += warn_of_equal_names(column.categories, f"features: column {column.name!r}")
         for split, rows in encoded.items():
             columns = rows.with_format("numpy")
             missing = columns["missing"][:].sum() / (len(rows) * len(self.columns))
-            unknown = columns["unknown"][:].sum() / max(1, len(rows) * num_categories)
+            unknown = columns["unknown"][:].sum() / max(1, len(rows) * len(categorical))
             summary = (
                 f"{split}: {len(rows)} rows, {len(self.columns)} columns as {len(self.features)} features, "
                 f"{100 * missing:.1f}% of cells missing, {100 * unknown:.1f}% of categories unknown"
             )
             if unknown > _MAX_UNKNOWN:
-                warnings.append(f"{summary}. Raise task.max_categories, or leave these columns out")
+                limit = f"; columns with {self.max_categories} categories or more: {', '.join(full)}" if full else ""
+                warnings.append(f"{summary}{limit}. Raise task.max_categories, or leave these columns out")
             else:
                 logger.info(summary)
         return warnings

@@ -121,15 +121,14 @@ class TokenClassification:
         return {**self.texts.token_columns(encodings), **columns}
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        """Log the counts of the tags and the words without an output; return the warnings of `Texts.check`."""
+        """Log the counts of the tags and the words without an output; return warnings about the tags and the texts."""
         for split, rows in encoded.items():
             cut = int(rows.with_format("numpy")["cut"][:].sum())
             if cut:
                 total = cut + int(self.texts.lengths(rows, "first").sum())
                 message = "%s: %d of %d words do not fit into %d tokens and are neither trained on nor scored"
                 logger.info(message, split, cut, total, self.texts.max_length)
-        self.classes.log_counts(encoded, "tags")
-        return self.texts.check(encoded)
+        return [*self.classes.check(encoded, "tags"), *self.texts.check(encoded)]
 
     def lengths(self, encoded: Dataset) -> np.ndarray:
         return self.texts.lengths(encoded)

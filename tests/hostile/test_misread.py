@@ -1,0 +1,310 @@
+"""Data that is probably not what it is read as: each case is reported, and the remedy in its message works."""
+
+import csv
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from tests.support.jobs import TINY, rows, working_in
+from trainer.cli import main
+
+TABLE = ("task=tabular_classification",)
+LABELS = ("task=multilabel_classification",)
+TAGS = ("task=token_classification",)
+TEXTS = [text for text, _ in rows(80)]
+SMALL = [text for text in TINY if text.startswith(("train", "export", "logger", "device"))]
+DATA_ERROR = 6
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job on data that is misread.
+
+    Attributes:
+        write: Writes the data into the working folder.
+        overrides: The job.
+        message: A pattern of the message.
+        remedy: None if the message names an override to carry out; else what the message asks for.
+        is_warning: True if only `data.strict=true` makes it an error.
+    """
+
+    write: Callable[[], None]
+    overrides: Sequence[str]
+    message: str
+    remedy: Callable[[], object] | None = None
+    is_warning: bool = True
+
+
+def write_columns(*, encoding: str = "utf-8", **columns: Sequence[str]) -> None:
+    """Write `train.csv` with these columns."""
+    with Path("train.csv").open("w", encoding=encoding, newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def cycle(*values: str, count: int = 80) -> list[str]:
+    """Return so many values, in turns."""
+    return [values[number % len(values)] for number in range(count)]
+
+
+def feature(name: str, values: Sequence[str]) -> Callable[[], None]:
+    """Return the function that writes a table with one other feature."""
+    labels = cycle("yes", "no", "no")
+    return lambda: write_columns(**{name: values, "size": [f"{n * n / 7:.3f}" for n in range(80)], "label": labels})
+
+
+def texts(role: str, values: Sequence[str]) -> Callable[[], None]:
+    """Return the function that writes texts with targets."""
+    return lambda: write_columns(text=TEXTS, **{role: values})
+
+
+def write_vectors() -> None:
+    lines = [json.dumps({"text": text, "labels": [1.0, float(n % 2), 0.0]}) for n, text in enumerate(TEXTS)]
+    Path("train.jsonl").write_text("\n".join(lines))
+
+
+def name_vectors() -> None:
+    lines = [json.loads(line) for line in Path("train.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["labels"] = [name for name, value in zip("abc", line["labels"], strict=True) if value]
+    lines[0]["labels"] = ["b", "c"]
+    Path("train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+def write_images(*folders: str) -> None:
+    for number, folder in enumerate(folders):
+        Path(folder).mkdir(parents=True)
+        for shade in range(12):
+            Image.new("L", (8, 8), 20 * shade + number).save(Path(folder, f"{shade}.png"))
+
+
+def convert() -> None:
+    """Run the command of the message on the file."""
+    Path("train.csv").rename("OLD")
+    subprocess.run(CONVERSION, shell=True, check=True)
+    Path("NEW").rename("train.csv")
+
+
+CONVERSION = "iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+NUMBERS = [f"{n * n % 23}.25" for n in range(80)]
+IMAGES = ("task=image_classification", "data=imagefolder", "data.root=images", "model=convnet")
+EQUAL = "names that differ only in white space, case or number format: "
+LISTS = "3 of 5 labels are lists of other labels"
+
+CASES = {
+    "one cell that is no number": Case(
+        feature("income", [*NUMBERS[:77], "abc", *NUMBERS[78:]]), TABLE,
+        "column 'income' is read as text: 79 of its 80 cells are numbers, the first other cell is 'abc' in .*, row 78",
+        feature("income", [*NUMBERS[:77], "", *NUMBERS[78:]]),
+    ),
+    "numbers and NA": Case(
+        feature("income", ["NA", *NUMBERS[1:]]), TABLE, "the first other cell is 'NA' in train.csv, row 1",
+    ),
+    "currency": Case(
+        feature("income", [f"${n}" for n in NUMBERS]), TABLE, r"its cells look like numbers, the first is '\$0.25'",
+        feature("income", NUMBERS),
+    ),
+    "decimal comma": Case(
+        feature("income", [n.replace(".", ",") for n in NUMBERS]), TABLE, "its cells look like numbers",
+        feature("income", NUMBERS),
+    ),
+    "row numbers": Case(
+        feature("nr", [str(n) for n in range(80)]), TABLE,
+        "column 'nr' only counts the rows, beginning at train.csv, row 1",
+    ),
+    "row numbers without a name": Case(
+        feature("", [str(n) for n in range(80)]), TABLE, "column '' only counts the rows"
+    ),
+    "identifiers": Case(
+        feature("userId", [str(n * 7 % 101) for n in range(80)]), TABLE, "'userId' has the name of an identifier",
+    ),
+    "texts that are all different": Case(
+        feature("name", [f"name {n}" for n in range(80)]), TABLE, "column 'name' has a different text in each row",
+    ),
+    "dates": Case(feature("day", cycle("2024-01-10", "2024-01-11")), TABLE, "column 'day' contains dates"),
+    "codes": Case(feature("zip", cycle("00123", "01123")), TABLE, "'zip' contains numbers with leading zeros"),
+    "two spellings of a category": Case(
+        feature("color", cycle("red", "Red", "blue")), TABLE, f"features: column 'color': {EQUAL}'Red' and 'red'",
+        feature("color", cycle("red", "red", "blue")),
+    ),
+    "labels with spaces": Case(
+        texts("label", cycle("a", "b ", "a ", "b")), (), f"label: {EQUAL}'a' and 'a '; 'b' and 'b '",
+        texts("label", cycle("a", "b")),
+    ),
+    "labels as numbers": Case(
+        texts("label", cycle("1", "2.0", "2")), (), f"label: {EQUAL}'2' and '2.0'", texts("label", cycle("1", "2"))
+    ),
+    "spellings of a boolean": Case(
+        texts("label", cycle("true", "1", "False")), (), f"label: {EQUAL}'1' and 'true'",
+        texts("label", cycle("true", "False")),
+    ),
+    "several labels as one": Case(
+        texts("label", cycle("a|b", "a", "b|c", "c", "b")), (),
+        "label: 2 of 5 labels are lists of other labels, such as 'a|b'",
+    ),
+    "labels with another separator": Case(
+        texts("labels", cycle("a", "a, b", "b, c", "c", "a, c")), LABELS, f"labels: {LISTS}, such as 'a, b'",
+    ),
+    "labels as a Python list": Case(
+        texts("labels", cycle("['a']", "['a', 'b']", "['b', 'c']")), LABELS, "looks like a list written as a text",
+        texts("labels", cycle('["a"]', '["a", "b"]', '["b", "c"]')), is_warning=False,
+    ),
+    "a vector of labels": Case(
+        write_vectors, (*LABELS, "data.train=train.jsonl"),
+        r"row 1, column 'labels': expected the names .* a vector of 0 and 1",
+        name_vectors, is_warning=False,
+    ),
+    "a label twice": Case(
+        texts("labels", ["a|a", *cycle("b|c", "a", count=79)]), LABELS,
+        "1 rows contain a label twice, the first is train",
+        texts("labels", ["a", *cycle("b|c", "a", count=79)]),
+    ),
+    "a label on every row": Case(
+        texts("labels", cycle("a|b", "a|c", "a")), LABELS, "every row of training has the label 'a'",
+        texts("labels", cycle("b", "c", "")),
+    ),
+    "all labels on every row": Case(
+        texts("labels", cycle("a|b")), LABELS, "every row of training has all labels", texts("labels", cycle("a", "b")),
+        is_warning=False,
+    ),
+    "columns of one name": Case(
+        lambda: Path("train.csv").write_text("text,label,label\na b,c,d\n"), (),
+        "has 2 columns 'label'. Give each column",
+        texts("label", cycle("a", "b")), is_warning=False,
+    ),
+    "Latin-1": Case(
+        lambda: write_columns(encoding="cp1252", text=[f"{t} été “" for t in TEXTS], label=cycle("a", "b")), (),
+        re.escape(CONVERSION), convert, is_warning=False,
+    ),
+    "folders that may be splits": Case(
+        lambda: write_images(*(f"images/{outer}/{label}" for outer in ("one", "two") for label in "ab")), IMAGES,
+        "the classes one, two all contain the folders a, b; if these are the classes, rename the outer folders",
+        lambda: [Path("images", old).rename(Path("images", new)) for old, new in (("one", "Train"), ("two", "Test"))],
+    ),
+}  # fmt: skip
+
+
+def plan(capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]:
+    """Plan a job; return the exit code and what it says."""
+    files = () if IMAGES[1] in overrides else ("data=files", "data.train=train.csv", "data.cache_dir=cache")
+    capsys.readouterr()
+    code = main(["plan", "device=cpu", "trial=false", *files, *overrides])
+    return code, capsys.readouterr().err
+
+
+def overrides_in(message: str) -> list[str]:
+    """Return the overrides that a message names, as a shell passes them."""
+    words = re.findall(r"""'\S+=\[.*?\]'|"\S+='.'\"|task=\w+|\S+=COLUMN""", message)
+    return shlex.split(" ".join(words))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_misread_data_is_reported_and_the_remedy_works(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = CASES[name]
+    with working_in(tmp_path):
+        case.write()
+        code, message = plan(capsys, *case.overrides, "data.strict=true")
+        assert code == DATA_ERROR
+        assert re.search(case.message, message), message
+        if case.is_warning:
+            assert plan(capsys, *case.overrides)[0] == 0
+        if case.remedy is None:
+            remedy = [text.replace("COLUMN", "label") for text in overrides_in(message)]
+            assert remedy, message
+        else:
+            remedy = []
+            case.remedy()
+        assert plan(capsys, *case.overrides, "data.strict=true", *remedy) == (0, "")
+
+
+def write_lists(separator: str) -> None:
+    """Write words and tags as JSON lists in the cells of a CSV file, compact or with spaces."""
+    words = [text.split() for text in TEXTS]
+    tags = [["O", *["B-x"] * (len(each) - 1)] for each in words]
+    as_json = json.JSONEncoder(separators=(separator, ":")).encode
+    write_columns(words=list(map(as_json, words)), tags=list(map(as_json, tags)))
+
+
+def write_tabs() -> None:
+    lines = [f"{text}\t{'ab'[n % 2]}" for n, text in enumerate(TEXTS)]
+    Path("train.csv").write_text("\n".join(["text\tlabel", *lines]))
+
+
+def write_spreadsheet() -> None:
+    lines = [f"{n * n / 7:.3f},,{'ab'[n % 2]}," for n in range(80)]
+    Path("train.csv").write_text("\n".join(["size,,label,", *lines]))
+
+
+@pytest.mark.parametrize(
+    ("write", "overrides"),
+    [
+        (lambda: write_lists(","), TAGS),
+        (lambda: write_lists(", "), TAGS),
+        (texts("labels", cycle('["a", "b"]', '["b"]', "[]")), LABELS),
+        (write_tabs, [r"data.separator=\t"]),
+        (write_tabs, [r'data.separator="\t"']),
+        (write_spreadsheet, [*TABLE, "data.strict=false"]),
+        (texts("label", cycle("a", "b", "b")), ["loss.weight={a: 1, b: 0.5}"]),
+        (texts("label", cycle("a", "b", "b")), ["loss=focal", "loss.alpha=[2,1]"]),
+    ],
+)
+def test_data_in_a_usual_form_is_read(
+    write: Callable[[], None], overrides: Sequence[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with working_in(tmp_path):
+        write()
+        code, message = plan(capsys, "data.strict=true", *overrides)
+    assert (code, [line for line in message.splitlines() if "without a name" not in line]) == (0, [])
+
+
+def train(*overrides: str) -> int:
+    steps = ("train.duration=2st", "train.eval_every=2st", "checkpoint.every=2st")
+    return main(["train", "data=files", "data.cache_dir=cache", *SMALL, *steps, *overrides])
+
+
+def test_a_boolean_means_the_same_in_every_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = [n * n / 7 for n in range(80)]
+    truth = [n % 3 == 0 for n in range(80)]
+
+    def answers(run: str, file: str) -> tuple[object, str]:
+        assert main(["eval", f"run={run}", f"data.test={file}"]) == 0
+        scores = json.loads(Path(run, "eval", "test.json").read_text())
+        capsys.readouterr()
+        assert main(["predict", f"run={run}", f"input={file}"]) == 0
+        return scores, capsys.readouterr().out
+
+    with working_in(tmp_path):
+        parquet.write_table(pa.table({"size": sizes, "member": truth, "label": truth}), "train.parquet")
+        texts_of_truth = [str(each) for each in truth]
+        write_columns(size=list(map(str, sizes)), member=texts_of_truth, label=list(map(str.lower, texts_of_truth)))
+        for run, file, other in (("a", "train.parquet", "train.csv"), ("b", "train.csv", "train.parquet")):
+            assert train(f"data.train={file}", f"run.dir={run}", *TABLE) == 0
+            assert answers(run, file) == answers(run, other)
+
+
+def test_a_run_continues_with_data_that_was_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with working_in(tmp_path):
+        write_columns(text=TEXTS, label=cycle("a", "b"))
+        assert train("data.train=train.csv", "run.dir=run", *TINY) == 0
+        Path("train.csv").rename("trained.csv")
+        capsys.readouterr()
+        resume = ["train", "resume=run", "train.duration=3st"]
+        assert main(resume) == DATA_ERROR
+        (name,) = re.findall(r"Did you mean (\S+)\?", capsys.readouterr().err)
+        assert main([*resume, f"data.train={name}", "data.cache_dir=moved-cache"]) == 0
+        assert main(["eval", "run=run", "checkpoint=step-2", f"data.train={name}"]) == 0
+        write_columns(text=TEXTS, label=cycle("b", "a"))
+        assert main(["train", "resume=run", "train.duration=4st", "data.train=train.csv"]) == 3
+        assert "the data has changed since the checkpoint was saved" in capsys.readouterr().err

@@ -1,0 +1,118 @@
+"""Columns of tables that are probably not what they are read as: numbers with signs, dates, identifiers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from trainer.data.cells import is_number, shorten
+
+_MIN_ROWS = 20
+"""A column with fewer values is not judged: few texts differ from each other by chance."""
+_NUM_COMPARED = 10_000
+"""Values of a column, from its start, that are compared with each other."""
+_MOST = 0.9
+
+_NUMBER = re.compile(r"[-+]?\d+([.,' ]\d{3})*([.,]\d+)?")
+_UNITS = re.compile(r"[$€£¥₹%\s]|\b(EUR|USD|GBP|CHF|JPY)\b")
+_DATE = re.compile(r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})([T ]\d{1,2}:\d{2}.*)?")
+_IDENTIFIER = re.compile(r"(?i:(^|[\W_])(id|uuid|guid|key|index|idx|row|no|nr))$|[a-z]I[Dd]$|^(Unnamed: \d+)?$")
+
+
+class ColumnWarning(NamedTuple):
+    """A warning about a column of the training data; `{place}` in it stands for the file and number of `row`."""
+
+    message: str
+    row: int
+
+
+@dataclass
+class FeatureColumn:
+    """The values of a feature in the training data, seen one by one.
+
+    Attributes:
+        name: The column's name.
+        is_numeric: True as long as every value is a number.
+    """
+
+    name: str
+    is_numeric: bool = True
+    _num_rows: int = 0
+    _num_numbers: int = 0
+    _num_dates: int = 0
+    _num_with_units: int = 0
+    _num_coded: int = 0
+    _first_row: int = 0
+    _first_text: tuple[object, int] | None = None
+    _first_code: tuple[object, int] | None = None
+    _counts_rows: bool = True
+    _previous: float | None = None
+    _compared: set[object] = field(default_factory=set)
+
+    def add(self, value: object, row: int) -> None:
+        """Add the value of a row; empty cells are left out."""
+        self._first_row = self._first_row or row
+        self._num_rows += 1
+        if self._num_rows <= _NUM_COMPARED:
+            self._compared.add(value if isinstance(value, str) else repr(value))
+        if is_number(value):
+            self._add_number(value, row)
+            return
+        self.is_numeric = self._counts_rows = False
+        self._first_text = self._first_text or (value, row)
+        text = str(value).strip()
+        self._num_dates += bool(_DATE.fullmatch(text))
+        self._num_with_units += bool(_NUMBER.fullmatch(_UNITS.sub("", text))) and not _DATE.fullmatch(text)
+
+    def _add_number(self, value: object, row: int) -> None:
+        self._num_numbers += 1
+        if self._counts_rows:
+            number = float(value)  # type: ignore[arg-type]  # `is_number` has checked it
+            self._counts_rows = self._previous is None or number == self._previous + 1
+            self._previous = number
+        if isinstance(value, str) and value[0] == "0" and len(value) > 1 and value.isdigit():
+            self._num_coded += 1
+            self._first_code = self._first_code or (value, row)
+
+    def warnings(self) -> list[ColumnWarning]:
+        """Return at most one warning: the most specific one."""
+        described = self._describe_text() if self._first_text else self._describe_number()
+        return [] if described is None else [described]
+
+    def _describe_text(self) -> ColumnWarning | None:
+        assert self._first_text is not None
+        value, row = self._first_text
+        first = f"{shorten(value)} in {{place}}"
+        if self._num_numbers > self._num_rows / 2:
+            problem = f"is read as text: {self._num_numbers} of its {self._num_rows} cells are numbers, "
+            return ColumnWarning(f"{problem}the first other cell is {first}. Correct such cells, or empty them", row)
+        if self._num_rows < _MIN_ROWS:
+            return None
+        if self._num_dates >= _MOST * self._num_rows:
+            problem = f"contains dates, such as {first}, and each date is a category of its own"
+            return ColumnWarning(f"{problem}. Replace it by numbers, such as the year or a number of days", row)
+        if self._num_numbers + self._num_with_units >= _MOST * self._num_rows:
+            problem = f"is read as text, but its cells look like numbers, the first is {first}"
+            return ColumnWarning(f"{problem}. Write plain numbers with a decimal point, such as 1234.5", row)
+        if self._is_distinct:
+            problem = f"has a different text in each row, such as {first}, so nothing can be learned from it"
+            return ColumnWarning(problem, row)
+        return None
+
+    def _describe_number(self) -> ColumnWarning | None:
+        if self._num_rows < _MIN_ROWS:
+            return None
+        if self._counts_rows:
+            return ColumnWarning("only counts the rows, beginning at {place}", self._first_row)
+        if self._is_distinct and _IDENTIFIER.search(self.name):
+            return ColumnWarning("has the name of an identifier and a different number in each row", self._first_row)
+        if self._first_code and self._num_coded >= self._num_numbers / 2:
+            value, row = self._first_code
+            problem = f"contains numbers with leading zeros, such as {shorten(value)} in {{place}}"
+            return ColumnWarning(f"{problem}: codes, which are read as amounts", row)
+        return None
+
+    @property
+    def _is_distinct(self) -> bool:
+        return len(self._compared) == min(self._num_rows, _NUM_COMPARED)
