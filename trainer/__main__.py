@@ -1,6 +1,11 @@
 """`python -m trainer`."""
 
+import os
 import sys
+
+# Python puts the working directory first, where a file such as torch.py would replace the installed package.
+if sys.path and sys.path[0] == os.getcwd() and not sys.flags.safe_path:
+    del sys.path[0]
 
 from trainer.cli import main
 

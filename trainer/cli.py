@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 import traceback
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -175,21 +176,15 @@ def _run_rank(path: Path) -> int:
 
         _start(verb, job_of_config(verb, config, overrides), config)
 
-    _make_directory_importable()
     return run_rank(path, start)
 
 
-def _make_directory_importable() -> None:
-    # Unlike `python -m`, a console script cannot import parts and data readers of the working directory by default.
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)
-
-
 def _run_verb(verb: str, rest: list[str]) -> None:
-    _make_directory_importable()
     with _garbage_collection_off(), reported_once_per_machine():
         from trainer.config.command import check_command
+        from trainer.config.groups import make_importable
 
+        make_importable(name for text in rest if "hydra" in text for name in re.findall(r"[^\W\d]\w*(?=\.)", text))
         command = check_command(verb, rest, _input_check(verb))
     for note in command.notes if is_first_on_machine() else ():
         print_lines(f"note: {note}")
@@ -228,6 +223,10 @@ def _input_check(verb: str) -> InputCheck | None:
 
 
 def _start(verb: str, job: object, config: Document) -> None:
+    from trainer.config.groups import make_importable
+    from trainer.config.trust import named_packages
+
+    make_importable(named_packages(config))
     import_module(f"trainer.commands.{verb}").run(job, config)
 
 

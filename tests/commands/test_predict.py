@@ -419,7 +419,7 @@ def test_artifact_folder_without_its_run(
     assert "backend: the folder has no such artifact" in error_of(code=3)
     (alone / "model.bin").rename(alone / "model.onnx")
     edit_manifest(alone, lambda document: document["provenance"]["config"]["task"].update(_target_="os.path.Join"))
-    assert "a checkpoint may name only parts" in error_of(code=3)
+    assert "a stored config may name only" in error_of(code=3)
     (alone / "manifest.json").write_text(shown)
     (alone / "task.json").write_text("{}")
     assert f"{alone}/task.json: cannot be used (KeyError: 'labels')" in error_of(code=3)

@@ -7,7 +7,7 @@ from annotated_types import Ge, Gt
 
 from trainer.config import signatures
 from trainer.config.command import check_command
-from trainer.config.signatures import attribute, defines, read
+from trainer.config.signatures import attribute, read
 from trainer.constraints import BelowOne, Count, Duration, Note
 from trainer.errors import ConfigError
 from trainer.rules import Rule
@@ -126,13 +126,6 @@ def test_a_key_of_a_steps_parameter_is_a_duration(package: Path) -> None:
 def test_missing_names_are_reported(package: Path, target: str, message: str) -> None:
     with pytest.raises(LookupError, match=message.replace(".", r"\.")):
         read(target)
-
-
-def test_imported_names_are_not_defined(package: Path) -> None:
-    assert defines("pkg.loss.focal.Focal")
-    assert defines("pkg.loss.focal.Focal.of")
-    for target in ("pkg.loss.focal.system", "pkg.loss.focal.wave", "pkg.loss.focal", "pkg.nothing.X", "other.X"):
-        assert not defines(target)
 
 
 def test_a_class_attribute_is_read_also_from_a_base(package: Path) -> None:

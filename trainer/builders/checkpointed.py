@@ -23,6 +23,7 @@ from trainer.builders.training import build_device
 from trainer.capture import MASKS
 from trainer.checkpoint.store import Store
 from trainer.config.jobs import TrainJob
+from trainer.config.stored import parse_stored_config
 from trainer.data.batches import Batches, EvaluationBatches
 from trainer.data.encode import Encoded
 from trainer.errors import ConfigError, did_you_mean, format_error
@@ -174,7 +175,7 @@ def save_model(checkpointed: CheckpointedModel) -> Path:
 
     model, task = checkpointed.inference_model().cpu(), checkpointed.task
     description = {
-        "model": checkpointed.job.model,
+        "model": parse_stored_config(checkpointed.config_text)["model"],  # without values of the environment
         "facts": task.info().arguments(),
         "provenance": checkpointed.provenance,
     }

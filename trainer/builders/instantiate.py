@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -46,7 +47,7 @@ def instantiate(group: str, config: Document, /, **context: Any) -> Any:
     partial = is_the_part(group, config, parameters(target), is_class=inspect.isclass(target))
     _check_arguments(group, config["_target_"], target, keys | needed, CALL_ARGUMENTS.get(group, 0) if partial else 0)
     try:
-        bound = hydra.utils.instantiate({**config, "_partial_": True}, _convert_="all")
+        bound = hydra.utils.instantiate({**_literal(config), "_partial_": True}, _convert_="all")
         # The context is bound here: Hydra would copy them, and parameters must stay the same objects.
         bound = functools.partial(bound, **needed)
         with in_group(group):
@@ -59,6 +60,15 @@ def instantiate(group: str, config: Document, /, **context: Any) -> Any:
         raise ConfigError(format_error(group, problem)) from cause
     check_contract(group, config["_target_"], part)
     return part
+
+
+def _literal(value: Any) -> Any:
+    """Return a resolved value that Hydra does not resolve again: a text that looks like an interpolation is a text."""
+    if isinstance(value, Mapping):
+        return {key: _literal(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_literal(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 @contextmanager

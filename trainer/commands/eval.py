@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from trainer.atomic_io import create_folder, write_text
 from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.jobs import EvalJob
-from trainer.config.stored import differences, job_from_text
+from trainer.config.stored import differences, job_from_text, unchanged_job
 from trainer.errors import ConfigError, DataError
 from trainer.launch import launch
 from trainer.layout import EVALUATIONS, Document
@@ -174,7 +174,7 @@ def find_changed_keys(checkpointed: CheckpointedModel, split: str, rows: Dataset
 
 def _changed_data_keys(checkpointed: CheckpointedModel, split: str) -> Document:
     """Return the changed keys on which the rows of a split depend, with their new values."""
-    own = job_from_text(checkpointed.config_text, trust=None)
+    own = unchanged_job(checkpointed.config_text, checkpointed.job.trust)
     job = checkpointed.job
     # A split with its own files does not depend on others; splits without files may take rows from training.
     is_independent = split != "train" and job.data.get(split) is not None
@@ -211,7 +211,7 @@ def check_foreign_rows(checkpointed: CheckpointedModel, split: str, rows: Datase
     from trainer.builders.data import build_encoded
     from trainer.data.quality import measure_quality
 
-    own = job_from_text(checkpointed.config_text, trust=None)
+    own = unchanged_job(checkpointed.config_text, checkpointed.job.trust)
     try:
         train = build_encoded(own, checkpointed.task, fitted=True).splits["train"]
     except (ConfigError, DataError) as error:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from trainer.commands.run_folders import find_run_folder, run_argument, select_checkpoint
 from trainer.config.jobs import PredictJob, TrainJob
 from trainer.config.signatures import attribute
-from trainer.config.stored import exported_config, job_from_text, load_stored_config, untrusted_targets, with_overrides
+from trainer.config.stored import exported_config, job_from_text, load_stored_config, with_overrides
+from trainer.config.trust import trust_problems
 from trainer.data.line_reader import first_line_of
 from trainer.display import print_lines
 from trainer.documents import SHAPES, UNSEALED, is_sealed, read_document, read_export_manifest
@@ -155,8 +156,8 @@ def _load_from_artifacts(job: PredictJob, graph: Path, config: Document) -> tupl
     from trainer.builders.instantiate import instantiate
     from trainer.predict.predictor import Predictor
 
-    if untrusted := untrusted_targets(config, job.trust):
-        raise CheckpointError(*untrusted)
+    if problems := trust_problems(config, job.trust, [path for path, _ in job.stored_overrides]):
+        raise CheckpointError(*problems)
     config = with_overrides(config, job.stored_overrides)
     task: Task = instantiate("task", config["task"])
     try:

@@ -14,7 +14,8 @@ from shlex import quote
 from trainer.checkpoint.listing import list_newest_first, rank_by_score
 from trainer.checkpoint.manifest import read_document as read_verified_document
 from trainer.config.jobs import RunSection
-from trainer.config.stored import load_stored_config, trust_argument
+from trainer.config.stored import load_stored_config
+from trainer.config.trust import trust_argument
 from trainer.documents import EVALUATION, read_document
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import CHECKPOINTS, DIVERGED, EVALUATIONS, LOCK, METRICS, RUNS, TASK, Document

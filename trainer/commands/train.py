@@ -27,6 +27,7 @@ from trainer.commands.run_folders import (
 from trainer.commands.run_log import log_early_stop, log_sparsity, log_start, open_logs, open_sinks
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import config_text, job_from_text, parse_stored_config, resume_config
+from trainer.config.trust import names_environment, resolve_environment
 from trainer.errors import CheckpointError, DivergedError, Interrupted, ProofError, ReportedError, TrainerError
 from trainer.launch import launch
 from trainer.layout import (
@@ -89,8 +90,9 @@ def run(job: TrainJob, config: Document) -> None:
     if devices > 1 and not is_rank():
         launch("train", config, (), devices, job.launch.grace, _advise_resume)
         return
-    cwd = Path(expand_home(config["run"]["cwd"] or "")).absolute()
-    config = config | {"run": config["run"] | {"cwd": str(cwd)}}
+    if not names_environment(config["run"]["cwd"]):
+        cwd = Path(expand_home(job.run.cwd or "")).absolute()
+        config = config | {"run": config["run"] | {"cwd": str(cwd)}}
     with (
         _resume_instruction_added(None),
         StopSignals(ends_on_second=not is_rank()) as signals,
@@ -117,7 +119,7 @@ def _prepare(job: TrainJob, config: Document, stack: ExitStack) -> tuple[Start, 
     notes: list[str] = []
     if snapshot is not None and job.resume == "auto":
         config, notes = resume_config(parse_stored_config(snapshot.text(CONFIG)), config)
-        job = replace(job, optimizer=config["optimizer"])
+        job = replace(job, optimizer=resolve_environment(config["optimizer"]))
     return Start(job, config, folder, None if snapshot is None else snapshot.step, notes), snapshot
 
 
@@ -239,8 +241,8 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
     with ExitStack() as stack:
         open_log = open_logs(job, folder, start.notes, ranks, console, stack)
         if job.optimizer.get("lr") == "auto":
-            optimizer = job.optimizer | {"lr": _find_lr(job, folder, ranks)}
-            job, config = replace(job, optimizer=optimizer), config | {"optimizer": optimizer}
+            lr = {"lr": _find_lr(job, folder, ranks)}
+            job, config = replace(job, optimizer=job.optimizer | lr), config | {"optimizer": config["optimizer"] | lr}
         text = config_text(config)
         reports = stack.enter_context(Reports())
         outputs = RunOutputs(report=reports)

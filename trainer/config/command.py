@@ -17,9 +17,9 @@ from trainer.config.stored import (
     compose_resumed,
     exported_config,
     load_stored_config,
-    untrusted_targets,
     with_overrides,
 )
+from trainer.config.trust import keep_references, resolve_environment, trust_problems
 from trainer.config.validate import job_of, typed_job, validate_config, validate_value
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
 from trainer.layout import expand_home
@@ -39,7 +39,7 @@ class CheckedJob:
 
     Attributes:
         job: The typed job.
-        config: The same as plain values, in the order of the schema.
+        config: The same as plain values, in the order of the schema; names environment variables and not their values.
         hydra: The composed config with Hydra's own; None for a resumed run.
     """
 
@@ -84,7 +84,7 @@ class CheckedCommand:
             config["run"]["dir"] = run_dir
         known = KnownKeys(line.job_type, line.groups, config)
         job = typed_job(locate_paths(config, line.job_type), known, line.overrides.stored_pairs())
-        return job, _in_schema_order(config, line)
+        return job, _in_schema_order(keep_references(config, composed), line)
 
 
 @dataclass
@@ -132,7 +132,8 @@ def check_command(verb: str, argv: Sequence[str], check_inputs: InputCheck | Non
     assert findings.composed is not None
     if line.arguments.needs_hydra or compose.is_sweep_by_default(findings.composed):
         return CheckedCommand(line, None, notes)
-    return CheckedCommand(line, _checked_job(findings.config, line, findings.composed), notes)
+    config = keep_references(findings.config, compose.without_hydra(findings.composed))
+    return CheckedCommand(line, _checked_job(config, line, findings.composed), notes)
 
 
 def _raise(problems: Sequence[str]) -> None:
@@ -140,7 +141,7 @@ def _raise(problems: Sequence[str]) -> None:
 
 
 def _checked_job(config: Mapping[str, Any], line: CommandLine, hydra: DictConfig | None) -> CheckedJob:
-    job = job_of(locate_paths(config, line.job_type), line.job_type, line.overrides.stored_pairs())
+    job = job_of(locate_paths(resolve_environment(config), line.job_type), line.job_type, line.overrides.stored_pairs())
     return CheckedJob(job, _in_schema_order(config, line), hydra)
 
 
@@ -153,7 +154,7 @@ def job_of_config(verb: str, config: Mapping[str, Any], stored_overrides: Iterab
         stored_overrides: Full key and value of each change of a stored config.
     """
     pairs = tuple((str(key), value) for key, value in stored_overrides)
-    return job_of(locate_paths(config, jobs.JOBS[verb]), jobs.JOBS[verb], pairs)
+    return job_of(locate_paths(resolve_environment(config), jobs.JOBS[verb]), jobs.JOBS[verb], pairs)
 
 
 def _in_schema_order(config: Mapping[str, Any], line: CommandLine) -> dict[str, Any]:
@@ -290,6 +291,7 @@ def _check_run(line: CommandLine) -> None:
         exported = exported_config(run) if may_be_artifacts else None
         stored = load_stored_config(run, key="run") if exported is None else exported
         packages = [str(package) for package in trust] if isinstance(trust, list) else []
-        if untrusted := untrusted_targets(stored, packages):
-            raise CheckpointError(*untrusted)
-        with_overrides(stored, line.overrides.stored_pairs())
+        pairs = line.overrides.stored_pairs()
+        if problems := trust_problems(stored, packages, [path for path, _ in pairs]):
+            raise CheckpointError(*problems)
+        with_overrides(stored, pairs)

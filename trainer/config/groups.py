@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache, partial
@@ -42,10 +43,32 @@ def working_folder() -> Path | None:
     return folder if folder.is_dir() and folder.resolve() != own_folder().resolve() else None
 
 
+def is_local(package: str) -> bool:
+    """Return whether a package is in the working directory and not installed, so that it is imported from there."""
+    here = Path.cwd()
+    if not ((here / f"{package}.py").is_file() or (here / package).is_dir()) or package in sys.stdlib_module_names:
+        return False
+    elsewhere = [entry for entry in sys.path if Path(entry or ".").absolute() != here]
+    return all(finder.find_spec(package, elsewhere) is None for finder in sys.meta_path)
+
+
+def make_importable(packages: Iterable[str]) -> None:
+    """Let Python import from the working directory, if one of these packages is there; what is installed goes first.
+
+    Otherwise nothing is imported from there: libraries try to import many optional packages, and the working directory
+    may be the folder of a stranger's run.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path and any(map(is_local, packages)):
+        sys.path.append(here)
+
+
 def search_folder(entry: str) -> Path | None:
     """Return the folder of an entry of Hydra's search path (`file://...`, `pkg://...` or a path), if it has one."""
     if entry.startswith("pkg://"):
         package, *rest = entry.removeprefix("pkg://").replace("/", ".").split(".")
+        if is_local(package):
+            return Path.cwd().joinpath(package, *rest)
         spec = find_spec(package)
         locations = spec.submodule_search_locations if spec else None
         return Path(next(iter(locations))).joinpath(*rest) if locations else None

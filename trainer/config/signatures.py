@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Optional, TypeAlias, get_origin
 from annotated_types import Gt
 
 from trainer.annotations import fits_type, value_problems
-from trainer.config.groups import OWN, PACKAGE
+from trainer.config.groups import OWN, PACKAGE, is_local
 from trainer.constraints import Duration, validated
 from trainer.declarations import Binding, bindings, find_builtin, meaning, read_annotation
 from trainer.errors import did_you_mean
@@ -112,24 +112,6 @@ def attribute(target: str, name: str) -> Any:
     return _literal(module.names.get(name))
 
 
-def defines(target: str) -> bool:
-    """Return whether a dotted target is a class or function that this package defines and does not only import."""
-    if not target.startswith(OWN):
-        return False
-    try:
-        located = _located(target)
-    except LookupError:
-        return False
-    assert located is not None
-    module, names = located
-    scope = module.names
-    for name in names:
-        if not isinstance(definition := scope.get(name), _Definition):
-            return False
-        scope = bindings(definition.body, module.package)
-    return bool(names)
-
-
 # Modules
 
 
@@ -164,6 +146,10 @@ def _located(target: str) -> tuple[_Module, list[str]] | None:
     """
     own = target.startswith(OWN)
     names = target.split(".")
+    if not all(name.isidentifier() for name in names):
+        raise LookupError("is not the dotted name of a class or function")
+    if not own and not is_local(names[0]):
+        return None
     folder = PACKAGE.parent if own else Path.cwd()
     for position, name in enumerate(names):
         dotted, rest = ".".join(names[: position + 1]), names[position + 1 :]

@@ -1,6 +1,6 @@
-"""The config in a run and its checkpoints: read it, restrict the code that it may name, and resume with it.
+"""The config in a run and its checkpoints: read it, change it, and resume with it.
 
-A checkpoint is data and may come from anyone, so its config may name only known code.
+A checkpoint is data and may come from anyone; `trainer.config.trust` restricts what its config may name.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,23 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.config import jobs, schema, signatures
+from trainer.config import jobs, schema
 from trainer.config.compose import apply_overrides, compose, plain, set_value, unresolved
-from trainer.config.groups import Groups, KnownKeys, is_known, own_folder
+from trainer.config.groups import Groups, KnownKeys, find, is_known, own_folder
 from trainer.config.overrides import CommandLine, is_sweep
 from trainer.config.paths import data_paths, locate_paths
+from trainer.config.trust import (
+    ENVIRONMENT,
+    keep_references,
+    names_environment,
+    resolve_environment,
+    trust_problems,
+)
 from trainer.config.validate import complete_part, typed_job, validate_config
 from trainer.documents import read_export_manifest, read_text
 from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any, show_value
 from trainer.layout import CONFIG
 from trainer.shapes import DocumentError, check_shape
-
-LIBRARIES = ("torch.optim", "torch.nn", "transformers", "torchmetrics")
-"""Packages whose classes a stored `_target_` may name, besides the parts of this project."""
 
 _GROUPS = schema.groups(jobs.TrainJob)
 _ABSENT: Any = object()
@@ -223,63 +226,27 @@ def job_from_text(text: str, trust: Sequence[str] | None, overrides: Sequence[tu
         ConfigError: A key is unknown, or the config has errors.
     """
     config = parse_stored_config(text)
-    if trust is not None and (untrusted := untrusted_targets(config, trust)):
-        raise CheckpointError(*untrusted)
-    return job_from_config(with_overrides(locate_paths(config, jobs.TrainJob), overrides))
+    if trust is not None:
+        if problems := trust_problems(config, trust, [path for path, _ in overrides]):
+            raise CheckpointError(*problems)
+        # A stored `trust` would hold for the runs that this one names, such as its teacher.
+        config |= {"resume": None, "trust": list(trust)}
+    changed = resolve_environment(with_overrides(config, overrides))
+    # Paths of the command line do not start at `run.cwd`.
+    given = [(path, find(changed, path)) for path, _ in overrides]
+    return job_from_config(with_overrides(locate_paths(changed, jobs.TrainJob), given))
 
 
-def untrusted_targets(config: Mapping[str, Any], trust: Sequence[str]) -> list[str]:
-    """Return a message for each `_target_` of a stored config that must not be run.
+def unchanged_job(text: str, trust: Sequence[str]) -> jobs.TrainJob:
+    """Return the typed job of a stored text that has been checked, without the changes of the command line.
 
-    Args:
-        config: The stored config.
-        trust: Packages that the user trusts, from the command line and never from the stored config.
+    References to the environment stay as they are written unless they are trusted: the changes may replace them.
     """
-    problem = f"a checkpoint may name only parts of trainer and classes of {', '.join(LIBRARIES)}"
-    return [
-        format_error(path, problem, f"If you trust it, set trust=[{target.partition('.')[0]}]", value=target)
-        for path, target in _targets(config)
-        if not (_is_named(target, trust) or _is_known(target))
-    ]
-
-
-def trust_argument(config: Mapping[str, Any]) -> str:
-    """Return ` trust=[my_parts]` with the packages that a stored config needs; "" if it needs none."""
-    packages = {target.partition(".")[0] for _, target in _targets(config) if not _is_known(target)}
-    return f" trust=[{','.join(sorted(packages))}]" if packages else ""
-
-
-def _targets(tree: object, prefix: str = "") -> Iterator[tuple[str, str]]:
-    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ()
-    for key, value in items:
-        if key == "_target_":
-            yield f"{prefix}{key}", str(value)
-        yield from _targets(value, f"{prefix}{key}.")
-
-
-def _is_named(target: str, packages: Sequence[str]) -> bool:
-    return any(target.startswith(f"{package}.") for package in packages)
-
-
-def _is_known(target: str) -> bool:
-    return signatures.defines(target) or _is_library_class(target)
-
-
-def _is_library_class(target: str) -> bool:
-    """Return whether a target is a class in a module of a library.
-
-    Every name before the last must be a module of that library: a module also holds what it imports, and
-    `transformers.utils.os.system` would be a loophole.
-    """
-    *modules, name = target.split(".")
-    if not _is_named(target, LIBRARIES) or not name[:1].isupper():
-        return False
-    spec = find_spec(modules[0])
-    for folder in map(Path, spec.submodule_search_locations or () if spec else ()):
-        path = folder.joinpath(*modules[1:])
-        if path.is_dir() or path.with_suffix(".py").is_file():
-            return True
-    return False
+    if ENVIRONMENT in trust:
+        return job_from_text(text, trust)
+    return job_from_config(
+        locate_paths(parse_stored_config(text) | {"resume": None, "trust": list(trust)}, jobs.TrainJob)
+    )
 
 
 # Resuming
@@ -298,7 +265,11 @@ def resume_config(stored: Mapping[str, Any], current: Mapping[str, Any]) -> tupl
     current = _with_measured_rate(stored, current)
     changes = list(differences(stored, current))
     safe_keys = (*MAY_CHANGE, *data_paths(current, jobs.TrainJob))
-    forbidden = [change for change in changes if not any(fnmatchcase(change[0], safe) for safe in safe_keys)]
+    forbidden = [
+        (key, old, new)
+        for key, old, new in changes
+        if not any(fnmatchcase(key, safe) for safe in safe_keys) and not names_environment(old)
+    ]
     if forbidden:
         raise ConfigError(*(_forbidden_change(*change, stored) for change in forbidden))
     notes = [f"{key}: {_change(old, new)}; {NOTES[key]}" for key, old, new in changes if key in NOTES]
@@ -377,7 +348,7 @@ def compose_resumed(
     values, without_value = plain(changed)
     problems += without_value or validate_config(values, KnownKeys(jobs.TrainJob, line.groups, values))
     try:
-        config, notes = resume_config(stored, values)
+        config, notes = resume_config(stored, values if without_value else keep_references(values, changed))
     except ConfigError as error:
         return values, [], [*problems, *error.messages]
     return config, notes, problems
@@ -386,8 +357,8 @@ def compose_resumed(
 def _check_trust(line: CommandLine, stored: dict[str, Any]) -> None:
     values = [item.value() for item in line.overrides.values if item.key_or_group == "trust"]
     trust = values[-1] if values and isinstance(values[-1], list) else []
-    if untrusted := untrusted_targets(stored, [str(package) for package in trust]):
-        raise CheckpointError(*untrusted)
+    if problems := trust_problems(stored, [str(package) for package in trust], line.overrides.keys()):
+        raise CheckpointError(*problems)
 
 
 def _conflicts(line: CommandLine, choices: Sequence[Override], path: str) -> list[str]:

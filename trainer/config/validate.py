@@ -22,7 +22,7 @@ from trainer.annotations import (
 from trainer.config import jobs, schema, signatures
 from trainer.config.compatibility import validate_compatibility, value_at
 from trainer.config.devices import validate_devices
-from trainer.config.groups import HYDRA_KEYS, OWN, Groups, KnownKeys
+from trainer.config.groups import HYDRA_KEYS, OWN, Groups, KnownKeys, is_local
 from trainer.config.signatures import Signature
 from trainer.durations import FORMS, LENGTH_FORMS, Duration, parse
 from trainer.errors import did_you_mean, format_error, raise_if_any, show_value
@@ -214,7 +214,7 @@ def _read_signature(group: str, target: str) -> tuple[Signature | None, list[str
     package = target.partition(".")[0]
     if not package.isidentifier() or "." not in target:
         problem, remedy = "must be the dotted name of a class or function", "Write it like my_package.MyLoss"
-    elif find_spec(package) is None:
+    elif find_spec(package) is None and not is_local(package):
         problem, remedy = f"there is no package {package}", "Install it, or put it in the working directory"
     else:
         try:
