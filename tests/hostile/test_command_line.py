@@ -31,6 +31,8 @@ CASES: list[tuple[list[str], str]] = [
     (["seed=sort(a,1)"], "seed=sort(a,1): syntax error at the mark"),
     (["seed=[a,'${'']"], "seed=[a,'${'']: "),
     (["model.freeze=['${','a']"], "model.freeze: has an interpolation that cannot be read"),
+    (["devices=18446744073709551616"], "devices: must be at most "),
+    (["loader.workers=100000"], "loader.workers: must be between 0 and 256, got 100000."),
     (["seed=int(x)"], "seed=int(x): "),
     (["++loss._partial_=true"], "loss._partial_: has no effect on trainer.loss.cross_entropy.CrossEntropy"),
     (["++loss._convert_=1.5"], "loss._convert_: has no effect on trainer.loss.cross_entropy.CrossEntropy"),

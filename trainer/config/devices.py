@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -12,12 +13,18 @@ from trainer.rank_environment import is_rank
 _SHARDABLE_OPTIMIZERS: Final = ("adam", "adamw", "lamb", "lion", "sgd")
 """Optimizers whose updates in shards were compared with the updates of complete weights."""
 
+_MOST_DEVICES: Final = max(64, os.cpu_count() or 1)
+"""So many processes start on any machine; thousands would stop it."""
+
 _WITHOUT_SHARDS: Final = "Set shard=false"
 
 
 def validate_devices(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the problems of `devices` and `shard`; wrong types are reported elsewhere."""
     devices, device = config.get("devices"), config.get("device")
+    if isinstance(devices, int) and devices > _MOST_DEVICES and not is_rank():
+        problem = f"must be at most {_MOST_DEVICES} on this machine, as each device needs a process"
+        yield format_error("devices", problem, value=devices)
     several = devices == "auto" or (isinstance(devices, int) and devices > 1)
     if several and device == "mps":
         yield format_error("device", "mps is a single device", "Set devices=1, or device=cpu", value=device)

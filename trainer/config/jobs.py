@@ -10,7 +10,7 @@ from trainer.config.schema import as_overrides, group, key, optional_group, sect
 
 if TYPE_CHECKING:
     # `schema.keys` finds these names: this module is loaded at every start, also to print help.
-    from annotated_types import Ge, Gt, MinLen
+    from annotated_types import Ge, Gt, Interval, MinLen
 
     from trainer.constraints import (
         AnyPath,
@@ -153,7 +153,9 @@ class LoaderSection:
     batching: Literal["packed", "padded", "bucketed", "fixed"] = key(
         "packed", "layout of a batch: packed (several samples share a row), padded, bucketed or fixed"
     )
-    workers: NonNegativeInt = key(0, "processes that prepare batches; 0 uses the training process")
+    workers: Annotated[int, Interval(ge=0, le=256)] = key(
+        0, "processes that prepare batches; 0 uses the training process"
+    )
     prefetch: Count = key(2, "batches that each worker keeps ready")
     pin_memory: bool | None = key(None, "copy batches through page-locked memory; null does so on CUDA")
     persistent_workers: bool = key(True, "keep the workers from epoch to epoch")
