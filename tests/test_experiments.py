@@ -10,6 +10,7 @@ from tests.support.sources import write_idx
 from trainer.cli import main
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.stored import job_from_config
+from trainer.data.quality import LIMITS
 
 CONF = Path(__file__).parent.parent / "conf"
 QUIET = ["device=cpu", "logger.console=none", "logger.tensorboard=false", "export.formats=[]"]
@@ -77,6 +78,9 @@ def test_smoke_run_reaches_its_end(name: str, tmp_path: Path) -> None:
 
     assert test[BASELINES[name].metric] == test[BASELINES[name].metric], "not NaN"
     assert test["step"] == 6
+    log = (tmp_path / "run" / "trainer.log").read_text(encoding="utf-8")
+    doubts = [line for line in log.splitlines() if "WARNING" in line and "trainer.builders.data: " in line]
+    assert [line for line in doubts if not any(f"% {name}" in line for name in LIMITS)] == []
 
 
 def test_smoke_run_on_files_reaches_its_end(tmp_path: Path) -> None:
