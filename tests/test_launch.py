@@ -108,6 +108,7 @@ def test_grace_lets_a_process_end() -> None:
     assert "saved" in output
 
 
+ANNOUNCED = "\nStopping after this step; press again to stop without saving\n"
 STOPS = "with StopSignals(ends_on_second=False):\n print(rank, flush=True)\n time.sleep(100)"
 
 
@@ -118,7 +119,7 @@ def test_a_signal_is_passed_on_to_all(number: signal.Signals) -> None:
     process.stdout.readline()
     process.send_signal(number)
     _, screen = process.communicate(timeout=60)
-    assert (process.returncode, screen) == (75, f"stopped by {number.name}\n")
+    assert (process.returncode, screen) == (75, f"{ANNOUNCED}stopped by {number.name}\n")
 
 
 def test_a_signal_waits_for_a_process_that_starts() -> None:
@@ -127,7 +128,7 @@ def test_a_signal_waits_for_a_process_that_starts() -> None:
     wait_until(lambda: len(children(process.pid)) == 2)
     process.send_signal(signal.SIGTERM)
     _, screen = process.communicate(timeout=60)
-    assert (process.returncode, screen) == (75, "stopped by SIGTERM\n")
+    assert (process.returncode, screen) == (75, f"{ANNOUNCED}stopped by SIGTERM\n")
 
 
 def test_a_signal_to_the_process_group_reaches_the_processes_once() -> None:
@@ -149,7 +150,7 @@ def test_a_signal_to_the_process_group_reaches_the_processes_once() -> None:
     assert process.stdout is not None
     process.stdout.readline()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    assert process.communicate(timeout=60)[1] == "1 signal\n"
+    assert process.communicate(timeout=60)[1] == f"{ANNOUNCED}1 signal\n"
 
 
 STAYS = "for n in (2, 10, 15): signal.signal(n, signal.SIG_IGN) or print(rank, flush=True)\ntime.sleep(100)"

@@ -26,7 +26,13 @@ from typing import Any, Final
 
 from trainer.errors import Interrupted, LostRankError, ReportedError, TrainerError
 from trainer.rank_environment import JOINED, LAUNCH_FOLDER, LISTEN_FD, NCCL, RUN_FOLDER, write_note
-from trainer.signals import STOP_SIGNALS, end_with_parent_thread, signals_blocked
+from trainer.signals import (
+    STOP_SIGNALS,
+    announce_stop,
+    end_with_parent_thread,
+    print_at_once,
+    signals_blocked,
+)
 
 _PARENT_FD: Final = "TRAINER_PARENT_FD"
 """Environment variable with the end of a pipe that is closed when the process that watches has ended."""
@@ -85,7 +91,8 @@ def launch(
 ) -> None:
     """Run a verb in `size` processes and wait until all have ended.
 
-    The first signal is passed on to all processes, which agree when to stop. A second one kills them and this process.
+    The first signal is passed on to all processes, which agree when to stop. A second one kills them and this process;
+    it prints what `advise` returns.
 
     Args:
         verb: The verb.
@@ -101,7 +108,7 @@ def launch(
     """
     received: list[int] = []
     with (
-        _recorded_signals(received),
+        _recorded_signals(received, announces=advise is not None),
         TemporaryDirectory(prefix="trainer-") as name,
         _parent_pipe() as parent,
         socket.socket() as listening,
@@ -130,6 +137,8 @@ def launch(
             _kill(processes)
         run_folder = _read_note(folder, RUN_FOLDER)
     if len(received) > 1:
+        if advise is not None:
+            print_at_once("Stopped without saving.", *(advise(Path(run_folder)) if run_folder else ()))
         signal.signal(received[1], signal.SIG_DFL)
         signal.raise_signal(received[1])
     if failures:
@@ -188,11 +197,16 @@ def _parent_pipe() -> Iterator[int]:
 
 
 @contextmanager
-def _recorded_signals(received: list[int]) -> Iterator[None]:
-    """Append the signals that arrive in the block to a list, instead of ending this process."""
+def _recorded_signals(received: list[int], *, announces: bool) -> Iterator[None]:
+    """Append the signals that arrive in the block to a list, instead of ending this process.
+
+    With `announces`, the first one prints what it does.
+    """
 
     def record(number: int, _: FrameType | None) -> None:
         received.append(number)
+        if announces and len(received) == 1:
+            announce_stop()
 
     before = {number: signal.signal(number, record) for number in STOP_SIGNALS}
     try:

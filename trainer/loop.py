@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from math import isfinite
 
 import torch
@@ -191,4 +192,4 @@ def save_checkpoint(run: Run, state: TrainState) -> None:
     if names := non_finite_parameters(run):
         raise diverged_weights_error(run, state.step, names)
     run.outputs.save(capture(run, state))
-    run.log("checkpoint", state.step, {"best": state.best_step == state.step})
+    run.outputs.when_saved(partial(run.log, "checkpoint", state.step, {"best": state.best_step == state.step}))

@@ -80,13 +80,15 @@ class RunOutputs:
 
     Attributes:
         report: Receives the events.
-        save: Writes a checkpoint.
+        save: Starts to write a checkpoint.
         save_divergence: Saves the diagnosis of a step that diverged; returns a line for the message that says where.
+        when_saved: Calls a function once the last checkpoint is durable, perhaps on another thread.
     """
 
     report: Report
     save: Callable[[Snapshot], None] = lambda snapshot: None
     save_divergence: Callable[[DivergenceReport], str] = lambda divergence: ""
+    when_saved: Callable[[Callable[[], None]], None] = lambda announce: announce()
 
 
 @dataclass(frozen=True)

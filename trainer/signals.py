@@ -1,12 +1,12 @@
-"""Signals that stop a run: the first one after the current step, a second one at once."""
+"""Signals that stop a run: the first one after the current step and its checkpoint, a second one at once."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -70,7 +70,7 @@ class StopSignals:
     """Catch SIGTERM, SIGINT and SIGUSR1 during a `with` block.
 
     Inside `deferred()` the first signal is only recorded, so that a step can be completed; outside it raises
-    `Interrupted` at once. A second signal has its default effect: the process ends.
+    `Interrupted` at once. A second signal prints what `at_second` returns and has its default effect: the process ends.
 
     Args:
         ends_on_second: False ignores a second signal, also after the block. One of several processes may get the same
@@ -79,7 +79,10 @@ class StopSignals:
 
     Attributes:
         received: The first signal; None if there was none.
+        at_second: Returns lines that say what is kept when a second signal ends the process.
     """
+
+    at_second: Callable[[], list[str]] | None = None
 
     def __init__(self, *, ends_on_second: bool = True) -> None:
         self.received: signal.Signals | None = None
@@ -126,10 +129,32 @@ class StopSignals:
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.received is not None:
+            if self._ends_on_second:
+                self._end(number)
             return
         self.received = signal.Signals(number)
-        for other in STOP_SIGNALS if self._ends_on_second else ():
-            signal.signal(other, signal.SIG_DFL)
         if not self._deferring:
+            for other in STOP_SIGNALS if self._ends_on_second else ():
+                signal.signal(other, signal.SIG_DFL)
             self._has_raised = True
             self.raise_if_received()
+        if self._ends_on_second:
+            announce_stop()
+
+    def _end(self, number: int) -> None:
+        """Say what is kept and end this process with the signal's default effect."""
+        signal.signal(number, signal.SIG_DFL)
+        with suppress(Exception):  # the process ends in any case
+            print_at_once("Stopped without saving.", *(self.at_second() if self.at_second else ()))
+        signal.raise_signal(number)
+
+
+def announce_stop() -> None:
+    """Print that a run stops after its step, and what a second signal does."""
+    print_at_once("Stopping after this step; press again to stop without saving")
+
+
+def print_at_once(*lines: str) -> None:
+    """Print lines to standard error past its buffer, which the code that a signal has interrupted may hold."""
+    with suppress(OSError):
+        os.write(2, "".join(f"{line}\n" for line in ("", *lines)).encode(errors="backslashreplace"))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from trainer.cli import main
+from trainer.report.events import read_events
 
 WORDS = {
     "fruit": ["apple", "banana", "cherry", "grape", "lemon", "mango", "orange", "peach", "pear", "plum"],
@@ -154,8 +155,8 @@ def assert_same_end(resumed: Path, whole: Path, step: int) -> None:
     """Check that a run resumed at `step` ended in the bytes of the whole run and logged the same events."""
     end = checkpoint_steps(whole)[-1]
     assert checkpoint_files(resumed, end) == checkpoint_files(whole, end)
-    expected = [event for event in events(whole) if event["step"] > step]
-    tail = [event for event in events(resumed) if event["event"] != "resume"]
+    expected = [event for event in read_events(whole / "metrics.jsonl") if event["step"] > step]
+    tail = [event for event in read_events(resumed / "metrics.jsonl") if event["event"] != "resume"]
     assert without_clock(tail[-len(expected) :]) == without_clock(expected)
 
 

@@ -295,6 +295,11 @@ class Saver:
         else:
             self._saving = self._pool.submit(self._store.save_shard, copied, self._ranks, tuple(protect))
 
+    def when_saved(self, announce: Callable[[], None]) -> None:
+        """Call a function on the background thread once the submitted checkpoint is durable; never if that fails."""
+        assert self._saving is not None, "nothing was submitted"
+        self._saving = self._pool.submit(_announce, self._saving, announce)
+
     def close(self) -> None:
         """Wait for the last save; nothing can be submitted afterwards.
 
@@ -316,6 +321,12 @@ class Saver:
             if self._ranks is None or self._ranks.is_first:
                 raise
             raise ReportedError(error.exit_code) from error
+
+
+def _announce(saving: Future[Path], announce: Callable[[], None]) -> Path:
+    path = saving.result()
+    announce()
+    return path
 
 
 def _agree(ranks: Ranks, work: Callable[[], _Result], *, on_all: bool = False) -> list[_Result]:

@@ -204,8 +204,9 @@ def _load_snapshot(job: TrainJob, folder: Path) -> Snapshot | None:
 
 
 def _advise_resume(folder: Path) -> list[str]:
-    """Say how to resume a run that has lost a process."""
-    newest = find_newest_intact(folder / CHECKPOINTS)
+    """Say how to resume a run that has ended without saving."""
+    # Without reading the tensors: a checkpoint has its name only if every byte was written.
+    newest = next((each for each in list_newest_first(folder / CHECKPOINTS) if each.fault is None), None)
     found = [] if newest is None else [f"The newest checkpoint is {newest.folder}."]
     return [*found, _resume_instruction(folder)]
 
@@ -237,6 +238,7 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
     job, config, folder = start.job, start.config, start.folder
     # The files of the run tell the same as the screen, so a run outlives `trainer train | head`.
     console = open_console(job.logger.console, outlives_reader=True)
+    signals.at_second = partial(_advise_resume, folder)
     is_new = not (folder / METRICS).exists()
     with ExitStack() as stack:
         open_log = open_logs(job, folder, start.notes, ranks, console, stack)
@@ -251,7 +253,7 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
         if ranks.is_first or sharded:
             saver = Saver(Store(folder / CHECKPOINTS, job.checkpoint.keep), ranks.for_thread() if sharded else None)
             stack.callback(saver.close)
-            outputs = replace(outputs, save=saver.submit)
+            outputs = replace(outputs, save=saver.submit, when_saved=saver.when_saved)
             if ranks.is_first:
                 save_divergence = partial(_save_divergence, text=text, folder=folder, saver=saver)
                 outputs = replace(outputs, save_divergence=save_divergence)

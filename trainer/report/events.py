@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,12 +35,15 @@ class Sink(Report, Protocol):
 class Reports:
     """A report that passes each event to its sinks in order, and closes all of them at the end of its `with` block.
 
+    Any thread may log: a checkpoint is reported by the thread that has made it durable.
+
     Args:
         sinks: The sinks; None, a sink that is switched off, is ignored.
     """
 
     def __init__(self, *sinks: Sink | None) -> None:
         self._sinks: list[Sink] = []
+        self._lock = Lock()
         self._closing = ExitStack()
         self.add(*sinks)
 
@@ -51,8 +55,9 @@ class Reports:
                 self._closing.callback(sink.close)
 
     def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, object]) -> None:
-        for sink in self._sinks:
-            sink.log(event, step=step, epoch=epoch, values=values)
+        with self._lock:
+            for sink in self._sinks:
+                sink.log(event, step=step, epoch=epoch, values=values)
 
     def __enter__(self) -> Reports:
         return self
@@ -103,8 +108,10 @@ class JsonLines:
 def read_events(path: Path) -> list[Document]:
     """Return the events of `metrics.jsonl` as if the run had never stopped.
 
-    A line `{"event": "resume", "step": N}` cancels the earlier lines of steps after N, which the resumed run logs
-    again. The strings "nan", "inf" and "-inf" become floats. Incomplete lines (see `JsonLines`) are ignored.
+    They are in the order of their steps: the event of a checkpoint is logged when the checkpoint is durable, which may
+    be some steps later. A line `{"event": "resume", "step": N}` cancels the earlier lines of steps after N, which the
+    resumed run logs again. The strings "nan", "inf" and "-inf" become floats. Incomplete lines (see `JsonLines`) are
+    ignored.
 
     Raises:
         CheckpointError: The file cannot be read, or a complete line is no event.
@@ -120,7 +127,7 @@ def read_events(path: Path) -> list[Document]:
         if record["event"] == "resume":
             events = [event for event in events if event["step"] <= record["step"]]
         events.append(record)
-    return events
+    return sorted(events, key=lambda event: event["step"])
 
 
 def _parse(line: bytes) -> Document | None:
