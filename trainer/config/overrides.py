@@ -23,6 +23,9 @@ from trainer.display import displayable, mask_secrets
 from trainer.errors import ConfigError, format_error, raise_if_any
 from trainer.layout import expand_home
 
+_HYDRA_MAPPINGS = ("hydra.launcher", "hydra.sweeper", "hydra.env")
+_HYDRA_PLUGINS = ("hydra.launcher._target_", "hydra.sweeper._target_")
+
 _MAX_NAME = 256
 """No name of an option is this long, as no name of a file is."""
 
@@ -156,7 +159,20 @@ def _hydra_problem(override: Override) -> str | None:
         return format_error(key, "must be a list of folders", value=value)
     if key == "hydra.verbose" and not (isinstance(value, bool) or all(isinstance(item, str) for item in items)):
         return format_error(key, "must be true, false or names of loggers", value=value)
+    if key in _HYDRA_MAPPINGS and not isinstance(value, dict):
+        return format_error(key, "must be a mapping", value=value)
+    if key in _HYDRA_PLUGINS and not str(value).startswith(("hydra_plugins.", "hydra._internal.core_plugins.")):
+        return format_error(key, "must be a class of a plugin of Hydra", value=value)
+    if key in ("hydra.run.dir", "hydra.sweep.dir") and isinstance(value, str) and not _can_be_folder(value):
+        return format_error(key, "cannot be a folder, as a file is in its place", value=value)
     return None
+
+
+def _can_be_folder(path: str) -> bool:
+    """Return whether the lowest existing part of a path is a folder."""
+    while path and not os.path.lexists(path):
+        path = os.path.dirname(path.rstrip("/"))
+    return not path or os.path.isdir(path)
 
 
 def _search_entries(override: Override) -> list[str]:
