@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import re
 import shlex
 import subprocess
@@ -308,3 +309,16 @@ def test_a_run_continues_with_data_that_was_moved(tmp_path: Path, capsys: pytest
         write_columns(text=TEXTS, label=cycle("b", "a"))
         assert main(["train", "resume=run", "train.duration=4st", "data.train=train.csv"]) == 3
         assert "the data has changed since the checkpoint was saved" in capsys.readouterr().err
+
+
+def test_the_order_of_class_weights_is_stated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with working_in(tmp_path):
+        texts("label", cycle("b", "a", "b"))()
+        assert plan(capsys, "loss.weight=[0.5,2]")[0] == 0
+        code, message = plan(capsys, "loss.weight=[0.5]")
+    assert "loss.weight: a 0.5, b 2" in caplog.messages
+    assert code == 2
+    assert "Their order is a, b" in message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from trainer.layout import CHECKPOINTS, CONFIG, TASK, Document
 from trainer.protocols import DeclaresTargets, HasTrainTarget, IgnoresTargets, Loss, Task
 from trainer.targets import with_loss_head
 
+logger = logging.getLogger(__name__)
+
+_MAX_LOGGED = 20
 TEACHER = "teacher.json"
 """The document of a checkpoint that identifies the teacher's weights."""
 
@@ -37,12 +41,23 @@ def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
         arguments["teacher_model"] = load_teacher(job.loss.get("teacher"), task, device, job.trust)
     loss: Loss = instantiate("loss", job.loss, **arguments)
     _check_ignore_index(loss, task)
+    _log_weights(job, task)
     for target in (task.target, task.train_target if isinstance(task, HasTrainTarget) else task.target):
         if isinstance(loss, DeclaresTargets) and target not in loss.targets:
             raise ConfigError(
                 format_error("loss", incompatible_targets(loss.targets, target), value=job.loss["_target_"])
             )
     return loss.to(device) if isinstance(loss, nn.Module) else loss
+
+
+def _log_weights(job: TrainJob, task: Task) -> None:
+    """Log which class has which weight if they are given in the order of the classes."""
+    names = task.info().class_names or []
+    for key in ("weight", "alpha", "pos_weight"):
+        weights = job.loss.get(key)
+        if isinstance(weights, list) and len(weights) == len(names) <= _MAX_LOGGED:
+            pairs = ", ".join(f"{name} {weight:g}" for name, weight in zip(names, weights, strict=True))
+            logger.info("loss.%s: %s", key, pairs)
 
 
 def needs_teacher(job: TrainJob) -> bool:
