@@ -51,7 +51,8 @@ def test_execution_may_change(changes: dict[str, Any]) -> None:
 
 def test_a_run_from_before_several_devices_resumes_on_several() -> None:
     old = {key: value for key, value in STORED.items() if key not in ("devices", "shard", "launch")}
-    stored = parse_stored_config(config_text(old))
+    parts = {group: {"_target_": f"trainer.{group}"} for group in ("task", "data", "optimizer")}
+    stored = parse_stored_config(config_text(old | parts))
     assert [stored[key] for key in ("devices", "shard")] == [1, False]
     current = stored | {"devices": 2, "shard": True}
     assert resume_config(stored, current) == (current, [])
