@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
-from trainer.errors import CheckpointError, TrainerError, format_error
+from trainer.errors import CheckpointError, ConfigError, TrainerError, format_error
 
 _TEMPORARY: Final = re.compile(r"\.trainer-[0-9a-f]{16}\.tmp")
 """Names of files and folders that are not complete yet. The process that writes one holds a lock on it."""
@@ -156,6 +156,31 @@ def replaced_file(path: Path, error_type: type[TrainerError] = CheckpointError) 
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def refuse_to_replace(key: str, path: Path, *, force: bool, marker: bytes | None = None) -> None:
+    """Check that writing a file replaces nothing of the user's.
+
+    Args:
+        key: The key that names the file.
+        path: The file, which need not exist.
+        force: The user allows it to be replaced.
+        marker: Bytes at the start of the files of this tool; None if they cannot be told from others.
+
+    Raises:
+        ConfigError: It is a file from elsewhere, or no regular file.
+    """
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise ConfigError(format_error(key, "is not a regular file", "Name another file", value=str(path)))
+    if force:
+        return
+    with naming_errors(path, ConfigError), path.open("rb") as file:
+        if marker is not None and marker in file.read(1024):
+            return
+    remedy = "Set force=true to replace it, or name another file"
+    raise ConfigError(format_error(key, "exists already", remedy, value=str(path)))
 
 
 def write_text(path: Path, text: str, error_type: type[TrainerError] = CheckpointError) -> None:

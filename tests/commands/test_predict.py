@@ -81,7 +81,7 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., P
 def predicted(folder: Path, source: Path | str, *options: str, code: int = 0) -> list[Any]:
     """Predict to a file and return its lines."""
     output = folder / "predictions.jsonl"
-    argv = [f"run={folder / 'run'}", f"input={source}", f"output={output}", "device=cpu", *options]
+    argv = [f"run={folder / 'run'}", f"input={source}", f"output={output}", "force=true", "device=cpu", *options]
     assert main(["predict", *argv]) == code
     return [json.loads(line) for line in output.read_text("utf-8").splitlines()]
 
@@ -300,7 +300,7 @@ def test_newest_run_is_the_default_and_weights_can_be_chosen(run_of: Callable[[s
     (folder / "run").rename(folder / "runs/newest")
     try:
         with working_in(folder):
-            assert main(["predict", "input=apple", "output=newest.jsonl", "weights=raw"]) == 0
+            assert main(["predict", "input=apple", "output=newest.jsonl", "force=true", "weights=raw"]) == 0
     finally:
         (folder / "runs/newest").rename(folder / "run")
     assert [json.loads((folder / "newest.jsonl").read_text())] == raw

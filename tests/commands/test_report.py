@@ -103,3 +103,18 @@ def test_secrets_of_a_config_are_masked(folder: Path, capsys: pytest.CaptureFixt
     assert "hunter2" not in shown
     assert shown.count("https://***@host/train.csv") == 3
     assert ["data.api_key", "***"] in cells(shown)
+
+
+def test_only_pages_of_this_tool_are_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    foreign, own = Path("data.csv"), Path("runs/one/config.yaml")
+    foreign.write_text("text,label\n")
+    before = own.read_bytes()
+    assert main(["report", "run=runs/one", "output=data.csv"]) == 2
+    assert "output: exists already, got 'data.csv'. Set force=true to replace it" in capsys.readouterr().err
+    assert foreign.read_text() == "text,label\n"
+    assert main(["report", "run=runs/one", f"output={own}", "force=true"]) == 2
+    assert own.read_bytes() == before
+    assert main(["report", "run=runs/one", "output=/dev/null", "force=true"]) == 2
+    for force in ("true", "false"):  # the second time, it is a page
+        assert main(["report", "run=runs/one", "output=data.csv", f"force={force}"]) == 0
+    assert foreign.read_text().startswith("<!doctype html>")

@@ -198,8 +198,18 @@ def test_interrupted_output_leaves_the_old_file(tmp_path: Path, suffix: str) -> 
 def test_unwritable_output_is_refused(tmp_path: Path) -> None:
     for name, problem in (("out.xls", "unknown file format"), ("gone/out.csv", "its folder does not exist")):
         with pytest.raises(ConfigError, match=problem):
-            check_output(tmp_path / name)
+            check_output(tmp_path / name, force=False)
     (tmp_path / "a.csv").mkdir()
     with pytest.raises(ConfigError, match="is a folder"):
-        check_output(tmp_path / "a.csv")
-    check_output(tmp_path / "new.parquet")
+        check_output(tmp_path / "a.csv", force=False)
+    check_output(tmp_path / "new.parquet", force=False)
+
+
+def test_existing_file_is_replaced_only_on_request(tmp_path: Path) -> None:
+    output = tmp_path / "mine.csv"
+    output.write_text("mine")
+    with pytest.raises(ConfigError, match=r"output: exists already, got '.+'\. Set force=true to replace it"):
+        resolve_paths("a text", None, str(output))
+    assert resolve_paths("a text", None, str(output), force=True).output == output
+    with pytest.raises(ConfigError, match="output: is the same file as input"):
+        resolve_paths(str(output), None, str(output), force=True)

@@ -51,7 +51,7 @@ def run(job: GenerateJob, config: Document) -> None:
         DataError: Lines of standard input could not be continued; the others were.
     """
     output = None if job.output in (None, "-") else Path(expand_home(str(job.output)))
-    _check_prompt_and_output(job.prompt, output)
+    _check_prompt_and_output(job.prompt, output, force=job.force)
     generator = load_generator(job)
     with nullcontext(None) if job.output is None else open_output(output) as write:
         count, num_errors = _continue_prompts(job, generator, write)
@@ -70,14 +70,14 @@ def load_generator(job: GenerateJob) -> TextGenerator:
     return _load_from_run(job) if artifacts is None else _load_from_artifacts(job, artifacts)
 
 
-def _check_prompt_and_output(prompt: str | None, output: Path | None) -> None:
+def _check_prompt_and_output(prompt: str | None, output: Path | None, *, force: bool) -> None:
     """Refuse a prompt that no model can continue and a file that cannot be written, together."""
     problems = []
     if prompt == "":
         problems.append(format_error("prompt", "must not be empty", value=prompt))
     try:
         if output is not None:
-            check_output(output)
+            check_output(output, force=force)
     except ConfigError as error:
         problems += error.messages
     raise_if_any(*problems)

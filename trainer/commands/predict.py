@@ -69,7 +69,7 @@ def run(job: PredictJob, config: Document) -> None:
         CheckpointError: The run, its checkpoint or its artifact cannot be used.
         DataError: Some rows could not be used; the others were predicted.
     """
-    paths = resolve_paths(job.input, job.corpus, job.output)
+    paths = resolve_paths(job.input, job.corpus, job.output, force=job.force)
     exported = None if job.run is None or job.backend == "torch" else exported_config(job.run)
     folder = find_run_folder(job.run) if exported is None else Path(str(job.run))
     graph = _find_graph(folder / EXPORT if exported is None else folder)

@@ -7,14 +7,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from trainer.atomic_io import write_text
+from trainer.atomic_io import refuse_to_replace, write_text
 from trainer.commands.run_folders import RunRecord, flatten, read_run
 from trainer.config.jobs import ReportJob
 from trainer.display import escape_controls, masked_config
 from trainer.documents import read_export_manifest
 from trainer.errors import CheckpointError, ConfigError, TrainerError
 from trainer.layout import LOG, REPORT, Document, export_folders
-from trainer.report.page import Section, Series, render_page
+from trainer.report.page import MARKER, Section, Series, render_page
 
 _NOT_PLOTTED = ("event", "step", "epoch", "split", "weights", "best_step")
 
@@ -30,10 +30,16 @@ def run(job: ReportJob, config: Document) -> None:
 
     Raises:
         CheckpointError: There is no such run.
-        ConfigError: The file cannot be written.
+        ConfigError: The file cannot be written, or is from elsewhere.
     """
+    if job.output is not None:
+        refuse_to_replace("output", Path(job.output), force=job.force, marker=MARKER)
     records = [read_run(job.run), *(read_run(path, "beside") for path in job.beside)]
     file = records[0].folder / REPORT if job.output is None else Path(job.output)
+    if job.output is not None:
+        for record in records:  # its files are the input of the page
+            if file.resolve().is_relative_to(record.folder.resolve()):
+                refuse_to_replace("output", file, force=False, marker=MARKER)
     write_page(file, records, CheckpointError if job.output is None else ConfigError)
     print(escape_controls(str(file)))
 

@@ -313,6 +313,7 @@ class ReportJob:
     run: AnyPath | None = key(None, _NEWEST)
     beside: list[AnyPath] = key([], "other run folders to show side by side with it")
     output: AnyPath | None = key(None, "file of the page; null is report.html in the run folder")
+    force: bool = key(False, "replace a file at output that is not a page of this tool")
 
 
 @dataclass(frozen=True)
@@ -349,6 +350,7 @@ class PredictJob(DeviceJob, DataJob):
     output: AnyPath | None = key(
         None, "file for the predictions: .jsonl, .csv or .parquet; null or - prints JSON lines to standard output"
     )
+    force: bool = key(False, "replace an existing file at output")
     keep: list[NonEmptyStr] = key(
         [], "columns of the input that the output repeats as input_<column>; row is the number of the row, from 1"
     )
@@ -368,6 +370,7 @@ class GenerateJob(DeviceJob):
     output: AnyPath | None = key(
         None, "file for the texts: .jsonl, .csv or .parquet; - prints JSON lines to standard output; null prints texts"
     )
+    force: bool = key(False, "replace an existing file at output")
     explain: Count | None = key(None, "number of most likely tokens to show at each step, with their probabilities")
     backend: Literal["torch", "onnx"] | None = key(None, _BACKEND.format("the artifact onnx_cache"))
     decode: Part = group("how tokens are chosen")

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from trainer.atomic_io import replaced_file
+from trainer.atomic_io import refuse_to_replace, replaced_file
 from trainer.data.cells import IMAGE_SUFFIXES
 from trainer.data.line_reader import first_line_of
 from trainer.data.readers import format_suffix
@@ -54,7 +54,7 @@ class PredictionPaths(NamedTuple):
     output: Path | None
 
 
-def resolve_paths(input: str | None, corpus: str | None, output: str | None) -> PredictionPaths:
+def resolve_paths(input: str | None, corpus: str | None, output: str | None, *, force: bool = False) -> PredictionPaths:
     """Return the files and texts that the keys of `trainer predict` name.
 
     Raises:
@@ -72,13 +72,14 @@ def resolve_paths(input: str | None, corpus: str | None, output: str | None) -> 
         problems.append(format_error("corpus", "must be a file", value=corpus))
     target = None if output in (None, "-") else Path(expand_home(str(output)))
     if target is not None:
+        files = {key: path.resolve() for key, path in inputs.items() if isinstance(path, Path)}
+        same = [key for key, path in files.items() if target.exists() and target.resolve() == path]
         try:
-            check_output(target)
+            check_output(target, force=force or bool(same))
         except ConfigError as error:
             problems += error.messages
-        for key, path in inputs.items():
-            if isinstance(path, Path) and target.exists() and target.resolve() == path.resolve():
-                problems.append(format_error("output", f"is the same file as {key}", "Name another file", value=output))
+        for key in same:
+            problems.append(format_error("output", f"is the same file as {key}", "Name another file", value=output))
     raise_if_any(*problems)
     assert not isinstance(corpus_path, str)
     return PredictionPaths(inputs.get("input"), corpus_path, target)
@@ -90,7 +91,7 @@ def input_problems(config: Mapping[str, Any]) -> list[str]:
     if not all(isinstance(config.get(key, 0), str | None) for key in keys):
         return []
     try:
-        resolve_paths(*(config[key] for key in keys))
+        resolve_paths(*(config[key] for key in keys), force=config.get("force") is True)
     except ConfigError as error:
         return list(error.messages)
     return []
@@ -131,7 +132,7 @@ def _resolve_input(key: str, value: str | None) -> Path | str | None:
     raise ConfigError(format_error(key, "no such file", remedy.removesuffix("."), value=value))
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, *, force: bool) -> None:
     """Raise ConfigError if a file cannot be written, as far as that shows in advance."""
     if path.suffix.lower() not in OUTPUT_SUFFIXES:
         remedy = f"Allowed: {', '.join(OUTPUT_SUFFIXES)}"
@@ -139,6 +140,7 @@ def check_output(path: Path) -> None:
     if path.is_dir() or not path.absolute().parent.is_dir():
         problem = "is a folder" if path.is_dir() else "its folder does not exist"
         raise ConfigError(format_error("output", problem, value=str(path)))
+    refuse_to_replace("output", path, force=force)
 
 
 @contextmanager

@@ -28,10 +28,14 @@ _LOG_RATIO = 100.0
 
 _COLORS = ("#2a78d6", "#d6622a", "#2e9e5b", "#a44bc4", "#c79a12", "#c43a5d", "#12a3a8", "#777777")
 
+MARKER = b'<meta name="generator" content="trainer">'
+"""Bytes by which a page of this tool is known: only such a file is replaced without `force`."""
+
 _TEMPLATE = """\
 <!doctype html>
 <html lang="en">
 <meta charset="utf-8">
+<meta name="generator" content="trainer">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
