@@ -30,8 +30,6 @@ from trainer.task.classification_metrics import EntityScore, TagF1, language_met
 from trainer.task.embedding_metrics import retrieval_metrics, score_metrics, uniformity_metric
 from trainer.task.regression_metrics import regression_metrics
 
-SIZES = (2, 3)
-
 
 class ScaledInfoNce(InfoNce):
     """A statistic of the batch with a weight of its own."""
@@ -115,10 +113,9 @@ def losses_and_gradients(ranks: Ranks) -> dict[str, list[Tensor]]:
     return results
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_statistics_of_the_batch_equal_one_process(size: int, tmp_path: Path) -> None:
+def test_statistics_of_the_batch_equal_one_process(several: list[dict[str, Any]]) -> None:
     expected = losses_and_gradients(Ranks())
-    for results in call_ranks(losses_and_gradients, size, tmp_path):
+    for results in (each["losses"] for each in several):
         for name, tensors in expected.items():
             assert len(results[name]) == len(tensors), name
             for actual, tensor in zip(results[name], tensors, strict=True):
@@ -192,10 +189,9 @@ def evaluations(ranks: Ranks) -> dict[str, dict[str, float]]:
     return results
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_every_metric_equals_one_process(size: int, tmp_path: Path) -> None:
+def test_every_metric_equals_one_process(several: list[dict[str, Any]]) -> None:
     expected = evaluations(Ranks())
-    for results in call_ranks(evaluations, size, tmp_path):
+    for results in (each["metrics"] for each in several):
         assert results.keys() == expected.keys()
         for name, values in expected.items():
             for metric, value in values.items():
@@ -269,11 +265,11 @@ def exchanged(ranks: Ranks) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_exchanges(size: int, tmp_path: Path) -> None:
-    for rank, results in enumerate(call_ranks(exchanged, size, tmp_path)):
+def test_exchanges(several: list[dict[str, Any]]) -> None:
+    size = len(several)
+    for rank, results in enumerate(several):
         total = size * (size + 1) / 2
-        assert results == {
+        assert results["exchanges"] == {
             "gradients": [[total, total], [7.0, 7.0], None, [size, size]],
             "loss": 0.5 * size,
             "count": total - 0.75 * size,
@@ -282,6 +278,17 @@ def test_exchanges(size: int, tmp_path: Path) -> None:
             "tracked": [size - 1, rank],
             "rows": [[float(owner)] * 2 for owner in range(size) for _ in range(owner)],
         }
+
+
+def results(ranks: Ranks) -> dict[str, Any]:
+    """Return what the tests compare: one start of the processes serves all of them."""
+    return {"losses": losses_and_gradients(ranks), "metrics": evaluations(ranks), "exchanges": exchanged(ranks)}
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The results of each of two and of three processes."""
+    return call_ranks(results, request.param, tmp_path_factory.mktemp("results"))
 
 
 def overflowing_step(ranks: Ranks) -> tuple[list[Tensor], float]:
