@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.launched import children, is_running
-from trainer.errors import ConfigError
+from trainer import rank_environment
+from trainer.errors import ConfigError, ReportedError
 from trainer.rank_environment import first_host, num_processes, slurm_environment
 
 WAIT = "time.sleep(100)"
@@ -244,6 +245,19 @@ def test_devices_must_be_as_many_as_the_processes(monkeypatch: pytest.MonkeyPatc
     assert [num_processes(devices) for devices in (1, 4, "auto")] == [4, 4, 4]
     with pytest.raises(ConfigError, match="devices: 4 processes of the run have been started, got 3"):
         num_processes(3)
+
+
+def test_a_process_whose_error_another_one_reports_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_environment, "_is_first_report", None)  # restores it
+    texts: list[str | None] = []
+
+    def is_first(text: str | None) -> bool:
+        texts.append(text)
+        return False
+
+    rank_environment.report_once_with(is_first)
+    assert rank_environment.is_reported_elsewhere(ReportedError(75))
+    assert texts == [None]
 
 
 @pytest.mark.parametrize("code", [0, 6, 75])

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -7,7 +8,7 @@ import threading
 import pytest
 
 from trainer.errors import Interrupted
-from trainer.signals import STOP_SIGNALS, StopSignals, signals_blocked
+from trainer.signals import STOP_SIGNALS, StopSignals, end_with_parent_thread, signals_blocked
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -24,6 +25,16 @@ def test_a_deferred_signal_is_recorded(number: signal.Signals) -> None:
 def test_a_signal_outside_a_deferred_block_raises_at_once() -> None:
     with StopSignals(), pytest.raises(Interrupted, match="SIGTERM"):
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="multiprocessing starts no processes by fork elsewhere")
+def test_a_process_whose_parent_has_ended_before_it_was_ready_ends() -> None:
+    fork = multiprocessing.get_context("fork")
+    for parent, code in ((os.getpid(), 0), (os.getppid(), -signal.SIGKILL)):
+        process = fork.Process(target=end_with_parent_thread, args=(parent,))
+        process.start()
+        process.join()
+        assert process.exitcode == code
 
 
 def test_signal_handlers_are_restored() -> None:

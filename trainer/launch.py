@@ -323,7 +323,7 @@ def _end_with_parent(pipe: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     # The thread does not run while native code holds the interpreter's lock; the kernel's signal arrives even then.
-    end_with_parent_thread()
+    end_with_parent_thread(os.getppid())
     if select.select([pipe], [], [], 0)[0]:  # that process has ended before the kernel was asked
         os.kill(os.getpid(), signal.SIGKILL)
     threading.Thread(target=watch, daemon=True, name="parent").start()

@@ -58,12 +58,18 @@ def end_on_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
-def end_with_parent_thread() -> None:
-    """Have the kernel kill this process when the thread that started it ends. Only Linux can do so."""
+def end_with_parent_thread(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends. Only Linux can do so.
+
+    Args:
+        parent: The process that started this one. If it has ended already, this process is killed at once.
+    """
     if sys.platform == "linux":
         import ctypes  # here, because every command starts with this module
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class StopSignals:

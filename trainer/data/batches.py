@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -286,7 +287,7 @@ def _data_loader(
         pin_memory=options.pin_memory,
         persistent_workers=persistent and options.workers > 0,
         collate_fn=_keep_batch,
-        worker_init_fn=_init_worker,
+        worker_init_fn=partial(_init_worker, os.getpid()),
         # Without its own generator, a DataLoader draws from torch's global generator and so changes training.
         generator=torch.Generator(),
     )
@@ -296,14 +297,15 @@ def _keep_batch(batch: Any) -> Any:
     return batch
 
 
-def _init_worker(_: int) -> None:
+def _init_worker(parent: int, _: int) -> None:
     """Ignore signals in a worker: the main process handles them, and still needs its workers to finish the step.
 
-    A worker ends with the main process, also if that is killed.
+    A worker ends with the main process, also if that is killed before the worker is ready: torch would then take the
+    process that adopts the worker for the main process.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    end_with_parent_thread()
+    end_with_parent_thread(parent)
 
 
 @atexit.register
