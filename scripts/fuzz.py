@@ -25,7 +25,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -44,7 +44,8 @@ EXIT_CODES = {0, 2, 3, 4, 5, 6, 75, 130, 141}
 MEMORY = 4 << 30
 """Bytes that a case may map on top of what the imports have mapped."""
 CPU_SECONDS = 20
-WALL_SECONDS = 120
+WALL_SECONDS = 300
+"""A case that waits for nothing uses no processor time; other work on the machine only makes a case slower."""
 TRACEBACK = "Traceback (most recent call last)"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -288,37 +289,52 @@ def main() -> int:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def fuzz(options: argparse.Namespace, areas: Sequence[str], scratch: Path) -> int:
-    """Run the cases; return 1 if one has failed."""
+def ended_cases(options: argparse.Namespace, areas: Sequence[str], scratch: Path) -> Iterator[tuple[Case, int]]:
+    """Run the cases and yield each one that has ended, with its status."""
     weighted = [area for area in areas for _ in range(AREAS[area][1])]
+    seeds = iter(range(options.seed, options.seed + options.cases))
+    running: dict[int, Case] = {}
+    try:
+        while True:
+            while len(running) < options.jobs and (seed := next(seeds, None)) is not None:
+                pid, case = start(Random(seed).choice(weighted), seed, scratch, scratch / "intact")
+                running[pid] = case
+            if not running:
+                return
+            pid, status = os.wait()
+            case = running.pop(pid)
+            _kill_group(pid)  # what the case has left running
+            yield case, status
+            shutil.rmtree(case.folder, ignore_errors=True)
+            case.output.unlink(missing_ok=True)
+    finally:
+        for pid in running:
+            _kill_group(pid)
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def fuzz(options: argparse.Namespace, areas: Sequence[str], scratch: Path) -> int:
+    """Run the cases until they end or Ctrl-C stops them; return 1 if one has failed."""
     counts: Counter[tuple[str, str]] = Counter()
     failures: Counter[tuple[str, str]] = Counter()
-    running: dict[int, Case] = {}
-    begin, seeds = time.monotonic(), iter(range(options.seed, options.seed + options.cases))
-    while True:
-        while len(running) < options.jobs and (seed := next(seeds, None)) is not None:
-            area = Random(seed).choice(weighted)
-            pid, case = start(area, seed, scratch, scratch / "intact")
-            running[pid] = case
-        if not running:
-            break
-        pid, status = os.wait()
-        case = running.pop(pid)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)  # what the case has left running
-        output = case.output.read_bytes().decode(errors="replace") if case.output.is_file() else ""
-        result = verdict(status, output)
-        counts[case.area, result] += 1
-        if options.show:
-            print(shlex.join(case.command), output, result, sep="\n", flush=True)
-        if not result.startswith("exit "):
-            where = signature(result, output)
-            if (result, where) not in failures:
-                repeat = f"python scripts/fuzz.py --cases 1 --show --only {case.area} --seed {case.seed}"
-                print(f"{result}: {where}", repeat, sep="\n    ", flush=True)
-            failures[result, where] += 1
-        shutil.rmtree(case.folder, ignore_errors=True)
-        case.output.unlink(missing_ok=True)
+    begin = time.monotonic()
+    with contextlib.suppress(KeyboardInterrupt):
+        for case, status in ended_cases(options, areas, scratch):
+            output = case.output.read_bytes().decode(errors="replace") if case.output.is_file() else ""
+            result = verdict(status, output)
+            counts[case.area, result] += 1
+            if options.show:
+                print(shlex.join(case.command), output, result, sep="\n", flush=True)
+            if not result.startswith("exit "):
+                where = signature(result, output)
+                if (result, where) not in failures:
+                    repeat = f"python scripts/fuzz.py --cases 1 --show --only {case.area} --seed {case.seed}"
+                    print(f"{result}: {where}", repeat, sep="\n    ", flush=True)
+                failures[result, where] += 1
     print(f"\n{sum(counts.values())} cases in {time.monotonic() - begin:.0f} s, seed {options.seed}")
     for (area, result), count in sorted(counts.items()):
         print(f"{area:<12} {result:<24} {count}")
