@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,3 +99,27 @@ def test_parts_of_unknown_targets_are_not_completed(config: dict[str, Any]) -> N
     stored = parse_stored_config(config_text(mine))
     assert stored["loss"] == {"_target_": "json.Loss"}
     assert stored["optimizer"]["lr"] == 1.0
+
+
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in itertools.pairwise("abcdefghi")
+)
+"""Each line repeats the one before it ten times."""
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[" * 100_000, "is nested too deeply"),
+        ("".join(f"{' ' * depth}a:\n" for depth in range(200)), "is nested too deeply"),
+        ("a: &a [*a]", "contains more than 100000 values"),
+        (BOMB, "contains more than 100000 values"),
+        ("9" * 5000, "Exceeds the limit"),
+        ("null", "does not contain the config of a run"),
+        ("model: 1", "is damaged: task: is missing"),
+    ],
+)
+def test_text_that_is_no_config_is_refused(text: str, problem: str) -> None:
+    with pytest.raises(CheckpointError) as error:
+        parse_stored_config(text)
+    assert problem in str(error.value)

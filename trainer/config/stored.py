@@ -95,7 +95,7 @@ def parse_stored_config(text: str, name: str = CONFIG) -> dict[str, Any]:
         CheckpointError: The text is not a config.
     """
     try:
-        _check_size(yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        _check_size(text)
         config = OmegaConf.create(text)
     # Besides its own errors, the parser raises ValueError for long integers and impossible dates.
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -111,23 +111,34 @@ def parse_stored_config(text: str, name: str = CONFIG) -> dict[str, Any]:
     return _complete(plain_config)
 
 
-def _check_size(node: yaml.Node | None) -> None:
-    """Refuse a text whose references repeat its parts until they fill the memory, and one that is nested too deeply."""
-    sizes: dict[int, int] = {}
+def _check_size(text: str) -> None:
+    """Refuse a text whose references repeat its parts until they fill the memory, and one that is nested too deeply.
 
-    def size(node: object, depth: int) -> int:
-        if depth > _DEEPEST:
-            raise DocumentError("is nested too deeply")
-        if id(node) not in sizes:
-            values = getattr(node, "value", None)
-            # The values of a mapping are pairs of nodes, the value of a single text is no list.
-            items = values if isinstance(values, list) else []
-            inner = [each for item in items for each in (item if isinstance(item, tuple) else (item,))]
-            sizes[id(node)] = 1 + sum(size(each, depth + 1) for each in inner)
-        return sizes[id(node)]
-
-    if size(node, 0) > _MOST_VALUES:
-        raise DocumentError(f"contains more than {_MOST_VALUES} values")
+    It is read event by event: building a tree of it would end the process if it is nested deeply.
+    """
+    open_nodes: list[tuple[str | None, int]] = []
+    sizes: dict[str | None, int] = {}
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, 1))
+            if len(open_nodes) > _DEEPEST:
+                raise DocumentError("is nested too deeply")
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = open_nodes.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            # A node that contains itself has no size yet.
+            anchor, size = None, sizes.get(event.anchor, _MOST_VALUES + 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor, size = event.anchor, 1
+        else:
+            continue
+        sizes[anchor] = size
+        if open_nodes:
+            outer, before = open_nodes.pop()
+            open_nodes.append((outer, before + size))
+        if size > _MOST_VALUES:
+            raise DocumentError(f"contains more than {_MOST_VALUES} values")
 
 
 def _complete(config: dict[str, Any]) -> dict[str, Any]:
