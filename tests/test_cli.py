@@ -259,3 +259,8 @@ def test_hydra_shows_no_secret(flags: list[str], capsys: pytest.CaptureFixture[s
     output = capsys.readouterr().out
     assert "***" in output
     assert "hunter2" not in output
+
+
+def test_a_folder_of_hydra_that_cannot_be_created(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["diff", "hydra.run.dir=/proc/nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("hydra.run.dir: cannot be created (No such file or directory)")

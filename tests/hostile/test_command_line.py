@@ -24,6 +24,7 @@ CASES: list[tuple[list[str], str]] = [
     (["hydra.launcher._target_=os.getcwd"], "hydra.launcher._target_: must be a class of a plugin of Hydra"),
     (["hydra.run.dir=/dev/zero"], "hydra.run.dir: cannot be a folder, as a file is in its place"),
     (["hydra.sweep.dir=/dev/zero/a/b"], "hydra.sweep.dir: cannot be a folder, as a file is in its place"),
+    (["--config-name", "a" * 300], "The config cannot be composed ([Errno 36] File name too long"),
     (["hydra.verbose=[[1]]"], "hydra.verbose: must be true, false or names of loggers"),
     (["hydra.run.dir=[1]"], "Error merging override hydra.run.dir=[1]"),
     (["hydra.job.env_set=abc"], "Error merging override hydra.job.env_set=abc"),

@@ -131,13 +131,17 @@ def run_with_hydra(config: DictConfig, job: Callable[[], None]) -> None:
             failures.append(error)
             raise
 
-    outcome = run_job(
-        task_function=task,
-        config=config,
-        job_dir_key="hydra.run.dir",
-        job_subdir_key=None,
-        hydra_context=context,
-    )
+    try:
+        outcome = run_job(
+            task_function=task,
+            config=config,
+            job_dir_key="hydra.run.dir",
+            job_subdir_key=None,
+            hydra_context=context,
+        )
+    except OSError as error:  # the job's own errors are in `failures`
+        problem = f"cannot be created ({error.strerror})"
+        raise ConfigError(format_error("hydra.run.dir", problem, value=config.hydra.run.dir)) from error
     callbacks.on_run_end(config=config, config_name=name, job_return=outcome)
     if failures:
         # Raised here, as Hydra would print a line of its own before the error.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ class Groups:
     def file(self, group: str, option: str) -> Path | None:
         """Return the file of an option."""
         files = (folder / group / f"{option}.yaml" for folder in self.folders)
-        return next((file for file in files if file.is_file()), None)
+        return next((file for file in files if os.path.isfile(file)), None)
 
     def content(self, group: str, option: str) -> dict[str, Any]:
         """Return the keys of an option without its defaults list; empty if there is no such option."""
@@ -123,7 +124,7 @@ class Groups:
     def defaults(self, name: str) -> list[Any]:
         """Return the defaults list of a primary config, with the lists of the configs in it."""
         files = (folder / f"{name}.yaml" for folder in self.folders)
-        file = next((file for file in files if file.is_file()), None)
+        file = next((file for file in files if os.path.isfile(file)), None)
         listed = list(_loaded(file).get("defaults", [])) if file else []
         return [inner for item in listed for inner in (self.defaults(item) if isinstance(item, str) else ()) or [item]]
 
