@@ -14,15 +14,23 @@ from trainer.data.batches import Batches, BatchPlan, EvaluationBatches, LoaderOp
 from trainer.data.encode import Encoded, cache_root, encode
 from trainer.data.quality import DataReport, measure_quality
 from trainer.errors import CheckpointError, ConfigError, DataError, TrainerError, format_error
-from trainer.layout import TASK
+from trainer.input_files import LIMITS, Limits
+from trainer.layout import TASK, Document
 from trainer.protocols import Batching, HasNumericColumns, SeparableSource, Source, StateDict, Task
 from trainer.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
 
+def set_limits(data: Document) -> None:
+    """Set the limits of this process by the keys of the source; configs of earlier versions have none."""
+    LIMITS.line_bytes = data.get("max_line_bytes", Limits.line_bytes)
+    LIMITS.pixels = data.get("max_pixels", Limits.pixels)
+
+
 def build_task(job: TrainJob, state: StateDict | None = None) -> Task:
     """Build the task; `state` is what it learned from its training split, if a checkpoint contains that."""
+    set_limits(job.data)
     task: Task = instantiate("task", job.task)
     if state is None:
         return task
@@ -65,7 +73,8 @@ def build_split(job: TrainJob, task: Task, split: str) -> Encoded:
 
 
 def _encode(job: TrainJob, source: Source, task: Task, *, fitted: bool) -> Encoded:
-    encoded = encode(source, task, limit=job.loader.limit, root=cache_root(), fitted=fitted)
+    drop_broken = bool(job.data.get("drop_broken"))
+    encoded = encode(source, task, limit=job.loader.limit, root=cache_root(), fitted=fitted, drop_broken=drop_broken)
     for split, rows in encoded.splits.items():
         if not len(rows):
             raise DataError(f"the {split} split is empty")

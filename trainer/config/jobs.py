@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from trainer.config.schema import as_overrides, group, key, optional_group, section, text
+from trainer.input_files import LIMITS
 
 if TYPE_CHECKING:
     # `schema.keys` finds these names: this module is loaded at every start, also to print help.
@@ -48,6 +49,11 @@ class DataKeys:
     """Keys of every data source."""
 
     strict: bool = key(False, "treat data problems as errors; false only warns")
+    drop_broken: bool = key(
+        False, "leave out rows that cannot be encoded, such as broken images; false lists them and ends the run"
+    )
+    max_line_bytes: Count = key(LIMITS.line_bytes, "longest line or cell of a text file, in bytes")
+    max_pixels: Count = key(LIMITS.pixels, "largest image, in pixels")
 
 
 @dataclass(frozen=True)

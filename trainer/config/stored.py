@@ -57,6 +57,8 @@ MAY_CHANGE = (
     "trust",
     "data.cache_dir",
     "data.strict",
+    "data.max_line_bytes",
+    "data.max_pixels",
     "run.*",
     "train.duration",
     "train.accumulate",

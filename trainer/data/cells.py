@@ -15,6 +15,7 @@ from math import isfinite, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.input_files import open_input
 from trainer.protocols import ImageCell, Row
 
 if TYPE_CHECKING:
@@ -294,7 +295,7 @@ def file_bytes_digest(path: Path) -> str:
     Raises:
         OSError: The file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_input(path) as file:
         return file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
 
 

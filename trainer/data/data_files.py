@@ -141,6 +141,9 @@ def _matches(split: str, pattern: str, suffixes: Sequence[str] | None) -> list[P
         if path.is_dir():
             remedy = f"Name the files in it: {path / ('*.csv' if suffixes else '*.txt')}"
             raise DataError(format_error(f"data.{split}", "expected a file, not a folder", remedy, value=pattern))
+        if not path.is_file():
+            remedy = "Write what it yields into a file first"
+            raise DataError(format_error(f"data.{split}", "is a pipe or a device, not a file", remedy, value=pattern))
         if suffixes is not None and not path.name.lower().endswith(tuple(suffixes)):
             remedy = f"Supported formats: {', '.join(sorted(suffixes))}"
             if path.suffix.lower() in _TEXT_SUFFIXES:

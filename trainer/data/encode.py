@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from trainer.data import split_cache
 from trainer.data.quality import block_digests, row_digests
 from trainer.data.split_cache import read_index, write_index
 from trainer.errors import DataError, RowError, format_error
+from trainer.input_files import LIMITS
 from trainer.protocols import BLOCK_OF, Columns, EncodedColumns, Row, Source, StateDict, Task
 from trainer.shapes import check_shape
 
@@ -40,6 +41,8 @@ _FOLDER_VERSION = 2
 
 _SAMPLES = "{split}.samples.parquet"
 _NUM_SAMPLES = 4
+_MAX_LISTED = 10
+"""Broken rows that an error lists."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,9 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainer"
 
 
-def encode(source: Source, task: Task, *, limit: int | None, root: Path, fitted: bool) -> Encoded:
+def encode(
+    source: Source, task: Task, *, limit: int | None, root: Path, fitted: bool, drop_broken: bool = False
+) -> Encoded:
     """Return the encoded splits of `source`; fit `task` on the training split unless it is `fitted` already.
 
     Args:
@@ -84,12 +89,15 @@ def encode(source: Source, task: Task, *, limit: int | None, root: Path, fitted:
         limit: Maximum number of rows of each split; None takes all.
         root: The cache's folder.
         fitted: True if the task's state came from a checkpoint and must not change.
+        drop_broken: Leave out rows that cannot be encoded, with a warning.
 
     Raises:
         DataError: The data cannot be used.
     """
     with _recorded_warnings() as logged:
         parts = [_FORMAT, source.fingerprint, task.fingerprint(), limit]
+        # The limits decide which rows are broken.
+        parts += ["drop_broken", LIMITS.line_bytes, LIMITS.pixels] if drop_broken else []
         folder = root / "encoded" / _digest([*parts, _FOLDER_VERSION])
         cached = _read(folder)
         if fitted and (cached is None or cached[0] != task.state_dict()):
@@ -101,7 +109,7 @@ def encode(source: Source, task: Task, *, limit: int | None, root: Path, fitted:
                 cached = _read(folder)
                 if cached is None:
                     fresh = True
-                    cached = _encode(source, task, limit, root, folder, logged, fitted=fitted)
+                    cached = _encode(source, task, limit, root, folder, logged, fitted=fitted, drop_broken=drop_broken)
     if not fresh:
         logger.info("encoded data: reused from %s", folder)
     state, splits, warnings = cached
@@ -126,12 +134,20 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _encode(
-    source: Source, task: Task, limit: int | None, root: Path, folder: Path, warnings: list[str], *, fitted: bool
+    source: Source,
+    task: Task,
+    limit: int | None,
+    root: Path,
+    folder: Path,
+    warnings: list[str],
+    *,
+    fitted: bool,
+    drop_broken: bool,
 ) -> tuple[StateDict, dict[str, Dataset], list[str]]:
     """Encode the data into a cache folder with the `warnings` that are logged until then, and read it back."""
     raw = _prepare(source, task, limit, fitted)
     try:
-        _write(folder, source, task, raw, warnings)
+        _write(folder, source, task, raw, warnings, drop_broken=drop_broken)
     except OSError as error:
         remedy = "Name another folder in the environment variable TRAINER_CACHE"
         raise DataError(format_error(str(root), f"cannot store the encoded data ({error})", remedy)) from error
@@ -178,7 +194,9 @@ def _prepare(source: Source, task: Task, limit: int | None, fitted: bool) -> dic
     return raw
 
 
-def _write(folder: Path, source: Source, task: Task, raw: dict[str, Dataset], warnings: list[str]) -> None:
+def _write(
+    folder: Path, source: Source, task: Task, raw: dict[str, Dataset], warnings: list[str], *, drop_broken: bool
+) -> None:
     """Write `folder` atomically: it appears complete or not at all."""
     from pyarrow import parquet
 
@@ -189,7 +207,12 @@ def _write(folder: Path, source: Source, task: Task, raw: dict[str, Dataset], wa
     try:
         sizes = {}
         for split, rows in raw.items():
-            sizes[split] = _encode_split(source, task, split, rows, partial / f"{split}.arrow")
+            sizes[split], broken = _encode_split(source, task, split, rows, partial / f"{split}.arrow")
+            if broken and not drop_broken:
+                raise _broken_rows_error(broken)
+            if broken:
+                count = f"{len(broken)} row{'' if len(broken) == 1 else 's'}"
+                logger.warning("data.%s: dropped %s that cannot be encoded; the first is %s", split, count, broken[0])
             parquet.write_table(rows.with_format("arrow")[:_NUM_SAMPLES], partial / _SAMPLES.format(split=split))
         write_index(partial, state=task.state_dict(), rows=sizes, warnings=warnings)
         try:
@@ -218,17 +241,29 @@ def _load(source: Source, task: Task) -> dict[str, Dataset]:
     return raw
 
 
-def _encode_split(source: Source, task: Task, split: str, rows: Dataset, file: Path) -> int:
-    """Encode a split into a file and return the number of encoded rows."""
+def _broken_rows_error(broken: Sequence[str]) -> DataError:
+    """Return the error that lists the first broken rows of a split."""
+    rest = [] if len(broken) <= _MAX_LISTED else [f"and {len(broken) - _MAX_LISTED} more rows."]
+    remedy = "Correct or remove these rows, or set data.drop_broken=true to leave them out."
+    return DataError(*broken[:_MAX_LISTED], *rest, remedy)
+
+
+def _encode_split(source: Source, task: Task, split: str, rows: Dataset, file: Path) -> tuple[int, list[str]]:
+    """Encode a split into a file; return the number of encoded rows, and a message for each row that is broken."""
+    broken: list[str] = []
+
+    def describe(columns: Columns, error: RowError) -> str:
+        place = source.describe_row(split, columns["row"][error.position])
+        # The description of the role takes the place of its name.
+        problem = str(error).removeprefix(f"{error.role}: ")
+        return f"{place}, {source.describe_role(error.role)}: {problem}"
 
     def encode_rows(columns: Columns) -> EncodedColumns:
         try:
             encoded = task.encode(columns)
-        except RowError as error:
-            place = source.describe_row(split, columns["row"][error.position])
-            # The description of the role takes the place of its name.
-            problem = str(error).removeprefix(f"{error.role}: ")
-            raise DataError(f"{place}, {source.describe_role(error.role)}: {problem}") from error
+        except RowError:
+            columns = _without_broken(task, columns, lambda one, error: broken.append(describe(one, error)))
+            encoded = task.encode(columns)
         digests = {**row_digests(columns, task.columns()), "row": list(columns["row"])}
         blocks = encoded.pop(BLOCK_OF, None)
         return {**encoded, **(digests if blocks is None else block_digests(digests, blocks))}
@@ -242,7 +277,21 @@ def _encode_split(source: Source, task: Task, split: str, rows: Dataset, file: P
         # The library's own fingerprint would pickle the task; the folder's name already identifies the content.
         new_fingerprint=_digest([file.parent.name, split]),
     )
-    return len(encoded)
+    return len(encoded), broken
+
+
+def _without_broken(task: Task, columns: Columns, report: Callable[[Columns, RowError], None]) -> Columns:
+    """Return the rows that can be encoded, and report each of the others on its own."""
+    kept = []
+    for index in range(len(columns["row"])):
+        one = {name: values[index : index + 1] for name, values in columns.items()}
+        try:
+            task.encode(one)
+        except RowError as error:
+            report(one, error)
+        else:
+            kept.append(index)
+    return {name: [values[index] for index in kept] for name, values in columns.items()}
 
 
 def _read(folder: Path) -> tuple[StateDict, dict[str, Dataset], list[str]] | None:

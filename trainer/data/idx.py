@@ -28,10 +28,14 @@ from trainer.data.splits import (
     write_splits,
 )
 from trainer.errors import DataError, format_error
+from trainer.input_files import open_input
 from trainer.layout import expand_home
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_MAX_BYTES = 1 << 33
+"""Largest content of a file."""
 
 _VERSION = 1
 """Increase it if the same files give different splits."""
@@ -175,8 +179,11 @@ def read_idx(path: Path, *, num_dims: int, type_codes: Sequence[int]) -> np.ndar
         DataError: The file is broken, or has another type or number of dimensions.
     """
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            content = file.read()
+        with open_input(path) as raw, gzip.open(raw) if path.suffix.lower() == ".gz" else raw as file:
+            header = file.read(4 + 4 * num_dims)
+            # No more than the file promises: a compressed one can unpack to any size.
+            size = prod(int.from_bytes(header[at : at + 4], "big") for at in range(4, len(header), 4))
+            content = header + file.read(min(8 * size + 1, _MAX_BYTES))
     except (OSError, EOFError, zlib.error) as error:
         problem = f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
         remedy = "Check that the file is complete and that only a compressed file ends in .gz"

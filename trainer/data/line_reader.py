@@ -7,9 +7,11 @@ import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from trainer.errors import DataError, format_error
+from trainer.input_files import LIMITS, open_input
 
 _BYTE_ORDER_MARKS = {
     BOM_UTF32_LE: "UTF-32",
@@ -98,8 +100,13 @@ class LineReader:
 
     def _read(self, path: Path) -> Iterator[str]:
         offset = 0
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+        limit = LIMITS.line_bytes
+        with open_input(path) as raw, gzip.open(raw) if path.suffix.lower() == ".gz" else raw as file:
+            for number, line in enumerate(iter(partial(file.readline, limit + 1), b""), 1):
+                if len(line) > limit:
+                    remedy = "Check the file, or raise data.max_line_bytes"
+                    problem = f"is longer than {limit} bytes"
+                    raise DataError(format_error(f"{path}, line {number}", problem, remedy))
                 text = decode_line(line, f"{path}, line {number}", offset)
                 if isinstance(text, DataError):
                     self._error = self._error or text

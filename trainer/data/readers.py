@@ -15,6 +15,7 @@ from typing import Any
 
 from trainer.data.line_reader import READ_ERRORS, LineReader, first_line_of, read_lines, unreadable_error
 from trainer.errors import DataError, did_you_mean, format_error
+from trainer.input_files import JSON_ERRORS, LIMITS, describe_json_error, open_input
 from trainer.protocols import Row
 
 Records = Iterator[Sequence[object]]
@@ -23,6 +24,9 @@ RecordsOrErrors = Iterator[Sequence[object] | DataError]
 
 _BATCH_ROWS = 1_024
 """Rows of a Parquet or Arrow file that are Python objects at a time."""
+
+_MAX_LIST_LINES = 16
+"""Longest JSON list, which is parsed at once, in lines of the largest size."""
 
 _DID_YOU_MEAN = "Did you mean "
 _JSON_REMEDY = 'Write one object per line, {"text": ..., "label": ...}, or one list of such objects'
@@ -123,7 +127,7 @@ def _parse_file(
 def _parse_csv(
     path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None, *, default_separator: str
 ) -> RecordsOrErrors:
-    csv.field_size_limit(2**31 - 1)  # the default rejects cells beyond 128 KiB
+    csv.field_size_limit(LIMITS.line_bytes)  # the default rejects cells beyond 128 KiB
     lines = LineReader(path)
     reader = csv.reader(
         iter(lines),
@@ -208,11 +212,22 @@ def _first_character(path: Path) -> str:
 
 
 def _json_list(path: Path) -> Iterator[tuple[str, object]]:
-    items = _load_json(path, 0, "".join(read_lines(path)))
+    items = _load_json(path, 0, "".join(_lines_of_list(path)))
     if isinstance(items, DataError):
         raise items
     for number, item in enumerate(items, 1):
         yield f"{path}, item {number}", item
+
+
+def _lines_of_list(path: Path) -> Iterator[str]:
+    """Yield the lines of a file that is read at once."""
+    size, limit = 0, _MAX_LIST_LINES * LIMITS.line_bytes
+    for line in read_lines(path):
+        size += len(line)
+        if size > limit:
+            problem = f"is a list of more than {limit} characters, which would be read at once"
+            raise DataError(format_error(str(path), problem, "Write one object per line"))
+        yield line
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, object]]:
@@ -225,9 +240,9 @@ def _json_lines(path: Path) -> Iterator[tuple[str, object]]:
 def _load_json(path: Path, line: int, text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"{path}, line {line or error.lineno}"
-        return DataError(format_error(place, f"broken JSON at column {error.colno}: {error.msg}", _JSON_REMEDY))
+    except JSON_ERRORS as error:
+        number = line or getattr(error, "lineno", 1)
+        return DataError(format_error(f"{path}, line {number}", describe_json_error(error), _JSON_REMEDY))
 
 
 def _parse_columnar(
@@ -245,7 +260,7 @@ def _parse_columnar(
             for start in range(0, batch.num_rows, _BATCH_ROWS):
                 piece = batch.slice(start, _BATCH_ROWS)
                 yield from zip(*(piece.column(column).to_pylist() for column in columns), strict=True)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError, MemoryError) as error:  # damage can promise any size
         remedy = "The file is damaged, or its suffix does not match its format"
         raise DataError(format_error(str(path), f"cannot be read: {first_line_of(error)}", remedy)) from error
 
@@ -253,19 +268,20 @@ def _parse_columnar(
 def _parquet_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
     from pyarrow import parquet
 
-    with parquet.ParquetFile(path) as file:
+    with open_input(path) as source, parquet.ParquetFile(source) as file:
         if columns is None:
             yield file.schema_arrow.names
             return
         _column_positions(file.schema_arrow.names, columns)
-        yield from file.iter_batches(_BATCH_ROWS, columns=list(columns))
+        yield from map(_validated, file.iter_batches(_BATCH_ROWS, columns=list(columns)))
 
 
 def _arrow_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
     """Read both Arrow formats: with a footer (Feather 2) and as a stream (written by the datasets library)."""
     import pyarrow
 
-    with pyarrow.memory_map(str(path)) as source:
+    # Not mapped into memory: a file that is cut while it is read would end the process.
+    with open_input(path) as source:
         with_footer = source.read(6) == b"ARROW1"
         source.seek(0)
         file = pyarrow.ipc.open_file(source) if with_footer else pyarrow.ipc.open_stream(source)
@@ -273,7 +289,13 @@ def _arrow_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
             yield file.schema.names
             return
         _column_positions(file.schema.names, columns)
-        yield from map(file.get_batch, range(file.num_record_batches)) if with_footer else file
+        yield from map(_validated, map(file.get_batch, range(file.num_record_batches)) if with_footer else file)
+
+
+def _validated(batch: Any) -> Any:
+    """Return a batch whose offsets and texts are valid; the conversion to Python objects does not check them."""
+    batch.validate(full=True)
+    return batch
 
 
 class _ColumnError(Exception):

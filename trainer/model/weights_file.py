@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import ConfigError, format_error
+from trainer.input_files import open_input
 from trainer.layout import CHECKPOINTS, expand_home
 
 _KEY: Final = "weights"
@@ -85,7 +86,7 @@ def _read_index(place: Path) -> dict[str, Tensor]:
 
 def _read_file(place: Path) -> dict[str, Tensor]:
     try:
-        with place.open("rb") as file:
+        with open_input(place) as file:
             head = file.read(64)
     except OSError as error:
         raise _error(f"cannot be read ({error.strerror})", "", str(place)) from error

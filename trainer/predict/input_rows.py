@@ -17,6 +17,7 @@ from trainer.data.readers import column_names, format_suffix, missing_columns_er
 from trainer.data.splits import row_id
 from trainer.data.table import ColumnNames, Table
 from trainer.errors import ConfigError, DataError, format_error
+from trainer.input_files import JSON_ERRORS, describe_json_error
 from trainer.predict.files import INPUT_FORMATS, has_lines
 from trainer.protocols import Row
 
@@ -189,8 +190,8 @@ def _parse_line(line: str, location: str, table: Table) -> Sequence[object] | Da
         return [line]
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
-        value = f"broken JSON at column {error.colno}: {error.msg}"
+    except JSON_ERRORS as error:
+        value = describe_json_error(error)
     if roles == ("words",) and isinstance(value, list):
         return [value]
     if isinstance(value, dict):

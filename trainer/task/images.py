@@ -6,19 +6,21 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
 from trainer.errors import DataError, RowError, format_error
+from trainer.input_files import LIMITS, open_input
 from trainer.protocols import Batching, Columns, EncodedColumns, ImageCell, StateDict
 from trainer.task.augmentation import OPERATIONS, augment
 from trainer.task.supervised import InputFields
 
 if TYPE_CHECKING:
+    import PIL.Image
     from datasets import Dataset
-    from PIL.Image import Image
     from torch import Tensor
 
     from trainer.sample_rng import SampleRng
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAX_SAMPLED = 10_000
+
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""The formats that are decoded, whatever the suffix says; PIL would run another program for an EPS file."""
 
 _GRAY_MODES = ("1", "L", "LA")
 _SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
@@ -191,7 +196,7 @@ class Images:
         std = [float(np.sqrt(value) / count / 255) if value else 1.0 for value in map(float, spread)]
         return [whole / count / 255 for whole in total.tolist()], std
 
-    def _fit_size(self, image: Image) -> np.ndarray:
+    def _fit_size(self, image: PIL.Image.Image) -> np.ndarray:
         """Return the pixels of a decoded image in the task's size and channels, uint8 (H, W, C)."""
         from PIL import ImageOps
         from PIL.Image import Resampling
@@ -213,34 +218,45 @@ class Images:
         return torch.from_numpy(np.ascontiguousarray(values.transpose(0, 3, 1, 2)))
 
 
-def decode_image(image: ImageCell) -> Image:
+def decode_image(image: ImageCell) -> PIL.Image.Image:
     """Decode the `bytes` or the file `path` of an image to 8 bits, mode `L` or `RGB`.
 
     Raises:
         Exception: The image cannot be decoded; the type depends on the format.
     """
-    from PIL import ImageOps
-    from PIL.Image import alpha_composite, fromarray, new
-    from PIL.Image import open as open_image
+    from PIL import Image, ImageOps
 
-    source = image["path"] if image["bytes"] is None else BytesIO(image["bytes"])
-    if source is None:
+    if image["bytes"] is None and image["path"] is None:
         raise ValueError("neither bytes nor path")
-    with open_image(source) as opened:
+    # Our own limit, which is checked before the pixels are decoded, replaces the one of PIL.
+    Image.MAX_IMAGE_PIXELS = None
+    source = open_input(Path(str(image["path"]))) if image["bytes"] is None else BytesIO(image["bytes"])
+    with source, _open_image(source) as opened:
+        if opened.width * opened.height > LIMITS.pixels:
+            raise ValueError(f"{opened.width} x {opened.height} pixels are more than data.max_pixels={LIMITS.pixels}")
         file_format = opened.format
         rotated = ImageOps.exif_transpose(opened)
     if rotated.mode == "F" or (rotated.mode == "I" and file_format not in _SIXTEEN_BIT_FORMATS):
         raise ValueError("32 bits per pixel have no known range; convert the image to 8 or 16 bits")
     if rotated.mode.startswith("I"):
-        return fromarray((np.asarray(rotated).astype(np.int64) >> 8).astype(np.uint8))
+        return Image.fromarray((np.asarray(rotated).astype(np.int64) >> 8).astype(np.uint8))
     mode = "L" if rotated.mode in _GRAY_MODES else "RGB"
     if rotated.has_transparency_data:
-        white = new("RGBA", rotated.size, "white")
-        rotated = alpha_composite(white, rotated.convert("RGBA"))
+        white = Image.new("RGBA", rotated.size, "white")
+        rotated = Image.alpha_composite(white, rotated.convert("RGBA"))
     return rotated.convert(mode)
 
 
-def _sample_images(train: Dataset, role: str) -> Iterator[Image]:
+def _open_image(source: IO[bytes]) -> PIL.Image.Image:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(source, formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"it is none of {', '.join(_FORMATS)}") from error
+
+
+def _sample_images(train: Dataset, role: str) -> Iterator[PIL.Image.Image]:
     """Yield at most 10,000 evenly spaced images of a split, without those that cannot be decoded."""
     count = len(train)
     chosen = np.unique(np.linspace(0, count - 1, min(count, _MAX_SAMPLED)).astype(np.int64))

@@ -34,10 +34,11 @@ class Images:
 
 
 READERS = {"images": Images}
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def decode(path: str) -> Image.Image:
-    with Image.open(path) as file:
+    with Image.open(path, formats=FORMATS) as file:
         image = ImageOps.exif_transpose(file)
         if image.mode == "F" or (image.mode == "I" and file.format not in ("PNG", "PPM")):
             raise ValueError(f"{path}: 32 bits per pixel have no known range; convert it to 8 or 16 bits")
