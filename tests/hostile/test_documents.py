@@ -1,0 +1,121 @@
+"""Every document of a run and of its artifacts is damaged in every way: no verb may end with a traceback.
+
+The documents are those that a small run has, so a new document is covered by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.hostile_documents import DAMAGES, seal_again, variants
+from tests.support.jobs import train, working_in, write_data
+from trainer.cli import main
+
+SAMPLE = 20
+"""Variants of each document that are tried."""
+
+SUFFIXES = (".json", ".jsonl", ".yaml", ".log", ".npz")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("documents")
+    with working_in(folder):
+        options = ("train.duration=2", "checkpoint.every=1", "train.eval_every=1", "export.formats=[onnx]")
+        assert train(folder / "run", *write_data(folder), *options) == 0
+        yield folder / "run"
+
+
+def documents(run: Path) -> list[Path]:
+    return sorted(path for path in run.rglob("*") if path.suffix in SUFFIXES and not path.is_relative_to(run / "model"))
+
+
+@contextmanager
+def damaged(file: Path, data: bytes, *, sealed: bool) -> Iterator[None]:
+    """Replace the content of a document during the block; `sealed` makes the checksums fit."""
+    before = {path: path.read_bytes() for path in file.parent.iterdir() if path.suffix in SUFFIXES}
+    file.write_bytes(data)
+    if sealed:
+        seal_again(file)
+    try:
+        yield
+    finally:
+        for path, content in before.items():
+            path.write_bytes(content)
+
+
+def verbs_on(run: Path, file: Path) -> list[list[str]]:
+    """Return the commands that read a document."""
+    report = ["report", f"run={run}", f"output={run.parent / 'report.html'}"]
+    if file.parent.name == "export":
+        return [report, ["predict", f"run={file.parent}", "input=hammer and saw"]]
+    if file.parent.parent.name == "checkpoints" and file.name != "MANIFEST.json":
+        return [["predict", f"run={run}", f"checkpoint={file.parent.name}", "input=hammer and saw", "device=cpu"]]
+    return [report, ["diff", f"left={run}", f"right={run}"]]
+
+
+def check(commands: list[list[str]], file: Path, case: str, capfd: pytest.CaptureFixture[str]) -> set[int]:
+    """Run commands, none of which may fail in an unknown way or without a message; return their exit codes."""
+    codes = set()
+    for command in commands:
+        code = main(command)
+        error = capfd.readouterr().err
+        assert code in (0, 2, 3), (file.name, case, command, code, error[-2000:])
+        assert "Traceback" not in error, (file.name, case, error[-2000:])
+        assert code == 0 or len(error.splitlines()) < 5, (file.name, case, error[-2000:])
+        codes.add(code)
+    return codes
+
+
+@pytest.mark.parametrize("share", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_bytes_of_every_document(share: int, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each document is damaged, in turn with and without fitting checksums; quickly, in every fourth way."""
+    assert len(documents(run)) >= 14
+    cases = refused = 0
+    for number, file in enumerate(documents(run)):
+        for position, (case, damage) in enumerate(DAMAGES.items()):
+            if (number + position) % share:
+                continue
+            commands = verbs_on(run, file)
+            with damaged(file, damage(file.read_bytes()), sealed=number % 2 == 0):
+                codes = check(commands if share == 1 else commands[-1:], file, case, capfd)
+            cases, refused = cases + 1, refused + (3 in codes)
+    assert refused > cases / 3, (refused, cases)
+
+
+@pytest.mark.slow
+def test_fields_of_every_document(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Single fields are wrong inside fitting checksums: an evenly spaced sample of the variants of each document."""
+    failures = []
+    for file in (file for file in documents(run) if file.suffix in (".json", ".jsonl")):
+        text = file.read_text("utf-8")
+        changes = list(variants(json.loads(text.splitlines()[0] if file.suffix == ".jsonl" else text)))
+        for case, changed in changes[:: max(1, len(changes) // SAMPLE)]:
+            data = json.dumps(changed).encode("utf-8", "surrogatepass") + b"\n"
+            with damaged(file, data, sealed=True):
+                try:
+                    check(verbs_on(run, file)[-1:], file, case, capfd)
+                except Exception as error:  # all of them are reported together
+                    failures.append(f"{file.relative_to(run)}: {case[:80]}: {type(error).__name__}: {str(error)[:300]}")
+    assert not failures, "\n".join(failures)
+
+
+def test_predict_script_reports_damage(run: Path) -> None:
+    """The script next to the artifacts ends with exit code 3 and one line, whatever document of it is damaged."""
+    export = run / "export"
+    names = ["manifest.json", "task.json", "labels.json", "tokenizer.json", "golden.json", "golden.npz"]
+    for number, name in enumerate(names):
+        damages = list(DAMAGES.items())
+        case, damage = damages[(3 * number + 1) % len(damages)]
+        with damaged(export / name, damage((export / name).read_bytes()), sealed=True):
+            command = [sys.executable, "-I", str(export / "predict.py"), "--check"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 3, (name, case, done.stderr)
+        assert len(done.stderr.splitlines()) == 1, (name, case, done.stderr)

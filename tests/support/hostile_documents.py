@@ -1,0 +1,85 @@
+"""Damages of documents: of their bytes, and of single fields of a document whose checksums are made to fit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.support.hostile_files import reseal
+from trainer.export.folder import write_manifest
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "cut": lambda data: data[: len(data) // 2],
+    "null": lambda data: b"null",
+    "list": lambda data: b"[1, 2]",
+    "text": lambda data: b'"text"',
+    "no fields": lambda data: b"{}",
+    "deep": lambda data: b"[" * 100_000,
+    "nested": lambda data: b'{"a":' * 300 + b"1" + b"}" * 300,
+    "not UTF-8": lambda data: b"\xff\xfe" + data,
+    "long integer": lambda data: b"9" * 5000,
+    "NaN": lambda data: b"NaN",
+}
+"""What may happen to the bytes of a document."""
+
+VALUES = (
+    None,
+    True,
+    -1,
+    10**30,
+    1.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "../../x",
+    "\ud800",
+    [],
+    [1, 2],
+    {},
+    {"a": [None]},
+)
+"""What a field may contain instead."""
+
+
+def variants(document: Any) -> Iterator[tuple[str, Any]]:
+    """Yield a name and a document for each field and each wrong value, without the field, and with one more."""
+    for path in _paths(document):
+        for value in ("(missing)", *VALUES):
+            changed = json.loads(json.dumps(document))
+            *parents, last = path
+            holder = changed
+            for key in parents:
+                holder = holder[key]
+            if value == "(missing)":
+                del holder[last]
+            else:
+                holder[last] = value
+            yield f"{'.'.join(map(str, path))}={value!r}", changed
+    if isinstance(document, dict):
+        yield "one more field", {**document, "one more": {"a": [1]}}
+
+
+def _paths(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    items = list(document.items()) if isinstance(document, dict) else list(enumerate(document))[:2]
+    for key, value in items:
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from _paths(value, (*path, key))
+
+
+def seal_again(file: Path) -> None:
+    """Make the manifest next to a damaged document fit it, so that the damage is met behind the checksums."""
+    reseal(file)
+    manifest = file.parent / "manifest.json"
+    try:
+        document = json.loads(manifest.read_bytes())
+        for entry in document["files"]:
+            content = (file.parent / entry["file"]).read_bytes()
+            entry |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        write_manifest(manifest, document)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return  # there is none, or it is the damaged file
