@@ -116,9 +116,12 @@ def test_predicted_classes_match_the_evaluation(task: str, run_of: Callable[[str
         assert probability == max(prediction["probabilities"].values())
 
 
-def test_predicted_classes_of_tables_match_the_evaluation(run_of: Callable[[str], Path]) -> None:
+def test_predicted_classes_of_tables_match_the_evaluation(
+    run_of: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = run_of("tabular_classification")
     predictions = predicted(folder, folder / "test.csv")
+    assert "note:" not in capfd.readouterr().err
     labels = [line.split(",")[3] for line in (folder / "test.csv").read_text().splitlines()[1:]]
 
     assert share(
@@ -126,6 +129,7 @@ def test_predicted_classes_of_tables_match_the_evaluation(run_of: Callable[[str]
     ) == pytest.approx(evaluated(folder)["accuracy"])
     line = '{"size": -0.5, "weight": null, "colour": "violet"}'
     assert predicted(folder, line)[0]["label"] in ("large", "small")
+    assert "note: 1 of 1 rows have categories that the model does not know" in capfd.readouterr().err
 
 
 def test_predicted_values_match_the_evaluation(run_of: Callable[[str], Path]) -> None:

@@ -311,11 +311,14 @@ def _replace_by_neighbors(window: Window, corpus: Corpus, count: int, batch_size
 
 
 def _conclude(counts: RowCounts, predictor: Predictor) -> None:
-    """Print a note about truncated rows, and raise DataError if some rows could not be used."""
+    """Print notes about truncated rows and unknown categories, and raise DataError if some rows could not be used."""
     if counts.num_truncated:
         length = predictor.task.axis_limits().get("sequence", (1, 0))[1]
         note = f"{counts.num_truncated} of {counts.num_rows} texts were truncated to {length} tokens (task.max_length)"
         print_lines(f"note: {note}")
+    if counts.num_unknown:
+        note = f"{counts.num_unknown} of {counts.num_rows} rows have categories that the model does not know"
+        print_lines(f"note: {note}: they were not among the most frequent ones of training (task.max_categories)")
     if counts.num_errors:
         others = "; the others were predicted" if counts.num_errors < counts.num_rows else ""
         raise DataError(f"{counts.num_errors} of {counts.num_rows} rows could not be used{others}.")

@@ -34,11 +34,13 @@ class RowCounts:
         num_rows: All rows.
         num_errors: Rows that could not be used.
         num_truncated: Rows longer than the model reads.
+        num_unknown: Rows with a category that has no feature of its own.
     """
 
     num_rows: int = 0
     num_errors: int = 0
     num_truncated: int = 0
+    num_unknown: int = 0
 
 
 def check_task(task: object) -> None:
@@ -105,6 +107,8 @@ class Predictor:
         for index, error in errors.items():
             predictions[usable[index]] = {"error": f"{window[usable[index]].location}: {error}"}
         counts.num_truncated += sum(map(bool, encoded.pop("truncated", ())))
+        if "features" in encoded:
+            counts.num_unknown += sum(map(bool, encoded.pop("unknown", ())))
         kept = [index for index in range(len(usable)) if index not in errors]
         for indices in self._batch_indices(encoded, len(kept)):
             rows = {role: [values[kept[index]] for index in indices] for role, values in columns.items()}
