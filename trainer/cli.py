@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer.display import MASK, escape_controls, is_secret, masked_yaml, print_lines
-from trainer.errors import ConfigError, Interrupted, TrainerError
+from trainer.errors import ConfigError, Interrupted, TrainerError, find_user_error
 from trainer.layout import Document
 from trainer.rank_environment import (
     is_first_on_machine,
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     except JobFailed as failed:
         return failed.exit_code
     except Exception as error:
-        user_error = _user_error(error)
+        user_error = find_user_error(error)
         if user_error is None:
             raise
         if debug:
@@ -120,13 +120,6 @@ def main(argv: list[str] | None = None) -> int:
             _print_error(user_error)
         return user_error.exit_code
     return 0
-
-
-def _user_error(error: BaseException | None) -> TrainerError | None:
-    """Return the user error that an exception is, or that caused it."""
-    while error is not None and not isinstance(error, TrainerError):
-        error = error.__cause__
-    return error
 
 
 def _print_error(error: TrainerError) -> None:
@@ -283,7 +276,7 @@ def _show(hydra_main: Callable[[], Any], package: str | None) -> None:
 
 def _end_job(error: Exception, number: int | None) -> NoReturn:
     """Print the error of a job at once. A signal ends the whole sweep; `number` is the job's place in it."""
-    user_error = _user_error(error)
+    user_error = find_user_error(error)
     if user_error is None:
         raise error
     _print_error(user_error)

@@ -4,6 +4,7 @@ A `TrainerError` is one or several messages for the user, without a traceback. A
 bug of this tool: exit code 1, with its traceback.
 """
 
+import re
 from difflib import get_close_matches
 from typing import ClassVar, Final
 
@@ -70,6 +71,49 @@ class ReportedError(TrainerError):
     def __init__(self, exit_code: int) -> None:
         super().__init__()
         self.exit_code = exit_code  # type: ignore[misc]  # a class variable of all other errors
+
+
+class LostWorkerError(TrainerError):
+    """A process that prepares batches was killed or does not answer; the run can be resumed."""
+
+    exit_code = 75
+
+
+_FATAL: Final[tuple[tuple[str, type[TrainerError], str], ...]] = (
+    (
+        r"DataLoader worker \(pid",
+        LostWorkerError,
+        "loader.workers: a process that prepares batches was killed; the system does so if memory runs out. "
+        "If that is the reason, lower loader.workers or loader.prefetch.",
+    ),
+    (
+        r"DataLoader timed out",
+        LostWorkerError,
+        "loader.timeout: a process that prepares batches does not answer. "
+        "If batches take that long, raise loader.timeout.",
+    ),
+    (
+        r"not enough memory: you tried to allocate|out of memory",
+        ConfigError,
+        "train.batch_size: the job does not fit into memory. Raise train.accumulate, or lower train.batch_size, "
+        "loader.eval_batch_size or task.max_length.",
+    ),
+)
+"""Patterns of errors of torch that are not bugs, with the type and message of the user error."""
+
+
+def find_user_error(error: BaseException | None) -> TrainerError | None:
+    """Return the user error that an exception is or that caused it; None for a bug."""
+    while error is not None:
+        if isinstance(error, TrainerError):
+            return error
+        text = "out of memory" if isinstance(error, MemoryError) else str(error)
+        if isinstance(error, RuntimeError | MemoryError):
+            for pattern, error_type, message in _FATAL:
+                if re.search(pattern, text):
+                    return error_type(message)
+        error = error.__cause__
+    return None
 
 
 def raise_if_any(*problems: str | None) -> None:

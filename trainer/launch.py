@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any, Final
 
-from trainer.errors import Interrupted, LostRankError, ReportedError, TrainerError
+from trainer.errors import Interrupted, LostRankError, ReportedError, TrainerError, find_user_error
 from trainer.rank_environment import JOINED, LAUNCH_FOLDER, LISTEN_FD, NCCL, RUN_FOLDER, write_note
 from trainer.signals import (
     STOP_SIGNALS,
@@ -305,7 +305,7 @@ def _describe(rank: int, error: Exception) -> Failure:
     causes = [error]
     while (cause := causes[-1].__cause__) is not None and isinstance(cause, Exception):
         causes.append(cause)
-    user_error = next((cause for cause in causes if isinstance(cause, TrainerError)), None)
+    user_error = find_user_error(error)
     details = traceback.format_exception(error)
     if user_error is None:
         return Failure(rank, 1, ["".join(details).rstrip()])

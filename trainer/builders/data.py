@@ -134,4 +134,5 @@ def loader_options(job: TrainJob, device: torch.device, batching: Batching) -> L
         prefetch=loader.prefetch,
         pin_memory=device.type == "cuda" if loader.pin_memory is None else loader.pin_memory,
         persistent_workers=loader.persistent_workers,
+        timeout=loader.timeout,
     )

@@ -28,7 +28,16 @@ from trainer.commands.run_log import log_early_stop, log_sparsity, log_start, op
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import config_text, job_from_text, parse_stored_config, resume_config
 from trainer.config.trust import names_environment, resolve_environment
-from trainer.errors import CheckpointError, DivergedError, Interrupted, ProofError, ReportedError, TrainerError
+from trainer.errors import (
+    CheckpointError,
+    DivergedError,
+    Interrupted,
+    LostWorkerError,
+    ProofError,
+    ReportedError,
+    TrainerError,
+    find_user_error,
+)
 from trainer.launch import launch
 from trainer.layout import (
     CHECKPOINTS,
@@ -185,6 +194,15 @@ def _resume_instruction_added(folder: Path | None) -> Iterator[None]:
         # The signal may have arrived inside OmegaConf, which adds lines to the message of every exception.
         reason, *_ = str(error).splitlines()
         raise Interrupted(reason, _resume_instruction(folder)) from error
+    except RuntimeError as error:
+        lost = find_user_error(error)
+        if not isinstance(lost, LostWorkerError):
+            raise
+        # torch's signal handler may raise the error a second time, while the run is cleaned up after the first.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, LostWorkerError):
+            cause = cause.__context__
+        raise cause or LostWorkerError(*lost.messages, _resume_instruction(folder)) from error
 
 
 def _find_or_create_folder(job: TrainJob) -> Path:

@@ -69,6 +69,7 @@ MAY_CHANGE = (
     "loader.prefetch",
     "loader.pin_memory",
     "loader.persistent_workers",
+    "loader.timeout",
     "loader.eval_batch_size",
     "checkpoint.*",
     "logger.*",

@@ -10,6 +10,7 @@ import atexit
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -140,6 +141,7 @@ class LoaderOptions:
         prefetch: Micro-batches that each worker keeps ready.
         pin_memory: Use page-locked memory, so that copies overlap with the device's work.
         persistent_workers: Keep the evaluation workers between evaluations.
+        timeout: Seconds to wait for a batch of a worker; 0 waits forever.
     """
 
     batching: Batching
@@ -147,6 +149,7 @@ class LoaderOptions:
     prefetch: int
     pin_memory: bool
     persistent_workers: bool
+    timeout: float = 0.0
 
 
 class Batches(Dataset[Batch]):
@@ -204,7 +207,7 @@ class TrainLoader:
         One DataLoader iterator serves all epochs, so workers do not restart between epochs.
         """
         indices = (each for step in range(start, stop) for each in self._micro_batches(step))
-        stream = iter(_data_loader(self.batches, indices, self._options, persistent=False))
+        stream = _watched(iter(_data_loader(self.batches, indices, self._options, persistent=False)), self._options)
         for step in range(start, stop):
             yield list(islice(stream, len(self._micro_batches(step))))
 
@@ -238,6 +241,7 @@ class EvaluationBatches:
         if fill:
             fillers = -(-len(indices) // ranks.size) - len(own)
             own += [replace(indices[0], ids=indices[0].ids[:1], is_filler=True)] * fillers
+        self._options = options
         self._loader: DataLoader[Batch] | None = _data_loader(
             batches,
             own,
@@ -247,7 +251,7 @@ class EvaluationBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         assert self._loader is not None, "closed"
-        return iter(self._loader)
+        return _watched(iter(self._loader), self._options)
 
     def close(self) -> None:
         """End the workers.
@@ -291,6 +295,42 @@ def _data_loader(
         # Without its own generator, a DataLoader draws from torch's global generator and so changes training.
         generator=torch.Generator(),
     )
+
+
+def _watched(stream: Iterator[Batch], options: LoaderOptions) -> Iterator[Batch]:
+    """Yield batches; kill the workers if the next one does not come in time.
+
+    The loader's own timeout does not notice a stopped worker that has announced a batch: a tensor's memory is then
+    requested from the worker, without a limit.
+
+    Raises:
+        RuntimeError: No batch came in time.
+    """
+    if not options.workers or not options.timeout:
+        yield from stream
+        return
+    expired = threading.Event()
+
+    def kill() -> None:
+        expired.set()
+        for worker in getattr(stream, "_workers", ()):
+            worker.kill()
+
+    while True:
+        timer = threading.Timer(options.timeout, kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            batch = next(stream)
+        except StopIteration:
+            return
+        except Exception as error:
+            if expired.is_set():
+                raise RuntimeError(f"DataLoader timed out after {options.timeout} seconds") from error
+            raise
+        finally:
+            timer.cancel()
+        yield batch
 
 
 def _keep_batch(batch: Any) -> Any:

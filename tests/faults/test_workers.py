@@ -1,0 +1,61 @@
+"""A worker of the loader that is killed or stopped ends the run with one message and the command that resumes it."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.jobs import train, working_in, write_data
+from trainer.cli import main
+from trainer.errors import find_user_error
+
+JOB = ("train.duration=30", "train.eval_every=30", "checkpoint.every=4", "loader.workers=1", "loader.prefetch=1")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    folder = tmp_path_factory.mktemp("workers")
+    with working_in(folder):
+        yield write_data(folder)
+
+
+@pytest.mark.parametrize(
+    ("number", "key"), [(signal.SIGKILL, "loader.workers: "), (signal.SIGSTOP, "loader.timeout: ")]
+)
+def test_lost_worker_stops_the_run_which_can_be_resumed(
+    number: signal.Signals, key: str, data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir, rename = tmp_path / "run", os.rename
+
+    def signal_worker(source: Path, target: Path) -> None:
+        rename(source, target)
+        if Path(target).name == "step-00000004":
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid or 0, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "rename", signal_worker)
+        assert train(run_dir, *data, *JOB, "loader.timeout=2") == 75
+    message = capsys.readouterr().err
+    assert message.startswith(key), message
+    assert f"Resume with: trainer train resume={run_dir}\n" in message
+    assert len(message.splitlines()) == 2
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    assert main(["train", f"resume={run_dir}", "loader.workers=0"]) == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9")],
+)
+def test_out_of_memory_names_the_keys_to_lower(error: Exception) -> None:
+    found = find_user_error(error)
+    assert found is not None
+    assert found.exit_code == 2
+    for key in ("train.accumulate", "train.batch_size", "task.max_length", "loader.eval_batch_size"):
+        assert key in str(found)
+    assert find_user_error(RuntimeError("shapes differ")) is None
