@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.jobs import TINY, events, train, working_in, write_data
-from trainer.builders import dry_run
+from trainer.builders import memory
 from trainer.cli import main
 from trainer.commands.plan import sparkline
 
@@ -128,14 +128,21 @@ def test_tables_of_several_devices(
     assert "memory of one step on each device" in shown
     assert not caplog.messages
 
-    memory = plan(capsys, *line[1:], "shard=false")["memory"]
-    limit = memory["total"] - 1
-    monkeypatch.setattr("trainer.builders.dry_run._available_memory", lambda name, devices: limit)
-    caplog.clear()
-    assert main([*line, "shard=false"]) == 0
-    (warning,) = caplog.messages
-    assert warning.startswith("memory: a step needs ")
-    assert "Set shard=true" in warning
+    for changes, remedy in (
+        (["shard=false"], "Set shard=true"),
+        (["shard=4"], "Set shard=true"),
+        (["shard=true"], "Use more devices"),
+        (["devices=1", "shard=false"], "Set devices=N shard=true"),
+    ):
+        limit = plan(capsys, *line[1:], *changes)["memory"]["total"] - 1
+        with monkeypatch.context() as patch:
+            patch.setattr("trainer.builders.dry_run.available_memory", lambda name, devices, limit=limit: limit)
+            caplog.clear()
+            assert main([*line, *changes]) == 0
+        capsys.readouterr()
+        (warning,) = caplog.messages
+        assert warning.startswith("memory: a step needs ")
+        assert warning.endswith(f". {remedy}, or raise train.accumulate")
 
 
 def test_job_that_cannot_fit_is_refused(
@@ -153,7 +160,7 @@ def test_job_that_cannot_fit_is_refused(
         needed[name] = sum(memory[part] for part in ("weights", "gradients", "optimizer", "ema", "saving"))
     complete = needed.pop("complete")
     # One byte less than needed is refused; each remedy that the message names fits.
-    monkeypatch.setattr("trainer.builders.dry_run._available_memory", lambda name, devices: complete - 1)
+    monkeypatch.setattr("trainer.builders.dry_run.available_memory", lambda name, devices: complete - 1)
     assert main(["plan", *TINY, *data, "devices=2"]) == 2
     message = capsys.readouterr().err
     assert message.startswith("shard: a device needs ")
@@ -167,16 +174,33 @@ def test_limit_of_a_process_is_its_own_and_the_machine_is_shared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"]
-    monkeypatch.setattr("trainer.builders.dry_run._CGROUP_LIMITS", tuple(map(str, files)))
-    whole = dry_run._host_limit(1)
-    assert dry_run._host_limit(2) == whole // 2
+    monkeypatch.setattr(memory, "_group_limits", lambda: files)
+    whole = memory.host_limit(1)
+    assert memory.host_limit(2) == whole // 2
     files[0].write_text("max\n")
     files[1].write_text("6000000\n")
-    assert (dry_run._host_limit(1), dry_run._host_limit(3)) == (6000000, 2000000)
+    assert (memory.host_limit(1), memory.host_limit(3)) == (6000000, 2000000)
     limits = {resource.RLIMIT_DATA: 5000, resource.RLIMIT_AS: 4000}
     monkeypatch.setattr(resource, "getrlimit", lambda which: (limits[which], -1))
-    monkeypatch.setattr(dry_run, "_used_bytes", {"VmData": 3000, "VmSize": 1000}.__getitem__)
-    assert (dry_run._host_limit(1), dry_run._host_limit(3)) == (2000, 2000)
+    monkeypatch.setattr(memory, "_used_bytes", {"VmData": 3000, "VmSize": 1000}.__getitem__)
+    assert (memory.host_limit(1), memory.host_limit(3)) == (2000, 2000)
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ("0::/", ["memory.max"]),
+        ("0::/jobs/mine", ["jobs/mine/memory.max", "jobs/memory.max", "memory.max"]),
+        (
+            "9:name=systemd:/\n4:memory:/jobs\n1:cpu:/jobs/cpu\n0::/",
+            ["memory/jobs/memory.limit_in_bytes", "memory/memory.limit_in_bytes", "memory.max"],
+        ),
+    ],
+)
+def test_limits_of_all_groups_that_contain_the_process_count(groups: str, expected: list[str], tmp_path: Path) -> None:
+    (tmp_path / "cgroup").write_text(f"{groups}\n")
+    assert memory._group_limits(tmp_path / "cgroup", tmp_path) == [tmp_path / name for name in expected]
+    assert memory._group_limits(tmp_path / "missing", tmp_path) == []
 
 
 def test_a_device_that_is_not_here_is_reported(

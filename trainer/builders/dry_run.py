@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import logging
-import os
-import resource
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainer.builders.memory import (
+    available_memory,
+    certain_bytes,
+    host_limit,
+    refuse_what_cannot_fit,
+    state_bytes,
+    step_bytes,
+    weights_of,
+)
 from trainer.builders.training import Training, build_training
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.tensors import encode
 from trainer.config.jobs import TrainJob
 from trainer.data.batches import BatchPlan, TrainLoader
 from trainer.ema import has_weights
-from trainer.errors import ConfigError, format_error
 from trainer.layout import Document
 from trainer.loop import save_checkpoint, set_learning_rate, update_weights
 from trainer.model.summary import summarize
 from trainer.protocols import Batch, MetricSchedule
 from trainer.rank_environment import num_processes
-from trainer.ranks import BUCKET_BYTES, Ranks
-from trainer.report.console import format_bytes
+from trainer.ranks import Ranks
 from trainer.run import Run, RunOutputs
-from trainer.sharding import count_shards, find_blocks
+from trainer.sharding import count_shards
 from trainer.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""The limits of a group of processes, versions 2 and 1."""
 _NUM_POINTS = 21
 """Points of the schedule's curve."""
 _NUM_STEPS = 20
@@ -57,7 +59,7 @@ def dry_run(job: TrainJob, config_text: str, *, trial: bool, depth: int) -> Docu
     saved: list[Snapshot] = []
     devices = num_processes(job.devices, job.device)
     # Read before anything is built: a process of the run already uses as much as this one does now.
-    available, own_limit = _available_memory(job.device, devices), _host_limit(1)
+    available, own_limit = available_memory(job.device, devices), host_limit(1)
     shards = count_shards(job.shard, Ranks(0, devices))
     with ExitStack() as closing:
         training = build_training(_on_cpu(job), config_text, RunOutputs(_NoReport(), saved.append), None, closing)
@@ -75,16 +77,16 @@ def dry_run(job: TrainJob, config_text: str, *, trial: bool, depth: int) -> Docu
             "optimizer": _optimizer(job, run),
         }
         # Last: both change the weights.
-        state, complete_state = _state_bytes(run, (shards, 1))
-        certain = _certain(run, state, shards, job.device)
-        _refuse_memory(certain, available, devices, shards)
-        if trial and sum(_certain(run, complete_state, 1, "cpu").values()) > own_limit:
+        state, complete_state = state_bytes(run, (shards, 1))
+        certain = certain_bytes(run, state, shards, job.device)
+        refuse_what_cannot_fit(certain, available, devices, shards)
+        if trial and sum(certain_bytes(run, complete_state, 1, "cpu").values()) > own_limit:
             logger.warning("trial: skipped, because the complete model does not fit this process")
             trial = False
         activations = _try_update(run, training.state, first) if trial else None
         return {
             **document,
-            "memory": _memory(run, certain, activations, devices, shards),
+            "memory": step_bytes(run, certain, activations, devices, shards),
             "memory_available": available,
             "checkpoint": _checkpoint(job, saved[0] if saved else None),
         }
@@ -214,7 +216,7 @@ def _optimizer(job: TrainJob, run: Run) -> Document:
 
 def _try_update(run: Run, state: TrainState, batch: Batch) -> int:
     """Make one update and save a checkpoint; return the bytes that the backward pass of a micro-batch needs."""
-    weights = {tensor.untyped_storage().data_ptr() for tensor in _weights(run.model, run.loss)}
+    weights = {tensor.untyped_storage().data_ptr() for tensor in weights_of(run.model, run.loss)}
     activations: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -230,137 +232,6 @@ def _try_update(run: Run, state: TrainState, batch: Batch) -> int:
     state.advance()
     save_checkpoint(run, state)
     return sum(activations.values())
-
-
-def _weights(*modules: object) -> Iterator[Tensor]:
-    for module in modules:
-        if isinstance(module, nn.Module):
-            yield from module.parameters()
-            yield from module.buffers()
-
-
-def _state_bytes(run: Run, shards: Sequence[int]) -> list[int]:
-    """Return the bytes of the optimizer's state on a device, for each number of shards.
-
-    Updates one parameter at a time, so that this needs little memory. The state is empty afterwards.
-    """
-    optimizer, totals = run.optimizer, [0] * len(shards)
-    set_learning_rate(optimizer, run.schedule(0))
-    optimizer.zero_grad(set_to_none=True)
-    for parameter in _trained(run):
-        parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        state = [value for value in optimizer.state[parameter].values() if isinstance(value, Tensor)]
-        totals = [total + _bytes(state, count) for total, count in zip(totals, shards, strict=True)]
-        parameter.grad = None
-        optimizer.state.clear()
-    return totals
-
-
-def _trained(run: Run) -> list[Tensor]:
-    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
-    return [parameter for parameter in parameters if parameter.requires_grad]
-
-
-def _certain(run: Run, state: int, shards: int, device: str) -> dict[str, int]:
-    """Return the bytes that a device needs whatever its samples are.
-
-    With shards, this is the first device, which has the most rows.
-    """
-    averaged = () if run.ema is None else (run.ema.module, None if run.ema.loss is run.loss else run.ema.loss)
-    weights = _bytes(_weights(run.model, run.loss), shards)
-    average = _bytes(_weights(*averaged), shards)
-    certain = {"weights": weights, "gradients": _bytes(_trained(run), shards), "optimizer": state, "ema": average}
-    # On a CPU, the copies that are being written are in the same memory.
-    return certain | ({"saving": weights + state + average} if _is_cpu(device) else {})
-
-
-def _refuse_memory(certain: Mapping[str, int], available: int | None, devices: int, shards: int) -> None:
-    """Refuse a job that cannot fit, whatever its batches are.
-
-    Raises:
-        ConfigError: It does not fit.
-    """
-    needed = sum(certain.values())
-    if available is None or needed <= available:
-        return
-    parts = ", ".join(f"{name} {format_bytes(value)}" for name, value in certain.items() if value)
-    problem = f"a device needs {format_bytes(needed)} ({parts}), but has {format_bytes(available)}"
-    if shards == 1:
-        key, remedy = "shard", "Set shard=true" if devices > 1 else "Set devices=N shard=true"
-    else:
-        key, remedy = "devices", "Use more devices"
-    smaller = ", or optimizer=sgd" if certain["optimizer"] > certain["gradients"] else ""
-    smaller += ", or ema.decay=null" if certain["ema"] else ""
-    raise ConfigError(format_error(key, problem, f"{remedy}, or a smaller model{smaller}"))
-
-
-def _memory(
-    run: Run, certain: Mapping[str, int], activations: int | None, devices: int, shards: int
-) -> dict[str, int | None]:
-    """Return the bytes that a step needs on a device; without a trial, the activations and the total are None."""
-    document: dict[str, int | None] = {**certain, "activations": activations}
-    if shards > 1:
-        document["gathered"] = _gathered_bytes(run.model)
-    elif devices > 1:
-        largest = max((parameter.nbytes for parameter in _trained(run)), default=0)
-        document["exchange"] = min(certain["gradients"], BUCKET_BYTES + largest)
-    return {**document, "total": None if activations is None else sum(value or 0 for value in document.values())}
-
-
-def _bytes(tensors: Iterable[Tensor], shards: int = 1) -> int:
-    """Return the bytes of tensors; of parameters and of the state of their optimizer, those of the first shard."""
-    return sum(tensor.nbytes if tensor.ndim == 0 or shards == 1 else _rows_bytes(tensor, shards) for tensor in tensors)
-
-
-def _rows_bytes(tensor: Tensor, shards: int) -> int:
-    return -(-len(tensor) // shards) * (tensor.nbytes // max(1, len(tensor)))
-
-
-def _gathered_bytes(model: nn.Module) -> int:
-    """Return about the bytes of the complete weights and gradients that a device needs at the same time.
-
-    These are the parameters outside of the blocks, and two blocks: the one that runs and the next one.
-    """
-    blocks = [sum(parameter.nbytes for parameter in block.parameters()) for block in find_blocks(model)]
-    outside = sum(parameter.nbytes for parameter in model.parameters()) - sum(blocks)
-    return 2 * (outside + sum(sorted(blocks)[-2:]))
-
-
-def _is_cpu(name: str) -> bool:
-    return name == "cpu" or (name == "auto" and not torch.cuda.is_available())
-
-
-def _available_memory(name: str, devices: int) -> int | None:
-    """Return the bytes that a process of this machine may use on its device; None if they are not known."""
-    if _is_cpu(name):
-        return _host_limit(devices)
-    device = torch.device("cuda" if name == "auto" else name)
-    if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
-        return None
-    return int(torch.cuda.mem_get_info(device)[0])
-
-
-def _host_limit(devices: int) -> int:
-    """Return the bytes that each of `devices` processes of this machine may use."""
-    shared = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in _CGROUP_LIMITS:
-        with suppress(OSError, ValueError):  # a group of processes without a limit has the text "max"
-            shared.append(int(Path(path).read_text(encoding="ascii")))
-    own = []
-    for limit, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
-        if (soft := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY:
-            own.append(max(0, soft - _used_bytes(used)))
-    return min([min(shared) // devices, *own])
-
-
-def _used_bytes(name: str) -> int:
-    """Return an amount of memory that Linux reports of this process; 0 on other systems."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith(f"{name}:"):
-                return 1024 * int(line.split()[1])
-    return 0
 
 
 def _checkpoint(job: TrainJob, snapshot: Snapshot | None) -> Document:

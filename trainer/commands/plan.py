@@ -67,11 +67,14 @@ def _warn_of_memory(document: Document) -> None:
     needed, available = document["memory"]["total"], document["memory_available"]
     if needed is None or available is None or needed <= available:
         return
-    several = document["devices"]["count"] > 1
-    fewer = "Set shard=true" if several and document["devices"]["shards"] == 1 else "Use more devices with shard=true"
+    from trainer.builders.memory import smaller_share
+
+    remedy = smaller_share(document["devices"]["count"], document["devices"]["shards"])
     logger.warning(
         "memory: a step needs %s on each device, which has %s. %s, or raise train.accumulate",
-        *(format_bytes(needed), format_bytes(available), fewer),
+        format_bytes(needed),
+        format_bytes(available),
+        remedy,
     )
 
 
