@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import trainer
 from tests.support.jobs import (
     TINY,
     checkpoint_files,
@@ -105,9 +106,19 @@ ON_TEXT = {
     "multilabel": ["task=multilabel_classification"],
     "pairs": ["task=pair_classification"],
     "regression": ["task=regression"],
+    "mae": ["task=regression", "loss=mae"],
+    "huber": ["task=regression", "loss=huber"],
+    "focal": ["loss=focal", "loss.alpha=auto"],
+    "poly": ["loss=poly", "loss.weight=auto"],
+    "cross_entropy": ["loss=cross_entropy", "loss.weight=effective_number", "loss.label_smoothing=0.1"],
+    "asymmetric": ["task=multilabel_classification", "loss=asymmetric"],
+    "binary_cross_entropy": ["task=multilabel_classification", "loss=binary_cross_entropy", "loss.pos_weight=auto"],
+    "kl_distillation": ["loss=kl_distillation", "loss.teacher=teacher"],
+    "gradient_checkpointing": ["model=pretrained", "model.path=bert", "model.gradient_checkpointing=true"],
     "tags": ["task=token_classification"],
     "masked_lm": ["task=masked_lm"],
-    "causal_lm": ["task=causal_lm", "model=decoder"],
+    "causal_lm": ["task=causal_lm", "model=decoder", "model.tie_embeddings=false"],
+    "tied_embeddings": ["task=causal_lm", "model=decoder", "model.tie_embeddings=true"],
     "together": ["task=multilabel_classification", "optimizer=adafactor", "precision=fp16"],
 }
 """Jobs on the data of `write_roles` whose loss is a sum over samples or targets."""
@@ -116,15 +127,21 @@ ON_TABLES_AND_IMAGES = {
     "images": ["task=image_classification", "data=digits"],
     "vit": ["task=image_classification", "data=digits", "model=vit", *TINY[:4], "model.patch=4"],
     "mixup": ["task=image_classification", "data=digits", "task.augment.mixup=0.2"],
+    "cutmix": ["task=image_classification", "data=digits", "task.augment.cutmix=1.0"],
     "tabular_classification": ["task=tabular_classification", "data=breast_cancer"],
     "tabular_regression": ["task=tabular_regression", "data=diabetes"],
 }
+
+TINY_DROPOUT = "model.dropout=1e-9"
+"""Drops nothing in such small jobs. The two views of a text must differ by dropout, so 0 is refused."""
 
 STATISTICS = {
     "dice": ["loss=dice"],
     "dice_of_padded_tags": ["task=token_classification", "loss=dice", "loader.batching=padded"],
     "mse_correlation": ["task=regression", "loss=mse_correlation"],
     "info_nce": ["task=sentence_embedding", "task.supervision=pairs"],
+    "triplets": ["task=sentence_embedding", "task.supervision=triplets"],
+    "views": ["task=sentence_embedding", "task.supervision=none", TINY_DROPOUT],
 }
 """Jobs whose loss is a statistic of the whole batch."""
 
@@ -143,12 +160,32 @@ def roles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
         yield write_roles(folder)
 
 
+@pytest.fixture(scope="module")
+def teacher(roles: list[str]) -> Path:
+    """Train the teacher of `kl_distillation`."""
+    return train_alone(Path("teacher"), *TINY, *roles, "train.duration=4")
+
+
+@pytest.fixture(scope="module")
+def bert(roles: list[str]) -> Path:
+    """Save a tiny BERT with dropout."""
+    from tests.support.pretrained_folders import save  # imports transformers
+
+    return save("bert", Path("bert"), hidden_dropout_prob=0.1)
+
+
+NEEDED = {"kl_distillation": "teacher", "gradient_checkpointing": "bert"}
+"""Jobs that need the folder of a fixture."""
+
+
 def line_of(name: str, roles: list[str]) -> list[str]:
     """Return the arguments of a job of the tables above."""
     common = [*TINY[6:], "train.duration=9", "train.eval_every=4", "checkpoint.every=4", "loader.eval_batch_size=8"]
     if name in ON_TABLES_AND_IMAGES:
         return [*common, "loader.limit=61", *ON_TABLES_AND_IMAGES[name]]
-    return [*common, *TEXT, *roles, *(ON_TEXT | STATISTICS)[name]]
+    job = (ON_TEXT | STATISTICS)[name]
+    text = TEXT if "model=pretrained" not in job else TEXT[4:]  # its size is that of its folder
+    return [*common, *text, *roles, *job]
 
 
 def train_alone(run_dir: Path, *arguments: str) -> Path:
@@ -165,8 +202,14 @@ def train_alone(run_dir: Path, *arguments: str) -> Path:
     ],
 )
 def test_every_part_trains_the_same_bytes_on_two_devices(
-    name: str, roles: list[str], tmp_path: Path, figure: Callable[[str, int, int], None]
+    name: str,
+    roles: list[str],
+    tmp_path: Path,
+    figure: Callable[[str, int, int], None],
+    request: pytest.FixtureRequest,
 ) -> None:
+    if name in NEEDED:
+        request.getfixturevalue(NEEDED[name])
     line = line_of(name, roles)
     two = train_on(2, tmp_path / "two", *line)
     one = train_alone(tmp_path / "one", *line, "train.accumulate=2")
@@ -176,6 +219,36 @@ def test_every_part_trains_the_same_bytes_on_two_devices(
         assert checkpoint_files(two, step) == checkpoint_files(one, step)
     assert without_clock(events(two)) == without_clock(events(one))
     figure("jobs equal to the byte on one and on two devices", 1, 1)
+
+
+def test_the_jobs_have_every_loss() -> None:
+    lines = [*ON_TEXT.values(), *ON_TABLES_AND_IMAGES.values(), *STATISTICS.values()]
+    named = {argument.removeprefix("loss=") for line in lines for argument in line if argument.startswith("loss=")}
+    conf = Path(trainer.__file__).parents[1] / "conf/loss"
+    # The default losses of regression and of sentence embeddings need no argument.
+    assert named | {"mse", "info_nce"} == {file.stem for file in conf.glob("*.yaml")}
+
+
+@pytest.mark.slow
+def test_batch_normalization_averages_the_statistics_of_the_devices(roles: list[str], tmp_path: Path) -> None:
+    line = [*line_of("images", roles), "model=resnet", "model.depth=8", "model.width=4"]
+    line += ["checkpoint.every=1", "checkpoint.keep=9"]
+    two = train_on(2, tmp_path / "two", *line)
+    halves = train_alone(tmp_path / "halves", *line, "train.accumulate=2")
+    whole = train_alone(tmp_path / "whole", *line)
+    # Training normalizes a piece as it does a micro-batch.
+    actual, expected = (weights(run, 9) for run in (two, halves))
+    assert {name for name, tensor in expected.items() if not torch.equal(actual[name], tensor)} == {
+        name for name in expected if ".running_" in name or name.endswith(".num_batches_tracked")
+    }
+    # The mean of the means over the halves of a batch is the mean over the batch, in the first layer that normalizes.
+    first, expected_first = (weights(run, 1)["norm.running_mean"] for run in (two, whole))
+    assert expected_first.any()
+    torch.testing.assert_close(first, expected_first)
+
+
+def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return dict(load_folder(run / "checkpoints" / f"step-{step:08d}").tensors["model"])
 
 
 @pytest.mark.parametrize(
@@ -194,7 +267,7 @@ def test_a_statistic_of_the_batch_sees_the_samples_of_all_devices(
     name: str, devices: int, roles: list[str], tmp_path: Path
 ) -> None:
     # Plain SGD: Adam would turn the rounding of a gradient near 0 into a step of full length.
-    line = [*line_of(name, roles), "model.dropout=0.0", "optimizer=sgd", "optimizer.lr=0.1"]
+    line = ["model.dropout=0.0", *line_of(name, roles), "optimizer=sgd", "optimizer.lr=0.1"]
     several = train_on(devices, tmp_path / "several", *line)
     one = train_alone(tmp_path / "one", *line)
     assert_close(several, one, 1e-6)

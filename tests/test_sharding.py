@@ -236,7 +236,9 @@ def test_shards_equal_complete_weights(name: str, job: list[str], tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("devices", "shard"), [(2, "false"), (3, "false"), (3, "true"), (4, "true"), (4, "2")])
+@pytest.mark.parametrize(
+    ("devices", "shard"), [(2, "false"), (3, "false"), (4, "false"), (3, "true"), (4, "true"), (4, "2")]
+)
 def test_resume_on_as_many_devices_is_bitwise_equal(devices: int, shard: str, job: list[str], tmp_path: Path) -> None:
     whole = train_on(devices, tmp_path / "whole", *job, f"shard={shard}")
     resumed = tmp_path / "resumed"

@@ -21,9 +21,9 @@ def _check_defaults(job_type: type) -> None:
 
 def test_own_keys_come_before_shared_keys() -> None:
     names = list(schema.keys(jobs.GenerateJob))
-    assert names[:4] == ["run", "prompt", "output", "force"]
+    assert names[:3] == ["run", "prompt", "output"]
     assert names[-5:] == ["trust", "checkpoint", "weights", "device", "precision"]
-    assert [name for name in schema.defaults(jobs.GenerateJob) if name != "decode"] == names[:6] + names[-5:]
+    assert [name for name in schema.defaults(jobs.GenerateJob) if name != "decode"] == names[:5] + names[-5:]
 
 
 def test_fields_without_help_text_are_no_keys() -> None:
