@@ -144,7 +144,7 @@ class Files(FileSource):
         table = Table.for_roles(self._columns, roles, self.describe_role, self._list_separator, available)
         if self._numeric:
             table.numeric.update(self._numeric)
-        else:
+        elif "train" in self._paths:  # a source of another split only has no training data
             table.scan(lambda: self._records("train", table))
 
         def no_rows_error(origin: str) -> DataError:
