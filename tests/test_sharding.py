@@ -198,6 +198,25 @@ def test_shard_must_divide_the_devices(job: list[str], tmp_path: Path) -> None:
     assert run_ranks(line, 2, tmp_path / "output") == [2, 2]
 
 
+@pytest.mark.parametrize("devices", ["1", "auto"])
+def test_shards_need_several_devices(devices: str, job: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["plan", *job, f"devices={devices}", "trial=false"]
+    assert main([*line, "shard=true"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("shard: needs several devices, but devices")
+    remedy = {"1": "devices=2", "auto": "shard=false"}[devices]
+    assert (remedy.replace("2", "N") in message, main([*line, "shard=true", remedy])) == (True, 0)
+
+
+def test_no_run_folder_is_logged_that_is_then_removed(
+    job: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = ["train", *job, "logger.console=rich", f"run.dir={tmp_path}/run"]
+    assert main([*line, "data.text=missing"]) == 6
+    assert not (tmp_path / "run").exists()
+    assert "run folder" not in "".join(capfd.readouterr())
+
+
 OPTIMIZERS = {"adam": 0.0, "lion": 0.0, "sgd": 1e-6, "lamb": 1e-5}
 """The largest difference of a weight after 12 steps; AdamW's is tested above. Muon and Adafactor are refused."""
 

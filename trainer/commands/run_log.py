@@ -27,6 +27,8 @@ def open_logs(
 ) -> Callable[[], None]:
     """Send log records to the screen and, once the returned function is called, to the run folder.
 
+    That function also logs the folder: until then, an error may remove it.
+
     Of the processes after the first one only the warnings are kept, in a file each.
     """
     from trainer.report.logs import log_to_file_and_screen, log_warnings_to_file
@@ -36,10 +38,14 @@ def open_logs(
         return lambda: None
     quiet = job.logger.console == "none"
     open_log = stack.enter_context(log_to_file_and_screen(folder / LOG, console, quiet=quiet))
-    logger.info("run folder: %s", folder)
     for note in notes:
         logger.info(note)
-    return open_log
+
+    def start() -> None:
+        open_log()
+        logger.info("run folder: %s", folder)
+
+    return start
 
 
 def open_sinks(job: TrainJob, folder: Path, console: Console, total_steps: int) -> Iterator[Sink | None]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from trainer.config.groups import OWN
 from trainer.errors import format_error
-from trainer.rank_environment import is_rank
+from trainer.rank_environment import is_rank, num_processes
 
 _SHARDABLE_OPTIMIZERS: Final = ("adam", "adamw", "lamb", "lion", "sgd")
 """Optimizers whose updates in shards were compared with the updates of complete weights."""
@@ -32,7 +32,7 @@ def validate_devices(config: Mapping[str, Any]) -> Iterator[str]:
         remedy = "Set device=cuda, or devices=1. CUDA_VISIBLE_DEVICES selects GPUs"
         yield format_error("device", f"names a single device, but devices is {devices}", remedy, value=device)
     if _is_sharded(config.get("shard")):
-        yield from _validate_shard(config["shard"], devices)
+        yield from _validate_shard(config["shard"], devices, device)
         yield from _validate_parts(config)
 
 
@@ -40,10 +40,12 @@ def _is_sharded(shard: object) -> bool:
     return shard is True or (isinstance(shard, int) and not isinstance(shard, bool) and shard > 1)
 
 
-def _validate_shard(shard: bool | int, devices: object) -> Iterator[str]:
+def _validate_shard(shard: bool | int, devices: object, device: object) -> Iterator[str]:
     # Under torchrun and Slurm the default of `devices` stands for the number of processes.
     if devices == 1 and not is_rank():
         yield format_error("shard", "needs several devices, but devices is 1", "Set devices=N", value=shard)
+    elif devices == "auto" and not is_rank() and num_processes("auto", str(device)) == 1:
+        yield format_error("shard", "needs several devices, but devices=auto is 1 here", "Set shard=false", value=shard)
     elif isinstance(devices, int) and devices > 1 and devices % int(shard):
         problem = f"must divide the number of devices, {devices}"
         yield format_error("shard", problem, "Set shard=true for all devices", value=shard)
