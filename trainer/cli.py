@@ -230,7 +230,7 @@ def _run_hydra(command: CheckedCommand) -> None:
     from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
     from hydra.types import RunMode
 
-    from trainer.config.compose import composition_problem
+    from trainer.config.compose import composition_problem, unresolved
 
     line = command.line
 
@@ -238,7 +238,8 @@ def _run_hydra(command: CheckedCommand) -> None:
         hydra_config = HydraConfig.get()
         is_sweep = hydra_config.mode == RunMode.MULTIRUN
         if is_sweep and is_first_on_machine():
-            print_lines(f"job {hydra_config.job.num}: {' '.join(hydra_config.overrides.task)}")
+            # As they are written: a reference to the environment may be a secret.
+            print_lines(f"job {hydra_config.job.num}: {' '.join(unresolved(hydra_config.overrides)['task'])}")
         try:
             run_dir = os.path.relpath(hydra_config.runtime.output_dir) if is_sweep else None
             _start(line.verb, *command.composed_job(config, hydra_config.runtime.choices, run_dir))

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.jobs import TINY, working_in, write_data
+from trainer.cli import main
 from trainer.config.command import check_command
 from trainer.config.groups import Groups, make_importable, own_folder
 from trainer.config.jobs import TrainJob
@@ -137,6 +139,37 @@ def test_secrets_are_stored_as_references(elsewhere: Path, monkeypatch: pytest.M
     monkeypatch.delenv("RUN_SECRET")
     with pytest.raises(ConfigError, match=r"^run\.name: the interpolation has no value, got .*RUN_SECRET"):
         job_from_text(text, trust=["oc.env"])
+
+
+@pytest.mark.parametrize("artifact", ["safetensors", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_no_file_and_no_screen_of_a_run_shows_a_secret(
+    artifact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RUN_SECRET", "s3cret")
+    # The name of a folder and of a column.
+    folder = tmp_path / "s3cret"
+    folder.mkdir()
+    with working_in(tmp_path):
+        data = [option.replace("s3cret", "${oc.env:RUN_SECRET}") for option in write_data(folder)]
+        for file in folder.glob("*.csv"):
+            file.write_text(file.read_text(encoding="utf-8").replace("text,", "s3cret,", 1), encoding="utf-8")
+        quoted = ["{}='{}'".format(*option.split("=", 1)) for option in data]
+        shown = ["logger.console=plain", "logger.tensorboard=true", f"export.formats=[{artifact}]"]
+        options = [*quoted, "data.text='${oc.env:RUN_SECRET}'", "train.duration=2", *shown, "run.dir=runs/a"]
+        for command in (["train", "-m", *TINY, *options], ["export", "run=runs/a", "trust=[oc.env]", shown[-1]]):
+            assert main(command) == 0
+            written = [file for file in (tmp_path / "runs").rglob("*") if file.is_file()]
+            assert {"manifest.json", "config.yaml", "report.html", "trainer.log"} <= {file.name for file in written}
+            assert [file for file in written if b"s3cret" in file.read_bytes()] == []
+            assert "s3cret" not in "".join(capfd.readouterr())
+        if artifact != "onnx":
+            return
+        (folder / "rows.csv").write_text("s3cret\napple\n", encoding="utf-8")
+        artifacts = ["predict", f"input={folder}/rows.csv", "run=runs/a/export"]
+        assert main(artifacts) == 3
+        assert "set trust=[oc.env]" in capfd.readouterr().err
+        assert main([*artifacts, "trust=[oc.env]"]) == 0
+        assert '"label"' in capfd.readouterr().out
 
 
 def test_a_resumed_run_keeps_its_references(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,7 @@ def load_checkpointed_model(
     model = restored.model.to(torch_device).eval()
     if job.prune is not None:
         zeros = sparsity_report(measure_sparsity(model, snapshot.named_tensors(MASKS).keys()))
-        origin["pruning"] = {"method": job.prune, **zeros}
+        origin["pruning"] = {"method": parse_stored_config(config_text)["prune"], **zeros}
     return CheckpointedModel(
         folder, job, snapshot.step, restored.weights, task, model, restored.loss, torch_device, origin, config_text
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -12,7 +13,7 @@ from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.compatibility import validate_formats
 from trainer.config.groups import Groups, own_folder
 from trainer.config.jobs import ExportJob
-from trainer.config.stored import job_from_text, load_stored_config
+from trainer.config.stored import job_from_text, load_stored_config, parse_stored_config, with_overrides
 from trainer.errors import raise_if_any
 from trainer.layout import EXPORT, PRUNED_EXPORT, Document
 from trainer.report.console import open_console, print_table
@@ -51,7 +52,7 @@ def run(job: ExportJob, config: Document) -> None:
         print_pruning(console, checkpointed.origin["pruning"])
     name = EXPORT if job.prune is None else pruned_folder_name(job.prune)
     with exit_on_sigterm():
-        artifacts = export_artifacts(checkpointed, job.export, job.split, name)
+        artifacts = export_artifacts(checkpointed, job.export, job.split, name, job.stored_overrides)
     print_artifacts(console, artifacts)
 
 
@@ -62,22 +63,37 @@ def pruned_folder_name(prune: Document) -> str:
 
 
 def export_artifacts(
-    checkpointed: CheckpointedModel, export: Document, split: str, name: str = EXPORT
+    checkpointed: CheckpointedModel,
+    export: Document,
+    split: str,
+    name: str = EXPORT,
+    overrides: Sequence[tuple[str, Any]] = (),
 ) -> list[Artifact]:
-    """Write the artifacts that the group `export` names, proved on a split, into the folder `name` of the run."""
+    """Write the artifacts of a checkpoint, proved on a split.
+
+    Args:
+        checkpointed: The model.
+        export: The group `export`.
+        split: The split of the proof.
+        name: The folder for the artifacts in the run folder.
+        overrides: Full keys and values that replace those of the run's config.
+    """
     from trainer.builders.instantiate import instantiate
     from trainer.commands.predict import prediction_config
     from trainer.export.model import ExportModel
 
     task = checkpointed.task
+    # As it is written and not as the job has it: an artifact must not contain values of the environment.
+    written = with_overrides(parse_stored_config(checkpointed.config_text), overrides)
+    config = prediction_config(written, checkpointed.job, task)
     model = ExportModel(
         checkpointed.inference_model().cpu(),
         task,
         evaluation=lambda: checkpointed.split_batches(split, "padded"),
         training=lambda count: checkpointed.split_batches("train", "padded", count),
         samples=checkpointed.encoded.samples(split),
-        architecture={"model": checkpointed.job.model, "facts": task.info().arguments()},
-        provenance=checkpointed.provenance | {"split": split, "config": prediction_config(checkpointed.job, task)},
+        architecture={"model": written["model"], "facts": task.info().arguments()},
+        provenance=checkpointed.provenance | {"split": split, "config": config},
     )
     artifacts: list[Artifact] = instantiate("export", export)(checkpointed.folder / name, model)
     return artifacts

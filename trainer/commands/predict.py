@@ -13,7 +13,7 @@ from trainer.commands.run_folders import find_run_folder, run_argument, select_c
 from trainer.config.jobs import PredictJob, TrainJob
 from trainer.config.signatures import attribute
 from trainer.config.stored import exported_config, job_from_text, load_stored_config, with_overrides
-from trainer.config.trust import trust_problems
+from trainer.config.trust import resolve_environment, trust_problems
 from trainer.data.line_reader import first_line_of
 from trainer.display import print_lines
 from trainer.documents import SHAPES, UNSEALED, is_sealed, read_document, read_export_manifest
@@ -126,17 +126,23 @@ def _check(job: PredictJob, folder: Path, graph: Path | None, exported: Document
     raise_if_any(*problems)
 
 
-def prediction_config(job: TrainJob, task: Task) -> Document:
+def prediction_config(written: Document, job: TrainJob, task: Task) -> Document:
     """Return the part of a run's config that predictions from its artifacts need; it names no file of the run.
 
-    It has the keys `task`, `data` and `loader` of the config.
+    Args:
+        written: The run's config as it is stored: references to the environment are not resolved.
+        job: The same, resolved; the format of cells and the batch size are needed as values and cannot be secrets.
+        task: The run's task.
+
+    Returns:
+        The keys `task`, `data` and `loader` of the config.
     """
-    columns = _find_columns(job.data)
+    columns = _find_columns(written["data"])
     known = {role: columns[role] for role in task.input_columns() if isinstance(columns.get(role), str)}
     cells = {key: job.data.get(key, default) for key, default in _CELL_FORMAT.items()}
     return {
         # The task's state contains the tokenizer.
-        "task": job.task | ({"tokenizer": None} if "tokenizer" in job.task else {}),
+        "task": written["task"] | ({"tokenizer": None} if "tokenizer" in written["task"] else {}),
         "data": {"columns": known, **cells},
         "loader": {"eval_batch_size": job.loader.eval_batch_size},
     }
@@ -158,7 +164,7 @@ def _load_from_artifacts(job: PredictJob, graph: Path, config: Document) -> tupl
 
     if problems := trust_problems(config, job.trust, [path for path, _ in job.stored_overrides]):
         raise CheckpointError(*problems)
-    config = with_overrides(config, job.stored_overrides)
+    config = resolve_environment(with_overrides(config, job.stored_overrides))
     task: Task = instantiate("task", config["task"])
     try:
         state = read_document(graph.parent / TASK, SHAPES[TASK], "Copy the artifact folder again")
