@@ -229,8 +229,9 @@ def _run_hydra(command: CheckedCommand) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
     from hydra.types import RunMode
+    from omegaconf import OmegaConf
 
-    from trainer.config.compose import composition_problem, unresolved
+    from trainer.config.compose import composition_problem
 
     line = command.line
 
@@ -239,7 +240,9 @@ def _run_hydra(command: CheckedCommand) -> None:
         is_sweep = hydra_config.mode == RunMode.MULTIRUN
         if is_sweep and is_first_on_machine():
             # As they are written: a reference to the environment may be a secret.
-            print_lines(f"job {hydra_config.job.num}: {' '.join(unresolved(hydra_config.overrides)['task'])}")
+            overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+            assert isinstance(overrides, list)
+            print_lines(f"job {hydra_config.job.num}: {' '.join(overrides)}")
         try:
             run_dir = os.path.relpath(hydra_config.runtime.output_dir) if is_sweep else None
             _start(line.verb, *command.composed_job(config, hydra_config.runtime.choices, run_dir))

@@ -4,7 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,25 @@ CONFIGS: dict[str, Change] = {
     "resolver of Hydra": inner("run", name="${hydra:runtime.cwd}"),
 }
 
+TRAPPED: dict[str, Any] = {"_target_": "os.mkdir", "path": CANARY}
+PRETRAINED: dict[str, Any] = {"_target_": "trainer.model.pretrained.Pretrained", "path": "library"}
+
+HYDRA: dict[str, Change] = {
+    "searchpath": lambda config: config.update(hydra={"searchpath": ["file://."]}),
+    "launcher": lambda config: config.update(hydra={"launcher": TRAPPED}),
+    "sweeper": lambda config: config.update(hydra={"sweeper": TRAPPED}),
+    "callbacks": lambda config: config.update(hydra={"callbacks": {"trap": TRAPPED}}),
+    "run.dir": lambda config: config.update(hydra={"run": {"dir": CANARY}}),
+    "job.chdir": lambda config: config.update(hydra={"job": {"chdir": True}, "run": {"dir": CANARY}}),
+    "output_subdir": lambda config: config.update(hydra={"output_subdir": CANARY}),
+    "defaults": lambda config: config.update(defaults=[{"model": "trap"}]),
+    "kernel of the hub": part("model", **PRETRAINED, attention="owner/kernel"),
+    "kernel in the model's config": part("model", **PRETRAINED, config={"attn_implementation": "owner/kernel"}),
+    "code of the model": part("model", **PRETRAINED, config={"auto_map": {"AutoConfig": "trap.Model"}}),
+    "remote code": part("model", **PRETRAINED, trust_remote_code=True),
+}
+"""Keys that Hydra or transformers would act on."""
+
 TEXTS = {
     "python/object/apply": f"model: !!python/object/apply:os.mkdir [{CANARY}]\n",
     "python/object/new": f"model: !!python/object/new:os.mkdir [{CANARY}]\n",
@@ -127,7 +146,12 @@ def test_traps_work(folder: Path) -> None:
     (folder / CANARY).rmdir()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+def slow_unless(quick: Callable[[str], bool], names: Iterable[str]) -> list[Any]:
+    """Return the parameters of a test; `make test` runs only the quick ones."""
+    return [name if quick(name) else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", slow_unless(lambda name: "inside the model" not in name, CONFIGS))
 def test_stored_configs(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     single = check_command("train", []).single
     assert single is not None
@@ -136,6 +160,18 @@ def test_stored_configs(name: str, folder: Path, capsys: pytest.CaptureFixture[s
     code, message = refusal([*CONFIGS].index(name), folder, config_text(config), capsys)
     assert (code, "Traceback" in message) == (3, False), message
     assert "a stored config may" in message or "may not contain another part" in message
+
+
+@pytest.mark.parametrize("name", HYDRA)
+def test_keys_that_libraries_would_act_on(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    single = check_command("train", []).single
+    assert single is not None
+    config = deepcopy(single.config)
+    HYDRA[name](config)
+    code, message = refusal([*HYDRA].index(name), folder, config_text(config), capsys)
+    assert code in (2, 3), message
+    assert message, "nothing was reported"
+    assert "Traceback" not in message
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -147,7 +183,7 @@ def test_yaml_tags(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("suffix", ["pth", "pt", "pt2", "bin", "ckpt", "pkl", "safetensors", "npz", "npy", "onnx"])
-@pytest.mark.parametrize("source", ["trap.pth", "trap.pkl", "trap.npy"])
+@pytest.mark.parametrize("source", slow_unless(lambda name: name == "trap.pth", ["trap.pth", "trap.pkl", "trap.npy"]))
 def test_weights_that_are_pickles(suffix: str, source: str, folder: Path) -> None:
     path = folder / f"weights.{suffix}"
     path.write_bytes((folder / source).read_bytes())
@@ -155,6 +191,7 @@ def test_weights_that_are_pickles(suffix: str, source: str, folder: Path) -> Non
         load_weights_file(str(path))
 
 
+@pytest.mark.slow
 def test_modules_in_the_working_directory(folder: Path) -> None:
     names = ("torch", "jinja2", "numpy", "yaml", "hydra", "difflib", "rich", "transformers", "tensorflow", "accelerate")
     for name in names:
