@@ -163,6 +163,23 @@ def test_predict_export_and_teachers_take_shards(sharded: Path, job: list[str], 
     assert main(["train", *job, f"model.weights={weights}", "train.duration=1", f"run.dir={tmp_path}/tuned"]) == 0
 
 
+@pytest.mark.slow
+def test_every_other_verb_takes_shards(
+    sharded: Path, job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = shutil.copytree(sharded, tmp_path / "run")
+    assert main(["diff", str(run_dir), str(sharded)]) == 0
+    assert f"bitwise equal at all {STEPS} steps" in capsys.readouterr().out
+    assert main(["report", f"run={run_dir}"]) == 0
+    assert (run_dir / "report.html").stat().st_size > 1000
+    assert main(["verify", f"run={run_dir}", "steps=1"]) == 0
+    assert capsys.readouterr().out.count("intact") >= STEPS // 4
+    language = ["task=causal_lm", "model=decoder", "train.duration=2", "shard=true"]
+    spoken = train_on(2, tmp_path / "language", *job, *language)
+    assert main(["generate", f"run={spoken}", "prompt=apple", "decode=greedy"]) == 0
+    assert capsys.readouterr().out.startswith("apple")
+
+
 def test_flipped_bit_in_a_shard_falls_back_to_the_checkpoint_before(sharded: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(sharded, damaged)
