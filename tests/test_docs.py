@@ -171,6 +171,15 @@ def test_every_link_between_pages_leads_to_a_file() -> None:
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
+def test_every_test_that_a_page_names_exists() -> None:
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = {name for text in TEXTS.values() for name in re.findall(r"`(test_\w+)`", text)}
+    assert named
+    assert {
+        name for name in named if f"def {name}(" not in tests and not list((ROOT / "tests").rglob(f"{name}.py"))
+    } == set()
+
+
 def test_every_path_in_the_architecture_page_exists() -> None:
     paths = re.findall(r"`((?:trainer|conf|tests|scripts)/[\w/.]+)`", TEXTS["docs/architecture.md"])
     assert len(paths) > 15
