@@ -103,7 +103,7 @@ def test_several_continuations_are_written_to_a_file(folder: Path) -> None:
     results = []
     for seed in (0, 0, 1):
         path = folder / "texts.jsonl"
-        assert generate(folder, "prompt=apple", *drawn, f"decode.seed={seed}", f"output={path}") == 0
+        assert generate(folder, "prompt=apple", *drawn, f"decode.seed={seed}", f"output={path}", "force=true") == 0
         results.append(lines(path.read_text(encoding="utf-8")))
 
     assert len({line["text"] for line in results[0]}) == 3
