@@ -11,6 +11,8 @@ from typing import ClassVar, Final
 from trainer.display import MASK, is_secret, mask_secrets
 
 _ABSENT: Final = object()
+_MAX_ROW_ERRORS: Final = 10
+"""Errors of rows that are listed."""
 _MAX_CHARACTERS: Final = 500
 """Longer keys and values are shortened in messages."""
 
@@ -114,6 +116,33 @@ def find_user_error(error: BaseException | None) -> TrainerError | None:
                     return error_type(message)
         error = error.__cause__
     return None
+
+
+class RowErrors:
+    """The errors of rows or files of data: the first ones, and the number of all."""
+
+    def __init__(self) -> None:
+        self._first: list[str] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, error: DataError | str) -> None:
+        """Add an error."""
+        self._count += 1
+        if len(self._first) < _MAX_ROW_ERRORS:
+            self._first.append(str(error))
+
+    def messages(self) -> list[str]:
+        """Return the first errors, and the number of the others."""
+        hidden = self._count - len(self._first)
+        return [*self._first, *([f"and {hidden} more of {self._count} in total."] if hidden else [])]
+
+    def raise_if_any(self) -> None:
+        """Raise one DataError if there are errors."""
+        if self._count:
+            raise DataError(*self.messages())
 
 
 def raise_if_any(*problems: str | None) -> None:

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 def set_limits(data: Document) -> None:
     """Set the limits of this process by the keys of the source; configs of earlier versions have none."""
     LIMITS.line_bytes = data.get("max_line_bytes", Limits.line_bytes)
+    LIMITS.expansion = data.get("max_expansion", Limits.expansion)
     LIMITS.pixels = data.get("max_pixels", Limits.pixels)
 
 

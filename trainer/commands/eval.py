@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SPLITS = frozenset({"train", "validation", "test"})
-_NOT_DATA = frozenset({"strict", "cache_dir", "max_line_bytes", "max_pixels"})
+_NOT_DATA = frozenset({"strict", "cache_dir", "max_line_bytes", "max_expansion", "max_pixels"})
 """Keys of `data` that do not change the rows."""
 
 

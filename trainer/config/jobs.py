@@ -53,6 +53,9 @@ class DataKeys:
         False, "leave out rows that cannot be encoded, such as broken images; false lists them and ends the run"
     )
     max_line_bytes: Count = key(LIMITS.line_bytes, "longest line or cell of a text file, in bytes")
+    max_expansion: Count = key(
+        LIMITS.expansion, "largest ratio of the unpacked to the compressed size of a .gz file beyond 16 MiB"
+    )
     max_pixels: Count = key(LIMITS.pixels, "largest image, in pixels")
 
 

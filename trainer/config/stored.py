@@ -58,6 +58,7 @@ MAY_CHANGE = (
     "data.cache_dir",
     "data.strict",
     "data.max_line_bytes",
+    "data.max_expansion",
     "data.max_pixels",
     "run.*",
     "train.duration",

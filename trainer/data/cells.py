@@ -15,7 +15,7 @@ from math import isfinite, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.input_files import open_input
+from trainer.input_files import JSON_ERRORS, open_input
 from trainer.protocols import ImageCell, Row
 
 if TYPE_CHECKING:
@@ -101,7 +101,10 @@ def parse_number(value: object) -> float | None:
         except ValueError:
             raise ValueError(f"expected a number, got {shorten(value)}") from None
     elif isinstance(value, int | float | Decimal):
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            raise ValueError(f"expected a finite number, got {shorten(value)}") from None
     elif value is None:
         return None
     else:
@@ -163,7 +166,7 @@ def _parse_json_list(text: str) -> list[object] | None:
         return None
     try:
         parts: list[object] = json.loads(text)
-    except ValueError:
+    except JSON_ERRORS:
         return None
     if all(isinstance(part, str) for part in parts) or all(isinstance(part, int | float) for part in parts):
         return parts
@@ -186,8 +189,11 @@ def _parse_labels(value: object, separator: str) -> list[str]:
 
 
 def has_repeated_label(value: object, separator: str) -> bool:
-    """Return whether a cell of `labels` contains a label twice."""
-    parts = [_parse_label(part) for part in _split_list(value, separator)]
+    """Return whether a cell of `labels` contains a label twice; False if it cannot be read."""
+    try:
+        parts = [_parse_label(part) for part in _split_list(value, separator)]
+    except ValueError:
+        return False
     return len(set(parts)) < len(parts)
 
 

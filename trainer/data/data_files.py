@@ -16,9 +16,10 @@ from annotated_types import MinLen
 
 from trainer.constraints import DataFile
 from trainer.data.cells import file_bytes_digest
+from trainer.data.line_reader import unreadable_error
 from trainer.data.split_cache import cache_key, cached_splits
 from trainer.data.splits import Shares, SplitLayout, split_row_id
-from trainer.errors import DataError, format_error
+from trainer.errors import DataError, RowErrors, format_error
 from trainer.layout import expand_home
 
 if TYPE_CHECKING:
@@ -169,12 +170,17 @@ def files_fingerprint(
         format_of: The format of a file, as far as its name decides it.
 
     Raises:
-        DataError: A file cannot be read.
+        DataError: Some files cannot be read.
     """
     digest = blake2b(repr(settings).encode(), digest_size=16)
+    errors = RowErrors()
     for split, files in paths.items():
         for path in files:
-            digest.update(f"\n{split} {format_of(path)} {content_digest(path)}".encode())
+            try:
+                digest.update(f"\n{split} {format_of(path)} {content_digest(path)}".encode())
+            except DataError as error:
+                errors.add(error)
+    errors.raise_if_any()
     return digest.hexdigest()
 
 
@@ -187,5 +193,4 @@ def content_digest(path: Path) -> str:
     try:
         return file_bytes_digest(path)
     except OSError as error:
-        problem = f"cannot be read: {error.strerror}"
-        raise DataError(format_error(str(path), problem, "Check that the file is complete")) from error
+        raise unreadable_error(path, error) from error

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 from trainer.data import split_cache
 from trainer.data.quality import block_digests, row_digests
 from trainer.data.split_cache import read_index, write_index
-from trainer.errors import DataError, RowError, format_error
+from trainer.errors import DataError, RowError, RowErrors, format_error
 from trainer.input_files import LIMITS
 from trainer.protocols import BLOCK_OF, Columns, EncodedColumns, Row, Source, StateDict, Task
 from trainer.shapes import check_shape
@@ -41,8 +41,6 @@ _FOLDER_VERSION = 2
 
 _SAMPLES = "{split}.samples.parquet"
 _NUM_SAMPLES = 4
-_MAX_LISTED = 10
-"""Broken rows that an error lists."""
 
 
 @dataclass(frozen=True)
@@ -206,14 +204,22 @@ def _write(
     partial.mkdir(mode=0o700)
     try:
         sizes = {}
-        for split, rows in raw.items():
-            sizes[split], broken = _encode_split(source, task, split, rows, partial / f"{split}.arrow")
-            if broken and not drop_broken:
-                raise _broken_rows_error(broken)
-            if broken:
-                count = f"{len(broken)} row{'' if len(broken) == 1 else 's'}"
-                logger.warning("data.%s: dropped %s that cannot be encoded; the first is %s", split, count, broken[0])
+        errors = RowErrors()
+        for split, every in raw.items():
+            rows = every
+            try:
+                sizes[split] = _encode_split(task, rows, partial / f"{split}.arrow")
+            except RowError:
+                rows = rows.select(_find_usable(source, task, split, rows, errors))
+                if not drop_broken or not len(rows):
+                    continue
+                sizes[split] = _encode_split(task, rows, partial / f"{split}.arrow")
             parquet.write_table(rows.with_format("arrow")[:_NUM_SAMPLES], partial / _SAMPLES.format(split=split))
+        if len(sizes) < len(raw):
+            raise _broken_rows_error(errors, [split for split in raw if split not in sizes], drop_broken)
+        if errors:
+            message = "data.drop_broken: left out %d rows that cannot be encoded:\n%s"
+            logger.warning(message, len(errors), "\n".join(errors.messages()))
         write_index(partial, state=task.state_dict(), rows=sizes, warnings=warnings)
         try:
             partial.rename(folder)
@@ -241,29 +247,24 @@ def _load(source: Source, task: Task) -> dict[str, Dataset]:
     return raw
 
 
-def _broken_rows_error(broken: Sequence[str]) -> DataError:
-    """Return the error that lists the first broken rows of a split."""
-    rest = [] if len(broken) <= _MAX_LISTED else [f"and {len(broken) - _MAX_LISTED} more rows."]
-    remedy = "Correct or remove these rows, or set data.drop_broken=true to leave them out."
-    return DataError(*broken[:_MAX_LISTED], *rest, remedy)
+def _broken_rows_error(errors: RowErrors, splits: Sequence[str], drop_broken: bool) -> DataError:
+    """Return the error that lists broken rows of all splits; `splits` have no other rows, or must not lose any."""
+    if drop_broken:
+        return DataError(*errors.messages(), f"data.{splits[0]}: all rows are left out by data.drop_broken.")
+    remedy = "Correct or remove them, or set data.drop_broken=true to leave them out"
+    summary = format_error("data.drop_broken", f"{len(errors)} rows cannot be encoded", remedy, value=drop_broken)
+    return DataError(*errors.messages(), summary)
 
 
-def _encode_split(source: Source, task: Task, split: str, rows: Dataset, file: Path) -> tuple[int, list[str]]:
-    """Encode a split into a file; return the number of encoded rows, and a message for each row that is broken."""
-    broken: list[str] = []
+def _encode_split(task: Task, rows: Dataset, file: Path) -> int:
+    """Encode a split into a file and return the number of encoded rows.
 
-    def describe(columns: Columns, error: RowError) -> str:
-        place = source.describe_row(split, columns["row"][error.position])
-        # The description of the role takes the place of its name.
-        problem = str(error).removeprefix(f"{error.role}: ")
-        return f"{place}, {source.describe_role(error.role)}: {problem}"
+    Raises:
+        RowError: A row cannot be encoded.
+    """
 
     def encode_rows(columns: Columns) -> EncodedColumns:
-        try:
-            encoded = task.encode(columns)
-        except RowError:
-            columns = _without_broken(task, columns, lambda one, error: broken.append(describe(one, error)))
-            encoded = task.encode(columns)
+        encoded = task.encode(columns)
         digests = {**row_digests(columns, task.columns()), "row": list(columns["row"])}
         blocks = encoded.pop(BLOCK_OF, None)
         return {**encoded, **(digests if blocks is None else block_digests(digests, blocks))}
@@ -275,23 +276,24 @@ def _encode_split(source: Source, task: Task, split: str, rows: Dataset, file: P
         cache_file_name=str(file),
         load_from_cache_file=False,
         # The library's own fingerprint would pickle the task; the folder's name already identifies the content.
-        new_fingerprint=_digest([file.parent.name, split]),
+        new_fingerprint=_digest([file.parent.name, file.stem]),
     )
-    return len(encoded), broken
+    return len(encoded)
 
 
-def _without_broken(task: Task, columns: Columns, report: Callable[[Columns, RowError], None]) -> Columns:
-    """Return the rows that can be encoded, and report each of the others on its own."""
-    kept = []
-    for index in range(len(columns["row"])):
-        one = {name: values[index : index + 1] for name, values in columns.items()}
+def _find_usable(source: Source, task: Task, split: str, rows: Dataset, errors: RowErrors) -> list[int]:
+    """Return the positions of the rows that can be encoded one by one; add the errors of the others."""
+    usable = []
+    for position in range(len(rows)):
+        columns = rows[position : position + 1]
         try:
-            task.encode(one)
+            task.encode(columns)
+            usable.append(position)
         except RowError as error:
-            report(one, error)
-        else:
-            kept.append(index)
-    return {name: [values[index] for index in kept] for name, values in columns.items()}
+            place = f"{source.describe_row(split, columns['row'][0])}, {source.describe_role(error.role)}"
+            # The description of the role takes the place of its name.
+            errors.add(f"{place}: {str(error).removeprefix(f'{error.role}: ')}")
+    return usable
 
 
 def _read(folder: Path) -> tuple[StateDict, dict[str, Dataset], list[str]] | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from hashlib import blake2b
@@ -16,6 +14,7 @@ import numpy as np
 from trainer.constraints import DataFile, DataFolder, Rule, validated
 from trainer.data.cells import encode_png
 from trainer.data.data_files import Paths, files_fingerprint, find_data_files
+from trainer.data.line_reader import READ_ERRORS
 from trainer.data.split_cache import cache_key, cached_splits
 from trainer.data.splits import (
     SPLIT_KEYS,
@@ -28,7 +27,7 @@ from trainer.data.splits import (
     write_splits,
 )
 from trainer.errors import DataError, format_error
-from trainer.input_files import open_input
+from trainer.input_files import open_unpacked
 from trainer.layout import expand_home
 
 if TYPE_CHECKING:
@@ -179,12 +178,12 @@ def read_idx(path: Path, *, num_dims: int, type_codes: Sequence[int]) -> np.ndar
         DataError: The file is broken, or has another type or number of dimensions.
     """
     try:
-        with open_input(path) as raw, gzip.open(raw) if path.suffix.lower() == ".gz" else raw as file:
+        with open_unpacked(path) as file:
             header = file.read(4 + 4 * num_dims)
             # No more than the file promises: a compressed one can unpack to any size.
             size = prod(int.from_bytes(header[at : at + 4], "big") for at in range(4, len(header), 4))
             content = header + file.read(min(8 * size + 1, _MAX_BYTES))
-    except (OSError, EOFError, zlib.error) as error:
+    except READ_ERRORS as error:
         problem = f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
         remedy = "Check that the file is complete and that only a compressed file ends in .gz"
         raise DataError(format_error(str(path), problem, remedy)) from error

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
+import errno
 import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from trainer.errors import DataError, format_error
-from trainer.input_files import LIMITS, open_input
+from trainer.input_files import LIMITS, open_unpacked
 
 _BYTE_ORDER_MARKS = {
     BOM_UTF32_LE: "UTF-32",
@@ -23,6 +22,13 @@ _BYTE_ORDER_MARKS = {
 
 READ_ERRORS = (OSError, EOFError, zlib.error)
 """Errors of reading a file that is missing, truncated or damaged."""
+
+
+_CHUNK = 1 << 20
+"""Bytes of a line that is too long that are skipped at once."""
+
+_REPLACED = "\N{REPLACEMENT CHARACTER}\n"
+"""The line in the place of one that is too long."""
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -82,8 +88,8 @@ def _conversion(line: bytes, offset: int, place: str) -> str:
 class LineReader:
     """Iterate over the lines of a file with their ends, without a byte order mark; keep an error for each bad line.
 
-    Bytes that are not UTF-8 are replaced. A parser of records takes the error after each record, so that the error
-    affects this record only.
+    Bytes that are not UTF-8 and lines that are too long are replaced. A parser of records takes the error after each
+    record, so that the error affects this record only.
     """
 
     def __init__(self, path: Path) -> None:
@@ -99,31 +105,40 @@ class LineReader:
         return error
 
     def _read(self, path: Path) -> Iterator[str]:
-        offset = 0
+        number = offset = 0
         limit = LIMITS.line_bytes
-        with open_input(path) as raw, gzip.open(raw) if path.suffix.lower() == ".gz" else raw as file:
-            for number, line in enumerate(iter(partial(file.readline, limit + 1), b""), 1):
-                if len(line) > limit:
-                    remedy = "Check the file, or raise data.max_line_bytes"
-                    problem = f"is longer than {limit} bytes"
-                    raise DataError(format_error(f"{path}, line {number}", problem, remedy))
-                text = decode_line(line, f"{path}, line {number}", offset)
-                if isinstance(text, DataError):
-                    self._error = self._error or text
-                    text = line.decode(errors="replace")
-                yield text.removeprefix(BOM_UTF8.decode()) if number == 1 else text
-                offset += len(line)
+        with open_unpacked(path) as file:
+            while line := file.readline(limit + 1):
+                number += 1
+                place = f"{path}, line {number}"
+                size = len(line)
+                if size > limit:
+                    while line and not line.endswith(b"\n"):
+                        line = file.readline(_CHUNK)
+                        size += len(line)
+                    self._error = self._error or long_line_error(place)
+                    yield _REPLACED
+                else:
+                    text = decode_line(line, place, offset)
+                    if isinstance(text, DataError):
+                        self._error = self._error or text
+                        text = line.decode(errors="replace")
+                    yield text.removeprefix(BOM_UTF8.decode()) if number == 1 else text
+                offset += size
+
+
+def long_line_error(place: str) -> DataError:
+    """Return the error for a line that is too long."""
+    problem = f"is longer than {LIMITS.line_bytes} bytes"
+    return DataError(format_error(place, problem, "Check the file, or raise data.max_line_bytes"))
 
 
 def unreadable_error(path: Path, error: Exception) -> DataError:
     """Return the error for a file that cannot be read."""
-    return DataError(
-        format_error(
-            str(path),
-            f"cannot be read: {first_line_of(error)}",
-            "Check that the file is complete and that you have permission to read it",
-        )
-    )
+    remedy = "Check that the file is complete and that you have permission to read it"
+    if isinstance(error, OSError) and error.errno == errno.ENODEV:
+        remedy = "Write what it yields into a file first"
+    return DataError(format_error(str(path), f"cannot be read: {first_line_of(error)}", remedy))
 
 
 def first_line_of(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from math import inf
 from typing import NamedTuple
 
 from trainer.data.cells import is_number, shorten
@@ -68,7 +69,10 @@ class FeatureColumn:
     def _add_number(self, value: object, row: int) -> None:
         self._num_numbers += 1
         if self._counts_rows:
-            number = float(value)  # type: ignore[arg-type]  # `is_number` has checked it
+            try:
+                number = float(value)  # type: ignore[arg-type]  # `is_number` has checked it
+            except OverflowError:
+                number = inf
             self._counts_rows = self._previous is None or number == self._previous + 1
             self._previous = number
         if isinstance(value, str) and value[0] == "0" and len(value) > 1 and value.isdigit():

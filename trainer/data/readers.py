@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import csv
 import json
+from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.data.line_reader import READ_ERRORS, LineReader, first_line_of, read_lines, unreadable_error
-from trainer.errors import DataError, did_you_mean, format_error
-from trainer.input_files import JSON_ERRORS, LIMITS, describe_json_error, open_input
+from trainer.data.cells import shorten
+from trainer.data.line_reader import READ_ERRORS, LineReader, decode_line, first_line_of, unreadable_error
+from trainer.errors import DataError, RowErrors, did_you_mean, format_error
+from trainer.input_files import JSON_ERRORS, LIMITS, describe_json_error, open_input, open_unpacked
 from trainer.protocols import Row
 
 Records = Iterator[Sequence[object]]
@@ -27,6 +30,12 @@ _BATCH_ROWS = 1_024
 
 _MAX_LIST_LINES = 16
 """Longest JSON list, which is parsed at once, in lines of the largest size."""
+
+_CHUNK = 1 << 16
+"""Bytes that are read at once to find the first character of a file."""
+
+_MAX_LISTED = 20
+"""Columns that a message lists."""
 
 _DID_YOU_MEAN = "Did you mean "
 _JSON_REMEDY = 'Write one object per line, {"text": ..., "label": ...}, or one list of such objects'
@@ -45,12 +54,15 @@ def read_records(
         column_remedy: The remedy for missing columns, for a message: `set data.text and data.label`.
 
     Raises:
-        DataError: The file is empty, broken, not UTF-8, or lacks a column.
+        DataError: The file is empty or lacks a column, or some records are broken; the error lists them.
     """
+    errors = RowErrors()
     for record in _read(path, columns, separator, quote, column_remedy, sparse=True):
         if isinstance(record, DataError):
-            raise record
-        yield record
+            errors.add(record)
+        elif not errors:
+            yield record
+    errors.raise_if_any()
 
 
 def read_records_or_errors(
@@ -173,6 +185,8 @@ def _parse_csv(
 
 def _broken_csv(path: Path, line: int, error: csv.Error) -> DataError:
     remedy = "Double each quote inside a quoted cell, or set data.quote=null if quotes are ordinary characters"
+    if "field limit" in str(error):
+        remedy = "Close its quote, set data.quote=null if quotes are ordinary characters, or raise data.max_line_bytes"
     return DataError(format_error(f"{path}, line {line}", f"broken CSV: {error}", remedy))
 
 
@@ -185,7 +199,7 @@ def _parse_json(
     column_remedy: str | None = None,
 ) -> RecordsOrErrors:
     """Read one object per line, or one list of objects."""
-    objects = _json_list(path) if _first_character(path) == "[" else _json_lines(path)
+    objects = _json_list(path) if _first_character(path) == b"[" else _json_lines(path)
     checked = False
     for place, item in objects:
         if isinstance(item, DataError):
@@ -207,27 +221,27 @@ def _parse_json(
         yield [item.get(column) for column in columns]
 
 
-def _first_character(path: Path) -> str:
-    return next((text[0] for line in LineReader(path) if (text := line.strip())), "")
+def _first_character(path: Path) -> bytes:
+    with open_unpacked(path) as file:
+        start = file.read(_CHUNK).removeprefix(BOM_UTF8).lstrip()
+        while not start and (chunk := file.read(_CHUNK)):
+            start = chunk.lstrip()
+    return start[:1]
 
 
 def _json_list(path: Path) -> Iterator[tuple[str, object]]:
-    items = _load_json(path, 0, "".join(_lines_of_list(path)))
+    limit = _MAX_LIST_LINES * LIMITS.line_bytes
+    with open_unpacked(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        problem = f"is a list of more than {limit} bytes, which would be read at once"
+        raise DataError(format_error(str(path), problem, "Write one object per line, or raise data.max_line_bytes"))
+    text = decode_line(content, str(path), 0)
+    items = text if isinstance(text, DataError) else _load_json(path, 0, text.removeprefix(BOM_UTF8.decode()))
     if isinstance(items, DataError):
         raise items
     for number, item in enumerate(items, 1):
         yield f"{path}, item {number}", item
-
-
-def _lines_of_list(path: Path) -> Iterator[str]:
-    """Yield the lines of a file that is read at once."""
-    size, limit = 0, _MAX_LIST_LINES * LIMITS.line_bytes
-    for line in read_lines(path):
-        size += len(line)
-        if size > limit:
-            problem = f"is a list of more than {limit} characters, which would be read at once"
-            raise DataError(format_error(str(path), problem, "Write one object per line"))
-        yield line
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, object]]:
@@ -260,7 +274,8 @@ def _parse_columnar(
             for start in range(0, batch.num_rows, _BATCH_ROWS):
                 piece = batch.slice(start, _BATCH_ROWS)
                 yield from zip(*(piece.column(column).to_pylist() for column in columns), strict=True)
-    except (pyarrow.ArrowException, UnicodeDecodeError, MemoryError) as error:  # damage can promise any size
+    # Damage can promise any size, and name any type, number, date or time zone.
+    except (pyarrow.ArrowException, ArithmeticError, LookupError, MemoryError, ValueError) as error:
         remedy = "The file is damaged, or its suffix does not match its format"
         raise DataError(format_error(str(path), f"cannot be read: {first_line_of(error)}", remedy)) from error
 
@@ -304,20 +319,23 @@ class _ColumnError(Exception):
 
 def _column_positions(names: Sequence[str], columns: Sequence[str]) -> list[int]:
     """Return the positions of `columns` among the `names` of a file."""
-    if wrong := [column for column in columns if names.count(column) != 1]:
+    counts = Counter(names)
+    if wrong := [column for column in columns if counts[column] != 1]:
         raise _ColumnError(wrong, names)
-    return [names.index(column) for column in columns]
+    positions = {name: position for position, name in enumerate(names)}
+    return [positions[column] for column in columns]
 
 
 def _column_problem(path: Path, wrong: Sequence[str], names: list[str], column_remedy: str | None) -> str:
     """Return the message for columns that are missing or occur more than once."""
-    counts = {column: names.count(column) for column in wrong}
+    available = Counter(names)
+    counts = {column: available[column] for column in wrong}
     problems = [f"{count} columns {column!r}" if count else f"no column {column!r}" for column, count in counts.items()]
     if repeated := [column for column, count in counts.items() if count]:
         problem = f"has {' and '.join(problems)}"
         remedy = f"Give each column a name of its own: rename or remove one of {', '.join(map(repr, repeated))}"
         return format_error(str(path), problem, remedy)
-    remedy = f"Its columns are {', '.join(map(repr, names))}; {column_remedy}"
+    remedy = f"Its columns are {_listed(names)}; {column_remedy}"
     named = [name for name in names if name]
     hints = [hint for column in wrong if (hint := did_you_mean(column, named)).startswith(_DID_YOU_MEAN)]
     if len(names) == 1 and not set(",;|\t").isdisjoint(names[0]):
@@ -328,6 +346,12 @@ def _column_problem(path: Path, wrong: Sequence[str], names: list[str], column_r
     return format_error(str(path), f"has {' and '.join(problems)}", remedy)
 
 
+def _listed(names: Sequence[str]) -> str:
+    """Return the first of these names for a message."""
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(map(shorten, names[:_MAX_LISTED])) + more
+
+
 def missing_columns_error(place: str, item: Row, columns: Sequence[str], column_remedy: str) -> DataError | None:
     """Return the error for a JSON object that lacks some of the columns; None if it has all of them."""
     missing = [column for column in columns if column not in item]
@@ -336,7 +360,7 @@ def missing_columns_error(place: str, item: Row, columns: Sequence[str], column_
     problem = f"has no {'column' if len(missing) == 1 else 'columns'} {', '.join(map(repr, missing))}"
     remedy = column_remedy[:1].upper() + column_remedy[1:]
     if item:
-        remedy = f"Its columns are {', '.join(map(repr, item))}; {column_remedy}"
+        remedy = f"Its columns are {_listed(list(item))}; {column_remedy}"
     return DataError(format_error(place, problem, remedy))
 
 

@@ -25,7 +25,7 @@ from trainer.data.cells import (
 )
 from trainer.data.plausibility import ColumnWarning, FeatureColumn
 from trainer.data.splits import Sample, split_row_id
-from trainer.errors import DataError, did_you_mean, format_error, raise_if_any
+from trainer.errors import DataError, RowErrors, did_you_mean, format_error, raise_if_any
 from trainer.layout import expand_home
 
 ColumnNames = Mapping[str, str | Sequence[str] | None]
@@ -174,7 +174,8 @@ class Table:
                 self.warnings.append(ColumnWarning(f"{text}. Write each label of a row once.", repeated[0]))
 
     def _scan_features(self, records: Callable[[], Iterator[Record]], names: Sequence[str]) -> None:
-        scanned = [(self.columns.index(name), FeatureColumn(name)) for name in names]
+        positions = {name: position for position, name in enumerate(self.columns)}
+        scanned = [(positions[name], FeatureColumn(name)) for name in names]
         for row, _, values in records():
             for position, column in scanned:
                 value = values[position]
@@ -203,7 +204,7 @@ class Table:
             folders: For each file of the records, the base folder of relative image paths.
 
         Raises:
-            DataError: A cell cannot be used.
+            DataError: Some rows cannot be used; after all records have been read, so that the error lists them.
         """
         parts: list[tuple[str, int | slice, CellParser]] = []
         start = 0
@@ -213,20 +214,28 @@ class Table:
             parts.append((role, slice(start, start + len(names)) if several else start, parse))
             start += len(names)
         num_values = 0
+        errors = RowErrors()
         for row, place, cells in records:
             values: dict[str, Any] = {}
             try:
                 for role, position, parse in parts:
                     values[role] = parse(cells[position])
             except ValueError as error:
-                raise self._cell_error(place, role, cells[position], error) from None
+                errors.add(self._cell_error(place, role, cells[position], error))
+                continue
             if None in values.values():
                 yield Sample(row, None)
                 continue
             if "value" in values:
                 num_values = num_values or len(values["value"])
             folder = folders[split_row_id(row)[0]] if folders else None
-            yield Sample(row, values, self._check_sample(place, values, num_values, folder))
+            try:
+                sample = Sample(row, values, self._check_sample(place, values, num_values, folder))
+            except DataError as error:
+                errors.add(error)
+                continue
+            yield sample
+        errors.raise_if_any()
 
     def _check_sample(self, place: str, values: dict[str, Any], num_values: int, folder: Path | None) -> str | None:
         """Check conditions between values; make an image path absolute and return the key of the image's content."""

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from trainer.errors import ConfigError, format_error
-from trainer.input_files import open_input
+from trainer.input_files import JSON_ERRORS, open_input
 from trainer.layout import CHECKPOINTS, expand_home
+from trainer.shapes import read_bytes
 
 _KEY: Final = "weights"
 _IN_FOLDERS: Final = (
@@ -71,8 +72,10 @@ def _find_in_folder(folder: Path) -> Path:
 
 def _read_index(place: Path) -> dict[str, Tensor]:
     try:
-        names = sorted(set(json.loads(place.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = sorted(set(json.loads(read_bytes(place))["weight_map"].values()))
+    except OSError as error:
+        raise _error(f"cannot be read ({error.strerror})", "", str(place)) from error
+    except (*JSON_ERRORS, KeyError, TypeError, AttributeError) as error:
         raise _error("is not an index of weights: it has no weight_map", "", str(place)) from error
     tensors: dict[str, Tensor] = {}
     for name in names:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.data.cells import IMAGE_SUFFIXES, ROLE_NOUNS
-from trainer.data.line_reader import decode_line, read_lines_or_errors
+from trainer.data.line_reader import decode_line, long_line_error, read_lines_or_errors
 from trainer.data.readers import column_names, format_suffix, missing_columns_error, read_records_or_errors
 from trainer.data.splits import row_id
 from trainer.data.table import ColumnNames, Table
 from trainer.errors import ConfigError, DataError, format_error
-from trainer.input_files import JSON_ERRORS, describe_json_error
+from trainer.input_files import JSON_ERRORS, LIMITS, describe_json_error
 from trainer.predict.files import INPUT_FORMATS, has_lines
 from trainer.protocols import Row
 
@@ -121,18 +121,29 @@ def read_stdin_lines() -> Iterator[str | DataError | None]:
     A program that writes a line and waits for its prediction gets it at once, and a long pipe is read in large chunks.
     A byte order mark is removed.
     """
-    rest, number, offset = b"", 0, 0
+    pieces: list[bytes] = []
+    size = number = offset = 0
     for chunk in _read_chunks(sys.stdin.fileno()):
         if chunk is None:
             yield None
             continue
-        *lines, rest = (rest + chunk).split(b"\n") if chunk else [rest, b""]
-        for line in lines:
+        parts = chunk.split(b"\n")
+        for position, part in enumerate(parts, 1):
+            size += len(part)
+            if size <= LIMITS.line_bytes:
+                pieces.append(part)
+            if position == len(parts) and (chunk or not size):  # text after the last line break is a line too
+                continue
             number += 1
-            if chunk or line:  # text after the last line break is a line unless it is empty
-                content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                yield decode_line(content, f"standard input, line {number}", offset)
-            offset += len(line) + 1
+            place = f"standard input, line {number}"
+            if size > LIMITS.line_bytes:
+                yield long_line_error(place)
+            else:
+                line = b"".join(pieces)
+                yield decode_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, place, offset)
+            offset += size + 1
+            size = 0
+            pieces.clear()
 
 
 def _read_chunks(descriptor: int) -> Iterator[bytes | None]:
