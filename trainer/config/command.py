@@ -141,8 +141,15 @@ def _raise(problems: Sequence[str]) -> None:
 
 
 def _checked_job(config: Mapping[str, Any], line: CommandLine, hydra: DictConfig | None) -> CheckedJob:
-    job = job_of(locate_paths(resolve_environment(config), line.job_type), line.job_type, line.overrides.stored_pairs())
+    job = _typed(config, line.job_type, line.overrides.stored_pairs())
     return CheckedJob(job, _in_schema_order(config, line), hydra)
+
+
+def _typed(
+    config: Mapping[str, Any], job_type: jobs.JobType, stored_overrides: tuple[tuple[str, Any], ...]
+) -> jobs.Job:
+    resolved = resolve_environment(config, schema.texts(job_type))
+    return job_of(locate_paths(resolved, job_type), job_type, stored_overrides)
 
 
 def job_of_config(verb: str, config: Mapping[str, Any], stored_overrides: Iterable[Sequence[Any]]) -> jobs.Job:
@@ -154,7 +161,7 @@ def job_of_config(verb: str, config: Mapping[str, Any], stored_overrides: Iterab
         stored_overrides: Full key and value of each change of a stored config.
     """
     pairs = tuple((str(key), value) for key, value in stored_overrides)
-    return job_of(locate_paths(resolve_environment(config), jobs.JOBS[verb]), jobs.JOBS[verb], pairs)
+    return _typed(config, jobs.JOBS[verb], pairs)
 
 
 def _in_schema_order(config: Mapping[str, Any], line: CommandLine) -> dict[str, Any]:

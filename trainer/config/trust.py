@@ -197,8 +197,12 @@ def names_environment(value: object) -> bool:
     return bool(_REFERENCE.search(value)) and "${" not in _REFERENCE.sub("", value)
 
 
-def resolve_environment(config: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_environment(config: Mapping[str, Any], texts: Collection[str] = ()) -> dict[str, Any]:
     """Return a config with the values of the environment variables that it names.
+
+    Args:
+        config: The config.
+        texts: Keys whose values are free text, in which a reference is a part of the text.
 
     Raises:
         ConfigError: A variable is not set and has no default.
@@ -215,7 +219,7 @@ def resolve_environment(config: Mapping[str, Any]) -> dict[str, Any]:
             problems.append(format_error(path, "the interpolation has no value", reason, value=text))
             return text
 
-    resolved = {str(key): _map_texts(value, resolve, str(key)) for key, value in config.items()}
+    resolved = {key: value if key in texts else _map_texts(value, resolve, str(key)) for key, value in config.items()}
     raise_if_any(*problems)
     return resolved
 
