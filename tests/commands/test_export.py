@@ -111,6 +111,15 @@ def test_artifacts_of_the_unpruned_model_are_kept(folder: Path, capsys: pytest.C
     export(run, *pruning, "export.formats=[pth]")
     assert main(["verify", f"run={run}"]) == 0
 
+    page = run / "export" / "README.md"
+    page.write_text("mine", encoding="utf-8")
+    options = ["export", f"run={run}", "export.formats=[pth]"]
+    assert main(options) == 2
+    assert f"{page}: was not written by an export" in capsys.readouterr().err
+    assert page.read_text(encoding="utf-8") == "mine"
+    assert main([*options, "force=true"]) == 0
+    assert main(["verify", f"run={run}"]) == 0
+
     (run / "export-pruned-l1-0.6" / "model.pth").write_bytes(b"")
     capsys.readouterr()
     assert main(["verify", f"run={run}"]) == 3

@@ -13,8 +13,8 @@ import trainer.export.formats.onnx as exporter
 from tests.export.conftest import Published
 from tests.support.documents import artifact_entry, export_manifest
 from tests.support.export_models import ToyModel, ToyTask, batches, publish_toy, toy_export_model
-from trainer.errors import CheckpointError, ConfigError, ProofError
-from trainer.export.folder import verify, write_manifest
+from trainer.errors import ConfigError, ProofError
+from trainer.export.folder import describe, verify, write_manifest
 
 
 def test_folder_contains_exactly_the_expected_files(published: Published) -> None:
@@ -93,7 +93,7 @@ def test_artifact_above_the_tolerance_is_removed_and_the_other_published(
     (tmp_path / "manifest.json").write_text("{}")
     (tmp_path / ".tmp-killed").mkdir()
     with pytest.raises(ProofError) as caught:  # ONNX Runtime rounds differently from torch; a state dict cannot
-        publish_toy(tmp_path, toy_export_model(ToyModel()), ["onnx", "pth"], tolerance=1e-12)
+        publish_toy(tmp_path, toy_export_model(ToyModel()), ["onnx", "pth"], tolerance=1e-12, force=True)
     (message,) = caught.value.messages
     assert message.startswith("model.onnx: output[")
     assert "batch=" in message
@@ -176,15 +176,15 @@ def test_large_weights_are_listed_verified_and_removed(tmp_path: Path, monkeypat
     assert set(verify(tmp_path).values()) == {""}
     data.write_bytes(data.read_bytes()[:-1])
     assert {name for name, fault in verify(tmp_path).items() if fault} == {"model.onnx.data"}
-    publish_toy(tmp_path, toy_export_model(ToyModel(), provenance={"step": 2}), ["torchscript"])
+    publish_toy(tmp_path, toy_export_model(ToyModel(), provenance={"step": 2}), ["torchscript"], force=True)
     assert not main.exists()
     assert not data.exists()
 
 
 def test_artifact_that_is_a_folder_is_published_listed_and_replaced(tmp_path: Path) -> None:
     (tmp_path / "safetensors").mkdir()
-    old = artifact_entry(file="safetensors/old.bin")
-    (tmp_path / old["file"]).write_text("of an earlier call")
+    (tmp_path / "safetensors" / "old.bin").write_text("of an earlier call")
+    old = artifact_entry(**describe(tmp_path / "safetensors" / "old.bin", tmp_path))
     write_manifest(tmp_path / "manifest.json", export_manifest(artifacts={"safetensors": old}))
     (artifact,) = publish_toy(tmp_path, toy_export_model(ToyModel()), ["safetensors"])
     files = {path.name for path in (tmp_path / "safetensors").iterdir()}
@@ -231,21 +231,39 @@ def test_foreign_files_in_the_way_are_reported_before_any_work(tmp_path: Path) -
 
     model = ToyModel()
     model.forward = work  # type: ignore[assignment, method-assign]
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(ConfigError) as caught:
         publish_toy(tmp_path, toy_export_model(model), ["pth"])
     assert caught.value.messages == (
         f"{tmp_path / 'model.pth'}: is a folder where an export writes a file. Move it away, or delete it.",
         f"{tmp_path / 'tokenizer.json'}: is a folder where an export writes a file. Move it away, or delete it.",
-        f"{tmp_path / 'safetensors/mine'}: is in a folder that an export replaces. Move it away, or delete it.",
+        f"{tmp_path / 'safetensors/mine'}: was not written by an export, or has been changed since. "
+        "Move it away, or set force=true of trainer export to replace it.",
     )
     shutil.rmtree(tmp_path / "safetensors")
     (tmp_path / "safetensors").touch()
     (tmp_path / "manifest.json").unlink()
     (tmp_path / "manifest.json").mkdir()
-    with pytest.raises(
-        CheckpointError, match=r"manifest\.json: is a folder[^\0]*safetensors: is a file where an export"
-    ):
+    with pytest.raises(ConfigError, match=r"manifest\.json: is a folder[^\0]*safetensors: is a file where an export"):
         publish_toy(tmp_path, toy_export_model(model), ["pth"])
+
+
+def test_files_that_no_export_has_written_are_replaced_only_by_force(tmp_path: Path) -> None:
+    publish_toy(tmp_path, toy_export_model(ToyModel()), ["pth"])
+    (tmp_path / "README.md").write_text("mine")
+    names = ["README.md", "README.md.data", "model.pt2", "model.onnx.data", "predict.py", "safetensors/mine"]
+    (tmp_path / "safetensors").mkdir()
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError) as caught:
+        publish_toy(tmp_path, toy_export_model(ToyModel()), ["pth"])
+    assert sorted(message.split(": ")[0] for message in caught.value.messages) == sorted(
+        str(tmp_path / name) for name in names
+    )
+    assert {(tmp_path / name).read_text() for name in names} == {"mine"}
+    publish_toy(tmp_path, toy_export_model(ToyModel()), ["pth"], force=True)
+    assert set(verify(tmp_path).values()) == {""}
+    assert not any((tmp_path / name).exists() for name in names[1:])
+    publish_toy(tmp_path, toy_export_model(ToyModel()), ["pth"])
 
 
 class Unsupervised(ToyTask):

@@ -25,7 +25,7 @@ from tests.support.documents import export_manifest
 from tests.support.export_models import SAMPLES, ToyModel, ToyTask, publish_toy, toy_export_model
 from trainer.errors import ProofError
 from trainer.export.bundle_files import BUNDLE_FILES, write_bundle_files, write_golden
-from trainer.export.folder import verify, write_manifest
+from trainer.export.folder import describe, verify, write_manifest
 from trainer.export.model import ExportModel
 from trainer.export.readme import write_readme
 from trainer.layout import PREDICT_FORMATS
@@ -154,10 +154,11 @@ class WithoutScript(Prefixing):
 
 
 def test_task_without_script_has_no_scripts_and_old_ones_are_removed(tmp_path: Path) -> None:
-    for name in ("predict.py", "task.py", "texts.py", "golden-7.png"):
+    names = ("predict.py", "task.py", "texts.py", "golden-7.png")
+    for name in names:
         (tmp_path / name).write_text("of an earlier call")
-    entry = {"file": "golden-7.png", "bytes": 1, "sha256": ""}
-    write_manifest(tmp_path / "manifest.json", export_manifest(files=[entry]))
+    entries = [describe(tmp_path / name, tmp_path) for name in names]
+    write_manifest(tmp_path / "manifest.json", export_manifest(files=entries))
     publish_toy(tmp_path, toy_export_model(ToyModel(), WithoutScript()), ["torchscript"])
     assert {path.name for path in tmp_path.iterdir()} == {
         "README.md",

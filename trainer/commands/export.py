@@ -52,7 +52,7 @@ def run(job: ExportJob, config: Document) -> None:
         print_pruning(console, checkpointed.origin["pruning"])
     name = EXPORT if job.prune is None else pruned_folder_name(job.prune)
     with exit_on_sigterm():
-        artifacts = export_artifacts(checkpointed, job.export, job.split, name, job.stored_overrides)
+        artifacts = export_artifacts(checkpointed, job.export, job.split, name, job.stored_overrides, force=job.force)
     print_artifacts(console, artifacts)
 
 
@@ -68,6 +68,8 @@ def export_artifacts(
     split: str,
     name: str = EXPORT,
     overrides: Sequence[tuple[str, Any]] = (),
+    *,
+    force: bool = False,
 ) -> list[Artifact]:
     """Write the artifacts of a checkpoint, proved on a split.
 
@@ -77,6 +79,7 @@ def export_artifacts(
         split: The split of the proof.
         name: The folder for the artifacts in the run folder.
         overrides: Full keys and values that replace those of the run's config.
+        force: Files in the folder that no export has written may be replaced and removed.
     """
     from trainer.builders.instantiate import instantiate
     from trainer.commands.predict import prediction_config
@@ -95,7 +98,7 @@ def export_artifacts(
         architecture={"model": written["model"], "facts": task.info().arguments()},
         provenance=checkpointed.provenance | {"split": split, "config": config},
     )
-    artifacts: list[Artifact] = instantiate("export", export)(checkpointed.folder / name, model)
+    artifacts: list[Artifact] = instantiate("export", export)(checkpointed.folder / name, model, force)
     return artifacts
 
 

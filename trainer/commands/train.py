@@ -30,6 +30,7 @@ from trainer.config.stored import config_text, job_from_text, parse_stored_confi
 from trainer.config.trust import names_environment, resolve_environment
 from trainer.errors import (
     CheckpointError,
+    ConfigError,
     DivergedError,
     Interrupted,
     LostWorkerError,
@@ -386,7 +387,7 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
     save_model(best)
     try:
         artifacts = export_artifacts(best, job.export, split)
-    except ProofError:
+    except (ConfigError, ProofError):
         # Everything else that the run has produced must be visible.
         write_page(folder / REPORT, [read_run(str(folder))])
         raise

@@ -345,6 +345,7 @@ class ExportJob(CheckpointJob, DataJob):
     split: Literal["train", "validation", "test"] = key(
         "test", "split that proves the metric of an artifact: train, validation or test"
     )
+    force: bool = key(False, "replace files in the folder of the artifacts that no export has written")
     prune: Part | None = optional_group("weights of the artifacts that are set to 0", PruneKeys)
     export: Part = group("the artifacts")
 

@@ -65,6 +65,7 @@ class Artifact:
 def publish(
     folder: Path,
     model: ExportModel,
+    force: bool = False,
     *,
     formats: list[FormatName],
     half: bool,
@@ -81,6 +82,7 @@ def publish(
     Args:
         folder: The export folder, created if it does not exist.
         model: The model.
+        force: Files in the folder that no export has written may be replaced and removed.
         formats, half, golden: See `conf/export`.
         int8, calibration: See `ExportModel`.
         tolerance, metric_budget: See `Limits`.
@@ -89,8 +91,8 @@ def publish(
         All artifacts in the folder.
 
     Raises:
-        ConfigError: A number is out of range.
-        CheckpointError: The folder cannot be written, is in use, or contains files of others in the place of its own.
+        ConfigError: A number is out of range, or the export would replace or remove a file from elsewhere.
+        CheckpointError: The folder cannot be written or is in use.
         ProofError: An artifact cannot be exported or is not equal. The others are published, and earlier artifacts that
             can be reused stay. If no artifact passes, the folder is unchanged.
     """
@@ -100,15 +102,21 @@ def publish(
     folders = [FORMATS["safetensors"].path]
     files = [EXPORT_MANIFEST, *(each.path for each in FORMATS.values()), *BUNDLE_FILES, *model.task.artifact_files()]
     complete_publishing(folder, _KNOWN)
-    refuse_foreign(folder, files=[name for name in files if name not in folders], folders=folders)
+    refuse_foreign(folder, files=[name for name in files if name not in folders], folders=folders, force=force)
     limits = Limits(tolerance, metric_budget)
     with preserve_random_state(), torch.no_grad(), staging(folder) as stage:
         model = replace(model, calibration=calibration, int8=int8, scratch=stage)
-        return _export(folder, stage, model, selected, limits, golden)
+        return _export(folder, stage, model, selected, limits, golden, force)
 
 
 def _export(
-    folder: Path, stage: Path, model: ExportModel, formats: Sequence[Format], limits: Limits, golden: int
+    folder: Path,
+    stage: Path,
+    model: ExportModel,
+    formats: Sequence[Format],
+    limits: Limits,
+    golden: int,
+    force: bool,
 ) -> list[Artifact]:
     """Fill a stage and publish it; if nothing in it is proved, the folder is unchanged."""
     result = prove_formats(formats, stage, model, limits)
@@ -121,6 +129,8 @@ def _export(
     manifest = make_manifest(stage, model, result, reused, timings, conditions)
     failure = write_bundle_files(stage, model, golden, manifest)
     failures += [] if failure is None else [failure]
+    # The names of golden images depend on the rows.
+    refuse_foreign(folder, files=[path.name for path in stage.glob("golden-*")], folders=[], force=force)
     publish_files(stage, folder, known=_KNOWN)
     for name, reason in reused.lost.items():
         logger.warning("%s, from an earlier export, is removed: %s", folder / name, reason)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from trainer.atomic_io import finish_files, naming_errors, storage_errors_named
 from trainer.documents import file_entries, is_sealed, load_export_manifest
-from trainer.errors import CheckpointError, format_error
+from trainer.errors import CheckpointError, ConfigError, format_error
 from trainer.layout import EXPORT_MANIFEST, Document
 from trainer.shapes import DocumentError, seal
 
@@ -32,6 +32,7 @@ LARGE_WEIGHTS = ".data"
 """Suffix of the file for weights that are too large for the file of their graph."""
 
 _REMEDY = "Move it away, or delete it"
+_FORCE = "Move it away, or set force=true of trainer export to replace it"
 
 
 @contextmanager
@@ -79,31 +80,45 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def refuse_foreign(folder: Path, *, files: Iterable[str], folders: Iterable[str]) -> None:
-    """Check that no file or folder from elsewhere is in the place of something that an export writes.
+def refuse_foreign(folder: Path, *, files: Iterable[str], folders: Iterable[str], force: bool) -> None:
+    """Check that an export replaces and removes only files that an earlier export has written.
 
     Args:
         folder: The export folder, which need not exist.
         files: Names of files that an export writes, replaces or removes.
         folders: Names of folders that an export writes, replaces or removes.
+        force: The user allows files from elsewhere to be replaced and removed.
 
     Raises:
-        CheckpointError: A file is a folder or the other way round, or a folder has files that no manifest lists.
+        ConfigError: A file is a folder or the other way round, or a file is not in the manifest with its checksum.
     """
+    entries = {entry["file"]: entry for entry in _listed_files(folder)}
+    listed = (name for name in entries if "/" not in name)
+    names = list(dict.fromkeys(each for name in (*files, *listed) for each in (name, f"{name}{LARGE_WEIGHTS}")))
     errors = [
         format_error(str(folder / name), "is a folder where an export writes a file", _REMEDY)
-        for name in dict.fromkeys(files)
+        for name in names
         if (folder / name).is_dir()
     ]
-    listed = {entry["file"] for entry in _listed_files(folder)}
+    present = [name for name in names if os.path.lexists(folder / name) and not (folder / name).is_dir()]
     for name in folders:
         if (folder / name).is_file():
             errors.append(format_error(str(folder / name), "is a file where an export writes a folder", _REMEDY))
-        present = (path for path in sorted((folder / name).rglob("*")) if path.is_file())
-        foreign = [path for path in present if path.relative_to(folder).as_posix() not in listed]
-        errors += [format_error(str(path), "is in a folder that an export replaces", _REMEDY) for path in foreign]
+        inside = (path for path in sorted((folder / name).rglob("*")) if path.is_file())
+        present += [path.relative_to(folder).as_posix() for path in inside]
+    errors += [
+        format_error(str(folder / name), "was not written by an export, or has been changed since", _FORCE)
+        for name in present
+        if not force and not _is_written_by_export(folder, name, entries)
+    ]
     if errors:
-        raise CheckpointError(*errors)
+        raise ConfigError(*errors)
+
+
+def _is_written_by_export(folder: Path, name: str, entries: Mapping[str, Document]) -> bool:
+    if name == EXPORT_MANIFEST:
+        return bool(entries)
+    return name in entries and not find_fault(folder, entries[name])
 
 
 def publish_files(stage: Path, folder: Path, *, known: Sequence[str]) -> None:
