@@ -196,14 +196,20 @@ def _resume_instruction_added(folder: Path | None) -> Iterator[None]:
         reason, *_ = str(error).splitlines()
         raise Interrupted(reason, _resume_instruction(folder)) from error
     except RuntimeError as error:
-        lost = find_user_error(error)
-        if not isinstance(lost, LostWorkerError):
-            raise
-        # torch's signal handler may raise the error a second time, while the run is cleaned up after the first.
+        # torch's signal handler may raise the error a second time, while the run is cleaned up after the first. And a
+        # worker that does not answer is killed, which is reported too.
+        lost: list[TrainerError] = []
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, LostWorkerError):
+        while cause is not None:
+            if isinstance(found := find_user_error(cause), LostWorkerError):
+                lost.append(found)
             cause = cause.__context__
-        raise cause or LostWorkerError(*lost.messages, _resume_instruction(folder)) from error
+        if not lost:
+            raise
+        first = next((each for each in lost if str(each).startswith("loader.timeout")), lost[-1])
+        if len(first.messages) > 1:  # it has the instruction already
+            raise first from error
+        raise LostWorkerError(*first.messages, _resume_instruction(folder)) from error
 
 
 def _find_or_create_folder(job: TrainJob) -> Path:

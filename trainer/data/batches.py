@@ -327,6 +327,8 @@ def _watched(stream: Iterator[Batch], options: LoaderOptions) -> Iterator[Batch]
         except Exception as error:
             if expired.is_set():
                 raise RuntimeError(f"DataLoader timed out after {options.timeout} seconds") from error
+            if isinstance(error, ConnectionError | EOFError):  # the worker died while it sent a tensor
+                raise RuntimeError("DataLoader worker (pid unknown) was killed") from error
             raise
         finally:
             timer.cancel()
