@@ -287,7 +287,7 @@ def _end_job(error: Exception, number: int | None) -> NoReturn:
     if isinstance(user_error, Interrupted):
         if number is not None and is_first_on_machine():
             before = {0: "no job is", 1: "job 0 is"}.get(number, f"jobs 0 to {number - 1} are")
-            print(f"sweep: stopped in job {number}; {before} complete. Start the other jobs again.", file=sys.stderr)
+            print_lines(f"sweep: stopped in job {number}; {before} complete. Start the other jobs again.")
         sys.exit(user_error.exit_code)
     raise JobFailed(user_error.exit_code) from error
 

@@ -118,15 +118,7 @@ def launch(
         listening.listen()
         document = {"verb": verb, "config": dict(config), "stored_overrides": list(overrides)}
         (folder / _JOB).write_text(json.dumps(document), encoding="utf-8")
-        environment = {
-            **os.environ,
-            **_environment(size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(listening.getsockname()[1]),
-            LISTEN_FD: str(listening.fileno()),
-            _PARENT_FD: str(parent),
-            LAUNCH_FOLDER: str(folder),
-        }
+        environment = {**os.environ, **_environment(size), **_connection(listening, parent, folder)}
         processes: list[subprocess.Popen[bytes]] = []
         try:
             # A signal reaches a new process once that is ready for it: the mask is inherited.
@@ -144,6 +136,17 @@ def launch(
     if failures:
         advice = advise(Path(run_folder)) if advise and run_folder and failures[0].is_death else []
         raise _error_of(failures[0], advice)
+
+
+def _connection(listening: socket.socket, parent: int, folder: Path) -> dict[str, str]:
+    """Return the variables by which the processes find each other and this process."""
+    return {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(listening.getsockname()[1]),
+        LISTEN_FD: str(listening.fileno()),
+        _PARENT_FD: str(parent),
+        LAUNCH_FOLDER: str(folder),
+    }
 
 
 def _error_of(failure: Failure, advice: Sequence[str]) -> TrainerError:

@@ -425,7 +425,13 @@ def test_artifact_folder_without_its_run(
     edit_manifest(alone, lambda document: document["provenance"]["config"]["task"].update(_target_="os.path.Join"))
     assert "a stored config may name only" in error_of(code=3)
     (alone / "manifest.json").write_text(shown)
-    (alone / "task.json").write_text("{}")
-    assert f"{alone}/task.json: cannot be used (KeyError: 'labels')" in error_of(code=3)
+    for name in ("task.json", "model.onnx"):
+        intact = (alone / name).read_bytes()
+        # One bit, which still is a readable file: another label, or another weight.
+        at = intact.index(b"fruit") if name == "task.json" else len(intact) // 2
+        (alone / name).write_bytes(intact[:at] + bytes([intact[at] ^ 1]) + intact[at + 1 :])
+        assert f"{alone / name}: has the SHA-256 " in error_of(code=3)
+        (alone / name).write_bytes(intact)
+    assert error_of(code=0) == ""
     (alone / "manifest.json").unlink()
     assert f"own script: python {alone}/predict.py" in error_of(code=3)

@@ -83,6 +83,37 @@ def test_runs_started_together_never_share_a_folder(tmp_path: Path) -> None:
     assert len(set(made)) == 64
 
 
+LINKS = (
+    "report.html",
+    ".lock",
+    "metrics.jsonl",
+    "eval/test.json",
+    "eval",
+    "model",
+    "checkpoints/step-00000001/x",
+    "new",
+)
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_run_folder_with_a_link_is_refused(name: str, tmp_path: Path) -> None:
+    run_dir, outside = tmp_path / "run", tmp_path / "outside"
+    (run_dir / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (run_dir / ".lock").touch()
+    outside.write_text("precious")
+    assert find_run_folder(str(run_dir)) == run_dir
+
+    link = run_dir / name
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(outside)
+    (tmp_path / "runs").symlink_to(tmp_path)  # a link to a run folder is one of the user's own
+    fixed = RunSection(name="run", dir=str(run_dir))
+    for find in (lambda: find_run_folder(str(tmp_path / "runs/run")), lambda: claim_fixed_folder(fixed)):
+        with pytest.raises(CheckpointError, match="is a link, which a run folder may not contain"):
+            find()
+
+
 @pytest.mark.parametrize(
     ("path", "expected"), [(None, "best"), ("runs/a", "best"), ("runs/a/checkpoints/step-00000007", "step-00000007")]
 )

@@ -24,7 +24,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "long integer": lambda data: b"9" * 5000,
     "NaN": lambda data: b"NaN",
 }
-"""What may happen to the bytes of a document."""
+"""Functions that damage the bytes of a document."""
 
 VALUES = (
     None,
@@ -42,7 +42,7 @@ VALUES = (
     {},
     {"a": [None]},
 )
-"""What a field may contain instead."""
+"""Wrong values of a field."""
 
 
 def variants(document: Any) -> Iterator[tuple[str, Any]]:

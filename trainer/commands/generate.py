@@ -115,7 +115,9 @@ def _load_from_artifacts(job: GenerateJob, folder: Path) -> TextGenerator:
 
     from trainer.decode.generation import TextGenerator
     from trainer.decode.onnx_session import OnnxSession, load_graph
+    from trainer.export.folder import require_intact
 
+    require_intact(graph, [TOKENIZER])
     try:
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         session = load_graph(graph)

@@ -160,10 +160,12 @@ def _load_from_artifacts(job: PredictJob, graph: Path, config: Document) -> tupl
         CheckpointError: The folder is damaged, or names code that is not trusted.
     """
     from trainer.builders.instantiate import instantiate
+    from trainer.export.folder import require_intact
     from trainer.predict.predictor import Predictor
 
     if problems := trust_problems(config, job.trust, [path for path, _ in job.stored_overrides]):
         raise CheckpointError(*problems)
+    require_intact(graph, [TASK])
     config = resolve_environment(with_overrides(config, job.stored_overrides))
     task: Task = instantiate("task", config["task"])
     try:
@@ -197,6 +199,7 @@ def _load_from_run(job: PredictJob, folder: Path, graph: Path | None) -> tuple[P
     """
     from trainer.builders.checkpointed import load_checkpointed_model
     from trainer.builders.model import choose_batching
+    from trainer.export.folder import require_intact
     from trainer.precision import Precision
     from trainer.predict.predictor import Predictor, check_task
 
@@ -208,6 +211,7 @@ def _load_from_run(job: PredictJob, folder: Path, graph: Path | None) -> tuple[P
     batching: Batching = "padded"
     if graph is not None:
         own, task = _load_task(folder, checkpoint, read_config)
+        require_intact(graph)
         forward = _load_graph(graph)
     else:
         checkpointed = load_checkpointed_model(

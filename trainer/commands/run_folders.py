@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -44,8 +45,14 @@ def create_run_folder(run: RunSection) -> Path:
 
 
 def claim_fixed_folder(run: RunSection) -> Path:
-    """Create the folder that `resume=auto` resumes or starts, unless it exists, and return it."""
-    return _claim_folder("run.name", fixed_folder(run))
+    """Create the folder that `resume=auto` resumes or starts, unless it exists, and return it.
+
+    Raises:
+        CheckpointError: It cannot be created, or is no run folder.
+    """
+    folder = _claim_folder("run.name", fixed_folder(run))
+    _refuse_links(folder)
+    return folder
 
 
 def fixed_folder(run: RunSection) -> Path:
@@ -62,17 +69,25 @@ def find_run_folder(path: str | None, key: str = "run") -> Path:
         key: The key that contains the path, for messages.
 
     Raises:
-        CheckpointError: There is no run.
+        CheckpointError: There is no run, or it contains a symbolic link.
     """
-    if path is None:
-        return find_newest_run()
-    folder = Path(path)
+    folder = find_newest_run() if path is None else Path(path)
     for candidate in (folder, folder.parent, folder.parent.parent):
         # A run that diverged early has no checkpoint.
         if (candidate / CHECKPOINTS).is_dir() or (candidate / DIVERGED).is_dir():
+            _refuse_links(candidate)
             return candidate
     problem = "is not a folder" if folder.is_file() else "contains no run" if folder.is_dir() else "no such folder"
     raise CheckpointError(format_error(key, problem, "Name a run folder or one of its checkpoints", value=path))
+
+
+def _refuse_links(folder: Path) -> None:
+    """Refuse a run folder with a symbolic link: every verb writes into run folders, which may come from anyone."""
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            if path.is_symlink():
+                remedy = "Put a copy of the file or folder in the place of the link"
+                raise CheckpointError(format_error(str(path), "is a link, which a run folder may not contain", remedy))
 
 
 def find_newest_run() -> Path:

@@ -121,7 +121,7 @@ def _own_groups() -> Groups:
 
 @lru_cache(maxsize=64)
 def _is_library_class(group: str, target: str) -> bool:
-    """Return whether a target is a class that a library defines and that is of the group's base.
+    """Return whether a target is a subclass of the group's base class, defined by a library.
 
     Only a module of the library is imported to find out: a module also holds what it imports, and
     `transformers.utils.os.system` would be a loophole.

@@ -35,7 +35,7 @@ _MAX_RUN_NAME = 200
 """A folder's name may have 255 bytes; the date, the time and a number come before and after this one."""
 
 _SYNTAX = {
-    "device": (r"auto|cpu|mps|cuda(:\d+)?", "must be auto, cpu, cuda, cuda:N or mps"),
+    "device": (r"auto|cpu|mps|cuda(:\d{1,3})?", "must be auto, cpu, cuda, cuda:N or mps"),
     "checkpoint": (r"best|last|step-\d+", "must be best, last or step-N"),
     "start": (r"step-\d+", "must be step-N"),
 }

@@ -15,7 +15,7 @@ from math import isfinite
 from pathlib import Path
 
 from trainer.atomic_io import finish_files, naming_errors, storage_errors_named
-from trainer.documents import file_entries, is_sealed, load_export_manifest
+from trainer.documents import file_entries, is_sealed, load_export_manifest, read_export_manifest
 from trainer.errors import CheckpointError, ConfigError, format_error
 from trainer.layout import EXPORT_MANIFEST, Document
 from trainer.shapes import DocumentError, seal
@@ -244,6 +244,32 @@ def verify(folder: Path) -> dict[str, str]:
     except DocumentError as error:
         return {EXPORT_MANIFEST: f"is damaged: {error}"}
     return {entry["file"]: find_fault(folder, entry) for entry in file_entries(manifest)}
+
+
+def require_intact(graph: Path, documents: Sequence[str] = ()) -> None:
+    """Check the file of an artifact, the files of its weights, and documents next to it, by the manifest's checksums.
+
+    Args:
+        graph: The file of the artifact.
+        documents: Names of further files.
+
+    Raises:
+        CheckpointError: A file is missing, altered or not in the manifest.
+    """
+    folder = graph.parent
+    manifest = read_export_manifest(folder) or {"artifacts": {}, "files": []}
+    entries = {entry["file"]: entry for entry in file_entries(manifest)}
+    artifact: Document = next((each for each in manifest["artifacts"].values() if each["file"] == graph.name), {})
+    names = [graph.name, *(entry["file"] for entry in artifact.get("beside", ())), *documents]
+    faults = {
+        name: find_fault(folder, entries[name]) if name in entries else f"is not in {EXPORT_MANIFEST}" for name in names
+    }
+    if messages := [
+        format_error(str(folder / name), fault, "Copy the artifact folder again, or export again")
+        for name, fault in faults.items()
+        if fault
+    ]:
+        raise CheckpointError(*messages)
 
 
 def is_verifiable(folder: Path) -> bool:

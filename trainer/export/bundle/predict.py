@@ -178,7 +178,7 @@ class Predictor:
         return answers
 
     def _refuse_all(self, error: Exception) -> NoReturn:
-        """End the process: each file is intact, but one is of another model."""
+        """End the process: a document belongs to another model, although each file is intact."""
         self.folder.refuse("", f"the files do not fit together ({type(error).__name__}: {error})")
 
     def answers(self, sources: list[str], top: int) -> Iterator[list[Row]]:
