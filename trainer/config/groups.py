@@ -29,6 +29,7 @@ _MAX_DEPTH = 40
 """Lists and mappings of a config may be nested this deep."""
 
 _MAX_VALUES = 100_000
+_YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _ABSENT: Any = object()
 
 
@@ -147,18 +148,53 @@ def _content(file: Path) -> dict[str, Any]:
 @lru_cache(maxsize=256)
 def _loaded(file: Path) -> dict[str, Any]:
     try:
-        loaded = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        text = file.read_text(encoding="utf-8")
+        if problem := yaml_problem(text):
+            raise ConfigError(format_error(str(file), problem, "Write it in fewer levels and values"))
+        loaded = yaml.load(text, Loader=_YAML_LOADER)
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             format_error(str(file), f"cannot be read as YAML ({' '.join(str(error).partition(';')[0].split())})")
         ) from error
-    if problem := size_problem(loaded):
-        raise ConfigError(format_error(str(file), problem, "Write it in fewer levels and values"))
     return loaded if isinstance(loaded, dict) else {}
 
 
+def yaml_problem(text: str, max_depth: int = _MAX_DEPTH) -> str | None:
+    """Return the problem of a YAML text with too many levels or too many values, which aliases multiply.
+
+    The text is read event by event: building a tree of it would end the process if it is nested deeply.
+
+    Raises:
+        yaml.YAMLError: The text is no YAML.
+    """
+    open_nodes: list[tuple[str | None, int]] = []
+    sizes: dict[str | None, int] = {}
+    for event in yaml.parse(text, Loader=_YAML_LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, 1))
+            if len(open_nodes) > max_depth:
+                return f"is nested more than {max_depth} levels deep"
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = open_nodes.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            # A node that contains itself has no size yet.
+            anchor, size = None, sizes.get(event.anchor, _MAX_VALUES + 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor, size = event.anchor, 1
+        else:
+            continue
+        sizes[anchor] = size
+        if open_nodes:
+            outer, before = open_nodes.pop()
+            open_nodes.append((outer, before + size))
+        if size > _MAX_VALUES:
+            return f"has more than {_MAX_VALUES} values"
+    return None
+
+
 def size_problem(value: object) -> str | None:
-    """Return the problem of a value with too many levels or too many values, which aliases in YAML multiply."""
+    """Return the problem of a value with too many levels or too many values."""
     layer: list[Any] = [value]
     count = 0
     for _ in range(_MAX_DEPTH + 1):

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainer.config import jobs, schema
 from trainer.config.compose import apply_overrides, compose, plain, set_value, unresolved
-from trainer.config.groups import Groups, KnownKeys, find, is_known, own_folder
+from trainer.config.groups import Groups, KnownKeys, find, is_known, own_folder, yaml_problem
 from trainer.config.overrides import CommandLine, is_sweep
 from trainer.config.paths import data_paths, locate_paths
 from trainer.config.trust import (
@@ -37,7 +37,8 @@ from trainer.shapes import DocumentError, check_shape
 _GROUPS = schema.groups(jobs.TrainJob)
 _ABSENT: Any = object()
 _ANOTHER_COPY = "Copy it from another checkpoint of the run"
-_DEEPEST, _MOST_VALUES = 50, 100_000
+_MAX_DEPTH = 50
+"""Levels of a stored config: those of a value of the command line, and those of its key."""
 _PART = {"_target_": str}
 _REQUIRED = ("task", "data", "model", "loss", "optimizer")
 _SECTIONS = [name for name, default in schema.defaults(jobs.TrainJob).items() if isinstance(default, dict)]
@@ -99,7 +100,8 @@ def parse_stored_config(text: str, name: str = CONFIG) -> dict[str, Any]:
         CheckpointError: The text is not a config.
     """
     try:
-        _check_size(text)
+        if problem := yaml_problem(text, _MAX_DEPTH):
+            raise CheckpointError(format_error(name, f"cannot be read (it {problem})", _ANOTHER_COPY))
         config = OmegaConf.create(text)
     # Besides its own errors, the parser raises ValueError for long integers and impossible dates.
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -113,36 +115,6 @@ def parse_stored_config(text: str, name: str = CONFIG) -> dict[str, Any]:
     except DocumentError as error:
         raise CheckpointError(format_error(name, f"is damaged: {error}", _ANOTHER_COPY)) from error
     return _complete(plain_config)
-
-
-def _check_size(text: str) -> None:
-    """Refuse a text whose references repeat its parts until they fill the memory, and one that is nested too deeply.
-
-    It is read event by event: building a tree of it would end the process if it is nested deeply.
-    """
-    open_nodes: list[tuple[str | None, int]] = []
-    sizes: dict[str | None, int] = {}
-    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-        if isinstance(event, yaml.CollectionStartEvent):
-            open_nodes.append((event.anchor, 1))
-            if len(open_nodes) > _DEEPEST:
-                raise DocumentError("is nested too deeply")
-            continue
-        if isinstance(event, yaml.CollectionEndEvent):
-            anchor, size = open_nodes.pop()
-        elif isinstance(event, yaml.AliasEvent):
-            # A node that contains itself has no size yet.
-            anchor, size = None, sizes.get(event.anchor, _MOST_VALUES + 1)
-        elif isinstance(event, yaml.ScalarEvent):
-            anchor, size = event.anchor, 1
-        else:
-            continue
-        sizes[anchor] = size
-        if open_nodes:
-            outer, before = open_nodes.pop()
-            open_nodes.append((outer, before + size))
-        if size > _MOST_VALUES:
-            raise DocumentError(f"contains more than {_MOST_VALUES} values")
 
 
 def _complete(config: dict[str, Any]) -> dict[str, Any]:
