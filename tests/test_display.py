@@ -36,6 +36,7 @@ def test_an_escaped_json_document_keeps_its_meaning() -> None:
     [
         ("https://user:pa@ss@host/a", "https://***@host/a"),
         ("s3://key@bucket", "s3://***@bucket"),
+        ("/tmp/https:/user:pass@host/x", "/tmp/https:/***@host/x"),
         ("https://host/?a=1&access_token=x&b=2", "https://host/?a=1&access_token=***&b=2"),
         ("data.api_key=x", "data.api_key=***"),
         ("+logger.hf_token='a b'", "+logger.hf_token='***'"),

@@ -20,7 +20,8 @@ _SECRET_NAME = re.compile(rf"(?<![a-z])(?:{_WORDS})(?![a-z])", re.IGNORECASE)
 _VOCABULARY = re.compile(r"(?:^|_)(?:pad|mask|unk|cls|sep|bos|eos|stop|end|start|special)_?token", re.IGNORECASE)
 """Names of tokens that are pieces of text."""
 
-_USER = re.compile(r"(?<=://)[^\s/?#'\"]+(?=@)")
+_USER = re.compile(r"(:/{1,2})[^\s/?#'\"]+(?=@)")
+"""The user and the password of a URL; what takes it for a path leaves one slash."""
 _NAMED = re.compile(
     rf"(?P<name>(?<![\w.-])[\w.-]{{0,80}}?(?:{_WORDS})(?![a-z])[\w-]{{0,80}})(?P<sign>['\"]?\s*[=:]\s*(?=['\"])|=)"
     r"(?P<value>'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\"|['\"]\S*|[^\s&'\",\]})]*[^\s&'\",\]}):.])",
@@ -62,7 +63,7 @@ def mask_secrets(text: str) -> str:
         quote = match["value"][0] if match["value"][0] in "'\"" else ""
         return f"{match['name']}{match['sign']}{quote}{MASK}{quote}"
 
-    return _NAMED.sub(masked, _USER.sub(MASK, text))
+    return _NAMED.sub(masked, _USER.sub(rf"\1{MASK}", text))
 
 
 def masked_yaml(text: str) -> str:

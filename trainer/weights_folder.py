@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def find_tokenizer(weights: str) -> str | None:
 def related_folders(weights: str) -> Iterator[Path]:
     """Yield the folders that may describe the weights, the nearest first."""
     path = Path(expand_home(weights))
-    folder = path if path.is_dir() else path.parent
+    folder = path if os.path.isdir(path) else path.parent  # unlike a Path's own method, also for an impossible name
     yield folder
     yield folder / "model"
     if folder.parent.name == CHECKPOINTS:

@@ -7,8 +7,9 @@ import shutil
 
 import pytest
 
+from tests.support.hostile_files import reseal
 from trainer.checkpoint.manifest import DamagedError, Manifest, find_faults, read_manifest, require_intact
-from trainer.checkpoint.snapshot import load_folder
+from trainer.checkpoint.snapshot import load_folder, read_checkpoint_document
 from trainer.checkpoint.store import Store
 from trainer.errors import CheckpointError
 from trainer.layout import CHECKPOINT_MANIFEST as MANIFEST
@@ -184,6 +185,14 @@ def test_newer_format_is_refused_with_the_remedy(checkpoint, folder, monkeypatch
 def test_manifest_with_other_contents_is_damaged(checkpoint, text):
     (checkpoint / MANIFEST).write_text(text)
     assert find_faults(checkpoint)[0].startswith(MANIFEST)
+
+
+def test_intact_document_that_is_not_what_was_written_is_an_error_of_the_checkpoint(checkpoint):
+    (checkpoint / "config.yaml").write_bytes(b"\xff\xfe")
+    reseal(checkpoint / "config.yaml")
+    assert find_faults(checkpoint) == []
+    with pytest.raises(CheckpointError, match=r"config\.yaml is not what was written: is not UTF-8 text"):
+        read_checkpoint_document(checkpoint, "config.yaml")
 
 
 def test_manifest_round_trip(tmp_path):

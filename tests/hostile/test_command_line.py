@@ -15,6 +15,7 @@ CASES: list[tuple[list[str], str]] = [
     ([f"loss={'a' * 300}"], "loss: unknown option"),
     (["data=files", f"data.train={'a' * 300}"], "data.train: must not have a name of more than 255 bytes"),
     ([f"resume={'é' * 200}"], "resume: must not have a name of more than 255 bytes"),
+    ([f"model.weights={'a' * 300}"], "model.weights: must not have a name of more than 255 bytes"),
     ([f"hydra/launcher={'a' * 300}"], "hydra/launcher: must be the name of an option"),
     (["hydra/launcher=[[1],[2]]"], "hydra/launcher: must be the name of an option, got [[1], [2]]"),
     (["hydra/launcher={a:1}"], "hydra/launcher: must be the name of an option"),

@@ -190,6 +190,15 @@ def load_folder(folder: Path, *, on_demand: bool = False) -> Snapshot:
     return read_or_explain(folder, read, "Name the run folder instead to use its newest intact checkpoint")
 
 
+def read_checkpoint_document(folder: Path, name: str) -> str | None:
+    """Return one verified text file of the checkpoint in a folder; None if it has no such file.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+    """
+    return read_or_explain(folder, lambda checkpoint: read_document(checkpoint, name), _ANOTHER)
+
+
 def read_or_explain(folder: Path, read: Callable[[Path], _Result], remedy: str) -> _Result:
     try:
         return read(folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 from shlex import quote
 
 from trainer.checkpoint.listing import list_newest_first, rank_by_score
-from trainer.checkpoint.manifest import read_document as read_verified_document
+from trainer.checkpoint.snapshot import read_checkpoint_document
 from trainer.config.jobs import RunSection
 from trainer.config.stored import load_stored_config
 from trainer.config.trust import trust_argument
@@ -110,7 +110,7 @@ def list_runs_newest_first() -> list[Path]:
 
 def read_task_state(checkpoint: Path | None) -> StateDict | None:
     """Return the state of the fitted task in a checkpoint; None without a checkpoint or if it contains none."""
-    text = None if checkpoint is None else read_verified_document(checkpoint, TASK)
+    text = None if checkpoint is None else read_checkpoint_document(checkpoint, TASK)
     return None if text is None else json.loads(text)
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from trainer.checkpoint.listing import find_step_folders, list_newest_first
-from trainer.checkpoint.manifest import find_faults, read_document
+from trainer.checkpoint.manifest import find_faults
+from trainer.checkpoint.snapshot import read_checkpoint_document
 from trainer.commands.replay import Comparison, compare_divergence, compare_training, stored_job
 from trainer.commands.run_folders import find_run_folder, read_task_state
 from trainer.config.jobs import TrainJob, VerifyJob
@@ -196,7 +197,7 @@ def _training_parts(job: VerifyJob, folder: Path, intact: IntactCheckpoints, con
     first, last = steps
     start, stop = intact.folders.get(first), intact.folders[last]
     origin = "the start" if start is None else step_name(first)
-    stored = stored_job(job, read_document(stop, CONFIG) or "")
+    stored = stored_job(job, read_checkpoint_document(stop, CONFIG) or "")
     compare = partial(compare_training, job, folder, start, stop)
     yield Part(folder, f"replay of {origin} to {step_name(last)}", stored, start, compare)
 
