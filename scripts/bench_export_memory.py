@@ -117,7 +117,7 @@ def _task() -> tuple[Any, list[Any], list[dict[str, str]]]:
     """Return a classification of short texts, two batches for it, and samples as read from their source."""
     from datasets import Dataset
 
-    from trainer.data.batches import arrow_columns
+    from trainer.data.batches import RowReader
     from trainer.sample_rng import SampleRng
     from trainer.task.text_classification import TextClassification
 
@@ -126,11 +126,11 @@ def _task() -> tuple[Any, list[Any], list[dict[str, str]]]:
     task = TextClassification(max_length=_MAX_LENGTH, vocab_size=200, tokenizer=None, lowercase=True)
     split = Dataset.from_dict({"text": texts, "label": labels})
     task.fit(split)
-    encoded = Dataset.from_dict(task.encode({"text": texts, "label": labels})).with_format("arrow")
+    encoded = Dataset.from_dict(task.encode({"text": texts, "label": labels}))
     made = []
     for start in (0, 8):
         ids = tuple(range(start, start + 8))
-        made.append(task.collate(arrow_columns(encoded[list(ids)]), SampleRng(0, 0, ids, training=False), "padded"))
+        made.append(task.collate(RowReader(encoded).read(ids), SampleRng(0, 0, ids, training=False), "padded"))
     return task, made, [{"text": text, "label": label} for text, label in zip(texts[:4], labels[:4], strict=True)]
 
 

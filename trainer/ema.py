@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.protocols import Loss, StateDict
 
@@ -38,16 +38,29 @@ class Ema:
         self.loss = _copy(loss) if isinstance(loss, nn.Module) and self._averages_loss else loss
         self.decay = decay
         self.updates = 0
+        self._source: nn.Module | None = None
+        self._averages: list[Tensor] = []
+        self._weights: list[Tensor] = []
+        self._buffers: list[tuple[nn.Module, nn.Module, str]] = []
 
     @torch.no_grad()
     def update(self, model: nn.Module, loss: Loss | None = None) -> None:
         """Add the weights of `model`, and of `loss` if it has some, to the average."""
+        if self._source is not model:  # searching a deep model for its weights takes longer than averaging a small one
+            self._source = model
+            pairs: list[tuple[nn.Module, nn.Module]] = [(self.module, model)]
+            if self._averages_loss:
+                assert isinstance(self.loss, nn.Module)
+                assert isinstance(loss, nn.Module)
+                pairs.append((self.loss, loss))
+            self._averages, self._weights = (
+                [parameter.detach() for pair in pairs for parameter in pair[side].parameters()] for side in (0, 1)
+            )
+            self._buffers = [names for pair in pairs for names in _find_buffers(*pair)]
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        _average(self.module, model, 1 - decay)
-        if self._averages_loss:
-            assert isinstance(self.loss, nn.Module)
-            assert isinstance(loss, nn.Module)
-            _average(self.loss, loss, 1 - decay)
+        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+        for average, module, name in self._buffers:
+            average.get_buffer(name).copy_(module.get_buffer(name))
         self.updates += 1
 
     def state_dict(self) -> StateDict:
@@ -68,8 +81,7 @@ def _copy(module: _Module) -> _Module:
     return deepcopy(module).eval().requires_grad_(False)
 
 
-def _average(average: nn.Module, module: nn.Module, share: float) -> None:
-    averages = [parameter.detach() for parameter in average.parameters()]
-    torch._foreach_lerp_(averages, [parameter.detach() for parameter in module.parameters()], share)
-    for copied, buffer in zip(average.buffers(), module.buffers(), strict=True):
-        copied.copy_(buffer)
+def _find_buffers(average: nn.Module, module: nn.Module) -> list[tuple[nn.Module, nn.Module, str]]:
+    """Return the modules that own a buffer, with its name: a module may replace its buffer by a new tensor."""
+    owners = zip(average.modules(), module.modules(), strict=True)
+    return [(mine, theirs, name) for mine, theirs in owners for name, _ in mine.named_buffers(recurse=False)]

@@ -94,6 +94,10 @@ def check_classes(target: Tensor, num_classes: int | None, ignore_index: int) ->
     """Raise RowError unless `target` is int64 with classes below `num_classes` or `ignore_index`."""
     if target.dtype != torch.int64:
         raise RowError(0, "target", format_error("target", "must be classes (int64)", value=str(target.dtype)))
+    if target.numel():
+        lowest, highest = torch.aminmax(target)
+        if lowest >= 0 and (num_classes is None or highest < num_classes):
+            return  # one pass, as almost always
     wrong = (target < 0) | (target >= num_classes) if num_classes is not None else target < 0
     allowed = f"must be a class in 0 ... {num_classes - 1}" if num_classes is not None else "must be a class, 0 or more"
     _raise_if_any(target, wrong & (target != ignore_index), f"{allowed}, or {ignore_index} to be left out")

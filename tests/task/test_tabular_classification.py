@@ -5,7 +5,7 @@ from datasets import Dataset
 from torch import nn
 
 from tests.support.predictions import predict
-from trainer.data.batches import Batches, BatchIndices, BatchPlan, arrow_columns
+from trainer.data.batches import Batches, BatchIndices, BatchPlan, RowReader
 from trainer.errors import ConfigError, DataError, RowError
 from trainer.export.cases import forward_of, proof_cases, timed_inputs, traced_inputs
 from trainer.sample_rng import SampleRng
@@ -56,7 +56,7 @@ def test_batches_are_equal_in_every_layout() -> None:
     made = fitted()
     rows = encoded(made)
     batch = Batches(rows, made, "packed", seed=0)[BatchIndices(0, (2, 0))]
-    padded = made.collate(arrow_columns(rows.with_format("arrow")[[2, 0]]), SampleRng(0, 0, (2, 0)), "padded")
+    padded = made.collate(RowReader(rows).read([2, 0]), SampleRng(0, 0, (2, 0)), "padded")
 
     assert batch.target is not None
     assert batch.target.tolist() == [1, 0]

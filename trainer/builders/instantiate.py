@@ -49,7 +49,11 @@ def instantiate(group: str, config: Document, /, **context: Any) -> Any:
     try:
         bound = hydra.utils.instantiate({**_literal(config), "_partial_": True}, _convert_="all")
         # The context is bound here: Hydra would copy them, and parameters must stay the same objects.
-        bound = functools.partial(bound, **needed)
+        if partial:
+            # Hydra's own partial checks its policy in every call, which takes longer than a schedule.
+            bound = functools.partial(bound.func, *bound.args, **bound.keywords, **needed)
+        else:
+            bound = functools.partial(bound, **needed)
         with in_group(group):
             part = bound if partial else bound()
     except TrainerError:

@@ -11,9 +11,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -117,8 +117,12 @@ class BatchPlan:
 
 def split_batch(batch: BatchIndices, parts: int) -> list[BatchIndices]:
     """Split a batch into `parts` micro-batches of nearly equal size, fewer if the batch has fewer samples."""
-    pieces = np.array_split(np.array(batch.ids), min(parts, len(batch.ids)))
-    return [BatchIndices(batch.epoch, tuple(piece.tolist())) for piece in pieces]
+    if parts == 1:
+        return [batch]
+    parts = min(parts, len(batch.ids))
+    size, larger = divmod(len(batch.ids), parts)
+    bounds = [part * size + min(part, larger) for part in range(parts + 1)]
+    return [BatchIndices(batch.epoch, batch.ids[start:stop]) for start, stop in pairwise(bounds)]
 
 
 def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
@@ -158,7 +162,7 @@ class Batches(Dataset[Batch]):
     def __init__(
         self, rows: datasets.Dataset, task: Task, batching: Batching, seed: int, *, training: bool = False
     ) -> None:
-        self.rows = rows.with_format("arrow")
+        self.rows = rows
         self.task = task
         self.batching = batching
         self.seed = seed
@@ -167,9 +171,17 @@ class Batches(Dataset[Batch]):
     def __getitem__(self, indices: BatchIndices) -> Batch:
         rng = SampleRng(self.seed, indices.epoch, indices.ids, self.training, len(self.rows))
         extra_rows = self.task.extra_rows(rng) if isinstance(self.task, UsesExtraRows) else []
-        batch = self.task.collate(arrow_columns(self.rows[[*indices.ids, *extra_rows]]), rng, self.batching)
+        batch = self.task.collate(self._reader.read([*indices.ids, *extra_rows]), rng, self.batching)
         num_samples = 0 if indices.is_filler else batch.num_samples
         return replace(batch, num_samples=num_samples, piece=indices.piece)
+
+    @cached_property
+    def _reader(self) -> RowReader:
+        return RowReader(self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker that is not forked maps the file itself.
+        return {name: value for name, value in vars(self).items() if name != "_reader"}
 
 
 class TrainLoader:
@@ -206,10 +218,11 @@ class TrainLoader:
 
         One DataLoader iterator serves all epochs, so workers do not restart between epochs.
         """
-        indices = (each for step in range(start, stop) for each in self._micro_batches(step))
+        micro_batches = lru_cache(maxsize=64)(self._micro_batches)  # asked twice: by the sampler and below
+        indices = (each for step in range(start, stop) for each in micro_batches(step))
         stream = _watched(iter(_data_loader(self.batches, indices, self._options, persistent=False)), self._options)
         for step in range(start, stop):
-            yield list(islice(stream, len(self._micro_batches(step))))
+            yield list(islice(stream, len(micro_batches(step))))
 
     def _micro_batches(self, step: int) -> list[BatchIndices]:
         return self.plan.micro_batches(step, self._accumulate, self._ranks.rank, self._ranks.size, fill=self._fill)
@@ -262,21 +275,76 @@ class EvaluationBatches:
         self._loader = None
 
 
-def arrow_columns(table: pyarrow.Table) -> dict[str, Any]:
-    """Return the columns of an Arrow table without a Python object per value.
+class RowReader:
+    """Reads rows of an encoded split by position, without a Python object per value.
 
-    A column of numbers becomes an array (B,), a column of lists becomes B arrays.
+    Args:
+        rows: The split; its file stays mapped, so that only the rows that are read use memory.
     """
-    result: dict[str, Any] = {}
-    for name in table.column_names:
-        column = table[name].combine_chunks()
-        if hasattr(column, "flatten") and hasattr(column, "offsets"):
-            offsets = column.offsets.to_numpy()
-            values = column.values.to_numpy(zero_copy_only=False)
-            result[name] = [values[begin:end] for begin, end in pairwise(offsets)]
-        else:
-            result[name] = column.to_numpy(zero_copy_only=False)
-    return result
+
+    def __init__(self, rows: datasets.Dataset) -> None:
+        table: pyarrow.Table = rows.with_format("arrow")[:]
+        self._columns = {name: table.column(name).chunks for name in table.column_names}
+        first_column = next(iter(self._columns.values()))
+        self._starts = np.cumsum([0, *map(len, first_column)])
+        self._views: dict[tuple[str, int], _View] = {}
+
+    def read(self, ids: Sequence[int]) -> LazyColumns:
+        """Return the columns of B rows: a column of numbers is an array (B,), a column of lists is B arrays."""
+        chunks = np.searchsorted(self._starts, ids, side="right") - 1
+        places = list(zip(chunks.tolist(), (np.asarray(ids) - self._starts[chunks]).tolist(), strict=True))
+        return LazyColumns(self._columns, lambda name: self._read_column(name, places))
+
+    def _read_column(self, name: str, places: list[tuple[int, int]]) -> Any:
+        views = [self._view(name, chunk) for chunk, _ in places]
+        values = [view.row(row) for view, (_, row) in zip(views, places, strict=True)]
+        return values if views[0].is_list else np.array(values, dtype=None if views[0].is_number else object)
+
+    def _view(self, name: str, chunk: int) -> _View:
+        view = self._views.get((name, chunk))
+        if view is None:
+            view = self._views[name, chunk] = _View(self._columns[name][chunk])
+        return view
+
+
+class LazyColumns(Mapping[str, Any]):
+    """Columns that are read when they are first used: most batches need few of them."""
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Any]) -> None:
+        self._names = dict.fromkeys(names)
+        self._read = lru_cache(maxsize=None)(read)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class _View:
+    """A chunk of a column. Numbers, and the numbers of lists, are read from the memory of the chunk."""
+
+    def __init__(self, column: pyarrow.Array) -> None:
+        from pyarrow import types
+
+        self._column = column
+        self.is_list = hasattr(column, "offsets")
+        values = column.values if self.is_list else column
+        self.is_number = types.is_primitive(values.type)
+        if self.is_number:
+            self._values = values.to_numpy(zero_copy_only=False)
+            self._offsets = column.offsets.to_numpy().tolist() if self.is_list else []
+
+    def row(self, row: int) -> Any:
+        """Return a value, or an array of the values of a list."""
+        if self.is_number:
+            return self._values[self._offsets[row] : self._offsets[row + 1]] if self.is_list else self._values[row]
+        return self._column[row].values.to_numpy(zero_copy_only=False) if self.is_list else self._column[row].as_py()
 
 
 def _data_loader(
