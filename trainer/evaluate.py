@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, dim_zero_mean
 
+from trainer.deferred_logits import DeferredLogits
 from trainer.errors import format_error, raise_if_any
 from trainer.protocols import Batch, Loss
 from trainer.ranks import Ranks
@@ -57,10 +59,11 @@ def evaluate(
                 batch = host_batch.to(device)
                 with precision.autocast():
                     output = model(**batch.inputs)
-                value, scores = compute_loss(loss, output, batch), compute_scores(loss, output)
-                if batch.num_samples:  # not a filler, which only joins in: with shards, all run the model together
-                    total += value
-                    metrics.update(scores.float(), batch.target)
+                for rows, part in _split_deferred(output, batch):
+                    value, scores = compute_loss(loss, rows, part), compute_scores(loss, rows)
+                    if batch.num_samples:  # not a filler, which only joins in: with shards, all run the model together
+                        total += value
+                        metrics.update(scores.float(), part.target)
     finally:
         for module, training in modes.items():
             module.training = training
@@ -75,6 +78,16 @@ def evaluate(
             warnings.filterwarnings("ignore", "The ``compute`` method of metric", UserWarning)
         values = {"loss": mean, **{name: value.item() for name, value in metrics.compute().items()}}
     return ranks.broadcast(values)
+
+
+def _split_deferred(output: Tensor | DeferredLogits, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
+    """Yield an output and its batch; of deferred logits, those of some rows with their targets at a time."""
+    if not isinstance(output, DeferredLogits):
+        yield output, batch
+        return
+    assert batch.target is not None, "a batch to evaluate needs a target"
+    for logits, target in output.chunks(batch.target):
+        yield logits, replace(batch, target=target)
 
 
 def share_states(metrics: MetricCollection, ranks: Ranks) -> None:

@@ -124,7 +124,8 @@ class Loss(Protocol):
     sample of its own may call it with the rows of another device's sample; the result is then multiplied by 0. A loss
     whose value is no sum over samples must fit `HasBatchStatistic`; otherwise each device would compute its own value.
 
-    A loss may also fit `DeclaresTargets`, `ChecksTargets`, `IgnoresTargets`, `UsesInputs`, `HasLossHead`, `HasTeacher`.
+    A loss may also fit `DeclaresTargets`, `ChecksTargets`, `IgnoresTargets`, `UsesInputs`, `HasLossHead`, `HasTeacher`,
+    `SumsOverRows`.
     """
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
@@ -190,6 +191,13 @@ class HasLossHead(Protocol):
     def scores(self, output: Tensor) -> Tensor:
         """Return the class scores (..., C) of the features (..., D), for metrics, predictions and artifacts."""
         ...
+
+
+@runtime_checkable
+class SumsOverRows(Protocol):
+    """A loss that is a sum over rows of class scores if `sums_over_rows`: it may then get them in chunks of rows."""
+
+    sums_over_rows: bool
 
 
 @runtime_checkable
@@ -463,7 +471,10 @@ class HasPredictionRows(Protocol):
 
 @runtime_checkable
 class LanguageModelTask(Protocol):
-    """A language modeling task: `causal` if a token is predicted only from the tokens before it."""
+    """A language modeling task: `causal` if a token is predicted only from the tokens before it.
+
+    Its metrics are over tokens: they may get the logits (N, V) and the targets (N,) of a part of a batch at a time.
+    """
 
     causal: bool
 
@@ -524,6 +535,18 @@ class HasPackingSupport(Protocol):
     """A model that declares if it keeps the samples of a packed row apart; other models are assumed to."""
 
     packed: bool
+
+
+@runtime_checkable
+class DefersLogits(Protocol):
+    """A model that ends with a linear layer and can leave that layer to the loss."""
+
+    defer_logits: bool
+    """Return `trainer.deferred_logits.DeferredLogits` instead of logits; False at first."""
+
+    def output_layer(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return the weight (C, D) and the bias (C,) of the last layer; None if it cannot be left to the loss."""
+        ...
 
 
 @runtime_checkable

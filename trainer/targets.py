@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from trainer.deferred_logits import DeferredLogits, sum_in_chunks
 from trainer.errors import DataError, RowError, format_error
 from trainer.protocols import Batch, ChecksTargets, HasBatchStatistic, HasLossHead, Loss, UsesInputs
 from trainer.ranks import Ranks
@@ -33,20 +34,24 @@ def count_targets(loss: Loss, batch: Batch) -> float:
     return float(loss.num_targets(batch.target))
 
 
-def compute_loss(loss: Loss, output: Tensor, batch: Batch) -> Tensor:
+def compute_loss(loss: Loss, output: Tensor | DeferredLogits, batch: Batch) -> Tensor:
     """Return the sum of the loss over a batch; a loss with `needs_inputs` also gets the model's inputs."""
     assert batch.target is not None, "a batch to train on needs a target"
+    if isinstance(output, DeferredLogits):
+        return sum_in_chunks(loss, output, batch.target)
     if isinstance(loss, UsesInputs) and loss.needs_inputs:
         return loss(output, batch.target, batch.inputs)  # type: ignore[call-arg]
     return loss(output, batch.target)
 
 
-def compute_shared_loss(loss: Loss, output: Tensor, batch: Batch, ranks: Ranks) -> tuple[Tensor, bool]:
+def compute_shared_loss(loss: Loss, output: Tensor | DeferredLogits, batch: Batch, ranks: Ranks) -> tuple[Tensor, bool]:
     """Return a loss whose gradient is this process's share, and whether its value counts towards the logged loss.
 
     The loss is a sum over targets, so a process's share is the loss of its own targets. Every process computes a
     statistic of the whole batch from the rows of all processes; only the value of the first process counts.
     """
+    if isinstance(output, DeferredLogits):  # neither for fillers nor for statistics, see `builders.loss.defer_logits`
+        return compute_loss(loss, output, batch), True
     if not batch.num_samples:
         output = output * 0.0  # a filler: it has a gradient, and the gradient is 0
     if ranks.size == 1 or not (isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic):

@@ -25,6 +25,7 @@ from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.tensors import encode
 from trainer.config.jobs import TrainJob
 from trainer.data.batches import BatchPlan, TrainLoader
+from trainer.deferred_logits import deferral
 from trainer.ema import has_weights
 from trainer.layout import Document
 from trainer.loop import save_checkpoint, set_learning_rate, update_weights
@@ -186,7 +187,8 @@ def _schedule(job: TrainJob, run: Run) -> Document:
 
 def _model(run: Run, batch: Batch, depth: int) -> Document:
     run.model.eval()
-    rows = summarize(run.model, depth, lambda: run.model(**batch.inputs))
+    with deferral(run.model, deferred=False):
+        rows = summarize(run.model, depth, lambda: run.model(**batch.inputs))
     run.model.train()
     # The loss's own parameters are trained too.
     loss_rows = summarize(run.loss, depth) if isinstance(run.loss, nn.Module) and has_weights(run.loss) else []

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,14 +19,26 @@ from trainer.checkpoint.store import Store
 from trainer.config.compatibility import incompatible_targets
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import job_from_text
+from trainer.deferred_logits import DeferredLogits, deferral
+from trainer.ema import has_weights
 from trainer.errors import CheckpointError, ConfigError, format_error
 from trainer.layout import CHECKPOINTS, CONFIG, TASK, Document
-from trainer.protocols import DeclaresTargets, HasTrainTarget, IgnoresTargets, Loss, Task
+from trainer.protocols import (
+    DeclaresTargets,
+    DefersLogits,
+    HasTrainTarget,
+    IgnoresTargets,
+    LanguageModelTask,
+    Loss,
+    SumsOverRows,
+    Task,
+)
 from trainer.targets import with_loss_head
 
 logger = logging.getLogger(__name__)
 
 _MAX_LOGGED = 20
+_EXAMPLE_SIZE = 8
 TEACHER = "teacher.json"
 """The document of a checkpoint that identifies the teacher's weights."""
 
@@ -73,6 +86,41 @@ def _check_ignore_index(loss: object, task: Task) -> None:
     if loss.ignore_index in classes:
         problem = f"collides with a real class, 0 to {classes[-1]}"
         raise ConfigError(format_error("loss.ignore_index", problem, "Use a negative number", value=loss.ignore_index))
+
+
+def can_defer_logits(job: TrainJob, task: Task, model: nn.Module, loss: Loss) -> bool:
+    """Return whether a language model leaves its last layer to the loss: `train.fused_head`, and both can do so."""
+    if not job.train.fused_head or not isinstance(task, LanguageModelTask):
+        return False
+    if job.shard:
+        obstacle = "the weights are stored in shards"
+    elif not (isinstance(loss, SumsOverRows) and loss.sums_over_rows) or has_weights(loss):
+        obstacle = f"{type(loss).__qualname__} does not declare that it sums over rows"
+    elif not _ends_with_linear_layer(model, task):
+        obstacle = f"{type(model).__qualname__} does not end with a plain linear layer"
+    else:
+        return True
+    logger.debug("train.fused_head: the logits of a batch are computed at once, because %s", obstacle)
+    return False
+
+
+@torch.no_grad()
+def _ends_with_linear_layer(model: nn.Module, task: Task) -> bool:
+    """Return whether deferred logits are the model's own logits, on a small example."""
+    if not isinstance(model, DefersLogits) or model.output_layer() is None:
+        return False
+    device = next(model.parameters()).device
+    sizes = {axis: max(low, min(_EXAMPLE_SIZE, high)) for axis, (low, high) in task.axis_limits().items()}
+    example = task.example({"batch": 2, **sizes}, np.random.default_rng(0))
+    inputs = {name: tensor.to(device) for name, tensor in example.items()}
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    own = model(**inputs)
+    with deferral(model, deferred=True):
+        output = model(**inputs)
+    for module, training in modes.items():
+        module.training = training
+    return isinstance(output, DeferredLogits) and torch.allclose(output.compute(), own, rtol=1e-3, atol=1e-3)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import nn
 
 from trainer.builders.data import build_batch_plan, build_encoded, build_loaders, build_task, check_data
 from trainer.builders.instantiate import locate
-from trainer.builders.loss import TEACHER, Teacher, build_loss
+from trainer.builders.loss import TEACHER, Teacher, build_loss, can_defer_logits
 from trainer.builders.model import (
     architecture_documents,
     build_masks,
@@ -43,6 +43,7 @@ from trainer.layout import CONFIG, TASK
 from trainer.precision import Precision
 from trainer.protocols import (
     Batch,
+    DefersLogits,
     HasBatchStatistic,
     HasTeacher,
     Loss,
@@ -186,6 +187,8 @@ def _build_model(
     """Build the model on its device, with the masks of its pruned weights and its average."""
     model = to_device(job, build_model(job, task, snapshot, loss), device)
     masks = build_masks(job, model, snapshot)
+    if isinstance(model, DefersLogits):
+        model.defer_logits = can_defer_logits(job, task, model, loss)
     ema = None if job.ema.decay is None else Ema(model, job.ema.decay, loss)
     if job.compile:  # after the EMA copied the model as it was before
         compile_model(model, device)

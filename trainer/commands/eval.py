@@ -127,8 +127,10 @@ def evaluate_split(
     Returns:
         The name (the split's for the run's own rows, else one that identifies the other rows) and the values.
     """
+    from trainer.builders.loss import can_defer_logits
     from trainer.builders.model import choose_batching
     from trainer.data.quality import digest_of_rows
+    from trainer.deferred_logits import deferral
     from trainer.evaluate import evaluate
     from trainer.precision import Precision
 
@@ -136,17 +138,13 @@ def evaluate_split(
     if changed:
         name = f"{split}-{_make_label(split, changed)}-{source['digest'][:8]}"
         source["data"] = " ".join(f"{key}={value}" for key, value in changed.items())
-    device = checkpointed.device
-    batches = checkpointed.batches(rows, choose_batching(checkpointed.job, checkpointed.model), ranks)
-    values = evaluate(
-        checkpointed.model,
-        checkpointed.loss,
-        batches,
-        checkpointed.task.metrics(),
-        precision=Precision(precision, device),
-        device=device,
-        ranks=ranks,
-    )
+    job, task, model, loss = checkpointed.job, checkpointed.task, checkpointed.model, checkpointed.loss
+    device, metrics = checkpointed.device, task.metrics()
+    batches = checkpointed.batches(rows, choose_batching(job, model), ranks)
+    with deferral(model, deferred=can_defer_logits(job, task, model, loss)):
+        values = evaluate(
+            model, loss, batches, metrics, precision=Precision(precision, device), device=device, ranks=ranks
+        )
     if ranks is not None and not ranks.is_first:
         return name, values
     file = checkpointed.folder / EVALUATIONS / f"{name}.json"

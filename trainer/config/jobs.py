@@ -147,6 +147,11 @@ class TrainSection:
     duration: Annotated[Duration, Gt(0)] = key("4ep", "length of the run: steps (500 or 500st) or epochs (3ep)")
     batch_size: Count = key(32, "samples of one optimizer step, over all its micro-batches")
     accumulate: Count = key(1, "micro-batches of one optimizer step; changes the memory used, not the result")
+    fused_head: bool = key(
+        True,
+        "compute the last layer and the loss of a language model together, in chunks, so that its logits are never "
+        "stored; false computes the logits of a batch at once",
+    )
     max_grad_norm: Positive | None = key(1.0, "L2 norm to which the gradients are clipped; null never clips")
     log_every: Annotated[Duration, Gt(0)] = key(10, "interval between log lines")
     eval_every: Annotated[Duration, Gt(0)] = key("1ep", "interval between evaluations on the validation split")

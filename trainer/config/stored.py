@@ -64,6 +64,7 @@ MAY_CHANGE = (
     "run.*",
     "train.duration",
     "train.accumulate",
+    "train.fused_head",
     "train.log_every",
     "train.eval_every",
     "train.patience",
@@ -81,6 +82,9 @@ MAY_CHANGE = (
 
 Paths of data may change too: a checkpoint has a fingerprint of the content, which is compared when a run is resumed.
 """
+
+EARLIER_VALUES = {"train.fused_head": False}
+"""The values with which runs without these keys were trained, of keys whose default changes the bits of a run."""
 
 NOTES = {
     "train.duration": "the rest of the schedule follows the new length, so the learning rate may jump at this step",
@@ -125,7 +129,8 @@ def _complete(config: dict[str, Any]) -> dict[str, Any]:
     for name in schema.keys(jobs.TrainJob):
         default, value = defaults.get(name), whole.setdefault(name, None if name in _GROUPS else defaults.get(name))
         if isinstance(value, dict) and isinstance(default, dict):
-            whole[name] = value | {key: default[key] for key in default if key not in value}
+            earlier = {key: EARLIER_VALUES.get(f"{name}.{key}", default[key]) for key in default}
+            whole[name] = value | {key: earlier[key] for key in earlier if key not in value}
         if isinstance(value, dict) and name in _GROUPS:
             whole[name] = complete_part(name, whole[name], groups)
     return whole

@@ -41,6 +41,7 @@ class CrossEntropy(nn.Module):
     """
 
     targets: ClassVar[tuple[str, ...]] = ("class", "shares")
+    sums_over_rows: ClassVar[bool] = True
     weight: Tensor | None
 
     @validated(*WEIGHT_RULES, *IGNORE_INDEX_RULES)

@@ -61,6 +61,7 @@ class Focal(nn.Module):
     """
 
     targets: ClassVar[tuple[str, ...]] = ("class", "shares", "multi_hot")
+    sums_over_rows: ClassVar[bool] = True
     alpha: Tensor | None
     label_alpha: Tensor | None
 

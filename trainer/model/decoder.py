@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.constraints import BelowOne, Count, Rule, validated
+from trainer.deferred_logits import DeferredLogits
 from trainer.model.layers import HEADS_DIVIDE_DIM, TokenTransformer, TransformerBlock
 from trainer.protocols import Cache
 
@@ -116,7 +117,7 @@ class Decoder(TokenTransformer):
         token_index: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         output_index: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor | DeferredLogits:
         """Return outputs (B, C) of samples, or (R, L, C) or S + (C,) of tokens, in float32 or autocast's dtype."""
         columns = torch.arange(input_ids.shape[1], device=input_ids.device)
         mask = None
@@ -128,7 +129,7 @@ class Decoder(TokenTransformer):
         for block in self.blocks:
             hidden = block(hidden, mask, causal=mask is None)
         hidden = self.norm(hidden)
-        return self._outputs(self.select(hidden, attention_mask, token_index, output_index))
+        return self.outputs(self.select(hidden, attention_mask, token_index, output_index))
 
     def empty_cache(self, batch_size: int) -> Cache:
         """Return the cache of `batch_size` sequences without tokens, the input of the first `step`."""
@@ -161,11 +162,17 @@ class Decoder(TokenTransformer):
             assert isinstance(block, TransformerBlock)
             hidden, keys, values = block.extend(hidden, mask, keys, values)
             extended += [keys, values]
-        return self._outputs(self.norm(hidden[:, -1])), tuple(extended)
+        outputs = self.outputs(self.norm(hidden[:, -1]))
+        assert isinstance(outputs, Tensor)
+        return outputs, tuple(extended)
 
-    def _outputs(self, hidden: Tensor) -> Tensor:
-        output: Tensor = F.linear(hidden, self.token_embedding.weight) if self.tied else self.head(hidden)
-        return output
+    def output_layer(self) -> tuple[Tensor, Tensor | None] | None:
+        return (self.token_embedding.weight, None) if self.tied else super().output_layer()
+
+    def outputs(self, features: Tensor) -> Tensor | DeferredLogits:
+        if self.tied and not self.defer_logits:
+            return F.linear(features, self.token_embedding.weight)
+        return super().outputs(features)
 
     def _initialize(self) -> None:
         for name, module in self.named_modules():

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.constraints import BelowOne, Count, Rule
+from trainer.deferred_logits import DeferredLogits, defer_logits
 
 Pooling = Literal["cls", "mean", "max", "last"]
 
@@ -127,7 +128,12 @@ class TokenTransformer(nn.Module):
         dropout: Dropout probability on embeddings and in blocks.
         pooling: How the tokens of a sample become one vector.
         gelu: The GELU of the blocks; see `TransformerBlock`.
+
+    Attributes:
+        defer_logits: See `DefersLogits`.
     """
+
+    defer_logits = False
 
     def __init__(
         self,
@@ -176,6 +182,18 @@ class TokenTransformer(nn.Module):
         if self.output_level == "sample":
             return pool_samples(hidden, attention_mask, token_index, self.pooling)
         return hidden if output_index is None else take_tokens(hidden, output_index)
+
+    def output_layer(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return the weight and the bias of the head; None if it is no plain linear layer, as with an adapter."""
+        return (self.head.weight, self.head.bias) if type(self.head) is nn.Linear else None
+
+    def outputs(self, features: Tensor) -> Tensor | DeferredLogits:
+        """Return the outputs (..., C) of what the head reads (..., D), deferred if `defer_logits` asks for it."""
+        layer = self.output_layer() if self.defer_logits else None
+        if layer is not None:
+            return defer_logits(features, *layer)
+        output: Tensor = self.head(features)
+        return output
 
 
 def pool(tokens: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from trainer.constraints import HubPath, validated
+from trainer.deferred_logits import DeferredLogits, defer_logits
 from trainer.errors import ConfigError, format_error, raise_if_any
 from trainer.layout import Document
 from trainer.model.layers import pool_samples, take_tokens
@@ -49,6 +50,7 @@ class Family:
 
     Attributes:
         lm_head: Names of the language model's modules after the last hidden states, in order.
+        output_layer: Name of the last linear layer in the last of these modules; empty if it is that module itself.
         causal: Tokens see only earlier tokens.
         after_padding: The first position is the padding token's id + 1.
         token_types: The model has token type embeddings.
@@ -58,12 +60,13 @@ class Family:
     causal: bool = False
     after_padding: bool = False
     token_types: bool = True
+    output_layer: str = ""
 
 
-_ROBERTA: Final = Family(("lm_head",), after_padding=True)
+_ROBERTA: Final = Family(("lm_head",), after_padding=True, output_layer="decoder")
 
 FAMILIES: Final[Mapping[str, Family]] = {
-    "bert": Family(("cls",)),
+    "bert": Family(("cls",), output_layer="predictions.decoder"),
     "camembert": _ROBERTA,
     "distilbert": Family(("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"), token_types=False),
     "electra": Family(("generator_predictions", "generator_lm_head")),
@@ -162,6 +165,13 @@ class Chain(nn.Module):
         return hidden
 
 
+class PassThrough(nn.Linear):
+    """The last layer of a head while its logits are deferred: it returns its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input
+
+
 class Pretrained(nn.Module):
     """Any text model of transformers that maps token ids to one row of outputs per sample or per token.
 
@@ -257,7 +267,7 @@ class Pretrained(nn.Module):
         token_index: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         output_index: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor | DeferredLogits:
         """Return outputs (B, C) of samples, or (R, L, C) or S + (C,) of tokens, in float32 or autocast's dtype.
 
         Raises:
@@ -283,7 +293,35 @@ class Pretrained(nn.Module):
             hidden = pool_samples(hidden, attention_mask, token_index, self.pooling)
         elif output_index is not None:
             hidden = take_tokens(hidden, output_index)
+        if self.defer_logits and (layer := self.output_layer()) is not None:
+            return defer_logits(self.head(hidden), *layer)
         return self._outputs(hidden)
+
+    @property
+    def defer_logits(self) -> bool:
+        """True if a language model leaves its last layer to the loss; see `DefersLogits`."""
+        return type(self._last_layer()) is PassThrough
+
+    @defer_logits.setter
+    def defer_logits(self, deferred: bool) -> None:
+        if (layer := self._last_layer()) is not None:
+            layer.__class__ = PassThrough if deferred else nn.Linear
+
+    def output_layer(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return the weight and the bias of a language model's last layer; None for other heads, or with an adapter."""
+        if (layer := self._last_layer()) is None:
+            return None
+        size = self.num_outputs
+        if size == layer.out_features:
+            return layer.weight, layer.bias
+        # A language model's head may have more columns than the vocabulary has tokens.
+        return layer.weight[:size], None if layer.bias is None else layer.bias[:size]
+
+    def _last_layer(self) -> nn.Linear | None:
+        if not isinstance(self.head, Chain) or self.family is None:
+            return None
+        layer = self.head.get_submodule(".".join(filter(None, (self.family.lm_head[-1], self.family.output_layer))))
+        return layer if type(layer) in (nn.Linear, PassThrough) else None  # type: ignore[return-value]
 
     def empty_cache(self, batch_size: int) -> Cache:
         """Return the cache of `batch_size` sequences without tokens, the input of the first `step`."""
@@ -327,7 +365,6 @@ class Pretrained(nn.Module):
         )
 
     def _outputs(self, hidden: Tensor) -> Tensor:
-        # A language model's head may have more columns than the vocabulary has tokens.
         output: Tensor = self.head(hidden)
         return output if self.num_outputs is None else output[..., : self.num_outputs]
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.constraints import BelowOne, Count, validated
+from trainer.deferred_logits import DeferredLogits
 from trainer.model.layers import HEADS_DIVIDE_DIM, TokenTransformer
 
 
@@ -88,7 +89,7 @@ class TextEncoder(TokenTransformer):
         token_index: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         output_index: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor | DeferredLogits:
         """Return outputs (B, C) of samples, or (R, L, C) or S + (C,) of tokens, in float32 or autocast's dtype."""
         if attention_mask is None:
             assert position_ids is not None
@@ -100,5 +101,4 @@ class TextEncoder(TokenTransformer):
         hidden = self.embed(input_ids, position_ids, token_type_ids)
         for block in self.blocks:
             hidden = block(hidden, mask)
-        output: Tensor = self.head(self.select(self.norm(hidden), attention_mask, token_index, output_index))
-        return output
+        return self.outputs(self.select(self.norm(hidden), attention_mask, token_index, output_index))
