@@ -18,7 +18,6 @@ from trainer.data.batches import (
     LoaderOptions,
     RowReader,
     TrainLoader,
-    permutation,
     split_batch,
 )
 from trainer.protocols import Batch, Batching
@@ -48,19 +47,6 @@ def test_micro_batches_make_up_the_batch(size: int, parts: int) -> None:
     assert len(pieces) == min(parts, size)
     assert max(len(piece.ids) for piece in pieces) - min(len(piece.ids) for piece in pieces) <= 1
     assert all(piece.epoch == 2 for piece in pieces)
-
-
-def test_permutation_is_the_same_on_every_machine() -> None:
-    assert permutation(8, seed=0, epoch=0).tolist() == [0, 3, 7, 5, 1, 2, 6, 4]
-    assert permutation(8, seed=0, epoch=1).tolist() != permutation(8, seed=0, epoch=0).tolist()
-    assert permutation(8, seed=1, epoch=0).tolist() != permutation(8, seed=0, epoch=0).tolist()
-
-
-def test_permutation_is_uniform() -> None:
-    firsts = np.bincount([permutation(5, seed=7, epoch=epoch)[0] for epoch in range(2000)], minlength=5)
-
-    # Binomial(2000, 1/5): six standard deviations are 107.
-    assert abs(firsts - 400).max() < 107
 
 
 def test_bucketed_batches_have_similar_lengths_and_a_new_order_each_epoch() -> None:

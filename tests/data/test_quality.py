@@ -16,7 +16,9 @@ from trainer.data.quality import (
 Rows = list[tuple[int, int]]
 """(input digest, target digest) of each row."""
 
-some_rows = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), min_size=1, max_size=30)
+some_rows = st.lists(
+    st.tuples(st.sampled_from(range(-(2**63), 2**63, 2**60 + 2**59)), st.integers(0, 2)), min_size=1, max_size=30
+)
 
 
 def dataset(rows: Rows) -> Dataset:
@@ -69,8 +71,11 @@ def test_equal_rows_have_equal_blocks_and_blocks_of_a_row_differ() -> None:
 
 @given(some_rows, some_rows)
 def test_measures_equal_counts_by_hand(train: Rows, test: Rows) -> None:
-    shares = measure_quality({"train": dataset(train), "test": dataset(test)}, "class").shares
+    splits = {"train": dataset(train), "test": dataset(test)}
+    report = measure_quality(splits, "class")
+    shares = report.shares
 
+    assert measure_quality(splits, "class", block_size=5) == report
     for name, rows in (("train", train), ("test", test)):
         inputs = [row[0] for row in rows]
         assert shares[name]["duplicates"] == pytest.approx(1 - len(set(inputs)) / len(inputs))

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from trainer.data.order import Order
 from trainer.protocols import Batch, Batching, Task, UsesExtraRows
 from trainer.ranks import Ranks
 from trainer.sample_rng import SampleRng
@@ -43,7 +44,7 @@ class BatchIndices:
     """
 
     epoch: int
-    ids: tuple[int, ...]
+    ids: Sequence[int]
     piece: int = 0
     is_filler: bool = False
 
@@ -103,16 +104,17 @@ class BatchPlan:
                 shares.append(BatchIndices(micro_batch.epoch, micro_batch.ids[:1], piece, is_filler=True))
         return shares
 
-    def _make_order(self, epoch: int) -> np.ndarray:
-        order = permutation(self.num_samples, self.seed, epoch)
+    def _make_order(self, epoch: int) -> Order | np.ndarray:
+        order = Order(self.num_samples, self.seed, epoch)
         if self.lengths is None:
             return order
-        order = order[np.argsort(self.lengths[order], kind="stable")]
+        every = order[:]
+        every = every[np.argsort(self.lengths[every], kind="stable")]
         full = self.num_samples // self.batch_size
         # The partial batch stays last, as in every other order.
-        batches = [order[index * self.batch_size : (index + 1) * self.batch_size] for index in range(full)]
-        shuffled = [batches[index] for index in permutation(full, self.seed, epoch)]
-        return np.concatenate([*shuffled, order[full * self.batch_size :]])
+        batches = [every[index * self.batch_size : (index + 1) * self.batch_size] for index in range(full)]
+        shuffled = [batches[index] for index in Order(full, self.seed, epoch)[:]]
+        return np.concatenate([*shuffled, every[full * self.batch_size :]])
 
 
 def split_batch(batch: BatchIndices, parts: int) -> list[BatchIndices]:
@@ -123,16 +125,6 @@ def split_batch(batch: BatchIndices, parts: int) -> list[BatchIndices]:
     size, larger = divmod(len(batch.ids), parts)
     bounds = [part * size + min(part, larger) for part in range(parts + 1)]
     return [BatchIndices(batch.epoch, batch.ids[start:stop]) for start, stop in pairwise(bounds)]
-
-
-def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    """Return a random order of `size` items, int64, the same for the same (seed, epoch) on every machine.
-
-    The order sorts the raw words of a counter-based generator. NumPy guarantees a stable stream of raw words, but not
-    a stable result of its own `permutation`.
-    """
-    key = np.random.SeedSequence((seed, epoch)).generate_state(2, np.uint64)
-    return np.argsort(np.random.Philox(key=key).random_raw(size), kind="stable")
 
 
 @dataclass(frozen=True)
@@ -246,8 +238,8 @@ class EvaluationBatches:
         fill: bool = False,
     ) -> None:
         ranks = ranks or Ranks()
-        ids = np.arange(len(batches.rows)).tolist()
-        indices = [BatchIndices(0, tuple(ids[start : start + batch_size])) for start in range(0, len(ids), batch_size)]
+        every = range(len(batches.rows))
+        indices = [BatchIndices(0, every[start : start + batch_size]) for start in every[::batch_size]]
         # Rounded up: the first device has a batch, however few there are.
         bounds = [-(-len(indices) * rank // ranks.size) for rank in range(ranks.size + 1)]
         own = indices[bounds[ranks.rank] : bounds[ranks.rank + 1]]

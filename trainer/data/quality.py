@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trainer.data.order import block_of
 from trainer.data.splits import normalize_whitespace
 from trainer.protocols import Columns, Target
 
@@ -53,10 +55,10 @@ def block_digests(raw: Columns, blocks: Sequence[int]) -> dict[str, list[int]]:
 
 def digest_of_rows(rows: Dataset) -> str:
     """Return a digest of the inputs and targets of encoded rows in order, independent of the files they came from."""
-    columns = rows.with_format("numpy")
     digest = blake2b(digest_size=8)
     for name in (INPUT_DIGEST, TARGET_DIGEST):
-        digest.update(np.asarray(columns[name][:], dtype="<i8").tobytes())
+        for _, (values,) in _chunks(rows, name):
+            digest.update(np.asarray(values, dtype="<i8").tobytes())
     return digest.hexdigest()
 
 
@@ -140,34 +142,65 @@ class DataReport:
         return ["split", "rows", *names], lines
 
 
-def measure_quality(encoded: Mapping[str, Dataset], target: Target | None) -> DataReport:
+def measure_quality(encoded: Mapping[str, Dataset], target: Target | None, *, block_size: int = 1 << 20) -> DataReport:
     """Measure encoded splits, `train` first: duplicates, rows leaked from an earlier split, contradictions, blanks.
 
     Args:
         encoded: The splits.
         target: The type of their targets; equal inputs may well have different numbers, so these are no contradictions.
+        block_size: Approximate number of rows that are compared at a time, so that memory does not grow with the data.
     """
-    seen = np.empty(0, dtype=np.int64)
-    shares: dict[str, dict[str, float]] = {}
+    counts: dict[str, dict[str, int]] = {split: {} for split in encoded}
     first: dict[tuple[str, str], int] = {}
+
+    def add(split: str, name: str, positions: np.ndarray) -> None:
+        counts[split][name] = counts[split].get(name, 0) + len(positions)
+        if len(positions):
+            first[split, name] = min(int(positions.min()), first.get((split, name), sys.maxsize))
+
+    blocks = -(-sum(map(len, encoded.values())) // block_size)
+    for block in range(blocks):
+        seen = np.empty(0, dtype=np.int64)
+        for split, rows in encoded.items():
+            positions, inputs, targets = _rows_of_block(rows, block, blocks)
+            duplicates, conflicting = _duplicates_and_conflicts(inputs, targets)
+            add(split, "duplicates", positions[duplicates])
+            if target != "values":
+                add(split, "conflicting", positions[conflicting])
+            if split != "train":
+                add(split, "leaked", positions[np.isin(inputs, seen)])
+            add(split, "empty", positions[np.isin(inputs, list(_empty_digests()))])
+            seen = np.union1d(seen, inputs)
     for split, rows in encoded.items():
-        columns = rows.with_format("numpy")
-        inputs, targets = np.asarray(columns[INPUT_DIGEST][:]), np.asarray(columns[TARGET_DIGEST][:])
-        measures = _duplicates_and_conflicts(inputs, targets)
-        if target == "values":
-            del measures["conflicting"]
-        if split != "train":
-            measures["leaked"] = np.isin(inputs, seen)
-        measures["empty"] = np.isin(inputs, list(_empty_digests()))
         if "truncated" in rows.column_names:
-            measures["truncated"] = np.asarray(columns["truncated"][:])
-        shares[split] = {name: float(affected.mean()) for name, affected in measures.items()}
-        first |= {(split, name): int(affected.argmax()) for name, affected in measures.items() if affected.any()}
-        seen = np.union1d(seen, inputs)
-    return DataReport({split: len(rows) for split, rows in encoded.items()}, shares, first)
+            for start, (truncated,) in _chunks(rows, "truncated"):
+                add(split, "truncated", start + np.flatnonzero(truncated))
+    sizes = {split: len(rows) for split, rows in encoded.items()}
+    shares = {
+        split: {name: count / sizes[split] for name, count in measures.items()} for split, measures in counts.items()
+    }
+    return DataReport(sizes, shares, first)
 
 
-def _duplicates_and_conflicts(inputs: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+def _rows_of_block(rows: Dataset, block: int, blocks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return positions, input digests and target digests of the rows of a block; equal inputs are in the same block."""
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for start, (inputs, targets) in _chunks(rows, INPUT_DIGEST, TARGET_DIGEST):
+        chosen = np.flatnonzero(block_of(inputs.view(np.uint64), blocks) == block)
+        found.append((start + chosen, inputs[chosen], targets[chosen]))
+    positions, inputs, targets = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    return positions, inputs, targets
+
+
+def _chunks(rows: Dataset, *names: str) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """Yield the position of the first row of each chunk of a split, and arrays of its columns."""
+    start = 0
+    for table in rows.with_format("arrow").select_columns(list(names)).iter(1 << 17):
+        yield start, [table[name].to_numpy() for name in names]
+        start += len(table)
+
+
+def _duplicates_and_conflicts(inputs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return masks (N,) of rows that repeat another row's inputs, and of repeated rows with a different target."""
     order = np.lexsort((np.arange(len(inputs)), targets, inputs))
     same_inputs = np.zeros(len(inputs), dtype=bool)
@@ -176,4 +209,4 @@ def _duplicates_and_conflicts(inputs: np.ndarray, targets: np.ndarray) -> dict[s
     other_target[1:] = targets[order][1:] != targets[order][:-1]
     duplicates, conflicting = np.zeros_like(same_inputs), np.zeros_like(same_inputs)
     duplicates[order], conflicting[order] = same_inputs, same_inputs & other_target
-    return {"duplicates": duplicates, "conflicting": conflicting}
+    return duplicates, conflicting

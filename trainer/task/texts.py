@@ -129,11 +129,14 @@ class Texts:
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
         """Log the share of unknown tokens and truncated texts of each split; return the high ones as warnings."""
+        from pyarrow.compute import sum as sum_values
+
         warnings = []
         for split, rows in encoded.items():
-            columns = rows.with_format("numpy")
-            unknown = columns["unknown"][:].sum() / max(1, self.lengths(rows).sum())
-            truncated = columns["truncated"][:].mean()
+            columns = rows.with_format("arrow")[:]  # mapped: sums need no copy
+            num_tokens = sum(len(chunk.flatten()) for chunk in columns["input_ids"].chunks)
+            unknown = sum_values(columns["unknown"], min_count=0).as_py() / max(1, num_tokens)
+            truncated = sum_values(columns["truncated"], min_count=0).as_py() / len(rows)
             remedies = []
             if unknown > _MAX_UNKNOWN:
                 remedies.append("Set task.tokenizer to one that knows these texts, or raise task.vocab_size")
