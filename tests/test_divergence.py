@@ -70,7 +70,7 @@ def test_finite_gradients_are_not_listed_if_only_their_norm_overflows(max_grad_n
     run = make_run([micro_batches], max_grad_norm=max_grad_norm)
     with torch.no_grad():
         run.model.layer.weight.zero_()
-    loss, norm = compute_gradients(run, 0, micro_batches)
+    loss, norm = compute_gradients(run, 0, micro_batches).tolist()
     report = diagnose(run, 1, loss, norm, micro_batches).report
 
     assert (loss < 10, norm) == (True, float("inf"))

@@ -136,7 +136,7 @@ def test_micro_batches_have_the_gradient_of_one_large_batch(shape: list[tuple[in
 def test_loss_of_a_step_is_the_mean_over_all_its_targets() -> None:
     batches = random_batches([5, 1, 4], [3, 1, 0])
     run = make_run([batches], dtype=torch.float64)
-    loss, norm = compute_gradients(run, 0, batches)
+    loss, norm = compute_gradients(run, 0, batches).tolist()
     whole = concatenate(batches)
     assert whole.target is not None
     expected = nn.functional.cross_entropy(
@@ -157,7 +157,7 @@ def test_a_step_without_any_target_has_zero_gradients() -> None:
 def test_clipping_keeps_the_direction_and_the_norm_is_the_one_before() -> None:
     batches = random_batches([8], [0])
     unclipped, clipped = gradients_of(batches), gradients_of(batches, max_grad_norm=0.01)
-    _, norm = compute_gradients(make_run([batches], dtype=torch.float64, max_grad_norm=0.01), 0, batches)
+    _, norm = compute_gradients(make_run([batches], dtype=torch.float64, max_grad_norm=0.01), 0, batches).tolist()
 
     assert norm > 0.01
     for name, gradient in unclipped.items():
@@ -174,7 +174,7 @@ def test_pruned_weights_have_no_gradient_and_do_not_count_in_the_norm(precision:
     unmasked = make_run([batches])
     unmasked.model.load_state_dict(run.model.state_dict())
     compute_gradients(unmasked, 0, batches)
-    _, norm = compute_gradients(run, 0, batches)
+    _, norm = compute_gradients(run, 0, batches).tolist()
     weight, bias = (unmasked.model.get_parameter(f"layer.{name}").grad for name in ("weight", "bias"))
     gradient = run.model.get_parameter("layer.weight").grad
     assert weight is not None
@@ -227,14 +227,71 @@ def test_a_gradient_that_overflows_float16_is_computed_again_with_a_smaller_scal
     batches = random_batches([4], [0], torch.float32)
     run = make_run([batches], precision=Precision("fp16", CPU))
     run.precision.load_state_dict(run.precision.state_dict() | {"scale": 2.0**40})
-    loss, norm = update_weights(run, 0, batches)
+    loss, norm = update_weights(run, 0, batches).read()
     reference = make_run([batches])
-    expected, expected_norm = update_weights(reference, 0, batches)
+    expected, expected_norm = update_weights(reference, 0, batches).read()
 
     assert run.precision.scale < 2.0**40
     assert loss == pytest.approx(expected, rel=1e-2)
     assert norm == pytest.approx(expected_norm, rel=1e-2)
     torch.testing.assert_close(run.model.state_dict(), reference.model.state_dict(), rtol=0, atol=1e-3)
+
+
+FUSED = {
+    "sgd": lambda model: torch.optim.SGD(model.named_parameters(), lr=0.1, momentum=0.9, fused=True),
+    "adam": lambda model: torch.optim.Adam(model.named_parameters(), lr=0.1, fused=True),
+    "adamw": lambda model: torch.optim.AdamW(model.named_parameters(), lr=0.1, fused=True),
+}
+
+
+def fused_run(name: str, micro_batches: Sequence[list[Batch]], **changes: Any) -> Run:
+    run = make_run(micro_batches, steps=StepCounts(6, 6, log_every=4, eval_every=5, save_every=6))
+    optimizer = FUSED[name](run.model)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return replace(run, optimizer=optimizer, max_grad_norm=1.0, **changes)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_checking_late_changes_no_bit(name: str) -> None:
+    batches = [random_batches([4 + step], [1], torch.float32) for step in range(6)]
+    early, late = fused_run(name, batches), fused_run(name, batches, checks_late=True)
+    for run in (early, late):
+        fit(run, TrainState(), lambda: False)
+
+    without_rate = [
+        [
+            (step, {key: value for key, value in values.items() if key != "samples_per_second"})
+            for step, values in logged
+        ]
+        for logged in (events(early, "train"), events(late, "train"))
+    ]
+    assert without_rate[0] == without_rate[1]
+    for one, other in zip(early.model.state_dict().values(), late.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    states = early.optimizer.state_dict()["state"], late.optimizer.state_dict()["state"]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bad_step", range(6))
+@pytest.mark.parametrize("name", FUSED)
+def test_a_late_check_finds_the_same_step_and_protects_the_weights(name: str, bad_step: int) -> None:
+    batches = [random_batches([4 + step], [1], torch.float32) for step in range(6)]
+    batches[bad_step] = [make_batch(torch.full((2, 4), float("inf")), torch.tensor([0, 1]), 70)]
+    runs, reports = [], []
+    for checks_late in (False, True):
+        run = fused_run(name, batches, checks_late=checks_late)
+        saved: list[Any] = []
+        outputs = replace(run.outputs, save_divergence=lambda divergence, saved=saved: saved.append(divergence) or "")
+        run = replace(run, outputs=outputs)
+        with pytest.raises(DivergedError, match=f"step {bad_step + 1}: the run diverged"):
+            fit(run, TrainState(), lambda: False)
+        runs.append(run)
+        reports.append(saved[0].report)
+
+    assert reports[0] == reports[1]
+    for one, other in zip(*(run.model.state_dict().values() for run in runs), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_logging_evaluating_and_saving_happen_at_their_intervals_and_at_the_end() -> None:

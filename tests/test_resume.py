@@ -107,6 +107,16 @@ def test_every_combination_is_bitwise_equal(name: str, data: list[str], tmp_path
     check_resumes(data, COMBINATIONS[name], tmp_path, STOPS, figure)
 
 
+def test_checking_each_step_late_changes_no_bit(
+    data: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.builders.training._checks_late", lambda *parts: True)
+    assert train(tmp_path / "run", *data, KEEP_ALL) == 0
+
+    assert_same_end(tmp_path / "run", whole, 1)
+    assert_resumes(tmp_path / "run", MID_EPOCH)
+
+
 def test_resume_with_other_workers_is_bitwise_equal(data: list[str], whole: Path, tmp_path: Path) -> None:
     assert_resumes(shutil.copytree(whole, tmp_path / "plain"), 5, "loader.workers=2", "loader.prefetch=3")
     # Augmentations are drawn per sample, not per worker.

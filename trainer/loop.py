@@ -42,21 +42,26 @@ def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
     if out_of_patience(run, state):
         return
     run.model.train()
+    update: Update | None = None
     started, samples = time.perf_counter(), 0
     for micro_batches in run.loader.steps(state.step, steps.total):
         run.unfreeze(state.step)
         lr = set_learning_rate(run.optimizer, run.schedule(state.step))
-        loss, grad_norm = update_weights(run, state.step, micro_batches)
+        earlier, update = update, update_weights(run, state.step, micro_batches)
         if run.ema is not None:
             run.ema.update(run.model, run.loss)
         state.advance()
         samples += sum(batch.num_samples for batch in micro_batches)
+        if earlier is not None:
+            check_update(run, earlier)
 
         if due(steps.log_every):
+            loss, grad_norm = check_update(run, update)
             (all_samples,) = run.ranks.sum(samples)
             log_step(run, state, loss, lr, grad_norm, all_samples / (time.perf_counter() - started))
         improved = False
         if due(steps.eval_every) or due(steps.schedule_eval_every):
+            check_update(run, update)
             score = evaluate_weights(run, state)
             improved = state.record(score)
             observe_score(run, state, score)
@@ -64,6 +69,7 @@ def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
         stop = should_stop()
         finished = out_of_patience(run, state)
         if improved or stop or finished or due(steps.save_every):
+            check_update(run, update)
             save_checkpoint(run, state)
         if finished:
             return
@@ -73,29 +79,72 @@ def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
             started, samples = time.perf_counter(), 0
 
 
-def update_weights(run: Run, step: int, micro_batches: list[Batch]) -> tuple[float, float]:
-    """Update the weights from the micro-batches of one step; return its loss and the norm of its gradient.
+class Update:
+    """An update of the weights, with values that may still be on their way from the device.
+
+    Attributes:
+        step: The step, counted from 0.
+        micro_batches: The micro-batches of this process.
+    """
+
+    def __init__(self, step: int, micro_batches: list[Batch], values: Tensor) -> None:
+        self.step = step
+        self.micro_batches = micro_batches
+        self._values = values.new_empty(2, device="cpu", pin_memory=values.is_cuda).copy_(values, non_blocking=True)
+        self._arrived = torch.cuda.current_stream(values.device).record_event() if values.is_cuda else None
+
+    def read(self) -> tuple[float, float]:
+        """Return the mean loss and the 2-norm of its gradient before clipping; wait for the device if needed."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss, grad_norm = self._values.tolist()
+        return loss, grad_norm
+
+
+def update_weights(run: Run, step: int, micro_batches: list[Batch]) -> Update:
+    """Update the weights from the micro-batches of one step, unless its loss or its gradient is not finite.
 
     In float16, an update whose gradients overflow is repeated with a smaller loss scale, so no step is skipped.
     """
     while True:
-        loss, grad_norm = compute_gradients(run, step, micro_batches)
-        if not isfinite(loss) or not (isfinite(grad_norm) or run.precision.can_lower_scale):
-            raise diverged_step_error(run, step + 1, loss, grad_norm, micro_batches)
+        values = compute_gradients(run, step, micro_batches)
+        update = Update(step, micro_batches, values)
+        if run.checks_late:
+            # The kernel itself skips the update, and from then on every update: nothing waits for the device.
+            bad = 1.0 - values.isfinite().all().float()
+            found = getattr(run.optimizer, "found_inf", None)
+            run.optimizer.found_inf = bad if found is None else torch.maximum(found, bad)  # type: ignore[attr-defined]
+        else:
+            check_update(run, update)
         if run.precision.step(run.optimizer):
             run.masks.zero_weights()
             run.ranks.average_batch_norm(run.model, sum(batch.num_samples for batch in micro_batches))
-            return loss, grad_norm
+            return update
 
 
-def compute_gradients(run: Run, step: int, micro_batches: list[Batch]) -> tuple[float, float]:
+def check_update(run: Run, update: Update) -> tuple[float, float]:
+    """Return the mean loss of a step and the 2-norm of its gradient before clipping.
+
+    Raises:
+        DivergedError: One is not finite. In float16, a norm may be infinite while the loss scale can still be lowered.
+    """
+    loss, grad_norm = update.read()
+    if not isfinite(loss) or not (isfinite(grad_norm) or run.precision.can_lower_scale):
+        if run.checks_late:  # The gradients may be those of the next step; its weights are the same.
+            set_learning_rate(run.optimizer, run.schedule(update.step))
+            compute_gradients(run, update.step, update.micro_batches)
+        raise diverged_step_error(run, update.step + 1, loss, grad_norm, update.micro_batches)
+    return loss, grad_norm
+
+
+def compute_gradients(run: Run, step: int, micro_batches: list[Batch]) -> Tensor:
     """Set the gradients of the mean loss over all targets of a step, clipped.
 
     The loss of each micro-batch is a sum, divided by the number of targets of the whole step on all devices. So k
     micro-batches equal one batch that is k times as large, however the targets and the samples are distributed.
 
     Returns:
-        The mean loss, and the 2-norm of its gradient before clipping.
+        The mean loss and the 2-norm of its gradient before clipping, on the device, shape (2,).
     """
     run.optimizer.zero_grad(set_to_none=True)
     # Counted on the host, before the batches are copied: nothing has to wait for the device.
@@ -118,9 +167,7 @@ def compute_gradients(run: Run, step: int, micro_batches: list[Batch]) -> tuple[
     run.masks.zero_gradients()
     run.precision.unscale(run.optimizer)
     grad_norm = clip_gradients(run.optimizer, run.max_grad_norm)
-    # The only wait for the device in a step: weights may be updated only if both values are finite.
-    loss_value, norm_value = torch.stack([mean_loss, grad_norm.float()]).tolist()
-    return loss_value, norm_value
+    return torch.stack([mean_loss, grad_norm.float()])
 
 
 def trained_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

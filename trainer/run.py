@@ -115,6 +115,8 @@ class Run:
         documents: The text files that each checkpoint contains next to the state: config, task, architecture.
         data_fingerprint: The fingerprint of the encoded data.
         sharding: How the weights and their state are divided among the processes; None is not at all.
+        checks_late: Whether the loss and the gradient of a step are checked one step later, so that no step waits for
+            the device. The optimizer must skip updates while its attribute `found_inf` is 1, as torch's fused ones do.
     """
 
     model: nn.Module
@@ -136,6 +138,7 @@ class Run:
     documents: Mapping[str, str]
     data_fingerprint: str
     sharding: Sharding | None = None
+    checks_late: bool = False
 
     def log(self, event: str, step: int, values: Mapping[str, Any]) -> None:
         """Report an event at a step."""

@@ -61,6 +61,9 @@ from trainer.sharding import Sharding, count_shards
 from trainer.state import TrainState
 from trainer.step_rng import StepRng
 
+_SKIPPING = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+"""Optimizers whose fused kernels skip updates while `found_inf` is 1."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -134,10 +137,11 @@ def _build_run(
     closing.callback(validation_batches.close)
     check_model(job, model, loader.batches)
     precision = Precision(job.precision, device)
+    optimizer = build_optimizer(job, model, loss)
     return Run(
         model=model,
         loss=loss,
-        optimizer=build_optimizer(job, model, loss),
+        optimizer=optimizer,
         schedule=schedule,
         unfreeze=build_unfreeze(job, model, loss, steps.per_epoch, steps.total),
         precision=precision,
@@ -154,7 +158,19 @@ def _build_run(
         documents=_documents(config_text, task, model, loss),
         data_fingerprint=encoded.fingerprint,
         sharding=sharding,
+        checks_late=_checks_late(device, precision, optimizer, sharding),
     )
+
+
+def _checks_late(
+    device: torch.device, precision: Precision, optimizer: torch.optim.Optimizer, sharding: Sharding | None
+) -> bool:
+    """Return whether a run may check the values of a step one step later: only a GPU makes a step wait for them.
+
+    In float16 the loss scale of the next step depends on them.
+    """
+    skips = type(optimizer) in _SKIPPING and all(group.get("fused") for group in optimizer.param_groups)
+    return device.type == "cuda" and precision.name != "fp16" and skips and sharding is None
 
 
 def _build_rng(job: TrainJob, snapshot: Snapshot | None, ranks: Ranks, device: torch.device) -> StepRng:
