@@ -75,7 +75,6 @@ def measure(layers: int, formats: list[str], threads: int) -> dict[str, Any]:
             config={},
             pooling="mean",
             attention=None,
-            gradient_checkpointing=False,
             pretrained=False,
         )
         weights = sum(parameter.nbytes for parameter in model.parameters()) / _MEGABYTE

@@ -30,7 +30,6 @@ KEYS: dict[str, Any] = {
     "config": {},
     "pooling": "mean",
     "attention": None,
-    "gradient_checkpointing": False,
     "pretrained": True,
 }
 FACTS: dict[str, Any] = {"num_outputs": 5, "image_channels": 3, "image_size": (16, 16)}
@@ -160,16 +159,6 @@ def test_config_changes_are_applied(folder: Callable[[str], Path]) -> None:
         model_of(folder("vit"), config={"hiden_size": 2})
     with pytest.raises(ConfigError, match="path: has weights of other shapes"):
         model_of(folder("vit"), config={"image_size": 32}, image_size=(32, 32))
-
-
-def test_gradient_checkpointing_gives_equal_gradients(folder: Callable[[str], Path]) -> None:
-    results = []
-    for checkpointing in (False, True):
-        model = model_of(folder("vit"), gradient_checkpointing=checkpointing).train()
-        model(**images(3, 3, 16, 16)).square().sum().backward()
-        results.append([parameter.grad for parameter in model.parameters()])
-
-    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 def pictures(mode: str, *sizes: tuple[int, int]) -> list[Image.Image]:

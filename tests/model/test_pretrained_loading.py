@@ -15,7 +15,6 @@ from tests.support.pretrained_folders import (
     KEYS,
     LANGUAGE,
     Folders,
-    gradients,
     last_hidden,
     layouts,
     model_of,
@@ -132,25 +131,6 @@ def test_a_model_is_rebuilt_without_its_folder(folder: Folders, tmp_path: Path) 
             again.load_state_dict(model.state_dict())
             inputs = layouts(4, pooled=not arguments)[1]
             assert torch.equal(again(**inputs), model(**inputs))
-
-
-def test_gradient_checkpointing_gives_equal_gradients(folder: Folders) -> None:
-    for name in ["bert", "gpt2"]:
-        inputs, weights = layouts(5)[1], torch.ones(5, 5)
-        results = []
-        for checkpointing in (False, True):
-            model = model_of(folder(name), gradient_checkpointing=checkpointing)
-            blocks = [
-                part for part in model.modules() if hasattr(part, "gradient_checkpointing") and part is not model.base
-            ]
-            assert {part.gradient_checkpointing for part in blocks} == {checkpointing}
-            # With dropout, to check that its random numbers are equal too.
-            model.train()
-            torch.manual_seed(3)
-            results.append(gradients(model, inputs, weights))
-
-        assert results[0].keys() == results[1].keys()
-        assert all(torch.equal(gradient, results[1][key]) for key, gradient in results[0].items())
 
 
 def test_pretrained_false_uses_random_weights(folder: Folders) -> None:

@@ -15,7 +15,7 @@ from trainer.task.tokenization import load_tokenizer
 
 pytestmark = pytest.mark.slow
 
-KEYS: dict[str, Any] = {"config": {}, "pooling": "mean", "attention": None, "gradient_checkpointing": False}
+KEYS: dict[str, Any] = {"config": {}, "pooling": "mean", "attention": None}
 TEXTS = [
     "Return the running event loop.",
     "The event loop that runs now is given back.",

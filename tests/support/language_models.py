@@ -76,7 +76,6 @@ def _ours(theirs: Any) -> Pretrained:
         config={},
         pooling="mean",
         attention=None,
-        gradient_checkpointing=False,
         pretrained=False,
     ).eval()
     ours.base.load_state_dict(theirs.transformer.state_dict())

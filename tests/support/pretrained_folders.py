@@ -36,7 +36,6 @@ KEYS: dict[str, Any] = {
     "config": {},
     "pooling": "mean",
     "attention": None,
-    "gradient_checkpointing": False,
     "pretrained": True,
 }
 FACTS: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "num_outputs": 5, "max_length": MAX_LENGTH}

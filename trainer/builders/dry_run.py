@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.builders.memory import (
+    LiveTensors,
     available_memory,
     certain_bytes,
     host_limit,
@@ -218,22 +219,22 @@ def _optimizer(job: TrainJob, run: Run) -> Document:
 
 def _try_update(run: Run, state: TrainState, batch: Batch) -> int:
     """Make one update and save a checkpoint; return the bytes that the backward pass of a micro-batch needs."""
-    weights = {tensor.untyped_storage().data_ptr() for tensor in weights_of(run.model, run.loss)}
-    activations: dict[int, int] = {}
+    live = LiveTensors(weights_of(run.model, run.loss))
+    counts: list[int] = []
 
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            activations[storage.data_ptr()] = storage.nbytes()
+    def count_once(tensor: Tensor) -> Tensor:
+        # The backward pass begins with the first tensor that it takes.
+        if not counts:
+            counts.append(live.count())
         return tensor
 
     # Parameters that are frozen up to a step are trained here, because the run needs the most memory at its end.
     set_learning_rate(run.optimizer, run.schedule(0))
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    with live, torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, count_once):
         update_weights(run, 0, [batch])
     state.advance()
     save_checkpoint(run, state)
-    return sum(activations.values())
+    return sum(counts)
 
 
 def _checkpoint(job: TrainJob, snapshot: Snapshot | None) -> Document:

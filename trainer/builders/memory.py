@@ -7,9 +7,13 @@ import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from trainer.errors import ConfigError, format_error
 from trainer.loop import set_learning_rate
@@ -17,6 +21,37 @@ from trainer.ranks import BUCKET_BYTES
 from trainer.report.console import format_bytes
 from trainer.run import Run
 from trainer.sharding import find_blocks
+
+
+class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While it is active, records the tensors that operations return, to count the bytes of those that still exist.
+
+    Args:
+        ignored: Tensors that do not count, nor do views of them.
+    """
+
+    def __init__(self, ignored: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        result = operation(*arguments, **(options or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                # A weak reference keeps the address from being used again.
+                reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                self._storages[storage._cdata] = reference, storage.nbytes()
+        return result
+
+    def count(self) -> int:
+        """Return the bytes of the tensors that still exist."""
+        counted = (entry for key, entry in self._storages.items() if key not in self._ignored)
+        sizes = [size for storage, size in counted if not storage.expired()]  # type: ignore[no-untyped-call]
+        return sum(sizes)
 
 
 def certain_bytes(run: Run, state: int, shards: int, device: str) -> dict[str, int]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from trainer.builders.data import build_batch_plan, build_encoded, build_loaders, build_task, check_data
-from trainer.builders.instantiate import locate
+from trainer.builders.instantiate import in_group, locate
 from trainer.builders.loss import TEACHER, Teacher, build_loss, can_defer_logits
 from trainer.builders.model import (
     architecture_documents,
@@ -40,6 +40,7 @@ from trainer.ema import Ema, has_weights
 from trainer.errors import CheckpointError, ConfigError, did_you_mean, format_error, raise_if_any
 from trainer.evaluate import check_shareable, evaluate, metric_directions
 from trainer.layout import CONFIG, TASK
+from trainer.model.gradient_checkpointing import checkpoint_blocks
 from trainer.precision import Precision
 from trainer.protocols import (
     Batch,
@@ -206,6 +207,8 @@ def _build_model(
     if isinstance(model, DefersLogits):
         model.defer_logits = can_defer_logits(job, task, model, loss)
     ema = None if job.ema.decay is None else Ema(model, job.ema.decay, loss)
+    with in_group("model"):
+        checkpoint_blocks(model, job.model.get("gradient_checkpointing", "none"))
     if job.compile:  # after the EMA copied the model as it was before
         compile_model(model, device)
     return model, masks, ema

@@ -90,6 +90,11 @@ class ModelKeys:
     lora: dict[str, Any] | None = key(
         None, f"low-rank adapters, {as_overrides(LoraKeys)}; {{}} uses these defaults; null adds none"
     )
+    gradient_checkpointing: bool | Literal["none", "blocks", "selective"] = key(
+        "none",
+        "what blocks compute again in the backward pass to save memory: none; blocks stores only their inputs; "
+        "selective also stores the results of matrix products, convolutions and attention",
+    )
     channels_last: bool = key(False, "train convolutions with channels innermost in memory, which is often faster")
 
 

@@ -65,6 +65,7 @@ MAY_CHANGE = (
     "train.duration",
     "train.accumulate",
     "train.fused_head",
+    "model.gradient_checkpointing",
     "train.log_every",
     "train.eval_every",
     "train.patience",

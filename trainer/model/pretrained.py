@@ -21,7 +21,6 @@ from trainer.model.pretrained_loading import (
     AutoClass,
     architecture_of,
     check_input,
-    checkpoint_gradients,
     config_of,
     linear_head,
     make_model,
@@ -195,7 +194,6 @@ class Pretrained(nn.Module):
         config: Changes of the model's config.
         pooling: How the tokens of a sample become one vector; ignored for token-level outputs.
         attention: Attention implementation; None for the default of transformers.
-        gradient_checkpointing: Do not store activations inside blocks: less memory, about a third more time.
         pretrained: Load the weights too; otherwise they are random.
 
     Attributes:
@@ -224,7 +222,6 @@ class Pretrained(nn.Module):
         config: Document,
         pooling: Literal["cls", "mean", "max", "last"],
         attention: Literal["sdpa", "eager"] | None,
-        gradient_checkpointing: bool,
         pretrained: bool,
     ) -> None:
         super().__init__()
@@ -255,8 +252,6 @@ class Pretrained(nn.Module):
             self.head = _language_model_head(whole, self.family)
         self.architecture = architecture or architecture_of(auto_class, self.config)
         self._uses_token_types = self._has_token_types()
-        if gradient_checkpointing:
-            checkpoint_gradients(self.base)
 
     def forward(
         self,

@@ -14,7 +14,6 @@ from trainer.model.pretrained_loading import (
     AutoClass,
     architecture_of,
     check_input,
-    checkpoint_gradients,
     config_of,
     linear_head,
     make_model,
@@ -40,7 +39,6 @@ class PretrainedImage(nn.Module):
         pooling: How the vectors of an image become one: `mean` or `max` over the tokens of a ViT or the positions of a
             feature map, or `cls` for the first token of models with a class token.
         attention: Attention implementation; None for the default of transformers.
-        gradient_checkpointing: Do not store activations inside blocks: less memory, about a third more time.
         pretrained: Load the weights too; otherwise they are random.
 
     Attributes:
@@ -67,7 +65,6 @@ class PretrainedImage(nn.Module):
         config: Document,
         pooling: Literal["cls", "mean", "max"],
         attention: Literal["sdpa", "eager"] | None,
-        gradient_checkpointing: bool,
         pretrained: bool,
     ) -> None:
         super().__init__()
@@ -80,8 +77,6 @@ class PretrainedImage(nn.Module):
         self.config = self.base.config
         self.head = linear_head(width_of(self.config), num_outputs, self.config)
         self.architecture = architecture or architecture_of("AutoModel", self.config)
-        if gradient_checkpointing:
-            checkpoint_gradients(self.base)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Return outputs (B, C) of images (B, channels, H, W), in float32 or autocast's dtype."""

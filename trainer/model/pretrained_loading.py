@@ -250,17 +250,6 @@ def check_input(base: Any, name: Literal["input_ids", "pixel_values"]) -> None:
         raise ConfigError(format_error("path", f"is a {base.config.model_type}, which does not take {noun}", remedy))
 
 
-def checkpoint_gradients(model: Any) -> None:
-    """Recompute activations inside blocks in the backward pass instead of storing them."""
-    try:
-        # The newer name; the older one warns if both exist.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-    except ValueError as error:
-        problem = f"{type(model).__name__} does not support gradient checkpointing"
-        raise ConfigError(format_error("gradient_checkpointing", problem, "Set it to false", value=True)) from error
-
-
 def linear_head(features: int, num_outputs: int | None, config: PreTrainedConfig) -> nn.Module:
     """Return a new linear layer, initialized as in transformers; the identity if the features are the output."""
     if num_outputs is None:
