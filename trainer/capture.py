@@ -27,6 +27,9 @@ from trainer.state import TrainState
 MASKS = "masks"
 """The tensors of a checkpoint that mark the weights that are kept, if some are pruned."""
 
+_MAX_LISTED = 5
+"""Tensors that do not fit are listed only up to this number: a stranger's config may describe thousands."""
+
 
 def current_versions() -> dict[str, str]:
     """Return the versions of the software that may change the bits of a run."""
@@ -142,7 +145,8 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     try:
         module.load_state_dict(dict(tensors), strict=True)
     except RuntimeError as error:
-        raise CheckpointError(f"the checkpoint's weights do not fit the model: {error}") from error
+        _, *problems = [" ".join(line.split()) for line in str(error).splitlines()]
+        raise CheckpointError(f"the checkpoint's weights do not fit the model: {_some(problems)}") from error
 
 
 @torch.no_grad()
@@ -158,7 +162,12 @@ def _load_rows(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None
             else:
                 own_rows(tensor).copy_(rows)
     if problems:
-        raise CheckpointError(f"the checkpoint's weights do not fit the model: {'; '.join(problems)}")
+        raise CheckpointError(f"the checkpoint's weights do not fit the model: {_some(problems)}")
+
+
+def _some(problems: list[str]) -> str:
+    more = [f"and {len(problems) - _MAX_LISTED} more"] if len(problems) > _MAX_LISTED else []
+    return " ".join([*problems[:_MAX_LISTED], *more])
 
 
 def select_weights(snapshot: Snapshot, weights: str) -> tuple[str, Mapping[str, Tensor], Mapping[str, Tensor] | None]:

@@ -21,6 +21,7 @@ from trainer.builders.loss import build_loss, needs_teacher
 from trainer.builders.model import merge_adapters, restore_model
 from trainer.builders.training import build_device
 from trainer.capture import MASKS
+from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.store import Store
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import parse_stored_config
@@ -125,7 +126,7 @@ def load_checkpointed_model(
     job = read_config(config_text)
     torch_device = build_device(device)
     task = build_task(job, snapshot.json(TASK))
-    restored = restore_model(job, task, snapshot, weights, lambda: _build_loss(job, task, torch_device))
+    restored = restore_model(job, task, snapshot, weights, lambda: _build_loss(job, task, torch_device, snapshot))
     assert restored.loss is not None
     origin = {
         "run": folder.name,
@@ -143,10 +144,10 @@ def load_checkpointed_model(
     )
 
 
-def _build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
+def _build_loss(job: TrainJob, task: Task, device: torch.device, snapshot: Snapshot) -> Loss:
     """Build the loss; if its teacher is gone, cross entropy: a checkpoint must need nothing but itself."""
     try:
-        return build_loss(job, task, device)
+        return build_loss(job, task, device, snapshot)
     except ConfigError as error:
         if not needs_teacher(job):
             raise

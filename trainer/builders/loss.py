@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from trainer.builders.instantiate import instantiate, locate, parameters
 from trainer.builders.model import restore_model
+from trainer.builders.stored_sizes import bounded_build
+from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.store import Store
 from trainer.config.compatibility import incompatible_targets
 from trainer.config.jobs import TrainJob
@@ -43,8 +45,14 @@ TEACHER = "teacher.json"
 """The document of a checkpoint that identifies the teacher's weights."""
 
 
-def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
+def build_loss(job: TrainJob, task: Task, device: torch.device, snapshot: Snapshot | None = None) -> Loss:
     """Build the loss with its buffers and parameters on the device.
+
+    Args:
+        job: The checked config.
+        task: The fitted task.
+        device: The device.
+        snapshot: The checkpoint whose weights will be loaded into the loss; None for a new run.
 
     Raises:
         ConfigError: The loss does not fit the task, or its teacher cannot be used.
@@ -52,7 +60,8 @@ def build_loss(job: TrainJob, task: Task, device: torch.device) -> Loss:
     arguments = task.info().arguments()
     if needs_teacher(job):
         arguments["teacher_model"] = load_teacher(job.loss.get("teacher"), task, device, job.trust)
-    loss: Loss = instantiate("loss", job.loss, **arguments)
+    with bounded_build("loss", snapshot, {"loss": job.loss}):
+        loss: Loss = instantiate("loss", job.loss, **arguments)
     _check_ignore_index(loss, task)
     _log_weights(job, task)
     for target in (task.target, task.train_target if isinstance(task, HasTrainTarget) else task.target):
@@ -172,7 +181,8 @@ def load_teacher(path: object, task: Task, device: torch.device, trust: list[str
     def build_own_loss() -> Loss | None:
         # Only a loss with weights of its own changes the outputs; any other may need a teacher that is gone.
         has_weights = "loss" in snapshot.tensors
-        return instantiate("loss", job.loss, **task.info().arguments()) if has_weights else None
+        with bounded_build("loss", snapshot, {"loss": job.loss}):
+            return instantiate("loss", job.loss, **task.info().arguments()) if has_weights else None
 
     # The student starts from the same weights whichever teacher it has.
     with torch.random.fork_rng(devices=[]):

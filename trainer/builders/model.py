@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.builders.instantiate import in_group, instantiate
+from trainer.builders.stored_sizes import bounded_build
 from trainer.capture import MASKS, load_weights, select_weights
 from trainer.checkpoint.snapshot import Snapshot, load_folder
 from trainer.config.jobs import LoraKeys, ModelKeys, PruneKeys, TrainJob
@@ -71,16 +72,20 @@ def build_model(job: TrainJob, task: Task, snapshot: Snapshot | None, loss: Loss
         ConfigError: The model cannot be built from this config.
     """
     info = replace(task.info(), num_outputs=loss.in_features) if isinstance(loss, HasLossHead) else task.info()
-    arguments = info.arguments()
-    if snapshot is not None and ARCHITECTURE in snapshot.documents:
-        arguments["architecture"] = snapshot.json(ARCHITECTURE)
+    stored = {"architecture": snapshot.json(ARCHITECTURE)} if snapshot and ARCHITECTURE in snapshot.documents else {}
+    sized = {"model": job.model, "task": info.arguments(), ARCHITECTURE: stored}
+    with bounded_build("model", snapshot, sized):
+        return _build(job, task, info, info.arguments() | stored, is_new=snapshot is None)
+
+
+def _build(job: TrainJob, task: Task, info: TaskInfo, arguments: Document, *, is_new: bool) -> nn.Module:
     model: nn.Module = instantiate("model", option_keys(job.model, ModelKeys), **arguments)
     settings = ModelKeys(**{key: value for key, value in job.model.items() if key in ModelKeys.__dataclass_fields__})
     tokenizer = job.task.get("tokenizer")
-    if snapshot is None and settings.weights and tokenizer and tokenizer == find_tokenizer(settings.weights):
+    if is_new and settings.weights and tokenizer and tokenizer == find_tokenizer(settings.weights):
         logger.info("task.tokenizer=%s: the tokenizer that model.weights were trained with", tokenizer)
     with in_group("model"):
-        if snapshot is None:
+        if is_new:
             _initialize(model, settings, job.seed, task, info)
         return _adapt(model, settings, task, info)
 

@@ -128,7 +128,7 @@ def _build_run(
     """Build the run from its data; the state of a snapshot is not restored."""
     plan = build_batch_plan(job, task, encoded)
     steps, schedule = _build_steps(job, plan.steps_per_epoch, snapshot)
-    loss = build_loss(job, task, device)
+    loss = build_loss(job, task, device, snapshot)
     model, masks, ema = _build_model(job, task, snapshot, loss, device)
     check_statistic(loss, ranks, count_shards(job.shard, ranks))
     sharding = _shard(job, model, loss, ema, ranks, device)

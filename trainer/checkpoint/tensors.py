@@ -4,7 +4,7 @@ or only some rows of each, and the bitwise comparison of two sets of them."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -116,6 +116,7 @@ def _parse_header(file: str, text: bytes) -> tuple[Document, dict[str, Rows]]:
         header = parse_json(text, {"__metadata__?": {str: str}})
         rows = parse_json(header.pop("__metadata__", {}).get(_ROWS, "{}"), ROWS)
         check_shape(header, {str: TENSOR})
+        _check_places(entry["data_offsets"] for entry in header.values())
         for name, entry in header.items():
             start, end = entry["data_offsets"]
             dtype = _TORCH_DTYPES.get(entry["dtype"])
@@ -131,6 +132,15 @@ def _parse_header(file: str, text: bytes) -> tuple[Document, dict[str, Rows]]:
     except DocumentError as error:
         raise DamagedError(f"{file} is not what was written: {error}") from error
     return header, {name: Rows(start, tuple(shape)) for name, (start, shape) in rows.items()}
+
+
+def _check_places(places: Iterable[Sequence[int]]) -> None:
+    """Check that tensors follow each other: tensors that share bytes would need more memory than the file has."""
+    end = 0
+    for start, stop in sorted(tuple(place) for place in places):
+        if start != end:
+            raise DocumentError("the places of its tensors do not follow each other")
+        end = stop
 
 
 def _join(name: str, parts: list[tuple[Rows, Tensor]]) -> Tensor:
@@ -190,6 +200,10 @@ class StoredTensors(Mapping[str, Tensor]):
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a complete tensor."""
         return self._pieces[name][0].rows.shape
+
+    def count_values(self) -> int:
+        """Return the number of elements in the files."""
+        return sum(prod(piece.shape) for pieces in self._pieces.values() for piece in pieces)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Return the rows of a tensor from `start` up to `stop` (exclusive); no others are read."""

@@ -175,7 +175,7 @@ class LoaderSection:
     workers: Annotated[int, Interval(ge=0, le=256)] = key(
         0, "processes that prepare batches; 0 uses the training process"
     )
-    prefetch: Count = key(2, "batches that each worker keeps ready")
+    prefetch: Annotated[int, Interval(ge=1, le=1024)] = key(2, "batches that each worker keeps ready")
     pin_memory: bool | None = key(None, "copy batches through page-locked memory; null does so on CUDA")
     persistent_workers: bool = key(True, "keep the workers from epoch to epoch")
     timeout: Positive = key(600.0, "seconds that the run waits for a batch of a worker before it stops")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from trainer.errors import DataError, RowError, format_error
-from trainer.input_files import LIMITS, open_input
+from trainer.input_files import LIMITS, Limits, open_input
 from trainer.protocols import Batching, Columns, EncodedColumns, ImageCell, StateDict
 from trainer.task.augmentation import OPERATIONS, augment
 from trainer.task.supervised import InputFields
@@ -159,7 +159,10 @@ class Images:
 
     def load_state_dict(self, state: StateDict) -> None:
         learned = state["images"]
-        self.size, self.channels = tuple(learned["size"]), int(learned["channels"])
+        height, width = learned["size"]
+        if not 0 < height * width <= Limits.pixels or learned["channels"] not in (1, 3):
+            raise ValueError(f"images of {height} x {width} x {learned['channels']} are not possible")
+        self.size, self.channels = (height, width), int(learned["channels"])
         self.mean, self.std = list(learned["mean"]), list(learned["std"])
 
     def _learned(self) -> StateDict:
