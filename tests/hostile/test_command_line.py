@@ -63,7 +63,7 @@ CASES: list[tuple[list[str], str]] = [
     (["--shell-completion", "query=tcsh"], "--shell-completion: needs a shell"),
     (["--cfg", "job", "--info"], "--cfg --info: exclude each other. Keep one."),
     (["--cfg", "job", "--package", "model.nowhere"], "package 'model.nowhere' not found in config"),
-    (["--experimental-rerun", "nowhere"], "--experimental-rerun: no such file, got 'nowhere'."),
+    (["--experimental-rerun", "x.pickle"], "--experimental-rerun: loads a pickle, which can run any code"),
     (["--config-name", "../" * 100], "Cannot find primary config"),
     (["data=files", "data.train='https://me:hunter2@host/x?token=hunter2'"], "got 'https://***@host/x?token=***'"),
     (["+logger.api_key=hunter2"], "logger.api_key: unknown key, got ***."),

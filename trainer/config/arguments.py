@@ -50,8 +50,8 @@ class Arguments:
 
     @property
     def needs_hydra(self) -> bool:
-        """Return whether Hydra's own main must run: for sweeps and flags that show something or rerun a past job."""
-        return self.is_sweep or self.shows_hydra or bool(self.options.cfg or self.options.experimental_rerun)
+        """Return whether Hydra's own main must run: for sweeps and flags that show something."""
+        return self.is_sweep or self.shows_hydra or bool(self.options.cfg)
 
 
 def split_arguments(
@@ -140,9 +140,9 @@ def _validate_flags(options: argparse.Namespace) -> list[str]:
     chosen = [flag for flag, name in named.items() if getattr(options, name)]
     chosen += ["--shell-completion"] if options.shell_completion else []
     problems = [format_error(" ".join(chosen), "exclude each other", "Keep one")] if len(chosen) > 1 else []
-    rerun = options.experimental_rerun
-    if rerun is not None and not os.path.isfile(rerun):
-        problems.append(format_error("--experimental-rerun", "no such file", value=rerun))
+    if options.experimental_rerun is not None:
+        problem, remedy = "loads a pickle, which can run any code", "Resume a run with resume=RUN"
+        problems.append(format_error("--experimental-rerun", problem, remedy, value=options.experimental_rerun))
     if options.shell_completion and not (len(options.overrides) == 1 and _COMPLETION.fullmatch(options.overrides[0])):
         remedy = "Write --shell-completion install=bash; bash may also be zsh or fish, and install may be uninstall"
         problems.append(format_error("--shell-completion", "needs a shell", remedy))
