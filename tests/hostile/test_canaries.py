@@ -107,6 +107,17 @@ HYDRA: dict[str, Change] = {
 }
 """Keys that Hydra or transformers would act on."""
 
+PLANTED = {
+    "own settings": ("config.yaml", f"hydra: {{callbacks: {{x: {{_target_: os.mkdir, path: {CANARY}}}}}}}\n"),
+    "own launcher": ("launcher/basic.yaml", "_target_: trap.Model\n"),
+    "own sweeper": ("sweeper/basic.yaml", "_target_: trap.Model\n"),
+    "log of jobs": ("job_logging/default.yaml", f"formatters: {{x: {{(): os.mkdir, path: {CANARY}}}}}\n"),
+    "log of Hydra": ("hydra_logging/default.yaml", f"formatters: {{x: {{(): os.mkdir, path: {CANARY}}}}}\n"),
+    "callbacks": ("callbacks/default.yaml", f"x: {{_target_: os.mkdir, path: {CANARY}}}\n"),
+    "output": ("output/runs.yaml", f"# @package _global_\nhydra: {{run: {{dir: {CANARY}}}}}\n"),
+}
+"""Files of a stranger's `conf/hydra`, and their texts."""
+
 TEXTS = {
     "python/object/apply": f"model: !!python/object/apply:os.mkdir [{CANARY}]\n",
     "python/object/new": f"model: !!python/object/new:os.mkdir [{CANARY}]\n",
@@ -140,8 +151,15 @@ def refusal(number: int, folder: Path, text: str, capsys: pytest.CaptureFixture[
 
 
 def test_traps_work(folder: Path) -> None:
-    torch.load(folder / "trap.pth", weights_only=False)
-    (folder / CANARY).rmdir()
+    def load_text() -> None:
+        yaml.unsafe_load(TEXTS["python/object/apply"])
+
+    def load_weights() -> None:
+        torch.load(folder / "trap.pth", weights_only=False)
+
+    for run_trap in (load_text, load_weights):
+        run_trap()
+        (folder / CANARY).rmdir()
 
 
 def slow_unless(quick: Callable[[str], bool], names: Iterable[str]) -> list[Any]:
@@ -171,6 +189,37 @@ def test_keys_that_libraries_would_act_on(name: str, folder: Path, capsys: pytes
     assert code in (2, 3), message
     assert message.startswith(("hydra", "defaults", "model.")), message
     assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_hydra_folders(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing of the working directory takes the place of Hydra's own settings, or of our own options."""
+    file, text = PLANTED[name]
+    for place in ("conf/hydra", "hydra", ".hydra", "conf/.hydra"):
+        path = folder / place / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    for option in ("train", "eval", "model/text_encoder", "optimizer/adamw"):
+        (folder / f"conf/{option}.yaml").parent.mkdir(exist_ok=True)
+        (folder / f"conf/{option}.yaml").write_text(f"_target_: os.mkdir\npath: {CANARY}\n", encoding="utf-8")
+    (folder / ".hydra/config.pickle").write_bytes((folder / "trap.pkl").read_bytes())
+    is_refused = name.startswith("own")
+    for command in (["train", "--cfg", "job"], ["train", "--info"], ["train", "-m", "seed=0,1", "optimizer.lr=-1"]):
+        code, message = main(command), capsys.readouterr().err
+        assert (f"conf/hydra/{file}: replaces a part of Hydra" in message) == is_refused, message
+        assert code == (2 if is_refused or "-m" in command else 0), message
+        assert not (folder / CANARY).exists(), command
+    assert main(["train", "--experimental-rerun", ".hydra/config.pickle"]) == 2
+
+
+def test_renamed_settings_of_hydra(folder: Path) -> None:
+    """The remedy works."""
+    path = folder / "conf/hydra/launcher/basic.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("_target_: hydra._internal.core_plugins.basic_launcher.BasicLauncher\n", encoding="utf-8")
+    assert main(["train", "--cfg", "job"]) == 2
+    path.rename(path.with_name("mine.yaml"))
+    assert main(["train", "--cfg", "job", "hydra/launcher=mine"]) == 0
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -24,6 +24,8 @@ from trainer.errors import ConfigError, format_error, raise_if_any
 from trainer.layout import expand_home
 
 _HYDRA_MAPPINGS = ("hydra.launcher", "hydra.sweeper", "hydra.env")
+_HYDRA_DEFAULTS = ("config.yaml", "launcher/basic.yaml", "sweeper/basic.yaml")
+"""Files of Hydra's own that a folder of the search path can replace; its other defaults come first."""
 _HYDRA_PLUGINS = ("hydra.launcher._target_", "hydra.sweeper._target_")
 
 _MAX_NAME = 256
@@ -136,6 +138,7 @@ def parse_command_line(verb: str, argv: Sequence[str]) -> tuple[CommandLine, lis
         raise ConfigError(format_error("--config-dir", "no such folder", value=options.config_dir))
     working = working_folder()
     searchpath = [entry for item in parsed for entry in _search_entries(item)]
+    problems += _replaced_settings(working) if working else []
     searchpath += [_entry(working)] if working else []
     groups = groups_in([folder, extra, *map(search_folder, searchpath)])
     wrong = {str(item.input_line): problem for item in parsed if (problem := _hydra_problem(item))}
@@ -166,6 +169,16 @@ def _hydra_problem(override: Override) -> str | None:
     if key in ("hydra.run.dir", "hydra.sweep.dir") and isinstance(value, str) and not _can_be_folder(value):
         return format_error(key, "cannot be a folder, as a file is in its place", value=value)
     return None
+
+
+def _replaced_settings(folder: Path) -> list[str]:
+    """Return the problems of the working directory's `conf` with files that would take the place of Hydra's own.
+
+    They would apply, and could run code, although nobody has chosen an option of the folder.
+    """
+    files = [folder / "hydra" / name for name in _HYDRA_DEFAULTS]
+    problem, remedy = "replaces a part of Hydra in every command", "Rename it, and choose it by its new name"
+    return [format_error(f"conf/{file.relative_to(folder)}", problem, remedy) for file in files if file.exists()]
 
 
 def _can_be_folder(path: str) -> bool:
