@@ -95,8 +95,9 @@ def run_command(command: str) -> None:
         assert main(shortened(words)) == 0, command
     elif program == "torchrun":
         # Two processes of this machine instead of those of several machines.
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainer"]
-        line = [sys.executable, *launcher, *shortened(words[words.index("trainer") + 1 :])]
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+        trainer = str(Path(sys.executable).with_name("trainer"))
+        line = [sys.executable, *launcher, trainer, *shortened(words[words.index("trainer") + 1 :])]
         subprocess.run(line, check=True, capture_output=True)
     elif program == "python":
         script = [str(ROOT / words[0]) if words[0].startswith("scripts/") else words[0], *words[1:]]

@@ -93,6 +93,8 @@ class JobFailed(Exception):  # noqa: N818  its error has been printed already
 def main(argv: list[str] | None = None) -> int:
     """Run a command line (without the program's name) and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Libraries start Python for their workers, which would import from the working directory first.
+    os.environ["PYTHONSAFEPATH"] = "1"
     if arguments[:1] == ["--rank"] and len(arguments) == 2:  # started by `trainer.launch`
         return _run_rank(Path(arguments[1]))
     set_rank_defaults()

@@ -14,6 +14,8 @@ import pytest
 import torch
 import yaml
 
+from tests.support.jobs import TINY, write_data
+from tests.support.ranks import free_port
 from trainer.cli import main
 from trainer.config.command import check_command
 from trainer.config.stored import config_text
@@ -255,3 +257,39 @@ def test_modules_in_the_working_directory(folder: Path) -> None:
         done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode in (0, 2, 3), done.stderr
         assert not (folder / CANARY).exists(), command
+
+
+MODULES = ("torch", "numpy", "jinja2", "trainer", "multiprocessing", "yaml", "hydra", "safetensors", "rich")
+
+
+def plant_modules(folder: Path) -> None:
+    for name in MODULES:
+        (folder / f"{name}.py").write_bytes((folder / "trap.py").read_bytes())
+
+
+def test_processes_of_libraries_do_not_import_from_the_working_directory(folder: Path) -> None:
+    """`multiprocessing` and `torch.compile` start their workers with `-c` and `-m`."""
+    plant_modules(folder)
+    assert main(["--version"]) == 0
+    for options in (["-c", "import torch"], ["-m", "torch.version"]):
+        done = subprocess.run([sys.executable, *options], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert not (folder / CANARY).exists(), options
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["trainer", "torchrun"])
+def test_processes_do_not_import_from_the_working_directory(launcher: str, folder: Path) -> None:
+    """Two processes with a loader worker each train in a folder of a stranger."""
+    data = write_data(folder)
+    plant_modules(folder)
+    programs = Path(sys.executable).parent
+    line = ["train", *TINY, *data, "run.dir=trained", "train.duration=2", "loader.workers=1"]
+    command: list[str | Path] = [programs / "trainer", *line, "devices=2"]
+    if launcher == "torchrun":
+        port = f"--master-port={free_port()}"
+        torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--nproc-per-node=2", port]
+        command = [*torchrun, "--no-python", programs / "trainer", *line]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, (folder / "trained/checkpoints").is_dir()) == (0, True), done.stderr
+    assert not (folder / CANARY).exists()
