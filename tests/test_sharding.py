@@ -257,6 +257,7 @@ ALTERNATIVES = {
     "loss with a tree": (["loss=hierarchical_softmax"], 0.0),
     "language model": (["task=causal_lm", "model=decoder"], 0.0),
     "features": (["model.features=[blocks.0]"], 0.0),
+    "blocks that run again": (["model.gradient_checkpointing=selective", "model.depth=2", "model.dropout=0.1"], 0.0),
     "learning rate from a range test": (["optimizer.lr=auto"], 0.0),
 }
 
