@@ -1,5 +1,6 @@
 """Losses of logits that are computed in chunks equal the losses of all logits."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.support.jobs import assert_resumes, assert_same_end, events, stop_at, train, write_data
+from tests.support.jobs import TINY, assert_resumes, assert_same_end, events, stop_at, train, write_data
 from tests.support.pretrained_folders import CONFIGS, LANGUAGE, Folders, layouts, model_of
 from trainer import deferred_logits
 from trainer.cli import main
@@ -274,3 +275,16 @@ def test_a_debug_line_says_why_all_logits_are_computed(
     with caplog.at_level(logging.DEBUG, "trainer"):
         assert train(tmp_path / "run", *data, *changes) == 0
     assert f"train.fused_head: the logits of a batch are computed at once, because {obstacle}" in caplog.text
+
+
+def test_a_plan_shows_the_logits_and_what_checkpointing_saves(
+    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plans = []
+    for setting in ("none", "selective", "blocks"):
+        job = [*TINY, *data, "task=causal_lm", "model=decoder", f"model.gradient_checkpointing={setting}"]
+        assert main(["plan", *job, "json=true", f"run.dir={tmp_path}"]) == 0
+        plans.append(json.loads(capsys.readouterr().out))
+    assert plans[0]["model"]["modules"][0]["output"][-1] == plans[0]["model"]["modules"][1]["parameters"] // 16
+    none, selective, blocks = (plan["memory"]["activations"] for plan in plans)
+    assert none > selective > blocks

@@ -17,7 +17,9 @@ from torch.autograd.function import once_differentiable
 from trainer.protocols import DefersLogits
 
 CHUNK_ELEMENTS: Final = 2**23
-"""Logits of a chunk: 32 MiB in float32."""
+"""Logits of a chunk on a CPU: 32 MiB in float32."""
+ACCELERATOR_FACTOR: Final = 8
+"""A chunk on a GPU is this many times as large, so that its kernels take longer than their launches."""
 MIN_ROWS: Final = 128
 """Rows of a chunk if the vocabulary is large: each chunk reads and writes the gradient of all weights once."""
 
@@ -46,13 +48,13 @@ class DeferredLogits(NamedTuple):
             yield self.compute(), target
             return
         features, targets = self.features.flatten(0, -2), target.flatten()
-        for rows in _slices(len(features), len(self.weight)):
+        for rows in _slices(len(features), self.weight):
             yield self._replace(features=features[rows]).compute(), targets[rows]
 
     def is_small(self) -> bool:
         """Return whether the logits fit in one chunk."""
         num_rows = self.features.shape[:-1].numel()
-        return num_rows <= _rows_of_chunk(len(self.weight))
+        return num_rows <= _rows_of_chunk(self.weight)
 
 
 def defer_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> DeferredLogits:
@@ -114,8 +116,8 @@ class _ChunkedLoss(torch.autograd.Function):
             for each, needed in zip((features, weight, bias), ctx.needs_input_grad, strict=False)
         )
         totals = []
-        logits = features.new_empty(min(len(features), _rows_of_chunk(len(weight))), len(weight))
-        for rows in _slices(len(features), len(weight)):
+        logits = features.new_empty(min(len(features), _rows_of_chunk(weight)), len(weight))
+        for rows in _slices(len(features), weight):
             chunk = features[rows]
             out = logits[: len(chunk)]
             torch.mm(chunk, matrix.T, out=out) if offset is None else torch.addmm(offset, chunk, matrix.T, out=out)
@@ -149,11 +151,12 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _rows_of_chunk(num_classes: int) -> int:
-    return max(MIN_ROWS, CHUNK_ELEMENTS // max(1, num_classes))
+def _rows_of_chunk(weight: Tensor) -> int:
+    elements = CHUNK_ELEMENTS * (1 if weight.device.type == "cpu" else ACCELERATOR_FACTOR)
+    return max(MIN_ROWS, elements // max(1, len(weight)))
 
 
-def _slices(num_rows: int, num_classes: int) -> Iterator[slice]:
-    step = _rows_of_chunk(num_classes)
+def _slices(num_rows: int, weight: Tensor) -> Iterator[slice]:
+    step = _rows_of_chunk(weight)
     for start in range(0, num_rows, step):
         yield slice(start, start + step)
