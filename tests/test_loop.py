@@ -43,8 +43,15 @@ class Tokens(nn.Module):
 class RepeatedSteps:
     """A loader that repeats the same steps."""
 
+    requested = accumulate = 1
+
     def __init__(self, steps: Sequence[list[Batch]]) -> None:
         self._steps = steps
+
+    def load(self, step: int) -> list[Batch]:
+        return self._steps[step % len(self._steps)]
+
+    load_largest = None
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
         return iter([self._steps[step % len(self._steps)] for step in range(start, stop)])
@@ -99,7 +106,8 @@ def make_run(
         precision=Precision("fp32", CPU),
         ema=None,
         masks=Masks(model, {}),
-        loader=RepeatedSteps(micro_batches),
+        loader=RepeatedSteps(micro_batches),  # type: ignore[arg-type]
+        batch_size=sum(batch.num_samples for batch in micro_batches[0]),
         ranks=Ranks(),
         rng=StepRng(0, CPU),
         device=CPU,

@@ -62,6 +62,8 @@ def capture(run: Run, state: TrainState) -> Snapshot:
         "data": run.data_fingerprint,
         "versions": current_versions(),
     }
+    if run.loader.accumulate != run.loader.requested:
+        document["accumulate"] = {"requested": run.loader.requested, "used": run.loader.accumulate}
     documents = {STATE: json.dumps(document, indent=1) + "\n", **run.documents}
     if run.sharding is None:
         return Snapshot(state.step, tensors, documents)
@@ -102,6 +104,10 @@ def restore(run: Run, state: TrainState, snapshot: Snapshot) -> None:
         restore_optimizer(run.optimizer, snapshot.named_tensors("optimizer"), document["optimizer"])
     with _naming_field("precision"):
         run.precision.load_state_dict(document["precision"])
+    with _naming_field("accumulate"):
+        accumulate = document.get("accumulate")
+        if accumulate is not None and accumulate["requested"] == run.loader.requested:
+            run.loader.accumulate = accumulate["used"]
     with _naming_field("train"):
         state.load_state_dict(document["train"])
     # Last: building and loading may have drawn random numbers.

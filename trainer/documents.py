@@ -48,6 +48,7 @@ _STATE_SHAPE: Final = {
     },
     "data": str,
     "versions": {str: str},
+    "accumulate?": {"requested": (int, str), "used": int},
 }
 
 _TASK_SHAPE: Final = {

@@ -81,6 +81,8 @@ class LostWorkerError(TrainerError):
     exit_code = 75
 
 
+_OUT_OF_MEMORY = r"not enough memory: you tried to allocate|out of memory"
+
 _FATAL: Final[tuple[tuple[str, type[TrainerError], str], ...]] = (
     (
         r"DataLoader worker \(pid",
@@ -95,7 +97,7 @@ _FATAL: Final[tuple[tuple[str, type[TrainerError], str], ...]] = (
         "If batches take that long, raise loader.timeout.",
     ),
     (
-        r"not enough memory: you tried to allocate|out of memory",
+        _OUT_OF_MEMORY,
         ConfigError,
         "train.batch_size: the job does not fit into memory. Raise train.accumulate, or lower train.batch_size, "
         "loader.eval_batch_size or task.max_length.",
@@ -116,6 +118,13 @@ def find_user_error(error: BaseException | None) -> TrainerError | None:
                     return error_type(message)
         error = error.__cause__
     return None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an exception says that memory ran out, on the host or on a device."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search(_OUT_OF_MEMORY, str(error)) is not None
+    )
 
 
 class RowErrors:

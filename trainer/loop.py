@@ -10,6 +10,7 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
+from trainer.accumulation import accumulate_more, can_accumulate_more
 from trainer.capture import capture
 from trainer.divergence import diverged_step_error, diverged_weights_error, non_finite_parameters
 from trainer.errors import Interrupted
@@ -104,10 +105,21 @@ class Update:
 def update_weights(run: Run, step: int, micro_batches: list[Batch]) -> Update:
     """Update the weights from the micro-batches of one step, unless its loss or its gradient is not finite.
 
-    In float16, an update whose gradients overflow is repeated with a smaller loss scale, so no step is skipped.
+    In float16, an update whose gradients overflow is repeated with a smaller loss scale, so no step is skipped. If
+    memory runs out, the step is repeated with smaller micro-batches, and the later steps have them too.
     """
     while True:
-        values = compute_gradients(run, step, micro_batches)
+        try:
+            values = compute_gradients(run, step, micro_batches)
+        except (RuntimeError, MemoryError) as error:
+            if not can_accumulate_more(run, error):
+                raise
+            values = None
+        if values is None:  # outside of the handler, which keeps the tensors of the failed step
+            micro_batches = []
+            run.log("out_of_memory", step, {"accumulate": accumulate_more(run)})
+            micro_batches = run.loader.load(step)
+            continue
         update = Update(step, micro_batches, values)
         if run.checks_late:
             # The kernel itself skips the update, and from then on every update: nothing waits for the device.

@@ -564,7 +564,23 @@ class HasPooling(Protocol):
 
 
 class Loader(Protocol):
-    """The training data, one list of micro-batches per optimizer step."""
+    """The training data, one list of micro-batches per optimizer step.
+
+    Attributes:
+        requested: The key `train.accumulate`.
+        accumulate: Micro-batches of a step; may change between steps.
+    """
+
+    requested: int | Literal["auto"]
+    accumulate: int
+
+    def load(self, step: int) -> list[Batch]:
+        """Return the micro-batches of a step."""
+        ...
+
+    def load_largest(self) -> list[Batch]:
+        """Return the micro-batches of a step that needs as much memory as any."""
+        ...
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each step from `start` up to before `stop`."""

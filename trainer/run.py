@@ -105,6 +105,7 @@ class Run:
         ema: The averaged weights of the model, and of the loss if it has some; None is off.
         masks: The weights of the model that are pruned and stay 0.
         loader: The training data.
+        batch_size: Samples of a step, over all micro-batches and devices.
         ranks: The processes that train together; each has a share of every micro-batch.
         rng: The random numbers of the forward passes.
         device: The device of the model and the batches.
@@ -128,6 +129,7 @@ class Run:
     ema: Ema | None
     masks: Masks
     loader: Loader
+    batch_size: int
     ranks: Ranks
     rng: StepRng
     device: torch.device

@@ -25,7 +25,7 @@ from trainer.builders.training import Training, build_training
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.tensors import encode
 from trainer.config.jobs import TrainJob
-from trainer.data.batches import BatchPlan, TrainLoader
+from trainer.data.batches import TrainLoader
 from trainer.deferred_logits import deferral
 from trainer.ema import has_weights
 from trainer.layout import Document
@@ -68,12 +68,12 @@ def dry_run(job: TrainJob, config_text: str, *, trial: bool, depth: int) -> Docu
         run = training.run
         # The first device has the largest share of a micro-batch.
         assert isinstance(run.loader, TrainLoader)
-        share, *_ = run.loader.plan.micro_batches(0, job.train.accumulate, 0, devices)
+        share, *_ = run.loader.plan.micro_batches(0, run.loader.accumulate, 0, devices)
         first = run.loader.batches[share]
         document = {
             "data": _data(job, training),
             "steps": _steps(job, training),
-            "devices": _devices(job, run.loader.plan, devices, shards),
+            "devices": _devices(run.loader, devices, shards),
             "schedule": _schedule(job, run),
             "model": _model(run, first, depth),
             "optimizer": _optimizer(job, run),
@@ -104,7 +104,11 @@ class _NoReport:
 def _on_cpu(job: TrainJob) -> TrainJob:
     optimizer = job.optimizer | ({"lr": 1.0} if job.optimizer.get("lr") == "auto" else {})
     loader = replace(job.loader, workers=0, pin_memory=False)
-    return replace(job, device="cpu", devices=1, shard=False, compile=False, optimizer=optimizer, loader=loader)
+    # The memory of this process says nothing about the memory of the run's device.
+    train = replace(job.train, accumulate=1) if job.train.accumulate == "auto" else job.train
+    return replace(
+        job, device="cpu", devices=1, shard=False, compile=False, optimizer=optimizer, loader=loader, train=train
+    )
 
 
 def _data(job: TrainJob, training: Training) -> Document:
@@ -137,8 +141,8 @@ def _steps(job: TrainJob, training: Training) -> Document:
     every = {name: interval for name, interval in intervals.items() if interval is not None}
     return {
         "batch_size": job.train.batch_size,
-        "accumulate": job.train.accumulate,
-        "micro_batch": -(-job.train.batch_size // job.train.accumulate),
+        "accumulate": training.run.loader.accumulate,
+        "micro_batch": -(-job.train.batch_size // training.run.loader.accumulate),
         "steps_per_epoch": steps.per_epoch,
         "last_batch_of_epoch": rows - (steps.per_epoch - 1) * job.train.batch_size,
         "total_steps": steps.total,
@@ -149,11 +153,11 @@ def _steps(job: TrainJob, training: Training) -> Document:
     }
 
 
-def _devices(job: TrainJob, plan: BatchPlan, devices: int, shards: int) -> Document:
+def _devices(loader: TrainLoader, devices: int, shards: int) -> Document:
     """Return what each device does in a full step and in the last step of an epoch: lists have a value for each one."""
-    steps = {"step": 0, "last_step_of_epoch": plan.steps_per_epoch - 1}
+    steps = {"step": 0, "last_step_of_epoch": loader.plan.steps_per_epoch - 1}
     shares = {
-        name: [plan.micro_batches(step, job.train.accumulate, rank, devices) for rank in range(devices)]
+        name: [loader.plan.micro_batches(step, loader.accumulate, rank, devices) for rank in range(devices)]
         for name, step in steps.items()
     }
     sizes = [len(piece.ids) for pieces in shares["step"] for piece in pieces]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from trainer.accumulation import find_accumulate
 from trainer.builders.data import build_batch_plan, build_encoded, build_loaders, build_task, check_data
 from trainer.builders.instantiate import in_group, locate
 from trainer.builders.loss import TEACHER, Teacher, build_loss, can_defer_logits
@@ -39,7 +40,8 @@ from trainer.durations import to_steps
 from trainer.ema import Ema, has_weights
 from trainer.errors import CheckpointError, ConfigError, did_you_mean, format_error, raise_if_any
 from trainer.evaluate import check_shareable, evaluate, metric_directions
-from trainer.layout import CONFIG, TASK
+from trainer.layout import CONFIG, STATE, TASK
+from trainer.loop import compute_gradients
 from trainer.model.gradient_checkpointing import checkpoint_blocks
 from trainer.precision import Precision
 from trainer.protocols import (
@@ -109,6 +111,11 @@ def build_training(
     if snapshot is not None:
         _check_teacher(snapshot, run.documents)
         restore(run, state, snapshot)
+    if job.train.accumulate == "auto" and (snapshot is None or "accumulate" not in snapshot.json(STATE)):
+        if ranks.size > 1:
+            problem = "auto works only on one device"
+            raise ConfigError(format_error("train.accumulate", problem, "Set a number", value="auto"))
+        find_accumulate(run, compute_gradients)
     if run.sharding is None:
         ranks.broadcast_weights(run.modules().values())
     return Training(run, state, task, encoded, data_report)
@@ -149,6 +156,7 @@ def _build_run(
         ema=ema,
         masks=masks,
         loader=loader,
+        batch_size=job.train.batch_size,
         ranks=ranks,
         rng=_build_rng(job, snapshot, ranks, device),
         device=device,

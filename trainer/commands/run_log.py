@@ -63,11 +63,12 @@ def log_start(job: TrainJob, training: Training, is_new: bool) -> None:
     from trainer.capture import describe_machine
 
     run, state = training.run, training.state
-    size, remainder = divmod(job.train.batch_size, job.train.accumulate)
+    accumulate = run.loader.accumulate
+    size, remainder = divmod(job.train.batch_size, accumulate)
     micro_batch = f"at most {size + 1}" if remainder else str(size)
     logger.info(
         "step: %d samples = %d micro-batch%s of %s; %d steps per epoch, %d in total; %s, %s, %d parameters",
-        *(job.train.batch_size, job.train.accumulate, "" if job.train.accumulate == 1 else "es", micro_batch),
+        *(job.train.batch_size, accumulate, "" if accumulate == 1 else "es", micro_batch),
         *(run.steps.per_epoch, run.steps.total, _device_name(run), job.precision),
         sum(parameter.numel() for parameter in run.model.parameters()),
     )

@@ -151,7 +151,10 @@ class TrainSection:
 
     duration: Annotated[Duration, Gt(0)] = key("4ep", "length of the run: steps (500 or 500st) or epochs (3ep)")
     batch_size: Count = key(32, "samples of one optimizer step, over all its micro-batches")
-    accumulate: Count = key(1, "micro-batches of one optimizer step; changes the memory used, not the result")
+    accumulate: Count | Literal["auto"] = key(
+        1,
+        "micro-batches of one optimizer step; changes the memory used, not the result; auto finds the fewest that fit",
+    )
     fused_head: bool = key(
         True,
         "compute the last layer and the loss of a language model together, in chunks, so that its logits are never "

@@ -350,6 +350,9 @@ def _validate_intervals(flat: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(batch_size, int) and isinstance(accumulate, int) and 1 <= batch_size < accumulate:
         problem = f"must not be greater than train.batch_size ({batch_size}), which it divides into micro-batches"
         yield format_error("train.accumulate", problem, value=accumulate)
+    if accumulate == "auto" and flat.get("devices", 1) not in (1, "auto"):
+        problem = "is found on one device, but devices is not 1"
+        yield format_error("train.accumulate", problem, "Set a number", value="auto")
 
 
 def _validate_phases(flat: Mapping[str, Any]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -182,17 +182,21 @@ class TrainLoader:
     Args:
         batches: The training split.
         plan: The samples of each step.
-        accumulate: Micro-batches of a step.
+        requested: The key `train.accumulate`: micro-batches of a step; `auto` starts with 1.
         options: How batches are loaded.
         ranks: The devices that share each micro-batch.
         fill: Every device needs a batch for each micro-batch, if only a filler (see `BatchPlan.micro_batches`).
+
+    Attributes:
+        requested: The key `train.accumulate`.
+        accumulate: Micro-batches of a step. It may change between steps: later steps then have so many.
     """
 
     def __init__(
         self,
         batches: Batches,
         plan: BatchPlan,
-        accumulate: int,
+        requested: int | Literal["auto"],
         options: LoaderOptions,
         ranks: Ranks | None = None,
         *,
@@ -200,7 +204,8 @@ class TrainLoader:
     ) -> None:
         self.plan = plan
         self.batches = batches
-        self._accumulate = accumulate
+        self.requested = requested
+        self.accumulate = 1 if requested == "auto" else requested
         self._options = options
         self._ranks = ranks or Ranks()
         self._fill = fill
@@ -210,14 +215,29 @@ class TrainLoader:
 
         One DataLoader iterator serves all epochs, so workers do not restart between epochs.
         """
-        micro_batches = lru_cache(maxsize=64)(self._micro_batches)  # asked twice: by the sampler and below
-        indices = (each for step in range(start, stop) for each in micro_batches(step))
-        stream = _watched(iter(_data_loader(self.batches, indices, self._options, persistent=False)), self._options)
-        for step in range(start, stop):
-            yield list(islice(stream, len(micro_batches(step))))
+        while start < stop:
+            accumulate = self.accumulate
+            micro_batches = lru_cache(maxsize=64)(self._micro_batches)  # asked twice: by the sampler and below
+            indices = (each for step in range(start, stop) for each in micro_batches(step))
+            stream = _watched(iter(_data_loader(self.batches, indices, self._options, persistent=False)), self._options)
+            while start < stop and self.accumulate == accumulate:
+                start += 1
+                yield list(islice(stream, len(micro_batches(start - 1))))
+
+    def load(self, step: int) -> list[Batch]:
+        """Return this device's micro-batches of a step."""
+        return [self.batches[indices] for indices in self._micro_batches(step)]
+
+    def load_largest(self) -> list[Batch]:
+        """Return the micro-batches of a step with the longest samples of the split, as far as samples have a length."""
+        lengths = self.batches.task.lengths(self.batches.rows)
+        size = min(self.plan.batch_size, self.plan.num_samples)
+        longest = np.arange(size) if lengths is None else np.argsort(-lengths, kind="stable")[:size]
+        micro_batches = split_batch(BatchIndices(0, tuple(longest.tolist())), self.accumulate)
+        return [self.batches[replace(each, piece=piece)] for piece, each in enumerate(micro_batches)]
 
     def _micro_batches(self, step: int) -> list[BatchIndices]:
-        return self.plan.micro_batches(step, self._accumulate, self._ranks.rank, self._ranks.size, fill=self._fill)
+        return self.plan.micro_batches(step, self.accumulate, self._ranks.rank, self._ranks.size, fill=self._fill)
 
 
 class EvaluationBatches:

@@ -1,0 +1,142 @@
+"""Micro-batches that are halved when memory runs out, and the number that `train.accumulate=auto` finds."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.jobs import (
+    assert_resumes,
+    checkpoint_files,
+    events,
+    train,
+    working_in,
+    write_data,
+)
+from tests.test_loop import make_run, random_batches
+from trainer.accumulation import can_accumulate_more
+from trainer.loss.info_nce import InfoNce
+from trainer.model.text_encoder import TextEncoder
+from trainer.step_rng import StepRng
+
+STEPS = 12
+KEEP_ALL = f"checkpoint.keep={STEPS}"
+Limit = Callable[[int, int], None]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    folder = tmp_path_factory.mktemp("accumulation")
+    with working_in(folder):
+        yield [*write_data(folder), f"train.duration={STEPS}", "train.eval_every=4", "checkpoint.every=1"]
+
+
+@pytest.fixture
+def limit(monkeypatch: pytest.MonkeyPatch) -> Limit:
+    """Return a function that lets the memory of a device hold only so many samples from a step on."""
+    forward, start, position = TextEncoder.forward, StepRng.start, {"step": 0}
+
+    def set_limit(samples: int, first_step: int) -> None:
+        def limited_start(self: StepRng, step: int, piece: int) -> None:
+            position["step"] = step
+            start(self, step, piece)
+
+        def limited_forward(self: TextEncoder, *args: Any, token_index: Any = None, **inputs: Any) -> Any:
+            # A part of the step is done before memory runs out.
+            output = forward(self, *args, token_index=token_index, **inputs)
+            if self.training and position["step"] >= first_step and len(token_index) > samples:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return output
+
+        monkeypatch.setattr(StepRng, "start", limited_start)
+        monkeypatch.setattr(TextEncoder, "forward", limited_forward)
+
+    return set_limit
+
+
+def test_a_run_whose_memory_runs_out_goes_on_with_smaller_micro_batches(
+    data: list[str], tmp_path: Path, limit: Limit
+) -> None:
+    options = [*data, KEEP_ALL]
+    assert train(tmp_path / "plain", *options) == 0
+    limit(3, 6)
+    assert train(tmp_path / "limited", *options) == 0
+
+    assert [(line["step"], line["accumulate"]) for line in events(tmp_path / "limited", "out_of_memory")] == [
+        (6, 2),
+        (6, 4),
+    ]
+    assert checkpoint_files(tmp_path / "limited", 6) == checkpoint_files(tmp_path / "plain", 6)
+    # Before and after the step; after it, the number of micro-batches comes from the checkpoint.
+    for step in (4, 9):
+        assert_resumes(tmp_path / "limited", step)
+
+
+def test_smaller_micro_batches_learn_the_same(data: list[str], tmp_path: Path, limit: Limit) -> None:
+    options = [*data, "model.dropout=0.0", "optimizer=sgd", "optimizer.lr=0.1"]
+    assert train(tmp_path / "plain", *options) == 0
+    limit(3, 2)
+    assert train(tmp_path / "limited", *options) == 0
+
+    plain, limited = (
+        load_file(tmp_path / name / f"checkpoints/step-{STEPS:08d}/model.safetensors") for name in ("plain", "limited")
+    )
+    for name, weight in plain.items():
+        torch.testing.assert_close(limited[name], weight, rtol=0, atol=1e-6)
+
+
+def test_auto_finds_the_fewest_micro_batches_and_learns_as_with_that_number(
+    data: list[str], tmp_path: Path, limit: Limit
+) -> None:
+    limit(3, 0)
+    assert train(tmp_path / "auto", *data, KEEP_ALL, "train.accumulate=auto") == 0
+    assert train(tmp_path / "four", *data, KEEP_ALL, "train.accumulate=4") == 0
+
+    assert events(tmp_path / "auto", "out_of_memory") == []
+    found, four = (checkpoint_files(tmp_path / name, STEPS) for name in ("auto", "four"))
+    assert found.pop("state.json") != four.pop("state.json")
+    assert found == four
+    assert_resumes(tmp_path / "auto", 5)
+
+
+def test_auto_uses_one_micro_batch_if_it_fits(data: list[str], tmp_path: Path) -> None:
+    assert train(tmp_path / "auto", *data, KEEP_ALL, "train.accumulate=auto") == 0
+    assert train(tmp_path / "one", *data, KEEP_ALL) == 0
+
+    found, one = (checkpoint_files(tmp_path / name, STEPS) for name in ("auto", "one"))
+    assert json.loads(found.pop("state.json"))["accumulate"] == {"requested": "auto", "used": 1}
+    assert "accumulate" not in json.loads(one.pop("state.json"))
+    assert found == one
+
+
+def test_a_sample_that_does_not_fit_is_an_error(
+    data: list[str], tmp_path: Path, limit: Limit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit(0, 3)
+    assert train(tmp_path / "run", *data) == 2
+
+    assert "train.accumulate: a single sample does not fit into memory, got 8" in capsys.readouterr().err
+    assert [line["accumulate"] for line in events(tmp_path / "run", "out_of_memory")] == [2, 4, 8]
+
+
+def test_auto_needs_one_device(data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "run", *data, "train.accumulate=auto", "devices=2") == 2
+    assert "train.accumulate: is found on one device" in capsys.readouterr().err
+
+
+def test_only_a_sum_over_targets_is_computed_again_in_parts() -> None:
+    run = make_run([random_batches([4], [0])])
+    error = torch.OutOfMemoryError("out of memory")
+
+    assert can_accumulate_more(run, error)
+    assert can_accumulate_more(
+        run, RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")
+    )
+    assert can_accumulate_more(run, MemoryError())
+    assert not can_accumulate_more(run, RuntimeError("shapes do not fit"))
+    assert not can_accumulate_more(replace(run, loss=InfoNce(temperature=0.1, symmetric=True)), error)
