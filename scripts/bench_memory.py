@@ -1,0 +1,216 @@
+"""Compare ways to train with less memory: logits in chunks with all logits at once, and checkpointed with other blocks.
+
+Each round runs every variant once, so a slow moment of the machine affects all of them; medians are compared. The peak
+memory of logits is that of a process of its own beyond the memory before the step. The activations of a model are the
+bytes of the tensors that exist when its backward pass begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.builders.memory import LiveTensors
+from trainer.deferred_logits import DeferredLogits, sum_in_chunks
+from trainer.loss.cross_entropy import CrossEntropy
+from trainer.model.decoder import Decoder
+from trainer.model.gradient_checkpointing import checkpoint_blocks
+from trainer.model.resnet import ResNet
+from trainer.model.text_encoder import TextEncoder
+from trainer.model.vit import ViT
+
+_TARGETS, _FEATURES = 4096, 256
+_VOCABULARIES = (32_000, 128_000)
+_SIZES: dict[str, Any] = {"dim": 256, "depth": 4, "heads": 4, "hidden": 1024, "dropout": 0.1}
+_TOKENS: dict[str, Any] = {"vocab_size": 1000, "num_outputs": 15, "max_length": 128, "pooling": "mean", **_SIZES}
+_IMAGES: dict[str, Any] = {"num_outputs": 10, "image_channels": 3, "image_size": (32, 32)}
+_MIB = 2**20
+
+
+def main() -> None:
+    """Measure, print a table and write it as JSON to `--output`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--peak", nargs=2, metavar=("VARIANT", "VOCABULARY"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        print(measure_peak(arguments.peak[0], int(arguments.peak[1])))
+        return
+    result = {
+        "targets": _TARGETS,
+        "features": _FEATURES,
+        "rounds": arguments.rounds,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "logits": {str(size): measure_logits(size, arguments.rounds) for size in _VOCABULARIES},
+        "gradient_checkpointing": {name: measure_model(make, arguments.rounds) for name, make in MODELS.items()},
+    }
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+# Logits
+
+
+def logit_variants(vocabulary: int) -> dict[str, Callable[[], object]]:
+    """Return a forward and backward pass of the last layer and the loss, for each way to compute them."""
+    torch.manual_seed(0)
+    features = torch.randn(_TARGETS, _FEATURES, requires_grad=True)
+    weight = (0.02 * torch.randn(vocabulary, _FEATURES)).requires_grad_()
+    bias = torch.zeros(vocabulary, requires_grad=True)
+    target = torch.randint(vocabulary, (_TARGETS,))
+    loss = CrossEntropy(None, 0.0, -100)
+    output = DeferredLogits(features, weight, bias)
+    losses: dict[str, Callable[[], Tensor]] = {
+        "all logits": lambda: loss(output.compute(), target),
+        "chunks": lambda: sum_in_chunks(loss, output, target),
+    }
+    # Since torch 2.13; with the larger vocabulary it takes minutes.
+    if hasattr(F, "linear_cross_entropy") and vocabulary == min(_VOCABULARIES):
+        options = torch.nn.LinearCrossEntropyOptions()
+        losses["torch's linear_cross_entropy"] = lambda: F.linear_cross_entropy(
+            features, weight, target, linear_bias=bias, reduction="sum", options=options
+        )
+
+    def with_backward(compute: Callable[[], Tensor]) -> Callable[[], None]:
+        def update() -> None:
+            for tensor in (features, weight, bias):
+                tensor.grad = None
+            (compute() / _TARGETS).backward()
+
+        return update
+
+    return {name: with_backward(compute) for name, compute in losses.items()}
+
+
+def measure_peak(variant: str, vocabulary: int) -> int:
+    """Return the bytes by which the peak memory of this process grows in a step."""
+    step = logit_variants(vocabulary)[variant]
+    before = peak_bytes()
+    step()
+    return peak_bytes() - before
+
+
+def peak_bytes() -> int:
+    """Return the largest resident memory of this process so far; `getrusage` would include that of its parent."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+def measure_logits(vocabulary: int, rounds: int) -> dict[str, Any]:
+    """Return the median time and the peak memory of each way to compute the loss."""
+    variants = logit_variants(vocabulary)
+    seconds = time_in_turn(variants, rounds)
+    command = [sys.executable, __file__, "--peak"]
+    peaks = {
+        name: int(subprocess.run([*command, name, str(vocabulary)], check=True, capture_output=True, text=True).stdout)
+        for name in variants
+    }
+    for name, values in seconds.items():
+        print(f"{vocabulary:7} {name:30} {statistics.median(values):7.3f} s  {peaks[name] / _MIB:8.0f} MiB")
+    return {"seconds": seconds, "peak_bytes": peaks, "time_ratios": median_ratios(seconds, "all logits")}
+
+
+# Gradient checkpointing
+
+
+def make_tokens() -> dict[str, Tensor]:
+    """Return a padded micro-batch of texts without padding."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1000, (16, 128), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def make_images() -> dict[str, Tensor]:
+    """Return a micro-batch of images."""
+    return {"pixel_values": torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
+
+
+def make_bert() -> nn.Module:
+    """Return a BERT of transformers with a linear head."""
+    from transformers import BertConfig
+
+    from trainer.model.pretrained import Pretrained
+    from trainer.model.pretrained_loading import architecture_of
+
+    config = BertConfig(
+        vocab_size=1000, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024
+    )
+    facts: dict[str, Any] = {"vocab_size": 1000, "num_outputs": 15, "max_length": 128}
+    options: dict[str, Any] = {"path": "unused", "config": {}, "attention": None, "pretrained": False}
+    return Pretrained(**facts, **options, architecture=architecture_of("AutoModel", config), pooling="mean")
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Tensor]]]] = {
+    "text_encoder": (lambda: TextEncoder(**_TOKENS), make_tokens),
+    "decoder": (lambda: Decoder(**_TOKENS, tie_embeddings=False), make_tokens),
+    "pretrained (BERT)": (make_bert, make_tokens),
+    "vit": (lambda: ViT(**_IMAGES, **_SIZES, patch=4, pooling="mean"), make_images),
+    "resnet": (lambda: ResNet(**_IMAGES, depth=20, width=16, shortcut="projection"), make_images),
+}
+
+
+def measure_model(
+    parts: tuple[Callable[[], nn.Module], Callable[[], dict[str, Tensor]]], rounds: int
+) -> dict[str, Any]:
+    """Return the median time of a forward and backward pass and the bytes of activations for each setting."""
+    make, make_inputs = parts
+    torch.manual_seed(0)
+    model, inputs = make().train(), make_inputs()
+    variants, stored = {}, {}
+    for setting in ("none", "selective", "blocks"):
+        copy = deepcopy(model)
+        checkpoint_blocks(copy, setting)
+        with LiveTensors([*copy.parameters(), *copy.buffers()]) as live:
+            output = copy(**inputs)
+        stored[setting] = live.count()
+        del output
+        variants[setting] = lambda copy=copy: copy(**inputs).sum().backward()
+    seconds = time_in_turn(variants, rounds)
+    for name, values in seconds.items():
+        print(f"{type(model).__name__:12} {name:10} {statistics.median(values):7.3f} s  {stored[name] / _MIB:8.1f} MiB")
+    return {"seconds": seconds, "activation_bytes": stored, "time_ratios": median_ratios(seconds, "none")}
+
+
+# Time
+
+
+def time_in_turn(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each variant in each round; one more round comes first and does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median_ratios(seconds: dict[str, list[float]], reference: str) -> dict[str, float]:
+    """Return the median over the rounds of each variant's time divided by the time of the reference."""
+    return {
+        name: statistics.median(a / b for a, b in zip(values, seconds[reference], strict=True))
+        for name, values in seconds.items()
+    }
+
+
+if __name__ == "__main__":
+    main()
