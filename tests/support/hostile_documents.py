@@ -44,6 +44,8 @@ VALUES = (
 )
 """Wrong values of a field."""
 
+_MANY = 50
+
 
 def variants(document: Any) -> Iterator[tuple[str, Any]]:
     """Yield a name and a document for each field and each wrong value, without the field, and with one more."""
@@ -64,7 +66,9 @@ def variants(document: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _paths(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    items = list(document.items()) if isinstance(document, dict) else list(enumerate(document))[:2]
+    items = list(document.items()) if isinstance(document, dict) else list(enumerate(document))
+    # The entries of lists and of large mappings, such as a vocabulary, are alike.
+    items = items[:2] if isinstance(document, list) or len(items) > _MANY else items
     for key, value in items:
         yield (*path, key)
         if isinstance(value, dict | list):

@@ -195,13 +195,18 @@ def _recorded_machine(folder: Path, step: int) -> dict[str, int | str]:
     return {name: starts[-1][name] for name in ("threads", "processor") if starts and name in starts[-1]}
 
 
+_POSSIBLE_THREADS = range(1, 1025)
+"""The file of metrics may come from anyone."""
+
+
 @contextmanager
 def _threads_of(recorded: Mapping[str, int | str]) -> Iterator[None]:
     """Compute with the recorded number of threads: it decides how sums are split, and so how they are rounded."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(int(recorded.get("threads", before)))
+    threads = int(recorded.get("threads", before))
+    torch.set_num_threads(threads if threads in _POSSIBLE_THREADS else before)
     try:
         yield
     finally:
