@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.support.jobs import checkpoint_files, events, train, working_in, write_data
+from trainer import deferred_logits
 
 STEPS = 20
 BASE = [f"train.duration={STEPS}", "train.log_every=1", "train.eval_every=8", "checkpoint.every=8"]
@@ -86,8 +87,22 @@ def test_another_seed_is_another_run(data: list[str], reference: Path, tmp_path:
 # torch.compile itself still imports parts that torch.jit has made.
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.slow
-def test_compiled_training_has_the_losses_and_names_of_eager_training(data: list[str], tmp_path: Path) -> None:
-    job = [*data, "train.duration=6", "model.dropout=0.0"]
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["model.gradient_checkpointing=blocks"],
+        ["task=causal_lm", "model=decoder", "model.gradient_checkpointing=selective"],
+        [],
+    ],
+    ids=["blocks", "selective", "none"],
+)
+def test_compiled_training_has_the_losses_and_names_of_eager_training(
+    parts: list[str], data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A language model's loss is computed in chunks of 3 rows.
+    monkeypatch.setattr(deferred_logits, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(deferred_logits, "MIN_ROWS", 3)
+    job = [*data, *parts, "train.duration=6", "model.dropout=0.0"]
     assert train(tmp_path / "eager", *job) == 0
     assert train(tmp_path / "compiled", *job, "compile=true") == 0
 
