@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.jobs import train, working_in, write_data
 from trainer.cli import main
-from trainer.commands.diff import compare_runs
+from trainer.commands.diff import _table_rows, compare_runs
 from trainer.commands.run_folders import RunRecord
 
 STEPS = ["train.duration=6", "train.eval_every=3"]
@@ -121,3 +121,9 @@ def test_two_runs_are_required(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with working_in(tmp_path):
         assert main(["diff"]) == 3
     assert "left: there are no two runs under runs/" in capsys.readouterr().err
+
+
+def test_values_are_shown_with_the_digits_that_tell_them_apart() -> None:
+    rows = _table_rows({"loss": {"left": 0.123456789, "right": 0.123456788}, "lr": {"left": 0.1, "right": 0.2}})
+
+    assert rows == [["loss", "0.123456789", "0.123456788"], ["lr", 0.1, 0.2]]

@@ -60,6 +60,18 @@ def test_score_on_other_data_is_stored_next_to_the_runs_own(folder: Path, capsys
     assert {"left": "data.test=new.csv"} in results.values()
 
 
+def test_a_file_that_is_no_evaluation_is_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = folder / "run" / "eval" / "validation.json"
+    own.write_text('{"mine": 1}', encoding="utf-8")
+    arguments = ["eval", "run=run", "split=validation", "device=cpu"]
+
+    assert main(arguments) == 2
+    assert "eval: exists already, got 'run/eval/validation.json'. Set force=true" in capsys.readouterr().err
+    assert own.read_text(encoding="utf-8") == '{"mine": 1}'
+    for force in ("true", "false"):  # the second time, it is an evaluation
+        assert main([*arguments, f"force={force}"]) == 0
+
+
 def test_same_rows_in_another_file_count_as_the_runs_own(trained: Path, folder: Path) -> None:
     own = score(folder / "run")
     shutil.copyfile(trained / "test.csv", folder / "copy.csv")

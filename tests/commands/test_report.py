@@ -118,3 +118,13 @@ def test_only_pages_of_this_tool_are_replaced(folder: Path, capsys: pytest.Captu
     for force in ("true", "false"):  # the second time, it is a page
         assert main(["report", "run=runs/one", "output=data.csv", f"force={force}"]) == 0
     assert foreign.read_text().startswith("<!doctype html>")
+
+
+def test_a_report_of_the_users_in_the_run_is_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = folder / "runs" / "one" / "report.html"
+    page.write_text("mine", encoding="utf-8")
+
+    assert main(["report", "run=runs/one"]) == 2
+    assert "run: exists already, got 'runs/one/report.html'. Set force=true" in capsys.readouterr().err
+    assert page.read_text(encoding="utf-8") == "mine"
+    assert main(["report", "run=runs/one", "force=true"]) == 0

@@ -10,7 +10,7 @@ from trainer.config.jobs import DiffJob
 from trainer.display import displayable, masked_config
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import Document
-from trainer.report.console import open_console, print_table
+from trainer.report.console import format_number, open_console, print_table
 
 _ABSENT = "(none)"
 _MAX_CHARACTERS = 60
@@ -106,9 +106,19 @@ def _compare_steps(left: Mapping[int, float], right: Mapping[int, float]) -> Doc
 
 def _table_rows(differences: Mapping[str, Document]) -> list[list[object]]:
     return [
-        [name, _shorten(values.get("left", _ABSENT)), _shorten(values.get("right", _ABSENT))]
+        [name, *_show_values(values.get("left", _ABSENT), values.get("right", _ABSENT))]
         for name, values in differences.items()
     ]
+
+
+def _show_values(left: object, right: object) -> list[object]:
+    """Return two values as a table shows them: numbers have the digits that tell them apart."""
+    if isinstance(left, float) and isinstance(right, float):
+        if format_number(left) != format_number(right):
+            return [left, right]
+        digits = next((digits for digits in range(4, 18) if f"{left:.{digits}g}" != f"{right:.{digits}g}"), 17)
+        return [f"{left:.{digits}g}", f"{right:.{digits}g}"]
+    return [_shorten(left), _shorten(right)]
 
 
 def _shorten(value: object) -> object:

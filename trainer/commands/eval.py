@@ -10,10 +10,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.atomic_io import create_folder, write_text
+from trainer.atomic_io import create_folder, refuse_to_replace, write_text
 from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.jobs import EvalJob
 from trainer.config.stored import differences, job_from_text, unchanged_job
+from trainer.documents import EVALUATION
 from trainer.errors import ConfigError, DataError
 from trainer.launch import launch
 from trainer.layout import EVALUATIONS, Document
@@ -98,7 +99,7 @@ def _evaluate(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple[st
     if changed:
         check_foreign_rows(checkpointed, job.split, rows)
     ranks = None if join is None else join()
-    name, values = evaluate_split(checkpointed, job.split, rows, job.precision, changed, ranks)
+    name, values = evaluate_split(checkpointed, job.split, rows, job.precision, changed, ranks, force=job.force)
     return name, checkpointed, values
 
 
@@ -113,6 +114,8 @@ def evaluate_split(
     precision: PrecisionName,
     changed: Document,
     ranks: Ranks | None = None,
+    *,
+    force: bool = False,
 ) -> tuple[str, dict[str, float]]:
     """Compute loss and metrics on the rows of a split and write them to `eval/<name>.json` in the run folder.
 
@@ -123,9 +126,13 @@ def evaluate_split(
         precision: The precision of the forward pass.
         changed: The keys that make the rows differ from the run's own, with their values; empty for its own rows.
         ranks: The processes that share the batches, of which the first one writes; None is this process alone.
+        force: Replace a file of that name that no evaluation has written.
 
     Returns:
         The name (the split's for the run's own rows, else one that identifies the other rows) and the values.
+
+    Raises:
+        ConfigError: There is such a file, and it must not be replaced.
     """
     from trainer.builders.loss import can_defer_logits
     from trainer.builders.model import choose_batching
@@ -138,6 +145,9 @@ def evaluate_split(
     if changed:
         name = f"{split}-{_make_label(split, changed)}-{source['digest'][:8]}"
         source["data"] = " ".join(f"{key}={value}" for key, value in changed.items())
+    file = checkpointed.folder / EVALUATIONS / f"{name}.json"
+    if not _is_evaluation(file):
+        refuse_to_replace("eval", file, force=force)
     job, task, model, loss = checkpointed.job, checkpointed.task, checkpointed.model, checkpointed.loss
     device, metrics = checkpointed.device, task.metrics()
     batches = checkpointed.batches(rows, choose_batching(job, model), ranks)
@@ -147,11 +157,18 @@ def evaluate_split(
         )
     if ranks is not None and not ranks.is_first:
         return name, values
-    file = checkpointed.folder / EVALUATIONS / f"{name}.json"
     create_folder(file.parent)
     document = {"split": split, "step": checkpointed.step, "weights": checkpointed.weights, "precision": precision}
     write_text(file, json.dumps(document | source | values, indent=1) + "\n")
     return name, values
+
+
+def _is_evaluation(file: Path) -> bool:
+    try:
+        parse_json(read_bytes(file), EVALUATION)
+    except (OSError, DocumentError):
+        return False
+    return True
 
 
 def find_changed_keys(checkpointed: CheckpointedModel, split: str, rows: Dataset) -> Document:

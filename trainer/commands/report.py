@@ -36,10 +36,11 @@ def run(job: ReportJob, config: Document) -> None:
         refuse_to_replace("output", Path(job.output), force=job.force, marker=MARKER)
     records = [read_run(job.run), *(read_run(path, "beside") for path in job.beside)]
     file = records[0].folder / REPORT if job.output is None else Path(job.output)
-    if job.output is not None:
-        for record in records:  # its files are the input of the page
-            if file.resolve().is_relative_to(record.folder.resolve()):
-                refuse_to_replace("output", file, force=False, marker=MARKER)
+    if job.output is None:
+        refuse_to_replace("run", file, force=job.force, marker=MARKER)
+    elif any(file.resolve().is_relative_to(record.folder.resolve()) for record in records):
+        # The files of the runs are the input of the page.
+        refuse_to_replace("output", file, force=False, marker=MARKER)
     write_page(file, records, CheckpointError if job.output is None else ConfigError)
     print(escape_controls(str(file)))
 

@@ -386,7 +386,7 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
     checkpoint = "last" if training.state.best is None else "best"
     best = load_checkpointed_model(folder, read_config, checkpoint=checkpoint, weights="auto", device=job.device)
     split = "test" if "test" in best.encoded.splits else "validation"
-    _, values = evaluate_split(best, split, best.encoded.splits[split], "fp32", {})
+    _, values = evaluate_split(best, split, best.encoded.splits[split], "fp32", {}, force=True)
     run, state = training.run, training.state
     event = {"split": split, "weights": best.weights, "best_step": best.step, **values}
     run.log("eval", state.step, event)

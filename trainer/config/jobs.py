@@ -336,7 +336,7 @@ class ReportJob:
     run: AnyPath | None = key(None, _NEWEST)
     beside: list[AnyPath] = key([], "other run folders to show side by side with it")
     output: AnyPath | None = key(None, "file of the page; null is report.html in the run folder")
-    force: bool = key(False, "replace a file at output that is not a page of this tool")
+    force: bool = key(False, "replace a file at output, or report.html of the run, that is not a page of this tool")
 
 
 @dataclass(frozen=True)
@@ -348,6 +348,7 @@ class EvalJob(DeviceJob, DataJob):
         1,
         "number of devices that share the batches, a process each; auto is every GPU",
     )
+    force: bool = key(False, "replace a file in the run's folder eval that no evaluation has written")
     launch: LaunchSection = section(LaunchSection, "how the processes of several devices wait for each other")
 
 
