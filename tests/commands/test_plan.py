@@ -211,6 +211,24 @@ def test_a_device_that_is_not_here_is_reported(
     assert warning.startswith("device: is not available on this machine, got 'cuda:97'")
 
 
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("full", "contains files that are not from a run"),
+        ("full/file", "is a file"),
+        ("full/file/run", "is inside a file"),
+    ],
+)
+def test_a_folder_that_the_run_cannot_use_is_refused(
+    name: str, problem: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+
+    assert main(["plan", *TINY, *write_data(folder), f"run.dir={tmp_path / name}"]) == 3
+    assert capsys.readouterr().err.startswith(f"run.dir: {problem}, got '{tmp_path / name}'")
+
+
 def test_padding_is_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wide = [*write_data(folder), "task.max_length=40", "train.batch_size=32"]
     packed, padded = (plan(capsys, *wide, f"loader.batching={way}") for way in ("packed", "padded"))

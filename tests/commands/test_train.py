@@ -78,7 +78,8 @@ def test_run_that_never_started_leaves_its_folder_empty(tmp_path: Path) -> None:
     [
         ("data", ["train.duration=34ep"], 6, "data.train: no such file"),
         ("content", ["train.duration=34ep", "logger.tensorboard=true"], 3, "data: the data has changed"),
-        (None, ["train.duration=2", "export.formats=[torchscript]"], 2, "train.duration: ends at step 2, before the"),
+        # Even if the data could not be read.
+        ("data", ["train.duration=2", "export.formats=[torchscript]"], 2, "train.duration: ends at step 2, before the"),
         (None, ["device=cuda", "train.duration=9"], 2, "device: is not available"),
     ],
 )

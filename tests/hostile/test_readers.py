@@ -195,6 +195,13 @@ def test_what_is_no_file_does_not_block(name: str, tmp_path: Path, capsys: pytes
     assert "Traceback" not in error
 
 
+def test_suggestions_are_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "texts.csv")
+    assert main(["train", "data=files", f"data.train={tmp_path / 'text.csv'}"]) == 6
+    assert "no such file" in (error := capsys.readouterr().err)
+    assert "Did you mean" not in error
+
+
 def image_bytes(image: Image.Image, file_format: str) -> bytes:
     stream = BytesIO()
     image.save(stream, format=file_format)

@@ -3,6 +3,7 @@
 import csv
 import datetime
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,12 @@ def test_missing_file_is_not_taken_for_a_text(text: str, remedy: str, folder: Pa
     with pytest.raises(ConfigError, match="through standard input with input=-") as caught:
         resolve_paths(text, None, None)
     assert caught.value.messages[0].startswith(f"input: no such file, got '{text}'. {remedy}")
+
+
+def test_a_pipe_is_no_input(folder: Path) -> None:
+    os.mkfifo("pipe.csv")
+    with pytest.raises(ConfigError, match=r"^input: is a pipe or a device, not a file, got 'pipe\.csv'.*input=-"):
+        resolve_paths("pipe.csv", None, None)
 
 
 def test_all_problems_are_reported_together(folder: Path) -> None:

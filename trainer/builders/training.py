@@ -36,7 +36,7 @@ from trainer.config.compatibility import UNKNOWN_METRIC
 from trainer.config.jobs import TrainJob
 from trainer.data.encode import Encoded
 from trainer.data.quality import DataReport
-from trainer.durations import to_steps
+from trainer.durations import parse, to_steps
 from trainer.ema import Ema, has_weights
 from trainer.errors import CheckpointError, ConfigError, did_you_mean, format_error, raise_if_any
 from trainer.evaluate import check_shareable, evaluate, metric_directions
@@ -103,6 +103,9 @@ def build_training(
     device = build_device(job.device)
     check_targets(job)
     seed_rng(job.seed, device)
+    duration = parse(job.train.duration)
+    if snapshot is not None and duration is not None and duration.unit == "st":  # known before the data is read
+        _check_duration(job, int(duration.amount), snapshot)
     task = build_task(job, None if snapshot is None else snapshot.json(TASK))
     encoded = build_encoded(job, task, fitted=snapshot is not None)
     data_report = check_data(job, task, encoded)
@@ -199,7 +202,7 @@ def _build_steps(job: TrainJob, steps_per_epoch: int, snapshot: Snapshot | None)
     """Build the schedule, and count the steps between the evaluations that it follows, if any."""
     steps = count_steps(job, steps_per_epoch)
     if snapshot is not None:
-        _check_duration(job, steps, snapshot)
+        _check_duration(job, steps.total, snapshot)
     schedule = build_schedule(job, steps.per_epoch, steps.total)
     if isinstance(schedule, MetricSchedule):
         steps = replace(steps, schedule_eval_every=schedule.every_steps)
@@ -401,10 +404,10 @@ def _documents(config_text: str, task: Task, model: nn.Module, loss: Loss) -> di
     }
 
 
-def _check_duration(job: TrainJob, steps: StepCounts, snapshot: Snapshot) -> None:
+def _check_duration(job: TrainJob, total_steps: int, snapshot: Snapshot) -> None:
     """Raise ConfigError if the run would end before the checkpoint's step."""
-    if snapshot.step > steps.total:
-        problem = f"ends at step {steps.total}, before the checkpoint's step {snapshot.step}"
+    if snapshot.step > total_steps:
+        problem = f"ends at step {total_steps}, before the checkpoint's step {snapshot.step}"
         remedy = "Leave it out, give a longer one, or resume an earlier checkpoint: resume=RUN/checkpoints/step-N"
         raise ConfigError(format_error("train.duration", problem, remedy, value=job.train.duration))
 

@@ -9,12 +9,25 @@ from pathlib import Path
 
 from rich.console import Console
 
+from trainer.commands.run_folders import check_free
 from trainer.config.jobs import PlanJob, TrainJob
 from trainer.config.schema import keys
 from trainer.config.stored import config_text
 from trainer.display import displayable
 from trainer.errors import ConfigError, format_error
-from trainer.layout import CHECKPOINTS, CONFIG, EVALUATIONS, EXPORT, LOG, METRICS, MODEL, RUNS, TENSORBOARD, Document
+from trainer.layout import (
+    CHECKPOINTS,
+    CONFIG,
+    EVALUATIONS,
+    EXPORT,
+    LOG,
+    METRICS,
+    MODEL,
+    RUNS,
+    TENSORBOARD,
+    Document,
+    expand_home,
+)
 from trainer.report.console import format_bytes, format_number, open_console, print_table
 
 logger = logging.getLogger(__name__)
@@ -32,11 +45,14 @@ def run(job: PlanJob, config: Document) -> None:
 
     Raises:
         ConfigError: The job resumes another run.
+        CheckpointError: The run could not use its folder.
     """
     if job.resume not in (None, "auto"):
         raise ConfigError(
             format_error("resume", "plan cannot start from a checkpoint", "Leave it out", value=job.resume)
         )
+    if job.run.dir is not None:
+        check_free("run.dir", Path(expand_home(job.run.dir)))
     from trainer.builders.dry_run import dry_run
 
     text = config_text({key: config[key] for key in keys(TrainJob)})

@@ -149,10 +149,22 @@ def discard_unless_started(folder: Path, *, created: bool) -> Iterator[None]:
 def _claim_folder(key: str, folder: Path) -> Path:
     """Create a folder; an existing one must be empty or belong to a run, which has a lock."""
     _create(key, folder, exist_ok=True)
-    if any(folder.iterdir()) and not (folder / LOCK).exists():
-        problem, remedy = "contains files that are not from a run", "Name a folder that is new or empty"
-        raise CheckpointError(format_error(key, problem, remedy, value=str(folder)))
+    check_free(key, folder)
     return folder
+
+
+def check_free(key: str, folder: Path) -> None:
+    """Raise CheckpointError if a run cannot use a folder, as far as that shows without creating it."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    problem, remedy = "", "Name another folder"
+    if not existing.is_dir():
+        problem = f"{'is' if existing == folder.absolute() else 'is inside'} a file"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        problem, remedy = "cannot be written", "Allow writing there, or name another folder"
+    elif existing == folder.absolute() and any(folder.iterdir()) and not (folder / LOCK).exists():
+        problem, remedy = "contains files that are not from a run", "Name a folder that is new or empty"
+    if problem:
+        raise CheckpointError(format_error(key, problem, remedy, value=str(folder)))
 
 
 def _create(key: str, folder: Path, *, exist_ok: bool) -> Path:

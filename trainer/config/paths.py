@@ -123,6 +123,8 @@ def _missing(key: str, value: str, noun: str) -> str | None:
     if is_there(path):
         return None
     siblings = os.listdir(path.parent) if os.path.isdir(path.parent) else []
+    is_usable = os.path.isdir if noun == "folder" else os.path.isfile  # no pipe and no device
+    siblings = [name for name in siblings if is_usable(path.parent / name)]
     near = get_close_matches(path.name, siblings, n=1)
     remedy = f"Did you mean {path.parent / near[0]}?" if near else f"Paths are relative to {Path.cwd()}"
     return format_error(key, f"no such {noun}", remedy, value=value)

@@ -156,7 +156,8 @@ def _matches(split: str, pattern: str, suffixes: Sequence[str] | None) -> list[P
 
 
 def _names_in(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    """Return the names of the files in a folder, to suggest one of them; not of pipes and devices."""
+    return [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
 
 
 def files_fingerprint(

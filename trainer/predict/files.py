@@ -120,11 +120,14 @@ def _resolve_input(key: str, value: str | None) -> Path | str | None:
         return value
     if exists and not is_readable(path):
         raise ConfigError(format_error(key, "unknown file format", INPUT_FORMATS, value=value))
+    if exists and not (path.is_file() or path.is_dir()):
+        problem, remedy = "is a pipe or a device, not a file", "Read its rows from standard input with input=-"
+        raise ConfigError(format_error(key, problem, remedy, value=value))
     if exists:
         return path
     if not _FILE_NAME.fullmatch(value):
         return value
-    siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    siblings = [other.name for other in path.parent.iterdir() if is_readable(other)] if path.parent.is_dir() else []
     similar = get_close_matches(path.name, siblings, n=1, cutoff=0.7)
     remedy = f"Did you mean {path.parent / similar[0]}?" if similar else f"Paths are relative to {Path.cwd()}."
     if key == "input":
