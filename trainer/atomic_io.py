@@ -115,6 +115,24 @@ def sync_folder(folder: Path) -> None:
         _sync(folder)
 
 
+def link_file(source: Path, target: Path) -> bool:
+    """Give a file a second name, durable after `sync_folder`; return False if the file system cannot."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def has_contents(path: Path, chunks: Iterable[bytes | memoryview]) -> bool:
+    """Return whether a file contains exactly these bytes; False if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return all(file.read(len(chunk)) == chunk for chunk in _split(chunks)) and not file.read(1)
+    except OSError:
+        return False
+
+
 def rename(source: Path, target: Path) -> None:
     """Rename a folder and make the new name durable."""
     with _naming_errors(source, f"renamed to {target.name}"):

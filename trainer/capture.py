@@ -17,8 +17,10 @@ from trainer.checkpoint.optimizer_state import capture_optimizer, read_own_rows,
 from trainer.checkpoint.rng_state import capture_rng_state, restore_rng_state
 from trainer.checkpoint.shards import Rows, Shard
 from trainer.checkpoint.snapshot import Snapshot
+from trainer.checkpoint.tensors import is_equal
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import STATE
+from trainer.model.finetuning import is_frozen
 from trainer.protocols import MetricSchedule
 from trainer.run import Run
 from trainer.sharding import Sharding, first_row, is_sharded, own_rows
@@ -66,8 +68,20 @@ def capture(run: Run, state: TrainState) -> Snapshot:
         document["accumulate"] = {"requested": run.loader.requested, "used": run.loader.accumulate}
     documents = {STATE: json.dumps(document, indent=1) + "\n", **run.documents}
     if run.sharding is None:
-        return Snapshot(state.step, tensors, documents)
+        return Snapshot(state.step, tensors, documents, frozen=_frozen_names(run.model, tensors))
     return _own_part(Snapshot(state.step, tensors, documents), run.sharding)
+
+
+def _frozen_names(model: nn.Module, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, frozenset[str]]:
+    """Return the names of the frozen tensors of the model, and of those that the averaged model has in equal bits."""
+    state = model.state_dict(keep_vars=True)
+    names = frozenset(name for name, tensor in state.items() if is_frozen(tensor))
+    if not names:
+        return {}
+    averaged = tensors.get("ema", {})
+    # Averaging equal values turns -0.0 into 0.0, so a weight with such a value is stored for both models.
+    equal = frozenset(name for name in names if name in averaged and is_equal(averaged[name], tensors["model"][name]))
+    return {"model": names, "ema": equal}
 
 
 def _own_part(snapshot: Snapshot, sharding: Sharding) -> Snapshot:

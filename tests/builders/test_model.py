@@ -24,6 +24,7 @@ from tests.support.sources import write_sources
 from tests.test_conf import job_of
 from trainer.builders.data import build_encoded, build_task
 from trainer.builders.model import build_model, check_model, to_device
+from trainer.checkpoint.snapshot import load_folder
 from trainer.cli import main
 from trainer.config.jobs import TrainJob
 from trainer.data.batches import Batches
@@ -45,7 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
 
 
 def weights(run: Path, step: int, file: str = "model") -> dict[str, Tensor]:
-    return load_file(run / f"checkpoints/step-{step:08d}/{file}.safetensors")
+    return dict(load_folder(run / f"checkpoints/step-{step:08d}").named_tensors(file))
 
 
 def changed(run: Path, first: int, last: int) -> set[str]:

@@ -247,6 +247,6 @@ def _checkpoint(job: TrainJob, snapshot: Snapshot | None) -> Document:
     if snapshot is None:
         return {"files": None, "bytes": None, "kept": kept}
     files = {name: len(text.encode()) for name, text in snapshot.documents.items()}
-    for name, tensors in snapshot.tensors.items():
+    for name, tensors in snapshot.stored_tensors().items():
         files[f"{name}.safetensors"] = sum(memoryview(part).nbytes for part in encode(tensors))
     return {"files": files, "bytes": sum(files.values()), "kept": kept}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trainer.builders.instantiate import in_group, instantiate
 from trainer.builders.stored_sizes import bounded_build
 from trainer.capture import MASKS, load_weights, select_weights
+from trainer.checkpoint.shards import FROZEN_FILE
 from trainer.checkpoint.snapshot import Snapshot, load_folder
 from trainer.config.jobs import LoraKeys, ModelKeys, PruneKeys, TrainJob
 from trainer.config.schema import option_keys
@@ -31,6 +32,7 @@ from trainer.model.finetuning import (
     apply_lora,
     freeze,
     gradual_unfreezing,
+    mark_frozen,
     matching_parameters,
     merge_lora,
     noisy_tune,
@@ -95,7 +97,7 @@ def _initialize(model: nn.Module, settings: ModelKeys, seed: int, task: Task, in
     if settings.weights is not None:
         weights = (
             read_run_weights(model, settings.weights)
-            or _read_shards(Path(expand_home(settings.weights)))
+            or _read_checkpoint(Path(expand_home(settings.weights)))
             or load_weights_file(settings.weights)
         )
         report = fit_weights(model, weights, settings.weights_rename, settings.weights_ignore)
@@ -108,15 +110,17 @@ def _initialize(model: nn.Module, settings: ModelKeys, seed: int, task: Task, in
         noisy_tune(model, settings.noisy_tune, torch.Generator().manual_seed(seed))
 
 
-def _read_shards(folder: Path) -> Mapping[str, Tensor]:
-    """Return the weights in the folder of a checkpoint in shards; nothing for another folder."""
-    if not (folder / CHECKPOINT_MANIFEST).is_file() or (folder / "model.safetensors").exists():
+def _read_checkpoint(folder: Path) -> Mapping[str, Tensor]:
+    """Return the weights in the folder of a checkpoint with several files of weights; nothing for another folder."""
+    is_split = (folder / FROZEN_FILE).exists() or not (folder / "model.safetensors").exists()
+    if not (folder / CHECKPOINT_MANIFEST).is_file() or not is_split:
         return {}
     return load_folder(folder).named_tensors("model")
 
 
 def _adapt(model: nn.Module, settings: ModelKeys, task: Task, info: TaskInfo) -> nn.Module:
     """Freeze parameters, put a head on inner features, and add adapters, as the settings ask for."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if patterns := [entry for entry in settings.freeze if isinstance(entry, str)]:
         names = freeze(model, patterns)
         logger.info("model.freeze: %d parameters are frozen", len(names))
@@ -128,6 +132,7 @@ def _adapt(model: nn.Module, settings: ModelKeys, task: Task, info: TaskInfo) ->
     if settings.lora is not None:
         targets = apply_lora(model, **asdict(LoraKeys(**settings.lora)))
         logger.info("model.lora: adapters on %d layers", len(targets))
+    mark_frozen(parameter for parameter in trainable if not parameter.requires_grad)
     return model
 
 

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Final
 
 from trainer.atomic_io import FileDigest, digest_file
-from trainer.checkpoint.shards import is_shard_file
+from trainer.checkpoint.shards import FROZEN_FILE, is_shard_file
 from trainer.documents import CHECKPOINT, SHAPES, check_checkpoint_document
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import CHECKPOINT_MANIFEST, Document
 from trainer.shapes import DocumentError, check_shape, parse_json, read_bytes, seal
 
-FORMAT: Final = 2
-"""The newest format. Checkpoints whose files all contain complete tensors are written in format 1, as ever."""
+FORMAT: Final = 3
+"""The newest format, of checkpoints with frozen weights in a file of their own. Format 2 contains shards; a checkpoint
+with neither is written in format 1, as ever."""
 
 STEP_FOLDER: Final = re.compile(r"step-(\d{8,})")
 
@@ -51,7 +52,7 @@ class Manifest:
     def render(self) -> bytes:
         """Return the canonical bytes, the only ones that a reader accepts; `checksum` covers all other fields."""
         files = {name: {"size": file.size, "crc32": f"{file.crc32:08x}"} for name, file in self.files.items()}
-        number = FORMAT if any(map(is_shard_file, self.files)) else 1
+        number = FORMAT if FROZEN_FILE in self.files else 2 if any(map(is_shard_file, self.files)) else 1
         return _render({"format": number, "step": self.step, "ordinal": self.ordinal, "files": files})
 
 

@@ -8,6 +8,11 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 SUFFIX: Final = ".safetensors"
+FROZEN: Final = "frozen"
+"""The name of the tensors that a run cannot change: the model's, and the averaged model's if they are equal."""
+FROZEN_FILE: Final = FROZEN + SUFFIX
+MERGED: Final = ("model", "ema")
+"""The names of the tensors that the frozen ones complete."""
 _SHARD_FILE: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})" + re.escape(SUFFIX))
 
 

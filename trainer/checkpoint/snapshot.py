@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,7 +23,7 @@ from trainer.checkpoint.manifest import (
     read_manifest,
     require_intact,
 )
-from trainer.checkpoint.shards import SUFFIX, Shard, is_shard_file, tensors_name
+from trainer.checkpoint.shards import FROZEN, FROZEN_FILE, MERGED, SUFFIX, Shard, is_shard_file, tensors_name
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import CHECKPOINT_MANIFEST, Document
 
@@ -46,12 +46,25 @@ class Snapshot:
             `<name>.safetensors`.
         documents: File name (`state.json`, `config.yaml`, `task.json`) -> its text.
         shard: The part of the state that this snapshot has, if several devices store it together; None is all of it.
+        frozen: For `model`, the names of the tensors that the run cannot change; for `ema`, those of them that are
+            equal to the model's in every bit. They go to `frozen.safetensors`; reading puts them back.
     """
 
     step: int
     tensors: Mapping[str, Mapping[str, Tensor]]
     documents: Mapping[str, str]
     shard: Shard | None = None
+    frozen: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def stored_tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Return the tensors of each file, by its name without suffix."""
+        stored = {
+            file: {name: tensor for name, tensor in named.items() if name not in self.frozen.get(file, ())}
+            for file, named in self.tensors.items()
+        }
+        if names := self.frozen.get("model"):
+            stored[FROZEN] = {name: self.tensors["model"][name] for name in names}
+        return stored
 
     def text(self, name: str) -> str:
         """Return a document.
@@ -84,8 +97,23 @@ class Snapshot:
         return self.tensors[name]
 
 
-def write_snapshot(folder: Path, snapshot: Snapshot, ordinal: int) -> None:
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a checkpoint, and its size and checksum as written."""
+
+    path: Path
+    digest: FileDigest
+
+
+def write_snapshot(folder: Path, snapshot: Snapshot, ordinal: int, frozen: StoredFile | None = None) -> None:
     """Write a new checkpoint folder, synced to the device, MANIFEST.json last.
+
+    Args:
+        folder: The new folder.
+        snapshot: What to write.
+        ordinal: See `Manifest`.
+        frozen: The file with the same frozen weights in an earlier checkpoint. The new folder gets another link to it,
+            or a file of its own if the file system has no links.
 
     Raises:
         CheckpointError: A file operation failed, or a tensor cannot be stored.
@@ -95,11 +123,16 @@ def write_snapshot(folder: Path, snapshot: Snapshot, ordinal: int) -> None:
     contents: dict[str, Iterable[bytes | memoryview]] = {
         name: [text.encode()] for name, text in snapshot.documents.items()
     }
-    contents.update({name + SUFFIX: encode(tensors) for name, tensors in snapshot.tensors.items()})
-    assert len(contents) == len(snapshot.documents) + len(snapshot.tensors), "two files with one name"
+    stored = snapshot.stored_tensors()
+    contents.update({name + SUFFIX: encode(tensors) for name, tensors in stored.items()})
+    assert len(contents) == len(snapshot.documents) + len(stored), "two files with one name"
     assert CHECKPOINT_MANIFEST not in contents, "the manifest is written here"
     atomic_io.create_folder(folder)
-    write_manifest(folder, Manifest(snapshot.step, ordinal, _write_files(folder, contents)))
+    linked = {}
+    if frozen is not None and atomic_io.link_file(frozen.path, folder / FROZEN_FILE):
+        del contents[FROZEN_FILE]
+        linked = {FROZEN_FILE: frozen.digest}
+    write_manifest(folder, Manifest(snapshot.step, ordinal, {**_write_files(folder, contents), **linked}))
 
 
 def write_shard(folder: Path, snapshot: Snapshot, ranks: Ranks) -> dict[str, FileDigest]:
@@ -152,6 +185,8 @@ def read_snapshot(folder: Path) -> Snapshot:
             tensors[name] = decode(data, file)
     for name in list(shards):
         tensors[name] = decode_shards(shards.pop(name))
+    frozen = tensors.pop(FROZEN, {})
+    tensors.update({name: {**frozen, **tensors[name]} for name in MERGED if frozen and name in tensors})
     return Snapshot(manifest.step, tensors, documents)
 
 
@@ -172,7 +207,8 @@ def read_snapshot_on_demand(folder: Path) -> Snapshot:
             documents[file] = read_document(folder, file) or ""
         else:
             paths.setdefault(name, []).append(folder / file)
-    tensors = {name: StoredTensors(files) for name, files in paths.items()}
+    frozen = paths.pop(FROZEN, [])
+    tensors = {name: StoredTensors(files, frozen if name in MERGED else ()) for name, files in paths.items()}
     return Snapshot(manifest.step, tensors, documents)
 
 

@@ -24,10 +24,13 @@ from trainer.checkpoint.manifest import (
     DamagedError,
     Manifest,
     UnreadableError,
+    read_manifest,
     require_intact,
 )
+from trainer.checkpoint.shards import FROZEN, FROZEN_FILE
 from trainer.checkpoint.snapshot import (
     Snapshot,
+    StoredFile,
     read_or_explain,
     read_snapshot,
     read_snapshot_on_demand,
@@ -71,6 +74,7 @@ class Store:
         self._folder = folder
         self._keep = keep
         self._verified: dict[Path, atomic_io.FolderStamp] = {}
+        self._frozen: Mapping[str, tuple[Tensor, int]] = {}
 
     def list(self) -> tuple[int, ...]:
         """Return the steps that have a checkpoint, ascending, intact or not."""
@@ -114,14 +118,33 @@ class Store:
         """
         temporary, ordinal = self._begin(snapshot.step)
         try:
-            write_snapshot(temporary, snapshot, ordinal)
+            write_snapshot(temporary, snapshot, ordinal, self._find_frozen(snapshot))
             target = self._publish(temporary)
         except BaseException:
             with suppress(CheckpointError):
                 atomic_io.remove_folder(temporary)
             raise
+        frozen = snapshot.stored_tensors().get(FROZEN, {})
+        self._frozen = {name: (tensor, tensor._version) for name, tensor in frozen.items()}
         self._delete_outdated({snapshot.step, *protect})
         return target
+
+    def _find_frozen(self, snapshot: Snapshot) -> StoredFile | None:
+        """Return the file of the newest intact checkpoint if it contains the frozen weights of a snapshot."""
+        tensors = snapshot.stored_tensors().get(FROZEN, {})
+        if not tensors:
+            return None
+        newest = next((each.folder for each in list_newest_first(self._folder) if each.fault is None), None)
+        try:
+            if newest is None or not self._is_intact(newest):
+                return None
+            digest = read_manifest(newest).files.get(FROZEN_FILE)
+        except DamagedError:
+            return None
+        file = newest / FROZEN_FILE
+        if digest is None or not (_is_unchanged(self._frozen, tensors) or _contains(file, tensors)):
+            return None
+        return StoredFile(file, digest)
 
     def save_shard(self, snapshot: Snapshot, ranks: Ranks, protect: Collection[int] = ()) -> Path:
         """Write a checkpoint together with other processes, each of which calls this with its own shard.
@@ -278,7 +301,7 @@ class Saver:
         self._copies: dict[str, dict[str, Tensor]] = {}
 
     def submit(self, snapshot: Snapshot, protect: Collection[int] = ()) -> None:
-        """Start a save and return as soon as the tensors are copied; the caller may then change them.
+        """Start a save and return as soon as the tensors that may change are copied; the frozen ones are shared.
 
         Waits for the previous save if it is still running.
 
@@ -288,8 +311,16 @@ class Saver:
         """
         self._wait()
         # The memory of the previous copies is free again, so no save allocates (and page-locks) it anew.
-        self._copies = _copy(snapshot.tensors, self._copies)
-        copied = replace(snapshot, tensors=self._copies, documents=dict(snapshot.documents))
+        trained = {
+            file: {name: tensor for name, tensor in named.items() if name not in snapshot.frozen.get(file, ())}
+            for file, named in snapshot.tensors.items()
+        }
+        self._copies = _copy(trained, self._copies)
+        tensors = {
+            file: {name: self._copies[file].get(name, tensor) for name, tensor in named.items()}
+            for file, named in snapshot.tensors.items()
+        }
+        copied = replace(snapshot, tensors=tensors, documents=dict(snapshot.documents))
         if self._ranks is None:
             self._saving = self._pool.submit(self._store.save, copied, tuple(protect))
         else:
@@ -349,6 +380,21 @@ def _agree(ranks: Ranks, work: Callable[[], _Result], *, on_all: bool = False) -
     if first_messages:
         raise CheckpointError(*first_messages) from failure
     return [result for results, _ in outcomes for result in results]
+
+
+def _is_unchanged(before: Mapping[str, tuple[Tensor, int]], tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether tensors are in the memory of earlier ones, and no operation has changed them since."""
+    return before.keys() == tensors.keys() and all(
+        (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor._version)
+        == (before[name][0].data_ptr(), before[name][0].shape, before[name][0].stride(), before[name][1])
+        for name, tensor in tensors.items()
+    )
+
+
+def _contains(file: Path, tensors: Mapping[str, Tensor]) -> bool:
+    from trainer.checkpoint.tensors import encode
+
+    return atomic_io.has_contents(file, encode(tensors))
 
 
 def _delete(folder: Path) -> None:

@@ -44,6 +44,7 @@ _DTYPES: Final = {
 }
 
 
+_INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _TORCH_DTYPES: Final = {name: dtype for dtype, name in _DTYPES.items()}
 _ROWS: Final = "rows"
 """Metadata of a file whose tensors are not complete: tensor name -> [first row, shape of the complete tensor]."""
@@ -177,16 +178,20 @@ class StoredTensors(Mapping[str, Tensor]):
 
     Args:
         paths: The files; those that contain only some rows of a tensor are joined.
+        others: Files with complete tensors, used for the names that `paths` lack.
 
     Raises (every method):
         CheckpointError: A file cannot be read.
     """
 
-    def __init__(self, paths: Iterable[Path]) -> None:
+    def __init__(self, paths: Iterable[Path], others: Iterable[Path] = ()) -> None:
         self._pieces: dict[str, list[_Piece]] = {}
         for path in paths:
             for name, piece in _read_header(path):
                 self._pieces.setdefault(name, []).append(piece)
+        for path in others:
+            for name, piece in _read_header(path):
+                self._pieces.setdefault(name, [piece])
 
     def __getitem__(self, name: str) -> Tensor:
         return _join(name, [(piece.rows, _read(piece, 0, piece.shape)) for piece in self._pieces[name]])
@@ -246,6 +251,14 @@ def _read(piece: _Piece, row: int, shape: tuple[int, ...]) -> Tensor:
     if size != len(data):
         raise CheckpointError(format_error(str(piece.path), "has become shorter while it was read"))
     return torch.frombuffer(data, dtype=piece.dtype).view(shape)
+
+
+def is_equal(tensor: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors on one device are equal in every bit, so that 0.0 differs from -0.0."""
+    if tensor.dtype != other.dtype or tensor.shape != other.shape:
+        return False
+    bits = _INTEGERS[tensor.element_size()]  # four times as fast as bytes
+    return torch.equal(tensor.detach().view(bits), other.detach().view(bits))
 
 
 def tensor_differences(stored: Mapping[str, NamedTensors], replayed: Mapping[str, NamedTensors]) -> Iterator[str]:

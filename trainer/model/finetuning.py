@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
@@ -21,6 +21,7 @@ _FREEZE: Final = "freeze"
 _LORA: Final = "lora"
 _ALL_LINEAR: Final = "all-linear"
 _HEAD: Final = "head"
+_MARK: Final = "is_frozen_for_the_run"
 _ADAPTABLE: Final = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Modules other than linear layers that LoRA can adapt."""
 
@@ -59,6 +60,21 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
             parameter.requires_grad_(False)
     _freeze_norms(model)
     return tuple(name for name, parameter in model.named_parameters() if id(parameter) in frozen)
+
+
+def mark_frozen(parameters: Iterable[nn.Parameter]) -> None:
+    """Mark parameters that nothing changes for the rest of the run.
+
+    A mark is needed because a model may itself change parameters without a gradient, such as those of a momentum
+    encoder.
+    """
+    for parameter in parameters:
+        setattr(parameter, _MARK, True)
+
+
+def is_frozen(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor is a parameter with a mark."""
+    return isinstance(tensor, nn.Parameter) and not tensor.requires_grad and getattr(tensor, _MARK, False)
 
 
 def gradual_unfreezing(model: nn.Module, entries: Sequence[tuple[str, int]]) -> Callable[[int], None]:
