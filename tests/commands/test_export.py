@@ -1,6 +1,7 @@
 """`trainer export prune=...`: artifacts of a pruned copy; the run does not change."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -172,3 +173,14 @@ def test_invalid_pruning_is_refused(
 ) -> None:
     assert main(["export", f"run={folder / 'run'}", *overrides]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_copy_of_a_run_keeps_its_artifacts(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "run", tmp_path / "copy")
+    export(tmp_path / "copy", "export.formats=[torchscript]", name="export")
+    (tmp_path / "copy").rename(tmp_path / "renamed")
+
+    assert export(tmp_path / "renamed", "export.formats=[safetensors]")["artifacts"].keys() == {
+        "torchscript",
+        "safetensors",
+    }

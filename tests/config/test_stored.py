@@ -53,6 +53,18 @@ def test_folder_without_a_config_is_an_error(tmp_path: Path, name: str, problem:
         load_stored_config(tmp_path / name, key="run")
 
 
+def test_a_damaged_config_is_reported_and_a_copy_is_used(
+    config: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "config.yaml").write_text("}{")
+    (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-1" / "config.yaml").write_text(config_text(config))
+
+    assert load_stored_config(tmp_path) == load_stored_config(tmp_path) == config
+    assert caplog.text.count("The copy in a checkpoint is used") == 1
+    assert str(tmp_path / "config.yaml") in caplog.text
+
+
 def test_overrides_change_a_stored_config(config: dict[str, Any]) -> None:
     job = job_from_text(config_text(config), trust=[], overrides=[("data.test", "b.csv"), ("loader.workers", 2)])
     assert (job.data["test"], job.data["train"], job.loader.workers) == ("b.csv", "a.csv", 2)

@@ -104,6 +104,19 @@ def test_character_cut_in_two_spoils_no_other_line(tmp_path: Path) -> None:
     assert steps(path) == [("resume", 0)]
 
 
+def test_only_a_cut_line_that_no_kill_explains_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    line = '{{"event": "train", "step": {}, "epoch": 0.1}}\n'.format
+    resumed = '{"event": "resume", "step": 1, "epoch": 0.1}\n'
+    path = tmp_path / "metrics.jsonl"
+    for text in (line(1) + line(2)[:20], line(1) + line(2)[:20] + "\n" + resumed + line(2)):
+        path.write_text(text)
+        steps(path)
+        assert caplog.text == ""
+    path.write_text(line(1) + line(2)[:20] + "\n" + line(3))
+    assert steps(path) == [("train", 1), ("train", 3)]
+    assert f"{path}: line 2 is cut and is left out" in caplog.text
+
+
 def test_resume_cancels_events_of_later_steps(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log(path, ("start", 0), ("train", 10), ("eval", 10), ("checkpoint", 10), ("train", 20), ("train", 30))

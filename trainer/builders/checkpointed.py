@@ -29,7 +29,7 @@ from trainer.data.batches import Batches, EvaluationBatches
 from trainer.data.encode import Encoded
 from trainer.errors import ConfigError, did_you_mean, format_error
 from trainer.export.formats.weights import save_library
-from trainer.layout import CHECKPOINTS, CONFIG, MODEL, STATE, TASK, Document
+from trainer.layout import CHECKPOINT_MANIFEST, CHECKPOINTS, CONFIG, MODEL, STATE, TASK, Document, step_name
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.model.pretrained_folder import ABOUT, LibraryModel
 from trainer.protocols import Batch, Batching, Loss, Task
@@ -128,8 +128,10 @@ def load_checkpointed_model(
     task = build_task(job, snapshot.json(TASK))
     restored = restore_model(job, task, snapshot, weights, lambda: _build_loss(job, task, torch_device, snapshot))
     assert restored.loss is not None
+    manifest = folder / CHECKPOINTS / step_name(snapshot.step) / CHECKPOINT_MANIFEST
     origin = {
         "run": folder.name,
+        "checkpoint_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
         "step": snapshot.step,
         "weights": restored.weights,
         "score": snapshot.json(STATE)["score"],

@@ -5,9 +5,10 @@ A checkpoint is data and may come from anyone; `trainer.config.trust` restricts 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from trainer.documents import read_export_manifest, read_text
 from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any, show_value
 from trainer.layout import CONFIG
 from trainer.shapes import DocumentError, check_shape
+
+logger = logging.getLogger(__name__)
 
 _GROUPS = schema.groups(jobs.TrainJob)
 _ABSENT: Any = object()
@@ -158,9 +161,17 @@ def load_stored_config(path: str | Path, key: str = "resume") -> dict[str, Any]:
             remedy = f"Run the folder's own script: python {folder / 'predict.py'}"
         raise CheckpointError(format_error(key, problem, remedy, value=str(path)))
     for file in existing[:-1]:
-        with suppress(CheckpointError):
+        try:
             return parse_stored_config(read_text(file, _ANOTHER_COPY), str(file))
+        except CheckpointError as error:
+            _warn_of_copy(error.messages[0])
     return parse_stored_config(read_text(existing[-1], _ANOTHER_COPY), str(existing[-1]))
+
+
+@cache
+def _warn_of_copy(problem: str) -> None:
+    """Warn once that a config is damaged: several parts of a command read it."""
+    logger.warning("%s The copy in a checkpoint is used.", problem)
 
 
 def exported_config(path: str | Path) -> dict[str, Any] | None:

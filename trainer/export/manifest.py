@@ -79,12 +79,17 @@ def reuse_artifacts(folder: Path, stage: Path, written: Collection[str], conditi
 
 
 def _changed_conditions(earlier: Document, now: Document) -> list[str]:
-    """Return the names of the conditions that differ from those of the earlier artifacts."""
+    """Return the names of the conditions that differ from those of the earlier artifacts.
+
+    The checksum of the checkpoint identifies the weights, so that a run may be copied or renamed; manifests of earlier
+    versions do not have it.
+    """
+    identity = "run" if "checkpoint_sha256" in earlier["provenance"] else "checkpoint_sha256"
     changes = [
         key
         for part in ("provenance", "versions")
         for key in dict.fromkeys([*now[part], *earlier[part]])
-        if now[part].get(key) != earlier[part].get(key)
+        if key != identity and now[part].get(key) != earlier[part].get(key)
     ]
     return changes + [key for key in ("tolerance", "metric_budget") if not earlier[key] <= now[key]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from trainer.shapes import DocumentError, parse_json
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -117,15 +120,21 @@ def read_events(path: Path) -> list[Document]:
         CheckpointError: The file cannot be read, or a complete line is no event.
     """
     events: list[Document] = []
+    cut = 0
     for number, line in enumerate(read_file(path, "Name another run").split(b"\n"), 1):
         try:
             record = _parse(line)
         except DocumentError as error:
             raise unusable(path, DocumentError(f"line {number}: {error}"), "Delete this line") from error
         if record is None:
+            cut = number if line else cut
             continue
         if record["event"] == "resume":
+            cut = 0  # the run was killed while it wrote the line
             events = [event for event in events if event["step"] <= record["step"]]
+        elif cut:
+            logger.warning("%s: line %d is cut and is left out", path, cut)
+            cut = 0
         events.append(record)
     return sorted(events, key=lambda event: event["step"])
 
