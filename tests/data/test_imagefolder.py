@@ -165,7 +165,7 @@ def test_real_images_can_be_decoded_from_their_paths() -> None:
         ),
         (
             ["root/a/1.png"],
-            "data.train: none of the 1 rows of data.train was assigned to this split. Add rows, or change the sh",
+            "data.split: none of the 1 rows of training was assigned to train and validation by the shares validation",
         ),
     ],
 )

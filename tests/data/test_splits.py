@@ -143,9 +143,14 @@ def numbered_texts(numbers: range, **changes: Any) -> Iterator[Sample]:
 
 
 def write_and_read(
-    folder: Path, own: dict[str, Any], origins: dict[str, Any], roles: tuple[str, ...]
+    folder: Path,
+    own: dict[str, Any],
+    origins: dict[str, Any],
+    roles: tuple[str, ...],
+    shares: dict[str, float] = SHARES,
 ) -> dict[str, Dataset]:
-    layout = SplitLayout.from_arguments(own, SHARES)
+    folder.mkdir(exist_ok=True)
+    layout = SplitLayout.from_arguments(own, shares)
 
     def no_rows_error(origin: str) -> DataError:
         return DataError(f"no rows in {origin}")
@@ -210,12 +215,35 @@ def test_held_out_split_with_unseen_classes_only_is_rejected(tmp_path: Path) -> 
     [
         ([], "no rows in train"),
         ([Sample(1, None)], "no rows in train"),
-        ([Sample(1, {"text": "a"})], "data.validation: none of the 1 rows of data.train was assigned to this split."),
+        (
+            [Sample(1, {"text": "a"})],
+            "data.split: none of the 1 rows of training was assigned to validation and test by the shares validation",
+        ),
     ],
 )
 def test_split_without_rows_is_rejected(tmp_path: Path, samples: list[Sample], message: str) -> None:
     with pytest.raises(DataError, match="^" + re.escape(message)):
         write_and_read(tmp_path, TRAIN_ONLY, {"train": samples}, ("text",))
+
+
+@pytest.mark.parametrize("total", [0.001, 0.999])
+@pytest.mark.parametrize("names", [["validation"], ["validation", "test"]])
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_shares_in_the_message_give_each_split_a_row(
+    count: int, names: list[str], total: float, tmp_path: Path
+) -> None:
+    own = {"train": "a", "validation": None, "test": None if "test" in names else "b"}
+
+    def write(folder: str, shares: dict[str, float]) -> dict[str, Dataset]:
+        origins = {name: numbered_texts(range(count)) for name in own if own[name]}
+        return write_and_read(tmp_path / folder, own, origins, ("text",), shares)
+
+    with pytest.raises(DataError, match=f"none of the {count} rows of training") as caught:
+        write("first", dict.fromkeys(("validation", "test"), total / len(names)))
+    shares = {name: float(value) for name, value in re.findall(r"data.split.(\w+)=(\S+)", str(caught.value))}
+    assert list(shares) == names
+
+    assert all(len(rows) for rows in write("second", {"test": 0.0} | shares).values())
 
 
 def test_dropped_rows_are_stored_and_reported_on_every_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -82,6 +82,22 @@ def name_vectors() -> None:
     Path("train.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 
+def write_typed(**columns: Sequence[str | None]) -> None:
+    """Write `train.parquet` with texts and these columns."""
+    parquet.write_table(pa.table({"text": TEXTS, **columns}), "train.parquet")
+
+
+def write_target(name: str, values: Sequence[str]) -> None:
+    """Write a table with two features and this target."""
+    sizes = [f"{n * n / 7:.3f}" for n in range(len(values))]
+    write_columns(size=sizes, color=cycle("red", "blue", "green", count=len(values)), **{name: values})
+
+
+def drop_row(number: int) -> None:
+    lines = Path("train.csv").read_text().splitlines()
+    Path("train.csv").write_text("\n".join([*lines[:number], *lines[number + 1 :]]))
+
+
 def write_images(*folders: str) -> None:
     for number, folder in enumerate(folders):
         Path(folder).mkdir(parents=True)
@@ -97,6 +113,8 @@ def convert() -> None:
 
 
 CONVERSION = "iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+DATA_TYPED = "data.train=train.parquet"
+PRICES = [f"{n}.25" for n in range(80)]
 NUMBERS = [f"{n * n % 23}.25" for n in range(80)]
 IMAGES = ("task=image_classification", "data=imagefolder", "data.root=images", "model=convnet")
 EQUAL = "names that differ only in white space, case or number format: "
@@ -178,6 +196,48 @@ CASES = {
         texts("labels", cycle("a|b")), LABELS, "every row of training has all labels", texts("labels", cycle("a", "b")),
         is_warning=False,
     ),
+    "a label that says that it is missing": Case(
+        texts("label", ["a", "b", "N/A", *cycle("a", "b", count=77)]), (),
+        "data.label=label: 1 row has the label 'N/A', the first is train.csv, row 3, and it is a class. Remove",
+        lambda: drop_row(3),
+    ),
+    "a label that is missing in one of the formats": Case(
+        lambda: write_typed(label=["a", "None", *cycle("a", "b", "None", count=78)]), (DATA_TYPED,),
+        "27 rows have the label 'None', the first is train.parquet, row 2",
+        lambda: write_typed(label=["a", "Nobody", *cycle("a", "b", "Nobody", count=78)]),
+    ),
+    "one of several labels is missing": Case(
+        texts("labels", ["a|null", *cycle("a", "b", "a|b", count=79)]), LABELS,
+        "data.columns.labels=labels: 1 row has the label 'null', the first is train.csv, row 1",
+        texts("labels", cycle("a", "b", "a|b", "")),
+    ),
+    "a label of white space": Case(
+        texts("label", [" ", *cycle("a", "b", count=79)]), (), "1 row has the label ' ', the first is train.csv, row 1",
+        lambda: drop_row(1),
+    ),
+    "a category that is missing": Case(
+        feature("color", cycle("red", "blue", "NULL")), TABLE,
+        "column 'color' has 26 cells such as 'NULL' in train.csv, row 3, and reads them as a category",
+        feature("color", cycle("red", "blue", "")),
+    ),
+    "a price as a class": Case(
+        lambda: write_target("price", PRICES), ("task=tabular_classification", "data.label=price"),
+        "data.label=price: 80 different numbers, such as '0.25' in train.csv, row 1, are read as classes",
+        is_warning=False,
+    ),
+    "a price with a few values as a class": Case(
+        lambda: write_target("unit price", cycle("0.5", "1.5")), (*TABLE, "data.label='unit price'"),
+        "2 different numbers, such as '0.5' in train.csv, row 1, are read as classes",
+    ),
+    "a price as the class of a text": Case(
+        lambda: write_columns(text=TEXTS, price=PRICES), ("data.label=price",),
+        "80 different numbers, such as '0.25'", is_warning=False,
+    ),
+    "counts as classes": Case(
+        lambda: write_target("sold", [str(n // 2 * 11) for n in range(400)]), (*TABLE, "data.label=sold"),
+        "200 different numbers, such as '0' in train.csv, row 1, are read as classes",
+        lambda: write_target("sold", [f"class {n % 7}" for n in range(400)]),
+    ),
     "columns of one name": Case(
         lambda: Path("train.csv").write_text("text,label,label\na b,c,d\n"), (),
         "has 2 columns 'label'. Give each column",
@@ -205,7 +265,7 @@ def plan(capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]
 
 def overrides_in(message: str) -> list[str]:
     """Return the overrides that a message names, as a shell passes them."""
-    words = re.findall(r"""'\S+=\[.*?\]'|"\S+='.'\"|task=\w+|\S+=COLUMN""", message)
+    words = re.findall(r''''\S+=\[.*?\]'|"\S+='.'\"|task=\w+|\S+=COLUMN|"data\.columns\.value=.*?"''', message)
     return shlex.split(" ".join(words))
 
 
@@ -257,6 +317,8 @@ def write_spreadsheet() -> None:
         (write_tabs, [r"data.separator=\t"]),
         (write_tabs, [r'data.separator="\t"']),
         (write_spreadsheet, [*TABLE, "data.strict=false"]),
+        (texts("label", cycle("DE", "NA", "FR")), []),
+        (lambda: write_target("label", [str(n % 120) for n in range(1200)]), TABLE),
         (texts("label", cycle("a", "b", "b")), ["loss.weight={a: 1, b: 0.5}"]),
         (texts("label", cycle("a", "b", "b")), ["loss=focal", "loss.alpha=[2,1]"]),
     ],
@@ -309,6 +371,18 @@ def test_a_run_continues_with_data_that_was_moved(tmp_path: Path, capsys: pytest
         write_columns(text=TEXTS, label=cycle("b", "a"))
         assert main(["train", "resume=run", "train.duration=4st", "data.train=train.csv"]) == 3
         assert "the data has changed since the checkpoint was saved" in capsys.readouterr().err
+
+
+def test_few_values_are_noted_as_possible_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    job = ["plan", "device=cpu", "trial=false", "data=files", "data.train=train.csv", "data.cache_dir=cache"]
+    with working_in(tmp_path):
+        for values, count in (("0", "1.5"), 1), (tuple("123456"), 0):
+            caplog.clear()
+            write_target("grade", cycle(*values))
+            assert main([*job, "data.strict=true", "task=tabular_regression", "data.columns.value=grade"]) == 0
+            assert sum("training has only 2 different values. If" in line for line in caplog.messages) == count
+        assert main([*job, "data.strict=true", *TABLE, "data.label=grade"]) == 0
 
 
 def test_the_order_of_class_weights_is_stated(

@@ -152,12 +152,16 @@ class Files(FileSource):
             return DataError(format_error(str(self._paths[origin][0]), describe_no_rows(table), remedy))
 
         origins = {
-            origin: table.samples(self._records(origin, table), [path.parent for path in paths])
+            origin: (table.training_samples if origin == "train" else table.samples)(
+                self._records(origin, table), [path.parent for path in paths]
+            )
             for origin, paths in self._paths.items()
         }
         schema = split_schema(table.names, table.numeric)
         incomplete = describe_incomplete_rows(table.names)
-        write_splits(folder, self._layout, schema, origins, incomplete, no_rows_error, table.warnings)
+        write_splits(
+            folder, self._layout, schema, origins, incomplete, no_rows_error, table.warnings, self.describe_row
+        )
 
     def _records(self, split: str, table: Table) -> Iterator[Record]:
         for index, path in enumerate(self._paths[split]):

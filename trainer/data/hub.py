@@ -207,10 +207,15 @@ class Hub:
             key = f"data.splits.{origin}={self._splits[origin]}"
             return DataError(format_error(key, describe_no_rows(table), remedy))
 
-        origins = {split: table.samples(self._records(split, table)) for split in tables}
+        origins = {
+            split: (table.training_samples if split == "train" else table.samples)(self._records(split, table))
+            for split in tables
+        }
         schema = split_schema(table.names, table.numeric)
         incomplete = describe_incomplete_rows(table.names)
-        write_splits(folder, self._layout, schema, origins, incomplete, no_rows_error, table.warnings)
+        write_splits(
+            folder, self._layout, schema, origins, incomplete, no_rows_error, table.warnings, self.describe_row
+        )
 
     def _records(self, split: str, table: Table) -> Iterator[Record]:
         from datasets import Image

@@ -1,8 +1,10 @@
-"""Columns of tables that are probably not what they are read as: numbers with signs, dates, identifiers."""
+"""Columns of tables that are probably not what they are read as: numbers with signs, dates, missing values as texts."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
@@ -19,6 +21,15 @@ _NUMBER = re.compile(r"[-+]?\d+([.,' ]\d{3})*([.,]\d+)?")
 _UNITS = re.compile(r"[$€£¥₹%\s]|\b(EUR|USD|GBP|CHF|JPY)\b")
 _DATE = re.compile(r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})([T ]\d{1,2}:\d{2}.*)?")
 _IDENTIFIER = re.compile(r"(?i:(^|[\W_])(id|uuid|guid|key|index|idx|row|no|nr))$|[a-z]I[Dd]$|^(Unnamed: \d+)?$")
+
+_MISSING = frozenset(
+    ("#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "")
+)
+"""Texts that pandas reads as missing values. Here only an empty cell is one, so these texts are names like others."""
+
+_MANY_NUMBERS = 100
+"""More labels that are whole numbers are probably amounts, unless they count from 0 or 1 and each has several rows."""
+_MANY_ROWS = 5
 
 
 class ColumnWarning(NamedTuple):
@@ -47,6 +58,8 @@ class FeatureColumn:
     _first_row: int = 0
     _first_text: tuple[object, int] | None = None
     _first_code: tuple[object, int] | None = None
+    _first_missing: tuple[str, int] | None = None
+    _num_missing: int = 0
     _counts_rows: bool = True
     _previous: float | None = None
     _compared: set[object] = field(default_factory=set)
@@ -63,6 +76,9 @@ class FeatureColumn:
         self.is_numeric = self._counts_rows = False
         self._first_text = self._first_text or (value, row)
         text = str(value).strip()
+        if text in _MISSING:
+            self._num_missing += 1
+            self._first_missing = self._first_missing or (text, row)
         self._num_dates += bool(_DATE.fullmatch(text))
         self._num_with_units += bool(_NUMBER.fullmatch(_UNITS.sub("", text))) and not _DATE.fullmatch(text)
 
@@ -102,6 +118,10 @@ class FeatureColumn:
         if self._is_distinct:
             problem = f"has a different text in each row, such as {first}, so nothing can be learned from it"
             return ColumnWarning(problem, row)
+        if self._first_missing and not is_code("NA", map(str, self._compared)):
+            text, row = self._first_missing
+            problem = f"has {self._num_missing} cells such as {text!r} in {{place}}, and reads them as a category"
+            return ColumnWarning(f"{problem}. Empty these cells, or rename the category if it is a real one", row)
         return None
 
     def _describe_number(self) -> ColumnWarning | None:
@@ -120,3 +140,65 @@ class FeatureColumn:
     @property
     def _is_distinct(self) -> bool:
         return len(self._compared) == min(self._num_rows, _NUM_COMPARED)
+
+
+@dataclass
+class LabelColumn:
+    """The labels of the training data, seen one by one.
+
+    Attributes:
+        role: `label`, or `labels` for several in a row.
+        name: The column's name.
+        inputs: The roles of the inputs, which decide the remedy.
+    """
+
+    role: str
+    name: str
+    inputs: Sequence[str]
+    _counts: Counter[str] = field(default_factory=Counter)
+    _first_rows: dict[str, int] = field(default_factory=dict)
+
+    def add(self, label: str, row: int) -> None:
+        """Add a label of a row."""
+        self._counts[label] += 1
+        self._first_rows.setdefault(label, row)
+
+    def warnings(self) -> list[ColumnWarning]:
+        """Return warnings about labels that are missing values, and about labels that are numbers."""
+        described = [self._describe_numbers()] if self._counts and all(map(is_number, self._counts)) else []
+        missing = [label for label in self._counts if label.strip() in _MISSING]
+        described += [self._describe_missing(label) for label in missing if not is_code(label, self._counts)]
+        return [warning for warning in described if warning is not None]
+
+    def _describe_missing(self, label: str) -> ColumnWarning:
+        count = self._counts[label]
+        rows = "1 row has" if count == 1 else f"{count} rows have"
+        problem = f"{rows} the label {label!r}, the first is {{place}}, and it is a class"
+        remedy = "Remove these rows" if self.role == "label" else "Remove this label from them"
+        return ColumnWarning(f"{problem}. {remedy}, or rename the class if it is a real one.", self._first_rows[label])
+
+    def _describe_numbers(self) -> ColumnWarning | None:
+        fractions = [label for label in self._counts if not float(label).is_integer()]
+        if not fractions and (len(self._counts) <= _MANY_NUMBERS or self._are_indices()):
+            return None
+        label = fractions[0] if fractions else next(iter(self._counts))
+        problem = f"{len(self._counts)} different numbers, such as {label!r} in {{place}}, are read as classes"
+        remedy = "Write texts such as 'class 1' if they are classes"
+        task = {"features": "tabular_regression", "text": "regression"}.get("+".join(self.inputs))
+        if task is not None:
+            name = self.name if self.name.isidentifier() else f"'{self.name}'"
+            remedy = f'To predict numbers, set task={task} "data.columns.value={name}". {remedy}'
+        return ColumnWarning(f"{problem}. {remedy}.", self._first_rows[label])
+
+    def _are_indices(self) -> bool:
+        """Return whether the labels count from 0 or 1, and each has several rows."""
+        numbers = [float(label) for label in self._counts]
+        is_dense = min(numbers) in (0, 1) and max(numbers) - min(numbers) < 2 * len(numbers)
+        return is_dense and self._counts.total() >= _MANY_ROWS * len(numbers)
+
+
+def is_code(name: str, names: Iterable[str]) -> bool:
+    """Return whether a name is `NA` among names that are mostly two capital letters, such as codes of countries."""
+    others = [other for other in names if other != name]
+    codes = [other for other in others if len(other) == 2 and other.isalpha() and other.isupper()]
+    return name == "NA" and 2 * len(codes) > len(others)

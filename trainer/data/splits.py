@@ -6,8 +6,10 @@ the order of rows nor new rows move any.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -49,6 +51,7 @@ SPLIT_RULES = (
 """Rules of a source with the arguments `validation`, `test` and `split`."""
 
 _RECORD_BITS = 40
+_NUM_SPLITS = 3
 _BATCH_BYTES = 4 << 20
 
 
@@ -77,8 +80,16 @@ def assign_split(text: str, shares: Mapping[str, float]) -> str:
         shares: The share of each split except `train`, in [0, 1); `train` takes the rest. A larger share of the last
             split takes its rows from `train` and moves no others.
     """
+    return _split_at(_point_of(text), shares)
+
+
+def _point_of(text: str) -> float:
+    """Return a number in [0, 1] for a text; texts that differ only in white space have the same."""
     digest = blake2b(normalize_whitespace(text).encode(), digest_size=8).digest()
-    point = int.from_bytes(digest, "big") / 2**64
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _split_at(point: float, shares: Mapping[str, float]) -> str:
     for split, share in shares.items():
         if point < share:
             return split
@@ -236,7 +247,7 @@ def drop_unseen_classes(path: Path, role: str, classes: set[str]) -> tuple[int, 
         pyarrow.ipc.new_stream(str(new), reader.schema) as writer,
     ):
         for batch in reader:
-            keep = [classes.issuperset(_classes_in(value)) for value in batch[role].to_pylist()]
+            keep = [classes.issuperset(classes_in(value)) for value in batch[role].to_pylist()]
             if not all(keep):
                 removed += keep.count(False)
                 first = batch["row"][keep.index(False)].as_py() if first < 0 else first
@@ -245,7 +256,7 @@ def drop_unseen_classes(path: Path, role: str, classes: set[str]) -> tuple[int, 
     return removed, first
 
 
-def _classes_in(value: str | Sequence[str]) -> Sequence[str]:
+def classes_in(value: str | Sequence[str]) -> Sequence[str]:
     """Return the classes in a value of `label`, `labels` or `tags`."""
     return (value,) if isinstance(value, str) else value
 
@@ -258,6 +269,7 @@ def write_splits(
     incomplete: str,
     no_rows_error: Callable[[str], DataError],
     warnings: Sequence[ColumnWarning] = (),
+    describe_row: Callable[[str, int], str] | None = None,
 ) -> None:
     """Write `<split>.arrow` for each split, in one pass over all samples, `dropped.json` and `warnings.json`.
 
@@ -269,11 +281,13 @@ def write_splits(
         incomplete: A description of the dropped samples: `rows without a text or a label`.
         no_rows_error: Returns the error for an origin whose samples are all dropped.
         warnings: Warnings about the training data.
+        describe_row: Returns the origin of a row of a split; required with warnings.
 
     Raises:
         DataError: A split has no rows, or an error of the samples.
     """
     roles = schema.names[:-1]
+    lowest: list[float] = []
     classes: dict[str, set[str]] = {role: set() for role in CLASS_ROLES if role in roles}
     dropped = []
     kept = dict.fromkeys(origins, 0)
@@ -289,35 +303,62 @@ def write_splits(
                 kept[origin] += 1
                 split = origin
                 if shares:
-                    split = assign_split(split_key(values) or str(row) if key is None else key, shares)
+                    point = _point_of(split_key(values) or str(row) if key is None else key)
+                    split = _split_at(point, shares)
+                    if (len(lowest) < _NUM_SPLITS or point < lowest[-1]) and point not in lowest:
+                        lowest = sorted([*lowest, point])[:_NUM_SPLITS]
                 writers[split].add(*(values[role] for role in roles), row)
                 if split == "train":
                     for role, seen in classes.items():
-                        seen.update(_classes_in(values[role]))
+                        seen.update(classes_in(values[role]))
             if not kept[origin]:
                 raise no_rows_error(origin)
             dropped += [DroppedRows(origin, incomplete, count, first)] if count else []
-    _check_not_empty(writers, kept)
-    for name in layout.held_out:
-        dropped += _drop_unseen(folder, name, writers[name].num_rows, classes)
+    try:
+        _check_not_empty(writers, kept.get("train", 0), layout, lowest)
+        for name in layout.held_out:
+            dropped += _drop_unseen(folder, name, writers[name].num_rows, classes, kept["train"])
+    except DataError as error:
+        # They may say why: numbers that are read as classes have no row of their class in training.
+        causes = [message.replace("{place}", describe_row("train", row)) for message, row in warnings if describe_row]
+        raise DataError(*error.messages, *causes) from None
     (folder / "dropped.json").write_text(json.dumps(dropped))
     (folder / "warnings.json").write_text(json.dumps(warnings))
 
 
-def _check_not_empty(writers: Mapping[str, SplitWriter], kept: Mapping[str, int]) -> None:
-    for name, writer in writers.items():
-        if not writer.num_rows:
-            problem = f"none of the {kept['train']} rows of data.train was assigned to this split"
-            raise DataError(format_error(f"data.{name}", problem, _more_rows(name)))
+def _check_not_empty(
+    writers: Mapping[str, SplitWriter], num_rows: int, layout: SplitLayout, lowest: Sequence[float]
+) -> None:
+    """Raise DataError if a split has no rows; `lowest` are the lowest points of training rows, ascending."""
+    empty = [name for name, writer in writers.items() if not writer.num_rows]
+    if not empty:
+        return
+    asked = ", ".join(f"{name} {share:g}" for name, share in layout.shares.items() if share > 0)
+    remedy = "Add rows"
+    if layout.held_out and len(lowest) > len(layout.held_out):
+        bounds = [_shortest_between(*pair) for pair in itertools.pairwise(lowest)]
+        shares = {
+            name: bounds[number] - sum(bounds[number - 1 : number]) for number, name in enumerate(layout.held_out)
+        }
+        keys = " ".join(f"data.split.{name}={share:.12g}" for name, share in shares.items())
+        remedy += f", or set {keys} to give each split at least one"
+    remedy += "".join(f", or name files in data.{name}" for name in empty if name != "train")
+    problem = f"none of the {num_rows} rows of training was assigned to {' and '.join(empty)} by the shares {asked}"
+    raise DataError(format_error("data.split", problem, remedy))
 
 
-def _more_rows(split: str) -> str:
-    """Return the remedy for a split that took too few rows from training."""
-    own_files = "" if split == "train" else f", or name files in data.{split}"
-    return f"Add rows, or change the shares in data.split{own_files}"
+def _shortest_between(low: float, high: float) -> float:
+    """Return the number with the fewest decimals that is above `low` and below `high`."""
+    for decimals in range(1, 16):
+        number = round(math.floor(low * 10.0**decimals + 1) / 10.0**decimals, decimals)
+        if low < number < high:
+            return number
+    return (low + high) / 2
 
 
-def _drop_unseen(folder: Path, split: str, num_rows: int, classes: Mapping[str, set[str]]) -> list[DroppedRows]:
+def _drop_unseen(
+    folder: Path, split: str, num_rows: int, classes: Mapping[str, set[str]], num_all: int
+) -> list[DroppedRows]:
     """Drop the rows of a held-out split whose class occurs in no training row.
 
     A rare class may be held out completely. The random split causes this, not a mistake in the user's file.
@@ -332,7 +373,11 @@ def _drop_unseen(folder: Path, split: str, num_rows: int, classes: Mapping[str, 
             noun = "tag" if role == "tags" else "label"
             dropped.append(DroppedRows(split, f"rows with a {noun} that occurs in no training row", count, row))
     if sum(item.num_rows for item in dropped) == num_rows:
-        raise DataError(format_error(f"data.{split}", f"contains only {dropped[0].description}", _more_rows(split)))
+        num_classes = max(map(len, classes.values()))
+        problem = f"contains only {dropped[0].description}: it holds out {num_rows} of {num_all} rows, and the others "
+        problem += f"have {num_classes} {'class' if num_classes == 1 else 'classes'}"
+        remedy = f"Add rows of each class, or name files in data.{split}"
+        raise DataError(format_error(f"data.{split}", problem, remedy))
     return dropped
 
 

@@ -23,8 +23,8 @@ from trainer.data.cells import (
     parse_number,
     split_key,
 )
-from trainer.data.plausibility import ColumnWarning, FeatureColumn
-from trainer.data.splits import Sample, split_row_id
+from trainer.data.plausibility import ColumnWarning, FeatureColumn, LabelColumn
+from trainer.data.splits import Sample, classes_in, split_row_id
 from trainer.errors import DataError, RowErrors, did_you_mean, format_error, raise_if_any
 from trainer.layout import expand_home
 
@@ -195,6 +195,20 @@ class Table:
             return "To leave it out, list the other columns in data.columns.features."
         listed = ",".join(other if other.isidentifier() else json.dumps(other) for other in others)
         return f"To leave it out, set 'data.columns.features=[{listed}]'."
+
+    def training_samples(self, records: Iterator[Record], folders: Sequence[Path] = ()) -> Iterator[Sample]:
+        """Yield the samples of the training data, and add the warnings about their labels at the end."""
+        roles = [role for role in ("label", "labels") if role in self.names]
+        inputs = [role for role in self.names if role not in roles]
+        columns = {role: LabelColumn(role, self.names[role][0], inputs) for role in roles}
+        for sample in self.samples(records, folders):
+            if sample.values is not None:
+                for role, column in columns.items():
+                    for label in classes_in(sample.values[role]):
+                        column.add(label, sample.row)
+            yield sample
+        for role, column in columns.items():
+            self.warnings.extend(ColumnWarning(f"{self.keys[role]}: {text}", row) for text, row in column.warnings())
 
     def samples(self, records: Iterator[Record], folders: Sequence[Path] = ()) -> Iterator[Sample]:
         """Yield the records as samples; a record that lacks a required value becomes a sample without values.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
     from torchmetrics import MetricCollection
+
+logger = logging.getLogger(__name__)
+
+_MAX_CLASSES = 5
+"""Up to this number of different values is noted: they may be classes."""
 
 
 class Moments:
@@ -130,7 +136,14 @@ class RegressionTarget:
         return list(standardized)
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        """Return no warnings: numbers have no classes to count."""
+        """Log the values of training if they are few enough to be classes; return no warnings."""
+        distinct: set[float] = set()
+        for batch in encoded["train"].with_format("arrow").select_columns(self.role).iter(10_000):
+            distinct.update(batch[self.role].combine_chunks().flatten().to_pylist())
+            if len(self.mean) > 1 or len(distinct) > _MAX_CLASSES:
+                return []
+        remedy = "If they are classes, choose a classification task and name their column in data.label"
+        logger.info("value: training has only %d different values. %s.", len(distinct), remedy)
         return []
 
     @staticmethod
