@@ -1,10 +1,14 @@
+import os
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 import trainer
-from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
+from trainer.builders.training import set_determinism
+from trainer.errors import ConfigError, did_you_mean, find_user_error, format_error, raise_if_any
 
 
 def test_all_messages_are_raised_together() -> None:
@@ -45,3 +49,39 @@ def test_remedies_name_keys_with_their_group() -> None:
     }
 
     assert not keys
+
+
+def test_an_operation_that_is_not_deterministic_is_named_with_the_key(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    request.addfinalizer(partial(torch.use_deterministic_algorithms, False))
+    benchmark = torch.backends.cudnn.benchmark
+    request.addfinalizer(partial(setattr, torch.backends.cudnn, "benchmark", benchmark))
+    index, values = torch.tensor([1, 1]), torch.ones(2)
+
+    set_determinism(True, torch.device("cuda"))
+    with pytest.raises(RuntimeError) as caught:
+        torch.zeros(3).put_(index, values)
+    error = find_user_error(caught.value)
+
+    assert isinstance(error, ConfigError)
+    assert error.messages == (
+        "deterministic: must be false for an operation that is not deterministic on this device, got true "
+        "(put_ of PyTorch). Set deterministic=false.",
+    )
+    assert not torch.backends.cudnn.benchmark
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+    set_determinism(False, torch.device("cuda"))
+    torch.zeros(3).put_(index, values)
+
+    assert torch.backends.cudnn.benchmark
+
+
+def test_a_workspace_of_cublas_that_is_not_deterministic_is_named() -> None:
+    cause = RuntimeError("... this operation is not deterministic because it uses CuBLAS and you have CUDA >= 10.2 ...")
+    wrapped = ValueError("while compiling")
+    wrapped.__cause__ = cause
+
+    assert "CUBLAS_WORKSPACE_CONFIG: this value" in str(find_user_error(wrapped))

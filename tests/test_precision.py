@@ -1,12 +1,14 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from trainer.precision import MIN_SCALE, Precision
+from trainer.precision import MIN_SCALE, Precision, PrecisionName
 
 CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
 
 
 def test_fp32_computes_in_float32_without_loss_scaling() -> None:
@@ -18,6 +20,31 @@ def test_fp32_computes_in_float32_without_loss_scaling() -> None:
     assert precision.scale == 1
     assert not precision.can_lower_scale
     assert precision.state_dict() == {}
+
+
+def test_only_tf32_rounds_float32_products_on_cuda(request: pytest.FixtureRequest) -> None:
+    for settings in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        request.addfinalizer(partial(setattr, settings, "allow_tf32", settings.allow_tf32))
+    names: list[PrecisionName] = ["tf32", "fp32", "tf32", "bf16"]
+    for name in names:
+        Precision(name, CUDA)
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (
+            name == "tf32",
+            name == "tf32",
+        )
+        # torch.compile reads this one, and fails if the interfaces were mixed.
+        assert torch.get_float32_matmul_precision() == ("high" if name == "tf32" else "highest")
+
+
+def test_tf32_is_fp32_on_the_cpu() -> None:
+    layer, x = nn.Linear(64, 64), torch.randn(3, 64)
+    names: list[PrecisionName] = ["fp32", "tf32"]
+    outputs = []
+    for name in names:
+        with Precision(name, CPU).autocast():
+            outputs.append(layer(x))
+
+    assert torch.equal(*outputs)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])

@@ -102,8 +102,23 @@ _FATAL: Final[tuple[tuple[str, type[TrainerError], str], ...]] = (
         "train.batch_size: the job does not fit into memory. Raise train.accumulate, or lower train.batch_size, "
         "loader.eval_batch_size or task.max_length.",
     ),
+    (
+        r"(\S+) does not have a deterministic implementation",
+        ConfigError,
+        "deterministic: must be false for an operation that is not deterministic on this device, got true "
+        "({} of PyTorch). Set deterministic=false.",
+    ),
+    (
+        r"not deterministic because it uses CuBLAS",
+        ConfigError,
+        "CUBLAS_WORKSPACE_CONFIG: this value of the environment variable makes products of matrices not deterministic. "
+        "Unset the variable, or set deterministic=false.",
+    ),
 )
-"""Patterns of errors of torch that are not bugs, with the type and message of the user error."""
+"""Patterns of errors of torch that are not bugs, with the type and message of the user error.
+
+A message may contain `{}` for each group of its pattern.
+"""
 
 
 def find_user_error(error: BaseException | None) -> TrainerError | None:
@@ -114,8 +129,8 @@ def find_user_error(error: BaseException | None) -> TrainerError | None:
         text = "out of memory" if isinstance(error, MemoryError) else str(error)
         if isinstance(error, RuntimeError | MemoryError):
             for pattern, error_type, message in _FATAL:
-                if re.search(pattern, text):
-                    return error_type(message)
+                if match := re.search(pattern, text):
+                    return error_type(message.format(*match.groups()))
         error = error.__cause__
     return None
 

@@ -1,4 +1,4 @@
-"""Numeric precision of forward and backward: float32, or autocast to bfloat16, or to float16 with loss scaling."""
+"""Numeric precision of forward and backward: float32, TF32, or autocast to bfloat16 or to float16 with loss scaling."""
 
 from contextlib import AbstractContextManager
 from typing import Literal
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trainer.protocols import StateDict
 
-PrecisionName = Literal["fp32", "bf16", "fp16"]
+PrecisionName = Literal["fp32", "tf32", "bf16", "fp16"]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -19,7 +19,9 @@ MIN_SCALE = 2.0**-14
 class Precision:
     """Autocast and, for float16, the loss scaler of Micikevicius et al. 2018, "Mixed precision training".
 
-    The weights, the gradients after `unscale`, the loss and the optimizer stay in float32.
+    The weights, the gradients after `unscale`, the loss and the optimizer stay in float32. On CUDA, `tf32` rounds the
+    factors of float32 matrix products and convolutions to 10 bits of mantissa, and the other precisions do not: this
+    holds for the whole process, until the next `Precision`.
 
     Args:
         name: The precision.
@@ -30,6 +32,10 @@ class Precision:
         self.name = name
         self._device = device
         self._scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16", init_scale=2.0**14)
+        if device.type == "cuda":
+            # `torch.compile` cannot read the settings of the newer interface, `fp32_precision`.
+            torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+            torch.backends.cudnn.allow_tf32 = name == "tf32"
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of a forward pass."""

@@ -80,7 +80,7 @@ def test_three_typos_are_reported_together() -> None:
         (["train.batch_size=3.5"], "train.batch_size: must be an integer, got 3.5."),
         (["train.batch_size=true"], "train.batch_size: must be an integer, got true."),
         (["compile=1"], "compile: must be true or false, got 1."),
-        (["precision=fp31"], "precision: must be one of fp32, bf16, fp16, got 'fp31'. Did you mean fp32?"),
+        (["precision=fp31"], "precision: must be one of fp32, tf32, bf16, fp16, got 'fp31'. Did you mean fp32?"),
         (["model.pooling=men"], "model.pooling: must be one of "),
         (["export.formats=[onnx,torchscrpt]"], "export.formats: must be a list in which each item is one of onnx, "),
         (["task=image_classification", "task.augment.mixup=abc"], "task.augment.mixup: must be a number, got 'abc'."),
@@ -396,5 +396,5 @@ def test_every_option_with_an_unknown_key_is_named() -> None:
 
 
 def test_a_remote_value_is_no_suggestion() -> None:
-    assert errors_of("train", "precision=fp8") == ["precision: must be one of fp32, bf16, fp16, got 'fp8'."]
+    assert errors_of("train", "precision=fp8") == ["precision: must be one of fp32, tf32, bf16, fp16, got 'fp8'."]
     assert errors_of("train", "precision=fp23")[0].endswith("Did you mean fp32?")

@@ -102,7 +102,8 @@ def build_training(
     ranks = ranks or Ranks()
     device = build_device(job.device)
     check_targets(job)
-    seed_rng(job.seed, device)
+    seed_rng(job.seed)
+    set_determinism(job.deterministic, device)
     duration = parse(job.train.duration)
     if snapshot is not None and duration is not None and duration.unit == "st":  # known before the data is read
         _check_duration(job, int(duration.amount), snapshot)
@@ -278,7 +279,8 @@ def join_devices(job: TrainJob, task_state: StateDict | None) -> Ranks:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     check_targets(job)
-    seed_rng(job.seed, device)
+    seed_rng(job.seed)
+    set_determinism(job.deterministic, device)
     with logs_silenced():
         # Warnings are repeated when the run reads the cache.
         build_encoded(job, build_task(job, task_state), fitted=task_state is not None)
@@ -335,14 +337,24 @@ def check_targets(job: TrainJob) -> None:
     raise_if_any(*errors)
 
 
-def seed_rng(seed: int, device: torch.device) -> None:
-    """Seed every global random number generator and, on CUDA, ask for kernels with reproducible results."""
+def seed_rng(seed: int) -> None:
+    """Seed every global random number generator."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def set_determinism(deterministic: bool, device: torch.device) -> None:
+    """Allow only operations that give the same bits every time, or any; the CPU's operations always do.
+
+    PyTorch reports an operation without a deterministic implementation when it is run. A mode that only warns would
+    also select the attention whose backward pass is not deterministic.
+    """
     if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        if deterministic:  # read when cuBLAS is first used
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(deterministic, warn_only=False)
+        torch.backends.cudnn.benchmark = not deterministic
 
 
 def count_steps(job: TrainJob, steps_per_epoch: int) -> StepCounts:

@@ -81,6 +81,8 @@ def log_start(job: TrainJob, training: Training, is_new: bool) -> None:
         logger.warning(
             "precision=fp16 is many times slower than fp32 on a CPU. Use fp32, or a device that supports float16"
         )
+    if job.precision == "tf32" and run.device.type != "cuda":
+        logger.info("precision=tf32 is fp32 on this device: only CUDA has TF32")
     # `resume` even without a checkpoint if an earlier process left events: it takes back those after its step.
     event = "start" if is_new else "resume"
     run.log(event, state.step, {"seed": job.seed, **describe_machine(run.device)})

@@ -33,7 +33,7 @@ Part: TypeAlias = dict[str, Any]
 """A `_target_` and its keyword arguments."""
 
 _DEVICE = "auto, cpu, cuda, cuda:N or mps"
-_PRECISION = "number format of the forward pass: fp32, bf16 or fp16"
+_PRECISION = "number format of the forward pass: fp32, tf32, bf16 or fp16"
 _TRUST = "packages of your own whose code the config of a checkpoint may run"
 _NEWEST = "run folder; null is the newest run"
 _NEWEST_OR_ARTIFACTS = "run folder, or a folder of artifacts; null is the newest run"
@@ -253,8 +253,15 @@ class TrainJob:
     shard: bool | Count = key(
         False, "store weights, gradients and optimizer in shards: true over all devices, or over groups of this many"
     )
-    precision: Literal["fp32", "bf16", "fp16"] = key(
-        "fp32", "number format of the forward and backward pass: fp32, bf16 or fp16; weights stay fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = key(
+        "fp32",
+        "number format of the forward and backward pass: fp32, tf32 (matrix products on CUDA; else fp32), bf16 or "
+        "fp16; weights stay fp32",
+    )
+    deterministic: bool = key(
+        True,
+        "use only operations that repeat to the last bit on a GPU; false may be faster, but a resumed or repeated run "
+        "may differ slightly",
     )
     compile: bool = key(False, "compile the model with torch.compile")
     resume: AnyPath | None = key(
@@ -319,7 +326,7 @@ class DeviceJob(CheckpointJob):
     """A job that runs the model of a run."""
 
     device: str = key("auto", f"device: {_DEVICE}")
-    precision: Literal["fp32", "bf16", "fp16"] = key("fp32", _PRECISION)
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = key("fp32", _PRECISION)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ _SHAPE = {
 MAY_CHANGE = (
     "device",
     "devices",
+    "deterministic",
     "shard",
     "launch.*",
     "resume",
@@ -91,6 +92,7 @@ EARLIER_VALUES = {"train.fused_head": False}
 """The values with which runs without these keys were trained, of keys whose default changes the bits of a run."""
 
 NOTES = {
+    "deterministic": "on a GPU, the run is not equal to the last bit to a run without this change",
     "train.duration": "the rest of the schedule follows the new length, so the learning rate may jump at this step",
 }
 """Consequences of a change that is allowed."""
