@@ -1,6 +1,7 @@
-"""Micro-batches that are halved when memory runs out, and the number that `train.accumulate=auto` finds."""
+"""Micro-batches that share a statistic, that are halved when memory runs out, and whose number is found."""
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from tests.support.jobs import (
     assert_resumes,
@@ -17,11 +19,16 @@ from tests.support.jobs import (
     train,
     working_in,
     write_data,
+    write_roles,
 )
 from tests.test_loop import make_run, random_batches
 from trainer.accumulation import can_accumulate_more
+from trainer.loop import compute_gradients
+from trainer.loss.dice import Dice
 from trainer.loss.info_nce import InfoNce
+from trainer.loss.mse_correlation import MseCorrelation
 from trainer.model.text_encoder import TextEncoder
+from trainer.protocols import Batch, Loss
 from trainer.step_rng import StepRng
 
 STEPS = 12
@@ -129,7 +136,81 @@ def test_auto_needs_one_device(data: list[str], tmp_path: Path, capsys: pytest.C
     assert "train.accumulate: is found on one device" in capsys.readouterr().err
 
 
-def test_only_a_sum_over_targets_is_computed_again_in_parts() -> None:
+STATISTICS: dict[str, tuple[Loss, Callable[[int], Tensor], int]] = {
+    "info_nce": (InfoNce(temperature=0.5, symmetric=True), lambda size: torch.zeros(size, 2, dtype=torch.int64), 2),
+    "dice": (Dice(smooth=1.0, per="batch", ignore_index=-100), lambda size: torch.arange(size) % 3, 1),
+    "dice of classes": (Dice(smooth=1.0, per="class", ignore_index=-100), lambda size: torch.arange(size) % 3, 1),
+    "mse_correlation": (MseCorrelation(correlation=1.0), lambda size: torch.randn(size, 3, dtype=torch.float64), 1),
+}
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_statistic_is_that_of_the_whole_step(name: str, dropout: float) -> None:
+    loss, make_target, rows = STATISTICS[name]
+    torch.manual_seed(0)
+    sizes = [3, 5, 1]
+    parts = [
+        Batch(
+            {"x": torch.randn(size * rows, 4, dtype=torch.float64)}, make_target(size), size, tuple(range(size)), piece
+        )
+        for piece, size in enumerate(sizes)
+    ]
+    run = make_run([parts], dtype=torch.float64, loss=loss)
+    model = nn.Sequential(OrderedDict(layer=run.model.layer, dropout=nn.Dropout(dropout)))
+    run = replace(run, model=OneInput(model).train())
+    loss_value, norm = compute_gradients(run, 0, parts).tolist()
+
+    # The definition: the graph of all micro-batches at once.
+    gradients = [parameter.grad for parameter in run.model.parameters()]
+    outputs = torch.cat([run.forward(0, part) for part in parts])
+    expected = loss(outputs, torch.cat([part.target for part in parts if part.target is not None])) / sum(sizes)
+    wanted = torch.autograd.grad(expected, list(run.model.parameters()))
+    assert loss_value == pytest.approx(expected.item(), rel=1e-6)
+    assert norm > 0
+    torch.testing.assert_close(gradients, list(wanted), rtol=0, atol=1e-14)
+
+
+class OneInput(nn.Module):
+    """A model with an input `x`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.model(x)
+        return output
+
+
+def test_statistics_of_batch_norm_are_updated_once_per_micro_batch() -> None:
+    torch.manual_seed(0)
+    parts = [
+        Batch({"x": torch.randn(6, 4)}, torch.zeros(3, 2, dtype=torch.int64), 3, (0, 1, 2), piece) for piece in (0, 1)
+    ]
+    run = make_run([parts], loss=InfoNce(temperature=0.5, symmetric=False))
+    norm = nn.BatchNorm1d(3)
+    run = replace(run, model=OneInput(nn.Sequential(run.model.layer, norm)).train())
+    compute_gradients(run, 0, parts)
+
+    assert norm.num_batches_tracked == 2
+
+
+def test_a_run_with_merged_micro_batches_resumes_and_learns_as_with_one(tmp_path: Path) -> None:
+    with working_in(tmp_path):
+        data = [*write_roles(tmp_path), "task=sentence_embedding", "task.supervision=pairs", f"train.duration={STEPS}"]
+        data += ["train.eval_every=4", "checkpoint.every=1", "model.dropout=0.0", "optimizer=sgd", "optimizer.lr=0.1"]
+        assert train(tmp_path / "whole", *data, KEEP_ALL) == 0
+        assert train(tmp_path / "split", *data, KEEP_ALL, "train.accumulate=3") == 0
+        whole, split = (
+            load_file(tmp_path / name / f"checkpoints/step-{STEPS:08d}/model.safetensors")
+            for name in ("whole", "split")
+        )
+        torch.testing.assert_close(split, whole, rtol=0, atol=1e-5)
+        assert_resumes(tmp_path / "split", 5)
+
+
+def test_only_what_gives_the_same_result_is_computed_again_in_parts() -> None:
     run = make_run([random_batches([4], [0])])
     error = torch.OutOfMemoryError("out of memory")
 
@@ -139,4 +220,6 @@ def test_only_a_sum_over_targets_is_computed_again_in_parts() -> None:
     )
     assert can_accumulate_more(run, MemoryError())
     assert not can_accumulate_more(run, RuntimeError("shapes do not fit"))
-    assert not can_accumulate_more(replace(run, loss=InfoNce(temperature=0.1, symmetric=True)), error)
+    assert can_accumulate_more(replace(run, loss=InfoNce(temperature=0.1, symmetric=True)), error)
+    unkeyed = replace(run, rng=StepRng(0, run.device, keyed=False))
+    assert not can_accumulate_more(unkeyed, error)

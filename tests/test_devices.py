@@ -268,7 +268,8 @@ def test_a_statistic_of_the_batch_sees_the_samples_of_all_devices(
 ) -> None:
     # Plain SGD: Adam would turn the rounding of a gradient near 0 into a step of full length.
     line = ["model.dropout=0.0", *line_of(name, roles), "optimizer=sgd", "optimizer.lr=0.1"]
-    several = train_on(devices, tmp_path / "several", *line)
+    # And of all micro-batches.
+    several = train_on(devices, tmp_path / "several", *line, "train.accumulate=2")
     one = train_alone(tmp_path / "one", *line)
     assert_close(several, one, 1e-6)
 

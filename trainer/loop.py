@@ -10,7 +10,12 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
-from trainer.accumulation import accumulate_more, can_accumulate_more
+from trainer.accumulation import (
+    accumulate_more,
+    backward_through_statistic,
+    can_accumulate_more,
+    merges_statistic,
+)
 from trainer.capture import capture
 from trainer.divergence import diverged_step_error, diverged_weights_error, non_finite_parameters
 from trainer.errors import Interrupted
@@ -162,17 +167,8 @@ def compute_gradients(run: Run, step: int, micro_batches: list[Batch]) -> Tensor
     # Counted on the host, before the batches are copied: nothing has to wait for the device.
     # The counts are exchanged during the first forward pass.
     num_targets = run.ranks.start_sum(sum(count_targets(run.loss, batch) for batch in micro_batches))
-    mean_loss = torch.zeros((), device=run.device)
-    for host_batch in micro_batches:
-        batch = host_batch.to(run.device)
-        run.rng.start(step, batch.piece)
-        with run.precision.autocast():
-            output = run.model(**batch.inputs)
-        total, counts = compute_shared_loss(run.loss, output, batch, run.ranks)
-        loss = total / max(1.0, num_targets())
-        run.precision.backward(loss)
-        if counts:
-            mean_loss += loss.detach()
+    backward = backward_through_statistic if merges_statistic(run, micro_batches) else backward_through_sums
+    mean_loss = backward(run, step, micro_batches, num_targets)
     # The gradients of sharded parameters are summed already, by their backward pass.
     unsummed = (parameter for parameter in trained_parameters(run.optimizer) if not is_sharded(parameter))
     run.ranks.sum_gradients(unsummed, mean_loss)
@@ -180,6 +176,19 @@ def compute_gradients(run: Run, step: int, micro_batches: list[Batch]) -> Tensor
     run.precision.unscale(run.optimizer)
     grad_norm = clip_gradients(run.optimizer, run.max_grad_norm)
     return torch.stack([mean_loss, grad_norm.float()])
+
+
+def backward_through_sums(run: Run, step: int, micro_batches: list[Batch], num_targets: Callable[[], float]) -> Tensor:
+    """Add the gradients of each micro-batch's share of the mean loss; return the share of this process, shape ()."""
+    mean_loss = torch.zeros((), device=run.device)
+    for host_batch in micro_batches:
+        batch = host_batch.to(run.device)
+        total, counts = compute_shared_loss(run.loss, run.forward(step, batch), batch, run.ranks)
+        loss = total / max(1.0, num_targets())
+        run.precision.backward(loss)
+        if counts:
+            mean_loss += loss.detach()
+    return mean_loss
 
 
 def trained_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.ema import Ema
 from trainer.precision import Precision
-from trainer.protocols import Loader, Loss, Report, Schedule
+from trainer.protocols import Batch, Loader, Loss, Report, Schedule
 from trainer.prune.masks import Masks
 from trainer.ranks import Ranks
 from trainer.sharding import Sharding
@@ -145,6 +145,13 @@ class Run:
     def log(self, event: str, step: int, values: Mapping[str, Any]) -> None:
         """Report an event at a step."""
         self.outputs.report.log(event, step=step, epoch=step / self.steps.per_epoch, values=values)
+
+    def forward(self, step: int, batch: Batch) -> Tensor:
+        """Return the model's output for a micro-batch on the device; called again, it has the same bits."""
+        self.rng.start(step, batch.piece)
+        with self.precision.autocast():
+            output: Tensor = self.model(**batch.inputs)
+        return output
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the modules of the run by name: `model` and, if present, `loss`, `ema` and `ema_loss`."""

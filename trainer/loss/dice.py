@@ -29,9 +29,8 @@ class Dice(nn.Module):
         sample   the classes: one coefficient per row, and their sum
 
     The loss is a sum over rows: for batch and class, which are statistics of the whole batch, the value times the
-    number of rows. Gradient accumulation does not merge such batches: the step is then the mean over its micro-batches'
-    own statistics, weighted by their rows. With `per=sample` it is a true sum, and micro-batches add up exactly.
-    `num_targets`, the divisor of a step, counts rows; a row of labels is ignored if all its entries are ignored.
+    number of rows. With `per=sample` the losses of micro-batches add up. `num_targets`, the divisor of a step, counts
+    rows; a row of labels is ignored if all its entries are ignored.
 
     Args:
         smooth: Added to numerator and denominator, greater than 0.

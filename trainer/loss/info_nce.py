@@ -27,8 +27,8 @@ class InfoNce(nn.Module):
     `symmetric` takes the mean of this loss and of the reverse one: finding the anchor of each positive among the B
     anchors. The cosine with a zero vector is 0.
 
-    This loss is a statistic of the batch: the other samples of a micro-batch are the negatives, so gradient
-    accumulation does not merge its micro-batches. `num_targets`, the divisor of a step, counts samples.
+    This loss is a statistic of the batch: its other samples are the negatives. `num_targets`, the divisor of a step,
+    counts samples.
 
     Args:
         temperature: Divisor of the cosines, greater than 0.

@@ -20,8 +20,8 @@ class MseCorrelation(RegressionLoss):
     deviations are unbiased. The correlation is 0 for a column of outputs or targets that is constant, and in a batch of
     one row.
 
-    This loss is a statistic of the batch: means and deviations are computed over a micro-batch, so gradient
-    accumulation does not merge its micro-batches. `num_targets`, the divisor of a step, counts rows.
+    This loss is a statistic of the batch: means and deviations are computed over all its rows. `num_targets`, the
+    divisor of a step, counts rows.
 
     Args:
         correlation: Weight of the correlation term, at least 0.
