@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tests.support.jobs import Recorded
 from trainer.checkpoint.snapshot import Snapshot
+from trainer.documents import MEASURED_VALUES
 from trainer.ema import Ema
 from trainer.errors import DivergedError, Interrupted
 from trainer.loop import compute_gradients, evaluate_weights, fit, save_checkpoint, update_weights
@@ -268,10 +269,7 @@ def test_checking_late_changes_no_bit(name: str) -> None:
         fit(run, TrainState(), lambda: False)
 
     without_rate = [
-        [
-            (step, {key: value for key, value in values.items() if key != "samples_per_second"})
-            for step, values in logged
-        ]
+        [(step, {key: value for key, value in values.items() if key not in MEASURED_VALUES}) for step, values in logged]
         for logged in (events(early, "train"), events(late, "train"))
     ]
     assert without_rate[0] == without_rate[1]
@@ -411,3 +409,12 @@ def test_the_better_weights_score_and_both_are_logged(
         (3, {"split": "validation", "weights": "raw", "accuracy": raw}),
         (3, {"split": "validation", "weights": "ema", "accuracy": ema}),
     ]
+
+
+@pytest.mark.parametrize("mask", ["attention_mask", "sequence_ids"])
+def test_tokens_that_are_not_padding_are_counted_without_fillers(mask: str) -> None:
+    batch = Batch({"input_ids": torch.ones(2, 4), mask: torch.tensor([[1, 1, 2, 0], [1, 0, 0, 0]])}, None, 2, (0, 1))
+
+    assert batch.num_tokens == 4
+    assert replace(batch, num_samples=0, ids=()).num_tokens == 0
+    assert random_batches([4], [0])[0].num_tokens == 0

@@ -77,6 +77,9 @@ SHAPES: Final[Mapping[str, object]] = {
 EVALUATION: Final = {"split": str, "step": int, "weights": str, "digest?": str}
 """The shape of `eval/<split>.json`; all other fields are metrics and the keys that were changed."""
 
+MEASURED_VALUES: Final = frozenset({"samples_per_second", "tokens_per_second", "memory"})
+"""Values of a `train` event that differ each time that the step is trained."""
+
 EVENT: Final = {
     "event": str,
     "step": int,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -49,7 +51,7 @@ def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
         return
     run.model.train()
     update: Update | None = None
-    started, samples = time.perf_counter(), 0
+    started, samples, tokens = time.perf_counter(), 0, 0
     for micro_batches in run.loader.steps(state.step, steps.total):
         run.unfreeze(state.step)
         lr = set_learning_rate(run.optimizer, run.schedule(state.step))
@@ -58,13 +60,14 @@ def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
             run.ema.update(run.model, run.loss)
         state.advance()
         samples += sum(batch.num_samples for batch in micro_batches)
+        tokens += sum(batch.num_tokens for batch in micro_batches)  # still on the host
         if earlier is not None:
             check_update(run, earlier)
 
         if due(steps.log_every):
             loss, grad_norm = check_update(run, update)
-            (all_samples,) = run.ranks.sum(samples)
-            log_step(run, state, loss, lr, grad_norm, all_samples / (time.perf_counter() - started))
+            counts = run.ranks.sum(samples, tokens)
+            log_step(run, state, loss, lr, grad_norm, *(count / (time.perf_counter() - started) for count in counts))
         improved = False
         if due(steps.eval_every) or due(steps.schedule_eval_every):
             check_update(run, update)
@@ -82,7 +85,7 @@ def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
         if stop and state.step < steps.total:
             raise Interrupted(f"stopped after step {state.step} of {steps.total}")
         if due(steps.log_every) or due(steps.eval_every):
-            started, samples = time.perf_counter(), 0
+            started, samples, tokens = time.perf_counter(), 0, 0
 
 
 class Update:
@@ -213,12 +216,27 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
     return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
-def log_step(run: Run, state: TrainState, loss: float, lr: float, grad_norm: float, rate: float) -> None:
-    """Log a training step; `rate` is in samples per second. In float16, the loss scale is logged too."""
-    values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "samples_per_second": rate}
+def log_step(
+    run: Run, state: TrainState, loss: float, lr: float, grad_norm: float, samples_rate: float, tokens_rate: float
+) -> None:
+    """Log a training step; the rates are per second. In float16, the loss scale is logged too."""
+    values: dict[str, float] = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "samples_per_second": samples_rate}
+    if tokens_rate:
+        values["tokens_per_second"] = tokens_rate
+    values["memory"] = read_peak_memory(run.device)
     if run.precision.name == "fp16":
         values["scale"] = run.precision.scale
     run.log("train", state.step, values)
+
+
+def read_peak_memory(device: torch.device) -> int:
+    """Return the most bytes of tensors on a GPU since the last call, else the largest size of this process so far."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def evaluate_weights(run: Run, state: TrainState) -> Score:

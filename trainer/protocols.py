@@ -66,6 +66,12 @@ class Batch:
     ids: tuple[int, ...]
     piece: int = 0
 
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens that are not padding; 0 if the samples are no texts. It waits for a batch on a GPU."""
+        mask = self.inputs.get("sequence_ids", self.inputs.get("attention_mask"))
+        return 0 if mask is None or not self.num_samples else int(mask.count_nonzero())
+
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`; from pinned memory, the copy overlaps with the host's work."""
         return self._apply(lambda tensor: tensor.to(device, non_blocking=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from tests.support.jobs import checkpoint_files, train, working_in, write_csv, write_data
+from tests.support.jobs import checkpoint_files, events, train, working_in, write_csv, write_data
 from trainer.cli import main
 from trainer.loss.cross_entropy import CrossEntropy
 
@@ -42,6 +42,15 @@ def content(folder: Path) -> dict[str, bytes]:
     """Return every file except the lock, which contains the process that holds it."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_training_events_contain_tokens_and_memory(folder: Path) -> None:
+    logged = events(folder / "run", "train")
+
+    assert logged
+    for event in logged:
+        assert event["tokens_per_second"] > event["samples_per_second"]
+        assert event["memory"] > 50_000_000  # a process with torch
 
 
 @pytest.mark.parametrize(
@@ -182,3 +191,12 @@ def test_fp16_on_a_cpu_logs_one_warning(folder: Path) -> None:
         for name in ("half", "run")
     ]
     assert counts == [1, 0]
+
+
+def test_tf32_on_a_cpu_is_fp32_and_says_so(folder: Path, tmp_path: Path) -> None:
+    with working_in(folder):
+        run = tmp_path / "tf32"
+        assert train(run, *write_data(folder), "train.duration=4", "checkpoint.every=1", "precision=tf32") == 0
+
+    assert "precision=tf32 is fp32 on this device" in (run / "trainer.log").read_text("utf-8")
+    assert checkpoint_files(run, 4) == checkpoint_files(folder / "run", 4)

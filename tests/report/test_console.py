@@ -288,3 +288,12 @@ def test_a_closed_pipe_ends_a_verb_quietly_but_not_a_training_run(code: str, exi
     os.close(writer)
 
     assert (done.returncode, done.stderr) == (exit_code, b"")
+
+
+def test_memory_is_shown_in_a_readable_unit() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    screen = open_screen("plain", console, total_steps=10)
+    assert screen is not None
+    screen.log("train", step=1, epoch=0.1, values={**TRAIN, "tokens_per_second": 51234.4, "memory": 1_500_000_000})
+
+    assert re.search(r"tokens/s +51234 .*memory +1\.5 GB", written(console))

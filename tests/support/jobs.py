@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from trainer.cli import main
+from trainer.documents import MEASURED_VALUES
 from trainer.report.events import read_events
 
 WORDS = {
@@ -125,12 +126,12 @@ def events(run_dir: Path, name: str | None = None) -> list[dict[str, Any]]:
 
 
 def without_clock(logged: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return events by step, without the values that depend on the machine's speed.
+    """Return events by step, without the values that depend on the machine's speed and memory.
 
     A checkpoint is reported once it is on the disk, perhaps after the next step.
     """
     in_order = sorted(logged, key=lambda event: event["step"])
-    return [{key: value for key, value in event.items() if key != "samples_per_second"} for event in in_order]
+    return [{key: value for key, value in event.items() if key not in MEASURED_VALUES} for event in in_order]
 
 
 def checkpoint_files(run_dir: Path, step: int) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from trainer.config.jobs import TrainJob, VerifyJob
 from trainer.config.stored import differences, job_from_text
+from trainer.documents import MEASURED_VALUES
 from trainer.errors import DivergedError, Interrupted
 from trainer.layout import (
     CONFIG,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from trainer.run import DivergenceReport
 
 
-_CLOCK_VALUES = {"samples_per_second"}
 """Logged values that depend on the machine's speed and are not compared."""
 
 
@@ -236,7 +236,7 @@ def _compare_logged(metrics: Path, done: Replay, *, needed: bool) -> Comparison:
     common = sorted(stored.keys() & done.logged.keys())
     for step in common:
         for name, value in done.logged[step].items():
-            if name not in _CLOCK_VALUES and stored[step].get(name) != value:
+            if name not in MEASURED_VALUES and stored[step].get(name) != value:
                 old = stored[step].get(name)
                 fault = f"step {step} is the first to differ: {name} {old!r} logged, {value!r} replayed"
                 return Comparison(subject, "", fault)

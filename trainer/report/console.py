@@ -215,7 +215,7 @@ def _format_field(name: str, value: Any) -> str:
         return name
     if isinstance(value, str | list):
         return displayable(value if isinstance(value, str) else ", ".join(map(str, value)), keep_lines=False)
-    shown = f"{value:.0f}" if name in _RATES else format_number(value)
+    shown = f"{value:.0f}" if name in _RATES else format_bytes(value) if name == "memory" else format_number(value)
     return f"{_LABELS.get(name, name)} {shown:>9}"
 
 
