@@ -451,6 +451,15 @@ class HasNumericColumns(Protocol):
 
 
 @runtime_checkable
+class HasCategories(Protocol):
+    """A task that reads tables with categories."""
+
+    def unknown_categories(self, features: Row) -> Mapping[str, str]:
+        """Return the categories of a row that have no feature of their own, by column name."""
+        ...
+
+
+@runtime_checkable
 class HasTrainTarget(Protocol):
     """A task whose training batches may have another `Target` than its evaluation batches."""
 

@@ -129,7 +129,20 @@ def test_predicted_classes_of_tables_match_the_evaluation(
     ) == pytest.approx(evaluated(folder)["accuracy"])
     line = '{"size": -0.5, "weight": null, "colour": "violet"}'
     assert predicted(folder, line)[0]["label"] in ("large", "small")
-    assert "note: 1 of 1 rows have categories that the model does not know" in capfd.readouterr().err
+    assert (
+        "note: 1 of 1 rows have categories that the model does not know, such as 'violet' in column 'colour' (input): "
+        "they were not among the most frequent ones of training (task.max_categories)"
+    ) in " ".join(capfd.readouterr().err.split())
+    colors = ["red", "violet", *["pink"] * 20, "violet", *"abc"]
+    file = folder / "colors.csv"
+    file.write_text("\n".join(["size,weight,colour", *(f"1,2,{color}" for color in colors)]))
+    predicted(folder, file)
+    note = " ".join(capfd.readouterr().err.split())
+    assert "note: 25 of 26 rows have categories" in note
+    places = ", ".join(
+        f"'{name}' in column 'colour' ({file}, row {row})" for name, row in [("violet", 2), ("pink", 3), ("a", 24)]
+    )
+    assert f"know, such as {places}: they" in note
 
 
 def test_predicted_values_match_the_evaluation(run_of: Callable[[str], Path]) -> None:

@@ -295,6 +295,8 @@ def text_case(task: str, *overrides: str) -> Callable[[Path], Case]:
         lines = [json.dumps(row) for row in rows]
         lines[2:2] = ['{"text": ', "{}", json.dumps({"text": 7.0, "text_pair": 1.5, "words": ["fox", 3]})]
         lines.append(json.dumps({"text": "saw", "text_pair": "axe", "words": "New York| is |fox"}))
+        listed = ('["fox", "New York"]', "[]", "[3, 4]", "[not JSON|fox")
+        lines.extend(json.dumps({"text": "saw", "text_pair": "axe", "words": words}) for words in listed)
         rows_file = folder / "rows_file.jsonl"
         rows_file.write_text("\n".join(lines) + "\n", "utf-8")
         return Case([f"task={task}", *write_roles(folder), *TEXT, *overrides], rows_file)
@@ -389,6 +391,80 @@ def assert_close(got: Any, want: Any) -> None:
 def test_every_task_has_its_job() -> None:
     tasks = {path.stem for path in (Path(__file__).parents[2] / "conf/task").glob("*.yaml")}
     assert tasks == JOBS.keys()
+
+
+CELLS: tuple[object, ...] = (
+    *(
+        "",
+        " ",
+        "7",
+        " 7 ",
+        "7.0",
+        "1e3",
+        "07",
+        "1_7",
+        "1,5",
+        "nan",
+        "NaN",
+        "NA",
+        "null",
+        "None",
+        "inf",
+        "-inf",
+        "\uff17",
+        "x",
+    ),
+    *(
+        "true",
+        "True",
+        "TRUE",
+        " true ",
+        "false",
+        "yes",
+        "1",
+        "0",
+        "1.0",
+        "Bern",
+        " Bern",
+        "bern",
+        "2024-01-02",
+        "Sao Tom\xe9",
+    ),
+    *(None, True, False, 1, 0, 7, 7.0, 7.5, 1e300, 10**30, [7], {"a": 1}, float("nan"), float("inf"), "\ud800"),
+)
+"""Cells that two readers may understand differently."""
+
+
+def test_tables_are_read_alike(tmp_path: Path) -> None:
+    names = ("size", "town", "member", "flag")
+    lines = ["\t".join([*names, "label"])]
+    for number in range(80):
+        town = ("Bern", "'Ulm'", "NA", "")[number % 4]
+        lines.append(f"{number * number / 7:.3f}\t{town}\t{number % 3 > 0}\t{number % 5 % 2}.5\t{'ab'[number % 2]}")
+    plain: dict[str, object] = {"size": 170, "town": "Bern", "member": "True", "flag": 1.5}
+    objects = [plain | {name: cell} for name in names for cell in CELLS]
+    texts = [[str(each[name]) for name in names] for each in objects if "\ud800" not in each.values()]
+    broken = ["1\tBern", '1\t"Bern"\tTrue\t1', "", "1\tBern\tTrue\t1\t2"]
+    rows = ["\t".join(names[::-1]), *("\t".join(cells[::-1]) for cells in texts), *broken]
+    (tmp_path / "unix.csv").write_text("\n".join(rows), "utf-8")
+    (tmp_path / "windows.csv").write_text("\ufeff" + "\r\n".join(rows) + "\r\n", "utf-8", newline="")
+    (tmp_path / "latin.csv").write_bytes("\n".join([*rows[:40], "1\tTrue\tSao Tom\xe9\t1"]).encode("latin-1", "ignore"))
+    (tmp_path / "rows.jsonl").write_text("\n".join(["{", "[]", "{}", *map(json.dumps, objects)]), "utf-8")
+    (tmp_path / "train.csv").write_text("\n".join(lines) + "\n", "utf-8")
+    files = ["data=files", f"data.train={tmp_path}/train.csv", f"data.cache_dir={tmp_path}/cache", r"data.separator=\t"]
+    job = ["task=tabular_classification", *files, 'data.quote="\'"', "model=mlp", "model.hidden=[8]", *QUIET]
+    export = ["export.formats=[onnx]", f"run.dir={tmp_path}/run"]
+    with working_in(tmp_path):
+        assert main(["train", *job, *export]) == 0
+        for name in ("unix.csv", "windows.csv", "latin.csv", "rows.jsonl"):
+            assert main(["predict", "run=run", f"input={name}", "output=want.jsonl", "keep=[row]", "device=cpu"]) == 6
+            result = run_script(tmp_path / "run/export", "--keep", "row", name)
+            want = [json.loads(line) for line in Path("want.jsonl").read_text("utf-8").splitlines()]
+            got = [json.loads(line) for line in result.stdout.splitlines()]
+            Path("want.jsonl").unlink()
+            for ours, theirs in zip(got, want, strict=True):
+                assert list(ours) == list(theirs), (ours, theirs)
+                assert_close(ours, theirs)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from trainer.config.jobs import PredictJob, TrainJob
 from trainer.config.signatures import attribute
 from trainer.config.stored import exported_config, job_from_text, load_stored_config, with_overrides
 from trainer.config.trust import resolve_environment, trust_problems
+from trainer.data.cells import shorten, unescape_tab
 from trainer.data.line_reader import first_line_of
 from trainer.display import print_lines
 from trainer.documents import SHAPES, UNSEALED, is_sealed, read_document, read_export_manifest
@@ -271,6 +272,7 @@ def _row_format(data: Document, task: Task, job: PredictJob) -> RowFormat:
     from trainer.protocols import HasNumericColumns
 
     cells: Document = {key: data.get(key, default) for key, default in _CELL_FORMAT.items()}
+    cells |= {key: unescape_tab(cells[key]) for key in ("list_separator", "separator") if cells[key]}
     return RowFormat(
         roles=tuple(task.input_columns()),
         columns=_find_columns(data) | {role: name for role, name in vars(job.columns).items() if name is not None},
@@ -328,7 +330,11 @@ def _conclude(counts: RowCounts, predictor: Predictor) -> None:
         print_lines(f"note: {note}")
     if counts.num_unknown:
         note = f"{counts.num_unknown} of {counts.num_rows} rows have categories that the model does not know"
-        print_lines(f"note: {note}: they were not among the most frequent ones of training (task.max_categories)")
+        first = [f"{shorten(value)} in column {name!r} ({place})" for (name, value), place in counts.unknown.items()]
+        such_as = f", such as {', '.join(first)}" if first else ""
+        print_lines(
+            f"note: {note}{such_as}: they were not among the most frequent ones of training (task.max_categories)"
+        )
     if counts.num_errors:
         others = "; the others were predicted" if counts.num_errors < counts.num_rows else ""
         raise DataError(f"{counts.num_errors} of {counts.num_rows} rows could not be used{others}.")

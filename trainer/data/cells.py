@@ -147,6 +147,11 @@ def _parse_label(value: object) -> str | None:
     return as_text(value) or None
 
 
+def unescape_tab(separator: str) -> str:
+    """Return a separator; a shell passes a tab as the two characters that stand for it."""
+    return "\t" if separator == r"\t" else separator
+
+
 def _split_list(value: object, separator: str) -> list[object]:
     """Return the parts of a list, of the JSON text of one, or of a text split at the separator.
 

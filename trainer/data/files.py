@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from annotated_types import Len
 
 from trainer.constraints import NonEmptyStr, Rule, validated
-from trainer.data.cells import ROLE_NOUNS, cell_parser, describe_incomplete_rows, image_digest
+from trainer.data.cells import ROLE_NOUNS, cell_parser, describe_incomplete_rows, image_digest, unescape_tab
 from trainer.data.data_files import DataFiles, FileSource
 from trainer.data.readers import column_names, format_suffix, format_suffixes, read_records
 from trainer.data.splits import SPLIT_RULES, Shares, row_id, split_schema, write_splits
@@ -86,9 +86,8 @@ class Files(FileSource):
         super().__init__(train, validation, test, split, cache_dir)
         self._columns = {"text": text, "label": label, **columns}
         self._numeric: dict[str, bool] = {}
-        # A shell passes a tab as the two characters that stand for it.
-        self._list_separator = "\t" if list_separator == r"\t" else list_separator
-        self._csv_options = {"separator": "\t" if separator == r"\t" else separator, "quote": quote}
+        self._list_separator = unescape_tab(list_separator)
+        self._csv_options = {"separator": separator and unescape_tab(separator), "quote": quote}
 
     @cached_property
     def fingerprint(self) -> str:

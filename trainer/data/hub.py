@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.constraints import DataName, NonEmptyStr, Rule, validated
-from trainer.data.cells import ROLE_NOUNS, describe_incomplete_rows
+from trainer.data.cells import ROLE_NOUNS, describe_incomplete_rows, unescape_tab
 from trainer.data.data_files import content_digest
 from trainer.data.split_cache import cache_key, cached_splits
 from trainer.data.splits import (
@@ -94,7 +94,7 @@ class Hub:
         self._path, self._name, self._revision = path, name, revision
         self._splits = splits
         self._columns = columns
-        self._list_separator = list_separator
+        self._list_separator = unescape_tab(list_separator)
         self._cache_dir = cache_dir
         check_roles(columns, list(ROLE_NOUNS))
         self._layout = SplitLayout.from_arguments({name: splits[name] for name in _SPLITS}, split)

@@ -4,12 +4,12 @@ come in the order of the rows."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from trainer.errors import ConfigError, RowError, format_error
 from trainer.predict.input_rows import InputRow, InputRows
-from trainer.protocols import Batching, Columns, EncodedColumns, Prediction, Task
+from trainer.protocols import Batching, Columns, EncodedColumns, HasCategories, Prediction, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,9 @@ _TASK_METHODS = ("input_columns", "encode_inputs", "model_inputs", "predictions"
 _WINDOW_BATCHES = 16
 _WINDOW_CHARACTERS = 4_000_000
 """A window of texts ends after this many batches or characters: with more rows, lengths would hardly be closer."""
+
+_MAX_UNKNOWN = 3
+"""Unknown categories that are named."""
 
 _MAX_OUTPUTS = 1 << 26
 """Largest number of outputs of a batch: 256 MiB in float32."""
@@ -35,12 +38,20 @@ class RowCounts:
         num_errors: Rows that could not be used.
         num_truncated: Rows longer than the model reads.
         num_unknown: Rows with a category that has no feature of its own.
+        unknown: The first of these categories by column and value, with the first row of each.
     """
 
     num_rows: int = 0
     num_errors: int = 0
     num_truncated: int = 0
     num_unknown: int = 0
+    unknown: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def add_unknown(self, categories: Mapping[str, str], location: str) -> None:
+        """Add the unknown categories of a row by column name."""
+        for category in categories.items():
+            if len(self.unknown) < _MAX_UNKNOWN:
+                self.unknown.setdefault(category, location)
 
 
 def check_task(task: object) -> None:
@@ -107,9 +118,13 @@ class Predictor:
         for index, error in errors.items():
             predictions[usable[index]] = {"error": f"{window[usable[index]].location}: {error}"}
         counts.num_truncated += sum(map(bool, encoded.pop("truncated", ())))
-        if "features" in encoded:
-            counts.num_unknown += sum(map(bool, encoded.pop("unknown", ())))
         kept = [index for index in range(len(usable)) if index not in errors]
+        if "features" in encoded:
+            unknown = [usable[kept[index]] for index, number in enumerate(encoded.pop("unknown", ())) if number]
+            counts.num_unknown += len(unknown)
+            if isinstance(self.task, HasCategories) and len(counts.unknown) < _MAX_UNKNOWN:
+                for row in (window[position] for position in unknown):
+                    counts.add_unknown(self.task.unknown_categories((row.values or {})["features"]), row.location)
         for indices in self._batch_indices(encoded, len(kept)):
             rows = {role: [values[kept[index]] for index in indices] for role, values in columns.items()}
             batch = {name: [values[index] for index in indices] for name, values in encoded.items()}

@@ -219,6 +219,11 @@ class Table:
             "unknown": np.array([unknown for _, unknown in blocks]).sum(axis=0).tolist(),
         }
 
+    def unknown_categories(self, row: Row) -> dict[str, str]:
+        """Return the categories of a row that have no feature of their own, by column name."""
+        categorical = [column for column in self.columns if isinstance(column, CategoryColumn)]
+        return {column.name: row[column.name] for column in categorical if column.encode([row[column.name]])[1][0]}
+
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
         """Log size and missing cells of each split; return a warning for each split with many unknown categories."""
         warnings = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.constraints import Count, validated
-from trainer.protocols import Inputs, Target
+from trainer.protocols import Inputs, Row, Target
 from trainer.task.class_targets import ClassTarget
 from trainer.task.supervised import SupervisedTask
 from trainer.task.table import Table
@@ -35,3 +35,7 @@ class TabularClassification(SupervisedTask):
     def numeric(self) -> dict[str, bool]:
         """True for a column of numbers, False for a column of categories, by column name."""
         return self.table.numeric
+
+    def unknown_categories(self, features: Row) -> dict[str, str]:
+        """Return the categories of a row that have no feature of their own, by column name."""
+        return self.table.unknown_categories(features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import inspect
 import json
@@ -24,10 +25,11 @@ READERS = {"texts": "texts.py", "pairs": "texts.py", "words": "texts.py", "image
 """The module of each type of rows; the field "predict.py" of task.json names the types of rows and of answers."""
 
 _FILE = {"file": str, "sha256": str}
+_CELLS = {"columns": {str: object}, "list_separator?": str, "separator?": (str, None), "quote?": (str, None)}
 SHAPES: dict[str, object] = {
     "manifest.json": {
         "reads": [str],
-        "provenance": {"config?": {"data": {"columns": {str: object}, "list_separator?": str}}},
+        "provenance": {"config?": {"data": _CELLS}},
         "tolerance": float,
         "axes": {str: [int, (int, None)]},
         "pad_id": (int, None),
@@ -183,7 +185,7 @@ class Predictor:
 
     def answers(self, sources: list[str], top: int) -> Iterator[list[Row]]:
         """Yield the answers for the rows of all sources in order, batch by batch; errors name the place of the row."""
-        reading = self.reader.read_line, {**self.columns(), **self.kept}, self.are_files
+        reading = self.reader.read_line, {**self.columns(), **self.kept}, self.csv_format(), self.are_files
         for batch in self.rows["batches"](sources, *reading, BATCH_SIZE):
             answers = iter(self.predict([row for _, _, row, _ in batch if row is not None], top))
             placed = []
@@ -203,6 +205,13 @@ class Predictor:
             return None if known else f"{source}: unknown type of file. Known: {', '.join(self.rows['SUFFIXES'])}."
         is_name = source != "-" and (self.are_files or FILE_NAME.fullmatch(source))
         return f"{source}: no such file. Pass a text that looks like a file by standard input." if is_name else None
+
+    def csv_format(self) -> Row:
+        """Return the arguments of csv.reader for the files of training."""
+        data = self.folder.manifest["provenance"].get("config", {"data": {}})["data"]
+        separator, quote = data.get("separator") or ",", data.get("quote", '"')
+        quoting = csv.QUOTE_NONE if quote is None else csv.QUOTE_MINIMAL
+        return {"delimiter": "\t" if separator == r"\t" else separator, "quotechar": quote, "quoting": quoting}
 
     def columns(self) -> Row:
         """Return the columns of a file, as in training, by their names in a row."""

@@ -17,16 +17,18 @@ NumberedRow = tuple[int, str, Row | None, str]  # a number, counted from 1 in ea
 
 
 def batches(
-    sources: list[str], read_line: ReadLine, columns: Row, are_files: bool, size: int
+    sources: list[str], read_line: ReadLine, columns: Row, csv_format: Row, are_files: bool, size: int
 ) -> Iterator[list[NumberedRow]]:
     """Yield the rows of all sources. `columns` are the columns of files by their names in a row.
+
+    `csv_format` are arguments of csv.reader.
 
     A batch ends before this process would wait for standard input.
     """
     batch: list[NumberedRow] = []
     for source in sources:
         folder, number = os.path.dirname(source) if is_file(source) else "", 0
-        for each in read_rows(source, read_line, columns):
+        for each in read_rows(source, read_line, columns, csv_format):
             if each and each[1] and are_files:
                 each[1]["image"] = os.path.join(folder, os.path.expanduser(str(each[1]["image"] or "")))
             number += each is not None
@@ -42,7 +44,7 @@ def is_file(source: str) -> bool:
     return os.path.isfile(source) and source.lower().endswith(SUFFIXES)
 
 
-def read_rows(source: str, read_line: ReadLine, columns: Row) -> Iterator[PlacedRow | None]:
+def read_rows(source: str, read_line: ReadLine, columns: Row, csv_format: Row) -> Iterator[PlacedRow | None]:
     """Yield the rows of one source, and None before a wait."""
     if source == "-":
         yield from rows_of_lines("standard input", stdin_lines(), read_line)
@@ -52,7 +54,7 @@ def read_rows(source: str, read_line: ReadLine, columns: Row) -> Iterator[Placed
         try:
             with open(source, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
                 if source.lower().endswith(".csv"):
-                    yield from rows_of_csv(source, file, columns)
+                    yield from rows_of_csv(source, file, columns, csv_format)
                 elif source.lower().endswith(".jsonl"):
                     lines = (line if line.strip() else "" for line in file)
                     yield from rows_of_lines(source, lines, lambda line: pick(json.loads(line), columns))
@@ -71,9 +73,9 @@ def rows_of_lines(name: str, lines: Iterable[str | None], read: ReadLine) -> Ite
             yield None if row is None else place_row(f"{name}, line {number}", row, read)
 
 
-def rows_of_csv(name: str, file: IO[str], columns: Row) -> Iterator[PlacedRow]:
+def rows_of_csv(name: str, file: IO[str], columns: Row, csv_format: Row) -> Iterator[PlacedRow]:
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(file, strict=True)
+    reader = csv.reader(file, strict=True, **csv_format)
     records = filter(None, reader)
     header = next(records, [])
     if wrong := [column for column in columns.values() if header.count(column) != 1]:
@@ -126,6 +128,8 @@ def as_text(cell: object) -> str:
         raise ValueError(f"expected a text, got {type(cell).__name__}")
     if cell is None or cell != cell or not str(cell).strip():
         raise ValueError("is empty")
+    if isinstance(cell, str) and re.search("[\ud800-\udfff]", cell):
+        raise ValueError("half of a surrogate pair is not a character")
     return str(int(cell) if isinstance(cell, bool | float) and cell % 1 == 0 else cell)
 
 

@@ -47,11 +47,22 @@ class Tables:
         """One-hot: the known categories, missing if training had missing cells, others."""
         known, other = column["categories"], len(column["categories"]) + column["missing"]
         texts = [None if is_missing(cell) else self.as_text(cell) for cell in cells]
+        names = boolean_names(known)
+        texts = [text if text is None or text in known else names.get(text.casefold(), text) for text in texts]
         slots = [len(known) if text is None else known.index(text) if text in known else other for text in texts]
         return np.eye(other + 1, 0 if column["constant"] else other + 1, dtype=np.float32)[slots]
 
 
 READERS = {"tables": Tables}
+BOOLEANS = {"true": 1, "false": 0, "1": 1, "0": 0}
+
+
+def boolean_names(known: list[str]) -> dict[str, str]:
+    """Return the known category of each spelling of a boolean, if all categories are booleans."""
+    by_value = {BOOLEANS.get(name.casefold()): name for name in known}
+    if None in by_value or len(by_value) != len(known):
+        return {}
+    return {spelling: by_value[value] for spelling, value in BOOLEANS.items() if value in by_value}
 
 
 def numbers(column: Row, cells: list[object]) -> np.ndarray:
@@ -65,6 +76,8 @@ def numbers(column: Row, cells: list[object]) -> np.ndarray:
 
 
 def number(column: Row, cell: Any) -> float:
+    if isinstance(cell, str) and (truth := cell.strip().casefold()) in ("true", "false"):
+        return float(truth == "true")
     try:
         return float(str(cell).replace("_", "?") if isinstance(cell, str) else cell)
     except (ValueError, TypeError):

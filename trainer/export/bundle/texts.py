@@ -84,10 +84,14 @@ class Words:
 
     def encode(self, rows: list[Row]) -> Inputs:
         config = self.folder.manifest["provenance"].get("config", {"data": {"list_separator": " "}})
-        separator = None if config["data"]["list_separator"] == " " else config["data"]["list_separator"]
+        separator = {" ": None, r"\t": "\t"}.get(config["data"]["list_separator"], config["data"]["list_separator"])
         for row in rows:
             if not isinstance(row["words"], list):
-                row["words"] = [part for part in map(str.strip, self.as_text(row["words"]).split(separator)) if part]
+                text = self.as_text(row["words"])
+                listed = json_list(text)
+                row["words"] = (
+                    [each for each in map(str.strip, text.split(separator)) if each] if listed is None else listed
+                )
             row["words"] = [self.as_text(word) for word in row["words"]]
             if not row["words"]:
                 raise ValueError("has no words")
@@ -98,6 +102,18 @@ class Words:
 
 
 READERS = {"texts": Texts, "pairs": Pairs, "words": Words}
+
+
+def json_list(text: str) -> list[object] | None:
+    """Return the list that a cell contains as JSON if its parts are all strings or all numbers."""
+    if not (text[:1] == "[" and text[-1:] == "]") or "[" in text[1:].partition('"')[0]:
+        return None
+    try:
+        parts: list[object] = json.loads(text)
+    except ValueError:
+        return None
+    same = all(isinstance(part, str) for part in parts) or all(isinstance(part, int | float) for part in parts)
+    return parts if same else None
 
 
 def open_tokenizer(folder: Folder) -> Tokenizer:
