@@ -6,7 +6,6 @@ Every error names the path and the reason that the system gives. No other module
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import io
 import os
@@ -17,22 +16,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
-from trainer.errors import CheckpointError, ConfigError, TrainerError, format_error
+from trainer.errors import CheckpointError, ConfigError, ErrorType, format_error
+from trainer.storage_errors import naming_errors, storage_errors_named
 
 _TEMPORARY: Final = re.compile(r"\.trainer-[0-9a-f]{16}\.tmp")
 """Names of files and folders that are not complete yet. The process that writes one holds a lock on it."""
-
-_STORAGE_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-_REMEDIES: Final = {
-    errno.ENOSPC: "Free some space",
-    errno.EDQUOT: "Free some space, or raise the quota",
-    errno.EFBIG: "Raise the limit of file sizes (ulimit -f)",
-    errno.EROFS: "Use a folder that can be written",
-    errno.EACCES: "Allow writing there, or use another folder",
-    errno.EPERM: "Allow writing there, or use another folder",
-    errno.ENOENT: "Create its folder",
-    errno.EIO: "Check the disk",
-}
 
 # Small enough that a chunk is still in the processor's cache when, after its checksum, it is written.
 _CHUNK_BYTES = 1 << 20
@@ -112,7 +100,7 @@ def create_folder(folder: Path) -> None:
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable, as fsync of a file makes its bytes durable."""
     with _naming_errors(folder, "synchronized"):
-        _sync(folder)
+        sync(folder)
 
 
 def link_file(source: Path, target: Path) -> bool:
@@ -146,8 +134,14 @@ def remove_folder(folder: Path) -> None:
         _remove(folder)
 
 
+def discard(path: Path) -> None:
+    """Remove a file, or a folder and its contents, as far as the disk allows."""
+    with suppress(OSError):
+        _remove(path)
+
+
 @contextmanager
-def replaced_file(path: Path, error_type: type[TrainerError] = CheckpointError) -> Iterator[IO[bytes]]:
+def replaced_file(path: Path, error_type: ErrorType = CheckpointError) -> Iterator[IO[bytes]]:
     """Yield a file that takes the place of `path` when the block ends: complete, durable, and with its permissions.
 
     If the block or a file operation fails, `path` is unchanged and nothing is left.
@@ -170,10 +164,9 @@ def replaced_file(path: Path, error_type: type[TrainerError] = CheckpointError) 
                 os.fsync(descriptor)
                 os.rename(temporary, target)
         with naming_errors(path, error_type):
-            _sync(target.parent)
+            sync(target.parent)
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        discard(temporary)
 
 
 def refuse_to_replace(key: str, path: Path, *, force: bool, marker: bytes | None = None) -> None:
@@ -201,16 +194,14 @@ def refuse_to_replace(key: str, path: Path, *, force: bool, marker: bytes | None
     raise ConfigError(format_error(key, "exists already", remedy, value=str(path)))
 
 
-def write_text(path: Path, text: str, error_type: type[TrainerError] = CheckpointError) -> None:
+def write_text(path: Path, text: str, error_type: ErrorType = CheckpointError) -> None:
     """Replace a file by a text in UTF-8, see `replaced_file`."""
     with replaced_file(path, error_type) as file:
         file.write(text.encode())
 
 
 @contextmanager
-def replaced_folder(
-    folder: Path, error_type: type[TrainerError] = CheckpointError, *, keeps_existing: bool = False
-) -> Iterator[Path]:
+def replaced_folder(folder: Path, error_type: ErrorType = CheckpointError, *, is_cache: bool = False) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `folder` when the block ends: complete and durable.
 
     If the block or a file operation fails, `folder` is unchanged and nothing is left.
@@ -218,51 +209,56 @@ def replaced_folder(
     Args:
         folder: The folder; its missing parents are created.
         error_type: The type of an error of a file operation.
-        keeps_existing: Leave `folder` as it is if another process has made it during the block.
+        is_cache: Only the user may read the folder, and it stays as it is if another process has made it during the
+            block.
 
     Raises:
         TrainerError: A file operation failed; of the type `error_type`.
     """
     target = Path(os.path.realpath(folder))
     with naming_errors(folder, error_type):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(0o700 if is_cache else 0o777, parents=True, exist_ok=True)
         remove_leftovers(target.parent)
         stage, lock = _create_temporary(target.parent, is_folder=True)
     try:
         with storage_errors_named(folder, stage, error_type):
             yield stage
         with naming_errors(folder, error_type):
-            finish_files(stage)
-            if not (keeps_existing and target.is_dir()):
-                _put_in_place(stage, target)
-                _sync(target.parent)
+            finish_files(stage, is_private=is_cache)
+            _put_in_place(stage, target, keeps_existing=is_cache)
+            sync(target.parent)
     finally:
         os.close(lock)
-        with suppress(OSError):
-            _remove(stage)
+        discard(stage)
 
 
-def _put_in_place(stage: Path, target: Path) -> None:
-    """Rename a folder to `target`, which is removed afterwards if it exists."""
-    if not target.exists():
-        os.rename(stage, target)
+def _put_in_place(stage: Path, target: Path, *, keeps_existing: bool) -> None:
+    """Rename a folder to `target`, which is removed afterwards if it exists and need not be kept."""
+    if keeps_existing or not target.exists():
+        try:
+            os.rename(stage, target)
+        except OSError:
+            if not (keeps_existing and target.is_dir()):
+                raise
         return
     old, lock = _create_temporary(target.parent, is_folder=True)
     try:
         os.rename(target, old)
         try:
             os.rename(stage, target)
-        except OSError:
+        except BaseException:  # a signal, too
             os.rename(old, target)
             raise
     finally:
         os.close(lock)
-        with suppress(OSError):
-            _remove(old)
+        discard(old)
 
 
-def finish_files(folder: Path) -> None:
-    """Make all files of a folder durable, with the permissions of any new file: some libraries make private ones.
+def finish_files(folder: Path, *, is_private: bool = False) -> None:
+    """Make all files of a folder durable.
+
+    They get the permissions of any new file, because some libraries make private ones; with `is_private`, only the user
+    may read them.
 
     Raises:
         OSError: A file operation failed.
@@ -271,8 +267,10 @@ def finish_files(folder: Path) -> None:
     os.umask(umask)
     for path in (folder, *folder.rglob("*")):
         if path.is_file():
-            path.chmod(0o666 & ~umask)
-        _sync(path)
+            path.chmod(0o600 if is_private else 0o666 & ~umask)
+        elif is_private:
+            path.chmod(0o700)
+        sync(path)
 
 
 @contextmanager
@@ -310,7 +308,7 @@ class _ErrorKeepingFile(io.FileIO):
 class _WrittenFile(io.FileIO):
     """A file whose failing writes name the file whose place it takes."""
 
-    def __init__(self, path: Path, error_type: type[TrainerError], descriptor: int) -> None:
+    def __init__(self, path: Path, error_type: ErrorType, descriptor: int) -> None:
         super().__init__(descriptor, "r+b")
         self._errors = path, error_type
 
@@ -369,56 +367,6 @@ def _create_temporary(folder: Path, *, is_folder: bool) -> tuple[Path, int]:
 
 
 @contextmanager
-def storage_errors_named(target: Path, stage: Path, error_type: type[TrainerError]) -> Iterator[None]:
-    """Turn the error of a disk on which a library writes into `stage` into one that names the file in `target`."""
-    try:
-        yield
-    except TrainerError:
-        raise
-    except Exception as error:
-        failure = find_storage_error(error, target, stage)
-        if failure is None:
-            raise
-        file = Path(failure.filename) if isinstance(failure.filename, str) else stage
-        path = target / file.relative_to(stage) if file.is_relative_to(stage) else file
-        raise write_error(path, failure, error_type) from error
-
-
-def find_storage_error(error: BaseException | None, *folders: Path) -> OSError | None:
-    """Return the error of a full or failing disk that an exception is or was caused by, or None.
-
-    In `folders`, every error of a file operation counts.
-    """
-    while error is not None:
-        if isinstance(error, OSError):
-            file = Path(str(error.filename))
-            is_missing = error.errno == errno.ENOENT and file.parent.exists()  # a file to read, and no vanished folder
-            is_inside = any(file.is_relative_to(folder) for folder in folders)
-            if error.errno in _STORAGE_ERRORS or (is_inside and not is_missing):
-                return error
-        # safetensors is written in Rust and raises no OSError.
-        if (match := re.search(r"\(os error (\d+)\)", str(error))) and int(match[1]) in _STORAGE_ERRORS:
-            return OSError(int(match[1]), os.strerror(int(match[1])))
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def write_error(path: Path | str, error: OSError, error_type: type[TrainerError] = CheckpointError) -> TrainerError:
-    """Return the error of a file that cannot be written."""
-    remedy = f"{_REMEDIES.get(error.errno or 0, 'Fix the cause')}, then run the command again"
-    return error_type(format_error(str(path), f"cannot be written: {error.strerror}", remedy))
-
-
-@contextmanager
-def naming_errors(path: Path, error_type: type[TrainerError] = CheckpointError) -> Iterator[None]:
-    """Turn an OSError of the block into an error about a file that cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise write_error(path, error, error_type) from error
-
-
-@contextmanager
 def _naming_errors(path: Path, participle: str) -> Iterator[None]:
     try:
         yield
@@ -427,7 +375,12 @@ def _naming_errors(path: Path, participle: str) -> Iterator[None]:
         raise CheckpointError(format_error(str(path), f"cannot be {participle}: {error.strerror}", remedy)) from error
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make the bytes of a file, or the names in a folder, durable.
+
+    Raises:
+        OSError: The disk failed.
+    """
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

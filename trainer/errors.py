@@ -4,7 +4,9 @@ A `TrainerError` is one or several messages for the user, without a traceback. A
 bug of this tool: exit code 1, with its traceback.
 """
 
+import errno
 import re
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import ClassVar, Final
 
@@ -99,8 +101,8 @@ _FATAL: Final[tuple[tuple[str, type[TrainerError], str], ...]] = (
     (
         _OUT_OF_MEMORY,
         ConfigError,
-        "train.batch_size: the job does not fit into memory. Raise train.accumulate, or lower train.batch_size, "
-        "loader.eval_batch_size or task.max_length.",
+        "out of memory: the job does not fit. Lower loader.eval_batch_size; for training, raise train.accumulate, or "
+        "lower train.batch_size or task.max_length.",
     ),
     (
         r"(\S+) does not have a deterministic implementation",
@@ -121,6 +123,29 @@ A message may contain `{}` for each group of its pattern.
 """
 
 
+ErrorType = Callable[[str], TrainerError]
+"""Makes an error from its message."""
+
+STORAGE_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""Errors of a full or failing disk, whatever the program was doing."""
+_STORAGE_REMEDIES: Final = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space, or raise the quota",
+    errno.EFBIG: "Raise the limit of file sizes (ulimit -f)",
+    errno.EROFS: "Use a folder that can be written",
+    errno.EACCES: "Allow writing there, or use another folder",
+    errno.EPERM: "Allow writing there, or use another folder",
+    errno.ENOENT: "Create its folder",
+    errno.EIO: "Check the disk",
+}
+
+
+def write_error(path: object, error: OSError, error_type: ErrorType = CheckpointError) -> TrainerError:
+    """Return the error of a file that cannot be written."""
+    remedy = f"{_STORAGE_REMEDIES.get(error.errno or 0, 'Fix the cause')}, then run the command again"
+    return error_type(format_error(str(path), f"cannot be written: {error.strerror or error}", remedy))
+
+
 def find_user_error(error: BaseException | None) -> TrainerError | None:
     """Return the user error that an exception is or that caused it; None for a bug."""
     while error is not None:
@@ -131,15 +156,17 @@ def find_user_error(error: BaseException | None) -> TrainerError | None:
             for pattern, error_type, message in _FATAL:
                 if match := re.search(pattern, text):
                     return error_type(message.format(*match.groups()))
+        if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+            return write_error(error.filename or "a file", error)
         error = error.__cause__
     return None
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an exception says that memory ran out, on the host or on a device."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and re.search(_OUT_OF_MEMORY, str(error)) is not None
-    )
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory ran out, on the host or on a device, or was caused by one."""
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(_OUT_OF_MEMORY, str(error))):
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 
 
 class RowErrors:

@@ -264,6 +264,14 @@ def test_signals_and_bad_data_are_not_blamed_on_the_artifact(raised: type[Except
     assert caught.value.exit_code == code
 
 
+def test_lack_of_memory_is_not_blamed_on_the_artifact() -> None:
+    with (
+        pytest.raises(RuntimeError, match="from a library"),
+        proof_errors("model.onnx", "cannot be loaded", "Try again"),
+    ):
+        raise RuntimeError("from a library") from MemoryError()
+
+
 def test_case_is_named_by_its_shape(cases: list[Case]) -> None:
     sizes: Mapping[str, int] = {"batch": 3, "sequence": 24}
     (case,) = (each for each in cases if each.sizes == sizes and each.padded)

@@ -1,5 +1,6 @@
-"""A worker of the loader that is killed or stopped ends the run with one message and the command that resumes it."""
+"""A lost worker, a lack of memory or a failing disk ends a run with one message that says what to do."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -59,3 +60,14 @@ def test_out_of_memory_names_the_keys_to_lower(error: Exception) -> None:
     for key in ("train.accumulate", "train.batch_size", "task.max_length", "loader.eval_batch_size"):
         assert key in str(found)
     assert find_user_error(RuntimeError("shapes differ")) is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO])
+def test_failing_disk_is_an_error_of_the_user_wherever_it_is_met(number: int) -> None:
+    error = RuntimeError("a library failed")
+    error.__cause__ = OSError(number, os.strerror(number), "/disk/file")
+    found = find_user_error(error)
+    assert found is not None
+    assert found.exit_code == 3
+    assert str(found).startswith(f"/disk/file: cannot be written: {os.strerror(number)}. ")
+    assert find_user_error(OSError(errno.ENOENT, "missing", "/disk/file")) is None

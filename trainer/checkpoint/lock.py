@@ -7,13 +7,15 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from trainer.atomic_io import discard
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import LOCK
+from trainer.storage_errors import naming_errors
 
 if TYPE_CHECKING:
     from trainer.ranks import Ranks
@@ -66,14 +68,15 @@ def require_shared(folder: Path, ranks: Ranks) -> None:
     host = socket.gethostname()
     token = folder / f"{_TOKEN}{uuid4().hex}"
     if ranks.is_first:
-        token.touch()
+        with naming_errors(token):
+            token.touch()
     try:
         token, first_host = ranks.broadcast((token, host))
         seen = _appears(token, patience=0.0 if host == first_host else _PATIENCE_SECONDS)
         blind = [place for place in ranks.gather(None if seen else f"rank {ranks.rank} on {host}") if place]
     finally:
         if ranks.is_first:
-            token.unlink(missing_ok=True)
+            discard(token)
     if blind:
         problem = f"is not the same folder for all processes of the run; {', '.join(blind)} cannot see it"
         remedy = "Start all processes in one folder, or set run.dir to a folder that all machines share"
@@ -126,5 +129,6 @@ def _lock(file: int, folder: Path) -> None:
         raise CheckpointError(format_error(str(folder), problem, remedy)) from error
     except OSError as error:
         raise CheckpointError(format_error(str(folder), f"cannot be locked: {error.strerror}")) from error
-    os.ftruncate(file, 0)
-    os.pwrite(file, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    with suppress(OSError):  # the lock holds even if a full disk cannot store who has it
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from trainer.atomic_io import discard, replaced_folder
 from trainer.data import split_cache
 from trainer.data.quality import block_digests, row_digests
 from trainer.data.split_cache import read_index, write_index
@@ -107,7 +107,7 @@ def encode(
                 cached = _read(folder)
                 if cached is None:
                     fresh = True
-                    cached = _encode(source, task, limit, root, folder, logged, fitted=fitted, drop_broken=drop_broken)
+                    cached = _encode(source, task, limit, folder, logged, fitted=fitted, drop_broken=drop_broken)
     if not fresh:
         logger.info("encoded data: reused from %s", folder)
     state, splits, warnings = cached
@@ -127,7 +127,7 @@ def _locked(folder: Path) -> Iterator[None]:
             file = stack.enter_context(open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)))
             fcntl.flock(file, fcntl.LOCK_EX)
             # Whoever waits for the removed file finds the data in the cache.
-            stack.callback(path.unlink, missing_ok=True)
+            stack.callback(discard, path)
         yield
 
 
@@ -135,7 +135,6 @@ def _encode(
     source: Source,
     task: Task,
     limit: int | None,
-    root: Path,
     folder: Path,
     warnings: list[str],
     *,
@@ -144,11 +143,7 @@ def _encode(
 ) -> tuple[StateDict, dict[str, Dataset], list[str]]:
     """Encode the data into a cache folder with the `warnings` that are logged until then, and read it back."""
     raw = _prepare(source, task, limit, fitted)
-    try:
-        _write(folder, source, task, raw, warnings, drop_broken=drop_broken)
-    except OSError as error:
-        remedy = "Name another folder in the environment variable TRAINER_CACHE"
-        raise DataError(format_error(str(root), f"cannot store the encoded data ({error})", remedy)) from error
+    _write(folder, source, task, raw, warnings, drop_broken=drop_broken)
     cached = _read(folder)
     if cached is None:
         raise DataError(format_error(str(folder), "cannot be read back", "Delete this folder of the cache"))
@@ -198,37 +193,30 @@ def _write(
     """Write `folder` atomically: it appears complete or not at all."""
     from pyarrow import parquet
 
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(mode=0o700)
-    try:
-        sizes = {}
-        errors = RowErrors()
+    sizes = {}
+    errors = RowErrors()
+    with replaced_folder(folder, _storage_error, is_cache=True) as stage:
         for split, every in raw.items():
             rows = every
             try:
-                sizes[split] = _encode_split(task, rows, partial / f"{split}.arrow")
+                sizes[split] = _encode_split(task, rows, stage / f"{split}.arrow")
             except RowError:
                 rows = rows.select(_find_usable(source, task, split, rows, errors))
                 if not drop_broken or not len(rows):
                     continue
-                sizes[split] = _encode_split(task, rows, partial / f"{split}.arrow")
-            parquet.write_table(rows.with_format("arrow")[:_NUM_SAMPLES], partial / _SAMPLES.format(split=split))
+                sizes[split] = _encode_split(task, rows, stage / f"{split}.arrow")
+            parquet.write_table(rows.with_format("arrow")[:_NUM_SAMPLES], stage / _SAMPLES.format(split=split))
         if len(sizes) < len(raw):
             raise _broken_rows_error(errors, [split for split in raw if split not in sizes], drop_broken)
         if errors:
             message = "data.drop_broken: left out %d rows that cannot be encoded:\n%s"
             logger.warning(message, len(errors), "\n".join(errors.messages()))
-        write_index(partial, state=task.state_dict(), rows=sizes, warnings=warnings)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process finished first, with the same data
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_index(stage, state=task.state_dict(), rows=sizes, warnings=warnings)
     logger.info("encoded data: %s; stored in %s", ", ".join(f"{name} {size}" for name, size in sizes.items()), folder)
+
+
+def _storage_error(message: str) -> DataError:
+    return DataError(f"{message} Or name another folder in the environment variable TRAINER_CACHE.")
 
 
 def _evenly_spaced(size: int, limit: int) -> np.ndarray:
@@ -314,7 +302,7 @@ def _read(folder: Path) -> tuple[StateDict, dict[str, Dataset], list[str]] | Non
         return index["state"], splits, index["warnings"]
     except (OSError, ValueError) as error:
         logger.warning("encoded data: %s is damaged (%s); encoding again", folder, " ".join(str(error).split()))
-        shutil.rmtree(folder, ignore_errors=True)
+        discard(folder)
         return None
 
 

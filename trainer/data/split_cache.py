@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from trainer.atomic_io import digest_file
+from trainer.atomic_io import digest_file, discard, replaced_folder
 from trainer.data.splits import SplitLayout, read_splits
 from trainer.errors import DataError, format_error
 from trainer.layout import Document
@@ -70,26 +68,22 @@ def cached_folder(cache_dir: str | None, source: str, key: str, write: Callable[
     cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / source
     folder = cache / key
     if read_index(folder) is None:
-        try:
-            _fill(cache, folder, write)
-        except OSError as error:
-            problem = f"cannot store the splits: {error.strerror or error}"
-            raise DataError(format_error("data.cache_dir", problem, "Name another folder", value=str(cache))) from error
+        with replaced_folder(folder, _storage_error, is_cache=True) as stage:
+            write(stage)
+            write_index(stage)
         if read_index(folder) is None:
             raise DataError(format_error("data.cache_dir", "cannot be used", "Name another folder", value=str(folder)))
     return folder
 
 
+def _storage_error(message: str) -> DataError:
+    return DataError(f"{message} Or name another folder in data.cache_dir.")
+
+
 def write_index(folder: Path, **fields: object) -> None:
-    """Write `index.json`: the fields, and size and checksum of every file of a cache folder, which becomes private."""
-    folder.chmod(0o700)
-    digests = {}
-    for path in sorted(folder.iterdir()):
-        path.chmod(0o600)
-        digests[path.name] = list(digest_file(path))
-    index = folder / INDEX
-    index.touch(0o600)
-    index.write_text(json.dumps(seal({**fields, "files": digests}), ensure_ascii=False), encoding="utf-8")
+    """Write `index.json`: the fields, and size and checksum of every file of a cache folder."""
+    digests = {path.name: list(digest_file(path)) for path in sorted(folder.iterdir())}
+    (folder / INDEX).write_text(json.dumps(seal({**fields, "files": digests}), ensure_ascii=False), encoding="utf-8")
 
 
 def read_index(folder: Path) -> Document | None:
@@ -110,20 +104,5 @@ def read_index(folder: Path) -> Document | None:
         return index
     except (OSError, DocumentError) as error:
         _LOG.warning("cache: %s is damaged or from an earlier version (%s); writing it again", folder, error)
-    shutil.rmtree(folder, ignore_errors=True)
+    discard(folder)
     return None
-
-
-def _fill(cache: Path, folder: Path, write: Callable[[Path], None]) -> None:
-    """Make `folder` in `cache` atomically: it appears complete or not at all."""
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".tmp-", dir=cache) as temporary:
-        splits = Path(temporary, "splits")
-        splits.mkdir()
-        write(splits)
-        write_index(splits)
-        try:
-            splits.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process finished first, with the same splits
-                raise

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.atomic_io import find_storage_error
-from trainer.errors import DataError, Interrupted, ProofError, format_error
+from trainer.errors import DataError, Interrupted, ProofError, format_error, is_out_of_memory
 from trainer.export.cases import Case, Forward, Sizes
 from trainer.protocols import Target, Task
+from trainer.storage_errors import find_storage_error
 
 _SHAPES_REMEDY = "The file is removed: it would be wrong, or fail, at shapes that it was not exported with"
 _TOLERANCE_REMEDY = "The file is removed; export.tolerance is the largest difference allowed"
@@ -71,14 +71,14 @@ class ShapeResult:
 def proof_errors(artifact: str, problem: str, remedy: str) -> Iterator[None]:
     """Turn any exception of an exporter or a runtime into a `ProofError` that names `artifact`.
 
-    Errors of the data, signals and full disks are not the artifact's fault and keep their types.
+    Errors of the data, signals, full disks and lack of memory are not the artifact's fault and keep their types.
     """
     try:
         yield
     except (ProofError, DataError, Interrupted):
         raise
     except Exception as error:
-        if find_storage_error(error) is not None:
+        if find_storage_error(error) is not None or is_out_of_memory(error):
             raise
         if (signal := _find_signal(error)) is not None:
             raise signal from error

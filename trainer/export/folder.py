@@ -14,11 +14,12 @@ from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
 
-from trainer.atomic_io import finish_files, naming_errors, storage_errors_named
+from trainer.atomic_io import discard, finish_files, sync
 from trainer.documents import file_entries, is_sealed, load_export_manifest, read_export_manifest
 from trainer.errors import CheckpointError, ConfigError, format_error
 from trainer.layout import EXPORT_MANIFEST, Document
 from trainer.shapes import DocumentError, seal
+from trainer.storage_errors import naming_errors, storage_errors_named
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ _FORCE = "Move it away, or set force=true of trainer export to replace it"
 def staging(folder: Path) -> Iterator[Path]:
     """Provide an empty folder inside `folder` (so that renames are atomic) and remove it after the block.
 
+    If the block fails while it publishes, the stage stays, and `complete_publishing` publishes the rest.
+
     Raises:
         CheckpointError: `folder` cannot be written, or another process exports into it.
     """
@@ -51,7 +54,8 @@ def staging(folder: Path) -> Iterator[Path]:
             with storage_errors_named(folder, stage, CheckpointError):
                 yield stage
         finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            if not _is_partly_published(stage):
+                discard(stage)
 
 
 @contextmanager
@@ -138,12 +142,16 @@ def publish_files(stage: Path, folder: Path, *, known: Sequence[str]) -> None:
     names = [*known, *_listed_bundle_files(folder), *_listed_bundle_files(stage, _REPLACED)]
     if (folder / EXPORT_MANIFEST).exists():
         os.replace(folder / EXPORT_MANIFEST, stage / _REPLACED)
+        sync(folder)
     for name in names:
         if name not in moved:
             remove(folder, name)
     finished = (path for path in stage.iterdir() if not path.name.startswith(UNFINISHED))
     for path in sorted(finished, key=lambda path: path.name == EXPORT_MANIFEST):
+        if path.name == EXPORT_MANIFEST:
+            sync(folder)
         os.replace(path, folder / path.name)
+    sync(folder)
 
 
 def _published_names(stage: Path) -> set[str]:
@@ -153,6 +161,11 @@ def _published_names(stage: Path) -> set[str]:
     except (OSError, DocumentError):
         return set()
     return {name for name in (entry["file"].partition("/")[0] for entry in entries) if not (stage / name).exists()}
+
+
+def _is_partly_published(stage: Path) -> bool:
+    """Return whether some files of a stage, or the manifest that it replaces, have been moved already."""
+    return (stage / EXPORT_MANIFEST).exists() and ((stage / _REPLACED).exists() or bool(_published_names(stage)))
 
 
 def complete_publishing(folder: Path, known: Sequence[str]) -> None:

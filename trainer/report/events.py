@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,11 +14,12 @@ from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
-from trainer.atomic_io import append, naming_errors
+from trainer.atomic_io import append
 from trainer.documents import EVENT, read_file, unusable
 from trainer.layout import Document
 from trainer.protocols import Report
 from trainer.shapes import DocumentError, parse_json
+from trainer.storage_errors import naming_errors
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -168,6 +170,7 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._writer: SummaryWriter | None = None
+        self._excepthook = threading.excepthook
 
     def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, object]) -> None:
         with naming_errors(self._folder):
@@ -184,14 +187,24 @@ class TensorBoard:
         """Write pending values and close the file; a second call does nothing."""
         if self._writer is not None:
             with naming_errors(self._folder):
-                self._writer.close()
+                try:
+                    self._writer.flush()  # reports a failed write, which close does not
+                finally:
+                    self._writer.close()
+                    threading.excepthook = self._excepthook
 
     def _open(self, purge_step: int | None) -> SummaryWriter:
         # The import takes 0.35 s on top of torch, so only runs that log to TensorBoard do it.
         from torch.utils.tensorboard import SummaryWriter
 
+        # The library's thread passes its error on to `flush`, so Python need not print a traceback of the thread.
+        threading.excepthook = self._print_errors_of_others
         self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
         return self._writer
+
+    def _print_errors_of_others(self, arguments: threading.ExceptHookArgs) -> None:
+        if type(arguments.thread).__module__.partition(".")[0] != "tensorboard":
+            self._excepthook(arguments)
 
 
 def _add_scalars(writer: SummaryWriter, prefix: str, values: Mapping[str, object], step: int) -> None:

@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from trainer.display import displayable
+from trainer.errors import write_error
 from trainer.signals import drop_output
+from trainer.storage_errors import naming_errors
 
 NOISY_LIBRARIES = (
     "absl",
@@ -115,16 +117,37 @@ class _Formatter(logging.Formatter):
         return displayable(super().format(record)).replace("\n", "\n    ")
 
 
-class _NewFolderHandler(logging.FileHandler):
-    """A handler that creates the folder of its file when it opens the file."""
+class _FileHandler(logging.FileHandler):
+    """A handler that creates the folder of its file. A disk that fails costs lines and one warning, but not the run."""
+
+    _has_failed = False
 
     def _open(self) -> TextIOWrapper:
         Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
         return super()._open()
 
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is given by logging
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._has_failed:
+            self._has_failed = True
+            logging.getLogger(__name__).warning("%s Lines of this log are lost.", write_error(self.baseFilename, error))
+
+    def close(self) -> None:
+        with suppress(OSError):  # the lines that could not be written, again
+            super().close()
+
 
 def _file_handler(path: Path, *, delay: bool = False) -> logging.Handler:
-    handler = (_NewFolderHandler if delay else logging.FileHandler)(path, encoding="utf-8", delay=delay)
+    with naming_errors(path):
+        handler = _FileHandler(path, encoding="utf-8", delay=delay)
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     return handler
 
