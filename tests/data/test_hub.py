@@ -117,6 +117,16 @@ def test_fingerprint_depends_on_content_and_arguments_but_not_on_the_path(data: 
     assert hub("moved").fingerprint != fingerprint
 
 
+@pytest.mark.parametrize("cut", [8, 400, -300])
+def test_a_damaged_file_of_a_folder_is_an_error(cut: int) -> None:
+    DatasetDict({"train": rows(range(300))}).save_to_disk("data")
+    (file,) = Path("data").rglob("*.arrow")
+    file.write_bytes(file.read_bytes()[:cut])
+
+    with pytest.raises(DataError, match=r"\.arrow: cannot be read"):
+        hub().load(("text", "label"))
+
+
 def test_unknown_split_or_column_is_one_message() -> None:
     DatasetDict({"train": rows(range(300))}).save_to_disk("data")
     no_split = "the data set has no such split"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.constraints import DataName, NonEmptyStr, Rule, validated
 from trainer.data.cells import ROLE_NOUNS, describe_incomplete_rows, unescape_tab
 from trainer.data.data_files import content_digest
+from trainer.data.readers import check_arrow_file
 from trainer.data.split_cache import cache_key, cached_splits
 from trainer.data.splits import (
     SPLIT_KEYS,
@@ -150,6 +151,9 @@ class Hub:
         # Its handler prints messages that it also propagates to the run's own log.
         logging.getLogger("huggingface_hub").handlers.clear()
         folder = self._folder
+        if folder is not None:
+            for path in sorted(folder.rglob("*.arrow")):
+                check_arrow_file(path)
         if folder is None and not is_reachable():
             # The library would fall back to its cache only after many retries.
             config.HF_HUB_OFFLINE = True

@@ -11,6 +11,7 @@ import json
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -263,10 +264,8 @@ def _parse_columnar(
     path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None
 ) -> RecordsOrErrors:
     """Read a Parquet or Arrow file batch by batch, and no columns except `columns`."""
-    import pyarrow
-
     batches = _parquet_batches if path.suffix.lower() == ".parquet" else _arrow_batches
-    try:
+    with _damage_named(path):
         for batch in batches(path, columns):
             if columns is None:
                 yield batch
@@ -274,10 +273,33 @@ def _parse_columnar(
             for start in range(0, batch.num_rows, _BATCH_ROWS):
                 piece = batch.slice(start, _BATCH_ROWS)
                 yield from zip(*(piece.column(column).to_pylist() for column in columns), strict=True)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn the errors of reading a damaged Parquet or Arrow file into a DataError."""
+    import pyarrow
+
+    try:
+        yield
     # Damage can promise any size, and name any type, number, date or time zone.
     except (pyarrow.ArrowException, ArithmeticError, LookupError, MemoryError, ValueError) as error:
         remedy = "The file is damaged, or its suffix does not match its format"
         raise DataError(format_error(str(path), f"cannot be read: {first_line_of(error)}", remedy)) from error
+
+
+def check_arrow_file(path: Path) -> None:
+    """Check an Arrow file before a library maps it into memory: reading a damaged one there may end the process.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    try:
+        with _damage_named(path), _opened_arrow(path) as (_, batches):
+            for batch in batches:
+                _validated(batch)
+    except OSError as error:  # pyarrow's error for a file that was cut
+        raise DataError(format_error(str(path), f"cannot be read: {first_line_of(error)}")) from error
 
 
 def _parquet_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
@@ -292,7 +314,17 @@ def _parquet_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]
 
 
 def _arrow_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
-    """Read both Arrow formats: with a footer (Feather 2) and as a stream (written by the datasets library)."""
+    with _opened_arrow(path) as (names, batches):
+        if columns is None:
+            yield names
+            return
+        _column_positions(names, columns)
+        yield from map(_validated, batches)
+
+
+@contextmanager
+def _opened_arrow(path: Path) -> Iterator[tuple[list[str], Iterator[Any]]]:
+    """Yield the columns and the batches of a file with a footer (Feather 2), or of a stream (the datasets library)."""
     import pyarrow
 
     # Not mapped into memory: a file that is cut while it is read would end the process.
@@ -300,11 +332,8 @@ def _arrow_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
         with_footer = source.read(6) == b"ARROW1"
         source.seek(0)
         file = pyarrow.ipc.open_file(source) if with_footer else pyarrow.ipc.open_stream(source)
-        if columns is None:
-            yield file.schema.names
-            return
-        _column_positions(file.schema.names, columns)
-        yield from map(_validated, map(file.get_batch, range(file.num_record_batches)) if with_footer else file)
+        numbers = range(file.num_record_batches) if with_footer else ()
+        yield file.schema.names, map(file.get_batch, numbers) if with_footer else iter(file)
 
 
 def _validated(batch: Any) -> Any:
