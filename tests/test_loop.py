@@ -45,6 +45,7 @@ class RepeatedSteps:
     """A loader that repeats the same steps."""
 
     requested = accumulate = 1
+    tokens = None
 
     def __init__(self, steps: Sequence[list[Batch]]) -> None:
         self._steps = steps

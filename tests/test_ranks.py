@@ -229,7 +229,9 @@ def test_the_metrics_of_every_task_can_be_shared() -> None:
 
 def test_a_statistic_that_needs_the_inputs_is_refused() -> None:
     check_statistic(NeedsInputs(0.1, True), Ranks(), 1)
-    check_statistic(ScaledInfoNce(), Ranks(0, 2), 1)
+    check_statistic(ScaledInfoNce(), Ranks(0, 2), 1, tokens=64)
+    with pytest.raises(ConfigError, match=r"cannot merge the micro-batches of loader\.tokens"):
+        check_statistic(NeedsInputs(0.1, True), Ranks(), 1, tokens=64)
     with pytest.raises(ConfigError, match="loss: "):
         check_statistic(NeedsInputs(0.1, True), Ranks(0, 2), 1)
     with pytest.raises(ConfigError, match="loss: "):

@@ -61,6 +61,7 @@ OPTIONS: dict[str, tuple[list[str], tuple[int, ...]]] = {
     "workers": (["loader.workers=2"], (MID_EPOCH,)),
     "padded": (["loader.batching=padded"], (NEXT_EPOCH,)),
     "bucketed": (["loader.batching=bucketed"], STOPS),
+    "token budget": (["loader.tokens=32", "loader.workers=1"], STOPS),
     "sgd": (
         ["optimizer=sgd", "optimizer.momentum=0.9", "scheduler=cosine", "loss=focal", "loss.alpha=auto"],
         (LAST_BATCH,),

@@ -248,6 +248,7 @@ ALTERNATIVES = {
     **{name: ([f"optimizer={name}"], tolerance) for name, tolerance in OPTIMIZERS.items()},
     "clipped": (["train.max_grad_norm=0.1", "optimizer=sgd", "optimizer.lr=0.1"], 1e-6),
     "accumulated": (["train.accumulate=2", "optimizer=sgd", "optimizer.lr=0.1"], 1e-6),
+    "token budget": (["loader.tokens=32", "optimizer=sgd", "optimizer.lr=0.1"], 1e-6),
     "fp16": (["precision=fp16"], 0.0),
     "bf16": (["precision=bf16"], 0.0),
     "one sample in the last batch": (["train.batch_size=10"], 0.0),

@@ -38,8 +38,12 @@ def accumulate_more(run: Run) -> int:
     """Free the memory of a step that failed, double the micro-batches of each step, and return their number.
 
     Raises:
-        ConfigError: A micro-batch has a single sample already.
+        ConfigError: A micro-batch has a single sample already, or the number of its tokens is fixed.
     """
+    if run.loader.tokens is not None:
+        problem = "a micro-batch does not fit into memory"
+        remedy = "Lower it, or use a smaller model or precision=bf16"
+        raise ConfigError(format_error("loader.tokens", problem, remedy, value=run.loader.tokens))
     if run.loader.accumulate >= run.batch_size:
         problem = "a single sample does not fit into memory"
         remedy = "Use a smaller model, shorter samples (task.max_length), or precision=bf16"

@@ -102,7 +102,7 @@ _FATAL: Final[tuple[tuple[str, type[TrainerError], str], ...]] = (
         _OUT_OF_MEMORY,
         ConfigError,
         "out of memory: the job does not fit. Lower loader.eval_batch_size; for training, raise train.accumulate, or "
-        "lower train.batch_size or task.max_length.",
+        "lower loader.tokens, train.batch_size or task.max_length.",
     ),
     (
         r"(\S+) does not have a deterministic implementation",

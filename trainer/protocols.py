@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from trainer.sample_rng import SampleRng
 
-Batching = Literal["packed", "padded", "bucketed", "fixed"]
+Batching = Literal["packed", "full_rows", "padded", "bucketed", "fixed"]
 Columns = Mapping[str, Sequence[Any]]
 """A slice of a table: one sequence per column, all of the same length."""
 
@@ -584,10 +584,12 @@ class Loader(Protocol):
     Attributes:
         requested: The key `train.accumulate`.
         accumulate: Micro-batches of a step; may change between steps.
+        tokens: The key `loader.tokens`: positions of a micro-batch; None divides a step by `accumulate` instead.
     """
 
     requested: int | Literal["auto"]
     accumulate: int
+    tokens: int | None
 
     def load(self, step: int) -> list[Batch]:
         """Return the micro-batches of a step."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from trainer.input_files import LIMITS, Limits
 from trainer.layout import TASK, Document
 from trainer.protocols import Batching, HasNumericColumns, SeparableSource, Source, StateDict, Task
 from trainer.ranks import Ranks
+from trainer.task.packing import add_empty_rows, divide_into_rows
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +105,23 @@ def build_batch_plan(job: TrainJob, task: Task, encoded: Encoded) -> BatchPlan:
     """Build the order of the training samples; `loader.batching=bucketed` groups samples of similar length."""
     train = encoded.splits["train"]
     lengths: np.ndarray | None = task.lengths(train) if job.loader.batching == "bucketed" else None
-    return BatchPlan(len(train), job.train.batch_size, job.seed, lengths)
+    return BatchPlan(len(train), job.train.batch_size, job.seed, lengths, _divide_by_tokens(job, task, encoded))
+
+
+def _divide_by_tokens(job: TrainJob, task: Task, encoded: Encoded) -> Callable[[Sequence[int]], list[list[int]]] | None:
+    """Return the function that divides the samples of a step into micro-batches of `loader.tokens`; None without it.
+
+    Raises:
+        ConfigError: The samples have no tokens.
+    """
+    if job.loader.tokens is None:
+        return None
+    lengths, width = task.lengths(encoded.splits["train"]), task.info().max_length
+    if lengths is None or width is None:
+        problem = "needs a task whose samples are sequences of tokens"
+        raise ConfigError(format_error("loader.tokens", problem, "Set it to null", value=job.loader.tokens))
+    num_rows = job.loader.tokens // width
+    return lambda ids: divide_into_rows(lengths[list(ids)].tolist(), width, num_rows)
 
 
 def build_loaders(
@@ -118,11 +137,17 @@ def build_loaders(
 ) -> tuple[TrainLoader, EvaluationBatches]:
     """Build the loader of the training split and the loader of the validation split, of this process's share."""
     options = loader_options(job, device, batching)
-    train, validation = (
-        Batches(encoded.splits[split], task, batching, job.seed, training=split == "train")
-        for split in ("train", "validation")
-    )
-    loader = TrainLoader(train, plan, job.train.accumulate, options, ranks, fill=fill)
+    validation = Batches(encoded.splits["validation"], task, batching, job.seed)
+    complete = None
+    if (tokens := job.loader.tokens) is not None:
+        if batching != "packed":
+            problem = "this model does not support packed batches"
+            raise ConfigError(format_error("loader.tokens", problem, "Set loader.tokens=null", value=tokens))
+        width = task.info().max_length
+        assert width is not None, "the plan has checked it"
+        complete, batching = partial(add_empty_rows, num_rows=tokens // width), "full_rows"
+    train = Batches(encoded.splits["train"], task, batching, job.seed, training=True, complete=complete)
+    loader = TrainLoader(train, plan, job.train.accumulate, options, ranks, tokens=tokens, fill=fill)
     return loader, EvaluationBatches(validation, job.loader.eval_batch_size, options, ranks, fill=fill)
 
 

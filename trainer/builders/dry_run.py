@@ -143,6 +143,7 @@ def _steps(job: TrainJob, training: Training) -> Document:
         "batch_size": job.train.batch_size,
         "accumulate": training.run.loader.accumulate,
         "micro_batch": -(-job.train.batch_size // training.run.loader.accumulate),
+        "token_budget": _token_budget(training.run),
         "steps_per_epoch": steps.per_epoch,
         "last_batch_of_epoch": rows - (steps.per_epoch - 1) * job.train.batch_size,
         "total_steps": steps.total,
@@ -151,6 +152,15 @@ def _steps(job: TrainJob, training: Training) -> Document:
         "every": every,
         "times": {name: -(-steps.total // interval) for name, interval in every.items()},
     }
+
+
+def _token_budget(run: Run) -> Document | None:
+    """Return the tokens of a micro-batch and the fewest and most micro-batches of the first steps; None without."""
+    assert isinstance(run.loader, TrainLoader)
+    if run.loader.tokens is None:
+        return None
+    counts = [len(run.loader.plan.micro_batches(step, 1)) for step in range(min(_NUM_STEPS, run.steps.total))]
+    return {"tokens": run.loader.tokens, "micro_batches": [min(counts), max(counts)]}
 
 
 def _devices(loader: TrainLoader, devices: int, shards: int) -> Document:

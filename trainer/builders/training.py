@@ -141,7 +141,7 @@ def _build_run(
     steps, schedule = _build_steps(job, plan.steps_per_epoch, snapshot)
     loss = build_loss(job, task, device, snapshot)
     model, masks, ema = _build_model(job, task, snapshot, loss, device)
-    check_statistic(loss, ranks, count_shards(job.shard, ranks))
+    check_statistic(loss, ranks, count_shards(job.shard, ranks), job.loader.tokens)
     sharding = _shard(job, model, loss, ema, ranks, device)
     fill = sharding is not None or (isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic)
     batching = choose_batching(job, model)
@@ -226,11 +226,16 @@ def _build_model(
     return model, masks, ema
 
 
-def check_statistic(loss: Loss, ranks: Ranks, num_shards: int) -> None:
-    """Raise ConfigError if the loss is a statistic of the whole batch that several devices cannot compute together."""
-    if ranks.size == 1 or not (isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic):
+def check_statistic(loss: Loss, ranks: Ranks, num_shards: int, tokens: int | None = None) -> None:
+    """Raise ConfigError if the loss is a statistic of the whole batch that this job cannot compute."""
+    if not (isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic):
         return
     name = type(loss).__qualname__
+    if tokens is not None and isinstance(loss, UsesInputs) and loss.needs_inputs:
+        problem = "a statistic of the batch that needs the inputs cannot merge the micro-batches of loader.tokens"
+        raise ConfigError(format_error("loss", problem, "Set loader.tokens=null", value=name))
+    if ranks.size == 1:
+        return
     if isinstance(loss, UsesInputs) and loss.needs_inputs:
         problem = "a statistic of the batch that needs the inputs works only on one device"
         raise ConfigError(format_error("loss", problem, "Set devices=1", value=name))

@@ -87,10 +87,11 @@ def _warn_of_memory(document: Document) -> None:
 
     remedy = smaller_share(document["devices"]["count"], document["devices"]["shards"])
     logger.warning(
-        "memory: a step needs %s on each device, which has %s. %s, or raise train.accumulate",
+        "memory: a step needs %s on each device, which has %s. %s, or %s",
         format_bytes(needed),
         format_bytes(available),
         remedy,
+        "raise train.accumulate" if document["steps"]["token_budget"] is None else "lower loader.tokens",
     )
 
 
@@ -148,8 +149,11 @@ def _format_share(name: str, value: float | None) -> float | str | None:
 def _steps(step: Document) -> list[list[object]]:
     every, times = step["every"], step["times"]
     at_most = "" if step["accumulate"] * step["micro_batch"] == step["batch_size"] else "at most "
+    division = f"{step['accumulate']} x {at_most}{step['micro_batch']}"
+    if budget := step["token_budget"]:
+        division = f"{_format_range(budget['micro_batches'])} micro-batches of {budget['tokens']} tokens"
     return [
-        ["step", f"{step['batch_size']} samples = {step['accumulate']} x {at_most}{step['micro_batch']}"],
+        ["step", f"{step['batch_size']} samples = {division}"],
         ["epoch", f"{step['steps_per_epoch']} steps, the last with {step['last_batch_of_epoch']} samples"],
         ["run", f"{step['total_steps']} steps = {step['epochs']:g} epochs, {step['samples']} samples"],
         *([name, f"{_format_interval(every[name])}, {_format_times(times[name])}"] for name in every),

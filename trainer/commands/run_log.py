@@ -66,13 +66,15 @@ def log_start(job: TrainJob, training: Training, is_new: bool) -> None:
     accumulate = run.loader.accumulate
     size, remainder = divmod(job.train.batch_size, accumulate)
     micro_batch = f"at most {size + 1}" if remainder else str(size)
+    division = f"{accumulate} micro-batch{'' if accumulate == 1 else 'es'} of {micro_batch}"
     logger.info(
-        "step: %d samples = %d micro-batch%s of %s; %d steps per epoch, %d in total; %s, %s, %d parameters",
-        *(job.train.batch_size, accumulate, "" if accumulate == 1 else "es", micro_batch),
+        "step: %d samples = %s; %d steps per epoch, %d in total; %s, %s, %d parameters",
+        job.train.batch_size,
+        division if run.loader.tokens is None else f"micro-batches of {run.loader.tokens} tokens",
         *(run.steps.per_epoch, run.steps.total, _device_name(run), job.precision),
         sum(parameter.numel() for parameter in run.model.parameters()),
     )
-    if run.ranks.size > (micro_batch_size := max(1, size)):
+    if run.loader.tokens is None and run.ranks.size > (micro_batch_size := max(1, size)):
         logger.warning(
             "train.batch_size: a micro-batch has %d samples, so %d of %d devices have none",
             *(micro_batch_size, run.ranks.size - micro_batch_size, run.ranks.size),

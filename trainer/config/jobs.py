@@ -175,6 +175,11 @@ class LoaderSection:
     batching: Literal["packed", "padded", "bucketed", "fixed"] = key(
         "packed", "layout of a batch: packed (several samples share a row), padded, bucketed or fixed"
     )
+    tokens: Count | None = key(
+        None,
+        "tokens of each micro-batch, padding included, at least task.max_length: a step runs as many of them "
+        "as its samples need; null divides a step by train.accumulate",
+    )
     workers: Annotated[int, Interval(ge=0, le=256)] = key(
         0, "processes that prepare batches; 0 uses the training process"
     )

@@ -68,6 +68,7 @@ MAY_CHANGE = (
     "run.*",
     "train.duration",
     "train.accumulate",
+    "loader.tokens",
     "train.fused_head",
     "model.gradient_checkpointing",
     "train.log_every",

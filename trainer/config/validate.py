@@ -306,6 +306,7 @@ def _validate_own_keys(config: Mapping[str, Any]) -> Iterator[str]:
     yield from validate_devices(config)
     yield from _validate_prediction(flat)
     yield from _validate_intervals(flat)
+    yield from _validate_token_budget(flat)
     yield from _validate_phases(flat)
     yield from _validate_freeze(config)
     yield from _validate_lora(value_at(config, "model.lora"))
@@ -353,6 +354,25 @@ def _validate_intervals(flat: Mapping[str, Any]) -> Iterator[str]:
     if accumulate == "auto" and flat.get("devices", 1) not in (1, "auto"):
         problem = "is found on one device, but devices is not 1"
         yield format_error("train.accumulate", problem, "Set a number", value="auto")
+
+
+def _validate_token_budget(flat: Mapping[str, Any]) -> Iterator[str]:
+    tokens, longest = flat.get("loader.tokens"), flat.get("task.max_length")
+    if not isinstance(tokens, int) or tokens < 1:
+        return
+    target = flat.get("task._target_")
+    if isinstance(target, str) and target.startswith(OWN) and (longest is None or "sentence_embedding" in target):
+        problem = "needs a task whose samples are one sequence of tokens each"
+        yield format_error("loader.tokens", problem, "Set loader.tokens=null", value=tokens)
+    elif isinstance(longest, int) and tokens < longest:
+        problem = f"a sample may have more tokens (task.max_length is {longest})"
+        yield format_error("loader.tokens", problem, f"Set loader.tokens={longest} or more", value=tokens)
+    if flat.get("loader.batching", "packed") != "packed":
+        problem = "needs packed batches if loader.tokens is set"
+        yield format_error("loader.batching", problem, "Set loader.batching=packed", value=flat["loader.batching"])
+    if flat.get("train.accumulate", 1) != 1:
+        problem = "must be 1 if loader.tokens is set, which determines the micro-batches"
+        yield format_error("train.accumulate", problem, "Set train.accumulate=1", value=flat["train.accumulate"])
 
 
 def _validate_phases(flat: Mapping[str, Any]) -> Iterator[str]:

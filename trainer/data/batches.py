@@ -61,15 +61,25 @@ class BatchPlan:
         seed: The run's seed.
         lengths: Tokens of each sample, int64 (N,): batches then hold samples of similar length (`bucketed`), which
             changes which samples meet in a batch; None shuffles freely.
+        divide: Divides the samples of a step, as positions in the split, into micro-batches of a fixed shape, as
+            positions in the step; None divides each step into as many micro-batches as the caller asks for.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, lengths: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+        lengths: np.ndarray | None = None,
+        divide: Callable[[Sequence[int]], list[list[int]]] | None = None,
+    ) -> None:
         assert num_samples > 0
         assert batch_size > 0
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.seed = seed
         self.lengths = lengths
+        self.divide = divide
         self.steps_per_epoch = -(-num_samples // batch_size)
         self._order = lru_cache(maxsize=2)(self._make_order)
 
@@ -85,16 +95,18 @@ class BatchPlan:
         """Return a device's share of the micro-batches of a step.
 
         A step has `accumulate` micro-batches. Each is divided among the devices, so it has the same samples whatever
-        the number of devices is.
+        the number of devices is. Micro-batches of a fixed shape (`divide`) are not divided: the devices take turns.
 
         Args:
             step: The optimizer step, counted from 0 over all epochs.
-            accumulate: Micro-batches of a step.
+            accumulate: Micro-batches of a step; not used with `divide`.
             rank: The device, from 0.
             num_ranks: The number of devices.
             fill: Give a device without a sample of its own the first sample of the micro-batch as a filler; otherwise
                 it leaves the micro-batch out.
         """
+        if self.divide is not None:
+            return self._whole_micro_batches(self.batch(step), self.divide, rank, num_ranks, fill=fill)
         shares: list[BatchIndices] = []
         for index, micro_batch in enumerate(split_batch(self.batch(step), accumulate)):
             pieces, piece = split_batch(micro_batch, num_ranks), index * num_ranks + rank
@@ -103,6 +115,24 @@ class BatchPlan:
             elif fill:
                 shares.append(BatchIndices(micro_batch.epoch, micro_batch.ids[:1], piece, is_filler=True))
         return shares
+
+    @staticmethod
+    def _whole_micro_batches(
+        batch: BatchIndices,
+        divide: Callable[[Sequence[int]], list[list[int]]],
+        rank: int,
+        num_ranks: int,
+        *,
+        fill: bool,
+    ) -> list[BatchIndices]:
+        shares = [
+            BatchIndices(batch.epoch, tuple(batch.ids[position] for position in positions), piece)
+            for piece, positions in enumerate(divide(batch.ids))
+        ]
+        own = shares[rank::num_ranks]
+        if fill and len(own) < -(-len(shares) // num_ranks):
+            own.append(BatchIndices(batch.epoch, batch.ids[:1], len(own) * num_ranks + rank, is_filler=True))
+        return own
 
     def _make_order(self, epoch: int) -> Order | np.ndarray:
         order = Order(self.num_samples, self.seed, epoch)
@@ -149,22 +179,40 @@ class LoaderOptions:
 
 
 class Batches(Dataset[Batch]):
-    """A split as a map from `BatchIndices` to `Batch`."""
+    """A split as a map from `BatchIndices` to `Batch`.
+
+    Args:
+        rows: The encoded split.
+        task: Makes a batch of rows.
+        batching: The layout of a batch.
+        seed: The run's seed.
+        training: The batches are for training: a task may draw random numbers.
+        complete: Brings a batch to a fixed shape; None leaves it as it is.
+    """
 
     def __init__(
-        self, rows: datasets.Dataset, task: Task, batching: Batching, seed: int, *, training: bool = False
+        self,
+        rows: datasets.Dataset,
+        task: Task,
+        batching: Batching,
+        seed: int,
+        *,
+        training: bool = False,
+        complete: Callable[[Batch], Batch] | None = None,
     ) -> None:
         self.rows = rows
         self.task = task
         self.batching = batching
         self.seed = seed
         self.training = training
+        self.complete = complete
 
     def __getitem__(self, indices: BatchIndices) -> Batch:
         rng = SampleRng(self.seed, indices.epoch, indices.ids, self.training, len(self.rows))
         extra_rows = self.task.extra_rows(rng) if isinstance(self.task, UsesExtraRows) else []
         batch = self.task.collate(self._reader.read([*indices.ids, *extra_rows]), rng, self.batching)
         num_samples = 0 if indices.is_filler else batch.num_samples
+        batch = batch if self.complete is None else self.complete(batch)
         return replace(batch, num_samples=num_samples, piece=indices.piece)
 
     @cached_property
@@ -185,11 +233,13 @@ class TrainLoader:
         requested: The key `train.accumulate`: micro-batches of a step; `auto` starts with 1.
         options: How batches are loaded.
         ranks: The devices that share each micro-batch.
+        tokens: The key `loader.tokens`: positions of a micro-batch; None divides a step by `accumulate`.
         fill: Every device needs a batch for each micro-batch, if only a filler (see `BatchPlan.micro_batches`).
 
     Attributes:
         requested: The key `train.accumulate`.
         accumulate: Micro-batches of a step. It may change between steps: later steps then have so many.
+        tokens: The key `loader.tokens`.
     """
 
     def __init__(
@@ -200,9 +250,11 @@ class TrainLoader:
         options: LoaderOptions,
         ranks: Ranks | None = None,
         *,
+        tokens: int | None = None,
         fill: bool = False,
     ) -> None:
         self.plan = plan
+        self.tokens = tokens
         self.batches = batches
         self.requested = requested
         self.accumulate = 1 if requested == "auto" else requested

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.protocols import Batching
+from trainer.protocols import Batch, Batching
 
 Ids = np.ndarray
 """Integers of one sample, (T,)."""
 
 IGNORE_INDEX = -100
 """The target of a token that no loss or metric counts."""
+
+_TOKEN_ROWS = frozenset({"input_ids", "position_ids", "sequence_ids", "token_type_ids"})
+"""Inputs with a value for every position (R, L)."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,13 @@ class Layout:
 def lay_out(lengths: Sequence[int], *, max_length: int, batching: Batching) -> Layout:
     """Return the layout of samples of these lengths.
 
-    `packed` fills rows with whole samples (see `pack`); `fixed` pads to `max_length`; `padded` and `bucketed` pad to
-    the longest sample.
+    `packed` fills rows as long as the longest sample with whole samples (see `pack`), `full_rows` fills rows of
+    `max_length`; `fixed` pads to `max_length`; `padded` and `bucketed` pad to the longest sample.
     """
     if batching == "packed":
-        return _packed(lengths)
+        return _packed(lengths, max(lengths))
+    if batching == "full_rows":
+        return _packed(lengths, max_length)
     return _padded(lengths, max_length if batching == "fixed" else max(lengths))
 
 
@@ -150,13 +156,43 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
+def divide_into_rows(lengths: Sequence[int], width: int, num_rows: int) -> list[list[int]]:
+    """Divide samples into micro-batches that `pack` puts into at most `num_rows` rows of `width` tokens each.
+
+    Returns:
+        The samples' positions, micro-batch by micro-batch, each in ascending order: `pack` then puts the samples of a
+        micro-batch into the same rows again, because each row takes the samples for which no earlier row has room.
+    """
+    rows = pack(lengths, width)
+    starts = range(0, len(rows), num_rows)
+    return [sorted(chain.from_iterable(rows[start : start + num_rows])) for start in starts]
+
+
+def add_empty_rows(batch: Batch, num_rows: int) -> Batch:
+    """Return a packed batch with rows without samples at the end, so that it has `num_rows` rows.
+
+    Raises:
+        ValueError: The batch has more rows.
+    """
+    missing = num_rows - batch.inputs["input_ids"].shape[0]
+    if missing < 0:
+        raise ValueError(f"a batch has {num_rows - missing} rows instead of at most {num_rows}")
+
+    def extend(values: Tensor, fill: int) -> Tensor:
+        return torch.cat([values, values.new_full((missing, *values.shape[1:]), fill)])
+
+    inputs = {name: extend(values, 0) if name in _TOKEN_ROWS else values for name, values in batch.inputs.items()}
+    if batch.target is None or {"output_index", "token_index"} & inputs.keys():
+        return replace(batch, inputs=inputs)
+    return replace(batch, inputs=inputs, target=extend(batch.target, IGNORE_INDEX))
+
+
 def _padded(lengths: Sequence[int], width: int) -> Layout:
     places = tuple(row * width + np.arange(length) for row, length in enumerate(lengths))
     return Layout((len(lengths), width), places, np.ones(len(lengths), dtype=np.int64), packed=False)
 
 
-def _packed(lengths: Sequence[int]) -> Layout:
-    width = max(lengths)
+def _packed(lengths: Sequence[int], width: int) -> Layout:
     rows = pack(lengths, width)
     places: list[Ids] = [np.empty(0, dtype=np.int64)] * len(lengths)
     numbers = np.zeros(len(lengths), dtype=np.int64)
