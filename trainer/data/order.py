@@ -24,7 +24,7 @@ class Order:
         block_size: Approximate number of items that are sorted at a time.
     """
 
-    def __init__(self, size: int, seed: int, epoch: int, block_size: int = 1 << 20) -> None:
+    def __init__(self, size: int, seed: int, epoch: int, block_size: int = 1 << 18) -> None:
         self.size = size
         self._key = np.random.SeedSequence((seed, epoch)).generate_state(2, np.uint64)
         self._num_blocks = max(1, -(-size // block_size))

@@ -142,7 +142,7 @@ class DataReport:
         return ["split", "rows", *names], lines
 
 
-def measure_quality(encoded: Mapping[str, Dataset], target: Target | None, *, block_size: int = 1 << 20) -> DataReport:
+def measure_quality(encoded: Mapping[str, Dataset], target: Target | None, *, block_size: int = 1 << 19) -> DataReport:
     """Measure encoded splits, `train` first: duplicates, rows leaked from an earlier split, contradictions, blanks.
 
     Args:
