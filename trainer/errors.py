@@ -170,25 +170,32 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class RowErrors:
-    """The errors of rows or files of data: the first ones, and the number of all."""
+    """The errors of rows or files of data: the first different ones with their numbers, and the number of all."""
 
     def __init__(self) -> None:
-        self._first: list[str] = []
+        self._first: dict[str, tuple[str, int]] = {}
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, error: DataError | str) -> None:
-        """Add an error."""
+    def add(self, error: DataError | str, problem: str | None = None) -> None:
+        """Add an error; of several with the same `problem`, without the place, only the first is listed."""
         self._count += 1
-        if len(self._first) < _MAX_ROW_ERRORS:
-            self._first.append(str(error))
+        message = str(error)
+        key = message if problem is None else problem
+        if key in self._first or len(self._first) < _MAX_ROW_ERRORS:
+            message, count = self._first.get(key, (message, 0))
+            self._first[key] = message, count + 1
 
     def messages(self) -> list[str]:
         """Return the first errors, and the number of the others."""
-        hidden = self._count - len(self._first)
-        return [*self._first, *([f"and {hidden} more of {self._count} in total."] if hidden else [])]
+        hidden = self._count - sum(count for _, count in self._first.values())
+        listed = [
+            f"{message} The same in {count - 1} more." if count > 1 else message
+            for message, count in self._first.values()
+        ]
+        return [*listed, *([f"and {hidden} more of {self._count} in total."] if hidden else [])]
 
     def raise_if_any(self) -> None:
         """Raise one DataError if there are errors."""

@@ -1,6 +1,7 @@
 import fcntl
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -120,6 +121,19 @@ def test_unusable_row_is_named_and_nothing_is_stored(make: Callable[..., Any], t
     with pytest.raises(DataError, match=r"validation\.csv, row 11, data\.label=label: .*'mineral'"):
         run(make(), tmp_path)
     assert not list((tmp_path / "cache" / "encoded").iterdir())
+
+
+def test_all_unseen_labels_are_counted_with_their_first_rows(make: Callable[..., Any], tmp_path: Path) -> None:
+    with (tmp_path / "validation.csv").open("a", encoding="utf-8") as file:
+        lines = [f"stone {n},mineral" for n in range(3)] + [f"plum {n},fruit" for n in range(2000)]
+        file.write("\n".join([*lines, *(f"rock {n},{'fungus' if n < 2 else 'mineral'}" for n in range(4))]) + "\n")
+
+    with pytest.raises(DataError) as caught:
+        run(make(), tmp_path)
+    first, second, summary = caught.value.messages
+    assert re.search(r"validation\.csv, row 11, data\.label=label: .*'mineral'\..* The same in 4 more\.$", first)
+    assert re.search(r"validation\.csv, row 2014, data\.label=label: .*'fungus'\..* The same in 1 more\.$", second)
+    assert "7 rows cannot be encoded" in summary
 
 
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

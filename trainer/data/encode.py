@@ -280,7 +280,7 @@ def _find_usable(source: Source, task: Task, split: str, rows: Dataset, errors: 
         except RowError as error:
             place = f"{source.describe_row(split, columns['row'][0])}, {source.describe_role(error.role)}"
             # The description of the role takes the place of its name.
-            errors.add(f"{place}: {str(error).removeprefix(f'{error.role}: ')}")
+            errors.add(f"{place}: {str(error).removeprefix(f'{error.role}: ')}", str(error))
     return usable
 
 
