@@ -61,7 +61,7 @@ def cycle(*values: str, count: int = 80) -> list[str]:
 def feature(name: str, values: Sequence[str]) -> Callable[[], None]:
     """Return the function that writes a table with one other feature."""
     labels = cycle("yes", "no", "no")
-    return lambda: write_columns(**{name: values, "size": [f"{n * n / 7:.3f}" for n in range(80)], "label": labels})
+    return lambda: write_columns(**{name: values, "size": SIZES, "label": labels})
 
 
 def texts(role: str, values: Sequence[str]) -> Callable[[], None]:
@@ -105,16 +105,17 @@ def write_images(*folders: str) -> None:
             Image.new("L", (8, 8), 20 * shade + number).save(Path(folder, f"{shade}.png"))
 
 
-def convert() -> None:
-    """Run the command of the message on the file."""
+def convert(command: str) -> None:
+    """Run the command of a message on the file."""
     Path("train.csv").rename("OLD")
-    subprocess.run(CONVERSION, shell=True, check=True)
+    subprocess.run(command, shell=True, check=True)
     Path("NEW").rename("train.csv")
 
 
 CONVERSION = "iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
 DATA_TYPED = "data.train=train.parquet"
 PRICES = [f"{n}.25" for n in range(80)]
+SIZES = [f"{n * n / 7:.3f}" for n in range(80)]
 NUMBERS = [f"{n * n % 23}.25" for n in range(80)]
 IMAGES = ("task=image_classification", "data=imagefolder", "data.root=images", "model=convnet")
 EQUAL = "names that differ only in white space, case or number format: "
@@ -215,11 +216,6 @@ CASES = {
         texts("label", [" ", *cycle("a", "b", count=79)]), (), "1 row has the label ' ', the first is train.csv, row 1",
         lambda: drop_row(1),
     ),
-    "a category that is missing": Case(
-        feature("color", cycle("red", "blue", "NULL")), TABLE,
-        "column 'color' has 26 cells such as 'NULL' in train.csv, row 3, and reads them as a category",
-        feature("color", cycle("red", "blue", "")),
-    ),
     "a price as a class": Case(
         lambda: write_target("price", PRICES), ("task=tabular_classification", "data.label=price"),
         "data.label=price: 80 different numbers, such as '0.25' in train.csv, row 1, are read as classes",
@@ -238,6 +234,38 @@ CASES = {
         "200 different numbers, such as '0' in train.csv, row 1, are read as classes",
         lambda: write_target("sold", [f"class {n % 7}" for n in range(400)]),
     ),
+    "labels that a spreadsheet has turned into dates": Case(
+        texts("label", cycle("1-Sep", "TP53")), (), "the label '1-Sep' in train.csv, row 1 is probably a name",
+        texts("label", cycle("SEPT1", "TP53")),
+    ),
+    "cells in single quotes": Case(
+        lambda: write_columns(text=[f"'{t}'" for t in TEXTS], label=cycle("'a'", "'b'")), (), "are in single quotes",
+    ),
+    "a repeated header": Case(
+        lambda: write_columns(text=[*TEXTS[:79], "text"], label=[*cycle("a", "b", count=79), "label"]), (),
+        "train.csv, row 80 has the label 'label', which is the name of the column", lambda: drop_row(80),
+    ),
+    "no header": Case(
+        lambda: write_columns(**{"0.5": SIZES, "3": cycle("7", "8", "2"), "yes": cycle("no", "yes")}),
+        (*TABLE, "data.label='yes'"), "train.csv, row 2 has the label 'yes', which is the name of the column",
+        lambda: write_columns(size=SIZES, kind=cycle("7", "8", "2"), yes=cycle("no", "yes")),
+    ),
+    "a feature that is the target": Case(
+        feature("outcome", cycle("1", "0", "0")), TABLE, "'outcome' has a value of its own for each target",
+    ),
+    "a feature that equals the value": Case(
+        lambda: write_columns(size=SIZES, copy=PRICES, value=PRICES), ("task=tabular_regression",),
+        "'copy' has a value of its own for each target",
+    ),
+    "garbled texts": Case(
+        lambda: write_columns(text=[f"{t} caf\u00c3\u00a9" for t in TEXTS], label=cycle("a", "b")), (),
+        "data.text=text: 80 texts contain garbled characters, the first is train.csv, row 1",
+        texts("label", cycle("a", "b")),
+    ),
+    "old line ends": Case(
+        lambda: Path("train.csv").write_text("\r".join(["text,label", *(f"{text},{text[0]}" for text in TEXTS)])),
+        (), re.escape(r"tr '\r' '\n' < OLD > NEW"), lambda: convert(r"tr '\r' '\n' < OLD > NEW"), is_warning=False,
+    ),
     "columns of one name": Case(
         lambda: Path("train.csv").write_text("text,label,label\na b,c,d\n"), (),
         "has 2 columns 'label'. Give each column",
@@ -245,7 +273,7 @@ CASES = {
     ),
     "Latin-1": Case(
         lambda: write_columns(encoding="cp1252", text=[f"{t} été “" for t in TEXTS], label=cycle("a", "b")), (),
-        re.escape(CONVERSION), convert, is_warning=False,
+        re.escape(CONVERSION), lambda: convert(CONVERSION), is_warning=False,
     ),
     "folders that may be splits": Case(
         lambda: write_images(*(f"images/{outer}/{label}" for outer in ("one", "two") for label in "ab")), IMAGES,
@@ -253,6 +281,34 @@ CASES = {
         lambda: [Path("images", old).rename(Path("images", new)) for old, new in (("one", "Train"), ("two", "Test"))],
     ),
 }  # fmt: skip
+
+
+COLUMNS = {
+    "text date": ([f"{n % 28 + 1} Jan 2024" for n in range(80)], "contains dates, such as '1 Jan 2024'"),
+    "date": ([f"202401{n % 28 + 1:02d}" for n in range(80)], "contains dates written as numbers, the first is"),
+    "account": ([f"4.{n % 50:02d}E+15" for n in range(80)], "numbers that a spreadsheet has cut"),
+    "weight": ([f"{n % 40}.5 kg" for n in range(80)], "its cells look like numbers, the first is '0.5 kg'"),
+    "rate": ([f"{n % 40}%" for n in range(80)], "its cells look like numbers, the first is '0%'"),
+    "income": ([f"{n % 9},{n:03d}" for n in range(80)], "its cells look like numbers, the first is '0,000'"),
+    "temp": (
+        ["-999", *NUMBERS[:78], "-999"],
+        "no negative numbers except -999 in 2 rows, the first is train.csv, row 1",
+    ),
+    "color": (
+        cycle("red", "blue", "NULL"),
+        "has 26 cells such as 'NULL' in train.csv, row 3, and reads them as a category",
+    ),
+}
+"""Features that are misread, with the message, and what is read as it is meant."""
+PLAIN = {
+    **dict.fromkeys(("text date", "date", "account", "weight", "rate", "income"), NUMBERS),
+    "temp": ["", *NUMBERS[:78], ""],
+    "color": cycle("red", "blue", ""),
+    "place": cycle("1st", "2nd", "3rd", "12th"),
+    "cold": cycle("-99", "-98.5", "3.25", "17"),
+    "spam": cycle("spam", "ham", "ham"),
+    "index": [str(n % 40) for n in range(80)],
+}
 
 
 def plan(capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]:
@@ -265,7 +321,9 @@ def plan(capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]
 
 def overrides_in(message: str) -> list[str]:
     """Return the overrides that a message names, as a shell passes them."""
-    words = re.findall(r''''\S+=\[.*?\]'|"\S+='.'\"|task=\w+|\S+=COLUMN|"data\.columns\.value=.*?"''', message)
+    words = re.findall(
+        r''''\S+=\[.*?\]'|"\S+='.'\"|task=\w+|\S+=COLUMN|"data\.(?:columns\.value|quote)=.*?"''', message
+    )
     return shlex.split(" ".join(words))
 
 
@@ -288,6 +346,18 @@ def test_misread_data_is_reported_and_the_remedy_works(
             remedy = []
             case.remedy()
         assert plan(capsys, *case.overrides, "data.strict=true", *remedy) == (0, "")
+
+
+def test_misread_columns_are_all_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = (*TABLE, "data.label=spam", "task.max_categories=80", "data.strict=true")
+    with working_in(tmp_path):
+        write_columns(size=SIZES, spam=PLAIN["spam"], **{name: values for name, (values, _) in COLUMNS.items()})
+        code, message = plan(capsys, *job)
+        assert code == DATA_ERROR
+        for name, (_, problem) in COLUMNS.items():
+            assert any(f"column {name!r}" in line and problem in line for line in message.splitlines()), (name, message)
+        write_columns(size=SIZES, **PLAIN)
+        assert plan(capsys, *job) == (0, "")
 
 
 def write_lists(separator: str) -> None:

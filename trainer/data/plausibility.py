@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
@@ -19,7 +19,19 @@ _MOST = 0.9
 
 _NUMBER = re.compile(r"[-+]?\d+([.,' ]\d{3})*([.,]\d+)?")
 _UNITS = re.compile(r"[$€£¥₹%\s]|\b(EUR|USD|GBP|CHF|JPY)\b")
-_DATE = re.compile(r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})([T ]\d{1,2}:\d{2}.*)?")
+_QUANTITY = re.compile(rf"({_NUMBER.pattern}) ?[^\W\d_]{{1,4}}")
+_MONTH = "(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
+_DATE = re.compile(
+    r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}"
+    rf"|\d{{1,2}}\.?[- ]{_MONTH}[a-z]*[- ]\d{{2,4}}|{_MONTH}[a-z]* \d{{1,2}},? \d{{4}})([T ]\d{{1,2}}:\d{{2}}.*)?"
+)
+_COMPACT_DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
+_SPREADSHEET_DATE = re.compile(rf"\d{{1,2}}-{_MONTH}")
+_SPREADSHEET_NUMBER = re.compile(r"\d\.\d+E\+(09|1\d)")
+_SENTINELS = (-99.0, -999.0, -9999.0, -99999.0)
+"""Numbers that stand for a missing value in many data sets."""
+_MANY_VALUES = 10
+"""A column of quantities with fewer different ones may well be categories, such as `1st` and `2nd`."""
 _IDENTIFIER = re.compile(r"(?i:(^|[\W_])(id|uuid|guid|key|index|idx|row|no|nr))$|[a-z]I[Dd]$|^(Unnamed: \d+)?$")
 
 _MISSING = frozenset(
@@ -55,6 +67,12 @@ class FeatureColumn:
     _num_dates: int = 0
     _num_with_units: int = 0
     _num_coded: int = 0
+    _num_quantities: int = 0
+    _num_compact_dates: int = 0
+    _num_cut: int = 0
+    _sentinels: Counter[float] = field(default_factory=Counter)
+    _first_sentinel: dict[float, int] = field(default_factory=dict)
+    _lowest: float = inf
     _first_row: int = 0
     _first_text: tuple[object, int] | None = None
     _first_code: tuple[object, int] | None = None
@@ -80,15 +98,23 @@ class FeatureColumn:
             self._num_missing += 1
             self._first_missing = self._first_missing or (text, row)
         self._num_dates += bool(_DATE.fullmatch(text))
+        self._num_quantities += bool(_QUANTITY.fullmatch(text))
         self._num_with_units += bool(_NUMBER.fullmatch(_UNITS.sub("", text))) and not _DATE.fullmatch(text)
 
     def _add_number(self, value: object, row: int) -> None:
         self._num_numbers += 1
+        try:
+            number = float(value)  # type: ignore[arg-type]  # `is_number` has checked it
+        except OverflowError:
+            number = inf
+        if number in _SENTINELS:
+            self._sentinels[number] += 1
+            self._first_sentinel.setdefault(number, row)
+        else:
+            self._lowest = min(self._lowest, number)
+        self._num_compact_dates += 19e6 < number < 21e6 and bool(_COMPACT_DATE.fullmatch(f"{number:.0f}"))
+        self._num_cut += isinstance(value, str) and bool(_SPREADSHEET_NUMBER.fullmatch(value))
         if self._counts_rows:
-            try:
-                number = float(value)  # type: ignore[arg-type]  # `is_number` has checked it
-            except OverflowError:
-                number = inf
             self._counts_rows = self._previous is None or number == self._previous + 1
             self._previous = number
         if isinstance(value, str) and value[0] == "0" and len(value) > 1 and value.isdigit():
@@ -112,7 +138,8 @@ class FeatureColumn:
         if self._num_dates >= _MOST * self._num_rows:
             problem = f"contains dates, such as {first}, and each date is a category of its own"
             return ColumnWarning(f"{problem}. Replace it by numbers, such as the year or a number of days", row)
-        if self._num_numbers + self._num_with_units >= _MOST * self._num_rows:
+        quantities = self._num_quantities if len(self._compared) > _MANY_VALUES else 0
+        if self._num_numbers + max(self._num_with_units, quantities) >= _MOST * self._num_rows:
             problem = f"is read as text, but its cells look like numbers, the first is {first}"
             return ColumnWarning(f"{problem}. Write plain numbers with a decimal point, such as 1234.5", row)
         if self._is_distinct:
@@ -131,6 +158,17 @@ class FeatureColumn:
             return ColumnWarning("only counts the rows, beginning at {place}", self._first_row)
         if self._is_distinct and _IDENTIFIER.search(self.name):
             return ColumnWarning("has the name of an identifier and a different number in each row", self._first_row)
+        if self._num_compact_dates == self._num_rows:
+            problem = "contains dates written as numbers, the first is {place}. Replace them by a number of days"
+            return ColumnWarning(problem, self._first_row)
+        if self._num_cut == self._num_rows:
+            problem = "contains numbers that a spreadsheet has cut, the first is {place}. Export the column as text"
+            return ColumnWarning(problem, self._first_row)
+        for sentinel, count in self._sentinels.items():
+            if count > 1 and self._lowest >= 0:
+                problem = f"has no negative numbers except {sentinel:g} in {count} rows, the first is {{place}}"
+                row = self._first_sentinel[sentinel]
+                return ColumnWarning(f"{problem}. Empty these cells if they are missing values", row)
         if self._first_code and self._num_coded >= self._num_numbers / 2:
             value, row = self._first_code
             problem = f"contains numbers with leading zeros, such as {shorten(value)} in {{place}}"
@@ -150,11 +188,13 @@ class LabelColumn:
         role: `label`, or `labels` for several in a row.
         name: The column's name.
         inputs: The roles of the inputs, which decide the remedy.
+        columns: The names of all columns.
     """
 
     role: str
     name: str
     inputs: Sequence[str]
+    columns: Sequence[str]
     _counts: Counter[str] = field(default_factory=Counter)
     _first_rows: dict[str, int] = field(default_factory=dict)
 
@@ -168,6 +208,7 @@ class LabelColumn:
         described = [self._describe_numbers()] if self._counts and all(map(is_number, self._counts)) else []
         missing = [label for label in self._counts if label.strip() in _MISSING]
         described += [self._describe_missing(label) for label in missing if not is_code(label, self._counts)]
+        described += [self._describe_header(), self._describe_quotes(), self._describe_spreadsheet()]
         return [warning for warning in described if warning is not None]
 
     def _describe_missing(self, label: str) -> ColumnWarning:
@@ -176,6 +217,28 @@ class LabelColumn:
         problem = f"{rows} the label {label!r}, the first is {{place}}, and it is a class"
         remedy = "Remove these rows" if self.role == "label" else "Remove this label from them"
         return ColumnWarning(f"{problem}. {remedy}, or rename the class if it is a real one.", self._first_rows[label])
+
+    def _describe_header(self) -> ColumnWarning | None:
+        is_rare = self._counts[self.name] <= max(1, self._counts.total() / 100)
+        if self.name not in self._counts or not (is_rare or any(map(is_number, self.columns))):
+            return None
+        problem = f"{{place}} has the label {self.name!r}, which is the name of the column"
+        remedy = "Remove repeated headers, or begin the file with a line that names the columns"
+        return ColumnWarning(f"{problem}. {remedy}.", self._first_rows[self.name])
+
+    def _describe_quotes(self) -> ColumnWarning | None:
+        quoted = [label for label in self._counts if len(label) > 1 and label[0] == label[-1] == "'"]
+        if not self._counts or len(quoted) < len(self._counts):
+            return None
+        problem = f"all labels are in single quotes, the first is {quoted[0]} in {{place}}"
+        return ColumnWarning(f"{problem}. Set \"data.quote='\\''\".", self._first_rows[quoted[0]])
+
+    def _describe_spreadsheet(self) -> ColumnWarning | None:
+        dates = [label for label in self._counts if _SPREADSHEET_DATE.fullmatch(label)]
+        if not dates:
+            return None
+        problem = f"the label {dates[0]!r} in {{place}} is probably a name that a spreadsheet has turned into a date"
+        return ColumnWarning(f"{problem}. Write the name again.", self._first_rows[dates[0]])
 
     def _describe_numbers(self) -> ColumnWarning | None:
         fractions = [label for label in self._counts if not float(label).is_integer()]
@@ -195,6 +258,41 @@ class LabelColumn:
         numbers = [float(label) for label in self._counts]
         is_dense = min(numbers) in (0, 1) and max(numbers) - min(numbers) < 2 * len(numbers)
         return is_dense and self._counts.total() >= _MANY_ROWS * len(numbers)
+
+
+@dataclass
+class Leaks:
+    """Features of the training data that have a value of their own for each target, seen row by row.
+
+    Attributes:
+        num_rows: Rows so far.
+        first_row: The first of them.
+    """
+
+    num_rows: int = 0
+    first_row: int = 0
+    _pairs: dict[str, tuple[dict[object, object], dict[object, object]]] | None = None
+
+    def add(self, features: Mapping[str, object], target: object, row: int) -> None:
+        """Add a row; features that are not one to one with the target are forgotten."""
+        self.num_rows += 1
+        self.first_row = self.first_row or row
+        if self._pairs is None:
+            self._pairs = {name: ({}, {}) for name in features}
+        for name, (targets, values) in list(self._pairs.items()):
+            value = features[name]
+            if len(targets) == _NUM_COMPARED and value not in targets:
+                continue
+            if targets.setdefault(value, target) != target or values.setdefault(target, value) != value:
+                del self._pairs[name]
+
+    def names(self) -> list[str]:
+        """Return the features that equal the target, or that are one to one with it and have repeated values."""
+        pairs = {name: targets for name, (targets, _) in (self._pairs or {}).items() if len(targets) > 1}
+        if self.num_rows < _MIN_ROWS:
+            return []
+        few = {name for name, targets in pairs.items() if len(targets) <= self.num_rows / 2}
+        return [name for name, targets in pairs.items() if name in few or all(a == b for a, b in targets.items())]
 
 
 def is_code(name: str, names: Iterable[str]) -> bool:

@@ -186,6 +186,9 @@ def _parse_csv(
 
 def _broken_csv(path: Path, line: int, error: csv.Error) -> DataError:
     remedy = "Double each quote inside a quoted cell, or set data.quote=null if quotes are ordinary characters"
+    if "new-line character" in str(error):
+        remedy = "Write its line ends as \\n, for example: tr '\\r' '\\n' < OLD > NEW"
+        return DataError(format_error(f"{path}, line {line}", "a line ends in \\r", remedy))
     if "field limit" in str(error):
         remedy = "Close its quote, set data.quote=null if quotes are ordinary characters, or raise data.max_line_bytes"
     return DataError(format_error(f"{path}, line {line}", f"broken CSV: {error}", remedy))

@@ -23,7 +23,7 @@ from trainer.data.cells import (
     parse_number,
     split_key,
 )
-from trainer.data.plausibility import ColumnWarning, FeatureColumn, LabelColumn
+from trainer.data.plausibility import ColumnWarning, FeatureColumn, LabelColumn, Leaks
 from trainer.data.splits import Sample, classes_in, split_row_id
 from trainer.errors import DataError, RowErrors, did_you_mean, format_error, raise_if_any
 from trainer.layout import expand_home
@@ -55,6 +55,18 @@ COLUMN_RULES = (
     ),
 )
 """Rules of a source with the argument `columns`."""
+
+_GARBLED = (
+    "\u00e2\u20ac",
+    "\u00c3\u00a9",
+    "\u00c3\u00bc",
+    "\u00c3\u00b6",
+    "\u00c3\u00a4",
+    "\u00c3\u00a8",
+    "\u00c3\u00b1",
+    "\u00ef\u00bf\u00bd",
+)
+"""UTF-8 of quotes, dashes and frequent letters after it was read as Windows-1252."""
 
 _MULTI_COLUMN_ROLES = ("value", "features")
 _MAX_LISTED = 20
@@ -197,16 +209,30 @@ class Table:
         return f"To leave it out, set 'data.columns.features=[{listed}]'."
 
     def training_samples(self, records: Iterator[Record], folders: Sequence[Path] = ()) -> Iterator[Sample]:
-        """Yield the samples of the training data, and add the warnings about their labels at the end."""
+        """Yield the samples of the training data, and add the warnings about their targets and texts at the end."""
         roles = [role for role in ("label", "labels") if role in self.names]
         inputs = [role for role in self.names if role not in roles]
-        columns = {role: LabelColumn(role, self.names[role][0], inputs) for role in roles}
+        columns = {role: LabelColumn(role, self.names[role][0], inputs, self.columns) for role in roles}
+        target = next((role for role in ("label", "value") if role in self.names), None)
+        leaks, garbled = Leaks(), []
         for sample in self.samples(records, folders):
             if sample.values is not None:
+                if target is not None and "features" in sample.values:
+                    value = sample.values[target]
+                    leaks.add(sample.values["features"], value if target == "label" else value[0], sample.row)
+                if "text" in sample.values and any(mark in sample.values["text"] for mark in _GARBLED):
+                    garbled.append(sample.row)
                 for role, column in columns.items():
                     for label in classes_in(sample.values[role]):
                         column.add(label, sample.row)
             yield sample
+        for name in leaks.names():
+            text = f"{self.keys['features']}: column {name!r} has a value of its own for each target"
+            self.warnings.append(ColumnWarning(f"{text}, and so gives it away. {self._without(name)}", leaks.first_row))
+        if garbled:
+            text = f"{self.keys['text']}: {len(garbled)} texts contain garbled characters, the first is {{place}}"
+            remedy = "Their bytes are UTF-8 and were once read as another encoding: write the file again"
+            self.warnings.append(ColumnWarning(f"{text}. {remedy}.", garbled[0]))
         for role, column in columns.items():
             self.warnings.extend(ColumnWarning(f"{self.keys[role]}: {text}", row) for text, row in column.warnings())
 
