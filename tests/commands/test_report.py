@@ -42,8 +42,9 @@ def test_page_of_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert ["optimizer.lr", "0.001"] in rows
     shown = next(row for row in rows if row[:2] == ["one", "test"])
     assert f"{evaluation['accuracy']:.4f}" in shown
-    # Training: loss, learning rate, norm and speed. Validation: loss, accuracy and macro F1, raw and averaged.
-    assert page.count("<svg") == 7
+    # Training: loss, learning rate, norm, two speeds and memory. Validation: loss, accuracy and macro F1, raw and
+    # averaged.
+    assert page.count("<svg") == 9
     assert page.count("<title>raw</title>") == page.count("<title>ema</title>") == 3
     assert 'class="highlighted"' not in page
 
