@@ -85,6 +85,12 @@ class LostWorkerError(TrainerError):
 
 _OUT_OF_MEMORY = r"not enough memory: you tried to allocate|out of memory"
 
+MEMORY_REMEDY: Final = (
+    "Lower loader.eval_batch_size, or raise train.accumulate; a resumed run accepts both. For a new run, you can also "
+    "lower loader.tokens, train.batch_size or task.max_length."
+)
+"""What to do if memory runs out."""
+
 _FATAL: Final[tuple[tuple[str, type[TrainerError], str], ...]] = (
     (
         r"DataLoader worker \(pid",
@@ -101,8 +107,7 @@ _FATAL: Final[tuple[tuple[str, type[TrainerError], str], ...]] = (
     (
         _OUT_OF_MEMORY,
         ConfigError,
-        "out of memory: the job does not fit. Lower loader.eval_batch_size; for training, raise train.accumulate, or "
-        "lower loader.tokens, train.batch_size or task.max_length.",
+        f"out of memory: the job does not fit. {MEMORY_REMEDY}",
     ),
     (
         r"(\S+) does not have a deterministic implementation",

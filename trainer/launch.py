@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any, Final
 
-from trainer.errors import Interrupted, LostRankError, ReportedError, TrainerError, find_user_error
+from trainer.errors import MEMORY_REMEDY, Interrupted, LostRankError, ReportedError, TrainerError, find_user_error
 from trainer.rank_environment import JOINED, LAUNCH_FOLDER, LISTEN_FD, NCCL, RUN_FOLDER, write_note
 from trainer.signals import (
     STOP_SIGNALS,
@@ -269,7 +269,7 @@ def _read_failure(rank: int, code: int, folder: Path) -> Failure:
     lines = (folder / f"rank-{rank}.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
     if code >= 0:
         return Failure(rank, code, [f"rank {rank} ended with exit code {code}.", *lines])
-    hint = " The system does so if memory runs out." if -code == signal.SIGKILL else ""
+    hint = f" The system does so if memory runs out. {MEMORY_REMEDY}" if -code == signal.SIGKILL else ""
     message = f"rank {rank} was killed by {signal.Signals(-code).name}.{hint}"
     return Failure(rank, 128 - code, [message, *lines], is_death=True)
 
