@@ -5,11 +5,13 @@ import json
 import logging
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -34,14 +36,14 @@ class Case:
         write: Writes the data into the working folder.
         overrides: The job.
         message: A pattern of the message.
-        remedy: None if the message names an override to carry out; else what the message asks for.
+        remedy: None if the message names an override to carry out; else the override or the deed that it asks for.
         is_warning: True if only `data.strict=true` makes it an error.
     """
 
     write: Callable[[], None]
     overrides: Sequence[str]
     message: str
-    remedy: Callable[[], object] | None = None
+    remedy: Callable[[], object] | str | None = None
     is_warning: bool = True
 
 
@@ -105,6 +107,16 @@ def write_images(*folders: str) -> None:
             Image.new("L", (8, 8), 20 * shade + number).save(Path(folder, f"{shade}.png"))
 
 
+def write_deep_images(factor: int) -> None:
+    """Write images of 16 bits with numbers up to 255 times a factor."""
+    for number in range(80):
+        folder = Path("images", "ab"[number % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((8, 8), 3 * number * factor, dtype=np.uint16)
+        pixels[0, number % 8] = 255 * factor
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
 def convert(command: str) -> None:
     """Run the command of a message on the file."""
     Path("train.csv").rename("OLD")
@@ -118,6 +130,7 @@ PRICES = [f"{n}.25" for n in range(80)]
 SIZES = [f"{n * n / 7:.3f}" for n in range(80)]
 NUMBERS = [f"{n * n % 23}.25" for n in range(80)]
 IMAGES = ("task=image_classification", "data=imagefolder", "data.root=images", "model=convnet")
+FOLDERS = ("images/a", "images/b", "images/c", "images/d")
 EQUAL = "names that differ only in white space, case or number format: "
 LISTS = "3 of 5 labels are lists of other labels"
 
@@ -266,6 +279,39 @@ CASES = {
         lambda: Path("train.csv").write_text("\r".join(["text,label", *(f"{text},{text[0]}" for text in TEXTS)])),
         (), re.escape(r"tr '\r' '\n' < OLD > NEW"), lambda: convert(r"tr '\r' '\n' < OLD > NEW"), is_warning=False,
     ),
+    "more categories than features": Case(
+        feature("color", [f"color {n % 16}" for n in range(80)]), (*TABLE, "task.max_categories=4"),
+        "columns with 4 categories or more: color. Raise task.max_categories", "task.max_categories=16",
+    ),
+    "categories that rarely repeat": Case(
+        feature("town", [f"town {n // 2 if n < 78 else n}" for n in range(80)]), TABLE,
+        "Leave out columns whose texts rarely repeat, such as town", "data.columns.features=[size]",
+    ),
+    "texts that are cut": Case(
+        texts("label", cycle("a", "b")), ("task.max_length=8",), "Raise task.max_length", "task.max_length=64",
+    ),
+    "a comma in a cell without quotes": Case(
+        lambda: Path("train.csv").write_text("\n".join(["text,label", "a, b,c", *(f"{t},{t[0]}" for t in TEXTS)])), (),
+        "train.csv, line 2: expected 2 cells as in the header, got 3. Quote cells that contain ','",
+        texts("label", cycle("a", "b")), is_warning=False,
+    ),
+    "quotes that are characters": Case(
+        lambda: Path("train.csv").write_text("\n".join(["text,label", *(f'"{t} "x",{t[0]}' for t in TEXTS)])), (),
+        "or set data.quote=null if quotes are ordinary characters", "data.quote=null", is_warning=False,
+    ),
+    "an empty class folder": Case(
+        lambda: [write_images(*FOLDERS), Path("images/e").mkdir()], IMAGES,
+        "1 class folders without images are no classes; remove them or add images: images/e",
+        lambda: Path("images/e").rmdir(),
+    ),
+    "images of 16 bits that use 8": Case(
+        lambda: write_deep_images(1), IMAGES, "the first pixels of training are all from 0 to 0 of 255",
+        lambda: [shutil.rmtree("images"), write_deep_images(256)],
+    ),
+    "images of several sizes": Case(
+        lambda: [write_images(*FOLDERS), Image.new("L", (9, 8)).save("images/a/0.png")], IMAGES,
+        "Set it, such as task.size=224", "task.size=24", is_warning=False,
+    ),
     "columns of one name": Case(
         lambda: Path("train.csv").write_text("text,label,label\na b,c,d\n"), (),
         "has 2 columns 'label'. Give each column",
@@ -342,6 +388,8 @@ def test_misread_data_is_reported_and_the_remedy_works(
         if case.remedy is None:
             remedy = [text.replace("COLUMN", "label") for text in overrides_in(message)]
             assert remedy, message
+        elif isinstance(case.remedy, str):
+            remedy = [case.remedy]
         else:
             remedy = []
             case.remedy()

@@ -157,7 +157,7 @@ def test_missing_cells_and_unknown_categories_are_reported(caplog: pytest.LogCap
     constant, train = caplog.messages
     assert constant == "features: ignored because they are constant in training: planet"
     assert train == ("train: 4 rows, 5 columns as 11 features, 10.0% of cells missing, 0.0% of categories unknown")
-    assert "20.0% of cells missing, 16.7% of categories unknown. Raise task.max_categories" in test
+    assert "20.0% of cells missing, 16.7% of categories unknown. Leave out columns whose" in test
 
 
 def test_state_is_json_and_names_every_feature() -> None:

@@ -97,6 +97,9 @@ def encode(
         # The limits decide which rows are broken.
         parts += ["drop_broken", LIMITS.line_bytes, LIMITS.pixels] if drop_broken else []
         folder = root / "encoded" / _digest([*parts, _FOLDER_VERSION])
+        # Those of the fingerprint come with every start, and may be about what it does not contain: skipped files.
+        repeated = logged.copy()
+        logged.clear()
         cached = _read(folder)
         if fitted and (cached is None or cached[0] != task.state_dict()):
             folder = root / "encoded" / _digest([*parts, _FOLDER_VERSION, task.state_dict()])
@@ -112,8 +115,8 @@ def encode(
         logger.info("encoded data: reused from %s", folder)
     state, splits, warnings = cached
     task.load_state_dict(state)
-    unlogged = [warning for warning in warnings if warning not in logged]
-    return Encoded(splits, _digest(parts), folder, warnings, unlogged)
+    unlogged = [warning for warning in warnings if warning not in (*repeated, *logged)]
+    return Encoded(splits, _digest(parts), folder, list(dict.fromkeys([*repeated, *warnings])), unlogged)
 
 
 @contextmanager

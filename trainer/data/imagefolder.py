@@ -29,6 +29,7 @@ from trainer.layout import expand_home
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_MAX_LISTED = 3
 _LOG = logging.getLogger(__name__)
 
 _VERSION = 1
@@ -128,12 +129,17 @@ class ImageFolder:
         """The images of each split that has its own, with their classes, sorted by class and name."""
         images = {}
         for split, folder in self._folders.items():
-            files = [(path, label.name) for label in _folders_in(folder) for path in _walk(label)]
+            labels = _folders_in(folder)
+            files = [(path, label.name) for label in labels for path in _walk(label)]
             images[split] = [(path, label) for path, label in files if _is_image(path)]
             if not images[split]:
                 problem = f"has no folder with images: {folder}/<class>/<file>"
                 remedy = f"Images end in {', '.join(IMAGE_SUFFIXES)}"
                 raise DataError(format_error(str(folder), problem, remedy))
+            used = {label for _, label in images[split]}
+            if empty := [str(label) for label in labels if label.name not in used]:
+                message = "data.root: %d class folders without images are no classes; remove them or add images: %s"
+                _LOG.warning(message, len(empty), ", ".join(empty[:_MAX_LISTED]))
             skipped = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
             if skipped := skipped + [path for path, _ in files if not _is_image(path)]:
                 message = "data.root: skipped %d files outside of class folders or without an image suffix; first: %s"

@@ -36,6 +36,10 @@ _GRAY_MODES = ("1", "L", "LA")
 _SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
 """The formats whose integers of mode `I` have 16 bits."""
 
+_NUM_COMPARED = 100
+_MIN_CONTRAST = 16
+"""A smaller range of the pixels of the first images is a warning."""
+
 
 class Images:
     """Encodes images as standardized pixels.
@@ -110,14 +114,19 @@ class Images:
         return columns
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        """Log the shape of the images and the share of them that was resized."""
+        """Log the shape of the images and the share that was resized; return a warning if they have no contrast."""
         height, width = self.size
         color = "gray" if self.channels == 1 else "color"
         for split, rows in encoded.items():
             resized = 100 * rows.with_format("numpy")["resized"][:].mean()
             message = "%s: %d images of %d x %d pixels, %s, %.1f%% of them resized (%s)"
             logger.info(message, split, len(rows), height, width, color, resized, self.resize)
-        return []
+        pixels = np.frombuffer(b"".join(encoded["train"][:_NUM_COMPARED]["pixels"]), dtype=np.uint8)
+        low, high = int(pixels.min()), int(pixels.max())
+        if high - low >= _MIN_CONTRAST:
+            return []
+        problem = f"image: the first pixels of training are all from {low} to {high} of 255"
+        return [f"{problem}. Scale the images: images of 16 bits must use the numbers up to 65535"]
 
     def pixel_inputs(self, rows: Columns, rng: SampleRng | None) -> dict[str, Tensor]:
         """Return `pixel_values` (B, C, H, W) of encoded rows, augmented if `rng` is for training."""

@@ -242,9 +242,15 @@ class Table:
                 f"{split}: {len(rows)} rows, {len(self.columns)} columns as {len(self.features)} features, "
                 f"{100 * missing:.1f}% of cells missing, {100 * unknown:.1f}% of categories unknown"
             )
-            if unknown > _MAX_UNKNOWN:
-                limit = f"; columns with {self.max_categories} categories or more: {', '.join(full)}" if full else ""
-                warnings.append(f"{summary}{limit}. Raise task.max_categories, or leave these columns out")
+            if unknown > _MAX_UNKNOWN and full:
+                limit = f"columns with {self.max_categories} categories or more: {', '.join(full)}"
+                warnings.append(f"{summary}; {limit}. Raise task.max_categories, or leave these columns out")
+            elif unknown > _MAX_UNKNOWN:
+                largest = max(categorical, key=lambda column: len(column.categories)).name
+                remedy = (
+                    f"Leave out columns whose texts rarely repeat, such as {largest}, or write fewer different texts"
+                )
+                warnings.append(f"{summary}. {remedy}")
             else:
                 logger.info(summary)
         return warnings
