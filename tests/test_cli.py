@@ -264,3 +264,12 @@ def test_hydra_shows_no_secret(flags: list[str], capsys: pytest.CaptureFixture[s
 def test_a_folder_of_hydra_that_cannot_be_created(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["diff", "hydra.run.dir=/proc/nowhere"]) == 2
     assert capsys.readouterr().err.startswith("hydra.run.dir: cannot be created (No such file or directory)")
+
+
+def test_a_limit_under_which_torch_cannot_be_loaded_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda limit: (700_000_000, -1))
+
+    assert cli.main(["plan"]) == 2
+    assert capsys.readouterr().err.startswith("out of memory: the libraries of the program do not fit")

@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 from functools import partial
@@ -77,6 +78,27 @@ def test_an_operation_that_is_not_deterministic_is_named_with_the_key(
     torch.zeros(3).put_(index, values)
 
     assert torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (MemoryError(), "Lower loader.eval_batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), "Lower loader"),
+        (RuntimeError("could not create a primitive"), "Lower loader.eval_batch_size"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "ulimit -v"),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "ulimit -v"),
+        (RuntimeError("can't start new thread"), "ulimit -v"),
+    ],
+    ids=str,
+)
+def test_too_little_memory_is_one_message_with_a_remedy(error: Exception, remedy: str) -> None:
+    user_error = find_user_error(error)
+
+    assert isinstance(user_error, ConfigError)
+    assert user_error.messages[0].startswith("out of memory: ")
+    assert remedy in user_error.messages[0]
+    assert find_user_error(ImportError("no module named x")) is None
 
 
 def test_a_workspace_of_cublas_that_is_not_deterministic_is_named() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import resource
 import sys
 import traceback
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer.display import MASK, escape_controls, is_secret, masked_yaml, print_lines
-from trainer.errors import ConfigError, Interrupted, TrainerError, find_user_error
+from trainer.errors import ConfigError, Interrupted, TrainerError, find_user_error, format_error
 from trainer.layout import Document
 from trainer.rank_environment import (
     is_first_on_machine,
@@ -46,6 +47,9 @@ VERBS = {
 
 INPUT_CHECKS = {"predict": "trainer.predict.files"}
 """Modules that check more values of a verb with `input_problems`; imported only for that verb."""
+
+_LEAST_ADDRESS_SPACE = 800_000_000
+"""Bytes without which torch cannot be loaded."""
 
 HELP = """\
 usage: trainer VERB [RUN] [key=value ...] [flags]
@@ -217,11 +221,22 @@ def _input_check(verb: str) -> InputCheck | None:
     return None if module is None else import_module(module).input_problems
 
 
+def _check_memory_limit() -> None:
+    """Raise ConfigError if the libraries cannot be loaded under this limit: some end the process without a message."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < _LEAST_ADDRESS_SPACE:
+        problem = "the libraries of the program do not fit into the address space of the process"
+        remedy = "Raise its limit to at least 4 GB: ulimit -v 4000000"
+        raise ConfigError(format_error("out of memory", problem, remedy, value=f"{limit / 1e9:.1f} GB"))
+
+
 def _start(verb: str, job: object, config: Document) -> None:
     from trainer.config.groups import make_importable
     from trainer.config.trust import named_packages
 
     make_importable(named_packages(config))
+    if verb not in ("diff", "report"):  # they do without torch
+        _check_memory_limit()
     import_module(f"trainer.commands.{verb}").run(job, config)
 
 

@@ -83,7 +83,8 @@ class LostWorkerError(TrainerError):
     exit_code = 75
 
 
-_OUT_OF_MEMORY = r"not enough memory: you tried to allocate|out of memory"
+_OUT_OF_MEMORY = r"you tried to allocate|out of memory|could not create a primitive$"
+_LIBRARY_TOO_LARGE = r"failed to map segment|[Cc]annot allocate memory|can't start new thread"
 
 MEMORY_REMEDY: Final = (
     "Lower loader.eval_batch_size, or raise train.accumulate; a resumed run accepts both. For a new run, you can also "
@@ -108,6 +109,12 @@ _FATAL: Final[tuple[tuple[str, type[TrainerError], str], ...]] = (
         _OUT_OF_MEMORY,
         ConfigError,
         f"out of memory: the job does not fit. {MEMORY_REMEDY}",
+    ),
+    (
+        _LIBRARY_TOO_LARGE,
+        ConfigError,
+        "out of memory: the libraries of the program do not fit. Free some memory, or raise the limit of the process "
+        "(ulimit -v, or that of the container or job).",
     ),
     (
         r"(\S+) does not have a deterministic implementation",
@@ -157,7 +164,7 @@ def find_user_error(error: BaseException | None) -> TrainerError | None:
         if isinstance(error, TrainerError):
             return error
         text = "out of memory" if isinstance(error, MemoryError) else str(error)
-        if isinstance(error, RuntimeError | MemoryError):
+        if isinstance(error, RuntimeError | MemoryError | ImportError) or _lacks_memory(error):
             for pattern, error_type, message in _FATAL:
                 if match := re.search(pattern, text):
                     return error_type(message.format(*match.groups()))
@@ -165,6 +172,10 @@ def find_user_error(error: BaseException | None) -> TrainerError | None:
             return write_error(error.filename or "a file", error)
         error = error.__cause__
     return None
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.ENOMEM
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ import torch
 from tests.support.jobs import TINY, Recorded, working_in, write_data
 from tests.test_conf import job_of
 from trainer.builders.data import build_encoded, build_task
-from trainer.builders.training import build_device, build_training, count_steps, select_monitor
+from trainer.builders.training import build_device, build_training, check_names, count_steps, select_monitor
 from trainer.config.jobs import TrainJob
 from trainer.data.encode import Encoded
 from trainer.errors import ConfigError
@@ -86,3 +86,39 @@ def test_durations_are_converted_to_steps(overrides: list[str], expected: tuple[
     steps = count_steps(job_of(*overrides), steps_per_epoch=8)
 
     assert (steps.total, steps.eval_every, steps.save_every) == expected
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.freeze=[blocks.99]"],
+        ["model.freeze=[{match: blocks.99, until: 50%}]"],
+        ["model.lora={targets: [blocks.99]}"],
+        ["optimizer.overrides=[{match: blocks.99, lr: 0.1}]"],
+        ["prune=l1", "prune.targets=[blocks.99]"],
+    ],
+)
+def test_wrong_names_are_reported_before_the_data_is_encoded(
+    data: list[str], overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINER_CACHE", str(tmp_path / "cache"))
+    job = job_of(*data, *TINY, *overrides)
+
+    with ExitStack() as stack, pytest.raises(ConfigError, match=r"blocks\.99"):
+        build_training(job, "", RunOutputs(Recorded()), None, stack)
+    assert not list(tmp_path.glob("cache/encoded/*/index.json"))
+    assert not list(tmp_path.glob("cache/encoded/*/train.arrow"))
+
+
+def test_checking_names_changes_no_random_number_and_logs_nothing(
+    data: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    job, task, _ = prepared(data, "model.freeze=[blocks.0]")
+    caplog.clear()
+    before = torch.get_rng_state()
+
+    check_names(job, task)
+
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not caplog.records

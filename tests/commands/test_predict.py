@@ -285,6 +285,7 @@ def test_broken_rows_of_files_get_errors(run_of: Callable[[str], Path], capfd: p
     assert whole["label"]
     assert none["image"] == "b.png"
     assert f"{gallery}/b.png: image: cannot be decoded" in none["error"]
+    assert none["error"].count("b.png") == 1
     assert "1 of 2 rows could not be used" in capfd.readouterr().err
 
 

@@ -249,6 +249,7 @@ def test_broken_images_are_listed_and_can_be_left_out(pictures: Path, capsys: py
         assert main(job) == 6
         error = capsys.readouterr().err
         assert "cannot be decoded" in error
+        assert max(line.count(".png") for line in error.splitlines()) == 1
         assert "data.drop_broken=true" in error
         # All of them count, of every split.
         assert error.count("cannot be decoded") == 10

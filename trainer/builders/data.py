@@ -48,10 +48,13 @@ def build_task(job: TrainJob, state: StateDict | None = None) -> Task:
     return task
 
 
-def build_encoded(job: TrainJob, task: Task, *, fitted: bool) -> Encoded:
-    """Encode all splits, or read them from the cache; the task is fitted afterwards."""
+def build_encoded(job: TrainJob, task: Task, *, fitted: bool, check: Callable[[], None] | None = None) -> Encoded:
+    """Encode all splits, or read them from the cache; the task is fitted afterwards.
+
+    `check` raises an error about the rest of the job; it is called with the fitted task before any row is encoded.
+    """
     try:
-        return _encode(job, instantiate("data", option_keys(job.data, DataKeys)), task, fitted=fitted)
+        return _encode(job, instantiate("data", option_keys(job.data, DataKeys)), task, fitted=fitted, check=check)
     except ConfigError:
         _check_pretrained(job)
         raise
@@ -76,9 +79,18 @@ def build_split(job: TrainJob, task: Task, split: str) -> Encoded:
     return _encode(job, single or source, task, fitted=True)
 
 
-def _encode(job: TrainJob, source: Source, task: Task, *, fitted: bool) -> Encoded:
-    drop_broken = bool(job.data.get("drop_broken"))
-    encoded = encode(source, task, limit=job.loader.limit, root=cache_root(), fitted=fitted, drop_broken=drop_broken)
+def _encode(
+    job: TrainJob, source: Source, task: Task, *, fitted: bool, check: Callable[[], None] | None = None
+) -> Encoded:
+    encoded = encode(
+        source,
+        task,
+        limit=job.loader.limit,
+        root=cache_root(),
+        fitted=fitted,
+        drop_broken=bool(job.data.get("drop_broken")),
+        check=check,
+    )
     for split, rows in encoded.splits.items():
         if not len(rows):
             raise DataError(f"the {split} split is empty")

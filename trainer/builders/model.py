@@ -265,6 +265,15 @@ def build_unfreeze(
     return unfreeze
 
 
+def check_unfreeze(job: TrainJob, model: nn.Module) -> None:
+    """Raise ConfigError if an entry of `model.freeze` that expires matches nothing."""
+    entries = [(entry["match"], 0) for entry in job.model.get("freeze", []) if not isinstance(entry, str)]
+    backbone = model.backbone if isinstance(model, FeatureExtractor) else model
+    assert isinstance(backbone, nn.Module)
+    with in_group("model"):
+        gradual_unfreezing(backbone, entries)
+
+
 def compile_model(model: nn.Module, device: torch.device) -> None:
     """Compile the model's forward in place, so that its weights keep their names; on a CPU without a compiler, warn."""
     if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):

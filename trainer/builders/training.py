@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from trainer.builders.model import (
     build_model,
     build_unfreeze,
     check_model,
+    check_unfreeze,
     choose_batching,
     compile_model,
     to_device,
@@ -108,7 +110,8 @@ def build_training(
     if snapshot is not None and duration is not None and duration.unit == "st":  # known before the data is read
         _check_duration(job, int(duration.amount), snapshot)
     task = build_task(job, None if snapshot is None else snapshot.json(TASK))
-    encoded = build_encoded(job, task, fitted=snapshot is not None)
+    check = partial(check_names, job, task) if snapshot is None else None
+    encoded = build_encoded(job, task, fitted=snapshot is not None, check=check)
     data_report = check_data(job, task, encoded)
     run = _build_run(job, config_text, outputs, snapshot, closing, ranks, device, task, encoded)
     state = TrainState()
@@ -123,6 +126,30 @@ def build_training(
     if run.sharding is None:
         ranks.broadcast_weights(run.modules().values())
     return Training(run, state, task, encoded, data_report)
+
+
+def check_names(job: TrainJob, task: Task) -> None:
+    """Check the keys that name parts of the model before the data is encoded: build the model once more if there are.
+
+    The run's random numbers do not change.
+
+    Raises:
+        ConfigError: Such a key names nothing.
+    """
+    names = [job.model.get(key) for key in ("freeze", "features", "lora")]
+    if not any(names) and job.prune is None and not job.optimizer.get("overrides"):
+        return
+    disabled = logging.root.manager.disable
+    logging.disable()  # the messages follow when the run is built
+    try:
+        with torch.random.fork_rng(devices=[]), logs_silenced():
+            loss = build_loss(job, task, torch.device("cpu"), None)
+            model = build_model(job, task, None, loss)
+            build_masks(job, model, None)
+            build_optimizer(job, model, loss)
+            check_unfreeze(job, model)
+    finally:
+        logging.disable(disabled)
 
 
 def _build_run(
@@ -288,7 +315,9 @@ def join_devices(job: TrainJob, task_state: StateDict | None) -> Ranks:
     set_determinism(job.deterministic, device)
     with logs_silenced():
         # Warnings are repeated when the run reads the cache.
-        build_encoded(job, build_task(job, task_state), fitted=task_state is not None)
+        task = build_task(job, task_state)
+        check = partial(check_names, job, task) if task_state is None else None
+        build_encoded(job, task, fitted=task_state is not None, check=check)
     return join_ranks("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", job.launch.timeout, store)
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from trainer.atomic_io import discard, replaced_folder
 from trainer.data import split_cache
 from trainer.data.quality import block_digests, row_digests
 from trainer.data.split_cache import read_index, write_index
-from trainer.errors import DataError, RowError, RowErrors, format_error
+from trainer.errors import DataError, RowError, RowErrors, format_error, show_value
 from trainer.input_files import LIMITS
 from trainer.protocols import BLOCK_OF, Columns, EncodedColumns, Row, Source, StateDict, Task
 from trainer.shapes import check_shape
@@ -77,7 +77,14 @@ def cache_root() -> Path:
 
 
 def encode(
-    source: Source, task: Task, *, limit: int | None, root: Path, fitted: bool, drop_broken: bool = False
+    source: Source,
+    task: Task,
+    *,
+    limit: int | None,
+    root: Path,
+    fitted: bool,
+    drop_broken: bool = False,
+    check: Callable[[], None] | None = None,
 ) -> Encoded:
     """Return the encoded splits of `source`; fit `task` on the training split unless it is `fitted` already.
 
@@ -88,6 +95,7 @@ def encode(
         root: The cache's folder.
         fitted: True if the task's state came from a checkpoint and must not change.
         drop_broken: Leave out rows that cannot be encoded, with a warning.
+        check: Raises an error about the rest of the job; called with a fitted task before any row is encoded.
 
     Raises:
         DataError: The data cannot be used.
@@ -110,7 +118,14 @@ def encode(
                 cached = _read(folder)
                 if cached is None:
                     fresh = True
-                    cached = _encode(source, task, limit, folder, logged, fitted=fitted, drop_broken=drop_broken)
+                    raw = _prepare(source, task, limit, fitted)
+                    if check is not None:
+                        check()
+                    _write(folder, source, task, raw, logged, drop_broken=drop_broken)
+                    cached = _read(folder)
+                    if cached is None:
+                        problem = "cannot be read back"
+                        raise DataError(format_error(str(folder), problem, "Delete this folder of the cache"))
     if not fresh:
         logger.info("encoded data: reused from %s", folder)
     state, splits, warnings = cached
@@ -132,25 +147,6 @@ def _locked(folder: Path) -> Iterator[None]:
             # Whoever waits for the removed file finds the data in the cache.
             stack.callback(discard, path)
         yield
-
-
-def _encode(
-    source: Source,
-    task: Task,
-    limit: int | None,
-    folder: Path,
-    warnings: list[str],
-    *,
-    fitted: bool,
-    drop_broken: bool,
-) -> tuple[StateDict, dict[str, Dataset], list[str]]:
-    """Encode the data into a cache folder with the `warnings` that are logged until then, and read it back."""
-    raw = _prepare(source, task, limit, fitted)
-    _write(folder, source, task, raw, warnings, drop_broken=drop_broken)
-    cached = _read(folder)
-    if cached is None:
-        raise DataError(format_error(str(folder), "cannot be read back", "Delete this folder of the cache"))
-    return cached
 
 
 class _WarningRecorder(logging.Handler):
@@ -281,9 +277,10 @@ def _find_usable(source: Source, task: Task, split: str, rows: Dataset, errors: 
             task.encode(columns)
             usable.append(position)
         except RowError as error:
-            place = f"{source.describe_row(split, columns['row'][0])}, {source.describe_role(error.role)}"
-            # The description of the role takes the place of its name.
-            errors.add(f"{place}: {str(error).removeprefix(f'{error.role}: ')}", str(error))
+            row = source.describe_row(split, columns["row"][0])
+            # The description of the role takes the place of its name, and the row may be the file that is the value.
+            reason = str(error).removeprefix(f"{error.role}: ").replace(f", got {show_value(row)}", "")
+            errors.add(f"{row}, {source.describe_role(error.role)}: {reason}", str(error))
     return usable
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from trainer.errors import ConfigError, RowError, format_error
+from trainer.errors import ConfigError, RowError, format_error, show_value
 from trainer.predict.input_rows import InputRow, InputRows
 from trainer.protocols import Batching, Columns, EncodedColumns, HasCategories, Prediction, Task
 
@@ -116,7 +116,9 @@ class Predictor:
         }
         encoded, errors = self._encode(columns, len(usable))
         for index, error in errors.items():
-            predictions[usable[index]] = {"error": f"{window[usable[index]].location}: {error}"}
+            location = window[usable[index]].location  # may be the file that is the value
+            reason = error.replace(f", got {show_value(location)}", "")
+            predictions[usable[index]] = {"error": f"{location}: {reason}"}
         counts.num_truncated += sum(map(bool, encoded.pop("truncated", ())))
         kept = [index for index in range(len(usable)) if index not in errors]
         if "features" in encoded:

@@ -105,7 +105,8 @@ class Images:
             try:
                 decoded = decode_image(image)
             except Exception as error:  # PIL and its decoders agree on no type
-                reason = " ".join(str(error).split()) or type(error).__name__
+                # An error of the system also names the path.
+                reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
                 value = image["path"] if image["bytes"] is None else f"{len(image['bytes'])} bytes"
                 message = format_error("image", f"cannot be decoded ({reason})", value=value)
                 raise RowError(position, "image", message) from error
