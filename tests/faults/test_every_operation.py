@@ -104,8 +104,11 @@ class Trials:
             problems.append(f"announced before it was durable: {output}")
         problems += self.find_damage(has_ended=code == 0)
         # A partly published export stays in its stage, from which the next export completes it.
-        is_published = not Path("run/export").exists() or Path("run/export/manifest.json").exists()
-        problems += [f"{path} is left" for path in unfinished(self.folder) if is_published]
+        problems += [
+            f"{path} is left"
+            for path in unfinished(self.folder)
+            if path.parent.name != "export" or (path.parent / "manifest.json").exists()
+        ]
         if main(self.arguments) != 0:
             problems.append(f"the next run fails: {capsys.readouterr().err}")
         return problems + self.find_leftovers()
