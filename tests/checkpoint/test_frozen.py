@@ -52,13 +52,14 @@ def with_frozen(snapshot: Snapshot, frozen: dict[str, torch.Tensor]) -> Snapshot
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_frozen_weights_are_stored_once_and_the_run_resumes_in_the_same_bytes(
+def test_frozen_weights_are_stored_twice_and_the_run_resumes_in_the_same_bytes(
     name: str, data: list[str], tmp_path: Path
 ) -> None:
     assert train(tmp_path / "run", *data, *OPTIONS[name]) == 0
     files = frozen_files(tmp_path / "run")
     assert len(files) == STEPS
-    assert len({file.stat().st_ino for file in files}) == 1
+    assert len({file.stat().st_ino for file in files[::2]}) == len({file.stat().st_ino for file in files[1::2]}) == 1
+    assert files[0].stat().st_ino != files[1].stat().st_ino
     frozen, model = set(StoredTensors([files[0]])), set(StoredTensors([files[0].with_name("model.safetensors")]))
     assert not frozen & model
     assert "token_embedding.weight" in frozen
@@ -68,7 +69,7 @@ def test_frozen_weights_are_stored_once_and_the_run_resumes_in_the_same_bytes(
         snapshot = load_folder(files[0].parent)
         assert snapshot.tensors["ema"].keys() == snapshot.tensors["model"].keys()
     assert_resumes(tmp_path / "run", 3)
-    assert len({file.stat().st_ino for file in frozen_files(tmp_path / "run-resumed-3")[2:]}) == 1
+    assert len({file.stat().st_ino for file in frozen_files(tmp_path / "run-resumed-3")[1::2]}) == 1
 
 
 def test_without_frozen_weights_nothing_changes(data: list[str], tmp_path: Path) -> None:
@@ -125,6 +126,18 @@ def test_damage_of_the_shared_file_is_reported_with_its_name(
     assert "frozen.safetensors has checksum" in capsys.readouterr().err
 
 
+def test_damage_of_one_file_leaves_the_checkpoint_before(
+    data: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert train(tmp_path / "run", *data, *OPTIONS["adapters"]) == 0
+    with frozen_files(tmp_path / "run")[-1].open("r+b") as file:  # in place, so in every checkpoint that shares it
+        file.seek(-1, os.SEEK_END)
+        file.write(b"!")
+    assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
+    assert "skipping the damaged checkpoint" in caplog.text
+    assert find_faults(tmp_path / "run" / "checkpoints" / f"step-{STEPS:08d}") == []
+
+
 def test_deleting_old_checkpoints_keeps_the_others_complete(folder, make, same) -> None:
     frozen = {"base": torch.arange(6.0)}
     store = Store(folder, keep=2)
@@ -140,22 +153,26 @@ def test_deleting_old_checkpoints_keeps_the_others_complete(folder, make, same) 
 def test_frozen_weights_that_change_after_all_are_written_again(folder, make, same) -> None:
     frozen = {"base": torch.arange(6.0)}
     store = Store(folder, keep=9)
-    for step, change in enumerate((lambda: None, lambda: frozen["base"].add_(1), lambda: None), start=1):
-        change()
+    for step in range(1, 7):
+        if step == 3:
+            frozen["base"].add_(1)
         store.save(with_frozen(make(step), {"base": frozen["base"]}))
-    inodes = [(store.path(step) / "frozen.safetensors").stat().st_ino for step in (1, 2, 3)]
-    assert inodes[0] != inodes[1] == inodes[2]
-    assert same(store.load("step-1"), with_frozen(make(1), {"base": torch.arange(6.0)}))
-    assert same(store.load("last"), with_frozen(make(3), frozen))
+    inodes = [(store.path(step) / "frozen.safetensors").stat().st_ino for step in range(1, 7)]
+    assert len(set(inodes)) == 4
+    assert inodes[2:4] == inodes[4:6]
+    for step in (1, 2):
+        assert same(store.load(f"step-{step}"), with_frozen(make(step), {"base": torch.arange(6.0)}))
+    assert same(store.load("last"), with_frozen(make(6), frozen))
 
 
 def test_a_damaged_file_is_not_linked_again(folder, make, same) -> None:
     frozen = {"base": torch.arange(6.0)}
     store = Store(folder, keep=9)
     path = store.save(with_frozen(make(1), frozen))
-    (path / "frozen.safetensors").write_bytes(b"")
     store.save(with_frozen(make(2), frozen))
-    assert same(store.load("last"), with_frozen(make(2), frozen))
+    (path / "frozen.safetensors").write_bytes(b"")
+    store.save(with_frozen(make(3), frozen))
+    assert same(store.load("last"), with_frozen(make(3), frozen))
 
 
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EXDEV, errno.EMLINK])
@@ -166,9 +183,9 @@ def test_a_file_system_without_links_gets_copies(folder, make, same, monkeypatch
     monkeypatch.setattr(os, "link", refuse)
     frozen = {"base": torch.arange(6.0)}
     store = Store(folder, keep=9)
-    paths = [store.save(with_frozen(make(step), frozen)) for step in (1, 2)]
-    assert len({(path / "frozen.safetensors").stat().st_ino for path in paths}) == 2
-    assert same(store.load("last"), with_frozen(make(2), frozen))
+    paths = [store.save(with_frozen(make(step), frozen)) for step in (1, 2, 3)]
+    assert len({(path / "frozen.safetensors").stat().st_ino for path in paths}) == 3
+    assert same(store.load("last"), with_frozen(make(3), frozen))
 
 
 def test_the_saver_shares_frozen_weights_and_copies_the_others(folder, make) -> None:

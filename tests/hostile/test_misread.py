@@ -131,7 +131,7 @@ SIZES = [f"{n * n / 7:.3f}" for n in range(80)]
 NUMBERS = [f"{n * n % 23}.25" for n in range(80)]
 IMAGES = ("task=image_classification", "data=imagefolder", "data.root=images", "model=convnet")
 FOLDERS = ("images/a", "images/b", "images/c", "images/d")
-EQUAL = "names that differ only in white space, case or number format: "
+EQUAL = "names that differ only in white space, case, encoding or number format: "
 LISTS = "3 of 5 labels are lists of other labels"
 
 CASES = {
@@ -169,6 +169,16 @@ CASES = {
     "two spellings of a category": Case(
         feature("color", cycle("red", "Red", "blue")), TABLE, f"features: column 'color': {EQUAL}'Red' and 'red'",
         feature("color", cycle("red", "red", "blue")),
+    ),
+    "labels with accents as one or two characters": Case(
+        texts("label", cycle("caf\u00e9", "cafe\u0301", "tea", "te\u200ba")), (),
+        rf"label: {EQUAL}'cafe\\u0301' and 'caf\u00e9'; 'tea' and 'te\\u200ba'",
+        texts("label", cycle("caf\u00e9", "caf\u00e9", "tea", "tea")),
+    ),
+    "splits as labels": Case(
+        lambda: write_columns(text=TEXTS, topic=cycle("a", "b", "c"), label=cycle("train", "train", "test")), (),
+        "label: the labels are the names of splits: 'test', 'train'. Name the column of the classes: data.label=COLUMN",
+        "data.label=topic",
     ),
     "labels with spaces": Case(
         texts("label", cycle("a", "b ", "a ", "b")), (), f"label: {EQUAL}'a' and 'a '; 'b' and 'b '",

@@ -186,6 +186,7 @@ def read_snapshot(folder: Path) -> Snapshot:
     for name in list(shards):
         tensors[name] = decode_shards(shards.pop(name))
     frozen = tensors.pop(FROZEN, {})
+    _refuse_two_values(frozen, tensors.get("model", {}))
     tensors.update({name: {**frozen, **tensors[name]} for name in MERGED if frozen and name in tensors})
     return Snapshot(manifest.step, tensors, documents)
 
@@ -208,8 +209,15 @@ def read_snapshot_on_demand(folder: Path) -> Snapshot:
         else:
             paths.setdefault(name, []).append(folder / file)
     frozen = paths.pop(FROZEN, [])
+    _refuse_two_values(StoredTensors(frozen), StoredTensors(paths.get("model", [])))
     tensors = {name: StoredTensors(files, frozen if name in MERGED else ()) for name, files in paths.items()}
     return Snapshot(manifest.step, tensors, documents)
+
+
+def _refuse_two_values(frozen: Iterable[str], model: Iterable[str]) -> None:
+    """Raise DamagedError if a weight of the model has two values; an average has its own if its bits differ."""
+    if twice := sorted(set(frozen) & set(model)):
+        raise DamagedError(f"{FROZEN_FILE} contains {twice[0]}, which model.safetensors contains, too")
 
 
 def load_folder(folder: Path, *, on_demand: bool = False) -> Snapshot:

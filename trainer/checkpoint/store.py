@@ -74,7 +74,7 @@ class Store:
         self._folder = folder
         self._keep = keep
         self._verified: dict[Path, atomic_io.FolderStamp] = {}
-        self._frozen: Mapping[str, tuple[Tensor, int]] = {}
+        self._frozen: dict[Path, Mapping[str, tuple[Tensor, int]]] = {}
 
     def list(self) -> tuple[int, ...]:
         """Return the steps that have a checkpoint, ascending, intact or not."""
@@ -125,24 +125,28 @@ class Store:
                 atomic_io.remove_folder(temporary)
             raise
         frozen = snapshot.stored_tensors().get(FROZEN, {})
-        self._frozen = {name: (tensor, tensor._version) for name, tensor in frozen.items()}
         self._delete_outdated({snapshot.step, *protect})
+        self._frozen = {folder: earlier for folder, earlier in self._frozen.items() if folder.exists()}
+        self._frozen[target] = {name: (tensor, tensor._version) for name, tensor in frozen.items()}
         return target
 
     def _find_frozen(self, snapshot: Snapshot) -> StoredFile | None:
-        """Return the file of the newest intact checkpoint if it contains the frozen weights of a snapshot."""
+        """Return the file of the checkpoint before the newest if it is intact and contains a snapshot's frozen weights.
+
+        So neighbors do not share a file: damage to one leaves the other checkpoint of each pair intact.
+        """
         tensors = snapshot.stored_tensors().get(FROZEN, {})
         if not tensors:
             return None
-        newest = next((each.folder for each in list_newest_first(self._folder) if each.fault is None), None)
+        earlier = [each.folder for each in list_newest_first(self._folder) if each.fault is None][1:2]
         try:
-            if newest is None or not self._is_intact(newest):
+            if not earlier or not self._is_intact(earlier[0]):
                 return None
-            digest = read_manifest(newest).files.get(FROZEN_FILE)
+            digest = read_manifest(earlier[0]).files.get(FROZEN_FILE)
         except DamagedError:
             return None
-        file = newest / FROZEN_FILE
-        if digest is None or not (_is_unchanged(self._frozen, tensors) or _contains(file, tensors)):
+        file = earlier[0] / FROZEN_FILE
+        if digest is None or not (_is_unchanged(self._frozen.get(earlier[0], {}), tensors) or _contains(file, tensors)):
             return None
         return StoredFile(file, digest)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import isnan
+from unicodedata import category, normalize
 
 _MAX_SHOWN = 3
 _LIST_SEPARATORS = ("|", ";", ",", "/")
+_SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -28,16 +30,16 @@ def boolean_spellings(known: Collection[str], names: Iterable[str]) -> dict[str,
 
 
 def warn_of_equal_names(names: Iterable[str], key: str) -> list[str]:
-    """Return a warning if names differ only in white space, in case, or in the way that a number is written."""
+    """Return a warning if names differ only in white space, in case, in encoding, or in the way a number is written."""
     groups = defaultdict(list)
     for name in names:
         groups[_meaning(name)].append(name)
     equal = [spellings for spellings in groups.values() if len(spellings) > 1]
     if not equal:
         return []
-    shown = "; ".join(" and ".join(map(repr, spellings)) for spellings in equal[:_MAX_SHOWN])
+    shown = "; ".join(" and ".join(map(_show, spellings)) for spellings in equal[:_MAX_SHOWN])
     more = f"; and {len(equal) - _MAX_SHOWN} more" if len(equal) > _MAX_SHOWN else ""
-    problem = f"{key}: names that differ only in white space, case or number format: {shown}{more}"
+    problem = f"{key}: names that differ only in white space, case, encoding or number format: {shown}{more}"
     return [f"{problem}. Write each in one way."]
 
 
@@ -58,6 +60,14 @@ def warn_of_lists(names: Sequence[str], role: str) -> list[str]:
     return []
 
 
+def warn_of_splits(names: Collection[str], role: str) -> list[str]:
+    """Return a warning if names are those of splits: a column that says to which split a row belongs."""
+    if len(names) < 2 or not _SPLITS.issuperset(name.strip().casefold() for name in names):
+        return []
+    shown = ", ".join(map(repr, sorted(names)))
+    return [f"{role}: the labels are the names of splits: {shown}. Name the column of the classes: data.label=COLUMN."]
+
+
 def are_all_in_brackets(names: Sequence[str]) -> bool:
     """Return whether every name looks like a list that was written as a text."""
     return all(name.strip()[:1] == "[" and name.strip()[-1:] == "]" for name in names)
@@ -72,8 +82,18 @@ def _shared_parts(parts: Mapping[str, Sequence[str]]) -> set[str]:
     return {part for part, names in names_of.items() if len(names) > 1}
 
 
+def _show(name: str) -> str:
+    """Return a name in quotes; with codes for characters that look like others."""
+    return repr(name) if normalize("NFC", name) == name and _visible(name) == name else ascii(name)
+
+
+def _visible(name: str) -> str:
+    return "".join(character for character in name if category(character) != "Cf")
+
+
 def _meaning(name: str) -> object:
-    text = " ".join(name.split()).casefold()
+    # A letter with an accent is one character or two, and some characters have no width.
+    text = " ".join(_visible(normalize("NFKC", name)).split()).casefold()
     if text in ("true", "false"):
         return float(text == "true")
     try:

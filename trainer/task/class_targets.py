@@ -13,7 +13,13 @@ import torch
 
 from trainer.errors import DataError, RowError, did_you_mean, format_error
 from trainer.protocols import Prediction, StateDict
-from trainer.task.class_names import are_all_in_brackets, boolean_spellings, warn_of_equal_names, warn_of_lists
+from trainer.task.class_names import (
+    are_all_in_brackets,
+    boolean_spellings,
+    warn_of_equal_names,
+    warn_of_lists,
+    warn_of_splits,
+)
 from trainer.task.supervised import TargetFields
 from trainer.task.texts import row_lengths
 
@@ -98,7 +104,11 @@ class Classes:
             if len(entries) > _MAX_LISTED:
                 entries = [*entries[: _MAX_LISTED // 2], "...", *entries[-_MAX_LISTED // 2 :]]
             logger.info("%s: targets of %d classes: %s", split, len(self.labels), ", ".join(entries))
-        return [*warn_of_equal_names(self.labels, column), *warn_of_lists(self.labels, column)]
+        return [
+            *warn_of_equal_names(self.labels, column),
+            *warn_of_lists(self.labels, column),
+            *warn_of_splits(self.labels, column),
+        ]
 
     def info_fields(self) -> TargetFields:
         return {"num_outputs": len(self.labels), "class_counts": self.counts, "class_names": self.labels}
