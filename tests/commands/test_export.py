@@ -180,7 +180,6 @@ def test_a_copy_of_a_run_keeps_its_artifacts(folder: Path, tmp_path: Path) -> No
     export(tmp_path / "copy", "export.formats=[torchscript]", name="export")
     (tmp_path / "copy").rename(tmp_path / "renamed")
 
-    assert export(tmp_path / "renamed", "export.formats=[safetensors]")["artifacts"].keys() == {
-        "torchscript",
-        "safetensors",
-    }
+    # The run may have other artifacts from earlier tests.
+    artifacts = export(tmp_path / "renamed", "export.formats=[pth]")["artifacts"]
+    assert artifacts.keys() >= {"torchscript", "pth"}

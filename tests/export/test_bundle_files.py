@@ -183,7 +183,8 @@ def test_manifest_records_task_columns_and_versions(published: Published) -> Non
 def test_code_in_the_readme_runs(published: Published) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (published.folder / "README.md").read_text("utf-8"), re.DOTALL)
     assert len(blocks) == 2
-    environment = {**os.environ, "PYTHONPATH": ""}
+    # The variable that `trainer` sets for its own processes hides the folder's scripts.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"} | {"PYTHONPATH": ""}
     results = []
     for block in blocks:
         command = [sys.executable, "-W", "error", "-c", block]
