@@ -21,6 +21,7 @@ CASES: list[tuple[list[str], str]] = [
     (["hydra/launcher={a:1}"], "hydra/launcher: must be the name of an option"),
     (["hydra.searchpath=1"], "hydra.searchpath: must be a list of folders, got 1"),
     (["hydra.sweeper=1"], "hydra.sweeper: must be a mapping, got 1."),
+    (["++hydra=true"], "hydra: must be a mapping, got true."),
     (["hydra.launcher=null"], "hydra.launcher: must be a mapping, got null."),
     (["hydra.launcher._target_=os.getcwd"], "hydra.launcher._target_: must be a class of a plugin of Hydra"),
     (["hydra.run.dir=/dev/zero"], "hydra.run.dir: cannot be a folder, as a file is in its place"),

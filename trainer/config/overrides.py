@@ -23,7 +23,7 @@ from trainer.display import displayable, mask_secrets
 from trainer.errors import ConfigError, format_error, raise_if_any
 from trainer.layout import expand_home
 
-_HYDRA_MAPPINGS = ("hydra.launcher", "hydra.sweeper", "hydra.env")
+_HYDRA_MAPPINGS = ("hydra", "hydra.launcher", "hydra.sweeper", "hydra.env")
 _HYDRA_DEFAULTS = ("config.yaml", "launcher/basic.yaml", "sweeper/basic.yaml")
 """Files of Hydra's own that a folder of the search path can replace; its other defaults come first."""
 _HYDRA_PLUGINS = ("hydra.launcher._target_", "hydra.sweeper._target_")
