@@ -90,7 +90,7 @@ MEMORY_REMEDY: Final = (
     "Lower loader.eval_batch_size, or raise train.accumulate; a resumed run accepts both. For a new run, you can also "
     "lower loader.tokens, train.batch_size or task.max_length."
 )
-"""What to do if memory runs out."""
+"""The remedies if memory runs out."""
 
 _FATAL: Final[tuple[tuple[str, type[TrainerError], str], ...]] = (
     (

@@ -1,4 +1,4 @@
-"""Errors of a full or failing disk: which they are, and how they are told to the user."""
+"""Recognize the errors of a full or failing disk, and turn them into messages for the user."""
 
 from __future__ import annotations
 
