@@ -60,6 +60,8 @@ class IsDuration:
 
 _MAX_NAME: Final = 255
 """Bytes that a file system allows in the name of a file or folder."""
+_MAX_PATH: Final = 3072
+"""Bytes of a path: Linux allows 4,096, of which the working folder and the files inside a folder take a part."""
 
 _RANGES: Final = (Gt, Ge, Lt, Le, Interval, MultipleOf)
 METADATA: Final = (*_RANGES, Len, MinLen, MaxLen, AllowInfinity, Note, PathTo, IsDuration)
@@ -280,9 +282,12 @@ def _range_problems(value: object, annotation: object) -> list[tuple[str, object
 def _metadata_problems(value: object, annotation: object) -> Iterator[str]:
     metadata = _metadata(annotation)
     notes = "".join(f" ({item.text})" for item in metadata if isinstance(item, Note))
-    is_path = isinstance(value, str) and any(isinstance(item, PathTo) for item in metadata)
-    if is_path and any(len(name.encode(errors="replace")) > _MAX_NAME for name in str(value).split("/")):
-        yield f"must not have a name of more than {_MAX_NAME} bytes"
+    if isinstance(value, str) and any(isinstance(item, PathTo) for item in metadata):
+        names = value.encode(errors="replace").split(b"/")
+        if any(len(name) > _MAX_NAME for name in names):
+            yield f"must not have a name of more than {_MAX_NAME} bytes"
+        elif sum(map(len, names)) + len(names) > _MAX_PATH:
+            yield f"must not be a path of more than {_MAX_PATH} bytes"
     if isinstance(value, str) and any(map(_is_duration, _walk(annotation))) and (duration := parse(value)):
         value = Fraction(duration.amount)
     if isinstance(value, int | float | Fraction) and not isinstance(value, bool):

@@ -341,6 +341,16 @@ def test_config_is_shown_even_if_values_are_missing() -> None:
     assert errors_of("train", "data=files", "lr=1", "--cfg", "job")[0].startswith("lr: unknown key")
 
 
+@pytest.mark.parametrize("name", ["a" * 300, f"{'a' * 200}/{'b' * 300}", "[" * 200 + "]" * 200, "a/" * 3000])
+def test_config_is_shown_with_paths_that_no_file_can_have(name: str) -> None:
+    """The values are not checked, so nothing may read a file by their name."""
+    keys = ("data.cache_dir", "model.weights", "task.tokenizer", "run.dir", "run.cwd")
+    for verb in ("train", "plan"):
+        check_command(verb, ["data=files", *(f"{key}='{name}'" for key in keys), "--cfg", "job"])
+    for verb in ("eval", "export", "verify"):
+        check_command(verb, [f"run='{name}'", "--cfg", "job"])
+
+
 def test_declarations_of_parts_are_read_from_their_sources(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(elsewhere)
     (elsewhere / "mine.py").write_text(

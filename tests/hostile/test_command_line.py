@@ -16,6 +16,10 @@ CASES: list[tuple[list[str], str]] = [
     (["data=files", f"data.train={'a' * 300}"], "data.train: must not have a name of more than 255 bytes"),
     ([f"resume={'é' * 200}"], "resume: must not have a name of more than 255 bytes"),
     ([f"model.weights={'a' * 300}"], "model.weights: must not have a name of more than 255 bytes"),
+    *(
+        ([f"{key}={'a/' * 3000}"], f"{key}: must not be a path of more than 3072 bytes")
+        for key in ("resume", "run.dir", "run.cwd", "model.weights", "task.tokenizer")
+    ),
     ([f"hydra/launcher={'a' * 300}"], "hydra/launcher: must be the name of an option"),
     (["hydra/launcher=[[1],[2]]"], "hydra/launcher: must be the name of an option, got [[1], [2]]"),
     (["hydra/launcher={a:1}"], "hydra/launcher: must be the name of an option"),

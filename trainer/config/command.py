@@ -288,7 +288,8 @@ def _check_run(line: CommandLine) -> None:
     Raises:
         CheckpointError: It cannot.
     """
-    if issubclass(line.job_type, jobs.TrainJob):
+    # `--cfg` shows values without checking them, so that any text may stand in the place of a path.
+    if issubclass(line.job_type, jobs.TrainJob) or line.arguments.options.cfg:
         return
     values = {item.key_or_group: item.value() for item in line.overrides.values}
     run, trust = values.get("run"), values.get("trust")
