@@ -77,7 +77,7 @@ SHAPES: Final[Mapping[str, object]] = {
 EVALUATION: Final = {"split": str, "step": int, "weights": str, "digest?": str}
 """The shape of `eval/<split>.json`; all other fields are metrics and the keys that were changed."""
 
-MEASURED_VALUES: Final = frozenset({"samples_per_second", "tokens_per_second", "memory"})
+MEASURED_VALUES: Final = frozenset({"samples_per_second", "tokens_per_second", "mfu", "memory"})
 """Values of a `train` event that differ each time that the step is trained."""
 
 EVENT: Final = {

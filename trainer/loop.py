@@ -223,6 +223,8 @@ def log_step(
     values: dict[str, float] = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "samples_per_second": samples_rate}
     if tokens_rate:
         values["tokens_per_second"] = tokens_rate
+    if run.utilization is not None:
+        values["mfu"] = run.utilization.mfu(samples_rate, tokens_rate)
     values["memory"] = read_peak_memory(run.device)
     if run.precision.name == "fp16":
         values["scale"] = run.precision.scale

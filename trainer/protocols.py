@@ -565,6 +565,16 @@ class DefersLogits(Protocol):
 
 
 @runtime_checkable
+class HasSelfAttention(Protocol):
+    """A transformer in which every token passes through all weights, so that the operations of a step are known."""
+
+    @property
+    def self_attention(self) -> tuple[int, int] | None:
+        """The number of self-attention layers and their width; None if they are not known."""
+        ...
+
+
+@runtime_checkable
 class HasArchitecture(Protocol):
     """A model that can be rebuilt without its original files from this JSON, which is saved in each checkpoint."""
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.ema import Ema
+from trainer.model.flops import Utilization
 from trainer.precision import Precision
 from trainer.protocols import Batch, Loader, Loss, Report, Schedule
 from trainer.prune.masks import Masks
@@ -118,6 +119,7 @@ class Run:
         sharding: How the weights and their state are divided among the processes; None is not at all.
         checks_late: Whether the loss and the gradient of a step are checked one step later, so that no step waits for
             the device. The optimizer must skip updates while its attribute `found_inf` is 1, as torch's fused ones do.
+        utilization: Computes the share of the devices' peak that is used; None if the peak or the need is not known.
     """
 
     model: nn.Module
@@ -141,6 +143,7 @@ class Run:
     data_fingerprint: str
     sharding: Sharding | None = None
     checks_late: bool = False
+    utilization: Utilization | None = None
 
     def log(self, event: str, step: int, values: Mapping[str, Any]) -> None:
         """Report an event at a step."""

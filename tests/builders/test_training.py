@@ -9,11 +9,21 @@ import torch
 from tests.support.jobs import TINY, Recorded, working_in, write_data
 from tests.test_conf import job_of
 from trainer.builders.data import build_encoded, build_task
-from trainer.builders.training import build_device, build_training, check_names, count_steps, select_monitor
+from trainer.builders.training import (
+    build_device,
+    build_training,
+    build_utilization,
+    check_names,
+    count_steps,
+    select_monitor,
+)
 from trainer.config.jobs import TrainJob
 from trainer.data.encode import Encoded
 from trainer.errors import ConfigError
+from trainer.loop import fit
+from trainer.model.text_encoder import TextEncoder
 from trainer.protocols import Task
+from trainer.ranks import Ranks
 from trainer.run import RunOutputs
 
 CPU = torch.device("cpu")
@@ -122,3 +132,51 @@ def test_checking_names_changes_no_random_number_and_logs_nothing(
 
     assert torch.equal(torch.get_rng_state(), before)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "overrides", [(), ("task=masked_lm",), ("task=causal_lm", "model=decoder")], ids=["texts", "masked", "decoder"]
+)
+def test_utilization_is_logged_if_the_peak_is_known_and_changes_no_weight(
+    overrides: tuple[str, ...], data: list[str]
+) -> None:
+    job = job_of(*data, *TINY, "train.duration=3", "checkpoint.every=100", "train.eval_every=100", *overrides)
+    weights, logged = [], []
+    for is_known in (False, True):
+        report = Recorded()
+        with ExitStack() as stack:
+            built = build_training(job, "", RunOutputs(report), None, stack)
+            run = built.run
+            if is_known:
+                peaks = {"cpu": {"fp32": 1e12}}
+                used = build_utilization(built.task, run.model, "fp32", "cpu", run.ranks, peaks)
+                run = replace(run, utilization=used)
+            fit(run, built.state, lambda: False)
+        weights.append(run.model.state_dict())
+        logged.append([values for event, _, values in report.events if event == "train"])
+
+    assert not any("mfu" in values for values in logged[0])
+    for values in logged[1]:
+        samples, tokens = values["samples_per_second"], values["tokens_per_second"]
+        assert values["mfu"] == used.flops.per_second(samples, tokens) / 1e12  # type: ignore[union-attr]
+        assert values["mfu"] > 0
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name])
+
+
+def test_utilization_of_several_devices_is_a_share_of_the_sum_of_their_peaks(data: list[str]) -> None:
+    class Others(Ranks):
+        """Three processes with equal devices, as this one sees them."""
+
+        def sum(self, *values: float) -> list[float]:
+            return [3.0 * value for value in values]
+
+    job, task, _ = prepared(data)
+    model = TextEncoder(200, 3, 16, dim=16, depth=1, heads=2, hidden=16, dropout=0.1, pooling="mean")
+    peaks = {"gpu": {"fp32": 1e12}}
+    one, three = (build_utilization(task, model, job.precision, "gpu", ranks, peaks) for ranks in (Ranks(), Others()))
+
+    assert one is not None
+    assert three is not None
+    assert three.peak == 3 * one.peak
+    assert build_utilization(task, model, "bf16", "gpu", Others(), peaks) is None

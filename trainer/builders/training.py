@@ -44,13 +44,16 @@ from trainer.errors import CheckpointError, ConfigError, did_you_mean, format_er
 from trainer.evaluate import check_shareable, evaluate, metric_directions
 from trainer.layout import CONFIG, STATE, TASK
 from trainer.loop import compute_gradients
+from trainer.model.feature_extractor import FeatureExtractor
+from trainer.model.flops import PEAKS, Peaks, Utilization, count_flops, find_peak
 from trainer.model.gradient_checkpointing import checkpoint_blocks
-from trainer.precision import Precision
+from trainer.precision import Precision, PrecisionName
 from trainer.protocols import (
     Batch,
     DefersLogits,
     HasBatchStatistic,
     HasTeacher,
+    LanguageModelTask,
     Loss,
     MetricSchedule,
     Schedule,
@@ -169,6 +172,7 @@ def _build_run(
     loss = build_loss(job, task, device, snapshot)
     model, masks, ema = _build_model(job, task, snapshot, loss, device)
     check_statistic(loss, ranks, count_shards(job.shard, ranks), job.loader.tokens)
+    utilization = build_utilization(task, model, job.precision, _name_of(device), ranks)
     sharding = _shard(job, model, loss, ema, ranks, device)
     fill = sharding is not None or (isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic)
     batching = choose_batching(job, model)
@@ -199,7 +203,35 @@ def _build_run(
         data_fingerprint=encoded.fingerprint,
         sharding=sharding,
         checks_late=_checks_late(device, precision, optimizer, sharding),
+        utilization=utilization,
     )
+
+
+def build_utilization(
+    task: Task, model: nn.Module, precision: PrecisionName, device_name: str, ranks: Ranks, peaks: Peaks = PEAKS
+) -> Utilization | None:
+    """Build what computes the MFU of a run; None if a device's peak or the FLOPs of the model are not known.
+
+    Args:
+        task: The task.
+        model: The complete model, before it is divided into shards.
+        precision: The precision of the forward and backward pass.
+        device_name: The name of this process's device.
+        ranks: The processes that train together.
+        peaks: The peaks that are known.
+    """
+    peak = find_peak(device_name, precision, peaks)
+    total, unknown = ranks.sum(peak or 0.0, peak is None)
+    info = task.info()
+    image = (info.image_channels or 1, *info.image_size) if info.image_size else None
+    if unknown or isinstance(model, FeatureExtractor):
+        return None
+    flops = count_flops(model, image, task if isinstance(task, LanguageModelTask) else None)
+    return None if flops is None else Utilization(flops, total)
+
+
+def _name_of(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _checks_late(

@@ -171,6 +171,11 @@ class TokenTransformer(nn.Module):
         embedded: Tensor = self.dropout(hidden)
         return embedded
 
+    @property
+    def self_attention(self) -> tuple[int, int]:
+        """The number of self-attention layers and their width."""
+        return len(self.blocks), self.token_embedding.embedding_dim
+
     def select(
         self,
         hidden: Tensor,

@@ -302,6 +302,11 @@ class Pretrained(nn.Module):
         if (layer := self._last_layer()) is not None:
             layer.__class__ = PassThrough if deferred else nn.Linear
 
+    @property
+    def self_attention(self) -> tuple[int, int] | None:
+        """The number of self-attention layers and their width; None for a family whose layers are not known."""
+        return None if self.family is None else (self.config.num_hidden_layers, width_of(self.config))
+
     def output_layer(self) -> tuple[Tensor, Tensor | None] | None:
         """Return the weight and the bias of a language model's last layer; None for other heads, or with an adapter."""
         if (layer := self._last_layer()) is None:
