@@ -105,6 +105,8 @@ def restore(run: Run, state: TrainState, snapshot: Snapshot) -> None:
     if document["data"] != run.data_fingerprint:
         problem = "the data has changed since the checkpoint was saved"
         raise CheckpointError(format_error("data", problem, "Restore the data, or start a new run"))
+    with _naming_field("optimizer"):  # before the weights, which its step on trial changes
+        restore_optimizer(run.optimizer, snapshot.named_tensors("optimizer"), document["optimizer"])
     load_weights(run.model, snapshot.named_tensors("model"))
     for name, module in _other_modules(run).items():
         load_weights(module, snapshot.named_tensors(name))
@@ -114,8 +116,6 @@ def restore(run: Run, state: TrainState, snapshot: Snapshot) -> None:
     with _naming_field("schedule"):
         if isinstance(run.schedule, MetricSchedule):
             run.schedule.load_state_dict(document["schedule"])
-    with _naming_field("optimizer"):
-        restore_optimizer(run.optimizer, snapshot.named_tensors("optimizer"), document["optimizer"])
     with _naming_field("precision"):
         run.precision.load_state_dict(document["precision"])
     with _naming_field("accumulate"):
@@ -135,7 +135,8 @@ def _naming_field(field: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
-        problem = f"cannot be restored ({type(error).__name__}: {error})"
+        reason = next(iter(str(error).splitlines()), "")
+        problem = f"cannot be restored ({type(error).__name__}: {reason})"
         raise CheckpointError(format_error(f"{STATE}: {field}", problem, "Use another checkpoint")) from error
 
 

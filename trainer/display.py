@@ -29,6 +29,9 @@ _NAMED = re.compile(
 )
 """A name and its value: `a.token=x`, `?token=x`, `"token": "x"`."""
 
+_ENTRY = re.compile(r"(?<![\w-])(?P<name>[\w-]+): (?P<value>.+)$", re.MULTILINE)
+"""A key of YAML and its value; a search in one long word starts once, not at each of its characters."""
+
 
 def escape_controls(text: str, *, keep_lines: bool = True) -> str:
     r"""Return a text without characters that a terminal obeys instead of showing them; `\u001b` takes the place of one.
@@ -72,7 +75,7 @@ def masked_yaml(text: str) -> str:
     def masked(match: re.Match[str]) -> str:
         return f"{match['name']}: {MASK}" if is_secret(match["name"]) and match["value"] != "null" else match[0]
 
-    return re.sub(r"(?m)(?P<name>[\w-]+): (?P<value>.+)$", masked, mask_secrets(text))
+    return _ENTRY.sub(masked, mask_secrets(text))
 
 
 def masked_config(value: Any, key: str = "") -> Any:

@@ -170,6 +170,9 @@ def find_user_error(error: BaseException | None) -> TrainerError | None:
                     return error_type(message.format(*match.groups()))
         if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
             return write_error(error.filename or "a file", error)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # only a name that was given is so long
+            remedy = "Shorten the name of each file and folder to at most 255 bytes"
+            return ConfigError(format_error("path", "is too long", remedy, value=str(error.filename)))
         error = error.__cause__
     return None
 

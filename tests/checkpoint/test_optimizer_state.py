@@ -73,15 +73,35 @@ def test_training_continues_bit_for_bit(name, dtype):
     optimizer = OPTIMIZERS[name](model.named_parameters(), 1e-2)
     train(model, optimizer, 3, seed=1)
     copy = network(dtype)
-    copy.load_state_dict(model.state_dict())
     resumed = OPTIMIZERS[name](copy.named_parameters(), 1e-2)
     restore_optimizer(resumed, *round_trip(optimizer))
+    copy.load_state_dict(model.state_dict())
     assert_same_state(resumed, optimizer)
     for one in ((model, optimizer), (copy, resumed)):
         train(*one, 3, seed=2)
     assert_same_state(resumed, optimizer)
     for parameter, expected in zip(copy.parameters(), model.parameters(), strict=True):
         assert torch.equal(parameter, expected)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "SGD"])
+@pytest.mark.parametrize("damage", ["shape", "option"])
+def test_a_state_that_the_optimizer_cannot_use_is_an_error(name, damage):
+    """Without the checks, torch's fused kernels write beyond a tensor that is too small."""
+    model = network()
+    optimizer = OPTIMIZERS[name](model.named_parameters(), 1e-2)
+    train(model, optimizer, 1, seed=1)
+    tensors, document = round_trip(optimizer)
+    if damage == "shape":
+        name_of_matrix = next(key for key in sorted(tensors) if key.startswith("2.weight/") and tensors[key].ndim == 2)
+        tensors[name_of_matrix] = torch.zeros(3)
+    else:
+        options = document["groups"][0]["options"]
+        key = next(key for key in ("eps", "momentum", "lambd") if key in options)
+        options[key] = {"a": [1]}
+    resumed = OPTIMIZERS[name](network().named_parameters(), 1e-2)
+    with pytest.raises((CheckpointError, RuntimeError, TypeError, ValueError)):
+        restore_optimizer(resumed, tensors, document)
 
 
 def test_restored_state_does_not_alias_the_loaded_tensors():

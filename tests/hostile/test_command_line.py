@@ -20,6 +20,16 @@ CASES: list[tuple[list[str], str]] = [
         ([f"{key}={'a/' * 3000}"], f"{key}: must not be a path of more than 3072 bytes")
         for key in ("resume", "run.dir", "run.cwd", "model.weights", "task.tokenizer")
     ),
+    *(
+        (words, "path: is too long, got ")
+        for words in (
+            [f"loss._target_={'a' * 300}.B"],
+            [f"data._target_=trainer.{'a' * 300}.B"],
+            ["--config-path", "a" * 300],
+            [f"hydra.searchpath=[pkg://conf.{'a' * 300}]"],
+            [f"hydra.searchpath=[file://{'a' * 300}]"],
+        )
+    ),
     ([f"hydra/launcher={'a' * 300}"], "hydra/launcher: must be the name of an option"),
     (["hydra/launcher=[[1],[2]]"], "hydra/launcher: must be the name of an option, got [[1], [2]]"),
     (["hydra/launcher={a:1}"], "hydra/launcher: must be the name of an option"),

@@ -150,6 +150,18 @@ def test_sizes_of_a_teacher(run: Path, capfd: pytest.CaptureFixture[str]) -> Non
     assert "model.depth: is too large" in capfd.readouterr().err
 
 
+def test_tensors_of_an_optimizer(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The kernels of torch would write beyond a tensor that is smaller than its parameter."""
+    write_changed(run, {})
+    for file in run.parent.glob("changed/checkpoints/*/optimizer.safetensors"):
+        tensors = StoredTensors([file])
+        small = {name: torch.zeros(1) if name.endswith("exp_avg") else tensors[name] for name in tensors}
+        file.write_bytes(b"".join(encode(small)))
+        reseal(file)
+    assert main(["train", *VERBS["train"]]) == 3
+    assert "/exp_avg: has the shape [1], but its parameter has [" in capfd.readouterr().err
+
+
 def test_tensors_that_share_bytes_are_refused(tmp_path: Path) -> None:
     """A small file could otherwise claim a million tensors of the file's own size."""
     data = b"".join(encode({"a": torch.zeros(8), "b": torch.ones(8)}))

@@ -61,9 +61,18 @@ def capture_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], Document
 def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], document: Document) -> None:
     """Load a state that `capture_optimizer` returned; the learning rate stays the optimizer's own.
 
+    A step on trial shows whether the optimizer can use the state, so the weights must be loaded afterwards.
+
     Raises:
-        CheckpointError: The optimizer has other parameters, or groups them differently.
+        CheckpointError: The optimizer has other parameters, or groups them differently, or a tensor has a wrong shape.
+        Exception: The step on trial failed, with whatever the optimizer raises.
     """
+    _load(optimizer, tensors, document)
+    _try_step(optimizer)
+    _load(optimizer, tensors, document)
+
+
+def _load(optimizer: Optimizer, tensors: Mapping[str, Tensor], document: Document) -> None:
     named = list(_named_parameters(optimizer))
     stored = [group["names"] for group in document["groups"]]
     _check_names(stored, [group["param_names"] for group in optimizer.param_groups])
@@ -80,6 +89,14 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], docum
         state.update({key: _place(key, tensors, f"{name}/{key}", parameter, group) for key in keys.get(name, [])})
         if state:
             optimizer.state[parameter] = state
+
+
+def _try_step(optimizer: Optimizer) -> None:
+    """Take a step with gradients of 0; it changes the state and, by the decay, the weights."""
+    for parameter in optimizer.state:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _named_parameters(optimizer: Optimizer) -> Iterator[tuple[str, Tensor, Document]]:
@@ -143,6 +160,9 @@ def _place(
         on_device = bool(group.get("fused") or group.get("capturable"))
         return tensors[name].to(parameter.device if on_device else "cpu", copy=True)
     rows = read_own_rows(tensors, name, parameter)
+    if rows is None and group.get("fused"):  # torch's fused kernels do not compare shapes: they write out of bounds
+        shapes = f"shape {list(tensors[name].shape)}, but its parameter has {list(parameter.shape)}"
+        raise CheckpointError(format_error(f"optimizer: {name}", f"has the {shapes}", "Use another checkpoint"))
     if rows is None:
         return tensors[name].to(parameter.device, copy=True)
     # Fused kernels walk through memory: the strides must equal the parameter's.
