@@ -14,7 +14,7 @@ NUMERIC := $(wildcard $(addprefix tests/,builders data/test_batches.py decode ex
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help train test test-all test-portable lint format docs smoke ci clean
+.PHONY: help train test test-all test-portable lint format docs smoke ci bench-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ smoke: $(STAMP) ## one short training run, end to end, on the CPU
 	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && $(BIN)/trainer train debug=smoke device=cpu run.dir="$$dir/run" $(ARGS)
 
 ci: lint smoke test ## run everything that must pass before a change is merged
+
+bench-gpu: $(STAMP) ## measure training on a GPU, with every figure in scripts/results/gpu.json; ARGS go to the script
+	$(BIN)/python scripts/bench_gpu.py $(ARGS)
 
 clean: ## delete caches and built packages; .venv and runs/ stay
 	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
