@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -34,8 +34,24 @@ _MAX_LISTED = 5
 
 
 def current_versions() -> dict[str, str]:
-    """Return the versions of the software that may change the bits of a run."""
-    return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}}
+    """Return the versions of the software that may change the bits of a run; Triton compiles for GPUs."""
+    versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}}
+    with suppress(PackageNotFoundError):
+        versions["triton"] = version("triton")
+    return versions
+
+
+def describe_other_versions(recorded: Mapping[str, str]) -> str:
+    """Return the versions that a checkpoint records and that differ from this process's; empty if there are none.
+
+    Checkpoints of earlier versions do not record Triton.
+    """
+    current = current_versions()
+    return ", ".join(
+        f"{name} {old} then, {current.get(name, 'none')} now"
+        for name, old in recorded.items()
+        if current.get(name) != old
+    )
 
 
 def describe_machine(device: torch.device) -> dict[str, int | str]:

@@ -4,12 +4,15 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 from tests.support.jobs import checkpoint_files, events, train, working_in, write_csv, write_data
+from trainer import capture
 from trainer.cli import main
 from trainer.loss.cross_entropy import CrossEntropy
 
@@ -126,6 +129,25 @@ def test_duration_before_the_checkpoint_is_refused(folder: Path, capsys: pytest.
         .err.splitlines()[-1]
         .startswith("train.duration: ends at step 2, before the checkpoint's step 4, got '0.25ep'. ")
     )
+
+
+def test_resume_with_other_versions_says_so(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    assert main(["train", f"resume={run}", "train.duration=5"]) == 0
+    assert " then, " not in (run / "trainer.log").read_text()
+    # Triton was not recorded, and is now installed.
+    monkeypatch.setattr(capture, "version", lambda name: "0.1" if name in ("torch", "triton") else version(name))
+    assert main(["train", f"resume={run}", "train.duration=6"]) == 0
+    told = [line for line in (run / "trainer.log").read_text().splitlines() if " then, " in line]
+    assert len(told) == 1
+    assert told[0].endswith(f"not stopped (torch {torch.__version__} then, 0.1 now)")
+
+    monkeypatch.setattr(capture, "version", version)
+    capsys.readouterr()
+    assert main(["verify", f"run={run}"]) == 0
+    assert f"versions      torch 0.1 then, {torch.__version__} now, triton 0.1 then, " in capsys.readouterr().out
 
 
 def test_empty_cache_does_not_change_training(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

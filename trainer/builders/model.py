@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,7 @@ from trainer.durations import to_steps
 from trainer.errors import ConfigError, format_error
 from trainer.export.cases import traced_inputs
 from trainer.layout import CHECKPOINT_MANIFEST, Document, expand_home
+from trainer.model.compilation import compile_for_training
 from trainer.model.feature_extractor import FeatureExtractor
 from trainer.model.finetuning import (
     apply_lora,
@@ -37,6 +37,7 @@ from trainer.model.finetuning import (
     merge_lora,
     noisy_tune,
 )
+from trainer.model.gradient_checkpointing import find_blocks
 from trainer.model.pretrained_folder import read_run_weights
 from trainer.model.weights import fit_weights, mismatch_warnings
 from trainer.model.weights_file import load_weights_file
@@ -274,12 +275,17 @@ def check_unfreeze(job: TrainJob, model: nn.Module) -> None:
         gradual_unfreezing(backbone, entries)
 
 
-def compile_model(model: nn.Module, device: torch.device) -> None:
-    """Compile the model's forward in place, so that its weights keep their names; on a CPU without a compiler, warn."""
-    if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        logger.warning("compile: torch.compile needs a C++ compiler on the CPU and none was found; continuing without")
-        return
-    model.compile(dynamic=True)
+def compile_model(job: TrainJob, task: Task, model: nn.Module, device: torch.device) -> None:
+    """Compile the model for training: its blocks for fixed shapes if batches have them, else as a whole.
+
+    Images and tables have one shape, apart from the number of samples; texts have one with `loader.tokens`, inside the
+    blocks, and with `loader.batching=fixed`.
+    """
+    budget = job.loader.tokens is not None
+    is_fixed = budget or job.loader.batching == "fixed" or task.info().max_length is None
+    blocks = find_blocks(model) if is_fixed else []
+    dynamic = not is_fixed or (budget and not blocks)
+    compile_for_training(blocks or [model], device, dynamic=dynamic)
 
 
 def architecture_documents(model: nn.Module) -> dict[str, str]:

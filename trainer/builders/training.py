@@ -281,7 +281,7 @@ def _build_model(
     with in_group("model"):
         checkpoint_blocks(model, job.model.get("gradient_checkpointing", "none"))
     if job.compile:  # after the EMA copied the model as it was before
-        compile_model(model, device)
+        compile_model(job, task, model, device)
     return model, masks, ema
 
 

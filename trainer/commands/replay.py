@@ -246,10 +246,12 @@ def _compare_logged(metrics: Path, done: Replay, *, needed: bool) -> Comparison:
 
 
 def _compare_states(stored: Snapshot, replayed: Snapshot, ranks: Ranks | None) -> list[Comparison]:
+    from trainer.capture import describe_other_versions
     from trainer.checkpoint.tensors import tensor_differences
 
     before, after = (json.loads(snapshot.text(STATE), parse_constant=str) for snapshot in (stored, replayed))
-    old_versions, new_versions = before.pop("versions"), after.pop("versions")
+    other = describe_other_versions(before.pop("versions"))
+    after.pop("versions")
     fault = _summarize(f"{STATE}: {path} {_show(old, new)}" for path, old, new in differences(before, after))
     for name in dict.fromkeys([*stored.documents, *replayed.documents]):
         if name != STATE and stored.documents.get(name) != replayed.documents.get(name):
@@ -263,9 +265,8 @@ def _compare_states(stored: Snapshot, replayed: Snapshot, ranks: Ranks | None) -
         Comparison("tensors", f"{count}, bitwise equal", tensor_fault),
         Comparison("state", "equal", fault),
     ]
-    if old_versions != new_versions:
-        result = f"written by {_join_versions(old_versions)}; replayed by {_join_versions(new_versions)}"
-        comparisons.append(Comparison("versions", result))
+    if other:
+        comparisons.append(Comparison("versions", other))
     return comparisons
 
 
@@ -304,7 +305,3 @@ def _summarize(lines: Iterable[str]) -> str:
 def _show(old: object, new: object) -> str:
     text = f"{old!r} stored, {new!r} replayed"
     return text if len(text) < 100 else "differs"
-
-
-def _join_versions(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())

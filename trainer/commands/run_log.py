@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from trainer.config.jobs import TrainJob
-from trainer.layout import LOG, METRICS, RANK_LOGS, TENSORBOARD
+from trainer.layout import LOG, METRICS, RANK_LOGS, STATE, TENSORBOARD
 
 if TYPE_CHECKING:
     from trainer.builders.training import Training
+    from trainer.checkpoint.snapshot import Snapshot
     from trainer.ranks import Ranks
     from trainer.report.events import Sink
     from trainer.run import Run
@@ -58,9 +59,9 @@ def open_sinks(job: TrainJob, folder: Path, console: Console, total_steps: int) 
     yield TensorBoard(folder / TENSORBOARD) if job.logger.tensorboard else None
 
 
-def log_start(job: TrainJob, training: Training, is_new: bool) -> None:
+def log_start(job: TrainJob, training: Training, snapshot: Snapshot | None, is_new: bool) -> None:
     """Log the arithmetic of a step and the device, and report the `start` or `resume` event."""
-    from trainer.capture import describe_machine
+    from trainer.capture import describe_machine, describe_other_versions
 
     run, state = training.run, training.state
     accumulate = run.loader.accumulate
@@ -85,6 +86,8 @@ def log_start(job: TrainJob, training: Training, is_new: bool) -> None:
         )
     if job.precision == "tf32" and run.device.type != "cuda":
         logger.info("precision=tf32 is fp32 on this device: only CUDA has TF32")
+    if snapshot is not None and (other := describe_other_versions(snapshot.json(STATE)["versions"])):
+        logger.warning("resume: the last bits may differ from those of a run that was not stopped (%s)", other)
     # `resume` even without a checkpoint if an earlier process left events: it takes back those after its step.
     event = "start" if is_new else "resume"
     run.log(event, state.step, {"seed": job.seed, **describe_machine(run.device)})

@@ -289,7 +289,7 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
             write_text(folder / CONFIG, text)
             open_log()
             reports.add(*open_sinks(job, folder, console, training.run.steps.total))
-            log_start(job, training, is_new)
+            log_start(job, training, snapshot, is_new)
         if ranks.is_first and job.logger.console != "none":
             print_table(console, "data", *training.data_report.table())
         _fit(training, signals, saver)

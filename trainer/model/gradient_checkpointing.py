@@ -39,7 +39,7 @@ def checkpoint_blocks(model: nn.Module, setting: bool | Mode) -> None:
     """
     if setting in (False, "none"):
         return
-    blocks = [block for block in _find_blocks(model) if next(block.parameters(), None) is not None]
+    blocks = find_blocks(model)
     if not blocks:
         problem = "this model has no list of blocks"
         raise ConfigError(format_error(_KEY, problem, "Set it to none", value=setting))
@@ -48,12 +48,17 @@ def checkpoint_blocks(model: nn.Module, setting: bool | Mode) -> None:
         cast(_Checkpointed, block).is_selective = setting == "selective"
 
 
-def _find_blocks(module: nn.Module) -> Iterator[nn.Module]:
+def find_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the entries of the model's outermost module lists that have parameters."""
+    return [block for block in _entries(model) if next(block.parameters(), None) is not None]
+
+
+def _entries(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
         else:
-            yield from _find_blocks(child)
+            yield from _entries(child)
 
 
 class _Checkpointed:

@@ -1,0 +1,69 @@
+"""Compilation with `torch.compile`: the blocks of a model for fixed shapes, or a whole model for changing shapes."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.errors import ConfigError, format_error
+
+MAX_COMPILATIONS = 256
+"""Programs of one process, for each shape of each kind of block: more would take longer than they can save."""
+
+logger = logging.getLogger(__name__)
+
+
+def compile_for_training(parts: Sequence[nn.Module], device: torch.device, *, dynamic: bool) -> None:
+    """Compile modules in place, so that their weights keep their names; on a CPU without a compiler, warn.
+
+    Only training uses the compiled program. In evaluation mode the modules run as they are written: the shapes of
+    evaluation vary, and its results are then those of `trainer eval`, whatever was compiled before.
+
+    With fixed shapes, a program depends on nothing but its module and the shapes of its inputs, so a resumed run
+    computes with the same programs. Blocks that differ only in their weights share one.
+
+    Args:
+        parts: Modules that are called by others or by the training loop.
+        device: Their device.
+        dynamic: Compile for changing shapes; otherwise once for each shape.
+    """
+    if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        logger.warning("compile: torch.compile needs a C++ compiler on the CPU and none was found; continuing without")
+        return
+    from torch._dynamo import config
+
+    if not dynamic:
+        # At the default limit of 8, further shapes would silently run without compilation, in other bits.
+        config.recompile_limit = MAX_COMPILATIONS
+        config.fail_on_recompile_limit_hit = True
+        # Otherwise a block with a hook would share the program of a block without.
+        config.skip_nnmodule_hook_guards = False
+    for part in parts:
+        part._compiled_call_impl = _call_in_training(part, dynamic=dynamic)
+
+
+def _call_in_training(module: nn.Module, *, dynamic: bool) -> Callable[..., Any]:
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    # A function of ours: the frames of torch's own modules, such as `nn.Sequential`, are not compiled.
+    def call(*arguments: Any, **options: Any) -> Any:
+        return module._call_impl(*arguments, **options)  # type: ignore[no-untyped-call]
+
+    compiled = torch.compile(call, dynamic=dynamic)
+
+    def choose(*arguments: Any, **options: Any) -> Any:
+        if not module.training:
+            return call(*arguments, **options)
+        try:
+            return compiled(*arguments, **options)
+        except FailOnRecompileLimitHit as error:
+            problem = f"the batches have too many shapes: {MAX_COMPILATIONS} programs were compiled"
+            remedy = "Set compile=false, or for texts loader.tokens or loader.batching=fixed"
+            raise ConfigError(format_error("compile", problem, remedy, value=True)) from error
+
+    return choose
