@@ -1,17 +1,58 @@
-"""Guarantees of the CPU that also hold on a CUDA device: `pytest -m gpu` on a machine that has one."""
+"""Guarantees that hold on a CUDA device: `pytest -m gpu` on a machine that has one.
 
+The same tests run on the CPU among the slow ones, except those of memory, kernels and devices of CUDA alone.
+"""
+
+import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from tests.support.jobs import events, train, working_in, write_data
-from tests.test_resume import STEPS, STOPS, Figure, check_resumes
+from tests.support.jobs import (
+    TINY,
+    Recorded,
+    assert_resumes,
+    checkpoint_files,
+    events,
+    train,
+    working_in,
+    write_data,
+    write_roles,
+)
+from tests.support.processes import start, wait_until
+from tests.test_conf import job_of
+from tests.test_resume import KEEP_ALL, MID_EPOCH, STEPS, STOPS, Figure, check_resumes
+from trainer.builders.training import build_training
 from trainer.cli import main
+from trainer.model.flops import find_peak
+from trainer.run import RunOutputs
 
-pytestmark = pytest.mark.gpu
+SHORT = [f"train.duration={STEPS}", "train.eval_every=4", "checkpoint.every=1"]
+PLAIN = ["train.duration=12", "train.eval_every=100", "checkpoint.every=100", "model.dropout=0.0", "ema.decay=null"]
+SGD = [*PLAIN, "optimizer=sgd", "optimizer.lr=0.1"]
+"""A job whose weights follow its gradients, so that a difference by rounding stays one."""
 
-CUDA = ["device=cuda", f"train.duration={STEPS}", "train.eval_every=4", "checkpoint.every=1"]
+MODES = ("none", "selective", "blocks")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+
+
+@pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.gpu), pytest.param("cpu", marks=pytest.mark.slow)])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return f"device={request.param}"
+
+
+@pytest.fixture
+def cuda() -> str:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return "device=cuda"
 
 
 @pytest.fixture(scope="module")
@@ -21,26 +62,235 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
         yield write_data(folder)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+@pytest.fixture(scope="module")
+def roles(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The overrides of data for every task with texts."""
+    return write_roles(tmp_path_factory.mktemp("roles"))
+
+
+def final_weights(run_dir: Path, file: str = "model") -> dict[str, torch.Tensor]:
+    newest = max((run_dir / "checkpoints").glob("step-*"))
+    weights: dict[str, torch.Tensor] = load_file(newest / f"{file}.safetensors")
+    return weights
+
+
+def assert_close(run: Path, other: Path, tolerance: float = 1e-5, file: str = "model") -> None:
+    torch.testing.assert_close(final_weights(run, file), final_weights(other, file), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("batching", ["packed", "padded"])
+@pytest.mark.gpu
 def test_resumed_run_is_bitwise_equal(
-    precision: str, batching: str, data: list[str], tmp_path: Path, figure: Figure
+    precision: str, batching: str, data: list[str], tmp_path: Path, figure: Figure, cuda: str
 ) -> None:
-    options = [f"precision={precision}", f"loader.batching={batching}"]
-    check_resumes([*data, *CUDA], options, tmp_path, STOPS, figure)
+    options = [cuda, f"precision={precision}", f"loader.batching={batching}"]
+    check_resumes([*data, *SHORT], options, tmp_path, STOPS, figure)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
-def test_loss_is_close_to_the_loss_on_the_cpu(precision: str, data: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["loader.tokens=32", "loader.workers=1"],
+        ["train.accumulate=3", "model.gradient_checkpointing=selective"],
+        ["optimizer=adam", "precision=bf16"],
+        ["optimizer=sgd", "optimizer.momentum=0.9"],
+        ["task=masked_lm", "precision=bf16"],
+        ["task=causal_lm", "model=decoder", "loader.tokens=32", "precision=bf16"],
+    ],
+    ids=["tokens", "accumulation and checkpointing", "adam", "sgd", "masked", "decoder"],
+)
+def test_other_jobs_resume_to_the_same_bytes(
+    options: list[str], device: str, roles: list[str], tmp_path: Path, figure: Figure
+) -> None:
+    check_resumes([*roles, *SHORT], [device, *options], tmp_path, (MID_EPOCH,), figure)
+
+
+def test_a_killed_run_ends_in_the_same_bytes(device: str, data: list[str], tmp_path: Path) -> None:
+    job = [*data, *SHORT, KEEP_ALL, device]
+    assert train(tmp_path / "whole", *job) == 0
+    killed = tmp_path / "killed"
+    metrics = killed / "metrics.jsonl"
+    process = start(["train", f"run.dir={killed}", *TINY, *job], tmp_path / "log")
+    wait_until(lambda: metrics.exists() and '"event": "checkpoint", "step": 5,' in metrics.read_text(), process)
+    process.kill()
+    process.join()
+
+    assert main(["train", f"resume={killed}"]) == 0
+    assert checkpoint_files(killed, STEPS) == checkpoint_files(tmp_path / "whole", STEPS)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_loss_is_close_to_the_loss_on_the_cpu(precision: str, data: list[str], tmp_path: Path, cuda: str) -> None:
     job = [*data, "train.duration=60", "model.dropout=0.0", "loss=focal"]
     assert train(tmp_path / "cpu", *job) == 0
-    assert train(tmp_path / "cuda", *job, "device=cuda", f"precision={precision}") == 0
-    cpu, cuda = (events(tmp_path / name, "train")[-1]["loss"] for name in ("cpu", "cuda"))
+    assert train(tmp_path / "cuda", *job, cuda, f"precision={precision}") == 0
+    cpu, gpu = (events(tmp_path / name, "train")[-1]["loss"] for name in ("cpu", "cuda"))
 
-    assert cuda == pytest.approx(cpu, rel={"fp32": 1e-3, "tf32": 1e-2}.get(precision, 0.05))
+    assert gpu == pytest.approx(cpu, rel={"fp32": 1e-3, "tf32": 1e-2}.get(precision, 0.05))
 
 
-def test_replay_between_checkpoints_is_bitwise_equal(data: list[str], tmp_path: Path) -> None:
-    assert train(tmp_path / "run", *data, *CUDA, "precision=bf16") == 0
+@pytest.mark.gpu
+def test_weights_and_their_average_are_close_to_those_of_the_cpu(data: list[str], tmp_path: Path, cuda: str) -> None:
+    job = [*data, *SGD, "ema.decay=0.9"]
+    assert train(tmp_path / "cpu", *job) == 0
+    assert train(tmp_path / "cuda", *job, cuda, "devices=1") == 0
+
+    assert_close(tmp_path / "cuda", tmp_path / "cpu", 1e-4)
+    assert_close(tmp_path / "cuda", tmp_path / "cpu", 1e-4, "ema")
+
+
+def test_replay_between_checkpoints_is_bitwise_equal(device: str, data: list[str], tmp_path: Path) -> None:
+    assert train(tmp_path / "run", *data, *SHORT, device, "precision=bf16") == 0
 
     assert main(["verify", f"run={tmp_path / 'run'}"]) == 0
+
+
+@pytest.mark.parametrize(
+    "task", [["task=text_classification"], ["task=masked_lm"], ["task=causal_lm", "model=decoder"]], ids=lambda t: t[0]
+)
+def test_layouts_of_a_batch_learn_the_same_to_rounding(
+    task: list[str], device: str, roles: list[str], tmp_path: Path
+) -> None:
+    job = [*roles, *SGD, *task, device]
+    assert train(tmp_path / "packed", *job) == 0
+    assert train(tmp_path / "padded", *job, "loader.batching=padded") == 0
+    assert train(tmp_path / "tokens", *job, "loader.tokens=32") == 0
+
+    assert_close(tmp_path / "padded", tmp_path / "packed")
+    assert_close(tmp_path / "tokens", tmp_path / "packed")
+
+
+def test_accumulation_learns_the_same_to_rounding(device: str, data: list[str], tmp_path: Path) -> None:
+    job = [*data, *SGD, device]
+    assert train(tmp_path / "one", *job) == 0
+    assert train(tmp_path / "four", *job, "train.accumulate=4") == 0
+
+    assert_close(tmp_path / "four", tmp_path / "one")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gradient_checkpointing_changes_no_bit(precision: str, device: str, data: list[str], tmp_path: Path) -> None:
+    job = [*data, *SHORT, device, f"precision={precision}"]
+    for mode in MODES:
+        assert train(tmp_path / mode, *job, f"model.gradient_checkpointing={mode}") == 0
+
+    for mode in MODES[1:]:
+        assert checkpoint_files(tmp_path / mode, STEPS) == checkpoint_files(tmp_path / MODES[0], STEPS)
+
+
+def test_evaluation_changes_no_bit_of_training(device: str, data: list[str], tmp_path: Path) -> None:
+    job = [*data, *SHORT, device, "checkpoint.monitor=loss"]
+    for name, interval in (("often", 1), ("seldom", STEPS)):
+        assert train(tmp_path / name, *job, f"train.eval_every={interval}") == 0
+    often, seldom = (checkpoint_files(tmp_path / name, STEPS) for name in ("often", "seldom"))
+
+    for file in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        assert often[file] == seldom[file]
+
+
+@pytest.mark.gpu
+def test_compiled_run_is_close_and_resumes_to_the_same_bytes(data: list[str], tmp_path: Path, cuda: str) -> None:
+    job = [*data, *SGD, cuda, "checkpoint.every=4", "loader.tokens=64", KEEP_ALL]
+    assert train(tmp_path / "plain", *job) == 0
+    assert train(tmp_path / "compiled", *job, "compile=true") == 0
+
+    assert_close(tmp_path / "compiled", tmp_path / "plain", 1e-4)
+    assert_resumes(tmp_path / "compiled", 8)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+def test_a_step_that_diverges_is_found_and_replayed(
+    optimizer: str, device: str, data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    options = ["scheduler=constant", "train.max_grad_norm=null", "optimizer.lr=1e30", f"optimizer={optimizer}"]
+    assert train(run, *data, *SHORT, *options, device) == 5
+    assert "step 2: the run diverged: loss nan" in capsys.readouterr().err
+
+    assert all(weight.isfinite().all() for weight in final_weights(run).values())
+    assert main(["verify", f"run={run}"]) == 0
+    assert "from step 1  diverged again" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+def test_fused_optimizers_are_checked_one_step_later(data: list[str], cuda: str) -> None:
+    for precision, optimizer, late in (
+        ("fp32", "adamw", True),
+        ("tf32", "sgd", True),
+        ("bf16", "adam", True),
+        ("fp16", "adamw", False),
+        ("bf16", "lion", False),
+    ):
+        with ExitStack() as closing:
+            job = job_of(*data, *TINY, cuda, f"precision={precision}", f"optimizer={optimizer}")
+            assert build_training(job, "", RunOutputs(Recorded()), None, closing).run.checks_late is late
+
+
+@pytest.mark.gpu
+def test_an_operation_that_is_not_deterministic_is_named_with_its_remedy(
+    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], cuda: str
+) -> None:
+    job = [*data, *SHORT, cuda, "model._target_=tests.support.toys.PuttingEncoder", "model.pooling=mean"]
+    assert train(tmp_path / "refused", *job) == 2
+    message = capsys.readouterr().err
+    assert "deterministic: must be false for an operation that is not deterministic" in message
+    assert "(put_ of PyTorch). Set deterministic=false." in message
+
+    assert train(tmp_path / "allowed", *job, "deterministic=false") == 0
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        ["task=text_classification", "export.formats=[onnx,torchscript,pt2]"],
+        ["task=causal_lm", "model=decoder", "export.formats=[onnx]"],
+    ],
+    ids=["classes", "decoder"],
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_trained_model_is_exported_and_predicts_the_same(
+    job: list[str], device: str, roles: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert train(run, *roles, *SGD, *job, device) == 0
+    answers = {}
+    for name, options in {
+        "device": [device],
+        "cpu": ["device=cpu"],
+        "onnx": ["device=cpu", "backend=onnx"],
+    }.items():
+        output = tmp_path / f"{name}.jsonl"
+        assert main(["predict", f"run={run}", "input=apple saw fox", f"output={output}", *options]) == 0
+        answers[name] = list(leaves(json.loads(output.read_text(encoding="utf-8"))))
+
+    for name in ("cpu", "onnx"):
+        for value, other in zip(answers[name], answers["device"], strict=True):
+            assert value == (pytest.approx(other, rel=1e-3, abs=1e-4) if isinstance(other, float) else other)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Yield the values in a JSON document, depth first."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if parts is None:
+        yield value
+    for part in parts or ():
+        yield from leaves(part)
+
+
+def test_eval_and_generate_use_the_device(device: str, roles: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(run, *roles, *SGD, "task=causal_lm", "model=decoder", device) == 0
+    assert main(["eval", f"run={run}", device]) == 0
+    assert main(["generate", f"run={run}", "prompt=apple saw", "decode=beam", "decode.max_new_tokens=4", device]) == 0
+
+
+def test_events_contain_the_share_of_the_peak_if_it_is_known(device: str, data: list[str], tmp_path: Path) -> None:
+    assert train(tmp_path / "run", *data, *PLAIN, device, "precision=bf16") == 0
+    name = torch.cuda.get_device_name() if device == "device=cuda" else "cpu"
+    known = find_peak(name, "bf16") is not None
+
+    for event in events(tmp_path / "run", "train"):
+        assert ("mfu" in event) == known
+        assert 0 < event.get("mfu", 0.5) < 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trainer.model.text_encoder import TextEncoder
@@ -32,6 +33,15 @@ class NormedEncoder(TextEncoder):
     def __init__(self, vocab_size: int, num_outputs: int, max_length: int, **options: Any) -> None:
         super().__init__(vocab_size, num_outputs, max_length, **options)
         self.token_embedding = NormedTokens(self.token_embedding)  # type: ignore[assignment]
+
+
+class PuttingEncoder(TextEncoder):
+    """A model with an operation that PyTorch has only in a version that is not deterministic."""
+
+    def forward(self, *arguments: Any, **inputs: Any) -> Any:
+        output = super().forward(*arguments, **inputs)
+        index = torch.zeros(2, dtype=torch.int64, device=output.device)
+        return output + output.new_zeros(3).put_(index, output.new_zeros(2)).sum()
 
 
 class AugmentedText(TextClassification):
