@@ -19,7 +19,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +29,6 @@ import torch
 
 from trainer.builders.checkpointed import CheckpointedModel, load_checkpointed_model
 from trainer.cli import main as trainer
-from trainer.config.stored import job_from_text
 from trainer.export.compare import Limits
 from trainer.export.folder import files_of
 from trainer.export.formats.catalog import FORMATS
@@ -115,9 +113,7 @@ def minilm() -> Path:
 
 def bench(run: Path, stage: Path, threads: Sequence[int], seconds: float) -> dict[str, Any]:
     """Return sizes, metrics and latencies of the formats for a run's best weights, and the targets."""
-    trained = load_checkpointed_model(
-        run, partial(job_from_text, trust=[], overrides=[]), checkpoint="best", weights="auto", device="cpu"
-    )
+    trained = load_checkpointed_model(run, [], checkpoint="best", weights="auto", device="cpu")
     model = trained.inference_model().cpu()
     exported = ExportModel(
         model,

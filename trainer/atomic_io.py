@@ -11,8 +11,9 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
@@ -169,14 +170,14 @@ def replaced_file(path: Path, error_type: ErrorType = CheckpointError) -> Iterat
         discard(temporary)
 
 
-def refuse_to_replace(key: str, path: Path, *, force: bool, marker: bytes | None = None) -> None:
+def refuse_to_replace(key: str, path: Path, *, force: bool, is_own: Callable[[Path], bool] | None = None) -> None:
     """Check that writing a file replaces nothing of the user's.
 
     Args:
         key: The key that names the file.
         path: The file, which need not exist.
         force: The user allows it to be replaced.
-        marker: Bytes at the start of the files of this tool; None if they cannot be told from others.
+        is_own: Returns whether a file is, byte for byte, one that this tool has written; None if that does not show.
 
     Raises:
         ConfigError: It is a file from elsewhere, or no regular file.
@@ -187,11 +188,30 @@ def refuse_to_replace(key: str, path: Path, *, force: bool, marker: bytes | None
         raise ConfigError(format_error(key, "is not a regular file", "Name another file", value=str(path)))
     if force:
         return
-    with naming_errors(path, ConfigError), path.open("rb") as file:
-        if marker is not None and marker in file.read(1024):
+    with naming_errors(path, ConfigError):
+        if is_own is not None and is_own(path):
             return
+    problem = "exists already" if is_own is None else "was not written by trainer, or has been changed since"
     remedy = "Set force=true to replace it, or name another file"
-    raise ConfigError(format_error(key, "exists already", remedy, value=str(path)))
+    raise ConfigError(format_error(key, problem, remedy, value=str(path)))
+
+
+def set_aside(path: Path, is_own: Callable[[Path], bool]) -> Path | None:
+    """Give a file that this tool has not written, or that was changed since, another name if it exists.
+
+    Args:
+        path: The file, whose name is needed for another file.
+        is_own: See `refuse_to_replace`.
+
+    Returns:
+        The new name; None if the file may be replaced.
+    """
+    with naming_errors(path):
+        if not path.exists() or (path.is_file() and is_own(path)):
+            return None
+        free = next(name for number in count(1) if not os.path.lexists(name := Path(f"{path}.kept-{number}")))
+        os.rename(path, free)
+    return free
 
 
 def write_text(path: Path, text: str, error_type: ErrorType = CheckpointError) -> None:

@@ -21,6 +21,7 @@ from trainer.checkpoint.tensors import is_equal
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import STATE
 from trainer.model.finetuning import is_frozen
+from trainer.model.weights import not_finite
 from trainer.protocols import MetricSchedule
 from trainer.run import Run
 from trainer.sharding import Sharding, first_row, is_sharded, own_rows
@@ -123,9 +124,9 @@ def restore(run: Run, state: TrainState, snapshot: Snapshot) -> None:
         raise CheckpointError(format_error("data", problem, "Restore the data, or start a new run"))
     with _naming_field("optimizer"):  # before the weights, which its step on trial changes
         restore_optimizer(run.optimizer, snapshot.named_tensors("optimizer"), document["optimizer"])
-    load_weights(run.model, snapshot.named_tensors("model"))
-    for name, module in _other_modules(run).items():
+    for name, module in {"model": run.model, **_other_modules(run)}.items():
         load_weights(module, snapshot.named_tensors(name))
+        check_finite(module, snapshot, name)
     with _naming_field("ema"):
         if run.ema is not None:
             run.ema.load_state_dict(document["ema"])
@@ -186,6 +187,24 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"the checkpoint's weights do not fit the model: {_some(problems)}") from error
 
 
+def check_finite(module: nn.Module, snapshot: Snapshot, file: str) -> None:
+    """Check that weights that were loaded are numbers: a run saves no others.
+
+    Args:
+        module: The module with the weights.
+        snapshot: The checkpoint.
+        file: The name of their tensors in it, such as `model`.
+
+    Raises:
+        CheckpointError: Some are not; names the file and the first tensor.
+    """
+    own = {name: own_rows(parameter.detach()) for name, parameter in module.named_parameters()}
+    if names := not_finite(own):
+        path = snapshot.find_file(file, names[0])
+        problem = f"contains NaN or an infinite number in {names[0]}, which no run saves"
+        raise CheckpointError(format_error(path, problem, "Use another checkpoint"))
+
+
 @torch.no_grad()
 def _load_rows(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Load the rows that this process stores; only these are read."""
@@ -207,11 +226,11 @@ def _some(problems: list[str]) -> str:
     return " ".join([*problems[:_MAX_LISTED], *more])
 
 
-def select_weights(snapshot: Snapshot, weights: str) -> tuple[str, Mapping[str, Tensor], Mapping[str, Tensor] | None]:
+def select_weights(snapshot: Snapshot, weights: str) -> tuple[str, str, str | None]:
     """Select the `raw` or the `ema` weights of a checkpoint; `auto` selects those that scored better.
 
     Returns:
-        The selected weights' name, the model's tensors, and the loss's tensors if it has some.
+        The selected weights' name, and the names of the model's tensors and, if it has some, of the loss's.
 
     Raises:
         CheckpointError: The checkpoint contains no averaged weights.
@@ -224,7 +243,5 @@ def select_weights(snapshot: Snapshot, weights: str) -> tuple[str, Mapping[str, 
             format_error("weights", "the run has no averaged weights", "Use weights=raw", value="ema")
         )
     averaged = weights == "ema"
-    loss = snapshot.tensors.get("loss")
-    if averaged:
-        loss = snapshot.tensors.get("ema_loss", loss)
-    return weights, snapshot.named_tensors("ema" if averaged else "model"), loss
+    losses = ("ema_loss", "loss") if averaged else ("loss",)
+    return weights, "ema" if averaged else "model", next((name for name in losses if name in snapshot.tensors), None)

@@ -15,6 +15,7 @@ from trainer.checkpoint.tensors import decode, encode
 from trainer.documents import DIVERGENCE
 from trainer.errors import CheckpointError, DivergedError, format_error
 from trainer.layout import CONFIG, DIVERGENCE_BATCH, DIVERGENCE_REPORT
+from trainer.model.weights import not_finite
 from trainer.protocols import Batch
 from trainer.run import DivergenceReport, Run
 from trainer.shapes import parse_json, read_bytes
@@ -57,9 +58,9 @@ def diagnose(
         "samples": [sample for micro_batch in micro_batches for sample in micro_batch.ids],
         "not_finite": {
             "parameters": non_finite_parameters(run),
-            "buffers": _non_finite(buffers),
+            "buffers": not_finite(dict(buffers)),
             "gradients": _non_finite_of_all(run, gradients.items()),
-            "inputs": _non_finite(batch.items()),
+            "inputs": not_finite(batch),
         },
         "grad_norms": {
             name: _json_float(float(gather_shards(torch.linalg.vector_norm(gradient.float()))))
@@ -163,19 +164,10 @@ def _batch_tensors(micro_batches: list[Batch]) -> Iterator[tuple[str, Tensor]]:
             yield f"{position}.target", batch.target
 
 
-def _non_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
-    tensors = dict(named)
-    if not tensors:
-        return []
-    # One wait for the device, not one per tensor: this runs before every save.
-    finite = torch.stack([torch.isfinite(tensor.detach()).all() for tensor in tensors.values()]).tolist()
-    return [name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite]
-
-
 def _non_finite_of_all(run: Run, named: Iterable[tuple[str, Tensor]]) -> list[str]:
     """Return the names of tensors with a value that is not finite, in any process's rows of them."""
     rows = {name: own_rows(tensor.detach()) for name, tensor in named}
-    names = set(_non_finite(rows.items()))
+    names = set(not_finite(rows))
     if run.sharding is not None:
         names = set().union(*run.ranks.gather(names))
     return [name for name in rows if name in names]

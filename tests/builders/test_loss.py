@@ -14,7 +14,6 @@ from trainer.builders.checkpointed import load_checkpointed_model
 from trainer.builders.data import build_encoded, build_task
 from trainer.builders.loss import load_teacher
 from trainer.cli import main
-from trainer.config.stored import job_from_text
 from trainer.data.batches import Batches, BatchIndices
 from trainer.errors import ConfigError
 
@@ -38,9 +37,7 @@ def test_the_teacher_is_the_best_checkpoint(teacher_run: tuple[list[str], Path])
     encoded = build_encoded(job, task, fitted=False)
     batch = Batches(encoded.splits["train"], task, "packed", 0)[BatchIndices(0, (0, 1, 2))]
     teach = load_teacher(str(folder), task, CPU, [])
-    best = load_checkpointed_model(
-        folder, lambda text: job_from_text(text, trust=None), checkpoint="best", weights="auto", device="cpu"
-    )
+    best = load_checkpointed_model(folder, None, checkpoint="best", weights="auto", device="cpu")
 
     output = teach(batch.inputs)
     assert torch.equal(output, best.model(**batch.inputs))

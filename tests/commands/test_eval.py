@@ -66,10 +66,35 @@ def test_a_file_that_is_no_evaluation_is_not_replaced(folder: Path, capsys: pyte
     arguments = ["eval", "run=run", "split=validation", "device=cpu"]
 
     assert main(arguments) == 2
-    assert "eval: exists already, got 'run/eval/validation.json'. Set force=true" in capsys.readouterr().err
+    assert (
+        "eval: was not written by trainer, or has been changed since, got 'run/eval/validation.json'. Set force=true"
+        in capsys.readouterr().err
+    )
     assert own.read_text(encoding="utf-8") == '{"mine": 1}'
     for force in ("true", "false"):  # the second time, it is an evaluation
         assert main([*arguments, f"force={force}"]) == 0
+    written = own.read_text(encoding="utf-8")
+    for changed in (written.replace('"step": ', '"step": 1'), written + "\n", written.replace("{", '{"note": "x",')):
+        own.write_text(changed, encoding="utf-8")
+        assert main(arguments) == 2
+        assert own.read_text(encoding="utf-8") == changed
+    document = json.loads(written)
+    del document["checksum"]  # of an earlier version
+    own.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    assert main(arguments) == 0
+
+
+def test_training_keeps_what_the_user_has_changed(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = folder / "run" / "eval" / "test.json", folder / "run" / "report.html"
+    for file in files:
+        file.write_bytes(file.read_bytes().replace(b"0", b"1", 1))
+    changed = [file.read_bytes() for file in files]
+    for _ in range(2):  # the second time, nothing is kept
+        assert main(["train", "resume=run"]) == 0
+    assert [file.with_name(f"{file.name}.kept-1").read_bytes() for file in files] == changed
+    assert not list((folder / "run").rglob("*.kept-2"))
+    assert f"{files[0].relative_to(folder)}: was not written by trainer, or has been changed since; it" in caplog.text
+    assert main(["report", "run=run"]) == 0
 
 
 def test_same_rows_in_another_file_count_as_the_runs_own(trained: Path, folder: Path) -> None:

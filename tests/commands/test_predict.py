@@ -197,13 +197,12 @@ def test_images_of_a_folder_are_predicted(run_of: Callable[[str], Path]) -> None
 
 def test_language_models_match_a_direct_computation(run_of: Callable[[str], Path]) -> None:
     from trainer.builders.checkpointed import load_checkpointed_model
-    from trainer.config.stored import job_from_text
 
     direct = {}
     for task in ("masked_lm", "causal_lm", "sentence_embedding"):
         loaded = load_checkpointed_model(
             run_of(task) / "run",
-            lambda text: job_from_text(text, trust=[]),
+            [],
             checkpoint="best",
             weights="auto",
             device="cpu",

@@ -111,7 +111,10 @@ def test_only_pages_of_this_tool_are_replaced(folder: Path, capsys: pytest.Captu
     foreign.write_text("text,label\n")
     before = own.read_bytes()
     assert main(["report", "run=runs/one", "output=data.csv"]) == 2
-    assert "output: exists already, got 'data.csv'. Set force=true to replace it" in capsys.readouterr().err
+    assert (
+        "output: was not written by trainer, or has been changed since, got 'data.csv'. Set force=true"
+        in capsys.readouterr().err
+    )
     assert foreign.read_text() == "text,label\n"
     assert main(["report", "run=runs/one", f"output={own}", "force=true"]) == 2
     assert own.read_bytes() == before
@@ -126,6 +129,13 @@ def test_a_report_of_the_users_in_the_run_is_not_replaced(folder: Path, capsys: 
     page.write_text("mine", encoding="utf-8")
 
     assert main(["report", "run=runs/one"]) == 2
-    assert "run: exists already, got 'runs/one/report.html'. Set force=true" in capsys.readouterr().err
+    message = "run: was not written by trainer, or has been changed since, got 'runs/one/report.html'. Set force=true"
+    assert message in capsys.readouterr().err
     assert page.read_text(encoding="utf-8") == "mine"
     assert main(["report", "run=runs/one", "force=true"]) == 0
+    written = page.read_text(encoding="utf-8")
+    for changed in (written.replace("<h1>", "<h1>My "), written + "\n<p>note</p>\n", written.replace("\n<!", "\n\n<!")):
+        page.write_text(changed, encoding="utf-8")
+        assert changed == written or main(["report", "run=runs/one"]) == 2
+    page.write_text(written[: written.rindex("\n<!")], encoding="utf-8")  # of an earlier version
+    assert main(["report", "run=runs/one"]) == 0

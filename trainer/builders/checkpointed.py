@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from trainer.capture import MASKS
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.store import Store
 from trainer.config.jobs import TrainJob
-from trainer.config.stored import parse_stored_config
+from trainer.config.stored import TRAINING_KEYS, blaming_config, job_from_text, parse_stored_config
 from trainer.data.batches import Batches, EvaluationBatches
 from trainer.data.encode import Encoded
 from trainer.errors import ConfigError, did_you_mean, format_error
@@ -55,7 +55,7 @@ class CheckpointedModel:
         weights: The selected weights, `raw` or `ema`.
         task: The fitted task.
         model: The model with the selected weights, in evaluation mode.
-        loss: The loss, with its own weights if it has some.
+        loss: The loss, with its own weights if it has some; None if nobody needs it.
         device: The device of the model and the loss.
         origin: The run, step and config of the weights (JSON).
         config_text: The run's config as it is stored.
@@ -67,7 +67,7 @@ class CheckpointedModel:
     weights: str
     task: Task
     model: nn.Module
-    loss: Loss
+    loss: Loss | None
     device: torch.device
     origin: Document
     config_text: str
@@ -84,7 +84,8 @@ class CheckpointedModel:
 
     def inference_model(self) -> nn.Module:
         """Return the model as it is deployed: adapters merged, and the loss's head included if it has one."""
-        return with_loss_head(merge_adapters(self.job, self.model), self.loss)
+        model = merge_adapters(self.job, self.model)
+        return model if self.loss is None else with_loss_head(model, self.loss)
 
     def split_batches(self, split: str, batching: Batching, count: int | None = None) -> Iterator[Batch]:
         """Yield the batches of a split in order, once; with `count`, of only that many evenly spaced samples.
@@ -106,28 +107,39 @@ class CheckpointedModel:
 
 
 def load_checkpointed_model(
-    folder: Path, read_config: Callable[[str], TrainJob], *, checkpoint: str, weights: str, device: str
+    folder: Path,
+    trust: Sequence[str] | None,
+    overrides: Sequence[tuple[str, Any]] = (),
+    *,
+    checkpoint: str,
+    weights: str,
+    device: str,
+    needs_loss: bool = True,
 ) -> CheckpointedModel:
     """Load the model of a checkpoint.
 
     Args:
         folder: The run folder.
-        read_config: Turns the stored config's text into a checked job; refuses code that is not trusted.
+        trust: Packages that the stored config may name; None if this process wrote it.
+        overrides: Full keys and values that replace those of the stored config.
         checkpoint: `best`, `last` or `step-N`.
         weights: `raw`, `ema`, or `auto` for the weights that scored better.
         device: The device's name as in a config.
+        needs_loss: Build the loss; otherwise only if it has weights, because the outputs then depend on it.
 
     Raises:
-        CheckpointError: There is no such checkpoint, or it is damaged.
+        CheckpointError: There is no such checkpoint, or it is damaged, or its config cannot be used.
     """
     # The state of the optimizer, and the weights that are not selected, would take several times the model's memory.
     snapshot = Store(folder / CHECKPOINTS, keep=2).load(checkpoint, on_demand=True)
     config_text = snapshot.text(CONFIG)
-    job = read_config(config_text)
     torch_device = build_device(device)
-    task = build_task(job, snapshot.json(TASK))
-    restored = restore_model(job, task, snapshot, weights, lambda: _build_loss(job, task, torch_device, snapshot))
-    assert restored.loss is not None
+    needs_loss = needs_loss or "loss" in snapshot.tensors
+    job, task = load_task(snapshot, trust, overrides, needs_loss=needs_loss)
+    with blaming_config(snapshot.folder):
+        restored = restore_model(
+            job, task, snapshot, weights, lambda: _build_loss(job, task, torch_device, snapshot) if needs_loss else None
+        )
     manifest = folder / CHECKPOINTS / step_name(snapshot.step) / CHECKPOINT_MANIFEST
     origin = {
         "run": folder.name,
@@ -138,12 +150,27 @@ def load_checkpointed_model(
         "config_sha256": hashlib.sha256(config_text.encode()).hexdigest(),
     }
     model = restored.model.to(torch_device).eval()
-    if job.prune is not None:
+    if MASKS in snapshot.tensors:
         zeros = sparsity_report(measure_sparsity(model, snapshot.named_tensors(MASKS).keys()))
         origin["pruning"] = {"method": parse_stored_config(config_text)["prune"], **zeros}
     return CheckpointedModel(
         folder, job, snapshot.step, restored.weights, task, model, restored.loss, torch_device, origin, config_text
     )
+
+
+def load_task(
+    snapshot: Snapshot, trust: Sequence[str] | None, overrides: Sequence[tuple[str, Any]], *, needs_loss: bool
+) -> tuple[TrainJob, Task]:
+    """Return the job and the fitted task of a checkpoint, for other purposes than training.
+
+    Raises:
+        CheckpointError: The config cannot be used.
+    """
+    folder = snapshot.folder or Path()
+    unused = TRAINING_KEYS if needs_loss else (*TRAINING_KEYS, "loss")
+    job = job_from_text(snapshot.text(CONFIG), trust, overrides, file=folder / CONFIG, unused=unused)
+    with blaming_config(folder):
+        return job, build_task(job, snapshot.json(TASK))
 
 
 def _build_loss(job: TrainJob, task: Task, device: torch.device, snapshot: Snapshot) -> Loss:

@@ -20,7 +20,7 @@ from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.store import Store
 from trainer.config.compatibility import incompatible_targets
 from trainer.config.jobs import TrainJob
-from trainer.config.stored import job_from_text
+from trainer.config.stored import TRAINING_KEYS, job_from_text
 from trainer.deferred_logits import DeferredLogits, deferral
 from trainer.ema import has_weights
 from trainer.errors import CheckpointError, ConfigError, format_error
@@ -171,7 +171,9 @@ def load_teacher(path: object, task: Task, device: torch.device, trust: list[str
         snapshot = Store(Path(path) / CHECKPOINTS, keep=2).load("best")
     except CheckpointError as error:
         raise ConfigError(format_error("loss.teacher", "has no usable checkpoint", str(error), value=path)) from error
-    job = job_from_text(snapshot.text(CONFIG), trust)
+    assert snapshot.folder is not None
+    unused = TRAINING_KEYS if "loss" in snapshot.tensors else (*TRAINING_KEYS, "loss")
+    job = job_from_text(snapshot.text(CONFIG), trust, file=snapshot.folder / CONFIG, unused=unused)
     stored, own = snapshot.json(TASK), json.loads(json.dumps(task.state_dict()))
     if different := [name for name in own if own[name] != stored.get(name)]:
         remedy = "Train both on the same data with the same task"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trainer.builders.instantiate import in_group, instantiate
 from trainer.builders.stored_sizes import bounded_build
-from trainer.capture import MASKS, load_weights, select_weights
+from trainer.capture import MASKS, check_finite, load_weights, select_weights
 from trainer.checkpoint.shards import FROZEN_FILE
 from trainer.checkpoint.snapshot import Snapshot, load_folder
 from trainer.config.jobs import LoraKeys, ModelKeys, PruneKeys, TrainJob
@@ -167,13 +167,15 @@ def restore_model(
     Raises:
         CheckpointError: The checkpoint does not contain these weights, or they do not fit the model.
     """
-    selected, tensors, loss_tensors = select_weights(snapshot, weights)
+    selected, model_file, loss_file = select_weights(snapshot, weights)
     loss = build_loss()
-    if loss_tensors is not None:
+    if loss_file is not None:
         assert isinstance(loss, nn.Module)
-        load_weights(loss, loss_tensors)
+        load_weights(loss, snapshot.named_tensors(loss_file))
+        check_finite(loss, snapshot, loss_file)
     model = build_model(job, task, snapshot, loss)
-    load_weights(model, tensors)
+    load_weights(model, snapshot.named_tensors(model_file))
+    check_finite(model, snapshot, model_file)
     return Restored(model, loss, selected)
 
 

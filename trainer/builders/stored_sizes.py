@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.tensors import StoredTensors
+from trainer.config.stored import blaming_config
 from trainer.errors import CheckpointError, TrainerError, format_error
 
 _FACTOR = 4
@@ -55,7 +56,8 @@ def bounded_build(group: str, snapshot: Snapshot | None, arguments: Mapping[str,
             yield
     except TrainerError:
         _raise_if_refused(group, counter, values)
-        raise
+        with blaming_config(snapshot.folder):
+            raise
     except Exception as error:  # of any type: the arguments, and a config of transformers, may be anything
         _raise_if_refused(group, counter, values)
         problem = f"cannot be rebuilt ({type(error).__name__}: {' '.join(str(error).split())[:300]})"

@@ -36,6 +36,7 @@ from trainer.checkpoint.snapshot import Snapshot
 from trainer.config import schema
 from trainer.config.compatibility import UNKNOWN_METRIC
 from trainer.config.jobs import TrainJob
+from trainer.config.stored import blaming_config
 from trainer.data.encode import Encoded
 from trainer.data.quality import DataReport
 from trainer.durations import parse, to_steps
@@ -112,7 +113,8 @@ def build_training(
     duration = parse(job.train.duration)
     if snapshot is not None and duration is not None and duration.unit == "st":  # known before the data is read
         _check_duration(job, int(duration.amount), snapshot)
-    task = build_task(job, None if snapshot is None else snapshot.json(TASK))
+    with blaming_config(None if snapshot is None else snapshot.folder):
+        task = build_task(job, None if snapshot is None else snapshot.json(TASK))
     check = partial(check_names, job, task) if snapshot is None else None
     encoded = build_encoded(job, task, fitted=snapshot is not None, check=check)
     data_report = check_data(job, task, encoded)

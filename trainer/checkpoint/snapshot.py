@@ -48,6 +48,7 @@ class Snapshot:
         shard: The part of the state that this snapshot has, if several devices store it together; None is all of it.
         frozen: For `model`, the names of the tensors that the run cannot change; for `ema`, those of them that are
             equal to the model's in every bit. They go to `frozen.safetensors`; reading puts them back.
+        folder: The folder that it was read from; None if it was not read.
     """
 
     step: int
@@ -55,6 +56,7 @@ class Snapshot:
     documents: Mapping[str, str]
     shard: Shard | None = None
     frozen: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    folder: Path | None = None
 
     def stored_tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return the tensors of each file, by its name without suffix."""
@@ -95,6 +97,16 @@ class Snapshot:
             problem = f"contains no {name}{SUFFIX}"
             raise CheckpointError(format_error(f"the checkpoint of step {self.step}", problem, _ANOTHER))
         return self.tensors[name]
+
+    def find_file(self, name: str, tensor: str) -> str:
+        """Return the path of the file that contains a tensor of `named_tensors(name)`, for messages."""
+        from trainer.checkpoint.tensors import StoredTensors
+
+        for file in (name, FROZEN):
+            for path in sorted((self.folder or Path()).glob(f"{file}*{SUFFIX}")):
+                if tensors_name(path.name) == file and tensor in StoredTensors([path]):
+                    return str(path)
+        return name + SUFFIX
 
 
 @dataclass(frozen=True)
@@ -188,7 +200,7 @@ def read_snapshot(folder: Path) -> Snapshot:
     frozen = tensors.pop(FROZEN, {})
     _refuse_two_values(frozen, tensors.get("model", {}))
     tensors.update({name: {**frozen, **tensors[name]} for name in MERGED if frozen and name in tensors})
-    return Snapshot(manifest.step, tensors, documents)
+    return Snapshot(manifest.step, tensors, documents, folder=folder)
 
 
 def read_snapshot_on_demand(folder: Path) -> Snapshot:
@@ -211,7 +223,7 @@ def read_snapshot_on_demand(folder: Path) -> Snapshot:
     frozen = paths.pop(FROZEN, [])
     _refuse_two_values(StoredTensors(frozen), StoredTensors(paths.get("model", [])))
     tensors = {name: StoredTensors(files, frozen if name in MERGED else ()) for name, files in paths.items()}
-    return Snapshot(manifest.step, tensors, documents)
+    return Snapshot(manifest.step, tensors, documents, folder=folder)
 
 
 def _refuse_two_values(frozen: Iterable[str], model: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from trainer.atomic_io import create_folder, refuse_to_replace, write_text
 from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.jobs import EvalJob
-from trainer.config.stored import differences, job_from_text, unchanged_job
+from trainer.config.stored import TRAINING_KEYS, differences, unchanged_job
 from trainer.documents import EVALUATION
 from trainer.errors import ConfigError, DataError
 from trainer.launch import launch
@@ -21,7 +21,7 @@ from trainer.layout import EVALUATIONS, Document
 from trainer.rank_environment import is_first_rank, is_rank, num_processes
 from trainer.report.console import open_console, print_table
 from trainer.report.logs import logs_silenced
-from trainer.shapes import DocumentError, parse_json, read_bytes
+from trainer.shapes import CHECKSUM, DocumentError, parse_json, read_bytes, seal
 from trainer.signals import end_on_signals
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ def _evaluate(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple[st
 
     checkpointed = load_checkpointed_model(
         find_run_folder(job.run),
-        lambda text: job_from_text(text, trust=job.trust, overrides=job.stored_overrides),
+        job.trust,
+        job.stored_overrides,
         checkpoint=select_checkpoint(job.run, job.checkpoint),
         weights=job.weights,
         device=job.device,
@@ -146,9 +147,9 @@ def evaluate_split(
         name = f"{split}-{_make_label(split, changed)}-{source['digest'][:8]}"
         source["data"] = " ".join(f"{key}={value}" for key, value in changed.items())
     file = checkpointed.folder / EVALUATIONS / f"{name}.json"
-    if not _is_evaluation(file):
-        refuse_to_replace("eval", file, force=force)
+    refuse_to_replace("eval", file, force=force, is_own=is_evaluation)
     job, task, model, loss = checkpointed.job, checkpointed.task, checkpointed.model, checkpointed.loss
+    assert loss is not None
     device, metrics = checkpointed.device, task.metrics()
     batches = checkpointed.batches(rows, choose_batching(job, model), ranks)
     with deferral(model, deferred=can_defer_logits(job, task, model, loss)):
@@ -159,16 +160,22 @@ def evaluate_split(
         return name, values
     create_folder(file.parent)
     document = {"split": split, "step": checkpointed.step, "weights": checkpointed.weights, "precision": precision}
-    write_text(file, json.dumps(document | source | values, indent=1) + "\n")
+    write_text(file, _render(seal(document | source | values)))
     return name, values
 
 
-def _is_evaluation(file: Path) -> bool:
+def is_evaluation(file: Path) -> bool:
+    """Return whether a file contains an evaluation that nobody has changed; those of earlier versions have no seal."""
     try:
-        parse_json(read_bytes(file), EVALUATION)
+        content = read_bytes(file)
+        document = parse_json(content, EVALUATION)
     except (OSError, DocumentError):
         return False
-    return True
+    return CHECKSUM not in document or content == _render(seal(document)).encode()
+
+
+def _render(document: Document) -> str:
+    return json.dumps(document, indent=1) + "\n"
 
 
 def find_changed_keys(checkpointed: CheckpointedModel, split: str, rows: Dataset) -> Document:
@@ -189,7 +196,7 @@ def find_changed_keys(checkpointed: CheckpointedModel, split: str, rows: Dataset
 
 def _changed_data_keys(checkpointed: CheckpointedModel, split: str) -> Document:
     """Return the changed keys on which the rows of a split depend, with their new values."""
-    own = unchanged_job(checkpointed.config_text, checkpointed.job.trust)
+    own = unchanged_job(checkpointed.config_text, checkpointed.job.trust, TRAINING_KEYS)
     job = checkpointed.job
     # A split with its own files does not depend on others; splits without files may take rows from training.
     is_independent = split != "train" and job.data.get(split) is not None
@@ -226,7 +233,7 @@ def check_foreign_rows(checkpointed: CheckpointedModel, split: str, rows: Datase
     from trainer.builders.data import build_encoded
     from trainer.data.quality import measure_quality
 
-    own = unchanged_job(checkpointed.config_text, checkpointed.job.trust)
+    own = unchanged_job(checkpointed.config_text, checkpointed.job.trust, TRAINING_KEYS)
     try:
         train = build_encoded(own, checkpointed.task, fitted=True).splits["train"]
     except (ConfigError, DataError) as error:

@@ -13,7 +13,7 @@ from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.compatibility import validate_formats
 from trainer.config.groups import Groups, own_folder
 from trainer.config.jobs import ExportJob
-from trainer.config.stored import job_from_text, load_stored_config, parse_stored_config, with_overrides
+from trainer.config.stored import load_stored_config, parse_stored_config, with_overrides
 from trainer.errors import raise_if_any
 from trainer.layout import EXPORT, PRUNED_EXPORT, Document
 from trainer.report.console import open_console, print_table
@@ -41,10 +41,12 @@ def run(job: ExportJob, config: Document) -> None:
 
     checkpointed = load_checkpointed_model(
         folder,
-        lambda text: job_from_text(text, trust=job.trust, overrides=job.stored_overrides),
+        job.trust,
+        job.stored_overrides,
         checkpoint=select_checkpoint(job.run, job.checkpoint),
         weights=job.weights,
         device="cpu",
+        needs_loss=job.prune is not None,
     )
     console = open_console("auto")
     if job.prune is not None:
@@ -163,6 +165,7 @@ def _evaluate(checkpointed: CheckpointedModel, model: nn.Module, split: str) -> 
     from trainer.evaluate import evaluate
     from trainer.precision import Precision
 
+    assert checkpointed.loss is not None
     device = checkpointed.device
     batches = checkpointed.split_batches(split, "padded")
     metrics = checkpointed.task.metrics()

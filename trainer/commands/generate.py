@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.commands.run_folders import find_run_folder, run_argument, select_checkpoint
 from trainer.config.jobs import GenerateJob
 from trainer.config.signatures import attribute
-from trainer.config.stored import exported_config, job_from_text, load_stored_config
+from trainer.config.stored import exported_config, load_stored_config
 from trainer.data.line_reader import first_line_of
 from trainer.display import escape_controls, print_lines
 from trainer.documents import UNSEALED, is_sealed, read_export_manifest
@@ -141,10 +141,11 @@ def _load_from_run(job: GenerateJob) -> TextGenerator:
 
     checkpointed = load_checkpointed_model(
         folder,
-        lambda text: job_from_text(text, trust=job.trust),
+        job.trust,
         checkpoint=select_checkpoint(job.run, job.checkpoint),
         weights=job.weights,
         device=job.device,
+        needs_loss=False,
     )
     task: Any = checkpointed.task
     if not (isinstance(checkpointed.task, LanguageModelTask) and checkpointed.task.causal):

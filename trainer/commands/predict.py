@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from trainer.commands.run_folders import find_run_folder, run_argument, select_checkpoint
 from trainer.config.jobs import PredictJob, TrainJob
 from trainer.config.signatures import attribute
-from trainer.config.stored import exported_config, job_from_text, load_stored_config, with_overrides
+from trainer.config.stored import exported_config, load_stored_config, with_overrides
 from trainer.config.trust import resolve_environment, trust_problems
 from trainer.data.cells import shorten, unescape_tab
 from trainer.data.line_reader import first_line_of
@@ -21,7 +21,6 @@ from trainer.documents import SHAPES, UNSEALED, is_sealed, read_document, read_e
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
 from trainer.layout import (
     CHECKPOINTS,
-    CONFIG,
     EXPORT,
     ONNX,
     PREDICT_FORMATS,
@@ -198,25 +197,31 @@ def _load_from_run(job: PredictJob, folder: Path, graph: Path | None) -> tuple[P
         CheckpointError: The checkpoint or the artifact cannot be used.
         ConfigError: The run's task cannot predict.
     """
-    from trainer.builders.checkpointed import load_checkpointed_model
+    from trainer.builders.checkpointed import load_checkpointed_model, load_task
     from trainer.builders.model import choose_batching
+    from trainer.checkpoint.store import Store
     from trainer.export.folder import require_intact
     from trainer.precision import Precision
     from trainer.predict.predictor import Predictor, check_task
 
     checkpoint = select_checkpoint(job.run, job.checkpoint)
 
-    def read_config(text: str) -> TrainJob:
-        return job_from_text(text, trust=job.trust, overrides=job.stored_overrides)
-
     batching: Batching = "padded"
     if graph is not None:
-        own, task = _load_task(folder, checkpoint, read_config)
+        # The weights are not read.
+        snapshot = Store(folder / CHECKPOINTS, keep=2).load(checkpoint, on_demand=True)
+        own, task = load_task(snapshot, job.trust, job.stored_overrides, needs_loss=False)
         require_intact(graph)
         forward = _load_graph(graph)
     else:
         checkpointed = load_checkpointed_model(
-            folder, read_config, checkpoint=checkpoint, weights=job.weights, device=job.device
+            folder,
+            job.trust,
+            job.stored_overrides,
+            checkpoint=checkpoint,
+            weights=job.weights,
+            device=job.device,
+            needs_loss=False,
         )
         own, task = checkpointed.job, checkpointed.task
         batching = "packed" if choose_batching(own, checkpointed.model) == "packed" else "padded"
@@ -225,17 +230,6 @@ def _load_from_run(job: PredictJob, folder: Path, graph: Path | None) -> tuple[P
     check_task(task)
     predictor = Predictor(task, forward, batching, own.loader.eval_batch_size, job.top)
     return predictor, _row_format(own.data, task, job)
-
-
-def _load_task(folder: Path, checkpoint: str, read_config: Callable[[str], TrainJob]) -> tuple[TrainJob, Task]:
-    """Return the run's config and its task without the weights."""
-    from trainer.builders.data import build_task
-    from trainer.checkpoint.store import Store
-
-    # The weights are not read.
-    snapshot = Store(folder / CHECKPOINTS, keep=2).load(checkpoint, on_demand=True)
-    job = read_config(snapshot.text(CONFIG))
-    return job, build_task(job, snapshot.json(TASK))
 
 
 def _make_forward(model: nn.Module, device: torch.device, precision: Precision) -> Forward:

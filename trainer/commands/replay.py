@@ -96,7 +96,7 @@ def compare_training(
     end = stored.step if job.steps is None else min(stored.step, begin + job.steps)
     recorded = _recorded_machine(folder, begin)
     with _threads_of(recorded):
-        done = replay(stored_job(job, text), text, first, end, ranks)
+        done = replay(stored_job(job, text, stop), text, first, end, ranks)
     comparisons = [_compare_logged(folder / METRICS, done, needed=end < stored.step)]
     if done.divergence is not None:
         comparisons.append(Comparison("end", "", f"the replay diverged at step {done.divergence.step}"))
@@ -132,7 +132,7 @@ def compare_divergence(
     # A run that diverged before its first checkpoint may have been started again in the same folder.
     first = None if before is None or checkpoint is None else load_folder(before, on_demand=True)
     with _threads_of(_recorded_machine(bundle.parent.parent, 0 if first is None else first.step)):
-        replayed = replay(stored_job(job, text), text, first, stored.step, ranks).divergence
+        replayed = replay(stored_job(job, text, bundle), text, first, stored.step, ranks).divergence
     origin = "the start" if first is None else f"step {first.step}"
     if replayed is None:
         return [Comparison(f"from {origin}", "", f"step {stored.step} did not diverge again")]
@@ -224,9 +224,10 @@ def _explain_faults(
     return [replace(each, fault=each.fault + note) if each.fault else each for each in comparisons]
 
 
-def stored_job(job: VerifyJob, text: str) -> TrainJob:
+def stored_job(job: VerifyJob, text: str, folder: Path) -> TrainJob:
+    """Return the job that a checkpoint or the folder of a divergence was trained with."""
     device = () if job.device is None else (("device", job.device),)
-    return job_from_text(text, trust=job.trust, overrides=(*job.stored_overrides, *device))
+    return job_from_text(text, trust=job.trust, overrides=(*job.stored_overrides, *device), file=folder / CONFIG)
 
 
 def _compare_logged(metrics: Path, done: Replay, *, needed: bool) -> Comparison:

@@ -14,7 +14,7 @@ from trainer.display import escape_controls, masked_config
 from trainer.documents import read_export_manifest
 from trainer.errors import CheckpointError, ConfigError, TrainerError
 from trainer.layout import LOG, REPORT, Document, export_folders
-from trainer.report.page import MARKER, Section, Series, render_page
+from trainer.report.page import Section, Series, is_own_page, render_page
 
 _NOT_PLOTTED = ("event", "step", "epoch", "split", "weights", "best_step")
 
@@ -33,14 +33,14 @@ def run(job: ReportJob, config: Document) -> None:
         ConfigError: The file cannot be written, or is from elsewhere.
     """
     if job.output is not None:
-        refuse_to_replace("output", Path(job.output), force=job.force, marker=MARKER)
+        refuse_to_replace("output", Path(job.output), force=job.force, is_own=is_own_page)
     records = [read_run(job.run), *(read_run(path, "beside") for path in job.beside)]
     file = records[0].folder / REPORT if job.output is None else Path(job.output)
     if job.output is None:
-        refuse_to_replace("run", file, force=job.force, marker=MARKER)
+        refuse_to_replace("run", file, force=job.force, is_own=is_own_page)
     elif any(file.resolve().is_relative_to(record.folder.resolve()) for record in records):
         # The files of the runs are the input of the page.
-        refuse_to_replace("output", file, force=False, marker=MARKER)
+        refuse_to_replace("output", file, force=False, is_own=is_own_page)
     write_page(file, records, CheckpointError if job.output is None else ConfigError)
     print(escape_controls(str(file)))
 

@@ -22,6 +22,7 @@ from trainer.errors import CheckpointError, format_error
 from trainer.layout import CHECKPOINTS, DIVERGED, EVALUATIONS, LOCK, METRICS, RUNS, TASK, Document
 from trainer.protocols import StateDict
 from trainer.report.events import read_events
+from trainer.shapes import CHECKSUM
 
 
 def create_run_folder(run: RunSection) -> Path:
@@ -220,6 +221,8 @@ def read_run(path: str | None, key: str = "run") -> RunRecord:
         raise CheckpointError(format_error(key, f"contains no {METRICS}", "Name a run folder", value=str(folder)))
     files = sorted((folder / EVALUATIONS).glob("*.json"))
     evaluations = {file.stem: read_document(file, EVALUATION, "Evaluate again: trainer eval") for file in files}
+    for document in evaluations.values():
+        document.pop(CHECKSUM, None)
     ranked = rank_by_score(list_newest_first(folder / CHECKPOINTS))
     best = {"step": ranked[0].step, **(ranked[0].score or {})} if ranked else None
     return RunRecord(folder, load_stored_config(folder, key), read_events(folder / METRICS), evaluations, best)

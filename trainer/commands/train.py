@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from trainer.atomic_io import write_text
+from trainer.atomic_io import set_aside, write_text
 from trainer.checkpoint.listing import find_newest_intact, list_newest_first
 from trainer.commands.run_folders import (
     claim_fixed_folder,
@@ -26,7 +26,7 @@ from trainer.commands.run_folders import (
 )
 from trainer.commands.run_log import log_early_stop, log_sparsity, log_start, open_logs, open_sinks
 from trainer.config.jobs import TrainJob
-from trainer.config.stored import config_text, job_from_text, parse_stored_config, resume_config
+from trainer.config.stored import config_text, parse_stored_config, resume_config
 from trainer.config.trust import names_environment, resolve_environment
 from trainer.errors import (
     CheckpointError,
@@ -44,6 +44,7 @@ from trainer.layout import (
     CHECKPOINTS,
     CONFIG,
     DIVERGED,
+    EVALUATIONS,
     LR_RANGE,
     METRICS,
     REPORT,
@@ -53,6 +54,7 @@ from trainer.layout import (
 )
 from trainer.rank_environment import is_rank, note_run_folder, num_processes
 from trainer.report.console import open_console, print_table
+from trainer.report.events import read_events
 from trainer.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -127,6 +129,8 @@ def _prepare(job: TrainJob, config: Document, stack: ExitStack) -> tuple[Start, 
     stack.enter_context(discard_unless_started(folder, created=created))
     snapshot = _load_snapshot(job, folder)
     notes: list[str] = []
+    if snapshot is not None and (folder / METRICS).is_file():
+        read_events(folder / METRICS)  # the report at the end needs it: damage is reported before the run continues
     if snapshot is not None and job.resume == "auto":
         config, notes = resume_config(parse_stored_config(snapshot.text(CONFIG)), config)
         job = replace(job, optimizer=resolve_environment(config["optimizer"]))
@@ -371,22 +375,31 @@ def _save_divergence(divergence: DivergenceReport, *, text: str, folder: Path, s
     return f"  Report: {bundle}. Replay it with: trainer verify {run_argument('run', folder)}"
 
 
+def _keep_changes(file: Path, is_own: Callable[[Path], bool]) -> None:
+    """Rename a file that the run is about to write if the user has written or changed it: training must not fail."""
+    if kept := set_aside(file, is_own):
+        logger.warning("%s: was not written by trainer, or has been changed since; it is kept as %s", file, kept.name)
+
+
 def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -> None:
     """Evaluate and export the best checkpoint, as `trainer eval` and `trainer export` would."""
     from trainer.builders.checkpointed import load_checkpointed_model, save_model
-    from trainer.commands.eval import evaluate_split, score_table
+    from trainer.builders.data import set_limits
+    from trainer.commands.eval import evaluate_split, is_evaluation, score_table
     from trainer.commands.export import export_artifacts, print_artifacts, print_sparsity
     from trainer.commands.report import write_page
     from trainer.commands.run_folders import read_run
-
-    def read_config(text: str) -> TrainJob:
-        # The data may have been moved since the checkpoint was saved.
-        return replace(job_from_text(text, trust=None), data=job.data)
+    from trainer.report.page import is_own_page
 
     checkpoint = "last" if training.state.best is None else "best"
-    best = load_checkpointed_model(folder, read_config, checkpoint=checkpoint, weights="auto", device=job.device)
+    best = load_checkpointed_model(folder, None, checkpoint=checkpoint, weights="auto", device=job.device)
+    # The data may have been moved since the checkpoint was saved.
+    best = replace(best, job=replace(best.job, data=job.data))
+    set_limits(job.data)
     split = "test" if "test" in best.encoded.splits else "validation"
-    _, values = evaluate_split(best, split, best.encoded.splits[split], "fp32", {}, force=True)
+    _keep_changes(folder / EVALUATIONS / f"{split}.json", is_evaluation)
+    _keep_changes(folder / REPORT, is_own_page)
+    _, values = evaluate_split(best, split, best.encoded.splits[split], "fp32", {})
     run, state = training.run, training.state
     event = {"split": split, "weights": best.weights, "best_step": best.step, **values}
     run.log("eval", state.step, event)

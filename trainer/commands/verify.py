@@ -197,7 +197,7 @@ def _training_parts(job: VerifyJob, folder: Path, intact: IntactCheckpoints, con
     first, last = steps
     start, stop = intact.folders.get(first), intact.folders[last]
     origin = "the start" if start is None else step_name(first)
-    stored = stored_job(job, read_checkpoint_document(stop, CONFIG) or "")
+    stored = stored_job(job, read_checkpoint_document(stop, CONFIG) or "", stop)
     compare = partial(compare_training, job, folder, start, stop)
     yield Part(folder, f"replay of {origin} to {step_name(last)}", stored, start, compare)
 
@@ -225,7 +225,7 @@ def _divergence_parts(job: VerifyJob, folder: Path, intact: IntactCheckpoints) -
         before = intact.newest_before(int(bundle.name.removeprefix("step-")))
         start = None if before is None else intact.folders[before]
         try:
-            stored = stored_job(job, (bundle / CONFIG).read_text(encoding="utf-8"))
+            stored = stored_job(job, (bundle / CONFIG).read_text(encoding="utf-8"), bundle)
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(format_error(str(bundle), f"cannot be read ({error})")) from error
         compare = partial(compare_divergence, job, bundle, start)

@@ -6,11 +6,12 @@ A checkpoint is data and may come from anyone; `trainer.config.trust` restricts 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from hydra.core.override_parser.types import Override
@@ -29,7 +30,7 @@ from trainer.config.trust import (
     resolve_environment,
     trust_problems,
 )
-from trainer.config.validate import complete_part, typed_job, validate_config
+from trainer.config.validate import complete_part, job_of, typed_job, validate_config
 from trainer.documents import read_export_manifest, read_text
 from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any, show_value
 from trainer.layout import CONFIG
@@ -51,6 +52,33 @@ _SHAPE = {
     **{f"{name}?": {str: object} for name in _SECTIONS},
 }
 """The shape of a stored config: the parts and the sections; their keys are validated one by one."""
+
+TRAINING_KEYS = (
+    "precision",
+    "compile",
+    "shard",
+    "devices",
+    "device",
+    "deterministic",
+    "run",
+    *(f"train.{name}" for name in schema.keys(jobs.TrainSection) if name != "fused_head"),
+    "checkpoint",
+    "ema",
+    "logger",
+    "launch",
+    "model.weights",
+    "model.weights_rename",
+    "model.weights_ignore",
+    "model.freeze",
+    "model.noisy_tune",
+    "model.gradient_checkpointing",
+    "model.channels_last",
+    "optimizer",
+    "scheduler",
+    "prune",
+    "export",
+)
+"""Keys without effect on the outputs of a trained model: its weights are in the checkpoint."""
 
 MAY_CHANGE = (
     "device",
@@ -149,6 +177,11 @@ def load_stored_config(path: str | Path, key: str = "resume") -> dict[str, Any]:
     Raises:
         CheckpointError: The folder has no config.
     """
+    return read_stored_config(path, key)[1]
+
+
+def read_stored_config(path: str | Path, key: str = "resume") -> tuple[Path, dict[str, Any]]:
+    """Return the config of a run folder or a checkpoint folder as `load_stored_config` does, and the file it is in."""
     folder = Path(path)
     # Every checkpoint has a copy, so a run folder that has lost its own config can still be used.
     own = folder.parent if folder.name == "export" else folder
@@ -165,10 +198,10 @@ def load_stored_config(path: str | Path, key: str = "resume") -> dict[str, Any]:
         raise CheckpointError(format_error(key, problem, remedy, value=str(path)))
     for file in existing[:-1]:
         try:
-            return parse_stored_config(read_text(file, _ANOTHER_COPY), str(file))
+            return file, parse_stored_config(read_text(file, _ANOTHER_COPY), str(file))
         except CheckpointError as error:
             _warn_of_copy(error.messages[0])
-    return parse_stored_config(read_text(existing[-1], _ANOTHER_COPY), str(existing[-1]))
+    return existing[-1], parse_stored_config(read_text(existing[-1], _ANOTHER_COPY), str(existing[-1]))
 
 
 @cache
@@ -210,7 +243,7 @@ def known_keys(config: Mapping[str, Any]) -> KnownKeys:
 
 
 def job_from_config(config: Mapping[str, Any]) -> jobs.TrainJob:
-    """Return the typed job of a stored config.
+    """Return the typed job of a complete config.
 
     Raises:
         ConfigError: All its errors.
@@ -220,19 +253,28 @@ def job_from_config(config: Mapping[str, Any]) -> jobs.TrainJob:
     return job
 
 
-def job_from_text(text: str, trust: Sequence[str] | None, overrides: Sequence[tuple[str, Any]] = ()) -> jobs.TrainJob:
+def job_from_text(
+    text: str,
+    trust: Sequence[str] | None,
+    overrides: Sequence[tuple[str, Any]] = (),
+    *,
+    file: Path = Path(CONFIG),
+    unused: Collection[str] = (),
+) -> jobs.TrainJob:
     """Return the typed job of a stored text, with changes by full key.
 
     Args:
         text: The stored config.
         trust: Packages that the user trusts; None if this process wrote the text itself.
         overrides: Full keys and values that replace the stored ones.
+        file: The file that contains the text, for messages.
+        unused: Keys without effect on what the job is for: errors in them are ignored, see `TRAINING_KEYS`.
 
     Raises:
-        CheckpointError: The config names code that is not trusted.
-        ConfigError: A key is unknown, or the config has errors.
+        CheckpointError: The config names code that is not trusted, or has errors.
+        ConfigError: A key of `overrides` is unknown, or its value is wrong.
     """
-    config = parse_stored_config(text)
+    config = parse_stored_config(text, str(file))
     if trust is not None:
         if problems := trust_problems(config, trust, [path for path, _ in overrides]):
             raise CheckpointError(*problems)
@@ -241,19 +283,86 @@ def job_from_text(text: str, trust: Sequence[str] | None, overrides: Sequence[tu
     changed = resolve_environment(with_overrides(config, overrides))
     # Paths of the command line do not start at `run.cwd`.
     given = [(path, find(changed, path)) for path, _ in overrides]
-    return job_from_config(with_overrides(locate_paths(changed, jobs.TrainJob), given))
+    return _usable_job(with_overrides(locate_paths(changed, jobs.TrainJob), given), config, file, unused)
 
 
-def unchanged_job(text: str, trust: Sequence[str]) -> jobs.TrainJob:
+def unchanged_job(text: str, trust: Sequence[str], unused: Collection[str] = ()) -> jobs.TrainJob:
     """Return the typed job of a stored text that has been checked, without the changes of the command line.
 
     References to the environment stay as they are written unless they are trusted: the changes may replace them.
     """
     if ENVIRONMENT in trust:
-        return job_from_text(text, trust)
-    return job_from_config(
-        locate_paths(parse_stored_config(text) | {"resume": None, "trust": list(trust)}, jobs.TrainJob)
-    )
+        return job_from_text(text, trust, unused=unused)
+    config = parse_stored_config(text) | {"resume": None, "trust": list(trust)}
+    return _usable_job(locate_paths(config, jobs.TrainJob), config, Path(CONFIG), unused)
+
+
+def _usable_job(
+    config: Mapping[str, Any], stored: Mapping[str, Any], file: Path, unused: Collection[str]
+) -> jobs.TrainJob:
+    """Return the typed job of a config whose unused keys may have any value.
+
+    Args:
+        config: The stored config with the changes of the command line.
+        stored: The same without these changes.
+        file: The file that contains it, for messages.
+        unused: As in `job_from_text`.
+    """
+    usable, unchanged = (_without_keys(each, unused) for each in (config, stored))
+    problems = [each for each in validate_config(usable, known_keys(usable)) if not _concerns(each, unused)]
+    raise_problems(problems, unchanged, file)
+    return cast(jobs.TrainJob, job_of(usable, jobs.TrainJob))
+
+
+def _without_keys(config: Mapping[str, Any], unused: Collection[str]) -> dict[str, Any]:
+    """Return a config with the defaults of unused keys of sections, and without unused keys of parts."""
+    changed = dict(config)
+    for path in unused:
+        name, _, key = path.partition(".")
+        default, value = schema.defaults(jobs.TrainJob).get(name), changed.get(name)
+        if name in _GROUPS and isinstance(value, dict) and key:
+            changed[name] = {other: item for other, item in value.items() if other != key}
+        elif key:
+            changed[name] = {**config[name], key: default[key]} if isinstance(default, dict) else default
+    return changed
+
+
+def _concerns(problem: str, keys: Collection[str]) -> bool:
+    """Return whether a message is about one of the keys or about a key in one of them."""
+    key = problem.partition(":")[0]
+    return any(key == path or key.startswith(f"{path}.") for path in keys)
+
+
+def raise_problems(problems: Sequence[str], stored: Mapping[str, Any], file: Path) -> None:
+    """Raise the errors of a changed config: those of the stored one make the run unusable, the others are the user's.
+
+    Raises:
+        CheckpointError: All of them are in the stored config.
+        ConfigError: Some are not.
+    """
+    if not problems:
+        return
+    own = frozenset(validate_config(stored, known_keys(stored)))
+    messages = [f"{file}: {each}" if each in own else each for each in dict.fromkeys(problems)]
+    raise (CheckpointError if own.issuperset(problems) else ConfigError)(*messages)
+
+
+@contextmanager
+def blaming_config(folder: Path | None) -> Iterator[None]:
+    """Let an error of a part that is built from the config of a checkpoint name the config: the command is right.
+
+    Args:
+        folder: The folder of the checkpoint; None for a new job, whose errors are those of the command.
+
+    Raises:
+        CheckpointError: The block raised a `ConfigError`.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if folder is None:
+            raise
+        raise CheckpointError(*(f"{folder / CONFIG}: {message}" for message in error.messages)) from error
 
 
 # Resuming
@@ -337,7 +446,7 @@ def compose_resumed(
     Raises:
         CheckpointError: There is no run, or its config names code that is not trusted.
     """
-    stored = load_stored_config(path)
+    file, stored = read_stored_config(path)
     _check_trust(line, stored)
     problems = _conflicts(line, choices, path)
     # Trust holds for one command, and never comes from the checkpoint itself.
@@ -353,7 +462,10 @@ def compose_resumed(
     valid = [item for item, messages in zip(line.overrides.values, wrong, strict=True) if not messages]
     problems += apply_overrides(changed, valid)
     values, without_value = plain(changed)
-    problems += without_value or validate_config(values, KnownKeys(jobs.TrainJob, line.groups, values))
+    invalid = validate_config(values, KnownKeys(jobs.TrainJob, line.groups, values))
+    if not problems and not without_value:
+        raise_problems(invalid, base, file)
+    problems += without_value or invalid
     try:
         config, notes = resume_config(stored, values if without_value else keep_references(values, changed))
     except ConfigError as error:

@@ -98,6 +98,10 @@ def fit_weights(
     if not fitting:
         raise ConfigError(format_error(_IGNORE, "leaves nothing to load", value=list(ignore)))
     _check_tied(fitting, tied)
+    weights = {name for name, parameter in model.named_parameters(remove_duplicate=False)}
+    if names := not_finite({name: tensor for name, tensor in fitting.items() if name in weights}):
+        problem = f"{names[0]} contains NaN or an infinite number"
+        raise ConfigError(format_error(_WEIGHTS, problem, "Use other weights"))
     # Not strict, because missing names are ignored on purpose; through torch, for modules with load hooks.
     model.load_state_dict(fitting, strict=False)
     filled = {same for name in fitting for same in tied[name]}
@@ -130,6 +134,15 @@ def find_mismatches(
     ]
     unknown = [Mismatch(name, shape_of(tensor), None) for name, tensor in tensors.items() if name not in targets]
     return [*missing, *different, *unknown]
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors with NaN or an infinite number."""
+    if not tensors:
+        return []
+    # One wait for the device, not one per tensor: this runs before every save.
+    finite = torch.stack([torch.isfinite(tensor.detach()).all() for tensor in tensors.values()]).tolist()
+    return [name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite]
 
 
 def _is_compatible(tensor: Tensor, target: Tensor) -> bool:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_CUT = "%s: line %d is cut and is left out"
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -123,7 +124,8 @@ def read_events(path: Path) -> list[Document]:
     """
     events: list[Document] = []
     cut = 0
-    for number, line in enumerate(read_file(path, "Name another run").split(b"\n"), 1):
+    *lines, last = read_file(path, "Name another run").split(b"\n")
+    for number, line in enumerate([*lines, last], 1):
         try:
             record = _parse(line)
         except DocumentError as error:
@@ -135,9 +137,11 @@ def read_events(path: Path) -> list[Document]:
             cut = 0  # the run was killed while it wrote the line
             events = [event for event in events if event["step"] <= record["step"]]
         elif cut:
-            logger.warning("%s: line %d is cut and is left out", path, cut)
+            logger.warning(_CUT, path, cut)
             cut = 0
         events.append(record)
+    if cut and not last:  # a process that is killed leaves no end of the line
+        logger.warning(_CUT, path, cut)
     return sorted(events, key=lambda event: event["step"])
 
 

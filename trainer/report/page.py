@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 
 from jinja2 import Environment
 from markupsafe import Markup
@@ -28,8 +30,9 @@ _LOG_RATIO = 100.0
 
 _COLORS = ("#2a78d6", "#d6622a", "#2e9e5b", "#a44bc4", "#c79a12", "#c43a5d", "#12a3a8", "#777777")
 
-MARKER = b'<meta name="generator" content="trainer">'
-"""Bytes by which a page of this tool is known: only such a file is replaced without `force`."""
+_MARKER = b'<meta name="generator" content="trainer">'
+_SEAL, _END = b"\n<!-- checksum ", b" -->\n"
+"""The last line of a page contains the CRC32 of all before it. Pages of earlier versions have no such line."""
 
 _TEMPLATE = """\
 <!doctype html>
@@ -97,6 +100,25 @@ class Section:
     text: str = ""
 
 
+def is_own_page(path: Path) -> bool:
+    """Return whether a file is a page of this tool that nobody has changed.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(1024)
+        if _MARKER not in start:
+            return False
+        page = start + file.read()
+    content, mark, rest = page.rpartition(_SEAL)
+    return not mark or rest == _checksum(content) + _END
+
+
+def _checksum(page: bytes) -> bytes:
+    return f"{zlib.crc32(page):08x}".encode()
+
+
 def render_page(title: str, sections: Sequence[Section]) -> str:
     """Return the HTML of a page, without empty sections and figures."""
     shown = [
@@ -113,7 +135,9 @@ def render_page(title: str, sections: Sequence[Section]) -> str:
     shown = [section for section in shown if section["rows"] or section["figures"] or section["text"]]
     environment = Environment(autoescape=True, trim_blocks=True, finalize=_finalize)
     environment.filters["format_cell"] = _format_cell
-    return environment.from_string(_TEMPLATE).render(title=title, sections=shown, colors=_COLORS)
+    page = environment.from_string(_TEMPLATE).render(title=title, sections=shown, colors=_COLORS)
+    content = page.encode()
+    return (content + _SEAL + _checksum(content) + _END).decode()
 
 
 def _finalize(value: object) -> object:
