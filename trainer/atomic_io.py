@@ -6,6 +6,8 @@ Every error names the path and the reason that the system gives. No other module
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import io
 import os
@@ -22,6 +24,11 @@ from trainer.storage_errors import naming_errors, storage_errors_named
 
 _TEMPORARY: Final = re.compile(r"\.trainer-[0-9a-f]{16}\.tmp")
 """Names of files and folders that are not complete yet. The process that writes one holds a lock on it."""
+
+_REPLACED: Final = ".trainer-replaced-"
+"""Prefix of the name of a folder while another one takes its place."""
+_HERE, _EXCHANGE = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux."""
 
 # Small enough that a chunk is still in the processor's cache when, after its checksum, it is written.
 _CHUNK_BYTES = 1 << 20
@@ -253,7 +260,7 @@ def replaced_folder(folder: Path, error_type: ErrorType = CheckpointError, *, is
 
 
 def _put_in_place(stage: Path, target: Path, *, keeps_existing: bool) -> None:
-    """Rename a folder to `target`, which is removed afterwards if it exists and need not be kept."""
+    """Give a folder the name `target`; a folder of that name, unless it is kept, gets the name `stage`."""
     if keeps_existing or not target.exists():
         try:
             os.rename(stage, target)
@@ -261,17 +268,45 @@ def _put_in_place(stage: Path, target: Path, *, keeps_existing: bool) -> None:
             if not (keeps_existing and target.is_dir()):
                 raise
         return
-    old, lock = _create_temporary(target.parent, is_folder=True)
     try:
+        _exchange(stage, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EXDEV):
+            raise
+        _exchange_in_two_steps(stage, target)
+
+
+def _exchange(first: Path, second: Path) -> None:
+    """Exchange the names of two folders in one step: renameat2(2) of Linux.
+
+    Raises:
+        OSError: The system or the file system cannot, or the disk failed.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    code = errno.ENOSYS
+    if rename is not None:
+        if not rename(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE):
+            return
+        code = ctypes.get_errno()
+    raise OSError(code, os.strerror(code), str(second))
+
+
+def _exchange_in_two_steps(stage: Path, target: Path) -> None:
+    """Exchange two folders; if the process is killed in between, `remove_leftovers` gives `target` its name back."""
+    old = target.with_name(_REPLACED + target.name)
+    descriptor = os.open(target, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.rename(target, old)
         try:
             os.rename(stage, target)
         except BaseException:  # a signal, too
             os.rename(old, target)
             raise
+        os.rename(old, stage)
     finally:
-        os.close(lock)
-        discard(old)
+        os.close(descriptor)
 
 
 def finish_files(folder: Path, *, is_private: bool = False) -> None:
@@ -354,15 +389,23 @@ def append(file: int, path: Path, line: bytes) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes that were killed have left in a folder: unfinished files and folders without a lock."""
+    """Remove what processes that were killed have left in a folder: unfinished files and folders without a lock.
+
+    A folder that was about to be replaced gets its name back.
+    """
     if not folder.is_dir():
         return
-    for path in [Path(entry.path) for entry in os.scandir(folder) if _TEMPORARY.fullmatch(entry.name)]:
+    names = [entry.name for entry in os.scandir(folder)]
+    for path in [folder / name for name in names if _TEMPORARY.fullmatch(name) or name.startswith(_REPLACED)]:
         with suppress(OSError):  # removed by another process, or locked by the one that writes it
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(path)
+                target = path.with_name(path.name.removeprefix(_REPLACED))
+                if target == path or target.exists():
+                    _remove(path)
+                else:
+                    os.rename(path, target)
             finally:
                 os.close(descriptor)
 
