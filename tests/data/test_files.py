@@ -1,3 +1,4 @@
+import inspect
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from trainer.config.groups import Groups, own_folder
 from trainer.data.files import Files
 from trainer.data.splits import assign_split
 from trainer.errors import ConfigError, DataError
@@ -192,6 +194,16 @@ def test_fingerprint_depends_on_content_and_arguments_but_not_on_the_path() -> N
     assert len({fingerprint, *(other.fingerprint for other in others)}) == 9
     write_numbers("train.csv", range(99))
     assert files().fingerprint != fingerprint
+
+
+def test_order_of_keys_does_not_change_the_fingerprint() -> None:
+    write_numbers("train.csv", range(100))
+    columns = dict(reversed(COLUMNS.items()))
+    assert files(columns=columns, split=dict(reversed(SHARES.items()))).fingerprint == files().fingerprint
+    usual = Groups((own_folder(),)).content("data", "files") | {"train": "train.csv"}
+    arguments = {key: usual[key] for key in inspect.signature(Files).parameters}
+    # The value in runs of earlier versions, which must still be accepted.
+    assert Files(**arguments).fingerprint == "569cb745d09f2ab1786db60a0a51a411"
 
 
 def load_rows(content: str, roles: tuple[str, ...], name: str = "train.csv", **changes: Any) -> list[dict[str, Any]]:

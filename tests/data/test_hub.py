@@ -110,6 +110,8 @@ def test_fingerprint_depends_on_content_and_arguments_but_not_on_the_path(data: 
 
     others = [hub(columns=COLUMNS | {"text": "label"}), hub(split=SHARES | {"test": 0.2}), hub(list_separator=" ")]
     assert len({fingerprint, *(source.fingerprint for source in others)}) == 4
+    orders: dict[str, Any] = {"splits": SPLITS, "columns": COLUMNS, "split": SHARES}
+    assert hub(**{key: dict(reversed(value.items())) for key, value in orders.items()}).fingerprint == fingerprint
     Path("data").rename("moved")
     assert hub("moved").fingerprint == fingerprint
     first = next(path for path in sorted(Path("moved").rglob("*")) if path.suffix in (".arrow", ".parquet"))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from trainer.data.splits import Sample
-from trainer.data.table import Record, Table, check_roles, describe_no_rows
+from trainer.data.table import Record, Table, describe_no_rows, in_role_order
 from trainer.errors import ConfigError, DataError
 
 COLUMNS: dict[str, Any] = {
@@ -167,9 +167,9 @@ def test_several_columns_without_a_name_are_no_features() -> None:
 
 
 def test_every_wrong_role_is_reported() -> None:
-    check_roles(COLUMNS, list(COLUMNS))
+    in_role_order(COLUMNS, list(COLUMNS))
     with pytest.raises(ConfigError) as caught:
-        check_roles({"txt": "a", "foo": None}, ["text", "label"])
+        in_role_order({"txt": "a", "foo": None}, ["text", "label"])
 
     assert [message.partition(",")[0] for message in caught.value.messages] == [
         "columns.txt: unknown role",

@@ -189,7 +189,7 @@ def test_keys_that_libraries_would_act_on(name: str, folder: Path, capsys: pytes
     # `train` checks every key; the other verbs would stop at the missing checkpoint, whatever the config contains.
     code, message = refusal(COMMANDS.index(["train"]), folder, config_text(config), capsys)
     assert code in (2, 3), message
-    assert message.startswith(("hydra", "defaults", "model.")), message
+    assert message.removeprefix("run/config.yaml: ").startswith(("hydra", "defaults", "model.")), message
     assert "Traceback" not in message
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 from collections.abc import Iterator
@@ -129,8 +130,12 @@ def test_sizes(name: str, verbs: list[str], run: Path, capfd: pytest.CaptureFixt
     write_changed(run, SIZES[name])
     for verb in verbs:
         code = main([verb, *VERBS[verb]])
-        error = capfd.readouterr().err.splitlines()[-1]
-        assert code == (2 if name.startswith("queue") else 3), (verb, code, error)
+        lines = capfd.readouterr().err.splitlines()
+        if verb in ("predict", "export") and SIZES[name].keys() == {"loss"}:  # they do not build a loss without weights
+            assert (code, lines) == (0, [])
+            continue
+        assert code == 3, (verb, code, lines)
+        error = re.sub(r"^\S+/config\.yaml: ", "", lines[-1])
         assert error.startswith((*SIZES[name], "task.", "model", "the checkpoint's")), (verb, error)
         reasons = (
             "stored weights",

@@ -15,7 +15,15 @@ from trainer.data.cells import ROLE_NOUNS, cell_parser, describe_incomplete_rows
 from trainer.data.data_files import DataFiles, FileSource
 from trainer.data.readers import column_names, format_suffix, format_suffixes, read_records
 from trainer.data.splits import SPLIT_RULES, Shares, row_id, split_schema, write_splits
-from trainer.data.table import COLUMN_RULES, Record, RoleColumns, Table, check_roles, describe_columns, describe_no_rows
+from trainer.data.table import (
+    COLUMN_RULES,
+    Record,
+    RoleColumns,
+    Table,
+    describe_columns,
+    describe_no_rows,
+    in_role_order,
+)
 from trainer.errors import DataError, format_error
 from trainer.layout import expand_home
 
@@ -82,9 +90,9 @@ class Files(FileSource):
         quote: Annotated[str, Len(1, 1)] | None,
         cache_dir: str | None,
     ) -> None:
-        check_roles(columns, [role for role in ROLE_NOUNS if role not in ("text", "label")])
+        ordered = in_role_order(columns, [role for role in ROLE_NOUNS if role not in ("text", "label")])
         super().__init__(train, validation, test, split, cache_dir)
-        self._columns = {"text": text, "label": label, **columns}
+        self._columns = {"text": text, "label": label, **ordered}
         self._numeric: dict[str, bool] = {}
         self._list_separator = unescape_tab(list_separator)
         self._csv_options = {"separator": separator and unescape_tab(separator), "quote": quote}

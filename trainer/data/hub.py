@@ -23,7 +23,15 @@ from trainer.data.splits import (
     split_schema,
     write_splits,
 )
-from trainer.data.table import COLUMN_RULES, Record, RoleColumns, Table, check_roles, describe_columns, describe_no_rows
+from trainer.data.table import (
+    COLUMN_RULES,
+    Record,
+    RoleColumns,
+    Table,
+    describe_columns,
+    describe_no_rows,
+    in_role_order,
+)
 from trainer.errors import DataError, did_you_mean, format_error
 from trainer.hub import is_reachable
 from trainer.layout import expand_home
@@ -93,12 +101,11 @@ class Hub:
         cache_dir: str | None,
     ) -> None:
         self._path, self._name, self._revision = path, name, revision
-        self._splits = splits
-        self._columns = columns
+        self._splits = {name: splits[name] for name in _SPLITS}
+        self._columns = in_role_order(columns, list(ROLE_NOUNS))
         self._list_separator = unescape_tab(list_separator)
         self._cache_dir = cache_dir
-        check_roles(columns, list(ROLE_NOUNS))
-        self._layout = SplitLayout.from_arguments({name: splits[name] for name in _SPLITS}, split)
+        self._layout = SplitLayout.from_arguments(self._splits, split)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -135,7 +135,9 @@ class SplitLayout:
     @classmethod
     def from_arguments(cls, own: Mapping[str, Any], split: Mapping[str, float]) -> SplitLayout:
         """Return the layout for constructor arguments that meet `SPLIT_RULES`."""
-        return cls(own, {name: float(share) for name, share in split.items() if own.get(name) is None})
+        # In one order, whatever that of the arguments: the shares are a part of fingerprints.
+        names = [name for name in ("validation", "test") if name in split and own.get(name) is None]
+        return cls(own, {name: float(split[name]) for name in names})
 
     def for_split(self, split: str) -> SplitLayout | None:
         """Return the layout with only this split; None if the split takes rows from another one or gives some."""

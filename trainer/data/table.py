@@ -72,11 +72,11 @@ _MULTI_COLUMN_ROLES = ("value", "features")
 _MAX_LISTED = 20
 
 
-def check_roles(columns: ColumnNames, roles: Sequence[str]) -> None:
-    """Check that `columns` has exactly the keys `roles`.
+def in_role_order(columns: ColumnNames, roles: Sequence[str]) -> ColumnNames:
+    """Return `columns` in the order of `roles`, so that the order of keys in a file does not change a fingerprint.
 
     Raises:
-        ConfigError: It has other keys.
+        ConfigError: It has other keys than `roles`.
     """
     unknown = [
         format_error(f"columns.{role}", "unknown role", did_you_mean(role, list(roles)), value=columns[role])
@@ -87,6 +87,7 @@ def check_roles(columns: ColumnNames, roles: Sequence[str]) -> None:
     raise_if_any(
         *unknown, *(format_error(f"columns.{role}", "is missing", f"Set data.columns.{role}=null") for role in missing)
     )
+    return {role: columns[role] for role in roles}
 
 
 def describe_columns(key: str, name: str | Sequence[str] | None) -> str:
