@@ -1,4 +1,4 @@
-"""Settings of every test: no network, one thread for each process by default, properties without a deadline."""
+"""Settings of every test: no network, one thread for each process by default, no deadlines, short measurements."""
 
 import logging
 import os
@@ -11,6 +11,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
+
+from trainer.export import timing
+
+timing.SECONDS_PER_MODEL = 0.0
 
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")

@@ -50,7 +50,8 @@ def is_launched(command: str) -> bool:
 def is_quick(command: str) -> bool:
     """Return whether a command takes a few seconds at most, given the run `runs/demo`."""
     takes_long = is_training(command) or is_launched(command) or command.startswith("trainer export ")
-    return not takes_long and runs_in(command) <= {"runs/demo"}
+    is_tested = command.startswith("python scripts/fuzz.py ")  # with more cases, in tests/hostile/test_fuzz.py
+    return not takes_long and not is_tested and runs_in(command) <= {"runs/demo"}
 
 
 RUNS = {
@@ -111,6 +112,8 @@ def run_command(command: str) -> None:
 def shortened(words: list[str]) -> list[str]:
     """Return the words of a `trainer` command as a short job on the CPU."""
     verb, *rest = [word.replace("device=cuda", "device=cpu") for word in words]
+    if verb == "plan":
+        return [verb, *rest, *(["debug=smoke"] if "debug=smoke" not in rest else [])]
     if verb != "train" or "--help" in rest or any(word.startswith("resume=runs") for word in rest):
         return [verb, *rest]
     # As many processes as any machine can run.

@@ -17,6 +17,7 @@ import pytest
 from tests.support.documents import edit_manifest
 from tests.support.jobs import TINY, train, working_in, write_data, write_roles
 from tests.support.pretrained_folders import save
+from tests.support.processes import run_without_torch
 from trainer.cli import main
 
 PROMPT = "apple banana (pear), axe"
@@ -256,27 +257,15 @@ def test_errors(
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize(
-    ("run", "more", "code", "message"),
-    [
+def test_errors_are_reported_before_torch_is_loaded(folder: Path) -> None:
+    cases = [
         ("classes", ["prompt=x"], 2, "contains no causal language model"),
         ("lm", ["prompt=x", "backend=onnx"], 3, "backend: there is no exported decoder"),
-        (
-            "lm",
-            ["prompt=", "output=texts.doc"],
-            2,
-            "prompt: must not be empty, got ''.\noutput: unknown file",
-        ),
-    ],
-)
-def test_errors_are_reported_before_torch_is_loaded(
-    run: str, more: list[str], code: int, message: str, folder: Path
-) -> None:
-    program = "import sys; from trainer.cli import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; "
-    command = [sys.executable, "-c", program + "sys.exit(code)", "generate", f"run={folder / run}", *more]
-    done = subprocess.run(command, capture_output=True, text=True)
-
-    assert (done.returncode, message in done.stderr) == (code, True), done.stderr
+        ("lm", ["prompt=", "output=texts.doc"], 2, "prompt: must not be empty, got ''.\noutput: unknown file"),
+    ]
+    codes, errors = run_without_torch([["generate", f"run={folder / run}", *more] for run, more, *_ in cases])
+    assert codes == [code for *_, code, _ in cases]
+    assert [message for *_, message in cases if message not in errors] == []
 
 
 def test_generate_does_not_need_the_data(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

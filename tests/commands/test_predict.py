@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from tests.support.documents import edit_manifest
 from tests.support.jobs import TINY, rows, working_in, write_roles
+from tests.support.processes import run_without_torch
 from tests.support.sources import write_images
 from trainer.cli import main
 
@@ -247,18 +247,22 @@ def test_nearest_texts_are_found(run_of: Callable[[str], Path], capfd: pytest.Ca
     assert "neighbours: needs a task that computes embeddings" in capfd.readouterr().err
 
 
-def test_broken_rows_of_standard_input_and_exit_code(run_of: Callable[[str], Path]) -> None:
+def test_broken_rows_of_standard_input_and_exit_code(
+    run_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = run_of("text_classification")
-    command = [sys.executable, "-m", "trainer", "predict", f"run={folder / 'run'}", "device=cpu"]
-    content = b"apple\n\nsaw\n" + b"\xff\nfox\n"
-    done = subprocess.run(command, input=content, capture_output=True, timeout=120, check=False)
-    predictions = [json.loads(line) for line in done.stdout.decode().splitlines()]
+    (tmp_path / "input").write_bytes(b"apple\n\nsaw\n" + b"\xff\nfox\n")
+    capfd.readouterr()
+    with (tmp_path / "input").open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main(["predict", f"run={folder / 'run'}", "device=cpu"]) == 6
+    output, errors_output = capfd.readouterr()
+    predictions = [json.loads(line) for line in output.splitlines()]
 
-    assert done.returncode == 6
     assert [list(prediction) for prediction in predictions] == [
         *(["label", "probability"], ["error"], ["label", "probability"], ["error"], ["label", "probability"])
     ]
-    errors = done.stderr.decode().splitlines()
+    errors = errors_output.splitlines()
     assert errors[0] == predictions[1]["error"] == "standard input, line 2: has no text."
     assert errors[1] == predictions[3]["error"]
     assert errors[2] == "2 of 5 rows could not be used; the others were predicted."
@@ -370,15 +374,13 @@ def test_errors(
 
 def test_errors_are_reported_before_torch_is_loaded(run_of: Callable[[str], Path]) -> None:
     folder = run_of("text_classification")
-    corpus = f"'neighbours=3', 'corpus={folder}/test.jsonl'"
-    cases = {"'input=gone.csv'": "2", "'input=x', 'backend=onnx'": "3", f"'input=x', {corpus}": "2"}
-    for options, code in cases.items():
-        script = (
-            "import sys; from trainer.cli import main; "
-            f"code = main(['predict', {str(f'run={folder}/run')!r}, {options}]); print(code, 'torch' in sys.modules)"
-        )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
-        assert done.stdout.split() == [code, "False"]
+    cases = [
+        (["input=gone.csv"], 2),
+        (["input=x", "backend=onnx"], 3),
+        (["input=x", "neighbours=3", f"corpus={folder}/test.jsonl"], 2),
+    ]
+    codes, _ = run_without_torch([["predict", f"run={folder}/run", *options] for options, _ in cases])
+    assert codes == [code for _, code in cases]
 
 
 def close(one: Any, other: Any) -> bool:

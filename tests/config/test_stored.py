@@ -35,6 +35,14 @@ def test_stored_config_round_trips(config: dict[str, Any], tmp_path: Path) -> No
     assert (job.optimizer["lr"], job.train.batch_size, job.data["train"]) == (3e-5, 32, "a.csv")
 
 
+def test_a_config_that_is_read_again_is_independent(config: dict[str, Any]) -> None:
+    text = config_text(config)
+    first = parse_stored_config(text)
+    first["export"]["formats"].append("torchscript")
+    first["train"]["duration"] = 1
+    assert parse_stored_config(text) == config
+
+
 @pytest.mark.parametrize(
     "text", ["", "- 1", "a: 1", "a: [", "model: 1\nmodel: 2", "!!python/object/apply:os.system [ls]"]
 )

@@ -61,5 +61,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
         training=lambda count: drawing_batches(),
         provenance={"step": 930, "weights": "ema"},
     )
-    artifacts = publish_toy(folder, export_model, ["onnx", "torchscript"])
+    with pytest.MonkeyPatch.context() as patch:
+        # Time every shape, however slow the machine is.
+        patch.setattr("trainer.export.timing.SECONDS_PER_MODEL", 60.0)
+        patch.setattr("trainer.export.timing._MAX_TURNS", 2)
+        artifacts = publish_toy(folder, export_model, ["onnx", "torchscript"])
     return Published(folder, artifacts, model, before, global_state(model))

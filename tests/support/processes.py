@@ -1,13 +1,15 @@
 """Training in processes that tests may kill, forked in milliseconds by a server that has imported everything."""
 
 import ctypes
+import json
 import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -45,6 +47,19 @@ def start(
     return process
 
 
+def run_without_torch(commands: Sequence[Sequence[str]]) -> tuple[list[int], str]:
+    """Run `trainer` commands in one new process, none of which may load torch; return exit codes and error output."""
+    script = (
+        "import json, sys; from trainer.cli import main\n"
+        "for command in json.loads(sys.argv[1]):\n"
+        "    print(main(command)); assert 'torch' not in sys.modules, command"
+    )
+    line = [sys.executable, "-c", script, json.dumps(commands)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    return [int(code) for code in done.stdout.split()], done.stderr
+
+
 def wait_until(ready: Callable[[], bool], process: BaseProcess) -> None:
     """Return if `ready()` is true or the process has ended."""
     while process.is_alive() and not ready():
@@ -69,5 +84,7 @@ def run_command(
     # The server ignores it; a shell's child would not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from trainer.cli import main
+    from trainer.export import timing
 
+    timing.SECONDS_PER_MODEL = 0.0
     sys.exit(main(arguments))

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -141,19 +142,25 @@ def parse_stored_config(text: str, name: str = CONFIG) -> dict[str, Any]:
     try:
         if problem := yaml_problem(text, _MAX_DEPTH):
             raise CheckpointError(format_error(name, f"cannot be read (it {problem})", _ANOTHER_COPY))
-        config = OmegaConf.create(text)
+        config = deepcopy(_read_yaml(text))
     # Besides its own errors, the parser raises ValueError for long integers and impossible dates.
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(format_error(name, f"cannot be read ({reason})", _ANOTHER_COPY)) from error
-    if not isinstance(config, DictConfig) or "model" not in config:
+    if "model" not in config:
         raise CheckpointError(format_error(name, "does not contain the config of a run"))
-    plain_config = unresolved(config)
     try:
-        check_shape(plain_config, _SHAPE)
+        check_shape(config, _SHAPE)
     except DocumentError as error:
         raise CheckpointError(format_error(name, f"is damaged: {error}", _ANOTHER_COPY)) from error
-    return _complete(plain_config)
+    return _complete(config)
+
+
+@lru_cache(maxsize=4)
+def _read_yaml(text: str) -> dict[str, Any]:
+    """Return the mapping in a YAML text, or an empty one; a command reads the text of its run several times."""
+    config = OmegaConf.create(text)
+    return unresolved(config) if isinstance(config, DictConfig) else {}
 
 
 def _complete(config: dict[str, Any]) -> dict[str, Any]:

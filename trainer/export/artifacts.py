@@ -13,6 +13,7 @@ from annotated_types import Interval
 
 from trainer.constraints import Count, NonNegative, Positive, validated
 from trainer.errors import ProofError
+from trainer.export import timing
 from trainer.export.bundle_files import BUNDLE_FILES, write_bundle_files
 from trainer.export.cases import timed_inputs
 from trainer.export.compare import Limits
@@ -24,7 +25,6 @@ from trainer.export.prove import ProofResult, prove_formats
 from trainer.export.timing import EAGER, Timing, measure
 from trainer.layout import EXPORT_MANIFEST, Document
 
-_TIMING_SECONDS = 1.2  # for each model
 _KNOWN = (*(each.path for each in FORMATS.values()), *BUNDLE_FILES)
 
 logger = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def _measure(stage: Path, model: ExportModel, result: ProofResult, reused: Reuse
     if not programs:
         return []
     forwards = {EAGER: model.eager_forward, **{name: programs[name] for name in FORMATS if name in programs}}
-    return measure(forwards, timed_inputs(model.task), seconds=_TIMING_SECONDS * len(forwards))
+    return measure(forwards, timed_inputs(model.task), seconds=timing.SECONDS_PER_MODEL * len(forwards))
 
 
 def _artifacts(folder: Path, manifest: Document, timings: list[Timing]) -> list[Artifact]:

@@ -1,16 +1,23 @@
 """Latency of a prediction, eager and exported, measured in turns."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter, sleep
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from trainer.export.cases import Forward, Sizes
+    from trainer.export.cases import Forward, Sizes
 
 EAGER = "pytorch"
 """Name of eager PyTorch among the formats."""
+
+SECONDS_PER_MODEL = 1.2
+"""Time that an export spends on each model. Tests set it to 0, as most of them do not read latencies."""
 
 _WARM_UP_CALLS = 2  # TorchScript compiles in its first two runs of a shape
 _MIN_TURNS = 2
