@@ -331,6 +331,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started, options = time.perf_counter(), parse(arguments)
     if missing := missing_packages():
         sys.exit("bench_gpu: packages are missing. pip install " + " ".join(f"'{package}'" for package in missing))
+    if options.device == "cuda":
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # Trainer would use several
     output = options.output or (ROOT / "scripts/results/gpu.json" if options.device == "cuda" else None)
     result: dict[str, Any] = {"size": options.size, "versions": versions(), "device": None, "rows": []}
     with tempfile.TemporaryDirectory() as temporary:

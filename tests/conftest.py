@@ -33,6 +33,15 @@ def _logging_as_before() -> Iterator[None]:
                 logger.removeHandler(handler)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips tests that need a CUDA device on a machine without one."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+
+
 @pytest.fixture
 def figure(record_property: Callable[[str, object], None]) -> Callable[[str, int, int], None]:
     """Counts towards a figure of the summary: its name, how many trials there were, how many of them held."""

@@ -57,7 +57,6 @@ def test_rows_are_measured_and_shown(script: dict[str, Any], bench: Bench) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_every_row_is_measured(script: dict[str, Any], bench: Bench) -> None:
     check_rows(script, bench(list(script["ROWS"]), "--in-process"), list(script["ROWS"]))
 

@@ -151,6 +151,7 @@ def test_commands_of_torchrun_are_valid(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch.compile
 @pytest.mark.parametrize("command", SLOW)
 def test_a_slow_command_runs(command: str, folder: Path) -> None:
     ensure_runs(command, folder)

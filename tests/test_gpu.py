@@ -37,22 +37,14 @@ PLAIN = ["train.duration=12", "train.eval_every=100", "checkpoint.every=100", "m
 SGD = [*PLAIN, "optimizer=sgd", "optimizer.lr=0.1"]
 """A job whose weights follow its gradients, so that a difference by rounding stays one."""
 
+CUDA = "device=cuda"
 MODES = ("none", "selective", "blocks")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
 @pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.gpu), pytest.param("cpu", marks=pytest.mark.slow)])
 def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     return f"device={request.param}"
-
-
-@pytest.fixture
-def cuda() -> str:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    return "device=cuda"
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +74,9 @@ def assert_close(run: Path, other: Path, tolerance: float = 1e-5, file: str = "m
 @pytest.mark.parametrize("batching", ["packed", "padded"])
 @pytest.mark.gpu
 def test_resumed_run_is_bitwise_equal(
-    precision: str, batching: str, data: list[str], tmp_path: Path, figure: Figure, cuda: str
+    precision: str, batching: str, data: list[str], tmp_path: Path, figure: Figure
 ) -> None:
-    options = [cuda, f"precision={precision}", f"loader.batching={batching}"]
+    options = [CUDA, f"precision={precision}", f"loader.batching={batching}"]
     check_resumes([*data, *SHORT], options, tmp_path, STOPS, figure)
 
 
@@ -122,20 +114,20 @@ def test_a_killed_run_ends_in_the_same_bytes(device: str, data: list[str], tmp_p
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_loss_is_close_to_the_loss_on_the_cpu(precision: str, data: list[str], tmp_path: Path, cuda: str) -> None:
+def test_loss_is_close_to_the_loss_on_the_cpu(precision: str, data: list[str], tmp_path: Path) -> None:
     job = [*data, "train.duration=60", "model.dropout=0.0", "loss=focal"]
     assert train(tmp_path / "cpu", *job) == 0
-    assert train(tmp_path / "cuda", *job, cuda, f"precision={precision}") == 0
+    assert train(tmp_path / "cuda", *job, CUDA, f"precision={precision}") == 0
     cpu, gpu = (events(tmp_path / name, "train")[-1]["loss"] for name in ("cpu", "cuda"))
 
     assert gpu == pytest.approx(cpu, rel={"fp32": 1e-3, "tf32": 1e-2}.get(precision, 0.05))
 
 
 @pytest.mark.gpu
-def test_weights_and_their_average_are_close_to_those_of_the_cpu(data: list[str], tmp_path: Path, cuda: str) -> None:
+def test_weights_and_their_average_are_close_to_those_of_the_cpu(data: list[str], tmp_path: Path) -> None:
     job = [*data, *SGD, "ema.decay=0.9"]
     assert train(tmp_path / "cpu", *job) == 0
-    assert train(tmp_path / "cuda", *job, cuda, "devices=1") == 0
+    assert train(tmp_path / "cuda", *job, CUDA, "devices=1") == 0
 
     assert_close(tmp_path / "cuda", tmp_path / "cpu", 1e-4)
     assert_close(tmp_path / "cuda", tmp_path / "cpu", 1e-4, "ema")
@@ -191,8 +183,9 @@ def test_evaluation_changes_no_bit_of_training(device: str, data: list[str], tmp
 
 
 @pytest.mark.gpu
-def test_compiled_run_is_close_and_resumes_to_the_same_bytes(data: list[str], tmp_path: Path, cuda: str) -> None:
-    job = [*data, *SGD, cuda, "checkpoint.every=4", "loader.tokens=64", KEEP_ALL]
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch.compile
+def test_compiled_run_is_close_and_resumes_to_the_same_bytes(data: list[str], tmp_path: Path) -> None:
+    job = [*data, *SGD, CUDA, "checkpoint.every=4", "loader.tokens=64", KEEP_ALL]
     assert train(tmp_path / "plain", *job) == 0
     assert train(tmp_path / "compiled", *job, "compile=true") == 0
 
@@ -215,7 +208,7 @@ def test_a_step_that_diverges_is_found_and_replayed(
 
 
 @pytest.mark.gpu
-def test_fused_optimizers_are_checked_one_step_later(data: list[str], cuda: str) -> None:
+def test_fused_optimizers_are_checked_one_step_later(data: list[str]) -> None:
     for precision, optimizer, late in (
         ("fp32", "adamw", True),
         ("tf32", "sgd", True),
@@ -224,15 +217,15 @@ def test_fused_optimizers_are_checked_one_step_later(data: list[str], cuda: str)
         ("bf16", "lion", False),
     ):
         with ExitStack() as closing:
-            job = job_of(*data, *TINY, cuda, f"precision={precision}", f"optimizer={optimizer}")
+            job = job_of(*data, *TINY, CUDA, f"precision={precision}", f"optimizer={optimizer}")
             assert build_training(job, "", RunOutputs(Recorded()), None, closing).run.checks_late is late
 
 
 @pytest.mark.gpu
 def test_an_operation_that_is_not_deterministic_is_named_with_its_remedy(
-    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], cuda: str
+    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = [*data, *SHORT, cuda, "model._target_=tests.support.toys.PuttingEncoder", "model.pooling=mean"]
+    job = [*data, *SHORT, CUDA, "model._target_=tests.support.toys.PuttingEncoder", "model.pooling=mean"]
     assert train(tmp_path / "refused", *job) == 2
     message = capsys.readouterr().err
     assert "deterministic: must be false for an operation that is not deterministic" in message

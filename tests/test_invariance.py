@@ -84,8 +84,6 @@ def test_another_seed_is_another_run(data: list[str], reference: Path, tmp_path:
     assert losses(tmp_path / "run") != losses(reference)
 
 
-# torch.compile itself still imports parts that torch.jit has made.
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "parts",

@@ -165,8 +165,6 @@ def test_jobs_compile_once_for_each_shape(
     assert checkpoint_files(tmp_path / "compiled", end) == checkpoint_files(tmp_path / "eager", end)
 
 
-# torch.compile itself still imports parts that torch.jit has made.
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.slow
 def test_compiled_runs_resume_bitwise_equal(data: tuple[list[str], list[str]], tmp_path: Path) -> None:
     job = [*data[0], "loader.tokens=32", "compile=true", "train.duration=12", "train.eval_every=4"]
