@@ -4,6 +4,7 @@ import json
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,17 @@ def test_a_row_that_fails_is_recorded_and_the_others_go_on(
     assert "figures" not in masked
     assert images["figures"]
     assert "| `mlm` | failed: DataError: data.train" in capsys.readouterr().out
+
+
+def test_missing_packages_are_named_as_pip_takes_them(script: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def version_of(name: str) -> str:
+        if name in ("hydra-core", "accelerate"):
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setitem(script["main"].__globals__, "version", version_of)
+    with pytest.raises(SystemExit, match=r"pip install 'hydra-core>=.*' 'accelerate'"):
+        script["main"](["--device=cpu"])
 
 
 @pytest.mark.slow

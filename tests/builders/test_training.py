@@ -164,6 +164,20 @@ def test_utilization_is_logged_if_the_peak_is_known_and_changes_no_weight(
         assert torch.equal(value, weights[1][name])
 
 
+def test_images_are_counted_by_the_sizes_that_the_task_knows(tmp_path: Path) -> None:
+    keys = ("task=image_classification", "data=digits", "model=convnet", "loader.limit=40", "device=cpu")
+    with working_in(tmp_path), ExitStack() as stack:
+        built = build_training(job_of(*keys), "", RunOutputs(Recorded()), None, stack)
+        peaks = {"cpu": {"fp32": 1e12}}
+        used = build_utilization(built.task, built.run.model, "fp32", "cpu", built.run.ranks, peaks)
+
+    assert built.run.utilization is None
+    assert used is not None
+    assert used.mfu(1e6, 0.0) == pytest.approx(1e6 * used.flops.image / 1e12)
+    # The first layer: 9 products and sums for each of 16 channels and 8 x 8 pixels, and much more in the other layers.
+    assert used.flops.image > 3 * 2 * 9 * 16 * 64
+
+
 def test_utilization_of_several_devices_is_a_share_of_the_sum_of_their_peaks(data: list[str]) -> None:
     class Others(Ranks):
         """Three processes with equal devices, as this one sees them."""

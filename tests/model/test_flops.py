@@ -12,7 +12,9 @@ from tests.support.pretrained_folders import LANGUAGE, Folders, model_of
 from trainer.model.convnet import ConvNet
 from trainer.model.decoder import Decoder
 from trainer.model.flops import ModelFlops, Utilization, count_flops, find_peak
+from trainer.model.resnet import ResNet
 from trainer.model.text_encoder import TextEncoder
+from trainer.model.vit import ViT
 
 LENGTH, SAMPLES, VOCAB = 64, 4, 400
 SIZES: dict[str, Any] = {"dim": 128, "depth": 2, "heads": 4, "hidden": 512, "dropout": 0.1, "pooling": "mean"}
@@ -80,14 +82,25 @@ def hidden_of(config: Any) -> int:
     return next((size for name in names if (size := getattr(config, name, None))), 4 * config.hidden_size)
 
 
-def test_images_are_counted_without_running_the_model() -> None:
-    model = ConvNet(10, 1, (28, 28), channels=(16, 32), hidden=[128, 64])
+@pytest.mark.parametrize(
+    "model",
+    [
+        ConvNet(10, 1, (28, 28), channels=(16, 32), hidden=[128, 64]),
+        ResNet(10, 1, (28, 28), depth=8, width=4, shortcut="projection"),
+        ViT(10, 1, (28, 28), patch=7, dim=32, depth=2, heads=2, hidden=64, dropout=0.1, pooling="mean"),
+    ],
+    ids=["convnet", "resnet", "vit"],
+)
+def test_images_are_counted_without_running_the_model(model: nn.Module) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     flops = count_flops(model, (1, 28, 28), None)
     pixels = torch.zeros(SAMPLES, 1, 28, 28, requires_grad=True)  # the first layer's backward pass is complete, too
 
     assert flops is not None
-    assert flops.per_second(SAMPLES, 0.0) == measured(model, pixel_values=pixels)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
     assert model.training
+    assert flops.per_second(SAMPLES, 0.0) == measured(model, pixel_values=pixels)
 
 
 class Uneven(nn.Module):

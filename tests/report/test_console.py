@@ -294,6 +294,11 @@ def test_memory_is_shown_in_a_readable_unit() -> None:
     console = Console(file=io.StringIO(), width=200)
     screen = open_screen("plain", console, total_steps=10)
     assert screen is not None
-    screen.log("train", step=1, epoch=0.1, values={**TRAIN, "tokens_per_second": 51234.4, "memory": 1_500_000_000})
+    screen.log(
+        "train",
+        step=1,
+        epoch=0.1,
+        values={**TRAIN, "tokens_per_second": 51234.4, "mfu": 0.4312, "memory": 1_500_000_000},
+    )
 
-    assert re.search(r"tokens/s +51234 .*memory +1\.5 GB", written(console))
+    assert re.search(r"tokens/s +51234 .*mfu +0\.4312 .*memory +1\.5 GB", written(console))
