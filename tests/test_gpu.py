@@ -24,12 +24,18 @@ from tests.support.jobs import (
     write_data,
     write_roles,
 )
+from tests.support.pretrained_folders import FACTS, KEYS, save
 from tests.support.processes import start, wait_until
+from tests.support.token_batches import packed, samples
 from tests.test_conf import job_of
 from tests.test_resume import KEEP_ALL, MID_EPOCH, STEPS, STOPS, Figure, check_resumes
 from trainer.builders.training import build_training
 from trainer.cli import main
+from trainer.model import attention
+from trainer.model.decoder import Decoder
 from trainer.model.flops import find_peak
+from trainer.model.pretrained import Pretrained
+from trainer.model.text_encoder import TextEncoder
 from trainer.run import RunOutputs
 
 SHORT = [f"train.duration={STEPS}", "train.eval_every=4", "checkpoint.every=1"]
@@ -287,3 +293,49 @@ def test_events_contain_the_share_of_the_peak_if_it_is_known(device: str, data: 
     for event in events(tmp_path / "run", "train"):
         assert ("mfu" in event) == known
         assert 0 < event.get("mfu", 0.5) < 1
+
+
+@pytest.fixture
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=False)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["text_encoder", "decoder", "bert", "gpt2", "modernbert"])
+@pytest.mark.usefixtures("cuda", "deterministic")
+def test_variable_length_attention_is_deterministic_and_close_to_a_mask(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    shape = {"dim": 256, "depth": 2, "heads": 4, "hidden": 256, "dropout": 0.0, "pooling": "mean"}
+    model: torch.nn.Module
+    if name == "text_encoder":
+        model = TextEncoder(**FACTS, **shape).cuda()
+    elif name == "decoder":
+        model = Decoder(**FACTS, **shape, tie_embeddings=False).cuda()
+    else:
+        model = Pretrained(**FACTS, **(KEYS | {"path": str(save(name, tmp_path / name))})).cuda().eval()
+    inputs = {key: value.cuda() for key, value in packed(samples(40)).items()}
+
+    def run() -> torch.Tensor:
+        """Return the outputs and all gradients as one vector."""
+        model.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            output = model(**inputs).float()
+        output.square().sum().backward()
+        gradients = [value.grad.flatten() for value in model.parameters() if value.grad is not None]
+        return torch.cat([output.detach().flatten(), *gradients])
+
+    assert attention.find_kernel("cuda") is not None, "this GPU has no flash attention"
+    kernel, again = run(), run()
+    monkeypatch.setitem(attention.KERNELS, "cuda", None)
+    masked = run()
+
+    assert torch.isfinite(kernel).all()
+    assert torch.equal(kernel, again)
+    assert not torch.equal(kernel, masked)
+    # bfloat16 has 8 bits of mantissa.
+    assert (kernel - masked).norm() <= 0.02 * masked.norm()

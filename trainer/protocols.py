@@ -116,7 +116,8 @@ Inputs = Literal["tokens", "features", "images"]
 """The inputs that a model reads:
 
 * `tokens`: `input_ids` and what belongs to them, padded (`attention_mask`) or packed (`position_ids`, `sequence_ids`,
-  `token_index`); `output_index` of any shape selects the flattened positions that need outputs;
+  `token_index` with a row for each sample); `output_index` of any shape selects the flattened positions that need
+  outputs;
 * `features`: `features`, float32 (B, F);
 * `images`: `pixel_values`, float32 (B, channels, H, W).
 """

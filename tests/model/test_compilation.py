@@ -11,11 +11,12 @@ from torch._dynamo.utils import counters
 
 from tests.model.test_gradient_checkpointing import MODELS, inputs_of
 from tests.support.jobs import TINY, assert_resumes, checkpoint_files, checkpoint_steps, train, working_in, write_data
-from tests.support.pretrained_folders import Folders, layouts
+from tests.support.pretrained_folders import Folders, layouts, model_of
 from tests.support.sources import write_idx
+from tests.support.varlen_attention import masked_varlen_attn
 from trainer.cli import main
 from trainer.errors import ConfigError
-from trainer.model import compilation
+from trainer.model import attention, compilation
 from trainer.model.compilation import compile_for_training
 from trainer.model.convnet import ConvNet
 from trainer.model.gradient_checkpointing import checkpoint_blocks, find_blocks
@@ -129,6 +130,25 @@ def test_a_model_for_changing_shapes_is_compiled_as_a_whole(folders: Folders, pr
         inputs = layouts(texts)[1]
         assert_equal(gradients(model, inputs), gradients(eager, inputs))
     assert programs() <= 2
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["blocks", "whole"])
+@pytest.mark.parametrize("name", ["text_encoder", "decoder", "bert"])
+def test_variable_length_attention_is_compiled_without_a_break(
+    name: str, dynamic: bool, folders: Folders, programs: Count, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = attention.Kernel("reference", masked_varlen_attn, frozenset({torch.float32}))
+    monkeypatch.setitem(attention.KERNELS, "cpu", kernel)
+    no_dropout = {"attention_probs_dropout_prob": 0.0}
+    monkeypatch.setitem(MODELS, "bert", lambda folders: model_of(folders("bert"), config=no_dropout))
+    eager, model = build(name, folders), build(name, folders)
+    compile_for_training([model] if dynamic else find_blocks(model), CPU, dynamic=dynamic)
+
+    for texts in (13, 14):
+        inputs = layouts(texts)[1]
+        assert_equal(gradients(model, inputs), gradients(eager, inputs))
+    assert programs() > 0
+    assert not counters["graph_break"]
 
 
 @pytest.fixture(scope="module")

@@ -356,7 +356,6 @@ def test_modules_without_suitable_outputs_are_rejected() -> None:
 
 
 def test_token_level_tasks_are_rejected() -> None:
-    (_, fixed), (_, rows) = token_layouts([np.arange(3), np.arange(5)])
-    for inputs in (rows, fixed | {"output_index": torch.zeros(2)}):
-        (message,) = problems(encoder(), ["blocks.0"], inputs)
+    for _, inputs in token_layouts([np.arange(3), np.arange(5)]):
+        (message,) = problems(encoder(), ["blocks.0"], inputs | {"output_index": torch.zeros(2)})
         assert "one output per sample" in message

@@ -87,8 +87,8 @@ def layouts(count: int, *, pooled: bool = True, typed: bool = False) -> list[dic
     for batching in ("padded", "packed"):
         layout = lay_out([len(text) for text in made], max_length=MAX_LENGTH, batching=batching)  # type: ignore[arg-type]
         inputs = token_inputs(made, layout, pad_id=0)
-        if layout.packed and pooled:
-            inputs["token_index"] = layout.index()
+        if not pooled:
+            inputs.pop("token_index", None)
         if typed:
             inputs["token_type_ids"] = layout.fill(types, 0)
         results.append(inputs)

@@ -21,7 +21,7 @@ def samples(count: int, seed: int = 0) -> list[np.ndarray]:
 def packed(texts: list[np.ndarray]) -> dict[str, Tensor]:
     """Packed rows, and where each sample's tokens lie in them."""
     layout = lay_out([len(text) for text in texts], max_length=MAX_LENGTH, batching="packed")
-    return {**token_inputs(texts, layout, pad_id=0), "token_index": layout.index()}
+    return token_inputs(texts, layout, pad_id=0)
 
 
 def padded(texts: list[np.ndarray], *, pad_id: int = 0, width: int = MAX_LENGTH) -> dict[str, Tensor]:
@@ -29,7 +29,7 @@ def padded(texts: list[np.ndarray], *, pad_id: int = 0, width: int = MAX_LENGTH)
 
 
 def token_layouts(texts: list[np.ndarray]) -> list[tuple[Layout, dict[str, Tensor]]]:
-    """The padded and the packed layout without outputs of samples, each with its inputs."""
+    """The padded and the packed layout, each with its inputs."""
     found = []
     for batching in ("fixed", "packed"):
         layout = lay_out([len(text) for text in texts], max_length=MAX_LENGTH, batching=batching)  # type: ignore[arg-type]

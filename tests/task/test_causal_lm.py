@@ -75,7 +75,6 @@ def test_target_is_the_next_token_of_the_document() -> None:
         assert target is not None
         assert target.shape == ids.shape
         assert "output_index" not in batch.inputs
-        assert "token_index" not in batch.inputs
         # Read along the targets from each document's first token, every document comes out.
         documents = []
         starts = (ids == ids).nonzero().tolist()

@@ -106,7 +106,7 @@ def test_packed_batches_request_only_words() -> None:
     first = packed.inputs["input_ids"].flatten()[index.clamp(min=0)]
     assert first[0, :2].tolist() == [tagger.texts.tokenizer.token_to_id(word) for word in ("he", "ran")]
     assert ((index < 0) == (packed.target < 0)).all()
-    assert "token_index" not in packed.inputs
+    assert (packed.inputs["token_index"] >= 0).sum(dim=1).tolist() == [len(rows["input_ids"][at]) for at in (2, 1)]
     assert "output_index" not in padded.inputs
     assert padded.target is not None
     assert padded.target.tolist() == [[-100, 4, 4, *[-100] * 5], [-100, 1, 4, -100, -100, 4, 0, -100]]

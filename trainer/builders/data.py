@@ -155,9 +155,10 @@ def build_loaders(
         if batching != "packed":
             problem = "this model does not support packed batches"
             raise ConfigError(format_error("loader.tokens", problem, "Set loader.tokens=null", value=tokens))
-        width = task.info().max_length
+        width, output_level = task.info().max_length, task.info().output_level
         assert width is not None, "the plan has checked it"
-        complete, batching = partial(add_empty_rows, num_rows=tokens // width), "full_rows"
+        complete = partial(add_empty_rows, num_rows=tokens // width, output_level=output_level)
+        batching = "full_rows"
     train = Batches(encoded.splits["train"], task, batching, job.seed, training=True, complete=complete)
     loader = TrainLoader(train, plan, job.train.accumulate, options, ranks, tokens=tokens, fill=fill)
     return loader, EvaluationBatches(validation, job.loader.eval_batch_size, options, ranks, fill=fill)

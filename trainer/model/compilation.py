@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from trainer.errors import ConfigError, format_error
+from trainer.model.attention import find_kernel
 
 MAX_COMPILATIONS = 256
 """Programs of one process, for each shape of each kind of block: more would take longer than they can save."""
@@ -43,6 +44,7 @@ def compile_for_training(parts: Sequence[nn.Module], device: torch.device, *, dy
         config.fail_on_recompile_limit_hit = True
         # Otherwise a block with a hook would share the program of a block without.
         config.skip_nnmodule_hook_guards = False
+    find_kernel(device.type)  # asks for the abilities of the device, which no program can
     for part in parts:
         part._compiled_call_impl = _call_in_training(part, dynamic=dynamic)
 

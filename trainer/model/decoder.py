@@ -25,8 +25,9 @@ class Decoder(TokenTransformer):
 
     * plain: `input_ids` (B, T), one sample per row, and `attention_mask` (B, T) if there is padding after the tokens;
     * packed: `input_ids` (R, L) with several samples per row, `position_ids` (R, L) that restart at each sample,
-      `sequence_ids` (R, L) with a number for each sample of a row, and for sample-level outputs `token_index` (B, T),
-      the positions of each sample's tokens in the flattened rows (-1 after the end of a sample);
+      `sequence_ids` (R, L) with a number for each sample of a row, and `token_index` (B, T), the positions of each
+      sample's tokens in the flattened rows (-1 after the end of a sample). Without `token_index` there are only
+      token-level outputs, and no faster attention on CUDA;
     * blocks of running text: packed, with the documents as `sequence_ids`; attention stays inside a document.
 
     Token-level outputs are returned for all positions of the rows, or for the flattened positions in `output_index` of
@@ -119,15 +120,13 @@ class Decoder(TokenTransformer):
         output_index: Tensor | None = None,
     ) -> Tensor | DeferredLogits:
         """Return outputs (B, C) of samples, or (R, L, C) or S + (C,) of tokens, in float32 or autocast's dtype."""
-        columns = torch.arange(input_ids.shape[1], device=input_ids.device)
-        mask = None
-        if sequence_ids is not None:
-            same_sample = sequence_ids[:, None, :, None] == sequence_ids[:, None, None, :]
-            mask = same_sample & (columns[:, None] >= columns)
-        hidden = self.embed(input_ids, columns if position_ids is None else position_ids, token_type_ids)
+        mask = None if sequence_ids is None else self.packed_mask(sequence_ids, token_index, causal=True)
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
+        hidden = self.embed(input_ids, position_ids, token_type_ids)
         # Padding needs no mask: it comes after the tokens, so no token sees it.
         for block in self.blocks:
-            hidden = block(hidden, mask, causal=mask is None)
+            hidden = block(hidden, mask, causal=True)
         hidden = self.norm(hidden)
         return self.outputs(self.select(hidden, attention_mask, token_index, output_index))
 

@@ -149,7 +149,7 @@ def _check(model: nn.Module, names: Sequence[str], example: Mapping[str, Tensor]
         problems.append(format_error(_KEY, "must name at least one module", _suggest("", known), value=list(names)))
     if len(set(names)) < len(names):
         problems.append(format_error(_KEY, "names a module twice", value=list(names)))
-    if "output_index" in example or ("sequence_ids" in example and "token_index" not in example):
+    if "output_index" in example:
         problems.append(format_error(_KEY, "needs a task with one output per sample, not per token"))
     raise_if_any(*problems)
 

@@ -4,11 +4,11 @@ from collections import OrderedDict
 from typing import ClassVar, Final, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.constraints import BelowOne, Count, Rule
 from trainer.deferred_logits import DeferredLogits, defer_logits
+from trainer.model.attention import attend, same_sample, sample_starts
 
 Pooling = Literal["cls", "mean", "max", "last"]
 
@@ -75,11 +75,11 @@ class TransformerBlock(nn.Module):
 
         Args:
             hidden: The hidden states.
-            mask: Boolean, broadcastable to (R, heads, L, L): True if a position (row) may attend to another (column).
-            causal: Let each position attend only to itself and to earlier positions; requires that `mask` is None.
+            mask: Which positions may attend to which others; see `attend`.
+            causal: Let each position attend only to itself and to earlier positions; ignored if `mask` is boolean.
         """
         query, key, value = self._project(hidden)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+        attended = attend(query, key, value, mask, causal=causal)
         return self._add(hidden, attended)
 
     def extend(self, hidden: Tensor, mask: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,7 +96,7 @@ class TransformerBlock(nn.Module):
         """
         query, key, value = self._project(hidden)
         keys, values = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
-        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        attended = attend(query, keys, values, mask)
         return self._add(hidden, attended), keys, values
 
     def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,6 +154,7 @@ class TokenTransformer(nn.Module):
         super().__init__()
         self.output_level = output_level
         self.pooling = pooling
+        self.heads = heads
         self.token_embedding = nn.Embedding(vocab_size, dim)
         self.position_embedding = nn.Embedding(max_length, dim)
         self.token_type_embedding = nn.Embedding(num_token_types, dim) if num_token_types > 1 else None
@@ -175,6 +176,18 @@ class TokenTransformer(nn.Module):
     def self_attention(self) -> tuple[int, int]:
         """The number of self-attention layers and their width."""
         return len(self.blocks), self.token_embedding.embedding_dim
+
+    def packed_mask(self, sequence_ids: Tensor, token_index: Tensor | None, *, causal: bool) -> Tensor:
+        """Return what keeps the samples of packed rows apart; see `attend`."""
+        weight = self.token_embedding.weight
+        starts = sample_starts(sequence_ids, token_index, head_size=weight.shape[1] // self.heads, dtype=weight.dtype)
+        if starts is not None:
+            return starts
+        mask = same_sample(sequence_ids)
+        if causal:
+            columns = torch.arange(sequence_ids.shape[1], device=sequence_ids.device)
+            mask = mask & (columns[:, None] >= columns)
+        return mask
 
     def select(
         self,

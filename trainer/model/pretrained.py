@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
 import torch
@@ -17,6 +15,17 @@ from trainer.deferred_logits import DeferredLogits, defer_logits
 from trainer.errors import ConfigError, format_error, raise_if_any
 from trainer.layout import Document
 from trainer.model.layers import pool_samples, take_tokens
+from trainer.model.pretrained_attention import (
+    FAMILIES,
+    Family,
+    attention_masks,
+    first_position,
+    is_causal,
+    language_model_class,
+    native_mask,
+    starts_in_mask,
+    use_packed_attention,
+)
 from trainer.model.pretrained_loading import (
     AutoClass,
     architecture_of,
@@ -33,117 +42,6 @@ logger = logging.getLogger(__name__)
 
 _MIN_VOCABULARY_SHARE: Final = 0.9
 """If the task's tokenizer has a smaller share of the model's vocabulary, it is probably not the model's own."""
-
-
-# Supported families: attention masks and positions for packed rows.
-#
-# The models take a finished mask in place of their own: boolean for torch's `scaled_dot_product_attention`, added to
-# the scores for the `eager` implementation. With a mask that confines a token to its own sample, several samples can
-# share a row, with the results of padded rows up to rounding.
-# Source: Krell et al. 2021, https://arxiv.org/abs/2107.02027.
-
-
-@dataclass(frozen=True)
-class Family:
-    """The properties of an architecture that matter for packing several samples into a row.
-
-    Attributes:
-        lm_head: Names of the language model's modules after the last hidden states, in order.
-        output_layer: Name of the last linear layer in the last of these modules; empty if it is that module itself.
-        causal: Tokens see only earlier tokens.
-        after_padding: The first position is the padding token's id + 1.
-        token_types: The model has token type embeddings.
-    """
-
-    lm_head: tuple[str, ...]
-    causal: bool = False
-    after_padding: bool = False
-    token_types: bool = True
-    output_layer: str = ""
-
-
-_ROBERTA: Final = Family(("lm_head",), after_padding=True, output_layer="decoder")
-
-FAMILIES: Final[Mapping[str, Family]] = {
-    "bert": Family(("cls",), output_layer="predictions.decoder"),
-    "camembert": _ROBERTA,
-    "distilbert": Family(("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"), token_types=False),
-    "electra": Family(("generator_predictions", "generator_lm_head")),
-    "gpt2": Family(("lm_head",), causal=True, token_types=False),
-    "modernbert": Family(("head", "decoder"), token_types=False),
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-}
-"""Families by the `model_type` of a config. Other models are not known to give equal results for packed rows."""
-
-
-def first_position(family: Family, config: PreTrainedConfig) -> int:
-    """Return the position of a sample's first token."""
-    return int(config.pad_token_id) + 1 if family.after_padding else 0
-
-
-def is_causal(family: Family, config: PreTrainedConfig) -> bool:
-    """Return whether tokens see only earlier tokens."""
-    return family.causal or getattr(config, "is_decoder", False)
-
-
-def language_model_class(config: PreTrainedConfig) -> AutoClass:
-    """Return the class of a language model with its own head.
-
-    Raises:
-        ConfigError: The head of this family is not known.
-    """
-    family = FAMILIES.get(config.model_type)
-    if family is None:
-        problem = f"is a {config.model_type}, whose language model head is not supported"
-        raise ConfigError(format_error("path", problem, f"Supported are {', '.join(FAMILIES)}"))
-    return "AutoModelForCausalLM" if is_causal(family, config) else "AutoModelForMaskedLM"
-
-
-def attention_masks(
-    family: Family,
-    config: PreTrainedConfig,
-    attention_mask: Tensor | None,
-    sequence_ids: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor | dict[str, Tensor]:
-    """Return the model's `attention_mask`, (R, 1, 1 or L, L), or one mask per attention type of its layers.
-
-    Args:
-        family: Family of the model.
-        config: Config of the model; `_attn_implementation` is its attention implementation.
-        attention_mask: Mask of padded rows (R, L).
-        sequence_ids: Numbers of the samples in packed rows (R, L); used if there is no `attention_mask`.
-        dtype: Type of the scores to which the `eager` implementation adds the mask.
-    """
-    sequence = sequence_ids if attention_mask is None else attention_mask
-    assert sequence is not None
-    # In padded rows padding sees padding: in a narrow window, a row without any allowed position would give NaN.
-    same = sequence[:, None, :, None] == sequence[:, None, None, :]
-    columns = torch.arange(sequence.shape[1], device=sequence.device)
-    distance = columns[:, None] - columns
-    if is_causal(family, config):
-        allowed = same & (distance >= 0)
-    elif attention_mask is None:
-        allowed = same
-    else:
-        allowed = attention_mask.bool()[:, None, None, :]
-    full = _native_mask(allowed, config, dtype)
-    if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
-        return full
-    # Samples are contiguous, so the distance in the row is the distance in the sample.
-    near = same & (distance.abs() <= config.sliding_window)
-    return {"full_attention": full, "sliding_attention": _native_mask(near, config, dtype)}
-
-
-def _native_mask(allowed: Tensor, config: PreTrainedConfig, dtype: torch.dtype) -> Tensor:
-    """Convert a boolean mask to the form that the model's attention implementation takes."""
-    if config._attn_implementation != "eager":
-        return allowed
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
-
-
-# The model
 
 
 class Chain(nn.Module):
@@ -193,7 +91,8 @@ class Pretrained(nn.Module):
         path: A folder with `config.json` and weights, or a name on the hub.
         config: Changes of the model's config.
         pooling: How the tokens of a sample become one vector; ignored for token-level outputs.
-        attention: Attention implementation; None for the default of transformers.
+        attention: Attention implementation; None for the default of transformers, and for packed rows the kernel of
+            `trainer.model.attention` if the device has it.
         pretrained: Load the weights too; otherwise they are random.
 
     Attributes:
@@ -245,6 +144,8 @@ class Pretrained(nn.Module):
         # The model's copy of the config, with the changes that the model has made.
         self.config = whole.config
         self.causal = None if self.family is None else is_causal(self.family, self.config)
+        if self.packed and attention is None:
+            use_packed_attention(self.base)
         _check_fit(self.base, self.config, self.family, vocab_size, max_length, warn=loads_weights)
         if auto_class == "AutoModel":
             self.head = linear_head(width_of(self.config), num_outputs, self.config)
@@ -280,8 +181,11 @@ class Pretrained(nn.Module):
             if position_ids is None:
                 position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
             inputs["position_ids"] = position_ids + first_position(self.family, self.config)
-            inputs["attention_mask"] = attention_masks(
-                self.family, self.config, attention_mask, sequence_ids, self.base.dtype
+            starts = starts_in_mask(self.family, self.base, sequence_ids, token_index)
+            inputs["attention_mask"] = (
+                attention_masks(self.family, self.config, attention_mask, sequence_ids, self.base.dtype)
+                if starts is None
+                else starts
             )
         hidden = self.base(input_ids=input_ids, **inputs).last_hidden_state
         if self.output_level == "sample":
@@ -350,7 +254,7 @@ class Pretrained(nn.Module):
         hidden = self.base(
             input_ids=input_ids,
             position_ids=positions[None],
-            attention_mask=_native_mask(allowed[None, None], self.config, self.base.dtype),
+            attention_mask=native_mask(allowed[None, None], self.config, self.base.dtype),
             past_key_values=past,
             use_cache=True,
         ).last_hidden_state[:, -1]

@@ -17,8 +17,9 @@ class TextEncoder(TokenTransformer):
 
     * padded: `input_ids` (B, T) and `attention_mask` (B, T), one sample per row;
     * packed: `input_ids` (R, L) with several samples per row, `position_ids` (R, L) that restart at each sample,
-      `sequence_ids` (R, L) with a number for each sample of a row, and for sample-level outputs `token_index` (B, T),
-      the positions of each sample's tokens in the flattened rows (-1 after the end of a sample).
+      `sequence_ids` (R, L) with a number for each sample of a row, and `token_index` (B, T), the positions of each
+      sample's tokens in the flattened rows (-1 after the end of a sample). Without `token_index` there are only
+      token-level outputs, and no faster attention on CUDA.
 
     Token-level outputs are returned for all positions of the rows, or for the flattened positions in `output_index` of
     any shape S; an index of -1 means that no output is needed (it returns the output of the first position).
@@ -94,7 +95,7 @@ class TextEncoder(TokenTransformer):
         if attention_mask is None:
             assert position_ids is not None
             assert sequence_ids is not None
-            mask = sequence_ids[:, None, :, None] == sequence_ids[:, None, None, :]
+            mask = self.packed_mask(sequence_ids, token_index, causal=False)
         else:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
             mask = attention_mask.bool()[:, None, None, :]

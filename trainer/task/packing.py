@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Literal
 
 import numpy as np
 import torch
@@ -98,10 +99,11 @@ def lay_out(lengths: Sequence[int], *, max_length: int, batching: Batching) -> L
 
 
 def token_inputs(samples: Sequence[Ids], layout: Layout, *, pad_id: int) -> dict[str, Tensor]:
-    """Return the ids in their layout and the inputs that separate the samples, all int64 (R, L).
+    """Return the ids in their layout and the inputs that separate the samples, all int64, (R, L) unless stated.
 
-    Padded: `input_ids` and `attention_mask`. Packed: `input_ids`, `position_ids` (restarting at each sample) and
-    `sequence_ids` (1 for the first sample of a row, 2 for the second, 0 for padding).
+    Padded: `input_ids` and `attention_mask`. Packed: `input_ids`, `position_ids` (restarting at each sample),
+    `sequence_ids` (1 for the first sample of a row, 2 for the second, 0 for padding), and `token_index` (B, T), the
+    positions of each sample's tokens in the flattened rows, -1 after the last one.
 
     Source: Krell et al. 2021, "Efficient sequence packing without cross-contamination".
     """
@@ -110,7 +112,7 @@ def token_inputs(samples: Sequence[Ids], layout: Layout, *, pad_id: int) -> dict
         return {**inputs, "attention_mask": layout.fill([np.ones_like(place) for place in layout.places], 0)}
     inputs["position_ids"] = layout.fill([np.arange(len(place)) for place in layout.places], 0)
     numbers = [np.full_like(place, number) for place, number in zip(layout.places, layout.numbers, strict=True)]
-    return {**inputs, "sequence_ids": layout.fill(numbers, 0)}
+    return {**inputs, "sequence_ids": layout.fill(numbers, 0), "token_index": layout.index()}
 
 
 def padded_inputs(samples: Sequence[Ids], *, pad_id: int, width: int) -> dict[str, Tensor]:
@@ -168,8 +170,13 @@ def divide_into_rows(lengths: Sequence[int], width: int, num_rows: int) -> list[
     return [sorted(chain.from_iterable(rows[start : start + num_rows])) for start in starts]
 
 
-def add_empty_rows(batch: Batch, num_rows: int) -> Batch:
+def add_empty_rows(batch: Batch, num_rows: int, output_level: Literal["token"] | None) -> Batch:
     """Return a packed batch with rows without samples at the end, so that it has `num_rows` rows.
+
+    Args:
+        batch: The batch.
+        num_rows: The number of rows, R.
+        output_level: See `TaskInfo`.
 
     Raises:
         ValueError: The batch has more rows.
@@ -182,7 +189,7 @@ def add_empty_rows(batch: Batch, num_rows: int) -> Batch:
         return torch.cat([values, values.new_full((missing, *values.shape[1:]), fill)])
 
     inputs = {name: extend(values, 0) if name in _TOKEN_ROWS else values for name, values in batch.inputs.items()}
-    if batch.target is None or {"output_index", "token_index"} & inputs.keys():
+    if batch.target is None or output_level is None or "output_index" in inputs:
         return replace(batch, inputs=inputs)
     return replace(batch, inputs=inputs, target=extend(batch.target, IGNORE_INDEX))
 

@@ -162,7 +162,7 @@ class Texts:
         return lay_out([len(sample) for sample in samples], max_length=self.max_length, batching=batching)
 
     def inputs_in_layout(self, rows: Columns, layout: Layout) -> dict[str, Tensor]:
-        """Return the model's inputs for encoded rows, without the index of requested outputs."""
+        """Return the model's inputs for encoded rows, without the index of requested outputs per token."""
         inputs = token_inputs(rows["input_ids"], layout, pad_id=self.pad_id)
         if "token_type_ids" in rows:
             inputs["token_type_ids"] = layout.fill(rows["token_type_ids"], 0)
@@ -170,9 +170,7 @@ class Texts:
 
     def model_inputs(self, rows: Columns, batching: Batching) -> dict[str, Tensor]:
         """Return the model's inputs for encoded rows with one output per sample."""
-        layout = self.lay_out(rows["input_ids"], batching)
-        inputs = self.inputs_in_layout(rows, layout)
-        return {**inputs, "token_index": layout.index()} if layout.packed else inputs
+        return self.inputs_in_layout(rows, self.lay_out(rows["input_ids"], batching))
 
     def info_fields(self) -> InputFields:
         return {
