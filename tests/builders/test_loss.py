@@ -69,7 +69,7 @@ def test_a_teacher_of_another_task_is_an_error(teacher_run: tuple[list[str], Pat
 
     with pytest.raises(ConfigError, match=r"loss\.teacher: was trained with a different tokenizer, got "):
         load_teacher(str(folder), task, CPU, [])
-    with pytest.raises(ConfigError, match=r"loss\.teacher: has no usable checkpoint, got "):
+    with pytest.raises(ConfigError, match=r"loss\.teacher: contains no run, got "):
         load_teacher(str(tmp_path / "nowhere"), task, CPU, [])
     with pytest.raises(ConfigError, match=r"loss\.teacher: must be a run folder, got null"):
         load_teacher(None, task, CPU, [])

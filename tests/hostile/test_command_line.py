@@ -66,7 +66,7 @@ CASES: list[tuple[list[str], str]] = [
     (["loss._target_=torch.nn.MSELoss", "++loss._recursive_=no"], "loss._recursive_: must be true or false"),
     (["loss._target_=torch.nn.MSELoss", "++loss._args_=3"], "loss._args_: must be a list"),
     (["model.freeze._target_=1"], "model.freeze._target_: model.freeze is a value and has no keys"),
-    (["run.cwd=/dev/zero"], "run.cwd: no such folder, got '/dev/zero'"),
+    (["run.cwd=/dev/zero"], "run.cwd: is a pipe, a socket or a device, not a folder, got '/dev/zero'"),
     (["run.name=a\0b"], "run.name: contains a NUL character, got 'a\\x00b'. Leave it out."),
     (["\0"], "\\u0000: contains a NUL character"),
     (["run.name=a\udc80"], "run.name: is not UTF-8, got 'a\\udc80'. Encode it as UTF-8."),

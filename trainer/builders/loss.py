@@ -167,10 +167,14 @@ def load_teacher(path: object, task: Task, device: torch.device, trust: list[str
     """
     if not isinstance(path, str):
         raise ConfigError(format_error("loss.teacher", "must be a run folder", value=path))
+    if not (Path(path) / CHECKPOINTS).is_dir():
+        raise ConfigError(format_error("loss.teacher", "contains no run", "Name a run folder", value=path))
     try:
         snapshot = Store(Path(path) / CHECKPOINTS, keep=2).load("best")
     except CheckpointError as error:
-        raise ConfigError(format_error("loss.teacher", "has no usable checkpoint", str(error), value=path)) from error
+        raise ConfigError(
+            format_error("loss.teacher", "has no usable checkpoint", str(error).rstrip("."), value=path)
+        ) from error
     assert snapshot.folder is not None
     unused = TRAINING_KEYS if "loss" in snapshot.tensors else (*TRAINING_KEYS, "loss")
     job = job_from_text(snapshot.text(CONFIG), trust, file=snapshot.folder / CONFIG, unused=unused)

@@ -78,7 +78,7 @@ def find_run_folder(path: str | None, key: str = "run") -> Path:
         if (candidate / CHECKPOINTS).is_dir() or (candidate / DIVERGED).is_dir():
             _refuse_links(candidate)
             return candidate
-    problem = "is not a folder" if folder.is_file() else "contains no run" if folder.is_dir() else "no such folder"
+    problem = "contains no run" if folder.is_dir() else "is not a folder" if folder.exists() else "no such folder"
     raise CheckpointError(format_error(key, problem, "Name a run folder or one of its checkpoints", value=path))
 
 
@@ -174,6 +174,8 @@ def _create(key: str, folder: Path, *, exist_ok: bool) -> Path:
     except OSError as error:
         if isinstance(error, FileExistsError) and not exist_ok:
             raise
+        if isinstance(error, FileExistsError):
+            raise CheckpointError(format_error(key, "is not a folder", "Name a folder", value=str(folder))) from error
         raise CheckpointError(format_error(key, f"cannot be created ({error.strerror})", value=str(folder))) from error
     return folder
 

@@ -19,7 +19,7 @@ _DATA = "data"
 
 
 def missing_paths(config: Mapping[str, Any], job_type: type, skip: Collection[str] = ()) -> tuple[list[str], list[str]]:
-    """Return a message for each path that does not exist: paths of data, and all others.
+    """Return a message for each path at which there is nothing, or something else: paths of data, and all others.
 
     Args:
         config: Plain values.
@@ -32,9 +32,13 @@ def missing_paths(config: Mapping[str, Any], job_type: type, skip: Collection[st
     for group, key, value, annotation in sorted(_path_values(config, job_type), key=lambda item: item[0] == "task"):
         for path, about, inner in paths_in(value, annotation):
             full_key = f"{group}.{key}{inner}" if group else f"{key}{inner}"
-            if full_key in skip or not about.must_exist or (about.hub and not _cannot_be_a_name(path)):
+            if full_key in skip:
                 continue
-            if (message := _missing(full_key, path, about.noun)) and group == _DATA:
+            needs_file = about.must_exist and not (about.hub and not _cannot_be_a_name(path))
+            message = _missing(full_key, path, about.noun) if needs_file else None
+            if about.must_exist or group == _DATA:
+                message = _special(full_key, path, about.noun) or message
+            if message and group == _DATA:
                 data.append(message)
             elif message:
                 others.setdefault(path if about.hub else full_key, message)
@@ -115,6 +119,16 @@ def _cannot_be_a_name(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
 
 
+def _special(key: str, value: str, noun: str) -> str | None:
+    """Return the message about a path at which there is something that cannot be read in its place."""
+    path = expand_home(value)
+    if noun == "file" and os.path.isdir(path):
+        return format_error(key, "is a folder, not a file", f"Name the files in it: {Path(value) / '*'}", value=value)
+    if not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path):
+        return None
+    return format_error(key, f"is a pipe, a socket or a device, not a {noun}", f"Name a {noun}", value=value)
+
+
 def _missing(key: str, value: str, noun: str) -> str | None:
     if not value or has_magic(value):
         return None
@@ -122,6 +136,8 @@ def _missing(key: str, value: str, noun: str) -> str | None:
     is_there = os.path.isdir if noun == "folder" else os.path.exists
     if is_there(path):
         return None
+    if os.path.exists(path):
+        return format_error(key, "is a file, not a folder", "Name a folder", value=value)
     siblings = os.listdir(path.parent) if os.path.isdir(path.parent) else []
     is_usable = os.path.isdir if noun == "folder" else os.path.isfile  # no pipe and no device
     siblings = [name for name in siblings if is_usable(path.parent / name)]

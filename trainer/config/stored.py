@@ -196,7 +196,7 @@ def read_stored_config(path: str | Path, key: str = "resume") -> tuple[Path, dic
     existing = [file for file in files if file.is_file()]
     if not existing:
         problem = "contains neither config.yaml nor a checkpoint" if folder.is_dir() else "no such folder"
-        if folder.is_file():
+        if folder.exists() and not folder.is_dir():
             problem = "is not a folder"
         remedy = "Name a run folder or one of its checkpoints"
         if (folder / "predict.py").is_file():
