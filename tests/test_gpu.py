@@ -17,6 +17,7 @@ from tests.support.jobs import (
     TINY,
     Recorded,
     assert_resumes,
+    assert_same_end,
     checkpoint_files,
     events,
     train,
@@ -197,6 +198,18 @@ def test_compiled_run_is_close_and_resumes_to_the_same_bytes(data: list[str], tm
 
     assert_close(tmp_path / "compiled", tmp_path / "plain", 1e-4)
     assert_resumes(tmp_path / "compiled", 8)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch.compile
+def test_replayed_graphs_have_the_bits_of_compiled_blocks(data: list[str], tmp_path: Path) -> None:
+    """The gradients of several micro-batches are added up, and dropout draws new numbers in each replay."""
+    job = [*data, *SHORT, CUDA, KEEP_ALL, "loader.batching=fixed", "train.accumulate=4", "model.dropout=0.2"]
+    for setting in ("true", "graphs"):
+        assert train(tmp_path / setting, *job, f"compile={setting}", "model.depth=2") == 0
+
+    assert_same_end(tmp_path / "graphs", tmp_path / "true", 1)
+    assert_resumes(tmp_path / "graphs", MID_EPOCH)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])

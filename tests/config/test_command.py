@@ -79,7 +79,7 @@ def test_three_typos_are_reported_together() -> None:
         (["model=resnet"], "model: reads images, but the inputs of the task are tokens, got 'resnet'. Use one of "),
         (["train.batch_size=3.5"], "train.batch_size: must be an integer, got 3.5."),
         (["train.batch_size=true"], "train.batch_size: must be an integer, got true."),
-        (["compile=1"], "compile: must be true or false, got 1."),
+        (["compile=1"], "compile: must be true or false or graphs, got 1."),
         (["precision=fp31"], "precision: must be one of fp32, tf32, bf16, fp16, got 'fp31'. Did you mean fp32?"),
         (["model.pooling=men"], "model.pooling: must be one of "),
         (["export.formats=[onnx,torchscrpt]"], "export.formats: must be a list in which each item is one of onnx, "),

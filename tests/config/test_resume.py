@@ -96,8 +96,8 @@ def test_remedy_names_the_weights_if_the_model_takes_them() -> None:
 
 
 def test_false_is_not_zero() -> None:
-    with pytest.raises(ConfigError, match="compile: "):
-        resume_config(STORED, changed(compile=0))
+    with pytest.raises(ConfigError, match=r"loss\.clamp: "):
+        resume_config(changed(loss__clamp=False), changed(loss__clamp=0))
 
 
 def test_list_names_existing_keys() -> None:

@@ -90,6 +90,11 @@ CASES: list[tuple[str, str]] = [
     ("shard=true", "shard 1"),
     ("shard=2", "shard 1 2"),
     ("devices=4 shard=3", "shard 4 3"),
+    ("compile=graphs device=cpu", "compile; compile"),
+    ("compile=graphs device=mps loader.batching=fixed", "compile"),
+    ("compile=graphs device=cuda loader.batching=padded", "compile"),
+    ("compile=graphs device=cuda loader.tokens=4096 devices=2 shard=true", "compile"),
+    ("compile=graphs device=cpu task=image_classification data=idx data.folder=a model=vit", "compile; data.folder"),
     (
         "devices=4 device=mps shard=8 optimizer=muon prune=l1 compile=true train.batch_size=0",
         "device; shard 4 8; optimizer; prune; compile; train.batch_size 1 0",

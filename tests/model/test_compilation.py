@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch._inductor.cudagraph_trees import MarkStepBox
 
 from tests.model.test_gradient_checkpointing import MODELS, inputs_of
 from tests.support.jobs import TINY, assert_resumes, checkpoint_files, checkpoint_steps, train, working_in, write_data
@@ -17,7 +19,7 @@ from tests.support.varlen_attention import masked_varlen_attn
 from trainer.cli import main
 from trainer.errors import ConfigError
 from trainer.model import attention, compilation
-from trainer.model.compilation import compile_for_training
+from trainer.model.compilation import compile_for_training, keep_results_of_graphs
 from trainer.model.convnet import ConvNet
 from trainer.model.gradient_checkpointing import checkpoint_blocks, find_blocks
 
@@ -159,6 +161,53 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[str], 
         yield write_data(folder), [f"data.folder={folder}/idx", f"data.cache_dir={folder}/cache"]
 
 
+class Recorded(torch.autograd.Function):
+    """The identity of a weight, as a graph that writes its gradient to memory of its own."""
+
+    addresses: ClassVar[list[int]] = []
+
+    @staticmethod
+    def forward(context: Any, weight: Tensor) -> Tensor:
+        return weight.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        own = gradient.clone()
+        Recorded.addresses.append(own.data_ptr())
+        return own
+
+
+class Block(nn.Linear):
+    def forward(self, values: Tensor) -> Tensor:
+        return values @ Recorded.apply(self.weight).T
+
+
+def test_gradients_leave_the_memory_of_graphs() -> None:
+    model = nn.Sequential(Block(3, 3), Block(3, 3))
+    model[1].weight.requires_grad_(False)
+    keep_results_of_graphs(model, [*model])
+    marks = MarkStepBox.mark_step_counter
+    for _ in range(2):
+        model.zero_grad()
+        model(torch.randn(2, 3)).sum().backward()
+        weight = model[0].weight
+        assert weight.grad is not None
+        assert weight.grad.data_ptr() != Recorded.addresses[-1]
+    assert abs(MarkStepBox.mark_step_counter - marks) == 2
+    model.eval()(torch.randn(2, 3))
+    assert abs(MarkStepBox.mark_step_counter - marks) == 2
+
+
+def test_marked_blocks_are_compiled_once(folders: Folders, programs: Count) -> None:
+    inputs = inputs_of(eager := build("text_encoder", folders))
+    model = build("text_encoder", folders)
+    keep_results_of_graphs(model, find_blocks(model))
+    compile_for_training(find_blocks(model), CPU, dynamic=False)
+    for _ in range(2):
+        assert_equal(gradients(model, inputs), gradients(eager, inputs))
+    assert programs() == 1
+
+
 TEXTS = [*TINY, "train.duration=2ep", "train.eval_every=3"]
 IMAGES = [option for option in TEXTS if not option.startswith(("model.", "task."))]
 IMAGES += ["data=idx", "task=image_classification", "model=convnet"]
@@ -183,6 +232,17 @@ def test_jobs_compile_once_for_each_shape(
     assert programs() == count
     end = checkpoint_steps(tmp_path / "eager")[-1]
     assert checkpoint_files(tmp_path / "compiled", end) == checkpoint_files(tmp_path / "eager", end)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+@pytest.mark.parametrize("option", ["loader.batching=fixed", "loader.tokens=32"])
+def test_graphs_need_cuda(
+    option: str, data: tuple[list[str], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = [*data[0], option, "compile=graphs", "device=auto", "train.duration=1"]
+    assert train(tmp_path, *job) == 2
+    message = "compile: graphs needs CUDA, but this machine trains on cpu, got 'graphs'. Set compile=true.\n"
+    assert capsys.readouterr().err == message
 
 
 @pytest.mark.slow

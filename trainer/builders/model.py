@@ -18,6 +18,7 @@ from trainer.builders.stored_sizes import bounded_build
 from trainer.capture import MASKS, check_finite, load_weights, select_weights
 from trainer.checkpoint.shards import FROZEN_FILE
 from trainer.checkpoint.snapshot import Snapshot, load_folder
+from trainer.config.devices import SHAPES_REMEDY, VARYING_SHAPES, WITHOUT_GRAPHS
 from trainer.config.jobs import LoraKeys, ModelKeys, PruneKeys, TrainJob
 from trainer.config.schema import option_keys
 from trainer.data.batches import Batches, BatchIndices
@@ -26,7 +27,7 @@ from trainer.durations import to_steps
 from trainer.errors import ConfigError, format_error
 from trainer.export.cases import traced_inputs
 from trainer.layout import CHECKPOINT_MANIFEST, Document, expand_home
-from trainer.model.compilation import compile_for_training
+from trainer.model.compilation import compile_for_training, keep_results_of_graphs
 from trainer.model.feature_extractor import FeatureExtractor
 from trainer.model.finetuning import (
     apply_lora,
@@ -277,17 +278,35 @@ def check_unfreeze(job: TrainJob, model: nn.Module) -> None:
         gradual_unfreezing(backbone, entries)
 
 
+def check_graphs(job: TrainJob, device: torch.device) -> None:
+    """Raise ConfigError if the job needs CUDA graphs and the device has none, before the data is read."""
+    if job.compile == "graphs" and device.type != "cuda":
+        problem = f"graphs needs CUDA, but this machine trains on {device.type}"
+        raise ConfigError(format_error("compile", problem, WITHOUT_GRAPHS, value=job.compile))
+
+
 def compile_model(job: TrainJob, task: Task, model: nn.Module, device: torch.device) -> None:
     """Compile the model for training: its blocks for fixed shapes if batches have them, else as a whole.
 
     Images and tables have one shape, apart from the number of samples; texts have one with `loader.tokens`, inside the
     blocks, and with `loader.batching=fixed`.
+
+    Raises:
+        ConfigError: CUDA graphs need fixed shapes, or a model with a list of blocks.
     """
     budget = job.loader.tokens is not None
     is_fixed = budget or job.loader.batching == "fixed" or task.info().max_length is None
     blocks = find_blocks(model) if is_fixed else []
+    if job.compile == "graphs":
+        if not is_fixed:
+            raise ConfigError(format_error("compile", VARYING_SHAPES, SHAPES_REMEDY, value=job.compile))
+        if not blocks:
+            problem = "graphs needs a model with a list of blocks"
+            raise ConfigError(format_error("compile", problem, WITHOUT_GRAPHS, value=job.compile))
+        keep_results_of_graphs(model, blocks)
     dynamic = not is_fixed or (budget and not blocks)
-    compile_for_training(blocks or [model], device, dynamic=dynamic)
+    mode = "reduce-overhead" if job.compile == "graphs" else None
+    compile_for_training(blocks or [model], device, dynamic=dynamic, mode=mode)
 
 
 def architecture_documents(model: nn.Module) -> dict[str, str]:

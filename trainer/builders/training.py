@@ -24,6 +24,7 @@ from trainer.builders.model import (
     build_masks,
     build_model,
     build_unfreeze,
+    check_graphs,
     check_model,
     check_unfreeze,
     choose_batching,
@@ -107,6 +108,7 @@ def build_training(
     """
     ranks = ranks or Ranks()
     device = build_device(job.device)
+    check_graphs(job, device)
     check_targets(job)
     seed_rng(job.seed)
     set_determinism(job.deterministic, device)

@@ -1,4 +1,4 @@
-"""Validation of the keys of several devices: which combinations cannot work is known before torch is loaded."""
+"""Validation of the keys of devices: which combinations cannot work is known before torch is loaded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from trainer.config.compatibility import value_at
 from trainer.config.groups import OWN
 from trainer.errors import format_error
 from trainer.rank_environment import is_rank, num_processes
@@ -16,11 +17,15 @@ _SHARDABLE_OPTIMIZERS: Final = ("adam", "adamw", "lamb", "lion", "sgd")
 _MOST_DEVICES: Final = max(64, os.cpu_count() or 1)
 """So many processes start on any machine; thousands would stop it."""
 
+WITHOUT_GRAPHS: Final = "Set compile=true"
+VARYING_SHAPES: Final = "graphs needs batches of one shape"
+SHAPES_REMEDY: Final = "Set loader.batching=fixed, or loader.tokens, or compile=true"
+
 _WITHOUT_SHARDS: Final = "Set shard=false"
 
 
 def validate_devices(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the problems of `devices` and `shard`; wrong types are reported elsewhere."""
+    """Yield the problems of `devices`, `shard` and `compile=graphs`; wrong types are reported elsewhere."""
     devices, device = config.get("devices"), config.get("device")
     if isinstance(devices, int) and devices > _MOST_DEVICES and not is_rank():
         problem = f"must be at most {_MOST_DEVICES} on this machine, as each device needs a process"
@@ -31,9 +36,21 @@ def validate_devices(config: Mapping[str, Any]) -> Iterator[str]:
     elif several and isinstance(device, str) and device.startswith("cuda:"):
         remedy = "Set device=cuda, or devices=1. CUDA_VISIBLE_DEVICES selects GPUs"
         yield format_error("device", f"names a single device, but devices is {devices}", remedy, value=device)
+    if config.get("compile") == "graphs":
+        yield from _validate_graphs(config)
     if _is_sharded(config.get("shard")):
         yield from _validate_shard(config["shard"], devices, device)
         yield from _validate_parts(config)
+
+
+def _validate_graphs(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the problems of CUDA graphs, which replay a block for one shape; `device=auto` is resolved later."""
+    if config.get("device") in ("cpu", "mps"):
+        problem = f"graphs needs CUDA, but device is {config['device']}"
+        yield format_error("compile", problem, WITHOUT_GRAPHS, value="graphs")
+    is_text = value_at(config, "task.max_length") is not None
+    if is_text and value_at(config, "loader.tokens") is None and value_at(config, "loader.batching") != "fixed":
+        yield format_error("compile", VARYING_SHAPES, SHAPES_REMEDY, value="graphs")
 
 
 def _is_sharded(shard: object) -> bool:
@@ -63,5 +80,5 @@ def _validate_parts(config: Mapping[str, Any]) -> Iterator[str]:
     model = config.get("model")
     if isinstance(model, Mapping) and model.get("channels_last") is True:
         yield format_error("model.channels_last", "does not support shard", _WITHOUT_SHARDS, value=True)
-    if config.get("compile") is True:
-        yield format_error("compile", "does not support shard", _WITHOUT_SHARDS, value=True)
+    if config.get("compile") in (True, "graphs"):
+        yield format_error("compile", "does not support shard", _WITHOUT_SHARDS, value=config["compile"])

@@ -268,7 +268,11 @@ class TrainJob:
         "use only operations that repeat to the last bit on a GPU; false may be faster, but a resumed or repeated run "
         "may differ slightly",
     )
-    compile: bool = key(False, "compile the model with torch.compile, block by block if batches have one shape")
+    compile: bool | Literal["graphs"] = key(
+        False,
+        "compile the model with torch.compile, block by block if batches have one shape; graphs also replays the "
+        "blocks as CUDA graphs, which is faster for small models",
+    )
     resume: AnyPath | None = key(
         None, "run or checkpoint folder to resume; auto resumes or starts runs/<run.name>; null starts a new run"
     )

@@ -84,6 +84,7 @@ TRAINING_KEYS = (
 MAY_CHANGE = (
     "device",
     "devices",
+    "compile",
     "deterministic",
     "shard",
     "launch.*",
@@ -122,6 +123,7 @@ EARLIER_VALUES = {"train.fused_head": False}
 """The values with which runs without these keys were trained, of keys whose default changes the bits of a run."""
 
 NOTES = {
+    "compile": "the run is not equal to the last bit to a run without this change, and dropout draws other numbers",
     "deterministic": "on a GPU, the run is not equal to the last bit to a run without this change",
     "train.duration": "the rest of the schedule follows the new length, so the learning rate may jump at this step",
 }

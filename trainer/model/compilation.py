@@ -19,7 +19,9 @@ MAX_COMPILATIONS = 256
 logger = logging.getLogger(__name__)
 
 
-def compile_for_training(parts: Sequence[nn.Module], device: torch.device, *, dynamic: bool) -> None:
+def compile_for_training(
+    parts: Sequence[nn.Module], device: torch.device, *, dynamic: bool, mode: str | None = None
+) -> None:
     """Compile modules in place, so that their weights keep their names; on a CPU without a compiler, warn.
 
     Only training uses the compiled program. In evaluation mode the modules run as they are written: the shapes of
@@ -32,6 +34,7 @@ def compile_for_training(parts: Sequence[nn.Module], device: torch.device, *, dy
         parts: Modules that are called by others or by the training loop.
         device: Their device.
         dynamic: Compile for changing shapes; otherwise once for each shape.
+        mode: The mode of `torch.compile`.
     """
     if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         logger.warning("compile: torch.compile needs a C++ compiler on the CPU and none was found; continuing without")
@@ -46,17 +49,39 @@ def compile_for_training(parts: Sequence[nn.Module], device: torch.device, *, dy
         config.skip_nnmodule_hook_guards = False
     find_kernel(device.type)  # asks for the abilities of the device, which no program can
     for part in parts:
-        part._compiled_call_impl = _call_in_training(part, dynamic=dynamic)
+        part._compiled_call_impl = _call_in_training(part, dynamic=dynamic, mode=mode)
 
 
-def _call_in_training(module: nn.Module, *, dynamic: bool) -> Callable[..., Any]:
+def keep_results_of_graphs(model: nn.Module, blocks: Sequence[nn.Module]) -> None:
+    """Let a model train with blocks that are replayed as CUDA graphs (the mode `reduce-overhead`).
+
+    A graph writes its results to the same memory each time. So the results of all blocks must be kept until the next
+    forward pass of the model begins, and gradients until the last micro-batch of a step: otherwise the gradients of
+    the first would silently be overwritten (https://github.com/pytorch/pytorch/issues/169545).
+
+    Args:
+        model: The model that calls the blocks.
+        blocks: The blocks that will be compiled.
+    """
+
+    def begin(module: nn.Module, arguments: object) -> None:
+        if module.training:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+
+    model.register_forward_pre_hook(begin)
+    for parameter in {parameter for block in blocks for parameter in block.parameters()}:
+        if parameter.requires_grad:
+            parameter.register_hook(torch.Tensor.clone)  # type: ignore[no-untyped-call]
+
+
+def _call_in_training(module: nn.Module, *, dynamic: bool, mode: str | None) -> Callable[..., Any]:
     from torch._dynamo.exc import FailOnRecompileLimitHit
 
     # A function of ours: the frames of torch's own modules, such as `nn.Sequential`, are not compiled.
     def call(*arguments: Any, **options: Any) -> Any:
         return module._call_impl(*arguments, **options)  # type: ignore[no-untyped-call]
 
-    compiled = torch.compile(call, dynamic=dynamic)
+    compiled = torch.compile(call, dynamic=dynamic, mode=mode)
 
     def choose(*arguments: Any, **options: Any) -> Any:
         if not module.training:
