@@ -116,6 +116,7 @@ ROWS: dict[str, Row] = {
         120,
     ),
     "classification": Row("classes", {"compiled": ["compile=true", FIXED_SHAPE], "packed": []}, 120),
+    "attention": Row("masked", {"variable length": [], "mask": ["model.attention=sdpa"]}),
     "tokens": Row("classes", {"fixed shape": [FIXED_SHAPE], "one micro-batch": []}),
     "deterministic": Row("classes", values_of("deterministic", "true", "false")),
     "precision": Row("classes", values_of("precision", "fp32", "tf32", "bf16", "fp16")),
@@ -147,6 +148,7 @@ def write_inputs(folder: Path, size: Size) -> None:
     config = {"model_type": "bert", "architectures": ["BertModel"], "vocab_size": size.classes.words, "pad_token_id": 0}
     config |= {"num_hidden_layers": size.layers, "hidden_size": size.width, "num_attention_heads": size.heads}
     config |= {"intermediate_size": 4 * size.width, "max_position_embeddings": size.masked.length}
+    config |= {"attention_probs_dropout_prob": 0.0}  # the variable-length kernel has none
     (folder / "encoder" / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
     def lines(texts: Texts, shortest: int, longest: int) -> list[str]:
