@@ -20,7 +20,7 @@ from tests.support.jobs import TINY, checkpoint_files, checkpoint_steps, events,
 from tests.support.launched import descendants, is_running, ranks_of, start_launched
 from tests.support.processes import wait_until
 from trainer.checkpoint.manifest import find_faults
-from trainer.errors import MEMORY_REMEDY
+from trainer.errors import MEMORY_REMEDIES
 
 STEPS = 24
 JOB = [
@@ -149,7 +149,7 @@ def test_a_killed_process_ends_the_run_which_resumes(
     newest = checkpoint_steps(run_dir)[-1]
     assert newest == 12 or rank == 0
     assert screen.splitlines() == [
-        f"rank {rank} was killed by SIGKILL. The system does so if memory runs out. {MEMORY_REMEDY}",
+        f"rank {rank} was killed by SIGKILL. The system does so if memory runs out. {MEMORY_REMEDIES['train']}",
         f"The newest checkpoint is {run_dir}/checkpoints/step-{newest:08d}.",
         f"Resume with: trainer train resume={run_dir} trust=[faulty]",
     ]

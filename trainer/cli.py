@@ -106,8 +106,9 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # characters that the encoding of the screen lacks
     debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        _run([argument for argument in arguments if argument != "--debug"])
+        _run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
@@ -117,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     except JobFailed as failed:
         return failed.exit_code
     except Exception as error:
-        user_error = find_user_error(error)
+        user_error = find_user_error(error, arguments[0])
         if user_error is None:
             raise
         if debug:
@@ -264,7 +265,7 @@ def _run_hydra(command: CheckedCommand) -> None:
             run_dir = os.path.relpath(hydra_config.runtime.output_dir) if is_sweep else None
             _start(line.verb, *command.composed_job(config, hydra_config.runtime.choices, run_dir))
         except Exception as error:
-            _end_job(error, hydra_config.job.num if is_sweep else None)
+            _end_job(error, line.verb, hydra_config.job.num if is_sweep else None)
 
     # Hydra then lets every exception of a sweep through, whole and with its cause.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -295,9 +296,9 @@ def _show(hydra_main: Callable[[], Any], package: str | None) -> None:
     print(escape_controls(text), end="")
 
 
-def _end_job(error: Exception, number: int | None) -> NoReturn:
+def _end_job(error: Exception, verb: str, number: int | None) -> NoReturn:
     """Print the error of a job at once. A signal ends the whole sweep; `number` is the job's place in it."""
-    user_error = find_user_error(error)
+    user_error = find_user_error(error, verb)
     if user_error is None:
         raise error
     _print_error(user_error)

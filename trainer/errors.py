@@ -86,11 +86,15 @@ class LostWorkerError(TrainerError):
 _OUT_OF_MEMORY = r"you tried to allocate|out of memory|could not create a primitive$"
 _LIBRARY_TOO_LARGE = r"failed to map segment|[Cc]annot allocate memory|can't start new thread"
 
-MEMORY_REMEDY: Final = (
-    "Lower loader.eval_batch_size, or raise train.accumulate; a resumed run accepts both. For a new run, you can also "
-    "lower loader.tokens, train.batch_size or task.max_length."
-)
-"""The remedies if memory runs out."""
+MEMORY_REMEDIES: Final = {
+    "train": "Lower loader.eval_batch_size, or raise train.accumulate; a resumed run accepts both. For a new run, you "
+    "can also lower loader.tokens, train.batch_size or task.max_length.",
+    "plan": "Set trial=false to plan without a trial update, or raise train.accumulate.",
+    **dict.fromkeys(("eval", "export", "predict"), "Lower loader.eval_batch_size."),
+    "generate": "Lower decode.max_new_tokens, shorten the prompt, or set decode=greedy.",
+    "verify": "Set device=cpu if a GPU is too small, otherwise free some memory.",
+}
+"""The remedies of each verb if memory runs out."""
 
 _FATAL: Final[tuple[tuple[str, type[TrainerError], str], ...]] = (
     (
@@ -108,7 +112,7 @@ _FATAL: Final[tuple[tuple[str, type[TrainerError], str], ...]] = (
     (
         _OUT_OF_MEMORY,
         ConfigError,
-        f"out of memory: the job does not fit. {MEMORY_REMEDY}",
+        "out of memory: the job does not fit. {remedy}",
     ),
     (
         _LIBRARY_TOO_LARGE,
@@ -131,7 +135,7 @@ _FATAL: Final[tuple[tuple[str, type[TrainerError], str], ...]] = (
 )
 """Patterns of errors of torch that are not bugs, with the type and message of the user error.
 
-A message may contain `{}` for each group of its pattern.
+A message may contain `{}` for each group of its pattern, and `{remedy}` for the remedies of the verb.
 """
 
 
@@ -158,8 +162,14 @@ def write_error(path: object, error: OSError, error_type: ErrorType = Checkpoint
     return error_type(format_error(str(path), f"cannot be written: {error.strerror or error}", remedy))
 
 
-def find_user_error(error: BaseException | None) -> TrainerError | None:
-    """Return the user error that an exception is or that caused it; None for a bug."""
+def find_user_error(error: BaseException | None, verb: str = "train") -> TrainerError | None:
+    """Return the user error that an exception is or that caused it; None for a bug.
+
+    Args:
+        error: The exception.
+        verb: The verb that has failed, which decides the remedy for too little memory.
+    """
+    remedy = MEMORY_REMEDIES.get(verb, "Free some memory.")
     while error is not None:
         if isinstance(error, TrainerError):
             return error
@@ -167,7 +177,7 @@ def find_user_error(error: BaseException | None) -> TrainerError | None:
         if isinstance(error, RuntimeError | MemoryError | ImportError) or _lacks_memory(error):
             for pattern, error_type, message in _FATAL:
                 if match := re.search(pattern, text):
-                    return error_type(message.format(*match.groups()))
+                    return error_type(message.format(*match.groups(), remedy=remedy))
         if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
             return write_error(error.filename or "a file", error)
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # only a name that was given is so long

@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any, Final
 
-from trainer.errors import MEMORY_REMEDY, Interrupted, LostRankError, ReportedError, TrainerError, find_user_error
+from trainer.errors import MEMORY_REMEDIES, Interrupted, LostRankError, ReportedError, TrainerError, find_user_error
 from trainer.rank_environment import JOINED, LAUNCH_FOLDER, LISTEN_FD, NCCL, RUN_FOLDER, write_note
 from trainer.signals import (
     STOP_SIGNALS,
@@ -269,7 +269,8 @@ def _read_failure(rank: int, code: int, folder: Path) -> Failure:
     lines = (folder / f"rank-{rank}.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
     if code >= 0:
         return Failure(rank, code, [f"rank {rank} ended with exit code {code}.", *lines])
-    hint = f" The system does so if memory runs out. {MEMORY_REMEDY}" if -code == signal.SIGKILL else ""
+    verb = json.loads((folder / _JOB).read_text(encoding="utf-8"))["verb"]
+    hint = f" The system does so if memory runs out. {MEMORY_REMEDIES[verb]}" if -code == signal.SIGKILL else ""
     message = f"rank {rank} was killed by {signal.Signals(-code).name}.{hint}"
     return Failure(rank, 128 - code, [message, *lines], is_death=True)
 
@@ -294,21 +295,21 @@ def run_rank(path: Path, start: Callable[[str, dict[str, Any], list[Any]], None]
     """
     rank = int(os.environ["RANK"])
     _end_with_parent(int(os.environ[_PARENT_FD]))
+    document = json.loads(path.read_text(encoding="utf-8"))
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
         start(document["verb"], document["config"], document["stored_overrides"])
     except Exception as error:
-        failure = _describe(rank, error)
+        failure = _describe(rank, error, document["verb"])
         write_note(_failure_note(rank), json.dumps(asdict(failure)))
         return failure.exit_code
     return 0
 
 
-def _describe(rank: int, error: Exception) -> Failure:
+def _describe(rank: int, error: Exception, verb: str) -> Failure:
     causes = [error]
     while (cause := causes[-1].__cause__) is not None and isinstance(cause, Exception):
         causes.append(cause)
-    user_error = find_user_error(error)
+    user_error = find_user_error(error, verb)
     details = traceback.format_exception(error)
     if user_error is None:
         return Failure(rank, 1, ["".join(details).rstrip()])

@@ -113,7 +113,7 @@ def test_image_path_is_relative_to_the_file_that_contains_it(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("roles", "rows", "message"),
     [
-        (("value",), [("1", "2"), ("3", "four")], "a.csv, row 2, column 'w': expected a number, got 'four'. Values"),
+        (("value",), [("1", "2"), ("3", "four")], "a.csv, row 2, column 'w': expected a number, got 'four'. Write a"),
         (("value",), [("inf", "1")], "a.csv, row 1, column 'v': expected a finite number, got 'inf'."),
         (("score",), [("x",)], "a.csv, row 1, column 's': expected a number, got 'x'."),
         (("text",), [(["a"],)], "a.csv, row 1, column 't': expected a string, got list. Texts and labels are"),

@@ -132,6 +132,8 @@ NUMBERS = [f"{n * n % 23}.25" for n in range(80)]
 IMAGES = ("task=image_classification", "data=imagefolder", "data.root=images", "model=convnet")
 FOLDERS = ("images/a", "images/b", "images/c", "images/d")
 EQUAL = "names that differ only in white space, case, encoding or number format: "
+LISTED = [f"t{n % 11};t{n % 5 + 11}" if n % 2 else f"t{n % 5 + 11};t{n % 11}" for n in range(80)]
+GROUPED = cycle("950", "1.007", "12.500", "7.120", "640")
 LISTS = "3 of 5 labels are lists of other labels"
 
 CASES = {
@@ -194,6 +196,59 @@ CASES = {
     "several labels as one": Case(
         texts("label", cycle("a|b", "a", "b|c", "c", "b")), (),
         "label: 2 of 5 labels are lists of other labels, such as 'a|b'",
+    ),
+    "lists as labels that rarely repeat": Case(
+        texts("label", LISTED), (), "data.label=label: 80 of 80 labels are lists of other labels, such as 't",
+        is_warning=False,
+    ),
+    "lists as labels that are classes": Case(
+        texts("label", cycle("a;b", "b;c")), (), "2 of 2 .*, and each is read as one class.* write it without ';'",
+        texts("label", cycle("a and b", "b and c")),
+    ),
+    "dates as labels": Case(
+        lambda: write_columns(text=TEXTS, topic=cycle("a", "b"), label=cycle("2024-01-03", "2024-01-04")), (),
+        "label=label: the labels are dates, such as '2024-01-03' in train.csv, row 1, and each is a class. Name",
+        "data.label=topic",
+    ),
+    "times as labels": Case(
+        texts("label", cycle("1700000000123", "1700086400123")), (),
+        "the labels are Unix times, such as '1700000000123' in train.csv, row 1", texts("label", cycle("2023", "2024")),
+    ),
+    "numbers with a comma as labels": Case(
+        texts("label", cycle("1,5", "2", "2,5")), (), "the labels are numbers in another notation, such as '1,5'",
+        texts("label", cycle("class 1,5", "class 2", "class 2,5")),
+    ),
+    "labels with letters of another alphabet": Case(
+        texts("label", cycle("c\u0430t", "cat", "dog")), (),
+        r"names that look alike, with letters of different alphabets: 'cat' \('cat' and 'c\\u0430t'\)",
+        texts("label", cycle("cat", "cat", "dog")),
+    ),
+    "labels with a letter of another width": Case(
+        texts("label", cycle("\uff43at", "cat", "dog")), (), f"{EQUAL}'cat' and '\uff43at'",
+        texts("label", cycle("cat", "cat", "dog")),
+    ),
+    "a category in two alphabets": Case(
+        feature("color", cycle("\u0391zure", "red", "blue")), TABLE,
+        r"names with a word in two alphabets, whose letters look alike: '\u0391zure' \('\\u0391zure'\)",
+        feature("color", cycle("Azure", "red", "blue")),
+    ),
+    "points before thousands in a feature": Case(
+        feature("income", GROUPED), TABLE, "'income' contains numbers such as '1.007' in train.csv, row 2",
+        feature("income", [number.replace(".", "") for number in GROUPED]),
+    ),
+    "decimals that look like thousands": Case(
+        feature("income", GROUPED), TABLE, "otherwise a fourth decimal: 1.0070",
+        feature("income", [f"{number}0" if "." in number else number for number in GROUPED]),
+    ),
+    "points before thousands in a value": Case(
+        lambda: write_columns(text=TEXTS, value=GROUPED), ("task=regression",),
+        "value=value: column 'value' contains numbers such as '1.007' in train.csv, row 2, and reads them as decimals",
+        lambda: write_columns(text=TEXTS, value=[number.replace(".", "") for number in GROUPED]),
+    ),
+    "a comma in a value": Case(
+        lambda: write_columns(text=TEXTS, value=[number.replace(".", ",") for number in NUMBERS]), ("task=regression",),
+        "train.csv, row 1, .*: expected a number, got '0,25'. Write a number with a decimal point",
+        lambda: write_columns(text=TEXTS, value=NUMBERS), is_warning=False,
     ),
     "labels with another separator": Case(
         texts("labels", cycle("a", "a, b", "b, c", "c", "a, c")), LABELS, f"labels: {LISTS}, such as 'a, b'",
@@ -331,6 +386,10 @@ CASES = {
         lambda: write_columns(encoding="cp1252", text=[f"{t} été “" for t in TEXTS], label=cycle("a", "b")), (),
         re.escape(CONVERSION), lambda: convert(CONVERSION), is_warning=False,
     ),
+    "UTF-16": Case(
+        lambda: write_columns(encoding="utf-16", text=TEXTS, label=cycle("a", "b")), (),
+        "iconv -f UTF-16 -t UTF-8 OLD > NEW", lambda: convert("iconv -f UTF-16 -t UTF-8 OLD > NEW"), is_warning=False,
+    ),
     "folders that may be splits": Case(
         lambda: write_images(*(f"images/{outer}/{label}" for outer in ("one", "two") for label in "ab")), IMAGES,
         "the classes one, two all contain the folders a, b; if these are the classes, rename the outer folders",
@@ -342,6 +401,10 @@ CASES = {
 COLUMNS = {
     "text date": ([f"{n % 28 + 1} Jan 2024" for n in range(80)], "contains dates, such as '1 Jan 2024'"),
     "date": ([f"202401{n % 28 + 1:02d}" for n in range(80)], "contains dates written as numbers, the first is"),
+    "seconds": (
+        [str(1_700_000_000 + 3600 * (n % 40)) for n in range(80)],
+        "contains Unix times in seconds, the first is",
+    ),
     "account": ([f"4.{n % 50:02d}E+15" for n in range(80)], "numbers that a spreadsheet has cut"),
     "weight": ([f"{n % 40}.5 kg" for n in range(80)], "its cells look like numbers, the first is '0.5 kg'"),
     "rate": ([f"{n % 40}%" for n in range(80)], "its cells look like numbers, the first is '0%'"),
@@ -357,7 +420,7 @@ COLUMNS = {
 }
 """Features that are misread, with the message, and what is read as it is meant."""
 PLAIN = {
-    **dict.fromkeys(("text date", "date", "account", "weight", "rate", "income"), NUMBERS),
+    **dict.fromkeys(("text date", "date", "seconds", "account", "weight", "rate", "income"), NUMBERS),
     "temp": ["", *NUMBERS[:78], ""],
     "color": cycle("red", "blue", ""),
     "place": cycle("1st", "2nd", "3rd", "12th"),
@@ -378,7 +441,7 @@ def plan(capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]
 def overrides_in(message: str) -> list[str]:
     """Return the overrides that a message names, as a shell passes them."""
     words = re.findall(
-        r''''\S+=\[.*?\]'|"\S+='.'\"|task=\w+|\S+=COLUMN|"data\.(?:columns\.value|quote)=.*?"''', message
+        r''''\S+=\[.*?\]'|"\S+='.'\"|task=\w+|\S+=COLUMN|"data\.(?:columns\.(?:value|labels)|quote)=.*?"''', message
     )
     return shlex.split(" ".join(words))
 

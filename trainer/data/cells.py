@@ -45,7 +45,7 @@ _INPUT_ROLES = ("text", "text_pair", "words", "features", "image")
 
 REMEDIES = {
     **dict.fromkeys(("text", "text_pair", "positive", "negative", "label"), "Texts and labels are strings or numbers"),
-    **dict.fromkeys(("value", "score"), "Values and scores must be finite numbers"),
+    **dict.fromkeys(("value", "score"), "Write a number with a decimal point, such as 1234.5"),
     **dict.fromkeys(
         ("labels", "words", "tags"),
         'Write a JSON list, such as ["a", "b"], or one text with its parts separated by data.list_separator',

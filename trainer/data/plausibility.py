@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
@@ -20,28 +20,27 @@ _MOST = 0.9
 _NUMBER = re.compile(r"[-+]?\d+([.,' ]\d{3})*([.,]\d+)?")
 _UNITS = re.compile(r"[$€£¥₹%\s]|\b(EUR|USD|GBP|CHF|JPY)\b")
 _QUANTITY = re.compile(rf"({_NUMBER.pattern}) ?[^\W\d_]{{1,4}}")
-_MONTH = "(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
-_DATE = re.compile(
+MONTH = "(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
+DATE = re.compile(
     r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}"
-    rf"|\d{{1,2}}\.?[- ]{_MONTH}[a-z]*[- ]\d{{2,4}}|{_MONTH}[a-z]* \d{{1,2}},? \d{{4}})([T ]\d{{1,2}}:\d{{2}}.*)?"
+    rf"|\d{{1,2}}\.?[- ]{MONTH}[a-z]*[- ]\d{{2,4}}|{MONTH}[a-z]* \d{{1,2}},? \d{{4}})([T ]\d{{1,2}}:\d{{2}}.*)?"
 )
-_COMPACT_DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
-_SPREADSHEET_DATE = re.compile(rf"\d{{1,2}}-{_MONTH}")
+COMPACT_DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 _SPREADSHEET_NUMBER = re.compile(r"\d\.\d+E\+(09|1\d)")
+UNIX_TIMES = {"seconds": (1e9, 2e9), "milliseconds": (1e12, 2e12)}
+"""Numbers in these ranges (from 2001 to 2033) are times if a whole column consists of them."""
+_WIDE = 10
+_THOUSANDS = re.compile(r"[1-9]\d{0,2}\.\d{3}")
 _SENTINELS = (-99.0, -999.0, -9999.0, -99999.0)
 """Numbers that stand for a missing value in many data sets."""
 _MANY_VALUES = 10
 """A column of quantities with fewer different ones may well be categories, such as `1st` and `2nd`."""
 _IDENTIFIER = re.compile(r"(?i:(^|[\W_])(id|uuid|guid|key|index|idx|row|no|nr))$|[a-z]I[Dd]$|^(Unnamed: \d+)?$")
 
-_MISSING = frozenset(
+MISSING = frozenset(
     ("#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "")
 )
 """Texts that pandas reads as missing values. Here only an empty cell is one, so these texts are names like others."""
-
-_MANY_NUMBERS = 100
-"""More labels that are whole numbers are probably amounts, unless they count from 0 or 1 and each has several rows."""
-_MANY_ROWS = 5
 
 
 class ColumnWarning(NamedTuple):
@@ -70,6 +69,11 @@ class FeatureColumn:
     _num_quantities: int = 0
     _num_compact_dates: int = 0
     _num_cut: int = 0
+    _num_times: Counter[str] = field(default_factory=Counter)
+    _num_grouped: int = 0
+    _num_small: int = 0
+    _first_grouped: tuple[str, int] | None = None
+    _highest: float = -inf
     _sentinels: Counter[float] = field(default_factory=Counter)
     _first_sentinel: dict[float, int] = field(default_factory=dict)
     _lowest: float = inf
@@ -94,12 +98,12 @@ class FeatureColumn:
         self.is_numeric = self._counts_rows = False
         self._first_text = self._first_text or (value, row)
         text = str(value).strip()
-        if text in _MISSING:
+        if text in MISSING:
             self._num_missing += 1
             self._first_missing = self._first_missing or (text, row)
-        self._num_dates += bool(_DATE.fullmatch(text))
+        self._num_dates += bool(DATE.fullmatch(text))
         self._num_quantities += bool(_QUANTITY.fullmatch(text))
-        self._num_with_units += bool(_NUMBER.fullmatch(_UNITS.sub("", text))) and not _DATE.fullmatch(text)
+        self._num_with_units += bool(_NUMBER.fullmatch(_UNITS.sub("", text))) and not DATE.fullmatch(text)
 
     def _add_number(self, value: object, row: int) -> None:
         self._num_numbers += 1
@@ -107,12 +111,20 @@ class FeatureColumn:
             number = float(value)  # type: ignore[arg-type]  # `is_number` has checked it
         except OverflowError:
             number = inf
+        self._highest = max(self._highest, number)
+        if number >= 1e9:
+            self._num_times.update(unit for unit, (low, high) in UNIX_TIMES.items() if low <= number < high)
+        if isinstance(value, str):
+            self._num_small += value.isdigit() and number < 1000
+            if _THOUSANDS.fullmatch(value):
+                self._num_grouped += 1
+                self._first_grouped = self._first_grouped or (value, row)
         if number in _SENTINELS:
             self._sentinels[number] += 1
             self._first_sentinel.setdefault(number, row)
         else:
             self._lowest = min(self._lowest, number)
-        self._num_compact_dates += 19e6 < number < 21e6 and bool(_COMPACT_DATE.fullmatch(f"{number:.0f}"))
+        self._num_compact_dates += 19e6 < number < 21e6 and bool(COMPACT_DATE.fullmatch(f"{number:.0f}"))
         self._num_cut += isinstance(value, str) and bool(_SPREADSHEET_NUMBER.fullmatch(value))
         if self._counts_rows:
             self._counts_rows = self._previous is None or number == self._previous + 1
@@ -161,6 +173,12 @@ class FeatureColumn:
         if self._num_compact_dates == self._num_rows:
             problem = "contains dates written as numbers, the first is {place}. Replace them by a number of days"
             return ColumnWarning(problem, self._first_row)
+        unit = next((unit for unit, count in self._num_times.items() if count == self._num_rows), None)
+        if unit is not None:
+            problem = f"contains Unix times in {unit}, the first is {{place}}. Replace them by a number of days"
+            return ColumnWarning(problem, self._first_row)
+        if (doubt := self.thousands_warning()) is not None:
+            return doubt
         if self._num_cut == self._num_rows:
             problem = "contains numbers that a spreadsheet has cut, the first is {place}. Export the column as text"
             return ColumnWarning(problem, self._first_row)
@@ -175,89 +193,24 @@ class FeatureColumn:
             return ColumnWarning(f"{problem}: codes, which are read as amounts", row)
         return None
 
+    def thousands_warning(self) -> ColumnWarning | None:
+        """Return a warning if all cells may have a point before their thousands, such as `1.007` among `950`.
+
+        Numbers with three decimals look the same; they are not reported if all are of one size.
+        """
+        is_wide = self._num_small > 0 or self._highest >= _WIDE * self._lowest
+        grouped = self._first_grouped if self._num_rows >= _MIN_ROWS else None
+        if grouped is None or not is_wide or self._num_grouped + self._num_small < self._num_rows:
+            return None
+        value, row = grouped
+        problem = f"contains numbers such as {value!r} in {{place}}, and reads them as decimals"
+        whole, rest = value.split(".")
+        remedy = f"If the point separates thousands, write {whole}{rest}, otherwise a fourth decimal: {value}0"
+        return ColumnWarning(f"{problem}. {remedy}", row)
+
     @property
     def _is_distinct(self) -> bool:
         return len(self._compared) == min(self._num_rows, _NUM_COMPARED)
-
-
-@dataclass
-class LabelColumn:
-    """The labels of the training data, seen one by one.
-
-    Attributes:
-        role: `label`, or `labels` for several in a row.
-        name: The column's name.
-        inputs: The roles of the inputs, which decide the remedy.
-        columns: The names of all columns.
-    """
-
-    role: str
-    name: str
-    inputs: Sequence[str]
-    columns: Sequence[str]
-    _counts: Counter[str] = field(default_factory=Counter)
-    _first_rows: dict[str, int] = field(default_factory=dict)
-
-    def add(self, label: str, row: int) -> None:
-        """Add a label of a row."""
-        self._counts[label] += 1
-        self._first_rows.setdefault(label, row)
-
-    def warnings(self) -> list[ColumnWarning]:
-        """Return warnings about labels that are missing values, and about labels that are numbers."""
-        described = [self._describe_numbers()] if self._counts and all(map(is_number, self._counts)) else []
-        missing = [label for label in self._counts if label.strip() in _MISSING]
-        described += [self._describe_missing(label) for label in missing if not is_code(label, self._counts)]
-        described += [self._describe_header(), self._describe_quotes(), self._describe_spreadsheet()]
-        return [warning for warning in described if warning is not None]
-
-    def _describe_missing(self, label: str) -> ColumnWarning:
-        count = self._counts[label]
-        rows = "1 row has" if count == 1 else f"{count} rows have"
-        problem = f"{rows} the label {label!r}, the first is {{place}}, and it is a class"
-        remedy = "Remove these rows" if self.role == "label" else "Remove this label from them"
-        return ColumnWarning(f"{problem}. {remedy}, or rename the class if it is a real one.", self._first_rows[label])
-
-    def _describe_header(self) -> ColumnWarning | None:
-        is_rare = self._counts[self.name] <= max(1, self._counts.total() / 100)
-        if self.name not in self._counts or not (is_rare or any(map(is_number, self.columns))):
-            return None
-        problem = f"{{place}} has the label {self.name!r}, which is the name of the column"
-        remedy = "Remove repeated headers, or begin the file with a line that names the columns"
-        return ColumnWarning(f"{problem}. {remedy}.", self._first_rows[self.name])
-
-    def _describe_quotes(self) -> ColumnWarning | None:
-        quoted = [label for label in self._counts if len(label) > 1 and label[0] == label[-1] == "'"]
-        if not self._counts or len(quoted) < len(self._counts):
-            return None
-        problem = f"all labels are in single quotes, the first is {quoted[0]} in {{place}}"
-        return ColumnWarning(f"{problem}. Set \"data.quote='\\''\".", self._first_rows[quoted[0]])
-
-    def _describe_spreadsheet(self) -> ColumnWarning | None:
-        dates = [label for label in self._counts if _SPREADSHEET_DATE.fullmatch(label)]
-        if not dates:
-            return None
-        problem = f"the label {dates[0]!r} in {{place}} is probably a name that a spreadsheet has turned into a date"
-        return ColumnWarning(f"{problem}. Write the name again.", self._first_rows[dates[0]])
-
-    def _describe_numbers(self) -> ColumnWarning | None:
-        fractions = [label for label in self._counts if not float(label).is_integer()]
-        if not fractions and (len(self._counts) <= _MANY_NUMBERS or self._are_indices()):
-            return None
-        label = fractions[0] if fractions else next(iter(self._counts))
-        problem = f"{len(self._counts)} different numbers, such as {label!r} in {{place}}, are read as classes"
-        remedy = "Write texts such as 'class 1' if they are classes"
-        task = {"features": "tabular_regression", "text": "regression"}.get("+".join(self.inputs))
-        if task is not None:
-            name = self.name if self.name.isidentifier() else f"'{self.name}'"
-            remedy = f'To predict numbers, set task={task} "data.columns.value={name}". {remedy}'
-        return ColumnWarning(f"{problem}. {remedy}.", self._first_rows[label])
-
-    def _are_indices(self) -> bool:
-        """Return whether the labels count from 0 or 1, and each has several rows."""
-        numbers = [float(label) for label in self._counts]
-        is_dense = min(numbers) in (0, 1) and max(numbers) - min(numbers) < 2 * len(numbers)
-        return is_dense and self._counts.total() >= _MANY_ROWS * len(numbers)
 
 
 @dataclass

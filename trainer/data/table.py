@@ -23,7 +23,8 @@ from trainer.data.cells import (
     parse_number,
     split_key,
 )
-from trainer.data.plausibility import ColumnWarning, FeatureColumn, LabelColumn, Leaks
+from trainer.data.labels import LabelColumn
+from trainer.data.plausibility import ColumnWarning, FeatureColumn, Leaks
 from trainer.data.splits import Sample, classes_in, split_row_id
 from trainer.errors import DataError, RowErrors, did_you_mean, format_error, raise_if_any
 from trainer.layout import expand_home
@@ -216,7 +217,8 @@ class Table:
         columns = {role: LabelColumn(role, self.names[role][0], inputs, self.columns) for role in roles}
         target = next((role for role in ("label", "value") if role in self.names), None)
         leaks, garbled = Leaks(), []
-        for sample in self.samples(records, folders):
+        values = [FeatureColumn(name) for name in self.names.get("value", ())]
+        for sample in self.samples(self._watch_values(records, values), folders):
             if sample.values is not None:
                 if target is not None and "features" in sample.values:
                     value = sample.values[target]
@@ -234,8 +236,21 @@ class Table:
             text = f"{self.keys['text']}: {len(garbled)} texts contain garbled characters, the first is {{place}}"
             remedy = "Their bytes are UTF-8 and were once read as another encoding: write the file again"
             self.warnings.append(ColumnWarning(f"{text}. {remedy}.", garbled[0]))
+        for number_column in values:
+            if (doubt := number_column.thousands_warning()) is not None:
+                text = f"{self.keys['value']}: column {number_column.name!r} {doubt.message}."
+                self.warnings.append(ColumnWarning(text, doubt.row))
         for role, column in columns.items():
             self.warnings.extend(ColumnWarning(f"{self.keys[role]}: {text}", row) for text, row in column.warnings())
+
+    def _watch_values(self, records: Iterator[Record], values: Sequence[FeatureColumn]) -> Iterator[Record]:
+        """Yield the records, and add the cells of the columns of values to `values`."""
+        positions = [self.columns.index(column.name) for column in values]
+        for record in records:
+            for column, position in zip(values, positions, strict=True):
+                if is_number(cell := record[2][position]):
+                    column.add(cell, record[0])
+            yield record
 
     def samples(self, records: Iterator[Record], folders: Sequence[Path] = ()) -> Iterator[Sample]:
         """Yield the records as samples; a record that lacks a required value becomes a sample without values.

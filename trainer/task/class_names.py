@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from math import isnan
 from unicodedata import category, normalize
+from unicodedata import name as character_name
 
 _MAX_SHOWN = 3
-_LIST_SEPARATORS = ("|", ";", ",", "/")
 _SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
+
+_LOOK_ALIKES = str.maketrans(
+    # 22 Cyrillic letters, then 15 Greek ones.
+    "\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0425\u0406\u0408\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458"
+    "\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7\u03bf",
+    "ABEKMHOPCTXIJaeopcyxijABEZHIKMNOPTYXo",
+)
+"""Letters of other alphabets that look like Latin ones."""
+_LATIN = frozenset(map(chr, _LOOK_ALIKES.values()))
 
 
 def boolean_spellings(known: Collection[str], names: Iterable[str]) -> dict[str, str]:
@@ -29,35 +39,24 @@ def boolean_spellings(known: Collection[str], names: Iterable[str]) -> dict[str,
     return {name: known_name for name, known_name in spelled if known_name is not None}
 
 
-def warn_of_equal_names(names: Iterable[str], key: str) -> list[str]:
-    """Return a warning if names differ only in white space, in case, in encoding, or in the way a number is written."""
-    groups = defaultdict(list)
-    for name in names:
-        groups[_meaning(name)].append(name)
-    equal = [spellings for spellings in groups.values() if len(spellings) > 1]
-    if not equal:
-        return []
-    shown = "; ".join(" and ".join(map(_show, spellings)) for spellings in equal[:_MAX_SHOWN])
-    more = f"; and {len(equal) - _MAX_SHOWN} more" if len(equal) > _MAX_SHOWN else ""
-    problem = f"{key}: names that differ only in white space, case, encoding or number format: {shown}{more}"
-    return [f"{problem}. Write each in one way."]
+def warn_of_equal_names(names: Collection[str], key: str) -> list[str]:
+    """Return warnings about names that are probably one name, and about words with letters of two alphabets.
 
-
-def warn_of_lists(names: Sequence[str], role: str) -> list[str]:
-    """Return a warning if names contain several other names: `red|blue` next to `red` and `blue`."""
-    for separator in _LIST_SEPARATORS:
-        parts = {name: [part.strip() for part in name.split(separator)] for name in names if separator in name}
-        known = {name for name in names if separator not in name} | _shared_parts(parts)
-        lists = [name for name, each in parts.items() if len(each) > 1 and known.issuperset(each)]
-        if len(lists) < 2 or len(lists) < len(parts) / 2:
-            continue
-        problem = f"{role}: {len(lists)} of {len(names)} labels are lists of other labels, such as {lists[0]!r}"
-        if role == "label":
-            remedy = "For several labels in a row, use task=multilabel_classification data.columns.labels=COLUMN"
-        else:
-            remedy = "Separate the labels of a row by"
-        return [f"{problem}. {remedy} \"data.list_separator='{separator}'\"."]
-    return []
+    Names are probably one if they differ only in white space, in case, in encoding, in the way a number is written, or
+    in letters that look alike.
+    """
+    equal = _group(names, _meaning)
+    alike = [spellings for spellings in _group(names, _look) if spellings not in equal]
+    problem = f"{key}: names that differ only in white space, case, encoding or number format"
+    shown = [" and ".join(map(_show, spellings)) for spellings in equal]
+    warnings = _list_names(problem, shown, "Write each in one way.")
+    problem = f"{key}: names that look alike, with letters of different alphabets"
+    shown = [f"{spellings[0]!r} ({' and '.join(map(ascii, spellings))})" for spellings in alike]
+    warnings += _list_names(problem, shown, "Write each in one alphabet.")
+    listed = {name for spellings in (*equal, *alike) for name in spellings}
+    mixed = [f"{name!r} ({name!a})" for name in names if name not in listed and _mixes_alphabets(name)]
+    problem = f"{key}: names with a word in two alphabets, whose letters look alike"
+    return warnings + _list_names(problem, mixed, "Write each word in one alphabet.")
 
 
 def warn_of_splits(names: Collection[str], role: str) -> list[str]:
@@ -73,13 +72,19 @@ def are_all_in_brackets(names: Sequence[str]) -> bool:
     return all(name.strip()[:1] == "[" and name.strip()[-1:] == "]" for name in names)
 
 
-def _shared_parts(parts: Mapping[str, Sequence[str]]) -> set[str]:
-    """Return the parts that occur in several names."""
-    names_of = defaultdict(set)
-    for name, each in parts.items():
-        for part in each:
-            names_of[part].add(name)
-    return {part for part, names in names_of.items() if len(names) > 1}
+def _group(names: Iterable[str], key: Callable[[str], object]) -> list[list[str]]:
+    """Return the names that have one key, for each key that several names have."""
+    groups = defaultdict(list)
+    for name in names:
+        groups[key(name)].append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _list_names(problem: str, shown: Sequence[str], remedy: str) -> list[str]:
+    if not shown:
+        return []
+    more = f"; and {len(shown) - _MAX_SHOWN} more" if len(shown) > _MAX_SHOWN else ""
+    return [f"{problem}: {'; '.join(shown[:_MAX_SHOWN])}{more}. {remedy}"]
 
 
 def _show(name: str) -> str:
@@ -91,9 +96,35 @@ def _visible(name: str) -> str:
     return "".join(character for character in name if category(character) != "Cf")
 
 
+def _look(name: str) -> object:
+    return _meaning(name if name.isascii() else normalize("NFKC", name).translate(_LOOK_ALIKES))
+
+
+def _mixes_alphabets(name: str) -> bool:
+    """Return whether a word has Latin letters and others that look like them, or Cyrillic ones and Latin lookalikes.
+
+    `c\u0430t` with a Cyrillic letter is such a word; `TNF\u03b1` and `SMS\u043a\u0430` are not.
+    """
+    return not name.isascii() and any(map(_has_lookalike, re.findall(r"[^\W\d_]+", name)))
+
+
+def _has_lookalike(word: str) -> bool:
+    if word.isascii():
+        return False
+    letters = defaultdict(set)
+    for letter in word:
+        letters[character_name(letter, "").partition(" ")[0]].add(letter)
+    latin, cyrillic, greek = letters["LATIN"], letters["CYRILLIC"], letters["GREEK"]
+    if not latin:
+        return False
+    alike = (each for each in (cyrillic, greek) if each and all(ord(letter) in _LOOK_ALIKES for letter in each))
+    return bool(letters["FULLWIDTH"] or any(alike) or (cyrillic and latin <= _LATIN))
+
+
 def _meaning(name: str) -> object:
     # A letter with an accent is one character or two, and some characters have no width.
-    text = " ".join(_visible(normalize("NFKC", name)).split()).casefold()
+    text = name if name.isascii() else _visible(normalize("NFKC", name))
+    text = " ".join(text.split()).casefold()
     if text in ("true", "false"):
         return float(text == "true")
     try:

@@ -17,7 +17,6 @@ from trainer.task.class_names import (
     are_all_in_brackets,
     boolean_spellings,
     warn_of_equal_names,
-    warn_of_lists,
     warn_of_splits,
 )
 from trainer.task.supervised import TargetFields
@@ -106,7 +105,6 @@ class Classes:
             logger.info("%s: targets of %d classes: %s", split, len(self.labels), ", ".join(entries))
         return [
             *warn_of_equal_names(self.labels, column),
-            *warn_of_lists(self.labels, column),
             *warn_of_splits(self.labels, column),
         ]
 

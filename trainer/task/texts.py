@@ -132,6 +132,9 @@ class Texts:
         from pyarrow.compute import sum as sum_values
 
         warnings = []
+        # A vocabulary without an entry for a character of training has no room for it.
+        train = None if self.user_tokenizer is not None else encoded.get("train")
+        is_full = train is not None and sum_values(train.with_format("arrow")[:]["unknown"], min_count=0).as_py() > 0
         for split, rows in encoded.items():
             columns = rows.with_format("arrow")[:]  # mapped: sums need no copy
             num_tokens = sum(len(chunk.flatten()) for chunk in columns["input_ids"].chunks)
@@ -139,7 +142,9 @@ class Texts:
             truncated = sum_values(columns["truncated"], min_count=0).as_py() / len(rows)
             remedies = []
             if unknown > _MAX_UNKNOWN:
-                remedies.append("Set task.tokenizer to one that knows these texts, or raise task.vocab_size")
+                remedies.append(
+                    f"Set task.tokenizer to one that knows these texts{', or raise task.vocab_size' * is_full}"
+                )
             if truncated > _MAX_TRUNCATED:
                 remedies.append("Raise task.max_length")
             summary = (
