@@ -52,15 +52,16 @@ SECONDS = 530
 """No row starts or runs later than this many seconds after the start."""
 
 
-class LastEvent:
-    """A report that keeps the values of the last training event."""
+class Events:
+    """A report that keeps the values of the training events."""
 
-    values: Mapping[str, Any]
+    def __init__(self) -> None:
+        self.values: list[Mapping[str, Any]] = []
 
     def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, Any]) -> None:
         """Keep the values of a training event."""
         if event == "train":
-            self.values = values
+            self.values.append(values)
 
 
 def read_job(words: Sequence[str]) -> TrainJob:
@@ -72,40 +73,44 @@ def read_job(words: Sequence[str]) -> TrainJob:
     return job_from_config(plain(config)[0])
 
 
-def build(job: TrainJob, closing: ExitStack) -> tuple[Training, Callable[[int], Mapping[str, Any]]]:
-    """Build a run, and a function that trains so many further steps and returns the values of their event."""
+def build(job: TrainJob, closing: ExitStack) -> tuple[Training, Callable[[int, int], list[Mapping[str, Any]]]]:
+    """Build a run, and a function that trains rounds of so many further steps and returns the values of each round."""
     from trainer.builders.training import build_training
     from trainer.loop import fit
     from trainer.run import RunOutputs
 
-    report = LastEvent()
+    report = Events()
     built = build_training(job, "", RunOutputs(report), None, closing)
 
-    def train(steps: int) -> Mapping[str, Any]:
-        total = built.state.step + steps
-        counts = replace(built.run.steps, total=total, log_every=total, eval_every=None, save_every=None)
+    def train(steps: int, rounds: int) -> list[Mapping[str, Any]]:
+        total, before = built.state.step + steps * rounds, len(report.values)
+        log_every = total if rounds == 1 else steps
+        counts = replace(built.run.steps, total=total, log_every=log_every, eval_every=None, save_every=None)
         fit(replace(built.run, steps=counts), built.state, lambda: False)
-        return report.values
+        return report.values[before:]
 
     return built, train
 
 
 def measure(words: Sequence[str], size: Size) -> dict[str, float]:
-    """Return the figures of one variant of a job, from the events of the run: medians of rounds."""
+    """Return the figures of one variant of a job, from the events of the run: medians of all rounds but the first."""
     job = read_job(words)
     with ExitStack() as closing:
         started = time.perf_counter()
         built, train = build(job, closing)
-        ready = time.perf_counter()
-        train(size.warm_up)
-        warm_up = time.perf_counter() - ready
-        rounds = [train(size.steps) for _ in range(size.rounds)]
+        build_seconds = time.perf_counter() - started
+        first, *rounds = train(size.steps, 1 + size.rounds)
         accumulate = built.run.loader.accumulate
-    names = [name for name in ("tokens_per_second", "samples_per_second", "mfu") if name in rounds[0]]
+    names = [name for name in ("tokens_per_second", "samples_per_second", "mfu") if name in first]
     figures = {name: median(values[name] for values in rounds) for name in names}
-    figures["milliseconds"] = 1000 * job.train.batch_size / figures["samples_per_second"]
-    figures["memory"] = max(values["memory"] for values in rounds)
-    return figures | {"accumulate": accumulate, "build_seconds": ready - started, "warm_up_seconds": warm_up}
+    samples = job.train.batch_size
+    return figures | {
+        "milliseconds": 1000 * samples / figures["samples_per_second"],
+        "memory": max(values["memory"] for values in rounds),
+        "accumulate": accumulate,
+        "build_seconds": build_seconds,
+        "first_round_seconds": size.steps * samples / first["samples_per_second"],
+    }
 
 
 def release() -> None:
@@ -129,7 +134,8 @@ def measure_variants(row: Row, folder: Path, size: Size, device: str) -> dict[st
     words = jobs_of(folder, size, device)[row.job]
     figures = {}
     for name, changes in row.variants.items():
-        figures[name] = measure(change(words, changes, size.texts(row.job)), size)
+        words_of_variant = change(words, changes, size.texts(row.job))
+        figures[name] = measure([*words_of_variant, f"loader.workers={min(size.workers, os.cpu_count() or 1)}"], size)
         release()
     return figures
 
@@ -155,11 +161,11 @@ def compare_loops(row: Row, folder: Path, size: Size, device: str) -> dict[str, 
     with ExitStack() as closing:
         for name, changes in row.variants.items():
             built, train = build(read_job(change(words, changes, size.classes)), closing)
-            train(size.warm_up)
-            loops[f"trainer, {name}"] = lambda train=train: train(steps)["samples_per_second"]  # type: ignore[misc]
+            train(size.steps, 1)
+            loops[f"trainer, {name}"] = lambda train=train: train(steps, 1)[0]["samples_per_second"]  # type: ignore[misc]
         loops["transformers"] = lambda: steps * samples / theirs(job, built, model, steps)[1][0]
         hand_written = write_by_hand(job, built, model)
-        hand_written(size.warm_up)
+        hand_written(size.steps)
         loops["hand-written"] = lambda: steps * samples / hand_written(steps)
         rates: dict[str, list[float]] = {name: [] for name in loops}
         for _ in range(size.rounds):

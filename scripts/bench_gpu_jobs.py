@@ -36,7 +36,8 @@ class Size:
         layers, width, heads: Of the transformers.
         classes, masked, decoder: The texts of each job.
         images: Number of images; a step has a quarter of them, at most 4096.
-        warm_up, steps, rounds: Steps before the clock starts, steps of a round, rounds; results are medians of rounds.
+        workers: Processes that prepare batches.
+        steps, rounds: Steps of a round, and rounds; results are medians of rounds. Another round comes before them.
     """
 
     layers: int
@@ -46,7 +47,7 @@ class Size:
     masked: Texts
     decoder: Texts
     images: int
-    warm_up: int
+    workers: int
     steps: int
     rounds: int
 
@@ -64,7 +65,7 @@ SIZES = {
         masked=Texts(words=30522, length=512, count=4096, batch=128, tokens=8192),
         decoder=Texts(words=50257, length=1024, count=1024, batch=64, tokens=8192),
         images=20480,
-        warm_up=5,
+        workers=8,
         steps=10,
         rounds=3,
     ),
@@ -76,7 +77,7 @@ SIZES = {
         masked=Texts(words=300, length=16, count=80, batch=8, tokens=32),
         decoder=Texts(words=300, length=32, count=80, batch=8, tokens=64),
         images=80,
-        warm_up=1,
+        workers=0,
         steps=2,
         rounds=1,
     ),
