@@ -174,11 +174,28 @@ def test_every_source_loads_rows_with_the_roles_that_it_names(folder: Path) -> N
 
 @pytest.mark.parametrize("group", ["task", "model", "loss", "optimizer", "scheduler", "prune"])
 def test_every_part_trains_on_small_data(group: str, folder: Path) -> None:
-    assert failures(lambda option: check_training(option, folder), in_groups(group)) == {}
+    def check(option: str) -> None:
+        check_training(option, folder)
+
+    assert failures(check, in_groups(group)) == {}
 
 
-def check_training(option: str, folder: Path) -> None:
-    job = job_of(*small_overrides(option, folder))
+@pytest.mark.gpu
+@pytest.mark.parametrize("group", ["task", "model", "loss"])
+def test_every_part_repeats_to_the_last_bit_on_a_gpu(group: str, folder: Path) -> None:
+    """No part needs `deterministic=false`: PyTorch would report an operation that is not deterministic."""
+
+    def check(option: str) -> None:
+        first, second = (check_training(option, folder, "device=cuda") for _ in range(2))
+        for file, tensors in first.tensors.items():
+            assert all(torch.equal(tensor, second.tensors[file][name]) for name, tensor in tensors.items()), file
+
+    assert failures(check, in_groups(group)) == {}
+
+
+def check_training(option: str, folder: Path, *overrides: str) -> Snapshot:
+    """Train a small model with an option, check the run, and return its last checkpoint."""
+    job = job_of(*small_overrides(option, folder), *overrides)
     saved: list[Snapshot] = []
     report = Recorded()
     with ExitStack() as closing:
@@ -195,6 +212,7 @@ def check_training(option: str, folder: Path) -> None:
     assert [snapshot.step for snapshot in saved][-1] == 3
     (first, *_) = [values for event, _, values in report.events if event == "train"]
     assert first["grad_norm"] > 0
+    return saved[-1]
 
 
 def small_overrides(option: str, folder: Path) -> list[str]:

@@ -12,6 +12,7 @@ from torchmetrics.text import Perplexity as ReferencePerplexity
 
 from trainer.task.classification_metrics import (
     EntityScore,
+    MacroF1,
     MeanAveragePrecision,
     Perplexity,
     TagF1,
@@ -141,6 +142,27 @@ def test_tag_f1_equals_the_macro_average(words: list[tuple[int, int]]) -> None:
     reference.update(torch.tensor([word for word, _ in kept]), torch.tensor([target for _, target in kept]))
 
     assert metric.compute().item() == pytest.approx(reference.compute().item(), abs=1e-6)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=40))
+def test_macro_f1_has_the_bits_and_the_states_of_the_reference(rows: list[tuple[int, int]]) -> None:
+    metric, reference = MacroF1(6), MulticlassF1Score(6, average="macro")
+    half = len(rows) // 2
+    for part in (rows[:half], rows[half:]):
+        output, target = scores([[row for row, _ in part]], 6)[0], torch.tensor([target for _, target in part])
+        metric.update(output, target)
+        reference.update(output, target)
+
+    assert torch.equal(metric.compute(), reference.compute())
+    for state in ("tp", "fp", "tn", "fn"):
+        assert torch.equal(getattr(metric, state), getattr(reference, state))
+
+
+def test_macro_f1_of_many_classes_needs_no_table_of_pairs() -> None:
+    metric = MacroF1(1_000_000)  # 8 TB of pairs
+    metric.update(torch.nn.functional.one_hot(torch.tensor([3, 999_999]), 1_000_000), torch.tensor([3, 5]))
+
+    assert metric.compute().item() == pytest.approx(1 / 3)
 
 
 def computed(logits: torch.Tensor, target: torch.Tensor, threshold: float, size: int = 7) -> dict[str, float]:

@@ -169,13 +169,15 @@ class ClassTarget:
     def metrics(self) -> MetricCollection:
         """Return accuracy, and F1 averaged over the classes so that rare ones count as much as frequent ones."""
         from torchmetrics import MetricCollection
-        from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+        from torchmetrics.classification import MulticlassAccuracy
+
+        from trainer.task.classification_metrics import MacroF1
 
         count = len(self.classes.labels)
         return MetricCollection(
             {
                 "accuracy": MulticlassAccuracy(count, average="micro"),
-                "macro_f1": MulticlassF1Score(count, average="macro"),
+                "macro_f1": MacroF1(count),
             }
         )
 
