@@ -172,6 +172,27 @@ def test_a_mask_serves_where_the_kernel_cannot(folder: Folders, caplog: pytest.L
     assert caplog.messages == ["attention: variable-length (reference)"]
 
 
+def test_pytorchs_kernel_takes_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call the kernel of CUDA, forward and backward, with tensors that have a type and a shape but no values."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    kernel = attention._flash_attention()
+    assert kernel is not None
+    monkeypatch.setitem(attention.KERNELS, "meta", kernel)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: False)  # it does not know the device "meta"
+    shape, options = (3, 4, 40, 64), {"dtype": torch.bfloat16, "device": "meta", "requires_grad": True}
+    starts = torch.zeros(1, 1, 1, 17, dtype=torch.int32, device="meta")
+    for causal in (False, True):
+        parts = [torch.empty(shape, **options) for _ in range(3)]  # type: ignore[arg-type]
+        attended = attention.attend(*parts, starts, causal=causal, scale=0.1)
+        attended.sum().backward()
+
+        assert (attended.shape, attended.dtype) == (shape, torch.bfloat16)
+        assert all(part.grad is not None and part.grad.shape == shape for part in parts)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert attention._flash_attention() is None
+
+
 # Whole jobs
 
 
