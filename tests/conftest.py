@@ -2,8 +2,10 @@
 
 import logging
 import os
+import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 # Before anything imports torch or transformers, and inherited by the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -11,10 +13,31 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
+from omegaconf import DictConfig, read_write
 
+from trainer.config import compose
+from trainer.config.groups import own_folder
 from trainer.export import timing
 
 timing.SECONDS_PER_MODEL = 0.0
+
+_compose_with_hydra = compose.compose_with_hydra
+_composed: dict[tuple[str, ...], bytes] = {}
+
+
+def _compose_once(folder: Path, name: str, overrides: Sequence[str]) -> DictConfig:
+    """Compose each choice of options of `conf/` once in a process, as Hydra takes longer than the rest of a check."""
+    if folder != own_folder() or any("hydra" in override for override in overrides):
+        return _compose_with_hydra(folder, name, overrides)
+    if (key := (name, *overrides)) not in _composed:
+        _composed[key] = pickle.dumps(_compose_with_hydra(folder, name, overrides))
+    config: DictConfig = pickle.loads(_composed[key])
+    with read_write(config.hydra):
+        config.hydra.runtime.cwd = os.getcwd()
+    return config
+
+
+compose.compose_with_hydra = _compose_once
 
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")

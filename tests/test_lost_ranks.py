@@ -291,7 +291,7 @@ def kill_at_random(seed: int, job: list[str], run_dir: Path, figure: Figure) -> 
     assert not left
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 50))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 50))])
 def test_a_killed_run_ends_in_the_same_bytes(
     seed: int, job: list[str], expected: dict[str, bytes], tmp_path: Path, figure: Figure
 ) -> None:

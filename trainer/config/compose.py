@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +35,7 @@ _JOB_NAME = "cli"
 """`hydra.job.name` as Hydra's main sets it: the module that starts it."""
 
 
+@cache
 def register_defaults(job_type: type = TrainJob) -> None:
     """Make the defaults of a job and its sections available to the YAML files, as `<verb>_defaults`.
 
