@@ -336,7 +336,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     started, options = time.perf_counter(), parse(arguments)
     if missing := missing_packages():
-        sys.exit("bench_gpu: packages are missing. pip install " + " ".join(f"'{package}'" for package in missing))
+        command = "pip install " + " ".join(f"'{package}'" for package in missing)
+        sys.exit(f"bench_gpu: packages are missing. {command} (without a network: --no-index --find-links FOLDER)")
     if options.device == "cuda":
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # Trainer would use several
     output = options.output or (ROOT / "scripts/results/gpu.json" if options.device == "cuda" else None)

@@ -107,6 +107,14 @@ def test_other_jobs_resume_to_the_same_bytes(
     check_resumes([*roles, *SHORT], [device, *options], tmp_path, (MID_EPOCH,), figure)
 
 
+def test_a_run_on_images_resumes_to_the_same_bytes(device: str, tmp_path: Path) -> None:
+    job = ["task=image_classification", "data=digits", "model=convnet", "model.channels_last=true", "precision=bf16"]
+    job += [*SHORT, KEEP_ALL, "loader.limit=64", "train.batch_size=8", "export.formats=[]", "logger.tensorboard=false"]
+    with working_in(tmp_path):
+        assert main(["train", *job, device, f"run.dir={tmp_path / 'run'}", "train.log_every=1"]) == 0
+        assert_resumes(tmp_path / "run", MID_EPOCH)
+
+
 def is_saved(metrics: Path, step: int) -> bool:
     return metrics.exists() and f'{{"event": "checkpoint", "step": {step},' in metrics.read_text(encoding="utf-8")
 

@@ -31,7 +31,7 @@ PEAKS: Final[Peaks] = {
     # for sparse matrices: those are divided by 2. A precision that a GPU has no units for is left out. The names are
     # those that CUDA reports; a part of a GPU (MIG) has another name and no entry.
     # H100 Tensor Core GPU data sheet; H100 NVL product brief
-    r"NVIDIA H100( \d+GB HBM3)?": _peaks(989.4, 494.7, 66.9),
+    r"NVIDIA H100 \d+GB HBM3": _peaks(989.4, 494.7, 66.9),
     r"NVIDIA H100 PCIe": _peaks(756.0, 378.0, 51.2),
     r"NVIDIA H100 NVL": _peaks(835.0, 417.5, 60.0),
     # H200 Tensor Core GPU data sheet
