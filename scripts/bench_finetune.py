@@ -60,7 +60,7 @@ class MeanPooled(nn.Module):
         super().__init__()
         with quiet():
             self.base = AutoModel.from_pretrained(model, dtype=torch.float32)
-        self.head = linear_head(self.base.config.hidden_size, num_labels, self.base.config)
+        self.head = linear_head(self.base.config.hidden_size, num_labels, {})
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Return `logits` (B, C), and the mean `loss` if `labels` are given."""

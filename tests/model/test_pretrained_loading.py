@@ -22,6 +22,7 @@ from tests.support.pretrained_folders import (
 )
 from trainer.errors import ConfigError
 from trainer.model.pretrained import Pretrained
+from trainer.model.pretrained_loading import linear_head
 
 NO_DROPOUT = {
     "distilbert": ("dropout", "attention_dropout"),
@@ -143,6 +144,17 @@ def test_pretrained_false_uses_random_weights(folder: Folders) -> None:
     assert not torch.equal(
         other.base.embeddings.word_embeddings.weight, model_of(folder("bert")).base.embeddings.word_embeddings.weight
     )
+
+
+def test_a_new_head_starts_like_any_linear_layer_unless_the_config_is_changed() -> None:
+    torch.manual_seed(0)
+    head = linear_head(300, 400, {})
+    assert isinstance(head, torch.nn.Linear)
+    assert head.weight.std().item() == pytest.approx((3 * 300) ** -0.5, rel=0.02)
+    chosen = linear_head(300, 400, {"initializer_range": 0.5})
+    assert isinstance(chosen, torch.nn.Linear)
+    assert chosen.weight.std().item() == pytest.approx(0.5, rel=0.02)
+    assert not chosen.bias.any()
 
 
 def test_half_precision_weights_are_loaded_in_float32(folder: Folders, tmp_path: Path) -> None:

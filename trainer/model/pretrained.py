@@ -148,7 +148,7 @@ class Pretrained(nn.Module):
             use_packed_attention(self.base)
         _check_fit(self.base, self.config, self.family, vocab_size, max_length, warn=loads_weights)
         if auto_class == "AutoModel":
-            self.head = linear_head(width_of(self.config), num_outputs, self.config)
+            self.head = linear_head(width_of(self.config), num_outputs, config)
         else:
             self.head = _language_model_head(whole, self.family)
         self.architecture = architecture or architecture_of(auto_class, self.config)

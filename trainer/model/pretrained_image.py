@@ -75,7 +75,7 @@ class PretrainedImage(nn.Module):
         self.base: Any = make_model("AutoModel", own, weights, attention)
         check_input(self.base, "pixel_values")
         self.config = self.base.config
-        self.head = linear_head(width_of(self.config), num_outputs, self.config)
+        self.head = linear_head(width_of(self.config), num_outputs, config)
         self.architecture = architecture or architecture_of("AutoModel", self.config)
 
     def forward(self, pixel_values: Tensor) -> Tensor:

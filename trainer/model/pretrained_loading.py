@@ -250,14 +250,25 @@ def check_input(base: Any, name: Literal["input_ids", "pixel_values"]) -> None:
         raise ConfigError(format_error("path", f"is a {base.config.model_type}, which does not take {noun}", remedy))
 
 
-def linear_head(features: int, num_outputs: int | None, config: PreTrainedConfig) -> nn.Module:
-    """Return a new linear layer, initialized as in transformers; the identity if the features are the output."""
+def linear_head(features: int, num_outputs: int | None, changes: Document) -> nn.Module:
+    """Return a new linear layer; the identity if the features are the output.
+
+    Its weights start as those of any `nn.Linear`, with a standard deviation of 1 / sqrt(3 D) for D features. The
+    `initializer_range` of a pretrained model, mostly 0.02, is for the layers that were trained; heads of fewer than 768
+    features that start with it learn more slowly.
+
+    Args:
+        features: Number of features, D.
+        num_outputs: Number of outputs.
+        changes: Changes of the model's config; an `initializer_range` there holds for the head too, with a bias of 0.
+    """
     if num_outputs is None:
         return nn.Identity()
     logger.info("new, with random weights: a linear head of %d outputs", num_outputs)
     head = nn.Linear(features, num_outputs)
-    nn.init.normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
-    nn.init.zeros_(head.bias)
+    if "initializer_range" in changes:
+        nn.init.normal_(head.weight, std=changes["initializer_range"])
+        nn.init.zeros_(head.bias)
     return head
 
 
