@@ -235,6 +235,14 @@ def test_heavy_modules_are_not_imported(argv: list[str], last: str) -> None:
     assert process.stdout.splitlines()[-1] == last
 
 
+def test_a_job_with_a_model_of_ours_does_not_load_the_models_of_transformers() -> None:
+    code = "import trainer.builders.training, trainer.builders.checkpointed, trainer.commands.export, sys"
+    code += "; import trainer.model.pretrained, trainer.model.pretrained_image, trainer.task.text_classification"
+    code += "; print('torch' in sys.modules, 'transformers.modeling_utils' in sys.modules)"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout == "True False\n"
+
+
 def test_closed_output_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m trainer train --help | head -1; exit ${{PIPESTATUS[0]}}"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

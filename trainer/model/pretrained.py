@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-from typing import Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from trainer.constraints import HubPath, validated
 from trainer.deferred_logits import DeferredLogits, defer_logits
@@ -37,6 +36,10 @@ from trainer.model.pretrained_loading import (
     width_of,
 )
 from trainer.protocols import Cache
+
+if TYPE_CHECKING:
+    # Takes seconds; a model of ours does not need the library.
+    from transformers import PreTrainedConfig
 
 logger = logging.getLogger(__name__)
 

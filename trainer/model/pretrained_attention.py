@@ -13,15 +13,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
 
 from trainer.errors import ConfigError, format_error
 from trainer.model.attention import attend, same_sample, sample_starts
 from trainer.model.pretrained_loading import AutoClass
+
+if TYPE_CHECKING:
+    # Takes seconds; a model of ours does not need the library.
+    from transformers import PreTrainedConfig
 
 _IMPLEMENTATION: Final = "packed"
 """The name of `packed_attention` among the attention implementations of transformers."""

@@ -9,17 +9,20 @@ import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from trainer.errors import ConfigError
 from trainer.layout import MODEL, TOKENIZER, Document, expand_home
 from trainer.model.pretrained import Pretrained
 from trainer.model.pretrained_image import PretrainedImage
 from trainer.model.pretrained_loading import AutoClass, make_model, quiet
+
+if TYPE_CHECKING:
+    # Takes seconds; a model of ours does not need the library.
+    from transformers import PreTrainedModel
 
 LibraryModel = Pretrained | PretrainedImage
 """A model of ours that wraps a model of a library."""

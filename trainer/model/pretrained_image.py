@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from trainer.constraints import HubPath, validated
 from trainer.errors import format_error, raise_if_any
@@ -20,6 +19,10 @@ from trainer.model.pretrained_loading import (
     read_config,
     width_of,
 )
+
+if TYPE_CHECKING:
+    # Takes seconds; a model of ours does not need the library.
+    from transformers import PreTrainedConfig
 
 
 class PretrainedImage(nn.Module):

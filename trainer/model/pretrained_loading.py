@@ -9,15 +9,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from trainer import hub
 from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
 from trainer.layout import Document, expand_home
+
+if TYPE_CHECKING:
+    # Takes seconds; a model of ours does not need the library.
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
