@@ -29,10 +29,12 @@ COMMANDS = {
 }
 
 
-def measure(python: str, arguments: list[str], folder: Path) -> tuple[float, float]:
-    """Return the wall and CPU time of a Python process, in seconds."""
+def measure(python: str, arguments: list[str], folder: Path, *, check: bool = False) -> tuple[float, float]:
+    """Return the wall and CPU time of a Python process, in seconds; with `check`, exit if it fails."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([python, *arguments], cwd=folder, check=False, capture_output=True)
+    done = subprocess.run([python, *arguments], cwd=folder, check=False, capture_output=True, text=True)
+    if check and done.returncode:
+        sys.exit(f"{' '.join(arguments)}: exit code {done.returncode}\n{done.stderr}")
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

@@ -222,3 +222,33 @@ def test_the_table_of_several_devices_equals_the_stored_result() -> None:
     table = bench["table"](json.loads((ROOT / "scripts/results/devices.json").read_text(encoding="utf-8")))
     assert len(table.splitlines()) > 4
     assert f"\n\n{table}\n\n" in TEXTS["docs/benchmarks.md"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_against_other_trainers_runs(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    result = tmp_path / "peers.json"
+    command = [sys.executable, "scripts/bench_peers.py", "--smoke", "--threads", "1", "--output", str(result)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| whole job, ") == 3
+    measured = json.loads(result.read_text(encoding="utf-8"))
+    assert set(measured["first_step"]["ratios"]) == {"trainer"}
+    assert all(
+        0 < ratio < 10
+        for part in ("whole", "first_step")
+        for each in measured[part]["ratios"].values()
+        for ratio in each.values()
+    )
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_memory_on_many_rows_runs(tmp_path: Path) -> None:
+    result = tmp_path / "rows.json"
+    command = [sys.executable, "scripts/bench_memory.py", "--rows", "2500", "--output", str(result)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    peaks = json.loads(result.read_text(encoding="utf-8"))["rows"]["2500"]
+    assert 2**26 < peaks["anonymous_bytes"] < peaks["bytes"]
