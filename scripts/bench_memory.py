@@ -1,8 +1,15 @@
 """Compare ways to train with less memory: logits in chunks with all logits at once, and checkpointed with other blocks.
 
+    python scripts/bench_memory.py [--rounds 5] [--output scripts/results/memory.json]
+    python scripts/bench_memory.py --rows 10000 100000 1000000 [--output scripts/results/rows.json]
+
 Each round runs every variant once, so a slow moment of the machine affects all of them; medians are compared. The peak
 memory of logits is that of a process of its own beyond the memory before the step. The activations of a model are the
 bytes of the tensors that exist when its backward pass begins.
+
+With --rows, it instead measures the memory of `trainer train` on data of so many rows of 25 words: the largest
+anonymous memory and the largest mapped part of files during one epoch, at most 1000 steps of 1024 rows. The kernel can
+take mapped files back whenever it needs memory. The rows are written as encoded data, as encoding so many takes long.
 """
 
 from __future__ import annotations
@@ -11,20 +18,29 @@ import argparse
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.builders.data import build_encoded, build_task
 from trainer.builders.memory import LiveTensors
+from trainer.config.compose import compose, plain, register_defaults
+from trainer.config.stored import job_from_config
+from trainer.data.encode import Encoded
+from trainer.data.split_cache import write_index
 from trainer.deferred_logits import DeferredLogits, sum_in_chunks
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.model.decoder import Decoder
@@ -33,6 +49,7 @@ from trainer.model.resnet import ResNet
 from trainer.model.text_encoder import TextEncoder
 from trainer.model.vit import ViT
 
+CONF = Path(__file__).parent.parent / "conf"
 _TARGETS, _FEATURES = 4096, 256
 _VOCABULARIES = (32_000, 128_000)
 _SIZES: dict[str, Any] = {"dim": 256, "depth": 4, "heads": 4, "hidden": 1024, "dropout": 0.1}
@@ -45,23 +62,26 @@ def main() -> None:
     """Measure, print a table and write it as JSON to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, nargs="+", help="measure memory on so many rows instead")
     parser.add_argument("--output", type=Path, help="JSON file")
     parser.add_argument("--peak", nargs=2, metavar=("VARIANT", "VOCABULARY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
         print(measure_peak(arguments.peak[0], int(arguments.peak[1])))
         return
-    result = {
-        "targets": _TARGETS,
-        "features": _FEATURES,
-        "rounds": arguments.rounds,
+    result: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "logits": {str(size): measure_logits(size, arguments.rounds) for size in _VOCABULARIES},
-        "gradient_checkpointing": {name: measure_model(make, arguments.rounds) for name, make in MODELS.items()},
     }
+    if arguments.rows:
+        result["rows"] = {str(count): measure_rows(count) for count in arguments.rows}
+    else:
+        result |= {"targets": _TARGETS, "features": _FEATURES, "rounds": arguments.rounds}
+        result["logits"] = {str(size): measure_logits(size, arguments.rounds) for size in _VOCABULARIES}
+        models = {name: measure_model(make, arguments.rounds) for name, make in MODELS.items()}
+        result["gradient_checkpointing"] = models
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
@@ -187,6 +207,67 @@ def measure_model(
     for name, values in seconds.items():
         print(f"{type(model).__name__:12} {name:10} {statistics.median(values):7.3f} s  {stored[name] / _MIB:8.1f} MiB")
     return {"seconds": seconds, "activation_bytes": stored, "time_ratios": median_ratios(seconds, "none")}
+
+
+# Rows
+
+
+def measure_rows(count: int) -> dict[str, float]:
+    """Return the largest memory of a training process on so many rows, by kind, and its seconds."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["TRAINER_CACHE"] = str(folder / "cache")
+        job = write_rows(folder, count)
+        command = [sys.executable, "-m", "trainer", "train", f"run.dir={folder / 'run'}", *job]
+        peaks = {"RssAnon": 0, "RssFile": 0, "VmRSS": 0}
+        start = time.perf_counter()
+        with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+            while process.poll() is None:
+                for line in Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines():
+                    kind, _, value = line.partition(":")
+                    if kind in peaks:
+                        peaks[kind] = max(peaks[kind], 1024 * int(value.split()[0]))
+                time.sleep(0.05)
+        if process.returncode:
+            sys.exit((folder / "log").read_text(encoding="utf-8"))
+        seconds = time.perf_counter() - start
+    columns = "  ".join(f"{kind} {value / _MIB:6.0f} MiB" for kind, value in peaks.items())
+    print(f"{count:10} rows  {columns}  {seconds:6.1f} s", flush=True)
+    return {"anonymous_bytes": peaks["RssAnon"], "file_bytes": peaks["RssFile"], "bytes": peaks["VmRSS"]}
+
+
+def write_rows(folder: Path, count: int) -> list[str]:
+    """Encode a few texts, repeat the training rows with other digests, and return the keys of a job that reads them."""
+    draw, words = random.Random(0), [f"w{index}" for index in range(500)]
+    lines = (f"{' '.join(draw.choices(words, k=25))},c{index % 4}" for index in range(2000))
+    (folder / "texts.csv").write_text("\n".join(["text,label", *lines]) + "\n", encoding="utf-8")
+    keys = [
+        *("data=files", f"data.train={folder / 'texts.csv'}", "task.vocab_size=600", "train.batch_size=1024"),
+        *("model.dim=8", "model.depth=1", "model.heads=1", "model.hidden=8", "device=cpu", "export.formats=[]"),
+        *(f"train.duration={min(1000, -(-count // 1024))}", "train.log_every=100"),
+    ]
+    register_defaults()
+    job = job_from_config(plain(compose(CONF, "train", keys)[0])[0])
+    task = build_task(job)
+    enlarge(build_encoded(job, task, fitted=False), task.state_dict(), count)
+    return keys
+
+
+def enlarge(encoded: Encoded, state: dict[str, Any], count: int) -> None:
+    """Write the training split of a cache folder again, with its first rows repeated until there are `count`."""
+    table = encoded.splits["train"].with_format("arrow")[:1000]
+    place, digests = table.column_names.index("input_digest"), np.random.default_rng(0)
+    enlarged = encoded.folder / "train.enlarged"  # the rows are mapped from the file that it replaces
+    with pa.OSFile(str(enlarged), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        for start in range(0, count, len(table)):
+            part = table.slice(0, min(len(table), count - start))
+            fresh = pa.array(digests.integers(-(2**62), 2**62, len(part)))
+            # The library writes a record batch every 1000 rows, too.
+            writer.write_table(part.set_column(place, part.schema.field(place), fresh))
+    enlarged.replace(encoded.folder / "train.arrow")
+    (encoded.folder / "index.json").unlink()
+    sizes = {split: len(rows) for split, rows in encoded.splits.items()} | {"train": count}
+    write_index(encoded.folder, state=state, rows=sizes, warnings=[])
 
 
 # Time

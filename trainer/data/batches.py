@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from trainer.data.order import Order
+from trainer.mapped_files import ArrayInFile, MappedFile, open_mapped_file
 from trainer.protocols import Batch, Batching, Task, UsesExtraRows
 from trainer.ranks import Ranks
 from trainer.sample_rng import SampleRng
@@ -343,13 +344,15 @@ class RowReader:
     """Reads rows of an encoded split by position, without a Python object per value.
 
     Args:
-        rows: The split; its file stays mapped, so that only the rows that are read use memory.
+        rows: The split. Its file stays mapped; numbers are read from a large file itself, because each access to a
+            mapping brings up to a megabyte of the file into the memory of the process.
     """
 
     def __init__(self, rows: datasets.Dataset) -> None:
         table: pyarrow.Table = rows.with_format("arrow")[:]
         self._columns = {name: table.column(name).chunks for name in table.column_names}
         first_column = next(iter(self._columns.values()))
+        self._file = open_mapped_file(table.column(0))
         self._starts = np.cumsum([0, *map(len, first_column)])
         self._views: dict[tuple[str, int], _View] = {}
 
@@ -367,7 +370,7 @@ class RowReader:
     def _view(self, name: str, chunk: int) -> _View:
         view = self._views.get((name, chunk))
         if view is None:
-            view = self._views[name, chunk] = _View(self._columns[name][chunk])
+            view = self._views[name, chunk] = _View(self._columns[name][chunk], self._file)
         return view
 
 
@@ -391,9 +394,11 @@ class LazyColumns(Mapping[str, Any]):
 
 
 class _View:
-    """A chunk of a column. Numbers, and the numbers of lists, are read from the memory of the chunk."""
+    """A chunk of a column. Numbers, and the numbers of lists, are read from memory, or from a large file itself."""
 
-    def __init__(self, column: pyarrow.Array) -> None:
+    __slots__ = ("_column", "_offsets", "_values", "is_list", "is_number")
+
+    def __init__(self, column: pyarrow.Array, file: MappedFile | None) -> None:
         from pyarrow import types
 
         self._column = column
@@ -401,14 +406,20 @@ class _View:
         values = column.values if self.is_list else column
         self.is_number = types.is_primitive(values.type)
         if self.is_number:
-            self._values = values.to_numpy(zero_copy_only=False)
-            self._offsets = column.offsets.to_numpy().tolist() if self.is_list else []
+            self._values = _numbers(values, file)
+            offsets: Any = _numbers(column.offsets, file) if self.is_list else []
+            self._offsets = offsets.tolist() if isinstance(offsets, np.ndarray) else offsets
 
     def row(self, row: int) -> Any:
         """Return a value, or an array of the values of a list."""
         if self.is_number:
             return self._values[self._offsets[row] : self._offsets[row + 1]] if self.is_list else self._values[row]
         return self._column[row].values.to_numpy(zero_copy_only=False) if self.is_list else self._column[row].as_py()
+
+
+def _numbers(values: pyarrow.Array, file: MappedFile | None) -> np.ndarray | ArrayInFile:
+    in_file = None if file is None else file.array(values)
+    return values.to_numpy(zero_copy_only=False) if in_file is None else in_file
 
 
 def _data_loader(

@@ -24,6 +24,7 @@ from trainer.data.quality import block_digests, row_digests
 from trainer.data.split_cache import read_index, write_index
 from trainer.errors import DataError, RowError, RowErrors, format_error, show_value
 from trainer.input_files import LIMITS
+from trainer.mapped_files import release_pages
 from trainer.protocols import BLOCK_OF, Columns, EncodedColumns, Row, Source, StateDict, Task
 from trainer.shapes import check_shape
 
@@ -299,6 +300,8 @@ def _read(folder: Path) -> tuple[StateDict, dict[str, Dataset], list[str]] | Non
         splits = {split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in index["rows"]}
         if {split: len(rows) for split, rows in splits.items()} != index["rows"]:
             raise ValueError("rows are missing")
+        for rows in splits.values():
+            release_pages(rows)  # opening a file touches every record batch of it
         return index["state"], splits, index["warnings"]
     except (OSError, ValueError) as error:
         logger.warning("encoded data: %s is damaged (%s); encoding again", folder, " ".join(str(error).split()))

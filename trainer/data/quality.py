@@ -13,6 +13,7 @@ import numpy as np
 
 from trainer.data.order import block_of
 from trainer.data.splits import normalize_whitespace
+from trainer.mapped_files import read_chunks
 from trainer.protocols import Columns, Target
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def _rows_of_block(rows: Dataset, block: int, blocks: int) -> tuple[np.ndarray, 
 def _chunks(rows: Dataset, *names: str) -> Iterator[tuple[int, list[np.ndarray]]]:
     """Yield the position of the first row of each chunk of a split, and arrays of its columns."""
     start = 0
-    for table in rows.with_format("arrow").select_columns(list(names)).iter(1 << 17):
+    for table in read_chunks(rows, *names, size=1 << 17):
         yield start, [table[name].to_numpy() for name in names]
         start += len(table)
 

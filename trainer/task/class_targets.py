@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from trainer.errors import DataError, RowError, did_you_mean, format_error
+from trainer.mapped_files import read_chunks
 from trainer.protocols import Prediction, StateDict
 from trainer.task.class_names import (
     are_all_in_brackets,
@@ -94,7 +95,7 @@ class Classes:
         """
         for split, rows in encoded.items():
             counts = np.zeros(len(self.labels), dtype=np.int64)
-            for batch in rows.with_format("arrow").select_columns(column).iter(10_000):
+            for batch in read_chunks(rows, column):
                 values = batch[column].combine_chunks()
                 classes = values.flatten() if hasattr(values, "value_lengths") else values
                 counts += np.bincount(classes.to_numpy(zero_copy_only=False), minlength=len(counts))

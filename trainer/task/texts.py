@@ -11,6 +11,7 @@ from annotated_types import Ge
 
 from trainer.constraints import Note
 from trainer.errors import ConfigError
+from trainer.mapped_files import read_chunks
 from trainer.protocols import Batching, Columns, EncodedColumns, StateDict
 from trainer.task.packing import Layout, lay_out, padded_inputs, token_inputs
 from trainer.task.supervised import InputFields, fingerprint
@@ -129,17 +130,19 @@ class Texts:
 
     def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
         """Log the share of unknown tokens and truncated texts of each split; return the high ones as warnings."""
-        from pyarrow.compute import sum as sum_values
-
         warnings = []
         # A vocabulary without an entry for a character of training has no room for it.
         train = None if self.user_tokenizer is not None else encoded.get("train")
-        is_full = train is not None and sum_values(train.with_format("arrow")[:]["unknown"], min_count=0).as_py() > 0
+        is_full = train is not None and any(
+            chunk["unknown"].to_numpy().any() for chunk in read_chunks(train, "unknown")
+        )
         for split, rows in encoded.items():
-            columns = rows.with_format("arrow")[:]  # mapped: sums need no copy
-            num_tokens = sum(len(chunk.flatten()) for chunk in columns["input_ids"].chunks)
-            unknown = sum_values(columns["unknown"], min_count=0).as_py() / max(1, num_tokens)
-            truncated = sum_values(columns["truncated"], min_count=0).as_py() / len(rows)
+            num_tokens = num_unknown = num_truncated = 0
+            for chunk in read_chunks(rows, "input_ids", "unknown", "truncated"):
+                num_tokens += len(chunk["input_ids"].combine_chunks().flatten())
+                num_unknown += int(chunk["unknown"].to_numpy().sum())
+                num_truncated += int(chunk["truncated"].to_numpy().sum())
+            unknown, truncated = num_unknown / max(1, num_tokens), num_truncated / len(rows)
             remedies = []
             if unknown > _MAX_UNKNOWN:
                 remedies.append(
@@ -215,8 +218,7 @@ class Texts:
 
 def row_lengths(encoded: Dataset, column: str) -> np.ndarray:
     """Return the number of values in each row of a column of lists, int64 (N,)."""
-    rows = encoded.with_format("arrow").select_columns(column)
-    return np.concatenate([batch[column].combine_chunks().value_lengths() for batch in rows.iter(10_000)])
+    return np.concatenate([chunk[column].combine_chunks().value_lengths() for chunk in read_chunks(encoded, column)])
 
 
 def _try_load(tokenizer: str | None) -> tuple[Tokenizer | None, ConfigError | None]:

@@ -1,0 +1,133 @@
+"""Reading mapped files without keeping them in the memory of the process.
+
+The columns of a split are mapped from a file. Each access brings pages of the file, and many neighbors with them, into
+the memory of the process, where they would stay. Only Linux tells which file an address is mapped from; elsewhere
+everything works, and the pages stay until the system takes them back.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainer.errors import DataError, format_error
+
+if TYPE_CHECKING:
+    import pyarrow
+    from datasets import Dataset
+
+_SMALL = 2**24
+"""Bytes of a file that may stay in memory."""
+
+_MADV_DONTNEED = 4
+
+
+class ArrayInFile:
+    """A one-dimensional array that is read from a file, a few values at a time.
+
+    Args:
+        file: The file.
+        position: The position of the first value in the file.
+        dtype: The type of the values.
+    """
+
+    __slots__ = ("_dtype", "_file", "_position")
+
+    def __init__(self, file: MappedFile, position: int, dtype: np.dtype[Any]) -> None:
+        self._file = file
+        self._position = position
+        self._dtype = dtype
+
+    def __getitem__(self, place: int | slice) -> Any:
+        """Return a value, or the values of a slice that has both ends."""
+        start, stop = (place.start, place.stop) if isinstance(place, slice) else (place, place + 1)
+        size = self._dtype.itemsize
+        data = self._file.read(self._position + int(start) * size, int(stop - start) * size)
+        values: np.ndarray = np.frombuffer(data, self._dtype)
+        return values if isinstance(place, slice) else values[0]
+
+
+class MappedFile:
+    """A large file that a part of the address space shows.
+
+    Args:
+        start: The first address.
+        stop: The address after the last one.
+        offset: The position of the first address in the file.
+        path: The file.
+        descriptor: The same, opened; it is closed with this object.
+    """
+
+    def __init__(self, start: int, stop: int, offset: int, path: str, descriptor: int) -> None:
+        self._start = start
+        self._stop = stop
+        self._offset = offset
+        self._path = path
+        self._descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
+
+    def read(self, position: int, size: int) -> bytes:
+        """Return bytes of the file.
+
+        Raises:
+            DataError: The file has been cut off since it was mapped.
+        """
+        data = os.pread(self._descriptor, size, position)
+        if len(data) < size:
+            raise DataError(format_error(self._path, "has been cut off during the run", "Start the run again"))
+        return data
+
+    def release(self) -> None:
+        """Remove the pages from the memory of this process; the next access brings them back."""
+        import ctypes
+
+        size = ctypes.c_size_t(self._stop - self._start)
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(self._start), size, _MADV_DONTNEED)
+
+    def array(self, values: pyarrow.Array) -> ArrayInFile | None:
+        """Return numbers as an array in this file; None if they are not in it as they are."""
+        *_, buffer = values.buffers()
+        width = values.type.bit_width // 8
+        if values.null_count or not width or not (self._start <= buffer.address < self._stop):
+            return None
+        position = self._offset + buffer.address - self._start + values.offset * width
+        return ArrayInFile(self, position, np.dtype(values.type.to_pandas_dtype()))
+
+
+def open_mapped_file(column: pyarrow.ChunkedArray) -> MappedFile | None:
+    """Open the large file that the first values of a column are mapped from; None if they are in memory.
+
+    Only a mapping that cannot be written is used: its pages are always equal to the file.
+    """
+    address = next((buffer.address for chunk in column.chunks for buffer in chunk.buffers() if buffer), 0)
+    # Not Linux, or the file is gone: the mapping itself is read.
+    with suppress(OSError), open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            extent, permissions, offset, _, inode, *path = line.rstrip("\n").split(maxsplit=5)
+            start, stop = (int(bound, 16) for bound in extent.split("-"))
+            if start <= address < stop and stop - start > _SMALL and "w" not in permissions and path:
+                descriptor = os.open(path[0], os.O_RDONLY | os.O_CLOEXEC)
+                if os.fstat(descriptor).st_ino == int(inode):
+                    return MappedFile(start, stop, int(offset, 16), path[0], descriptor)
+                os.close(descriptor)
+    return None
+
+
+def release_pages(rows: Dataset) -> None:
+    """Remove the pages of a split's file from the memory of this process."""
+    if (mapped := open_mapped_file(rows.data.column(0))) is not None:
+        mapped.release()
+
+
+def read_chunks(rows: Dataset, *names: str, size: int = 10_000) -> Iterator[pyarrow.Table]:
+    """Yield columns of a split, so many rows at a time; memory does not grow with the rows."""
+    mapped = open_mapped_file(rows.data.column(0))
+    for table in rows.with_format("arrow").select_columns(list(names)).iter(size):
+        yield table
+        if mapped is not None:
+            mapped.release()
