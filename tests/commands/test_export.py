@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from torch import nn
 from torch.nn.utils import prune
 
 from tests.support.jobs import checkpoint_files, train, working_in, write_data
+from trainer.builders.checkpointed import load_checkpointed_model
 from trainer.cli import main
+from trainer.config.jobs import LoaderSection
+from trainer.config.stored import job_from_text
 
 WEIGHTS = [
     "blocks.0.query_key_value.weight",
@@ -183,3 +187,25 @@ def test_a_copy_of_a_run_keeps_its_artifacts(folder: Path, tmp_path: Path) -> No
     # The run may have other artifacts from earlier tests.
     artifacts = export(tmp_path / "renamed", "export.formats=[pth]")["artifacts"]
     assert artifacts.keys() >= {"torchscript", "pth"}
+
+
+def test_the_proof_reads_every_sample_once_with_little_padding(folder: Path) -> None:
+    loaded = load_checkpointed_model(
+        folder / "run",
+        lambda text: replace(job_from_text(text, trust=[]), loader=LoaderSection(eval_batch_size=8)),
+        checkpoint="best",
+        weights="auto",
+        device="cpu",
+    )
+    in_order = list(loaded.split_batches("train", "padded"))
+    by_length = list(loaded.proof_batches("train"))
+
+    assert sorted(sample for batch in by_length for sample in batch.ids) == [
+        sample for batch in in_order for sample in batch.ids
+    ]
+    assert {batch.num_samples for batch in by_length[:-1]} == {8}
+    shares = [
+        float(torch.cat([batch.inputs["attention_mask"].flatten() for batch in batches]).float().mean())
+        for batches in (in_order, by_length)
+    ]
+    assert shares[0] < 0.85 < 0.95 < shares[1]

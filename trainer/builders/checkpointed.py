@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -98,11 +99,32 @@ class CheckpointedModel:
             rows = rows.select([number * len(rows) // count for number in range(count)])
         yield from self.batches(rows, batching)
 
-    def batches(self, rows: Dataset, batching: Batching, ranks: Ranks | None = None) -> Iterator[Batch]:
-        """Yield the batches of encoded rows in order, once; if several processes share them, those of this process."""
+    def proof_batches(self, split: str) -> Iterator[Batch]:
+        """Yield the padded batches of a split once, the longest samples first, so that batches have little padding.
+
+        Raises:
+            ConfigError: The data has no such split.
+        """
+        rows = select_split(self.encoded, split)
+        lengths = self.task.lengths(rows)
+        yield from self.batches(rows, "padded", order=None if lengths is None else np.argsort(-lengths, kind="stable"))
+
+    def batches(
+        self, rows: Dataset, batching: Batching, ranks: Ranks | None = None, order: np.ndarray | None = None
+    ) -> Iterator[Batch]:
+        """Yield the batches of encoded rows in order, once; if several processes share them, those of this process.
+
+        Args:
+            rows: The rows.
+            batching: The layout of a batch.
+            ranks: The processes that share the batches; None is this process alone.
+            order: The positions of the rows in the order in which they are read; None is their own order.
+        """
         batches = Batches(rows, self.task, batching, self.job.seed)
         options = loader_options(self.job, self.device, batching)
-        with closing(EvaluationBatches(batches, self.job.loader.eval_batch_size, options, ranks)) as loader:
+        positions = None if order is None else order.tolist()
+        size = self.job.loader.eval_batch_size
+        with closing(EvaluationBatches(batches, size, options, ranks, order=positions)) as loader:
             yield from loader
 
 

@@ -94,7 +94,7 @@ def export_artifacts(
     model = ExportModel(
         checkpointed.inference_model().cpu(),
         task,
-        evaluation=lambda: checkpointed.split_batches(split, "padded"),
+        evaluation=lambda: checkpointed.proof_batches(split),
         training=lambda count: checkpointed.split_batches("train", "padded", count),
         samples=checkpointed.encoded.samples(split),
         architecture={"model": written["model"], "facts": task.info().arguments()},

@@ -294,7 +294,9 @@ class TrainLoader:
 
 
 class EvaluationBatches:
-    """All rows of a split in order, `batch_size` per batch; can be iterated repeatedly until it is closed.
+    """All rows of a split, `batch_size` per batch; can be iterated repeatedly until it is closed.
+
+    The rows come in `order`, positions in the split; None is their own order.
 
     Workers survive from one evaluation to the next if `options.persistent_workers` is set. Several devices share the
     batches: each has consecutive ones, and none is read twice. With `fill`, devices with fewer batches get fillers, so
@@ -309,10 +311,11 @@ class EvaluationBatches:
         ranks: Ranks | None = None,
         *,
         fill: bool = False,
+        order: Sequence[int] | None = None,
     ) -> None:
         ranks = ranks or Ranks()
-        every = range(len(batches.rows))
-        indices = [BatchIndices(0, every[start : start + batch_size]) for start in every[::batch_size]]
+        every = range(len(batches.rows)) if order is None else order
+        indices = [BatchIndices(0, every[start : start + batch_size]) for start in range(0, len(every), batch_size)]
         # Rounded up: the first device has a batch, however few there are.
         bounds = [-(-len(indices) * rank // ranks.size) for rank in range(ranks.size + 1)]
         own = indices[bounds[ranks.rank] : bounds[ranks.rank + 1]]
