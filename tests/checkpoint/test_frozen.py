@@ -96,6 +96,16 @@ def test_initial_weights_come_from_the_folder_of_a_checkpoint(data: list[str], t
     expected = load_folder(folder).named_tensors("model")
     assert "norm.weight" in expected
     assert all(torch.equal(loaded[name], expected[name]) for name in expected if not name.startswith("head"))
+    # One of the files means the whole checkpoint, in its folder or copied with the other file.
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    for name in ("model.safetensors", "frozen.safetensors"):
+        shutil.copyfile(folder / name, copied / name)
+    for number, place in enumerate((folder, copied)):
+        run = tmp_path / f"file-{number}"
+        assert train(run, *data, *frozen, f"model.weights={place}/model.safetensors") == 0
+        again = load_folder(run / "checkpoints/step-00000001").named_tensors("model")
+        assert all(torch.equal(again[name], loaded[name]) for name in loaded)
 
 
 def test_a_run_of_the_old_layout_resumes_in_the_same_bytes(run: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trainer.builders.instantiate import in_group, instantiate
 from trainer.builders.stored_sizes import bounded_build
 from trainer.capture import MASKS, check_finite, load_weights, select_weights
-from trainer.checkpoint.shards import FROZEN_FILE
+from trainer.checkpoint.shards import FROZEN_FILE, MERGED, tensors_name
 from trainer.checkpoint.snapshot import Snapshot, load_folder
 from trainer.config.devices import SHAPES_REMEDY, VARYING_SHAPES, WITHOUT_GRAPHS
 from trainer.config.jobs import LoraKeys, ModelKeys, PruneKeys, TrainJob
@@ -112,12 +112,22 @@ def _initialize(model: nn.Module, settings: ModelKeys, seed: int, task: Task, in
         noisy_tune(model, settings.noisy_tune, torch.Generator().manual_seed(seed))
 
 
-def _read_checkpoint(folder: Path) -> Mapping[str, Tensor]:
-    """Return the weights in the folder of a checkpoint with several files of weights; nothing for another folder."""
-    is_split = (folder / FROZEN_FILE).exists() or not (folder / "model.safetensors").exists()
-    if not (folder / CHECKPOINT_MANIFEST).is_file() or not is_split:
+def _read_checkpoint(path: Path) -> Mapping[str, Tensor]:
+    """Return the weights of a checkpoint with several files of weights, of which each contains only a part.
+
+    Args:
+        path: The folder of the checkpoint, or a file of the raw or averaged weights in it. Nothing is returned for
+            another path.
+    """
+    folder, name = (path.parent, tensors_name(path.name)) if path.is_file() else (path, "model")
+    is_split = (folder / FROZEN_FILE).exists() or not (folder / f"{name}.safetensors").exists()
+    if name not in MERGED or not is_split:
         return {}
-    return load_folder(folder).named_tensors("model")
+    if (folder / CHECKPOINT_MANIFEST).is_file():
+        return load_folder(folder).named_tensors(name)
+    if path.is_file() and (folder / FROZEN_FILE).exists():  # a copy of the files without the checkpoint
+        return {**load_weights_file(str(folder / FROZEN_FILE)), **load_weights_file(str(path))}
+    return {}
 
 
 def _adapt(model: nn.Module, settings: ModelKeys, task: Task, info: TaskInfo) -> nn.Module:
