@@ -288,6 +288,17 @@ def test_resume_on_as_many_devices_is_bitwise_equal(devices: int, shard: str, jo
 
 
 @pytest.mark.slow
+def test_frozen_rows_have_files_of_their_own(job: list[str], tmp_path: Path) -> None:
+    run = train_on(2, tmp_path / "run", *job, "shard=true", "model.lora={rank: 2}")
+    files = sorted(run.glob("checkpoints/*/frozen-00001-of-00002.safetensors"))
+    assert max(file.stat().st_nlink for file in files) > 1
+    resumed = Path(shutil.copytree(run, tmp_path / "resumed"))
+    stop_at(resumed, 8)
+    assert run_ranks(["train", f"resume={resumed}"], 2, tmp_path / "output") == [0, 0]
+    assert_same_end(resumed, run, 8)
+
+
+@pytest.mark.slow
 def test_run_goes_on_with_another_number_of_shards(job: list[str], tmp_path: Path) -> None:
     length = ["train.duration=20", "checkpoint.every=1", "checkpoint.keep=20"]
     # Dropout is drawn for each device's piece of a batch.

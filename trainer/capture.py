@@ -86,7 +86,9 @@ def capture(run: Run, state: TrainState) -> Snapshot:
     documents = {STATE: json.dumps(document, indent=1) + "\n", **run.documents}
     if run.sharding is None:
         return Snapshot(state.step, tensors, documents, frozen=_frozen_names(run.model, tensors))
-    return _own_part(Snapshot(state.step, tensors, documents), run.sharding)
+    # Averages keep their own rows: whether all rows are equal would have to be agreed on.
+    frozen = _frozen_names(run.model, {})
+    return _own_part(Snapshot(state.step, tensors, documents, frozen=frozen), run.sharding)
 
 
 def _frozen_names(model: nn.Module, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, frozenset[str]]:

@@ -10,6 +10,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,13 @@ def split(snapshot: Snapshot, index: int, count: int) -> Snapshot:
                 rows[file][name] = Rows(start, tuple(tensor.shape))
             elif index == 0:
                 tensors[file][name] = tensor
-    return Snapshot(snapshot.step, tensors, snapshot.documents, Shard(index, count, rows))
+    return Snapshot(snapshot.step, tensors, snapshot.documents, Shard(index, count, rows), snapshot.frozen)
 
 
-def save_shards(folder: Path, snapshot: Snapshot, size: int) -> list[Any]:
+def save_shards(folder: Path, snapshot: Snapshot, size: int, keep: int = 2) -> list[Any]:
     """Save a snapshot in shards, by a thread for each; return each one's path or error."""
     return on_threads(
-        size, lambda ranks: Store(folder, keep=2).save_shard(split(snapshot, ranks.rank, ranks.size), ranks)
+        size, lambda ranks: Store(folder, keep=keep).save_shard(split(snapshot, ranks.rank, ranks.size), ranks)
     )
 
 
@@ -94,6 +95,27 @@ def test_shards_load_as_the_complete_state(folder: Path, size: int, make: Any, s
     assert same(
         Snapshot(lazy.step, {name: dict(each) for name, each in lazy.tensors.items()}, lazy.documents), make(7, 0.5)
     )
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_frozen_rows_are_stored_once_for_every_second_checkpoint(folder: Path, size: int, make: Any, same: Any) -> None:
+    first = make(1)
+    names = frozenset(list(first.tensors["model"])[:2])
+    for step in (1, 2, 3):
+        model = {**make(step).tensors["model"], **{name: first.tensors["model"][name] for name in names}}
+        snapshot = replace(make(step), tensors={**make(step).tensors, "model": model}, frozen={"model": names})
+        save_shards(folder, snapshot, size, keep=3)
+        target = folder / f"step-{step:08d}"
+        assert same(load_folder(target), snapshot)
+        lazy = load_folder(target, on_demand=True)
+        assert all(torch.equal(lazy.tensors["model"][name], tensor) for name, tensor in model.items())
+        assert find_faults(target) == []
+    for number in range(1, size + 1):
+        nodes = [path.stat().st_ino for path in sorted(folder.glob(f"*/frozen-{number:05d}-of-{size:05d}.safetensors"))]
+        assert nodes[0] == nodes[-1] != nodes[-2]
+    (folder / f"step-00000003/frozen-00002-of-{size:05d}.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="frozen-00002"):
+        load_folder(folder / "step-00000003")
 
 
 def test_complete_and_sharded_checkpoints_of_a_run_follow_each_other(folder: Path, make: Any, same: Any) -> None:

@@ -47,6 +47,7 @@ from trainer.evaluate import check_shareable, evaluate, metric_directions
 from trainer.layout import CONFIG, STATE, TASK
 from trainer.loop import compute_gradients
 from trainer.model.feature_extractor import FeatureExtractor
+from trainer.model.finetuning import is_frozen, mark_frozen
 from trainer.model.flops import PEAKS, Peaks, Utilization, count_flops, find_peak
 from trainer.model.gradient_checkpointing import checkpoint_blocks
 from trainer.precision import Precision, PrecisionName
@@ -324,9 +325,11 @@ def _shard(
     losses: list[object] = [loss] if ema is None or ema.loss is loss else [ema.loss, loss]
     with_weights = [each for each in losses if isinstance(each, nn.Module) and has_weights(each)]
     ranks.broadcast_weights([*models, *with_weights])
+    frozen = [name for name, parameter in model.named_parameters() if is_frozen(parameter)]
     sharding = Sharding(ranks, count, device)
     for model_or_average in models:
         sharding.shard(model_or_average)
+    mark_frozen(model.get_parameter(name) for name in frozen)  # the shards are other objects
     for loss_or_average in with_weights:
         sharding.shard_loss(loss_or_average)
     return sharding

@@ -6,7 +6,7 @@ Importing this module does not import torch: checkpoints are chosen and verified
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,9 +64,23 @@ class Snapshot:
             file: {name: tensor for name, tensor in named.items() if name not in self.frozen.get(file, ())}
             for file, named in self.tensors.items()
         }
-        if names := self.frozen.get("model"):
-            stored[FROZEN] = {name: self.tensors["model"][name] for name in names}
+        if (names := self.frozen.get("model")) and (model := self.tensors.get("model")):
+            stored[FROZEN] = {name: tensor for name, tensor in model.items() if name in names}
         return stored
+
+    def file_name(self, name: str) -> str:
+        """Return the name of the file of these tensors."""
+        return name + SUFFIX if self.shard is None else self.shard.file_name(name)
+
+    def encode(self, name: str) -> Iterator[bytes | memoryview]:
+        """Yield the bytes of the file of these tensors."""
+        from trainer.checkpoint.tensors import encode
+
+        tensors = self.stored_tensors()[name]
+        if self.shard is None:
+            return encode(tensors)
+        rows = self.shard.rows.get("model" if name == FROZEN else name, {})
+        return encode(tensors, {tensor: rows[tensor] for tensor in tensors if tensor in rows})
 
     def text(self, name: str) -> str:
         """Return a document.
@@ -130,35 +144,38 @@ def write_snapshot(folder: Path, snapshot: Snapshot, ordinal: int, frozen: Store
     Raises:
         CheckpointError: A file operation failed, or a tensor cannot be stored.
     """
-    from trainer.checkpoint.tensors import encode
-
     contents: dict[str, Iterable[bytes | memoryview]] = {
         name: [text.encode()] for name, text in snapshot.documents.items()
     }
     stored = snapshot.stored_tensors()
-    contents.update({name + SUFFIX: encode(tensors) for name, tensors in stored.items()})
+    contents.update({snapshot.file_name(name): snapshot.encode(name) for name in stored})
     assert len(contents) == len(snapshot.documents) + len(stored), "two files with one name"
     assert CHECKPOINT_MANIFEST not in contents, "the manifest is written here"
     atomic_io.create_folder(folder)
-    linked = {}
-    if frozen is not None and atomic_io.link_file(frozen.path, folder / FROZEN_FILE):
-        del contents[FROZEN_FILE]
-        linked = {FROZEN_FILE: frozen.digest}
-    write_manifest(folder, Manifest(snapshot.step, ordinal, {**_write_files(folder, contents), **linked}))
+    write_manifest(folder, Manifest(snapshot.step, ordinal, _link_or_write(folder, contents, frozen)))
 
 
-def write_shard(folder: Path, snapshot: Snapshot, ranks: Ranks) -> dict[str, FileDigest]:
-    """Write the rows of this process, and in the first process the documents."""
-    from trainer.checkpoint.tensors import encode
-
+def write_shard(
+    folder: Path, snapshot: Snapshot, ranks: Ranks, frozen: StoredFile | None = None
+) -> dict[str, FileDigest]:
+    """Write the rows of this process, and in the first process the documents; `frozen` as in `write_snapshot`."""
     assert snapshot.shard is not None
     documents = snapshot.documents if ranks.is_first else {}
     contents: dict[str, Iterable[bytes | memoryview]] = {name: [text.encode()] for name, text in documents.items()}
-    for name, tensors in snapshot.tensors.items():
-        contents[snapshot.shard.file_name(name)] = encode(tensors, snapshot.shard.rows.get(name, {}))
-    written = _write_files(folder, contents)
+    contents |= {snapshot.file_name(name): snapshot.encode(name) for name in snapshot.stored_tensors()}
+    written = _link_or_write(folder, contents, frozen)
     atomic_io.sync_folder(folder)
     return written
+
+
+def _link_or_write(
+    folder: Path, contents: Mapping[str, Iterable[bytes | memoryview]], frozen: StoredFile | None
+) -> dict[str, FileDigest]:
+    """Write files; the file with the frozen weights becomes a link if it is known and the file system has links."""
+    if frozen is None or not atomic_io.link_file(frozen.path, folder / frozen.path.name):
+        return _write_files(folder, contents)
+    others = {name: chunks for name, chunks in contents.items() if name != frozen.path.name}
+    return {**_write_files(folder, others), frozen.path.name: frozen.digest}
 
 
 def _write_files(folder: Path, contents: Mapping[str, Iterable[bytes | memoryview]]) -> dict[str, FileDigest]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from trainer import atomic_io
+from trainer.atomic_io import FileDigest
 from trainer.checkpoint.listing import REPLACED, find_step_folders, list_newest_first, rank_by_score
 from trainer.checkpoint.manifest import (
     DamagedError,
@@ -27,7 +28,7 @@ from trainer.checkpoint.manifest import (
     read_manifest,
     require_intact,
 )
-from trainer.checkpoint.shards import FROZEN, FROZEN_FILE
+from trainer.checkpoint.shards import FROZEN
 from trainer.checkpoint.snapshot import (
     Snapshot,
     StoredFile,
@@ -124,11 +125,14 @@ class Store:
             with suppress(CheckpointError):
                 atomic_io.remove_folder(temporary)
             raise
-        frozen = snapshot.stored_tensors().get(FROZEN, {})
         self._delete_outdated({snapshot.step, *protect})
+        self._remember_frozen(target, snapshot)
+        return target
+
+    def _remember_frozen(self, target: Path, snapshot: Snapshot) -> None:
+        frozen = snapshot.stored_tensors().get(FROZEN, {})
         self._frozen = {folder: earlier for folder, earlier in self._frozen.items() if folder.exists()}
         self._frozen[target] = {name: (tensor, tensor._version) for name, tensor in frozen.items()}
-        return target
 
     def _find_frozen(self, snapshot: Snapshot) -> StoredFile | None:
         """Return the file of the checkpoint before the newest if it is intact and contains a snapshot's frozen weights.
@@ -142,11 +146,12 @@ class Store:
         try:
             if not earlier or not self._is_intact(earlier[0]):
                 return None
-            digest = read_manifest(earlier[0]).files.get(FROZEN_FILE)
+            file = earlier[0] / snapshot.file_name(FROZEN)
+            digest = read_manifest(earlier[0]).files.get(file.name)
         except DamagedError:
             return None
-        file = earlier[0] / FROZEN_FILE
-        if digest is None or not (_is_unchanged(self._frozen.get(earlier[0], {}), tensors) or _contains(file, tensors)):
+        is_same = _is_unchanged(self._frozen.get(earlier[0], {}), tensors)
+        if digest is None or not (is_same or atomic_io.has_contents(file, snapshot.encode(FROZEN))):
             return None
         return StoredFile(file, digest)
 
@@ -170,6 +175,9 @@ class Store:
             atomic_io.create_folder(temporary)
             return temporary, ordinal
 
+        def write() -> dict[str, FileDigest]:
+            return write_shard(temporary, snapshot, ranks, self._find_frozen(snapshot))
+
         def publish() -> Path:
             written = {name: digest for files in shards for name, digest in files.items()}
             write_manifest(temporary, Manifest(snapshot.step, ordinal, written))
@@ -179,13 +187,15 @@ class Store:
 
         temporary, ordinal = _agree(ranks, begin)[0]
         try:
-            shards = _agree(ranks, lambda: write_shard(temporary, snapshot, ranks), on_all=True)
-            return _agree(ranks, publish)[0]
+            shards = _agree(ranks, write, on_all=True)
+            target = _agree(ranks, publish)[0]
         except BaseException:
             if ranks.is_first:
                 with suppress(CheckpointError):
                     atomic_io.remove_folder(temporary)
             raise
+        self._remember_frozen(target, snapshot)
+        return target
 
     def _begin(self, step: int) -> tuple[Path, int]:
         """Return the folder in which to write a step's checkpoint, and its ordinal."""
@@ -393,12 +403,6 @@ def _is_unchanged(before: Mapping[str, tuple[Tensor, int]], tensors: Mapping[str
         == (before[name][0].data_ptr(), before[name][0].shape, before[name][0].stride(), before[name][1])
         for name, tensor in tensors.items()
     )
-
-
-def _contains(file: Path, tensors: Mapping[str, Tensor]) -> bool:
-    from trainer.checkpoint.tensors import encode
-
-    return atomic_io.has_contents(file, encode(tensors))
 
 
 def _delete(folder: Path) -> None:

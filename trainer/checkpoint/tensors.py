@@ -178,7 +178,7 @@ class StoredTensors(Mapping[str, Tensor]):
 
     Args:
         paths: The files; those that contain only some rows of a tensor are joined.
-        others: Files with complete tensors, used for the names that `paths` lack.
+        others: More such files, used for the names that `paths` lack.
 
     Raises (every method):
         CheckpointError: A file cannot be read.
@@ -189,9 +189,11 @@ class StoredTensors(Mapping[str, Tensor]):
         for path in paths:
             for name, piece in _read_header(path):
                 self._pieces.setdefault(name, []).append(piece)
+        own = frozenset(self._pieces)
         for path in others:
             for name, piece in _read_header(path):
-                self._pieces.setdefault(name, [piece])
+                if name not in own:
+                    self._pieces.setdefault(name, []).append(piece)
 
     def __getitem__(self, name: str) -> Tensor:
         return _join(name, [(piece.rows, _read(piece, 0, piece.shape)) for piece in self._pieces[name]])
