@@ -123,18 +123,19 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def change(words: Sequence[str], changes: Sequence[str], texts: Texts | None) -> list[str]:
+def change(words: Sequence[str], changes: Sequence[str], texts: Texts | None, device: str) -> list[str]:
     """Return the words of a command line with some of them replaced."""
     keys = {change.partition("=")[0] for change in changes}
     kept = [word for word in words if word.partition("=")[0] not in keys]
-    return [*kept, *(change.format(tokens=texts.tokens if texts else None) for change in changes)]
+    values = {"tokens": texts.tokens if texts else None, "graphs": "graphs" if device == "cuda" else "true"}
+    return [*kept, *(change.format(**values) for change in changes)]
 
 
 def measure_variants(row: Row, folder: Path, size: Size, device: str) -> dict[str, dict[str, float]]:
     words = jobs_of(folder, size, device)[row.job]
     figures = {}
     for name, changes in row.variants.items():
-        words_of_variant = change(words, changes, size.texts(row.job))
+        words_of_variant = change(words, changes, size.texts(row.job), device)
         figures[name] = measure([*words_of_variant, f"loader.workers={min(size.workers, os.cpu_count() or 1)}"], size)
         release()
     return figures
@@ -160,7 +161,7 @@ def compare_loops(row: Row, folder: Path, size: Size, device: str) -> dict[str, 
     loops: dict[str, Callable[[], float]] = {}
     with ExitStack() as closing:
         for name, changes in row.variants.items():
-            built, train = build(read_job(change(words, changes, size.classes)), closing)
+            built, train = build(read_job(change(words, changes, size.classes, device)), closing)
             train(size.steps, 1)
             loops[f"trainer, {name}"] = lambda train=train: train(steps, 1)[0]["samples_per_second"]  # type: ignore[misc]
         loops["transformers"] = lambda: steps * samples / theirs(job, built, model, steps)[1][0]

@@ -53,7 +53,7 @@ class Size:
 
     def texts(self, job: str) -> Texts | None:
         """Return the texts of a job; None if it has none."""
-        return {"classes": self.classes, "masked": self.masked, "decoder": self.decoder}.get(job)
+        return {"classes": self.classes, "small": self.classes, "masked": self.masked, "decoder": self.decoder}.get(job)
 
 
 SIZES = {
@@ -90,7 +90,8 @@ class Row:
 
     Attributes:
         job: The name of the job in `jobs_of`.
-        variants: What each variant changes, by its name; `{tokens}` is `Texts.tokens` of the job.
+        variants: What each variant changes, by its name; `{tokens}` is `Texts.tokens` of the job, and
+            `{graphs}` is `graphs` on CUDA, else `true`.
         seconds: Time limit.
         memory: Bytes of the device that may be used; None is all.
     """
@@ -118,6 +119,10 @@ ROWS: dict[str, Row] = {
     ),
     "classification": Row("classes", {"compiled": ["compile=true", FIXED_SHAPE], "packed": []}, 120),
     "attention": Row("masked", {"variable length": [], "mask": ["model.attention=sdpa"]}),
+    "compile": Row(
+        "small",
+        {"false": [FIXED_SHAPE], "true": [FIXED_SHAPE, "compile=true"], "graphs": [FIXED_SHAPE, "compile={graphs}"]},
+    ),
     "tokens": Row("classes", {"fixed shape": [FIXED_SHAPE], "one micro-batch": []}),
     "deterministic": Row("classes", values_of("deterministic", "true", "false")),
     "precision": Row("classes", values_of("precision", "fp32", "tf32", "bf16", "fp16")),
@@ -186,6 +191,10 @@ def jobs_of(folder: Path, size: Size, device: str) -> dict[str, list[str]]:
     )
     return {
         "classes": [*common, "data=files", f"data.train={folder}/classes.csv", *encoder, *classes],
+        "small": [
+            *(*common, "data=files", f"data.train={folder}/classes.csv", "model=text_encoder", *classes),
+            f"task.tokenizer={folder}/encoder",
+        ],
         "masked": [*common, "task=masked_lm", "data=lines", f"data.train={folder}/masked.txt", *encoder, *masked],
         "decoder": [
             *(*common, "task=causal_lm", "data=lines", f"data.train={folder}/decoder.txt", "model=decoder", *decoder),
