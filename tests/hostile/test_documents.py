@@ -18,6 +18,7 @@ import yaml
 from tests.support.hostile_documents import DAMAGES, seal_again, variants
 from tests.support.jobs import train, working_in, write_data
 from trainer.cli import main
+from trainer.export.folder import write_manifest
 
 SUFFIXES = (".json", ".jsonl", ".yaml", ".log", ".npz")
 
@@ -148,6 +149,42 @@ def test_fields_of_every_document(sample: int | None, name: str, run: Path, capf
             except Exception as error:  # all of them are reported together
                 failures.append(f"{case[:80]}: {command[0]}: {type(error).__name__}: {str(error)[-400:]}")
     assert not failures, "\n".join([f"{len(failures)} of {len(changes)}", *failures[:40]])
+
+
+EXPORTED_VALUES = {
+    "task.max_length": (-5, "must be at least 3"),
+    "task.nonsense": (1, "unexpected keyword argument 'nonsense'"),
+    "loader.eval_batch_size": (0, "must be at least 1"),
+    "data.list_separator": ("", "must not be empty"),
+    "data.quote": ("ab", "must have 1 character"),
+}
+
+
+@pytest.mark.parametrize("key", EXPORTED_VALUES)
+def test_values_of_an_exported_config(key: str, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A wrong value inside a fitting checksum is the folder's fault."""
+    value, problem = EXPORTED_VALUES[key]
+    file = run / "export/manifest.json"
+    document = json.loads(file.read_bytes())
+    group, name = key.split(".")
+    document["provenance"]["config"][group][name] = value
+    with damaged(file, json.dumps(document).encode(), sealed=False):
+        write_manifest(file, document)
+        assert main(["predict", f"run={file.parent}", "input=hammer and saw"]) == 3
+    error = capfd.readouterr().err
+    assert error.startswith(f"{file}: {group}")
+    assert problem in error
+
+
+def test_separator_of_another_format_does_not_separate_cells(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A source such as CoNLL may have a separator of several characters, which CSV has not."""
+    file, table = run / "export/manifest.json", run.parent / "rows.csv"
+    document = json.loads(file.read_bytes())
+    document["provenance"]["config"]["data"]["separator"] = "::"
+    table.write_text("text\nhammer and saw\n", encoding="utf-8")
+    with damaged(file, json.dumps(document).encode(), sealed=False):
+        write_manifest(file, document)
+        assert main(["predict", f"run={file.parent}", f"input={table}"]) == 0
 
 
 def test_predict_script_reports_damage(run: Path) -> None:

@@ -158,7 +158,7 @@ def load_checkpointed_model(
     torch_device = build_device(device)
     needs_loss = needs_loss or "loss" in snapshot.tensors
     job, task = load_task(snapshot, trust, overrides, needs_loss=needs_loss)
-    with blaming_config(snapshot.folder):
+    with blaming_config(snapshot.config_file):
         restored = restore_model(
             job, task, snapshot, weights, lambda: _build_loss(job, task, torch_device, snapshot) if needs_loss else None
         )
@@ -188,10 +188,10 @@ def load_task(
     Raises:
         CheckpointError: The config cannot be used.
     """
-    folder = snapshot.folder or Path()
+    file = snapshot.config_file or Path(CONFIG)
     unused = TRAINING_KEYS if needs_loss else (*TRAINING_KEYS, "loss")
-    job = job_from_text(snapshot.text(CONFIG), trust, overrides, file=folder / CONFIG, unused=unused)
-    with blaming_config(folder):
+    job = job_from_text(snapshot.text(CONFIG), trust, overrides, file=file, unused=unused)
+    with blaming_config(file):
         return job, build_task(job, snapshot.json(TASK))
 
 

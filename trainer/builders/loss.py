@@ -175,9 +175,9 @@ def load_teacher(path: object, task: Task, device: torch.device, trust: list[str
         raise ConfigError(
             format_error("loss.teacher", "has no usable checkpoint", str(error).rstrip("."), value=path)
         ) from error
-    assert snapshot.folder is not None
+    assert snapshot.config_file is not None
     unused = TRAINING_KEYS if "loss" in snapshot.tensors else (*TRAINING_KEYS, "loss")
-    job = job_from_text(snapshot.text(CONFIG), trust, file=snapshot.folder / CONFIG, unused=unused)
+    job = job_from_text(snapshot.text(CONFIG), trust, file=snapshot.config_file, unused=unused)
     stored, own = snapshot.json(TASK), json.loads(json.dumps(task.state_dict()))
     if different := [name for name in own if own[name] != stored.get(name)]:
         remedy = "Train both on the same data with the same task"

@@ -56,7 +56,7 @@ def bounded_build(group: str, snapshot: Snapshot | None, arguments: Mapping[str,
             yield
     except TrainerError:
         _raise_if_refused(group, counter, values)
-        with blaming_config(snapshot.folder):
+        with blaming_config(snapshot.config_file):
             raise
     except Exception as error:  # of any type: the arguments, and a config of transformers, may be anything
         _raise_if_refused(group, counter, values)

@@ -116,7 +116,7 @@ def build_training(
     duration = parse(job.train.duration)
     if snapshot is not None and duration is not None and duration.unit == "st":  # known before the data is read
         _check_duration(job, int(duration.amount), snapshot)
-    with blaming_config(None if snapshot is None else snapshot.folder):
+    with blaming_config(None if snapshot is None else snapshot.config_file):
         task = build_task(job, None if snapshot is None else snapshot.json(TASK))
     check = partial(check_names, job, task) if snapshot is None else None
     encoded = build_encoded(job, task, fitted=snapshot is not None, check=check)

@@ -25,7 +25,7 @@ from trainer.checkpoint.manifest import (
 )
 from trainer.checkpoint.shards import FROZEN, FROZEN_FILE, MERGED, SUFFIX, Shard, is_shard_file, tensors_name
 from trainer.errors import CheckpointError, format_error
-from trainer.layout import CHECKPOINT_MANIFEST, Document
+from trainer.layout import CHECKPOINT_MANIFEST, CONFIG, Document
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,6 +111,11 @@ class Snapshot:
             problem = f"contains no {name}{SUFFIX}"
             raise CheckpointError(format_error(f"the checkpoint of step {self.step}", problem, _ANOTHER))
         return self.tensors[name]
+
+    @property
+    def config_file(self) -> Path | None:
+        """The file that its config was read from."""
+        return None if self.folder is None else self.folder / CONFIG
 
     def find_file(self, name: str, tensor: str) -> str:
         """Return the path of the file that contains a tensor of `named_tensors(name)`, for messages."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from trainer.commands.run_folders import find_run_folder, run_argument, select_checkpoint
 from trainer.config.jobs import PredictJob, TrainJob
 from trainer.config.signatures import attribute
-from trainer.config.stored import exported_config, load_stored_config, with_overrides
+from trainer.config.stored import blaming_config, exported_config, load_stored_config, with_overrides
 from trainer.config.trust import resolve_environment, trust_problems
 from trainer.data.cells import shorten, unescape_tab
 from trainer.data.line_reader import first_line_of
@@ -22,6 +22,7 @@ from trainer.errors import CheckpointError, ConfigError, DataError, format_error
 from trainer.layout import (
     CHECKPOINTS,
     EXPORT,
+    EXPORT_MANIFEST,
     ONNX,
     PREDICT_FORMATS,
     PREDICT_SCRIPT,
@@ -167,7 +168,8 @@ def _load_from_artifacts(job: PredictJob, graph: Path, config: Document) -> tupl
         raise CheckpointError(*problems)
     require_intact(graph, [TASK])
     config = resolve_environment(with_overrides(config, job.stored_overrides))
-    task: Task = instantiate("task", config["task"])
+    with blaming_config(graph.parent / EXPORT_MANIFEST):
+        task: Task = instantiate("task", config["task"])
     try:
         state = read_document(graph.parent / TASK, SHAPES[TASK], "Copy the artifact folder again")
         state.pop(PREDICT_SCRIPT, None)  # for the script next to the artifacts, not for the task
@@ -267,6 +269,8 @@ def _row_format(data: Document, task: Task, job: PredictJob) -> RowFormat:
 
     cells: Document = {key: data.get(key, default) for key, default in _CELL_FORMAT.items()}
     cells |= {key: unescape_tab(cells[key]) for key in ("list_separator", "separator") if cells[key]}
+    if len(cells["separator"] or "") > 1:  # of another format, such as CoNLL
+        cells["separator"] = None
     return RowFormat(
         roles=tuple(task.input_columns()),
         columns=_find_columns(data) | {role: name for role, name in vars(job.columns).items() if name is not None},

@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.config import jobs, schema
+from trainer.config import jobs, schema, signatures
 from trainer.config.compose import apply_overrides, compose, plain, set_value, unresolved
 from trainer.config.groups import Groups, KnownKeys, find, is_known, own_folder, yaml_problem
 from trainer.config.overrides import CommandLine, is_sweep
@@ -31,10 +31,10 @@ from trainer.config.trust import (
     resolve_environment,
     trust_problems,
 )
-from trainer.config.validate import complete_part, job_of, typed_job, validate_config
+from trainer.config.validate import complete_part, job_of, typed_job, validate_config, validate_value
 from trainer.documents import read_export_manifest, read_text
 from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any, show_value
-from trainer.layout import CONFIG
+from trainer.layout import CONFIG, EXPORT_MANIFEST
 from trainer.shapes import DocumentError, check_shape
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ _ABSENT: Any = object()
 _ANOTHER_COPY = "Copy it from another checkpoint of the run"
 _MAX_DEPTH = 50
 """Levels of a stored config: those of a value of the command line, and those of its key."""
+_TABLES = "trainer.data.files.Files"
+"""The source that declares the format of cells."""
 _PART = {"_target_": str}
 _REQUIRED = ("task", "data", "model", "loss", "optimizer")
 _SECTIONS = [name for name, default in schema.defaults(jobs.TrainJob).items() if isinstance(default, dict)]
@@ -229,7 +231,20 @@ def exported_config(path: str | Path) -> dict[str, Any] | None:
     """
     manifest = read_export_manifest(Path(path))
     config: dict[str, Any] | None = None if manifest is None else manifest["provenance"].get("config")
+    if config is not None and (problems := list(_exported_problems(config))):
+        raise CheckpointError(*(f"{Path(path) / EXPORT_MANIFEST}: {each}" for each in problems))
     return config
+
+
+def _exported_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the problems of the values that predictions use as they are; the task checks its own."""
+    batch_size = "eval_batch_size"
+    annotation = schema.keys(jobs.LoaderSection)[batch_size]
+    yield from validate_value(f"loader.{batch_size}", config["loader"][batch_size], annotation)
+    table = signatures.read(_TABLES)
+    assert table is not None, "a class of this package"
+    for key in ("list_separator", "quote"):
+        yield from validate_value(f"data.{key}", config["data"][key], table.annotation(key))
 
 
 def with_overrides(config: Mapping[str, Any], pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -357,11 +372,11 @@ def raise_problems(problems: Sequence[str], stored: Mapping[str, Any], file: Pat
 
 
 @contextmanager
-def blaming_config(folder: Path | None) -> Iterator[None]:
-    """Let an error of a part that is built from the config of a checkpoint name the config: the command is right.
+def blaming_config(file: Path | None) -> Iterator[None]:
+    """Let an error of a part that is built from a stored config name its file: the command is right.
 
     Args:
-        folder: The folder of the checkpoint; None for a new job, whose errors are those of the command.
+        file: The file; None for a new job, whose errors are those of the command.
 
     Raises:
         CheckpointError: The block raised a `ConfigError`.
@@ -369,9 +384,9 @@ def blaming_config(folder: Path | None) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        if folder is None:
+        if file is None:
             raise
-        raise CheckpointError(*(f"{folder / CONFIG}: {message}" for message in error.messages)) from error
+        raise CheckpointError(*(f"{file}: {message}" for message in error.messages)) from error
 
 
 # Resuming
