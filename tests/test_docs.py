@@ -1,6 +1,7 @@
 """The commands in README and docs run as they are written, only shorter."""
 
 import json
+import logging
 import os
 import re
 import runpy
@@ -8,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from tests.support.jobs import rows, working_in
 from trainer.cli import main
 from trainer.config.command import check_command
+from trainer.data.quality import LIMITS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -93,7 +96,9 @@ def ensure_runs(command: str, folder: Path) -> None:
 def run_command(command: str) -> None:
     program, *words = shlex.split(command)
     if program == "trainer":
-        assert main(shortened(words)) == 0, command
+        with recorded_doubts() as doubts:
+            assert main(shortened(words)) == 0, command
+        assert doubts == [], command
     elif program == "torchrun":
         # Two processes of this machine instead of those of several machines.
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
@@ -107,6 +112,27 @@ def run_command(command: str) -> None:
         assert program == "make"
         # Really running them would run the tests from within a test.
         assert subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True).returncode == 0
+
+
+@contextmanager
+def recorded_doubts() -> Iterator[list[str]]:
+    """Record the warnings about the data in the block, except for shares such as the one of duplicates."""
+    doubts: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+
+    def record(warning: logging.LogRecord) -> None:
+        text = warning.getMessage()
+        doubts.extend([text] if not any(f"% {name}" in text for name in LIMITS) else [])
+
+    handler.emit = record  # type: ignore[method-assign]
+    loggers = [logging.getLogger(name) for name in ("trainer.data", "trainer.builders.data")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield doubts
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
 
 
 def shortened(words: list[str]) -> list[str]:

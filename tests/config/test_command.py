@@ -408,3 +408,10 @@ def test_every_option_with_an_unknown_key_is_named() -> None:
 def test_a_remote_value_is_no_suggestion() -> None:
     assert errors_of("train", "precision=fp8") == ["precision: must be one of fp32, tf32, bf16, fp16, got 'fp8'."]
     assert errors_of("train", "precision=fp23")[0].endswith("Did you mean fp32?")
+
+
+@pytest.mark.parametrize("changes", ["model.config.hidden_size=32", "model.config={hidden_size: 32}"])
+def test_changes_of_the_config_of_a_model_are_keys_or_a_mapping(changes: str) -> None:
+    single = check_command("train", ["model=pretrained", "model.path=folder", changes]).single
+    assert single is not None
+    assert single.config["model"]["config"] == {"hidden_size": 32}

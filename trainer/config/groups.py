@@ -246,7 +246,8 @@ class KnownKeys:
             return [format_error(path, "already exists", remedy)] if exists and override.is_add() else []
         if isinstance(value, dict) and isinstance(current, Mapping):
             inner = [(f"{path}.{key}", item) for key, item in value.items()]
-            return [self.unknown(key, item) for key, item in inner if find(self.tree, key) is _ABSENT]
+            unknown = [(key, item) for key, item in inner if find(self.tree, key) is _ABSENT and not self._is_open(key)]
+            return [self.unknown(key, item) for key, item in unknown]
         return [] if current is not _ABSENT or self._is_open(path) else [self.unknown(path, value)]
 
     def _is_open(self, path: str) -> bool:
