@@ -32,6 +32,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -131,17 +132,30 @@ def change(words: Sequence[str], changes: Sequence[str], texts: Texts | None, de
     return [*kept, *(change.format(**values) for change in changes)]
 
 
-def measure_variants(row: Row, folder: Path, size: Size, device: str) -> dict[str, dict[str, float]]:
+Figures = dict[str, Any]
+"""Numbers by name, or an `error`."""
+
+
+def attempt(function: Callable[[], Any]) -> Any:
+    """Return the result of a function, or its error as figures."""
+    try:
+        return function()
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def measure_variants(row: Row, folder: Path, size: Size, device: str) -> Iterator[tuple[str, Figures]]:
+    """Yield the figures of each variant."""
     words = jobs_of(folder, size, device)[row.job]
-    figures = {}
     for name, changes in row.variants.items():
         words_of_variant = change(words, changes, size.texts(row.job), device)
-        figures[name] = measure([*words_of_variant, f"loader.workers={min(size.workers, os.cpu_count() or 1)}"], size)
+        words_of_variant.append(f"loader.workers={min(size.workers, os.cpu_count() or 1)}")
+        yield name, attempt(partial(measure, words_of_variant, size))
         release()
-    return figures
 
 
-def compare_loops(row: Row, folder: Path, size: Size, device: str) -> dict[str, dict[str, float]]:
+def compare_loops(row: Row, folder: Path, size: Size, device: str) -> Iterator[tuple[str, Figures]]:
     """Train one classifier in turn with this tool, with transformers' Trainer and with a hand-written loop.
 
     None of them is restricted to deterministic operations. Trainer and the hand-written loop pad each batch.
@@ -161,9 +175,13 @@ def compare_loops(row: Row, folder: Path, size: Size, device: str) -> dict[str, 
     loops: dict[str, Callable[[], float]] = {}
     with ExitStack() as closing:
         for name, changes in row.variants.items():
-            built, train = build(read_job(change(words, changes, size.classes, device)), closing)
-            train(size.steps, 1)
-            loops[f"trainer, {name}"] = lambda train=train: train(steps, 1)[0]["samples_per_second"]  # type: ignore[misc]
+            _, train = build(read_job(change(words, changes, size.classes, device)), closing)
+            failed = attempt(partial(train, size.steps, 1))
+            if isinstance(failed, dict):
+                yield f"trainer, {name}", failed
+            else:
+                loops[f"trainer, {name}"] = lambda train=train: train(steps, 1)[0]["samples_per_second"]  # type: ignore[misc]
+        built, _ = build(job, closing)
         loops["transformers"] = lambda: steps * samples / theirs(job, built, model, steps)[1][0]
         hand_written = write_by_hand(job, built, model)
         hand_written(size.steps)
@@ -172,11 +190,9 @@ def compare_loops(row: Row, folder: Path, size: Size, device: str) -> dict[str, 
         for _ in range(size.rounds):
             for name, loop in loops.items():
                 rates[name].append(loop())
-    slowest = median(rates["transformers"])
-    return {
-        name: {"samples_per_second": median(values), "times_transformers": median(values) / slowest}
-        for name, values in rates.items()
-    }
+    baseline = median(rates["transformers"])
+    for name, values in rates.items():
+        yield name, {"samples_per_second": median(values), "times_transformers": median(values) / baseline}
 
 
 def write_by_hand(job: TrainJob, built: Training, model: Path) -> Callable[[int], float]:
@@ -220,8 +236,8 @@ def write_by_hand(job: TrainJob, built: Training, model: Path) -> Callable[[int]
     return train
 
 
-def run_row(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the figures of a row, or its error, with its seconds and the device."""
+def run_row(name: str, folder: Path, options: argparse.Namespace, save: Callable[[Figures], None]) -> None:
+    """Measure a row; save its figures by variant after each of them, with its seconds and the device."""
     import torch
 
     row, started = ROWS[name], time.perf_counter()
@@ -229,14 +245,17 @@ def run_row(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, row.memory / total))
     measure_row = compare_loops if name == "classification" else measure_variants
-    try:
-        # Compiling takes longer than everything else, so the test of this script leaves it out.
-        with torch.compiler.set_stance("force_eager" if options.size == "tiny" else "default"):
-            result: dict[str, Any] = {"figures": measure_row(row, folder, SIZES[options.size], options.device)}
-    except (Exception, SystemExit) as error:
-        traceback.print_exc()
-        result = {"error": f"{type(error).__name__}: {error}"}
-    return {"name": name, "seconds": time.perf_counter() - started, "device": describe_device(options.device), **result}
+    result: dict[str, Any] = {"name": name, "device": describe_device(options.device), "figures": {}}
+
+    def measure_and_save() -> dict[str, str]:
+        for variant, figures in measure_row(row, folder, SIZES[options.size], options.device):
+            result["figures"][variant] = figures
+            save({**result, "seconds": time.perf_counter() - started})
+        return {}
+
+    # Compiling takes longer than everything else, so the test of this script leaves it out.
+    with torch.compiler.set_stance("force_eager" if options.size == "tiny" else "default"):
+        save({**result, **attempt(measure_and_save), "seconds": time.perf_counter() - started})
 
 
 def describe_device(device: str) -> dict[str, Any]:
@@ -262,16 +281,24 @@ def run_alone(name: str, folder: Path, options: argparse.Namespace, seconds: flo
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         code = process.wait(seconds)
+        failed = {"error": f"the process ended with exit code {code}"} if code else {}
     except subprocess.TimeoutExpired:
-        return {"name": name, "seconds": seconds, "error": f"took longer than {seconds:.0f} s"}
+        failed = {"error": f"took longer than {seconds:.0f} s", "seconds": seconds}
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # the processes that compile, too
         process.wait()
     if not output.exists():
-        return {"name": name, "error": f"the process ended with exit code {code}"}
+        return {"name": name, **failed}
     written = json.loads(output.read_text(encoding="utf-8"))
-    return {**written["rows"][0], "device": written["device"]}
+    return {**written["rows"][0], "device": written["device"], **failed}
+
+
+def atomic_write(path: Path, text: str) -> None:
+    """Write a file so that a process that is killed leaves the old one."""
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def missing_packages() -> list[str]:
@@ -311,6 +338,8 @@ def table(result: Mapping[str, Any]) -> str:
             lines.append(f"| `{row['name']}` | failed: {row['error'].splitlines()[0]} |" + " |" * len(units))
         for variant, figures in row.get("figures", {}).items():
             cells = [show(name, figures.get(name)) for name in units]
+            if "error" in figures:
+                cells[0] = f"failed: {figures['error'].splitlines()[0]}"
             lines.append(" | ".join([f"| `{row['name']}`", variant, *cells]) + " |")
     return "\n".join(lines)
 
@@ -343,6 +372,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # Trainer would use several
     output = options.output or (ROOT / "scripts/results/gpu.json" if options.device == "cuda" else None)
     result: dict[str, Any] = {"size": options.size, "versions": versions(), "device": None, "rows": []}
+
+    def save(row: Figures) -> None:
+        result["device"] = row.pop("device", result["device"])
+        result["rows"] = [*(each for each in result["rows"] if each["name"] != row["name"]), row]
+        if output is not None:
+            atomic_write(output, json.dumps(result, indent=1) + "\n")
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.inputs or Path(temporary)
         os.environ["TRAINER_CACHE"] = str(folder / "encoded")
@@ -351,16 +387,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in options.rows:
             left = started + SECONDS - time.perf_counter()
             if options.in_process:
-                row = run_row(name, folder, options)
+                run_row(name, folder, options, save)
             elif left < 10:
-                row = {"name": name, "error": "not run: no time was left"}
+                save({"name": name, "error": "not run: no time was left"})
             else:
-                row = run_alone(name, folder, options, min(ROWS[name].seconds, left))
-            result["device"] = row.pop("device", result["device"])
-            result["rows"].append(row)
+                save(run_alone(name, folder, options, min(ROWS[name].seconds, left)))
+            row = result["rows"][-1]
             print(f"{name}: {row.get('error', 'done')} ({row.get('seconds', 0):.0f} s)", flush=True)
-            if output is not None:
-                output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result["device"]), json.dumps(result["versions"]), "", table(result), sep="\n")
 
 
