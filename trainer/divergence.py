@@ -157,7 +157,8 @@ def read_divergence(folder: Path) -> tuple[DivergenceReport, str, str | None]:
 
 
 def _batch_tensors(micro_batches: list[Batch]) -> Iterator[tuple[str, Tensor]]:
-    for position, batch in enumerate(micro_batches):
+    for position, host_batch in enumerate(micro_batches):
+        batch = host_batch.to(torch.device("cpu"))
         for name, tensor in batch.inputs.items():
             yield f"{position}.inputs.{name}", tensor
         if batch.target is not None:

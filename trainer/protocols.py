@@ -58,6 +58,8 @@ class Batch:
         num_samples: The number of samples, B.
         ids: The positions of the samples in their split, for messages.
         piece: The position of this micro-batch among all that form its step, on whichever device they run.
+        scale: Mean and standard deviation of each channel if `pixel_values` are bytes (B, H, W, C), which `to` turns
+            into standardized images (B, C, H, W): a quarter of the bytes is copied. None changes nothing.
     """
 
     inputs: dict[str, Tensor]
@@ -65,6 +67,7 @@ class Batch:
     num_samples: int
     ids: tuple[int, ...]
     piece: int = 0
+    scale: tuple[Tensor, Tensor] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -74,7 +77,14 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`; from pinned memory, the copy overlaps with the host's work."""
-        return self._apply(lambda tensor: tensor.to(device, non_blocking=True))
+        batch = self._apply(lambda tensor: tensor.to(device, non_blocking=True))
+        if batch.scale is None:
+            return batch
+        mean, std = batch.scale
+        # A tensor, because CUDA would multiply by the rounded inverse of a number.
+        pixels = batch.inputs["pixel_values"].float() / mean.new_full(mean.shape, 255.0)
+        images = ((pixels - mean) / std).permute(0, 3, 1, 2).contiguous()
+        return replace(batch, inputs={**batch.inputs, "pixel_values": images}, scale=None)
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory (called by PyTorch's DataLoader)."""
@@ -83,7 +93,8 @@ class Batch:
     def _apply(self, change: Callable[[Tensor], Tensor]) -> Batch:
         inputs = {name: change(tensor) for name, tensor in self.inputs.items()}
         target = None if self.target is None else change(self.target)
-        return replace(self, inputs=inputs, target=target)
+        scale = None if self.scale is None else (change(self.scale[0]), change(self.scale[1]))
+        return replace(self, inputs=inputs, target=target, scale=scale)
 
 
 @runtime_checkable
@@ -473,6 +484,15 @@ class UsesExtraRows(Protocol):
 
     def extra_rows(self, rng: SampleRng) -> list[int]:
         """Return the positions of the extra rows; `collate` gets these rows after the samples."""
+        ...
+
+
+@runtime_checkable
+class HasByteBatches(Protocol):
+    """A task that reads images and can leave their standardization to the device."""
+
+    def collate_bytes(self, rows: Columns, rng: SampleRng, batching: Batching) -> Batch:
+        """Make a batch as `collate` does, which has the same bits once `Batch.to` has moved it."""
         ...
 
 

@@ -1,4 +1,5 @@
 from io import BytesIO
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -7,7 +8,10 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
+from tests.support.jobs import TINY, assert_resumes, assert_same_end
 from tests.support.predictions import predict
+from tests.support.sources import write_idx
+from trainer.cli import main
 from trainer.data.batches import Batches, BatchIndices
 from trainer.errors import ConfigError, DataError, RowError
 from trainer.evaluate import metric_directions
@@ -42,10 +46,12 @@ def fitted(labels: list[str] = LABELS, **changes: Any) -> ImageClassification:
     return made
 
 
-def batches(made: ImageClassification, batching: Batching = "padded", *, training: bool = False) -> Batches:
+def batches(
+    made: ImageClassification, batching: Batching = "padded", *, training: bool = False, as_bytes: bool = False
+) -> Batches:
     rows = dataset()
     encoded = rows.map(made.encode, batched=True, batch_size=2, remove_columns=rows.column_names)
-    return Batches(encoded, made, batching, seed=0, training=training)
+    return Batches(encoded, made, batching, seed=0, training=training, as_bytes=as_bytes)
 
 
 def test_batches_are_equal_in_every_layout() -> None:
@@ -104,6 +110,47 @@ def test_mixing_depends_on_the_sample_and_skips_evaluation() -> None:
     assert torch.equal(together.inputs["pixel_values"][3], separate.inputs["pixel_values"][1])
     assert torch.equal(together.target[3], separate.target[1])
     assert torch.equal(evaluated[BatchIndices(1, (0, 3))].target, torch.tensor([0, 2]))
+
+
+@pytest.mark.parametrize("augment", [{}, {"crop": 2, "flip": 0.5}, {"mixup": 0.5}])
+@pytest.mark.parametrize("training", [True, False])
+def test_pixels_that_are_standardized_later_have_the_same_bits(augment: dict[str, float], training: bool) -> None:
+    made = fitted(augment=augment, mean=[0.4137], std=[0.2913], channels=1)
+    indices = BatchIndices(1, (4, 0, 3))
+    expected = batches(made, training=training)[indices]
+    on_host = batches(made, training=training, as_bytes=True)[indices]
+    assert (on_host.scale is None) == (training and "mixup" in augment)
+    if on_host.scale is not None:
+        assert on_host.inputs["pixel_values"].dtype == torch.uint8
+    moved = on_host.to(torch.device("cpu"))
+
+    pixels = moved.inputs["pixel_values"]
+    assert torch.equal(pixels, expected.inputs["pixel_values"])
+    assert pixels.stride() == expected.inputs["pixel_values"].stride()
+    assert moved.scale is None
+    assert torch.equal(moved.target, expected.target)  # type: ignore[arg-type]
+    assert (moved.num_samples, moved.ids, moved.piece) == (expected.num_samples, expected.ids, expected.piece)
+
+
+def test_runs_that_standardize_images_later_have_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_idx(tmp_path / "idx", 60)
+    job = [option for option in TINY if not option.startswith(("model.", "task."))]
+    job += ["task=image_classification", "model=convnet", "data=idx", f"data.folder={tmp_path}/idx"]
+    job += [f"data.cache_dir={tmp_path}/cache", "task.augment.flip=0.5", "checkpoint.every=4", "checkpoint.keep=9"]
+    runs = {name: tmp_path / name for name in ("now", "later")}
+    diverged = {name: tmp_path / f"{name}-diverged" for name in runs}
+    for name in runs:
+        if name == "later":
+            monkeypatch.setattr("trainer.builders.data._leaves_images_to", lambda device: True)
+        assert main(["train", *job, f"run.dir={runs[name]}", "train.duration=12", "loader.workers=1"]) == 0
+        lost = ["optimizer.lr=1e30", "scheduler=constant", "train.max_grad_norm=null"]
+        assert main(["train", *job, f"run.dir={diverged[name]}", *lost]) == 5
+    assert_same_end(runs["later"], runs["now"], 0)
+    assert_resumes(runs["later"], 4)
+    (now, later) = (next(diverged[name].glob("diverged/*/batch.safetensors")).read_bytes() for name in runs)
+    assert now == later
 
 
 def test_mixup_combines_two_augmented_images() -> None:

@@ -149,7 +149,8 @@ def build_loaders(
 ) -> tuple[TrainLoader, EvaluationBatches]:
     """Build the loader of the training split and the loader of the validation split, of this process's share."""
     options = loader_options(job, device, batching)
-    validation = Batches(encoded.splits["validation"], task, batching, job.seed)
+    as_bytes = _leaves_images_to(device)
+    validation = Batches(encoded.splits["validation"], task, batching, job.seed, as_bytes=as_bytes)
     complete = None
     if (tokens := job.loader.tokens) is not None:
         if batching != "packed":
@@ -159,9 +160,15 @@ def build_loaders(
         assert width is not None, "the plan has checked it"
         complete = partial(add_empty_rows, num_rows=tokens // width, output_level=output_level)
         batching = "full_rows"
-    train = Batches(encoded.splits["train"], task, batching, job.seed, training=True, complete=complete)
+    rows = encoded.splits["train"]
+    train = Batches(rows, task, batching, job.seed, training=True, complete=complete, as_bytes=as_bytes)
     loader = TrainLoader(train, plan, job.train.accumulate, options, ranks, tokens=tokens, fill=fill)
     return loader, EvaluationBatches(validation, job.loader.eval_batch_size, options, ranks, fill=fill)
+
+
+def _leaves_images_to(device: torch.device) -> bool:
+    """Return whether images are standardized on the device: a GPU is faster, and has to be sent fewer bytes."""
+    return device.type == "cuda"
 
 
 def loader_options(job: TrainJob, device: torch.device, batching: Batching) -> LoaderOptions:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer.data.order import Order
 from trainer.mapped_files import ArrayInFile, MappedFile, open_mapped_file
-from trainer.protocols import Batch, Batching, Task, UsesExtraRows
+from trainer.protocols import Batch, Batching, HasByteBatches, Task, UsesExtraRows
 from trainer.ranks import Ranks
 from trainer.sample_rng import SampleRng
 from trainer.signals import STOP_SIGNALS, end_with_parent_thread
@@ -189,6 +189,7 @@ class Batches(Dataset[Batch]):
         seed: The run's seed.
         training: The batches are for training: a task may draw random numbers.
         complete: Brings a batch to a fixed shape; None leaves it as it is.
+        as_bytes: Leave the standardization of images to the device, if the task can.
     """
 
     def __init__(
@@ -200,6 +201,7 @@ class Batches(Dataset[Batch]):
         *,
         training: bool = False,
         complete: Callable[[Batch], Batch] | None = None,
+        as_bytes: bool = False,
     ) -> None:
         self.rows = rows
         self.task = task
@@ -207,11 +209,15 @@ class Batches(Dataset[Batch]):
         self.seed = seed
         self.training = training
         self.complete = complete
+        self.as_bytes = as_bytes
 
     def __getitem__(self, indices: BatchIndices) -> Batch:
         rng = SampleRng(self.seed, indices.epoch, indices.ids, self.training, len(self.rows))
         extra_rows = self.task.extra_rows(rng) if isinstance(self.task, UsesExtraRows) else []
-        batch = self.task.collate(self._reader.read([*indices.ids, *extra_rows]), rng, self.batching)
+        collate = self.task.collate
+        if self.as_bytes and isinstance(self.task, HasByteBatches):
+            collate = self.task.collate_bytes
+        batch = collate(self._reader.read([*indices.ids, *extra_rows]), rng, self.batching)
         num_samples = 0 if indices.is_filler else batch.num_samples
         batch = batch if self.complete is None else self.complete(batch)
         return replace(batch, num_samples=num_samples, piece=indices.piece)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+import torch
 from annotated_types import Len
 
 from trainer.constraints import Count, Finite, PositiveOrInfinite, Rule, validated
@@ -159,6 +160,14 @@ class ImageClassification(SupervisedTask):
         classes = np.array(rows["label"], dtype=np.int64)
         target = mixed_target(classes[:count], classes[count:], weights, len(self.class_target.classes.labels))
         return Batch({"pixel_values": mixed}, target, count, tuple(rng.ids))
+
+    def collate_bytes(self, rows: Columns, rng: SampleRng, batching: Batching) -> Batch:
+        """Return a batch whose pixels are standardized on the device, unless images are mixed: that comes after."""
+        if self.extra_rows(rng):
+            return self.collate(rows, rng, batching)
+        pixels = torch.from_numpy(self.images.pixel_bytes(rows, rng))
+        target = self.class_target.to_tensor(rows["label"])
+        return Batch({"pixel_values": pixels}, target, len(rng.ids), tuple(rng.ids), scale=self.images.scale())
 
     def info(self) -> TaskInfo:
         return replace(super().info(), train_target=self.train_target)

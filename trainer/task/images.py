@@ -131,11 +131,19 @@ class Images:
 
     def pixel_inputs(self, rows: Columns, rng: SampleRng | None) -> dict[str, Tensor]:
         """Return `pixel_values` (B, C, H, W) of encoded rows, augmented if `rng` is for training."""
+        return {"pixel_values": self._standardize(self.pixel_bytes(rows, rng))}
+
+    def pixel_bytes(self, rows: Columns, rng: SampleRng | None) -> np.ndarray:
+        """Return the pixels of encoded rows, uint8 (B, H, W, C), augmented if `rng` is for training."""
         shape = (*self.size, self.channels)
         images = [np.frombuffer(pixels, dtype=np.uint8).reshape(shape) for pixels in rows["pixels"]]
         if rng is not None and rng.training and any(self.augment.get(name) for name in OPERATIONS):
             images = [augment(image, self.augment, rng.generator(position)) for position, image in enumerate(images)]
-        return {"pixel_values": self._standardize(np.stack(images))}
+        return np.stack(images)
+
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of each channel of pixels from 0 to 1, float32 (C,)."""
+        return torch.tensor(self.mean, dtype=torch.float32), torch.tensor(self.std, dtype=torch.float32)
 
     def model_inputs(self, rows: Columns, batching: Batching) -> dict[str, Tensor]:
         """Return the model's inputs for encoded rows without augmentation, in any layout."""
