@@ -4,16 +4,16 @@ import errno
 import hashlib
 import json
 import os
-import resource
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.support.disk_faults import file_size_limit
 from tests.support.documents import artifact_entry, export_manifest
 from tests.support.faults import Fault
 from tests.support.jobs import train, working_in, write_data
@@ -218,16 +218,6 @@ def test_verify_of_missing_empty_and_incomplete_folders(tmp_path: Path) -> None:
     assert verify(tmp_path) == {"manifest.json": "is missing: the artifacts are not complete"}
 
 
-@contextmanager
-def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("storage")
@@ -256,7 +246,7 @@ def test_full_disk_is_reported_and_leaves_the_folder_unchanged(
 ) -> None:
     before = state(run / "export")
     capsys.readouterr()
-    with files_of_at_most(12 * 1024):
+    with file_size_limit(12 * 1024):
         code = main(["export", f"run={run}", f"export.formats=[{name},pth]"])
     message = capsys.readouterr().err
     assert code == 3, message
