@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from torch.nn.utils import prune
 from tests.support.jobs import checkpoint_files, train, working_in, write_data
 from trainer.builders.checkpointed import load_checkpointed_model
 from trainer.cli import main
-from trainer.config.jobs import LoaderSection
-from trainer.config.stored import job_from_text
 
 WEIGHTS = [
     "blocks.0.query_key_value.weight",
@@ -191,11 +188,7 @@ def test_a_copy_of_a_run_keeps_its_artifacts(folder: Path, tmp_path: Path) -> No
 
 def test_the_proof_reads_every_sample_once_with_little_padding(folder: Path) -> None:
     loaded = load_checkpointed_model(
-        folder / "run",
-        lambda text: replace(job_from_text(text, trust=[]), loader=LoaderSection(eval_batch_size=8)),
-        checkpoint="best",
-        weights="auto",
-        device="cpu",
+        folder / "run", [], [("loader.eval_batch_size", 8)], checkpoint="best", weights="auto", device="cpu"
     )
     in_order = list(loaded.split_batches("train", "padded"))
     by_length = list(loaded.proof_batches("train"))
