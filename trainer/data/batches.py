@@ -422,7 +422,10 @@ class _View:
     def row(self, row: int) -> Any:
         """Return a value, or an array of the values of a list."""
         if self.is_number:
-            return self._values[self._offsets[row] : self._offsets[row + 1]] if self.is_list else self._values[row]
+            if not self.is_list:
+                return self._values[row]
+            start, stop = self._offsets[row : row + 2]
+            return self._values[start:stop]
         return self._column[row].values.to_numpy(zero_copy_only=False) if self.is_list else self._column[row].as_py()
 
 
