@@ -1,5 +1,6 @@
 """The command line, up to the start of a job and without torch."""
 
+import errno
 import gc
 import io
 import os
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.jobs import working_in
 from trainer import __version__, cli
 from trainer.config.compose import compose, register_defaults
 from trainer.config.help import verb_help
@@ -281,3 +283,30 @@ def test_a_limit_under_which_torch_cannot_be_loaded_is_one_message(
 
     assert cli.main(["plan"]) == 2
     assert capsys.readouterr().err.startswith("out of memory: the libraries of the program do not fit")
+
+
+class FullDisk(io.StringIO):
+    """A file on a disk without space."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--debug"]])
+def test_a_full_disk_in_the_place_of_the_screen_is_one_message(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", FullDisk())
+    assert cli.main(arguments) == 3
+    assert "cannot be written: No space left on device" in capsys.readouterr().err
+
+
+def test_too_little_memory_names_keys_of_the_verb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "too_large.py").write_text("def model(num_outputs: int):\n    raise MemoryError\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    job = ["task=tabular_classification", "data=breast_cancer", "model=mlp", "device=cpu"]
+    with working_in(tmp_path):
+        assert cli.main(["plan", *job, "model._target_=too_large.model", "~model.hidden"]) == 2
+    assert "out of memory: the job does not fit. Set trial=false" in capsys.readouterr().err

@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     except JobFailed as failed:
         return failed.exit_code
     except Exception as error:
-        user_error = find_user_error(error, arguments[0])
+        user_error = find_user_error(error, next(iter(arguments), ""))
         if user_error is None:
             raise
         if debug:
