@@ -35,7 +35,6 @@ _JOB_NAME = "cli"
 """`hydra.job.name` as Hydra's main sets it: the module that starts it."""
 
 
-@cache
 def register_defaults(job_type: type = TrainJob) -> None:
     """Make the defaults of a job and its sections available to the YAML files, as `<verb>_defaults`.
 
@@ -43,7 +42,12 @@ def register_defaults(job_type: type = TrainJob) -> None:
     """
     for verb, each in JOBS.items():
         if issubclass(job_type, each):
-            ConfigStore.instance().store(name=f"{verb}_defaults", node=schema.defaults(each), provider="trainer")
+            _register(verb)
+
+
+@cache
+def _register(verb: str) -> None:
+    ConfigStore.instance().store(name=f"{verb}_defaults", node=schema.defaults(JOBS[verb]), provider="trainer")
 
 
 def compose_with_hydra(folder: Path, name: str, overrides: Sequence[str]) -> DictConfig:
