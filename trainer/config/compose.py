@@ -40,11 +40,6 @@ def register_defaults(job_type: type = TrainJob) -> None:
 
     The defaults of the jobs that it extends come along, as its primary config may include theirs.
     """
-    _register(job_type)
-
-
-@cache
-def _register(job_type: type) -> None:  # mypy: a union of dataclass types is not Hashable
     for verb, each in JOBS.items():
         if issubclass(job_type, each):
             _register(verb)
