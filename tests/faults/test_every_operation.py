@@ -152,7 +152,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if any(fnmatch(path.name, pattern) for pattern in UNFINISHED)]
+    """Return the unfinished files and folders, without what is inside of such a folder."""
+    found = {path for path in folder.rglob("*") if any(fnmatch(path.name, pattern) for pattern in UNFINISHED)}
+    return sorted(path for path in found if found.isdisjoint(path.parents))
 
 
 def distinct(operations: list[tuple[str, str]]) -> list[int]:

@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 _CACHE_SIZE = 2**24  # values of PyTorch's outputs that are kept between attempts: 64 MB
 
 _EXPORT_REMEDY = "Keep input sizes symbolic in forward (no int() of a size, no loop over it), or leave out this format"
+_LOAD_REMEDY = "Leave out this format; weights beyond float16 also need half=false"
 _SOURCE_REMEDY = "Leave out this format, or fix the model's forward"
 
 
@@ -259,7 +260,7 @@ def stage_artifact(format: Format, variant: Variant, stage: Path, model: ExportM
     cases = model.cases  # PyTorch's outputs, computed before an exporter can change the model
     with proof_errors(format.path, f"cannot be exported ({format_shapes(model.traced)})", _EXPORT_REMEDY):
         details = variant.write(path, model)
-    with proof_errors(format.path, "cannot be loaded", _EXPORT_REMEDY):
+    with proof_errors(format.path, "cannot be loaded", _LOAD_REMEDY):
         forward, declared = format.load(path, model)
     tolerance = limits.tolerance_of(exact=format.exact, bitwise=format.bitwise)
     shapes = compare_cases(format.path, forward, cases, tolerance)

@@ -358,7 +358,7 @@ def mismatch_warnings(
         problem = f"{different} of its {len(tokens)} tokens are different here, and {name} has a row per token"
         remedy = (
             f"Set task.tokenizer={find_tokenizer(weights)} to use the tokenizer of the weights, or "
-            f"model.weights_ignore=[{_layer_pattern(name)}] to learn new rows"
+            f"{_leave_out(_layer_pattern(name))} to learn new rows"
         )
         warnings.append(format_error(_WEIGHTS, problem, remedy))
     heads = [name for name, shape in loaded.items() if shape and shape[0] == num_outputs]
@@ -368,7 +368,7 @@ def mismatch_warnings(
         more = f" and {len(renamed) - _MAX_CLASSES} more" if len(renamed) > _MAX_CLASSES else ""
         head = _layer_pattern(heads[-1])
         problem = f"the classes of {head} have other names ({', '.join(renamed[:_MAX_CLASSES])}{more})"
-        remedy = f"If they are different classes, set model.weights_ignore=[{head}] to learn a new head"
+        remedy = f"If they are different classes, set {_leave_out(head)} to learn a new head"
         warnings.append(format_error(_WEIGHTS, problem, remedy))
     return warnings
 
@@ -381,6 +381,12 @@ def _tokens(text: str | None) -> dict[int, str]:
         return {number: token for token, number in Tokenizer.from_str(text).get_vocab().items()}
     except Exception:  # the library raises a bare Exception
         return {}
+
+
+def _leave_out(pattern: str) -> str:
+    """Return the keys that leave out tensors that would fit: under another name, which is ignored."""
+    pair = [f"^{_escape(pattern.removesuffix('*'))}", "unused."]
+    return f"{_override(_RENAME, [pair])} {_override(_IGNORE, [pattern, 'unused.*'])}"
 
 
 def _layer_pattern(name: str) -> str:
