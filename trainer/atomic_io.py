@@ -396,9 +396,10 @@ def remove_leftovers(folder: Path) -> None:
     if not folder.is_dir():
         return
     names = [entry.name for entry in os.scandir(folder)]
-    for path in [folder / name for name in names if _TEMPORARY.fullmatch(name) or name.startswith(_REPLACED)]:
+    replaced = {name for name in names if name.removeprefix(_REPLACED) not in ("", name)}
+    for path in [folder / name for name in names if name in replaced or _TEMPORARY.fullmatch(name)]:
         with suppress(OSError):  # removed by another process, or locked by the one that writes it
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would wait for a writer
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 target = path.with_name(path.name.removeprefix(_REPLACED))

@@ -104,6 +104,17 @@ def test_a_state_that_the_optimizer_cannot_use_is_an_error(name, damage):
         restore_optimizer(resumed, tensors, document)
 
 
+@pytest.mark.parametrize("option", ["lr", "params", "maximize", "fused"])
+def test_an_option_that_the_config_decides_is_an_error(option):
+    model = network()
+    optimizer = OPTIMIZERS["AdamW"](model.named_parameters(), 1e-2)
+    train(model, optimizer, 1, seed=1)
+    tensors, document = round_trip(optimizer)
+    document["groups"][0]["options"][option] = True
+    with pytest.raises(CheckpointError, match=f"^optimizer: {option}: is no state"):
+        restore_optimizer(optimizer, tensors, document)
+
+
 def test_restored_state_does_not_alias_the_loaded_tensors():
     model = network()
     optimizer = OPTIMIZERS["AdamW"](model.named_parameters(), 1e-2)

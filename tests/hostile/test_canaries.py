@@ -62,6 +62,8 @@ TARGETS: dict[str, dict[str, Any]] = {
     "transformers.utils.os.mkdir": {"path": CANARY},
     "transformers.utils.hub.Path": {"_args_": [CANARY]},
     "transformers.AutoModel.from_pretrained": {"pretrained_model_name_or_path": ".", "trust_remote_code": True},
+    "torchmetrics.multimodal.clip_score.CLIPScore": {"model_name_or_path": "."},
+    "torchmetrics.text.bert.BERTScore": {"model_name_or_path": "."},
     "transformers.pipeline": {"model": ".", "trust_remote_code": True},
     "trainer.cli.main": {"argv": ["train", "resume=inner", "trust=[pandas]"]},
     "trainer.cli.import_module": {"name": "trap"},

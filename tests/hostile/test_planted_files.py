@@ -200,3 +200,23 @@ def test_markup_stays_text_on_a_page(run: Path) -> None:
     elements = Elements()
     elements.feed(page)
     assert (elements.images, elements.handlers) == (0, [])
+
+
+def test_pipes_and_odd_names_among_leftovers(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A pipe waits for a writer if it is opened; the other name stands for a folder without one."""
+    for folder in (run, run / "eval", run / "checkpoints", run / "export"):
+        folder.mkdir(exist_ok=True)
+        os.mkfifo(folder / ".trainer-0123456789abcdef.tmp")
+        (folder / ".trainer-replaced-").touch()
+    assert exit_codes(run, capfd) == [0] * len(VERBS)
+
+
+def test_files_in_the_folder_of_the_model_are_kept(run: Path) -> None:
+    (run / "model/notes").mkdir(parents=True)
+    (run / "model/notes/a.txt").write_text("mine", encoding="utf-8")
+    (run / "model/README.md").write_text("my card", encoding="utf-8")
+    os.mkfifo(run / "model/pipe")
+    assert main(["train", f"resume={run}", "train.duration=3"]) == 0
+    assert (run / "model/notes/a.txt").read_text("utf-8") == "mine"
+    assert (run / "model/README.md").read_text("utf-8") == "my card"
+    assert not (run / "model/pipe").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from trainer.config.stored import TRAINING_KEYS, blaming_config, job_from_text, 
 from trainer.data.batches import Batches, EvaluationBatches
 from trainer.data.encode import Encoded
 from trainer.errors import ConfigError, did_you_mean, format_error
+from trainer.export.folder import link
 from trainer.export.formats.weights import save_library
 from trainer.layout import CHECKPOINT_MANIFEST, CHECKPOINTS, CONFIG, MODEL, STATE, TASK, Document, step_name
 from trainer.loss.cross_entropy import CrossEntropy
@@ -243,4 +245,14 @@ def save_model(checkpointed: CheckpointedModel) -> Path:
         (folder / name).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         for name, text in task.artifact_files().items():
             (folder / name).write_text(text, encoding="utf-8")
+        _keep_other_files(checkpointed.folder / MODEL, folder)
     return checkpointed.folder / MODEL
+
+
+def _keep_other_files(old: Path, new: Path) -> None:
+    """Give the files in `old` that `new` does not have, such as a model card, a place there too."""
+    for place, _, names in os.walk(old):
+        for path in (Path(place, name) for name in names):
+            target = new / path.relative_to(old)
+            if path.is_file() and not target.exists():  # no pipe, whose copy would wait
+                link(path, target)

@@ -64,7 +64,8 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], docum
     A step on trial shows whether the optimizer can use the state, so the weights must be loaded afterwards.
 
     Raises:
-        CheckpointError: The optimizer has other parameters, or groups them differently, or a tensor has a wrong shape.
+        CheckpointError: The optimizer has other parameters, or groups them differently; a tensor has a wrong shape; or
+            there is an option that only the config decides.
         Exception: The step on trial failed, with whatever the optimizer raises.
     """
     _load(optimizer, tensors, document)
@@ -78,6 +79,8 @@ def _load(optimizer: Optimizer, tensors: Mapping[str, Tensor], document: Documen
     _check_names(stored, [group["param_names"] for group in optimizer.param_groups])
     for group, stored_group in zip(optimizer.param_groups, document["groups"], strict=True):
         for key, value in stored_group["options"].items():
+            if key in _NOT_STORED:
+                raise CheckpointError(format_error(f"optimizer: {key}", "is no state", "Use another checkpoint"))
             group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
     keys: dict[str, list[str]] = {}
     for path in tensors:

@@ -27,8 +27,17 @@ from trainer.config import jobs, schema
 from trainer.config.groups import HYDRA_KEYS, OWN, Groups, find, own_folder
 from trainer.errors import format_error, raise_if_any
 
-LIBRARIES = ("torch.nn", "torch.optim", "transformers", "torchmetrics")
-"""Packages that define classes which a stored config may name."""
+LIBRARIES = {
+    "model": ("torch.nn",),
+    "loss": ("torch.nn",),
+    "optimizer": ("torch.optim", "transformers"),
+    "scheduler": ("torch.optim",),
+}
+"""Packages that define classes which a stored config may name; other groups take none.
+
+They must only compute: a model or a metric of a library that takes the name of another model would load it, with the
+code that comes with it.
+"""
 
 BASES = {
     "model": "torch.nn.Module",
@@ -36,7 +45,7 @@ BASES = {
     "optimizer": "torch.optim.Optimizer",
     "scheduler": "torch.optim.lr_scheduler.LRScheduler",
 }
-"""The base of the library classes of a group; other groups take none."""
+"""The base of the library classes of a group."""
 
 ENVIRONMENT = "oc.env"
 """The name in `trust` that allows references to environment variables."""
@@ -89,7 +98,9 @@ def _untrusted_targets(config: Mapping[str, Any], trust: Collection[str]) -> Ite
 def _target_problem(path: str, target: str) -> str:
     group, _, inner = path.partition(".")
     options = f"the options of {group}" if group in _GROUPS else "parts of trainer"
-    libraries = f" and classes of {', '.join(LIBRARIES)} that are {base}s" if (base := BASES.get(group)) else ""
+    libraries = ""
+    if group in LIBRARIES:
+        libraries = f" and classes of {' and '.join(LIBRARIES[group])} that are {BASES[group]}s"
     problem = f"a stored config may name only {options}{libraries}"
     if inner != "_target_":
         problem = "a part of a stored config may not contain another part"
@@ -99,8 +110,7 @@ def _target_problem(path: str, target: str) -> str:
 def _trusted_name(target: str) -> str:
     """Return the name that `trust` needs for a target: its package, or only itself if its package can do anything."""
     package = target.partition(".")[0]
-    libraries = {library.partition(".")[0] for library in LIBRARIES}
-    return target if package in {OWN.rstrip("."), *libraries} else package
+    return target if package in {OWN.rstrip("."), "torch", "torchmetrics", "transformers"} else package
 
 
 def _is_trusted(part: Mapping[str, Any], trust: Collection[str]) -> bool:
@@ -127,7 +137,7 @@ def _is_library_class(group: str, target: str) -> bool:
     `transformers.utils.os.system` would be a loophole.
     """
     *modules, name = target.split(".")
-    if group not in BASES or not _starts_with_library(target) or not _is_library_module(modules):
+    if not _starts_with_library(group, target) or not _is_library_module(modules):
         return False
     try:
         found = getattr(import_module(".".join(modules)), name, None)
@@ -135,14 +145,14 @@ def _is_library_class(group: str, target: str) -> bool:
         base = getattr(import_module(base_module), base_name)
     except Exception:  # a module of the library may need a package that is not installed
         return False
-    if not inspect.isclass(found) or not _starts_with_library(f"{found.__module__}."):
+    if not inspect.isclass(found) or not _starts_with_library(group, f"{found.__module__}."):
         return False
     is_defined = getattr(sys.modules.get(found.__module__), found.__qualname__, None) is found
     return is_defined and issubclass(found, base)
 
 
-def _starts_with_library(dotted: str) -> bool:
-    return any(dotted.startswith(f"{library}.") for library in LIBRARIES)
+def _starts_with_library(group: str, dotted: str) -> bool:
+    return any(dotted.startswith(f"{library}.") for library in LIBRARIES.get(group, ()))
 
 
 def _is_library_module(names: Sequence[str]) -> bool:
