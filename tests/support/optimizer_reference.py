@@ -102,9 +102,9 @@ def assert_resumes_bitwise_equal(make: Make, lr: float, weight_decay: float, **m
     tensors, document = capture_optimizer(stopped)
     tensors = decode(b"".join(bytes(chunk) for chunk in encode(tensors)))
     after, resumed = fresh()
+    restore_optimizer(resumed, tensors, json.loads(json.dumps(document)))
     for (_, parameter), (_, value) in zip(after, before, strict=True):
         parameter.data.copy_(value.data)
-    restore_optimizer(resumed, tensors, json.loads(json.dumps(document)))
     train(resumed, after, 4, 5)
     for (name, parameter), (_, expected) in zip(after, whole, strict=True):
         assert torch.equal(parameter, expected), name

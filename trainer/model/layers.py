@@ -175,11 +175,11 @@ class TokenTransformer(nn.Module):
     @property
     def self_attention(self) -> tuple[int, int]:
         """The number of self-attention layers and their width."""
-        return len(self.blocks), self.token_embedding.embedding_dim
+        return len(self.blocks), self.position_embedding.embedding_dim
 
     def packed_mask(self, sequence_ids: Tensor, token_index: Tensor | None, *, causal: bool) -> Tensor:
         """Return what keeps the samples of packed rows apart; see `attend`."""
-        weight = self.token_embedding.weight
+        weight = self.position_embedding.weight
         starts = sample_starts(sequence_ids, token_index, head_size=weight.shape[1] // self.heads, dtype=weight.dtype)
         if starts is not None:
             return starts
