@@ -278,3 +278,20 @@ def test_the_benchmark_of_memory_on_many_rows_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     peaks = json.loads(result.read_text(encoding="utf-8"))["rows"]["2500"]
     assert 2**26 < peaks["anonymous_bytes"] < peaks["bytes"]
+
+
+@pytest.mark.slow
+def test_the_study_of_heads_runs_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    result = tmp_path / "heads.json"
+    keys = ["loader.limit=100", "train.duration=2", "task.max_length=16"]
+    command = [sys.executable, "scripts/study_heads.py", "--encoders", "ours", "--starts", "0.02,priors"]
+    for seeds in ("1", "2"):
+        call = [*command, "--seeds", seeds, "--output", str(result), *keys]
+        done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" s CPU ") == 2, "the runs of the first seed were not kept"
+    study = json.loads(result.read_text(encoding="utf-8"))
+    assert [(run["start"], run["seed"]) for run in study["runs"]] == [
+        (start, seed) for seed in (0, 1) for start in ("0.02", "priors")
+    ]
+    assert {row["seeds"] for row in study["differences"]} == {2}
