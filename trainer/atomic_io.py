@@ -313,7 +313,7 @@ def finish_files(folder: Path, *, is_private: bool = False) -> None:
     """Make all files of a folder durable.
 
     They get the permissions of any new file, because some libraries make private ones; with `is_private`, only the user
-    may read them.
+    may read them. A link to an earlier file keeps its permissions.
 
     Raises:
         OSError: A file operation failed.
@@ -322,7 +322,8 @@ def finish_files(folder: Path, *, is_private: bool = False) -> None:
     os.umask(umask)
     for path in (folder, *folder.rglob("*")):
         if path.is_file():
-            path.chmod(0o600 if is_private else 0o666 & ~umask)
+            if is_private or path.stat().st_nlink == 1:
+                path.chmod(0o600 if is_private else 0o666 & ~umask)
         elif is_private:
             path.chmod(0o700)
         sync(path)

@@ -89,7 +89,7 @@ _LIBRARY_TOO_LARGE = r"failed to map segment|[Cc]annot allocate memory|can't sta
 MEMORY_REMEDIES: Final = {
     "train": "Lower loader.eval_batch_size, or raise train.accumulate; a resumed run accepts both. For a new run, you "
     "can also lower loader.tokens, train.batch_size or task.max_length.",
-    "plan": "Set trial=false to plan without a trial update, or raise train.accumulate.",
+    "plan": "Set trial=false to plan without a trial update, raise train.accumulate, or lower loader.tokens.",
     **dict.fromkeys(("eval", "export", "predict"), "Lower loader.eval_batch_size."),
     "generate": "Lower decode.max_new_tokens, shorten the prompt, or set decode=greedy.",
     "verify": "Set device=cpu if a GPU is too small, otherwise free some memory.",

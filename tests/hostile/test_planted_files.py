@@ -215,8 +215,10 @@ def test_files_in_the_folder_of_the_model_are_kept(run: Path) -> None:
     (run / "model/notes").mkdir(parents=True)
     (run / "model/notes/a.txt").write_text("mine", encoding="utf-8")
     (run / "model/README.md").write_text("my card", encoding="utf-8")
+    (run / "model/README.md").chmod(0o600)
     os.mkfifo(run / "model/pipe")
     assert main(["train", f"resume={run}", "train.duration=3"]) == 0
     assert (run / "model/notes/a.txt").read_text("utf-8") == "mine"
     assert (run / "model/README.md").read_text("utf-8") == "my card"
+    assert (run / "model/README.md").stat().st_mode & 0o777 == 0o600
     assert not (run / "model/pipe").exists()
