@@ -286,3 +286,29 @@ def test_the_process_that_watches_imports_no_torch(tmp_path: Path) -> None:
     )
     for arguments in ([], ["-m", "seed=0,1"]):
         subprocess.run([sys.executable, "-c", script, *arguments], cwd=tmp_path, check=True)
+
+
+LATE = """
+import atexit, sys
+class Late:
+    def __del__(self, write=sys.__stdout__.write):
+        write("finalized")
+late = Late()
+from trainer import cli
+run = cli._main
+def load_libraries_and_run(arguments):
+    atexit.register(print, "ended", end=" ")
+    return run(arguments)
+cli._main = load_libraries_and_run
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize(("rank", "seen"), [({}, "ended finalized"), ({"RANK": "0", "WORLD_SIZE": "1"}, "ended ")])
+def test_a_process_of_several_ends_without_the_interpreters_end(rank: dict[str, str], seen: str) -> None:
+    # There a thread of the process group that lets go of a tensor would abort the process: about 1 of 15 runs.
+    command = [sys.executable, "-P", "-c", LATE, "trian"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **rank}, check=False)
+    assert done.returncode == 2
+    assert done.stdout == seen
+    assert "train" in done.stderr

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import re
 import resource
 import sys
 import traceback
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from difflib import get_close_matches
 from importlib import import_module
 from io import StringIO, TextIOWrapper
@@ -20,6 +21,7 @@ from trainer.errors import ConfigError, Interrupted, TrainerError, find_user_err
 from trainer.layout import Document
 from trainer.rank_environment import (
     is_first_on_machine,
+    is_rank,
     is_reported_elsewhere,
     reported_once_per_machine,
     set_rank_defaults,
@@ -95,13 +97,34 @@ class JobFailed(Exception):  # noqa: N818  its error has been printed already
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line (without the program's name) and return its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run a command line (without the program's name) and return its exit code.
+
+    Args:
+        argv: The command line; None is that of this process, which then is expected to end.
+    """
     # Libraries start Python for their workers, which would import from the working directory first.
     os.environ["PYTHONSAFEPATH"] = "1"
+    set_rank_defaults()
+    if argv is not None or not is_rank():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+    exit_code = 1
+
+    def end() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(exit_code)
+
+    # The threads of a process group let go of tensors when they like, and abort if Python is ending by then. What is
+    # registered first runs last.
+    atexit.register(end)
+    exit_code = _main(sys.argv[1:])
+    return exit_code
+
+
+def _main(arguments: list[str]) -> int:
     if arguments[:1] == ["--rank"] and len(arguments) == 2:  # started by `trainer.launch`
         return _run_rank(Path(arguments[1]))
-    set_rank_defaults()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # characters that the encoding of the screen lacks
