@@ -10,9 +10,10 @@ import rich.console
 
 from trainer.display import displayable, escape_controls, is_secret, mask_secrets, masked_config, masked_yaml
 from trainer.errors import format_error
+from trainer.report.charts import Line, draw_lines
 from trainer.report.console import open_console, print_table
 from trainer.report.logs import log_to_file_and_screen
-from trainer.report.page import Section, render_page
+from trainer.report.page import Figure, Page, Section, Table, Tile, render_page
 
 HOSTILE = "[bold]a[/] \x1b[31mred\x07 \u202egnp.exe\u2069 b\rc\x9b1m \udc80 https://me:hunter2@host/x?token=hunter2"
 SHOWN = r"[bold]a[/] \u001b[31mred\u0007 \u202egnp.exe\u2069 b\rc\u009b1m \udc80 https://***@host/x?token=***"
@@ -99,6 +100,10 @@ def test_every_way_to_the_screen(
 
 
 def test_the_page() -> None:
-    page = render_page(HOSTILE, [Section(HOSTILE, [HOSTILE], [[HOSTILE]], figures={HOSTILE: {HOSTILE: {1: 2.0}}})])
+    line = Line(HOSTILE, {1: 2.0}, has_dots=True)
+    figure = Figure(HOSTILE, draw_lines([line], HOSTILE, x_title=HOSTILE, mark=(1, HOSTILE)), [line, line], HOSTILE)
+    table = Table(HOSTILE, [HOSTILE], [[HOSTILE]])
+    section = Section(HOSTILE, HOSTILE, [line, line], [HOSTILE], [figure], [table])
+    page = render_page(Page(HOSTILE, HOSTILE, HOSTILE, [Tile(HOSTILE, HOSTILE, HOSTILE)], [section]))
     assert "hunter2" not in page
     assert escape_controls(page) == page

@@ -12,6 +12,7 @@ import yaml
 
 from tests.support.documents import artifact_entry, export_manifest
 from tests.support.jobs import train, working_in, write_data
+from tests.support.pages import check_page
 from trainer.cli import main
 from trainer.export.folder import write_manifest
 
@@ -36,32 +37,100 @@ def test_page_of_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out.strip() == "runs/one/report.html"
     page = Path("runs/one/report.html").read_text(encoding="utf-8")
     evaluation = json.loads(Path("runs/one/eval/test.json").read_text())
+    check_page(page)
 
+    assert "<title>one: text classification</title>" in page
+    assert f"Test accuracy {evaluation['accuracy']:.4f}" in page
+    assert "The run is complete, 6 steps." in page
     rows = cells(page)
-    assert ["one", "6", "0.7500", "end"] in [row[:4] for row in rows]
-    assert ["optimizer.lr", "0.001"] in rows
-    shown = next(row for row in rows if row[:2] == ["one", "test"])
-    assert f"{evaluation['accuracy']:.4f}" in shown
-    # Training: loss, learning rate, norm, two speeds and memory. Validation: loss, accuracy and macro F1, raw and
-    # averaged.
-    assert page.count("<svg") == 9
-    assert page.count("<title>raw</title>") == page.count("<title>ema</title>") == 3
-    assert 'class="highlighted"' not in page
+    shown = next(row for row in rows if row[:1] == ["test"])
+    assert any(cell.startswith(f"{evaluation['accuracy']:.4f}") for cell in shown)
+    assert ["train", "61"] in [row[:2] for row in rows]
+    assert any("torch" in row[-1] and row[0] == "start at step 0" for row in rows if row)
+    # Losses, two metrics, learning rate, norm, two rates and memory.
+    assert page.count('aria-label="loss over step: training, validation, validation, averaged weights"') == 1
+    assert page.count(" over step: ") == 8
+    assert page.count('class="mark"') >= 3
+
+
+def test_keys_that_differ_from_the_defaults_come_first(folder: Path) -> None:
+    assert main(["report", "run=runs/two", "output=two.html"]) == 0
+    page = Path("two.html").read_text(encoding="utf-8")
+    changed, _, rest = page.partition("<details>")
+
+    assert ["optimizer.lr", "0.5", "0.001"] in cells(changed)
+    assert ["ema.decay", "null", "0.999"] in cells(changed)
+    assert ["data", "files", "stdlib_docs"] in cells(changed)
+    assert not {"optimizer.weight_decay", "run.dir", "task.tokenizer"} & {row[0] for row in cells(changed) if row}
+    assert ["optimizer.weight_decay", "0.01"] in cells(rest)
 
 
 def test_runs_are_shown_side_by_side(folder: Path) -> None:
     assert main(["report", "run=runs/one", "beside=[runs/two]", "output=both.html"]) == 0
     page = Path("both.html").read_text(encoding="utf-8")
+    check_page(page)
     rows = cells(page)
 
-    assert [row[0] for row in rows if row[3:4] == ["end"]] == ["one", "two"]
-    # Keys that differ come first and are highlighted.
-    first = rows.index(["key", "one", "two"]) + 1
-    assert {row[0] for row in rows[first : first + 3]} == {"run.dir", "ema.decay", "optimizer.lr"}
-    assert ["optimizer.lr", "0.001", "0.5"] in rows
-    assert page.count('class="highlighted"') == 3
-    assert {"one raw", "one ema", "two raw"} <= set(re.findall(r"<title>(.*?)</title>", page))
-    assert "two ema" not in page
+    assert "<title>2 runs that differ in ema.decay and optimizer.lr</title>" in page
+    ranked = [row for row in rows if row[-1] == "complete"]
+    assert {row[0] for row in ranked} == {"one", "two"}
+    scores = [float(row[3]) for row in ranked]
+    assert scores == sorted(scores, reverse=True)
+    assert ["optimizer.lr", *(row[2] for row in ranked)] in rows
+    assert page.count("<li class=") == 2
+    names = {f"ema.decay={row[1]}, optimizer.lr={row[2]}" for row in ranked}
+    assert names <= {html.unescape(name) for name in re.findall(r'<li class="[^"]*">(.*?)</li>', page)}
+
+
+def test_twelve_runs_are_compared_by_what_they_differ_in(folder: Path) -> None:
+    for number in range(12):
+        run = Path(f"runs/many/{number}")
+        shutil.copytree("runs/one", run)
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["seed"], config["optimizer"]["lr"] = number % 3, 0.1 * (1 + number // 3)
+        (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    beside = ",".join(f"runs/many/{number}" for number in range(1, 12))
+    assert main(["report", "run=runs/many/0", f"beside=[{beside}]", "output=many.html"]) == 0
+    page = Path("many.html").read_text(encoding="utf-8")
+    check_page(page)
+
+    assert "<title>12 runs that differ in seed and optimizer.lr</title>" in page
+    legend = re.findall(r'<li class="([^"]*)">(.*?)</li>', page)
+    assert len(legend) == len({look for look, _ in legend}) == len({name for _, name in legend}) == 12
+    # One line for each run, however many weights were evaluated.
+    assert page.count(" over step: ") == 9
+    assert page.count("<polyline") == 9 * 12
+
+
+@pytest.mark.parametrize(
+    ("events", "last", "words"),
+    [
+        ([{"event": "early_end", "best_step": 2}], 4, "stopped early, after step 4 of 6: no better score"),
+        ([{"event": "train", "loss": 1.0}], 3, "not finished, last event at step 3 of 6"),
+    ],
+)
+def test_why_a_run_ended(events: list[dict[str, object]], last: int, words: str, folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "ended"
+    shutil.copytree("runs/one", run)
+    start = (run / "metrics.jsonl").read_text().splitlines()[0]
+    lines = [json.dumps({"step": last, "epoch": 0.5, **event}) for event in events]
+    (run / "metrics.jsonl").write_text("\n".join([start, *lines]) + "\n")
+    assert main(["report", f"run={run}"]) == 0
+
+    assert words in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_runs_of_earlier_versions_have_a_page(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "old"
+    shutil.copytree("runs/one", run)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    start = {key: json.loads(lines[0])[key] for key in ("event", "step", "epoch", "seed")}
+    (run / "metrics.jsonl").write_text("\n".join([json.dumps(start), *lines[1:]]) + "\n")
+    assert main(["report", f"run={run}"]) == 0
+
+    page = (run / "report.html").read_text(encoding="utf-8")
+    check_page(page)
+    assert "The run is complete, 6 steps." in page
 
 
 def test_proofs_of_artifacts_are_shown(folder: Path) -> None:
@@ -69,12 +138,14 @@ def test_proofs_of_artifacts_are_shown(folder: Path) -> None:
     export.mkdir(exist_ok=True)
     proof = artifact_entry(bytes=77, largest_difference=1e-6, metrics={"accuracy": 0.25})
     manifest = export_manifest(monitor="accuracy", metrics={"accuracy": 0.5}, artifacts={"onnx": proof})
+    times = [{"sizes": {"batch": 1}, "milliseconds": {"pytorch": 2.5, "onnx": 0.5}}]
+    manifest["timings"] = {"threads": 1, "rows": times}
     write_manifest(export / "manifest.json", manifest)
     assert main(["report", "run=runs/one", "output=artifacts.html"]) == 0
 
-    assert ["one", "onnx", "export/model.onnx", "77", "1.000e-06", "", "0.2500", "0.5000"] in cells(
-        Path("artifacts.html").read_text(encoding="utf-8")
-    )
+    rows = cells(Path("artifacts.html").read_text(encoding="utf-8"))
+    assert ["onnx", "export/model.onnx", "77", "1.000e-06", "", "0.2500", "0.5000"] in rows
+    assert ["1", "2.5000", "0.5000"] in rows
 
 
 @pytest.mark.parametrize(
@@ -103,7 +174,7 @@ def test_secrets_of_a_config_are_masked(folder: Path, capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out + Path("secret.html").read_text(encoding="utf-8")
     assert "hunter2" not in shown
     assert shown.count("https://***@host/train.csv") == 3
-    assert ["data.api_key", "***"] in cells(shown)
+    assert ["data.api_key", "***", "(none)"] in cells(shown)
 
 
 def test_only_pages_of_this_tool_are_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.atomic_io import refuse_to_replace, write_text
-from trainer.commands.run_folders import RunRecord, flatten, read_run
+from trainer.commands.report_sections import (
+    NamedRun,
+    artifact_section,
+    config_section,
+    curve_section,
+    data_section,
+    differing_keys,
+    environment_section,
+    evaluation_section,
+    interval_of,
+    part_name,
+    shown_value,
+    words,
+)
+from trainer.commands.run_folders import RunRecord, read_run
 from trainer.config.jobs import ReportJob
-from trainer.display import escape_controls, masked_config
-from trainer.documents import read_export_manifest
+from trainer.display import escape_controls
 from trainer.errors import CheckpointError, ConfigError, TrainerError
-from trainer.layout import LOG, REPORT, Document, export_folders
-from trainer.report.page import Section, Series, is_own_page, render_page
+from trainer.layout import DIVERGED, REPORT, Document
+from trainer.report.page import Page, Section, Table, Tile, is_own_page, render_page
 
-_NOT_PLOTTED = ("event", "step", "epoch", "split", "weights", "best_step")
-
-_NamedRuns = Sequence[tuple[str, RunRecord]]
+_MAX_NAMED_KEYS = 3
+"""Runs that differ in at most this many keys are named by them."""
 
 
 def run(job: ReportJob, config: Document) -> None:
@@ -51,15 +62,171 @@ def write_page(file: Path, records: Sequence[RunRecord], error_type: type[Traine
     Raises:
         TrainerError: The file cannot be written; of the type `error_type`.
     """
-    names = _short_names(records)
-    write_text(file, render_page(" and ".join(names), list(make_sections(records, names))), error_type)
+    page = _page_of_run(records[0]) if len(records) == 1 else _page_of_runs(records)
+    write_text(file, render_page(page), error_type)
+
+
+def _page_of_run(record: RunRecord) -> Page:
+    run = NamedRun(str(record.config.get("run", {}).get("name") or record.folder.name), record)
+    parts = {group: _part_of(record.config, group) for group in ("task", "data", "model", "loss", "optimizer")}
+    sections = [
+        curve_section([run]),
+        evaluation_section([run]),
+        data_section([run]),
+        artifact_section([run]),
+        config_section([run]),
+        environment_section([run]),
+    ]
+    tiles = [tile for tile in _tiles(record) if tile.value]
+    subtitle = ", ".join(f"{group} {name}" for group, name in parts.items() if group != "task" and name)
+    title = f"{run.name}: {words(parts['task'])}"
+    return Page(title, subtitle, _verdict(tiles), tiles, sections)
+
+
+def _verdict(tiles: Sequence[Tile]) -> str:
+    """Return the result in a sentence: the score, what to compare it with, and how the run ended."""
+    *scores, end = tiles
+    listed = [f"{tile.label} {tile.value} ({tile.detail})" for tile in scores[:1]]
+    return ". ".join([*listed, f"The run is {end.value}, {end.detail}"]) + "."
+
+
+def _part_of(config: Document, group: str) -> str:
+    part = config.get(group)
+    return part_name(str(part.get("_target_", ""))) if isinstance(part, dict) else ""
+
+
+def _tiles(record: RunRecord) -> list[Tile]:
+    """Return the result of a run in numbers."""
+    best = record.best or {}
+    tiles = []
+    for split in ("test", "validation"):
+        scores = record.evaluations.get(split, {})
+        name = best.get("name") if best.get("name") in scores else next(iter(_metrics_of(scores)), None)
+        if name is not None:
+            interval = interval_of(scores, str(name))
+            detail = f"95% interval {interval[0]:.4f} to {interval[1]:.4f}" if interval else "of the best weights"
+            tiles.append(Tile(f"{split.capitalize()} {words(str(name))}", f"{scores[name]:.4f}", detail))
+            break
+    if best:
+        value, weights = best.get("value"), "averaged" if best.get("weights") == "ema" else "raw"
+        detail = (
+            f"validation {words(str(best.get('name')))} {value:.4f}, {weights} weights" if value is not None else ""
+        )
+        tiles.append(Tile("Best step", str(best["step"]), detail))
+    seconds, rate = _training_time(record)
+    if seconds:
+        tiles.append(Tile("Training time", format_duration(seconds), f"{rate:.0f} samples per second"))
+    tiles.append(Tile("End", *_how_it_ended(record)))
+    return tiles
+
+
+def _metrics_of(scores: Document) -> list[str]:
+    return [key for key, value in scores.items() if isinstance(value, float)]
+
+
+def _training_time(record: RunRecord) -> tuple[float, float]:
+    """Return the seconds of the training steps, without evaluations, and the samples per second."""
+    batch_size = record.config.get("train", {}).get("batch_size")
+    rates = record.series("train", "samples_per_second")
+    if not isinstance(batch_size, int) or not rates:
+        return 0.0, 0.0
+    seconds = samples = 0.0
+    previous = 0
+    for step, rate in rates.items():
+        if rate > 0:
+            samples += (step - previous) * batch_size
+            seconds += (step - previous) * batch_size / rate
+        previous = step
+    return seconds, samples / seconds if seconds else 0.0
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration in its two largest units: 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if whole >= 10 else f"{seconds:.1f} s"
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
+
+
+def _how_it_ended(record: RunRecord) -> tuple[str, str]:
+    """Return how a run ended, and at which step."""
+    events = {event["event"]: event for event in record.events}
+    last = record.events[-1]["step"] if record.events else 0
+    total = next((event["total_steps"] for event in record.events if isinstance(event.get("total_steps"), int)), None)
+    steps = f"step {last}" if total is None else f"step {last} of {total}"
+    if "early_end" in events:
+        patience = record.config.get("train", {}).get("patience")
+        return "stopped early", f"after {steps}: no better score for train.patience={patience}"
+    if "end" in events:
+        return "complete", f"{last} steps"
+    if (record.folder / DIVERGED).is_dir():
+        return "diverged", f"after {steps}"
+    return "not finished", f"last event at {steps}"
+
+
+def _page_of_runs(records: Sequence[RunRecord]) -> Page:
+    """Return the page that compares runs, the best one first."""
+    ranked = sorted(records, key=_rank)
+    differing = _differing(ranked)
+    runs = [NamedRun(name, record) for name, record in zip(_names(ranked, differing), ranked, strict=True)]
+    sections = [
+        Section("Runs, best first", tables=[_ranking(runs, differing)]),
+        curve_section(runs),
+        evaluation_section(runs),
+        data_section(runs),
+        artifact_section(runs),
+        config_section(runs),
+        environment_section(runs),
+    ]
+    listed = differing[:_MAX_NAMED_KEYS]
+    more = len(differing) - len(listed)
+    keys = " and ".join([", ".join(listed[:-1])] * (len(listed) > 1 and not more) + listed[-1:]) if not more else ""
+    keys = keys or f"{', '.join(listed)} and {more} more key{'s' if more > 1 else ''}"
+    title = f"{len(runs)} runs that differ in {keys}" if differing else f"{len(runs)} runs of one config"
+    best = ranked[0].best or {}
+    value = best.get("value")
+    verdict = ""
+    if value is not None:
+        verdict = f"Best: {runs[0].name} with validation {words(str(best['name']))} {value:.4f} at step {best['step']}."
+    tasks = dict.fromkeys(words(_part_of(record.config, "task")) for record in ranked)
+    return Page(title, ", ".join(tasks), verdict, [], sections)
+
+
+def _rank(record: RunRecord) -> tuple[bool, str, float]:
+    """Order runs by their validation scores; those without one, or by another metric, are apart."""
+    best = record.best or {}
+    value = best.get("value")
+    if not isinstance(value, int | float):
+        return True, "", 0.0
+    return False, str(best.get("name")), -value if best.get("higher_is_better") else value
+
+
+def _differing(records: Sequence[RunRecord]) -> list[str]:
+    """Return the keys in which runs differ; of a part that differs, only its group."""
+    keys = differing_keys([record.config for record in records])
+    groups = {key.removesuffix("._target_") for key in keys if key.endswith("._target_")}
+    inside = tuple(f"{group}." for group in groups)
+    return [*sorted(groups), *(key for key in keys if not key.startswith(inside))]
+
+
+def _value(record: RunRecord, key: str) -> str:
+    part = record.config.get(key)
+    return _part_of(record.config, key) if isinstance(part, dict) else shown_value(record.config, key)
+
+
+def _names(records: Sequence[RunRecord], differing: Sequence[str]) -> list[str]:
+    """Return what the runs differ in, if that is short and tells them apart; else their folders."""
+    if 0 < len(differing) <= _MAX_NAMED_KEYS:
+        names = [", ".join(f"{key}={_value(record, key)}" for key in differing) for record in records]
+        if len({*names}) == len(names) and max(map(len, names)) <= 60:
+            return names
+    return _short_names(records)
 
 
 def _short_names(records: Sequence[RunRecord]) -> list[str]:
     """Return the run folders without their common parent."""
     paths = [str(record.folder.absolute()) for record in records]
-    if len(paths) == 1:
-        return [records[0].folder.name]
     common = os.path.commonpath(paths)
     return [
         os.path.relpath(path, common) if path != common else record.folder.name
@@ -67,90 +234,29 @@ def _short_names(records: Sequence[RunRecord]) -> list[str]:
     ]
 
 
-def make_sections(records: Sequence[RunRecord], names: Sequence[str]) -> Iterator[Section]:
-    """Yield the sections of the page, each run under its name."""
-    runs = list(zip(names, records, strict=True))
-    yield Section(
-        "runs",
-        ["run", "steps", "epochs", "last event", "best score", "metric", "weights", "best step"],
-        [_summarize(*pair) for pair in runs],
+def _ranking(runs: Sequence[NamedRun], differing: Sequence[str]) -> Table:
+    keys = differing[:6]
+    metric = next(
+        (str(run.record.best["name"]) for run in runs if run.record.best and "name" in run.record.best), "score"
     )
-    yield Section("training", figures=_collect_figures(runs, "train", {}))
-    yield Section("validation", figures=_collect_figures(runs, "eval", {"split": "validation"}))
-    yield _evaluations(runs)
-    yield _artifacts(runs)
-    warnings = [f"{name}: {line}" for name, record in runs for line in _read_warnings(record.folder)]
-    yield Section("warnings", text="\n".join(warnings))
-    yield _configs(runs)
-
-
-def _summarize(name: str, record: RunRecord) -> list[object]:
-    last = record.events[-1] if record.events else {}
-    best = record.best or {}
-    score = [best.get(key) for key in ("value", "name", "weights", "step")]
-    return [name, last.get("step"), last.get("epoch"), last.get("event"), *score]
-
-
-def _collect_figures(runs: _NamedRuns, event: str, filters: Document) -> Mapping[str, Series]:
-    """Return the curves of every number of an event: a line for each run, and for raw and averaged weights."""
-    figures: dict[str, dict[str, dict[int, float]]] = {}
-    for name, record in runs:
-        events = [each for each in record.events if each["event"] == event and filters.items() <= each.items()]
-        values = dict.fromkeys(key for each in events for key in each if _is_plotted(key, each[key]))
-        for weights in dict.fromkeys(each.get("weights") for each in events):
-            line = " ".join(filter(None, (name if len(runs) > 1 else "", weights))) or name
-            selected = filters | ({"weights": weights} if weights else {})
-            for value in values:
-                figures.setdefault(value, {})[line] = record.series(event, value, **selected)
-    return figures
-
-
-def _is_plotted(key: str, value: object) -> bool:
-    return key not in _NOT_PLOTTED and isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _evaluations(runs: _NamedRuns) -> Section:
-    rows = [(name, values) for name, record in runs for values in record.evaluations.values()]
-    columns = list(dict.fromkeys(key for _, values in rows for key in values))
-    return Section("evaluations", ["run", *columns], [[name, *map(values.get, columns)] for name, values in rows])
-
-
-def _artifacts(runs: _NamedRuns) -> Section:
     columns = [
-        *("run", "artifact", "file", "bytes"),
-        *("max difference", "decision agreement", "metric", "metric (PyTorch)"),
+        "folder",
+        *keys,
+        f"validation {words(metric)}",
+        f"test {words(metric)}",
+        "best step",
+        "training time",
+        "end",
     ]
     rows = []
-    for name, folder in ((name, folder) for name, record in runs for folder in export_folders(record.folder)):
-        manifest = read_export_manifest(folder) or {"artifacts": {}}
-        monitor = manifest.get("monitor")
-        for artifact, proof in manifest["artifacts"].items():
-            path = f"{folder.name}/{proof.get('file')}"
-            values = map(proof.get, ("bytes", "largest_difference", "decision_agreement"))
-            scores = [(each.get("metrics") or {}).get(monitor) for each in (proof, manifest)]
-            rows.append([name, artifact, path, *values, *scores])
-    return Section("artifacts", columns, rows)
-
-
-def _read_warnings(folder: Path) -> list[str]:
-    file = folder / LOG
-    # A power cut may leave any bytes in a log.
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-    return list(dict.fromkeys(line.split(": ", 1)[-1] for line in lines if " WARNING " in line or " ERROR " in line))
-
-
-def _configs(runs: _NamedRuns) -> Section:
-    """Return a table of every key; keys whose values differ come first and are highlighted."""
-    configs = [dict(flatten(record.config)) for _, record in runs]
-    keys = list(dict.fromkeys(key for config in configs for key in config))
-    differing = {key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)}
-    rows = [
-        [key, *(_format_value(config, key) for config in configs)]
-        for key in sorted(keys, key=lambda key: key not in differing)
-    ]
-    return Section("config", ["key", *(name for name, _ in runs)], rows, highlighted=frozenset(differing))
-
-
-def _format_value(config: Document, key: str) -> str:
-    value = masked_config(config.get(key, ""), key)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    folders = _short_names([run.record for run in runs])
+    for folder, run in zip(folders, runs, strict=True):
+        record, best = run.record, run.record.best or {}
+        value = best.get("value") if best.get("name") == metric else None
+        seconds, _ = _training_time(record)
+        test = record.evaluations.get("test", {}).get(metric)
+        time = format_duration(seconds) if seconds else None
+        state, detail = _how_it_ended(record)
+        end = state if state == "complete" else f"{state}, {detail}"
+        rows.append([folder, *(_value(record, key) for key in keys), value, test, best.get("step"), time, end])
+    return Table("Ranked by the validation score", columns, rows)

@@ -61,7 +61,7 @@ def open_sinks(job: TrainJob, folder: Path, console: Console, total_steps: int) 
 
 def log_start(job: TrainJob, training: Training, snapshot: Snapshot | None, is_new: bool) -> None:
     """Log the arithmetic of a step and the device, and report the `start` or `resume` event."""
-    from trainer.capture import describe_machine, describe_other_versions
+    from trainer.capture import current_versions, describe_machine, describe_other_versions
 
     run, state = training.run, training.state
     accumulate = run.loader.accumulate
@@ -90,7 +90,8 @@ def log_start(job: TrainJob, training: Training, snapshot: Snapshot | None, is_n
         logger.warning("resume: the last bits may differ from those of a run that was not stopped (%s)", other)
     # `resume` even without a checkpoint if an earlier process left events: it takes back those after its step.
     event = "start" if is_new else "resume"
-    run.log(event, state.step, {"seed": job.seed, **describe_machine(run.device)})
+    software = {"versions": current_versions(), "total_steps": run.steps.total, "data": training.data_report.measures()}
+    run.log(event, state.step, {"seed": job.seed, **describe_machine(run.device), **software})
     log_sparsity(training)
 
 

@@ -129,6 +129,10 @@ class DataReport:
             if name in LIMITS and share > LIMITS[name].share
         ]
 
+    def measures(self) -> dict[str, dict[str, float]]:
+        """Return the rows and the shares of each split, as the events of a run keep them."""
+        return {split: {"rows": self.rows[split], **shares} for split, shares in self.shares.items()}
+
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return the header and the rows of a table with one row per split."""
         names = list(dict.fromkeys(name for measures in self.shares.values() for name in measures))
