@@ -1,10 +1,21 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from trainer import targets
 from trainer.errors import DataError, RowError
+from trainer.loss.adaptive_softmax import AdaptiveSoftmax
+from trainer.loss.asymmetric import Asymmetric
+from trainer.loss.binary_cross_entropy import BinaryCrossEntropy
+from trainer.loss.cosine_embedding import CosineEmbedding
 from trainer.loss.cross_entropy import CrossEntropy
+from trainer.loss.dice import Dice
+from trainer.loss.focal import Focal
+from trainer.loss.huber import Huber
+from trainer.loss.mse import Mse
+from trainer.loss.poly import Poly
 from trainer.protocols import Batch
 
 
@@ -154,3 +165,36 @@ def test_a_model_with_a_loss_head_outputs_scores_and_keeps_its_input_names() -> 
     assert torch.equal(program.module()(x=x), torch.full((2,), 5.0))
     assert torch.equal(model(x=x), torch.full((2,), 2.0))
     assert targets.with_loss_head(model, checked()) is model
+
+
+CLASSES, LABELS, VALUES = torch.tensor([0, 2, 1, -100, 3]), torch.eye(4)[[0, 2, 2, 1, 3]], torch.randn(5, 4)
+WEIGHT = [1.0, 0.5, 2.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "target", "views"),
+    [
+        (CrossEntropy(WEIGHT, 0.2, -100, num_outputs=4), CLASSES, 1),
+        (CrossEntropy(WEIGHT, 0.2, -100, num_outputs=4), LABELS, 1),
+        (Poly(0.5, WEIGHT, 0.2, -100, num_outputs=4), CLASSES, 1),
+        (Focal(2.0, 0.3, 0.1, -100), CLASSES, 1),
+        (Focal(0.0, None, 0.1, -100), LABELS, 1),
+        (Focal(2.0, None, 0.1, -100, train_target="shares"), LABELS, 1),
+        (BinaryCrossEntropy(None, 0.1, -100), LABELS, 1),
+        (Asymmetric(4.0, 1.0, 0.05, -100), LABELS, 1),
+        (Mse(), VALUES, 1),
+        (Huber(0.7), VALUES, 1),
+        (CosineEmbedding(0.1), torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0]), 2),
+        (Dice(1.0, "sample", -100), CLASSES, 1),
+        (AdaptiveSoftmax(4, [2], 1.0, False, -100, num_outputs=4, class_counts=[5, 4, 3, 2]), CLASSES, 1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_row_losses_are_the_losses_of_single_rows(loss: Any, target: Tensor, views: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    output = torch.randn(5 * views, 4, generator=generator)
+    with torch.inference_mode():
+        losses = targets.compute_row_losses(loss, output, target)
+        single = [loss(output[i * views : (i + 1) * views], target[i : i + 1]) for i in range(5)]
+        torch.testing.assert_close(losses, torch.stack(single))
+        torch.testing.assert_close(losses.sum(), loss(output, target))

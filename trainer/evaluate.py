@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
     from trainer.precision import Precision
+    from trainer.row_recorder import RowRecorder
 
 
 def evaluate(
@@ -33,6 +34,7 @@ def evaluate(
     precision: Precision,
     device: torch.device,
     ranks: Ranks | None = None,
+    recorder: RowRecorder | None = None,
 ) -> dict[str, float]:
     """Return the mean loss over all targets, under the key `loss`, and the value of each metric.
 
@@ -46,6 +48,7 @@ def evaluate(
         precision: Autocast as in training.
         device: The device of the model.
         ranks: The processes that share the batches; None is this process alone. All get the same values.
+        recorder: Records what the model says about each row; it changes no value.
     """
     metrics = metrics.to(device)
     total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
@@ -64,6 +67,8 @@ def evaluate(
                     if batch.num_samples:  # not a filler, which only joins in: with shards, all run the model together
                         total += value
                         metrics.update(scores.float(), part.target)
+                if recorder is not None:
+                    recorder.add(host_batch, batch, output)
     finally:
         for module, training in modes.items():
             module.training = training

@@ -6,7 +6,7 @@ runs/<run>/                     the run folder
   logs/rank-1.log               warnings of the second process of a run on several devices
   checkpoints/step-00000930/    state.json  task.json  config.yaml  MANIFEST.json  *.safetensors
   diverged/step-00000930/       report.json  batch.safetensors  config.yaml
-  eval/<split>.json
+  eval/<split>.json             <split>.predictions.parquet
   model/                        the best weights
   export/                       the artifacts  task.json  tokenizer.json  manifest.json
   export-pruned-<method>/       artifacts of a pruned copy of the model

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 
 from trainer.deferred_logits import DeferredLogits, sum_in_chunks
 from trainer.errors import DataError, RowError, format_error
-from trainer.protocols import Batch, ChecksTargets, HasBatchStatistic, HasLossHead, Loss, UsesInputs
+from trainer.protocols import Batch, ChecksTargets, HasBatchStatistic, HasLossHead, HasRowTerms, Loss, UsesInputs
 from trainer.ranks import Ranks
 
 _TOLERANCE = 1e-4
@@ -71,6 +72,26 @@ def compute_shared_loss(loss: Loss, output: Tensor | DeferredLogits, batch: Batc
     # A process without rows of its own still needs a gradient to send: it is 0.
     total = total if batch.num_samples else total + output.sum() * 0.0
     return total, ranks.is_first
+
+
+def compute_row_losses(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+    """Return the loss of each sample, (B,), of targets (B, ...) and outputs with K rows for each sample, (B * K, ...).
+
+    Args:
+        loss: A loss that is a sum over samples, and reads no inputs.
+        output: The outputs.
+        target: The targets.
+    """
+    if isinstance(loss, HasRowTerms):
+        return loss.row_terms(output, target).reshape(len(target), -1).sum(dim=1)
+    samples, targets = output.reshape(len(target), -1, *output.shape[1:]), target[:, None]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of operations that are vectorized by a loop
+            values: Tensor = vmap(loss)(samples, targets)
+    except RuntimeError:  # the loss has operations that cannot be vectorized
+        values = torch.stack([loss(*sample) for sample in zip(samples, targets, strict=True)])
+    return values
 
 
 def compute_scores(loss: Loss, output: Tensor) -> Tensor:

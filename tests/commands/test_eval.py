@@ -102,7 +102,7 @@ def test_same_rows_in_another_file_count_as_the_runs_own(trained: Path, folder: 
     shutil.copyfile(trained / "test.csv", folder / "copy.csv")
 
     assert main(["eval", "run=run", "device=cpu", "data.test=copy.csv", "data.strict=true"]) == 0
-    assert score(folder / "run", "*.json") == own
+    assert score(folder / "run", "test*.json") == own
 
 
 @pytest.mark.parametrize("overrides", [["loader.limit=5"], []])
@@ -175,4 +175,4 @@ def test_features_are_read_as_in_training(tmp_path: Path) -> None:
         (tmp_path / "train.csv").unlink()
 
         assert main(["eval", "run=run", "device=cpu"]) == 0
-        assert score(tmp_path / "run", "*.json") == own
+        assert score(tmp_path / "run", "test*.json") == own

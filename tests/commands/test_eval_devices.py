@@ -35,14 +35,16 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def scores(run: Path) -> dict[str, dict[str, Any]]:
-    return {file.name: json.loads(file.read_text(encoding="utf-8")) for file in (run / "eval").iterdir()}
+    return {file.name: json.loads(file.read_text(encoding="utf-8")) for file in (run / "eval").glob("*.json")}
 
 
 def evaluate(run: Path, devices: int, *arguments: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Return the scores that a number of devices write, and what each of them prints."""
+    """Return the scores that a number of devices write, and what each of them prints; the predictions are moved."""
     output = run.with_name(f"output-{devices}")
     assert run_ranks(["eval", f"run={run}", *SMALL, *arguments], devices, output) == [0] * devices
     written = scores(run)
+    for file in (run / "eval").glob("*.parquet"):
+        file.replace(output / file.name)
     shutil.rmtree(run / "eval")
     return written, [(output / f"rank-{rank}.txt").read_text(encoding="utf-8") for rank in range(devices)]
 
@@ -51,10 +53,12 @@ def evaluate(run: Path, devices: int, *arguments: str) -> tuple[dict[str, dict[s
 def test_scores_equal_those_of_one_device(run: Path, split: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", f"run={run}", *SMALL, f"split={split}"]) == 0
     page, expected = capsys.readouterr().out, scores(run)
+    predictions = (run / f"eval/{split}.predictions.parquet").read_bytes()
     shutil.rmtree(run / "eval")
     for devices in (2, 3):
         written, pages = evaluate(run, devices, f"split={split}")
         assert written.keys() == expected.keys()
+        assert run.with_name(f"output-{devices}").joinpath(f"{split}.predictions.parquet").read_bytes() == predictions
         for name, document in written.items():
             assert document.pop("loss") == pytest.approx(expected[name]["loss"], rel=1e-12)
             assert document == {key: value for key, value in expected[name].items() if key != "loss"}

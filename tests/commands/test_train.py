@@ -196,9 +196,10 @@ def test_relative_paths_start_where_the_run_was_started(tmp_path: Path) -> None:
     # The stored config keeps relative paths, so data that is moved together with its run is found.
     stored = [(tmp_path / name / "config.yaml").read_text() for name in ("there", "run")]
     assert stored[0] == stored[1].replace("resume: ../run", "resume: there")
-    names = {path.name for path in (tmp_path / "run" / "eval").iterdir()}
-    assert len(names) == 2
-    assert "test.json" in names
+    names = {path.name for path in (tmp_path / "run" / "eval").glob("*.json")}
+    assert len(names) == 3
+    assert {"test.json", "validation.json"} <= names
+    assert len([*(tmp_path / "run" / "eval").glob("*.predictions.parquet")]) == 3
     (tmp_path / "moved").mkdir()
     for name in ("run", "train.csv", "validation.csv", "test.csv"):
         (tmp_path / name).rename(tmp_path / "moved" / name)

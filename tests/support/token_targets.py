@@ -75,7 +75,8 @@ def assert_layouts_agree(task: Task, encoded: Dataset, model: nn.Module) -> None
 
 def _model(kind: type[nn.Module], task: Task, **options: Any) -> nn.Module:
     torch.manual_seed(0)
-    facts = {name: getattr(task.info(), name) for name in ("vocab_size", "num_outputs", "max_length", "output_level")}
+    names = ("vocab_size", "num_outputs", "max_length", "output_level")
+    facts = {name: value for name, value in task.info().arguments().items() if name in names}
     # Spread weights: outputs then differ from token to token.
     model = kind(**facts, **_SIZES, **options).eval()
     for parameter in model.parameters():

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.atomic_io import create_folder, refuse_to_replace, write_text
+from trainer.atomic_io import create_folder, discard, refuse_to_replace, write_text
 from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.jobs import EvalJob
-from trainer.config.stored import TRAINING_KEYS, differences, unchanged_job
+from trainer.config.stored import TRAINING_KEYS, differences, parse_stored_config, unchanged_job
 from trainer.documents import EVALUATION
 from trainer.errors import ConfigError, DataError
 from trainer.launch import launch
 from trainer.layout import EVALUATIONS, Document
+from trainer.predictions import is_predictions, predictions_file, predictions_schema, predictions_writer
 from trainer.rank_environment import is_first_rank, is_rank, num_processes
 from trainer.report.console import open_console, print_table
 from trainer.report.logs import logs_silenced
@@ -28,8 +30,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from trainer.builders.checkpointed import CheckpointedModel
+    from trainer.data.encode import Encoded
     from trainer.precision import PrecisionName
     from trainer.ranks import Ranks
+    from trainer.row_recorder import RowRecorder
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +43,7 @@ _NOT_DATA = frozenset({"strict", "cache_dir", "max_line_bytes", "max_expansion",
 
 
 def run(job: EvalJob, config: Document) -> None:
-    """Evaluate, print a table and write `eval/<split>.json` in the run folder.
+    """Evaluate, print a table, and write `eval/<split>.json` and the predictions in the run folder.
 
     Rows other than the run's own are compared with the training rows, and their score is stored under another name.
 
@@ -95,12 +99,22 @@ def _evaluate(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple[st
         weights=job.weights,
         device=job.device,
     )
-    rows = select_split(build_split(checkpointed.job, checkpointed.task, job.split), job.split)
+    encoded = build_split(checkpointed.job, checkpointed.task, job.split)
+    rows = select_split(encoded, job.split)
     changed = find_changed_keys(checkpointed, job.split, rows)
     if changed:
         check_foreign_rows(checkpointed, job.split, rows)
     ranks = None if join is None else join()
-    name, values = evaluate_split(checkpointed, job.split, rows, job.precision, changed, ranks, force=job.force)
+    name, values = evaluate_split(
+        checkpointed,
+        job.split,
+        encoded,
+        job.precision,
+        changed,
+        ranks,
+        force=job.force,
+        keeps_predictions=job.predictions,
+    )
     return name, checkpointed, values
 
 
@@ -111,23 +125,25 @@ def _show(name: str, checkpointed: CheckpointedModel, values: dict[str, float]) 
 def evaluate_split(
     checkpointed: CheckpointedModel,
     split: str,
-    rows: Dataset,
+    encoded: Encoded,
     precision: PrecisionName,
     changed: Document,
     ranks: Ranks | None = None,
     *,
     force: bool = False,
+    keeps_predictions: bool = True,
 ) -> tuple[str, dict[str, float]]:
     """Compute loss and metrics on the rows of a split and write them to `eval/<name>.json` in the run folder.
 
     Args:
         checkpointed: The model.
         split: The name of the split.
-        rows: The encoded rows of the split.
+        encoded: The encoded rows of the split.
         precision: The precision of the forward pass.
         changed: The keys that make the rows differ from the run's own, with their values; empty for its own rows.
         ranks: The processes that share the batches, of which the first one writes; None is this process alone.
         force: Replace a file of that name that no evaluation has written.
+        keeps_predictions: Write `eval/<name>.predictions.parquet`, too.
 
     Returns:
         The name (the split's for the run's own rows, else one that identifies the other rows) and the values.
@@ -141,27 +157,72 @@ def evaluate_split(
     from trainer.deferred_logits import deferral
     from trainer.evaluate import evaluate
     from trainer.precision import Precision
+    from trainer.ranks import Ranks
 
+    rows = encoded.splits[split]
     name, source = split, {"digest": digest_of_rows(rows)}
     if changed:
         name = f"{split}-{_make_label(split, changed)}-{source['digest'][:8]}"
         source["data"] = " ".join(f"{key}={value}" for key, value in changed.items())
     file = checkpointed.folder / EVALUATIONS / f"{name}.json"
     refuse_to_replace("eval", file, force=force, is_own=is_evaluation)
+    refuse_to_replace("eval", predictions_file(file), force=force, is_own=is_predictions)
     job, task, model, loss = checkpointed.job, checkpointed.task, checkpointed.model, checkpointed.loss
     assert loss is not None
     device, metrics = checkpointed.device, task.metrics()
     batches = checkpointed.batches(rows, choose_batching(job, model), ranks)
-    with deferral(model, deferred=can_defer_logits(job, task, model, loss)):
+    document = {"split": split, "step": checkpointed.step, "weights": checkpointed.weights, "precision": precision}
+    create_folder(file.parent)
+    with ExitStack() as stack:
+        stack.enter_context(deferral(model, deferred=can_defer_logits(job, task, model, loss)))
+        recorder: RowRecorder | None = None
+        if keeps_predictions:
+            recorder = stack.enter_context(_recorder(checkpointed, encoded, file, document | source, ranks or Ranks()))
         values = evaluate(
-            model, loss, batches, metrics, precision=Precision(precision, device), device=device, ranks=ranks
+            model,
+            loss,
+            batches,
+            metrics,
+            precision=Precision(precision, device),
+            device=device,
+            ranks=ranks,
+            recorder=recorder,
         )
     if ranks is not None and not ranks.is_first:
         return name, values
-    create_folder(file.parent)
-    document = {"split": split, "step": checkpointed.step, "weights": checkpointed.weights, "precision": precision}
+    if not keeps_predictions:
+        discard(predictions_file(file))  # of an earlier evaluation
     write_text(file, _render(seal(document | source | values)))
     return name, values
+
+
+@contextmanager
+def _recorder(
+    checkpointed: CheckpointedModel, encoded: Encoded, file: Path, about: Document, ranks: Ranks
+) -> Iterator[RowRecorder]:
+    """Yield a recorder of predictions, which the first process has written as the block ends."""
+    from trainer.row_recorder import RowRecorder, prediction_kind, written_by_first
+
+    task, loss = checkpointed.task, checkpointed.loss
+    assert loss is not None
+    kind, info = prediction_kind(task), task.info()
+    several = kind == "values" and (info.num_outputs or 1) > 1
+    about = {"classes": info.class_names, **about}
+    schema = predictions_schema(kind, several_values=several, about=about)
+    with ExitStack() as stack:
+        first = stack.enter_context(predictions_writer(predictions_file(file), schema)) if ranks.is_first else None
+        write = stack.enter_context(written_by_first(ranks, schema, None if first is None else first.write))
+        origins = partial(encoded.origins, about["split"])
+        yield RowRecorder(task, loss, schema, _without_files if _names_environment(checkpointed) else origins, write)
+
+
+def _names_environment(checkpointed: CheckpointedModel) -> bool:
+    """Return whether the paths of the data may contain values of environment variables, which are never stored."""
+    return "${" in json.dumps(parse_stored_config(checkpointed.config_text)["data"])
+
+
+def _without_files(positions: Sequence[int]) -> tuple[list[None], list[None]]:
+    return [None] * len(positions), [None] * len(positions)
 
 
 def is_evaluation(file: Path) -> bool:

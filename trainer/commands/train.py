@@ -389,6 +389,7 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
     from trainer.commands.export import export_artifacts, print_artifacts, print_sparsity
     from trainer.commands.report import write_page
     from trainer.commands.run_folders import read_run
+    from trainer.predictions import is_predictions, predictions_file
     from trainer.report.page import is_own_page
 
     checkpoint = "last" if training.state.best is None else "best"
@@ -397,9 +398,12 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
     best = replace(best, job=replace(best.job, data=job.data))
     set_limits(job.data)
     split = "test" if "test" in best.encoded.splits else "validation"
-    _keep_changes(folder / EVALUATIONS / f"{split}.json", is_evaluation)
     _keep_changes(folder / REPORT, is_own_page)
-    _, values = evaluate_split(best, split, best.encoded.splits[split], "fp32", {})
+    for each in dict.fromkeys(("validation", split) if job.eval.predictions else (split,)):
+        file = folder / EVALUATIONS / f"{each}.json"
+        _keep_changes(file, is_evaluation)
+        _keep_changes(predictions_file(file), is_predictions)
+        _, values = evaluate_split(best, each, best.encoded, "fp32", {}, keeps_predictions=job.eval.predictions)
     run, state = training.run, training.state
     event = {"split": split, "weights": best.weights, "best_step": best.step, **values}
     run.log("eval", state.step, event)

@@ -37,6 +37,7 @@ _PRECISION = "number format of the forward pass: fp32, tf32, bf16 or fp16"
 _TRUST = "packages of your own whose code the config of a checkpoint may run"
 _NEWEST = "run folder; null is the newest run"
 _NEWEST_OR_ARTIFACTS = "run folder, or a folder of artifacts; null is the newest run"
+_PREDICTIONS = "write the prediction, the loss and the origin of every row to eval/<split>.predictions.parquet"
 _JSON = "print one JSON document instead of tables"
 _BACKEND = "torch runs a checkpoint, onnx {}; null is onnx if run is a folder of artifacts, else torch"
 
@@ -216,6 +217,13 @@ class EmaSection:
 
 
 @dataclass(frozen=True)
+class EvalSection:
+    """The evaluation of the best weights at the end."""
+
+    predictions: bool = key(True, _PREDICTIONS)
+
+
+@dataclass(frozen=True)
 class LaunchSection:
     """The processes of a job with several devices."""
 
@@ -282,6 +290,7 @@ class TrainJob:
     loader: LoaderSection = section(LoaderSection, "how samples become batches")
     checkpoint: CheckpointSection = section(CheckpointSection, "when checkpoints are saved, and which are kept")
     ema: EmaSection = section(EmaSection, "the moving average of the weights")
+    eval: EvalSection = section(EvalSection, "the evaluation of the best weights at the end")
     logger: LoggerSection = section(LoggerSection, "where metrics are written")
     launch: LaunchSection = section(LaunchSection, "how the processes of several devices wait for each other")
     task: Part = group("what the model learns: columns, encoding, metrics")
@@ -364,6 +373,7 @@ class EvalJob(DeviceJob, DataJob):
         1,
         "number of devices that share the batches, a process each; auto is every GPU",
     )
+    predictions: bool = key(True, _PREDICTIONS)
     force: bool = key(False, "replace a file in the run's folder eval that no evaluation has written")
     launch: LaunchSection = section(LaunchSection, "how the processes of several devices wait for each other")
 

@@ -67,6 +67,7 @@ TRAINING_KEYS = (
     *(f"train.{name}" for name in schema.keys(jobs.TrainSection) if name != "fused_head"),
     "checkpoint",
     "ema",
+    "eval",
     "logger",
     "launch",
     "model.weights",
@@ -113,6 +114,7 @@ MAY_CHANGE = (
     "loader.timeout",
     "loader.eval_batch_size",
     "checkpoint.*",
+    "eval.*",
     "logger.*",
     "export.*",
 )

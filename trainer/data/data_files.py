@@ -79,8 +79,13 @@ class FileSource:
 
     def describe_row(self, split: str, row: int) -> str:
         """Return `my.csv, row 18`: the file of a row and its number in it."""
+        file, record = self.locate_row(split, row)
+        return f"{file}, {self.row_noun} {record}"
+
+    def locate_row(self, split: str, row: int) -> tuple[str, int]:
+        """Return the file of a row and its number in it."""
         file, record = split_row_id(row)
-        return f"{(self._paths.get(split) or self._paths['train'])[file]}, {self.row_noun} {record}"
+        return str((self._paths.get(split) or self._paths["train"])[file]), record
 
     def for_split(self, split: str, numeric: Mapping[str, bool]) -> Self | None:
         """Return the source that reads the files of one split only; None if the split needs the files of another."""

@@ -25,7 +25,7 @@ from trainer.data.split_cache import read_index, write_index
 from trainer.errors import DataError, RowError, RowErrors, format_error, show_value
 from trainer.input_files import LIMITS
 from trainer.mapped_files import release_pages
-from trainer.protocols import BLOCK_OF, Columns, EncodedColumns, Row, Source, StateDict, Task
+from trainer.protocols import BLOCK_OF, Columns, EncodedColumns, LocatesRows, Row, Source, StateDict, Task
 from trainer.shapes import check_shape
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Encoded:
         folder: The folder of the files.
         warnings: The warnings of the source when it was read, such as dropped rows.
         unlogged: Those of `warnings` that were logged by an earlier call only, as the data came from the cache.
+        source: The source of the data.
     """
 
     splits: dict[str, Dataset]
@@ -61,6 +62,15 @@ class Encoded:
     folder: Path
     warnings: list[str]
     unlogged: list[str]
+    source: Source
+
+    def origins(self, split: str, positions: Sequence[int]) -> tuple[list[str | None], list[int | None]]:
+        """Return the file and the record number of the rows at some positions of a split; None if they are unknown."""
+        if not isinstance(self.source, LocatesRows):
+            return [None] * len(positions), [None] * len(positions)
+        column = self.splits[split].data.column("row")
+        places = [self.source.locate_row(split, column[position].as_py()) for position in positions]
+        return [file for file, _ in places], [record for _, record in places]
 
     def samples(self, split: str) -> list[Row]:
         """Return the first raw rows of a split, at most 4."""
@@ -132,7 +142,7 @@ def encode(
     state, splits, warnings = cached
     task.load_state_dict(state)
     unlogged = [warning for warning in warnings if warning not in (*repeated, *logged)]
-    return Encoded(splits, _digest(parts), folder, list(dict.fromkeys([*repeated, *warnings])), unlogged)
+    return Encoded(splits, _digest(parts), folder, list(dict.fromkeys([*repeated, *warnings])), unlogged, source)
 
 
 @contextmanager

@@ -139,6 +139,10 @@ class Hub:
         """Return `stanfordnlp/imdb, split train, row 18`."""
         return f"{self._path}, split {self._splits.get(split) or self._splits['train']}, row {split_row_id(row)[1]}"
 
+    def locate_row(self, split: str, row: int) -> tuple[None, int]:
+        """Return the number of a row in its split."""
+        return None, split_row_id(row)[1]
+
     def describe_role(self, role: str) -> str:
         """Return `data.columns.label=sentiment`."""
         return describe_columns(f"columns.{role}", self._columns.get(role))

@@ -137,7 +137,12 @@ class Idx:
 
     def describe_row(self, split: str, row: int) -> str:
         """Return `train-images-idx3-ubyte, image 18`."""
-        return f"{(self._paths.get(split) or self._paths['train'])[0]}, image {split_row_id(row)[1]}"
+        file, record = self.locate_row(split, row)
+        return f"{file}, image {record}"
+
+    def locate_row(self, split: str, row: int) -> tuple[str, int]:
+        """Return the file of an image and its number in it."""
+        return str((self._paths.get(split) or self._paths["train"])[0]), split_row_id(row)[1]
 
     def describe_role(self, role: str) -> str:
         """Return `data.train.labels`."""

@@ -96,7 +96,11 @@ class ImageFolder:
 
     def describe_row(self, split: str, row: int) -> str:
         """Return `photos/train/cat/18.jpg`."""
-        return str((self._images.get(split) or self._images["train"])[split_row_id(row)[1] - 1][0])
+        return self.locate_row(split, row)[0]
+
+    def locate_row(self, split: str, row: int) -> tuple[str, None]:
+        """Return the file of an image."""
+        return str((self._images.get(split) or self._images["train"])[split_row_id(row)[1] - 1][0]), None
 
     def describe_role(self, role: str) -> str:
         """Return `the column label of data=imagefolder`: the user does not name its columns."""

@@ -65,6 +65,10 @@ class ScikitLearnSource:
         """Return `digits, row 18`."""
         return f"{self._name}, row {split_row_id(row)[1]}"
 
+    def locate_row(self, split: str, row: int) -> tuple[None, int]:
+        """Return the number of a row in the data set."""
+        return None, split_row_id(row)[1]
+
     def describe_role(self, role: str) -> str:
         """Return `the column label of data=digits`: the user does not name its columns."""
         return f"the column {role} of data={self._name}"

@@ -102,8 +102,13 @@ class StdlibSource:
 
     def describe_row(self, split: str, row: int) -> str:
         """Return `json/decoder.py, line 53`."""
+        file, line = self.locate_row(split, row)
+        return f"{file}, line {line}"
+
+    def locate_row(self, split: str, row: int) -> tuple[str, int]:
+        """Return the module of a row, relative to the standard library, and the line in it."""
         file, line = split_row_id(row)
-        return f"{source_paths()[file].as_posix()}, line {line}"
+        return source_paths()[file].as_posix(), line
 
     def describe_role(self, role: str) -> str:
         """Return `the column label of data=stdlib_docs`: the user does not name its columns."""

@@ -90,6 +90,10 @@ class BinaryCrossEntropy(MultilabelLoss):
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the sum over the entries: shape (), float32 (float64 for float64 logits)."""
+        return self.row_terms(output, target).sum()
+
+    def row_terms(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the terms of the sum, (B, C)."""
         logits, labels, ignored = prepare_labels(output, target, self.ignore_index)
         weight = self.pos_weight
         if weight is not None and weight.shape != logits.shape[1:]:
@@ -100,4 +104,4 @@ class BinaryCrossEntropy(MultilabelLoss):
             pos_weight=None if weight is None else weight.to(logits.dtype),
             reduction="none",
         )
-        return entries.masked_fill(ignored, 0).sum()
+        return entries.masked_fill(ignored, 0)

@@ -90,9 +90,9 @@ class ClassTerms(NamedTuple):
     cross_entropy: Tensor
     shares: Tensor | None = None
 
-    def sum(self, values: Tensor) -> Tensor:
-        """Return the sum of a loss's values, which have the shape of the terms: shape ()."""
-        return (values if self.shares is None else self.shares * values).sum()
+    def weighted(self, values: Tensor) -> Tensor:
+        """Return a loss's values, which have the shape of the terms, times the shares if the targets are shares."""
+        return values if self.shares is None else self.shares * values
 
 
 def compute_class_terms(

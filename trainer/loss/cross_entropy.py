@@ -63,8 +63,12 @@ class CrossEntropy(nn.Module):
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the sum over the targets: shape (), float32 (float64 for float64 logits)."""
+        return self.row_terms(output, target).sum()
+
+    def row_terms(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the terms of the sum: (B,), or (B, C) for shares; leading axes are flattened."""
         terms = compute_class_terms(output, target, self.weight, self.label_smoothing, self.ignore_index)
-        return terms.sum(terms.cross_entropy)
+        return terms.weighted(terms.cross_entropy)
 
     def num_targets(self, target: Tensor) -> Tensor:
         """Count the targets that are not ignored: int64, shape ()."""

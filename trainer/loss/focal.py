@@ -113,24 +113,28 @@ class Focal(nn.Module):
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the sum over the targets: shape (), float32 (float64 for float64 logits)."""
-        return self._label_loss(output, target) if self._has_labels(target) else self._class_loss(output, target)
+        return self.row_terms(output, target).sum()
+
+    def row_terms(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the terms of the sum: (B,), or (B, C) for shares or labels; leading axes are flattened."""
+        return self._label_terms(output, target) if self._has_labels(target) else self._class_terms(output, target)
 
     def _has_labels(self, target: Tensor) -> bool:
         return target.is_floating_point() and self.float_targets_are_labels
 
-    def _class_loss(self, output: Tensor, target: Tensor) -> Tensor:
+    def _class_terms(self, output: Tensor, target: Tensor) -> Tensor:
         alpha = self.alpha
         if alpha is not None and alpha.ndim == 0:
             alpha = alpha.expand(output.shape[-1])
         terms = compute_class_terms(output, target, alpha, self.label_smoothing, self.ignore_index)
         if self.gamma == 0:
-            return terms.sum(terms.cross_entropy)
+            return terms.weighted(terms.cross_entropy)
         # expm1 keeps the digits of 1 - p for p near 1. The lower bound keeps the slope of x ** gamma finite at 0 for
         # gamma < 1; inf * 0 would be NaN.
         miss = (-torch.expm1(-terms.nll)).clamp_min(torch.finfo(terms.nll.dtype).tiny)
-        return terms.sum(miss.pow(self.gamma) * terms.cross_entropy)
+        return terms.weighted(miss.pow(self.gamma) * terms.cross_entropy)
 
-    def _label_loss(self, output: Tensor, target: Tensor) -> Tensor:
+    def _label_terms(self, output: Tensor, target: Tensor) -> Tensor:
         logits, labels, ignored = prepare_labels(output, target, self.ignore_index)
         alpha = self.label_alpha
         assert alpha is not None, "the number of training samples is unknown"
@@ -143,7 +147,7 @@ class Focal(nn.Module):
         if self.gamma > 0:
             # As a logarithm, 1 - p_t never underflows, so its power has a finite slope for gamma < 1 too.
             entries = (self.gamma * torch.where(labels > 0, log_no, log_yes)).exp() * entries
-        return entries.masked_fill(ignored, 0).sum()
+        return entries.masked_fill(ignored, 0)
 
     def num_targets(self, target: Tensor) -> Tensor:
         """Count the targets, rows or entries, that are not ignored: int64, shape ()."""

@@ -49,12 +49,12 @@ class Poly(CrossEntropy):
         super().__init__(weight, label_smoothing, ignore_index, class_counts, num_outputs, class_names)
         self.epsilon = epsilon
 
-    def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the sum over the targets: shape (), float32 (float64 for float64 logits)."""
+    def row_terms(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the terms of the sum: (B,), or (B, C) for shares; leading axes are flattened."""
         if self.epsilon == 0:
-            return super().forward(output, target)
+            return super().row_terms(output, target)
         terms = compute_class_terms(output, target, self.weight, self.label_smoothing, self.ignore_index)
         # 1 - t in terms of 1 - p[y]; expm1 keeps the digits of 1 - p[y] for p[y] near 1.
         miss = (1 - self.label_smoothing) * -torch.expm1(-terms.nll)
         miss = miss + self.label_smoothing * (1 - 1 / output.shape[-1])
-        return terms.sum(terms.cross_entropy + self.epsilon * terms.weight * miss)
+        return terms.weighted(terms.cross_entropy + self.epsilon * terms.weight * miss)

@@ -193,6 +193,11 @@ class SupervisedTask:
     ) -> list[Prediction]:
         return self._target_encoder.predictions(output, top)
 
+    def answers(self, output: Tensor) -> list[Any]:
+        """Return what each row of outputs (B, C) says: the class, the labels, or the values in the user's units."""
+        rows = self._target_encoder.predictions(output, 1)
+        return [next(row[key] for key in ("label", "labels", "value") if key in row) for row in rows]
+
     def axes(self) -> dict[str, dict[int, str]]:
         return self._input_encoder.axes()
 

@@ -1,0 +1,202 @@
+"""The predictions of an evaluation: they agree with its loss and metrics, for every task and layout."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.support.jobs import rows
+from tests.support.token_targets import batch_of, decoder, encoder, fitted
+from trainer.deferred_logits import deferral
+from trainer.errors import CheckpointError
+from trainer.evaluate import evaluate
+from trainer.loss.binary_cross_entropy import BinaryCrossEntropy
+from trainer.loss.cosine_embedding import CosineEmbedding
+from trainer.loss.cross_entropy import CrossEntropy
+from trainer.loss.info_nce import InfoNce
+from trainer.loss.mse import Mse
+from trainer.precision import Precision
+from trainer.predictions import GROUP_ROWS, TOP, predictions_schema, predictions_writer, read_about, read_predictions
+from trainer.protocols import Batch, Batching, Loss
+from trainer.row_recorder import RowRecorder, prediction_kind
+from trainer.task.causal_lm import CausalLm
+from trainer.task.masked_lm import MaskedLm
+from trainer.task.multilabel_classification import MultilabelClassification
+from trainer.task.regression import Regression
+from trainer.task.sentence_embedding import SentenceEmbedding
+from trainer.task.text_classification import TextClassification
+from trainer.task.token_classification import TokenClassification
+
+CPU = torch.device("cpu")
+TEXTS: dict[str, Any] = {"max_length": 16, "vocab_size": 200, "tokenizer": None, "lowercase": True}
+VIEWS: dict[str, Any] = {"evaluate_pairs": False, "threshold": None, "dim": None, **TEXTS}
+LINES = [text for text, _ in rows(23)]
+WORDS = [text.split() for text in LINES]
+COLUMNS: dict[str, list[Any]] = {
+    "text": LINES,
+    "label": [label for _, label in rows(23)],
+    "labels": [sorted({label, *words[0][:1]}) for (_, label), words in zip(rows(23), WORDS, strict=True)],
+    "value": [[float(len(words)), float(number)] for number, words in enumerate(WORDS)],
+    "words": WORDS,
+    "tags": [["B-long" if len(word) > 5 else "O" for word in words] for words in WORDS],
+    "positive": [" ".join(words[:2]) for words in WORDS],
+    "text_pair": [" ".join(words[:2]) for words in WORDS],
+    "score": [float(number % 2) for number in range(23)],
+}
+CE = CrossEntropy(None, 0.1, -100)
+
+
+class Case(NamedTuple):
+    task: Any
+    loss: Loss
+    layouts: tuple[Batching, ...] = ("packed",)
+    model: Callable[[Any], nn.Module] = encoder
+
+
+CASES = {
+    "class": Case(TextClassification(**TEXTS), CE),
+    "labels": Case(MultilabelClassification(threshold=0.6, **TEXTS), BinaryCrossEntropy(None, 0.0, -100)),
+    "values": Case(Regression(**TEXTS), Mse()),
+    "tags": Case(TokenClassification(**TEXTS), CE, ("packed", "padded")),
+    "masked": Case(MaskedLm(mask_share=0.3, whole_words=False, **TEXTS), CE, ("packed", "padded")),
+    "causal": Case(CausalLm(**TEXTS), CE, ("packed", "full_rows", "padded"), decoder),
+    "pairs": Case(SentenceEmbedding(supervision="pairs", **VIEWS), InfoNce(0.1, False)),
+    "scored": Case(SentenceEmbedding(supervision="scored", **VIEWS), CosineEmbedding(0.0)),
+}
+
+
+def record(case: Case, batching: Batching, *, deferred: bool = False) -> tuple[Any, pa.Table, dict[str, float]]:
+    task, encoded = fitted(case.task, **{name: COLUMNS[name] for name in case.task.columns()})
+    schema = predictions_schema(prediction_kind(task), several_values=case.task.target == "values", about={})
+    written: list[pa.Table] = []
+    recorder = RowRecorder(task, case.loss, schema, lambda ids: ([f"f{i}" for i in ids], list(ids)), written.append)
+    ids = [*range(len(encoded))]
+    batches = [batch_of(task, encoded, ids[start : start + 9], batching) for start in range(0, len(ids), 9)]
+    model = case.model(task)
+    with deferral(model, deferred=deferred):
+        values = evaluate(
+            model, case.loss, batches, task.metrics(), precision=Precision("fp32", CPU), device=CPU, recorder=recorder
+        )
+    return task, pa.concat_tables(written), values
+
+
+@pytest.mark.parametrize(("name", "batching"), [(name, each) for name, case in CASES.items() for each in case.layouts])
+def test_rows_add_up_to_the_loss_and_agree_with_the_metrics(name: str, batching: Batching) -> None:
+    _, table, values = record(CASES[name], batching)
+    columns = table.to_pydict()
+    assert columns["row"] == columns["line"] == [*range(len(table))]
+    assert columns["file"][-1] == f"f{len(table) - 1}"
+    counts = np.array(columns["num_targets"])
+    if name == "pairs":  # the loss is a statistic of the batch
+        assert columns["loss"] == [None] * len(table)
+    else:
+        assert (np.array(columns["loss"]) * counts).sum() / counts.sum() == pytest.approx(values["loss"], rel=1e-5)
+    if columns["num_right"][0] is not None:
+        assert sum(columns["num_right"]) / counts.sum() == pytest.approx(values["accuracy"])
+    answers = list(zip(columns["target"], columns["prediction"], strict=True))
+    if name == "class":
+        assert np.mean([target == answer for target, answer in answers]) == pytest.approx(values["accuracy"])
+        assert columns["target"] == COLUMNS["label"]
+    elif name == "labels":
+        assert np.mean([{*target} == {*answer} for target, answer in answers]) == pytest.approx(values["exact_match"])
+        assert columns["target"] == COLUMNS["labels"]
+    elif name == "values":
+        assert np.allclose(columns["target"], COLUMNS["value"], atol=1e-5)
+        errors = np.abs(np.array(columns["prediction"]) - np.array(columns["target"]))
+        assert errors.mean() == pytest.approx(values["mae"], rel=1e-5)
+    elif name == "tags":
+        right = [a == b for target, answer in answers for a, b in zip(target, answer, strict=True)]
+        assert np.mean(right) == pytest.approx(values["accuracy"])
+        assert columns["target"][0] == COLUMNS["tags"][0][: len(columns["target"][0])]
+    elif name == "scored":
+        assert np.corrcoef(*zip(*answers, strict=True))[0, 1] == pytest.approx(values["pearson"], abs=1e-5)
+    elif name == "pairs":
+        assert np.mean([2 - 2 * answer for _, answer in answers]) == pytest.approx(values["alignment"], rel=1e-5)
+    else:
+        assert columns["prediction"] == columns["target"] == [None] * len(table)
+
+
+@pytest.mark.parametrize("name", ["class", "labels"])
+def test_probabilities_belong_to_the_classes_in_order(name: str) -> None:
+    task, table, _ = record(CASES[name], "packed")
+    names, columns = task.info().class_names, table.to_pydict()
+    probabilities = np.array(columns["probabilities"])
+    assert probabilities.shape == (len(table), len(names))
+    if name == "class":
+        assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+        assert [names[index] for index in probabilities.argmax(axis=1)] == columns["prediction"]
+    else:
+        shown = [{label for label, value in zip(names, row, strict=True) if value > 0.6} for row in probabilities]
+        assert shown == [{*answer} for answer in columns["prediction"]]
+    assert columns["top_classes"] == [None] * len(table)
+
+
+@pytest.mark.parametrize("batching", ["packed", "padded"])
+def test_deferred_logits_give_the_same_rows(batching: Batching, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.deferred_logits.MIN_ROWS", 5)
+    monkeypatch.setattr("trainer.deferred_logits.CHUNK_ELEMENTS", 1)
+    _, table, _ = record(CASES["causal"], batching)
+    _, deferred, _ = record(CASES["causal"], batching, deferred=True)
+    assert np.allclose(deferred["loss"].to_numpy(), table["loss"].to_numpy(), rtol=1e-5)
+    assert deferred.drop_columns(["loss"]) == table.drop_columns(["loss"])
+
+
+class ManyClasses(TextClassification):
+    """A class for each text, and outputs that a test makes up."""
+
+
+def test_of_many_classes_the_most_likely_ones_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.row_recorder.MAX_CLASSES", 20)
+    task, _ = fitted(ManyClasses(**TEXTS), text=LINES, label=[f"c{number:02}" for number in range(23)])
+    written: list[pa.Table] = []
+    schema = predictions_schema("class", several_values=False, about={})
+    recorder = RowRecorder(task, CE, schema, lambda ids: ([None], [None]), written.append)
+    logits: Tensor = torch.arange(23.0).roll(3)[None]
+    batch = Batch({}, torch.tensor([4]), 1, (0,))
+    recorder.add(batch, batch, logits)
+    (row,) = written[0].to_pylist()
+    assert row["top_classes"] == [2, 1, 0, *range(22, 22 - TOP + 3, -1)]
+    assert row["probabilities"] == pytest.approx(logits.softmax(dim=-1)[0, row["top_classes"]].tolist())
+    assert (row["target"], row["prediction"]) == ("c04", "c02")
+
+
+def test_row_groups_do_not_depend_on_the_batches(tmp_path: Path) -> None:
+    schema = predictions_schema("tokens", several_values=False, about={"classes": None})
+    count = 2 * GROUP_ROWS + 100
+    whole = pa.Table.from_pylist([{"row": row} for row in range(count)], schema)
+    contents = set()
+    for size in (1000, GROUP_ROWS, count):
+        with predictions_writer(tmp_path / "p.parquet", schema) as writer:
+            for start in range(0, count, size):
+                writer.write(whole[start : start + size])
+        contents.add((tmp_path / "p.parquet").read_bytes())
+    assert len(contents) == 1
+    table, about = read_predictions(tmp_path / "p.parquet", ["row"])
+    assert table["row"].to_pylist() == [*range(count)]
+    assert about == {"format": 1, "kind": "tokens", "classes": None}
+
+
+def test_other_files_are_no_predictions(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    path.write_bytes(b"PAR1 nothing")
+    with pytest.raises(CheckpointError, match="cannot be read as Parquet"):
+        read_about(path)
+    schema = predictions_schema("tokens", several_values=False, about={})
+    for metadata in ({}, {b"trainer.predictions": json.dumps({"format": 2}).encode()}):
+        with predictions_writer(path, schema.with_metadata(metadata)):
+            pass
+        with pytest.raises(CheckpointError, match="this version can read"):
+            read_about(path)
+    with predictions_writer(path, schema) as writer:
+        writer.write(pa.Table.from_pylist([{"row": row} for row in range(100)], schema))
+    content = bytearray(path.read_bytes())
+    content[4:40] = bytes(36)
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_predictions(path)

@@ -1,0 +1,175 @@
+"""The predictions of an evaluation: `eval/<split>.predictions.parquet` in the run folder, one row per sample.
+
+Columns, the same for every task:
+
+* `row` (int64): the position of the sample in its split;
+* `file` (string), `line` (int64): the file that the sample comes from, and the number of its record there, from 1;
+  null if the source does not know them, or if a key of the data refers to an environment variable;
+* `target`, `prediction`: names of classes (string) or tags (lists of strings), lists of label names, numbers in the
+  user's units (float64, or lists if a sample has several). The prediction of a pair of texts is its cosine, the target
+  its similarity, or null if the pair has none. Both are null for language models;
+* `probabilities` (list of float32): of each class or label, in the order of `classes`; null for other tasks. Of more
+  than 1,000 classes, only the 10 largest;
+* `top_classes` (list of int32): the positions in `classes` that `probabilities` belong to; null if all have one;
+* `loss` (float32): the mean loss of the sample's targets; null if the loss is a statistic of a batch, or reads inputs;
+* `num_targets` (int32): the terms of the loss, such as the tokens of a text; its mean over a split is weighted by them;
+* `num_right` (int32): the targets of a token model whose class has the largest score; null for other tasks.
+
+The schema's metadata has one key, `trainer.predictions`, with a JSON object: `format` (1), `kind` (`class`, `labels`,
+`tags`, `values`, `similarity` or `tokens`), `classes` (names, or null), and `split`, `step`, `weights`, `precision`,
+`digest` and, for other rows than the run's own, `data`, as in `eval/<split>.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from trainer.atomic_io import replaced_file
+from trainer.errors import CheckpointError, format_error
+from trainer.layout import Document
+
+if TYPE_CHECKING:
+    import pyarrow
+
+Kind = Literal["class", "labels", "tags", "values", "similarity", "tokens"]
+
+MAX_CLASSES: Final = 1_000
+"""Probabilities of more classes are not stored, only those of the `TOP` most likely ones."""
+
+TOP: Final = 10
+
+GROUP_ROWS: Final = 4_096
+"""Rows that are written at once, whatever the batches: the bytes of a file do not depend on the number of devices."""
+
+_SUFFIX = ".predictions.parquet"
+_KEY = b"trainer.predictions"
+_FORMAT = 1
+
+
+def predictions_file(evaluation: Path) -> Path:
+    """Return the file of the predictions that belong to `eval/<split>.json`."""
+    return evaluation.with_name(evaluation.stem + _SUFFIX)
+
+
+def predictions_schema(kind: Kind, *, several_values: bool, about: Document) -> pyarrow.Schema:
+    """Return the schema of a file.
+
+    Args:
+        kind: The kind of the predictions.
+        several_values: A sample has several numbers.
+        about: The rest of the metadata.
+    """
+    import pyarrow as pa
+
+    number = pa.list_(pa.float64()) if several_values else pa.float64()
+    names = pa.list_(pa.string())
+    types = {"class": pa.string(), "labels": names, "tags": names, "tokens": pa.null()}
+    answer = types.get(kind, number)
+    columns = {
+        "row": pa.int64(),
+        "file": pa.string(),
+        "line": pa.int64(),
+        "target": answer,
+        "prediction": answer,
+        "probabilities": pa.list_(pa.float32()),
+        "top_classes": pa.list_(pa.int32()),
+        "loss": pa.float32(),
+        "num_targets": pa.int32(),
+        "num_right": pa.int32(),
+    }
+    metadata = json.dumps({"format": _FORMAT, "kind": kind, **about}, ensure_ascii=False)
+    return pa.schema(columns.items(), metadata={_KEY: metadata.encode()})
+
+
+class PredictionsWriter:
+    """Writes rows in groups of a fixed size, so that memory is bounded.
+
+    Args:
+        file: A Parquet writer.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._pending: list[pyarrow.Table] = []
+        self._num_pending = 0
+
+    def write(self, rows: pyarrow.Table) -> None:
+        """Add rows."""
+        self._pending.append(rows)
+        self._num_pending += len(rows)
+        if self._num_pending >= GROUP_ROWS:
+            self._write_groups(GROUP_ROWS)
+
+    def finish(self) -> None:
+        """Write the rows that are left."""
+        if self._num_pending:
+            self._write_groups(1)
+
+    def _write_groups(self, at_least: int) -> None:
+        import pyarrow as pa
+
+        rows = pa.concat_tables(self._pending)
+        while len(rows) >= at_least:
+            self._file.write_table(rows[:GROUP_ROWS])
+            rows = rows[GROUP_ROWS:]
+        self._pending, self._num_pending = [rows], len(rows)
+
+
+@contextmanager
+def predictions_writer(path: Path, schema: pyarrow.Schema) -> Iterator[PredictionsWriter]:
+    """Yield a writer of a file that takes the place of `path` when the block ends without an error."""
+    from pyarrow import parquet
+
+    with replaced_file(path) as file, parquet.ParquetWriter(file, schema, compression="zstd") as parquet_file:
+        writer = PredictionsWriter(parquet_file)
+        yield writer
+        writer.finish()
+
+
+def read_about(path: Path) -> Document:
+    """Return the metadata of a file of predictions: `kind`, `classes` and the others.
+
+    Raises:
+        CheckpointError: It is no such file, or one of a later version.
+    """
+    from pyarrow import ArrowException, parquet
+
+    try:
+        about = json.loads((parquet.read_schema(path).metadata or {}).get(_KEY, b"null"))
+    except (OSError, ValueError, ArrowException) as error:
+        raise _unreadable(path, "cannot be read as Parquet") from error
+    if not isinstance(about, dict) or about.get("format") != _FORMAT:
+        raise _unreadable(path, "is not a file of predictions that this version can read")
+    return about
+
+
+def read_predictions(path: Path, columns: list[str] | None = None) -> tuple[pyarrow.Table, Document]:
+    """Return the rows of a file of predictions, or some of their columns, and its metadata.
+
+    Raises:
+        CheckpointError: It is no such file, it is damaged, or one of a later version.
+    """
+    from pyarrow import ArrowException, parquet
+
+    about = read_about(path)
+    try:
+        return parquet.read_table(path, columns=columns), about
+    except (OSError, ValueError, ArrowException) as error:
+        raise _unreadable(path, "is damaged") from error
+
+
+def _unreadable(path: Path, problem: str) -> CheckpointError:
+    return CheckpointError(format_error(str(path), problem, "Evaluate again: trainer eval"))
+
+
+def is_predictions(path: Path) -> bool:
+    """Return whether a file contains predictions of an evaluation."""
+    try:
+        read_about(path)
+    except CheckpointError:
+        return False
+    return True

@@ -1,0 +1,256 @@
+"""Records what a model says about each row of an evaluation; `trainer.predictions` describes the columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainer.deferred_logits import DeferredLogits
+from trainer.predictions import MAX_CLASSES, TOP, Kind
+from trainer.protocols import Batch, HasAnswers, HasBatchStatistic, LanguageModelTask, Loss, Target, Task, UsesInputs
+from trainer.ranks import Ranks
+from trainer.targets import compute_loss, compute_row_losses, compute_scores
+
+if TYPE_CHECKING:
+    import pyarrow
+
+Write = Callable[["pyarrow.Table"], None]
+Origins = Callable[[Sequence[int]], tuple[Sequence[str | None], Sequence[int | None]]]
+"""Returns the file and the record number of the rows at some positions of a split."""
+
+_KINDS: Final[dict[Target, Kind]] = {
+    "class": "class",
+    "shares": "class",
+    "multi_hot": "labels",
+    "values": "values",
+    "views": "similarity",
+    "similarity": "similarity",
+}
+_IGNORED = -100
+
+
+def prediction_kind(task: Task) -> Kind:
+    """Return the kind of a task's predictions."""
+    if isinstance(task, LanguageModelTask):
+        return "tokens"
+    return "tags" if task.info().output_level == "token" else _KINDS[task.target]
+
+
+@dataclass(frozen=True)
+class RowRecorder:
+    """Turns the outputs of each batch into rows.
+
+    Attributes:
+        task: The fitted task.
+        loss: The loss.
+        schema: The columns.
+        origins: Finds the file and the record of a row.
+        write: Receives the rows of each batch.
+    """
+
+    task: Task
+    loss: Loss
+    schema: pyarrow.Schema
+    origins: Origins
+    write: Write
+
+    def add(self, host: Batch, batch: Batch, output: Tensor | DeferredLogits) -> None:
+        """Record a batch.
+
+        Args:
+            host: The batch before it was moved to the device.
+            batch: The same on the device of the output.
+            output: The model's output.
+        """
+        import pyarrow as pa
+
+        if not host.num_samples:
+            return
+        assert host.target is not None, "a batch to evaluate needs a target"
+        kind = prediction_kind(self.task)
+        per_token = kind in ("tags", "tokens")
+        parts = list(_split_samples(host, batch, output, per_token=per_token))
+        files, lines = self.origins(host.ids)
+        counts = [int(self.loss.num_targets(part.host_target)) for part in parts]
+        columns: dict[str, Any] = {"row": list(host.ids), "file": files, "line": lines, "num_targets": counts}
+        columns |= self._losses(batch, output, parts if per_token else [], counts)
+        columns |= self._token_answers(kind, parts) if per_token else self._answers(kind, host.target, output)
+        arrays = [
+            pa.nulls(len(host.ids), field.type)
+            if (values := columns.get(field.name)) is None
+            else values
+            if isinstance(values, pa.Array)
+            else pa.array(values, field.type)
+            for field in self.schema
+        ]
+        self.write(pa.Table.from_arrays(arrays, schema=self.schema))
+
+    def _losses(
+        self, batch: Batch, output: Tensor | DeferredLogits, parts: Sequence[_Sample], counts: Sequence[int]
+    ) -> dict[str, Any]:
+        """Return the mean loss of each sample; `parts` are the samples of a token model, which differ in size."""
+        loss = self.loss
+        is_sum = not (isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic)
+        if not is_sum or (isinstance(loss, UsesInputs) and loss.needs_inputs):
+            return {}
+        if parts:
+            sums = torch.stack([compute_loss(loss, part.output, replace(batch, target=part.target)) for part in parts])
+        else:
+            assert isinstance(output, Tensor), "only token models defer their logits"
+            assert batch.target is not None
+            sums = compute_row_losses(loss, output, batch.target)
+        values = sums.double().cpu().numpy() / np.maximum(counts, 1)
+        return {"loss": values.astype(np.float32)}
+
+    def _token_answers(self, kind: Kind, parts: Sequence[_Sample]) -> dict[str, Any]:
+        """Return the tags of the words of each sample, and the number of right ones."""
+        predicted = [part.predict(self.loss).cpu().numpy() for part in parts]
+        targets = [part.host_target.flatten().numpy() for part in parts]
+        kept = [target != _IGNORED for target in targets]
+        right = [
+            int((own & (guess == target)).sum()) for own, guess, target in zip(kept, predicted, targets, strict=True)
+        ]
+        if kind == "tokens":
+            return {"num_right": right}
+        names = self._names(int(parts[0].num_classes))
+        return {
+            "target": [[names[index] for index in target[own]] for own, target in zip(kept, targets, strict=True)],
+            "prediction": [[names[index] for index in guess[own]] for own, guess in zip(kept, predicted, strict=True)],
+            "num_right": right,
+        }
+
+    def _answers(self, kind: Kind, target: Tensor, output: Tensor | DeferredLogits) -> dict[str, Any]:
+        assert isinstance(output, Tensor), "only token models defer their logits"
+        scores = compute_scores(self.loss, output).float()
+        if kind == "similarity":
+            views = F.normalize(scores, dim=-1).view(len(target), -1, scores.shape[-1])
+            cosines = (views[:, 0] * views[:, 1]).sum(dim=-1).double().cpu().numpy()
+            return {"prediction": cosines, "target": target.double().numpy() if target.ndim == 1 else None}
+        answers = self.task.answers if isinstance(self.task, HasAnswers) else None
+        if kind == "values":
+            read = answers or _plain_values
+            return {"target": read(target), "prediction": read(scores)}
+        names = self._names(scores.shape[1])
+        predicted: list[Any]
+        wanted: list[Any]
+        if kind == "labels":
+            probabilities = scores.sigmoid()
+            predicted = answers(scores) if answers else _select_names(probabilities > 0.5, names)
+            wanted = _select_names(target > 0.5, names)
+        else:
+            probabilities = scores.softmax(dim=-1)
+            predicted = answers(scores) if answers else [names[index] for index in scores.argmax(dim=-1).tolist()]
+            classes = target.argmax(dim=-1) if target.is_floating_point() else target
+            wanted = [names[index] if index >= 0 else None for index in classes.tolist()]
+        return {"target": wanted, "prediction": predicted, **_probability_columns(probabilities)}
+
+    def _names(self, num_classes: int) -> Sequence[str]:
+        return self.task.info().class_names or [str(index) for index in range(num_classes)]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The output and the target of one sample, on the device, and the target on the host."""
+
+    output: Tensor | DeferredLogits
+    target: Tensor
+    host_target: Tensor
+
+    @property
+    def num_classes(self) -> int:
+        output = self.output
+        return len(output.weight) if isinstance(output, DeferredLogits) else output.shape[-1]
+
+    def predict(self, loss: Loss) -> Tensor:
+        """Return the class with the largest score of each token."""
+        if isinstance(self.output, DeferredLogits):
+            chunks = self.output.chunks(self.target)
+            return torch.cat([logits.argmax(dim=-1).flatten() for logits, _ in chunks])
+        return compute_scores(loss, self.output).argmax(dim=-1).flatten()
+
+
+def _split_samples(host: Batch, batch: Batch, output: Tensor | DeferredLogits, *, per_token: bool) -> Iterator[_Sample]:
+    assert host.target is not None
+    assert batch.target is not None
+    features = output.features if isinstance(output, DeferredLogits) else output
+
+    def piece(part: Tensor) -> Tensor | DeferredLogits:
+        return output._replace(features=part) if isinstance(output, DeferredLogits) else part
+
+    # In packed rows with an output at every token, a sample is found by the positions of its tokens.
+    if per_token and "token_index" in host.inputs and "output_index" not in host.inputs:
+        flat, target, host_target = features.flatten(0, -2), batch.target.flatten(), host.target.flatten()
+        for index in host.inputs["token_index"]:
+            places = index[index >= 0]
+            own = places.to(flat.device)
+            yield _Sample(piece(flat[own]), target[own], host_target[places])
+        return
+    # With several views, a sample has that many rows of the output.
+    width = len(features) // len(host.target)
+    for number in range(len(host.target)):
+        rows = slice(number, number + 1)
+        yield _Sample(piece(features[number * width : (number + 1) * width]), batch.target[rows], host.target[rows])
+
+
+def _plain_values(values: Tensor) -> list[Any]:
+    rows = values.double().cpu().tolist()
+    return [row[0] if len(row) == 1 else row for row in rows]
+
+
+def _select_names(chosen: Tensor, names: Sequence[str]) -> list[list[str]]:
+    return [[names[index] for index in np.flatnonzero(row).tolist()] for row in chosen.cpu().numpy()]
+
+
+def _probability_columns(probabilities: Tensor) -> dict[str, Any]:
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {}
+    if probabilities.shape[1] > MAX_CLASSES:
+        probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        probabilities, order = probabilities[:, :TOP], order[:, :TOP]
+        columns["top_classes"] = list(order.int().cpu().numpy())
+    values = probabilities.float().cpu().numpy()
+    offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
+    return {**columns, "probabilities": pa.ListArray.from_arrays(offsets, values.ravel())}
+
+
+@contextmanager
+def written_by_first(ranks: Ranks, schema: pyarrow.Schema, write: Write | None) -> Iterator[Write]:
+    """Yield a function that takes rows; those of all processes reach the first one in order of rank as the block ends.
+
+    Until then the rows of several processes are in temporary files, so memory does not grow with them.
+
+    Args:
+        ranks: The processes.
+        schema: The columns.
+        write: Receives the rows in the first process; None in the others.
+    """
+    import pyarrow as pa
+
+    if ranks.size == 1:
+        assert write is not None
+        yield write
+        return
+    with ExitStack() as stack:
+        file = stack.enter_context(TemporaryFile())
+        writer = pa.ipc.new_stream(file, schema)
+        yield writer.write_table
+        writer.close()
+        file.seek(0)
+        batches = iter(pa.ipc.open_stream(file))
+        for rank in range(ranks.size):
+            while True:
+                batch = next(batches, None) if ranks.rank == rank else None
+                batch = ranks.gather(batch)[rank]
+                if batch is None:
+                    break
+                if write is not None:
+                    write(pa.Table.from_batches([batch], schema))
