@@ -29,6 +29,7 @@ from tests.support.jobs import (
     write_roles,
 )
 from tests.support.ranks import run_ranks
+from tests.test_observers import observers
 from trainer.checkpoint.rng_state import capture_rng_state
 from trainer.checkpoint.snapshot import load_folder, write_snapshot
 from trainer.cli import main
@@ -55,7 +56,8 @@ def train_on(devices: int, run_dir: Path, *arguments: str) -> Path:
 
 @pytest.fixture(scope="module")
 def two_devices(job: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_on(2, tmp_path_factory.mktemp("runs") / "two", *job)
+    folder = tmp_path_factory.mktemp("runs") / "two"
+    return train_on(2, folder, *job, observers(folder))
 
 
 def test_two_devices_equal_two_micro_batches_to_the_byte(two_devices: Path, job: list[str], tmp_path: Path) -> None:
@@ -64,6 +66,14 @@ def test_two_devices_equal_two_micro_batches_to_the_byte(two_devices: Path, job:
     for step in (8, STEPS):
         assert checkpoint_files(two_devices, step) == checkpoint_files(one, step)
     assert without_clock(events(two_devices)) == without_clock(events(one))
+
+
+def test_only_the_first_process_tells_its_observers(two_devices: Path) -> None:
+    lines = (two_devices.parent / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    received = [json.loads(line) for line in lines]
+    assert len({event["pid"] for event in received}) == 1
+    assert [event["event"] for event in received].count("train") == STEPS
+    assert received[-1]["event"] == "close"
 
 
 def test_the_tools_own_launch_trains_the_same_bytes(two_devices: Path, job: list[str], tmp_path: Path) -> None:

@@ -26,8 +26,15 @@ from trainer.precision import Precision
 from trainer.protocols import Batch, Loss
 from trainer.ranks import Ranks
 from trainer.targets import compute_shared_loss
-from trainer.task.classification_metrics import EntityScore, TagF1, language_metrics, multilabel_metrics
+from trainer.task.classification_metrics import (
+    ClassCounts,
+    EntityScore,
+    f1_of_tags,
+    language_metrics,
+    multilabel_metrics,
+)
 from trainer.task.embedding_metrics import retrieval_metrics, score_metrics, uniformity_metric
+from trainer.task.named_metrics import FITS, Prepare, build_named_metric, prepare_classes, prepare_labels
 from trainer.task.regression_metrics import regression_metrics
 
 
@@ -131,14 +138,26 @@ METRICS: dict[str, tuple[Callable[[], MetricCollection], str]] = {
     "values": (lambda: regression_metrics([1.0, 2.0, 0.5, 1.0]), "values"),
     "tokens": (language_metrics, "tokens"),
     "tags": (
-        lambda: MetricCollection({"f1": TagF1(4), "entity": EntityScore(["O", "B-a", "I-a", "B-b"], "f1")}),
+        lambda: MetricCollection(
+            {"f1": ClassCounts(4, f1_of_tags), "entity": EntityScore(["O", "B-a", "I-a", "B-b"], "f1")}
+        ),
         "tokens",
     ),
     "pairs": (lambda: retrieval_metrics(negatives=False), "views"),
     "texts": (uniformity_metric, "views"),
     "similarities": (score_metrics, "similarity"),
+    "named, classes": (lambda: _named("class", prepare_classes), "class"),
+    "named, labels": (lambda: _named("multi_hot", prepare_labels), "labels"),
+    "named, values": (lambda: _named("values", lambda output, target: (output, target)), "values"),
+    "named, tags": (lambda: _named("tags", prepare_classes), "tokens"),
 }
 """The metrics of every task."""
+
+
+def _named(kind: str, prepare: Prepare) -> MetricCollection:
+    """Return all metrics that a task of a kind may add by name."""
+    names = [name.replace("K", "2") for name, kinds in FITS.items() if kind in kinds]
+    return MetricCollection({name: build_named_metric(name, kind, 4, prepare) for name in names})
 
 
 class Measured(nn.Module):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict, runtime_checkable
 
 from trainer.layout import Document
@@ -490,6 +491,15 @@ class HasCategories(Protocol):
 
 
 @runtime_checkable
+class HasUnits(Protocol):
+    """A task whose outputs and targets are standardized, so that metrics need them in the user's units."""
+
+    def in_units(self, values: Tensor) -> Tensor:
+        """Return outputs or targets (B, V) in the user's units, float64 where the device has it."""
+        ...
+
+
+@runtime_checkable
 class HasTrainTarget(Protocol):
     """A task whose training batches may have another `Target` than its evaluation batches."""
 
@@ -686,4 +696,57 @@ class Report(Protocol):
 
     def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, object]) -> None:
         """Record an event, such as `train` or `eval`, after a step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event of a run.
+
+    Attributes:
+        name: `start` or `resume`, `train` (a line of training metrics), `eval`, `checkpoint` (one is on the disk),
+            `end`, and rarer ones such as `early_end`, `out_of_memory`, `sparsity`.
+        step: The number of completed steps.
+        epoch: The same in passes over the data.
+        values: The values of the event, as in `metrics.jsonl`.
+    """
+
+    name: str
+    step: int
+    epoch: float
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as an observer sees it; checkpoints and all other files are in its folder.
+
+    Attributes:
+        folder: The run folder, absolute.
+        name: The name of the folder.
+        config: The config of the run, without secrets.
+        total_steps: The length of the run.
+        steps_per_epoch: The steps of one pass over the data.
+    """
+
+    folder: Path
+    name: str
+    config: Document
+    total_steps: int
+    steps_per_epoch: int
+
+
+class Observer(Protocol):
+    """Receives the events of a run in the first process, on the thread that trains.
+
+    It gets copies, and random numbers that it draws do not change the run. If it raises an error, the error is logged,
+    and the run goes on without it. The run waits while it works.
+    """
+
+    def observe(self, event: Event, run: RunView) -> None:
+        """Receive an event."""
+        ...
+
+    def close(self) -> None:
+        """Release what is open. Called once, at the end of the run, also after an error."""
         ...

@@ -19,11 +19,14 @@ SMALL = ["loader.eval_batch_size=8", "device=cpu"]
 """Three batches of the test split, and eight of the training split."""
 
 
+METRICS = "metrics=[auroc,average_precision,mcc,top_2_accuracy]"
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     made = tmp_path_factory.mktemp("eval-devices")
     with working_in(made):
-        assert train(made / "run", *write_data(made), "train.duration=4") == 0
+        assert train(made / "run", *write_data(made), "train.duration=4", METRICS) == 0
         yield made
 
 

@@ -11,14 +11,15 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from torchmetrics.text import Perplexity as ReferencePerplexity
 
 from trainer.task.classification_metrics import (
+    ClassCounts,
     EntityScore,
     MacroF1,
-    MeanAveragePrecision,
     Perplexity,
-    TagF1,
+    RankingScore,
     TokenAccuracy,
     average_precisions,
     decide,
+    f1_of_tags,
     multilabel_metrics,
 )
 
@@ -135,7 +136,7 @@ def test_tag_f1_equals_the_macro_average(words: list[tuple[int, int]]) -> None:
     kept = [word for word in words if word[1] >= 0]
     if not kept:
         return
-    metric, reference = TagF1(5), MulticlassF1Score(5, average="macro")
+    metric, reference = ClassCounts(5, f1_of_tags), MulticlassF1Score(5, average="macro")
     half = len(words) // 2
     for part in (words[:half], words[half:]):
         metric.update(scores([[word for word, _ in part]], 5), torch.tensor([[target for _, target in part]]))
@@ -206,7 +207,7 @@ def test_average_precision_with_ties_equals_scikit_learn(rows: list[tuple[int, b
 
 
 def test_labels_without_a_positive_are_left_out_of_the_mean() -> None:
-    metric = MeanAveragePrecision()
+    metric = RankingScore(average_precisions)
     metric.update(torch.tensor([[1.0, 0.0, 5.0], [0.0, 1.0, 6.0]]), torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
     assert metric.compute().item() == 1.0
 
@@ -219,7 +220,7 @@ def test_average_precision_of_many_labels() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, target = torch.randn(20, 600, generator=generator), torch.rand(20, 600, generator=generator) < 0.4
     target[0] = True
-    metric = MeanAveragePrecision()
+    metric = RankingScore(average_precisions)
     metric.update(logits, target.float())
 
     assert metric.compute().item() == pytest.approx(reference.average_precision_score(target, logits), abs=1e-12)
@@ -249,7 +250,7 @@ def test_no_entity_scores_0() -> None:
 
 @pytest.mark.slow
 def test_updates_do_not_wait_for_the_device() -> None:
-    for metric in (EntityScore(TAGS, "f1"), TagF1(3), Perplexity(), TokenAccuracy()):
+    for metric in (EntityScore(TAGS, "f1"), ClassCounts(3, f1_of_tags), Perplexity(), TokenAccuracy()):
         metric.to("meta")  # tensors without values: an operation that needs a value on the host raises
         metric.update(torch.zeros(4, 6, 3, device="meta"), torch.zeros(4, 6, dtype=torch.int64, device="meta"))
         assert metric.compute().shape == ()
@@ -261,7 +262,7 @@ def test_device_gives_the_same_values_without_a_sync() -> None:
     output = torch.randn(16, 50, 3, generator=generator)
     target = torch.randint(-1, 3, (16, 50), generator=generator)
     target[target < 0] = -100
-    for metric in (EntityScore(TAGS, "f1"), TagF1(3), Perplexity(), TokenAccuracy()):
+    for metric in (EntityScore(TAGS, "f1"), ClassCounts(3, f1_of_tags), Perplexity(), TokenAccuracy()):
         metric.update(output, target)
         expected = metric.compute().item()
         metric.reset()

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainer.errors import ConfigError, format_error
-from trainer.protocols import Loss, MetricSchedule, Schedule, Source, Task, TokenByTokenModel
+from trainer.protocols import Loss, MetricSchedule, Observer, Schedule, Source, Task, TokenByTokenModel
 
 _CONTRACTS: Mapping[str, type] = {
     "task": Task,
@@ -19,6 +19,7 @@ _CONTRACTS: Mapping[str, type] = {
     "loss": Loss,
     "optimizer": Optimizer,
     "scheduler": Schedule,
+    "observers": Observer,
 }
 """Protocols, and classes that the part must be an instance of. The parts of other groups are only called."""
 
@@ -56,7 +57,7 @@ def check_contract(group: str, target: str, part: object) -> None:
         ConfigError: It does not fit.
     """
     name = type(part).__name__
-    contract = _CONTRACTS.get(group)
+    contract = _CONTRACTS.get(group.partition(".")[0])
     if contract is None or not _is_protocol(contract):
         required: Any = contract or Callable
         if not isinstance(part, required):

@@ -19,6 +19,7 @@ from trainer.accumulation import find_accumulate
 from trainer.builders.data import build_batch_plan, build_encoded, build_loaders, build_task, check_data
 from trainer.builders.instantiate import in_group, locate
 from trainer.builders.loss import TEACHER, Teacher, build_loss, can_defer_logits
+from trainer.builders.metrics import build_metrics, check_metrics
 from trainer.builders.model import (
     architecture_documents,
     build_masks,
@@ -137,13 +138,16 @@ def build_training(
 
 
 def check_names(job: TrainJob, task: Task) -> None:
-    """Check the keys that name parts of the model before the data is encoded: build the model once more if there are.
+    """Check metrics and the keys that name parts of the model before the data is encoded.
+
+    The model is built once more if there are such keys.
 
     The run's random numbers do not change.
 
     Raises:
-        ConfigError: Such a key names nothing.
+        ConfigError: Such a key names nothing, or a metric does not work.
     """
+    check_metrics(job, task)
     names = [job.model.get(key) for key in ("freeze", "features", "lora")]
     if not any(names) and job.prune is None and not job.optimizer.get("overrides"):
         return
@@ -407,6 +411,11 @@ def check_targets(job: TrainJob) -> None:
                 locate(group, config)
             except ConfigError as error:
                 errors += error.messages
+    for number, observer in enumerate(job.observers):
+        try:
+            locate(f"observers.{number}", observer)
+        except ConfigError as error:
+            errors += error.messages
     raise_if_any(*errors)
 
 
@@ -455,11 +464,13 @@ def build_validation(
     Raises:
         ConfigError: The task has no metric of the name `checkpoint.monitor`, or one that several devices cannot share.
     """
+    check_metrics(job, task)
     if ranks.size > 1:
-        check_shareable(task.metrics())
+        check_shareable(build_metrics(job, task))
 
     def evaluate_validation(model: nn.Module, loss: Loss) -> dict[str, float]:
-        return evaluate(model, loss, batches, task.metrics(), precision=precision, device=device, ranks=ranks)
+        metrics = build_metrics(job, task)
+        return evaluate(model, loss, batches, metrics, precision=precision, device=device, ranks=ranks)
 
     return Validation(evaluate_validation, *select_monitor(job, task))
 
@@ -470,7 +481,7 @@ def select_monitor(job: TrainJob, task: Task) -> tuple[str, bool]:
     Raises:
         ConfigError: The task has no metric of this name.
     """
-    directions = metric_directions(task.metrics())
+    directions = metric_directions(build_metrics(job, task))
     monitor = job.checkpoint.monitor or task.monitor
     if monitor not in directions:
         remedy = did_you_mean(monitor, list(directions))

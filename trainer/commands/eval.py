@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,6 +91,8 @@ def _evaluate(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple[st
     """
     from trainer.builders.checkpointed import load_checkpointed_model, select_split
     from trainer.builders.data import build_split
+    from trainer.builders.metrics import build_metrics, check_metrics
+    from trainer.evaluate import check_shareable
 
     checkpointed = load_checkpointed_model(
         find_run_folder(job.run),
@@ -99,6 +102,11 @@ def _evaluate(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple[st
         weights=job.weights,
         device=job.device,
     )
+    if job.metrics is not None:
+        checkpointed = replace(checkpointed, job=replace(checkpointed.job, metrics=job.metrics))
+    check_metrics(checkpointed.job, checkpointed.task)
+    if join is not None:
+        check_shareable(build_metrics(checkpointed.job, checkpointed.task))
     encoded = build_split(checkpointed.job, checkpointed.task, job.split)
     rows = select_split(encoded, job.split)
     changed = find_changed_keys(checkpointed, job.split, rows)
@@ -152,6 +160,7 @@ def evaluate_split(
         ConfigError: There is such a file, and it must not be replaced.
     """
     from trainer.builders.loss import can_defer_logits
+    from trainer.builders.metrics import build_metrics
     from trainer.builders.model import choose_batching
     from trainer.data.quality import digest_of_rows
     from trainer.deferred_logits import deferral
@@ -169,7 +178,7 @@ def evaluate_split(
     refuse_to_replace("eval", predictions_file(file), force=force, is_own=is_predictions)
     job, task, model, loss = checkpointed.job, checkpointed.task, checkpointed.model, checkpointed.loss
     assert loss is not None
-    device, metrics = checkpointed.device, task.metrics()
+    device, metrics = checkpointed.device, build_metrics(job, task)
     batches = checkpointed.batches(rows, choose_batching(job, model), ranks)
     document = {"split": split, "step": checkpointed.step, "weights": checkpointed.weights, "precision": precision}
     create_folder(file.parent)

@@ -258,6 +258,7 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
         ranks: The processes that train together.
         group: Is closed when they have trained; the first one then goes on without the others.
     """
+    from trainer.builders.observers import build_observers
     from trainer.builders.training import build_training
     from trainer.checkpoint.store import Saver, Store
     from trainer.report.events import Reports
@@ -289,10 +290,11 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
         training = build_training(job, text, outputs, snapshot, stack, ranks)
         _stop_if_agreed(signals, ranks)
         if ranks.is_first:
+            observers = build_observers(job, config, folder, training.run.steps)
             # The run can start. Up to here a resumed run's folder is unchanged and a new run's folder is empty.
             write_text(folder / CONFIG, text)
             open_log()
-            reports.add(*open_sinks(job, folder, console, training.run.steps.total))
+            reports.add(*open_sinks(job, folder, console, training.run.steps.total), observers)
             log_start(job, training, snapshot, is_new)
         if ranks.is_first and job.logger.console != "none":
             print_table(console, "data", *training.data_report.table())

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from trainer.config import compose, jobs, overrides, schema
 from trainer.config.groups import Groups, KnownKeys, is_known, leaves
+from trainer.config.metrics import validate_metrics
 from trainer.config.overrides import CommandLine, is_sweep, validate_choice
 from trainer.config.paths import inherit_tokenizer, locate_paths, missing_paths
 from trainer.config.stored import (
@@ -300,6 +301,8 @@ def _check_run(line: CommandLine) -> None:
         stored = load_stored_config(run, key="run") if exported is None else exported
         packages = [str(package) for package in trust] if isinstance(trust, list) else []
         pairs = line.overrides.stored_pairs()
-        if problems := trust_problems(stored, packages, [path for path, _ in pairs]):
+        # No observer is made to use a run that is trained.
+        if problems := trust_problems(stored | {"observers": []}, packages, [path for path, _ in pairs]):
             raise CheckpointError(*problems)
         with_overrides(stored, pairs)
+        raise_if_any(*validate_metrics(stored | {"metrics": values.get("metrics")}))

@@ -8,6 +8,7 @@ from typing import Any
 from trainer.annotations import literals
 from trainer.config import signatures
 from trainer.config.groups import OWN, Groups
+from trainer.config.metrics import declared_kind, metric_names, name_problem
 from trainer.errors import did_you_mean, format_error
 
 _CACHE = "onnx_cache"
@@ -87,8 +88,11 @@ def _validate_model(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
 def _validate_monitor(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the problem of a monitored metric that the task never has, whatever its data."""
     known, monitor = _attribute(config, "task", "monitors"), value_at(config, "checkpoint.monitor")
+    known = [*known, *metric_names(config.get("metrics"))] if known else []
     if known and isinstance(monitor, str) and monitor not in ("", "loss", *known):
-        remedy = did_you_mean(monitor, ["loss", *known])
+        remedy = f"Add it to metrics: metrics=[{monitor}]"
+        if name_problem(monitor, declared_kind(config), known) is not None:
+            remedy = did_you_mean(monitor, ["loss", *known])
         yield format_error("checkpoint.monitor", UNKNOWN_METRIC, remedy, value=monitor)
 
 

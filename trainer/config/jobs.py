@@ -38,6 +38,10 @@ _TRUST = "packages of your own whose code the config of a checkpoint may run"
 _NEWEST = "run folder; null is the newest run"
 _NEWEST_OR_ARTIFACTS = "run folder, or a folder of artifacts; null is the newest run"
 _PREDICTIONS = "write the prediction, the loss and the origin of every row to eval/<split>.predictions.parquet"
+_METRICS = (
+    "metrics to compute in addition to the task's own: names such as auroc, mcc or top_5_accuracy, or "
+    "{_target_: <class>, name: <name>, <key>: <value>}"
+)
 _JSON = "print one JSON document instead of tables"
 _BACKEND = "torch runs a checkpoint, onnx {}; null is onnx if run is a folder of artifacts, else torch"
 
@@ -285,6 +289,10 @@ class TrainJob:
         None, "run or checkpoint folder to resume; auto resumes or starts runs/<run.name>; null starts a new run"
     )
     trust: list[str] = key([], _TRUST)
+    metrics: list[Any] = key([], _METRICS)
+    observers: list[Any] = key(
+        [], "objects that receive every event of the run, each as {_target_: <class>, <key>: <value>}"
+    )
     run: RunSection = section(RunSection, "the folder of the run")
     train: TrainSection = section(TrainSection, "the length of the run and its intervals")
     loader: LoaderSection = section(LoaderSection, "how samples become batches")
@@ -374,6 +382,7 @@ class EvalJob(DeviceJob, DataJob):
         "number of devices that share the batches, a process each; auto is every GPU",
     )
     predictions: bool = key(True, _PREDICTIONS)
+    metrics: list[Any] | None = key(None, f"{_METRICS}; null is the run's own")
     force: bool = key(False, "replace a file in the run's folder eval that no evaluation has written")
     launch: LaunchSection = section(LaunchSection, "how the processes of several devices wait for each other")
 

@@ -69,6 +69,7 @@ TRAINING_KEYS = (
     "ema",
     "eval",
     "logger",
+    "observers",
     "launch",
     "model.weights",
     "model.weights_rename",
@@ -117,6 +118,8 @@ MAY_CHANGE = (
     "eval.*",
     "logger.*",
     "export.*",
+    "metrics",
+    "observers",
 )
 """Keys that may change on resume: they decide how a run is executed and shown. All others decide what it learns.
 
@@ -300,7 +303,7 @@ def job_from_text(
         CheckpointError: The config names code that is not trusted, or has errors.
         ConfigError: A key of `overrides` is unknown, or its value is wrong.
     """
-    config = parse_stored_config(text, str(file))
+    config = parse_stored_config(text, str(file)) | {"observers": []}  # only training makes them
     if trust is not None:
         if problems := trust_problems(config, trust, [path for path, _ in overrides]):
             raise CheckpointError(*problems)

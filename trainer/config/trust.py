@@ -102,7 +102,11 @@ def _target_problem(path: str, target: str) -> str:
     if group in LIBRARIES:
         libraries = f" and classes of {' and '.join(LIBRARIES[group])} that are {BASES[group]}s"
     problem = f"a stored config may name only {options}{libraries}"
-    if inner != "_target_":
+    if group == "observers":
+        problem = "a stored config may name no observers"
+    elif group == "metrics":
+        problem = "a stored config may name metrics only without their class"
+    elif inner != "_target_":
         problem = "a part of a stored config may not contain another part"
     return format_error(path, problem, f"If you trust it, set trust=[{_trusted_name(target)}]", value=target)
 

@@ -23,6 +23,7 @@ from trainer.config import jobs, schema, signatures
 from trainer.config.compatibility import validate_compatibility, value_at
 from trainer.config.devices import validate_devices
 from trainer.config.groups import HYDRA_KEYS, OWN, Groups, KnownKeys, is_local
+from trainer.config.metrics import validate_metrics
 from trainer.config.signatures import Signature
 from trainer.durations import FORMS, LENGTH_FORMS, Duration, parse
 from trainer.errors import did_you_mean, format_error, raise_if_any, show_value
@@ -189,6 +190,8 @@ def missing_argument(group: str, name: str, target: str) -> str:
     is_duration = group == "scheduler" and name.endswith("_steps")
     key, value = (name.removesuffix("_steps"), "5%") if is_duration else (name, "<value>")
     remedy = f"Set ++{group}.{key}={value}, or give {name} a default"
+    if "." in group:  # an entry of a list
+        remedy = f"Add {name}: {value} to the entry, or give {name} a default"
     return format_error(f"{group}.{key}", f"is missing; {target} needs it for its parameter {name}", remedy)
 
 
@@ -309,6 +312,9 @@ def _validate_own_keys(config: Mapping[str, Any]) -> Iterator[str]:
     yield from _validate_token_budget(flat)
     yield from _validate_phases(flat)
     yield from _validate_freeze(config)
+    yield from validate_metrics(config)
+    yield from _validate_classes(config, "metrics")
+    yield from _validate_classes(config, "observers")
     yield from _validate_lora(value_at(config, "model.lora"))
     yield from _validate_renames(value_at(config, "model.weights_rename"))
     yield from _validate_overrides(config)
@@ -431,6 +437,18 @@ def _may_train_frozen(config: Mapping[str, Any]) -> bool:
     target = str(loss.get("_target_")) if isinstance(loss, Mapping) else ""
     has_weights = not target.startswith(OWN) or "in_features" in (loss or {})
     return has_weights or bool(value_at(config, "model.features")) or value_at(config, "model.lora") is not None
+
+
+def _validate_classes(config: Mapping[str, Any], key: str) -> Iterator[str]:
+    """Yield the problems of the classes of your own in a list: they must exist and have their arguments."""
+    entries = config.get(key)
+    for number, entry in enumerate(entries if isinstance(entries, list) else []):
+        target = entry.get("_target_") if isinstance(entry, Mapping) else None
+        if isinstance(target, str):
+            yield from _read_signature(f"{key}.{number}", target)[1]
+        elif key == "observers":
+            problem, remedy = "must be an observer", "An entry is {_target_: <class>, <key>: <value>, ...}"
+            yield format_error(f"{key}.{number}", problem, remedy, value=entry)
 
 
 def _validate_lora(lora: object) -> Iterator[str]:

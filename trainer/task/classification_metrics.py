@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.wrappers.abstract import WrapperMetric
 
 from trainer.task.entities import Scheme, count_entities, read_scheme
+from trainer.task.regression_metrics import average_ranks
 
 _MAX_LOGITS = 2**22
 """Logits to normalize at a time, so that an evaluation needs no second tensor of the size of its logits."""
@@ -23,10 +24,11 @@ _MAX_LABELS = 256
 
 
 class TokenAccuracy(Metric):
-    """Fraction of targets whose class has the largest score.
+    """Fraction of targets whose class has the largest score, or one of the `k` largest.
 
     Args:
         ignore_index: The target to leave out.
+        k: Number of largest scores.
     """
 
     higher_is_better = True
@@ -36,16 +38,20 @@ class TokenAccuracy(Metric):
     num_right: Tensor
     num_targets: Tensor
 
-    def __init__(self, ignore_index: int = -100) -> None:
+    def __init__(self, ignore_index: int = -100, k: int = 1) -> None:
         super().__init__()
         self.ignore_index = ignore_index
+        self.k = k
         for name in ("num_right", "num_targets"):
             self.add_state(name, default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add scores (..., C) and classes (...,)."""
         kept = target != self.ignore_index
-        self.num_right += (kept & (output.argmax(dim=-1) == target)).sum()
+        right = output.argmax(dim=-1) == target
+        if self.k > 1:
+            right = (output.topk(self.k, dim=-1).indices == target[..., None]).any(dim=-1)
+        self.num_right += (kept & right).sum()
         self.num_targets += kept.sum()
 
     def compute(self) -> Tensor:
@@ -105,7 +111,7 @@ def multilabel_metrics(num_labels: int, threshold: float) -> MetricCollection:
         {
             "micro_f1": DecisionMetric(micro, threshold),
             "macro_f1": DecisionMetric(macro, threshold),
-            "mean_average_precision": MeanAveragePrecision(),
+            "mean_average_precision": RankingScore(average_precisions),
             "exact_match": DecisionMetric(exact, threshold),
         }
     )
@@ -142,14 +148,13 @@ class DecisionMetric(WrapperMetric):
         self.metric.reset()
 
 
-class MeanAveragePrecision(Metric):
-    """Mean of the labels' average precisions, exact; it keeps all logits of a split.
+class RankingScore(Metric):
+    """A statistic of the order of the scores of each label, averaged over the labels; it keeps all scores of a split.
 
-    The average precision of a label is sum_n (R_n - R_(n-1)) P_n over the distinct scores as thresholds, from the
-    highest: P and R are precision and recall of the samples at or above the n-th. A label without a positive has no
-    average precision and is left out of the mean, which is NaN if no label remains.
+    A label without a value, such as one without a positive, is left out of the mean, which is NaN if no label remains.
 
-    Source: scikit-learn's `average_precision_score`; Zhu 2004, "Recall, precision and average precision".
+    Args:
+        statistic: Maps scores and labels of 0 and 1, both (N, C), to one number per label, (C,), or NaN.
     """
 
     higher_is_better = True
@@ -157,8 +162,9 @@ class MeanAveragePrecision(Metric):
     outputs: list[Tensor]
     targets: list[Tensor]
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, statistic: Callable[[Tensor, Tensor], Tensor], **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.statistic = statistic
         self.add_state("outputs", default=[], dist_reduce_fx="cat")
         self.add_state("targets", default=[], dist_reduce_fx="cat")
 
@@ -171,11 +177,17 @@ class MeanAveragePrecision(Metric):
         """Return the mean: shape (), float64."""
         output, target = (dim_zero_cat(rows).cpu() for rows in (self.outputs, self.targets))
         parts = [slice(start, start + _MAX_LABELS) for start in range(0, output.shape[1], _MAX_LABELS)]
-        return torch.cat([average_precisions(output[:, part], target[:, part]) for part in parts]).nanmean()
+        return torch.cat([self.statistic(output[:, part], target[:, part]) for part in parts]).nanmean()
 
 
 def average_precisions(scores: Tensor, target: Tensor) -> Tensor:
-    """Return the average precision of each label, (N, C) to (C,), float64; NaN for a label without a positive."""
+    """Return the average precision of each label, (N, C) to (C,), float64; NaN for a label without a positive.
+
+    It is sum_n (R_n - R_(n-1)) P_n over the distinct scores as thresholds, from the highest: P and R are precision and
+    recall of the samples at or above the n-th.
+
+    Source: scikit-learn's `average_precision_score`; Zhu 2004, "Recall, precision and average precision".
+    """
     order = scores.argsort(dim=0, descending=True)
     scores, positive = scores.gather(0, order), target.gather(0, order)
     places = torch.arange(len(scores))[:, None].expand_as(scores)
@@ -185,6 +197,19 @@ def average_precisions(scores: Tensor, target: Tensor) -> Tensor:
     last = places.masked_fill(~is_last, len(scores)).flip(0).cummin(0).values.flip(0)
     precision = positive.cumsum(0).gather(0, last).double() / (last + 1)
     return (precision * positive).sum(0) / positive.sum(0)
+
+
+def roc_areas(scores: Tensor, target: Tensor) -> Tensor:
+    """Return the area under the ROC curve of each label, (N, C) to (C,), float64; NaN for a label of one value.
+
+    It is the share of the pairs of a positive and a negative in which the positive has the higher score; equal scores
+    count half.
+
+    Source: Mann and Whitney 1947; Hanley and McNeil 1982.
+    """
+    positives = target.sum(0).double()
+    rank_sums = (average_ranks(scores) * target).sum(0)
+    return (rank_sums - positives * (positives + 1) / 2) / (positives * (len(target) - positives))
 
 
 class EntityScore(Metric):
@@ -229,11 +254,12 @@ class EntityScore(Metric):
         return score
 
 
-class TagF1(Metric):
-    """F1 of each tag over words, averaged over the tags that occur in targets or predictions.
+class ClassCounts(Metric):
+    """A statistic of how many targets of each class were predicted, how often it was predicted, and how often a target.
 
     Args:
         num_classes: C.
+        statistic: Maps the three counts, each int64 (C,), to a number, shape ().
         ignore_index: The target at a position without a word to tag.
     """
 
@@ -243,9 +269,12 @@ class TagF1(Metric):
 
     counts: Tensor
 
-    def __init__(self, num_classes: int, ignore_index: int = -100) -> None:
+    def __init__(
+        self, num_classes: int, statistic: Callable[[Tensor, Tensor, Tensor], Tensor], ignore_index: int = -100
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.statistic = statistic
         self.ignore_index = ignore_index
         self.add_state("counts", default=torch.zeros(3, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -261,10 +290,16 @@ class TagF1(Metric):
         self.counts += torch.stack(counts)
 
     def compute(self) -> Tensor:
-        right, predicted, actual = self.counts.float()
-        scores = right / ((predicted + actual) / 2).clamp(min=0.5)
-        mean: Tensor = scores.sum() / ((predicted + actual) > 0).sum().clamp(min=1)
-        return mean
+        right, predicted, actual = self.counts
+        return self.statistic(right, predicted, actual)
+
+
+def f1_of_tags(right: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
+    """Return the F1 of each class, averaged over the classes that occur in targets or predictions."""
+    right, predicted, actual = right.float(), predicted.float(), actual.float()
+    scores = right / ((predicted + actual) / 2).clamp(min=0.5)
+    mean: Tensor = scores.sum() / ((predicted + actual) > 0).sum().clamp(min=1)
+    return mean
 
 
 class MacroF1(MulticlassF1Score):

@@ -160,6 +160,11 @@ class RegressionTarget:
 
         return regression_metrics(self.std)
 
+    def in_units(self, values: Tensor) -> Tensor:
+        """Return outputs or targets (B, V) in the user's units, float64 where the device has it."""
+        values = values if values.device.type == "mps" else values.double()
+        return values * values.new_tensor(self.std) + values.new_tensor(self.mean)
+
     def predictions(self, output: Tensor, top: int) -> list[Prediction]:
         """Return the `value` in the user's units for each row of outputs (B, V): a number, or a list if V is above 1.
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from trainer.constraints import HubPath, validated
 from trainer.protocols import Inputs, Target
 from trainer.task.numeric import RegressionTarget
 from trainer.task.supervised import SupervisedTask
 from trainer.task.texts import MaxLength, Texts, VocabSize
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Regression(SupervisedTask):
@@ -39,3 +44,7 @@ class Regression(SupervisedTask):
         self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
         self.regression_target = RegressionTarget()
         super().__init__("regression/1", ("text",), self.texts, self.regression_target)
+
+    def in_units(self, values: Tensor) -> Tensor:
+        """Return outputs or targets (B, V) in the user's units."""
+        return self.regression_target.in_units(values)

@@ -105,10 +105,11 @@ def pearson(output: Tensor, target: Tensor) -> Tensor:
 
 def spearman(output: Tensor, target: Tensor) -> Tensor:
     """Spearman's correlation: Pearson's of the ranks, (N, V) to (V,); equal numbers share the mean of their ranks."""
-    return pearson(_ranks(output), _ranks(target))
+    return pearson(average_ranks(output), average_ranks(target))
 
 
-def _ranks(values: Tensor) -> Tensor:
+def average_ranks(values: Tensor) -> Tensor:
+    """Return the ranks of each column from 1, (N, V), float64; equal numbers share the mean of their ranks."""
     ranks = []
     for column in values.T:
         _, places, counts = column.unique(return_inverse=True, return_counts=True)

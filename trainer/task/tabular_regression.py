@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from trainer.constraints import Count, validated
 from trainer.protocols import Inputs, Row, Target
 from trainer.task.numeric import RegressionTarget
 from trainer.task.supervised import SupervisedTask
 from trainer.task.table import Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TabularRegression(SupervisedTask):
@@ -34,6 +39,10 @@ class TabularRegression(SupervisedTask):
         self.table = Table(max_categories)
         self.regression_target = RegressionTarget()
         super().__init__("tabular_regression/1", ("features",), self.table, self.regression_target)
+
+    def in_units(self, values: Tensor) -> Tensor:
+        """Return outputs or targets (B, V) in the user's units."""
+        return self.regression_target.in_units(values)
 
     @property
     def numeric(self) -> dict[str, bool]:

@@ -152,7 +152,7 @@ class TokenClassification:
         """Return accuracy over words, and F1, precision and recall of entities or, without prefixes, F1 of the tags."""
         from torchmetrics import Metric, MetricCollection
 
-        from trainer.task.classification_metrics import EntityScore, TagF1, TokenAccuracy
+        from trainer.task.classification_metrics import ClassCounts, EntityScore, TokenAccuracy, f1_of_tags
 
         tags = self.classes.labels
         metrics: dict[str, Metric | MetricCollection] = {"accuracy": TokenAccuracy()}
@@ -161,7 +161,7 @@ class TokenClassification:
             metrics["entity_precision"] = EntityScore(tags, "precision")
             metrics["entity_recall"] = EntityScore(tags, "recall")
         else:
-            metrics["macro_f1"] = TagF1(len(tags))
+            metrics["macro_f1"] = ClassCounts(len(tags), f1_of_tags)
         return MetricCollection(metrics)
 
     def predictions(

@@ -1,0 +1,213 @@
+"""Metrics that a job may add to those of its task, by name or as classes of the user."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.wrappers.abstract import WrapperMetric
+
+from trainer.task.classification_metrics import (
+    ClassCounts,
+    RankingScore,
+    TokenAccuracy,
+    average_precisions,
+    roc_areas,
+)
+from trainer.task.regression_metrics import Error, Score
+
+FITS = {
+    "auroc": ("class", "multi_hot"),
+    "average_precision": ("class", "multi_hot"),
+    "balanced_accuracy": ("class", "tags"),
+    "cohen_kappa": ("class", "tags"),
+    "macro_precision": ("class", "tags"),
+    "macro_recall": ("class", "tags"),
+    "mcc": ("class", "tags"),
+    "top_K_accuracy": ("class", "tags", "tokens"),
+    "weighted_f1": ("class", "tags"),
+    "explained_variance": ("values",),
+    "mape": ("values",),
+    "max_error": ("values",),
+    "median_absolute_error": ("values",),
+}
+"""The kinds of task that each named metric fits; it is read from the source before torch is loaded.
+
+A kind is the `Target` of a task, or for classes of tokens `tags` or, in language modeling, `tokens`. K is a number.
+"""
+
+Prepare = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Turns the output of a model and its target into what a metric reads."""
+
+
+class PreparedMetric(WrapperMetric):
+    """Apply a metric to prepared outputs and targets.
+
+    It also keeps a collection from merging two metrics whose states are equal after the first batch by chance.
+    """
+
+    def __init__(self, metric: Metric, prepare: Prepare) -> None:
+        super().__init__()
+        self.metric = metric
+        self.prepare = prepare
+
+    @property
+    def higher_is_better(self) -> bool | None:  # type: ignore[override]  # of the metric, not of this class
+        return self.metric.higher_is_better
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add outputs and targets of the task."""
+        self.metric.update(*self.prepare(output, target))
+
+    def compute(self) -> Tensor:
+        value: Tensor = self.metric.compute()
+        return value
+
+    def reset(self) -> None:
+        super().reset()
+        self.metric.reset()
+
+
+def prepare_classes(output: Tensor, target: Tensor, ignore_index: int = -100) -> tuple[Tensor, Tensor]:
+    """Turn scores (..., C) and classes (...,) into probabilities (N, C) and classes (N,) without ignored targets."""
+    scores, classes = output.flatten(0, -2), target.flatten()
+    kept = classes != ignore_index
+    return scores[kept].float().softmax(dim=-1), classes[kept]
+
+
+def prepare_labels(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn logits and labels of 0 and 1, both (B, C), into probabilities and integers."""
+    return output.float().sigmoid(), target.int()
+
+
+def build_named_metric(name: str, kind: str, num_outputs: int, prepare: Prepare) -> Metric:
+    """Return a metric of `FITS` for a task of a kind that it fits.
+
+    With two classes, `auroc` and `average_precision` take the second class for the positive one; with more they are
+    means over the classes, each against all others.
+
+    Args:
+        name: The name, with a number in place of K.
+        kind: The kind of the task.
+        num_outputs: C.
+        prepare: Prepares the task's outputs and targets: probabilities and classes or labels, or values.
+    """
+    if match := re.fullmatch(r"top_(\d+)_accuracy", name):
+        return PreparedMetric(TokenAccuracy(k=int(match[1])), _unchanged)
+    if name in _RANKING:
+        ranked = partial(_prepare_ranking, prepare) if kind == "class" else prepare
+        return PreparedMetric(RankingScore(_RANKING[name]), ranked)
+    if name in _COUNTS:
+        return PreparedMetric(ClassCounts(num_outputs, partial(_of_counts, _COUNTS[name])), _unchanged)
+    made = Score if name == "explained_variance" else Error
+    return PreparedMetric(made(_VALUES[name], [1.0] * num_outputs), prepare)
+
+
+def _of_counts(statistic: Callable[[Tensor, Tensor, Tensor], Tensor], *counts: Tensor) -> Tensor:
+    return statistic(*(each.cpu().double() for each in counts))
+
+
+def _unchanged(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    return output, target
+
+
+def _prepare_ranking(prepare: Prepare, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the probability of each class and whether it is the target, (N, C); of two classes, only the second."""
+    probabilities, classes = prepare(output, target)
+    one_hot = F.one_hot(classes, probabilities.shape[1])
+    return (probabilities[:, 1:], one_hot[:, 1:]) if probabilities.shape[1] == 2 else (probabilities, one_hot)
+
+
+# Statistics of each class's predicted targets, predictions and targets, each float64 (C,)
+
+
+def balanced_accuracy(right: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
+    """Return the recall of each class, averaged over the classes that are targets."""
+    return _mean_ratio(right, actual, actual > 0)
+
+
+def macro_precision(right: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
+    """Return the precision of each class, averaged over the classes that occur; 0 if a class is never predicted."""
+    return _mean_ratio(right, predicted, predicted + actual > 0)
+
+
+def macro_recall(right: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
+    """Return the recall of each class, averaged over the classes that occur; 0 if a class is never a target."""
+    return _mean_ratio(right, actual, predicted + actual > 0)
+
+
+def _mean_ratio(right: Tensor, total: Tensor, occurs: Tensor) -> Tensor:
+    return (right[occurs] / total[occurs].clamp(min=1)).mean()
+
+
+def weighted_f1(right: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
+    """Return the F1 of each class, averaged with the number of its targets as weight."""
+    return (2 * right / (predicted + actual).clamp(min=1) * actual).sum() / actual.sum()
+
+
+def mcc(right: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
+    """Return Matthews' correlation coefficient of several classes; 0 if all predictions or all targets are one class.
+
+    Source: Gorodkin 2004, "Comparing two K-category assignments by a K-category correlation coefficient".
+    """
+    total = actual.sum()
+    covariance = right.sum() * total - (predicted * actual).sum()
+    spread = (total**2 - predicted.square().sum()) * (total**2 - actual.square().sum())
+    return torch.where(spread > 0, covariance / spread.sqrt(), 0.0)
+
+
+def cohen_kappa(right: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
+    """Return Cohen's kappa: agreement beyond chance; NaN if predictions and targets are all one class.
+
+    Source: Cohen 1960, "A coefficient of agreement for nominal scales".
+    """
+    total, chance = actual.sum(), (predicted * actual).sum()
+    return (right.sum() * total - chance) / (total**2 - chance)
+
+
+# Statistics of values (N, V) in the user's units
+
+
+def explained_variance(output: Tensor, target: Tensor) -> Tensor:
+    """1 - variance(target - output) / variance(target), (N, V) to (V,); if the targets are equal 1 or 0, as `r2`."""
+    residual, total = ((each - each.mean(0)).square().sum(0) for each in (target - output, target))
+    constant = target.amin(0) == target.amax(0)
+    return torch.where(constant, (residual == 0).double(), 1 - residual / total)
+
+
+def mape(output: Tensor, target: Tensor) -> Tensor:
+    """mean(|output - target| / |target|), (N, V) to (V,); as in scikit-learn, a target of 0 counts as 2.2e-16."""
+    return ((output - target).abs() / target.abs().clamp(min=torch.finfo(torch.float64).eps)).mean(0)
+
+
+def max_error(output: Tensor, target: Tensor) -> Tensor:
+    """max(|output - target|), (N, V) to (V,)."""
+    return (output - target).abs().amax(0)
+
+
+def median_absolute_error(output: Tensor, target: Tensor) -> Tensor:
+    """median(|output - target|), (N, V) to (V,), the mean of the middle two of an even number."""
+    ordered = (output - target).abs().sort(dim=0).values
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
+_RANKING = {"auroc": roc_areas, "average_precision": average_precisions}
+_COUNTS = {
+    "balanced_accuracy": balanced_accuracy,
+    "cohen_kappa": cohen_kappa,
+    "macro_precision": macro_precision,
+    "macro_recall": macro_recall,
+    "mcc": mcc,
+    "weighted_f1": weighted_f1,
+}
+_VALUES = {
+    "explained_variance": explained_variance,
+    "mape": mape,
+    "max_error": max_error,
+    "median_absolute_error": median_absolute_error,
+}
