@@ -195,7 +195,8 @@ def test_each_job_of_a_sweep_runs_on_its_devices(job: list[str], launched: dict[
     with working_in(tmp_path):
         code, screen = run_launched(["train", *job, "-m", "devices=auto,2", "hydra.sweep.dir=sweep"], tmp_path)
     assert code == 0, screen
-    assert screen.count("job 1: ") == 1
+    assert screen.count("job 1: ") == 2
+    assert screen.count("job 1: accuracy ") == 1
     assert checkpoint_files(tmp_path / "sweep" / "1", STEPS) == launched
     assert "devices: 1" in (tmp_path / "sweep" / "0" / "config.yaml").read_text()
     assert "devices: 2" in (tmp_path / "sweep" / "1" / "config.yaml").read_text()

@@ -29,7 +29,7 @@ from trainer.rank_environment import (
 from trainer.signals import drop_output
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from omegaconf import DictConfig
 
@@ -70,7 +70,7 @@ examples
   trainer train
   trainer train data=files data.train=my.csv train.duration=3ep optimizer.lr=3e-4
   trainer plan loss=focal train.batch_size=256
-  trainer train -m loss=focal,cross_entropy seed=0,1,2
+  trainer train -m loss=focal,cross_entropy seed=0,1,2 sweep.name=losses
   trainer train resume=runs/2030-01-31_12-00-00
   trainer eval runs/2030-01-31_12-00-00 split=test
   trainer export run=runs/2030-01-31_12-00-00 export.formats=[onnx]
@@ -89,7 +89,7 @@ exit codes
 
 
 class JobFailed(Exception):  # noqa: N818  its error has been printed already
-    """A job of a sweep failed with an exit code; the other jobs still run."""
+    """A job of a sweep failed or was stopped, with an exit code; its error has been printed."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(exit_code)
@@ -128,6 +128,10 @@ def _main(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # characters that the encoding of the screen lacks
+    if arguments[:1] == ["--job"] and len(arguments) == 2:  # started by a sweep
+        from trainer.commands.sweep import run_job_file
+
+        return run_job_file(Path(arguments[1]), lambda argv: _run_verb("train", argv))
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
@@ -202,7 +206,7 @@ def _run_rank(path: Path) -> int:
     return run_rank(path, start)
 
 
-def _run_verb(verb: str, rest: list[str]) -> None:
+def _run_verb(verb: str, rest: Sequence[str]) -> None:
     with _garbage_collection_off(), reported_once_per_machine():
         from trainer.config.command import check_command
         from trainer.config.groups import make_importable
@@ -212,7 +216,12 @@ def _run_verb(verb: str, rest: list[str]) -> None:
     for note in command.notes if is_first_on_machine() else ():
         print_lines(f"note: {note}")
     single = command.single
-    if single is None:
+    if command.sweep is not None:
+        from trainer.commands.sweep import run_sweep
+
+        if code := run_sweep(command.sweep, lambda argv: _run_verb("train", argv)):
+            raise JobFailed(code)
+    elif single is None:
         _run_hydra(command)
     elif single.hydra is None:
         _start(verb, single.job, single.config)
@@ -254,14 +263,16 @@ def _check_memory_limit() -> None:
         raise ConfigError(format_error("out of memory", problem, remedy, value=f"{limit / 1e9:.1f} GB"))
 
 
-def _start(verb: str, job: object, config: Document) -> None:
+def _start(verb: str, job: object, config: Document) -> Document | None:
+    """Run a job; return the best score if it trains."""
     from trainer.config.groups import make_importable
     from trainer.config.trust import named_packages
 
     make_importable(named_packages(config))
     if verb not in ("diff", "report"):  # they do without torch
         _check_memory_limit()
-    import_module(f"trainer.commands.{verb}").run(job, config)
+    score: Document | None = import_module(f"trainer.commands.{verb}").run(job, config)
+    return score
 
 
 def _run_hydra(command: CheckedCommand) -> None:
@@ -276,7 +287,8 @@ def _run_hydra(command: CheckedCommand) -> None:
 
     line = command.line
 
-    def task(config: DictConfig) -> None:
+    def task(config: DictConfig) -> float | None:
+        """Run a job; return the monitored metric, which is the objective of Hydra's sweepers."""
         hydra_config = HydraConfig.get()
         is_sweep = hydra_config.mode == RunMode.MULTIRUN
         if is_sweep and is_first_on_machine():
@@ -286,9 +298,16 @@ def _run_hydra(command: CheckedCommand) -> None:
             print_lines(f"job {hydra_config.job.num}: {' '.join(overrides)}")
         try:
             run_dir = os.path.relpath(hydra_config.runtime.output_dir) if is_sweep else None
-            _start(line.verb, *command.composed_job(config, hydra_config.runtime.choices, run_dir))
+            score = _start(line.verb, *command.composed_job(config, hydra_config.runtime.choices, run_dir))
         except Exception as error:
             _end_job(error, line.verb, hydra_config.job.num if is_sweep else None)
+        if score is None:
+            return None
+        if is_sweep and is_first_on_machine():
+            from trainer.commands.run_folders import describe_score
+
+            print_lines(f"job {hydra_config.job.num}: {describe_score(score)}")
+        return float(score["value"])
 
     # Hydra then lets every exception of a sweep through, whole and with its cause.
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -132,6 +132,13 @@ EXPORT: Final = {
 }
 """The shape of manifest.json in a folder of artifacts."""
 
+SWEEP: Final = {
+    "format": int,
+    "config": {str: object},
+    "jobs": [{"name": str, "changes": {str: str}}],
+}
+"""The shape of sweep.json in the folder of a sweep."""
+
 SEALED_SINCE: Final = 3
 """The version of that manifest since which it contains a checksum of itself."""
 

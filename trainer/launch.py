@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from trainer.signals import (
     signals_blocked,
 )
 
-_PARENT_FD: Final = "TRAINER_PARENT_FD"
+PARENT_FD: Final = "TRAINER_PARENT_FD"
 """Environment variable with the end of a pipe that is closed when the process that watches has ended."""
 
 _JOB: Final = "job.json"
@@ -88,8 +88,8 @@ def launch(
     size: int,
     grace: float,
     advise: Advice | None = None,
-) -> None:
-    """Run a verb in `size` processes and wait until all have ended.
+) -> Path | None:
+    """Run a verb in `size` processes, wait until all have ended, and return the run folder that they have noted.
 
     The first signal is passed on to all processes, which agree when to stop. A second one kills them and this process;
     it prints what `advise` returns.
@@ -108,9 +108,9 @@ def launch(
     """
     received: list[int] = []
     with (
-        _recorded_signals(received, announces=advise is not None),
+        recorded_signals(received, announces=advise is not None),
         TemporaryDirectory(prefix="trainer-") as name,
-        _parent_pipe() as parent,
+        parent_pipe() as parent,
         socket.socket() as listening,
     ):
         folder = Path(name)
@@ -126,7 +126,7 @@ def launch(
                 processes.extend(_start(rank, folder, environment, listening.fileno(), parent) for rank in range(size))
             failures = _wait(processes, folder, grace, received)
         finally:
-            _kill(processes)
+            kill_all(processes)
         run_folder = _read_note(folder, RUN_FOLDER)
     if len(received) > 1:
         if advise is not None:
@@ -136,6 +136,7 @@ def launch(
     if failures:
         advice = advise(Path(run_folder)) if advise and run_folder and failures[0].is_death else []
         raise _error_of(failures[0], advice)
+    return Path(run_folder) if run_folder else None
 
 
 def _connection(listening: socket.socket, parent: int, folder: Path) -> dict[str, str]:
@@ -144,7 +145,7 @@ def _connection(listening: socket.socket, parent: int, folder: Path) -> dict[str
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(listening.getsockname()[1]),
         LISTEN_FD: str(listening.fileno()),
-        _PARENT_FD: str(parent),
+        PARENT_FD: str(parent),
         LAUNCH_FOLDER: str(folder),
     }
 
@@ -158,14 +159,24 @@ def _error_of(failure: Failure, advice: Sequence[str]) -> TrainerError:
     return error
 
 
+def count_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def _environment(size: int) -> dict[str, str]:
     """Return the environment of all processes; what the user has set is left as it is."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    defaults = {"OMP_NUM_THREADS": str(max(1, cores // size)), **NCCL}
+    defaults = {"OMP_NUM_THREADS": str(max(1, count_cores() // size)), **NCCL}
     if sys.platform == "linux":
         defaults["GLOO_SOCKET_IFNAME"] = "lo"  # the host's name may not resolve
     unset = {name: value for name, value in defaults.items() if name not in os.environ}
     return {**unset, "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+
+
+def own_command(*arguments: str) -> list[str]:
+    """Return the command of a process that runs this package with these arguments."""
+    package = str(Path(__file__).resolve().parent.parent)
+    return [sys.executable, "-P", "-c", _BOOTSTRAP, package, *arguments]
 
 
 def _start(
@@ -173,11 +184,9 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     """Start a process; the first one has the screen, the output of the others is kept in a file."""
     own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    package = str(Path(__file__).resolve().parent.parent)
-    command = [sys.executable, "-P", "-c", _BOOTSTRAP, package, "--rank", str(folder / _JOB)]
     with (folder / f"rank-{rank}.txt").open("wb") as file:
         return subprocess.Popen(
-            command,
+            own_command("--rank", str(folder / _JOB)),
             env={**environment, **own},
             stdin=subprocess.DEVNULL,
             stdout=None if rank == 0 else file,
@@ -189,7 +198,7 @@ def _start(
 
 
 @contextmanager
-def _parent_pipe() -> Iterator[int]:
+def parent_pipe() -> Iterator[int]:
     """Yield the reading end of a pipe that closes when this process ends, however it ends."""
     reading, writing = os.pipe()
     try:
@@ -200,7 +209,7 @@ def _parent_pipe() -> Iterator[int]:
 
 
 @contextmanager
-def _recorded_signals(received: list[int], *, announces: bool) -> Iterator[None]:
+def recorded_signals(received: list[int], *, announces: bool) -> Iterator[None]:
     """Append the signals that arrive in the block to a list, instead of ending this process.
 
     With `announces`, the first one prints what it does.
@@ -275,7 +284,9 @@ def _read_failure(rank: int, code: int, folder: Path) -> Failure:
     return Failure(rank, 128 - code, [message, *lines], is_death=True)
 
 
-def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def kill_all(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Kill the processes that still run, and wait until all have ended."""
+    processes = list(processes)
     for process in processes:
         if process.poll() is None:
             process.kill()
@@ -294,7 +305,7 @@ def run_rank(path: Path, start: Callable[[str, dict[str, Any], list[Any]], None]
         start: Runs a verb, given its config and its changes of a stored config.
     """
     rank = int(os.environ["RANK"])
-    _end_with_parent(int(os.environ[_PARENT_FD]))
+    end_with_parent(int(os.environ[PARENT_FD]))
     document = json.loads(path.read_text(encoding="utf-8"))
     try:
         start(document["verb"], document["config"], document["stored_overrides"])
@@ -319,7 +330,7 @@ def _describe(rank: int, error: Exception, verb: str) -> Failure:
     )
 
 
-def _end_with_parent(pipe: int) -> None:
+def end_with_parent(pipe: int) -> None:
     """Kill this process when the one that watches it ends: nobody would pass a signal on to it."""
 
     def watch() -> None:

@@ -24,6 +24,14 @@ Document = dict[str, Any]
 RUNS: Final = Path("runs")
 """Default parent of run folders, relative to the working directory."""
 
+SWEEPS: Final = Path("sweeps")
+"""Default parent of the folders of sweeps with a name, relative to the working directory."""
+
+SWEEP: Final = "sweep.json"
+"""The config that the jobs of a sweep share, and its jobs."""
+
+TABLE: Final = "table.csv"
+
 CONFIG: Final = "config.yaml"
 """The resolved configuration: in a run folder, in each checkpoint and in the folder of a divergence."""
 

@@ -115,6 +115,19 @@ def read_task_state(checkpoint: Path | None) -> StateDict | None:
     return None if text is None else json.loads(text)
 
 
+def read_best_score(folder: Path) -> Document | None:
+    """Return the step and the score of the best checkpoint of a run; None if no checkpoint has a score."""
+    ranked = rank_by_score(list_newest_first(folder / CHECKPOINTS))
+    return {"step": ranked[0].step, **(ranked[0].score or {})} if ranked else None
+
+
+def describe_score(score: Document | None) -> str:
+    """Return the monitored metric of a run, with its direction."""
+    if score is None:
+        return "no score"
+    return f"{score['name']} {score['value']:g} ({'higher' if score['higher_is_better'] else 'lower'} is better)"
+
+
 def select_checkpoint(path: str | None, checkpoint: str) -> str:
     """Return the name of the checkpoint to use: the one that `path` names, else `checkpoint`."""
     name = "" if path is None else Path(path).name
@@ -225,8 +238,7 @@ def read_run(path: str | None, key: str = "run") -> RunRecord:
     evaluations = {file.stem: read_document(file, EVALUATION, "Evaluate again: trainer eval") for file in files}
     for document in evaluations.values():
         document.pop(CHECKSUM, None)
-    ranked = rank_by_score(list_newest_first(folder / CHECKPOINTS))
-    best = {"step": ranked[0].step, **(ranked[0].score or {})} if ranked else None
+    best = read_best_score(folder)
     return RunRecord(folder, load_stored_config(folder, key), read_events(folder / METRICS), evaluations, best)
 
 

@@ -21,6 +21,7 @@ from trainer.commands.run_folders import (
     discard_unless_started,
     find_run_folder,
     fixed_folder,
+    read_best_score,
     read_task_state,
     run_argument,
 )
@@ -87,8 +88,10 @@ class Start:
     notes: list[str]
 
 
-def run(job: TrainJob, config: Document) -> None:
-    """Train a job to its end, in this process or in one for each of its devices.
+def run(job: TrainJob, config: Document) -> Document | None:
+    """Train a job to its end, in this process or in one for each of its devices; return its best score.
+
+    The score is the one of the best checkpoint, as its `state.json` contains it; None if no checkpoint has one.
 
     Args:
         job: The checked config.
@@ -100,8 +103,8 @@ def run(job: TrainJob, config: Document) -> None:
     devices = num_processes(job.devices, job.device)
     config = config | {"devices": devices, "shard": job.shard if devices > 1 else False}
     if devices > 1 and not is_rank():
-        launch("train", config, (), devices, job.launch.grace, _advise_resume)
-        return
+        folder = launch("train", config, (), devices, job.launch.grace, _advise_resume)
+        return None if folder is None else read_best_score(folder)
     if not names_environment(config["run"]["cwd"]):
         cwd = Path(expand_home(job.run.cwd or "")).absolute()
         config = config | {"run": config["run"] | {"cwd": str(cwd)}}
@@ -114,7 +117,8 @@ def run(job: TrainJob, config: Document) -> None:
             start, snapshot = _prepare(job, config, stack)
             _train_alone(start, snapshot, signals)
         else:
-            _train_with_others(job, config, signals, stack)
+            start = _train_with_others(job, config, signals, stack)
+        return read_best_score(start.folder)
 
 
 def _prepare(job: TrainJob, config: Document, stack: ExitStack) -> tuple[Start, Snapshot | None]:
@@ -143,8 +147,8 @@ def _train_alone(start: Start, snapshot: Snapshot | None, signals: StopSignals) 
     _train(start, snapshot, signals, Ranks(), ExitStack())
 
 
-def _train_with_others(job: TrainJob, config: Document, signals: StopSignals, stack: ExitStack) -> None:
-    """Train in this process, one of several: the first one prepares the run for all."""
+def _train_with_others(job: TrainJob, config: Document, signals: StopSignals, stack: ExitStack) -> Start:
+    """Train in this process, one of several: the first one prepares the run for all. Return the starting point."""
     from trainer.builders.training import join_devices
     from trainer.checkpoint.lock import require_shared
     from trainer.checkpoint.store import Store
@@ -173,6 +177,7 @@ def _train_with_others(job: TrainJob, config: Document, signals: StopSignals, st
             store = Store(start.folder / CHECKPOINTS, job.checkpoint.keep)
             snapshot = store.load(f"step-{start.step}", on_demand=bool(job.shard))
     _train(start, snapshot, signals, ranks, group)
+    return start
 
 
 def _stored_task_state(job: TrainJob) -> StateDict | None:

@@ -20,6 +20,7 @@ from trainer.config.stored import (
     load_stored_config,
     with_overrides,
 )
+from trainer.config.sweep import Sweep, find_sweep
 from trainer.config.trust import keep_references, resolve_environment, trust_problems
 from trainer.config.validate import job_of, typed_job, validate_config, validate_value
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
@@ -57,11 +58,13 @@ class CheckedCommand:
         line: The command line.
         single: Its one job; None if Hydra's own main must run, for a sweep or to show something.
         notes: What the user should know before it starts.
+        sweep: The sweep with a name that it runs, if any.
     """
 
     line: CommandLine
     single: CheckedJob | None
     notes: tuple[str, ...] = ()
+    sweep: Sweep | None = None
 
     def composed_job(
         self, composed: DictConfig, choices: Mapping[str, str | None], run_dir: str | None
@@ -131,8 +134,9 @@ def check_command(verb: str, argv: Sequence[str], check_inputs: InputCheck | Non
     _check_run(line)
     notes = tuple(dict.fromkeys(findings.notes))
     assert findings.composed is not None
+    sweep = find_sweep(line, findings.config)
     if line.arguments.needs_hydra or compose.is_sweep_by_default(findings.composed):
-        return CheckedCommand(line, None, notes)
+        return CheckedCommand(line, None, notes, sweep)
     config = keep_references(findings.config, compose.without_hydra(findings.composed))
     return CheckedCommand(line, _checked_job(config, line, findings.composed), notes)
 

@@ -115,7 +115,7 @@ def record_overrides(config: DictConfig, overrides: Sequence[Override]) -> None:
         )
 
 
-def run_with_hydra(config: DictConfig, job: Callable[[], None]) -> None:
+def run_with_hydra(config: DictConfig, job: Callable[[], object]) -> None:
     """Run a job in the environment that Hydra's own config describes: folder, variables, logging, callbacks."""
     # Imported here, as errors of the config are reported without these modules.
     from hydra._internal.callbacks import Callbacks

@@ -236,6 +236,18 @@ class LaunchSection:
 
 
 @dataclass(frozen=True)
+class SweepSection:
+    """A sweep (--multirun) whose jobs are kept in one folder."""
+
+    name: NonEmptyStr | None = key(
+        None,
+        "name of the sweep: its jobs and their table are in sweeps/<name>, and the same command continues it; "
+        "null lets Hydra run the sweep in runs/multirun",
+    )
+    jobs: Count = key(1, "jobs of a sweep with a name that run at the same time, a process each")
+
+
+@dataclass(frozen=True)
 class LoggerSection:
     """The outputs for metrics during the run."""
 
@@ -301,6 +313,7 @@ class TrainJob:
     eval: EvalSection = section(EvalSection, "the evaluation of the best weights at the end")
     logger: LoggerSection = section(LoggerSection, "where metrics are written")
     launch: LaunchSection = section(LaunchSection, "how the processes of several devices wait for each other")
+    sweep: SweepSection = section(SweepSection, "the jobs of a sweep (--multirun)")
     task: Part = group("what the model learns: columns, encoding, metrics")
     data: Part = group("the source of the samples", DataKeys)
     model: Part = group("the network", ModelKeys)

@@ -71,6 +71,7 @@ TRAINING_KEYS = (
     "logger",
     "observers",
     "launch",
+    "sweep",
     "model.weights",
     "model.weights_rename",
     "model.weights_ignore",
@@ -92,6 +93,7 @@ MAY_CHANGE = (
     "deterministic",
     "shard",
     "launch.*",
+    "sweep.*",
     "resume",
     "trust",
     "data.cache_dir",
@@ -417,7 +419,7 @@ def resume_config(stored: Mapping[str, Any], current: Mapping[str, Any]) -> tupl
     ]
     if forbidden:
         raise ConfigError(*(_forbidden_change(*change, stored) for change in forbidden))
-    notes = [f"{key}: {_change(old, new)}; {NOTES[key]}" for key, old, new in changes if key in NOTES]
+    notes = [f"{key}: {describe_change(old, new)}; {NOTES[key]}" for key, old, new in changes if key in NOTES]
     return dict(current), notes
 
 
@@ -447,7 +449,8 @@ def _listed(value: object) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _change(old: object, new: object) -> str:
+def describe_change(old: object, new: object) -> str:
+    """Return the old and the new value of a key for a message."""
     return " -> ".join("(absent)" if value is _ABSENT else show_value(value) for value in (old, new))
 
 
@@ -455,7 +458,7 @@ def _forbidden_change(key: str, old: object, new: object, stored: Mapping[str, A
     remedy = "Keep the old value, or start a new run"
     if "weights" in stored.get("model", {}):
         remedy += "; model.weights=<checkpoint> starts the new run from the weights of this one"
-    group, change = key.removesuffix("._target_"), _change(old, new)
+    group, change = key.removesuffix("._target_"), describe_change(old, new)
     options = [Groups((own_folder(),)).option_of(group, str(target)) for target in (old, new)] if group != key else []
     if options and all(options):
         key, change = group, " -> ".join(map(str, options))

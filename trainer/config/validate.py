@@ -325,11 +325,12 @@ def _validate_syntax(flat: Mapping[str, Any]) -> Iterator[str]:
         value = flat.get(key)
         if isinstance(value, str) and not re.fullmatch(pattern, value):
             yield format_error(key, problem, value=value)
-    name = flat.get("run.name")
-    if isinstance(name, str) and (not name or "/" in name or "\\" in name or name in (".", "..")):
-        yield format_error("run.name", "must be the name of a folder", "Set run.dir for a path", value=name)
-    if isinstance(name, str) and len(name.encode(errors="replace")) > _MAX_RUN_NAME:
-        yield format_error("run.name", f"must have at most {_MAX_RUN_NAME} bytes", value=name)
+    for key, remedy in (("run.name", "Set run.dir for a path"), ("sweep.name", "Leave out the path")):
+        name = flat.get(key)
+        if isinstance(name, str) and (not name or "/" in name or "\\" in name or name in (".", "..")):
+            yield format_error(key, "must be the name of a folder", remedy, value=name)
+        if isinstance(name, str) and len(name.encode(errors="replace")) > _MAX_RUN_NAME:
+            yield format_error(key, f"must have at most {_MAX_RUN_NAME} bytes", value=name)
     if flat.get("resume") == "auto" and "run.name" in flat and flat["run.name"] is None and not flat.get("run.dir"):
         yield format_error("resume", "auto needs a run with a fixed folder", "Set run.name", value="auto")
 

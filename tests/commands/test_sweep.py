@@ -1,0 +1,271 @@
+"""Sweeps with a name: one folder, one table, and the same command continues them."""
+
+import csv
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from tests.support.jobs import TINY, checkpoint_files, checkpoint_steps, train, working_in, write_data
+from tests.support.processes import start, wait_until
+from trainer.cli import main
+from trainer.commands.run_folders import read_best_score
+from trainer.commands.sweep import run_sweep
+from trainer.config.command import check_command
+from trainer.config.sweep import Sweep, SweepJob, job_name
+from trainer.loop import fit
+
+STEPS = 8
+GRID = ["loss=focal,cross_entropy", "seed=0,1"]
+JOBS = [f"loss-{loss}_seed-{seed}" for loss in ("focal", "cross_entropy") for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    folder = tmp_path_factory.mktemp("sweep")
+    with working_in(folder):
+        yield [*TINY, *write_data(folder), f"train.duration={STEPS}", "checkpoint.every=2"]
+
+
+@pytest.fixture(scope="module")
+def whole(job: list[str]) -> Path:
+    """The folder of a sweep that was never stopped."""
+    assert sweep(job, "whole") == 0
+    return Path("sweeps/whole")
+
+
+def sweep(job: list[str], name: str, *overrides: str, grid: list[str] = GRID) -> int:
+    return main(["train", "-m", *job, *grid, f"sweep.name={name}", *overrides])
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "table.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_sweep(folder: Path, whole: Path) -> None:
+    """Check that every job ended in the same bytes, and that the tables are equal."""
+    for name in JOBS:
+        assert checkpoint_steps(folder / name)[-1] == STEPS
+        assert checkpoint_files(folder / name, STEPS) == checkpoint_files(whole / name, STEPS)
+    assert (folder / "table.csv").read_bytes() == (whole / "table.csv").read_bytes()
+
+
+def test_jobs_equal_single_runs_and_the_table_groups_them_by_seed(job: list[str], whole: Path) -> None:
+    assert train(Path("single"), *job, "loss=focal", "seed=1") == 0
+    assert checkpoint_files(whole / JOBS[1], STEPS) == checkpoint_files(Path("single"), STEPS)
+
+    rows = table(whole)
+    assert {row["loss"] for row in rows} == {"focal", "cross_entropy"}
+    means = [float(row["mean"]) for row in rows]
+    assert means == sorted(means, reverse=True)
+    for row in rows:
+        values = [best_value(whole / f"loss-{row['loss']}_seed-{seed}") for seed in (0, 1)]
+        low, high = stats.t.interval(0.95, 1, loc=sum(values) / 2, scale=stats.sem(values))
+        assert [float(row[key]) for key in ("mean", "low", "high")] == pytest.approx([sum(values) / 2, low, high])
+        assert (row["metric"], row["jobs"], row["missing"], row["reason"]) == ("accuracy", "2", "0", "")
+    assert "cross_entropy" in (whole / "report.html").read_text(encoding="utf-8")
+
+
+def best_value(run: Path) -> float:
+    score = read_best_score(run)
+    assert score is not None
+    return float(score["value"])
+
+
+def test_the_same_command_skips_what_is_complete_and_runs_what_is_new(
+    job: list[str], whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(job, "grown", grid=["loss=focal", "seed=0,1"]) == 0
+    written = {path: path.stat().st_mtime_ns for path in Path("sweeps/grown").glob("*/metrics.jsonl")}
+    assert len(written) == 2
+    capsys.readouterr()
+    grid = ["loss=focal", "seed=0,1,2"]
+    assert sweep(job, "grown", "logger.console=plain", "sweep.jobs=1", grid=grid) == 0
+    assert "sweep: 2 of 3 jobs are complete already" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert [row["jobs"] for row in table(Path("sweeps/grown"))] == ["3"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.duration=9"], "train.duration: differs from the sweep that is there: 8 -> 9. Keep the old value, or "),
+        (["checkpoint.monitor=loss"], "checkpoint.monitor: differs from the sweep"),
+        (["optimizer=sgd"], "optimizer._target_: differs from the sweep"),
+    ],
+)
+def test_a_changed_sweep_is_refused(
+    overrides: list[str], message: str, job: list[str], whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(whole.rglob("*"))
+    assert sweep(job, "whole", *overrides, grid=["loss=focal,poly", "seed=7,8"]) == 2
+    assert capsys.readouterr().err.startswith(message)
+    assert sorted(whole.rglob("*")) == before
+
+
+def test_a_failed_job_is_in_the_table_and_does_not_stop_the_others(
+    job: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = ["optimizer=sgd", "optimizer.lr=1e38,0.1", "train.max_grad_norm=null"]
+    assert sweep(job, "failed", grid=grid) == 5
+    rows = table(Path("sweeps/failed"))
+    assert [row["optimizer.lr"] for row in rows] == ["0.1", "1e+38"]
+    assert (rows[0]["jobs"], rows[0]["missing"], rows[1]["jobs"], rows[1]["missing"]) == ("1", "0", "0", "1")
+    reason = "step 3: the run diverged: loss nan, gradient norm nan; the weights were not updated."
+    assert rows[1]["reason"] == reason
+    assert rows[1]["mean"] == ""
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_jobs_that_fail_in_processes_of_their_own_hand_over_their_reason(parallel: int, tmp_path: Path) -> None:
+    jobs = tuple(SweepJob(f"job-{key}", {"key": key}, (f"{key}=1",)) for key in ("lss", "sed"))
+    with working_in(tmp_path):
+        code = run_sweep(Sweep(Path("sweeps/wrong"), parallel, {}, jobs), lambda argv: check_command("train", argv))
+        rows = table(Path("sweeps/wrong"))
+    assert code == 2
+    assert [row["reason"] for row in rows] == [
+        "lss: unknown key, got 1. Did you mean loss?",
+        "sed: unknown key, got 1. Did you mean seed?",
+    ]
+
+
+COLLECTOR = """
+from hydra.experimental.callback import Callback
+
+values = []
+
+class Collect(Callback):
+    def on_job_end(self, config, job_return, **kwargs):
+        values.append(job_return.return_value)
+"""
+
+
+def test_the_monitored_metric_is_the_objective_of_a_sweep_of_hydra(
+    job: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("objective.py").write_text(COLLECTOR, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    callback = "+hydra.callbacks.collect._target_=objective.Collect"
+    assert main(["train", "-m", *job, "seed=0,1", callback, "hydra.sweep.dir=objective"]) == 0
+    assert sys.modules["objective"].values == [best_value(Path(f"objective/{number}")) for number in (0, 1)]
+    shown = [line for line in capsys.readouterr().err.splitlines() if "better" in line]
+    assert len(shown) == 2
+    assert all(re.fullmatch(r"job \d: accuracy [\d.]+ \(higher is better\)", line) for line in shown)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sweep.name=x"], "sweep.name: needs a sweep, got 'x'. Use trainer train with --multirun (-m)."),
+        (["-m", "seed=0,1", "sweep.jobs=2"], "sweep.jobs: needs a sweep with a name, got 2. Set sweep.name."),
+        (["-m", "sweep.name=x,y"], "sweep.name: has several values, got 'x,y'. Give it one."),
+        (["-m", "seed=0,1", "sweep.name=a/b"], "sweep.name: must be the name of a folder, got 'a/b'."),
+        (["-m", "seed=0,1", "sweep.name=x", "run.dir=y"], "run.dir: each job of a sweep has its own folder, got 'y'."),
+        (["-m", "seed=0,1", "sweep.name=x", "hydra.sweep.dir=y"], "hydra.sweep.dir: has no effect on a sweep with a n"),
+        (
+            ["-m", "optimizer.lr=interval(1e-4,1e-2)", "sweep.name=x"],
+            "optimizer.lr: an interval has no list of values, got 'interval(1e-4,1e-2)'. List values, such as",
+        ),
+    ],
+)
+def test_wrong_keys_of_a_sweep(
+    overrides: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with working_in(tmp_path):
+        assert main(["train", *overrides]) == 2
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sweeps" / "x").mkdir(parents=True)
+    (tmp_path / "sweeps" / "x" / "mine").touch()
+    with working_in(tmp_path):
+        assert main(["train", "-m", "seed=0,1", "sweep.name=x"]) == 3
+    assert capsys.readouterr().err.startswith("sweep.name: contains files that are not from a run")
+
+
+def test_names_of_jobs_need_no_quotes() -> None:
+    assert job_name({"loss": "focal", "optimizer.lr": "0.001"}) == "loss-focal_optimizer.lr-0.001"
+    assert job_name({}) == "job"
+    odd = [job_name({"data.train": value}) for value in ("a b.csv", "a/b.csv", "x" * 300, "x" * 301)]
+    assert len(set(odd)) == 4
+    assert all(re.fullmatch(r"[\w.+-]{1,140}", name) for name in odd)
+
+
+def test_every_kind_of_values_makes_jobs(tmp_path: Path) -> None:
+    line = ["-m", "seed=range(0,3)", "scheduler=glob(constant*)", "run.name='a b',c", "sweep.name=x"]
+    with working_in(tmp_path):
+        sweep = check_command("train", line).sweep
+    assert sweep is not None
+    assert [job.changes for job in sweep.jobs][:3] == [
+        {"seed": "0", "scheduler": "constant", "run.name": "a b"},
+        {"seed": "0", "scheduler": "constant", "run.name": "c"},
+        {"seed": "0", "scheduler": "constant_with_warmup", "run.name": "a b"},
+    ]
+    assert len(sweep.jobs) == 12
+    for each in (sweep.jobs[0], sweep.jobs[-1]):
+        single = check_command("train", each.argv).single
+        assert single is not None
+        assert single.job.run.name == each.changes["run.name"]
+        assert single.job.run.dir == f"sweeps/x/{each.name}"
+
+
+def test_a_sweep_stopped_by_a_signal_continues(
+    job: list[str], whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = 0
+
+    def stopping(*arguments: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            signal.raise_signal(signal.SIGTERM)
+        fit(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("trainer.loop.fit", stopping)
+    assert sweep(job, "stopped") == 75
+    assert capsys.readouterr().err.endswith("sweep: stopped. Continue it with the same command.\n")
+    assert [row["missing"] for row in table(Path("sweeps/stopped"))] == ["1", "2"]
+    assert sweep(job, "stopped") == 0
+    assert_same_sweep(Path("sweeps/stopped"), whole)
+
+
+def test_a_killed_sweep_ends_with_the_same_table(job: list[str], whole: Path) -> None:
+    command = ["train", "-m", *job, *GRID, "sweep.name=killed"]
+    process = start(command, Path("killed.log"))
+    second = Path("sweeps/killed") / JOBS[1] / "checkpoints" / "step-00000002" / "MANIFEST.json"
+    wait_until(second.exists, process)
+    process.kill()
+    process.join()
+    assert second.exists()
+    assert sweep(job, "killed") == 0
+    assert_same_sweep(Path("sweeps/killed"), whole)
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_sweep_killed_ten_times_ends_with_the_same_table(parallel: int, job: list[str]) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "trainer", "train", "-m", *job, *GRID, f"sweep.jobs={parallel}"]
+    whole = f"sweep.name=whole-{parallel}"
+    subprocess.run([*command, whole], env=environment, check=True)
+    times = random.Random(parallel)
+    for _ in range(10):
+        process = subprocess.Popen([*command, f"sweep.name=often-{parallel}"], env=environment)
+        time.sleep(times.uniform(1, 8))
+        process.kill()
+        process.wait()
+    subprocess.run([*command, f"sweep.name=often-{parallel}"], env=environment, check=True)
+    assert_same_sweep(Path(f"sweeps/often-{parallel}"), Path(f"sweeps/whole-{parallel}"))

@@ -1,0 +1,53 @@
+"""The table of a sweep."""
+
+import math
+
+import pytest
+from scipy import stats
+
+from trainer.report.sweep_table import JobResult, describe_best, make_table, t_quantile, table_csv
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 10, 31, 100])
+def test_quantiles_equal_scipy(degrees: int) -> None:
+    assert t_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-12)
+
+
+def result(lr: str, seed: int, value: float | None, metric: str = "loss", higher: bool = False) -> JobResult:
+    score = None if value is None else {"name": metric, "value": value, "higher_is_better": higher}
+    return JobResult({"lr": lr, "seed": str(seed)}, score, "diverged" if value is None else "")
+
+
+def test_settings_are_grouped_over_seeds_and_the_best_comes_first() -> None:
+    results = [
+        *(result("1", seed, value) for seed, value in enumerate((0.5, 0.7, 0.9))),
+        *(result("2", seed, value) for seed, value in enumerate((0.3, None, 0.5))),
+        result("3", 0, math.nan),
+        result("4", 0, None),
+    ]
+    columns, rows = make_table(results)
+    table = [dict(zip(columns, row, strict=True)) for row in rows]
+    assert [row["lr"] for row in table] == ["2", "1", "3", "4"]
+    assert [row["jobs"] for row in table] == [2, 3, 1, 0]
+    assert [row["missing"] for row in table] == [1, 0, 0, 1]
+    assert [row["reason"] for row in table] == ["diverged", "", "", "diverged"]
+    low, high = stats.t.interval(0.95, 2, loc=0.7, scale=stats.sem([0.5, 0.7, 0.9]))
+    assert (table[1]["low"], table[1]["high"]) == pytest.approx((low, high))
+    assert (table[1]["mean"], table[1]["sd"]) == pytest.approx((0.7, 0.2))
+    assert (table[3]["mean"], table[3]["low"]) == (None, None)
+
+
+def test_direction_and_metrics() -> None:
+    results = [result("1", 0, 0.5, "accuracy", True), result("2", 0, 0.7, "accuracy", True), result("3", 0, 0.1)]
+    columns, rows = make_table(results)
+    assert [row[0] for row in rows] == ["2", "1", "3"]
+    assert describe_best(columns, rows) == "Best: lr=2 with validation accuracy 0.7000 (1 job)."
+    assert table_csv(columns, rows).splitlines()[1] == "2,accuracy,0.7,,,,1,0,"
+
+
+def test_a_sweep_without_a_result_says_so() -> None:
+    assert describe_best(*make_table([result("1", 0, None)])) == "No job is complete."
+    columns, rows = make_table([result("1", seed, value) for seed, value in enumerate((0.5, 0.7))])
+    assert describe_best(columns, rows) == (
+        "Best: lr=1 with validation loss 0.6000 (2 jobs, 95 % interval -0.6706 to 1.8706)."
+    )

@@ -1,0 +1,284 @@
+"""A sweep with a name: run its jobs one after the other or side by side, and write their table."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from trainer.atomic_io import create_folder, write_text
+from trainer.checkpoint.lock import run_lock
+from trainer.commands.run_folders import check_free, describe_score, read_best_score
+from trainer.config.sweep import Sweep, SweepJob, changed_keys
+from trainer.display import print_lines
+from trainer.documents import SWEEP as SWEEP_SHAPE
+from trainer.documents import read_document
+from trainer.errors import ConfigError, Interrupted, find_user_error
+from trainer.launch import PARENT_FD, count_cores, end_with_parent, kill_all, own_command, parent_pipe, recorded_signals
+from trainer.layout import METRICS, REPORT, SWEEP, TABLE
+from trainer.rank_environment import count_gpus
+from trainer.report.console import open_console, print_table
+from trainer.report.events import read_events
+from trainer.report.page import Page, Section, Table, render_page
+from trainer.report.sweep_table import JobResult, describe_best, make_table, table_csv
+from trainer.signals import signals_blocked
+
+_FORMAT = 1
+_POLL_SECONDS = 0.05
+_UNFINISHED = "not finished yet"
+
+Start = Callable[[Sequence[str]], object]
+"""Runs `trainer train` with a command line."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a job that is not complete.
+
+    Attributes:
+        exit_code: Its exit code.
+        messages: What the user should read.
+        is_stopped: A signal has stopped it; it can be resumed.
+    """
+
+    exit_code: int
+    messages: list[str]
+    is_stopped: bool = False
+
+
+def run_sweep(sweep: Sweep, start: Start) -> int:
+    """Run the jobs of a sweep that are not complete, and show the table of all; return the exit code.
+
+    Args:
+        sweep: The sweep.
+        start: Runs a job in this process.
+
+    Raises:
+        CheckpointError: The folder cannot be used.
+        ConfigError: The folder contains a sweep with another config.
+    """
+    check_free("sweep.name", sweep.folder)
+    create_folder(sweep.folder)
+    with run_lock(sweep.folder):
+        jobs = _record(sweep)
+        waiting = [job for job in sweep.jobs if not is_complete(sweep.folder / job.name)]
+        if done := len(sweep.jobs) - len(waiting):
+            print_lines(f"sweep: {done} of {len(sweep.jobs)} jobs are complete already")
+        failures: dict[str, Outcome] = {}
+        titles = {job.name: f"job {number} of {len(waiting)}" for number, job in enumerate(waiting, 1)}
+        run = _run_here(waiting, start) if sweep.num_parallel == 1 else _run_in_processes(waiting, sweep.num_parallel)
+        stopped: Outcome | None = None
+        for job, outcome in run:
+            _announce(titles[job.name], sweep.folder / job.name, outcome)
+            if outcome is not None and outcome.is_stopped:
+                stopped = outcome
+            elif outcome is not None:
+                failures[job.name] = outcome
+            _write_table(sweep.folder, jobs, failures)
+        columns, rows = _write_table(sweep.folder, jobs, failures)
+        print_table(open_console("auto"), f"{sweep.folder}", columns, rows)
+    if stopped is not None:
+        print_lines("sweep: stopped. Continue it with the same command.")
+        return stopped.exit_code
+    return next(iter(failures.values())).exit_code if failures else 0
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether the run in a folder has reached its end, artifacts included."""
+    if not (folder / METRICS).is_file():
+        return False
+    events = read_events(folder / METRICS)
+    return bool(events) and events[-1]["event"] == "end"
+
+
+def _record(sweep: Sweep) -> dict[str, dict[str, str]]:
+    """Write the sweep's document, with the jobs of earlier commands; return the changes of each job by its name."""
+    file = sweep.folder / SWEEP
+    config = json.loads(json.dumps(sweep.config, default=str))
+    jobs: dict[str, dict[str, str]] = {}
+    if file.exists():
+        stored = read_document(file, SWEEP_SHAPE, "Choose another sweep.name")
+        if problems := changed_keys(stored["config"], config):
+            raise ConfigError(*problems)
+        jobs = {job["name"]: job["changes"] for job in stored["jobs"]}
+    jobs |= {job.name: dict(job.changes) for job in sweep.jobs}
+    document = {
+        "format": _FORMAT,
+        "config": config,
+        "jobs": [{"name": name, "changes": changes} for name, changes in jobs.items()],
+    }
+    write_text(file, json.dumps(document, indent=1) + "\n")
+    return jobs
+
+
+def _announce(job: str, folder: Path, outcome: Outcome | None) -> None:
+    """Print the score of a job that has ended, or why it has none."""
+    if outcome is None:
+        print_lines(f"{job}: {describe_score(read_best_score(folder))}")
+    elif outcome.messages:
+        print_lines(*outcome.messages)
+
+
+# The table
+
+
+def _write_table(
+    folder: Path, jobs: dict[str, dict[str, str]], failures: dict[str, Outcome]
+) -> tuple[list[str], list[list[object]]]:
+    """Write the table and the page of a sweep; return the table's columns and rows."""
+    results = [_result(folder / name, changes, failures.get(name)) for name, changes in jobs.items()]
+    columns, rows = make_table(results)
+    write_text(folder / TABLE, table_csv(columns, rows))
+    write_text(folder / REPORT, render_page(_page(folder.name, columns, rows, dict(zip(jobs, results, strict=True)))))
+    return columns, rows
+
+
+def _page(sweep: str, columns: list[str], rows: list[list[object]], results: dict[str, JobResult]) -> Page:
+    """Return the page of a sweep: the table of its settings, and the one of its jobs."""
+    keys = list(dict.fromkeys(key for result in results.values() for key in result.changes))
+    jobs = [
+        [name, *(result.changes.get(key) for key in keys), (result.score or {}).get("value"), result.reason]
+        for name, result in results.items()
+    ]
+    note = "mean: the monitored metric over the seeds; low to high: its 95 % interval by Student's t distribution."
+    sections = [
+        Section("Settings", note, tables=[Table("Best first", columns, rows)]),
+        Section("Jobs", tables=[Table("All jobs", ["run", *keys, "value", "reason"], jobs)]),
+    ]
+    return Page(f"Sweep {sweep}", f"over {', '.join(keys)}" if keys else "", describe_best(columns, rows), [], sections)
+
+
+def _result(folder: Path, changes: dict[str, str], failure: Outcome | None) -> JobResult:
+    if failure is not None:
+        return JobResult(changes, None, failure.messages[0].partition("\n")[0])
+    if not is_complete(folder):
+        return JobResult(changes, None, _UNFINISHED)
+    return JobResult(changes, read_best_score(folder))
+
+
+# Running jobs
+
+
+def _run_here(jobs: Sequence[SweepJob], start: Start) -> Iterator[tuple[SweepJob, Outcome | None]]:
+    """Run jobs one after the other in this process; yield each one with its outcome, None if it is complete."""
+    for number, job in enumerate(jobs, 1):
+        print_lines(f"job {number} of {len(jobs)}: {_describe(job)}")
+        outcome = run_job(job.argv, start)
+        yield job, outcome
+        if outcome is not None and outcome.is_stopped:
+            return
+        gc.collect()  # a start keeps what is left of the job before it from being collected
+
+
+def _describe(job: SweepJob) -> str:
+    return " ".join(f"{key}={value}" for key, value in job.changes.items())
+
+
+def run_job(argv: Sequence[str], start: Start) -> Outcome | None:
+    """Run one job in this process; return its outcome, None if it is complete."""
+    try:
+        start(argv)
+    except Exception as error:
+        user_error = find_user_error(error)
+        if user_error is None:
+            traceback.print_exception(error)
+            return Outcome(1, [f"{type(error).__name__}: {error}"])
+        messages = list(user_error.messages) or [f"ended with exit code {user_error.exit_code}."]
+        return Outcome(user_error.exit_code, messages, isinstance(user_error, Interrupted))
+    return None
+
+
+def run_job_file(path: Path, start: Start) -> int:
+    """Run the job of a file in this process, which a sweep has started; write its outcome into the same file."""
+    end_with_parent(int(os.environ.pop(PARENT_FD)))
+    outcome = run_job(json.loads(path.read_text(encoding="utf-8")), start)
+    path.write_text(json.dumps(None if outcome is None else asdict(outcome)), encoding="utf-8")
+    return 0 if outcome is None else outcome.exit_code
+
+
+def _run_in_processes(jobs: Sequence[SweepJob], num_parallel: int) -> Iterator[tuple[SweepJob, Outcome | None]]:
+    """Run jobs in processes of their own; yield each one with its outcome, None if it is complete.
+
+    The first signal is passed on to the processes, which save and end; a second one kills them and this process.
+    """
+    received: list[int] = []
+    running: dict[int, tuple[SweepJob, subprocess.Popen[bytes]]] = {}
+    waiting = list(enumerate(jobs, 1))
+    is_passed_on = False
+    with (
+        recorded_signals(received, announces=True),
+        TemporaryDirectory(prefix="trainer-") as name,
+        parent_pipe() as parent,
+    ):
+        folder = Path(name)
+        try:
+            while (running or (waiting and not received)) and len(received) < 2:
+                for slot in range(num_parallel):
+                    if waiting and not received and slot not in running:
+                        number, job = waiting.pop(0)
+                        print_lines(f"job {number} of {len(jobs)}: {_describe(job)}")
+                        running[slot] = job, _start_process(job, folder, parent, slot, num_parallel)
+                time.sleep(_POLL_SECONDS)
+                if received and not is_passed_on:
+                    is_passed_on = True
+                    for _, process in running.values():
+                        process.send_signal(received[0])
+                for slot in [slot for slot, (_, process) in running.items() if process.poll() is not None]:
+                    job, process = running.pop(slot)
+                    yield job, _read_outcome(folder / job.name, process.returncode)
+        finally:
+            kill_all(process for _, process in running.values())
+    if len(received) > 1:
+        signal.signal(received[1], signal.SIG_DFL)
+        signal.raise_signal(received[1])
+
+
+def _start_process(job: SweepJob, folder: Path, parent: int, slot: int, num_parallel: int) -> subprocess.Popen[bytes]:
+    """Start a job in a process with its share of the cores and GPUs of this machine."""
+    file = folder / job.name
+    file.write_text(json.dumps(job.argv), encoding="utf-8")
+    environment = {**os.environ, **_share(slot, num_parallel), PARENT_FD: str(parent)}
+    # A signal reaches a new process once that is ready for it: the mask is inherited.
+    with file.with_suffix(".txt").open("wb") as output, signals_blocked():
+        return subprocess.Popen(
+            own_command("--job", str(file)),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(parent,),
+            start_new_session=True,  # Ctrl-C reaches this process only, which passes it on once
+        )
+
+
+def _share(slot: int, num_parallel: int) -> dict[str, str]:
+    """Return the environment that gives a process its share of this machine's cores and GPUs."""
+    share: dict[str, str] = {}
+    if "OMP_NUM_THREADS" not in os.environ:
+        share["OMP_NUM_THREADS"] = str(max(1, count_cores() // num_parallel))
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    gpus = [gpu for gpu in named.split(",") if gpu.strip()] or [str(gpu) for gpu in range(count_gpus())]
+    if len(gpus) >= num_parallel > 1:
+        share["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slot::num_parallel])
+    return share
+
+
+def _read_outcome(file: Path, exit_code: int) -> Outcome | None:
+    """Return the outcome that a process has written, or what can be known of one that was killed."""
+    with suppress(OSError, ValueError, TypeError):
+        document = json.loads(file.read_text(encoding="utf-8"))
+        return None if document is None else Outcome(**document)
+    if exit_code >= 0:
+        lines = file.with_suffix(".txt").read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
+        return Outcome(exit_code or 1, [f"ended with exit code {exit_code}. {' '.join(lines)}"])
+    hint = " The system does so if memory runs out." if -exit_code == signal.SIGKILL else ""
+    return Outcome(128 - exit_code, [f"was killed by {signal.Signals(-exit_code).name}.{hint}"])

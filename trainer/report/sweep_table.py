@@ -1,0 +1,120 @@
+"""The table of a sweep: the monitored metric of each setting over its seeds, best first. Needs no torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from trainer.layout import Document
+
+SEED = "seed"
+"""The key over which jobs are grouped."""
+
+_COLUMNS = ("metric", "mean", "sd", "low", "high", "jobs", "missing", "reason")
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """The result of a job of a sweep.
+
+    Attributes:
+        changes: The swept keys with the job's values, as written.
+        score: The best score, as `state.json` of a checkpoint contains it; None if the job is not done or has none.
+        reason: Why the job is not done; empty if it is.
+    """
+
+    changes: Mapping[str, str]
+    score: Document | None
+    reason: str = ""
+
+
+def make_table(results: Sequence[JobResult]) -> tuple[list[str], list[list[object]]]:
+    """Return the columns and rows of the table: a row for each setting of the swept keys other than the seed.
+
+    The rows of a metric are sorted by its mean, best first; settings without a finished job come last. `low` and `high`
+    are the 95 % interval of the mean by Student's t distribution; with one job it is unknown.
+    """
+    keys = list(dict.fromkeys(key for result in results for key in result.changes if key != SEED))
+    groups: dict[tuple[tuple[str, ...], str], list[JobResult]] = {}
+    for result in results:
+        setting = tuple(result.changes.get(key, "") for key in keys)
+        metric = "" if result.score is None else str(result.score["name"])
+        groups.setdefault((setting, metric), []).append(result)
+    # Jobs that failed belong to the row of the metric that the other jobs of their setting have.
+    for setting, metric in [key for key in groups if not key[1]]:
+        if own := next((key for key in groups if key[0] == setting and key[1]), None):
+            groups[own] += groups.pop((setting, metric))
+    ordered = sorted(groups.items(), key=lambda item: _rank(item[0][1], item[1]))
+    return [*keys, *_COLUMNS], [[*setting, *_cells(metric, group)] for (setting, metric), group in ordered]
+
+
+def _values(group: Sequence[JobResult]) -> list[float]:
+    return [float(result.score["value"]) for result in group if result.score is not None]
+
+
+def _rank(metric: str, group: Sequence[JobResult]) -> tuple[bool, str, float]:
+    score = next((result.score for result in group if result.score is not None), None)
+    if score is None:
+        return True, metric, 0.0
+    mean = fmean(_values(group))
+    return False, metric, math.inf if math.isnan(mean) else -mean if score["higher_is_better"] else mean
+
+
+def _cells(metric: str, group: Sequence[JobResult]) -> list[object]:
+    values = _values(group)
+    reasons = [result.reason for result in group if result.reason]
+    mean = fmean(values) if values else None
+    deviation = low = high = None
+    if mean is not None and len(values) > 1 and all(map(math.isfinite, values)):
+        deviation = stdev(values)
+        half = t_quantile(len(values) - 1) * deviation / math.sqrt(len(values))
+        low, high = mean - half, mean + half
+    return [metric, mean, deviation, low, high, len(values), len(reasons), reasons[0] if reasons else ""]
+
+
+def t_quantile(degrees: int) -> float:
+    """Return t with P(-t < T < t) = 0.95 for Student's t distribution, by bisection of its closed form.
+
+    Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 26.7.3 and 26.7.4: a finite sum for an integer
+    number of degrees of freedom, with theta = arctan(t / sqrt(degrees)).
+    """
+
+    def probability(theta: float) -> float:
+        cosine = math.cos(theta)
+        odd = degrees % 2
+        term = cosine if odd else 1.0
+        total = term if degrees > 1 else 0.0
+        for k in range(2 + odd, degrees - 1, 2):
+            term *= (k - 1) / k * cosine**2
+            total += term
+        total *= math.sin(theta)
+        return 2 / math.pi * (theta + total) if odd else total
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if probability(middle) < _CONFIDENCE else (low, middle)
+    return math.tan(low) * math.sqrt(degrees)
+
+
+def table_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table as CSV with every digit of its numbers; unknown values are empty."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    return text.getvalue()
+
+
+def describe_best(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return the best setting of a table and its mean in a sentence."""
+    best = dict(zip(columns, rows[0], strict=True)) if rows else {}
+    if not isinstance(mean := best.get("mean"), float):
+        return "No job is complete."
+    setting = ", ".join(f"{key}={best[key]}" for key in columns[: -len(_COLUMNS)] if best[key] != "")
+    interval = "" if best["low"] is None else f", 95 % interval {best['low']:.4f} to {best['high']:.4f}"
+    jobs = f"{best['jobs']} job{'' if best['jobs'] == 1 else 's'}"
+    return f"Best: {setting or 'the only setting'} with validation {best['metric']} {mean:.4f} ({jobs}{interval})."
