@@ -23,7 +23,7 @@ The schema's metadata has one key, `trainer.predictions`, with a JSON object: `f
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from trainer.atomic_io import replaced_file
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import Document
+from trainer.shapes import DocumentError, check_shape
 
 if TYPE_CHECKING:
     import pyarrow
@@ -48,6 +49,8 @@ GROUP_ROWS: Final = 4_096
 _SUFFIX = ".predictions.parquet"
 _KEY = b"trainer.predictions"
 _FORMAT = 1
+_ABOUT: Final = {"kind": str, "classes": ([str], None), "split?": str, "step?": int, "weights?": str}
+"""The shape of the metadata, as far as it is used."""
 
 
 def predictions_file(evaluation: Path) -> Path:
@@ -144,7 +147,30 @@ def read_about(path: Path) -> Document:
         raise _unreadable(path, "cannot be read as Parquet") from error
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         raise _unreadable(path, "is not a file of predictions that this version can read")
+    try:
+        check_shape(about, _ABOUT)
+    except DocumentError as error:
+        raise _unreadable(path, f"is damaged: {error}") from error
     return about
+
+
+def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pyarrow.RecordBatch]:
+    """Yield some columns of a file of predictions in batches, so that memory is bounded.
+
+    Raises:
+        CheckpointError: It is no such file, it is damaged, or one of a later version.
+    """
+    from pyarrow import ArrowException, parquet
+
+    about = read_about(path)
+    try:
+        with parquet.ParquetFile(path) as file:
+            schemas = [predictions_schema(about["kind"], several_values=each, about={}) for each in (False, True)]
+            if not any(file.schema_arrow.equals(schema) for schema in schemas):
+                raise ValueError("the columns are not those of predictions")
+            yield from file.iter_batches(GROUP_ROWS, columns=list(columns))
+    except (OSError, ValueError, ArrowException) as error:
+        raise _unreadable(path, "is damaged") from error
 
 
 def read_predictions(path: Path, columns: list[str] | None = None) -> tuple[pyarrow.Table, Document]:

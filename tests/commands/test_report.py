@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.support.documents import artifact_entry, export_manifest
-from tests.support.jobs import train, working_in, write_data
+from tests.support.jobs import train, working_in, write_data, write_roles
 from tests.support.pages import check_page
 from trainer.cli import main
 from trainer.export.folder import write_manifest
@@ -41,6 +41,7 @@ def test_page_of_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
 
     assert "<title>one: text classification</title>" in page
     assert f"Test accuracy {evaluation['accuracy']:.4f}" in page
+    assert re.search(r"against 0\.\d{4} for always answering \w+\. The run is complete, 6 steps\.", page)
     assert "The run is complete, 6 steps." in page
     rows = cells(page)
     shown = next(row for row in rows if row[:1] == ["test"])
@@ -53,10 +54,38 @@ def test_page_of_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert page.count('class="mark"') >= 3
 
 
+TASKS = {
+    "text_classification": ("Test accuracy", {"Confusion matrix", "Calibration"}, {"Scores of each class"}),
+    "multilabel_classification": ("Test micro F1", {"Calibration"}, {"Scores of each label"}),
+    "regression": ("Test R²", {"Prediction against target", "Residuals"}, {"Distances of predictions and targets"}),
+    "token_classification": ("Test entity F1", set(), {"Scores of each entity type"}),
+    "sentence_embedding": ("Test MRR", {"Cosine of the two texts of a pair"}, set()),
+    "causal_lm": ("Test perplexity", {"Loss of each text", "Right tokens of each text"}, set()),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_pages_of_tasks(task: str, tmp_path: Path) -> None:
+    metric, figures, tables = TASKS[task]
+    with working_in(tmp_path):
+        data = [f"task={task}", *write_roles(tmp_path), "loader.limit=20"]
+        assert train(tmp_path / "run", *data, "train.duration=2", "train.eval_every=2") == 0
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    check_page(page)
+
+    assert f"{metric} " in page
+    shown = {html.unescape(title) for title in re.findall(r"<figcaption>(.*?)(?:<small|</figcaption)", page)}
+    assert figures <= shown
+    assert {"Loss", "Learning rate", "Gradient norm", "Throughput"} <= shown
+    titles = [html.unescape(title) for title in re.findall(r"<h3>(.*?)</h3>", page)]
+    assert {"Scores", "Splits", "Processes", "Worst rows"} <= {*titles}
+    assert all(any(title.startswith(wanted) for title in titles) for wanted in tables)
+
+
 def test_keys_that_differ_from_the_defaults_come_first(folder: Path) -> None:
     assert main(["report", "run=runs/two", "output=two.html"]) == 0
     page = Path("two.html").read_text(encoding="utf-8")
-    changed, _, rest = page.partition("<details>")
+    changed, _, rest = page.partition("<h2>Config</h2>")[2].partition("<details>")
 
     assert ["optimizer.lr", "0.5", "0.001"] in cells(changed)
     assert ["ema.decay", "null", "0.999"] in cells(changed)

@@ -25,8 +25,11 @@ from trainer.commands.run_folders import RunRecord, read_run
 from trainer.config.jobs import ReportJob
 from trainer.display import escape_controls
 from trainer.errors import CheckpointError, ConfigError, TrainerError
-from trainer.layout import DIVERGED, REPORT, Document
+from trainer.layout import DIVERGED, EVALUATIONS, REPORT, Document
+from trainer.predictions import predictions_file, read_about
+from trainer.report.answers import answer_section
 from trainer.report.page import Page, Section, Table, Tile, is_own_page, render_page
+from trainer.report.statistics import Baseline, measure_baseline
 
 _MAX_NAMED_KEYS = 3
 """Runs that differ in at most this many keys are named by them."""
@@ -69,15 +72,20 @@ def write_page(file: Path, records: Sequence[RunRecord], error_type: type[Traine
 def _page_of_run(record: RunRecord) -> Page:
     run = NamedRun(str(record.config.get("run", {}).get("name") or record.folder.name), record)
     parts = {group: _part_of(record.config, group) for group in ("task", "data", "model", "loss", "optimizer")}
+    split = next((split for split in ("test", "validation") if split in record.evaluations), "")
+    file = predictions_file(record.folder / EVALUATIONS / f"{split}.json")
+    about = read_about(file) if split and file.is_file() else None
+    baseline = None if about is None else measure_baseline(file, about["kind"], about["classes"])
     sections = [
         curve_section([run]),
+        *([] if about is None else [answer_section(file, about, {})]),
         evaluation_section([run]),
         data_section([run]),
         artifact_section([run]),
         config_section([run]),
         environment_section([run]),
     ]
-    tiles = [tile for tile in _tiles(record) if tile.value]
+    tiles = [*_score_tiles(record, split, baseline), *_tiles(record)]
     subtitle = ", ".join(f"{group} {name}" for group, name in parts.items() if group != "task" and name)
     title = f"{run.name}: {words(parts['task'])}"
     return Page(title, subtitle, _verdict(tiles), tiles, sections)
@@ -85,8 +93,12 @@ def _page_of_run(record: RunRecord) -> Page:
 
 def _verdict(tiles: Sequence[Tile]) -> str:
     """Return the result in a sentence: the score, what to compare it with, and how the run ended."""
-    *scores, end = tiles
-    listed = [f"{tile.label} {tile.value} ({tile.detail})" for tile in scores[:1]]
+    by_label = {tile.label: tile for tile in tiles}
+    score, baseline, end = tiles[0], by_label.get("Baseline"), tiles[-1]
+    listed = []
+    if score is not end and score.label != "Best step":
+        against = f", against {baseline.value} for {baseline.detail}" if baseline else ""
+        listed.append(f"{score.label} {score.value} ({score.detail}){against}")
     return ". ".join([*listed, f"The run is {end.value}, {end.detail}"]) + "."
 
 
@@ -95,18 +107,24 @@ def _part_of(config: Document, group: str) -> str:
     return part_name(str(part.get("_target_", ""))) if isinstance(part, dict) else ""
 
 
+def _score_tiles(record: RunRecord, split: str, baseline: Baseline | None) -> list[Tile]:
+    """Return the monitored metric of a split, and that of the simplest answers."""
+    scores, monitored = record.evaluations.get(split, {}), (record.best or {}).get("name")
+    name = monitored if monitored in scores else next(iter(_metrics_of(scores)), None)
+    if name is None:
+        return []
+    interval = interval_of(scores, str(name))
+    detail = f"95% interval {interval[0]:.4f} to {interval[1]:.4f}" if interval else "of the best weights"
+    tiles = [Tile(f"{split.capitalize()} {words(str(name))}", f"{scores[name]:.4f}", detail)]
+    if baseline is not None and name in baseline.scores:
+        tiles.append(Tile("Baseline", f"{baseline.scores[name]:.4f}", baseline.answer))
+    return tiles
+
+
 def _tiles(record: RunRecord) -> list[Tile]:
-    """Return the result of a run in numbers."""
+    """Return the best step, the time and the end of a run."""
     best = record.best or {}
     tiles = []
-    for split in ("test", "validation"):
-        scores = record.evaluations.get(split, {})
-        name = best.get("name") if best.get("name") in scores else next(iter(_metrics_of(scores)), None)
-        if name is not None:
-            interval = interval_of(scores, str(name))
-            detail = f"95% interval {interval[0]:.4f} to {interval[1]:.4f}" if interval else "of the best weights"
-            tiles.append(Tile(f"{split.capitalize()} {words(str(name))}", f"{scores[name]:.4f}", detail))
-            break
     if best:
         value, weights = best.get("value"), "averaged" if best.get("weights") == "ema" else "raw"
         detail = (

@@ -23,11 +23,11 @@ _NOT_PLOTTED: Final = frozenset({"event", "step", "epoch", "split", "weights", "
 
 _TRAINING: Final = {
     "lr": ("Learning rate", "learning rate", 1.0),
-    "grad_norm": ("Gradient norm", "2-norm before clipping", 1.0),
+    "grad_norm": ("Gradient norm", "2-norm of the gradient", 1.0),
     "samples_per_second": ("Throughput", "samples per second", 1.0),
     "tokens_per_second": ("Throughput in tokens", "tokens per second", 1.0),
     "mfu": ("Model FLOPs utilization", "share of the peak", 1.0),
-    "memory": ("Peak memory", "GiB", 2.0**-30),
+    "memory": ("Peak memory", "memory in GiB", 2.0**-30),
     "scale": ("Loss scale", "factor", 1.0),
 }
 """Heading, axis title and factor of the values of a `train` event, in the order of their charts."""
@@ -37,6 +37,8 @@ _FAR_APART: Final = frozenset({"loss", "perplexity", "grad_norm"})
 """Values whose axis may be logarithmic."""
 
 _FROM_ZERO: Final = frozenset({"lr", "samples_per_second", "tokens_per_second", "mfu", "memory"})
+
+_ABBREVIATIONS: Final = {"f1": "F1", "r2": "R²", "mae": "MAE", "rmse": "RMSE", "mrr": "MRR"}
 
 _OWN_KEYS: Final = ("run.", "resume", "trust")
 """Keys that say where a run is, not what it does."""
@@ -57,7 +59,7 @@ class NamedRun:
 
 def words(name: str) -> str:
     """Return a name of a metric or a key as words."""
-    return name.replace("_", " ").replace(" f1", " F1")
+    return _ABBREVIATIONS.get(name) or name.replace("_", " ").replace(" f1", " F1")
 
 
 def part_name(target: str) -> str:

@@ -317,7 +317,7 @@ def draw_bars(
     heights = [0.0, *(height for _, _, height in bars), *((1.0,) if diagonal else ())]
     frame = _Frame(fit_axis(x_title, edges), fit_axis(y_title, heights, bounds=bounds))
     content = ['<g class="s0 bars">']
-    for left, right, height in bars:
+    for left, right, height in (bar for bar in bars if bar[2]):
         (x1, top), (x2, bottom) = frame.at(left, height), frame.at(right, 0.0)
         size = f'width="{max(1.0, x2 - x1 - 1):.1f}" height="{max(0.0, bottom - top):.1f}"'
         title = f"{left:.4g} to {right:.4g}: {height:.4g}"
@@ -340,7 +340,7 @@ def draw_matrix(names: Sequence[str], counts: Sequence[Sequence[int]], row_title
     shown = [shorten(name, 16) for name in names]
     size = max(22, min(64, 420 // len(names)))
     label = 8 + 7.5 * max(map(len, shown))
-    left, top = label + 20, label + 26
+    left, top = max(76.0, label + 20), label + 28
     width, height = left + size * len(names) + 8, top + size * len(names) + 8
     parts = [
         f'<svg class="matrix" style="min-width:{0.9 * width:.0f}px;max-width:{width:.0f}px"'

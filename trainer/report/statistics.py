@@ -1,0 +1,256 @@
+"""Statistics of stored predictions: confusions, scores of each class, calibration, entities, and the worst rows.
+
+`trainer.predictions` describes the columns. Probabilities are read in batches, so memory does not grow with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from trainer.predictions import read_batches
+
+NUM_BINS: Final = 15
+"""Bins of the calibration curve, as in Guo et al. 2017."""
+
+
+def read_columns(file: Path, *columns: str) -> list[list[Any]]:
+    """Return columns of a file of predictions as lists."""
+    values: list[list[Any]] = [[] for _ in columns]
+    for batch in read_batches(file, columns):
+        for kept, name in zip(values, columns, strict=True):
+            kept += batch.column(name).to_pylist()
+    return values
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """The counts of targets and predictions; rows without a target are left out.
+
+    Attributes:
+        names: The K classes.
+        support: The rows of each target: (K,).
+        predicted: The rows of each prediction: (K,).
+        right: The rows whose prediction is right: (K,).
+        pairs: The count of each target and each wrong prediction, the largest first.
+    """
+
+    names: Sequence[str]
+    support: np.ndarray
+    predicted: np.ndarray
+    right: np.ndarray
+    pairs: list[tuple[int, int, int]]
+
+    def scores(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return precision, recall and F1 of each class; NaN if nothing was predicted, or nothing is there."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            precision, recall = self.right / self.predicted, self.right / self.support
+            f1 = 2 * self.right / (self.predicted + self.support)
+        return precision, recall, f1
+
+    def matrix(self) -> list[list[int]]:
+        """Return the counts of each target (row) and prediction (column)."""
+        counts: list[list[int]] = np.diag(self.right).tolist()
+        for target, prediction, count in self.pairs:
+            counts[target][prediction] = count
+        return counts
+
+
+def count_classes(targets: Sequence[Any], predictions: Sequence[Any], classes: Sequence[str] | None) -> Confusion:
+    """Return the confusion of single classes.
+
+    Args:
+        targets, predictions: A name each, or None.
+        classes: All names in their order; None if they are unknown.
+    """
+    pairs = Counter(zip(targets, predictions, strict=True))
+    names = list(classes or sorted({str(name) for pair in pairs for name in pair if name is not None}))
+    places = {name: index for index, name in enumerate(names)}
+    support, predicted, right = (np.zeros(len(names), dtype=np.int64) for _ in range(3))
+    wrong = []
+    for (target, prediction), count in pairs.items():
+        row, column = places.get(target), places.get(prediction)
+        if row is None or column is None:
+            continue
+        support[row] += count
+        predicted[column] += count
+        if row == column:
+            right[row] = count
+        else:
+            wrong.append((row, column, count))
+    return Confusion(names, support, predicted, right, sorted(wrong, key=lambda each: (-each[2], each[:2])))
+
+
+def count_labels(targets: Sequence[Any], predictions: Sequence[Any], classes: Sequence[str] | None) -> Confusion:
+    """Return the counts of sets of labels, without pairs: which label takes the place of which is unknown."""
+    support = Counter(name for row in targets for name in row or ())
+    predicted = Counter(name for row in predictions for name in row or ())
+    both = zip(targets, predictions, strict=True)
+    right = Counter(name for row, answer in both for name in {*(row or ())} & {*(answer or ())})
+    return _of_counts(list(classes or sorted({*support, *predicted})), support, predicted, right)
+
+
+def count_entities(targets: Sequence[Any], predictions: Sequence[Any]) -> Confusion:
+    """Return the counts of entities by type; one is right if its type, its first and its last word are."""
+    support, predicted, right = Counter[str](), Counter[str](), Counter[str]()
+    for row, answer in zip(targets, predictions, strict=True):
+        actual, guesses = find_entities(row or ()), find_entities(answer or ())
+        for counter, spans in ((support, actual), (predicted, guesses), (right, actual & guesses)):
+            counter.update(name for name, _, _ in spans)
+    return _of_counts(sorted({*support, *predicted}), support, predicted, right)
+
+
+def _of_counts(names: Sequence[str], *counters: Counter[str]) -> Confusion:
+    support, predicted, right = (np.array([counter[name] for name in names], dtype=np.int64) for counter in counters)
+    return Confusion(names, support, predicted, right, [])
+
+
+def find_entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """Return type, first and last word of each entity, by the rules of `trainer.task.entities`."""
+    spans, start, current, closed = set(), 0, None, True
+    for place, tag in enumerate([*tags, "O"]):
+        has_prefix = len(tag) > 1 and tag[0] in "BIESLU" and tag[1] == "-"
+        prefix, name = (tag[0], tag[2:]) if has_prefix else ("S", f"-{tag}")
+        kind = None if tag == "O" else name
+        if kind != current or closed or prefix in "BSU":
+            if current is not None:
+                spans.add((current.removeprefix("-"), start, place - 1))
+            start = place
+        current, closed = kind, prefix in "ESLU"
+    return spans
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How often answers of each confidence are right.
+
+    Attributes:
+        counts: The answers in each bin, of equal width from 0 to 1: (bins,).
+        confidence: Their mean confidence: (bins,).
+        accuracy: The share of right ones: (bins,).
+    """
+
+    counts: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: the mean distance of both, weighted by the counts (Guo et al. 2017)."""
+        distances = np.abs(self.confidence - self.accuracy)
+        return float((self.counts * distances).sum() / max(1, self.counts.sum()))
+
+
+def measure_calibration(file: Path, kind: str, classes: Sequence[str] | None) -> Calibration | None:
+    """Return the calibration of the largest probability of a class, or of all probabilities of labels.
+
+    Args:
+        file: The predictions.
+        kind: `class` or `labels`.
+        classes: The names of labels.
+
+    Returns:
+        None without probabilities.
+    """
+    sums = np.zeros((3, NUM_BINS))
+    for batch in read_batches(file, ["target", "prediction", "probabilities"]):
+        column = batch.column("probabilities")
+        targets, known = batch.column("target").to_pylist(), np.asarray(column.is_valid())
+        if not known.all() or not len(column):
+            return None
+        values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+        if kind == "class":
+            starts = column.offsets.to_numpy()[:-1] - column.offsets.to_numpy()[0]
+            confidences = np.maximum.reduceat(values, starts)
+            pairs = zip(targets, batch.column("prediction").to_pylist(), strict=True)
+            right = np.array([target == prediction for target, prediction in pairs])
+            has_target = np.array([target is not None for target in targets])
+            confidences, right = confidences[has_target], right[has_target]
+        else:
+            names = classes or ()
+            if len(values) != len(names) * len(targets):
+                return None
+            confidences = values
+            right = np.array([name in row for row in map(set, targets) for name in names])
+        bins = np.clip((confidences * NUM_BINS).astype(np.int64), 0, NUM_BINS - 1)
+        for line, weights in zip(sums, (None, confidences, right), strict=True):
+            line += np.bincount(bins, weights, minlength=NUM_BINS)
+    counts = sums[0]
+    if not counts.sum():
+        return None
+    return Calibration(counts, sums[1] / np.maximum(1, counts), sums[2] / np.maximum(1, counts))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The simplest answers and their scores.
+
+    Attributes:
+        answer: What they are.
+        scores: Their value of each metric that is known.
+    """
+
+    answer: str
+    scores: Mapping[str, float]
+
+
+def measure_baseline(file: Path, kind: str, classes: Sequence[str] | None) -> Baseline | None:
+    """Return the scores of the commonest class, or of the mean of the numbers; None if there is no such answer."""
+    (targets,) = read_columns(file, "target")
+    known = [target for target in targets if target is not None]
+    if not known:
+        return None
+    if kind == "class":
+        name, count = max(Counter(known).items(), key=lambda item: (item[1], str(item[0])))
+        share = count / len(known)
+        scores = {"accuracy": share, "macro_f1": 2 * share / (1 + share) / max(1, len(classes or {*known}))}
+        return Baseline(f"always answering {name}", scores)
+    if kind == "tags":
+        tags = Counter(tag for row in known for tag in row)
+        name, count = tags.most_common(1)[0] if tags else ("", 0)
+        return Baseline(f"always answering {name}", {"accuracy": count / max(1, sum(tags.values()))})
+    if kind == "values" and not isinstance(known[0], list):
+        numbers = np.array(known, dtype=np.float64)
+        distances = numbers - numbers.mean()
+        scores = {"mae": np.abs(distances).mean(), "rmse": math.sqrt((distances**2).mean()), "r2": 0.0}
+        return Baseline(f"always answering the mean {numbers.mean():.4g}", scores)
+    return None
+
+
+def find_worst(file: Path, kind: str, count: int) -> list[dict[str, Any]]:
+    """Return the rows with the largest losses, the largest first, as far as losses are known.
+
+    Without losses, the rows are those whose numbers are farthest off, or whose wrong class is the most probable one.
+    """
+    columns = ["row", "file", "line", "target", "prediction", "probabilities", "loss", "num_targets", "num_right"]
+    worst: list[tuple[float, int, dict[str, Any]]] = []
+    for batch in read_batches(file, columns):
+        losses = np.asarray(batch.column("loss").to_numpy(zero_copy_only=False), dtype=np.float64)
+        if np.isnan(losses).all():
+            losses = np.array([_badness(kind, row) for row in batch.to_pylist()], dtype=np.float64)
+        for place in np.argsort(np.nan_to_num(-losses, nan=np.inf), kind="stable")[:count].tolist():
+            if math.isfinite(losses[place]):
+                (row,) = batch.slice(place, 1).to_pylist()
+                probabilities = row.pop("probabilities")
+                row["confidence"] = max(probabilities) if probabilities and kind == "class" else None
+                worst.append((-float(losses[place]), int(row["row"]), row))
+        worst = sorted(worst, key=lambda each: each[:2])[:count]
+    return [row for _, _, row in worst]
+
+
+def _badness(kind: str, row: Mapping[str, Any]) -> float:
+    target, prediction = row["target"], row["prediction"]
+    if kind == "similarity" and target is None:
+        target = 1.0  # a pair has the same meaning
+    if target is None or prediction is None:
+        return math.nan
+    if kind in ("values", "similarity"):
+        return float(np.abs(np.subtract(target, prediction)).max())
+    probabilities = row["probabilities"]
+    return max(probabilities) if kind == "class" and target != prediction and probabilities else math.nan
