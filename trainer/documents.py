@@ -74,8 +74,11 @@ SHAPES: Final[Mapping[str, object]] = {
 }
 """The shape of each JSON document in a checkpoint, by its file name."""
 
-EVALUATION: Final = {"split": str, "step": int, "weights": str, "digest?": str}
-"""The shape of `eval/<split>.json`; all other fields are metrics and the keys that were changed."""
+EVALUATION: Final = {"split": str, "step": int, "weights": str, "digest?": str, "intervals?": {str: [float, float]}}
+"""The shape of `eval/<split>.json`; `intervals` has the 95 % interval of each metric that has one.
+
+All other fields are metrics and the keys that were changed.
+"""
 
 MEASURED_VALUES: Final = frozenset({"samples_per_second", "tokens_per_second", "mfu", "memory"})
 """Values of a `train` event that differ each time that the step is trained."""

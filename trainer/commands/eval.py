@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from trainer.atomic_io import create_folder, discard, refuse_to_replace, write_text
 from trainer.commands.run_folders import find_run_folder, select_checkpoint
@@ -22,7 +22,7 @@ from trainer.launch import launch
 from trainer.layout import EVALUATIONS, Document
 from trainer.predictions import is_predictions, predictions_file, predictions_schema, predictions_writer
 from trainer.rank_environment import is_first_rank, is_rank, num_processes
-from trainer.report.console import open_console, print_table
+from trainer.report.console import format_number, open_console, print_table
 from trainer.report.logs import logs_silenced
 from trainer.shapes import CHECKSUM, DocumentError, parse_json, read_bytes, seal
 from trainer.signals import end_on_signals
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from trainer.builders.checkpointed import CheckpointedModel
     from trainer.data.encode import Encoded
+    from trainer.intervals import Interval
     from trainer.precision import PrecisionName
     from trainer.ranks import Ranks
     from trainer.row_recorder import RowRecorder
@@ -41,6 +42,20 @@ logger = logging.getLogger(__name__)
 _SPLITS = frozenset({"train", "validation", "test"})
 _NOT_DATA = frozenset({"strict", "cache_dir", "max_line_bytes", "max_expansion", "max_pixels"})
 """Keys of `data` that do not change the rows."""
+
+
+class Evaluation(NamedTuple):
+    """The scores of a model on some rows.
+
+    Attributes:
+        name: The name of the split; for other rows than the run's own, one that identifies them.
+        values: The loss and the metrics.
+        intervals: The 95 % interval of each that has one.
+    """
+
+    name: str
+    values: dict[str, float]
+    intervals: dict[str, Interval]
 
 
 def run(job: EvalJob, config: Document) -> None:
@@ -81,8 +96,8 @@ def _evaluate_with_others(job: EvalJob) -> None:
             _evaluate(job, join)
 
 
-def _evaluate(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple[str, CheckpointedModel, dict[str, float]]:
-    """Return the name of the score, the model and the values.
+def _evaluate(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple[CheckpointedModel, Evaluation]:
+    """Return the model and its scores.
 
     Args:
         job: The checked config.
@@ -113,7 +128,7 @@ def _evaluate(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple[st
     if changed:
         check_foreign_rows(checkpointed, job.split, rows)
     ranks = None if join is None else join()
-    name, values = evaluate_split(
+    evaluation = evaluate_split(
         checkpointed,
         job.split,
         encoded,
@@ -123,11 +138,11 @@ def _evaluate(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple[st
         force=job.force,
         keeps_predictions=job.predictions,
     )
-    return name, checkpointed, values
+    return checkpointed, evaluation
 
 
-def _show(name: str, checkpointed: CheckpointedModel, values: dict[str, float]) -> None:
-    print_table(open_console("auto"), str(checkpointed.folder), *score_table([(name, checkpointed, values)]))
+def _show(checkpointed: CheckpointedModel, evaluation: Evaluation) -> None:
+    print_table(open_console("auto"), str(checkpointed.folder), *score_table(checkpointed, evaluation))
 
 
 def evaluate_split(
@@ -140,7 +155,7 @@ def evaluate_split(
     *,
     force: bool = False,
     keeps_predictions: bool = True,
-) -> tuple[str, dict[str, float]]:
+) -> Evaluation:
     """Compute loss and metrics on the rows of a split and write them to `eval/<name>.json` in the run folder.
 
     Args:
@@ -154,7 +169,7 @@ def evaluate_split(
         keeps_predictions: Write `eval/<name>.predictions.parquet`, too.
 
     Returns:
-        The name (the split's for the run's own rows, else one that identifies the other rows) and the values.
+        The scores; the first process also returns the intervals.
 
     Raises:
         ConfigError: There is such a file, and it must not be replaced.
@@ -165,6 +180,7 @@ def evaluate_split(
     from trainer.data.quality import digest_of_rows
     from trainer.deferred_logits import deferral
     from trainer.evaluate import evaluate
+    from trainer.intervals import read_intervals
     from trainer.precision import Precision
     from trainer.ranks import Ranks
 
@@ -198,11 +214,15 @@ def evaluate_split(
             recorder=recorder,
         )
     if ranks is not None and not ranks.is_first:
-        return name, values
+        return Evaluation(name, values, {})
+    intervals: dict[str, Interval] = {}
     if not keeps_predictions:
         discard(predictions_file(file))  # of an earlier evaluation
-    write_text(file, _render(seal(document | source | values)))
-    return name, values
+    else:
+        intervals = read_intervals(predictions_file(file), values)
+    known = {"intervals": {key: list(interval) for key, interval in intervals.items()}} if intervals else {}
+    write_text(file, _render(seal(document | source | values | known)))
+    return Evaluation(name, values, intervals)
 
 
 @contextmanager
@@ -318,10 +338,11 @@ def check_foreign_rows(checkpointed: CheckpointedModel, split: str, rows: Datase
         logger.warning(problem)
 
 
-def score_table(
-    scores: Sequence[tuple[str, CheckpointedModel, dict[str, float]]],
-) -> tuple[list[str], list[list[object]]]:
-    """Return the columns and rows of a table of evaluations, each with its name."""
-    metrics = list(scores[0][2])
-    rows = [[name, model.step, model.weights, *values.values()] for name, model, values in scores]
-    return ["split", "step", "weights", *metrics], rows
+def score_table(checkpointed: CheckpointedModel, evaluation: Evaluation) -> tuple[list[str], list[list[object]]]:
+    """Return the columns and rows of the table of an evaluation: its values, and their intervals if there are some."""
+    rows: list[list[object]] = [[evaluation.name, checkpointed.step, checkpointed.weights, *evaluation.values.values()]]
+    if evaluation.intervals:
+        ends = [evaluation.intervals.get(name) for name in evaluation.values]
+        shown = [None if pair is None else " to ".join(map(format_number, pair)) for pair in ends]
+        rows.append(["95% interval", None, None, *shown])
+    return ["split", "step", "weights", *evaluation.values], rows

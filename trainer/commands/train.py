@@ -410,9 +410,9 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
         file = folder / EVALUATIONS / f"{each}.json"
         _keep_changes(file, is_evaluation)
         _keep_changes(predictions_file(file), is_predictions)
-        _, values = evaluate_split(best, each, best.encoded, "fp32", {}, keeps_predictions=job.eval.predictions)
+        evaluation = evaluate_split(best, each, best.encoded, "fp32", {}, keeps_predictions=job.eval.predictions)
     run, state = training.run, training.state
-    event = {"split": split, "weights": best.weights, "best_step": best.step, **values}
+    event = {"split": split, "weights": best.weights, "best_step": best.step, **evaluation.values}
     run.log("eval", state.step, event)
     save_model(best)
     try:
@@ -423,7 +423,7 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
         raise
     run.log("end", state.step, {"formats": [artifact.name for artifact in artifacts]})
     if job.logger.console != "none":
-        print_table(console, f"{folder}", *score_table([(split, best, values)]))
+        print_table(console, f"{folder}", *score_table(best, evaluation))
         if job.prune is not None:
             print_sparsity(console, best.origin["pruning"])
         print_artifacts(console, artifacts)
