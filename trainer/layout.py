@@ -2,7 +2,7 @@
 
 runs/<run>/                     the run folder
   config.yaml  metrics.jsonl  trainer.log  report.html  lr_range.json  .lock
-  tensorboard/
+  tensorboard/  trackers.json
   logs/rank-1.log               warnings of the second process of a run on several devices
   checkpoints/step-00000930/    state.json  task.json  config.yaml  MANIFEST.json  *.safetensors
   diverged/step-00000930/       report.json  batch.safetensors  config.yaml
@@ -44,6 +44,8 @@ REPORT: Final = "report.html"
 LR_RANGE: Final = "lr_range.json"
 LOCK: Final = ".lock"
 TENSORBOARD: Final = "tensorboard"
+TRACKERS: Final = "trackers.json"
+"""The ids of the runs in trackers, so that a resumed run goes on in them."""
 
 CHECKPOINTS: Final = "checkpoints"
 STATE: Final = "state.json"

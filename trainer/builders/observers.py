@@ -10,6 +10,7 @@ from trainer.display import masked_config
 from trainer.layout import Document
 from trainer.observers import Observers, training_state_kept
 from trainer.protocols import Observer, RunView
+from trainer.report.trackers import make_tracker
 from trainer.run import StepCounts
 
 
@@ -24,6 +25,8 @@ def build_observers(job: TrainJob, config: Document, folder: Path, steps: StepCo
         path = f"observers.{number}"
         with training_state_kept():
             observers[f"{path} ({part['_target_']})"] = instantiate(path, part)
+    for name in dict.fromkeys(job.logger.trackers):
+        observers[f"logger.trackers ({name})"] = make_tracker(name, offline=job.logger.offline)
     if not observers:
         return None
     view = RunView(folder.absolute(), folder.absolute().name, masked_config(config), steps.total, steps.per_epoch)

@@ -255,6 +255,10 @@ class LoggerSection:
         "auto", "output on the screen; auto is rich on a terminal, else plain"
     )
     tensorboard: bool = key(True, "write event files for TensorBoard")
+    trackers: list[Literal["wandb", "mlflow", "swanlab"]] = key(
+        [], "experiment trackers that get the name, the config without secrets and the metrics of the run"
+    )
+    offline: bool = key(False, "let trackers write only into the folder trackers next to the run folder")
 
 
 @dataclass(frozen=True)

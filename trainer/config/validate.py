@@ -313,6 +313,7 @@ def _validate_own_keys(config: Mapping[str, Any]) -> Iterator[str]:
     yield from _validate_phases(flat)
     yield from _validate_freeze(config)
     yield from validate_metrics(config)
+    yield from _validate_trackers(value_at(config, "logger.trackers"))
     yield from _validate_classes(config, "metrics")
     yield from _validate_classes(config, "observers")
     yield from _validate_lora(value_at(config, "model.lora"))
@@ -438,6 +439,13 @@ def _may_train_frozen(config: Mapping[str, Any]) -> bool:
     target = str(loss.get("_target_")) if isinstance(loss, Mapping) else ""
     has_weights = not target.startswith(OWN) or "in_features" in (loss or {})
     return has_weights or bool(value_at(config, "model.features")) or value_at(config, "model.lora") is not None
+
+
+def _validate_trackers(trackers: object) -> Iterator[str]:
+    for name in dict.fromkeys(trackers if isinstance(trackers, list) else []):
+        if name in ("wandb", "mlflow", "swanlab") and find_spec(name) is None:
+            problem = f"needs the package {name}, which is not installed"
+            yield format_error("logger.trackers", problem, f"pip install trainer[{name}]", value=name)
 
 
 def _validate_classes(config: Mapping[str, Any], key: str) -> Iterator[str]:

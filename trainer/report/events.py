@@ -179,10 +179,9 @@ class TensorBoard:
     def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, object]) -> None:
         with naming_errors(self._folder):
             writer = self._writer or self._open(step + 1 if event == "resume" else None)
-            if event == "train":
-                _add_scalars(writer, "train", {**values, "epoch": epoch}, step)
-            if event == "eval":
-                _add_scalars(writer, _evaluation_tag(values), values, step)
+            position = {"epoch": epoch} if event == "train" else {}
+            for tag, value in name_scalars(event, {**values, **position}).items():
+                writer.add_scalar(tag, value, step)
             # The curves up to a checkpoint are on disk no later than the checkpoint's own event.
             if event == "checkpoint":
                 writer.flush()
@@ -211,11 +210,10 @@ class TensorBoard:
             self._excepthook(arguments)
 
 
-def _add_scalars(writer: SummaryWriter, prefix: str, values: Mapping[str, object], step: int) -> None:
-    for name, value in values.items():
-        if isinstance(value, int | float):
-            writer.add_scalar(f"{prefix}/{name}", value, step)
-
-
-def _evaluation_tag(values: Mapping[str, object]) -> str:
-    return f"{values['split']}-ema" if values["weights"] == "ema" else str(values["split"])
+def name_scalars(event: str, values: Mapping[str, object]) -> dict[str, float]:
+    """Return the numbers of an event by tag, such as `train/loss` or `validation-ema/loss`."""
+    if event not in ("train", "eval"):
+        return {}
+    prefix = str(values.get("split", event))
+    prefix = f"{prefix}-ema" if values.get("weights") == "ema" else prefix
+    return {f"{prefix}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
