@@ -80,7 +80,7 @@ def concatenate(batches: list[Batch]) -> Batch:
 
 def scripted_validation(values: Callable[[], float] = lambda: 0.5) -> Validation:
     """A validation that returns scripted values of the metric instead of evaluating."""
-    return Validation(lambda model, loss: {"accuracy": values()}, "accuracy", True)
+    return Validation(lambda model, loss: {"accuracy": values()}, "accuracy", lambda: True)
 
 
 def make_run(
@@ -401,7 +401,7 @@ def test_the_better_weights_score_and_both_are_logged(
     def evaluate(model: nn.Module, loss: Loss) -> dict[str, float]:
         return {"accuracy": values[id(model)]}
 
-    run = replace(run, ema=average, validation=Validation(evaluate, "accuracy", higher_is_better))
+    run = replace(run, ema=average, validation=Validation(evaluate, "accuracy", lambda: higher_is_better))
     score = evaluate_weights(run, TrainState(step=3))
 
     assert (score.weights, score.value) == (better, {"raw": raw, "ema": ema}[better])

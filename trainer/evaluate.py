@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat, dim_zero_mean
 
 from trainer.deferred_logits import DeferredLogits
 from trainer.errors import format_error, raise_if_any
@@ -101,6 +99,8 @@ def share_states(metrics: MetricCollection, ranks: Ranks) -> None:
     A list, such as the outputs of each batch, is then in the order of one process that had read all batches.
     """
 
+    from torchmetrics import Metric
+
     def gather(state: Tensor, group: object) -> list[Tensor]:
         states = [each.to(state.device) for each in ranks.gather(state.cpu())]
         # torchmetrics stands in for the list of a process without batches with an empty tensor of any type.
@@ -113,6 +113,9 @@ def share_states(metrics: MetricCollection, ranks: Ranks) -> None:
 
 def check_shareable(metrics: MetricCollection) -> None:
     """Raise ConfigError if a value cannot be computed from the states of several processes, as of a user's metric."""
+    from torchmetrics import Metric
+    from torchmetrics.utilities import dim_zero_cat, dim_zero_mean
+
     problems = []
     for name, metric in metrics.items(keep_base=True):
         for part in (module for module in metric.modules() if isinstance(module, Metric)):

@@ -9,22 +9,91 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow
 
 from trainer.errors import DataError, format_error
 
 if TYPE_CHECKING:
-    import pyarrow
     from datasets import Dataset
 
 _SMALL = 2**24
 """Bytes of a file that may stay in memory."""
 
 _MADV_DONTNEED = 4
+
+
+class MappedRows:
+    """Rows of a table, usually mapped from an Arrow file, with the few methods of `datasets.Dataset` that a run needs.
+
+    The datasets library itself, with pandas, takes longer to load than a small file takes to train on.
+
+    Args:
+        data: The table.
+        path: The file that the table is mapped from, which another process can map as well.
+    """
+
+    def __init__(self, data: pyarrow.Table, path: str | None = None) -> None:
+        self.data = data
+        self._path = path
+
+    @classmethod
+    def from_file(cls, path: str) -> MappedRows:
+        """Map the rows of a file in the streaming format of Arrow.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is not such a file.
+        """
+        with pyarrow.memory_map(path) as source, pyarrow.ipc.open_stream(source) as reader:
+            return cls(reader.read_all(), path)
+
+    @property
+    def column_names(self) -> list[str]:
+        """The names of the columns."""
+        names: list[str] = self.data.column_names
+        return names
+
+    def __len__(self) -> int:
+        return int(self.data.num_rows)
+
+    def __getitem__(self, key: str | slice) -> Any:
+        """Return all values of a column, or the columns of a slice."""
+        if isinstance(key, str):
+            return self.data.column(key).to_pylist()
+        start, stop, _ = key.indices(len(self))
+        return self.data.slice(start, max(0, stop - start)).to_pydict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (MappedRows, (self.data,)) if self._path is None else (MappedRows.from_file, (self._path,))
+
+    def select(self, positions: Sequence[int]) -> MappedRows:
+        """Return the rows at some positions, in memory."""
+        return MappedRows(self.data.take(positions))
+
+    def iter_tables(self, names: Sequence[str], size: int) -> Iterator[pyarrow.Table]:
+        """Yield some columns, so many rows at a time."""
+        table = self.data.select(names)
+        for start in range(0, len(self), size):
+            yield table.slice(start, size)
+
+
+def as_array(values: pyarrow.Array | pyarrow.ChunkedArray) -> np.ndarray:
+    """Return numbers or truth values, if possible without a copy; pyarrow's own conversion loads pandas."""
+    if isinstance(values, pyarrow.ChunkedArray):
+        values = values.combine_chunks()
+    if values.null_count or not len(values) or not pyarrow.types.is_primitive(values.type):
+        return np.asarray(values.to_numpy(zero_copy_only=False))
+    _, buffer = values.buffers()
+    if pyarrow.types.is_boolean(values.type):
+        bits = np.unpackbits(np.frombuffer(buffer, np.uint8), bitorder="little")
+        return bits[values.offset : values.offset + len(values)].view(np.bool_)
+    dtype = np.dtype(values.type.to_pandas_dtype())
+    return np.frombuffer(buffer, dtype, len(values), values.offset * dtype.itemsize)
 
 
 class ArrayInFile:
@@ -118,16 +187,20 @@ def open_mapped_file(column: pyarrow.ChunkedArray) -> MappedFile | None:
     return None
 
 
-def release_pages(rows: Dataset) -> None:
+def release_pages(rows: Dataset | MappedRows) -> None:
     """Remove the pages of a split's file from the memory of this process."""
     if (mapped := open_mapped_file(rows.data.column(0))) is not None:
         mapped.release()
 
 
-def read_chunks(rows: Dataset, *names: str, size: int = 10_000) -> Iterator[pyarrow.Table]:
+def read_chunks(rows: Dataset | MappedRows, *names: str, size: int = 10_000) -> Iterator[pyarrow.Table]:
     """Yield columns of a split, so many rows at a time; memory does not grow with the rows."""
     mapped = open_mapped_file(rows.data.column(0))
-    for table in rows.with_format("arrow").select_columns(list(names)).iter(size):
+    if isinstance(rows, MappedRows):
+        tables = rows.iter_tables(names, size)
+    else:
+        tables = rows.with_format("arrow").select_columns(list(names)).iter(size)
+    for table in tables:
         yield table
         if mapped is not None:
             mapped.release()

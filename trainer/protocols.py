@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import MetricCollection
 
+    from trainer.mapped_files import MappedRows
     from trainer.sample_rng import SampleRng
 
 Batching = Literal["packed", "full_rows", "padded", "bucketed", "fixed"]
@@ -396,11 +397,11 @@ class Task(Stateful, Protocol):
         """
         ...
 
-    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+    def check(self, encoded: Mapping[str, MappedRows]) -> list[str]:
         """Log a summary of the encoded splits and return warnings about them."""
         ...
 
-    def lengths(self, encoded: Dataset) -> np.ndarray | None:
+    def lengths(self, encoded: MappedRows) -> np.ndarray | None:
         """Return the number of tokens of each row, int64 (N,), or None if rows have no length."""
         ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -52,12 +53,17 @@ class Validation:
     Attributes:
         evaluate: Maps a model and its loss to the mean loss and the metrics on the validation split.
         monitor: The metric that picks the best weights.
-        higher_is_better: The direction of that metric.
+        find_direction: Returns True if higher is better; called at the first evaluation.
     """
 
     evaluate: Callable[[nn.Module, Loss], dict[str, float]]
     monitor: str
-    higher_is_better: bool
+    find_direction: Callable[[], bool]
+
+    @cached_property
+    def higher_is_better(self) -> bool:
+        """The direction of the metric."""
+        return self.find_direction()
 
 
 @dataclass(frozen=True)

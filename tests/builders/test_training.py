@@ -81,8 +81,13 @@ def test_an_unknown_metric_suggests_the_nearest_one(data: list[str]) -> None:
 
     with pytest.raises(ConfigError, match=r"checkpoint\.monitor: .*got 'acuracy'. Did you mean accuracy"):
         select_monitor(job, task)
-    assert select_monitor(job_of("checkpoint.monitor=loss"), task) == ("loss", False)
-    assert select_monitor(job_of(), task) == ("accuracy", True)
+    for override, *expected in [
+        ("checkpoint.monitor=null", "accuracy", True),
+        ("checkpoint.monitor=macro_f1", "macro_f1", True),
+        ("checkpoint.monitor=loss", "loss", False),
+    ]:
+        monitor, find_direction = select_monitor(job_of(override), task)
+        assert [monitor, find_direction()] == expected
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,7 @@ from trainer.prune.masks import measure_sparsity, sparsity_report
 from trainer.targets import with_loss_head
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
+    from trainer.mapped_files import MappedRows
     from trainer.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -112,7 +111,7 @@ class CheckpointedModel:
         yield from self.batches(rows, "padded", order=None if lengths is None else np.argsort(-lengths, kind="stable"))
 
     def batches(
-        self, rows: Dataset, batching: Batching, ranks: Ranks | None = None, order: np.ndarray | None = None
+        self, rows: MappedRows, batching: Batching, ranks: Ranks | None = None, order: np.ndarray | None = None
     ) -> Iterator[Batch]:
         """Yield the batches of encoded rows in order, once; if several processes share them, those of this process.
 
@@ -208,7 +207,7 @@ def _build_loss(job: TrainJob, task: Task, device: torch.device, snapshot: Snaps
         return CrossEntropy(None, 0.0, job.loss["ignore_index"])
 
 
-def select_split(encoded: Encoded, split: str) -> Dataset:
+def select_split(encoded: Encoded, split: str) -> MappedRows:
     """Return the rows of a split.
 
     Raises:

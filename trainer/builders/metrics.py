@@ -5,18 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
 
 from trainer.builders.instantiate import instantiate
 from trainer.config.jobs import TrainJob
 from trainer.config.metrics import kind_of, metric_name, name_problem
 from trainer.errors import ConfigError, format_error, raise_if_any
 from trainer.protocols import HasUnits, LanguageModelTask, Task
-from trainer.task.named_metrics import Prepare, PreparedMetric, build_named_metric, prepare_classes, prepare_labels
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric, MetricCollection
+
+    from trainer.task.named_metrics import Prepare
 
 _TRIAL_ROWS = 8
 
@@ -54,6 +57,8 @@ def check_metrics(job: TrainJob, task: Task) -> None:
     Raises:
         ConfigError: One does not work.
     """
+    if not job.metrics:  # torchmetrics is not loaded before the first evaluation
+        return
     metrics = build_metrics(job, task)
     problems = []
     for number, entry in enumerate(job.metrics):
@@ -81,6 +86,8 @@ def _kind(task: Task) -> str:
 
 
 def _build_named(path: str, name: str, task: Task, kind: str, own: Sequence[str]) -> Metric:
+    from trainer.task.named_metrics import build_named_metric
+
     if problem := name_problem(name, kind, own):
         raise ConfigError(format_error(path, *problem, value=name))
     outputs = task.info().num_outputs or 0
@@ -93,6 +100,10 @@ def _build_named(path: str, name: str, task: Task, kind: str, own: Sequence[str]
 
 def _build_class(path: str, entry: Mapping[str, Any], task: Task, kind: str) -> Metric:
     """Make a metric of a class, which gets the number of classes or labels if it has a parameter for it."""
+    from torchmetrics import Metric
+
+    from trainer.task.named_metrics import PreparedMetric
+
     outputs = task.info().num_outputs
     context: dict[str, Any] = {"num_outputs": outputs}
     if task.target == "class":
@@ -112,6 +123,8 @@ def _build_class(path: str, entry: Mapping[str, Any], task: Task, kind: str) -> 
 
 def _prepare(task: Task, *, flat: bool) -> Prepare:
     """Return what prepares outputs and targets for added metrics; `flat` makes single values a vector (B,)."""
+    from trainer.task.named_metrics import prepare_classes, prepare_labels
+
     if task.target == "class":
         return prepare_classes
     if task.target == "multi_hot":

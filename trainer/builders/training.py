@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -51,6 +51,7 @@ from trainer.model.feature_extractor import FeatureExtractor
 from trainer.model.finetuning import is_frozen, mark_frozen
 from trainer.model.flops import PEAKS, Peaks, Utilization, count_flops, find_peak
 from trainer.model.gradient_checkpointing import checkpoint_blocks
+from trainer.optimizer.eager import eager
 from trainer.precision import Precision, PrecisionName
 from trainer.protocols import (
     Batch,
@@ -73,7 +74,8 @@ from trainer.sharding import Sharding, count_shards
 from trainer.state import TrainState
 from trainer.step_rng import StepRng
 
-_SKIPPING = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+_SKIPPING = (*_FUSED, *map(eager, _FUSED))
 """Optimizers whose fused kernels skip updates while `found_inf` is 1."""
 
 logger = logging.getLogger(__name__)
@@ -475,18 +477,22 @@ def build_validation(
     return Validation(evaluate_validation, *select_monitor(job, task))
 
 
-def select_monitor(job: TrainJob, task: Task) -> tuple[str, bool]:
-    """Return the name of the monitored metric, and True if higher is better.
+def select_monitor(job: TrainJob, task: Task) -> tuple[str, Callable[[], bool]]:
+    """Return the name of the monitored metric, and a function that returns True if higher is better.
+
+    The library of the metrics takes a second to load, so that only the first evaluation asks for them if possible.
 
     Raises:
         ConfigError: The task has no metric of this name.
     """
-    directions = metric_directions(build_metrics(job, task))
     monitor = job.checkpoint.monitor or task.monitor
+    if monitor in (task.monitor, "loss") and type(task).__module__.startswith("trainer."):
+        return monitor, lambda: metric_directions(build_metrics(job, task))[monitor]
+    directions = metric_directions(build_metrics(job, task))
     if monitor not in directions:
         remedy = did_you_mean(monitor, list(directions))
         raise ConfigError(format_error("checkpoint.monitor", UNKNOWN_METRIC, remedy, value=monitor))
-    return monitor, directions[monitor]
+    return monitor, lambda: directions[monitor]
 
 
 def _documents(config_text: str, task: Task, model: nn.Module, loss: Loss) -> dict[str, str]:

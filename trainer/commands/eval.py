@@ -28,11 +28,10 @@ from trainer.shapes import CHECKSUM, DocumentError, parse_json, read_bytes, seal
 from trainer.signals import end_on_signals
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from trainer.builders.checkpointed import CheckpointedModel
     from trainer.data.encode import Encoded
     from trainer.intervals import Interval
+    from trainer.mapped_files import MappedRows
     from trainer.precision import PrecisionName
     from trainer.ranks import Ranks
     from trainer.row_recorder import RowRecorder
@@ -268,7 +267,7 @@ def _render(document: Document) -> str:
     return json.dumps(document, indent=1) + "\n"
 
 
-def find_changed_keys(checkpointed: CheckpointedModel, split: str, rows: Dataset) -> Document:
+def find_changed_keys(checkpointed: CheckpointedModel, split: str, rows: MappedRows) -> Document:
     """Return the keys that make the rows of a split differ from the run's own rows; empty for its own rows.
 
     If the run has a score on the split, the digest of its rows decides; else the keys changed for this evaluation do.
@@ -314,7 +313,7 @@ def _make_label(split: str, changed: Document) -> str:
     return re.sub(r"[^\w-]+", "_", stem).strip("_") or "other"
 
 
-def check_foreign_rows(checkpointed: CheckpointedModel, split: str, rows: Dataset) -> None:
+def check_foreign_rows(checkpointed: CheckpointedModel, split: str, rows: MappedRows) -> None:
     """Warn of problems of rows that are not the run's own, such as rows that are in its training data.
 
     Raises:

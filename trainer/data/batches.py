@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from trainer.data.order import Order
-from trainer.mapped_files import ArrayInFile, MappedFile, open_mapped_file
+from trainer.mapped_files import ArrayInFile, MappedFile, MappedRows, as_array, open_mapped_file
 from trainer.protocols import Batch, Batching, HasByteBatches, Task, UsesExtraRows
 from trainer.ranks import Ranks
 from trainer.sample_rng import SampleRng
@@ -194,7 +194,7 @@ class Batches(Dataset[Batch]):
 
     def __init__(
         self,
-        rows: datasets.Dataset,
+        rows: datasets.Dataset | MappedRows,
         task: Task,
         batching: Batching,
         seed: int,
@@ -357,8 +357,8 @@ class RowReader:
             mapping brings up to a megabyte of the file into the memory of the process.
     """
 
-    def __init__(self, rows: datasets.Dataset) -> None:
-        table: pyarrow.Table = rows.with_format("arrow")[:]
+    def __init__(self, rows: datasets.Dataset | MappedRows) -> None:
+        table: pyarrow.Table = rows.data if isinstance(rows, MappedRows) else rows.with_format("arrow")[:]
         self._columns = {name: table.column(name).chunks for name in table.column_names}
         first_column = next(iter(self._columns.values()))
         self._file = open_mapped_file(table.column(0))
@@ -431,7 +431,7 @@ class _View:
 
 def _numbers(values: pyarrow.Array, file: MappedFile | None) -> np.ndarray | ArrayInFile:
     in_file = None if file is None else file.array(values)
-    return values.to_numpy(zero_copy_only=False) if in_file is None else in_file
+    return as_array(values) if in_file is None else in_file
 
 
 def _data_loader(

@@ -24,7 +24,7 @@ from trainer.data.quality import block_digests, row_digests
 from trainer.data.split_cache import read_index, write_index
 from trainer.errors import DataError, RowError, RowErrors, format_error, show_value
 from trainer.input_files import LIMITS
-from trainer.mapped_files import release_pages
+from trainer.mapped_files import MappedRows, release_pages
 from trainer.protocols import BLOCK_OF, Columns, EncodedColumns, LocatesRows, Row, Source, StateDict, Task
 from trainer.shapes import check_shape
 
@@ -57,7 +57,7 @@ class Encoded:
         source: The source of the data.
     """
 
-    splits: dict[str, Dataset]
+    splits: dict[str, MappedRows]
     fingerprint: str
     folder: Path
     warnings: list[str]
@@ -295,19 +295,17 @@ def _find_usable(source: Source, task: Task, split: str, rows: Dataset, errors: 
     return usable
 
 
-def _read(folder: Path) -> tuple[StateDict, dict[str, Dataset], list[str]] | None:
+def _read(folder: Path) -> tuple[StateDict, dict[str, MappedRows], list[str]] | None:
     """Return the task's state, the splits and the warnings in a cache folder; None if the folder does not exist.
 
     A damaged folder is deleted at once: later, another process may have put an intact one in its place.
     """
-    from datasets import Dataset
-
     index = read_index(folder)
     if index is None:
         return None
     try:
         check_shape(index, _SHAPE)
-        splits = {split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in index["rows"]}
+        splits = {split: MappedRows.from_file(str(folder / f"{split}.arrow")) for split in index["rows"]}
         if {split: len(rows) for split, rows in splits.items()} != index["rows"]:
             raise ValueError("rows are missing")
         for rows in splits.values():

@@ -7,17 +7,13 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainer.data.order import block_of
 from trainer.data.splits import normalize_whitespace
-from trainer.mapped_files import read_chunks
+from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Columns, Target
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 INPUT_DIGEST, TARGET_DIGEST = "input_digest", "target_digest"
 """Columns of encoded data, int64, that identify equal rows without keeping the raw rows."""
@@ -54,7 +50,7 @@ def block_digests(raw: Columns, blocks: Sequence[int]) -> dict[str, list[int]]:
     }
 
 
-def digest_of_rows(rows: Dataset) -> str:
+def digest_of_rows(rows: MappedRows) -> str:
     """Return a digest of the inputs and targets of encoded rows in order, independent of the files they came from."""
     digest = blake2b(digest_size=8)
     for name in (INPUT_DIGEST, TARGET_DIGEST):
@@ -147,7 +143,9 @@ class DataReport:
         return ["split", "rows", *names], lines
 
 
-def measure_quality(encoded: Mapping[str, Dataset], target: Target | None, *, block_size: int = 1 << 19) -> DataReport:
+def measure_quality(
+    encoded: Mapping[str, MappedRows], target: Target | None, *, block_size: int = 1 << 19
+) -> DataReport:
     """Measure encoded splits, `train` first: duplicates, rows leaked from an earlier split, contradictions, blanks.
 
     Args:
@@ -187,7 +185,7 @@ def measure_quality(encoded: Mapping[str, Dataset], target: Target | None, *, bl
     return DataReport(sizes, shares, first)
 
 
-def _rows_of_block(rows: Dataset, block: int, blocks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _rows_of_block(rows: MappedRows, block: int, blocks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return positions, input digests and target digests of the rows of a block; equal inputs are in the same block."""
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for start, (inputs, targets) in _chunks(rows, INPUT_DIGEST, TARGET_DIGEST):
@@ -197,11 +195,11 @@ def _rows_of_block(rows: Dataset, block: int, blocks: int) -> tuple[np.ndarray, 
     return positions, inputs, targets
 
 
-def _chunks(rows: Dataset, *names: str) -> Iterator[tuple[int, list[np.ndarray]]]:
+def _chunks(rows: MappedRows, *names: str) -> Iterator[tuple[int, list[np.ndarray]]]:
     """Yield the position of the first row of each chunk of a split, and arrays of its columns."""
     start = 0
     for table in read_chunks(rows, *names, size=1 << 17):
-        yield start, [table[name].to_numpy() for name in names]
+        yield start, [as_array(table[name]) for name in names]
         start += len(table)
 
 

@@ -8,6 +8,7 @@ import torch
 from annotated_types import Lt
 
 from trainer.constraints import AtLeastOne, NonNegative, Positive, validated
+from trainer.optimizer.eager import eager
 from trainer.optimizer.parameter_groups import ParameterGroup
 
 
@@ -40,5 +41,5 @@ def adafactor(
     Raises:
         ConfigError: A value is out of range.
     """
-    pair = (eps[0], eps[1])
-    return torch.optim.Adafactor(params, lr=lr, beta2_decay=beta2_decay, eps=pair, d=d, weight_decay=weight_decay)
+    pair, optimizer = (eps[0], eps[1]), eager(torch.optim.Adafactor)
+    return optimizer(params, lr=lr, beta2_decay=beta2_decay, eps=pair, d=d, weight_decay=weight_decay)

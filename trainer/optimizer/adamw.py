@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from trainer.constraints import BelowOne, NonNegative, Positive, validated
+from trainer.optimizer.eager import eager
 from trainer.optimizer.parameter_groups import ParameterGroup, can_fuse
 
 
@@ -29,4 +30,4 @@ def adamw(
         ConfigError: A value is out of range.
     """
     pair, fused = (float(betas[0]), float(betas[1])), can_fuse(params) or None
-    return torch.optim.AdamW(params, lr=lr, betas=pair, eps=eps, weight_decay=weight_decay, fused=fused)
+    return eager(torch.optim.AdamW)(params, lr=lr, betas=pair, eps=eps, weight_decay=weight_decay, fused=fused)

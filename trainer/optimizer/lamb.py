@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from trainer.constraints import BelowOne, NonNegative, Positive, validated
+from trainer.optimizer.eager import eager
 from trainer.optimizer.parameter_groups import ParameterGroup
 
 
@@ -35,7 +36,7 @@ def lamb(
     Raises:
         ConfigError: A value is out of range.
     """
-    return Lamb(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
+    return eager(Lamb)(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
 
 
 class Lamb(torch.optim.Optimizer):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from trainer.constraints import BelowOne, NonNegative, Positive, validated
+from trainer.optimizer.eager import eager
 from trainer.optimizer.parameter_groups import ParameterGroup
 
 
@@ -31,7 +32,7 @@ def lion(
     Raises:
         ConfigError: A value is out of range.
     """
-    return Lion(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})
+    return eager(Lion)(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})
 
 
 class Lion(torch.optim.Optimizer):

@@ -10,6 +10,7 @@ from annotated_types import Interval
 
 from trainer.constraints import BelowOne, NonNegative, Positive, validated
 from trainer.errors import ConfigError, format_error
+from trainer.optimizer.eager import eager
 from trainer.optimizer.parameter_groups import ParameterGroup, can_fuse
 
 
@@ -59,11 +60,13 @@ def muon(
         raise ConfigError(format_error("_target_", problem, "Use optimizer=adamw", value="trainer.optimizer.muon.muon"))
     shared: ParameterGroup = {"lr": lr, "weight_decay": weight_decay}
     newton_schulz: ParameterGroup = {"nesterov": nesterov, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
-    parts: list[torch.optim.Optimizer] = [torch.optim.Muon(matrices, momentum=momentum, **newton_schulz, **shared)]
+    parts: list[torch.optim.Optimizer] = [
+        eager(torch.optim.Muon)(matrices, momentum=momentum, **newton_schulz, **shared)
+    ]
     if others:
         adam: ParameterGroup = {"betas": tuple(betas), "eps": eps, "fused": can_fuse(others) or None}
-        parts.append(torch.optim.AdamW(others, **adam, **shared))
-    return CombinedOptimizer(parts)
+        parts.append(eager(torch.optim.AdamW)(others, **adam, **shared))
+    return eager(CombinedOptimizer)(parts)
 
 
 class CombinedOptimizer(torch.optim.Optimizer):

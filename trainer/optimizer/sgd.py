@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from trainer.constraints import BelowOne, NonNegative, Positive, Rule, validated
+from trainer.optimizer.eager import eager
 from trainer.optimizer.parameter_groups import ParameterGroup, can_fuse
 from trainer.sharding import is_sharded
 
@@ -31,4 +32,6 @@ def sgd(
     """
     # torch's fused kernel does not take shards.
     fused = (can_fuse(params) and not any(is_sharded(each) for group in params for _, each in group["params"])) or None
-    return torch.optim.SGD(params, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused)
+    return eager(torch.optim.SGD)(
+        params, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused
+    )

@@ -178,6 +178,8 @@ class TensorBoard:
 
     def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, object]) -> None:
         with naming_errors(self._folder):
+            if self._writer is None and event not in ("train", "eval", "resume"):
+                return  # nothing to draw yet: the library takes 0.35 s to load
             writer = self._writer or self._open(step + 1 if event == "resume" else None)
             position = {"epoch": epoch} if event == "train" else {}
             for tag, value in name_scalars(event, {**values, **position}).items():

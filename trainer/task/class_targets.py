@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from trainer.errors import DataError, RowError, did_you_mean, format_error
-from trainer.mapped_files import read_chunks
+from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Prediction, StateDict
 from trainer.task.class_names import (
     are_all_in_brackets,
@@ -86,7 +86,7 @@ class Classes:
             raise RowError(position, role, format_error(role, problem, did_you_mean(label, self.labels), value=label))
         return [[indices[label] for label in labels] for labels in rows]
 
-    def check(self, encoded: Mapping[str, Dataset], column: str) -> list[str]:
+    def check(self, encoded: Mapping[str, MappedRows], column: str) -> list[str]:
         """Log how many targets of each class each split has, the largest class first; return warnings about the names.
 
         Args:
@@ -98,7 +98,7 @@ class Classes:
             for batch in read_chunks(rows, column):
                 values = batch[column].combine_chunks()
                 classes = values.flatten() if hasattr(values, "value_lengths") else values
-                counts += np.bincount(classes.to_numpy(zero_copy_only=False), minlength=len(counts))
+                counts += np.bincount(as_array(classes), minlength=len(counts))
             order = np.argsort(-counts, kind="stable")
             entries = [f"{self.labels[index]} {counts[index]}" for index in order]
             if len(entries) > _MAX_LISTED:
@@ -155,7 +155,7 @@ class ClassTarget:
         """
         return [index for (index,) in self.classes.indices([(label,) for label in labels], self.role)]
 
-    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+    def check(self, encoded: Mapping[str, MappedRows]) -> list[str]:
         """Log how many samples of each class each split has; return warnings about the names of the classes."""
         return self.classes.check(encoded, self.role)
 
@@ -237,7 +237,7 @@ class MultilabelTarget:
         """
         return [np.array(sorted(set(row)), dtype=np.int32) for row in self.classes.indices(rows, self.role)]
 
-    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+    def check(self, encoded: Mapping[str, MappedRows]) -> list[str]:
         """Log how many labels the samples have and how many samples each label has; return warnings."""
         for split, rows in encoded.items():
             counts = row_lengths(rows, self.role)

@@ -14,6 +14,7 @@ import torch
 
 from trainer.errors import DataError, RowError, format_error
 from trainer.input_files import LIMITS, Limits, open_input
+from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Batching, Columns, EncodedColumns, ImageCell, StateDict
 from trainer.task.augmentation import OPERATIONS, augment
 from trainer.task.supervised import InputFields
@@ -114,15 +115,16 @@ class Images:
             columns["resized"].append(decoded.size[::-1] != self.size)
         return columns
 
-    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+    def check(self, encoded: Mapping[str, MappedRows]) -> list[str]:
         """Log the shape of the images and the share that was resized; return a warning if they have no contrast."""
         height, width = self.size
         color = "gray" if self.channels == 1 else "color"
         for split, rows in encoded.items():
-            resized = 100 * rows.with_format("numpy")["resized"][:].mean()
+            resized = 100 * sum(as_array(chunk["resized"]).sum() for chunk in read_chunks(rows, "resized")) / len(rows)
             message = "%s: %d images of %d x %d pixels, %s, %.1f%% of them resized (%s)"
             logger.info(message, split, len(rows), height, width, color, resized, self.resize)
-        pixels = np.frombuffer(b"".join(encoded["train"][:_NUM_COMPARED]["pixels"]), dtype=np.uint8)
+        first = next(read_chunks(encoded["train"], "pixels", size=_NUM_COMPARED))
+        pixels = np.frombuffer(b"".join(first["pixels"].to_pylist()), dtype=np.uint8)
         low, high = int(pixels.min()), int(pixels.max())
         if high - low >= _MIN_CONTRAST:
             return []
@@ -150,7 +152,7 @@ class Images:
         return self.pixel_inputs(rows, None)
 
     @staticmethod
-    def lengths(encoded: Dataset) -> None:
+    def lengths(encoded: MappedRows) -> None:
         return None
 
     def info_fields(self) -> InputFields:

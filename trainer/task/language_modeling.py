@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import MetricCollection
 
+    from trainer.mapped_files import MappedRows
+
 
 class LanguageModeling:
     """The methods of `Task` that causal and masked language modeling share.
@@ -55,10 +57,10 @@ class LanguageModeling:
                 np.add.at(counts, encoding.ids, 1)
         self.token_counts = counts.tolist()
 
-    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+    def check(self, encoded: Mapping[str, MappedRows]) -> list[str]:
         return self.texts.check(encoded)
 
-    def lengths(self, encoded: Dataset) -> np.ndarray:
+    def lengths(self, encoded: MappedRows) -> np.ndarray:
         return self.texts.lengths(encoded)
 
     def info(self) -> TaskInfo:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from trainer.errors import DataError, RowError, format_error
+from trainer.mapped_files import MappedRows, read_chunks
 from trainer.protocols import Prediction, StateDict
 from trainer.task.supervised import TargetFields
 
@@ -135,10 +136,10 @@ class RegressionTarget:
             raise RowError(position, "value", format_error("value", problem, value=float(values[position, place])))
         return list(standardized)
 
-    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+    def check(self, encoded: Mapping[str, MappedRows]) -> list[str]:
         """Log the values of training if they are few enough to be classes; return no warnings."""
         distinct: set[float] = set()
-        for batch in encoded["train"].with_format("arrow").select_columns(self.role).iter(10_000):
+        for batch in read_chunks(encoded["train"], self.role):
             distinct.update(batch[self.role].combine_chunks().flatten().to_pylist())
             if len(self.mean) > 1 or len(distinct) > _MAX_CLASSES:
                 return []

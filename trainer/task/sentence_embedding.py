@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from trainer.constraints import Count, Finite, HubPath, Rule, validated
+from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Batch, Batching, Columns, EncodedColumns, Inputs, Prediction, StateDict, Target, TaskInfo
 from trainer.task.numeric import SimilarityTarget
 from trainer.task.supervised import fingerprint
@@ -159,22 +160,21 @@ class SentenceEmbedding:
     def encode_inputs(self, rows: Columns) -> EncodedColumns:
         return self.texts.encode(rows["text"])
 
-    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+    def check(self, encoded: Mapping[str, MappedRows]) -> list[str]:
         """Return the warnings of `Texts.check` for each role, and log how scores become similarities."""
         warnings = []
         for split, rows in encoded.items():
             for role in self.roles:
-                names = _columns(role)
-                warnings += self.texts.check(
-                    {f"{split}, {role}": rows.select_columns(list(names)).rename_columns(names)}
-                )
-        if self.supervision == "scored" and (np.abs(encoded["train"]["similarity"]) != 1).any():
+                warnings += self.texts.check({f"{split}, {role}": rows}, tuple(_columns(role)))
+        if self.supervision == "scored" and any(
+            (np.abs(as_array(chunk["similarity"])) != 1).any() for chunk in read_chunks(encoded["train"], "similarity")
+        ):
             assert self.similarity_target.range is not None
             message = "scores of %g to %g become similarities of -1 to 1; set task.threshold to get only -1 and 1"
             logger.info(message, *self.similarity_target.range)
         return warnings
 
-    def lengths(self, encoded: Dataset) -> np.ndarray:
+    def lengths(self, encoded: MappedRows) -> np.ndarray:
         """Return the number of tokens of all views of each row in training, int64 (N,)."""
         lengths: np.ndarray = np.sum([self.texts.lengths(encoded, view) for view in self._views(training=True)], axis=0)
         return lengths

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import MetricCollection
 
+    from trainer.mapped_files import MappedRows
     from trainer.sample_rng import SampleRng
 
 
@@ -60,9 +61,9 @@ class InputEncoder(Protocol):
         """Turn the values of one column into encoded columns."""
         ...
 
-    def check(self, encoded: Mapping[str, Dataset]) -> list[str]: ...
+    def check(self, encoded: Mapping[str, MappedRows]) -> list[str]: ...
 
-    def lengths(self, encoded: Dataset) -> np.ndarray | None: ...
+    def lengths(self, encoded: MappedRows) -> np.ndarray | None: ...
 
     def model_inputs(self, rows: Columns, batching: Batching) -> dict[str, Tensor]: ...
 
@@ -97,7 +98,7 @@ class TargetEncoder(Protocol):
         """Encode the target of each row."""
         ...
 
-    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+    def check(self, encoded: Mapping[str, MappedRows]) -> list[str]:
         """Log how many targets of each class each split has; return warnings."""
         ...
 
@@ -169,10 +170,10 @@ class SupervisedTask:
         (role,) = self._roles
         return self._input_encoder.encode(rows[role])
 
-    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+    def check(self, encoded: Mapping[str, MappedRows]) -> list[str]:
         return [*self._target_encoder.check(encoded), *self._input_encoder.check(encoded)]
 
-    def lengths(self, encoded: Dataset) -> np.ndarray | None:
+    def lengths(self, encoded: MappedRows) -> np.ndarray | None:
         return self._input_encoder.lengths(encoded)
 
     def collate(self, rows: Columns, rng: SampleRng, batching: Batching) -> Batch:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from trainer.errors import DataError, RowError, format_error
+from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Batching, Columns, EncodedColumns, Row, StateDict
 from trainer.task.class_names import boolean_spellings, warn_of_equal_names
 from trainer.task.numeric import Moments
@@ -224,7 +225,7 @@ class Table:
         categorical = [column for column in self.columns if isinstance(column, CategoryColumn)]
         return {column.name: row[column.name] for column in categorical if column.encode([row[column.name]])[1][0]}
 
-    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+    def check(self, encoded: Mapping[str, MappedRows]) -> list[str]:
         """Log size and missing cells of each split; return a warning for each split with many unknown categories."""
         warnings = []
         constant = [column.name for column in self.columns if not column.features()]
@@ -235,9 +236,11 @@ class Table:
         for column in categorical:
             warnings += warn_of_equal_names(column.categories, f"features: column {column.name!r}")
         for split, rows in encoded.items():
-            columns = rows.with_format("numpy")
-            missing = columns["missing"][:].sum() / (len(rows) * len(self.columns))
-            unknown = columns["unknown"][:].sum() / max(1, len(rows) * len(categorical))
+            cells = {"missing": len(rows) * len(self.columns), "unknown": max(1, len(rows) * len(categorical))}
+            missing, unknown = (
+                sum(as_array(chunk[name]).sum() for chunk in read_chunks(rows, name)) / count
+                for name, count in cells.items()
+            )
             summary = (
                 f"{split}: {len(rows)} rows, {len(self.columns)} columns as {len(self.features)} features, "
                 f"{100 * missing:.1f}% of cells missing, {100 * unknown:.1f}% of categories unknown"
@@ -256,7 +259,7 @@ class Table:
         return warnings
 
     @staticmethod
-    def lengths(encoded: Dataset) -> None:
+    def lengths(encoded: MappedRows) -> None:
         return None
 
     @staticmethod

@@ -11,7 +11,7 @@ from annotated_types import Ge
 
 from trainer.constraints import Note
 from trainer.errors import ConfigError
-from trainer.mapped_files import read_chunks
+from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Batching, Columns, EncodedColumns, StateDict
 from trainer.task.packing import Layout, lay_out, padded_inputs, token_inputs
 from trainer.task.supervised import InputFields, fingerprint
@@ -128,20 +128,28 @@ class Texts:
         unknown = unknown_id(self.tokenizer)
         return [0 if unknown is None else int((ids == unknown).sum()) for ids in samples]
 
-    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
-        """Log the share of unknown tokens and truncated texts of each split; return the high ones as warnings."""
+    def check(
+        self, encoded: Mapping[str, MappedRows], names: Sequence[str] = ("input_ids", "truncated", "unknown")
+    ) -> list[str]:
+        """Log the share of unknown tokens and truncated texts of each split; return the high ones as warnings.
+
+        Args:
+            encoded: The splits.
+            names: The columns of the tokens, of the truncated texts and of the numbers of unknown tokens.
+        """
+        ids, truncated_column, unknown_column = names
         warnings = []
         # A vocabulary without an entry for a character of training has no room for it.
         train = None if self.user_tokenizer is not None else encoded.get("train")
         is_full = train is not None and any(
-            chunk["unknown"].to_numpy().any() for chunk in read_chunks(train, "unknown")
+            as_array(chunk[unknown_column]).any() for chunk in read_chunks(train, unknown_column)
         )
         for split, rows in encoded.items():
             num_tokens = num_unknown = num_truncated = 0
-            for chunk in read_chunks(rows, "input_ids", "unknown", "truncated"):
-                num_tokens += len(chunk["input_ids"].combine_chunks().flatten())
-                num_unknown += int(chunk["unknown"].to_numpy().sum())
-                num_truncated += int(chunk["truncated"].to_numpy().sum())
+            for chunk in read_chunks(rows, *names):
+                num_tokens += len(chunk[ids].combine_chunks().flatten())
+                num_unknown += int(as_array(chunk[unknown_column]).sum())
+                num_truncated += int(as_array(chunk[truncated_column]).sum())
             unknown, truncated = num_unknown / max(1, num_tokens), num_truncated / len(rows)
             remedies = []
             if unknown > _MAX_UNKNOWN:
@@ -161,7 +169,7 @@ class Texts:
         return warnings
 
     @staticmethod
-    def lengths(encoded: Dataset, column: str = "input_ids") -> np.ndarray:
+    def lengths(encoded: MappedRows, column: str = "input_ids") -> np.ndarray:
         """Return the number of tokens of each row of an encoded split, int64 (N,)."""
         return row_lengths(encoded, column)
 
@@ -216,9 +224,10 @@ class Texts:
         self._tokenizer.enable_truncation(self.max_length)
 
 
-def row_lengths(encoded: Dataset, column: str) -> np.ndarray:
+def row_lengths(encoded: MappedRows, column: str) -> np.ndarray:
     """Return the number of values in each row of a column of lists, int64 (N,)."""
-    return np.concatenate([chunk[column].combine_chunks().value_lengths() for chunk in read_chunks(encoded, column)])
+    offsets = (as_array(chunk[column].combine_chunks().offsets) for chunk in read_chunks(encoded, column))
+    return np.concatenate([np.diff(each) for each in offsets])
 
 
 def _try_load(tokenizer: str | None) -> tuple[Tokenizer | None, ConfigError | None]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from trainer.constraints import HubPath, validated
 from trainer.errors import RowError, format_error
+from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Batch, Batching, Columns, EncodedColumns, Inputs, Prediction, StateDict, Target, TaskInfo
 from trainer.task.class_targets import Classes
 from trainer.task.entities import entity_spans, has_prefixes
@@ -120,17 +121,17 @@ class TokenClassification:
             columns["cut"].append(len(words) - len(first))
         return {**self.texts.token_columns(encodings), **columns}
 
-    def check(self, encoded: Mapping[str, Dataset]) -> list[str]:
+    def check(self, encoded: Mapping[str, MappedRows]) -> list[str]:
         """Log the counts of the tags and the words without an output; return warnings about the tags and the texts."""
         for split, rows in encoded.items():
-            cut = int(rows.with_format("numpy")["cut"][:].sum())
+            cut = sum(int(as_array(chunk["cut"]).sum()) for chunk in read_chunks(rows, "cut"))
             if cut:
                 total = cut + int(self.texts.lengths(rows, "first").sum())
                 message = "%s: %d of %d words do not fit into %d tokens and are neither trained on nor scored"
                 logger.info(message, split, cut, total, self.texts.max_length)
         return [*self.classes.check(encoded, "tags"), *self.texts.check(encoded)]
 
-    def lengths(self, encoded: Dataset) -> np.ndarray:
+    def lengths(self, encoded: MappedRows) -> np.ndarray:
         return self.texts.lengths(encoded)
 
     def collate(self, rows: Columns, rng: SampleRng, batching: Batching) -> Batch:
