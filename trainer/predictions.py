@@ -15,6 +15,9 @@ Columns, the same for every task:
 * `num_targets` (int32): the terms of the loss, such as the tokens of a text; its mean over a split is weighted by them;
 * `num_right` (int32): the targets of a token model whose class has the largest score; null for other tasks.
 
+The metadata of the file has the key `trainer.inputs`, too: a JSON object with what the model read in the 20 worst rows,
+by the number of the row: `{"text": ...}`, shortened, or `{"image": ...}`, a small PNG in base64.
+
 The schema's metadata has one key, `trainer.predictions`, with a JSON object: `format` (1), `kind` (`class`, `labels`,
 `tags`, `values`, `similarity` or `tokens`), `classes` (names, or null), and `split`, `step`, `weights`, `precision`,
 `digest` and, for other rows than the run's own, `data`, as in `eval/<split>.json`.
@@ -23,7 +26,7 @@ The schema's metadata has one key, `trainer.predictions`, with a JSON object: `f
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -31,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from trainer.atomic_io import replaced_file
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import Document
-from trainer.shapes import DocumentError, check_shape
+from trainer.shapes import DocumentError, check_shape, parse_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -48,6 +51,7 @@ GROUP_ROWS: Final = 4_096
 
 _SUFFIX = ".predictions.parquet"
 _KEY = b"trainer.predictions"
+_INPUTS_KEY = b"trainer.inputs"
 _FORMAT = 1
 _ABOUT: Final = {"kind": str, "classes": ([str], None), "split?": str, "step?": int, "weights?": str}
 """The shape of the metadata, as far as it is used."""
@@ -106,6 +110,11 @@ class PredictionsWriter:
         self._num_pending += len(rows)
         if self._num_pending >= GROUP_ROWS:
             self._write_groups(GROUP_ROWS)
+
+    def keep_inputs(self, inputs: Mapping[int, Mapping[str, str]]) -> None:
+        """Keep what the model read in some rows."""
+        text = json.dumps({str(row): values for row, values in inputs.items()}, ensure_ascii=False)
+        self._file.add_key_value_metadata({_INPUTS_KEY: text.encode("utf-8", "replace")})
 
     def finish(self) -> None:
         """Write the rows that are left."""
@@ -169,6 +178,22 @@ def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pyarrow.RecordB
             if not any(file.schema_arrow.equals(schema) for schema in schemas):
                 raise ValueError("the columns are not those of predictions")
             yield from file.iter_batches(GROUP_ROWS, columns=list(columns))
+    except (OSError, ValueError, ArrowException) as error:
+        raise _unreadable(path, "is damaged") from error
+
+
+def read_inputs(path: Path) -> dict[int, dict[str, str]]:
+    """Return what the model read in the worst rows; empty if the file does not say so.
+
+    Raises:
+        CheckpointError: It is no file of predictions, or it is damaged.
+    """
+    from pyarrow import ArrowException, parquet
+
+    try:
+        metadata = parquet.read_metadata(path).metadata or {}
+        inputs = parse_json(metadata.get(_INPUTS_KEY, b"{}"), {str: {str: str}})
+        return {int(row): values for row, values in inputs.items()}
     except (OSError, ValueError, ArrowException) as error:
         raise _unreadable(path, "is damaged") from error
 

@@ -80,6 +80,11 @@ def test_pages_of_tasks(task: str, tmp_path: Path) -> None:
     titles = [html.unescape(title) for title in re.findall(r"<h3>(.*?)</h3>", page)]
     assert {"Scores", "Splits", "Processes", "Worst rows"} <= {*titles}
     assert all(any(title.startswith(wanted) for title in titles) for wanted in tables)
+    worst = cells(page[page.index("<h3>Worst rows</h3>") :])
+    place, text = (worst[0].index(column) for column in ("file and row", "input"))
+    file, line = worst[1][place].rsplit(":", 1)
+    row = json.loads(Path(file).read_text().splitlines()[int(line) - 1])
+    assert row["text"] in worst[1][text]
 
 
 def test_keys_that_differ_from_the_defaults_come_first(folder: Path) -> None:

@@ -20,7 +20,7 @@ HOSTILE = '"><script>alert(1)</script>\x1b[31m\u202e'
 
 
 def section_of(file: Path) -> Section:
-    return answer_section(file, read_about(file), {})
+    return answer_section(file, read_about(file))
 
 
 def render(*sections: Section) -> str:
@@ -127,6 +127,20 @@ def test_several_outputs_and_ragged_rows(tmp_path: Path) -> None:
     ]
     (distances, _) = section.tables
     assert [row[:2] for row in distances.rows] == [["output 1", 2], ["output 2", 2]]
+
+
+def test_inputs_of_worst_rows_are_shown_if_they_are_texts_or_pictures(tmp_path: Path) -> None:
+    picture = "iVBORw0KGgoAAAANSUhEUg=="
+    inputs = {0: {"text": HOSTILE}, 1: {"image": picture}, 2: {"image": f"{picture}{HOSTILE}"}, 3: {"text": "x" * 900}}
+    file = write_predictions(tmp_path, "values", inputs=inputs, target=[1.0] * 4, prediction=[2.0] * 4, loss=[1.0] * 4)
+    section = section_of(file)
+    text = render(section)
+
+    assert text.count("<img ") == 1
+    assert f'<img src="data:image/png;base64,{picture}"' in text
+    assert "&lt;script&gt;" in text
+    shown = [str(row[1]) for row in section.tables[-1].rows]
+    assert (shown[2], len(shown[3])) == ("", 300)
 
 
 def test_files_that_are_not_what_was_written_are_refused(tmp_path: Path) -> None:

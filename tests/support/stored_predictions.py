@@ -9,7 +9,13 @@ from trainer.predictions import Kind, predictions_schema, predictions_writer
 
 
 def write_predictions(
-    folder: Path, kind: Kind, *, classes: list[str] | None = None, name: str = "test", **columns: list[Any]
+    folder: Path,
+    kind: Kind,
+    *,
+    classes: list[str] | None = None,
+    name: str = "test",
+    inputs: dict[int, dict[str, str]] | None = None,
+    **columns: list[Any],
 ) -> Path:
     """Write `<name>.predictions.parquet`; columns that are not given are null, except for the number of the row."""
     several = any(isinstance(value, list) for value in columns.get("target", []))
@@ -25,4 +31,6 @@ def write_predictions(
     file = folder / f"{name}.predictions.parquet"
     with predictions_writer(file, schema) as writer:
         writer.write(pa.Table.from_arrays(arrays, schema=schema))
+        if inputs is not None:
+            writer.keep_inputs(inputs)
     return file

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from trainer.atomic_io import create_folder, discard, refuse_to_replace, write_text
+from trainer.commands.row_inputs import worst_inputs_kept
 from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.jobs import EvalJob
 from trainer.config.stored import TRAINING_KEYS, differences, parse_stored_config, unchanged_job
@@ -238,8 +239,12 @@ def _recorder(
     about = {"classes": info.class_names, **about}
     schema = predictions_schema(kind, several_values=several, about=about)
     with ExitStack() as stack:
-        first = stack.enter_context(predictions_writer(predictions_file(file), schema)) if ranks.is_first else None
-        write = stack.enter_context(written_by_first(ranks, schema, None if first is None else first.write))
+        keep = None
+        if ranks.is_first:
+            writer = stack.enter_context(predictions_writer(predictions_file(file), schema))
+            roles = tuple(task.columns())
+            keep = stack.enter_context(worst_inputs_kept(writer, kind, encoded, about["split"], roles))
+        write = stack.enter_context(written_by_first(ranks, schema, keep))
         origins = partial(encoded.origins, about["split"])
         yield RowRecorder(task, loss, schema, _without_files if _names_environment(checkpointed) else origins, write)
 

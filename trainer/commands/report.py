@@ -78,7 +78,7 @@ def _page_of_run(record: RunRecord) -> Page:
     baseline = None if about is None else measure_baseline(file, about["kind"], about["classes"])
     sections = [
         curve_section([run]),
-        *([] if about is None else [answer_section(file, about, {})]),
+        *([] if about is None else [answer_section(file, about)]),
         evaluation_section([run]),
         data_section([run]),
         artifact_section([run]),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from markupsafe import Markup
 
 from trainer.layout import Document
+from trainer.predictions import read_inputs
 from trainer.report.charts import draw_bars, draw_matrix, draw_points, shorten
 from trainer.report.page import Figure, Section, Table
 from trainer.report.statistics import (
     NUM_BINS,
+    NUM_WORST,
     Confusion,
     count_classes,
     count_entities,
@@ -29,21 +33,16 @@ _MATRIX_CLASSES: Final = 20
 _ROWS: Final = 30
 """Rows of a table that are shown without opening it."""
 
-_WORST: Final = 20
 _MAX_POINTS: Final = 1_500
 _MAX_OUTPUTS: Final = 4
 _TEXT: Final = 300
 """Characters of a text in a table."""
 
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/]{16,100000}={0,2}")
 
-def answer_section(file: Path, about: Document, inputs: Mapping[int, object]) -> Section:
-    """Return the section about a file of predictions.
 
-    Args:
-        file: The file.
-        about: Its metadata.
-        inputs: What the model read, a text or a picture, by the position of the row, as far as it is known.
-    """
+def answer_section(file: Path, about: Document) -> Section:
+    """Return the section about a file of predictions and its metadata."""
     kind, classes = about["kind"], about.get("classes")
     figures: list[Figure] = []
     tables: list[Table] = []
@@ -64,7 +63,7 @@ def answer_section(file: Path, about: Document, inputs: Mapping[int, object]) ->
             tables += _number_tables(targets, predictions)
     if kind in ("class", "labels"):
         figures += _draw_calibration(file, kind, classes)
-    tables.append(_worst_table(file, kind, inputs))
+    tables.append(_worst_table(file, kind))
     weights = "averaged weights" if about.get("weights") == "ema" else "raw weights"
     note = f"Predictions of step {about.get('step')}, {weights}."
     return Section(f"Answers on the {about.get('split')} split", note, figures=figures, tables=tables)
@@ -228,14 +227,17 @@ def _draw_histogram(values: np.ndarray, axis: str, noun: str) -> str:
     return draw_bars(bars, axis, noun)
 
 
-def _worst_table(file: Path, kind: str, inputs: Mapping[int, object]) -> Table:
-    """Return the rows with the largest losses, with their inputs as far as they are known."""
-    worst = find_worst(file, kind, _WORST)
+def _worst_table(file: Path, kind: str) -> Table:
+    """Return the rows with the largest losses, with what the model read as far as it is known."""
+    inputs = read_inputs(file)
+    worst = find_worst(file, kind, NUM_WORST)
     rows = []
     for row in worst:
         place = ":".join(str(part) for part in (row["file"], row["line"]) if part is not None)
         target, answer = _describe(kind, row)
-        rows.append([row["row"], place, inputs.get(row["row"]), target, answer, row["confidence"], row["loss"]])
+        rows.append(
+            [row["row"], place, _show_input(inputs.get(row["row"], {})), target, answer, row["confidence"], row["loss"]]
+        )
     columns = ["row", "file and row", "input", "target", "answer", "confidence", "loss"]
     kept = [index for index in range(len(columns)) if any(row[index] not in (None, "") for row in rows)]
     return Table("Worst rows", [columns[index] for index in kept], [[row[index] for index in kept] for row in rows])
@@ -253,6 +255,13 @@ def _describe(kind: str, row: Document) -> tuple[object, object]:
     if kind == "tokens":
         return f"{row['num_targets']} tokens", f"{row['num_right']} right"
     return _show(target), _show(answer)
+
+
+def _show_input(values: Mapping[str, str]) -> object:
+    """Return the text or the picture that a model read."""
+    if _BASE64.fullmatch(picture := values.get("image", "")):
+        return Markup('<img src="data:image/png;base64,{}" alt="input">').format(picture)
+    return shorten(values.get("text", ""), _TEXT)
 
 
 def _show(value: object) -> object:

@@ -10,11 +10,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
 from trainer.predictions import read_batches
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_Ranked: TypeAlias = tuple[float, int, dict[str, Any]]
+"""The negative badness of a row, its number and its values."""
+
+NUM_WORST: Final = 20
+"""Rows that are shown as the worst ones."""
 
 NUM_BINS: Final = 15
 """Bins of the calibration curve, as in Guo et al. 2017."""
@@ -223,28 +232,69 @@ def measure_baseline(file: Path, kind: str, classes: Sequence[str] | None) -> Ba
     return None
 
 
-def find_worst(file: Path, kind: str, count: int) -> list[dict[str, Any]]:
-    """Return the rows with the largest losses, the largest first, as far as losses are known.
+class WorstRows:
+    """Keeps the rows with the largest losses.
 
-    Without losses, the rows are those whose numbers are farthest off, or whose wrong class is the most probable one.
+    If no row has a loss, these are the rows whose numbers are farthest off, or whose wrong class is the most probable.
+
+    Args:
+        kind: The kind of the predictions.
+        count: The number of rows.
     """
-    columns = ["row", "file", "line", "target", "prediction", "probabilities", "loss", "num_targets", "num_right"]
-    worst: list[tuple[float, int, dict[str, Any]]] = []
-    for batch in read_batches(file, columns):
-        losses = np.asarray(batch.column("loss").to_numpy(zero_copy_only=False), dtype=np.float64)
-        if np.isnan(losses).all():
-            losses = np.array([_badness(kind, row) for row in batch.to_pylist()], dtype=np.float64)
-        for place in np.argsort(np.nan_to_num(-losses, nan=np.inf), kind="stable")[:count].tolist():
-            if math.isfinite(losses[place]):
-                (row,) = batch.slice(place, 1).to_pylist()
+
+    COLUMNS: Final = (
+        "row",
+        "file",
+        "line",
+        "target",
+        "prediction",
+        "probabilities",
+        "loss",
+        "num_targets",
+        "num_right",
+    )
+
+    def __init__(self, kind: str, count: int) -> None:
+        self._kind, self._count = kind, count
+        self._by_loss: list[_Ranked] = []
+        self._by_distance: list[_Ranked] = []
+
+    def add(self, rows: pyarrow.RecordBatch | pyarrow.Table) -> None:
+        """Consider rows."""
+        losses = np.asarray(rows.column("loss").to_numpy(zero_copy_only=False), dtype=np.float64)
+        if np.isfinite(losses).any():
+            self._by_loss = self._merge(self._by_loss, rows, losses)
+        elif not self._by_loss:
+            distances = np.array([_distance(self._kind, row) for row in rows.to_pylist()], dtype=np.float64)
+            self._by_distance = self._merge(self._by_distance, rows, distances)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows, the worst first; the largest probability of a class is its `confidence`."""
+        return [row for _, _, row in self._by_loss or self._by_distance]
+
+    def _merge(
+        self, kept: list[_Ranked], rows: pyarrow.RecordBatch | pyarrow.Table, badness: np.ndarray
+    ) -> list[_Ranked]:
+        for place in np.argsort(np.where(np.isfinite(badness), -badness, np.inf), kind="stable")[
+            : self._count
+        ].tolist():
+            if np.isfinite(badness[place]):
+                (row,) = rows.slice(place, 1).to_pylist()
                 probabilities = row.pop("probabilities")
-                row["confidence"] = max(probabilities) if probabilities and kind == "class" else None
-                worst.append((-float(losses[place]), int(row["row"]), row))
-        worst = sorted(worst, key=lambda each: each[:2])[:count]
-    return [row for _, _, row in worst]
+                row["confidence"] = max(probabilities) if probabilities and self._kind == "class" else None
+                kept.append((-float(badness[place]), int(row["row"]), row))
+        return sorted(kept, key=lambda each: each[:2])[: self._count]
 
 
-def _badness(kind: str, row: Mapping[str, Any]) -> float:
+def find_worst(file: Path, kind: str, count: int) -> list[dict[str, Any]]:
+    """Return the worst rows of a file of predictions, the worst first (see `WorstRows`)."""
+    worst = WorstRows(kind, count)
+    for batch in read_batches(file, WorstRows.COLUMNS):
+        worst.add(batch)
+    return worst.rows()
+
+
+def _distance(kind: str, row: Mapping[str, Any]) -> float:
     target, prediction = row["target"], row["prediction"]
     if kind == "similarity" and target is None:
         target = 1.0  # a pair has the same meaning
