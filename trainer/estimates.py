@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Estimate = Callable[[np.ndarray], np.ndarray]
 """Maps the counts of the units, float64 (D, U), to the metric of each draw, (D,); NaN if it is not defined."""
 
+LOWER_IS_BETTER: Final = frozenset({"loss", "perplexity", "mae", "rmse", "alignment"})
+"""The metrics here that are better if they are lower; all others are better if they are higher."""
+
 NUM_DRAWS: Final = 1_000
 MAX_UNITS: Final = 16_384
 """More rows are divided into this many groups."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -60,8 +60,27 @@ def metric_intervals(table: pyarrow.Table, about: Document, values: Mapping[str,
     return {name: interval for name, interval in intervals.items() if interval is not None}
 
 
+def paired_intervals(
+    left: tuple[pyarrow.Table, Mapping[str, Any]], right: tuple[pyarrow.Table, Mapping[str, Any]], about: Document
+) -> dict[str, Interval]:
+    """Return the interval of the difference of each metric, right - left, of two models on the same rows.
+
+    Args:
+        left: The predictions of a model, and the values that its evaluation reported.
+        right: The same of the other model, row by row.
+        about: The metadata of the predictions.
+    """
+    units = Units.for_rows(len(left[0]))
+    first, second = (fitting_estimates(table, about, values, units) for table, values in (left, right))
+    names = [name for name in first if name in second]
+    draws = draw_estimates([second[name] for name in names], units)
+    draws -= draw_estimates([first[name] for name in names], units)
+    intervals = {name: quantile_interval(column) for name, column in zip(names, draws.T, strict=True)}
+    return {name: interval for name, interval in intervals.items() if interval is not None}
+
+
 def fitting_estimates(
-    table: pyarrow.Table, about: Document, values: Mapping[str, float], units: Units
+    table: pyarrow.Table, about: Document, values: Mapping[str, Any], units: Units
 ) -> dict[str, Estimate]:
     """Return the estimates of the metrics that give the values which the evaluation reported, by name."""
     if units.count < 2:

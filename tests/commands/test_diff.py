@@ -3,15 +3,20 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from tests.support.jobs import train, working_in, write_data
 from trainer.cli import main
 from trainer.commands.diff import _table_rows, compare_runs
+from trainer.commands.diff_rows import compare_rows, print_comparison
 from trainer.commands.run_folders import RunRecord
+from trainer.predictions import predictions_schema, predictions_writer
+from trainer.report.console import open_console
 
 STEPS = ["train.duration=6", "train.eval_every=3"]
 
@@ -127,3 +132,72 @@ def test_values_are_shown_with_the_digits_that_tell_them_apart() -> None:
     rows = _table_rows({"loss": {"left": 0.123456789, "right": 0.123456788}, "lr": {"left": 0.1, "right": 0.2}})
 
     assert rows == [["loss", "0.123456789", "0.123456788"], ["lr", 0.1, 0.2]]
+
+
+def test_runs_are_compared_on_the_rows_that_both_have_predicted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = diff(capsys, "left=runs/one", "right=runs/two")["rows"]
+    assert rows.keys() == {"test", "validation"}
+    compared = rows["test"]
+    assert compared["rows"] == 20
+    assert compared["metrics"].keys() == {"loss", "accuracy", "macro_f1"}
+    for metric in compared["metrics"].values():
+        assert metric["difference"] == pytest.approx(metric["right"] - metric["left"])
+        assert metric["interval"][0] <= metric["difference"] <= metric["interval"][1]
+    same = diff(capsys, "left=runs/one", "right=runs/one")["rows"]["test"]
+    assert {item["verdict"] for item in same["metrics"].values()} == {"no difference shown"}
+    assert same["changed"] == {"correct_only_left": 0, "correct_only_right": 0, "first": []}
+
+
+def write_run(folder: Path, predictions: list[str], losses: list[float], *, digest: str = "d") -> RunRecord:
+    """Write predictions of classes whose targets are all `a`, and return the record of their run."""
+    evaluation = {"split": "test", "step": 1, "weights": "raw", "digest": digest}
+    accuracy, loss = predictions.count("a") / len(predictions), sum(losses) / len(losses)
+    file = folder / "eval/test.predictions.parquet"
+    file.parent.mkdir(parents=True)
+    schema = predictions_schema("class", several_values=False, about={"classes": ["a", "b"], **evaluation})
+    rows = [
+        {"row": row, "file": "my.csv", "line": row + 1, "target": "a", "prediction": each, "loss": cost}
+        for row, (each, cost) in enumerate(zip(predictions, losses, strict=True))
+    ]
+    with predictions_writer(file, schema) as writer:
+        writer.write(pa.Table.from_pylist([row | {"num_targets": 1} for row in rows], schema))
+    scores = {**evaluation, "accuracy": accuracy, "loss": loss}
+    return RunRecord(folder, {"loss": {"_target_": "x"}}, [], {"test": scores}, {"step": 1, "name": "accuracy"})
+
+
+def test_verdict_and_rows_that_changed_sides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left = write_run(tmp_path / "left", ["a", "b"] * 150, [1.0, 0.5] * 150)
+    right = write_run(tmp_path / "right", ["a"] * 295 + ["b"] * 5, [1.1, 0.4] * 150)
+    compared = compare_rows(left, right)["test"]
+    accuracy, loss = compared["metrics"]["accuracy"], compared["metrics"]["loss"]
+    assert (accuracy["verdict"], loss["verdict"]) == ("better", "no difference shown")
+    # 147 rows gained and 2 lost: the standard error of the mean of +1, 0 and -1.
+    error = ((149 / 300 - (145 / 300) ** 2) / 300) ** 0.5
+    assert accuracy["difference"] == pytest.approx(145 / 300)
+    assert accuracy["interval"] == pytest.approx([145 / 300 - 1.96 * error, 145 / 300 + 1.96 * error], abs=0.3 * error)
+    changed = compared["changed"]
+    assert (changed["correct_only_left"], changed["correct_only_right"], len(changed["first"])) == (2, 147, 10)
+    assert changed["first"][0] == {"row": 1, "file": "my.csv", "line": 2, "target": "a", "left": "b", "right": "a"}
+
+    print_comparison(open_console("plain"), "test", compared, ("A", "B"), "accuracy")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("test: B is better than A: accuracy +0.4833, 95% interval +0.4")
+    assert "test: 149 rows changed sides: 2 correct only in A and 147 correct only in B; the first:" in lines
+    assert any(line.split() == ["my.csv,", "2", "a", "b", "a"] for line in lines)
+    assert compare_rows(right, left)["test"]["metrics"]["accuracy"]["verdict"] == "worse"
+
+
+def test_only_predictions_of_the_same_rows_and_losses_of_one_kind_are_compared(tmp_path: Path) -> None:
+    left = write_run(tmp_path / "left", ["a", "b"] * 10, [1.0, 0.5] * 10)
+    same = write_run(tmp_path / "same", ["a", "b"] * 10, [1.0, 0.5] * 10)
+    others = write_run(tmp_path / "others", ["a", "b"] * 10, [1.0, 0.5] * 10, digest="e")
+    assert compare_rows(left, others) == {}
+    assert "loss" in compare_rows(left, same)["test"]["metrics"]
+    focal = replace(same, config={"loss": {"_target_": "y"}})
+    assert compare_rows(left, focal)["test"]["metrics"].keys() == {"accuracy"}
+    scored_again = replace(same, evaluations={"test": same.evaluations["test"] | {"step": 2}})
+    assert compare_rows(left, scored_again) == {}
+    (same.folder / "eval/test.predictions.parquet").write_bytes(b"damaged")
+    assert compare_rows(left, same) == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from trainer.commands.diff_rows import compare_rows, print_comparison
 from trainer.commands.run_folders import RunRecord, flatten, list_runs_newest_first, read_run
 from trainer.config.jobs import DiffJob
 from trainer.display import displayable, masked_config
@@ -40,6 +41,10 @@ def run(job: DiffJob, config: Document) -> None:
         else:
             console.out(f"{title}: equal", highlight=False)
         console.out("", highlight=False)
+    names = document["left"], document["right"]
+    for split, compared in document["rows"].items():
+        print_comparison(console, split, compared, names, document["monitor"])
+        console.out("", highlight=False)
     console.out(_describe_steps(document["steps"]), highlight=False)
 
 
@@ -60,6 +65,8 @@ def compare_runs(left: RunRecord, right: RunRecord) -> Document:
         "right": str(right.folder),
         "config": _compare_values(dict(flatten(left.config)), dict(flatten(right.config))),
         "results": _compare_values(_flatten_results(left), _flatten_results(right)),
+        "monitor": (right.best or {}).get("name", "loss"),
+        "rows": compare_rows(left, right),
         "steps": _compare_steps(left.series("train", "loss"), right.series("train", "loss")),
     }
 

@@ -1,0 +1,185 @@
+"""The comparison of two runs on the rows that both have predicted: which is better, and on which rows they differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from trainer.commands.run_folders import RunRecord
+from trainer.errors import CheckpointError
+from trainer.layout import EVALUATIONS, Document
+from trainer.predictions import predictions_file, read_predictions
+from trainer.report.console import format_number, print_table
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow
+    from rich.console import Console
+
+NUM_SHOWN: Final = 10
+"""Rows that changed sides which are shown."""
+
+_NO_DIFFERENCE = "no difference shown"
+_KEYS = ("step", "weights", "digest")
+"""What predictions and scores of one evaluation have in common."""
+
+
+def compare_rows(left: RunRecord, right: RunRecord) -> dict[str, Document]:
+    """Return the comparison on each split of which both runs have predictions of the same rows.
+
+    Each has the number of `rows`, the `metrics` (by name: `left`, `right`, `difference`, the 95 % `interval` of the
+    difference and the `verdict` on `right`), and for tasks whose answers are correct or wrong `changed`: the number of
+    rows that are `correct_only_left` and `correct_only_right`, and the `first` of them.
+    """
+    compared = {}
+    for split in (split for split in left.evaluations if split in right.evaluations):
+        pair = [_read(record, split) for record in (left, right)]
+        if pair[0] is None or pair[1] is None:
+            continue
+        (left_rows, left_about), (right_rows, right_about) = pair[0], pair[1]
+        if any(left_about.get(key) != right_about.get(key) for key in ("digest", "kind", "classes")):
+            continue
+        same_loss = left.config.get("loss") == right.config.get("loss")
+        values = [record.evaluations[split] for record in (left, right)]
+        metrics = _compare_metrics(left_rows, right_rows, left_about, values[0], values[1], same_loss=same_loss)
+        compared[split] = {"rows": len(left_rows), "metrics": metrics, **_changed_rows(left_rows, right_rows)}
+    return compared
+
+
+def _read(record: RunRecord, split: str) -> tuple[pyarrow.Table, Document] | None:
+    """Return the predictions of a split; None if there are none, or they are not those of the stored score."""
+    path = predictions_file(record.folder / EVALUATIONS / f"{split}.json")
+    if not path.is_file():
+        return None
+    try:
+        table, about = read_predictions(path)
+    except CheckpointError:
+        return None
+    return (table, about) if all(about.get(key) == record.evaluations[split].get(key) for key in _KEYS) else None
+
+
+def _compare_metrics(
+    left: pyarrow.Table,
+    right: pyarrow.Table,
+    about: Document,
+    left_values: Document,
+    right_values: Document,
+    *,
+    same_loss: bool,
+) -> dict[str, Document]:
+    from trainer.estimates import LOWER_IS_BETTER
+    from trainer.intervals import paired_intervals
+
+    intervals = paired_intervals((left, left_values), (right, right_values), about)
+    metrics = {}
+    for name, interval in intervals.items():
+        if name == "loss" and not same_loss:
+            continue  # losses of different kinds cannot be compared
+        low, high = interval if name not in LOWER_IS_BETTER else (-interval[1], -interval[0])
+        metrics[name] = {
+            "left": left_values[name],
+            "right": right_values[name],
+            "difference": right_values[name] - left_values[name],
+            "interval": list(interval),
+            "verdict": "better" if low > 0 else "worse" if high < 0 else _NO_DIFFERENCE,
+        }
+    return metrics
+
+
+def _changed_rows(left: pyarrow.Table, right: pyarrow.Table) -> dict[str, Document]:
+    """Return `changed`; nothing if no answer is correct or wrong."""
+    import numpy as np
+
+    sides = [side for side in map(_are_correct, (left, right)) if side is not None]
+    if len(sides) < 2:
+        return {}
+    changed = np.flatnonzero(sides[0] != sides[1])
+    columns = ["row", "file", "line", "target", "prediction"]
+    shown = [table.select(columns).take(changed[:NUM_SHOWN]).to_pylist() for table in (left, right)]
+    first = [
+        {key: one[key] for key in columns[:-1]} | {"left": one["prediction"], "right": other["prediction"]}
+        for one, other in zip(*shown, strict=True)
+    ]
+    counts = [int(side[changed].sum()) for side in sides]
+    return {"changed": {"correct_only_left": counts[0], "correct_only_right": counts[1], "first": first}}
+
+
+def _are_correct(table: pyarrow.Table) -> np.ndarray | None:
+    """Return True for each row whose answer is the class, exactly the labels, or the tags of all its words."""
+    import numpy as np
+    import pyarrow as pa
+    from pyarrow import compute
+
+    answer = table.schema.field("target").type
+    if pa.types.is_string(answer):
+        return np.asarray(compute.equal(table["target"], table["prediction"]).fill_null(False))
+    if not pa.types.is_list(answer) or not pa.types.is_string(answer.value_type):
+        return None
+    if not table["num_right"].null_count:
+        all_right: np.ndarray = table["num_right"].to_numpy() == table["num_targets"].to_numpy()
+        return all_right
+    pairs = zip(table["target"].to_pylist(), table["prediction"].to_pylist(), strict=True)
+    return np.array([{*target} == {*labels} for target, labels in pairs])
+
+
+def print_comparison(console: Console, split: str, compared: Document, names: tuple[str, str], monitor: str) -> None:
+    """Print the verdict on a split, the metrics with their differences, and the first rows that changed sides.
+
+    Args:
+        console: The console.
+        split: The name of the evaluation.
+        compared: Its comparison, see `compare_rows`.
+        names: The names of the two runs.
+        monitor: The monitored metric, on which the verdict is given if it is compared.
+    """
+    metrics: Mapping[str, Document] = compared["metrics"]
+    if not metrics:
+        console.out(f"{split}: no metric of the {compared['rows']} rows can be compared", highlight=False)
+        return
+    name = monitor if monitor in metrics else next(iter(metrics))
+    console.out(f"{split}: {_verdict(name, metrics[name], compared['rows'], names)}", highlight=False)
+    columns = ["", *names, "difference", "95% interval", f"{names[1]} is"]
+    rows = [
+        [key, item["left"], item["right"], _signed(item["difference"]), _range(item["interval"]), item["verdict"]]
+        for key, item in metrics.items()
+    ]
+    print_table(console, f"{split}: {compared['rows']} rows of both runs", columns, rows)
+    if changed := compared.get("changed"):
+        _print_changed(console, split, changed, names)
+
+
+def _print_changed(console: Console, split: str, changed: Document, names: tuple[str, str]) -> None:
+    counts = changed["correct_only_left"], changed["correct_only_right"]
+    sides = [f"{count} correct only in {name}" for count, name in zip(counts, names, strict=True)]
+    text = f"{split}: {sum(counts)} rows changed sides: {' and '.join(sides)}"
+    if changed["first"]:
+        rows = [[_place(row), *(_join(row[key]) for key in ("target", "left", "right"))] for row in changed["first"]]
+        print_table(console, f"{text}; the first:", ["row", "target", *names], rows)
+    else:
+        console.out(text, highlight=False)
+
+
+def _verdict(name: str, metric: Document, num_rows: int, names: tuple[str, str]) -> str:
+    left, right = names
+    numbers = f"{name} {_signed(metric['difference'])}, 95% interval {_range(metric['interval'])}, {num_rows} rows"
+    if metric["verdict"] == _NO_DIFFERENCE:
+        return f"no difference shown between {left} and {right}: {numbers}"
+    return f"{right} is {metric['verdict']} than {left}: {numbers}"
+
+
+def _signed(value: float) -> str:
+    return f"{'-' if math.copysign(1, value) < 0 and value else '+'}{format_number(abs(value))}"
+
+
+def _range(interval: list[float]) -> str:
+    return " to ".join(map(_signed, interval))
+
+
+def _place(row: Document) -> str:
+    place = [str(value) for value in (row["file"], row["line"]) if value is not None]
+    return ", ".join(place) or f"row {row['row']}"
+
+
+def _join(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)
