@@ -160,7 +160,16 @@ def announce_stop() -> None:
     print_at_once("Stopping after this step; press again to stop without saving")
 
 
+_direct_writes: list[str] = []
+
+
+def direct_writes() -> list[str]:
+    """Return the texts that `print_at_once` has printed."""
+    return _direct_writes
+
+
 def print_at_once(*lines: str) -> None:
     """Print lines to standard error past its buffer, which the code that a signal has interrupted may hold."""
+    _direct_writes.append("\n".join(lines))
     with suppress(OSError):
         os.write(2, "".join(f"{line}\n" for line in ("", *lines)).encode(errors="backslashreplace"))

@@ -37,7 +37,7 @@ server.set_forkserver_preload(PRELOADED)
 def start(
     arguments: list[str], output: Path, environment: Mapping[str, str] | None = None, memory: int | None = None
 ) -> BaseProcess:
-    """Start `trainer ARGUMENTS` in a process in this working directory; its output goes to the file `output`.
+    """Start `trainer ARGUMENTS` in a process in this working directory; its output goes to a file or terminal.
 
     With `memory`, the process gets at most this many bytes of memory after its start (Linux).
     """
@@ -81,6 +81,8 @@ def run_command(
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    if os.isatty(log):  # the server's streams are those of a file
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     # The server ignores it; a shell's child would not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from trainer.cli import main

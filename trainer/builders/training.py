@@ -53,6 +53,7 @@ from trainer.model.flops import PEAKS, Peaks, Utilization, count_flops, find_pea
 from trainer.model.gradient_checkpointing import checkpoint_blocks
 from trainer.optimizer.eager import eager
 from trainer.precision import Precision, PrecisionName
+from trainer.progress import phase
 from trainer.protocols import (
     Batch,
     DefersLogits,
@@ -123,8 +124,9 @@ def build_training(
         task = build_task(job, None if snapshot is None else snapshot.json(TASK))
     check = partial(check_names, job, task) if snapshot is None else None
     encoded = build_encoded(job, task, fitted=snapshot is not None, check=check)
-    data_report = check_data(job, task, encoded)
-    run = _build_run(job, config_text, outputs, snapshot, closing, ranks, device, task, encoded)
+    with phase("preparing the run"):
+        data_report = check_data(job, task, encoded)
+        run = _build_run(job, config_text, outputs, snapshot, closing, ranks, device, task, encoded)
     state = TrainState()
     if snapshot is not None:
         _check_teacher(snapshot, run.documents)

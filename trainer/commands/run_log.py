@@ -12,6 +12,8 @@ from rich.console import Console
 
 from trainer.config.jobs import TrainJob
 from trainer.layout import LOG, METRICS, RANK_LOGS, STATE, TENSORBOARD
+from trainer.report.console import print_indented
+from trainer.report.screen import Course, Display, Lines
 
 if TYPE_CHECKING:
     from trainer.builders.training import Training
@@ -49,14 +51,54 @@ def open_logs(
     return start
 
 
-def open_sinks(job: TrainJob, folder: Path, console: Console, total_steps: int) -> Iterator[Sink | None]:
-    """Yield the outputs for events: the screen, `metrics.jsonl` and, if requested, TensorBoard."""
-    from trainer.report.console import open_screen
+def open_sinks(job: TrainJob, folder: Path) -> Iterator[Sink | None]:
+    """Yield the outputs for events: `metrics.jsonl` and, if requested, TensorBoard."""
     from trainer.report.events import JsonLines, TensorBoard
 
-    yield open_screen(job.logger.console, console, total_steps=total_steps)
     yield JsonLines(folder / METRICS)
     yield TensorBoard(folder / TENSORBOARD) if job.logger.tensorboard else None
+
+
+def show_start(
+    job: TrainJob, notes: Sequence[str], training: Training, folder: Path, console: Console, screen: Display | Lines
+) -> None:
+    """Print what the run is: a line each for its folder, data, model and steps. Its log says more."""
+    run, state = training.run, training.state
+    monitor = run.validation
+    screen.start_training(
+        Course(
+            run.steps.total,
+            run.steps.total / run.steps.per_epoch,
+            monitor.monitor,
+            monitor.higher_is_better,
+            *(state.best, state.best_step),
+        )
+    )
+    duration = f"{run.steps.total} of {_micro_batches(job, run)}; {run.steps.per_epoch} per epoch"
+    resumed = f", from step {state.step}" if state.step else ""
+    num_parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    lines = {
+        "run": str(folder),
+        "resume": "; ".join(notes),
+        "data": training.data_report.summary(),
+        "model": f"{num_parameters:,} parameters, {job.precision}, {_device_name(run)}",
+        "steps": duration + resumed,
+    }
+    for name, line in lines.items():
+        if line:
+            print_indented(console, f"{name:<8}", line)
+
+
+def _micro_batches(job: TrainJob, run: Run) -> str:
+    """Return how the samples of a step are divided: `32 samples = 2 micro-batches of 16`."""
+    accumulate = run.loader.accumulate
+    size, remainder = divmod(job.train.batch_size, accumulate)
+    division = (
+        f"{accumulate} micro-batch{'' if accumulate == 1 else 'es'} of {f'at most {size + 1}' if remainder else size}"
+    )
+    if run.loader.tokens is not None:
+        division = f"micro-batches of {run.loader.tokens} tokens"
+    return f"{job.train.batch_size} samples = {division}"
 
 
 def log_start(job: TrainJob, training: Training, snapshot: Snapshot | None, is_new: bool) -> None:
@@ -64,14 +106,10 @@ def log_start(job: TrainJob, training: Training, snapshot: Snapshot | None, is_n
     from trainer.capture import current_versions, describe_machine, describe_other_versions
 
     run, state = training.run, training.state
-    accumulate = run.loader.accumulate
-    size, remainder = divmod(job.train.batch_size, accumulate)
-    micro_batch = f"at most {size + 1}" if remainder else str(size)
-    division = f"{accumulate} micro-batch{'' if accumulate == 1 else 'es'} of {micro_batch}"
+    size = job.train.batch_size // run.loader.accumulate
     logger.info(
-        "step: %d samples = %s; %d steps per epoch, %d in total; %s, %s, %d parameters",
-        job.train.batch_size,
-        division if run.loader.tokens is None else f"micro-batches of {run.loader.tokens} tokens",
+        "step: %s; %d steps per epoch, %d in total; %s, %s, %d parameters",
+        _micro_batches(job, run),
         *(run.steps.per_epoch, run.steps.total, _device_name(run), job.precision),
         sum(parameter.numel() for parameter in run.model.parameters()),
     )

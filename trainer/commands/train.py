@@ -25,7 +25,7 @@ from trainer.commands.run_folders import (
     read_task_state,
     run_argument,
 )
-from trainer.commands.run_log import log_early_stop, log_sparsity, log_start, open_logs, open_sinks
+from trainer.commands.run_log import log_early_stop, log_sparsity, log_start, open_logs, open_sinks, show_start
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import config_text, parse_stored_config, resume_config
 from trainer.config.trust import names_environment, resolve_environment
@@ -53,9 +53,11 @@ from trainer.layout import (
     expand_home,
     step_name,
 )
-from trainer.rank_environment import is_rank, note_run_folder, num_processes
+from trainer.progress import phase, shown_on
+from trainer.rank_environment import is_first_rank, is_rank, note_run_folder, num_processes
 from trainer.report.console import open_console, print_table
 from trainer.report.events import read_events
+from trainer.report.screen import Display, Lines, open_screen
 from trainer.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -113,11 +115,17 @@ def run(job: TrainJob, config: Document) -> Document | None:
         StopSignals(ends_on_second=not is_rank()) as signals,
         ExitStack() as stack,
     ):
+        # The files of the run tell the same as the screen, so a run outlives `trainer train | head`.
+        console = open_console(job.logger.console, outlives_reader=True)
+        screen = open_screen(job.logger.console, console) if is_first_rank() else None
+        stack.enter_context(shown_on(screen))
+        with phase("loading PyTorch"):
+            import trainer.builders.training  # noqa: F401  slow; here, so that the screen says so
         if devices == 1:
             start, snapshot = _prepare(job, config, stack)
-            _train_alone(start, snapshot, signals)
+            _train_alone(start, snapshot, signals, console, screen)
         else:
-            start = _train_with_others(job, config, signals, stack)
+            start = _train_with_others(job, config, signals, stack, console, screen)
         return read_best_score(start.folder)
 
 
@@ -141,13 +149,22 @@ def _prepare(job: TrainJob, config: Document, stack: ExitStack) -> tuple[Start, 
     return Start(job, config, folder, None if snapshot is None else snapshot.step, notes), snapshot
 
 
-def _train_alone(start: Start, snapshot: Snapshot | None, signals: StopSignals) -> None:
+def _train_alone(
+    start: Start, snapshot: Snapshot | None, signals: StopSignals, console: Console, screen: Display | Lines | None
+) -> None:
     from trainer.ranks import Ranks
 
-    _train(start, snapshot, signals, Ranks(), ExitStack())
+    _train(start, snapshot, signals, Ranks(), ExitStack(), console, screen)
 
 
-def _train_with_others(job: TrainJob, config: Document, signals: StopSignals, stack: ExitStack) -> Start:
+def _train_with_others(
+    job: TrainJob,
+    config: Document,
+    signals: StopSignals,
+    stack: ExitStack,
+    console: Console,
+    screen: Display | Lines | None,
+) -> Start:
     """Train in this process, one of several: the first one prepares the run for all. Return the starting point."""
     from trainer.builders.training import join_devices
     from trainer.checkpoint.lock import require_shared
@@ -176,7 +193,7 @@ def _train_with_others(job: TrainJob, config: Document, signals: StopSignals, st
         if start.step is not None:
             store = Store(start.folder / CHECKPOINTS, job.checkpoint.keep)
             snapshot = store.load(f"step-{start.step}", on_demand=bool(job.shard))
-    _train(start, snapshot, signals, ranks, group)
+    _train(start, snapshot, signals, ranks, group, console, screen)
     return start
 
 
@@ -253,7 +270,15 @@ def _resume_instruction(folder: Path | None) -> str:
     return "No checkpoint was saved yet. Start the run again."
 
 
-def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks: Ranks, group: ExitStack) -> None:
+def _train(
+    start: Start,
+    snapshot: Snapshot | None,
+    signals: StopSignals,
+    ranks: Ranks,
+    group: ExitStack,
+    console: Console,
+    screen: Display | Lines | None,
+) -> None:
     """Train to the end.
 
     Args:
@@ -262,6 +287,8 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
         signals: Stop the run.
         ranks: The processes that train together.
         group: Is closed when they have trained; the first one then goes on without the others.
+        console: Standard output.
+        screen: Shows the run there; None shows nothing.
     """
     from trainer.builders.observers import build_observers
     from trainer.builders.training import build_training
@@ -271,8 +298,6 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
     from trainer.sharding import count_shards
 
     job, config, folder = start.job, start.config, start.folder
-    # The files of the run tell the same as the screen, so a run outlives `trainer train | head`.
-    console = open_console(job.logger.console, outlives_reader=True)
     signals.at_second = partial(_advise_resume, folder)
     is_new = not (folder / METRICS).exists()
     with ExitStack() as stack:
@@ -299,11 +324,11 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
             # The run can start. Up to here a resumed run's folder is unchanged and a new run's folder is empty.
             write_text(folder / CONFIG, text)
             open_log()
-            reports.add(*open_sinks(job, folder, console, training.run.steps.total), observers)
+            reports.add(screen, *open_sinks(job, folder), observers)
+            if screen is not None:
+                show_start(job, start.notes, training, folder, console, screen)
             log_start(job, training, snapshot, is_new)
-        if ranks.is_first and job.logger.console != "none":
-            print_table(console, "data", *training.data_report.table())
-        _fit(training, signals, saver)
+        _fit(training, signals, saver, screen)
         group.close()
         if not ranks.is_first:
             return
@@ -313,22 +338,30 @@ def _train(start: Start, snapshot: Snapshot | None, signals: StopSignals, ranks:
         _finish(job, folder, training, console)
 
 
-def _fit(training: Training, signals: StopSignals, saver: Saver | None) -> None:
+def _fit(training: Training, signals: StopSignals, saver: Saver | None, screen: Display | Lines | None) -> None:
     """Train until the end, a signal or a divergence; all processes return once the last checkpoint is on the disk.
 
     Args:
         training: The run.
         signals: Stop the run.
         saver: Saves the checkpoints; None in a process that does not take part in that.
+        screen: Shows the steps; None shows nothing.
     """
     from trainer.loop import fit
     from trainer.ranks import lost_rank_reported
 
     ranks = training.run.ranks
+    stop_agreed = ranks.share_flag(signals.should_stop)
+
+    def should_stop() -> bool:
+        if screen is not None:
+            screen.show_step(training.state.step)
+        return stop_agreed()
+
     with signals.deferred():
         try:
             with lost_rank_reported(ranks):
-                fit(training.run, training.state, ranks.share_flag(signals.should_stop))
+                fit(training.run, training.state, should_stop)
         except (Interrupted, DivergedError) as error:  # all processes raise it after the same step
             if saver is not None:
                 saver.close()
@@ -337,7 +370,10 @@ def _fit(training: Training, signals: StopSignals, saver: Saver | None) -> None:
                 raise ReportedError(error.exit_code) from error
             raise
         if saver is not None:
-            saver.close()
+            with phase("saving the last checkpoint"):
+                saver.close()
+        if screen is not None:
+            screen.end_training()
         _stop_if_agreed(signals, ranks)
 
 
@@ -400,20 +436,23 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
     from trainer.report.page import is_own_page
 
     checkpoint = "last" if training.state.best is None else "best"
-    best = load_checkpointed_model(folder, None, checkpoint=checkpoint, weights="auto", device=job.device)
-    # The data may have been moved since the checkpoint was saved.
-    best = replace(best, job=replace(best.job, data=job.data))
-    set_limits(job.data)
-    split = "test" if "test" in best.encoded.splits else "validation"
-    _keep_changes(folder / REPORT, is_own_page)
-    for each in dict.fromkeys(("validation", split) if job.eval.predictions else (split,)):
-        file = folder / EVALUATIONS / f"{each}.json"
-        _keep_changes(file, is_evaluation)
-        _keep_changes(predictions_file(file), is_predictions)
-        evaluation = evaluate_split(best, each, best.encoded, "fp32", {}, keeps_predictions=job.eval.predictions)
+    with phase("scoring the best weights"):
+        best = load_checkpointed_model(folder, None, checkpoint=checkpoint, weights="auto", device=job.device)
+        # The data may have been moved since the checkpoint was saved.
+        best = replace(best, job=replace(best.job, data=job.data))
+        set_limits(job.data)
+        split = "test" if "test" in best.encoded.splits else "validation"
+        _keep_changes(folder / REPORT, is_own_page)
+        for each in dict.fromkeys(("validation", split) if job.eval.predictions else (split,)):
+            file = folder / EVALUATIONS / f"{each}.json"
+            _keep_changes(file, is_evaluation)
+            _keep_changes(predictions_file(file), is_predictions)
+            evaluation = evaluate_split(best, each, best.encoded, "fp32", {}, keeps_predictions=job.eval.predictions)
     run, state = training.run, training.state
     event = {"split": split, "weights": best.weights, "best_step": best.step, **evaluation.values}
     run.log("eval", state.step, event)
+    if job.logger.console != "none":
+        print_table(console, f"{folder}", *score_table(best, evaluation))
     save_model(best)
     try:
         artifacts = export_artifacts(best, job.export, split)
@@ -423,7 +462,6 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
         raise
     run.log("end", state.step, {"formats": [artifact.name for artifact in artifacts]})
     if job.logger.console != "none":
-        print_table(console, f"{folder}", *score_table(best, evaluation))
         if job.prune is not None:
             print_sparsity(console, best.origin["pruning"])
         print_artifacts(console, artifacts)

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer.data.order import Order
 from trainer.mapped_files import ArrayInFile, MappedFile, MappedRows, as_array, open_mapped_file
+from trainer.progress import track
 from trainer.protocols import Batch, Batching, HasByteBatches, Task, UsesExtraRows
 from trainer.ranks import Ranks
 from trainer.sample_rng import SampleRng
@@ -328,6 +329,7 @@ class EvaluationBatches:
         if fill:
             fillers = -(-len(indices) // ranks.size) - len(own)
             own += [replace(indices[0], ids=indices[0].ids[:1], is_filler=True)] * fillers
+        self._num_batches = len(own)
         self._options = options
         self._loader: DataLoader[Batch] | None = _data_loader(
             batches,
@@ -338,7 +340,7 @@ class EvaluationBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         assert self._loader is not None, "closed"
-        return _watched(iter(self._loader), self._options)
+        return track(_watched(iter(self._loader), self._options), "evaluating", self._num_batches)
 
     def close(self) -> None:
         """End the workers.

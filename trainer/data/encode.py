@@ -25,6 +25,7 @@ from trainer.data.split_cache import read_index, write_index
 from trainer.errors import DataError, RowError, RowErrors, format_error, show_value
 from trainer.input_files import LIMITS
 from trainer.mapped_files import MappedRows, release_pages
+from trainer.progress import phase
 from trainer.protocols import BLOCK_OF, Columns, EncodedColumns, LocatesRows, Row, Source, StateDict, Task
 from trainer.shapes import check_shape
 
@@ -143,7 +144,8 @@ def encode(
                 cached = _read(folder)
                 if cached is None:
                     fresh = True
-                    raw = _prepare(source, task, limit, fitted)
+                    with phase("reading the data"):
+                        raw = _prepare(source, task, limit, fitted)
                     if check is not None:
                         check()
                     _write(folder, source, task, raw, logged, drop_broken=drop_broken)
@@ -287,21 +289,27 @@ def _encode_split(task: Task, rows: Dataset, file: Path) -> int:
         RowError: A row cannot be encoded.
     """
 
+    done = 0
+
     def encode_rows(columns: Columns) -> EncodedColumns:
+        nonlocal done
         encoded = task.encode(columns)
+        done += len(columns["row"])
+        advance(done)
         digests = {**row_digests(columns, task.columns()), "row": list(columns["row"])}
         blocks = encoded.pop(BLOCK_OF, None)
         return {**encoded, **(digests if blocks is None else block_digests(digests, blocks))}
 
-    encoded = rows.map(
-        encode_rows,
-        batched=True,
-        remove_columns=rows.column_names,
-        cache_file_name=str(file),
-        load_from_cache_file=False,
-        # The library's own fingerprint would pickle the task; the folder's name already identifies the content.
-        new_fingerprint=_digest([file.parent.name, file.stem]),
-    )
+    with phase(f"encoding the {file.stem} rows", len(rows)) as advance:
+        encoded = rows.map(
+            encode_rows,
+            batched=True,
+            remove_columns=rows.column_names,
+            cache_file_name=str(file),
+            load_from_cache_file=False,
+            # The library's own fingerprint would pickle the task; the folder's name already identifies the content.
+            new_fingerprint=_digest([file.parent.name, file.stem]),
+        )
     return len(encoded)
 
 

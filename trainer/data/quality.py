@@ -129,6 +129,14 @@ class DataReport:
         """Return the rows and the shares of each split, as the events of a run keep them."""
         return {split: {"rows": self.rows[split], **shares} for split, shares in self.shares.items()}
 
+    def summary(self) -> str:
+        """Return the sizes of the splits and the shares that are not 0: `90 train (2.2% duplicates), 10 test rows`."""
+        parts = []
+        for split, rows in self.rows.items():
+            shares = [f"{100 * share:.1f}% {name}" for name, share in self.shares[split].items() if share]
+            parts.append(f"{rows:,} {split}" + (f" ({', '.join(shares)})" if shares else ""))
+        return ", ".join(parts) + " rows"
+
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return the header and the rows of a table with one row per split."""
         names = list(dict.fromkeys(name for measures in self.shares.values() for name in measures))

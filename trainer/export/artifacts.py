@@ -24,6 +24,7 @@ from trainer.export.model import ExportModel, preserve_random_state
 from trainer.export.prove import ProofResult, prove_formats
 from trainer.export.timing import EAGER, Timing, measure
 from trainer.layout import EXPORT_MANIFEST, Document
+from trainer.progress import phase
 
 _KNOWN = (*(each.path for each in FORMATS.values()), *BUNDLE_FILES)
 
@@ -154,7 +155,8 @@ def _measure(stage: Path, model: ExportModel, result: ProofResult, reused: Reuse
     if not programs:
         return []
     forwards = {EAGER: model.eager_forward, **{name: programs[name] for name in FORMATS if name in programs}}
-    return measure(forwards, timed_inputs(model.task), seconds=timing.SECONDS_PER_MODEL * len(forwards))
+    with phase("measuring the latency"):
+        return measure(forwards, timed_inputs(model.task), seconds=timing.SECONDS_PER_MODEL * len(forwards))
 
 
 def _artifacts(folder: Path, manifest: Document, timings: list[Timing]) -> list[Artifact]:

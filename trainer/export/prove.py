@@ -29,6 +29,7 @@ from trainer.export.folder import remove
 from trainer.export.formats.catalog import FORMATS, Format, Variant
 from trainer.export.model import ExportModel
 from trainer.layout import Document
+from trainer.progress import phase
 from trainer.protocols import Batch, Target, Task
 
 if TYPE_CHECKING:
@@ -232,7 +233,8 @@ def prove_formats(formats: Sequence[Format], stage: Path, model: ExportModel, li
                     variant = trial.format.variants[attempt]
                     staged.append((trial, stage_artifact(trial.format, variant, stage, model, limits)))
         if staged:
-            evaluation.run([artifact.comparison for _, artifact in staged])
+            with phase("proving on the evaluation split"):
+                evaluation.run([artifact.comparison for _, artifact in staged])
         for trial, artifact in staged:
             with trial.record_refusal():
                 artifact.check_evaluation(evaluation.metrics, model.task, limits.metric_budget)
@@ -258,12 +260,16 @@ def stage_artifact(format: Format, variant: Variant, stage: Path, model: ExportM
     """
     path = stage / format.path
     cases = model.cases  # PyTorch's outputs, computed before an exporter can change the model
-    with proof_errors(format.path, f"cannot be exported ({format_shapes(model.traced)})", _EXPORT_REMEDY):
+    with (
+        phase(f"writing {format.path}"),
+        proof_errors(format.path, f"cannot be exported ({format_shapes(model.traced)})", _EXPORT_REMEDY),
+    ):
         details = variant.write(path, model)
-    with proof_errors(format.path, "cannot be loaded", _LOAD_REMEDY):
-        forward, declared = format.load(path, model)
     tolerance = limits.tolerance_of(exact=format.exact, bitwise=format.bitwise)
-    shapes = compare_cases(format.path, forward, cases, tolerance)
+    with phase(f"proving {format.path}"):
+        with proof_errors(format.path, "cannot be loaded", _LOAD_REMEDY):
+            forward, declared = format.load(path, model)
+        shapes = compare_cases(format.path, forward, cases, tolerance)
     task = model.task
     comparison = Comparison(format.path, forward, task.metrics(), tolerance, task.target)
     return StagedArtifact(format, variant, forward, shapes, comparison, {**details, **declared})

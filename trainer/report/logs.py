@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 
 from trainer.display import displayable
 from trainer.errors import write_error
+from trainer.report.console import can_draw
 from trainer.signals import drop_output
 from trainer.storage_errors import naming_errors
 
@@ -39,6 +40,15 @@ NOISY_LIBRARIES = (
     "urllib3",
 )
 """Libraries that log their own progress as information; only their warnings and errors are kept."""
+
+_ONLY_IN_FILE = (
+    "trainer.commands.run_log",
+    "trainer.data",
+    "trainer.export",
+    "trainer.task",
+    "trainer.model.attention",
+)
+"""Loggers whose information describes the start of a run at length; the screen shows a few lines instead."""
 
 
 @contextmanager
@@ -164,7 +174,7 @@ class _StreamHandler(logging.StreamHandler[TextIO]):
 
 def _screen_handler(console: Console, level: int) -> logging.Handler:
     handler: logging.Handler
-    if console.is_terminal:
+    if can_draw(console):
         handler = RichHandler(console=console, show_path=False, log_time_format="[%H:%M:%S]")
         handler.setFormatter(_Formatter("%(message)s"))
     else:
@@ -172,4 +182,5 @@ def _screen_handler(console: Console, level: int) -> logging.Handler:
         handler = _StreamHandler(cast(TextIO, console.file))
         handler.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     handler.setLevel(level)
+    handler.addFilter(lambda record: record.levelno > logging.INFO or not record.name.startswith(_ONLY_IN_FILE))
     return handler

@@ -1,0 +1,173 @@
+"""`trainer train` in a pseudo-terminal: its progress is clean at every width, and the terminal is sane afterwards."""
+
+import codecs
+import fcntl
+import os
+import select
+import signal
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.support.jobs import TINY, working_in, write_data
+from tests.support.processes import start
+from tests.support.terminal import Terminal
+
+
+class PseudoTerminal:
+    """A terminal that a process writes to.
+
+    Attributes:
+        path: The device.
+        written: What was written to it.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._screen, self._device = os.openpty()
+        self.path = Path(os.ttyname(self._device))
+        self.terminal = Terminal(width)
+        self.written = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._set_size(width)
+        self._wants: list[tuple[str, Callable[[], None]]] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def when(self, text: str, act: Callable[[], None]) -> None:
+        """Call `act` once, after the text was written."""
+        self._wants.append((text, act))
+
+    def resize(self, width: int, process: int) -> None:
+        """Change the width while the process is stopped and everything that it has written is on the screen."""
+        os.kill(process, signal.SIGSTOP)
+        while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.001)
+        while select.select([self._screen], [], [], 0)[0]:
+            self._show()
+        self._set_size(width)
+        self.terminal.resize(width)
+        os.kill(process, signal.SIGCONT)
+
+    def close(self) -> list[str]:
+        """Wait for what is still to be read; return the rows of the screen."""
+        os.close(self._device)
+        self._reader.join()
+        os.close(self._screen)
+        return self.terminal.lines()
+
+    def _set_size(self, width: int) -> None:
+        fcntl.ioctl(self._device, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+
+    def _read(self) -> None:
+        with suppress(OSError):  # nobody has it open any more
+            while True:
+                self._show()
+                for want in [want for want in self._wants if want[0] in self.written[-10_000:]]:
+                    self._wants.remove(want)
+                    want[1]()
+
+    def _show(self) -> None:
+        text = self._decoder.decode(os.read(self._screen, 1 << 12))
+        self.written += text
+        self.terminal.write(text)
+
+
+def run(
+    folder: Path,
+    width: int,
+    *overrides: str,
+    environment: dict[str, str] | None = None,
+    events: tuple[tuple[str, Callable[[PseudoTerminal, int], None]], ...] = (),
+) -> tuple[int | None, PseudoTerminal, list[str]]:
+    """Train a tiny model in a pseudo-terminal; return the exit code, the terminal and its rows.
+
+    Args:
+        folder: Where the data and the run are.
+        width: Columns.
+        overrides: Keys of the job.
+        environment: Further variables.
+        events: Texts, and what happens when they are written, given the terminal and the process.
+    """
+    screen = PseudoTerminal(width)
+    with working_in(folder):
+        arguments = ["train", *TINY, *write_data(folder), "run.dir=run", "logger.console=auto", *overrides]
+        # Python's readline, which pytest imports, sets the size for all processes that it starts.
+        variables = {"TERM": "xterm-256color", "COLUMNS": "", "LINES": "", **(environment or {})}
+        process = start([*arguments, "train.log_every=2"], screen.path, variables)
+        for text, act in events:
+            screen.when(text, lambda act=act: act(screen, process.pid or 0))  # type: ignore[misc]
+        process.join(timeout=100)
+    return process.exitcode, screen, screen.close()
+
+
+def test_a_whole_run_on_80_columns(tmp_path: Path) -> None:
+    code, screen, rows = run(tmp_path, 80, "train.duration=3ep", "export.formats=[torchscript]")
+    assert code == 0, screen.written
+    assert not screen.terminal.has_broken_lines
+    assert screen.terminal.cursor_shown
+    for phase in (
+        "loading PyTorch",
+        "encoding the train rows",
+        "evaluating",
+        "scoring the best weights: evaluating",
+        "writing model.torchscript.pt",
+        "proving on the evaluation split: evaluating",
+        "measuring the latency",
+    ):
+        assert phase in screen.written
+        assert not any(phase in row for row in rows)
+    begin = [row.split()[0] for row in rows[:4]]
+    assert begin == ["run", "data", "model", "steps"]
+    assert rows[4].split() == ["step", "epoch", "weights", "loss", "accuracy", "macro_f1"]
+    table = [row.lstrip("* ").split() for row in rows[5:11]]
+    assert [row[:3] for row in table] == [[f"{8 * n}", f"{n}.00", name] for n in (1, 2, 3) for name in ("raw", "ema")]
+    assert rows[11].startswith("trained 24 steps in 0:00:")
+    assert "best accuracy" in rows[11]
+    assert not any("eta" in row for row in rows)
+
+
+def test_a_terminal_that_is_resized_and_interrupted(tmp_path: Path) -> None:
+    code, screen, rows = run(
+        tmp_path,
+        140,
+        "train.duration=4000st",
+        "train.eval_every=20",
+        environment={"NO_COLOR": "1"},
+        events=(
+            ("best accuracy", lambda screen, process: screen.resize(80, process)),
+            ("  7.50 ", lambda screen, process: screen.resize(50, process)),
+            (" 12.50 ", lambda _, process: os.kill(process, signal.SIGINT)),
+        ),
+    )
+    assert code == 75, screen.written
+    assert screen.terminal.cursor_shown
+    assert "\x1b[3" not in screen.written  # no colors
+    assert "Stopping after this step; press again to stop without saving" in "".join(rows)
+    bars = [row for row in rows if "/4000" in row]
+    assert len(bars) <= 3, "\n".join(rows)  # a resize or a message in the middle of a drawing leaves its lines
+    assert any(row.startswith("Resume with: trainer train") for row in rows)
+
+
+@pytest.mark.parametrize("terminal", ["none", "dumb"])
+def test_plain_lines_elsewhere(tmp_path: Path, terminal: str) -> None:
+    if terminal == "none":
+        with working_in(tmp_path):
+            arguments = ["train", *TINY, *write_data(tmp_path), "run.dir=run", "logger.console=auto"]
+            process = start([*arguments, "train.duration=2ep"], tmp_path / "output", {"TERM": "xterm-256color"})
+            process.join(timeout=100)
+        code, written = process.exitcode, (tmp_path / "output").read_text()
+    else:
+        code, screen, _ = run(tmp_path, 80, "train.duration=2ep", environment={"TERM": "dumb"})
+        written = screen.written.replace("\r\n", "\n")
+    assert code == 0, written
+    assert not {"\x1b", "\r", "━"} & {*written}
+    lines = written.splitlines()
+    assert lines[0] == "loading PyTorch"
+    assert any(line.startswith("train       10/16  epoch   1.25  loss") for line in lines)
+    assert any(line.startswith("checkpoint   8/16  epoch   1.00  best by accuracy") for line in lines)

@@ -1,0 +1,96 @@
+"""Lines at the bottom of a terminal that are drawn again in place."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO, cast
+
+from rich.console import Console, ConsoleRenderable, RenderHook
+from rich.control import Control
+from rich.file_proxy import FileProxy
+from rich.segment import ControlType
+from rich.text import Text
+
+from trainer import signals
+
+_INTERVAL = 0.5  # seconds between two drawings; each takes about a millisecond
+_WIDEST = 76
+"""Columns of the live lines at most: a terminal of at least 80 columns can then be resized without breaking them."""
+
+
+class LiveLines(RenderHook):
+    """Lines at the bottom of a terminal that are drawn again in place; everything else is printed above them.
+
+    The cursor stays visible, so a process that is killed leaves the terminal as it should be. There is no thread: a
+    loader's worker that is forked while another thread draws would inherit a locked lock.
+
+    Args:
+        console: The terminal.
+        content: Returns the lines, given their greatest width.
+    """
+
+    def __init__(self, console: Console, content: Callable[[int], list[Text]]) -> None:
+        self._console = console
+        self._content = content
+        self._drawn: list[int] = []  # the widths of the lines on the screen
+        self._is_open = False
+        self._last = 0.0
+        self._num_direct_writes = 0
+        self._streams: tuple[TextIO, TextIO] = (sys.stdout, sys.stderr)
+
+    def draw(self, *, now: bool) -> None:
+        """Draw the lines; without `now`, only if the last drawing is a moment ago."""
+        if not now and time.monotonic() - self._last < _INTERVAL:
+            return
+        if not self._is_open:
+            self._open()
+        self._console.print(Control())
+        if len(texts := signals.direct_writes()) > self._num_direct_writes:
+            # A signal has interrupted the drawing, which may have removed the message.
+            self._console.out(texts[-1], highlight=False)
+
+    def close(self) -> None:
+        """Remove the lines; a second call does nothing."""
+        if self._is_open:
+            self._is_open = False
+            self._console.print(Control())
+            self._console.pop_render_hook()
+            sys.stdout, sys.stderr = self._streams
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """Called by the console for everything that is printed: remove the lines first and draw them again below."""
+        removed = self._removed()
+        if not self._is_open:
+            return [removed, *renderables]
+        lines = self._content(min(self._console.width - 1, _WIDEST))[-max(1, self._console.height - 1) :]
+        self._drawn = [line.cell_len for line in lines]
+        self._last = time.monotonic()
+        return [removed, *renderables, Text("\n", end="", no_wrap=True, overflow="ignore").join(lines)]
+
+    def _open(self) -> None:
+        self._is_open = True
+        self._drawn = []
+        self._num_direct_writes = len(signals.direct_writes())
+        self._console.push_render_hook(self)
+        self._streams = sys.stdout, sys.stderr
+        # An output that goes elsewhere is not printed on the terminal.
+        sys.stdout, sys.stderr = (
+            cast(TextIO, FileProxy(self._console, stream)) if self._is_terminal(stream) else stream
+            for stream in self._streams
+        )
+
+    def _is_terminal(self, stream: TextIO) -> bool:
+        return stream is self._console.file or stream.isatty()
+
+    def _removed(self) -> Control:
+        """Return the codes that remove the lines from the screen and leave the cursor where the first one began."""
+        if len(signals.direct_writes()) > self._num_direct_writes:
+            # Something was printed past the console, below the lines: they stay, and are drawn again below it.
+            self._num_direct_writes, self._drawn = len(signals.direct_writes()), []
+        # A terminal that has become narrower has broken the lines.
+        rows = sum(max(1, -(-width // self._console.width)) for width in self._drawn)
+        self._drawn = []
+        up = [(ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)]
+        return Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2), *up * (rows - 1))
