@@ -139,6 +139,7 @@ SWEEP: Final = {
     "format": int,
     "config": {str: object},
     "jobs": [{"name": str, "changes": {str: str}}],
+    "search?": {str: object},
 }
 """The shape of sweep.json in the folder of a sweep."""
 

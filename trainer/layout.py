@@ -30,6 +30,9 @@ SWEEPS: Final = Path("sweeps")
 SWEEP: Final = "sweep.json"
 """The config that the jobs of a sweep share, and its jobs."""
 
+STUDY: Final = "study.db"
+"""The trials of a search, as Optuna stores them."""
+
 TABLE: Final = "table.csv"
 
 CONFIG: Final = "config.yaml"

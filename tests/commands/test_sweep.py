@@ -173,7 +173,13 @@ def test_the_monitored_metric_is_the_objective_of_a_sweep_of_hydra(
         (["-m", "seed=0,1", "sweep.name=x", "hydra.sweep.dir=y"], "hydra.sweep.dir: has no effect on a sweep with a n"),
         (
             ["-m", "optimizer.lr=interval(1e-4,1e-2)", "sweep.name=x"],
-            "optimizer.lr: an interval has no list of values, got 'interval(1e-4,1e-2)'. List values, such as",
+            "optimizer.lr: an interval has no list of values, got 'interval(1e-4,1e-2)'. List values, or set sweep",
+        ),
+        (["-m", "optimizer.lr=interval(-1,1e-2)", "sweep.name=x"], "optimizer.lr: must be greater than 0, got -0.495."),
+        (["-m", "loss=focal,poly", "sweep.trials=3"], "sweep.trials: needs a sweep with a name, got 3."),
+        (
+            ["-m", "seed=0,1", "sweep.name=x", "sweep.trials=3"],
+            "seed: a search must not choose the seed, got '0,1'. Give it one value, and run the best settings again",
         ),
     ],
 )
@@ -183,6 +189,40 @@ def test_wrong_keys_of_a_sweep(
     with working_in(tmp_path):
         assert main(["train", *overrides]) == 2
     assert capsys.readouterr().err.startswith(message)
+
+
+def test_a_search_without_optuna_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trainer.config.sweep.find_spec", lambda name: None)
+    with working_in(tmp_path):
+        assert main(["train", "-m", "loss=focal,poly", "sweep.name=x", "sweep.trials=3"]) == 2
+    message = "sweep.trials: needs the package optuna, which is not installed. Run pip install 'trainer[optuna]'.\n"
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("monitor", ["accuracy", "loss"])
+def test_a_killed_search_ends_with_the_same_table(monitor: str, job: list[str]) -> None:
+    pytest.importorskip("optuna")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    space = ["optimizer.lr=tag(log,interval(1e-6,1e-2))", "loss=focal,cross_entropy", f"checkpoint.monitor={monitor}"]
+    command = [sys.executable, "-m", "trainer", "train", "-m", *job, *space, "train.eval_every=2", "sweep.trials=8"]
+    subprocess.run([*command, f"sweep.name=search-{monitor}"], env=environment, check=True)
+    whole = Path(f"sweeps/search-{monitor}")
+    times = random.Random(1)
+    for _ in range(4):
+        process = subprocess.Popen([*command, f"sweep.name=killed-{monitor}"], env=environment)
+        time.sleep(times.uniform(8, 25))
+        process.kill()
+        process.wait()
+    subprocess.run([*command, f"sweep.name=killed-{monitor}"], env=environment, check=True)
+    assert (Path(f"sweeps/killed-{monitor}") / "table.csv").read_bytes() == (whole / "table.csv").read_bytes()
+    rows = table(whole)
+    assert sum(int(row["jobs"]) + int(row["missing"]) for row in rows) == 8
+    assert {row["reason"].partition(" at ")[0] for row in rows} <= {"", "pruned"}
+    values = [float(row["mean"]) for row in rows if row["mean"]]
+    assert values == sorted(values, reverse=monitor == "accuracy")
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

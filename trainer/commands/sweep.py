@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +22,9 @@ from trainer.config.sweep import Sweep, SweepJob, changed_keys
 from trainer.display import print_lines
 from trainer.documents import SWEEP as SWEEP_SHAPE
 from trainer.documents import read_document
-from trainer.errors import ConfigError, Interrupted, find_user_error
+from trainer.errors import Interrupted, find_user_error, raise_if_any
 from trainer.launch import PARENT_FD, count_cores, end_with_parent, kill_all, own_command, parent_pipe, recorded_signals
-from trainer.layout import METRICS, REPORT, SWEEP, TABLE
+from trainer.layout import METRICS, REPORT, SWEEP, TABLE, Document
 from trainer.rank_environment import count_gpus
 from trainer.report.console import open_console, print_table
 from trainer.report.events import read_events
@@ -69,16 +69,28 @@ def run_sweep(sweep: Sweep, start: Start) -> int:
     check_free("sweep.name", sweep.folder)
     create_folder(sweep.folder)
     with run_lock(sweep.folder):
-        jobs = _record(sweep)
+        jobs = _record(sweep, {job.name: job.changes for job in sweep.jobs})
         waiting = [job for job in sweep.jobs if not is_complete(sweep.folder / job.name)]
         if done := len(sweep.jobs) - len(waiting):
             print_lines(f"sweep: {done} of {len(sweep.jobs)} jobs are complete already")
         failures: dict[str, Outcome] = {}
-        titles = {job.name: f"job {number} of {len(waiting)}" for number, job in enumerate(waiting, 1)}
-        run = _run_here(waiting, start) if sweep.num_parallel == 1 else _run_in_processes(waiting, sweep.num_parallel)
+        trials: Trials | None = None
+        if sweep.search is not None:
+            from trainer.commands.search import Trials
+
+            trials = Trials(sweep, sweep.search)
+            failures |= trials.failures()
+            run = _run_in_processes(trials.jobs(), sweep.num_parallel, trials.should_stop)
+        elif sweep.num_parallel == 1:
+            run = _run_here(waiting, start)
+        else:
+            run = _run_in_processes(iter(waiting), sweep.num_parallel)
         stopped: Outcome | None = None
         for job, outcome in run:
-            _announce(titles[job.name], sweep.folder / job.name, outcome)
+            if trials is not None:
+                outcome = trials.end(job, outcome)
+                jobs = _record(sweep, {job.name: job.changes})
+            _announce(job, sweep.folder / job.name, outcome)
             if outcome is not None and outcome.is_stopped:
                 stopped = outcome
             elif outcome is not None:
@@ -89,7 +101,7 @@ def run_sweep(sweep: Sweep, start: Start) -> int:
     if stopped is not None:
         print_lines("sweep: stopped. Continue it with the same command.")
         return stopped.exit_code
-    return next(iter(failures.values())).exit_code if failures else 0
+    return next((failure.exit_code for failure in failures.values() if failure.exit_code), 0)
 
 
 def is_complete(folder: Path) -> bool:
@@ -100,39 +112,44 @@ def is_complete(folder: Path) -> bool:
     return bool(events) and events[-1]["event"] == "end"
 
 
-def _record(sweep: Sweep) -> dict[str, dict[str, str]]:
-    """Write the sweep's document, with the jobs of earlier commands; return the changes of each job by its name."""
+def _record(sweep: Sweep, new: Mapping[str, Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
+    """Write the sweep's document with new jobs, and return the changes of all jobs, those of earlier commands first.
+
+    Raises:
+        ConfigError: The document is about a sweep with another config.
+    """
     file = sweep.folder / SWEEP
-    config = json.loads(json.dumps(sweep.config, default=str))
-    jobs: dict[str, dict[str, str]] = {}
+    document: Document = {"format": _FORMAT, "config": sweep.config, "jobs": []}
+    if sweep.search is not None:
+        document["search"] = {key: asdict(parameter) for key, parameter in sweep.search.space.items()}
+    document = json.loads(json.dumps(document, default=str))
+    jobs: dict[str, Mapping[str, str]] = {}
     if file.exists():
         stored = read_document(file, SWEEP_SHAPE, "Choose another sweep.name")
-        if problems := changed_keys(stored["config"], config):
-            raise ConfigError(*problems)
+        problems = changed_keys(stored["config"], document["config"])
+        problems += changed_keys(stored.get("search", {}), document.get("search", {}))
+        raise_if_any(*problems)
         jobs = {job["name"]: job["changes"] for job in stored["jobs"]}
-    jobs |= {job.name: dict(job.changes) for job in sweep.jobs}
-    document = {
-        "format": _FORMAT,
-        "config": config,
-        "jobs": [{"name": name, "changes": changes} for name, changes in jobs.items()],
-    }
+    jobs |= new
+    document["jobs"] = [{"name": name, "changes": dict(changes)} for name, changes in jobs.items()]
     write_text(file, json.dumps(document, indent=1) + "\n")
     return jobs
 
 
-def _announce(job: str, folder: Path, outcome: Outcome | None) -> None:
+def _announce(job: SweepJob, folder: Path, outcome: Outcome | None) -> None:
     """Print the score of a job that has ended, or why it has none."""
     if outcome is None:
-        print_lines(f"{job}: {describe_score(read_best_score(folder))}")
-    elif outcome.messages:
-        print_lines(*outcome.messages)
+        print_lines(f"{job.name}: {describe_score(read_best_score(folder))}")
+    else:
+        first, *others = outcome.messages
+        print_lines(f"{job.name}: {first}", *others)
 
 
 # The table
 
 
 def _write_table(
-    folder: Path, jobs: dict[str, dict[str, str]], failures: dict[str, Outcome]
+    folder: Path, jobs: Mapping[str, Mapping[str, str]], failures: dict[str, Outcome]
 ) -> tuple[list[str], list[list[object]]]:
     """Write the table and the page of a sweep; return the table's columns and rows."""
     results = [_result(folder / name, changes, failures.get(name)) for name, changes in jobs.items()]
@@ -157,7 +174,7 @@ def _page(sweep: str, columns: list[str], rows: list[list[object]], results: dic
     return Page(f"Sweep {sweep}", f"over {', '.join(keys)}" if keys else "", describe_best(columns, rows), [], sections)
 
 
-def _result(folder: Path, changes: dict[str, str], failure: Outcome | None) -> JobResult:
+def _result(folder: Path, changes: Mapping[str, str], failure: Outcome | None) -> JobResult:
     if failure is not None:
         return JobResult(changes, None, failure.messages[0].partition("\n")[0])
     if not is_complete(folder):
@@ -171,16 +188,12 @@ def _result(folder: Path, changes: dict[str, str], failure: Outcome | None) -> J
 def _run_here(jobs: Sequence[SweepJob], start: Start) -> Iterator[tuple[SweepJob, Outcome | None]]:
     """Run jobs one after the other in this process; yield each one with its outcome, None if it is complete."""
     for number, job in enumerate(jobs, 1):
-        print_lines(f"job {number} of {len(jobs)}: {_describe(job)}")
+        print_lines(f"{job.name}: job {number} of {len(jobs)}")
         outcome = run_job(job.argv, start)
         yield job, outcome
         if outcome is not None and outcome.is_stopped:
             return
         gc.collect()  # a start keeps what is left of the job before it from being collected
-
-
-def _describe(job: SweepJob) -> str:
-    return " ".join(f"{key}={value}" for key, value in job.changes.items())
 
 
 def run_job(argv: Sequence[str], start: Start) -> Outcome | None:
@@ -205,15 +218,24 @@ def run_job_file(path: Path, start: Start) -> int:
     return 0 if outcome is None else outcome.exit_code
 
 
-def _run_in_processes(jobs: Sequence[SweepJob], num_parallel: int) -> Iterator[tuple[SweepJob, Outcome | None]]:
+def _run_in_processes(
+    jobs: Iterator[SweepJob],
+    num_parallel: int,
+    should_stop: Callable[[SweepJob], bool] | None = None,
+) -> Iterator[tuple[SweepJob, Outcome | None]]:
     """Run jobs in processes of their own; yield each one with its outcome, None if it is complete.
 
     The first signal is passed on to the processes, which save and end; a second one kills them and this process.
+
+    Args:
+        jobs: The jobs; the next one is read when a process is free for it.
+        num_parallel: Jobs that run at the same time.
+        should_stop: Says that a running job is to be stopped.
     """
     received: list[int] = []
     running: dict[int, tuple[SweepJob, subprocess.Popen[bytes]]] = {}
-    waiting = list(enumerate(jobs, 1))
-    is_passed_on = False
+    signaled: set[str] = set()
+    is_used_up = False
     with (
         recorded_signals(received, announces=True),
         TemporaryDirectory(prefix="trainer-") as name,
@@ -221,17 +243,18 @@ def _run_in_processes(jobs: Sequence[SweepJob], num_parallel: int) -> Iterator[t
     ):
         folder = Path(name)
         try:
-            while (running or (waiting and not received)) and len(received) < 2:
-                for slot in range(num_parallel):
-                    if waiting and not received and slot not in running:
-                        number, job = waiting.pop(0)
-                        print_lines(f"job {number} of {len(jobs)}: {_describe(job)}")
+            while (running or not (is_used_up or received)) and len(received) < 2:
+                for slot in [slot for slot in range(num_parallel) if slot not in running]:
+                    job = None if received or is_used_up else next(jobs, None)
+                    is_used_up |= job is None
+                    if job is not None:
+                        print_lines(f"{job.name}: {' '.join(f'{key}={value}' for key, value in job.changes.items())}")
                         running[slot] = job, _start_process(job, folder, parent, slot, num_parallel)
                 time.sleep(_POLL_SECONDS)
-                if received and not is_passed_on:
-                    is_passed_on = True
-                    for _, process in running.values():
-                        process.send_signal(received[0])
+                for job, process in running.values():
+                    if job.name not in signaled and (received or (should_stop is not None and should_stop(job))):
+                        signaled.add(job.name)
+                        process.send_signal(received[0] if received else signal.SIGTERM)
                 for slot in [slot for slot, (_, process) in running.items() if process.poll() is not None]:
                     job, process = running.pop(slot)
                     yield job, _read_outcome(folder / job.name, process.returncode)

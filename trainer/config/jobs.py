@@ -245,6 +245,10 @@ class SweepSection:
         "null lets Hydra run the sweep in runs/multirun",
     )
     jobs: Count = key(1, "jobs of a sweep with a name that run at the same time, a process each")
+    trials: Count | None = key(
+        None, "jobs of a search by Optuna, which chooses the values of the swept keys; null runs every combination"
+    )
+    prune: bool = key(True, "stop jobs of a search whose monitored metric is behind the median of the others")
 
 
 @dataclass(frozen=True)

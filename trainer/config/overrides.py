@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, ValueType
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -295,7 +295,7 @@ def is_sweep(override: Override) -> bool:
 
 
 def variants(override: Override, groups: Groups) -> list[str]:
-    """Return an override once for each of its values; empty if they cannot be listed (ranges, intervals)."""
+    """Return an override once for each of its values; with the middle of an interval, and not at all for a range."""
     if not is_sweep(override):
         return [str(override.input_line)]
     key = override.get_key_element()
@@ -305,7 +305,12 @@ def variants(override: Override, groups: Groups) -> list[str]:
         return [f"{key}={option}" for option in glob.filter(groups.options(override.key_or_group))]
     if override.value_type in (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP):
         return [f"{key}={value}" for value in override.sweep_string_iterator()]
-    return []
+    value = override.value()
+    if not isinstance(value, IntervalSweep) or value.start is None or value.end is None:
+        return []
+    is_whole = isinstance(value.start, int) and isinstance(value.end, int)
+    middle = (value.start + value.end) / 2
+    return [f"{key}={int(middle) if is_whole else middle}"]
 
 
 def validate_choice(override: Override, job_type: type, groups: Groups, chosen: Sequence[str]) -> list[str]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
 
-from trainer.config import compose
+from trainer.config import compose, schema
+from trainer.config.jobs import SweepSection
 from trainer.config.overrides import CommandLine, is_sweep, variants
 from trainer.config.stored import MAY_CHANGE, describe_change, differences
 from trainer.errors import ConfigError, format_error
@@ -50,6 +52,37 @@ class SweepJob:
 
 
 @dataclass(frozen=True)
+class Parameter:
+    """The values of a key among which a search chooses.
+
+    Attributes:
+        low, high: The ends of an interval; integers if its values are; None for a list of values.
+        is_log: Choose on a logarithmic scale.
+        values: A list of values, as written.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    is_log: bool = False
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search over the values of swept keys, instead of a job for each combination.
+
+    Attributes:
+        num_trials: The number of jobs.
+        prunes: Stop jobs whose monitored metric is behind.
+        space: The values of each swept key, by the key as written.
+    """
+
+    num_trials: int
+    prunes: bool
+    space: Mapping[str, Parameter]
+
+
+@dataclass(frozen=True)
 class Sweep:
     """A sweep with a name.
 
@@ -57,13 +90,24 @@ class Sweep:
         folder: The folder that contains the run folders and the table.
         num_parallel: Jobs that run at the same time.
         config: The config of the command line without the swept keys.
-        jobs: Its jobs.
+        jobs: Its jobs; none for a search.
+        search: The search that chooses the jobs, if any.
+        argv: The part of the command line that all jobs share.
     """
 
     folder: Path
     num_parallel: int
     config: dict[str, Any]
     jobs: tuple[SweepJob, ...]
+    search: Search | None = None
+    argv: tuple[str, ...] = ()
+
+    def trial(self, number: int, values: Mapping[str, str]) -> SweepJob:
+        """Return the job of a trial of a search, given the value of each swept key as written."""
+        name = f"trial-{number:04d}"
+        chosen = [f"{key}={value}" for key, value in values.items()]
+        changes = {key.lstrip("+"): value.strip("'\"") for key, value in values.items()}
+        return SweepJob(name, changes, (*self.argv, *chosen, f"run.dir='{self.folder / name}'"))
 
 
 def find_sweep(line: CommandLine, config: Mapping[str, Any]) -> Sweep | None:
@@ -84,7 +128,12 @@ def find_sweep(line: CommandLine, config: Mapping[str, Any]) -> Sweep | None:
     if section["name"] is None:
         return None
     folder = SWEEPS / section["name"]
-    return Sweep(folder, section["jobs"], _shared_config(line), tuple(_expand(line, folder)))
+    swept, argv = _split(line)
+    base = _shared_config(line)
+    if section["trials"] is None:
+        return Sweep(folder, section["jobs"], base, tuple(_expand(line, folder, swept, argv)))
+    space = {str(item.get_key_element()): _parameter(item, line) for item in swept}
+    return Sweep(folder, section["jobs"], base, (), Search(section["trials"], section["prune"], space), argv)
 
 
 def _problems(line: CommandLine, section: Mapping[str, Any]) -> Iterator[str]:
@@ -94,8 +143,9 @@ def _problems(line: CommandLine, section: Mapping[str, Any]) -> Iterator[str]:
         if item.key_or_group.startswith("sweep.") and is_sweep(item):
             yield format_error(item.key_or_group, "has several values", "Give it one", value=item.get_value_string())
     if name is None:
-        if section["jobs"] != 1:
-            yield format_error("sweep.jobs", "needs a sweep with a name", "Set sweep.name", value=section["jobs"])
+        for key, default in schema.defaults(SweepSection).items():
+            if section[key] != default:
+                yield format_error(f"sweep.{key}", "needs a sweep with a name", "Set sweep.name", value=section[key])
         return
     if line.verb != "train" or not line.arguments.is_sweep:
         yield format_error("sweep.name", "needs a sweep", "Use trainer train with --multirun (-m)", value=name)
@@ -110,9 +160,18 @@ def _problems(line: CommandLine, section: Mapping[str, Any]) -> Iterator[str]:
         if key in ("hydra/launcher", "hydra/sweeper") or key.startswith(("hydra.launcher", "hydra.sweep")):
             remedy = "Leave it out, or leave out sweep.name to let Hydra run the sweep"
             yield format_error(key, "has no effect on a sweep with a name", remedy)
-        if item.value_type == ValueType.INTERVAL_SWEEP:
-            remedy = "List values, such as 1e-4,1e-3"
+        if item.value_type == ValueType.INTERVAL_SWEEP and section["trials"] is None:
+            remedy = "List values, or set sweep.trials to search in it"
             yield format_error(key, "an interval has no list of values", remedy, value=item.get_value_string())
+        if key == "seed" and is_sweep(item) and section["trials"] is not None:
+            remedy = "Give it one value, and run the best settings again with several seeds"
+            yield format_error(key, "a search must not choose the seed", remedy, value=item.get_value_string())
+    if section["trials"] is not None:
+        if find_spec("optuna") is None:
+            problem = "needs the package optuna, which is not installed"
+            yield format_error("sweep.trials", problem, "Run pip install 'trainer[optuna]'")
+        if not any(map(is_sweep, items)):
+            yield format_error("sweep.trials", "there is no key to search", "Give keys several values or an interval")
 
 
 def _is_own(item: Override) -> bool:
@@ -129,22 +188,35 @@ def _shared_config(line: CommandLine) -> dict[str, Any]:
     return compose.unresolved(compose.without_hydra(composed))
 
 
-def _expand(line: CommandLine, folder: Path) -> Iterator[SweepJob]:
-    """Yield a job for each combination of values, the last key varying fastest."""
+def _split(line: CommandLine) -> tuple[list[Override], tuple[str, ...]]:
+    """Return the swept overrides in the order of the command line, and the words that all jobs share."""
     items = [item for item in (*line.overrides.groups, *line.overrides.values) if not _is_own(item)]
-    by_text = {str(item.input_line): item for item in items}
-    in_order = [by_text[text] for text in line.arguments.overrides if text in by_text]
-    swept = [item for item in in_order if is_sweep(item)]
+    by_text = {str(item.input_line): item for item in items if is_sweep(item)}
+    swept = [by_text[text] for text in line.arguments.overrides if text in by_text]
     left_out = {str(item.input_line) for item in (*swept, *filter(_is_own, line.overrides.values))}
     fixed = [text for text in line.arguments.overrides if text not in left_out]
+    own = [f"sweep.{key}={'null' if value is None else value}" for key, value in schema.defaults(SweepSection).items()]
     flags = [flag for flag in line.arguments.flags if flag not in ("-m", "--multirun")]
+    return swept, (*flags, *fixed, "resume=auto", *own)
+
+
+def _expand(line: CommandLine, folder: Path, swept: Sequence[Override], argv: tuple[str, ...]) -> Iterator[SweepJob]:
+    """Yield a job for each combination of values, the last key varying fastest."""
     for chosen in product(*(_values(item, line) for item in swept)):
         changes = {
             item.key_or_group: text.partition("=")[2].strip("'\"") for item, text in zip(swept, chosen, strict=True)
         }
         name = job_name(changes)
-        fixed_keys = ["resume=auto", f"run.dir='{folder / name}'", "sweep.name=null", "sweep.jobs=1"]
-        yield SweepJob(name, changes, (*fixed, *chosen, *fixed_keys, *flags))
+        yield SweepJob(name, changes, (*argv, *chosen, f"run.dir='{folder / name}'"))
+
+
+def _parameter(item: Override, line: CommandLine) -> Parameter:
+    value = item.value()
+    if isinstance(value, IntervalSweep):
+        assert value.start is not None
+        assert value.end is not None
+        return Parameter(value.start, value.end, "log" in value.tags)
+    return Parameter(values=tuple(text.partition("=")[2] for text in _values(item, line)))
 
 
 def _values(item: Override, line: CommandLine) -> list[str]:
