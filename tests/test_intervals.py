@@ -208,6 +208,10 @@ def test_a_metric_with_another_value_or_too_few_rows_has_no_interval() -> None:
     assert metric_intervals(table, about, {"accuracy": 2 / 3}).keys() == {"accuracy"}
     assert metric_intervals(table, about, {"accuracy": 0.5, "auroc": 0.5}) == {}
     assert metric_intervals(table[:1], about, {"accuracy": 1.0}) == {}
+    # Without a wrong answer, all draws are equal: the exact interval of a share, and none for other metrics.
+    right = table_of("class", {"target": ["a", "b"] * 10, "prediction": ["a", "b"] * 10})
+    exact = metric_intervals(right, about, {"accuracy": 1.0, "macro_f1": 1.0, "loss": 1.0})
+    assert exact == {"accuracy": (pytest.approx(stats.beta.ppf(0.025, 20, 1)), 1.0)}
     assert quantile_interval(np.array([1.0] * 90 + [np.nan] * 10)) is None
     assert quantile_interval(np.array([1.0] * 96 + [np.nan] * 4)) == (1.0, 1.0)
 

@@ -74,7 +74,15 @@ SHAPES: Final[Mapping[str, object]] = {
 }
 """The shape of each JSON document in a checkpoint, by its file name."""
 
-EVALUATION: Final = {"split": str, "step": int, "weights": str, "digest?": str, "intervals?": {str: [float, float]}}
+_INTERVALS: Final = {str: [float, float]}
+EVALUATION: Final = {
+    "split": str,
+    "step": int,
+    "weights": str,
+    "digest?": str,
+    "intervals?": _INTERVALS,
+    "slices?": {str: [{"value": str, "rows": int, "metrics": {str: float}, "intervals": _INTERVALS}]},
+}
 """The shape of `eval/<split>.json`; `intervals` has the 95 % interval of each metric that has one.
 
 All other fields are metrics and the keys that were changed.

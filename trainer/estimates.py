@@ -26,6 +26,9 @@ Estimate = Callable[[np.ndarray], np.ndarray]
 LOWER_IS_BETTER: Final = frozenset({"loss", "perplexity", "mae", "rmse", "alignment"})
 """The metrics here that are better if they are lower; all others are better if they are higher."""
 
+SHARES_OF_ROWS: Final = frozenset({"accuracy", "exact_match"})
+"""The metrics that are a share of right answers."""
+
 NUM_DRAWS: Final = 1_000
 MAX_UNITS: Final = 16_384
 """More rows are divided into this many groups."""

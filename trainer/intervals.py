@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer.estimates import Estimate, Units, make_estimates
+from trainer.estimates import SHARES_OF_ROWS, Estimate, Units, make_estimates
 from trainer.layout import Document
 from trainer.predictions import read_predictions
 
@@ -55,9 +55,26 @@ def metric_intervals(table: pyarrow.Table, about: Document, values: Mapping[str,
     """
     units = Units.for_rows(len(table))
     estimates = fitting_estimates(table, about, values, units)
-    draws = draw_estimates(list(estimates.values()), units)
-    intervals = {name: quantile_interval(column) for name, column in zip(estimates, draws.T, strict=True)}
-    return {name: interval for name, interval in intervals.items() if interval is not None}
+    return estimated_intervals(estimates, units)
+
+
+def estimated_intervals(estimates: Mapping[str, Estimate], units: Units) -> dict[str, Interval]:
+    """Return the intervals of estimates, as far as they have one.
+
+    If all draws are equal, they say nothing about other rows: if no answer was wrong, or none was right, the share of
+    right answers gets the exact interval (Clopper and Pearson 1934), and all other metrics have none.
+    """
+    draws = draw_estimates(list(estimates.values()), units) if units.count > 1 else np.empty((0, 0))
+    intervals = {}
+    for name, column in zip(estimates, draws.T, strict=False):
+        interval = quantile_interval(column)
+        if interval is not None and interval[0] == interval[1]:
+            bound = _LEVELS[0] ** (1 / len(units.of_row))
+            exact = {0.0: (0.0, 1 - bound), 1.0: (bound, 1.0)}
+            interval = exact.get(interval[0]) if name in SHARES_OF_ROWS else None
+        if interval is not None:
+            intervals[name] = interval
+    return intervals
 
 
 def paired_intervals(

@@ -295,6 +295,19 @@ class LocatesRows(Protocol):
         ...
 
 
+@runtime_checkable
+class HasColumns(Protocol):
+    """A `Source` whose rows have columns, also some without a role. It repeats no member of `Source`."""
+
+    def column_names(self, split: str) -> list[str]:
+        """Return the names of all columns of a split."""
+        ...
+
+    def read_columns(self, split: str, names: Sequence[str]) -> Iterator[tuple[int, Sequence[object]]]:
+        """Yield the column `row` and the cells of some columns, for all rows that a split may contain."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskInfo:
     """Sizes and counts that a fitted task knows and that models and losses may ask for.

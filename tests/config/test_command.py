@@ -320,8 +320,8 @@ class TestStoredRuns:
     def test_errors_of_eval_and_export(self) -> None:
         assert errors_of("eval", "lodaer.workers=1", "loader.worker=1", "loader.workers=x", "split=tst", "lr=1") == [
             "lodaer: unknown key. Did you mean loader?",
-            "lr: unknown key, got 1. Known: split, devices, predictions, metrics, force, launch, run, trust, "
-            "checkpoint, weights, device, precision, data, loader.",
+            "lr: unknown key, got 1. Known: split, devices, predictions, metrics, slices, force, launch, run, "
+            "trust, checkpoint, weights, device, precision, data, loader.",
             "split: must be one of train, validation, test, got 'tst'. Did you mean test?",
             "loader.worker: unknown key, got 1. Did you mean loader.workers?",
             "loader.workers: must be an integer, got 'x'.",

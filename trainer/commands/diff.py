@@ -74,7 +74,7 @@ def compare_runs(left: RunRecord, right: RunRecord) -> Document:
 def _flatten_results(record: RunRecord) -> Document:
     values = {f"best.{key}": value for key, value in (record.best or {}).items()}
     for split, scores in record.evaluations.items():
-        values |= {f"{split}.{key}": value for key, value in scores.items() if key != "intervals"}
+        values |= {f"{split}.{key}": value for key, value in scores.items() if key not in ("intervals", "slices")}
     return values
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from trainer.atomic_io import create_folder, discard, refuse_to_replace, write_text
+from trainer.commands.eval_slices import check_slices, measure_slices, print_slices
 from trainer.commands.row_inputs import worst_inputs_kept
 from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.jobs import EvalJob
@@ -51,11 +52,13 @@ class Evaluation(NamedTuple):
         name: The name of the split; for other rows than the run's own, one that identifies them.
         values: The loss and the metrics.
         intervals: The 95 % interval of each that has one.
+        slices: The parts of the rows by the columns of `slices`, see `measure_slices`.
     """
 
     name: str
     values: dict[str, float]
     intervals: dict[str, Interval]
+    slices: dict[str, list[Document]]
 
 
 def run(job: EvalJob, config: Document) -> None:
@@ -67,6 +70,7 @@ def run(job: EvalJob, config: Document) -> None:
         job: The checked config.
         config: The same as plain data.
     """
+    check_slices(job)
     devices = num_processes(job.devices, job.device)
     if devices > 1 and not is_rank():
         launch("eval", config, job.stored_overrides, devices, job.launch.grace)
@@ -137,12 +141,15 @@ def _evaluate(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple[Ch
         ranks,
         force=job.force,
         keeps_predictions=job.predictions,
+        slices=job.slices,
     )
     return checkpointed, evaluation
 
 
 def _show(checkpointed: CheckpointedModel, evaluation: Evaluation) -> None:
-    print_table(open_console("auto"), str(checkpointed.folder), *score_table(checkpointed, evaluation))
+    console = open_console("auto")
+    print_table(console, str(checkpointed.folder), *score_table(checkpointed, evaluation))
+    print_slices(console, evaluation.slices)
 
 
 def evaluate_split(
@@ -155,6 +162,7 @@ def evaluate_split(
     *,
     force: bool = False,
     keeps_predictions: bool = True,
+    slices: Sequence[str] = (),
 ) -> Evaluation:
     """Compute loss and metrics on the rows of a split and write them to `eval/<name>.json` in the run folder.
 
@@ -167,6 +175,7 @@ def evaluate_split(
         ranks: The processes that share the batches, of which the first one writes; None is this process alone.
         force: Replace a file of that name that no evaluation has written.
         keeps_predictions: Write `eval/<name>.predictions.parquet`, too.
+        slices: Columns of the data: also measure the rows with each of their values. They need the predictions.
 
     Returns:
         The scores; the first process also returns the intervals.
@@ -214,15 +223,19 @@ def evaluate_split(
             recorder=recorder,
         )
     if ranks is not None and not ranks.is_first:
-        return Evaluation(name, values, {})
+        return Evaluation(name, values, {}, {})
     intervals: dict[str, Interval] = {}
+    parts: dict[str, list[Document]] = {}
     if not keeps_predictions:
         discard(predictions_file(file))  # of an earlier evaluation
     else:
         intervals = read_intervals(predictions_file(file), values)
-    known = {"intervals": {key: list(interval) for key, interval in intervals.items()}} if intervals else {}
+        if slices:
+            parts = measure_slices(predictions_file(file), encoded, split, slices, list(intervals))
+    known: Document = {"intervals": {key: list(interval) for key, interval in intervals.items()}} if intervals else {}
+    known |= {"slices": parts} if parts else {}
     write_text(file, _render(seal(document | source | values | known)))
-    return Evaluation(name, values, intervals)
+    return Evaluation(name, values, intervals, parts)
 
 
 @contextmanager

@@ -404,6 +404,9 @@ class EvalJob(DeviceJob, DataJob):
     )
     predictions: bool = key(True, _PREDICTIONS)
     metrics: list[Any] | None = key(None, f"{_METRICS}; null is the run's own")
+    slices: list[NonEmptyStr] = key(
+        [], "columns of the data whose values divide the rows: the metrics of each part are shown with their intervals"
+    )
     force: bool = key(False, "replace a file in the run's folder eval that no evaluation has written")
     launch: LaunchSection = section(LaunchSection, "how the processes of several devices wait for each other")
 

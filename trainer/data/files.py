@@ -125,6 +125,16 @@ class Files(FileSource):
         """Return `data.label=category` or `data.columns.value=price`."""
         return describe_columns(role if role in ("text", "label") else f"columns.{role}", self._columns.get(role))
 
+    def column_names(self, split: str) -> list[str]:
+        """Return the columns of the first file of a split."""
+        return column_names((self._paths.get(split) or self._paths["train"])[0], **self._csv_options)
+
+    def read_columns(self, split: str, names: Sequence[str]) -> Iterator[tuple[int, Sequence[object]]]:
+        """Yield the column `row` and the cells of some columns, for all rows of the files of a split."""
+        table = Table({"slices": names}, {"slices": "slices"}, self._list_separator)
+        for row, _, cells in self._records(split if split in self._paths else "train", table):
+            yield row, cells
+
     def for_split(self, split: str, numeric: Mapping[str, bool]) -> Self | None:
         """Return the source that reads the files of one split only; None if the split needs the files of another.
 

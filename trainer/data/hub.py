@@ -147,6 +147,16 @@ class Hub:
         """Return `data.columns.label=sentiment`."""
         return describe_columns(f"columns.{role}", self._columns.get(role))
 
+    def column_names(self, split: str) -> list[str]:
+        """Return the columns of a split."""
+        return list(self._tables[split if split in self._tables else "train"].column_names)
+
+    def read_columns(self, split: str, names: Sequence[str]) -> Iterator[tuple[int, Sequence[object]]]:
+        """Yield the column `row` and the cells of some columns, for all rows of a split."""
+        table = Table({"slices": names}, {"slices": "slices"}, self._list_separator)
+        for row, _, cells in self._records(split if split in self._tables else "train", table):
+            yield row, cells
+
     @property
     def _folder(self) -> Path | None:
         """The folder of the data; None for a data set of the hub."""

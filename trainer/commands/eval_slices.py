@@ -1,0 +1,176 @@
+"""The metrics of an evaluation for each value of a column of the data: `trainer eval slices=[column,...]`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from trainer.commands.run_folders import find_run_folder
+from trainer.config.jobs import DataKeys, EvalJob
+from trainer.config.schema import option_keys
+from trainer.config.stored import TRAINING_KEYS, config_text, job_from_text, read_stored_config
+from trainer.errors import ConfigError, DataError, did_you_mean, format_error, raise_if_any
+from trainer.layout import Document
+from trainer.predictions import read_predictions
+from trainer.protocols import HasColumns
+from trainer.report.console import format_number, print_table
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.console import Console
+
+    from trainer.data.encode import Encoded
+
+SMALL: Final = 30
+"""A slice with fewer rows is marked: its intervals are wide, and less reliable."""
+
+MAX_SLICES: Final = 20
+"""Values of a column that are shown, the most frequent ones."""
+
+_MAX_NUMBERS = 10
+"""Numbers with more values are divided into quarters."""
+
+_FILES = "trainer.data.files.Files"
+_EMPTY = "(empty)"
+
+
+def check_slices(job: EvalJob) -> None:
+    """Report wrong slices before torch is loaded, as far as the columns of the data can be known without it.
+
+    Raises:
+        ConfigError: The predictions are turned off, or a column does not exist.
+    """
+    if not job.slices:
+        return
+    if not job.predictions:
+        problem = "are computed from the predictions, which predictions=false does not keep"
+        raise ConfigError(format_error("slices", problem, "Leave out predictions=false", value=job.slices))
+    from trainer.data.files import Files
+
+    file, config = read_stored_config(find_run_folder(job.run), "run")
+    if config["data"].get("_target_") == _FILES:
+        stored = job_from_text(config_text(config), job.trust, job.stored_overrides, file=file, unused=TRAINING_KEYS)
+        keys = option_keys(stored.data, DataKeys)
+        del keys["_target_"]
+        with suppress(DataError):  # the evaluation reports files that cannot be read
+            check_columns(Files(**keys), job.split, job.slices)
+
+
+def check_columns(source: object, split: str, columns: Sequence[str]) -> None:
+    """Check that a source has the columns of the slices.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if not isinstance(source, HasColumns):
+        problem = f"the rows of {type(source).__name__} have no columns to divide them by"
+        raise ConfigError(format_error("slices", problem, "Leave out slices", value=list(columns)))
+    names = source.column_names(split)
+    wrong = [column for column in columns if column not in names]
+    raise_if_any(*(format_error("slices", "no such column", did_you_mean(each, names), value=each) for each in wrong))
+
+
+def measure_slices(
+    path: Path, encoded: Encoded, split: str, columns: Sequence[str], metrics: Sequence[str]
+) -> dict[str, list[Document]]:
+    """Return the slices of each column: `value`, `rows`, and the `metrics` and their `intervals` by name.
+
+    Args:
+        path: The predictions of the split.
+        encoded: The data.
+        split: The name of the split.
+        columns: The columns.
+        metrics: The metrics that agree with the predictions.
+    """
+    import numpy as np
+
+    from trainer.estimates import Units, make_estimates
+    from trainer.intervals import estimated_intervals
+
+    table, about = read_predictions(path)
+    slices: dict[str, list[Document]] = {}
+    for column, cells in _read_cells(encoded, split, columns).items():
+        slices[column] = []
+        for value, rows in _divide(cells):
+            part = table.take(rows)
+            units = Units.for_rows(len(part))
+            estimates = {name: each for name, each in make_estimates(part, about, units).items() if name in metrics}
+            with np.errstate(all="ignore"):
+                values = {name: float(each(np.ones((1, units.count)))[0]) for name, each in estimates.items()}
+            intervals = {name: list(interval) for name, interval in estimated_intervals(estimates, units).items()}
+            known = {name: each for name, each in values.items() if np.isfinite(each)}
+            slices[column].append({"value": value, "rows": len(part), "metrics": known, "intervals": intervals})
+    return slices
+
+
+def _read_cells(encoded: Encoded, split: str, columns: Sequence[str]) -> dict[str, list[str]]:
+    """Return the cell of each row of a split in each column."""
+    source = encoded.source
+    check_columns(source, split, columns)
+    assert isinstance(source, HasColumns)
+    ids = encoded.splits[split].data.column("row").to_pylist()
+    wanted = set(ids)
+    cells = {
+        row: [_EMPTY if value is None or not str(value).strip() else str(value) for value in values]
+        for row, values in source.read_columns(split, columns)
+        if row in wanted
+    }
+    return {column: [cells[row][place] for row in ids] for place, column in enumerate(columns)}
+
+
+def _divide(cells: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the values of a column and their rows, the most frequent value first; many numbers become quarters."""
+    import numpy as np
+
+    values, codes, counts = np.unique(np.array(cells), return_inverse=True, return_counts=True)
+    if len(values) > _MAX_NUMBERS and (numbers := _as_numbers(values)) is not None:
+        bounds = np.nanquantile(numbers[codes], [0, 0.25, 0.5, 0.75, 1])
+        quarters = np.searchsorted(bounds[1:-1], numbers[codes], side="left")
+        for quarter in range(4):
+            rows = np.flatnonzero((quarters == quarter) & np.isfinite(numbers[codes]))
+            if len(rows):
+                own = numbers[codes][rows]
+                yield f"{own.min():g} to {own.max():g}", rows
+        if len(rows := np.flatnonzero(~np.isfinite(numbers[codes]))):
+            yield _EMPTY, rows
+        return
+    for code in np.argsort(-counts, kind="stable")[:MAX_SLICES].tolist():
+        yield str(values[code]), np.flatnonzero(codes == code)
+    if len(values) > MAX_SLICES:
+        kept = np.argsort(-counts, kind="stable")[:MAX_SLICES]
+        yield f"({len(values) - MAX_SLICES} other values)", np.flatnonzero(~np.isin(codes, kept))
+
+
+def _as_numbers(values: Any) -> np.ndarray | None:
+    """Return the values as numbers, NaN for an empty one; None if one is no number."""
+    import numpy as np
+
+    try:
+        return np.array([float("nan") if value == _EMPTY else float(value) for value in values])
+    except ValueError:
+        return None
+
+
+def print_slices(console: Console, slices: dict[str, list[Document]]) -> None:
+    """Print a table for each column, with the interval next to each metric."""
+    for column, parts in slices.items():
+        names = list(dict.fromkeys(name for part in parts for name in part["metrics"]))
+        rows = [
+            [
+                part["value"],
+                f"{part['rows']} (few)" if part["rows"] < SMALL else part["rows"],
+                *(_show(part, name) for name in names),
+            ]
+            for part in parts
+        ]
+        console.out("", highlight=False)
+        print_table(console, f"by {column}, with 95% intervals", [column, "rows", *names], rows)
+
+
+def _show(part: Document, name: str) -> str | None:
+    value, interval = part["metrics"].get(name), part["intervals"].get(name)
+    if value is None or interval is None:
+        return None if value is None else format_number(value)
+    return f"{format_number(value)} ({' to '.join(map(format_number, interval))})"
