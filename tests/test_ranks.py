@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +30,7 @@ from trainer.targets import compute_shared_loss
 from trainer.task.classification_metrics import (
     ClassCounts,
     EntityScore,
+    decide_labels,
     f1_of_tags,
     language_metrics,
     multilabel_metrics,
@@ -134,7 +136,7 @@ METRICS: dict[str, tuple[Callable[[], MetricCollection], str]] = {
         lambda: MetricCollection([MulticlassAccuracy(4, average="micro"), MulticlassF1Score(4, average="macro")]),
         "class",
     ),
-    "labels": (lambda: multilabel_metrics(4, 0.5), "labels"),
+    "labels": (lambda: multilabel_metrics(4, partial(decide_labels, threshold=0.5)), "labels"),
     "values": (lambda: regression_metrics([1.0, 2.0, 0.5, 1.0]), "values"),
     "tokens": (language_metrics, "tokens"),
     "tags": (

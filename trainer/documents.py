@@ -51,7 +51,13 @@ _STATE_SHAPE: Final = {
     "accumulate?": {"requested": (int, str), "used": int},
 }
 
+_RULE: Final = {"thresholds": {str: float}, "temperature": (float, {str: float}, None)}
+
+DECISION: Final = {"step": int, "weights": str, "checkpoint_sha256": str, **_RULE}
+"""The shape of decision.json in a run folder."""
+
 _TASK_SHAPE: Final = {
+    "decision?": _RULE,
     "labels?": [str],
     "class_counts?": [int],
     "num_train?": int,

@@ -1,7 +1,7 @@
 """Names of the files and folders that make up a run, a checkpoint and a folder of exported artifacts.
 
 runs/<run>/                     the run folder
-  config.yaml  metrics.jsonl  trainer.log  report.html  lr_range.json  .lock
+  config.yaml  metrics.jsonl  trainer.log  report.html  lr_range.json  decision.json  .lock
   tensorboard/  trackers.json
   logs/rank-1.log               warnings of the second process of a run on several devices
   checkpoints/step-00000930/    state.json  task.json  config.yaml  MANIFEST.json  *.safetensors
@@ -45,6 +45,9 @@ RANK_LOGS: Final = "logs"
 
 REPORT: Final = "report.html"
 LR_RANGE: Final = "lr_range.json"
+DECISION_RULE: Final = "decision.json"
+"""Thresholds and temperature that were found after training, with the origin of the weights that they belong to."""
+
 LOCK: Final = ".lock"
 TENSORBOARD: Final = "tensorboard"
 TRACKERS: Final = "trackers.json"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import MetricCollection
 
+    from trainer.decision import DecisionRule
     from trainer.mapped_files import MappedRows
     from trainer.sample_rng import SampleRng
 
@@ -482,6 +483,21 @@ class Task(Stateful, Protocol):
 
     def artifact_files(self) -> dict[str, str]:
         """Return the text files that an artifact needs next to the model, by name: labels, tokenizer."""
+        ...
+
+
+@runtime_checkable
+class HasDecisionRule(Protocol):
+    """A task whose outputs become classes or labels by thresholds and a temperature that can be set after training."""
+
+    decision_rule: DecisionRule | None
+    """The rule, which metrics, predictions and the files and state of artifacts follow; None if there can be none."""
+
+    threshold: float
+    """The threshold of each label without one in the rule."""
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        """Return the probabilities of the classes or labels, in the shape of the logits (B, C), float32."""
         ...
 
 

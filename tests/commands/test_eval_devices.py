@@ -26,7 +26,7 @@ METRICS = "metrics=[auroc,average_precision,mcc,top_2_accuracy]"
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     made = tmp_path_factory.mktemp("eval-devices")
     with working_in(made):
-        assert train(made / "run", *write_data(made), "train.duration=4", METRICS) == 0
+        assert train(made / "run", *write_data(made), "train.duration=12", "optimizer.lr=0.01", METRICS) == 0
         yield made
 
 
@@ -50,6 +50,22 @@ def evaluate(run: Path, devices: int, *arguments: str) -> tuple[dict[str, dict[s
         file.replace(output / file.name)
     shutil.rmtree(run / "eval")
     return written, [(output / f"rank-{rank}.txt").read_text(encoding="utf-8") for rank in range(devices)]
+
+
+def test_devices_find_the_temperature_of_one(run: Path, trained: Path) -> None:
+    file, found = run / "decision.json", []
+    keys = ["calibrate=true", f"data.validation={trained}/train.csv"]
+    for devices in (1, 3):
+        if devices == 1:
+            assert main(["eval", f"run={run}", *SMALL, *keys]) == 0
+            written = scores(run)
+        else:
+            written, _ = evaluate(run, devices, *keys)
+        document = json.loads(file.read_text(encoding="utf-8"))
+        assert written["test.json"]["decision"] == "a temperature set after training"
+        found.append((document["temperature"], *document["validation"]["calibration"].values()))
+        file.unlink()
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("split", ["test", "train"])

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from trainer.task.classification_metrics import (
     RankingScore,
     TokenAccuracy,
     average_precisions,
-    decide,
+    decide_labels,
     f1_of_tags,
     multilabel_metrics,
 )
@@ -167,7 +168,7 @@ def test_macro_f1_of_many_classes_needs_no_table_of_pairs() -> None:
 
 
 def computed(logits: torch.Tensor, target: torch.Tensor, threshold: float, size: int = 7) -> dict[str, float]:
-    metrics = multilabel_metrics(logits.shape[1], threshold)
+    metrics = multilabel_metrics(logits.shape[1], partial(decide_labels, threshold=threshold))
     for start in range(0, len(logits), size):
         metrics.update(logits[start : start + size], target[start : start + size])
     return {name: value.item() for name, value in metrics.compute().items()}
@@ -227,7 +228,7 @@ def test_average_precision_of_many_labels() -> None:
 
 
 def test_multilabel_metrics_have_a_direction_and_reset() -> None:
-    metrics = multilabel_metrics(2, 0.5)
+    metrics = multilabel_metrics(2, partial(decide_labels, threshold=0.5))
     metrics.update(torch.ones(2, 2), torch.zeros(2, 2))
     metrics.reset()
     metrics.update(torch.ones(2, 2), torch.ones(2, 2))
@@ -237,7 +238,7 @@ def test_multilabel_metrics_have_a_direction_and_reset() -> None:
 
 
 def test_probability_at_the_threshold_is_not_a_decision() -> None:
-    assert decide(torch.tensor([[0.0, 1e-3, -1e-3]]), 0.5).tolist() == [[False, True, False]]
+    assert decide_labels(torch.tensor([[0.0, 1e-3, -1e-3]]), 0.5).tolist() == [[False, True, False]]
 
 
 def test_no_entity_scores_0() -> None:

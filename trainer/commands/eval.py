@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from trainer.atomic_io import create_folder, discard, refuse_to_replace, write_text
+from trainer.commands.decision import find_rule, rule_problems, use_kept_rule, validation_rows
 from trainer.commands.eval_slices import check_slices, measure_slices, print_slices
 from trainer.commands.row_inputs import worst_inputs_kept
 from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.jobs import EvalJob
-from trainer.config.stored import TRAINING_KEYS, differences, parse_stored_config, unchanged_job
+from trainer.config.stored import TRAINING_KEYS, differences, load_stored_config, parse_stored_config, unchanged_job
 from trainer.documents import EVALUATION
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError, DataError, raise_if_any
 from trainer.launch import launch
 from trainer.layout import EVALUATIONS, Document
 from trainer.predictions import is_predictions, predictions_file, predictions_schema, predictions_writer
+from trainer.protocols import HasDecisionRule
 from trainer.rank_environment import is_first_rank, is_rank, num_processes
 from trainer.report.console import format_number, open_console, print_table
 from trainer.report.logs import logs_silenced
@@ -71,6 +73,7 @@ def run(job: EvalJob, config: Document) -> None:
         config: The same as plain data.
     """
     check_slices(job)
+    raise_if_any(*rule_problems(load_stored_config(find_run_folder(job.run), "run"), job.threshold, job.calibrate))
     devices = num_processes(job.devices, job.device)
     if devices > 1 and not is_rank():
         launch("eval", config, job.stored_overrides, devices, job.launch.grace)
@@ -113,14 +116,17 @@ def _evaluate(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple[Ch
     from trainer.builders.metrics import build_metrics, check_metrics
     from trainer.evaluate import check_shareable
 
+    folder = find_run_folder(job.run)
     checkpointed = load_checkpointed_model(
-        find_run_folder(job.run),
+        folder,
         job.trust,
         job.stored_overrides,
         checkpoint=select_checkpoint(job.run, job.checkpoint),
         weights=job.weights,
         device=job.device,
     )
+    use_kept_rule(folder, checkpointed.origin, checkpointed.task, job.threshold)
+    validation = validation_rows(checkpointed, job)
     if job.metrics is not None:
         checkpointed = replace(checkpointed, job=replace(checkpointed.job, metrics=job.metrics))
     check_metrics(checkpointed.job, checkpointed.task)
@@ -132,6 +138,7 @@ def _evaluate(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple[Ch
     if changed:
         check_foreign_rows(checkpointed, job.split, rows)
     ranks = None if join is None else join()
+    find_rule(checkpointed, job, ranks, validation)
     evaluation = evaluate_split(
         checkpointed,
         job.split,
@@ -206,6 +213,8 @@ def evaluate_split(
     device, metrics = checkpointed.device, build_metrics(job, task)
     batches = checkpointed.batches(rows, choose_batching(job, model), ranks)
     document = {"split": split, "step": checkpointed.step, "weights": checkpointed.weights, "precision": precision}
+    if isinstance(task, HasDecisionRule) and task.decision_rule:
+        source["decision"] = f"{task.decision_rule.describe()} set after training"
     create_folder(file.parent)
     with ExitStack() as stack:
         stack.enter_context(deferral(model, deferred=can_defer_logits(job, task, model, loss)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from trainer.commands.decision import with_kept_rule
 from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.compatibility import validate_formats
 from trainer.config.groups import Groups, own_folder
@@ -49,7 +50,9 @@ def run(job: ExportJob, config: Document) -> None:
         needs_loss=job.prune is not None,
     )
     console = open_console("auto")
-    if job.prune is not None:
+    if job.prune is None:
+        checkpointed = with_kept_rule(checkpointed)
+    else:
         checkpointed = prune_copy(checkpointed, job.prune, job.split)
         print_pruning(console, checkpointed.origin["pruning"])
     name = EXPORT if job.prune is None else pruned_folder_name(job.prune)

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from trainer.commands.decision import note_rule, rule_problems, set_threshold, use_kept_rule
 from trainer.commands.run_folders import find_run_folder, run_argument, select_checkpoint
 from trainer.config.jobs import PredictJob, TrainJob
 from trainer.config.signatures import attribute
@@ -108,6 +109,7 @@ def _check(job: PredictJob, folder: Path, graph: Path | None, exported: Document
     """Report everything that prevents the prediction and shows before anything heavy is loaded."""
     problems = []
     config = load_stored_config(folder, key="run") if exported is None else exported
+    problems += rule_problems(config, job.threshold)
     task = str(config["task"]["_target_"])
     # Tasks that compute embeddings have no fixed target: it depends on their keys.
     if job.neighbours is not None and task.startswith("trainer.") and attribute(task, "target") is not None:
@@ -180,6 +182,8 @@ def _load_from_artifacts(job: PredictJob, graph: Path, config: Document) -> tupl
         problem = f"cannot be used ({type(error).__name__}: {first_line_of(error)})"
         remedy = "Copy the artifact folder again"
         raise CheckpointError(format_error(str(graph.parent / TASK), problem, remedy)) from error
+    note_rule(graph.parent / TASK, task, job.threshold)
+    set_threshold(task, job.threshold)
     if not is_sealed(read_export_manifest(graph.parent) or {}):
         print_lines(f"note: {graph.parent}: {UNSEALED}.")
     forward = _load_graph(graph)
@@ -215,6 +219,7 @@ def _load_from_run(job: PredictJob, folder: Path, graph: Path | None) -> tuple[P
         own, task = load_task(snapshot, job.trust, job.stored_overrides, needs_loss=False)
         require_intact(graph)
         forward = _load_graph(graph)
+        origin = (read_export_manifest(graph.parent) or {"provenance": {}})["provenance"]
     else:
         checkpointed = load_checkpointed_model(
             folder,
@@ -225,11 +230,13 @@ def _load_from_run(job: PredictJob, folder: Path, graph: Path | None) -> tuple[P
             device=job.device,
             needs_loss=False,
         )
-        own, task = checkpointed.job, checkpointed.task
+        own, task, origin = checkpointed.job, checkpointed.task, checkpointed.origin
         batching = "packed" if choose_batching(own, checkpointed.model) == "packed" else "padded"
         model = checkpointed.inference_model().eval()
         forward = _make_forward(model, checkpointed.device, Precision(job.precision, checkpointed.device))
     check_task(task)
+    use_kept_rule(folder, origin, task, job.threshold)
+    set_threshold(task, job.threshold)
     predictor = Predictor(task, forward, batching, own.loader.eval_batch_size, job.top)
     return predictor, _row_format(own.data, task, job)
 

@@ -428,6 +428,7 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
     """Evaluate and export the best checkpoint, as `trainer eval` and `trainer export` would."""
     from trainer.builders.checkpointed import load_checkpointed_model, save_model
     from trainer.builders.data import set_limits
+    from trainer.commands.decision import with_kept_rule
     from trainer.commands.eval import evaluate_split, is_evaluation, score_table
     from trainer.commands.export import export_artifacts, print_artifacts, print_sparsity
     from trainer.commands.report import write_page
@@ -440,6 +441,10 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
         best = load_checkpointed_model(folder, None, checkpoint=checkpoint, weights="auto", device=job.device)
         # The data may have been moved since the checkpoint was saved.
         best = replace(best, job=replace(best.job, data=job.data))
+        try:
+            best = with_kept_rule(best)
+        except CheckpointError as error:  # training must not fail: its result needs no rule
+            logger.warning("%s", error)
         set_limits(job.data)
         split = "test" if "test" in best.encoded.splits else "validation"
         _keep_changes(folder / REPORT, is_own_page)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         BelowOne,
         Count,
         Duration,
+        Fraction,
         NonEmptyStr,
         NonNegative,
         NonNegativeInt,
@@ -407,6 +408,17 @@ class EvalJob(DeviceJob, DataJob):
     slices: list[NonEmptyStr] = key(
         [], "columns of the data whose values divide the rows: the metrics of each part are shown with their intervals"
     )
+    threshold: Literal["kept", "auto"] | Fraction | dict[Literal["recall"], PositiveToOne] | None = key(
+        "kept",
+        "probability above which a label, or the rarer of two classes, is predicted; auto finds the best F1 on the "
+        "validation split, {recall: 0.9} the best precision at a recall; the run keeps it; null goes back to the "
+        "task's own",
+    )
+    calibrate: bool | Literal["kept"] = key(
+        "kept",
+        "true finds a temperature on the validation split that makes probabilities honest, and the run keeps it; "
+        "false goes back to none",
+    )
     force: bool = key(False, "replace a file in the run's folder eval that no evaluation has written")
     launch: LaunchSection = section(LaunchSection, "how the processes of several devices wait for each other")
 
@@ -441,6 +453,11 @@ class PredictJob(DeviceJob, DataJob):
     columns: ColumnsSection = section(ColumnsSection, "the columns to read from a file")
     backend: Literal["torch", "onnx"] | None = key(None, _BACKEND.format("an artifact"))
     top: Count = key(1, "number of most likely classes or tokens to show, with their probabilities")
+    threshold: Literal["kept"] | Fraction | None = key(
+        "kept",
+        "probability above which a label, or the rarer of two classes, is predicted; kept is what trainer eval found; "
+        "null is the task's own",
+    )
     neighbours: Count | None = key(None, "number of nearest texts of the corpus to show, by cosine similarity")
     corpus: AnyPath | None = text(None, "file of texts in which neighbors are searched")
 

@@ -39,12 +39,15 @@ _CHECK: Final = "check.py"
 _ROWS: Final = "rows.py"
 _GENERATE: Final = "generate.py"
 _SHAPES: Final = "shapes.py"
+_RULE_FILES: Final = ("threshold.json", "temperature.json")
+"""Files of some runs of a task, see `trainer.decision`."""
+
 _GENERATED_FORMAT: Final = "onnx_cache"
 _OLD_SCRIPTS: Final = ("task.py",)
 """Scripts of exports before the scripts became fixed modules; an export removes them."""
 
 BUNDLE_FILES: Final = (
-    *(GOLDEN_ROWS, GOLDEN_ARRAYS, GOLDEN_TENSORS, TASK, README),
+    *(GOLDEN_ROWS, GOLDEN_ARRAYS, GOLDEN_TENSORS, TASK, README, *_RULE_FILES),
     *(PREDICT_SCRIPT, _ANSWERS, _CHECK, _ROWS, _GENERATE, _SHAPES, *_OLD_SCRIPTS),
     *dict.fromkeys(predict_script.READERS.values()),
 )

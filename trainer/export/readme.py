@@ -82,7 +82,8 @@ _FILES: Final = {
     "image.json": "size, channels, mean and standard deviation of the images",
     "table.json": "the columns, their standardization, the order of the features",
     "values.json": "a value is the output times `std` plus `mean`",
-    "threshold.json": "a label is predicted if its probability exceeds this number",
+    "threshold.json": "a label is predicted if its probability exceeds this number, or its own number",
+    "temperature.json": "the output is divided by this number, or by that of each label, before probabilities",
 }
 
 

@@ -6,11 +6,13 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 
+from trainer.decision import DecisionRule, parse_rule
 from trainer.errors import DataError, RowError, did_you_mean, format_error
 from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Prediction, StateDict
@@ -131,12 +133,15 @@ class ClassTarget:
 
     Attributes:
         classes: The labels of the training split.
+        decision_rule: The rule that turns outputs into classes; without one, the most likely class is predicted.
     """
 
     role: ClassVar[str] = "label"
+    threshold: ClassVar[float] = 0.5
 
     def __init__(self) -> None:
         self.classes = Classes()
+        self.decision_rule = DecisionRule()
 
     def fit(self, train: Dataset) -> None:
         """Collect the labels and their counts from the column `label` of the training split.
@@ -172,28 +177,60 @@ class ClassTarget:
         from torchmetrics import MetricCollection
         from torchmetrics.classification import MulticlassAccuracy
 
-        from trainer.task.classification_metrics import MacroF1
+        from trainer.task.classification_metrics import DecisionMetric, MacroF1, decide_between_two
 
         count = len(self.classes.labels)
-        return MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(count, average="micro"),
-                "macro_f1": MacroF1(count),
-            }
-        )
+        accuracy, macro_f1 = MulticlassAccuracy(count, average="micro"), MacroF1(count)
+        for label, threshold in self.decision_rule.thresholds.items():
+            positive, temperature = self.classes.labels.index(label), self._temperature
+            decide = partial(decide_between_two, threshold=threshold, positive=positive, temperature=temperature)
+            return MetricCollection(
+                {"accuracy": DecisionMetric(accuracy, decide), "macro_f1": DecisionMetric(macro_f1, decide)}
+            )
+        return MetricCollection({"accuracy": accuracy, "macro_f1": macro_f1})
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        from trainer.task.classification_metrics import scale
+
+        return scale(output, self._temperature).softmax(dim=-1)
 
     def predictions(self, output: Tensor, top: int) -> list[Prediction]:
         """Return `label` and `probability` for each row of logits (B, C), and the `probabilities` of the `top` ones."""
-        return class_predictions(output, self.classes.labels, top)
+        labels = self.classes.labels
+        if not self.decision_rule:
+            return class_predictions(output, labels, top)
+        # A temperature may make two probabilities equal, so the order is the one without it.
+        order = output.float().softmax(dim=-1).argsort(dim=-1, descending=True, stable=True)
+        probabilities = self.probabilities(output)
+        for label, threshold in self.decision_rule.thresholds.items():
+            positive = labels.index(label)
+            chosen = torch.where(probabilities[:, positive] > threshold, positive, 1 - positive)
+            order = torch.stack([chosen, 1 - chosen], dim=-1)
+        order = order[:, :top]
+        return [
+            best_prediction(
+                "label",
+                [(labels[index], round_probability(value)) for index, value in zip(indices, values, strict=True)],
+            )
+            for indices, values in zip(order.tolist(), probabilities.gather(-1, order).tolist(), strict=True)
+        ]
+
+    @property
+    def _temperature(self) -> float | None:
+        temperature = self.decision_rule.temperature
+        assert not isinstance(temperature, Mapping), "the rule was checked"
+        return None if temperature is None else float(temperature)
 
     def artifact_files(self) -> dict[str, str]:
-        return self.classes.artifact_files()
+        return {**self.classes.artifact_files(), **_rule_files(self.decision_rule)}
 
     def state_dict(self) -> StateDict:
-        return self.classes.state_dict()
+        return {**self.classes.state_dict(), **_rule_state(self.decision_rule)}
 
     def load_state_dict(self, state: StateDict) -> None:
         self.classes.load_state_dict(state)
+        if "decision" in state:
+            self.decision_rule = parse_rule(state["decision"], self.classes.labels, several=False)
 
 
 class MultilabelTarget:
@@ -205,12 +242,14 @@ class MultilabelTarget:
     Attributes:
         classes: The labels of the training split.
         num_train: Training samples.
+        decision_rule: Thresholds and temperatures of the labels, if they were found after training.
     """
 
     role: ClassVar[str] = "labels"
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
+        self.decision_rule = DecisionRule()
         self.classes = Classes()
         self.num_train = 0
 
@@ -260,35 +299,85 @@ class MultilabelTarget:
         return {**self.classes.info_fields(), "num_train": self.num_train}
 
     def metrics(self) -> MetricCollection:
-        """Return micro and macro F1 and the rate of exact matches at `threshold`, and the mean average precision."""
-        from trainer.task.classification_metrics import multilabel_metrics
+        """Return micro and macro F1 and the rate of exact matches at the thresholds, and the mean average precision."""
+        from trainer.task.classification_metrics import decide_labels, multilabel_metrics
 
-        return multilabel_metrics(len(self.classes.labels), self.threshold)
+        decide = partial(decide_labels, threshold=self._limits, temperature=self._temperatures)
+        return multilabel_metrics(len(self.classes.labels), decide)
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        from trainer.task.classification_metrics import scale
+
+        return scale(output, self._temperatures).sigmoid()
+
+    @property
+    def _limits(self) -> float | Tensor:
+        """The threshold of all labels, or of each (C,)."""
+        thresholds = self.decision_rule.thresholds
+        return torch.tensor([thresholds[label] for label in self.classes.labels]) if thresholds else self.threshold
+
+    @property
+    def _temperatures(self) -> Tensor | None:
+        """The temperature of each label (C,)."""
+        by_label = self.decision_rule.temperature
+        return (
+            torch.tensor([by_label[label] for label in self.classes.labels]) if isinstance(by_label, Mapping) else None
+        )
 
     def predictions(self, output: Tensor, top: int) -> list[Prediction]:
-        """Return the `labels` above `threshold` for each row of logits (B, C), the most likely first.
+        """Return the `labels` above their thresholds for each row of logits (B, C), the most likely first.
 
         `probabilities` contains these labels and at least the `top` most likely ones.
         """
-        probabilities, order = output.float().sigmoid().sort(dim=-1, descending=True, stable=True)
-        counts = (probabilities > self.threshold).sum(dim=-1).tolist()
+        probabilities, order = self.probabilities(output).sort(dim=-1, descending=True, stable=True)
+        limits = self._limits
+        if not isinstance(limits, float):
+            limits = limits.to(output.device)[order]
+        predicted = probabilities > limits
+        places = torch.arange(1, order.shape[1] + 1, device=order.device)
+        ends = (predicted * places).amax(dim=-1).clamp(min=top).tolist()
         predictions: list[Prediction] = []
-        for values, indices, count in zip(probabilities.tolist(), order.tolist(), counts, strict=True):
-            shown = [self.classes.labels[index] for index in indices[: max(count, top)]]
-            by_label = dict(zip(shown, map(round_probability, values), strict=False))
-            predictions.append({"labels": shown[:count], "probabilities": by_label})
+        for values, indices, chosen, end in zip(
+            probabilities.tolist(), order.tolist(), predicted.tolist(), ends, strict=True
+        ):
+            names = [self.classes.labels[index] for index in indices[:end]]
+            by_label = {
+                name: round_probability(values[place])
+                for place, name in enumerate(names)
+                if chosen[place] or place < top
+            }
+            labels = [name for place, name in enumerate(names) if chosen[place]]
+            predictions.append({"labels": labels, "probabilities": by_label})
         return predictions
 
     def artifact_files(self) -> dict[str, str]:
-        """Return `labels.json`, and `threshold.json`: a label is predicted if sigmoid(logit) is above it."""
-        return {**self.classes.artifact_files(), "threshold.json": json.dumps(self.threshold) + "\n"}
+        """Return `labels.json`, and `threshold.json`: a label is predicted if sigmoid(logit) is above it.
+
+        With a decision rule, `threshold.json` and `temperature.json` have a value for each label.
+        """
+        files = {**self.classes.artifact_files(), "threshold.json": json.dumps(self.threshold) + "\n"}
+        return files | _rule_files(self.decision_rule)
 
     def state_dict(self) -> StateDict:
-        return {**self.classes.state_dict(), "num_train": self.num_train}
+        return {**self.classes.state_dict(), "num_train": self.num_train, **_rule_state(self.decision_rule)}
 
     def load_state_dict(self, state: StateDict) -> None:
         self.classes.load_state_dict(state)
         self.num_train = int(state["num_train"])
+        if "decision" in state:
+            self.decision_rule = parse_rule(state["decision"], self.classes.labels, several=True)
+
+
+def _rule_state(rule: DecisionRule) -> StateDict:
+    return {"decision": rule.document()} if rule else {}
+
+
+def _rule_files(rule: DecisionRule) -> dict[str, str]:
+    """Return `threshold.json`, thresholds by label, and `temperature.json`, if the rule has them."""
+    parts = {"threshold.json": rule.thresholds or None, "temperature.json": rule.temperature}
+    return {
+        name: json.dumps(part, ensure_ascii=False, indent=1) + "\n" for name, part in parts.items() if part is not None
+    }
 
 
 def round_probability(value: float) -> float:

@@ -96,12 +96,12 @@ def language_metrics() -> MetricCollection:
     return MetricCollection({"perplexity": Perplexity(), "accuracy": TokenAccuracy()})
 
 
-def multilabel_metrics(num_labels: int, threshold: float) -> MetricCollection:
+def multilabel_metrics(num_labels: int, decide: Callable[[Tensor], Tensor]) -> MetricCollection:
     """Return micro and macro F1, mean average precision, and the fraction of samples with all labels right.
 
     Args:
         num_labels: C, at least 2.
-        threshold: A label is predicted if its probability is above this value.
+        decide: Returns True for each predicted label, in the shape of the logits (B, C).
     """
     micro, macro = (
         MultilabelF1Score(num_labels, average=average, validate_args=False) for average in ("micro", "macro")
@@ -109,35 +109,55 @@ def multilabel_metrics(num_labels: int, threshold: float) -> MetricCollection:
     exact = MultilabelExactMatch(num_labels, validate_args=False)
     return MetricCollection(
         {
-            "micro_f1": DecisionMetric(micro, threshold),
-            "macro_f1": DecisionMetric(macro, threshold),
+            "micro_f1": DecisionMetric(micro, decide),
+            "macro_f1": DecisionMetric(macro, decide),
             "mean_average_precision": RankingScore(average_precisions),
-            "exact_match": DecisionMetric(exact, threshold),
+            "exact_match": DecisionMetric(exact, decide),
         }
     )
 
 
-def decide(logits: Tensor, threshold: float) -> Tensor:
-    """Return True for each predicted label, in the shape of `logits`."""
-    return logits.float().sigmoid() > threshold
+def scale(logits: Tensor, temperature: float | Tensor | None) -> Tensor:
+    """Return the logits (B, C) in float32, divided by a temperature or by that of each label (C,)."""
+    if temperature is None:
+        return logits.float()
+    return logits.float() / (temperature if isinstance(temperature, float) else temperature.to(logits.device))
+
+
+def decide_labels(logits: Tensor, threshold: float | Tensor, temperature: Tensor | None = None) -> Tensor:
+    """Return True for each label whose probability is above its threshold, in the shape of the logits (B, C)."""
+    limit = threshold if isinstance(threshold, float) else threshold.to(logits.device)
+    return scale(logits, temperature).sigmoid() > limit
+
+
+def decide_between_two(logits: Tensor, threshold: float, positive: int, temperature: float | None = None) -> Tensor:
+    """Return logits (B, 2) as scores of 0 and 1: the class `positive` has 1 if its probability is above `threshold`."""
+    is_positive = scale(logits, temperature).softmax(dim=-1)[:, positive] > threshold
+    scores = torch.stack([~is_positive, is_positive], dim=-1).float()
+    return scores if positive else scores.flip(-1)
 
 
 class DecisionMetric(WrapperMetric):
-    """Apply a metric of 0 and 1 to logits.
+    """Apply a metric of decisions to logits.
 
     torchmetrics takes a batch whose logits all happen to be in [0, 1] for probabilities, so it gets only decisions.
+
+    Args:
+        metric: The metric.
+        decide: Turns logits (B, C) into decisions.
     """
 
     higher_is_better = True
 
-    def __init__(self, metric: Metric, threshold: float) -> None:
+    def __init__(self, metric: Metric, decide: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.metric = metric
-        self.threshold = threshold
+        self.decide = decide
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Add logits and labels of 0 and 1, both (B, C)."""
-        self.metric.update(decide(output, self.threshold).int(), target.int())
+        """Add logits (B, C) and targets: classes (B,), or labels of 0 and 1 (B, C)."""
+        decisions = self.decide(output)
+        self.metric.update(decisions.int() if decisions.dtype == torch.bool else decisions, target.int())
 
     def compute(self) -> Tensor:
         value: Tensor = self.metric.compute()
@@ -146,6 +166,33 @@ class DecisionMetric(WrapperMetric):
     def reset(self) -> None:
         super().reset()
         self.metric.reset()
+
+
+class Outputs(Metric):
+    """All outputs and targets of a split, in the order of the data; its value is the number of rows.
+
+    Attributes:
+        collected: Outputs (N, C) in float32 and targets on the CPU, once the value has been computed.
+    """
+
+    full_state_update = False
+    collected: tuple[Tensor, Tensor]
+    outputs: list[Tensor]
+    targets: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("outputs", default=[], dist_reduce_fx="cat")
+        self.add_state("targets", default=[], dist_reduce_fx="cat")
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add outputs (B, C) and targets."""
+        self.outputs.append(output)
+        self.targets.append(target)
+
+    def compute(self) -> Tensor:
+        self.collected = dim_zero_cat(self.outputs).cpu(), dim_zero_cat(self.targets).cpu()
+        return torch.tensor(len(self.collected[0]))
 
 
 class RankingScore(Metric):

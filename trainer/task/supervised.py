@@ -7,7 +7,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Required, TypedDict
 
-from trainer.protocols import Batch, Batching, Columns, EncodedColumns, Prediction, StateDict, Target, TaskInfo
+from trainer.protocols import (
+    Batch,
+    Batching,
+    Columns,
+    EncodedColumns,
+    HasDecisionRule,
+    Prediction,
+    StateDict,
+    Target,
+    TaskInfo,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import MetricCollection
 
+    from trainer.decision import DecisionRule
     from trainer.mapped_files import MappedRows
     from trainer.sample_rng import SampleRng
 
@@ -198,6 +209,28 @@ class SupervisedTask:
         """Return what each row of outputs (B, C) says: the class, the labels, or the values in the user's units."""
         rows = self._target_encoder.predictions(output, 1)
         return [next(row[key] for key in ("label", "labels", "value") if key in row) for row in rows]
+
+    @property
+    def decision_rule(self) -> DecisionRule | None:
+        return self._decisions.decision_rule if self._decisions else None
+
+    @decision_rule.setter
+    def decision_rule(self, rule: DecisionRule) -> None:
+        assert self._decisions, "the task has a decision rule"
+        self._decisions.decision_rule = rule
+
+    @property
+    def threshold(self) -> float:
+        return self._decisions.threshold if self._decisions else 0.5
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        assert self._decisions, "the task has a decision rule"
+        return self._decisions.probabilities(output)
+
+    @property
+    def _decisions(self) -> HasDecisionRule | None:
+        """The target encoder if it has a decision rule."""
+        return self._target_encoder if isinstance(self._target_encoder, HasDecisionRule) else None
 
     def axes(self) -> dict[str, dict[int, str]]:
         return self._input_encoder.axes()

@@ -10,6 +10,8 @@ import numpy as np
 if TYPE_CHECKING:
     from trainer.export.bundle.predict import Folder, Inputs, Row
 
+TEMPERATURE = "temperature.json"
+
 
 class Classes:
     """Prints a JSON object per row: `label` and its `probability`; with --top N the `probabilities` of the N best."""
@@ -19,7 +21,19 @@ class Classes:
 
     def answer(self, logits: np.ndarray, rows: list[Row], inputs: Inputs, top: int) -> list[Row]:
         labels = self.folder.read_json("labels.json")
-        return [best_answer("label", most_likely(row, labels, top)) for row in logits]
+        thresholds, temperature = self.folder.read_rule("threshold.json", {}), self.folder.read_rule(TEMPERATURE, 1.0)
+        answers: list[Row] = []
+        for row in logits:
+            # A temperature may make two probabilities equal, so the order is the one without it.
+            order = np.argsort(-softmax(row), kind="stable")
+            probabilities = softmax(row / temperature)
+            for label, threshold in thresholds.items():  # at most one, of two labels
+                positive = labels.index(label)
+                chosen = positive if probabilities[positive] > np.float32(threshold) else 1 - positive
+                order = np.array([chosen, 1 - chosen])
+            best = {labels[number]: round(float(probabilities[number]), 6) for number in order[:top]}
+            answers.append(best_answer("label", best))
+        return answers
 
 
 class Labels:
@@ -29,13 +43,19 @@ class Labels:
         self.folder = folder
 
     def answer(self, logits: np.ndarray, rows: list[Row], inputs: Inputs, top: int) -> list[Row]:
-        labels, threshold = self.folder.read_json("labels.json"), self.folder.read_json("threshold.json")
+        labels = self.folder.read_json("labels.json")
+        limits = by_label(self.folder.read_json("threshold.json"), labels)
+        temperatures = by_label(self.folder.read_rule(TEMPERATURE, 1.0), labels)
         answers: list[Row] = []
-        for probabilities in 1 / (1 + np.exp(-logits)):
+        for probabilities in 1 / (1 + np.exp(-logits / temperatures)):
             order = np.argsort(-probabilities, kind="stable")
-            count = int((probabilities > threshold).sum())
-            shown = {labels[number]: round(float(probabilities[number]), 6) for number in order[: max(count, top)]}
-            answers.append({"labels": [labels[number] for number in order[:count]], "probabilities": shown})
+            predicted = probabilities > limits
+            shown = {
+                labels[number]: round(float(probabilities[number]), 6)
+                for place, number in enumerate(order)
+                if predicted[number] or place < top
+            }
+            answers.append({"labels": [labels[each] for each in order if predicted[each]], "probabilities": shown})
         return answers
 
 
@@ -135,9 +155,19 @@ ANSWERS = {
 }
 
 
-def most_likely(logits: np.ndarray, names: list[str], count: int) -> dict[str, float]:
+def by_label(value: Any, labels: list[str]) -> np.ndarray:
+    """Return a value of each label (C,), given one for all or one by label."""
+    return np.array([value[label] if isinstance(value, dict) else value for label in labels], dtype=np.float32)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max())
-    probabilities = powers / powers.sum()
+    probabilities: np.ndarray = powers / powers.sum()
+    return probabilities
+
+
+def most_likely(logits: np.ndarray, names: list[str], count: int) -> dict[str, float]:
+    probabilities = softmax(logits)
     best = np.argsort(-probabilities, kind="stable")[:count]
     return {names[number]: round(float(probabilities[number]), 6) for number in best}
 

@@ -39,7 +39,8 @@ SHAPES: dict[str, object] = {
     "task.json": {"predict.py": [str, str]},
     "labels.json": [str],
     "tags.json": [str],
-    "threshold.json": float,
+    "threshold.json": (float, {str: float}),
+    "temperature.json": (float, {str: float}),
     "values.json": {"mean": [float], "std": [float]},
     "image.json": {"size": [int, int], "channels": int, "resize": str, "mean": [float], "std": [float]},
     "table.json": {
@@ -97,6 +98,17 @@ class Folder:
     def read_json(self, name: str) -> Any:
         shapes = self.load("shapes.py")
         return self.open(name, lambda path: shapes["parse_json"](shapes["read_bytes"](path), SHAPES[name]))
+
+    def read_rule(self, name: str, default: Any) -> Any:
+        """Return a part of the rule that was set after training; the default if there is none."""
+        listed = name in (entry["file"] for entry in self.manifest["files"])
+        return self.read_json(name) if listed or (self.path / name).exists() else default
+
+    def rule_note(self) -> str | None:
+        """Return a sentence about the rule that answers follow if one was set after training."""
+        thresholds, temperature = self.read_rule("threshold.json", 0.5), self.read_rule("temperature.json", None)
+        names = [*(["thresholds"] if isinstance(thresholds, dict) else []), *(["a temperature"] if temperature else [])]
+        return f"note: decides with {' and '.join(names)} set after training." if names else None
 
     def load(self, module: str) -> Row:
         """Return the names that a module in this folder defines."""
@@ -249,6 +261,8 @@ def main() -> int:
     if faults := [fault for fault in map(predictor.fault_of, arguments.rows) if fault]:
         print(*faults, sep="\n", file=sys.stderr)
         return 2
+    if note := folder.rule_note():
+        print(note, file=sys.stderr)
     count = broken = 0
     for answers in predictor.answers(arguments.rows, arguments.top):
         print(*(json.dumps(answer, ensure_ascii=False) for answer in answers), sep="\n", flush=True)
