@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,9 @@ def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
             loss, grad_norm = check_update(run, update)
             counts = run.ranks.sum(samples, tokens)
             log_step(run, state, loss, lr, grad_norm, *(count / (time.perf_counter() - started) for count in counts))
+        if due(steps.histograms_every):
+            check_update(run, update)
+            log_histograms(run, state)
         improved = False
         if due(steps.eval_every) or due(steps.schedule_eval_every):
             check_update(run, update)
@@ -219,16 +223,31 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
 def log_step(
     run: Run, state: TrainState, loss: float, lr: float, grad_norm: float, samples_rate: float, tokens_rate: float
 ) -> None:
-    """Log a training step; the rates are per second. In float16, the loss scale is logged too."""
-    values: dict[str, float] = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "samples_per_second": samples_rate}
+    """Log a training step; `learning_rates` are by base learning rate if there are several. Rates are per second.
+
+    In float16, the loss scale is logged too.
+    """
+    values: dict[str, Any] = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "samples_per_second": samples_rate}
     if tokens_rate:
         values["tokens_per_second"] = tokens_rate
     if run.utilization is not None:
         values["mfu"] = run.utilization.mfu(samples_rate, tokens_rate)
     values["memory"] = read_peak_memory(run.device)
+    rates = {f"{group['initial_lr']:g}": float(group["lr"]) for group in run.optimizer.param_groups}
+    if len(rates) > 1:
+        values["learning_rates"] = rates
     if run.precision.name == "fp16":
         values["scale"] = run.precision.scale
     run.log("train", state.step, values)
+
+
+def log_histograms(run: Run, state: TrainState) -> None:
+    """Report the distribution of every trained parameter and of its gradient; with shards, all processes take part."""
+    for name, module in run.modules().items():
+        for path, parameter in module.named_parameters(prefix=name):
+            if parameter.grad is not None:
+                run.outputs.add_histogram(f"parameters/{path}", gather_shards(parameter.detach()), state.step)
+                run.outputs.add_histogram(f"gradients/{path}", gather_shards(parameter.grad), state.step)
 
 
 def read_peak_memory(device: torch.device) -> int:

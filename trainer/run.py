@@ -34,6 +34,7 @@ class StepCounts:
         eval_every: Steps between evaluations.
         save_every: Steps between checkpoints; the best weights are saved in addition.
         schedule_eval_every: Steps between the evaluations for a schedule that follows the metric.
+        histograms_every: Steps between histograms of parameters and gradients.
         patience: The run stops at the evaluation at which the best score is this many steps old; None never stops it.
     """
 
@@ -44,6 +45,7 @@ class StepCounts:
     save_every: int | None
     schedule_eval_every: int | None = None
     patience: int | None = None
+    histograms_every: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class RunOutputs:
         report: Receives the events.
         save: Starts to write a checkpoint.
         save_divergence: Saves the diagnosis of a step that diverged; returns a line for the message that says where.
+        add_histogram: Reports the distribution of a tensor at a step.
         when_saved: Calls a function once the last checkpoint is durable, perhaps on another thread.
     """
 
@@ -96,6 +99,7 @@ class RunOutputs:
     save: Callable[[Snapshot], None] = lambda snapshot: None
     save_divergence: Callable[[DivergenceReport], str] = lambda divergence: ""
     when_saved: Callable[[Callable[[], None]], None] = lambda announce: announce()
+    add_histogram: Callable[[str, Tensor, int], None] = lambda tag, values, step: None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.errors import CheckpointError
-from trainer.report.events import JsonLines, Reports, TensorBoard, read_events
+from trainer.report.events import JsonLines, Reports, read_events
+from trainer.report.tensorboard import TensorBoard
 
 NAMES = st.text(min_size=1).filter(lambda name: name not in {"event", "step", "epoch"})
 TEXTS = st.text().filter(lambda text: text not in {"nan", "inf", "-inf"})
@@ -242,6 +243,9 @@ def test_resumed_run_is_one_tensorboard_curve(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         log_loss(first, step, loss=float(step))
     first.close()
+    # Within a second, the names of the files of one process are in the order of their numbers only up to 9.
+    (file,) = tmp_path.iterdir()
+    file.rename(file.with_name("events.out.tfevents.1.first"))
     second = TensorBoard(tmp_path)
     second.log("resume", step=20, epoch=2.0, values={})
     log_loss(second, 30, loss=0.5)

@@ -456,6 +456,9 @@ def count_steps(job: TrainJob, steps_per_epoch: int) -> StepCounts:
         log_every=steps_of(job.train.log_every, "train.log_every"),
         eval_every=steps_of(job.train.eval_every, "train.eval_every"),
         save_every=steps_of(job.checkpoint.every, "checkpoint.every"),
+        histograms_every=None
+        if job.logger.histograms is None
+        else steps_of(job.logger.histograms, "logger.histograms"),
         patience=None if job.train.patience is None else steps_of(job.train.patience, "train.patience"),
     )
 

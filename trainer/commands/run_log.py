@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from trainer.config.jobs import TrainJob
-from trainer.layout import LOG, METRICS, RANK_LOGS, STATE, TENSORBOARD
+from trainer.config.stored import parse_stored_config
+from trainer.display import masked_config
+from trainer.layout import EVALUATIONS, LOG, METRICS, RANK_LOGS, STATE
+from trainer.predictions import predictions_file, read_about
 from trainer.report.console import print_indented
 from trainer.report.screen import Course, Display, Lines
 
 if TYPE_CHECKING:
+    from trainer.builders.checkpointed import CheckpointedModel
     from trainer.builders.training import Training
     from trainer.checkpoint.snapshot import Snapshot
     from trainer.ranks import Ranks
     from trainer.report.events import Sink
+    from trainer.report.tensorboard import TensorBoard
     from trainer.run import Run
 
 logger = logging.getLogger(__name__)
@@ -51,12 +57,12 @@ def open_logs(
     return start
 
 
-def open_sinks(job: TrainJob, folder: Path) -> Iterator[Sink | None]:
+def open_sinks(folder: Path, board: TensorBoard | None) -> Iterator[Sink | None]:
     """Yield the outputs for events: `metrics.jsonl` and, if requested, TensorBoard."""
-    from trainer.report.events import JsonLines, TensorBoard
+    from trainer.report.events import JsonLines
 
     yield JsonLines(folder / METRICS)
-    yield TensorBoard(folder / TENSORBOARD) if job.logger.tensorboard else None
+    yield board
 
 
 def show_start(
@@ -163,3 +169,33 @@ def log_sparsity(training: Training) -> None:
         zeros = {"zeros": total.zeros, "share": total.share}
         values = {"weights": weights, **zeros, "layers": {layer.name: layer.share for layer in layers}}
         run.log("sparsity", state.step, values)
+
+
+def log_result(board: TensorBoard, best: CheckpointedModel, split: str, values: Mapping[str, float], step: int) -> None:
+    """Show the result of a run in TensorBoard: scores, confusion and the first samples of its final evaluation."""
+    from trainer.report.statistics import count_classes, read_columns
+    from trainer.report.tensorboard import MAX_DRAWN, draw_confusion
+
+    board.add_result(masked_config(parse_stored_config(best.config_text)), values)
+    file = predictions_file(best.folder / EVALUATIONS / f"{split}.json")
+    if not file.is_file():
+        return
+    about = read_about(file)
+    targets, predictions, losses = read_columns(file, "target", "prediction", "loss")
+    if about["kind"] in ("class", "tags"):
+        names, guesses = (
+            column if about["kind"] == "class" else list(chain.from_iterable(row or () for row in column))
+            for column in (targets, predictions)
+        )
+        confusion = count_classes(names, guesses, about["classes"])
+        if len(confusion.names) <= MAX_DRAWN:
+            board.add_image(f"{split}/confusion", draw_confusion(confusion), step)
+    samples = {row["row"]: row for row in best.encoded.samples(split)}
+    origins = best.encoded.splits[split].data.column("row")[: len(samples)].to_pylist()
+    roles = [role for role in best.task.input_columns() if role != "image"]
+    rows = [
+        [*(samples[row][role] for role in roles), targets[place], predictions[place], losses[place]]
+        for place, row in enumerate(origins)
+        if row in samples
+    ]
+    board.add_table(f"{split}/samples", [*roles, "target", "prediction", "loss"], rows, step)

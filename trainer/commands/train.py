@@ -25,7 +25,15 @@ from trainer.commands.run_folders import (
     read_task_state,
     run_argument,
 )
-from trainer.commands.run_log import log_early_stop, log_sparsity, log_start, open_logs, open_sinks, show_start
+from trainer.commands.run_log import (
+    log_early_stop,
+    log_result,
+    log_sparsity,
+    log_start,
+    open_logs,
+    open_sinks,
+    show_start,
+)
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import config_text, parse_stored_config, resume_config
 from trainer.config.trust import names_environment, resolve_environment
@@ -49,6 +57,7 @@ from trainer.layout import (
     LR_RANGE,
     METRICS,
     REPORT,
+    TENSORBOARD,
     Document,
     expand_home,
     step_name,
@@ -66,6 +75,7 @@ if TYPE_CHECKING:
     from trainer.checkpoint.store import Saver
     from trainer.protocols import StateDict
     from trainer.ranks import Ranks
+    from trainer.report.tensorboard import TensorBoard
     from trainer.run import DivergenceReport
 
 logger = logging.getLogger(__name__)
@@ -294,6 +304,7 @@ def _train(
     from trainer.builders.training import build_training
     from trainer.checkpoint.store import Saver, Store
     from trainer.report.events import Reports
+    from trainer.report.tensorboard import TensorBoard
     from trainer.run import RunOutputs
     from trainer.sharding import count_shards
 
@@ -308,6 +319,9 @@ def _train(
         text = config_text(config)
         reports = stack.enter_context(Reports())
         outputs = RunOutputs(report=reports)
+        board = TensorBoard(folder / TENSORBOARD) if ranks.is_first and job.logger.tensorboard else None
+        if board is not None:
+            outputs = replace(outputs, add_histogram=board.add_histogram)
         saver: Saver | None = None
         sharded = count_shards(job.shard, ranks) > 1
         if ranks.is_first or sharded:
@@ -324,7 +338,7 @@ def _train(
             # The run can start. Up to here a resumed run's folder is unchanged and a new run's folder is empty.
             write_text(folder / CONFIG, text)
             open_log()
-            reports.add(screen, *open_sinks(job, folder), observers)
+            reports.add(screen, *open_sinks(folder, board), observers)
             if screen is not None:
                 show_start(job, start.notes, training, folder, console, screen)
             log_start(job, training, snapshot, is_new)
@@ -335,7 +349,7 @@ def _train(
         signals.raise_if_received()
         log_early_stop(training)
         log_sparsity(training)
-        _finish(job, folder, training, console)
+        _finish(job, folder, training, console, board)
 
 
 def _fit(training: Training, signals: StopSignals, saver: Saver | None, screen: Display | Lines | None) -> None:
@@ -424,7 +438,7 @@ def _keep_changes(file: Path, is_own: Callable[[Path], bool]) -> None:
         logger.warning("%s: was not written by trainer, or has been changed since; it is kept as %s", file, kept.name)
 
 
-def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -> None:
+def _finish(job: TrainJob, folder: Path, training: Training, console: Console, board: TensorBoard | None) -> None:
     """Evaluate and export the best checkpoint, as `trainer eval` and `trainer export` would."""
     from trainer.builders.checkpointed import load_checkpointed_model, save_model
     from trainer.builders.data import set_limits
@@ -456,6 +470,8 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console) -
     run, state = training.run, training.state
     event = {"split": split, "weights": best.weights, "best_step": best.step, **evaluation.values}
     run.log("eval", state.step, event)
+    if board is not None:
+        log_result(board, best, split, evaluation.values, state.step)
     if job.logger.console != "none":
         print_table(console, f"{folder}", *score_table(best, evaluation))
     save_model(best)

@@ -260,6 +260,9 @@ class LoggerSection:
         "auto", "output on the screen; auto is rich on a terminal, else plain"
     )
     tensorboard: bool = key(True, "write event files for TensorBoard")
+    histograms: Annotated[Duration, Gt(0)] | None = key(
+        None, "interval between histograms of parameters and gradients in TensorBoard; null writes none"
+    )
     trackers: list[Literal["wandb", "mlflow", "swanlab"]] = key(
         [], "experiment trackers that get the name, the config without secrets and the metrics of the run"
     )

@@ -313,6 +313,9 @@ def _validate_own_keys(config: Mapping[str, Any]) -> Iterator[str]:
     yield from _validate_phases(flat)
     yield from _validate_freeze(config)
     yield from validate_metrics(config)
+    if flat.get("logger.histograms") is not None and flat.get("logger.tensorboard") is False:
+        problem = "histograms are written for TensorBoard, which logger.tensorboard=false turns off"
+        yield format_error("logger.histograms", problem, "Set it to null", value=flat["logger.histograms"])
     yield from _validate_trackers(value_at(config, "logger.trackers"))
     yield from _validate_classes(config, "metrics")
     yield from _validate_classes(config, "observers")

@@ -1,4 +1,4 @@
-"""Event sinks of a run: `metrics.jsonl`, TensorBoard, and a report that passes events to several sinks."""
+"""Events of a run: the file `metrics.jsonl`, their scalars by tag, and a report that passes them to several sinks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import json
 import logging
 import math
 import os
-import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from trainer.atomic_io import append
 from trainer.documents import EVENT, read_file, unusable
@@ -20,9 +19,6 @@ from trainer.layout import Document
 from trainer.protocols import Report
 from trainer.shapes import DocumentError, parse_json
 from trainer.storage_errors import naming_errors
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
 
@@ -160,62 +156,14 @@ def _to_json(value: object) -> object:
     return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class TensorBoard:
-    """Writes the numbers of training and evaluation events as TensorBoard scalars over the step.
-
-    Tags are `train/loss`, `validation/accuracy` (an evaluation under its split) and `validation-ema/accuracy` (an
-    evaluation of the averaged weights). A `resume` event at step N cancels what earlier processes wrote after step N,
-    so the curves show one run.
-
-    Args:
-        folder: The folder of the event files, created at the first event.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._writer: SummaryWriter | None = None
-        self._excepthook = threading.excepthook
-
-    def log(self, event: str, *, step: int, epoch: float, values: Mapping[str, object]) -> None:
-        with naming_errors(self._folder):
-            if self._writer is None and event not in ("train", "eval", "resume"):
-                return  # nothing to draw yet: the library takes 0.35 s to load
-            writer = self._writer or self._open(step + 1 if event == "resume" else None)
-            position = {"epoch": epoch} if event == "train" else {}
-            for tag, value in name_scalars(event, {**values, **position}).items():
-                writer.add_scalar(tag, value, step)
-            # The curves up to a checkpoint are on disk no later than the checkpoint's own event.
-            if event == "checkpoint":
-                writer.flush()
-
-    def close(self) -> None:
-        """Write pending values and close the file; a second call does nothing."""
-        if self._writer is not None:
-            with naming_errors(self._folder):
-                try:
-                    self._writer.flush()  # reports a failed write, which close does not
-                finally:
-                    self._writer.close()
-                    threading.excepthook = self._excepthook
-
-    def _open(self, purge_step: int | None) -> SummaryWriter:
-        # The import takes 0.35 s on top of torch, so only runs that log to TensorBoard do it.
-        from torch.utils.tensorboard import SummaryWriter
-
-        # The library's thread passes its error on to `flush`, so Python need not print a traceback of the thread.
-        threading.excepthook = self._print_errors_of_others
-        self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
-        return self._writer
-
-    def _print_errors_of_others(self, arguments: threading.ExceptHookArgs) -> None:
-        if type(arguments.thread).__module__.partition(".")[0] != "tensorboard":
-            self._excepthook(arguments)
-
-
 def name_scalars(event: str, values: Mapping[str, object]) -> dict[str, float]:
     """Return the numbers of an event by tag, such as `train/loss` or `validation-ema/loss`."""
     if event not in ("train", "eval"):
         return {}
     prefix = str(values.get("split", event))
     prefix = f"{prefix}-ema" if values.get("weights") == "ema" else prefix
-    return {f"{prefix}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
+    flat = dict(values)
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}/{key}": item for key, item in value.items()}
+    return {f"{prefix}/{name}": value for name, value in flat.items() if isinstance(value, int | float)}

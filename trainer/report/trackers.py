@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from trainer.atomic_io import write_text
 from trainer.layout import TRACKERS, Document
 from trainer.protocols import Event, Observer, RunView
 from trainer.report.events import name_scalars
+from trainer.report.tensorboard import flatten
 
 PROJECT = "trainer"
 """The project or experiment that contains the runs, unless a variable of the tracker's own names another."""
@@ -151,7 +152,7 @@ class Mlflow(Tracker):
                 self._client.update_run(self._id, status="RUNNING")
                 return str(self._id)
         self._id = self._client.create_run(experiment, run_name=run.name).info.run_id
-        params = [Param(key[:250], str(value)[:6000]) for key, value in _flatten(run.config)]
+        params = [Param(key[:250], str(value)[:6000]) for key, value in flatten(run.config)]
         for start in range(0, len(params), 100):  # the most that one call may contain
             self._client.log_batch(self._id, params=params[start : start + 100])
         return str(self._id)
@@ -217,11 +218,3 @@ def _read_ids(folder: Path) -> Document:
     except (OSError, ValueError, RecursionError):
         return {}
     return ids if isinstance(ids, dict) else {}
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
