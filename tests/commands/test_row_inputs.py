@@ -1,78 +1,61 @@
 """What a model read in the worst rows is kept with its predictions."""
 
-from base64 import b64decode, b64encode
-from collections.abc import Sequence
+from base64 import b64decode
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import pyarrow as pa
+import numpy as np
 import pytest
-from datasets import Dataset
 from PIL import Image
 
-from trainer.commands.row_inputs import describe_input, worst_inputs_kept
-from trainer.data.encode import Encoded
-from trainer.errors import DataError
-from trainer.predictions import predictions_schema, predictions_writer, read_batches, read_inputs
+from tests.support.jobs import train, working_in, write_roles
+from trainer.commands.row_inputs import describe_input
+from trainer.predictions import read_inputs
+from trainer.task.image_classification import ImageClassification
 
 
 @pytest.mark.parametrize(
-    ("row", "text"),
-    [
-        ({"text": "one", "label": "a"}, "one"),
-        ({"text": "one", "text_pair": "two"}, "one | two"),
-        ({"words": ["a", "b"], "tags": ["O", "O"]}, "a b"),
-        ({"features": {"size": 1.5, "color": None}, "label": "a"}, "size=1.5, color=None"),
-        ({"text": "x" * 900}, "x" * 499 + "…"),
-        ({"label": "a"}, None),
-        ({}, None),
-    ],
+    ("task", "separator"), [("pair_classification", " "), ("sentence_embedding", " | "), ("token_classification", None)]
 )
-def test_texts_of_every_task(row: dict[str, Any], text: str | None) -> None:
-    assert describe_input(row).get("text") == text
+def test_texts_are_what_the_model_read(task: str, separator: str | None, tmp_path: Path) -> None:
+    with working_in(tmp_path):
+        data = [f"task={task}", *write_roles(tmp_path), "loader.limit=20", "task.max_length=40"]
+        assert train(tmp_path / "run", *data, "train.duration=1") == 0
+    kept = read_inputs(tmp_path / "run" / "eval" / "test.predictions.parquet")
+
+    assert len(kept) == 20
+    assert all("[" not in values["text"] and "##" not in values["text"] for values in kept.values())
+    if separator == " | ":
+        assert all(len(values["text"].split(separator)) == 2 for values in kept.values())
 
 
-def test_pictures_are_small(tmp_path: Path) -> None:
-    file = BytesIO()
-    Image.new("RGB", (640, 320), "red").save(file, "PNG")
-    kept = describe_input({"image": {"bytes": file.getvalue(), "path": None}, "label": "a"})["image"]
-    small = Image.open(BytesIO(b64decode(kept)))
+def test_a_text_is_shortened() -> None:
+    class Tokenizer:
+        def decode(self, ids: list[int]) -> str:
+            return "x" * len(ids)
 
-    assert small.size == (96, 48)
-    assert b64encode(b64decode(kept)).decode() == kept
+    class Texts:
+        tokenizer = Tokenizer()
 
+    class Job:
+        texts = Texts()
 
-class Moved:
-    """A source whose files are gone since the rows were encoded."""
-
-    fingerprint = ""
-
-    def load(self, roles: Sequence[str]) -> dict[str, Dataset]:
-        raise DataError("data.test: no such file.")
-
-    def describe_row(self, split: str, row: int) -> str:
-        return ""
-
-    def describe_role(self, role: str) -> str:
-        return ""
+    assert describe_input(Job(), {"input_ids": [1] * 900})["text"] == "x" * 499 + "…"  # type: ignore[arg-type]
 
 
-def test_moved_data_costs_the_inputs_but_not_the_predictions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rows = Dataset.from_dict({"row": [0, 1]})
-    encoded = Encoded({"test": rows}, "", tmp_path, warnings=[], unlogged=[], source=Moved())
-    file, schema = (
-        tmp_path / "test.predictions.parquet",
-        predictions_schema("values", several_values=False, about={"classes": None}),
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_pictures_are_small(channels: Literal[1, 3], mode: str) -> None:
+    task = ImageClassification(
+        size=[100, 200], channels=channels, resize="stretch", mean="auto", std="auto", augment={}
     )
-    table = pa.Table.from_pylist([{"row": 0, "loss": 1.0}, {"row": 1, "loss": 2.0}], schema)
-    with (
-        caplog.at_level("INFO"),
-        predictions_writer(file, schema) as writer,
-        worst_inputs_kept(writer, "values", encoded, "test", ("text",)) as write,
-    ):
-        write(table)
+    task.images.size, task.images.channels = (100, 200), channels
+    pixels = np.full((100, 200, channels), 77, dtype=np.uint8)
+    small = Image.open(BytesIO(b64decode(describe_input(task, {"pixels": pixels.tobytes()})["image"])))
 
-    assert read_inputs(file) == {}
-    assert next(iter(read_batches(file, ["row"]))).num_rows == 2
-    assert "the worst rows is not kept: data.test: no such file." in caplog.text
+    assert (small.mode, small.size) == (mode, (96, 48))
+    assert np.asarray(small).min() == np.asarray(small).max() == 77
+
+
+def test_a_task_without_texts_and_images_has_no_inputs() -> None:
+    assert describe_input(object(), {"features": [1.0]}) == {}  # type: ignore[arg-type]

@@ -156,3 +156,19 @@ def test_files_that_are_not_what_was_written_are_refused(tmp_path: Path) -> None
     parquet.write_table(other.replace_schema_metadata(wrong), file)
     with pytest.raises(CheckpointError, match=r"is damaged: classes"):
         read_about(file)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_an_error_of_the_file(kind: Kind, tmp_path: Path) -> None:
+    classes = [HOSTILE, "b"] if kind in ("class", "labels") else None
+    file = write_predictions(tmp_path, kind, classes=classes, inputs={0: {"text": "x"}}, **KINDS[kind])
+    content, random, refused = file.read_bytes(), np.random.default_rng(0), 0
+    for place in random.integers(0, len(content), 60).tolist():
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(random.integers(8))
+        file.write_bytes(bytes(damaged))
+        try:
+            section_of(file)
+        except CheckpointError as error:
+            refused += str(file) in str(error)
+    assert refused > 10

@@ -18,7 +18,7 @@ def test_page_is_well_formed_and_refers_to_nothing() -> None:
     chart = draw_lines([Line("raw", {0: 1.0, 1: 2.0}), Line("ema", {0: 1.0}, 1)], "loss")
     text = render_page(
         page(
-            Section("Rows", tables=[Table("table", ["key", "value"], [["x", 1.5]], highlighted=frozenset({"x"}))]),
+            Section("Rows", tables=[Table("table", ["key", "value"], [["x", 1.5]])]),
             Section("Curves", figures=[Figure("loss", chart, [Line("raw", {}), Line("ema", {}, 1)], "a note")]),
             Section("Text", warnings=["one", "two"], tables=[Table("all", ["key"], [["y"]], is_folded=True)]),
         )

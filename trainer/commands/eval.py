@@ -264,8 +264,7 @@ def _recorder(
         keep = None
         if ranks.is_first:
             writer = stack.enter_context(predictions_writer(predictions_file(file), schema))
-            roles = tuple(task.columns())
-            keep = stack.enter_context(worst_inputs_kept(writer, kind, encoded, about["split"], roles))
+            keep = stack.enter_context(worst_inputs_kept(writer, kind, encoded.splits[about["split"]], task))
         write = stack.enter_context(written_by_first(ranks, schema, keep))
         origins = partial(encoded.origins, about["split"])
         yield RowRecorder(task, loss, schema, _without_files if _names_environment(checkpointed) else origins, write)

@@ -19,6 +19,7 @@ from trainer.commands.report_sections import (
     interval_of,
     part_name,
     shown_value,
+    with_interval,
     words,
 )
 from trainer.commands.run_folders import RunRecord, read_run
@@ -272,7 +273,7 @@ def _ranking(runs: Sequence[NamedRun], differing: Sequence[str]) -> Table:
         record, best = run.record, run.record.best or {}
         value = best.get("value") if best.get("name") == metric else None
         seconds, _ = _training_time(record)
-        test = record.evaluations.get("test", {}).get(metric)
+        test = with_interval(record.evaluations.get("test", {}), metric)
         time = format_duration(seconds) if seconds else None
         state, detail = _how_it_ended(record)
         end = state if state == "complete" else f"{state}, {detail}"

@@ -168,7 +168,7 @@ def evaluation_section(runs: Sequence[NamedRun]) -> Section:
             split,
             *([scores.get("data")] if has_others else []),
             *map(scores.get, ("step", "weights")),
-            *(_with_interval(scores, key) for key in metrics),
+            *(with_interval(scores, key) for key in metrics),
         ]
         for name, split, scores in rows
     ]
@@ -188,7 +188,8 @@ def interval_of(scores: Document, metric: str) -> tuple[float, float] | None:
     return None
 
 
-def _with_interval(scores: Document, metric: str) -> object:
+def with_interval(scores: Document, metric: str) -> object:
+    """Return the value of a metric in an evaluation, with its 95% interval if that is known."""
     value, interval = scores.get(metric), interval_of(scores, metric)
     if interval is None or not isinstance(value, int | float):
         return value

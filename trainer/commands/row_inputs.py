@@ -1,80 +1,77 @@
-"""What a model read in the worst rows of an evaluation: shortened texts and small pictures for the report."""
+"""What a model read in the worst rows of an evaluation: shortened texts and small pictures for the report.
+
+They are made from the encoded rows: reading the source again may take long, and its files may have moved.
+"""
 
 from __future__ import annotations
 
-import logging
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from trainer.errors import DataError
+import numpy as np
+
 from trainer.predictions import PredictionsWriter
 from trainer.report.statistics import NUM_WORST, WorstRows
 
 if TYPE_CHECKING:
     import pyarrow
 
-    from trainer.data.encode import Encoded
+    from trainer.mapped_files import MappedRows
+    from trainer.protocols import Task
 
-logger = logging.getLogger(__name__)
+_TEXTS: Final = ("input_ids", "text_pair_ids", "positive_ids", "negative_ids")
+"""The columns that contain tokens."""
 
-_TEXTS = ("text", "text_pair", "positive", "negative", "words")
-"""The roles that contain texts."""
-
-_LENGTH = 500
+_LENGTH: Final = 500
 """Characters of a text that are kept."""
 
-_SIDE = 96
+_SIDE: Final = 96
 """Pixels of the longer side of a picture."""
 
 
 @contextmanager
 def worst_inputs_kept(
-    writer: PredictionsWriter, kind: str, encoded: Encoded, split: str, roles: tuple[str, ...]
+    writer: PredictionsWriter, kind: str, rows: MappedRows, task: Task
 ) -> Iterator[Callable[[pyarrow.Table], None]]:
     """Yield a function that writes predictions; at the end, keep what the model read in the worst of them.
 
     Args:
         writer: The writer of the predictions.
         kind: The kind of the predictions.
-        encoded: The data.
-        split: The split of the predictions.
-        roles: The columns that the task reads.
+        rows: The encoded rows.
+        task: The task that has encoded them.
     """
     worst = WorstRows(kind, NUM_WORST)
 
-    def write(rows: pyarrow.Table) -> None:
-        writer.write(rows)
-        worst.add(rows)
+    def write(predictions: pyarrow.Table) -> None:
+        writer.write(predictions)
+        worst.add(predictions)
 
     yield write
-    positions = [row["row"] for row in worst.rows()]
-    try:
-        raw = encoded.raw_rows(split, positions, roles) if positions else []
-    except (DataError, OSError) as error:  # the data may have been moved since it was encoded
-        logger.info("%s: what the model read in the worst rows is not kept: %s", split, error)
-        return
-    writer.keep_inputs({position: describe_input(row) for position, row in zip(positions, raw, strict=True)})
+    inputs = {}
+    for position in (int(row["row"]) for row in worst.rows()):
+        columns = rows[position : position + 1]
+        inputs[position] = describe_input(task, {name: values[0] for name, values in columns.items()})
+    writer.keep_inputs(inputs)
 
 
-def describe_input(row: Mapping[str, Any]) -> dict[str, str]:
-    """Return the text of a raw row, or its picture as a small PNG in base64; empty if it has neither."""
-    if isinstance(row.get("image"), Mapping):
-        return {"image": _shrink(row["image"])}
-    parts = [row[role] for role in _TEXTS if row.get(role)]
-    texts = [" ".join(map(str, part)) if isinstance(part, list) else str(part) for part in parts]
-    if isinstance(features := row.get("features"), Mapping):
-        texts.append(", ".join(f"{name}={value}" for name, value in features.items()))
-    text = " | ".join(texts)
-    return {"text": text if len(text) <= _LENGTH else f"{text[: _LENGTH - 1]}…"} if text else {}
+def describe_input(task: Task, row: Mapping[str, Any]) -> dict[str, str]:
+    """Return the text of an encoded row, or its picture as a small PNG in base64; empty if it has neither."""
+    if (texts := getattr(task, "texts", None)) is not None:
+        text = " | ".join(texts.tokenizer.decode(list(row[name])) for name in _TEXTS if name in row)
+        return {"text": text if len(text) <= _LENGTH else f"{text[: _LENGTH - 1]}…"}
+    if (images := getattr(task, "images", None)) is not None and "pixels" in row:
+        return {"image": _draw(np.frombuffer(row["pixels"], np.uint8).reshape(*images.size, images.channels))}
+    return {}
 
 
-def _shrink(cell: Any) -> str:
-    from trainer.task.images import decode_image
+def _draw(pixels: np.ndarray) -> str:
+    from PIL import Image
 
-    image, file = decode_image(cell), BytesIO()
+    image, file = Image.fromarray(pixels.squeeze(axis=2) if pixels.shape[2] == 1 else pixels), BytesIO()
     image.thumbnail((_SIDE, _SIDE))
     image.save(file, "PNG")
     return b64encode(file.getvalue()).decode("ascii")

@@ -73,20 +73,6 @@ class Encoded:
         places = [self.source.locate_row(split, column[position].as_py()) for position in positions]
         return [file for file, _ in places], [record for _, record in places]
 
-    def raw_rows(self, split: str, positions: Sequence[int], roles: Sequence[str]) -> list[Row]:
-        """Return the raw rows at some positions of a split, with the columns `roles`, from the source or its cache.
-
-        Raises:
-            DataError: The data cannot be read again.
-        """
-        column = self.splits[split].data.column("row")
-        wanted = [column[position].as_py() for position in positions]
-        with _unlogged():
-            raw = self.source.load(roles)[split]
-        known = raw.select_columns("row").with_format("arrow")[:].column("row").to_numpy()
-        places = {int(known[place]): int(place) for place in np.flatnonzero(np.isin(known, wanted))}
-        return [raw[places[row]] if row in places else {} for row in wanted]
-
     def samples(self, split: str) -> list[Row]:
         """Return the first raw rows of a split, at most 4."""
         from pyarrow import parquet
@@ -198,18 +184,6 @@ def _recorded_warnings() -> Iterator[list[str]]:
         yield recorder.messages
     finally:
         package_logger.removeHandler(recorder)
-
-
-@contextmanager
-def _unlogged() -> Iterator[None]:
-    """Log nothing of this package during the block: what it says was logged when the data was first read."""
-    package_logger = logging.getLogger(__package__)
-    level = package_logger.level
-    package_logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        package_logger.setLevel(level)
 
 
 def _prepare(source: Source, task: Task, limit: int | None, fitted: bool) -> dict[str, Dataset]:

@@ -45,14 +45,12 @@ class Table:
     Attributes:
         title: What it contains.
         columns, rows: Numbers are formatted and stand on the right, None is empty.
-        highlighted: First cells of the rows that are highlighted.
         is_folded: Show only the title until a reader opens it.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
-    highlighted: frozenset[str] = frozenset()
     is_folded: bool = False
 
 

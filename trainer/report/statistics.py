@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
+from trainer.mapped_files import as_array
 from trainer.predictions import read_batches
 
 if TYPE_CHECKING:
@@ -170,12 +171,13 @@ def measure_calibration(file: Path, kind: str, classes: Sequence[str] | None) ->
     sums = np.zeros((3, NUM_BINS))
     for batch in read_batches(file, ["target", "prediction", "probabilities"]):
         column = batch.column("probabilities")
-        targets, known = batch.column("target").to_pylist(), np.asarray(column.is_valid())
-        if not known.all() or not len(column):
+        targets = batch.column("target").to_pylist()
+        if column.null_count or not len(column):
             return None
-        values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+        values = as_array(column.flatten()).astype(np.float64)
         if kind == "class":
-            starts = column.offsets.to_numpy()[:-1] - column.offsets.to_numpy()[0]
+            offsets = as_array(column.offsets)
+            starts = offsets[:-1] - offsets[0]
             confidences = np.maximum.reduceat(values, starts)
             pairs = zip(targets, batch.column("prediction").to_pylist(), strict=True)
             right = np.array([target == prediction for target, prediction in pairs])
@@ -261,7 +263,7 @@ class WorstRows:
 
     def add(self, rows: pyarrow.RecordBatch | pyarrow.Table) -> None:
         """Consider rows."""
-        losses = np.asarray(rows.column("loss").to_numpy(zero_copy_only=False), dtype=np.float64)
+        losses = as_array(rows.column("loss").fill_null(math.nan)).astype(np.float64)
         if np.isfinite(losses).any():
             self._by_loss = self._merge(self._by_loss, rows, losses)
         elif not self._by_loss:

@@ -68,7 +68,6 @@ th { color: var(--muted); font-weight: 600; vertical-align: bottom }
 th.number, td.number { text-align: right; white-space: nowrap }
 td { max-width: 34rem; overflow-wrap: break-word }
 td img { display: block; height: 4rem; image-rendering: pixelated; width: auto }
-tr.highlighted td { background: var(--panel); font-weight: 600 }
 details { margin: 1rem 0 }
 summary { cursor: pointer; font-weight: 600 }
 .warnings { color: var(--warning); margin: .5rem 0; overflow-wrap: anywhere; padding-left: 1.2rem }
@@ -117,7 +116,7 @@ base-uri 'none'; form-action 'none'">
 <th scope="col"{% if block.is_number[loop.index0] %} class="number"{% endif %}>\
 {{ column }}</th>{% endfor %}</tr></thead>
 <tbody>
-{% for row in block.rows %}<tr{% if row[0] in block.highlighted %} class="highlighted"{% endif %}>\
+{% for row in block.rows %}<tr>\
 {% for cell in row %}<td{% if cell is number %} class="number"{% endif %}>{{ cell | format_cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody>
 </table></div>
