@@ -6,16 +6,19 @@ import os
 import re
 import shutil
 import threading
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.support.documents import state_text
-from trainer.checkpoint.listing import find_newest_intact
+from trainer.checkpoint.listing import ListedCheckpoint, find_newest_intact, rank_by_score
 from trainer.checkpoint.manifest import find_faults, read_document
 from trainer.checkpoint.snapshot import Snapshot, load_folder
 from trainer.checkpoint.store import Saver, Store
 from trainer.errors import CheckpointError, ConfigError
+from trainer.state import Score, TrainState
 
 
 def flip_a_bit(path):
@@ -82,6 +85,17 @@ def test_best_is_kept_and_ties_go_to_the_earliest(folder, make, higher, best):
     assert store.list() == (best, 7, 8)
     assert store.load("best").step == best
     assert store.load("last").step == 8
+
+
+@pytest.mark.parametrize(("losses", "best"), [([0.3, 0.4, 0.2, 0.2], 3), ([None] * 4, 2)])
+def test_ties_go_to_the_checkpoint_that_the_run_calls_best(losses, best):
+    state, newest_first = TrainState(), []
+    for step, (value, loss) in enumerate(zip([0.5, 0.9, 0.9, 0.9], losses, strict=True), 1):
+        state.step = step
+        score = Score("accuracy", value, higher_is_better=True, weights="raw", loss=loss)
+        state.record(score)
+        newest_first.insert(0, ListedCheckpoint(step, Path(), step, asdict(score), None))
+    assert rank_by_score(newest_first)[0].step == state.best_step == best
 
 
 def test_scores_of_an_earlier_metric_are_ignored(folder, make):

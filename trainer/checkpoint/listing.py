@@ -69,16 +69,20 @@ def find_newest_intact(root: Path, *, below: int | None = None) -> ListedCheckpo
 
 
 def rank_by_score(newest_first: Sequence[ListedCheckpoint]) -> list[ListedCheckpoint]:
-    """Return the checkpoints that have a score, the best one first; ties go to the lower step.
+    """Return the checkpoints that have a score, the best one first; ties go to the lower loss, then to the lower step.
 
-    If the metric changed during the run, only scores of the newest metric count.
+    The first one is what the `TrainState` of the run calls the best. If the metric changed during the run, only scores
+    of the newest metric count.
     """
     scored = [(each.score, each) for each in newest_first if each.score is not None]
     scored = [(score, each) for score, each in scored if not math.isnan(score["value"])]
 
-    def rank(pair: tuple[Document, ListedCheckpoint]) -> tuple[float, int]:
-        score, checkpoint = pair
-        return -score["value"] if score["higher_is_better"] else score["value"], checkpoint.step
-
     comparable = [(score, each) for score, each in scored if score["name"] == scored[0][0]["name"]]
+    have_losses = all(score.get("loss") is not None for score, _ in comparable)  # not those of earlier versions
+
+    def rank(pair: tuple[Document, ListedCheckpoint]) -> tuple[float, float, int]:
+        score, checkpoint = pair
+        value = -score["value"] if score["higher_is_better"] else score["value"]
+        return value, score["loss"] if have_losses else 0.0, checkpoint.step
+
     return [checkpoint for _, checkpoint in sorted(comparable, key=rank)]

@@ -95,7 +95,7 @@ class Store:
         A damaged one is skipped with a warning in favor of the next, unless it was named by its step.
 
         Args:
-            which: `last` (the one saved last), `best` (the best score, the earliest in a tie) or `step-N`.
+            which: `last` (the one saved last), `best` (the best score, see `rank_by_score`) or `step-N`.
             on_demand: Read each tensor only when it is used (`StoredTensors`).
 
         Raises:
