@@ -81,25 +81,27 @@ class PseudoTerminal:
 def run(
     folder: Path,
     width: int,
-    *overrides: str,
+    *arguments: str,
     environment: dict[str, str] | None = None,
     events: tuple[tuple[str, Callable[[PseudoTerminal, int], None]], ...] = (),
 ) -> tuple[int | None, PseudoTerminal, list[str]]:
-    """Train a tiny model in a pseudo-terminal; return the exit code, the terminal and its rows.
+    """Run `trainer ARGUMENTS` in a pseudo-terminal; return the exit code, the terminal and its rows.
 
     Args:
-        folder: Where the data and the run are.
+        folder: The working directory.
         width: Columns.
-        overrides: Keys of the job.
+        arguments: The verb and its keys; `train` trains a tiny model.
         environment: Further variables.
         events: Texts, and what happens when they are written, given the terminal and the process.
     """
     screen = PseudoTerminal(width)
     with working_in(folder):
-        arguments = ["train", *TINY, *write_data(folder), "run.dir=run", "logger.console=auto", *overrides]
+        if arguments[0] == "train":
+            job = [*TINY, *write_data(folder), "run.dir=run", "logger.console=auto", "train.log_every=2"]
+            arguments = ("train", *job, *arguments[1:])
         # Python's readline, which pytest imports, sets the size for all processes that it starts.
         variables = {"TERM": "xterm-256color", "COLUMNS": "", "LINES": "", **(environment or {})}
-        process = start([*arguments, "train.log_every=2"], screen.path, variables)
+        process = start([*arguments], screen.path, variables)
         for text, act in events:
             screen.when(text, lambda act=act: act(screen, process.pid or 0))  # type: ignore[misc]
         process.join(timeout=100)
@@ -107,12 +109,11 @@ def run(
 
 
 def test_a_whole_run_on_80_columns(tmp_path: Path) -> None:
-    code, screen, rows = run(tmp_path, 80, "train.duration=3ep", "export.formats=[torchscript]")
+    code, screen, rows = run(tmp_path, 80, "train", "train.duration=3ep", "export.formats=[torchscript]")
     assert code == 0, screen.written
     assert not screen.terminal.has_broken_lines
     assert screen.terminal.cursor_shown
     for phase in (
-        "loading PyTorch",
         "encoding the train rows",
         "evaluating",
         "scoring the best weights: evaluating",
@@ -130,12 +131,19 @@ def test_a_whole_run_on_80_columns(tmp_path: Path) -> None:
     assert rows[11].startswith("trained 24 steps in 0:00:")
     assert "best accuracy" in rows[11]
     assert not any("eta" in row for row in rows)
+    for verb, phase in (("eval", "evaluating"), ("export", "proving model.torchscript.pt")):
+        code, screen, rows = run(tmp_path, 80, verb, "run=run")
+        assert code == 0, screen.written
+        assert phase in screen.written
+        assert not any(phase in row for row in rows)
+        assert not screen.terminal.has_broken_lines
 
 
 def test_a_terminal_that_is_resized_and_interrupted(tmp_path: Path) -> None:
     code, screen, rows = run(
         tmp_path,
         140,
+        "train",
         "train.duration=4000st",
         "train.eval_every=20",
         environment={"NO_COLOR": "1"},
@@ -158,16 +166,16 @@ def test_a_terminal_that_is_resized_and_interrupted(tmp_path: Path) -> None:
 def test_plain_lines_elsewhere(tmp_path: Path, terminal: str) -> None:
     if terminal == "none":
         with working_in(tmp_path):
-            arguments = ["train", *TINY, *write_data(tmp_path), "run.dir=run", "logger.console=auto"]
-            process = start([*arguments, "train.duration=2ep"], tmp_path / "output", {"TERM": "xterm-256color"})
+            arguments = ["train", *TINY, *write_data(tmp_path), "logger.console=auto", "train.duration=2ep"]
+            process = start(arguments, tmp_path / "output", {"TERM": "xterm-256color"})
             process.join(timeout=100)
         code, written = process.exitcode, (tmp_path / "output").read_text()
     else:
-        code, screen, _ = run(tmp_path, 80, "train.duration=2ep", environment={"TERM": "dumb"})
+        code, screen, _ = run(tmp_path, 80, "train", "train.duration=2ep", environment={"TERM": "dumb"})
         written = screen.written.replace("\r\n", "\n")
     assert code == 0, written
     assert not {"\x1b", "\r", "━"} & {*written}
     lines = written.splitlines()
-    assert lines[0] == "loading PyTorch"
+    assert lines[0] == "reading the data"
     assert any(line.startswith("train       10/16  epoch   1.25  loss") for line in lines)
     assert any(line.startswith("checkpoint   8/16  epoch   1.00  best by accuracy") for line in lines)

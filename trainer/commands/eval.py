@@ -24,10 +24,12 @@ from trainer.errors import ConfigError, DataError, raise_if_any
 from trainer.launch import launch
 from trainer.layout import EVALUATIONS, Document
 from trainer.predictions import is_predictions, predictions_file, predictions_schema, predictions_writer
+from trainer.progress import phase
 from trainer.protocols import HasDecisionRule
 from trainer.rank_environment import is_first_rank, is_rank, num_processes
 from trainer.report.console import format_number, open_console, print_table
 from trainer.report.logs import logs_silenced
+from trainer.report.screen import phases_shown
 from trainer.shapes import CHECKSUM, DocumentError, parse_json, read_bytes, seal
 from trainer.signals import end_on_signals
 
@@ -81,7 +83,9 @@ def run(job: EvalJob, config: Document) -> None:
         end_on_signals()
         _evaluate_with_others(job)
     else:
-        _show(*_evaluate(job))
+        with phases_shown(open_console("auto")):
+            result = _evaluate(job)
+        _show(*result)
 
 
 def _evaluate_with_others(job: EvalJob) -> None:
@@ -97,7 +101,9 @@ def _evaluate_with_others(job: EvalJob) -> None:
             return ranks
 
         if is_first_rank():
-            _show(*_evaluate(job, join))
+            with phases_shown(open_console("auto")):
+                result = _evaluate(job, join)
+            _show(*result)
         else:
             stack.enter_context(logs_silenced())
             _evaluate(job, join)
@@ -111,10 +117,11 @@ def _evaluate(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple[Ch
         join: Joins the processes that share the batches. It is called when all that a single process can find wrong is
             known and the data is encoded, so that no process waits for another one that encodes.
     """
-    from trainer.builders.checkpointed import load_checkpointed_model, select_split
-    from trainer.builders.data import build_split
-    from trainer.builders.metrics import build_metrics, check_metrics
-    from trainer.evaluate import check_shareable
+    with phase("loading PyTorch"):
+        from trainer.builders.checkpointed import load_checkpointed_model, select_split
+        from trainer.builders.data import build_split
+        from trainer.builders.metrics import build_metrics, check_metrics
+        from trainer.evaluate import check_shareable
 
     folder = find_run_folder(job.run)
     checkpointed = load_checkpointed_model(

@@ -17,7 +17,9 @@ from trainer.config.jobs import ExportJob
 from trainer.config.stored import load_stored_config, parse_stored_config, with_overrides
 from trainer.errors import raise_if_any
 from trainer.layout import EXPORT, PRUNED_EXPORT, Document
+from trainer.progress import phase
 from trainer.report.console import open_console, print_table
+from trainer.report.screen import phases_shown
 from trainer.signals import exit_on_sigterm
 
 if TYPE_CHECKING:
@@ -38,18 +40,25 @@ def run(job: ExportJob, config: Document) -> None:
     raise_if_any(
         *validate_formats({**load_stored_config(folder, "run"), "export": job.export}, Groups((own_folder(),)))
     )
-    from trainer.builders.checkpointed import load_checkpointed_model
-
-    checkpointed = load_checkpointed_model(
-        folder,
-        job.trust,
-        job.stored_overrides,
-        checkpoint=select_checkpoint(job.run, job.checkpoint),
-        weights=job.weights,
-        device="cpu",
-        needs_loss=job.prune is not None,
-    )
     console = open_console("auto")
+    with phases_shown(console):
+        with phase("loading PyTorch"):
+            from trainer.builders.checkpointed import load_checkpointed_model
+
+        checkpointed = load_checkpointed_model(
+            folder,
+            job.trust,
+            job.stored_overrides,
+            checkpoint=select_checkpoint(job.run, job.checkpoint),
+            weights=job.weights,
+            device="cpu",
+            needs_loss=job.prune is not None,
+        )
+        artifacts = _export(job, checkpointed, console)
+    print_artifacts(console, artifacts)
+
+
+def _export(job: ExportJob, checkpointed: CheckpointedModel, console: Console) -> list[Artifact]:
     if job.prune is None:
         checkpointed = with_kept_rule(checkpointed)
     else:
@@ -57,8 +66,7 @@ def run(job: ExportJob, config: Document) -> None:
         print_pruning(console, checkpointed.origin["pruning"])
     name = EXPORT if job.prune is None else pruned_folder_name(job.prune)
     with exit_on_sigterm():
-        artifacts = export_artifacts(checkpointed, job.export, job.split, name, job.stored_overrides, force=job.force)
-    print_artifacts(console, artifacts)
+        return export_artifacts(checkpointed, job.export, job.split, name, job.stored_overrides, force=job.force)
 
 
 def pruned_folder_name(prune: Document) -> str:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_printed: dict[str, str] = {}
+"""The lines that introduced the last run of this process."""
+
 
 def open_logs(
     job: TrainJob, folder: Path, notes: Sequence[str], ranks: Ranks, console: Console, stack: ExitStack
@@ -83,16 +86,17 @@ def show_start(
     duration = f"{run.steps.total} of {_micro_batches(job, run)}; {run.steps.per_epoch} per epoch"
     resumed = f", from step {state.step}" if state.step else ""
     num_parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    print_indented(console, f"{'run':<8}", str(folder))
     lines = {
-        "run": str(folder),
         "resume": "; ".join(notes),
         "data": training.data_report.summary(),
         "model": f"{num_parameters:,} parameters, {job.precision}, {_device_name(run)}",
         "steps": duration + resumed,
     }
     for name, line in lines.items():
-        if line:
+        if line and line != _printed.get(name):  # which it may be in a later job of a sweep
             print_indented(console, f"{name:<8}", line)
+    _printed.update(lines)
 
 
 def _micro_batches(job: TrainJob, run: Run) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -129,8 +130,9 @@ def run(job: TrainJob, config: Document) -> Document | None:
         console = open_console(job.logger.console, outlives_reader=True)
         screen = open_screen(job.logger.console, console) if is_first_rank() else None
         stack.enter_context(shown_on(screen))
-        with phase("loading PyTorch"):
-            import trainer.builders.training  # noqa: F401  slow; here, so that the screen says so
+        if "torch" not in sys.modules:  # else this is a later job of a sweep
+            with phase("loading PyTorch"):
+                import trainer.builders.training  # noqa: F401  slow; here, so that the screen says so
         if devices == 1:
             start, snapshot = _prepare(job, config, stack)
             _train_alone(start, snapshot, signals, console, screen)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from threading import RLock
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from trainer.display import displayable
-from trainer.progress import Phase
+from trainer.progress import Phase, shown_on
 from trainer.report.console import ConsoleStyle, can_draw, format_fields, format_number
 from trainer.report.live import LiveLines
 
@@ -80,6 +81,13 @@ def open_screen(style: ConsoleStyle, console: Console) -> Display | Lines | None
     if style == "none":
         return None
     return Display(console) if style == "rich" or (style == "auto" and can_draw(console)) else Lines(console)
+
+
+@contextmanager
+def phases_shown(console: Console) -> Iterator[None]:
+    """Show the phases of the block on a terminal; elsewhere, nothing is printed."""
+    with shown_on(Display(console) if can_draw(console) else None):
+        yield
 
 
 class Lines:
