@@ -88,11 +88,11 @@ class RowRecorder:
         assert host.target is not None, "a batch to evaluate needs a target"
         kind = prediction_kind(self.task)
         per_token = kind in ("tags", "tokens")
-        parts = list(_split_samples(host, batch, output, per_token=per_token))
+        parts = list(_split_samples(host, batch, output)) if per_token else []
         files, lines = self.origins(host.ids)
-        counts = [int(self.loss.num_targets(part.host_target)) for part in parts]
+        counts = self._count_targets(host.target, parts)
         columns: dict[str, Any] = {"row": list(host.ids), "file": files, "line": lines, "num_targets": counts}
-        columns |= self._losses(batch, output, parts if per_token else [], counts)
+        columns |= self._losses(batch, output, parts, counts)
         columns |= self._token_answers(kind, parts) if per_token else self._answers(kind, host.target, output)
         arrays = [
             pa.nulls(len(host.ids), field.type)
@@ -103,6 +103,14 @@ class RowRecorder:
             for field in self.schema
         ]
         self.write(pa.Table.from_arrays(arrays, schema=self.schema))
+
+    def _count_targets(self, target: Tensor, parts: Sequence[_Sample]) -> list[int]:
+        """Return the number of targets of each sample."""
+        if parts:
+            return [int(self.loss.num_targets(part.host_target)) for part in parts]
+        if int(self.loss.num_targets(target)) == target.numel():  # none is ignored
+            return [target[:1].numel()] * len(target)
+        return [int(self.loss.num_targets(target[row : row + 1])) for row in range(len(target))]
 
     def _losses(
         self, batch: Batch, output: Tensor | DeferredLogits, parts: Sequence[_Sample], counts: Sequence[int]
@@ -194,7 +202,8 @@ class _Sample:
         return compute_scores(loss, self.output).argmax(dim=-1).flatten()
 
 
-def _split_samples(host: Batch, batch: Batch, output: Tensor | DeferredLogits, *, per_token: bool) -> Iterator[_Sample]:
+def _split_samples(host: Batch, batch: Batch, output: Tensor | DeferredLogits) -> Iterator[_Sample]:
+    """Yield the tokens of each sample."""
     assert host.target is not None
     assert batch.target is not None
     features = output.features if isinstance(output, DeferredLogits) else output
@@ -203,18 +212,16 @@ def _split_samples(host: Batch, batch: Batch, output: Tensor | DeferredLogits, *
         return output._replace(features=part) if isinstance(output, DeferredLogits) else part
 
     # In packed rows with an output at every token, a sample is found by the positions of its tokens.
-    if per_token and "token_index" in host.inputs and "output_index" not in host.inputs:
+    if "token_index" in host.inputs and "output_index" not in host.inputs:
         flat, target, host_target = features.flatten(0, -2), batch.target.flatten(), host.target.flatten()
         for index in host.inputs["token_index"]:
             places = index[index >= 0]
             own = places.to(flat.device)
             yield _Sample(piece(flat[own]), target[own], host_target[places])
         return
-    # With several views, a sample has that many rows of the output.
-    width = len(features) // len(host.target)
     for number in range(len(host.target)):
         rows = slice(number, number + 1)
-        yield _Sample(piece(features[number * width : (number + 1) * width]), batch.target[rows], host.target[rows])
+        yield _Sample(piece(features[rows]), batch.target[rows], host.target[rows])
 
 
 def _plain_values(values: Tensor) -> list[Any]:

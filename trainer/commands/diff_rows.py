@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,7 +9,7 @@ from trainer.commands.run_folders import RunRecord
 from trainer.errors import CheckpointError
 from trainer.layout import EVALUATIONS, Document
 from trainer.predictions import predictions_file, read_predictions
-from trainer.report.console import format_number, print_table
+from trainer.report.console import print_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,7 +168,7 @@ def _verdict(name: str, metric: Document, num_rows: int, names: tuple[str, str])
 
 
 def _signed(value: float) -> str:
-    return f"{'-' if math.copysign(1, value) < 0 and value else '+'}{format_number(abs(value))}"
+    return f"{value:+.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:+.3e}"
 
 
 def _range(interval: list[float]) -> str:
