@@ -2,8 +2,11 @@
 
 import html
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +88,15 @@ def test_pages_of_tasks(task: str, tmp_path: Path) -> None:
     file, line = worst[1][place].rsplit(":", 1)
     row = json.loads(Path(file).read_text().splitlines()[int(line) - 1])
     assert row["text"].split()[:5] == worst[1][text].split()[:5]
+
+
+def test_the_page_needs_no_heavy_module(folder: Path) -> None:
+    code = "import sys; from trainer.cli import main; main(['report', 'run=runs/one', 'output=light.html'])"
+    code += "; print([name for name in ('torch', 'pandas', 'datasets', 'matplotlib') if name in sys.modules])"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+
+    assert process.stdout.splitlines() == ["light.html", "[]"]
 
 
 def test_damaged_predictions_are_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -187,8 +187,15 @@ def measure_calibration(file: Path, kind: str, classes: Sequence[str] | None) ->
             names = classes or ()
             if len(values) != len(names) * len(targets):
                 return None
-            confidences = values
-            right = np.array([name in row for row in map(set, targets) for name in names])
+            confidences, right = values, np.zeros(len(values), dtype=bool)
+            places = {name: place for place, name in enumerate(names)}
+            known = [
+                row * len(names) + places[name]
+                for row, target in enumerate(targets)
+                for name in target or ()
+                if name in places
+            ]
+            right[known] = True
         bins = np.clip((confidences * NUM_BINS).astype(np.int64), 0, NUM_BINS - 1)
         for line, weights in zip(sums, (None, confidences, right), strict=True):
             line += np.bincount(bins, weights, minlength=NUM_BINS)
@@ -263,7 +270,10 @@ class WorstRows:
 
     def add(self, rows: pyarrow.RecordBatch | pyarrow.Table) -> None:
         """Consider rows."""
-        losses = as_array(rows.column("loss").fill_null(math.nan)).astype(np.float64)
+        column = rows.column("loss")
+        # Filling nulls by pyarrow would load pandas.
+        values = [math.nan if loss is None else loss for loss in column.to_pylist()] if column.null_count else column
+        losses = np.array(values if isinstance(values, list) else as_array(values), dtype=np.float64)
         if np.isfinite(losses).any():
             self._by_loss = self._merge(self._by_loss, rows, losses)
         elif not self._by_loss:
@@ -277,10 +287,10 @@ class WorstRows:
     def _merge(
         self, kept: list[_Ranked], rows: pyarrow.RecordBatch | pyarrow.Table, badness: np.ndarray
     ) -> list[_Ranked]:
-        for place in np.argsort(np.where(np.isfinite(badness), -badness, np.inf), kind="stable")[
-            : self._count
-        ].tolist():
-            if np.isfinite(badness[place]):
+        order = np.argsort(np.where(np.isfinite(badness), -badness, np.inf), kind="stable")[: self._count]
+        least = -kept[-1][0] if len(kept) == self._count else -math.inf
+        for place in order.tolist():
+            if np.isfinite(badness[place]) and badness[place] >= least:
                 (row,) = rows.slice(place, 1).to_pylist()
                 probabilities = row.pop("probabilities")
                 row["confidence"] = max(probabilities) if probabilities and self._kind == "class" else None
