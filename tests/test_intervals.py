@@ -1,6 +1,7 @@
 """Intervals: the estimates equal the metrics, and the draws those of scipy's bootstrap and of closed forms."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from trainer.estimates import MAX_UNITS, NUM_DRAWS, Units, make_estimates
 from trainer.intervals import draw_estimates, fitting_estimates, metric_intervals, quantile_interval
 from trainer.predictions import predictions_schema
 from trainer.row_recorder import prediction_kind
+from trainer.task.named_metrics import FITS, build_named_metric, prepare_classes, prepare_labels
 
 WITHOUT = {"uniformity", "mrr", "recall_at_1", "recall_at_5"}
 """Metrics of all pairs of rows, which have no interval; and `loss` if it is a statistic of a batch."""
@@ -73,7 +75,7 @@ def test_draws_of_class_metrics_are_those_of_the_drawn_rows() -> None:
 
 
 def test_draws_of_label_metrics_are_those_of_the_drawn_rows() -> None:
-    from trainer.task.classification_metrics import multilabel_metrics
+    from trainer.task.classification_metrics import decide_labels, multilabel_metrics
 
     random = np.random.default_rng(1)
     target = random.random((40, 4)) < [0.5, 0.2, 0.05, 0.0]
@@ -87,7 +89,7 @@ def test_draws_of_label_metrics_are_those_of_the_drawn_rows() -> None:
     table = table_of("labels", columns | {"probabilities": list(columns["probabilities"])})
 
     def reference(metric: str, rows: np.ndarray) -> float:
-        metrics = multilabel_metrics(4, 0.5)
+        metrics = multilabel_metrics(4, partial(decide_labels, threshold=0.5))
         metrics.update(torch.tensor(scores[rows]).float(), torch.tensor(target[rows]).float())
         return metrics.compute()[metric].item()
 
@@ -139,6 +141,60 @@ def test_draws_of_tag_metrics_are_those_of_the_drawn_rows() -> None:
     for score in ("f1", "precision", "recall"):
         resampled(table, about, f"entity_{score}", lambda rows, score=score: reference(EntityScore(names, score), rows))
     resampled(table, about, "macro_f1", lambda rows: reference(ClassCounts(4, f1_of_tags), rows))
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_draws_of_named_metrics_of_classes_are_those_of_the_drawn_rows(num_classes: int) -> None:
+    random = np.random.default_rng(5)
+    target = random.integers(0, num_classes, 60)
+    scores = random.normal(size=(60, num_classes)) + np.eye(num_classes)[target]
+    names = [f"c{code}" for code in range(num_classes)]
+    probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    columns = {"target": classes_of(target), "prediction": classes_of(scores.argmax(axis=1))}
+    table = table_of("class", {**columns, "probabilities": list(probabilities)})
+
+    def reference(name: str, rows: np.ndarray) -> float:
+        metric = build_named_metric(name, "class", num_classes, prepare_classes)
+        metric.update(torch.tensor(scores[rows]), torch.tensor(target[rows]))
+        return float(metric.compute())
+
+    for name in (name.replace("K", "2") for name, kinds in FITS.items() if "class" in kinds):
+        about = {"kind": "class", "classes": names}
+        resampled(table, about, name, lambda rows, name=name: reference(name, rows))
+
+
+def test_draws_of_named_metrics_of_labels_are_those_of_the_drawn_rows() -> None:
+    random = np.random.default_rng(6)
+    target = random.random((40, 3)) < 0.4
+    scores = (random.normal(size=(40, 3)) + target).round(1)
+    names = ["a", "b", "c"]
+    sets = [[[names[i] for i in np.flatnonzero(row)] for row in each] for each in (target, scores > 0)]
+    columns = {"target": sets[0], "prediction": sets[1], "probabilities": list(1 / (1 + np.exp(-scores)))}
+    table = table_of("labels", columns)
+
+    def reference(name: str, rows: np.ndarray) -> float:
+        metric = build_named_metric(name, "multi_hot", 3, prepare_labels)
+        metric.update(torch.tensor(scores[rows]), torch.tensor(target[rows]))
+        return float(metric.compute())
+
+    for name in (name for name, kinds in FITS.items() if "multi_hot" in kinds):
+        about = {"kind": "labels", "classes": names}
+        resampled(table, about, name, lambda rows, name=name: reference(name, rows))
+
+
+@pytest.mark.parametrize("name", ["explained_variance", "mape"])
+def test_draws_of_named_metrics_of_numbers_are_those_of_the_drawn_rows(name: str) -> None:
+    random = np.random.default_rng(7)
+    target = random.normal(1e3, 1.0, (40, 2)).round(1)
+    predicted = (target + random.normal(0.5, 1.0, (40, 2))).round(1)
+    table = table_of("values", {"target": list(target), "prediction": list(predicted)}, several_values=True)
+
+    def reference(rows: np.ndarray) -> float:
+        metric = build_named_metric(name, "values", 2, lambda output, target: (output, target))
+        metric.update(torch.tensor(predicted[rows]), torch.tensor(target[rows]))
+        return float(metric.compute())
+
+    resampled(table, {"kind": "values", "classes": None}, name, reference)
 
 
 def test_interval_of_a_mean_agrees_with_theory_and_scipy() -> None:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from trainer.layout import Document
+from trainer.predictions import TOP
 from trainer.sample_rng import SampleRng
+from trainer.task.class_scores import CLASS_SCORES, ClassScore
 
 if TYPE_CHECKING:
     import pyarrow
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 Estimate = Callable[[np.ndarray], np.ndarray]
 """Maps the counts of the units, float64 (D, U), to the metric of each draw, (D,); NaN if it is not defined."""
 
-LOWER_IS_BETTER: Final = frozenset({"loss", "perplexity", "mae", "rmse", "alignment"})
+LOWER_IS_BETTER: Final = frozenset({"loss", "perplexity", "mae", "rmse", "alignment", "mape"})
 """The metrics here that are better if they are lower; all others are better if they are higher."""
 
 SHARES_OF_ROWS: Final = frozenset({"accuracy", "exact_match"})
@@ -148,8 +150,8 @@ class _Entries:
 
 def _f1_estimates(
     units: Units, target: tuple[np.ndarray, np.ndarray], predicted: tuple[np.ndarray, np.ndarray], num_classes: int
-) -> tuple[Estimate, Estimate, Estimate, np.ndarray]:
-    """Return macro F1 over the classes that occur, macro F1 over all, micro F1, and the right entries (rows, classes).
+) -> tuple[Estimate, Estimate, Estimate, np.ndarray, dict[str, Estimate]]:
+    """Return macro F1 over the classes that occur, over all, micro F1, the rows of right entries, and class scores.
 
     Args:
         units: The units.
@@ -180,21 +182,42 @@ def _f1_estimates(
         score: np.ndarray = 2 * matched / np.maximum(guesses + actual, 1)
         return score
 
-    return over_present, over_all, micro, right_rows
+    def score_estimate(score: ClassScore) -> Estimate:
+        return lambda counts: score(*(part.totals(counts) for part in entries))
+
+    named = {name: score_estimate(score) for name, score in CLASS_SCORES.items()}
+    return over_present, over_all, micro, right_rows, named
 
 
 def _class_estimates(table: pyarrow.Table, about: Document, units: Units) -> dict[str, Estimate]:
     target, predicted, names = _indices(table, about)
     rows = np.arange(len(table))
-    macro, _, _, right = _f1_estimates(units, (rows, target), (rows, predicted), len(names))
-    is_right = np.bincount(right, minlength=len(table))
-    return {"accuracy": _mean(units, is_right, np.ones(len(table))), "macro_f1": macro}
+    macro, _, _, right, named = _f1_estimates(units, (rows, target), (rows, predicted), len(names))
+    ones, is_right = np.ones(len(table)), np.bincount(right, minlength=len(table))
+    estimates = {"accuracy": _mean(units, is_right, ones), "macro_f1": macro, **named}
+    if table["probabilities"].null_count:
+        return estimates
+    probabilities = _numbers(table["probabilities"])
+    if table["top_classes"].null_count == len(table):
+        is_target = np.zeros(probabilities.shape, dtype=bool)
+        is_target[rows, target] = True
+        if units.are_rows and probabilities.size <= _MAX_ORDERED:
+            positive = slice(1, None) if len(names) == 2 else slice(None)  # of two classes, the second
+            ranked = probabilities[:, positive], is_target[:, positive]
+            estimates["auroc"] = _mean_of_labels(*ranked, _roc_area)
+            estimates["average_precision"] = _mean_of_labels(*ranked, _average_precision)
+    else:
+        is_target = _numbers(table["top_classes"]) == target[:, None]
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
+    is_found = np.take_along_axis(is_target, order, axis=1).cumsum(axis=1)
+    tops = {f"top_{k}_accuracy": is_found[:, k - 1] for k in range(1, is_found.shape[1] + 1)}
+    return estimates | {name: _mean(units, found, ones) for name, found in tops.items()}
 
 
 def _label_estimates(table: pyarrow.Table, about: Document, units: Units) -> dict[str, Estimate]:
     target, predicted, names = _indices(table, about)
     rows = [_rows_of_entries(table[name]) for name in ("target", "prediction")]
-    _, macro, micro, right = _f1_estimates(units, (rows[0], target), (rows[1], predicted), len(names))
+    _, macro, micro, right, _ = _f1_estimates(units, (rows[0], target), (rows[1], predicted), len(names))
     size, guesses, matched = (np.bincount(each, minlength=len(table)) for each in (*rows, right))
     exact = (size == matched) & (guesses == matched)
     estimates = {"micro_f1": micro, "macro_f1": macro, "exact_match": _mean(units, exact, np.ones(len(table)))}
@@ -202,7 +225,10 @@ def _label_estimates(table: pyarrow.Table, about: Document, units: Units) -> dic
     if units.are_rows and len(table) * len(names) <= _MAX_ORDERED and has_all:
         is_positive = np.zeros((len(table), len(names)), dtype=bool)
         is_positive[rows[0], target] = True
-        estimates["mean_average_precision"] = _mean_average_precision(_numbers(table["probabilities"]), is_positive)
+        scores = _numbers(table["probabilities"])
+        average_precision = _mean_of_labels(scores, is_positive, _average_precision)
+        estimates |= {"mean_average_precision": average_precision, "average_precision": average_precision}
+        estimates["auroc"] = _mean_of_labels(scores, is_positive, _roc_area)
     return estimates
 
 
@@ -212,9 +238,10 @@ def _tag_estimates(table: pyarrow.Table, about: Document, units: Units) -> dict[
     # A tag may occur several times in a row, so words take the place of rows.
     words = Units(units.of_row[rows], units.count)
     places = np.arange(len(rows))
-    macro, _, _, _ = _f1_estimates(words, (places, target), (places, predicted), len(names))
+    macro, _, _, _, named = _f1_estimates(words, (places, target), (places, predicted), len(names))
     matched, guesses, actual = _count_entities(target, predicted, rows, len(table), names)
     return {
+        **named,
         "macro_f1": macro,
         "entity_f1": _mean(units, 2 * matched, guesses + actual),
         "entity_precision": _mean(units, matched, guesses),
@@ -250,23 +277,46 @@ def _count_entities(
     return matched_rows, predicted_rows, actual_rows
 
 
-def _mean_average_precision(scores: np.ndarray, is_positive: np.ndarray) -> Estimate:
-    """Return the mean over the labels of the average precision, see `MeanAveragePrecision`."""
-    orders = np.argsort(-scores, axis=0, kind="stable")
+def _mean_of_labels(
+    scores: np.ndarray, is_positive: np.ndarray, statistic: Callable[[np.ndarray, np.ndarray], Estimate]
+) -> Estimate:
+    """Return the mean over the labels (N, C) that have a value, see `RankingScore`."""
+    of_label = [statistic(*column) for column in zip(scores.T, is_positive.T, strict=True)]
 
-    def average_precision(counts: np.ndarray, label: int) -> np.ndarray:
-        order = orders[:, label]
-        drawn, last = counts[:, order], _ends_of_ties(scores[order, label])
-        positives = drawn * is_positive[order, label]
+    def estimate(counts: np.ndarray) -> np.ndarray:
+        values = np.stack([value(counts) for value in of_label])
+        defined = np.isfinite(values)
+        mean: np.ndarray = np.where(defined, values, 0).sum(axis=0) / defined.sum(axis=0)
+        return mean
+
+    return estimate
+
+
+def _average_precision(scores: np.ndarray, is_positive: np.ndarray) -> Estimate:
+    """Return the average precision of a label, see `average_precisions`."""
+    order = np.argsort(-scores, kind="stable")
+    last, positive = _ends_of_ties(scores[order]), is_positive[order]
+
+    def estimate(counts: np.ndarray) -> np.ndarray:
+        drawn = counts[:, order]
+        positives = drawn * positive
         precision = positives.cumsum(axis=1)[:, last] / np.maximum(drawn.cumsum(axis=1)[:, last], 1)
         value: np.ndarray = (precision * positives).sum(axis=1) / positives.sum(axis=1)
         return value
 
+    return estimate
+
+
+def _roc_area(scores: np.ndarray, is_positive: np.ndarray) -> Estimate:
+    """Return the area under the ROC curve of a label, see `roc_areas`."""
+    ranks = _ranks(scores)
+
     def estimate(counts: np.ndarray) -> np.ndarray:
-        values = np.stack([average_precision(counts, label) for label in range(scores.shape[1])])
-        defined = np.isfinite(values)
-        mean: np.ndarray = np.where(defined, values, 0).sum(axis=0) / defined.sum(axis=0)
-        return mean
+        drawn = counts * is_positive
+        positives = drawn.sum(axis=1)
+        above = (drawn * ranks(counts)).sum(axis=1) - positives * (positives + 1) / 2
+        area: np.ndarray = above / (positives * (counts.sum(axis=1) - positives))
+        return area
 
     return estimate
 
@@ -314,6 +364,9 @@ def _number_estimates(predicted: np.ndarray, target: np.ndarray, units: Units) -
         return lambda counts: np.mean([statistic(*(counts @ each).T) for each in sums], axis=0)
 
     estimates = {
+        "explained_variance": mean_of(
+            lambda n, error, square, t, tt, p, *_: 1 - (square - (p - t) ** 2 / n) / (tt - t**2 / n)
+        ),
         "mae": mean_of(lambda n, error, *_: error / n),
         "rmse": mean_of(lambda n, error, square, *_: np.sqrt(square / n)),
         "r2": mean_of(lambda n, error, square, t, tt, *_: 1 - square / (tt - t**2 / n)),
@@ -323,6 +376,9 @@ def _number_estimates(predicted: np.ndarray, target: np.ndarray, units: Units) -
             )
         ),
     }
+    with np.errstate(over="ignore"):
+        relative = (abs(predicted - target) / abs(target).clip(np.finfo(np.float64).eps)).mean(axis=1)
+    estimates["mape"] = _mean(units, relative, ones)
     if units.are_rows and target.size <= _MAX_ORDERED:
         each = [_spearman(p, t) for p, t in columns]
         estimates["spearman"] = lambda counts: np.mean([value(counts) for value in each], axis=0)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.wrappers.abstract import WrapperMetric
 
+from trainer.task.class_scores import CLASS_SCORES, ClassScore
 from trainer.task.classification_metrics import (
     ClassCounts,
     RankingScore,
@@ -102,14 +103,14 @@ def build_named_metric(name: str, kind: str, num_outputs: int, prepare: Prepare)
     if name in _RANKING:
         ranked = partial(_prepare_ranking, prepare) if kind == "class" else prepare
         return PreparedMetric(RankingScore(_RANKING[name]), ranked)
-    if name in _COUNTS:
-        return PreparedMetric(ClassCounts(num_outputs, partial(_of_counts, _COUNTS[name])), _unchanged)
+    if name in CLASS_SCORES:
+        return PreparedMetric(ClassCounts(num_outputs, partial(_of_counts, CLASS_SCORES[name])), _unchanged)
     made = Score if name == "explained_variance" else Error
     return PreparedMetric(made(_VALUES[name], [1.0] * num_outputs), prepare)
 
 
-def _of_counts(statistic: Callable[[Tensor, Tensor, Tensor], Tensor], *counts: Tensor) -> Tensor:
-    return statistic(*(each.cpu().double() for each in counts))
+def _of_counts(score: ClassScore, *counts: Tensor) -> Tensor:
+    return torch.as_tensor(score(*(each.cpu().double().numpy() for each in counts)))
 
 
 def _unchanged(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,53 +122,6 @@ def _prepare_ranking(prepare: Prepare, output: Tensor, target: Tensor) -> tuple[
     probabilities, classes = prepare(output, target)
     one_hot = F.one_hot(classes, probabilities.shape[1])
     return (probabilities[:, 1:], one_hot[:, 1:]) if probabilities.shape[1] == 2 else (probabilities, one_hot)
-
-
-# Statistics of each class's predicted targets, predictions and targets, each float64 (C,)
-
-
-def balanced_accuracy(right: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
-    """Return the recall of each class, averaged over the classes that are targets."""
-    return _mean_ratio(right, actual, actual > 0)
-
-
-def macro_precision(right: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
-    """Return the precision of each class, averaged over the classes that occur; 0 if a class is never predicted."""
-    return _mean_ratio(right, predicted, predicted + actual > 0)
-
-
-def macro_recall(right: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
-    """Return the recall of each class, averaged over the classes that occur; 0 if a class is never a target."""
-    return _mean_ratio(right, actual, predicted + actual > 0)
-
-
-def _mean_ratio(right: Tensor, total: Tensor, occurs: Tensor) -> Tensor:
-    return (right[occurs] / total[occurs].clamp(min=1)).mean()
-
-
-def weighted_f1(right: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
-    """Return the F1 of each class, averaged with the number of its targets as weight."""
-    return (2 * right / (predicted + actual).clamp(min=1) * actual).sum() / actual.sum()
-
-
-def mcc(right: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
-    """Return Matthews' correlation coefficient of several classes; 0 if all predictions or all targets are one class.
-
-    Source: Gorodkin 2004, "Comparing two K-category assignments by a K-category correlation coefficient".
-    """
-    total = actual.sum()
-    covariance = right.sum() * total - (predicted * actual).sum()
-    spread = (total**2 - predicted.square().sum()) * (total**2 - actual.square().sum())
-    return torch.where(spread > 0, covariance / spread.sqrt(), 0.0)
-
-
-def cohen_kappa(right: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
-    """Return Cohen's kappa: agreement beyond chance; NaN if predictions and targets are all one class.
-
-    Source: Cohen 1960, "A coefficient of agreement for nominal scales".
-    """
-    total, chance = actual.sum(), (predicted * actual).sum()
-    return (right.sum() * total - chance) / (total**2 - chance)
 
 
 # Statistics of values (N, V) in the user's units
@@ -197,14 +151,6 @@ def median_absolute_error(output: Tensor, target: Tensor) -> Tensor:
 
 
 _RANKING = {"auroc": roc_areas, "average_precision": average_precisions}
-_COUNTS = {
-    "balanced_accuracy": balanced_accuracy,
-    "cohen_kappa": cohen_kappa,
-    "macro_precision": macro_precision,
-    "macro_recall": macro_recall,
-    "mcc": mcc,
-    "weighted_f1": weighted_f1,
-}
 _VALUES = {
     "explained_variance": explained_variance,
     "mape": mape,
