@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -82,6 +83,13 @@ class TestTable:
         print_table(console, "artifacts", names, [["model.torchscript.pt", 1.234e-6, 0.98765, 0.9837]])
         for cell in ("model.torchscript.pt", "1.234e-06", "0.9877", "0.9837"):
             assert f" {cell} " in written(console)
+
+    def test_long_headers_are_broken_behind_underscores(self) -> None:
+        console = terminal(width=40)
+        print_table(console, "scores", ["top_5_accuracy", "mean_squared_error", "split"], [[0.9, 1.5, "validation"]])
+        shown = re.sub(r"\x1b\[[\d;]*m", "", written(console))
+        for part in (" top_5_ ", " accuracy ", " squared_ ", " 0.9000 ", " validation "):
+            assert part in shown
 
     def test_markup_in_a_cell_is_text(self) -> None:
         console = terminal()

@@ -245,9 +245,11 @@ def evaluate_split(
     if not keeps_predictions:
         discard(predictions_file(file))  # of an earlier evaluation
     else:
-        intervals = read_intervals(predictions_file(file), values)
+        with phase("computing the intervals"):
+            intervals = read_intervals(predictions_file(file), values)
         if slices:
-            parts = measure_slices(predictions_file(file), encoded, split, slices, list(intervals))
+            with phase("measuring the slices"):
+                parts = measure_slices(predictions_file(file), encoded, split, slices, list(intervals))
     known: Document = {"intervals": {key: list(interval) for key, interval in intervals.items()}} if intervals else {}
     known |= {"slices": parts} if parts else {}
     write_text(file, _render(seal(document | source | values | known)))

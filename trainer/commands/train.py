@@ -481,11 +481,13 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console, b
         artifacts = export_artifacts(best, job.export, split)
     except (ConfigError, ProofError):
         # Everything else that the run has produced must be visible.
-        write_page(folder / REPORT, [read_run(str(folder))])
+        with phase("writing the report"):
+            write_page(folder / REPORT, [read_run(str(folder))])
         raise
     run.log("end", state.step, {"formats": [artifact.name for artifact in artifacts]})
     if job.logger.console != "none":
         if job.prune is not None:
             print_sparsity(console, best.origin["pruning"])
         print_artifacts(console, artifacts)
-    write_page(folder / REPORT, [read_run(str(folder))])
+    with phase("writing the report"):
+        write_page(folder / REPORT, [read_run(str(folder))])

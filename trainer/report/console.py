@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -100,7 +101,7 @@ def print_table(console: Console, title: str, columns: Sequence[str], rows: Iter
         for name, right, width in zip(columns, is_right, widths, strict=True):
             header = displayable(name)
             if natural > console.width:  # rich would rather break the cells
-                header = "\n".join(textwrap.wrap(header, max([width, *map(len, header.split())], default=1)))
+                header = _break_header(header, width)
             drawn.add_column(Text(header), justify="right" if right else "left", overflow="fold")
         for row in cells:
             drawn.add_row(*map(Text, row))
@@ -114,6 +115,16 @@ def print_table(console: Console, title: str, columns: Sequence[str], rows: Iter
             for cell, width, right in zip(row, widths, is_right, strict=True)
         )
         console.out("  " + "  ".join(padded).rstrip(), highlight=False)
+
+
+def _break_header(header: str, width: int) -> str:
+    """Return a header in lines of at most `width` characters, broken only between words and behind underscores."""
+    lines = [""]
+    for part in re.findall(r"[^\s_]*(?:_+|\s+|$)", header):
+        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def format_fields(values: Mapping[str, object], *, width: int = 9) -> list[str]:

@@ -251,9 +251,9 @@ class Display:
         first, *others = wrap_fields(fields, width, first=room + 2)
         has_color = self._console.color_system is not None and not self._console.no_color
         mark = "-" if self._console.options.ascii_only else "━"
-        bar = Text(mark * filled, style="green" if has_color else "")
+        bar = Text().append(mark * filled, style="green" if has_color else "")
         bar.append((mark if has_color else " ") * (room - filled), style="bright_black" if has_color else "")
-        return [bar.append(f"  {first}", style=""), *map(Text, others)]
+        return [bar.append(f"  {first}"), *map(Text, others)]
 
 
 class EvaluationTable:
