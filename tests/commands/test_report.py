@@ -162,8 +162,9 @@ def test_twelve_runs_are_compared_by_what_they_differ_in(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("events", "last", "words"),
     [
-        ([{"event": "early_end", "best_step": 2}], 4, "stopped early, after step 4 of 6: no better score"),
+        ([{"event": "early_end", "best_step": 2}], 4, "The run stopped early, after step 4 of 6: no better score"),
         ([{"event": "train", "loss": 1.0}], 3, "not finished, last event at step 3 of 6"),
+        ([{"event": "resume", "total_steps": 9}], 4, "not finished, last event at step 4 of 9"),
     ],
 )
 def test_why_a_run_ended(events: list[dict[str, object]], last: int, words: str, folder: Path, tmp_path: Path) -> None:
@@ -175,6 +176,10 @@ def test_why_a_run_ended(events: list[dict[str, object]], last: int, words: str,
     assert main(["report", f"run={run}"]) == 0
 
     assert words in (run / "report.html").read_text(encoding="utf-8")
+    if "not finished" in words:
+        (run / "diverged").mkdir()
+        assert main(["report", f"run={run}"]) == 0
+        assert f"The run diverged, after step {last} of" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_runs_of_earlier_versions_have_a_page(folder: Path, tmp_path: Path) -> None:

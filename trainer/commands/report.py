@@ -100,7 +100,8 @@ def _verdict(tiles: Sequence[Tile]) -> str:
     if score is not end and score.label != "Best step":
         against = f", against {baseline.value} for {baseline.detail}" if baseline else ""
         listed.append(f"{score.label} {score.value} ({score.detail}){against}")
-    return ". ".join([*listed, f"The run is {end.value}, {end.detail}"]) + "."
+    subject = "The run is" if end.value in ("complete", "not finished") else "The run"
+    return ". ".join([*listed, f"{subject} {end.value}, {end.detail}"]) + "."
 
 
 def _part_of(config: Document, group: str) -> str:
@@ -172,7 +173,8 @@ def _how_it_ended(record: RunRecord) -> tuple[str, str]:
     """Return how a run ended, and at which step."""
     events = {event["event"]: event for event in record.events}
     last = record.events[-1]["step"] if record.events else 0
-    total = next((event["total_steps"] for event in record.events if isinstance(event.get("total_steps"), int)), None)
+    totals = [event["total_steps"] for event in record.events if isinstance(event.get("total_steps"), int)]
+    total = totals[-1] if totals else None  # a resumed run may have another duration
     steps = f"step {last}" if total is None else f"step {last} of {total}"
     if "early_end" in events:
         patience = record.config.get("train", {}).get("patience")
