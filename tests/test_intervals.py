@@ -18,7 +18,7 @@ from trainer.predictions import predictions_schema
 from trainer.row_recorder import prediction_kind
 from trainer.task.named_metrics import FITS, build_named_metric, prepare_classes, prepare_labels
 
-WITHOUT = {"uniformity", "mrr", "recall_at_1", "recall_at_5"}
+WITHOUT = {"uniformity"}
 """Metrics of all pairs of rows, which have no interval; and `loss` if it is a statistic of a batch."""
 
 

@@ -24,6 +24,7 @@ from trainer.loss.mse import Mse
 from trainer.precision import Precision
 from trainer.predictions import GROUP_ROWS, TOP, predictions_schema, predictions_writer, read_about, read_predictions
 from trainer.protocols import Batch, Batching, Loss
+from trainer.ranks import Ranks
 from trainer.row_recorder import RowRecorder, prediction_kind
 from trainer.task.causal_lm import CausalLm
 from trainer.task.masked_lm import MaskedLm
@@ -75,14 +76,17 @@ def record(case: Case, batching: Batching, *, deferred: bool = False) -> tuple[A
     task, encoded = fitted(case.task, **{name: COLUMNS[name] for name in case.task.columns()})
     schema = predictions_schema(prediction_kind(task), several_values=case.task.target == "values", about={})
     written: list[pa.Table] = []
-    recorder = RowRecorder(task, case.loss, schema, lambda ids: ([f"f{i}" for i in ids], list(ids)), written.append)
+    origins = lambda ids: ([f"f{i}" for i in ids], list(ids))  # noqa: E731
+    metrics = task.metrics()
+    recorder = RowRecorder(task, case.loss, schema, origins, written.append, "mrr" in metrics)
     ids = [*range(len(encoded))]
     batches = [batch_of(task, encoded, ids[start : start + 9], batching) for start in range(0, len(ids), 9)]
     model = case.model(task)
     with deferral(model, deferred=deferred):
         values = evaluate(
-            model, case.loss, batches, task.metrics(), precision=Precision("fp32", CPU), device=CPU, recorder=recorder
+            model, case.loss, batches, metrics, precision=Precision("fp32", CPU), device=CPU, recorder=recorder
         )
+    recorder.finish(Ranks())
     return task, pa.concat_tables(written), values
 
 
@@ -117,6 +121,8 @@ def test_rows_add_up_to_the_loss_and_agree_with_the_metrics(name: str, batching:
     elif name == "scored":
         assert np.corrcoef(*zip(*answers, strict=True))[0, 1] == pytest.approx(values["pearson"], abs=1e-5)
     elif name == "pairs":
+        assert np.mean([1 / rank for rank in columns["rank"]]) == pytest.approx(values["mrr"])
+        assert np.mean([rank == 1 for rank in columns["rank"]]) == pytest.approx(values["recall_at_1"])
         assert np.mean([2 - 2 * answer for _, answer in answers]) == pytest.approx(values["alignment"], rel=1e-5)
     else:
         assert columns["prediction"] == columns["target"] == [None] * len(table)

@@ -103,6 +103,10 @@ def make_estimates(table: pyarrow.Table, about: Document, units: Units) -> dict[
         estimates |= _CLASS_ESTIMATES[kind](table, about, units)
     elif kind in ("values", "similarity") and not table["target"].null_count:
         estimates |= _number_estimates(_numbers(table["prediction"]), _numbers(table["target"]), units)
+    if "rank" in table.column_names and not table["rank"].null_count:
+        ranks, ones = table["rank"].to_numpy(), np.ones(len(table))
+        estimates["mrr"] = _mean(units, 1 / ranks, ones)
+        estimates |= {f"recall_at_{at}": _mean(units, ranks <= at, ones) for at in (1, 5)}
     if kind == "similarity":
         # Of unit vectors, |a - p|^2 is 2 - 2 cos(a, p).
         distances = 2 - 2 * _numbers(table["prediction"])[:, 0]

@@ -8,8 +8,9 @@ the number of the draw and the number of rows, so the difference of two models o
 If there are more than 16,384 rows, they are divided at random into that many groups, and groups are drawn instead: this
 adds an error of about 0.6 % to the width of an interval, and neither work nor memory grows with the rows.
 
-A metric without a form in `trainer.estimates` (of the user's own, or of all pairs of rows such as `mrr`) has no
-interval, and neither has a metric whose form does not give the value that the evaluation reported.
+A metric without a form in `trainer.estimates` (of the user's own, or of all pairs of rows such as `uniformity`) has no
+interval, and neither has a metric whose form does not give the value that the evaluation reported. The ranks behind
+`mrr` and `recall_at_1` are those among all rows: a draw does not change the rows that are searched.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 Interval = tuple[float, float]
 
-_COLUMNS = ["target", "prediction", "probabilities", "top_classes", "loss", "num_targets", "num_right"]
+_COLUMNS = ["target", "prediction", "probabilities", "top_classes", "loss", "num_targets", "num_right", "rank"]
 _LEVELS = (0.025, 0.975)
 _TOLERANCE = 1e-4
 

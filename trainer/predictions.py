@@ -13,6 +13,8 @@ Columns, the same for every task:
 * `top_classes` (list of int32): the positions in `classes` that `probabilities` belong to; null if all have one;
 * `loss` (float32): the mean loss of the sample's targets; null if the loss is a statistic of a batch, or reads inputs;
 * `num_targets` (int32): the terms of the loss, such as the tokens of a text; its mean over a split is weighted by them;
+* `rank` (int32): the rank of a text's positive among all positives of the split by cosine, from 1, if a task retrieves
+  positives; null for other tasks;
 * `num_right` (int32): the targets of a token model whose class has the largest score; null for other tasks.
 
 The metadata of the file has the key `trainer.inputs`, too: a JSON object with what the model read in the 20 worst rows,
@@ -87,6 +89,7 @@ def predictions_schema(kind: Kind, *, several_values: bool, about: Document) -> 
         "loss": pa.float32(),
         "num_targets": pa.int32(),
         "num_right": pa.int32(),
+        "rank": pa.int32(),
     }
     metadata = json.dumps({"format": _FORMAT, "kind": kind, **about}, ensure_ascii=False)
     return pa.schema(columns.items(), metadata={_KEY: metadata.encode()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +29,7 @@ from trainer.protocols import (
 )
 from trainer.ranks import Ranks
 from trainer.targets import compute_loss, compute_row_losses, compute_scores
+from trainer.task.embedding_metrics import positive_ranks
 
 if TYPE_CHECKING:
     import pyarrow
@@ -65,6 +66,8 @@ class RowRecorder:
         schema: The columns.
         origins: Finds the file and the record of a row.
         write: Receives the rows of each batch.
+        ranks_positives: Also record the ranks of the positives, which are known once all rows are: the rows are then in
+            memory until `finish`, with their vectors.
     """
 
     task: Task
@@ -72,6 +75,8 @@ class RowRecorder:
     schema: pyarrow.Schema
     origins: Origins
     write: Write
+    ranks_positives: bool = False
+    _held: list[tuple[pyarrow.Table, Tensor]] = field(default_factory=list)
 
     def add(self, host: Batch, batch: Batch, output: Tensor | DeferredLogits) -> None:
         """Record a batch.
@@ -102,7 +107,27 @@ class RowRecorder:
             else pa.array(values, field.type)
             for field in self.schema
         ]
-        self.write(pa.Table.from_arrays(arrays, schema=self.schema))
+        rows = pa.Table.from_arrays(arrays, schema=self.schema)
+        if self.ranks_positives:
+            assert isinstance(output, Tensor), "only token models defer their logits"
+            self._held.append((rows, unit_views(output, host.target.shape[0])[:, :2].cpu()))
+        else:
+            self.write(rows)
+
+    def finish(self, ranks: Ranks) -> None:
+        """Write the rows that waited for the ranks of the positives; the processes that share the rows call it."""
+        import pyarrow as pa
+
+        if not self.ranks_positives:
+            return
+        parts = ranks.gather(torch.cat([vectors for _, vectors in self._held]) if self._held else None)
+        start = sum(len(part) for part in parts[: ranks.rank] if part is not None)
+        places = positive_ranks(torch.cat([part for part in parts if part is not None])).int().numpy()
+        column = self.schema.get_field_index("rank")
+        for rows, _ in self._held:
+            own = pa.array(places[start : start + len(rows)], pa.int32())
+            self.write(rows.set_column(column, self.schema.field(column), own))
+            start += len(rows)
 
     def _count_targets(self, target: Tensor, parts: Sequence[_Sample]) -> list[int]:
         """Return the number of targets of each sample."""
@@ -150,7 +175,7 @@ class RowRecorder:
         assert isinstance(output, Tensor), "only token models defer their logits"
         scores = compute_scores(self.loss, output).float()
         if kind == "similarity":
-            views = F.normalize(scores, dim=-1).view(len(target), -1, scores.shape[-1])
+            views = unit_views(scores, len(target))
             cosines = (views[:, 0] * views[:, 1]).sum(dim=-1).double().cpu().numpy()
             return {"prediction": cosines, "target": target.double().numpy() if target.ndim == 1 else None}
         answers = self.task.answers if isinstance(self.task, HasAnswers) else None
@@ -222,6 +247,11 @@ def _split_samples(host: Batch, batch: Batch, output: Tensor | DeferredLogits) -
     for number in range(len(host.target)):
         rows = slice(number, number + 1)
         yield _Sample(piece(features[rows]), batch.target[rows], host.target[rows])
+
+
+def unit_views(output: Tensor, num_samples: int) -> Tensor:
+    """Return the vectors of each sample with the length 1: (B * K, D) to (B, K, D)."""
+    return F.normalize(output.float(), dim=-1).view(num_samples, -1, output.shape[-1])
 
 
 def _plain_values(values: Tensor) -> list[Any]:

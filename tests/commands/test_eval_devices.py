@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.jobs import train, working_in, write_csv, write_data
+from tests.support.jobs import train, working_in, write_csv, write_data, write_roles
 from tests.support.launched import start_launched
 from tests.support.ranks import run_ranks
 from trainer.cli import main
+from trainer.predictions import read_predictions
 
 SMALL = ["loader.eval_batch_size=8", "device=cpu"]
 """Three batches of the test split, and eight of the training split."""
@@ -116,3 +117,18 @@ def test_the_tools_own_launch_writes_the_same_and_reports_an_error_once(run: Pat
     started.join(60)
     assert started.exitcode == 3
     assert output.read_text(encoding="utf-8").count("no such checkpoint") == 1
+
+
+@pytest.mark.slow
+def test_ranks_of_positives_equal_those_of_one_device(tmp_path: Path) -> None:
+    with working_in(tmp_path):
+        options = ["task=sentence_embedding", "task.supervision=pairs", *write_roles(tmp_path)]
+        assert train(tmp_path / "run", *options, "train.duration=4") == 0
+        files = []
+        for devices in (1, 2, 3):
+            _, pages = evaluate(tmp_path / "run", devices)
+            assert "mrr" in pages[0]
+            files.append((tmp_path / f"output-{devices}/test.predictions.parquet").read_bytes())
+    table, _ = read_predictions(tmp_path / "output-1/test.predictions.parquet")
+    assert table["rank"].null_count == 0
+    assert files == [files[0]] * 3

@@ -227,7 +227,10 @@ def evaluate_split(
         stack.enter_context(deferral(model, deferred=can_defer_logits(job, task, model, loss)))
         recorder: RowRecorder | None = None
         if keeps_predictions:
-            recorder = stack.enter_context(_recorder(checkpointed, encoded, file, document | source, ranks or Ranks()))
+            about, ranks_positives = document | source, "mrr" in metrics
+            recorder = stack.enter_context(
+                _recorder(checkpointed, encoded, file, about, ranks or Ranks(), ranks_positives=ranks_positives)
+            )
         values = evaluate(
             model,
             loss,
@@ -258,7 +261,13 @@ def evaluate_split(
 
 @contextmanager
 def _recorder(
-    checkpointed: CheckpointedModel, encoded: Encoded, file: Path, about: Document, ranks: Ranks
+    checkpointed: CheckpointedModel,
+    encoded: Encoded,
+    file: Path,
+    about: Document,
+    ranks: Ranks,
+    *,
+    ranks_positives: bool,
 ) -> Iterator[RowRecorder]:
     """Yield a recorder of predictions, which the first process has written as the block ends."""
     from trainer.row_recorder import RowRecorder, prediction_kind, written_by_first
@@ -275,8 +284,10 @@ def _recorder(
             writer = stack.enter_context(predictions_writer(predictions_file(file), schema))
             keep = stack.enter_context(worst_inputs_kept(writer, kind, encoded.splits[about["split"]], task))
         write = stack.enter_context(written_by_first(ranks, schema, keep))
-        origins = partial(encoded.origins, about["split"])
-        yield RowRecorder(task, loss, schema, _without_files if _names_environment(checkpointed) else origins, write)
+        origins = _without_files if _names_environment(checkpointed) else partial(encoded.origins, about["split"])
+        recorder = RowRecorder(task, loss, schema, origins, write, ranks_positives)
+        yield recorder
+        recorder.finish(ranks)
 
 
 def _names_environment(checkpointed: CheckpointedModel) -> bool:
