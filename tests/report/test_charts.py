@@ -128,6 +128,16 @@ def test_long_lines_are_thinned_and_keep_their_ends() -> None:
     assert line[-1][0] == WIDTH - 16
 
 
+@pytest.mark.parametrize(("last", "steps"), [(9, ["0", "5"]), (3, ["0", "1", "2", "3"]), (100, ["0", "25", "50"])])
+def test_steps_are_whole_numbers(last: int, steps: list[str]) -> None:
+    svg = draw_lines([Line("loss", {0: 2.0, last: 7.25})], "loss")
+    nodes = ElementTree.fromstring(svg).iter("text")
+    shown = [str(node.text) for node in nodes if float(node.attrib["y"]) == HEIGHT - 40 + 18]
+
+    assert shown[: len(steps)] == steps
+    assert all(text.isdigit() for text in shown)
+
+
 def test_twelve_lines_look_different() -> None:
     looks = {Line(str(number), {}, number).css for number in range(12)}
 

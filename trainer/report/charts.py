@@ -223,12 +223,12 @@ def draw_lines(
 
 
 def _fit_steps(title: str, positions: Sequence[float]) -> Axis:
-    """Return an axis that ends at the last step."""
+    """Return an axis that ends at the last step, with whole numbers as labels."""
     axis = fit_axis(title, positions)
     low, high = min(positions), max(positions)
     if low == high:
         return axis
-    return Axis(title, low, high, tuple(tick for tick in axis.ticks if low <= tick <= high))
+    return Axis(title, low, high, tuple(tick for tick in axis.ticks if low <= tick <= high and tick.is_integer()))
 
 
 def _draw_line(frame: _Frame, line: Line, points: Sequence[tuple[int, float]]) -> str:
