@@ -1,6 +1,7 @@
 """Sweeps with a name: one folder, one table, and the same command continues them."""
 
 import csv
+import json
 import os
 import random
 import re
@@ -93,6 +94,16 @@ def test_the_same_command_skips_what_is_complete_and_runs_what_is_new(
     assert "sweep: 2 of 3 jobs are complete already" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert [row["jobs"] for row in table(Path("sweeps/grown"))] == ["3"]
+
+
+def test_a_sweep_of_an_earlier_version_continues(job: list[str], whole: Path) -> None:
+    file = whole / "sweep.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    assert document["config"].pop("eval")
+    assert document["config"]["train"].pop("patience", 0) is None
+    file.write_text(json.dumps(document), encoding="utf-8")
+    assert sweep(job, "whole") == 0
+    assert "eval" in json.loads(file.read_text(encoding="utf-8"))["config"]
 
 
 @pytest.mark.parametrize(

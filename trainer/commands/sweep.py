@@ -22,7 +22,7 @@ from trainer.config.sweep import Sweep, SweepJob, changed_keys
 from trainer.display import print_lines
 from trainer.documents import SWEEP as SWEEP_SHAPE
 from trainer.documents import read_document
-from trainer.errors import Interrupted, find_user_error, raise_if_any
+from trainer.errors import Interrupted, find_user_error, format_error, raise_if_any, show_value
 from trainer.launch import PARENT_FD, count_cores, end_with_parent, kill_all, own_command, parent_pipe, recorded_signals
 from trainer.layout import METRICS, REPORT, SWEEP, TABLE, Document
 from trainer.rank_environment import count_gpus
@@ -127,7 +127,9 @@ def _record(sweep: Sweep, new: Mapping[str, Mapping[str, str]]) -> dict[str, Map
     if file.exists():
         stored = read_document(file, SWEEP_SHAPE, "Choose another sweep.name")
         problems = changed_keys(stored["config"], document["config"])
-        problems += changed_keys(stored.get("search", {}), document.get("search", {}))
+        if (old := stored.get("search")) != (new_search := document.get("search")):
+            remedy = f"Search in {show_value(old)}, or choose another sweep.name"
+            problems.append(format_error("sweep.trials", "the sweep searches other values", remedy, value=new_search))
         raise_if_any(*problems)
         jobs = {job["name"]: job["changes"] for job in stored["jobs"]}
     jobs |= new

@@ -164,7 +164,7 @@ def parse_stored_config(text: str, name: str = CONFIG) -> dict[str, Any]:
         check_shape(config, _SHAPE)
     except DocumentError as error:
         raise CheckpointError(format_error(name, f"is damaged: {error}", _ANOTHER_COPY)) from error
-    return _complete(config)
+    return complete_config(config)
 
 
 @lru_cache(maxsize=4)
@@ -174,7 +174,7 @@ def _read_yaml(text: str) -> dict[str, Any]:
     return unresolved(config) if isinstance(config, DictConfig) else {}
 
 
-def _complete(config: dict[str, Any]) -> dict[str, Any]:
+def complete_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return a config with keys that are newer than it; their defaults keep the behavior that it was stored with."""
     groups = Groups((own_folder(),))
     defaults = schema.defaults(jobs.TrainJob)

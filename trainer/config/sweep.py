@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
 from trainer.config import compose, schema
 from trainer.config.jobs import SweepSection
 from trainer.config.overrides import CommandLine, is_sweep, variants
-from trainer.config.stored import MAY_CHANGE, describe_change, differences
+from trainer.config.stored import MAY_CHANGE, complete_config, describe_change, differences
 from trainer.errors import ConfigError, format_error
 from trainer.layout import SWEEPS
 from trainer.rank_environment import is_rank
@@ -235,12 +235,15 @@ def job_name(changes: Mapping[str, str]) -> str:
     return plain
 
 
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return a message for each key of a sweep's shared config that differs and that would change its results."""
+def changed_keys(old: dict[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return a message for each key of a sweep's shared config that differs and that would change its results.
+
+    Keys that are newer than the sweep have their defaults in it.
+    """
     remedy = "Keep the old value, or choose another sweep.name"
     harmless = [key for key in MAY_CHANGE if key not in _CHANGES_RESULTS]
     return [
         format_error(key, f"differs from the sweep that is there: {describe_change(before, after)}", remedy)
-        for key, before, after in differences(old, new)
+        for key, before, after in differences(complete_config(old), new)
         if not any(fnmatchcase(key, pattern) for pattern in harmless)
     ]
