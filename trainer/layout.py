@@ -33,6 +33,10 @@ SWEEP: Final = "sweep.json"
 STUDY: Final = "study.db"
 """The trials of a search, as Optuna stores them."""
 
+OUT_OF_FOLD: Final = "out_of_fold.parquet"
+LABEL_ERRORS: Final = "label_errors.csv"
+"""In the folder of a sweep over folds: predictions of every row by models that were not trained on it; suspect rows."""
+
 TABLE: Final = "table.csv"
 
 CONFIG: Final = "config.yaml"

@@ -14,6 +14,7 @@ from trainer.config.jobs import DataKeys, TrainJob
 from trainer.config.schema import option_keys
 from trainer.data.batches import Batches, BatchPlan, EvaluationBatches, LoaderOptions, TrainLoader
 from trainer.data.encode import Encoded, cache_root, encode
+from trainer.data.folds import Folds
 from trainer.data.quality import DataReport, measure_quality
 from trainer.errors import CheckpointError, ConfigError, DataError, TrainerError, format_error
 from trainer.input_files import LIMITS, Limits
@@ -54,10 +55,16 @@ def build_encoded(job: TrainJob, task: Task, *, fitted: bool, check: Callable[[]
     `check` raises an error about the rest of the job; it is called with the fitted task before any row is encoded.
     """
     try:
-        return _encode(job, instantiate("data", option_keys(job.data, DataKeys)), task, fitted=fitted, check=check)
+        return _encode(job, _build_source(job), task, fitted=fitted, check=check)
     except ConfigError:
         _check_pretrained(job)
         raise
+
+
+def _build_source(job: TrainJob) -> Source:
+    source: Source = instantiate("data", option_keys(job.data, DataKeys))
+    folds = job.data.get("folds")
+    return source if folds is None else Folds(source, folds, job.data["fold"], job.seed)
 
 
 def _check_pretrained(job: TrainJob) -> None:
@@ -73,7 +80,7 @@ def _check_pretrained(job: TrainJob) -> None:
 
 def build_split(job: TrainJob, task: Task, split: str) -> Encoded:
     """Encode one split for a fitted task. Sources that can read a split on its own read nothing else."""
-    source: Source = instantiate("data", option_keys(job.data, DataKeys))
+    source = _build_source(job)
     numeric = task.numeric if isinstance(task, HasNumericColumns) else {}
     single = source.for_split(split, numeric) if isinstance(source, SeparableSource) else None
     return _encode(job, single or source, task, fitted=True)

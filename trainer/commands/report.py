@@ -23,6 +23,7 @@ from trainer.commands.report_sections import (
     words,
 )
 from trainer.commands.run_folders import RunRecord, read_run
+from trainer.commands.sweep import is_sweep_folder, read_jobs, write_sweep_page
 from trainer.config.jobs import ReportJob
 from trainer.display import escape_controls
 from trainer.errors import CheckpointError, ConfigError, TrainerError
@@ -37,7 +38,7 @@ _MAX_NAMED_KEYS = 3
 
 
 def run(job: ReportJob, config: Document) -> None:
-    """Write `report.html` into the run folder or to `output`, and print its path.
+    """Write `report.html` into the folder of a run or sweep or to `output`, and print its path.
 
     Args:
         job: The checked config.
@@ -49,6 +50,13 @@ def run(job: ReportJob, config: Document) -> None:
     """
     if job.output is not None:
         refuse_to_replace("output", Path(job.output), force=job.force, is_own=is_own_page)
+    if job.run is not None and not job.beside and is_sweep_folder(Path(job.run)):
+        file = Path(job.output or Path(job.run) / REPORT)
+        if job.output is None:
+            refuse_to_replace("run", file, force=job.force, is_own=is_own_page)
+        write_sweep_page(Path(job.run), read_jobs(Path(job.run)), {}, file)
+        print(escape_controls(str(file)))
+        return
     records = [read_run(job.run), *(read_run(path, "beside") for path in job.beside)]
     file = records[0].folder / REPORT if job.output is None else Path(job.output)
     if job.output is None:

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 from trainer.atomic_io import create_folder, write_text
 from trainer.checkpoint.lock import run_lock
+from trainer.commands.out_of_fold import COLUMNS, write_out_of_fold
 from trainer.commands.run_folders import check_free, describe_score, read_best_score
 from trainer.config.sweep import Sweep, SweepJob, changed_keys
 from trainer.display import print_lines
@@ -24,16 +25,18 @@ from trainer.documents import SWEEP as SWEEP_SHAPE
 from trainer.documents import read_document
 from trainer.errors import Interrupted, find_user_error, format_error, raise_if_any, show_value
 from trainer.launch import PARENT_FD, count_cores, end_with_parent, kill_all, own_command, parent_pipe, recorded_signals
-from trainer.layout import METRICS, REPORT, SWEEP, TABLE, Document
+from trainer.layout import LABEL_ERRORS, METRICS, REPORT, SWEEP, TABLE, Document
 from trainer.rank_environment import count_gpus
 from trainer.report.console import open_console, print_table
 from trainer.report.events import read_events
 from trainer.report.page import Page, Section, Table, render_page
-from trainer.report.sweep_table import JobResult, describe_best, make_table, table_csv
+from trainer.report.sweep_table import JobResult, describe_best, jobs_of_best, make_table, table_csv
 from trainer.signals import signals_blocked
 
 _FORMAT = 1
 _POLL_SECONDS = 0.05
+_MAX_SHOWN = 50
+"""Rows with likely errors on the page; the CSV has all."""
 _UNFINISHED = "not finished yet"
 
 Start = Callable[[Sequence[str]], object]
@@ -97,7 +100,11 @@ def run_sweep(sweep: Sweep, start: Start) -> int:
                 failures[job.name] = outcome
             _write_table(sweep.folder, jobs, failures)
         columns, rows = _write_table(sweep.folder, jobs, failures)
+        errors = write_sweep_page(sweep.folder, jobs, failures)
         print_table(open_console("auto"), f"{sweep.folder}", columns, rows)
+        if errors:
+            wrong = sum(row[0] == errors[0][0] for row in errors)
+            print_lines(f"{sweep.folder / LABEL_ERRORS}: {wrong} of {len(errors)} rows: {errors[0][0]}")
     if stopped is not None:
         print_lines("sweep: stopped. Continue it with the same command.")
         return stopped.exit_code
@@ -151,26 +158,67 @@ def _announce(job: SweepJob, folder: Path, outcome: Outcome | None) -> None:
 
 
 def _write_table(
-    folder: Path, jobs: Mapping[str, Mapping[str, str]], failures: dict[str, Outcome]
+    folder: Path, jobs: Mapping[str, Mapping[str, str]], failures: Mapping[str, Outcome]
 ) -> tuple[list[str], list[list[object]]]:
-    """Write the table and the page of a sweep; return the table's columns and rows."""
-    results = [_result(folder / name, changes, failures.get(name)) for name, changes in jobs.items()]
-    columns, rows = make_table(results)
+    """Write the table of a sweep; return its columns and rows."""
+    columns, rows = make_table([_result(folder / name, jobs[name], failures.get(name)) for name in jobs])
     write_text(folder / TABLE, table_csv(columns, rows))
-    write_text(folder / REPORT, render_page(_page(folder.name, columns, rows, dict(zip(jobs, results, strict=True)))))
     return columns, rows
 
 
-def _page(sweep: str, columns: list[str], rows: list[list[object]], results: dict[str, JobResult]) -> Page:
-    """Return the page of a sweep: the table of its settings, and the one of its jobs."""
+def write_sweep_page(
+    folder: Path, jobs: Mapping[str, Mapping[str, str]], failures: Mapping[str, Outcome], file: Path | None = None
+) -> list[list[object]]:
+    """Write the page of a sweep and, if it has folds, what their models say about every row.
+
+    Args:
+        folder: The folder of the sweep.
+        jobs: The keys that each job changes, by its name.
+        failures: The jobs that have failed.
+        file: The file of the page; None is `report.html` in the folder.
+
+    Returns:
+        The rows with likely errors, as in `label_errors.csv`.
+    """
+    results = {name: _result(folder / name, changes, failures.get(name)) for name, changes in jobs.items()}
+    best = jobs_of_best(results)
+    errors = write_out_of_fold(folder, {name: result.changes for name, result in best.items()})
+    write_text(file or folder / REPORT, render_page(_page(folder.name, results, errors)))
+    return errors
+
+
+def is_sweep_folder(folder: Path) -> bool:
+    """Return whether a folder is that of a sweep with a name."""
+    return (folder / SWEEP).is_file()
+
+
+def read_jobs(folder: Path) -> dict[str, Mapping[str, str]]:
+    """Return the keys that each job of a sweep changes, by its name.
+
+    Raises:
+        CheckpointError: The document of the sweep cannot be read.
+    """
+    document = read_document(folder / SWEEP, SWEEP_SHAPE, "Name another sweep")
+    return {job["name"]: job["changes"] for job in document["jobs"]}
+
+
+def _page(sweep: str, results: Mapping[str, JobResult], errors: list[list[object]]) -> Page:
+    """Return the page of a sweep: the table of its settings, the one of its jobs, and rows with likely errors."""
+    columns, rows = make_table(list(results.values()))
     keys = list(dict.fromkeys(key for result in results.values() for key in result.changes))
     jobs = [
         [name, *(result.changes.get(key) for key in keys), (result.score or {}).get("value"), result.reason]
         for name, result in results.items()
     ]
-    note = "mean: the monitored metric over the seeds; low to high: its 95 % interval by Student's t distribution."
+    note = (
+        "mean: the monitored metric over seeds and folds; low to high: its 95 % interval by Student's t distribution."
+    )
+    suspect = (
+        f"The first {_MAX_SHOWN} of {len(errors)} rows of {LABEL_ERRORS}, by models that were not trained on them."
+    )
     sections = [
         Section("Settings", note, tables=[Table("Best first", columns, rows)]),
+        Section("Likely wrong labels and hard rows", suspect, tables=[Table("Rows", COLUMNS, errors[:_MAX_SHOWN])]),
         Section("Jobs", tables=[Table("All jobs", ["run", *keys, "value", "reason"], jobs)]),
     ]
     return Page(f"Sweep {sweep}", f"over {', '.join(keys)}" if keys else "", describe_best(columns, rows), [], sections)

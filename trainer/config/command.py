@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ from trainer.config.sweep import Sweep, find_sweep
 from trainer.config.trust import keep_references, resolve_environment, trust_problems
 from trainer.config.validate import job_of, typed_job, validate_config, validate_value
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
-from trainer.layout import expand_home
+from trainer.layout import SWEEP, expand_home
 
 _Item = TypeVar("_Item")
 
@@ -298,7 +299,7 @@ def _check_run(line: CommandLine) -> None:
         return
     values = {item.key_or_group: item.value() for item in line.overrides.values}
     run, trust = values.get("run"), values.get("trust")
-    if isinstance(run, str):
+    if isinstance(run, str) and not (line.verb == "report" and os.path.isfile(os.path.join(expand_home(run), SWEEP))):
         run = expand_home(run)
         may_be_artifacts = line.verb in _ARTIFACT_VERBS and values.get("backend") != "torch"
         exported = exported_config(run) if may_be_artifacts else None

@@ -58,6 +58,10 @@ class DataKeys:
     drop_broken: bool = key(
         False, "leave out rows that cannot be encoded, such as broken images; false lists them and ends the run"
     )
+    folds: Annotated[int, Interval(ge=2, le=1000)] | None = key(
+        None, "number of parts of the training and validation rows, each with its share of every class; null has none"
+    )
+    fold: NonNegativeInt = key(0, "part that is the validation split, from 0; a sweep with a name runs all of them")
     max_line_bytes: Count = key(LIMITS.line_bytes, "longest line or cell of a text file, in bytes")
     max_expansion: Count = key(
         LIMITS.expansion, "largest ratio of the unpacked to the compressed size of a .gz file beyond 16 MiB"
@@ -389,9 +393,9 @@ class DataJob(RunJob):
 
 @dataclass(frozen=True)
 class ReportJob:
-    """A page about a run."""
+    """A page about a run or a sweep."""
 
-    run: AnyPath | None = key(None, _NEWEST)
+    run: AnyPath | None = key(None, "run folder, or the folder of a sweep (sweeps/<name>); null is the newest run")
     beside: list[AnyPath] = key([], "other run folders to show side by side with it")
     output: AnyPath | None = key(None, "file of the page; null is report.html in the run folder")
     force: bool = key(False, "replace a file at output, or report.html of the run, that is not a page of this tool")

@@ -15,8 +15,9 @@ from typing import Any
 from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
 
 from trainer.config import compose, schema
+from trainer.config.compatibility import value_at
 from trainer.config.jobs import SweepSection
-from trainer.config.overrides import CommandLine, is_sweep, variants
+from trainer.config.overrides import CommandLine, is_sweep, parse_overrides, variants
 from trainer.config.stored import MAY_CHANGE, complete_config, describe_change, differences
 from trainer.errors import ConfigError, format_error
 from trainer.layout import SWEEPS
@@ -123,12 +124,13 @@ def find_sweep(line: CommandLine, config: Mapping[str, Any]) -> Sweep | None:
     section = config.get("sweep")
     if not isinstance(section, Mapping):  # the verb trains nothing
         return None
-    if problems := list(_problems(line, section)):
+    if problems := list(_problems(line, section, config)):
         raise ConfigError(*problems)
     if section["name"] is None:
         return None
     folder = SWEEPS / section["name"]
     swept, argv = _split(line)
+    swept += _fold_sweep(line, config)
     base = _shared_config(line)
     if section["trials"] is None:
         return Sweep(folder, section["jobs"], base, tuple(_expand(line, folder, swept, argv)))
@@ -136,7 +138,7 @@ def find_sweep(line: CommandLine, config: Mapping[str, Any]) -> Sweep | None:
     return Sweep(folder, section["jobs"], base, (), Search(section["trials"], section["prune"], space), argv)
 
 
-def _problems(line: CommandLine, section: Mapping[str, Any]) -> Iterator[str]:
+def _problems(line: CommandLine, section: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     name = section["name"]
     items = (*line.overrides.groups, *line.overrides.values, *line.overrides.hydra)
     for item in items:
@@ -170,6 +172,8 @@ def _problems(line: CommandLine, section: Mapping[str, Any]) -> Iterator[str]:
         if find_spec("optuna") is None:
             problem = "needs the package optuna, which is not installed"
             yield format_error("sweep.trials", problem, "Run pip install 'trainer[optuna]'")
+        if value_at(config, "data.folds") is not None:
+            yield format_error("sweep.trials", "a search cannot run folds", "Leave out data.folds")
         if not any(map(is_sweep, items)):
             yield format_error("sweep.trials", "there is no key to search", "Give keys several values or an interval")
 
@@ -198,6 +202,14 @@ def _split(line: CommandLine) -> tuple[list[Override], tuple[str, ...]]:
     own = [f"sweep.{key}={'null' if value is None else value}" for key, value in schema.defaults(SweepSection).items()]
     flags = [flag for flag in line.arguments.flags if flag not in ("-m", "--multirun")]
     return swept, (*flags, *fixed, "resume=auto", *own)
+
+
+def _fold_sweep(line: CommandLine, config: Mapping[str, Any]) -> list[Override]:
+    """Return the override that runs every fold, unless the command line names some."""
+    folds, explicit = value_at(config, "data.folds"), line.overrides.keys()
+    if folds is None or "data.fold" in explicit:
+        return []
+    return parse_overrides([f"data.fold={','.join(map(str, range(folds)))}"])[0]
 
 
 def _expand(line: CommandLine, folder: Path, swept: Sequence[Override], argv: tuple[str, ...]) -> Iterator[SweepJob]:

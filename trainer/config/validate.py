@@ -308,6 +308,7 @@ def _validate_own_keys(config: Mapping[str, Any]) -> Iterator[str]:
     yield from _validate_syntax(flat)
     yield from validate_devices(config)
     yield from _validate_prediction(flat)
+    yield from _validate_folds(flat)
     yield from _validate_intervals(flat)
     yield from _validate_token_budget(flat)
     yield from _validate_phases(flat)
@@ -337,6 +338,14 @@ def _validate_syntax(flat: Mapping[str, Any]) -> Iterator[str]:
             yield format_error(key, f"must have at most {_MAX_RUN_NAME} bytes", value=name)
     if flat.get("resume") == "auto" and "run.name" in flat and flat["run.name"] is None and not flat.get("run.dir"):
         yield format_error("resume", "auto needs a run with a fixed folder", "Set run.name", value="auto")
+
+
+def _validate_folds(flat: Mapping[str, Any]) -> Iterator[str]:
+    folds, fold = flat.get("data.folds"), flat.get("data.fold")
+    if isinstance(fold, int) and fold > 0 and "data.folds" in flat and folds is None:
+        yield format_error("data.fold", "needs data.folds", "Set data.folds=5, or leave data.fold out", value=fold)
+    if isinstance(fold, int) and isinstance(folds, int) and fold >= folds:
+        yield format_error("data.fold", f"must be less than data.folds, which is {folds}", value=fold)
 
 
 def _validate_prediction(flat: Mapping[str, Any]) -> Iterator[str]:

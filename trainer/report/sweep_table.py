@@ -11,8 +11,8 @@ from statistics import fmean, stdev
 
 from trainer.layout import Document
 
-SEED = "seed"
-"""The key over which jobs are grouped."""
+REPEATED = ("seed", "data.fold")
+"""Keys over which jobs are grouped."""
 
 _COLUMNS = ("metric", "mean", "sd", "low", "high", "jobs", "missing", "reason")
 _CONFIDENCE = 0.95
@@ -34,12 +34,12 @@ class JobResult:
 
 
 def make_table(results: Sequence[JobResult]) -> tuple[list[str], list[list[object]]]:
-    """Return the columns and rows of the table: a row for each setting of the swept keys other than the seed.
+    """Return the columns and rows of the table: a row for each setting, over its seeds and folds.
 
     The rows of a metric are sorted by its mean, best first; settings without a finished job come last. `low` and `high`
     are the 95 % interval of the mean by Student's t distribution; with one job it is unknown.
     """
-    keys = list(dict.fromkeys(key for result in results for key in result.changes if key != SEED))
+    keys = list(dict.fromkeys(key for result in results for key in result.changes if key not in REPEATED))
     groups: dict[tuple[tuple[str, ...], str], list[JobResult]] = {}
     for result in results:
         setting = tuple(result.changes.get(key, "") for key in keys)
@@ -51,6 +51,18 @@ def make_table(results: Sequence[JobResult]) -> tuple[list[str], list[list[objec
             groups[own] += groups.pop((setting, metric))
     ordered = sorted(groups.items(), key=lambda item: _rank(item[0][1], item[1]))
     return [*keys, *_COLUMNS], [[*setting, *_cells(metric, group)] for (setting, metric), group in ordered]
+
+
+def jobs_of_best(results: Mapping[str, JobResult]) -> dict[str, JobResult]:
+    """Return the complete jobs of the best setting, given the result of each job by its name."""
+    columns, rows = make_table(list(results.values()))
+    keys = columns[: -len(_COLUMNS)]
+    best = rows[0][: len(keys)] if rows else []
+    return {
+        name: result
+        for name, result in results.items()
+        if not result.reason and [result.changes.get(key, "") for key in keys] == best
+    }
 
 
 def _values(group: Sequence[JobResult]) -> list[float]:

@@ -1,0 +1,46 @@
+"""A sweep over folds: one prediction of every row, and its likely wrong labels."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+
+from tests.support.jobs import TINY, working_in, write_data
+from trainer.cli import main
+
+
+def test_a_sweep_over_folds_predicts_every_row_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = [text for text in write_data(tmp_path) if "validation" not in text]
+    job = [*TINY, *data, "train.duration=40", "optimizer.lr=1e-2", "data.folds=2", "sweep.name=folds"]
+    file = tmp_path / "train.csv"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    wrong = {number: line for number, line in enumerate(lines) if number in (7, 21)}
+    for number, line in wrong.items():
+        text, _, label = line.rpartition(",")
+        lines[number] = f"{text},{'tool' if label == 'animal' else 'animal'}"
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with working_in(tmp_path):
+        assert main(["train", "-m", *job, "seed=0,1"]) == 0
+        folder = Path("sweeps/folds")
+        with (folder / "table.csv").open(encoding="utf-8", newline="") as table:
+            (row,) = csv.DictReader(table)
+        assert row["jobs"] == "4"
+        table_of_rows = parquet.read_table(folder / "out_of_fold.parquet")
+        assert sorted(table_of_rows.column("line").to_pylist()) == sorted(2 * [*range(1, 62)])
+        assert set(table_of_rows.column("job").to_pylist()) == {
+            f"seed-{seed}_data.fold-{fold}" for seed in (0, 1) for fold in (0, 1)
+        }
+        errors = (folder / "label_errors.csv").read_bytes()
+        listed = list(csv.DictReader(errors.decode().splitlines()))
+        assert {int(each["line"]) for each in listed[:6]} >= {*wrong}
+        assert {each["finding"] for each in listed} <= {"likely wrong label", "hard"}
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        assert "Likely wrong labels and hard rows" in page
+
+        (folder / "label_errors.csv").unlink()
+        capsys.readouterr()
+        assert main(["report", "sweeps/folds"]) == 0
+        assert capsys.readouterr().out == "sweeps/folds/report.html\n"
+        assert (folder / "label_errors.csv").read_bytes() == errors
+        assert (folder / "report.html").read_text(encoding="utf-8") == page

@@ -1,0 +1,131 @@
+"""The predictions of a sweep over folds: each row by the models that were not trained on it, and its likely errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.atomic_io import replaced_file, write_text
+from trainer.layout import EVALUATIONS, LABEL_ERRORS, OUT_OF_FOLD, Document
+from trainer.predictions import MAX_CLASSES, predictions_file, read_predictions
+from trainer.report.label_errors import find_label_errors, rank_rows
+from trainer.report.sweep_table import table_csv
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow
+
+COLUMNS = (
+    *("finding", "file", "line", "label", "suggested", "probability_of_label", "probability_of_suggested", "loss"),
+)
+_ANSWERS = ["file", "line", "target", "prediction", "probabilities", "loss"]
+
+
+def write_out_of_fold(folder: Path, jobs: Mapping[str, Mapping[str, str]]) -> list[list[object]]:
+    """Write the predictions of every row by the models of the other folds, and `label_errors.csv` for classes.
+
+    Args:
+        folder: The folder of the sweep.
+        jobs: The complete jobs of one setting by name, with the keys that they change.
+
+    Returns:
+        The rows of the CSV; none if the sweep has no folds, or the task no classes.
+
+    Raises:
+        CheckpointError: A file of predictions cannot be read.
+    """
+    files = {
+        name: predictions_file(folder / name / EVALUATIONS / "validation.json")
+        for name, changes in jobs.items()
+        if "data.fold" in changes
+    }
+    answers = [(name, *read_predictions(file, _ANSWERS)) for name, file in files.items() if file.is_file()]
+    if not answers:
+        return []
+    classes = sorted({label for _, _, about in answers for label in about["classes"] or ()})
+    if any(about["kind"] != "class" for _, _, about in answers) or not 1 < len(classes) <= MAX_CLASSES:
+        classes = []
+    # The order of the classes may differ from fold to fold.
+    tables = [_with_job(_in_order(table, about, classes), name) for name, table, about in answers]
+    _write_predictions(folder / OUT_OF_FOLD, tables)
+    if not classes:
+        return []
+    rows = _find_errors(tables, classes)
+    write_text(folder / LABEL_ERRORS, table_csv(COLUMNS, rows))
+    return rows
+
+
+def _in_order(table: pyarrow.Table, about: Document, classes: list[str]) -> pyarrow.Table:
+    """Return the answers with their probabilities in the order of `classes`, and these names in the metadata."""
+    import numpy as np
+    import pyarrow as pa
+
+    if not classes:
+        return table
+    known = _dense(table)
+    ordered = np.zeros((len(known), len(classes)), np.float32)
+    ordered[:, [classes.index(name) for name in about["classes"]]] = known
+    column = table.column_names.index("probabilities")
+    return table.set_column(column, "probabilities", pa.array(list(ordered), pa.list_(pa.float32())))
+
+
+def _dense(table: pyarrow.Table) -> np.ndarray:
+    """Return the probabilities (N, C)."""
+    flat: Any = table.column("probabilities").combine_chunks().flatten()
+    values: np.ndarray = flat.to_numpy(zero_copy_only=False).reshape(len(table), -1)
+    return values
+
+
+def _with_job(table: pyarrow.Table, job: str) -> pyarrow.Table:
+    import pyarrow as pa
+
+    return table.append_column("job", pa.array([job] * len(table), pa.string())).replace_schema_metadata(None)
+
+
+def _write_predictions(path: Path, tables: list[pyarrow.Table]) -> None:
+    from pyarrow import parquet
+
+    with replaced_file(path) as file, parquet.ParquetWriter(file, tables[0].schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table)
+
+
+def _find_errors(tables: list[pyarrow.Table], classes: list[str]) -> list[list[object]]:
+    """Return the rows of the CSV: rows with a likely wrong label, then others whose prediction is not their label.
+
+    Several predictions of a row, by models with different seeds, count with their mean.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    every = pa.concat_tables([table.filter(table.column("target").is_valid()) for table in tables])
+    places = list(zip(every.column("file").to_pylist(), every.column("line").to_pylist(), strict=True))
+    # A source that does not know the place of its rows has one prediction of each.
+    keys = [place if place[1] is not None else (None, -1 - number) for number, place in enumerate(places)]
+    first = {key: number for number, key in reversed(list(enumerate(keys)))}
+    positions = sorted(first.values())
+    index_of = {keys[position]: index for index, position in enumerate(positions)}
+    group = np.array([index_of[key] for key in keys])
+    counts = np.bincount(group, minlength=len(positions))
+    sums = np.zeros((len(positions), len(classes)))
+    np.add.at(sums, group, _dense(every))
+    losses = np.bincount(group, every.column("loss").to_numpy(zero_copy_only=False), len(positions)) / counts
+    probabilities = sums / counts[:, None]
+    labels = every.column("target").to_pylist()
+    targets = np.array([classes.index(labels[position]) for position in positions])
+    is_wrong, suggested = find_label_errors(targets, probabilities)
+    is_listed = is_wrong | (probabilities.argmax(axis=1) != targets)
+    return [
+        [
+            "likely wrong label" if is_wrong[row] else "hard",
+            *places[positions[row]],
+            classes[targets[row]],
+            classes[suggested[row]],
+            float(probabilities[row, targets[row]]),
+            float(probabilities[row, suggested[row]]),
+            float(losses[row]),
+        ]
+        for row in rank_rows(targets, probabilities, is_wrong)
+        if is_listed[row]
+    ]

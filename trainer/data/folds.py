@@ -1,0 +1,114 @@
+"""Folds: the rows of training and validation in k parts, of which one is the validation split."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from trainer.data.cells import split_key
+from trainer.data.splits import normalize_whitespace
+from trainer.protocols import LocatesRows, Source
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_LOG = logging.getLogger(__name__)
+
+_FROM_VALIDATION = 1 << 62
+"""Bit of the column `row` of a row that the source has in its validation split."""
+
+
+def assign_folds(keys: Sequence[str], classes: Sequence[str] | None, folds: int, seed: int) -> list[int]:
+    """Return the fold of each row; -1 for the rows of a class with one input, which are always trained on.
+
+    The rows of each class are ordered by a hash of the seed and their inputs, and dealt to the folds in turn, so that
+    every fold has its share of every class. Rows of a class with equal inputs are in one fold.
+
+    Args:
+        keys: The inputs of each row as a text.
+        classes: The class of each row; None if rows have no single class.
+        folds: The number of folds.
+        seed: The seed.
+    """
+    members: defaultdict[str, defaultdict[bytes, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for position, key in enumerate(keys):
+        text = f"{seed}\0{normalize_whitespace(key)}".encode()
+        group = "" if classes is None else classes[position]
+        members[group][blake2b(text, digest_size=16).digest()].append(position)
+    assigned = [-1] * len(keys)
+    # Where one class ends, the next one goes on, so that small classes do not all fill the first folds.
+    start = 0
+    for _, inputs in sorted(members.items()):
+        if len(inputs) == 1 and classes is not None:
+            continue
+        for number, (_, positions) in enumerate(sorted(inputs.items()), start):
+            for position in positions:
+                assigned[position] = number % folds
+        start += len(inputs)
+    return assigned
+
+
+class Folds:
+    """A source whose validation split is one fold of another source's training and validation rows.
+
+    Args:
+        source: The other source; its test split stays as it is.
+        folds: The number of folds.
+        fold: The fold that validates, from 0.
+        seed: Decides which rows are in which fold.
+    """
+
+    def __init__(self, source: Source, folds: int, fold: int, seed: int) -> None:
+        self._source = source
+        self._folds, self._fold, self._seed = folds, fold, seed
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the source and of the fold."""
+        parts = (self._source.fingerprint, self._folds, self._fold, self._seed)
+        return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+    def load(self, roles: Sequence[str]) -> dict[str, Dataset]:
+        """Return the splits."""
+        from datasets import concatenate_datasets
+
+        splits = self._source.load(roles)
+        validation = splits["validation"]
+        rows = [row | _FROM_VALIDATION for row in validation["row"]]
+        feature = validation.features["row"]
+        column: Any = rows
+        moved = validation.remove_columns("row").add_column("row", column, feature=feature)
+        pool = concatenate_datasets([splits["train"], moved.select_columns(splits["train"].column_names)])
+        inputs = pool.select_columns([role for role in roles if role in pool.column_names])
+        keys = [split_key(row) for row in inputs]
+        classes = pool["label"][:] if "label" in roles and "label" in pool.column_names else None
+        assigned = assign_folds(keys, classes, self._folds, self._seed)
+        if alone := assigned.count(-1):
+            message = "data.folds: %d rows are the only ones of their class, and are in every training split"
+            _LOG.warning(message, alone)
+        validating = [position for position, fold in enumerate(assigned) if fold == self._fold]
+        training = [position for position, fold in enumerate(assigned) if fold != self._fold]
+        return splits | {"train": pool.select(training), "validation": pool.select(validating)}
+
+    def describe_row(self, split: str, row: int) -> str:
+        """Return the origin of a row, as the source does."""
+        return self._source.describe_row(*self._origin(split, row))
+
+    def locate_row(self, split: str, row: int) -> tuple[str | None, int | None]:
+        """Return the file of a row and the number of its record there, if the source knows them."""
+        if not isinstance(self._source, LocatesRows):
+            return None, None
+        return self._source.locate_row(*self._origin(split, row))
+
+    def describe_role(self, role: str) -> str:
+        """Return the user's name for the column of a role."""
+        return self._source.describe_role(role)
+
+    def _origin(self, split: str, row: int) -> tuple[str, int]:
+        """Return the split and the column `row` that a row has in the source."""
+        if split == "test":
+            return split, row
+        return ("validation", row & ~_FROM_VALIDATION) if row & _FROM_VALIDATION else ("train", row)

@@ -1,0 +1,47 @@
+"""Likely wrong labels and hard rows, from predictions that a model made about rows that it was not trained on.
+
+Confident learning: C. Northcutt, L. Jiang and I. Chuang, Confident Learning: Estimating Uncertainty in Dataset Labels,
+Journal of Artificial Intelligence Research 70 (2021). A row counts as confident in a class if its probability is at
+least the mean probability of that class among the rows that have its label. Rows that are confident in another class
+than their label are likely wrong.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def find_label_errors(targets: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which rows have a likely wrong label, and the class that each row is more likely to have.
+
+    Args:
+        targets (N,): The labels.
+        probabilities (N, C): The probability of each class, from a model that was not trained on the row.
+
+    Returns:
+        is_wrong (N,) and suggested (N,): of the classes in which a row is confident, the most likely one; the most
+        likely class other than the label if there is none.
+    """
+    num_classes = probabilities.shape[1]
+    thresholds = np.full(num_classes, np.inf)
+    for label in np.unique(targets):
+        thresholds[label] = probabilities[targets == label, label].mean()
+    confident = probabilities >= thresholds
+    best = np.where(confident, probabilities, -1.0).argmax(axis=1)
+    is_wrong = confident.any(axis=1) & (best != targets)
+    others = probabilities.copy()
+    others[np.arange(len(targets)), targets] = -1.0
+    return is_wrong, np.where(is_wrong, best, others.argmax(axis=1))
+
+
+def rank_rows(targets: np.ndarray, probabilities: np.ndarray, is_wrong: np.ndarray) -> np.ndarray:
+    """Return the positions of all rows: likely wrong labels first, each part by its margin, the worst first.
+
+    The margin is the probability of the label less that of the most likely other class; equal margins keep the order of
+    the rows.
+    """
+    rows = np.arange(len(targets))
+    others = probabilities.copy()
+    others[rows, targets] = -1.0
+    margin = probabilities[rows, targets] - others.max(axis=1)
+    return np.lexsort((rows, margin, ~is_wrong))
