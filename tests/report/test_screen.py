@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from tests.support.terminal import Terminal
 from trainer import progress, signals
@@ -294,9 +295,10 @@ class TestDisplay:
         train(display, 50)
         signals.announce_stop()
         train(display, 60)
+        train(display, 70)
         lines = screen.lines
-        assert "Stopping after this step; press again to stop without saving" in lines
-        assert [line.split()[1] for line in lines if "/930" in line] == ["50/930", "60/930"]
+        assert lines.count("Stopping after this step; press again to stop without saving") == 1
+        assert [line.split()[1] for line in lines if "/930" in line] == ["50/930", "70/930"]
 
     def test_without_colors_a_bar_is_as_long_as_its_share(self) -> None:
         output = io.StringIO()
@@ -317,6 +319,25 @@ def test_lines_are_drawn_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> N
     live.draw(now=True)
     live.close()
     assert drawn == [76, 76]
+
+
+def test_a_message_in_the_middle_of_a_drawing_is_printed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, drawn = Screen(80), 0
+    monkeypatch.setattr("os.write", lambda _, text: screen.terminal.write(text.decode()))
+
+    def content(width: int) -> list[Text]:
+        nonlocal drawn
+        drawn += 1
+        if drawn == 2:
+            signals.announce_stop()
+        return [Text(f"drawing {drawn}"), Text("a"), Text("b")]
+
+    live = LiveLines(screen.console, content)
+    for _ in range(4):
+        live.draw(now=True)
+    assert "Stopping after this step; press again to stop without saving" in screen.lines
+    assert screen.lines[-3:] == [f"drawing {drawn}", "a", "b"]
+    live.close()
 
 
 @pytest.mark.parametrize(

@@ -408,7 +408,8 @@ def _find_lr(job: TrainJob, folder: Path, ranks: Ranks) -> float:
     """Return the learning rate that a range test finds; its curve is kept in `lr_range.json`."""
     from trainer.builders.range_test import range_test, steepest_lr
 
-    curve = range_test(job, ranks)
+    with phase("searching for the learning rate"):
+        curve = range_test(job, ranks)
     if ranks.is_first:
         write_text(folder / LR_RANGE, json.dumps(vars(curve)) + "\n")
     # Two digits: the rest is noise, and people read it in the config.
