@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.support.jobs import write_csv
-from trainer.data.encode import Encoded, cache_root, encode
+from trainer import __version__
+from trainer.data.encode import _FOLDER, Encoded, cache_root, encode
 from trainer.data.files import Files
 from trainer.errors import DataError
 from trainer.task.causal_lm import CausalLm
@@ -237,6 +238,28 @@ def test_warnings_of_the_source_are_stored_with_the_data(
     assert warning.startswith("data.train: dropped 1 row without a text or a label; the first is ")
     assert second.warnings == first.warnings == printed
     assert (first.unlogged, second.unlogged) == ([], [warning])
+
+
+@pytest.mark.parametrize("version", ["0.0.1", __version__])
+def test_notes_of_another_version_are_not_repeated(
+    version: str, make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checks of another version have other things to say; the fingerprint of the data stays."""
+    source, task = make()
+
+    def load(roles: list[str]) -> Any:
+        logging.getLogger("trainer.data.labels").warning("an old note")
+        return Files.load(source, roles)
+
+    monkeypatch.setattr(source, "load", load)
+    with monkeypatch.context() as context:
+        context.setattr("trainer.data.encode._FOLDER", (_FOLDER[0], version))
+        first = run((source, task), tmp_path)
+    second = run(make(), tmp_path)
+
+    assert first.warnings == ["an old note"]
+    assert second.warnings == (first.warnings if version == __version__ else [])
+    assert second.fingerprint == first.fingerprint
 
 
 def test_a_killed_process_leaves_no_lock(make: Callable[..., Any], tmp_path: Path) -> None:

@@ -136,3 +136,10 @@ def test_ordinary_columns_cause_no_warning(role: str, columns: dict[str, list[st
             names = sorted(set(values))
             warnings[name] += [*warn_of_equal_names(names, role), *warn_of_splits(names, role)]
     assert {name: each for name, each in warnings.items() if each} == {}
+
+
+def test_numbers_are_equal_only_if_they_are_to_the_last_digit() -> None:
+    different = ["9007199254740992", "9007199254740993", "0.1", "0.10000000000000001", "1e400", "1e401", "nan", "sNaN"]
+    assert warn_of_equal_names(different, "label") == []
+    for equal in (["9007199254740993", "9007199254740993.0"], ["1", "1e0"], ["true", "1"], ["1e400", "10e399"]):
+        assert len(warn_of_equal_names(equal, "label")) == 1

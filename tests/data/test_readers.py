@@ -119,6 +119,16 @@ BROKEN: list[tuple[str, bytes, str]] = [
     ("a.jsonl", b'{"text": "a", "label": "b"}\n\n{"text": "a", "label": }\n', "line 3: broken JSON at column 24: Exp"),
     ("a.json", b'[\n{"text": "a",\n\n "label": }]', "line 4: broken JSON at column 11: Expecting value."),
     ("a.json", b'[{"text": "a", "label": "b"}, 3]', "item 2: expected an object with the columns"),
+    (
+        "a.jsonl",
+        b'{"text": "a", "label": "b"}\n{"text": "a", "text": "c"}\n',
+        "line 2: an object has a key twice, got 'text'",
+    ),
+    (
+        "a.json",
+        b'[{"text": "a", "label": "b"}, {"label": 1, "label": 1}]',
+        "item 2: an object has a key twice, got 'label'",
+    ),
     ("a.jsonl", b'"text"\n', "line 1: expected an object with the columns text, label, got 'str'."),
     ("a.parquet", b"PAR1 this is no Parquet file PAR1", "cannot be read: "),
     ("a.arrow", b"ARROW1 this is no Arrow file", "cannot be read: "),
@@ -206,3 +216,37 @@ def test_broken_header_or_list_ends_the_file(name: str, content: bytes, message:
 
     with pytest.raises(DataError, match=message):
         list(read_records_or_errors(Path(name), ["text"], separator=None, quote='"', column_remedy="set data.text"))
+
+
+def read_with_doubts(lines: list[str], quote: str | None = '"') -> tuple[list[Any], list[str]]:
+    """Return the texts of a CSV file with three ordinary columns around some lines, and the doubts about it."""
+    ordinary = [f"word {number},{number}.5,{'ab'[number % 2]}" for number in range(20)]
+    Path("a.csv").write_text("\n".join(["text,size,label", *ordinary[:9], *lines, *ordinary[9:]]), encoding="utf-8")
+    doubts: list[str] = []
+    options: dict[str, Any] = {"separator": None, "quote": quote, "column_remedy": "", "on_doubt": doubts.append}
+    return [text for (text,) in read_records(Path("a.csv"), ["text"], **options)], doubts
+
+
+def test_rows_that_a_quoted_cell_has_swallowed_are_noticed() -> None:
+    swallowed = ['"hello there,1,a', "some,2,b", 'size 12",4,b']
+    texts, doubts = read_with_doubts(swallowed)
+    assert len(texts) == 21
+    assert doubts == [
+        "a.csv, line 11: a quoted cell has 3 lines, which look like rows of the file. Set data.quote=null if quotes "
+        "are ordinary characters, or double the quotes inside a quoted cell."
+    ]
+    texts, doubts = read_with_doubts(swallowed, quote=None)
+    assert (texts[9], len(texts), doubts) == ('"hello there', 23, [])
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['"Dear Bob,', 'how are you, fine?",1,a'],
+        ['"two', 'lines",1,a'],
+        ['"1,2,a is no row', 'for it has no label",1,a'],
+        ['"a list, 1, x', 'and more, 2, y",3,a'],
+    ],
+)
+def test_cells_of_several_lines_are_no_doubt(lines: list[str]) -> None:
+    assert read_with_doubts(lines)[1] == []

@@ -117,6 +117,13 @@ def write_deep_images(factor: int) -> None:
         Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
+def write_inches() -> None:
+    """Write texts of which one begins with a quote, and the next one ends with a sign for inches."""
+    lines = [f"{text},{'ab'[number % 2]}" for number, text in enumerate(TEXTS)]
+    lines[1], lines[2] = f'"{lines[1]}', lines[2].replace(",", '",')
+    Path("train.csv").write_text("\n".join(["text,label", *lines]), encoding="utf-8")
+
+
 def convert(command: str) -> None:
     """Run the command of a message on the file."""
     Path("train.csv").rename("OLD")
@@ -339,6 +346,11 @@ CASES = {
         lambda: write_columns(text=[f"{t} caf\u00c3\u00a9" for t in TEXTS], label=cycle("a", "b")), (),
         "data.text=text: 80 texts contain garbled characters, the first is train.csv, row 1",
         texts("label", cycle("a", "b")),
+    ),
+    "rows in a quoted cell": Case(
+        lambda: write_inches(), (),
+        "train.csv, line 3: a quoted cell has 2 lines, which look like rows of the file",
+        "data.quote=null",
     ),
     "old line ends": Case(
         lambda: Path("train.csv").write_text("\r".join(["text,label", *(f"{text},{text[0]}" for text in TEXTS)])),

@@ -157,6 +157,11 @@ JOBS: dict[str, tuple[Sequence[str], str, Sequence[str]]] = {
     ),
     "an option": ((*TEXT, "optimizer=adamww"), r"Did you mean optimizer=adamw\?", ["optimizer=adamw"]),
     "data.label": ((*TEXT, "data.label=lable"), "Did you mean label", ["data.label=label"]),
+    "data.label=null": (
+        (*TEXT, "data.label=null"),
+        "data.label: .* Leave it out to keep its default",
+        ["-data.label=null"],
+    ),
     "export.formats": ((*TEXT, "export.formats=[onnx_cache]"), "Use some of .*onnx", ["export.formats=[onnx]"]),
     "prune.dim": ((*TEXT, "prune=ln", "prune.dim=5"), "Use 0 for outputs or 1 for inputs", ["prune.dim=0"]),
     "images that are too small": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,34 @@ def test_weights_that_are_no_numbers(
         code, message = outcome(verb, capfd)
         assert code == 3, (verb, message)
         assert f"{file}.safetensors: contains NaN or an infinite number in {tensor}" in message, (verb, message)
+
+
+def test_the_state_of_an_optimizer_that_no_run_saves(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Training with it would diverge, which is not the fault of the run."""
+    run = copy_run(runs, "plain")
+    for path in run.glob("checkpoints/*/optimizer.safetensors"):
+        tensors = load_file(path)
+        (name,) = (name for name in tensors if name.endswith("head.weight/exp_avg_sq"))
+        tensors[name].view(-1)[3] = -1e-3
+        path.unlink()
+        save_file(tensors, path)
+        reseal(path)
+    code, message = outcome("resume", capfd)
+    assert (code, "state.json: optimizer: cannot be restored" in message) == (3, True), message
+    assert "the state of model.head.weight turns its weights into NaN or infinity" in message
+
+    for key, value in {"betas": [0.9, 1.0], "eps": -1.0, "weight_decay": -0.1}.items():
+        run = copy_run(runs, "plain")
+        for path in run.glob("checkpoints/*/state.json"):
+            state = json.loads(path.read_text("utf-8"))
+            for group in state["optimizer"]["groups"]:
+                assert key in group["options"]
+                group["options"][key] = value
+            path.write_text(json.dumps(state), encoding="utf-8")
+            reseal(path)
+        code, message = outcome("resume", capfd)
+        assert code == 3, (key, message)
+        assert "state.json: optimizer: cannot be restored (ValueError: Invalid" in message, (key, message)
 
 
 def test_initial_weights_that_are_no_numbers(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from inspect import signature
 from typing import Any, Final
 
 import torch
@@ -69,6 +71,7 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], docum
         Exception: The step on trial failed, with whatever the optimizer raises.
     """
     _load(optimizer, tensors, document)
+    _check_options(optimizer)
     _try_step(optimizer)
     _load(optimizer, tensors, document)
 
@@ -100,6 +103,18 @@ def _try_step(optimizer: Optimizer) -> None:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    for name, parameter, _ in _named_parameters(optimizer):
+        if parameter in optimizer.state and not own_rows(parameter.detach()).isfinite().all():
+            raise ValueError(f"the state of {name} turns its weights into NaN or infinity")
+
+
+def _check_options(optimizer: Optimizer) -> None:
+    """Raise the error of the optimizer's class for options that it does not accept, such as a factor of 1."""
+    accepted = signature(type(optimizer)).parameters
+    for group in optimizer.param_groups:
+        options = {key: value for key, value in group.items() if key in accepted and key not in _NOT_STORED}
+        with suppress(TypeError, AttributeError):  # an optimizer that is made otherwise, such as of two others
+            type(optimizer)([torch.nn.Parameter(torch.zeros(1, 1))], **options)
 
 
 def _named_parameters(optimizer: Optimizer) -> Iterator[tuple[str, Tensor, Document]]:

@@ -134,6 +134,8 @@ def validate_value(path: str, value: object, annotation: object) -> list[str]:
     remedy = LENGTH_FORMS if path == "train.duration" else forms(annotation)
     if isinstance(value, str) and fits_type([value], annotation):
         remedy = f"Write {path}=[{value}]"
+    elif value is None:
+        remedy = "Leave it out to keep its default"
     if path == "device" and type(value) is int:
         remedy = f"Set device=cuda:{value} for one GPU, or devices=N for several"
     # The message lists all values, so a remote guess would only mislead: 8-bit floats are not "fp32".

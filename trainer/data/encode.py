@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from trainer import __version__
 from trainer.atomic_io import discard, replaced_folder
 from trainer.data import split_cache
 from trainer.data.quality import block_digests, row_digests
@@ -38,8 +39,9 @@ _FORMAT = "5"
 _SHAPE: Final = {"state": {str: object}, "rows": {str: int}, "warnings": [str]}
 """The shape of the fields in the index of a cache folder."""
 
-_FOLDER_VERSION = 2
-"""Increase it if the same data is encoded otherwise; unlike `_FORMAT` it leaves the fingerprints of old runs alone."""
+_FOLDER = (3, __version__)
+"""Increase the number if the same data is encoded otherwise; unlike `_FORMAT` it leaves the fingerprints of old runs
+alone. Another version of the program may have other things to say about the data, so it reads the data again."""
 
 _SAMPLES = "{split}.samples.parquet"
 _NUM_SAMPLES = 4
@@ -116,13 +118,13 @@ def encode(
         parts = [_FORMAT, source.fingerprint, task.fingerprint(), limit]
         # The limits decide which rows are broken.
         parts += ["drop_broken", LIMITS.line_bytes, LIMITS.pixels] if drop_broken else []
-        folder = root / "encoded" / _digest([*parts, _FOLDER_VERSION])
+        folder = root / "encoded" / _digest([*parts, *_FOLDER])
         # Those of the fingerprint come with every start, and may be about what it does not contain: skipped files.
         repeated = logged.copy()
         logged.clear()
         cached = _read(folder)
         if fitted and (cached is None or cached[0] != task.state_dict()):
-            folder = root / "encoded" / _digest([*parts, _FOLDER_VERSION, task.state_dict()])
+            folder = root / "encoded" / _digest([*parts, *_FOLDER, task.state_dict()])
             cached = _read(folder)
         fresh = False
         if cached is None:

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from annotated_types import Len
 
 from trainer.constraints import NonEmptyStr, Rule, validated
 from trainer.data.cells import ROLE_NOUNS, cell_parser, describe_incomplete_rows, image_digest, unescape_tab
 from trainer.data.data_files import DataFiles, FileSource
+from trainer.data.plausibility import ColumnWarning
 from trainer.data.readers import column_names, format_suffix, format_suffixes, read_records
 from trainer.data.splits import SPLIT_RULES, Shares, row_id, split_schema, write_splits
 from trainer.data.table import (
@@ -95,7 +96,7 @@ class Files(FileSource):
         self._columns = {"text": text, "label": label, **ordered}
         self._numeric: dict[str, bool] = {}
         self._list_separator = unescape_tab(list_separator)
-        self._csv_options = {"separator": separator and unescape_tab(separator), "quote": quote}
+        self._csv_options: dict[str, Any] = {"separator": separator and unescape_tab(separator), "quote": quote}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -181,9 +182,19 @@ class Files(FileSource):
         )
 
     def _records(self, split: str, table: Table) -> Iterator[Record]:
+        def warn(doubt: str) -> None:
+            if all(doubt != warning.message for warning in table.warnings):  # the file may be read twice
+                table.warnings.append(ColumnWarning(doubt, row_id(0, 1)))
+
         for index, path in enumerate(self._paths[split]):
             number = 0
-            records = read_records(path, table.columns, **self._csv_options, column_remedy=table.column_remedy)
+            records = read_records(
+                path,
+                table.columns,
+                **self._csv_options,
+                column_remedy=table.column_remedy,
+                on_doubt=warn if "train" in self._paths else None,  # warnings name rows of training
+            )
             for number, values in enumerate(records, 1):
                 yield row_id(index, number), f"{path}, row {number}", values
             if not number:

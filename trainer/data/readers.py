@@ -10,7 +10,7 @@ import csv
 import json
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 from trainer.data.cells import shorten
 from trainer.data.line_reader import READ_ERRORS, LineReader, decode_line, first_line_of, unreadable_error
+from trainer.data.swallowed_rows import SwallowedRows
 from trainer.errors import DataError, RowErrors, did_you_mean, format_error
 from trainer.input_files import JSON_ERRORS, LIMITS, describe_json_error, open_input, open_unpacked
 from trainer.protocols import Row
@@ -43,7 +44,13 @@ _JSON_REMEDY = 'Write one object per line, {"text": ..., "label": ...}, or one l
 
 
 def read_records(
-    path: Path, columns: Sequence[str], *, separator: str | None, quote: str | None, column_remedy: str
+    path: Path,
+    columns: Sequence[str],
+    *,
+    separator: str | None,
+    quote: str | None,
+    column_remedy: str,
+    on_doubt: Callable[[str], None] | None = None,
 ) -> Records:
     """Yield the values of `columns`, record by record; a single JSON list is the only format that is read at once.
 
@@ -53,12 +60,13 @@ def read_records(
         separator: The separator of the cells in CSV and TSV; None for the comma and the tab.
         quote: The quote around CSV and TSV cells that contain separators or line ends; None if quotes are ordinary.
         column_remedy: The remedy for missing columns, for a message: `set data.text and data.label`.
+        on_doubt: Receives a message about a file that can be read, but probably not as it was meant.
 
     Raises:
         DataError: The file is empty or lacks a column, or some records are broken; the error lists them.
     """
     errors = RowErrors()
-    for record in _read(path, columns, separator, quote, column_remedy, sparse=True):
+    for record in _read(path, columns, separator, quote, column_remedy, sparse=True, on_doubt=on_doubt):
         if isinstance(record, DataError):
             errors.add(record)
         elif not errors:
@@ -81,10 +89,17 @@ def read_records_or_errors(
 
 
 def _read(
-    path: Path, columns: Sequence[str], separator: str | None, quote: str | None, column_remedy: str, *, sparse: bool
+    path: Path,
+    columns: Sequence[str],
+    separator: str | None,
+    quote: str | None,
+    column_remedy: str,
+    *,
+    sparse: bool,
+    on_doubt: Callable[[str], None] | None = None,
 ) -> RecordsOrErrors:
     try:
-        yield from _parse_file(path, columns, separator, quote, None if sparse else column_remedy)
+        yield from _parse_file(path, columns, separator, quote, None if sparse else column_remedy, on_doubt)
     except _ColumnError as error:
         wrong, names = error.args
         raise DataError(_column_problem(path, wrong, names, column_remedy)) from None
@@ -119,6 +134,7 @@ def _parse_file(
     separator: str | None,
     quote: str | None,
     column_remedy: str | None = None,
+    on_doubt: Callable[[str], None] | None = None,
 ) -> RecordsOrErrors:
     """Yield the values of `columns`, record by record; without `columns`, yield the names of all columns once.
 
@@ -132,19 +148,30 @@ def _parse_file(
         parse = _PARSERS[suffix]
         if parse is _parse_json:
             parse = partial(_parse_json, column_remedy=column_remedy)
+        elif on_doubt is not None and isinstance(parse, partial):
+            parse = partial(parse, on_doubt=on_doubt)
         yield from parse(path, columns, separator, quote)
     except READ_ERRORS as error:
         raise unreadable_error(path, error) from error
 
 
 def _parse_csv(
-    path: Path, columns: Sequence[str] | None, separator: str | None, quote: str | None, *, default_separator: str
+    path: Path,
+    columns: Sequence[str] | None,
+    separator: str | None,
+    quote: str | None,
+    *,
+    default_separator: str,
+    on_doubt: Callable[[str], None] | None = None,
 ) -> RecordsOrErrors:
     csv.field_size_limit(LIMITS.line_bytes)  # the default rejects cells beyond 128 KiB
     lines = LineReader(path)
+    delimiter = separator or default_separator
+    swallowed = None if on_doubt is None or quote is None else SwallowedRows(path, delimiter, quote)
+    own_lines: list[str] = []
     reader = csv.reader(
-        iter(lines),
-        delimiter=separator or default_separator,
+        iter(lines) if swallowed is None else _copied(lines, own_lines),
+        delimiter=delimiter,
         quotechar=quote,
         quoting=csv.QUOTE_NONE if quote is None else csv.QUOTE_MINIMAL,
         strict=True,
@@ -153,6 +180,7 @@ def _parse_csv(
     positions: list[int] = []
     while True:
         line = reader.line_num + 1
+        own_lines.clear()
         try:
             cells = next(reader, None)
         except csv.Error as csv_error:
@@ -163,6 +191,8 @@ def _parse_csv(
             continue
         line_error = lines.take_error()
         if cells is None:
+            if swallowed is not None and on_doubt is not None and (doubt := swallowed.find()):
+                on_doubt(doubt)
             return
         if not cells:
             continue
@@ -181,7 +211,16 @@ def _parse_csv(
             remedy = f"Quote cells that contain {reader.dialect.delimiter!r} or a line end"
             yield DataError(format_error(f"{path}, line {line}", problem, remedy, value=len(cells)))
         else:
+            if swallowed is not None:
+                swallowed.add(line, own_lines, cells)
             yield [cells[position] for position in positions]
+
+
+def _copied(lines: Iterable[str], copies: list[str]) -> Iterator[str]:
+    """Yield lines and add each of them to a list."""
+    for line in lines:
+        copies.append(line)
+        yield line
 
 
 def _broken_csv(path: Path, line: int, error: csv.Error) -> DataError:
@@ -212,6 +251,10 @@ def _parse_json(
         if not isinstance(item, dict):
             problem = "expected an object" + (f" with the columns {', '.join(columns)}" if columns else "")
             yield DataError(format_error(place, problem, _JSON_REMEDY, value=type(item).__name__))
+            continue
+        if isinstance(item, _RepeatedKey):
+            problem, remedy = "an object has a key twice", "Give each value a key of its own"
+            yield DataError(format_error(place, problem, remedy, value=item.key))
             continue
         if columns is None:
             yield list(item)
@@ -257,10 +300,25 @@ def _json_lines(path: Path) -> Iterator[tuple[str, object]]:
 
 def _load_json(path: Path, line: int, text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_make_object)
     except JSON_ERRORS as error:
         number = line or getattr(error, "lineno", 1)
         return DataError(format_error(f"{path}, line {number}", describe_json_error(error), _JSON_REMEDY))
+
+
+class _RepeatedKey(dict[str, Any]):
+    """An object in which a key occurs twice, so that one of its values is lost."""
+
+    key: str
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    item = dict(pairs)
+    if len(item) == len(pairs):
+        return item
+    repeated = _RepeatedKey(item)
+    repeated.key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+    return repeated
 
 
 def _parse_columnar(

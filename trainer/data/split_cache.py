@@ -9,6 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer import __version__
 from trainer.atomic_io import digest_file, discard, replaced_folder
 from trainer.data.splits import SplitLayout, read_splits
 from trainer.errors import DataError, format_error
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 INDEX = "index.json"
 """Checksums of a cache folder's files."""
 
-_VERSION = 2
-"""Increase it if the same data gives other files. A fingerprint, which old runs carry, must not depend on it."""
+_VERSION = 3
+"""Increase it if the same data gives other files. Each version of the program also writes its own warnings. A
+fingerprint, which old runs carry, must not depend on either."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ def cached_splits(
 
 def cache_key(fingerprint: str, roles: Iterable[str], *more: str) -> str:
     """Return the name of a cache folder: the same data with other roles has its own folder."""
-    parts = blake2b(repr((_VERSION, tuple(roles), more)).encode(), digest_size=6).hexdigest()
+    parts = blake2b(repr((_VERSION, __version__, tuple(roles), more)).encode(), digest_size=6).hexdigest()
     return f"{fingerprint}-{parts}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
+from decimal import Decimal
 from math import isnan
 from unicodedata import category, normalize
 from unicodedata import name as character_name
@@ -126,9 +127,10 @@ def _meaning(name: str) -> object:
     text = name if name.isascii() else _visible(normalize("NFKC", name))
     text = " ".join(text.split()).casefold()
     if text in ("true", "false"):
-        return float(text == "true")
+        return Decimal(text == "true")
     try:
         number = float(text.replace("_", "?"))  # only Python reads 1_000 as a number
-    except ValueError:
+        # Exact, as two identifiers of 17 digits may be one floating-point number.
+        return text if isnan(number) else Decimal(text)
+    except (ValueError, ArithmeticError):
         return text
-    return text if isnan(number) else number
