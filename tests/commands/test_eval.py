@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.jobs import rows, train, working_in, write_csv, write_data
+from tests.support.jobs import checkpoint_files, rows, train, working_in, write_csv, write_data
 from trainer.cli import main
 
 OTHER = "test-new-*.json"
@@ -176,3 +176,26 @@ def test_features_are_read_as_in_training(tmp_path: Path) -> None:
 
         assert main(["eval", "run=run", "device=cpu"]) == 0
         assert score(tmp_path / "run", "test*.json") == own
+
+
+def test_predictions_can_be_left_out_and_change_nothing_else(trained: Path, tmp_path: Path) -> None:
+    with working_in(trained):
+        data = [f"data.{split}={trained}/{split}.csv" for split in ("train", "validation", "test")]
+        options = ["data=files", *data, f"data.cache_dir={trained}/cache", "train.duration=4", "eval.predictions=false"]
+        assert train(tmp_path / "without", *options) == 0
+    assert checkpoint_files(tmp_path / "without", 4) == checkpoint_files(trained / "run", 4)
+    assert [file.name for file in (tmp_path / "without/eval").iterdir()] == ["test.json"]
+    plain, kept = score(tmp_path / "without"), score(trained / "run")
+    assert kept.pop("intervals").keys() == {"loss", "accuracy", "macro_f1"}
+    del plain["checksum"], kept["checksum"]
+    assert plain == kept
+
+    with working_in(trained):
+        assert main(["train", f"resume={tmp_path}/without", "eval.predictions=true", "train.duration=5"]) == 0
+        run = tmp_path / "without/eval"
+        assert {file.name for file in run.glob("*.parquet")} == {
+            "test.predictions.parquet",
+            "validation.predictions.parquet",
+        }
+        assert main(["eval", f"run={tmp_path}/without", "device=cpu", "predictions=false"]) == 0
+    assert {file.name for file in run.glob("*.parquet")} == {"validation.predictions.parquet"}
