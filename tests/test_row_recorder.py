@@ -128,6 +128,16 @@ def test_rows_add_up_to_the_loss_and_agree_with_the_metrics(name: str, batching:
         assert columns["prediction"] == columns["target"] == [None] * len(table)
 
 
+@pytest.mark.parametrize("name", ["tags", "masked", "causal"])
+def test_a_row_does_not_depend_on_the_layout(name: str) -> None:
+    padded, *others = (record(CASES[name], batching)[1] for batching in reversed(CASES[name].layouts))
+    losses = padded["loss"].to_numpy()
+    assert len({*losses.tolist()}) > len(losses) / 2
+    for table in others:
+        assert np.allclose(table["loss"].to_numpy(), losses, rtol=1e-4)
+        assert table.drop_columns(["loss"]) == padded.drop_columns(["loss"])
+
+
 @pytest.mark.parametrize("name", ["class", "labels"])
 def test_probabilities_belong_to_the_classes_in_order(name: str) -> None:
     task, table, _ = record(CASES[name], "packed")
