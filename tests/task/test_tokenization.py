@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from trainer.errors import ConfigError
 from trainer.task.texts import Texts
-from trainer.task.tokenization import SPECIAL_TOKENS, load_tokenizer, pad_id, train_wordpiece, unknown_id
+from trainer.task.tokenization import SPECIAL_TOKENS, _alphabet, load_tokenizer, pad_id, train_wordpiece, unknown_id
 
 TEXTS = [
     "Return the running event loop.",
@@ -47,6 +48,27 @@ def test_case_is_kept_without_lowercase() -> None:
     tokenizer = train_wordpiece([["Loop loop LOOP"] * 9], vocab_size=100, lowercase=False)
 
     assert tokenizer.encode("Loop loop LOOP").tokens == ["[CLS]", "Loop", "loop", "LOOP", "[SEP]"]
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_the_vocabulary_is_that_of_the_rules_of_the_tokenizer(lowercase: bool) -> None:
+    characters = [*map(chr, range(0x180)), *"\u017fKİΣςßǅ\u0301\u200b\u2028\u3000、大ｆｉﬁ𝕏🙂"]
+    texts = [f"The{one}{two}Loop {two}x{one}" for one in characters for two in "a.\u0301大\x0b"]
+    batches = [texts[start : start + 100] for start in range(0, len(texts), 100)]
+    trained = train_wordpiece(batches, vocab_size=900, lowercase=lowercase)
+
+    words = [
+        word
+        for text in texts
+        for word, _ in trained.pre_tokenizer.pre_tokenize_str(trained.normalizer.normalize_str(text))
+    ]
+    alphabet, continuing = _alphabet(Counter(words), limit=(900 - len(SPECIAL_TOKENS)) // 2)
+    special = [*SPECIAL_TOKENS, *alphabet, *(f"##{character}" for character in continuing)]
+    reference = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    reference.normalizer, reference.pre_tokenizer = trained.normalizer, trained.pre_tokenizer
+    rules = {"limit_alphabet": len(alphabet), "initial_alphabet": alphabet, "show_progress": False}
+    reference.train_from_iterator(words, trainers.WordPieceTrainer(vocab_size=900, special_tokens=special, **rules))
+    assert trained.get_vocab() == reference.get_vocab()
 
 
 def test_every_process_trains_the_same_vocabulary(tmp_path: Path) -> None:

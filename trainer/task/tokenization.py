@@ -17,6 +17,11 @@ from trainer.layout import expand_home
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _PADDING = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_ASCII_WORD = re.compile(r"[!-/:-@\[-`{-~]|[^\s!-/:-@\[-`{-~]+")
+_REPEATED = 1000
+"""Most words in a text that repeats one word."""
+
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -32,7 +37,7 @@ def train_wordpiece(batches: Iterable[list[str]], *, vocab_size: int, lowercase:
         lowercase: Convert texts to lower case without accents.
     """
     tokenizer = _wordpiece({}, lowercase)
-    words = _count_words(tokenizer, batches)
+    words = _count_words(tokenizer, batches, lowercase=lowercase)
     alphabet, continuing = _alphabet(words, limit=(vocab_size - len(SPECIAL_TOKENS)) // 2)
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
@@ -43,8 +48,11 @@ def train_wordpiece(batches: Iterable[list[str]], *, vocab_size: int, lowercase:
         limit_alphabet=len(alphabet),
         initial_alphabet=alphabet,
     )
-    tokenizer.train_from_iterator(_repeat(words), trainer)
-    trained = _wordpiece(tokenizer.get_vocab(with_added_tokens=True), lowercase)
+    # The words are normalized and split already.
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    learner.train_from_iterator(_repeat(_normalize_again(tokenizer, words)), trainer)
+    trained = _wordpiece(learner.get_vocab(with_added_tokens=True), lowercase)
     trained.add_special_tokens(list(SPECIAL_TOKENS))
     trained.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -64,13 +72,29 @@ def _wordpiece(vocabulary: dict[str, int], lowercase: bool) -> Tokenizer:
     return tokenizer
 
 
-def _count_words(tokenizer: Tokenizer, batches: Iterable[list[str]]) -> Counter[str]:
+def _count_words(tokenizer: Tokenizer, batches: Iterable[list[str]], *, lowercase: bool) -> Counter[str]:
     words: Counter[str] = Counter()
     for batch in batches:
+        # In ASCII, the tokenizer's rules are those of a regular expression, which is seven times as fast.
+        plain = _CONTROL.sub("", " ".join(text for text in batch if text.isascii()))
+        words.update(_ASCII_WORD.findall(plain.lower() if lowercase else plain))
         for text in batch:
-            normalized = tokenizer.normalizer.normalize_str(text)
-            words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized))
+            if not text.isascii():
+                words.update(_split(tokenizer, text))
     return words
+
+
+def _split(tokenizer: Tokenizer, text: str) -> list[str]:
+    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))]
+
+
+def _normalize_again(tokenizer: Tokenizer, words: Counter[str]) -> Counter[str]:
+    """Return the words that the tokenizer makes of words; an ASCII word stays as it is."""
+    again: Counter[str] = Counter()
+    for word, count in words.items():
+        for part in [word] if word.isascii() else _split(tokenizer, word):
+            again[part] += count
+    return again
 
 
 def _alphabet(words: Counter[str], *, limit: int) -> tuple[list[str], list[str]]:
@@ -93,9 +117,12 @@ def _alphabet(words: Counter[str], *, limit: int) -> tuple[list[str], list[str]]
     return chosen, [character for character in chosen if character in continuing]
 
 
-def _repeat(words: Counter[str]) -> Iterator[list[str]]:
+def _repeat(words: Counter[str]) -> Iterator[str]:
+    """Yield texts that contain each word as often as it was counted; the library takes no counts."""
     for word in sorted(words):
-        yield [word] * words[word]
+        whole, rest = divmod(words[word], _REPEATED)
+        for count in [*[_REPEATED] * whole, rest]:
+            yield " ".join([word] * count)
 
 
 def load_tokenizer(path: str) -> Tokenizer:
