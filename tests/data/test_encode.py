@@ -17,6 +17,7 @@ from trainer import __version__
 from trainer.data.encode import _FOLDER, Encoded, cache_root, encode
 from trainer.data.files import Files
 from trainer.errors import DataError
+from trainer.mapped_files import MappedRows
 from trainer.task.causal_lm import CausalLm
 from trainer.task.text_classification import TextClassification
 
@@ -71,6 +72,19 @@ def test_encoding_runs_once(
     copied = pickle.loads(pickle.dumps(second.splits["train"]))  # a worker maps the file itself
     assert len(pickle.dumps(copied)) < 400
     assert copied[:] == second.splits["train"][:]
+
+
+def test_a_file_has_large_blocks_and_the_same_bytes_each_time(
+    make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_csv(tmp_path / "train.csv", 2500)
+    files = [run(make(), tmp_path / name).folder / "train.arrow" for name in ("first", "second")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    monkeypatch.setattr("trainer.data.encode._BLOCK_VALUES", 1)  # blocks as small as those of earlier versions
+    files.append(run(make(), tmp_path / "small").folder / "train.arrow")
+    large, _, small = (MappedRows.from_file(str(file)) for file in files)
+    assert [rows.data.column("row").num_chunks for rows in (large, small)] == [1, 3]
+    assert large[:] == small[:]
 
 
 def test_data_and_task_options_decide_the_cache_folder(make: Callable[..., Any], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,9 @@ alone. Another version of the program may have other things to say about the dat
 
 _SAMPLES = "{split}.samples.parquet"
 _NUM_SAMPLES = 4
+
+_ROWS_AT_ONCE = 1000
+_BLOCK_VALUES = 2**20
 
 
 @dataclass(frozen=True)
@@ -264,6 +267,8 @@ def _encode_split(task: Task, rows: Dataset, file: Path) -> int:
     Raises:
         RowError: A row cannot be encoded.
     """
+    import pyarrow
+    from datasets.arrow_writer import ArrowWriter
 
     done = 0
 
@@ -276,17 +281,32 @@ def _encode_split(task: Task, rows: Dataset, file: Path) -> int:
         blocks = encoded.pop(BLOCK_OF, None)
         return {**encoded, **(digests if blocks is None else block_digests(digests, blocks))}
 
-    with phase(f"encoding the {file.stem} rows", len(rows)) as advance:
-        encoded = rows.map(
-            encode_rows,
-            batched=True,
-            remove_columns=rows.column_names,
-            cache_file_name=str(file),
-            load_from_cache_file=False,
-            # The library's own fingerprint would pickle the task; the folder's name already identifies the content.
-            new_fingerprint=_digest([file.parent.name, file.stem]),
-        )
-    return len(encoded)
+    if not len(rows):
+        with pyarrow.ipc.new_stream(str(file), pyarrow.schema([])):
+            return 0
+    with phase(f"encoding the {file.stem} rows", len(rows)) as advance, ArrowWriter(path=str(file)) as writer:
+        for columns in _merge(map(encode_rows, rows.iter(_ROWS_AT_ONCE))):
+            writer.write_batch(columns, writer_batch_size=len(columns["row"]))
+        num_rows, _ = writer.finalize()
+    return int(num_rows)
+
+
+def _merge(encoded: Iterable[EncodedColumns]) -> Iterator[EncodedColumns]:
+    """Join encoded rows to blocks of about `_BLOCK_VALUES` numbers or bytes.
+
+    A file of many small blocks takes memory for the description of each as long as it is mapped.
+    """
+    block: EncodedColumns = {}
+    size = 0
+    for columns in encoded:
+        for name, values in columns.items():
+            block.setdefault(name, []).extend(values)
+            size += sum(len(value) if hasattr(value, "__len__") else 1 for value in values)
+        if size >= _BLOCK_VALUES:
+            yield block
+            block, size = {}, 0
+    if block:
+        yield block
 
 
 def _find_usable(source: Source, task: Task, split: str, rows: Dataset, errors: RowErrors) -> list[int]:

@@ -152,7 +152,7 @@ class DataReport:
 
 
 def measure_quality(
-    encoded: Mapping[str, MappedRows], target: Target | None, *, block_size: int = 1 << 19
+    encoded: Mapping[str, MappedRows], target: Target | None, *, block_size: int = 1 << 18
 ) -> DataReport:
     """Measure encoded splits, `train` first: duplicates, rows leaked from an earlier split, contradictions, blanks.
 
