@@ -204,4 +204,5 @@ def test_run_without_a_test_split_is_scored_on_validation(folder: Path, tmp_path
     data = [word for word in write_data(folder) if not word.startswith("data.test=")]
     assert train(tmp_path / "run", *data, "data.split.test=0", "train.duration=4") == 0
 
-    assert [path.name for path in (tmp_path / "run" / "eval").iterdir()] == ["validation.json"]
+    written = {path.name for path in (tmp_path / "run" / "eval").iterdir()}
+    assert written == {"validation.json", "validation.predictions.parquet"}
