@@ -292,3 +292,18 @@ def test_a_wrong_key_is_reported(runs: Path, said: Any, run: str, key: str, prob
     _, message = said("eval", f"run={run}", key, code=2)
     assert problem in message
     assert not Path(run, "decision.json").exists()
+
+
+def test_training_goes_on_with_a_rule_that_is_damaged_or_becomes_stale(runs: Path, said: Any) -> None:
+    said("eval", "run=three", "calibrate=true")
+    file = Path("three", "decision.json")
+    intact = file.read_text(encoding="utf-8")
+    file.write_text("{}", encoding="utf-8")
+    said("train", "resume=three", "train.duration=12")
+    log = Path("three", "trainer.log").read_text(encoding="utf-8")
+    assert "trainer.commands.train: three/decision.json: is damaged: " in log
+
+    file.write_text(intact, encoding="utf-8")
+    _, notes = said("eval", "run=three", "checkpoint=step-12")
+    assert "three/decision.json: not used: it has a temperature of other weights" in notes
+    assert "decision" not in score("three")
