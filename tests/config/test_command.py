@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from trainer.config.command import check_command
-from trainer.config.jobs import EvalJob, ExportJob, TrainJob
+from trainer.config.jobs import EvalJob, ExportJob, TrainJob, stored_sections
+from trainer.config.schema import keys
 from trainer.config.stored import config_text
 from trainer.errors import CheckpointError, ConfigError
 
@@ -318,10 +319,10 @@ class TestStoredRuns:
         ]
 
     def test_errors_of_eval_and_export(self) -> None:
+        known = ", ".join([*keys(EvalJob), *stored_sections(EvalJob)])
         assert errors_of("eval", "lodaer.workers=1", "loader.worker=1", "loader.workers=x", "split=tst", "lr=1") == [
             "lodaer: unknown key. Did you mean loader?",
-            "lr: unknown key, got 1. Known: split, devices, predictions, metrics, slices, force, launch, run, "
-            "trust, checkpoint, weights, device, precision, data, loader.",
+            f"lr: unknown key, got 1. Known: {known}.",
             "split: must be one of train, validation, test, got 'tst'. Did you mean test?",
             "loader.worker: unknown key, got 1. Did you mean loader.workers?",
             "loader.workers: must be an integer, got 'x'.",
