@@ -11,19 +11,23 @@ import trainer
 PACKAGE = Path(trainer.__file__).parent
 STAGED = "writes into a folder that atomic_io, or the stage of an export, puts in place when it is complete"
 SCRATCH = "writes into a temporary folder that is removed when the verb ends"
+REPLACED = "writes into a file that atomic_io puts in place when it is complete"
 LOG = "appends to a log, whose incomplete last line readers ignore"
 ALLOWED = {
     "builders/checkpointed.py:save_model": STAGED,
     "checkpoint/lock.py:_lock": "notes the process that holds the lock; the lock holds without it",
     "checkpoint/lock.py:_open_locked": "creates the empty lock file",
     "checkpoint/lock.py:require_shared": "creates an empty file that other machines must see, and removes it",
+    "commands/out_of_fold.py:_write_predictions": REPLACED,
     "commands/predict.py:_predict": SCRATCH,
+    "commands/row_inputs.py:_draw": "writes into memory",
     "commands/run_folders.py:_create": "creates the run folder before anything else",
     "commands/run_folders.py:discard_unless_started": "removes the folder of a run that never started",
     "commands/sweep.py:_run_in_processes": SCRATCH,
     "commands/sweep.py:_start_process": SCRATCH,
     "commands/sweep.py:run_job_file": SCRATCH,
     "data/cells.py:encode_png": "writes into memory",
+    "data/encode.py:_encode_split": STAGED,
     "data/encode.py:_locked": "creates an empty lock file",
     "data/encode.py:_write": STAGED,
     "data/split_cache.py:write_index": STAGED,
@@ -65,11 +69,16 @@ ALLOWED = {
     "model/pretrained_folder.py:write_sentence_modules": STAGED,
     "predict/files.py:_open_parquet": STAGED,
     "predict/neighbors.py:Corpus": SCRATCH,
+    "predictions.py:PredictionsWriter": REPLACED,
+    "predictions.py:predictions_writer": REPLACED,
     "rank_environment.py:write_note": SCRATCH,
     "report/events.py:JsonLines": LOG,
-    "report/events.py:TensorBoard": LOG,
     "report/logs.py:_FileHandler": LOG,
     "report/logs.py:_file_handler": LOG,
+    "report/tensorboard.py:TensorBoard": LOG,
+    "report/trackers.py:Swanlab": "creates the folder of a tracker's own files",
+    "report/trackers.py:Tracker": "creates the folder of a tracker's own files",
+    "row_recorder.py:written_by_first": SCRATCH,
     "signals.py:print_at_once": "writes to the screen",
 }
 """Functions and classes that change the disk without `atomic_io`, each with the reason."""
