@@ -116,7 +116,7 @@ def load_problem(name: str) -> Problem:
         # A split as one batch in the layout of training, with the masks of an evaluation.
         batches = Batches(encoded[split], task, job.loader.batching, job.seed)
         batch = batches[BatchIndices(0, tuple(range(len(encoded[split]))))]
-        splits[split] = Split(raw[split], encoded[split].with_format("numpy"), batch)
+        splits[split] = Split(raw[split], encoded[split], batch)
     return Problem(task, **splits)
 
 
@@ -157,7 +157,7 @@ def majority(problem: Problem) -> dict[str, float]:
 
 def standardized_features(problem: Problem) -> Callable[[Split], np.ndarray]:
     """Return a function to the features as the model sees them, standardized on the training split."""
-    return lambda split: np.stack(split.encoded["features"][:])
+    return lambda split: np.asarray(split.encoded["features"], dtype=np.float32)
 
 
 def text_classification(problem: Problem) -> Scores:

@@ -149,9 +149,9 @@ def theirs(job: TrainJob, built: Training, model: Path, steps: int) -> tuple[nn.
         set_seed,
     )
 
-    encoded = built.encoded.splits["train"].with_format("numpy")
+    encoded = built.encoded.splits["train"]
     rows = [
-        {"input_ids": ids.tolist(), "attention_mask": [1] * len(ids), "labels": int(label)}
+        {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": label}
         for ids, label in zip(encoded["input_ids"], encoded["label"], strict=True)
     ]
     set_seed(job.seed)

@@ -202,7 +202,7 @@ def write_by_hand(job: TrainJob, built: Training, model: Path) -> Callable[[int]
     from torch.nn.utils.rnn import pad_sequence
     from torch.utils.data import DataLoader
 
-    columns = built.encoded.splits["train"].with_format(None)
+    columns = built.encoded.splits["train"]
     rows = list(zip(map(torch.tensor, columns["input_ids"]), columns["label"], strict=True))
     device = built.run.device
     network = MeanPooled(model, built.task.info().num_outputs or 1).to(device).train()

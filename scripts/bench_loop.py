@@ -135,7 +135,7 @@ class MeanPooled(nn.Module):
 
 def encoded_rows(built: Training) -> list[dict[str, Any]]:
     """Return the training split as lists of ids and labels."""
-    rows = built.encoded.splits["train"].with_format(None)
+    rows = built.encoded.splits["train"]
     columns = zip(rows["input_ids"], rows["label"], strict=True)
     return [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": label} for ids, label in columns]
 

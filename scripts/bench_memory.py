@@ -255,7 +255,7 @@ def write_rows(folder: Path, count: int) -> list[str]:
 
 def enlarge(encoded: Encoded, state: dict[str, Any], count: int) -> None:
     """Write the training split of a cache folder again, with its first rows repeated until there are `count`."""
-    table = encoded.splits["train"].with_format("arrow")[:1000]
+    table = encoded.splits["train"].data[:1000]
     place, digests = table.column_names.index("input_digest"), np.random.default_rng(0)
     enlarged = encoded.folder / "train.enlarged"  # the rows are mapped from the file that it replaces
     with pa.OSFile(str(enlarged), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:

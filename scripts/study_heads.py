@@ -84,7 +84,7 @@ def start_head(built: Training, start: str, seed: int) -> None:
         head.weight.copy_(torch.randn(head.weight.shape, generator=random) * std)
         head.bias.zero_()
         if start == "priors":
-            counts = Counter(int(label) for label in built.encoded.splits["train"].with_format("numpy")["label"])
+            counts = Counter(built.encoded.splits["train"]["label"])
             total = sum(counts.values())
             head.bias.copy_(torch.tensor([math.log(counts[label] / total) for label in range(head.out_features)]))
     if built.run.ema is not None:
