@@ -177,12 +177,18 @@ def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pyarrow.RecordB
     about = read_about(path)
     try:
         with parquet.ParquetFile(path) as file:
-            schemas = [predictions_schema(about["kind"], several_values=each, about={}) for each in (False, True)]
-            if not any(file.schema_arrow.equals(schema) for schema in schemas):
-                raise ValueError("the columns are not those of predictions")
-            yield from file.iter_batches(GROUP_ROWS, columns=list(columns))
+            _check_columns(file.schema_arrow, about)
+            for batch in file.iter_batches(GROUP_ROWS, columns=list(columns)):
+                batch.validate(full=True)  # also that texts are UTF-8
+                yield batch
     except (OSError, ValueError, ArrowException) as error:
         raise _unreadable(path, "is damaged") from error
+
+
+def _check_columns(schema: pyarrow.Schema, about: Document) -> None:
+    expected = [predictions_schema(about["kind"], several_values=each, about={}) for each in (False, True)]
+    if not any(schema.equals(each) for each in expected):
+        raise ValueError("the columns are not those of predictions")
 
 
 def read_inputs(path: Path) -> dict[int, dict[str, str]]:
@@ -211,9 +217,12 @@ def read_predictions(path: Path, columns: list[str] | None = None) -> tuple[pyar
 
     about = read_about(path)
     try:
-        return parquet.read_table(path, columns=columns), about
+        _check_columns(parquet.read_schema(path), about)
+        table = parquet.read_table(path, columns=columns)
+        table.validate(full=True)
     except (OSError, ValueError, ArrowException) as error:
         raise _unreadable(path, "is damaged") from error
+    return table, about
 
 
 def _unreadable(path: Path, problem: str) -> CheckpointError:

@@ -37,7 +37,8 @@ def compare_rows(left: RunRecord, right: RunRecord) -> dict[str, Document]:
         if pair[0] is None or pair[1] is None:
             continue
         (left_rows, left_about), (right_rows, right_about) = pair[0], pair[1]
-        if any(left_about.get(key) != right_about.get(key) for key in ("digest", "kind", "classes")):
+        same_rows = all(left_about.get(key) == right_about.get(key) for key in ("digest", "kind", "classes"))
+        if not same_rows or len(left_rows) != len(right_rows):
             continue
         same_loss = left.config.get("loss") == right.config.get("loss")
         values = [record.evaluations[split] for record in (left, right)]
