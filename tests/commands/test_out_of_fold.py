@@ -1,6 +1,10 @@
 """A sweep over folds: one prediction of every row, and its likely wrong labels."""
 
 import csv
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,8 @@ from pyarrow import parquet
 
 from tests.support.jobs import TINY, working_in, write_data
 from trainer.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_sweep_over_folds_predicts_every_row_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,3 +50,14 @@ def test_a_sweep_over_folds_predicts_every_row_once(tmp_path: Path, capsys: pyte
         assert capsys.readouterr().out == "sweeps/folds/report.html\n"
         assert (folder / "label_errors.csv").read_bytes() == errors
         assert (folder / "report.html").read_text(encoding="utf-8") == page
+
+
+@pytest.mark.slow
+def test_planted_label_errors_of_the_default_data_are_listed_first(tmp_path: Path) -> None:
+    model = ["model.dim=64", "model.depth=1", "model.heads=2", "model.hidden=128", "task.max_length=64"]
+    keys = [*model, "optimizer.lr=3e-3", "train.duration=5ep", "data.folds=4", "device=cpu", "logger.console=none"]
+    script = ROOT / "scripts" / "planted_label_errors.py"
+    command = [sys.executable, str(script), str(tmp_path / "planted"), *keys, "logger.tensorboard=false"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])["found"] >= 0.6
