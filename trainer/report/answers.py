@@ -72,7 +72,7 @@ def answer_section(file: Path, about: Document) -> Section:
 def _draw_confusion(confusion: Confusion) -> Iterator[Figure]:
     if 2 <= len(confusion.names) <= _MATRIX_CLASSES:
         svg = draw_matrix(confusion.names, confusion.matrix(), "target", "prediction")
-        yield Figure("Confusion matrix", svg, note="Rows are targets; a darker cell is a larger share of its row.")
+        yield Figure("Confusion matrix", svg, note="Rows are targets; a stronger color is a larger share of the row.")
 
 
 def _confused(confusion: Confusion) -> Iterator[Table]:

@@ -233,7 +233,8 @@ class Display:
                 lines += self._bar(inner.done, inner.total, [f"{inner.done}/{inner.total}", title], width)
         if self._is_training and self._course is not None:
             total, step = self._course.total_steps, self._step
-            epochs = f"epoch {step / max(1, total) * self._course.total_epochs:.2f}/{self._course.total_epochs:g}"
+            end = self._course.total_epochs
+            epochs = f"epoch {step / max(1, total) * end:.2f}/{round(end, 2):g}"
             fields = [self._course.progress(step), epochs, f"eta {self._pace.eta(step)}"]
             lines += self._bar(step, total, fields, width)
             lines += map(Text, wrap_fields(format_fields(self._numbers, width=0), width))
