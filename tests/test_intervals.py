@@ -36,7 +36,7 @@ def classes_of(codes: np.ndarray) -> list[str]:
 @pytest.mark.parametrize("name", list(CASES))
 def test_every_metric_of_a_task_has_an_interval_around_it(name: str) -> None:
     case = CASES[name]
-    if name in ("masked", "causal"):  # the perplexity is of the cross entropy without smoothing
+    if name in ("masked", "causal"):  # perplexity is computed from the cross entropy without smoothing
         case = case._replace(loss=type(case.loss)(None, 0.0, -100))  # type: ignore[call-arg]
     task, table, values = record(case, "packed")
     about = {"kind": prediction_kind(task), "classes": task.info().class_names}

@@ -23,7 +23,7 @@ _REMEDY: Final = "Delete the file to go back to the rule of the task"
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """How outputs become answers.
+    """The rule that turns outputs into answers.
 
     Attributes:
         thresholds: A label is predicted if its probability is above this value, in [0, 1). Of two classes, only one is
@@ -59,7 +59,7 @@ def parse_rule(document: Mapping[str, Any], labels: Sequence[str], *, several: b
         several: A sample may have several labels.
 
     Raises:
-        DocumentError: The rule is of another task, or a number is out of range.
+        DocumentError: The rule belongs to another task, or a number is out of range.
     """
     thresholds, temperature = document["thresholds"], document["temperature"]
     by_label = temperature if isinstance(temperature, Mapping) else None

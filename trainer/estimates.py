@@ -46,7 +46,7 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Units:
-    """What a draw takes: the rows, or groups of them.
+    """The units that a draw takes: rows, or groups of rows.
 
     Attributes:
         of_row: The unit of each row, int64 (N,).

@@ -53,7 +53,7 @@ def shown_on(watcher: Watcher | None) -> Iterator[None]:
 
 @contextmanager
 def phase(title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Show what is being done in the block; yields a function that is told how many parts are done."""
+    """Show the name of a phase during the block; yield a function to call with the number of parts that are done."""
     watcher = _watcher if _process == os.getpid() else None
     if watcher is None:
         yield lambda done: None

@@ -1,4 +1,4 @@
-"""What a model read in the worst rows is kept with its predictions."""
+"""An evaluation keeps the inputs of its worst rows with the predictions."""
 
 from base64 import b64decode
 from io import BytesIO

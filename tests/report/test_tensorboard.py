@@ -1,4 +1,4 @@
-"""What a run writes for TensorBoard, read back from its event files."""
+"""TensorBoard's reader finds in the event files what a run has logged."""
 
 import io
 import re

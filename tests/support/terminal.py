@@ -62,7 +62,7 @@ class Terminal:
 
     @property
     def has_broken_lines(self) -> bool:
-        """Whether a line on the screen is too long for a row."""
+        """Return whether a line is longer than a row of the screen."""
         return any(self._goes_on)
 
     def _is_continued(self, row: int) -> bool:

@@ -23,11 +23,11 @@ from trainer.report.console import open_console, print_table
 
 if TYPE_CHECKING:
     import numpy as np
-    from datasets import Dataset
 
     from trainer.builders.checkpointed import CheckpointedModel
     from trainer.calibration import Calibration, Threshold
     from trainer.config.jobs import EvalJob
+    from trainer.mapped_files import MappedRows
     from trainer.precision import PrecisionName
     from trainer.ranks import Ranks
 
@@ -48,7 +48,7 @@ _NO_CLASSES = "Leave it out: the task predicts no classes of rows"
 
 @dataclass
 class Found:
-    """What was found on the validation split."""
+    """The result of a search on the validation split."""
 
     calibration: Calibration | None = None
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)
@@ -184,7 +184,7 @@ def _thresholded(task: Task, threshold: Any) -> list[str]:
     return [labels[0] if info.class_counts[0] < info.class_counts[1] else labels[1]]
 
 
-def validation_rows(checkpointed: CheckpointedModel, job: EvalJob) -> Dataset | None:
+def validation_rows(checkpointed: CheckpointedModel, job: EvalJob) -> MappedRows | None:
     """Return the rows that another rule is found on; None if the job finds none.
 
     Raises:
@@ -209,7 +209,9 @@ def validation_rows(checkpointed: CheckpointedModel, job: EvalJob) -> Dataset | 
     return splits["validation"]
 
 
-def find_rule(checkpointed: CheckpointedModel, job: EvalJob, ranks: Ranks | None, validation: Dataset | None) -> None:
+def find_rule(
+    checkpointed: CheckpointedModel, job: EvalJob, ranks: Ranks | None, validation: MappedRows | None
+) -> None:
     """Give the task of a run the rule that a job asks for, keep it in the run folder and print it.
 
     Args:
@@ -264,7 +266,7 @@ def _with_temperature(rule: DecisionRule, temperature: float | Mapping[str, floa
 
 
 def _collect(
-    checkpointed: CheckpointedModel, rows: Dataset, precision: PrecisionName, ranks: Ranks | None
+    checkpointed: CheckpointedModel, rows: MappedRows, precision: PrecisionName, ranks: Ranks | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the logits (N, C) of rows and their targets."""
     from torchmetrics import MetricCollection

@@ -21,7 +21,7 @@ NUM_SHOWN: Final = 10
 
 _NO_DIFFERENCE = "no difference shown"
 _KEYS = ("step", "weights", "digest")
-"""What predictions and scores of one evaluation have in common."""
+"""Keys with equal values in the scores of an evaluation and in its predictions."""
 
 
 def compare_rows(left: RunRecord, right: RunRecord) -> dict[str, Document]:

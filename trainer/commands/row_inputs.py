@@ -1,4 +1,4 @@
-"""What a model read in the worst rows of an evaluation: shortened texts and small pictures for the report.
+"""The inputs of the rows with the largest loss, for the report: shortened texts and small pictures.
 
 They are made from the encoded rows: reading the source again may take long, and its files may have moved.
 """

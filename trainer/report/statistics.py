@@ -138,7 +138,7 @@ def find_entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How often answers of each confidence are right.
+    """The share of right answers at each confidence.
 
     Attributes:
         counts: The answers in each bin, of equal width from 0 to 1: (bins,).
