@@ -100,7 +100,7 @@ def create_folder(folder: Path) -> None:
     with _naming_errors(folder, "created"):
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         for path in reversed(missing):
-            path.mkdir()
+            path.mkdir(exist_ok=True)  # another process may have made it by now
     for path in missing:
         sync_folder(path.parent)
 

@@ -83,3 +83,14 @@ def test_create_folder_syncs_every_new_parent(tmp_path, operations):
     operations.clear()
     create_folder(tmp_path / "run" / "checkpoints")
     assert operations == []
+
+
+def test_two_processes_can_create_the_same_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "run/eval"
+    folder.mkdir(parents=True)
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(Path, "exists", lambda _: False)  # the other process creates it right after this question
+    create_folder(folder)
+    with pytest.raises(CheckpointError, match="cannot be created"):
+        create_folder(file)

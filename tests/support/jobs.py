@@ -128,9 +128,9 @@ def events(run_dir: Path, name: str | None = None) -> list[dict[str, Any]]:
 def without_clock(logged: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return events by step, without the values that depend on the machine's speed and memory.
 
-    A checkpoint is reported once it is on the disk, perhaps after the next step.
+    A checkpoint is reported once it is on the disk, perhaps during or after the next step: it is the last of its step.
     """
-    in_order = sorted(logged, key=lambda event: event["step"])
+    in_order = sorted(logged, key=lambda event: (event["step"], event["event"] == "checkpoint"))
     return [{key: value for key, value in event.items() if key not in MEASURED_VALUES} for event in in_order]
 
 
