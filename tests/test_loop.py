@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -317,6 +318,35 @@ def test_logging_evaluating_and_saving_happen_at_their_intervals_and_at_the_end(
     assert [(step, logged["best"]) for step, logged in events(run, "checkpoint")] == [(3, True), (5, False), (6, False)]
     assert saved == [3, 5, 6]
     assert (state.step, state.best_step) == (6, 3)
+
+
+@pytest.mark.parametrize("intervals", [(1, 1, 1, 1), (3, 2, 1, 1), (2, 3, 4, 3), (6, 1, None, None)])
+def test_rates_leave_out_reports_evaluations_and_saving(
+    intervals: tuple[int | None, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = 0.0
+
+    def take(duration: float) -> float:
+        nonlocal seconds
+        seconds += duration
+        return 0.5
+
+    monkeypatch.setattr("trainer.loop.time", SimpleNamespace(perf_counter=lambda: seconds))
+    log_every, histograms_every, eval_every, save_every = intervals
+    report = Recorded()
+    log = report.log
+    monkeypatch.setattr(report, "log", lambda *event, **values: (take(3.0), log(*event, **values)))
+    run = make_run(
+        steps=StepCounts(6, 1, log_every, eval_every, save_every, histograms_every=histograms_every),
+        unfreeze=lambda step: take(2.0),
+        validation=scripted_validation(lambda: take(100.0)),
+    )
+    outputs = RunOutputs(report, lambda snapshot: take(1000.0), add_histogram=lambda *histogram: take(10.0))
+    fit(replace(run, outputs=outputs), TrainState(), lambda: False)
+
+    rates = [values["samples_per_second"] for _, values in events(replace(run, outputs=outputs), "train")]
+    assert rates == [4 / 2.0] * len(rates)
+    assert seconds > 6 * 2.0 + 10.0
 
 
 def test_an_interval_of_none_is_never() -> None:

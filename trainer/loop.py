@@ -5,7 +5,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from math import isfinite
 from typing import Any
@@ -23,6 +24,7 @@ from trainer.capture import capture
 from trainer.divergence import diverged_step_error, diverged_weights_error, non_finite_parameters
 from trainer.errors import Interrupted
 from trainer.protocols import Batch, Loss, MetricSchedule
+from trainer.ranks import Ranks
 from trainer.run import Run
 from trainer.sharding import gather_shards, is_sharded
 from trainer.state import Score, TrainState
@@ -44,15 +46,11 @@ def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
             when they should be saved.
     """
     steps = run.steps
-
-    def due(interval: int | None) -> bool:
-        return interval is not None and (state.step % interval == 0 or state.step == steps.total)
-
     if out_of_patience(run, state):
         return
     run.model.train()
     update: Update | None = None
-    started, samples, tokens = time.perf_counter(), 0, 0
+    throughput = Throughput()
     for micro_batches in run.loader.steps(state.step, steps.total):
         run.unfreeze(state.step)
         lr = set_learning_rate(run.optimizer, run.schedule(state.step))
@@ -60,36 +58,58 @@ def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
         if run.ema is not None:
             run.ema.update(run.model, run.loss)
         state.advance()
-        samples += sum(batch.num_samples for batch in micro_batches)
-        tokens += sum(batch.num_tokens for batch in micro_batches)  # still on the host
+        throughput.count(micro_batches)
         if earlier is not None:
             check_update(run, earlier)
 
-        if due(steps.log_every):
-            loss, grad_norm = check_update(run, update)
-            counts = run.ranks.sum(samples, tokens)
-            log_step(run, state, loss, lr, grad_norm, *(count / (time.perf_counter() - started) for count in counts))
-        if due(steps.histograms_every):
-            check_update(run, update)
-            log_histograms(run, state)
         improved = False
-        if due(steps.eval_every) or due(steps.schedule_eval_every):
-            check_update(run, update)
-            score = evaluate_weights(run, state)
-            improved = state.record(score)
-            observe_score(run, state, score)
-
+        if steps.reports_at(state.step):
+            loss, grad_norm = check_update(run, update)
+            with throughput.paused():
+                if steps.is_due(steps.log_every, state.step):
+                    log_step(run, state, loss, lr, grad_norm, *throughput.read(run.ranks))
+                if steps.is_due(steps.histograms_every, state.step):
+                    log_histograms(run, state)
+                if steps.evaluates_at(state.step):
+                    improved = evaluate_and_record(run, state)
         stop = should_stop()
         finished = out_of_patience(run, state)
-        if improved or stop or finished or due(steps.save_every):
+        if improved or stop or finished or steps.is_due(steps.save_every, state.step):
             check_update(run, update)
-            save_checkpoint(run, state)
+            with throughput.paused():
+                save_checkpoint(run, state)
         if finished:
             return
         if stop and state.step < steps.total:
             raise Interrupted(f"stopped after step {state.step} of {steps.total}")
-        if due(steps.log_every) or due(steps.eval_every):
-            started, samples, tokens = time.perf_counter(), 0, 0
+
+
+class Throughput:
+    """The samples and tokens that were trained since the last reading, and the time that their training took."""
+
+    def __init__(self) -> None:
+        self._samples = self._tokens = 0
+        self._seconds = 0.0
+        self._resumed = time.perf_counter()
+
+    def count(self, micro_batches: list[Batch]) -> None:
+        """Add the micro-batches of a step of this process."""
+        self._samples += sum(batch.num_samples for batch in micro_batches)
+        self._tokens += sum(batch.num_tokens for batch in micro_batches)  # still on the host
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of the block out: it reports, evaluates or saves, and does not train."""
+        self._seconds += time.perf_counter() - self._resumed
+        yield
+        self._resumed = time.perf_counter()
+
+    def read(self, ranks: Ranks) -> tuple[float, float]:
+        """Return the samples and the tokens of all devices per second of training, and start anew; only in a pause."""
+        samples, tokens = (count / self._seconds for count in ranks.sum(self._samples, self._tokens))
+        self._samples = self._tokens = 0
+        self._seconds = 0.0
+        return samples, tokens
 
 
 class Update:
@@ -276,6 +296,14 @@ def evaluate_weights(run: Run, state: TrainState) -> Score:
             best = score
     assert best is not None
     return best
+
+
+def evaluate_and_record(run: Run, state: TrainState) -> bool:
+    """Evaluate, and show the score to the schedule; return whether it is the best score so far."""
+    score = evaluate_weights(run, state)
+    improved = state.record(score)
+    observe_score(run, state, score)
+    return improved
 
 
 def observe_score(run: Run, state: TrainState, score: Score) -> None:

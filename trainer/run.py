@@ -47,6 +47,18 @@ class StepCounts:
     patience: int | None = None
     histograms_every: int | None = None
 
+    def is_due(self, interval: int | None, step: int) -> bool:
+        """Return whether something with this interval happens after `step` steps."""
+        return interval is not None and (step % interval == 0 or step == self.total)
+
+    def evaluates_at(self, step: int) -> bool:
+        """Return whether the run is evaluated after `step` steps."""
+        return self.is_due(self.eval_every, step) or self.is_due(self.schedule_eval_every, step)
+
+    def reports_at(self, step: int) -> bool:
+        """Return whether something is logged or evaluated after `step` steps."""
+        return self.is_due(self.log_every, step) or self.is_due(self.histograms_every, step) or self.evaluates_at(step)
+
 
 @dataclass(frozen=True)
 class Validation:
