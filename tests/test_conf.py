@@ -1,5 +1,6 @@
 """Every YAML file in conf/ composes to a valid job and makes a part that works in a run."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -158,7 +159,10 @@ def test_every_option_lists_the_required_parameters_of_its_part() -> None:
     assert callable(instantiate("export", job_of().export))
 
 
-def test_every_source_loads_rows_with_the_roles_that_it_names(folder: Path) -> None:
+def test_every_source_loads_rows_with_the_roles_that_it_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def search(*arguments: object) -> None:
+        raise AssertionError("every row that is evaluated would search the folders again")
+
     def check(option: str) -> None:
         name = option.split("/")[1]
         roles = ROLES.get(name, ("text", "label"))
@@ -168,6 +172,10 @@ def test_every_source_loads_rows_with_the_roles_that_it_names(folder: Path) -> N
         assert {"train", "validation", "test"} == splits.keys()
         assert all({*roles, "row"} <= {*rows.column_names} for rows in splits.values())
         assert source.describe_row("train", splits["train"]["row"][0])
+        with monkeypatch.context() as patch:
+            for function in ("scandir", "listdir"):
+                patch.setattr(os, function, search)
+            assert source.describe_row("train", splits["train"]["row"][-1])
 
     assert failures(check, in_groups("data")) == {}
 

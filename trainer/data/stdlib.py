@@ -82,7 +82,7 @@ class StdlibSource:
     @cached_property
     def fingerprint(self) -> str:
         """Digest of the interpreter's version and of the names and sizes of the sources; nothing is parsed."""
-        sizes = [(path.as_posix(), (library_root() / path).stat().st_size) for path in source_paths()]
+        sizes = [(path.as_posix(), (library_root() / path).stat().st_size) for path in self._paths]
         first, *others = self._settings
         parts = (first, sys.version_info[:3], _MODULES_OF_TOPIC, sizes, *others)
         return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
@@ -108,11 +108,16 @@ class StdlibSource:
     def locate_row(self, split: str, row: int) -> tuple[str, int]:
         """Return the module of a row, relative to the standard library, and the line in it."""
         file, line = split_row_id(row)
-        return source_paths()[file].as_posix(), line
+        return self._paths[file].as_posix(), line
 
     def describe_role(self, role: str) -> str:
         """Return `the column label of data=stdlib_docs`: the user does not name its columns."""
         return f"the column {role} of data={self._name}"
+
+    @cached_property
+    def _paths(self) -> list[Path]:
+        # Searching the folders takes milliseconds, and a run asks for the origin of every row that it evaluates.
+        return source_paths()
 
     def _columns_for(self, roles: Sequence[str]) -> Sequence[str]:
         return self._columns
