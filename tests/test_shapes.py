@@ -1,12 +1,15 @@
 """Documents are checked against their shape, and the message names the field."""
 
+import ast
 import json
 import os
+import zlib
 from pathlib import Path
 
 import pytest
 
-from trainer.shapes import DocumentError, check_seal, parse_json, read_bytes, seal
+import trainer
+from trainer.shapes import DocumentError, check_seal, parse_json, read_bytes, seal, to_json, to_sealed_json
 
 SHAPE = {
     "step": int,
@@ -107,3 +110,61 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     assert read_bytes(file, 5) == b"12345"
     with pytest.raises(DocumentError, match="has 5 bytes, more than any document"):
         read_bytes(file, 4)
+
+
+def test_json_that_others_read_has_null_for_nan() -> None:
+    document = {"auroc": float("nan"), "parts": [{"loss": float("inf")}, (1.5, -float("inf"))], "name": "NaN"}
+    text = to_json(document, indent=1)
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "auroc": None,
+        "parts": [{"loss": None}, [1.5, None]],
+        "name": "NaN",
+    }
+    check_seal(json.loads(to_sealed_json(document), parse_constant=pytest.fail))
+
+
+def test_a_document_of_an_earlier_version_with_nan_keeps_its_seal() -> None:
+    fields = '"auroc": NaN, "split": "test"'
+    text = f'{{{fields}, "checksum": "{zlib.crc32(f"{{{fields}}}".encode()):08x}"}}'
+    check_seal(parse_json(text))
+    with pytest.raises(DocumentError, match="checksum"):
+        check_seal(parse_json(text.replace("test", "best")))
+
+
+EXACT = "a checkpoint gives back equal numbers, also infinite ones"
+DIGEST = "is hashed"
+MESSAGE = "is shown in a message"
+FINITE = "has no floats"
+JSON_WRITERS = {
+    "builders/loss.py": EXACT,
+    "builders/model.py": EXACT,
+    "builders/training.py": EXACT,
+    "capture.py": EXACT,
+    "checkpoint/manifest.py": FINITE,
+    "checkpoint/optimizer_state.py": "only tries",
+    "checkpoint/tensors.py": FINITE,
+    "commands/eval.py": "compares with a file of an earlier version",
+    "commands/sweep.py": "makes plain data of a config",
+    "data/encode.py": DIGEST,
+    "data/quality.py": DIGEST,
+    "data/table.py": MESSAGE,
+    "export/formats/weights.py": "transformers reads infinite numbers of a config as it writes them",
+    "export/bundle/generate.py": FINITE,
+    "launch.py": "is read by processes of its own",
+    "model/weights.py": MESSAGE,
+    "report/events.py": "writes texts for NaN, and refuses it",
+    "shapes.py": "is the writer",
+    "task/supervised.py": DIGEST,
+}
+"""Modules that make JSON without `to_json`, each with the reason."""
+
+
+def test_all_json_is_made_by_one_function() -> None:
+    package = Path(trainer.__file__).parent
+    makers = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("json.dumps", "json.dump", "json.JSONEncoder")
+    }
+    assert makers == JSON_WRITERS.keys()

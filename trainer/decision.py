@@ -6,7 +6,6 @@ the validation split, and keeps it in `decision.json` of the run folder; artifac
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -16,7 +15,7 @@ from typing import Any, Final
 from trainer.atomic_io import write_text
 from trainer.documents import DECISION, read_document, unusable
 from trainer.layout import DECISION_RULE, Document
-from trainer.shapes import DocumentError, check_seal, seal
+from trainer.shapes import DocumentError, check_seal, to_sealed_json
 
 _REMEDY: Final = "Delete the file to go back to the rule of the task"
 
@@ -79,7 +78,7 @@ def parse_rule(document: Mapping[str, Any], labels: Sequence[str], *, several: b
 def write_rule(run: Path, fields: Document) -> Path:
     """Write the rule of a run, with the origin of the weights that it belongs to."""
     file = run / DECISION_RULE
-    write_text(file, json.dumps(seal(fields), indent=1, ensure_ascii=False) + "\n")
+    write_text(file, to_sealed_json(fields, indent=1, ensure_ascii=False) + "\n")
     return file
 
 

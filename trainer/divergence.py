@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from math import isfinite
 from pathlib import Path
@@ -18,7 +17,7 @@ from trainer.layout import CONFIG, DIVERGENCE_BATCH, DIVERGENCE_REPORT
 from trainer.model.weights import not_finite
 from trainer.protocols import Batch
 from trainer.run import DivergenceReport, Run
-from trainer.shapes import parse_json, read_bytes
+from trainer.shapes import parse_json, read_bytes, to_json
 from trainer.sharding import gather_shards, own_rows
 
 _REMEDY = "  Lower optimizer.lr, lengthen scheduler.warmup or set train.max_grad_norm, and start a new run."
@@ -135,7 +134,7 @@ def write_divergence(folder: Path, divergence: DivergenceReport, config_text: st
         with (stage / DIVERGENCE_BATCH).open("wb") as file:
             file.writelines(encode(divergence.batch))
         (stage / CONFIG).write_text(config_text, encoding="utf-8")
-        text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+        text = to_json(report, indent=1) + "\n"
         (stage / DIVERGENCE_REPORT).write_text(text, encoding="utf-8")
 
 

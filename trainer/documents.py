@@ -53,7 +53,8 @@ _STATE_SHAPE: Final = {
 
 _RULE: Final = {"thresholds": {str: float}, "temperature": (float, {str: float}, None)}
 
-DECISION: Final = {"step": int, "weights": str, "checkpoint_sha256": str, **_RULE}
+_FOUND: Final = {"thresholds?": {str: {str: float}}, "calibration?": {str: object}}
+DECISION: Final = {"step": int, "weights": str, "checkpoint_sha256": str, **_RULE, "validation?": _FOUND}
 """The shape of decision.json in a run folder."""
 
 _TASK_SHAPE: Final = {

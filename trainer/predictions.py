@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from trainer.atomic_io import replaced_file
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import Document
-from trainer.shapes import DocumentError, check_shape, parse_json
+from trainer.shapes import DocumentError, check_shape, parse_json, to_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -91,7 +91,7 @@ def predictions_schema(kind: Kind, *, several_values: bool, about: Document) -> 
         "num_right": pa.int32(),
         "rank": pa.int32(),
     }
-    metadata = json.dumps({"format": _FORMAT, "kind": kind, **about}, ensure_ascii=False)
+    metadata = to_json({"format": _FORMAT, "kind": kind, **about}, ensure_ascii=False)
     return pa.schema(columns.items(), metadata={_KEY: metadata.encode()})
 
 
@@ -116,7 +116,7 @@ class PredictionsWriter:
 
     def keep_inputs(self, inputs: Mapping[int, Mapping[str, str]]) -> None:
         """Keep what the model read in some rows."""
-        text = json.dumps({str(row): values for row, values in inputs.items()}, ensure_ascii=False)
+        text = to_json({str(row): values for row, values in inputs.items()}, ensure_ascii=False)
         self._file.add_key_value_metadata({_INPUTS_KEY: text.encode("utf-8", "replace")})
 
     def finish(self) -> None:

@@ -461,7 +461,7 @@ class Task(Stateful, Protocol):
         * vectors: `{"embedding": [0.1, ...]}`.
 
         Args:
-            output: The model's output for `model_inputs(encoded, batching)`.
+            output: The model's output for `model_inputs(encoded, batching)`, after `calibrate_output`.
             rows: The columns `input_columns`.
             encoded: The result of `encode_inputs(rows)`.
             batching: The layout of the inputs.
@@ -496,8 +496,11 @@ class HasDecisionRule(Protocol):
     threshold: float
     """The threshold of each label without one in the rule."""
 
-    def probabilities(self, output: Tensor) -> Tensor:
-        """Return the probabilities of the classes or labels, in the shape of the logits (B, C), float32."""
+    def calibrated(self, output: Tensor) -> Tensor:
+        """Return logits (B, C) divided by the temperature of the rule, float32; the logits themselves without one.
+
+        Loss, metrics, probabilities, and predictions all read the result: `trainer.targets.calibrate_output`.
+        """
         ...
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +19,6 @@ from trainer.protocols import (
     Batch,
     HasAnswers,
     HasBatchStatistic,
-    HasDecisionRule,
     LanguageModelTask,
     Loss,
     Target,
@@ -186,21 +184,15 @@ class RowRecorder:
         predicted: list[Any]
         wanted: list[Any]
         if kind == "labels":
-            probabilities = self._probabilities(scores, torch.sigmoid)
+            probabilities = scores.sigmoid()
             predicted = answers(scores) if answers else _select_names(probabilities > 0.5, names)
             wanted = _select_names(target > 0.5, names)
         else:
-            probabilities = self._probabilities(scores, partial(torch.softmax, dim=-1))
+            probabilities = scores.softmax(dim=-1)
             predicted = answers(scores) if answers else [names[index] for index in scores.argmax(dim=-1).tolist()]
             classes = target.argmax(dim=-1) if target.is_floating_point() else target
             wanted = [names[index] if index >= 0 else None for index in classes.tolist()]
         return {"target": wanted, "prediction": predicted, **_probability_columns(probabilities)}
-
-    def _probabilities(self, scores: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the probabilities of a task, which may follow a rule; `plain` computes those of a task without one."""
-        if isinstance(self.task, HasDecisionRule) and self.task.decision_rule is not None:
-            return self.task.probabilities(scores)
-        return plain(scores)
 
     def _names(self, num_classes: int) -> Sequence[str]:
         return self.task.info().class_names or [str(index) for index in range(num_classes)]

@@ -1,4 +1,4 @@
-"""Checks of documents before they are used: JSON against a declared shape, and the seal of a document.
+"""Documents: JSON as it is written, checked against a declared shape before it is used, and the seal of a document.
 
 A shape is written as the document looks: `{"step": int, "files": {str: {"size": int}}, "note?": (str, None)}`.
 
@@ -16,7 +16,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,25 @@ def parse_json(data: bytes | str, shape: object = object, *, finite: bool = Fals
     return document
 
 
+def to_json(document: object, **options: Any) -> str:
+    """Format a document as strict JSON: NaN and infinities, which JSON does not have, become null.
+
+    Everything that other programs may read is written this way; `options` are those of `json.dumps`.
+    """
+    try:
+        return json.dumps(document, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_finite(document), allow_nan=False, **options)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
 def check_shape(document: object, shape: object) -> None:
     """Check that a document has a shape.
 
@@ -89,8 +108,18 @@ def check_shape(document: object, shape: object) -> None:
 def seal(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a document with the checksum of them."""
     own = {name: value for name, value in fields.items() if name != CHECKSUM}
-    crc = zlib.crc32(json.dumps(own, sort_keys=True).encode())
-    return {**own, CHECKSUM: f"{crc:08x}"}
+    return {**own, CHECKSUM: _checksum(own)}
+
+
+def to_sealed_json(fields: Mapping[str, Any], **options: Any) -> str:
+    """Format a document with the checksum of it as strict JSON, see `to_json`."""
+    return to_json(seal({name: _finite(value) for name, value in fields.items()}), **options)
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    # Earlier versions have written NaN, of which the checksum still is valid.
+    own = {name: value for name, value in fields.items() if name != CHECKSUM}
+    return f"{zlib.crc32(json.dumps(own, sort_keys=True).encode()):08x}"
 
 
 def check_seal(fields: dict[str, Any]) -> None:
@@ -99,7 +128,7 @@ def check_seal(fields: dict[str, Any]) -> None:
     Raises:
         DocumentError: A field has changed.
     """
-    if fields.get(CHECKSUM) != seal(fields)[CHECKSUM]:
+    if fields.get(CHECKSUM) != _checksum(fields):
         raise DocumentError("does not match its own checksum")
 
 

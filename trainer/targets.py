@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn import functional as F
 
 from trainer.deferred_logits import DeferredLogits, sum_in_chunks
 from trainer.errors import DataError, RowError, format_error
-from trainer.protocols import Batch, ChecksTargets, HasBatchStatistic, HasLossHead, HasRowTerms, Loss, UsesInputs
+from trainer.protocols import (
+    Batch,
+    ChecksTargets,
+    HasBatchStatistic,
+    HasDecisionRule,
+    HasLossHead,
+    HasRowTerms,
+    Loss,
+    Task,
+    UsesInputs,
+)
 from trainer.ranks import Ranks
 
 _TOLERANCE = 1e-4
@@ -97,6 +110,54 @@ def compute_row_losses(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
 def compute_scores(loss: Loss, output: Tensor) -> Tensor:
     """Return what metrics, predictions and artifacts see: the scores of the loss's head, or the output itself."""
     return loss.scores(output) if isinstance(loss, HasLossHead) else output
+
+
+def calibrate_output(task: Task, output: Tensor) -> Tensor:
+    """Return scores divided by the temperature that was set after training, if any: what metrics and predictions read.
+
+    Every output passes through here once, before anything reads it; training knows no temperature.
+    """
+    if isinstance(task, HasDecisionRule) and task.decision_rule:
+        return task.calibrated(output)
+    return output
+
+
+@contextmanager
+def calibrated_scores(model: nn.Module, loss: Loss, task: Task) -> Iterator[Loss]:
+    """Let a model return calibrated scores inside the block, and yield the loss of these scores.
+
+    Without a temperature, the model and its loss stay as they are. A loss with a head reads features instead of scores,
+    so the negative log-likelihood of the scores, which its heads are trained with, takes its place.
+    """
+    if not (isinstance(task, HasDecisionRule) and task.decision_rule and task.decision_rule.temperature is not None):
+        yield loss
+        return
+    hook = model.register_forward_hook(lambda *call: calibrate_output(task, compute_scores(loss, call[2])))
+    try:
+        yield _LikelihoodOfScores(loss) if isinstance(loss, HasLossHead) else loss
+    finally:
+        hook.remove()
+
+
+class _LikelihoodOfScores:
+    """The negative log-likelihood of class scores, in place of a loss with a head.
+
+    Args:
+        loss: The loss, which still checks and counts the targets.
+    """
+
+    def __init__(self, loss: Loss) -> None:
+        self._loss = loss
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target, reduction="sum")
+
+    def num_targets(self, target: Tensor) -> Tensor:
+        return self._loss.num_targets(target)
+
+    def check(self, target: Tensor) -> None:
+        if isinstance(self._loss, ChecksTargets):
+            self._loss.check(target)
 
 
 def with_loss_head(model: nn.Module, loss: Loss) -> nn.Module:

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
 
 from tests.support.jobs import train, working_in, write_roles
 from trainer.cli import main
+from trainer.predictions import read_predictions
 from trainer.shapes import seal
 
 FIND = ("threshold=auto", "calibrate=true")
@@ -37,6 +38,7 @@ JOBS = {
     "labels": ("task=multilabel_classification", "train.duration=16"),
     "two": ("task=tabular_classification", "model=mlp", "train.duration=20"),
     "three": ("task=text_classification", "train.duration=10"),
+    "tree": ("task=text_classification", "loss=hierarchical_softmax", "train.duration=10"),
     "values": ("task=regression", "train.duration=1"),
 }
 
@@ -190,7 +192,61 @@ def test_a_temperature_changes_probabilities_and_no_class(runs: Path, trained: P
 
     assert [[*row["probabilities"]] for row in answers(before)] == [[*row["probabilities"]] for row in answers(after)]
     assert before != after
-    assert score("three") | {"decision": None} == own | {"decision": None}
+    assert {key: score("three")[key] for key in ("accuracy", "macro_f1")} == {
+        key: own[key] for key in ("accuracy", "macro_f1")
+    }
+
+
+@pytest.mark.parametrize(
+    ("run", "keys"),
+    [("three", ["calibrate=true"]), ("two", [*FIND]), ("labels", [*FIND]), ("tree", ["calibrate=true"])],
+)
+def test_metrics_are_those_of_the_probabilities_that_are_recorded(
+    runs: Path, said: Any, run: str, keys: list[str]
+) -> None:
+    said("eval", f"run={run}", "metrics=[auroc,average_precision]")
+    before = score(run)
+    said("eval", f"run={run}", "metrics=[auroc,average_precision]", *keys)
+    values = score(run)
+    rows, about = read_predictions(Path(run, "eval", "test.predictions.parquet"))
+    probabilities = np.array(rows["probabilities"].to_pylist())
+    names = about["classes"]
+    if run == "labels":
+        target = np.array([[name in row for name in names] for row in rows["target"].to_pylist()])
+        nll = -np.where(target, np.log(probabilities), np.log1p(-probabilities))
+        varied = target.any(axis=0) & ~target.all(axis=0)  # others have no area
+        assert varied.any()
+        positive, shown = target[:, varied], probabilities[:, varied]
+        losses = nll.mean(axis=1)
+    else:
+        classes = np.array([names.index(name) for name in rows["target"].to_pylist()])
+        losses = -np.log(probabilities[np.arange(len(classes)), classes])
+        positive, shown = np.eye(len(names), dtype=bool)[classes], probabilities
+        if len(names) == 2:
+            positive, shown = positive[:, 1:], shown[:, 1:]
+    assert rows["loss"].to_numpy() == pytest.approx(losses, rel=1e-4, abs=1e-5)
+    assert values["loss"] == pytest.approx(losses.mean(), rel=1e-4)
+    assert values["auroc"] == pytest.approx(roc_auc_score(positive, shown), abs=1e-9)
+    if run != "labels":
+        assert values["average_precision"] == pytest.approx(average_precision_score(positive, shown), abs=1e-9)
+    assert values["loss"] != before["loss"]
+    low, high = values["intervals"]["loss"]
+    assert low < losses.mean() < high
+
+
+def test_a_rule_keeps_the_results_of_each_search(runs: Path, said: Any) -> None:
+    for first, second in (FIND, FIND[::-1]):
+        said("eval", "run=two", first)
+        found = document("two")["validation"]
+        said("eval", "run=two", second)
+        kept = document("two")["validation"]
+        assert [*kept] == ["thresholds", "calibration"]
+        assert kept.items() >= {key: kept[key] if key == "thresholds" else part for key, part in found.items()}.items()
+        # A temperature moves the threshold, whose decisions stay.
+        assert kept["thresholds"]["sick"]["value"] == document("two")["thresholds"]["sick"]
+        said("eval", "run=two", "threshold=0.3")
+        assert [*document("two")["validation"]] == ["calibration"]
+        said("eval", "run=two", "threshold=null", "calibrate=false")
 
 
 def test_calibration_keeps_the_decisions_of_thresholds_that_are_kept(runs: Path, trained: Path, said: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -37,6 +36,7 @@ from trainer.loss.cross_entropy import CrossEntropy
 from trainer.model.pretrained_folder import ABOUT, LibraryModel
 from trainer.protocols import Batch, Batching, Loss, Task
 from trainer.prune.masks import measure_sparsity, sparsity_report
+from trainer.shapes import to_json
 from trainer.targets import with_loss_head
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def save_model(checkpointed: CheckpointedModel) -> Path:
             tensors = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
             save_file(tensors, folder / "model.safetensors")
         name = ABOUT if isinstance(model, LibraryModel) else "config.json"
-        (folder / name).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / name).write_text(to_json(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         for name, text in task.artifact_files().items():
             (folder / name).write_text(text, encoding="utf-8")
         _keep_other_files(checkpointed.folder / MODEL, folder)

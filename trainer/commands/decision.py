@@ -53,10 +53,18 @@ class Found:
     calibration: Calibration | None = None
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)
 
-    def document(self) -> Document:
-        thresholds = {label: asdict(each) for label, each in self.thresholds.items()}
-        calibration = {} if self.calibration is None else {"calibration": asdict(self.calibration)}
-        return {**({"thresholds": thresholds} if thresholds else {}), **calibration}
+    def document(self, rule: DecisionRule, kept: Document) -> Document:
+        """Return the results by part of a rule; a part that was not searched now has its result in `kept`."""
+        thresholds = kept.get("thresholds", {}) | {label: asdict(each) for label, each in self.thresholds.items()}
+        # A temperature moves the thresholds with the probabilities, and the scores stay.
+        thresholds = {
+            label: thresholds[label] | {"value": value}
+            for label, value in rule.thresholds.items()
+            if label in thresholds
+        }
+        calibration = kept.get("calibration") if self.calibration is None else asdict(self.calibration)
+        parts = {"thresholds": thresholds, "calibration": calibration if rule.temperature is not None else None}
+        return {name: part for name, part in parts.items() if part}
 
 
 def rule_problems(config: Document, threshold: Any, calibrate: bool | Literal["kept"] = "kept") -> list[str]:
@@ -226,6 +234,7 @@ def find_rule(
     import torch
 
     from trainer.calibration import calibrate, find_thresholds
+    from trainer.targets import calibrate_output
 
     found, labels, several = Found(), list(_labels(task)), task.target == "multi_hot"
     outputs = None if validation is None else _collect(checkpointed, validation, job.precision, ranks)
@@ -238,7 +247,8 @@ def find_rule(
         names = _thresholded(task, job.threshold)
         recall = job.threshold["recall"] if isinstance(job.threshold, Mapping) else None
         places = [labels.index(name) for name in names]
-        probabilities = task.probabilities(torch.from_numpy(outputs[0])).numpy()[:, places]
+        scores = calibrate_output(task, torch.from_numpy(outputs[0]))
+        probabilities = (scores.sigmoid() if several else scores.softmax(dim=-1)).numpy()[:, places]
         positive = outputs[1][:, places] > 0 if several else outputs[1][:, None] == places
         found.thresholds = dict(
             zip(names, find_thresholds(probabilities, positive, task.threshold, recall), strict=True)
@@ -248,7 +258,7 @@ def find_rule(
         rule = DecisionRule({}, rule.temperature)
     task.decision_rule = rule
     if ranks is None or ranks.is_first:
-        _keep(checkpointed, rule, found)
+        _keep(checkpointed, rule, found, _kept_results(checkpointed.folder, checkpointed.origin, job))
 
 
 def _with_temperature(rule: DecisionRule, temperature: float | Mapping[str, float] | None) -> DecisionRule:
@@ -285,8 +295,24 @@ def _collect(
     return logits.numpy(), targets.numpy()
 
 
-def _keep(checkpointed: CheckpointedModel, rule: DecisionRule, found: Found) -> None:
-    """Write the rule of a run, or remove it if it is empty; print what was found."""
+def _kept_results(folder: Path, origin: Document, job: EvalJob) -> Document:
+    """Return the results of earlier searches for the same weights that a job does not replace."""
+    document = read_rule(folder)
+    if document is None or any(document[key] != origin.get(key) for key in ("checkpoint_sha256", "weights")):
+        return {}
+    own = {"thresholds": job.threshold, "calibration": job.calibrate}
+    return {name: part for name, part in document.get("validation", {}).items() if own.get(name) == "kept"}
+
+
+def _keep(checkpointed: CheckpointedModel, rule: DecisionRule, found: Found, kept: Document) -> None:
+    """Write the rule of a run, or remove it if it is empty; print what was found.
+
+    Args:
+        checkpointed: The model.
+        rule: The rule.
+        found: The results of this search.
+        kept: The results of earlier searches that stay.
+    """
     file, origin = checkpointed.folder / DECISION_RULE, checkpointed.origin
     console = open_console("auto")
     if found.calibration is not None:
@@ -298,7 +324,8 @@ def _keep(checkpointed: CheckpointedModel, rule: DecisionRule, found: Found) -> 
         print_lines(f"note: there are no thresholds and no temperature to keep, so there is no {file}.")
         return
     owner = {key: origin[key] for key in ("step", "weights", "checkpoint_sha256")}
-    write_rule(checkpointed.folder, {**owner, **rule.document(), "validation": found.document()})
+    validation = found.document(rule, kept)
+    write_rule(checkpointed.folder, {**owner, **rule.document(), "validation": validation})
     print_lines(f"note: {file}: eval, predict and export use {rule.describe()} from now on.")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 from trainer.commands.diff_rows import compare_rows, print_comparison
@@ -12,6 +11,7 @@ from trainer.display import displayable, masked_config
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import Document
 from trainer.report.console import format_number, open_console, print_table
+from trainer.shapes import to_json
 
 _ABSENT = "(none)"
 _MAX_CHARACTERS = 60
@@ -31,7 +31,7 @@ def run(job: DiffJob, config: Document) -> None:
     left, right = _select_runs(job)
     document = compare_runs(read_run(left, "left"), read_run(right, "right"))
     if job.json:
-        print(displayable(json.dumps(document, indent=1, ensure_ascii=False)))
+        print(displayable(to_json(document, indent=1, ensure_ascii=False)))
         return
     console = open_console("auto")
     columns = ["", document["left"], document["right"]]
@@ -131,7 +131,7 @@ def _show_values(left: object, right: object) -> list[object]:
 def _shorten(value: object) -> object:
     if isinstance(value, float):
         return value
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else to_json(value, ensure_ascii=False)
     return text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 3]}..."
 
 

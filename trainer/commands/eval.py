@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from trainer.rank_environment import is_first_rank, is_rank, num_processes
 from trainer.report.console import format_number, open_console, print_table
 from trainer.report.logs import logs_silenced
 from trainer.report.screen import phases_shown
-from trainer.shapes import CHECKSUM, DocumentError, parse_json, read_bytes, seal
+from trainer.shapes import CHECKSUM, DocumentError, check_seal, parse_json, read_bytes, to_sealed_json
 from trainer.signals import end_on_signals
 
 if TYPE_CHECKING:
@@ -197,66 +197,105 @@ def evaluate_split(
     Raises:
         ConfigError: There is such a file, and it must not be replaced.
     """
-    from trainer.builders.loss import can_defer_logits
-    from trainer.builders.metrics import build_metrics
-    from trainer.builders.model import choose_batching
     from trainer.data.quality import digest_of_rows
-    from trainer.deferred_logits import deferral
-    from trainer.evaluate import evaluate
-    from trainer.intervals import read_intervals
-    from trainer.precision import Precision
-    from trainer.ranks import Ranks
 
     rows = encoded.splits[split]
     name, source = split, {"digest": digest_of_rows(rows)}
     if changed:
         name = f"{split}-{_make_label(split, changed)}-{source['digest'][:8]}"
         source["data"] = " ".join(f"{key}={value}" for key, value in changed.items())
-    file = checkpointed.folder / EVALUATIONS / f"{name}.json"
+    file, task = checkpointed.folder / EVALUATIONS / f"{name}.json", checkpointed.task
     refuse_to_replace("eval", file, force=force, is_own=is_evaluation)
     refuse_to_replace("eval", predictions_file(file), force=force, is_own=is_predictions)
-    job, task, model, loss = checkpointed.job, checkpointed.task, checkpointed.model, checkpointed.loss
-    assert loss is not None
-    device, metrics = checkpointed.device, build_metrics(job, task)
-    batches = checkpointed.batches(rows, choose_batching(job, model), ranks)
-    document = {"split": split, "step": checkpointed.step, "weights": checkpointed.weights, "precision": precision}
     if isinstance(task, HasDecisionRule) and task.decision_rule:
         source["decision"] = f"{task.decision_rule.describe()} set after training"
+    document = {"split": split, "step": checkpointed.step, "weights": checkpointed.weights, "precision": precision}
+    document |= source
     create_folder(file.parent)
+    values = _compute_values(checkpointed, encoded, document, file if keeps_predictions else None, ranks)
+    if ranks is not None and not ranks.is_first:
+        return Evaluation(name, values, {}, {})
+    if not keeps_predictions:
+        discard(predictions_file(file))  # of an earlier evaluation
+    evaluation = _measure(file if keeps_predictions else None, encoded, split, slices, Evaluation(name, values, {}, {}))
+    _write(file, document, evaluation)
+    return evaluation
+
+
+def _compute_values(
+    checkpointed: CheckpointedModel, encoded: Encoded, document: Document, file: Path | None, ranks: Ranks | None
+) -> dict[str, float]:
+    """Return the loss and the metrics of a split, and record what the model says about each row.
+
+    Args:
+        checkpointed: The model.
+        encoded: The encoded rows.
+        document: The split, the precision, and what else the metadata of the predictions contain.
+        file: The file of the evaluation, next to which the predictions are written; None writes none.
+        ranks: The processes that share the batches; None is this process alone.
+    """
+    from trainer.builders.loss import can_defer_logits
+    from trainer.builders.metrics import build_metrics
+    from trainer.builders.model import choose_batching
+    from trainer.deferred_logits import deferral
+    from trainer.evaluate import evaluate
+    from trainer.precision import Precision
+    from trainer.ranks import Ranks
+    from trainer.targets import calibrated_scores
+
+    job, task, model, device = checkpointed.job, checkpointed.task, checkpointed.model, checkpointed.device
+    assert checkpointed.loss is not None
+    metrics = build_metrics(job, task)
+    batches = checkpointed.batches(encoded.splits[document["split"]], choose_batching(job, model), ranks)
     with ExitStack() as stack:
-        stack.enter_context(deferral(model, deferred=can_defer_logits(job, task, model, loss)))
+        stack.enter_context(deferral(model, deferred=can_defer_logits(job, task, model, checkpointed.loss)))
+        loss = stack.enter_context(calibrated_scores(model, checkpointed.loss, task))
         recorder: RowRecorder | None = None
-        if keeps_predictions:
-            about, ranks_positives = document | source, "mrr" in metrics
-            recorder = stack.enter_context(
-                _recorder(checkpointed, encoded, file, about, ranks or Ranks(), ranks_positives=ranks_positives)
+        if file is not None:
+            recorded = _recorder(
+                replace(checkpointed, loss=loss),
+                encoded,
+                file,
+                document,
+                ranks or Ranks(),
+                ranks_positives="mrr" in metrics,
             )
-        values = evaluate(
+            recorder = stack.enter_context(recorded)
+        return evaluate(
             model,
             loss,
             batches,
             metrics,
-            precision=Precision(precision, device),
+            precision=Precision(document["precision"], device),
             device=device,
             ranks=ranks,
             recorder=recorder,
         )
-    if ranks is not None and not ranks.is_first:
-        return Evaluation(name, values, {}, {})
-    intervals: dict[str, Interval] = {}
+
+
+def _measure(
+    file: Path | None, encoded: Encoded, split: str, slices: Sequence[str], evaluation: Evaluation
+) -> Evaluation:
+    """Return an evaluation with what its predictions say: the intervals and the slices."""
+    from trainer.intervals import read_intervals
+
+    if file is None:
+        return evaluation
+    with phase("computing the intervals"):
+        intervals = read_intervals(predictions_file(file), evaluation.values)
     parts: dict[str, list[Document]] = {}
-    if not keeps_predictions:
-        discard(predictions_file(file))  # of an earlier evaluation
-    else:
-        with phase("computing the intervals"):
-            intervals = read_intervals(predictions_file(file), values)
-        if slices:
-            with phase("measuring the slices"):
-                parts = measure_slices(predictions_file(file), encoded, split, slices, list(intervals))
-    known: Document = {"intervals": {key: list(interval) for key, interval in intervals.items()}} if intervals else {}
-    known |= {"slices": parts} if parts else {}
-    write_text(file, _render(seal(document | source | values | known)))
-    return Evaluation(name, values, intervals, parts)
+    if slices:
+        with phase("measuring the slices"):
+            parts = measure_slices(predictions_file(file), encoded, split, slices, list(intervals))
+    return evaluation._replace(intervals=intervals, slices=parts)
+
+
+def _write(file: Path, document: Document, evaluation: Evaluation) -> None:
+    """Write `eval/<name>.json`."""
+    intervals = {key: list(interval) for key, interval in evaluation.intervals.items()}
+    parts = {"intervals": intervals, "slices": evaluation.slices}
+    known = {key: part for key, part in parts.items() if part}
+    write_text(file, to_sealed_json(document | evaluation.values | known, indent=1) + "\n")
 
 
 @contextmanager
@@ -306,11 +345,12 @@ def is_evaluation(file: Path) -> bool:
         document = parse_json(content, EVALUATION)
     except (OSError, DocumentError):
         return False
-    return CHECKSUM not in document or content == _render(seal(document)).encode()
-
-
-def _render(document: Document) -> str:
-    return json.dumps(document, indent=1) + "\n"
+    if CHECKSUM not in document:
+        return True
+    with suppress(DocumentError):
+        check_seal(document)
+        return content == json.dumps(document, indent=1).encode() + b"\n"  # earlier versions have written NaN
+    return False
 
 
 def find_changed_keys(checkpointed: CheckpointedModel, split: str, rows: MappedRows) -> Document:

@@ -175,12 +175,14 @@ def prune_copy(checkpointed: CheckpointedModel, prune: Document, split: str) -> 
 def _evaluate(checkpointed: CheckpointedModel, model: nn.Module, split: str) -> dict[str, float]:
     from trainer.evaluate import evaluate
     from trainer.precision import Precision
+    from trainer.targets import calibrated_scores
 
     assert checkpointed.loss is not None
     device = checkpointed.device
     batches = checkpointed.split_batches(split, "padded")
     metrics = checkpointed.task.metrics()
-    return evaluate(model, checkpointed.loss, batches, metrics, precision=Precision("fp32", device), device=device)
+    with calibrated_scores(model, checkpointed.loss, checkpointed.task) as loss:
+        return evaluate(model, loss, batches, metrics, precision=Precision("fp32", device), device=device)
 
 
 def print_pruning(console: Console, document: Document) -> None:

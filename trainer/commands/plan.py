@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from trainer.layout import (
     expand_home,
 )
 from trainer.report.console import format_bytes, format_number, open_console, print_table
+from trainer.shapes import to_json
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def run(job: PlanJob, config: Document) -> None:
     _warn_of_device(job.device)
     _warn_of_memory(document)
     if job.json:
-        print(displayable(json.dumps(document, indent=1, ensure_ascii=False)))
+        print(displayable(to_json(document, indent=1, ensure_ascii=False)))
         return
     console = open_console("auto")
     for title, columns, rows in _tables(document):

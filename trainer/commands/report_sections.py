@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from trainer.documents import read_export_manifest
 from trainer.layout import LOG, RANK_LOGS, Document, export_folders
 from trainer.report.charts import Line, draw_lines
 from trainer.report.page import Figure, Section, Table
+from trainer.shapes import to_json
 
 _NOT_PLOTTED: Final = frozenset({"event", "step", "epoch", "split", "weights", "best_step", "loss"})
 
@@ -364,4 +364,4 @@ def shown_value(config: Document, key: str) -> str:
 
 
 def _show(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return value if isinstance(value, str) else to_json(value, ensure_ascii=False, default=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -235,11 +236,16 @@ def read_run(path: str | None, key: str = "run") -> RunRecord:
     if not (folder / METRICS).is_file():
         raise CheckpointError(format_error(key, f"contains no {METRICS}", "Name a run folder", value=str(folder)))
     files = sorted((folder / EVALUATIONS).glob("*.json"))
-    evaluations = {file.stem: read_document(file, EVALUATION, "Evaluate again: trainer eval") for file in files}
-    for document in evaluations.values():
-        document.pop(CHECKSUM, None)
+    evaluations = {file.stem: _read_evaluation(file) for file in files}
     best = read_best_score(folder)
     return RunRecord(folder, load_stored_config(folder, key), read_events(folder / METRICS), evaluations, best)
+
+
+def _read_evaluation(file: Path) -> Document:
+    """Return an evaluation without its checksum; a metric that is not defined is null in the file and NaN here."""
+    document: Document = read_document(file, EVALUATION, "Evaluate again: trainer eval")
+    document.pop(CHECKSUM, None)
+    return {key: math.nan if value is None else value for key, value in document.items()}
 
 
 def flatten(config: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:

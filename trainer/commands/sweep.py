@@ -31,6 +31,7 @@ from trainer.report.console import open_console, print_table
 from trainer.report.events import read_events
 from trainer.report.page import Page, Section, Table, render_page
 from trainer.report.sweep_table import JobResult, describe_best, jobs_of_best, make_table, table_csv
+from trainer.shapes import to_json
 from trainer.signals import signals_blocked
 
 _FORMAT = 1
@@ -141,7 +142,7 @@ def _record(sweep: Sweep, new: Mapping[str, Mapping[str, str]]) -> dict[str, Map
         jobs = {job["name"]: job["changes"] for job in stored["jobs"]}
     jobs |= new
     document["jobs"] = [{"name": name, "changes": dict(changes)} for name, changes in jobs.items()]
-    write_text(file, json.dumps(document, indent=1) + "\n")
+    write_text(file, to_json(document, indent=1) + "\n")
     return jobs
 
 
@@ -264,7 +265,7 @@ def run_job_file(path: Path, start: Start) -> int:
     """Run the job of a file in this process, which a sweep has started; write its outcome into the same file."""
     end_with_parent(int(os.environ.pop(PARENT_FD)))
     outcome = run_job(json.loads(path.read_text(encoding="utf-8")), start)
-    path.write_text(json.dumps(None if outcome is None else asdict(outcome)), encoding="utf-8")
+    path.write_text(to_json(None if outcome is None else asdict(outcome)), encoding="utf-8")
     return 0 if outcome is None else outcome.exit_code
 
 
@@ -318,7 +319,7 @@ def _run_in_processes(
 def _start_process(job: SweepJob, folder: Path, parent: int, slot: int, num_parallel: int) -> subprocess.Popen[bytes]:
     """Start a job in a process with its share of the cores and GPUs of this machine."""
     file = folder / job.name
-    file.write_text(json.dumps(job.argv), encoding="utf-8")
+    file.write_text(to_json(job.argv), encoding="utf-8")
     environment = {**os.environ, **_share(slot, num_parallel), PARENT_FD: str(parent)}
     # A signal reaches a new process once that is ready for it: the mask is inherited.
     with file.with_suffix(".txt").open("wb") as output, signals_blocked():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -68,6 +67,7 @@ from trainer.rank_environment import is_first_rank, is_rank, note_run_folder, nu
 from trainer.report.console import open_console, print_table
 from trainer.report.events import read_events
 from trainer.report.screen import Display, Lines, open_screen
+from trainer.shapes import to_json
 from trainer.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -411,7 +411,7 @@ def _find_lr(job: TrainJob, folder: Path, ranks: Ranks) -> float:
     with phase("searching for the learning rate"):
         curve = range_test(job, ranks)
     if ranks.is_first:
-        write_text(folder / LR_RANGE, json.dumps(vars(curve)) + "\n")
+        write_text(folder / LR_RANGE, to_json(vars(curve)) + "\n")
     # Two digits: the rest is noise, and people read it in the config.
     lr = float(f"{steepest_lr(curve):.1e}")
     logger.info("optimizer.lr=auto: %g, where the loss fell fastest (curve: %s)", lr, folder / LR_RANGE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
@@ -14,7 +13,7 @@ from trainer.atomic_io import digest_file, discard, replaced_folder
 from trainer.data.splits import SplitLayout, read_splits
 from trainer.errors import DataError, format_error
 from trainer.layout import Document
-from trainer.shapes import DocumentError, check_seal, parse_json, read_bytes, seal
+from trainer.shapes import DocumentError, check_seal, parse_json, read_bytes, to_sealed_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -85,7 +84,7 @@ def _storage_error(message: str) -> DataError:
 def write_index(folder: Path, **fields: object) -> None:
     """Write `index.json`: the fields, and size and checksum of every file of a cache folder."""
     digests = {path.name: list(digest_file(path)) for path in sorted(folder.iterdir())}
-    (folder / INDEX).write_text(json.dumps(seal({**fields, "files": digests}), ensure_ascii=False), encoding="utf-8")
+    (folder / INDEX).write_text(to_sealed_json({**fields, "files": digests}, ensure_ascii=False), encoding="utf-8")
 
 
 def read_index(folder: Path) -> Document | None:

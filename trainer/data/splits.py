@@ -23,6 +23,7 @@ from trainer.data.cells import CLASS_ROLES, split_key
 from trainer.data.plausibility import ColumnWarning
 from trainer.errors import DataError, format_error
 from trainer.protocols import EncodedColumns, Row
+from trainer.shapes import to_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -324,8 +325,8 @@ def write_splits(
         # They may say why: numbers that are read as classes have no row of their class in training.
         causes = [message.replace("{place}", describe_row("train", row)) for message, row in warnings if describe_row]
         raise DataError(*error.messages, *causes) from None
-    (folder / "dropped.json").write_text(json.dumps(dropped))
-    (folder / "warnings.json").write_text(json.dumps(warnings))
+    (folder / "dropped.json").write_text(to_json(dropped))
+    (folder / "warnings.json").write_text(to_json(warnings))
 
 
 def _check_not_empty(

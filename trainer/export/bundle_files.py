@@ -33,6 +33,7 @@ from trainer.layout import (
     Document,
 )
 from trainer.protocols import Columns, HasPredictionRows, HasPredictScript, Row, Task
+from trainer.targets import calibrate_output
 
 _ANSWERS: Final = "answers.py"
 _CHECK: Final = "check.py"
@@ -179,7 +180,8 @@ def write_golden(stage: Path, task: Task, rows: Sequence[Row], forward: Forward)
         if count == 1 or output.numel() <= _MAX_GOLDEN_VALUES:
             break
         count -= 1
-    answers = task.predictions(output, rows=columns, encoded=encoded, batching="padded", top=_TOP)
+    scores = calibrate_output(task, output)
+    answers = task.predictions(scores, rows=columns, encoded=encoded, batching="padded", top=_TOP)
     images = _write_images(stage, columns)
     shown = [dict(zip(columns, values, strict=True)) for values in zip(*{**columns, **images}.values(), strict=True)]
     shown = [{**row.pop("features", {}), **row} for row in shown]  # one key per column, as in a file of rows

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from math import isfinite
 from pathlib import Path
 
 from trainer.atomic_io import discard, finish_files, sync
 from trainer.documents import file_entries, is_sealed, load_export_manifest, read_export_manifest
 from trainer.errors import CheckpointError, ConfigError, format_error
 from trainer.layout import EXPORT_MANIFEST, Document
-from trainer.shapes import DocumentError, seal
+from trainer.shapes import DocumentError, to_json, to_sealed_json
 from trainer.storage_errors import naming_errors, storage_errors_named
 
 logger = logging.getLogger(__name__)
@@ -319,22 +317,9 @@ def link(path: Path, target: Path) -> None:
 
 def write_manifest(path: Path, content: Document) -> None:
     """Write a document with a checksum of itself, see `seal`."""
-    write_json(path, seal(json.loads(to_json(content))))
+    path.write_text(to_sealed_json(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def write_json(path: Path, content: Document) -> None:
-    """Write a document as `to_json` formats it."""
-    path.write_text(to_json(content), "utf-8")
-
-
-def to_json(content: Document) -> str:
-    """Format a document as strict JSON: NaN and infinities, which JSON does not have, become null."""
-    return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
+    """Write a document as strict JSON, see `to_json`."""
+    path.write_text(to_json(content, indent=2, ensure_ascii=False) + "\n", "utf-8")

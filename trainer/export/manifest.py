@@ -16,14 +16,14 @@ import trainer
 from trainer.documents import SEALED_SINCE, load_export_manifest
 from trainer.export.cases import BATCH, Case
 from trainer.export.compare import judging_metric
-from trainer.export.folder import describe, files_of, find_fault, link, to_json
+from trainer.export.folder import describe, files_of, find_fault, link
 from trainer.export.formats.catalog import FORMATS
 from trainer.export.formats.onnx import OUTPUT
 from trainer.export.model import ExportModel
 from trainer.export.prove import ProofResult, StagedArtifact
 from trainer.export.timing import Timing
 from trainer.layout import EXPORT_MANIFEST, Document
-from trainer.shapes import DocumentError
+from trainer.shapes import DocumentError, to_json
 
 _PACKAGES: Final = ("numpy", "onnx", "onnxruntime", "tokenizers", "torch", "transformers")
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ from trainer.export.model import ExportModel
 from trainer.layout import Document
 from trainer.progress import phase
 from trainer.protocols import Batch, Target, Task
+from trainer.targets import calibrate_output
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -53,6 +55,7 @@ class Comparison:
         metrics: Fresh metrics.
         tolerance: Largest difference of an output, see `largest_difference`.
         target: Type of the task's targets, see `OutputAgreement`.
+        calibrate: Turns outputs into what metrics read.
 
     Attributes:
         largest_difference: Largest absolute difference of an output so far.
@@ -61,7 +64,13 @@ class Comparison:
     """
 
     def __init__(
-        self, artifact: str, forward: Forward, metrics: MetricCollection, tolerance: float, target: Target
+        self,
+        artifact: str,
+        forward: Forward,
+        metrics: MetricCollection,
+        tolerance: float,
+        target: Target,
+        calibrate: Callable[[Tensor], Tensor] = lambda output: output,
     ) -> None:
         self.largest_difference = 0.0
         self.agreement = OutputAgreement(target)
@@ -70,6 +79,7 @@ class Comparison:
         self._forward = forward
         self._metrics = metrics
         self._tolerance = tolerance
+        self._calibrate = calibrate
 
     def update(self, batch: Batch, where: str, expected: Tensor) -> None:
         """Run one batch for which PyTorch's output is `expected` (B, ..., C)."""
@@ -84,7 +94,7 @@ class Comparison:
             self.failure = error
             return
         self.largest_difference = max(self.largest_difference, difference)
-        self._metrics.update(output, batch.target)
+        self._metrics.update(self._calibrate(output), batch.target)
         self.agreement.update(expected, output, batch.target)
 
     def metrics(self) -> dict[str, float]:
@@ -100,6 +110,7 @@ class Evaluation:
         forward: The eager model.
         metrics: Fresh metrics.
         cache_size: Number of output values to keep, so that the model is not run again on their batches.
+        calibrate: Turns outputs into what metrics read.
 
     Attributes:
         metrics: PyTorch's metrics; empty until `run` has been called.
@@ -112,7 +123,9 @@ class Evaluation:
         metrics: MetricCollection,
         *,
         cache_size: int,
+        calibrate: Callable[[Tensor], Tensor] = lambda output: output,
     ) -> None:
+        self._calibrate = calibrate
         self.metrics: dict[str, float] = {}
         self._batches = batches
         self._forward = forward
@@ -128,7 +141,7 @@ class Evaluation:
             assert batch.target is not None, "a proof needs targets"
             expected = self._outputs[number] if number < len(self._outputs) else self._forward(batch.inputs)
             if not self._done:
-                self._collection.update(expected, batch.target)
+                self._collection.update(self._calibrate(expected), batch.target)
                 self._keep(number, expected)
             for comparison in comparisons:
                 comparison.update(batch, f"in batch {number} of the evaluation split", expected)
@@ -223,7 +236,10 @@ def prove_formats(formats: Sequence[Format], stage: Path, model: ExportModel, li
     trials = _make_trials(formats)
     attempts = max(len(trial.format.variants) for trial in trials)
     cache_size = _CACHE_SIZE if attempts > 1 else 0
-    evaluation = Evaluation(model.evaluation, model.eager_forward, model.task.metrics(), cache_size=cache_size)
+    calibrate = partial(calibrate_output, model.task)
+    evaluation = Evaluation(
+        model.evaluation, model.eager_forward, model.task.metrics(), cache_size=cache_size, calibrate=calibrate
+    )
     for attempt in range(attempts):
         staged: list[tuple[_Trial, StagedArtifact]] = []
         for trial in trials:
@@ -271,7 +287,8 @@ def stage_artifact(format: Format, variant: Variant, stage: Path, model: ExportM
             forward, declared = format.load(path, model)
         shapes = compare_cases(format.path, forward, cases, tolerance)
     task = model.task
-    comparison = Comparison(format.path, forward, task.metrics(), tolerance, task.target)
+    calibrate = partial(calibrate_output, task)
+    comparison = Comparison(format.path, forward, task.metrics(), tolerance, task.target, calibrate)
     return StagedArtifact(format, variant, forward, shapes, comparison, {**details, **declared})
 
 

@@ -17,6 +17,7 @@ from trainer.layout import (
     TASK,
     Document,
 )
+from trainer.shapes import to_json
 
 README: Final = "README.md"
 
@@ -241,5 +242,5 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _shortened(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = to_json(value, ensure_ascii=False)
     return text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 3]}..."

@@ -19,6 +19,7 @@ from trainer.layout import MODEL, TOKENIZER, Document, expand_home
 from trainer.model.pretrained import Pretrained
 from trainer.model.pretrained_image import PretrainedImage
 from trainer.model.pretrained_loading import AutoClass, make_model, quiet
+from trainer.shapes import to_json
 
 if TYPE_CHECKING:
     # Takes seconds; a model of ours does not need the library.
@@ -230,7 +231,7 @@ def _save_head(folder: Path, model: LibraryModel, tensors: Mapping[str, Tensor],
         "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
     }
     content |= {} if labels is None else {"labels": labels}
-    (folder / _HEAD_CONFIG).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / _HEAD_CONFIG).write_text(to_json(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_tokenizer(folder: Path, files: Mapping[str, str], inputs: list[str]) -> None:
@@ -326,4 +327,4 @@ def write_sentence_modules(
 
 def _write_json(path: Path, content: object) -> None:
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_text(to_json(content, indent=2) + "\n", encoding="utf-8")

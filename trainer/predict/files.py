@@ -4,7 +4,6 @@ Parquet."""
 from __future__ import annotations
 
 import csv
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from trainer.display import escape_controls
 from trainer.errors import ConfigError, DataError, format_error, raise_if_any
 from trainer.layout import expand_home
 from trainer.protocols import Prediction
+from trainer.shapes import to_json
 
 Write = Callable[[Prediction], None]
 
@@ -170,7 +170,7 @@ def _write_to_stdout(prediction: Prediction) -> None:
 
 def _to_json(value: object) -> str:
     # Kept columns of Parquet and Arrow files may have values such as dates.
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return to_json(value, ensure_ascii=False, default=str)
 
 
 @contextmanager

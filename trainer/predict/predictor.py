@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from trainer.errors import ConfigError, RowError, format_error, show_value
 from trainer.predict.input_rows import InputRow, InputRows
 from trainer.protocols import Batching, Columns, EncodedColumns, HasCategories, Prediction, Task
+from trainer.targets import calibrate_output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,7 +131,7 @@ class Predictor:
         for indices in self._batch_indices(encoded, len(kept)):
             rows = {role: [values[kept[index]] for index in indices] for role, values in columns.items()}
             batch = {name: [values[index] for index in indices] for name, values in encoded.items()}
-            output = self.forward(self.task.model_inputs(batch, self.batching))
+            output = calibrate_output(self.task, self.forward(self.task.model_inputs(batch, self.batching)))
             batch_predictions = self.task.predictions(
                 output, rows=rows, encoded=batch, batching=self.batching, top=self.top
             )

@@ -22,6 +22,7 @@ from trainer.layout import TRACKERS, Document
 from trainer.protocols import Event, Observer, RunView
 from trainer.report.events import name_scalars
 from trainer.report.tensorboard import flatten
+from trainer.shapes import to_json
 
 PROJECT = "trainer"
 """The project or experiment that contains the runs, unless a variable of the tracker's own names another."""
@@ -54,7 +55,7 @@ class Tracker:
             stored = _read_ids(run.folder).get(self.name)
             identifier = self.open(run, stored if isinstance(stored, str) and _ID.fullmatch(stored) else None)
             self.is_open = True
-            write_text(run.folder / TRACKERS, json.dumps(_read_ids(run.folder) | {self.name: identifier}) + "\n")
+            write_text(run.folder / TRACKERS, to_json(_read_ids(run.folder) | {self.name: identifier}) + "\n")
         self.has_ended = event.name == "end"
         if scalars := name_scalars(event.name, event.values):
             self.write(scalars, event.step)

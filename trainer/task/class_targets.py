@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from trainer.decision import DecisionRule, parse_rule
 from trainer.errors import DataError, RowError, did_you_mean, format_error
 from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Prediction, StateDict
+from trainer.shapes import to_json
 from trainer.task.class_names import (
     are_all_in_brackets,
     boolean_spellings,
@@ -115,7 +115,7 @@ class Classes:
         return {"num_outputs": len(self.labels), "class_counts": self.counts, "class_names": self.labels}
 
     def artifact_files(self) -> dict[str, str]:
-        return {"labels.json": json.dumps(self.labels, ensure_ascii=False, indent=1) + "\n"}
+        return {"labels.json": to_json(self.labels, ensure_ascii=False, indent=1) + "\n"}
 
     def state_dict(self) -> StateDict:
         return {"labels": self.labels, "class_counts": self.counts}
@@ -182,26 +182,25 @@ class ClassTarget:
         count = len(self.classes.labels)
         accuracy, macro_f1 = MulticlassAccuracy(count, average="micro"), MacroF1(count)
         for label, threshold in self.decision_rule.thresholds.items():
-            positive, temperature = self.classes.labels.index(label), self._temperature
-            decide = partial(decide_between_two, threshold=threshold, positive=positive, temperature=temperature)
+            decide = partial(decide_between_two, threshold=threshold, positive=self.classes.labels.index(label))
             return MetricCollection(
                 {"accuracy": DecisionMetric(accuracy, decide), "macro_f1": DecisionMetric(macro_f1, decide)}
             )
         return MetricCollection({"accuracy": accuracy, "macro_f1": macro_f1})
 
-    def probabilities(self, output: Tensor) -> Tensor:
-        from trainer.task.classification_metrics import scale
-
-        return scale(output, self._temperature).softmax(dim=-1)
+    def calibrated(self, output: Tensor) -> Tensor:
+        temperature = self.decision_rule.temperature
+        assert not isinstance(temperature, Mapping), "the rule was checked"
+        return output if temperature is None else output.float() / temperature
 
     def predictions(self, output: Tensor, top: int) -> list[Prediction]:
         """Return `label` and `probability` for each row of logits (B, C), and the `probabilities` of the `top` ones."""
         labels = self.classes.labels
         if not self.decision_rule:
             return class_predictions(output, labels, top)
-        # A temperature may make two probabilities equal, so the order is the one without it.
-        order = output.float().softmax(dim=-1).argsort(dim=-1, descending=True, stable=True)
-        probabilities = self.probabilities(output)
+        # A temperature may make two probabilities equal, so the logits give the order.
+        order = output.float().argsort(dim=-1, descending=True, stable=True)
+        probabilities = output.float().softmax(dim=-1)
         for label, threshold in self.decision_rule.thresholds.items():
             positive = labels.index(label)
             chosen = torch.where(probabilities[:, positive] > threshold, positive, 1 - positive)
@@ -214,12 +213,6 @@ class ClassTarget:
             )
             for indices, values in zip(order.tolist(), probabilities.gather(-1, order).tolist(), strict=True)
         ]
-
-    @property
-    def _temperature(self) -> float | None:
-        temperature = self.decision_rule.temperature
-        assert not isinstance(temperature, Mapping), "the rule was checked"
-        return None if temperature is None else float(temperature)
 
     def artifact_files(self) -> dict[str, str]:
         return {**self.classes.artifact_files(), **_rule_files(self.decision_rule)}
@@ -302,13 +295,14 @@ class MultilabelTarget:
         """Return micro and macro F1 and the rate of exact matches at the thresholds, and the mean average precision."""
         from trainer.task.classification_metrics import decide_labels, multilabel_metrics
 
-        decide = partial(decide_labels, threshold=self._limits, temperature=self._temperatures)
+        decide = partial(decide_labels, threshold=self._limits)
         return multilabel_metrics(len(self.classes.labels), decide)
 
-    def probabilities(self, output: Tensor) -> Tensor:
-        from trainer.task.classification_metrics import scale
-
-        return scale(output, self._temperatures).sigmoid()
+    def calibrated(self, output: Tensor) -> Tensor:
+        by_label = self.decision_rule.temperature
+        if not isinstance(by_label, Mapping):
+            return output
+        return output.float() / torch.tensor([by_label[label] for label in self.classes.labels], device=output.device)
 
     @property
     def _limits(self) -> float | Tensor:
@@ -316,20 +310,12 @@ class MultilabelTarget:
         thresholds = self.decision_rule.thresholds
         return torch.tensor([thresholds[label] for label in self.classes.labels]) if thresholds else self.threshold
 
-    @property
-    def _temperatures(self) -> Tensor | None:
-        """The temperature of each label (C,)."""
-        by_label = self.decision_rule.temperature
-        return (
-            torch.tensor([by_label[label] for label in self.classes.labels]) if isinstance(by_label, Mapping) else None
-        )
-
     def predictions(self, output: Tensor, top: int) -> list[Prediction]:
         """Return the `labels` above their thresholds for each row of logits (B, C), the most likely first.
 
         `probabilities` contains these labels and at least the `top` most likely ones.
         """
-        probabilities, order = self.probabilities(output).sort(dim=-1, descending=True, stable=True)
+        probabilities, order = output.float().sigmoid().sort(dim=-1, descending=True, stable=True)
         limits = self._limits
         if not isinstance(limits, float):
             limits = limits.to(output.device)[order]
@@ -355,7 +341,7 @@ class MultilabelTarget:
 
         With a decision rule, `threshold.json` and `temperature.json` have a value for each label.
         """
-        files = {**self.classes.artifact_files(), "threshold.json": json.dumps(self.threshold) + "\n"}
+        files = {**self.classes.artifact_files(), "threshold.json": to_json(self.threshold) + "\n"}
         return files | _rule_files(self.decision_rule)
 
     def state_dict(self) -> StateDict:
@@ -376,7 +362,7 @@ def _rule_files(rule: DecisionRule) -> dict[str, str]:
     """Return `threshold.json`, thresholds by label, and `temperature.json`, if the rule has them."""
     parts = {"threshold.json": rule.thresholds or None, "temperature.json": rule.temperature}
     return {
-        name: json.dumps(part, ensure_ascii=False, indent=1) + "\n" for name, part in parts.items() if part is not None
+        name: to_json(part, ensure_ascii=False, indent=1) + "\n" for name, part in parts.items() if part is not None
     }
 
 

@@ -117,22 +117,15 @@ def multilabel_metrics(num_labels: int, decide: Callable[[Tensor], Tensor]) -> M
     )
 
 
-def scale(logits: Tensor, temperature: float | Tensor | None) -> Tensor:
-    """Return the logits (B, C) in float32, divided by a temperature or by that of each label (C,)."""
-    if temperature is None:
-        return logits.float()
-    return logits.float() / (temperature if isinstance(temperature, float) else temperature.to(logits.device))
-
-
-def decide_labels(logits: Tensor, threshold: float | Tensor, temperature: Tensor | None = None) -> Tensor:
+def decide_labels(logits: Tensor, threshold: float | Tensor) -> Tensor:
     """Return True for each label whose probability is above its threshold, in the shape of the logits (B, C)."""
     limit = threshold if isinstance(threshold, float) else threshold.to(logits.device)
-    return scale(logits, temperature).sigmoid() > limit
+    return logits.float().sigmoid() > limit
 
 
-def decide_between_two(logits: Tensor, threshold: float, positive: int, temperature: float | None = None) -> Tensor:
+def decide_between_two(logits: Tensor, threshold: float, positive: int) -> Tensor:
     """Return logits (B, 2) as scores of 0 and 1: the class `positive` has 1 if its probability is above `threshold`."""
-    is_positive = scale(logits, temperature).softmax(dim=-1)[:, positive] > threshold
+    is_positive = logits.float().softmax(dim=-1)[:, positive] > threshold
     scores = torch.stack([~is_positive, is_positive], dim=-1).float()
     return scores if positive else scores.flip(-1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
@@ -16,6 +15,7 @@ from trainer.errors import DataError, RowError, format_error
 from trainer.input_files import LIMITS, Limits, open_input
 from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Batching, Columns, EncodedColumns, ImageCell, StateDict
+from trainer.shapes import to_json
 from trainer.task.augmentation import OPERATIONS, augment
 from trainer.task.supervised import InputFields
 
@@ -172,7 +172,7 @@ class Images:
     def artifact_files(self) -> dict[str, str]:
         """Return `image.json`: the graph reads (value / 255 - mean) / std of pixels fitted to `size` by `resize`."""
         settings = {**self._learned(), "resize": self.resize, "interpolation": "bilinear"}
-        return {"image.json": json.dumps(settings, indent=1) + "\n"}
+        return {"image.json": to_json(settings, indent=1) + "\n"}
 
     def state_dict(self) -> StateDict:
         return {"images": self._learned()}

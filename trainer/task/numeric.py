@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -13,6 +12,7 @@ import torch
 from trainer.errors import DataError, RowError, format_error
 from trainer.mapped_files import MappedRows, read_chunks
 from trainer.protocols import Prediction, StateDict
+from trainer.shapes import to_json
 from trainer.task.supervised import TargetFields
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class RegressionTarget:
 
     def artifact_files(self) -> dict[str, str]:
         """Return `values.json`: a value in the user's units is the graph's output times `std` plus `mean`."""
-        return {"values.json": json.dumps({"mean": self.mean, "std": self.std}, indent=1) + "\n"}
+        return {"values.json": to_json({"mean": self.mean, "std": self.std}, indent=1) + "\n"}
 
     def state_dict(self) -> StateDict:
         return {"value_mean": self.mean, "value_std": self.std, "num_train": self.num_train}

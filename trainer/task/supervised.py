@@ -223,9 +223,9 @@ class SupervisedTask:
     def threshold(self) -> float:
         return self._decisions.threshold if self._decisions else 0.5
 
-    def probabilities(self, output: Tensor) -> Tensor:
+    def calibrated(self, output: Tensor) -> Tensor:
         assert self._decisions, "the task has a decision rule"
-        return self._decisions.probabilities(output)
+        return self._decisions.calibrated(output)
 
     @property
     def _decisions(self) -> HasDecisionRule | None:

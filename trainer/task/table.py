@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import torch
 from trainer.errors import DataError, RowError, format_error
 from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Batching, Columns, EncodedColumns, Row, StateDict
+from trainer.shapes import to_json
 from trainer.task.class_names import boolean_spellings, warn_of_equal_names
 from trainer.task.numeric import Moments
 from trainer.task.supervised import InputFields
@@ -284,7 +284,7 @@ class Table:
     def artifact_files(self) -> dict[str, str]:
         """Return `table.json`: the columns, and the names of the graph's features in their order."""
         content = {**self.state_dict(), "features": self.features}
-        return {"table.json": json.dumps(content, ensure_ascii=False, indent=1) + "\n"}
+        return {"table.json": to_json(content, ensure_ascii=False, indent=1) + "\n"}
 
     def state_dict(self) -> StateDict:
         return {"columns": [{"kind": column.column_type, **asdict(column)} for column in self.columns]}

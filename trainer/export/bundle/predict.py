@@ -6,7 +6,6 @@ import argparse
 import csv
 import hashlib
 import inspect
-import json
 import os
 import re
 import runpy
@@ -263,9 +262,10 @@ def main() -> int:
         return 2
     if note := folder.rule_note():
         print(note, file=sys.stderr)
+    to_json = folder.load("shapes.py")["to_json"]
     count = broken = 0
     for answers in predictor.answers(arguments.rows, arguments.top):
-        print(*(json.dumps(answer, ensure_ascii=False) for answer in answers), sep="\n", flush=True)
+        print(*(to_json(answer, ensure_ascii=False) for answer in answers), sep="\n", flush=True)
         count, broken = count + len(answers), broken + sum("error" in answer for answer in answers)
     if broken:
         others = "; the others are answered" if broken < count else ""
