@@ -62,7 +62,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         import torch
 
         if not torch.cuda.is_available():
-            pytest.skip("no CUDA device")
+            pytest.skip("no CUDA device")  # chosen by `-m gpu` only: other runs leave these tests out
 
 
 @pytest.fixture

@@ -252,7 +252,6 @@ def test_the_table_of_several_devices_equals_the_stored_result() -> None:
 
 @pytest.mark.slow
 def test_the_benchmark_against_other_trainers_runs(tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
     result = tmp_path / "peers.json"
     command = [sys.executable, "scripts/bench_peers.py", "--smoke", "--threads", "1", "--output", str(result)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

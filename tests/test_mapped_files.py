@@ -12,7 +12,9 @@ from trainer.data.batches import RowReader
 from trainer.errors import DataError
 from trainer.mapped_files import open_mapped_file, read_chunks, release_pages
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/smaps").exists(), reason="only Linux says which pages are in memory"
+)
 
 ROWS = 20_000
 VALUES: dict[str, Callable[[int], Any]] = {

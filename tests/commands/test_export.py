@@ -147,7 +147,6 @@ def test_pruned_model_can_be_pruned_again(folder: Path, tmp_path: Path) -> None:
 
 
 def test_adapters_are_merged_before_pruning(folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("peft")
     options = ["train.duration=4", "model.lora={rank:2}"]
     assert train(tmp_path / "run", *write_data(folder), *options) == 0
     options = ["prune=l1", "prune.amount=0.5", "export.formats=[torchscript]"]

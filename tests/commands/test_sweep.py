@@ -215,7 +215,7 @@ def test_a_search_without_optuna_names_the_extra(
 @pytest.mark.slow
 @pytest.mark.parametrize("monitor", ["accuracy", "loss"])
 def test_a_killed_search_ends_with_the_same_table(monitor: str, job: list[str]) -> None:
-    pytest.importorskip("optuna")
+    pytest.importorskip("optuna", reason="searches need the extra optuna, which is not in dev")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
     space = ["optimizer.lr=tag(log,interval(1e-6,1e-2))", "loss=focal,cross_entropy", f"checkpoint.monitor={monitor}"]
     command = [sys.executable, "-m", "trainer", "train", "-m", *job, *space, "train.eval_every=2", "sweep.trials=8"]

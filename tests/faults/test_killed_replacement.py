@@ -52,7 +52,7 @@ def test_a_killed_replacement_leaves_a_whole_folder(way: str, moments: int, tmp_
         try:
             _exchange(tmp_path / "x", tmp_path / "y")
         except OSError as error:
-            pytest.skip(f"this file system cannot exchange folders: {error}")
+            pytest.skip(f"this file system cannot exchange folders: {error}")  # then only two steps are used
         for name in "xy":
             (tmp_path / name).rmdir()
     target = tmp_path / "model"

@@ -146,8 +146,8 @@ def test_half_precision(folder: Folders, tmp_path: Path) -> None:
 
 
 def test_sentence_transformers_gives_equal_embeddings(folder: Folders, tmp_path: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers", reason="an optional peer, in no extra")
     for dim in [None, 7]:
-        sentence_transformers = pytest.importorskip("sentence_transformers")
         texts = ["a few words", "learn", "a few words to learn from, more than fit"]
         tokenizer = load_tokenizer(str(folder("bert")))
         tokenizer.enable_truncation(6)
