@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _SMALL = 2**24
-"""Bytes of a file that may stay in memory."""
+"""Bytes of a table that may stay in memory."""
 
 _MADV_DONTNEED = 4
 
@@ -168,12 +168,15 @@ class MappedFile:
         return ArrayInFile(self, position, np.dtype(values.type.to_pandas_dtype()))
 
 
-def open_mapped_file(column: pyarrow.ChunkedArray) -> MappedFile | None:
-    """Open the large file that the first values of a column are mapped from; None if they are in memory.
+def open_mapped_file(table: pyarrow.Table) -> MappedFile | None:
+    """Open the file that a large table is mapped from; None if it is in memory.
 
     Only a mapping that cannot be written is used: its pages are always equal to the file.
     """
-    address = next((buffer.address for chunk in column.chunks for buffer in chunk.buffers() if buffer), 0)
+    if table.nbytes <= _SMALL:  # the system lists thousands of mappings, which takes longer than reading a small table
+        return None
+    chunks = table.column(0).chunks
+    address = next((buffer.address for chunk in chunks for buffer in chunk.buffers() if buffer), 0)
     # Not Linux, or the file is gone: the mapping itself is read.
     with suppress(OSError), open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
@@ -189,13 +192,13 @@ def open_mapped_file(column: pyarrow.ChunkedArray) -> MappedFile | None:
 
 def release_pages(rows: Dataset | MappedRows) -> None:
     """Remove the pages of a split's file from the memory of this process."""
-    if (mapped := open_mapped_file(rows.data.column(0))) is not None:
+    if (mapped := open_mapped_file(rows.data)) is not None:
         mapped.release()
 
 
 def read_chunks(rows: Dataset | MappedRows, *names: str, size: int = 10_000) -> Iterator[pyarrow.Table]:
     """Yield columns of a split, so many rows at a time; memory does not grow with the rows."""
-    mapped = open_mapped_file(rows.data.column(0))
+    mapped = open_mapped_file(rows.data)
     if isinstance(rows, MappedRows):
         tables = rows.iter_tables(names, size)
     else:

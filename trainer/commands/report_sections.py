@@ -299,8 +299,8 @@ def config_section(runs: Sequence[NamedRun]) -> Section:
             group = key.removesuffix("._target_")
             changed.append([group, part_name(str(values[key])), part_name(default)])
         else:
-            changed.append([key, shown_value(config, key), default])
-    rest = [[key, shown_value(config, key)] for key in values if key not in keys]
+            changed.append([key, _show(masked_config(values[key], key)), default])
+    rest = [[key, _show(masked_config(value, key))] for key, value in values.items() if key not in keys]
     differing = Table("What differs from the defaults", ["key", "value", "default"], changed)
     return Section(
         "Config", tables=[differing, Table(f"{len(rest)} other keys", ["key", "value"], rest, is_folded=True)]

@@ -69,6 +69,10 @@ def read(target: str) -> Signature | None:
     Raises:
         LookupError: There is no such module or name; the message says so, with the nearest match.
     """
+    return _read_own(target) if target.startswith(OWN) else _read_target(target)
+
+
+def _read_target(target: str) -> Signature | None:
     located = _located(target)
     if located is None:
         return None
@@ -84,6 +88,10 @@ def read(target: str) -> Signature | None:
         return None
     is_class = isinstance(definition[0], ast.ClassDef)
     return dataclasses.replace(signature, is_class=is_class, is_wrapped=_is_wrapped(*definition))
+
+
+_read_own = lru_cache(maxsize=256)(_read_target)
+"""A command asks for the signatures of this package again and again; the files of the user may change meanwhile."""
 
 
 def _is_wrapped(definition: _Definition, module: _Module) -> bool:

@@ -151,27 +151,35 @@ def parse_stored_config(text: str, name: str = CONFIG) -> dict[str, Any]:
         CheckpointError: The text is not a config.
     """
     try:
-        if problem := yaml_problem(text, _MAX_DEPTH):
-            raise CheckpointError(format_error(name, f"cannot be read (it {problem})", _ANOTHER_COPY))
-        config = deepcopy(_read_yaml(text))
-    # Besides its own errors, the parser raises ValueError for long integers and impossible dates.
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(format_error(name, f"cannot be read ({reason})", _ANOTHER_COPY)) from error
-    if "model" not in config:
-        raise CheckpointError(format_error(name, "does not contain the config of a run"))
-    try:
-        check_shape(config, _SHAPE)
+        return deepcopy(_parse(text))
     except DocumentError as error:
-        raise CheckpointError(format_error(name, f"is damaged: {error}", _ANOTHER_COPY)) from error
-    return complete_config(config)
+        raise CheckpointError(format_error(name, str(error), _ANOTHER_COPY)) from error
 
 
 @lru_cache(maxsize=4)
-def _read_yaml(text: str) -> dict[str, Any]:
-    """Return the mapping in a YAML text, or an empty one; a command reads the text of its run several times."""
-    config = OmegaConf.create(text)
-    return unresolved(config) if isinstance(config, DictConfig) else {}
+def _parse(text: str) -> dict[str, Any]:
+    """Return the config in a stored text; a command reads the text of its run several times.
+
+    Raises:
+        DocumentError: The text is not a config.
+    """
+    try:
+        problem = yaml_problem(text, _MAX_DEPTH)
+        read = None if problem else OmegaConf.create(text)
+        config = unresolved(read) if isinstance(read, DictConfig) else {}
+    # Besides its own errors, the parser raises ValueError for long integers and impossible dates.
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DocumentError(f"cannot be read ({reason})") from error
+    if problem:
+        raise DocumentError(f"cannot be read (it {problem})")
+    if "model" not in config:
+        raise DocumentError("does not contain the config of a run")
+    try:
+        check_shape(config, _SHAPE)
+    except DocumentError as error:
+        raise DocumentError(f"is damaged: {error}") from error
+    return complete_config(config)
 
 
 def complete_config(config: dict[str, Any]) -> dict[str, Any]:

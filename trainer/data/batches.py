@@ -363,7 +363,7 @@ class RowReader:
         table: pyarrow.Table = rows.data if isinstance(rows, MappedRows) else rows.with_format("arrow")[:]
         self._columns = {name: table.column(name).chunks for name in table.column_names}
         first_column = next(iter(self._columns.values()))
-        self._file = open_mapped_file(table.column(0))
+        self._file = open_mapped_file(table)
         self._starts = np.cumsum([0, *map(len, first_column)])
         self._views: dict[tuple[str, int], _View] = {}
 

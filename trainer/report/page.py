@@ -5,10 +5,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, Template
 from markupsafe import Markup
 
 from trainer.display import displayable
@@ -124,12 +125,16 @@ def _checksum(page: bytes) -> bytes:
 def render_page(page: Page) -> str:
     """Return the HTML of a page, without empty sections, figures and tables."""
     sections = [shown for section in page.sections if (shown := _shown(section))]
-    environment = Environment(autoescape=True, trim_blocks=True, finalize=_finalize)
-    environment.filters["format_cell"] = _format_cell
-    template = environment.from_string(TEMPLATE)
-    text = template.render(page=page, sections=sections, style=Markup(STYLE), num_colors=NUM_COLORS)
+    text = _template().render(page=page, sections=sections, style=Markup(STYLE), num_colors=NUM_COLORS)
     content = text.encode()
     return (content + _SEAL + _checksum(content) + _END).decode()
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, trim_blocks=True, finalize=_finalize)
+    environment.filters["format_cell"] = _format_cell
+    return environment.from_string(TEMPLATE)
 
 
 def _shown(section: Section) -> dict[str, Any] | None:
