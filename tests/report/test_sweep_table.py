@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from trainer.report.sweep_table import JobResult, describe_best, make_table, t_quantile, table_csv
+from trainer.report.sweep_table import JobResult, describe_best, displayed_table, make_table, t_quantile, table_csv
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 10, 31, 100])
@@ -41,13 +41,34 @@ def test_direction_and_metrics() -> None:
     results = [result("1", 0, 0.5, "accuracy", True), result("2", 0, 0.7, "accuracy", True), result("3", 0, 0.1)]
     columns, rows = make_table(results)
     assert [row[0] for row in rows] == ["2", "1", "3"]
-    assert describe_best(columns, rows) == "Best: lr=2 with validation accuracy 0.7000 (1 job)."
+    assert describe_best(columns, rows) == "Best: lr=2 with validation accuracy 0.7000 (1 job, no interval)."
     assert table_csv(columns, rows).splitlines()[1] == "2,accuracy,0.7,,,,1,0,"
 
 
 def test_a_sweep_without_a_result_says_so() -> None:
     assert describe_best(*make_table([result("1", 0, None)])) == "No job is complete."
-    columns, rows = make_table([result("1", seed, value) for seed, value in enumerate((0.5, 0.7))])
+    columns, rows = make_table([result("1", seed, value) for seed, value in enumerate((0.5, 0.6, 0.7))])
     assert describe_best(columns, rows) == (
-        "Best: lr=1 with validation loss 0.6000 (2 jobs, 95 % interval -0.6706 to 1.8706)."
+        "Best: lr=1 with validation loss 0.6000 (3 jobs, 95 % interval 0.3516 to 0.8484)."
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "interval"),
+    [
+        ([0.5], "- needs 3 jobs"),
+        ([0.5, 0.7], "- needs 3 jobs"),
+        ([0.5, 0.5], "- needs 3 jobs"),
+        ([0.5, 0.5, 0.5], "- no spread"),
+        ([0.5, 0.6, 0.7], "0.3516 to 0.8484"),
+        ([None, None], "-"),
+    ],
+)
+def test_only_three_different_jobs_have_an_interval(values: list[float | None], interval: str) -> None:
+    columns, rows = make_table([result("1", seed, value) for seed, value in enumerate(values)])
+    names, (row,) = displayed_table(columns, rows)
+    shown = dict(zip(names, row, strict=True))
+    assert shown["95 % interval"] == interval
+    assert ("reason" in shown) is (None in values)
+    stored = dict(zip(columns, rows[0], strict=True))
+    assert (stored["low"] is None) is interval.startswith("-")

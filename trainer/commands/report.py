@@ -23,8 +23,9 @@ from trainer.commands.report_sections import (
     words,
 )
 from trainer.commands.run_folders import RunRecord, read_run
-from trainer.commands.sweep import is_sweep_folder, read_jobs, write_sweep_page
+from trainer.commands.sweep import is_sweep_folder, write_sweep_page
 from trainer.config.jobs import ReportJob
+from trainer.config.sweep import read_jobs
 from trainer.display import escape_controls
 from trainer.errors import CheckpointError, ConfigError, TrainerError
 from trainer.layout import DIVERGED, EVALUATIONS, REPORT, Document

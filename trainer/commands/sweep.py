@@ -30,7 +30,7 @@ from trainer.rank_environment import count_gpus
 from trainer.report.console import open_console, print_table
 from trainer.report.events import read_events
 from trainer.report.page import Page, Section, Table, render_page
-from trainer.report.sweep_table import JobResult, describe_best, jobs_of_best, make_table, table_csv
+from trainer.report.sweep_table import JobResult, describe_best, displayed_table, jobs_of_best, make_table, table_csv
 from trainer.shapes import to_json
 from trainer.signals import signals_blocked
 
@@ -102,7 +102,7 @@ def run_sweep(sweep: Sweep, start: Start) -> int:
             _write_table(sweep.folder, jobs, failures)
         columns, rows = _write_table(sweep.folder, jobs, failures)
         errors = write_sweep_page(sweep.folder, jobs, failures)
-        print_table(open_console("auto"), f"{sweep.folder}", columns, rows)
+        print_table(open_console("auto"), f"{sweep.folder}", *displayed_table(columns, rows))
         if errors:
             wrong = sum(row[0] == errors[0][0] for row in errors)
             print_lines(f"{sweep.folder / LABEL_ERRORS}: {wrong} of {len(errors)} rows: {errors[0][0]}")
@@ -139,7 +139,7 @@ def _record(sweep: Sweep, new: Mapping[str, Mapping[str, str]]) -> dict[str, Map
             remedy = f"Search in {show_value(old)}, or choose another sweep.name"
             problems.append(format_error("sweep.trials", "the sweep searches other values", remedy, value=new_search))
         raise_if_any(*problems)
-        jobs = {job["name"]: job["changes"] for job in stored["jobs"]}
+        jobs = {job["name"]: sweep.earlier.get(job["name"], job["changes"]) for job in stored["jobs"]}
     jobs |= new
     document["jobs"] = [{"name": name, "changes": dict(changes)} for name, changes in jobs.items()]
     write_text(file, to_json(document, indent=1) + "\n")
@@ -193,16 +193,6 @@ def is_sweep_folder(folder: Path) -> bool:
     return (folder / SWEEP).is_file()
 
 
-def read_jobs(folder: Path) -> dict[str, Mapping[str, str]]:
-    """Return the keys that each job of a sweep changes, by its name.
-
-    Raises:
-        CheckpointError: The document of the sweep cannot be read.
-    """
-    document = read_document(folder / SWEEP, SWEEP_SHAPE, "Name another sweep")
-    return {job["name"]: job["changes"] for job in document["jobs"]}
-
-
 def _page(sweep: str, results: Mapping[str, JobResult], errors: list[list[object]]) -> Page:
     """Return the page of a sweep: the table of its settings, the one of its jobs, and rows with likely errors."""
     columns, rows = make_table(list(results.values()))
@@ -212,13 +202,14 @@ def _page(sweep: str, results: Mapping[str, JobResult], errors: list[list[object
         for name, result in results.items()
     ]
     note = (
-        "mean: the monitored metric over seeds and folds; low to high: its 95 % interval by Student's t distribution."
+        "mean: the monitored metric over seeds and folds. With three jobs or more, it has a 95 % interval by Student's "
+        "t distribution."
     )
     suspect = (
         f"The first {_MAX_SHOWN} of {len(errors)} rows of {LABEL_ERRORS}, by models that were not trained on them."
     )
     sections = [
-        Section("Settings", note, tables=[Table("Best first", columns, rows)]),
+        Section("Settings", note, tables=[Table("Best first", *displayed_table(columns, rows))]),
         Section("Likely wrong labels and hard rows", suspect, tables=[Table("Rows", COLUMNS, errors[:_MAX_SHOWN])]),
         Section("Jobs", tables=[Table("All jobs", ["run", *keys, "value", "reason"], jobs)]),
     ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from itertools import product
@@ -13,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
+from omegaconf import DictConfig
 
 from trainer.config import compose, schema
 from trainer.config.compatibility import value_at
-from trainer.config.jobs import SweepSection
+from trainer.config.groups import find, is_known
+from trainer.config.jobs import PRESET_GROUPS, SweepSection
 from trainer.config.overrides import CommandLine, is_sweep, parse_overrides, variants
 from trainer.config.stored import MAY_CHANGE, complete_config, describe_change, differences
+from trainer.documents import SWEEP as SWEEP_SHAPE
+from trainer.documents import read_document
 from trainer.errors import ConfigError, format_error
-from trainer.layout import SWEEPS
+from trainer.layout import SWEEP, SWEEPS
 from trainer.rank_environment import is_rank
 
 _MAX_NAME = 120
@@ -43,7 +48,8 @@ class SweepJob:
 
     Attributes:
         name: The name of its run folder in the folder of the sweep.
-        changes: The swept keys with the job's values, as written.
+        changes: The swept keys with the job's values, as written; the config's value of a key that only other commands
+            of the sweep change.
         argv: Its command line after the verb; it resumes or starts the run.
     """
 
@@ -94,6 +100,7 @@ class Sweep:
         jobs: Its jobs; none for a search.
         search: The search that chooses the jobs, if any.
         argv: The part of the command line that all jobs share.
+        earlier: The changes of the jobs of earlier commands by name, complete like those of `jobs`.
     """
 
     folder: Path
@@ -102,6 +109,7 @@ class Sweep:
     jobs: tuple[SweepJob, ...]
     search: Search | None = None
     argv: tuple[str, ...] = ()
+    earlier: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def trial(self, number: int, values: Mapping[str, str]) -> SweepJob:
         """Return the job of a trial of a search, given the value of each swept key as written."""
@@ -129,13 +137,33 @@ def find_sweep(line: CommandLine, config: Mapping[str, Any]) -> Sweep | None:
     if section["name"] is None:
         return None
     folder = SWEEPS / section["name"]
-    swept, argv = _split(line)
+    is_search = section["trials"] is not None
+    is_new = not (folder / SWEEP).is_file()
+    earlier = {} if is_new or is_search else read_jobs(folder)
+    keys = list(dict.fromkeys(key for changes in earlier.values() for key in changes))
+    swept = _swept(line, keys) or (_fixed(line) if is_new and value_at(config, "data.folds") is None else [])
+    argv = _shared_argv(line, swept)
     swept += _fold_sweep(line, config)
-    base = _shared_config(line)
-    if section["trials"] is None:
-        return Sweep(folder, section["jobs"], base, tuple(_expand(line, folder, swept, argv)))
-    space = {str(item.get_key_element()): _parameter(item, line) for item in swept}
-    return Sweep(folder, section["jobs"], base, (), Search(section["trials"], section["prune"], space), argv)
+    composed = _shared_config(line, swept)
+    base = compose.unresolved(compose.without_hydra(composed))
+    if is_search:
+        space = {str(item.get_key_element()): _parameter(item, line) for item in swept}
+        return Sweep(folder, section["jobs"], base, (), Search(section["trials"], section["prune"], space), argv)
+    keys = list(dict.fromkeys([*keys, *(item.key_or_group for item in swept)]))
+    defaults = _defaults(keys, base, compose.choices_of(composed))
+    earlier = {name: _completed(changes, keys, defaults) for name, changes in earlier.items()}
+    jobs = tuple(_expand(line, folder, swept, argv, lambda changes: _completed(changes, keys, defaults), earlier))
+    return Sweep(folder, section["jobs"], base, jobs, earlier=earlier)
+
+
+def read_jobs(folder: Path) -> dict[str, Mapping[str, str]]:
+    """Return the keys that each job of a sweep changes, by its name.
+
+    Raises:
+        CheckpointError: The document of the sweep cannot be read.
+    """
+    document = read_document(folder / SWEEP, SWEEP_SHAPE, "Choose another sweep.name")
+    return {job["name"]: job["changes"] for job in document["jobs"]}
 
 
 def _problems(line: CommandLine, section: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
@@ -183,25 +211,63 @@ def _is_own(item: Override) -> bool:
     return item.key_or_group.startswith("sweep.") or item.key_or_group in ("resume", "run.dir")
 
 
-def _shared_config(line: CommandLine) -> dict[str, Any]:
-    fixed = [item for item in line.overrides.groups if not is_sweep(item)]
-    choices = [str(item.input_line) for item in fixed]
+def _shared_config(line: CommandLine, swept: Sequence[Override]) -> DictConfig:
+    """Return the config of the command line without the swept keys, with Hydra's own."""
+    left_out = {item.key_or_group for item in swept}
+    choices = [str(item.input_line) for item in line.overrides.groups if item.key_or_group not in left_out]
     composed = compose.compose_with_hydra(line.folder, line.config_name, [*line.hydra_overrides(), *choices])
     # A value may belong to a swept option; it is set all the same, as the config is only compared.
-    compose.apply_overrides(composed, [item for item in line.overrides.values if not is_sweep(item)])
-    return compose.unresolved(compose.without_hydra(composed))
+    values = [item for item in line.overrides.values if item.key_or_group not in left_out]
+    compose.apply_overrides(composed, [item for item in values if not is_sweep(item)])
+    return composed
 
 
-def _split(line: CommandLine) -> tuple[list[Override], tuple[str, ...]]:
-    """Return the swept overrides in the order of the command line, and the words that all jobs share."""
+def _defaults(keys: Sequence[str], base: Mapping[str, Any], choices: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the values of keys in the shared config as a command line writes them, if it has them."""
+    texts: dict[str, str] = {}
+    for key in keys:
+        if choices.get(key) is not None:
+            texts[key] = str(choices[key])
+        elif is_known(base, key) and "${" not in str(value := find(base, key)):
+            texts[key] = value if isinstance(value, str) else json.dumps(value)
+    return texts
+
+
+def _completed(changes: Mapping[str, str], keys: Sequence[str], defaults: Mapping[str, str]) -> dict[str, str]:
+    """Return the changes of a job in the order of `keys`, with the defaults of the keys that it leaves out.
+
+    A key stays out if an option that the job chooses may set it.
+    """
+    is_preset = not set(PRESET_GROUPS).isdisjoint(changes)
+    known = {
+        key: text
+        for key, text in defaults.items()
+        if not (is_preset or any(key.startswith(f"{option}.") for option in changes))
+    }
+    values = {**known, **changes}
+    return {key: values[key] for key in keys if key in values}
+
+
+def _swept(line: CommandLine, keys: Collection[str]) -> list[Override]:
+    """Return the overrides with several values, or of keys that other jobs change, in the order of the command line."""
     items = [item for item in (*line.overrides.groups, *line.overrides.values) if not _is_own(item)]
-    by_text = {str(item.input_line): item for item in items if is_sweep(item)}
-    swept = [by_text[text] for text in line.arguments.overrides if text in by_text]
+    by_text = {str(item.input_line): item for item in items if is_sweep(item) or item.key_or_group in keys}
+    return [by_text[text] for text in line.arguments.overrides if text in by_text]
+
+
+def _fixed(line: CommandLine) -> list[Override]:
+    """Return the overrides of a sweep of one job, which name the job."""
+    items = [item for item in (*line.overrides.groups, *line.overrides.values) if not _is_own(item)]
+    return [item for item in items if not item.is_delete()]
+
+
+def _shared_argv(line: CommandLine, swept: Sequence[Override]) -> tuple[str, ...]:
+    """Return the words of the command line that all jobs share."""
     left_out = {str(item.input_line) for item in (*swept, *filter(_is_own, line.overrides.values))}
     fixed = [text for text in line.arguments.overrides if text not in left_out]
     own = [f"sweep.{key}={'null' if value is None else value}" for key, value in schema.defaults(SweepSection).items()]
     flags = [flag for flag in line.arguments.flags if flag not in ("-m", "--multirun")]
-    return swept, (*flags, *fixed, "resume=auto", *own)
+    return (*flags, *fixed, "resume=auto", *own)
 
 
 def _fold_sweep(line: CommandLine, config: Mapping[str, Any]) -> list[Override]:
@@ -212,14 +278,45 @@ def _fold_sweep(line: CommandLine, config: Mapping[str, Any]) -> list[Override]:
     return parse_overrides([f"data.fold={','.join(map(str, range(folds)))}"])[0]
 
 
-def _expand(line: CommandLine, folder: Path, swept: Sequence[Override], argv: tuple[str, ...]) -> Iterator[SweepJob]:
-    """Yield a job for each combination of values, the last key varying fastest."""
+def _expand(
+    line: CommandLine,
+    folder: Path,
+    swept: Sequence[Override],
+    argv: tuple[str, ...],
+    complete: Callable[[Mapping[str, str]], Mapping[str, str]],
+    earlier: Mapping[str, Mapping[str, str]],
+) -> Iterator[SweepJob]:
+    """Yield a job for each different combination of values, the last key varying fastest.
+
+    Args:
+        line: The command line.
+        folder: The folder of the sweep.
+        swept: The swept keys.
+        argv: The words that all jobs share.
+        complete: Adds to the changes of a job the values of the keys that only other jobs change.
+        earlier: The complete changes of earlier jobs by name; a job with equal values has the same name.
+    """
+    names = {_setting(changes): name for name, changes in reversed(list(earlier.items()))}
+    expanded = set[str]()
     for chosen in product(*(_values(item, line) for item in swept)):
-        changes = {
-            item.key_or_group: text.partition("=")[2].strip("'\"") for item, text in zip(swept, chosen, strict=True)
-        }
-        name = job_name(changes)
-        yield SweepJob(name, changes, (*argv, *chosen, f"run.dir='{folder / name}'"))
+        texts = zip(swept, chosen, strict=True)
+        changes = complete({item.key_or_group: text.partition("=")[2].strip("'\"") for item, text in texts})
+        name = names.setdefault(_setting(changes), job_name(changes))
+        if name not in expanded:
+            expanded.add(name)
+            yield SweepJob(name, changes, (*argv, *chosen, f"run.dir='{folder / name}'"))
+
+
+def _setting(changes: Mapping[str, str]) -> frozenset[tuple[str, object]]:
+    """Return the values of a job, equal for equal numbers however they are written."""
+    return frozenset((key, _number(text)) for key, text in changes.items())
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _parameter(item: Override, line: CommandLine) -> Parameter:

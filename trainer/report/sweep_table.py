@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from trainer.layout import Document
+from trainer.report.console import format_number
 
 REPEATED = ("seed", "data.fold")
 """Keys over which jobs are grouped."""
 
 _COLUMNS = ("metric", "mean", "sd", "low", "high", "jobs", "missing", "reason")
 _CONFIDENCE = 0.95
+_MIN_JOBS = 3
+"""Jobs of a setting from which on its mean has an interval: with two, it is 9 times as wide as their difference."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ def make_table(results: Sequence[JobResult]) -> tuple[list[str], list[list[objec
     """Return the columns and rows of the table: a row for each setting, over its seeds and folds.
 
     The rows of a metric are sorted by its mean, best first; settings without a finished job come last. `low` and `high`
-    are the 95 % interval of the mean by Student's t distribution; with one job it is unknown.
+    are the 95 % interval of the mean by Student's t distribution; it is unknown with fewer than three jobs, and if all
+    have the same value.
     """
     keys = list(dict.fromkeys(key for result in results for key in result.changes if key not in REPEATED))
     groups: dict[tuple[tuple[str, ...], str], list[JobResult]] = {}
@@ -84,8 +88,9 @@ def _cells(metric: str, group: Sequence[JobResult]) -> list[object]:
     deviation = low = high = None
     if mean is not None and len(values) > 1 and all(map(math.isfinite, values)):
         deviation = stdev(values)
-        half = t_quantile(len(values) - 1) * deviation / math.sqrt(len(values))
-        low, high = mean - half, mean + half
+        if len(values) >= _MIN_JOBS and deviation > 0:
+            half = t_quantile(len(values) - 1) * deviation / math.sqrt(len(values))
+            low, high = mean - half, mean + half
     return [metric, mean, deviation, low, high, len(values), len(reasons), reasons[0] if reasons else ""]
 
 
@@ -121,12 +126,29 @@ def table_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return text.getvalue()
 
 
+def displayed_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> tuple[list[str], list[list[object]]]:
+    """Return a table for people: the interval in one column, or why there is none, and no columns without content."""
+    start = len(columns) - len(_COLUMNS)
+    has_failures = any(row[-2] for row in rows)
+    names = ["metric", "mean", "sd", "95 % interval", "jobs", *(("missing", "reason") if has_failures else ())]
+    shown: list[list[object]] = []
+    for row in rows:
+        metric, mean, deviation, low, high, jobs, missing, reason = row[start:]
+        if isinstance(low, float) and isinstance(high, float):
+            interval = f"{format_number(low)} to {format_number(high)}"
+        else:
+            interval = "- no spread" if deviation == 0 and jobs != 2 else f"- needs {_MIN_JOBS} jobs" if jobs else "-"
+        failures = [missing, reason] if has_failures else []
+        shown.append([*row[:start], metric, mean, deviation, interval, jobs, *failures])
+    return [*columns[:start], *names], shown
+
+
 def describe_best(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return the best setting of a table and its mean in a sentence."""
     best = dict(zip(columns, rows[0], strict=True)) if rows else {}
     if not isinstance(mean := best.get("mean"), float):
         return "No job is complete."
     setting = ", ".join(f"{key}={best[key]}" for key in columns[: -len(_COLUMNS)] if best[key] != "")
-    interval = "" if best["low"] is None else f", 95 % interval {best['low']:.4f} to {best['high']:.4f}"
+    interval = "no interval" if best["low"] is None else f"95 % interval {best['low']:.4f} to {best['high']:.4f}"
     jobs = f"{best['jobs']} job{'' if best['jobs'] == 1 else 's'}"
-    return f"Best: {setting or 'the only setting'} with validation {best['metric']} {mean:.4f} ({jobs}{interval})."
+    return f"Best: {setting or 'the only setting'} with validation {best['metric']} {mean:.4f} ({jobs}, {interval})."
