@@ -19,6 +19,7 @@ import yaml
 
 from trainer.cli import VERBS
 from trainer.config import jobs, schema
+from trainer.config.json_schema import key_comments
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONF = REPOSITORY / "conf"
@@ -73,20 +74,6 @@ def summary(target: str) -> str:
     return ""
 
 
-def comments(text: str) -> dict[str, str]:
-    """Return the comment of every key of a YAML file by its dotted path."""
-    found: dict[str, str] = {}
-    path: list[tuple[int, str]] = []
-    for line in text.splitlines():
-        match = re.match(r"( *)([\w-]+):(?:(?:\s+(?:'[^']*'|\"[^\"]*\"|[^#'\"]*?))?\s*(?:#\s*(.*))?)$", line)
-        if match is None:
-            continue
-        path = [entry for entry in path if entry[0] < len(match[1])]
-        path.append((len(match[1]), match[2]))
-        found[".".join(name for _, name in path)] = match[3] or ""
-    return found
-
-
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -104,7 +91,7 @@ def option_section(group: str, file: Path) -> Iterator[str]:
     prefix = "" if "_target_" in content else f"{group}."
     yield from ["", f"## {group}={file.stem}", ""]
     yield from [summary(target), ""] if target else []
-    meaning = comments(text)
+    meaning = key_comments(text)
     rows = [
         (key, value)
         for key, value in leaves(content)

@@ -14,6 +14,7 @@ from tests.support.sources import write_pretrained, write_sources
 from trainer.builders.instantiate import instantiate, locate, parameters
 from trainer.builders.training import build_training
 from trainer.checkpoint.snapshot import Snapshot
+from trainer.cli import VERBS
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.groups import Groups
 from trainer.config.jobs import PRESET_GROUPS, DataKeys, TrainJob
@@ -28,7 +29,7 @@ CONF = Path(__file__).parent.parent / "conf"
 FILES = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.glob("**/*.yaml"))
 GROUPS = ("task", "data", "model", "loss", "optimizer", "scheduler", "prune", "export")
 OPTIONS = [name for name in FILES if "/" in name and name.split("/")[0] in (*GROUPS, *PRESET_GROUPS)]
-REST = {"train", "eval", "export", "predict", "verify", "hydra/output/runs", "generate", "plan", "diff", "report"}
+REST = {*VERBS, "hydra/output/runs"}
 REST |= {f"decode/{name}" for name in ("greedy", "beam", "sample", "beam_sample")}  # tests/decode/test_options.py
 NEEDED = {
     "data/files": ["data.train=train.jsonl"],

@@ -117,7 +117,7 @@ def character_problems(value: object, key: str = "") -> Iterator[str]:
 
 def fits_type(value: object, annotation: object) -> bool:
     """Return whether `annotation` allows values of this type, in range or not."""
-    origin, arguments = _origin(annotation), get_args(annotation)
+    origin, arguments = origin_of(annotation), get_args(annotation)
     if origin is Union:
         return any(fits_type(value, alternative) for alternative in arguments)
     if origin is Literal:
@@ -129,7 +129,7 @@ def fits_type(value: object, annotation: object) -> bool:
     if origin is Mapping:
         good = isinstance(value, Mapping)
     elif origin is Sequence or origin is tuple:
-        fixed = _fixed_items(annotation)
+        fixed = fixed_items(annotation)
         good = isinstance(value, list | tuple) and (fixed is None or len(fixed) == len(value))
     else:
         return True
@@ -138,21 +138,21 @@ def fits_type(value: object, annotation: object) -> bool:
 
 def literals(annotation: object) -> list[str]:
     """Return the texts that the `Literal`s of `annotation` allow."""
-    values = [value for inner in _walk(annotation) if _origin(inner) is Literal for value in get_args(inner)]
+    values = [value for inner in _walk(annotation) if origin_of(inner) is Literal for value in get_args(inner)]
     return [value for value in values if isinstance(value, str)]
 
 
 def mapping_item(annotation: object) -> object | None:
     """Return the annotation of a mapping's values if `annotation` allows a mapping or null only."""
-    others = [item for item in _alternatives(annotation) if _origin(item) is not NoneType]
-    if len(others) != 1 or _origin(others[0]) is not Mapping or not get_args(others[0]):
+    others = [item for item in _alternatives(annotation) if origin_of(item) is not NoneType]
+    if len(others) != 1 or origin_of(others[0]) is not Mapping or not get_args(others[0]):
         return None
-    return _item(others[0])
+    return item_of(others[0])
 
 
 def is_constrained(annotation: object) -> bool:
     """Return whether `annotation` has metadata that this module knows."""
-    return any(_metadata(inner) for inner in _walk(annotation))
+    return any(metadata_of(inner) for inner in _walk(annotation))
 
 
 def paths_in(
@@ -160,8 +160,8 @@ def paths_in(
 ) -> Iterator[tuple[str, PathTo, str]]:
     """Yield each path in a value, its metadata, and its key in the value (`.key` in a mapping, else empty)."""
     for alternative in _alternatives(annotation):
-        if _origin(alternative) is Annotated:
-            inner = next((item for item in _metadata(alternative) if isinstance(item, PathTo)), about)
+        if origin_of(alternative) is Annotated:
+            inner = next((item for item in metadata_of(alternative) if isinstance(item, PathTo)), about)
             yield from paths_in(value, get_args(alternative)[0], inner, key)
         elif alternative is str and isinstance(value, str) and about is not None:
             yield value, about, key
@@ -186,7 +186,7 @@ def _replaced(value: object, changed: Mapping[str, str]) -> object:
 # Structure
 
 
-def _origin(annotation: object) -> object:
+def origin_of(annotation: object) -> object:
     """Return the construct of an annotation: a type, or one of Union, Literal, Annotated, Mapping, Sequence, tuple."""
     origin = NoneType if annotation is None else get_origin(annotation) or annotation
     if origin is UnionType:
@@ -203,55 +203,55 @@ def _origin(annotation: object) -> object:
 
 
 def _alternatives(annotation: object) -> Sequence[object]:
-    return get_args(annotation) if _origin(annotation) is Union else (annotation,)
+    return get_args(annotation) if origin_of(annotation) is Union else (annotation,)
 
 
-def _metadata(annotation: object) -> list[object]:
+def metadata_of(annotation: object) -> list[object]:
     """Return the metadata of an `Annotated` that this module knows."""
-    metadata = get_args(annotation)[1:] if _origin(annotation) is Annotated else ()
+    metadata = get_args(annotation)[1:] if origin_of(annotation) is Annotated else ()
     return [item for item in metadata if isinstance(item, METADATA)]
 
 
 def _walk(annotation: object) -> Iterator[object]:
     """Yield an annotation and the annotations in it."""
     yield annotation
-    origin, arguments = _origin(annotation), get_args(annotation)
+    origin, arguments = origin_of(annotation), get_args(annotation)
     for inner in () if origin is Literal else arguments[:1] if origin is Annotated else arguments:
         yield from _walk(inner)
 
 
 def _is_duration(annotation: object) -> bool:
-    return any(isinstance(item, IsDuration) for item in _metadata(annotation))
+    return any(isinstance(item, IsDuration) for item in metadata_of(annotation))
 
 
-def _fixed_items(annotation: object) -> Sequence[object] | None:
+def fixed_items(annotation: object) -> Sequence[object] | None:
     """Return the annotations of the items of a tuple of fixed length; None for any other annotation."""
     arguments = getattr(annotation, "__args__", None)  # `tuple[()]` has arguments, `tuple` has not
-    if _origin(annotation) is not tuple or arguments is None or arguments[1:] == (Ellipsis,):
+    if origin_of(annotation) is not tuple or arguments is None or arguments[1:] == (Ellipsis,):
         return None
     is_unpacked = any(getattr(argument, "__unpacked__", False) for argument in arguments)
     return None if is_unpacked else tuple(arguments)
 
 
-def _item(annotation: object) -> object:
+def item_of(annotation: object) -> object:
     """Return the annotation of the values of a mapping or of the items of a list of any length."""
     arguments = get_args(annotation)
-    if _origin(annotation) is Mapping:
+    if origin_of(annotation) is Mapping:
         return arguments[1] if len(arguments) == 2 else Any
     return arguments[0] if arguments and not getattr(arguments[0], "__unpacked__", False) else Any
 
 
 def _items(value: object, annotation: object) -> Iterator[tuple[object, object, str]]:
     """Yield the items of a container, each with its annotation and its key (`.key` in a mapping, else empty)."""
-    origin = _origin(annotation)
+    origin = origin_of(annotation)
     if origin is Mapping and isinstance(value, Mapping):
         arguments = get_args(annotation) or (Any,)
         for key, item in value.items():
             yield key, arguments[0], ""
-            yield item, _item(annotation), f".{key}"
+            yield item, item_of(annotation), f".{key}"
     elif origin in (Sequence, tuple) and isinstance(value, list | tuple):
-        fixed = _fixed_items(annotation)
-        inner = [_item(annotation)] * len(value) if fixed is None else fixed
+        fixed = fixed_items(annotation)
+        inner = [item_of(annotation)] * len(value) if fixed is None else fixed
         yield from ((item, each, "") for item, each in zip(value, inner, strict=False))
 
 
@@ -260,7 +260,7 @@ def _items(value: object, annotation: object) -> Iterator[tuple[object, object, 
 
 def _range_problems(value: object, annotation: object) -> list[tuple[str, object, str]]:
     """Return each problem, the value that has it and the value's key, for a value whose type fits."""
-    origin = _origin(annotation)
+    origin = origin_of(annotation)
     if origin is Union:
         tried = [_range_problems(value, item) for item in get_args(annotation) if fits_type(value, item)]
         if not all(tried):
@@ -280,7 +280,7 @@ def _range_problems(value: object, annotation: object) -> list[tuple[str, object
 
 
 def _metadata_problems(value: object, annotation: object) -> Iterator[str]:
-    metadata = _metadata(annotation)
+    metadata = metadata_of(annotation)
     notes = "".join(f" ({item.text})" for item in metadata if isinstance(item, Note))
     if isinstance(value, str) and any(isinstance(item, PathTo) for item in metadata):
         names = value.encode(errors="replace").split(b"/")
@@ -294,13 +294,13 @@ def _metadata_problems(value: object, annotation: object) -> Iterator[str]:
         if problem := _number_problem(value, metadata):
             yield problem + notes
     elif isinstance(value, str | list | tuple | Mapping):
-        least = max(_numbers(metadata, "min_length"), default=0)
-        most = min(_numbers(metadata, "max_length"), default=None)
+        least = max(numbers_of(metadata, "min_length"), default=0)
+        most = min(numbers_of(metadata, "max_length"), default=None)
         if len(value) < least or (most is not None and len(value) > most):
             yield _length_problem(least, most, value) + notes
 
 
-def _numbers(metadata: Iterable[object], name: str) -> list[float]:
+def numbers_of(metadata: Iterable[object], name: str) -> list[float]:
     """Return the numbers that metadata gives to an attribute such as `ge` or `max_length`."""
     values = (getattr(item, name, None) for item in metadata)
     return [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
@@ -320,9 +320,13 @@ def _number_problem(value: float | Fraction, metadata: Sequence[object]) -> str 
     if not any(isinstance(item, _RANGES) for item in metadata):
         return None
     # A limit comes with 0 or 1, so that of two equal limits the one that excludes its value is the strictest.
-    lower = max([(x, 0) for x in _numbers(metadata, "ge")] + [(x, 1) for x in _numbers(metadata, "gt")], default=None)
-    upper = min([(x, 1) for x in _numbers(metadata, "le")] + [(x, 0) for x in _numbers(metadata, "lt")], default=None)
-    steps = [step for step in _numbers(metadata, "multiple_of") if step]
+    lower = max(
+        [(x, 0) for x in numbers_of(metadata, "ge")] + [(x, 1) for x in numbers_of(metadata, "gt")], default=None
+    )
+    upper = min(
+        [(x, 1) for x in numbers_of(metadata, "le")] + [(x, 0) for x in numbers_of(metadata, "lt")], default=None
+    )
+    steps = [step for step in numbers_of(metadata, "multiple_of") if step]
     infinite = isinstance(value, float) and not math.isfinite(value)
     must_be_finite = infinite and not any(isinstance(item, AllowInfinity) for item in metadata)
     good = not must_be_finite and value == value
@@ -359,23 +363,23 @@ def _shown(bound: float) -> str:
 
 def describe(annotation: object) -> str:
     """Return the values of `annotation` in words that follow "must be"."""
-    origin, arguments = _origin(annotation), get_args(annotation)
+    origin, arguments = origin_of(annotation), get_args(annotation)
     if origin is Union:
         return _described_union(arguments)
     if origin is Literal:
         values = [str(value) for value in arguments]
         return f"one of {', '.join(values)}" if len(values) > 1 else values[0]
     if origin is Annotated:
-        path = next((item for item in _metadata(annotation) if isinstance(item, PathTo)), None)
+        path = next((item for item in metadata_of(annotation) if isinstance(item, PathTo)), None)
         return path.words if path else "a duration" if _is_duration(annotation) else describe(arguments[0])
     if origin in _SCALARS:
         return _SCALARS[origin][0]
     if origin is Mapping:
-        return _described_container("a mapping", "value", "a mapping to {}", _item(annotation))
+        return _described_container("a mapping", "value", "a mapping to {}", item_of(annotation))
     if origin not in (Sequence, tuple):
         return "any value"
-    if (fixed := _fixed_items(annotation)) is None:
-        return _described_container("a list", "item", "a list of {}", _item(annotation))
+    if (fixed := fixed_items(annotation)) is None:
+        return _described_container("a list", "item", "a list of {}", item_of(annotation))
     plurals = {_plural(item) for item in fixed}
     if len(fixed) > 1 and len(plurals) == 1 and (plural := plurals.pop()):
         return f"a list of {len(fixed)} {plural}"
@@ -390,7 +394,7 @@ def _described_container(noun: str, part: str, of_several: str, item: object) ->
 
 
 def _described_union(alternatives: Sequence[object]) -> str:
-    origins = {_origin(item) for item in alternatives}
+    origins = {origin_of(item) for item in alternatives}
     words = [describe(item).removeprefix("one of ") for item in alternatives]
     *others, last = dict.fromkeys(words)
     text = f"{', '.join(others)} or {last}" if others else last
@@ -399,14 +403,16 @@ def _described_union(alternatives: Sequence[object]) -> str:
 
 def _plural(annotation: object) -> str:
     """Return the plural of a type's noun; empty if it has none."""
-    if _origin(annotation) is not Annotated:
+    if origin_of(annotation) is not Annotated:
         noun = describe(annotation)
         return (
-            f"{noun.removeprefix('a ')}s" if noun in ("a mapping", "a list") else _PLURALS.get(_origin(annotation), "")
+            f"{noun.removeprefix('a ')}s"
+            if noun in ("a mapping", "a list")
+            else _PLURALS.get(origin_of(annotation), "")
         )
     if _is_duration(annotation):
         return "durations"
-    path = next((item for item in _metadata(annotation) if isinstance(item, PathTo)), None)
+    path = next((item for item in metadata_of(annotation) if isinstance(item, PathTo)), None)
     return "paths" if path and path.words == "a path" else _plural(get_args(annotation)[0])
 
 

@@ -45,10 +45,14 @@ VERBS = {
     "verify": "check the checkpoints and artifacts of a run, and replay some of its steps bit for bit",
     "diff": "compare two runs: configs, results, and the first step at which they diverge",
     "report": "write an offline page about one or several runs: curves, scores, artifacts, config",
+    "schema": "write a JSON Schema of the config, with which an editor completes and checks YAML files",
 }
 
 INPUT_CHECKS = {"predict": "trainer.predict.files"}
 """Modules that check more values of a verb with `input_problems`; imported only for that verb."""
+
+WITHOUT_TORCH = ("diff", "report", "schema")
+"""Verbs that load no torch."""
 
 _LEAST_ADDRESS_SPACE = 800_000_000
 """Bytes without which torch cannot be loaded."""
@@ -80,6 +84,7 @@ examples
   trainer verify run=runs/2030-01-31_12-00-00
   trainer diff runs/2030-01-31_12-00-00 runs/2030-02-01_12-00-00
   trainer report runs/2030-01-31_12-00-00
+  trainer schema output=conf/schema.json
 
 exit codes
   0 success                   3 a checkpoint or a run cannot be used   6 the data cannot be used
@@ -269,7 +274,7 @@ def _start(verb: str, job: object, config: Document) -> Document | None:
     from trainer.config.trust import named_packages
 
     make_importable(named_packages(config))
-    if verb not in ("diff", "report"):  # they do without torch
+    if verb not in WITHOUT_TORCH:
         _check_memory_limit()
     score: Document | None = import_module(f"trainer.commands.{verb}").run(job, config)
     return score

@@ -19,6 +19,9 @@ LENGTH_FORMS = "Use optimizer steps (500 or 500st) or epochs (3ep or 0.5ep)"
 
 _PATTERN = re.compile(r"(?P<amount>[0-9]+(?:\.[0-9]+)?)(?P<unit>st|ep|%)")
 
+_NOT_ZERO = "(?=[0-9.]*[1-9])"
+_FRACTION = r"(\.[0-9]+)?"
+
 
 @dataclass(frozen=True)
 class Duration:
@@ -41,6 +44,18 @@ def parse(value: object) -> Duration | None:
     if (unit == "st" and not whole) or (unit == "%" and amount > 100):
         return None
     return Duration(amount, unit)
+
+
+def text_pattern(*, above_zero: bool, may_be_share: bool = True) -> str:
+    """Return the regular expression of the texts that `parse` accepts, for editors.
+
+    Args:
+        above_zero: A duration of zero is not allowed.
+        may_be_share: A share of the run is allowed.
+    """
+    forms = [rf"[0-9]+{_FRACTION}ep", r"[0-9]+(\.0+)?st"]
+    forms += [rf"0*([0-9]{{1,2}}{_FRACTION}|100(\.0+)?)%"] if may_be_share else []
+    return f"^{_NOT_ZERO if above_zero else ''}({'|'.join(forms)})$"
 
 
 def to_steps(value: int | str, steps_per_epoch: int, total_steps: int | None = None, *, key: str = "duration") -> int:

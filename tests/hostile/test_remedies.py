@@ -10,7 +10,7 @@ from PIL import Image
 
 import trainer
 from tests.support.jobs import TINY, working_in, write_roles
-from trainer.cli import main
+from trainer.cli import WITHOUT_TORCH, main
 from trainer.config.help import verb_help
 from trainer.config.jobs import JOBS as JOB_TYPES
 from trainer.config.jobs import stored_sections
@@ -292,7 +292,7 @@ def test_every_override_that_a_message_names_is_carried_out() -> None:
 def test_a_verb_has_the_keys_that_it_names_if_memory_runs_out(verb: str) -> None:
     remedy = MEMORY_REMEDIES.get(verb, "")
     keys = {key.partition("=")[0] for key in re.findall(r"[a-z_]+(?:\.[a-z_]+)+|\b[a-z]+=\w+", remedy)}
-    assert bool(keys) == (verb not in ("diff", "report"))
+    assert bool(keys) == (verb not in WITHOUT_TORCH)
     known = verb_help(verb, [])
     stored = stored_sections(JOB_TYPES[verb])
     own = [key for key in keys if key.partition(".")[0] not in stored]

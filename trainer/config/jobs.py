@@ -497,7 +497,18 @@ class VerifyJob(DataJob):
     device: str | None = key(None, f"device: {_DEVICE}; null is the run's own")
 
 
-Job: TypeAlias = TrainJob | DiffJob | EvalJob | ExportJob | PredictJob | ReportJob | GenerateJob | VerifyJob
+@dataclass(frozen=True)
+class SchemaJob:
+    """A JSON Schema of the config."""
+
+    output: AnyPath | None = key(None, "file for the schema, such as conf/schema.json; null prints it")
+    group: str | None = key(
+        None, "group whose options the described files are, such as loss; null is a whole config or an experiment"
+    )
+    force: bool = key(False, "replace a file at output that is no schema of this tool")
+
+
+Job: TypeAlias = TrainJob | DiffJob | EvalJob | ExportJob | PredictJob | ReportJob | GenerateJob | VerifyJob | SchemaJob
 
 JobType: TypeAlias = type[Job]
 
@@ -511,6 +522,7 @@ JOBS: dict[str, JobType] = {
     "verify": VerifyJob,
     "diff": DiffJob,
     "report": ReportJob,
+    "schema": SchemaJob,
 }
 """The job type of each verb."""
 

@@ -29,13 +29,13 @@ from trainer.durations import FORMS, LENGTH_FORMS, Duration, parse
 from trainer.errors import did_you_mean, format_error, raise_if_any, show_value
 from trainer.rules import broken_rules
 
-_MEASURED = "optimizer.lr"
+MEASURED = "optimizer.lr"
 """A key that may be `auto`; the optimizer then gets the value that a range test selects."""
 
 _MAX_RUN_NAME = 200
 """A folder's name may have 255 bytes; the date, the time and a number come before and after this one."""
 
-_SYNTAX = {
+SYNTAX = {
     "device": (r"auto|cpu|mps|cuda(:\d{1,3})?", "must be auto, cpu, cuda, cuda:N or mps"),
     "checkpoint": (r"best|last|step-\d+", "must be best, last or step-N"),
     "start": (r"step-\d+", "must be step-N"),
@@ -43,7 +43,7 @@ _SYNTAX = {
 CALL_ARGUMENTS = {"scheduler": 1, "prune": 1, "export": 2}
 """Number of arguments by position that a target gets in a call if it is the part itself."""
 
-_HYDRA_KEYS: Mapping[str, object] = {
+HYDRA_KEY_TYPES: Mapping[str, object] = {
     "_partial_": bool,
     "_convert_": Literal["none", "partial", "object", "all"],
     "_recursive_": bool,
@@ -164,7 +164,7 @@ def _validate_part(group: str, part: object, known: KnownKeys) -> list[str]:
     if not isinstance(target, str) or target == "???":
         problem = "must be the dotted name of a class or function"
         return [*problems, format_error(f"{group}._target_", problem, remedy, value=target)]
-    signature, wrong_target = _read_signature(group, target)
+    signature, wrong_target = read_signature(group, target)
     checked = {key: _validate_key(group, key, value, target, signature, known) for key, value in own.items()}
     problems += [*chain.from_iterable(checked.values()), *wrong_target]
     if signature is None:
@@ -214,7 +214,7 @@ def _missing_arguments(group: str, part: Mapping[str, Any], signature: Signature
     return [name for name in names if name in signature.required - provided]
 
 
-def _read_signature(group: str, target: str) -> tuple[Signature | None, list[str]]:
+def read_signature(group: str, target: str) -> tuple[Signature | None, list[str]]:
     """Return the signature of a target if its source can be read, and the problem of the target."""
     package = target.partition(".")[0]
     if not package.isidentifier() or "." not in target:
@@ -239,12 +239,19 @@ def _validate_key(
     path = f"{group}.{key}"
     if key in HYDRA_KEYS:
         return _validate_hydra_key(group, key, value, target, known)
+    annotation = key_annotation(group, key, target, signature)
+    return [known.unknown(path, value)] if annotation is None else validate_value(path, value, annotation)
+
+
+def key_annotation(group: str, key: str, target: str, signature: Signature | None) -> object | None:
+    """Return the annotation of a key of a part that is no key of Hydra; None if the part has no such key."""
     annotation: Any = Any if signature is None else signature.annotation(key)
-    if not target.startswith(OWN):
-        return validate_value(path, value, annotation if is_constrained(annotation) else Any)
-    if annotation is None:
-        return [known.unknown(path, value)]
-    return validate_value(path, value, annotation | Literal["auto"] if path == _MEASURED else annotation)
+    if not target.startswith(OWN) and not is_constrained(annotation):
+        annotation = Any
+    elif annotation is not None and f"{group}.{key}" == MEASURED and target.startswith(OWN):
+        annotation |= Literal["auto"]
+    checked: object | None = annotation
+    return checked
 
 
 def _validate_hydra_key(group: str, key: str, value: object, target: str, known: KnownKeys) -> list[str]:
@@ -261,7 +268,7 @@ def _validate_hydra_key(group: str, key: str, value: object, target: str, known:
         return [] if value is required else [format_error(path, f"must be {show_value(required)}", value=value)]
     if key == "_partial_" and value is True and group not in CALL_ARGUMENTS:
         return [format_error(path, f"must be false, as a {group} is made with its keys", value=value)]
-    return validate_value(path, value, _HYDRA_KEYS[key])
+    return validate_value(path, value, HYDRA_KEY_TYPES[key])
 
 
 def _validate_option_keys(group: str, part: Mapping[str, Any], signature: Signature, known: KnownKeys) -> Iterator[str]:
@@ -291,7 +298,7 @@ def complete_part(group: str, part: Mapping[str, Any], groups: Groups) -> dict[s
     target = part.get("_target_")
     if not isinstance(target, str) or not target.startswith(OWN):
         return dict(part)
-    signature, _ = _read_signature(group, target)
+    signature, _ = read_signature(group, target)
     return dict(part) if signature is None else {**part, **_missing_keys(group, part, signature, groups)}
 
 
@@ -328,7 +335,7 @@ def _validate_own_keys(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _validate_syntax(flat: Mapping[str, Any]) -> Iterator[str]:
-    for key, (pattern, problem) in _SYNTAX.items():
+    for key, (pattern, problem) in SYNTAX.items():
         value = flat.get(key)
         if isinstance(value, str) and not re.fullmatch(pattern, value):
             yield format_error(key, problem, value=value)
@@ -468,7 +475,7 @@ def _validate_classes(config: Mapping[str, Any], key: str) -> Iterator[str]:
     for number, entry in enumerate(entries if isinstance(entries, list) else []):
         target = entry.get("_target_") if isinstance(entry, Mapping) else None
         if isinstance(target, str):
-            yield from _read_signature(f"{key}.{number}", target)[1]
+            yield from read_signature(f"{key}.{number}", target)[1]
         elif key == "observers":
             problem, remedy = "must be an observer", "An entry is {_target_: <class>, <key>: <value>, ...}"
             yield format_error(f"{key}.{number}", problem, remedy, value=entry)
