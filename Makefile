@@ -32,7 +32,7 @@ test: $(STAMP) ## run the tests except the slow ones; ARGS go to pytest
 	$(PYTEST) $(ARGS)
 
 test-all: $(STAMP) ## run the slow tests too
-	$(PYTEST) -m "not gpu and not trackers" $(ARGS)
+	$(PYTEST) -m "not gpu and not trackers" --hypothesis-profile thorough $(ARGS)
 
 test-portable: $(STAMP) ## run the numeric tests with the kernels of other processors, on 1 and 2 threads
 	failed=0; for kernels in "default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41" "avx2 ONEDNN_MAX_CPU_ISA=AVX2"; do for threads in 1 2; do \

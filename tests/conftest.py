@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,10 @@ from trainer.config.groups import own_folder
 from trainer.export import timing
 
 timing.SECONDS_PER_MODEL = 0.0
+
+# Without stored bytecode, every worker rewrites the assertions of all tests, and every process compiles the program.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 _compose_with_hydra = compose.compose_with_hydra
 _composed: dict[tuple[str, ...], bytes] = {}
@@ -39,7 +44,8 @@ def _compose_once(folder: Path, name: str, overrides: Sequence[str]) -> DictConf
 
 compose.compose_with_hydra = _compose_once
 
-settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+settings.register_profile("thorough", deadline=None, derandomize=True, database=None)
+settings.register_profile("tests", settings.get_profile("thorough"), max_examples=30)
 settings.load_profile("tests")
 
 

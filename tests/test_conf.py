@@ -21,6 +21,7 @@ from trainer.config.jobs import PRESET_GROUPS, DataKeys, TrainJob
 from trainer.config.schema import option_keys
 from trainer.config.signatures import attribute
 from trainer.config.stored import config_text, job_from_config
+from trainer.data import stdlib
 from trainer.evaluate import metric_directions
 from trainer.loop import fit
 from trainer.run import RunOutputs
@@ -161,6 +162,9 @@ def test_every_option_lists_the_required_parameters_of_its_part() -> None:
 
 
 def test_every_source_loads_rows_with_the_roles_that_it_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Parsing all modules for each source takes seconds; tests/data/test_stdlib_docs.py reads all of them.
+    monkeypatch.setattr(stdlib, "_TOPIC", {"asyncio": "networking", "email": "internet", "unittest": "development"})
+
     def search(*arguments: object) -> None:
         raise AssertionError("every row that is evaluated would search the folders again")
 
