@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from pathlib import Path
@@ -151,7 +150,7 @@ def parse_stored_config(text: str, name: str = CONFIG) -> dict[str, Any]:
         CheckpointError: The text is not a config.
     """
     try:
-        return deepcopy(_parse(text))
+        return {key: _copy(value) for key, value in _parse(text).items()}
     except DocumentError as error:
         raise CheckpointError(format_error(name, str(error), _ANOTHER_COPY)) from error
 
@@ -180,6 +179,13 @@ def _parse(text: str) -> dict[str, Any]:
     except DocumentError as error:
         raise DocumentError(f"is damaged: {error}") from error
     return complete_config(config)
+
+
+def _copy(value: Any) -> Any:
+    """Return a copy of a value of a stored config, sooner than `deepcopy`, which follows any object."""
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
 def complete_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -268,6 +274,8 @@ def with_overrides(config: Mapping[str, Any], pairs: Sequence[tuple[str, Any]]) 
     Raises:
         ConfigError: A key is unknown.
     """
+    if not pairs:
+        return {key: _copy(value) for key, value in config.items()}
     known = known_keys(config)
     raise_if_any(*(known.unknown(path, value) for path, value in pairs if not is_known(config, path)))
     changed = OmegaConf.create(dict(config))
