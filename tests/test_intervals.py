@@ -9,17 +9,19 @@ import pyarrow as pa
 import pytest
 import torch
 from scipy import stats
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
-from tests.test_row_recorder import CASES, record
-from trainer.estimates import MAX_UNITS, NUM_DRAWS, Units, make_estimates
+from tests.test_row_recorder import CASES, metric_kind, record
+from trainer.calibration import calibration_error
+from trainer.estimates import estimate_again, make_estimates, metric_arguments
 from trainer.intervals import draw_estimates, fitting_estimates, metric_intervals, quantile_interval
 from trainer.predictions import predictions_schema
+from trainer.rank_estimates import AVERAGE_PRECISION, MEDIAN_ERROR, ROC_AREA, SPEARMAN, estimate_ranked
+from trainer.resampling import MAX_UNITS, NUM_DRAWS, Units
 from trainer.row_recorder import prediction_kind
+from trainer.task.embedding_metrics import mean_closeness, uniformity
 from trainer.task.named_metrics import FITS, build_named_metric, prepare_classes, prepare_labels
-
-WITHOUT = {"uniformity"}
-"""Metrics of all pairs of rows, which have no interval; and `loss` if it is a statistic of a batch."""
 
 
 def table_of(kind: Any, columns: dict[str, Any], *, several_values: bool = False) -> pa.Table:
@@ -40,12 +42,30 @@ def test_every_metric_of_a_task_has_an_interval_around_it(name: str) -> None:
         case = case._replace(loss=type(case.loss)(None, 0.0, -100))  # type: ignore[call-arg]
     task, table, values = record(case, "packed")
     about = {"kind": prediction_kind(task), "classes": task.info().class_names}
-    intervals = metric_intervals(table, about, values)
-    assert values.keys() - intervals.keys() == ((WITHOUT | {"loss"}) if name == "pairs" else set())
+    intervals, missing = metric_intervals(table, about, values)
+    assert missing.keys() == ({"loss"} if name in ("pairs", "triplets", "alone") else set()), missing
+    assert intervals.keys() == values.keys() - missing.keys()
     for metric, (low, high) in intervals.items():
         assert low <= values[metric] + 1e-6
         assert high >= values[metric] - 1e-6
         assert high - low < 10 * max(1.0, abs(values[metric]))
+
+
+@pytest.mark.parametrize("name", ["class", "labels", "tags", "values", "masked", "causal"])
+def test_every_named_metric_has_an_interval_or_a_reason(name: str) -> None:
+    kind = {"class": "class", "labels": "multi_hot", "tags": "tags", "values": "values"}.get(name, "tokens")
+    names = sorted(each.replace("K", "2") for each, kinds in FITS.items() if kind in kinds)
+    task, table, values = record(CASES[name], "packed", names=names)
+    about = {"kind": prediction_kind(task), "classes": task.info().class_names}
+    intervals = metric_intervals(table, about, values)
+    assert metric_kind(task) == kind
+    assert intervals.found.keys() | intervals.missing.keys() == values.keys() >= {*names}
+    unkept = "the predictions do not contain what it is computed from"
+    largest = "the largest error of drawn rows says nothing about the errors of other rows"
+    expected = {"values": {"max_error": largest}, "tags": {"top_2_accuracy": unkept}}
+    expected["tokens"] = {"top_2_accuracy": unkept, "perplexity": unkept}  # the loss is smoothed
+    constant = {name for name, reason in intervals.missing.items() if reason.endswith("in all draws of the rows")}
+    assert {name: each for name, each in intervals.missing.items() if name not in constant} == expected.get(kind, {})
 
 
 def resampled(table: pa.Table, about: dict[str, Any], metric: str, reference: Callable[[np.ndarray], float]) -> None:
@@ -182,7 +202,7 @@ def test_draws_of_named_metrics_of_labels_are_those_of_the_drawn_rows() -> None:
         resampled(table, about, name, lambda rows, name=name: reference(name, rows))
 
 
-@pytest.mark.parametrize("name", ["explained_variance", "mape"])
+@pytest.mark.parametrize("name", ["explained_variance", "mape", "median_absolute_error"])
 def test_draws_of_named_metrics_of_numbers_are_those_of_the_drawn_rows(name: str) -> None:
     random = np.random.default_rng(7)
     target = random.normal(1e3, 1.0, (40, 2)).round(1)
@@ -200,7 +220,7 @@ def test_draws_of_named_metrics_of_numbers_are_those_of_the_drawn_rows(name: str
 def test_interval_of_a_mean_agrees_with_theory_and_scipy() -> None:
     losses = np.random.default_rng(4).exponential(size=800).astype(np.float32)
     table = table_of("tokens", {"loss": losses, "num_right": [0] * 800})
-    low, high = metric_intervals(table, {"kind": "tokens"}, {"loss": float(losses.mean())})["loss"]
+    low, high = metric_intervals(table, {"kind": "tokens"}, {"loss": float(losses.mean())}).found["loss"]
     error = losses.std() / np.sqrt(len(losses))
     assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.08)
     theirs = stats.bootstrap(
@@ -218,7 +238,7 @@ def test_interval_of_a_correlation_agrees_with_scipy() -> None:
         "pearson": stats.pearsonr(predicted, target).statistic,
         "spearman": stats.spearmanr(predicted, target).statistic,
     }
-    intervals = metric_intervals(table, {"kind": "values"}, values)
+    intervals = metric_intervals(table, {"kind": "values"}, values).found
     for name, statistic in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
         theirs = stats.bootstrap(
             (predicted, target),
@@ -240,9 +260,9 @@ def test_groups_of_rows_give_the_interval_of_rows(monkeypatch: pytest.MonkeyPatc
     table = table_of("class", {"target": classes_of(target), "prediction": classes_of(predicted)})
     about, values = {"kind": "class", "classes": None}, {"accuracy": float((target == predicted).mean())}
     values["macro_f1"] = f1 = float(fitting_f1(target, predicted))
-    grouped = metric_intervals(table, about, values)
-    monkeypatch.setattr("trainer.estimates.MAX_UNITS", 20_000)
-    whole = metric_intervals(table, about, values)
+    grouped = metric_intervals(table, about, values).found
+    monkeypatch.setattr("trainer.resampling.MAX_UNITS", 20_000)
+    whole = metric_intervals(table, about, values).found
     assert f1 < 1
     assert len(table) > MAX_UNITS
     for name, (low, high) in whole.items():
@@ -261,15 +281,162 @@ def fitting_f1(target: np.ndarray, predicted: np.ndarray) -> float:
 def test_a_metric_with_another_value_or_too_few_rows_has_no_interval() -> None:
     table = table_of("class", {"target": ["a", "b", "a"], "prediction": ["a", "a", "a"]})
     about = {"kind": "class", "classes": ["a", "b"]}
-    assert metric_intervals(table, about, {"accuracy": 2 / 3}).keys() == {"accuracy"}
-    assert metric_intervals(table, about, {"accuracy": 0.5, "auroc": 0.5}) == {}
-    assert metric_intervals(table[:1], about, {"accuracy": 1.0}) == {}
+    assert metric_intervals(table, about, {"accuracy": 2 / 3}).found.keys() == {"accuracy"}
+    other = metric_intervals(table, about, {"accuracy": 0.5, "auroc": 0.5, "max_error": 1.0, "cohen_kappa": np.nan})
+    assert other.found == {}
+    assert other.missing == {
+        "accuracy": "the predictions do not contain what it is computed from",
+        "auroc": "the predictions do not contain what it is computed from",
+        "max_error": "the largest error of drawn rows says nothing about the errors of other rows",
+        "cohen_kappa": "all predictions and all targets are the same class",
+    }
+    single = metric_intervals(table[:1], about, {"accuracy": 1.0})
+    assert single == ({}, {"accuracy": "an interval needs at least 2 rows"})
     # Without a wrong answer, all draws are equal: the exact interval of a share, and none for other metrics.
     right = table_of("class", {"target": ["a", "b"] * 10, "prediction": ["a", "b"] * 10})
     exact = metric_intervals(right, about, {"accuracy": 1.0, "macro_f1": 1.0, "loss": 1.0})
-    assert exact == {"accuracy": (pytest.approx(stats.beta.ppf(0.025, 20, 1)), 1.0)}
+    assert exact.found == {"accuracy": (pytest.approx(stats.beta.ppf(0.025, 20, 1)), 1.0)}
+    equal = "the value is 1 in all draws of the rows"
+    assert exact.missing == {"macro_f1": equal, "loss": equal}
     assert quantile_interval(np.array([1.0] * 90 + [np.nan] * 10)) is None
     assert quantile_interval(np.array([1.0] * 96 + [np.nan] * 4)) == (1.0, 1.0)
+
+
+def test_entities_that_are_all_right_have_the_exact_interval_of_their_rows() -> None:
+    tags = [["B-x", "O"], ["O"], ["B-x", "B-x"], ["B-x"]] * 5
+    sizes = [len(row) for row in tags]
+    table = table_of("tags", {"target": tags, "prediction": tags, "num_targets": sizes, "num_right": sizes})
+    names = ("accuracy", "entity_f1", "entity_precision", "entity_recall")
+    intervals = metric_intervals(table, {"kind": "tags", "classes": ["B-x", "O"]}, dict.fromkeys(names, 1.0))
+    assert intervals.missing == {}
+    assert intervals.found["accuracy"] == (pytest.approx(stats.beta.ppf(0.025, 20, 1)), 1.0)
+    for name in names[1:]:  # of the rows that have an entity
+        assert intervals.found[name] == (pytest.approx(stats.beta.ppf(0.025, 15, 1)), 1.0)
+
+
+RANKED = {
+    "auroc": (ROC_AREA, lambda scores, labels: roc_auc_score(labels, scores)),
+    "average_precision": (AVERAGE_PRECISION, lambda scores, labels: average_precision_score(labels, scores)),
+    "spearman": (SPEARMAN, lambda a, b: stats.spearmanr(a, b).statistic),
+    "median": (MEDIAN_ERROR, lambda a, b: np.median(np.abs(a - b))),
+}
+
+
+@pytest.mark.parametrize("name", list(RANKED))
+@pytest.mark.parametrize("digits", [1, 8])
+def test_many_rows_are_drawn_to_first_order(name: str, digits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    statistic, reference = RANKED[name]
+    random = np.random.default_rng(10)
+    second = random.random(1_500) < 0.2 if name in ("auroc", "average_precision") else random.normal(size=1_500)
+    first = (second + random.normal(size=1_500)).round(digits)
+    if name == "median" and digits == 1:
+        digits, first = 8, first + random.normal(0, 0.02, 1_500)
+    units, columns = Units.for_rows(1_500), (first[:, None], second[:, None])
+    exact = draw_estimates([estimate_ranked(statistic, *columns, units)], units)[:, 0]
+    monkeypatch.setattr("trainer.rank_estimates.MAX_ORDERED", 0)
+    estimate = estimate_ranked(statistic, *columns, units)
+    assert estimate(np.ones((1, 1_500)))[0] == pytest.approx(reference(first, second), abs=1e-9)
+    drawn = draw_estimates([estimate], units)[:, 0]
+    assert drawn.std() == pytest.approx(exact.std(), rel=0.15 if name == "median" else 0.05)
+    assert np.corrcoef(drawn, exact)[0, 1] > (0.85 if name == "median" else 0.99)
+    # The influence of a row is the derivative of the value by its weight.
+    if name != "median":
+        _, influence = statistic.influence(first, second)
+        more = np.ones((1, 1_500))
+        more[0, :20] += 1e-4
+        change = (statistic.estimate(first, second)(more)[0] - reference(first, second)) / 1e-4
+        assert change == pytest.approx(influence[:20].sum(), abs=2e-5)
+
+
+def test_more_rows_than_groups_have_intervals_of_all_metrics_of_ranks() -> None:
+    random = np.random.default_rng(11)
+    target = random.integers(0, 3, 20_000)
+    probabilities = random.dirichlet(np.ones(3), 20_000) * 0.5 + np.eye(3)[target] * 0.5 * random.random((20_000, 1))
+    probabilities = (probabilities / probabilities.sum(axis=1, keepdims=True)).astype(np.float32)
+    columns = {"target": classes_of(target), "prediction": classes_of(probabilities.argmax(axis=1))}
+    table = table_of("class", {**columns, "probabilities": list(probabilities)})
+    one_hot = np.eye(3)[target]
+    values = {
+        "auroc": roc_auc_score(one_hot, probabilities),
+        "average_precision": average_precision_score(one_hot, probabilities),
+    }
+    intervals = metric_intervals(table, {"kind": "class", "classes": ["c0", "c1", "c2"]}, values)
+    assert intervals.missing == {}
+    for name, (low, high) in intervals.found.items():
+        assert low < values[name] < high
+        assert high - low < 0.02
+
+
+def test_uniformity_has_the_interval_of_its_pairs() -> None:
+    vectors = torch.nn.functional.normalize(
+        torch.randn(300, 4, generator=torch.Generator().manual_seed(0)) + torch.tensor([1.0, 0, 0, 0]), dim=1
+    )
+    closeness = mean_closeness(vectors).numpy()
+    assert np.log(closeness.mean()) == pytest.approx(float(uniformity(vectors[:, None])), abs=1e-6)
+    table = table_of("similarity", {"prediction": [0.0] * 300, "closeness": closeness})
+    value = float(np.log(closeness.mean()))
+    low, high = metric_intervals(table, {"kind": "similarity"}, {"uniformity": value}).found["uniformity"]
+    kernel = (-2 * (2 - 2 * (vectors @ vectors.T))).exp().double().numpy()
+
+    def without(row: int) -> float:
+        rows = np.delete(np.arange(300), row)
+        part = kernel[np.ix_(rows, rows)]
+        return float(np.log((part.sum() - np.trace(part)) / (299 * 298)))
+
+    jackknife = np.array([without(row) for row in range(300)])
+    error = np.sqrt(299 / 300 * ((jackknife - jackknife.mean()) ** 2).sum())
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.08)
+    # A part of the rows has other pairs.
+    assert "uniformity" not in make_estimates(table, {"kind": "similarity"}, Units.for_rows(300), is_part=True)
+
+
+def test_a_metric_of_a_class_is_computed_again_for_each_draw() -> None:
+    from torchmetrics.classification import MulticlassCalibrationError
+
+    random = np.random.default_rng(12)
+    target = random.integers(0, 3, 80)
+    probabilities = random.dirichlet(np.ones(3), 80).astype(np.float32)
+    columns = {"target": classes_of(target), "prediction": classes_of(probabilities.argmax(axis=1))}
+    table = table_of("class", {**columns, "probabilities": list(probabilities)})
+    about = {"kind": "class", "classes": ["c0", "c1", "c2"]}
+
+    def error(rows: np.ndarray) -> float:
+        is_right = probabilities[rows].argmax(axis=1) == target[rows]
+        return calibration_error(probabilities[rows].max(axis=1).astype(np.float64), is_right)
+
+    metric = MulticlassCalibrationError(3, n_bins=15)
+    estimate = estimate_again(metric, metric_arguments(table, about) or [])
+    counts = next(Units.for_rows(80).draws())[:5]
+    for drawn, value in zip(counts, estimate(counts), strict=True):
+        assert value == pytest.approx(error(np.repeat(np.arange(80), drawn.astype(int))), abs=1e-6)
+    value = error(np.arange(80))
+    found = metric_intervals(table, about, {"ece": value}, {"ece": metric})
+    assert found.found["ece"][0] < found.found["ece"][1]
+    many = pa.concat_tables([table] * 300)
+    assert metric_intervals(many, about, {"ece": value}, {"ece": metric}).missing == {
+        "ece": "it would be computed 1,000 times from more than 32,768 values"
+    }
+
+
+def test_a_metric_that_cannot_be_computed_on_a_draw_has_a_reason() -> None:
+    from torchmetrics import Metric
+
+    class NeedsAll(Metric):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_state("classes", default=[], dist_reduce_fx="cat")
+
+        def update(self, output: Tensor, target: Tensor) -> None:
+            if len(target.unique()) < len(target):
+                raise ValueError("a row twice")
+
+        def compute(self) -> Tensor:
+            return torch.tensor(1.0)
+
+    table = table_of("values", {"target": [1.0, 2.0, 3.0], "prediction": [1.0, 2.0, 4.0]})
+    assert metric_intervals(table, {"kind": "values"}, {"mine": 1.0}, {"mine": NeedsAll()}).missing == {
+        "mine": "it is not defined in more than 5% of the draws of the rows"
+    }
 
 
 def test_draws_are_functions_of_their_number() -> None:

@@ -1,7 +1,7 @@
 """The predictions of an evaluation: they agree with its loss and metrics, for every task and layout."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tests.support.jobs import rows
 from tests.support.token_targets import batch_of, decoder, encoder, fitted
+from trainer.config.metrics import kind_of
 from trainer.deferred_logits import deferral
 from trainer.errors import CheckpointError
 from trainer.evaluate import evaluate
@@ -29,6 +30,7 @@ from trainer.row_recorder import RowRecorder, prediction_kind
 from trainer.task.causal_lm import CausalLm
 from trainer.task.masked_lm import MaskedLm
 from trainer.task.multilabel_classification import MultilabelClassification
+from trainer.task.named_metrics import build_named_metric, prepare_classes, prepare_labels
 from trainer.task.regression import Regression
 from trainer.task.sentence_embedding import SentenceEmbedding
 from trainer.task.text_classification import TextClassification
@@ -47,6 +49,7 @@ COLUMNS: dict[str, list[Any]] = {
     "words": WORDS,
     "tags": [["B-long" if len(word) > 5 else "O" for word in words] for words in WORDS],
     "positive": [" ".join(words[:2]) for words in WORDS],
+    "negative": [" ".join(words[1:4]) for words in reversed(WORDS)],
     "text_pair": [" ".join(words[:2]) for words in WORDS],
     "score": [float(number % 2) for number in range(23)],
 }
@@ -68,17 +71,34 @@ CASES = {
     "masked": Case(MaskedLm(mask_share=0.3, whole_words=False, **TEXTS), CE, ("packed", "padded")),
     "causal": Case(CausalLm(**TEXTS), CE, ("packed", "full_rows", "padded"), decoder),
     "pairs": Case(SentenceEmbedding(supervision="pairs", **VIEWS), InfoNce(0.1, False)),
+    "triplets": Case(SentenceEmbedding(supervision="triplets", **VIEWS), InfoNce(0.1, False)),
+    "alone": Case(SentenceEmbedding(supervision="none", **VIEWS), InfoNce(0.1, False)),
     "scored": Case(SentenceEmbedding(supervision="scored", **VIEWS), CosineEmbedding(0.0)),
 }
 
 
-def record(case: Case, batching: Batching, *, deferred: bool = False) -> tuple[Any, pa.Table, dict[str, float]]:
+def metric_kind(task: Any) -> str:
+    return kind_of(task.target, level=task.info().output_level, causal=getattr(task, "causal", None))
+
+
+def record(
+    case: Case, batching: Batching, *, deferred: bool = False, names: Sequence[str] = ()
+) -> tuple[Any, pa.Table, dict[str, float]]:
+    """Return the fitted task, its rows, and its values, with those of the named metrics."""
     task, encoded = fitted(case.task, **{name: COLUMNS[name] for name in case.task.columns()})
     schema = predictions_schema(prediction_kind(task), several_values=case.task.target == "values", about={})
     written: list[pa.Table] = []
     origins = lambda ids: ([f"f{i}" for i in ids], list(ids))  # noqa: E731
     metrics = task.metrics()
-    recorder = RowRecorder(task, case.loss, schema, origins, written.append, "mrr" in metrics)
+    kind, outputs = metric_kind(task), task.info().num_outputs or 0
+    prepare = {
+        "multi_hot": prepare_labels,
+        "values": lambda output, target: (task.in_units(output), task.in_units(target)),
+    }
+    metrics.add_metrics(
+        {name: build_named_metric(name, kind, outputs, prepare.get(kind, prepare_classes)) for name in names}
+    )
+    recorder = RowRecorder(task, case.loss, schema, origins, written.append, "mrr" in metrics, "uniformity" in metrics)
     ids = [*range(len(encoded))]
     batches = [batch_of(task, encoded, ids[start : start + 9], batching) for start in range(0, len(ids), 9)]
     model = case.model(task)
@@ -97,11 +117,14 @@ def test_rows_add_up_to_the_loss_and_agree_with_the_metrics(name: str, batching:
     assert columns["row"] == columns["line"] == [*range(len(table))]
     assert columns["file"][-1] == f"f{len(table) - 1}"
     counts = np.array(columns["num_targets"])
-    if name == "pairs":  # the loss is a statistic of the batch
+    if name in ("pairs", "triplets", "alone"):  # the loss is a statistic of the batch
         assert columns["loss"] == [None] * len(table)
     else:
         assert (np.array(columns["loss"]) * counts).sum() / counts.sum() == pytest.approx(values["loss"], rel=1e-5)
-    if columns["num_right"][0] is not None:
+    if name == "triplets":
+        assert np.mean(columns["num_right"]) == pytest.approx(values["triplet_accuracy"])
+        assert 0 < np.mean(columns["num_right"]) < 1
+    elif columns["num_right"][0] is not None:
         assert sum(columns["num_right"]) / counts.sum() == pytest.approx(values["accuracy"])
     answers = list(zip(columns["target"], columns["prediction"], strict=True))
     if name == "class":
@@ -120,11 +143,13 @@ def test_rows_add_up_to_the_loss_and_agree_with_the_metrics(name: str, batching:
         assert columns["target"][0] == COLUMNS["tags"][0][: len(columns["target"][0])]
     elif name == "scored":
         assert np.corrcoef(*zip(*answers, strict=True))[0, 1] == pytest.approx(values["pearson"], abs=1e-5)
-    elif name == "pairs":
+    elif name in ("pairs", "triplets", "alone"):
+        assert np.log(np.mean(columns["closeness"])) == pytest.approx(values["uniformity"], abs=1e-6)
+    if name in ("pairs", "triplets"):
         assert np.mean([1 / rank for rank in columns["rank"]]) == pytest.approx(values["mrr"])
         assert np.mean([rank == 1 for rank in columns["rank"]]) == pytest.approx(values["recall_at_1"])
         assert np.mean([2 - 2 * answer for _, answer in answers]) == pytest.approx(values["alignment"], rel=1e-5)
-    else:
+    if name in ("masked", "causal"):
         assert columns["prediction"] == columns["target"] == [None] * len(table)
 
 

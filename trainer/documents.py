@@ -88,12 +88,33 @@ EVALUATION: Final = {
     "weights": str,
     "digest?": str,
     "intervals?": _INTERVALS,
+    "no_interval?": {str: str},
+    "targets?": [{"target": str, "metrics": {str: float}, "intervals": _INTERVALS}],
     "slices?": {str: [{"value": str, "rows": int, "metrics": {str: float}, "intervals": _INTERVALS}]},
 }
 """The shape of `eval/<split>.json`; `intervals` has the 95 % interval of each metric that has one.
 
-All other fields are metrics and the keys that were changed.
+All other fields are metrics, null for a metric that is not defined, and the keys that were changed.
 """
+
+EVALUATION_PARTS: Final = ("intervals", "no_interval", "targets", "slices")
+"""The fields of `eval/<split>.json` that describe metrics."""
+
+_UNDEFINED: Final = {
+    "auroc": "no class or label has both rows with it and rows without it",
+    "average_precision": "no class or label has a row",
+    "mean_average_precision": "no label has a row",
+    "cohen_kappa": "all predictions and all targets are the same class",
+    "pearson": "all predictions or all targets are equal",
+    "spearman": "all predictions or all targets are equal",
+    "uniformity": "there is only one text",
+}
+
+
+def undefined_reason(metric: str) -> str:
+    """Return the reason why the value of a metric is null."""
+    return _UNDEFINED.get(metric, "its value is not a finite number")
+
 
 MEASURED_VALUES: Final = frozenset({"samples_per_second", "tokens_per_second", "mfu", "memory"})
 """Values of a `train` event that differ each time that the step is trained."""

@@ -2,13 +2,14 @@
 
 A metric is a function of sums over rows, such as the right answers or the squares of the errors, in which each row
 counts as often as it was drawn; so a draw of a bootstrap (see `trainer.intervals`) costs a product of a matrix, not a
-metric over outputs. Spearman's correlation and the mean average precision depend on the order of all rows: the order is
-found once, and the counts give the ranks; if there are too many rows for that (`_MAX_ORDERED`), they have no estimate.
+metric over outputs. Metrics of the order of all rows are in `trainer.rank_estimates`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+import warnings
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,78 +17,58 @@ import numpy as np
 
 from trainer.layout import Document
 from trainer.predictions import TOP
-from trainer.sample_rng import SampleRng
+from trainer.rank_estimates import AVERAGE_PRECISION, MEDIAN_ERROR, ROC_AREA, SPEARMAN, estimate_ranked
+from trainer.resampling import Estimate, Units
 from trainer.task.class_scores import CLASS_SCORES, ClassScore
 
 if TYPE_CHECKING:
     import pyarrow
+    from torchmetrics import Metric
 
-Estimate = Callable[[np.ndarray], np.ndarray]
-"""Maps the counts of the units, float64 (D, U), to the metric of each draw, (D,); NaN if it is not defined."""
-
-LOWER_IS_BETTER: Final = frozenset({"loss", "perplexity", "mae", "rmse", "alignment", "mape"})
+LOWER_IS_BETTER: Final = frozenset(
+    {"loss", "perplexity", "mae", "rmse", "alignment", "uniformity", "mape", "median_absolute_error"}
+)
 """The metrics here that are better if they are lower; all others are better if they are higher."""
 
-SHARES_OF_ROWS: Final = frozenset({"accuracy", "exact_match"})
-"""The metrics that are a share of right answers."""
-
-NUM_DRAWS: Final = 1_000
-MAX_UNITS: Final = 16_384
-"""More rows are divided into this many groups."""
-
-_CHUNK = 2**20
-"""Counts that are in memory at once."""
-
-_MAX_ORDERED = 2**17
-"""Largest number of rows times columns whose order is followed through all draws."""
-
-_SEED = 0
+_TOP_K = re.compile(r"top_([1-9]\d{0,5})_accuracy")
 
 
 @dataclass(frozen=True)
-class Units:
-    """The units that a draw takes: rows, or groups of rows.
+class Share:
+    """The share of right answers, such as of rows or of entities: an `Estimate`.
 
     Attributes:
-        of_row: The unit of each row, int64 (N,).
-        count: The number of units, U.
+        sums: The right answers and all answers of each unit, (U, 2).
+        num_rows: The rows that have an answer.
     """
 
-    of_row: np.ndarray
-    count: int
+    sums: np.ndarray
+    num_rows: int
 
     @classmethod
-    def for_rows(cls, num_rows: int) -> Units:
-        """Return the units of some rows: each row if there are few, else random groups of nearly equal size."""
-        if num_rows <= MAX_UNITS:
-            return cls(np.arange(num_rows), num_rows)
-        order = SampleRng(_SEED, 1, [num_rows]).generator(0).permutation(num_rows)
-        return cls(order % MAX_UNITS, MAX_UNITS)
+    def of(cls, units: Units, right: np.ndarray, answers: np.ndarray) -> Share:
+        """Return the share of the right answers in all answers of each row, both (N,)."""
+        return cls(units.sums(right, answers), int(np.count_nonzero(answers)))
 
-    @property
-    def are_rows(self) -> bool:
-        return self.count == len(self.of_row)
-
-    def sums(self, *columns: np.ndarray) -> np.ndarray:
-        """Return the sum of each column (N,) over the rows of each unit, (U, K)."""
-        if self.are_rows:
-            return np.stack(columns, axis=1).astype(np.float64)
-        return np.stack([np.bincount(self.of_row, weights=column, minlength=self.count) for column in columns], axis=1)
-
-    def draws(self) -> Iterator[np.ndarray]:
-        """Yield the counts of the units in each draw, float64 (D, U), some draws at a time."""
-        rng = SampleRng(_SEED, 0, range(NUM_DRAWS))
-        size = max(1, _CHUNK // self.count)
-        for start in range(0, NUM_DRAWS, size):
-            chosen = (
-                rng.generator(draw).integers(self.count, size=self.count)
-                for draw in range(start, min(start + size, NUM_DRAWS))
-            )
-            yield np.stack([np.bincount(units, minlength=self.count) for units in chosen]).astype(np.float64)
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        right, answers = (counts @ self.sums).T
+        share: np.ndarray = right / answers
+        return share
 
 
-def make_estimates(table: pyarrow.Table, about: Document, units: Units) -> dict[str, Estimate]:
-    """Return the estimates of all metrics that a kind of predictions may have, by name."""
+def make_estimates(
+    table: pyarrow.Table, about: Document, units: Units, names: Collection[str] = (), *, is_part: bool = False
+) -> dict[str, Estimate]:
+    """Return the estimates of all metrics that a kind of predictions may have, by name.
+
+    Args:
+        table: The predictions, see `trainer.predictions`.
+        about: Their metadata.
+        units: The units of a draw.
+        names: Metrics to include that depend on a number, such as `top_20_accuracy`.
+        is_part: The rows are a part of the split: metrics of all pairs of rows are left out, and labels that do not
+            occur in it do not count.
+    """
     estimates: dict[str, Estimate] = {}
     num_targets = table["num_targets"].to_numpy().astype(np.float64)
     if not table["loss"].null_count:
@@ -95,19 +76,23 @@ def make_estimates(table: pyarrow.Table, about: Document, units: Units) -> dict[
         estimates["loss"] = _mean(units, loss * num_targets, num_targets)
     kind = about["kind"]
     if kind in ("tags", "tokens"):
-        estimates["accuracy"] = _mean(units, table["num_right"].to_numpy().astype(np.float64), num_targets)
+        estimates["accuracy"] = Share.of(units, table["num_right"].to_numpy().astype(np.float64), num_targets)
     if kind == "tokens" and "loss" in estimates:
         mean_loss = estimates["loss"]
         estimates["perplexity"] = lambda counts: np.exp(mean_loss(counts))
     if kind in ("class", "labels", "tags") and not table["target"].null_count:
-        estimates |= _CLASS_ESTIMATES[kind](table, about, units)
+        estimates |= _CLASS_ESTIMATES[kind](table, about, units, names, is_part)
     elif kind in ("values", "similarity") and not table["target"].null_count:
         estimates |= _number_estimates(_numbers(table["prediction"]), _numbers(table["target"]), units)
     if "rank" in table.column_names and not table["rank"].null_count:
         ranks, ones = table["rank"].to_numpy(), np.ones(len(table))
         estimates["mrr"] = _mean(units, 1 / ranks, ones)
-        estimates |= {f"recall_at_{at}": _mean(units, ranks <= at, ones) for at in (1, 5)}
+        estimates |= {f"recall_at_{at}": Share.of(units, ranks <= at, ones) for at in (1, 5)}
     if kind == "similarity":
+        if not table["num_right"].null_count:
+            estimates["triplet_accuracy"] = Share.of(units, table["num_right"].to_numpy(), np.ones(len(table)))
+        if not is_part and "closeness" in table.column_names and not table["closeness"].null_count:
+            estimates["uniformity"] = _uniformity(units, table["closeness"].to_numpy())
         # Of unit vectors, |a - p|^2 is 2 - 2 cos(a, p).
         distances = 2 - 2 * _numbers(table["prediction"])[:, 0]
         estimates["alignment"] = _mean(units, distances, np.ones(len(distances)))
@@ -121,6 +106,72 @@ def _mean(units: Units, values: np.ndarray, weights: np.ndarray) -> Estimate:
         value, weight = (counts @ sums).T
         mean: np.ndarray = value / weight
         return mean
+
+    return estimate
+
+
+def _uniformity(units: Units, closeness: np.ndarray) -> Estimate:
+    """Return the log of the mean over all pairs, from the mean over the pairs of each row, to first order.
+
+    Drawn pairs would contain pairs of a row with itself, which no evaluation has. A mean of pairs is twice the mean of
+    its rows' parts: Hoeffding 1948, "A class of statistics with asymptotically normal distribution".
+    """
+    mean = closeness.mean()
+    sums = units.sums(closeness - mean)[:, 0] * 2 / len(closeness)
+
+    def estimate(counts: np.ndarray) -> np.ndarray:
+        drawn: np.ndarray = np.log(mean + counts @ sums)
+        return drawn
+
+    return estimate
+
+
+def target_estimates(table: pyarrow.Table, about: Document, units: Units) -> list[dict[str, Estimate]]:
+    """Return the estimates of each numeric target by name; none for other kinds of predictions."""
+    if about["kind"] != "values":
+        return []
+    columns = (_numbers(table[name]).T for name in ("prediction", "target"))
+    names = ("mae", "rmse", "r2", "pearson", "spearman")
+    each = (_number_estimates(p[:, None], t[:, None], units) for p, t in zip(*columns, strict=True))
+    return [{name: estimates[name] for name in names} for estimates in each]
+
+
+def metric_arguments(table: pyarrow.Table, about: Document) -> list[np.ndarray] | None:
+    """Return what a metric of a class (`metrics=[{_target_: ...}]`) gets for all rows; None if it is not kept."""
+    kind = about["kind"]
+    if kind == "values":
+        columns = [_numbers(table[name]) for name in ("prediction", "target")]
+        return [column[:, 0] if column.shape[1] == 1 else column for column in columns]
+    if kind not in ("class", "labels") or table["probabilities"].null_count or table["target"].null_count:
+        return None
+    if table["top_classes"].null_count < len(table):
+        return None
+    target, _, names = _indices(table, about)
+    if kind == "labels":
+        classes, target = target, np.zeros((len(table), len(names)), dtype=np.int64)
+        target[_rows_of_entries(table["target"]), classes] = 1
+    return [_numbers(table["probabilities"]).astype(np.float32), target]
+
+
+def estimate_again(metric: Metric, arguments: Sequence[np.ndarray]) -> Estimate:
+    """Return a metric as a function of counts of rows, for which it is computed on the rows of each draw."""
+    import torch
+
+    columns = [torch.from_numpy(column) for column in arguments]
+
+    def of_rows(drawn: np.ndarray) -> float:
+        rows = torch.from_numpy(np.repeat(np.arange(len(drawn)), drawn.astype(np.int64)))
+        metric.reset()
+        try:
+            metric.update(*(column[rows] for column in columns))
+            return float(metric.compute())
+        except (ValueError, RuntimeError):  # it is not defined for these rows, such as rows of one class
+            return float("nan")
+
+    def estimate(counts: np.ndarray) -> np.ndarray:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return np.array([of_rows(drawn) for drawn in counts])
 
     return estimate
 
@@ -154,8 +205,10 @@ class _Entries:
 
 def _f1_estimates(
     units: Units, target: tuple[np.ndarray, np.ndarray], predicted: tuple[np.ndarray, np.ndarray], num_classes: int
-) -> tuple[Estimate, Estimate, Estimate, np.ndarray, dict[str, Estimate]]:
-    """Return macro F1 over the classes that occur, over all, micro F1, the rows of right entries, and class scores.
+) -> tuple[dict[str, Estimate], np.ndarray]:
+    """Return macro F1 over the classes that occur, over all classes, and the other class scores, and the right rows.
+
+    The last is the row of each right entry.
 
     Args:
         units: The units.
@@ -181,75 +234,80 @@ def _f1_estimates(
         mean: np.ndarray = scores(counts)[0].mean(axis=1)
         return mean
 
-    def micro(counts: np.ndarray) -> np.ndarray:
-        matched, guesses, actual = (part.totals(counts).sum(axis=1) for part in entries)
-        score: np.ndarray = 2 * matched / np.maximum(guesses + actual, 1)
-        return score
-
     def score_estimate(score: ClassScore) -> Estimate:
         return lambda counts: score(*(part.totals(counts) for part in entries))
 
     named = {name: score_estimate(score) for name, score in CLASS_SCORES.items()}
-    return over_present, over_all, micro, right_rows, named
+    return {"macro_f1": over_present, "macro_f1_of_all": over_all, **named}, right_rows
 
 
-def _class_estimates(table: pyarrow.Table, about: Document, units: Units) -> dict[str, Estimate]:
+def _class_estimates(
+    table: pyarrow.Table, about: Document, units: Units, wanted: Collection[str], is_part: bool
+) -> dict[str, Estimate]:
     target, predicted, names = _indices(table, about)
     rows = np.arange(len(table))
-    macro, _, _, right, named = _f1_estimates(units, (rows, target), (rows, predicted), len(names))
+    estimates, right = _f1_estimates(units, (rows, target), (rows, predicted), len(names))
     ones, is_right = np.ones(len(table)), np.bincount(right, minlength=len(table))
-    estimates = {"accuracy": _mean(units, is_right, ones), "macro_f1": macro, **named}
+    estimates["accuracy"] = Share.of(units, is_right, ones)
     if table["probabilities"].null_count:
         return estimates
     probabilities = _numbers(table["probabilities"])
     if table["top_classes"].null_count == len(table):
         is_target = np.zeros(probabilities.shape, dtype=bool)
         is_target[rows, target] = True
-        if units.are_rows and probabilities.size <= _MAX_ORDERED:
-            positive = slice(1, None) if len(names) == 2 else slice(None)  # of two classes, the second
-            ranked = probabilities[:, positive], is_target[:, positive]
-            estimates["auroc"] = _mean_of_labels(*ranked, _roc_area)
-            estimates["average_precision"] = _mean_of_labels(*ranked, _average_precision)
+        positive = slice(1, None) if len(names) == 2 else slice(None)  # of two classes, the second
+        ranked = probabilities[:, positive], is_target[:, positive], units
+        estimates["auroc"] = estimate_ranked(ROC_AREA, *ranked, skips_undefined=True)
+        estimates["average_precision"] = estimate_ranked(AVERAGE_PRECISION, *ranked, skips_undefined=True)
     else:
         is_target = _numbers(table["top_classes"]) == target[:, None]
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
-    is_found = np.take_along_axis(is_target, order, axis=1).cumsum(axis=1)
-    tops = {f"top_{k}_accuracy": is_found[:, k - 1] for k in range(1, is_found.shape[1] + 1)}
-    return estimates | {name: _mean(units, found, ones) for name, found in tops.items()}
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    found = np.take_along_axis(is_target, order, axis=1)
+    place = np.where(found.any(axis=1), found.argmax(axis=1), probabilities.shape[1])
+    tops = {*range(1, TOP + 1), *(int(match[1]) for name in wanted if (match := _TOP_K.fullmatch(name)))}
+    return estimates | {
+        f"top_{k}_accuracy": Share.of(units, place < k, ones) for k in tops if k <= probabilities.shape[1]
+    }
 
 
-def _label_estimates(table: pyarrow.Table, about: Document, units: Units) -> dict[str, Estimate]:
+def _label_estimates(
+    table: pyarrow.Table, about: Document, units: Units, wanted: Collection[str], is_part: bool
+) -> dict[str, Estimate]:
     target, predicted, names = _indices(table, about)
     rows = [_rows_of_entries(table[name]) for name in ("target", "prediction")]
-    _, macro, micro, right, _ = _f1_estimates(units, (rows[0], target), (rows[1], predicted), len(names))
+    scores, right = _f1_estimates(units, (rows[0], target), (rows[1], predicted), len(names))
     size, guesses, matched = (np.bincount(each, minlength=len(table)) for each in (*rows, right))
     exact = (size == matched) & (guesses == matched)
-    estimates = {"micro_f1": micro, "macro_f1": macro, "exact_match": _mean(units, exact, np.ones(len(table)))}
-    has_all = table["top_classes"].null_count == len(table)
-    if units.are_rows and len(table) * len(names) <= _MAX_ORDERED and has_all:
+    estimates: dict[str, Estimate] = {
+        "macro_f1": scores["macro_f1" if is_part else "macro_f1_of_all"],
+        "micro_f1": Share.of(units, 2 * matched, guesses + size),
+        "exact_match": Share.of(units, exact, np.ones(len(table))),
+    }
+    if table["top_classes"].null_count == len(table):
         is_positive = np.zeros((len(table), len(names)), dtype=bool)
         is_positive[rows[0], target] = True
-        scores = _numbers(table["probabilities"])
-        average_precision = _mean_of_labels(scores, is_positive, _average_precision)
+        ranked = _numbers(table["probabilities"]), is_positive, units
+        average_precision = estimate_ranked(AVERAGE_PRECISION, *ranked, skips_undefined=True)
         estimates |= {"mean_average_precision": average_precision, "average_precision": average_precision}
-        estimates["auroc"] = _mean_of_labels(scores, is_positive, _roc_area)
+        estimates["auroc"] = estimate_ranked(ROC_AREA, *ranked, skips_undefined=True)
     return estimates
 
 
-def _tag_estimates(table: pyarrow.Table, about: Document, units: Units) -> dict[str, Estimate]:
+def _tag_estimates(
+    table: pyarrow.Table, about: Document, units: Units, wanted: Collection[str], is_part: bool
+) -> dict[str, Estimate]:
     target, predicted, names = _indices(table, about)
     rows = _rows_of_entries(table["target"])
     # A tag may occur several times in a row, so words take the place of rows.
     words = Units(units.of_row[rows], units.count)
     places = np.arange(len(rows))
-    macro, _, _, _, named = _f1_estimates(words, (places, target), (places, predicted), len(names))
+    scores, _ = _f1_estimates(words, (places, target), (places, predicted), len(names))
     matched, guesses, actual = _count_entities(target, predicted, rows, len(table), names)
     return {
-        **named,
-        "macro_f1": macro,
-        "entity_f1": _mean(units, 2 * matched, guesses + actual),
-        "entity_precision": _mean(units, matched, guesses),
-        "entity_recall": _mean(units, matched, actual),
+        **scores,
+        "entity_f1": Share.of(units, 2 * matched, guesses + actual),
+        "entity_precision": Share.of(units, matched, guesses),
+        "entity_recall": Share.of(units, matched, actual),
     }
 
 
@@ -279,50 +337,6 @@ def _count_entities(
         counts.append(torch.stack([each.sum(dim=1) for each in (matched, guesses.begins, actual.begins)]).numpy())
     matched_rows, predicted_rows, actual_rows = np.concatenate(counts, axis=1).astype(np.float64)
     return matched_rows, predicted_rows, actual_rows
-
-
-def _mean_of_labels(
-    scores: np.ndarray, is_positive: np.ndarray, statistic: Callable[[np.ndarray, np.ndarray], Estimate]
-) -> Estimate:
-    """Return the mean over the labels (N, C) that have a value, see `RankingScore`."""
-    of_label = [statistic(*column) for column in zip(scores.T, is_positive.T, strict=True)]
-
-    def estimate(counts: np.ndarray) -> np.ndarray:
-        values = np.stack([value(counts) for value in of_label])
-        defined = np.isfinite(values)
-        mean: np.ndarray = np.where(defined, values, 0).sum(axis=0) / defined.sum(axis=0)
-        return mean
-
-    return estimate
-
-
-def _average_precision(scores: np.ndarray, is_positive: np.ndarray) -> Estimate:
-    """Return the average precision of a label, see `average_precisions`."""
-    order = np.argsort(-scores, kind="stable")
-    last, positive = _ends_of_ties(scores[order]), is_positive[order]
-
-    def estimate(counts: np.ndarray) -> np.ndarray:
-        drawn = counts[:, order]
-        positives = drawn * positive
-        precision = positives.cumsum(axis=1)[:, last] / np.maximum(drawn.cumsum(axis=1)[:, last], 1)
-        value: np.ndarray = (precision * positives).sum(axis=1) / positives.sum(axis=1)
-        return value
-
-    return estimate
-
-
-def _roc_area(scores: np.ndarray, is_positive: np.ndarray) -> Estimate:
-    """Return the area under the ROC curve of a label, see `roc_areas`."""
-    ranks = _ranks(scores)
-
-    def estimate(counts: np.ndarray) -> np.ndarray:
-        drawn = counts * is_positive
-        positives = drawn.sum(axis=1)
-        above = (drawn * ranks(counts)).sum(axis=1) - positives * (positives + 1) / 2
-        area: np.ndarray = above / (positives * (counts.sum(axis=1) - positives))
-        return area
-
-    return estimate
 
 
 def _indices(table: pyarrow.Table, about: Document) -> tuple[np.ndarray, np.ndarray, Sequence[str]]:
@@ -383,43 +397,6 @@ def _number_estimates(predicted: np.ndarray, target: np.ndarray, units: Units) -
     with np.errstate(over="ignore"):
         relative = (abs(predicted - target) / abs(target).clip(np.finfo(np.float64).eps)).mean(axis=1)
     estimates["mape"] = _mean(units, relative, ones)
-    if units.are_rows and target.size <= _MAX_ORDERED:
-        each = [_spearman(p, t) for p, t in columns]
-        estimates["spearman"] = lambda counts: np.mean([value(counts) for value in each], axis=0)
+    estimates["spearman"] = estimate_ranked(SPEARMAN, predicted, target, units)
+    estimates["median_absolute_error"] = estimate_ranked(MEDIAN_ERROR, predicted, target, units)
     return estimates
-
-
-def _spearman(first: np.ndarray, second: np.ndarray) -> Estimate:
-    """Return the correlation of the ranks of two columns (N,); equal values share the mean of their ranks."""
-    ranks = _ranks(first), _ranks(second)
-
-    def estimate(counts: np.ndarray) -> np.ndarray:
-        total = counts.sum(axis=1, keepdims=True)
-        a, b = (rank(counts) - (total + 1) / 2 for rank in ranks)
-        product, squares = (counts * a * b).sum(axis=1), (counts * a**2).sum(axis=1) * (counts * b**2).sum(axis=1)
-        correlation: np.ndarray = product / np.sqrt(squares)
-        return correlation
-
-    return estimate
-
-
-def _ranks(values: np.ndarray) -> Estimate:
-    """Return a function from the counts of the rows (D, N) to the rank of each among the drawn rows, (D, N)."""
-    order = np.argsort(values, kind="stable")
-    back = np.argsort(order, kind="stable")
-    last = _ends_of_ties(values[order])
-    first = len(values) - 1 - _ends_of_ties(values[order][::-1])[::-1]
-
-    def ranks(counts: np.ndarray) -> np.ndarray:
-        drawn = counts[:, order]
-        up_to = drawn.cumsum(axis=1)
-        mean: np.ndarray = ((up_to[:, first] - drawn[:, first]) + up_to[:, last] + 1) / 2
-        return mean[:, back]
-
-    return ranks
-
-
-def _ends_of_ties(ordered: np.ndarray) -> np.ndarray:
-    """Return for each of N sorted values the position of the last value that is equal to it."""
-    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-    return ends[np.searchsorted(ends, np.arange(len(ordered)))]

@@ -8,74 +8,129 @@ the number of the draw and the number of rows, so the difference of two models o
 If there are more than 16,384 rows, they are divided at random into that many groups, and groups are drawn instead: this
 adds an error of about 0.6 % to the width of an interval, and neither work nor memory grows with the rows.
 
-A metric without a form in `trainer.estimates` (of the user's own, or of all pairs of rows such as `uniformity`) has no
-interval, and neither has a metric whose form does not give the value that the evaluation reported. The ranks behind
-`mrr` and `recall_at_1` are those among all rows: a draw does not change the rows that are searched.
+A metric of a class that the user names (`metrics=[{_target_: ...}]`) is computed again on the rows of each draw if the
+rows are few (`MAX_VALUES`) and the predictions contain what it gets. The ranks behind `mrr` and `recall_at_1` are those
+among all rows: a draw does not change the rows that are searched. Each metric without an interval has a reason.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from trainer.estimates import SHARES_OF_ROWS, Estimate, Units, make_estimates
+from trainer.documents import undefined_reason
+from trainer.estimates import Share, estimate_again, make_estimates, metric_arguments
 from trainer.layout import Document
 from trainer.predictions import read_predictions
+from trainer.resampling import NUM_DRAWS, Estimate, Units
 
 if TYPE_CHECKING:
     import pyarrow
+    from torchmetrics import Metric
 
 Interval = tuple[float, float]
 
-_COLUMNS = ["target", "prediction", "probabilities", "top_classes", "loss", "num_targets", "num_right", "rank"]
+_COLUMNS = [
+    *("target", "prediction", "probabilities", "top_classes"),
+    *("loss", "num_targets", "num_right", "rank", "closeness"),
+]
 _LEVELS = (0.025, 0.975)
 _TOLERANCE = 1e-4
 
+MAX_VALUES: Final = 2**15
+"""The largest number of rows times columns for which a metric is computed again on each draw."""
 
-def read_intervals(path: Path, values: Mapping[str, float]) -> dict[str, Interval]:
+_WITHOUT: Final = {"max_error": "the largest error of drawn rows says nothing about the errors of other rows"}
+"""Metrics without an interval, with the reason."""
+
+
+class Intervals(NamedTuple):
+    """The intervals of an evaluation.
+
+    Attributes:
+        found: The interval of each metric that has one, by name.
+        missing: The reason why another one has none, by name.
+    """
+
+    found: dict[str, Interval]
+    missing: dict[str, str]
+
+
+def read_intervals(
+    path: Path, values: Mapping[str, float], metrics: Mapping[str, Metric] = MappingProxyType({})
+) -> Intervals:
     """Return the intervals of the metrics of an evaluation from the file of its predictions.
 
     Raises:
         CheckpointError: The file cannot be used.
     """
     table, about = read_predictions(path, _COLUMNS)
-    return metric_intervals(table, about, values)
+    return metric_intervals(table, about, values, metrics)
 
 
-def metric_intervals(table: pyarrow.Table, about: Document, values: Mapping[str, float]) -> dict[str, Interval]:
-    """Return the intervals of the metrics of an evaluation, as far as they have one.
+def metric_intervals(
+    table: pyarrow.Table,
+    about: Document,
+    values: Mapping[str, float],
+    metrics: Mapping[str, Metric] = MappingProxyType({}),
+) -> Intervals:
+    """Return the intervals of the metrics of an evaluation.
 
     Args:
         table: The predictions of the evaluation, see `trainer.predictions`.
         about: Their metadata.
         values: The value of each metric that the evaluation reported.
+        metrics: Fresh metrics of classes that the user has named, by name.
     """
     units = Units.for_rows(len(table))
+    missing = {name: undefined_reason(name) for name, value in values.items() if not isfinite(value)}
+    if units.count < 2:
+        return Intervals({}, dict.fromkeys(values, "an interval needs at least 2 rows") | missing)
+    if "loss" in values and table["loss"].null_count:
+        missing.setdefault("loss", "it is computed from a whole batch or from the inputs, so no row has a loss")
+    missing |= {name: _WITHOUT[name] for name in values if name in _WITHOUT and name not in missing}
     estimates = fitting_estimates(table, about, values, units)
-    return estimated_intervals(estimates, units)
+    if own := {name: metric for name, metric in metrics.items() if name not in missing}:
+        arguments = metric_arguments(table, about)
+        if arguments is not None and units.are_rows and arguments[0].size <= MAX_VALUES:
+            again = {name: estimate_again(metric, arguments) for name, metric in own.items()}
+            estimates |= _select_fitting(again, values, units)
+        elif arguments is not None:
+            reason = f"it would be computed {NUM_DRAWS:,} times from more than {MAX_VALUES:,} values"
+            missing |= dict.fromkeys(own, reason)
+    unknown = [name for name in values if name not in estimates and name not in missing]
+    missing |= dict.fromkeys(unknown, "the predictions do not contain what it is computed from")
+    found, others = estimated_intervals({name: estimates[name] for name in values if name in estimates}, units)
+    return Intervals(found, others | missing)
 
 
-def estimated_intervals(estimates: Mapping[str, Estimate], units: Units) -> dict[str, Interval]:
-    """Return the intervals of estimates, as far as they have one.
+def estimated_intervals(estimates: Mapping[str, Estimate], units: Units) -> Intervals:
+    """Return the intervals of estimates.
 
-    If all draws are equal, they say nothing about other rows: if no answer was wrong, or none was right, the share of
-    right answers gets the exact interval (Clopper and Pearson 1934), and all other metrics have none.
+    If all draws are equal, they say nothing about other rows: if no answer was wrong, or none was right, a share of
+    right answers gets the exact interval (Clopper and Pearson 1934) of the share of the rows in which all answers are
+    right, or none is, and all other metrics have none.
     """
     draws = draw_estimates(list(estimates.values()), units) if units.count > 1 else np.empty((0, 0))
-    intervals = {}
-    for name, column in zip(estimates, draws.T, strict=False):
+    found, missing = {}, {}
+    for (name, estimate), column in zip(estimates.items(), draws.T, strict=False):
         interval = quantile_interval(column)
-        if interval is not None and interval[0] == interval[1]:
-            bound = _LEVELS[0] ** (1 / len(units.of_row))
-            exact = {0.0: (0.0, 1 - bound), 1.0: (bound, 1.0)}
-            interval = exact.get(interval[0]) if name in SHARES_OF_ROWS else None
-        if interval is not None:
-            intervals[name] = interval
-    return intervals
+        if interval is None:
+            missing[name] = "it is not defined in more than 5% of the draws of the rows"
+        elif interval[0] < interval[1]:
+            found[name] = interval
+        elif isinstance(estimate, Share) and interval[0] in (0.0, 1.0):
+            bound = _LEVELS[0] ** (1 / estimate.num_rows)
+            found[name] = (bound, 1.0) if interval[0] else (0.0, 1 - bound)
+        else:
+            missing[name] = f"the value is {interval[0]:.6g} in all draws of the rows"
+    return Intervals(found, missing)
 
 
 def paired_intervals(
@@ -103,13 +158,17 @@ def fitting_estimates(
     """Return the estimates of the metrics that give the values which the evaluation reported, by name."""
     if units.count < 2:
         return {}
+    return _select_fitting(make_estimates(table, about, units, list(values)), values, units)
+
+
+def _select_fitting(estimates: Mapping[str, Estimate], values: Mapping[str, Any], units: Units) -> dict[str, Estimate]:
     once = np.ones((1, units.count))
-    estimates = {name: estimate for name, estimate in make_estimates(table, about, units).items() if name in values}
     with np.errstate(all="ignore"):
         return {
             name: estimate
             for name, estimate in estimates.items()
-            if math.isclose(float(estimate(once)[0]), values[name], rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+            if name in values
+            and math.isclose(float(estimate(once)[0]), values[name], rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
         }
 
 

@@ -15,7 +15,10 @@ Columns, the same for every task:
 * `num_targets` (int32): the terms of the loss, such as the tokens of a text; its mean over a split is weighted by them;
 * `rank` (int32): the rank of a text's positive among all positives of the split by cosine, from 1, if a task retrieves
   positives; null for other tasks;
-* `num_right` (int32): the targets of a token model whose class has the largest score; null for other tasks.
+* `num_right` (int32): the targets of a token model whose class has the largest score; of texts with hard negatives, 1
+  if the positive is nearer than all of them, else 0; null for other tasks;
+* `closeness` (float64): the mean of exp(-2 |a - b|^2) over the vectors of all other rows, for embeddings without
+  scores; null for other tasks. Files of earlier versions do not have this column.
 
 The metadata of the file has the key `trainer.inputs`, too: a JSON object with what the model read in the 20 worst rows,
 by the number of the row: `{"text": ...}`, shortened, or `{"image": ...}`, a small PNG in base64.
@@ -55,6 +58,7 @@ _SUFFIX = ".predictions.parquet"
 _KEY = b"trainer.predictions"
 _INPUTS_KEY = b"trainer.inputs"
 _FORMAT = 1
+_CLOSENESS = "closeness"
 _ABOUT: Final = {"kind": str, "classes": ([str], None), "split?": str, "step?": int, "weights?": str}
 """The shape of the metadata, as far as it is used."""
 
@@ -90,6 +94,7 @@ def predictions_schema(kind: Kind, *, several_values: bool, about: Document) -> 
         "num_targets": pa.int32(),
         "num_right": pa.int32(),
         "rank": pa.int32(),
+        _CLOSENESS: pa.float64(),
     }
     metadata = to_json({"format": _FORMAT, "kind": kind, **about}, ensure_ascii=False)
     return pa.schema(columns.items(), metadata={_KEY: metadata.encode()})
@@ -187,6 +192,7 @@ def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pyarrow.RecordB
 
 def _check_columns(schema: pyarrow.Schema, about: Document) -> None:
     expected = [predictions_schema(about["kind"], several_values=each, about={}) for each in (False, True)]
+    expected += [each.remove(each.get_field_index(_CLOSENESS)) for each in expected]  # of earlier versions
     if not any(schema.equals(each) for each in expected):
         raise ValueError("the columns are not those of predictions")
 
@@ -217,8 +223,10 @@ def read_predictions(path: Path, columns: list[str] | None = None) -> tuple[pyar
 
     about = read_about(path)
     try:
-        _check_columns(parquet.read_schema(path), about)
-        table = parquet.read_table(path, columns=columns)
+        schema = parquet.read_schema(path)
+        _check_columns(schema, about)
+        own = None if columns is None else [name for name in columns if name in schema.names]
+        table = parquet.read_table(path, columns=own)
         table.validate(full=True)
     except (OSError, ValueError, ArrowException) as error:
         raise _unreadable(path, "is damaged") from error

@@ -27,7 +27,7 @@ from trainer.protocols import (
 )
 from trainer.ranks import Ranks
 from trainer.targets import compute_loss, compute_row_losses, compute_scores
-from trainer.task.embedding_metrics import positive_ranks
+from trainer.task.embedding_metrics import mean_closeness, nearer_than_negatives, positive_ranks
 
 if TYPE_CHECKING:
     import pyarrow
@@ -64,8 +64,9 @@ class RowRecorder:
         schema: The columns.
         origins: Finds the file and the record of a row.
         write: Receives the rows of each batch.
-        ranks_positives: Also record the ranks of the positives, which are known once all rows are: the rows are then in
-            memory until `finish`, with their vectors.
+        ranks_positives: Also record the ranks of the positives, which are known once all rows are.
+        measures_closeness: Also record how close all other rows are. Both hold the rows in memory until `finish`, with
+            their vectors.
     """
 
     task: Task
@@ -74,6 +75,7 @@ class RowRecorder:
     origins: Origins
     write: Write
     ranks_positives: bool = False
+    measures_closeness: bool = False
     _held: list[tuple[pyarrow.Table, Tensor]] = field(default_factory=list)
 
     def add(self, host: Batch, batch: Batch, output: Tensor | DeferredLogits) -> None:
@@ -106,25 +108,36 @@ class RowRecorder:
             for field in self.schema
         ]
         rows = pa.Table.from_arrays(arrays, schema=self.schema)
-        if self.ranks_positives:
+        if self._holds_rows:
             assert isinstance(output, Tensor), "only token models defer their logits"
             self._held.append((rows, unit_views(output, host.target.shape[0])[:, :2].cpu()))
         else:
             self.write(rows)
 
+    @property
+    def _holds_rows(self) -> bool:
+        return self.ranks_positives or self.measures_closeness
+
     def finish(self, ranks: Ranks) -> None:
-        """Write the rows that waited for the ranks of the positives; the processes that share the rows call it."""
+        """Write the rows that waited for the vectors of all others; the processes that share the rows call it."""
         import pyarrow as pa
 
-        if not self.ranks_positives:
+        if not self._holds_rows:
             return
         parts = ranks.gather(torch.cat([vectors for _, vectors in self._held]) if self._held else None)
         start = sum(len(part) for part in parts[: ranks.rank] if part is not None)
-        places = positive_ranks(torch.cat([part for part in parts if part is not None])).int().numpy()
-        column = self.schema.get_field_index("rank")
+        vectors = torch.cat([part for part in parts if part is not None])
+        columns = {}
+        if self.ranks_positives:
+            columns["rank"] = positive_ranks(vectors).int().numpy()
+        if self.measures_closeness and len(vectors) > 1:
+            columns["closeness"] = mean_closeness(vectors[:, 0]).numpy()
         for rows, _ in self._held:
-            own = pa.array(places[start : start + len(rows)], pa.int32())
-            self.write(rows.set_column(column, self.schema.field(column), own))
+            for name, values in columns.items():
+                place = self.schema.get_field_index(name)
+                own = pa.array(values[start : start + len(rows)], self.schema.field(name).type)
+                rows = rows.set_column(place, self.schema.field(name), own)
+            self.write(rows)
             start += len(rows)
 
     def _count_targets(self, target: Tensor, parts: Sequence[_Sample]) -> list[int]:
@@ -175,7 +188,9 @@ class RowRecorder:
         if kind == "similarity":
             views = unit_views(scores, len(target))
             cosines = (views[:, 0] * views[:, 1]).sum(dim=-1).double().cpu().numpy()
-            return {"prediction": cosines, "target": target.double().numpy() if target.ndim == 1 else None}
+            nearest = nearer_than_negatives(views).int().cpu().numpy() if views.shape[1] > 2 else None
+            similarities = target.double().numpy() if target.ndim == 1 else None
+            return {"prediction": cosines, "target": similarities, "num_right": nearest}
         answers = self.task.answers if isinstance(self.task, HasAnswers) else None
         if kind == "values":
             read = answers or _plain_values

@@ -4,11 +4,13 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score, r2_score
 
-from tests.support.jobs import rows, train, working_in
+from tests.support.jobs import rows, train, working_in, write_roles
 from tests.support.processes import run_without_torch
 from trainer.cli import main
 from trainer.commands.eval_slices import MAX_SLICES, _divide, check_columns
@@ -98,3 +100,89 @@ def test_many_values_are_joined_and_numbers_divided_into_quarters() -> None:
     assert list(parts) == ["0 to 2.25", "2.5 to 4.75", "5 to 7.25", "7.5 to 9.75", "(empty)"]
     assert sorted(np.concatenate(list(parts.values()))) == [*range(42)]
     assert list(dict(_divide(["2", "1", "2"]))) == ["2", "1"]
+
+
+def read_json(path: Path) -> Any:
+    """Return a document without NaN, which is not JSON."""
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+
+
+def test_slices_of_every_kind_have_the_metrics_of_their_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = {
+        "tags": ("task=token_classification", "train.duration=80", "optimizer.lr=0.01"),
+        "labels": ("task=multilabel_classification", "train.duration=10"),
+        "values": ("task=regression", "data.columns.value=[value,score]", "train.duration=4"),
+    }
+    with working_in(tmp_path):
+        data = write_roles(tmp_path)
+        for name, job in jobs.items():
+            assert train(tmp_path / name, *data, *job) == 0
+            assert main(["eval", f"run={name}", "device=cpu", "slices=[label]"]) == 0
+        shown = capsys.readouterr().out
+        documents = {name: read_json(tmp_path / name / "eval/test.json") for name in jobs}
+        tables = {name: read_predictions(tmp_path / name / "eval/test.predictions.parquet")[0] for name in jobs}
+
+    # A tagger has the scores of entities in every slice, also where all are right, in the order of the main table.
+    for part in documents["tags"]["slices"]["label"]:
+        names = ["loss", "accuracy", "entity_f1", "entity_precision", "entity_recall"]
+        assert [*part["metrics"]] == names
+        assert part["intervals"].keys() >= {*names} - {"loss"}
+    assert any(part["metrics"]["entity_f1"] == 1.0 for part in documents["tags"]["slices"]["label"])
+
+    # Labels that do not occur in a slice do not count.
+    for part in documents["labels"]["slices"]["label"]:
+        rows = [
+            row
+            for row, label in zip(tables["labels"].to_pylist(), labels_of(tmp_path), strict=True)
+            if label == part["value"]
+        ]
+        names = sorted({label for row in rows for label in (*row["target"], *row["prediction"])})
+        target, answer = (
+            np.array([[name in row[key] for name in names] for row in rows]) for key in ("target", "prediction")
+        )
+        assert part["metrics"]["macro_f1"] == pytest.approx(f1_score(target, answer, average="macro", zero_division=0))
+
+    # Each of several numbers has scores of its own.
+    targets = documents["values"]["targets"]
+    assert [each["target"] for each in targets] == ["value", "score"]
+    for place, each in enumerate(targets):
+        predicted, target = (
+            np.array(tables["values"][name].to_pylist())[:, place] for name in ("prediction", "target")
+        )
+        assert each["metrics"]["mae"] == pytest.approx(np.abs(predicted - target).mean())
+        assert each["metrics"]["r2"] == pytest.approx(r2_score(target, predicted))
+        assert each["metrics"]["rmse"] == pytest.approx(np.sqrt(((predicted - target) ** 2).mean()))
+        low, high = each["intervals"]["rmse"]
+        assert low < each["metrics"]["rmse"] < high
+    assert documents["values"]["mae"] == pytest.approx(np.mean([each["metrics"]["mae"] for each in targets]))
+    assert "each metric above is the mean over the 2 targets." in shown
+    assert "by target, with 95% intervals" in shown
+
+
+def labels_of(folder: Path) -> list[str]:
+    return [json.loads(line)["label"] for line in (folder / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_metrics_of_classes_have_intervals_and_undefined_ones_a_reason(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = "metrics=[auroc,{_target_: torchmetrics.CalibrationError, name: ece, n_bins: 15}]"
+    with working_in(folder):
+        assert main(["eval", "run=runs/a", "device=cpu", metrics, "trust=[torchmetrics]", "slices=[region]"]) == 0
+        document = read_json(folder / "runs/a/eval/test.json")
+        low, high = document["intervals"]["ece"]
+        assert low < high
+        assert all(part["metrics"].keys() >= {"auroc", "ece"} for part in document["slices"]["region"])
+        Path("one.csv").write_text("text,label,region,size\nan apple a day,fruit,north,1\n", encoding="utf-8")
+        capsys.readouterr()
+        assert main(["eval", "run=runs/a", "device=cpu", "metrics=[auroc]", "data.test=one.csv"]) == 0
+        (file,) = Path("runs/a/eval").glob("test-one-*.json")
+        assert read_json(file)["auroc"] is None
+        shown = capsys.readouterr().out
+        assert "no value for auroc: no class or label has both rows with it and rows without it." in shown
+        assert "no interval for loss, accuracy, macro_f1: an interval needs at least 2 rows." in shown
+        assert main(["eval", "run=runs/a", "device=cpu", "metrics=[auroc]", "data.test=one.csv"]) == 0  # is its own
+        assert main(["report", "run=runs/a"]) == 0
+        assert main(["diff", "runs/a", "runs/a"]) == 0

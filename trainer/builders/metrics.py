@@ -51,6 +51,25 @@ def build_metrics(job: TrainJob, task: Task) -> MetricCollection:
     return metrics
 
 
+def build_class_metrics(job: TrainJob, task: Task) -> dict[str, Metric]:
+    """Build the metrics of a job that are named by a class, by name, for one process: they get prepared values."""
+    from torchmetrics import Metric
+
+    from trainer.task.named_metrics import PreparedMetric
+
+    if not any(isinstance(entry, Mapping) for entry in job.metrics or ()):
+        return {}
+    metrics, found = build_metrics(job, task), {}
+    for name in (metric_name(entry) for entry in job.metrics or () if isinstance(entry, Mapping)):
+        prepared = metrics[name]
+        assert isinstance(prepared, PreparedMetric), "see `_build_class`"
+        for module in prepared.modules():
+            if isinstance(module, Metric):
+                module.sync_on_compute = False
+        found[name] = prepared.metric
+    return found
+
+
 def check_metrics(job: TrainJob, task: Task) -> None:
     """Try the metrics that a job adds on a few invented rows, so that one that does not work is reported at once.
 

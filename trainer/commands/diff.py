@@ -8,6 +8,7 @@ from trainer.commands.diff_rows import compare_rows, print_comparison
 from trainer.commands.run_folders import RunRecord, flatten, list_runs_newest_first, read_run
 from trainer.config.jobs import DiffJob
 from trainer.display import displayable, masked_config
+from trainer.documents import EVALUATION_PARTS
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import Document
 from trainer.report.console import format_number, open_console, print_table
@@ -74,7 +75,7 @@ def compare_runs(left: RunRecord, right: RunRecord) -> Document:
 def _flatten_results(record: RunRecord) -> Document:
     values = {f"best.{key}": value for key, value in (record.best or {}).items()}
     for split, scores in record.evaluations.items():
-        values |= {f"{split}.{key}": value for key, value in scores.items() if key not in ("intervals", "slices")}
+        values |= {f"{split}.{key}": value for key, value in scores.items() if key not in EVALUATION_PARTS}
     return values
 
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from trainer.atomic_io import create_folder, discard, refuse_to_replace, write_text
 from trainer.commands.decision import find_rule, rule_problems, use_kept_rule, validation_rows
-from trainer.commands.eval_slices import check_slices, measure_slices, print_slices
+from trainer.commands.eval_slices import check_slices, measure_slices, measure_targets, print_slices, print_targets
 from trainer.commands.row_inputs import worst_inputs_kept
 from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.jobs import EvalJob
 from trainer.config.stored import TRAINING_KEYS, differences, load_stored_config, parse_stored_config, unchanged_job
-from trainer.documents import EVALUATION
+from trainer.documents import EVALUATION, EVALUATION_PARTS, undefined_reason
 from trainer.errors import ConfigError, DataError, raise_if_any
 from trainer.launch import launch
 from trainer.layout import EVALUATIONS, Document
@@ -27,13 +28,15 @@ from trainer.predictions import is_predictions, predictions_file, predictions_sc
 from trainer.progress import phase
 from trainer.protocols import HasDecisionRule
 from trainer.rank_environment import is_first_rank, is_rank, num_processes
-from trainer.report.console import format_number, open_console, print_table
+from trainer.report.console import format_number, open_console, print_indented, print_table
 from trainer.report.logs import logs_silenced
 from trainer.report.screen import phases_shown
 from trainer.shapes import CHECKSUM, DocumentError, check_seal, parse_json, read_bytes, to_sealed_json
 from trainer.signals import end_on_signals
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from trainer.builders.checkpointed import CheckpointedModel
     from trainer.data.encode import Encoded
     from trainer.intervals import Interval
@@ -56,13 +59,30 @@ class Evaluation(NamedTuple):
         name: The name of the split; for other rows than the run's own, one that identifies them.
         values: The loss and the metrics.
         intervals: The 95 % interval of each that has one.
+        no_interval: The reason why another one has none.
+        targets: The metrics of each of several numeric targets, see `measure_targets`.
         slices: The parts of the rows by the columns of `slices`, see `measure_slices`.
     """
 
     name: str
     values: dict[str, float]
     intervals: dict[str, Interval]
+    no_interval: dict[str, str]
+    targets: list[Document]
     slices: dict[str, list[Document]]
+
+    def notes(self) -> list[str]:
+        """Return what the numbers in the table do not say: a line for each reason."""
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for name, value in self.values.items():
+            if not isfinite(value):
+                reasons.setdefault(("value", undefined_reason(name)), []).append(name)
+            elif name in self.no_interval:
+                reasons.setdefault(("interval", self.no_interval[name]), []).append(name)
+        notes = [f"no {lacking} for {', '.join(names)}: {reason}." for (lacking, reason), names in reasons.items()]
+        if self.targets:
+            notes.append(f"each metric above is the mean over the {len(self.targets)} targets.")
+        return notes
 
 
 def run(job: EvalJob, config: Document) -> None:
@@ -162,7 +182,8 @@ def _evaluate(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple[Ch
 
 def _show(checkpointed: CheckpointedModel, evaluation: Evaluation) -> None:
     console = open_console("auto")
-    print_table(console, str(checkpointed.folder), *score_table(checkpointed, evaluation))
+    print_scores(console, checkpointed, evaluation)
+    print_targets(console, evaluation.targets)
     print_slices(console, evaluation.slices)
 
 
@@ -213,11 +234,13 @@ def evaluate_split(
     document |= source
     create_folder(file.parent)
     values = _compute_values(checkpointed, encoded, document, file if keeps_predictions else None, ranks)
+    evaluation = Evaluation(name, values, {}, {}, [], {})
     if ranks is not None and not ranks.is_first:
-        return Evaluation(name, values, {}, {})
-    if not keeps_predictions:
+        return evaluation
+    if keeps_predictions:
+        evaluation = _measure(checkpointed, predictions_file(file), encoded, split, slices, evaluation)
+    else:
         discard(predictions_file(file))  # of an earlier evaluation
-    evaluation = _measure(file if keeps_predictions else None, encoded, split, slices, Evaluation(name, values, {}, {}))
     _write(file, document, evaluation)
     return evaluation
 
@@ -258,7 +281,7 @@ def _compute_values(
                 file,
                 document,
                 ranks or Ranks(),
-                ranks_positives="mrr" in metrics,
+                {name for name in ("mrr", "uniformity") if name in metrics},
             )
             recorder = stack.enter_context(recorded)
         return evaluate(
@@ -274,27 +297,33 @@ def _compute_values(
 
 
 def _measure(
-    file: Path | None, encoded: Encoded, split: str, slices: Sequence[str], evaluation: Evaluation
+    checkpointed: CheckpointedModel,
+    predictions: Path,
+    encoded: Encoded,
+    split: str,
+    slices: Sequence[str],
+    evaluation: Evaluation,
 ) -> Evaluation:
-    """Return an evaluation with what its predictions say: the intervals and the slices."""
+    """Return an evaluation with what its predictions say: the intervals, the metrics of each target, and the slices."""
+    from trainer.builders.metrics import build_class_metrics
     from trainer.intervals import read_intervals
 
-    if file is None:
-        return evaluation
+    metrics, values = build_class_metrics(checkpointed.job, checkpointed.task), evaluation.values
     with phase("computing the intervals"):
-        intervals = read_intervals(predictions_file(file), evaluation.values)
+        intervals = read_intervals(predictions, values, metrics)
+        targets = measure_targets(predictions, checkpointed.job.data.get("columns", {}).get("value"))
     parts: dict[str, list[Document]] = {}
     if slices:
         with phase("measuring the slices"):
-            parts = measure_slices(predictions_file(file), encoded, split, slices, list(intervals))
-    return evaluation._replace(intervals=intervals, slices=parts)
+            parts = measure_slices(predictions, encoded, split, slices, values, metrics)
+    return evaluation._replace(intervals=intervals.found, no_interval=intervals.missing, targets=targets, slices=parts)
 
 
 def _write(file: Path, document: Document, evaluation: Evaluation) -> None:
     """Write `eval/<name>.json`."""
     intervals = {key: list(interval) for key, interval in evaluation.intervals.items()}
-    parts = {"intervals": intervals, "slices": evaluation.slices}
-    known = {key: part for key, part in parts.items() if part}
+    parts = evaluation._asdict() | {"intervals": intervals}
+    known = {key: parts[key] for key in EVALUATION_PARTS if parts[key]}
     write_text(file, to_sealed_json(document | evaluation.values | known, indent=1) + "\n")
 
 
@@ -305,10 +334,18 @@ def _recorder(
     file: Path,
     about: Document,
     ranks: Ranks,
-    *,
-    ranks_positives: bool,
+    of_all_rows: Set[str],
 ) -> Iterator[RowRecorder]:
-    """Yield a recorder of predictions, which the first process has written as the block ends."""
+    """Yield a recorder of predictions, which the first process has written as the block ends.
+
+    Args:
+        checkpointed: The model.
+        encoded: The encoded rows.
+        file: The file of the evaluation.
+        about: What the metadata contain.
+        ranks: The processes that share the batches.
+        of_all_rows: The metrics that depend on all rows together.
+    """
     from trainer.row_recorder import RowRecorder, prediction_kind, written_by_first
 
     task, loss = checkpointed.task, checkpointed.loss
@@ -324,7 +361,7 @@ def _recorder(
             keep = stack.enter_context(worst_inputs_kept(writer, kind, encoded.splits[about["split"]], task))
         write = stack.enter_context(written_by_first(ranks, schema, keep))
         origins = _without_files if _names_environment(checkpointed) else partial(encoded.origins, about["split"])
-        recorder = RowRecorder(task, loss, schema, origins, write, ranks_positives)
+        recorder = RowRecorder(task, loss, schema, origins, write, "mrr" in of_all_rows, "uniformity" in of_all_rows)
         yield recorder
         recorder.finish(ranks)
 
@@ -423,7 +460,14 @@ def check_foreign_rows(checkpointed: CheckpointedModel, split: str, rows: Mapped
         logger.warning(problem)
 
 
-def score_table(checkpointed: CheckpointedModel, evaluation: Evaluation) -> tuple[list[str], list[list[object]]]:
+def print_scores(console: Console, checkpointed: CheckpointedModel, evaluation: Evaluation) -> None:
+    """Print the table of an evaluation, and below it what its numbers do not say."""
+    print_table(console, str(checkpointed.folder), *_score_table(checkpointed, evaluation))
+    for note in evaluation.notes():
+        print_indented(console, "  ", note)
+
+
+def _score_table(checkpointed: CheckpointedModel, evaluation: Evaluation) -> tuple[list[str], list[list[object]]]:
     """Return the columns and rows of the table of an evaluation: its values, and their intervals if there are some."""
     rows: list[list[object]] = [[evaluation.name, checkpointed.step, checkpointed.weights, *evaluation.values.values()]]
     if evaluation.intervals:

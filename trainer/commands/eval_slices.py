@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,8 +20,11 @@ from trainer.report.console import format_number, print_table
 if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
+    from torchmetrics import Metric
 
     from trainer.data.encode import Encoded
+    from trainer.intervals import Interval
+    from trainer.resampling import Estimate, Units
 
 SMALL: Final = 30
 """A slice with fewer rows is marked: its intervals are wide, and less reliable."""
@@ -73,36 +76,88 @@ def check_columns(source: object, split: str, columns: Sequence[str]) -> None:
 
 
 def measure_slices(
-    path: Path, encoded: Encoded, split: str, columns: Sequence[str], metrics: Sequence[str]
+    path: Path,
+    encoded: Encoded,
+    split: str,
+    columns: Sequence[str],
+    values: Mapping[str, float],
+    metrics: Mapping[str, Metric],
 ) -> dict[str, list[Document]]:
-    """Return the slices of each column: `value`, `rows`, and the `metrics` and their `intervals` by name.
+    """Return the slices of each column: `value`, `rows`, and the metrics and their `intervals` by name.
 
     Args:
         path: The predictions of the split.
         encoded: The data.
         split: The name of the split.
         columns: The columns.
-        metrics: The metrics that agree with the predictions.
+        values: The value of each metric on all rows; a slice has those that can be computed from the predictions.
+        metrics: Fresh metrics of classes that the user has named, by name: they have no interval in slices.
     """
-    import numpy as np
-
-    from trainer.estimates import Units, make_estimates
-    from trainer.intervals import estimated_intervals
+    from trainer.estimates import estimate_again, make_estimates, metric_arguments
+    from trainer.intervals import estimated_intervals, fitting_estimates
+    from trainer.resampling import Units
 
     table, about = read_predictions(path)
+    names = list(fitting_estimates(table, about, values, Units.for_rows(len(table))))
     slices: dict[str, list[Document]] = {}
     for column, cells in _read_cells(encoded, split, columns).items():
         slices[column] = []
         for value, rows in _divide(cells):
             part = table.take(rows)
             units = Units.for_rows(len(part))
-            estimates = {name: each for name, each in make_estimates(part, about, units).items() if name in metrics}
-            with np.errstate(all="ignore"):
-                values = {name: float(each(np.ones((1, units.count)))[0]) for name, each in estimates.items()}
-            intervals = {name: list(interval) for name, interval in estimated_intervals(estimates, units).items()}
-            known = {name: each for name, each in values.items() if np.isfinite(each)}
-            slices[column].append({"value": value, "rows": len(part), "metrics": known, "intervals": intervals})
+            estimates = {
+                name: each
+                for name, each in make_estimates(part, about, units, list(values), is_part=True).items()
+                if name in names
+            }
+            intervals = estimated_intervals(estimates, units).found
+            if metrics and units.are_rows and (arguments := metric_arguments(part, about)) is not None:
+                estimates |= {name: estimate_again(metric, arguments) for name, metric in metrics.items()}
+            known = _values_of(estimates, units, values)
+            slices[column].append(
+                {"value": value, "rows": len(part), "metrics": known, "intervals": _as_lists(intervals)}
+            )
     return slices
+
+
+def measure_targets(path: Path, columns: object) -> list[Document]:
+    """Return the metrics of each of several numeric targets: `target`, `metrics` and their `intervals` by name.
+
+    Args:
+        path: The predictions.
+        columns: The columns of the targets in the data, if it has columns.
+    """
+    from trainer.estimates import target_estimates
+    from trainer.intervals import estimated_intervals
+    from trainer.resampling import Units
+
+    table, about = read_predictions(path, ["target", "prediction"])
+    units = Units.for_rows(len(table))
+    targets = target_estimates(table, about, units)
+    if len(targets) < 2:
+        return []
+    names = columns if isinstance(columns, list) and len(columns) == len(targets) else range(1, len(targets) + 1)
+    return [
+        {
+            "target": str(name),
+            "metrics": _values_of(estimates, units, estimates),
+            "intervals": _as_lists(estimated_intervals(estimates, units).found),
+        }
+        for name, estimates in zip(names, targets, strict=True)
+    ]
+
+
+def _values_of(estimates: Mapping[str, Estimate], units: Units, names: Iterable[str]) -> dict[str, float]:
+    """Return the values of estimates on all rows that are defined, in the order of `names`."""
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        values = {name: float(estimates[name](np.ones((1, units.count)))[0]) for name in names if name in estimates}
+    return {name: value for name, value in values.items() if np.isfinite(value)}
+
+
+def _as_lists(intervals: Mapping[str, Interval]) -> dict[str, list[float]]:
+    return {name: list(interval) for name, interval in intervals.items()}
 
 
 def _read_cells(encoded: Encoded, split: str, columns: Sequence[str]) -> dict[str, list[str]]:
@@ -151,6 +206,15 @@ def _as_numbers(values: Any) -> np.ndarray | None:
         return np.array([float("nan") if value == _EMPTY else float(value) for value in values])
     except ValueError:
         return None
+
+
+def print_targets(console: Console, targets: Sequence[Document]) -> None:
+    """Print a table of several numeric targets, with the interval next to each metric."""
+    if targets:
+        names = list(dict.fromkeys(name for each in targets for name in each["metrics"]))
+        rows = [[each["target"], *(_show(each, name) for name in names)] for each in targets]
+        console.out("", highlight=False)
+        print_table(console, "by target, with 95% intervals", ["target", *names], rows)
 
 
 def print_slices(console: Console, slices: dict[str, list[Document]]) -> None:

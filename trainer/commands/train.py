@@ -64,7 +64,7 @@ from trainer.layout import (
 )
 from trainer.progress import phase, shown_on
 from trainer.rank_environment import is_first_rank, is_rank, note_run_folder, num_processes
-from trainer.report.console import open_console, print_table
+from trainer.report.console import open_console
 from trainer.report.events import read_events
 from trainer.report.screen import Display, Lines, open_screen
 from trainer.shapes import to_json
@@ -446,7 +446,7 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console, b
     from trainer.builders.checkpointed import load_checkpointed_model, save_model
     from trainer.builders.data import set_limits
     from trainer.commands.decision import with_kept_rule
-    from trainer.commands.eval import evaluate_split, is_evaluation, score_table
+    from trainer.commands.eval import evaluate_split, is_evaluation, print_scores
     from trainer.commands.export import export_artifacts, print_artifacts, print_sparsity
     from trainer.commands.report import write_page
     from trainer.commands.run_folders import read_run
@@ -476,7 +476,7 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console, b
     if board is not None:
         log_result(board, best, split, evaluation.values, state.step)
     if job.logger.console != "none":
-        print_table(console, f"{folder}", *score_table(best, evaluation))
+        print_scores(console, best, evaluation)
     save_model(best)
     try:
         artifacts = export_artifacts(best, job.export, split)

@@ -118,8 +118,13 @@ def mean_reciprocal_rank(vectors: Tensor) -> Tensor:
 
 def triplet_accuracy(vectors: Tensor) -> Tensor:
     """Return the fraction of anchors whose positive is nearer than each of their hard negatives."""
+    return nearer_than_negatives(vectors).float().mean()
+
+
+def nearer_than_negatives(vectors: Tensor) -> Tensor:
+    """Return if each anchor's positive is nearer than each of its hard negatives: (N, K, D) to bool (N,)."""
     cosines = (vectors[:, :1] * vectors[:, 1:]).sum(dim=2)
-    return (cosines[:, :1] > cosines[:, 1:]).all(dim=1).float().mean()
+    return (cosines[:, :1] > cosines[:, 1:]).all(dim=1)
 
 
 def alignment(vectors: Tensor) -> Tensor:
@@ -138,13 +143,26 @@ def uniformity(vectors: Tensor) -> Tensor:
     Source: Wang and Isola 2020, https://arxiv.org/abs/2005.10242, with t = 2.
     """
     anchors = vectors[:, 0]
-    squares = anchors.square().sum(dim=1)
-    total = 0.0
-    for start, scores in _cosines(anchors, anchors):
-        distances = squares[start : start + len(scores), None] + squares - 2 * scores
-        total += float(distances.clamp(min=0).mul(-2).exp().triu(start + 1).sum())
+    total = sum(float(close.triu(start + 1).sum()) for start, close in _closeness(anchors))
     pairs = len(anchors) * (len(anchors) - 1) / 2
     return torch.tensor(total / pairs if pairs else torch.nan).log()
+
+
+def mean_closeness(vectors: Tensor) -> Tensor:
+    """Return the mean of exp(-2 |a - b|^2) over all other vectors, for each of at least two (N, D): float64 (N,)."""
+    means = []
+    for start, close in _closeness(vectors):
+        own = close.double()
+        means.append((own.sum(dim=1) - own.diagonal(offset=start)) / (len(vectors) - 1))
+    return torch.cat(means)
+
+
+def _closeness(vectors: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield exp(-2 |a - b|^2) of some vectors with all of them (N, D), each with its first row."""
+    squares = vectors.square().sum(dim=1)
+    for start, scores in _cosines(vectors, vectors):
+        distances = squares[start : start + len(scores), None] + squares - 2 * scores
+        yield start, distances.clamp(min=0).mul(-2).exp()
 
 
 def _cosines(first: Tensor, second: Tensor) -> Iterator[tuple[int, Tensor]]:

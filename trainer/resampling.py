@@ -1,0 +1,65 @@
+"""Draws of the rows of an evaluation, with replacement, for the bootstrap of `trainer.intervals`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from trainer.sample_rng import SampleRng
+
+Estimate = Callable[[np.ndarray], np.ndarray]
+"""Maps the counts of the units, float64 (D, U), to the metric of each draw, (D,); NaN if it is not defined."""
+
+NUM_DRAWS: Final = 1_000
+MAX_UNITS: Final = 16_384
+"""More rows are divided into this many groups."""
+
+_CHUNK = 2**20
+"""Counts that are in memory at once."""
+
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units that a draw takes: rows, or groups of rows.
+
+    Attributes:
+        of_row: The unit of each row, int64 (N,).
+        count: The number of units, U.
+    """
+
+    of_row: np.ndarray
+    count: int
+
+    @classmethod
+    def for_rows(cls, num_rows: int) -> Units:
+        """Return the units of some rows: each row if there are few, else random groups of nearly equal size."""
+        if num_rows <= MAX_UNITS:
+            return cls(np.arange(num_rows), num_rows)
+        order = SampleRng(_SEED, 1, [num_rows]).generator(0).permutation(num_rows)
+        return cls(order % MAX_UNITS, MAX_UNITS)
+
+    @property
+    def are_rows(self) -> bool:
+        return self.count == len(self.of_row)
+
+    def sums(self, *columns: np.ndarray) -> np.ndarray:
+        """Return the sum of each column (N,) over the rows of each unit, (U, K)."""
+        if self.are_rows:
+            return np.stack(columns, axis=1).astype(np.float64)
+        return np.stack([np.bincount(self.of_row, weights=column, minlength=self.count) for column in columns], axis=1)
+
+    def draws(self) -> Iterator[np.ndarray]:
+        """Yield the counts of the units in each draw, float64 (D, U), some draws at a time."""
+        rng = SampleRng(_SEED, 0, range(NUM_DRAWS))
+        size = max(1, _CHUNK // self.count)
+        for start in range(0, NUM_DRAWS, size):
+            chosen = (
+                rng.generator(draw).integers(self.count, size=self.count)
+                for draw in range(start, min(start + size, NUM_DRAWS))
+            )
+            yield np.stack([np.bincount(units, minlength=self.count) for units in chosen]).astype(np.float64)
