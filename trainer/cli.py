@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from trainer.config.command import CheckedCommand, InputCheck
 
 VERBS = {
+    "init": "look at your data and write an experiment that trains on it",
     "train": "train a model, evaluate its best weights on the test split, and write proved artifacts",
     "plan": "show a training job without running it: steps, schedule, model, memory, files",
     "eval": "evaluate a checkpoint of a run on a split",
@@ -51,7 +52,7 @@ VERBS = {
 INPUT_CHECKS = {"predict": "trainer.predict.files"}
 """Modules that check more values of a verb with `input_problems`; imported only for that verb."""
 
-WITHOUT_TORCH = ("diff", "report", "schema")
+WITHOUT_TORCH = ("init", "diff", "report", "schema")
 """Verbs that load no torch."""
 
 _LEAST_ADDRESS_SPACE = 800_000_000
@@ -71,6 +72,7 @@ flags
   and all flags of Hydra: --cfg job, --info, --config-dir, --shell-completion, ... (see trainer VERB --hydra-help)
 
 examples
+  trainer init my.csv
   trainer train
   trainer train data=files data.train=my.csv train.duration=3ep optimizer.lr=3e-4
   trainer plan loss=focal train.batch_size=256

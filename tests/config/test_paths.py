@@ -90,6 +90,7 @@ def test_existing_paths_are_resolved_against_run_cwd(elsewhere: Path) -> None:
 
 
 PATHS = {
+    "init": ["path"],
     "train": ["resume", "run.dir", "run.cwd"],
     "plan": ["resume", "run.dir", "run.cwd"],
     "eval": ["run"],

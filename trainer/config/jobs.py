@@ -350,6 +350,17 @@ class PlanJob(TrainJob):
 
 
 @dataclass(frozen=True)
+class InitJob:
+    """A proposal for data of the user's own."""
+
+    path: AnyPath | None = text(None, "data: a table (CSV, TSV, JSON Lines, Parquet, ...), a text file, or a folder")
+    name: NonEmptyStr | None = text(None, "name of the experiment; null is the name of the data")
+    target: str | None = text(None, "column to predict; null finds it")
+    text: str | None = text(None, "column of texts to read; null finds it")
+    force: bool = key(False, "replace an experiment of the same name")
+
+
+@dataclass(frozen=True)
 class DiffJob:
     """A comparison of two runs."""
 
@@ -508,11 +519,14 @@ class SchemaJob:
     force: bool = key(False, "replace a file at output that is no schema of this tool")
 
 
-Job: TypeAlias = TrainJob | DiffJob | EvalJob | ExportJob | PredictJob | ReportJob | GenerateJob | VerifyJob | SchemaJob
+Job: TypeAlias = (
+    TrainJob | InitJob | DiffJob | EvalJob | ExportJob | PredictJob | ReportJob | GenerateJob | VerifyJob | SchemaJob
+)
 
 JobType: TypeAlias = type[Job]
 
 JOBS: dict[str, JobType] = {
+    "init": InitJob,
     "train": TrainJob,
     "plan": PlanJob,
     "eval": EvalJob,
@@ -527,6 +541,7 @@ JOBS: dict[str, JobType] = {
 """The job type of each verb."""
 
 POSITIONS: dict[str, tuple[str, ...]] = {
+    "init": ("path",),
     "eval": ("run",),
     "export": ("run",),
     "predict": ("run", "input"),

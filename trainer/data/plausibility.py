@@ -35,7 +35,7 @@ _SENTINELS = (-99.0, -999.0, -9999.0, -99999.0)
 """Numbers that stand for a missing value in many data sets."""
 _MANY_VALUES = 10
 """A column of quantities with fewer different ones may well be categories, such as `1st` and `2nd`."""
-_IDENTIFIER = re.compile(r"(?i:(^|[\W_])(id|uuid|guid|key|index|idx|row|no|nr))$|[a-z]I[Dd]$|^(Unnamed: \d+)?$")
+IDENTIFIER = re.compile(r"(?i:(^|[\W_])(id|uuid|guid|key|index|idx|row|no|nr))$|[a-z]I[Dd]$|^(Unnamed: \d+)?$")
 
 MISSING = frozenset(
     ("#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "")
@@ -168,7 +168,7 @@ class FeatureColumn:
             return None
         if self._counts_rows:
             return ColumnWarning("only counts the rows, beginning at {place}", self._first_row)
-        if self._is_distinct and _IDENTIFIER.search(self.name):
+        if self._is_distinct and IDENTIFIER.search(self.name):
             return ColumnWarning("has the name of an identifier and a different number in each row", self._first_row)
         if self._num_compact_dates == self._num_rows:
             problem = "contains dates written as numbers, the first is {place}. Replace them by a number of days"

@@ -1,0 +1,384 @@
+"""Propose a training job for data that has been looked at: task, columns, model and sizes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.data.profile import ColumnProfile, TableProfile
+from trainer.errors import DataError, format_error
+
+_BATCH = 32
+"""The default of `train.batch_size`."""
+
+_STEPS = 800
+"""Steps after which a small model has usually learned a small data set."""
+
+_MAX_EPOCH_STEPS = 5_000
+_FEW_ROWS = 2_000
+_LEAST_ROWS = 10
+_TARGET_NAMES = (
+    *("label", "labels", "target", "class", "category", "y", "outcome", "sentiment", "topic", "intent", "diagnosis"),
+    *("survived", "churn", "species", "score", "rating", "stars", "price", "value", "tags", "genre", "genres"),
+)
+"""Names of columns that are to be predicted, the most certain ones first."""
+
+_TEXT_NAMES = ("text", "content", "sentence", "review", "body", "message", "comment", "document", "question", "title")
+_SCORE_NAMES = ("score", "similarity", "sim", "relatedness")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A key of the config with its value, and the reason for it."""
+
+    key: str
+    value: object
+    comment: str = ""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A training job.
+
+    Attributes:
+        summary: What the job does, as a sentence without its period.
+        task: The option of the group `task`.
+        data: The option of the group `data`.
+        settings: The keys that differ from the defaults, in the order in which they are written.
+        model: The option of the group `model`; None is the task's own.
+        loss: The option of the group `loss`; None is the task's own.
+        roles: The columns of each role that the task reads.
+    """
+
+    summary: str
+    task: str
+    data: str
+    settings: Sequence[Setting]
+    model: str | None = None
+    loss: str | None = None
+    roles: dict[str, list[str]] = field(default_factory=dict)
+
+    def yaml(self, origin: str) -> str:
+        """Return the file of the experiment.
+
+        Args:
+            origin: What the proposal was made from, for the comment at its beginning.
+        """
+        choices = {"task": self.task, "data": self.data, "model": self.model, "loss": self.loss}
+        lines = ["# @package _global_", "", f"# {self.summary}.", f"# Proposed by `trainer init` from {origin}."]
+        lines.append("defaults:")
+        lines += [f"  - override /{group}: {option}" for group, option in choices.items() if option is not None]
+        lines.append("  - _self_")
+        section: list[str] = []
+        for setting in self.settings:
+            *path, key = setting.key.split(".")
+            shared = next((i for i, pair in enumerate(zip(path, section, strict=False)) if pair[0] != pair[1]), None)
+            depth = min(len(path), len(section)) if shared is None else shared
+            if depth == 0:
+                lines.append("")
+            lines += [f"{'  ' * level}{path[level]}:" for level in range(depth, len(path))]
+            comment = f"  # {setting.comment}" if setting.comment else ""
+            lines.append(f"{'  ' * len(path)}{key}: {_as_yaml(setting.value)}{comment}")
+            section = path
+        return "\n".join(lines) + "\n"
+
+
+def _as_yaml(value: object) -> str:
+    """Return a value in one line of YAML in which nothing is an interpolation."""
+    text = yaml.safe_dump(_escaped(value), default_flow_style=True, width=10**9, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...").strip()
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def propose_for_table(table: TableProfile, target: str | None = None, text: str | None = None) -> Proposal:
+    """Return the job that fits a table.
+
+    Args:
+        table: The table.
+        target: The column to predict; None finds it.
+        text: The column of the texts; None finds it.
+
+    Raises:
+        DataError: The table fits no task.
+    """
+    if table.num_rows < _LEAST_ROWS:
+        problem, remedy = f"has only {table.num_rows} rows", f"Collect at least {_LEAST_ROWS}, better some hundreds"
+        raise DataError(format_error(str(table.path), problem, remedy))
+    if (messages := table.of_kind("messages")) and target is None and text is None:
+        raise _messages_error(table, messages[0])
+    texts = _texts(table, text, target)
+    if text is None and target is None and (proposal := _propose_pairs(table, texts)):
+        return proposal
+    found = _find_target(table, target, [column.name for column in texts])
+    images = [column for column in table.of_kind("image") if column is not found]
+    if images and found is not None and found.can_be_class:
+        return _propose_images(table, images[0], found)
+    if found is None:
+        if not texts:
+            raise _no_target_error(table)
+        return _propose_language_model(table, texts[0])
+    features = [column for column in _features(table) if column is not found]
+    is_table = len(features) > 2 and (not texts or texts[0].mean_length < 8)
+    if texts and not (is_table and text is None):
+        return _propose_text(table, texts[0], found)
+    if not features:
+        raise _no_target_error(table)
+    return _propose_features(table, features, found)
+
+
+def _texts(table: TableProfile, chosen: str | None, target: str | None) -> list[ColumnProfile]:
+    """Return the columns of texts, the most probable first."""
+    if chosen is not None:
+        return [_column(table, "text", chosen)]
+    texts = [column for column in table.of_kind("text") if column.name != target]
+    return sorted(texts, key=lambda column: (_rank(column.name, _TEXT_NAMES), -column.mean_length))
+
+
+def _column(table: TableProfile, key: str, name: str) -> ColumnProfile:
+    column = next((column for column in table.columns if column.name == name), None)
+    if column is None:
+        listed = ", ".join(column.name for column in table.columns)
+        raise DataError(format_error(key, f"is no column of {table.path}", f"Its columns are {listed}", value=name))
+    return column
+
+
+def _rank(name: str, names: Sequence[str]) -> int:
+    """Return the place of a column's name, or of its last word, in a list of usual names."""
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    places = [names.index(word) for word in ("".join(words), *words[-1:]) if word in names]
+    return min(places, default=len(names))
+
+
+def _find_target(table: TableProfile, chosen: str | None, texts: Sequence[str]) -> ColumnProfile | None:
+    """Return the column to predict: by its name, or the last class, list or number."""
+    if chosen is not None:
+        column = _column(table, "target", chosen)
+        if column.kind in ("empty", "constant"):
+            raise _one_class_error(table, column)
+        return column
+    named = [column for column in table.columns if _rank(column.name, _TARGET_NAMES) < len(_TARGET_NAMES)]
+    if named and not texts[1:] and (single := [column for column in named if column.kind == "constant"]):
+        raise _one_class_error(table, single[0])
+    candidates = [column for column in table.columns if column.can_be_class or column.kind in ("list", "number")]
+    order = {column.name: position for position, column in enumerate(candidates)}
+    best = sorted(candidates, key=lambda column: (_rank(column.name, _TARGET_NAMES), -order[column.name]))
+    return best[0] if best else None
+
+
+def _features(table: TableProfile) -> list[ColumnProfile]:
+    return [column for column in table.columns if column.kind in ("number", "class")]
+
+
+def _propose_pairs(table: TableProfile, texts: Sequence[ColumnProfile]) -> Proposal | None:
+    """Return the job for columns of words and tags, or for several texts in a row; None for other tables."""
+    lists = table.of_kind("list")
+    for words in lists:
+        for tags in lists:
+            if len(words.counts) > len(tags.counts) and _have_equal_lengths(words, tags):
+                return _propose_tags(table, words, tags)
+    others = [column for column in table.columns if column.kind not in ("text", "identifier", "constant", "empty")]
+    by_place = sorted(texts, key=lambda column: [each.name for each in table.columns].index(column.name))
+    if len(texts) not in (2, 3) or len(others) > 1:
+        return None
+    names = [column.name for column in by_place]
+    columns = [Setting("data.text", names[0])]
+    if not others:
+        roles = ("positive", "negative") if len(texts) == 3 else ("positive",)
+        columns += [Setting(f"data.columns.{role}", name) for role, name in zip(roles, names[1:], strict=True)]
+        what = "triplets" if len(texts) == 3 else "pairs"
+        summary = f"Learn embeddings in which {names[0]} and {names[1]} of a row are close"
+        settings = [*columns, Setting("task.supervision", what), *_text_sizes(table, by_place)]
+        return _proposal(
+            table, summary, "sentence_embedding", settings, dict(zip(("text", *roles), names, strict=True))
+        )
+    (target,) = others
+    if len(texts) == 3:
+        return None
+    if target.kind == "number" and (not target.can_be_class or _rank(target.name, _SCORE_NAMES) < len(_SCORE_NAMES)):
+        columns += [Setting("data.columns.positive", names[1]), Setting("data.columns.score", target.name)]
+        summary = f"Learn embeddings whose similarity is {target.name} of {names[0]} and {names[1]}"
+        settings = [*columns, Setting("task.supervision", "scored"), *_text_sizes(table, by_place)]
+        roles_of = {"text": names[0], "positive": names[1], "score": target.name}
+        return _proposal(table, summary, "sentence_embedding", settings, roles_of, loss="cosine_embedding")
+    if not target.can_be_class:
+        return None
+    columns += [Setting("data.columns.text_pair", names[1]), Setting("data.label", target.name)]
+    summary = f"Predict {target.name} ({len(target.counts)} classes) of {names[0]} and {names[1]}"
+    settings = [*columns, *_text_sizes(table, by_place)]
+    roles_of = {"text": names[0], "text_pair": names[1], "label": target.name}
+    return _proposal(table, summary, "pair_classification", settings, roles_of, model="decomposable_attention")
+
+
+def _have_equal_lengths(words: ColumnProfile, tags: ColumnProfile) -> bool:
+    pairs = zip(words.cells, tags.cells, strict=False)
+    return len(words.cells) == len(tags.cells) and all(len(a) == len(b) for a, b in pairs)  # type: ignore[arg-type]
+
+
+def _propose_tags(table: TableProfile, words: ColumnProfile, tags: ColumnProfile) -> Proposal:
+    lengths = sorted(len(cell) for cell in words.cells)  # type: ignore[arg-type]
+    columns = [Setting("data.columns.words", words.name), Setting("data.columns.tags", tags.name)]
+    longest = Setting("task.max_length", _length_limit(lengths[int(0.95 * (len(lengths) - 1))]))
+    settings = [*columns, longest, *model_sizes("text_encoder", table.num_rows)]
+    summary = f"Tag each word of {words.name} with one of {len(tags.counts)} {tags.name}"
+    return _proposal(table, summary, "token_classification", settings, {"words": words.name, "tags": tags.name})
+
+
+def _propose_text(table: TableProfile, text: ColumnProfile, target: ColumnProfile) -> Proposal:
+    sizes = _text_sizes(table, [text])
+    columns = [Setting("data.text", text.name)]
+    if target.kind == "list":
+        columns.append(Setting("data.columns.labels", target.name))
+        summary = f"Predict the {target.name} of {text.name}, several of {len(target.counts)} labels at once"
+        roles = {"text": text.name, "labels": target.name}
+        return _proposal(table, summary, "multilabel_classification", [*columns, *sizes], roles)
+    if target.can_be_class:
+        columns.append(Setting("data.label", target.name))
+        summary = f"Predict {target.name} ({len(target.counts)} classes) from {text.name}"
+        roles = {"text": text.name, "label": target.name}
+        return _proposal(table, summary, "text_classification", [*columns, *sizes], roles)
+    columns.append(Setting("data.columns.value", target.name))
+    summary = f"Predict the number {target.name} from {text.name}"
+    return _proposal(table, summary, "regression", [*columns, *sizes], {"text": text.name, "value": target.name})
+
+
+def _propose_features(table: TableProfile, features: Sequence[ColumnProfile], target: ColumnProfile) -> Proposal:
+    names = [column.name for column in features]
+    omitted = [column.name for column in table.columns if column is not target and column.name not in names]
+    comment = f"left out: {', '.join(omitted)}" if omitted else "the columns to predict from"
+    is_class = target.can_be_class
+    columns = [Setting("data.label", target.name)] if is_class else [Setting("data.columns.value", target.name)]
+    columns.append(Setting("data.columns.features", names, _one_line(comment)))
+    task, role = ("tabular_classification", "label") if is_class else ("tabular_regression", "value")
+    what = f"{target.name} ({len(target.counts)} classes)" if is_class else f"the number {target.name}"
+    summary = f"Predict {what} from {len(names)} columns"
+    settings = [*columns, *model_sizes("mlp", table.num_rows)]
+    return _proposal(table, summary, task, settings, {role: target.name}, features=names)
+
+
+def _propose_images(table: TableProfile, image: ColumnProfile, target: ColumnProfile) -> Proposal:
+    columns = [Setting("data.columns.image", image.name), Setting("data.label", target.name)]
+    summary = f"Predict {target.name} ({len(target.counts)} classes) of the images in {image.name}"
+    roles = {"image": image.name, "label": target.name}
+    return _proposal(table, summary, "image_classification", [*columns, *image_settings(None)], roles)
+
+
+def _propose_language_model(table: TableProfile, text: ColumnProfile) -> Proposal:
+    summary = f"Learn to continue {text.name}: a language model of its own"
+    settings = [Setting("data.text", text.name), *language_model_sizes(table.num_rows)]
+    return _proposal(table, summary, "causal_lm", settings, {"text": text.name})
+
+
+def _proposal(
+    table: TableProfile,
+    summary: str,
+    task: str,
+    settings: Sequence[Setting],
+    roles: dict[str, str],
+    *,
+    model: str | None = None,
+    loss: str | None = None,
+    features: Sequence[str] = (),
+) -> Proposal:
+    first = [Setting("data.train", str(table.path))]
+    if table.separator is not None:
+        first.append(Setting("data.separator", table.separator))
+    columns = [setting for setting in settings if setting.key.startswith("data.")]
+    others = [setting for setting in settings if not setting.key.startswith("data.")]
+    ordered = [*first, *columns, *split_settings(table.num_rows), *others, *length_settings(table.num_rows)]
+    listed = {role: [name] for role, name in roles.items()} | ({"features": list(features)} if features else {})
+    return Proposal(_one_line(summary), task, "files", ordered, model, loss, listed)
+
+
+def _one_line(text: str) -> str:
+    """Return a text that stays a comment: names of columns may contain line ends."""
+    return " ".join(text.split())
+
+
+def split_settings(num_rows: int) -> list[Setting]:
+    """Return larger shares for the splits of few rows, of which 10% would be too few to measure anything."""
+    if num_rows >= 200:
+        return []
+    comment = f"{num_rows} rows are few: nothing is held out for a test"
+    return [Setting("data.split.validation", 0.3 if num_rows < 50 else 0.2), Setting("data.split.test", 0, comment)]
+
+
+def length_settings(num_rows: int) -> list[Setting]:
+    """Return the length of the run and of a step."""
+    batch = _BATCH if num_rows >= 500 else 8 if num_rows < 100 else 16
+    epoch_steps = max(1, num_rows * 8 // 10 // batch)
+    epochs = 1 if epoch_steps > _MAX_EPOCH_STEPS else min(30, max(3, round(_STEPS / epoch_steps)))
+    settings = [Setting("train.duration", f"{epochs}ep", f"about {epochs * epoch_steps:,} steps")]
+    if batch != _BATCH:
+        settings.append(Setting("train.batch_size", batch))
+    return settings
+
+
+def _text_sizes(table: TableProfile, texts: Sequence[ColumnProfile]) -> list[Setting]:
+    length = sum(column.long_length for column in texts) if len(texts) > 1 else texts[0].long_length
+    comment = "tokens; 95% of the texts are shorter" if length < 300 else "tokens; longer texts are truncated"
+    limit = Setting("task.max_length", _length_limit(length), comment)
+    return [limit, *model_sizes("text_encoder", table.num_rows)]
+
+
+def _length_limit(words: int) -> int:
+    """Return the maximum number of tokens for texts of so many words: a power of 2 from 16 to 512."""
+    return next((limit for limit in (16, 32, 64, 128, 256) if 1.5 * words + 2 <= limit), 512)
+
+
+def model_sizes(model: str, num_rows: int) -> list[Setting]:
+    """Return the sizes of a model and its learning rate, smaller for few rows."""
+    is_small = num_rows < _FEW_ROWS
+    if model == "mlp":
+        return (
+            [Setting("model.hidden", [64], "few rows: a small model"), Setting("model.dropout", 0.3)]
+            if is_small
+            else []
+        )
+    sizes = [Setting("model.depth", 1, "few rows: a small model"), Setting("model.dropout", 0.3)] if is_small else []
+    return [*sizes, Setting("optimizer.lr", 0.002)]
+
+
+def language_model_sizes(num_rows: int) -> list[Setting]:
+    """Return the sizes of a language model."""
+    vocabulary = Setting("task.vocab_size", 2_000, "every token is scored at every position")
+    return [vocabulary, Setting("model.depth", 2), Setting("optimizer.lr", 0.002)]
+
+
+def image_settings(size: int | None) -> list[Setting]:
+    """Return the settings of images; `size` is None if all have the same size."""
+    sizes = [] if size is None else [Setting("task.size", size, "the images have several sizes")]
+    return [*sizes, Setting("optimizer.lr", 0.002)]
+
+
+def _messages_error(table: TableProfile, column: ColumnProfile) -> DataError:
+    problem = f"column {column.name!r} contains chat messages, which no task reads"
+    remedy = 'Write each conversation as one text, such as {"text": "user: ...\\nassistant: ..."}, and run init again'
+    return DataError(format_error(str(table.path), problem, remedy))
+
+
+def _one_class_error(table: TableProfile, column: ColumnProfile) -> DataError:
+    value = next(iter(column.counts), "")
+    problem = f"column {column.name!r} has one class only, so there is nothing to learn"
+    remedy = "Add rows of other classes, or name the column to predict: target=COLUMN"
+    return DataError(format_error(str(table.path), problem, remedy, value=value))
+
+
+def _no_target_error(table: TableProfile) -> DataError:
+    listed = ", ".join(f"{column.name} ({column.kind})" for column in table.columns)
+    problem = "has no texts to read, and no columns of which one could predict another"
+    return DataError(format_error(str(table.path), problem, f"Its columns are {listed}. Add the column to predict"))
+
+
+def describe_origin(path: Path, rows: int) -> str:
+    """Return `my.csv, 1,200 rows`."""
+    return _one_line(f"{path}, {rows:,} rows")

@@ -1,0 +1,290 @@
+"""Look at the columns of a table before anything is configured: kinds, classes, lengths and language."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+from trainer.data.cells import IMAGE_SUFFIXES, is_number, unescape_tab
+from trainer.data.line_reader import READ_ERRORS, LineReader, unreadable_error
+from trainer.data.plausibility import DATE, IDENTIFIER
+from trainer.data.readers import column_names, format_suffix, read_records
+from trainer.errors import DataError, format_error
+from trainer.input_files import JSON_ERRORS
+
+MAX_ROWS = 100_000
+"""Rows of a file that are read; the rest of a larger file is not looked at."""
+
+_MAX_CHARACTERS = 50_000_000
+_MAX_COMPARED = 5_000
+"""Values of a column, or texts, that are looked at one by one."""
+
+_MAX_CLASSES = 1_000
+_MAX_NUMERIC_CLASSES = 20
+"""A column with more different whole numbers probably contains amounts."""
+
+Kind = Literal[
+    "empty", "constant", "identifier", "date", "number", "class", "text", "list", "image", "messages", "other"
+]
+
+_SEPARATORS = {",": ",", ";": ";", "\t": "\\t", "|": "|"}
+"""Separators of cells that are recognized in a header, as `data.separator` writes them."""
+
+_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_SCRIPTS = {
+    "Japanese": re.compile(r"[\u3040-\u30ff]"),
+    "Korean": re.compile(r"[\uac00-\ud7af]"),
+    "Chinese": re.compile(r"[\u3400-\u9fff]"),
+    "Cyrillic script": re.compile(r"[\u0400-\u04ff]"),
+    "Arabic script": re.compile(r"[\u0600-\u06ff]"),
+    "Devanagari script": re.compile(r"[\u0900-\u097f]"),
+    "Greek": re.compile(r"[\u0370-\u03ff]"),
+    "Hebrew": re.compile(r"[\u0590-\u05ff]"),
+    "Thai": re.compile(r"[\u0e00-\u0e7f]"),
+}
+_FREQUENT_WORDS = {
+    "English": "the and of to is in that it was for with this on are not you",
+    "German": "der die das und ist nicht ein eine mit zu den von auf für ich es",
+    "French": "le la les et est une des pas que pour dans qui sur avec je ce",
+    "Spanish": "el los las y es una que de por con para no del se lo muy",
+    "Italian": "il di che è una per non con sono gli della le si ma ho anche",
+    "Portuguese": "o os as e é uma que não com para do da em um muito mais",
+    "Dutch": "de het een en van is niet dat op met voor zijn ik te aan er",
+}
+_MIN_FREQUENT = 0.05
+_LETTERS = re.compile(r"[^\W\d_]+")
+
+
+@dataclass(frozen=True)
+class ColumnProfile:
+    """A column as its cells look; cells without a value are left out.
+
+    Attributes:
+        name: The name.
+        kind: What the cells look like.
+        cells: The cells that have a value.
+        counts: The number of cells for each value, as text; of a list, for each part.
+    """
+
+    name: str
+    kind: Kind
+    cells: Sequence[object]
+    counts: Counter[str]
+
+    @property
+    def can_be_class(self) -> bool:
+        """Return whether the values repeat often enough to be classes: short texts, or few whole numbers."""
+        return self.kind == "class" or (self.kind == "number" and self._is_few_whole_numbers)
+
+    @property
+    def _is_few_whole_numbers(self) -> bool:
+        numbers = [float(value) for value in list(self.counts)[: _MAX_NUMERIC_CLASSES + 1]]
+        few = 1 < len(self.counts) <= min(_MAX_NUMERIC_CLASSES, len(self.cells) / 2)
+        return few and all(number.is_integer() for number in numbers)
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Approximate lengths of the first texts in tokens, ascending: words, or characters of Chinese or Japanese."""
+        return sorted(map(count_tokens, self._texts)) or [0]
+
+    @property
+    def mean_length(self) -> float:
+        """The mean length of a text in tokens."""
+        return sum(self.lengths) / len(self.lengths)
+
+    @property
+    def long_length(self) -> int:
+        """The length that 95 of 100 texts do not exceed."""
+        return self.lengths[int(0.95 * (len(self.lengths) - 1))]
+
+    @cached_property
+    def language(self) -> str:
+        """The probable language of the texts; empty if none is probable."""
+        return guess_language(self._texts)
+
+    @property
+    def _texts(self) -> list[str]:
+        return [str(cell) for cell in self.cells[:_MAX_COMPARED]]
+
+
+@dataclass(frozen=True)
+class TableProfile:
+    """The first rows of a table.
+
+    Attributes:
+        path: The file.
+        columns: The columns, in the order of the file.
+        num_rows: The rows that were read.
+        is_whole: All rows of the file were read.
+        separator: The separator of a CSV file if it is not the usual one, as `data.separator` takes it.
+        notes: What is odd about the file as a whole.
+    """
+
+    path: Path
+    columns: Sequence[ColumnProfile]
+    num_rows: int
+    is_whole: bool = True
+    separator: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def of_kind(self, *kinds: Kind) -> list[ColumnProfile]:
+        """Return the columns of some kinds."""
+        return [column for column in self.columns if column.kind in kinds]
+
+
+def profile_table(path: Path) -> TableProfile:
+    """Return the profile of a file in one of the formats of `data=files`.
+
+    Raises:
+        DataError: The file is empty, broken, has no rows, or has no usable header.
+    """
+    separator = _find_separator(path)
+    delimiter = None if separator is None else unescape_tab(separator)
+    names = column_names(path, separator=delimiter, quote='"')
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    usable = [name for name in names if name not in repeated]
+    _check_header(path, names, usable)
+    notes = [f"the columns named {name!r} share a name and are left out" for name in repeated if name]
+    if "" in repeated:
+        notes.append("columns without a name are left out")
+    rows: list[Sequence[object]] = []
+    characters, is_whole = 0, True
+    for row in read_records(path, usable, separator=delimiter, quote='"', column_remedy=""):
+        if len(rows) == MAX_ROWS or characters > _MAX_CHARACTERS:
+            is_whole = False
+            break
+        rows.append(row)
+        characters += sum(len(cell) for cell in row if isinstance(cell, str | bytes))
+    if not rows:
+        raise DataError(format_error(str(path), "has no rows", "Name another file"))
+    if not is_whole:
+        notes.append(f"only the first {len(rows):,} rows were looked at")
+    columns = [profile_column(name, cells) for name, cells in zip(usable, zip(*rows, strict=True), strict=True)]
+    return TableProfile(path, columns, len(rows), is_whole, separator, notes)
+
+
+def profile_column(name: str, cells: Sequence[object]) -> ColumnProfile:
+    """Return the profile of a column from its cells, in the order of the rows."""
+    present = [cell for cell in cells if not _is_missing(cell)]
+    first = present[0] if present else None
+    if isinstance(first, str) and first.startswith("["):
+        present = list(map(_parse_list, present))
+        first = present[0]
+    if isinstance(first, Sequence) and not isinstance(first, str | bytes):
+        parts = [part for cell in present if isinstance(cell, Sequence) for part in cell]
+        if parts and all(isinstance(part, Mapping) for part in parts):
+            return ColumnProfile(name, "messages", present, Counter())
+        return ColumnProfile(name, "list", present, Counter(map(str, parts)))
+    if isinstance(first, bytes) or (isinstance(first, Mapping) and {"bytes", "path"} & first.keys()):
+        return ColumnProfile(name, "image", present, Counter())
+    if isinstance(first, Mapping):
+        return ColumnProfile(name, "other", present, Counter())
+    counts = Counter(map(_as_label, present))
+    return ColumnProfile(name, _kind_of(name, counts, len(present)), present, counts)
+
+
+def _kind_of(name: str, counts: Counter[str], num_cells: int) -> Kind:
+    if len(counts) < 2:
+        return "constant" if counts and num_cells > 1 else "empty" if not counts else "text"
+    values = list(counts)
+    compared = values[:_MAX_COMPARED]
+    is_distinct = len(counts) == num_cells
+    if all(map(is_number, compared)) and all(map(is_number, values)):
+        return "identifier" if is_distinct and (_counts_rows(compared) or IDENTIFIER.search(name)) else "number"
+    if all(DATE.fullmatch(value.strip()) for value in compared):
+        return "date"
+    if sum(value.lower().endswith(IMAGE_SUFFIXES) for value in compared) > 0.9 * len(compared):
+        return "image"
+    words = sum(map(count_tokens, compared)) / len(compared)
+    if len(counts) <= min(_MAX_CLASSES, num_cells / 2) and words < 8:
+        return "class"
+    if is_distinct and num_cells > 5 and (words < 1.2 or (words < 2 and IDENTIFIER.search(name))):
+        return "identifier"
+    return "text"
+
+
+def _counts_rows(values: Sequence[str]) -> bool:
+    numbers = [float(value) for value in values]
+    return len(numbers) > 5 and all(after == before + 1 for before, after in pairwise(numbers))
+
+
+def _is_missing(cell: object) -> bool:
+    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
+
+
+def _as_label(cell: object) -> str:
+    """Return a cell as the label that the sources read: 3.0 and True are `3` and `1`."""
+    return str(int(cell)) if isinstance(cell, bool | float) and float(cell).is_integer() else str(cell)
+
+
+def _parse_list(cell: object) -> object:
+    try:
+        parsed = json.loads(cell) if isinstance(cell, str) else cell
+    except JSON_ERRORS:
+        return cell
+    return parsed if isinstance(parsed, list) else cell
+
+
+def count_tokens(text: str) -> int:
+    """Return the approximate number of tokens of a text: its words, and each Chinese or Japanese character."""
+    return len(text.split()) if text.isascii() else len(_CJK.sub(" ", text).split()) + len(_CJK.findall(text))
+
+
+def guess_language(texts: Sequence[str]) -> str:
+    """Return the language or script that most of the texts are probably in; empty if none is probable."""
+    content = " ".join(text[:500] for text in texts[:1_000])
+    num_letters = sum(map(str.isalpha, content))
+    for language, characters in _SCRIPTS.items():
+        if len(characters.findall(content)) > 0.15 * num_letters:
+            return language
+    words = Counter(word.lower() for word in _LETTERS.findall(content))
+    shares = {
+        language: sum(words[word] for word in frequent.split()) / max(1, words.total())
+        for language, frequent in _FREQUENT_WORDS.items()
+    }
+    language, share = max(shares.items(), key=lambda item: item[1])
+    return language if share > _MIN_FREQUENT else ""
+
+
+def _find_separator(path: Path) -> str | None:
+    """Return the separator of a CSV or TSV file if it is not the one of its suffix."""
+    suffix = format_suffix(path) or ""
+    if not suffix.startswith((".csv", ".tsv")):
+        return None
+    usual = "," if suffix.startswith(".csv") else "\t"
+    header = next((line for line in first_lines(path, 20) if line.strip()), "")
+    counts = {separator: header.count(separator) for separator in _SEPARATORS}
+    best = max(counts, key=lambda separator: counts[separator])
+    return None if counts[usual] or not counts[best] else _SEPARATORS[best]
+
+
+def first_lines(path: Path, count: int) -> Iterator[str]:
+    """Yield the first lines of a text file with their ends; bytes that are not UTF-8 are replaced.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        yield from (line for _, line in zip(range(count), LineReader(path), strict=False))
+    except READ_ERRORS as error:
+        raise unreadable_error(path, error) from error
+
+
+def _check_header(path: Path, names: Sequence[str], usable: Sequence[str]) -> None:
+    """Raise DataError if the first line does not name columns but is a row itself."""
+    numbers = [float(name) for name in names if is_number(name)]
+    are_positions = len(numbers) > 1 and all(b == a + 1 for a, b in pairwise(numbers))
+    if (numbers and not are_positions) or any(count_tokens(name) > 12 for name in names):
+        listed = ",".join(f"column_{number}" for number in range(1, len(names) + 1))
+        problem = "its first line looks like a row instead of the names of the columns"
+        raise DataError(format_error(str(path), problem, f"Begin the file with a line of names, such as {listed}"))
+    if not usable:
+        problem = "has no column with a name of its own"
+        raise DataError(format_error(str(path), problem, "Give each column a different name", value=list(names)))
