@@ -254,7 +254,8 @@ class Source(Protocol):
         The columns of a split are the requested `roles` that the source has, possibly more, and `row` (int64), which
         identifies the origin of each row. The value in each role: `text`, `text_pair`, `positive`, `negative`, `label`:
         a string; `labels`, `words`, `tags`: strings; `value`: numbers; `score`: a number; `features`: a number, a
-        string or None by name; `image`: `bytes` or `path` of an image file.
+        string or None by name; `image`: `bytes` or `path` of an image file. A column `group` of strings, which no task
+        requests, keeps the rows of a group in one fold; the data check reports groups that are in several splits.
 
         Raises:
             DataError: The data cannot be read; the message names the file, the row and the column.

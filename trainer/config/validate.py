@@ -294,12 +294,23 @@ def _missing_keys(group: str, part: Mapping[str, Any], signature: Signature, gro
 
 
 def complete_part(group: str, part: Mapping[str, Any], groups: Groups) -> dict[str, Any]:
-    """Return a part that was valid when it was stored, with the defaults of keys that its target has gained since."""
+    """Return a part that was valid when it was stored, with the defaults of keys that its target has gained since.
+
+    A key that a mapping in it has gained is null by default.
+    """
     target = part.get("_target_")
     if not isinstance(target, str) or not target.startswith(OWN):
         return dict(part)
     signature, _ = read_signature(group, target)
-    return dict(part) if signature is None else {**part, **_missing_keys(group, part, signature, groups)}
+    if signature is None:
+        return dict(part)
+    option = groups.content(group, groups.option_of(group, target) or "")
+    inner = {
+        name: {**{key: None for key, value in default.items() if value is None}, **part[name]}
+        for name, default in option.items()
+        if isinstance(default, Mapping) and isinstance(part.get(name), Mapping)
+    }
+    return {**part, **inner, **_missing_keys(group, part, signature, groups)}
 
 
 # Keys of jobs and sections, and the entries of their lists and mappings

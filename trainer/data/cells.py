@@ -40,6 +40,9 @@ ROLE_NOUNS = {
 CLASS_ROLES = ("label", "labels", "tags")
 """Roles whose values are classes: a model cannot learn a class that has no training row."""
 
+GROUP = "group"
+"""The role of the column `data.split.group`: rows with the same value are in one split and in one fold."""
+
 _INPUT_ROLES = ("text", "text_pair", "words", "features", "image")
 """Roles that decide the split of a row, as far as they are requested."""
 
@@ -52,6 +55,7 @@ REMEDIES = {
     ),
     "features": "Features are numbers, texts or empty; list the columns to use in data.columns.features",
     "image": "Write the path of an image file, relative to the folder of the file that contains the path",
+    GROUP: "Give every row the name of its group, or set data.split.group=null",
 }
 """The remedy for a cell that cannot be used, by role."""
 
@@ -236,11 +240,18 @@ def _parse_image(value: object) -> ImageCell | None:
     return None if path is None else {"bytes": None, "path": path}
 
 
+def _parse_group(value: object) -> str:
+    text = as_text(value)
+    if text is None or not text.strip():
+        raise ValueError("the row has no group")
+    return text
+
+
 def cell_parser(role: str, separator: str) -> CellParser:
     """Return the function from a cell to its value in a role; for `value`, from a list of cells.
 
     Args:
-        role: One of `ROLE_NOUNS`, except `features`.
+        role: One of `ROLE_NOUNS`, except `features`, or `GROUP`.
         separator: The separator between the parts of a list in one cell.
     """
     parsers: dict[str, CellParser] = {
@@ -251,6 +262,7 @@ def cell_parser(role: str, separator: str) -> CellParser:
         "value": _parse_values,
         "score": parse_number,
         "image": _parse_image,
+        GROUP: _parse_group,
     }
     return parsers.get(role, _parse_text)
 
@@ -283,8 +295,8 @@ def _canonical(cell: Any) -> str:
 
 
 def describe_incomplete_rows(roles: Iterable[str]) -> str:
-    """Return `rows without a text or a label`; features and labels may be empty, so they are not mentioned."""
-    nouns = [ROLE_NOUNS[role] for role in roles if role not in ("features", "labels")]
+    """Return `rows without a text or a label`; features and labels may be empty, a row without a group is an error."""
+    nouns = [ROLE_NOUNS[role] for role in roles if role not in ("features", "labels", GROUP)]
     return "rows without " + ", ".join([*nouns[:-2], " or ".join(nouns[-2:])])
 
 

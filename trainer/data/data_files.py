@@ -18,7 +18,7 @@ from trainer.constraints import DataFile
 from trainer.data.cells import file_bytes_digest
 from trainer.data.line_reader import unreadable_error
 from trainer.data.split_cache import cache_key, cached_splits
-from trainer.data.splits import Shares, SplitLayout, split_row_id
+from trainer.data.splits import GroupedShares, SplitLayout, split_row_id
 from trainer.errors import DataError, RowErrors, format_error
 from trainer.layout import expand_home
 
@@ -54,7 +54,7 @@ class FileSource:
         train: DataFiles,
         validation: DataFiles | None,
         test: DataFiles | None,
-        split: Shares,
+        split: GroupedShares,
         cache_dir: str | None,
     ) -> None:
         self._file_names: Mapping[str, DataFiles | None] = {"train": train, "validation": validation, "test": test}

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from annotated_types import Len
 
 from trainer.constraints import NonEmptyStr, Rule, validated
-from trainer.data.cells import ROLE_NOUNS, cell_parser, describe_incomplete_rows, image_digest, unescape_tab
+from trainer.data.cells import GROUP, ROLE_NOUNS, cell_parser, describe_incomplete_rows, image_digest, unescape_tab
 from trainer.data.data_files import DataFiles, FileSource
 from trainer.data.plausibility import ColumnWarning
 from trainer.data.readers import column_names, format_suffix, format_suffixes, read_records
-from trainer.data.splits import SPLIT_RULES, Shares, row_id, split_schema, write_splits
+from trainer.data.splits import GROUPED_SPLIT_RULES, GroupedShares, row_id, split_schema, write_splits
 from trainer.data.table import (
     COLUMN_RULES,
     Record,
@@ -23,6 +23,7 @@ from trainer.data.table import (
     Table,
     describe_columns,
     describe_no_rows,
+    group_column,
     in_role_order,
 )
 from trainer.errors import DataError, format_error
@@ -52,7 +53,8 @@ class Files(FileSource):
         label: The column of the labels; numbers become strings.
         columns: The column of every other role; `value` and `features` may have several. `features` None takes all
             columns without another requested role; any other role None has no column.
-        split: Shares of `validation` and `test` in [0, 1), for splits without files; 0 for no test split.
+        split: Shares of `validation` and `test` in [0, 1), for splits without files; 0 for no test split. `group`: the
+            column whose values stay together, in one split and in one fold; None without one.
         list_separator: The separator of `labels`, `words` and `tags` in one cell; a space means any white space.
         separator: The separator of CSV and TSV cells, `\\t` for a tab; None for the default of the suffix.
         quote: The quote around CSV and TSV cells; None if quotes are ordinary characters.
@@ -66,7 +68,7 @@ class Files(FileSource):
     suffixes = format_suffixes()
 
     @validated(
-        *SPLIT_RULES,
+        *GROUPED_SPLIT_RULES,
         *COLUMN_RULES,
         Rule("text != label", "label", "must differ from data.text"),
         Rule("separator not in ['\\n', '\\r']", "separator", "must not be a line break"),
@@ -85,7 +87,7 @@ class Files(FileSource):
         text: NonEmptyStr,
         label: NonEmptyStr,
         columns: RoleColumns,
-        split: Shares,
+        split: GroupedShares,
         list_separator: NonEmptyStr,
         separator: Annotated[str, Len(1, 1)] | Literal["\\t"] | None,
         quote: Annotated[str, Len(1, 1)] | None,
@@ -93,7 +95,7 @@ class Files(FileSource):
     ) -> None:
         ordered = in_role_order(columns, [role for role in ROLE_NOUNS if role not in ("text", "label")])
         super().__init__(train, validation, test, split, cache_dir)
-        self._columns = {"text": text, "label": label, **ordered}
+        self._columns = {"text": text, "label": label, **ordered, **group_column(split)}
         self._numeric: dict[str, bool] = {}
         self._list_separator = unescape_tab(list_separator)
         self._csv_options: dict[str, Any] = {"separator": separator and unescape_tab(separator), "quote": quote}
@@ -113,7 +115,7 @@ class Files(FileSource):
         Raises:
             DataError: A file, a row or a column cannot be used, or a split has no rows.
         """
-        available = [role for role in roles if role in self._columns]
+        available = [role for role in (*roles, GROUP) if role in self._columns]
         folders = [str(path.parent.resolve()) for paths in self._paths.values() for path in paths]
         return self._cached_splits(
             "trainer_files",
@@ -123,8 +125,9 @@ class Files(FileSource):
         )
 
     def describe_role(self, role: str) -> str:
-        """Return `data.label=category` or `data.columns.value=price`."""
-        return describe_columns(role if role in ("text", "label") else f"columns.{role}", self._columns.get(role))
+        """Return `data.label=category`, `data.columns.value=price` or `data.split.group=patient`."""
+        prefix = "" if role in ("text", "label") else "split." if role == GROUP else "columns."
+        return describe_columns(f"{prefix}{role}", self._columns.get(role))
 
     def column_names(self, split: str) -> list[str]:
         """Return the columns of the first file of a split."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from trainer.data.cells import split_key
+from trainer.data.cells import GROUP, split_key
 from trainer.data.splits import normalize_whitespace
+from trainer.errors import DataError, format_error
 from trainer.protocols import LocatesRows, Source
 
 if TYPE_CHECKING:
@@ -51,6 +52,41 @@ def assign_folds(keys: Sequence[str], classes: Sequence[str] | None, folds: int,
     return assigned
 
 
+def assign_groups(groups: Sequence[str], classes: Sequence[str] | None, folds: int, seed: int) -> list[int]:
+    """Return the fold of each row so that each group is in one; -1 for groups that have all rows of a class.
+
+    The largest groups come first, equal ones in the order of a hash of the seed and the group. Each one goes to the
+    fold that has the least of the group's classes: the fold with the smallest sum of n m / N^2 over the classes, where
+    n of the N rows of a class are in the group, and m are in the fold already.
+
+    Args:
+        groups: The group of each row.
+        classes: The class of each row; None if rows have no single class.
+        folds: The number of folds.
+        seed: The seed.
+    """
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for position, group in enumerate(groups):
+        counts[group]["" if classes is None else classes[position]] += 1
+    totals = sum(counts.values(), Counter[str]())
+    filled = [Counter[str]() for _ in range(folds)]
+    fold_of: dict[str, int] = {}
+
+    def rank(group: str) -> tuple[int, bytes]:
+        return -counts[group].total(), blake2b(f"{seed}\0{group}".encode(), digest_size=16).digest()
+
+    for group in sorted(counts, key=rank):
+        members = counts[group]
+        if classes is not None and any(size == totals[name] for name, size in members.items()):
+            fold_of[group] = -1
+            continue
+        loads = [sum(size * fold[name] / totals[name] ** 2 for name, size in members.items()) for fold in filled]
+        chosen = min(range(folds), key=lambda fold: (loads[fold], filled[fold].total(), fold))
+        filled[chosen].update(members)
+        fold_of[group] = chosen
+    return [fold_of[group] for group in groups]
+
+
 class Folds:
     """A source whose validation split is one fold of another source's training and validation rows.
 
@@ -82,16 +118,28 @@ class Folds:
         column: Any = rows
         moved = validation.remove_columns("row").add_column("row", column, feature=feature)
         pool = concatenate_datasets([splits["train"], moved.select_columns(splits["train"].column_names)])
-        inputs = pool.select_columns([role for role in roles if role in pool.column_names])
-        keys = [split_key(row) for row in inputs]
-        classes = pool["label"][:] if "label" in roles and "label" in pool.column_names else None
-        assigned = assign_folds(keys, classes, self._folds, self._seed)
-        if alone := assigned.count(-1):
-            message = "data.folds: %d rows are the only ones of their class, and are in every training split"
-            _LOG.warning(message, alone)
+        assigned = self._assign(pool, roles)
         validating = [position for position, fold in enumerate(assigned) if fold == self._fold]
+        if not validating:
+            problem = (
+                f"there are too few {'groups' if GROUP in pool.column_names else 'different inputs'} for as many folds"
+            )
+            raise DataError(format_error("data.folds", problem, "Set fewer", value=self._folds))
         training = [position for position, fold in enumerate(assigned) if fold != self._fold]
         return splits | {"train": pool.select(training), "validation": pool.select(validating)}
+
+    def _assign(self, pool: Dataset, roles: Sequence[str]) -> list[int]:
+        classes = pool["label"][:] if "label" in roles and "label" in pool.column_names else None
+        if GROUP in pool.column_names:
+            assigned = assign_groups(pool[GROUP][:], classes, self._folds, self._seed)
+            reason = "are of groups that have all rows of a class"
+        else:
+            inputs = pool.select_columns([role for role in roles if role in pool.column_names])
+            assigned = assign_folds([split_key(row) for row in inputs], classes, self._folds, self._seed)
+            reason = "are the only ones of their class"
+        if alone := assigned.count(-1):
+            _LOG.warning("data.folds: %d rows %s, and are in every training split", alone, reason)
+        return assigned
 
     def describe_row(self, split: str, row: int) -> str:
         """Return the origin of a row, as the source does."""

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.constraints import DataName, NonEmptyStr, Rule, validated
-from trainer.data.cells import ROLE_NOUNS, describe_incomplete_rows, unescape_tab
+from trainer.data.cells import GROUP, ROLE_NOUNS, describe_incomplete_rows, unescape_tab
 from trainer.data.data_files import content_digest
 from trainer.data.readers import check_arrow_file
 from trainer.data.split_cache import cache_key, cached_splits
 from trainer.data.splits import (
-    SPLIT_KEYS,
-    Shares,
+    GROUPED_SPLIT_KEYS,
+    GroupedShares,
     SplitLayout,
     row_id,
     split_row_id,
@@ -30,6 +30,7 @@ from trainer.data.table import (
     Table,
     describe_columns,
     describe_no_rows,
+    group_column,
     in_role_order,
 )
 from trainer.errors import DataError, did_you_mean, format_error
@@ -60,7 +61,8 @@ class Hub:
         splits: The data set's names of `train`, `validation` and `test`; None holds out a share of training.
         columns: The column of each role; `value` and `features` may have several. `features` None takes all columns
             without another requested role; any other role None has no column.
-        split: Shares of `validation` and `test` in [0, 1), for splits without a name; 0 for no test split.
+        split: Shares of `validation` and `test` in [0, 1), for splits without a name; 0 for no test split. `group`: the
+            column whose values stay together, in one split and in one fold; None without one.
         list_separator: The separator of `labels`, `words` and `tags` in one text; a space means any white space.
         cache_dir: The folder of downloads and of the Arrow files; None for the cache of the datasets library.
 
@@ -69,7 +71,7 @@ class Hub:
     """
 
     @validated(
-        SPLIT_KEYS,
+        *GROUPED_SPLIT_KEYS,
         *COLUMN_RULES,
         Rule(
             "sorted(splits) == ['test', 'train', 'validation']",
@@ -96,13 +98,13 @@ class Hub:
         revision: str | None,
         splits: Mapping[str, NonEmptyStr | None],
         columns: RoleColumns,
-        split: Shares,
+        split: GroupedShares,
         list_separator: NonEmptyStr,
         cache_dir: str | None,
     ) -> None:
         self._path, self._name, self._revision = path, name, revision
         self._splits = {name: splits[name] for name in _SPLITS}
-        self._columns = in_role_order(columns, list(ROLE_NOUNS))
+        self._columns = {**in_role_order(columns, list(ROLE_NOUNS)), **group_column(split)}
         self._list_separator = unescape_tab(list_separator)
         self._cache_dir = cache_dir
         self._layout = SplitLayout.from_arguments(self._splits, split)
@@ -130,7 +132,7 @@ class Hub:
         Raises:
             DataError: The data set cannot be reached, or a row or a column cannot be used.
         """
-        available = [role for role in roles if role in self._columns]
+        available = [role for role in (*roles, GROUP) if role in self._columns]
         key = cache_key(self.fingerprint, available)
         write = partial(self._write, roles=available)
         return cached_splits(self._cache_dir, "trainer_hub", key, write, self._layout, self.describe_row)
@@ -145,7 +147,7 @@ class Hub:
 
     def describe_role(self, role: str) -> str:
         """Return `data.columns.label=sentiment`."""
-        return describe_columns(f"columns.{role}", self._columns.get(role))
+        return describe_columns(f"{'split' if role == GROUP else 'columns'}.{role}", self._columns.get(role))
 
     def column_names(self, split: str) -> list[str]:
         """Return the columns of a split."""
@@ -224,7 +226,8 @@ class Hub:
                     if name not in rows.column_names:
                         remedy = did_you_mean(name, list(rows.column_names))
                         problem = f"split {self._splits[split]} has no such column"
-                        raise DataError(format_error(f"data.columns.{role}", problem, remedy, value=name))
+                        key = self.describe_role(role).partition("=")[0]
+                        raise DataError(format_error(key, problem, remedy, value=name))
         table.scan(lambda: self._records("train", table))
 
         def no_rows_error(origin: str) -> DataError:

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
 
+from trainer.data.cells import GROUP
 from trainer.data.order import block_of
 from trainer.data.splits import normalize_whitespace
 from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Columns, Target
 
-INPUT_DIGEST, TARGET_DIGEST = "input_digest", "target_digest"
-"""Columns of encoded data, int64, that identify equal rows without keeping the raw rows."""
+INPUT_DIGEST, TARGET_DIGEST, GROUP_DIGEST = "input_digest", "target_digest", "group_digest"
+"""Columns of encoded data, int64, that identify equal rows without keeping the raw rows; the last one is there only if
+the rows have groups."""
 
 _TARGET_ROLES = frozenset({"label", "labels", "value", "score", "tags"})
 
 
 def row_digests(rows: Columns, roles: Sequence[str]) -> dict[str, list[int]]:
-    """Return the columns `input_digest` and `target_digest` of raw rows; white space does not distinguish texts."""
+    """Return the digests of raw rows by the name of their column; white space does not distinguish texts."""
     inputs = [role for role in roles if role not in _TARGET_ROLES]
     targets = [role for role in roles if role in _TARGET_ROLES]
-    return {name: _digests(rows, chosen) for name, chosen in ((INPUT_DIGEST, inputs), (TARGET_DIGEST, targets))}
+    chosen = {INPUT_DIGEST: inputs, TARGET_DIGEST: targets, **({GROUP_DIGEST: [GROUP]} if GROUP in rows else {})}
+    return {name: _digests(rows, roles_of_name) for name, roles_of_name in chosen.items()}
 
 
 def block_digests(raw: Columns, blocks: Sequence[int]) -> dict[str, list[int]]:
@@ -35,15 +38,14 @@ def block_digests(raw: Columns, blocks: Sequence[int]) -> dict[str, list[int]]:
     rows have equal blocks, and the blocks of one row differ from each other.
 
     Args:
-        raw: `input_digest`, `target_digest` and `row` of the raw rows.
+        raw: The digests and `row` of the raw rows.
         blocks: The raw row of each block, in ascending order.
     """
     starts = {row: first for first, row in reversed(list(enumerate(blocks)))}
     numbers = [position - starts[row] for position, row in enumerate(blocks)]
     inputs = [raw[INPUT_DIGEST][row] for row in blocks]
     return {
-        "row": [raw["row"][row] for row in blocks],
-        TARGET_DIGEST: [raw[TARGET_DIGEST][row] for row in blocks],
+        **{name: [values[row] for row in blocks] for name, values in raw.items()},
         INPUT_DIGEST: [
             _digest([digest, number]) if number else digest for digest, number in zip(inputs, numbers, strict=True)
         ],
@@ -96,6 +98,7 @@ class Limit:
 LIMITS = {
     "duplicates": Limit(0.05, "duplicate inputs: remove them or weight them deliberately"),
     "leaked": Limit(0.01, "inputs that are also in another split: remove them from one of the two"),
+    "shared groups": Limit(0.0, "groups that are also in another split: move all rows of a group into one split"),
     "conflicting": Limit(0.01, "equal inputs with different targets: correct the wrong labels"),
     "empty": Limit(0.0, "texts without any character but white space: remove them"),
 }
@@ -182,6 +185,7 @@ def measure_quality(
                 add(split, "leaked", positions[np.isin(inputs, seen)])
             add(split, "empty", positions[np.isin(inputs, list(_empty_digests()))])
             seen = np.union1d(seen, inputs)
+    _add_shared_groups(encoded, add)
     for split, rows in encoded.items():
         if "truncated" in rows.column_names:
             for start, (truncated,) in _chunks(rows, "truncated"):
@@ -191,6 +195,19 @@ def measure_quality(
         split: {name: count / sizes[split] for name, count in measures.items()} for split, measures in counts.items()
     }
     return DataReport(sizes, shares, first)
+
+
+def _add_shared_groups(encoded: Mapping[str, MappedRows], add: Callable[[str, str, np.ndarray], None]) -> None:
+    """Add the rows of each split whose group is in an earlier one, if the rows have groups."""
+    seen = np.empty(0, dtype=np.int64)
+    for split, rows in encoded.items():
+        if GROUP_DIGEST not in rows.column_names:
+            continue
+        known = seen
+        for start, (groups,) in _chunks(rows, GROUP_DIGEST):
+            if split != "train":
+                add(split, "shared groups", start + np.flatnonzero(np.isin(groups, known)))
+            seen = np.union1d(seen, groups)
 
 
 def _rows_of_block(rows: MappedRows, block: int, blocks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

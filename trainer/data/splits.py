@@ -1,7 +1,7 @@
 """Splits: which rows belong to `train`, `validation` and `test`, in memory or as Arrow files in a cache.
 
 A row held out from the training files is chosen by a hash of its inputs, so that duplicates share a split and neither
-the order of rows nor new rows move any.
+the order of rows nor new rows move any; or by a hash of its group, so that a group is in one split.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
-from trainer.constraints import BelowOne, Rule
+from trainer.constraints import BelowOne, NonEmptyStr, Rule
 from trainer.data.cells import CLASS_ROLES, split_key
 from trainer.data.plausibility import ColumnWarning
 from trainer.errors import DataError, format_error
@@ -34,9 +34,24 @@ _LOG = logging.getLogger(__name__)
 Shares: TypeAlias = Mapping[str, BelowOne]
 """The shares of `validation` and `test` that are held out from training, each in [0, 1)."""
 
+GroupedShares: TypeAlias = Mapping[str, BelowOne | NonEmptyStr | None]
+"""`Shares`, and in `group` the column whose values stay together; None or nothing without one."""
+
 SPLIT_KEYS = Rule("sorted(split) == ['test', 'validation']", "split", "must have the keys validation and test")
-SPLIT_RULES = (
-    SPLIT_KEYS,
+GROUPED_SPLIT_KEYS = (
+    Rule(
+        "sorted(name for name in split if name != 'group') == ['test', 'validation']",
+        "split",
+        "must have the keys validation and test, and may have group",
+    ),
+    Rule(
+        "all(isinstance(split[name], float) or isinstance(split[name], int) for name in split if name != 'group')",
+        "split",
+        "needs numbers in [0, 1) for validation and test",
+    ),
+    Rule("split['group'] is None or isinstance(split['group'], str)", "split.group", "must be the name of a column"),
+)
+_SHARE_RULES = (
     Rule(
         "(split['validation'] if validation is None else 0) + (split['test'] if test is None else 0) < 1",
         "split",
@@ -49,7 +64,10 @@ SPLIT_RULES = (
         "Set a share above 0, or name files in data.validation",
     ),
 )
+SPLIT_RULES = (SPLIT_KEYS, *_SHARE_RULES)
 """Rules of a source with the arguments `validation`, `test` and `split`."""
+GROUPED_SPLIT_RULES = (*GROUPED_SPLIT_KEYS, *_SHARE_RULES)
+"""The same for a source that can keep groups together."""
 
 _RECORD_BITS = 40
 _NUM_SPLITS = 3
@@ -134,7 +152,7 @@ class SplitLayout:
     shares: Mapping[str, float]
 
     @classmethod
-    def from_arguments(cls, own: Mapping[str, Any], split: Mapping[str, float]) -> SplitLayout:
+    def from_arguments(cls, own: Mapping[str, Any], split: Mapping[str, Any]) -> SplitLayout:
         """Return the layout for constructor arguments that meet `SPLIT_RULES`."""
         # In one order, whatever that of the arguments: the shares are a part of fingerprints.
         names = [name for name in ("validation", "test") if name in split and own.get(name) is None]

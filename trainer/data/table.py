@@ -12,6 +12,7 @@ from annotated_types import MinLen
 
 from trainer.constraints import NonEmptyStr, Rule
 from trainer.data.cells import (
+    GROUP,
     REMEDIES,
     ROLE_NOUNS,
     CellParser,
@@ -91,6 +92,12 @@ def in_role_order(columns: ColumnNames, roles: Sequence[str]) -> ColumnNames:
     return {role: columns[role] for role in roles}
 
 
+def group_column(split: Mapping[str, object]) -> dict[str, str]:
+    """Return the column of the role `group`, which the argument `split` of a source names; nothing without one."""
+    name = split.get(GROUP)
+    return {GROUP: name} if isinstance(name, str) else {}
+
+
 def describe_columns(key: str, name: str | Sequence[str] | None) -> str:
     """Return `data.label=category`, `data.columns.value=[a,b]` or `data.columns.labels=null`."""
     value = "null" if name is None else name if isinstance(name, str) else f"[{','.join(name)}]"
@@ -141,14 +148,15 @@ class Table:
             if role in columns and (chosen := columns[role]) is not None:
                 names[role] = [chosen] if isinstance(chosen, str) else list(chosen)
         used: dict[str, str] = {}
+        group = names.get(GROUP, [])  # its column may have another role too
         for role, role_columns in names.items():
-            for name in role_columns:
+            for name in role_columns if role != GROUP else ():
                 if (other := used.setdefault(name, role)) != role:
                     problem = f"is the column of {describe_role(other)} too"
                     raise DataError(format_error(describe_role(role), problem, "Name another column"))
         warnings = []
         if "features" in roles and "features" not in names:
-            names["features"] = [name for name in available if name not in used]
+            names["features"] = [name for name in available if name not in (*used, *group)]
             if names["features"].count("") > 1:  # a spreadsheet writes its empty columns too
                 names["features"] = [name for name in names["features"] if name]
                 warnings.append(ColumnWarning(f"{describe_role('features')}: columns without a name are left out.", 1))
@@ -213,7 +221,7 @@ class Table:
     def training_samples(self, records: Iterator[Record], folders: Sequence[Path] = ()) -> Iterator[Sample]:
         """Yield the samples of the training data, and add the warnings about their targets and texts at the end."""
         roles = [role for role in ("label", "labels") if role in self.names]
-        inputs = [role for role in self.names if role not in roles]
+        inputs = [role for role in self.names if role not in (*roles, GROUP)]
         columns = {role: LabelColumn(role, self.names[role][0], inputs, self.columns) for role in roles}
         target = next((role for role in ("label", "value") if role in self.names), None)
         leaks, garbled = Leaks(), []
@@ -290,7 +298,7 @@ class Table:
             except DataError as error:
                 errors.add(error)
                 continue
-            yield sample
+            yield sample._replace(key=values[GROUP]) if GROUP in values else sample
         errors.raise_if_any()
 
     def _check_sample(self, place: str, values: dict[str, Any], num_values: int, folder: Path | None) -> str | None:
@@ -344,8 +352,8 @@ class Table:
 
 def describe_no_rows(table: Table) -> str:
     """Return the problem if all rows are dropped: `no row has both data.text=text and data.label=label`."""
-    keys = [key for role, key in table.keys.items() if role not in ("features", "labels")]
-    assert set(table.keys) <= ROLE_NOUNS.keys()
+    keys = [key for role, key in table.keys.items() if role not in ("features", "labels", GROUP)]
+    assert set(table.keys) <= {*ROLE_NOUNS, GROUP}
     if len(keys) == 1:
         return f"no row has {keys[0]}"
     return f"no row has {'both ' if len(keys) == 2 else 'all of '}{', '.join(keys[:-1])} and {keys[-1]}"
