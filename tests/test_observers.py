@@ -4,7 +4,7 @@ import json
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from trainer.cli import main
 from trainer.config.command import check_command
 from trainer.errors import ConfigError
 from trainer.observers import Observers
+from trainer.progress import Phase, shown_on
 from trainer.protocols import Event, RunView
 
 HERE = "tests.test_observers"
@@ -125,6 +126,35 @@ def observers(run: Path) -> str:
 
 def recorded(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.parent / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_end_of_an_observer_is_shown_and_may_fail(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing:
+        def observe(self, event: Event, run: RunView) -> None:
+            raise RuntimeError("observe")
+
+        def close(self) -> None:
+            raise RuntimeError("close")
+
+    class Screen:
+        def __init__(self) -> None:
+            self.titles: list[str] = []
+
+        def show_phases(self, phases: Sequence[Phase]) -> None:
+            self.titles += [phase.title for phase in phases]
+
+    screen = Screen()
+    view = RunView(Path(), "run", {}, 1, 1)
+    observers = Observers({"mine": Failing(), "other": Failing()}, view)
+    with shown_on(screen):
+        observers.log("start", step=0, epoch=0.0, values={})
+        observers.log("train", step=1, epoch=0.0, values={})
+        observers.close()
+    assert screen.titles == ["other: waiting for its end", "mine: waiting for its end"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{name}: failed at the event start of step 0 and gets no more events (RuntimeError: observe)"
+        for name in ("mine", "other")
+    ]
 
 
 def test_nothing_that_observers_do_moves_a_bit(plain: Path, observed: Path) -> None:

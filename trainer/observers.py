@@ -13,6 +13,7 @@ from functools import partial
 import torch
 
 from trainer.checkpoint.rng_state import capture_rng_state, restore_rng_state
+from trainer.progress import phase
 from trainer.protocols import Event, Observer, RunView
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class Observers:
         self._deliver()
         while self._open:
             name, observer = self._open.popitem()
-            self._call(name, "its end", observer.close)
+            with phase(f"{name}: waiting for its end"):
+                self._call(name, "its end", observer.close)
 
     def _deliver(self) -> None:
         while self._waiting:

@@ -75,6 +75,7 @@ ALLOWED = {
     "report/events.py:JsonLines": LOG,
     "report/logs.py:_FileHandler": LOG,
     "report/logs.py:_file_handler": LOG,
+    "ownership.py:_user_key": "links the complete key into place",
     "report/tensorboard.py:TensorBoard": LOG,
     "report/trackers.py:Swanlab": "creates the folder of a tracker's own files",
     "report/trackers.py:Tracker": "creates the folder of a tracker's own files",

@@ -9,6 +9,7 @@ from trainer.config.jobs import TrainJob
 from trainer.display import masked_config
 from trainer.layout import Document
 from trainer.observers import Observers, training_state_kept
+from trainer.ownership import read_tracker_ids, write_tracker_ids
 from trainer.protocols import Observer, RunView
 from trainer.report.trackers import make_tracker
 from trainer.run import StepCounts
@@ -25,6 +26,8 @@ def build_observers(job: TrainJob, config: Document, folder: Path, steps: StepCo
         path = f"observers.{number}"
         with training_state_kept():
             observers[f"{path} ({part['_target_']})"] = instantiate(path, part)
+    if job.logger.trackers:
+        write_tracker_ids(folder, read_tracker_ids(folder) or {})
     for name in dict.fromkeys(job.logger.trackers):
         observers[f"logger.trackers ({name})"] = make_tracker(name, offline=job.logger.offline)
     if not observers:

@@ -33,7 +33,8 @@ from trainer.config.trust import (
 from trainer.config.validate import complete_part, job_of, typed_job, validate_config, validate_value
 from trainer.documents import read_export_manifest, read_text
 from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any, show_value
-from trainer.layout import CONFIG, EXPORT_MANIFEST
+from trainer.layout import CHECKPOINTS, CONFIG, EXPORT_MANIFEST
+from trainer.ownership import read_tracker_ids
 from trainer.shapes import DocumentError, check_shape
 
 logger = logging.getLogger(__name__)
@@ -498,7 +499,7 @@ def compose_resumed(
     _check_trust(line, stored)
     problems = _conflicts(line, choices, path)
     # Trust holds for one command, and never comes from the checkpoint itself.
-    base = stored | {"resume": None, "trust": []}
+    base, tracker_notes = _without_foreign_trackers(stored | {"resume": None, "trust": []}, line, Path(path))
     try:
         base |= _chosen_parts(line, choices)
     except ConfigError as error:
@@ -518,7 +519,30 @@ def compose_resumed(
         config, notes = resume_config(stored, values if without_value else keep_references(values, changed))
     except ConfigError as error:
         return values, [], [*problems, *error.messages]
-    return config, notes, problems
+    return config, [*tracker_notes, *notes], problems
+
+
+def _without_foreign_trackers(
+    config: dict[str, Any], line: CommandLine, path: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """Return a stored config without trackers if this user has not made the run, and a note about them.
+
+    A run from a stranger would write into the user's accounts. Trackers that the command line names stay.
+
+    Args:
+        config: The stored config.
+        line: The command line.
+        path: A run folder or a checkpoint folder.
+    """
+    logger = config["logger"]
+    folder = path if (path / CHECKPOINTS).is_dir() else path.absolute().parent.parent
+    explicit = line.overrides.keys()
+    is_safe = "logger.trackers" in explicit or (logger.get("offline") is True and "logger.offline" not in explicit)
+    if not logger.get("trackers") or is_safe or read_tracker_ids(folder) is not None:
+        return config, []
+    names = ",".join(map(str, logger["trackers"]))
+    note = f"logger.trackers: off, as you have not started this run; logger.trackers=[{names}] turns them on"
+    return config | {"logger": {**logger, "trackers": []}}, [note]
 
 
 def _check_trust(line: CommandLine, stored: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import os
 import re
@@ -17,12 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.atomic_io import write_text
-from trainer.layout import TRACKERS, Document
+from trainer.ownership import read_tracker_ids, write_tracker_ids
 from trainer.protocols import Event, Observer, RunView
 from trainer.report.events import name_scalars
 from trainer.report.tensorboard import flatten
-from trainer.shapes import to_json
 
 PROJECT = "trainer"
 """The project or experiment that contains the runs, unless a variable of the tracker's own names another."""
@@ -52,10 +49,10 @@ class Tracker:
             # Not in the run folder, which may not contain links: wandb makes some.
             self.folder = run.folder.parent / "trackers"
             self.folder.mkdir(exist_ok=True)
-            stored = _read_ids(run.folder).get(self.name)
-            identifier = self.open(run, stored if isinstance(stored, str) and _ID.fullmatch(stored) else None)
+            stored = (read_tracker_ids(run.folder) or {}).get(self.name, "")
+            identifier = self.open(run, stored if _ID.fullmatch(stored) else None)
             self.is_open = True
-            write_text(run.folder / TRACKERS, to_json(_read_ids(run.folder) | {self.name: identifier}) + "\n")
+            write_tracker_ids(run.folder, (read_tracker_ids(run.folder) or {}) | {self.name: identifier})
         self.has_ended = event.name == "end"
         if scalars := name_scalars(event.name, event.values):
             self.write(scalars, event.step)
@@ -211,11 +208,3 @@ _TRACKERS: Mapping[str, type[Tracker]] = {each.name: each for each in (Wandb, Ml
 def make_tracker(name: str, *, offline: bool) -> Observer:
     """Return the tracker of a name in `logger.trackers`."""
     return _TRACKERS[name](offline)
-
-
-def _read_ids(folder: Path) -> Document:
-    try:
-        ids = json.loads((folder / TRACKERS).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return ids if isinstance(ids, dict) else {}
