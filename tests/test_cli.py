@@ -109,6 +109,7 @@ def test_help_follows_an_experiment_and_ignores_errors() -> None:
         ("trian", "Did you mean train?"),
         ("xyz", f"Known: {', '.join(cli.VERBS)}."),
         ("loss=focal", "Put the verb first, for example: trainer train loss=focal"),
+        ("epochs=3", "Put the verb first, for example: trainer train train.duration=3ep"),
     ],
 )
 def test_an_unknown_verb(verb: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -196,7 +196,12 @@ def _run(arguments: list[str]) -> None:
 
 def _verb_remedy(verb: str) -> str:
     if "=" in verb:
-        return f"Put the verb first, for example: trainer train {verb}"
+        from trainer.config.foreign_names import foreign_name
+
+        key, _, value = verb.lstrip("-").partition("=")
+        foreign = foreign_name(key)
+        override = (foreign and foreign.translate(value)) or f"{key}={value}"
+        return f"Put the verb first, for example: trainer train {override}"
     near = get_close_matches(verb, VERBS, n=1)
     return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(VERBS)}. See trainer --help."
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
+from trainer.config.foreign_names import foreign_name
 from trainer.errors import ConfigError, format_error
 from trainer.layout import expand_home
 
@@ -55,7 +56,7 @@ class Arguments:
 
 
 def split_arguments(
-    argv: Sequence[str], texts: Collection[str] = (), positions: Sequence[str] = ()
+    argv: Sequence[str], texts: Collection[str] = (), positions: Sequence[str] = (), keys: Collection[str] = ()
 ) -> tuple[Arguments, list[str]]:
     """Split a command line into flags and overrides, in any order; also return the problems of the flags.
 
@@ -63,6 +64,7 @@ def split_arguments(
         argv: The command line after the verb.
         texts: Keys whose values are taken verbatim.
         positions: Keys whose values may be given without their names, in this order.
+        keys: The top-level keys of the verb.
     """
     parser = get_args_parser()
     known = sorted(flag for action in parser._actions for flag in action.option_strings)
@@ -71,19 +73,44 @@ def split_arguments(
         raise ConfigError(f"{message[0].upper()}{message[1:]}.")
 
     parser.error = fail  # type: ignore[method-assign]  # argparse would print its own usage and exit
-    options, unknown = parser.parse_known_intermixed_args(list(argv))
+    argv, problems = _without_dashes(argv, keys, known)
+    options, unknown = parser.parse_known_intermixed_args(argv)
     # An override after an unknown flag is left over as well.
     overrides = [*options.overrides, *(text for text in unknown if not text.startswith("-"))]
     rest = list(argv)
     for text in (*options.overrides, *unknown):
         rest.remove(text)
-    problems = [_unknown_flag(text, known) for text in unknown if text.startswith("-")]
+    problems += [_unknown_flag(text, known) for text in unknown if text.startswith("-")]
     problems += _validate_flags(options)
     if positions:
         overrides, surplus = _name_values(overrides, positions)
         problems += surplus
     written = [as_text(text) if text.partition("=")[0] in texts else quoted(text) for text in overrides]
     return Arguments(tuple(written), tuple(rest), options), problems
+
+
+def _without_dashes(argv: Sequence[str], keys: Collection[str], known: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Write the flags of other trainers (`--lr 0.1`) as `lr=0.1`, which is checked like any key.
+
+    Also return a problem for each flag that is a key here, which needs no dashes.
+    """
+    words, texts, problems = list(argv), list[str](), list[str]()
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        name = flag.lstrip("-").replace("-", "_")
+        is_key = name.partition(".")[0] in keys
+        is_flag = flag.startswith("-") and flag not in known
+        if not is_flag or not (is_key or foreign_name(name)):
+            texts.append(word)
+            continue
+        if not equals:
+            takes_next = words and not words[0].startswith("--") and "=" not in words[0]
+            value = words.pop(0) if takes_next else "true"
+        texts.append(f"{name}={value}")
+        if is_key:
+            problems.append(format_error(flag, "a key is written without dashes", f"Write {name}={value}"))
+    return texts, problems
 
 
 def _name_values(texts: Sequence[str], positions: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from trainer.config import jobs, schema
+from trainer.config.foreign_names import as_text, foreign_name
 from trainer.errors import ConfigError, format_error
 
 if TYPE_CHECKING:
@@ -266,6 +267,8 @@ class KnownKeys:
 
     def unknown(self, path: str, value: object = _ABSENT) -> str:
         """Return the message for an unknown key."""
+        if remedy := self._foreign_remedy(path, value):
+            return format_error(path, "unknown key", remedy, **({} if value is _ABSENT else {"value": value}))
         parent, _, name = path.rpartition(".")
         above = find(self.tree, parent) if parent else self.tree
         if above is _ABSENT:
@@ -280,6 +283,17 @@ class KnownKeys:
         if not isinstance(above, Mapping):
             return error(f"{parent} is a value and has no keys")
         return error("unknown key", self._remedy(parent, name, above))
+
+    def _foreign_remedy(self, path: str, value: object) -> str:
+        """Return what does here what a key of another trainer does there; empty if the key is not one."""
+        foreign = None if self.is_stored else foreign_name(path)
+        top = path.partition(".")[0]
+        groups = {*schema.groups(self.job_type), *jobs.preset_groups(self.job_type)}
+        if foreign is None or not foreign.fits({*leaves(self.tree), *groups}):
+            return ""
+        if "." in path and top in self.tree and not foreign.override.startswith(f"{top}."):
+            return ""  # the name of a key of this section, misspelled
+        return foreign.remedy(None if value is _ABSENT else as_text(value))
 
     def _remedy(self, parent: str, name: str, above: Mapping[str, Any]) -> str:
         siblings = [key for key in self._siblings(parent, above) if key != name and not key.startswith("_")]

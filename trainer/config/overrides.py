@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from trainer.annotations import character_problems
 from trainer.config import jobs, schema
 from trainer.config.arguments import Arguments, split_arguments
+from trainer.config.foreign_names import foreign_value
 from trainer.config.groups import Groups, groups_in, own_folder, search_folder, size_problem, working_folder
 from trainer.display import displayable, mask_secrets
 from trainer.errors import ConfigError, format_error, raise_if_any
@@ -129,7 +130,9 @@ def parse_command_line(verb: str, argv: Sequence[str]) -> tuple[CommandLine, lis
     for text in argv:
         key, equals, value = text.partition("=")
         raise_if_any(*character_problems(key, key), *character_problems(value if equals else key, key))
-    arguments, problems = split_arguments(argv, schema.texts(jobs.JOBS[verb]), jobs.POSITIONS.get(verb, ()))
+    job_type = jobs.JOBS[verb]
+    keys = schema.keys(job_type)
+    arguments, problems = split_arguments(argv, schema.texts(job_type), jobs.POSITIONS.get(verb, ()), keys)
     parsed, unreadable = parse_overrides(arguments.overrides)
     options = arguments.options
     folder = Path(options.config_path).resolve() if options.config_path else own_folder()
@@ -341,6 +344,7 @@ def _validate_option(group: str, name: object, job_type: type, groups: Groups) -
         if group == "export":
             remedy = "To write no artifacts, set export.formats=[]"
         return [format_error(group, "must be the name of an option", remedy, value=None)]
-    near = get_close_matches(str(name), options, n=1, cutoff=0.6)
+    here = foreign_value(group, name)
+    near = [here] if here in options else get_close_matches(str(name), options, n=1, cutoff=0.6)
     remedy = f"Did you mean {group}={near[0]}?" if near else f"Known: {', '.join(options)}"
     return [format_error(group, "unknown option", remedy, value=name)]

@@ -22,6 +22,7 @@ from trainer.annotations import (
 from trainer.config import jobs, schema, signatures
 from trainer.config.compatibility import validate_compatibility, value_at
 from trainer.config.devices import validate_devices
+from trainer.config.foreign_names import foreign_value
 from trainer.config.groups import HYDRA_KEYS, OWN, Groups, KnownKeys, is_local
 from trainer.config.metrics import validate_metrics
 from trainer.config.signatures import Signature
@@ -138,6 +139,8 @@ def validate_value(path: str, value: object, annotation: object) -> list[str]:
         remedy = "Leave it out to keep its default"
     if path == "device" and type(value) is int:
         remedy = f"Set device=cuda:{value} for one GPU, or devices=N for several"
+    if (here := foreign_value(path, value)) is not None:
+        remedy = f"Set {path}={here}"
     # The message lists all values, so a remote guess would only mislead: 8-bit floats are not "fp32".
     known = literals(annotation)
     wrong = [item for item in (value if isinstance(value, list) else [value]) if item not in known]
@@ -349,7 +352,8 @@ def _validate_syntax(flat: Mapping[str, Any]) -> Iterator[str]:
     for key, (pattern, problem) in SYNTAX.items():
         value = flat.get(key)
         if isinstance(value, str) and not re.fullmatch(pattern, value):
-            yield format_error(key, problem, value=value)
+            here = foreign_value(key, value)
+            yield format_error(key, problem, "" if here is None else f"Set {key}={here}", value=value)
     for key, remedy in (("run.name", "Set run.dir for a path"), ("sweep.name", "Leave out the path")):
         name = flat.get(key)
         if isinstance(name, str) and (not name or "/" in name or "\\" in name or name in (".", "..")):

@@ -1,0 +1,165 @@
+"""The names of other trainers: each is answered with what does the same here, and the answer works."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from trainer.config.command import check_command
+from trainer.config.foreign_names import FOREIGN_NAMES, FOREIGN_VALUES
+from trainer.config.jobs import TrainJob
+from trainer.config.schema import keys
+from trainer.errors import ConfigError, DataError
+
+DOCS = Path(__file__).parents[2] / "docs"
+NAMES = {name: each for each in FOREIGN_NAMES for name in each.names.split()}
+
+
+def messages(*argv: str, verb: str = "train") -> list[str]:
+    """Return the errors of a command line; a file of data that does not exist is none."""
+    try:
+        check_command(verb, argv)
+    except DataError:
+        return []
+    except ConfigError as error:
+        return list(error.messages)
+    return []
+
+
+def remedy(*argv: str, verb: str = "train") -> str:
+    (message,) = messages(*argv, verb=verb)
+    return message.partition(". ")[2] if ", got" not in message else re.sub(r"^.*?, got .*?\. ", "", message)
+
+
+@pytest.mark.parametrize(
+    ("argv", "advice"),
+    [
+        (["epochs=3"], "Set train.duration=3ep."),
+        (["--epochs", "0.5"], "Set train.duration=0.5ep."),
+        (["num_train_epochs=3.0"], "Set train.duration=3.0ep."),
+        (["trainer.max_epochs=3"], "Set train.duration=3ep."),
+        (["train.epochs=3"], "Set train.duration=3ep."),
+        (["max_steps=100"], "Set train.duration=100."),
+        (["max_steps=-1"], "Set train.duration, such as train.duration=1000."),
+        (["--lr", "1e-3"], "Set optimizer.lr=0.001."),
+        (["--learning-rate=3e-5"], "Set optimizer.lr=3e-05."),
+        (["warmup_ratio=0.06"], "Set scheduler.warmup=6%."),
+        (["warmup_ratio=0.1"], "Set scheduler.warmup=10%."),
+        (["fp16=true"], "Set precision=fp16."),
+        (["--bf16"], "Set precision=bf16."),
+        (["--fp16", "seed=3"], "Set precision=fp16."),
+        (["accelerator=gpu"], "Set device=cuda."),
+        (["precision=16-mixed"], "Set precision=fp16."),
+        (["precision=32"], "Set precision=fp32."),
+        (["device=gpu"], "Set device=cuda."),
+        (["weight_decay=0.1"], "Set optimizer.weight_decay=0.1."),
+        (["random_state=42"], "Set seed=42."),
+        (["n_jobs=4"], "Set loader.workers=4."),
+        (["n_jobs=-1"], "Set loader.workers, such as loader.workers=4."),
+        (["output_dir=out"], "Set run.dir=out."),
+        (["--opt", "adamw"], "Set optimizer=adamw."),
+        (["--opt", "rmsprop"], "Set optimizer, such as optimizer=adamw."),
+        (["--sched", "cosine"], "Set scheduler=cosine."),
+        (["lr_scheduler_type=reduce_lr_on_plateau"], "Set scheduler=reduce_on_plateau."),
+        (["loss=ce"], "Did you mean loss=cross_entropy?"),
+        (["-b", "64"], "Set train.batch_size=64."),
+        (["early_stopping=true"], "Set train.patience, such as train.patience=3ep."),
+        (["early_stopping=false"], "Leave it out: this is the default."),
+        (["load_best_model_at_end=true"], "Leave it out: the best checkpoint is kept, scored and exported."),
+        (["--seed", "3"], "Write seed=3."),
+        (["--optimizer.lr", "0.1"], "Write optimizer.lr=0.1."),
+        (["model.name_or_path=x"], ""),
+        (["optimizer.betas2=1"], "Did you mean optimizer.betas?"),
+        (["sedd=1"], "Did you mean seed?"),
+    ],
+)
+def test_the_key_here_is_named_with_the_value(argv: list[str], advice: str) -> None:
+    found = remedy(*argv)
+    assert found.startswith(advice) if advice else "Set model=pretrained" not in found
+
+
+def test_a_model_is_named_with_dashes_and_as_it_is_elsewhere() -> None:
+    (message,) = messages("--model", "decoder")
+    assert message == "--model: a key is written without dashes. Write model=decoder."
+    assert remedy("--model_name_or_path", "owner/name") == "Set model=pretrained model.path=owner/name."
+
+
+def test_other_verbs_name_only_keys_that_they_have() -> None:
+    assert remedy("accelerator=gpu", verb="eval") == "Set device=cuda."
+    assert "train.duration" not in remedy("epochs=3", verb="eval")
+    assert "devices" not in remedy("gpus=2", verb="diff")
+
+
+def advice_of(name: str) -> list[str]:
+    """Return the overrides that every kind of answer about a name contains."""
+    each = NAMES[name]
+    values = [None, "true", *each.values, each.sample]
+    remedies = [each.remedy(value) for value in values]
+    texts = [re.match(r"Set (?:.*such as )?(.*?)(?:\. [A-Z].*)?$", text) for text in remedies]
+    return [text[1] for text in texts if text and "=" in text[1]]
+
+
+CONTEXT = {
+    "data=files": "data.train=train.csv",
+    "loss=binary_cross_entropy": "task=multilabel_classification",
+    "loss=mse": "task=regression",
+    "loss=mae": "task=regression",
+    "loss=huber": "task=regression",
+    "loss=info_nce": "task=sentence_embedding",
+    "data=imagefolder": "task=image_classification model=convnet",
+}
+"""What else a job needs for an advice."""
+
+EXCLUSIVE = ("model", "data", "loss", "optimizer", "scheduler", "task")
+"""Groups of which a command line tries one advice at a time."""
+
+
+def batches(texts: Sequence[str]) -> list[list[str]]:
+    """Put overrides into as few command lines as possible: each key, and each group, once in a line."""
+    lines: list[dict[str, list[str]]] = []
+    for text in dict.fromkeys(texts):
+        overrides = [text] if text.startswith("model.lora") else text.split()
+        contexts = [CONTEXT[item] for item in overrides if item in CONTEXT and CONTEXT[item][:10] not in text]
+        overrides += [item for context in contexts for item in context.split()]
+        names = {item.partition("=")[0] for item in overrides}
+        subjects = {name.partition(".")[0] if name.partition(".")[0] in EXCLUSIVE else name for name in names}
+        subjects = {"run" if name in ("run.dir", "run.name", "resume") else name for name in subjects}
+        line = next((each for each in lines if not subjects & each.keys()), None)
+        if line is None:
+            lines.append(line := {})
+        line |= {key: [] for key in subjects}
+        line[next(iter(subjects))] = overrides
+    return [[item for items in line.values() for item in items] for line in lines]
+
+
+def test_every_advice_can_be_carried_out() -> None:
+    for name in ("train.csv", "dev.csv", "test.csv", "model.safetensors", "tokenizer"):
+        Path(name).touch()
+    Path("images").mkdir()
+    texts = [text for name in NAMES for text in advice_of(name)]
+    texts += [f"{key}={value}" for key, values in FOREIGN_VALUES.items() for value in values.values()]
+    # Trackers are extras, and no run is there to resume.
+    texts = [text for text in texts if "trackers" not in text and "resume=runs" not in text]
+    assert len({*texts}) > 100
+    lines = batches(texts)
+    assert [(line, found) for line in lines if (found := messages(*line))] == []
+
+
+def test_no_name_is_a_key_here_or_in_two_rows() -> None:
+    assert len(NAMES) == sum(len(each.names.split()) for each in FOREIGN_NAMES)
+    assert not {*NAMES} & {*keys(TrainJob)}
+
+
+def test_the_page_about_transformers_names_the_same_keys() -> None:
+    rows = re.findall(r"^\| (`.*?) \| (.*) \|$", (DOCS / "from-transformers.md").read_text(), re.MULTILINE)
+    assert len(rows) > 30
+    unknown = []
+    for names, text in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            known = NAMES.get(name)
+            if known is None:
+                unknown += [] if name in keys(TrainJob) or name[0].isupper() else [name]
+            elif known.override and known.override.split()[0].partition("=")[0] not in text:
+                unknown.append(f"{name}: {known.override}")
+    assert unknown == []
