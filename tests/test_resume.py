@@ -24,10 +24,10 @@ from trainer.cli import main
 
 CONF = Path(__file__).parent.parent / "conf"
 
-# 61 samples in batches of 8: 8 steps per epoch, the last one of 5 samples; two and a half epochs.
-STEPS = 20
+# 29 samples in batches of 8: 4 steps per epoch, the last one of 5 samples; two and a half epochs.
+STEPS = 10
 KEEP_ALL = f"checkpoint.keep={STEPS}"
-MID_EPOCH, LAST_BATCH, EPOCH_END, NEXT_EPOCH = STOPS = (3, 7, 8, 9)
+MID_EPOCH, LAST_BATCH, EPOCH_END, NEXT_EPOCH = STOPS = (2, 3, 4, 5)
 Figure = Callable[[str, int, int], None]
 
 
@@ -35,7 +35,8 @@ Figure = Callable[[str, int, int], None]
 def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     folder = tmp_path_factory.mktemp("resume")
     with working_in(folder):
-        yield [*write_data(folder), f"train.duration={STEPS}", "train.eval_every=4", "checkpoint.every=1"]
+        length = ["loader.limit=29", f"train.duration={STEPS}", "train.eval_every=2", "checkpoint.every=1"]
+        yield [*write_data(folder), *length]
 
 
 @pytest.fixture(scope="module")
@@ -119,14 +120,14 @@ def test_checking_each_step_late_changes_no_bit(
 
 
 def test_resume_with_other_workers_is_bitwise_equal(data: list[str], whole: Path, tmp_path: Path) -> None:
-    assert_resumes(shutil.copytree(whole, tmp_path / "plain"), 5, "loader.workers=2", "loader.prefetch=3")
+    assert_resumes(shutil.copytree(whole, tmp_path / "plain"), 3, "loader.workers=2", "loader.prefetch=3")
     # Augmentations are drawn per sample, not per worker.
     assert train(tmp_path / "augmented", *data, *AUGMENTED, KEEP_ALL) == 0
-    assert_resumes(tmp_path / "augmented", 5, "trust=[tests]", "loader.workers=1")
+    assert_resumes(tmp_path / "augmented", 3, "trust=[tests]", "loader.workers=1")
 
 
 def test_resume_of_a_resumed_run_is_bitwise_equal(whole: Path, resumable: Path) -> None:
-    for step in (14, 9, 3):
+    for step in (7, 5, 2):
         stop_at(resumable, step)
         assert main(["train", f"resume={resumable}"]) == 0
         assert_same_end(resumable, whole, step)
@@ -137,9 +138,9 @@ def test_resume_auto_starts_a_run_and_continues_it(data: list[str], whole: Path,
     assert train(run, *data, KEEP_ALL, "resume=auto") == 0
     assert checkpoint_files(run, STEPS) == checkpoint_files(whole, STEPS)
 
-    stop_at(run, 6)
+    stop_at(run, 3)
     assert train(run, *data, KEEP_ALL, "resume=auto") == 0
-    assert_same_end(run, whole, 6)
+    assert_same_end(run, whole, 3)
 
 
 def test_a_damaged_newest_checkpoint_is_skipped(whole: Path, resumable: Path, caplog: pytest.LogCaptureFixture) -> None:
