@@ -1,14 +1,27 @@
 """`trainer init`: what it proposes for each kind of data, and that the commands it prints work as they are printed."""
 
-import csv
-from collections.abc import Iterator
-from pathlib import Path
+# ruff: noqa: E501  a case of the tables is a line
 
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
-from tests.support.jobs import TINY, events, rows, working_in, write_csv
+from tests.support.jobs import TINY, WORDS, events, rows, working_in, write_csv
 from trainer.cli import main
+from trainer.config.command import check_command
+
+ROWS = rows(120)
+TEXTS = [text for text, _ in ROWS]
+TAGGED = [(text.split(), ["B-tool" if word in WORDS["tool"] else "O" for word in text.split()]) for text in TEXTS]
 
 
 @pytest.fixture
@@ -17,9 +30,98 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-def write_table(path: str, header: list[str], lines: list[list[object]], separator: str = ",") -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, delimiter=separator).writerows([header, *lines])
+def table(header: str, lines: list[list[object]], separator: str = ",") -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, delimiter=separator).writerows([header.split(), *lines])
+
+    return write
+
+
+def json_lines(*objects: dict[str, object]) -> Callable[[Path], None]:
+    return text("".join(f"{json.dumps(item)}\n" for item in objects))
+
+
+def text(content: str | bytes) -> Callable[[Path], None]:
+    return lambda path: (path.write_bytes(content if isinstance(content, bytes) else content.encode()), None)[1]
+
+
+def parquet(path: Path) -> None:
+    from pyarrow import Table, parquet
+
+    parquet.write_table(Table.from_pylist([{"text": text, "label": label} for text, label in ROWS]), path)
+
+
+def images(sizes: tuple[int, ...], classes: tuple[str, ...] = ("cat", "dog")) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        generator = np.random.default_rng(0)
+        for name in classes:
+            (path / name).mkdir(parents=True)
+            for number in range(30):
+                pixels = generator.integers(0, 256, (16, sizes[number % len(sizes)]), dtype=np.uint8)
+                Image.fromarray(pixels).save(path / name / f"{number}.png")
+
+    return write
+
+
+def split_files(path: Path) -> None:
+    path.mkdir()
+    for name, lines in {"train": ROWS[:80], "dev": ROWS[80:100], "test": ROWS[100:]}.items():
+        table("text label", [list(row) for row in lines])(path / f"{name}.csv")
+
+
+def genres(separator: str) -> list[list[object]]:
+    random = Random(0)
+    return [[text, separator.join(sorted({label, random.choice(list(WORDS))}))] for text, label in ROWS]
+
+
+def passengers() -> list[list[object]]:
+    random = Random(0)
+    return [
+        [
+            n,
+            random.randint(0, 1),
+            random.choice("123"),
+            f"Mr. Smith the {n}th",
+            random.choice(["m", "f"]),
+            n / 7,
+            "k",
+            n,
+        ]
+        for n in range(120)
+    ]
+
+
+CASES: dict[str, tuple[Callable[[Path], None], str, dict[str, object]]] = {
+    "a.csv": (table("id content kind", [[n, *row] for n, row in enumerate(ROWS)]), "text_classification", {"text": "content", "label": "kind"}),
+    "semicolon.csv": (table("text label", [list(row) for row in ROWS], ";"), "text_classification", {"separator": ";"}),
+    "tabs.csv": (table("text label", [list(row) for row in ROWS], "\t"), "text_classification", {"separator": "\\t"}),
+    "a.tsv": (table("text label", [list(row) for row in ROWS], "\t"), "text_classification", {"label": "label"}),
+    "a.jsonl": (json_lines(*({"body": text, "stars": len(label) % 3} for text, label in ROWS)), "text_classification", {"text": "body", "label": "stars"}),
+    "a.parquet": (parquet, "text_classification", {"label": "label"}),
+    "price.csv": (table("review price", [[text, len(text) * 1.37] for text in TEXTS]), "regression", {"columns": {"value": "price"}}),
+    "genres.csv": (table("text genres", genres("|")), "multilabel_classification", {"columns": {"labels": "genres"}}),
+    "commas.csv": (table("text genres", genres(", ")), "multilabel_classification", {"list_separator": ","}),
+    "lists.jsonl": (json_lines(*({"text": text, "tags": [label, "x"]} for text, label in ROWS)), "multilabel_classification", {"columns": {"labels": "tags"}}),
+    "pairs.csv": (table("question answer", [[text, f"about {text[:20]} and so on"] for text in TEXTS]), "sentence_embedding", {"text": "question", "columns": {"positive": "answer"}}),
+    "triplets.csv": (table("anchor positive negative", [[text, text[:9], text[::-1]] for text in TEXTS]), "sentence_embedding", {"columns": {"positive": "positive", "negative": "negative"}}),
+    "scored.csv": (table("a b score", [[text, text[::-1], n / 7] for n, text in enumerate(TEXTS)]), "sentence_embedding", {"columns": {"text_pair": "b", "score": "score"}}),
+    "same.csv": (table("a b label", [[text, other, n % 2] for n, (text, other) in enumerate(zip(TEXTS, TEXTS[::-1], strict=True))]), "pair_classification", {"columns": {"text_pair": "b"}, "label": "label"}),
+    "passengers.csv": (table("Id Survived Class Name Sex Fare Same Copy", passengers()), "tabular_classification", {"label": "Survived", "columns": {"features": ["Class", "Sex", "Fare"]}}),
+    "numbers.csv": (table("a day city y", [[n % 13, f"2020-01-{n % 28 + 1:02}", "xyz"[n % 3], n * 0.5 + n % 7] for n in range(120)]), "tabular_regression", {"columns": {"value": "y", "features": ["a", "city"]}}),
+    "leak.csv": (table("a b answer label", [[n % 13, n % 7, ["no", "yes"][n % 2], "01"[n % 2]] for n in range(120)]), "tabular_classification", {"columns": {"features": ["a", "b"]}}),
+    "lists_of_words.jsonl": (json_lines(*({"tokens": words, "ner": tags} for words, tags in TAGGED)), "token_classification", {"columns": {"words": "tokens", "tags": "ner"}}),
+    "words.csv": (table("words tags", [[" ".join(words), " ".join(tags)] for words, tags in TAGGED]), "token_classification", {"list_separator": " "}),
+    "a.conll": (text("\n".join("".join(f"{word} {tag}\n" for word, tag in zip(*pair, strict=True)) for pair in TAGGED)), "token_classification", {"train": "a.conll"}),
+    "a.conllu": (text("\n".join(f"# {n}\n" + "".join(f"{i}\t{word}\t_\t{tag}\t_\n" for i, (word, tag) in enumerate(zip(*pair, strict=True))) for n, pair in enumerate(TAGGED))), "token_classification", {"tag": 3}),
+    "lines.txt": (text("\n".join(TEXTS)), "causal_lm", {"documents": "line"}),
+    "blocks.txt": (text("\n\n".join(f"{text}\nand\nmore" for text in TEXTS)), "causal_lm", {"documents": "blank"}),
+    "texts.csv": (table("text", [[text] for text in TEXTS]), "causal_lm", {"text": "text"}),
+    "photos": (images((16,)), "image_classification", {"root": "photos"}),
+    "sizes": (images((16, 40, 70)), "image_classification", {"root": "sizes"}),
+    "splits": (split_files, "text_classification", {"train": "splits/train.csv", "validation": "splits/dev.csv", "test": "splits/test.csv"}),
+}  # fmt: skip
+"""The data, the task that is proposed for it, and keys of the proposed `data`."""
 
 
 def printed_commands(output: str) -> list[list[str]]:
@@ -27,16 +129,98 @@ def printed_commands(output: str) -> list[list[str]]:
     return [line.split()[1:] for line in output.partition("next:\n")[2].splitlines()]
 
 
-def test_texts_with_labels_train_with_the_printed_commands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_table("my.csv", ["id", "content", "kind"], [[n, *row] for n, row in enumerate(rows(120))])
-    assert main(["init", "my.csv"]) == 0
+def propose(name: str, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    """Write the data of a case, let `init` look at it, and return the commands that it prints."""
+    write, task, expected = CASES[name]
+    write(Path(name))
+    assert main(["init", name]) == 0, name
     output = capsys.readouterr().out
-    plan, train = printed_commands(output)
-    assert (plan, train) == (["plan", "experiment=my"], ["train", "experiment=my"])
-    assert "task=text_classification" in output
-    assert main([*plan, "trial=false"]) == 0
+    assert f"(task={task})" in output, output
+    file = Path(output.partition("wrote ")[2].splitlines()[0])
+    data = yaml.safe_load(file.read_text(encoding="utf-8"))["data"]
+    assert {key: data.get(key) for key in expected} == expected, name
+    return printed_commands(output)
+
+
+def test_kind_of_data_decides_the_proposal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in CASES:
+        (folder / name).with_suffix("").parent.mkdir(exist_ok=True)
+        for verb, *overrides in propose(name, capsys):
+            check_command(verb, overrides)
+        for written in folder.glob("conf/experiment/*.yaml"):
+            written.unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_proposal_trains(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, train = propose(name, capsys)
+    options = ["train.duration=2", "export.formats=[]", "logger.console=none", "logger.tensorboard=false"]
+    assert main([*train, *options, "device=cpu", "run.dir=run"]) == 0
+    assert events(folder / "run", "end")[-1]["step"] == 2
+
+
+def test_texts_with_labels_train_with_the_printed_commands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, train = propose("a.csv", capsys)
+    assert (plan, train) == (["plan", "experiment=a"], ["train", "experiment=a"])
     assert main([*train, *TINY, "run.dir=run", "train.duration=2"]) == 0
     assert events(folder / "run", "end")[-1]["step"] == 2
+
+
+def test_columns_can_be_chosen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table("title body kind stars", [[text[:9], text, label, n % 3] for n, (text, label) in enumerate(ROWS)])(
+        Path("a.csv")
+    )
+    for options, summary in {
+        (): "Predict stars (3 classes) from body",
+        ("target=kind",): "Predict kind (3 classes) from body",
+        ("text=title", "target=kind"): "Predict kind (3 classes) from title",
+    }.items():
+        assert main(["init", "a.csv", "force=true", *options]) == 0
+        assert summary in capsys.readouterr().out
+    assert main(["init", "a.csv", "force=true", "target=kinds"]) == 6
+    assert "target: is no column of a.csv, got 'kinds'. Its columns are title, body" in capsys.readouterr().err
+
+
+ODD: dict[str, tuple[Callable[[Path], None], str]] = {
+    "empty.csv": (text(""), "empty.csv: is empty"),
+    "header.csv": (text("text,label\n"), "header.csv: has no rows"),
+    "headless.csv": (text("a good film,1\n" * 30), "Begin the file with a line of names, such as column_1,column_2"),
+    "few.csv": (text("text,label\na,b\nc,d\n"), "few.csv: has only 2 rows. Collect at least 10"),
+    "one_class.csv": (table("text label", [[text, "x"] for text in TEXTS]), "column 'label' has one class only"),
+    "ids.csv": (table("id day", [[n, f"2020-01-{n % 28 + 1:02}"] for n in range(60)]), "has no texts to read"),
+    "one_number.csv": (table("y", [[n * 1.5] for n in range(60)]), "has no texts to read"),
+    "latin.csv": (text(b"text,label\n" + "caf\xe9,x\n".encode("cp1252") * 20), "iconv -f WINDOWS-1252 -t UTF-8"),
+    "utf16.csv": (text("text,label\na,b\n".encode("utf-16")), "iconv -f UTF-16 -t UTF-8"),
+    "mixed.csv": (text("text,label\n" + "a b,x\n" * 20 + "c,d,e\n"), "line 22: expected 2 cells as in the header"),
+    "chat.jsonl": (json_lines(*({"messages": [{"role": "user", "content": text}]} for text in TEXTS)), "contains chat messages"),
+    "broken.jsonl": (text('{"text": "a"}\n{"text"\n'), "broken.jsonl, line 2: broken JSON"),
+    "empty.txt": (text("\n\n"), "empty.txt: is empty"),
+    "short.txt": (text("one line"), "Write one document per line"),
+    "a.xlsx": (text("x"), "a.xlsx: unsupported file format"),
+    "nothing": (lambda path: path.mkdir(), "Name a file, or a folder of images as nothing/<class>/<file>"),
+    "flat": (lambda path: images((16,), (".",))(path), "Move them into folders: flat/<class>/<file>"),
+    "single": (images((16,), ("cat",)), "Add a folder for each other class"),
+    "gone.csv": (lambda path: None, "path: no such file or folder, got 'gone.csv'"),
+}  # fmt: skip
+"""Data that cannot be used, and a part of the message."""
+
+
+def test_odd_data_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, (write, message) in ODD.items():
+        write(Path(name))
+        assert main(["init", name]) == 6, name
+        assert message in capsys.readouterr().err, name
+    assert not Path("conf").exists()
+
+
+def test_odd_columns_are_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [[n, n % 7, "" if n % 9 else "-", n % 4, "ab"[n % 2] if n else "rare"] for n in range(90)]
+    table("a b b c label", lines)(Path("odd.csv"))
+    assert main(["init", "odd.csv"]) == 0
+    output = capsys.readouterr().out
+    assert "note: the columns named 'b' share a name and are left out" in output
+    assert "note: 1 of 3 classes have fewer than 5 rows, such as rare" in output
 
 
 def test_an_experiment_is_replaced_only_with_force(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,4 +235,24 @@ def test_an_experiment_is_replaced_only_with_force(folder: Path, capsys: pytest.
     assert main(["init", "my.csv", "name=my_2"]) == 0
     assert main(["init", "my.csv", "force=true"]) == 0
     assert file.read_text(encoding="utf-8") == written
-    assert yaml.safe_load(written)["data"]["train"] == "my.csv"
+    assert main(["init", "my.csv", "name=digits"]) == 2
+    assert main(["init", "my.csv", "name=../x"]) == 2
+    assert main(["init"]) == 2
+
+
+def test_values_with_special_characters_stay_values(folder: Path) -> None:
+    name = "od: d ${x} #1.csv"
+    table("text label", [[*row] for row in ROWS])(Path(name))
+    assert main(["init", f"path={name}"]) == 0
+    command = check_command("train", ["experiment=od_d_x_1"])
+    assert command.single is not None
+    assert command.single.config["data"]["train"] == name
+
+
+def test_large_file_is_sampled_without_torch(folder: Path) -> None:
+    table("text label", [[*ROWS[n % 120]] for n in range(100_001)])(Path("large.csv"))
+    heavy = "sorted({'torch', 'datasets', 'transformers', 'numpy'} & {*sys.modules})"
+    code = f"import sys; from trainer.cli import main; assert main(['init', 'large.csv']) == 0; print({heavy})"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "note: only the first 100,000 rows were looked at" in output
+    assert output.splitlines()[-1] == "[]"

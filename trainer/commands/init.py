@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import count, islice
+from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 from trainer.atomic_io import create_folder, refuse_to_replace, write_text
-from trainer.commands.init_proposal import Proposal, describe_origin, propose_for_table
+from trainer.commands.init_files import TEXT_SUFFIXES, is_text_file, look_at_folder, look_at_text_file
+from trainer.commands.init_proposal import Look, Proposal, look_at_table
 from trainer.config.groups import groups_in, own_folder
 from trainer.config.jobs import InitJob
-from trainer.data.profile import ColumnProfile, TableProfile, profile_table
+from trainer.config.json_schema import is_schema, write_schema
+from trainer.data.profile import profile_table
 from trainer.data.readers import format_suffix, format_suffixes
 from trainer.display import print_lines
 from trainer.errors import ConfigError, DataError, format_error
@@ -21,8 +23,8 @@ from trainer.layout import Document, expand_home
 EXPERIMENTS = Path("conf", "experiment")
 """Folder of the experiments, relative to the working directory."""
 
-_MAX_LISTED = 8
-_MAX_COLUMNS = 40
+SCHEMA = Path("conf", "schema.json")
+"""The schema of the config, for editors."""
 
 
 def run(job: InitJob, config: Document) -> None:
@@ -39,12 +41,39 @@ def run(job: InitJob, config: Document) -> None:
     file = EXPERIMENTS / f"{name}.yaml"
     _check_name(name)
     _refuse_to_replace(file, name, force=job.force)
-    table = profile_table(_readable(path))
-    print_lines(*_describe_table(table), to=sys.stdout)
-    proposal = propose_for_table(table, job.target, job.text)
+    look = _look(path, job.target, job.text)
     create_folder(file.parent)
-    write_text(file, proposal.yaml(describe_origin(path, table.num_rows)), ConfigError)
-    print_lines(*_describe_proposal(proposal, file, name), to=sys.stdout)
+    write_text(file, look.proposal.yaml(f"{path}, {look.num_rows:,} {look.noun}", _schema_for_editors()), ConfigError)
+    print_lines(*look.lines, *_describe_proposal(look.proposal, file, name), to=sys.stdout)
+
+
+def _look(path: Path, target: str | None, text: str | None) -> Look:
+    """Return the look of a file or folder.
+
+    Raises:
+        DataError: There is none, or it cannot be used.
+    """
+    if not path.exists():
+        remedy = f"Paths are relative to {Path.cwd()}"
+        raise DataError(format_error("path", "no such file or folder", remedy, value=str(path)))
+    if path.is_dir():
+        look = look_at_folder(path, target, text)
+        if isinstance(look, Look):
+            return look
+        path = look
+    if format_suffix(path) is not None:
+        return look_at_table(profile_table(path), target, text)
+    if is_text_file(path):
+        return look_at_text_file(path)
+    remedy = f"Supported formats: {', '.join([*format_suffixes(), *TEXT_SUFFIXES])}"
+    raise DataError(format_error(str(path), "unsupported file format", remedy))
+
+
+def _schema_for_editors() -> str | None:
+    """Return the path of the schema of the config as experiments name it, and write the schema if it is missing."""
+    if not SCHEMA.exists():
+        write_schema(SCHEMA)
+    return f"../{SCHEMA.name}" if is_schema(SCHEMA) else None
 
 
 def _refuse_to_replace(file: Path, name: str, *, force: bool) -> None:
@@ -53,16 +82,6 @@ def _refuse_to_replace(file: Path, name: str, *, force: bool) -> None:
         remedy = f"Set force=true to replace it, or choose another name: name={free}"
         raise ConfigError(format_error("name", "exists already", remedy, value=str(file)))
     refuse_to_replace("name", file, force=force)
-
-
-def _readable(path: Path) -> Path:
-    if not path.exists():
-        raise DataError(format_error("path", "no such file", f"Paths are relative to {Path.cwd()}", value=str(path)))
-    if format_suffix(path) is None:
-        raise DataError(
-            format_error(str(path), "unsupported file format", f"Supported formats: {', '.join(format_suffixes())}")
-        )
-    return path
 
 
 def _name_of(path: Path) -> str:
@@ -76,32 +95,6 @@ def _check_name(name: str) -> None:
         raise ConfigError(format_error("name", "must consist of letters, digits, _ and -", value=name))
     if groups_in([own_folder()]).file("experiment", name):
         raise ConfigError(format_error("name", "is an experiment of this program", "Choose another name", value=name))
-
-
-def _describe_table(table: TableProfile) -> Iterator[str]:
-    yield f"{table.path}: {table.num_rows:,} rows, {len(table.columns)} columns"
-    shown = table.columns[:_MAX_COLUMNS]
-    cells = [(column.name, column.kind, _describe_values(column)) for column in shown]
-    widths = [max(len(row[place]) for row in cells) for place in (0, 1)]
-    for name, kind, values in cells:
-        yield f"  {name:<{widths[0]}}  {kind:<{widths[1]}}  {values}"
-    if len(table.columns) > len(shown):
-        yield f"  and {len(table.columns) - len(shown)} more columns"
-    yield from (f"note: {note}" for note in table.notes)
-
-
-def _describe_values(column: ColumnProfile) -> str:
-    if column.kind == "text":
-        language = f", {column.language}" if column.language else ""
-        return f"about {column.mean_length:.0f} tokens, 95% below {column.long_length + 1}{language}"
-    if column.kind == "class" or column.can_be_class or column.kind == "list":
-        listed = [f"{value} {count:,}" for value, count in islice(column.counts.most_common(), _MAX_LISTED)]
-        more = f", and {len(column.counts) - _MAX_LISTED} more" if len(column.counts) > _MAX_LISTED else ""
-        return ", ".join(listed) + more
-    if column.kind == "number":
-        numbers = [float(value) for value in column.counts]
-        return f"from {min(numbers):g} to {max(numbers):g}, {len(numbers):,} different"
-    return f"{len(column.counts):,} different" if column.counts else ""
 
 
 def _describe_proposal(proposal: Proposal, file: Path, name: str) -> Sequence[str]:

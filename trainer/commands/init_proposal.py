@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from trainer.data.profile import ColumnProfile, TableProfile
+from trainer.data.profile import ColumnProfile, TableProfile, leaking_columns, warnings_of
 from trainer.errors import DataError, format_error
 
 _BATCH = 32
@@ -22,9 +21,11 @@ _STEPS = 800
 _MAX_EPOCH_STEPS = 5_000
 _FEW_ROWS = 2_000
 _LEAST_ROWS = 10
+_MAX_TAGS = 200
+_RARE = 5
 _TARGET_NAMES = (
-    *("label", "labels", "target", "class", "category", "y", "outcome", "sentiment", "topic", "intent", "diagnosis"),
-    *("survived", "churn", "species", "score", "rating", "stars", "price", "value", "tags", "genre", "genres"),
+    *("label", "labels", "target", "y", "outcome", "survived", "churn", "diagnosis", "sentiment", "intent", "topic"),
+    *("species", "class", "category", "score", "rating", "stars", "price", "value", "genre", "genres", "tags"),
 )
 """Names of columns that are to be predicted, the most certain ones first."""
 
@@ -39,6 +40,16 @@ class Setting:
     key: str
     value: object
     comment: str = ""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What data looks like, in lines to print, and the job that fits it."""
+
+    lines: Sequence[str]
+    proposal: Proposal
+    num_rows: int
+    noun: str = "rows"
 
 
 @dataclass(frozen=True)
@@ -63,14 +74,17 @@ class Proposal:
     loss: str | None = None
     roles: dict[str, list[str]] = field(default_factory=dict)
 
-    def yaml(self, origin: str) -> str:
+    def yaml(self, origin: str, schema: str | None) -> str:
         """Return the file of the experiment.
 
         Args:
             origin: What the proposal was made from, for the comment at its beginning.
+            schema: The path of the schema of the config, relative to the file; None if there is none.
         """
         choices = {"task": self.task, "data": self.data, "model": self.model, "loss": self.loss}
-        lines = ["# @package _global_", "", f"# {self.summary}.", f"# Proposed by `trainer init` from {origin}."]
+        lines = ["# @package _global_"]  # Hydra reads it in the first line only
+        lines += [f"# yaml-language-server: $schema={schema}"] if schema else []
+        lines += ["", f"# {self.summary}.", f"# Proposed by `trainer init` from {_one_line(origin)}."]
         lines.append("defaults:")
         lines += [f"  - override /{group}: {option}" for group, option in choices.items() if option is not None]
         lines.append("  - _self_")
@@ -98,6 +112,20 @@ def _escaped(value: Any) -> Any:
     if isinstance(value, list):
         return [_escaped(item) for item in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def look_at_table(table: TableProfile, target: str | None, text: str | None) -> Look:
+    """Return the look of a table; see `propose_for_table`."""
+    proposal = propose_for_table(table, target, text)
+    separators = [str(setting.value) for setting in proposal.settings if setting.key == "data.list_separator"]
+    warnings = warnings_of(table, proposal.roles, separators[0] if separators else "|")
+    for name in proposal.roles.get("label", ()):
+        counts = _column(table, "target", name).counts
+        if rare := [value for value, count in counts.items() if count < _RARE]:
+            shown = ", ".join(rare[:_RARE])
+            warnings.append(f"{len(rare)} of {len(counts)} classes have fewer than {_RARE} rows, such as {shown}")
+    notes = [f"note: {note}" for note in (*table.notes, *warnings)]
+    return Look([*table.describe(), *notes], proposal, table.num_rows)
 
 
 def propose_for_table(table: TableProfile, target: str | None = None, text: str | None = None) -> Proposal:
@@ -181,11 +209,8 @@ def _features(table: TableProfile) -> list[ColumnProfile]:
 
 def _propose_pairs(table: TableProfile, texts: Sequence[ColumnProfile]) -> Proposal | None:
     """Return the job for columns of words and tags, or for several texts in a row; None for other tables."""
-    lists = table.of_kind("list")
-    for words in lists:
-        for tags in lists:
-            if len(words.counts) > len(tags.counts) and _have_equal_lengths(words, tags):
-                return _propose_tags(table, words, tags)
+    if (tagged := _words_and_tags(table)) is not None:
+        return _propose_tags(table, *tagged)
     others = [column for column in table.columns if column.kind not in ("text", "identifier", "constant", "empty")]
     by_place = sorted(texts, key=lambda column: [each.name for each in table.columns].index(column.name))
     if len(texts) not in (2, 3) or len(others) > 1:
@@ -205,31 +230,53 @@ def _propose_pairs(table: TableProfile, texts: Sequence[ColumnProfile]) -> Propo
     if len(texts) == 3:
         return None
     if target.kind == "number" and (not target.can_be_class or _rank(target.name, _SCORE_NAMES) < len(_SCORE_NAMES)):
-        columns += [Setting("data.columns.positive", names[1]), Setting("data.columns.score", target.name)]
+        columns += [Setting("data.columns.text_pair", names[1]), Setting("data.columns.score", target.name)]
         summary = f"Learn embeddings whose similarity is {target.name} of {names[0]} and {names[1]}"
-        settings = [*columns, Setting("task.supervision", "scored"), *_text_sizes(table, by_place)]
-        roles_of = {"text": names[0], "positive": names[1], "score": target.name}
+        middle = sorted(float(score) for score in target.counts)[len(target.counts) // 2]
+        comment = f"texts with at least this {target.name} are similar"
+        threshold = Setting("task.threshold", middle, _one_line(comment))
+        settings = [*columns, Setting("task.supervision", "scored"), threshold, *_text_sizes(table, by_place)]
+        roles_of = {"text": names[0], "text_pair": names[1], "score": target.name}
         return _proposal(table, summary, "sentence_embedding", settings, roles_of, loss="cosine_embedding")
     if not target.can_be_class:
         return None
     columns += [Setting("data.columns.text_pair", names[1]), Setting("data.label", target.name)]
     summary = f"Predict {target.name} ({len(target.counts)} classes) of {names[0]} and {names[1]}"
-    settings = [*columns, *_text_sizes(table, by_place)]
+    settings = [*columns, *_text_sizes(table, by_place, "decomposable_attention")]
     roles_of = {"text": names[0], "text_pair": names[1], "label": target.name}
     return _proposal(table, summary, "pair_classification", settings, roles_of, model="decomposable_attention")
 
 
-def _have_equal_lengths(words: ColumnProfile, tags: ColumnProfile) -> bool:
-    pairs = zip(words.cells, tags.cells, strict=False)
-    return len(words.cells) == len(tags.cells) and all(len(a) == len(b) for a, b in pairs)  # type: ignore[arg-type]
+def _words_and_tags(table: TableProfile) -> tuple[ColumnProfile, ColumnProfile] | None:
+    """Return a column of words and the column of their tags: lists, or texts split at white space."""
+    columns = [column for column in table.of_kind("list", "text", "class") if column.separator is None]
+    for words in columns:
+        for tags in columns:
+            if words is tags or (words.kind == "list") != (tags.kind == "list"):
+                continue
+            first, second = _parts(words), _parts(tags)
+            if list(map(len, first)) != list(map(len, second)) or sum(map(len, first)) < 3 * len(first):
+                continue
+            num_words, num_tags = (len({part for parts in lists for part in parts}) for lists in (first, second))
+            if num_tags <= _MAX_TAGS and num_words > num_tags:
+                return words, tags
+    return None
+
+
+def _parts(column: ColumnProfile) -> list[list[str]]:
+    return [cell.split() if isinstance(cell, str) else list(map(str, cell)) for cell in column.cells]  # type: ignore[call-overload]
 
 
 def _propose_tags(table: TableProfile, words: ColumnProfile, tags: ColumnProfile) -> Proposal:
-    lengths = sorted(len(cell) for cell in words.cells)  # type: ignore[arg-type]
+    lists = _parts(words)
+    lengths = sorted(map(len, lists))
     columns = [Setting("data.columns.words", words.name), Setting("data.columns.tags", tags.name)]
-    longest = Setting("task.max_length", _length_limit(lengths[int(0.95 * (len(lengths) - 1))]))
+    if words.kind != "list":
+        columns.append(Setting("data.list_separator", " "))
+    longest = Setting("task.max_length", length_limit(lengths[int(0.95 * (len(lengths) - 1))]))
+    num_tags = len({tag for parts in _parts(tags) for tag in parts})
     settings = [*columns, longest, *model_sizes("text_encoder", table.num_rows)]
-    summary = f"Tag each word of {words.name} with one of {len(tags.counts)} {tags.name}"
+    summary = f"Tag each word of {words.name} with one of {num_tags} {tags.name}"
     return _proposal(table, summary, "token_classification", settings, {"words": words.name, "tags": tags.name})
 
 
@@ -238,6 +285,8 @@ def _propose_text(table: TableProfile, text: ColumnProfile, target: ColumnProfil
     columns = [Setting("data.text", text.name)]
     if target.kind == "list":
         columns.append(Setting("data.columns.labels", target.name))
+        if target.separator not in (None, "|"):
+            columns.append(Setting("data.list_separator", target.separator))
         summary = f"Predict the {target.name} of {text.name}, several of {len(target.counts)} labels at once"
         roles = {"text": text.name, "labels": target.name}
         return _proposal(table, summary, "multilabel_classification", [*columns, *sizes], roles)
@@ -253,6 +302,12 @@ def _propose_text(table: TableProfile, text: ColumnProfile, target: ColumnProfil
 
 def _propose_features(table: TableProfile, features: Sequence[ColumnProfile], target: ColumnProfile) -> Proposal:
     names = [column.name for column in features]
+    leaks = leaking_columns(table, names, target.name)
+    names = [name for name in names if name not in leaks]
+    if leaks:
+        table.notes.append(f"{', '.join(leaks)} would give {target.name} away, and so is left out")
+    if not names:
+        raise _no_target_error(table)
     omitted = [column.name for column in table.columns if column is not target and column.name not in names]
     comment = f"left out: {', '.join(omitted)}" if omitted else "the columns to predict from"
     is_class = target.can_be_class
@@ -274,7 +329,7 @@ def _propose_images(table: TableProfile, image: ColumnProfile, target: ColumnPro
 
 def _propose_language_model(table: TableProfile, text: ColumnProfile) -> Proposal:
     summary = f"Learn to continue {text.name}: a language model of its own"
-    settings = [Setting("data.text", text.name), *language_model_sizes(table.num_rows)]
+    settings = [Setting("data.text", text.name), *language_model_sizes()]
     return _proposal(table, summary, "causal_lm", settings, {"text": text.name})
 
 
@@ -323,32 +378,29 @@ def length_settings(num_rows: int) -> list[Setting]:
     return settings
 
 
-def _text_sizes(table: TableProfile, texts: Sequence[ColumnProfile]) -> list[Setting]:
+def _text_sizes(table: TableProfile, texts: Sequence[ColumnProfile], model: str = "text_encoder") -> list[Setting]:
     length = sum(column.long_length for column in texts) if len(texts) > 1 else texts[0].long_length
     comment = "tokens; 95% of the texts are shorter" if length < 300 else "tokens; longer texts are truncated"
-    limit = Setting("task.max_length", _length_limit(length), comment)
-    return [limit, *model_sizes("text_encoder", table.num_rows)]
+    limit = Setting("task.max_length", length_limit(length), comment)
+    return [limit, *model_sizes(model, table.num_rows)]
 
 
-def _length_limit(words: int) -> int:
-    """Return the maximum number of tokens for texts of so many words: a power of 2 from 16 to 512."""
+def length_limit(words: int) -> int:
+    """Return a maximum number of tokens for texts of so many words: a power of 2 from 16 to 512."""
     return next((limit for limit in (16, 32, 64, 128, 256) if 1.5 * words + 2 <= limit), 512)
 
 
 def model_sizes(model: str, num_rows: int) -> list[Setting]:
     """Return the sizes of a model and its learning rate, smaller for few rows."""
-    is_small = num_rows < _FEW_ROWS
-    if model == "mlp":
-        return (
-            [Setting("model.hidden", [64], "few rows: a small model"), Setting("model.dropout", 0.3)]
-            if is_small
-            else []
-        )
-    sizes = [Setting("model.depth", 1, "few rows: a small model"), Setting("model.dropout", 0.3)] if is_small else []
-    return [*sizes, Setting("optimizer.lr", 0.002)]
+    small = [Setting("model.dropout", 0.3, "higher than the default: the rows are few")] if num_rows < _FEW_ROWS else []
+    if small and model == "mlp":
+        small.append(Setting("model.hidden", [64]))
+    if small and model == "text_encoder":
+        small.append(Setting("model.depth", 1))
+    return small if model == "mlp" else [*small, Setting("optimizer.lr", 0.002)]
 
 
-def language_model_sizes(num_rows: int) -> list[Setting]:
+def language_model_sizes() -> list[Setting]:
     """Return the sizes of a language model."""
     vocabulary = Setting("task.vocab_size", 2_000, "every token is scored at every position")
     return [vocabulary, Setting("model.depth", 2), Setting("optimizer.lr", 0.002)]
@@ -377,8 +429,3 @@ def _no_target_error(table: TableProfile) -> DataError:
     listed = ", ".join(f"{column.name} ({column.kind})" for column in table.columns)
     problem = "has no texts to read, and no columns of which one could predict another"
     return DataError(format_error(str(table.path), problem, f"Its columns are {listed}. Add the column to predict"))
-
-
-def describe_origin(path: Path, rows: int) -> str:
-    """Return `my.csv, 1,200 rows`."""
-    return _one_line(f"{path}, {rows:,} rows")

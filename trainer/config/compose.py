@@ -21,7 +21,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.config import schema
+from trainer.config import schema, signatures
 from trainer.config.groups import HYDRA_KEYS, Groups
 from trainer.config.jobs import JOBS, PRESET_GROUPS, TrainJob
 from trainer.errors import ConfigError, format_error
@@ -232,6 +232,8 @@ def drop_replaced_keys(
 ) -> dict[str, Any]:
     """Return the config without the keys of options whose `_target_` was replaced: they belong to the old target.
 
+    A class derived from the old target keeps the keys that it takes.
+
     Keys in `explicit` (dotted, from the command line) stay, and so do keys that the chosen experiment and debug options
     set for the group, and Hydra's own keys.
     """
@@ -244,9 +246,18 @@ def drop_replaced_keys(
         option = groups.content(group, choices.get(group) or "")
         if not isinstance(part, Mapping) or option.get("_target_") in (None, part.get("_target_")):
             continue
+        taken = _inherited_keys(part.get("_target_"), option)
         kept[group] = {
             key: value
             for key, value in part.items()
-            if key in HYDRA_KEYS or f"{group}.{key}" in kept_keys or key not in option
+            if key in HYDRA_KEYS or f"{group}.{key}" in kept_keys or key not in option or key in taken
         }
     return kept
+
+
+def _inherited_keys(target: object, option: Mapping[str, Any]) -> list[str]:
+    """Return the keys of an option that a target takes because it is derived from the option's own one."""
+    if not isinstance(target, str) or not signatures.is_subclass(target, str(option["_target_"])):
+        return []
+    signature = signatures.read(target)
+    return [key for key in option if signature is not None and signature.annotation(key) is not None]

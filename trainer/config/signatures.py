@@ -103,6 +103,28 @@ def _is_wrapped(definition: _Definition, module: _Module) -> bool:
     )
 
 
+def is_subclass(target: str, base: str) -> bool:
+    """Return whether the sources of two dotted names show that the first is a class derived from the second."""
+    try:
+        located, above = _located(target), _located(base)
+        if located is None or above is None:
+            return False
+        definition, module = _definition(*located)
+        wanted, _ = _definition(*above)
+    except (LookupError, _Unreadable):
+        return False
+    classes = [(definition, module)] if isinstance(definition, ast.ClassDef) else []
+    seen: list[ast.ClassDef] = []
+    while classes:
+        each, module = classes.pop()
+        if each is wanted:
+            return True
+        if each not in seen:
+            seen.append(each)
+            classes += filter(None, (_class_of(item, module) for item in each.bases))
+    return False
+
+
 def attribute(target: str, name: str) -> Any:
     """Return a literal that a dotted `target` declares; None if there is none to read.
 
@@ -309,7 +331,23 @@ def _dataclass_signature(definition: ast.ClassDef, module: _Module) -> Signature
 def _class_of(base: ast.expr, module: _Module) -> tuple[ast.ClassDef, _Module] | None:
     """Return a base class and its module; None if it cannot be read."""
     binding, where = _follow(base.id, module) if isinstance(base, ast.Name) else (None, module)
+    if isinstance(base, ast.Attribute):  # `import package.module as name`, then `name.Class`
+        dotted = _dotted(base, module)
+        try:
+            located = None if dotted is None else _located(dotted)
+            binding, where = (None, module) if located is None else _definition(*located)
+        except (LookupError, _Unreadable):
+            return None
     return (binding, where) if isinstance(binding, ast.ClassDef) else None
+
+
+def _dotted(node: ast.expr, module: _Module) -> str | None:
+    """Return the full name of an attribute of a module that another module imports."""
+    if isinstance(node, ast.Attribute):
+        holder = _dotted(node.value, module)
+        return None if holder is None else f"{holder}.{node.attr}"
+    binding = module.names.get(node.id) if isinstance(node, ast.Name) else None
+    return binding if isinstance(binding, str) else None
 
 
 def _function_signature(definition: ast.FunctionDef, module: _Module, *, bound: bool) -> Signature:

@@ -35,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 _VERSION = 1
 """Increase it if the same files give different splits."""
 
-_SPLITS = {
+SPLIT_OF_NAME = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
@@ -78,9 +78,9 @@ class ImageFolder:
     @cached_property
     def fingerprint(self) -> str:
         """Digest of the contents, the classes and the order of all images; the path of the root does not matter."""
-        labels = {split: [label for _, label in images] for split, images in self._images.items()}
+        labels = {split: [label for _, label in images] for split, images in self.images.items()}
         settings = ("imagefolder", _VERSION, self._layout.shares, labels)
-        paths = {split: [path for path, _ in images] for split, images in self._images.items()}
+        paths = {split: [path for path, _ in images] for split, images in self.images.items()}
         return files_fingerprint(paths, settings, lambda path: "")
 
     def load(self, roles: Sequence[str]) -> dict[str, Dataset]:
@@ -100,7 +100,7 @@ class ImageFolder:
 
     def locate_row(self, split: str, row: int) -> tuple[str, None]:
         """Return the file of an image."""
-        return str((self._images.get(split) or self._images["train"])[split_row_id(row)[1] - 1][0]), None
+        return str((self.images.get(split) or self.images["train"])[split_row_id(row)[1] - 1][0]), None
 
     def describe_role(self, role: str) -> str:
         """Return `the column label of data=imagefolder`: the user does not name its columns."""
@@ -114,22 +114,22 @@ class ImageFolder:
             raise DataError(format_error("data.root", "no such folder", remedy, value=str(self._root)))
         folders = _folders_in(self._root)
         # Classes may have the names of splits: a folder `train` without folders is a class.
-        if not any(_SPLITS.get(path.name.casefold()) == "train" and _folders_in(path) for path in folders):
+        if not any(SPLIT_OF_NAME.get(path.name.casefold()) == "train" and _folders_in(path) for path in folders):
             _warn_of_splits(folders)
             return {"train": self._root}
         by_split: dict[str, Path] = {}
         for path in folders:
-            if path.name.casefold() not in _SPLITS:
+            if path.name.casefold() not in SPLIT_OF_NAME:
                 problem = "has a folder that is not a split next to train"
-                remedy = f"Name the folders of splits {', '.join(_SPLITS)}"
+                remedy = f"Name the folders of splits {', '.join(SPLIT_OF_NAME)}"
                 raise DataError(format_error(str(self._root), problem, remedy, value=path.name))
-            split = _SPLITS[path.name.casefold()]
+            split = SPLIT_OF_NAME[path.name.casefold()]
             if (other := by_split.setdefault(split, path)) != path:
                 raise DataError(format_error(str(path), f"is the {split} split, and so is {other}", "Merge them"))
         return {name: by_split[name] for name in ("train", "validation", "test") if name in by_split}
 
     @cached_property
-    def _images(self) -> dict[str, list[tuple[Path, str]]]:
+    def images(self) -> dict[str, list[tuple[Path, str]]]:
         """The images of each split that has its own, with their classes, sorted by class and name."""
         images = {}
         for split, folder in self._folders.items():
@@ -159,11 +159,11 @@ class ImageFolder:
         def no_rows_error(origin: str) -> DataError:
             raise AssertionError(f"no image in {origin}")
 
-        origins = {origin: self._samples(origin) for origin in self._images}
+        origins = {origin: self._samples(origin) for origin in self.images}
         write_splits(folder, self._layout, split_schema(names), origins, "images without a class", no_rows_error)
 
     def _samples(self, origin: str) -> Iterator[Sample]:
-        for number, (path, label) in enumerate(self._images[origin], 1):
+        for number, (path, label) in enumerate(self.images[origin], 1):
             key = content_digest(path) if origin == "train" and self._layout.held_out else ""
             image = {"bytes": None, "path": str(path.absolute())}
             yield Sample(row_id(0, number), {"image": image, "label": label}, key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trainer.data.cells import is_number
@@ -136,11 +136,10 @@ class LabelColumn:
 
         In lists a part has no fixed place: `a;b` and `b;c`. In paths such as `news/sport` and `news/art` each part has.
         """
-        for separator, share in _LIST_SEPARATORS.items():
-            if lists := self._find_lists(separator, share):
-                break
-        else:
+        found = find_lists(self._counts)
+        if found is None:
             return None
+        separator, lists = found
         problem = (
             f"{len(lists)} of {len(self._counts)} labels are lists of other labels, such as {lists[0]!r} in {{place}}"
         )
@@ -153,19 +152,23 @@ class LabelColumn:
         remedy = f"{remedy} \"data.list_separator='{separator}'\". If each is one class, write it without {separator!r}"
         return ColumnWarning(f"{problem}. {remedy}.", self._first_rows[lists[0]])
 
-    def _find_lists(self, separator: str, share: float) -> list[str]:
-        """Return the labels that are lists; none if they are less than a share of the labels with the separator."""
-        parts = {name: _split(name, separator) for name in self._counts}
+
+def find_lists(names: Collection[str]) -> tuple[str, list[str]] | None:
+    """Return the separator of labels that are lists of labels, and these labels; None if there are too few."""
+    for separator, share in _LIST_SEPARATORS.items():
+        parts = {name: _split(name, separator) for name in names}
         parts = {name: each for name, each in parts.items() if len(each) > 1}
-        single = self._counts.keys() - parts.keys()
+        single = set(names) - parts.keys()
         if not _moving_parts(parts, single):
-            return []
+            continue
         known, moving = single | _shared_parts(parts), _moving_parts(parts, ())
-        are_most = len(parts) >= len(self._counts) / 2  # then many of them may have parts of their own
+        are_most = len(parts) >= len(names) / 2  # then many of them may have parts of their own
         lists = [
             name for name, each in parts.items() if known.issuperset(each) or (are_most and not moving.isdisjoint(each))
         ]
-        return lists if len(lists) >= max(2, share * len(parts)) else []
+        if len(lists) >= max(2, share * len(parts)):
+            return separator, lists
+    return None
 
 
 def _split(name: str, separator: str) -> list[str]:

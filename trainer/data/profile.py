@@ -8,25 +8,39 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Literal
 
 from trainer.data.cells import IMAGE_SUFFIXES, is_number, unescape_tab
+from trainer.data.labels import find_lists
 from trainer.data.line_reader import READ_ERRORS, LineReader, unreadable_error
-from trainer.data.plausibility import DATE, IDENTIFIER
+from trainer.data.plausibility import DATE, IDENTIFIER, Leaks
 from trainer.data.readers import column_names, format_suffix, read_records
+from trainer.data.splits import row_id, split_row_id
+from trainer.data.table import Table, describe_columns
 from trainer.errors import DataError, format_error
 from trainer.input_files import JSON_ERRORS
 
 MAX_ROWS = 100_000
 """Rows of a file that are read; the rest of a larger file is not looked at."""
 
+_MAX_LISTED = 8
+_MAX_COLUMNS = 40
 _MAX_CHARACTERS = 50_000_000
 _MAX_COMPARED = 5_000
 """Values of a column, or texts, that are looked at one by one."""
 
+_MAX_CHECKED = 2_000
+"""First rows that are checked as the source of a job checks all rows."""
+
 _MAX_CLASSES = 1_000
+_TEXT_NAMES = ("text", "text_pair", "anchor", "positive", "negative", "sentence1", "sentence2", "premise", "hypothesis")
+"""Names of columns that are texts, even if they are short and repeat."""
+
+_MAX_LABEL_TOKENS = 8
+"""Classes have shorter names than this, on average."""
+
 _MAX_NUMERIC_CLASSES = 20
 """A column with more different whole numbers probably contains amounts."""
 
@@ -71,12 +85,14 @@ class ColumnProfile:
         kind: What the cells look like.
         cells: The cells that have a value.
         counts: The number of cells for each value, as text; of a list, for each part.
+        separator: The separator of lists that are written as one text each; None for other columns.
     """
 
     name: str
     kind: Kind
     cells: Sequence[object]
     counts: Counter[str]
+    separator: str | None = None
 
     @property
     def can_be_class(self) -> bool:
@@ -109,6 +125,20 @@ class ColumnProfile:
         """The probable language of the texts; empty if none is probable."""
         return guess_language(self._texts)
 
+    def describe(self) -> str:
+        """Return the values of the column for the screen: classes with counts, lengths, ranges."""
+        if self.kind == "text":
+            language = f", {self.language}" if self.language else ""
+            return f"about {self.mean_length:.0f} tokens, 95% below {self.long_length + 1}{language}"
+        if self.kind == "class" or self.can_be_class or self.kind == "list":
+            listed = [f"{value} {count:,}" for value, count in islice(self.counts.most_common(), _MAX_LISTED)]
+            more = f", and {len(self.counts) - _MAX_LISTED} more" if len(self.counts) > _MAX_LISTED else ""
+            return ", ".join(listed) + more
+        if self.kind == "number":
+            numbers = [float(value) for value in self.counts]
+            return f"from {min(numbers):g} to {max(numbers):g}, {len(numbers):,} different"
+        return f"{len(self.counts):,} different" if self.counts else ""
+
     @property
     def _texts(self) -> list[str]:
         return [str(cell) for cell in self.cells[:_MAX_COMPARED]]
@@ -125,6 +155,7 @@ class TableProfile:
         is_whole: All rows of the file were read.
         separator: The separator of a CSV file if it is not the usual one, as `data.separator` takes it.
         notes: What is odd about the file as a whole.
+        first_rows: The cells of the first rows, for the checks of the data.
     """
 
     path: Path
@@ -133,10 +164,22 @@ class TableProfile:
     is_whole: bool = True
     separator: str | None = None
     notes: list[str] = field(default_factory=list)
+    first_rows: Sequence[Sequence[object]] = ()
 
     def of_kind(self, *kinds: Kind) -> list[ColumnProfile]:
         """Return the columns of some kinds."""
         return [column for column in self.columns if column.kind in kinds]
+
+    def describe(self) -> Iterator[str]:
+        """Yield lines for the screen: the size of the table, its columns, and what is odd."""
+        yield f"{self.path}: {self.num_rows:,} rows, {len(self.columns)} columns"
+        shown = self.columns[:_MAX_COLUMNS]
+        cells = [(column.name, column.kind, column.describe()) for column in shown]
+        widths = [max(len(row[place]) for row in cells) for place in (0, 1)]
+        for name, kind, values in cells:
+            yield f"  {name:<{widths[0]}}  {kind:<{widths[1]}}  {values}"
+        if len(self.columns) > len(shown):
+            yield f"  and {len(self.columns) - len(shown)} more columns"
 
 
 def profile_table(path: Path) -> TableProfile:
@@ -167,7 +210,7 @@ def profile_table(path: Path) -> TableProfile:
     if not is_whole:
         notes.append(f"only the first {len(rows):,} rows were looked at")
     columns = [profile_column(name, cells) for name, cells in zip(usable, zip(*rows, strict=True), strict=True)]
-    return TableProfile(path, columns, len(rows), is_whole, separator, notes)
+    return TableProfile(path, columns, len(rows), is_whole, separator, notes, rows[:_MAX_CHECKED])
 
 
 def profile_column(name: str, cells: Sequence[object]) -> ColumnProfile:
@@ -175,8 +218,8 @@ def profile_column(name: str, cells: Sequence[object]) -> ColumnProfile:
     present = [cell for cell in cells if not _is_missing(cell)]
     first = present[0] if present else None
     if isinstance(first, str) and first.startswith("["):
-        present = list(map(_parse_list, present))
-        first = present[0]
+        parsed = list(map(_parse_list, present))
+        present, first = (parsed, parsed[0]) if all(isinstance(cell, list) for cell in parsed) else (present, first)
     if isinstance(first, Sequence) and not isinstance(first, str | bytes):
         parts = [part for cell in present if isinstance(cell, Sequence) for part in cell]
         if parts and all(isinstance(part, Mapping) for part in parts):
@@ -187,7 +230,54 @@ def profile_column(name: str, cells: Sequence[object]) -> ColumnProfile:
     if isinstance(first, Mapping):
         return ColumnProfile(name, "other", present, Counter())
     counts = Counter(map(_as_label, present))
-    return ColumnProfile(name, _kind_of(name, counts, len(present)), present, counts)
+    kind = _kind_of(name, counts, len(present))
+    is_short = len(counts) <= _MAX_COMPARED and sum(map(count_tokens, counts)) < _MAX_LABEL_TOKENS * len(counts)
+    is_named_text = name.lower() in _TEXT_NAMES
+    if kind in ("class", "text") and is_short and not is_named_text and (found := find_lists(counts)) is not None:
+        separator, _ = found
+        labels = Counter(part.strip() for cell in present for part in str(cell).split(separator))
+        return ColumnProfile(name, "list", present, labels, separator)
+    return ColumnProfile(name, kind, present, counts)
+
+
+def warnings_of(table: TableProfile, roles: Mapping[str, list[str]], separator: str) -> list[str]:
+    """Return the warnings of a source about the first rows of a table.
+
+    Args:
+        table: The table.
+        roles: The columns of each role that a task reads.
+        separator: The separator of lists in one cell.
+
+    Raises:
+        DataError: Some of the rows cannot be used in these roles.
+    """
+
+    def describe_role(role: str) -> str:
+        return describe_columns(role if role in ("text", "label") else f"columns.{role}", roles[role])
+
+    names = [column.name for column in table.columns]
+    checked = Table.for_roles(roles, list(roles), describe_role, separator, names)
+    positions = [names.index(name) for name in checked.columns]
+    records = [
+        (row_id(0, number), f"{table.path}, row {number}", [cells[position] for position in positions])
+        for number, cells in enumerate(table.first_rows, 1)
+    ]
+    checked.scan(lambda: iter(records))
+    for _ in checked.training_samples(iter(records), [table.path.parent]):
+        pass
+    return [
+        message.replace("{place}", f"{table.path}, row {split_row_id(row)[1]}") for message, row in checked.warnings
+    ]
+
+
+def leaking_columns(table: TableProfile, features: Sequence[str], target: str) -> list[str]:
+    """Return the features that give the target away in the first rows."""
+    names = [column.name for column in table.columns]
+    leaks = Leaks()
+    for row, cells in enumerate(table.first_rows):
+        values = dict(zip(names, cells, strict=True))
+        leaks.add({name: values[name] for name in features}, values[target], row)
+    return leaks.names()
 
 
 def _kind_of(name: str, counts: Counter[str], num_cells: int) -> Kind:
@@ -203,7 +293,8 @@ def _kind_of(name: str, counts: Counter[str], num_cells: int) -> Kind:
     if sum(value.lower().endswith(IMAGE_SUFFIXES) for value in compared) > 0.9 * len(compared):
         return "image"
     words = sum(map(count_tokens, compared)) / len(compared)
-    if len(counts) <= min(_MAX_CLASSES, num_cells / 2) and words < 8:
+    is_named_text = name.lower() in _TEXT_NAMES
+    if len(counts) <= min(_MAX_CLASSES, num_cells / 2) and not is_named_text and words < _MAX_LABEL_TOKENS:
         return "class"
     if is_distinct and num_cells > 5 and (words < 1.2 or (words < 2 and IDENTIFIER.search(name))):
         return "identifier"
