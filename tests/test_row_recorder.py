@@ -95,9 +95,9 @@ def record(
         "multi_hot": prepare_labels,
         "values": lambda output, target: (task.in_units(output), task.in_units(target)),
     }
-    metrics.add_metrics(
-        {name: build_named_metric(name, kind, outputs, prepare.get(kind, prepare_classes)) for name in names}
-    )
+    decide = task.decide if kind == "multi_hot" else None
+    prepared = prepare.get(kind, prepare_classes)
+    metrics.add_metrics({name: build_named_metric(name, kind, outputs, prepared, decide) for name in names})
     recorder = RowRecorder(task, case.loss, schema, origins, written.append, "mrr" in metrics, "uniformity" in metrics)
     ids = [*range(len(encoded))]
     batches = [batch_of(task, encoded, ids[start : start + 9], batching) for start in range(0, len(ids), 9)]

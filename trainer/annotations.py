@@ -150,6 +150,12 @@ def mapping_item(annotation: object) -> object | None:
     return item_of(others[0])
 
 
+def mapping_keys(annotation: object) -> list[str]:
+    """Return the keys that a mapping must have one of, if `annotation` allows a mapping of some keys only."""
+    mappings = [item for item in _alternatives(annotation) if origin_of(item) is Mapping and get_args(item)]
+    return literals(get_args(mappings[0])[0]) if len(mappings) == 1 else []
+
+
 def is_constrained(annotation: object) -> bool:
     """Return whether `annotation` has metadata that this module knows."""
     return any(metadata_of(inner) for inner in _walk(annotation))

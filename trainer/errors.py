@@ -275,6 +275,11 @@ def did_you_mean(name: str, known: "list[str]") -> str:
     return f"Known: {', '.join(sorted(known))}" if known else ""
 
 
+def install(extra: str) -> str:
+    """Return the remedy for a package that is missing: the command that installs an extra, quoted for every shell."""
+    return f"Run pip install 'trainer[{extra}]'"
+
+
 class RowError(Exception):
     """A row of data cannot be used. Callers that know the split and the file turn it into a `DataError`."""
 

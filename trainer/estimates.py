@@ -19,7 +19,7 @@ from trainer.layout import Document
 from trainer.predictions import TOP
 from trainer.rank_estimates import AVERAGE_PRECISION, MEDIAN_ERROR, ROC_AREA, SPEARMAN, estimate_ranked
 from trainer.resampling import Estimate, Units
-from trainer.task.class_scores import CLASS_SCORES, ClassScore
+from trainer.task.class_scores import CLASS_SCORES, LABEL_SCORES, ClassScore, LabelScore, macro_f1
 
 if TYPE_CHECKING:
     import pyarrow
@@ -30,6 +30,7 @@ LOWER_IS_BETTER: Final = frozenset(
 )
 """The metrics here that are better if they are lower; all others are better if they are higher."""
 
+_OF_LABELS_THAT_OCCUR = ("macro_f1", "macro_precision", "macro_recall")
 _TOP_K = re.compile(r"top_([1-9]\d{0,5})_accuracy")
 
 
@@ -203,12 +204,12 @@ class _Entries:
         )
 
 
-def _f1_estimates(
+def _count_entries(
     units: Units, target: tuple[np.ndarray, np.ndarray], predicted: tuple[np.ndarray, np.ndarray], num_classes: int
-) -> tuple[dict[str, Estimate], np.ndarray]:
-    """Return macro F1 over the classes that occur, over all classes, and the other class scores, and the right rows.
+) -> tuple[Callable[[np.ndarray], list[np.ndarray]], np.ndarray]:
+    """Return a function from counts to the right, the predicted and the actual entries of each class, (D, C).
 
-    The last is the row of each right entry.
+    The second result is the row of each right entry.
 
     Args:
         units: The units.
@@ -220,25 +221,30 @@ def _f1_estimates(
     right_rows, right_classes = np.divmod(np.intersect1d(wanted, guessed, assume_unique=True), num_classes)
     parts = ((right_rows, right_classes), predicted, target)
     entries = [_Entries.of(units, rows, classes, num_classes) for rows, classes in parts]
+    return lambda counts: [part.totals(counts) for part in entries], right_rows
 
-    def scores(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        matched, guesses, actual = (part.totals(counts) for part in entries)
-        return 2 * matched / np.maximum(guesses + actual, 1), guesses + actual > 0
 
-    def over_present(counts: np.ndarray) -> np.ndarray:
-        f1, present = scores(counts)
-        mean: np.ndarray = f1.sum(axis=1) / np.maximum(present.sum(axis=1), 1)
-        return mean
+def _class_scores(totals: Callable[[np.ndarray], list[np.ndarray]]) -> dict[str, Estimate]:
+    """Return the scores of classes by name, macro F1 included."""
 
-    def over_all(counts: np.ndarray) -> np.ndarray:
-        mean: np.ndarray = scores(counts)[0].mean(axis=1)
-        return mean
+    def estimate(score: ClassScore) -> Estimate:
+        return lambda counts: score(*totals(counts))
 
-    def score_estimate(score: ClassScore) -> Estimate:
-        return lambda counts: score(*(part.totals(counts) for part in entries))
+    return {name: estimate(score) for name, score in {"macro_f1": macro_f1, **CLASS_SCORES}.items()}
 
-    named = {name: score_estimate(score) for name, score in CLASS_SCORES.items()}
-    return {"macro_f1": over_present, "macro_f1_of_all": over_all, **named}, right_rows
+
+def _label_scores(totals: Callable[[np.ndarray], list[np.ndarray]], units: Units, num_rows: int) -> dict[str, Estimate]:
+    """Return the scores of sets of labels by name."""
+    rows = units.sums(np.ones(num_rows))[:, 0]
+
+    def estimate(score: LabelScore) -> Estimate:
+        def drawn(counts: np.ndarray) -> np.ndarray:
+            right, predicted, actual = totals(counts)
+            return score(right, predicted, actual, counts @ rows)
+
+        return drawn
+
+    return {name: estimate(score) for name, score in LABEL_SCORES.items()}
 
 
 def _class_estimates(
@@ -246,7 +252,8 @@ def _class_estimates(
 ) -> dict[str, Estimate]:
     target, predicted, names = _indices(table, about)
     rows = np.arange(len(table))
-    estimates, right = _f1_estimates(units, (rows, target), (rows, predicted), len(names))
+    totals, right = _count_entries(units, (rows, target), (rows, predicted), len(names))
+    estimates = _class_scores(totals)
     ones, is_right = np.ones(len(table)), np.bincount(right, minlength=len(table))
     estimates["accuracy"] = Share.of(units, is_right, ones)
     if table["probabilities"].null_count:
@@ -275,11 +282,12 @@ def _label_estimates(
 ) -> dict[str, Estimate]:
     target, predicted, names = _indices(table, about)
     rows = [_rows_of_entries(table[name]) for name in ("target", "prediction")]
-    scores, right = _f1_estimates(units, (rows[0], target), (rows[1], predicted), len(names))
+    totals, right = _count_entries(units, (rows[0], target), (rows[1], predicted), len(names))
     size, guesses, matched = (np.bincount(each, minlength=len(table)) for each in (*rows, right))
     exact = (size == matched) & (guesses == matched)
     estimates: dict[str, Estimate] = {
-        "macro_f1": scores["macro_f1" if is_part else "macro_f1_of_all"],
+        **_label_scores(totals, units, len(table)),
+        **{name: _class_scores(totals)[name] for name in _OF_LABELS_THAT_OCCUR if is_part},
         "micro_f1": Share.of(units, 2 * matched, guesses + size),
         "exact_match": Share.of(units, exact, np.ones(len(table))),
     }
@@ -301,10 +309,10 @@ def _tag_estimates(
     # A tag may occur several times in a row, so words take the place of rows.
     words = Units(units.of_row[rows], units.count)
     places = np.arange(len(rows))
-    scores, _ = _f1_estimates(words, (places, target), (places, predicted), len(names))
+    totals, _ = _count_entries(words, (places, target), (places, predicted), len(names))
     matched, guesses, actual = _count_entities(target, predicted, rows, len(table), names)
     return {
-        **scores,
+        **_class_scores(totals),
         "entity_f1": Share.of(units, 2 * matched, guesses + actual),
         "entity_precision": Share.of(units, matched, guesses),
         "entity_recall": Share.of(units, matched, actual),

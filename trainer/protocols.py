@@ -497,6 +497,12 @@ class HasDecisionRule(Protocol):
     threshold: float
     """The threshold of each label without one in the rule."""
 
+    def decide(self, output: Tensor) -> Tensor:
+        """Return the decisions for calibrated logits (B, C): True for each label that is predicted, or, of classes,
+        scores of which the largest is the answer.
+        """
+        ...
+
     def calibrated(self, output: Tensor) -> Tensor:
         """Return logits (B, C) divided by the temperature of the rule, float32; the logits themselves without one.
 

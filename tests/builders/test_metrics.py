@@ -1,6 +1,7 @@
 """Metrics that a job adds to those of its task: reported, monitored, and refused where they do not fit."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -123,7 +124,11 @@ def test_a_users_metric_gets_values_in_the_units_of_the_data(data: list[str]) ->
         (["metrics=[auroch]"], ["metrics.0: there is no such metric, got 'auroch'. Did you mean auroc?"]),
         (
             ["metrics=[top_K_accuracy,1,{name: x}]"],
-            ["metrics.0: needs a number in place of K", "metrics.1: must be a metric", "metrics.2: must be a metric"],
+            [
+                "metrics.0: needs a number above 0 in place of K",
+                "metrics.1: must be a metric",
+                "metrics.2: must be a metric",
+            ],
         ),
         (["metrics=[mape]"], ["metrics.0: is a metric of numbers, but the targets of the task are classes"]),
         (
@@ -132,7 +137,10 @@ def test_a_users_metric_gets_values_in_the_units_of_the_data(data: list[str]) ->
         ),
         (["task=token_classification", "metrics=[auroc]"], ["but the targets of the task are tags"]),
         (["task=causal_lm", "model=decoder", "metrics=[mcc]"], ["but the targets of the task are tokens"]),
-        (["task=multilabel_classification", "metrics=[mcc]"], ["but the targets of the task are sets of labels"]),
+        (
+            ["task=multilabel_classification", "metrics=[cohen_kappa]"],
+            ["but the targets of the task are sets of labels"],
+        ),
         (["metrics=[auroc,auroc]"], ["metrics: two metrics have the same name, got 'auroc'"]),
         (["metrics=[{_target_: torchmetrics.Accuracy}]"], ["metrics.0.name: is the name of a value that the task"]),
         (["metrics=[{_target_: torchmetrics.AUROC, name: a b}]"], ["metrics.0.name: must be a word"]),
@@ -153,6 +161,21 @@ def test_errors_before_torch(data: list[str], overrides: list[str], messages: li
     [
         ("top_9_accuracy", "metrics.0: has more classes at the top than there are (3)"),
         ({"_target_": "torchmetrics.AUROC", "average": "none"}, "must compute one number, but computes a tensor"),
+        (
+            {"_target_": "torchmetrics.AUROC", "average": "none"},
+            "torchmetrics.AUROC'. Set average: macro, for example.",
+        ),
+        ({"_target_": "torchmetrics.ConfusionMatrix"}, "torchmetrics.ConfusionMatrix'. Name another metric."),
+        ({"_target_": "torchmetrics.StatScores"}, "torchmetrics.StatScores'. Name another metric."),
+        ({"_target_": "builtins.dict"}, "metrics.0._target_: must make a torchmetrics.Metric, but makes dict"),
+        (
+            {"_target_": "torchmetrics.CalibrationError", "nbins": 3},
+            "metrics.0.nbins: unknown key, got 3. Did you mean n_bins?",
+        ),
+        (
+            {"_target_": "torchmetrics.AUROC", "quux": 3},
+            "metrics.0.quux: unknown key, got 3. Known: average, ignore_index",
+        ),
         ({"_target_": "torchmetrics.MeanSquaredError"}, "metrics.0: does not work for this task (RuntimeError"),
         ({"_target_": "torch.nn.Identity"}, "metrics.0._target_: must make a torchmetrics.Metric, but makes Identity"),
         ({"_target_": "torchmetrics.NoSuch"}, "metrics.0._target_: there is no NoSuch in torchmetrics"),
@@ -163,6 +186,25 @@ def test_errors_before_the_rows_are_encoded(data: list[str], entry: Any, message
     with pytest.raises(ConfigError) as error:
         check_metrics(replace(job, metrics=[entry]), task)
     assert message in str(error.value)
+
+
+def test_remedies_work_when_they_are_carried_out(data: list[str]) -> None:
+    job, task = fitted(data)
+    for entry in (
+        {"_target_": "torchmetrics.AUROC", "average": "macro"},
+        {"_target_": "torchmetrics.CalibrationError", "n_bins": 3},
+        {"_target_": "torchmetrics.AUROC", "sync_on_compute": False},
+    ):
+        check_metrics(replace(job, metrics=[entry]), task)
+    for wrong in ("top_K_accuracy", "top_0_accuracy", "top_k_accuracy", "topaccuracy", "xyz"):
+        with pytest.raises(ConfigError) as error:
+            check_command("train", [*data, f"metrics=[{wrong}]"])
+        remedy = str(error.value).partition("got ")[2].partition(". ")[2]
+        names = re.findall(r"\w+", remedy.partition(":")[2] if "Known" in remedy else remedy)
+        advised = [name for name in names if name.endswith("accuracy") or "Known" in remedy]
+        assert advised, remedy
+        for name in advised:
+            check_command("train", [*data, f"metrics=[{name}]"])
 
 
 def test_names_of_classes() -> None:

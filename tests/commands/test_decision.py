@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, matthews_corrcoef, roc_auc_score
 
 from tests.support.jobs import train, working_in, write_roles
 from trainer.cli import main
@@ -204,9 +204,9 @@ def test_a_temperature_changes_probabilities_and_no_class(runs: Path, trained: P
 def test_metrics_are_those_of_the_probabilities_that_are_recorded(
     runs: Path, said: Any, run: str, keys: list[str]
 ) -> None:
-    said("eval", f"run={run}", "metrics=[auroc,average_precision]")
+    said("eval", f"run={run}", "metrics=[auroc,average_precision,mcc]")
     before = score(run)
-    said("eval", f"run={run}", "metrics=[auroc,average_precision]", *keys)
+    said("eval", f"run={run}", "metrics=[auroc,average_precision,mcc]", *keys)
     values = score(run)
     rows, about = read_predictions(Path(run, "eval", "test.predictions.parquet"))
     probabilities = np.array(rows["probabilities"].to_pylist())
@@ -229,6 +229,13 @@ def test_metrics_are_those_of_the_probabilities_that_are_recorded(
     assert values["auroc"] == pytest.approx(roc_auc_score(positive, shown), abs=1e-9)
     if run != "labels":
         assert values["average_precision"] == pytest.approx(average_precision_score(positive, shown), abs=1e-9)
+    if run == "labels":
+        decided = [[name in row for name in names] for row in rows["prediction"].to_pylist()]
+        expected = matthews_corrcoef(target.ravel(), np.ravel(decided))
+    else:
+        expected = matthews_corrcoef(rows["target"].to_pylist(), rows["prediction"].to_pylist())
+    assert values["mcc"] == pytest.approx(expected, abs=1e-9)
+    assert ("mcc" in values["intervals"]) == bool(values["mcc"])  # it is 0 if one class is always predicted
     assert values["loss"] != before["loss"]
     low, high = values["intervals"]["loss"]
     assert low < losses.mean() < high
@@ -341,6 +348,7 @@ def test_a_damaged_rule_is_refused_by_name(runs: Path, trained: Path, said: Any)
         ("three", "threshold=0.3", "needs several labels of a row, or two classes, and this run has 3 classes"),
         ("two", "threshold={}", "threshold: names no recall, got {}. Write threshold={recall: 0.9}"),
         ("two", "threshold=atuo", "Did you mean auto?"),
+        ("two", "threshold={recal: 0.9}", "threshold.recal: unknown key, got 0.9. Did you mean recall"),
         ("two", "threshold={recall: 2}", "threshold.recall: must be greater than 0 and at most 1, got 2"),
     ],
 )

@@ -34,7 +34,8 @@ def tree(folder: Path) -> bytes:
 
 def test_a_missing_package_is_reported_before_torch(data: list[str]) -> None:
     expected = [
-        f"logger.trackers: needs the package {name}, which is not installed, got '{name}'. pip install trainer[{name}]."
+        f"logger.trackers: needs the package {name}, which is not installed, got '{name}'. "
+        f"Run pip install 'trainer[{name}]'."
         for name in NAMES
         if find_spec(name) is None
     ]

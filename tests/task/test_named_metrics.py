@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -58,6 +59,23 @@ OF_CLASSES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
     "top_K_accuracy": lambda scores, predicted, target: reference.top_k_accuracy_score(target, scores, k=2),
     "weighted_f1": lambda scores, predicted, target: reference.f1_score(target, predicted, average="weighted"),
 }
+
+
+def _of_sets(function: Callable[..., float], average: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    return lambda target, scores: function(target, scores > 0.5, average=average, zero_division=0)
+
+
+OF_LABELS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "auroc": partial(reference.roc_auc_score, average="macro"),
+    "average_precision": partial(reference.average_precision_score, average="macro"),
+    "mcc": lambda target, scores: reference.matthews_corrcoef(target.ravel(), scores.ravel() > 0.5),
+    **{
+        f"{average}_{name}": _of_sets(function, average)
+        for average in ("micro", "macro", "weighted")
+        for name, function in (("precision", reference.precision_score), ("recall", reference.recall_score))
+    },
+    "weighted_f1": _of_sets(reference.f1_score, "weighted"),
+}
 OF_VALUES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "explained_variance": reference.explained_variance_score,
     "mape": reference.mean_absolute_percentage_error,
@@ -69,7 +87,7 @@ OF_VALUES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def test_every_name_is_compared_with_a_reference() -> None:
-    assert FITS.keys() == OF_CLASSES.keys() | OF_VALUES.keys()
+    assert FITS.keys() == OF_CLASSES.keys() | OF_LABELS.keys() | OF_VALUES.keys()
 
 
 @pytest.mark.parametrize("name", OF_CLASSES)
@@ -94,8 +112,7 @@ def test_tags_without_the_ignored_ones(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, kinds in FITS.items() if "multi_hot" in kinds])
 def test_sets_of_labels(name: str) -> None:
     output, target = scores(ROWS, CLASSES), (scores(ROWS, CLASSES, seed=2) > 0.5).float()
-    function = {"auroc": reference.roc_auc_score, "average_precision": reference.average_precision_score}[name]
-    expected = function(target.numpy(), output.sigmoid().double().numpy(), average="macro")
+    expected = OF_LABELS[name](target.numpy().astype(int), output.sigmoid().double().numpy())
     assert measure(name, "multi_hot", output, target) == pytest.approx(expected, rel=1e-6)
 
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from trainer.builders.instantiate import instantiate
+from trainer.builders.instantiate import instantiate, locate, parameters
 from trainer.config.jobs import TrainJob
 from trainer.config.metrics import kind_of, metric_name, name_problem
-from trainer.errors import ConfigError, format_error, raise_if_any
-from trainer.protocols import HasUnits, LanguageModelTask, Task
+from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
+from trainer.layout import Document
+from trainer.protocols import HasDecisionRule, HasUnits, LanguageModelTask, Task
 
 if TYPE_CHECKING:
     from torchmetrics import Metric, MetricCollection
 
-    from trainer.task.named_metrics import Prepare
+    from trainer.task.classification_metrics import Prepare
 
 _TRIAL_ROWS = 8
 
@@ -55,7 +57,7 @@ def build_class_metrics(job: TrainJob, task: Task) -> dict[str, Metric]:
     """Build the metrics of a job that are named by a class, by name, for one process: they get prepared values."""
     from torchmetrics import Metric
 
-    from trainer.task.named_metrics import PreparedMetric
+    from trainer.task.classification_metrics import PreparedMetric
 
     if not any(isinstance(entry, Mapping) for entry in job.metrics or ()):
         return {}
@@ -94,7 +96,9 @@ def check_metrics(job: TrainJob, task: Task) -> None:
                 continue
             if not isinstance(value, Tensor) or value.numel() != 1:
                 size = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                problem, remedy = f"must compute one number, but computes {size}", "Set average: macro, for example"
+                problem, remedy = f"must compute one number, but computes {size}", "Name another metric"
+                if getattr(metric.metric, "average", "macro") in (None, "none") and value.ndim == 1:
+                    remedy = "Set average: macro, for example"
                 problems.append(format_error(f"metrics.{number}", problem, remedy, value=entry["_target_"]))
     raise_if_any(*problems)
 
@@ -114,14 +118,15 @@ def _build_named(path: str, name: str, task: Task, kind: str, own: Sequence[str]
     if top.isdigit() and int(top) > outputs:
         too_many = f"has more classes at the top than there are ({outputs})"
         raise ConfigError(format_error(path, too_many, "Use a smaller number", value=name))
-    return build_named_metric(name, kind, outputs, _prepare(task, flat=False))
+    decide = task.decide if isinstance(task, HasDecisionRule) and task.decision_rule is not None else None
+    return build_named_metric(name, kind, outputs, _prepare(task, flat=False), decide)
 
 
 def _build_class(path: str, entry: Mapping[str, Any], task: Task, kind: str) -> Metric:
     """Make a metric of a class, which gets the number of classes or labels if it has a parameter for it."""
     from torchmetrics import Metric
 
-    from trainer.task.named_metrics import PreparedMetric
+    from trainer.task.classification_metrics import PreparedMetric
 
     outputs = task.info().num_outputs
     context: dict[str, Any] = {"num_outputs": outputs}
@@ -130,14 +135,34 @@ def _build_class(path: str, entry: Mapping[str, Any], task: Task, kind: str) -> 
     elif task.target == "multi_hot":
         context = {"task": "multilabel", "num_labels": outputs}
     part = {key: value for key, value in entry.items() if key != "name"}
+    raise_if_any(*_unknown_keys(path, part))
     try:
         metric = instantiate(path, part, **context)
     except ImportError as error:  # torchmetrics leaves the packages of some metrics to the user
         raise ConfigError(format_error(path, str(error), value=entry["_target_"])) from error
     if not isinstance(metric, Metric):
         problem = f"must make a torchmetrics.Metric, but makes {type(metric).__name__}"
-        raise ConfigError(format_error(f"{path}._target_", problem, value=entry["_target_"]))
+        remedy = "Name a class of metrics, such as torchmetrics.AUROC"
+        raise ConfigError(format_error(f"{path}._target_", problem, remedy, value=entry["_target_"]))
     return PreparedMetric(metric, _prepare(task, flat=True))
+
+
+def _unknown_keys(path: str, part: Document) -> Iterator[str]:
+    """Yield the problems of keys that the class of a metric does not have, if it declares its keys.
+
+    The classes of torchmetrics pass further keys on, and the error that follows names none that exist.
+    """
+    from torchmetrics import Metric
+
+    target = locate(path, part)
+    accepted, is_metric = parameters(target), inspect.isclass(target) and issubclass(target, Metric)
+    if not is_metric or not target.__module__.startswith("torchmetrics."):
+        return
+    passed_on = ("compute_on_cpu", "compute_with_cache", "sync_on_compute")
+    known = [name for name, each in accepted.items() if each.kind is not each.VAR_KEYWORD]
+    for key, value in part.items():
+        if key not in ("_target_", *known, *passed_on):
+            yield format_error(f"{path}.{key}", "unknown key", did_you_mean(key, known), value=value)
 
 
 def _prepare(task: Task, *, flat: bool) -> Prepare:

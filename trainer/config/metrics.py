@@ -64,9 +64,10 @@ def metric_names(entries: object) -> list[str]:
 
 def suggest_metric(name: str, kind: str | None, own: Sequence[str]) -> str:
     """Return the remedy for an unknown metric: the nearest name that fits the task, or all."""
-    known = [*own, *(each for each, kinds in fits().items() if kind is None or kind in kinds)]
+    named = (each for each, kinds in fits().items() if kind is None or kind in kinds)
+    known = sorted([*own, *(each.replace("_K_", "_2_") for each in named)])  # every name here can be typed
     near = get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(sorted(known))}"
+    return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}"
 
 
 def name_problem(name: str, kind: str | None, own: Sequence[str]) -> tuple[str, str] | None:
@@ -79,8 +80,8 @@ def name_problem(name: str, kind: str | None, own: Sequence[str]) -> tuple[str, 
     """
     if name in own:
         return None
-    if name == "top_K_accuracy":
-        return "needs a number in place of K", "Write top_5_accuracy, for example"
+    if re.fullmatch(r"top_(K|0+)_accuracy", name):
+        return f"needs a number above 0 in place of {name.split('_')[1]}", "Write top_2_accuracy, for example"
     kinds = fits().get(re.sub(r"^top_[1-9]\d{0,5}_accuracy$", "top_K_accuracy", name))
     if kinds is None:
         return "there is no such metric", suggest_metric(name, kind, own)

@@ -24,7 +24,7 @@ from trainer.config.overrides import CommandLine, is_sweep, parse_overrides, var
 from trainer.config.stored import MAY_CHANGE, complete_config, describe_change, differences
 from trainer.documents import SWEEP as SWEEP_SHAPE
 from trainer.documents import read_document
-from trainer.errors import ConfigError, format_error
+from trainer.errors import ConfigError, format_error, install
 from trainer.layout import SWEEP, SWEEPS
 from trainer.rank_environment import is_rank
 
@@ -199,7 +199,7 @@ def _problems(line: CommandLine, section: Mapping[str, Any], config: Mapping[str
     if section["trials"] is not None:
         if find_spec("optuna") is None:
             problem = "needs the package optuna, which is not installed"
-            yield format_error("sweep.trials", problem, "Run pip install 'trainer[optuna]'")
+            yield format_error("sweep.trials", problem, install("optuna"))
         if value_at(config, "data.folds") is not None:
             yield format_error("sweep.trials", "a search cannot run folds", "Leave out data.folds")
         if not any(map(is_sweep, items)):

@@ -17,6 +17,7 @@ from trainer.annotations import (
     is_constrained,
     literals,
     mapping_item,
+    mapping_keys,
     value_problems,
 )
 from trainer.config import jobs, schema, signatures
@@ -27,7 +28,7 @@ from trainer.config.groups import HYDRA_KEYS, OWN, Groups, KnownKeys, is_local
 from trainer.config.metrics import validate_metrics
 from trainer.config.signatures import Signature
 from trainer.durations import FORMS, LENGTH_FORMS, Duration, parse
-from trainer.errors import did_you_mean, format_error, raise_if_any, show_value
+from trainer.errors import did_you_mean, format_error, install, raise_if_any, show_value
 from trainer.rules import broken_rules
 
 MEASURED = "optimizer.lr"
@@ -130,6 +131,12 @@ def validate_value(path: str, value: object, annotation: object) -> list[str]:
         return []
     if fits_type(value, annotation):
         return value_problems(path, value, annotation)
+    if isinstance(value, Mapping) and (allowed := mapping_keys(annotation)):
+        unknown = [(f"{path}.{key}", str(key), item) for key, item in value.items() if key not in allowed]
+        if unknown:
+            return [
+                format_error(at, "unknown key", did_you_mean(key, allowed), value=item) for at, key, item in unknown
+            ]
     if isinstance(value, Mapping) and value and (inner := mapping_item(annotation)):
         return [problem for key, item in value.items() for problem in validate_value(f"{path}.{key}", item, inner)]
     remedy = LENGTH_FORMS if path == "train.duration" else forms(annotation)
@@ -481,7 +488,7 @@ def _validate_trackers(trackers: object) -> Iterator[str]:
     for name in dict.fromkeys(trackers if isinstance(trackers, list) else []):
         if name in ("wandb", "mlflow", "swanlab") and find_spec(name) is None:
             problem = f"needs the package {name}, which is not installed"
-            yield format_error("logger.trackers", problem, f"pip install trainer[{name}]", value=name)
+            yield format_error("logger.trackers", problem, install(name), value=name)
 
 
 def _validate_classes(config: Mapping[str, Any], key: str) -> Iterator[str]:
@@ -506,7 +513,7 @@ def _validate_lora(lora: object) -> Iterator[str]:
         else:
             yield format_error(f"model.lora.{key}", "unknown key", did_you_mean(str(key), list(keys)), value=value)
     if find_spec("peft") is None:
-        yield format_error("model.lora", "needs the package peft, which is not installed", "pip install trainer[lora]")
+        yield format_error("model.lora", "needs the package peft, which is not installed", install("lora"))
 
 
 def _validate_renames(pairs: object) -> Iterator[str]:

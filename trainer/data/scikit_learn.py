@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.data.cells import split_key
 from trainer.data.splits import Sample, row_id, split_in_memory, split_row_id, split_schema
-from trainer.errors import ConfigError, format_error
+from trainer.errors import ConfigError, format_error, install
 from trainer.protocols import Row
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class ScikitLearnSource:
     def __init__(self, name: str, read_rows: Callable[[], Rows]) -> None:
         if find_spec("sklearn") is None:
             problem = "this data is part of the package scikit-learn, which is not installed"
-            raise ConfigError(format_error("_target_", problem, "Run pip install 'trainer[examples]'"))
+            raise ConfigError(format_error("_target_", problem, install("examples")))
         self._name = name
         self._read_rows = read_rows
 

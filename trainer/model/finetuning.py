@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from trainer.annotations import value_problems
 from trainer.constraints import BelowOne, Count, NonNegative, Positive
-from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
+from trainer.errors import ConfigError, did_you_mean, format_error, install, raise_if_any
 
 _FREEZE: Final = "freeze"
 _LORA: Final = "lora"
@@ -295,7 +295,7 @@ def _import_peft() -> Any:
         return import_module("peft")
     except ImportError as error:
         problem = f"needs the package peft, which cannot be imported ({error})"
-        raise ConfigError(format_error(_LORA, problem, "Install it: pip install trainer[lora]")) from error
+        raise ConfigError(format_error(_LORA, problem, install("lora"))) from error
 
 
 # NoisyTune

@@ -5,17 +5,25 @@ Each count is float64 (..., C), the score float64 (...): one evaluation, or all 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
 
 ClassScore = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
+LabelScore = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""A score of sets of labels, which also gets the number of rows."""
+
 
 def balanced_accuracy(right: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> np.ndarray:
     """Return the recall of each class, averaged over the classes that are targets."""
     return _mean_ratio(right, actual, actual > 0)
+
+
+def macro_f1(right: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> np.ndarray:
+    """Return the F1 of each class, averaged over the classes that occur."""
+    return _mean_ratio(right, (predicted + actual) / 2, predicted + actual > 0)
 
 
 def macro_precision(right: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> np.ndarray:
@@ -29,7 +37,7 @@ def macro_recall(right: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -
 
 
 def _mean_ratio(right: np.ndarray, total: np.ndarray, occurs: np.ndarray) -> np.ndarray:
-    ratios = np.where(occurs, right / np.maximum(total, 1), 0)
+    ratios = np.where(total > 0, right / np.where(total > 0, total, 1), 0)
     mean: np.ndarray = ratios.sum(axis=-1) / np.maximum(occurs.sum(axis=-1), 1)
     return mean
 
@@ -73,3 +81,41 @@ CLASS_SCORES: Final = {
     "weighted_f1": weighted_f1,
 }
 """The scores by the name of their metric."""
+
+
+# Sets of labels: the counts of each label, and the number of rows
+
+
+def _of_labels(average: str, score: str) -> LabelScore:
+    """Return a score of labels that is averaged in a way; a label whose divisor is 0 counts as 0."""
+
+    def label_score(right: np.ndarray, predicted: np.ndarray, actual: np.ndarray, _: np.ndarray) -> np.ndarray:
+        total = {"f1": (predicted + actual) / 2, "precision": predicted, "recall": actual}[score]
+        if average == "micro":
+            right, total = right.sum(axis=-1), total.sum(axis=-1)
+            return np.where(total > 0, right / np.where(total > 0, total, 1), 0)
+        scores = np.where(total > 0, right / np.where(total > 0, total, 1), 0)
+        weights = actual if average == "weighted" else np.ones(scores.shape)
+        mean: np.ndarray = (scores * weights).sum(axis=-1) / np.maximum(weights.sum(axis=-1), 1)
+        return mean
+
+    return label_score
+
+
+def label_mcc(right: np.ndarray, predicted: np.ndarray, actual: np.ndarray, num_rows: np.ndarray) -> np.ndarray:
+    """Return Matthews' correlation coefficient of all pairs of a row and a label."""
+    pairs = num_rows * right.shape[-1]
+    hits, guesses, positives = (each.sum(axis=-1) for each in (right, predicted, actual))
+    counts = ([pairs - guesses - positives + hits, hits], [pairs - guesses, guesses], [pairs - positives, positives])
+    return mcc(*(np.stack(each, axis=-1) for each in counts))
+
+
+LABEL_SCORES: Final[Mapping[str, LabelScore]] = {
+    "mcc": label_mcc,
+    **{
+        f"{average}_{score}": _of_labels(average, score)
+        for average in ("micro", "macro", "weighted")
+        for score in ("f1", "precision", "recall")
+    },
+}
+"""The scores of sets of labels by the name of their metric."""

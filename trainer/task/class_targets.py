@@ -177,14 +177,14 @@ class ClassTarget:
         from torchmetrics import MetricCollection
         from torchmetrics.classification import MulticlassAccuracy
 
-        from trainer.task.classification_metrics import DecisionMetric, MacroF1, decide_between_two
+        from trainer.task.classification_metrics import MacroF1, PreparedMetric, prepare_decisions
 
         count = len(self.classes.labels)
         accuracy, macro_f1 = MulticlassAccuracy(count, average="micro"), MacroF1(count)
-        for label, threshold in self.decision_rule.thresholds.items():
-            decide = partial(decide_between_two, threshold=threshold, positive=self.classes.labels.index(label))
+        if self.decision_rule.thresholds:
+            prepare = partial(prepare_decisions, self.decide)
             return MetricCollection(
-                {"accuracy": DecisionMetric(accuracy, decide), "macro_f1": DecisionMetric(macro_f1, decide)}
+                {"accuracy": PreparedMetric(accuracy, prepare), "macro_f1": PreparedMetric(macro_f1, prepare)}
             )
         return MetricCollection({"accuracy": accuracy, "macro_f1": macro_f1})
 
@@ -192,6 +192,14 @@ class ClassTarget:
         temperature = self.decision_rule.temperature
         assert not isinstance(temperature, Mapping), "the rule was checked"
         return output if temperature is None else output.float() / temperature
+
+    def decide(self, output: Tensor) -> Tensor:
+        """Return scores (B, C) of which the largest is the answer: the logits, or 0 and 1 by the threshold."""
+        from trainer.task.classification_metrics import decide_between_two
+
+        for label, threshold in self.decision_rule.thresholds.items():
+            return decide_between_two(output, threshold, self.classes.labels.index(label))
+        return output
 
     def predictions(self, output: Tensor, top: int) -> list[Prediction]:
         """Return `label` and `probability` for each row of logits (B, C), and the `probabilities` of the `top` ones."""
@@ -293,10 +301,15 @@ class MultilabelTarget:
 
     def metrics(self) -> MetricCollection:
         """Return micro and macro F1 and the rate of exact matches at the thresholds, and the mean average precision."""
-        from trainer.task.classification_metrics import decide_labels, multilabel_metrics
+        from trainer.task.classification_metrics import multilabel_metrics
 
-        decide = partial(decide_labels, threshold=self._limits)
-        return multilabel_metrics(len(self.classes.labels), decide)
+        return multilabel_metrics(len(self.classes.labels), self.decide)
+
+    def decide(self, output: Tensor) -> Tensor:
+        """Return True for each label whose probability is above its threshold, in the shape of the logits (B, C)."""
+        from trainer.task.classification_metrics import decide_labels
+
+        return decide_labels(output, self._limits)
 
     def calibrated(self, output: Tensor) -> Tensor:
         by_label = self.decision_rule.temperature

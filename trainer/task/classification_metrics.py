@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,9 @@ _MAX_LOGITS = 2**22
 
 _MAX_LABELS = 256
 """Labels to sort at a time."""
+
+Prepare = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Turns the output of a model and its target into what a metric reads."""
 
 
 class TokenAccuracy(Metric):
@@ -106,13 +110,13 @@ def multilabel_metrics(num_labels: int, decide: Callable[[Tensor], Tensor]) -> M
     micro, macro = (
         MultilabelF1Score(num_labels, average=average, validate_args=False) for average in ("micro", "macro")
     )
-    exact = MultilabelExactMatch(num_labels, validate_args=False)
+    exact, prepare = MultilabelExactMatch(num_labels, validate_args=False), partial(prepare_decisions, decide)
     return MetricCollection(
         {
-            "micro_f1": DecisionMetric(micro, decide),
-            "macro_f1": DecisionMetric(macro, decide),
+            "micro_f1": PreparedMetric(micro, prepare),
+            "macro_f1": PreparedMetric(macro, prepare),
             "mean_average_precision": RankingScore(average_precisions),
-            "exact_match": DecisionMetric(exact, decide),
+            "exact_match": PreparedMetric(exact, prepare),
         }
     )
 
@@ -130,27 +134,28 @@ def decide_between_two(logits: Tensor, threshold: float, positive: int) -> Tenso
     return scores if positive else scores.flip(-1)
 
 
-class DecisionMetric(WrapperMetric):
-    """Apply a metric of decisions to logits.
+class PreparedMetric(WrapperMetric):
+    """Apply a metric to prepared outputs and targets.
 
-    torchmetrics takes a batch whose logits all happen to be in [0, 1] for probabilities, so it gets only decisions.
+    It also keeps a collection from merging two metrics whose states are equal after the first batch by chance.
 
     Args:
         metric: The metric.
-        decide: Turns logits (B, C) into decisions.
+        prepare: Turns the outputs of a model and its targets into what the metric reads.
     """
 
-    higher_is_better = True
-
-    def __init__(self, metric: Metric, decide: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, metric: Metric, prepare: Prepare) -> None:
         super().__init__()
         self.metric = metric
-        self.decide = decide
+        self.prepare = prepare
+
+    @property
+    def higher_is_better(self) -> bool | None:  # type: ignore[override]  # of the metric, not of this class
+        return self.metric.higher_is_better
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Add logits (B, C) and targets: classes (B,), or labels of 0 and 1 (B, C)."""
-        decisions = self.decide(output)
-        self.metric.update(decisions.int() if decisions.dtype == torch.bool else decisions, target.int())
+        """Add outputs and targets of the task."""
+        self.metric.update(*self.prepare(output, target))
 
     def compute(self) -> Tensor:
         value: Tensor = self.metric.compute()
@@ -159,6 +164,15 @@ class DecisionMetric(WrapperMetric):
     def reset(self) -> None:
         super().reset()
         self.metric.reset()
+
+
+def prepare_decisions(decide: Callable[[Tensor], Tensor], output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn logits (B, C) into decisions, and targets into integers: classes (B,), or labels of 0 and 1 (B, C).
+
+    torchmetrics takes a batch whose logits all happen to be in [0, 1] for probabilities, so it gets only decisions.
+    """
+    decisions = decide(output)
+    return decisions.int() if decisions.dtype == torch.bool else decisions, target.long()
 
 
 class Outputs(Metric):
@@ -332,6 +346,38 @@ class ClassCounts(Metric):
     def compute(self) -> Tensor:
         right, predicted, actual = self.counts
         return self.statistic(right, predicted, actual)
+
+
+class LabelCounts(Metric):
+    """A statistic of how many rows with each label were predicted to have it, were predicted to, have it, and of rows.
+
+    Args:
+        num_labels: C.
+        statistic: Maps the three counts, each int64 (C,), and the number of rows to a number, shape ().
+    """
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+
+    counts: Tensor
+    num_rows: Tensor
+
+    def __init__(self, num_labels: int, statistic: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.statistic = statistic
+        self.add_state("counts", default=torch.zeros(3, num_labels, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("num_rows", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, decisions: Tensor, target: Tensor) -> None:
+        """Add decisions and labels of 0 and 1, both (B, C)."""
+        predicted, actual = decisions.bool(), target.bool()
+        self.counts += torch.stack([each.sum(dim=0) for each in (predicted & actual, predicted, actual)])
+        self.num_rows += len(target)
+
+    def compute(self) -> Tensor:
+        right, predicted, actual = self.counts
+        return self.statistic(right, predicted, actual, self.num_rows)
 
 
 def f1_of_tags(right: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:

@@ -6,18 +6,23 @@ import re
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.wrappers.abstract import WrapperMetric
 
-from trainer.task.class_scores import CLASS_SCORES, ClassScore
+from trainer.task.class_scores import CLASS_SCORES, LABEL_SCORES
 from trainer.task.classification_metrics import (
     ClassCounts,
+    LabelCounts,
+    Prepare,
+    PreparedMetric,
     RankingScore,
     TokenAccuracy,
     average_precisions,
+    decide_labels,
+    prepare_decisions,
     roc_areas,
 )
 from trainer.task.regression_metrics import Error, Score
@@ -27,11 +32,15 @@ FITS = {
     "average_precision": ("class", "multi_hot"),
     "balanced_accuracy": ("class", "tags"),
     "cohen_kappa": ("class", "tags"),
-    "macro_precision": ("class", "tags"),
-    "macro_recall": ("class", "tags"),
-    "mcc": ("class", "tags"),
+    "macro_precision": ("class", "tags", "multi_hot"),
+    "macro_recall": ("class", "tags", "multi_hot"),
+    "mcc": ("class", "tags", "multi_hot"),
+    "micro_precision": ("multi_hot",),
+    "micro_recall": ("multi_hot",),
     "top_K_accuracy": ("class", "tags", "tokens"),
-    "weighted_f1": ("class", "tags"),
+    "weighted_f1": ("class", "tags", "multi_hot"),
+    "weighted_precision": ("multi_hot",),
+    "weighted_recall": ("multi_hot",),
     "explained_variance": ("values",),
     "mape": ("values",),
     "max_error": ("values",),
@@ -41,37 +50,6 @@ FITS = {
 
 A kind is the `Target` of a task, or for classes of tokens `tags` or, in language modeling, `tokens`. K is a number.
 """
-
-Prepare = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Turns the output of a model and its target into what a metric reads."""
-
-
-class PreparedMetric(WrapperMetric):
-    """Apply a metric to prepared outputs and targets.
-
-    It also keeps a collection from merging two metrics whose states are equal after the first batch by chance.
-    """
-
-    def __init__(self, metric: Metric, prepare: Prepare) -> None:
-        super().__init__()
-        self.metric = metric
-        self.prepare = prepare
-
-    @property
-    def higher_is_better(self) -> bool | None:  # type: ignore[override]  # of the metric, not of this class
-        return self.metric.higher_is_better
-
-    def update(self, output: Tensor, target: Tensor) -> None:
-        """Add outputs and targets of the task."""
-        self.metric.update(*self.prepare(output, target))
-
-    def compute(self) -> Tensor:
-        value: Tensor = self.metric.compute()
-        return value
-
-    def reset(self) -> None:
-        super().reset()
-        self.metric.reset()
 
 
 def prepare_classes(output: Tensor, target: Tensor, ignore_index: int = -100) -> tuple[Tensor, Tensor]:
@@ -86,7 +64,9 @@ def prepare_labels(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return output.float().sigmoid(), target.int()
 
 
-def build_named_metric(name: str, kind: str, num_outputs: int, prepare: Prepare) -> Metric:
+def build_named_metric(
+    name: str, kind: str, num_outputs: int, prepare: Prepare, decide: Callable[[Tensor], Tensor] | None = None
+) -> Metric:
     """Return a metric of `FITS` for a task of a kind that it fits.
 
     With two classes, `auroc` and `average_precision` take the second class for the positive one; with more they are
@@ -97,19 +77,25 @@ def build_named_metric(name: str, kind: str, num_outputs: int, prepare: Prepare)
         kind: The kind of the task.
         num_outputs: C.
         prepare: Prepares the task's outputs and targets: probabilities and classes or labels, or values.
+        decide: Turns outputs into decisions by the rule of the task, see `HasDecisionRule`; None for the most likely
+            class, or the labels that are more likely than not.
     """
     if match := re.fullmatch(r"top_(\d+)_accuracy", name):
         return PreparedMetric(TokenAccuracy(k=int(match[1])), _unchanged)
     if name in _RANKING:
         ranked = partial(_prepare_ranking, prepare) if kind == "class" else prepare
         return PreparedMetric(RankingScore(_RANKING[name]), ranked)
+    if kind == "multi_hot":
+        counts = LabelCounts(num_outputs, partial(_of_counts, LABEL_SCORES[name]))
+        return PreparedMetric(counts, partial(prepare_decisions, decide or partial(decide_labels, threshold=0.5)))
     if name in CLASS_SCORES:
-        return PreparedMetric(ClassCounts(num_outputs, partial(_of_counts, CLASS_SCORES[name])), _unchanged)
+        decided = partial(prepare_decisions, decide) if decide else _unchanged
+        return PreparedMetric(ClassCounts(num_outputs, partial(_of_counts, CLASS_SCORES[name])), decided)
     made = Score if name == "explained_variance" else Error
     return PreparedMetric(made(_VALUES[name], [1.0] * num_outputs), prepare)
 
 
-def _of_counts(score: ClassScore, *counts: Tensor) -> Tensor:
+def _of_counts(score: Callable[..., np.ndarray], *counts: Tensor) -> Tensor:
     return torch.as_tensor(score(*(each.cpu().double().numpy() for each in counts)))
 
 

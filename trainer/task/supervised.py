@@ -227,6 +227,10 @@ class SupervisedTask:
         assert self._decisions, "the task has a decision rule"
         return self._decisions.calibrated(output)
 
+    def decide(self, output: Tensor) -> Tensor:
+        assert self._decisions, "the task has a decision rule"
+        return self._decisions.decide(output)
+
     @property
     def _decisions(self) -> HasDecisionRule | None:
         """The target encoder if it has a decision rule."""
