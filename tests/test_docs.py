@@ -52,7 +52,9 @@ def is_launched(command: str) -> bool:
 
 def is_quick(command: str) -> bool:
     """Return whether a command takes a few seconds at most, given the run `runs/demo`."""
-    takes_long = is_training(command) or is_launched(command) or command.startswith("trainer export ")
+    takes_long = (
+        is_training(command) or is_launched(command) or command.startswith(("trainer export ", "trainer doctor"))
+    )
     is_tested = command.startswith("python scripts/fuzz.py ")  # with more cases, in tests/hostile/test_fuzz.py
     return not takes_long and not is_tested and runs_in(command) <= {"runs/demo"}
 
@@ -228,8 +230,11 @@ def test_make_train_trains(folder: Path) -> None:
     assert (folder / "made/eval/test.json").exists()
 
 
-def test_the_example_of_wrong_keys_shows_the_real_output(capsys: pytest.CaptureFixture[str]) -> None:
-    block = re.search(r"```console\n\$ trainer (.*?)\n(.*?)```", TEXTS["README.md"], re.DOTALL)
+@pytest.mark.parametrize(("page", "start"), [("README.md", "train lss"), ("docs/from-transformers.md", "train --num")])
+def test_the_examples_of_wrong_keys_show_the_real_output(
+    page: str, start: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = re.search(rf"```console\n\$ trainer ({start}.*?)\n(.*?)```", TEXTS[page], re.DOTALL)
     assert block is not None
 
     assert main(shlex.split(block[1])) == 2

@@ -47,12 +47,13 @@ VERBS = {
     "diff": "compare two runs: configs, results, and the first step at which they diverge",
     "report": "write an offline page about one or several runs: curves, scores, artifacts, config",
     "schema": "write a JSON Schema of the config, with which an editor completes and checks YAML files",
+    "doctor": "check this machine: Python, torch, devices, memory, disks, network, and a small training",
 }
 
 INPUT_CHECKS = {"predict": "trainer.predict.files"}
 """Modules that check more values of a verb with `input_problems`; imported only for that verb."""
 
-WITHOUT_TORCH = ("init", "diff", "report", "schema")
+WITHOUT_TORCH = ("init", "diff", "report", "schema", "doctor")
 """Verbs that load no torch."""
 
 _LEAST_ADDRESS_SPACE = 800_000_000
@@ -87,6 +88,7 @@ examples
   trainer diff runs/2030-01-31_12-00-00 runs/2030-02-01_12-00-00
   trainer report runs/2030-01-31_12-00-00
   trainer schema output=conf/schema.json
+  trainer doctor
 
 exit codes
   0 success                   3 a checkpoint or a run cannot be used   6 the data cannot be used

@@ -509,6 +509,13 @@ class VerifyJob(DataJob):
 
 
 @dataclass(frozen=True)
+class DoctorJob:
+    """A check of the machine."""
+
+    quick: bool = key(False, "leave out the small training, which is killed, resumed and compared")
+
+
+@dataclass(frozen=True)
 class SchemaJob:
     """A JSON Schema of the config."""
 
@@ -520,7 +527,17 @@ class SchemaJob:
 
 
 Job: TypeAlias = (
-    TrainJob | InitJob | DiffJob | EvalJob | ExportJob | PredictJob | ReportJob | GenerateJob | VerifyJob | SchemaJob
+    TrainJob
+    | InitJob
+    | DiffJob
+    | EvalJob
+    | ExportJob
+    | PredictJob
+    | ReportJob
+    | GenerateJob
+    | VerifyJob
+    | SchemaJob
+    | DoctorJob
 )
 
 JobType: TypeAlias = type[Job]
@@ -537,6 +554,7 @@ JOBS: dict[str, JobType] = {
     "diff": DiffJob,
     "report": ReportJob,
     "schema": SchemaJob,
+    "doctor": DoctorJob,
 }
 """The job type of each verb."""
 
