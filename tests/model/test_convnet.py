@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from tests.support.exported_models import (
     IMAGE_AXES,
+    assert_adapts_to_image_sizes,
     assert_exports_equal,
     assert_gives_features_without_outputs,
     assert_gradients_reach_everything,
@@ -60,14 +61,7 @@ def test_initial_weights_match_the_written_out_network() -> None:
 
 
 def test_adapts_to_the_image_size() -> None:
-    for channels, size, flat in ((1, (4, 4), 32), (3, (32, 32), 2048), (2, (9, 31), 448)):
-        model = convnet(3, channels, size)
-        pixels = images(2, channels, *size)["pixel_values"]
-
-        assert model(pixels).shape == (2, 3)
-        assert model.get_parameter("blocks.2.linear.weight").shape == (128, flat)
-        channels_last = model(pixels.contiguous(memory_format=torch.channels_last))
-        torch.testing.assert_close(channels_last, model(pixels), rtol=0, atol=1e-6)
+    assert_adapts_to_image_sizes(convnet, ((1, (4, 4), 32), (3, (32, 32), 2048), (2, (9, 31), 448)), 128)
 
 
 def test_without_outputs_it_returns_the_last_hidden_layer() -> None:

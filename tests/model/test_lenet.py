@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tests.support.exported_models import (
     IMAGE_AXES,
+    assert_adapts_to_image_sizes,
     assert_exports_equal,
     assert_gives_features_without_outputs,
     assert_gradients_reach_everything,
@@ -55,14 +56,7 @@ def test_layers_have_the_papers_sizes() -> None:
 
 
 def test_adapts_to_the_image_size() -> None:
-    for channels, size, flat in ((1, (12, 12), 16), (3, (32, 32), 576), (2, (13, 31), 80)):
-        model = lenet(3, channels, size)
-        pixels = images(2, channels, *size)["pixel_values"]
-
-        assert model(pixels).shape == (2, 3)
-        assert model.get_parameter("blocks.2.linear.weight").shape == (120, flat)
-        channels_last = model(pixels.contiguous(memory_format=torch.channels_last))
-        torch.testing.assert_close(channels_last, model(pixels), rtol=0, atol=1e-6)
+    assert_adapts_to_image_sizes(lenet, ((1, (12, 12), 16), (3, (32, 32), 576), (2, (13, 31), 80)), 120)
 
 
 def test_without_outputs_it_returns_f6() -> None:

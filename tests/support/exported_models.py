@@ -1,6 +1,6 @@
 """Properties of every model and of its exported artifacts, at sizes that were not traced."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,22 @@ Axes = Mapping[str, Mapping[int, str]]
 
 def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def assert_adapts_to_image_sizes(
+    build: Callable[[int, int, tuple[int, int]], nn.Module],
+    sizes: Sequence[tuple[int, tuple[int, int], int]],
+    width: int,
+) -> None:
+    """Check a model with two convolutions at sizes (channels, (H, W), inputs of its first linear layer of `width`)."""
+    for channels, size, flat in sizes:
+        model = build(3, channels, size)
+        pixels = images(2, channels, *size)["pixel_values"]
+
+        assert model(pixels).shape == (2, 3)
+        assert model.get_parameter("blocks.2.linear.weight").shape == (width, flat)
+        channels_last = model(pixels.contiguous(memory_format=torch.channels_last))
+        torch.testing.assert_close(channels_last, model(pixels), rtol=0, atol=1e-6)
 
 
 def assert_gradients_reach_everything(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:

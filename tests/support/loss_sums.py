@@ -73,9 +73,20 @@ def check_parts_add_up(loss: Loss, output: Tensor, target: Tensor, split: int) -
     assert torch.equal(counts, loss.num_targets(target))
 
 
+def check_no_target_is_zero(loss: Loss, output: Tensor, target: Tensor) -> None:
+    """Check that ignored targets have no loss, no gradient and no count in any precision."""
+    assert (target == -100).all()
+    assert loss.num_targets(target).item() == 0
+    for dtype in (torch.float32, torch.bfloat16):
+        value, gradient = value_and_gradient(loss, output.to(dtype), target)
+        assert value.item() == 0
+        assert torch.equal(gradient, torch.zeros_like(output, dtype=dtype))
+
+
 def check_order_is_free(loss: Loss, output: Tensor, target: Tensor, order: Sequence[int]) -> None:
     """Check that the order of the rows does not matter."""
-    assert math.isclose(loss(output[list(order)], target[list(order)]), loss(output, target), rel_tol=1e-13)
+    with torch.no_grad():
+        assert math.isclose(loss(output[list(order)], target[list(order)]), loss(output, target), rel_tol=1e-13)
 
 
 def check_ignored_rows_are_left_out(loss: Loss, output: Tensor, target: Tensor, kept: Sequence[bool]) -> None:
