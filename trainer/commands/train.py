@@ -76,8 +76,9 @@ if TYPE_CHECKING:
     from trainer.checkpoint.store import Saver
     from trainer.protocols import StateDict
     from trainer.ranks import Ranks
+    from trainer.report.events import Reports
     from trainer.report.tensorboard import TensorBoard
-    from trainer.run import DivergenceReport
+    from trainer.run import DivergenceReport, RunOutputs
 
 logger = logging.getLogger(__name__)
 
@@ -304,11 +305,8 @@ def _train(
     """
     from trainer.builders.observers import build_observers
     from trainer.builders.training import build_training
-    from trainer.checkpoint.store import Saver, Store
     from trainer.report.events import Reports
     from trainer.report.tensorboard import TensorBoard
-    from trainer.run import RunOutputs
-    from trainer.sharding import count_shards
 
     job, config, folder = start.job, start.config, start.folder
     signals.at_second = partial(_advise_resume, folder)
@@ -320,19 +318,9 @@ def _train(
             job, config = replace(job, optimizer=job.optimizer | lr), config | {"optimizer": config["optimizer"] | lr}
         text = config_text(config)
         reports = stack.enter_context(Reports())
-        outputs = RunOutputs(report=reports)
         board = TensorBoard(folder / TENSORBOARD) if ranks.is_first and job.logger.tensorboard else None
-        if board is not None:
-            outputs = replace(outputs, add_histogram=board.add_histogram)
-        saver: Saver | None = None
-        sharded = count_shards(job.shard, ranks) > 1
-        if ranks.is_first or sharded:
-            saver = Saver(Store(folder / CHECKPOINTS, job.checkpoint.keep), ranks.for_thread() if sharded else None)
-            stack.callback(saver.close)
-            outputs = replace(outputs, save=saver.submit, when_saved=saver.when_saved)
-            if ranks.is_first:
-                save_divergence = partial(_save_divergence, text=text, folder=folder, saver=saver)
-                outputs = replace(outputs, save_divergence=save_divergence)
+        saver = _open_saver(job, folder, ranks, stack)
+        outputs = _connect_outputs(reports, board, saver, text, folder, ranks)
         training = build_training(job, text, outputs, snapshot, stack, ranks)
         _stop_if_agreed(signals, ranks)
         if ranks.is_first:
@@ -352,6 +340,36 @@ def _train(
         log_early_stop(training)
         log_sparsity(training)
         _finish(job, folder, training, console, board)
+
+
+def _open_saver(job: TrainJob, folder: Path, ranks: Ranks, stack: ExitStack) -> Saver | None:
+    """Return what saves the checkpoints until the stack is closed; None if this process takes no part in that."""
+    from trainer.checkpoint.store import Saver, Store
+    from trainer.sharding import count_shards
+
+    sharded = count_shards(job.shard, ranks) > 1
+    if not ranks.is_first and not sharded:
+        return None
+    saver = Saver(Store(folder / CHECKPOINTS, job.checkpoint.keep), ranks.for_thread() if sharded else None)
+    stack.callback(saver.close)
+    return saver
+
+
+def _connect_outputs(
+    reports: Reports, board: TensorBoard | None, saver: Saver | None, text: str, folder: Path, ranks: Ranks
+) -> RunOutputs:
+    """Return the outputs of this process: its reports, its checkpoints, and the diagnosis of a divergence."""
+    from trainer.run import RunOutputs
+
+    outputs = RunOutputs(report=reports)
+    if board is not None:
+        outputs = replace(outputs, add_histogram=board.add_histogram)
+    if saver is not None:
+        outputs = replace(outputs, save=saver.submit, when_saved=saver.when_saved)
+        if ranks.is_first:
+            save_divergence = partial(_save_divergence, text=text, folder=folder, saver=saver)
+            outputs = replace(outputs, save_divergence=save_divergence)
+    return outputs
 
 
 def _fit(training: Training, signals: StopSignals, saver: Saver | None, screen: Display | Lines | None) -> None:

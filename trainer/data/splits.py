@@ -10,8 +10,8 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -315,19 +315,12 @@ def write_splits(
     with ExitStack() as stack:
         writers = {name: stack.enter_context(SplitWriter(folder / f"{name}.arrow", schema)) for name in layout.names}
         for origin, samples in origins.items():
-            shares = layout.shares if origin == "train" else {}
             count, first = 0, -1
-            for row, values, key in samples:
+            for split, row, values in _assign_splits(origin, samples, layout.shares, lowest):
                 if values is None:
                     count, first = count + 1, row if first < 0 else first
                     continue
                 kept[origin] += 1
-                split = origin
-                if shares:
-                    point = _point_of(split_key(values) or str(row) if key is None else key)
-                    split = _split_at(point, shares)
-                    if (len(lowest) < _NUM_SPLITS or point < lowest[-1]) and point not in lowest:
-                        lowest = sorted([*lowest, point])[:_NUM_SPLITS]
                 writers[split].add(*(values[role] for role in roles), row)
                 if split == "train":
                     for role, seen in classes.items():
@@ -335,16 +328,42 @@ def write_splits(
             if not kept[origin]:
                 raise no_rows_error(origin)
             dropped += [DroppedRows(origin, incomplete, count, first)] if count else []
-    try:
+    with _causes_added(warnings, describe_row):
         _check_not_empty(writers, kept.get("train", 0), layout, lowest)
         for name in layout.held_out:
             dropped += _drop_unseen(folder, name, writers[name].num_rows, classes, kept["train"])
-    except DataError as error:
-        # They may say why: numbers that are read as classes have no row of their class in training.
-        causes = [message.replace("{place}", describe_row("train", row)) for message, row in warnings if describe_row]
-        raise DataError(*error.messages, *causes) from None
     (folder / "dropped.json").write_text(to_json(dropped))
     (folder / "warnings.json").write_text(to_json(warnings))
+
+
+def _assign_splits(
+    origin: str, samples: Iterable[Sample], shares: Mapping[str, float], lowest: list[float]
+) -> Iterator[tuple[str, int, Mapping[str, Any] | None]]:
+    """Yield the split, the row and the values of each sample; without values, it belongs to no split.
+
+    `lowest` receives the lowest points of the rows that are divided, ascending.
+    """
+    for row, values, key in samples:
+        if values is None or not shares or origin != "train":
+            yield origin, row, values
+            continue
+        point = _point_of(split_key(values) or str(row) if key is None else key)
+        if (len(lowest) < _NUM_SPLITS or point < lowest[-1]) and point not in lowest:
+            lowest[:] = sorted([*lowest, point])[:_NUM_SPLITS]
+        yield _split_at(point, shares), row, values
+
+
+@contextmanager
+def _causes_added(warnings: Sequence[ColumnWarning], describe_row: Callable[[str, int], str] | None) -> Iterator[None]:
+    """Add the warnings about the training data to an error of the block.
+
+    They may say why: numbers that are read as classes have no row of their class in training.
+    """
+    try:
+        yield
+    except DataError as error:
+        causes = [message.replace("{place}", describe_row("train", row)) for message, row in warnings if describe_row]
+        raise DataError(*error.messages, *causes) from None
 
 
 def _check_not_empty(
