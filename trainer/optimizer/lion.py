@@ -44,7 +44,7 @@ class Lion(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:
-                self._update(parameters, **{key: group[key] for key in self.defaults})
+                self._update(parameters, group["lr"], group["betas"], group["weight_decay"])
 
     def _update(self, parameters: list[Tensor], lr: float, betas: tuple[float, float], weight_decay: float) -> None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
