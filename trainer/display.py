@@ -51,6 +51,22 @@ def displayable(text: str, *, keep_lines: bool = True) -> str:
     return escape_controls(mask_secrets(text), keep_lines=keep_lines)
 
 
+def shorten(text: str, length: int) -> str:
+    """Return a text of at most `length` characters, with an ellipsis in place of the rest."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def shorten_middle(text: str, length: int) -> str:
+    """Return a text of at most `length` characters, of whose middle the rest is left out: long names often start alike.
+
+    Args:
+        text: The text.
+        length: At least 3.
+    """
+    end = length // 3
+    return text if len(text) <= length else f"{text[: length - end - 1]}…{text[-end:]}"
+
+
 def is_secret(key: str) -> bool:
     """Return whether the name of a key says that its value is a secret: `logger.api_key`."""
     name = key.rpartition(".")[2]

@@ -21,7 +21,8 @@ Columns, the same for every task:
   scores; null for other tasks. Files of earlier versions do not have this column.
 
 The metadata of the file has the key `trainer.inputs`, too: a JSON object with what the model read in the 20 worst rows,
-by the number of the row: `{"text": ...}`, shortened, or `{"image": ...}`, a small PNG in base64.
+by the number of the row: `{"text": ...}`, shortened, `{"image": ...}`, a small PNG in base64, or `{"columns": ...}`,
+a line `name: value` for each column.
 
 The schema's metadata has one key, `trainer.predictions`, with a JSON object: `format` (1), `kind` (`class`, `labels`,
 `tags`, `values`, `similarity` or `tokens`), `classes` (names, or null), and `split`, `step`, `weights`, `precision`,

@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score, r2_score
 from tests.support.jobs import rows, train, working_in, write_roles
 from tests.support.processes import run_without_torch
 from trainer.cli import main
-from trainer.commands.eval_slices import MAX_SLICES, _divide, check_columns
+from trainer.commands.eval_slices import MAX_SLICES, _divide, _text, check_columns
 from trainer.data.digits import Digits
 from trainer.errors import ConfigError
 from trainer.predictions import read_predictions
@@ -27,8 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     made = tmp_path_factory.mktemp("slices")
     with working_in(made):
         with Path("all.csv").open("w", encoding="utf-8", newline="") as file:
-            lines = [(*row, REGIONS[number % 4], number / 2) for number, row in enumerate(rows(240))]
-            csv.writer(file).writerows([("text", "label", "region", "size"), *lines])
+            lines = [(*row, REGIONS[number % 4], number / 2, "x" * 180) for number, row in enumerate(rows(240))]
+            csv.writer(file).writerows([("text", "label", "region", "size", "note"), *lines])
         data = ["data=files", "data.train=all.csv", "data.split={validation: 0.3, test: 0.2}", "data.cache_dir=cache"]
         assert train(Path("runs/a"), *data, "train.duration=20", "optimizer.lr=0.01") == 0
         yield made
@@ -68,6 +68,20 @@ def test_other_verbs_read_an_evaluation_with_slices(folder: Path, capsys: pytest
         capsys.readouterr()
         assert main(["diff", "runs/a", "runs/a"]) == 0
     assert "slices" not in capsys.readouterr().out
+
+
+def test_tables_have_one_order_of_metrics_and_no_long_names(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with working_in(folder):
+        assert main(["eval", "run=runs/a", "device=cpu", "split=validation", "slices=[note]"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    headers = [line.split() for line in lines if "accuracy" in line]
+    assert [header[-3:] for header in headers] == [["accuracy", "loss", "macro_f1"]] * 2
+    assert any(f"{'x' * 39}…{'x' * 20}  " in line for line in lines)
+    assert max(map(len, lines)) < 180
+
+
+def test_a_list_is_shown_without_brackets() -> None:
+    assert [_text(value) for value in (["fruit", "tool"], "a", 2.5)] == ["fruit, tool", "a", "2.5"]
 
 
 def test_wrong_slices_are_reported_before_torch_is_loaded(folder: Path) -> None:

@@ -7,12 +7,14 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from PIL import Image
 
 from tests.support.jobs import train, working_in, write_roles
 from trainer.commands.row_inputs import describe_input
 from trainer.predictions import read_inputs
 from trainer.task.image_classification import ImageClassification
+from trainer.task.tabular_regression import TabularRegression
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,26 @@ def test_pictures_are_small(channels: Literal[1, 3], mode: str) -> None:
 
     assert (small.mode, small.size) == (mode, (96, 48))
     assert np.asarray(small).min() == np.asarray(small).max() == 77
+
+
+def test_columns_are_shown_as_the_values_that_the_model_read() -> None:
+    task = TabularRegression(max_categories=2)
+    rows = [{"size": 1.5, "color\nname": "red", "fixed": 1}, {"size": 2.5, "color\nname": None, "fixed": 1}]
+    task.table.fit(Dataset.from_list([{"features": row} for row in rows]), ["features"])
+    encoded = task.table.encode([*rows, {"size": 1e6 / 3, "color\nname": "blue", "fixed": 1}])["features"]
+
+    shown = [describe_input(task, {"features": features}) for features in encoded]
+    lines = ["size: 1.5\ncolor name: red", "size: 2.5\ncolor name: (missing)", "size: 333333\ncolor name: (other)"]
+    assert shown == [{"columns": line} for line in lines]
+
+
+def test_the_columns_of_a_wide_table_are_counted() -> None:
+    task = TabularRegression(max_categories=2)
+    rows = [{f"column {index}": float(row) for index in range(50)} for row in range(3)]
+    task.table.fit(Dataset.from_list([{"features": row} for row in rows]), ["features"])
+    lines = describe_input(task, {"features": task.table.encode(rows)["features"][0]})["columns"].splitlines()
+
+    assert lines[39:] == ["column 39: 0", "more columns: 10"]
 
 
 def test_a_task_without_texts_and_images_has_no_inputs() -> None:

@@ -1,6 +1,8 @@
 """The section about the answers of a model, for every kind of predictions."""
 
+import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ def classification(folder: Path, count: int, rows: int = 3_000) -> Path:
         (15, True, ["Commonest confusions", "Scores of each class, the lowest F1 first"]),
         (
             1_000,
-            False,
+            True,
             [
                 "Commonest confusions: 30 of 580",
                 "Scores of each class, the lowest F1 first: 30 of 1000",
@@ -65,7 +67,7 @@ def test_any_number_of_classes_is_readable(count: int, has_matrix: bool, titles:
 
     assert [table.title for table in section.tables] == [*titles, "Worst rows"]
     figures = [figure.title for figure in section.figures]
-    assert figures == [*(["Confusion matrix"] if has_matrix else []), "Calibration", "Confidence"]
+    assert figures == [*(["Confusion matrix"] if has_matrix else []), "Calibration", "How sure the model is"]
     scores = next(table for table in section.tables if table.title.startswith("Scores"))
     f1 = [row[3] for row in scores.rows if row[3] is not None]
     assert f1 == sorted(f1)
@@ -86,8 +88,8 @@ KINDS: dict[Kind, dict[str, list[Any]]] = {
     "tokens": {"loss": [2.0, None], "num_targets": [7, 0], "num_right": [3, 0], "file": [HOSTILE] * 2},
 }
 FIGURES: dict[Kind, list[str]] = {
-    "class": ["Confusion matrix", "Calibration", "Confidence"],
-    "labels": ["Calibration", "Confidence"],
+    "class": ["Confusion matrix", "Calibration", "How sure the model is"],
+    "labels": ["Calibration", "How sure the model is"],
     "tags": [],
     "values": ["Prediction against target", "Residuals", "Residuals against prediction"],
     "similarity": ["Cosine of the two texts of a pair"],
@@ -131,8 +133,10 @@ def test_several_outputs_and_ragged_rows(tmp_path: Path) -> None:
 
 def test_inputs_of_worst_rows_are_shown_if_they_are_texts_or_pictures(tmp_path: Path) -> None:
     picture = "iVBORw0KGgoAAAANSUhEUg=="
-    inputs = {0: {"text": HOSTILE}, 1: {"image": picture}, 2: {"image": f"{picture}{HOSTILE}"}, 3: {"text": "x" * 900}}
-    file = write_predictions(tmp_path, "values", inputs=inputs, target=[1.0] * 4, prediction=[2.0] * 4, loss=[1.0] * 4)
+    columns = "\n".join([f"{HOSTILE}: 2", "a: b: 0.5", *(f"column {index}: 0" for index in range(9))])
+    texts = [{"text": HOSTILE}, {"image": picture}, {"image": f"{picture}{HOSTILE}"}, {"text": "x" * 900}]
+    inputs = dict(enumerate([*texts, {"columns": columns}]))
+    file = write_predictions(tmp_path, "values", inputs=inputs, target=[1.0] * 5, prediction=[2.0] * 5, loss=[1.0] * 5)
     section = section_of(file)
     text = render(section)
 
@@ -141,6 +145,19 @@ def test_inputs_of_worst_rows_are_shown_if_they_are_texts_or_pictures(tmp_path: 
     assert "&lt;script&gt;" in text
     shown = [str(row[1]) for row in section.tables[-1].rows]
     assert (shown[2], len(shown[3])) == ("", 300)
+    assert "<span>a: b <b>0.5</b></span>" in shown[4]
+    assert "<summary>1 more columns</summary>" in shown[4]
+
+
+def test_a_long_name_is_shortened_in_its_middle_and_shown_in_full_at_the_pointer(tmp_path: Path) -> None:
+    names = [f"{HOSTILE} {'long' * 40} {ending}" for ending in ("one", "two")]
+    columns = {"target": names, "prediction": names[::-1], "loss": [1.0, 2.0]}
+    text = render(section_of(write_predictions(tmp_path, "class", classes=names, **columns)))
+
+    titles = re.findall(r'<span class="name" title="([^"]*)">(.*?)</span>', text)
+    assert {html.unescape(title)[-3:] for title, _ in titles} == {"one", "two"}
+    assert all(len(html.unescape(title)) > 160 and len(html.unescape(shown)) < 80 for title, shown in titles)
+    assert "<script" not in text
 
 
 def test_files_that_are_not_what_was_written_are_refused(tmp_path: Path) -> None:

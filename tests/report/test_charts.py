@@ -169,6 +169,16 @@ def test_points_and_bars_are_inside() -> None:
     assert draw_bars([], "a", "b") == draw_points([], "a", "b") == ""
 
 
+@pytest.mark.parametrize(("largest", "shown"), [(2.0, "step"), (2000.0, "log scale step")])
+def test_an_axis_does_not_repeat_the_heading(largest: float, shown: str) -> None:
+    lines = [Line("raw", {0: 1.0, 10: largest})]
+    svg = draw_lines(lines, "loss", may_be_logarithmic=True, is_titled=True)
+    titles = [node.text for node in ElementTree.fromstring(svg).iter("text") if node.get("class") == "axis"]
+
+    assert " ".join(map(str, titles)) == shown
+    assert "loss" in draw_lines(lines, "loss", is_titled=True).partition(">")[0]
+
+
 def test_matrix_shows_counts_and_names_of_any_length() -> None:
     names = ["<script>", "a very long name of a class that nobody reads", "c"]
     svg = draw_matrix(names, [[5, 0, 1], [0, 0, 0], [2, 0, 10]], "target", "prediction")
@@ -176,7 +186,7 @@ def test_matrix_shows_counts_and_names_of_any_length() -> None:
 
     assert [node.text for node in root.iter("text") if (node.text or "").isdigit()] == ["5", "1", "2", "10"]
     assert "&lt;script&gt; → c: 1 (16.7%)" in svg
-    assert "a very long nam…" in svg
+    assert "a very lon…reads" in svg
     width, height = (float(size) for size in root.attrib["viewBox"].split()[2:])
     for cell in root.iter("rect"):
         assert float(cell.attrib["x"]) + float(cell.attrib["width"]) <= width

@@ -77,6 +77,19 @@ class TestTable:
         assert text.count("x") == 90 + len("onnx") - 3
         assert "0.2500" in text
 
+    @pytest.mark.parametrize(("width", "length"), [(120, 60), (60, 22)])
+    def test_names_are_shortened_to_what_the_terminal_leaves(self, width: int, length: int) -> None:
+        row = ["a" * 100 + "b" * 100, 0.25, "c" * 22]
+        console = terminal(width=width)
+        print_table(console, "title", ["name", "value", "text"], [row], names=[0])
+        (shown,) = re.findall(r"a+…b*", written(console).replace("\n", ""))
+        assert len(shown) == length
+        assert "c" * 22 in written(console)
+
+        plain = Console(file=io.StringIO(), width=width)
+        print_table(plain, "title", ["name", "value", "text"], [row], names=[0])
+        assert f"{'a' * 39}…{'b' * 20}  0.2500" in written(plain)
+
     def test_only_headers_are_broken_if_the_cells_fit(self) -> None:
         console = terminal(width=70)
         names = ["artifact", "max difference", "decision agreement", "metric (PyTorch)"]

@@ -44,6 +44,15 @@ def test_cells_are_escaped_and_numbers_formatted() -> None:
     assert ">true</td>" in text
 
 
+def test_texts_may_be_broken_and_have_their_own_direction_and_wide_charts_scroll() -> None:
+    table = Table("names", ["a", "b", "c"], [["x" * 180, "عربي", "short"]])
+    matrix = draw_matrix(["a", "b"], [[1, 0], [0, 1]], "target", "prediction")
+    text = render_page(page(Section("S", figures=[Figure("M", matrix, can_scroll=True)], tables=[table])))
+
+    assert f'<td class="long">{"x" * 180}</td><td dir="auto">عربي</td><td>short</td>' in text
+    assert '<div class="scroll" tabindex="0" role="region" aria-label="M"><svg class="matrix"' in text
+
+
 def test_empty_sections_figures_and_tables_are_left_out() -> None:
     empty = Section("nothing", "note", figures=[Figure("no values", "")], tables=[Table("no rows", ["column"], [])])
     text = render_page(page(empty))

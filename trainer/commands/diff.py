@@ -12,6 +12,7 @@ from trainer.documents import EVALUATION_PARTS
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import Document
 from trainer.report.console import format_number, open_console, print_table
+from trainer.report.metric_names import monitored_first
 from trainer.shapes import to_json
 
 _ABSENT = "(none)"
@@ -75,7 +76,8 @@ def compare_runs(left: RunRecord, right: RunRecord) -> Document:
 def _flatten_results(record: RunRecord) -> Document:
     values = {f"best.{key}": value for key, value in (record.best or {}).items()}
     for split, scores in record.evaluations.items():
-        values |= {f"{split}.{key}": value for key, value in scores.items() if key not in EVALUATION_PARTS}
+        shown = [key for key in scores if key not in EVALUATION_PARTS]
+        values |= {f"{split}.{key}": scores[key] for key in monitored_first(shown, (record.best or {}).get("name"))}
     return values
 
 

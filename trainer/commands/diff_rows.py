@@ -10,6 +10,7 @@ from trainer.errors import CheckpointError
 from trainer.layout import EVALUATIONS, Document
 from trainer.predictions import predictions_file, read_predictions
 from trainer.report.console import print_table
+from trainer.report.metric_names import monitored_first
 
 if TYPE_CHECKING:
     import numpy as np
@@ -133,11 +134,12 @@ def print_comparison(console: Console, split: str, compared: Document, names: tu
         names: The names of the two runs.
         monitor: The monitored metric, on which the verdict is given if it is compared.
     """
-    metrics: Mapping[str, Document] = compared["metrics"]
+    known: Mapping[str, Document] = compared["metrics"]
+    metrics = {name: known[name] for name in monitored_first(known, monitor)}
     if not metrics:
         console.out(f"{split}: no metric of the {compared['rows']} rows can be compared", highlight=False)
         return
-    name = monitor if monitor in metrics else next(iter(metrics))
+    name = next(iter(metrics))
     console.out(f"{split}: {_verdict(name, metrics[name], compared['rows'], names)}", highlight=False)
     columns = ["", *names, "difference", "95% interval", f"{names[1]} is"]
     rows = [
@@ -155,7 +157,7 @@ def _print_changed(console: Console, split: str, changed: Document, names: tuple
     text = f"{split}: {sum(counts)} rows changed sides: {' and '.join(sides)}"
     if changed["first"]:
         rows = [[_place(row), *(_join(row[key]) for key in ("target", "left", "right"))] for row in changed["first"]]
-        print_table(console, f"{text}; the first:", ["row", "target", *names], rows)
+        print_table(console, f"{text}; the first:", ["row", "target", *names], rows, names=[1, 2, 3])
     else:
         console.out(text, highlight=False)
 

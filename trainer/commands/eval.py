@@ -30,6 +30,7 @@ from trainer.protocols import HasDecisionRule
 from trainer.rank_environment import is_first_rank, is_rank, num_processes
 from trainer.report.console import format_number, open_console, print_indented, print_table
 from trainer.report.logs import logs_silenced
+from trainer.report.metric_names import monitored_first
 from trainer.report.screen import phases_shown
 from trainer.shapes import CHECKSUM, DocumentError, check_seal, parse_json, read_bytes, to_sealed_json
 from trainer.signals import end_on_signals
@@ -182,9 +183,10 @@ def _evaluate(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple[Ch
 
 def _show(checkpointed: CheckpointedModel, evaluation: Evaluation) -> None:
     console = open_console("auto")
+    order = _metric_order(checkpointed, evaluation)
     print_scores(console, checkpointed, evaluation)
-    print_targets(console, evaluation.targets)
-    print_slices(console, evaluation.slices)
+    print_targets(console, evaluation.targets, order)
+    print_slices(console, evaluation.slices, order)
 
 
 def evaluate_split(
@@ -469,9 +471,16 @@ def print_scores(console: Console, checkpointed: CheckpointedModel, evaluation: 
 
 def _score_table(checkpointed: CheckpointedModel, evaluation: Evaluation) -> tuple[list[str], list[list[object]]]:
     """Return the columns and rows of the table of an evaluation: its values, and their intervals if there are some."""
-    rows: list[list[object]] = [[evaluation.name, checkpointed.step, checkpointed.weights, *evaluation.values.values()]]
+    names = _metric_order(checkpointed, evaluation)
+    scores = map(evaluation.values.get, names)
+    rows: list[list[object]] = [[evaluation.name, checkpointed.step, checkpointed.weights, *scores]]
     if evaluation.intervals:
-        ends = [evaluation.intervals.get(name) for name in evaluation.values]
+        ends = [evaluation.intervals.get(name) for name in names]
         shown = [None if pair is None else " to ".join(map(format_number, pair)) for pair in ends]
         rows.append(["95% interval", None, None, *shown])
-    return ["split", "step", "weights", *evaluation.values], rows
+    return ["split", "step", "weights", *names], rows
+
+
+def _metric_order(checkpointed: CheckpointedModel, evaluation: Evaluation) -> list[str]:
+    """Return the metrics of an evaluation in the order of its tables: the monitored one first."""
+    return monitored_first(evaluation.values, checkpointed.job.checkpoint.monitor or checkpointed.task.monitor)

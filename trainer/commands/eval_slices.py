@@ -168,11 +168,16 @@ def _read_cells(encoded: Encoded, split: str, columns: Sequence[str]) -> dict[st
     ids = encoded.splits[split].data.column("row").to_pylist()
     wanted = set(ids)
     cells = {
-        row: [_EMPTY if value is None or not str(value).strip() else str(value) for value in values]
+        row: [_EMPTY if value is None or not (cell := _text(value)).strip() else cell for value in values]
         for row, values in source.read_columns(split, columns)
         if row in wanted
     }
     return {column: [cells[row][place] for row in ids] for place, column in enumerate(columns)}
+
+
+def _text(value: object) -> str:
+    """Return a cell as a person writes it: the items of a list with commas between them."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _divide(cells: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
@@ -208,19 +213,25 @@ def _as_numbers(values: Any) -> np.ndarray | None:
         return None
 
 
-def print_targets(console: Console, targets: Sequence[Document]) -> None:
-    """Print a table of several numeric targets, with the interval next to each metric."""
+def print_targets(console: Console, targets: Sequence[Document], order: Sequence[str]) -> None:
+    """Print a table of several numeric targets, with the interval next to each metric, in the given order."""
     if targets:
-        names = list(dict.fromkeys(name for each in targets for name in each["metrics"]))
+        names = _ordered(targets, order)
         rows = [[each["target"], *(_show(each, name) for name in names)] for each in targets]
         console.out("", highlight=False)
-        print_table(console, "by target, with 95% intervals", ["target", *names], rows)
+        print_table(console, "by target, with 95% intervals", ["target", *names], rows, names=[0])
 
 
-def print_slices(console: Console, slices: dict[str, list[Document]]) -> None:
-    """Print a table for each column, with the interval next to each metric."""
+def _ordered(parts: Sequence[Document], order: Sequence[str]) -> list[str]:
+    """Return the metrics of parts of an evaluation in an order."""
+    known = {name for part in parts for name in part["metrics"]}
+    return [name for name in order if name in known]
+
+
+def print_slices(console: Console, slices: dict[str, list[Document]], order: Sequence[str]) -> None:
+    """Print a table for each column, with the interval next to each metric, the metrics in the given order."""
     for column, parts in slices.items():
-        names = list(dict.fromkeys(name for part in parts for name in part["metrics"]))
+        names = _ordered(parts, order)
         rows = [
             [
                 part["value"],
@@ -230,7 +241,7 @@ def print_slices(console: Console, slices: dict[str, list[Document]]) -> None:
             for part in parts
         ]
         console.out("", highlight=False)
-        print_table(console, f"by {column}, with 95% intervals", [column, "rows", *names], rows)
+        print_table(console, f"by {column}, with 95% intervals", [column, "rows", *names], rows, names=[0])
 
 
 def _show(part: Document, name: str) -> str | None:

@@ -20,7 +20,6 @@ from trainer.commands.report_sections import (
     part_name,
     shown_value,
     with_interval,
-    words,
 )
 from trainer.commands.run_folders import RunRecord, read_run
 from trainer.commands.sweep import is_sweep_folder, write_sweep_page
@@ -31,6 +30,7 @@ from trainer.errors import CheckpointError, ConfigError, TrainerError
 from trainer.layout import DIVERGED, EVALUATIONS, REPORT, Document
 from trainer.predictions import predictions_file, read_about
 from trainer.report.answers import answer_section
+from trainer.report.metric_names import words
 from trainer.report.page import Page, Section, Table, Tile, is_own_page, render_page
 from trainer.report.statistics import Baseline, measure_baseline
 

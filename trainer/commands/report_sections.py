@@ -16,6 +16,7 @@ from trainer.display import masked_config
 from trainer.documents import read_export_manifest
 from trainer.layout import LOG, RANK_LOGS, Document, export_folders
 from trainer.report.charts import Line, draw_lines
+from trainer.report.metric_names import monitored_first, words
 from trainer.report.page import Figure, Section, Table
 from trainer.shapes import to_json
 
@@ -23,11 +24,11 @@ _NOT_PLOTTED: Final = frozenset({"event", "step", "epoch", "split", "weights", "
 
 _TRAINING: Final = {
     "lr": ("Learning rate", "learning rate", 1.0),
-    "grad_norm": ("Gradient norm", "2-norm of the gradient", 1.0),
+    "grad_norm": ("Gradient norm", "2-norm", 1.0),
     "samples_per_second": ("Throughput", "samples per second", 1.0),
     "tokens_per_second": ("Throughput in tokens", "tokens per second", 1.0),
     "mfu": ("Model FLOPs utilization", "share of the peak", 1.0),
-    "memory": ("Peak memory", "memory in GiB", 2.0**-30),
+    "memory": ("Peak memory", "GiB", 2.0**-30),
     "scale": ("Loss scale", "factor", 1.0),
 }
 """Heading, axis title and factor of the values of a `train` event, in the order of their charts."""
@@ -37,8 +38,6 @@ _FAR_APART: Final = frozenset({"loss", "perplexity", "grad_norm"})
 """Values whose axis may be logarithmic."""
 
 _FROM_ZERO: Final = frozenset({"lr", "samples_per_second", "tokens_per_second", "mfu", "memory"})
-
-_ABBREVIATIONS: Final = {"f1": "F1", "r2": "R²", "mae": "MAE", "rmse": "RMSE", "mrr": "MRR"}
 
 _OWN_KEYS: Final = ("run.", "resume", "trust")
 """Keys that say where a run is, not what it does."""
@@ -55,11 +54,6 @@ class NamedRun:
     def best_weights(self) -> object:
         """The weights, raw or averaged, of its best score."""
         return (self.record.best or {}).get("weights", "raw")
-
-
-def words(name: str) -> str:
-    """Return a name of a metric or a key as words."""
-    return _ABBREVIATIONS.get(name) or name.replace("_", " ").replace(" f1", " F1")
 
 
 def part_name(target: str) -> str:
@@ -94,7 +88,13 @@ def _draw(key: str, title: str, axis: str, lines: Sequence[Line], mark: tuple[in
     is_share = key not in _UNBOUNDED and all(0 <= value <= 1 for value in values)
     bounds = (0.0, 1.0) if is_share else (-math.inf, math.inf)
     svg = draw_lines(
-        lines, axis, bounds=bounds, may_be_logarithmic=key in _FAR_APART, from_zero=key in _FROM_ZERO, mark=mark
+        lines,
+        axis,
+        bounds=bounds,
+        may_be_logarithmic=key in _FAR_APART,
+        from_zero=key in _FROM_ZERO,
+        mark=mark,
+        is_titled=title.lower().endswith(axis.lower()),
     )
     # The lines of several runs have one legend for all charts.
     named = [line for line in lines if line.points] if len({line.series for line in lines}) <= 3 and mark else ()
@@ -134,8 +134,12 @@ def _metrics(runs: Sequence[NamedRun]) -> list[str]:
     """Return the validation metrics, the monitored one first."""
     events = [event for run in runs for event in run.record.events if event["event"] == "eval"]
     names = _plotted(event for event in events if event.get("split") == "validation")
-    monitored = {(run.record.best or {}).get("name") for run in runs}
-    return sorted(names, key=lambda name: name not in monitored)
+    return monitored_first(names, monitor_of(runs))
+
+
+def monitor_of(runs: Sequence[NamedRun]) -> object:
+    """Return the monitored metric of the first run that has one."""
+    return next((run.record.best["name"] for run in runs if run.record.best and "name" in run.record.best), None)
 
 
 def _training_keys(runs: Sequence[NamedRun]) -> list[str]:
@@ -157,9 +161,8 @@ def _plotted(events: Iterator[Document]) -> list[str]:
 def evaluation_section(runs: Sequence[NamedRun]) -> Section:
     """Return the scores of every evaluation that the runs stored."""
     rows = [(run.name, split, scores) for run in runs for split, scores in run.record.evaluations.items()]
-    metrics = list(
-        dict.fromkeys(key for _, _, scores in rows for key, value in scores.items() if _is_metric(key, value))
-    )
+    known = (key for _, _, scores in rows for key, value in scores.items() if _is_metric(key, value))
+    metrics = monitored_first(known, monitor_of(runs))
     has_others = any("data" in scores for _, _, scores in rows)
     columns = ["run", "evaluation", *(["other data"] if has_others else []), "step", "weights", *map(words, metrics)]
     cells = [

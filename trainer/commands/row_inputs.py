@@ -1,4 +1,4 @@
-"""The inputs of the rows with the largest loss, for the report: shortened texts and small pictures.
+"""The inputs of the rows with the largest loss, for the report: shortened texts, values of columns, and small pictures.
 
 They are made from the encoded rows: reading the source again may take long, and its files may have moved.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from trainer.display import shorten
 from trainer.predictions import PredictionsWriter
 from trainer.report.statistics import NUM_WORST, WorstRows
 
@@ -27,6 +28,12 @@ _TEXTS: Final = ("input_ids", "text_pair_ids", "positive_ids", "negative_ids")
 
 _LENGTH: Final = 500
 """Characters of a text that are kept."""
+
+_COLUMNS: Final = 40
+"""Columns of a table that are kept."""
+
+_CELL: Final = 60
+"""Characters of a name or of a value of a column that are kept."""
 
 _SIDE: Final = 96
 """Pixels of the longer side of a picture."""
@@ -59,13 +66,29 @@ def worst_inputs_kept(
 
 
 def describe_input(task: Task, row: Mapping[str, Any]) -> dict[str, str]:
-    """Return the text of an encoded row, or its picture as a small PNG in base64; empty if it has neither."""
+    """Return what the model reads in an encoded row.
+
+    Args:
+        task: The task that has encoded it.
+        row: The row.
+
+    Returns:
+        `text`, `image` (a small PNG in base64) or `columns` (a line `name: value` for each column); else nothing.
+    """
     if (texts := getattr(task, "texts", None)) is not None:
         text = " | ".join(texts.tokenizer.decode(list(row[name])) for name in _TEXTS if name in row)
-        return {"text": text if len(text) <= _LENGTH else f"{text[: _LENGTH - 1]}…"}
+        return {"text": shorten(text, _LENGTH)}
     if (images := getattr(task, "images", None)) is not None and "pixels" in row:
         return {"image": _draw(np.frombuffer(row["pixels"], np.uint8).reshape(*images.size, images.channels))}
+    if (table := getattr(task, "table", None)) is not None:
+        cells = [(name, value) for name, value in table.describe(row["features"]).items()]
+        lines = [f"{_one_line(name)}: {_one_line(value)}" for name, value in cells[:_COLUMNS]]
+        return {"columns": "\n".join([*lines, *[f"more columns: {len(cells) - _COLUMNS}"] * (len(cells) > _COLUMNS)])}
     return {}
+
+
+def _one_line(text: str) -> str:
+    return shorten(" ".join(text.split()), _CELL)
 
 
 def _draw(pixels: np.ndarray) -> str:

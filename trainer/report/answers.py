@@ -11,11 +11,13 @@ from typing import Any, Final
 import numpy as np
 from markupsafe import Markup
 
+from trainer.display import displayable, shorten, shorten_middle
 from trainer.layout import Document
 from trainer.predictions import read_inputs
-from trainer.report.charts import draw_bars, draw_matrix, draw_points, shorten
+from trainer.report.charts import draw_bars, draw_matrix, draw_points
 from trainer.report.page import Figure, Section, Table
 from trainer.report.statistics import (
+    NAME,
     NUM_BINS,
     NUM_WORST,
     Confusion,
@@ -28,13 +30,18 @@ from trainer.report.statistics import (
 )
 
 _MATRIX_CLASSES: Final = 20
-"""More classes than this have a table of confusions in place of a matrix."""
+"""Of more classes than this, the matrix has only those that are confused most."""
+
+_CONFUSED: Final = 15
 
 _ROWS: Final = 30
 """Rows of a table that are shown without opening it."""
 
 _MAX_POINTS: Final = 1_500
 _MAX_OUTPUTS: Final = 4
+_COLUMNS: Final = 10
+"""Columns of the input of a row that are shown without opening them."""
+
 _TEXT: Final = 300
 """Characters of a text in a table."""
 
@@ -70,15 +77,25 @@ def answer_section(file: Path, about: Document) -> Section:
 
 
 def _draw_confusion(confusion: Confusion) -> Iterator[Figure]:
-    if 2 <= len(confusion.names) <= _MATRIX_CLASSES:
-        svg = draw_matrix(confusion.names, confusion.matrix(), "target", "prediction")
-        yield Figure("Confusion matrix", svg, note="Rows are targets; a stronger color is a larger share of the row.")
+    count = len(confusion.names)
+    shown = list(range(count)) if count <= _MATRIX_CLASSES else confusion.most_confused(_CONFUSED)
+    if len(shown) < 2:
+        return
+    svg = draw_matrix([confusion.names[place] for place in shown], confusion.matrix(shown), "target", "prediction")
+    note = "Rows are targets; a stronger color is a larger share of the row."
+    if len(shown) < count:
+        note += f" The {len(shown)} of {count} classes that are confused most; answers of other classes are left out."
+    yield Figure("Confusion matrix", svg, note=note, can_scroll=True)
 
 
 def _confused(confusion: Confusion) -> Iterator[Table]:
     """Yield the commonest confusions: the readable form of a matrix of many classes."""
     rows = [
-        [confusion.names[target], confusion.names[prediction], count, _percent(count / confusion.support[target])]
+        [
+            *map(short_name, (confusion.names[target], confusion.names[prediction])),
+            count,
+            _percent(count / confusion.support[target]),
+        ]
         for target, prediction, count in confusion.pairs[:_ROWS]
     ]
     if len(confusion.names) > 2:
@@ -94,7 +111,7 @@ def _class_tables(noun: str, confusion: Confusion) -> Iterator[Table]:
     order = np.lexsort((confusion.support, np.nan_to_num(f1, nan=2.0))).tolist()
     rows = [
         [
-            confusion.names[index],
+            short_name(confusion.names[index]),
             *(_known(scores[index]) for scores in (precision, recall, f1)),
             int(confusion.support[index]),
             int(confusion.predicted[index]),
@@ -108,6 +125,15 @@ def _class_tables(noun: str, confusion: Confusion) -> Iterator[Table]:
         return
     yield Table(f"{title}: {_ROWS} of {len(rows)}", columns, rows[:_ROWS])
     yield Table(f"The other {len(rows) - _ROWS}", columns, rows[_ROWS:], is_folded=True)
+
+
+def short_name(name: str) -> object:
+    """Return the name of a class for a table; a long one is shortened, with the whole name in its tooltip."""
+    if len(name) <= NAME:
+        return name
+    return Markup('<span class="name" title="{}">{}</span>').format(
+        *map(displayable, (name, shorten_middle(name, NAME)))
+    )
 
 
 def _known(value: float) -> float | None:
@@ -133,7 +159,7 @@ def _draw_calibration(file: Path, kind: str, classes: Sequence[str] | None) -> I
     yield Figure("Calibration", svg, note=note)
     shares = [(edges[index], edges[index + 1], float(calibration.counts[index])) for index in range(NUM_BINS)]
     svg = draw_bars(shares, axis, "answers", x_bounds=(0.0, 1.0))
-    yield Figure("Confidence", svg, note=f"How sure the model is, {int(calibration.counts.sum())} answers.")
+    yield Figure("How sure the model is", svg, note=f"{int(calibration.counts.sum())} answers.")
 
 
 def _tag_tables(targets: Sequence[Any], predictions: Sequence[Any]) -> Iterator[Table]:
@@ -144,7 +170,7 @@ def _tag_tables(targets: Sequence[Any], predictions: Sequence[Any]) -> Iterator[
         support.update(row or ())
         pairs.update((tag, guess) for tag, guess in zip(row or (), answer or (), strict=False) if tag != guess)
     rows = [
-        [tag, guess, count, _percent(count / support[tag])]
+        [*map(short_name, (tag, guess)), count, _percent(count / support[tag])]
         for (tag, guess), count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:_ROWS]
     ]
     yield Table("Commonest confusions of tags", ["target", "prediction", "words", "share of the target"], rows)
@@ -261,10 +287,23 @@ def _show_input(values: Mapping[str, str]) -> object:
     """Return the text or the picture that a model read."""
     if _BASE64.fullmatch(picture := values.get("image", "")):
         return Markup('<img src="data:image/png;base64,{}" alt="input">').format(picture)
+    if columns := values.get("columns"):
+        return _show_columns(columns.split("\n"))
     return shorten(values.get("text", ""), _TEXT)
+
+
+def _show_columns(lines: Sequence[str]) -> Markup:
+    """Return the columns of a row, of which there is a line `name: value` each; some of many are folded."""
+    cells = (line.rpartition(": ")[::2] for line in lines)
+    shown = [Markup("<span>{} <b>{}</b></span>").format(*map(displayable, cell)) for cell in cells]
+    block = Markup('<div class="cells">{}</div>')
+    first, rest = (block.format(Markup(" ").join(part)) for part in (shown[:_COLUMNS], shown[_COLUMNS:]))
+    if len(shown) <= _COLUMNS:
+        return first
+    return first + Markup("<details><summary>{} more columns</summary>{}</details>").format(len(shown) - _COLUMNS, rest)
 
 
 def _show(value: object) -> object:
     if isinstance(value, list):
-        return shorten(", ".join(f"{item:.5g}" if isinstance(item, float) else str(item) for item in value), _TEXT)
-    return shorten(value, _TEXT) if isinstance(value, str) else value
+        return short_name(", ".join(f"{item:.5g}" if isinstance(item, float) else str(item) for item in value))
+    return short_name(value) if isinstance(value, str) else value

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from trainer.display import displayable
+from trainer.display import displayable, shorten_middle
 
 WIDTH, HEIGHT = 480, 250
 """Size of a chart in units of its own; the page scales it."""
@@ -26,6 +26,7 @@ _MAX_POINTS = 400
 _LOG_RATIO = 100.0
 """An axis that may be logarithmic is so if the largest value is at least this many times the smallest."""
 
+_LOG_SCALE = "log scale"
 _MAX_DECADES = 6
 _LARGEST = 1e150
 
@@ -118,7 +119,7 @@ def _fit_logarithmic(title: str, low: float, high: float) -> Axis:
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
     every = -(-(last - first) // _MAX_DECADES)
     ticks = tuple(10.0**power for power in range(first, last + 1, every))
-    return Axis(f"{title}, log scale", 10.0**first, 10.0**last, ticks, is_logarithmic=True)
+    return Axis(f"{title}, {_LOG_SCALE}", 10.0**first, 10.0**last, ticks, is_logarithmic=True)
 
 
 def _round_step(rough: float) -> float:
@@ -155,12 +156,13 @@ class _Frame:
         width, height = WIDTH - self.left - _RIGHT, HEIGHT - _TOP - _BOTTOM
         return self.left + self.x.share(x) * width, HEIGHT - _BOTTOM - self.y.share(y) * height
 
-    def draw(self, content: Iterable[str], description: str) -> str:
-        """Return the chart with its axes behind the content."""
+    def draw(self, content: Iterable[str], description: str, *, is_titled: bool = False) -> str:
+        """Return the chart with its axes behind the content; `is_titled` leaves out what the y axis shows."""
+        y_title = self.y.title if not is_titled else _LOG_SCALE if self.y.is_logarithmic else ""
         corner = f'x="{WIDTH - _RIGHT}" y="{HEIGHT - 4}" text-anchor="end"'
         parts = [
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text_of(description)}">',
-            f'<text class="axis" x="0" y="14">{text_of(self.y.title)}</text>',
+            *([f'<text class="axis" x="0" y="14">{text_of(y_title)}</text>'] if y_title else []),
             f'<text class="axis" {corner}>{text_of(self.x.title)}</text>',
         ]
         for tick, label in zip(self.y.ticks, self.y.labels(), strict=True):
@@ -181,11 +183,6 @@ def text_of(text: str) -> str:
     return escape(displayable(text, keep_lines=False))
 
 
-def shorten(text: str, length: int) -> str:
-    """Return a text of at most `length` characters."""
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
 def draw_lines(
     lines: Sequence[Line],
     y_title: str,
@@ -195,6 +192,7 @@ def draw_lines(
     may_be_logarithmic: bool = False,
     from_zero: bool = False,
     mark: tuple[int, str] | None = None,
+    is_titled: bool = False,
 ) -> str:
     """Return a chart of lines; "" without finite values.
 
@@ -206,6 +204,7 @@ def draw_lines(
         may_be_logarithmic: See `fit_axis`.
         from_zero: Show 0 too.
         mark: A position to mark, and what it is.
+        is_titled: The heading of the chart says what the values are, so the y axis does not.
     """
     kept = [(line, sorted((x, y) for x, y in line.points.items() if math.isfinite(y))) for line in lines]
     kept = [(line, _thin_out(points)) for line, points in kept if points]
@@ -219,7 +218,9 @@ def draw_lines(
     frame = _Frame(_fit_steps(x_title, positions + start), y_axis)
     drawn = [_draw_line(frame, line, points) for line, points in sorted(kept, key=lambda each: not each[0].is_faint)]
     names = ", ".join(line.name for line, _ in kept)
-    return frame.draw([*_draw_mark(frame, mark), *drawn], f"{y_axis.title} over {x_title}: {names}")
+    return frame.draw(
+        [*_draw_mark(frame, mark), *drawn], f"{y_axis.title} over {x_title}: {names}", is_titled=is_titled
+    )
 
 
 def _fit_steps(title: str, positions: Sequence[float]) -> Axis:
@@ -337,7 +338,7 @@ def draw_matrix(names: Sequence[str], counts: Sequence[Sequence[int]], row_title
         counts: The count of each row and column.
         row_title, column_title: What they are.
     """
-    shown = [shorten(name, 16) for name in names]
+    shown = [shorten_middle(name, 16) for name in names]
     size = max(22, min(64, 420 // len(names)))
     label = 8 + 7.5 * max(map(len, shown))
     left, top = max(76.0, label + 20), label + 28

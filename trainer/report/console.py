@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer.display import displayable
+from trainer.display import displayable, shorten_middle
 from trainer.signals import drop_output
 
 ConsoleStyle = Literal["auto", "rich", "plain", "none"]
 
 _LABELS = {"samples_per_second": "samples/s", "tokens_per_second": "tokens/s"}
 _RATES = frozenset(_LABELS)
+
+_MIN_NAME, _MAX_NAME = 12, 60
+"""Characters of a name in a table."""
 
 
 class _Screen(Console):
@@ -85,14 +88,30 @@ def print_indented(console: Console, name: str, text: str) -> None:
     console.out(name + ("\n" + " " * len(name)).join(lines), highlight=False)
 
 
-def print_table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def print_table(
+    console: Console,
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    names: Collection[int] = (),
+) -> None:
     """Print a table: with rules on a terminal, else as aligned text of any width, so that nothing is cut off.
 
     Floats are formatted by `format_number`, None is empty, everything else by `str`. Columns of numbers are
     right-aligned.
+
+    Args:
+        console: The console.
+        title: What the table contains.
+        columns: The headers.
+        rows: The cells.
+        names: The places of columns with names from the data: they are shortened to at most 60 characters, on a
+            terminal to what its width leaves.
     """
     rows = [list(row) for row in rows]
     cells = [[_format_cell(value) for value in row] for row in rows]
+    _shorten_names(console, columns, cells, names)
     is_right = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(columns))]
     if can_draw(console):
         drawn = Table(title=Text(displayable(title)), title_justify="left")
@@ -115,6 +134,22 @@ def print_table(console: Console, title: str, columns: Sequence[str], rows: Iter
             for cell, width, right in zip(row, widths, is_right, strict=True)
         )
         console.out("  " + "  ".join(padded).rstrip(), highlight=False)
+
+
+def _shorten_names(
+    console: Console, columns: Sequence[str], cells: Sequence[list[str]], names: Collection[int]
+) -> None:
+    """Shorten the cells of columns of names in place."""
+    if not names:
+        return
+    limit = _MAX_NAME
+    if can_draw(console):
+        others = [place for place in range(len(columns)) if place not in names]
+        taken = sum(max([len(row[place]) for row in cells], default=0) + 3 for place in others)
+        limit = min(limit, max(_MIN_NAME, (console.width - taken - 1) // len(names) - 3))
+    for row in cells:
+        for place in names:
+            row[place] = shorten_middle(row[place], limit)
 
 
 def _break_header(header: str, width: int) -> str:

@@ -18,6 +18,9 @@ from trainer.report.console import format_number
 from trainer.report.template import STYLE, TEMPLATE
 
 _MARKER = b'<meta name="generator" content="trainer">'
+_SHORT = 24
+"""A text with more characters may be broken anywhere, so that it pushes nothing off the page."""
+
 _SEAL, _END = b"\n<!-- checksum ", b" -->\n"
 """The last line of a page contains the CRC32 of all before it. Pages of earlier versions have no such line."""
 
@@ -31,12 +34,14 @@ class Figure:
         svg: The chart, from `trainer.report.charts`; "" leaves the figure out.
         lines: The lines that its legend names.
         note: How to read it.
+        can_scroll: Scroll it sideways on a narrow screen, instead of making it smaller.
     """
 
     title: str
     svg: str
     lines: Sequence[Line] = ()
     note: str = ""
+    can_scroll: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ def render_page(page: Page) -> str:
 @cache
 def _template() -> Template:
     environment = Environment(autoescape=True, trim_blocks=True, finalize=_finalize)
-    environment.filters["format_cell"] = _format_cell
+    environment.filters |= {"format_cell": _format_cell, "attributes": _attributes}
     return environment.from_string(TEMPLATE)
 
 
@@ -163,6 +168,14 @@ def _number_columns(table: Table) -> list[bool]:
 
 def _finalize(value: object) -> object:
     return displayable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _attributes(value: object) -> Markup:
+    """Return the attributes of a cell: a long text may be broken anywhere, and each text has its own direction."""
+    if isinstance(value, int | float):
+        return Markup(' class="number"')
+    text = value if isinstance(value, str) and not isinstance(value, Markup) else ""
+    return Markup(' class="long"' * (len(text) > _SHORT) + ' dir="auto"' * (not text.isascii()))
 
 
 def _format_cell(value: object) -> object:

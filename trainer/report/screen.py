@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from trainer.display import displayable
+from trainer.display import displayable, shorten
 from trainer.progress import Phase, shown_on
 from trainer.report.console import ConsoleStyle, can_draw, format_fields, format_number
 from trainer.report.live import LiveLines
@@ -344,7 +344,7 @@ def wrap_fields(fields: Sequence[str], width: int, *, first: int = 0) -> list[st
     lines, room = [""], width - first
     for field in fields:
         shown = displayable(field, keep_lines=False)
-        cut = shown if len(shown) <= width else shown[: width - 1] + "…"
+        cut = shorten(shown, width)
         if len(lines[-1]) + 2 * bool(lines[-1]) + len(cut) > room:
             lines.append("")
             room = width

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
+from trainer.display import shorten_middle
 from trainer.mapped_files import as_array
 from trainer.predictions import read_batches
 
@@ -25,6 +26,9 @@ _Ranked: TypeAlias = tuple[float, int, dict[str, Any]]
 
 NUM_WORST: Final = 20
 """Rows that are shown as the worst ones."""
+
+NAME: Final = 60
+"""Characters of the name of a class that are shown."""
 
 NUM_BINS: Final = 15
 """Bins of the calibration curve, as in Guo et al. 2017."""
@@ -64,11 +68,20 @@ class Confusion:
             f1 = 2 * self.right / (self.predicted + self.support)
         return precision, recall, f1
 
-    def matrix(self) -> list[list[int]]:
-        """Return the counts of each target (row) and prediction (column)."""
-        counts: list[list[int]] = np.diag(self.right).tolist()
+    def most_confused(self, count: int) -> list[int]:
+        """Return the places of at most `count` classes, in their order: those of the commonest confusions."""
+        places = dict.fromkeys(place for target, prediction, _ in self.pairs for place in (target, prediction))
+        return sorted(list(places)[:count])
+
+    def matrix(self, places: Sequence[int] | None = None) -> list[list[int]]:
+        """Return the counts of each target (row) and prediction (column), of all classes or of those at `places`."""
+        if places is None:
+            places = range(len(self.names))
+        counts: list[list[int]] = np.diag(self.right[list(places)]).tolist()
+        position = {place: index for index, place in enumerate(places)}
         for target, prediction, count in self.pairs:
-            counts[target][prediction] = count
+            if target in position and prediction in position:
+                counts[position[target]][position[prediction]] = count
         return counts
 
 
@@ -228,11 +241,13 @@ def measure_baseline(file: Path, kind: str, classes: Sequence[str] | None) -> Ba
         name, count = max(Counter(known).items(), key=lambda item: (item[1], str(item[0])))
         share = count / len(known)
         scores = {"accuracy": share, "macro_f1": 2 * share / (1 + share) / max(1, len(classes or {*known}))}
-        return Baseline(f"always answering {name}", scores)
+        return Baseline(f"always answering {shorten_middle(name, NAME)}", scores)
     if kind == "tags":
         tags = Counter(tag for row in known for tag in row)
         name, count = tags.most_common(1)[0] if tags else ("", 0)
-        return Baseline(f"always answering {name}", {"accuracy": count / max(1, sum(tags.values()))})
+        return Baseline(
+            f"always answering {shorten_middle(name, NAME)}", {"accuracy": count / max(1, sum(tags.values()))}
+        )
     if kind == "values" and not isinstance(known[0], list):
         numbers = np.array(known, dtype=np.float64)
         distances = numbers - numbers.mean()

@@ -7,14 +7,16 @@ from typing import Final
 STYLE: Final = """\
 :root {
   color-scheme: light dark;
-  --page: #ffffff; --panel: #f5f6f8; --text: #1b222c; --muted: #566070; --rule: #d8dce2; --warning: #8a4b00;
+  --page: #ffffff; --panel: #f5f6f8; --text: #1b222c; --muted: #566070; --rule: #d8dce2;
+  --shadow: #b9c0ca; --warning: #8a4b00;
   --s0: #1f66c1; --s1: #c2500f; --s2: #1f7d4a; --s3: #8d3fb0; --s4: #8a6a00;
   --s5: #b82f56; --s6: #0e7680; --s7: #5c636e;
   --right: #2f74c9; --wrong: #d1602a;
 }
 @media screen and (prefers-color-scheme: dark) {
   :root {
-    --page: #12161c; --panel: #1b2129; --text: #e8ebf0; --muted: #a5afbd; --rule: #333c48; --warning: #f0b060;
+    --page: #12161c; --panel: #1b2129; --text: #e8ebf0; --muted: #a5afbd; --rule: #333c48;
+    --shadow: #4a5563; --warning: #f0b060;
     --s0: #6aa5f2; --s1: #ef8d54; --s2: #58c08a; --s3: #c68ae6; --s4: #d6b13f;
     --s5: #f07f9e; --s6: #4fc0ca; --s7: #a8b0bb;
     --right: #3a76c4; --wrong: #b9531f;
@@ -25,8 +27,8 @@ body { background: var(--page); color: var(--text); font: 15px/1.5 system-ui, sa
 main { margin: 0 auto; max-width: 74rem; padding: 2rem 1.5rem 4rem }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0; overflow-wrap: anywhere }
 h2 { border-top: 1px solid var(--rule); font-size: 1.2rem; margin: 2.5rem 0 .75rem; padding-top: 1.25rem }
-h3 { font-size: 1rem; margin: 1.5rem 0 .4rem }
-p { margin: .4rem 0; max-width: 48rem }
+h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; overflow-wrap: anywhere }
+p { margin: .4rem 0; max-width: 48rem; overflow-wrap: anywhere }
 .muted, figcaption small, summary { color: var(--muted) }
 .verdict { font-size: 1.05rem; margin: .75rem 0 1.25rem; max-width: 60rem }
 .tiles { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 12rem), 1fr)); margin: 0 }
@@ -36,7 +38,7 @@ p { margin: .4rem 0; max-width: 48rem }
 .tiles .value { font-size: 1.45rem; font-variant-numeric: tabular-nums; font-weight: 650; line-height: 1.3 }
 .tiles .detail { font-size: .85rem }
 .figures { display: grid; gap: 1.5rem 2rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)) }
-figure { margin: .5rem 0 0; min-width: 0; overflow-x: auto }
+figure { margin: .5rem 0 0; min-width: 0 }
 figcaption { font-weight: 600 }
 figcaption small { display: block; font-weight: 400 }
 svg { display: block; height: auto; width: 100% }
@@ -61,12 +63,25 @@ circle, .bars rect { fill: var(--color) }
 }
 .legend li.dashed::before { border-top-style: dashed }
 .legend li.faint::before { border-top-width: 1.5px }
-.table { overflow-x: auto }
+.scroll {
+  /* A shadow at a side says that there is more; the color of the page covers it at the end. */
+  background:
+    linear-gradient(to right, var(--page) 60%, transparent) left / 2.5rem 100% no-repeat local,
+    linear-gradient(to left, var(--page) 60%, transparent) right / 2.5rem 100% no-repeat local,
+    linear-gradient(to right, var(--shadow), transparent) left / 1rem 100% no-repeat scroll,
+    linear-gradient(to left, var(--shadow), transparent) right / 1rem 100% no-repeat scroll;
+  overflow-x: auto;
+}
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
 th, td { border-bottom: 1px solid var(--rule); padding: .3rem 1.1rem .3rem 0; text-align: left; vertical-align: top }
 th { color: var(--muted); font-weight: 600; vertical-align: bottom }
 th.number, td.number { text-align: right; white-space: nowrap }
 td { max-width: 34rem; overflow-wrap: break-word }
+td.long, td .name { min-width: 11rem; overflow-wrap: anywhere }
+td .name { display: inline-block }
+td .cells { display: flex; flex-wrap: wrap; font-size: .85rem; gap: 0 .9rem; min-width: 16rem }
+td details { font-size: .85rem; margin: 0 }
+td .cells b { font-weight: 600 }
 td img { display: block; height: 4rem; image-rendering: pixelated; width: auto }
 details { margin: 1rem 0 }
 summary { cursor: pointer; font-weight: 600 }
@@ -85,7 +100,7 @@ summary { cursor: pointer; font-weight: 600 }
   main { max-width: none; padding: 0 }
   figure, tr, .tiles div { break-inside: avoid }
   h2, h3 { break-after: avoid }
-  .table { overflow: visible }
+  .scroll { background: none; overflow: visible }
 }
 """
 
@@ -111,13 +126,13 @@ base-uri 'none'; form-action 'none'">
 <ul class="legend">{% for line in lines %}<li class="{{ line.css }}">{{ line.name }}</li>{% endfor %}</ul>
 {% endmacro %}
 {% macro table(block) %}
-<div class="table" tabindex="0" role="region" aria-label="{{ block.title }}"><table>
+<div class="scroll" tabindex="0" role="region" aria-label="{{ block.title }}"><table>
 <thead><tr>{% for column in block.columns %}\
 <th scope="col"{% if block.is_number[loop.index0] %} class="number"{% endif %}>\
 {{ column }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in block.rows %}<tr>\
-{% for cell in row %}<td{% if cell is number %} class="number"{% endif %}>{{ cell | format_cell }}</td>{% endfor %}</tr>
+{% for cell in row %}<td{{ cell | attributes }}>{{ cell | format_cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody>
 </table></div>
 {% endmacro %}
@@ -140,7 +155,9 @@ base-uri 'none'; form-action 'none'">
 {% for figure in section.figures %}<figure><figcaption>{{ figure.title }}\
 {% if figure.note %}<small>{{ figure.note }}</small>{% endif %}</figcaption>
 {% if figure.legend %}{{ legend(figure.legend) }}{% endif %}
-{{ figure.svg }}
+{% if figure.can_scroll %}<div class="scroll" tabindex="0" role="region" aria-label="{{ figure.title }}">\
+{{ figure.svg }}</div>{% else %}{{ figure.svg }}{% endif %}
+
 </figure>
 {% endfor %}</div>{% endif %}
 {% for block in section.tables %}

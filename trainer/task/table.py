@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _MAX_UNKNOWN = 0.05
 """A larger fraction of unknown categories is a warning."""
+
+_MISSING = "(missing)"
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,15 @@ class NumberColumn:
         features = [standardized] * (self.std > 0) + [missing.astype(np.float32)] * self.missing
         return np.array(features, dtype=np.float32).reshape(-1, len(cells)).T, np.zeros(len(cells), dtype=bool)
 
+    def describe(self, features: np.ndarray) -> str:
+        """Return the cell of these features, (1 or 2,), as a text."""
+        if self.missing and features[-1]:
+            return _MISSING
+        if not self.std > 0:
+            return f"{self.mean:.6g}"
+        # Further digits are the rounding of float32.
+        return f"{round(self.mean + self.std * float(features[0]), 6 - math.floor(math.log10(self.std))) + 0.0:.6g}"
+
 
 @dataclass(frozen=True)
 class CategoryColumn:
@@ -117,6 +129,10 @@ class CategoryColumn:
         unknown = np.array([cell not in slot_of for cell in cells], dtype=bool)
         width = 0 if self.constant else other + 1
         return np.eye(other + 1, width, dtype=np.float32)[slots], unknown
+
+    def describe(self, features: np.ndarray) -> str:
+        """Return the cell of these features, (slots,), as a text."""
+        return [*self.categories, *[_MISSING] * self.missing, "(other)"][int(features.argmax())]
 
 
 Column = NumberColumn | CategoryColumn
@@ -219,6 +235,16 @@ class Table:
             "missing": np.array(missing).sum(axis=0).tolist(),
             "unknown": np.array([unknown for _, unknown in blocks]).sum(axis=0).tolist(),
         }
+
+    def describe(self, features: np.ndarray) -> dict[str, str]:
+        """Return the cells of an encoded row, float32 (F,), as texts by column name, without the constant columns."""
+        cells, start = {}, 0
+        for column in self.columns:
+            width = len(column.features())
+            if width:
+                cells[column.name] = column.describe(features[start : start + width])
+            start += width
+        return cells
 
     def unknown_categories(self, row: Row) -> dict[str, str]:
         """Return the categories of a row that have no feature of their own, by column name."""
