@@ -46,10 +46,15 @@ for name, job in json.loads(sys.argv[1]).items():
         print(f"exit code {main(['train', *job])}")
     except Updated:
         print("first", json.dumps([name, sorted(set(sys.argv[2:]) & set(sys.modules))]))
+loop.update_weights = update_weights
+scored = json.loads(sys.argv[1])["text_classification"]
+print(f"exit code {main(['train', *scored, 'run.dir=scored', 'train.duration=1', 'export.formats=[]'])}")
+print(f"exit code {main(['predict', 'run=scored', 'input=some text'])}")
+print("compiler", "torch._dynamo" in sys.modules)
 """
 
 
-def test_no_job_loads_heavy_modules_before_its_first_step(tmp_path: Path) -> None:
+def test_no_job_loads_heavy_modules_before_its_first_step_and_the_compiler_after_it(tmp_path: Path) -> None:
     logs = ["logger.console=none", "export.formats=[]", "device=cpu"]
     with working_in(tmp_path):
         data = write_roles(tmp_path)
@@ -69,3 +74,6 @@ def test_no_job_loads_heavy_modules_before_its_first_step(tmp_path: Path) -> Non
     ]
     loaded = {name: [] for name in TEXTS} | {name: ["pandas", "scipy", "sklearn"] for name in EXPERIMENTS}
     assert firsts == [[*item] for item in loaded.items()], started.stdout + started.stderr
+    # Rebuilding a model from its checkpoint, to score it or to predict, needs no compiler either.
+    assert started.stdout.splitlines()[-1] == "compiler False", started.stdout + started.stderr
+    assert started.stdout.count("exit code 0") == 2

@@ -109,6 +109,10 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._max_values, self._max_tensors = max_values, max_tensors
         self._values = self._tensors = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the first tensor loads torch's compiler, which takes longer than most models
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func._schema.is_mutable or func.is_view:  # in place, or without memory of its own
