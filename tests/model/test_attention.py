@@ -81,8 +81,8 @@ def test_starts_divide_the_rows_into_samples_and_padding(lengths: list[int], spa
     assert made.shape[:3] == (1, 1, 1)
     starts = made.flatten().tolist()
     width = layout.shape[1]
-    wanted = {int(place[0]) for place in layout.places} | {row * width for row in range(rows)}
-    ends = {int(place[-1]) + 1 for place in layout.places}
+    wanted = {*layout.starts.tolist()} | {row * width for row in range(rows)}
+    ends = {*(layout.starts + layout.lengths).tolist()}
     assert set(starts) == wanted | ends | {rows * width}
     assert starts == sorted(starts)
     assert len(starts) - 1 == 1 << (len(lengths) + rows - 1).bit_length()

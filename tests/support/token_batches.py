@@ -40,7 +40,7 @@ def token_layouts(texts: list[np.ndarray]) -> list[tuple[Layout, dict[str, Tenso
 def of_samples(layout: Layout, output: Tensor) -> list[Tensor]:
     """Outputs (R, L, C) of all places, sample by sample: each (its length, C)."""
     flat = output.flatten(0, 1)
-    return [flat[torch.from_numpy(place)] for place in layout.places]
+    return list(flat[torch.from_numpy(layout.places)].split(layout.lengths.tolist()))
 
 
 def exported_batches() -> list[dict[str, Tensor]]:

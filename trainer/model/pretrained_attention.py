@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -111,21 +112,21 @@ def attention_masks(
     """
     sequence = sequence_ids if attention_mask is None else attention_mask
     assert sequence is not None
-    # In padded rows padding sees padding: in a narrow window, a row without any allowed position would give NaN.
-    same = same_sample(sequence)
+    # Both masks of all pairs of positions are made only if they are needed: small models notice the time.
+    same = partial(same_sample, sequence)
     columns = torch.arange(sequence.shape[1], device=sequence.device)
-    distance = columns[:, None] - columns
     if is_causal(family, config):
-        allowed = same & (distance >= 0)
+        allowed = same() & (columns[:, None] >= columns)
     elif attention_mask is None:
-        allowed = same
+        allowed = same()
     else:
         allowed = attention_mask.bool()[:, None, None, :]
     full = native_mask(allowed, config, dtype)
     if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
         return full
-    # Samples are contiguous, so the distance in the row is the distance in the sample.
-    near = same & (distance.abs() <= config.sliding_window)
+    # Samples are contiguous, so the distance in the row is the distance in the sample. In padded rows padding sees
+    # padding: in a narrow window, a row without any allowed position would give NaN.
+    near = same() & ((columns[:, None] - columns).abs() <= config.sliding_window)
     return {"full_attention": full, "sliding_attention": native_mask(near, config, dtype)}
 
 

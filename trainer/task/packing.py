@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from typing import Literal
 
@@ -29,21 +30,39 @@ class Layout:
 
     Attributes:
         shape: R and L.
-        places: Positions of each sample's tokens in the flattened rows: B arrays, one entry per token.
-        numbers: The number of each sample within its row, from 1: (B,).
+        starts: The position of each sample's first token in the flattened rows: int64 (B,).
+        lengths: The number of tokens of each sample: int64 (B,).
+        numbers: The number of each sample within its row, from 1: int64 (B,).
         packed: True if a row may contain several samples.
     """
 
     shape: tuple[int, int]
-    places: tuple[Ids, ...]
+    starts: Ids
+    lengths: Ids
     numbers: Ids
     packed: bool
 
+    @cached_property
+    def offsets(self) -> Ids:
+        """The offset of each token in its sample, for all tokens of all samples: int64 (N,)."""
+        offsets: Ids = np.arange(self.lengths.sum()) - np.repeat(self.lengths.cumsum() - self.lengths, self.lengths)
+        return offsets
+
+    @cached_property
+    def places(self) -> Ids:
+        """The position of each token in the flattened rows, for all tokens of all samples: int64 (N,)."""
+        places: Ids = np.repeat(self.starts, self.lengths) + self.offsets
+        return places
+
+    def spread(self, values: Ids | int, fill: int) -> Tensor:
+        """Return one value per token, (N,) or the same for all, as int64 (R, L), with `fill` at other positions."""
+        rows = np.full(self.shape[0] * self.shape[1], fill, dtype=np.int64)
+        rows[self.places] = values
+        return torch.from_numpy(rows.reshape(self.shape))
+
     def fill(self, samples: Sequence[Ids], fill: int) -> Tensor:
         """Return one value per token of each sample as int64 (R, L), with `fill` at positions without a token."""
-        rows = np.full(self.shape[0] * self.shape[1], fill, dtype=np.int64)
-        rows[np.concatenate(self.places)] = np.concatenate(samples)
-        return torch.from_numpy(rows.reshape(self.shape))
+        return self.spread(np.concatenate(samples), fill)
 
     def index(self, tokens: Sequence[Ids] | None = None) -> Tensor:
         """Return the flattened positions of each sample's tokens: int64 (B, W), -1 after the last one.
@@ -51,10 +70,12 @@ class Layout:
         Args:
             tokens: The tokens to include, as offsets within each sample; None includes all tokens.
         """
-        chosen = self.places if tokens is None else [place[at] for place, at in zip(self.places, tokens, strict=True)]
-        index = np.full((len(chosen), max(map(len, chosen))), -1, dtype=np.int64)
-        for row, positions in enumerate(chosen):
-            index[row, : len(positions)] = positions
+        if tokens is None:
+            columns = np.arange(self.lengths.max())
+            return torch.from_numpy(np.where(columns < self.lengths[:, None], self.starts[:, None] + columns, -1))
+        index = np.full((len(tokens), max(map(len, tokens))), -1, dtype=np.int64)
+        for row, (start, offsets) in enumerate(zip(self.starts, tokens, strict=True)):
+            index[row, : len(offsets)] = start + offsets
         return torch.from_numpy(index)
 
     def request_outputs(self, tokens: Sequence[Ids]) -> dict[str, Tensor]:
@@ -109,10 +130,10 @@ def token_inputs(samples: Sequence[Ids], layout: Layout, *, pad_id: int) -> dict
     """
     inputs = {"input_ids": layout.fill(samples, pad_id)}
     if not layout.packed:
-        return {**inputs, "attention_mask": layout.fill([np.ones_like(place) for place in layout.places], 0)}
-    inputs["position_ids"] = layout.fill([np.arange(len(place)) for place in layout.places], 0)
-    numbers = [np.full_like(place, number) for place, number in zip(layout.places, layout.numbers, strict=True)]
-    return {**inputs, "sequence_ids": layout.fill(numbers, 0), "token_index": layout.index()}
+        return {**inputs, "attention_mask": layout.spread(1, 0)}
+    inputs["position_ids"] = layout.spread(layout.offsets, 0)
+    numbers = np.repeat(layout.numbers, layout.lengths)
+    return {**inputs, "sequence_ids": layout.spread(numbers, 0), "token_index": layout.index()}
 
 
 def padded_inputs(samples: Sequence[Ids], *, pad_id: int, width: int) -> dict[str, Tensor]:
@@ -195,18 +216,17 @@ def add_empty_rows(batch: Batch, num_rows: int, output_level: Literal["token"] |
 
 
 def _padded(lengths: Sequence[int], width: int) -> Layout:
-    places = tuple(row * width + np.arange(length) for row, length in enumerate(lengths))
-    return Layout((len(lengths), width), places, np.ones(len(lengths), dtype=np.int64), packed=False)
+    num_rows = len(lengths)
+    starts, ones = width * np.arange(num_rows), np.ones(num_rows, dtype=np.int64)
+    return Layout((num_rows, width), starts, np.asarray(lengths, dtype=np.int64), ones, packed=False)
 
 
 def _packed(lengths: Sequence[int], width: int) -> Layout:
     rows = pack(lengths, width)
-    places: list[Ids] = [np.empty(0, dtype=np.int64)] * len(lengths)
-    numbers = np.zeros(len(lengths), dtype=np.int64)
+    starts, numbers = np.zeros((2, len(lengths)), dtype=np.int64)
     for row, members in enumerate(rows):
         start = row * width
         for number, member in enumerate(members, start=1):
-            places[member] = start + np.arange(lengths[member])
-            numbers[member] = number
+            starts[member], numbers[member] = start, number
             start += lengths[member]
-    return Layout((len(rows), width), tuple(places), numbers, packed=True)
+    return Layout((len(rows), width), starts, np.asarray(lengths, dtype=np.int64), numbers, packed=True)
