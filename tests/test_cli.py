@@ -110,6 +110,8 @@ def test_help_follows_an_experiment_and_ignores_errors() -> None:
         ("xyz", f"Known: {', '.join(cli.VERBS)}."),
         ("loss=focal", "Put the verb first, for example: trainer train loss=focal"),
         ("epochs=3", "Put the verb first, for example: trainer train train.duration=3ep"),
+        ("fit", "Did you mean train?"),
+        ("test", "Did you mean eval split=test?"),
     ],
 )
 def test_an_unknown_verb(verb: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:

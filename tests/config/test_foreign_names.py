@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from trainer.config.command import check_command
-from trainer.config.foreign_names import FOREIGN_NAMES, FOREIGN_VALUES
-from trainer.config.jobs import TrainJob
+from trainer.config.foreign_names import FOREIGN_NAMES, FOREIGN_VALUES, FOREIGN_VERBS
+from trainer.config.jobs import JOBS, TrainJob
 from trainer.config.schema import keys
 from trainer.errors import ConfigError, DataError
 
@@ -149,6 +149,11 @@ def test_every_advice_can_be_carried_out() -> None:
 def test_no_name_is_a_key_here_or_in_two_rows() -> None:
     assert len(NAMES) == sum(len(each.names.split()) for each in FOREIGN_NAMES)
     assert not {*NAMES} & {*keys(TrainJob)}
+
+
+def test_the_verbs_of_other_trainers_name_verbs_here() -> None:
+    assert not {*FOREIGN_VERBS} & {*JOBS}
+    assert {text.partition(" ")[0] for text in FOREIGN_VERBS.values()} <= {*JOBS}
 
 
 def test_the_page_about_transformers_names_the_same_keys() -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from omegaconf._utils import get_yaml_loader
 
+from tests.support.jobs import write_csv
 from trainer.cli import main
 from trainer.config.command import check_command
 from trainer.config.groups import Groups
@@ -64,7 +65,8 @@ def problems(file: Path, document: object) -> set[str]:
     is_global = (CONF / file).read_text().startswith("# @package _global_")
     changed = Path("conf", file.parent, "changed.yaml")
     changed.parent.mkdir(parents=True, exist_ok=True)
-    changed.write_text(("# @package _global_\n" if is_global else "") + yaml.safe_dump(document, sort_keys=False))
+    first_lines = "# @package _global_\n# yaml-language-server: $schema=../schema.json\n"  # as docs/extending.md shows
+    changed.write_text((first_lines if is_global else "") + yaml.safe_dump(document, sort_keys=False))
     Groups.content.__globals__["_loaded"].cache_clear()
     verb = "generate" if file.parent.name == "decode" else "train"
     try:
@@ -212,7 +214,7 @@ def test_options_of_the_working_directory_are_known(capsys: pytest.CaptureFixtur
 
 def test_a_file_of_the_schema_is_replaced_and_any_other_file_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert [main(["schema", "output=conf/schema.json"]) for _ in range(2)] == [0, 0]
-    assert "conf/experiment: # yaml-language-server: $schema=../schema.json" in capsys.readouterr().out
+    assert "# @package _global_:\n# yaml-language-server: $schema=../schema.json\n" in capsys.readouterr().out
     assert json.loads(Path("conf/schema.json").read_text())["$ref"] == "#/$defs/train"
     assert main(["schema", "group=loss", "output=conf/loss.json"]) == 0
     assert json.loads(Path("conf/loss.json").read_text())["$ref"] == "#/$defs/loss file"
@@ -222,3 +224,12 @@ def test_a_file_of_the_schema_is_replaced_and_any_other_file_is_not(capsys: pyte
     assert main(["schema", "output=notes.json", "force=true"]) == 0
     assert main(["schema", "group=los"]) == 2
     assert "Did you mean loss?" in capsys.readouterr().err
+
+
+def test_the_schema_that_init_writes_accepts_the_experiment_that_it_writes() -> None:
+    write_csv(Path("my.csv"))
+    assert main(["init", "my.csv"]) == 0
+    experiment = Path("conf/experiment/my.yaml")
+    assert "# yaml-language-server: $schema=../schema.json" in experiment.read_text()
+    validator = jsonschema.Draft202012Validator(json.loads(Path("conf/schema.json").read_text()))
+    assert list(validator.iter_errors(yaml.load(experiment.read_text(), Loader=get_yaml_loader()))) == []

@@ -34,4 +34,5 @@ def run(job: SchemaJob, config: Document) -> None:
     refuse_to_replace("output", path, force=job.force, is_own=is_schema)
     write_schema(path, job.group)
     target = path if path.is_absolute() else f"../{path.name}"
-    print(f"wrote {path}. First line of a file in conf/experiment: # yaml-language-server: $schema={target}")
+    print(f"wrote {path}. Name it in a file of conf/experiment, below # @package _global_:")
+    print(f"# yaml-language-server: $schema={target}")

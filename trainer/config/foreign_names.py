@@ -454,6 +454,23 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
     _nothing("do_train do_eval do_predict", "Choose a verb instead: trainer train, trainer eval, trainer predict"),
 )
 
+FOREIGN_VERBS: Mapping[str, str] = {
+    **dict.fromkeys(("fit", "finetune", "fine-tune", "run", "start", "launch", "pretrain"), "train"),
+    **dict.fromkeys(("sweep", "tune", "hyperopt"), "train --multirun"),
+    "resume": "train resume=auto run.name=NAME",
+    "test": "eval split=test",
+    "validate": "eval split=validation",
+    **dict.fromkeys(("infer", "inference", "classify", "embed"), "predict"),
+    **dict.fromkeys(("chat", "sample"), "generate"),
+    **dict.fromkeys(("convert", "onnx", "quantize"), "export"),
+    **dict.fromkeys(("create", "new", "quickstart"), "init"),
+    **dict.fromkeys(("env", "check", "debug"), "doctor"),
+    **dict.fromkeys(("summary", "dry-run"), "plan"),
+    **dict.fromkeys(("visualize", "plot"), "report"),
+    "compare": "diff",
+}
+"""The verbs of other trainers, and the verb here."""
+
 
 @cache
 def _by_name() -> dict[str, ForeignName]:

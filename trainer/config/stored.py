@@ -34,7 +34,6 @@ from trainer.config.validate import complete_part, job_of, typed_job, validate_c
 from trainer.documents import read_export_manifest, read_text
 from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any, show_value
 from trainer.layout import CHECKPOINTS, CONFIG, EXPORT_MANIFEST
-from trainer.ownership import read_tracker_ids
 from trainer.shapes import DocumentError, check_shape
 
 logger = logging.getLogger(__name__)
@@ -534,6 +533,8 @@ def _without_foreign_trackers(
         line: The command line.
         path: A run folder or a checkpoint folder.
     """
+    from trainer.ownership import read_tracker_ids  # not needed to report a wrong config
+
     logger = config["logger"]
     folder = path if (path / CHECKPOINTS).is_dir() else path.absolute().parent.parent
     explicit = line.overrides.keys()
