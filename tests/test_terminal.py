@@ -176,6 +176,6 @@ def test_plain_lines_elsewhere(tmp_path: Path, terminal: str) -> None:
     assert code == 0, written
     assert not {"\x1b", "\r", "━"} & {*written}
     lines = written.splitlines()
-    assert lines[0] == "reading the data"
+    assert lines[:2] == ["preparing the data", "preparing the data: reading the data"]
     assert any(line.startswith("train       10/16  epoch   1.25  loss") for line in lines)
     assert any(line.startswith("checkpoint   8/16  epoch   1.00  best by accuracy") for line in lines)

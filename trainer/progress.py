@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -19,11 +20,13 @@ class Phase:
         title: What is being done: "loading PyTorch".
         total: The number of its parts; None is a single one.
         done: The number of parts that are done.
+        start: When it began, by `time.monotonic`.
     """
 
     title: str
     total: int | None = None
     done: int = 0
+    start: float = field(default_factory=time.monotonic)
 
 
 class Watcher(Protocol):

@@ -2,8 +2,12 @@
 
 import io
 import logging
+import os
 import re
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -396,3 +400,58 @@ class TestPace:
         assert pace.eta(90) == "?"
         pace.observe(100)
         assert pace.eta(100) == "0:00:00"
+
+
+def test_a_phase_without_parts_moves_and_its_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.report.screen._TICK", 0.01)
+    screen = Screen(80)
+    display = Display(screen.console)
+    with progress.shown_on(display):
+        with progress.phase("writing model.onnx") as _:
+            assert screen.lines == ["writing model.onnx"]
+            (ticker,) = (thread for thread in threading.enumerate() if thread is display._ticker)
+            monkeypatch.setattr("trainer.report.screen.time", Clock(100.0))
+            wait_for(lambda: screen.lines == ["writing model.onnx  0:01:40"])
+        assert screen.lines == [""]
+        ticker.join()
+        with progress.phase("encoding", 3) as advance:
+            advance(1)
+            assert display._ticker is None
+
+
+class Clock:
+    """The module `time`, some seconds later."""
+
+    def __init__(self, later: float) -> None:
+        self._later = later
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._later
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_a_fork_waits_for_a_drawing() -> None:
+    display = Display(Screen(80).console)
+    taken = threading.Event()
+
+    def draw() -> None:
+        with display._lock:
+            taken.set()
+            time.sleep(0.2)
+
+    drawing = threading.Thread(target=draw)
+    drawing.start()
+    taken.wait()
+    if (child := os.fork()) == 0:
+        os._exit(0 if display._lock.acquire(blocking=False) else 1)
+    drawing.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from trainer.config.jobs import TrainJob
 from trainer.config.metrics import kind_of, metric_name, name_problem
 from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
 from trainer.layout import Document
+from trainer.progress import phase
 from trainer.protocols import HasDecisionRule, HasUnits, LanguageModelTask, Task
 
 if TYPE_CHECKING:
@@ -32,7 +35,8 @@ def build_metrics(job: TrainJob, task: Task) -> MetricCollection:
     Raises:
         ConfigError: An added metric does not fit the task, cannot be made, or has no single number as its value.
     """
-    metrics = task.metrics()
+    with nullcontext() if "torchmetrics" in sys.modules else phase("loading the metrics"):
+        metrics = task.metrics()
     if not job.metrics:
         return metrics
     own = [str(name) for name in metrics]

@@ -123,19 +123,22 @@ def build_training(
     with blaming_config(None if snapshot is None else snapshot.config_file):
         task = build_task(job, None if snapshot is None else snapshot.json(TASK))
     check = partial(check_names, job, task) if snapshot is None else None
-    encoded = build_encoded(job, task, fitted=snapshot is not None, check=check)
+    with phase("preparing the data"):
+        encoded = build_encoded(job, task, fitted=snapshot is not None, check=check)
     with phase("preparing the run"):
         data_report = check_data(job, task, encoded)
         run = _build_run(job, config_text, outputs, snapshot, closing, ranks, device, task, encoded)
     state = TrainState()
     if snapshot is not None:
         _check_teacher(snapshot, run.documents)
-        restore(run, state, snapshot)
+        with phase("restoring the checkpoint"):
+            restore(run, state, snapshot)
     if job.train.accumulate == "auto" and (snapshot is None or "accumulate" not in snapshot.json(STATE)):
         if ranks.size > 1:
             problem = "auto works only on one device"
             raise ConfigError(format_error("train.accumulate", problem, "Set a number", value="auto"))
-        find_accumulate(run, compute_gradients)
+        with phase("searching for the number of micro-batches"):
+            find_accumulate(run, compute_gradients)
     if run.sharding is None:
         ranks.broadcast_weights(run.modules().values())
     return Training(run, state, task, encoded, data_report)

@@ -145,22 +145,24 @@ def _evaluate(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple[Ch
         from trainer.evaluate import check_shareable
 
     folder = find_run_folder(job.run)
-    checkpointed = load_checkpointed_model(
-        folder,
-        job.trust,
-        job.stored_overrides,
-        checkpoint=select_checkpoint(job.run, job.checkpoint),
-        weights=job.weights,
-        device=job.device,
-    )
-    use_kept_rule(folder, checkpointed.origin, checkpointed.task, job.threshold)
-    validation = validation_rows(checkpointed, job)
-    if job.metrics is not None:
-        checkpointed = replace(checkpointed, job=replace(checkpointed.job, metrics=job.metrics))
-    check_metrics(checkpointed.job, checkpointed.task)
-    if join is not None:
-        check_shareable(build_metrics(checkpointed.job, checkpointed.task))
-    encoded = build_split(checkpointed.job, checkpointed.task, job.split)
+    with phase("loading the model"):
+        checkpointed = load_checkpointed_model(
+            folder,
+            job.trust,
+            job.stored_overrides,
+            checkpoint=select_checkpoint(job.run, job.checkpoint),
+            weights=job.weights,
+            device=job.device,
+        )
+        use_kept_rule(folder, checkpointed.origin, checkpointed.task, job.threshold)
+        validation = validation_rows(checkpointed, job)
+        if job.metrics is not None:
+            checkpointed = replace(checkpointed, job=replace(checkpointed.job, metrics=job.metrics))
+        check_metrics(checkpointed.job, checkpointed.task)
+        if join is not None:
+            check_shareable(build_metrics(checkpointed.job, checkpointed.task))
+    with phase("preparing the data"):
+        encoded = build_split(checkpointed.job, checkpointed.task, job.split)
     rows = select_split(encoded, job.split)
     changed = find_changed_keys(checkpointed, job.split, rows)
     if changed:

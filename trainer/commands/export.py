@@ -44,16 +44,16 @@ def run(job: ExportJob, config: Document) -> None:
     with phases_shown(console):
         with phase("loading PyTorch"):
             from trainer.builders.checkpointed import load_checkpointed_model
-
-        checkpointed = load_checkpointed_model(
-            folder,
-            job.trust,
-            job.stored_overrides,
-            checkpoint=select_checkpoint(job.run, job.checkpoint),
-            weights=job.weights,
-            device="cpu",
-            needs_loss=job.prune is not None,
-        )
+        with phase("loading the model"):
+            checkpointed = load_checkpointed_model(
+                folder,
+                job.trust,
+                job.stored_overrides,
+                checkpoint=select_checkpoint(job.run, job.checkpoint),
+                weights=job.weights,
+                device="cpu",
+                needs_loss=job.prune is not None,
+            )
         artifacts = _export(job, checkpointed, console)
     print_artifacts(console, artifacts)
 

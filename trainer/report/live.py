@@ -23,8 +23,7 @@ _WIDEST = 76
 class LiveLines(RenderHook):
     """Lines at the bottom of a terminal that are drawn again in place; everything else is printed above them.
 
-    The cursor stays visible, so a process that is killed leaves the terminal as it should be. There is no thread: a
-    loader's worker that is forked while another thread draws would inherit a locked lock.
+    The cursor stays visible, so a process that is killed leaves the terminal as it should be.
 
     Args:
         console: The terminal.
@@ -73,6 +72,8 @@ class LiveLines(RenderHook):
         self._is_open = True
         self._drawn = []
         self._num_direct_writes = len(signals.direct_writes())
+        # Standard output may be redirected later, to hide what a library prints.
+        self._console.file = self._console.file
         self._console.push_render_hook(self)
         self._streams = sys.stdout, sys.stderr
         # An output that goes elsewhere is not printed on the terminal.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from threading import RLock
+from threading import RLock, Thread
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 _BAR = 30  # columns of a bar
 _PATIENCE, _REMINDER = 2.0, 10.0
 """Seconds before the first and between further plain lines about the progress of a phase."""
+_TICK = 1.0
+"""Seconds between two drawings of a phase without parts."""
+
+_DRAWING = RLock()
+"""Is held while lines are drawn. A process that is forked meanwhile would inherit a locked console: a fork waits."""
+os.register_at_fork(before=_DRAWING.acquire, after_in_parent=_DRAWING.release, after_in_child=_DRAWING.release)
 
 
 @dataclass
@@ -142,12 +149,14 @@ class Display:
     """A growing table of evaluations, and live lines below it.
 
     The live lines are a bar over the steps, the newest numbers and the best score, from the first event of a run to the
-    end of training; and before, meanwhile and afterwards the phase that is under way.
+    end of training; and before, meanwhile and afterwards the phase that is under way. During a phase without parts, a
+    thread draws its duration every second.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._lock = RLock()  # a checkpoint is reported by the thread that has written it
+        self._lock = _DRAWING  # a checkpoint is reported by the thread that has written it
+        self._ticker: Thread | None = None
         self._live = LiveLines(console, self._content)
         self._phases: Sequence[Phase] = ()
         self._course: Course | None = None
@@ -195,6 +204,23 @@ class Display:
             changed = [*map(id, phases)] != [*map(id, self._phases)]
             self._phases = tuple(phases)
             self._refresh(now=changed)
+            if self._is_single_phase and self._ticker is None:
+                self._ticker = Thread(target=self._tick, daemon=True)
+                self._ticker.start()
+
+    @property
+    def _is_single_phase(self) -> bool:
+        return bool(self._phases) and self._phases[-1].total is None
+
+    def _tick(self) -> None:
+        """Draw the duration of a phase without parts every second, until another one is under way."""
+        while True:
+            time.sleep(_TICK)
+            with self._lock:
+                if not self._is_single_phase:
+                    self._ticker = None
+                    return
+                self._live.draw(now=True)
 
     def end_training(self) -> None:
         """Replace the live lines of training with a line that stays."""
@@ -228,7 +254,9 @@ class Display:
             inner = self._phases[-1]
             title = ": ".join(phase.title for phase in self._phases)
             if inner.total is None:
-                lines += map(Text, wrap_fields([title], width))
+                seconds = int(time.monotonic() - inner.start)
+                duration = [str(timedelta(seconds=seconds))] if seconds >= _PATIENCE else []
+                lines += map(Text, wrap_fields([title, *duration], width))
             else:
                 lines += self._bar(inner.done, inner.total, [f"{inner.done}/{inner.total}", title], width)
         if self._is_training and self._course is not None:
