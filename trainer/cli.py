@@ -48,12 +48,13 @@ VERBS = {
     "report": "write an offline page about one or several runs: curves, scores, artifacts, config",
     "schema": "write a JSON Schema of the config, with which an editor completes and checks YAML files",
     "doctor": "check this machine: Python, torch, devices, memory, disks, network, and a small training",
+    "serve": "answer rows over HTTP with an exported model, and show a form to try it in a browser",
 }
 
 INPUT_CHECKS = {"predict": "trainer.predict.files"}
 """Modules that check more values of a verb with `input_problems`; imported only for that verb."""
 
-WITHOUT_TORCH = ("init", "diff", "report", "schema", "doctor")
+WITHOUT_TORCH = ("init", "diff", "report", "schema", "doctor", "serve")
 """Verbs that load no torch."""
 
 _LEAST_ADDRESS_SPACE = 800_000_000
@@ -89,6 +90,7 @@ examples
   trainer report runs/2030-01-31_12-00-00
   trainer schema output=conf/schema.json
   trainer doctor
+  trainer serve runs/2030-01-31_12-00-00 port=8000
 
 exit codes
   0 success                   3 a checkpoint or a run cannot be used   6 the data cannot be used

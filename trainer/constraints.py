@@ -55,6 +55,7 @@ PositiveToOne: TypeAlias = Annotated[float, Interval(gt=0, le=1)]
 AtLeastOne: TypeAlias = Annotated[float, Ge(1)]
 """[1, inf)"""
 Count: TypeAlias = Annotated[int, Ge(1)]
+Port: TypeAlias = Annotated[int, Interval(ge=0, le=65535)]
 """1, 2, 3, ..."""
 NonNegativeInt: TypeAlias = Annotated[int, Ge(0)]
 """0, 1, 2, ..."""

@@ -1,6 +1,8 @@
 """The scripts next to the artifacts, run as their users would, and the answers of every task's script."""
 
 import ast
+import base64
+import csv
 import json
 import re
 import shutil
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from starlette.testclient import TestClient
 
 from tests.export.conftest import Published
 from tests.support.bare_python import bare, run_bare
@@ -24,6 +27,9 @@ from tests.support.jobs import TINY, working_in, write_roles
 from tests.support.sources import write_idx
 from trainer.cli import main
 from trainer.export.folder import describe
+from trainer.serve.app import Limits, Service
+from trainer.serve.batcher import Batcher
+from trainer.serve.model import ServedModel
 
 TEXTS = ["w1 w2 w3", "w4", " ".join(["w7", "w8"] * 30)]
 
@@ -467,6 +473,38 @@ def test_tables_are_read_alike(tmp_path: Path) -> None:
                 assert_close(ours, theirs)
 
 
+def assert_served(export: Path, rows_file: Path, want: list[dict[str, Any]]) -> None:
+    """Check that a server gives the answers that the script gave for the rows of a file."""
+    if rows_file.suffix == ".jsonl":
+        lines = [line for line in rows_file.read_text("utf-8").split("\n") if line]
+        rows = [json.loads(line) if line != '{"text": ' else 3 for line in lines]
+    else:
+        with rows_file.open(newline="", encoding="utf-8") as file:
+            rows = [row if None not in row.values() else None for row in csv.DictReader(file)]
+    for row in rows:
+        if isinstance(row, dict) and "image" in row:
+            row["image"] = base64.b64encode((rows_file.parent / row["image"]).read_bytes()).decode()
+    model = ServedModel(export)
+    assert model.check()
+    batcher = Batcher(model.answer, 32, 1000)
+    with TestClient(Service(model, batcher, Limits(1000, 10**7, 60.0), "1").app()) as client:
+        # Requests cannot contain NaN, nor a line with too few cells.
+        usable = [place for place, row in enumerate(rows) if row is not None and not has_nan(row)]
+        response = client.post("/predict", json={"rows": [rows[place] for place in usable], "top": 2})
+        got = response.json()["answers"]
+        assert client.get("/openapi.json").status_code == 200
+    batcher.close()
+    expected_answers = [want[place] for place in usable]
+    assert ["error" in each for each in got] == ["error" in each for each in expected_answers]
+    for ours, theirs in zip(got, expected_answers, strict=True):
+        if "error" not in theirs:
+            assert_close(ours, theirs)
+
+
+def has_nan(row: object) -> bool:
+    return isinstance(row, dict) and any(cell != cell for cell in row.values())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", JOBS)
 def test_script_answers_as_trainer_predict(task: str, tmp_path: Path) -> None:
@@ -489,3 +527,4 @@ def test_script_answers_as_trainer_predict(task: str, tmp_path: Path) -> None:
     spots = [[number.match(each["error"])[1] if "error" in each else None for each in part] for part in (got, want)]  # type: ignore[index]
     assert spots[0] == spots[1]
     assert_close(got, want)
+    assert_served(run / "export", rows_file, [{name: each[name] for name in each if name != "row"} for each in got])

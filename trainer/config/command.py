@@ -295,7 +295,8 @@ def _check_run(line: CommandLine) -> None:
         CheckpointError: It cannot.
     """
     # `--cfg` shows values without checking them, so that any text may stand in the place of a path.
-    if issubclass(line.job_type, jobs.TrainJob) or line.arguments.options.cfg:
+    # A server reads artifacts only, which need no config.
+    if issubclass(line.job_type, jobs.TrainJob | jobs.ServeJob) or line.arguments.options.cfg:
         return
     values = {item.key_or_group: item.value() for item in line.overrides.values}
     run, trust = values.get("run"), values.get("trust")

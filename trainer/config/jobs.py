@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         NonNegative,
         NonNegativeInt,
         Note,
+        Port,
         Positive,
         PositiveToOne,
         Seed,
@@ -526,6 +527,24 @@ class SchemaJob:
     force: bool = key(False, "replace a file at output that is no schema of this tool")
 
 
+@dataclass(frozen=True)
+class ServeJob:
+    """A server."""
+
+    run: AnyPath | None = key(None, _NEWEST_OR_ARTIFACTS)
+    artifact: Literal["onnx", "onnx_fp16", "onnx_int8"] | None = key(
+        None, "artifact to serve; null is the first of onnx, onnx_fp16 and onnx_int8 that there is"
+    )
+    host: NonEmptyStr = key("127.0.0.1", "address to listen on; 0.0.0.0 is reached from other machines")
+    port: Port = key(8000, "port to listen on; 0 is a free one")
+    threads: Count | None = key(None, "threads of the model; null is one for each core")
+    batch_size: Count = key(32, "largest number of rows that the model computes at once; requests that wait share it")
+    max_rows: Count = key(256, "largest number of rows of a request")
+    max_bytes: Count = key(10_000_000, "largest size of a request")
+    max_waiting: Count = key(1024, "rows that may wait; a request beyond them is refused at once, to be sent again")
+    timeout: Positive = key(30.0, "seconds after which a client that waits gets no answer")
+
+
 Job: TypeAlias = (
     TrainJob
     | InitJob
@@ -538,6 +557,7 @@ Job: TypeAlias = (
     | VerifyJob
     | SchemaJob
     | DoctorJob
+    | ServeJob
 )
 
 JobType: TypeAlias = type[Job]
@@ -555,6 +575,7 @@ JOBS: dict[str, JobType] = {
     "report": ReportJob,
     "schema": SchemaJob,
     "doctor": DoctorJob,
+    "serve": ServeJob,
 }
 """The job type of each verb."""
 
@@ -567,6 +588,7 @@ POSITIONS: dict[str, tuple[str, ...]] = {
     "verify": ("run",),
     "diff": ("left", "right"),
     "report": ("run", "beside"),
+    "serve": ("run",),
 }
 """Keys of each verb whose values may be given without their names, in this order; a list takes all that are left."""
 

@@ -59,10 +59,14 @@ Inputs = dict[str, np.ndarray]
 
 
 class Folder:
-    """The files next to this script. If one cannot be used, the process ends with exit code 3."""
+    """The files of an export, which are next to this script. If one cannot be used, the process ends with exit code 3.
 
-    def __init__(self) -> None:
-        self.path = Path(__file__).resolve().parent
+    Args:
+        path: The folder; None is the one of this script.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = Path(__file__).resolve().parent if path is None else path
         self._loaded: dict[str, Any] = {}
 
     def open(self, name: str, read: Callable[[str], Any]) -> Any:
@@ -109,12 +113,17 @@ class Folder:
         names = [*(["thresholds"] if isinstance(thresholds, dict) else []), *(["a temperature"] if temperature else [])]
         return f"note: decides with {' and '.join(names)} set after training." if names else None
 
-    def load(self, module: str) -> Row:
-        """Return the names that a module in this folder defines."""
+    def module_path(self, module: str) -> Path:
+        """Return the file of a module that this script loads."""
         if not (self.path / module).is_file():
             self.refuse(module, "is missing")
+        return self.path / module
+
+    def load(self, module: str) -> Row:
+        """Return the names that a module defines."""
+        path = self.module_path(module)
         if module not in self._loaded:
-            self._loaded[module] = runpy.run_path(str(self.path / module))
+            self._loaded[module] = runpy.run_path(str(path))
         names: Row = self._loaded[module]
         return names
 
@@ -148,10 +157,14 @@ class Predictor:
     Args:
         file: Name of the ONNX file.
         keep: Columns of files that answers repeat as input_<column>; "row" is the number of the row.
+        folder: The folder; None is the one of this script.
+        threads: Number of threads of the model; 0 is the number of cores.
     """
 
-    def __init__(self, file: str = "model.onnx", keep: tuple[str, ...] = ()) -> None:
-        self.folder = Folder()
+    def __init__(
+        self, file: str = "model.onnx", keep: tuple[str, ...] = (), folder: Folder | None = None, threads: int = 0
+    ) -> None:
+        self.folder = folder or Folder()
         self.rows = self.folder.load("rows.py")
         self.reader, self.answerer = self.folder.make_task()
         self.keep_number = "row" in keep
@@ -159,6 +172,7 @@ class Predictor:
         self.are_files = self.folder.manifest["reads"] == ["image"]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised
+        options.intra_op_num_threads = threads
         cpu = ["CPUExecutionProvider"]
         self.session = self.folder.open(file, lambda path: onnxruntime.InferenceSession(path, options, cpu))
 
@@ -238,12 +252,23 @@ def describe(*parts: type) -> str:
     return "\n\n".join(inspect.cleandoc(part.__doc__ or "") for part in parts)
 
 
-def main() -> int:
-    folder = Folder()
-    manifest = folder.manifest
-    models = {name: entry for name, entry in manifest["artifacts"].items() if name in FORMATS}
+def find_models(folder: Folder) -> Row:
+    """Return the entries of the models in the manifest that can be run, by format; there is at least one."""
+    models = {name: entry for name, entry in folder.manifest["artifacts"].items() if name in FORMATS}
     if not models:
         folder.refuse("manifest.json", f"lists no model in any of the formats {', '.join(FORMATS)}")
+    return models
+
+
+def allowed_difference(folder: Folder, model: Row) -> float:
+    """Return by how much outputs for the golden rows may differ on another machine."""
+    tolerance, measured = folder.manifest["tolerance"], model["largest_difference"]
+    return float(tolerance if model["exact"] else 2 * measured)
+
+
+def main() -> int:
+    folder = Folder()
+    models = find_models(folder)
     description = describe(*map(type, folder.make_task()))
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=description)
     parser.add_argument("rows", nargs="*", default=["-"], help="default: standard input")
@@ -255,8 +280,7 @@ def main() -> int:
     model = models[arguments.model]
     predictor = Predictor(model["file"], tuple(filter(None, arguments.keep.split(","))))
     if arguments.check:
-        limit = manifest["tolerance"] if model["exact"] else 2 * model["largest_difference"]
-        return 0 if folder.load("check.py")["check"](predictor, limit) else 1
+        return 0 if folder.load("check.py")["check"](predictor, allowed_difference(folder, model)) else 1
     if faults := [fault for fault in map(predictor.fault_of, arguments.rows) if fault]:
         print(*faults, sep="\n", file=sys.stderr)
         return 2

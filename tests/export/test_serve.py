@@ -1,0 +1,300 @@
+"""The HTTP server over an exported folder: its answers, its refusals, its end."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from tests.export.conftest import Published
+from tests.export.test_bundle import TEXTS, expected, list_again
+from tests.support.documents import edit_manifest
+from trainer.cli import main
+from trainer.errors import CheckpointError, ConfigError, ProofError
+from trainer.export.bundle.predict import Row
+from trainer.serve.app import Limits, Service
+from trainer.serve.batcher import Batcher, QueueFullError
+from trainer.serve.model import ServedModel
+
+LIMITS = Limits(max_rows=8, max_bytes=4000, timeout=20.0)
+
+
+@pytest.fixture(scope="module")
+def client(published: Published) -> Iterator[TestClient]:
+    model = ServedModel(published.folder)
+    batcher = Batcher(model.answer, 2, 100)
+    with TestClient(Service(model, batcher, LIMITS, "1.2").app()) as client:
+        yield client
+    batcher.close()
+
+
+def assert_expected(answers: list[Row], top: int = 1) -> None:
+    for ours, theirs in zip(answers, expected(top), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert ours["label"] == theirs["label"]
+        assert ours["probability"] == pytest.approx(theirs["probability"], abs=2e-6)
+
+
+def test_answers_are_those_of_the_model(client: TestClient) -> None:
+    response = client.post("/predict", json={"rows": [{"text": text, "more": 1} for text in TEXTS], "top": 3})
+    assert response.status_code == 200
+    assert_expected(response.json()["answers"], top=3)
+    # One by one, and as texts.
+    assert_expected([client.post("/predict", json={"rows": [text]}).json()["answers"][0] for text in TEXTS])
+
+
+def test_broken_rows_do_not_stop_the_others(client: TestClient) -> None:
+    rows = [TEXTS[0], {"txt": "w1"}, "", 3, TEXTS[1], {"text": ["w1"]}, TEXTS[2]]
+    response = client.post("/predict", json={"rows": rows})
+    answers = response.json()["answers"]
+    assert response.status_code == 200
+    assert_expected([answers[place] for place in (0, 4, 6)])
+    assert [answers[place]["error"] for place in (1, 2, 3, 5)] == [
+        "has no column 'text'. It has 'txt'",
+        "is empty",
+        "expected an object in JSON, got int",
+        "expected a text, got list",
+    ]
+
+
+JSON = "application/json"
+REFUSED: tuple[tuple[bytes, str, int, str], ...] = (
+    (b'{"rows": ["w1"]}', "text/plain", 415, "the body must be JSON"),
+    (b"{", JSON, 400, "is not JSON"),
+    (b"\xff", JSON, 400, "is not UTF-8"),
+    (b"[" * 5000, JSON, 413, "larger than 4000 bytes"),
+    (b"[" * 3000, JSON, 400, "nested too deeply"),
+    (b"[]", JSON, 400, "must be an object"),
+    (b'{"rows": "w1"}', JSON, 400, "rows: must be a list"),
+    (b"{}", JSON, 400, "rows: is missing"),
+    (b'{"rows": []}', JSON, 400, "rows: is empty"),
+    (b'{"rows": ["w1"], "k": 1}', JSON, 400, "unknown field 'k'"),
+    (b'{"rows": ["w1"], "top": 0}', JSON, 400, "top: must be at least 1, got 0"),
+    (b'{"rows": ["w1"], "top": 1.5}', JSON, 400, "top: must be an integer"),
+    (b'{"rows": [NaN]}', JSON, 400, "contains the number nan"),
+    (b'{"rows": ["\\ud800"]}', JSON, 400, "half of a character"),
+    (b'{"rows": [1,1,1,1,1,1,1,1,1]}', JSON, 413, "at most 8 per request (max_rows), got 9"),
+    (b'{"rows": [" "]}', JSON, 422, "rows[0]: is empty"),
+)
+
+
+@pytest.mark.parametrize(("body", "kind", "status", "problem"), REFUSED)
+def test_requests_that_cannot_be_answered_say_why(
+    client: TestClient, body: bytes, kind: str, status: int, problem: str
+) -> None:
+    response = client.post("/predict", content=body, headers={"Content-Type": kind})
+    assert response.status_code == status
+    assert problem in response.json()["error"]
+
+
+def test_size_is_limited_without_a_declared_length(client: TestClient) -> None:
+    pieces = (b"x" * 100 for _ in range(100))
+    response = client.post("/predict", content=pieces, headers={"Content-Type": JSON})
+    assert response.status_code == 413
+
+
+def test_requests_are_counted(published: Published) -> None:
+    model = ServedModel(published.folder)
+    batcher = Batcher(model.answer, 32, 100)
+    with TestClient(Service(model, batcher, LIMITS, "1.2").app()) as client:
+        client.post("/predict", json={"rows": ["w1", "w2", ""]})
+        client.post("/predict", json={"rows": []})
+        text = client.get("/metrics").text
+    batcher.close()
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert values['trainer_requests_total{status="200"}'] == values['trainer_requests_total{status="400"}'] == "1"
+    assert (values["trainer_rows_total"], values["trainer_broken_rows_total"]) == ("3", "1")
+    assert values['trainer_request_seconds_bucket{le="+Inf"}'] == values["trainer_request_seconds_count"] == "2"
+    assert (values["trainer_batches_total"], values["trainer_waiting_rows"]) == ("1", "0")
+
+
+def test_page_and_descriptions(client: TestClient) -> None:
+    page = client.get("/")
+    assert page.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
+    for name in ("form.js", "form.css"):
+        assert name in page.text
+        assert client.get(f"/{name}").status_code == 200
+    model = client.get("/model").json()
+    assert (model["rows"], model["answers"], model["columns"]) == (
+        "texts",
+        "classes",
+        [{"name": "text", "kind": "text"}],
+    )
+    described = client.get("/openapi.json").json()
+    assert described["info"]["version"] == "1.2"
+    example = described["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    answers = client.post("/predict", json=example | {"top": 3}).json()["answers"]
+    assert answers[0]["label"] == model["example"]["answers"][0]["label"]
+    assert client.get("/health").json() == {"status": "ok", "model": "model.onnx"}
+    assert client.get("/nothing").status_code == 404
+    assert client.get("/predict").status_code == 405
+
+
+@pytest.fixture
+def copy(published: Published, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(published.folder, tmp_path / "copy"))
+
+
+def test_no_code_of_the_folder_is_run(copy: Path) -> None:
+    for script in copy.glob("*.py"):
+        script.write_text(f"open({str(copy / 'ran')!r}, 'w')\nraise SystemExit(9)\n")
+    model = ServedModel(copy)
+    assert model.check()
+    assert model.answer([{"text": "w1"}], 1)[0]["label"]
+    assert not (copy / "ran").exists()
+
+
+def test_folder_that_does_not_give_the_golden_answers_is_refused(copy: Path) -> None:
+    with np.load(copy / "golden.npz") as golden:
+        arrays = {name: golden[name] for name in golden.files}
+    arrays["output"][-1, -1] += 0.01
+    np.savez(copy / "golden.npz", **arrays)
+    list_again(copy, "golden.npz")
+    with pytest.raises(ProofError, match="does not give the golden answers"):
+        ServedModel(copy).check()
+    assert main(["serve", f"run={copy}", "port=0"]) == 4
+
+
+def test_unusable_folders_are_reported(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="is not a folder of artifacts"):
+        ServedModel(tmp_path / "empty")
+    with pytest.raises(ConfigError, match="artifact: the folder has onnx"):
+        ServedModel(copy, "onnx_int8")
+    (copy / "golden.json").unlink()
+    assert not ServedModel(copy).check()
+    edit_manifest(copy, lambda document: document["artifacts"].pop("onnx"))
+    with pytest.raises(CheckpointError, match="lists no model"):
+        ServedModel(copy)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["serve", f"run={copy}", f"port={port}"]) == 2
+    assert f"port: cannot be used (Address already in use), got {port}. Set port=0" in capsys.readouterr().err
+    assert main(["serve", f"run={copy}", "port=0", "host=no.such.host.invalid"]) == 2
+    assert "host: is no address of this machine" in capsys.readouterr().err
+    (copy / "model.onnx").write_bytes(b"damaged")
+    assert main(["serve", f"run={tmp_path / 'empty'}"]) == 3
+
+
+class Gate:
+    """A model that answers when it is told to, and records its batches."""
+
+    def __init__(self) -> None:
+        self.open, self.started = threading.Event(), threading.Event()
+        self.batches: list[list[Any]] = []
+
+    def answer(self, rows: list[Row], top: int) -> list[Row]:
+        self.started.set()
+        self.open.wait()
+        self.batches.append([row["text"] for row in rows])
+        if "broken" in self.batches[-1]:
+            raise RuntimeError("a fault of the model")
+        return [{"text": row["text"], "top": top} for row in rows]
+
+
+def texts(*values: object) -> list[Row]:
+    return [{"text": value} for value in values]
+
+
+def test_waiting_requests_share_batches_and_keep_their_order() -> None:
+    gate = Gate()
+    batcher = Batcher(gate.answer, 3, 10)
+    first = batcher.submit(texts("a"), 1)
+    gate.started.wait()
+    waiting = [batcher.submit(texts("b"), 1), batcher.submit(texts("c", "d"), 1), batcher.submit(texts("e"), 2)]
+    long = batcher.submit(texts("ffff", "g", "hh", "i"), 2)
+    gone = batcher.submit(texts("j"), 1)
+    with pytest.raises(QueueFullError):
+        batcher.submit(texts("k"), 1)
+    assert gone.cancel()
+    gate.open.set()
+    assert first.result() == [{"text": "a", "top": 1}]
+    assert [[row["text"] for row in each.result()] for each in waiting] == [["b"], ["c", "d"], ["e"]]
+    assert [row["text"] for row in long.result()] == ["ffff", "g", "hh", "i"]
+    batcher.close()
+    # Another `top` and too many rows begin a batch; the rows of a long request are sorted by length.
+    assert gate.batches == [["a"], ["b", "c", "d"], ["e"], ["g", "i", "hh"], ["ffff"]]
+    assert (batcher.num_waiting, batcher.num_batches) == (0, 5)
+
+
+def test_faults_of_the_model_reach_their_requests_only() -> None:
+    gate = Gate()
+    gate.open.set()
+    batcher = Batcher(gate.answer, 3, 10)
+    with pytest.raises(RuntimeError, match="a fault of the model"):
+        batcher.submit(texts("broken"), 1).result()
+    assert batcher.submit(texts("a"), 1).result() == [{"text": "a", "top": 1}]
+    batcher.close()
+
+
+def test_full_queue_and_slow_answers(published: Published) -> None:
+    gate = Gate()
+    batcher = Batcher(gate.answer, 1, 1)
+    limits = Limits(max_rows=8, max_bytes=4000, timeout=0.3)
+    with TestClient(Service(ServedModel(published.folder), batcher, limits, "1").app()) as client:
+        with ThreadPoolExecutor() as pool:
+            slow = pool.submit(client.post, "/predict", json={"rows": ["w1"]})
+            gate.started.wait()
+            refused = client.post("/predict", json={"rows": ["w2"]})
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            assert slow.result().status_code == 504
+        gate.open.set()
+    batcher.close()
+
+
+def start(folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
+    """Start a server in a process without torch; return it and its address."""
+    arguments = ["serve", f"run={folder}", "port=0", *options]
+    script = (
+        "import sys; from trainer.cli import main\n"
+        "code = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    command = [sys.executable, "-c", script, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "http://" in line:
+            return process, line.partition("http://")[2].split()[0]
+    raise AssertionError(process.wait())
+
+
+def post(address: str, rows: list[str]) -> list[Row]:
+    request = Request(f"http://{address}/predict", json.dumps({"rows": rows}).encode(), {"Content-Type": JSON})
+    with urlopen(request, timeout=60) as response:
+        answers: list[Row] = json.loads(response.read())["answers"]
+    return answers
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_server_after_the_requests_it_has_accepted(published: Published, number: int) -> None:
+    process, address = start(published.folder, "max_waiting=100000")
+    with ThreadPoolExecutor(8) as pool:
+        pending = [pool.submit(post, address, TEXTS * 20) for _ in range(24)]
+        pending[0].result()
+        os.kill(process.pid, number)
+        results = [future.exception() or future.result() for future in pending]
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output.splitlines()[-1][:13]) == (0, "stopped after")
+    answered = [result for result in results if isinstance(result, list)]
+    assert answered
+    for answers in answered:
+        assert_expected(answers[:3])
+        assert len(answers) == 60
+    # The others were not accepted: none was cut off in the middle of its answer.
+    for result in results:
+        if not isinstance(result, list):
+            assert any(text in str(result) for text in ("Connection refused", "Connection reset")), result

@@ -1,0 +1,74 @@
+"""`trainer serve`: answer rows over HTTP with an exported model."""
+
+from __future__ import annotations
+
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from trainer import __version__
+from trainer.commands.run_folders import find_run_folder, run_argument
+from trainer.config.jobs import ServeJob
+from trainer.config.stored import exported_config
+from trainer.display import print_lines
+from trainer.errors import CheckpointError, ConfigError, format_error
+from trainer.layout import EXPORT, EXPORT_MANIFEST, Document
+
+
+def run(job: ServeJob, config: Document) -> None:
+    """Serve until SIGINT or SIGTERM; requests that were accepted are answered first.
+
+    Args:
+        job: The checked config.
+        config: The same as plain data; unused.
+
+    Raises:
+        ConfigError: The address cannot be used, or the extra is not installed.
+        CheckpointError: There is no proved artifact, or it is damaged.
+        ProofError: The artifact does not give the golden answers on this machine.
+    """
+    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
+    if missing:
+        problem = f"needs the package {' and '.join(missing)}, which is not installed"
+        raise ConfigError(format_error("serve", problem, "Run pip install 'trainer[serve]'"))
+    from trainer.serve.app import Limits, Service
+    from trainer.serve.batcher import Batcher
+    from trainer.serve.model import ServedModel
+    from trainer.serve.server import Server, listen
+
+    folder = _find_artifacts(job.run)
+    listening = listen(job.host, job.port)
+    with listening:
+        model = ServedModel(folder, job.artifact, job.threads or 0)
+        if not model.check():
+            print_lines(f"note: {folder}: has no golden rows, so its answers were not compared on this machine.")
+        if model.rule_note:
+            print_lines(model.rule_note)
+        batcher = Batcher(model.answer, job.batch_size, job.max_waiting)
+        service = Service(model, batcher, Limits(job.max_rows, job.max_bytes, job.timeout), __version__)
+
+        def stop() -> None:
+            service.is_stopping = True
+
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print_lines(f"{folder / model.file}: http://{shown}:{port}  (Ctrl-C ends it)")
+        started = time.monotonic()
+        try:
+            Server(service.app(), job.timeout, stop).run([listening])
+        finally:
+            batcher.close()
+        print_lines(f"stopped after {time.monotonic() - started:.0f} s.")
+
+
+def _find_artifacts(run: str | None) -> Path:
+    """Return the export folder of a run, or the one that `run` itself names."""
+    if run is not None and exported_config(run) is not None:
+        return Path(run)
+    if run is not None and (Path(run) / EXPORT_MANIFEST).is_file():
+        return Path(run)
+    folder = find_run_folder(run)
+    if not (folder / EXPORT / EXPORT_MANIFEST).is_file():
+        remedy = f"Write one: trainer export {run_argument('run', folder)} export.formats=[onnx]"
+        raise CheckpointError(format_error("run", "has no artifacts", remedy, value=str(folder)))
+    return folder / EXPORT

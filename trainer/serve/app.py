@@ -1,0 +1,181 @@
+"""The server's HTTP interface, an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from trainer.errors import TrainerError
+from trainer.export.bundle.predict import Row
+from trainer.serve.batcher import Batcher, QueueFullError
+from trainer.serve.metrics import RequestMetrics
+from trainer.serve.model import ServedModel, to_json
+from trainer.serve.openapi import openapi
+from trainer.shapes import DocumentError, parse_json
+
+_PAGE = {
+    "/": ("form.html", "text/html"),
+    "/form.js": ("form.js", "text/javascript"),
+    "/form.css": ("form.css", "text/css"),
+}
+_HEADERS = {
+    # The page needs nothing from elsewhere, and what a model or a client says cannot become a script.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data: blob:; form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may ask for.
+
+    Attributes:
+        max_rows: Largest number of rows.
+        max_bytes: Largest size of the body.
+        timeout: Seconds after which a client gets no answer.
+    """
+
+    max_rows: int
+    max_bytes: int
+    timeout: float
+
+
+class RequestError(Exception):
+    """A request that cannot be answered, with its HTTP status."""
+
+    def __init__(self, status: int, problem: str, **headers: str) -> None:
+        super().__init__(problem)
+        self.status, self.headers = status, headers
+
+
+class Service:
+    """The routes of a model.
+
+    Attributes:
+        is_stopping: The server ends after the requests that it has accepted.
+    """
+
+    def __init__(self, model: ServedModel, batcher: Batcher, limits: Limits, version: str) -> None:
+        self._model, self._batcher, self._limits = model, batcher, limits
+        self._description = model.describe() | {"max_rows": limits.max_rows}
+        self._openapi = openapi(self._description, version, limits.max_rows)
+        self._metrics = RequestMetrics()
+        self.is_stopping = False
+
+    def app(self) -> Starlette:
+        """Return the application."""
+        routes: dict[str, Callable[[Request], Awaitable[Response]]] = {
+            **dict.fromkeys(_PAGE, self._page),
+            "/model": self._describe,
+            "/openapi.json": self._describe,
+            "/health": self._health,
+            "/metrics": self._show_metrics,
+        }
+        listed = [Route(path, function, methods=["GET"]) for path, function in routes.items()]
+        return Starlette(routes=[*listed, Route("/predict", self._predict, methods=["POST"])])
+
+    async def _page(self, request: Request) -> Response:
+        name, kind = _PAGE[request.url.path]
+        return Response((Path(__file__).parent / name).read_bytes(), media_type=kind, headers=_HEADERS)
+
+    async def _describe(self, request: Request) -> Response:
+        return _json(self._openapi if request.url.path == "/openapi.json" else self._description)
+
+    async def _health(self, _: Request) -> Response:
+        state = "stopping" if self.is_stopping else "ok"
+        return _json({"status": state, "model": self._model.file}, 503 if self.is_stopping else 200)
+
+    async def _show_metrics(self, _: Request) -> Response:
+        text = self._metrics.render(self._batcher.num_waiting, self._batcher.num_batches)
+        return Response(text, media_type="text/plain; version=0.0.4", headers=_HEADERS)
+
+    async def _predict(self, request: Request) -> Response:
+        started = monotonic()
+        try:
+            answers = await self._answer(request)
+        except RequestError as error:
+            self._metrics.count(error.status, monotonic() - started)
+            return _json({"error": str(error)}, error.status, **error.headers)
+        broken = sum("error" in answer for answer in answers)
+        status = 422 if broken == len(answers) else 200
+        self._metrics.count(status, monotonic() - started, len(answers), broken)
+        if status == 200:
+            return _json({"answers": answers})
+        return _json({"error": f"rows[0]: {answers[0]['error']}", "answers": answers}, status)
+
+    async def _answer(self, request: Request) -> list[Row]:
+        rows, top = _parse_body(await self._read_body(request), self._limits.max_rows)
+        parsed: list[Row | None] = []
+        errors: list[str] = []
+        for item in rows:
+            try:
+                parsed.append(self._model.parse(item))
+            except Exception as error:  # a broken row can raise anything
+                parsed.append(None)
+                errors.append(self._model.reason_of(error))
+        usable = [row for row in parsed if row is not None]
+        answers = iter(await self._wait_for(usable, top) if usable else [])
+        reasons = iter(errors)
+        return [{"error": next(reasons)} if row is None else next(answers) for row in parsed]
+
+    async def _wait_for(self, rows: list[Row], top: int) -> list[Row]:
+        try:
+            future = asyncio.wrap_future(self._batcher.submit(rows, top))
+            return await asyncio.wait_for(future, self._limits.timeout)
+        except QueueFullError:
+            raise RequestError(503, "too many rows are waiting", **{"Retry-After": "1"}) from None
+        except TimeoutError:
+            raise RequestError(504, f"no answer within {self._limits.timeout:g} seconds") from None
+        except TrainerError as error:
+            raise RequestError(500, str(error)) from error
+
+    async def _read_body(self, request: Request) -> bytes:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # which a page of another origin cannot send
+            raise RequestError(415, "the body must be JSON, declared by the header Content-Type: application/json")
+        largest = self._limits.max_bytes
+        if int(request.headers.get("content-length", "0")) > largest:
+            raise RequestError(413, f"the body is larger than {largest} bytes (max_bytes)")
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.timeout):
+                async for piece in request.stream():
+                    body += piece
+                    if len(body) > largest:
+                        raise RequestError(413, f"the body is larger than {largest} bytes (max_bytes)")
+        except TimeoutError:
+            raise RequestError(408, f"the body did not arrive within {self._limits.timeout:g} seconds") from None
+        return bytes(body)
+
+
+def _parse_body(body: bytes, max_rows: int) -> tuple[list[Any], int]:
+    """Return the rows of a request, and `top`."""
+    try:
+        document = parse_json(body, {"rows": [object], "top?": int}, finite=True)
+    except DocumentError as error:
+        raise RequestError(400, f'{error}. Expected {{"rows": [...], "top": 1}}') from None
+    if unknown := document.keys() - {"rows", "top"}:
+        raise RequestError(400, f"unknown field {min(unknown)!r}. Known: rows, top")
+    rows, top = document["rows"], document.get("top", 1)
+    if not rows:
+        raise RequestError(400, "rows: is empty")
+    if top < 1:
+        raise RequestError(400, f"top: must be at least 1, got {top}")
+    if len(rows) > max_rows:
+        raise RequestError(413, f"rows: at most {max_rows} per request (max_rows), got {len(rows)}")
+    return rows, top
+
+
+def _json(value: object, status: int = 200, **headers: str) -> Response:
+    return Response(to_json(value), status, {**_HEADERS, **headers}, "application/json")

@@ -1,0 +1,177 @@
+"""The exported model that is served: its rows, its answers, and what a client must know about them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NoReturn
+
+from trainer import shapes
+from trainer.errors import CheckpointError, ConfigError, ProofError, format_error
+from trainer.export.bundle.predict import Folder, Predictor, Row, allowed_difference, find_models
+from trainer.layout import EXPORT_MANIFEST, GOLDEN_ROWS, PREDICT_SCRIPT, TASK
+
+_MODULES = Path(__file__).parent.parent / "export/bundle"
+_MAX_CATEGORIES = 200
+"""Categories of a column that a description lists; the others are allowed too."""
+
+_REMEDY = "Export it again: trainer export"
+
+
+class ExportFolder(Folder):
+    """The files of an export. Modules come from this package: no code in the folder is run."""
+
+    def module_path(self, module: str) -> Path:
+        """Return the file of a module in this package."""
+        return Path(shapes.__file__) if module == Path(shapes.__file__).name else _MODULES / module
+
+    def refuse(self, name: str, problem: str) -> NoReturn:
+        """Raise CheckpointError: without the file there are no answers."""
+        raise CheckpointError(format_error(str(self.path / name), problem, "Get the folder again, or export it again"))
+
+
+class EncodedImage(BytesIO):
+    """The bytes of an image, which messages name by its field."""
+
+    def __str__(self) -> str:
+        return "image"
+
+
+class ServedModel:
+    """An ONNX file of an export folder with its task.
+
+    Args:
+        folder: The export folder.
+        artifact: The format to serve; None is the first of onnx, onnx_fp16, onnx_int8 in the manifest.
+        threads: Number of threads of the model; 0 is the number of cores.
+
+    Attributes:
+        file: Name of the ONNX file.
+        rows: The type of rows: `texts`, `pairs`, `words`, `images` or `tables`.
+        answers: The type of answers: `classes`, `labels`, `values`, `embeddings`, `tags`, `masked`, `next_tokens`.
+        reason_of: Returns why a row is broken, given the exception that it raised.
+
+    Raises:
+        CheckpointError: The folder is no export, is damaged or has no such artifact.
+    """
+
+    def __init__(self, folder: Path, artifact: str | None = None, threads: int = 0) -> None:
+        self.folder = ExportFolder(folder)
+        if not (folder / EXPORT_MANIFEST).is_file():
+            problem = "is not a folder of artifacts"
+            raise CheckpointError(format_error("run", problem, f"{_REMEDY} run=RUN", value=str(folder)))
+        models = find_models(self.folder)
+        if artifact is not None and artifact not in models:
+            raise ConfigError(format_error("artifact", f"the folder has {', '.join(models)}", _REMEDY, value=artifact))
+        if PREDICT_SCRIPT not in (read_document(folder / TASK) or {}):
+            problem = f"has no {PREDICT_SCRIPT}, so what its rows and answers are is known to its task only"
+            raise CheckpointError(format_error(str(folder), problem, "Use trainer predict"))
+        self._model = models[artifact or next(iter(models))]
+        self.file = str(self._model["file"])
+        self.rows, self.answers = map(str, self.folder.read_json(TASK)[PREDICT_SCRIPT])
+        self._predictor = Predictor(self.file, folder=self.folder, threads=threads)
+        reading = self.folder.load("rows.py")
+        self._pick, self.reason_of = reading["pick"], reading["reason_of"]
+        self._columns = self._predictor.columns()
+
+    @property
+    def rule_note(self) -> str | None:
+        """Return a sentence about thresholds or a temperature that were set after training."""
+        return self.folder.rule_note()
+
+    def check(self) -> bool:
+        """Compare the answers to the golden rows with those of the trained model; False if there are no golden rows.
+
+        Raises:
+            ProofError: They differ.
+        """
+        if not (self.folder.path / GOLDEN_ROWS).is_file():
+            return False
+        if not self.folder.load("check.py")["check"](self._predictor, allowed_difference(self.folder, self._model)):
+            problem = "does not give the golden answers on this machine"
+            remedy = "Export it again here, or lower the number of formats to those that trainer export proves"
+            raise ProofError(format_error(str(self.folder.path / self.file), problem, remedy))
+        return True
+
+    def parse(self, item: object) -> Row:
+        """Return a row of a request: a text, or an object with the columns of training.
+
+        Raises:
+            ValueError: It is no such row.
+        """
+        if isinstance(item, str) and self.rows != "images":  # as a line, it would be a path
+            row: Row = self._predictor.reader.read_line(item)
+            return row
+        if isinstance(item, str):
+            item = dict.fromkeys(self._columns.values(), item)
+        row = self._pick(item, self._columns)
+        return {**row, "image": decode_image(row["image"])} if self.rows == "images" else row
+
+    def answer(self, rows: list[Row], top: int) -> list[Row]:
+        """Return an answer for each row, {"error": ...} for a row that is broken."""
+        return self._predictor.predict(rows, top)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a client must know: the columns of a row, and an example of rows with their answers."""
+        golden = read_document(self.folder.path / GOLDEN_ROWS) or {"rows": [], "answers": []}
+        examples = [self._request_row(row) for row in golden["rows"][:1]]
+        return {
+            "name": self.folder.path.resolve().parent.name,
+            "file": self.file,
+            "rows": self.rows,
+            "answers": self.answers,
+            "columns": self._describe_columns(),
+            "example": {"rows": examples, "answers": golden["answers"][:1]} if self.rows != "images" else None,
+        }
+
+    def _request_row(self, row: Row) -> Row:
+        """Return a golden row under the columns of training."""
+        return row if self.rows == "tables" else {column: row.get(role) for role, column in self._columns.items()}
+
+    def _describe_columns(self) -> list[dict[str, Any]]:
+        if self.rows != "tables":
+            kinds = {"words": "words", "images": "image"}
+            return [{"name": name, "kind": kinds.get(self.rows, "text")} for name in self._columns.values()]
+        return [
+            {"name": column["name"], "kind": column["kind"]}
+            | ({"categories": column["categories"][:_MAX_CATEGORIES]} if column["kind"] != "number" else {})
+            for column in self.folder.read_json("table.json")["columns"]
+        ]
+
+
+def decode_image(value: object) -> EncodedImage:
+    """Return the image that a row contains in base64, with or without the start of a data URL.
+
+    Raises:
+        ValueError: It contains none. The name of a file is none: the server opens no file for a client.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"expected an image in base64, got {type(value).__name__}")
+    start, comma, rest = value.partition(",")
+    try:
+        return EncodedImage(base64.b64decode(rest if comma and start.startswith("data:") else value, validate=True))
+    except (binascii.Error, ValueError):
+        raise ValueError("expected an image in base64") from None
+
+
+def read_document(path: Path) -> Mapping[str, Any] | None:
+    """Return a JSON object; None if the file does not exist or contains none."""
+    try:
+        document = shapes.parse_json(shapes.read_bytes(path), {})
+    except (OSError, shapes.DocumentError):
+        return None
+    assert isinstance(document, dict)
+    return document
+
+
+def to_json(value: object) -> bytes:
+    """Return a value as JSON; NaN and infinity, which JSON does not have, become null."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        constants = json.loads(json.dumps(value), parse_constant=lambda _: None)
+        return json.dumps(constants, ensure_ascii=False).encode()

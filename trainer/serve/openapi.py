@@ -1,0 +1,103 @@
+"""The description of the server's HTTP interface in OpenAPI 3.1, made from the columns of the task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+_FAULTS = {
+    "400": "The body is not the JSON that is described here.",
+    "413": "The body or the number of rows is too large.",
+    "415": "The body is not declared as application/json.",
+    "422": "None of the rows could be used.",
+    "503": "Too many rows are waiting. Try again after the seconds in Retry-After.",
+    "504": "The answers took too long.",
+}
+_ANSWERS: dict[str, dict[str, Any]] = {
+    "classes": {"label": {"type": "string"}, "probability": {"type": "number"}, "probabilities": {"type": "object"}},
+    "labels": {"labels": {"type": "array", "items": {"type": "string"}}, "probabilities": {"type": "object"}},
+    "values": {"value": {"type": ["number", "array"], "items": {"type": "number"}}},
+    "embeddings": {"embedding": {"type": "array", "items": {"type": "number"}}},
+    "tags": {
+        "words": {"type": "array", "items": {"type": "string"}},
+        "tags": {"type": "array", "items": {"type": ["string", "null"]}},
+        "entities": {"type": "array", "items": {"type": "object"}},
+    },
+    "masked": {"text": {"type": "string"}, "filled": {"type": "array", "items": {"type": ["object", "null"]}}},
+    "next_tokens": {"next": {"type": "array", "items": {"type": "object"}}, "perplexity": {"type": ["number", "null"]}},
+}
+
+
+def openapi(model: Mapping[str, Any], version: str, max_rows: int) -> dict[str, Any]:
+    """Return the description.
+
+    Args:
+        model: The result of `ServedModel.describe`.
+        version: The version of this package.
+        max_rows: Largest number of rows of a request.
+    """
+    answer = {"type": "object", "properties": {**_ANSWERS[model["answers"]], "error": {"type": "string"}}}
+    request = {
+        "type": "object",
+        "required": ["rows"],
+        "additionalProperties": False,
+        "properties": {
+            "rows": {"type": "array", "minItems": 1, "maxItems": max_rows, "items": _row_schema(model)},
+            "top": {
+                "type": "integer",
+                "minimum": 1,
+                "default": 1,
+                "description": "number of most likely classes or tokens to show, with their probabilities",
+            },
+        },
+    }
+    answers = {"type": "object", "properties": {"answers": {"type": "array", "items": answer}}}
+    example = model["example"]
+    predict = {
+        "summary": "Answer rows.",
+        "description": 'A row that cannot be used has {"error": ...} in its place; the others are answered.',
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": request} | ({"example": {"rows": example["rows"]}} if example else {})
+            },
+        },
+        "responses": {"200": _response("An answer for each row, in their order.", answers)}
+        | {status: _response(text, _ERROR) for status, text in _FAULTS.items()},
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": model["name"], "version": version, "description": f"{model['rows']} to {model['answers']}"},
+        "paths": {
+            "/predict": {"post": predict},
+            "/model": {"get": _get("What the model reads and answers.", "application/json")},
+            "/health": {"get": _get("Whether the server answers; 503 while it stops.", "application/json")},
+            "/metrics": {"get": _get("Counts and durations in the text format of Prometheus.", "text/plain")},
+        },
+    }
+
+
+def _row_schema(model: Mapping[str, Any]) -> dict[str, Any]:
+    kinds: dict[str, dict[str, Any]] = {
+        "text": {"type": ["string", "number"]},
+        "words": {"type": ["array", "string"], "items": {"type": "string"}},
+        "image": {"type": "string", "contentEncoding": "base64"},
+        "number": {"type": ["number", "string", "boolean", "null"]},
+    }
+    columns = {
+        column["name"]: kinds.get(column["kind"], {"type": ["string", "number", "boolean", "null"]})
+        | ({"examples": column["categories"]} if column.get("categories") else {})
+        for column in model["columns"]
+    }
+    row: dict[str, Any] = {"type": "object", "required": list(columns), "properties": columns}
+    return row if model["rows"] == "tables" else {"oneOf": [{"type": "string"}, row]}
+
+
+def _response(text: str, schema: Mapping[str, Any], kind: str = "application/json") -> dict[str, Any]:
+    return {"description": text, "content": {kind: {"schema": schema}}}
+
+
+def _get(summary: str, kind: str) -> dict[str, Any]:
+    schema = {"type": "object" if kind == "application/json" else "string"}
+    return {"summary": summary, "responses": {"200": _response(summary, schema, kind)}}
