@@ -100,6 +100,8 @@ PATHS = {
     "verify": ["run"],
     "diff": ["left", "right"],
     "report": ["run", "beside", "output"],
+    "schema": ["output"],
+    "serve": ["run"],
 }
 """The keys of each verb that are paths, next to those of the parts."""
 
