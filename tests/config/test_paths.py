@@ -101,6 +101,7 @@ PATHS = {
     "diff": ["left", "right"],
     "report": ["run", "beside", "output"],
     "schema": ["output"],
+    "doctor": [],
     "serve": ["run"],
 }
 """The keys of each verb that are paths, next to those of the parts."""
