@@ -37,7 +37,14 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALL
 
 # The folder above is importable only now.
 from tests.support.hostile_commands import SECRET, command_line  # noqa: E402
-from tests.support.hostile_files import damaged, reseal, write_variants  # noqa: E402
+from tests.support.hostile_documents import write_temperature  # noqa: E402
+from tests.support.hostile_files import (  # noqa: E402
+    damaged,
+    replace_metadata,
+    reseal,
+    reseal_document,
+    write_variants,
+)
 from tests.support.jobs import TINY, write_data  # noqa: E402
 
 EXIT_CODES = {0, 2, 3, 4, 5, 6, 75, 130, 141}
@@ -125,6 +132,30 @@ def artifact_case(random: Random, folder: Path, intact: Path) -> list[str]:
     return random.choice([["verify", f"run={export.parent}", "steps=1", "device=cpu"], verbs_on(export.parent)[5]])
 
 
+def result_case(random: Random, folder: Path, intact: Path) -> list[str]:
+    """Use what a run or a sweep has found: a damaged decision rule, predictions with damaged metadata, a damaged sweep.
+
+    Checksums fit in half of the cases.
+    """
+    kind = random.choice(("decision", "predictions", "sweep"))
+    if kind == "sweep":
+        sweep = folder / "sweeps/s"
+        shutil.copytree(intact / "sweeps/s", sweep)
+        file = sweep / "sweep.json"
+        file.write_bytes(damaged(random, file.read_bytes(), file.name))
+        return ["report", f"run={sweep}"]
+    run = folder / "run"
+    shutil.copytree(intact / "run", run, ignore=shutil.ignore_patterns("export"))
+    if kind == "predictions":
+        replace_metadata(run / "eval/test.predictions.parquet", lambda data: damaged(random, data, "metadata.json"))
+        return random.choice(verbs_on(run)[2:4])
+    file = run / "decision.json"
+    file.write_bytes(damaged(random, file.read_bytes(), file.name))
+    if random.random() < 0.8:
+        reseal_document(file)
+    return random.choice([*verbs_on(run)[:2], ["eval", f"run={run}", "calibrate=true", "device=cpu"], verbs_on(run)[5]])
+
+
 AREAS: dict[str, tuple[MakeCase, int]] = {
     "command": (command_case, 10),
     "data": (data_case, 3),
@@ -132,6 +163,7 @@ AREAS: dict[str, tuple[MakeCase, int]] = {
     "documents": (document_case, 3),
     "checkpoints": (checkpoint_case, 2),
     "artifacts": (artifact_case, 1),
+    "results": (result_case, 1),
 }
 """Each area with its share of the cases."""
 
@@ -249,6 +281,8 @@ def prepare(intact: Path, areas: Sequence[str]) -> None:
         formats = "[safetensors,onnx]" if "artifacts" in areas else "[safetensors]"
         length = ["train.duration=6st", "checkpoint.every=3st", "train.eval_every=3st"]
         commands += [["train", f"run.dir={run}", *job, *length, f"export.formats={formats}"], *verbs_on(run)]
+    if "results" in areas:
+        commands += [["train", "-m", "seed=0,1", "sweep.name=s", *job, "train.duration=2st", "export.formats=[]"]]
     for name in ("torch", "datasets", "trainer.commands.plan"):  # once for both processes
         import_module(name)
     pid = os.fork()
@@ -259,6 +293,8 @@ def prepare(intact: Path, areas: Sequence[str]) -> None:
             if code := execute(command):
                 print(f"{shlex.join(command)}: exit code {code}", file=sys.stderr, flush=True)
                 os._exit(1)
+        if "results" in areas:
+            write_temperature(intact / "run")
         (intact / "modules.txt").write_text("\n".join(sorted(sys.modules)), encoding="utf-8")
         os._exit(0)
     if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.jobs import rows
+from tests.support.stored_predictions import write_predictions
 from tests.support.token_targets import batch_of, decoder, encoder, fitted
 from trainer.config.metrics import kind_of
 from trainer.deferred_logits import deferral
@@ -242,3 +243,12 @@ def test_other_files_are_no_predictions(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged"):
         read_predictions(path)
+
+
+def test_predictions_of_other_classes_are_refused(tmp_path: Path) -> None:
+    for kind, answers in (("class", ["a", None, "b"]), ("labels", [["a"], [], ["a", "b"]])):
+        columns: dict[str, Any] = {"target": answers, "prediction": answers}
+        file = write_predictions(tmp_path, kind, classes=["a", "c"], **columns)
+        with pytest.raises(CheckpointError, match=r"is damaged: .*: must be one of the classes, got 'b'"):
+            read_predictions(file)
+        read_predictions(write_predictions(tmp_path, kind, classes=["a", "b"], **columns))

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from trainer.atomic_io import write_text
 from trainer.documents import DECISION, read_document, unusable
+from trainer.errors import show_value
 from trainer.layout import DECISION_RULE, Document
 from trainer.shapes import DocumentError, check_seal, to_sealed_json
 
@@ -64,15 +65,24 @@ def parse_rule(document: Mapping[str, Any], labels: Sequence[str], *, several: b
     by_label = temperature if isinstance(temperature, Mapping) else None
     expected = set(labels) if several else {*thresholds} & {*labels}
     if thresholds and ({*thresholds} != expected or not (several or (len(labels) == 2 and len(thresholds) == 1))):
-        raise DocumentError("thresholds: are not those of the task's labels")
+        raise DocumentError(f"thresholds: must have {_describe(labels, several)}, got {show_value([*thresholds])}")
     if temperature is not None and (several != (by_label is not None) or (by_label and {*by_label} != {*labels})):
-        raise DocumentError("temperature: is not that of the task's labels")
-    if not all(0 <= value < 1 for value in thresholds.values()):
-        raise DocumentError("thresholds: must be at least 0 and less than 1")
-    temperatures = by_label.values() if by_label is not None else [] if temperature is None else [temperature]
-    if not all(isfinite(value) and value > 0 for value in temperatures):
-        raise DocumentError("temperature: must be finite and greater than 0")
+        needed = f"have {_describe(labels, several)}" if several else "be one number"
+        got = temperature if by_label is None else [*by_label]
+        raise DocumentError(f"temperature: must {needed}, got {show_value(got)}")
+    for label, value in thresholds.items():
+        if not 0 <= value < 1:
+            raise DocumentError(f"thresholds[{show_value(label)}]: must be at least 0 and less than 1, got {value}")
+    temperatures = by_label if by_label is not None else {} if temperature is None else {"": temperature}
+    for label, value in temperatures.items():
+        if not (isfinite(value) and value > 0):
+            field = f"temperature[{show_value(label)}]" if label else "temperature"
+            raise DocumentError(f"{field}: must be finite and greater than 0, got {value}")
     return DecisionRule(thresholds, temperature)
+
+
+def _describe(labels: Sequence[str], several: bool) -> str:
+    return f"the labels {show_value(list(labels))}" if several else "one of two classes"
 
 
 def write_rule(run: Path, fields: Document) -> Path:

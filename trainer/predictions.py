@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from trainer.atomic_io import replaced_file
-from trainer.errors import CheckpointError, format_error
+from trainer.errors import CheckpointError, format_error, show_value
 from trainer.layout import Document
 from trainer.shapes import DocumentError, check_shape, parse_json, to_json
 
@@ -198,6 +198,22 @@ def _check_columns(schema: pyarrow.Schema, about: Document) -> None:
         raise ValueError("the columns are not those of predictions")
 
 
+def _check_classes(table: pyarrow.Table, about: Document) -> None:
+    """Check that all targets and predictions are classes of the metadata."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    if about["classes"] is None or about["kind"] not in ("class", "labels", "tags"):
+        return
+    known = pa.array(about["classes"], pa.string())
+    for name in {"target", "prediction"} & {*table.column_names}:
+        column = table[name].combine_chunks()
+        values = column.flatten() if pa.types.is_list(column.type) else column
+        unknown = values.filter(compute.invert(compute.is_in(values, known))).drop_null()
+        if len(unknown):
+            raise DocumentError(f"{name}: must be one of the classes, got {show_value(unknown[0].as_py())}")
+
+
 def read_inputs(path: Path) -> dict[int, dict[str, str]]:
     """Return what the model read in the worst rows; empty if the file does not say so.
 
@@ -229,6 +245,9 @@ def read_predictions(path: Path, columns: list[str] | None = None) -> tuple[pyar
         own = None if columns is None else [name for name in columns if name in schema.names]
         table = parquet.read_table(path, columns=own)
         table.validate(full=True)
+        _check_classes(table, about)
+    except DocumentError as error:
+        raise _unreadable(path, f"is damaged: {error}") from error
     except (OSError, ValueError, ArrowException) as error:
         raise _unreadable(path, "is damaged") from error
     return table, about

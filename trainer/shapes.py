@@ -33,6 +33,10 @@ _WORDS = {int: "an integer", float: "a number", str: "a text", bool: "true or fa
 _TYPES: dict[object, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
 
 
+_Place = tuple["_Place", str | int] | None
+"""The place of a value in a document: that of its mapping or list, and its key there; None for the document."""
+
+
 class DocumentError(ValueError):
     """A document is not what was written. The message starts with the field, if one is wrong."""
 
@@ -134,22 +138,35 @@ def check_seal(fields: dict[str, Any]) -> None:
 
 def _find_extremes(document: object, finite: bool) -> Iterator[str]:
     """Yield a problem of values that JSON allows but that no document has."""
-    level = [document]
+    level: list[tuple[_Place, object]] = [(None, document)]
     for _ in range(_DEEPEST):
-        for value in level:
+        for place, value in level:
             if isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
-                yield f"contains the integer {_show(value)}, which is out of range"
+                yield f"{_name(place)}contains the integer {_show(value)}, which is out of range"
             elif finite and isinstance(value, float) and not isfinite(value):
-                yield f"contains the number {value}"
+                yield f"{_name(place)}contains the number {value}"
             elif isinstance(value, str) and not _is_text(value):
-                yield f"contains half of a character in {_show(value)}"
-        keys = [key for value in level if isinstance(value, dict) for key in value if not _is_text(key)]
+                yield f"{_name(place)}contains half of a character in {_show(value)}"
+        keys = [key for _, value in level if isinstance(value, dict) for key in value if not _is_text(key)]
         if keys:
             yield f"contains half of a character in {_show(keys[0])}"
-        inner = (value for value in level if isinstance(value, dict | list))
-        level = [each for value in inner for each in (value.values() if isinstance(value, dict) else value)]
+        inner = ((place, value) for place, value in level if isinstance(value, dict | list))
+        level = [
+            ((place, key), each)
+            for place, value in inner
+            for key, each in (value.items() if isinstance(value, dict) else enumerate(value))
+        ]
     if level:
         yield f"is nested more than {_DEEPEST} levels deep"
+
+
+def _name(place: _Place) -> str:
+    """Return the field at a place for the start of a message: `a.b[0]: `."""
+    field = ""
+    while place is not None:
+        place, key = place
+        field = f"[{key}]{field}" if isinstance(key, int) else f".{_show(key)[1:-1]}{field}"
+    return f"{field.removeprefix('.')}: " if field else ""
 
 
 def _is_text(value: str) -> bool:

@@ -1,10 +1,11 @@
 """Thresholds and temperatures that `trainer eval` finds, and everything that uses them."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -305,18 +306,48 @@ def test_a_rule_of_other_weights_is_not_used(runs: Path, trained: Path, said: An
     assert "decision" not in json.loads((pruned / "task.json").read_text(encoding="utf-8"))
 
 
-DAMAGES = {
-    "no JSON": lambda text: text[:40],
-    "a changed number": lambda text: text.replace('"step": ', '"step": 1'),
-    "no temperature": lambda text: resealed(text, temperature=...),
-    "infinite": lambda text: resealed(text, temperature=1e999),
-    "zero": lambda text: resealed(text, temperature=0.0),
-    "of each label": lambda text: resealed(text, temperature={"sick": 1.0, "well": 1.0}),
-    "a text": lambda text: resealed(text, thresholds={"sick": "0.5"}),
-    "out of range": lambda text: resealed(text, thresholds={"sick": 1.0}),
-    "both classes": lambda text: resealed(text, thresholds={"sick": 0.5, "well": 0.5}),
-    "another label": lambda text: resealed(text, thresholds={"ill": 0.5}),
-    "a list": lambda text: "[]",
+DAMAGES: dict[str, tuple[Callable[[str], str], str]] = {
+    "no JSON": (lambda text: text[:40], "is not JSON"),
+    "a changed number": (lambda text: text.replace('"step": ', '"step": 1'), "does not match its own checksum"),
+    "no temperature": (lambda text: resealed(text, temperature=...), "temperature: is missing"),
+    "infinite": (lambda text: resealed(text, temperature=1e999), "temperature: contains the number inf"),
+    "overflow": (
+        lambda text: re.sub(r'"temperature": [0-9.]+', '"temperature": 1e400', text),
+        "temperature: contains the number inf",
+    ),
+    "no number": (lambda text: resealed(text, temperature=float("nan")), "temperature: contains the number nan"),
+    "zero": (lambda text: resealed(text, temperature=0.0), "temperature: must be finite and greater than 0, got 0.0"),
+    "of each label": (
+        lambda text: resealed(text, temperature={"sick": 1.0}),
+        "temperature: must be one number, got ['sick']",
+    ),
+    "a text": (lambda text: resealed(text, thresholds={"sick": "0.5"}), 'thresholds.sick: must be a number, got "0.5"'),
+    "out of range": (
+        lambda text: resealed(text, thresholds={"sick": 1.0}),
+        "thresholds['sick']: must be at least 0 and less than 1, got 1.0",
+    ),
+    "both classes": (
+        lambda text: resealed(text, thresholds={"sick": 0.5, "well": 0.5}),
+        "thresholds: must have one of two classes, got ['sick', 'well']",
+    ),
+    "another label": (
+        lambda text: resealed(text, thresholds={"ill": 0.5}),
+        "thresholds: must have one of two classes, got ['ill']",
+    ),
+    "a huge list": (lambda text: resealed(text, thresholds=[0.5] * 100_000), "thresholds: must be an object, got [0.5"),
+    "many labels": (
+        lambda text: resealed(text, thresholds={f"label {number}": 0.5 for number in range(50_000)}),
+        "thresholds: must have one of two classes, got ['label 0'",
+    ),
+    "deep": (
+        lambda text: text.replace('"thresholds"', '"deep": ' + '{"a":' * 300 + "1" + "}" * 300 + ', "thresholds"'),
+        "is nested more than 100 levels deep",
+    ),
+    "a wrong record": (
+        lambda text: resealed(text, validation={"thresholds": [1]}),
+        "validation.thresholds: must be an",
+    ),
+    "a list": (lambda text: "[]", "must be an object, got []"),
 }
 
 
@@ -329,10 +360,12 @@ def test_a_damaged_rule_is_refused_by_name(runs: Path, trained: Path, said: Any)
     said("eval", "run=two", *FIND)
     file = Path("two", "decision.json")
     intact = file.read_text(encoding="utf-8")
-    for name, damage in DAMAGES.items():
+    for number, (name, (damage, expected)) in enumerate(DAMAGES.items()):
         file.write_text(damage(intact), encoding="utf-8")
-        for verb in (["eval"], ["predict", f"input={trained}/tables/test.csv"]):
+        for verb in (["eval"], ["predict", f"input={trained}/tables/test.csv"])[number % 2 :][:1]:
             _, problem = said(verb[0], "run=two", *verb[1:], code=3)
+            assert expected in problem, (name, problem[:300])
+            assert len(problem) < 600
             assert problem.startswith("two/decision.json: is damaged: "), (name, problem)
             assert problem.endswith("Delete the file to go back to the rule of the task.\n")
     file.unlink()

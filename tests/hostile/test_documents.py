@@ -6,6 +6,7 @@ The documents are those that a small run has, so a new document is covered by it
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pyarrow import parquet as pq
 
-from tests.support.hostile_documents import DAMAGES, seal_again, variants
+from tests.support.hostile_documents import DAMAGES, seal_again, variants, write_temperature
+from tests.support.hostile_files import replace_metadata
 from tests.support.jobs import train, working_in, write_data
 from trainer.cli import main
 from trainer.export.folder import write_manifest
@@ -29,6 +32,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with working_in(folder):
         options = ("train.duration=2", "checkpoint.every=1", "train.eval_every=1", "export.formats=[onnx]")
         assert train(folder / "run", *write_data(folder), *options) == 0
+        write_temperature(folder / "run")
+        sweep = folder / "sweeps/s"
+        shutil.copytree(folder / "run", sweep / "seed=0", ignore=shutil.ignore_patterns("export", "checkpoints"))
+        fields = {"format": 1, "config": {"seed": 0}, "jobs": [{"name": "seed=0", "changes": {"seed": "0"}}]}
+        (sweep / "sweep.json").write_text(json.dumps(fields), encoding="utf-8")
         yield folder / "run"
 
 
@@ -57,6 +65,8 @@ def verbs_on(run: Path, file: Path) -> list[list[str]]:
         return [report, ["predict", f"run={file.parent}", "input=hammer and saw"]]
     if file.parent.parent.name == "checkpoints" and file.name != "MANIFEST.json":
         return [["predict", f"run={run}", f"checkpoint={file.parent.name}", "input=hammer and saw", "device=cpu"]]
+    if file.name == "decision.json":
+        return [["predict", f"run={run}", "input=hammer and saw", "device=cpu"]]
     return [report, ["diff", f"left={run}", f"right={run}"]]
 
 
@@ -91,6 +101,7 @@ def test_bytes_of_every_document(share: int, run: Path, capfd: pytest.CaptureFix
 
 FIELDS = (
     "config.yaml",
+    "decision.json",
     "metrics.jsonl",
     "eval/test.json",
     *(f"checkpoints/step-00000002/{name}" for name in ("MANIFEST.json", "config.yaml", "state.json", "task.json")),
@@ -107,6 +118,9 @@ def readers_of(run: Path, name: str) -> list[list[str]]:
         return [["predict", f"run={run / 'export'}", "input=hammer and saw"], pages[0], whole[0]]
     if name.startswith("eval/"):
         return pages
+    if name == "decision.json":
+        again = ["eval", f"run={run}", "threshold=kept", "calibrate=true", "device=cpu"]
+        return [["predict", f"run={run}", "input=hammer and saw", "device=cpu"], again, whole[1]]
     checkpoint = "checkpoint=step-2" if name.startswith("checkpoints/") else "checkpoint=best"
     return [["predict", f"run={run}", checkpoint, "input=hammer and saw", "device=cpu"], *pages, *whole]
 
@@ -149,6 +163,32 @@ def test_fields_of_every_document(sample: int | None, name: str, run: Path, capf
             except Exception as error:  # all of them are reported together
                 failures.append(f"{case[:80]}: {command[0]}: {type(error).__name__}: {str(error)[-400:]}")
     assert not failures, "\n".join([f"{len(failures)} of {len(changes)}", *failures[:40]])
+
+
+@pytest.mark.parametrize("sample", [12, pytest.param(None, marks=pytest.mark.slow)])
+def test_fields_of_a_sweep_and_of_the_metadata_of_predictions(
+    sample: int | None, run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Every field is wrong in every way."""
+    sweep, predictions = run.parent / "sweeps/s/sweep.json", run / "eval/test.predictions.parquet"
+    about = json.loads(pq.read_schema(predictions).metadata[b"trainer.predictions"])
+    intact, failures = {file: file.read_bytes() for file in (sweep, predictions)}, []
+    page = f"output={run.parent / 'report.html'}"
+    cases = [(sweep, ["report", f"run={sweep.parent}", page], each) for each in variants(json.loads(intact[sweep]))]
+    cases += [(predictions, ["report", f"run={run}", page], each) for each in variants(about)]
+    for file, command, (case, changed) in cases[:: 1 if sample is None else len(cases) // sample]:
+        data = json.dumps(changed).encode("utf-8", "surrogatepass")
+        if file == sweep:
+            file.write_bytes(data)
+        else:
+            replace_metadata(file, lambda old, data=data: data if b"format" in old else old)
+        try:
+            check([command], file, case, capfd)
+        except Exception as error:
+            failures.append(f"{file.name}: {case[:80]}: {type(error).__name__}: {str(error)[-400:]}")
+        finally:
+            file.write_bytes(intact[file])
+    assert not failures, "\n".join(failures)
 
 
 EXPORTED_VALUES = {

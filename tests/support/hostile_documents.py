@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.support.hostile_files import reseal
+from tests.support.hostile_files import reseal, reseal_document
 from trainer.export.folder import write_manifest
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -47,6 +47,17 @@ VALUES = (
 _MANY = 50
 
 
+def write_temperature(run: Path) -> None:
+    """Write a decision rule for the best weights of a run, as if it had been found on the validation split."""
+    from trainer.builders.checkpointed import load_checkpointed_model
+    from trainer.decision import DecisionRule, write_rule
+
+    origin = load_checkpointed_model(run, None, checkpoint="best", weights="auto", device="cpu").origin
+    owner = {key: origin[key] for key in ("step", "weights", "checkpoint_sha256")}
+    found = {"calibration": {"temperature": 0.5, "unfit": [], "nll_before": 1.0, "nll": 0.5}}
+    write_rule(run, {**owner, **DecisionRule({}, 0.5).document(), "validation": found})
+
+
 def variants(document: Any) -> Iterator[tuple[str, Any]]:
     """Yield a name and a document for each field and each wrong value, without the field, and with one more."""
     for path in _paths(document):
@@ -76,8 +87,9 @@ def _paths(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 
 def seal_again(file: Path) -> None:
-    """Make the manifest next to a damaged document fit it, so that the damage is met behind the checksums."""
+    """Make the checksums of a damaged document fit it, so that the damage is met behind them."""
     reseal(file)
+    reseal_document(file)
     manifest = file.parent / "manifest.json"
     try:
         document = json.loads(manifest.read_bytes())

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from tests.support.hostile_commands import NASTY_TEXTS
+from trainer.shapes import seal
 
 
 def damaged(random: Random, data: bytes, name: str) -> bytes:
@@ -142,6 +143,27 @@ def reseal(file: Path) -> None:
         manifest.write_text(sealed, encoding="utf-8")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return  # there is none, or it is the damaged file
+
+
+def reseal_document(file: Path) -> None:
+    """Make the checksum inside a damaged document fit it."""
+    try:
+        fields = json.loads(file.read_bytes())
+        if "checksum" in fields:
+            file.write_text(json.dumps(seal(fields)), encoding="utf-8")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return  # it is no longer a document
+
+
+def replace_metadata(file: Path, change: Callable[[bytes], bytes]) -> None:
+    """Change the JSON in the metadata of a file of predictions."""
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(file)
+    metadata = {
+        key: change(value) if key.startswith(b"trainer.") else value for key, value in table.schema.metadata.items()
+    }
+    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), file)
 
 
 def write_variants(folder: Path) -> None:

@@ -20,6 +20,7 @@ from trainer.config.groups import HYDRA_KEYS, OWN, Groups, groups_in, own_folder
 from trainer.config.validate import HYDRA_KEY_TYPES, SYNTAX, key_annotation, read_signature
 from trainer.durations import text_pattern
 from trainer.errors import ConfigError
+from trainer.shapes import to_json
 
 Node = dict[str, Any]
 
@@ -39,7 +40,7 @@ def write_schema(path: Path, group: str | None = None) -> None:
 
 def schema_text(group: str | None = None) -> str:
     """Return the schema of the config, with the options of the working directory, as text; see `make_schema`."""
-    return json.dumps(make_schema(groups_in([own_folder(), working_folder()]), group), indent=1, ensure_ascii=False)
+    return to_json(make_schema(groups_in([own_folder(), working_folder()]), group), indent=1, ensure_ascii=False)
 
 
 def is_schema(path: Path) -> bool:
