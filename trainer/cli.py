@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from trainer.config.command import CheckedCommand, InputCheck
 
 VERBS = {
-    "init": "look at your data and write an experiment that trains on it",
+    "init": "look at your data and write an experiment that trains on it, or write a part of your own",
     "train": "train a model, evaluate its best weights on the test split, and write proved artifacts",
     "plan": "show a training job without running it: steps, schedule, model, memory, files",
     "eval": "evaluate a checkpoint of a run on a split",
@@ -75,6 +75,7 @@ flags
 
 examples
   trainer init my.csv
+  trainer init part=loss name=my_loss
   trainer train
   trainer train data=files data.train=my.csv train.duration=3ep optimizer.lr=3e-4
   trainer plan loss=focal train.batch_size=256
@@ -184,6 +185,8 @@ def _run(arguments: list[str]) -> None:
         _complete(arguments)
         return
     verb, *rest = arguments
+    if verb == "init":
+        rest = ["ask=true" if argument == "--ask" else argument for argument in rest]
     if verb not in VERBS:
         raise ConfigError(f"{verb}: unknown verb. {_verb_remedy(verb)}")
     if {"-h", "--help"} & set(rest):

@@ -4,6 +4,7 @@
 
 import csv
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from PIL import Image
 
 from tests.support.jobs import TINY, WORDS, events, rows, working_in, write_csv
 from trainer.cli import main
+from trainer.commands.init_parts import PARTS
 from trainer.config.command import check_command
 
 ROWS = rows(120)
@@ -256,3 +258,58 @@ def test_large_file_is_sampled_without_torch(folder: Path) -> None:
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "note: only the first 100,000 rows were looked at" in output
     assert output.splitlines()[-1] == "[]"
+
+
+def test_questions_have_the_proposal_as_default(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table("title body kind stars", [[text[:9], text, label, n % 3] for n, (text, label) in enumerate(ROWS)])(
+        Path("a.csv")
+    )
+    asked: list[str] = []
+    answers = iter(["title", "kind", "mine", "", "", ""])
+    monkeypatch.setattr("builtins.input", lambda question: (asked.append(question), next(answers))[1])
+    assert main(["init", "a.csv", "--ask"]) == 0
+    assert asked == ["column of text [body]: ", "column of target [stars]: ", "name of the experiment [a]: "]
+    assert "Predict kind (3 classes) from title" in capsys.readouterr().out
+    assert Path("conf/experiment/mine.yaml").exists()
+    assert main(["init", "a.csv", "ask=true"]) == 0
+    assert "Predict stars (3 classes) from body" in Path("conf/experiment/a.yaml").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    made = tmp_path_factory.mktemp("parts")
+    with working_in(made):
+        write_csv(made / "train.csv")
+        for part in PARTS:
+            assert main(["init", f"part={part}"]) == 0
+        yield made
+    sys.path[:] = [entry for entry in sys.path if entry != str(made)]
+
+
+def test_tests_of_written_parts_pass(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(parts)
+    tests = sorted(parts.glob("test_*.py"))
+    assert len(tests) == len(PARTS)
+    for file in tests:
+        runpy.run_path(str(file))["test_contract"]()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_written_part_trains(part: str, parts: Path) -> None:
+    chosen = f"{part}=my_{part}" if part != "metric" else "metrics=[{_target_: my_metric.MyMetric}]"
+    data = ["data=files", "data.train=train.csv"] if part != "data" else []
+    tiny = [key for key in TINY if not (part == "model" and key.startswith("model."))]
+    assert main(["train", chosen, *data, *tiny, "train.duration=2", f"run.dir=run_{part}"]) == 0
+    assert events(parts / f"run_{part}", "end")[-1]["step"] == 2
+
+
+def test_part_replaces_no_file(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (parts / "my_loss.py").read_text(encoding="utf-8")
+    assert main(["init", "part=loss"]) == 2
+    assert "Set force=true to replace it" in capsys.readouterr().err
+    for name in ("json", "class", "My", "a-b", "focal"):
+        assert main(["init", "part=loss", f"name={name}"]) == 2
+    assert main(["init", "part=los"]) == 2
+    assert (parts / "my_loss.py").read_text(encoding="utf-8") == before

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 
 from trainer.atomic_io import create_folder, refuse_to_replace, write_text
 from trainer.commands.init_files import TEXT_SUFFIXES, is_text_file, look_at_folder, look_at_text_file
+from trainer.commands.init_parts import write_part
 from trainer.commands.init_proposal import Look, Proposal, look_at_table
-from trainer.config.groups import groups_in, own_folder
+from trainer.config.groups import groups_in, is_local, own_folder
 from trainer.config.jobs import InitJob
 from trainer.config.json_schema import is_schema, write_schema
 from trainer.data.profile import profile_table
 from trainer.data.readers import format_suffix, format_suffixes
-from trainer.display import print_lines
+from trainer.display import escape_controls, print_lines
 from trainer.errors import ConfigError, DataError, format_error
 from trainer.layout import Document, expand_home
 
 EXPERIMENTS = Path("conf", "experiment")
 """Folder of the experiments, relative to the working directory."""
+
+_KEYS = {"text": "text", "label": "target", "labels": "target", "value": "target"}
+"""The key that chooses the column of a role."""
 
 SCHEMA = Path("conf", "schema.json")
 """The schema of the config, for editors."""
@@ -34,17 +40,38 @@ def run(job: InitJob, config: Document) -> None:
         ConfigError: The file of the experiment exists.
         DataError: The data cannot be used.
     """
+    if job.part is not None:
+        print_lines(*_write_part(job.part, job), to=sys.stdout)
+        return
     if job.path is None:
-        raise ConfigError(format_error("path", "is missing", "Name your data: trainer init my.csv"))
+        remedy = "Name your data: trainer init my.csv, or a part to write: trainer init part=loss name=my_loss"
+        raise ConfigError(format_error("path", "is missing", remedy))
     path = Path(expand_home(job.path))
     name = job.name or _name_of(path)
-    file = EXPERIMENTS / f"{name}.yaml"
-    _check_name(name)
-    _refuse_to_replace(file, name, force=job.force)
+    if not job.ask:
+        _check_name(name, force=job.force)
     look = _look(path, job.target, job.text)
+    if job.ask:
+        look = _look_again(look, path, job)
+        name = _ask("name of the experiment", name)
+        _check_name(name, force=job.force)
+    file = EXPERIMENTS / f"{name}.yaml"
     create_folder(file.parent)
     write_text(file, look.proposal.yaml(f"{path}, {look.num_rows:,} {look.noun}", _schema_for_editors()), ConfigError)
     print_lines(*look.lines, *_describe_proposal(look.proposal, file, name), to=sys.stdout)
+
+
+def _write_part(group: str, job: InitJob) -> list[str]:
+    name = job.name or f"my_{group}"
+    if job.path is not None:
+        raise ConfigError(format_error("path", "a part has no data", "Leave it out", value=job.path))
+    if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower():
+        remedy = f"Use lower-case letters, digits and _, such as my_{group}"
+        raise ConfigError(format_error("name", "is no name of a Python module", remedy, value=name))
+    is_taken = name in sys.stdlib_module_names or (find_spec(name) is not None and not is_local(name))
+    if is_taken or groups_in([own_folder()]).file(group, name):
+        raise ConfigError(format_error("name", "is taken by another module or option", f"Try my_{name}", value=name))
+    return write_part(group, name, force=job.force)
 
 
 def _look(path: Path, target: str | None, text: str | None) -> Look:
@@ -76,7 +103,19 @@ def _schema_for_editors() -> str | None:
     return f"../{SCHEMA.name}" if is_schema(SCHEMA) else None
 
 
-def _refuse_to_replace(file: Path, name: str, *, force: bool) -> None:
+def _name_of(path: Path) -> str:
+    """Return the name of an experiment for data; no name of this project's own experiments."""
+    name = re.sub(r"\W+", "_", path.name.partition(".")[0] or path.resolve().name, flags=re.ASCII).strip("_") or "mine"
+    return f"{name}_data" if groups_in([own_folder()]).file("experiment", name) else name
+
+
+def _check_name(name: str, *, force: bool) -> None:
+    """Raise ConfigError if no experiment of this name can be written."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
+        raise ConfigError(format_error("name", "must consist of letters, digits, _ and -", value=name))
+    if groups_in([own_folder()]).file("experiment", name):
+        raise ConfigError(format_error("name", "is an experiment of this program", "Choose another name", value=name))
+    file = EXPERIMENTS / f"{name}.yaml"
     if file.exists() and not force:
         free = next(other for number in count(2) if not file.with_stem(other := f"{name}_{number}").exists())
         remedy = f"Set force=true to replace it, or choose another name: name={free}"
@@ -84,17 +123,22 @@ def _refuse_to_replace(file: Path, name: str, *, force: bool) -> None:
     refuse_to_replace("name", file, force=force)
 
 
-def _name_of(path: Path) -> str:
-    """Return the name of an experiment for data; no name of this project's own experiments."""
-    name = re.sub(r"\W+", "_", path.name.partition(".")[0] or path.resolve().name, flags=re.ASCII).strip("_") or "mine"
-    return f"{name}_data" if groups_in([own_folder()]).file("experiment", name) else name
+def _look_again(look: Look, path: Path, job: InitJob) -> Look:
+    """Ask for the columns of a table, and return its look with the answers."""
+    print_lines(*look.lines, f"proposal: {look.proposal.summary}", to=sys.stdout)
+    proposed = {_KEYS[role]: names[0] for role, names in look.proposal.roles.items() if role in _KEYS}
+    answers = {key: _ask(f"column of {key}", name) for key, name in proposed.items()}
+    if answers == proposed:
+        return look
+    return _look(path, answers.get("target", job.target), answers.get("text", job.text))
 
 
-def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
-        raise ConfigError(format_error("name", "must consist of letters, digits, _ and -", value=name))
-    if groups_in([own_folder()]).file("experiment", name):
-        raise ConfigError(format_error("name", "is an experiment of this program", "Choose another name", value=name))
+def _ask(question: str, default: str) -> str:
+    """Return the answer to a question, or the default if there is none."""
+    try:
+        return input(f"{question} [{escape_controls(default)}]: ").strip() or default
+    except EOFError:
+        return default
 
 
 def _describe_proposal(proposal: Proposal, file: Path, name: str) -> Sequence[str]:

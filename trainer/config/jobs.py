@@ -352,13 +352,20 @@ class PlanJob(TrainJob):
 
 @dataclass(frozen=True)
 class InitJob:
-    """A proposal for data of the user's own."""
+    """A proposal for data of the user's own, or a part of the user's own."""
 
     path: AnyPath | None = text(None, "data: a table (CSV, TSV, JSON Lines, Parquet, ...), a text file, or a folder")
-    name: NonEmptyStr | None = text(None, "name of the experiment; null is the name of the data")
+    part: Literal["loss", "model", "task", "data", "scheduler", "optimizer", "metric"] | None = key(
+        None,
+        "write a part instead, with its option and a test: loss, model, task, data, scheduler, optimizer or metric",
+    )
+    name: NonEmptyStr | None = text(
+        None, "name of the experiment or part; null is the name of the data, or my_ and the kind of part"
+    )
     target: str | None = text(None, "column to predict; null finds it")
     text: str | None = text(None, "column of texts to read; null finds it")
-    force: bool = key(False, "replace an experiment of the same name")
+    ask: bool = key(False, "ask for the columns and the name before writing; --ask is short for ask=true")
+    force: bool = key(False, "replace files of the same name")
 
 
 @dataclass(frozen=True)
