@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,10 @@ import yaml
 from tests.support.documents import artifact_entry, export_manifest
 from tests.support.jobs import train, working_in, write_data, write_roles
 from tests.support.pages import check_page
+from tests.support.stored_predictions import write_predictions
 from trainer.cli import main
+from trainer.commands.report import write_page
+from trainer.commands.run_folders import read_run
 from trainer.export.folder import write_manifest
 
 
@@ -94,9 +98,10 @@ def test_the_page_needs_no_heavy_module(folder: Path) -> None:
     code = "import sys; from trainer.cli import main; main(['report', 'run=runs/one', 'output=light.html'])"
     code += "; print([name for name in ('torch', 'pandas', 'datasets', 'matplotlib') if name in sys.modules])"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    code += "; main(['report', 'run=runs/one', 'beside=[runs/two]', 'output=pair.html']); print('torch' in sys.modules)"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
 
-    assert process.stdout.splitlines() == ["light.html", "[]"]
+    assert process.stdout.splitlines() == ["light.html", "[]", "pair.html", "False"]
 
 
 def test_damaged_predictions_are_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,12 +136,78 @@ def test_runs_are_shown_side_by_side(folder: Path) -> None:
     ranked = [row for row in rows if row[-1] == "complete"]
     assert {row[0] for row in ranked} == {"one", "two"}
     scores = [float(row[3]) for row in ranked]
-    assert all(re.fullmatch(r"0\.\d{4} \(0\.\d{4} to \d\.\d{4}\)", row[4]) for row in ranked)
+    assert all(re.fullmatch(r"0\.\d{4} \(0\.\d{4} to \d\.\d{4}\)", row[5]) for row in ranked)
+    assert ranked[0][4] == ""
+    assert re.fullmatch(r"[+-]0\.\d{4} \([+-]0\.\d{4} to [+-]0\.\d{4}\): (better|no difference shown)", ranked[1][4])
     assert scores == sorted(scores, reverse=True)
     assert ["optimizer.lr", *(row[2] for row in ranked)] in rows
     assert page.count("<li class=") == 2
     names = {f"ema.decay={row[1]}, optimizer.lr={row[2]}" for row in ranked}
     assert names <= {html.unescape(name) for name in re.findall(r'<li class="[^"]*">(.*?)</li>', page)}
+
+
+def write_answers(run: Path, right: int, *, keeps: bool = True) -> float:
+    """Write the predictions of 60 rows, of which so many are right, as the validation of a run; return the accuracy."""
+    targets = ["a", "b"] * 30
+    answers = [target if row < right else "ab".replace(target, "") for row, target in enumerate(targets)]
+    file = run / "eval" / "validation.predictions.parquet"
+    file.unlink(missing_ok=True)
+    if keeps:
+        write_predictions(
+            run / "eval", "class", classes=["a", "b"], name="validation", target=targets, prediction=answers
+        )
+    scores = {"split": "validation", "step": 8, "weights": "raw", "digest": "", "accuracy": right / 60, "loss": 1.0}
+    (run / "eval" / "validation.json").write_text(json.dumps(scores))
+    return right / 60
+
+
+@pytest.mark.parametrize(
+    ("right", "keeps", "verdict"),
+    [
+        (60, True, "It is better than two on the 60 validation rows that both have predicted: accuracy +0.2500"),
+        (
+            46,
+            True,
+            "This decides nothing: on the 60 validation rows that both have predicted, no difference from two is",
+        ),
+        (60, False, "Without predictions of the same validation rows, the difference may be chance."),
+    ],
+)
+def test_the_best_run_is_compared_on_the_same_rows(
+    right: int, keeps: bool, verdict: str, folder: Path, tmp_path: Path
+) -> None:
+    records = []
+    for name, count in (("one", right), ("two", 45)):
+        shutil.copytree("runs/one", tmp_path / name)
+        value = write_answers(tmp_path / name, count, keeps=keeps or name == "one")
+        best = {"step": 8, "name": "accuracy", "value": value, "higher_is_better": True, "weights": "raw"}
+        records.append(replace(read_run(str(tmp_path / name)), best=best))
+    write_page(tmp_path / "both.html", records[::-1])
+    page = (tmp_path / "both.html").read_text(encoding="utf-8")
+    check_page(page)
+
+    assert verdict in page
+    changed = f"{right - 45} rows changed sides: {right - 45} right only in one, 0 only in two"
+    assert (changed in page) == keeps
+    assert page.count("Confusion matrix: ") == (4 if keeps else 0)  # the captions, and the names of what scrolls
+    shown = [row[2:] for row in cells(page) if row[:2] == ["a", "30"]]
+    assert shown == ([[{60: "1.0000", 46: "0.7667"}[right], "0.7541"]] if keeps else [])
+
+
+@pytest.mark.parametrize("key", ["logger.tensorboard", "metrics", "export.formats", "train.log_every"])
+def test_runs_are_not_compared_by_what_they_only_record(key: str, folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        shutil.copytree("runs/one", tmp_path / name)
+    config = yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())
+    *groups, last = key.split(".")
+    part = config[groups[0]] if groups else config
+    part[last] = ["auroc"] if key == "metrics" else 7
+    (tmp_path / "other" / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    write_page(tmp_path / "both.html", [read_run(str(tmp_path / name)) for name in ("one", "other")])
+    page = (tmp_path / "both.html").read_text(encoding="utf-8")
+
+    assert "<title>2 runs of one config</title>" in page
+    assert f">{key}<" in page[page.index("What the runs differ in") :]
 
 
 def test_twelve_runs_are_compared_by_what_they_differ_in(folder: Path) -> None:
@@ -157,6 +228,11 @@ def test_twelve_runs_are_compared_by_what_they_differ_in(folder: Path) -> None:
     # One line for each run, however many weights were evaluated.
     assert page.count(" over step: ") == 9
     assert page.count("<polyline") == 9 * 12
+    # Columns of many runs are as narrow as their ranks.
+    assert ["key", *(f"#{rank}" for rank in range(1, 13))] in cells(page)
+    assert (
+        "It is better than 0 of 11 other runs on the same 20 validation rows; against the rest, no difference" in page
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from trainer.commands.run_folders import RunRecord
@@ -25,8 +25,8 @@ _KEYS = ("step", "weights", "digest")
 """Keys with equal values in the scores of an evaluation and in its predictions."""
 
 
-def compare_rows(left: RunRecord, right: RunRecord) -> dict[str, Document]:
-    """Return the comparison on each split of which both runs have predictions of the same rows.
+def compare_rows(left: RunRecord, right: RunRecord, splits: Collection[str] | None = None) -> dict[str, Document]:
+    """Return the comparison on each split, or on some, of which both runs have predictions of the same rows.
 
     Each has the number of `rows`, the `metrics` (by name: `left`, `right`, `difference`, the 95 % `interval` of the
     difference and the `verdict` on `right`), and for tasks whose answers are correct or wrong `changed`: the number of
@@ -34,6 +34,8 @@ def compare_rows(left: RunRecord, right: RunRecord) -> dict[str, Document]:
     """
     compared = {}
     for split in (split for split in left.evaluations if split in right.evaluations):
+        if splits is not None and split not in splits:
+            continue
         pair = [_read(record, split) for record in (left, right)]
         if pair[0] is None or pair[1] is None:
             continue
@@ -143,7 +145,7 @@ def print_comparison(console: Console, split: str, compared: Document, names: tu
     console.out(f"{split}: {_verdict(name, metrics[name], compared['rows'], names)}", highlight=False)
     columns = ["", *names, "difference", "95% interval", f"{names[1]} is"]
     rows = [
-        [key, item["left"], item["right"], _signed(item["difference"]), _range(item["interval"]), item["verdict"]]
+        [key, item["left"], item["right"], signed(item["difference"]), signed_range(item["interval"]), item["verdict"]]
         for key, item in metrics.items()
     ]
     print_table(console, f"{split}: {compared['rows']} rows of both runs", columns, rows)
@@ -156,7 +158,7 @@ def _print_changed(console: Console, split: str, changed: Document, names: tuple
     sides = [f"{count} correct only in {name}" for count, name in zip(counts, names, strict=True)]
     text = f"{split}: {sum(counts)} rows changed sides: {' and '.join(sides)}"
     if changed["first"]:
-        rows = [[_place(row), *(_join(row[key]) for key in ("target", "left", "right"))] for row in changed["first"]]
+        rows = [[place_of(row), *(_join(row[key]) for key in ("target", "left", "right"))] for row in changed["first"]]
         print_table(console, f"{text}; the first:", ["row", "target", *names], rows, names=[1, 2, 3])
     else:
         console.out(text, highlight=False)
@@ -164,21 +166,21 @@ def _print_changed(console: Console, split: str, changed: Document, names: tuple
 
 def _verdict(name: str, metric: Document, num_rows: int, names: tuple[str, str]) -> str:
     left, right = names
-    numbers = f"{name} {_signed(metric['difference'])}, 95% interval {_range(metric['interval'])}, {num_rows} rows"
+    numbers = f"{name} {signed(metric['difference'])}, 95% interval {signed_range(metric['interval'])}, {num_rows} rows"
     if metric["verdict"] == _NO_DIFFERENCE:
         return f"no difference shown between {left} and {right}: {numbers}"
     return f"{right} is {metric['verdict']} than {left}: {numbers}"
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
     return f"{value:+.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:+.3e}"
 
 
-def _range(interval: list[float]) -> str:
-    return " to ".join(map(_signed, interval))
+def signed_range(interval: list[float]) -> str:
+    return " to ".join(map(signed, interval))
 
 
-def _place(row: Document) -> str:
+def place_of(row: Document) -> str:
     place = [str(value) for value in (row["file"], row["line"]) if value is not None]
     return ", ".join(place) or f"row {row['row']}"
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.atomic_io import refuse_to_replace, write_text
+from trainer.commands.report_comparison import Comparison, answer_comparison, compare_with_best, decide
 from trainer.commands.report_sections import (
+    MAX_NAMED,
     NamedRun,
     artifact_section,
     config_section,
@@ -17,6 +19,7 @@ from trainer.commands.report_sections import (
     environment_section,
     evaluation_section,
     interval_of,
+    monitor_of,
     part_name,
     shown_value,
     with_interval,
@@ -36,6 +39,15 @@ from trainer.report.statistics import Baseline, measure_baseline
 
 _MAX_NAMED_KEYS = 3
 """Runs that differ in at most this many keys are named by them."""
+
+_MAX_KEYS = 4
+"""Keys in the table of the runs."""
+
+_NOT_COMPARED = (
+    *("logger.", "metrics", "observers", "export.", "checkpoint.every", "checkpoint.keep", "eval.", "train.log_every"),
+    *("loader.workers", "loader.prefetch", "loader.pin_memory", "data.cache_dir", "data.strict"),
+)
+"""Keys, or their starts, that change what a run records but not what it learns: nobody compares runs by them."""
 
 
 def run(job: ReportJob, config: Document) -> None:
@@ -200,9 +212,12 @@ def _page_of_runs(records: Sequence[RunRecord]) -> Page:
     ranked = sorted(records, key=_rank)
     differing = _differing(ranked)
     runs = [NamedRun(name, record) for name, record in zip(_names(ranked, differing), ranked, strict=True)]
+    monitor = str(monitor_of(runs) or "score")
+    comparisons = compare_with_best(runs, monitor)
     sections = [
-        Section("Runs, best first", tables=[_ranking(runs, differing)]),
+        Section("Runs, best first", tables=[_ranking(runs, differing, monitor, comparisons)]),
         curve_section(runs),
+        answer_comparison(runs, comparisons),
         evaluation_section(runs),
         data_section(runs),
         artifact_section(runs),
@@ -219,6 +234,7 @@ def _page_of_runs(records: Sequence[RunRecord]) -> Page:
     verdict = ""
     if value is not None:
         verdict = f"Best: {runs[0].name} with validation {words(str(best['name']))} {value:.4f} at step {best['step']}."
+        verdict += f" {decide(comparisons, monitor)}"
     tasks = dict.fromkeys(words(_part_of(record.config, "task")) for record in ranked)
     return Page(title, ", ".join(tasks), verdict, [], sections)
 
@@ -234,7 +250,7 @@ def _rank(record: RunRecord) -> tuple[bool, str, float]:
 
 def _differing(records: Sequence[RunRecord]) -> list[str]:
     """Return the keys in which runs differ; of a part that differs, only its group."""
-    keys = differing_keys([record.config for record in records])
+    keys = [key for key in differing_keys([record.config for record in records]) if not key.startswith(_NOT_COMPARED)]
     groups = {key.removesuffix("._target_") for key in keys if key.endswith("._target_")}
     inside = tuple(f"{group}." for group in groups)
     return [*sorted(groups), *(key for key in keys if not key.startswith(inside))]
@@ -264,23 +280,25 @@ def _short_names(records: Sequence[RunRecord]) -> list[str]:
     ]
 
 
-def _ranking(runs: Sequence[NamedRun], differing: Sequence[str]) -> Table:
-    keys = differing[:6]
-    metric = next(
-        (str(run.record.best["name"]) for run in runs if run.record.best and "name" in run.record.best), "score"
-    )
+def _ranking(
+    runs: Sequence[NamedRun], differing: Sequence[str], metric: str, comparisons: Sequence[Comparison]
+) -> Table:
+    keys = differing[:_MAX_KEYS]
+    against = [None, *(comparison.describe() for comparison in comparisons)]
     columns = [
+        *(["rank"] if len(runs) > MAX_NAMED else []),
         "folder",
         *keys,
         f"validation {words(metric)}",
+        *(["the best against it"] if any(against) else []),
         f"test {words(metric)}",
         "best step",
         "training time",
         "end",
     ]
-    rows = []
+    rows: list[list[object]] = []
     folders = _short_names([run.record for run in runs])
-    for folder, run in zip(folders, runs, strict=True):
+    for folder, run, difference in zip(folders, runs, against, strict=True):
         record, best = run.record, run.record.best or {}
         value = best.get("value") if best.get("name") == metric else None
         seconds, _ = _training_time(record)
@@ -288,5 +306,7 @@ def _ranking(runs: Sequence[NamedRun], differing: Sequence[str]) -> Table:
         time = format_duration(seconds) if seconds else None
         state, detail = _how_it_ended(record)
         end = state if state == "complete" else f"{state}, {detail}"
-        rows.append([folder, *(_value(record, key) for key in keys), value, test, best.get("step"), time, end])
+        values = [*(_value(record, key) for key in keys), value, *([difference] if any(against) else [])]
+        rank = [f"#{len(rows) + 1}"] if len(runs) > MAX_NAMED else []
+        rows.append([*rank, folder, *values, test, best.get("step"), time, end])
     return Table("Ranked by the validation score", columns, rows)

@@ -39,6 +39,9 @@ _FAR_APART: Final = frozenset({"loss", "perplexity", "grad_norm"})
 
 _FROM_ZERO: Final = frozenset({"lr", "samples_per_second", "tokens_per_second", "mfu", "memory"})
 
+MAX_NAMED: Final = 4
+"""Runs of which a table can have a column each with the name as its header."""
+
 _OWN_KEYS: Final = ("run.", "resume", "trust")
 """Keys that say where a run is, not what it does."""
 
@@ -60,6 +63,11 @@ def part_name(target: str) -> str:
     """Return the name of a part: its module, as the options are named."""
     names = target.split(".")
     return names[-2] if len(names) > 1 else target
+
+
+def column_names(runs: Sequence[NamedRun]) -> list[str]:
+    """Return a header for each run: its name, or for many runs its rank."""
+    return [run.name for run in runs] if len(runs) <= MAX_NAMED else [f"#{rank}" for rank in range(1, len(runs) + 1)]
 
 
 def curve_section(runs: Sequence[NamedRun]) -> Section:
@@ -338,7 +346,7 @@ def _compared_configs(runs: Sequence[NamedRun]) -> Section:
     configs = [run.record.config for run in runs]
     differing = set(differing_keys(configs))
     keys = list(dict.fromkeys(key for config in configs for key, _ in flatten(config)))
-    columns = ["key", *(run.name for run in runs)]
+    columns = ["key", *column_names(runs)]
 
     compared = [[key, *(shown_value(config, key) for config in configs)] for key in keys if key in differing]
     equal = [key for key in keys if key not in differing and not key.startswith(_OWN_KEYS)]

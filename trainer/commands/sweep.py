@@ -29,6 +29,7 @@ from trainer.layout import LABEL_ERRORS, METRICS, REPORT, SWEEP, TABLE, Document
 from trainer.rank_environment import count_gpus
 from trainer.report.console import open_console, print_table
 from trainer.report.events import read_events
+from trainer.report.metric_names import words
 from trainer.report.page import Page, Section, Table, render_page
 from trainer.report.sweep_table import JobResult, describe_best, displayed_table, jobs_of_best, make_table, table_csv
 from trainer.shapes import to_json
@@ -196,6 +197,8 @@ def is_sweep_folder(folder: Path) -> bool:
 def _page(sweep: str, results: Mapping[str, JobResult], errors: list[list[object]]) -> Page:
     """Return the page of a sweep: the table of its settings, the one of its jobs, and rows with likely errors."""
     columns, rows = make_table(list(results.values()))
+    place = columns.index("metric")
+    rows = [[*row[:place], words(str(row[place])), *row[place + 1 :]] for row in rows]
     keys = list(dict.fromkeys(key for result in results.values() for key in result.changes))
     jobs = [
         [name, *(result.changes.get(key) for key in keys), (result.score or {}).get("value"), result.reason]

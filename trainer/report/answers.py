@@ -59,7 +59,7 @@ def answer_section(file: Path, about: Document) -> Section:
         targets, predictions = read_columns(file, "target", "prediction")
         if kind == "class":
             confusion = count_classes(targets, predictions, classes)
-            figures += _draw_confusion(confusion)
+            figures += draw_confusion(confusion)
             tables += [*_confused(confusion), *_class_tables("class", confusion)]
         elif kind == "labels":
             tables += _class_tables("label", count_labels(targets, predictions, classes))
@@ -76,7 +76,16 @@ def answer_section(file: Path, about: Document) -> Section:
     return Section(f"Answers on the {about.get('split')} split", note, figures=figures, tables=tables)
 
 
-def _draw_confusion(confusion: Confusion) -> Iterator[Figure]:
+def class_scores_of(file: Path, kind: str, classes: Sequence[str] | None) -> Confusion:
+    """Return the counts of classes, labels or entity types in a file of predictions."""
+    targets, predictions = read_columns(file, "target", "prediction")
+    if kind == "tags":
+        return count_entities(targets, predictions)
+    return (count_classes if kind == "class" else count_labels)(targets, predictions, classes)
+
+
+def draw_confusion(confusion: Confusion, title: str = "Confusion matrix") -> Iterator[Figure]:
+    """Yield the confusion matrix of classes, of many only those that are confused most."""
     count = len(confusion.names)
     shown = list(range(count)) if count <= _MATRIX_CLASSES else confusion.most_confused(_CONFUSED)
     if len(shown) < 2:
@@ -85,7 +94,7 @@ def _draw_confusion(confusion: Confusion) -> Iterator[Figure]:
     note = "Rows are targets; a stronger color is a larger share of the row."
     if len(shown) < count:
         note += f" The {len(shown)} of {count} classes that are confused most; answers of other classes are left out."
-    yield Figure("Confusion matrix", svg, note=note, can_scroll=True)
+    yield Figure(title, svg, note=note, can_scroll=True)
 
 
 def _confused(confusion: Confusion) -> Iterator[Table]:
@@ -220,13 +229,18 @@ def _number_figures(kind: str, targets: Sequence[Any], predictions: Sequence[Any
 
 
 def _number_tables(targets: Sequence[Any], predictions: Sequence[Any]) -> Iterator[Table]:
-    rows = []
+    columns = ["output", "rows", "mean error", "median distance", "90% are closer than", "99% are closer than"]
+    yield Table("Distances of predictions and targets", columns, number_rows(targets, predictions))
+
+
+def number_rows(targets: Sequence[Any], predictions: Sequence[Any]) -> list[list[object]]:
+    """Return a row for each output: its name, its rows, its mean error, and quantiles of the distances."""
+    rows: list[list[object]] = []
     for name, actual, answers in _pairs(targets, predictions):
         errors = answers - actual
         quantiles = np.quantile(np.abs(errors), [0.5, 0.9, 0.99]).tolist()
         rows.append([name.removeprefix(" of ") or "all", len(errors), float(errors.mean()), *quantiles])
-    columns = ["output", "rows", "mean error", "median distance", "90% are closer than", "99% are closer than"]
-    yield Table("Distances of predictions and targets", columns, rows)
+    return rows
 
 
 def _token_figures(file: Path) -> Iterator[Figure]:

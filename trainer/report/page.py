@@ -55,7 +55,7 @@ class Table:
     """
 
     title: str
-    columns: Sequence[str]
+    columns: Sequence[object]
     rows: Sequence[Sequence[object]]
     is_folded: bool = False
 
