@@ -165,6 +165,16 @@ def test_lines_fit_a_terminal_of_80_columns(
     assert all(line.startswith(" " * 24) for line in lines[1:])
 
 
+def test_a_check_that_fails_itself_is_a_problem() -> None:
+    def homeless() -> Iterator[Check]:
+        yield Check("ok", "first", "works")
+        raise RuntimeError("Could not determine home directory.\nmore")
+
+    first, second = doctor._safely("cache", homeless)
+    assert first.status == "ok"
+    assert second.text == "cannot be checked (RuntimeError: Could not determine home directory.)"
+
+
 @pytest.mark.slow
 def test_the_training_is_killed_resumed_and_equal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["doctor"]) == 0

@@ -71,6 +71,9 @@ def remedy(*argv: str, verb: str = "train") -> str:
         (["--optimizer.lr", "0.1"], "Write optimizer.lr=0.1."),
         (["model.name_or_path=x"], ""),
         (["optimizer.betas2=1"], "Did you mean optimizer.betas?"),
+        (["--batchsize", "3"], "Did you mean train.batch_size?"),
+        (["--no_such_key", "3", "seed=1"], "Known: "),
+        (["--multirn"], "Did you mean --multirun?"),
         (["sedd=1"], "Did you mean seed?"),
     ],
 )

@@ -29,7 +29,7 @@ CANNOT_SAY = {
     r"must be (an integer|a duration), got -?\d+\.0\.": "1.0 is an integer in JSON, a float in YAML",
     r"does not exist": "the schema does not know the disk",
     r"needs a value": "the command line may give the value",
-    r": needs data\.|: takes .* as targets|must have a value greater than 0": "relations of values are expressions",
+    r": needs data\.|: takes .* as targets|must have a value greater than 0|must divide": "relations are expressions",
 }
 """Problems that only the checker finds: a pattern of their messages, and why a schema cannot say them."""
 

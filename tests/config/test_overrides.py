@@ -29,7 +29,7 @@ def test_words_beyond_ascii_need_no_quotes(text: str, value: object) -> None:
     ("verb", "argv", "values"),
     [
         ("eval", ["runs/a b", "split=test"], {"run": "runs/a b", "split": "test"}),
-        ("diff", ["a", "--debug=1", "b"], {"left": "a", "right": "b"}),
+        ("diff", ["a", "-z=1", "b"], {"left": "a", "right": "b"}),
         ("report", ["a", "b", "c,d"], {"run": "a", "beside": ["b", "c,d"]}),
         ("predict", ["a", "x = [y], 'z'"], {"run": "a", "input": "x = [y], 'z'"}),
         ("predict", ["a text"], {"input": "a text"}),
@@ -52,7 +52,7 @@ def test_runs_and_texts_need_no_key(
 
     assert unreadable == []
     assert {item.key_or_group: item.value() for item in parsed} == values
-    assert len(problems) == ("--debug=1" in argv)
+    assert len(problems) == ("-z=1" in argv)
 
 
 @pytest.mark.parametrize(("verb", "argv", "key"), [("diff", ["a", "b", "c"], "c"), ("eval", ["run=a", "b"], "b")])

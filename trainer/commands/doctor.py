@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,23 +85,33 @@ def _print(console: Console, check: Check) -> None:
 
 def _checks(job: DoctorJob) -> Iterator[Check]:
     hub = HubCheck()
-    yield check_python()
-    yield from check_packages()
+    yield from _safely("python", lambda: [check_python()])
+    yield from _safely("packages", check_packages)
     facts, ending = _probe()
-    yield from _check_torch(facts, ending)
-    yield check_compiler(has_gpu=bool(facts.get("devices")))
-    yield check_memory(facts.get("memory") if isinstance(facts.get("memory"), int) else None)
-    yield check_shared_memory()
-    yield from check_folder("runs", Path(RUNS), "Start in another folder, or set run.dir")
-    yield from check_file_system(Path(RUNS))
-    yield from _check_caches()
-    yield from hub.results()
+    memory = facts.get("memory")
+    yield from _safely("torch", lambda: _check_torch(facts, ending))
+    yield from _safely("compiler", lambda: [check_compiler(has_gpu=bool(facts.get("devices")))])
+    yield from _safely("memory", lambda: [check_memory(memory if isinstance(memory, int) else None)])
+    yield from _safely("shared memory", lambda: [check_shared_memory()])
+    yield from _safely("runs", lambda: check_folder("runs", Path(RUNS), "Start in another folder, or set run.dir"))
+    yield from _safely("file locks", lambda: check_file_system(Path(RUNS)))
+    yield from _safely("cache", _check_caches)
+    yield from _safely("hub", hub.results)
     if job.quick:
         return
     if "torch" in facts.get("failures", {"torch": ""}):
         yield Check("problem", "training", "not tried, as torch does not work", "See the line torch")
         return
-    yield _check_training()
+    yield from _safely("training", lambda: [_check_training()])
+
+
+def _safely(name: str, checks: Callable[[], Iterable[Check]]) -> Iterator[Check]:
+    """Yield the results of checks; a check that fails itself is a problem, and the others go on."""
+    try:
+        yield from checks()
+    except Exception as error:  # whatever is wrong with the machine
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        yield Check("problem", name, f"cannot be checked ({reason})", "Mend what the reason names")
 
 
 def _check_caches() -> Iterator[Check]:
@@ -132,7 +143,7 @@ def _probe() -> tuple[dict[str, Any], str]:
         return {}, f"does not end within {_PROBE_SECONDS:.0f} seconds"
     facts: dict[str, Any] = {}
     for line in process.stdout.splitlines():
-        if line.startswith("{"):
+        with suppress(ValueError, TypeError):  # what a library prints
             facts |= json.loads(line)
     if process.returncode == 0:
         return facts, ""

@@ -113,7 +113,11 @@ def check_compiler(*, has_gpu: bool) -> Check:
         source = Path(folder, "empty.cpp")
         source.write_text("#include <vector>\nint main() { return int(std::vector<int>().size()); }\n")
         built = subprocess.run(
-            [*command.split(), str(source), "-o", f"{folder}/empty"], capture_output=True, text=True, check=False
+            [*command.split(), str(source), "-o", f"{folder}/empty"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
     if built.returncode:
         reason = (built.stderr.splitlines() or ["no message"])[0]

@@ -100,12 +100,14 @@ def _without_dashes(argv: Sequence[str], keys: Collection[str], known: Sequence[
         flag, equals, value = word.partition("=")
         name = flag.lstrip("-").replace("-", "_")
         is_key = name.partition(".")[0] in keys
-        is_flag = flag.startswith("-") and flag not in known
-        if not is_flag or not (is_key or foreign_name(name)):
+        takes_next = not equals and bool(words) and not words[0].startswith("--") and "=" not in words[0]
+        # Flags of Hydra may be shortened, and misspelled ones are named later.
+        is_near = any(each.startswith(flag) for each in known) or bool(get_close_matches(flag, known, n=1))
+        is_other = flag.startswith("--") and bool(equals or takes_next) and name.isidentifier() and not is_near
+        if not flag.startswith("-") or flag in known or not (is_key or is_other or foreign_name(name)):
             texts.append(word)
             continue
         if not equals:
-            takes_next = words and not words[0].startswith("--") and "=" not in words[0]
             value = words.pop(0) if takes_next else "true"
         texts.append(f"{name}={value}")
         if is_key:

@@ -301,7 +301,9 @@ class KnownKeys:
         if near := get_close_matches(name, siblings, n=1, cutoff=0.6):
             return f"Did you mean {prefix}{near[0]}?"
         itself = f"{prefix}{name}"
-        if elsewhere := [path for path in leaves(self.tree) if path.rpartition(".")[2] == name and path != itself]:
+        names = {path: path.rpartition(".")[2] for path in leaves(self.tree)}
+        near = [name] if parent else get_close_matches(name, [*names.values()], n=1, cutoff=0.85)
+        if elsewhere := [path for path, last in names.items() if last in near and path != itself]:
             return f"Did you mean {' or '.join(elsewhere)}?"
         known = f"Known: {', '.join(prefix + key for key in dict.fromkeys(siblings))}" if siblings else "It has no keys"
         if self.is_stored:
