@@ -11,6 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from tests.support.jobs import TINY, working_in, write_data
+from tests.support.pages import check_page
 from trainer.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,7 @@ def test_a_sweep_over_folds_predicts_every_row_once(tmp_path: Path, capsys: pyte
         assert {int(each["line"]) for each in listed[:6]} >= {*wrong}
         assert {each["finding"] for each in listed} <= {"likely wrong label", "hard"}
         page = (folder / "report.html").read_text(encoding="utf-8")
+        check_page(page)
         assert "Likely wrong labels and hard rows" in page
 
         (folder / "label_errors.csv").unlink()

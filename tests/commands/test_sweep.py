@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.jobs import TINY, checkpoint_files, checkpoint_steps, train, working_in, write_data
+from tests.support.pages import check_page
 from tests.support.processes import start, wait_until
 from trainer.cli import main
 from trainer.commands.run_folders import read_best_score
@@ -73,7 +74,9 @@ def test_jobs_equal_single_runs_and_the_table_groups_them_by_seed(job: list[str]
         assert float(row["mean"]) == pytest.approx(sum(values) / 2)
         assert (row["low"], row["high"]) == ("", "")
         assert (row["metric"], row["jobs"], row["missing"], row["reason"]) == ("accuracy", "2", "0", "")
-    assert "cross_entropy" in (whole / "report.html").read_text(encoding="utf-8")
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    check_page(page)
+    assert "cross_entropy" in page
 
 
 def best_value(run: Path) -> float:

@@ -98,3 +98,22 @@ def test_contrast_is_sufficient(number: int) -> None:
         pairs = zip(colors[cell], colors["page"], strict=True)
         mixed = tuple(opacity * over + (1 - opacity) * under for over, under in pairs)
         assert contrast(colors["text"], mixed) >= 4.5
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "rule"),
+    [
+        ('role="img" aria-label', "role", "svg: svg-img-alt"),
+        ('tabindex="0" role="region"', 'role="region"', "div: scrollable-region-focusable"),
+        ('scope="col"', "", "th: scope-attr-valid"),
+        ('<html lang="en">', "<html>", "html: html-has-lang"),
+        ("<h2>S</h2>", "<h2> </h2>", "h2 without a text"),
+    ],
+)
+def test_the_check_of_pages_finds_what_a_screen_reader_cannot_use(right: str, wrong: str, rule: str) -> None:
+    svg = draw_matrix(["a"], [[1]], "target", "prediction")
+    text = render_page(page(Section("S", figures=[Figure("M", svg)], tables=[Table("t", ["a"], [["x"]])])))
+    check_page(text)
+    assert right in text
+    with pytest.raises(AssertionError, match=re.escape(rule)):
+        check_page(text.replace(right, wrong))
