@@ -29,7 +29,10 @@ from trainer.rank_environment import JOINED, LAUNCH_FOLDER, LISTEN_FD, NCCL, RUN
 from trainer.signals import (
     STOP_SIGNALS,
     announce_stop,
+    can_handle_signals,
+    end_by_signal,
     end_with_parent_thread,
+    note_signal,
     print_at_once,
     signals_blocked,
 )
@@ -131,8 +134,7 @@ def launch(
     if len(received) > 1:
         if advise is not None:
             print_at_once("Stopped without saving.", *(advise(Path(run_folder)) if run_folder else ()))
-        signal.signal(received[1], signal.SIG_DFL)
-        signal.raise_signal(received[1])
+        end_by_signal(received[1])
     if failures:
         advice = advise(Path(run_folder)) if advise and run_folder and failures[0].is_death else []
         raise _error_of(failures[0], advice)
@@ -217,10 +219,12 @@ def recorded_signals(received: list[int], *, announces: bool) -> Iterator[None]:
 
     def record(number: int, _: FrameType | None) -> None:
         received.append(number)
+        note_signal(number)
         if announces and len(received) == 1:
             announce_stop()
 
-    before = {number: signal.signal(number, record) for number in STOP_SIGNALS}
+    numbers = STOP_SIGNALS if can_handle_signals() else ()
+    before = {number: signal.signal(number, record) for number in numbers}
     try:
         yield
     finally:

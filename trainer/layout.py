@@ -3,6 +3,7 @@
 runs/<run>/                     the run folder
   config.yaml  metrics.jsonl  trainer.log  report.html  lr_range.json  decision.json  .lock
   tensorboard/  trackers.json
+  data/<split>.parquet          rows that were passed in memory
   logs/rank-1.log               warnings of the second process of a run on several devices
   checkpoints/step-00000930/    state.json  task.json  config.yaml  MANIFEST.json  *.safetensors
   diverged/step-00000930/       report.json  batch.safetensors  config.yaml
@@ -58,6 +59,9 @@ TRACKERS: Final = "trackers.json"
 """The ids of the runs in trackers, so that a resumed run goes on in them."""
 
 CHECKPOINTS: Final = "checkpoints"
+DATA: Final = "data"
+"""Folder of the rows in memory that a run was trained or evaluated on, as Parquet files."""
+
 STATE: Final = "state.json"
 """Position, score, random generators and versions of a checkpoint."""
 

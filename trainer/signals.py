@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -13,6 +14,41 @@ from typing import Any
 from trainer.errors import Interrupted
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+_received_by_guest: list[int] | None = None
+
+
+@contextmanager
+def process_kept() -> Iterator[list[int]]:
+    """Leave the process to its caller: in the block, a second signal has the effect that the caller has chosen.
+
+    Yields a list of the signals that jobs in the block receive.
+    """
+    global _received_by_guest
+    before, _received_by_guest = _received_by_guest, []
+    try:
+        yield _received_by_guest
+    finally:
+        _received_by_guest = before
+
+
+def note_signal(number: int) -> None:
+    """Append a signal to the list of `process_kept`."""
+    if _received_by_guest is not None:
+        _received_by_guest.append(number)
+
+
+def can_handle_signals() -> bool:
+    """Return whether Python lets this thread set the handlers of signals: only the main thread gets signals."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def end_by_signal(number: int) -> None:
+    """End this process as a signal does by default; in `process_kept`, let the caller's handler decide."""
+    if _received_by_guest is None:
+        signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
 
 
 @contextmanager
@@ -26,6 +62,9 @@ def exit_on_sigterm() -> Iterator[None]:
     def end(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
+    if not can_handle_signals():
+        yield
+        return
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
@@ -89,6 +128,7 @@ class StopSignals:
     """
 
     at_second: Callable[[], list[str]] | None = None
+    _mask: set[int] | None = None
 
     def __init__(self, *, ends_on_second: bool = True) -> None:
         self.received: signal.Signals | None = None
@@ -98,14 +138,18 @@ class StopSignals:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in STOP_SIGNALS:
-            self._before[number] = signal.signal(number, self._on_signal)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # see `signals_blocked`
+        if can_handle_signals():
+            for number in STOP_SIGNALS:
+                self._before[number] = signal.signal(number, self._on_signal)
+            before = signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # see `signals_blocked`
+            self._mask = None if _received_by_guest is None else before
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler if self._ends_on_second else signal.SIG_IGN)
+        if self._mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         if self._has_raised and isinstance(error, Exception) and not isinstance(error, Interrupted):
             # The handler raised inside code that took the exception for an error of its own.
             assert self.received is not None
@@ -134,6 +178,7 @@ class StopSignals:
             raise Interrupted(f"stopped by {self.received.name}")
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
+        note_signal(number)
         if self.received is not None:
             if self._ends_on_second:
                 self._end(number)
@@ -141,7 +186,7 @@ class StopSignals:
         self.received = signal.Signals(number)
         if not self._deferring:
             for other in STOP_SIGNALS if self._ends_on_second else ():
-                signal.signal(other, signal.SIG_DFL)
+                signal.signal(other, signal.SIG_DFL if _received_by_guest is None else self._before[other])
             self._has_raised = True
             self.raise_if_received()
         if self._ends_on_second:
@@ -149,10 +194,10 @@ class StopSignals:
 
     def _end(self, number: int) -> None:
         """Say what is kept and end this process with the signal's default effect."""
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, self._before[signal.Signals(number)])
         with suppress(Exception):  # the process ends in any case
             print_at_once("Stopped without saving.", *(self.at_second() if self.at_second else ()))
-        signal.raise_signal(number)
+        end_by_signal(number)
 
 
 def announce_stop() -> None:

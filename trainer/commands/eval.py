@@ -95,8 +95,7 @@ def run(job: EvalJob, config: Document) -> None:
         job: The checked config.
         config: The same as plain data.
     """
-    check_slices(job)
-    raise_if_any(*rule_problems(load_stored_config(find_run_folder(job.run), "run"), job.threshold, job.calibrate))
+    check_job(job)
     devices = num_processes(job.devices, job.device)
     if devices > 1 and not is_rank():
         launch("eval", config, job.stored_overrides, devices, job.launch.grace)
@@ -105,8 +104,14 @@ def run(job: EvalJob, config: Document) -> None:
         _evaluate_with_others(job)
     else:
         with phases_shown(open_console("auto")):
-            result = _evaluate(job)
+            result = evaluate_run(job)
         _show(*result)
+
+
+def check_job(job: EvalJob) -> None:
+    """Report what prevents the evaluation and shows before anything heavy is loaded."""
+    check_slices(job)
+    raise_if_any(*rule_problems(load_stored_config(find_run_folder(job.run), "run"), job.threshold, job.calibrate))
 
 
 def _evaluate_with_others(job: EvalJob) -> None:
@@ -123,14 +128,14 @@ def _evaluate_with_others(job: EvalJob) -> None:
 
         if is_first_rank():
             with phases_shown(open_console("auto")):
-                result = _evaluate(job, join)
+                result = evaluate_run(job, join)
             _show(*result)
         else:
             stack.enter_context(logs_silenced())
-            _evaluate(job, join)
+            evaluate_run(job, join)
 
 
-def _evaluate(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple[CheckpointedModel, Evaluation]:
+def evaluate_run(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple[CheckpointedModel, Evaluation]:
     """Return the model and its scores.
 
     Args:

@@ -36,37 +36,37 @@ def run(job: ExportJob, config: Document) -> None:
         job: The checked config.
         config: The same as plain data; unused.
     """
+    console = open_console("auto")
+    with phases_shown(console):
+        artifacts, pruning = export_run(job)
+    if pruning is not None:
+        print_pruning(console, pruning)
+    print_artifacts(console, artifacts)
+
+
+def export_run(job: ExportJob) -> tuple[list[Artifact], Document | None]:
+    """Write and prove the artifacts of a run; return them, and how the copy was pruned if it was."""
     folder = find_run_folder(job.run)
     raise_if_any(
         *validate_formats({**load_stored_config(folder, "run"), "export": job.export}, Groups((own_folder(),)))
     )
-    console = open_console("auto")
-    with phases_shown(console):
-        with phase("loading PyTorch"):
-            from trainer.builders.checkpointed import load_checkpointed_model
-        with phase("loading the model"):
-            checkpointed = load_checkpointed_model(
-                folder,
-                job.trust,
-                job.stored_overrides,
-                checkpoint=select_checkpoint(job.run, job.checkpoint),
-                weights=job.weights,
-                device="cpu",
-                needs_loss=job.prune is not None,
-            )
-        artifacts = _export(job, checkpointed, console)
-    print_artifacts(console, artifacts)
-
-
-def _export(job: ExportJob, checkpointed: CheckpointedModel, console: Console) -> list[Artifact]:
-    if job.prune is None:
-        checkpointed = with_kept_rule(checkpointed)
-    else:
-        checkpointed = prune_copy(checkpointed, job.prune, job.split)
-        print_pruning(console, checkpointed.origin["pruning"])
+    with phase("loading PyTorch"):
+        from trainer.builders.checkpointed import load_checkpointed_model
+    with phase("loading the model"):
+        checkpointed = load_checkpointed_model(
+            folder,
+            job.trust,
+            job.stored_overrides,
+            checkpoint=select_checkpoint(job.run, job.checkpoint),
+            weights=job.weights,
+            device="cpu",
+            needs_loss=job.prune is not None,
+        )
+    checkpointed = with_kept_rule(checkpointed) if job.prune is None else prune_copy(checkpointed, job.prune, job.split)
     name = EXPORT if job.prune is None else pruned_folder_name(job.prune)
     with exit_on_sigterm():
-        return export_artifacts(checkpointed, job.export, job.split, name, job.stored_overrides, force=job.force)
+        artifacts = export_artifacts(checkpointed, job.export, job.split, name, job.stored_overrides, force=job.force)
+    return artifacts, checkpointed.origin["pruning"] if job.prune is not None else None
 
 
 def pruned_folder_name(prune: Document) -> str:

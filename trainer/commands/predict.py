@@ -72,17 +72,9 @@ def run(job: PredictJob, config: Document) -> None:
         DataError: Some rows could not be used; the others were predicted.
     """
     paths = resolve_paths(job.input, job.corpus, job.output, force=job.force)
-    exported = None if job.run is None or job.backend == "torch" else exported_config(job.run)
-    folder = find_run_folder(job.run) if exported is None else Path(str(job.run))
-    graph = _find_graph(folder / EXPORT if exported is None else folder)
-    _check(job, folder, graph, exported)
+    predictor, row_format = load_predictor(job)
     from trainer.predict.predictor import RowCounts
 
-    if exported is None:
-        predictor, row_format = _load_from_run(job, folder, graph if job.backend == "onnx" else None)
-    else:
-        assert graph is not None, "it was checked"
-        predictor, row_format = _load_from_artifacts(job, graph, exported)
     counts = RowCounts()
     num_printed = 0
     with open_output(paths.output) as write:
@@ -94,6 +86,23 @@ def run(job: PredictJob, config: Document) -> None:
             if paths.output is None:
                 sys.stdout.flush()
     _conclude(counts, predictor)
+
+
+def load_predictor(job: PredictJob) -> tuple[Predictor, RowFormat]:
+    """Load the model or the artifact that predicts, and the format of the rows that it reads.
+
+    Raises:
+        ConfigError: The run cannot predict with these keys.
+        CheckpointError: The run, its checkpoint or its artifact cannot be used.
+    """
+    exported = None if job.run is None or job.backend == "torch" else exported_config(job.run)
+    folder = find_run_folder(job.run) if exported is None else Path(str(job.run))
+    graph = _find_graph(folder / EXPORT if exported is None else folder)
+    _check(job, folder, graph, exported)
+    if exported is None:
+        return _load_from_run(job, folder, graph if job.backend == "onnx" else None)
+    assert graph is not None, "it was checked"
+    return _load_from_artifacts(job, graph, exported)
 
 
 def _find_graph(folder: Path) -> Path | None:

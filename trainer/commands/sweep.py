@@ -33,7 +33,7 @@ from trainer.report.metric_names import words
 from trainer.report.page import Page, Section, Table, render_page
 from trainer.report.sweep_table import JobResult, describe_best, displayed_table, jobs_of_best, make_table, table_csv
 from trainer.shapes import to_json
-from trainer.signals import signals_blocked
+from trainer.signals import end_by_signal, signals_blocked
 
 _FORMAT = 1
 _POLL_SECONDS = 0.05
@@ -306,8 +306,7 @@ def _run_in_processes(
         finally:
             kill_all(process for _, process in running.values())
     if len(received) > 1:
-        signal.signal(received[1], signal.SIG_DFL)
-        signal.raise_signal(received[1])
+        end_by_signal(received[1])
 
 
 def _start_process(job: SweepJob, folder: Path, parent: int, slot: int, num_parallel: int) -> subprocess.Popen[bytes]:

@@ -114,11 +114,16 @@ def run(job: TrainJob, config: Document) -> Document | None:
     Raises:
         TrainerError: Every error that the user can fix, and every stop that the user has requested.
     """
+    folder = train_to_end(job, config)
+    return None if folder is None else read_best_score(folder)
+
+
+def train_to_end(job: TrainJob, config: Document) -> Path | None:
+    """Train as `run` does; return the run folder, or None if other processes have trained and ended without a note."""
     devices = num_processes(job.devices, job.device)
     config = config | {"devices": devices, "shard": job.shard if devices > 1 else False}
     if devices > 1 and not is_rank():
-        folder = launch("train", config, (), devices, job.launch.grace, _advise_resume)
-        return None if folder is None else read_best_score(folder)
+        return launch("train", config, (), devices, job.launch.grace, _advise_resume)
     if not names_environment(config["run"]["cwd"]):
         cwd = Path(expand_home(job.run.cwd or "")).absolute()
         config = config | {"run": config["run"] | {"cwd": str(cwd)}}
@@ -139,7 +144,7 @@ def run(job: TrainJob, config: Document) -> Document | None:
             _train_alone(start, snapshot, signals, console, screen)
         else:
             start = _train_with_others(job, config, signals, stack, console, screen)
-        return read_best_score(start.folder)
+        return start.folder
 
 
 def _prepare(job: TrainJob, config: Document, stack: ExitStack) -> tuple[Start, Snapshot | None]:

@@ -6,7 +6,7 @@ import json
 import os
 import select
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -115,6 +115,18 @@ def read_rows(source: Path | str | None, row_format: RowFormat) -> InputRows:
     return _read_records(source, row_format)
 
 
+def rows_of_values(values: Iterable[object], row_format: RowFormat) -> InputRows:
+    """Yield the rows of values in memory: texts as on lines of a file, and mappings from column to cell."""
+    table = row_format.table()
+    for number, value in enumerate(values, 1):
+        location = f"row {number}"
+        if isinstance(value, str) and len(table.columns) == 1:
+            cells: Sequence[object] | DataError = [value]
+        else:
+            cells = _parse_line(value, location, table) if isinstance(value, str) else _cells_of(value, location, table)
+        yield _make_row(number, location, cells, table, Path())._replace(identity=row_format.identity(number))
+
+
 def read_stdin_lines() -> Iterator[str | DataError | None]:
     """Yield the lines of standard input: a DataError for a line that is not UTF-8, None before a wait.
 
@@ -203,6 +215,12 @@ def _parse_line(line: str, location: str, table: Table) -> Sequence[object] | Da
         value = json.loads(line)
     except JSON_ERRORS as error:
         value = describe_json_error(error)
+    return _cells_of(value, location, table)
+
+
+def _cells_of(value: object, location: str, table: Table) -> Sequence[object] | DataError:
+    """Return a mapping from column to cell, or a list of words, as the cells of the columns."""
+    roles = tuple(table.names)
     if roles == ("words",) and isinstance(value, list):
         return [value]
     if isinstance(value, dict):

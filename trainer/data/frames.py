@@ -1,0 +1,149 @@
+"""Tables in memory as a Parquet file: data frames, data sets, and lists of rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.atomic_io import create_folder, replaced_file
+from trainer.errors import DataError, format_error
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_KINDS = "a data frame of pandas or polars, a data set of datasets, an Arrow table, a list of dicts or a dict of lists"
+
+
+def to_table(key: str, data: object) -> pyarrow.Table:
+    """Return a table in memory as an Arrow table of its columns; the index of a data frame is not a column.
+
+    Categories become their values, classes of the datasets library their names, and a number that is NaN is missing.
+
+    Args:
+        key: The argument that contains the table, for messages.
+        data: The table.
+
+    Raises:
+        DataError: The object is no table, has no rows, or a column cannot be read.
+    """
+    import pyarrow
+
+    names = _column_names(data)
+    if invalid := [name for name in names if not isinstance(name, str) or not name]:
+        raise DataError(format_error(key, "the name of a column must be a text", _rename(key), value=invalid[0]))
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(format_error(key, f"has several columns {repeated[0]!r}", _rename(key)))
+    try:
+        table = _read(data)
+    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
+        problem = f"a column cannot be read ({' '.join(str(error).split())})"
+        raise DataError(format_error(key, problem, "Give all values of a column the same type")) from error
+    if table is None:
+        raise DataError(format_error(key, f"must be {_KINDS}", value=type(data).__name__))
+    if not table.num_columns or not table.num_rows:
+        raise DataError(format_error(key, "has no rows", "Pass at least one row"))
+    for position, field in enumerate(table.schema):
+        table = table.set_column(position, field.name, _plain(table.column(position)))
+    return table.replace_schema_metadata(None)
+
+
+def to_rows(key: str, data: object) -> list[dict[str, Any]]:
+    """Return a table in memory as rows: one dict for each.
+
+    Raises:
+        DataError: As in `to_table`.
+    """
+    rows: list[dict[str, Any]] = to_table(key, data).to_pylist()
+    return rows
+
+
+def write_table(file: Path, table: pyarrow.Table) -> None:
+    """Write a table to a Parquet file whose bytes depend only on the table and the version of pyarrow.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    from pyarrow import parquet
+
+    create_folder(file.parent)
+    with replaced_file(file, DataError) as stream:
+        parquet.write_table(table, stream)
+
+
+def _rename(key: str) -> str:
+    return f"Rename the columns of {key}"
+
+
+def _column_names(data: object) -> Sequence[object]:
+    """Return the names of the columns as far as they may be no texts, or several the same."""
+    if isinstance(data, Mapping):
+        return list(data)
+    if isinstance(data, list | tuple):
+        return list(dict.fromkeys(name for row in data if isinstance(row, Mapping) for name in row))
+    names: Any = getattr(data, "columns", ())
+    return list(names) if all(hasattr(data, each) for each in ("columns", "dtypes")) else []
+
+
+def _read(data: Any) -> pyarrow.Table | None:
+    """Return the columns of a table; None if the object is of no known kind."""
+    import pyarrow
+
+    if isinstance(data, pyarrow.Table):
+        return data
+    if isinstance(data, Mapping):
+        return pyarrow.table({name: _list(values) for name, values in data.items()})
+    if isinstance(data, list | tuple):
+        if not all(isinstance(row, Mapping) for row in data):
+            return None
+        names = _column_names(data)
+        return pyarrow.table({name: [row.get(name) for row in data] for name in names})
+    module = type(data).__module__.partition(".")[0]
+    if module == "pandas" and hasattr(data, "dtypes") and hasattr(data, "columns"):
+        return pyarrow.Table.from_pandas(data, preserve_index=False)
+    if module == "datasets":
+        return _read_dataset(data)
+    if hasattr(data, "__arrow_c_stream__"):  # polars and others
+        return pyarrow.table(data)
+    return None
+
+
+def _list(values: object) -> object:
+    if isinstance(values, str) or not hasattr(values, "__iter__"):
+        raise ValueError(f"a column must be a list, got {type(values).__name__}")
+    return values if hasattr(values, "__array__") else list(values)
+
+
+def _read_dataset(data: Any) -> pyarrow.Table | None:
+    """Return the rows of a data set in its own order, with the names of its classes in the place of their numbers."""
+    import pyarrow
+    from datasets import ClassLabel, Dataset
+
+    if not isinstance(data, Dataset):  # a stream has no end that is known
+        return None
+    table = data.with_format("arrow")[:]
+    for position, (name, feature) in enumerate(data.features.items()):
+        if isinstance(feature, ClassLabel):
+            numbers = table.column(name).to_pylist()
+            names = [None if number is None or number < 0 else feature.int2str(number) for number in numbers]
+            table = table.set_column(position, name, pyarrow.array(names, pyarrow.string()))
+    return table
+
+
+def _plain(column: pyarrow.ChunkedArray) -> pyarrow.Array:
+    """Return a column in one piece: the values of its categories, no NaN, and one type of texts."""
+    import pyarrow
+    from pyarrow import compute
+
+    array = column.combine_chunks()
+    if isinstance(array, pyarrow.ChunkedArray):
+        array = pyarrow.concat_arrays(array.chunks)
+    if pyarrow.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pyarrow.types.is_floating(array.type):
+        missing = pyarrow.scalar(None, array.type)
+        array = compute.if_else(compute.is_nan(array), missing, array)
+    if pyarrow.types.is_string(array.type) or pyarrow.types.is_string_view(array.type):
+        array = array.cast(pyarrow.large_string())  # the type of pandas; the same rows have the same file
+    return array
