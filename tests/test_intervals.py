@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 from scipy import stats
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, explained_variance_score, r2_score, roc_auc_score
 from torch import Tensor
 
 from tests.test_row_recorder import CASES, metric_kind, record
@@ -133,6 +133,19 @@ def test_draws_of_number_metrics_are_those_of_the_drawn_rows() -> None:
 
     for metric in ("mae", "rmse", "r2", "pearson", "spearman"):
         resampled(table, {"kind": "values"}, metric, lambda rows, metric=metric: reference(metric, rows))
+
+
+def test_draws_of_equal_targets_explain_nothing() -> None:
+    table = table_of("values", {"target": [1.0, 1.0, 1.0, 3.0], "prediction": [1.5, 1.0, 1.5, 2.5]})
+    units = Units.for_rows(4)
+    estimates = make_estimates(table, {"kind": "values"}, units)
+    counts = np.array([[2.0, 1, 1, 0], [0, 4, 0, 0], [1, 1, 1, 1]])
+    for name, reference in (("r2", r2_score), ("explained_variance", explained_variance_score)):
+        expected = []
+        for drawn in counts.astype(int):
+            target, predicted = (np.repeat(table[key].to_numpy(), drawn) for key in ("target", "prediction"))
+            expected.append(reference(target, predicted))
+        assert estimates[name](counts) == pytest.approx(expected)
 
 
 def test_draws_of_tag_metrics_are_those_of_the_drawn_rows() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from torch import Tensor, nn
 
 from tests.support.jobs import rows
@@ -18,13 +19,22 @@ from trainer.config.metrics import kind_of
 from trainer.deferred_logits import deferral
 from trainer.errors import CheckpointError
 from trainer.evaluate import evaluate
+from trainer.intervals import metric_intervals
 from trainer.loss.binary_cross_entropy import BinaryCrossEntropy
 from trainer.loss.cosine_embedding import CosineEmbedding
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.loss.info_nce import InfoNce
 from trainer.loss.mse import Mse
 from trainer.precision import Precision
-from trainer.predictions import GROUP_ROWS, TOP, predictions_schema, predictions_writer, read_about, read_predictions
+from trainer.predictions import (
+    GROUP_ROWS,
+    TOP,
+    predictions_schema,
+    predictions_writer,
+    read_about,
+    read_batches,
+    read_predictions,
+)
 from trainer.protocols import Batch, Batching, Loss
 from trainer.ranks import Ranks
 from trainer.row_recorder import RowRecorder, prediction_kind
@@ -252,3 +262,16 @@ def test_predictions_of_other_classes_are_refused(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"is damaged: .*: must be one of the classes, got 'b'"):
             read_predictions(file)
         read_predictions(write_predictions(tmp_path, kind, classes=["a", "b"], **columns))
+
+
+def test_predictions_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    file = write_predictions(tmp_path, "similarity", prediction=[0.5, 0.25], rank=[1, 2], num_targets=[1, 1])
+    table, _ = read_predictions(file)
+    parquet.write_table(table.drop_columns(["closeness"]), file)
+    columns = ["prediction", "rank", "closeness"]
+    assert read_predictions(file, columns)[0].column_names == ["prediction", "rank"]
+    assert "closeness" not in read_predictions(file)[0].column_names
+    assert [len(batch) for batch in read_batches(file, ["prediction"])] == [2]
+    intervals = metric_intervals(*read_predictions(file), {"mrr": 0.75, "uniformity": -1.0})
+    assert intervals.found.keys() == {"mrr"}
+    assert intervals.missing.keys() == {"uniformity"}

@@ -378,6 +378,16 @@ def _numbers(column: Any) -> np.ndarray:
     return numbers
 
 
+def _explained(residual: np.ndarray, squares: np.ndarray, of_mean: np.ndarray) -> np.ndarray:
+    """Return 1 - residual / variance of the targets; if they are equal, 1 without a residual, else 0, as the metric.
+
+    The variance is the difference of two sums, of equal targets a rounding error.
+    """
+    total = squares - of_mean
+    is_constant = total <= 1e-9 * squares
+    return np.where(is_constant, residual <= 1e-9 * squares, 1 - residual / np.where(is_constant, 1, total))
+
+
 def _number_estimates(predicted: np.ndarray, target: np.ndarray, units: Units) -> dict[str, Estimate]:
     """Return the estimates of predictions and targets (N, V); each metric is the mean of its V values."""
     # Sums of squares keep their digits if the columns have a mean of about 0, and no metric depends on the mean.
@@ -391,11 +401,11 @@ def _number_estimates(predicted: np.ndarray, target: np.ndarray, units: Units) -
 
     estimates = {
         "explained_variance": mean_of(
-            lambda n, error, square, t, tt, p, *_: 1 - (square - (p - t) ** 2 / n) / (tt - t**2 / n)
+            lambda n, error, square, t, tt, p, *_: _explained(square - (p - t) ** 2 / n, tt, t**2 / n)
         ),
         "mae": mean_of(lambda n, error, *_: error / n),
         "rmse": mean_of(lambda n, error, square, *_: np.sqrt(square / n)),
-        "r2": mean_of(lambda n, error, square, t, tt, *_: 1 - square / (tt - t**2 / n)),
+        "r2": mean_of(lambda n, error, square, t, tt, *_: _explained(square, tt, t**2 / n)),
         "pearson": mean_of(
             lambda n, error, square, t, tt, p, pp, pt: (
                 (pt - p * t / n) / np.sqrt((pp - p**2 / n).clip(0) * (tt - t**2 / n).clip(0))
