@@ -31,6 +31,8 @@ def commands_of(text: str) -> list[str]:
 
 
 COMMANDS = {page: commands_of(text) for page, text in TEXTS.items()}
+STARTS = dict.fromkeys(c for commands in COMMANDS.values() for c in commands if c.startswith("trainer init "))
+"""The commands that write files which other commands use; each runs once, before the others."""
 
 
 def makes_a_run(command: str) -> bool:
@@ -56,7 +58,7 @@ def is_quick(command: str) -> bool:
         is_training(command) or is_launched(command) or command.startswith(("trainer export ", "trainer doctor"))
     )
     is_tested = command.startswith("python scripts/fuzz.py ")  # with more cases, in tests/hostile/test_fuzz.py
-    return not takes_long and not is_tested and runs_in(command) <= {"runs/demo"}
+    return not takes_long and not is_tested and command not in STARTS and runs_in(command) <= {"runs/demo"}
 
 
 RUNS = {
@@ -70,7 +72,12 @@ RUNS = {
 QUICK = dict.fromkeys(command for commands in COMMANDS.values() for command in commands if is_quick(command))
 TRAINING = {page: list(filter(is_training, commands)) for page, commands in COMMANDS.items()}
 TORCHRUN = [command for commands in COMMANDS.values() for command in commands if command.startswith("torchrun ")]
-SLOW = dict.fromkeys(c for commands in COMMANDS.values() for c in commands if not is_quick(c) and not makes_a_run(c))
+SLOW = dict.fromkeys(
+    command
+    for commands in COMMANDS.values()
+    for command in commands
+    if not is_quick(command) and not makes_a_run(command) and command not in STARTS
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +91,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert name is not None, "a Python block names its file in the first line"
         (made / name[1]).write_text(code, encoding="utf-8")
     with working_in(made):
+        for command in STARTS:
+            run_command(command)
         yield made
     sys.path[:] = [entry for entry in sys.path if entry != str(made)]
 
