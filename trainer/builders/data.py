@@ -13,6 +13,7 @@ from trainer.builders.instantiate import in_group, instantiate
 from trainer.config.jobs import DataKeys, TrainJob
 from trainer.config.schema import option_keys
 from trainer.data.batches import Batches, BatchPlan, EvaluationBatches, LoaderOptions, TrainLoader
+from trainer.data.corrections import Corrections
 from trainer.data.encode import Encoded, cache_root, encode
 from trainer.data.folds import Folds
 from trainer.data.quality import DataReport, measure_quality
@@ -64,7 +65,10 @@ def build_encoded(job: TrainJob, task: Task, *, fitted: bool, check: Callable[[]
 def _build_source(job: TrainJob) -> Source:
     source: Source = instantiate("data", option_keys(job.data, DataKeys))
     folds = job.data.get("folds")
-    return source if folds is None else Folds(source, folds, job.data["fold"], job.seed)
+    source = source if folds is None else Folds(source, folds, job.data["fold"], job.seed)
+    # Outside the folds, so that a corrected label moves no row.
+    corrections = job.data.get("corrections")
+    return source if corrections is None else Corrections(source, corrections)
 
 
 def _check_pretrained(job: TrainJob) -> None:

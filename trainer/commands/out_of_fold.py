@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.atomic_io import replaced_file, write_text
+from trainer.errors import DataError, format_error
 from trainer.layout import EVALUATIONS, LABEL_ERRORS, OUT_OF_FOLD, Document
 from trainer.predictions import MAX_CLASSES, predictions_file, read_predictions
 from trainer.report.label_errors import find_label_errors, rank_rows
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     *("finding", "file", "line", "label", "suggested", "probability_of_label", "probability_of_suggested", "loss"),
+    "correction",
 )
 _ANSWERS = ["file", "line", "target", "prediction", "probabilities", "loss"]
 
@@ -34,6 +37,7 @@ def write_out_of_fold(folder: Path, jobs: Mapping[str, Mapping[str, str]]) -> li
 
     Raises:
         CheckpointError: A file of predictions cannot be read.
+        DataError: The corrections in an earlier CSV cannot be read.
     """
     files = {
         name: predictions_file(folder / name / EVALUATIONS / "validation.json")
@@ -51,9 +55,30 @@ def write_out_of_fold(folder: Path, jobs: Mapping[str, Mapping[str, str]]) -> li
     _write_predictions(folder / OUT_OF_FOLD, tables)
     if not classes:
         return []
-    rows = _find_errors(tables, classes)
+    rows = _with_corrections(_find_errors(tables, classes), folder / LABEL_ERRORS)
     write_text(folder / LABEL_ERRORS, table_csv(COLUMNS, rows))
     return rows
+
+
+def _with_corrections(rows: list[list[object]], file: Path) -> list[list[object]]:
+    """Return the rows with the corrections that the user has written into the file; those of other rows follow."""
+    if not file.is_file():
+        return rows
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as text:
+            earlier = [row for row in csv.reader(text) if len(row) == len(COLUMNS) and row[-1].strip()]
+    except (UnicodeDecodeError, csv.Error) as error:
+        problem = f"cannot be read as CSV ({error})"
+        raise DataError(format_error(str(file), problem, "Save it as CSV in UTF-8, or move it away")) from error
+    kept = {tuple(row[1:4]): row for row in earlier if row[-1] != COLUMNS[-1]}
+    for new in rows:
+        if (row := kept.pop(tuple(map(_as_cell, new[1:4])), None)) is not None:
+            new[-1] = row[-1]
+    return [*rows, *([*row] for row in kept.values())]
+
+
+def _as_cell(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def _in_order(table: pyarrow.Table, about: Document, classes: list[str]) -> pyarrow.Table:
@@ -125,6 +150,7 @@ def _find_errors(tables: list[pyarrow.Table], classes: list[str]) -> list[list[o
             float(probabilities[row, targets[row]]),
             float(probabilities[row, suggested[row]]),
             float(losses[row]),
+            "",
         ]
         for row in rank_rows(targets, probabilities, is_wrong)
         if is_listed[row]

@@ -213,7 +213,11 @@ def _page(sweep: str, results: Mapping[str, JobResult], errors: list[list[object
     )
     sections = [
         Section("Settings", note, tables=[Table("Best first", *displayed_table(columns, rows))]),
-        Section("Likely wrong labels and hard rows", suspect, tables=[Table("Rows", COLUMNS, errors[:_MAX_SHOWN])]),
+        Section(
+            "Likely wrong labels and hard rows",
+            suspect,
+            tables=[Table("Rows", COLUMNS[:-1], [row[:-1] for row in errors[:_MAX_SHOWN]])],
+        ),
         Section("Jobs", tables=[Table("All jobs", ["run", *keys, "value", "reason"], jobs)]),
     ]
     return Page(f"Sweep {sweep}", f"over {', '.join(keys)}" if keys else "", describe_best(columns, rows), [], sections)

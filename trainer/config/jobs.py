@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         BaseFolder,
         BelowOne,
         Count,
+        DataFile,
         Duration,
         Fraction,
         NonEmptyStr,
@@ -63,6 +64,10 @@ class DataKeys:
         None, "number of parts of the training and validation rows, each with its share of every class; null has none"
     )
     fold: NonNegativeInt = key(0, "part that is the validation split, from 0; a sweep with a name runs all of them")
+    corrections: DataFile | None = key(
+        None,
+        "CSV file with corrected labels, such as label_errors.csv of folds; its column correction has the new ones",
+    )
     max_line_bytes: Count = key(LIMITS.line_bytes, "longest line or cell of a text file, in bytes")
     max_expansion: Count = key(
         LIMITS.expansion, "largest ratio of the unpacked to the compressed size of a .gz file beyond 16 MiB"

@@ -1,0 +1,126 @@
+"""Corrected labels: a CSV file that names rows of the data by file and line, with the label there and a new one."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from trainer.data.data_files import content_digest
+from trainer.data.line_reader import unreadable_error
+from trainer.errors import DataError, RowErrors, format_error
+from trainer.protocols import LocatesRows, Source
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_KEY = "data.corrections"
+_COLUMNS = ("file", "line", "label", "correction")
+
+
+class _Correction(NamedTuple):
+    """A correction: its place in the CSV file, the label in the data, and the new one."""
+
+    place: str
+    label: str
+    correction: str
+
+
+class Corrections:
+    """A source that is another one with corrected labels; its splits and folds stay as they are.
+
+    Args:
+        source: The other source.
+        path: A CSV file with the columns `file`, `line` (the number of the record), `label` and `correction`, such as
+            `label_errors.csv` of a sweep over folds; rows without a correction are left out.
+    """
+
+    def __init__(self, source: Source, path: str) -> None:
+        self._source = source
+        self._path = Path(path)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the source and of the content of the file."""
+        parts = (self._source.fingerprint, "corrections", content_digest(self._path))
+        return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+    def load(self, roles: Sequence[str]) -> dict[str, Dataset]:
+        """Return the splits with the corrected labels.
+
+        Raises:
+            DataError: A correction names no row, or a row with another label.
+        """
+        if "label" not in roles or not isinstance(self._source, LocatesRows):
+            problem = "needs a task with one class for each row, and a source that knows the file and line of its rows"
+            raise DataError(format_error(_KEY, problem, "Leave it out", value=str(self._path)))
+        waiting = self._read()
+        errors = RowErrors()
+        corrected = {}
+        for split, rows in self._source.load(roles).items():
+            labels: Any = rows["label"][:]
+            is_changed = False
+            for position, row in enumerate(rows["row"]):
+                file, line = self._source.locate_row(split, row)
+                if (item := waiting.pop((file or "", line), None)) is None:
+                    continue
+                if labels[position] != item.label:
+                    problem = f"the label of {self.describe_row(split, row)} is {labels[position]!r}"
+                    remedy = "Correct the row of the corrections, or leave it out"
+                    errors.add(format_error(item.place, problem, remedy, value=item.label))
+                labels[position], is_changed = item.correction, True
+            feature = rows.features["label"]
+            corrected[split] = (
+                rows.remove_columns("label").add_column("label", labels, feature=feature) if is_changed else rows
+            )
+        for (file, line), item in waiting.items():
+            problem = f"the data has no row {line} of {file!r}" if file else f"the data has no row {line}"
+            errors.add(format_error(item.place, problem, "Write file and line as label_errors.csv does"))
+        errors.raise_if_any()
+        return corrected
+
+    def _read(self) -> dict[tuple[str, int | None], _Correction]:
+        """Return the corrections by file and line."""
+        try:
+            with self._path.open(encoding="utf-8-sig", newline="") as file:
+                reader = csv.DictReader(file)
+                if missing := [name for name in _COLUMNS if name not in (reader.fieldnames or ())]:
+                    remedy = f"Its columns are {', '.join(_COLUMNS)}"
+                    raise DataError(format_error(str(self._path), f"has no column {missing[0]!r}", remedy))
+                rows = [(number, row) for number, row in enumerate(reader, 1) if (row["correction"] or "").strip()]
+        except OSError as error:
+            raise unreadable_error(self._path, error) from error
+        except (UnicodeDecodeError, csv.Error) as error:
+            problem = f"cannot be read as CSV ({error})"
+            raise DataError(format_error(str(self._path), problem, "Save it as CSV in UTF-8")) from error
+        corrections: dict[tuple[str, int | None], _Correction] = {}
+        errors = RowErrors()
+        for number, row in rows:
+            place = f"{self._path}, row {number}"
+            if not (row["line"] or "").isdecimal():
+                errors.add(format_error(f"{place}, column 'line'", "must be the number of a record", value=row["line"]))
+                continue
+            key = (row["file"] or "", int(row["line"]))
+            if key in corrections:
+                errors.add(format_error(place, f"corrects the same row as {corrections[key].place}", "Keep one"))
+            corrections[key] = _Correction(place, row["label"] or "", row["correction"].strip())
+        errors.raise_if_any()
+        if not corrections:
+            problem = "has no corrections"
+            raise DataError(format_error(str(self._path), problem, "Write the right labels into its column correction"))
+        return corrections
+
+    def describe_row(self, split: str, row: int) -> str:
+        """Return the origin of a row, as the source does."""
+        return self._source.describe_row(split, row)
+
+    def locate_row(self, split: str, row: int) -> tuple[str | None, int | None]:
+        """Return the file of a row and the number of its record there, as the source does."""
+        return self._source.locate_row(split, row) if isinstance(self._source, LocatesRows) else (None, None)
+
+    def describe_role(self, role: str) -> str:
+        """Return the user's name for the column of a role."""
+        return self._source.describe_role(role)
