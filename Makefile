@@ -14,7 +14,7 @@ NUMERIC := $(wildcard $(addprefix tests/,builders data/test_batches.py decode ex
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help train test test-all test-portable lint format docs smoke ci bench-gpu clean
+.PHONY: help train test test-all test-lowest test-portable lint format docs smoke ci bench-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,12 @@ test: $(STAMP) ## run the tests except the slow ones; ARGS go to pytest
 
 test-all: $(STAMP) ## run the slow tests too
 	$(PYTEST) -m "not gpu and not trackers" --hypothesis-profile thorough $(ARGS)
+
+test-lowest: ## run the tests with the lowest versions that pyproject.toml allows, in an environment of their own
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python scripts/lowest.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[dev]'
+	.venv-lowest/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 test-portable: $(STAMP) ## run the numeric tests with the kernels of other processors, on 1 and 2 threads
 	failed=0; for kernels in "default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41" "avx2 ONEDNN_MAX_CPU_ISA=AVX2"; do for threads in 1 2; do \

@@ -11,7 +11,7 @@ from trainer.commands.run_folders import find_run_folder, run_argument
 from trainer.config.jobs import ServeJob
 from trainer.config.stored import exported_config
 from trainer.display import print_lines
-from trainer.errors import CheckpointError, ConfigError, format_error
+from trainer.errors import CheckpointError, ConfigError, format_error, install
 from trainer.layout import EXPORT, EXPORT_MANIFEST, Document
 
 
@@ -30,7 +30,7 @@ def run(job: ServeJob, config: Document) -> None:
     missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
     if missing:
         problem = f"needs the package {' and '.join(missing)}, which is not installed"
-        raise ConfigError(format_error("serve", problem, "Run pip install 'trainer[serve]'"))
+        raise ConfigError(format_error("serve", problem, install("serve")))
     from trainer.serve.app import Limits, Service
     from trainer.serve.batcher import Batcher
     from trainer.serve.model import ServedModel
