@@ -1,15 +1,16 @@
 """Compare ways to train with less memory: logits in chunks with all logits at once, and checkpointed with other blocks.
 
     python scripts/bench_memory.py [--rounds 5] [--output scripts/results/memory.json]
-    python scripts/bench_memory.py --rows 10000 100000 1000000 [--output scripts/results/rows.json]
+    python scripts/bench_memory.py --rows 10000 1000000 10000000 [--steps 1000] [--output scripts/results/rows.json]
 
 Each round runs every variant once, so a slow moment of the machine affects all of them; medians are compared. The peak
 memory of logits is that of a process of its own beyond the memory before the step. The activations of a model are the
 bytes of the tensors that exist when its backward pass begins.
 
 With --rows, it instead measures the memory of `trainer train` on data of so many rows of 25 words: the largest
-anonymous memory and the largest mapped part of files during one epoch, at most 1000 steps of 1024 rows. The kernel can
-take mapped files back whenever it needs memory. The rows are written as encoded data, as encoding so many takes long.
+anonymous memory and the largest mapped part of files during one epoch, at most --steps steps of 1024 rows. The kernel
+can take mapped files back whenever it needs memory. The rows are written as encoded data, as encoding so many takes
+long: about 250 bytes of disk a row.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, nargs="+", help="measure memory on so many rows instead")
+    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps on the rows")
     parser.add_argument("--output", type=Path, help="JSON file")
     parser.add_argument("--peak", nargs=2, metavar=("VARIANT", "VOCABULARY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -76,7 +78,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
     if arguments.rows:
-        result["rows"] = {str(count): measure_rows(count) for count in arguments.rows}
+        result["rows"] = {str(count): measure_rows(count, arguments.steps) for count in arguments.rows}
     else:
         result |= {"targets": _TARGETS, "features": _FEATURES, "rounds": arguments.rounds}
         result["logits"] = {str(size): measure_logits(size, arguments.rounds) for size in _VOCABULARIES}
@@ -212,12 +214,12 @@ def measure_model(
 # Rows
 
 
-def measure_rows(count: int) -> dict[str, float]:
+def measure_rows(count: int, steps: int) -> dict[str, float]:
     """Return the largest memory of a training process on so many rows, by kind, and its seconds."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["TRAINER_CACHE"] = str(folder / "cache")
-        job = write_rows(folder, count)
+        job = [*write_rows(folder, count), f"train.duration={min(steps, -(-count // 1024))}", "train.log_every=100"]
         command = [sys.executable, "-m", "trainer", "train", f"run.dir={folder / 'run'}", *job]
         peaks = {"RssAnon": 0, "RssFile": 0, "VmRSS": 0}
         start = time.perf_counter()
@@ -244,7 +246,6 @@ def write_rows(folder: Path, count: int) -> list[str]:
     keys = [
         *("data=files", f"data.train={folder / 'texts.csv'}", "task.vocab_size=600", "train.batch_size=1024"),
         *("model.dim=8", "model.depth=1", "model.heads=1", "model.hidden=8", "device=cpu", "export.formats=[]"),
-        *(f"train.duration={min(1000, -(-count // 1024))}", "train.log_every=100"),
     ]
     register_defaults()
     job = job_from_config(plain(compose(CONF, "train", keys)[0])[0])
@@ -255,14 +256,14 @@ def write_rows(folder: Path, count: int) -> list[str]:
 
 def enlarge(encoded: Encoded, state: dict[str, Any], count: int) -> None:
     """Write the training split of a cache folder again, with its first rows repeated until there are `count`."""
-    table = encoded.splits["train"].data[:1000]
+    first = encoded.splits["train"].data[:1000]
+    table = pa.concat_tables([first] * 32).combine_chunks()  # encoding writes blocks of about this size
     place, digests = table.column_names.index("input_digest"), np.random.default_rng(0)
     enlarged = encoded.folder / "train.enlarged"  # the rows are mapped from the file that it replaces
     with pa.OSFile(str(enlarged), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
         for start in range(0, count, len(table)):
             part = table.slice(0, min(len(table), count - start))
             fresh = pa.array(digests.integers(-(2**62), 2**62, len(part)))
-            # The library writes a record batch every 1000 rows, too.
             writer.write_table(part.set_column(place, part.schema.field(place), fresh))
     enlarged.replace(encoded.folder / "train.arrow")
     (encoded.folder / "index.json").unlink()
