@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow import parquet
 
 from tests.support.jobs import TINY, working_in, write_data
 from tests.support.pages import check_page
+from tests.support.stored_predictions import write_predictions
 from trainer.cli import main
+from trainer.commands.out_of_fold import write_out_of_fold
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,6 +55,20 @@ def test_a_sweep_over_folds_predicts_every_row_once(tmp_path: Path, capsys: pyte
         assert capsys.readouterr().out == "sweeps/folds/report.html\n"
         assert (folder / "label_errors.csv").read_bytes() == errors
         assert (folder / "report.html").read_text(encoding="utf-8") == page
+
+
+def test_predictions_of_several_seeds_count_with_their_mean_whatever_the_order_of_the_classes(tmp_path: Path) -> None:
+    place: dict[str, list[Any]] = {"file": ["a.csv", "a.csv"], "line": [1, 2], "target": ["x", "y"]}
+    columns: dict[str, dict[str, Any]] = {
+        "seed-0": {"classes": ["x", "y"], "probabilities": [[0.9, 0.1], [0.7, 0.3]], "loss": [0.1, 1.0]},
+        "seed-1": {"classes": ["y", "x"], "probabilities": [[0.5, 0.5], [0.1, 0.9]], "loss": [0.7, 2.0]},
+    }
+    for name, own in columns.items():
+        (tmp_path / name).mkdir()
+        write_predictions(tmp_path / name / "eval", "class", name="validation", prediction=["x", "x"], **place, **own)
+    (row,) = write_out_of_fold(tmp_path, {name: {"data.fold": "0"} for name in columns})
+    assert row[1:5] == ["a.csv", 2, "y", "x"]
+    assert row[5:8] == pytest.approx([0.2, 0.8, 1.5])
 
 
 @pytest.mark.slow

@@ -37,6 +37,15 @@ def test_settings_are_grouped_over_seeds_and_the_best_comes_first() -> None:
     assert (table[3]["mean"], table[3]["low"]) == (None, None)
 
 
+def test_a_missing_job_does_not_narrow_the_interval() -> None:
+    values = [0.5, 0.7, None, 0.9]
+    columns, (row,) = make_table([result("1", seed, value) for seed, value in enumerate(values)])
+    table = dict(zip(columns, row, strict=True))
+    assert (table["jobs"], table["missing"]) == (3, 1)
+    expected = stats.t.interval(0.95, 2, loc=0.7, scale=stats.sem([0.5, 0.7, 0.9]))
+    assert (table["low"], table["high"]) == pytest.approx(expected)
+
+
 def test_direction_and_metrics() -> None:
     results = [result("1", 0, 0.5, "accuracy", True), result("2", 0, 0.7, "accuracy", True), result("3", 0, 0.1)]
     columns, rows = make_table(results)

@@ -74,7 +74,8 @@ def _with_corrections(rows: list[list[object]], file: Path) -> list[list[object]
     for new in rows:
         if (row := kept.pop(tuple(map(_as_cell, new[1:4])), None)) is not None:
             new[-1] = row[-1]
-    return [*rows, *([*row] for row in kept.values())]
+    others: list[list[object]] = [[*row] for row in kept.values()]
+    return rows + others
 
 
 def _as_cell(value: object) -> str:
