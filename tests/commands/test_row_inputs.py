@@ -65,7 +65,7 @@ def test_columns_are_shown_as_the_values_that_the_model_read() -> None:
     task.table.fit(Dataset.from_list([{"features": row} for row in rows]), ["features"])
     encoded = task.table.encode([*rows, {"size": 1e6 / 3, "color\nname": "blue", "fixed": 1}])["features"]
 
-    shown = [describe_input(task, {"features": features}) for features in encoded]
+    shown = [describe_input(task, {"features": features.tolist()}) for features in encoded]
     lines = ["size: 1.5\ncolor name: red", "size: 2.5\ncolor name: (missing)", "size: 333333\ncolor name: (other)"]
     assert shown == [{"columns": line} for line in lines]
 

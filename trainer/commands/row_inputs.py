@@ -81,7 +81,7 @@ def describe_input(task: Task, row: Mapping[str, Any]) -> dict[str, str]:
     if (images := getattr(task, "images", None)) is not None and "pixels" in row:
         return {"image": _draw(np.frombuffer(row["pixels"], np.uint8).reshape(*images.size, images.channels))}
     if (table := getattr(task, "table", None)) is not None:
-        cells = [(name, value) for name, value in table.describe(row["features"]).items()]
+        cells = [(name, value) for name, value in table.describe(np.asarray(row["features"])).items()]
         lines = [f"{_one_line(name)}: {_one_line(value)}" for name, value in cells[:_COLUMNS]]
         return {"columns": "\n".join([*lines, *[f"more columns: {len(cells) - _COLUMNS}"] * (len(cells) > _COLUMNS)])}
     return {}
