@@ -251,6 +251,16 @@ def test_values_with_special_characters_stay_values(folder: Path) -> None:
     assert command.single.config["data"]["train"] == name
 
 
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_many_rows_on_a_gpu_get_a_larger_model(has_gpu: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.commands.init_proposal.has_gpu", lambda: has_gpu)
+    table("text label", [[f"{n} {text}", label] for n in range(180) for text, label in ROWS])(Path("many.csv"))
+    assert main(["init", "many.csv"]) == 0
+    command = check_command("train", ["experiment=many"])
+    assert command.single is not None
+    assert command.single.config["model"]["dim"] == (256 if has_gpu else 128)
+
+
 def test_large_file_is_sampled_without_torch(folder: Path) -> None:
     table("text label", [[*ROWS[n % 120]] for n in range(100_001)])(Path("large.csv"))
     heavy = "sorted({'torch', 'datasets', 'transformers', 'numpy'} & {*sys.modules})"

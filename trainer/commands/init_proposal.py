@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,6 +21,7 @@ _STEPS = 800
 
 _MAX_EPOCH_STEPS = 5_000
 _FEW_ROWS = 2_000
+_MANY_ROWS = 20_000
 _LEAST_ROWS = 10
 _MAX_TAGS = 200
 _RARE = 5
@@ -397,7 +399,17 @@ def model_sizes(model: str, num_rows: int) -> list[Setting]:
         small.append(Setting("model.hidden", [64]))
     if small and model == "text_encoder":
         small.append(Setting("model.depth", 1))
-    return small if model == "mlp" else [*small, Setting("optimizer.lr", 0.002)]
+    large = []
+    if model == "text_encoder" and num_rows >= _MANY_ROWS and has_gpu():
+        sizes = {"dim": 256, "depth": 4, "heads": 8, "hidden": 1024}
+        large = [Setting(f"model.{key}", size) for key, size in sizes.items()]
+        large[0] = Setting("model.dim", 256, "many rows, and this machine has a GPU: a larger model")
+    return small if model == "mlp" else [*small, *large, Setting("optimizer.lr", 0.001 if large else 0.002)]
+
+
+def has_gpu() -> bool:
+    """Return whether this machine has an NVIDIA GPU, without loading torch."""
+    return Path("/dev/nvidia0").exists()
 
 
 def language_model_sizes() -> list[Setting]:
