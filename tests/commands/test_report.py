@@ -187,7 +187,9 @@ def test_the_best_run_is_compared_on_the_same_rows(
     check_page(page)
 
     assert verdict in page
-    changed = f"{right - 45} rows changed sides: {right - 45} right only in one, 0 only in two"
+    changed = (
+        f"{right - 45} {'row' if right == 46 else 'rows'} changed sides: {right - 45} right only in one, 0 only in two"
+    )
     assert (changed in page) == keeps
     assert page.count("Confusion matrix: ") == (4 if keeps else 0)  # the captions, and the names of what scrolls
     shown = [row[2:] for row in cells(page) if row[:2] == ["a", "30"]]

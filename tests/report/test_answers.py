@@ -145,7 +145,7 @@ def test_inputs_of_worst_rows_are_shown_if_they_are_texts_or_pictures(tmp_path: 
     shown = [str(row[1]) for row in section.tables[-1].rows]
     assert (shown[2], len(shown[3])) == ("", 300)
     assert "<span>a: b <b>0.5</b></span>" in shown[4]
-    assert "<summary>1 more columns</summary>" in shown[4]
+    assert "<summary>more columns: 1</summary>" in shown[4]
 
 
 def test_a_long_name_is_shortened_in_its_middle_and_shown_in_full_at_the_pointer(tmp_path: Path) -> None:

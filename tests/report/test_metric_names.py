@@ -14,6 +14,7 @@ from trainer.report.metric_names import monitored_first, words
         ("auroc", "AUROC"),
         ("macro_auroc", "macro AUROC"),
         ("mcc", "MCC"),
+        ("causal_lm", "causal LM"),
         ("top_5_accuracy", "top-5 accuracy"),
         ("stop_5_accuracy", "stop 5 accuracy"),
         ("recall_at_1", "recall at 1"),

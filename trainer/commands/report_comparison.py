@@ -137,7 +137,10 @@ def _changed_table(best: NamedRun, comparisons: Sequence[Comparison]) -> Iterato
         return
     other = comparisons[0].run
     counts = changed["correct_only_right"], changed["correct_only_left"]
-    title = f"{sum(counts)} rows changed sides: {counts[0]} right only in {best.name}, {counts[1]} only in {other.name}"
+    noun = "row" if sum(counts) == 1 else "rows"
+    title = (
+        f"{sum(counts)} {noun} changed sides: {counts[0]} right only in {best.name}, {counts[1]} only in {other.name}"
+    )
     rows = [[place_of(row), *map(_shown, (row["target"], row["right"], row["left"]))] for row in changed["first"]]
     more = f"; the first {len(rows)}" if len(rows) < sum(counts) else ""
     yield Table(f"{title}{more}", ["row", "target", *map(short_name, (best.name, other.name))], rows)

@@ -276,7 +276,7 @@ def _timings(run: str, folder: str, manifest: Document) -> Table:
         list(dict.fromkeys(key for row in rows for key in row[part])) for part in ("sizes", "milliseconds")
     )
     cells = [[*map(row["sizes"].get, sizes), *map(row["milliseconds"].get, formats)] for row in rows]
-    title = f"Median latency of a call in milliseconds, {folder}, {document.get('threads')} threads"
+    title = f"Median latency of a call in milliseconds, {folder}, threads: {document.get('threads')}"
     return Table(f"{run}: {title}" if run else title, [*sizes, *formats], cells)
 
 

@@ -314,7 +314,9 @@ def _show_columns(lines: Sequence[str]) -> Markup:
     first, rest = (block.format(Markup(" ").join(part)) for part in (shown[:_COLUMNS], shown[_COLUMNS:]))
     if len(shown) <= _COLUMNS:
         return first
-    return first + Markup("<details><summary>{} more columns</summary>{}</details>").format(len(shown) - _COLUMNS, rest)
+    return first + Markup("<details><summary>more columns: {}</summary>{}</details>").format(
+        len(shown) - _COLUMNS, rest
+    )
 
 
 def _show(value: object) -> object:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 _WORDS: Final = {
-    **{name: name.upper() for name in ("auroc", "f1", "mae", "mape", "mcc", "mrr", "mse", "rmse")},
+    **{name: name.upper() for name in ("auroc", "f1", "lm", "mae", "mape", "mcc", "mrr", "mse", "rmse")},
     "r2": "R²",
 }
 _TOP: Final = re.compile(r"\btop (\d+)\b")

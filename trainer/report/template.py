@@ -97,11 +97,14 @@ summary { cursor: pointer; font-weight: 600 }
   td { max-width: 18rem; min-width: 4rem }
 }
 @media print {
-  body { font-size: 11px }
+  html { font-size: 10px }
+  body { font-size: 1rem }
   main { max-width: none; padding: 0 }
   figure, tr, .tiles div { break-inside: avoid }
   h2, h3 { break-after: avoid }
   .scroll { background: none; overflow: visible }
+  .figures { grid-template-columns: repeat(2, minmax(0, 1fr)) }
+  .matrix { min-width: 0 !important }
 }
 """
 
