@@ -57,6 +57,9 @@ INPUT_CHECKS = {"predict": "trainer.predict.files"}
 WITHOUT_TORCH = ("init", "diff", "report", "schema", "doctor", "serve")
 """Verbs that load no torch."""
 
+SHORT_FLAGS = {"init": "--ask", "doctor": "--quick"}
+"""The flag of a verb that is short for a key of the same name."""
+
 _LEAST_ADDRESS_SPACE = 800_000_000
 """Bytes without which torch cannot be loaded."""
 
@@ -185,8 +188,7 @@ def _run(arguments: list[str]) -> None:
         _complete(arguments)
         return
     verb, *rest = arguments
-    if verb == "init":
-        rest = ["ask=true" if argument == "--ask" else argument for argument in rest]
+    rest = [f"{argument[2:]}=true" if argument == SHORT_FLAGS.get(verb) else argument for argument in rest]
     if verb not in VERBS:
         raise ConfigError(f"{verb}: unknown verb. {_verb_remedy(verb)}")
     if {"-h", "--help"} & set(rest):

@@ -44,7 +44,7 @@ def statuses(output: str) -> dict[str, str]:
 
 
 def test_every_line_has_a_status_and_the_order_is_fixed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["doctor", "quick=true"]) == 0
+    assert main(["doctor", "--quick"]) == 0
     output = capsys.readouterr().out
     found = statuses(output)
     assert list(found) == NAMES

@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "output": ("report", "run=run"),
     "corpus": SIMILAR,
     "input": ("predict", "run=run"),
+    "path": ("init",),
 }
 """A command for each key whose value is a path."""
 

@@ -83,6 +83,9 @@ def _look(path: Path, target: str | None, text: str | None) -> Look:
     if not path.exists():
         remedy = f"Paths are relative to {Path.cwd()}"
         raise DataError(format_error("path", "no such file or folder", remedy, value=str(path)))
+    if not path.is_file() and not path.is_dir():
+        problem = "is a pipe, a socket or a device, not a file or folder"
+        raise DataError(format_error("path", problem, "Name a file or folder", value=str(path)))
     if path.is_dir():
         look = look_at_folder(path, target, text)
         if isinstance(look, Look):

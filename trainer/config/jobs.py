@@ -525,7 +525,9 @@ class VerifyJob(DataJob):
 class DoctorJob:
     """A check of the machine."""
 
-    quick: bool = key(False, "leave out the small training, which is killed, resumed and compared")
+    quick: bool = key(
+        False, "leave out the small training, which is killed, resumed and compared; --quick is short for quick=true"
+    )
 
 
 @dataclass(frozen=True)
