@@ -12,6 +12,7 @@ import torch
 from pyarrow import parquet
 from torch import Tensor, nn
 
+from tests.support.hostile_files import replace_metadata
 from tests.support.jobs import rows
 from tests.support.stored_predictions import write_predictions
 from tests.support.token_targets import batch_of, decoder, encoder, fitted
@@ -275,3 +276,10 @@ def test_predictions_of_earlier_versions_are_read(tmp_path: Path) -> None:
     intervals = metric_intervals(*read_predictions(file), {"mrr": 0.75, "uniformity": -1.0})
     assert intervals.found.keys() == {"mrr"}
     assert intervals.missing.keys() == {"uniformity"}
+
+
+def test_metadata_that_are_nested_deeply_are_refused(tmp_path: Path) -> None:
+    file = write_predictions(tmp_path, "values", prediction=[0.5], target=[1.0])
+    replace_metadata(file, lambda _: b"[" * 100_000)
+    with pytest.raises(CheckpointError, match="is damaged: is nested too deeply"):
+        read_predictions(file)

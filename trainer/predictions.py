@@ -31,7 +31,6 @@ The schema's metadata has one key, `trainer.predictions`, with a JSON object: `f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,7 +159,9 @@ def read_about(path: Path) -> Document:
     from pyarrow import ArrowException, parquet
 
     try:
-        about = json.loads((parquet.read_schema(path).metadata or {}).get(_KEY, b"null"))
+        about = parse_json((parquet.read_schema(path).metadata or {}).get(_KEY, b"null"))
+    except DocumentError as error:
+        raise _unreadable(path, f"is damaged: {error}") from error
     except (OSError, ValueError, ArrowException) as error:
         raise _unreadable(path, "cannot be read as Parquet") from error
     if not isinstance(about, dict) or about.get("format") != _FORMAT:

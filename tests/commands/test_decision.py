@@ -242,6 +242,18 @@ def test_metrics_are_those_of_the_probabilities_that_are_recorded(
     assert low < losses.mean() < high
 
 
+def test_the_error_of_the_calibration_is_that_of_the_recorded_probabilities(runs: Path, said: Any) -> None:
+    said("eval", "run=three", "calibrate=true", "split=validation")
+    found = document("three")["validation"]["calibration"]
+    rows, about = read_predictions(Path("three", "eval", "validation.predictions.parquet"))
+    probabilities = np.array(rows["probabilities"].to_pylist(), dtype=np.float64)
+    is_right = np.array(about["classes"])[probabilities.argmax(axis=1)] == np.array(rows["target"].to_pylist())
+    bins = np.ceil(probabilities.max(axis=1) * 15)
+    gaps = [abs((is_right - probabilities.max(axis=1))[bins == each].sum()) for each in np.unique(bins)]
+    assert found["error"] == pytest.approx(sum(gaps) / len(rows), abs=1e-6)
+    assert found["nll"] == pytest.approx(score("three", "validation")["loss"], rel=1e-5)
+
+
 def test_a_rule_keeps_the_results_of_each_search(runs: Path, said: Any) -> None:
     for first, second in (FIND, FIND[::-1]):
         said("eval", "run=two", first)

@@ -87,9 +87,12 @@ def test_scores_equal_those_of_one_device(run: Path, split: str, capsys: pytest.
 
 
 def test_a_split_with_fewer_batches_than_devices_is_evaluated_once(run: Path) -> None:
-    one, _ = evaluate(run, 1, "loader.eval_batch_size=20")
-    three, _ = evaluate(run, 3, "loader.eval_batch_size=20")
+    of_class = "metrics=[{_target_: torchmetrics.CalibrationError, name: ece, n_bins: 15}]"
+    keys = ("loader.eval_batch_size=20", of_class, "trust=[torchmetrics]")
+    one, _ = evaluate(run, 1, *keys)
+    three, _ = evaluate(run, 3, *keys)
     assert three == one
+    assert "ece" in one["test.json"]["intervals"]
 
 
 def test_rows_of_other_data_are_reported_by_one_process(run: Path, trained: Path) -> None:

@@ -71,7 +71,7 @@ def build_class_metrics(job: TrainJob, task: Task) -> dict[str, Metric]:
         assert isinstance(prepared, PreparedMetric), "see `_build_class`"
         for module in prepared.modules():
             if isinstance(module, Metric):
-                module.sync_on_compute = False
+                module.distributed_available_fn = lambda: False  # only the first of several processes computes it
         found[name] = prepared.metric
     return found
 
