@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "data.train": TEXTS,
     "data.validation": TEXTS,
     "data.test": TEXTS,
+    "data.corrections": TEXTS,
     "data.root": (*IMAGES, "data=imagefolder"),
     "data.folder": (*IMAGES, "data=idx"),
     "data.path": ("train", "data=hub", "run.dir=new"),
