@@ -1,11 +1,22 @@
 """The table of a sweep."""
 
+import io
 import math
 
 import pytest
+from rich.console import Console
 from scipy import stats
 
-from trainer.report.sweep_table import JobResult, describe_best, displayed_table, make_table, t_quantile, table_csv
+from trainer.report.console import print_table
+from trainer.report.sweep_table import (
+    JobResult,
+    describe_best,
+    displayed_table,
+    make_table,
+    screen_table,
+    t_quantile,
+    table_csv,
+)
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 10, 31, 100])
@@ -35,6 +46,30 @@ def test_settings_are_grouped_over_seeds_and_the_best_comes_first() -> None:
     assert (table[1]["low"], table[1]["high"]) == pytest.approx((low, high))
     assert (table[1]["mean"], table[1]["sd"]) == pytest.approx((0.7, 0.2))
     assert (table[3]["mean"], table[3]["low"]) == (None, None)
+
+
+def test_the_table_of_twelve_settings_breaks_no_cell_on_80_columns() -> None:
+    settings = [
+        (loss, lr) for loss in ("focal", "cross_entropy", "poly") for lr in ("0.0001", "0.0003", "0.001", "0.003")
+    ]
+    results = [
+        JobResult(
+            {"loss": loss, "optimizer.lr": lr, "seed": str(seed)},
+            {"name": "accuracy", "value": 0.8 + (7 * number + 3 * seed) % 11 / 100, "higher_is_better": True},
+        )
+        for number, (loss, lr) in enumerate(settings)
+        for seed in range(3)
+    ]
+    results[-1] = JobResult(
+        results[-1].changes, None, "step 3: the run diverged: loss nan; the weights were not updated."
+    )
+    screen = io.StringIO()
+    console = Console(file=screen, width=80, force_terminal=True, color_system=None)
+    print_table(console, "sweeps/losses", *screen_table(*make_table(results)))
+    rows = [line for line in screen.getvalue().splitlines() if line.startswith("│")]
+    assert len(rows) == 12
+    assert sum("- needs 3 jobs" in row for row in rows) == 1
+    assert sum(" to " in row for row in rows) == 11
 
 
 def test_a_missing_job_does_not_narrow_the_interval() -> None:

@@ -31,7 +31,15 @@ from trainer.report.console import open_console, print_table
 from trainer.report.events import read_events
 from trainer.report.metric_names import words
 from trainer.report.page import Page, Section, Table, render_page
-from trainer.report.sweep_table import JobResult, describe_best, displayed_table, jobs_of_best, make_table, table_csv
+from trainer.report.sweep_table import (
+    JobResult,
+    describe_best,
+    displayed_table,
+    jobs_of_best,
+    make_table,
+    screen_table,
+    table_csv,
+)
 from trainer.shapes import to_json
 from trainer.signals import end_by_signal, signals_blocked
 
@@ -103,7 +111,9 @@ def run_sweep(sweep: Sweep, start: Start) -> int:
             _write_table(sweep.folder, jobs, failures)
         columns, rows = _write_table(sweep.folder, jobs, failures)
         errors = write_sweep_page(sweep.folder, jobs, failures)
-        print_table(open_console("auto"), f"{sweep.folder}", *displayed_table(columns, rows))
+        print_table(
+            open_console("auto"), f"{sweep.folder}: {describe_best(columns, rows)}", *screen_table(columns, rows)
+        )
         if errors:
             wrong = sum(row[0] == errors[0][0] for row in errors)
             print_lines(f"{sweep.folder / LABEL_ERRORS}: {wrong} of {len(errors)} rows: {errors[0][0]}")

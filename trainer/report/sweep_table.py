@@ -143,6 +143,17 @@ def displayed_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) ->
     return [*columns[:start], *names], shown
 
 
+def screen_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> tuple[list[str], list[list[object]]]:
+    """Return a table that fits a terminal: without the standard deviation, the reasons, and a metric that all share."""
+    names, shown = displayed_table(columns, rows)
+    metrics = {row[len(columns) - len(_COLUMNS)] for row in shown}
+    left_out = {"sd", "reason", *(("metric",) if len(metrics - {""}) == 1 else ())}
+    kept = [
+        number for number, name in enumerate(names) if number < len(columns) - len(_COLUMNS) or name not in left_out
+    ]
+    return [names[number] for number in kept], [[row[number] for number in kept] for row in shown]
+
+
 def describe_best(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return the best setting of a table and its mean in a sentence."""
     best = dict(zip(columns, rows[0], strict=True)) if rows else {}
