@@ -137,3 +137,10 @@ def test_a_closed_pipe_ends_a_verb_quietly_but_not_a_training_run(code: str, exi
     os.close(writer)
 
     assert (done.returncode, done.stderr) == (exit_code, b"")
+
+
+def test_a_notebook_gets_lines_of_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = type("ZMQInteractiveShell", (), {})()  # what rich takes for a notebook
+    monkeypatch.setattr("rich.console.get_ipython", lambda: shell, raising=False)
+    open_console("auto").out("a line")
+    assert capsys.readouterr().out == "a line\n"

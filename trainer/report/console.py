@@ -31,7 +31,13 @@ class _Screen(Console):
     """
 
     def __init__(self, style: ConsoleStyle, *, outlives_reader: bool) -> None:
-        super().__init__(force_terminal=True if style == "rich" else None, markup=False, emoji=False, highlight=False)
+        super().__init__(
+            force_terminal=True if style == "rich" else None,
+            force_jupyter=False,  # in a notebook, rich would make an output of its own from each line
+            markup=False,
+            emoji=False,
+            highlight=False,
+        )
         self._outlives_reader = outlives_reader
 
     def out(self, *objects: Any, **options: Any) -> None:
