@@ -61,13 +61,14 @@ def test_pictures_are_small(channels: Literal[1, 3], mode: str) -> None:
 
 def test_columns_are_shown_as_the_values_that_the_model_read() -> None:
     task = TabularRegression(max_categories=2)
-    rows = [{"size": 1.5, "color\nname": "red", "fixed": 1}, {"size": 2.5, "color\nname": None, "fixed": 1}]
+    colors = ["red", None, "green"]
+    rows = [{"size": 1.5 + place, "color\nname": color, "fixed": 1} for place, color in enumerate(colors)]
     task.table.fit(Dataset.from_list([{"features": row} for row in rows]), ["features"])
     encoded = task.table.encode([*rows, {"size": 1e6 / 3, "color\nname": "blue", "fixed": 1}])["features"]
 
     shown = [describe_input(task, {"features": features.tolist()}) for features in encoded]
-    lines = ["size: 1.5\ncolor name: red", "size: 2.5\ncolor name: (missing)", "size: 333333\ncolor name: (other)"]
-    assert shown == [{"columns": line} for line in lines]
+    values = [("1.5", "red"), ("2.5", "(missing)"), ("3.5", "green"), ("333333", "(other)")]
+    assert shown == [{"columns": f"size: {size}\ncolor name: {color}"} for size, color in values]
 
 
 def test_the_columns_of_a_wide_table_are_counted() -> None:
