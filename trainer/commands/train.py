@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from trainer.atomic_io import set_aside, write_text
 from trainer.checkpoint.listing import find_newest_intact, list_newest_first
+from trainer.commands.resume_advice import advise_resume, resume_instruction_added
 from trainer.commands.run_folders import (
     claim_fixed_folder,
     create_run_folder,
@@ -42,11 +43,9 @@ from trainer.errors import (
     ConfigError,
     DivergedError,
     Interrupted,
-    LostWorkerError,
     ProofError,
     ReportedError,
     TrainerError,
-    find_user_error,
 )
 from trainer.launch import launch
 from trainer.layout import (
@@ -123,12 +122,12 @@ def train_to_end(job: TrainJob, config: Document) -> Path | None:
     devices = num_processes(job.devices, job.device)
     config = config | {"devices": devices, "shard": job.shard if devices > 1 else False}
     if devices > 1 and not is_rank():
-        return launch("train", config, (), devices, job.launch.grace, _advise_resume)
+        return launch("train", config, (), devices, job.launch.grace, advise_resume)
     if not names_environment(config["run"]["cwd"]):
         cwd = Path(expand_home(job.run.cwd or "")).absolute()
         config = config | {"run": config["run"] | {"cwd": str(cwd)}}
     with (
-        _resume_instruction_added(None),
+        resume_instruction_added(None),
         StopSignals(ends_on_second=not is_rank()) as signals,
         ExitStack() as stack,
     ):
@@ -153,7 +152,7 @@ def _prepare(job: TrainJob, config: Document, stack: ExitStack) -> tuple[Start, 
 
     created = job.run.dir is None or not Path(job.run.dir).exists()
     folder = _find_or_create_folder(job)
-    stack.enter_context(_resume_instruction_added(folder))
+    stack.enter_context(resume_instruction_added(folder))
     stack.enter_context(run_lock(folder))
     note_run_folder(folder)
     stack.enter_context(discard_unless_started(folder, created=created))
@@ -207,7 +206,7 @@ def _train_with_others(
     assert start is not None
     require_shared(start.folder, ranks)
     if not ranks.is_first:
-        stack.enter_context(_resume_instruction_added(start.folder))
+        stack.enter_context(resume_instruction_added(start.folder))
         if start.step is not None:
             store = Store(start.folder / CHECKPOINTS, job.checkpoint.keep)
             snapshot = store.load(f"step-{start.step}", on_demand=bool(job.shard))
@@ -229,33 +228,6 @@ def _stored_task_state(job: TrainJob) -> StateDict | None:
     return None
 
 
-@contextmanager
-def _resume_instruction_added(folder: Path | None) -> Iterator[None]:
-    try:
-        yield
-    except Interrupted as error:
-        if len(error.messages) > 1:
-            raise
-        # The signal may have arrived inside OmegaConf, which adds lines to the message of every exception.
-        reason, *_ = str(error).splitlines()
-        raise Interrupted(reason, _resume_instruction(folder)) from error
-    except RuntimeError as error:
-        # torch's signal handler may raise the error a second time, while the run is cleaned up after the first. And a
-        # worker that does not answer is killed, which is reported too.
-        lost: list[TrainerError] = []
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(found := find_user_error(cause), LostWorkerError):
-                lost.append(found)
-            cause = cause.__context__
-        if not lost:
-            raise
-        first = next((each for each in lost if str(each).startswith("loader.timeout")), lost[-1])
-        if len(first.messages) > 1:  # it has the instruction already
-            raise first from error
-        raise LostWorkerError(*first.messages, _resume_instruction(folder)) from error
-
-
 def _find_or_create_folder(job: TrainJob) -> Path:
     if job.resume is None:
         return create_run_folder(job.run)
@@ -270,22 +242,6 @@ def _load_snapshot(job: TrainJob, folder: Path) -> Snapshot | None:
         return None
     name = Path(job.resume).name
     return store.load(name if name.startswith("step-") else "last", on_demand=bool(job.shard))
-
-
-def _advise_resume(folder: Path) -> list[str]:
-    """Say how to resume a run that has ended without saving."""
-    # Without reading the tensors: a checkpoint has its name only if every byte was written.
-    newest = next((each for each in list_newest_first(folder / CHECKPOINTS) if each.fault is None), None)
-    found = [] if newest is None else [f"The newest checkpoint is {newest.folder}."]
-    return [*found, _resume_instruction(folder)]
-
-
-def _resume_instruction(folder: Path | None) -> str:
-    if folder is None:
-        return "Start the run again."
-    if any((folder / CHECKPOINTS).glob("step-*")):
-        return f"Resume with: trainer train {run_argument('resume', folder)}"
-    return "No checkpoint was saved yet. Start the run again."
 
 
 def _train(
@@ -314,7 +270,7 @@ def _train(
     from trainer.report.tensorboard import TensorBoard
 
     job, config, folder = start.job, start.config, start.folder
-    signals.at_second = partial(_advise_resume, folder)
+    signals.at_second = partial(advise_resume, folder)
     is_new = not (folder / METRICS).exists()
     with ExitStack() as stack:
         open_log = open_logs(job, folder, start.notes, ranks, console, stack)
