@@ -180,6 +180,7 @@ def weights(folder: Path) -> bytes:
     return (step / "model.safetensors").read_bytes() + (step / "optimizer.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_what_the_process_did_before(run: trainer.Run, tmp_path: Path) -> None:
     torch.manual_seed(9)
     again = trainer.train(*JOB, f"run.dir={tmp_path}/again", data=frame(), test=frame(20, 2))
