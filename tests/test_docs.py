@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,8 +21,10 @@ from trainer.config.command import check_command
 from trainer.data.quality import LIMITS
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+WRITTEN = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+TRANSLATIONS = {page: text for page, text in WRITTEN.items() if page.endswith(".zh.md")}
+TEXTS = {page: text for page, text in WRITTEN.items() if page not in TRANSLATIONS}
 SHORT = ["debug=smoke", "device=cpu", "logger.console=plain"]
 
 
@@ -208,9 +211,35 @@ def test_every_run_that_is_used_is_created_by_a_command() -> None:
 
 
 def test_every_link_between_pages_leads_to_a_file() -> None:
-    for page, text in TEXTS.items():
+    for page, text in WRITTEN.items():
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def structure_of(text: str) -> dict[str, list[Any]]:
+    """Return what a page and its translation have in common: levels of headings, code blocks, sizes of tables."""
+    blocks = re.findall(r"^```(.*?)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    tables = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", prose, re.MULTILINE)]
+    return {
+        "headings": re.findall(r"^#+(?= )", prose, re.MULTILINE),
+        "blocks": blocks,
+        "indented": [line.split()[0] for line in re.findall(r"^    .+", prose, re.MULTILINE)],
+        "tables": [[len(re.findall(r"(?<!\\)\|", row)) for row in table] for table in tables],
+        "points": re.findall(r"^ *\* ", prose, re.MULTILINE),
+    }
+
+
+@pytest.mark.parametrize("page", TRANSLATIONS)
+def test_a_translation_has_the_structure_of_its_page(page: str) -> None:
+    original = page.replace(".zh.md", ".md")
+    structure = structure_of(TEXTS[original])
+
+    assert structure_of(TRANSLATIONS[page]) == structure
+    assert len(structure["headings"]) > 5
+    assert len(structure["tables"]) > 1
+    assert f"({Path(page).name})" in TEXTS[original].partition("\n## ")[0]
+    assert f"({Path(original).name})" in TRANSLATIONS[page].partition("\n## ")[0]
 
 
 def test_every_test_that_a_page_names_exists() -> None:
