@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from omegaconf._utils import get_yaml_loader
@@ -19,8 +20,6 @@ from trainer.config.groups import Groups
 from trainer.config.json_schema import make_schema
 from trainer.durations import parse, text_pattern
 from trainer.errors import ConfigError, TrainerError
-
-jsonschema = pytest.importorskip("jsonschema", reason="make installs it")
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("*.yaml") if file.parent != CONF / "hydra" / "output")
