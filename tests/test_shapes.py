@@ -145,6 +145,7 @@ JSON_WRITERS = {
     "checkpoint/tensors.py": FINITE,
     "commands/eval.py": "compares with a file of an earlier version",
     "commands/sweep.py": "makes plain data of a config",
+    "commands/doctor_probe.py": "is read by the process that has started it",
     "config/sweep.py": "makes the text of an override",
     "data/encode.py": DIGEST,
     "data/quality.py": DIGEST,

@@ -18,9 +18,9 @@ from trainer.errors import TrainerError
 from trainer.export.bundle.predict import Row
 from trainer.serve.batcher import Batcher, QueueFullError
 from trainer.serve.metrics import RequestMetrics
-from trainer.serve.model import ServedModel, to_json
+from trainer.serve.model import ServedModel
 from trainer.serve.openapi import openapi
-from trainer.shapes import DocumentError, parse_json
+from trainer.shapes import DocumentError, parse_json, to_json
 
 _PAGE = {
     "/": ("form.html", "text/html"),
@@ -178,4 +178,4 @@ def _parse_body(body: bytes, max_rows: int) -> tuple[list[Any], int]:
 
 
 def _json(value: object, status: int = 200, **headers: str) -> Response:
-    return Response(to_json(value), status, {**_HEADERS, **headers}, "application/json")
+    return Response(to_json(value, ensure_ascii=False), status, {**_HEADERS, **headers}, "application/json")

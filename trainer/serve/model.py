@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -166,12 +165,3 @@ def read_document(path: Path) -> Mapping[str, Any] | None:
         return None
     assert isinstance(document, dict)
     return document
-
-
-def to_json(value: object) -> bytes:
-    """Return a value as JSON; NaN and infinity, which JSON does not have, become null."""
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except ValueError:
-        constants = json.loads(json.dumps(value), parse_constant=lambda _: None)
-        return json.dumps(constants, ensure_ascii=False).encode()
