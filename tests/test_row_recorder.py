@@ -100,7 +100,7 @@ def record(
     task, encoded = fitted(case.task, **{name: COLUMNS[name] for name in case.task.columns()})
     schema = predictions_schema(prediction_kind(task), several_values=case.task.target == "values", about={})
     written: list[pa.Table] = []
-    origins = lambda ids: ([f"f{i}" for i in ids], list(ids))  # noqa: E731
+    origins = lambda ids: {"file": [f"f{i}" for i in ids], "line": list(ids)}  # noqa: E731
     metrics = task.metrics()
     kind, outputs = metric_kind(task), task.info().num_outputs or 0
     prepare = {
@@ -210,7 +210,7 @@ def test_of_many_classes_the_most_likely_ones_are_kept(monkeypatch: pytest.Monke
     task, _ = fitted(ManyClasses(**TEXTS), text=LINES, label=[f"c{number:02}" for number in range(23)])
     written: list[pa.Table] = []
     schema = predictions_schema("class", several_values=False, about={})
-    recorder = RowRecorder(task, CE, schema, lambda ids: ([None], [None]), written.append)
+    recorder = RowRecorder(task, CE, schema, lambda ids: {}, written.append)
     logits: Tensor = torch.arange(23.0).roll(3)[None]
     batch = Batch({}, torch.tensor([4]), 1, (0,))
     recorder.add(batch, batch, logits)
@@ -268,8 +268,10 @@ def test_predictions_of_other_classes_are_refused(tmp_path: Path) -> None:
 def test_predictions_of_earlier_versions_are_read(tmp_path: Path) -> None:
     file = write_predictions(tmp_path, "similarity", prediction=[0.5, 0.25], rank=[1, 2], num_targets=[1, 1])
     table, _ = read_predictions(file)
-    parquet.write_table(table.drop_columns(["closeness"]), file)
-    columns = ["prediction", "rank", "closeness"]
+    parquet.write_table(table.drop_columns(["input_digest"]), file)
+    assert "closeness" in read_predictions(file)[0].column_names
+    parquet.write_table(table.drop_columns(["closeness", "input_digest"]), file)
+    columns = ["prediction", "rank", "closeness", "input_digest"]
     assert read_predictions(file, columns)[0].column_names == ["prediction", "rank"]
     assert "closeness" not in read_predictions(file)[0].column_names
     assert [len(batch) for batch in read_batches(file, ["prediction"])] == [2]

@@ -18,7 +18,10 @@ Columns, the same for every task:
 * `num_right` (int32): the targets of a token model whose class has the largest score; of texts with hard negatives, 1
   if the positive is nearer than all of them, else 0; null for other tasks;
 * `closeness` (float64): the mean of exp(-2 |a - b|^2) over the vectors of all other rows, for embeddings without
-  scores; null for other tasks. Files of earlier versions do not have this column.
+  scores; null for other tasks;
+* `input_digest` (int64): identifies rows with equal inputs; white space does not distinguish texts.
+
+Files of earlier versions lack the last column, or the last two.
 
 The metadata of the file has the key `trainer.inputs`, too: a JSON object with what the model read in the 20 worst rows,
 by the number of the row: `{"text": ...}`, shortened, `{"image": ...}`, a small PNG in base64, or `{"columns": ...}`,
@@ -58,7 +61,9 @@ _SUFFIX = ".predictions.parquet"
 _KEY = b"trainer.predictions"
 _INPUTS_KEY = b"trainer.inputs"
 _FORMAT = 1
-_CLOSENESS = "closeness"
+_ADDED_COLUMNS: Final = 2
+"""The number of columns at the end that files of earlier versions may lack."""
+
 _ABOUT: Final = {"kind": str, "classes": ([str], None), "split?": str, "step?": int, "weights?": str}
 """The shape of the metadata, as far as it is used."""
 
@@ -94,7 +99,8 @@ def predictions_schema(kind: Kind, *, several_values: bool, about: Document) -> 
         "num_targets": pa.int32(),
         "num_right": pa.int32(),
         "rank": pa.int32(),
-        _CLOSENESS: pa.float64(),
+        "closeness": pa.float64(),
+        "input_digest": pa.int64(),
     }
     metadata = to_json({"format": _FORMAT, "kind": kind, **about}, ensure_ascii=False)
     return pa.schema(columns.items(), metadata={_KEY: metadata.encode()})
@@ -193,9 +199,11 @@ def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pyarrow.RecordB
 
 
 def _check_columns(schema: pyarrow.Schema, about: Document) -> None:
-    expected = [predictions_schema(about["kind"], several_values=each, about={}) for each in (False, True)]
-    expected += [each.remove(each.get_field_index(_CLOSENESS)) for each in expected]  # of earlier versions
-    if not any(schema.equals(each) for each in expected):
+    import pyarrow as pa
+
+    complete = [[*predictions_schema(about["kind"], several_values=each, about={})] for each in (False, True)]
+    known = [fields[: len(fields) - missing] for fields in complete for missing in range(_ADDED_COLUMNS + 1)]
+    if not any(schema.equals(pa.schema(fields)) for fields in known):
         raise ValueError("the columns are not those of predictions")
 
 

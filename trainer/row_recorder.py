@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from tempfile import TemporaryFile
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 Write = Callable[["pyarrow.Table"], None]
-Origins = Callable[[Sequence[int]], tuple[Sequence[str | None], Sequence[int | None]]]
-"""Returns the file and the record number of the rows at some positions of a split."""
+Origins = Callable[[Sequence[int]], Mapping[str, Any]]
+"""Returns the columns `file`, `line` and `input_digest` of the rows at some positions of a split."""
 
 _KINDS: Final[dict[Target, Kind]] = {
     "class": "class",
@@ -62,7 +62,7 @@ class RowRecorder:
         task: The fitted task.
         loss: The loss.
         schema: The columns.
-        origins: Finds the file and the record of a row.
+        origins: Finds the file, the record and the digest of rows.
         write: Receives the rows of each batch.
         ranks_positives: Also record the ranks of the positives, which are known once all rows are.
         measures_closeness: Also record how close all other rows are. Both hold the rows in memory until `finish`, with
@@ -94,9 +94,8 @@ class RowRecorder:
         kind = prediction_kind(self.task)
         per_token = kind in ("tags", "tokens")
         parts = list(_split_samples(host, batch, output)) if per_token else []
-        files, lines = self.origins(host.ids)
         counts = self._count_targets(host.target, parts)
-        columns: dict[str, Any] = {"row": list(host.ids), "file": files, "line": lines, "num_targets": counts}
+        columns: dict[str, Any] = {"row": list(host.ids), "num_targets": counts, **self.origins(host.ids)}
         columns |= self._losses(batch, output, parts, counts)
         columns |= self._token_answers(kind, parts) if per_token else self._answers(kind, host.target, output)
         arrays = [

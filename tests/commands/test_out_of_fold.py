@@ -44,10 +44,10 @@ def test_a_sweep_over_folds_predicts_every_row_once(tmp_path: Path, capsys: pyte
         errors = (folder / "label_errors.csv").read_bytes()
         listed = list(csv.DictReader(errors.decode().splitlines()))
         assert {int(each["line"]) for each in listed[:6]} >= {*wrong}
-        assert {each["finding"] for each in listed} <= {"likely wrong label", "hard"}
+        assert {each["finding"] for each in listed} <= {"likely wrong", "hard"}
         page = (folder / "report.html").read_text(encoding="utf-8")
         check_page(page)
-        assert "Likely wrong labels and hard rows" in page
+        assert "Likely wrong labels, contradictions and hard rows" in page
 
         (folder / "label_errors.csv").unlink()
         capsys.readouterr()
@@ -69,6 +69,49 @@ def test_predictions_of_several_seeds_count_with_their_mean_whatever_the_order_o
     (row,) = write_out_of_fold(tmp_path, {name: {"data.fold": "0"} for name in columns})
     assert row[1:5] == ["a.csv", 2, "y", "x"]
     assert row[5:8] == pytest.approx([0.2, 0.8, 1.5])
+
+
+def test_rows_with_the_same_text_and_different_labels_are_listed_as_contradictions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [text for text in write_data(tmp_path) if "validation" not in text]
+    file = tmp_path / "train.csv"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    text, _, label = lines[9].rpartition(",")
+    lines += [f"{text},{label}", f" {text} ,{'tool' if label == 'animal' else 'animal'}"]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    job = [*TINY, *data, "train.duration=40", "optimizer.lr=1e-2", "data.folds=2", "sweep.name=folds"]
+    with working_in(tmp_path):
+        assert main(["train", "-m", *job]) == 0
+        with Path("sweeps/folds/label_errors.csv").open(encoding="utf-8", newline="") as stream:
+            listed = list(csv.DictReader(stream))
+    findings = [row["finding"] for row in listed]
+    assert findings == sorted(findings, key=["likely wrong", "contradiction", "hard"].index)
+    pair = {row["finding"] for row in listed if row["line"] in ("9", str(len(lines) - 2), str(len(lines) - 1))}
+    assert "contradiction" in pair
+    assert pair <= {"likely wrong", "contradiction"}
+    count = findings.count("contradiction")
+    shown = capsys.readouterr().err
+    assert f"label_errors.csv: {len(listed)} rows: " in shown
+    assert f"{count} contradiction" in shown
+
+
+def test_predictions_of_an_earlier_version_have_no_contradictions(tmp_path: Path) -> None:
+    columns: dict[str, Any] = {"target": ["x", "y"], "prediction": ["x", "x"], "loss": [0.1, 1.0]}
+    columns |= {"probabilities": [[0.9, 0.1], [0.6, 0.4]], "file": ["a.csv"] * 2, "input_digest": [5, 5]}
+    for fold in (0, 1):
+        folder = tmp_path / f"data.fold-{fold}"
+        folder.mkdir()
+        lines = [2 * fold + 1, 2 * fold + 2]
+        file = write_predictions(folder / "eval", "class", name="validation", classes=["x", "y"], line=lines, **columns)
+    jobs = {f"data.fold-{fold}": {"data.fold": str(fold)} for fold in (0, 1)}
+    assert [row[0] for row in write_out_of_fold(tmp_path, jobs)] == ["contradiction"] * 4
+    parquet.write_table(parquet.read_table(file).drop_columns(["input_digest"]), file)
+    assert [(row[0], row[2]) for row in write_out_of_fold(tmp_path, jobs)] == [
+        ("contradiction", 2),
+        ("contradiction", 1),
+        ("hard", 4),
+    ]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainer.atomic_io import create_folder, discard, refuse_to_replace, write_text
 from trainer.commands.decision import find_rule, rule_problems, use_kept_rule, validation_rows
@@ -369,7 +369,7 @@ def _recorder(
             writer = stack.enter_context(predictions_writer(predictions_file(file), schema))
             keep = stack.enter_context(worst_inputs_kept(writer, kind, encoded.splits[about["split"]], task))
         write = stack.enter_context(written_by_first(ranks, schema, keep))
-        origins = _without_files if _names_environment(checkpointed) else partial(encoded.origins, about["split"])
+        origins = partial(_origins, encoded, about["split"], hides_files=_names_environment(checkpointed))
         recorder = RowRecorder(task, loss, schema, origins, write, "mrr" in of_all_rows, "uniformity" in of_all_rows)
         yield recorder
         recorder.finish(ranks)
@@ -380,8 +380,12 @@ def _names_environment(checkpointed: CheckpointedModel) -> bool:
     return "${" in json.dumps(parse_stored_config(checkpointed.config_text)["data"])
 
 
-def _without_files(positions: Sequence[int]) -> tuple[list[None], list[None]]:
-    return [None] * len(positions), [None] * len(positions)
+def _origins(encoded: Encoded, split: str, positions: Sequence[int], *, hides_files: bool) -> dict[str, Any]:
+    from trainer.data.quality import INPUT_DIGEST
+
+    digests = encoded.splits[split].data.column(INPUT_DIGEST).take(positions).combine_chunks()
+    files, lines = (None, None) if hides_files else encoded.origins(split, positions)
+    return {"file": files, "line": lines, INPUT_DIGEST: digests}
 
 
 def is_evaluation(file: Path) -> bool:

@@ -11,7 +11,7 @@ from trainer.atomic_io import replaced_file, write_text
 from trainer.errors import DataError, format_error
 from trainer.layout import EVALUATIONS, LABEL_ERRORS, OUT_OF_FOLD, Document
 from trainer.predictions import MAX_CLASSES, predictions_file, read_predictions
-from trainer.report.label_errors import find_label_errors, rank_rows
+from trainer.report.label_errors import find_contradictions, find_label_errors, rank_rows
 from trainer.report.sweep_table import table_csv
 
 if TYPE_CHECKING:
@@ -22,7 +22,10 @@ COLUMNS = (
     *("finding", "file", "line", "label", "suggested", "probability_of_label", "probability_of_suggested", "loss"),
     "correction",
 )
-_ANSWERS = ["file", "line", "target", "prediction", "probabilities", "loss"]
+FINDINGS = ("likely wrong", "contradiction", "hard")
+"""Why a row is listed: the first reason that holds."""
+
+_ANSWERS = ["file", "line", "target", "prediction", "probabilities", "loss", "input_digest"]
 
 
 def write_out_of_fold(folder: Path, jobs: Mapping[str, Mapping[str, str]]) -> list[list[object]]:
@@ -106,6 +109,8 @@ def _dense(table: pyarrow.Table) -> np.ndarray:
 def _with_job(table: pyarrow.Table, job: str) -> pyarrow.Table:
     import pyarrow as pa
 
+    if _ANSWERS[-1] not in table.column_names:  # of an earlier version
+        table = table.append_column(_ANSWERS[-1], pa.nulls(len(table), pa.int64()))
     return table.append_column("job", pa.array([job] * len(table), pa.string())).replace_schema_metadata(None)
 
 
@@ -118,7 +123,7 @@ def _write_predictions(path: Path, tables: list[pyarrow.Table]) -> None:
 
 
 def _find_errors(tables: list[pyarrow.Table], classes: list[str]) -> list[list[object]]:
-    """Return the rows of the CSV: rows with a likely wrong label, then others whose prediction is not their label.
+    """Return the rows of the CSV: likely wrong labels, contradictions, then other rows with a wrong prediction.
 
     Several predictions of a row, by models with different seeds, count with their mean.
     """
@@ -141,10 +146,13 @@ def _find_errors(tables: list[pyarrow.Table], classes: list[str]) -> list[list[o
     labels = every.column("target").to_pylist()
     targets = np.array([classes.index(labels[position]) for position in positions])
     is_wrong, suggested = find_label_errors(targets, probabilities)
-    is_listed = is_wrong | (probabilities.argmax(axis=1) != targets)
+    digests = every.column("input_digest").to_pylist()
+    is_contradiction = find_contradictions(targets, [digests[position] for position in positions])
+    reasons = np.where(is_wrong, 0, np.where(is_contradiction, 1, 2))
+    is_listed = (reasons < 2) | (probabilities.argmax(axis=1) != targets)
     return [
         [
-            "likely wrong label" if is_wrong[row] else "hard",
+            FINDINGS[reasons[row]],
             *places[positions[row]],
             classes[targets[row]],
             classes[suggested[row]],
@@ -153,6 +161,6 @@ def _find_errors(tables: list[pyarrow.Table], classes: list[str]) -> list[list[o
             float(losses[row]),
             "",
         ]
-        for row in rank_rows(targets, probabilities, is_wrong)
+        for row in rank_rows(targets, probabilities, reasons)
         if is_listed[row]
     ]

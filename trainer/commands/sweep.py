@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from trainer.atomic_io import create_folder, write_text
 from trainer.checkpoint.lock import run_lock
-from trainer.commands.out_of_fold import COLUMNS, write_out_of_fold
+from trainer.commands.out_of_fold import COLUMNS, FINDINGS, write_out_of_fold
 from trainer.commands.run_folders import check_free, describe_score, read_best_score
 from trainer.config.sweep import Sweep, SweepJob, changed_keys
 from trainer.display import print_lines
@@ -115,8 +116,9 @@ def run_sweep(sweep: Sweep, start: Start) -> int:
             open_console("auto"), f"{sweep.folder}: {describe_best(columns, rows)}", *screen_table(columns, rows)
         )
         if errors:
-            wrong = sum(row[0] == errors[0][0] for row in errors)
-            print_lines(f"{sweep.folder / LABEL_ERRORS}: {wrong} of {len(errors)} rows: {errors[0][0]}")
+            counts = Counter(str(row[0]) for row in errors)
+            shown = ", ".join(f"{counts[finding]} {finding}" for finding in FINDINGS if counts[finding])
+            print_lines(f"{sweep.folder / LABEL_ERRORS}: {len(errors)} rows: {shown}")
     if stopped is not None:
         print_lines("sweep: stopped. Continue it with the same command.")
         return stopped.exit_code
@@ -224,7 +226,7 @@ def _page(sweep: str, results: Mapping[str, JobResult], errors: list[list[object
     sections = [
         Section("Settings", note, tables=[Table("Best first", *displayed_table(columns, rows))]),
         Section(
-            "Likely wrong labels and hard rows",
+            "Likely wrong labels, contradictions and hard rows",
             suspect,
             tables=[Table("Rows", COLUMNS[:-1], [row[:-1] for row in errors[:_MAX_SHOWN]])],
         ),

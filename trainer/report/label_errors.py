@@ -1,4 +1,4 @@
-"""Likely wrong labels and hard rows, from predictions that a model made about rows that it was not trained on.
+"""Likely wrong labels, contradictions and hard rows, from predictions of models that were not trained on the rows.
 
 Confident learning: C. Northcutt, L. Jiang and I. Chuang, Confident Learning: Estimating Uncertainty in Dataset Labels,
 Journal of Artificial Intelligence Research 70 (2021). A row counts as confident in a class if its probability is at
@@ -7,6 +7,8 @@ than their label are likely wrong.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,8 +36,21 @@ def find_label_errors(targets: np.ndarray, probabilities: np.ndarray) -> tuple[n
     return is_wrong, np.where(is_wrong, best, others.argmax(axis=1))
 
 
-def rank_rows(targets: np.ndarray, probabilities: np.ndarray, is_wrong: np.ndarray) -> np.ndarray:
-    """Return the positions of all rows: likely wrong labels first, each part by its margin, the worst first.
+def find_contradictions(targets: np.ndarray, digests: Sequence[int | None]) -> np.ndarray:
+    """Return which rows have the same inputs as a row with another label, (N,).
+
+    Args:
+        targets (N,): The labels.
+        digests: The digest of the inputs of each row; None if it is unknown.
+    """
+    labels: dict[int | None, set[int]] = {}
+    for digest, target in zip(digests, targets.tolist(), strict=True):
+        labels.setdefault(digest, set()).add(target)
+    return np.array([digest is not None and len(labels[digest]) > 1 for digest in digests], dtype=bool)
+
+
+def rank_rows(targets: np.ndarray, probabilities: np.ndarray, reasons: np.ndarray) -> np.ndarray:
+    """Return the positions of all rows: by `reasons` (N,), the lowest first, then by their margin, the worst first.
 
     The margin is the probability of the label less that of the most likely other class; equal margins keep the order of
     the rows.
@@ -44,4 +59,4 @@ def rank_rows(targets: np.ndarray, probabilities: np.ndarray, is_wrong: np.ndarr
     others = probabilities.copy()
     others[rows, targets] = -1.0
     margin = probabilities[rows, targets] - others.max(axis=1)
-    return np.lexsort((rows, margin, ~is_wrong))
+    return np.lexsort((rows, margin, reasons))
