@@ -190,6 +190,54 @@ def test_verdict_and_rows_that_changed_sides(tmp_path: Path, capsys: pytest.Capt
     assert compare_rows(right, left)["test"]["metrics"]["accuracy"]["verdict"] == "worse"
 
 
+def test_runs_before_and_after_corrections_are_compared_on_the_corrected_classes(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (folder / "validation.csv").read_text(encoding="utf-8").splitlines()
+    labels = [line.rpartition(",")[2] for line in lines]
+    new = {number: "tool" if labels[number] == "animal" else "animal" for number in (3, 7, 11)}
+    rows = [f"{folder}/validation.csv,{number},{labels[number]},{label}" for number, label in new.items()]
+    (folder / "corrections.csv").write_text("\n".join(["file,line,label,correction", *rows]) + "\n", encoding="utf-8")
+    data = [f"data.{split}={folder}/{split}.csv" for split in ("train", "validation", "test")]
+    job = ["data=files", *data, "data.corrections=corrections.csv", "optimizer.lr=1e-2", "train.duration=20"]
+    with working_in(folder):
+        assert train(folder / "corrected", *job) == 0
+        compared = diff(capsys, "left=runs/one", "right=corrected")["rows"]
+        assert "corrected" not in compared["test"]
+        compared = compared["validation"]
+        assert (compared["rows"], compared["corrected"]) == (20, 3)
+        assert compared["metrics"].keys() == {"accuracy", "macro_f1"}
+        tables = [pq.read_table(Path(run, "eval/validation.predictions.parquet")) for run in ("runs/one", "corrected")]
+        right = tables[1]["target"].to_pylist()
+        assert [right[number - 1] for number in new] == list(new.values())
+        answers = [table["prediction"].to_pylist() for table in tables]
+        shares = [sum(map(str.__eq__, each, right)) / 20 for each in answers]
+        accuracy = compared["metrics"]["accuracy"]
+        assert [accuracy["left"], accuracy["right"]] == pytest.approx(shares)
+        assert accuracy["interval"][0] <= accuracy["difference"] <= accuracy["interval"][1]
+        changed = compared["changed"]
+        difference = changed["correct_only_right"] - changed["correct_only_left"]
+        assert difference / 20 == pytest.approx(accuracy["difference"])
+        assert diff(capsys, "left=corrected", "right=runs/one")["rows"]["validation"]["metrics"]["accuracy"][
+            "difference"
+        ] == pytest.approx(-accuracy["difference"])
+        assert main(["diff", "runs/one", "corrected"]) == 0
+        assert "validation: 3 rows have another class in one of the runs; both runs are scored" in (
+            capsys.readouterr().out
+        )
+
+        file = folder / "corrected/eval/validation.predictions.parquet"
+        pq.write_table(pq.read_table(file).drop_columns(["input_digest"]), file)
+        assert diff(capsys, "left=runs/one", "right=corrected")["rows"].keys() == {"test"}
+        other_rows = pq.read_table(file.parent / "test.predictions.parquet")["input_digest"]
+        assert main(["eval", "run=corrected", "split=validation"]) == 0
+        capsys.readouterr()
+        assert diff(capsys, "left=runs/one", "right=corrected")["rows"]["validation"]["corrected"] == 3
+        table = pq.read_table(file)
+        pq.write_table(table.set_column(table.column_names.index("input_digest"), "input_digest", other_rows), file)
+        assert diff(capsys, "left=runs/one", "right=corrected")["rows"].keys() == {"test"}
+
+
 def test_only_predictions_of_the_same_rows_and_losses_of_one_kind_are_compared(tmp_path: Path) -> None:
     left = write_run(tmp_path / "left", ["a", "b"] * 10, [1.0, 0.5] * 10)
     same = write_run(tmp_path / "same", ["a", "b"] * 10, [1.0, 0.5] * 10)

@@ -30,7 +30,9 @@ def compare_rows(left: RunRecord, right: RunRecord, splits: Collection[str] | No
 
     Each has the number of `rows`, the `metrics` (by name: `left`, `right`, `difference`, the 95 % `interval` of the
     difference and the `verdict` on `right`), and for tasks whose answers are correct or wrong `changed`: the number of
-    rows that are `correct_only_left` and `correct_only_right`, and the `first` of them.
+    rows that are `correct_only_left` and `correct_only_right`, and the `first` of them. If the inputs are equal and the
+    classes of some rows have changed, `corrected` is the number of these rows: both runs are scored with the class in
+    the run with corrections, or in the right one, and without the loss.
     """
     compared = {}
     for split in (split for split in left.evaluations if split in right.evaluations):
@@ -40,13 +42,23 @@ def compare_rows(left: RunRecord, right: RunRecord, splits: Collection[str] | No
         if pair[0] is None or pair[1] is None:
             continue
         (left_rows, left_about), (right_rows, right_about) = pair[0], pair[1]
-        same_rows = all(left_about.get(key) == right_about.get(key) for key in ("digest", "kind", "classes"))
-        if not same_rows or len(left_rows) != len(right_rows):
+        same_kind = all(left_about.get(key) == right_about.get(key) for key in ("kind", "classes"))
+        if not same_kind or len(left_rows) != len(right_rows):
             continue
+        left_values, right_values = (record.evaluations[split] for record in (left, right))
+        corrected = {}
+        if left_about.get("digest") != right_about.get("digest"):
+            if not (count := _count_corrected(left_rows, right_rows, left_about)):
+                continue
+            corrected = {"corrected": count}
+            if _has_corrections(left) and not _has_corrections(right):
+                right_rows, right_values = _score_again(right_rows, right_values, left_about, left_rows["target"])
+            else:
+                left_rows, left_values = _score_again(left_rows, left_values, left_about, right_rows["target"])
         same_loss = left.config.get("loss") == right.config.get("loss")
-        values = [record.evaluations[split] for record in (left, right)]
-        metrics = _compare_metrics(left_rows, right_rows, left_about, values[0], values[1], same_loss=same_loss)
-        compared[split] = {"rows": len(left_rows), "metrics": metrics, **_changed_rows(left_rows, right_rows)}
+        metrics = _compare_metrics(left_rows, right_rows, left_about, left_values, right_values, same_loss=same_loss)
+        changed = _changed_rows(left_rows, right_rows)
+        compared[split] = {"rows": len(left_rows), **corrected, "metrics": metrics, **changed}
     return compared
 
 
@@ -60,6 +72,49 @@ def _read(record: RunRecord, split: str) -> tuple[pyarrow.Table, Document] | Non
     except CheckpointError:
         return None
     return (table, about) if all(about.get(key) == record.evaluations[split].get(key) for key in _KEYS) else None
+
+
+def _count_corrected(left: pyarrow.Table, right: pyarrow.Table, about: Document) -> int:
+    """Return the number of rows whose class has changed; 0 if other rows or other targets are compared."""
+    from pyarrow import compute
+
+    tables = left, right
+    known = all("input_digest" in table.column_names and not table["input_digest"].null_count for table in tables)
+    if not known or not left["input_digest"].equals(right["input_digest"]) or about["kind"] != "class":
+        return 0
+    count = compute.sum(compute.not_equal(left["target"], right["target"])).as_py()
+    return 0 if any(table["target"].null_count for table in tables) else count
+
+
+def _has_corrections(record: RunRecord) -> bool:
+    return bool((record.config.get("data") or {}).get("corrections"))
+
+
+def _score_again(
+    table: pyarrow.Table, values: Document, about: Document, targets: pyarrow.ChunkedArray
+) -> tuple[pyarrow.Table, Document]:
+    """Return predictions with other targets, and the metrics on them that can be computed from predictions.
+
+    Args:
+        table: The predictions.
+        values: The values that their evaluation reported.
+        about: The metadata of the predictions.
+        targets: The target of each row.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    from trainer.estimates import make_estimates
+    from trainer.intervals import fitting_estimates
+    from trainer.resampling import Units
+
+    units = Units.for_rows(len(table))
+    known = fitting_estimates(table, about, values, units)
+    for name, column in {"target": targets, "loss": pa.nulls(len(table), pa.float32())}.items():
+        table = table.set_column(table.column_names.index(name), table.schema.field(name), column)
+    again = make_estimates(table, about, units, list(values))
+    once = np.ones((1, units.count))
+    return table, {name: float(again[name](once)[0]) for name in known if name in again}
 
 
 def _compare_metrics(
@@ -143,6 +198,10 @@ def print_comparison(console: Console, split: str, compared: Document, names: tu
         return
     name = next(iter(metrics))
     console.out(f"{split}: {_verdict(name, metrics[name], compared['rows'], names)}", highlight=False)
+    if count := compared.get("corrected"):
+        noun = "row has another class" if count == 1 else "rows have another class"
+        note = f"{count} {noun} in one of the runs; both runs are scored with the corrected one, without the loss"
+        console.out(f"{split}: {note}", highlight=False)
     columns = ["", *names, "difference", "95% interval", f"{names[1]} is"]
     rows = [
         [key, item["left"], item["right"], signed(item["difference"]), signed_range(item["interval"]), item["verdict"]]

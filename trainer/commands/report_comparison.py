@@ -51,6 +51,8 @@ def compare_with_best(runs: Sequence[NamedRun], monitor: str) -> list[Comparison
     comparisons = []
     for run in runs[1:]:
         compared = compare_rows(run.record, runs[0].record, [SPLIT]).get(SPLIT, {})
+        if "corrected" in compared:  # the page ranks runs by the scores of their own targets
+            compared = {}
         metric = compared.get("metrics", {}).get(monitor)
         comparisons.append(Comparison(run, compared.get("rows", 0), metric, compared.get("changed")))
     return comparisons
