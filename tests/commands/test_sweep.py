@@ -282,6 +282,43 @@ def test_a_search_without_optuna_names_the_extra(
     assert capsys.readouterr().err == message
 
 
+def test_a_launcher_of_slurm_without_its_plugin_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trainer.config.overrides.find_spec", lambda name: None)
+    assert main(["train", "-m", "hydra/launcher=submitit_slurm", "seed=0,1"]) == 2
+    problem = "hydra/launcher: needs the package hydra-submitit-launcher, which is not installed, got 'submitit_slurm'."
+    assert capsys.readouterr().err == f"{problem} Run pip install 'trainer[slurm]'.\n"
+
+
+@pytest.mark.slow
+def test_the_launchers_of_slurm_run_a_sweep_here_and_write_its_script(job: list[str]) -> None:
+    pytest.importorskip("submitit", reason="these launchers need the extra slurm, which is not in dev")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    command = [sys.executable, "-m", "trainer", "train", "-m", *job, "export.formats=[]", "seed=0,1"]
+    script = [str(ROOT / "scripts/slurm_dry_run.sh"), *command, "hydra/launcher=submitit_slurm"]
+    script.append("hydra.launcher.timeout_min=240")
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=True)
+    assert {"#SBATCH --array=0-1%2", "#SBATCH --time=240"} <= {*done.stdout.splitlines()}
+    assert not list(Path().glob("runs/multirun/*/*/metrics.jsonl"))
+    subprocess.run([*command, "hydra/launcher=submitit_local", "hydra.sweep.dir=local"], env=environment, check=True)
+    for number in "01":
+        assert '"event": "end"' in Path("local", number, "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "shown"),
+    [("sbatch --parsable job.sh; echo not shown", 0, "#SBATCH --time=1\n"), ("echo wrong >&2; exit 2", 2, "wrong\n")],
+)
+def test_a_dry_run_of_slurm_prints_the_script_or_the_problem(
+    command: str, code: int, shown: str, tmp_path: Path
+) -> None:
+    (tmp_path / "job.sh").write_text("#SBATCH --time=1\n", encoding="utf-8")
+    script = [str(ROOT / "scripts/slurm_dry_run.sh"), "sh", "-c", command]
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (code, shown)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("monitor", ["accuracy", "loss"])
 def test_a_killed_search_ends_with_the_same_table(monitor: str, job: list[str]) -> None:

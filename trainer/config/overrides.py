@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from trainer.config.arguments import Arguments, split_arguments
 from trainer.config.foreign_names import foreign_value
 from trainer.config.groups import Groups, groups_in, own_folder, search_folder, size_problem, working_folder
 from trainer.display import displayable, mask_secrets
-from trainer.errors import ConfigError, format_error, raise_if_any
+from trainer.errors import ConfigError, format_error, install, raise_if_any
 from trainer.layout import expand_home
 
 _HYDRA_MAPPINGS = ("hydra", "hydra.launcher", "hydra.sweeper", "hydra.env")
@@ -161,6 +162,9 @@ def _hydra_problem(override: Override) -> str | None:
     is_name = (item is None or (isinstance(item, str) and len(item) < _MAX_NAME) for item in items)
     if key.startswith("hydra/") and not all(is_name):
         return format_error(key, "must be the name of an option", value=value)
+    if key == "hydra/launcher" and str(value).startswith("submitit") and not _has_plugin("hydra_submitit_launcher"):
+        problem = "needs the package hydra-submitit-launcher, which is not installed"
+        return format_error(key, problem, install("slurm"), value=value)
     if key == "hydra.searchpath" and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
         return format_error(key, "must be a list of folders", value=value)
     if key == "hydra.verbose" and not (isinstance(value, bool) or all(isinstance(item, str) for item in items)):
@@ -172,6 +176,11 @@ def _hydra_problem(override: Override) -> str | None:
     if key in ("hydra.run.dir", "hydra.sweep.dir") and isinstance(value, str) and not _can_be_folder(value):
         return format_error(key, "cannot be a folder, as a file is in its place", value=value)
     return None
+
+
+def _has_plugin(name: str) -> bool:
+    """Return whether a plugin of Hydra is installed."""
+    return find_spec("hydra_plugins") is not None and find_spec(f"hydra_plugins.{name}") is not None
 
 
 def _replaced_settings(folder: Path) -> list[str]:
