@@ -49,12 +49,13 @@ VERBS = {
     "schema": "write a JSON Schema of the config, with which an editor completes and checks YAML files",
     "doctor": "check this machine: Python, torch, devices, memory, disks, network, and a small training",
     "serve": "answer rows over HTTP with an exported model, and show a form to try it in a browser",
+    "card": "write a model card about a run and its artifacts: README.md of a repository on a hub",
 }
 
 INPUT_CHECKS = {"predict": "trainer.predict.files"}
 """Modules that check more values of a verb with `input_problems`; imported only for that verb."""
 
-WITHOUT_TORCH = ("init", "diff", "report", "schema", "doctor", "serve")
+WITHOUT_TORCH = ("init", "diff", "report", "schema", "doctor", "serve", "card")
 """Verbs that load no torch."""
 
 SHORT_FLAGS = {"init": "--ask", "doctor": "--quick"}
@@ -95,6 +96,7 @@ examples
   trainer schema output=conf/schema.json
   trainer doctor
   trainer serve runs/2030-01-31_12-00-00 port=8000
+  trainer card runs/2030-01-31_12-00-00 license=mit
 
 exit codes
   0 success                   3 a checkpoint or a run cannot be used   6 the data cannot be used

@@ -1,7 +1,7 @@
 """Names of the files and folders that make up a run, a checkpoint and a folder of exported artifacts.
 
 runs/<run>/                     the run folder
-  config.yaml  metrics.jsonl  trainer.log  report.html  lr_range.json  decision.json  .lock
+  config.yaml  metrics.jsonl  trainer.log  report.html  README.md  lr_range.json  decision.json  .lock
   tensorboard/  trackers.json
   data/<split>.parquet          rows that were passed in memory
   logs/rank-1.log               warnings of the second process of a run on several devices
@@ -49,6 +49,9 @@ RANK_LOGS: Final = "logs"
 """Folder of `rank-<N>.log`: the warnings of the processes after the first one, if they have some."""
 
 REPORT: Final = "report.html"
+CARD: Final = "README.md"
+"""The model card of a run. It names files relative to the run folder, which has the layout of a repository on a hub."""
+
 LR_RANGE: Final = "lr_range.json"
 DECISION_RULE: Final = "decision.json"
 """Thresholds and temperature that were found after training, with the origin of the weights that they belong to."""

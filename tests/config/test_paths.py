@@ -103,6 +103,7 @@ PATHS = {
     "schema": ["output"],
     "doctor": [],
     "serve": ["run"],
+    "card": ["run", "output"],
 }
 """The keys of each verb that are paths, next to those of the parts."""
 

@@ -20,7 +20,18 @@ from trainer.config.stored import load_stored_config
 from trainer.config.trust import trust_argument
 from trainer.documents import EVALUATION, read_document
 from trainer.errors import CheckpointError, format_error
-from trainer.layout import CHECKPOINTS, DIVERGED, EVALUATIONS, LOCK, METRICS, RUNS, TASK, Document
+from trainer.layout import (
+    CHECKPOINTS,
+    DIVERGED,
+    EVALUATIONS,
+    EXPORT,
+    EXPORT_MANIFEST,
+    LOCK,
+    METRICS,
+    RUNS,
+    TASK,
+    Document,
+)
 from trainer.protocols import StateDict
 from trainer.report.events import read_events
 from trainer.shapes import CHECKSUM
@@ -141,6 +152,18 @@ def run_argument(key: str, folder: Path) -> str:
     with suppress(CheckpointError):  # whoever reads the run reports that it cannot be read
         trust = trust_argument(load_stored_config(folder))
     return quote(f"{key}={folder}") + trust
+
+
+def find_artifacts(folder: Path) -> Path:
+    """Return the folder with the artifacts of a run.
+
+    Raises:
+        CheckpointError: There are none.
+    """
+    if not (folder / EXPORT / EXPORT_MANIFEST).is_file():
+        remedy = f"Write one: trainer export {run_argument('run', folder)} export.formats=[onnx]"
+        raise CheckpointError(format_error("run", "has no artifacts", remedy, value=str(folder)))
+    return folder / EXPORT
 
 
 @contextmanager

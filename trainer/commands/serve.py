@@ -7,12 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from trainer import __version__
-from trainer.commands.run_folders import find_run_folder, run_argument
+from trainer.commands.run_folders import find_artifacts, find_run_folder
 from trainer.config.jobs import ServeJob
 from trainer.config.stored import exported_config
 from trainer.display import print_lines
-from trainer.errors import CheckpointError, ConfigError, format_error, install
-from trainer.layout import EXPORT, EXPORT_MANIFEST, Document
+from trainer.errors import ConfigError, format_error, install
+from trainer.layout import EXPORT_MANIFEST, Document
 
 
 def run(job: ServeJob, config: Document) -> None:
@@ -67,8 +67,4 @@ def _find_artifacts(run: str | None) -> Path:
         return Path(run)
     if run is not None and (Path(run) / EXPORT_MANIFEST).is_file():
         return Path(run)
-    folder = find_run_folder(run)
-    if not (folder / EXPORT / EXPORT_MANIFEST).is_file():
-        remedy = f"Write one: trainer export {run_argument('run', folder)} export.formats=[onnx]"
-        raise CheckpointError(format_error("run", "has no artifacts", remedy, value=str(folder)))
-    return folder / EXPORT
+    return find_artifacts(find_run_folder(run))

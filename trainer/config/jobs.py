@@ -559,6 +559,22 @@ class ServeJob:
     timeout: Positive = key(30.0, "seconds after which a client that waits gets no answer")
 
 
+@dataclass(frozen=True)
+class CardJob:
+    """A model card."""
+
+    run: AnyPath | None = key(None, _NEWEST)
+    output: AnyPath | None = key(None, "file of the card; null is README.md in the run folder")
+    license: NonEmptyStr | None = text(
+        None, "license of the weights, as the hub names it, such as apache-2.0; null leaves it to be filled in"
+    )
+    language: list[NonEmptyStr] = key([], "languages of the texts, such as [en]")
+    dataset: NonEmptyStr | None = text(
+        None, "name of the data; null is the name on the hub or of the data option, if it has one"
+    )
+    force: bool = key(False, "replace a file at output, or README.md of the run, that this tool has not written")
+
+
 Job: TypeAlias = (
     TrainJob
     | InitJob
@@ -572,6 +588,7 @@ Job: TypeAlias = (
     | SchemaJob
     | DoctorJob
     | ServeJob
+    | CardJob
 )
 
 JobType: TypeAlias = type[Job]
@@ -590,6 +607,7 @@ JOBS: dict[str, JobType] = {
     "schema": SchemaJob,
     "doctor": DoctorJob,
     "serve": ServeJob,
+    "card": CardJob,
 }
 """The job type of each verb."""
 
@@ -603,6 +621,7 @@ POSITIONS: dict[str, tuple[str, ...]] = {
     "diff": ("left", "right"),
     "report": ("run", "beside"),
     "serve": ("run",),
+    "card": ("run",),
 }
 """Keys of each verb whose values may be given without their names, in this order; a list takes all that are left."""
 

@@ -76,6 +76,20 @@ def locate_paths(config: Mapping[str, Any], job_type: type) -> dict[str, Any]:
     return located
 
 
+def without_folders(config: Mapping[str, Any], job_type: type) -> dict[str, Any]:
+    """Return a config in which only the last name of each local path is left, as it may be shown to anyone."""
+    shown = dict(config)
+
+    def change(path: str, about: PathTo) -> str:
+        is_name = about.hub and not _cannot_be_a_name(path) and not os.path.exists(path)
+        return path if is_name else Path(path).name
+
+    for group, key, value, annotation in _path_values(config, job_type):
+        changed = map_paths(value, annotation, change)
+        shown |= {group: {**shown[group], key: changed}} if group else {key: changed}
+    return shown
+
+
 def inherit_tokenizer(config: Mapping[str, Any], explicit: Collection[str]) -> tuple[dict[str, Any], list[str]]:
     """Return the config with the tokenizer of `model.weights` unless one is set, and a note if that changes it.
 

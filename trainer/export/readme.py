@@ -113,11 +113,29 @@ def write_readme(stage: Path, manifest: Document, usage: str | None) -> Path:
 
 
 def _title(manifest: Document) -> str:
-    inputs = " and ".join(_NOUNS.get(role, role) for role in manifest["reads"])
     return f"""# {manifest["provenance"].get("run", "A trained model")}
 
-A model that was trained as `{manifest["task"]}`: it reads {inputs}. This folder is complete. Each model file in it was
+{describe_model(manifest)} This folder is complete. Each model file in it was
 compared with the trained model before it was published; the results are below, and `manifest.json` has checksums."""
+
+
+def describe_model(manifest: Document) -> str:
+    """Return a sentence: the task of the model and what it reads."""
+    inputs = " and ".join(_NOUNS.get(role, role) for role in manifest["reads"])
+    return f"A model that was trained as `{manifest['task']}`: it reads {inputs}."
+
+
+def script_packages(manifest: Document) -> str:
+    """Return the packages that `predict.py` needs, for pip."""
+    package = {"image": "pillow", "features": ""}.get(manifest["reads"][0], "tokenizers")
+    return " ".join(["onnxruntime", "numpy", package]).strip()
+
+
+def graph_code(folder: Path, manifest: Document) -> str:
+    """Return Python code that runs the graph on the golden rows, or lists its tensors; "" if there is no graph."""
+    artifacts = manifest["artifacts"]
+    file = next((artifacts[name]["file"] for name in PREDICT_FORMATS if name in artifacts), None)
+    return "" if file is None else (_CODE if _has_golden(folder) else _CODE_WITHOUT_GOLDEN).format(file=file)
 
 
 def _example(stage: Path, usage: str | None) -> str:
@@ -143,12 +161,11 @@ def _labels(stage: Path) -> str:
 def _predict(stage: Path, manifest: Document, usage: str | None) -> str:
     if usage is None:
         return ""
-    packages = {"image": "pillow", "features": ""}.get(manifest["reads"][0], "tokenizers")
     check, about_check = (_CHECK, _ABOUT_CHECK) if _has_golden(stage) else ("", "")
     return f"""## Predict
 
 ```sh
-pip install {" ".join(["onnxruntime", "numpy", packages]).strip()}
+pip install {script_packages(manifest)}
 {check}python predict.py --help
 ```
 
@@ -161,14 +178,14 @@ the exit code is then 6."""
 
 
 def _code(stage: Path, manifest: Document, usage: str | None) -> str:
-    artifacts = manifest["artifacts"]
-    file = next((artifacts[name]["file"] for name in PREDICT_FORMATS if name in artifacts), None)
-    if file is None:
+    code = graph_code(stage, manifest)
+    if not code:
         return ""
     if not _has_golden(stage):
-        return f"## In your own code\n\nIn this folder:\n\n{_CODE_WITHOUT_GOLDEN.format(file=file)}"
-    code = f"## In your own code\n\nIn this folder, only the graph:\n\n{_CODE.format(file=file)}"
-    return code + (f"\n\nor from rows to predictions:\n\n{_PREDICTOR.format(file=file)}" if usage else "")
+        return f"## In your own code\n\nIn this folder:\n\n{code}"
+    file = next(manifest["artifacts"][name]["file"] for name in PREDICT_FORMATS if name in manifest["artifacts"])
+    graph = f"## In your own code\n\nIn this folder, only the graph:\n\n{code}"
+    return graph + (f"\n\nor from rows to predictions:\n\n{_PREDICTOR.format(file=file)}" if usage else "")
 
 
 def _has_golden(stage: Path) -> bool:

@@ -119,8 +119,18 @@ def is_own_page(path: Path) -> bool:
         if _MARKER not in start:
             return False
         page = start + file.read()
-    content, mark, rest = page.rpartition(_SEAL)
-    return not mark or rest == _checksum(content) + _END
+    return _SEAL not in page or is_sealed(page)
+
+
+def seal(content: str) -> str:
+    """Return a text with a comment at its end that has a checksum of the rest."""
+    return (content.encode() + _SEAL + _checksum(content.encode()) + _END).decode()
+
+
+def is_sealed(text: bytes) -> bool:
+    """Return whether a text ends with the checksum of the rest, see `seal`."""
+    content, mark, rest = text.rpartition(_SEAL)
+    return bool(mark) and rest == _checksum(content) + _END
 
 
 def _checksum(page: bytes) -> bytes:
@@ -131,8 +141,7 @@ def render_page(page: Page) -> str:
     """Return the HTML of a page, without empty sections, figures and tables."""
     sections = [shown for section in page.sections if (shown := _shown(section))]
     text = _template().render(page=page, sections=sections, style=Markup(STYLE), num_colors=NUM_COLORS)
-    content = text.encode()
-    return (content + _SEAL + _checksum(content) + _END).decode()
+    return seal(text)
 
 
 @cache

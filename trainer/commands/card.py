@@ -1,0 +1,326 @@
+"""`trainer card`: a model card, README.md of a repository on a hub, about a run and its artifacts."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from trainer.atomic_io import refuse_to_replace, write_text
+from trainer.commands.report_sections import (
+    NamedRun,
+    artifact_section,
+    config_section,
+    data_section,
+    environment_section,
+    evaluation_section,
+    interval_of,
+    part_name,
+)
+from trainer.commands.run_folders import RunRecord, find_artifacts, read_run
+from trainer.config.jobs import CardJob, TrainJob
+from trainer.config.paths import without_folders
+from trainer.display import displayable, print_lines, shorten_middle
+from trainer.documents import read_export_manifest
+from trainer.errors import CheckpointError, ConfigError
+from trainer.export.readme import describe_model, graph_code, script_packages
+from trainer.layout import CARD, EVALUATIONS, EXPORT, PREDICT_FORMATS, PREDICT_SCRIPT, Document
+from trainer.predictions import predictions_file, read_about
+from trainer.report.metric_names import words
+from trainer.report.page import Section, Table, is_sealed, seal
+from trainer.report.statistics import NAME, count_classes, count_entities, count_labels, measure_baseline, read_columns
+
+FILL_IN: Final = "**To be filled in:**"
+"""The start of a line that only a person can write."""
+
+_PIPELINES: Final = {
+    "text_classification": "text-classification",
+    "multilabel_classification": "text-classification",
+    "pair_classification": "text-classification",
+    "token_classification": "token-classification",
+    "sentence_embedding": "sentence-similarity",
+    "causal_lm": "text-generation",
+    "masked_lm": "fill-mask",
+    "image_classification": "image-classification",
+    "tabular_classification": "tabular-classification",
+    "tabular_regression": "tabular-regression",
+}
+"""The name of each task on the hub, as far as the hub has one."""
+
+_OWN_DATA: Final = ("files", "lines", "imagefolder", "idx", "conll", "hub")
+"""Options of `data` whose names say nothing about the data."""
+
+_NOT_SHOWN: Final = ("logger.", "run.", "observers", "launch.", "sweep.", "data.cache_dir", "loader.workers")
+"""Keys, or their starts, without a meaning on other machines."""
+
+_MAX_CLASSES: Final = 5
+_FOLDERS: Final = re.compile(r"^(?:~|\.{0,2})/.*/(?=.)|(?<![\w:/.])(?:~|\.{0,2})/(?:[^\s'\",/\]}]+/)*(?=[^\s'\",\]}])")
+"""The folders of a path: of a text that is one, and in any other text."""
+
+
+def run(job: CardJob, config: Document) -> None:
+    """Write the card and print its path.
+
+    Args:
+        job: The checked config.
+        config: The same as plain data; unused.
+
+    Raises:
+        CheckpointError: There is no such run, or it has no artifacts.
+        ConfigError: The file cannot be written, or is from elsewhere.
+    """
+    record = read_run(job.run)
+    artifacts = find_artifacts(record.folder)
+    file = Path(job.output or record.folder / CARD)
+    refuse_to_replace("output" if job.output else "run", file, force=job.force, is_own=_is_own_card)
+    write_text(file, seal(make_card(job, record, artifacts)), ConfigError if job.output else CheckpointError)
+    if not _scores(record, read_export_manifest(artifacts) or {}):
+        print_lines("note: no evaluation of the exported weights is stored, so the card has no scores: trainer eval")
+    print(displayable(str(file)))
+
+
+def _is_own_card(path: Path) -> bool:
+    return is_sealed(path.read_bytes())
+
+
+def make_card(job: CardJob, record: RunRecord, artifacts: Path) -> str:
+    """Return the card of a run as Markdown with front matter, without paths and secrets of this machine.
+
+    Args:
+        job: What the user says about the model.
+        record: The run.
+        artifacts: Its export folder.
+    """
+    manifest = read_export_manifest(artifacts)
+    assert manifest is not None, "the folder was checked"
+    # Only scores of the weights in the artifacts, on the run's own data.
+    record = replace(record, config=without_folders(record.config, TrainJob), evaluations=_scores(record, manifest))
+    name = displayable(str(record.config.get("run", {}).get("name") or record.folder.name), keep_lines=False)
+    named = [NamedRun(name, record)]
+    front = yaml.safe_dump(_front_matter(job, record, manifest, name), sort_keys=False, allow_unicode=True)
+    data = data_section(named)
+    sections = [
+        f"---\n{front}---",
+        f"# {_inline(name)}",
+        describe_model(manifest),
+        _uses(),
+        _loading(artifacts, manifest),
+        _scores_text(record),
+        _markdown(replace(evaluation_section(named), title="Scores with 95% intervals")),
+        _limits(record),
+        _data_text(job, record),
+        _markdown(replace(data, title="Rows of the data", warnings=())),
+        _markdown(_only_own(artifact_section(named))),
+        _markdown(_portable(config_section(named))),
+        _markdown(environment_section(named)),
+        _terms(job),
+    ]
+    return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _scores(record: RunRecord, manifest: Document) -> dict[str, Document]:
+    """Return the evaluations of the weights that were exported, on the run's own data."""
+    origin = manifest.get("provenance", {})
+    return {
+        split: scores
+        for split, scores in record.evaluations.items()
+        if "data" not in scores and all(scores[key] == origin.get(key) for key in ("step", "weights"))
+    }
+
+
+def _task_of(record: RunRecord) -> str:
+    return part_name(str(record.config["task"]["_target_"]))
+
+
+def _data_name(job: CardJob, record: RunRecord) -> str | None:
+    """Return the name of the data: what the user says, the name on the hub, or the name of built-in data."""
+    data = record.config["data"]
+    option = part_name(str(data["_target_"]))
+    if job.dataset is not None:
+        return job.dataset
+    if option == "hub" and isinstance(data.get("path"), str) and not os.path.exists(data["path"]):
+        return str(data["path"])
+    is_built_in = str(data["_target_"]).startswith("trainer.data.") and option not in _OWN_DATA
+    return option if is_built_in else None
+
+
+def _front_matter(job: CardJob, record: RunRecord, manifest: Document, name: str) -> Document:
+    task = _task_of(record)
+    pipeline = _PIPELINES.get(task)
+    front: Document = {"license": job.license, "language": list(job.language), "pipeline_tag": pipeline}
+    front = {key: value for key, value in front.items() if value}
+    has_graph = any(each in manifest["artifacts"] for each in PREDICT_FORMATS)
+    kind = task.replace("_", "-")
+    front["tags"] = ["trainer", *(["onnx"] if has_graph else []), *([] if kind == pipeline else [kind])]
+    data = _data_name(job, record) or "unnamed"
+    results = [
+        {
+            "task": {"type": pipeline or kind},
+            "dataset": {"name": data, "type": data, "split": split},
+            "metrics": metrics,
+        }
+        for split, scores in record.evaluations.items()
+        if (metrics := _metrics(scores))
+    ]
+    return {**front, "model-index": [{"name": name, "results": results}]} if results else front
+
+
+def _metrics(scores: Document) -> list[Document]:
+    """Return the metrics of an evaluation as the hub reads them; the interval is an argument of the metric."""
+    listed = []
+    for key, value in scores.items():
+        if key in ("step", "format") or not isinstance(value, float | int) or not math.isfinite(value):
+            continue
+        interval = interval_of(scores, key)
+        metric: Document = {"type": key, "name": words(key), "value": round(value, 6)}
+        if interval is not None:
+            metric["args"] = {"confidence_interval_95": [round(end, 6) for end in interval]}
+        listed.append(metric)
+    return listed
+
+
+def _uses() -> str:
+    return f"""## Uses
+
+{FILL_IN} what the model is for, who uses it, and what it must not be used for."""
+
+
+def _loading(artifacts: Path, manifest: Document) -> str:
+    """Return how to load the artifacts: with the scripts in their folder, in code, and with this tool."""
+    files = {entry["file"] for entry in manifest["files"]}
+    lines = [f"cd {EXPORT}"]
+    if PREDICT_SCRIPT in files:
+        checks = ["python predict.py --check"] if (artifacts / "golden.json").is_file() else []
+        lines += [f"pip install {script_packages(manifest)}", *checks, "python predict.py --help"]
+    elif "generate.py" in files:
+        lines += ["pip install onnxruntime numpy tokenizers", 'python generate.py "a prompt"']
+    text = "## Use the artifacts\n\n"
+    if len(lines) > 1:
+        text += "Without trainer and torch:\n\n```sh\n" + "\n".join(lines) + "\n```\n\n"
+    if code := graph_code(artifacts, manifest):
+        text += f"In Python, in the folder `{EXPORT}`:\n\n{code}\n\n"
+    if PREDICT_SCRIPT in files:
+        commands = f"trainer predict run={EXPORT} input=rows.csv\ntrainer serve run={EXPORT}"
+        text += f"With trainer, next to the folder `{EXPORT}`:\n\n```sh\n{commands}\n```\n\n"
+    return f"{text}`{EXPORT}/README.md` describes each file, and `{EXPORT}/manifest.json` has their checksums."
+
+
+def _evaluated(record: RunRecord) -> tuple[str, Path, Document] | None:
+    """Return split, file and metadata of the predictions to describe; None if none belong to the scores."""
+    for split in ("test", "validation"):
+        scores, file = record.evaluations.get(split), predictions_file(record.folder / EVALUATIONS / f"{split}.json")
+        if scores is not None and file.is_file():
+            about = read_about(file)
+            if about.get("digest") == scores.get("digest"):
+                return split, file, about
+    return None
+
+
+def _scores_text(record: RunRecord) -> str:
+    if not record.evaluations:
+        return f"## Scores\n\n{FILL_IN} no evaluation of these weights is stored."
+    evaluated = _evaluated(record)
+    if evaluated is None:
+        return ""
+    split, file, about = evaluated
+    baseline = measure_baseline(file, about["kind"], about["classes"])
+    if baseline is None:
+        return ""
+    known = ", ".join(f"{words(key)} {value:.4f}" for key, value in baseline.scores.items())
+    return f"## Comparison\n\nOn the {split} split, {_inline(baseline.answer)} scores: {known}."
+
+
+def _limits(record: RunRecord) -> str:
+    """Return what the model does worst, as its stored predictions show it."""
+    text = "## Limits\n\n"
+    evaluated = _evaluated(record)
+    if evaluated is not None:
+        split, file, about = evaluated
+        text += _worst(split, file, about)
+    return f"{text}{FILL_IN} known biases, and inputs on which the model must not be used."
+
+
+def _worst(split: str, file: Path, about: Document) -> str:
+    kind = about["kind"]
+    if kind not in ("class", "labels", "tags", "values"):
+        return ""
+    targets, predictions = read_columns(file, "target", "prediction")
+    if kind == "values":
+        errors = sorted(abs(a - b) for a, b in zip(targets, predictions, strict=True) if isinstance(a, float))
+        if not errors:
+            return ""
+        bound = errors[math.ceil(0.95 * len(errors)) - 1]
+        return f"On the {split} split, 5% of the {len(errors)} predictions are wrong by more than {bound:.4g}.\n\n"
+    if kind == "tags":
+        counts = count_entities(targets, predictions)
+    else:
+        counts = (count_classes if kind == "class" else count_labels)(targets, predictions, about["classes"])
+    precision, recall, f1 = counts.scores()
+    present = [place for place in range(len(counts.names)) if counts.support[place]]
+    worst = sorted(present, key=lambda place: (float(f1[place]), place))[:_MAX_CLASSES]
+    columns = ["class", "rows" if kind != "tags" else "entities", "precision", "recall", "F1"]
+    rows = [
+        [
+            shorten_middle(counts.names[place], NAME),
+            int(counts.support[place]),
+            *(float(each[place]) for each in (precision, recall, f1)),
+        ]
+        for place in worst
+    ]
+    missing = len(counts.names) - len(present)
+    note = f"\n\n{missing} classes have no row in this split, so nothing is known about them." if missing else ""
+    return f"The lowest F1 on the {split} split:\n\n{_table(Table('', columns, rows))}{note}\n\n"
+
+
+def _data_text(job: CardJob, record: RunRecord) -> str:
+    name = _data_name(job, record)
+    known = f"The data: {_inline(name)}.\n\n" if name else f"{FILL_IN} the name of the data (`dataset=NAME`).\n\n"
+    return f"## Data\n\n{known}{FILL_IN} where the data come from, who labeled them, and their license."
+
+
+def _terms(job: CardJob) -> str:
+    if job.license is not None:
+        return f"## License\n\nThe weights are under the license {_inline(job.license)}."
+    return f"## License\n\n{FILL_IN} the license of the weights (`license=NAME`)."
+
+
+def _only_own(section: Section) -> Section:
+    """Return the proofs of the artifacts in `export/` only: those of pruned copies are not in the repository."""
+    proofs = section.tables[0]
+    rows = [row for row in proofs.rows if str(row[1]).startswith(f"{EXPORT}/")]
+    return replace(section, title="Proofs", tables=[replace(proofs, rows=rows)])
+
+
+def _portable(section: Section) -> Section:
+    """Return the keys that differ from the defaults, without keys and folders of this machine."""
+    changed = section.tables[0]
+    rows = [
+        [key, *(_FOLDERS.sub("", str(value)) for value in values)]
+        for key, *values in changed.rows
+        if not str(key).startswith(_NOT_SHOWN)
+    ]
+    return replace(section, title="Training", tables=[replace(changed, rows=rows)])
+
+
+def _markdown(section: Section) -> str:
+    """Return a section of the report as Markdown; "" without rows."""
+    tables = [f"{table.title}:\n\n{_table(table)}" for table in section.tables if table.rows]
+    return "\n\n".join([f"## {section.title}", *tables]) if tables else ""
+
+
+def _table(table: Table) -> str:
+    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
+    return "\n".join("| " + " | ".join(_inline(cell) for cell in cells) + " |" for cells in lines)
+
+
+def _inline(value: Any) -> str:
+    """Return a value for a line of Markdown: no markup, no second line."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    text = f"{value:.4g}" if isinstance(value, float) else displayable(str(value), keep_lines=False)
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text) if set(text) != {"-"} else text
