@@ -325,7 +325,10 @@ def test_lines_are_drawn_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> N
     assert drawn == [76, 76]
 
 
-def test_a_message_in_the_middle_of_a_drawing_is_printed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("prints_row", [False, True])
+def test_a_message_in_the_middle_of_a_drawing_is_printed_again(
+    prints_row: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     screen, drawn = Screen(80), 0
     monkeypatch.setattr("os.write", lambda _, text: screen.terminal.write(text.decode()))
 
@@ -337,7 +340,10 @@ def test_a_message_in_the_middle_of_a_drawing_is_printed_again(monkeypatch: pyte
         return [Text(f"drawing {drawn}"), Text("a"), Text("b")]
 
     live = LiveLines(screen.console, content)
-    for _ in range(4):
+    live.draw(now=True)
+    for _ in range(3):
+        if prints_row:
+            screen.console.out("a row")
         live.draw(now=True)
     assert "Stopping after this step; press again to stop without saving" in screen.lines
     assert screen.lines[-3:] == [f"drawing {drawn}", "a", "b"]

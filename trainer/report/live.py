@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 from rich.console import Console, ConsoleRenderable, RenderHook
 from rich.control import Control
@@ -46,9 +46,15 @@ class LiveLines(RenderHook):
         if not self._is_open:
             self._open()
         self._console.print(Control())
+
+    def _print(self, *objects: Any, **options: Any) -> None:
+        """Print on the console, and print the message of a signal again that came meanwhile.
+
+        Such a message is written past the console, which may then have removed it together with the lines.
+        """
+        Console.print(self._console, *objects, **options)
         if len(texts := signals.direct_writes()) > self._num_direct_writes:
-            # A signal has interrupted the drawing, which may have removed the message.
-            self._console.out(texts[-1], highlight=False)
+            Console.print(self._console, Text(texts[-1]))
 
     def close(self) -> None:
         """Remove the lines; a second call does nothing."""
@@ -56,6 +62,7 @@ class LiveLines(RenderHook):
             self._is_open = False
             self._console.print(Control())
             self._console.pop_render_hook()
+            del self._console.print
             sys.stdout, sys.stderr = self._streams
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
@@ -75,6 +82,8 @@ class LiveLines(RenderHook):
         # Standard output may be redirected later, to hide what a library prints.
         self._console.file = self._console.file
         self._console.push_render_hook(self)
+        # Whatever prints: rows, logs, and libraries through the streams below.
+        self._console.print = self._print  # type: ignore[method-assign]
         self._streams = sys.stdout, sys.stderr
         # An output that goes elsewhere is not printed on the terminal.
         sys.stdout, sys.stderr = (
