@@ -40,7 +40,18 @@ def test_remedies_name_keys_with_their_group() -> None:
     """`Use threshold=null` cannot be typed: the key on the command line is task.threshold."""
     remedy = re.compile(r'"(?:Use|Set) (\w+)=')
     groups = {"backend", "checkpoint", "data", "decode", "device", "loss", "model", "optimizer", "precision", "resume"}
-    top_level = groups | {"compile", "devices", "force", "scheduler", "shard", "start", "task", "trial", "weights"}
+    top_level = groups | {
+        "compile",
+        "devices",
+        "force",
+        "port",
+        "scheduler",
+        "shard",
+        "start",
+        "task",
+        "trial",
+        "weights",
+    }
     package = Path(trainer.__file__).parent
     keys = {
         (file.name, key)

@@ -150,11 +150,13 @@ def test_a_run_of_a_version_without_groups_has_no_other_config(source: str, key:
 
 def test_rows_without_a_group_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "gaps.csv"
-    path.write_text("text,label,patient\none,a,p1\ntwo,b,\nthree,a,p2\nfour,b, \n", encoding="utf-8")
+    others = "".join(f"text {number},{'ab'[number % 2]},p{number}\n" for number in range(40))
+    path.write_text(f"text,label,patient\none,a,p1\ntwo,b,\nthree,a,p2\nfour,b, \n{others}", encoding="utf-8")
     assert main(["plan", "data=files", f"data.train={path}", "data.split.group=patient"]) == 6
     remedy = "the row has no group. Give every row the name of its group, or set data.split.group=null."
     lines = capsys.readouterr().err.splitlines()
     assert lines[:2] == [f"{path}, row {row}, column 'patient': {remedy}" for row in (2, 4)]
+    assert main(["plan", "data=files", f"data.train={path}", "data.split.group=null", "trial=false"]) == 0
 
 
 def test_groups_in_two_files_are_a_data_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,6 +81,18 @@ ALLOWED = {
     "report/trackers.py:Tracker": "creates the folder of a tracker's own files",
     "row_recorder.py:written_by_first": SCRATCH,
     "signals.py:print_at_once": "writes to the screen",
+    "commands/doctor.py:_check_training": SCRATCH,
+    "commands/doctor.py:_write_rows": SCRATCH,
+    "commands/doctor_checks.py:_check_lock": "changes nothing: locks a temporary file",
+    "commands/doctor_checks.py:check_compiler": SCRATCH,
+    "commands/doctor_checks.py:check_file_system": "writes a temporary file, which is removed",
+    "commands/doctor_checks.py:check_folder": "writes a temporary file, which is removed",
+    "commands/doctor_checks.py:check_shared_memory": "writes a temporary file, which is removed",
+    "data/frames.py:write_table": REPLACED,
+    "export/folder.py:write_manifest": STAGED,
+    "library.py:Run": SCRATCH,
+    "library.py:_remove": "removes the tables of a run that has not started",
+    "library.py:_train_on_tables": SCRATCH,
 }
 """Functions and classes that change the disk without `atomic_io`, each with the reason."""
 

@@ -112,7 +112,7 @@ def test_missing_peft_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     model = encoder()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigError, match=r"^lora: .*peft.*pip install trainer\[lora\]"):
+    with pytest.raises(ConfigError, match=r"^lora: .*peft.*pip install 'trainer\[lora\]'"):
         apply_lora(model, 2, 4.0, 0.0, "all-linear")
     assert set(trainable(model)) == set(before)
 
