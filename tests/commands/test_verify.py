@@ -211,7 +211,7 @@ def test_keys_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.splitlines() == [
         "stepz: unknown key, got 1. Did you mean steps?",
         "steps: must be at least 1, got 0.",
-        "device: must be auto, cpu, cuda, cuda:N or mps, got 'gpu'.",
+        "device: must be auto, cpu, cuda, cuda:N or mps, got 'gpu'. Set device=cuda.",
         "start: must be step-N, got 'last'.",
     ]
 
