@@ -56,8 +56,10 @@ format: $(STAMP) ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP) ## regenerate docs/reference from the YAML comments and dataclasses
+docs: $(STAMP) ## write docs/reference from the YAML comments and dataclasses, and build the site in site/
 	$(BIN)/python scripts/reference.py
+	test -x $(BIN)/zensical || $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/zensical build --clean --strict
 
 smoke: $(STAMP) ## one short training run, end to end, on the CPU
 	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && $(BIN)/trainer train debug=smoke device=cpu run.dir="$$dir/run" $(ARGS)
@@ -68,5 +70,5 @@ bench-gpu: $(STAMP) ## measure training on a GPU, with every figure in scripts/r
 	$(BIN)/python scripts/bench_gpu.py $(ARGS)
 
 clean: ## delete caches and built packages; .venv and runs/ stay
-	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

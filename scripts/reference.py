@@ -40,12 +40,17 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|").strip()
 
 
+def meaning_cell(text: str) -> str:
+    """Return a meaning as Markdown that shows every character: `<` begins no tag, and `_target_` is not emphasized."""
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", cell(text).replace("<", "&lt;"))
+
+
 def key_table(prefix: str, values: Mapping[str, Any], owner: type) -> Iterator[str]:
     """Yield the table of the keys of a job or section with their defaults and meaning."""
     yield from ["| key | default | meaning |", "| --- | --- | --- |"]
     for name, value in values.items():
         meaning = schema.doc(owner, name)
-        yield f"| `{prefix}{name}` | `{cell(shown(value))}` | {cell(meaning[0].upper() + meaning[1:])} |"
+        yield f"| `{prefix}{name}` | `{cell(shown(value))}` | {meaning_cell(meaning[0].upper() + meaning[1:])} |"
 
 
 def verb_page(verb: str) -> str:
@@ -104,7 +109,7 @@ def option_section(group: str, file: Path) -> Iterator[str]:
     yield from ["| key | default | meaning |", "| --- | --- | --- |"]
     for key, value in rows:
         default = "" if value is ... else f"`{cell(shown(value))}`"
-        yield f"| `{group}.{key.removeprefix(prefix)}` | {default} | {cell(meaning.get(key, ''))} |"
+        yield f"| `{group}.{key.removeprefix(prefix)}` | {default} | {meaning_cell(meaning.get(key, ''))} |"
 
 
 def group_page(group: str) -> str:

@@ -8,6 +8,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +20,10 @@ from tests.support.jobs import rows, working_in
 from trainer.cli import main
 from trainer.config.command import check_command
 from trainer.data.quality import LIMITS
+from trainer.errors import TrainerError
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [page for folder in ("", "docs", "docs/tutorials") for page in sorted((ROOT / folder).glob("*.md"))]
 WRITTEN = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 TRANSLATIONS = {page: text for page, text in WRITTEN.items() if page.endswith(".zh.md")}
 TEXTS = {page: text for page, text in WRITTEN.items() if page not in TRANSLATIONS}
@@ -34,7 +36,9 @@ def commands_of(text: str) -> list[str]:
 
 
 COMMANDS = {page: commands_of(text) for page, text in TEXTS.items()}
-STARTS = dict.fromkeys(c for commands in COMMANDS.values() for c in commands if c.startswith("trainer init "))
+STARTS = dict.fromkeys(
+    c for commands in COMMANDS.values() for c in commands if c.startswith(("trainer init ", "python make_"))
+)
 """The commands that write files which other commands use; each runs once, before the others."""
 
 
@@ -60,7 +64,8 @@ def is_quick(command: str) -> bool:
     takes_long = (
         is_training(command) or is_launched(command) or command.startswith(("trainer export ", "trainer doctor"))
     )
-    is_tested = command.startswith("python scripts/fuzz.py ")  # with more cases, in tests/hostile/test_fuzz.py
+    # With more cases in tests/hostile/test_fuzz.py, and in tests/commands/test_init.py.
+    is_tested = command.startswith(("python scripts/fuzz.py ", "python -m pytest "))
     return not takes_long and not is_tested and command not in STARTS and runs_in(command) <= {"runs/demo"}
 
 
@@ -119,6 +124,9 @@ def run_command(command: str) -> None:
         trainer = str(Path(sys.executable).with_name("trainer"))
         line = [sys.executable, *launcher, trainer, *shortened(words[words.index("trainer") + 1 :])]
         subprocess.run(line, check=True, capture_output=True)
+    elif command in STARTS:
+        with warnings.catch_warnings(action="ignore"):  # to look at all of the standard library finds old parts
+            runpy.run_path(words[0])
     elif program == "python":
         script = [str(ROOT / words[0]) if words[0].startswith("scripts/") else words[0], *words[1:]]
         subprocess.run([sys.executable, *script], check=True, capture_output=True)
@@ -181,6 +189,21 @@ def test_training_commands_are_valid(page: str, folder: Path, monkeypatch: pytes
         assert check_command(verb, words).line.verb == "train", command
 
 
+def test_commands_that_are_only_shown_are_valid(folder: Path) -> None:
+    shown = {c for text in TEXTS.values() for c in re.findall(r"^\$ trainer ((?:.*\\\n)*.*)\n", text, re.MULTILINE)}
+    shown -= {"train lss=focal optimizer.lrr=1 epochs=3 +loss.gama=2", "train --num_train_epochs 3 warmup_ratio=0.1"}
+    assert len(shown) > 5
+    for command in shown:
+        verb, *words = shlex.split(command.replace("\\\n", " "))
+        messages: tuple[str, ...] = ()
+        try:
+            check_command(verb, words)
+        except TrainerError as error:
+            messages = error.messages
+        # Files that a reader brings along.
+        assert all("no such file" in message for message in messages), (command, messages)
+
+
 def test_commands_of_torchrun_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     assert TORCHRUN
     for command in TORCHRUN:
@@ -208,12 +231,6 @@ def test_every_run_that_is_used_is_created_by_a_command() -> None:
     used = {run for commands in COMMANDS.values() for command in commands for run in runs_in(command)}
     assert used == RUNS.keys()
     assert sum(map(len, COMMANDS.values())) > 60
-
-
-def test_every_link_between_pages_leads_to_a_file() -> None:
-    for page, text in WRITTEN.items():
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
-            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
 def structure_of(text: str) -> dict[str, list[Any]]:

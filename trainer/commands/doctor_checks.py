@@ -79,7 +79,8 @@ def check_packages() -> Iterator[Check]:
         yield Check("problem", "packages", ", ".join(wrong.values()), f"pip install {names}")
     else:
         yield Check("ok", "packages", f"all {len(required)} required packages are in their ranges")
-    by_extra.pop("dev", None)
+    for name in ("dev", "docs"):  # only a clone uses them
+        by_extra.pop(name, None)
     present = sorted(name for name, needed in by_extra.items() if not any(map(_version_problem, needed)))
     missing = sorted(by_extra.keys() - present)
     text = f"installed: {', '.join(present) or 'none'}; missing: {', '.join(missing) or 'none'}"
