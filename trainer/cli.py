@@ -50,12 +50,13 @@ VERBS = {
     "doctor": "check this machine: Python, torch, devices, memory, disks, network, and a small training",
     "serve": "answer rows over HTTP with an exported model, and show a form to try it in a browser",
     "card": "write a model card about a run and its artifacts: README.md of a repository on a hub",
+    "push": "send the artifacts of a run and its model card to a repository of the Hugging Face hub",
 }
 
 INPUT_CHECKS = {"predict": "trainer.predict.files"}
 """Modules that check more values of a verb with `input_problems`; imported only for that verb."""
 
-WITHOUT_TORCH = ("init", "diff", "report", "schema", "doctor", "serve", "card")
+WITHOUT_TORCH = ("init", "diff", "report", "schema", "doctor", "serve", "card", "push")
 """Verbs that load no torch."""
 
 SHORT_FLAGS = {"init": "--ask", "doctor": "--quick"}
@@ -97,6 +98,7 @@ examples
   trainer doctor
   trainer serve runs/2030-01-31_12-00-00 port=8000
   trainer card runs/2030-01-31_12-00-00 license=mit
+  trainer push runs/2030-01-31_12-00-00 to=owner/name dry_run=true
 
 exit codes
   0 success                   3 a checkpoint or a run cannot be used   6 the data cannot be used

@@ -1,12 +1,18 @@
-"""`trainer card`: what it says, what it leaves to the person, and what it never shows."""
+"""`trainer card` and `trainer push`: what they say, what they leave to the person, and what they never show."""
 
 import json
+import shutil
+import threading
+from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import yaml
+from huggingface_hub import constants
 from huggingface_hub.repocard import ModelCard
 
 from tests.support.jobs import working_in
@@ -15,6 +21,7 @@ from trainer.commands.card import FILL_IN, make_card
 from trainer.commands.run_folders import read_run
 from trainer.config.jobs import CardJob
 from trainer.export.folder import verify
+from trainer.hub import is_reachable
 
 RUN = Path("runs/one")
 MINE = ["task=tabular_classification", "model=mlp", "train.duration=4", "train.eval_every=2", "run.name=one"]
@@ -116,3 +123,149 @@ def test_a_run_without_artifacts(folder: Path, tmp_path: Path, capsys: pytest.Ca
         (tmp_path / "run" / name).write_bytes((RUN / name).read_bytes())
     assert main(["card", str(tmp_path / "run")]) == 3
     assert "run: has no artifacts" in capsys.readouterr().err
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A small stand-in for the hub: it keeps what is sent. `refuse` is the status of its refusals."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    repositories: ClassVar[list[dict[str, Any]]] = []
+    refuse: ClassVar[int | None] = None
+
+    def do_HEAD(self) -> None:
+        self.answer({})
+
+    def do_PUT(self) -> None:
+        self.files[self.path] = b"".join(self.read_body())
+        self.answer({})
+
+    def read_body(self) -> Iterator[bytes]:
+        if "Content-Length" in self.headers:
+            yield self.rfile.read(int(self.headers["Content-Length"]))
+            return
+        while size := int(self.rfile.readline(), 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+
+    def do_POST(self) -> None:
+        body = b"".join(self.read_body())
+        address = f"http://127.0.0.1:{self.server.server_address[1]}"
+        assert self.headers["Authorization"] == "Bearer hf_secret"
+        if self.refuse is not None:
+            self.answer({"error": "no right to write"}, self.refuse)
+        elif self.path == "/api/repos/create":
+            self.repositories.append(json.loads(body))
+            self.answer({"url": f"{address}/owner/name"})
+        elif self.path.endswith("/preupload/main"):
+            paths = [each["path"] for each in json.loads(body)["files"]]
+            modes = ["lfs" if path.endswith(".onnx") else "regular" for path in paths]
+            files = [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in zip(paths, modes, strict=True)]
+            self.answer({"files": files})
+        elif self.path.endswith("/objects/batch"):
+            objects = [
+                {**each, "actions": {"upload": {"href": f"{address}/{each['oid']}"}}}
+                for each in json.loads(body)["objects"]
+            ]
+            self.answer({"transfer": "basic", "objects": objects})
+        elif self.path.endswith("/commit/main"):
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    self.files[value["path"]] = b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    self.files[value["path"]] = self.files.pop(f"/{value['oid']}")
+            self.answer({"commitUrl": f"{address}/owner/name/commit/1", "commitOid": "1"})
+        else:
+            assert self.path == "/api/validate-yaml", self.path
+            self.answer({})
+
+    def answer(self, document: dict[str, Any], status: int = 200) -> None:
+        data = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    monkeypatch.setattr(Hub, "files", {})
+    monkeypatch.setattr(Hub, "repositories", [])
+    monkeypatch.setattr(Hub, "refuse", None)
+    is_reachable.cache_clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the stand-in has only the older protocol
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        yield Hub
+        server.shutdown()
+    is_reachable.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub calls httpx in an old way
+def test_push_sends_the_card_and_the_proved_files(
+    folder: Path, hub: type[Hub], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(RUN, run)
+    (run / "README.md").unlink(missing_ok=True)
+    assert main(["push", str(run), "to=owner/name"]) == 3
+    assert f"Write it: trainer card run={run}" in capsys.readouterr().err
+    assert main(["card", str(run)]) == 0
+    (run / "export/notes.txt").write_text("private")
+
+    assert main(["push", str(run), "to=owner/name", "dry_run=true"]) == 0
+    assert "5 lines are still to be filled in" in (shown := capsys.readouterr()).err
+    assert "export/model.onnx" in shown.out
+    assert (hub.files, hub.repositories) == ({}, [])
+
+    assert main(["push", str(run), "to=owner/name"]) == 0
+    assert capsys.readouterr().out.endswith("/owner/name/commit/1\n")
+    assert [each["visibility"] for each in hub.repositories] == ["private"]
+    sent = {f"export/{name}" for name in verify(run / "export")} | {"README.md", "export/manifest.json"}
+    assert hub.files == {name: (run / name).read_bytes() for name in sent}
+    # What arrives is a complete folder of artifacts.
+    for name, content in hub.files.items():
+        (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "copy" / name).write_bytes(content)
+    assert not any(verify(tmp_path / "copy/export").values())
+
+    hub.files.clear()
+    (run / "export/labels.json").write_text("[]")
+    assert main(["push", str(run), "to=owner/name"]) == 3
+    assert "labels.json: has 2 bytes instead of" in capsys.readouterr().err
+    assert hub.files == {}
+
+
+def test_push_says_why_it_cannot_send(
+    folder: Path, hub: type[Hub], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["card", str(RUN), "force=true"]) == 0
+    command = ["push", str(RUN), "to=owner/name"]
+
+    def error_of(*command: str) -> str:
+        capsys.readouterr()
+        assert main(list(command)) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "hf_secret" not in error
+        return error
+
+    message = "to: must be owner/name, got 'name'. Name a repository: to=owner/name."
+    assert error_of("push", str(RUN), "to=name") == message
+    monkeypatch.setattr(hub, "refuse", 403)
+    assert "the hub refused with status 403" in error_of(*command)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    is_reachable.cache_clear()
+    assert error_of(*command).startswith("push: the hub cannot be reached")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "none"))
+    assert error_of(*command) == "push: there is no token for the hub. Set HF_TOKEN, or log in: hf auth login"
+    assert hub.files == {}

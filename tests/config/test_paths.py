@@ -104,6 +104,7 @@ PATHS = {
     "doctor": [],
     "serve": ["run"],
     "card": ["run", "output"],
+    "push": ["run"],
 }
 """The keys of each verb that are paths, next to those of the parts."""
 

@@ -575,6 +575,16 @@ class CardJob:
     force: bool = key(False, "replace a file at output, or README.md of the run, that this tool has not written")
 
 
+@dataclass(frozen=True)
+class PushJob:
+    """A transfer to a hub."""
+
+    run: AnyPath | None = key(None, _NEWEST)
+    to: NonEmptyStr | None = text(None, "repository on the hub: owner/name")
+    private: bool = key(True, "create a missing repository as a private one; an existing one stays as it is")
+    dry_run: bool = key(False, "only check and list the files; nothing is sent")
+
+
 Job: TypeAlias = (
     TrainJob
     | InitJob
@@ -589,6 +599,7 @@ Job: TypeAlias = (
     | DoctorJob
     | ServeJob
     | CardJob
+    | PushJob
 )
 
 JobType: TypeAlias = type[Job]
@@ -608,6 +619,7 @@ JOBS: dict[str, JobType] = {
     "doctor": DoctorJob,
     "serve": ServeJob,
     "card": CardJob,
+    "push": PushJob,
 }
 """The job type of each verb."""
 
@@ -622,6 +634,7 @@ POSITIONS: dict[str, tuple[str, ...]] = {
     "report": ("run", "beside"),
     "serve": ("run",),
     "card": ("run",),
+    "push": ("run", "to"),
 }
 """Keys of each verb whose values may be given without their names, in this order; a list takes all that are left."""
 
