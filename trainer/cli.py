@@ -345,6 +345,25 @@ def _run_hydra(command: CheckedCommand) -> None:
         hydra_main()
     except (ConfigCompositionException, MissingConfigException, OverrideParseException) as error:
         raise ConfigError(composition_problem(error)) from error
+    except RuntimeError as error:
+        if (launcher_error := _launcher_error(error)) is None:
+            raise
+        raise launcher_error from error
+
+
+def _launcher_error(error: RuntimeError) -> TrainerError | None:
+    """Return the user error of a launcher of submitit: it cannot submit jobs, or one has ended without a result."""
+    text, key = " ".join(str(error).split()), "hydra/launcher"
+    if text.startswith('Could not detect "srun"'):
+        remedy = "Run it on a machine of the cluster, or set hydra/launcher=submitit_local"
+        return ConfigError(format_error(key, "this machine has no Slurm", remedy))
+    names = type(error).__name__, type(error.__cause__).__name__
+    if names == ("FailedJobError", "CalledProcessError"):
+        return ConfigError(format_error(key, f"Slurm has refused the jobs ({text})", "Change keys of hydra.launcher"))
+    if names[0] == "UncompletedJobError" and (log := re.search(r"with path (.+)_result\.pkl", text)):
+        problem = "a job has ended without a result: it was stopped or killed, or its time was over"
+        return Interrupted(format_error(key, problem, f"Read {log[1]}_log.err"))
+    return None
 
 
 def _show(hydra_main: Callable[[], Any], package: str | None) -> None:

@@ -302,6 +302,23 @@ def test_the_launchers_of_slurm_run_a_sweep_here_and_write_its_script(job: list[
     assert {"#SBATCH --array=0-1%2", "#SBATCH --time=240"} <= {*done.stdout.splitlines()}
     assert not list(Path().glob("runs/multirun/*/*/metrics.jsonl"))
     subprocess.run([*command, "hydra/launcher=submitit_local", "hydra.sweep.dir=local"], env=environment, check=True)
+    no_time = [*command, "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=0", "train.duration=100000"]
+    done = subprocess.run(no_time, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (75, 1)
+    assert "a job has ended without a result" in done.stderr
+    assert Path(done.stderr.rpartition(" Read ")[2].strip().removesuffix(".")).is_file()
+    for name, content in (("sbatch", "echo invalid partition >&2; exit 1"), ("srun", "exit 0")):
+        Path("bin").mkdir(exist_ok=True)
+        Path("bin", name).write_text(f"#!/bin/sh\n{content}\n", encoding="utf-8")
+        Path("bin", name).chmod(0o755)
+    for path, problem in (
+        ("bin:", "Slurm has refused the jobs (invalid partition)"),
+        ("", "this machine has no Slurm"),
+    ):
+        variables = environment | {"PATH": path + os.environ["PATH"]}
+        line = [*command, "hydra/launcher=submitit_slurm"]
+        done = subprocess.run(line, env=variables, capture_output=True, text=True, check=False)
+        assert (done.returncode, problem in done.stderr, "Traceback" in done.stderr) == (2, True, False)
     for number in "01":
         assert '"event": "end"' in Path("local", number, "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
 
