@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import rich.console
 
-from trainer.display import displayable, escape_controls, is_secret, mask_secrets, masked_config, masked_yaml
+from trainer.display import (
+    displayable,
+    escape_controls,
+    is_secret,
+    mask_secrets,
+    masked_config,
+    masked_yaml,
+    shorten_apart,
+)
 from trainer.errors import format_error
 from trainer.report.charts import Line, draw_lines
 from trainer.report.console import open_console, print_table
@@ -107,3 +115,8 @@ def test_the_page() -> None:
     page = render_page(Page(HOSTILE, HOSTILE, HOSTILE, [Tile(HOSTILE, HOSTILE, HOSTILE)], [section]))
     assert "hunter2" not in page
     assert escape_controls(page) == page
+
+
+def test_names_that_shortening_makes_equal_differ() -> None:
+    names = [*(f"Class number {number} of a long-named family of things" for number in (417, 418)), "short", "x" * 30]
+    assert shorten_apart(names, 16) == ["…417 of a long-…", "…418 of a long-…", "short", f"{'x' * 10}…{'x' * 5}"]

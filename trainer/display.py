@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from os.path import commonprefix
 from typing import Any, Final, TextIO
 
 MASK: Final = "***"
@@ -65,6 +66,25 @@ def shorten_middle(text: str, length: int) -> str:
     """
     end = length // 3
     return text if len(text) <= length else f"{text[: length - end - 1]}…{text[-end:]}"
+
+
+def shorten_apart(names: Sequence[str], length: int) -> list[str]:
+    """Return names of at most `length` characters that still differ: those that `shorten_middle` makes equal are shown
+    from the word in which they begin to differ.
+
+    Args:
+        names: The names.
+        length: At least 3.
+    """
+    shown = [shorten_middle(name, length) for name in names]
+    for short in {each for each in shown if shown.count(each) > 1}:
+        places = [place for place, each in enumerate(shown) if each == short]
+        shared = commonprefix([names[place] for place in places])  # noqa: RUF071  texts, not paths
+        start = max(shared.rfind(" ") + 1, len(shared) - length // 2)  # with the beginning of the word
+        for place in places:
+            rest = names[place][start:]
+            shown[place] = "…" + (rest if len(rest) < length else f"{rest[: length - 2]}…")
+    return shown
 
 
 def is_secret(key: str) -> bool:

@@ -220,9 +220,8 @@ def _page(sweep: str, results: Mapping[str, JobResult], errors: list[list[object
         "mean: the monitored metric over seeds and folds. With three jobs or more, it has a 95 % interval by Student's "
         "t distribution."
     )
-    suspect = (
-        f"The first {_MAX_SHOWN} of {len(errors)} rows of {LABEL_ERRORS}, by models that were not trained on them."
-    )
+    count = f"The {len(errors)} rows" if len(errors) <= _MAX_SHOWN else f"The first {_MAX_SHOWN} of {len(errors)} rows"
+    suspect = f"{count} of {LABEL_ERRORS}, by models that were not trained on them."
     sections = [
         Section("Settings", note, tables=[Table("Best first", *displayed_table(columns, rows))]),
         Section(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from trainer.display import displayable, shorten_middle
+from trainer.display import displayable, shorten_apart
 
 WIDTH, HEIGHT = 480, 250
 """Size of a chart in units of its own; the page scales it."""
@@ -338,7 +338,7 @@ def draw_matrix(names: Sequence[str], counts: Sequence[Sequence[int]], row_title
         counts: The count of each row and column.
         row_title, column_title: What they are.
     """
-    shown = [shorten_middle(name, 16) for name in names]
+    shown = shorten_apart(names, 16)
     size = max(22, min(64, 420 // len(names)))
     label = 8 + 7.5 * max(map(len, shown))
     left, top = max(76.0, label + 20), label + 28
