@@ -135,7 +135,7 @@ def kill_until_done(seed: int, job: list[str], folder: Path) -> int:
         elif chance.random() < 0.5:
             wait_until(moments(run_dir)["saving"], process)
         else:
-            process.join(chance.uniform(0.2, 2.0))
+            process.join(chance.uniform(0.1, 0.8))
         if process.is_alive():
             process.kill()
             kills += 1

@@ -8,11 +8,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from threading import RLock
 from types import FrameType
 from typing import Any
 
 from trainer.errors import Interrupted
 
+DRAWING = RLock()
+"""Held while the live lines of a terminal are drawn."""
+
+_PATIENCE = 0.2  # seconds
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -215,6 +220,10 @@ def direct_writes() -> list[str]:
 
 def print_at_once(*lines: str) -> None:
     """Print lines to standard error past its buffer, which the code that a signal has interrupted may hold."""
+    # A thread that draws completes its drawing. It may wait for a lock of what the signal has interrupted, though.
+    held = DRAWING.acquire(timeout=_PATIENCE)
     _direct_writes.append("\n".join(lines))
     with suppress(OSError):
         os.write(2, "".join(f"{line}\n" for line in ("", *lines)).encode(errors="backslashreplace"))
+    if held:
+        DRAWING.release()

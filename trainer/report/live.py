@@ -54,7 +54,7 @@ class LiveLines(RenderHook):
         """
         Console.print(self._console, *objects, **options)
         if len(texts := signals.direct_writes()) > self._num_direct_writes:
-            Console.print(self._console, Text(texts[-1]))
+            Console.print(self._console, Text(texts[-1]), soft_wrap=True)
 
     def close(self) -> None:
         """Remove the lines; a second call does nothing."""

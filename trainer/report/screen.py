@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from threading import RLock, Thread
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,6 +18,7 @@ from trainer.display import displayable, shorten
 from trainer.progress import Phase, shown_on
 from trainer.report.console import ConsoleStyle, can_draw, format_fields, format_number
 from trainer.report.live import LiveLines
+from trainer.signals import DRAWING
 
 if TYPE_CHECKING:
     from trainer.state import Score
@@ -28,9 +29,8 @@ _PATIENCE, _REMINDER = 2.0, 10.0
 _TICK = 1.0
 """Seconds between two drawings of a phase without parts."""
 
-_DRAWING = RLock()
-"""Is held while lines are drawn. A process that is forked meanwhile would inherit a locked console: a fork waits."""
-os.register_at_fork(before=_DRAWING.acquire, after_in_parent=_DRAWING.release, after_in_child=_DRAWING.release)
+# A process that is forked during a drawing would inherit a locked console: a fork waits.
+os.register_at_fork(before=DRAWING.acquire, after_in_parent=DRAWING.release, after_in_child=DRAWING.release)
 
 
 @dataclass
@@ -155,7 +155,7 @@ class Display:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._lock = _DRAWING  # a checkpoint is reported by the thread that has written it
+        self._lock = DRAWING  # a checkpoint is reported by the thread that has written it
         self._ticker: Thread | None = None
         self._live = LiveLines(console, self._content)
         self._phases: Sequence[Phase] = ()
