@@ -23,6 +23,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
         yield write_data(folder)
 
 
+# torch opens files and leaves them to the garbage collector, to see if any are left, when a worker is killed while it
+# passes a tensor on.
+@pytest.mark.filterwarnings("ignore:unclosed file <_io.BufferedRandom:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("number", "key"), [(signal.SIGKILL, "loader.workers: "), (signal.SIGSTOP, "loader.timeout: ")]
 )
