@@ -1,4 +1,4 @@
-"""What a function of the library leaves as its caller had it: a process, in which other code runs too."""
+"""Restore the global state of the process that calls the library, because other code runs in it too."""
 
 from __future__ import annotations
 

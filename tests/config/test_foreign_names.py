@@ -112,7 +112,7 @@ CONTEXT = {
     "loss=info_nce": "task=sentence_embedding",
     "data=imagefolder": "task=image_classification model=convnet",
 }
-"""What else a job needs for an advice."""
+"""The overrides that a job needs in addition before it accepts the advice."""
 
 EXCLUSIVE = ("model", "data", "loss", "optimizer", "scheduler", "task")
 """Groups of which a command line tries one advice at a time."""

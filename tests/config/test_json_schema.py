@@ -98,7 +98,7 @@ def keys_of(file: Path) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
 
 
 def limits_of(node: dict[str, Any]) -> list[Any]:
-    """Return values at and beside each limit and option of the schema of a key."""
+    """Return test values for the schema of a key: each option, each limit, and the values next to a limit."""
     values: list[Any] = []
     for each in (node, *node.get("anyOf", ())):
         names = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")

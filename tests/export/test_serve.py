@@ -191,7 +191,7 @@ def test_unusable_folders_are_reported(copy: Path, tmp_path: Path, capsys: pytes
 
 
 class Gate:
-    """A model that answers when it is told to, and records its batches."""
+    """A model that waits until a test opens it, then answers and records its batches."""
 
     def __init__(self) -> None:
         self.open, self.started = threading.Event(), threading.Event()

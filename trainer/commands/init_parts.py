@@ -279,7 +279,7 @@ PARTS: dict[str, tuple[str, str, str, str]] = {
         "testing.check_metric(CLASS(), torch.rand(8, 3).softmax(1), torch.randint(3, (8,)))",
     ),
 }
-"""Of each kind of part: its module, its option (none for a metric), and the imports and the body of its test."""
+"""For each kind of part: its module, its option (a metric has none), and the imports and the body of its test."""
 
 
 def write_part(group: str, name: str, *, force: bool) -> list[str]:

@@ -46,7 +46,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Look:
-    """What data looks like, in lines to print, and the job that fits it."""
+    """A description of the data, in lines to print, and the job that fits the data."""
 
     lines: Sequence[str]
     proposal: Proposal

@@ -9,7 +9,6 @@ from pathlib import Path
 from trainer import __version__
 from trainer.commands.run_folders import find_artifacts, find_run_folder
 from trainer.config.jobs import ServeJob
-from trainer.config.stored import exported_config
 from trainer.display import print_lines
 from trainer.errors import ConfigError, format_error, install
 from trainer.layout import EXPORT_MANIFEST, Document
@@ -63,8 +62,6 @@ def run(job: ServeJob, config: Document) -> None:
 
 def _find_artifacts(run: str | None) -> Path:
     """Return the export folder of a run, or the one that `run` itself names."""
-    if run is not None and exported_config(run) is not None:
-        return Path(run)
     if run is not None and (Path(run) / EXPORT_MANIFEST).is_file():
         return Path(run)
     return find_artifacts(find_run_folder(run))

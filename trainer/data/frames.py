@@ -87,7 +87,7 @@ def _column_names(data: object) -> Sequence[object]:
 
 
 def _read(data: Any) -> pyarrow.Table | None:
-    """Return the columns of a table; None if the object is of no known kind."""
+    """Return the columns of a table, or None if this project does not know the kind of the object."""
     import pyarrow
 
     if isinstance(data, pyarrow.Table):

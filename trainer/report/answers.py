@@ -30,7 +30,7 @@ from trainer.report.statistics import (
 )
 
 _MATRIX_CLASSES: Final = 20
-"""Of more classes than this, the matrix has only those that are confused most."""
+"""The largest number of classes in the matrix; with more, it shows those that the model confuses most."""
 
 _CONFUSED: Final = 15
 

@@ -1,4 +1,4 @@
-"""How people read metrics: their names as words, and their order in tables."""
+"""Names of metrics in words, and the order of metrics in tables."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may ask for.
+    """Limits of a request.
 
     Attributes:
         max_rows: Largest number of rows.
