@@ -45,6 +45,7 @@ SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan
         ("int | None", [1, None], [1.5, "x"]),
         ("Duration", [3, "3ep", "10%"], [3.5, "3", -1, None]),
         ("Duration | None", ["3ep", None], ["3"]),
+        ("Time | None", ["4h", "1h30m", None], [4, "4", "4ep"]),
         ("Literal['a', 'b'] | None", ["a", None], ["c", 0]),
         ("Literal[1, True]", [1, True], [1.0, 2, False]),
         ("list[int]", [[], [1, 2]], [[1, "a"], 1, {"a": 1}, "12"]),
@@ -127,6 +128,7 @@ def test_descriptions_of_annotations(annotation: str, words: str) -> None:
 def test_literals_and_forms() -> None:
     assert annotations.literals(parsed("Literal['a', 1] | list[Literal['b']]")) == ["a", "b"]
     assert "500st" in annotations.forms(parsed("Duration | None"))
+    assert "4h" in annotations.forms(parsed("Time | None"))
     assert annotations.forms(int) == ""
 
 
@@ -148,6 +150,7 @@ def test_literals_and_forms() -> None:
         ("NonEmptyStr", ["a"], [""]),
         ("Annotated[list[int], Len(2, 2)]", [[1, 2]], [[], [1, 2, 3]]),
         ("Annotated[Duration, Gt(0)]", [1, "0.5ep"], [0, "0ep"]),
+        ("Annotated[Time, Gt(0)]", ["1s", "0.5h"], ["0s", "0d0h"]),
         ("Annotated[float | None, Gt(0)]", [None, 1], [0]),
         ("typing.Optional[Positive]", [None, 1], [0]),
         ("Annotated[int, Ge(0)] | BelowOne", [7, 0.5], [-1, 1.0, 1.5]),

@@ -372,3 +372,14 @@ def test_a_step_with_fewer_samples_than_devices_warns_and_is_logged(job: list[st
     assert "; 3 x cpu, fp32, " in log
     assert log.count("train.batch_size: a micro-batch has 2 samples, so 1 of 3 devices have none") == 1
     assert [file.read_text() for file in (run / "logs").glob("*")] == []
+
+
+@pytest.mark.slow
+def test_all_devices_stop_together_when_the_time_has_passed(two_devices: Path, job: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    line = ["train", *job, f"run.dir={run}", "resume=auto"]
+    for step in (1, 2):
+        assert run_ranks([*line, "train.max_time=0.001s"], 2, tmp_path / f"output-{step}") == [75, 75]
+        assert events(run, "stop")[-1]["step"] == step
+    assert run_ranks(line, 2, tmp_path / "output") == [0, 0]
+    assert checkpoint_files(run, STEPS) == checkpoint_files(two_devices, STEPS)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.durations import Duration, parse, to_steps
+from trainer.durations import Duration, parse, parse_time, to_steps
 from trainer.errors import ConfigError
 
 
@@ -70,3 +70,27 @@ def test_longer_is_never_fewer_steps(one: Decimal, other: Decimal, steps_per_epo
 def test_steps_are_steps(steps: int) -> None:
     assert to_steps(steps, 17) == to_steps(f"{steps}st", 23) == steps
     assert parse(steps) == Duration(Decimal(steps), "st")
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("30s", 30),
+        ("10m", 600),
+        ("4h", 14400),
+        ("1d", 86400),
+        ("1.5h", 5400),
+        ("1h30m", 5400),
+        ("0.1s", "0.1"),
+        ("0s", 0),
+    ],
+)
+def test_seconds_of_an_amount_of_time(value: str, seconds: int | str) -> None:
+    assert parse_time(value) == Decimal(seconds)
+
+
+@pytest.mark.parametrize(
+    "value", [None, 30, 1.5, True, "", "30", "-4h", "4 h", "4H", "30m1h", "1h1h", "04:00:00", "h", "nans", "\u0663h"]
+)
+def test_what_is_no_amount_of_time(value: object) -> None:
+    assert parse_time(value) is None

@@ -12,6 +12,7 @@ from tests.support.jobs import (
     assert_resumes,
     assert_same_end,
     checkpoint_files,
+    events,
     stop_at,
     train,
     working_in,
@@ -141,6 +142,36 @@ def test_resume_auto_starts_a_run_and_continues_it(data: list[str], whole: Path,
     stop_at(run, 3)
     assert train(run, *data, KEEP_ALL, "resume=auto") == 0
     assert_same_end(run, whole, 3)
+
+
+def test_starts_of_limited_time_end_in_the_bytes_of_one_start(
+    data: list[str], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    limited = [*data, KEEP_ALL, "resume=auto", "train.max_time=0.001s"]  # passes before each first step
+    for step in (1, 2):
+        assert train(run, *limited) == 75
+        assert [(event["step"], event["reason"]) for event in events(run, "stop")][-1] == (step, "train.max_time")
+        first, last = capsys.readouterr().err.splitlines()
+        assert (
+            first == f"train.max_time: stopped after step {step} of {STEPS}, because the time of this start has passed"
+        )
+        assert last == f"Resume with: trainer train resume={run}"
+    # The evaluation at step 2 is complete.
+    assert {event["weights"] for event in events(run, "eval") if event["step"] == 2} == {"raw", "ema"}
+
+    assert train(run, *data, KEEP_ALL, "resume=auto") == 0
+    assert_same_end(run, whole, 2)
+    assert train(run, *data, KEEP_ALL, "resume=auto", "train.max_time=0.001s") == 0  # nothing is left to train
+
+
+def test_a_start_ends_with_the_first_step_past_its_time(
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0, 10)  # seconds; it is read once at the start and after each step
+    monkeypatch.setattr("trainer.signals.time.monotonic", lambda: next(clock))
+    assert train(tmp_path / "run", *data, "train.max_time=0.5m") == 75
+    assert [event["step"] for event in events(tmp_path / "run", "stop")] == [3]
 
 
 def test_a_damaged_newest_checkpoint_is_skipped(whole: Path, resumable: Path, caplog: pytest.LogCaptureFixture) -> None:

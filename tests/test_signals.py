@@ -94,3 +94,13 @@ def test_an_error_that_a_signal_caused_in_a_library_is_a_stop() -> None:
 
     with pytest.raises(Interrupted, match="stopped by SIGTERM"), StopSignals():
         import_part()
+
+
+def test_the_time_of_a_run_starts_with_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("trainer.signals.time.monotonic", lambda: clock[0])
+    signals, unlimited = StopSignals(max_seconds=30), StopSignals()
+    for now, is_over in ((100.0, False), (129.9, False), (130.0, True)):
+        clock[0] = now
+        assert (signals.is_out_of_time(), unlimited.is_out_of_time()) == (is_over, False)
+    assert not signals.should_stop()

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Interval, Le, Len, Lt, MaxLen, MinLen, MultipleOf
 
-from trainer.durations import FORMS, parse
+from trainer.durations import FORMS, TIME_FORMS, parse, parse_time
 from trainer.errors import format_error
 
 
@@ -58,13 +58,18 @@ class IsDuration:
     """Metadata: an integer or text is a duration."""
 
 
+@dataclass(frozen=True)
+class IsTime:
+    """Metadata: text is an amount of time."""
+
+
 _MAX_NAME: Final = 255
 """Bytes that a file system allows in the name of a file or folder."""
 _MAX_PATH: Final = 3072
 """Bytes of a path: Linux allows 4,096, of which the working folder and the files inside a folder take a part."""
 
 _RANGES: Final = (Gt, Ge, Lt, Le, Interval, MultipleOf)
-METADATA: Final = (*_RANGES, Len, MinLen, MaxLen, AllowInfinity, Note, PathTo, IsDuration)
+METADATA: Final = (*_RANGES, Len, MinLen, MaxLen, AllowInfinity, Note, PathTo, IsDuration, IsTime)
 """The metadata that has a meaning."""
 
 
@@ -123,7 +128,9 @@ def fits_type(value: object, annotation: object) -> bool:
     if origin is Literal:
         return any(type(value) is type(known) and value == known for known in arguments)
     if origin is Annotated:
-        return fits_type(value, arguments[0]) and (not _is_duration(annotation) or parse(value) is not None)
+        return fits_type(value, arguments[0]) and not (
+            (_is_duration(annotation) and parse(value) is None) or (_is_time(annotation) and parse_time(value) is None)
+        )
     if origin in _SCALARS:
         return _SCALARS[origin][1](value)
     if origin is Mapping:
@@ -230,6 +237,10 @@ def _is_duration(annotation: object) -> bool:
     return any(isinstance(item, IsDuration) for item in metadata_of(annotation))
 
 
+def _is_time(annotation: object) -> bool:
+    return any(isinstance(item, IsTime) for item in metadata_of(annotation))
+
+
 def fixed_items(annotation: object) -> Sequence[object] | None:
     """Return the annotations of the items of a tuple of fixed length; None for any other annotation."""
     arguments = getattr(annotation, "__args__", None)  # `tuple[()]` has arguments, `tuple` has not
@@ -296,6 +307,8 @@ def _metadata_problems(value: object, annotation: object) -> Iterator[str]:
             yield f"must not be a path of more than {_MAX_PATH} bytes"
     if isinstance(value, str) and any(map(_is_duration, _walk(annotation))) and (duration := parse(value)):
         value = Fraction(duration.amount)
+    elif any(map(_is_time, _walk(annotation))) and (seconds := parse_time(value)) is not None:
+        value = Fraction(seconds)
     if isinstance(value, int | float | Fraction) and not isinstance(value, bool):
         if problem := _number_problem(value, metadata):
             yield problem + notes
@@ -377,7 +390,11 @@ def describe(annotation: object) -> str:
         return f"one of {', '.join(values)}" if len(values) > 1 else values[0]
     if origin is Annotated:
         path = next((item for item in metadata_of(annotation) if isinstance(item, PathTo)), None)
-        return path.words if path else "a duration" if _is_duration(annotation) else describe(arguments[0])
+        if path is not None:
+            return path.words
+        if _is_time(annotation):
+            return "an amount of time"
+        return "a duration" if _is_duration(annotation) else describe(arguments[0])
     if origin in _SCALARS:
         return _SCALARS[origin][0]
     if origin is Mapping:
@@ -416,12 +433,14 @@ def _plural(annotation: object) -> str:
             if noun in ("a mapping", "a list")
             else _PLURALS.get(origin_of(annotation), "")
         )
-    if _is_duration(annotation):
-        return "durations"
+    if _is_duration(annotation) or _is_time(annotation):
+        return "durations" if _is_duration(annotation) else "amounts of time"
     path = next((item for item in metadata_of(annotation) if isinstance(item, PathTo)), None)
     return "paths" if path and path.words == "a path" else _plural(get_args(annotation)[0])
 
 
 def forms(annotation: object) -> str:
     """Return how a value of `annotation` is written if its description does not say it; may be empty."""
+    if any(map(_is_time, _walk(annotation))):
+        return TIME_FORMS
     return FORMS if any(map(_is_duration, _walk(annotation))) else ""

@@ -102,7 +102,7 @@ examples
 
 exit codes
   0 success                   3 a checkpoint or a run cannot be used   6 the data cannot be used
-  1 a bug, with a traceback   4 an artifact failed its proof          75 stopped by a signal; can be resumed
+  1 a bug, with a traceback   4 an artifact failed its proof          75 stopped; can be resumed
   2 the command is wrong      5 the run diverged                       128 + N signal N killed a process of the run
 """
 

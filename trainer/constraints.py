@@ -22,6 +22,7 @@ from annotated_types import Ge, Gt, Interval, MinLen
 from trainer.annotations import (
     AllowInfinity,
     IsDuration,
+    IsTime,
     Note,
     PathTo,
     is_constrained,
@@ -63,6 +64,8 @@ Seed: TypeAlias = Annotated[int, Interval(ge=0, lt=2**64)]
 """The seed of a random number generator."""
 Duration: TypeAlias = Annotated[int | str, IsDuration()]
 """Optimizer steps, or a number with a unit: `500st`, `3ep`, `0.5ep`, `10%` (of the run)."""
+Time: TypeAlias = Annotated[str, IsTime()]
+"""An amount of time: `30s`, `10m`, `4h`, `1d` or `1h30m`."""
 NonEmptyStr: TypeAlias = Annotated[str, MinLen(1)]
 """Text of at least one character."""
 DataFile: TypeAlias = Annotated[str, MinLen(1), PathTo("file")]

@@ -1,4 +1,4 @@
-"""Durations: optimizer steps, or a number with a unit."""
+"""Durations in optimizer steps, epochs and shares of the run; and time limits in seconds to days."""
 
 from __future__ import annotations
 
@@ -17,10 +17,17 @@ FORMS = "Use optimizer steps (500 or 500st), epochs (3ep or 0.5ep) or a share of
 LENGTH_FORMS = "Use optimizer steps (500 or 500st) or epochs (3ep or 0.5ep)"
 """The remedy for the length of a run, which cannot be a share of itself."""
 
+TIME_FORMS = "Use a number and a unit: 30s, 10m, 4h, 1d or 1h30m"
+"""The remedy for a value that is not an amount of time."""
+
 _PATTERN = re.compile(r"(?P<amount>[0-9]+(?:\.[0-9]+)?)(?P<unit>st|ep|%)")
 
 _NOT_ZERO = "(?=[0-9.]*[1-9])"
 _FRACTION = r"(\.[0-9]+)?"
+
+_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_TIME = "".join(f"([0-9]+{_FRACTION}{unit})?" for unit in _SECONDS)
+_TIME_PART = re.compile(r"([0-9.]+)([dhms])")
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,18 @@ def parse(value: object) -> Duration | None:
     if (unit == "st" and not whole) or (unit == "%" and amount > 100):
         return None
     return Duration(amount, unit)
+
+
+def parse_time(value: object) -> Decimal | None:
+    """Return the seconds that a value such as `30s`, `4h` or `1h30m` stands for, or None if it is no amount of time."""
+    if not isinstance(value, str) or not value or re.fullmatch(_TIME, value) is None:
+        return None
+    return sum((Decimal(amount) * _SECONDS[unit] for amount, unit in _TIME_PART.findall(value)), Decimal(0))
+
+
+def time_pattern(*, above_zero: bool) -> str:
+    """Return the regular expression of the texts that `parse_time` accepts, for editors."""
+    return f"^(?=.{'*[1-9]' if above_zero else ''}){_TIME}$"
 
 
 def text_pattern(*, above_zero: bool, may_be_share: bool = True) -> str:

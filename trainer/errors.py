@@ -60,7 +60,7 @@ class DataError(TrainerError):
 
 
 class Interrupted(TrainerError):  # noqa: N818  not an error: the run can be resumed
-    """A signal stopped the run after a complete step; the messages say how to resume it."""
+    """A signal or a limit of time stopped the run after a complete step; the messages say how to resume it."""
 
     exit_code = 75
 

@@ -745,7 +745,7 @@ class Event:
 
     Attributes:
         name: `start` or `resume`, `train` (a line of training metrics), `eval`, `checkpoint` (one is on the disk),
-            `end`, and rarer ones such as `early_end`, `out_of_memory`, `sparsity`.
+            `end`, and rarer ones such as `early_end`, `stop`, `out_of_memory`, `sparsity`.
         step: The number of completed steps.
         epoch: The same in passes over the data.
         values: The values of the event, as in `metrics.jsonl`.

@@ -1,4 +1,7 @@
-"""Signals that stop a run: the first one after the current step and its checkpoint, a second one at once."""
+"""Signals that stop a run: the first one after the current step and its checkpoint, a second one at once.
+
+A limit of time stops a run like the first signal.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import RLock
@@ -127,6 +131,8 @@ class StopSignals:
             request twice, the second time when it is about to end: from the process that started it, and from a
             scheduler or a terminal that signals all processes of a job.
 
+        max_seconds: The time of training, from the start of the job; None has no limit.
+
     Attributes:
         received: The first signal; None if there was none.
         at_second: Returns lines that say what is kept when a second signal ends the process.
@@ -135,9 +141,10 @@ class StopSignals:
     at_second: Callable[[], list[str]] | None = None
     _mask: set[int] | None = None
 
-    def __init__(self, *, ends_on_second: bool = True) -> None:
+    def __init__(self, *, ends_on_second: bool = True, max_seconds: float | None = None) -> None:
         self.received: signal.Signals | None = None
         self._ends_on_second = ends_on_second
+        self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
         self._deferring = False
         self._has_raised = False
         self._before: dict[signal.Signals, Any] = {}
@@ -163,6 +170,10 @@ class StopSignals:
     def should_stop(self) -> bool:
         """Return whether a signal has arrived."""
         return self.received is not None
+
+    def is_out_of_time(self) -> bool:
+        """Return whether the time of training has passed."""
+        return self._deadline is not None and time.monotonic() >= self._deadline
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

@@ -243,6 +243,11 @@ def test_twelve_runs_are_compared_by_what_they_differ_in(folder: Path) -> None:
         ([{"event": "early_end", "best_step": 2}], 4, "The run stopped early, after step 4 of 6: no better score"),
         ([{"event": "train", "loss": 1.0}], 3, "not finished, last event at step 3 of 6"),
         ([{"event": "resume", "total_steps": 9}], 4, "not finished, last event at step 4 of 9"),
+        (
+            [{"event": "stop", "reason": "SIGTERM"}],
+            3,
+            "The run stopped, after step 3 of 6, by SIGTERM; it can be",
+        ),
     ],
 )
 def test_why_a_run_ended(events: list[dict[str, object]], last: int, words: str, folder: Path, tmp_path: Path) -> None:

@@ -414,6 +414,14 @@ def test_a_sweep_stopped_by_a_signal_continues(
     assert_same_sweep(Path("sweeps/stopped"), whole)
 
 
+def test_each_job_of_a_sweep_has_its_own_time(job: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    grid = ["seed=0,1"]
+    assert sweep(job, "timed", "train.duration=2", "train.max_time=0.001s", grid=grid) == 75
+    assert "sweep: stopped. Continue it with the same command." in capsys.readouterr().err
+    assert [checkpoint_steps(Path("sweeps/timed") / name) for name in ("seed-0", "seed-1")] == [[1], [1]]
+    assert sweep(job, "timed", "train.duration=2", "train.max_time=0.001s", grid=grid) == 0
+
+
 def test_a_killed_sweep_ends_with_the_same_table(job: list[str], whole: Path) -> None:
     command = ["train", "-m", *job, *GRID, "sweep.name=killed"]
     process = start(command, Path("killed.log"))

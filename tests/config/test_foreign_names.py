@@ -41,6 +41,8 @@ def remedy(*argv: str, verb: str = "train") -> str:
         (["trainer.max_epochs=3"], "Set train.duration=3ep."),
         (["train.epochs=3"], "Set train.duration=3ep."),
         (["max_steps=100"], "Set train.duration=100."),
+        (["max_time=4h"], "Set train.max_time=4h."),
+        (["trainer.max_time=00:12:00:00"], "Set train.max_time, such as train.max_time=4h."),
         (["max_steps=-1"], "Set train.duration, such as train.duration=1000."),
         (["--lr", "1e-3"], "Set optimizer.lr=0.001."),
         (["--learning-rate=3e-5"], "Set optimizer.lr=3e-05."),

@@ -18,7 +18,7 @@ from trainer.cli import main
 from trainer.config.command import check_command
 from trainer.config.groups import Groups
 from trainer.config.json_schema import make_schema
-from trainer.durations import parse, text_pattern
+from trainer.durations import parse, parse_time, text_pattern, time_pattern
 from trainer.errors import ConfigError, TrainerError
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -232,3 +232,12 @@ def test_the_schema_that_init_writes_accepts_the_experiment_that_it_writes() -> 
     assert "# yaml-language-server: $schema=../schema.json" in experiment.read_text()
     validator = jsonschema.Draft202012Validator(json.loads(Path("conf/schema.json").read_text()))
     assert list(validator.iter_errors(yaml.load(experiment.read_text(), Loader=get_yaml_loader()))) == []
+
+
+@pytest.mark.parametrize("above_zero", [True, False])
+def test_the_pattern_of_times_accepts_what_the_checker_parses(above_zero: bool) -> None:
+    texts = ["0s", "0d0.0h", "30s", "1.5h", "1h30m", "1d1s", "30m1h", "", "4", "h", "-4h", "4 h", "1.h", ".5h", "4hx"]
+    for text in texts:
+        seconds = parse_time(text)
+        allowed = seconds is not None and (seconds > 0 or not above_zero)
+        assert (re.search(time_pattern(above_zero=above_zero), text) is not None) == allowed, text

@@ -149,6 +149,7 @@ def _steps(job: TrainJob, training: Training) -> Document:
         "total_steps": steps.total,
         "epochs": steps.total / steps.per_epoch,
         "samples": epochs * rows + rest * job.train.batch_size,
+        "max_time": job.train.max_time,
         "every": every,
         "times": {name: -(-steps.total // interval) for name, interval in every.items()},
     }

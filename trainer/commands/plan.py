@@ -156,6 +156,7 @@ def _steps(step: Document) -> list[list[object]]:
         ["step", f"{step['batch_size']} samples = {division}"],
         ["epoch", f"{step['steps_per_epoch']} steps, the last with {step['last_batch_of_epoch']} samples"],
         ["run", f"{step['total_steps']} steps = {step['epochs']:g} epochs, {step['samples']} samples"],
+        *([["time", f"each start ends after {step['max_time']}, with a checkpoint"]] if step["max_time"] else []),
         *([name, f"{_format_interval(every[name])}, {_format_times(times[name])}"] for name in every),
     ]
 

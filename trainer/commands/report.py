@@ -202,6 +202,8 @@ def _how_it_ended(record: RunRecord) -> tuple[str, str]:
         return "stopped early", f"after {steps}: no better score for train.patience={patience}"
     if "end" in events:
         return "complete", f"{last} steps"
+    if record.events and record.events[-1]["event"] == "stop":
+        return "stopped", f"after {steps}, by {record.events[-1].get('reason')}; it can be resumed"
     if (record.folder / DIVERGED).is_dir():
         return "diverged", f"after {steps}"
     return "not finished", f"last event at {steps}"

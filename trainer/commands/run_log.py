@@ -14,6 +14,7 @@ from rich.console import Console
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import parse_stored_config
 from trainer.display import masked_config
+from trainer.errors import Interrupted
 from trainer.layout import EVALUATIONS, LOG, METRICS, RANK_LOGS, STATE
 from trainer.predictions import predictions_file, read_about
 from trainer.report.console import print_indented
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from trainer.report.events import Sink
     from trainer.report.tensorboard import TensorBoard
     from trainer.run import Run
+    from trainer.signals import StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +160,17 @@ def log_early_stop(training: Training) -> None:
     best = "no score was finite" if state.best is None else f"best {state.best.name} at step {state.best_step}"
     logger.info("train.patience: stopped early after step %d of %d; %s", state.step, run.steps.total, best)
     run.log("early_end", state.step, {"best_step": state.best_step})
+
+
+def log_stop(training: Training, signals: StopSignals) -> Interrupted:
+    """Report why a run stopped between two steps; return the error that says so."""
+    run, state = training.run, training.state
+    out_of_time = signals.received is None and signals.is_out_of_time()
+    # Another process may have received the signal.
+    signal = "signal" if signals.received is None else signals.received.name
+    run.log("stop", state.step, {"reason": "train.max_time" if out_of_time else signal})
+    where = f"stopped after step {state.step} of {run.steps.total}"
+    return Interrupted(f"train.max_time: {where}, because the time of this start has passed" if out_of_time else where)
 
 
 def log_sparsity(training: Training) -> None:

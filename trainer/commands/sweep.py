@@ -61,7 +61,7 @@ class Outcome:
     Attributes:
         exit_code: Its exit code.
         messages: What the user should read.
-        is_stopped: A signal has stopped it; it can be resumed.
+        is_stopped: A signal has stopped it, or `train.max_time`; it can be resumed.
     """
 
     exit_code: int
@@ -96,7 +96,7 @@ def run_sweep(sweep: Sweep, start: Start) -> int:
             failures |= trials.failures()
             run = _run_in_processes(trials.jobs(), sweep.num_parallel, trials.should_stop)
         elif sweep.num_parallel == 1:
-            run = _run_here(waiting, start)
+            run = _run_here(waiting, start, sweep.folder)
         else:
             run = _run_in_processes(iter(waiting), sweep.num_parallel)
         stopped: Outcome | None = None
@@ -245,13 +245,19 @@ def _result(folder: Path, changes: Mapping[str, str], failure: Outcome | None) -
 # Running jobs
 
 
-def _run_here(jobs: Sequence[SweepJob], start: Start) -> Iterator[tuple[SweepJob, Outcome | None]]:
+def _is_out_of_time(folder: Path) -> bool:
+    """Return whether `train.max_time` has stopped the run in a folder: each job of a sweep has its own time."""
+    events = read_events(folder / METRICS) if (folder / METRICS).is_file() else []
+    return bool(events) and events[-1]["event"] == "stop" and events[-1].get("reason") == "train.max_time"
+
+
+def _run_here(jobs: Sequence[SweepJob], start: Start, folder: Path) -> Iterator[tuple[SweepJob, Outcome | None]]:
     """Run jobs one after the other in this process; yield each one with its outcome, None if it is complete."""
     for number, job in enumerate(jobs, 1):
         print_lines(f"{job.name}: job {number} of {len(jobs)}")
         outcome = run_job(job.argv, start)
         yield job, outcome
-        if outcome is not None and outcome.is_stopped:
+        if outcome is not None and outcome.is_stopped and not _is_out_of_time(folder / job.name):
             return
         gc.collect()  # a start keeps what is left of the job before it from being collected
 

@@ -31,6 +31,7 @@ from trainer.commands.run_log import (
     log_result,
     log_sparsity,
     log_start,
+    log_stop,
     open_logs,
     open_sinks,
     show_start,
@@ -38,6 +39,7 @@ from trainer.commands.run_log import (
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import config_text, parse_stored_config, resume_config
 from trainer.config.trust import names_environment, resolve_environment
+from trainer.durations import parse_time
 from trainer.errors import (
     CheckpointError,
     ConfigError,
@@ -128,7 +130,7 @@ def train_to_end(job: TrainJob, config: Document) -> Path | None:
         config = config | {"run": config["run"] | {"cwd": str(cwd)}}
     with (
         resume_instruction_added(None),
-        StopSignals(ends_on_second=not is_rank()) as signals,
+        StopSignals(ends_on_second=not is_rank(), max_seconds=_max_seconds(job)) as signals,
         ExitStack() as stack,
     ):
         # The files of the run tell the same as the screen, so a run outlives `trainer train | head`.
@@ -144,6 +146,11 @@ def train_to_end(job: TrainJob, config: Document) -> Path | None:
         else:
             start = _train_with_others(job, config, signals, stack, console, screen)
         return start.folder
+
+
+def _max_seconds(job: TrainJob) -> float | None:
+    seconds = parse_time(job.train.max_time)
+    return None if seconds is None else float(seconds)
 
 
 def _prepare(job: TrainJob, config: Document, stack: ExitStack) -> tuple[Start, Snapshot | None]:
@@ -334,7 +341,9 @@ def _connect_outputs(
 
 
 def _fit(training: Training, signals: StopSignals, saver: Saver | None, screen: Display | Lines | None) -> None:
-    """Train until the end, a signal or a divergence; all processes return once the last checkpoint is on the disk.
+    """Train until the end, a signal, a limit of time or a divergence.
+
+    All processes return once the last checkpoint is on the disk.
 
     Args:
         training: The run.
@@ -346,7 +355,7 @@ def _fit(training: Training, signals: StopSignals, saver: Saver | None, screen: 
     from trainer.ranks import lost_rank_reported
 
     ranks = training.run.ranks
-    stop_agreed = ranks.share_flag(signals.should_stop)
+    stop_agreed = ranks.share_flag(lambda: signals.should_stop() or signals.is_out_of_time())
 
     def should_stop() -> bool:
         if screen is not None:
@@ -363,6 +372,8 @@ def _fit(training: Training, signals: StopSignals, saver: Saver | None, screen: 
             ranks.any(False)
             if not ranks.is_first:
                 raise ReportedError(error.exit_code) from error
+            if isinstance(error, Interrupted):
+                raise log_stop(training, signals) from error
             raise
         if saver is not None:
             with phase("saving the last checkpoint"):

@@ -109,6 +109,7 @@ FOREIGN_VALUES: Mapping[str, Mapping[str, str]] = {
 
 
 _INTERVALS = "A number is optimizer steps, 1ep is an epoch"
+_TIME = r"\d+(\.\d+)?[smhd]"
 _BATCH = "It counts the samples of one optimizer step, over all devices and micro-batches"
 _EVALUATIONS = "It is a duration, not a number of evaluations"
 
@@ -127,6 +128,7 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
         "1000",
         _COUNT,
     ),
+    ForeignName("max_time time_limit time_budget max_train_time", "train.max_time={}", "4h", _TIME),
     ForeignName(
         "batch_size batch bs b train_batch_size global_batch_size per_device_train_batch_size "
         "per_gpu_train_batch_size device_train_batch_size micro_batch_size",
@@ -154,7 +156,6 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
     _nothing(
         "drop_last dataloader_drop_last", "Leave it out: the last, smaller step of an epoch counts by its targets"
     ),
-    _nothing("max_time time_limit", "Leave it out: stop the run with Ctrl-C or SIGTERM, and resume it with resume=RUN"),
     _nothing("min_epochs min_steps", "Leave it out: a run ends early only if train.patience is set"),
     # Optimizers and schedules
     ForeignName(

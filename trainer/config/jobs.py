@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Positive,
         PositiveToOne,
         Seed,
+        Time,
         WeightsPath,
     )
 
@@ -181,6 +182,11 @@ class TrainSection:
     eval_every: Annotated[Duration, Gt(0)] = key("1ep", "interval between evaluations on the validation split")
     patience: Annotated[Duration, Gt(0)] | None = key(
         None, "stop early if the monitored metric has not improved for this long; null never stops early"
+    )
+    max_time: Annotated[Time, Gt(0)] | None = key(
+        None,
+        "time after which a start of the run saves a checkpoint and ends, to be resumed: 30s, 10m, 4h or 1d, from the "
+        "start of the command; null has no limit",
     )
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, Union, get_args
 
-from trainer.annotations import IsDuration, fixed_items, item_of, metadata_of, numbers_of, origin_of
+from trainer.annotations import IsDuration, IsTime, fixed_items, item_of, metadata_of, numbers_of, origin_of
 from trainer.atomic_io import create_folder, write_text
 from trainer.config import jobs, schema
 from trainer.config.groups import HYDRA_KEYS, OWN, Groups, groups_in, own_folder, working_folder
 from trainer.config.validate import HYDRA_KEY_TYPES, SYNTAX, key_annotation, read_signature
-from trainer.durations import text_pattern
+from trainer.durations import text_pattern, time_pattern
 from trainer.errors import ConfigError
 from trainer.shapes import to_json
 
@@ -122,6 +122,8 @@ def value_schema(annotation: object) -> Node:
         metadata = metadata_of(annotation)
         if any(isinstance(item, IsDuration) for item in metadata):
             return _duration(above_zero=bool(numbers_of(metadata, "gt")))
+        if any(isinstance(item, IsTime) for item in metadata):
+            return {"type": "string", "pattern": time_pattern(above_zero=bool(numbers_of(metadata, "gt")))}
         inner = value_schema(arguments[0])
         return inner | _limits(metadata, inner)
     if origin in _TYPES:

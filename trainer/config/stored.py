@@ -109,6 +109,7 @@ MAY_CHANGE = (
     "train.log_every",
     "train.eval_every",
     "train.patience",
+    "train.max_time",
     "loader.workers",
     "loader.prefetch",
     "loader.pin_memory",
