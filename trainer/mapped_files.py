@@ -83,9 +83,11 @@ class MappedRows:
 
 
 def as_array(values: pyarrow.Array | pyarrow.ChunkedArray) -> np.ndarray:
-    """Return numbers or truth values, if possible without a copy; pyarrow's own conversion loads pandas."""
+    """Return numbers, times or truth values, if possible without a copy; pyarrow's own conversion loads pandas."""
     if isinstance(values, pyarrow.ChunkedArray):
         values = values.combine_chunks()
+    if pyarrow.types.is_timestamp(values.type):
+        return as_array(values.cast(pyarrow.int64())).view(f"datetime64[{values.type.unit}]")
     if values.null_count or not len(values) or not pyarrow.types.is_primitive(values.type):
         return np.asarray(values.to_numpy(zero_copy_only=False))
     _, buffer = values.buffers()

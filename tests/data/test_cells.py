@@ -105,6 +105,7 @@ CELLS: list[tuple[str, Any, Any]] = [
     ("value", [[]], None),
     ("value", [None], None),
     ("group", 7.0, "7"),
+    ("time", "7.5", 7.5),
     ("score", "4.5", 4.5),
     ("score", None, None),
     ("image", "a.png", {"bytes": None, "path": "a.png"}),
@@ -142,8 +143,8 @@ def test_cell_of_the_wrong_type_is_rejected(role: str, cell: Any, message: str) 
 def test_every_role_has_a_parser_a_noun_and_a_remedy() -> None:
     tested = {role for role, _, _ in CELLS} | {"features", "text_pair", "negative"}
 
-    # A row without a group is an error, so there is no noun for what it lacks.
-    assert tested == REMEDIES.keys() == ROLE_NOUNS.keys() | {"group"}
+    # A row without a group or a time is an error, so there is no noun for what it lacks.
+    assert tested == REMEDIES.keys() == ROLE_NOUNS.keys() | {"group", "time"}
 
 
 def test_split_key_consists_of_the_inputs_only() -> None:

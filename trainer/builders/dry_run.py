@@ -113,7 +113,11 @@ def _on_cpu(job: TrainJob) -> TrainJob:
 
 def _data(job: TrainJob, training: Training) -> Document:
     report, task = training.data_report, training.task
-    splits = {split: {"rows": rows, **report.shares.get(split, {})} for split, rows in report.rows.items()}
+    times = {split: {"from": first, "to": last} for split, (first, last) in report.times.items()}
+    splits = {
+        split: {"rows": rows, **times.get(split, {}), **report.shares.get(split, {})}
+        for split, rows in report.rows.items()
+    }
     document = {"source": job.data["_target_"], "fingerprint": training.encoded.fingerprint, "splits": splits}
     lengths = task.lengths(training.encoded.splits["train"])
     if lengths is None:

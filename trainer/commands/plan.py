@@ -142,8 +142,8 @@ def _tokens(tokens: Document) -> tuple[list[str], list[list[object]]]:
     return [*names, "padding"], [[*(tokens[name] for name in names), _format_share(share, tokens[share])]]
 
 
-def _format_share(name: str, value: float | None) -> float | str | None:
-    return value if name == "rows" or value is None else f"{100 * value:.1f}%"
+def _format_share(name: str, value: float | str | None) -> float | str | None:
+    return value if name == "rows" or value is None or isinstance(value, str) else f"{100 * value:.1f}%"
 
 
 def _steps(step: Document) -> list[list[object]]:

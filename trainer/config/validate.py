@@ -377,6 +377,10 @@ def _validate_folds(flat: Mapping[str, Any]) -> Iterator[str]:
         yield format_error("data.fold", "needs data.folds", "Set data.folds=5, or leave data.fold out", value=fold)
     if isinstance(fold, int) and isinstance(folds, int) and fold >= folds:
         yield format_error("data.fold", f"must be less than data.folds, which is {folds}", value=fold)
+    split = flat.get("data.split")
+    if folds is not None and isinstance(split, Mapping) and split.get("time") is not None:
+        remedy = "Set data.folds=null or data.split.time=null"
+        yield format_error("data.folds", "folds would mix rows of all times (data.split.time)", remedy, value=folds)
 
 
 def _validate_prediction(flat: Mapping[str, Any]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import partial
 from hashlib import blake2b, file_digest
@@ -43,6 +44,12 @@ CLASS_ROLES = ("label", "labels", "tags")
 GROUP = "group"
 """The role of the column `data.split.group`: rows with the same value are in one split and in one fold."""
 
+TIME = "time"
+"""The role of the column `data.split.time`: the newest rows are held out."""
+
+SPLIT_ROLES = (GROUP, TIME)
+"""Roles that only decide the split of a row; every row needs a value, and the column may have another role too."""
+
 _INPUT_ROLES = ("text", "text_pair", "words", "features", "image")
 """Roles that decide the split of a row, as far as they are requested."""
 
@@ -56,6 +63,7 @@ REMEDIES = {
     "features": "Features are numbers, texts or empty; list the columns to use in data.columns.features",
     "image": "Write the path of an image file, relative to the folder of the file that contains the path",
     GROUP: "Give every row the name of its group, or set data.split.group=null",
+    TIME: "Write all times alike, as 2024-01-31, 2024-01-31T12:00:00, 2024-01-31T12:00:00Z or a number",
 }
 """The remedy for a cell that cannot be used, by role."""
 
@@ -67,6 +75,11 @@ _ZEROS_AND_ONES = frozenset(("0", "1", "0.0", "1.0"))
 
 CellParser = Callable[[Any], Any]
 """A function from a cell to its value in a role; None if the cell has no value."""
+
+
+def classes_in(value: str | Sequence[str]) -> Sequence[str]:
+    """Return the classes in a value of `label`, `labels` or `tags`."""
+    return (value,) if isinstance(value, str) else value
 
 
 def as_text(value: object) -> str | None:
@@ -247,11 +260,53 @@ def _parse_group(value: object) -> str:
     return text
 
 
+class TimeParser:
+    """Reads the cells of a column of times, which must all be of one kind.
+
+    Attributes:
+        kind: `numbers`, `dates without a zone` or `dates with a zone`, as the first cell that was read; None before.
+    """
+
+    def __init__(self) -> None:
+        self.kind: str | None = None
+
+    def __call__(self, value: object) -> float | datetime:
+        """Return a number as it is, and a date in UTC if it has a zone; a date without a time is its midnight.
+
+        Raises:
+            ValueError: The cell is empty, or neither a number nor a date in ISO 8601, or not of the kind of the first.
+        """
+        time = _parse_time(value)
+        kind = "numbers"
+        if isinstance(time, datetime):
+            kind = "dates without a zone" if time.tzinfo is None else "dates with a zone"
+        self.kind = self.kind or kind
+        if kind != self.kind:
+            raise ValueError(f"the times before are {self.kind}, got {shorten(value)}")
+        return time
+
+
+def _parse_time(value: object) -> float | datetime:
+    if is_number(value) and not isinstance(value, bool):
+        if (number := parse_number(value)) is not None:
+            return number
+    elif isinstance(value, str | date) and str(value).strip():
+        try:
+            # A date is not yet a datetime.
+            time = datetime.fromisoformat(str(value).strip())
+            return time if time.tzinfo is None else time.astimezone(UTC)
+        except (ValueError, OverflowError):
+            raise ValueError(f"expected a date in ISO 8601 or a number, got {shorten(value)}") from None
+    elif value is not None and not isinstance(value, str):
+        raise ValueError(f"expected a date or a number, got {type(value).__name__}")
+    raise ValueError("the row has no time")
+
+
 def cell_parser(role: str, separator: str) -> CellParser:
     """Return the function from a cell to its value in a role; for `value`, from a list of cells.
 
     Args:
-        role: One of `ROLE_NOUNS`, except `features`, or `GROUP`.
+        role: One of `ROLE_NOUNS`, except `features`, or of `SPLIT_ROLES`.
         separator: The separator between the parts of a list in one cell.
     """
     parsers: dict[str, CellParser] = {
@@ -263,6 +318,7 @@ def cell_parser(role: str, separator: str) -> CellParser:
         "score": parse_number,
         "image": _parse_image,
         GROUP: _parse_group,
+        TIME: TimeParser(),
     }
     return parsers.get(role, _parse_text)
 
@@ -295,8 +351,11 @@ def _canonical(cell: Any) -> str:
 
 
 def describe_incomplete_rows(roles: Iterable[str]) -> str:
-    """Return `rows without a text or a label`; features and labels may be empty, a row without a group is an error."""
-    nouns = [ROLE_NOUNS[role] for role in roles if role not in ("features", "labels", GROUP)]
+    """Return `rows without a text or a label`; features and labels may be empty.
+
+    A row without a value in one of `SPLIT_ROLES` is an error.
+    """
+    nouns = [ROLE_NOUNS[role] for role in roles if role not in ("features", "labels", *SPLIT_ROLES)]
     return "rows without " + ", ".join([*nouns[:-2], " or ".join(nouns[-2:])])
 
 

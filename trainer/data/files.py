@@ -11,11 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from annotated_types import Len
 
 from trainer.constraints import NonEmptyStr, Rule, validated
-from trainer.data.cells import GROUP, ROLE_NOUNS, cell_parser, describe_incomplete_rows, image_digest, unescape_tab
+from trainer.data.cells import (
+    ROLE_NOUNS,
+    SPLIT_ROLES,
+    cell_parser,
+    describe_incomplete_rows,
+    image_digest,
+    unescape_tab,
+)
 from trainer.data.data_files import DataFiles, FileSource
 from trainer.data.plausibility import ColumnWarning
 from trainer.data.readers import column_names, format_suffix, format_suffixes, read_records
-from trainer.data.splits import GROUPED_SPLIT_RULES, GroupedShares, row_id, split_schema, write_splits
+from trainer.data.splits import GROUPED_SPLIT_RULES, TIME_RULE, GroupedShares, row_id, split_schema, write_splits
 from trainer.data.table import (
     COLUMN_RULES,
     Record,
@@ -23,8 +30,8 @@ from trainer.data.table import (
     Table,
     describe_columns,
     describe_no_rows,
-    group_column,
     in_role_order,
+    split_columns,
 )
 from trainer.errors import DataError, format_error
 from trainer.layout import expand_home
@@ -54,7 +61,8 @@ class Files(FileSource):
         columns: The column of every other role; `value` and `features` may have several. `features` None takes all
             columns without another requested role; any other role None has no column.
         split: Shares of `validation` and `test` in [0, 1), for splits without files; 0 for no test split. `group`: the
-            column whose values stay together, in one split and in one fold; None without one.
+            column whose values stay together, in one split and in one fold; `time`: the column whose newest rows are
+            held out; None without one.
         list_separator: The separator of `labels`, `words` and `tags` in one cell; a space means any white space.
         separator: The separator of CSV and TSV cells, `\\t` for a tab; None for the default of the suffix.
         quote: The quote around CSV and TSV cells; None if quotes are ordinary characters.
@@ -70,6 +78,7 @@ class Files(FileSource):
     @validated(
         *GROUPED_SPLIT_RULES,
         *COLUMN_RULES,
+        TIME_RULE,
         Rule("text != label", "label", "must differ from data.text"),
         Rule("separator not in ['\\n', '\\r']", "separator", "must not be a line break"),
         Rule("quote not in ['\\n', '\\r']", "quote", "must not be a line break"),
@@ -95,7 +104,7 @@ class Files(FileSource):
     ) -> None:
         ordered = in_role_order(columns, [role for role in ROLE_NOUNS if role not in ("text", "label")])
         super().__init__(train, validation, test, split, cache_dir)
-        self._columns = {"text": text, "label": label, **ordered, **group_column(split)}
+        self._columns = {"text": text, "label": label, **ordered, **split_columns(split)}
         self._numeric: dict[str, bool] = {}
         self._list_separator = unescape_tab(list_separator)
         self._csv_options: dict[str, Any] = {"separator": separator and unescape_tab(separator), "quote": quote}
@@ -115,7 +124,7 @@ class Files(FileSource):
         Raises:
             DataError: A file, a row or a column cannot be used, or a split has no rows.
         """
-        available = [role for role in (*roles, GROUP) if role in self._columns]
+        available = [role for role in (*roles, *SPLIT_ROLES) if role in self._columns]
         folders = [str(path.parent.resolve()) for paths in self._paths.values() for path in paths]
         return self._cached_splits(
             "trainer_files",
@@ -126,7 +135,7 @@ class Files(FileSource):
 
     def describe_role(self, role: str) -> str:
         """Return `data.label=category`, `data.columns.value=price` or `data.split.group=patient`."""
-        prefix = "" if role in ("text", "label") else "split." if role == GROUP else "columns."
+        prefix = "" if role in ("text", "label") else "split." if role in SPLIT_ROLES else "columns."
         return describe_columns(f"{prefix}{role}", self._columns.get(role))
 
     def column_names(self, split: str) -> list[str]:
@@ -167,6 +176,7 @@ class Files(FileSource):
             table.numeric.update(self._numeric)
         elif "train" in self._paths:  # a source of another split only has no training data
             table.scan(lambda: self._records("train", table))
+        table.find_time_kind(self._records(next(iter(self._paths)), table))
 
         def no_rows_error(origin: str) -> DataError:
             remedy = "Check the names of the columns"
@@ -178,7 +188,7 @@ class Files(FileSource):
             )
             for origin, paths in self._paths.items()
         }
-        schema = split_schema(table.names, table.numeric)
+        schema = split_schema(table.names, table.numeric, table.time.kind)
         incomplete = describe_incomplete_rows(table.names)
         write_splits(
             folder, self._layout, schema, origins, incomplete, no_rows_error, table.warnings, self.describe_row

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.constraints import DataName, NonEmptyStr, Rule, validated
-from trainer.data.cells import GROUP, ROLE_NOUNS, describe_incomplete_rows, unescape_tab
+from trainer.data.cells import ROLE_NOUNS, SPLIT_ROLES, describe_incomplete_rows, unescape_tab
 from trainer.data.data_files import content_digest
 from trainer.data.readers import check_arrow_file
 from trainer.data.split_cache import cache_key, cached_splits
@@ -30,8 +30,8 @@ from trainer.data.table import (
     Table,
     describe_columns,
     describe_no_rows,
-    group_column,
     in_role_order,
+    split_columns,
 )
 from trainer.errors import DataError, did_you_mean, format_error
 from trainer.hub import is_reachable
@@ -62,7 +62,8 @@ class Hub:
         columns: The column of each role; `value` and `features` may have several. `features` None takes all columns
             without another requested role; any other role None has no column.
         split: Shares of `validation` and `test` in [0, 1), for splits without a name; 0 for no test split. `group`: the
-            column whose values stay together, in one split and in one fold; None without one.
+            column whose values stay together, in one split and in one fold; `time`: the column whose newest rows are
+            held out; None without one.
         list_separator: The separator of `labels`, `words` and `tags` in one text; a space means any white space.
         cache_dir: The folder of downloads and of the Arrow files; None for the cache of the datasets library.
 
@@ -77,6 +78,13 @@ class Hub:
             "sorted(splits) == ['test', 'train', 'validation']",
             "splits",
             "must have the keys train, validation and test",
+        ),
+        Rule(
+            "split['group'] is None or split['time'] is None"
+            " or all(splits[name] is not None or split[name] == 0 for name in ['validation', 'test'])",
+            "split.time",
+            "a split by time cannot keep the rows of a group together",
+            "Set data.split.group=null or data.split.time=null, or name all splits of the data set",
         ),
         Rule("splits['train'] is not None", "splits.train", "must be the name of a split"),
         Rule(
@@ -104,7 +112,7 @@ class Hub:
     ) -> None:
         self._path, self._name, self._revision = path, name, revision
         self._splits = {name: splits[name] for name in _SPLITS}
-        self._columns = {**in_role_order(columns, list(ROLE_NOUNS)), **group_column(split)}
+        self._columns = {**in_role_order(columns, list(ROLE_NOUNS)), **split_columns(split)}
         self._list_separator = unescape_tab(list_separator)
         self._cache_dir = cache_dir
         self._layout = SplitLayout.from_arguments(self._splits, split)
@@ -132,7 +140,7 @@ class Hub:
         Raises:
             DataError: The data set cannot be reached, or a row or a column cannot be used.
         """
-        available = [role for role in (*roles, GROUP) if role in self._columns]
+        available = [role for role in (*roles, *SPLIT_ROLES) if role in self._columns]
         key = cache_key(self.fingerprint, available)
         write = partial(self._write, roles=available)
         return cached_splits(self._cache_dir, "trainer_hub", key, write, self._layout, self.describe_row)
@@ -147,7 +155,7 @@ class Hub:
 
     def describe_role(self, role: str) -> str:
         """Return `data.columns.label=sentiment`."""
-        return describe_columns(f"{'split' if role == GROUP else 'columns'}.{role}", self._columns.get(role))
+        return describe_columns(f"{'split' if role in SPLIT_ROLES else 'columns'}.{role}", self._columns.get(role))
 
     def column_names(self, split: str) -> list[str]:
         """Return the columns of a split."""
@@ -229,6 +237,7 @@ class Hub:
                         key = self.describe_role(role).partition("=")[0]
                         raise DataError(format_error(key, problem, remedy, value=name))
         table.scan(lambda: self._records("train", table))
+        table.find_time_kind(self._records("train", table))
 
         def no_rows_error(origin: str) -> DataError:
             remedy = f"Check data.columns, or set data.splits.{origin}=null to hold out a share of training"
@@ -239,7 +248,7 @@ class Hub:
             split: (table.training_samples if split == "train" else table.samples)(self._records(split, table))
             for split in tables
         }
-        schema = split_schema(table.names, table.numeric)
+        schema = split_schema(table.names, table.numeric, table.time.kind)
         incomplete = describe_incomplete_rows(table.names)
         write_splits(
             folder, self._layout, schema, origins, incomplete, no_rows_error, table.warnings, self.describe_row

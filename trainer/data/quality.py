@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import numpy as np
 
-from trainer.data.cells import GROUP
+from trainer.data.cells import GROUP, TIME
 from trainer.data.order import block_of
 from trainer.data.splits import normalize_whitespace
 from trainer.mapped_files import MappedRows, as_array, read_chunks
@@ -24,11 +24,15 @@ _TARGET_ROLES = frozenset({"label", "labels", "value", "score", "tags"})
 
 
 def row_digests(rows: Columns, roles: Sequence[str]) -> dict[str, list[int]]:
-    """Return the digests of raw rows by the name of their column; white space does not distinguish texts."""
+    """Return the digests of raw rows by the name of their column, and their times if they have some.
+
+    White space does not distinguish texts.
+    """
     inputs = [role for role in roles if role not in _TARGET_ROLES]
     targets = [role for role in roles if role in _TARGET_ROLES]
     chosen = {INPUT_DIGEST: inputs, TARGET_DIGEST: targets, **({GROUP_DIGEST: [GROUP]} if GROUP in rows else {})}
-    return {name: _digests(rows, roles_of_name) for name, roles_of_name in chosen.items()}
+    times = {TIME: list(rows[TIME])} if TIME in rows else {}
+    return {name: _digests(rows, roles_of_name) for name, roles_of_name in chosen.items()} | times
 
 
 def block_digests(raw: Columns, blocks: Sequence[int]) -> dict[str, list[int]]:
@@ -99,6 +103,10 @@ LIMITS = {
     "duplicates": Limit(0.05, "duplicate inputs: remove them or weight them deliberately"),
     "leaked": Limit(0.01, "inputs that are also in another split: remove them from one of the two"),
     "shared groups": Limit(0.0, "groups that are also in another split: move all rows of a group into one split"),
+    "too old": Limit(
+        0.0,
+        "rows that are not newer than all rows of the splits before: divide the files by time, or let data.split do it",
+    ),
     "conflicting": Limit(0.01, "equal inputs with different targets: correct the wrong labels"),
     "empty": Limit(0.0, "texts without any character but white space: remove them"),
 }
@@ -112,11 +120,13 @@ class DataReport:
         rows: The number of rows of each split.
         shares: Each measure of each split, as a share of the split's rows.
         first: The position of the first affected row, by split and measure.
+        times: The first and the last time of each split, if the rows have times.
     """
 
     rows: dict[str, int]
     shares: dict[str, dict[str, float]]
     first: dict[tuple[str, str], int]
+    times: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def warnings(self) -> list[str]:
         """Return a line for each share above its limit."""
@@ -137,6 +147,8 @@ class DataReport:
         parts = []
         for split, rows in self.rows.items():
             shares = [f"{100 * share:.1f}% {name}" for name, share in self.shares[split].items() if share]
+            if split in self.times:
+                shares.insert(0, " to ".join(self.times[split]))
             parts.append(f"{rows:,} {split}" + (f" ({', '.join(shares)})" if shares else ""))
         return ", ".join(parts) + " rows"
 
@@ -186,6 +198,7 @@ def measure_quality(
             add(split, "empty", positions[np.isin(inputs, list(_empty_digests()))])
             seen = np.union1d(seen, inputs)
     _add_shared_groups(encoded, add)
+    times = _add_old_rows(encoded, add)
     for split, rows in encoded.items():
         if "truncated" in rows.column_names:
             for start, (truncated,) in _chunks(rows, "truncated"):
@@ -194,7 +207,7 @@ def measure_quality(
     shares = {
         split: {name: count / sizes[split] for name, count in measures.items()} for split, measures in counts.items()
     }
-    return DataReport(sizes, shares, first)
+    return DataReport(sizes, shares, first, times)
 
 
 def _add_shared_groups(encoded: Mapping[str, MappedRows], add: Callable[[str, str, np.ndarray], None]) -> None:
@@ -208,6 +221,39 @@ def _add_shared_groups(encoded: Mapping[str, MappedRows], add: Callable[[str, st
             if split != "train":
                 add(split, "shared groups", start + np.flatnonzero(np.isin(groups, known)))
             seen = np.union1d(seen, groups)
+
+
+def _add_old_rows(
+    encoded: Mapping[str, MappedRows], add: Callable[[str, str, np.ndarray], None]
+) -> dict[str, tuple[str, str]]:
+    """Add the rows of each split that are not newer than all rows of the earlier ones, if the rows have times.
+
+    Returns:
+        The first and the last time of each split, for people.
+    """
+    newest: np.generic | None = None
+    spans = {}
+    for split, rows in encoded.items():
+        if TIME not in rows.column_names:
+            continue
+        limit, bounds = newest, []
+        for start, (times,) in _chunks(rows, TIME):
+            if limit is not None:
+                add(split, "too old", start + np.flatnonzero(times <= limit))
+            bounds += [times.min(), times.max()]
+        has_zone = getattr(rows.data.schema.field(TIME).type, "tz", None) is not None
+        first, last = (_format_time(bound, has_zone=has_zone) for bound in (min(bounds), max(bounds)))
+        spans[split] = (first, last)
+        newest = max(bounds) if newest is None else max(newest, *bounds)
+    return spans
+
+
+def _format_time(time: np.generic, *, has_zone: bool) -> str:
+    """Return a number, or a date without the parts that are 0."""
+    if not isinstance(time, np.datetime64):
+        return f"{time:.15g}"
+    text = str(time).removesuffix(".000000")
+    return text.removesuffix("T00:00:00") if not has_zone else f"{text}Z"
 
 
 def _rows_of_block(rows: MappedRows, block: int, blocks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

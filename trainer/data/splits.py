@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 from trainer.constraints import BelowOne, NonEmptyStr, Rule
-from trainer.data.cells import CLASS_ROLES, split_key
+from trainer.data.cells import CLASS_ROLES, TIME, classes_in, split_key
+from trainer.data.division import assign_by_time, divide_rows
 from trainer.data.plausibility import ColumnWarning
 from trainer.errors import DataError, format_error
 from trainer.protocols import EncodedColumns, Row
@@ -35,22 +36,32 @@ Shares: TypeAlias = Mapping[str, BelowOne]
 """The shares of `validation` and `test` that are held out from training, each in [0, 1)."""
 
 GroupedShares: TypeAlias = Mapping[str, BelowOne | NonEmptyStr | None]
-"""`Shares`, and in `group` the column whose values stay together; None or nothing without one."""
+"""`Shares`, and in `group` the column whose values stay together, in `time` that of times; None without one."""
 
 SPLIT_KEYS = Rule("sorted(split) == ['test', 'validation']", "split", "must have the keys validation and test")
 GROUPED_SPLIT_KEYS = (
     Rule(
-        "sorted(name for name in split if name != 'group') == ['test', 'validation']",
+        "sorted(name for name in split if name not in ['group', 'time']) == ['test', 'validation']",
         "split",
-        "must have the keys validation and test, and may have group",
+        "must have the keys validation and test, and may have group and time",
     ),
     Rule(
-        "all(isinstance(split[name], float) or isinstance(split[name], int) for name in split if name != 'group')",
+        "all(isinstance(split[name], float) or isinstance(split[name], int) for name in split"
+        " if name not in ['group', 'time'])",
         "split",
         "needs numbers in [0, 1) for validation and test",
     ),
     Rule("split['group'] is None or isinstance(split['group'], str)", "split.group", "must be the name of a column"),
+    Rule("split['time'] is None or isinstance(split['time'], str)", "split.time", "must be the name of a column"),
 )
+TIME_RULE = Rule(
+    "split['group'] is None or split['time'] is None"
+    " or (validation is not None and (test is not None or split['test'] == 0))",
+    "split.time",
+    "a split by time cannot keep the rows of a group together",
+    "Set data.split.group=null or data.split.time=null, or name files of each split",
+)
+"""The rule of a source with files about shares by group and by time."""
 _SHARE_RULES = (
     Rule(
         "(split['validation'] if validation is None else 0) + (split['test'] if test is None else 0) < 1",
@@ -146,17 +157,19 @@ class SplitLayout:
     Attributes:
         own: The data that the user named for `train`, `validation` and `test`; None for a held-out split.
         shares: The share of training, in [0, 1), of each split without data of its own.
+        by_time: Hold out the newest rows, not those that a hash chooses.
     """
 
     own: Mapping[str, Any]
     shares: Mapping[str, float]
+    by_time: bool = False
 
     @classmethod
     def from_arguments(cls, own: Mapping[str, Any], split: Mapping[str, Any]) -> SplitLayout:
         """Return the layout for constructor arguments that meet `SPLIT_RULES`."""
         # In one order, whatever that of the arguments: the shares are a part of fingerprints.
         names = [name for name in ("validation", "test") if name in split and own.get(name) is None]
-        return cls(own, {name: float(split[name]) for name in names})
+        return cls(own, {name: float(split[name]) for name in names}, split.get(TIME) is not None)
 
     def for_split(self, split: str) -> SplitLayout | None:
         """Return the layout with only this split; None if the split takes rows from another one or gives some."""
@@ -175,12 +188,15 @@ class SplitLayout:
         return [name for name, share in self.shares.items() if share > 0]
 
 
-def split_schema(roles: Iterable[str], numeric: Mapping[str, bool] | None = None) -> pyarrow.Schema:
+def split_schema(
+    roles: Iterable[str], numeric: Mapping[str, bool] | None = None, time_kind: str | None = None
+) -> pyarrow.Schema:
     """Return the Arrow schema of the columns of `roles`, followed by `row`.
 
     Args:
         roles: The columns in order; a name that is not a role is a column of strings.
         numeric: For each feature by name, True for numbers and False for texts; required with the role `features`.
+        time_kind: The kind of the role `time`, see `TimeParser`.
     """
     import pyarrow
 
@@ -194,6 +210,10 @@ def split_schema(roles: Iterable[str], numeric: Mapping[str, bool] | None = None
         "score": pyarrow.float64(),
         "image": pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}),
         "features": pyarrow.struct(features),
+        TIME: {
+            "dates without a zone": pyarrow.timestamp("us"),
+            "dates with a zone": pyarrow.timestamp("us", "UTC"),
+        }.get(time_kind or "", pyarrow.float64()),
     }
     return pyarrow.schema([*((role, types.get(role, pyarrow.string())) for role in roles), ("row", pyarrow.int64())])
 
@@ -277,11 +297,6 @@ def drop_unseen_classes(path: Path, role: str, classes: set[str]) -> tuple[int, 
     return removed, first
 
 
-def classes_in(value: str | Sequence[str]) -> Sequence[str]:
-    """Return the classes in a value of `label`, `labels` or `tags`."""
-    return (value,) if isinstance(value, str) else value
-
-
 def write_splits(
     folder: Path,
     layout: SplitLayout,
@@ -312,11 +327,15 @@ def write_splits(
     classes: dict[str, set[str]] = {role: set() for role in CLASS_ROLES if role in roles}
     dropped = []
     kept = dict.fromkeys(origins, 0)
+    # Which rows are the newest is known only when all are.
+    later = layout.by_time and bool(layout.held_out)
+    shares = {} if later else layout.shares
     with ExitStack() as stack:
-        writers = {name: stack.enter_context(SplitWriter(folder / f"{name}.arrow", schema)) for name in layout.names}
+        names = origins if later else layout.names
+        writers = {name: stack.enter_context(SplitWriter(folder / f"{name}.arrow", schema)) for name in names}
         for origin, samples in origins.items():
             count, first = 0, -1
-            for split, row, values in _assign_splits(origin, samples, layout.shares, lowest):
+            for split, row, values in _assign_splits(origin, samples, shares, lowest):
                 if values is None:
                     count, first = count + 1, row if first < 0 else first
                     continue
@@ -328,10 +347,13 @@ def write_splits(
             if not kept[origin]:
                 raise no_rows_error(origin)
             dropped += [DroppedRows(origin, incomplete, count, first)] if count else []
+    sizes = {name: writer.num_rows for name, writer in writers.items()}
     with _causes_added(warnings, describe_row):
-        _check_not_empty(writers, kept.get("train", 0), layout, lowest)
+        if later:
+            sizes |= divide_rows(folder / "train.arrow", assign_by_time(folder / "train.arrow", layout.shares), classes)
+        _check_not_empty(sizes, kept.get("train", 0), layout, lowest)
         for name in layout.held_out:
-            dropped += _drop_unseen(folder, name, writers[name].num_rows, classes, kept["train"])
+            dropped += _drop_unseen(folder, name, sizes[name], classes, kept["train"])
     (folder / "dropped.json").write_text(to_json(dropped))
     (folder / "warnings.json").write_text(to_json(warnings))
 
@@ -366,11 +388,9 @@ def _causes_added(warnings: Sequence[ColumnWarning], describe_row: Callable[[str
         raise DataError(*error.messages, *causes) from None
 
 
-def _check_not_empty(
-    writers: Mapping[str, SplitWriter], num_rows: int, layout: SplitLayout, lowest: Sequence[float]
-) -> None:
+def _check_not_empty(sizes: Mapping[str, int], num_rows: int, layout: SplitLayout, lowest: Sequence[float]) -> None:
     """Raise DataError if a split has no rows; `lowest` are the lowest points of training rows, ascending."""
-    empty = [name for name, writer in writers.items() if not writer.num_rows]
+    empty = [name for name, size in sizes.items() if not size]
     if not empty:
         return
     asked = ", ".join(f"{name} {share:g}" for name, share in layout.shares.items() if share > 0)

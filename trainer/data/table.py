@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -15,9 +16,13 @@ from trainer.data.cells import (
     GROUP,
     REMEDIES,
     ROLE_NOUNS,
+    SPLIT_ROLES,
+    TIME,
     CellParser,
+    TimeParser,
     as_text,
     cell_parser,
+    classes_in,
     has_repeated_label,
     is_number,
     parse_boolean,
@@ -26,7 +31,7 @@ from trainer.data.cells import (
 )
 from trainer.data.labels import LabelColumn
 from trainer.data.plausibility import ColumnWarning, FeatureColumn, Leaks
-from trainer.data.splits import Sample, classes_in, split_row_id
+from trainer.data.splits import Sample, split_row_id
 from trainer.errors import DataError, RowErrors, did_you_mean, format_error, raise_if_any
 from trainer.layout import expand_home
 
@@ -92,10 +97,9 @@ def in_role_order(columns: ColumnNames, roles: Sequence[str]) -> ColumnNames:
     return {role: columns[role] for role in roles}
 
 
-def group_column(split: Mapping[str, object]) -> dict[str, str]:
-    """Return the column of the role `group`, which the argument `split` of a source names; nothing without one."""
-    name = split.get(GROUP)
-    return {GROUP: name} if isinstance(name, str) else {}
+def split_columns(split: Mapping[str, object]) -> dict[str, str]:
+    """Return the columns of the roles `group` and `time` that the argument `split` of a source names."""
+    return {role: name for role in SPLIT_ROLES if isinstance(name := split.get(role), str)}
 
 
 def describe_columns(key: str, name: str | Sequence[str] | None) -> str:
@@ -114,6 +118,7 @@ class Table:
         separator: The separator between the parts of a list in one cell.
         numeric: For each feature by name, True for numbers and False for texts; filled by `scan`.
         warnings: Warnings about the training data; filled by `scan`.
+        time: Reads the cells of the role `time`.
     """
 
     names: Mapping[str, Sequence[str]]
@@ -121,6 +126,7 @@ class Table:
     separator: str
     numeric: dict[str, bool] = field(default_factory=dict)
     warnings: list[ColumnWarning] = field(default_factory=list)
+    time: TimeParser = field(default_factory=TimeParser)
 
     @classmethod
     def for_roles(
@@ -148,15 +154,15 @@ class Table:
             if role in columns and (chosen := columns[role]) is not None:
                 names[role] = [chosen] if isinstance(chosen, str) else list(chosen)
         used: dict[str, str] = {}
-        group = names.get(GROUP, [])  # its column may have another role too
+        deciding = [name for role in SPLIT_ROLES for name in names.get(role, ())]
         for role, role_columns in names.items():
-            for name in role_columns if role != GROUP else ():
+            for name in role_columns if role not in SPLIT_ROLES else ():
                 if (other := used.setdefault(name, role)) != role:
                     problem = f"is the column of {describe_role(other)} too"
                     raise DataError(format_error(describe_role(role), problem, "Name another column"))
         warnings = []
         if "features" in roles and "features" not in names:
-            names["features"] = [name for name in available if name not in (*used, *group)]
+            names["features"] = [name for name in available if name not in (*used, *deciding)]
             if names["features"].count("") > 1:  # a spreadsheet writes its empty columns too
                 names["features"] = [name for name in names["features"] if name]
                 warnings.append(ColumnWarning(f"{describe_role('features')}: columns without a name are left out.", 1))
@@ -195,6 +201,12 @@ class Table:
                 text = f"{self.keys['labels']}: {len(repeated)} rows contain a label twice, the first is {{place}}"
                 self.warnings.append(ColumnWarning(f"{text}. Write each label of a row once.", repeated[0]))
 
+    def find_time_kind(self, records: Iterator[Record]) -> None:
+        """Read the first time of some records, which decides how all of them are stored; other problems show later."""
+        if TIME in self.names and (first := next(records, None)) is not None:
+            with suppress(ValueError):
+                self.time(first[2][self.columns.index(self.names[TIME][0])])
+
     def _scan_features(self, records: Callable[[], Iterator[Record]], names: Sequence[str]) -> None:
         positions = {name: position for position, name in enumerate(self.columns)}
         scanned = [(positions[name], FeatureColumn(name)) for name in names]
@@ -221,7 +233,7 @@ class Table:
     def training_samples(self, records: Iterator[Record], folders: Sequence[Path] = ()) -> Iterator[Sample]:
         """Yield the samples of the training data, and add the warnings about their targets and texts at the end."""
         roles = [role for role in ("label", "labels") if role in self.names]
-        inputs = [role for role in self.names if role not in (*roles, GROUP)]
+        inputs = [role for role in self.names if role not in (*roles, *SPLIT_ROLES)]
         columns = {role: LabelColumn(role, self.names[role][0], inputs, self.columns) for role in roles}
         target = next((role for role in ("label", "value") if role in self.names), None)
         leaks, garbled = Leaks(), []
@@ -274,7 +286,8 @@ class Table:
         start = 0
         for role, names in self.names.items():
             several = role in _MULTI_COLUMN_ROLES
-            parse = self._parse_features if role == "features" else cell_parser(role, self.separator)
+            own: dict[str, CellParser] = {"features": self._parse_features, TIME: self.time}
+            parse = own.get(role) or cell_parser(role, self.separator)
             parts.append((role, slice(start, start + len(names)) if several else start, parse))
             start += len(names)
         num_values = 0
@@ -352,8 +365,8 @@ class Table:
 
 def describe_no_rows(table: Table) -> str:
     """Return the problem if all rows are dropped: `no row has both data.text=text and data.label=label`."""
-    keys = [key for role, key in table.keys.items() if role not in ("features", "labels", GROUP)]
-    assert set(table.keys) <= {*ROLE_NOUNS, GROUP}
+    keys = [key for role, key in table.keys.items() if role not in ("features", "labels", *SPLIT_ROLES)]
+    assert set(table.keys) <= {*ROLE_NOUNS, *SPLIT_ROLES}
     if len(keys) == 1:
         return f"no row has {keys[0]}"
     return f"no row has {'both ' if len(keys) == 2 else 'all of '}{', '.join(keys[:-1])} and {keys[-1]}"
