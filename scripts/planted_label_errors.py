@@ -40,7 +40,7 @@ def write_data(file: Path, share: float, limit: int | None) -> set[int]:
 def measure(errors: Path, planted: set[int], num_rows: int, share: float) -> dict[str, float]:
     """Return the share of the planted errors that are listed first."""
     with errors.open(encoding="utf-8", newline="") as stream:
-        listed = [int(row["line"]) for row in csv.DictReader(stream)]
+        listed = [int(row["row"]) for row in csv.DictReader(stream)]
     first = listed[: round(2 * share * num_rows)]
     found = len(planted & set(first)) / len(planted)
     return {"rows": num_rows, "planted": len(planted), "listed": len(listed), "first": len(first), "found": found}

@@ -82,6 +82,7 @@ SHAPES: Final[Mapping[str, object]] = {
 """The shape of each JSON document in a checkpoint, by its file name."""
 
 _INTERVALS: Final = {str: [float, float]}
+_PART: Final = {"metrics": {str: float}, "intervals": _INTERVALS, "no_interval?": {str: str}}
 EVALUATION: Final = {
     "split": str,
     "step": int,
@@ -89,8 +90,8 @@ EVALUATION: Final = {
     "digest?": str,
     "intervals?": _INTERVALS,
     "no_interval?": {str: str},
-    "targets?": [{"target": str, "metrics": {str: float}, "intervals": _INTERVALS}],
-    "slices?": {str: [{"value": str, "rows": int, "metrics": {str: float}, "intervals": _INTERVALS}]},
+    "targets?": [{"target": str, **_PART}],
+    "slices?": {str: [{"value": str, "rows": int, **_PART}]},
 }
 """The shape of `eval/<split>.json`; `intervals` has the 95 % interval of each metric that has one.
 

@@ -46,6 +46,7 @@ _TOLERANCE = 1e-4
 MAX_VALUES: Final = 2**15
 """The largest number of rows times columns for which a metric is computed again on each draw."""
 
+_TOO_FEW_ROWS: Final = "an interval needs at least 2 rows"
 _WITHOUT: Final = {"max_error": "the largest error of drawn rows says nothing about the errors of other rows"}
 """Metrics without an interval, with the reason."""
 
@@ -91,7 +92,7 @@ def metric_intervals(
     units = Units.for_rows(len(table))
     missing = {name: undefined_reason(name) for name, value in values.items() if not isfinite(value)}
     if units.count < 2:
-        return Intervals({}, dict.fromkeys(values, "an interval needs at least 2 rows") | missing)
+        return Intervals({}, dict.fromkeys(values, _TOO_FEW_ROWS) | missing)
     if "loss" in values and table["loss"].null_count:
         missing.setdefault("loss", "it is computed from a whole batch or from the inputs, so no row has a loss")
     missing |= {name: _WITHOUT[name] for name in values if name in _WITHOUT and name not in missing}
@@ -117,9 +118,11 @@ def estimated_intervals(estimates: Mapping[str, Estimate], units: Units) -> Inte
     right answers gets the exact interval (Clopper and Pearson 1934) of the share of the rows in which all answers are
     right, or none is, and all other metrics have none.
     """
-    draws = draw_estimates(list(estimates.values()), units) if units.count > 1 else np.empty((0, 0))
+    if units.count < 2:
+        return Intervals({}, dict.fromkeys(estimates, _TOO_FEW_ROWS))
+    draws = draw_estimates(list(estimates.values()), units)
     found, missing = {}, {}
-    for (name, estimate), column in zip(estimates.items(), draws.T, strict=False):
+    for (name, estimate), column in zip(estimates.items(), draws.T, strict=True):
         interval = quantile_interval(column)
         if interval is None:
             missing[name] = "it is not defined in more than 5% of the draws of the rows"

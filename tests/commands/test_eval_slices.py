@@ -61,6 +61,31 @@ def test_each_slice_has_the_metrics_of_its_rows(folder: Path, capsys: pytest.Cap
     assert (f"south    {south['rows']} (few)" in shown) == (south["rows"] < 30)
 
 
+def test_a_slice_without_an_interval_says_why(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with working_in(folder):
+        assert main(["eval", "run=runs/a", "device=cpu", "slices=[text,label]", "metrics=[auroc]"]) == 0
+    document = json.loads((folder / "runs/a/eval/test.json").read_text(encoding="utf-8"))
+    single = [part for part in document["slices"]["text"] if part["rows"] == 1]
+    assert single
+    for part in single:
+        assert part["no_interval"]["accuracy"] == "an interval needs at least 2 rows"
+    for part in document["slices"]["label"]:
+        assert "auroc" not in part["metrics"]
+        assert part["no_interval"]["auroc"] == "no class or label has both rows with it and rows without it"
+    shown = capsys.readouterr().out
+    table = shown[shown.index("by label,") :]
+    assert "  no value for auroc: no class or label has both rows with it and rows without it.\n" in table
+    single_lines = [line for line in shown.splitlines() if line.endswith(": an interval needs at least 2 rows.")]
+    assert len(single_lines) == 1
+    assert single_lines[0].startswith("  no interval for accuracy, loss, macro_f1 of ")
+    assert all(
+        name in part["intervals"] or name in part["no_interval"]
+        for parts in document["slices"].values()
+        for part in parts
+        for name in part["metrics"]
+    )
+
+
 def test_other_verbs_read_an_evaluation_with_slices(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with working_in(folder):
         assert main(["eval", "run=runs/a", "device=cpu", "slices=[region]"]) == 0

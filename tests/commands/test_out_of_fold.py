@@ -1,8 +1,10 @@
 """A sweep over folds: one prediction of every row, and its likely wrong labels."""
 
 import csv
+import html
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,11 +45,16 @@ def test_a_sweep_over_folds_predicts_every_row_once(tmp_path: Path, capsys: pyte
         }
         errors = (folder / "label_errors.csv").read_bytes()
         listed = list(csv.DictReader(errors.decode().splitlines()))
-        assert {int(each["line"]) for each in listed[:6]} >= {*wrong}
+        assert {int(each["row"]) for each in listed[:6]} >= {*wrong}
         assert {each["finding"] for each in listed} <= {"likely wrong", "hard"}
         page = (folder / "report.html").read_text(encoding="utf-8")
         check_page(page)
         assert "Likely wrong labels, contradictions and hard rows" in page
+        for number in wrong:  # with its text, its label, and the other class
+            (row,) = re.findall(rf"<tr>(?:(?!</tr>).)*train\.csv:{number}<.*?</tr>", page, re.DOTALL)
+            text, _, label = lines[number].rpartition(",")
+            cells = [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)]
+            assert cells[2:5] == [text, label, "tool" if label == "animal" else "animal"]
 
         (folder / "label_errors.csv").unlink()
         capsys.readouterr()
@@ -87,7 +94,7 @@ def test_rows_with_the_same_text_and_different_labels_are_listed_as_contradictio
             listed = list(csv.DictReader(stream))
     findings = [row["finding"] for row in listed]
     assert findings == sorted(findings, key=["likely wrong", "contradiction", "hard"].index)
-    pair = {row["finding"] for row in listed if row["line"] in ("9", str(len(lines) - 2), str(len(lines) - 1))}
+    pair = {row["finding"] for row in listed if row["row"] in ("9", str(len(lines) - 2), str(len(lines) - 1))}
     assert "contradiction" in pair
     assert pair <= {"likely wrong", "contradiction"}
     count = findings.count("contradiction")

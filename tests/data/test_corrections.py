@@ -1,4 +1,4 @@
-"""Corrected labels of rows, by file and line."""
+"""Corrected labels of rows, by file and row."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from trainer.cli import main
 from trainer.config.command import check_command
 from trainer.config.jobs import TrainJob
 
-HEADER = ("finding", "file", "line", "label", "suggested", "correction")
+HEADER = ("finding", "file", "row", "label", "suggested", "correction")
 
 
 @pytest.fixture
@@ -74,9 +74,13 @@ def test_corrected_rows_have_the_new_label_and_no_row_moves(folds: list[str], da
         ),
         (
             ("", "other.csv", 7, "tool", "", "animal"),
-            "row 1: the data has no row 7 of 'other.csv'. Write file and line",
+            "row 1: the data has no row 7 of 'other.csv'. Write file and row",
         ),
-        (("", "{folder}/train.csv", "x", "tool", "", "animal"), "row 1, column 'line': must be the number of a record"),
+        (("", "{folder}/train.csv", "x", "tool", "", "animal"), "row 1, column 'row': must be the number of a row"),
+        (
+            ("", "{folder}/train.csv", 7, "animal", "", "tol"),
+            "row 1, column 'correction': no row of the data has this class, got 'tol'. Did you mean tool?",
+        ),
         (("", "{folder}/train.csv", 7, "tool", "", ""), "has no corrections. Write the right labels into its column"),
     ],
 )
@@ -88,15 +92,23 @@ def test_a_correction_that_does_not_fit_is_refused(
     assert message.replace("{folder}", str(tmp_path)) in capsys.readouterr().err
 
 
+def test_lists_of_earlier_versions_have_a_column_line(data: list[str], tmp_path: Path) -> None:
+    before = labels(data)
+    place = next(place for place in before if place[0] == "train")
+    text = f"file,line,label,correction\n{tmp_path}/train.csv,{place[1]},{before[place]},{other(before[place])}\n"
+    (tmp_path / "old.csv").write_text(text, encoding="utf-8")
+    assert labels([*data, "data.corrections=old.csv"]) == before | {place: other(before[place])}
+
+
 def test_files_that_are_no_corrections(data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *data, "data.corrections=missing.csv"]) == 6
     assert capsys.readouterr().err.startswith("data.corrections: ")
-    (tmp_path / "a.csv").write_text("file,line\na,1\n", encoding="utf-8")
-    (tmp_path / "b.csv").write_bytes(b"file,line,label,correction\n\xff,1,a,b\n")
+    (tmp_path / "a.csv").write_text("file,row\na,1\n", encoding="utf-8")
+    (tmp_path / "b.csv").write_bytes(b"file,row,label,correction\n\xff,1,a,b\n")
     place = f"{tmp_path}/train.csv,7"
-    (tmp_path / "c.csv").write_text(f"file,line,label,correction\n{place},x,y\n{place},x,y\n", encoding="utf-8")
+    (tmp_path / "c.csv").write_text(f"file,row,label,correction\n{place},x,y\n{place},x,y\n", encoding="utf-8")
     for name, message in (
-        ("a.csv", "a.csv: has no column 'label'. Its columns are file, line, label, correction."),
+        ("a.csv", "a.csv: has no column 'label'. Its columns are file, row, label, correction."),
         ("b.csv", "b.csv: cannot be read as CSV ("),
         ("c.csv", "c.csv, row 2: corrects the same row as c.csv, row 1. Keep one."),
     ):
@@ -120,5 +132,5 @@ def test_corrections_written_into_the_list_of_a_sweep_are_kept_and_used(data: li
     assert file.read_bytes().replace(b"\r\n", b"\n") == content.replace(b"\r\n", b"\n")
     before, after = labels(job), labels([*job, f"data.corrections={file}"])
     assert [place for place in before if before[place] != after[place]] == [
-        place for place in before if place[0] != "test" and place[1] == int(listed[1]["line"])
+        place for place in before if place[0] != "test" and place[1] == int(listed[1]["row"])
     ]

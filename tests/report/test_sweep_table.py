@@ -48,6 +48,27 @@ def test_settings_are_grouped_over_seeds_and_the_best_comes_first() -> None:
     assert (table[3]["mean"], table[3]["low"]) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("metric", "values", "limits"),
+    [
+        ("accuracy", (0.99, 1.0, 0.97), (None, 1.0)),
+        ("accuracy", (0.0, 0.0, 0.2), (0.0, None)),
+        ("mcc", (0.0, 0.1, 0.9), (None, 1.0)),
+        ("mae", (0.0, 1.0, 5.0), (0.0, None)),
+        ("loss", (0.0, 1.0, 5.0), (None, None)),
+        ("accuracy", (99.0, 100.0, 97.0), (None, None)),  # a metric of the user in percent
+    ],
+)
+def test_intervals_do_not_leave_the_range_of_the_metric(
+    metric: str, values: tuple[float, ...], limits: tuple[float | None, float | None]
+) -> None:
+    columns, (row,) = make_table([result("1", seed, value, metric) for seed, value in enumerate(values)])
+    table = dict(zip(columns, row, strict=True))
+    uncut = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
+    expected = [end if limit is None else limit for end, limit in zip(uncut, limits, strict=True)]
+    assert [table["low"], table["high"]] == pytest.approx(expected)
+
+
 def test_the_table_of_twelve_settings_breaks_no_cell_on_80_columns() -> None:
     settings = [
         (loss, lr) for loss in ("focal", "cross_entropy", "poly") for lr in ("0.0001", "0.0003", "0.001", "0.003")

@@ -367,7 +367,8 @@ def _recorder(
         keep = None
         if ranks.is_first:
             writer = stack.enter_context(predictions_writer(predictions_file(file), schema))
-            keep = stack.enter_context(worst_inputs_kept(writer, kind, encoded.splits[about["split"]], task))
+            rows, is_fold = encoded.splits[about["split"]], bool(checkpointed.job.data.get("folds"))
+            keep = stack.enter_context(worst_inputs_kept(writer, kind, rows, task, is_fold=is_fold))
         write = stack.enter_context(written_by_first(ranks, schema, keep))
         origins = partial(_origins, encoded, about["split"], hides_files=_names_environment(checkpointed))
         recorder = RowRecorder(task, loss, schema, origins, write, "mrr" in of_all_rows, "uniformity" in of_all_rows)

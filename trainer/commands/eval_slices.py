@@ -11,11 +11,13 @@ from trainer.commands.run_folders import find_run_folder
 from trainer.config.jobs import DataKeys, EvalJob
 from trainer.config.schema import option_keys
 from trainer.config.stored import TRAINING_KEYS, config_text, job_from_text, read_stored_config
+from trainer.display import displayable, shorten_middle
+from trainer.documents import undefined_reason
 from trainer.errors import ConfigError, DataError, did_you_mean, format_error, raise_if_any
 from trainer.layout import Document
 from trainer.predictions import read_predictions
 from trainer.protocols import HasColumns
-from trainer.report.console import format_number, print_table
+from trainer.report.console import format_number, print_indented, print_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from trainer.data.encode import Encoded
-    from trainer.intervals import Interval
+    from trainer.intervals import Intervals
     from trainer.resampling import Estimate, Units
 
 SMALL: Final = 30
@@ -37,6 +39,9 @@ _MAX_NUMBERS = 10
 
 _FILES = "trainer.data.files.Files"
 _EMPTY = "(empty)"
+_BY_CLASS = "slices have no interval of a metric that the job names by its class"
+_MAX_NAMED = 5
+"""Parts of an evaluation that a note lists."""
 
 
 def check_slices(job: EvalJob) -> None:
@@ -83,7 +88,7 @@ def measure_slices(
     values: Mapping[str, float],
     metrics: Mapping[str, Metric],
 ) -> dict[str, list[Document]]:
-    """Return the slices of each column: `value`, `rows`, and the metrics and their `intervals` by name.
+    """Return the slices of each column: `value`, `rows`, and by name `metrics`, `intervals` and `no_interval`, reasons.
 
     Args:
         path: The predictions of the split.
@@ -110,18 +115,18 @@ def measure_slices(
                 for name, each in make_estimates(part, about, units, list(values), is_part=True).items()
                 if name in names
             }
-            intervals = estimated_intervals(estimates, units).found
+            intervals = estimated_intervals(estimates, units)
             if metrics and units.are_rows and (arguments := metric_arguments(part, about)) is not None:
                 estimates |= {name: estimate_again(metric, arguments) for name, metric in metrics.items()}
-            known = _values_of(estimates, units, values)
+                intervals.missing.update(dict.fromkeys(metrics, _BY_CLASS))
             slices[column].append(
-                {"value": value, "rows": len(part), "metrics": known, "intervals": _as_lists(intervals)}
+                {"value": value, "rows": len(part), **_describe_part(estimates, units, values, intervals)}
             )
     return slices
 
 
 def measure_targets(path: Path, columns: object) -> list[Document]:
-    """Return the metrics of each of several numeric targets: `target`, `metrics` and their `intervals` by name.
+    """Return the metrics of each of several numeric targets: `target`, and as in `measure_slices`.
 
     Args:
         path: The predictions.
@@ -140,24 +145,26 @@ def measure_targets(path: Path, columns: object) -> list[Document]:
     return [
         {
             "target": str(name),
-            "metrics": _values_of(estimates, units, estimates),
-            "intervals": _as_lists(estimated_intervals(estimates, units).found),
+            **_describe_part(estimates, units, estimates, estimated_intervals(estimates, units)),
         }
         for name, estimates in zip(names, targets, strict=True)
     ]
 
 
-def _values_of(estimates: Mapping[str, Estimate], units: Units, names: Iterable[str]) -> dict[str, float]:
-    """Return the values of estimates on all rows that are defined, in the order of `names`."""
+def _describe_part(
+    estimates: Mapping[str, Estimate], units: Units, names: Iterable[str], intervals: Intervals
+) -> Document:
+    """Return the metrics of some rows that are defined, in the order of `names`, and their intervals or the reasons."""
     import numpy as np
 
     with np.errstate(all="ignore"):
         values = {name: float(estimates[name](np.ones((1, units.count)))[0]) for name in names if name in estimates}
-    return {name: value for name, value in values.items() if np.isfinite(value)}
-
-
-def _as_lists(intervals: Mapping[str, Interval]) -> dict[str, list[float]]:
-    return {name: list(interval) for name, interval in intervals.items()}
+    undefined = {name: undefined_reason(name) for name, value in values.items() if not np.isfinite(value)}
+    return {
+        "metrics": {name: value for name, value in values.items() if name not in undefined},
+        "intervals": {name: list(interval) for name, interval in intervals.found.items() if name not in undefined},
+        "no_interval": intervals.missing | undefined,
+    }
 
 
 def _read_cells(encoded: Encoded, split: str, columns: Sequence[str]) -> dict[str, list[str]]:
@@ -220,6 +227,7 @@ def print_targets(console: Console, targets: Sequence[Document], order: Sequence
         rows = [[each["target"], *(_show(each, name) for name in names)] for each in targets]
         console.out("", highlight=False)
         print_table(console, "by target, with 95% intervals", ["target", *names], rows, names=[0])
+        _print_reasons(console, [(each["target"], each) for each in targets], order)
 
 
 def _ordered(parts: Sequence[Document], order: Sequence[str]) -> list[str]:
@@ -242,6 +250,23 @@ def print_slices(console: Console, slices: dict[str, list[Document]], order: Seq
         ]
         console.out("", highlight=False)
         print_table(console, f"by {column}, with 95% intervals", [column, "rows", *names], rows, names=[0])
+        _print_reasons(console, [(part["value"], part) for part in parts], order)
+
+
+def _print_reasons(console: Console, parts: Sequence[tuple[str, Document]], order: Sequence[str]) -> None:
+    """Print why metrics of parts of an evaluation, by the name of the part, have no value or no interval."""
+    lacking: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
+    for title, part in parts:
+        for metric in (name for name in order if name in part["no_interval"]):
+            noun = "interval" if metric in part["metrics"] else "value"
+            metrics, titles = lacking.setdefault((noun, part["no_interval"][metric]), ([], []))
+            metrics += [metric] * (metric not in metrics)
+            titles += [title] * (title not in titles)
+    for (noun, reason), (metrics, titles) in lacking.items():
+        shown = ", ".join(shorten_middle(displayable(title, keep_lines=False), 30) for title in titles[:_MAX_NAMED])
+        more = f" and {len(titles) - _MAX_NAMED} more" if len(titles) > _MAX_NAMED else ""
+        where = "" if len(titles) == len(parts) else f" of {shown}{more}"
+        print_indented(console, "  ", f"no {noun} for {', '.join(metrics)}{where}: {reason}.")
 
 
 def _show(part: Document, name: str) -> str | None:

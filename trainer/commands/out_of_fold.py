@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.atomic_io import replaced_file, write_text
 from trainer.errors import DataError, format_error
 from trainer.layout import EVALUATIONS, LABEL_ERRORS, OUT_OF_FOLD, Document
-from trainer.predictions import MAX_CLASSES, predictions_file, read_predictions
+from trainer.predictions import MAX_CLASSES, predictions_file, read_inputs, read_predictions
 from trainer.report.label_errors import find_contradictions, find_label_errors, rank_rows
 from trainer.report.sweep_table import table_csv
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 COLUMNS = (
-    *("finding", "file", "line", "label", "suggested", "probability_of_label", "probability_of_suggested", "loss"),
+    *("finding", "file", "row", "label", "suggested", "probability_of_label", "probability_of_suggested", "loss"),
     "correction",
 )
 FINDINGS = ("likely wrong", "contradiction", "hard")
@@ -42,12 +42,7 @@ def write_out_of_fold(folder: Path, jobs: Mapping[str, Mapping[str, str]]) -> li
         CheckpointError: A file of predictions cannot be read.
         DataError: The corrections in an earlier CSV cannot be read.
     """
-    files = {
-        name: predictions_file(folder / name / EVALUATIONS / "validation.json")
-        for name, changes in jobs.items()
-        if "data.fold" in changes
-    }
-    answers = [(name, *read_predictions(file, _ANSWERS)) for name, file in files.items() if file.is_file()]
+    answers = [(name, *read_predictions(file, _ANSWERS)) for name, file in _find_files(folder, jobs).items()]
     if not answers:
         return []
     classes = sorted({label for _, _, about in answers for label in about["classes"] or ()})
@@ -61,6 +56,37 @@ def write_out_of_fold(folder: Path, jobs: Mapping[str, Mapping[str, str]]) -> li
     rows = _with_corrections(_find_errors(tables, classes), folder / LABEL_ERRORS)
     write_text(folder / LABEL_ERRORS, table_csv(COLUMNS, rows))
     return rows
+
+
+def _find_files(folder: Path, jobs: Mapping[str, Mapping[str, str]]) -> dict[str, Path]:
+    """Return the file with the predictions of each fold, by the name of its job."""
+    files = {
+        name: predictions_file(folder / name / EVALUATIONS / "validation.json")
+        for name, changes in jobs.items()
+        if "data.fold" in changes
+    }
+    return {name: file for name, file in files.items() if file.is_file()}
+
+
+def read_fold_inputs(
+    folder: Path, jobs: Mapping[str, Mapping[str, str]]
+) -> dict[tuple[object, object], Mapping[str, str]]:
+    """Return what the models read in the worst rows of each fold, by the file and the number of the row.
+
+    Args:
+        folder: The folder of the sweep.
+        jobs: As in `write_out_of_fold`.
+
+    Raises:
+        CheckpointError: A file of predictions cannot be read.
+    """
+    inputs: dict[tuple[object, object], Mapping[str, str]] = {}
+    for file in _find_files(folder, jobs).values():
+        table, _ = read_predictions(file, ["row", "file", "line"])
+        places = zip(*(table[name].to_pylist() for name in ("row", "file", "line")), strict=True)
+        known = read_inputs(file)
+        inputs |= {(path, number): known[row] for row, path, number in places if row in known}
+    return inputs
 
 
 def _with_corrections(rows: list[list[object]], file: Path) -> list[list[object]]:

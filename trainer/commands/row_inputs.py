@@ -35,13 +35,16 @@ _COLUMNS: Final = 40
 _CELL: Final = 60
 """Characters of a name or of a value of a column that are kept."""
 
+_NUM_OF_FOLDS: Final = 100
+"""Rows of a fold whose inputs are kept, for the rows with likely errors of a sweep over folds."""
+
 _SIDE: Final = 96
 """Pixels of the longer side of a picture."""
 
 
 @contextmanager
 def worst_inputs_kept(
-    writer: PredictionsWriter, kind: str, rows: MappedRows, task: Task
+    writer: PredictionsWriter, kind: str, rows: MappedRows, task: Task, *, is_fold: bool = False
 ) -> Iterator[Callable[[pyarrow.Table], None]]:
     """Yield a function that writes predictions; at the end, keep what the model read in the worst of them.
 
@@ -50,8 +53,9 @@ def worst_inputs_kept(
         kind: The kind of the predictions.
         rows: The encoded rows.
         task: The task that has encoded them.
+        is_fold: The rows are a fold, of which more inputs are kept.
     """
-    worst = WorstRows(kind, NUM_WORST)
+    worst = WorstRows(kind, _NUM_OF_FOLDS if is_fold else NUM_WORST)
 
     def write(predictions: pyarrow.Table) -> None:
         writer.write(predictions)

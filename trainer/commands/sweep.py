@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from trainer.atomic_io import create_folder, write_text
 from trainer.checkpoint.lock import run_lock
-from trainer.commands.out_of_fold import COLUMNS, FINDINGS, write_out_of_fold
+from trainer.commands.out_of_fold import FINDINGS, read_fold_inputs, write_out_of_fold
 from trainer.commands.run_folders import check_free, describe_score, read_best_score
 from trainer.config.sweep import Sweep, SweepJob, changed_keys
 from trainer.display import print_lines
@@ -196,8 +196,10 @@ def write_sweep_page(
     """
     results = {name: _result(folder / name, changes, failures.get(name)) for name, changes in jobs.items()}
     best = jobs_of_best(results)
-    errors = write_out_of_fold(folder, {name: result.changes for name, result in best.items()})
-    write_text(file or folder / REPORT, render_page(_page(folder.name, results, errors)))
+    changes = {name: result.changes for name, result in best.items()}
+    errors = write_out_of_fold(folder, changes)
+    suspects = _suspect_table(errors, read_fold_inputs(folder, changes)) if errors else Table("", [], [])
+    write_text(file or folder / REPORT, render_page(_page(folder, results, len(errors), suspects)))
     return errors
 
 
@@ -206,7 +208,7 @@ def is_sweep_folder(folder: Path) -> bool:
     return (folder / SWEEP).is_file()
 
 
-def _page(sweep: str, results: Mapping[str, JobResult], errors: list[list[object]]) -> Page:
+def _page(folder: Path, results: Mapping[str, JobResult], num_errors: int, suspects: Table) -> Page:
     """Return the page of a sweep: the table of its settings, the one of its jobs, and rows with likely errors."""
     columns, rows = make_table(list(results.values()))
     place = columns.index("metric")
@@ -220,18 +222,46 @@ def _page(sweep: str, results: Mapping[str, JobResult], errors: list[list[object
         "mean: the monitored metric over seeds and folds. With three jobs or more, it has a 95 % interval by Student's "
         "t distribution."
     )
-    count = f"The {len(errors)} rows" if len(errors) <= _MAX_SHOWN else f"The first {_MAX_SHOWN} of {len(errors)} rows"
-    suspect = f"{count} of {LABEL_ERRORS}, by models that were not trained on them."
+    count = f"The {num_errors} rows" if num_errors <= _MAX_SHOWN else f"The first {_MAX_SHOWN} of {num_errors} rows"
+    suspect = (
+        f"{count} of {LABEL_ERRORS}, by models that were not trained on them. To correct a label, write the right one "
+        f"into the column correction of that file, and train with data.corrections={folder / LABEL_ERRORS}."
+    )
     sections = [
         Section("Settings", note, tables=[Table("Best first", *displayed_table(columns, rows))]),
         Section(
             "Likely wrong labels, contradictions and hard rows",
             suspect,
-            tables=[Table("Rows", COLUMNS[:-1], [row[:-1] for row in errors[:_MAX_SHOWN]])],
+            tables=[suspects],
         ),
         Section("Jobs", tables=[Table("All jobs", ["run", *keys, "value", "reason"], jobs)]),
     ]
-    return Page(f"Sweep {sweep}", f"over {', '.join(keys)}" if keys else "", describe_best(columns, rows), [], sections)
+    return Page(
+        f"Sweep {folder.name}", f"over {', '.join(keys)}" if keys else "", describe_best(columns, rows), [], sections
+    )
+
+
+def _suspect_table(
+    errors: Sequence[Sequence[object]], inputs: Mapping[tuple[object, object], Mapping[str, str]]
+) -> Table:
+    """Return the first rows with likely errors, with what the models read and the proposed label.
+
+    Args:
+        errors: The rows of `label_errors.csv`.
+        inputs: What the models read, see `read_fold_inputs`.
+    """
+    from trainer.report.answers import show_input
+
+    columns = [
+        *("finding", "file and row", "input", "label", "proposed correction"),
+        *("probability of the label", "of the proposed one", "loss", "your correction"),
+    ]
+    rows: list[list[object]] = []
+    for finding, file, number, *rest, correction in errors[:_MAX_SHOWN]:
+        place = ":".join(str(part) for part in (file, number) if part is not None)
+        rows.append([finding, place, show_input(inputs.get((file, number), {})), *rest, correction])
+    kept = [index for index in range(len(columns)) if any(row[index] not in (None, "") for row in rows)]
+    return Table("Rows", [columns[index] for index in kept], [[row[index] for index in kept] for row in rows])
 
 
 def _result(folder: Path, changes: Mapping[str, str], failure: Outcome | None) -> JobResult:

@@ -1,4 +1,4 @@
-"""Corrected labels: a CSV file that names rows of the data by file and line, with the label there and a new one."""
+"""Corrected labels: a CSV file that names rows of the data by file and number, with the label there and a new one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainer.data.data_files import content_digest
 from trainer.data.line_reader import unreadable_error
-from trainer.errors import DataError, RowErrors, format_error
+from trainer.errors import DataError, RowErrors, did_you_mean, format_error
 from trainer.protocols import LocatesRows, Source
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _KEY = "data.corrections"
-_COLUMNS = ("file", "line", "label", "correction")
+_COLUMNS = ("file", "row", "label", "correction")
+_OLD_ROW = "line"
+"""The name of the column `row` in the lists of earlier versions."""
 
 
 class _Correction(NamedTuple):
@@ -34,8 +36,9 @@ class Corrections:
 
     Args:
         source: The other source.
-        path: A CSV file with the columns `file`, `line` (the number of the record), `label` and `correction`, such as
-            `label_errors.csv` of a sweep over folds; rows without a correction are left out.
+        path: A CSV file with the columns `file`, `row` (the number of the row in that file, as in error messages),
+            `label` and `correction`, such as `label_errors.csv` of a sweep over folds; rows without a correction are
+            left out.
     """
 
     def __init__(self, source: Source, path: str) -> None:
@@ -52,20 +55,30 @@ class Corrections:
         """Return the splits with the corrected labels.
 
         Raises:
-            DataError: A correction names no row, or a row with another label.
+            DataError: A correction names no row, a row with another label, or a class that no row of the data has.
         """
         if "label" not in roles or not isinstance(self._source, LocatesRows):
-            problem = "needs a task with one class for each row, and a source that knows the file and line of its rows"
+            problem = (
+                "needs a task with one class for each row, and a source that knows the file and number of its rows"
+            )
             raise DataError(format_error(_KEY, problem, "Leave it out", value=str(self._path)))
         waiting = self._read()
         errors = RowErrors()
         corrected = {}
-        for split, rows in self._source.load(roles).items():
+        splits = self._source.load(roles)
+        # A misspelt class would become a class of its own, or an error that names the file of the data.
+        known = {label for rows in splits.values() for label in rows.unique("label")}
+        for place, label in ((each.place, each.correction) for each in waiting.values()):
+            if label not in known:
+                problem = "no row of the data has this class"
+                remedy = did_you_mean(label, sorted(known))
+                errors.add(format_error(f"{place}, column 'correction'", problem, remedy, value=label))
+        for split, rows in splits.items():
             labels: Any = rows["label"][:]
             is_changed = False
             for position, row in enumerate(rows["row"]):
-                file, line = self._source.locate_row(split, row)
-                if (item := waiting.pop((file or "", line), None)) is None:
+                file, number = self._source.locate_row(split, row)
+                if (item := waiting.pop((file or "", number), None)) is None:
                     continue
                 if labels[position] != item.label:
                     problem = f"the label of {self.describe_row(split, row)} is {labels[position]!r}"
@@ -76,18 +89,22 @@ class Corrections:
             corrected[split] = (
                 rows.remove_columns("label").add_column("label", labels, feature=feature) if is_changed else rows
             )
-        for (file, line), item in waiting.items():
-            problem = f"the data has no row {line} of {file!r}" if file else f"the data has no row {line}"
-            errors.add(format_error(item.place, problem, "Write file and line as label_errors.csv does"))
+        for (file, number), item in waiting.items():
+            problem = f"the data has no row {number} of {file!r}" if file else f"the data has no row {number}"
+            errors.add(format_error(item.place, problem, "Write file and row as label_errors.csv does"))
         errors.raise_if_any()
         return corrected
 
     def _read(self) -> dict[tuple[str, int | None], _Correction]:
-        """Return the corrections by file and line."""
+        """Return the corrections by file and row."""
         try:
             with self._path.open(encoding="utf-8-sig", newline="") as file:
                 reader = csv.DictReader(file)
-                if missing := [name for name in _COLUMNS if name not in (reader.fieldnames or ())]:
+                names = [*(reader.fieldnames or ())]
+                if "row" not in names:
+                    names = ["row" if name == _OLD_ROW else name for name in names]
+                    reader.fieldnames = names
+                if missing := [name for name in _COLUMNS if name not in names]:
                     remedy = f"Its columns are {', '.join(_COLUMNS)}"
                     raise DataError(format_error(str(self._path), f"has no column {missing[0]!r}", remedy))
                 rows = [(number, row) for number, row in enumerate(reader, 1) if (row["correction"] or "").strip()]
@@ -100,10 +117,10 @@ class Corrections:
         errors = RowErrors()
         for number, row in rows:
             place = f"{self._path}, row {number}"
-            if not (row["line"] or "").isdecimal():
-                errors.add(format_error(f"{place}, column 'line'", "must be the number of a record", value=row["line"]))
+            if not (row["row"] or "").isdecimal():
+                errors.add(format_error(f"{place}, column 'row'", "must be the number of a row", value=row["row"]))
                 continue
-            key = (row["file"] or "", int(row["line"]))
+            key = (row["file"] or "", int(row["row"]))
             if key in corrections:
                 errors.add(format_error(place, f"corrects the same row as {corrections[key].place}", "Keep one"))
             corrections[key] = _Correction(place, row["label"] or "", row["correction"].strip())
@@ -118,7 +135,7 @@ class Corrections:
         return self._source.describe_row(split, row)
 
     def locate_row(self, split: str, row: int) -> tuple[str | None, int | None]:
-        """Return the file of a row and the number of its record there, as the source does."""
+        """Return the file of a row and its number there, as the source does."""
         return self._source.locate_row(split, row) if isinstance(self._source, LocatesRows) else (None, None)
 
     def describe_role(self, role: str) -> str:

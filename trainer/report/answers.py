@@ -276,7 +276,7 @@ def _worst_table(file: Path, kind: str) -> Table:
         place = ":".join(str(part) for part in (row["file"], row["line"]) if part is not None)
         target, answer = _describe(kind, row)
         rows.append(
-            [row["row"], place, _show_input(inputs.get(row["row"], {})), target, answer, row["confidence"], row["loss"]]
+            [row["row"], place, show_input(inputs.get(row["row"], {})), target, answer, row["confidence"], row["loss"]]
         )
     columns = ["row", "file and row", "input", "target", "answer", "confidence", "loss"]
     kept = [index for index in range(len(columns)) if any(row[index] not in (None, "") for row in rows)]
@@ -297,7 +297,7 @@ def _describe(kind: str, row: Document) -> tuple[object, object]:
     return _show(target), _show(answer)
 
 
-def _show_input(values: Mapping[str, str]) -> object:
+def show_input(values: Mapping[str, str]) -> object:
     """Return the text or the picture that a model read."""
     if _BASE64.fullmatch(picture := values.get("image", "")):
         return Markup('<img src="data:image/png;base64,{}" alt="input">').format(picture)

@@ -11,12 +11,14 @@ from statistics import fmean, stdev
 
 from trainer.layout import Document
 from trainer.report.console import format_number
+from trainer.report.metric_names import metric_range
 
 REPEATED = ("seed", "data.fold")
 """Keys over which jobs are grouped."""
 
 _COLUMNS = ("metric", "mean", "sd", "low", "high", "jobs", "missing", "reason")
 _CONFIDENCE = 0.95
+_ROUNDING = 1e-6
 _MIN_JOBS = 3
 """Jobs of a setting from which on its mean has an interval: with two, it is 9 times as wide as their difference."""
 
@@ -40,8 +42,8 @@ def make_table(results: Sequence[JobResult]) -> tuple[list[str], list[list[objec
     """Return the columns and rows of the table: a row for each setting, over its seeds and folds.
 
     The rows of a metric are sorted by its mean, best first; settings without a finished job come last. `low` and `high`
-    are the 95 % interval of the mean by Student's t distribution; it is unknown with fewer than three jobs, and if all
-    have the same value.
+    are the 95 % interval of the mean, see `mean_interval`; it is unknown with fewer than three jobs, and if all have
+    the same value.
     """
     keys = list(dict.fromkeys(key for result in results for key in result.changes if key not in REPEATED))
     groups: dict[tuple[tuple[str, ...], str], list[JobResult]] = {}
@@ -88,10 +90,27 @@ def _cells(metric: str, group: Sequence[JobResult]) -> list[object]:
     deviation = low = high = None
     if mean is not None and len(values) > 1 and all(map(math.isfinite, values)):
         deviation = stdev(values)
-        if len(values) >= _MIN_JOBS and deviation > 0:
-            half = t_quantile(len(values) - 1) * deviation / math.sqrt(len(values))
-            low, high = mean - half, mean + half
+        low, high = mean_interval(values, metric_range(metric)) or (None, None)
     return [metric, mean, deviation, low, high, len(values), len(reasons), reasons[0] if reasons else ""]
+
+
+def mean_interval(values: Sequence[float], limits: tuple[float, float]) -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean of finite values by Student's t distribution, cut off at the limits.
+
+    A mean cannot be outside of the limits of its values, so the interval covers it as often as the uncut one does.
+    Fewer than three values, or equal ones, have no interval.
+
+    Args:
+        values: The values.
+        limits: The lowest and the highest possible value, as `metric_range` returns them.
+    """
+    if len(values) < _MIN_JOBS or not (deviation := stdev(values)):
+        return None
+    mean, half = fmean(values), t_quantile(len(values) - 1) * deviation / math.sqrt(len(values))
+    low, high = limits
+    if min(values) < low - _ROUNDING or max(values) > high + _ROUNDING:  # the user's own metric, of a known name
+        low, high = -math.inf, math.inf
+    return max(mean - half, low), min(mean + half, high)
 
 
 def t_quantile(degrees: int) -> float:
