@@ -119,6 +119,9 @@ CASES: dict[str, tuple[Callable[[Path], None], str, dict[str, object]]] = {
     "lines.txt": (text("\n".join(TEXTS)), "causal_lm", {"documents": "line"}),
     "blocks.txt": (text("\n\n".join(f"{text}\nand\nmore" for text in TEXTS)), "causal_lm", {"documents": "blank"}),
     "texts.csv": (table("text", [[text] for text in TEXTS]), "causal_lm", {"text": "text"}),
+    "chat.jsonl": (json_lines(*({"id": n, "messages": [{"role": "user", "content": text}]} for n, text in enumerate(TEXTS))), "causal_lm", {"text": "messages"}),
+    "chat.csv": (table("conversations source", [[json.dumps([{"from": "human", "value": text}]), "ab"[n % 2]] for n, text in enumerate(TEXTS)]), "causal_lm", {"text": "conversations"}),
+    "answers.jsonl": (json_lines(*({"instruction": f"{n} {' '.join((text.split() * 9)[:8])}", "output": f"it is one {label} of those we saw"} for n, (text, label) in enumerate(ROWS))), "sentence_embedding", {"text": "instruction"}),
     "photos": (images((16,)), "image_classification", {"root": "photos"}),
     "sizes": (images((16, 40, 70)), "image_classification", {"root": "sizes"}),
     "splits": (split_files, "text_classification", {"train": "splits/train.csv", "validation": "splits/dev.csv", "test": "splits/test.csv"}),
@@ -195,7 +198,8 @@ ODD: dict[str, tuple[Callable[[Path], None], str]] = {
     "latin.csv": (text(b"text,label\n" + "caf\xe9,x\n".encode("cp1252") * 20), "iconv -f WINDOWS-1252 -t UTF-8"),
     "utf16.csv": (text("text,label\na,b\n".encode("utf-16")), "iconv -f UTF-16 -t UTF-8"),
     "mixed.csv": (text("text,label\n" + "a b,x\n" * 20 + "c,d,e\n"), "line 22: expected 2 cells as in the header"),
-    "chat.jsonl": (json_lines(*({"messages": [{"role": "user", "content": text}]} for text in TEXTS)), "contains chat messages"),
+    "gbk.csv": (text("text,label\n今天的比赛,好\n".encode("gbk")), "iconv -f GB18030 -t UTF-8"),
+    "tools.jsonl": (json_lines(*({"messages": [{"role": "user", "content": None}]} for text in TEXTS)), "messages (other)"),
     "broken.jsonl": (text('{"text": "a"}\n{"text"\n'), "broken.jsonl, line 2: broken JSON"),
     "empty.txt": (text("\n\n"), "empty.txt: is empty"),
     "short.txt": (text("one line"), "Write one document per line"),
@@ -223,6 +227,9 @@ def test_odd_columns_are_noted(folder: Path, capsys: pytest.CaptureFixture[str])
     output = capsys.readouterr().out
     assert "note: the columns named 'b' share a name and are left out" in output
     assert "note: 1 of 3 classes have fewer than 5 rows, such as rare" in output
+    table("text label", [[text, label if n % 10 else ""] for n, (text, label) in enumerate(ROWS)])(Path("gaps.csv"))
+    assert main(["init", "gaps.csv"]) == 0
+    assert "note: 12 rows have no label and are left out" in capsys.readouterr().out
 
 
 def test_an_experiment_is_replaced_only_with_force(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,12 @@ def test_three_typos_are_reported_together() -> None:
         # options
         (["loss=focall"], "loss: unknown option, got 'focall'. Did you mean loss=focal?"),
         (["loss=xyz"], "loss: unknown option, got 'xyz'. Known: adaptive_softmax, "),
+        (["data=a b.csv"], "data: unknown option, got 'a b.csv'. Let trainer write the job for a file or folder: tra"),
+        (["data=/photos"], "data: unknown option, got '/photos'. Let trainer write the job for a file or folder: tra"),
+        (
+            ["model=bert-base-uncased"],
+            "model: unknown option, got 'bert-base-uncased'. For a folder or a hub name of transformers, set model=pre",
+        ),
         (["loss=null"], "loss: must be the name of an option, got null. Choose one of adaptive_softmax, "),
         (["~loss"], "loss: cannot be deleted. Choose one of adaptive_softmax, "),
         (
@@ -197,6 +203,20 @@ class TestReplacedTarget:
         )
         job, _ = composed("train", "experiment=mine")
         assert job.loss == {"_target_": "json.Loss", "label_smoothing": 0.0, "mine": 1}
+
+    def test_keys_of_an_experiment_for_another_option_get_a_remedy_that_works(self, elsewhere: Path) -> None:
+        (elsewhere / "conf" / "experiment").mkdir(parents=True)
+        (elsewhere / "conf" / "experiment" / "mine.yaml").write_text("# @package _global_\nmodel: {depth: 1}\n")
+        (message,) = errors_of("train", "experiment=mine", "model=linear")
+        assert message.startswith("model.depth: unknown key, got 1. model=decoder, model=resnet, ")
+        remedy = "It is set in conf/experiment/mine.yaml: add '~model.depth' to leave it out."
+        assert message.endswith(remedy)
+        check_command("train", ["experiment=mine", "model=linear", "~model.depth"])
+
+    def test_a_file_in_the_place_of_an_override_gets_a_remedy(self, elsewhere: Path) -> None:
+        (elsewhere / "my.csv").write_text("text,label\n")
+        (message,) = errors_of("train", "my.csv")
+        assert message.endswith("To train on your data, write its job first: trainer init my.csv.")
 
     def test_the_same_target_replaces_nothing(self, composed: Composed) -> None:
         job, _ = composed("train", "loss=focal", "loss._target_=trainer.loss.focal.Focal")

@@ -64,6 +64,24 @@ def test_derived_part_keeps_the_keys_that_it_takes(overrides: list[str], kept: l
     assert all(key in notes for key in dropped)
 
 
+def test_classes_of_an_installed_package_keep_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "site" / "their_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("from their_package.tasks import Mine, Other\n", encoding="utf-8")
+    (package / "tasks.py").write_text(
+        "from their_package.base import Plain\nclass Mine(Plain): pass\nclass Other: pass\n", encoding="utf-8"
+    )
+    (package / "base.py").write_text(MODULE, encoding="utf-8")
+    monkeypatch.syspath_prepend(package.parent)
+    for target, keeps in {"tasks.Mine": True, "Mine": True, "base.Plain": True, "Other": False}.items():
+        command = check_command("train", [f"task._target_=their_package.{target}"])
+        assert command.single is not None
+        assert ("max_length" in command.single.config["task"]) == keeps, target
+    kept = check_command("train", ["task._target_=their_package.base.Chosen"])
+    assert kept.single is not None
+    assert {"max_length"} == kept.single.config["task"].keys() & {"max_length", "vocab_size", "lowercase"}
+
+
 def test_kept_keys_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"task.max_length: .*got 1"):
         check_command("train", ["task._target_=my_parts.Plain", "task.max_length=1"])

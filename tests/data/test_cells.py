@@ -1,3 +1,4 @@
+import json
 from decimal import Decimal
 from io import BytesIO
 from pathlib import Path
@@ -34,6 +35,18 @@ def test_cells_become_strings() -> None:
     for number, text in numbers.items():
         assert as_text(number) == text
     assert as_text(NAN) is as_text(None) is None
+
+
+def test_conversations_become_texts() -> None:
+    parse = cell_parser("text", "|")
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello\nyou", "weight": 1}]
+    assert parse(messages) == parse(json.dumps(messages)) == "user: Hi\nassistant: Hello\nyou"
+    assert parse([{"from": "human", "value": "Hi"}]) == "human: Hi"
+    for text in ('["a"]', "[1]", '[{"role": "user"}]', '[{"role": "user", "content": "a"}', "[]", '[{"a": 1}]'):
+        assert parse(text) == text
+    for part, message in (({"role": "tool", "content": None}, "content"), ({"role": 1, "content": "a"}, "role")):
+        with pytest.raises(ValueError, match=f"the {message} of message 2 must be a text"):
+            parse([messages[0], part])
 
 
 @pytest.mark.parametrize("value", [["a"], {"a": 1}, b"a", "\ud83d"])

@@ -27,6 +27,13 @@ def test_line_that_is_not_utf_8_does_not_affect_other_lines() -> None:
         ("é\n".encode("utf-16"), "UTF-16"),
         ("é\n".encode("utf-32"), "UTF-32"),
         ("é “".encode("cp1252"), "WINDOWS-1252"),
+        ("são ção não e pão".encode("cp1252"), "WINDOWS-1252"),
+        ("créée — naïve Größe".encode("cp1252"), "WINDOWS-1252"),
+        ("今天的比赛非常精彩。我喜欢,体育\n".encode("gbk"), "GB18030"),
+        ("冠军,a\n".encode("gbk"), "GB18030"),
+        ("오늘 경기는 정말 좋았다\n".encode("cp949"), "CP949"),
+        ("今日の試合はとても良かった。\n".encode("cp932"), "CP932"),
+        ("今天的比賽非常精彩\n".encode("big5"), "BIG5"),
         (b"\x81\xe9", "ENCODING"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,17 @@ def look_at_table(table: TableProfile, target: str | None, text: str | None) -> 
         if rare := [value for value, count in counts.items() if count < _RARE]:
             shown = ", ".join(rare[:_RARE])
             warnings.append(f"{len(rare)} of {len(counts)} classes have fewer than {_RARE} rows, such as {shown}")
+    warnings += _incomplete_notes(table, proposal.roles)
     notes = [f"note: {note}" for note in (*table.notes, *warnings)]
     return Look([*table.describe(), *notes], proposal, table.num_rows)
+
+
+def _incomplete_notes(table: TableProfile, roles: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield a note for each column whose empty cells cost the job their rows."""
+    for role, names in roles.items():
+        for name in names if role not in ("features", "labels") else ():
+            if missing := table.num_rows - len(_column(table, role, name).cells):
+                yield f"{missing:,} rows have no {name} and are left out"
 
 
 def propose_for_table(table: TableProfile, target: str | None = None, text: str | None = None) -> Proposal:
@@ -145,7 +154,7 @@ def propose_for_table(table: TableProfile, target: str | None = None, text: str 
         problem, remedy = f"has only {table.num_rows} rows", f"Collect at least {_LEAST_ROWS}, better some hundreds"
         raise DataError(format_error(str(table.path), problem, remedy))
     if (messages := table.of_kind("messages")) and target is None and text is None:
-        raise _messages_error(table, messages[0])
+        return _propose_language_model(table, messages[0])
     texts = _texts(table, text, target)
     if text is None and target is None and (proposal := _propose_pairs(table, texts)):
         return proposal
@@ -170,7 +179,7 @@ def _texts(table: TableProfile, chosen: str | None, target: str | None) -> list[
     """Return the columns of texts, the most probable first."""
     if chosen is not None:
         return [_column(table, "text", chosen)]
-    texts = [column for column in table.of_kind("text") if column.name != target]
+    texts = [column for column in table.of_kind("text", "messages") if column.name != target]
     return sorted(texts, key=lambda column: (_rank(column.name, _TEXT_NAMES), -column.mean_length))
 
 
@@ -259,6 +268,8 @@ def _words_and_tags(table: TableProfile) -> tuple[ColumnProfile, ColumnProfile] 
             first, second = _parts(words), _parts(tags)
             if list(map(len, first)) != list(map(len, second)) or sum(map(len, first)) < 3 * len(first):
                 continue
+            if words.kind != "list" and len({*map(len, first)}) == 1:
+                continue  # texts of one length prove nothing
             num_words, num_tags = (len({part for parts in lists for part in parts}) for lists in (first, second))
             if num_tags <= _MAX_TAGS and num_words > num_tags:
                 return words, tags
@@ -317,7 +328,7 @@ def _propose_features(table: TableProfile, features: Sequence[ColumnProfile], ta
     columns.append(Setting("data.columns.features", names, _one_line(comment)))
     task, role = ("tabular_classification", "label") if is_class else ("tabular_regression", "value")
     what = f"{target.name} ({len(target.counts)} classes)" if is_class else f"the number {target.name}"
-    summary = f"Predict {what} from {len(names)} columns"
+    summary = f"Predict {what} from {names[0] if len(names) == 1 else f'{len(names)} columns'}"
     settings = [*columns, *model_sizes("mlp", table.num_rows)]
     return _proposal(table, summary, task, settings, {role: target.name}, features=names)
 
@@ -331,7 +342,8 @@ def _propose_images(table: TableProfile, image: ColumnProfile, target: ColumnPro
 
 def _propose_language_model(table: TableProfile, text: ColumnProfile) -> Proposal:
     summary = f"Learn to continue {text.name}: a language model of its own"
-    settings = [Setting("data.text", text.name), *language_model_sizes()]
+    comment = "a conversation is one text, with a line `role: content` for each message"
+    settings = [Setting("data.text", text.name, comment if text.kind == "messages" else ""), *language_model_sizes()]
     return _proposal(table, summary, "causal_lm", settings, {"text": text.name})
 
 
@@ -422,12 +434,6 @@ def image_settings(size: int | None) -> list[Setting]:
     """Return the settings of images; `size` is None if all have the same size."""
     sizes = [] if size is None else [Setting("task.size", size, "the images have several sizes")]
     return [*sizes, Setting("optimizer.lr", 0.002)]
-
-
-def _messages_error(table: TableProfile, column: ColumnProfile) -> DataError:
-    problem = f"column {column.name!r} contains chat messages, which no task reads"
-    remedy = 'Write each conversation as one text, such as {"text": "user: ...\\nassistant: ..."}, and run init again'
-    return DataError(format_error(str(table.path), problem, remedy))
 
 
 def _one_class_error(table: TableProfile, column: ColumnProfile) -> DataError:

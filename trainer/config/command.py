@@ -225,7 +225,10 @@ def _check_jobs(line: CommandLine, chosen: Sequence[str], findings: _Findings, c
         findings.config = _derive(config, choices, line, findings)
         # Hydra also shows a config that still lacks a value.
         if not line.arguments.options.cfg:
-            _check_config(findings.config, line, findings, check_inputs)
+            known = KnownKeys(
+                line.job_type, line.groups, findings.config, presets=compose.preset_files(choices, line.groups)
+            )
+            _check_config(findings.config, known, findings, check_inputs)
 
 
 def _values_of(override: Override) -> list[Override]:
@@ -250,12 +253,12 @@ def _derive(
 
 
 def _check_config(
-    config: Mapping[str, Any], line: CommandLine, findings: _Findings, check_inputs: InputCheck | None
+    config: Mapping[str, Any], known: KnownKeys, findings: _Findings, check_inputs: InputCheck | None
 ) -> None:
-    problems = validate_config(config, KnownKeys(line.job_type, line.groups, config))
+    problems = validate_config(config, known)
     findings.problems += problems
     reported = {problem.partition(":")[0] for problem in problems}
-    missing_data, missing = missing_paths(locate_paths(config, line.job_type), line.job_type, reported)
+    missing_data, missing = missing_paths(locate_paths(config, known.job_type), known.job_type, reported)
     findings.problems += missing
     findings.missing_data += missing_data
     if check_inputs is not None:

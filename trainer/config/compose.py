@@ -237,10 +237,7 @@ def drop_replaced_keys(
     Keys in `explicit` (dotted, from the command line) stay, and so do keys that the chosen experiment and debug options
     set for the group, and Hydra's own keys.
     """
-    kept_keys = set(explicit)
-    for preset in PRESET_GROUPS:
-        content = groups.content(preset, choices.get(preset) or "")
-        kept_keys |= {f"{name}.{key}" for name, part in content.items() if isinstance(part, Mapping) for key in part}
+    kept_keys = {*explicit, *preset_files(choices, groups)}
     kept = dict(config)
     for group, part in config.items():
         option = groups.content(group, choices.get(group) or "")
@@ -255,9 +252,20 @@ def drop_replaced_keys(
     return kept
 
 
+def preset_files(choices: Mapping[str, str | None], groups: Groups) -> dict[str, Path]:
+    """Return the keys of parts and sections that the chosen experiment and debug options set, with their files."""
+    files: dict[str, Path] = {}
+    for preset in PRESET_GROUPS:
+        option = choices.get(preset) or ""
+        if (file := groups.file(preset, option)) is not None:
+            parts = groups.content(preset, option).items()
+            files |= {f"{name}.{key}": file for name, part in parts if isinstance(part, Mapping) for key in part}
+    return files
+
+
 def _inherited_keys(target: object, option: Mapping[str, Any]) -> list[str]:
     """Return the keys of an option that a target takes because it is derived from the option's own one."""
     if not isinstance(target, str) or not signatures.is_subclass(target, str(option["_target_"])):
         return []
-    signature = signatures.read(target)
+    signature = signatures.read(target, any_package=True)
     return [key for key in option if signature is not None and signature.annotation(key) is not None]

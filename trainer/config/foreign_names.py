@@ -469,6 +469,7 @@ FOREIGN_VERBS: Mapping[str, str] = {
     **dict.fromkeys(("summary", "dry-run"), "plan"),
     **dict.fromkeys(("visualize", "plot"), "report"),
     "compare": "diff",
+    **{"help": "--help", "version": "--version"},
 }
 """The verbs of other trainers, and the verb here."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -225,12 +225,14 @@ class KnownKeys:
         groups: The groups of all config folders.
         tree: The composed config, not resolved.
         is_stored: The config belongs to a run, so its options cannot be chosen again.
+        presets: The file of the experiment or debug option that sets a key, for each such key.
     """
 
     job_type: type
     groups: Groups
     tree: Mapping[str, Any]
     is_stored: bool = False
+    presets: Mapping[str, Path] = field(default_factory=dict)
 
     def validate_override(self, override: Override) -> list[str]:
         """Return the problems of the key of an override of a value."""
@@ -282,7 +284,11 @@ class KnownKeys:
             return error(f"{parent} is null and has no keys", f"Set {parent}={{{name}: {example}}}")
         if not isinstance(above, Mapping):
             return error(f"{parent} is a value and has no keys")
-        return error("unknown key", self._remedy(parent, name, above))
+        remedy = self._remedy(parent, name, above)
+        if path in self.presets:  # often the key of another option than the one that is chosen
+            file = os.path.relpath(self.presets[path])
+            remedy = f"{remedy.removesuffix('.')}. It is set in {file}: add '~{path}' to leave it out"
+        return error("unknown key", remedy)
 
     def _foreign_remedy(self, path: str, value: object) -> str:
         """Return what does here what a key of another trainer does there; empty if the key is not one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -237,6 +238,23 @@ def _searchpath_override(entries: Sequence[str]) -> list[str]:
     return [f"hydra.searchpath=[{','.join(map(repr, entries))}]"] if entries else []
 
 
+def _likely_meaning(group: str, name: str) -> str:
+    """Return what to do with a file of data or a model of transformers in the place of an option; may be empty."""
+    if group == "data" and (_is_like_a_path(name) or "." in name):
+        return f"Let trainer write the job for a file or folder: {_init_command(name)}"
+    if group == "model" and (_is_like_a_path(name) or "-" in name):
+        return f"For a folder or a hub name of transformers, set model=pretrained model.path={shlex.quote(name)}"
+    return ""
+
+
+def _is_like_a_path(text: str) -> bool:
+    return "/" in text or os.path.exists(text)
+
+
+def _init_command(path: str) -> str:
+    return f"trainer init {shlex.quote(path)}"
+
+
 def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
     """Parse overrides; also return a message that marks the position for each one that cannot be parsed."""
     parser = OverridesParser.create()
@@ -263,7 +281,10 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
 
 def _unreadable(text: str, cause: object) -> str:
     if text.find("=") < 1 and not text.startswith("~"):
-        return format_error(text, "is neither an override nor a flag", "Write overrides as key=value, without spaces")
+        remedy = "Write overrides as key=value, without spaces"
+        if os.path.exists(text):
+            remedy += f". To train on your data, write its job first: {_init_command(text)}"
+        return format_error(text, "is neither an override nor a flag", remedy)
     token = getattr(cause, "offendingToken", None)
     position: int = next(
         (
@@ -356,4 +377,6 @@ def _validate_option(group: str, name: object, job_type: type, groups: Groups) -
     here = foreign_value(group, name)
     near = [here] if here in options else get_close_matches(str(name), options, n=1, cutoff=0.6)
     remedy = f"Did you mean {group}={near[0]}?" if near else f"Known: {', '.join(options)}"
+    if not near and isinstance(name, str) and (likely := _likely_meaning(group, name)):
+        remedy = likely
     return [format_error(group, "unknown option", remedy, value=name)]

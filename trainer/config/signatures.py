@@ -1,7 +1,7 @@
 """The parameters, rules and declared attributes of parts, read from their source without importing it.
 
 Only modules of this package and of the working directory are read. Other packages may create their names during the
-import, so their sources prove nothing.
+import, so their sources do not prove that a name is missing. They only show that a class is derived from one of ours.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Optional, TypeAlias, get_origin
 
@@ -63,17 +64,21 @@ class Signature:
         return Optional[duration] if fits_type(None, steps) else duration  # noqa: UP045  mypy knows no type here
 
 
-def read(target: str) -> Signature | None:
+def read(target: str, *, any_package: bool = False) -> Signature | None:
     """Return the signature of a dotted `target`, or None if its source does not tell.
+
+    Args:
+        target: The dotted name.
+        any_package: Read an installed package as well.
 
     Raises:
         LookupError: There is no such module or name; the message says so, with the nearest match.
     """
-    return _read_own(target) if target.startswith(OWN) else _read_target(target)
+    return _read_own(target) if target.startswith(OWN) else _read_target(target, any_package=any_package)
 
 
-def _read_target(target: str) -> Signature | None:
-    located = _located(target)
+def _read_target(target: str, *, any_package: bool = False) -> Signature | None:
+    located = _located(target, _package_of(target) if any_package else "")
     if located is None:
         return None
     module, names = located
@@ -106,7 +111,7 @@ def _is_wrapped(definition: _Definition, module: _Module) -> bool:
 def is_subclass(target: str, base: str) -> bool:
     """Return whether the sources of two dotted names show that the first is a class derived from the second."""
     try:
-        located, above = _located(target), _located(base)
+        located, above = _located(target, _package_of(target)), _located(base)
         if located is None or above is None:
             return False
         definition, module = _definition(*located)
@@ -168,8 +173,16 @@ def _names(path: Path, package: str) -> dict[str, Binding]:
     return bindings(ast.parse(path.read_text(encoding="utf-8"), filename=str(path)).body, package)
 
 
-def _located(target: str) -> tuple[_Module, list[str]] | None:
+def _package_of(dotted: str) -> str:
+    return dotted.partition(".")[0]
+
+
+def _located(target: str, reader: str = "") -> tuple[_Module, list[str]] | None:
     """Return the module of a target and the names to look up in it; None if its source cannot be read.
+
+    Args:
+        target: The dotted name.
+        reader: An installed package that may be read as well, because one of its modules is being read.
 
     Raises:
         LookupError: This package has no such module.
@@ -178,9 +191,12 @@ def _located(target: str) -> tuple[_Module, list[str]] | None:
     names = target.split(".")
     if not all(name.isidentifier() for name in names):
         raise LookupError("is not the dotted name of a class or function")
-    if not own and not is_local(names[0]):
+    local = not own and is_local(names[0])
+    folder = (
+        PACKAGE.parent if own else Path.cwd() if local else _installed_folder(names[0]) if names[0] == reader else None
+    )
+    if folder is None:
         return None
-    folder = PACKAGE.parent if own else Path.cwd()
     for position, name in enumerate(names):
         dotted, rest = ".".join(names[: position + 1]), names[position + 1 :]
         if (file := folder / f"{name}.py").is_file():
@@ -192,6 +208,14 @@ def _located(target: str) -> tuple[_Module, list[str]] | None:
     if own:
         raise LookupError("names a package; a class or function in one of its modules is needed")
     return None
+
+
+def _installed_folder(package: str) -> Path | None:
+    """Return the folder that contains an installed package or module; None if it has no source."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    return Path(spec.origin).parents[1 if spec.submodule_search_locations else 0]
 
 
 def _in_package(folder: Path, package: list[str], rest: list[str], *, own: bool) -> tuple[_Module, list[str]] | None:
@@ -219,7 +243,7 @@ def _definition(module: _Module, names: list[str]) -> tuple[_Definition, _Module
     for position, name in enumerate(names):
         binding = scope.get(name)
         if isinstance(binding, str) and definition is None:
-            located = _located(".".join([binding, *names[position + 1 :]]))
+            located = _located(".".join([binding, *names[position + 1 :]]), _package_of(module.name))
             if located is None:
                 raise _Unreadable
             return _definition(*located)
@@ -251,7 +275,7 @@ def _follow(name: str, module: _Module) -> tuple[Binding, _Module]:
     while isinstance(binding, str) and meaning(binding) is Any and (module.path, name) not in passed:
         passed.add((module.path, name))
         try:
-            located = _located(binding)
+            located = _located(binding, _package_of(module.name))
             if located is None or len(located[1]) != 1 or located[1][0] not in located[0].names:
                 break
         except (LookupError, SyntaxError, ValueError, OSError):
@@ -334,7 +358,7 @@ def _class_of(base: ast.expr, module: _Module) -> tuple[ast.ClassDef, _Module] |
     if isinstance(base, ast.Attribute):  # `import package.module as name`, then `name.Class`
         dotted = _dotted(base, module)
         try:
-            located = None if dotted is None else _located(dotted)
+            located = None if dotted is None else _located(dotted, _package_of(module.name))
             binding, where = (None, module) if located is None else _definition(*located)
         except (LookupError, _Unreadable):
             return None

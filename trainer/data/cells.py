@@ -54,7 +54,11 @@ _INPUT_ROLES = ("text", "text_pair", "words", "features", "image")
 """Roles that decide the split of a row, as far as they are requested."""
 
 REMEDIES = {
-    **dict.fromkeys(("text", "text_pair", "positive", "negative", "label"), "Texts and labels are strings or numbers"),
+    **dict.fromkeys(
+        ("text", "text_pair", "positive", "negative"),
+        'Texts are strings, numbers, or chat messages such as [{"role": "user", "content": "Hi"}]',
+    ),
+    "label": "Labels are strings or numbers",
     **dict.fromkeys(("value", "score"), "Write a number with a decimal point, such as 1234.5"),
     **dict.fromkeys(
         ("labels", "words", "tags"),
@@ -72,6 +76,9 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm
 
 
 _ZEROS_AND_ONES = frozenset(("0", "1", "0.0", "1.0"))
+
+_MESSAGE_KEYS = (("role", "content"), ("from", "value"))
+"""The keys of the speaker and of the text of a chat message, in the layouts of OpenAI and of ShareGPT."""
 
 CellParser = Callable[[Any], Any]
 """A function from a cell to its value in a role; None if the cell has no value."""
@@ -155,8 +162,40 @@ def shorten(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def as_messages(cell: object) -> Sequence[Mapping[str, object]] | None:
+    """Return the chat messages that a cell contains, as a list or as its JSON text; None for any other cell."""
+    if isinstance(cell, str) and cell.lstrip().startswith("[") and cell.rstrip().endswith("}]"):
+        try:
+            cell = json.loads(cell)
+        except JSON_ERRORS:
+            return None
+    if not isinstance(cell, Sequence) or isinstance(cell, str | bytes) or not cell:
+        return None
+    has_keys = (isinstance(each, Mapping) and any({*keys} <= each.keys() for keys in _MESSAGE_KEYS) for each in cell)
+    return cell if all(has_keys) else None
+
+
+def join_messages(messages: Sequence[Mapping[str, object]]) -> str:
+    """Return a conversation as one text, with a line `role: content` for each message.
+
+    Raises:
+        ValueError: A message has no speaker, or no text.
+    """
+    lines = []
+    for number, message in enumerate(messages, 1):
+        role, content = next(
+            (message[role], message[text]) for role, text in _MESSAGE_KEYS if {role, text} <= {*message}
+        )
+        if not isinstance(role, str) or not isinstance(content, str):
+            part = "content" if isinstance(role, str) else "role"
+            raise ValueError(f"the {part} of message {number} must be a text")
+        lines.append(f"{as_text(role)}: {as_text(content)}")
+    return "\n".join(lines)
+
+
 def _parse_text(value: object) -> str | None:
-    text = as_text(value)
+    messages = as_messages(value)
+    text = as_text(value) if messages is None else join_messages(messages)
     return None if text is None or not text or text.isspace() else text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
 from collections.abc import Iterator
@@ -19,6 +20,19 @@ _BYTE_ORDER_MARKS = {
     BOM_UTF16_BE: "UTF-16",
 }
 """The encoding that a file begins with; the mark of UTF-32 begins like the one of UTF-16."""
+
+_PUNCTUATION = r"[\u3000-\u303f\uff00-\uffef\u2010-\u2026\u00b7]"
+_EAST_ASIAN = (
+    ("euc_kr", "CP949", 0xFD, re.compile(f"(?:[\uac00-\ud7af]|{_PUNCTUATION}){{6,}}")),
+    ("gb2312", "GB18030", 0xF7, re.compile(f"(?:[\u4e00-\u9fff]|{_PUNCTUATION})+")),
+    ("shift_jis", "CP932", 0xEA, re.compile(f"(?:[\u3040-\u30ff\u4e00-\u9fff]|{_PUNCTUATION})*[\u3041-\u3096].*")),
+    ("big5", "BIG5", 0xC6, re.compile(f"(?:[\u4e00-\u9fff]|{_PUNCTUATION}){{4,}}")),
+)
+"""Encodings of East Asian texts: the codec, the name for iconv, the last first byte of a frequent character, a pattern.
+
+The order and the least numbers of characters are those by which a short text is rarely taken for another one. Accents
+of Western texts stand alone between ASCII letters, so most of these codecs refuse them.
+"""
 
 READ_ERRORS = (OSError, EOFError, zlib.error)
 """Errors of reading a file that is missing, truncated or damaged."""
@@ -75,14 +89,24 @@ def decode_line(line: bytes, place: str, offset: int) -> str | DataError:
 
 def _conversion(line: bytes, offset: int, place: str) -> str:
     """Return the command that converts the file of a line that is not UTF-8."""
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if offset == 0 and line.startswith(mark)), None)
-    if encoding is None:
-        with suppress(UnicodeDecodeError):
-            line.decode("cp1252")
-            encoding = "WINDOWS-1252"
+    marks = (name for mark, name in _BYTE_ORDER_MARKS.items() if offset == 0 and line.startswith(mark))
+    encoding = next(marks, None) or _guess_encoding(line)
     convert = f"iconv -f {encoding or 'ENCODING'} -t UTF-8"
     is_compressed = place.rpartition(", ")[0].lower().endswith(".gz")
     return f"gzip -dc OLD | {convert} | gzip > NEW" if is_compressed else f"{convert} OLD > NEW"
+
+
+def _guess_encoding(line: bytes) -> str | None:
+    """Return the encoding that a line without a mark is probably in; None if no frequent one is possible."""
+    for codec, name, last_lead, pattern in _EAST_ASIAN:
+        with suppress(UnicodeDecodeError):
+            characters = "".join(each for each in line.decode(codec) if not each.isascii())
+            if pattern.fullmatch(characters) and all(each.encode(codec)[0] <= last_lead for each in characters):
+                return name
+    with suppress(UnicodeDecodeError):
+        line.decode("cp1252")
+        return "WINDOWS-1252"
+    return None
 
 
 class LineReader:

@@ -12,7 +12,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Literal
 
-from trainer.data.cells import IMAGE_SUFFIXES, is_number, unescape_tab
+from trainer.data.cells import IMAGE_SUFFIXES, as_messages, is_number, join_messages, unescape_tab
 from trainer.data.labels import find_lists
 from trainer.data.line_reader import READ_ERRORS, LineReader, unreadable_error
 from trainer.data.plausibility import DATE, IDENTIFIER, Leaks
@@ -127,7 +127,7 @@ class ColumnProfile:
 
     def describe(self) -> str:
         """Return the values of the column for the screen: classes with counts, lengths, ranges."""
-        if self.kind == "text":
+        if self.kind in ("text", "messages"):
             language = f", {self.language}" if self.language else ""
             return f"about {self.mean_length:.0f} tokens, 95% below {self.long_length + 1}{language}"
         if self.kind == "class" or self.can_be_class or self.kind == "list":
@@ -217,13 +217,15 @@ def profile_column(name: str, cells: Sequence[object]) -> ColumnProfile:
     """Return the profile of a column from its cells, in the order of the rows."""
     present = [cell for cell in cells if not _is_missing(cell)]
     first = present[0] if present else None
+    if present and None not in (messages := list(map(as_messages, present))):
+        return _profile_messages(name, [each for each in messages if each is not None])
     if isinstance(first, str) and first.startswith("["):
         parsed = list(map(_parse_list, present))
         present, first = (parsed, parsed[0]) if all(isinstance(cell, list) for cell in parsed) else (present, first)
     if isinstance(first, Sequence) and not isinstance(first, str | bytes):
         parts = [part for cell in present if isinstance(cell, Sequence) for part in cell]
         if parts and all(isinstance(part, Mapping) for part in parts):
-            return ColumnProfile(name, "messages", present, Counter())
+            return ColumnProfile(name, "other", present, Counter())
         return ColumnProfile(name, "list", present, Counter(map(str, parts)))
     if isinstance(first, bytes) or (isinstance(first, Mapping) and {"bytes", "path"} & first.keys()):
         return ColumnProfile(name, "image", present, Counter())
@@ -238,6 +240,14 @@ def profile_column(name: str, cells: Sequence[object]) -> ColumnProfile:
         labels = Counter(part.strip() for cell in present for part in str(cell).split(separator))
         return ColumnProfile(name, "list", present, labels, separator)
     return ColumnProfile(name, kind, present, counts)
+
+
+def _profile_messages(name: str, conversations: Sequence[Sequence[Mapping[str, object]]]) -> ColumnProfile:
+    """Return the profile of a column of chat messages, whose cells are the texts that a task reads."""
+    try:
+        return ColumnProfile(name, "messages", list(map(join_messages, conversations)), Counter())
+    except ValueError:
+        return ColumnProfile(name, "other", conversations, Counter())
 
 
 def warnings_of(table: TableProfile, roles: Mapping[str, list[str]], separator: str) -> list[str]:
