@@ -6,16 +6,19 @@
 ARG BASE=python:3.12-slim
 
 FROM python:3.12-slim AS wheel
-RUN pip install --no-cache-dir build
+RUN pip install --no-cache-dir "build>=1.3"
 COPY . /source
 RUN python -m build --wheel --outdir /wheel /source
 
 FROM ${BASE}
+# Some bases mark the packages of their Python as the system's own; in an image nobody else uses them.
+ENV PIP_BREAK_SYSTEM_PACKAGES=1
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN python -c "import torch" 2>/dev/null || pip install --no-cache-dir --index-url "${TORCH_INDEX}" torch
+RUN python -c "import torch" 2>/dev/null || pip install --no-cache-dir --index-url "${TORCH_INDEX}" "torch>=2.11"
 COPY --from=wheel /wheel /wheel
 RUN pip install --no-cache-dir "$(ls /wheel/*.whl)[serve]" && rm -r /wheel
-RUN useradd --create-home --uid 1000 trainer && mkdir /work && chown trainer /work
-USER trainer
+# Bases of Ubuntu already have a user 1000. A number lets Kubernetes see that it is not root.
+RUN useradd --create-home --non-unique --uid 1000 trainer && mkdir -p /work && chown 1000 /work
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["trainer"]

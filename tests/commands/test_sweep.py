@@ -272,25 +272,6 @@ def test_wrong_keys_of_a_sweep(
     assert capsys.readouterr().err.startswith(message)
 
 
-def test_a_search_without_optuna_names_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("trainer.config.sweep.find_spec", lambda name: None)
-    with working_in(tmp_path):
-        assert main(["train", "-m", "loss=focal,poly", "sweep.name=x", "sweep.trials=3"]) == 2
-    message = "sweep.trials: needs the package optuna, which is not installed. Run pip install 'trainer[optuna]'.\n"
-    assert capsys.readouterr().err == message
-
-
-def test_a_launcher_of_slurm_without_its_plugin_names_the_extra(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("trainer.config.overrides.find_spec", lambda name: None)
-    assert main(["train", "-m", "hydra/launcher=submitit_slurm", "seed=0,1"]) == 2
-    problem = "hydra/launcher: needs the package hydra-submitit-launcher, which is not installed, got 'submitit_slurm'."
-    assert capsys.readouterr().err == f"{problem} Run pip install 'trainer[slurm]'.\n"
-
-
 @pytest.mark.slow
 def test_the_launchers_of_slurm_run_a_sweep_here_and_write_its_script(job: list[str]) -> None:
     pytest.importorskip("submitit", reason="these launchers need the extra slurm, which is not in dev")

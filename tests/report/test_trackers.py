@@ -4,7 +4,6 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -30,21 +29,6 @@ def tree(folder: Path) -> bytes:
     """Return the names and contents of all files under a folder."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.is_symlink()]
     return b"\n".join(str(file.relative_to(folder)).encode() + b"\n" + file.read_bytes() for file in files)
-
-
-def test_a_missing_package_is_reported_before_torch(data: list[str]) -> None:
-    expected = [
-        f"logger.trackers: needs the package {name}, which is not installed, got '{name}'. "
-        f"Run pip install 'trainer[{name}]'."
-        for name in NAMES
-        if find_spec(name) is None
-    ]
-    messages: list[str] = []
-    try:
-        check_command("train", [*data, f"logger.trackers=[{','.join(NAMES)}]"])
-    except ConfigError as error:
-        messages = list(error.messages)
-    assert messages == expected
 
 
 def test_an_unknown_tracker_is_reported(data: list[str]) -> None:

@@ -63,6 +63,8 @@ _BUILDER_ARGUMENTS: Mapping[str, frozenset[str]] = {
 }
 """Parameters that `builders` fills in by name. Models and losses also get the fields of `TaskInfo`."""
 
+_OF_SCIKIT_LEARN = frozenset({"breast_cancer", "diabetes", "digits"})
+
 _FREEZE = "An entry is a pattern of parameter names, or {match: <pattern>, until: <duration>}"
 _OVERRIDE = "An entry is {match: <pattern of names>, lr: ..., weight_decay: ...}, with at least one of the values"
 
@@ -348,6 +350,7 @@ def _validate_own_keys(config: Mapping[str, Any]) -> Iterator[str]:
         problem = "histograms are written for TensorBoard, which logger.tensorboard=false turns off"
         yield format_error("logger.histograms", problem, "Set it to null", value=flat["logger.histograms"])
     yield from _validate_trackers(value_at(config, "logger.trackers"))
+    yield from _validate_source(value_at(config, "data._target_"))
     yield from _validate_classes(config, "metrics")
     yield from _validate_classes(config, "observers")
     yield from _validate_lora(value_at(config, "model.lora"))
@@ -493,6 +496,13 @@ def _validate_trackers(trackers: object) -> Iterator[str]:
         if name in ("wandb", "mlflow", "swanlab") and find_spec(name) is None:
             problem = f"needs the package {name}, which is not installed"
             yield format_error("logger.trackers", problem, install(name), value=name)
+
+
+def _validate_source(target: object) -> Iterator[str]:
+    name = str(target).removeprefix("trainer.data.").partition(".")[0]
+    if name in _OF_SCIKIT_LEARN and find_spec("sklearn") is None:
+        problem = "is part of the package scikit-learn, which is not installed"
+        yield format_error("data", problem, install("examples"), value=name)
 
 
 def _validate_classes(config: Mapping[str, Any], key: str) -> Iterator[str]:
