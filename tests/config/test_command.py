@@ -129,7 +129,19 @@ def test_three_typos_are_reported_together() -> None:
         (["--info", "foo"], "Argument --info/-i: invalid choice: 'foo'"),
         (["--config-dir", "nowhere"], "--config-dir: no such folder, got 'nowhere'."),
         (["loss=focal,cross_entropy"], "loss: several values need a sweep, got 'focal,cross_entropy'. "),
-        (["hydra/launcher=foo"], "In 'hydra/config': Could not find 'hydra/launcher/foo'"),
+        (["hydra/launcher=foo"], "hydra/launcher: must be the name of an option, got 'foo'. Known: basic."),
+        (
+            ["hydra/job_logging=defualt"],
+            "hydra/job_logging: must be the name of an option, got 'defualt'. Did you mean",
+        ),
+        (
+            ["hydra/launcher=basic"],
+            "hydra/launcher: has no effect without a sweep, got 'basic'. Add --multirun (-m), or",
+        ),
+        (
+            ["hydra.sweep.dir=jobs"],
+            "hydra.sweep.dir: has no effect without a sweep, got 'jobs'. Add --multirun (-m), or",
+        ),
     ],
 )
 def test_one_error(argv: list[str], message: str) -> None:

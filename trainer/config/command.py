@@ -129,6 +129,7 @@ def check_command(verb: str, argv: Sequence[str], check_inputs: InputCheck | Non
     for chosen in _one_at_a_time([overrides.variants(item, line.groups) for item in choices]):
         _check_jobs(line, chosen, findings, check_inputs)
     findings.problems += _validate_stored_overrides(line)
+    findings.problems += _without_effect(line, findings.composed)
     if findings.missing_data and not findings.problems:
         raise DataError(*dict.fromkeys(findings.missing_data))
     _raise([*findings.problems, *findings.missing_data])
@@ -180,6 +181,18 @@ def _unintended_sweeps(line: CommandLine) -> list[str]:
         format_error(item.key_or_group, "several values need a sweep", remedy, value=item.get_value_string())
         for item in (*line.overrides.groups, *line.overrides.values)
         if is_sweep(item) and not line.arguments.is_sweep
+    ]
+
+
+def _without_effect(line: CommandLine, composed: DictConfig | None) -> list[str]:
+    """Return the problems of settings of a sweep on the command line of a single job."""
+    if composed is None or line.arguments.needs_hydra or compose.is_sweep_by_default(composed):
+        return []
+    remedy = "Add --multirun (-m), or leave it out"
+    return [
+        format_error(item.key_or_group, "has no effect without a sweep", remedy, value=item.get_value_string())
+        for item in line.overrides.hydra
+        if item.key_or_group.startswith(("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweep"))
     ]
 
 

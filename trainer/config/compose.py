@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from trainer.config import schema, signatures
 from trainer.config.groups import HYDRA_KEYS, Groups
 from trainer.config.jobs import JOBS, PRESET_GROUPS, TrainJob
-from trainer.errors import ConfigError, format_error
+from trainer.errors import ConfigError, did_you_mean, format_error
 
 _OWN_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 """Exceptions of Hydra and OmegaConf whose messages are sentences."""
@@ -156,6 +156,10 @@ def run_with_hydra(config: DictConfig, job: Callable[[], object]) -> None:
 
 def composition_problem(error: Exception) -> str:
     """Return the message of an exception of Hydra with its hidden cause, without what it adds for developers."""
+    if isinstance(error, MissingConfigException) and str(error.missing_cfg_file).startswith("hydra/"):
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        remedy = did_you_mean(name, list(error.options or []))
+        return format_error(group, "must be the name of an option", remedy, value=name)
     texts = [str(each) for each in (error, error.__cause__) if each is not None]
     lines = [line.strip() for text in texts for line in text.splitlines() if not _DETAIL.match(line)]
     message = " ".join(filter(None, lines)) or type(error).__name__
