@@ -1,144 +1,196 @@
-"""Compare `trainer serve` with ONNX Runtime itself on the same rows and threads.
+"""Compare `trainer serve` with calling ONNX Runtime itself, on the same rows and threads.
 
-    python scripts/bench_serve.py [--run RUN] [--rounds 5] [--output scripts/results/serve.json]
+    python scripts/bench_serve.py [--rounds 5] [--output scripts/results/serve.json]
 
-Without `--run`, a small default text classifier is trained first. `runtime` answers in this process as the server does
-(tokenizer, model, answers), without HTTP. Clients are threads with a connection each, which send a request when the
-last one is answered. Rounds of all variants are interleaved; throughput is the median over the rounds, latencies are
-those of all rounds. Clients and server share the cores of the machine.
+A small text classifier and a table classifier are trained first. `runtime` is a loop in this process that encodes a
+batch, calls the session and makes the answers, without HTTP: what a script of one's own would do. Clients are threads
+with a connection each, which send a request when the last one is answered. Rounds of all variants are interleaved;
+rates are medians over the rounds, ratios are medians of the ratios within a round, latencies are those of all rounds.
+`CPU` is the server's processor time for a row, divided by the loop's. Clients and server share the cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stdout
+from functools import partial
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, NamedTuple
+
+import onnxruntime
+from sklearn.datasets import load_breast_cancer
 
 from trainer.cli import main as trainer
+from trainer.data.stdlib import docstrings
+from trainer.export.bundle.predict import Predictor
 from trainer.serve.model import ServedModel
 
-HEADERS = {"Content-Type": "application/json"}
 SMALL = ("debug=smoke", "device=cpu", "logger.console=none", "export.formats=[onnx]")
+SIZES, CLIENTS = (1, 32), (1, 8, 32)
+NUM_ROWS = 256
 
 
-def start_server(folder: Path, threads: int) -> tuple[subprocess.Popen[str], int]:
-    """Start a server; return it and its port."""
-    arguments = ["serve", f"run={folder}", "port=0", f"threads={threads}", "max_waiting=100000"]
+class Turn(NamedTuple):
+    """Rows per second, processor seconds of a row, and the durations of all requests in one measurement."""
+
+    speed: float
+    cpu: float
+    durations: list[float]
+
+
+@contextmanager
+def server(run: Path, threads: int) -> Iterator[tuple[int, int]]:
+    """Start a server; yield its process id and its port."""
+    arguments = ["serve", f"run={run}", "port=0", f"threads={threads}", "max_waiting=100000"]
     script = "import sys; from trainer.cli import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen([sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    for line in process.stderr:
-        if "http://" in line:
-            return process, int(line.partition("http://")[2].split()[0].rpartition(":")[2])
-    sys.exit("bench_serve: the server did not start")
+    address = next((line.partition("http://")[2].split()[0] for line in process.stderr if "http://" in line), None)
+    if address is None:
+        sys.exit("bench_serve: the server did not start")
+    try:
+        yield process.pid, int(address.rpartition(":")[2])
+    finally:
+        os.kill(process.pid, signal.SIGTERM)
+        process.communicate()
 
 
-def measure_server(port: int, rows: list[Any], size: int, clients: int, seconds: float) -> tuple[float, list[float]]:
-    """Return rows per second, and the duration of each request."""
-    bodies = [json.dumps({"rows": rows[start : start + size]}) for start in range(0, len(rows) - size + 1, size)]
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure_server(pid: int, port: int, rows: list[Any], size: int, clients: int, seconds: float) -> Turn:
+    """Measure requests of `size` rows. The client does little, because it shares the cores with the server."""
+    bodies = [json.dumps({"rows": rows[start : start + size]}).encode() for start in range(0, NUM_ROWS, size)]
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    requests = [head % len(body) + body for body in bodies]
     end = time.perf_counter() + seconds
 
     def client(number: int) -> list[float]:
-        connection = http.client.HTTPConnection("127.0.0.1", port)
         durations = []
-        while (began := time.perf_counter()) < end:
-            connection.request("POST", "/predict", bodies[(number + len(durations)) % len(bodies)], HEADERS)
-            response = connection.getresponse()
-            content = response.read()
-            assert response.status == 200, content
-            durations.append(time.perf_counter() - began)
-        connection.close()
+        with socket.create_connection(("127.0.0.1", port)) as connection, connection.makefile("rb") as answers:
+            while (began := time.perf_counter()) < end:
+                connection.sendall(requests[(number + len(durations)) % len(requests)])
+                status = answers.readline()
+                headers = dict(line.lower().split(b":", 1) for line in iter(answers.readline, b"\r\n"))
+                content = answers.read(int(headers[b"content-length"]))
+                assert b" 200 " in status, content
+                durations.append(time.perf_counter() - began)
         return durations
 
-    began = time.perf_counter()
+    cpu, began = cpu_seconds(pid), time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
         durations = [each for part in pool.map(client, range(clients)) for each in part]
-    return size * len(durations) / (time.perf_counter() - began), durations
+    count = size * len(durations)
+    return Turn(count / (time.perf_counter() - began), (cpu_seconds(pid) - cpu) / count, durations)
 
 
-def measure_runtime(model: ServedModel, rows: list[Any], size: int, seconds: float) -> tuple[float, list[float]]:
-    """Return rows per second, and the duration of each batch, without a server."""
-    batches = [rows[start : start + size] for start in range(0, len(rows) - size + 1, size)]
+def measure_runtime(predictor: Predictor, rows: list[Any], size: int, seconds: float) -> Turn:
+    """Measure batches of `size` rows in this process."""
+    batches = [rows[start : start + size] for start in range(0, NUM_ROWS, size)]
     durations: list[float] = []
-    began = time.perf_counter()
+    cpu, began = time.process_time(), time.perf_counter()
     while time.perf_counter() < began + seconds:
         start = time.perf_counter()
-        model.answer([model.parse(row) for row in batches[len(durations) % len(batches)]], 1)
+        predictor.predict([dict(row) for row in batches[len(durations) % len(batches)]])
         durations.append(time.perf_counter() - start)
-    return size * len(durations) / (time.perf_counter() - began), durations
+    count = size * len(durations)
+    return Turn(count / (time.perf_counter() - began), (time.process_time() - cpu) / count, durations)
+
+
+def text_rows() -> list[Any]:
+    """Return docstrings, as the default job reads them."""
+    return [{"text": each.text} for each in islice(docstrings(), 0, 20 * NUM_ROWS, 20)]
+
+
+def table_rows() -> list[Any]:
+    """Return rows of 30 numbers."""
+    table = load_breast_cancer()
+    return [dict(zip(table.feature_names, row.tolist(), strict=True)) for row in table.data[:NUM_ROWS]]
+
+
+JOBS: dict[str, tuple[tuple[str, ...], Callable[[], list[Any]]]] = {
+    "texts": ((), text_rows),
+    "tables": (("experiment=breast_cancer",), table_rows),
+}
+
+
+def measure(job: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of a job by variant."""
+    arguments, make_rows = JOBS[job]
+    if trainer(["train", *arguments, *SMALL, f"run.dir={folder}"]) != 0:
+        sys.exit("bench_serve: the training failed")
+    rows = make_rows()
+    model = ServedModel(folder / "export", threads=options.threads)
+    predictor = Predictor(model.file, folder=model.folder, threads=options.threads)
+    turns: dict[str, list[Turn]] = {}
+    with server(folder, options.threads) as (pid, port):
+        variants: dict[str, Callable[[], Turn]] = {}
+        for size in SIZES:
+            variants[f"runtime, {size} rows"] = partial(measure_runtime, predictor, rows, size, options.seconds)
+            for clients in CLIENTS:
+                call = partial(measure_server, pid, port, rows, size, clients, options.seconds)
+                variants[f"server, {size} rows, {clients} clients"] = call
+        for _ in range(options.rounds):
+            for name, variant in variants.items():
+                turns.setdefault(name, []).append(variant())
+    return {name: summarize(own, turns[f"runtime, {name.split(', ')[1]}"]) for name, own in turns.items()}
+
+
+def summarize(turns: list[Turn], runtime: list[Turn]) -> dict[str, float]:
+    percent = quantiles([each for turn in turns for each in turn.durations], n=100)
+    pairs = list(zip(turns, runtime, strict=True))
+    return {
+        "rows_per_second": median(turn.speed for turn in turns),
+        "of_runtime": median(turn.speed / other.speed for turn, other in pairs),
+        "cpu_of_runtime": median(turn.cpu / other.cpu for turn, other in pairs),
+        "p50_ms": 1000 * percent[49],
+        "p99_ms": 1000 * percent[98],
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, help="run folder with an ONNX artifact")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     parser.add_argument("--threads", type=int, default=1, help="threads of the model")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results/serve.json")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as made:
-        run = options.run or Path(made) / "run"
-        if options.run is None and trainer(["train", *SMALL, f"run.dir={run}"]) != 0:
-            sys.exit("bench_serve: the training failed")
-        folder = run / "export"
-        model = ServedModel(folder, threads=options.threads)
-        golden = json.loads((folder / "golden.json").read_text("utf-8"))["rows"]
-        rows = [golden[number % len(golden)] for number in range(256)]
-        process, port = start_server(folder, options.threads)
-        seconds = options.seconds
-        variants: dict[str, Callable[[], tuple[float, list[float]]]] = {}
-        for size in (1, 32):
-            variants[f"runtime, {size} rows"] = lambda size=size: measure_runtime(model, rows, size, seconds)  # type: ignore[misc]
-            for clients in (1, 8, 32):
-                variants[f"server, {size} rows, {clients} clients"] = (  # type: ignore[misc]
-                    lambda size=size, clients=clients: measure_server(port, rows, size, clients, seconds)
-                )
-        speeds: dict[str, list[float]] = {name: [] for name in variants}
-        durations: dict[str, list[float]] = {name: [] for name in variants}
-        try:
-            for _ in range(options.rounds):
-                for name, measure in variants.items():
-                    speed, took = measure()
-                    speeds[name].append(speed)
-                    durations[name] += took
-        finally:
-            os.kill(process.pid, signal.SIGTERM)
-            process.communicate()
-    table = {}
-    for name in variants:
-        percent = quantiles(durations[name], n=100)
-        base = median(speeds[f"runtime, {name.split(', ')[1]}"])
-        table[name] = {
-            "rows_per_second": median(speeds[name]),
-            "of_runtime": median(speeds[name]) / base,
-            "p50_ms": 1000 * percent[49],
-            "p99_ms": 1000 * percent[98],
-        }
-        values = table[name]
-        print(
-            f"{name:30} {values['rows_per_second']:9.0f} rows/s  {values['of_runtime']:5.2f} of the runtime  "
-            f"p50 {values['p50_ms']:7.2f} ms  p99 {values['p99_ms']:7.2f} ms"
-        )
-    if options.output:
-        result = {
-            "threads": options.threads,
-            "cores": os.cpu_count(),
-            "machine": platform.processor(),
-            "variants": table,
-        }
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+    tables = {}
+    with tempfile.TemporaryDirectory() as made, redirect_stdout(sys.stderr):
+        for job in JOBS:
+            tables[job] = measure(job, Path(made) / job, options)
+    for job, table in tables.items():
+        for name, values in table.items():
+            print(
+                f"{job}: {name:30} {values['rows_per_second']:8.0f} rows/s, {values['of_runtime']:5.2f} of the runtime"
+                f", CPU {values['cpu_of_runtime']:5.2f}, p50 {values['p50_ms']:7.2f} ms, p99 {values['p99_ms']:7.2f} ms"
+            )
+    result = {
+        "threads": options.threads,
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "onnxruntime": onnxruntime.__version__,
+        "uvloop and httptools": all(find_spec(name) for name in ("uvloop", "httptools")),
+        "jobs": tables,
+    }
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,14 +8,17 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from tests.export.conftest import Published
@@ -26,7 +29,7 @@ from trainer.errors import CheckpointError, ConfigError, ProofError
 from trainer.export.bundle.predict import Row
 from trainer.serve.app import Limits, Service
 from trainer.serve.batcher import Batcher, QueueFullError
-from trainer.serve.model import ServedModel
+from trainer.serve.model import TOKENS_PER_CALL, ServedModel, split_by_length
 
 LIMITS = Limits(max_rows=8, max_bytes=4000, timeout=20.0)
 
@@ -188,6 +191,35 @@ def test_unusable_folders_are_reported(copy: Path, tmp_path: Path, capsys: pytes
     assert "host: is no address of this machine" in capsys.readouterr().err
     (copy / "model.onnx").write_bytes(b"damaged")
     assert main(["serve", f"run={tmp_path / 'empty'}"]) == 3
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=6))
+def test_batches_are_divided_by_length_at_the_least_cost(lengths: list[int]) -> None:
+    mask = np.array([[int(place < length) for place in range(max(lengths))] for length in lengths])
+    ids = mask * np.arange(1, len(lengths) + 1)[:, None]
+    parts = split_by_length({"input_ids": ids, "attention_mask": mask})
+    for places, inputs in parts:
+        assert inputs["attention_mask"].shape == (len(places), max(lengths[place] for place in places))
+        assert inputs["attention_mask"].sum(axis=1).tolist() == [lengths[place] for place in places]
+        assert (inputs["input_ids"].max(axis=1) - 1).tolist() == places
+    assert sorted(place for places, _ in parts for place in places) == list(range(len(lengths)))
+
+    def cost(groups: Sequence[Sequence[int]]) -> int:
+        return sum(max(group) * len(group) + TOKENS_PER_CALL for group in groups if group)
+
+    ordered = sorted(lengths)
+    cuts = [cut for n in range(len(ordered)) for cut in combinations(range(1, len(ordered)), n)]
+    divisions = [[ordered[a:b] for a, b in pairwise((0, *cut, len(ordered)))] for cut in cuts]
+    assert cost([[lengths[place] for place in places] for places, _ in parts]) == min(map(cost, divisions))
+
+
+def test_threads_may_answer_at_once(published: Published) -> None:
+    model = ServedModel(published.folder)
+    with ThreadPoolExecutor(4) as pool:
+        batches = pool.map(lambda _: model.answer([{"text": text} for text in [*TEXTS, " "]], 3), range(20))
+    for answers in batches:
+        assert_expected(answers[:3], top=3)
+        assert answers[3] == {"error": "is empty"}
 
 
 class Gate:

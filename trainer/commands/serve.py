@@ -43,7 +43,9 @@ def run(job: ServeJob, config: Document) -> None:
             print_lines(f"note: {folder}: has no golden rows, so its answers were not compared on this machine.")
         if model.rule_note:
             print_lines(model.rule_note)
-        batcher = Batcher(model.answer, job.batch_size, job.max_waiting)
+        batcher = Batcher(
+            model.answer, job.batch_size, job.max_waiting, threads=2
+        )  # one encodes while the other computes
         service = Service(model, batcher, Limits(job.max_rows, job.max_bytes, job.timeout), __version__)
 
         def stop() -> None:

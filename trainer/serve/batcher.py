@@ -1,5 +1,5 @@
-"""Answers the rows of concurrent requests together: one thread takes what is waiting, up to a batch, and never waits
-for more."""
+"""Answers the rows of concurrent requests together: a thread takes what is waiting, up to a batch, and never waits for
+more."""
 
 from __future__ import annotations
 
@@ -31,21 +31,23 @@ class Batcher:
         answer: Returns an answer for each of at most `batch_size` rows; the second argument is `top` of the request.
         batch_size: Largest number of rows in a batch.
         max_waiting: Largest number of rows that wait.
+        threads: Number of batches that are answered at once.
 
     Attributes:
         num_waiting: Number of rows that wait or are being answered.
         num_batches: Number of batches so far.
     """
 
-    def __init__(self, answer: Answer, batch_size: int, max_waiting: int) -> None:
+    def __init__(self, answer: Answer, batch_size: int, max_waiting: int, threads: int = 1) -> None:
         self._answer, self._batch_size, self._max_waiting = answer, batch_size, max_waiting
         self._requests: deque[_Request] = deque()
         self._changed = Condition()
         self._is_closed = False
         self.num_waiting = 0
         self.num_batches = 0
-        self._thread = Thread(target=self._run, name="answers", daemon=True)
-        self._thread.start()
+        self._threads = [Thread(target=self._run, name=f"answers {n}", daemon=True) for n in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, rows: list[Row], top: int) -> Future[list[Row]]:
         """Return the future answers of a request. It may be cancelled until they are being computed.
@@ -63,17 +65,19 @@ class Batcher:
         return request.future
 
     def close(self) -> None:
-        """Answer what is waiting and end the thread."""
+        """Answer what is waiting and end the threads."""
         with self._changed:
             self._is_closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
         while requests := self._take():
             live = [request for request in requests if request.future.set_running_or_notify_cancel()]
             try:
-                answers = iter(self._answer_all([row for request in live for row in request.rows], requests[0].top))
+                rows = [row for request in live for row in request.rows]
+                answers = iter(self._answer_all(rows, requests[0].top))
                 for request in live:
                     request.future.set_result([next(answers) for _ in request.rows])
             except Exception as error:
@@ -107,7 +111,8 @@ class Batcher:
             places = order[start : start + self._batch_size]
             for place, answer in zip(places, self._answer([rows[place] for place in places], top), strict=True):
                 answers[place] = answer
-            self.num_batches += 1
+            with self._changed:
+                self.num_batches += 1
         return answers
 
 

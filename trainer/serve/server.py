@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from types import FrameType
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
 _WAITING_CONNECTIONS = 2048
+_SWITCH_SECONDS = 0.0005
+"""Time for which a thread waits until another one lets it run. Python's 5 ms are longer than many answers take."""
 _PORT_ERRORS = (errno.EADDRINUSE, errno.EACCES)
 
 
@@ -64,15 +67,21 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals in the block; uvicorn's own would end the process by the signal afterwards."""
+        """Handle signals and let threads take turns quickly in the block, which is the time that the server runs.
+
+        uvicorn's own handling would end the process by the signal afterwards.
+        """
 
         def stop(number: int, frame: FrameType | None) -> None:
             self._on_stop()
             self.handle_exit(number, frame)
 
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_SECONDS)
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
+            sys.setswitchinterval(interval)
             for number, handler in before.items():
                 signal.signal(number, handler)

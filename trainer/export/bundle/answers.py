@@ -23,10 +23,9 @@ class Classes:
         labels = self.folder.read_json("labels.json")
         thresholds, temperature = self.folder.read_rule("threshold.json", {}), self.folder.read_rule(TEMPERATURE, 1.0)
         answers: list[Row] = []
-        for row in logits:
-            # A temperature may make two probabilities equal, so the order is the one without it.
-            order = np.argsort(-softmax(row), kind="stable")
-            probabilities = softmax(row / temperature)
+        # A temperature may make two probabilities equal, so the order is the one without it.
+        orders = np.argsort(-softmax(logits), axis=-1, kind="stable")
+        for order, probabilities in zip(orders, softmax(logits / temperature), strict=True):
             for label, threshold in thresholds.items():  # at most one, of two labels
                 positive = labels.index(label)
                 chosen = positive if probabilities[positive] > np.float32(threshold) else 1 - positive
@@ -161,8 +160,8 @@ def by_label(value: Any, labels: list[str]) -> np.ndarray:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max())
-    probabilities: np.ndarray = powers / powers.sum()
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities: np.ndarray = powers / powers.sum(axis=-1, keepdims=True)
     return probabilities
 
 

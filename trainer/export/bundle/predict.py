@@ -173,6 +173,8 @@ class Predictor:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised
         options.intra_op_num_threads = threads
+        # Threads that spin after a batch would slow the encoding of the next one.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         cpu = ["CPUExecutionProvider"]
         self.session = self.folder.open(file, lambda path: onnxruntime.InferenceSession(path, options, cpu))
 
