@@ -110,6 +110,8 @@ ON_TEXT = {
     "greedy": ["scheduler=greedy", "scheduler.every=2"],
     "scored_pairs": ["task=sentence_embedding", "task.supervision=scored", "loss=cosine_embedding"],
     "workers": ["loader.workers=1"],
+    "balanced": ["loader.sampler=balanced", "train.accumulate=2"],
+    "weighted_tokens": ["loader.sampler=weighted", "loader.weights={tool:4}", "loader.tokens=64"],
     "padded": ["loader.batching=padded"],
     "bucketed": ["loader.batching=bucketed"],
     "fixed": ["loader.batching=fixed"],

@@ -63,6 +63,7 @@ OPTIONS: dict[str, tuple[list[str], tuple[int, ...]]] = {
     "workers": (["loader.workers=2"], (MID_EPOCH,)),
     "padded": (["loader.batching=padded"], (NEXT_EPOCH,)),
     "bucketed": (["loader.batching=bucketed"], STOPS),
+    "balanced": (["loader.sampler=balanced", "loader.workers=1"], (MID_EPOCH, NEXT_EPOCH)),
     "token budget": (["loader.tokens=32", "loader.workers=1"], STOPS),
     "sgd": (
         ["optimizer=sgd", "optimizer.momentum=0.9", "scheduler=cosine", "loss=focal", "loss.alpha=auto"],

@@ -184,7 +184,7 @@ def paths_in(
 
 
 def map_paths(value: object, annotation: object, change: Callable[[str, PathTo], str]) -> object:
-    """Return the value with each of its paths changed, in lists and mappings too."""
+    """Return the value with each of its paths changed, in lists and mappings too, also in the keys of mappings."""
     return _replaced(value, {path: change(path, about) for path, about, _ in paths_in(value, annotation)})
 
 
@@ -192,7 +192,7 @@ def _replaced(value: object, changed: Mapping[str, str]) -> object:
     if isinstance(value, list | tuple):
         return [_replaced(item, changed) for item in value]
     if isinstance(value, Mapping):
-        return {key: _replaced(item, changed) for key, item in value.items()}
+        return {changed.get(key, key): _replaced(item, changed) for key, item in value.items()}
     return changed.get(value, value) if isinstance(value, str) else value
 
 

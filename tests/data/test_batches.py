@@ -20,6 +20,7 @@ from trainer.data.batches import (
     TrainLoader,
     split_batch,
 )
+from trainer.data.order import Strata
 from trainer.protocols import Batch, Batching
 from trainer.sample_rng import SampleRng
 
@@ -172,3 +173,49 @@ def test_rows_are_read_as_arrays() -> None:
 
     assert columns["x"].tolist() == [3, 2, 0]
     assert [list(row) for row in columns["ragged"]] == [[0, 1, 2], [0, 1], []]
+
+
+def drawn_plan(**changes: Any) -> BatchPlan:
+    """Return a plan of 23 samples of which the last 3 are drawn as often as the others."""
+    groups = np.array([0] * 20 + [1] * 3)
+    return BatchPlan(23, 6, 5, strata=Strata(groups, np.ones(2), 5), **changes)
+
+
+@pytest.mark.parametrize("lengths", [None, np.arange(23)])
+def test_an_epoch_of_drawn_samples_has_as_many_steps_and_their_shares(lengths: np.ndarray | None) -> None:
+    plan = drawn_plan(lengths=lengths)
+    epochs = [[plan.batch(4 * epoch + step) for step in range(4)] for epoch in range(3)]
+
+    for batches_of_epoch in epochs:
+        assert [len(batch.ids) for batch in batches_of_epoch] == [6, 6, 6, 5]
+        draws = [draw for batch in batches_of_epoch for draw in zip(batch.ids, batch.repeats, strict=True)]
+        assert len({*draws}) == 23
+        assert sum(sample >= 20 for sample, _ in draws) in (11, 12)
+    # 12 or 11 of the first 20 samples in each epoch: two epochs have each of them.
+    assert {sample for batch in (*epochs[0], *epochs[1]) for sample in batch.ids} == set(range(23))
+    assert epochs[0][0] != epochs[1][0]
+    assert drawn_plan(lengths=lengths).batch(9) == epochs[2][1]  # without the epochs before
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 11), st.booleans())
+def test_pieces_of_drawn_samples_keep_their_repeats(accumulate: int, num_ranks: int, step: int, fixed: bool) -> None:
+    plan = drawn_plan(divide=(lambda ids: [[*range(0, len(ids), 2)], [*range(1, len(ids), 2)]]) if fixed else None)
+    pieces = [plan.micro_batches(step, accumulate, rank, num_ranks, fill=True) for rank in range(num_ranks)]
+    own = [piece for each in pieces for piece in each if not piece.is_filler]
+
+    whole = plan.batch(step)
+    assert sorted(draw for piece in own for draw in zip(piece.ids, piece.repeats, strict=True)) == sorted(
+        zip(whole.ids, whole.repeats, strict=True)
+    )
+    assert all(len(piece.ids) == len(piece.repeats) for each in pieces for piece in each)
+
+
+def test_a_sample_draws_new_numbers_each_time_that_an_epoch_has_it() -> None:
+    def noise(workers: int) -> list[tuple[tuple[int, ...], list[float]]]:
+        loader = TrainLoader(batches(), drawn_plan(), 2, options(workers=workers))
+        return ids_and_noise(loader.steps(0, 8))
+
+    drawn = noise(0)
+    pairs = [pair for ids, values in drawn[:4] for pair in zip(ids, values, strict=True)]
+    assert len({sample for sample, _ in pairs}) < 23 == len({value for _, value in pairs})
+    assert noise(2) == drawn

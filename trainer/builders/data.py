@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from trainer.builders.instantiate import in_group, instantiate
+from trainer.builders.sampling import build_strata
 from trainer.config.jobs import DataKeys, TrainJob
 from trainer.config.schema import option_keys
 from trainer.data.batches import Batches, BatchPlan, EvaluationBatches, LoaderOptions, TrainLoader
@@ -125,10 +126,15 @@ def check_data(job: TrainJob, task: Task, encoded: Encoded) -> DataReport:
 
 
 def build_batch_plan(job: TrainJob, task: Task, encoded: Encoded) -> BatchPlan:
-    """Build the order of the training samples; `loader.batching=bucketed` groups samples of similar length."""
+    """Build the draws and the order of the training samples.
+
+    `loader.batching=bucketed` groups samples of similar length.
+    """
     train = encoded.splits["train"]
     lengths: np.ndarray | None = task.lengths(train) if job.loader.batching == "bucketed" else None
-    return BatchPlan(len(train), job.train.batch_size, job.seed, lengths, _divide_by_tokens(job, task, encoded))
+    strata = build_strata(job, task, encoded)
+    divide = _divide_by_tokens(job, task, encoded)
+    return BatchPlan(len(train), job.train.batch_size, job.seed, lengths, divide, strata)
 
 
 def _divide_by_tokens(job: TrainJob, task: Task, encoded: Encoded) -> Callable[[Sequence[int]], list[list[int]]] | None:

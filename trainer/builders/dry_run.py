@@ -21,6 +21,7 @@ from trainer.builders.memory import (
     step_bytes,
     weights_of,
 )
+from trainer.builders.sampling import measure_draws
 from trainer.builders.training import Training, build_training
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.tensors import encode
@@ -139,6 +140,7 @@ def _empty_share(run: Run, lengths: np.ndarray) -> float | None:
 
 
 def _steps(job: TrainJob, training: Training) -> Document:
+    assert isinstance(training.run.loader, TrainLoader)
     steps, rows = training.run.steps, training.data_report.rows["train"]
     epochs, rest = divmod(steps.total, steps.per_epoch)
     intervals = {"log": steps.log_every, "evaluate": steps.eval_every, "save": steps.save_every}
@@ -148,6 +150,7 @@ def _steps(job: TrainJob, training: Training) -> Document:
         "accumulate": training.run.loader.accumulate,
         "micro_batch": -(-job.train.batch_size // training.run.loader.accumulate),
         "token_budget": _token_budget(training.run),
+        "draws": measure_draws(training.run.loader.plan.strata),
         "steps_per_epoch": steps.per_epoch,
         "last_batch_of_epoch": rows - (steps.per_epoch - 1) * job.train.batch_size,
         "total_steps": steps.total,

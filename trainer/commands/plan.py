@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from trainer.commands.run_folders import check_free
+from trainer.commands.run_log import describe_draws
 from trainer.config.jobs import PlanJob, TrainJob
 from trainer.config.schema import keys
 from trainer.config.stored import config_text
@@ -155,6 +156,7 @@ def _steps(step: Document) -> list[list[object]]:
     return [
         ["step", f"{step['batch_size']} samples = {division}"],
         ["epoch", f"{step['steps_per_epoch']} steps, the last with {step['last_batch_of_epoch']} samples"],
+        *([["draws", describe_draws(step["draws"])]] if step["draws"] else []),
         ["run", f"{step['total_steps']} steps = {step['epochs']:g} epochs, {step['samples']} samples"],
         *([["time", f"each start ends after {step['max_time']}, with a checkpoint"]] if step["max_time"] else []),
         *([name, f"{_format_interval(every[name])}, {_format_times(times[name])}"] for name in every),

@@ -15,7 +15,7 @@ from trainer.config.jobs import TrainJob
 from trainer.config.stored import parse_stored_config
 from trainer.display import masked_config
 from trainer.errors import Interrupted
-from trainer.layout import EVALUATIONS, LOG, METRICS, RANK_LOGS, STATE
+from trainer.layout import EVALUATIONS, LOG, METRICS, RANK_LOGS, STATE, Document
 from trainer.predictions import predictions_file, read_about
 from trainer.report.console import print_indented
 from trainer.report.screen import Course, Display, Lines
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from trainer.signals import StopSignals
 
 logger = logging.getLogger(__name__)
+
+_MAX_GROUPS = 3
+"""Groups of an epoch's draws that are shown, of the least and of the most drawn ones each."""
 
 _printed: dict[str, str] = {}
 """The lines that introduced the last run of this process."""
@@ -113,9 +116,23 @@ def _micro_batches(job: TrainJob, run: Run) -> str:
     return f"{job.train.batch_size} samples = {division}"
 
 
+def describe_draws(draws: Document) -> str:
+    """Return how often the first epoch draws rows: `160 samples by label: a 0.5 times its 100 rows, ...`."""
+    groups = sorted((each for each in draws["groups"] if each["rows"]), key=lambda each: each["draws"] / each["rows"])
+    shown = groups if len(groups) <= 2 * _MAX_GROUPS else [*groups[:_MAX_GROUPS], None, *groups[-_MAX_GROUPS:]]
+    words = [
+        f"{each['value']} {each['draws'] / each['rows']:.2g} times its {each['rows']} rows" if each else "..."
+        for each in shown
+    ]
+    unseen = f"{draws['unseen']} rows are not in the first epoch, others up to {draws['most_repeated']} times"
+    return f"{draws['draws']} samples by {draws['by']}{': ' if words else ''}{', '.join(words)}; {unseen}"
+
+
 def log_start(job: TrainJob, training: Training, snapshot: Snapshot | None, is_new: bool) -> None:
     """Log the arithmetic of a step and the device, and report the `start` or `resume` event."""
+    from trainer.builders.sampling import measure_draws
     from trainer.capture import current_versions, describe_machine, describe_other_versions
+    from trainer.data.batches import TrainLoader
 
     run, state = training.run, training.state
     size = job.train.batch_size // run.loader.accumulate
@@ -125,6 +142,9 @@ def log_start(job: TrainJob, training: Training, snapshot: Snapshot | None, is_n
         *(run.steps.per_epoch, run.steps.total, _device_name(run), job.precision),
         sum(parameter.numel() for parameter in run.model.parameters()),
     )
+    assert isinstance(run.loader, TrainLoader)
+    if draws := measure_draws(run.loader.plan.strata):
+        logger.info("an epoch draws %s", describe_draws(draws))
     if run.loader.tokens is None and run.ranks.size > (micro_batch_size := max(1, size)):
         logger.warning(
             "train.batch_size: a micro-batch has %d samples, so %d of %d devices have none",

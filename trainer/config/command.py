@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from trainer.config import compose, jobs, overrides, schema
-from trainer.config.groups import Groups, KnownKeys, is_known, leaves
+from trainer.config.groups import Groups, KnownKeys, leaves
 from trainer.config.metrics import validate_metrics
 from trainer.config.overrides import CommandLine, is_sweep, validate_choice
 from trainer.config.paths import inherit_tokenizer, locate_paths, missing_paths
@@ -257,7 +257,9 @@ def _derive(
     """Return the config with the values that follow from others."""
     explicit = line.overrides.keys()
     kept = compose.drop_replaced_keys(config, choices, explicit, line.groups)
-    dropped = [path for path in leaves(config) if not is_known(kept, path)]
+    # Compared as wholes: a name in a mapping may contain a dot, as those of files in data.mix.
+    known = {*leaves(kept)}
+    dropped = [path for path in leaves(config) if path not in known]
     if dropped:
         findings.notes.append(f"left out {', '.join(dropped)}, which belong to the replaced _target_")
     kept, notes = inherit_tokenizer(kept, explicit)

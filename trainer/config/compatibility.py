@@ -41,6 +41,7 @@ def validate_compatibility(config: Mapping[str, Any], groups: Groups) -> Iterato
     yield from _validate_causality(config, groups)
     yield from _validate_views(config)
     yield from _validate_pruning(config)
+    yield from _validate_sampler(config)
     yield from validate_formats(config, groups)
 
 
@@ -136,6 +137,35 @@ def _validate_pruning(config: Mapping[str, Any]) -> Iterator[str]:
         unit = "slices" if "dim" in prune else "elements"
         problem = f"must be less than {smallest}, the number of {unit} of the smallest weights of this model"
         yield format_error("prune.amount", problem, "Prune fewer, or name weights in prune.targets", value=amount)
+
+
+def _validate_sampler(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the problems of the keys that decide which samples an epoch has."""
+    sampler, column, weights = (value_at(config, f"loader.{key}") for key in ("sampler", "sampler_column", "weights"))
+    mix, source = value_at(config, "data.mix"), str(value_at(config, "data._target_"))
+    if mix is not None and source.startswith(OWN) and _attribute(config, "data", "row_noun") is None:
+        problem = "needs a source whose training files you name"
+        yield format_error("data.mix", problem, "Use data=files, data=lines or data=conll, or set data.mix=null")
+    if mix is not None and sampler in ("balanced", "weighted"):
+        yield format_error("data.mix", f"does not work with loader.sampler={sampler}", "Set loader.sampler=shuffled")
+    if weights is not None and sampler in ("shuffled", "balanced"):
+        yield format_error("loader.weights", "has no effect here", "Set loader.sampler=weighted", value=weights)
+    if weights is None and sampler == "weighted":
+        remedy = "Set loader.weights={<value>: <weight>}, or to a column of numbers"
+        yield format_error("loader.weights", "loader.sampler=weighted needs weights", remedy)
+    if column is not None and sampler == "shuffled":
+        remedy = "Set loader.sampler=balanced or weighted"
+        yield format_error("loader.sampler_column", "has no effect here", remedy, value=column)
+    if column is not None and sampler == "weighted" and isinstance(weights, str):
+        remedy = "Set it to null"
+        yield format_error("loader.sampler_column", "has no effect with a column of weights", remedy, value=column)
+    by_class = sampler == "balanced" or (sampler == "weighted" and isinstance(weights, Mapping))
+    target = str(value_at(config, "task._target_"))
+    has_class = _attribute(config, "task", "target") == "class" and _attribute(config, "task", "level") != "token"
+    if by_class and column is None and target.startswith(OWN) and not has_class:
+        problem = "the rows of this task have no single class"
+        remedy = "Set loader.sampler_column=<column>, or loader.sampler=weighted loader.weights=<column of numbers>"
+        yield format_error("loader.sampler", problem, remedy, value=sampler)
 
 
 def _weight_axes(config: Mapping[str, Any]) -> int:

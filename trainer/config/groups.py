@@ -216,6 +216,10 @@ def _holds(value: object) -> bool:
 # Keys
 
 
+_FREE = ("data.mix", "loader.weights")
+"""Keys whose values are mappings of names in the user's data."""
+
+
 @dataclass(frozen=True)
 class KnownKeys:
     """The keys that one verb has.
@@ -247,7 +251,7 @@ class KnownKeys:
             exists = current is not _ABSENT and not isinstance(value, dict | list)
             remedy = f"Leave out the +: {path}={override.get_value_string()}"
             return [format_error(path, "already exists", remedy)] if exists and override.is_add() else []
-        if isinstance(value, dict) and isinstance(current, Mapping):
+        if isinstance(value, dict) and isinstance(current, Mapping) and path not in _FREE:
             inner = [(f"{path}.{key}", item) for key, item in value.items()]
             unknown = [(key, item) for key, item in inner if find(self.tree, key) is _ABSENT and not self._is_open(key)]
             return [self.unknown(key, item) for key, item in unknown]

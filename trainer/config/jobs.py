@@ -69,6 +69,11 @@ class DataKeys:
         None,
         "CSV file with corrected labels, such as label_errors.csv of folds; its column correction has the new ones",
     )
+    mix: Annotated[dict[DataFile, Positive], MinLen(1)] | None = key(
+        None,
+        "share of the training samples of an epoch for each training file or pattern of files, such as "
+        "{a.csv: 0.7, b.csv: 0.3}; null draws every sample once",
+    )
     max_line_bytes: Count = key(LIMITS.line_bytes, "longest line or cell of a text file, in bytes")
     max_expansion: Count = key(
         LIMITS.expansion, "largest ratio of the unpacked to the compressed size of a .gz file beyond 16 MiB"
@@ -196,6 +201,18 @@ class LoaderSection:
 
     batching: Literal["packed", "padded", "bucketed", "fixed"] = key(
         "packed", "layout of a batch: packed (several samples share a row), padded, bucketed or fixed"
+    )
+    sampler: Literal["shuffled", "balanced", "weighted"] = key(
+        "shuffled",
+        "samples of an epoch: shuffled (each one once), balanced (each class equally often) or weighted (see "
+        "loader.weights); an epoch has as many samples in each case",
+    )
+    sampler_column: NonEmptyStr | None = key(
+        None, "column of the data whose values are balanced or weighted; null is the class"
+    )
+    weights: dict[Any, NonNegative] | NonEmptyStr | None = key(
+        None,
+        "weights of sampler=weighted: {value: weight of each of its rows}, 1 for other values; or a column of numbers",
     )
     tokens: Count | None = key(
         None,

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.data.order import Order
+from trainer.data.order import Order, Strata
 from trainer.mapped_files import ArrayInFile, MappedFile, MappedRows, as_array, open_mapped_file
 from trainer.progress import track
 from trainer.protocols import Batch, Batching, HasByteBatches, Task, UsesExtraRows
@@ -43,19 +43,27 @@ class BatchIndices:
         ids: The positions of the samples in the split.
         piece: The position among the micro-batches of a step, over all devices.
         is_filler: The samples are another device's: this device runs them too, but they count for nothing.
+        repeats: For each sample, a number that is different each time that an epoch draws it; empty if that is once.
     """
 
     epoch: int
     ids: Sequence[int]
     piece: int = 0
     is_filler: bool = False
+    repeats: Sequence[int] = ()
+
+    def part(self, positions: Sequence[int]) -> BatchIndices:
+        """Return the samples at some positions of this batch."""
+        ids, repeats = (tuple(values[each] for each in positions) for values in (self.ids, self.repeats or self.ids))
+        return replace(self, ids=ids, repeats=repeats if self.repeats else ())
 
 
 class BatchPlan:
     """The global batches of a training run.
 
-    Every epoch visits all samples once, in a new order; its last batch may be smaller. The plan depends neither on the
-    number of micro-batches nor on the number of workers.
+    Every epoch visits all samples once, in a new order; its last batch may be smaller. With `strata`, an epoch has as
+    many samples, but may draw some of them several times and others not. The plan depends neither on the number of
+    micro-batches nor on the number of workers.
 
     Args:
         num_samples: Samples of the split, N.
@@ -65,6 +73,7 @@ class BatchPlan:
             changes which samples meet in a batch; None shuffles freely.
         divide: Divides the samples of a step, as positions in the split, into micro-batches of a fixed shape, as
             positions in the step; None divides each step into as many micro-batches as the caller asks for.
+        strata: Draws the samples of an epoch; None draws every sample once.
     """
 
     def __init__(
@@ -74,6 +83,7 @@ class BatchPlan:
         seed: int,
         lengths: np.ndarray | None = None,
         divide: Callable[[Sequence[int]], list[list[int]]] | None = None,
+        strata: Strata | None = None,
     ) -> None:
         assert num_samples > 0
         assert batch_size > 0
@@ -82,14 +92,20 @@ class BatchPlan:
         self.seed = seed
         self.lengths = lengths
         self.divide = divide
+        self.strata = strata
         self.steps_per_epoch = -(-num_samples // batch_size)
         self._order = lru_cache(maxsize=2)(self._make_order)
+        self._draws = None if strata is None else lru_cache(maxsize=2)(strata.draw)
 
     def batch(self, step: int) -> BatchIndices:
         """Return the samples of optimizer step `step`, counted from 0 over all epochs."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
-        return BatchIndices(epoch, tuple(self._order(epoch)[start : start + self.batch_size].tolist()))
+        positions = self._order(epoch)[start : start + self.batch_size]
+        if self._draws is None:
+            return BatchIndices(epoch, tuple(positions.tolist()))
+        samples, repeats = (values[positions].tolist() for values in self._draws(epoch))
+        return BatchIndices(epoch, tuple(samples), repeats=tuple(repeats))
 
     def micro_batches(
         self, step: int, accumulate: int, rank: int = 0, num_ranks: int = 1, *, fill: bool = False
@@ -115,7 +131,7 @@ class BatchPlan:
             if rank < len(pieces):
                 shares.append(replace(pieces[rank], piece=piece))
             elif fill:
-                shares.append(BatchIndices(micro_batch.epoch, micro_batch.ids[:1], piece, is_filler=True))
+                shares.append(replace(micro_batch.part([0]), piece=piece, is_filler=True))
         return shares
 
     @staticmethod
@@ -127,13 +143,10 @@ class BatchPlan:
         *,
         fill: bool,
     ) -> list[BatchIndices]:
-        shares = [
-            BatchIndices(batch.epoch, tuple(batch.ids[position] for position in positions), piece)
-            for piece, positions in enumerate(divide(batch.ids))
-        ]
+        shares = [replace(batch.part(positions), piece=piece) for piece, positions in enumerate(divide(batch.ids))]
         own = shares[rank::num_ranks]
         if fill and len(own) < -(-len(shares) // num_ranks):
-            own.append(BatchIndices(batch.epoch, batch.ids[:1], len(own) * num_ranks + rank, is_filler=True))
+            own.append(replace(batch.part([0]), piece=len(own) * num_ranks + rank, is_filler=True))
         return own
 
     def _make_order(self, epoch: int) -> Order | np.ndarray:
@@ -141,7 +154,8 @@ class BatchPlan:
         if self.lengths is None:
             return order
         every = order[:]
-        every = every[np.argsort(self.lengths[every], kind="stable")]
+        lengths = self.lengths if self._draws is None else self.lengths[self._draws(epoch)[0]]
+        every = every[np.argsort(lengths[every], kind="stable")]
         full = self.num_samples // self.batch_size
         # The partial batch stays last, as in every other order.
         batches = [every[index * self.batch_size : (index + 1) * self.batch_size] for index in range(full)]
@@ -156,7 +170,7 @@ def split_batch(batch: BatchIndices, parts: int) -> list[BatchIndices]:
     parts = min(parts, len(batch.ids))
     size, larger = divmod(len(batch.ids), parts)
     bounds = [part * size + min(part, larger) for part in range(parts + 1)]
-    return [BatchIndices(batch.epoch, batch.ids[start:stop]) for start, stop in pairwise(bounds)]
+    return [batch.part(range(start, stop)) for start, stop in pairwise(bounds)]
 
 
 @dataclass(frozen=True)
@@ -213,7 +227,7 @@ class Batches(Dataset[Batch]):
         self.as_bytes = as_bytes
 
     def __getitem__(self, indices: BatchIndices) -> Batch:
-        rng = SampleRng(self.seed, indices.epoch, indices.ids, self.training, len(self.rows))
+        rng = SampleRng(self.seed, indices.epoch, indices.ids, self.training, len(self.rows), indices.repeats)
         extra_rows = self.task.extra_rows(rng) if isinstance(self.task, UsesExtraRows) else []
         collate = self.task.collate
         if self.as_bytes and isinstance(self.task, HasByteBatches):

@@ -1,9 +1,13 @@
-"""The random order of the samples of an epoch, computed in blocks: memory does not grow with the number of samples."""
+"""The samples of an epoch: their random order, and how often each is drawn if groups of them have shares.
+
+The order is computed in blocks, so its memory does not grow with the number of samples.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 
@@ -65,3 +69,109 @@ class Order:
 def block_of(words: np.ndarray, num_blocks: int) -> np.ndarray:
     """Return the block of each uint64 word, int64: equal parts of the range of words, in ascending order."""
     return ((words >> np.uint64(32)) * np.uint64(num_blocks) >> np.uint64(32)).astype(np.int64)
+
+
+_ONE = 1 << 32
+"""1 in the fixed-point numbers of `Strata`."""
+
+
+class Strata:
+    """Groups of samples of which each has a fixed share of the draws of every epoch.
+
+    An epoch has as many draws as there are samples, N. Group g, whose share is p_g, gets c_g(e) of them in epoch e:
+
+        c_g(e) = floor(b_(g+1) + u_e) - floor(b_g + u_e),    b_g = N (p_0 + ... + p_(g-1)),    u_e in [0, 1).
+
+    So c_g(e) is N p_g, rounded up or down, and the sum of all is N (systematic sampling: Madow and Madow 1944, "On the
+    theory of systematic sampling"). u_e is the sequence of van der Corput, shifted by the seed: over many epochs the
+    draws that are rounded up are spread evenly over the groups.
+
+    A group's draws go through its samples in cycles: each cycle has every sample once, in a new random order, and an
+    epoch continues where the epoch before it has ended. All of it is a function of (seed, epoch), computed without the
+    epochs before.
+
+    Args:
+        groups: The group of each sample, int64 (N,), from 0.
+        weights: The weight of each group, at least 0; its share is its weight, divided by the sum of all. A group
+            without samples must have the weight 0.
+        seed: The run's seed.
+        by: What the groups are the values of, for reports.
+        names: The name of each group, for reports; empty if each sample is a group.
+
+    Attributes:
+        sizes: The number of samples of each group, int64 (G,).
+        by: As the argument.
+        names: As the argument.
+    """
+
+    def __init__(
+        self, groups: np.ndarray, weights: np.ndarray, seed: int, by: str = "", names: Sequence[str] = ()
+    ) -> None:
+        self.by, self.names = by, names
+        self.sizes = np.bincount(groups, minlength=len(weights))
+        assert not np.any(weights[self.sizes == 0])
+        self._members = np.argsort(groups, kind="stable")
+        self._starts = np.cumsum(self.sizes) - self.sizes
+        # Whole numbers, so that the groups of equal weights have equal shares.
+        scaled = np.maximum(np.rint(weights / weights.max() * 2.0**30), weights > 0).astype(np.int64).tolist()
+        sums = [0, *accumulate(scaled)]
+        self._bounds = np.array([each * len(groups) * _ONE // sums[-1] for each in sums], dtype=np.int64)
+        words = np.random.SeedSequence((seed,), spawn_key=(1,)).generate_state(3, np.uint64)
+        self._key, self._shift = words[:2], int(words[2]) % _ONE
+
+    def counts(self, epoch: int) -> np.ndarray:
+        """Return the number of draws of each group in an epoch, int64 (G,)."""
+        return np.diff((self._bounds + self._offset(epoch)) >> 32)
+
+    def counts_before(self, epoch: int) -> np.ndarray:
+        """Return the number of draws of each group in all epochs before one, int64 (G,)."""
+        whole, fraction = self._bounds >> 32, self._bounds & (_ONE - 1)
+        return np.diff(whole * epoch + self._count_offsets(epoch, _ONE - fraction))
+
+    def draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the samples of an epoch, group by group, int64 (N,), and for each draw the cycle that it belongs to.
+
+        The first cycle of a group in this epoch is 0, so that (sample, cycle) is different for every draw.
+        """
+        counts, before = self.counts(epoch), self.counts_before(epoch)
+        # Groups of one sample need no random order.
+        single = np.where(self.sizes == 1, counts, 0)
+        ends = np.cumsum(counts)
+        cycles = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+        samples = self._members[np.repeat(self._starts, counts)]
+        for group in np.flatnonzero(counts - single).tolist():
+            drawn = slice(ends[group] - counts[group], ends[group])
+            first, place = divmod(int(before[group]), int(self.sizes[group]))
+            num_cycles = -(-(place + int(counts[group])) // int(self.sizes[group]))
+            places = self._cycles(group, first, num_cycles).reshape(-1)[place : place + counts[group]]
+            samples[drawn] = self._members[self._starts[group] + places]
+            cycles[drawn] = (place + np.arange(counts[group])) // self.sizes[group]
+        return samples, cycles
+
+    def _cycles(self, group: int, first: int, count: int) -> np.ndarray:
+        """Return the order of a group's samples in `count` cycles, from the cycle `first` on, int64 (count, n)."""
+        size = int(self.sizes[group])
+        block, rest = divmod(first * size, 4)  # the generator makes four words at a time
+        generator = np.random.Philox(key=self._key, counter=[block, 0, group, 0])
+        words = generator.random_raw(rest + count * size)[rest:]
+        return np.argsort(words.reshape(count, size), axis=1, kind="stable")
+
+    def _offset(self, epoch: int) -> int:
+        """Return u_e of an epoch, in units of 2 ** -32: the bits of its number in reverse, shifted by the seed."""
+        return int(f"{epoch % _ONE:032b}"[::-1], 2) ^ self._shift
+
+    def _count_offsets(self, epoch: int, thresholds: np.ndarray) -> np.ndarray:
+        """Return how many of u_0, ..., u_(e-1) are at least each threshold.
+
+        The epochs before e are a sum of powers of two, each a block of epochs whose offsets have equal distances.
+        """
+        counts = np.zeros_like(thresholds)
+        start = 0
+        for bit in reversed(range(epoch.bit_length())):
+            if epoch >> bit & 1:
+                distance = _ONE >> bit
+                smallest = self._offset(start) % distance
+                below = -((smallest - thresholds) // distance)  # (thresholds - smallest) / distance, rounded up
+                counts += (1 << bit) - np.clip(below, 0, 1 << bit)
+                start += 1 << bit
+        return counts

@@ -1,0 +1,213 @@
+"""The samples of an epoch, from the keys of a job to the counts of the draws; wrong keys and odd data."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.jobs import TINY, working_in
+from tests.test_conf import job_of
+from trainer.builders.data import build_batch_plan, build_encoded, build_task
+from trainer.builders.sampling import measure_draws
+from trainer.cli import main
+from trainer.config.command import check_command
+from trainer.data.batches import BatchPlan
+from trainer.errors import ConfigError, DataError, TrainerError
+
+TEXT = [option for option in TINY if option.startswith("task.")]
+LABELS = ["a"] * 24 + ["b"] * 9 + ["c"] * 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Two training files of 24 and 12 rows, and a validation file."""
+    folder = tmp_path_factory.mktemp("sampling")
+    lines = [
+        f"text number {number},{label},{'north' if number % 4 else 'south'},{number % 3},"
+        f"{'' if number == 5 else 1},{-1 if number == 6 else 1},0"
+        for number, label in enumerate(LABELS)
+    ]
+    for name, part in (("one", lines[:24]), ("two", lines[24:]), ("validation", lines[::3])):
+        (folder / f"{name}.csv").write_text("\n".join(["text,label,site,weight,gap,minus,zero", *part]) + "\n")
+    (folder / "nowhere.csv").write_text("text,label,site,weight,gap,minus,zero\nx,a,north,1,1,1,1\n")
+    with working_in(folder):
+        yield folder
+
+
+def job(*overrides: str) -> list[str]:
+    data = ["data=files", "data.train=[one.csv,two.csv]", "data.validation=validation.csv", "data.split.test=0"]
+    return [*data, "data.cache_dir=cache", *TEXT, "train.batch_size=5", *overrides]
+
+
+def build_plan(*overrides: str) -> tuple[BatchPlan, list[str]]:
+    """Return the plan of a job, and the label of each training sample."""
+    made = job_of(*job(*overrides))
+    task = build_task(made)
+    encoded = build_encoded(made, task, fitted=False)
+    names = task.info().class_names or []
+    return build_batch_plan(made, task, encoded), [names[each] for each in encoded.splits["train"][:]["label"]]
+
+
+def counts(*overrides: str, epoch: int = 0) -> dict[str, int]:
+    """Return how often an epoch of a job draws each label."""
+    plan, labels = build_plan(*overrides)
+    first = epoch * plan.steps_per_epoch
+    batches = [plan.batch(step) for step in range(first, first + plan.steps_per_epoch)]
+    assert [len(batch.ids) for batch in batches] == [5] * 7 + [1]
+    return dict(Counter(labels[sample] for batch in batches for sample in batch.ids))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], {"a": 24, "b": 9, "c": 3}),
+        (["loader.sampler=balanced"], {"a": 12, "b": 12, "c": 12}),
+        (["loader.sampler=weighted", "loader.weights={c:3,a:0.5}"], {"a": 14, "b": 11, "c": 11}),  # of 12 : 9 : 9
+        (["loader.sampler=weighted", "loader.weights={a:0,c:2}"], {"b": 22, "c": 14}),  # of 9 : 6
+        # Every third row has the weight 0, 1 and 2; all labels have as many of each.
+        (["loader.sampler=weighted", "loader.weights=weight"], {"a": 24, "b": 9, "c": 3}),
+        (["loader.sampler=balanced", "loader.batching=bucketed"], {"a": 12, "b": 12, "c": 12}),
+        (["data.mix={one.csv:0.5,two.csv:0.5}"], {"a": 18, "b": 14, "c": 4}),  # 18 of each file
+        (["data.mix={one.csv:1,t*.csv:3}"], {"a": 9, "b": 20, "c": 7}),
+    ],
+)
+def test_labels_of_an_epoch(overrides: list[str], expected: dict[str, int]) -> None:
+    found = counts(*overrides)
+    assert sum(found.values()) == len(LABELS)
+    assert all(abs(found.get(label, 0) - count) <= 1 for label, count in expected.items()), found
+    assert found.keys() == expected.keys()
+
+
+def test_a_column_is_balanced() -> None:
+    plan, _ = build_plan("loader.sampler=balanced", "loader.sampler_column=site")
+    assert measure_draws(plan.strata) == {
+        "by": "site",
+        "draws": 36,
+        "groups": [{"value": "north", "rows": 27, "draws": 18}, {"value": "south", "rows": 9, "draws": 18}],
+        "unseen": 9,
+        "most_repeated": 2,
+    }
+
+
+def test_a_column_of_weights_draws_each_row_in_proportion() -> None:
+    plan, _ = build_plan("loader.sampler=weighted", "loader.weights=weight")
+    drawn = np.bincount([sample for step in range(8) for sample in plan.batch(step).ids], minlength=36)
+    assert (drawn[0::3] == 0).all()
+    assert (drawn[1::3] == 1).all()
+    assert (drawn[2::3] == 2).all()
+
+
+def test_values_without_a_row_are_left_out() -> None:
+    # The limit leaves a row of `a` and one of `c`.
+    plan, labels = build_plan("loader.sampler=balanced", "loader.limit=2")
+    assert labels == ["a", "c"]
+    assert plan.strata is not None
+    assert plan.strata.counts(0).tolist() == [1, 0, 1]
+
+
+def test_one_value_is_drawn_like_the_whole() -> None:
+    plan, _ = build_plan("loader.sampler=balanced", "loader.sampler_column=zero")
+    assert sorted(sample for step in range(8) for sample in plan.batch(step).ids) == list(range(36))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loader.weights={a:1}"], "loader.weights: has no effect here, got {'a': 1}. Set loader.sampler=weighted."),
+        (["loader.sampler=weighted"], "loader.weights: loader.sampler=weighted needs weights. Set loader.weights={<"),
+        (["loader.sampler_column=site"], "loader.sampler_column: has no effect here, got 'site'. Set loader.sampler="),
+        (
+            ["loader.sampler=weighted", "loader.weights=weight", "loader.sampler_column=site"],
+            "loader.sampler_column: has no effect with a column of weights, got 'site'. Set it to null.",
+        ),
+        (["loader.sampler=weighted", "loader.weights={a:-1}"], "loader.weights.a: must be at least 0, got -1"),
+        (["loader.sampler=weighted", "loader.weights={a:inf}"], "loader.weights.a: must be "),
+        (["loader.sampler=balance"], "loader.sampler: must be one of shuffled, balanced, weighted, got 'balance'. Did"),
+        (
+            ["task=multilabel_classification", "loader.sampler=balanced"],
+            "loader.sampler: the rows of this task have no single class, got 'balanced'. Set loader.sampler_column=",
+        ),
+        (["task=token_classification", "loader.sampler=balanced"], "loader.sampler: the rows of this task have no sin"),
+        (["task=regression", "loader.sampler=weighted", "loader.weights={a:1}"], "loader.sampler: the rows of this ta"),
+        (["data.mix={}"], "data.mix: must not be empty, got {}"),
+        (["data.mix={one.csv:0}"], "data.mix.one.csv: must be greater than 0, got 0"),
+        (["data.mix={one.csv:0.5,tow.csv:0.5}"], "data.mix: no such file, got 'tow.csv'. Did you mean two.csv?"),
+        (
+            ["data.mix={one.csv:0.5,two.csv:0.5}", "loader.sampler=balanced"],
+            "data.mix: does not work with loader.sampler=balanced. Set loader.sampler=shuffled.",
+        ),
+    ],
+)
+def test_wrong_keys_are_refused_without_the_data(overrides: list[str], message: str, folder: Path) -> None:
+    with pytest.raises((ConfigError, DataError)) as caught:
+        check_command("train", job(*overrides))
+    assert any(each.startswith(message) for each in caught.value.messages), caught.value.messages
+
+
+def test_a_mix_needs_files(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.mix: needs a source whose training files you name\. Use"):
+        check_command("train", ["data.mix={one.csv:1}"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loader.sampler=balanced", "loader.sampler_column=sites"], "loader.sampler_column: no such column, got 'sit"),
+        (["loader.sampler=weighted", "loader.weights=weigth"], "loader.weights: no such column, got 'weigth'. Did you"),
+        (
+            ["loader.sampler=weighted", "loader.weights={d:1}"],
+            "loader.weights: no row of training has this value, got 'd'. Known: a, b, c.",
+        ),
+        (["loader.sampler=weighted", "loader.weights={a:0,b:0,c:0}"], "loader.weights: all weights are 0, got {"),
+        (["loader.sampler=weighted", "loader.weights=zero"], "loader.weights: all weights are 0, got 'zero'. Name ano"),
+        (
+            ["loader.sampler=weighted", "loader.weights=gap"],
+            "one.csv, row 6, column 'gap': must be a number of at least 0",
+        ),
+        (
+            ["loader.sampler=weighted", "loader.weights=minus"],
+            "one.csv, row 7, column 'minus': must be a number of at least 0, got '-1'",
+        ),
+        (
+            ["loader.sampler=balanced", "loader.sampler_column=gap"],
+            "one.csv, row 6, column 'gap': has no value. Fill in this cell and 0 more",
+        ),
+        (["loader.sampler=balanced", "loader.sampler_column=site", "data.folds=2"], "loader.sampler_column: "),
+        (["data.mix={one.csv:1}"], "data.mix: has no share for a training file, got 'two.csv'. Add it."),
+        (
+            ["data.mix={one.csv:1,two.csv:1,nowhere.csv:1}"],
+            "data.mix: names no file of data.train with rows for training, got 'nowhere.csv'. Leave it out, or",
+        ),
+        (["data.mix={one.csv:1,two.csv:1,o*.csv:1}"], "data.mix: names a file twice, as 'one.csv' and 'o*.csv', got"),
+    ],
+)
+def test_values_that_the_data_does_not_have_are_reported(overrides: list[str], message: str, folder: Path) -> None:
+    with pytest.raises(TrainerError) as caught:
+        build_plan(*overrides)
+    assert caught.value.messages[0].startswith(message), caught.value.messages
+
+
+def test_a_mix_survives_the_move_of_a_run_and_may_not_change(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mix = "data.mix={one.csv:0.5,two.csv:0.5}"
+    run = tmp_path / "run"
+    assert main(["train", *TINY, *job(mix), f"run.dir={run}", "train.duration=2"]) == 0
+    with working_in(tmp_path):
+        assert main(["train", f"resume={run}", "train.duration=3", mix]) == 0
+        for other in ("data.mix={one.csv:0.6,two.csv:0.5}", "data.mix=null"):
+            assert main(["train", f"resume={run}", "train.duration=4", other]) == 2
+            assert "cannot change when a run is resumed" in capsys.readouterr().err
+
+
+def test_plan_shows_what_an_epoch_draws(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["plan", *TINY[:6], *job("loader.sampler=balanced", "device=cpu", "trial=false", "json=true")]
+    assert main(line) == 0
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)["steps"]
+    assert document["draws"]["unseen"] == 12
+    assert [group["draws"] for group in document["draws"]["groups"]] == [12, 12, 12]
+    assert (document["steps_per_epoch"], document["samples"]) == (8, 4 * 36)

@@ -1,0 +1,182 @@
+"""The draws of an epoch, as `loader.sampler` and `data.mix` say: groups of samples and their weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.config.jobs import TrainJob
+from trainer.data.encode import Encoded
+from trainer.data.order import Strata
+from trainer.errors import ConfigError, DataError, RowErrors, did_you_mean, format_error
+from trainer.layout import Document, expand_home
+from trainer.mapped_files import as_array
+from trainer.protocols import HasColumns, LocatesRows, Task
+
+_CLASS = "label"
+"""The encoded column of tasks with one class for each row."""
+
+
+def build_strata(job: TrainJob, task: Task, encoded: Encoded) -> Strata | None:
+    """Build the groups of the training samples; None if every epoch has every sample once.
+
+    Raises:
+        ConfigError: The data does not have the column, or the task has no classes.
+        DataError: A value of the column, or a training file, has no usable weight.
+    """
+    loader = job.loader
+    if mix := job.data.get("mix"):
+        codes, names = _group_by_file(encoded, mix)
+        return Strata(codes, np.array([mix[name] for name in names], np.float64), job.seed, "file", names)
+    if loader.sampler == "shuffled":
+        return None
+    if isinstance(loader.weights, str):
+        weights = _read_weights(encoded, loader.weights)
+        return Strata(np.arange(len(weights)), weights, job.seed, loader.weights)
+    if loader.sampler_column is None:
+        codes, names = _group_by_class(task, encoded)
+    else:
+        codes, names = _group_by_column(encoded, loader.sampler_column)
+    rows = np.bincount(codes, minlength=len(names))
+    weights = np.sign(rows).astype(np.float64)
+    if loader.sampler == "weighted":
+        weights = rows * _weights_of(names, loader.weights or {})
+        if not weights.any():
+            raise DataError(format_error("loader.weights", "all weights are 0", "Raise one", value=loader.weights))
+    return Strata(codes, weights, job.seed, loader.sampler_column or _CLASS, names)
+
+
+def measure_draws(strata: Strata | None) -> Document | None:
+    """Return what an epoch draws: the rows and the draws of each group, and the rows that it repeats or leaves out."""
+    if strata is None:
+        return None
+    counts, rows = strata.counts(0), strata.sizes
+    groups = [
+        {"value": name, "rows": int(size), "draws": int(count)}
+        for name, size, count in zip(strata.names, rows, counts, strict=False)
+    ]
+    return {
+        "by": strata.by,
+        "draws": int(counts.sum()),
+        "groups": groups,
+        "unseen": int(np.maximum(rows - counts, 0).sum()),
+        "most_repeated": int(np.max(-(-counts[rows > 0] // rows[rows > 0]))),
+    }
+
+
+def _group_by_class(task: Task, encoded: Encoded) -> tuple[np.ndarray, list[str]]:
+    """Return the class of each training sample, and the names of the classes."""
+    rows, names = encoded.splits["train"], task.info().class_names
+    column = rows.data.column(_CLASS) if _CLASS in rows.column_names else None
+    if names is None or column is None or not str(column.type).startswith("int"):
+        problem = "the rows of this task have no class"
+        raise ConfigError(format_error("loader.sampler", problem, "Set loader.sampler_column=<column>"))
+    return np.asarray(as_array(column.combine_chunks()), dtype=np.int64), list(names)
+
+
+def _group_by_column(encoded: Encoded, column: str) -> tuple[np.ndarray, list[str]]:
+    """Return the group of each training sample, and the values of the groups."""
+    cells = _read_cells(encoded, "loader.sampler_column", column)
+    texts = [None if cell is None or not (text := _as_text(cell)).strip() else text for cell in cells]
+    if None in texts:
+        place = f"{_describe(encoded, texts.index(None))}, column {column!r}"
+        remedy = f"Fill in this cell and {texts.count(None) - 1} more, or choose another loader.sampler_column"
+        raise DataError(format_error(place, "has no value", remedy))
+    names, codes = np.unique(np.array(texts), return_inverse=True)
+    return codes.astype(np.int64), [str(name) for name in names]
+
+
+def _as_text(cell: object) -> str:
+    return ", ".join(map(str, cell)) if isinstance(cell, list) else str(cell)
+
+
+def _read_weights(encoded: Encoded, column: str) -> np.ndarray:
+    """Return the numbers in a column as the weights of the rows."""
+    errors = RowErrors()
+    weights = []
+    for position, cell in enumerate(_read_cells(encoded, "loader.weights", column)):
+        try:
+            weight = float(cell) if isinstance(cell, str | int | float) and not isinstance(cell, bool) else math.nan
+        except ValueError:
+            weight = math.nan
+        if not (math.isfinite(weight) and weight >= 0):
+            place, problem = f"{_describe(encoded, position)}, column {column!r}", "must be a number of at least 0"
+            errors.add(format_error(place, problem, "Correct the cell, or name another column", value=cell), problem)
+        weights.append(weight)
+    errors.raise_if_any()
+    if not any(weights):
+        raise DataError(format_error("loader.weights", "all weights are 0", "Name another column", value=column))
+    return np.array(weights)
+
+
+def _weights_of(names: Sequence[str], given: Mapping[Any, float]) -> np.ndarray:
+    """Return the weight of a row of each value; 1 for a value that is not named."""
+    weights = {str(value): weight for value, weight in given.items()}
+    if unknown := [value for value in weights if value not in names]:
+        problem = "no row of training has this value"
+        raise DataError(
+            *(format_error("loader.weights", problem, did_you_mean(each, list(names)), value=each) for each in unknown)
+        )
+    return np.array([weights.get(name, 1.0) for name in names], dtype=np.float64)
+
+
+def _group_by_file(encoded: Encoded, mix: Mapping[str, float]) -> tuple[np.ndarray, list[str]]:
+    """Return for each training sample the number of the entry of `data.mix` that names its file, and the entries."""
+    source, column = encoded.source, encoded.splits["train"].data.column("row")
+    assert isinstance(source, LocatesRows), "the config has been checked"
+    files = [source.locate_row("train", row)[0] or "" for row in column.to_pylist()]
+    names = list(mix)
+    named = {name: _matching(name) for name in names}
+    codes: dict[str, int] = {}
+    problems = []
+    for file in dict.fromkeys(files):
+        found = [number for number, name in enumerate(names) if Path(file).resolve() in named[name]]
+        codes[file] = found[0] if found else 0
+        if not found:
+            problems.append(format_error("data.mix", "has no share for a training file", "Add it", value=file))
+        elif len(found) > 1:
+            problem = f"names a file twice, as {names[found[0]]!r} and {names[found[1]]!r}"
+            problems.append(format_error("data.mix", problem, "Keep one", value=file))
+    for number, name in enumerate(names):
+        if number not in codes.values():
+            problem = "names no file of data.train with rows for training"
+            problems.append(
+                format_error("data.mix", problem, "Leave it out, or add the file to data.train", value=name)
+            )
+    if problems:
+        raise DataError(*problems)
+    return np.array([codes[file] for file in files], dtype=np.int64), names
+
+
+def _matching(pattern: str) -> set[Path]:
+    path = expand_home(pattern)
+    names = glob(path, recursive=True) if has_magic(path) and not Path(path).exists() else [path]
+    return {Path(name).resolve() for name in names}
+
+
+def _read_cells(encoded: Encoded, key: str, column: str) -> list[object]:
+    """Return the cell of each training sample in a column of the data.
+
+    Raises:
+        ConfigError: The data has no such column.
+    """
+    source = encoded.source
+    if not isinstance(source, HasColumns):
+        problem = f"the rows of {type(source).__name__} have no columns"
+        raise ConfigError(format_error(key, problem, "Set it to null", value=column))
+    known = source.column_names("train")
+    if column not in known:
+        raise ConfigError(format_error(key, "no such column", did_you_mean(column, known), value=column))
+    rows = encoded.splits["train"].data.column("row").to_pylist()
+    wanted = set(rows)
+    cells = {row: cell for row, (cell,) in source.read_columns("train", [column]) if row in wanted}
+    return [cells[row] for row in rows]
+
+
+def _describe(encoded: Encoded, position: int) -> str:
+    return encoded.source.describe_row("train", encoded.splits["train"].data.column("row")[position].as_py())
