@@ -61,8 +61,8 @@ docs: $(STAMP) ## write docs/reference from the YAML comments and dataclasses, a
 	test -x $(BIN)/zensical || $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/zensical build --clean --strict
 
-smoke: $(STAMP) ## one short training run, end to end, on the CPU
-	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && $(BIN)/trainer train debug=smoke device=cpu run.dir="$$dir/run" $(ARGS)
+smoke: $(STAMP) ## the first hour of docs/start.md, each verb once and short, on the CPU
+	$(BIN)/python scripts/first_hour.py --short $(ARGS)
 
 ci: lint smoke test ## run everything that must pass before a change is merged
 

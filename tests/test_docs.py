@@ -297,6 +297,23 @@ def test_the_examples_of_wrong_keys_show_the_real_output(
     assert capsys.readouterr().err == block[2]
 
 
+def test_the_walk_of_the_first_hour_ends_at_a_surprise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = runpy.run_path(str(ROOT / "scripts/first_hour.py"))
+    commands = script["commands_of"](TEXTS["docs/start.md"])
+    assert commands == COMMANDS["docs/start.md"]
+    short = [command.partition(" debug=smoke")[0] for command in script["shortened"](commands)]
+    assert set(short) < set(commands)
+    assert [command.split()[1] for command in short][:4] == ["init", "plan", "train", "eval"]
+    assert all(runs_in(command) <= {"runs/mine"} for command in short)
+
+    script["write_data"](tmp_path / "my.csv")
+    script["walk"](["test -f my.csv", "python3 -c pass"], tmp_path, os.environ)
+    for surprise in ("exit 3", "echo 'Traceback (most recent call last)'", "read answer"):
+        with pytest.raises(SystemExit, match=re.escape(surprise)):
+            script["walk"](["true", surprise, "touch after"], tmp_path, os.environ)
+    assert not (tmp_path / "after").exists()
+
+
 def test_the_table_of_exported_models_equals_the_stored_result() -> None:
     bench = runpy.run_path(str(ROOT / "scripts/bench_export.py"))
     table = bench["table"](json.loads((ROOT / "scripts/results/export.json").read_text(encoding="utf-8")))

@@ -55,6 +55,7 @@ def test_predictions_equal_those_of_the_command(run: trainer.Run, capsys: pytest
     assert run.predict([{"text": text} for text in texts], "top=2") == expected
     assert run.predict(pd.DataFrame({"other": 1, "text": texts}), "top=2") == expected
     assert run.predict([]) == []
+    assert run.predict(texts[0], "top=2") == expected[:1]
 
 
 def test_a_text_may_look_like_anything(run: trainer.Run) -> None:

@@ -1,23 +1,29 @@
 """`trainer.testing` accepts every part of this project, and says what is wrong with broken ones."""
 
+# ruff: noqa: E501  a case of the tables is a line
+
+import struct
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchmetrics
+from datasets import Dataset
 from torch import Tensor, nn
 
 from tests.task.test_every_task import TASKS, columns_of
 from trainer import testing
 from trainer.builders.instantiate import instantiate, locate, parameters
 from trainer.config.groups import groups_in, own_folder
-from trainer.data.breast_cancer import BreastCancer
-from trainer.data.digits import Digits
+from trainer.data.cells import encode_png
 
 GROUPS = groups_in([own_folder()])
 FACTS: dict[str, Any] = {"num_outputs": 4, "class_counts": [3, 4, 5, 6], "vocab_size": 20, "max_length": 6}
-FACTS |= {"num_features": 5, "image_channels": 1, "image_size": (8, 8), "total_steps": 40}
+FACTS |= {"num_features": 5, "image_channels": 1, "image_size": (8, 8), "total_steps": 40, "num_token_types": 1}
 TARGETS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
     "class": lambda: (torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 1, 0])),
     "multi_hot": lambda: (torch.randn(6, 4), torch.randint(2, (6, 4)).float()),
@@ -27,6 +33,8 @@ TARGETS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
 }
 WITHOUT_LOGITS = ("kl_distillation", "hierarchical_softmax", "adaptive_softmax")
 """Losses that need a teacher, or own the last layer of the model."""
+FROM_A_FOLDER = ("pretrained", "pretrained_image")
+"""Models of transformers: tests/model/test_pretrained.py proves them equal to the library's own."""
 INPUTS = {
     "tokens": lambda: {
         "input_ids": torch.randint(1, 20, (3, 6)),
@@ -37,8 +45,28 @@ INPUTS = {
 }
 
 
+CHANGED_FACTS: dict[str, dict[str, Any]] = {
+    "lenet": {"image_size": (32, 32)},
+    "decomposable_attention": {"num_token_types": 2},
+    "mlp": {"image_channels": None, "image_size": None},
+}
+
+
 def make(group: str, option: str, **changes: Any) -> Any:
-    return instantiate(group, GROUPS.content(group, option) | changes, **FACTS)
+    facts = FACTS | CHANGED_FACTS.get(option, {})
+    known = {name: value for name, value in facts.items() if value is not None}
+    return instantiate(group, GROUPS.content(group, option) | changes, **known)
+
+
+def inputs_of(option: str, model: Any) -> dict[str, Tensor]:
+    """Return a batch that a model reads: images of the size of its facts, tokens of the second text of a pair."""
+    facts = FACTS | CHANGED_FACTS.get(option, {})
+    if model.inputs[0] == "images":
+        return {"pixel_values": torch.randn(3, 1, *facts["image_size"])}
+    inputs = INPUTS[model.inputs[0]]()
+    if facts["num_token_types"] > 1:
+        inputs["token_type_ids"] = torch.tensor([[0, 0, 0, 1, 1, 1]] * 3)
+    return inputs
 
 
 @pytest.mark.parametrize("option", [name for name in GROUPS.options("loss") if name not in WITHOUT_LOGITS])
@@ -49,11 +77,11 @@ def test_our_losses_pass(option: str) -> None:
         testing.check_loss(loss, *TARGETS[target]())
 
 
-@pytest.mark.parametrize("option", ["mlp", "convnet", "text_encoder"])
+@pytest.mark.parametrize("option", [name for name in GROUPS.options("model") if name not in FROM_A_FOLDER])
 def test_our_models_pass(option: str) -> None:
     torch.manual_seed(0)
     model = make("model", option)
-    testing.check_model(model, INPUTS["tokens" if option == "text_encoder" else model.inputs[-1]]())
+    testing.check_model(model, inputs_of(option, model))
 
 
 @pytest.mark.parametrize("option", GROUPS.options("scheduler"))
@@ -71,15 +99,73 @@ def test_our_optimizers_pass(option: str) -> None:
     testing.check_optimizer(lambda groups: instantiate("optimizer", content, params=groups, hidden={"weight"}))
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name != "image_classification"])
+@pytest.mark.parametrize("name", GROUPS.options("task"))
 def test_our_tasks_pass(name: str) -> None:
     task, arguments, _, _ = TASKS[name]
     testing.check_task(lambda: task(**arguments), columns_of(task(**arguments)))
 
 
-def test_our_sources_pass() -> None:
-    testing.check_source(BreastCancer, ["features", "label"])
-    testing.check_source(Digits, ["image", "label"])
+WORDS = [f"word {number} of {number % 7}" for number in range(60)]
+
+
+def write_images() -> None:
+    for name in ("cat", "dog"):
+        Path("photos", name).mkdir(parents=True)
+        for number in range(30):
+            image = encode_png(np.full((4, 4), number * 4 + len(name), np.uint8))
+            Path("photos", name, f"{number}.png").write_bytes(image["bytes"] or b"")
+
+
+def write_idx() -> None:
+    for name, values in {"images": np.arange(60 * 16).reshape(60, 4, 4) % 251, "labels": np.arange(60) % 3}.items():
+        header = bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape)
+        Path(name).write_bytes(header + values.astype(np.uint8).tobytes())
+
+
+def write_text(name: str, lines: list[str]) -> None:
+    Path(name).write_text("\n".join(lines), encoding="utf-8")
+
+
+def write_rows() -> None:
+    Path("rows").mkdir()
+    columns = {"text": WORDS, "label": [text[-1] for text in WORDS]}
+    Dataset.from_dict(columns).to_parquet("rows/train.parquet")
+
+
+SOURCES: dict[str, tuple[Callable[[], None], dict[str, Any], str]] = {
+    "files": (lambda: write_text("a.csv", ["text,label", *(f"{each},{each[-1]}" for each in WORDS)]), {"train": "a.csv"}, "text label"),
+    "lines": (lambda: write_text("a.txt", WORDS), {"train": "a.txt"}, "text"),
+    "conll": (lambda: write_text("a.conll", [f"{each.replace(' ', '')} O\n" for each in WORDS]), {"train": "a.conll"}, "words tags"),
+    "hub": (write_rows, {"path": "rows", "splits": {"train": "train", "validation": None, "test": None}}, "text label"),
+    "imagefolder": (write_images, {"root": "photos"}, "image label"),
+    "idx": (write_idx, {"train": {"images": "images", "labels": "labels"}}, "image label"),
+    "digits": (lambda: None, {}, "image label"),
+    "breast_cancer": (lambda: None, {}, "features label"),
+    "diabetes": (lambda: None, {}, "features value"),
+    "stdlib_docs": (lambda: None, {}, "text label"),
+    "stdlib_pairs": (lambda: None, {}, "text text_pair label"),
+    "stdlib_similar": (lambda: None, {}, "text positive"),
+    "stdlib_sizes": (lambda: None, {}, "text value"),
+    "stdlib_tokens": (lambda: None, {}, "words tags"),
+}  # fmt: skip
+"""For each source: the function that writes its files, the keys that name them, and roles that it has."""
+
+
+@pytest.mark.parametrize("option", GROUPS.options("data"))
+def test_our_sources_pass(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "lib"))  # a small standard library
+    functions = (
+        f"def get_{n}(name_{n}, size):\n    'Return the {n} of all {n} words.  The {n} has {n} more words.'"
+        for n in range(200)
+    )
+    Path("lib").mkdir()
+    write_text("lib/cmd.py", list(functions))
+    write, changes, roles = SOURCES[option]
+    write()
+    content = GROUPS.content("data", option) | changes
+    content |= {"cache_dir": "cache"} if "cache_dir" in content else {}
+    testing.check_source(lambda: instantiate("data", content), roles.split())
 
 
 def test_a_metric_passes() -> None:

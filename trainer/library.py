@@ -124,11 +124,11 @@ class Run:
         """The step and the validation score of the best checkpoint; None if no checkpoint has a score."""
         return read_best_score(self.path)
 
-    def predict(self, rows: Table | Sequence[str], *overrides: str) -> list[dict[str, Any]]:
+    def predict(self, rows: Table | Sequence[str] | str, *overrides: str) -> list[dict[str, Any]]:
         """Return the prediction of each row, as `trainer predict` writes it. The model stays loaded for the next call.
 
         Args:
-            rows: Texts, or rows with the columns of the training data: every kind of table that `train` takes.
+            rows: A text, texts, or rows with the columns of the training data: every kind of table that `train` takes.
             overrides: Overrides of `trainer predict`: `"top=3"`, `"backend=onnx"`.
 
         Raises:
@@ -137,6 +137,7 @@ class Run:
         """
         from trainer.data.frames import to_rows
 
+        rows = [rows] if isinstance(rows, str) else rows
         is_values = isinstance(rows, list | tuple) and not all(isinstance(row, Mapping) for row in rows)
         values = list(rows) if is_values else to_rows("rows", rows) if len(rows) else []
         with caller_undisturbed("predict"):

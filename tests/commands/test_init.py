@@ -237,6 +237,8 @@ def test_an_experiment_is_replaced_only_with_force(folder: Path, capsys: pytest.
     file = folder / "conf" / "experiment" / "my.yaml"
     assert main(["init", "my.csv"]) == 0
     written = file.read_text(encoding="utf-8")
+    assert main(["init", "my.csv"]) == 0
+    assert "conf/experiment/my.yaml says so already" in capsys.readouterr().out
     file.write_text("train: {duration: 1ep}\n", encoding="utf-8")
     assert main(["init", "my.csv"]) == 2
     assert "Set force=true to replace it, or choose another name: name=my_2." in capsys.readouterr().err

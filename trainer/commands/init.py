@@ -49,16 +49,21 @@ def run(job: InitJob, config: Document) -> None:
     path = Path(expand_home(job.path))
     name = job.name or _name_of(path)
     if not job.ask:
-        _check_name(name, force=job.force)
+        _check_name(name)
     look = _look(path, job.target, job.text)
     if job.ask:
         look = _look_again(look, path, job)
         name = _ask("name of the experiment", name)
-        _check_name(name, force=job.force)
+        _check_name(name)
     file = EXPERIMENTS / f"{name}.yaml"
-    create_folder(file.parent)
-    write_text(file, look.proposal.yaml(f"{path}, {look.num_rows:,} {look.noun}", _schema_for_editors()), ConfigError)
-    print_lines(*look.lines, *_describe_proposal(look.proposal, file, name), to=sys.stdout)
+    text = look.proposal.yaml(f"{path}, {look.num_rows:,} {look.noun}", _schema_for_editors())
+    is_same = file.is_file() and file.read_bytes() == text.encode()
+    if not is_same:
+        _check_is_free(file, force=job.force)
+        create_folder(file.parent)
+        write_text(file, text, ConfigError)
+    written = f"{file} says so already" if is_same else f"wrote {file}"
+    print_lines(*look.lines, *_describe_proposal(look.proposal, written, name), to=sys.stdout)
 
 
 def _write_part(group: str, job: InitJob) -> list[str]:
@@ -112,15 +117,18 @@ def _name_of(path: Path) -> str:
     return f"{name}_data" if groups_in([own_folder()]).file("experiment", name) else name
 
 
-def _check_name(name: str, *, force: bool) -> None:
+def _check_name(name: str) -> None:
     """Raise ConfigError if no experiment of this name can be written."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
         raise ConfigError(format_error("name", "must consist of letters, digits, _ and -", value=name))
     if groups_in([own_folder()]).file("experiment", name):
         raise ConfigError(format_error("name", "is an experiment of this program", "Choose another name", value=name))
-    file = EXPERIMENTS / f"{name}.yaml"
+
+
+def _check_is_free(file: Path, *, force: bool) -> None:
+    """Raise ConfigError if an experiment would replace a file without the user's consent."""
     if file.exists() and not force:
-        free = next(other for number in count(2) if not file.with_stem(other := f"{name}_{number}").exists())
+        free = next(other for number in count(2) if not file.with_stem(other := f"{file.stem}_{number}").exists())
         remedy = f"Set force=true to replace it, or choose another name: name={free}"
         raise ConfigError(format_error("name", "exists already", remedy, value=str(file)))
     refuse_to_replace("name", file, force=force)
@@ -144,10 +152,10 @@ def _ask(question: str, default: str) -> str:
         return default
 
 
-def _describe_proposal(proposal: Proposal, file: Path, name: str) -> Sequence[str]:
+def _describe_proposal(proposal: Proposal, written: str, name: str) -> Sequence[str]:
     return [
         f"proposal: {proposal.summary} (task={proposal.task})",
-        f"wrote {file}",
+        written,
         "next:",
         f"  trainer plan experiment={name}",
         f"  trainer train experiment={name}",
