@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-
 from trainer.data.cells import TIME, classes_in
 from trainer.errors import DataError, format_error
 
 if TYPE_CHECKING:
+    import numpy as np  # `trainer init` looks at tables without it
     import pyarrow
 
-Assign: TypeAlias = Callable[["pyarrow.RecordBatch"], Mapping[str, np.ndarray]]
+Assign: TypeAlias = Callable[["pyarrow.RecordBatch"], Mapping[str, "np.ndarray"]]
 """A function that returns for each split a mask of the rows of a batch that belong to it."""
 
 
@@ -64,6 +63,8 @@ def assign_by_time(path: Path, shares: Mapping[str, float]) -> Assign:
     Raises:
         DataError: There are fewer different times than splits.
     """
+    import numpy as np
+
     times = _read_times(path)
     times.sort()
     held_out = [split for split, share in shares.items() if share > 0]
@@ -89,6 +90,7 @@ def assign_by_time(path: Path, shares: Mapping[str, float]) -> Assign:
 
 
 def _read_times(path: Path) -> np.ndarray:
+    import numpy as np
     import pyarrow
 
     with pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as reader:
@@ -97,6 +99,7 @@ def _read_times(path: Path) -> np.ndarray:
 
 def _as_numbers(times: pyarrow.Array) -> np.ndarray:
     """Return numbers as they are, and dates as microseconds."""
+    import numpy as np
     import pyarrow
 
     dates = pyarrow.types.is_timestamp(times.type)
@@ -111,6 +114,8 @@ def _find_boundary(times: np.ndarray, num_newest: float, num_older: int) -> int 
         num_newest: The number of newest rows to come near to.
         num_older: The number of splits of older rows.
     """
+    import numpy as np
+
     if not len(times):
         return None
     position = max(0, len(times) - max(1, round(num_newest)))
